@@ -1,0 +1,274 @@
+"""Everything that can go wrong, one class each.
+
+::
+
+    VmsnixError                    exit code 1
+    ├── UsageError                 exit code 2: the call itself is wrong
+    │   ├── SettingsError
+    │   ├── ParameterError
+    │   └── UnknownRunbookError
+    ├── ImageError
+    │   ├── ImageNotFoundError
+    │   └── ImageFormatError       carries the offset and the field
+    ├── ToolMissingError           nix, qemu-img, ... is not on this machine
+    ├── NixError
+    │   ├── UnknownImageError
+    │   └── BuildFailedError
+    ├── AwsError                   carries AWS's code, message, operation and request id
+    │   ├── CredentialsError
+    │   ├── AccessDeniedError
+    │   ├── RegionError
+    │   ├── BucketError
+    │   ├── RoleError
+    │   ├── UploadError
+    │   ├── ImportFailedError
+    │   ├── SnapshotFailedError
+    │   ├── RegistrationError
+    │   │   └── NameTakenError
+    │   ├── QuotaError
+    │   └── DeadlineError
+    ├── RecordsError
+    │   ├── SchemaError
+    │   └── CommitConflictError
+    ├── RunError
+    │   ├── RunFailedError
+    │   └── ArchiveError
+    ├── InterruptedRunError        Ctrl-C or SIGTERM; says how to go on
+    └── PartlyDoneError            exit code 3: some regions done, some not
+
+Every error says what happened, why, and what to do; ``str(error)`` is those sentences in that order.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VmsnixError(Exception):
+    """Base of every error that this package raises on purpose.
+
+    Parameters
+    ----------
+    what
+        One sentence: what happened.
+    why
+        One sentence: why, as far as it is known.
+    cure
+        One sentence: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, why: str = "", cure: str = "") -> None:
+        self.what, self.why, self.cure = what, why, cure
+        super().__init__(" ".join(part for part in (what, why, cure) if part))
+
+
+class UsageError(VmsnixError):
+    """The call itself is wrong: a name, a value or a combination that cannot work."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """``vmsnix.toml`` or a ``VMSNIX_*`` variable holds something that cannot be used."""
+
+
+class ParameterError(UsageError):
+    """A runbook parameter is unknown, or its value does not fit its declared type."""
+
+
+class UnknownRunbookError(UsageError):
+    """There is no runbook of that name."""
+
+
+class ImageError(VmsnixError):
+    """The disk image cannot be used."""
+
+
+class ImageNotFoundError(ImageError):
+    """There is no image at that place."""
+
+
+class ImageFormatError(ImageError):
+    """The bytes of the image are not what its format demands.
+
+    Parameters
+    ----------
+    what, why, cure
+        As for `VmsnixError`.
+    offset
+        Byte offset in the file at which the wrong field stands, where one is to blame.
+    field
+        Name of that field in the format's specification.
+    """
+
+    def __init__(
+        self, what: str, *, why: str = "", cure: str = "", offset: int | None = None, field: str = ""
+    ) -> None:
+        self.offset, self.field = offset, field
+        super().__init__(what, why=why, cure=cure)
+
+
+class ToolMissingError(VmsnixError):
+    """A program that this job needs is not installed."""
+
+
+class NixError(VmsnixError):
+    """Nix answered with an error."""
+
+
+class UnknownImageError(NixError):
+    """The flake has no image of that name."""
+
+    exit_code = 2
+
+
+class BuildFailedError(NixError):
+    """``nix build`` failed.
+
+    Parameters
+    ----------
+    what, why, cure
+        As for `VmsnixError`.
+    derivation
+        Store path of the failing derivation, where Nix named one.
+    log
+        The last lines of its build log.
+    """
+
+    def __init__(
+        self, what: str, *, why: str = "", cure: str = "", derivation: str = "", log: Iterable[str] = ()
+    ) -> None:
+        self.derivation, self.log = derivation, tuple(log)
+        super().__init__(what, why=why, cure=cure)
+
+
+class AwsError(VmsnixError):
+    """AWS refused a call, or something that it was doing failed.
+
+    Parameters
+    ----------
+    what, why, cure
+        As for `VmsnixError`.
+    code
+        AWS's error code, such as ``InvalidAMIName.Duplicate``.
+    operation
+        The API operation, such as ``RegisterImage``.
+    request_id
+        AWS's request id, which its support asks for.
+    status_message
+        The ``StatusMessage`` or ``StateMessage`` of an asynchronous failure.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str = "",
+        cure: str = "",
+        code: str = "",
+        operation: str = "",
+        request_id: str = "",
+        status_message: str = "",
+    ) -> None:
+        self.code, self.operation = code, operation
+        self.request_id, self.status_message = request_id, status_message
+        super().__init__(what, why=why, cure=cure)
+
+
+class CredentialsError(AwsError):
+    """No credentials, or expired or unknown ones."""
+
+
+class AccessDeniedError(AwsError):
+    """The caller may not do this; the error names the missing action."""
+
+
+class RegionError(AwsError):
+    """The region does not exist, or is not enabled for this account."""
+
+
+class BucketError(AwsError):
+    """The bucket is missing, in another region, or not ours to use."""
+
+
+class RoleError(AwsError):
+    """The service role of VM Import is missing or lacks rights."""
+
+
+class UploadError(AwsError):
+    """The bytes did not arrive as they were sent."""
+
+
+class ImportFailedError(AwsError):
+    """The snapshot import ended in a state other than completed."""
+
+
+class SnapshotFailedError(AwsError):
+    """A snapshot ended in the state ``error``."""
+
+
+class RegistrationError(AwsError):
+    """The AMI could not be registered, or turned ``failed``."""
+
+
+class NameTakenError(RegistrationError):
+    """Another AMI, with other bytes, already has this name."""
+
+
+class QuotaError(AwsError):
+    """A service quota stands in the way."""
+
+
+class DeadlineError(AwsError):
+    """Something took longer than it was given."""
+
+
+class RecordsError(VmsnixError):
+    """The tables could not be read or written."""
+
+
+class SchemaError(RecordsError):
+    """A frame does not have the documented columns."""
+
+
+class CommitConflictError(RecordsError):
+    """Other writers kept winning the commit to a table."""
+
+
+class RunError(VmsnixError):
+    """A runbook could not be run."""
+
+
+class RunFailedError(RunError):
+    """A cell of the runbook failed; the executed notebook holds the evidence."""
+
+
+class ArchiveError(RunError):
+    """The archive of executed runs cannot be written or read."""
+
+
+class InterruptedRunError(VmsnixError):
+    """The operator, or the machine, asked the run to stop."""
+
+
+class PartlyDoneError(VmsnixError):
+    """Some targets are done and some are not."""
+
+    exit_code = 3
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``"Did you mean 'x'?"`` for the known name nearest to a mistyped one, else an empty string.
+
+    Examples
+    --------
+    >>> nearest("regoin", ["region", "bucket"])
+    "Did you mean 'region'?"
+    >>> nearest("zzz", ["region", "bucket"])
+    ''
+    """
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,232 @@
+"""One stream of progress events, three faces: terminal, notebook, CI log.
+
+Work is reported by steps. The face that shows them is chosen once, where the work starts; nothing below knows which one it is.
+
+>>> from vmsnix_ops.progress import Progress
+>>> events = []
+>>> with Progress(events.append).step("upload", total=10, unit="bytes") as step:
+...     step.advance(4)
+...     step.advance(6)
+>>> [event.kind for event in events]
+['started', 'advanced', 'advanced', 'finished']
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, TextIO
+
+Kind = Literal["started", "advanced", "message", "finished", "failed"]
+Unit = Literal["bytes", "percent", "derivations", "items"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened in a step.
+
+    Attributes
+    ----------
+    step
+        Name of the step, such as ``"upload"``.
+    kind
+        What happened.
+    done, total
+        How far the step is, in `unit`; `total` is ``None`` while nobody knows.
+    message
+        A line for the operator; empty for plain movement.
+    seconds
+        Since the step started.
+    """
+
+    step: str
+    kind: Kind
+    done: float = 0.0
+    total: float | None = None
+    unit: Unit = "items"
+    message: str = ""
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Units a second so far; 0 when nothing is done yet."""
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds to go at the rate so far, or ``None`` while that cannot be told."""
+        if self.total is None or self.rate <= 0:
+            return None
+        return max(self.total - self.done, 0.0) / self.rate
+
+
+Reporter = Callable[[Event], None]
+
+
+@dataclass
+class Step:
+    """A step that is under way. Thread safe enough for parallel uploads: additions only, under the GIL."""
+
+    name: str
+    report: Reporter
+    total: float | None = None
+    unit: Unit = "items"
+    done: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def advance(self, amount: float) -> None:
+        """Move on by `amount` units; negative when a retry takes something back."""
+        self.done += amount
+        self._emit("advanced")
+
+    def at(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Say how far the step is, for work that tells its position rather than its pace."""
+        self.done = done
+        self.total = self.total if total is None else total
+        self._emit("advanced", message)
+
+    def message(self, text: str) -> None:
+        """Tell the operator something."""
+        self._emit("message", text)
+
+    def _emit(self, kind: Kind, message: str = "") -> None:
+        seconds = time.monotonic() - self.started
+        self.report(Event(self.name, kind, self.done, self.total, self.unit, message, seconds))
+
+
+class Progress:
+    """Reports steps to one face.
+
+    Parameters
+    ----------
+    report
+        Called with every event, from whichever thread it happens in.
+    """
+
+    def __init__(self, report: Reporter) -> None:
+        self.report = report
+
+    @contextmanager
+    def step(self, name: str, *, total: float | None = None, unit: Unit = "items") -> Iterator[Step]:
+        """Report everything that happens in the block as one step."""
+        step = Step(name, self.report, total, unit)
+        step._emit("started")
+        try:
+            yield step
+        except BaseException as error:
+            step._emit("failed", str(error) or type(error).__name__)
+            raise
+        step._emit("finished")
+
+
+def silent() -> Progress:
+    """Return a progress that shows nothing."""
+    return Progress(lambda _event: None)
+
+
+def current() -> Progress:
+    """Return the face that fits where this process runs.
+
+    Widgets in a kernel that a Jupyter server started, a live bar on a terminal, plain lines everywhere else (CI, papermill).
+    """
+    if os.environ.get("VMSNIX_PROGRESS") == "silent":
+        return silent()
+    if "JPY_SESSION_NAME" in os.environ and "VMSNIX_RUN_ID" not in os.environ:
+        from vmsnix_ops._faces import widget_face
+
+        return Progress(widget_face())
+    if sys.stdout.isatty():
+        from vmsnix_ops._faces import terminal_face
+
+        return Progress(terminal_face())
+    return Progress(Lines(sys.stdout))
+
+
+def human_bytes(count: float) -> str:
+    """Return a byte count as people read it, in binary units.
+
+    >>> human_bytes(4 * 2**30)
+    '4.0 GiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration as people read it.
+
+    >>> human_seconds(75.2)
+    '1 min 15 s'
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def describe(event: Event) -> str:
+    """Return one line that says how far a step is: amount, share, rate and time to go."""
+    amount = human_bytes(event.done) if event.unit == "bytes" else f"{event.done:g}"
+    if event.unit == "percent":
+        parts = [f"{event.done:.0f} %"]
+    elif event.total:
+        whole = human_bytes(event.total) if event.unit == "bytes" else f"{event.total:g} {event.unit}"
+        parts = [f"{amount} of {whole}", f"{100 * event.done / event.total:.0f} %"]
+    else:
+        parts = [amount if event.unit == "bytes" else f"{amount} {event.unit}"]
+    if event.unit == "bytes" and event.rate:
+        parts.append(f"{human_bytes(event.rate)}/s")
+    if event.kind == "advanced" and event.eta:
+        parts.append(f"{human_seconds(event.eta)} to go")
+    if event.message:
+        parts.append(event.message)
+    return ", ".join(parts)
+
+
+class Lines:
+    """Plain lines for logs: a line when a step starts and ends, and one each ten seconds in between.
+
+    In GitHub Actions every step is a fold (``::group::``).
+
+    Parameters
+    ----------
+    stream
+        Where the lines go.
+    every
+        Seconds between two lines of the same step.
+    """
+
+    def __init__(self, stream: TextIO, *, every: float = 10.0) -> None:
+        self.stream, self.every = stream, every
+        self._last: dict[str, float] = {}
+        self._groups = os.environ.get("GITHUB_ACTIONS") == "true"
+
+    def __call__(self, event: Event) -> None:
+        """Write the line that this event deserves, if any."""
+        if event.kind == "started":
+            self._last[event.step] = 0.0
+            self._write(f"::group::{event.step}" if self._groups else f"{event.step} ...")
+        elif event.kind == "message" or (
+            event.kind == "advanced" and event.seconds - self._last.get(event.step, 0.0) >= self.every
+        ):
+            self._last[event.step] = event.seconds
+            text = event.message if event.kind == "message" else describe(event)
+            self._write(f"{event.step}: {text}")
+        elif event.kind in ("finished", "failed"):
+            shown = event.message or (describe(event) if event.done else "")
+            outcome = f"{event.step} {event.kind} in {human_seconds(event.seconds)}"
+            self._write(f"{outcome}: {shown}" if shown else outcome)
+            if self._groups:
+                self._write("::endgroup::")
+
+    def _write(self, line: str) -> None:
+        self.stream.write(line + "\n")
+        self.stream.flush()

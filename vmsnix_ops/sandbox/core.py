@@ -1,0 +1,140 @@
+"""What every emulated operation is given, and how it joins the sandbox.
+
+An operation is a plain function ``(context, params) -> dict``. Requests were parsed, checked against botocore's model and
+authenticated before it runs; what it returns is written back in the service's own protocol. It raises `AwsError` with
+AWS's own code and text.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+Params = dict[str, Any]
+Handler = Callable[["Context", Params], dict[str, Any]]
+
+
+class AwsError(Exception):
+    """An error answer, as AWS would send it.
+
+    Parameters
+    ----------
+    code, message
+        AWS's code and text.
+    status
+        HTTP status; EC2 answers 400 for nearly everything.
+    extra
+        Further members of the error shape, such as ``Reason`` of an EBS ``ValidationException``.
+    """
+
+    def __init__(self, code: str, message: str, *, status: int = 400, **extra: Any) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code, self.message, self.status, self.extra = code, message, status, extra
+
+
+class Clock:
+    """Real timestamps, scaled ages.
+
+    Timestamps that the sandbox shows are real ones. How far along an import or a snapshot is depends on its scaled age,
+    so that tests can live through minutes in milliseconds.
+
+    Parameters
+    ----------
+    speed
+        How many sandbox seconds pass in one real second.
+    """
+
+    def __init__(self, speed: float = 1.0) -> None:
+        self.speed = speed
+        self._skipped = timedelta(0)
+
+    def now(self) -> datetime:
+        """Return the real time, in UTC."""
+        return datetime.now(UTC)
+
+    def age(self, since: datetime) -> float:
+        """Return how many sandbox seconds ago `since` was."""
+        return (self.now() - since).total_seconds() * self.speed + self._skipped.total_seconds()
+
+    def advance(self, seconds: float) -> None:
+        """Let everything that waits become older by this many sandbox seconds."""
+        self._skipped += timedelta(seconds=seconds)
+
+
+@dataclass
+class Tables:
+    """All metadata: a dictionary for each account, region and kind of resource. Pickles small."""
+
+    _tables: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def table(self, account: str, region: str, kind: str) -> dict[str, Any]:
+        """Return the dictionary of one kind of resource, made when first asked for."""
+        return self._tables.setdefault((account, region, kind), {})
+
+    def regions_with(self, account: str, kind: str) -> dict[str, dict[str, Any]]:
+        """Return the dictionaries of one kind over all regions, keyed by region."""
+        return {r: t for (a, r, k), t in self._tables.items() if a == account and k == kind}
+
+
+@dataclass(frozen=True)
+class Context:
+    """One call: who asks, where, and the world that it may look at and change."""
+
+    service: str  # botocore's service name: "ec2", "s3", "ebs", "iam", "sts", "ssm"
+    operation: str
+    region: str
+    account: str
+    principal: str  # ARN of the caller
+    access_key: str
+    request_id: str
+    clock: Clock
+    tables: Tables
+    blocks: Any  # blocks.BlockStore
+    folder: Path  # where large things lie
+    lock: threading.RLock
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Any = None  # wire.Body of a streaming request
+
+    def table(self, kind: str, *, region: str | None = None) -> dict[str, Any]:
+        """Return this account's resources of one kind in this (or the given) region; ``region=""`` is global."""
+        return self.tables.table(self.account, self.region if region is None else region, kind)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An emulated operation and the parameters that it honours; any other parameter is refused loudly."""
+
+    service: str
+    name: str
+    handler: Handler
+    honours: frozenset[str]
+    locks: bool  # False: the handler takes the lock itself, for as short as it can
+
+
+OPERATIONS: dict[tuple[str, str], Operation] = {}
+
+
+def operation(
+    service: str, name: str, *, honours: Iterable[str] = (), locks: bool = True
+) -> Callable[[Handler], Handler]:
+    """Register a handler for one operation of one service.
+
+    Parameters
+    ----------
+    service, name
+        botocore's service name and the operation's name, such as ``"ec2"`` and ``"RegisterImage"``.
+    honours
+        Top-level request members that the handler acts upon. ``DryRun`` is honoured for all of EC2 by the server.
+    locks
+        Whether the server holds the state lock around the handler.
+    """
+
+    def register(handler: Handler) -> Handler:
+        OPERATIONS[service, name] = Operation(service, name, handler, frozenset(honours), locks)
+        return handler
+
+    return register
