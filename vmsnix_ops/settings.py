@@ -1,0 +1,299 @@
+"""Where things are and whose they are: ``vmsnix.toml`` and the ``VMSNIX_*`` variables.
+
+A team keeps a ``vmsnix.toml`` beside its flake; a CI job or a shell overrides single values with variables.
+What neither names has a default that works on a fresh machine::
+
+    region = "eu-central-1"
+    bucket = "acme-vmsnix-images"
+    allowed_accounts = ["012345678901"]
+    history = "s3://acme-vmsnix-records/history"
+
+``VMSNIX_CONFIG`` names the file; without it, the nearest ``vmsnix.toml`` in the working directory or its parents
+is read.
+A name that nobody knows is refused, because a setting that is silently ignored is found out in production.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from vmsnix_ops.errors import SettingsError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+Value = TypeVar("Value")
+Default = TypeVar("Default")
+
+FILE_NAME = "vmsnix.toml"
+
+NOT_SETTINGS: tuple[str, ...] = (
+    "VMSNIX_CONFIG",  # which file to read
+    "VMSNIX_RUN_ID",  # set by the runner for every kernel: the run
+    "VMSNIX_RUNBOOK",  # its runbook
+    "VMSNIX_RUN_DIR",  # its folder, where result.json goes
+    "VMSNIX_PROGRESS",  # "silent" shows no progress
+    "VMSNIX_REQUIRE",  # tests: the tools that this machine must have
+    "VMSNIX_WHOLE_TESTS",  # tests: run the long ones whole instead of small
+    "VMSNIX_SANDBOX",  # the work goes to a sandbox
+)
+"""Variables that begin like settings and are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What this installation was told; every field can stand in ``vmsnix.toml`` or in ``VMSNIX_<FIELD>``.
+
+    Attributes
+    ----------
+    region
+        Region to work in; ``None`` leaves it to the AWS configuration.
+    bucket
+        S3 bucket through which images are imported.
+    role_name
+        Service role that VM Import assumes.
+    prefix
+        First word of every AMI name.
+    key_prefix
+        First part of every S3 key; empty, or ends with ``/``.
+    allowed_accounts
+        Account ids, 12 digits each, in which anything may be changed; empty allows every account.
+    history
+        Where the Delta tables live: a local folder or ``s3://bucket/prefix``.
+    archive
+        Local folder with one folder per run: executed notebook, report, result.
+    state
+        Local folder for everything that has no other place (runs, journals).
+    flake
+        Flake in which image names without a ``#`` are looked up.
+    """
+
+    region: str | None
+    bucket: str | None
+    role_name: str
+    prefix: str
+    key_prefix: str
+    allowed_accounts: tuple[str, ...]
+    history: str
+    archive: Path
+    state: Path
+    flake: str
+
+
+FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Settings))
+VARIABLES: dict[str, str] = {f"VMSNIX_{name.upper()}": name for name in FIELDS}
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """One value as somebody gave it, and the words with which to speak of it in an error."""
+
+    value: object
+    place: str
+    folder: Path  # relative paths count from here
+
+    def refuse(self, why: str, cure: str) -> SettingsError:
+        return SettingsError(f"{self.place} cannot be used.", why=why, cure=cure)
+
+
+def load(start: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings: defaults, then ``vmsnix.toml``, then the ``VMSNIX_*`` variables.
+
+    An empty variable counts as not set, because that is how CI systems pass what nobody filled in. Relative paths
+    in the file count from the file's folder, those in variables from `start`. A flake that begins with ``.`` is
+    such a path.
+
+    Parameters
+    ----------
+    start
+        Where the search for ``vmsnix.toml`` begins; the working directory by default.
+    environment
+        The variables; ``os.environ`` by default.
+
+    Raises
+    ------
+    SettingsError
+        For an unknown key or variable, a value of the wrong type, and a file that cannot be read or is no TOML.
+    """
+    start = (Path.cwd() if start is None else start).absolute()
+    environment = os.environ if environment is None else environment
+    given = _from_file(_find(start, environment))
+    given |= _from_environment(environment, start)
+
+    state = _take(given, "state", _path, None) or _default_state()
+    return Settings(
+        region=_take(given, "region", _text, None),
+        bucket=_take(given, "bucket", _text, None),
+        role_name=_take(given, "role_name", _text, "vmimport"),
+        prefix=_take(given, "prefix", _text, "altf4llc"),
+        key_prefix=_take(given, "key_prefix", _key_prefix, "vmsnix/"),
+        allowed_accounts=_take(given, "allowed_accounts", _accounts, ()),
+        history=_take(given, "history", _location, str(state / "history")),
+        archive=_take(given, "archive", _path, state / "archive"),
+        state=state,
+        flake=_take(given, "flake", _flake, "./nix"),
+    )
+
+
+def _default_state() -> Path:
+    from platformdirs import user_state_path
+
+    return user_state_path("vmsnix_ops", appauthor=False)
+
+
+def _find(start: Path, environment: Mapping[str, str]) -> Path | None:
+    named = environment.get("VMSNIX_CONFIG", "")
+    if named:
+        path = start / Path(named).expanduser()
+        if not path.is_file():
+            raise SettingsError(
+                f"There is no settings file {path}.",
+                why="VMSNIX_CONFIG names it.",
+                cure="Correct VMSNIX_CONFIG, or unset it so that the nearest vmsnix.toml is read.",
+            )
+        return path
+    for folder in (start, *start.parents):
+        # os.path.isfile, because Path.is_file raises where a parent may not be entered (Python 3.11 to 3.13).
+        if os.path.isfile(folder / FILE_NAME):  # noqa: PTH113
+            return folder / FILE_NAME
+    return None
+
+
+def _from_file(path: Path | None) -> dict[str, _Given]:
+    if path is None:
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except OSError as error:
+        raise SettingsError(
+            f"The settings file {path} cannot be read.",
+            why=f"{error.strerror}.",
+            cure="Correct its permissions, or name another file in VMSNIX_CONFIG.",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"The settings file {path} is not UTF-8 text.",
+            why=f"Byte {error.start} does not fit.",
+            cure="Save it as UTF-8.",
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(
+            f"The settings file {path} is not valid TOML.", why=f"{error}.", cure="Correct that line."
+        ) from error
+    given = {}
+    for key, value in values.items():
+        place = f"{path}, line {_line_of(key, text)}"
+        if key not in FIELDS:
+            raise SettingsError(
+                f"{place}: there is no setting {key!r}.",
+                why=nearest(key, FIELDS) or f"The settings are {_listed(FIELDS)}.",
+                cure="Correct or remove it.",
+            )
+        given[key] = _Given(value, f"{place}: {key} = {value!r}", path.parent)
+    return given
+
+
+def _line_of(key: str, text: str) -> int | str:
+    pattern = re.compile(rf"^\s*\[*\s*[\"']?{re.escape(key)}[\"']?\s*[=.\]]")
+    return next(
+        (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), "unknown"
+    )
+
+
+def _from_environment(environment: Mapping[str, str], folder: Path) -> dict[str, _Given]:
+    given = {}
+    for name, value in environment.items():
+        if not name.startswith("VMSNIX_") or name in NOT_SETTINGS:
+            continue
+        if name not in VARIABLES:
+            known = [*VARIABLES, *NOT_SETTINGS]
+            raise SettingsError(
+                f"The environment variable {name} is not a setting.",
+                why=nearest(name, known) or f"The variables are {_listed(VARIABLES)}.",
+                cure="Correct or unset it.",
+            )
+        if not value:
+            continue
+        field = VARIABLES[name]
+        # A variable is text; only the list of accounts has a written form of its own.
+        parsed = [word.strip() for word in value.split(",")] if field == "allowed_accounts" else value
+        given[field] = _Given(parsed, f"{name}={value}", folder)
+    return given
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _take(
+    given: Mapping[str, _Given], name: str, check: Callable[[_Given], Value], default: Default
+) -> Value | Default:
+    return check(given[name]) if name in given else default
+
+
+def _text(given: _Given) -> str:
+    if not isinstance(given.value, str):
+        raise given.refuse(f"It is {_kind(given.value)} where text is expected.", "Put it in quotes.")
+    if not given.value.strip():
+        raise given.refuse("It is empty.", "Give it a value, or remove it to have the default.")
+    return given.value
+
+
+def _kind(value: object) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _key_prefix(given: _Given) -> str:
+    if given.value == "":
+        return ""
+    text = _text(given)
+    if text.startswith("/") or not text.endswith("/"):
+        raise given.refuse(
+            "A key prefix ends with '/' and does not begin with one.", f"Write {text.strip('/')}/."
+        )
+    return text
+
+
+def _accounts(given: _Given) -> tuple[str, ...]:
+    if not isinstance(given.value, list):
+        raise given.refuse(f"It is {_kind(given.value)} where a list is expected.", 'Write ["012345678901"].')
+    for account in given.value:
+        if isinstance(account, int) and not isinstance(account, bool):
+            raise given.refuse(
+                f"The account id {account} is a number, and numbers lose leading zeros.",
+                f'Put it in quotes: "{account:012d}".',
+            )
+        if not isinstance(account, str) or not re.fullmatch(r"[0-9]{12}", account):
+            raise given.refuse(
+                f"{account!r} is not an account id.", "An account id has 12 digits, dashes left out."
+            )
+    return tuple(given.value)
+
+
+def _path(given: _Given) -> Path:
+    text = _text(given)
+    if "://" in text:
+        raise given.refuse("It is a local folder.", "Name a folder on this machine; `history` may be on S3.")
+    return given.folder / Path(text).expanduser()
+
+
+def _location(given: _Given) -> str:
+    text = _text(given)
+    if not text.startswith("s3://"):
+        return str(_path(given))
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", text):
+        raise given.refuse("That is not a place on S3.", "Write s3://bucket/prefix.")
+    return text.rstrip("/")
+
+
+def _flake(given: _Given) -> str:
+    text = _text(given)
+    # Only what looks like a path is one; "github:owner/repository" and "nixpkgs" are not.
+    return os.path.normpath(given.folder / text) if text.startswith(".") else text
