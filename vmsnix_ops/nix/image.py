@@ -1,0 +1,374 @@
+"""Read a disk image that has been built: a ``result`` link, a Nix output directory, or one image file.
+
+Nix's image builders describe their output in ``nix-support/image-info.json``. That description is read, never guessed: the
+place of the image is its ``file`` field, not a search for ``*.vhd``. What it cannot know (the format) is told from the bytes.
+
+Source of the shape: nixpkgs, ``nixos/maintainers/scripts/ec2/amazon-image.nix``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.errors import ImageFormatError, ImageNotFoundError
+from vmsnix_ops.progress import human_bytes
+
+DESCRIPTION = Path("nix-support") / "image-info.json"
+SYSTEMS = ("x86_64-linux", "aarch64-linux")
+BOOT_MODES = ("legacy-bios", "uefi", "uefi-preferred")
+UNKNOWN_VERSION = "unknown"
+
+# A VHD's size is rounded up to whole cylinders, of at most 16 heads and 255 sectors of 512 bytes.
+_CYLINDER_BYTES = 16 * 255 * 512
+
+# The top level path of a store object: 32 characters of Nix's own base 32 (no e, o, u, t), a dash, a name.
+_STORE_OBJECT = re.compile(r"(?P<object>/.*?/[0-9a-df-np-sv-z]{32}-[0-9A-Za-z+._?=-]+)(?:/(?P<inside>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """A disk image on this machine, and what is known about where it comes from.
+
+    Attributes
+    ----------
+    path
+        The image file itself, with no symbolic link left in it.
+    name
+        Name of the image, such as ``"ecs-node"``.
+    version
+        NixOS label of the image, such as ``"26.11.20260717.fc4cbc5"``; ``"unknown"`` when nothing tells it.
+    system
+        ``"x86_64-linux"`` or ``"aarch64-linux"``.
+    boot_mode
+        ``"legacy-bios"``, ``"uefi"`` or ``"uefi-preferred"``, as ``ec2 register-image`` calls them.
+    format
+        ``"vhd"``, ``"raw"``, ``"qcow2"``, ... as the bytes tell it.
+    logical_bytes
+        Size of the disk that a machine would see, in bytes.
+    store_path
+        Nix store object that holds the image; ``None`` outside a store.
+    drv_path
+        The derivation that built it, where known.
+    flake
+        What to give ``nix build`` to build it again, such as ``"path:/src/nix#packages.x86_64-linux.ecs-node"``.
+    revision
+        Git revision of the flake, 40 hexadecimal digits, where there is one. With `dirty`, the revision that was changed.
+    nar_hash
+        SRI hash of the flake's source tree, which also tells dirty trees apart.
+    dirty
+        Whether the flake held changes that are in no revision.
+    register_image
+        What the image itself asks for at registration (``registerImage`` of its description); empty when it asks nothing.
+    """
+
+    path: Path
+    name: str
+    version: str
+    system: str
+    boot_mode: str
+    format: str
+    logical_bytes: int
+    store_path: str | None = None
+    drv_path: str | None = None
+    flake: str | None = None
+    revision: str | None = None
+    nar_hash: str | None = None
+    dirty: bool = False
+    register_image: Mapping[str, object] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, str]:
+        """Return what an operator wants to see, in reading order; unknown things are left out."""
+        shown = {
+            "image": self.name,
+            "version": self.version,
+            "system": self.system,
+            "format": self.format,
+            "boot mode": self.boot_mode,
+            "disk": human_bytes(self.logical_bytes),
+            "file": str(self.path),
+            "derivation": self.drv_path or "",
+            "flake": self.flake or "",
+            "revision": f"{self.revision or 'none'}{' with uncommitted changes' if self.dirty else ''}",
+            "source hash": self.nar_hash or "",
+        }
+        if self.revision is None and not self.dirty:
+            del shown["revision"]
+        return {label: value for label, value in shown.items() if value}
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(label)}</th>"
+            f"<td style='text-align:left'>{escape(value)}</td></tr>"
+            for label, value in self.facts().items()
+        )
+        return f"<table>{rows}</table>"
+
+
+def read_image(
+    path: Path | str, *, name: str | None = None, system: str | None = None, boot_mode: str | None = None
+) -> BuiltImage:
+    """Read what there is to know about a built image.
+
+    Parameters
+    ----------
+    path
+        A ``result`` link, a Nix output directory, or an image file.
+    name
+        Name of the image. By default that of the file, without the version and the system that Nix puts behind it.
+    system
+        What the image runs on. Needed only for an image file that is not ``x86_64-linux``: a Nix output says it itself,
+        and a `system` that contradicts it is refused.
+    boot_mode
+        How it boots, for an image file; by default ``legacy-bios`` on x86_64 and ``uefi`` on aarch64, as nixpkgs builds them.
+
+    Returns
+    -------
+    BuiltImage
+        Version: the ``label`` of a Nix output; ``"unknown"`` for an image file.
+
+    Raises
+    ------
+    ImageNotFoundError
+        There is nothing at that place, or it cannot be read, or a directory without a description.
+    ImageFormatError
+        The description or the image is not what it must be.
+    """
+    given = Path(path).expanduser()
+    try:
+        if not given.exists():
+            raise _not_found(given)
+        found = given.resolve()
+        if found.is_dir():
+            return _read_output(given, found, name, system)
+        return _read_file(found, name, system, boot_mode)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
+        raise ImageNotFoundError(
+            f"The image {given} cannot be read.",
+            why=f"The system says: {error}.",
+            cure="Check the permissions of the file and of the folders above it.",
+        ) from error
+
+
+def store_object(path: Path) -> str | None:
+    """Return the Nix store object that holds a path, or ``None`` when it is in no store.
+
+    Examples
+    --------
+    >>> store_object(Path("/nix/store/00000000000000000000000000000000-image/image.vhd"))
+    '/nix/store/00000000000000000000000000000000-image'
+    >>> store_object(Path("/home/image.vhd")) is None
+    True
+    """
+    match = _STORE_OBJECT.fullmatch(str(path))
+    return match["object"] if match else None
+
+
+def _not_found(given: Path) -> ImageNotFoundError:
+    if given.is_symlink():
+        return ImageNotFoundError(
+            f"The image {given} is gone.",
+            why=f"It is a link to {given.readlink()}, which does not exist; garbage collection may have removed it.",
+            cure="Build the image again.",
+        )
+    return ImageNotFoundError(
+        f"There is no image at {given}.",
+        cure="Give a 'result' link, a Nix output directory, an image file, or a flake attribute such as ./nix#ecs-node.",
+    )
+
+
+def _read_file(found: Path, name: str | None, system: str | None, boot_mode: str | None) -> BuiltImage:
+    system = system or SYSTEMS[0]
+    boot_mode = boot_mode or ("legacy-bios" if system == "x86_64-linux" else "uefi")
+    _check_choice(found, "system", system, SYSTEMS)
+    _check_choice(found, "boot_mode", boot_mode, BOOT_MODES)
+    disk_format, size = _look_at(found)
+    return BuiltImage(
+        path=found,
+        name=name or found.stem,
+        version=UNKNOWN_VERSION,
+        system=system,
+        boot_mode=boot_mode,
+        format=disk_format,
+        logical_bytes=size,
+        store_path=store_object(found),
+    )
+
+
+def _read_output(given: Path, folder: Path, name: str | None, system: str | None) -> BuiltImage:
+    description = folder / DESCRIPTION
+    if not description.is_file():
+        candidates = sorted(child.name for child in folder.iterdir() if child.is_file())[:3]
+        raise ImageNotFoundError(
+            f"The directory {given} is not a built image.",
+            why=f"It has no {DESCRIPTION}.",
+            cure=f"Give the image file itself, such as {given / candidates[0]}."
+            if candidates
+            else "Give the directory that 'nix build' made of an image, or an image file.",
+        )
+    info = _description(description)
+    label = _text(description, info, "label", default=UNKNOWN_VERSION)
+    built_for = _text(description, info, "system", default=system or SYSTEMS[0])
+    boots = _text(description, info, "boot_mode", default="legacy-bios" if built_for == SYSTEMS[0] else "uefi")
+    _check_choice(description, "system", built_for, SYSTEMS)
+    _check_choice(description, "boot_mode", boots, BOOT_MODES)
+    if system is not None and system != built_for:
+        raise ImageFormatError(
+            f"The image {given} is for {built_for}, not for {system}.",
+            why=f"{DESCRIPTION} says so.",
+            cure=f"Ask for {built_for}, or build the image for {system}.",
+            field="system",
+        )
+    register_image = info.get("registerImage", {})
+    if not isinstance(register_image, dict):
+        raise _wrong_field(description, "registerImage", register_image, "an object")
+
+    disk = _the_disk(description, info)
+    image = _inside(description, folder, _text(description, disk, "file"))
+    disk_format, size = _look_at(image)
+    _check_size(description, disk, size)
+    return BuiltImage(
+        path=image,
+        name=name or _name_of(image.stem, label, built_for),
+        version=label,
+        system=built_for,
+        boot_mode=boots,
+        format=disk_format,
+        logical_bytes=size,
+        store_path=store_object(folder),
+        register_image=register_image,
+    )
+
+
+def _look_at(image: Path) -> tuple[str, int]:
+    """Return format and virtual size, from the bytes."""
+    if not image.is_file():
+        # A pipe would block for ever and a device is not an image.
+        raise ImageFormatError(f"{image} is not a regular file.", cure="Give an image file.")
+    if image.stat().st_size == 0:
+        raise ImageFormatError(
+            f"The image {image} is empty.",
+            why="The file has no bytes; a build or a download may have been cut off.",
+            cure="Build or download it again.",
+        )
+    with open_image(image) as disk:
+        return disk.format, disk.size
+
+
+def _description(description: Path) -> dict[str, object]:
+    try:
+        info = json.loads(description.read_text(encoding="utf-8"))
+    except ValueError as error:  # both JSON and UTF-8 errors
+        raise ImageFormatError(
+            f"{description} is not JSON.", why=f"{error}.", cure="Build the image again."
+        ) from error
+    if not isinstance(info, dict):
+        raise _wrong_field(description, "(top level)", info, "an object")
+    return info
+
+
+def _the_disk(description: Path, info: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the object that holds ``file`` and ``logical_bytes``: the top level, or the only one of ``disks``."""
+    if "file" in info:
+        return info
+    disks = info.get("disks")
+    if not isinstance(disks, dict) or not disks:
+        raise _wrong_field(description, "file", None, "the path of the image")
+    if len(disks) > 1:
+        # The ZFS variant of nixpkgs: one disk to boot from, another for the root file system.
+        raise ImageFormatError(
+            f"The image of {description} has {len(disks)} disks: {', '.join(map(repr, sorted(disks)))}.",
+            why="An AMI is registered from one disk here, and half of this image would not boot.",
+            cure="Build a variant with one disk (amazon, not the ZFS one), or give one of the image files itself.",
+            field="disks",
+        )
+    (disk,) = disks.values()
+    if not isinstance(disk, dict):
+        raise _wrong_field(description, "disks", disk, "an object with 'file'")
+    return disk
+
+
+def _inside(description: Path, folder: Path, file: str) -> Path:
+    """Return where the ``file`` field points, which must be inside of the output.
+
+    nixpkgs writes an absolute store path. In a copy of the output, or in a store below another root, the same file stands
+    at the same place below the folder.
+    """
+    stated = Path(file)
+    if stated.is_absolute() and not stated.is_relative_to(folder):
+        match = _STORE_OBJECT.fullmatch(file)
+        if match is None or not match["inside"]:
+            raise _escapes(description, file)
+        stated = Path(match["inside"])
+    image = (folder / stated).resolve()
+    # A link to another object of the same store is fine: that is how symlinkJoin and runCommand share big files.
+    same_store = store_object(folder) is not None and folder.parent == Path(store_object(image) or "/-").parent
+    if not image.is_relative_to(folder) and not (same_store and ".." not in stated.parts):
+        raise _escapes(description, file)
+    if not image.exists():
+        raise ImageNotFoundError(
+            f"The image {image} does not exist.",
+            why=f"{description} names it in 'file', but it is not there; the output may have been copied in part.",
+            cure="Build the image again, or copy the whole output.",
+        )
+    if image.is_dir():
+        raise _wrong_field(description, "file", file, "the path of the image, not of a directory")
+    return image
+
+
+def _escapes(description: Path, file: str) -> ImageFormatError:
+    return ImageFormatError(
+        f"The image that {description} names is outside of its directory: {file!r}.",
+        why="A description must not point at other people's files.",
+        cure="Give the image file itself if this is what you want.",
+        field="file",
+    )
+
+
+def _check_size(description: Path, disk: Mapping[str, object], size: int) -> None:
+    """Refuse a description that belongs to another image. ``logical_bytes`` is a JSON string in nixpkgs."""
+    stated = disk.get("logical_bytes")
+    if stated is None:
+        return
+    if isinstance(stated, bool) or not re.fullmatch(r"[0-9]{1,19}", str(stated)):
+        raise _wrong_field(description, "logical_bytes", stated, "a number of bytes")
+    if abs(int(str(stated)) - size) > _CYLINDER_BYTES:
+        raise ImageFormatError(
+            f"The disk has {size} bytes, but {description} promises {stated}.",
+            why="The description belongs to another image, or the image was cut off.",
+            cure="Build the image again.",
+            field="logical_bytes",
+        )
+
+
+def _name_of(stem: str, label: str, system: str) -> str:
+    """Return the name in a file name such as ``NAME-26.11.20260717.fc4cbc5-x86_64-linux``."""
+    for suffix in (f"-{system}", f"-{label}"):
+        stem = stem.removesuffix(suffix) or stem
+    return stem
+
+
+def _text(description: Path, info: Mapping[str, object], key: str, *, default: str | None = None) -> str:
+    value = info.get(key, default)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise _wrong_field(description, key, value, "a text")
+    return value
+
+
+def _check_choice(source: Path, key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise _wrong_field(source, key, value, f"one of {', '.join(known)}")
+
+
+def _wrong_field(source: Path, key: str, value: object, wanted: str) -> ImageFormatError:
+    return ImageFormatError(
+        f"The field {key!r} of {source} cannot be used.",
+        why=f"It is {str(value)[:80]!r} and must be {wanted}.",
+        cure="Build the image with a current nixpkgs, or give the image file itself.",
+        field=key,
+    )
