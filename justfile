@@ -1,0 +1,71 @@
+# Everything that people and CI do in this repository, one word each. `just` lists it.
+
+python := justfile_directory() / ".venv/bin/python"
+export PATH := justfile_directory() / ".venv/bin:" + env_var("PATH")
+lock_options := "--quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links"
+
+# List what there is
+[private]
+default:
+    @just --list
+
+# Make .venv with the locked versions of everything that work on this repository needs
+setup:
+    python3 -m venv .venv
+    {{ python }} -m pip install --quiet --require-hashes -r requirements-test.txt
+    {{ python }} -m pip install --quiet --no-deps --no-build-isolation --editable .
+
+# Publish an image to a sandbox, from nothing to the AMI
+demo *OPTIONS:
+    vmsnix demo {{ OPTIONS }}
+
+# Run the tests
+test *OPTIONS:
+    pytest {{ OPTIONS }}
+
+# Check style, types and notebooks
+lint:
+    ruff check .
+    ruff format --check .
+    mypy
+    git ls-files -z '*.ipynb' | xargs -0 --no-run-if-empty nbstripout --verify
+
+# Format the code and strip the notebooks of outputs
+format:
+    ruff format .
+    ruff check --fix .
+    git ls-files -z '*.ipynb' | xargs -0 --no-run-if-empty nbstripout
+
+# Open JupyterLab on the runbooks, with a sandbox behind it
+lab *OPTIONS="--sandbox":
+    vmsnix lab {{ OPTIONS }}
+
+# Build an image with Nix, such as `just build ecs-node`
+build NAME:
+    nix build ./nix#{{ NAME }}
+
+# Publish an image, such as `just publish-ami ecs-node --dry-run`
+publish-ami NAME *OPTIONS:
+    vmsnix run publish-ami --image {{ NAME }} {{ OPTIONS }}
+
+# Look at the account before anything is published
+check *OPTIONS:
+    vmsnix run preflight {{ OPTIONS }}
+
+# List every AMI and snapshot of the account
+audit *OPTIONS:
+    vmsnix run audit-inventory {{ OPTIONS }}
+
+# Build the documentation; a warning is an error
+docs:
+    sphinx-build -W --keep-going -b html docs docs/_build/html
+
+# Evaluate every image and module of the flake
+nix-eval *OPTIONS:
+    nix flake check ./nix --no-build {{ OPTIONS }}
+
+# Lock the versions anew, with hashes; needs uv; `--upgrade` takes newer ones
+lock *OPTIONS:
+    env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} --all-extras --group build pyproject.toml --output-file requirements-test.txt
+    env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} --extra lab --group build --constraint requirements-test.txt pyproject.toml --output-file requirements.txt
+    env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} requirements-awscli.in --output-file requirements-awscli.txt
