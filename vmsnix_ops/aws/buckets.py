@@ -1,0 +1,322 @@
+"""S3: the way of an image's bytes into AWS, and out of the bucket again.
+
+An upload is multipart, parallel, checked part by part with SHA-256, and resumable: parts that S3 already holds with the right
+checksum are not sent again. An object is used again only when its checksum equals the one of the file at hand.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.session import Client, calling, code_of
+from vmsnix_ops.progress import Step
+
+MIB = 2**20
+PART_BYTES = 8 * MIB
+MOST_PARTS = 10_000  # S3's limit for one object
+THREADS = 10  # so at most THREADS x PART_BYTES of an image are in memory
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object in S3 whose bytes are known to be those of the file.
+
+    Attributes
+    ----------
+    bucket, key
+        Where it is.
+    bytes
+        Its size.
+    checksum
+        S3's SHA-256 of the object: the composite form of a multipart object, base64.
+    outcome
+        ``"created"`` or ``"reused"``.
+    sent_bytes
+        What really went over the wire for it in this run; less than `bytes` after a resume.
+    """
+
+    bucket: str
+    key: str
+    bytes: int
+    checksum: str
+    outcome: Literal["created", "reused"]
+    sent_bytes: int
+
+    @property
+    def url(self) -> str:
+        """The object's address, as the AWS CLI writes it."""
+        return f"s3://{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a multipart upload: `number` counts from 1."""
+
+    number: int
+    offset: int
+    bytes: int
+
+
+def split(size: int) -> list[Part]:
+    """Return the parts of a file of this size.
+
+    The split depends on the size alone, so that two runs (or two machines) make the same parts and can go on with each other's
+    upload.
+    """
+    part_bytes = PART_BYTES
+    while size > part_bytes * MOST_PARTS:
+        part_bytes *= 2
+    offsets = range(0, max(size, 1), part_bytes)
+    return [Part(i, offset, min(part_bytes, size - offset)) for i, offset in enumerate(offsets, start=1)]
+
+
+def upload(
+    s3: Client, path: Path, *, bucket: str, key: str, tags: Mapping[str, str], step: Step | None = None
+) -> StoredObject:
+    """Put a file into S3 under this key, or find that it is there.
+
+    Safe to run twice, and at the same time on two machines: the key derives from the file's digest, an existing object is
+    used only when its checksum is that of the file, an unfinished upload of the same key is taken up where it stands, and
+    completing an upload twice gives the same object.
+
+    Parameters
+    ----------
+    s3
+        Client with a connection pool of at least `THREADS`.
+    path
+        File to upload.
+    bucket, key
+        Where to.
+    tags
+        Tags of the object.
+    step
+        Where progress is shown, in bytes.
+
+    Raises
+    ------
+    vmsnix_ops.errors.BucketError
+        The bucket does not exist, is in another region, or may not be written.
+    vmsnix_ops.errors.UploadError
+        The object does not hold the file's bytes.
+    """
+    parts = split(path.stat().st_size)
+    with _bucket_errors(bucket, f"upload {path.name} to s3://{bucket}/{key}"), path.open("rb") as file:
+        found = _find(s3, file.fileno(), parts, bucket=bucket, key=key)
+        if found:
+            if step is not None:
+                step.at(found.bytes)
+            return found
+        upload_id = _open(s3, bucket=bucket, key=key, tags=tags)
+        try:
+            sent, checksum = _send(s3, file.fileno(), parts, bucket=bucket, key=key, upload_id=upload_id, step=step)
+        except Exception as error:
+            # Another machine that publishes the same image may have completed this very upload.
+            if code_of(error) != "NoSuchUpload":
+                raise
+            found = _find(s3, file.fileno(), parts, bucket=bucket, key=key)
+            if found is None:
+                raise
+            return found
+    return StoredObject(bucket, key, parts[-1].offset + parts[-1].bytes, checksum, "created", sent)
+
+
+def delete(s3: Client, *, bucket: str, key: str) -> None:
+    """Remove an object and every unfinished upload of its key. Safe to run twice: what is gone already is no error."""
+    with _bucket_errors(bucket, f"remove s3://{bucket}/{key}"):
+        for upload in _uploads(s3, bucket, key):
+            _abort(s3, bucket, key, upload["UploadId"])
+        s3.delete_object(Bucket=bucket, Key=key)
+
+
+def exists(s3: Client, *, bucket: str, key: str) -> bool:
+    """Return whether there is an object of this key, whatever its bytes."""
+    with _bucket_errors(bucket, f"look for s3://{bucket}/{key}"):
+        return _head(s3, bucket, key) is not None
+
+
+def _find(s3: Client, file: int, parts: list[Part], *, bucket: str, key: str) -> StoredObject | None:
+    """Return the object when it holds exactly the file's bytes; one with other bytes is replaced by the upload."""
+    head = _head(s3, bucket, key)
+    size = parts[-1].offset + parts[-1].bytes
+    if head is None or head["ContentLength"] != size or not head.get("ChecksumSHA256"):
+        return None
+    expected = _composite(_digest(file, part) for part in parts)
+    if head["ChecksumSHA256"] != expected:
+        return None
+    return StoredObject(bucket, key, size, expected, "reused", 0)
+
+
+def _head(s3: Client, bucket: str, key: str) -> dict[str, Any] | None:
+    try:
+        head: dict[str, Any] = s3.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+    except s3.exceptions.ClientError as error:
+        if code_of(error) in ("404", "NoSuchKey", "NotFound"):
+            # A HEAD has no body, so a missing bucket answers like a missing object.
+            s3.head_bucket(Bucket=bucket)
+            return None
+        raise
+    return head
+
+
+def _open(s3: Client, *, bucket: str, key: str, tags: Mapping[str, str]) -> str:
+    """Return the upload to go on with: the oldest one of this key, which is ours when there was none.
+
+    Two publishers that start at the same moment may both create one. Both then see both, both take the oldest, and the one who
+    made the other aborts it.
+    """
+    if not _resumable(s3, bucket, key):
+        from urllib.parse import urlencode
+
+        s3.create_multipart_upload(
+            Bucket=bucket,
+            Key=key,
+            ChecksumAlgorithm="SHA256",
+            ChecksumType="COMPOSITE",
+            ServerSideEncryption="AES256",
+            Tagging=urlencode(_object_tags(tags)),
+        )
+    uploads = _resumable(s3, bucket, key)
+    if not uploads:
+        raise errors.UploadError(
+            f"The upload of s3://{bucket}/{key} disappeared.",
+            why="Somebody else aborted it or completed it at this moment.",
+            cure="Run the same command again.",
+        )
+    for other in uploads[1:]:
+        _abort(s3, bucket, key, other["UploadId"])
+    return str(uploads[0]["UploadId"])
+
+
+def _object_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """S3 allows ten tags an object; the first few of ours tell what it is."""
+    wanted = (tagging.IMAGE, tagging.DIGEST, tagging.RUN)
+    return {key: tags[key] for key in wanted if tags.get(key)}
+
+
+def _resumable(s3: Client, bucket: str, key: str) -> list[dict[str, Any]]:
+    """Unfinished uploads of this key whose parts carry SHA-256, oldest first."""
+    found = [u for u in _uploads(s3, bucket, key) if u.get("ChecksumAlgorithm") == "SHA256"]
+    return sorted(found, key=lambda upload: (upload["Initiated"], upload["UploadId"]))
+
+
+def _uploads(s3: Client, bucket: str, key: str) -> Iterator[dict[str, Any]]:
+    for page in s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=key):
+        for upload in page.get("Uploads", ()):
+            if upload["Key"] == key:
+                yield upload
+
+
+def _abort(s3: Client, bucket: str, key: str, upload_id: str) -> None:
+    try:
+        s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+    except s3.exceptions.ClientError as error:
+        if code_of(error) != "NoSuchUpload":
+            raise
+
+
+def _send(
+    s3: Client, file: int, parts: list[Part], *, bucket: str, key: str, upload_id: str, step: Step | None
+) -> tuple[int, str]:
+    """Send the parts that S3 does not have, complete the upload, and return bytes sent and the object's checksum."""
+    where = {"Bucket": bucket, "Key": key, "UploadId": upload_id}
+    held = _held(s3, where)
+
+    def send(part: Part) -> tuple[dict[str, Any], bytes, int]:
+        data = os.pread(file, part.bytes, part.offset)
+        digest = hashlib.sha256(data).digest()
+        checksum = base64.b64encode(digest).decode()
+        there = held.get(part.number)
+        fresh = there is None or there["Size"] != part.bytes or there.get("ChecksumSHA256") != checksum
+        if there is None or fresh:
+            etag = s3.upload_part(**where, PartNumber=part.number, Body=data, ChecksumSHA256=checksum)["ETag"]
+        else:
+            etag = there["ETag"]
+        if step is not None:
+            step.advance(part.bytes)
+        return (
+            {"PartNumber": part.number, "ETag": etag, "ChecksumSHA256": checksum},
+            digest,
+            part.bytes if fresh else 0,
+        )
+
+    done = _in_parallel(send, parts)
+    answer = s3.complete_multipart_upload(**where, MultipartUpload={"Parts": [entry for entry, _, _ in done]})
+    expected = _composite(digest for _, digest, _ in done)
+    if answer.get("ChecksumSHA256", expected) != expected:
+        raise errors.UploadError(
+            f"s3://{bucket}/{key} does not hold the image's bytes.",
+            why=f"S3 reports SHA-256 {answer['ChecksumSHA256']} where {expected} was sent.",
+            cure="Run the same command again: the object will be replaced.",
+        )
+    return sum(sent for _, _, sent in done), expected
+
+
+def _held(s3: Client, where: dict[str, str]) -> dict[int, dict[str, Any]]:
+    pages = s3.get_paginator("list_parts").paginate(**where)
+    return {part["PartNumber"]: part for page in pages for part in page.get("Parts", ())}
+
+
+def _in_parallel(send: Any, parts: list[Part]) -> list[tuple[dict[str, Any], bytes, int]]:
+    """Run `send` for every part; the first failure, or an interrupt, cancels those that have not begun."""
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="upload")
+    futures: list[Future[tuple[dict[str, Any], bytes, int]]] = [pool.submit(send, part) for part in parts]
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+        return [future.result() for future in futures if not future.cancelled()]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _digest(file: int, part: Part) -> bytes:
+    return hashlib.sha256(os.pread(file, part.bytes, part.offset)).digest()
+
+
+def _composite(digests: Iterator[bytes]) -> str:
+    """SHA-256 over the parts' SHA-256, and their number: S3's composite checksum ("Checking object integrity")."""
+    whole, count = hashlib.sha256(), 0
+    for digest in digests:
+        whole.update(digest)
+        count += 1
+    return f"{base64.b64encode(whole.digest()).decode()}-{count}"
+
+
+class _bucket_errors:  # noqa: N801 (reads as a verb where it is used)
+    """Explain S3's errors with the bucket in mind, and pass on everything else that AWS says."""
+
+    def __init__(self, bucket: str, doing: str) -> None:
+        self.bucket, self.calling = bucket, calling(doing)
+
+    def __enter__(self) -> None:
+        self.calling.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:
+        code = code_of(error) if error is not None else ""
+        if code in ("NoSuchBucket", "404"):
+            raise missing(self.bucket) from error
+        if code in ("PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
+            raise errors.BucketError(
+                f"The bucket {self.bucket} is in another region.",
+                why="VM Import reads only from a bucket of its own region.",
+                cure="Use a bucket of the region that you publish to.",
+                code=code,
+            ) from error
+        return self.calling.__exit__(kind, error, trace)
+
+
+def missing(bucket: str) -> errors.BucketError:
+    """Return the error for a bucket that does not exist."""
+    return errors.BucketError(
+        f"The bucket {bucket} does not exist.",
+        why="Uploads for VM Import go through a bucket of yours, in the region that you publish to.",
+        cure=f"Create it (aws s3 mb s3://{bucket}), or name another with the parameter bucket.",
+        code="NoSuchBucket",
+    )

@@ -1,0 +1,342 @@
+"""VM Import: from an object in S3 to a snapshot.
+
+Facts that shaped this file (public trackers, 2026): a failed import turns ``deleted``, not ``error``; fields are empty while a
+task is pending; finished tasks are listed for seven days only; tags given to ImportSnapshot tag the task and not the snapshot;
+about one import in a hundred is cancelled by AWS and passes on a second try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.session import Client, calling, code_of, retrying
+from vmsnix_ops.aws.waiting import Pace, Sighting, wait
+from vmsnix_ops.progress import Step
+
+FORMATS = {"vhd": "VHD", "raw": "RAW", "vmdk": "VMDK", "vhdx": "VHDX"}
+FAILED = frozenset({"deleted", "deleting", "cancelled", "cancelling", "error"})
+CANCELLED_BY_AWS = "AWS initiated task cancellation"
+DEADLINE_SECONDS = 60 * 60.0
+MOST_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ImportTask:
+    """An import as AWS last described it.
+
+    Attributes
+    ----------
+    task_id
+        Such as ``import-snap-0123456789abcdef0``.
+    status
+        ``active``, ``completed``, ``deleting``, ``deleted``, ...
+    message
+        AWS's ``StatusMessage``; empty when there is none.
+    percent
+        Progress; ``None`` while AWS does not say.
+    snapshot_id
+        Only of a completed task; fields of others cannot be trusted.
+    tags
+        Of the task.
+    """
+
+    task_id: str
+    status: str
+    message: str
+    percent: float | None
+    snapshot_id: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedSnapshot:
+    """A completed snapshot that holds an image.
+
+    Attributes
+    ----------
+    snapshot_id
+        Such as ``snap-0123456789abcdef0``.
+    size_gib
+        Size of a volume made from it, in GiB.
+    task_id
+        The import that made it; empty when only the snapshot is left.
+    outcome
+        ``"created"`` or ``"reused"``.
+    """
+
+    snapshot_id: str
+    size_gib: int
+    task_id: str
+    outcome: Literal["created", "reused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What to import.
+
+    Attributes
+    ----------
+    bucket, key
+        The object.
+    format
+        ``"vhd"`` or ``"raw"``.
+    role_name
+        The service role that may read it.
+    patience
+        Seconds to wait for a role that was made a moment ago: EC2 sees it only later, and says so with the very words it has
+        for a missing one.
+    """
+
+    bucket: str
+    key: str
+    format: str
+    role_name: str
+    patience: float = 0.0
+
+
+def find_snapshot(ec2: Client, digest: str) -> tuple[str, int] | None:
+    """Return id and size (GiB) of the completed snapshot that carries this digest, or ``None``."""
+    filters = [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}, {"Name": "status", "Values": ["completed"]}]
+    with calling("look for a snapshot of this image"):
+        pages = ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
+        found = [snapshot for page in pages for snapshot in page["Snapshots"]]
+    if not found:
+        return None
+    oldest = min(found, key=lambda snapshot: (snapshot["StartTime"], snapshot["SnapshotId"]))
+    return str(oldest["SnapshotId"]), int(oldest["VolumeSize"])
+
+
+def tasks(ec2: Client, digest: str) -> list[ImportTask]:
+    """Return every import task of this image that AWS still lists."""
+    with calling("list the import tasks"):
+        pages = ec2.get_paginator("describe_import_snapshot_tasks").paginate()
+        answers = [task for page in pages for task in page["ImportSnapshotTasks"]]
+    return [task for task in map(_read, answers) if task.tags.get(tagging.DIGEST) == digest]
+
+
+def import_snapshot(
+    ec2: Client, source: Source, *, digest: str, tags: Mapping[str, str], step: Step | None = None, pace: Pace | None = None
+) -> ImportedSnapshot:
+    """Import an object as a snapshot, or find the one that was made of it.
+
+    Safe to run twice: a snapshot that carries the digest is used; an import of the digest that is under way is waited for; a
+    completed one's snapshot gets the tags that a crash may have kept from it. A new task's ClientToken derives from the digest
+    and the number of attempts that failed before, so that two publishers share one task. An import that AWS itself cancelled
+    is started again, at most twice, without another upload.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ImportFailedError
+        With AWS's ``StatusMessage``.
+    vmsnix_ops.errors.RoleError
+        The service role is missing, or may not read the object.
+    vmsnix_ops.errors.DeadlineError
+        After an hour. The task goes on; the next run waits for it.
+    """
+    found = find_snapshot(ec2, digest)
+    if found:
+        return ImportedSnapshot(found[0], found[1], "", "reused")
+    known = tasks(ec2, digest)
+    attempt = sum(task.status in FAILED for task in known)
+    running = next((task for task in known if task.status not in FAILED), None)
+    for _ in range(MOST_ATTEMPTS):
+        task = running or _start(ec2, source, digest=digest, attempt=attempt, tags=tags)
+        last = _follow(ec2, task.task_id, step, pace or Pace()).value
+        if last.status not in FAILED:
+            return _finish(ec2, last, tags, reused=running is not None)
+        if CANCELLED_BY_AWS not in last.message:
+            break
+        running, attempt = None, attempt + 1
+        if step is not None:
+            step.message(f"{last.task_id}: {last.message}; starting again")
+    raise failure(last, source)
+
+
+def cancel(ec2: Client, digest: str) -> list[str]:
+    """Cancel every running import of this image and return the task ids. Safe to run twice."""
+    running = [task.task_id for task in tasks(ec2, digest) if task.status not in FAILED | {"completed"}]
+    for task_id in running:
+        with calling(f"cancel the import {task_id}"):
+            ec2.cancel_import_task(ImportTaskId=task_id, CancelReason="cancelled by vmsnix")
+    return running
+
+
+def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
+    """Return the error for an import that ended badly: AWS's message, and what cures it."""
+    message = task.message or f"the task is {task.status}"
+    if "Disk validation failed" in message:
+        cure = f"Check that the image is a sound {source.format} disk (vmsnix reads it before uploading; qemu-img check does too)."
+    elif "403" in message or "access" in message.lower():
+        cure = f"Let the role {source.role_name} read s3://{source.bucket}/{source.key} (s3:GetObject, s3:GetBucketLocation)."
+    elif CANCELLED_BY_AWS in message:
+        cure = f"AWS cancelled it {MOST_ATTEMPTS} times; run the same command again later."
+    else:
+        cure = "Run the same command again; if it fails the same way, AWS's message is the place to start."
+    return errors.ImportFailedError(
+        f"The import {task.task_id} failed.",
+        why=f"AWS says: {message.rstrip('.')}.",
+        cure=cure,
+        status_message=task.message,
+        operation="ImportSnapshot",
+    )
+
+
+def _start(ec2: Client, source: Source, *, digest: str, attempt: int, tags: Mapping[str, str]) -> ImportTask:
+    request = {
+        "ClientToken": f"vmsnix-{digest[:40]}-{attempt}",
+        "Description": f"{tags.get(tagging.NAME, 'image')} {digest[:12]}",
+        "DiskContainer": {
+            "Format": FORMATS[source.format],
+            "Description": tags.get(tagging.NAME, "image"),
+            "UserBucket": {"S3Bucket": source.bucket, "S3Key": source.key},
+        },
+        "RoleName": source.role_name,
+        "TagSpecifications": tagging.specification("import-snapshot-task", tags),
+    }
+    with calling(f"start the import of s3://{source.bucket}/{source.key}"):
+        try:
+            if source.patience:
+                answer = retrying(
+                    lambda: ec2.import_snapshot(**request),
+                    "InvalidParameter",
+                    saying="service role",
+                    seconds=source.patience,
+                )
+            else:
+                answer = ec2.import_snapshot(**request)
+        except ec2.exceptions.ClientError as error:
+            if code_of(error) == "IdempotentParameterMismatch":
+                # Another publisher of the same image was first; its task carries its own run in the tags.
+                return _adopt(ec2, digest)
+            raise _refused(error, source) from error
+    return _read(answer)
+
+
+def _adopt(ec2: Client, digest: str) -> ImportTask:
+    """Return the task that another publisher of the same image started a moment ago."""
+    running = [task for task in tasks(ec2, digest) if task.status not in FAILED]
+    if not running:
+        raise errors.ImportFailedError(
+            "Another publisher's import of this image cannot be found.",
+            why="AWS knows its client token but lists no running task.",
+            cure="Run the same command again.",
+            operation="ImportSnapshot",
+        )
+    return running[0]
+
+
+def _refused(error: Any, source: Source) -> Exception:
+    """Word the refusals of ImportSnapshot that have one cause; others go on as they are."""
+    message = str(error.response["Error"].get("Message", ""))
+    details = {"code": code_of(error), "operation": "ImportSnapshot", "status_message": message}
+    if "service role" in message:
+        return errors.RoleError(
+            f"VM Import cannot use the role {source.role_name}.",
+            why=f"AWS says: {message.rstrip('.')}. The role is missing or was made less than a minute ago, it may not read the "
+            f"bucket {source.bucket}, or you may not pass it (iam:PassRole).",
+            cure="Run the preflight runbook: it tells these apart. docs/how-to/outside-altf4.md has the role's policies.",
+            **details,
+        )
+    if "not local to the region" in message:
+        return errors.BucketError(
+            f"The bucket {source.bucket} is in another region.",
+            why=f"AWS says: {message.rstrip('.')}.",
+            cure="Use a bucket of the region that you publish to.",
+            **details,
+        )
+    return error if isinstance(error, Exception) else RuntimeError(message)
+
+
+def _follow(ec2: Client, task_id: str, step: Step | None, pace: Pace) -> Sighting[ImportTask]:
+    def look() -> Sighting[ImportTask]:
+        with calling(f"look at the import {task_id}"):
+            # A task is not always listed in the first moments after it was started.
+            answer = retrying(
+                lambda: ec2.describe_import_snapshot_tasks(ImportTaskIds=[task_id]),
+                "InvalidConversionTaskId",
+                "InvalidConversionTaskId.Malformed",
+                "InvalidParameterValue",
+                seconds=20,
+            )
+        task = _read(answer["ImportSnapshotTasks"][0])
+        outcome: Literal["waiting", "done", "failed"] = "waiting"
+        if task.status in FAILED:
+            outcome = "failed"
+        elif task.status == "completed" and task.snapshot_id:
+            outcome = "done"
+        return Sighting(outcome, task, task.percent, task.status, task.message)
+
+    return wait(look, what=f"the import {task_id}", deadline=DEADLINE_SECONDS, step=step, pace=pace)
+
+
+def _finish(ec2: Client, task: ImportTask, tags: Mapping[str, str], *, reused: bool) -> ImportedSnapshot:
+    """Tag the snapshot (ImportSnapshot tags only the task) and wait until it can be used."""
+    with calling(f"tag the snapshot {task.snapshot_id}"):
+        retrying(
+            lambda: ec2.create_tags(Resources=[task.snapshot_id], Tags=tagging.to_list(tags)), "InvalidSnapshot.NotFound"
+        )
+    size = wait_for_snapshot(ec2, task.snapshot_id)
+    return ImportedSnapshot(task.snapshot_id, size, task.task_id, "reused" if reused else "created")
+
+
+def wait_for_snapshot(ec2: Client, snapshot_id: str, *, step: Step | None = None, pace: Pace | None = None) -> int:
+    """Wait until a snapshot is completed and return its size in GiB.
+
+    Raises
+    ------
+    vmsnix_ops.errors.SnapshotFailedError
+        With the snapshot's ``StateMessage``.
+    """
+
+    def look() -> Sighting[dict[str, Any]]:
+        with calling(f"look at the snapshot {snapshot_id}"):
+            answer = retrying(
+                lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]), "InvalidSnapshot.NotFound", seconds=120
+            )
+        snapshot = answer["Snapshots"][0]
+        state = snapshot["State"]
+        outcome: Literal["waiting", "done", "failed"] = "waiting"
+        if state in ("error", "recoverable"):
+            outcome = "failed"
+        elif state == "completed":
+            outcome = "done"
+        percent = float(str(snapshot.get("Progress") or "0").rstrip("%"))
+        return Sighting(outcome, snapshot, percent, state, snapshot.get("StateMessage", ""))
+
+    seen = wait(look, what=f"the snapshot {snapshot_id}", deadline=DEADLINE_SECONDS, step=step, pace=pace or Pace())
+    if seen.outcome == "failed":
+        raise errors.SnapshotFailedError(
+            f"The snapshot {snapshot_id} failed.",
+            why=f"AWS says {seen.state}: {seen.message or 'no message'}.",
+            cure="Run the same command again; a new snapshot will be made.",
+            status_message=seen.message,
+        )
+    return int(seen.value["VolumeSize"])
+
+
+def delete_snapshot(ec2: Client, snapshot_id: str) -> None:
+    """Delete a snapshot. Safe to run twice; waits out the moments in which AWS still counts a removed AMI's use of it."""
+    try:
+        with calling(f"delete the snapshot {snapshot_id}"):
+            retrying(lambda: ec2.delete_snapshot(SnapshotId=snapshot_id), "InvalidSnapshot.InUse", seconds=20)
+    except errors.AwsError as error:
+        if error.code != "InvalidSnapshot.NotFound":
+            raise
+
+
+def _read(answer: Mapping[str, Any]) -> ImportTask:
+    detail = answer.get("SnapshotTaskDetail") or {}
+    progress = str(detail.get("Progress") or "")
+    status = str(detail.get("Status") or "pending")
+    return ImportTask(
+        task_id=str(answer["ImportTaskId"]),
+        status=status,
+        message=str(detail.get("StatusMessage") or ""),
+        percent=float(progress) if progress.replace(".", "", 1).isdigit() else None,
+        snapshot_id=str(detail.get("SnapshotId") or "") if status == "completed" else "",
+        tags=tagging.to_dict(answer.get("Tags")),
+    )

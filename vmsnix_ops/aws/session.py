@@ -1,0 +1,214 @@
+"""Sessions, clients, and what AWS's errors mean.
+
+Every call to AWS in this package goes through `client`, so that timeouts, retries and the user agent are the same everywhere,
+and stands inside `calling`, so that a person never sees a bare ``ClientError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vmsnix_ops import __version__, errors
+
+if TYPE_CHECKING:
+    import boto3
+
+Client = Any  # botocore builds its client classes at run time, so there is no type to name
+Answer = TypeVar("Answer")
+
+CREDENTIAL_CODES = frozenset(
+    {
+        "AuthFailure",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidToken",
+        "RequestExpired",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
+CLOCK_CODES = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
+DENIED_CODES = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
+QUOTA_CODES = frozenset(
+    {
+        "AMIQuotaExceeded",
+        "ConcurrentLimitExceededException",
+        "ResourceCountLimitExceeded",
+        "ResourceLimitExceeded",
+        "ServiceQuotaExceededException",
+        "SnapshotLimitExceeded",
+    }
+)
+
+
+def session(region: str | None = None, profile: str | None = None) -> boto3.Session:
+    """Return a boto3 session, by the ordinary rules for credentials (environment, profile, instance role, OIDC)."""
+    import boto3
+    from botocore.exceptions import ProfileNotFound
+
+    try:
+        return boto3.Session(region_name=region or None, profile_name=profile)
+    except ProfileNotFound as error:
+        raise errors.CredentialsError(
+            "There are no AWS credentials to work with.",
+            why=str(error) + ".",
+            cure="Set AWS_PROFILE to a profile of ~/.aws/config, or unset it.",
+        ) from error
+
+
+def client(
+    session: boto3.Session, service: str, region: str | None = None, *, connections: int = 16, attempts: int = 6
+) -> Client:
+    """Return a client with this package's timeouts and retries.
+
+    Parameters
+    ----------
+    session
+        Where credentials and the default region come from.
+    service
+        botocore's service name, such as ``"ec2"``.
+    region
+        Region to ask; the session's own by default.
+    connections
+        Size of the connection pool: as many as threads share this client.
+    attempts
+        Attempts in all for what botocore itself retries (throttling, 5xx, broken connections). Its default of 3 has lost
+        imports to plain throttling.
+    """
+    from botocore.config import Config
+    from botocore.exceptions import NoRegionError
+
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=10,
+        read_timeout=60,
+        max_pool_connections=connections,
+        user_agent_extra=f"vmsnix_ops/{__version__}",
+        # Checksums that matter are given by us, one a part; a second one would only cost time.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    try:
+        return session.client(service, region_name=region or None, config=config)
+    except NoRegionError as error:
+        raise errors.RegionError(
+            "No AWS region was given.",
+            cure="Give the parameter region, set region in vmsnix.toml, or set AWS_REGION.",
+        ) from error
+
+
+@contextmanager
+def calling(doing: str) -> Iterator[None]:
+    """Turn botocore's exceptions into this package's errors.
+
+    Parameters
+    ----------
+    doing
+        What the block tries to do, as the end of "Could not ...".
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        raise explain(error, doing) from error
+    except BotoCoreError as error:
+        raise _explain_local(error, doing) from error
+
+
+def code_of(error: BaseException) -> str:
+    """Return AWS's error code of a botocore ``ClientError`` or of one of our errors, else an empty string."""
+    if isinstance(error, errors.AwsError):
+        return error.code
+    response = getattr(error, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+def explain(error: Any, doing: str) -> errors.AwsError:
+    """Return our error for a botocore ``ClientError``: what could not be done, AWS's own words, and the cure."""
+    answer = error.response.get("Error", {})
+    metadata = error.response.get("ResponseMetadata", {})
+    code, message = str(answer.get("Code", "")), str(answer.get("Message", "")).strip()
+    what = f"Could not {doing}."
+    why = f"AWS says {code}: {message}" if message else f"AWS says {code}."
+    details = {
+        "code": code,
+        "operation": error.operation_name,
+        "request_id": str(metadata.get("RequestId", "")),
+    }
+    if code in CREDENTIAL_CODES:
+        return errors.CredentialsError(what, why=why, cure=_credentials_cure(code), **details)
+    if code in CLOCK_CODES:
+        return errors.CredentialsError(what, why=why, cure="Set this machine's clock (NTP).", **details)
+    if code in DENIED_CODES:
+        cure = f"Allow the action for this call, {error.operation_name}, in the caller's IAM policy."
+        return errors.AccessDeniedError(what, why=why, cure=cure, **details)
+    if code in QUOTA_CODES:
+        cure = "Wait for running work to end, remove what is no longer needed, or ask AWS for a higher quota."
+        return errors.QuotaError(what, why=why, cure=cure, **details)
+    return errors.AwsError(what, why=why, **details)
+
+
+def _credentials_cure(code: str) -> str:
+    if code.startswith(("Expired", "RequestExpired")):
+        return "Log in again (for example aws sso login); running the same command again continues where this stopped."
+    return "Check which credentials are in use with aws sts get-caller-identity; a region that is not enabled answers like this too."
+
+
+def _explain_local(error: Exception, doing: str) -> errors.AwsError:
+    """Explain what went wrong before AWS could answer."""
+    from botocore import exceptions
+
+    what, why = f"Could not {doing}.", str(error).rstrip(".") + "."
+    missing = (
+        exceptions.NoCredentialsError,
+        exceptions.PartialCredentialsError,
+        exceptions.CredentialRetrievalError,
+        exceptions.TokenRetrievalError,
+        exceptions.SSOError,
+    )
+    if isinstance(error, missing):
+        cure = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in (aws sso login)."
+        return errors.CredentialsError(what, why=why, cure=cure)
+    if isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError):
+        cure = "Check the network, the region's name and AWS_ENDPOINT_URL; running the same command again continues."
+        return errors.AwsError(what, why=why, cure=cure)
+    return errors.AwsError(what, why=why, cure="Running the same command again continues where this stopped.")
+
+
+def retrying(
+    call: Callable[[], Answer], *codes: str, saying: str = "", seconds: float = 60.0, attempts: int = 12
+) -> Answer:
+    """Call again while AWS answers with one of these codes: the windows in which what exists is not yet seen.
+
+    botocore retries throttling and server errors by itself; this is for the codes that it takes for final and that are not
+    (``reference``: AWS's page on eventual consistency of the EC2 API).
+
+    Parameters
+    ----------
+    call
+        What to do; it must be safe to do twice.
+    codes
+        AWS error codes to wait out.
+    saying
+        Only when AWS's message holds these words, for codes that mean many things.
+    seconds, attempts
+        When to give up and let the error through, whichever comes first.
+    """
+    import stamina
+
+    for attempt in stamina.retry_context(
+        on=lambda error: code_of(error) in codes and saying in str(error),
+        attempts=attempts,
+        timeout=seconds,
+        wait_initial=0.2,
+        wait_max=5.0,
+        wait_jitter=0.2,
+    ):
+        with attempt:
+            return call()
+    raise RuntimeError("unreachable: stamina returns or raises")  # pragma: no cover

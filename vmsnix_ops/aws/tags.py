@@ -1,0 +1,64 @@
+"""The tags that everything we create carries, and how they read back.
+
+History can be rebuilt from these tags alone (``vmsnix history sync``), so they are set in the call that creates the resource
+wherever AWS allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vmsnix_ops import errors
+
+NAME = "Name"
+IMAGE = "vmsnix:image"
+DIGEST = "vmsnix:digest"
+RUN = "vmsnix:run"
+FLAKE = "vmsnix:flake"
+DERIVATION = "vmsnix:drv"
+VERSION = "vmsnix:version"
+
+OWN = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION)
+MOST = 50  # AWS: tags a resource
+LONGEST_KEY, LONGEST_VALUE = 128, 256
+
+
+def to_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return tags in the shape of the EC2 API, without empty values."""
+    return [{"Key": key, "Value": value} for key, value in tags.items() if value]
+
+
+def to_dict(tags: Iterable[Mapping[str, Any]] | None) -> dict[str, str]:
+    """Return the tags of an EC2 answer as a dictionary; a resource without tags has no list at all."""
+    return {str(tag["Key"]): str(tag.get("Value", "")) for tag in tags or ()}
+
+
+def specification(resource: str, tags: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return ``TagSpecifications`` for one kind of resource, such as ``"image"``."""
+    return [{"ResourceType": resource, "Tags": to_list(tags)}]
+
+
+def check(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return an operator's own tags, or say which of them AWS would refuse.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        For a reserved key, too long a key or value, or too many tags.
+    """
+    for key, value in tags.items():
+        if key in OWN or key.lower().startswith("aws:"):
+            raise errors.ParameterError(
+                f"The tag {key!r} is reserved.", cure="Choose a key that begins neither with vmsnix: nor with aws:."
+            )
+        if not 1 <= len(key) <= LONGEST_KEY or len(value) > LONGEST_VALUE:
+            raise errors.ParameterError(
+                f"The tag {key!r} is too long.",
+                why=f"AWS allows {LONGEST_KEY} characters in a key and {LONGEST_VALUE} in a value.",
+            )
+    if len(tags) + len(OWN) > MOST:
+        raise errors.ParameterError(
+            f"{len(tags)} tags are too many.", why=f"AWS allows {MOST}, and {len(OWN)} are ours."
+        )
+    return dict(tags)

@@ -1,0 +1,124 @@
+"""The one waiter.
+
+botocore's waiters poll on through states that can never become good (an import that turned ``deleted``), show nothing, and
+drop the message. This one fails at once on every terminal state, with the message; it has a deadline, shows progress, and
+polls fast at both ends and gently in between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from vmsnix_ops import errors
+from vmsnix_ops.progress import Step, human_seconds
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting(Generic[Value]):
+    """What one look at a resource showed.
+
+    Attributes
+    ----------
+    outcome
+        ``"waiting"``, ``"done"`` or ``"failed"``.
+    value
+        The resource as last seen.
+    percent
+        Progress in percent, or ``None`` while AWS does not say.
+    state, message
+        AWS's own state and message, for the operator.
+    """
+
+    outcome: Literal["waiting", "done", "failed"]
+    value: Value
+    percent: float | None = None
+    state: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often to look.
+
+    Attributes
+    ----------
+    quickest, slowest
+        Seconds between two looks: the first at the start and near the end, the second in between. No resource is asked more
+        often than once in `quickest` seconds.
+    growth
+        Factor from one pause to the next.
+    near
+        Percent from which the end is near.
+    """
+
+    quickest: float = 0.5
+    slowest: float = 15.0
+    growth: float = 1.4
+    near: float = 90.0
+
+    def next(self, pause: float, percent: float | None) -> float:
+        """Return the pause after a pause, given how far the work is."""
+        if percent is not None and percent >= self.near:
+            return max(pause / 2, self.quickest)
+        return min(pause * self.growth, self.slowest)
+
+
+def wait(
+    look: Callable[[], Sighting[Value]],
+    *,
+    what: str,
+    deadline: float,
+    step: Step | None = None,
+    pace: Pace = Pace(),  # noqa: B008 (frozen)
+) -> Sighting[Value]:
+    """Look until the resource is done or failed.
+
+    Parameters
+    ----------
+    look
+        Asks AWS once. It raises for errors of the call itself.
+    what
+        The resource, for the deadline's error.
+    deadline
+        Seconds to give it.
+    step
+        Where progress is shown.
+    pace
+        How often to look.
+
+    Returns
+    -------
+    Sighting
+        The last one, ``done`` or ``failed``: the caller knows best how to word a failure.
+
+    Raises
+    ------
+    vmsnix_ops.errors.DeadlineError
+        With the last state and message seen.
+    """
+    started, pause, told = time.monotonic(), pace.quickest, ""
+    while True:
+        seen = look()
+        if step is not None:
+            news = " ".join(part for part in (seen.state, seen.message) if part)
+            if seen.percent is not None:
+                step.at(seen.percent, message=news)
+            elif news != told:
+                step.message(news)
+            told = news
+        if seen.outcome != "waiting":
+            return seen
+        waited = time.monotonic() - started
+        if waited + pause > deadline:
+            raise errors.DeadlineError(
+                f"Gave up waiting for {what} after {human_seconds(waited)}.",
+                why=f"It is still {seen.state or 'unfinished'}{': ' + seen.message if seen.message else ''}.",
+                cure="It goes on in AWS; running the same command again waits for it rather than starting anew.",
+            )
+        time.sleep(pause)
+        pause = pace.next(pause, seen.percent)
