@@ -8,9 +8,9 @@ What neither names has a default that works on a fresh machine::
     allowed_accounts = ["012345678901"]
     history = "s3://acme-vmsnix-records/history"
 
-``VMSNIX_CONFIG`` names the file; without it, the nearest ``vmsnix.toml`` in the working directory or its parents
-is read.
-A name that nobody knows is refused, because a setting that is silently ignored is found out in production.
+``VMSNIX_CONFIG`` names the file; without it, the nearest ``vmsnix.toml`` in the working directory or its
+parents is read. A name that nobody knows is refused, because a setting that is silently ignored is found out
+in production.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ class _Given:
 def load(start: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """Return the settings: defaults, then ``vmsnix.toml``, then the ``VMSNIX_*`` variables.
 
-    An empty variable counts as not set, because that is how CI systems pass what nobody filled in. Relative paths
-    in the file count from the file's folder, those in variables from `start`. A flake that begins with ``.`` is
-    such a path.
+    An empty variable counts as not set, because that is how CI systems pass what nobody filled in. Relative
+    paths in the file count from the file's folder, those in variables from `start`. A flake that begins with
+    ``.`` is such a path.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
     Raises
     ------
     SettingsError
-        For an unknown key or variable, a value of the wrong type, and a file that cannot be read or is no TOML.
+        For an unknown key or variable, a value of the wrong type, and a file that cannot be read as TOML.
     """
     start = (Path.cwd() if start is None else start).absolute()
     environment = os.environ if environment is None else environment
