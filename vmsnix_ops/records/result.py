@@ -1,0 +1,163 @@
+"""``result.json``: what a run has to say to the machines that come after it.
+
+Every documented key is always there; ``null`` where a run has nothing to say. A runbook may add keys of its
+own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.errors import RecordsError, SchemaError
+
+if TYPE_CHECKING:
+    from vmsnix_ops.records.run_context import RunContext
+
+FILE_NAME = "result.json"
+
+KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "run_id": (str, "The run."),
+    "runbook": (str, "The runbook."),
+    "status": (str, "done, failed, partly or interrupted."),
+    "ami_id": (str, "The AMI that was published or found."),
+    "snapshot_id": (str, "Snapshot of its root device."),
+    "image_name": (str, "Name of the AMI."),
+    "region": (str, "AWS region."),
+    "digest": (str, "SHA-256 of the image file, in hexadecimal."),
+    "seconds": ((int, float), "How long the run took."),
+    "report": (str, "Path of the HTML report."),
+    "notebook": (str, "Path of the executed notebook."),
+    "steps": (list, "One object per step: step, status, seconds, bytes."),
+    "error": (str, "The error that ended the run."),
+}
+"""Documented keys: the type of the value where it is not ``null``, and what it means."""
+
+STATUSES = ("done", "failed", "partly", "interrupted")
+
+
+def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
+    """Write ``result.json`` into the folder of a run, whole or not at all.
+
+    Safe to do twice: the file is replaced. Times become ISO 8601 text, paths become text.
+
+    Parameters
+    ----------
+    run
+        The run; its `run_id` and `runbook` are filled in.
+    result
+        Documented keys (`KEYS`) and any others.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    SchemaError
+        When a documented key has a value of another type, or a value cannot stand in JSON.
+    RecordsError
+        When the file cannot be written.
+    """
+    whole = {**dict.fromkeys(KEYS), "run_id": run.run_id, "runbook": run.runbook, **result}
+    for key, (kind, _) in KEYS.items():
+        _check(key, kind, whole[key])
+    try:
+        text = json.dumps(whole, indent=2, allow_nan=False, default=_plain, ensure_ascii=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise SchemaError(
+            "The result of the run cannot be written as JSON.",
+            why=f"{error}.",
+            cure="Give plain values: text, finite numbers, lists, mappings, times and paths.",
+        ) from error
+    path = run.folder / FILE_NAME
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise RecordsError(
+            f"The result of the run cannot be written to {path}.",
+            why=f"{error.strerror}.",
+            cure="See to the folder's permissions and the disk's space, and run again.",
+        ) from error
+    return path
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return what ``result.json`` in the folder of a run says; an empty mapping when there is none.
+
+    Raises
+    ------
+    RecordsError
+        When the file is there and is not a JSON object.
+    """
+    path = folder / FILE_NAME
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RecordsError(
+            f"The result of a run cannot be read from {path}.", why=f"{error}.", cure="Run the runbook again."
+        ) from error
+    if not isinstance(result, dict):
+        raise RecordsError(
+            f"The result of a run in {path} is not a JSON object.", why="", cure="Run the runbook again."
+        )
+    return result
+
+
+def _check(key: str, kind: type | tuple[type, ...], value: object) -> None:
+    right = value is None or (isinstance(value, kind) and not isinstance(value, bool))
+    if key in {"report", "notebook"} and isinstance(value, Path):
+        right = True
+    if not right:
+        expected = kind.__name__ if isinstance(kind, type) else " or ".join(each.__name__ for each in kind)
+        raise SchemaError(
+            f"The result's {key!r} is {value!r}.",
+            why=f"It is a {type(value).__name__}; {expected} is expected ({KEYS[key][1]})",
+            cure="Correct what the runbook returns.",
+        )
+    if key == "status" and value is not None and value not in STATUSES:
+        raise SchemaError(
+            f"The result's status is {value!r}.",
+            why=f"It is one of {', '.join(STATUSES)}.",
+            cure="Correct what the runbook returns.",
+        )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            message = f"the time {value.isoformat()} has no time zone"
+            raise ValueError(message)
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    item = getattr(value, "item", None)  # NumPy's numbers
+    if callable(item):
+        return item()
+    message = f"{value!r} is a {type(value).__name__}"
+    raise TypeError(message)
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            # mkstemp makes files for their owner alone; a result is for whoever may enter the folder.
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,126 @@
+"""The run that this process is part of: its name, and the folder where its results go."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.errors import RecordsError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmsnix_ops.settings import Settings
+
+# A run id becomes a folder, a tag value and part of a key: nothing in it may lead out of a folder or look
+# like an option.
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """One run of one runbook.
+
+    Attributes
+    ----------
+    run_id
+        Name of the run; sorts by time.
+    runbook
+        The runbook, ``"interactive"`` when there is none.
+    folder
+        Existing folder for ``result.json`` and logs.
+    managed
+        Whether a runner started it, who then archives the folder and writes the row in `runs`.
+    """
+
+    run_id: str
+    runbook: str
+    folder: Path
+    managed: bool
+
+
+def new_run_id(runbook: str, *, now: datetime | None = None) -> str:
+    """Return a fresh name for a run: when, what, and six random digits so that two at once differ.
+
+    Parameters
+    ----------
+    runbook
+        The runbook; characters that have no place in a file name become ``-``.
+    now
+        When the run starts; now by default.
+
+    Examples
+    --------
+    >>> new_run_id("publish-ami", now=datetime(2026, 11, 22, 21, 30, tzinfo=UTC))[:-6]
+    '20261122T213000Z-publish-ami-'
+    """
+    moment = datetime.now(UTC) if now is None else now.astimezone(UTC)
+    word = re.sub(r"[^A-Za-z0-9]+", "-", runbook).strip("-")[:64] or "run"
+    return f"{moment:%Y%m%dT%H%M%SZ}-{word}-{secrets.token_hex(3)}"
+
+
+def current_run(
+    runbook: str = "interactive",
+    *,
+    settings: Settings | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> RunContext:
+    """Return the run that the runner started, or begin a new one.
+
+    The runner names its run to every kernel with ``VMSNIX_RUN_ID``, ``VMSNIX_RUNBOOK`` and
+    ``VMSNIX_RUN_DIR``. Without them (JupyterLab, a program) every call begins a new run in its own folder
+    below ``<state>/runs``.
+
+    Parameters
+    ----------
+    runbook
+        What a new run is called after.
+    settings
+        Tell the state folder; loaded when left out and needed.
+    environment
+        The variables; ``os.environ`` by default.
+
+    Raises
+    ------
+    SettingsError
+        When ``VMSNIX_RUN_ID`` is no name for a run.
+    RecordsError
+        When the run's folder cannot be made.
+    """
+    environment = os.environ if environment is None else environment
+    run_id = environment.get("VMSNIX_RUN_ID", "")
+    if run_id and not _RUN_ID.fullmatch(run_id):
+        raise SettingsError(
+            f"VMSNIX_RUN_ID={run_id!r} cannot name a run.",
+            why="It becomes a folder and a tag: letters, digits, '.', '_' and '-' only, 128 at most.",
+            cure="Unset it; the runner sets it where it is needed.",
+        )
+    managed = bool(run_id)
+    if managed:
+        runbook = environment.get("VMSNIX_RUNBOOK") or runbook
+    else:
+        run_id = new_run_id(runbook)
+    named = environment.get("VMSNIX_RUN_DIR", "") if managed else ""
+    folder = Path(named).absolute() if named else _state(settings, environment) / "runs" / run_id
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordsError(
+            f"The folder of the run cannot be made: {folder}.",
+            why=f"{error.strerror}.",
+            cure="Correct its permissions, or name another state folder in VMSNIX_STATE.",
+        ) from error
+    return RunContext(run_id, runbook, folder, managed)
+
+
+def _state(settings: Settings | None, environment: Mapping[str, str]) -> Path:
+    if settings is None:
+        from vmsnix_ops.settings import load
+
+        settings = load(environment=environment)
+    return settings.state
