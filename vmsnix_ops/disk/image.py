@@ -1,0 +1,233 @@
+"""What every opened disk image is: a size, and ranges of bytes that may hold something.
+
+A format (`raw`, `vhd`, `qemu`) only has to say where the stored ranges of the disk lie in a file; reading, blocks and
+zero detection are written once, here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vmsnix_ops.disk.source import ByteSource
+
+SECTOR = 512
+EBS_BLOCK = 512 * 1024
+"""Bytes of a block of an EBS snapshot (EBS direct APIs: ``BlockSize`` is always 524288)."""
+
+READ_LIMIT = 1 << 30
+"""Most bytes that one `DiskImage.read` hands out, so that a wrong length cannot eat the machine's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of the disk that holds at least one byte other than zero.
+
+    Attributes
+    ----------
+    index
+        Number of the block; it starts at byte ``index * len(data)`` of the disk.
+    data
+        Its bytes, always of the asked size: the last block of a disk is padded with zeros.
+    """
+
+    index: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A range of the disk that is stored somewhere; all numbers are bytes.
+
+    Attributes
+    ----------
+    offset
+        Where it starts on the disk.
+    length
+        How long it is.
+    stored
+        Where its bytes start in the file that holds them.
+    """
+
+    offset: int
+    length: int
+    stored: int
+
+    @property
+    def end(self) -> int:
+        """First byte of the disk behind it."""
+        return self.offset + self.length
+
+    def part(self, start: int, stop: int) -> Extent:
+        """Return what of it lies between two positions of the disk."""
+        first, last = max(start, self.offset), min(stop, self.end)
+        return Extent(first, last - first, self.stored + first - self.offset)
+
+
+class DiskImage:
+    """An opened disk image; a context manager. Get one from `vmsnix_ops.disk.formats.open_image`.
+
+    Reading is safe from several threads at once. An image opened from a path can be pickled: the process that receives it
+    opens the file again.
+
+    Attributes
+    ----------
+    format
+        ``vhd``, ``raw``, ``qcow2``, ``vhdx`` or ``vmdk``.
+    subformat
+        ``fixed`` or ``dynamic`` for a VHD, else empty.
+    size
+        Bytes of the disk as a machine sees it.
+    file_bytes
+        Bytes of the file.
+    source
+        The bytes of the file itself.
+    """
+
+    format: str = "raw"
+    subformat: str = ""
+
+    def __init__(self, source: ByteSource, size: int) -> None:
+        self.source, self.size = source, size
+        self.file_bytes = source.size
+
+    @property
+    def path(self) -> Path | None:
+        """Where the file is, or ``None`` when the image came from a reader."""
+        return self.source.path
+
+    def extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
+        """Yield the stored ranges between two positions of the disk, ascending and disjoint.
+
+        What is left out is known to be zero. What is yielded may still hold zeros only: `blocks` looks.
+        Neighbours may touch.
+        """
+        raise NotImplementedError
+
+    def _stored(self) -> ByteSource:
+        """Return the bytes that `Extent.stored` counts in; the image file itself unless a format converts first."""
+        return self.source
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes of a range of the disk.
+
+        Parameters
+        ----------
+        offset, length
+            The range, in bytes; at most 1 GiB. As with a file, what lies behind the end of the disk is left out.
+
+        Raises
+        ------
+        ValueError
+            When the range is negative or longer than 1 GiB.
+        ImageError
+            When the image is damaged there, or cannot be read.
+        """
+        if offset < 0 or not 0 <= length <= READ_LIMIT:
+            message = f"cannot read {length} bytes at {offset}: the length must be between 0 and {READ_LIMIT}"
+            raise ValueError(message)
+        stop = min(offset + length, self.size)
+        if offset >= stop:
+            return b""
+        return self._assemble(offset, stop, list(self.extents(offset, stop)))
+
+    def blocks(self, size: int = EBS_BLOCK, *, first: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """Yield the blocks that hold a byte other than zero, ascending by index.
+
+        A block that lies in one piece in the file (with VHDs as they are usually made: all of them) is read straight
+        into the bytes that are handed out, and not copied again.
+
+        Parameters
+        ----------
+        size
+            Bytes of a block.
+        first, stop
+            Only the blocks with ``first <= index < stop``, so that several workers can share an image.
+
+        Raises
+        ------
+        ImageError
+            When the image is damaged, or cannot be read.
+        """
+        if size < 1:
+            message = f"a block of {size} bytes cannot be"
+            raise ValueError(message)
+        zeros = bytes(size)
+        end = self.size if stop is None else min(stop * size, self.size)
+        for index, pieces in self._pieces(size, first * size, end):
+            data = self._assemble(index * size, (index + 1) * size, pieces)
+            if data != zeros:  # one memcmp, which stops at the first difference
+                yield Block(index, data)
+
+    def allocated(self, size: int = EBS_BLOCK) -> Iterator[int]:
+        """Yield the indices of the blocks that are stored, which may be zero all the same, without reading them.
+
+        Their number is the upper bound that a progress bar wants.
+        """
+        for index, _pieces in self._pieces(size, 0, self.size):
+            yield index
+
+    def digest(self, on_progress: Callable[[int], None] | None = None) -> str:
+        """Return the hexadecimal SHA-256 of the file's bytes (not of the disk's).
+
+        Parameters
+        ----------
+        on_progress
+            Called with the number of bytes hashed since the last call.
+        """
+        return self.source.digest(on_progress)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.source.close()
+
+    def _pieces(self, size: int, start: int, stop: int) -> Iterator[tuple[int, list[Extent]]]:
+        """Yield every block that is touched by a stored range, with the parts of the ranges in it."""
+        index, pieces = -1, list[Extent]()
+        for extent in self.extents(start, stop):
+            at = extent.offset
+            while at < extent.end:
+                if at // size != index:
+                    if pieces:
+                        yield index, pieces
+                    index, pieces = at // size, []
+                piece = extent.part(at, (index + 1) * size)
+                pieces.append(piece)
+                at = piece.end
+        if pieces:
+            yield index, pieces
+
+    def _assemble(self, start: int, stop: int, pieces: list[Extent]) -> bytes:
+        """Return the bytes between two positions, given everything that is stored there."""
+        stored = self._stored()
+        if len(pieces) == 1 and pieces[0].length == stop - start:
+            return stored.read(pieces[0].stored, pieces[0].length)
+        parts, at = list[bytes](), start
+        for piece in pieces:
+            parts += [bytes(piece.offset - at), stored.read(piece.stored, piece.length)]
+            at = piece.end
+        parts.append(bytes(stop - at))
+        return b"".join(parts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[[Path], DiskImage], tuple[Path]]:
+        from vmsnix_ops.disk.formats import open_image
+
+        if self.path is None:
+            message = "an image that was opened from a reader cannot be sent to another process"
+            raise TypeError(message)
+        return open_image, (self.path.absolute(),)
+
+    def __repr__(self) -> str:
+        kind = " ".join(part for part in (self.subformat, self.format) if part)
+        return f"<{kind} image {self.source.name}: {self.size} bytes>"

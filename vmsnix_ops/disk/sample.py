@@ -1,0 +1,117 @@
+"""A small real disk image, made in milliseconds: for the demo, for tests, and for machines without Nix.
+
+It boots: its boot sector says a line on the serial port and halts. The folder around it looks like the output of a NixOS
+image build. The same arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from vmsnix_ops.disk.boot_sector import boot_sector
+from vmsnix_ops.disk.image import SECTOR, Block
+from vmsnix_ops.disk.vhd_layout import DEFAULT_BLOCK, geometry_size
+from vmsnix_ops.disk.vhd_writer import write_vhd
+
+MIB = 1024 * 1024
+MESSAGE = "vmsnix sample image: ok"
+PARTITION_START = MIB // SECTOR
+EXTENSIONS = {"vhd": "vhd", "vhd-fixed": "vhd", "raw": "img"}
+NIX_FORMATS = {"vhd": "vpc", "vhd-fixed": "vpc", "raw": "raw"}
+
+
+def make_sample_image(
+    folder: Path,
+    *,
+    message: str = MESSAGE,
+    name: str = "sample",
+    format: Literal["vhd", "vhd-fixed", "raw"] = "vhd",  # noqa: A002 - what everybody calls it
+    size: int = 64 * MIB,
+    data_bytes: int = 12 * MIB,
+    seed: str = "",
+    label: str = "26.11.sample",
+    system: str = "x86_64-linux",
+    boot_mode: str = "legacy-bios",
+) -> Path:
+    """Make a bootable sample image in a folder like a Nix output.
+
+    Parameters
+    ----------
+    folder
+        Made when missing. Gets ``NAME.vhd`` (``NAME.img`` for raw), ``nix-support/image-info.json`` and
+        ``nix-support/hydra-build-products``.
+    message
+        The line that the image says on the first serial port.
+    name
+        Name of the file, without extension.
+    format
+        ``vhd`` (dynamic), ``vhd-fixed`` or ``raw``.
+    size
+        Bytes of the disk; a VHD is rounded up to a whole geometry, as nixpkgs' images are.
+    data_bytes
+        How many bytes other than zero the disk shall hold, about; they look random and do not compress.
+    seed
+        Another seed gives other data.
+    label, system, boot_mode
+        What ``image-info.json`` says.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        When the data do not fit the disk, or the message does not fit its boot sector.
+    """
+    disk_bytes = size if format == "raw" else geometry_size(size)
+    if disk_bytes % SECTOR or data_bytes < 0 or 4 * MIB + 2 * data_bytes > disk_bytes:
+        error = f"{data_bytes} bytes of data do not fit a disk of {disk_bytes}: it must be whole sectors, 4 MiB and twice the data"
+        raise ValueError(error)
+    (folder / "nix-support").mkdir(parents=True, exist_ok=True)
+    path = folder.absolute() / f"{name}.{EXTENSIONS[format]}"
+    blocks = _content(message, seed, disk_bytes, data_bytes)
+    if format == "raw":
+        _write_raw(path, blocks, disk_bytes)
+    else:
+        write_vhd(path, blocks, size=disk_bytes, kind="dynamic" if format == "vhd" else "fixed")
+    _write_nix_support(path, NIX_FORMATS[format], disk_bytes, label=label, system=system, boot_mode=boot_mode)
+    return folder
+
+
+def _content(message: str, seed: str, disk_bytes: int, data_bytes: int) -> Iterator[Block]:
+    """Yield the blocks of the disk: boot sector, then data with a hole of a quarter block between two runs."""
+    data = memoryview(hashlib.shake_128(f"vmsnix {seed}\n{message}".encode()).digest(data_bytes))
+    sectors = disk_bytes // SECTOR - PARTITION_START
+    first = boot_sector(message, partition_start=PARTITION_START, partition_sectors=sectors)
+    yield Block(0, first.ljust(DEFAULT_BLOCK, b"\0"))
+    # A run at the start of each block and zeros behind it, so that there is something to skip, also within blocks.
+    run = DEFAULT_BLOCK * 3 // 4
+    for number, at in enumerate(range(0, len(data), run)):
+        yield Block(1 + number, bytes(data[at : at + run]).ljust(DEFAULT_BLOCK, b"\0"))
+
+
+def _write_raw(path: Path, blocks: Iterator[Block], size: int) -> None:
+    """Write a disk as it is, with holes where it holds nothing."""
+    with path.open("wb") as file:
+        for block in blocks:
+            file.seek(block.index * DEFAULT_BLOCK)
+            file.write(block.data.rstrip(b"\0"))
+        file.truncate(size)
+
+
+def _write_nix_support(
+    path: Path, nix_format: str, size: int, *, label: str, system: str, boot_mode: str
+) -> None:
+    """Write what nixpkgs' image builder writes beside an image; sizes are strings there."""
+    disk = {"logical_bytes": str(size), "file": str(path)}
+    info = {"label": label, "boot_mode": boot_mode, "system": system, **disk, "disks": {"root": disk}}
+    support = path.parent / "nix-support"
+    (support / "image-info.json").write_text(json.dumps(info, indent=2) + "\n")
+    products = f"file {nix_format} {path}\nfile {path.suffix[1:]} {path}\n"
+    (support / "hydra-build-products").write_text(products)

@@ -1,0 +1,72 @@
+"""What a file is, told from its bytes.
+
+The marks are those of the formats' own specifications (and of ``file``'s public database). A mark counts only where no
+partition table speaks for a disk: boot code may begin with any bytes.
+"""
+
+from __future__ import annotations
+
+VHDX = b"vhdxfile"
+QCOW2 = b"QFI\xfb"
+VMDK = b"KDMV"
+
+_UNPACK = "Unpack it first, and name the disk image that is in it."
+_CONVERT = "Convert it first: qemu-img convert -O vpc INPUT OUTPUT.vhd."
+_NO_DISK = "Name the disk image itself (nix-support/image-info.json of a Nix output says which file it is)."
+
+FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"\x1f\x8b", "a gzip file", _UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "a Zstandard file", _UNPACK),
+    (0, b"\xfd7zXZ\x00", "an xz file", _UNPACK),
+    (0, b"BZh", "a bzip2 file", _UNPACK),
+    (0, b"\x04\x22\x4d\x18", "an LZ4 file", _UNPACK),
+    (0, b"PK\x03\x04", "a zip archive", _UNPACK),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (0, b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    (257, b"ustar", "a tar archive (an OVA is one too)", _UNPACK),
+    (0, b"\r\0\0\0\0\0\0\0nix-archive-1", "a Nix archive (NAR)", "Restore it with nix-store --restore."),
+    (0, b"\x7fELF", "an ELF program", _NO_DISK),
+    (0, b"%PDF-", "a PDF document", _NO_DISK),
+    (0, b"\x89PNG\r\n\x1a\n", "a PNG picture", _NO_DISK),
+    (0, b"SQLite format 3\0", "an SQLite database", _NO_DISK),
+    (0, b"PAR1", "a Parquet table", _NO_DISK),
+    (64, b"\x7f\x10\xda\xbe", "a VirtualBox disk (VDI)", _CONVERT),
+    (0, b"QED\0", "a QED disk", _CONVERT),
+    (0, b"WithoutFreeSpace", "a Parallels disk", _CONVERT),
+    (0, b"WithouFreSpacExt", "a Parallels disk", _CONVERT),
+    (0, b"COWD", "an ESX sparse extent", _CONVERT),
+    (0, b"\xbe\xba\xfe\xca", "an ESX space-efficient sparse extent", _CONVERT),
+    (0, b"# Disk DescriptorFile", "the description of a VMDK, whose data are in other files", _CONVERT),
+    (0, b"\x3a\xff\x26\xed", "an Android sparse image", _CONVERT),
+    (0, b"cxsparse", "a VHD that lost its first 512 bytes", "Build the image again, or copy it again."),
+)
+"""Marks of files that are no disk which can be read here: offset, bytes, what it is, what to do."""
+
+
+def foreign(head: bytes) -> tuple[int, str, str] | None:
+    """Return where the mark of something that is no readable disk stands, what it is and what to do, or ``None``."""
+    for offset, mark, what, cure in FOREIGN:
+        if head[offset : offset + len(mark)] == mark:
+            return offset, what, cure
+    if looks_like_text(head):
+        return 0, "text", _NO_DISK
+    return None
+
+
+def looks_like_text(head: bytes) -> bool:
+    """Tell whether bytes are text: valid UTF-8 (perhaps cut in a character), with no control characters but white space.
+
+    >>> looks_like_text(b"<html><body>403 Forbidden</body></html>")
+    True
+    >>> looks_like_text(bytes(512))
+    False
+    """
+    if not head:
+        return False
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:
+            return False
+        text = head[: error.start].decode()
+    return all(character >= " " or character in "\t\n\r\f" for character in text) and "\x7f" not in text

@@ -1,0 +1,230 @@
+"""Where the bytes of an image file come from: a path, or a seekable binary reader.
+
+Both kinds may be read from several threads at once. A path is read with ``pread``, without a lock; a reader has one file
+position, so its reads take turns.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from vmsnix_ops.errors import ImageError, ImageFormatError, ImageNotFoundError
+
+DIGEST_CHUNK = 1 << 20
+"""Bytes hashed at a time: large enough to leave Python's share of the time below one percent."""
+
+
+class BinaryReader(Protocol):
+    """A seekable binary file object: an open file, `io.BytesIO`, an S3 object made of parts."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move to a position."""
+
+    def read(self, length: int = -1, /) -> bytes:
+        """Read up to `length` bytes."""
+
+
+class ByteSource:
+    """The bytes of a file, read by position.
+
+    Attributes
+    ----------
+    name
+        What to call the file in messages.
+    path
+        Where it is, or ``None`` for a reader.
+    size
+        Its length in bytes.
+    """
+
+    name: str
+    path: Path | None
+    size: int
+
+    def _read_some(self, offset: int, length: int) -> bytes:
+        """Return between 1 and `length` bytes at `offset`; nothing at the end of the file."""
+        raise NotImplementedError
+
+    def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield ``(start, stop)`` of the ranges that may hold data, ascending; what is left out reads as zeros."""
+        if start < stop:
+            yield start, stop
+
+    def close(self) -> None:
+        """Let go of the file. Safe to call twice."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `offset`.
+
+        Raises
+        ------
+        ImageFormatError
+            When the file ends before that.
+        ImageError
+            When the system cannot read it.
+        """
+        data = self._read_some(offset, length)
+        if len(data) == length:
+            return data
+        pieces = [data]
+        missing = length - len(data)
+        while missing and pieces[-1]:
+            pieces.append(self._read_some(offset + length - missing, missing))
+            missing -= len(pieces[-1])
+        if missing:
+            raise ImageFormatError(
+                f"{self.name} ends at byte {offset + length - missing} where byte {offset + length - 1} was to be read.",
+                why="The file was cut short, perhaps while it was open.",
+                cure="Build or copy the image again, and leave the file alone while it is in use.",
+                offset=offset + length - missing,
+                field="end of file",
+            )
+        return b"".join(pieces)
+
+    def digest(self, on_progress: Callable[[int], None] | None = None) -> str:
+        """Return the hexadecimal SHA-256 of all bytes, read in one pass.
+
+        Parameters
+        ----------
+        on_progress
+            Called with the number of bytes hashed since the last call.
+        """
+        hashing = hashlib.sha256()
+        for offset in range(0, self.size, DIGEST_CHUNK):
+            data = self.read(offset, min(DIGEST_CHUNK, self.size - offset))
+            hashing.update(data)
+            if on_progress is not None:
+                on_progress(len(data))
+        return hashing.hexdigest()
+
+
+class PathSource(ByteSource):
+    """A file (or a block device) by its path.
+
+    Raises
+    ------
+    ImageNotFoundError
+        When there is no such file, or it is a folder.
+    ImageError
+        When it may not be read, or is neither a file nor a block device.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = -1
+        self.path, self.name = path, str(path)
+        try:
+            # Not blocking, so that a named pipe is refused below rather than waited for.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            mode = os.fstat(self._descriptor).st_mode
+            if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+                self.size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        except FileNotFoundError:
+            raise ImageNotFoundError(
+                f"There is no image at {path}.",
+                why="No file of that name exists.",
+                cure="Check the path; a `result` link dangles after its store path was collected: build again then.",
+            ) from None
+        except (OSError, ValueError) as error:
+            self.close()
+            raise ImageError(
+                f"{path} cannot be opened.",
+                why=f"The system says: {getattr(error, 'strerror', None) or error}.",
+                cure="Make the file readable for this user, or name another one.",
+            ) from error
+        if stat.S_ISDIR(mode):
+            self.close()
+            raise ImageNotFoundError(
+                f"{path} is a folder, not a disk image.",
+                why="Only a file has a disk's bytes.",
+                cure="Name the image file in it (nix-support/image-info.json of a Nix output says which one it is).",
+            )
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            self.close()
+            raise ImageError(
+                f"{path} is neither a file nor a block device.",
+                why="An image is read at many positions, which pipes, sockets and terminals cannot do.",
+                cure="Write the bytes to a file first.",
+            )
+
+    def _read_some(self, offset: int, length: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, length, offset)
+        except OSError as error:
+            raise ImageError(
+                f"{self.name} cannot be read at byte {offset}.",
+                why=f"The system says: {error.strerror or error}.",
+                cure="Check the disk that the file lies on, or copy the image to another one.",
+            ) from error
+
+    def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges that the file system has stored, by ``SEEK_DATA`` and ``SEEK_HOLE``.
+
+        Where the file system (or the operating system) cannot tell, everything counts as stored.
+        """
+        while start < stop:
+            data, hole = start, stop
+            try:
+                data = os.lseek(self._descriptor, start, os.SEEK_DATA)
+                hole = os.lseek(self._descriptor, data, os.SEEK_HOLE)
+            except (OSError, AttributeError) as error:
+                if isinstance(error, OSError) and error.errno == errno.ENXIO:
+                    return  # nothing but a hole up to the end
+            if data >= stop:
+                return
+            yield data, min(hole, stop)
+            start = hole
+
+    def close(self) -> None:
+        """Close the file descriptor."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class ReaderSource(ByteSource):
+    """A seekable binary reader. It stays the caller's: closing the image does not close it."""
+
+    def __init__(self, reader: BinaryReader) -> None:
+        self._reader, self._turn = reader, threading.Lock()
+        self.path, self.name = None, _name_of(reader)
+        try:
+            self.size = reader.seek(0, os.SEEK_END)
+        except (OSError, ValueError, io.UnsupportedOperation) as error:
+            raise ImageError(
+                f"{self.name} cannot be read at any position.",
+                why=f"Moving to its end failed: {error}.",
+                cure="Hand in a path, or a binary reader that can seek.",
+            ) from error
+
+    def _read_some(self, offset: int, length: int) -> bytes:
+        with self._turn:
+            try:
+                self._reader.seek(offset)
+                return self._reader.read(length)
+            except (OSError, ValueError) as error:
+                raise ImageError(
+                    f"{self.name} cannot be read at byte {offset}.",
+                    why=f"The reader says: {error}.",
+                    cure="Look at what the reader reads from, and try again.",
+                ) from error
+
+
+def _name_of(reader: BinaryReader) -> str:
+    """Return the name of an open file, else a word for it."""
+    name = getattr(reader, "name", None)
+    return name if isinstance(name, str) else "the image"
+
+
+def open_source(source: Path | str | BinaryReader) -> ByteSource:
+    """Return the bytes behind a path or a reader."""
+    if isinstance(source, str | Path):
+        return PathSource(Path(source))
+    return ReaderSource(source)
