@@ -117,7 +117,9 @@ def upload(
             return found
         upload_id = _open(s3, bucket=bucket, key=key, tags=tags)
         try:
-            sent, checksum = _send(s3, file.fileno(), parts, bucket=bucket, key=key, upload_id=upload_id, step=step)
+            sent, checksum = _send(
+                s3, file.fileno(), parts, bucket=bucket, key=key, upload_id=upload_id, step=step
+            )
         except Exception as error:
             # Another machine that publishes the same image may have completed this very upload.
             if code_of(error) != "NoSuchUpload":
@@ -302,7 +304,12 @@ class _bucket_errors:  # noqa: N801 (reads as a verb where it is used)
         code = code_of(error) if error is not None else ""
         if code in ("NoSuchBucket", "404"):
             raise missing(self.bucket) from error
-        if code in ("PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
+        if code in (
+            "PermanentRedirect",
+            "301",
+            "AuthorizationHeaderMalformed",
+            "IllegalLocationConstraintException",
+        ):
             raise errors.BucketError(
                 f"The bucket {self.bucket} is in another region.",
                 why="VM Import reads only from a bucket of its own region.",

@@ -180,7 +180,9 @@ def describe(ec2: Client, ami_id: str) -> Ami:
     """Return one AMI; a moment after its registration too, when AWS does not yet see it."""
     with calling(f"look at the AMI {ami_id}"):
         answer = retrying(
-            lambda: ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True), "InvalidAMIID.NotFound", seconds=60
+            lambda: ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True),
+            "InvalidAMIID.NotFound",
+            seconds=60,
         )
         if not answer["Images"]:
             raise errors.RegistrationError(
@@ -204,7 +206,12 @@ def ours(ec2: Client) -> list[Ami]:
 
 
 def register(
-    ec2: Client, registration: Registration, *, digest: str, step: Step | None = None, pace: Pace | None = None
+    ec2: Client,
+    registration: Registration,
+    *,
+    digest: str,
+    step: Step | None = None,
+    pace: Pace | None = None,
 ) -> tuple[Ami, Literal["created", "reused"]]:
     """Register an AMI, or find it, and wait until it is available.
 
@@ -223,7 +230,9 @@ def register(
     if existing is None:
         with calling(f"register the AMI {registration.name}"):
             try:
-                answer = retrying(lambda: ec2.register_image(**registration.request()), "InvalidSnapshot.NotFound")
+                answer = retrying(
+                    lambda: ec2.register_image(**registration.request()), "InvalidSnapshot.NotFound"
+                )
                 ami_id, outcome = str(answer["ImageId"]), "created"
             except ec2.exceptions.ClientError as error:
                 if code_of(error) != "InvalidAMIName.Duplicate":
@@ -284,7 +293,9 @@ def share_with_everybody(ec2: Client, ami_id: str) -> None:
 def add_tags(ec2: Client, ami_id: str, tags: Mapping[str, str]) -> None:
     """Add or change tags of an AMI. Safe to run twice."""
     with calling(f"tag {ami_id}"):
-        retrying(lambda: ec2.create_tags(Resources=[ami_id], Tags=tagging.to_list(tags)), "InvalidAMIID.NotFound")
+        retrying(
+            lambda: ec2.create_tags(Resources=[ami_id], Tags=tagging.to_list(tags)), "InvalidAMIID.NotFound"
+        )
 
 
 def read(image: Mapping[str, Any], region: str) -> Ami:

@@ -17,7 +17,7 @@ from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 from vmsnix_ops.progress import Step
 
-FORMATS = {"vhd": "VHD", "raw": "RAW", "vmdk": "VMDK", "vhdx": "VHDX"}
+FORMATS = {"vhd": "VHD", "raw": "RAW"}  # of SnapshotDiskContainer.Format, those that we offer
 FAILED = frozenset({"deleted", "deleting", "cancelled", "cancelling", "error"})
 CANCELLED_BY_AWS = "AWS initiated task cancellation"
 DEADLINE_SECONDS = 60 * 60.0
@@ -100,7 +100,10 @@ class Source:
 
 def find_snapshot(ec2: Client, digest: str) -> tuple[str, int] | None:
     """Return id and size (GiB) of the completed snapshot that carries this digest, or ``None``."""
-    filters = [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}, {"Name": "status", "Values": ["completed"]}]
+    filters = [
+        {"Name": f"tag:{tagging.DIGEST}", "Values": [digest]},
+        {"Name": "status", "Values": ["completed"]},
+    ]
     with calling("look for a snapshot of this image"):
         pages = ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
         found = [snapshot for page in pages for snapshot in page["Snapshots"]]
@@ -119,7 +122,13 @@ def tasks(ec2: Client, digest: str) -> list[ImportTask]:
 
 
 def import_snapshot(
-    ec2: Client, source: Source, *, digest: str, tags: Mapping[str, str], step: Step | None = None, pace: Pace | None = None
+    ec2: Client,
+    source: Source,
+    *,
+    digest: str,
+    tags: Mapping[str, str],
+    step: Step | None = None,
+    pace: Pace | None = None,
 ) -> ImportedSnapshot:
     """Import an object as a snapshot, or find the one that was made of it.
 
@@ -277,13 +286,16 @@ def _finish(ec2: Client, task: ImportTask, tags: Mapping[str, str], *, reused: b
     """Tag the snapshot (ImportSnapshot tags only the task) and wait until it can be used."""
     with calling(f"tag the snapshot {task.snapshot_id}"):
         retrying(
-            lambda: ec2.create_tags(Resources=[task.snapshot_id], Tags=tagging.to_list(tags)), "InvalidSnapshot.NotFound"
+            lambda: ec2.create_tags(Resources=[task.snapshot_id], Tags=tagging.to_list(tags)),
+            "InvalidSnapshot.NotFound",
         )
     size = wait_for_snapshot(ec2, task.snapshot_id)
     return ImportedSnapshot(task.snapshot_id, size, task.task_id, "reused" if reused else "created")
 
 
-def wait_for_snapshot(ec2: Client, snapshot_id: str, *, step: Step | None = None, pace: Pace | None = None) -> int:
+def wait_for_snapshot(
+    ec2: Client, snapshot_id: str, *, step: Step | None = None, pace: Pace | None = None
+) -> int:
     """Wait until a snapshot is completed and return its size in GiB.
 
     Raises
@@ -295,7 +307,9 @@ def wait_for_snapshot(ec2: Client, snapshot_id: str, *, step: Step | None = None
     def look() -> Sighting[dict[str, Any]]:
         with calling(f"look at the snapshot {snapshot_id}"):
             answer = retrying(
-                lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]), "InvalidSnapshot.NotFound", seconds=120
+                lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
+                "InvalidSnapshot.NotFound",
+                seconds=120,
             )
         snapshot = answer["Snapshots"][0]
         state = snapshot["State"]
@@ -307,7 +321,9 @@ def wait_for_snapshot(ec2: Client, snapshot_id: str, *, step: Step | None = None
         percent = float(str(snapshot.get("Progress") or "0").rstrip("%"))
         return Sighting(outcome, snapshot, percent, state, snapshot.get("StateMessage", ""))
 
-    seen = wait(look, what=f"the snapshot {snapshot_id}", deadline=DEADLINE_SECONDS, step=step, pace=pace or Pace())
+    seen = wait(
+        look, what=f"the snapshot {snapshot_id}", deadline=DEADLINE_SECONDS, step=step, pace=pace or Pace()
+    )
     if seen.outcome == "failed":
         raise errors.SnapshotFailedError(
             f"The snapshot {snapshot_id} failed.",

@@ -61,7 +61,12 @@ def session(region: str | None = None, profile: str | None = None) -> boto3.Sess
 
 
 def client(
-    session: boto3.Session, service: str, region: str | None = None, *, connections: int = 16, attempts: int = 6
+    session: boto3.Session,
+    service: str,
+    region: str | None = None,
+    *,
+    connections: int = 16,
+    attempts: int = 6,
 ) -> Client:
     """Return a client with this package's timeouts and retries.
 

@@ -50,7 +50,8 @@ def check(tags: Mapping[str, str]) -> dict[str, str]:
     for key, value in tags.items():
         if key in OWN or key.lower().startswith("aws:"):
             raise errors.ParameterError(
-                f"The tag {key!r} is reserved.", cure="Choose a key that begins neither with vmsnix: nor with aws:."
+                f"The tag {key!r} is reserved.",
+                cure="Choose a key that begins neither with vmsnix: nor with aws:.",
             )
         if not 1 <= len(key) <= LONGEST_KEY or len(value) > LONGEST_VALUE:
             raise errors.ParameterError(

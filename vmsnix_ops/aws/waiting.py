@@ -74,7 +74,7 @@ def wait(
     what: str,
     deadline: float,
     step: Step | None = None,
-    pace: Pace = Pace(),  # noqa: B008 (frozen)
+    pace: Pace = Pace(),
 ) -> Sighting[Value]:
     """Look until the resource is done or failed.
 

@@ -1,0 +1,15 @@
+"""Publishing an image: a plan that can be printed, and the five steps that carry it out.
+
+>>> from vmsnix_ops import publish
+>>> plan = publish.plan(image="result", region="eu-central-1")  # doctest: +SKIP
+>>> publish.run(plan).ami_id  # doctest: +SKIP
+'ami-0123456789abcdef0'
+"""
+
+from __future__ import annotations
+
+from vmsnix_ops.publish.pipeline import run
+from vmsnix_ops.publish.plan import Plan, plan
+from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
+
+__all__ = ["Built", "Plan", "PublishResult", "RegisteredAmi", "SnapshotStep", "UploadStep", "plan", "run"]

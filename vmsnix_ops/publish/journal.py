@@ -1,0 +1,144 @@
+"""What happened, written down three times: for the operator, for the next run, for the tables.
+
+A step is announced before it starts and closed when it ends, however it ends. The journal file is appended line by line and
+flushed, so that it tells the truth about a process that was killed; the ``steps`` table gets one row a step.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from vmsnix_ops import __version__
+from vmsnix_ops.errors import InterruptedRunError
+from vmsnix_ops.progress import Progress, Step, Unit
+from vmsnix_ops.publish.values import PublishResult, StepTiming
+from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.run_context import RunContext
+from vmsnix_ops.records.tables import Tables
+
+
+@dataclass
+class Entry:
+    """What a step adds to its own record while it runs."""
+
+    step: Step
+    bytes: int = 0
+    outcome: str = "created"
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+class Journal:
+    """Records the steps of one run.
+
+    Parameters
+    ----------
+    run
+        The run; ``journal.jsonl`` goes into its folder.
+    tables
+        Where the ``steps`` rows go.
+    progress
+        The face that the operator sees.
+    region, account, via
+        Where and how; columns of every row.
+    """
+
+    def __init__(
+        self, run: RunContext, tables: Tables, progress: Progress, *, region: str, account: str, via: str
+    ) -> None:
+        self.run, self.tables, self.progress = run, tables, progress
+        self.region, self.account, self.via = region, account, via
+        self.image, self.digest = "", ""  # known once the image is built
+        self.timings: list[StepTiming] = []
+        self.started_at = datetime.now(UTC)
+        self._path = run.folder / "journal.jsonl"
+
+    @contextmanager
+    def step(self, name: str, *, total: float | None = None, unit: Unit = "items") -> Iterator[Entry]:
+        """Run the block as one step: announced, timed, and recorded also when it fails."""
+        started = datetime.now(UTC)
+        self._write(name, "started")
+        with self.progress.step(name, total=total, unit=unit) as step:
+            entry = Entry(step)
+            try:
+                yield entry
+            except BaseException as error:
+                entry.detail["error"] = str(error) or type(error).__name__
+                self._close(name, "failed", started, entry)
+                interrupted = isinstance(error, KeyboardInterrupt | InterruptedRunError)
+                self._record_run("interrupted" if interrupted else "failed", error=str(entry.detail["error"]))
+                raise
+            self._close(name, "reused" if entry.outcome == "reused" else "finished", started, entry)
+
+    def finish(self, result: PublishResult) -> None:
+        """Write ``result.json``, and the row in ``runs`` unless a runner will do that."""
+        write_result(self.run, result.as_dict())
+        if not result.dry_run:
+            self._record_run("done", image_name=result.image_name, ami_id=result.ami_id)
+
+    def _record_run(self, status: str, **more: str) -> None:
+        if self.run.managed:
+            return
+        finished = datetime.now(UTC)
+        row = {
+            "run_id": self.run.run_id,
+            "runbook": self.run.runbook,
+            "status": status,
+            "started_at": self.started_at,
+            "finished_at": finished,
+            "seconds": (finished - self.started_at).total_seconds(),
+            "region": self.region,
+            "account": self.account,
+            "image": self.image or None,
+            "user": getpass.getuser(),
+            "host": socket.gethostname(),
+            "version": __version__,
+            **more,
+        }
+        self.tables.append("runs", [row])
+
+    def _close(self, name: str, status: str, started: datetime, entry: Entry) -> None:
+        finished = datetime.now(UTC)
+        seconds = (finished - started).total_seconds()
+        self._write(name, status, seconds=seconds, bytes=entry.bytes, **entry.detail)
+        self.timings.append(
+            StepTiming(name, "failed" if status == "failed" else entry.outcome, seconds, entry.bytes)
+        )
+        if entry.outcome == "planned":
+            return  # a dry run leaves no trace in the tables
+        row = {
+            "run_id": self.run.run_id,
+            "step": name,
+            "status": status,
+            "started_at": started,
+            "finished_at": finished,
+            "seconds": seconds,
+            "bytes": entry.bytes,
+            "image": self.image or None,
+            "digest": self.digest or None,
+            "region": self.region,
+            "via": self.via,
+            "detail": entry.detail,
+        }
+        self.tables.append("steps", [row])
+
+    def _write(self, name: str, status: str, **more: Any) -> None:
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        line = {
+            "at": datetime.now(UTC).isoformat(),
+            "run_id": self.run.run_id,
+            "step": name,
+            "status": status,
+            **more,
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, default=str) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,417 @@
+"""The steps of a publish.
+
+Each step looks for what it would create and creates it only when it is not there. Identity is content: the S3 key, the
+snapshot's and the AMI's tags and every ClientToken derive from the image's SHA-256, so a run that died, on whichever machine,
+is continued by running it again.
+
+What an error leaves behind depends on what cures it. When the same call would fail again, the uploaded object is removed with
+it. When another try may go through (credentials expired, a quota, a deadline, the network) the work is kept, and the next run
+goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import buckets, images, imports
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
+
+if TYPE_CHECKING:
+    from vmsnix_ops.disk.formats import DiskImage
+    from vmsnix_ops.nix.image import BuiltImage
+    from vmsnix_ops.publish.plan import Plan
+
+TRANSIENT_CODES = frozenset(
+    {
+        "InternalError",
+        "InternalFailure",
+        "RequestLimitExceeded",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "Unavailable",
+    }
+)
+
+
+def run(plan: Plan) -> PublishResult:
+    """Carry out a plan: the five lines of the notebook, for people who write programs.
+
+    Safe to run twice, as every step is.
+    """
+    built = plan.build()
+    source = plan.upload(built)
+    snapshot = plan.import_snapshot(source)
+    ami = plan.register(snapshot)
+    return plan.finish(ami)
+
+
+def build(plan: Plan) -> Built:
+    """Build the image or find it, read it, and find out what AWS already has of it.
+
+    Safe to run twice: Nix builds nothing twice, and reading changes nothing. A damaged image ends here, before a byte moves.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ImageError
+        The image is missing, damaged, or of a format that VM Import does not take.
+    vmsnix_ops.errors.NameTakenError
+        The name that the AMI would get belongs to other bytes.
+    """
+    from vmsnix_ops.disk.formats import open_image
+    from vmsnix_ops.nix import build as nix
+
+    with plan.journal.step("build", unit="bytes") as entry:
+        if plan.dry_run and nix.is_attribute(plan.image):
+            entry.outcome = "planned"
+            return Built("planned", name=plan.image.split("#")[-1], flake=plan.image)
+        image = nix.resolve(plan.image, flake=plan.settings.flake, step=entry.step)
+        with open_image(image.path) as disk:
+            digest = disk.digest(on_progress=entry.step.advance)
+            built = _describe(plan, image, disk, digest)
+        existing = images.find_by_name(plan.client("ec2"), built.ami_name)
+        if existing is not None:
+            images.check_same(existing, digest=digest, root_device=plan.root_device)
+            found = (existing.ami_id, existing.snapshot_ids[0] if existing.snapshot_ids else "")
+        else:
+            found = ("", "")
+        entry.outcome = (
+            "planned" if plan.dry_run else ("created" if nix.is_attribute(plan.image) else "reused")
+        )
+        entry.bytes = built.file_bytes
+        entry.detail.update(digest=digest, path=str(built.path), ami_name=built.ami_name)
+        plan.journal.image, plan.journal.digest = built.name, digest
+        return _with(built, ami_id=found[0], snapshot_id=found[1])
+
+
+def upload(plan: Plan, built: Built) -> UploadStep:
+    """Put the image's bytes where VM Import reads them.
+
+    Safe to run twice: nothing is sent when an AMI, a snapshot or a running import already has these bytes; an object is used
+    again only when its checksum is the image's; an upload that was cut off is continued.
+
+    Raises
+    ------
+    vmsnix_ops.errors.BucketError, vmsnix_ops.errors.UploadError
+        And nothing is left in the bucket.
+    """
+    with (
+        plan.journal.step("upload", total=built.file_bytes or None, unit="bytes") as entry,
+        _interruptible("upload", "The parts that arrived are kept, and the next run sends only the others."),
+    ):
+        if not built.digest or (plan.dry_run and not _held(plan, built)):
+            entry.outcome = "planned"
+            return UploadStep("planned", built, _url(plan, built) if built.digest else "")
+        if _held(plan, built):
+            entry.outcome = "reused"
+            return UploadStep("reused", built)
+        with _clean_failure(plan, built):
+            stored = buckets.upload(
+                plan.client("s3", connections=buckets.THREADS + 2),
+                built.path,  # type: ignore[arg-type]  # a built image with a digest has a path
+                bucket=plan.bucket,
+                key=_key(plan, built),
+                tags=_tags(plan, built),
+                step=entry.step,
+            )
+        entry.outcome, entry.bytes = stored.outcome, stored.sent_bytes
+        entry.detail.update(url=stored.url, checksum=stored.checksum, object_bytes=stored.bytes)
+        return UploadStep(stored.outcome, built, stored.url, stored.sent_bytes)
+
+
+def import_snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
+    """Make a snapshot of the uploaded image with VM Import.
+
+    Safe to run twice: see `vmsnix_ops.aws.imports.import_snapshot`. An interrupt cancels the import.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ImportFailedError, vmsnix_ops.errors.RoleError
+        And nothing is left in the bucket.
+    """
+    built = source.built
+    with plan.journal.step("import", total=100, unit="percent") as entry:
+        if source.outcome == "planned":
+            entry.outcome = "planned"
+            return SnapshotStep("planned", built)
+        ec2 = plan.client("ec2")
+        if built.snapshot_id:
+            entry.outcome = "reused"
+            size = imports.wait_for_snapshot(ec2, built.snapshot_id)
+            return SnapshotStep("reused", built, built.snapshot_id, size)
+        wanted = imports.Source(plan.bucket, _key(plan, built), built.format, plan.role_name, _patience(plan))
+        with (
+            _interruptible("import", "Its import is cancelled; the uploaded image is kept for the next run."),
+            _clean_failure(plan, built),
+        ):
+            try:
+                made = imports.import_snapshot(
+                    ec2, wanted, digest=built.digest, tags=_tags(plan, built), step=entry.step
+                )
+            except KeyboardInterrupt:
+                imports.cancel(ec2, built.digest)
+                raise
+        entry.outcome, entry.bytes = made.outcome, built.file_bytes
+        entry.detail.update(snapshot_id=made.snapshot_id, task_id=made.task_id)
+        return SnapshotStep(made.outcome, built, made.snapshot_id, made.size_gib, made.task_id)
+
+
+def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
+    """Register the AMI as the image asks for it, and wait until it is available.
+
+    Safe to run twice: see `vmsnix_ops.aws.images.register`.
+
+    Raises
+    ------
+    vmsnix_ops.errors.NameTakenError
+        Another publisher took the name for other bytes in the meantime; the snapshot of this run is removed again.
+    """
+    built = snapshot.built
+    with (
+        plan.journal.step("register") as entry,
+        _interruptible(
+            "registration", "The snapshot is kept, and the next run registers it or finds the AMI."
+        ),
+    ):
+        if snapshot.outcome == "planned":
+            entry.outcome = "planned"
+            return RegisteredAmi("planned", built, snapshot, public=plan.public)
+        ec2, wanted = plan.client("ec2"), _registration(plan, built, snapshot.snapshot_id)
+        try:
+            ami, outcome = images.register(ec2, wanted, digest=built.digest, step=entry.step)
+        except errors.NameTakenError:
+            if snapshot.outcome == "created":
+                imports.delete_snapshot(ec2, snapshot.snapshot_id)
+            buckets.delete(plan.client("s3"), bucket=plan.bucket, key=_key(plan, built))
+            raise
+        missing = {key: value for key, value in plan.tags.items() if ami.tags.get(key) != value}
+        if missing and not plan.dry_run:
+            images.add_tags(ec2, ami.ami_id, missing)
+        if plan.public and not ami.public and not plan.dry_run:
+            images.share_with_everybody(ec2, ami.ami_id)
+        entry.outcome = "planned" if plan.dry_run else outcome
+        entry.detail.update(ami_id=ami.ami_id, name=ami.name)
+        return RegisteredAmi(outcome, built, snapshot, ami.ami_id, ami.state, ami.public or plan.public)
+
+
+def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
+    """Remove the uploaded object, record the AMI, write ``result.json``.
+
+    Safe to run twice: what is gone is no error, and an AMI that the tables know is not recorded again. The object stays while
+    an import of these bytes still runs, since it would fail without it.
+    """
+    built = ami.built
+    planned = plan.dry_run or not ami.ami_id
+    with plan.journal.step("finish") as entry:
+        entry.outcome = "planned"
+        if not planned:
+            entry.outcome = ami.outcome
+            _clean_bucket(plan, built)
+            _record(plan, ami)
+    result = PublishResult(
+        dry_run=plan.dry_run,
+        ami_id=ami.ami_id,
+        snapshot_id=ami.snapshot.snapshot_id,
+        image_name=built.ami_name,
+        region=plan.region,
+        account=plan.account,
+        image=built.name,
+        version=built.version,
+        system=built.system,
+        digest=built.digest,
+        via=plan.via,
+        outcome=ami.outcome,
+        public=ami.public,
+        size_gib=ami.snapshot.size_gib,
+        seconds=round(sum(timing.seconds for timing in plan.journal.timings), 3),
+        steps=tuple(plan.journal.timings),
+        run_id=plan.run_id,
+    )
+    plan.journal.finish(result)
+    return result
+
+
+def _describe(plan: Plan, image: BuiltImage, disk: DiskImage, digest: str) -> Built:
+    if disk.format not in imports.FORMATS:
+        raise errors.ImageFormatError(
+            f"{image.path.name} is a {disk.format} image, which VM Import does not take.",
+            why=f"It takes {' and '.join(imports.FORMATS)}.",
+            cure=f"Convert it: qemu-img convert -O vpc {image.path.name} {image.path.stem}.vhd",
+        )
+    wanted = image.register_image
+    return Built(
+        outcome="created",
+        name=image.name,
+        version=image.version,
+        system=image.system,
+        path=image.path,
+        format=disk.format,
+        digest=digest,
+        file_bytes=disk.file_bytes,
+        disk_bytes=disk.size,
+        boot_mode=str(wanted.get("bootMode") or image.boot_mode),
+        tpm_support=str(wanted.get("tpmSupport") or ""),
+        imds_support=str(wanted.get("imdsSupport") or "v2.0"),
+        ena_support=bool(wanted.get("enaSupport", True)),
+        flake=image.flake or "",
+        derivation=image.drv_path or "",
+        store_path=image.store_path or "",
+        ami_name=images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{digest[:8]}"),
+    )
+
+
+def _with(built: Built, **changes: str) -> Built:
+    from dataclasses import replace
+
+    return replace(built, **changes)  # type: ignore[arg-type]
+
+
+def _registration(plan: Plan, built: Built, snapshot_id: str) -> images.Registration:
+    if built.system not in images.ARCHITECTURES:
+        raise errors.ImageError(
+            f"There is no EC2 architecture for {built.system}.",
+            why=f"EC2 runs {' and '.join(images.ARCHITECTURES)}.",
+            cure="Build the image for one of them.",
+        )
+    return images.Registration(
+        name=built.ami_name,
+        architecture=images.ARCHITECTURES[built.system],
+        boot_mode=built.boot_mode,
+        root_device=plan.root_device,
+        snapshot_id=snapshot_id,
+        description=f"NixOS {built.version} {built.name}"[:255],
+        imds_support=built.imds_support,
+        tpm_support=built.tpm_support,
+        ena_support=built.ena_support,
+        tags=_tags(plan, built),
+    )
+
+
+def _key(plan: Plan, built: Built) -> str:
+    return f"{plan.key_prefix}{built.digest}.{built.format}"
+
+
+def _url(plan: Plan, built: Built) -> str:
+    return f"s3://{plan.bucket}/{_key(plan, built)}"
+
+
+def _tags(plan: Plan, built: Built) -> dict[str, str]:
+    return {
+        tagging.NAME: built.ami_name,
+        tagging.IMAGE: built.name,
+        tagging.DIGEST: built.digest,
+        tagging.RUN: plan.run_id,
+        tagging.FLAKE: built.flake[: tagging.LONGEST_VALUE],
+        tagging.DERIVATION: built.derivation,
+        tagging.VERSION: built.version,
+        **plan.tags,
+    }
+
+
+def _held(plan: Plan, built: Built) -> bool:
+    """Whether an AMI, a snapshot or a running import already has these bytes, so that no upload is needed."""
+    if built.ami_id:
+        return True
+    ec2 = plan.client("ec2")
+    if imports.find_snapshot(ec2, built.digest):
+        return True
+    return any(task.status not in imports.FAILED for task in imports.tasks(ec2, built.digest))
+
+
+def _patience(plan: Plan) -> float:
+    """Seconds to wait for the role, which EC2 does not see in the first moments of its life."""
+    return 30.0 if any(check.facts.get("new") for check in plan.checks) else 0.0
+
+
+@contextmanager
+def _interruptible(what: str, kept: str) -> Iterator[None]:
+    """Say how to go on when the operator stops a step."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise errors.InterruptedRunError(
+            f"The {what} was interrupted.", why=kept, cure="Run the same command again to go on."
+        ) from error
+
+
+@contextmanager
+def _clean_failure(plan: Plan, built: Built) -> Iterator[None]:
+    """Leave nothing in the bucket when the same call would fail again."""
+    try:
+        yield
+    except errors.VmsnixError as error:
+        if not _may_pass_later(error):
+            try:
+                buckets.delete(plan.client("s3"), bucket=plan.bucket, key=_key(plan, built))
+            except errors.AwsError as second:
+                error.add_note(f"What was uploaded could not be removed either. {second}")
+        raise
+
+
+def _may_pass_later(error: errors.VmsnixError) -> bool:
+    """Whether another try of the same call may go through, so that what was done is worth keeping."""
+    if isinstance(
+        error, errors.CredentialsError | errors.DeadlineError | errors.QuotaError | errors.InterruptedRunError
+    ):
+        return True
+    kinds = (errors.BucketError, errors.RoleError, errors.ImportFailedError, errors.UploadError)
+    if isinstance(error, errors.AwsError) and not isinstance(error, kinds):
+        return error.code in TRANSIENT_CODES or not error.code
+    return False
+
+
+def _clean_bucket(plan: Plan, built: Built) -> None:
+    running = [
+        task
+        for task in imports.tasks(plan.client("ec2"), built.digest)
+        if task.status not in imports.FAILED | {"completed"}
+    ]
+    if not running:
+        buckets.delete(plan.client("s3"), bucket=plan.bucket, key=_key(plan, built))
+
+
+def _record(plan: Plan, ami: RegisteredAmi) -> None:
+    known = plan.journal.tables.read(
+        "amis", columns=["ami_id"], where=[("ami_id", "=", ami.ami_id), ("region", "=", plan.region)]
+    )
+    if len(known):
+        return
+    described = images.describe(plan.client("ec2"), ami.ami_id)
+    plan.journal.tables.append(
+        "amis", [row(described, recorded_at=datetime.now(UTC), source="publish", via=plan.via)]
+    )
+
+
+def row(ami: images.Ami, *, recorded_at: datetime, source: str, via: str | None = None) -> dict[str, object]:
+    """Return an AMI as a row of the ``amis`` table; everything comes from AWS, so that a sync gives the same row."""
+    return {
+        "ami_id": ami.ami_id,
+        "name": ami.name,
+        "image": ami.tags.get(tagging.IMAGE),
+        "version": ami.tags.get(tagging.VERSION),
+        "system": {"x86_64": "x86_64-linux", "arm64": "aarch64-linux"}.get(
+            ami.architecture, ami.architecture
+        ),
+        "digest": ami.digest,
+        "region": ami.region,
+        "account": ami.account,
+        "snapshot_id": ami.snapshot_ids[0] if ami.snapshot_ids else None,
+        "run_id": ami.tags.get(tagging.RUN),
+        "created_at": ami.created_at,
+        "recorded_at": recorded_at,
+        "size_gib": ami.size_gib,
+        "boot_mode": ami.boot_mode,
+        "root_device": ami.root_device,
+        "via": via,
+        "public": ami.public,
+        "state": ami.state,
+        "flake": ami.tags.get(tagging.FLAKE),
+        "drv": ami.tags.get(tagging.DERIVATION),
+        "source": source,
+        "tags": dict(ami.tags),
+    }

@@ -1,0 +1,297 @@
+"""What will happen: everything that a publish was asked for, checked, before anything is changed.
+
+A plan is made once and printed; the steps take nothing else. The notebook reads as the sentence that it is::
+
+    plan = publish.plan(image=image, region=region, bucket=bucket)
+    built = plan.build()
+    source = plan.upload(built)
+    snapshot = plan.import_snapshot(source)
+    ami = plan.register(snapshot)
+    plan.finish(ami)
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import account
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.session import Client, client
+from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.progress import Progress, current
+from vmsnix_ops.publish.journal import Journal
+from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
+from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.settings import Settings, load
+
+if TYPE_CHECKING:
+    import boto3
+    import pandas as pd
+
+Via = Literal["import", "direct"]
+VIAS: tuple[Via, ...] = ("import",)
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # S3's rules for names, without the rare exclusions
+_ROLE = re.compile(r"[\w+=,.@-]{1,64}")  # IAM's
+_DEVICE = re.compile(r"/dev/(sd[a-z][1-9]?[0-9]?|xvd[a-z]{1,2})")  # EC2's device names for HVM
+_PREFIX = re.compile(r"[A-Za-z0-9()\[\] ./'@_-]{0,40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A publish that has been checked and not begun.
+
+    Make it with `plan`. Printed, or as the last line of a cell, it shows what will happen.
+
+    Attributes
+    ----------
+    image
+        Flake attribute, ``result``, directory or file, as it was given.
+    region, account
+        Where the AMI will be.
+    bucket, key_prefix
+        Where the bytes go on their way.
+    prefix
+        First part of the AMI's name.
+    via
+        ``"import"``: S3 and VM Import.
+    root_device, role_name, public, tags
+        As for `plan`.
+    dry_run
+        Every step looks and tells what it would do, and none changes anything.
+    checks
+        What the preflight found.
+    """
+
+    image: str
+    region: str
+    account: str
+    bucket: str
+    key_prefix: str
+    prefix: str
+    via: Via
+    root_device: str
+    role_name: str
+    public: bool
+    tags: Mapping[str, str]
+    dry_run: bool
+    checks: tuple[account.Check, ...]
+    settings: Settings = field(repr=False, compare=False)
+    session: boto3.Session = field(repr=False, compare=False)
+    journal: Journal = field(repr=False, compare=False)
+
+    @property
+    def run_id(self) -> str:
+        """Key of this run in the tables."""
+        return self.journal.run.run_id
+
+    def client(self, service: str, *, connections: int = 16) -> Client:
+        """Return a client for the plan's region."""
+        return client(self.session, service, self.region, connections=connections)
+
+    def build(self) -> Built:
+        """Build the image, or find the one that was built; see `vmsnix_ops.publish.pipeline.build`."""
+        return _pipeline().build(self)
+
+    def upload(self, built: Built) -> UploadStep:
+        """Put the image into S3; see `vmsnix_ops.publish.pipeline.upload`."""
+        return _pipeline().upload(self, built)
+
+    def import_snapshot(self, source: UploadStep) -> SnapshotStep:
+        """Make a snapshot of it; see `vmsnix_ops.publish.pipeline.import_snapshot`."""
+        return _pipeline().import_snapshot(self, source)
+
+    def register(self, snapshot: SnapshotStep) -> RegisteredAmi:
+        """Register the AMI; see `vmsnix_ops.publish.pipeline.register`."""
+        return _pipeline().register(self, snapshot)
+
+    def finish(self, ami: RegisteredAmi) -> PublishResult:
+        """Clean up and write ``result.json``; see `vmsnix_ops.publish.pipeline.finish`."""
+        return _pipeline().finish(self, ami)
+
+    def timings(self) -> pd.DataFrame:
+        """Return this run's steps so far: ``step``, ``status``, ``seconds``, ``bytes``."""
+        import pandas as pd
+
+        rows = [(t.step, t.status, round(t.seconds, 2), t.bytes) for t in self.journal.timings]
+        return pd.DataFrame(rows, columns=["step", "status", "seconds", "bytes"])
+
+    def history(self, last: int = 10) -> pd.DataFrame:
+        """Return the newest AMIs that the tables know of, whichever image they hold."""
+        from vmsnix_ops.records import history
+
+        columns = ["created_at", "image", "name", "ami_id", "region", "snapshot_id", "size_gib", "state"]
+        return history.amis(self.journal.tables).head(last)[columns]
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return what will happen, step by step: name of the step and a sentence."""
+        name = f"{self.prefix}-{Path(self.image).name.split('#')[-1]}-VERSION-SYSTEM-DIGEST"
+        who = "everybody" if self.public else f"account {self.account}"
+        lines = [
+            ("build", f"build {self.image}, or use it when it is a file, a directory or a result"),
+            ("upload", f"put it into s3://{self.bucket}/{self.key_prefix}DIGEST, unless it is there"),
+            ("import", f"make a snapshot of it in {self.region} with the role {self.role_name}"),
+            ("register", f"register {name} with root {self.root_device} on gp3, for {who}"),
+            ("finish", "remove the S3 object, write the tables and result.json"),
+        ]
+        if self.dry_run:
+            lines.append(("dry run", "nothing of this will be done: every step only looks"))
+        return lines
+
+    def __str__(self) -> str:
+        lines = [f"Publish {self.image} to {self.region}, account {self.account}"]
+        lines += [f"  {name:<9} {text}" for name, text in self.lines()]
+        lines += [f"  checked   {check.name}: {check.outcome}, {check.evidence}" for check in self.checks]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            *self.lines(),
+            *((f"✓ {c.name}" if c.outcome == "pass" else c.name, c.evidence) for c in self.checks),
+        ]
+        cells = (f"<tr><th>{html.escape(n)}</th><td>{html.escape(t)}</td></tr>" for n, t in rows)
+        title = html.escape(f"Publish {self.image} to {self.region}, account {self.account}")
+        return f'<table class="vmsnix"><caption>{title}</caption>{"".join(cells)}</table>'
+
+
+def plan(
+    *,
+    image: str,
+    region: str = "",
+    bucket: str = "",
+    prefix: str = "",
+    via: str = "import",
+    root_device: str = "/dev/sda1",
+    role_name: str = "",
+    public: bool = False,
+    tags: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    session: boto3.Session | None = None,
+) -> Plan:
+    """Check everything that can be checked beforehand, and return what will happen. Nothing is changed.
+
+    Parameters
+    ----------
+    image
+        What to publish: a flake attribute (``ecs-node``, ``./nix#ecs-node``), a ``result`` link, a Nix output directory, or an
+        image file (VHD or raw).
+    region
+        Where to; by default the settings' region, else AWS's own (``AWS_REGION``, the profile).
+    bucket
+        S3 bucket in that region; by default the settings'.
+    prefix
+        First part of the AMI's name; by default the settings' (``altf4llc``).
+    via
+        ``"import"``: S3 and VM Import.
+    root_device
+        Root device name of the AMI.
+    role_name
+        Service role of VM Import; by default the settings' (``vmimport``).
+    public
+        Whether everybody may launch the AMI.
+    tags
+        More tags for everything that is created.
+    dry_run
+        Look, tell, change nothing.
+    settings, progress, session
+        Where they do not come from the surroundings.
+
+    Raises
+    ------
+    vmsnix_ops.errors.UsageError
+        A parameter is missing or cannot be right.
+    vmsnix_ops.errors.AwsError
+        Credentials, account, region, bucket or role would not do.
+    """
+    settings = settings or load()
+    session = session or default_session()
+    region = region or settings.region or session.region_name or ""
+    bucket, role_name = bucket or settings.bucket or "", role_name or settings.role_name
+    prefix = prefix or settings.prefix
+    _check_parameters(image, region, bucket, prefix, via, root_device, role_name)
+    own_tags = tagging.check(tags or {})
+
+    checks = account.preflight(
+        session, region=region, bucket=bucket, role_name=role_name, allowed_accounts=settings.allowed_accounts
+    )
+    account.require(checks)
+    facts = {key: value for check in checks for key, value in check.facts.items()}
+
+    run, tables = current_run("publish-ami"), open_tables(settings)
+    return Plan(
+        image=image,
+        region=region,
+        account=facts["account"],
+        bucket=bucket,
+        key_prefix=settings.key_prefix,
+        prefix=prefix,
+        via="import",
+        root_device=root_device,
+        role_name=role_name,
+        public=public,
+        tags=own_tags,
+        dry_run=dry_run,
+        checks=tuple(checks),
+        settings=settings,
+        session=session,
+        journal=Journal(run, tables, progress or current(), region=region, account=facts["account"], via=via),
+    )
+
+
+def _check_parameters(
+    image: str, region: str, bucket: str, prefix: str, via: str, root_device: str, role_name: str
+) -> None:
+    if not image:
+        raise errors.ParameterError(
+            "No image was given.", cure="Name a flake attribute, a result, a directory or an image file."
+        )
+    if not region:
+        raise errors.ParameterError(
+            "No region was given.", cure="Give region, set it in vmsnix.toml, or set AWS_REGION."
+        )
+    if via not in VIAS:
+        raise errors.ParameterError(
+            f"There is no way {via!r} to make a snapshot.",
+            why=errors.nearest(via, VIAS),
+            cure=f"Use {VIAS[0]!r}.",
+        )
+    if not bucket:
+        raise errors.ParameterError(
+            "No bucket was given.",
+            why="VM Import reads the image from a bucket of yours.",
+            cure="Give bucket, or set it in vmsnix.toml or VMSNIX_BUCKET.",
+        )
+    shapes: list[tuple[str, str, re.Pattern[str], str]] = [
+        ("bucket", bucket, _BUCKET, "S3 allows 3 to 63 lower-case letters, digits, dots and dashes."),
+        (
+            "role_name",
+            role_name,
+            _ROLE,
+            "IAM allows 64 letters, digits and +=,.@-_; give the name, not the ARN.",
+        ),
+        ("root_device", root_device, _DEVICE, "EC2 expects a name such as /dev/sda1 or /dev/xvda."),
+        (
+            "prefix",
+            prefix,
+            _PREFIX,
+            "AMI names allow letters, digits, spaces and ()[]./'@_-; at most 40 of them here.",
+        ),
+    ]
+    for name, value, shape, why in shapes:
+        if not shape.fullmatch(value):
+            raise errors.ParameterError(f"The {name} {value!r} cannot be right.", why=why, cure="Correct it.")
+
+
+def _pipeline() -> Any:
+    from vmsnix_ops.publish import pipeline
+
+    return pipeline

@@ -1,0 +1,102 @@
+"""The preflight runbook: the checks of `vmsnix_ops.aws.account`, with the settings filled in, as a table and a verdict."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import account
+from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    import boto3
+    import pandas as pd
+
+_COLOURS = {"pass": "#2e7d32", "warn": "#b26a00", "fail": "#c62828"}
+
+
+@dataclass(frozen=True, slots=True)
+class Checklist:
+    """The checks of one region, shown as a table."""
+
+    region: str
+    checks: tuple[account.Check, ...]
+
+    @property
+    def failed(self) -> int:
+        """How many checks failed."""
+        return sum(check.outcome == "fail" for check in self.checks)
+
+    def frame(self) -> pd.DataFrame:
+        """Return the checks as a table: ``check``, ``outcome``, ``evidence``, ``cure``."""
+        return account.frame(self.checks)
+
+    def __str__(self) -> str:
+        rows = [
+            f"{c.outcome:<5} {c.name:<14} {c.evidence}{'  -> ' + c.cure if c.cure else ''}"
+            for c in self.checks
+        ]
+        return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f'<tr><td style="color:{_COLOURS[c.outcome]};font-weight:bold">{c.outcome}</td>'
+            f"<td>{html.escape(c.name)}</td><td>{html.escape(c.evidence)}</td><td>{html.escape(c.cure)}</td></tr>"
+            for c in self.checks
+        )
+        head = "<tr><th></th><th>check</th><th>evidence</th><th>cure</th></tr>"
+        return f'<table class="vmsnix">{head}{cells}</table>'
+
+
+def check(
+    *, region: str = "", bucket: str = "", role_name: str = "", session: boto3.Session | None = None
+) -> Checklist:
+    """Run the checks of a publish and change nothing.
+
+    Parameters
+    ----------
+    region, bucket, role_name
+        As for `vmsnix_ops.publish.plan`; empty takes the settings'.
+    session
+        Whose credentials are checked.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        No region is known.
+    """
+    settings, session = load(), session or default_session()
+    region = region or settings.region or session.region_name or ""
+    if not region:
+        raise errors.ParameterError(
+            "No region was given.", cure="Give region, set it in vmsnix.toml, or set AWS_REGION."
+        )
+    bucket = bucket or settings.bucket or ""
+    checks = account.preflight(
+        session,
+        region=region,
+        bucket=bucket,
+        role_name=role_name or settings.role_name,
+        allowed_accounts=settings.allowed_accounts,
+    )
+    if not bucket:
+        cure = "Give bucket, or set it in vmsnix.toml; docs/how-to/first-publish.md shows how to make one."
+        checks.append(account.Check("bucket", "warn", "no bucket was named", cure))
+    return Checklist(region, tuple(checks))
+
+
+def finish(checklist: Checklist) -> None:
+    """Write ``result.json``, and raise the error of the first check that failed."""
+    run = current_run("preflight")
+    rows = [
+        {"check": c.name, "outcome": c.outcome, "evidence": c.evidence, "cure": c.cure}
+        for c in checklist.checks
+    ]
+    status = "failed" if checklist.failed else "done"
+    write_result(run, {"status": status, "region": checklist.region, "checks": rows})
+    account.require(checklist.checks)

@@ -1,0 +1,231 @@
+"""What each step of a publish hands to the next one."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+Outcome = Literal["created", "reused", "planned"]
+"""Made in this run, found from an earlier one, or (in a dry run) not made."""
+
+
+class _Shown:
+    """Shows a value as a small table, in a notebook and in a log."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and values worth showing."""
+        shown = [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        return [(name, str(value)) for name, value in shown if value not in ("", None, (), {})]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.rows())
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows())
+
+    def _repr_html_(self) -> str:
+        cells = (f"<tr><th>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in self.rows())
+        return f'<table class="vmsnix">{"".join(cells)}</table>'
+
+
+@dataclass(frozen=True, slots=True)
+class Built(_Shown):
+    """A disk image that is ready to be published.
+
+    Attributes
+    ----------
+    outcome
+        ``"planned"``: a dry run of an image that is not built yet; then only `name` and `system` are known.
+    name, version, system
+        Of the image, such as ``ecs-node``, its NixOS label, and ``x86_64-linux``.
+    path
+        The disk image.
+    format
+        Read from its bytes.
+    digest
+        SHA-256 of the file, hex.
+    file_bytes, disk_bytes
+        Size of the file, and of the disk that it holds.
+    boot_mode, tpm_support, imds_support, ena_support
+        What the AMI will be registered with.
+    flake, derivation, store_path
+        Where it came from, as far as it is known.
+    ami_name
+        What the AMI will be called.
+    ami_id, snapshot_id
+        Of the AMI that holds these very bytes already, when there is one.
+    """
+
+    outcome: Outcome
+    name: str
+    version: str = ""
+    system: str = ""
+    path: Path | None = None
+    format: str = ""
+    digest: str = ""
+    file_bytes: int = 0
+    disk_bytes: int = 0
+    boot_mode: str = ""
+    tpm_support: str = ""
+    imds_support: str = "v2.0"
+    ena_support: bool = True
+    flake: str = ""
+    derivation: str = ""
+    store_path: str = ""
+    ami_name: str = ""
+    ami_id: str = ""
+    snapshot_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadStep(_Shown):
+    """The image's bytes, where the next step can read them.
+
+    Attributes
+    ----------
+    outcome
+        ``"reused"`` also when nothing had to be uploaded because a snapshot or an AMI holds these bytes already.
+    built
+        What was uploaded.
+    url
+        ``s3://bucket/key``; empty when nothing is there.
+    sent_bytes
+        What went over the wire in this run.
+    """
+
+    outcome: Outcome
+    built: Built
+    url: str = ""
+    sent_bytes: int = 0
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and values worth showing."""
+        return [("outcome", self.outcome), ("url", self.url), ("sent_bytes", f"{self.sent_bytes:,}")]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStep(_Shown):
+    """The snapshot that holds the image.
+
+    Attributes
+    ----------
+    outcome
+        As everywhere.
+    built
+        What it holds.
+    snapshot_id
+        Such as ``snap-0123456789abcdef0``; empty in a dry run.
+    size_gib
+        Size of a volume made from it.
+    task_id
+        The import that made it; empty when it was found.
+    """
+
+    outcome: Outcome
+    built: Built
+    snapshot_id: str = ""
+    size_gib: int = 0
+    task_id: str = ""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and values worth showing."""
+        rows = [("outcome", self.outcome), ("snapshot_id", self.snapshot_id)]
+        return [*rows, ("size_gib", str(self.size_gib)), ("task_id", self.task_id)]
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredAmi(_Shown):
+    """The AMI.
+
+    Attributes
+    ----------
+    outcome
+        As everywhere.
+    built, snapshot
+        What it holds.
+    ami_id
+        Such as ``ami-0123456789abcdef0``; empty in a dry run.
+    state
+        ``"available"``.
+    public
+        Whether everybody may launch it.
+    """
+
+    outcome: Outcome
+    built: Built
+    snapshot: SnapshotStep
+    ami_id: str = ""
+    state: str = ""
+    public: bool = False
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and values worth showing."""
+        rows = [("outcome", self.outcome), ("ami_id", self.ami_id), ("ami_name", self.built.ami_name)]
+        return [*rows, ("state", self.state), ("public", str(self.public))]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTiming:
+    """How one step went: its name, ``created``, ``reused``, ``planned`` or ``failed``, seconds, and bytes moved."""
+
+    step: str
+    status: str
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishResult(_Shown):
+    """What a publish came to; the content of ``result.json``.
+
+    Attributes
+    ----------
+    dry_run
+        Whether nothing was done.
+    ami_id, snapshot_id, image_name, region, account
+        The AMI, its snapshot, its name, and where it is.
+    image, version, system, digest, via
+        What it holds, and the way it took.
+    outcome
+        ``"created"`` when this run registered the AMI, ``"reused"`` when it was there.
+    public
+        Whether everybody may launch it.
+    size_gib
+        Of the root volume.
+    seconds
+        Of all steps.
+    steps
+        Each step's timing.
+    run_id
+        Key of this run in the tables.
+    """
+
+    dry_run: bool
+    ami_id: str
+    snapshot_id: str
+    image_name: str
+    region: str
+    account: str
+    image: str
+    version: str
+    system: str
+    digest: str
+    via: str
+    outcome: Outcome
+    public: bool
+    size_gib: int
+    seconds: float
+    steps: tuple[StepTiming, ...]
+    run_id: str
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and values worth showing."""
+        hidden = ("steps", "seconds")
+        rows = [
+            (field.name, str(getattr(self, field.name))) for field in fields(self) if field.name not in hidden
+        ]
+        return [*((n, v) for n, v in rows if v), ("seconds", f"{self.seconds:.1f}")]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as plain values, as ``result.json`` holds them."""
+        return {"status": "done", **asdict(self), "steps": [asdict(timing) for timing in self.steps]}
