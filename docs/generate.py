@@ -1,0 +1,116 @@
+"""Pages that are made from the package itself, so that they cannot say anything else than it does.
+
+Called by ``conf.py`` before every build; the pages land in ``docs/_generated`` and are never committed.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+from runbook_table import runbooks, table
+
+ROOT = Path(__file__).parent.parent
+GENERATED = Path(__file__).parent / "_generated"
+ROOMS = ["disk", "nix", "records", "aws", "publish", "audit", "runbooks", "sandbox"]
+GROUND_FLOOR = ["settings", "errors", "progress"]
+
+
+def write_all() -> None:
+    """Write every page."""
+    GENERATED.mkdir(exist_ok=True)
+    pages = {room: room_page(room) for room in ROOMS} | {"ground-floor": ground_floor_page()}
+    pages |= {"errors": errors_page(), "runbooks": runbooks_page(), "commands": commands_page()}
+    for name, page in pages.items():
+        path = GENERATED / f"{name}.md"
+        # Untouched when nothing changed, so that Sphinx need not read it again.
+        if not path.exists() or path.read_text(encoding="utf-8") != page:
+            path.write_text(page, encoding="utf-8")
+
+
+def automodule(name: str) -> str:
+    """Return the directive that shows a module's public names."""
+    return f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n   :member-order: bysource\n```\n"
+
+
+def modules(room: str) -> list[str]:
+    """Return the public modules of a room that say something, the room itself first."""
+    names = [f"vmsnix_ops.{room}"]
+    for path in sorted((ROOT / "vmsnix_ops" / room).glob("[!_]*.py")):
+        if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
+            names.append(f"vmsnix_ops.{room}.{path.stem}")
+    return names
+
+
+def room_page(room: str) -> str:
+    """Return the reference of a room, one section a module."""
+    return f"# vmsnix_ops.{room}\n\n" + "\n".join(automodule(name) for name in modules(room))
+
+
+def ground_floor_page() -> str:
+    """Return the reference of the modules that everything stands on."""
+    sections = "\n".join(automodule(f"vmsnix_ops.{name}") for name in GROUND_FLOOR)
+    return f"# Settings, errors, progress\n\n{sections}"
+
+
+def errors_page() -> str:
+    """Return the catalogue of errors."""
+    from vmsnix_ops import errors
+
+    lines = [
+        "# Errors",
+        "",
+        "Every error says what happened, why, and what to do. The exit code of `vmsnix` is the error's own:",
+        "0 done, 1 failed, 2 wrong use, 3 partly done.",
+        "",
+        "| error | a kind of | exit code | when |",
+        "|---|---|---|---|",
+    ]
+    for name, error in vars(errors).items():
+        if inspect.isclass(error) and issubclass(error, errors.VmsnixError):
+            base = "" if error is errors.VmsnixError else f"`{error.__bases__[0].__name__}`"
+            when = (inspect.getdoc(error) or "").split("\n\n")[0].replace("\n", " ")
+            lines.append(f"| `{name}` | {base} | {error.exit_code} | {when} |")
+    return "\n".join(lines) + "\n"
+
+
+def runbooks_page() -> str:
+    """Return every runbook with its parameters, read from the notebooks."""
+    lines = ["# Runbooks", "", table(), ""]
+    for runbook in runbooks():
+        lines += [f"## {runbook.name}", "", f"{runbook.description}", ""]
+        lines += [f"`vmsnix run {runbook.name}`; the notebook is `notebooks/{runbook.path.name}`.", ""]
+        lines += ["| parameter | type | default | meaning |", "|---|---|---|---|"]
+        for parameter in runbook.parameters:
+            kind = str(parameter.type).replace("|", "\\|")
+            meaning = parameter.help.replace("|", "\\|")
+            lines.append(f"| `{parameter.name}` | `{kind}` | `{parameter.default!r}` | {meaning} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def commands_page() -> str:
+    """Return what ``vmsnix --help`` and the help of every command print."""
+    import click
+
+    from vmsnix_ops.cli import main
+
+    lines = ["# The command line", ""]
+
+    def describe(command: click.Command, names: list[str]) -> None:
+        if command.hidden:
+            return
+        with click.Context(command, info_name=" ".join(names), terminal_width=100) as context:
+            shown = command.get_help(context)
+            subcommands = [
+                (name, command.get_command(context, name))
+                for name in (command.list_commands(context) if isinstance(command, click.Group) else [])
+            ]
+        lines.extend([f"{'#' * min(len(names) + 1, 4)} {' '.join(names)}", "", "```text", shown, "```", ""])
+        for name, subcommand in subcommands:
+            if subcommand is not None:
+                describe(subcommand, [*names, name])
+
+    describe(main, ["vmsnix"])
+    return "\n".join(lines)

@@ -1,0 +1,55 @@
+"""The table of runbooks, made from the notebooks' own metadata.
+
+Usage: python docs/runbook_table.py [--check]
+
+Writes it between the markers in README.md; with ``--check`` only says whether it stands there already.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from vmsnix_ops.runbooks.catalog import Runbook
+from vmsnix_ops.runbooks.catalog import runbooks as read_all
+
+ROOT = Path(__file__).parent.parent
+MARKED = re.compile(r"(?<=<!-- runbooks -->\n).*(?=<!-- /runbooks -->)", re.DOTALL)
+WORDS = {"read_only": "looks", "creates": "creates", "destroys": "destroys"}
+
+
+def runbooks() -> tuple[Runbook, ...]:
+    """Return the runbooks of this checkout."""
+    return read_all(ROOT / "notebooks")
+
+
+def table() -> str:
+    """Return a Markdown table, one line a runbook."""
+    lines = ["| runbook | what it does | to the world |", "|---|---|---|"]
+    for runbook in runbooks():
+        what = runbook.description or runbook.title
+        lines.append(f"| `{runbook.slug}` | {what} | {WORDS[runbook.side_effects]} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the table, or check that it is there."""
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    if MARKED.search(before) is None:
+        sys.stderr.write("README.md has no markers <!-- runbooks --> and <!-- /runbooks -->.\n")
+        return 1
+    after = MARKED.sub(lambda _match: f"\n{table()}\n\n", before)
+    if arguments == ["--check"]:
+        if before != after:
+            sys.stderr.write(
+                "The table in README.md is not true any more: run `python docs/runbook_table.py`.\n"
+            )
+        return int(before != after)
+    readme.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
