@@ -1,0 +1,344 @@
+"""The Delta tables: append-only, in a local folder or on S3, safe for many writers at once.
+
+Many small appends make many small files, so that reading slows down; every `COMPACT_EVERY` commits the
+writer that made the last of them compacts the table, and `Tables.compact` does so at any time.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vmsnix_ops.errors import CommitConflictError, RecordsError, SchemaError
+from vmsnix_ops.records import schemas
+from vmsnix_ops.records.frames import to_arrow, to_frame
+from vmsnix_ops.records.storage import storage_options as s3_options
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.dataset as pa_dataset
+    from deltalake import DeltaTable
+
+    from vmsnix_ops.records.frames import Rows
+    from vmsnix_ops.records.schemas import Schema
+    from vmsnix_ops.settings import Settings
+
+Result = TypeVar("Result")
+Where = Sequence[tuple[str, str, object]]
+
+ATTEMPTS = 12
+"""How often an append starts over; deltalake itself tries a commit 15 times within each."""
+
+COMPACT_EVERY = 200
+"""Commits after which a table is compacted."""
+
+KEEP_HOURS = 7 * 24
+"""Files that no version uses any more are kept so long: a reader or a slow writer may still be at them."""
+
+ONCE_DAYS = 30
+"""How long the table remembers the names of appends made with `once`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What compacting did to one table.
+
+    Attributes
+    ----------
+    table
+        Name of the table.
+    files_before, files_after
+        How many data files the current version had and has.
+    deleted
+        How many files were deleted that nothing needed any more.
+    """
+
+    table: str
+    files_before: int
+    files_after: int
+    deleted: int
+
+
+class Tables:
+    """The tables below one location.
+
+    Parameters
+    ----------
+    location
+        A local folder, made when first written to, or ``s3://bucket/prefix``.
+    storage_options
+        The ``AWS_*`` variables for S3; ``os.environ`` by default, looked at anew for every call so that
+        credentials may be renewed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> tables = Tables(tempfile.mkdtemp())
+    >>> len(tables.read("runs"))
+    0
+    """
+
+    def __init__(
+        self,
+        location: str | Path,
+        *,
+        storage_options: Mapping[str, str] | None = None,
+        region: str | None = None,
+    ) -> None:
+        self.remote = isinstance(location, str) and location.startswith("s3://")
+        self.location = str(location).rstrip("/") if self.remote else str(Path(location).absolute())
+        self._environment = storage_options
+        self._region = region
+
+    def __repr__(self) -> str:
+        return f"Tables({self.location!r})"
+
+    def append(self, table: str, rows: Rows, *, once: str | None = None) -> None:
+        """Add rows to a table; all of them or none.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+        rows
+            Mappings of column names to values, or a frame. Checked against the schema before anything is
+            written.
+        once
+            A name for this append, such as ``"<run>/upload/1"``. An append whose name the table already has
+            does nothing, so that work which was killed after writing may write again. Remembered for 30
+            days.
+
+        Raises
+        ------
+        SchemaError
+            When a row does not fit the schema.
+        CommitConflictError
+            When other writers kept winning.
+        RecordsError
+            When the table cannot be written, or is damaged.
+        """
+        schema = schemas.schema(table)
+        data = to_arrow(schema, rows)
+        if data.num_rows == 0:
+            return
+        # A lost answer makes a commit that happened look like a conflict with somebody else. The name tells.
+        name = once or uuid.uuid4().hex
+
+        def work(_table: str, attempt: int) -> int | None:
+            return self._append(schema, data, name, look_first=once is not None or attempt > 0)
+
+        version = self._with_retries(table, work)
+        if version and version % COMPACT_EVERY == 0:
+            self._with_retries(table, self._compact)
+
+    def read(
+        self, table: str, *, columns: Sequence[str] | None = None, where: Where | None = None
+    ) -> pd.DataFrame:
+        """Return a table as a frame, in no particular order.
+
+        Only the columns asked for, and of the files and row groups only those that can hold a matching row,
+        are read.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+        columns
+            The columns wanted; all by default.
+        where
+            Conditions that must all hold: ``[("region", "==", "eu-central-1"), ("seconds", ">", 60)]``. The
+            operators are ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in`` and ``not in``.
+
+        Returns
+        -------
+        DataFrame
+            With the dtypes of `vmsnix_ops.records.schemas`. Empty when the table does not exist yet.
+
+        Raises
+        ------
+        SchemaError
+            For an unknown table, column or operator.
+        RecordsError
+            When the table is damaged or cannot be read.
+        """
+        import pyarrow as pa
+
+        schema = schemas.schema(table)
+        wanted = list(schema.names if columns is None else columns)
+        arrow = schema.arrow()
+        kept = pa.schema([arrow.field(schema.column(name).name) for name in wanted])
+        condition = _expression(schema, where or ())
+        delta = self._open(table)
+        if delta is None:
+            return to_frame(kept.empty_table())
+        with self._translated(table, "read"):
+            # Tables from another version of this package may lack columns, or have more.
+            dataset = delta.to_pyarrow_dataset(schema=arrow)
+            return to_frame(dataset.to_table(columns=wanted, filter=condition))
+
+    def compact(self, table: str | None = None) -> list[Compaction]:
+        """Join small files to large ones and delete files that nothing has needed for seven days.
+
+        Safe at any time and any number of times: writers and readers may go on, and no row changes.
+
+        Parameters
+        ----------
+        table
+            Name of the table; all tables by default. Tables that do not exist yet are passed over.
+        """
+        names = list(schemas.SCHEMAS) if table is None else [schemas.schema(table).name]
+        compactions = []
+        for name in names:
+            compaction = self._with_retries(name, self._compact)
+            if compaction is not None:
+                compactions.append(compaction)
+        return compactions
+
+    def _append(self, schema: Schema, data: pa.Table, name: str, *, look_first: bool) -> int | None:
+        """Append once; return the version that was made, ``None`` when this append had been made before."""
+        import deltalake
+
+        delta = self._open(schema.name)
+        if delta is not None and look_first and delta.transaction_version(name) is not None:
+            return None
+        now = int(time.time() * 1000)
+        commit = deltalake.CommitProperties(app_transactions=[deltalake.Transaction(name, 1, now)])
+        with self._translated(schema.name, "written"):
+            if delta is None:
+                deltalake.write_deltalake(
+                    self._place(schema.name),
+                    data,
+                    mode="append",
+                    name=schema.name,
+                    description=schema.description,
+                    configuration={"delta.setTransactionRetentionDuration": f"interval {ONCE_DAYS} days"},
+                    storage_options=self._options(),
+                    commit_properties=commit,
+                )
+                return 0
+            # A table from an older version of this package gains the columns that it lacks.
+            grown = {field.name for field in delta.schema().fields} != set(schema.names)
+            deltalake.write_deltalake(
+                delta,
+                data,
+                mode="append",
+                schema_mode="merge" if grown else None,
+                commit_properties=commit,
+            )
+            version: int = delta.version()
+            return version
+
+    def _compact(self, table: str, _attempt: int) -> Compaction | None:
+        delta = self._open(table)
+        if delta is None:
+            return None
+        with self._translated(table, "compacted"):
+            before = len(delta.file_uris())
+            delta.optimize.compact()
+            delta.create_checkpoint()
+            deleted = delta.vacuum(retention_hours=KEEP_HOURS, dry_run=False)
+            return Compaction(table, before, len(delta.file_uris()), len(deleted))
+
+    def _with_retries(self, table: str, work: Callable[[str, int], Result]) -> Result:
+        """Do `work` until no other writer is in the way; it is told the table and the attempt, from 0."""
+        import deltalake.exceptions
+
+        for attempt in range(ATTEMPTS):
+            try:
+                return work(table, attempt)
+            except deltalake.exceptions.CommitFailedError as error:
+                conflict = error
+                # Random, so that writers which met once do not meet again.
+                time.sleep(random.uniform(0, 0.05 * 2 ** min(attempt, 6)))  # noqa: S311
+        raise CommitConflictError(
+            f"The table {table!r} in {self.location} was not changed.",
+            why=f"Other writers kept winning the commit, {ATTEMPTS} times ({_first_line(conflict)}).",
+            cure="Run it again when fewer runs write at once.",
+        ) from conflict
+
+    def _open(self, table: str) -> DeltaTable | None:
+        """Return the table as it is now, ``None`` when nothing was ever written to it."""
+        import deltalake
+        import deltalake.exceptions
+
+        with self._translated(table, "read"):
+            try:
+                return deltalake.DeltaTable(self._place(table), storage_options=self._options())
+            except deltalake.exceptions.TableNotFoundError:
+                log = Path(self._place(table)) / "_delta_log"
+                if self.remote or not (log.is_dir() and any(log.iterdir())):
+                    return None
+                raise
+
+    def _place(self, table: str) -> str:
+        return f"{self.location}/{table}"
+
+    def _options(self) -> dict[str, str] | None:
+        return s3_options(self._environment, region=self._region) if self.remote else None
+
+    @contextmanager
+    def _translated(self, table: str, done: str) -> Iterator[None]:
+        """Turn what deltalake and pyarrow raise into errors that say where; commit conflicts pass."""
+        import deltalake.exceptions
+        import pyarrow as pa
+
+        try:
+            yield
+        except deltalake.exceptions.CommitFailedError:
+            raise
+        except (deltalake.exceptions.DeltaError, pa.ArrowException, OSError) as error:
+            raise RecordsError(
+                f"The table {table!r} in {self._place(table)} cannot be {done}.",
+                why=f"{_first_line(error)}.",
+                cure="Check that the place can be reached and written to. If the table is damaged, move its "
+                "folder away: a new one is begun; `vmsnix history sync` fills `amis` from the tags in AWS.",
+            ) from error
+
+
+def open_tables(settings: Settings) -> Tables:
+    """Return the tables at the place that the setting ``history`` names."""
+    return Tables(settings.history, region=settings.region)
+
+
+def _expression(schema: Schema, where: Where) -> pa_dataset.Expression | None:
+    import pyarrow.compute as pc
+
+    whole = None
+    for name, operator, value in where:
+        field = pc.field(schema.column(name).name)
+        if operator not in _OPERATORS:
+            raise SchemaError(
+                f"{operator!r} is not an operator for {name!r}.",
+                why=f"The operators are {', '.join(_OPERATORS)}.",
+                cure="Correct the condition.",
+            )
+        condition = _OPERATORS[operator](field, value)
+        whole = condition if whole is None else whole & condition
+    return whole
+
+
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": lambda field, value: field == value,
+    "!=": lambda field, value: field != value,
+    "<": lambda field, value: field < value,
+    "<=": lambda field, value: field <= value,
+    ">": lambda field, value: field > value,
+    ">=": lambda field, value: field >= value,
+    "in": lambda field, value: field.isin(list(value)),
+    "not in": lambda field, value: ~field.isin(list(value)),
+}
+
+
+def _first_line(error: Exception) -> str:
+    # deltalake's texts come with terminal colours, and some with a backtrace below.
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip(" ↳") for line in text.split("\n   0:")[0].splitlines()]
+    return ": ".join(line for line in lines if line).rstrip(".")
