@@ -20,7 +20,7 @@ GROUND_FLOOR = ["settings", "errors", "progress"]
 def write_all() -> None:
     """Write every page."""
     GENERATED.mkdir(exist_ok=True)
-    pages = {room: room_page(room) for room in ROOMS} | {"ground-floor": ground_floor_page()}
+    pages = {f"room-{room}": room_page(room) for room in ROOMS} | {"room-ground-floor": ground_floor_page()}
     pages |= {"errors": errors_page(), "runbooks": runbooks_page(), "commands": commands_page()}
     for name, page in pages.items():
         path = GENERATED / f"{name}.md"
@@ -31,16 +31,15 @@ def write_all() -> None:
 
 def automodule(name: str) -> str:
     """Return the directive that shows a module's public names."""
-    return f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n   :member-order: bysource\n```\n"
+    directive = f".. automodule:: {name}\n   :members:\n   :member-order: bysource"
+    return f"## `{name}`\n\n```{{eval-rst}}\n{directive}\n```\n"
 
 
 def modules(room: str) -> list[str]:
     """Return the public modules of a room that say something, the room itself first."""
-    names = [f"vmsnix_ops.{room}"]
-    for path in sorted((ROOT / "vmsnix_ops" / room).glob("[!_]*.py")):
-        if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
-            names.append(f"vmsnix_ops.{room}.{path.stem}")
-    return names
+    files = sorted((ROOT / "vmsnix_ops" / room).glob("[!_]*.py"))
+    told = [path.stem for path in files if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+    return [f"vmsnix_ops.{room}", *(f"vmsnix_ops.{room}.{name}" for name in told)]
 
 
 def room_page(room: str) -> str:
