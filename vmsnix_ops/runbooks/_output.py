@@ -1,0 +1,152 @@
+"""What a running notebook prints: shown live, kept in the log, and kept from growing without bounds.
+
+50 MB of prints would make a notebook of 50 MB that nobody can open. A cell keeps the beginning and the end
+of what it printed; so does the log.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vmsnix_ops.runbooks.secrets import LineRedactor, Redactor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+NO_TEXT_OF_ITS_OWN = re.compile(r"^<[^\n]*>$|^(HBox|VBox|Output|FloatProgress|IntProgress|HTML|Label)\(.*\)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much output is kept, in characters.
+
+    Attributes
+    ----------
+    cell
+        Printed text of one cell; as much of its beginning as of its end.
+    notebook
+        Printed text and display data of all cells together.
+    display
+        One display output (a table, a picture).
+    log
+        ``log.txt``.
+    """
+
+    cell: int = 500_000
+    notebook: int = 10_000_000
+    display: int = 5_000_000
+    log: int = 20_000_000
+
+
+class Kept:
+    """The text of one stream of one cell: its beginning and its end.
+
+    Parameters
+    ----------
+    limit
+        Characters that are kept; half of them from the beginning.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.room = limit // 2
+        self.tail_limit = limit - self.room
+        self.left_out = 0
+        self._tail: deque[str] = deque()
+        self._tail_size = 0
+
+    def feed(self, text: str) -> str:
+        """Return the part of the text that belongs to the beginning; keep the rest as a possible end."""
+        head, rest = text[: self.room], text[self.room :]
+        self.room -= len(head)
+        if rest:
+            self._tail.append(rest)
+            self._tail_size += len(rest)
+            while self._tail_size - len(self._tail[0]) >= self.tail_limit:
+                self._drop(len(self._tail[0]))
+        return head
+
+    def end(self) -> str:
+        """Return the end of the text, after a note of what was left out before it."""
+        if self._tail_size > self.tail_limit:
+            surplus = self._tail_size - self.tail_limit
+            self._tail[0] = self._tail[0][surplus:]
+            self._tail_size -= surplus
+            self.left_out += surplus
+        note = f"\n[... {self.left_out:,} characters left out ...]\n" if self.left_out else ""
+        text = note + "".join(self._tail)
+        self._tail.clear()
+        return text
+
+    def _drop(self, size: int) -> None:
+        self._tail.popleft()
+        self._tail_size -= size
+        self.left_out += size
+
+
+class Live:
+    """Shows what a notebook prints, line by line and redacted, and writes it to ``log.txt``.
+
+    Parameters
+    ----------
+    log
+        The log file.
+    screen
+        Where people watch; ``None`` when nobody does.
+    redactor
+        Who knows what is secret.
+    limit
+        Characters of the log.
+    """
+
+    def __init__(self, log: Path, screen: TextIO | None, redactor: Redactor, limit: int) -> None:
+        self._log = log.open("w", encoding="utf-8")
+        self._screen = screen
+        self._streams: dict[str, LineRedactor] = {}
+        self._redactor = redactor
+        self._room = limit
+
+    def stream(self, name: str, text: str) -> None:
+        """Take a piece of standard output or standard error."""
+        lines = self._streams.setdefault(name, LineRedactor(self._redactor))
+        self._show(lines.feed(TERMINAL_CODES.sub("", text)))
+
+    def display(self, data: dict[str, Any]) -> None:
+        """Take a display output; its plain text is what a log can show of it."""
+        text = "".join(data.get("text/plain", "")).rstrip()
+        if text and not NO_TEXT_OF_ITS_OWN.match(text):
+            self.settle()
+            self._show(self._redactor.text(text) + "\n")
+
+    def note(self, text: str, *, screen: bool = True) -> None:
+        """Write a line of the runner's own."""
+        self.settle()
+        self._show(self._redactor.text(TERMINAL_CODES.sub("", text)) + "\n", screen=screen)
+
+    def settle(self) -> None:
+        """Show the unfinished lines that are still held back."""
+        for lines in self._streams.values():
+            rest = lines.flush()
+            if rest:
+                self._show(rest if rest.endswith("\n") else rest + "\n")
+
+    def close(self) -> None:
+        """Show what is left and close the log."""
+        self.settle()
+        self._log.close()
+
+    def _show(self, text: str, *, screen: bool = True) -> None:
+        if not text:
+            return
+        if screen and self._screen is not None:
+            self._screen.write(text)
+            self._screen.flush()
+        if self._room > 0:
+            self._log.write(text[: self._room])
+            self._log.flush()
+            self._room -= len(text)
+            if self._room <= 0:
+                self._log.write("\n[... the log is full; the rest is left out ...]\n")

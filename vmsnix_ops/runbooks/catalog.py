@@ -1,0 +1,218 @@
+"""Which runbooks there are, what they do to the world, and which parameters they take.
+
+A runbook is a notebook called ``NN-verb-noun.ipynb``. Its notebook metadata say what it is for, and its
+cell tagged ``parameters`` is the one place where its parameters are declared; the command line, the forms
+and the docs are made from it. Nothing of Jupyter is imported here, so that ``vmsnix --help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+from vmsnix_ops.errors import RunError, UnknownRunbookError, nearest
+from vmsnix_ops.runbooks.declarations import Parameter, read_parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SideEffects = Literal["read_only", "creates", "destroys"]
+"""What a runbook may do: look, add, or take away."""
+
+FILE_NAME = re.compile(r"^(?P<number>\d\d)-(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)\.ipynb$")
+
+
+@dataclass(frozen=True, slots=True)
+class Runbook:
+    """A notebook that does a job.
+
+    Attributes
+    ----------
+    name
+        What people call it: ``publish-ami``.
+    number
+        Where it stands in the order in which an operator meets them.
+    path
+        The notebook.
+    title, description
+        What it is for, in a few words and in a sentence.
+    side_effects
+        What it may do to the world.
+    parameters
+        In the order of the parameters cell.
+    """
+
+    name: str
+    number: int
+    path: Path
+    title: str
+    description: str
+    side_effects: SideEffects
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def slug(self) -> str:
+        """Name with number, as the file has it: ``20-publish-ami``."""
+        return self.path.stem
+
+
+def default_folder() -> Path:
+    """Return the folder of the notebooks: inside an installed wheel, or beside the package in a checkout."""
+    import vmsnix_ops
+
+    package = Path(vmsnix_ops.__file__).resolve().parent
+    installed = package / "_notebooks"
+    return installed if installed.is_dir() else package.parent / "notebooks"
+
+
+def runbooks(folder: Path | None = None) -> tuple[Runbook, ...]:
+    """Return all runbooks in the order of their numbers.
+
+    Parameters
+    ----------
+    folder
+        Where the notebooks are; `default_folder` when not given. Files that are not called like a runbook
+        (``console.ipynb``) are none.
+
+    Raises
+    ------
+    RunError
+        When a notebook is broken, or does not declare what a runbook must.
+    """
+    return tuple(read(path) for path in _files(folder))
+
+
+def find(name: str, folder: Path | None = None) -> Runbook:
+    """Return the runbook of that name, with or without its number.
+
+    Raises
+    ------
+    UnknownRunbookError
+        When there is none; the error names the nearest.
+    RunError
+        When its notebook is broken.
+    """
+    files = _files(folder)
+    wanted = name.removesuffix(".ipynb")
+    for path in files:
+        if wanted in (path.stem, _name(path)):
+            return read(path)
+    names = [_name(path) for path in files]
+    raise UnknownRunbookError(
+        f"There is no runbook {name!r}.",
+        why=nearest(wanted, [*names, *(path.stem for path in files)])
+        or (f"The runbooks are {', '.join(names)}." if names else "There are no notebooks."),
+        cure="`vmsnix runbooks` lists them.",
+    )
+
+
+def names(folder: Path | None = None) -> tuple[str, ...]:
+    """Return the names of all runbooks without reading them."""
+    return tuple(_name(path) for path in _files(folder))
+
+
+def read(path: Path) -> Runbook:
+    """Return what a notebook says about itself.
+
+    Raises
+    ------
+    RunError
+        When it cannot be read, or does not declare what a runbook must.
+    """
+    notebook = _load(path)
+    named = FILE_NAME.match(path.name)
+    if named is None:
+        raise _broken(path, "Its file name is not like 20-publish-ami.ipynb.", "Rename it.")
+    about = _about(notebook, path)
+    parameters = read_parameters(_parameters_source(notebook, path), place=path.name)
+    runbook = Runbook(
+        name=named["name"],
+        number=int(named["number"]),
+        path=path,
+        title=str(about.get("title", "")) or named["name"],
+        description=str(about.get("description", "")),
+        side_effects=cast("SideEffects", about["side_effects"]),
+        parameters=parameters,
+    )
+    _check_destructive(runbook)
+    return runbook
+
+
+def _files(folder: Path | None) -> list[Path]:
+    folder = default_folder() if folder is None else folder
+    try:
+        return sorted(path for path in folder.iterdir() if FILE_NAME.match(path.name))
+    except OSError as error:
+        raise RunError(
+            f"The notebooks cannot be read: {folder}.",
+            why=f"{error.strerror}.",
+            cure="Install the package again, or run it from a checkout.",
+        ) from error
+
+
+def _name(path: Path) -> str:
+    return path.stem.partition("-")[2]
+
+
+def _broken(path: Path, why: str, cure: str) -> RunError:
+    return RunError(f"{path.name} is not a runbook.", why=why, cure=cure)
+
+
+def _load(path: Path) -> Mapping[str, object]:
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _broken(path, f"It cannot be read: {error.strerror}.", "Correct its permissions.") from error
+    except ValueError as error:
+        raise _broken(path, f"It is not JSON: {error}.", "Restore it from version control.") from error
+    if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
+        raise _broken(path, "It is not a notebook of format 4.", "Save it again in JupyterLab.")
+    return notebook
+
+
+def _about(notebook: Mapping[str, object], path: Path) -> Mapping[str, object]:
+    metadata = notebook.get("metadata")
+    about = metadata.get("vmsnix") if isinstance(metadata, dict) else None
+    if not isinstance(about, dict):
+        raise _broken(
+            path, 'Its metadata have no "vmsnix" entry.', "Add title, description and side_effects."
+        )
+    if about.get("side_effects") not in get_args(SideEffects):
+        raise _broken(
+            path,
+            f"Its side_effects are {about.get('side_effects')!r}.",
+            f"Declare one of {', '.join(get_args(SideEffects))} in the notebook's metadata.",
+        )
+    return about
+
+
+def _parameters_source(notebook: Mapping[str, object], path: Path) -> str:
+    tagged = []
+    for cell in cast("list[dict[str, object]]", notebook["cells"]):
+        metadata = cell.get("metadata")
+        tags = metadata.get("tags", []) if isinstance(metadata, dict) else []
+        if cell.get("cell_type") == "code" and "parameters" in tags:
+            tagged.append(cell.get("source", ""))
+    if len(tagged) != 1:
+        raise _broken(
+            path, f"{len(tagged)} cells are tagged 'parameters'.", "Tag exactly one code cell with it."
+        )
+    source = tagged[0]
+    return "".join(source) if isinstance(source, list) else str(source)
+
+
+def _check_destructive(runbook: Runbook) -> None:
+    """Refuse a destructive runbook that would destroy when nobody said so."""
+    if runbook.side_effects != "destroys":
+        return
+    for parameter in runbook.parameters:
+        if parameter.name == "dry_run" and parameter.default is True:
+            return
+    raise _broken(
+        runbook.path,
+        "It destroys, but its parameters cell does not say `dry_run: bool = True`.",
+        "Declare it, and let the notebook honour it.",
+    )

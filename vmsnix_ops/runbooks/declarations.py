@@ -1,0 +1,221 @@
+"""What a parameters cell declares: ``name: type = default  # help``.
+
+The cell is read, never run. Its types are a small language on purpose, so that the command line and the
+forms can offer the right thing for each: ``str``, ``bool``, ``int``, ``float``, ``list[...]`` and
+``dict[str, ...]`` of these, ``Literal[...]`` for choices, and ``... | None``.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from vmsnix_ops.errors import RunError
+
+Kind = Literal["str", "bool", "int", "float", "list", "dict"]
+SCALARS: dict[str, Kind] = {"str": "str", "bool": "bool", "int": "int", "float": "float"}
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A declared type.
+
+    Attributes
+    ----------
+    kind
+        The type itself, without its members.
+    item
+        Type of a list's items or a dict's values (whose keys are strings).
+    optional
+        Whether ``None`` is a value.
+    choices
+        The only values there are; empty when any value of the type will do.
+    """
+
+    kind: Kind
+    item: Type | None = None
+    optional: bool = False
+    choices: tuple[str | int, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the type as Python writes it."""
+        if self.choices:
+            text = f"Literal[{', '.join(repr(choice) for choice in self.choices)}]"
+        elif self.kind == "list":
+            text = f"list[{self.item}]"
+        elif self.kind == "dict":
+            text = f"dict[str, {self.item}]"
+        else:
+            text = self.kind
+        return f"{text} | None" if self.optional else text
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a runbook.
+
+    Attributes
+    ----------
+    name
+        As in the cell.
+    type
+        As declared, or that of the default.
+    default
+        Value in the committed notebook.
+    help
+        The comment behind it, or the comment lines above it.
+    """
+
+    name: str
+    type: Type
+    default: object
+    help: str
+
+    @property
+    def choices(self) -> tuple[str | int, ...]:
+        """The only values there are; empty when any value of the type will do."""
+        return self.type.choices
+
+
+def read_parameters(source: str, *, place: str = "the notebook") -> tuple[Parameter, ...]:
+    """Return the parameters that a cell declares, in its order.
+
+    Parameters
+    ----------
+    source
+        Python source of the cell.
+    place
+        Name of the notebook, for errors.
+
+    Raises
+    ------
+    RunError
+        When the cell holds anything but declarations with literal defaults, or an unknown type.
+
+    Examples
+    --------
+    >>> read_parameters("retries: int = 3  # how often")[0].help
+    'how often'
+    """
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise RunError(
+            f"The parameters cell of {place} is not Python.",
+            why=f"Line {error.lineno}: {error.msg}.",
+            cure="Correct that line.",
+        ) from error
+    comments = _comments(source)
+    return tuple(
+        _parameter(statement, comments, place)
+        for statement in tree.body
+        if not isinstance(statement, ast.Import | ast.ImportFrom)
+    )
+
+
+def _comments(source: str) -> dict[int, tuple[str, bool]]:
+    """Return the comment of each line, and whether it stands alone there."""
+    found = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            alone = not token.line[: token.start[1]].strip()
+            found[token.start[0]] = (token.string.lstrip("#").strip(), alone)
+    return found
+
+
+def _parameter(statement: ast.stmt, comments: dict[int, tuple[str, bool]], place: str) -> Parameter:
+    def refuse(why: str, cure: str) -> RunError:
+        line = ast.unparse(statement).splitlines()[0]
+        return RunError(f"The parameters cell of {place} cannot be used: {line}", why=why, cure=cure)
+
+    declared: ast.expr | None = None
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+        name, declared, value = statement.target.id, statement.annotation, statement.value
+    elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+        name, value = statement.targets[0].id, statement.value
+    else:
+        raise refuse("It is not a declaration.", "Write `name: type = default  # help`.")
+    if value is None:
+        raise refuse("It has no default.", "Give it one; what must be given is None by default.")
+    try:
+        default: object = ast.literal_eval(value)
+    except ValueError as error:
+        raise refuse("Its default is not a literal value.", "Compute it in a later cell.") from error
+    kind = _of_value(default) if declared is None else _of_annotation(declared)
+    if kind is None:
+        raise refuse(
+            "Its type is not one that a parameter can have.",
+            "Use str, bool, int, float, list[...], dict[str, ...], Literal[...], each possibly `| None`.",
+        )
+    return Parameter(name, kind, default, _help(statement, comments))
+
+
+def _help(statement: ast.stmt, comments: dict[int, tuple[str, bool]]) -> str:
+    last = statement.end_lineno or statement.lineno
+    for line in (last, statement.lineno):
+        if line in comments and not comments[line][1]:
+            return comments[line][0]
+    above: list[str] = []
+    line = statement.lineno - 1
+    while line in comments and comments[line][1]:
+        above.insert(0, comments[line][0])
+        line -= 1
+    return " ".join(above)
+
+
+def _of_annotation(node: ast.expr) -> Type | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _of_annotation(ast.parse(node.value, mode="eval").body)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _of_union(node.left, node.right)
+    if isinstance(node, ast.Name):
+        if node.id in ("list", "dict"):
+            return Type("list" if node.id == "list" else "dict", Type("str"))
+        return Type(SCALARS[node.id]) if node.id in SCALARS else None
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+        return _of_subscript(node.value.id, node.slice)
+    return None
+
+
+def _of_union(left: ast.expr, right: ast.expr) -> Type | None:
+    sides = [left, right]
+    others = [side for side in sides if not (isinstance(side, ast.Constant) and side.value is None)]
+    if len(others) != 1:
+        return None
+    inner = _of_annotation(others[0])
+    return replace(inner, optional=True) if inner else None
+
+
+def _of_subscript(name: str, inside: ast.expr) -> Type | None:
+    parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
+    if name == "Literal":
+        choices = [part.value for part in parts if isinstance(part, ast.Constant)]
+        if len(choices) != len(parts):
+            return None
+        if all(isinstance(choice, str) for choice in choices):
+            return Type("str", choices=tuple(str(choice) for choice in choices))
+        if all(type(choice) is int for choice in choices):
+            return Type("int", choices=tuple(choice for choice in choices if isinstance(choice, int)))
+        return None
+    if name == "list" and len(parts) == 1:
+        item = _of_annotation(parts[0])
+        return Type("list", item) if item else None
+    if name == "dict" and len(parts) == 2 and isinstance(parts[0], ast.Name) and parts[0].id == "str":
+        item = _of_annotation(parts[1])
+        return Type("dict", item) if item else None
+    return None
+
+
+def _of_value(value: object) -> Type | None:
+    if value is None:
+        return Type("str", optional=True)
+    if isinstance(value, list):
+        return Type("list", (_of_value(value[0]) if value else None) or Type("str"))
+    if isinstance(value, dict):
+        values = list(value.values())
+        return Type("dict", (_of_value(values[0]) if values else None) or Type("str"))
+    name = type(value).__name__
+    return Type(SCALARS[name]) if name in SCALARS else None

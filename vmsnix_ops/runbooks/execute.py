@@ -1,0 +1,433 @@
+"""Runs a runbook and keeps the evidence: executed notebook, report, result, log, and a row in the history.
+
+>>> from vmsnix_ops.runbooks.execute import run
+>>> outcome = run("publish-ami", {"image": "./result"})  # doctest: +SKIP
+>>> outcome.verdict, outcome.values["ami_id"]  # doctest: +SKIP
+('done', 'ami-0123456789abcdef0')
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vmsnix_ops import settings as settings_module
+from vmsnix_ops.errors import RunError, VmsnixError
+from vmsnix_ops.records.result import KEYS
+from vmsnix_ops.records.run_context import new_run_id
+from vmsnix_ops.runbooks import archive as archives
+from vmsnix_ops.runbooks import catalog, parameters
+from vmsnix_ops.runbooks._interrupts import signals
+from vmsnix_ops.runbooks._kernel import ERROR_FILE
+from vmsnix_ops.runbooks._output import Limits, Live
+from vmsnix_ops.runbooks.secrets import Redactor, secret_values
+from vmsnix_ops.runbooks.verdict import PARTLY, Failure, Verdict, judge, kept_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmsnix_ops.runbooks._interrupts import Interrupter
+    from vmsnix_ops.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """What became of a run.
+
+    Attributes
+    ----------
+    run_id
+        Sorts by time; also the name of the run's folder in the archive.
+    runbook
+        Name of the runbook.
+    verdict
+        ``done``, ``failed``, ``partly`` (some targets done) or ``interrupted``.
+    exit_code
+        0 done, 1 failed or interrupted, 2 wrong use, 3 partly done or done but not fully kept.
+    notebook, report, result, log
+        Where the evidence is: local paths, or ``s3://`` locations. `report` is empty when it could not be
+        made.
+    seconds
+        From the start of the run to its last cell.
+    error
+        What ended the run, ``None`` when it is done.
+    values
+        Content of ``result.json``: the runbook's own results beside the run's.
+    problems
+        What went wrong after the last cell, such as a history that could not be written.
+    """
+
+    run_id: str
+    runbook: str
+    verdict: Verdict
+    exit_code: int
+    notebook: str
+    report: str
+    result: str
+    log: str
+    seconds: float
+    error: Failure | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Everything that is settled before the first cell."""
+
+    runbook: catalog.Runbook
+    parameters: Mapping[str, object]
+    settings: Settings
+    environment: Mapping[str, str]
+    folder: archives.RunFolder
+    started: datetime
+
+    def about(self) -> dict[str, object]:
+        """Return the part of ``result.json`` that is known from the start."""
+        return _about(self.runbook, self.folder.run_id, self.parameters, self.started)
+
+
+def run(
+    runbook: str | catalog.Runbook,
+    given: Mapping[str, object] | None = None,
+    *,
+    folder: Path | None = None,
+    archive: str | Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    screen: TextIO | None = None,
+    limits: Limits | None = None,
+    interrupter: Interrupter | None = None,
+    record: bool = True,
+) -> RunOutcome:
+    """Run a runbook through papermill, judge it, and keep the evidence, whatever becomes of it.
+
+    In the main thread, Ctrl-C and SIGTERM interrupt the running cell, so that the notebook's own
+    ``finally`` blocks clean up; a second one stops at once.
+
+    Parameters
+    ----------
+    runbook
+        Name, with or without number, or the runbook itself.
+    given
+        Parameters by name. Text is parsed by the declared type.
+    folder
+        Where the notebooks are; the package's own by default.
+    archive
+        Local folder or ``s3://bucket/prefix`` for this run's folder; the setting ``archive`` by default.
+    environment
+        Variables on top of this process's, for the kernel, the settings and the archive (a sandbox's, for
+        example).
+    cwd
+        Working directory of the kernel, from which relative paths in parameters count; this process's by
+        default.
+    screen
+        Where the notebook's lines are shown while it runs; nowhere by default.
+    limits
+        How much output is kept.
+    interrupter
+        By which another thread can stop the run.
+    record
+        Whether the run gets a row in the history.
+
+    Returns
+    -------
+    RunOutcome
+        Also for a failed run: a failing cell raises nothing here.
+
+    Raises
+    ------
+    UnknownRunbookError, ParameterError, SettingsError
+        The call is wrong; nothing has run.
+    ArchiveError
+        The archive cannot be written; nothing has run. Or it could not be brought to S3 at the end.
+    RunError
+        The notebook cannot be read, or no kernel can be started.
+    """
+    prepared = _prepare(runbook, given or {}, folder, archive, environment or {}, _place(cwd))
+    return _run(prepared, _place(cwd), screen, limits or Limits(), interrupter, record=record)
+
+
+def _prepare(
+    runbook: str | catalog.Runbook,
+    given: Mapping[str, object],
+    folder: Path | None,
+    archive: str | Path | None,
+    environment: Mapping[str, str],
+    cwd: Path,
+) -> _Run:
+    wanted = catalog.find(runbook, folder) if isinstance(runbook, str) else runbook
+    checked = parameters.check(wanted, given)
+    whole = {**os.environ, **environment}
+    settings = settings_module.load(cwd, whole)
+    started = datetime.now(UTC)
+    run_id = new_run_id(wanted.name, now=started)
+    opened = archives.open_folder(
+        archive or settings.archive,
+        run_id,
+        {**_about(wanted, run_id, checked, started), "status": "running"},
+        work=settings.state / "runs",
+        environment=whole,
+    )
+    return _Run(wanted, checked, settings, whole, opened, started)
+
+
+def _about(
+    runbook: catalog.Runbook, run_id: str, given: Mapping[str, object], started: datetime
+) -> dict[str, object]:
+    from vmsnix_ops import __version__
+
+    return {
+        "run_id": run_id,
+        "runbook": runbook.name,
+        "side_effects": runbook.side_effects,
+        "started_at": started.isoformat(timespec="milliseconds"),
+        "parameters": {parameter.name: parameter.default for parameter in runbook.parameters} | dict(given),
+        "version": __version__,
+    }
+
+
+def _place(cwd: Path | None) -> Path:
+    place = (Path.cwd() if cwd is None else cwd).absolute()
+    if not place.is_dir():
+        raise RunError(f"The working directory does not exist: {place}.", cure="Name another one.")
+    return place
+
+
+def _run(
+    prepared: _Run,
+    cwd: Path,
+    screen: TextIO | None,
+    limits: Limits,
+    interrupter: Interrupter | None,
+    *,
+    record: bool,
+) -> RunOutcome:
+    redactor = Redactor(secret_values(prepared.environment))
+    clock = time.monotonic()
+    with ExitStack() as stack:
+        stopper = stack.enter_context(signals(interrupter))
+        live = Live(prepared.folder.path(archives.LOG), screen, redactor, limits.log)
+        stack.callback(live.close)
+        live.note(f"{prepared.runbook.slug}, run {prepared.folder.run_id}", screen=False)
+        notebook, crash = _execute(prepared, cwd, live, redactor, limits, stopper)
+        seconds = round(time.monotonic() - clock, 3)
+        judged, failure = judge(
+            notebook,
+            interrupted=stopper.requested,
+            crash=crash,
+            kept=kept_error(prepared.folder.path(ERROR_FILE)),
+        )
+        if failure is not None:
+            live.note(f"{judged}: {failure}", screen=False)
+        return _keep(prepared, notebook, redactor, live, judged, failure, seconds, record=record)
+
+
+def _execute(
+    prepared: _Run, cwd: Path, live: Live, redactor: Redactor, limits: Limits, stopper: Interrupter
+) -> tuple[Any, Failure | None]:
+    """Execute the notebook; return it as far as it came, and what ended it from outside of its cells."""
+    import nbformat
+
+    from vmsnix_ops.runbooks import _engine
+
+    notebook = nbformat.read(prepared.runbook.path, as_version=4)  # type: ignore[no-untyped-call]
+
+    def save(executed: Any) -> None:
+        _write_notebook(prepared.folder, executed, redactor)
+
+    with tempfile.TemporaryDirectory(prefix="vmsnix-ipython-") as ipython:
+        session = _engine.Session(
+            environment=_kernel_environment(prepared, ipython),
+            cwd=cwd,
+            live=live,
+            limits=limits,
+            interrupter=stopper,
+            save=save,
+        )
+        crash = None
+        try:
+            _engine.execute(notebook, dict(prepared.parameters), session)
+        except _engine.DeadKernelError:
+            crash = Failure(
+                "DeadKernelError",
+                f"The kernel died in cell {_last_started(session.notebook)}.",
+                why="It was killed, or it crashed; the usual reason is a lack of memory.",
+                cure="Run it again with more memory; a run that was under way goes on where it stopped.",
+            )
+        except _engine.KernelStartError as error:
+            crash = Failure(
+                "KernelStartError",
+                "The notebook's kernel did not start, on the first and the second try.",
+                why=f"{error}.",
+                cure=f"Look at what `{sys.executable} -m ipykernel_launcher` says.",
+            )
+        return session.notebook if session.notebook is not None else notebook, crash
+
+
+def _last_started(notebook: Any) -> int:
+    return max((cell.get("execution_count") or 0 for cell in notebook.cells), default=0)
+
+
+def _kernel_environment(prepared: _Run, ipython: str) -> dict[str, str]:
+    """Return the variables of the kernel: the caller's, who the run is, and nothing of the user's IPython."""
+    environment = {
+        **prepared.environment,
+        "VMSNIX_RUN_ID": prepared.folder.run_id,
+        "VMSNIX_RUNBOOK": prepared.runbook.name,
+        "VMSNIX_RUN_DIR": str(prepared.folder.local),
+        "IPYTHONDIR": ipython,
+    }
+    package = Path(__file__).resolve().parents[2]
+    if package.name not in ("site-packages", "dist-packages"):
+        # A checkout that is not installed: the kernel finds the package where this process did.
+        others = prepared.environment.get("PYTHONPATH", "")
+        environment["PYTHONPATH"] = os.pathsep.join(part for part in (str(package), others) if part)
+    return environment
+
+
+def _keep(
+    prepared: _Run,
+    notebook: Any,
+    redactor: Redactor,
+    live: Live,
+    judged: Verdict,
+    failure: Failure | None,
+    seconds: float,
+    *,
+    record: bool,
+) -> RunOutcome:
+    """Write all evidence of a judged run, and say what could not be written."""
+    folder = prepared.folder
+    problems: list[str] = []
+    values = _values(prepared, judged, failure, seconds)
+    notebook.metadata["vmsnix_run"] = {key: values[key] for key in ("run_id", "runbook", "status", "failure")}
+    kept = _write_notebook(folder, notebook, redactor)
+    try:
+        from vmsnix_ops.runbooks import report
+
+        archives.write_whole(folder.path(archives.REPORT), report.render(kept, values))
+    except Exception as error:  # noqa: BLE001 - the run is over; a page that fails must not hide its verdict
+        problems.append(f"The report could not be made: {type(error).__name__}: {error}")
+        values["report"] = ""
+    if redactor.found:
+        live.note(f"Secrets were removed from the evidence: {json.dumps(redactor.found)}")
+    values["secrets_removed"] = dict(redactor.found)
+    if record:
+        try:
+            _record(prepared, values)
+        except VmsnixError as error:
+            problems.append(f"The run is not in the history: {error}")
+    values["problems"] = list(problems)
+    values["exit_code"] = _exit_code(judged, failure, problems)
+    values = redactor.anything(values)
+    folder.write_json(archives.RESULT, values)
+    for problem in problems:
+        live.note(problem, screen=False)
+    live.close()
+    folder.finish()
+    from vmsnix_ops.runbooks import github
+
+    github.tell(values, prepared.environment)
+    return RunOutcome(
+        run_id=folder.run_id,
+        runbook=prepared.runbook.name,
+        verdict=judged,
+        exit_code=values["exit_code"],
+        notebook=values["notebook"],
+        report=values["report"],
+        result=values["result"],
+        log=values["log"],
+        seconds=seconds,
+        error=failure,
+        values=values,
+        problems=tuple(problems),
+    )
+
+
+def _exit_code(judged: Verdict, failure: Failure | None, problems: list[str]) -> int:
+    if failure is not None:
+        return failure.exit_code
+    return PARTLY if judged == "partly" or problems else 0
+
+
+def _values(prepared: _Run, judged: Verdict, failure: Failure | None, seconds: float) -> dict[str, Any]:
+    """Return the content of ``result.json``: what the notebook wrote, then what the runner knows."""
+    try:
+        written = json.loads(prepared.folder.path(archives.RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        written = {}  # removed or broken by the notebook; what the runner knows is written anew
+    return {
+        **dict.fromkeys(KEYS),
+        **(written if isinstance(written, dict) else {}),
+        **prepared.about(),
+        "status": judged,
+        "exit_code": 0,
+        "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "seconds": seconds,
+        "error": str(failure) if failure is not None else None,
+        "failure": failure.to_json() if failure is not None else None,
+        "notebook": prepared.folder.place(archives.NOTEBOOK),
+        "report": prepared.folder.place(archives.REPORT),
+        "result": prepared.folder.place(archives.RESULT),
+        "log": prepared.folder.place(archives.LOG),
+    }
+
+
+def _write_notebook(folder: archives.RunFolder, notebook: Any, redactor: Redactor) -> Any:
+    """Write the notebook without secrets; return what was written. The running one is left alone."""
+    import nbformat
+
+    kept = copy.deepcopy(notebook)
+    redactor.found.clear()  # the whole notebook is scanned each time: the last count is the right one
+    redactor.notebook(kept)
+    text = nbformat.writes(kept)  # type: ignore[no-untyped-call]
+    archives.write_whole(folder.path(archives.NOTEBOOK), text)
+    return kept
+
+
+def _record(prepared: _Run, values: Mapping[str, Any]) -> None:
+    """Append the run to the history."""
+    import getpass
+
+    from vmsnix_ops.records import tables
+
+    def known(name: str) -> str | None:
+        return values.get(name) or None
+
+    given = values["parameters"]
+    tables.open_tables(prepared.settings).append(
+        "runs",
+        [
+            {
+                "run_id": prepared.folder.run_id,
+                "runbook": prepared.runbook.name,
+                "status": values["status"],
+                "started_at": prepared.started,
+                "finished_at": datetime.fromisoformat(values["finished_at"]),
+                "seconds": values["seconds"],
+                "region": known("region") or given.get("region"),
+                "account": known("account"),
+                "image": known("image") or given.get("image"),
+                "image_name": known("image_name"),
+                "ami_id": known("ami_id"),
+                "notebook": values["notebook"],
+                "report": values["report"],
+                "parameters": given,
+                "error": values["error"],
+                "user": getpass.getuser(),
+                "host": platform.node(),
+                "version": values["version"],
+            }
+        ],
+    )
