@@ -5,7 +5,8 @@
 ``flake``
     Which images a flake has, and where they come from: `images`, `provenance`.
 ``build``
-    Build an image with live progress: `plan_build`, `build`, and `resolve`, the one entry for ``image`` parameters.
+    Build an image with live progress: `plan_build`, `build`, and `resolve`, the one entry for ``image``
+    parameters.
 ``closure``
     The packages inside an image, as a table: `closure`.
 ``command``

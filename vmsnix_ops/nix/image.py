@@ -1,7 +1,8 @@
 """Read a disk image that has been built: a ``result`` link, a Nix output directory, or one image file.
 
-Nix's image builders describe their output in ``nix-support/image-info.json``. That description is read, never guessed: the
-place of the image is its ``file`` field, not a search for ``*.vhd``. What it cannot know (the format) is told from the bytes.
+Nix's image builders describe their output in ``nix-support/image-info.json``. That description is read, never
+guessed: the place of the image is its ``file`` field, not a search for ``*.vhd``. What it cannot know (the
+format) is told from the bytes.
 
 Source of the shape: nixpkgs, ``nixos/maintainers/scripts/ec2/amazon-image.nix``.
 """
@@ -10,14 +11,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.errors import ImageFormatError, ImageNotFoundError
 from vmsnix_ops.progress import human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DESCRIPTION = Path("nix-support") / "image-info.json"
 SYSTEMS = ("x86_64-linux", "aarch64-linux")
@@ -28,7 +32,9 @@ UNKNOWN_VERSION = "unknown"
 _CYLINDER_BYTES = 16 * 255 * 512
 
 # The top level path of a store object: 32 characters of Nix's own base 32 (no e, o, u, t), a dash, a name.
-_STORE_OBJECT = re.compile(r"(?P<object>/.*?/[0-9a-df-np-sv-z]{32}-[0-9A-Za-z+._?=-]+)(?:/(?P<inside>.*))?", re.DOTALL)
+_STORE_OBJECT = re.compile(
+    r"(?P<object>/.*?/[0-9a-df-np-sv-z]{32}-[0-9A-Za-z+._?=-]+)(?:/(?P<inside>.*))?", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +62,18 @@ class BuiltImage:
     drv_path
         The derivation that built it, where known.
     flake
-        What to give ``nix build`` to build it again, such as ``"path:/src/nix#packages.x86_64-linux.ecs-node"``.
+        What to give ``nix build`` to build it again, such as
+        ``"path:/src/nix#packages.x86_64-linux.ecs-node"``.
     revision
-        Git revision of the flake, 40 hexadecimal digits, where there is one. With `dirty`, the revision that was changed.
+        Git revision of the flake, 40 hexadecimal digits, where there is one. With `dirty`, the revision that
+        was changed.
     nar_hash
         SRI hash of the flake's source tree, which also tells dirty trees apart.
     dirty
         Whether the flake held changes that are in no revision.
     register_image
-        What the image itself asks for at registration (``registerImage`` of its description); empty when it asks nothing.
+        What the image itself asks for at registration (``registerImage`` of its description); empty when it
+        asks nothing.
     """
 
     path: Path
@@ -120,12 +129,14 @@ def read_image(
     path
         A ``result`` link, a Nix output directory, or an image file.
     name
-        Name of the image. By default that of the file, without the version and the system that Nix puts behind it.
+        Name of the image. By default that of the file, without the version and the system that Nix puts
+        behind it.
     system
-        What the image runs on. Needed only for an image file that is not ``x86_64-linux``: a Nix output says it itself,
-        and a `system` that contradicts it is refused.
+        What the image runs on. Needed only for an image file that is not ``x86_64-linux``: a Nix output says
+        it itself, and a `system` that contradicts it is refused.
     boot_mode
-        How it boots, for an image file; by default ``legacy-bios`` on x86_64 and ``uefi`` on aarch64, as nixpkgs builds them.
+        How it boots, for an image file; by default ``legacy-bios`` on x86_64 and ``uefi`` on aarch64, as
+        nixpkgs builds them.
 
     Returns
     -------
@@ -173,12 +184,12 @@ def _not_found(given: Path) -> ImageNotFoundError:
     if given.is_symlink():
         return ImageNotFoundError(
             f"The image {given} is gone.",
-            why=f"It is a link to {given.readlink()}, which does not exist; garbage collection may have removed it.",
+            why=f"It links to {given.readlink()}, which is gone; garbage collection may have taken it.",
             cure="Build the image again.",
         )
     return ImageNotFoundError(
         f"There is no image at {given}.",
-        cure="Give a 'result' link, a Nix output directory, an image file, or a flake attribute such as ./nix#ecs-node.",
+        cure="Give a 'result' link, an output directory, an image file, or an attribute such as ./nix#ecs-node.",
     )
 
 
@@ -214,7 +225,9 @@ def _read_output(given: Path, folder: Path, name: str | None, system: str | None
     info = _description(description)
     label = _text(description, info, "label", default=UNKNOWN_VERSION)
     built_for = _text(description, info, "system", default=system or SYSTEMS[0])
-    boots = _text(description, info, "boot_mode", default="legacy-bios" if built_for == SYSTEMS[0] else "uefi")
+    boots = _text(
+        description, info, "boot_mode", default="legacy-bios" if built_for == SYSTEMS[0] else "uefi"
+    )
     _check_choice(description, "system", built_for, SYSTEMS)
     _check_choice(description, "boot_mode", boots, BOOT_MODES)
     if system is not None and system != built_for:
@@ -234,7 +247,7 @@ def _read_output(given: Path, folder: Path, name: str | None, system: str | None
     _check_size(description, disk, size)
     return BuiltImage(
         path=image,
-        name=name or _name_of(image.stem, label, built_for),
+        name=name or _stated_name(info) or _name_of(image.stem, label, built_for),
         version=label,
         system=built_for,
         boot_mode=boots,
@@ -250,12 +263,6 @@ def _look_at(image: Path) -> tuple[str, int]:
     if not image.is_file():
         # A pipe would block for ever and a device is not an image.
         raise ImageFormatError(f"{image} is not a regular file.", cure="Give an image file.")
-    if image.stat().st_size == 0:
-        raise ImageFormatError(
-            f"The image {image} is empty.",
-            why="The file has no bytes; a build or a download may have been cut off.",
-            cure="Build or download it again.",
-        )
     with open_image(image) as disk:
         return disk.format, disk.size
 
@@ -273,7 +280,7 @@ def _description(description: Path) -> dict[str, object]:
 
 
 def _the_disk(description: Path, info: Mapping[str, object]) -> Mapping[str, object]:
-    """Return the object that holds ``file`` and ``logical_bytes``: the top level, or the only one of ``disks``."""
+    """Return what holds ``file`` and ``logical_bytes``: the top level, or the only one of ``disks``."""
     if "file" in info:
         return info
     disks = info.get("disks")
@@ -284,7 +291,7 @@ def _the_disk(description: Path, info: Mapping[str, object]) -> Mapping[str, obj
         raise ImageFormatError(
             f"The image of {description} has {len(disks)} disks: {', '.join(map(repr, sorted(disks)))}.",
             why="An AMI is registered from one disk here, and half of this image would not boot.",
-            cure="Build a variant with one disk (amazon, not the ZFS one), or give one of the image files itself.",
+            cure="Build a variant with one disk (not the ZFS one), or give one of the image files itself.",
             field="disks",
         )
     (disk,) = disks.values()
@@ -296,8 +303,8 @@ def _the_disk(description: Path, info: Mapping[str, object]) -> Mapping[str, obj
 def _inside(description: Path, folder: Path, file: str) -> Path:
     """Return where the ``file`` field points, which must be inside of the output.
 
-    nixpkgs writes an absolute store path. In a copy of the output, or in a store below another root, the same file stands
-    at the same place below the folder.
+    nixpkgs writes an absolute store path. In a copy of the output, or in a store below another root, the same
+    file stands at the same place below the folder.
     """
     stated = Path(file)
     if stated.is_absolute() and not stated.is_relative_to(folder):
@@ -306,14 +313,17 @@ def _inside(description: Path, folder: Path, file: str) -> Path:
             raise _escapes(description, file)
         stated = Path(match["inside"])
     image = (folder / stated).resolve()
-    # A link to another object of the same store is fine: that is how symlinkJoin and runCommand share big files.
-    same_store = store_object(folder) is not None and folder.parent == Path(store_object(image) or "/-").parent
+    # A link to another object of the same store is fine: that is how symlinkJoin and runCommand share big
+    # files.
+    same_store = (
+        store_object(folder) is not None and folder.parent == Path(store_object(image) or "/-").parent
+    )
     if not image.is_relative_to(folder) and not (same_store and ".." not in stated.parts):
         raise _escapes(description, file)
     if not image.exists():
         raise ImageNotFoundError(
             f"The image {image} does not exist.",
-            why=f"{description} names it in 'file', but it is not there; the output may have been copied in part.",
+            why=f"{description} names it in 'file'; the output may have been copied in part.",
             cure="Build the image again, or copy the whole output.",
         )
     if image.is_dir():
@@ -344,6 +354,13 @@ def _check_size(description: Path, disk: Mapping[str, object], size: int) -> Non
             cure="Build the image again.",
             field="logical_bytes",
         )
+
+
+def _stated_name(info: Mapping[str, object]) -> str | None:
+    """Return the name that our own modules write (``nix/modules/profiles/image.nix``)."""
+    ours = info.get("vmsnix")
+    name = ours.get("name") if isinstance(ours, dict) else None
+    return name if isinstance(name, str) and name else None
 
 
 def _name_of(stem: str, label: str, system: str) -> str:

@@ -1,0 +1,334 @@
+"""The only place that runs ``nix``: argument lists, a minimal environment, a child that ends with its caller.
+
+Works with Nix 2.8 to 2.34. Those versions word their messages differently, so whether something worked is
+decided by the exit status alone; texts are shown, and looked at only for a better explanation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import IO, TYPE_CHECKING
+
+from vmsnix_ops.errors import NixError, ToolMissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+OLDEST = (2, 8)
+EVALUATION_SECONDS = 900.0
+"""Longest that a question may take; the first one to a flake may have to fetch nixpkgs."""
+
+FEATURES = ("--extra-experimental-features", "nix-command flakes")
+
+# What Nix needs: itself and its settings, certificates and proxies, and the keys and tokens for private
+# sources. AWS variables stay out: they may be those of a sandbox. A binary cache on S3 reads ~/.aws
+# (`?profile=` in its address).
+_PASSED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|TMPDIR|TEMP|TMP|LANG|LC_ALL|XDG_.*|NIX_.*|NIXPKGS_.*|SSH_AUTH_SOCK|GIT_SSH.*|SSL_CERT_.*"
+    r"|CURL_CA_BUNDLE|(?i:https?_proxy|all_proxy|no_proxy|ftp_proxy)"
+)
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+_Explanation = tuple[re.Pattern[str], str, str]
+
+
+def _known(pattern: str, why: str, cure: str) -> _Explanation:
+    return re.compile(pattern, re.IGNORECASE), why, cure
+
+
+# Text that was printed, why that happened, what to do; the first that matches is used. Builders print these
+# too.
+_ANYWHERE: tuple[_Explanation, ...] = (
+    _known(
+        r"could ?n[o']t resolve host|could not resolve|temporary failure in name resolution|couldn.t connect"
+        r"|failed to connect|connection (refused|timed out)|network is unreachable|timeout was reached"
+        r"|unable to download",
+        "A source or a substituter could not be reached: no network, or a proxy or a name is wrong.",
+        "Check the network and 'substituters' in nix.conf; what is in the store already is built offline.",
+    ),
+    _known(r"no space left on device", "The disk is full.", "Free some: nix-collect-garbage -d."),
+)
+_FROM_NIX: tuple[_Explanation, ...] = (
+    _known(
+        r"experimental .*feature '[^']*' is (disabled|not enabled)",
+        "The settings of this machine do not allow flakes.",
+        "Put 'experimental-features = nix-command flakes' into nix.conf.",
+    ),
+    _known(
+        r"unrecogni[sz]ed flag|is not a recogni[sz]ed command",
+        "This Nix does not know what it was asked.",
+        "Install Nix 2.8 or newer.",
+    ),
+    _known(
+        r"is required to build|required system or feature|platform mismatch",
+        "This machine cannot build for that system.",
+        "Add a remote builder for it, or build on a machine of that system.",
+    ),
+    _known(
+        r"cannot connect to socket|daemon-socket",
+        "The Nix daemon does not answer.",
+        "Start it: systemctl start nix-daemon.",
+    ),
+    *_ANYWHERE,
+    _known(
+        r"flake\.nix'?:? (does not exist|no such file)|does not contain a '?/?flake\.nix"
+        r"|could not find a flake\.nix",
+        "There is no flake.nix.",
+        "Name the folder that holds it, such as ./nix.",
+    ),
+    _known(
+        r"permission denied",
+        "This user may not do that with the Nix store.",
+        "Use the Nix daemon, or run as the owner of the store.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a run of nix ended: exit status, all of stdout, and the last lines of stderr without colours."""
+
+    status: int
+    output: str
+    messages: tuple[str, ...]
+
+
+def find_nix() -> str:
+    """Return the path of ``nix``.
+
+    Raises
+    ------
+    ToolMissingError
+        It is not on ``PATH``.
+    NixError
+        It is older than 2.8.
+    """
+    path = shutil.which("nix")
+    if path is None:
+        raise ToolMissingError(
+            "Nix is not on this machine.",
+            why="There is no 'nix' on PATH.",
+            cure="Install it (https://nixos.org/download), or give an image that is built already.",
+        )
+    found = version(path)
+    if found < OLDEST:
+        raise NixError(
+            f"Nix {found[0]}.{found[1]} is too old.",
+            why="Flakes as they are used here need 2.8.",
+            cure="Update Nix.",
+        )
+    return path
+
+
+@lru_cache(maxsize=8)
+def version(path: str) -> tuple[int, int]:
+    """Return major and minor version of a ``nix`` program.
+
+    Raises
+    ------
+    NixError
+        The program does not say.
+    """
+    answer = run([path, "--version"], timeout=60)
+    numbers = re.findall(r"(\d+)\.(\d+)", answer.output)
+    if answer.status or not numbers:
+        raise NixError(
+            f"{path} does not tell its version.",
+            why=f"It said: {(answer.output or ' '.join(answer.messages))[:200]!r}.",
+            cure="Check the installation of Nix: nix --version.",
+        )
+    # "nix (Determinate Nix 3.11.2) 2.31.1": the last one is Nix's own.
+    return int(numbers[-1][0]), int(numbers[-1][1])
+
+
+def ask(arguments: Sequence[str], what: str, *, timeout: float | None = EVALUATION_SECONDS) -> object:
+    """Run ``nix ARGUMENTS --json`` and return what it prints.
+
+    Parameters
+    ----------
+    arguments
+        Sub-command and its arguments, such as ``["flake", "metadata", "path:/src/nix"]``.
+    what
+        The sentence for the error, such as ``"The flake ./nix cannot be read."``.
+    timeout
+        Seconds that it may take; ``None`` for no limit.
+
+    Raises
+    ------
+    ToolMissingError
+        There is no nix.
+    NixError
+        It failed, took too long, or printed something else than JSON.
+    """
+    answer = run([find_nix(), *FEATURES, *arguments, "--json"], timeout=timeout)
+    if answer.status:
+        raise explain(what, answer)
+    try:
+        return json.loads(answer.output)
+    except ValueError as error:
+        raise NixError(
+            what,
+            why=f"Nix printed something that is not JSON: {answer.output[:200]!r}.",
+            cure="Check the installation.",
+        ) from error
+
+
+def explain(what: str, answer: Answer) -> NixError:
+    """Return the error for an answer with a bad exit status: Nix's own words, and why where that is known."""
+    why, cure = explanation("\n".join(answer.messages))
+    words = " ".join(error_lines(answer.messages)) or f"It ended with status {answer.status}."
+    return NixError(what, why=f"{why} Nix says: {words}".strip(), cure=cure)
+
+
+def explanation(text: str, *, by_a_builder: bool = False) -> tuple[str, str]:
+    """Return why a text came about and what to do; two empty strings when nobody knows.
+
+    What a builder prints says nothing about Nix itself: a "permission denied" there is not the store's.
+    """
+    for pattern, why, cure in _ANYWHERE if by_a_builder else _FROM_NIX:
+        if pattern.search(text):
+            return why, cure
+    return "", ""
+
+
+def error_lines(messages: Sequence[str]) -> list[str]:
+    """Return what Nix gives as the reason: from the first line with ``error:`` on, at most eight lines."""
+    lines = [line.strip() for line in messages if line.strip()]
+    start = next(
+        (index for index, line in enumerate(lines) if line.startswith("error:")), max(len(lines) - 8, 0)
+    )
+    # A trace begins with "error:" alone, and ends with the error itself.
+    last = max((index for index, line in enumerate(lines) if line.startswith("error:")), default=start)
+    return lines[last if lines[start : start + 1] == ["error:"] else start :][:8]
+
+
+def plain(text: str) -> str:
+    """Return a text without colours and other terminal control sequences."""
+    return _ANSI.sub("", text)
+
+
+def environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables that nix gets, chosen from `source` (this process's by default)."""
+    source = os.environ if source is None else source
+    return {name: value for name, value in source.items() if _PASSED.fullmatch(name)} | {"NO_COLOR": "1"}
+
+
+def run(
+    command: Sequence[str],
+    *,
+    timeout: float | None = None,
+    on_message: Callable[[str], object] | None = None,
+    folder: Path | None = None,
+) -> Answer:
+    """Run a program to its end, and stop it when the caller is interrupted.
+
+    Parameters
+    ----------
+    command
+        Program and arguments; no shell is involved.
+    timeout
+        Seconds after which it is stopped; ``None`` for no limit.
+    on_message
+        Called in this thread with each line of stderr, as it comes.
+    folder
+        Working directory.
+
+    Raises
+    ------
+    NixError
+        It took longer than `timeout`.
+    """
+    # A session of its own: Ctrl-C in a terminal then reaches only this process, which stops the child in good
+    # order.
+    process = subprocess.Popen(
+        list(command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment(),
+        cwd=folder,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            return _attend(process, timeout, on_message)
+        finally:
+            _stop(process)
+
+
+def _attend(
+    process: subprocess.Popen[str], timeout: float | None, on_message: Callable[[str], object] | None
+) -> Answer:
+    output: list[str] = []
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    readers = [
+        threading.Thread(target=_collect, args=(process.stdout, output.append, None), daemon=True),
+        threading.Thread(
+            target=_collect, args=(process.stderr, lines.put, lambda: lines.put(None)), daemon=True
+        ),
+    ]
+    for reader in readers:
+        reader.start()
+    messages: list[str] = []
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        try:
+            line = lines.get(timeout=0.2)
+        except queue.Empty:
+            if deadline is not None and time.monotonic() > deadline:
+                raise NixError(
+                    f"Nix took longer than {timeout:g} s and was stopped.",
+                    why=f"The last that it said: {messages[-1] if messages else 'nothing'}",
+                    cure="Look whether the network or the machine is slow, and try again.",
+                ) from None
+            continue
+        if line is None:
+            break
+        line = line.rstrip("\n")
+        if on_message is not None:
+            on_message(line)
+        messages.append(plain(line))
+        del messages[:-500]
+    readers[0].join()
+    return Answer(process.wait(), "".join(output), tuple(messages))
+
+
+def _collect(stream: IO[str] | None, take: Callable[[str], object], end: Callable[[], object] | None) -> None:
+    try:
+        for line in stream or ():
+            take(line)
+    finally:
+        if end is not None:
+            end()
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Stop a child that still runs: politely first, because only nix itself can stop its builders."""
+    if process.poll() is not None:
+        return
+    try:
+        for request, patience in ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0)):
+            process.send_signal(request)
+            try:
+                process.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+            return
+    finally:  # also when a second Ctrl-C interrupts the waiting
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
