@@ -1,13 +1,12 @@
 """Who we are, and whether what we need is there: the checks before a byte moves.
 
-A check never raises. It says what it found, and carries the error that the job would have ended with, so that the preflight
-runbook shows all of them and a publish stops at the first that failed.
+A check never raises. It says what it found, and carries the error that the job would have ended with, so that
+the preflight runbook shows all of them and a publish stops at the first that failed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,8 @@ from vmsnix_ops.aws import buckets
 from vmsnix_ops.aws.session import Client, calling, client, code_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     import boto3
     import pandas as pd
 
@@ -81,8 +82,8 @@ def preflight(
 ) -> list[Check]:
     """Check credentials, account, region, bucket and service role.
 
-    Nothing is changed. Later checks are left out when the credentials or the region already fail, since they could only
-    repeat it.
+    Nothing is changed. Later checks are left out when the credentials or the region already fail, since they
+    could only repeat it.
 
     Parameters
     ----------
@@ -202,7 +203,8 @@ def _bucket(s3: Client, bucket: str, region: str) -> Check:
             raise errors.BucketError(
                 f"The bucket {bucket} may not be used.",
                 why="It belongs to another account, or the caller lacks s3:ListBucket on it.",
-                cure="Name a bucket of this account, or allow s3:ListBucket, s3:GetObject and s3:PutObject on it.",
+                cure="Name a bucket of this account, or allow s3:ListBucket, s3:GetObject and s3:PutObject "
+                "on it.",
                 code=error.code,
                 operation=error.operation,
                 request_id=error.request_id,
@@ -238,7 +240,8 @@ def _role(iam: Client, role_name: str, bucket: str) -> Check:
         raise errors.RoleError(
             f"The role {role_name} does not exist.",
             why="VM Import reads the uploaded image through a service role of your account.",
-            cure="Create it as docs/how-to/first-publish.md shows, or name another with the parameter role_name.",
+            cure="Create it as docs/how-to/first-publish.md shows, or name another with the parameter "
+            "role_name.",
             code="NoSuchEntity",
             operation=error.operation,
             request_id=error.request_id,
@@ -249,7 +252,8 @@ def _role(iam: Client, role_name: str, bucket: str) -> Check:
         raise errors.RoleError(
             f"The role {role_name} does not trust VM Import.",
             why="Its trust policy does not let vmie.amazonaws.com assume it.",
-            cure='Allow the service vmie.amazonaws.com sts:AssumeRole, with the condition sts:Externalid = "vmimport".',
+            cure="Allow the service vmie.amazonaws.com sts:AssumeRole, with the condition sts:Externalid = "
+            '"vmimport".',
         )
     reads = f", for {bucket}" if bucket else ""
     return Check("vmimport role", "pass", f"{role['Arn']}{reads}", facts=facts)

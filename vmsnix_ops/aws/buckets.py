@@ -1,7 +1,8 @@
 """S3: the way of an image's bytes into AWS, and out of the bucket again.
 
-An upload is multipart, parallel, checked part by part with SHA-256, and resumable: parts that S3 already holds with the right
-checksum are not sent again. An object is used again only when its checksum equals the one of the file at hand.
+An upload is multipart, parallel, checked part by part with SHA-256, and resumable: parts that S3 already
+holds with the right checksum are not sent again. An object is used again only when its checksum equals the
+one of the file at hand.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import Client, calling, code_of
-from vmsnix_ops.progress import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from vmsnix_ops.progress import Step
 
 MIB = 2**20
 PART_BYTES = 8 * MIB
@@ -69,8 +73,8 @@ class Part:
 def split(size: int) -> list[Part]:
     """Return the parts of a file of this size.
 
-    The split depends on the size alone, so that two runs (or two machines) make the same parts and can go on with each other's
-    upload.
+    The split depends on the size alone, so that two runs (or two machines) make the same parts and can go on
+    with each other's upload.
     """
     part_bytes = PART_BYTES
     while size > part_bytes * MOST_PARTS:
@@ -84,9 +88,9 @@ def upload(
 ) -> StoredObject:
     """Put a file into S3 under this key, or find that it is there.
 
-    Safe to run twice, and at the same time on two machines: the key derives from the file's digest, an existing object is
-    used only when its checksum is that of the file, an unfinished upload of the same key is taken up where it stands, and
-    completing an upload twice gives the same object.
+    Safe to run twice, and at the same time on two machines: the key derives from the file's digest, an
+    existing object is used only when its checksum is that of the file, an unfinished upload of the same key
+    is taken up where it stands, and completing an upload twice gives the same object.
 
     Parameters
     ----------
@@ -132,7 +136,10 @@ def upload(
 
 
 def delete(s3: Client, *, bucket: str, key: str) -> None:
-    """Remove an object and every unfinished upload of its key. Safe to run twice: what is gone already is no error."""
+    """Remove an object and every unfinished upload of its key.
+
+    Safe to run twice: what is gone already is no error.
+    """
     with _bucket_errors(bucket, f"remove s3://{bucket}/{key}"):
         for upload in _uploads(s3, bucket, key):
             _abort(s3, bucket, key, upload["UploadId"])
@@ -146,7 +153,7 @@ def exists(s3: Client, *, bucket: str, key: str) -> bool:
 
 
 def _find(s3: Client, file: int, parts: list[Part], *, bucket: str, key: str) -> StoredObject | None:
-    """Return the object when it holds exactly the file's bytes; one with other bytes is replaced by the upload."""
+    """Return the object when it holds exactly the file's bytes; the upload replaces any other."""
     head = _head(s3, bucket, key)
     size = parts[-1].offset + parts[-1].bytes
     if head is None or head["ContentLength"] != size or not head.get("ChecksumSHA256"):
@@ -172,8 +179,8 @@ def _head(s3: Client, bucket: str, key: str) -> dict[str, Any] | None:
 def _open(s3: Client, *, bucket: str, key: str, tags: Mapping[str, str]) -> str:
     """Return the upload to go on with: the oldest one of this key, which is ours when there was none.
 
-    Two publishers that start at the same moment may both create one. Both then see both, both take the oldest, and the one who
-    made the other aborts it.
+    Two publishers that start at the same moment may both create one. Both then see both, both take the
+    oldest, and the one who made the other aborts it.
     """
     if not _resumable(s3, bucket, key):
         from urllib.parse import urlencode
@@ -228,7 +235,7 @@ def _abort(s3: Client, bucket: str, key: str, upload_id: str) -> None:
 def _send(
     s3: Client, file: int, parts: list[Part], *, bucket: str, key: str, upload_id: str, step: Step | None
 ) -> tuple[int, str]:
-    """Send the parts that S3 does not have, complete the upload, and return bytes sent and the object's checksum."""
+    """Send the parts that S3 does not have and complete; return bytes sent and the object's checksum."""
     where = {"Bucket": bucket, "Key": key, "UploadId": upload_id}
     held = _held(s3, where)
 
@@ -283,7 +290,7 @@ def _digest(file: int, part: Part) -> bytes:
 
 
 def _composite(digests: Iterator[bytes]) -> str:
-    """SHA-256 over the parts' SHA-256, and their number: S3's composite checksum ("Checking object integrity")."""
+    """Return S3's composite checksum: SHA-256 over the parts' SHA-256, and their number."""
     whole, count = hashlib.sha256(), 0
     for digest in digests:
         whole.update(digest)

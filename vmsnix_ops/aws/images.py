@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
-from vmsnix_ops.progress import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmsnix_ops.progress import Step
 
 ARCHITECTURES = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
 AVAILABLE_SECONDS = 15 * 60.0
@@ -165,7 +168,8 @@ def clean_name(name: str) -> str:
 def find_by_name(ec2: Client, name: str) -> Ami | None:
     """Return our account's AMI of exactly this name, or ``None``."""
     with calling(f"look for the AMI {name}"):
-        # Filter values have wildcards; names may hold none of them, save brackets, so the name is compared too.
+        # Filter values have wildcards; names may hold none of them, save brackets, so the name is compared
+        # too.
         pages = ec2.get_paginator("describe_images").paginate(
             Owners=["self"],
             Filters=[{"Name": "name", "Values": [name]}],
@@ -215,8 +219,9 @@ def register(
 ) -> tuple[Ami, Literal["created", "reused"]]:
     """Register an AMI, or find it, and wait until it is available.
 
-    Safe to run twice, although RegisterImage has no ClientToken: the name derives from the image's digest, so a second
-    registration is refused by AWS, and the AMI that has the name is ours when its digest tag is the same.
+    Safe to run twice, although RegisterImage has no ClientToken: the name derives from the image's digest, so
+    a second registration is refused by AWS, and the AMI that has the name is ours when its digest tag is the
+    same.
 
     Raises
     ------
@@ -247,12 +252,13 @@ def register(
 
 
 def check_same(existing: Ami, *, digest: str, root_device: str) -> None:
-    """Raise `NameTakenError` unless the AMI that has our name holds the same bytes behind the same root device."""
+    """Raise `NameTakenError` unless the AMI of our name holds the same bytes behind the same root device."""
     if existing.digest != digest:
         held = f"digest {existing.digest[:12]}" if existing.digest else "no digest tag of ours"
         raise errors.NameTakenError(
             f"The AMI name {existing.name} is taken.",
-            why=f"{existing.ami_id} in {existing.region} has it, with {held}; this image's digest is {digest[:12]}.",
+            why=f"{existing.ami_id} in {existing.region} has it, with {held}; this image's digest is "
+            f"{digest[:12]}.",
             cure="Give another prefix, or deregister that AMI if nobody needs it.",
             code="InvalidAMIName.Duplicate",
         )
@@ -282,7 +288,8 @@ def share_with_everybody(ec2: Client, ami_id: str) -> None:
         raise errors.AwsError(
             error.what,
             why=error.why,
-            cure="Turn off block public access for AMIs in this region (aws ec2 disable-image-block-public-access), or "
+            cure="Turn off block public access for AMIs in this region (aws ec2 "
+            "disable-image-block-public-access), or "
             "publish with public=False. The AMI itself is registered and private.",
             code=error.code,
             operation=error.operation,
@@ -310,7 +317,7 @@ def read(image: Mapping[str, Any], region: str) -> Ami:
         region=region,
         account=str(image.get("OwnerId", "")),
         state=str(image.get("State", "")),
-        created_at=datetime.fromisoformat(str(image["CreationDate"]).replace("Z", "+00:00")),
+        created_at=datetime.fromisoformat(str(image["CreationDate"])),
         architecture=str(image.get("Architecture", "")),
         boot_mode=str(image.get("BootMode", "")),
         root_device=str(image.get("RootDeviceName", "")),
@@ -322,6 +329,36 @@ def read(image: Mapping[str, Any], region: str) -> Ami:
         tpm_support=str(image.get("TpmSupport", "")),
         tags=tagging.to_dict(image.get("Tags")),
     )
+
+
+def row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None) -> dict[str, object]:
+    """Return an AMI as a row of the ``amis`` table; all of it is AWS's word, so a sync gives the same row."""
+    return {
+        "ami_id": ami.ami_id,
+        "name": ami.name,
+        "image": ami.tags.get(tagging.IMAGE),
+        "version": ami.tags.get(tagging.VERSION),
+        "system": {"x86_64": "x86_64-linux", "arm64": "aarch64-linux"}.get(
+            ami.architecture, ami.architecture
+        ),
+        "digest": ami.digest,
+        "region": ami.region,
+        "account": ami.account,
+        "snapshot_id": ami.snapshot_ids[0] if ami.snapshot_ids else None,
+        "run_id": ami.tags.get(tagging.RUN),
+        "created_at": ami.created_at,
+        "recorded_at": recorded_at,
+        "size_gib": ami.size_gib,
+        "boot_mode": ami.boot_mode,
+        "root_device": ami.root_device,
+        "via": via,
+        "public": ami.public,
+        "state": ami.state,
+        "flake": ami.tags.get(tagging.FLAKE),
+        "drv": ami.tags.get(tagging.DERIVATION),
+        "source": source,
+        "tags": dict(ami.tags),
+    }
 
 
 def _must_find(ec2: Client, name: str) -> Ami:
@@ -351,6 +388,7 @@ def _available(ec2: Client, ami_id: str, step: Step | None, pace: Pace) -> Ami:
         raise errors.RegistrationError(
             f"The AMI {ami_id} is {seen.state}.",
             why="AWS gives the reason, if any, as the StateMessage of its snapshot.",
-            cure=f"Look at {', '.join(seen.value.snapshot_ids) or 'its snapshot'}, deregister the AMI and publish again.",
+            cure=f"Look at {', '.join(seen.value.snapshot_ids) or 'its snapshot'}, deregister the AMI and "
+            "publish again.",
         )
     return seen.value

@@ -1,21 +1,25 @@
 """VM Import: from an object in S3 to a snapshot.
 
-Facts that shaped this file (public trackers, 2026): a failed import turns ``deleted``, not ``error``; fields are empty while a
-task is pending; finished tasks are listed for seven days only; tags given to ImportSnapshot tag the task and not the snapshot;
-about one import in a hundred is cancelled by AWS and passes on a second try.
+Facts that shaped this file (public trackers, 2026): a failed import turns ``deleted``, not ``error``; fields
+are empty while a task is pending; finished tasks are listed for seven days only; tags given to ImportSnapshot
+tag the task and not the snapshot; about one import in a hundred is cancelled by AWS and passes on a second
+try.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
-from vmsnix_ops.progress import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmsnix_ops.progress import Step
 
 FORMATS = {"vhd": "VHD", "raw": "RAW"}  # of SnapshotDiskContainer.Format, those that we offer
 FAILED = frozenset({"deleted", "deleting", "cancelled", "cancelling", "error"})
@@ -87,8 +91,8 @@ class Source:
     role_name
         The service role that may read it.
     patience
-        Seconds to wait for a role that was made a moment ago: EC2 sees it only later, and says so with the very words it has
-        for a missing one.
+        Seconds to wait for a role that was made a moment ago: EC2 sees it only later, and says so with the
+        very words it has for a missing one.
     """
 
     bucket: str
@@ -132,10 +136,11 @@ def import_snapshot(
 ) -> ImportedSnapshot:
     """Import an object as a snapshot, or find the one that was made of it.
 
-    Safe to run twice: a snapshot that carries the digest is used; an import of the digest that is under way is waited for; a
-    completed one's snapshot gets the tags that a crash may have kept from it. A new task's ClientToken derives from the digest
-    and the number of attempts that failed before, so that two publishers share one task. An import that AWS itself cancelled
-    is started again, at most twice, without another upload.
+    Safe to run twice: a snapshot that carries the digest is used; an import of the digest that is under way
+    is waited for; a completed one's snapshot gets the tags that a crash may have kept from it. A new task's
+    ClientToken derives from the digest and the number of attempts that failed before, so that two publishers
+    share one task. An import that AWS itself cancelled is started again, at most twice, without another
+    upload.
 
     Raises
     ------
@@ -178,9 +183,15 @@ def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
     """Return the error for an import that ended badly: AWS's message, and what cures it."""
     message = task.message or f"the task is {task.status}"
     if "Disk validation failed" in message:
-        cure = f"Check that the image is a sound {source.format} disk (vmsnix reads it before uploading; qemu-img check does too)."
+        cure = (
+            f"Check that the image is a sound {source.format} disk (vmsnix reads it before uploading; "
+            "qemu-img check does too)."
+        )
     elif "403" in message or "access" in message.lower():
-        cure = f"Let the role {source.role_name} read s3://{source.bucket}/{source.key} (s3:GetObject, s3:GetBucketLocation)."
+        cure = (
+            f"Let the role {source.role_name} read s3://{source.bucket}/{source.key} (s3:GetObject, "
+            "s3:GetBucketLocation)."
+        )
     elif CANCELLED_BY_AWS in message:
         cure = f"AWS cancelled it {MOST_ATTEMPTS} times; run the same command again later."
     else:
@@ -245,9 +256,11 @@ def _refused(error: Any, source: Source) -> Exception:
     if "service role" in message:
         return errors.RoleError(
             f"VM Import cannot use the role {source.role_name}.",
-            why=f"AWS says: {message.rstrip('.')}. The role is missing or was made less than a minute ago, it may not read the "
+            why=f"AWS says: {message.rstrip('.')}. The role is missing or was made less than a minute ago, "
+            "it may not read the "
             f"bucket {source.bucket}, or you may not pass it (iam:PassRole).",
-            cure="Run the preflight runbook: it tells these apart. docs/how-to/outside-altf4.md has the role's policies.",
+            cure="Run the preflight runbook: it tells these apart. docs/how-to/outside-altf4.md has the "
+            "role's policies.",
             **details,
         )
     if "not local to the region" in message:
@@ -335,7 +348,10 @@ def wait_for_snapshot(
 
 
 def delete_snapshot(ec2: Client, snapshot_id: str) -> None:
-    """Delete a snapshot. Safe to run twice; waits out the moments in which AWS still counts a removed AMI's use of it."""
+    """Delete a snapshot.
+
+    Safe to run twice; waits out the moments in which AWS still counts a removed AMI's use of it.
+    """
     try:
         with calling(f"delete the snapshot {snapshot_id}"):
             retrying(lambda: ec2.delete_snapshot(SnapshotId=snapshot_id), "InvalidSnapshot.InUse", seconds=20)

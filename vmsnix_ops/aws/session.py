@@ -1,18 +1,19 @@
 """Sessions, clients, and what AWS's errors mean.
 
-Every call to AWS in this package goes through `client`, so that timeouts, retries and the user agent are the same everywhere,
-and stands inside `calling`, so that a person never sees a bare ``ClientError``.
+Every call to AWS in this package goes through `client`, so that timeouts, retries and the user agent are the
+same everywhere, and stands inside `calling`, so that a person never sees a bare ``ClientError``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmsnix_ops import __version__, errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import boto3
 
 Client = Any  # botocore builds its client classes at run time, so there is no type to name
@@ -46,7 +47,7 @@ QUOTA_CODES = frozenset(
 
 
 def session(region: str | None = None, profile: str | None = None) -> boto3.Session:
-    """Return a boto3 session, by the ordinary rules for credentials (environment, profile, instance role, OIDC)."""
+    """Return a boto3 session; credentials by the ordinary rules (environment, profile, OIDC, ...)."""
     import boto3
     from botocore.exceptions import ProfileNotFound
 
@@ -81,8 +82,8 @@ def client(
     connections
         Size of the connection pool: as many as threads share this client.
     attempts
-        Attempts in all for what botocore itself retries (throttling, 5xx, broken connections). Its default of 3 has lost
-        imports to plain throttling.
+        Attempts in all for what botocore itself retries (throttling, 5xx, broken connections). Its default of
+        3 has lost imports to plain throttling.
     """
     from botocore.config import Config
     from botocore.exceptions import NoRegionError
@@ -134,7 +135,7 @@ def code_of(error: BaseException) -> str:
 
 
 def explain(error: Any, doing: str) -> errors.AwsError:
-    """Return our error for a botocore ``ClientError``: what could not be done, AWS's own words, and the cure."""
+    """Return our error for a botocore ``ClientError``: what could not be done, AWS's words, the cure."""
     answer = error.response.get("Error", {})
     metadata = error.response.get("ResponseMetadata", {})
     code, message = str(answer.get("Code", "")), str(answer.get("Message", "")).strip()
@@ -160,8 +161,14 @@ def explain(error: Any, doing: str) -> errors.AwsError:
 
 def _credentials_cure(code: str) -> str:
     if code.startswith(("Expired", "RequestExpired")):
-        return "Log in again (for example aws sso login); running the same command again continues where this stopped."
-    return "Check which credentials are in use with aws sts get-caller-identity; a region that is not enabled answers like this too."
+        return (
+            "Log in again (for example aws sso login); running the same command again continues where "
+            "this stopped."
+        )
+    return (
+        "Check which credentials are in use with aws sts get-caller-identity; a region that is not "
+        "enabled answers like this too."
+    )
 
 
 def _explain_local(error: Exception, doing: str) -> errors.AwsError:
@@ -180,7 +187,10 @@ def _explain_local(error: Exception, doing: str) -> errors.AwsError:
         cure = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in (aws sso login)."
         return errors.CredentialsError(what, why=why, cure=cure)
     if isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError):
-        cure = "Check the network, the region's name and AWS_ENDPOINT_URL; running the same command again continues."
+        cure = (
+            "Check the network, the region's name and AWS_ENDPOINT_URL; running the same command again "
+            "continues."
+        )
         return errors.AwsError(what, why=why, cure=cure)
     return errors.AwsError(what, why=why, cure="Running the same command again continues where this stopped.")
 
@@ -190,8 +200,8 @@ def retrying(
 ) -> Answer:
     """Call again while AWS answers with one of these codes: the windows in which what exists is not yet seen.
 
-    botocore retries throttling and server errors by itself; this is for the codes that it takes for final and that are not
-    (``reference``: AWS's page on eventual consistency of the EC2 API).
+    botocore retries throttling and server errors by itself; this is for the codes that it takes for final and
+    that are not (``reference``: AWS's page on eventual consistency of the EC2 API).
 
     Parameters
     ----------

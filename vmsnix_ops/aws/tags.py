@@ -1,15 +1,17 @@
 """The tags that everything we create carries, and how they read back.
 
-History can be rebuilt from these tags alone (``vmsnix history sync``), so they are set in the call that creates the resource
-wherever AWS allows it.
+History can be rebuilt from these tags alone (``vmsnix history sync``), so they are set in the call that
+creates the resource wherever AWS allows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 NAME = "Name"
 IMAGE = "vmsnix:image"

@@ -1,19 +1,21 @@
 """The one waiter.
 
-botocore's waiters poll on through states that can never become good (an import that turned ``deleted``), show nothing, and
-drop the message. This one fails at once on every terminal state, with the message; it has a deadline, shows progress, and
-polls fast at both ends and gently in between.
+botocore's waiters poll on through states that can never become good (an import that turned ``deleted``), show
+nothing, and drop the message. This one fails at once on every terminal state, with the message; it has a
+deadline, shows progress, and polls fast at both ends and gently in between.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from vmsnix_ops import errors
 from vmsnix_ops.progress import Step, human_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Value = TypeVar("Value")
 
@@ -48,8 +50,8 @@ class Pace:
     Attributes
     ----------
     quickest, slowest
-        Seconds between two looks: the first at the start and near the end, the second in between. No resource is asked more
-        often than once in `quickest` seconds.
+        Seconds between two looks: the first at the start and near the end, the second in between. No resource
+        is asked more often than once in `quickest` seconds.
     growth
         Factor from one pause to the next.
     near
@@ -118,7 +120,8 @@ def wait(
             raise errors.DeadlineError(
                 f"Gave up waiting for {what} after {human_seconds(waited)}.",
                 why=f"It is still {seen.state or 'unfinished'}{': ' + seen.message if seen.message else ''}.",
-                cure="It goes on in AWS; running the same command again waits for it rather than starting anew.",
+                cure="It goes on in AWS; running the same command again waits for it rather than starting "
+                "anew.",
             )
         time.sleep(pause)
         pause = pace.next(pause, seen.percent)

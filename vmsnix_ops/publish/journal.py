@@ -1,7 +1,8 @@
 """What happened, written down three times: for the operator, for the next run, for the tables.
 
-A step is announced before it starts and closed when it ends, however it ends. The journal file is appended line by line and
-flushed, so that it tells the truth about a process that was killed; the ``steps`` table gets one row a step.
+A step is announced before it starts and closed when it ends, however it ends. The journal file is appended
+line by line and flushed, so that it tells the truth about a process that was killed; the ``steps`` table gets
+one row a step.
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import __version__
 from vmsnix_ops.errors import InterruptedRunError
-from vmsnix_ops.progress import Progress, Step, Unit
+from vmsnix_ops.progress import silent
 from vmsnix_ops.publish.values import PublishResult, StepTiming
 from vmsnix_ops.records.result import write_result
-from vmsnix_ops.records.run_context import RunContext
-from vmsnix_ops.records.tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmsnix_ops.progress import Progress, Step, Unit
+    from vmsnix_ops.records.run_context import RunContext
+    from vmsnix_ops.records.tables import Tables
 
 
 @dataclass
@@ -61,11 +66,24 @@ class Journal:
         self._path = run.folder / "journal.jsonl"
 
     @contextmanager
-    def step(self, name: str, *, total: float | None = None, unit: Unit = "items") -> Iterator[Entry]:
-        """Run the block as one step: announced, timed, and recorded also when it fails."""
+    def step(
+        self, name: str, *, total: float | None = None, unit: Unit = "items", shown: bool = True
+    ) -> Iterator[Entry]:
+        """Run the block as one step: announced, timed, and recorded also when it fails.
+
+        Parameters
+        ----------
+        name
+            Of the step.
+        total, unit
+            Its size, for the operator.
+        shown
+            False when what runs inside shows its own progress.
+        """
         started = datetime.now(UTC)
         self._write(name, "started")
-        with self.progress.step(name, total=total, unit=unit) as step:
+        face = self.progress if shown else silent()
+        with face.step(name, total=total, unit=unit) as step:
             entry = Entry(step)
             try:
                 yield entry

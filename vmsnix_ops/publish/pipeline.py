@@ -1,18 +1,18 @@
 """The steps of a publish.
 
-Each step looks for what it would create and creates it only when it is not there. Identity is content: the S3 key, the
-snapshot's and the AMI's tags and every ClientToken derive from the image's SHA-256, so a run that died, on whichever machine,
-is continued by running it again.
+Each step looks for what it would create and creates it only when it is not there. Identity is content: the S3
+key, the snapshot's and the AMI's tags and every ClientToken derive from the image's SHA-256, so a run that
+died, on whichever machine, is continued by running it again.
 
-What an error leaves behind depends on what cures it. When the same call would fail again, the uploaded object is removed with
-it. When another try may go through (credentials expired, a quota, a deadline, the network) the work is kept, and the next run
-goes on from there.
+What an error leaves behind depends on what cures it. When the same call would fail again, the uploaded object
+is removed with it. When another try may go through (credentials expired, a quota, a deadline, the network)
+the work is kept, and the next run goes on from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmsnix_ops.disk.formats import DiskImage
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.publish.plan import Plan
@@ -54,7 +56,8 @@ def run(plan: Plan) -> PublishResult:
 def build(plan: Plan) -> Built:
     """Build the image or find it, read it, and find out what AWS already has of it.
 
-    Safe to run twice: Nix builds nothing twice, and reading changes nothing. A damaged image ends here, before a byte moves.
+    Safe to run twice: Nix builds nothing twice, and reading changes nothing. A damaged image ends here,
+    before a byte moves.
 
     Raises
     ------
@@ -64,36 +67,46 @@ def build(plan: Plan) -> Built:
         The name that the AMI would get belongs to other bytes.
     """
     from vmsnix_ops.disk.formats import open_image
+
+    image = _image(plan)
+    if image is None:
+        return Built("planned", name=plan.image.rpartition("#")[2], flake=plan.image)
+    with plan.journal.step("digest", total=image.path.stat().st_size, unit="bytes") as entry:
+        with open_image(image.path) as disk:
+            built = _describe(plan, image, disk, disk.digest(on_progress=entry.step.advance))
+        plan.journal.image, plan.journal.digest = built.name, built.digest
+        entry.outcome, entry.bytes = "planned" if plan.dry_run else "created", built.file_bytes
+        entry.detail.update(digest=built.digest, path=str(built.path), ami_name=built.ami_name)
+        existing = images.find_by_name(plan.client("ec2"), built.ami_name)
+        if existing is None:
+            return built
+        images.check_same(existing, digest=built.digest, root_device=plan.root_device)
+        return replace(built, ami_id=existing.ami_id, snapshot_id=next(iter(existing.snapshot_ids), ""))
+
+
+def _image(plan: Plan) -> BuiltImage | None:
+    """Return the image, built; in a dry run ``None`` for one that a build would have to make."""
     from vmsnix_ops.nix import build as nix
 
-    with plan.journal.step("build", unit="bytes") as entry:
-        if plan.dry_run and nix.is_attribute(plan.image):
+    with plan.journal.step("build", shown=False) as entry:
+        if nix.names_a_file(plan.image):
+            entry.outcome = "planned" if plan.dry_run else "reused"
+            image = nix.resolve(plan.image)
+        elif plan.dry_run:
             entry.outcome = "planned"
-            return Built("planned", name=plan.image.split("#")[-1], flake=plan.image)
-        image = nix.resolve(plan.image, flake=plan.settings.flake, step=entry.step)
-        with open_image(image.path) as disk:
-            digest = disk.digest(on_progress=entry.step.advance)
-            built = _describe(plan, image, disk, digest)
-        existing = images.find_by_name(plan.client("ec2"), built.ami_name)
-        if existing is not None:
-            images.check_same(existing, digest=digest, root_device=plan.root_device)
-            found = (existing.ami_id, existing.snapshot_ids[0] if existing.snapshot_ids else "")
+            nix.plan_build(plan.image, flake=plan.settings.flake)  # says whether there is such an image
+            return None
         else:
-            found = ("", "")
-        entry.outcome = (
-            "planned" if plan.dry_run else ("created" if nix.is_attribute(plan.image) else "reused")
-        )
-        entry.bytes = built.file_bytes
-        entry.detail.update(digest=digest, path=str(built.path), ami_name=built.ami_name)
-        plan.journal.image, plan.journal.digest = built.name, digest
-        return _with(built, ami_id=found[0], snapshot_id=found[1])
+            image = nix.resolve(plan.image, flake=plan.settings.flake, progress=plan.journal.progress)
+        entry.detail.update(path=str(image.path), drv=image.drv_path)
+        return image
 
 
 def upload(plan: Plan, built: Built) -> UploadStep:
     """Put the image's bytes where VM Import reads them.
 
-    Safe to run twice: nothing is sent when an AMI, a snapshot or a running import already has these bytes; an object is used
-    again only when its checksum is the image's; an upload that was cut off is continued.
+    Safe to run twice: nothing is sent when an AMI, a snapshot or a running import already has these bytes; an
+    object is used again only when its checksum is the image's; an upload that was cut off is continued.
 
     Raises
     ------
@@ -169,7 +182,8 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
     Raises
     ------
     vmsnix_ops.errors.NameTakenError
-        Another publisher took the name for other bytes in the meantime; the snapshot of this run is removed again.
+        Another publisher took the name for other bytes in the meantime; the snapshot of this run is removed
+        again.
     """
     built = snapshot.built
     with (
@@ -202,8 +216,8 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
 def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
     """Remove the uploaded object, record the AMI, write ``result.json``.
 
-    Safe to run twice: what is gone is no error, and an AMI that the tables know is not recorded again. The object stays while
-    an import of these bytes still runs, since it would fail without it.
+    Safe to run twice: what is gone is no error, and an AMI that the tables know is not recorded again. The
+    object stays while an import of these bytes still runs, since it would fail without it.
     """
     built = ami.built
     planned = plan.dry_run or not ami.ami_id
@@ -263,12 +277,6 @@ def _describe(plan: Plan, image: BuiltImage, disk: DiskImage, digest: str) -> Bu
         store_path=image.store_path or "",
         ami_name=images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{digest[:8]}"),
     )
-
-
-def _with(built: Built, **changes: str) -> Built:
-    from dataclasses import replace
-
-    return replace(built, **changes)  # type: ignore[arg-type]
 
 
 def _registration(plan: Plan, built: Built, snapshot_id: str) -> images.Registration:
@@ -377,41 +385,11 @@ def _clean_bucket(plan: Plan, built: Built) -> None:
 
 def _record(plan: Plan, ami: RegisteredAmi) -> None:
     known = plan.journal.tables.read(
-        "amis", columns=["ami_id"], where=[("ami_id", "=", ami.ami_id), ("region", "=", plan.region)]
+        "amis", columns=["ami_id"], where=[("ami_id", "==", ami.ami_id), ("region", "==", plan.region)]
     )
     if len(known):
         return
     described = images.describe(plan.client("ec2"), ami.ami_id)
     plan.journal.tables.append(
-        "amis", [row(described, recorded_at=datetime.now(UTC), source="publish", via=plan.via)]
+        "amis", [images.row(described, recorded_at=datetime.now(UTC), source="publish", via=plan.via)]
     )
-
-
-def row(ami: images.Ami, *, recorded_at: datetime, source: str, via: str | None = None) -> dict[str, object]:
-    """Return an AMI as a row of the ``amis`` table; everything comes from AWS, so that a sync gives the same row."""
-    return {
-        "ami_id": ami.ami_id,
-        "name": ami.name,
-        "image": ami.tags.get(tagging.IMAGE),
-        "version": ami.tags.get(tagging.VERSION),
-        "system": {"x86_64": "x86_64-linux", "arm64": "aarch64-linux"}.get(
-            ami.architecture, ami.architecture
-        ),
-        "digest": ami.digest,
-        "region": ami.region,
-        "account": ami.account,
-        "snapshot_id": ami.snapshot_ids[0] if ami.snapshot_ids else None,
-        "run_id": ami.tags.get(tagging.RUN),
-        "created_at": ami.created_at,
-        "recorded_at": recorded_at,
-        "size_gib": ami.size_gib,
-        "boot_mode": ami.boot_mode,
-        "root_device": ami.root_device,
-        "via": via,
-        "public": ami.public,
-        "state": ami.state,
-        "flake": ami.tags.get(tagging.FLAKE),
-        "drv": ami.tags.get(tagging.DERIVATION),
-        "source": source,
-        "tags": dict(ami.tags),
-    }

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import account
@@ -25,15 +24,20 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import Progress, current
+from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.journal import Journal
-from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import boto3
     import pandas as pd
+
+    from vmsnix_ops.aws.account import Check
+    from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
 Via = Literal["import", "direct"]
 VIAS: tuple[Via, ...] = ("import",)
@@ -82,7 +86,7 @@ class Plan:
     public: bool
     tags: Mapping[str, str]
     dry_run: bool
-    checks: tuple[account.Check, ...]
+    checks: tuple[Check, ...]
     settings: Settings = field(repr=False, compare=False)
     session: boto3.Session = field(repr=False, compare=False)
     journal: Journal = field(repr=False, compare=False)
@@ -98,23 +102,23 @@ class Plan:
 
     def build(self) -> Built:
         """Build the image, or find the one that was built; see `vmsnix_ops.publish.pipeline.build`."""
-        return _pipeline().build(self)
+        return pipeline.build(self)
 
     def upload(self, built: Built) -> UploadStep:
         """Put the image into S3; see `vmsnix_ops.publish.pipeline.upload`."""
-        return _pipeline().upload(self, built)
+        return pipeline.upload(self, built)
 
     def import_snapshot(self, source: UploadStep) -> SnapshotStep:
         """Make a snapshot of it; see `vmsnix_ops.publish.pipeline.import_snapshot`."""
-        return _pipeline().import_snapshot(self, source)
+        return pipeline.import_snapshot(self, source)
 
     def register(self, snapshot: SnapshotStep) -> RegisteredAmi:
         """Register the AMI; see `vmsnix_ops.publish.pipeline.register`."""
-        return _pipeline().register(self, snapshot)
+        return pipeline.register(self, snapshot)
 
     def finish(self, ami: RegisteredAmi) -> PublishResult:
         """Clean up and write ``result.json``; see `vmsnix_ops.publish.pipeline.finish`."""
-        return _pipeline().finish(self, ami)
+        return pipeline.finish(self, ami)
 
     def timings(self) -> pd.DataFrame:
         """Return this run's steps so far: ``step``, ``status``, ``seconds``, ``bytes``."""
@@ -182,8 +186,8 @@ def plan(
     Parameters
     ----------
     image
-        What to publish: a flake attribute (``ecs-node``, ``./nix#ecs-node``), a ``result`` link, a Nix output directory, or an
-        image file (VHD or raw).
+        What to publish: a flake attribute (``ecs-node``, ``./nix#ecs-node``), a ``result`` link, a Nix output
+        directory, or an image file (VHD or raw).
     region
         Where to; by default the settings' region, else AWS's own (``AWS_REGION``, the profile).
     bucket
@@ -289,9 +293,3 @@ def _check_parameters(
     for name, value, shape, why in shapes:
         if not shape.fullmatch(value):
             raise errors.ParameterError(f"The {name} {value!r} cannot be right.", why=why, cure="Correct it.")
-
-
-def _pipeline() -> Any:
-    from vmsnix_ops.publish import pipeline
-
-    return pipeline

@@ -1,4 +1,4 @@
-"""The preflight runbook: the checks of `vmsnix_ops.aws.account`, with the settings filled in, as a table and a verdict."""
+"""The preflight runbook: the checks of `vmsnix_ops.aws.account` as a table and a verdict."""
 
 from __future__ import annotations
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Outcome = Literal["created", "reused", "planned"]
 """Made in this run, found from an earlier one, or (in a dry run) not made."""
@@ -84,7 +86,8 @@ class UploadStep(_Shown):
     Attributes
     ----------
     outcome
-        ``"reused"`` also when nothing had to be uploaded because a snapshot or an AMI holds these bytes already.
+        ``"reused"`` also when nothing had to be uploaded because a snapshot or an AMI holds these bytes
+        already.
     built
         What was uploaded.
     url
@@ -166,7 +169,7 @@ class RegisteredAmi(_Shown):
 
 @dataclass(frozen=True, slots=True)
 class StepTiming:
-    """How one step went: its name, ``created``, ``reused``, ``planned`` or ``failed``, seconds, and bytes moved."""
+    """How one step went: ``created``, ``reused``, ``planned`` or ``failed``, seconds, and bytes moved."""
 
     step: str
     status: str

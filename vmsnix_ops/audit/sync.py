@@ -1,0 +1,123 @@
+"""Rebuild the ``amis`` table from the tags in AWS.
+
+Everything that a row holds stands in AWS too, so a lost or young table can be filled again by whoever may
+describe images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import images
+from vmsnix_ops.aws.session import client
+from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.records import history
+from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import boto3
+
+GONE = "deregistered"
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """What a sync found.
+
+    Attributes
+    ----------
+    regions
+        The regions that were looked at.
+    found
+        AMIs with our tags in AWS.
+    added, changed, gone
+        Rows written: for AMIs that the table did not know, that differ from what it knew, that AWS has no
+        more.
+    """
+
+    regions: tuple[str, ...]
+    found: int
+    added: int
+    changed: int
+    gone: int
+
+
+def sync(
+    *, regions: Iterable[str] = (), tables: Tables | None = None, session: boto3.Session | None = None
+) -> SyncResult:
+    """Write a row for every AMI of ours whose latest row is missing or differs.
+
+    Safe to run twice: the second run finds nothing to write.
+
+    Parameters
+    ----------
+    regions
+        Where to look; by default the settings' region, else AWS's own.
+    tables, session
+        Where they do not come from the surroundings.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        No region is known.
+    """
+    settings, session = load(), session or default_session()
+    chosen = tuple(regions) or tuple(filter(None, [settings.region or session.region_name]))
+    if not chosen:
+        raise errors.ParameterError("No region was given.", cure="Give --region, or set AWS_REGION.")
+    tables = tables or open_tables(settings)
+    known = {(str(row["ami_id"]), str(row["region"])): row for row in _latest(tables)}
+    now = datetime.now(UTC)
+    added, changed, gone, found = [], [], [], 0
+    for region in chosen:
+        amis = images.ours(client(session, "ec2", region))
+        found += len(amis)
+        for ami in amis:
+            before = known.get((ami.ami_id, region))
+            row = images.row(ami, recorded_at=now, source="sync", via=_via(before))
+            if before is None:
+                added.append(row)
+            elif any(
+                _plain(before.get(name)) != _plain(row[name]) for name in ("state", "public", "name", "tags")
+            ):
+                changed.append(row)
+        present = {ami.ami_id for ami in amis}
+        gone += [
+            {**_given(row), "state": GONE, "recorded_at": now, "source": "sync"}
+            for (ami_id, where), row in known.items()
+            if where == region and ami_id not in present and row["state"] != GONE
+        ]
+    if added or changed or gone:
+        tables.append("amis", [*added, *changed, *gone])
+    return SyncResult(chosen, found, len(added), len(changed), len(gone))
+
+
+def _latest(tables: Tables) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = history.amis(tables).to_dict("records")
+    return rows
+
+
+def _via(before: dict[str, Any] | None) -> str | None:
+    return _given(before).get("via") if before else None
+
+
+def _given(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without its empty values, which pandas spells in several ways."""
+    import pandas as pd
+
+    return {name: value for name, value in row.items() if not pd.isna(value)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value so that one from a frame and one from AWS compare: tags are JSON text in a frame."""
+    import json
+
+    if isinstance(value, str) and value.startswith("{"):
+        return json.loads(value)
+    return bool(value) if hasattr(value, "item") else value
