@@ -1,14 +1,13 @@
-"""A boot sector that says a line on the first serial port and halts: the smallest machine that can be seen to boot.
+"""A boot sector that says a line on the first serial port and halts: the least that can be seen to boot.
 
-The 77 bytes of code below are 16-bit x86, made with the GNU assembler from the listing beside them. The BIOS loads the
-sector to 0x7C00 and jumps there. COM1 is set to 115200 baud, 8 data bits, no parity, one stop bit: what EC2's serial
-console expects. Waiting for the port is bounded, so a machine without one halts too.
+The 77 bytes of code below are 16-bit x86, made with the GNU assembler from the listing beside them. The BIOS
+loads the sector to 0x7C00 and jumps there. COM1 is set to 115200 baud, 8 data bits, no parity, one stop bit:
+what EC2's serial console expects. Waiting for the port is bounded, so a machine without one halts too.
 """
 
 from __future__ import annotations
 
 import struct
-
 
 CODE = bytes.fromhex(
     "fa"  #                cli

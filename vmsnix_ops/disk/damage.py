@@ -21,7 +21,8 @@ def damaged(
     field
         Name of the wrong field in the format's specification.
     offset
-        Byte of the file at which it stands; ``None`` when another program found the damage and did not say where.
+        Byte of the file at which it stands; ``None`` when another program found the damage and did not say
+        where.
     why
         One sentence: what is wrong with it.
     cure

@@ -1,23 +1,26 @@
 """The way in: `open_image` tells what a file is from its bytes, and opens it.
 
-The name of a file says nothing here. A VHD called ``disk.raw`` is opened as the VHD that it is; fed to AWS as raw, it
-would have become an AMI that never boots.
+The name of a file says nothing here. A VHD called ``disk.raw`` is opened as the VHD that it is; fed to AWS as
+raw, it would have become an AMI that never boots.
 
-What counts as a raw disk: whole sectors, with the mark of nothing else. A disk without partition table is accepted
-(blank ones and bare file systems exist, and nobody can tell random from encrypted); compressed files, archives, programs,
-text and disk formats that cannot be read here are refused by name. With a partition table in the first sector a file is a
-disk whatever its other bytes look like.
+What counts as a raw disk: whole sectors, with the mark of nothing else. A disk without partition table is
+accepted (blank ones and bare file systems exist, and nobody can tell random from encrypted); compressed
+files, archives, programs, text and disk formats that cannot be read here are refused by name. With a
+partition table in the first sector a file is a disk whatever its other bytes look like.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk import raw, signatures, vhd, vhd_layout
 from vmsnix_ops.disk.damage import damaged
 from vmsnix_ops.disk.image import SECTOR, Block, DiskImage, Extent
 from vmsnix_ops.disk.source import BinaryReader, ByteSource, open_source
 from vmsnix_ops.errors import ImageFormatError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["BinaryReader", "Block", "DiskImage", "Extent", "open_image"]
 

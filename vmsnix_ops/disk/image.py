@@ -1,18 +1,20 @@
 """What every opened disk image is: a size, and ranges of bytes that may hold something.
 
-A format (`raw`, `vhd`, `qemu`) only has to say where the stored ranges of the disk lie in a file; reading, blocks and
-zero detection are written once, here.
+A format (`raw`, `vhd`, `qemu`) only has to say where the stored ranges of the disk lie in a file; reading,
+blocks and zero detection are written once, here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from vmsnix_ops.disk.source import ByteSource
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+    from vmsnix_ops.disk.source import ByteSource
 
 SECTOR = 512
 EBS_BLOCK = 512 * 1024
@@ -70,8 +72,8 @@ class Extent:
 class DiskImage:
     """An opened disk image; a context manager. Get one from `vmsnix_ops.disk.formats.open_image`.
 
-    Reading is safe from several threads at once. An image opened from a path can be pickled: the process that receives it
-    opens the file again.
+    Reading is safe from several threads at once. An image opened from a path can be pickled: the process that
+    receives it opens the file again.
 
     Attributes
     ----------
@@ -108,7 +110,7 @@ class DiskImage:
         raise NotImplementedError
 
     def _stored(self) -> ByteSource:
-        """Return the bytes that `Extent.stored` counts in; the image file itself unless a format converts first."""
+        """Return the bytes that `Extent.stored` counts in: the file itself unless a format converts first."""
         return self.source
 
     def read(self, offset: int, length: int) -> bytes:
@@ -117,7 +119,8 @@ class DiskImage:
         Parameters
         ----------
         offset, length
-            The range, in bytes; at most 1 GiB. As with a file, what lies behind the end of the disk is left out.
+            The range, in bytes; at most 1 GiB. As with a file, what lies behind the end of the disk is left
+            out.
 
         Raises
         ------
@@ -137,8 +140,8 @@ class DiskImage:
     def blocks(self, size: int = EBS_BLOCK, *, first: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Yield the blocks that hold a byte other than zero, ascending by index.
 
-        A block that lies in one piece in the file (with VHDs as they are usually made: all of them) is read straight
-        into the bytes that are handed out, and not copied again.
+        A block that lies in one piece in the file (all of them, in VHDs as they are usually made) is read
+        straight into the bytes that are handed out, and not copied again.
 
         Parameters
         ----------
@@ -163,7 +166,7 @@ class DiskImage:
                 yield Block(index, data)
 
     def allocated(self, size: int = EBS_BLOCK) -> Iterator[int]:
-        """Yield the indices of the blocks that are stored, which may be zero all the same, without reading them.
+        """Yield the indices of the blocks that are stored, without reading them; some may hold zeros only.
 
         Their number is the upper bound that a progress bar wants.
         """

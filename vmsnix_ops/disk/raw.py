@@ -1,18 +1,23 @@
 """Raw images: the file is the disk, byte for byte.
 
-A raw image has no header, so it cannot be recognised, only not taken for anything else (`signatures` knows those). What
-can be told is checked: a disk is whole sectors, and a partition table never reaches beyond the end of its disk. The
-second check is what finds a copy that was cut short, be it of a raw image or of a fixed VHD that lost its footer.
+A raw image has no header, so it cannot be recognised, only not taken for anything else (`signatures` knows
+those). What can be told is checked: a disk is whole sectors, and a partition table never reaches beyond the
+end of its disk. The second check is what finds a copy that was cut short, be it of a raw image or of a fixed
+VHD that lost its footer.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk.damage import damaged
 from vmsnix_ops.disk.image import SECTOR, DiskImage, Extent
-from vmsnix_ops.disk.source import ByteSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmsnix_ops.disk.source import ByteSource
 
 _PARTITION = struct.Struct("<B3xB3xII")
 PROTECTIVE = 0xEE
@@ -32,7 +37,7 @@ class RawImage(DiskImage):
 
 
 def has_partition_table(head: bytes) -> bool:
-    """Tell whether the first sector is a master boot record: its signature, and four entries with a right status."""
+    """Tell whether the first sector is a master boot record: signature, four entries with a right status."""
     return (
         len(head) >= SECTOR
         and head[510:512] == b"\x55\xaa"
@@ -58,8 +63,8 @@ def open_raw(source: ByteSource, head: bytes) -> RawImage:
     if source.size % SECTOR:
         raise damaged(
             source.name, "raw", "end of file", source.size,
-            f"A raw disk is a multiple of {SECTOR} bytes, and this file of {source.size} bytes is not; it bears the mark of "
-            "no other known format either.",
+            f"A raw disk is a multiple of {SECTOR} bytes, and this file of {source.size} bytes is not; it "
+            "bears the mark of no other known format either.",
             cure="If the copy was cut short, copy it again; if it is no disk image, name the right file.",
         )  # fmt: skip
     if has_partition_table(head):
@@ -80,5 +85,7 @@ def _check_partitions(source: ByteSource, head: bytes) -> None:
     if head[SECTOR : SECTOR + 8] == b"EFI PART" and len(head) >= SECTOR + 40:
         backup = int.from_bytes(head[SECTOR + 32 : SECTOR + 40], "little")
         if (backup + 1) * SECTOR > source.size:
-            why = f"The second partition table lies at sector {backup}, the file has {source.size // SECTOR} sectors."
+            why = (
+                f"The second table lies at sector {backup}, but the file has {source.size // SECTOR} sectors."
+            )
             raise damaged(source.name, "raw", "GPT alternate LBA", SECTOR + 32, why, cure=cure)

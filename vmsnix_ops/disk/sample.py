@@ -1,21 +1,23 @@
 """A small real disk image, made in milliseconds: for the demo, for tests, and for machines without Nix.
 
-It boots: its boot sector says a line on the serial port and halts. The folder around it looks like the output of a NixOS
-image build. The same arguments give the same bytes.
+It boots: its boot sector says a line on the serial port and halts. The folder around it looks like the output
+of a NixOS image build. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.disk.boot_sector import boot_sector
 from vmsnix_ops.disk.image import SECTOR, Block
 from vmsnix_ops.disk.vhd_layout import DEFAULT_BLOCK, geometry_size
 from vmsnix_ops.disk.vhd_writer import write_vhd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 MIB = 1024 * 1024
 MESSAGE = "vmsnix sample image: ok"
@@ -71,7 +73,10 @@ def make_sample_image(
     """
     disk_bytes = size if format == "raw" else geometry_size(size)
     if disk_bytes % SECTOR or data_bytes < 0 or 4 * MIB + 2 * data_bytes > disk_bytes:
-        error = f"{data_bytes} bytes of data do not fit a disk of {disk_bytes}: it must be whole sectors, 4 MiB and twice the data"
+        error = (
+            f"{data_bytes} bytes of data do not fit a disk of {disk_bytes}: "
+            "it must be whole sectors, and at least 4 MiB and twice the data"
+        )
         raise ValueError(error)
     (folder / "nix-support").mkdir(parents=True, exist_ok=True)
     path = folder.absolute() / f"{name}.{EXTENSIONS[format]}"
@@ -85,12 +90,13 @@ def make_sample_image(
 
 
 def _content(message: str, seed: str, disk_bytes: int, data_bytes: int) -> Iterator[Block]:
-    """Yield the blocks of the disk: boot sector, then data with a hole of a quarter block between two runs."""
+    """Yield the blocks of the disk: boot sector, then runs of data with a hole of a quarter block between."""
     data = memoryview(hashlib.shake_128(f"vmsnix {seed}\n{message}".encode()).digest(data_bytes))
     sectors = disk_bytes // SECTOR - PARTITION_START
     first = boot_sector(message, partition_start=PARTITION_START, partition_sectors=sectors)
     yield Block(0, first.ljust(DEFAULT_BLOCK, b"\0"))
-    # A run at the start of each block and zeros behind it, so that there is something to skip, also within blocks.
+    # A run at the start of each block and zeros behind it, so that there is something to skip, also within
+    # blocks.
     run = DEFAULT_BLOCK * 3 // 4
     for number, at in enumerate(range(0, len(data), run)):
         yield Block(1 + number, bytes(data[at : at + run]).ljust(DEFAULT_BLOCK, b"\0"))

@@ -1,7 +1,7 @@
 """What a file is, told from its bytes.
 
-The marks are those of the formats' own specifications (and of ``file``'s public database). A mark counts only where no
-partition table speaks for a disk: boot code may begin with any bytes.
+The marks are those of the formats' own specifications (and of ``file``'s public database). A mark counts only
+where no partition table speaks for a disk: boot code may begin with any bytes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 def foreign(head: bytes) -> tuple[int, str, str] | None:
-    """Return where the mark of something that is no readable disk stands, what it is and what to do, or ``None``."""
+    """Return where the mark of something that is no disk stands, what it is and what to do; else ``None``."""
     for offset, mark, what, cure in FOREIGN:
         if head[offset : offset + len(mark)] == mark:
             return offset, what, cure
@@ -54,7 +54,7 @@ def foreign(head: bytes) -> tuple[int, str, str] | None:
 
 
 def looks_like_text(head: bytes) -> bool:
-    """Tell whether bytes are text: valid UTF-8 (perhaps cut in a character), with no control characters but white space.
+    """Tell whether bytes are text: UTF-8 (perhaps cut in a character), with no controls but white space.
 
     >>> looks_like_text(b"<html><body>403 Forbidden</body></html>")
     True

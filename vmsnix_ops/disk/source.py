@@ -1,7 +1,7 @@
 """Where the bytes of an image file come from: a path, or a seekable binary reader.
 
-Both kinds may be read from several threads at once. A path is read with ``pread``, without a lock; a reader has one file
-position, so its reads take turns.
+Both kinds may be read from several threads at once. A path is read with ``pread``, without a lock; a reader
+has one file position, so its reads take turns.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vmsnix_ops.errors import ImageError, ImageFormatError, ImageNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 DIGEST_CHUNK = 1 << 20
 """Bytes hashed at a time: large enough to leave Python's share of the time below one percent."""
@@ -54,7 +56,7 @@ class ByteSource:
         raise NotImplementedError
 
     def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield ``(start, stop)`` of the ranges that may hold data, ascending; what is left out reads as zeros."""
+        """Yield ``(start, stop)`` of ranges that may hold data, ascending; what is left out is zeros."""
         if start < stop:
             yield start, stop
 
@@ -81,7 +83,7 @@ class ByteSource:
             missing -= len(pieces[-1])
         if missing:
             raise ImageFormatError(
-                f"{self.name} ends at byte {offset + length - missing} where byte {offset + length - 1} was to be read.",
+                f"{self.name} ends at byte {offset + length - missing}; {missing} more were to be read.",
                 why="The file was cut short, perhaps while it was open.",
                 cure="Build or copy the image again, and leave the file alone while it is in use.",
                 offset=offset + length - missing,
@@ -130,7 +132,7 @@ class PathSource(ByteSource):
             raise ImageNotFoundError(
                 f"There is no image at {path}.",
                 why="No file of that name exists.",
-                cure="Check the path; a `result` link dangles after its store path was collected: build again then.",
+                cure="Check the path. If it is a `result` link whose store path was collected, build again.",
             ) from None
         except (OSError, ValueError) as error:
             self.close()
@@ -144,7 +146,7 @@ class PathSource(ByteSource):
             raise ImageNotFoundError(
                 f"{path} is a folder, not a disk image.",
                 why="Only a file has a disk's bytes.",
-                cure="Name the image file in it (nix-support/image-info.json of a Nix output says which one it is).",
+                cure="Name the image file in it; nix-support/image-info.json of a Nix output says which.",
             )
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             self.close()

@@ -1,15 +1,18 @@
 """VHD images, fixed and dynamic.
 
-A **fixed** VHD is the disk followed by a footer. A **dynamic** VHD stores only the blocks that were ever written: a copy of
-the footer, a header, the block allocation table (BAT: for each block the sector at which it starts in the file), the
-blocks (each led by a bitmap of its sectors; a sector whose bit is 0 was never written and reads as zeros), the footer.
+A **fixed** VHD is the disk followed by a footer. A **dynamic** VHD stores only the blocks that were ever
+written: a copy of the footer, a header, the block allocation table (BAT: for each block the sector at which
+it starts in the file), the blocks (each led by a bitmap of its sectors; a sector whose bit is 0 was never
+written and reads as zeros), the footer.
 
 Decisions:
 
-- The size of the disk is the footer's ``current_size``, as for Hyper-V and EC2, never the product of its geometry.
-- Both footers of a dynamic VHD must be right. A damaged one could be replaced by the other, but AWS would refuse the
-  file, and damage in one place is a reason to doubt the rest.
-- A fixed VHD is as long as its ``current_size`` says: a longer file would lose its end silently, a shorter one was cut.
+- The size of the disk is the footer's ``current_size``, as for Hyper-V and EC2, never the product of its
+  geometry.
+- Both footers of a dynamic VHD must be right. A damaged one could be replaced by the other, but AWS would
+  refuse the file, and damage in one place is a reason to doubt the rest.
+- A fixed VHD is as long as its ``current_size`` says: a longer file would lose its end silently, a shorter
+  one was cut.
 
 Source: Microsoft, *Virtual Hard Disk Image Format Specification*, version 1.0 (October 2006).
 """
@@ -19,14 +22,12 @@ from __future__ import annotations
 import re
 import sys
 from array import array
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk.damage import damaged
 from vmsnix_ops.disk.image import SECTOR, DiskImage, Extent
-from vmsnix_ops.disk.source import ByteSource
 from vmsnix_ops.disk.vhd_layout import (
     DIFFERENCING,
-    DYNAMIC,
     FIXED,
     FOOTER_BYTES,
     FOOTER_COOKIE,
@@ -43,10 +44,15 @@ from vmsnix_ops.disk.vhd_layout import (
     bitmap_bytes,
     checksum,
 )
-from vmsnix_ops.errors import ImageFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmsnix_ops.disk.source import ByteSource
+    from vmsnix_ops.errors import ImageFormatError
 
 MAX_BLOCKS = 2 * 1024 * 1024
-"""Most blocks of a table that is read: 4 TiB of the usual 2 MiB blocks, with which it takes 8 MiB of memory."""
+"""Most blocks of a table that is read: 4 TiB of the usual blocks of 2 MiB; the table takes 8 MiB then."""
 
 _ONES = re.compile("1+")
 
@@ -137,7 +143,7 @@ def open_vhd(source: ByteSource, head: bytes) -> DiskImage:
     if not tail.startswith(FOOTER_COOKIE):
         raise damaged(
             source.name, "VHD", "footer cookie", max(at, 0),
-            "The file begins as a dynamic VHD does but does not end with a footer: it was cut short, or its end is damaged.",
+            "The file begins as a dynamic VHD but does not end as one: it was cut short, or damaged.",
         )  # fmt: skip
     footer = _check_footer(source, tail, at, "footer")
     if footer.disk_type == FIXED:
@@ -180,7 +186,7 @@ def _open_fixed(source: ByteSource, footer: Footer) -> FixedVhd:
     data_bytes = source.size - FOOTER_BYTES
     if footer.current_size != data_bytes:
         kind = "larger" if data_bytes > footer.current_size else "smaller"
-        why = f"It says {footer.current_size} bytes, but the file holds {data_bytes}: the image is {kind} than that."
+        why = f"It says {footer.current_size} bytes, but the file holds {data_bytes}: the image is {kind}."
         raise damaged(
             source.name, "VHD", "footer current_size", data_bytes + FOOTER_OFFSETS["current_size"], why
         )
@@ -232,7 +238,7 @@ def _check_header(source: ByteSource, footer: Footer, end: int) -> DynamicHeader
         raise damaged(source.name, "VHD", "footer current_size", where, why)
     if header.max_table_entries * header.block_size < footer.current_size:
         why = (
-            f"{header.max_table_entries} blocks of {header.block_size} bytes are less than the disk's size of "
+            f"{header.max_table_entries} blocks of {header.block_size} bytes are less than the disk's "
             f"{footer.current_size} bytes: one of the two lies."
         )
         raise wrong("max_table_entries", why)
@@ -242,8 +248,8 @@ def _check_header(source: ByteSource, footer: Footer, end: int) -> DynamicHeader
     table_end = header.table_offset + header.max_table_entries * 4
     if header.table_offset % SECTOR or header.table_offset < FOOTER_BYTES or table_end > end:
         why = (
-            f"The table of {header.max_table_entries} blocks would lie at bytes {header.table_offset} to {table_end}, "
-            f"which is not between the two footers (the last one is at byte {end})."
+            f"The table of {header.max_table_entries} blocks would lie at bytes {header.table_offset} to "
+            f"{table_end}, which is not between the two footers (the last one is at byte {end})."
         )
         raise wrong("table_offset", why)
     if header.table_offset < at + HEADER_BYTES and table_end > at:
@@ -262,8 +268,8 @@ def _read_table(source: ByteSource, header: DynamicHeader, count: int) -> array[
     for index in range(count, len(table)):
         if table[index] != UNALLOCATED:
             why = (
-                f"Block {index} holds data, but the disk ends with block {count - 1}: its size field says less than "
-                "the table."
+                f"Block {index} holds data, but the disk ends with block {count - 1}: "
+                "its size field says less than the table."
             )
             raise damaged(source.name, "VHD", f"BAT entry {index}", header.table_offset + 4 * index, why)
     return table
@@ -294,7 +300,10 @@ def _check_table(
         sector = table[index]
         length = span - cut if index == last else span
         if sector + length > limit:
-            why = f"It puts block {index} at bytes {sector * SECTOR} to {(sector + length) * SECTOR}, but the blocks end at {end}."
+            why = (
+                f"It puts block {index} at bytes {sector * SECTOR} to {(sector + length) * SECTOR}, "
+                f"but the blocks end at {end}."
+            )
             raise wrong(index, why)
         if sector < previous_end:
             why = f"It puts block {index} at byte {sector * SECTOR}, where block {previous} already is."

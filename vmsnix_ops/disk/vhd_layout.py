@@ -1,7 +1,7 @@
 """The structures of a VHD file, as bytes and as records.
 
-Source of the field names, offsets, checksum and geometry: Microsoft, *Virtual Hard Disk Image Format Specification*,
-version 1.0 (October 2006). All numbers in a VHD are big-endian.
+Source of the field names, offsets, checksum and geometry: Microsoft, *Virtual Hard Disk Image Format
+Specification*, version 1.0 (October 2006). All numbers in a VHD are big-endian.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _CHECKSUM_AT = {FOOTER_BYTES: 64, HEADER_BYTES: 36}
 class Footer:
     """The footer, and its copy at the start of a dynamic VHD. Sizes in bytes.
 
-    `current_size` is the size of the disk: what Hyper-V and EC2 go by. The product of the geometry may be less, because
-    cylinders are whole; QEMU rounds the size up to a whole geometry when it creates a VHD.
+    `current_size` is the size of the disk: what Hyper-V and EC2 go by. The product of the geometry may be
+    less, because cylinders are whole; QEMU rounds the size up to a whole geometry when it creates a VHD.
     """
 
     features: int
@@ -63,9 +63,10 @@ class Footer:
     def pack(self) -> bytes:
         """Return the 512 bytes, with the checksum put right."""
         fields = (
-            FOOTER_COOKIE, self.features, self.version, self.data_offset, self.timestamp, self.creator_application,
-            self.creator_version, self.creator_host, self.original_size, self.current_size, self.cylinders, self.heads,
-            self.sectors, self.disk_type, 0, self.identifier, self.saved_state,
+            FOOTER_COOKIE, self.features, self.version, self.data_offset, self.timestamp,
+            self.creator_application, self.creator_version, self.creator_host, self.original_size,
+            self.current_size, self.cylinders, self.heads, self.sectors, self.disk_type, 0, self.identifier,
+            self.saved_state,
         )  # fmt: skip
         return with_checksum(_FOOTER.pack(*fields).ljust(FOOTER_BYTES, b"\0"))
 
@@ -78,7 +79,7 @@ FOOTER_OFFSETS = {
 
 @dataclass(frozen=True, slots=True)
 class DynamicHeader:
-    """The header of a dynamic VHD: where its block allocation table (BAT) is, and how large a block is, in bytes."""
+    """The header of a dynamic VHD: where its block allocation table (BAT) is, and how large a block is."""
 
     data_offset: int
     table_offset: int
@@ -112,7 +113,7 @@ HEADER_OFFSETS = {
 
 
 def checksum(data: bytes) -> int:
-    """Return the one's complement of the sum of all bytes of a footer or header but the checksum's own four."""
+    """Return the one's complement of the sum of a footer's or header's bytes, without the checksum's own."""
     at = _CHECKSUM_AT[len(data)]
     return ~(sum(data) - sum(data[at : at + 4])) & 0xFFFFFFFF
 
@@ -133,7 +134,7 @@ def bitmap_bytes(block_size: int) -> int:
 
 
 def geometry(sectors: int) -> tuple[int, int, int]:
-    """Return cylinders, heads and sectors per track for a disk of so many sectors (the specification's appendix).
+    """Return cylinders, heads and sectors per track for a disk of so many sectors (the format's appendix).
 
     >>> geometry(8388608)
     (8322, 16, 63)
@@ -153,7 +154,7 @@ def geometry(sectors: int) -> tuple[int, int, int]:
 
 
 def geometry_size(size: int) -> int:
-    """Return the smallest size of at least `size` bytes that is a whole geometry, as ``qemu-img`` rounds a new VHD.
+    """Return the least size that is a whole geometry and holds `size` bytes, as ``qemu-img`` makes new VHDs.
 
     Disks beyond the largest geometry (127.5 GiB) keep their size.
 

@@ -1,14 +1,12 @@
 """Writes VHDs, dynamic and fixed. The same input gives the same bytes, on any machine and at any time.
 
-The identifier of the disk derives from its content, and its timestamp is fixed (zero: 2000-01-01, where VHD time begins).
+The identifier of the disk derives from its content; its timestamp is zero, which is 2000-01-01 in VHDs.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.disk.image import SECTOR, Block
 from vmsnix_ops.disk.vhd_layout import (
@@ -27,8 +25,12 @@ from vmsnix_ops.disk.vhd_layout import (
     geometry,
 )
 
-# Readers that know a VHD's creator decide by this name whether the size or the geometry counts. This one, QEMU's own for
-# images of an exact size, makes all of them take the size.
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+# Readers that know a VHD's creator decide by this name whether the size or the geometry counts. This one,
+# QEMU's own for images of an exact size, makes all of them take the size.
 CREATOR = b"qem2"
 
 
@@ -42,12 +44,14 @@ def write_vhd(
     path
         The file to write; replaced when it is there.
     blocks
-        The disk's content in blocks of 2 MiB, ascending; ``image.blocks(DEFAULT_BLOCK)`` of an opened image, for example.
-        Blocks that are left out are zero.
+        The disk's content in blocks of 2 MiB, ascending; ``image.blocks(DEFAULT_BLOCK)`` of an opened image,
+        for example. Blocks that are left out are zero.
     size
-        Bytes of the disk, a multiple of 512; taken as they are (`vhd_layout.geometry_size` rounds up as nixpkgs' images do).
+        Bytes of the disk, a multiple of 512; taken as they are (`vhd_layout.geometry_size` rounds up as
+        nixpkgs' images do).
     kind
-        ``dynamic`` stores only the given blocks; ``fixed`` is as long as the disk, with holes where nothing was given.
+        ``dynamic`` stores only the given blocks; ``fixed`` is as long as the disk, with holes where nothing
+        was given.
 
     Raises
     ------

@@ -1,0 +1,268 @@
+"""qcow2, VHDX and VMDK images, with the help of ``qemu-img``.
+
+Opening asks ``qemu-img`` where the disk's data lie in the file (``map``). Where it can say so, they are read
+right there, and nothing is converted. Where it cannot (compressed images, VHDX), the first read converts the
+disk to a sparse raw file in a temporary folder, which is gone as soon as it is open.
+
+An image that leads to another file (a backing file, a parent, external data or extents) is refused before
+``qemu-img`` sees it: an image must not be able to put other files of this machine into a published disk.
+
+Sources of the fields: QEMU's ``docs/interop/qcow2.txt``; VMware, *Virtual Disk Format 5.0*; Microsoft,
+*[MS-VHDX]*.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+from array import array
+from bisect import bisect_right
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.disk import qemu_img, signatures
+from vmsnix_ops.disk.damage import damaged
+from vmsnix_ops.disk.image import SECTOR, DiskImage, Extent
+from vmsnix_ops.disk.source import ByteSource, PathSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmsnix_ops.errors import ImageFormatError
+
+MAX_SIZE = 64 << 40
+"""64 TiB: the largest EBS volume. A size field beyond it lies, or is of no use here."""
+
+MAX_RUNS = 500_000
+"""Most stored ranges that are kept in memory (24 bytes each); an image in more pieces is converted."""
+
+COPY_CHUNK = 1 << 20
+WHOLE_CURE = "Make one whole file of it first: qemu-img convert -O vpc INPUT OUTPUT.vhd."
+
+
+class Runs:
+    """Where the stored ranges of a disk lie in the image file, ascending; three numbers in bytes a range."""
+
+    def __init__(self) -> None:
+        self.starts, self.lengths, self.stored = array("Q"), array("Q"), array("Q")
+
+    def append(self, start: int, length: int, stored: int) -> None:
+        """Add a range behind the others."""
+        self.starts.append(start)
+        self.lengths.append(length)
+        self.stored.append(stored)
+
+    def between(self, start: int, stop: int) -> Iterator[Extent]:
+        """Yield what is stored between two positions of the disk."""
+        for index in range(max(bisect_right(self.starts, start) - 1, 0), len(self.starts)):
+            if self.starts[index] >= stop:
+                return
+            part = Extent(self.starts[index], self.lengths[index], self.stored[index]).part(start, stop)
+            if part.length > 0:
+                yield part
+
+
+class MappedImage(DiskImage):
+    """An image whose data lie in its file as they are."""
+
+    def __init__(self, source: ByteSource, size: int, kind: str, runs: Runs) -> None:
+        super().__init__(source, size)
+        self.format, self._runs = kind, runs
+
+    def extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
+        """Yield the ranges that ``qemu-img map`` named."""
+        return self._runs.between(start, self.size if stop is None else min(stop, self.size))
+
+
+class ConvertedImage(DiskImage):
+    """An image that is converted to a sparse raw file when it is first read."""
+
+    def __init__(self, source: ByteSource, size: int, kind: str, file: Path, resources: ExitStack) -> None:
+        super().__init__(source, size)
+        self.format, self._file, self._resources = kind, file, resources
+        self._raw: PathSource | None = None
+        self._turn = threading.Lock()
+
+    def extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
+        """Yield what the sparse raw file has stored."""
+        end = self.size if stop is None else min(stop, self.size)
+        for first, last in self._stored().data_ranges(start, end):
+            yield Extent(first, last - first, first)
+
+    def _stored(self) -> ByteSource:
+        with self._turn:
+            if self._raw is None:
+                self._raw = _convert(self._file, self.source.name, self.format, self.size)
+            return self._raw
+
+    def close(self) -> None:
+        """Let go of the file and of its conversion."""
+        super().close()
+        self._resources.close()
+        if self._raw is not None:
+            self._raw.close()
+
+
+def open_with_qemu(source: ByteSource, head: bytes) -> DiskImage:
+    """Return the image of a qcow2, VHDX or VMDK file.
+
+    Parameters
+    ----------
+    source
+        The bytes. What comes from a reader is copied to a temporary file for ``qemu-img``.
+    head
+        The first 4096 of them, or all when there are fewer.
+
+    Raises
+    ------
+    ImageFormatError
+        When the file is damaged, encrypted, or leads to other files.
+    ToolMissingError
+        When ``qemu-img`` is not installed.
+    """
+    if head.startswith(signatures.QCOW2):
+        kind = "qcow2"
+        _check_qcow2(source, head)
+    elif head.startswith(signatures.VMDK):
+        kind = "vmdk"
+        _check_vmdk(source, head)
+    else:
+        kind = "vhdx"
+    with ExitStack() as stack:
+        file = source.path or _spool(source, stack)
+        size = _disk_size(source, file, kind)
+        runs = _map(source, file, kind, size)
+        if runs is not None:
+            return MappedImage(source, size, kind, runs)
+        return ConvertedImage(source, size, kind, file, stack.pop_all())
+
+
+def _check_qcow2(source: ByteSource, head: bytes) -> None:
+    """Refuse what must not be opened at all."""
+
+    def number(at: int, length: int) -> int:
+        return int.from_bytes(head[at : at + length], "big")
+
+    def wrong(field: str, at: int, why: str, cure: str = WHOLE_CURE) -> ImageFormatError:
+        return damaged(source.name, "qcow2", field, at, why, cure=cure)
+
+    if len(head) < 112:
+        raise wrong("header", len(head), f"The file ends after {len(head)} bytes, within its header.")
+    if number(4, 4) not in (2, 3):
+        raise wrong("version", 4, f"It is {number(4, 4)}; versions 2 and 3 are known.")
+    if number(8, 8):
+        raise wrong(
+            "backing_file_offset", 8, "The image holds only what differs from another file, its backing file."
+        )
+    if number(32, 4):
+        raise wrong("crypt_method", 32, "The image is encrypted.", "Decrypt it first with qemu-img convert.")
+    if number(4, 4) == 3 and number(72, 8) & 4:
+        raise wrong("incompatible_features", 72, "The disk's data lie in another file.")
+    if number(4, 4) == 3 and number(72, 8) & 2:
+        raise wrong("incompatible_features", 72, "The image is marked as corrupt.", "Build the image again.")
+
+
+def _check_vmdk(source: ByteSource, head: bytes) -> None:
+    """Refuse a VMDK that is only the way to other files."""
+    if len(head) < SECTOR:
+        raise damaged(source.name, "VMDK", "header", len(head), "The file ends within its header.")
+    if int.from_bytes(head[12:20], "little") == 0:
+        why = "It is 0: the file only describes a disk whose data lie in other files."
+        raise damaged(source.name, "VMDK", "capacity", 12, why, cure=WHOLE_CURE)
+    # The text that describes the disk: where the header says, and where QEMU looks for a parent.
+    named = int.from_bytes(head[28:36], "little") * SECTOR
+    for at in {SECTOR, min(named, source.size)}:
+        text = source.read(at, min(20 * SECTOR, source.size - at)) if at < source.size else b""
+        hint = text.find(b"parentFileNameHint")
+        if hint >= 0:
+            why = "The image holds only what differs from another file, its parent."
+            raise damaged(source.name, "VMDK", "parentFileNameHint", at + hint, why, cure=WHOLE_CURE)
+
+
+def _disk_size(source: ByteSource, file: Path, kind: str) -> int:
+    """Return the size of the disk, after ``qemu-img`` has found no damage in the image's own tables."""
+    options = qemu_img.image_options(kind, file)
+    text = "".join(qemu_img.lines(["info", "--output=json", *options], name=source.name, kind=kind))
+    size = json.loads(text)["virtual-size"]
+    if not isinstance(size, int) or not 0 < size <= MAX_SIZE or size % SECTOR:
+        why = f"It is {size} bytes; it must be a multiple of {SECTOR}, and EBS has no disk beyond {MAX_SIZE}."
+        raise damaged(source.name, kind, "virtual size", None, why)
+    # 3 is leaked clusters, which waste room and nothing else; 63 is a format without a check.
+    for _line in qemu_img.lines(["check", "-q", *options], name=source.name, kind=kind, accepted=(0, 3, 63)):
+        pass
+    return size
+
+
+def _map(source: ByteSource, file: Path, kind: str, size: int) -> Runs | None:
+    """Return where the data lie in the file, or ``None`` where ``qemu-img`` cannot say so for all of them."""
+    runs, end = Runs(), 0
+    arguments = ["map", "--output=json", *qemu_img.image_options(kind, file)]
+    for line in qemu_img.lines(arguments, name=source.name, kind=kind):
+        text = line.strip().strip("[],")
+        if not text:
+            continue
+        entry = json.loads(text)
+        start, length, stored = entry["start"], entry["length"], entry.get("offset")
+        if start != end:
+            why = f"qemu-img names a range at byte {start} of the disk after one that ends at {end}."
+            raise damaged(source.name, kind, "map", None, why)
+        end = start + length
+        if stored is not None and entry["present"] and stored + length > source.size:
+            why = f"Bytes {start} to {end} of the disk lie behind the end of the file: it was cut short."
+            raise damaged(source.name, kind, "end of file", stored, why)
+        if entry["data"] and not entry["zero"]:
+            if stored is None or entry.get("compressed") or len(runs.starts) >= MAX_RUNS:
+                return None
+            runs.append(start, length, stored)
+    if end != size:
+        raise damaged(source.name, kind, "map", None, f"qemu-img names {end} bytes of a disk of {size}.")
+    _check_overlap(source, kind, runs)
+    return runs
+
+
+def _check_overlap(source: ByteSource, kind: str, runs: Runs) -> None:
+    """Refuse an image that shows the same bytes of the file at two places of the disk."""
+    end, previous = 0, 0
+    for index in sorted(range(len(runs.stored)), key=runs.stored.__getitem__):
+        stored, start = runs.stored[index], runs.starts[index]
+        if stored < end:
+            why = f"Bytes {start} and {previous} of the disk are said to lie in the same place."
+            raise damaged(source.name, kind, "cluster or grain table", stored, why)
+        end, previous = stored + runs.lengths[index], start
+
+
+def _spool(source: ByteSource, stack: ExitStack) -> Path:
+    """Return a file with the bytes of a reader, sparse, which goes when the image is closed."""
+    folder = stack.enter_context(
+        tempfile.TemporaryDirectory(prefix="vmsnix-", dir=qemu_img.temporary_folder())
+    )
+    path, zeros = Path(folder) / "image", bytes(COPY_CHUNK)
+    with path.open("wb") as file:
+        for offset in range(0, source.size, COPY_CHUNK):
+            data = source.read(offset, min(COPY_CHUNK, source.size - offset))
+            if data != zeros[: len(data)]:
+                file.seek(offset)
+                file.write(data)
+        file.truncate(source.size)
+    return path
+
+
+def _convert(file: Path, name: str, kind: str, size: int) -> PathSource:
+    """Return the disk as a sparse raw file that is already unlinked, so that nothing can leave it behind."""
+    folder = Path(tempfile.mkdtemp(prefix="vmsnix-", dir=qemu_img.temporary_folder()))
+    try:
+        output = folder / "disk.raw"
+        options = qemu_img.image_options(kind, file)
+        for _line in qemu_img.lines(["convert", *options, "-O", "raw", str(output)], name=name, kind=kind):
+            pass
+        raw = PathSource(output)
+        if raw.size != size:
+            raw.close()
+            why = f"The disk has {raw.size} bytes where {size} were announced."
+            raise damaged(name, kind, "virtual size", None, why)
+        return raw
+    finally:
+        shutil.rmtree(folder)
