@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -160,7 +161,10 @@ def test_every_relative_link_of_the_front_pages_leads_somewhere() -> None:
 
 def test_the_table_of_runbooks_in_the_readme_is_true() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "docs/runbook_table.py", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, ROOT / "docs/runbook_table.py", "--check"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
