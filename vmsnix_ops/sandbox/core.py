@@ -1,18 +1,26 @@
 """What every emulated operation is given, and how it joins the sandbox.
 
-An operation is a plain function ``(context, params) -> dict``. Requests were parsed, checked against botocore's model and
-authenticated before it runs; what it returns is written back in the service's own protocol. It raises `AwsError` with
-AWS's own code and text.
+An operation is a plain function ``(context, params) -> dict``. Requests were parsed, checked against
+botocore's model and authenticated before it runs; what it returns is written back in the service's own
+protocol. It raises `AwsError` with AWS's own code and text.
+
+A streaming parameter (the body of S3's PutObject, of EBS's PutSnapshotBlock) is a `wire.body.Body`:
+``body.read()`` gives its bytes, ``body.save(path, digests)`` writes them to disk. A streaming answer is
+bytes, or a list of `wire.http.FileRange`, which go to the socket without passing through this process.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .wire import regions
+
+if TYPE_CHECKING:
+    import threading
+    from pathlib import Path
 
 Params = dict[str, Any]
 Handler = Callable[["Context", Params], dict[str, Any]]
@@ -39,8 +47,8 @@ class AwsError(Exception):
 class Clock:
     """Real timestamps, scaled ages.
 
-    Timestamps that the sandbox shows are real ones. How far along an import or a snapshot is depends on its scaled age,
-    so that tests can live through minutes in milliseconds.
+    Timestamps that the sandbox shows are real ones. How far along an import or a snapshot is depends on its
+    scaled age, so that tests can live through minutes in milliseconds.
 
     Parameters
     ----------
@@ -51,6 +59,9 @@ class Clock:
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
         self._skipped = timedelta(0)
+        self.skew = timedelta(
+            0
+        )  # how much the sandbox believes to be ahead of the machine, for rehearsing clock skew
 
     def now(self) -> datetime:
         """Return the real time, in UTC."""
@@ -63,6 +74,14 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Let everything that waits become older by this many sandbox seconds."""
         self._skipped += timedelta(seconds=seconds)
+
+    def passed(self, moment: datetime) -> bool:
+        """Return whether a moment that an answer showed, such as an expiry, has come.
+
+        Such moments pass in real time, because clients compare them with their own clocks; `advance` brings
+        them nearer.
+        """
+        return self.now() + self._skipped >= moment
 
 
 @dataclass
@@ -77,7 +96,15 @@ class Tables:
 
     def regions_with(self, account: str, kind: str) -> dict[str, dict[str, Any]]:
         """Return the dictionaries of one kind over all regions, keyed by region."""
-        return {r: t for (a, r, k), t in self._tables.items() if a == account and k == kind}
+        return {r: t for (a, r, k), t in list(self._tables.items()) if a == account and k == kind}
+
+    def kinds(self) -> list[str]:
+        """Return the kinds of resources that there are tables of, sorted."""
+        return sorted({kind for _, _, kind in list(self._tables)})
+
+    def everywhere(self, kind: str) -> dict[tuple[str, str], dict[str, Any]]:
+        """Return the dictionaries of one kind over all accounts and regions, keyed by (account, region)."""
+        return {(a, r): t for (a, r, k), t in list(self._tables.items()) if k == kind}
 
 
 @dataclass(frozen=True)
@@ -97,10 +124,23 @@ class Context:
     folder: Path  # where large things lie
     lock: threading.RLock
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Any = None  # wire.Body of a streaming request
+    body: Any = (
+        None  # wire.body.Body of a streaming request; also the value of the streaming parameter itself
+    )
+    outcome: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what a fault rule wants the started work to come to
+
+    @property
+    def partition(self) -> str:
+        """The partition of the region: ``aws``, ``aws-cn``, ..."""
+        return regions.partition_of(self.region)
 
     def table(self, kind: str, *, region: str | None = None) -> dict[str, Any]:
-        """Return this account's resources of one kind in this (or the given) region; ``region=""`` is global."""
+        """Return this account's resources of one kind in this (or the given) region.
+
+        ``region=""`` is global.
+        """
         return self.tables.table(self.account, self.region if region is None else region, kind)
 
 
@@ -128,7 +168,8 @@ def operation(
     service, name
         botocore's service name and the operation's name, such as ``"ec2"`` and ``"RegisterImage"``.
     honours
-        Top-level request members that the handler acts upon. ``DryRun`` is honoured for all of EC2 by the server.
+        Top-level request members that the handler acts upon. ``DryRun`` is honoured for all of EC2 by the
+        server.
     locks
         Whether the server holds the state lock around the handler.
     """

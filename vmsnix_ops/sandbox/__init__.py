@@ -1,0 +1,125 @@
+"""A local AWS for rehearsals: truthful about states, limits, checksums and errors.
+
+::
+
+    with sandbox(speed=1000) as aws:
+        aws.prepare(bucket="vmsnix-images")
+        ec2 = aws.client("ec2", "us-east-1")
+
+It is served on 127.0.0.1 only. Any program that honours ``AWS_ENDPOINT_URL`` can talk to it;
+`Sandbox.environment` has what it needs. botocore is the only dependency. `sandbox_process` starts one in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .access import Access
+from .calls import Call, CallLog
+from .core import AwsError, Clock
+from .credentials import DEFAULT_ACCOUNT
+from .faults import Fault, Faults
+from .process import SandboxProcess, sandbox_process
+from .server import Server
+from .world import World
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = [
+    "Access",
+    "AwsError",
+    "Call",
+    "CallLog",
+    "Clock",
+    "Fault",
+    "Faults",
+    "Sandbox",
+    "SandboxProcess",
+    "sandbox",
+    "sandbox_process",
+]
+
+
+class Sandbox(Access):
+    """A sandbox in threads of this process; a context manager.
+
+    Parameters
+    ----------
+    speed
+        How many sandbox seconds pass in one real second.
+    state
+        A folder that keeps everything across restarts; None forgets everything at the end.
+    port
+        TCP port on 127.0.0.1; 0 takes a free one.
+    account
+        Account id of the caller, twelve digits. The first digit is a zero unless you choose: ids are texts.
+
+    Raises
+    ------
+    OSError
+        When the port is taken or the folder cannot be used; the text says what to do.
+    """
+
+    def __init__(
+        self,
+        *,
+        speed: float = 1.0,
+        state: Path | str | None = None,
+        port: int = 0,
+        account: str = DEFAULT_ACCOUNT,
+    ) -> None:
+        self.world = World(speed=speed, state=None if state is None else Path(state), account=account)
+        try:
+            self._server = Server(self.world, port)
+        except OSError:
+            self.world.close()
+            raise
+        key = self.world.first_credential
+        super().__init__(self._server.url, key.access_key, key.secret, key.account)
+
+    @property
+    def calls(self) -> CallLog:
+        """What clients asked so far."""
+        return self.world.calls
+
+    @property
+    def faults(self) -> Faults:
+        """The fault rules; ``faults.add({...})``."""
+        return self.world.faults
+
+    @property
+    def clock(self) -> Clock:
+        """The scaled clock; ``clock.advance(seconds)``."""
+        return self.world.clock
+
+    def start(self) -> Sandbox:
+        """Begin to serve."""
+        self._server.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop serving; keep the state, or remove the temporary folder."""
+        self._server.stop()
+        self.world.close()
+
+    def __enter__(self) -> Sandbox:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def sandbox(
+    *,
+    speed: float = 1.0,
+    state: Path | str | None = None,
+    port: int = 0,
+    account: str = DEFAULT_ACCOUNT,
+) -> Sandbox:
+    """Return a sandbox, to be used as a context manager; the parameters are those of `Sandbox`."""
+    return Sandbox(speed=speed, state=state, port=port, account=account)

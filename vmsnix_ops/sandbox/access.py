@@ -1,0 +1,142 @@
+"""How programs reach a sandbox: environment, boto3 sessions and clients, and a prepared account."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import boto3
+
+DEFAULT_REGION = "us-east-1"
+DEFAULT_BUCKET = "vmsnix-images"
+DEFAULT_ROLE = "vmimport"
+
+
+class Access:
+    """An address and a key.
+
+    Parameters
+    ----------
+    url
+        ``http://127.0.0.1:PORT``.
+    access_key, secret_key
+        A key that the sandbox knows.
+    account
+        The account that the key belongs to.
+    """
+
+    def __init__(self, url: str, access_key: str, secret_key: str, account: str) -> None:
+        self.url, self.access_key, self.secret_key, self.account = url, access_key, secret_key, account
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program needs in its environment to use this sandbox and nothing else."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": DEFAULT_REGION,
+            "AWS_REGION": DEFAULT_REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ALLOW_HTTP": "true",  # deltalake's object store refuses plain HTTP otherwise
+            "AWS_CONFIG_FILE": os.devnull,  # an operator's own profiles must not lead elsewhere
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+    def session(self, region: str | None = None) -> boto3.Session:
+        """Return a boto3 session whose clients talk to this sandbox, whatever the environment says.
+
+        Parameters
+        ----------
+        region
+            ``us-east-1`` unless given.
+        """
+        import boto3
+        import botocore.session
+
+        url = self.url
+
+        class SandboxSession(boto3.Session):  # type: ignore[misc]
+            def client(self, *args: Any, **kwargs: Any) -> Any:
+                return super().client(*args, **({"endpoint_url": url} | kwargs))
+
+            def resource(self, *args: Any, **kwargs: Any) -> Any:
+                return super().resource(*args, **({"endpoint_url": url} | kwargs))
+
+        core = botocore.session.Session()
+        core.set_config_variable("config_file", os.devnull)
+        core.set_config_variable("credentials_file", os.devnull)
+        return SandboxSession(
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name=region or DEFAULT_REGION,
+            botocore_session=core,
+        )
+
+    def client(self, service: str, region: str = DEFAULT_REGION, **options: Any) -> Any:
+        """Return a boto3 client of one service; `options` go to ``Session.client``."""
+        return self.session(region).client(service, **options)
+
+    def prepare(
+        self, bucket: str = DEFAULT_BUCKET, region: str = DEFAULT_REGION, role: str = DEFAULT_ROLE
+    ) -> None:
+        """Make a bucket, and a role for VM Import that may read it.
+
+        Safe to run again. Source: "Required permissions for VM Import/Export" in the VM Import/Export User
+        Guide.
+        """
+        session = self.session(region)
+        location = (
+            {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        )
+        s3, iam = session.client("s3"), session.client("iam")
+        with suppress(s3.exceptions.BucketAlreadyOwnedByYou):  # so AWS says everywhere but in us-east-1
+            s3.create_bucket(Bucket=bucket, **location)
+        try:
+            iam.create_role(RoleName=role, AssumeRolePolicyDocument=json.dumps(trust_policy()))
+        except iam.exceptions.EntityAlreadyExistsException:
+            iam.update_assume_role_policy(RoleName=role, PolicyDocument=json.dumps(trust_policy()))
+        iam.put_role_policy(RoleName=role, PolicyName=role, PolicyDocument=json.dumps(role_policy(bucket)))
+
+
+def trust_policy() -> dict[str, Any]:
+    """Return the trust policy that lets VM Import assume its role."""
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Principal": {"Service": "vmie.amazonaws.com"},
+                "Action": "sts:AssumeRole",
+                "Condition": {"StringEquals": {"sts:Externalid": "vmimport"}},
+            }
+        ],
+    }
+
+
+def role_policy(bucket: str) -> dict[str, Any]:
+    """Return what VM Import's role needs in order to import from one bucket."""
+    arn = f"arn:aws:s3:::{bucket}"
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Action": ["s3:GetBucketLocation", "s3:GetObject", "s3:ListBucket"],
+                "Resource": [arn, f"{arn}/*"],
+            },
+            {
+                "Effect": "Allow",
+                "Action": [
+                    "ec2:ModifySnapshotAttribute",
+                    "ec2:CopySnapshot",
+                    "ec2:RegisterImage",
+                    "ec2:Describe*",
+                ],
+                "Resource": "*",
+            },
+        ],
+    }

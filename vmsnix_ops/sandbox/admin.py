@@ -1,0 +1,104 @@
+"""Looking into a sandbox that runs in another process, and steering it: ``/_vmsnix/...``.
+
+===========  ======================  ==============================================================
+``health``   GET                     ``{"ok": true}``
+``calls``    GET, DELETE             the call log; ``?name=ec2:*`` chooses
+``faults``   GET, POST, DELETE       the rules; POST adds one and returns its number
+``clock``    GET, POST               ``{"speed": ..., "advance": seconds, "skew": seconds}``
+``state``    GET                     how many resources of each kind there are
+===========  ======================  ==============================================================
+
+No signature is asked for: the server listens on 127.0.0.1 and knows nothing that is secret. A browser cannot
+get here from another site, because requests with an Origin header are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from .wire.http import Request, Response
+
+if TYPE_CHECKING:
+    from .faults import Fault
+    from .world import World
+
+PREFIX = "/_vmsnix/"
+
+
+def answer(world: World, request: Request) -> Response:
+    """Return the answer to a request below `PREFIX`."""
+    if "origin" in request.headers:
+        return _json({"error": "not for browsers"}, 403)
+    name = request.path.removeprefix(PREFIX)
+    content = request.body.read()
+    try:
+        value: Any = json.loads(content) if content else {}
+        found = _route(world, request, name, value)
+    except (ValueError, TypeError) as error:
+        return _json({"error": str(error)}, 400)
+    return (
+        _json({"error": f"there is no {request.method} {request.path}"}, 404)
+        if found is None
+        else _json(found)
+    )
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(status, {"Content-Type": "application/json"}, json.dumps(value, default=str).encode())
+
+
+def _route(world: World, request: Request, name: str, value: Any) -> Any:
+    method = request.method
+    if name == "health" and method == "GET":
+        return {"ok": True}
+    if name == "calls" and method == "GET":
+        return [call.as_json() for call in world.calls.of(request.query.get("name", "*"))]
+    if name == "calls" and method == "DELETE":
+        world.calls.clear()
+        return {}
+    if name == "faults" and method == "GET":
+        return [_plain(rule) for rule in world.faults.rules]
+    if name == "faults" and method == "POST":
+        return _plain(world.faults.add(value))
+    if name == "faults" and method == "DELETE":
+        world.faults.clear()
+        return {}
+    if name == "clock" and method in {"GET", "POST"}:
+        return _clock(world, value)
+    if name == "state" and method == "GET":
+        return _count(world)
+    return None
+
+
+def _plain(rule: Fault) -> dict[str, Any]:
+    return asdict(rule)
+
+
+def _clock(world: World, value: dict[str, Any]) -> dict[str, Any]:
+    if "speed" in value:
+        world.clock.speed = float(value["speed"])
+    if "advance" in value:
+        world.clock.advance(float(value["advance"]))
+    if "skew" in value:
+        world.clock.skew = timedelta(seconds=float(value["skew"]))
+    return {
+        "speed": world.clock.speed,
+        "skew": world.clock.skew.total_seconds(),
+        "now": world.clock.now().isoformat(),
+    }
+
+
+def _count(world: World) -> dict[str, Any]:
+    with world.lock:
+        return {
+            kind: {
+                f"{account}/{region}": len(t)
+                for (account, region), t in world.tables.everywhere(kind).items()
+                if t
+            }
+            for kind in world.tables.kinds()
+            if kind != "credentials"
+        }

@@ -1,0 +1,133 @@
+"""The call log: what clients asked, and what really ran."""
+
+from __future__ import annotations
+
+import fnmatch
+import threading
+from collections import deque
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KEPT = 50_000
+LONGEST_TEXT = 200
+SECRET = frozenset({"SSECustomerKey", "CopySourceSSECustomerKey", "WebIdentityToken"})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request that reached the sandbox.
+
+    Parameters
+    ----------
+    number
+        Counts from 1 since the sandbox started.
+    at
+        When it arrived, UTC.
+    service, operation, region, principal
+        Who asked what where; empty as far as unknown.
+    params
+        Its parameters, long texts shortened, streams left out.
+    outcome
+        ``"ok"`` or the error's code.
+    status
+        HTTP status; 0 when the connection was dropped.
+    ran
+        Whether the operation itself ran: False for what was refused before, True for an answer that a fault
+        then lost.
+    fault
+        What a fault rule did, or empty.
+    seconds
+        Real seconds until the answer was ready.
+    request_id
+        As the client saw it.
+    """
+
+    number: int
+    at: datetime
+    service: str
+    operation: str
+    region: str
+    principal: str
+    params: dict[str, Any]
+    outcome: str
+    status: int
+    ran: bool
+    fault: str
+    seconds: float
+    request_id: str
+
+    @property
+    def name(self) -> str:
+        """Service and operation, such as ``"ec2:RegisterImage"``."""
+        return f"{self.service}:{self.operation}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the call with plain values only."""
+        return asdict(self) | {"at": self.at.isoformat()}
+
+
+class CallLog:
+    """The last 50,000 calls, oldest first."""
+
+    def __init__(self) -> None:
+        self._calls: deque[Call] = deque(maxlen=KEPT)
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def __iter__(self) -> Iterator[Call]:
+        with self._lock:
+            return iter(list(self._calls))
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def add(self, **fields: Any) -> Call:
+        """Append a call; its number is given here."""
+        with self._lock:
+            self._last += 1
+            call = Call(number=self._last, **fields)
+            self._calls.append(call)
+        return call
+
+    def of(self, pattern: str = "*", *, ran: bool | None = None) -> list[Call]:
+        """Return the calls whose name matches, such as ``"ec2:Describe*"``.
+
+        With `ran`, only those that did or did not run.
+        """
+        return [c for c in self if fnmatch.fnmatchcase(c.name, pattern) and (ran is None or c.ran is ran)]
+
+    def count(self, pattern: str = "*", *, ran: bool | None = None) -> int:
+        """Return how many calls match, as `of` does."""
+        return len(self.of(pattern, ran=ran))
+
+    def names(self) -> list[str]:
+        """Return the names of all calls in order."""
+        return [call.name for call in self]
+
+    def clear(self) -> None:
+        """Forget all calls; numbers go on."""
+        with self._lock:
+            self._calls.clear()
+
+
+def summary(params: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters fit for a log: long texts shortened, bytes and streams replaced by what they are."""
+    return {name: "…" if name in SECRET else _short(value) for name, value in params.items()}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST_TEXT else value[:LONGEST_TEXT] + "…"
+    if isinstance(value, bool | int | float) or value is None:
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {str(name): _short(inner) for name, inner in list(value.items())[:50]}
+    if isinstance(value, list):
+        return [_short(inner) for inner in value[:50]]
+    return f"<{type(value).__name__}>"

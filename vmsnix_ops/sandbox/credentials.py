@@ -1,0 +1,224 @@
+"""Access keys and sessions: who a request comes from.
+
+Error codes differ by service. Sources: "Common Errors" in the API references of IAM, STS, Systems Manager and
+EBS direct APIs; "Error codes for the Amazon EC2 API"; "Error Responses" in the Amazon S3 API Reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from .core import AwsError, Clock, Tables
+from .wire import regions, signature
+
+if TYPE_CHECKING:
+    from .wire.http import Request
+    from .wire.models import Service
+    from .wire.signature import Authorization
+
+DEFAULT_ACCOUNT = "012345678901"  # begins with a zero on purpose: an account id is a text
+DEFAULT_ACCESS_KEY = "AKIAVMSNIXSANDBOX000"
+DEFAULT_SECRET_KEY = "vmsnix-sandbox-secret-key-that-opens-nothing"  # noqa: S105 - of no AWS account
+
+
+@dataclass(frozen=True)
+class Credential:
+    """One access key, or the key of one session."""
+
+    access_key: str
+    secret: str
+    account: str
+    principal: str  # ARN
+    user_id: str
+    token: str | None = None
+    expires: datetime | None = None
+    active: bool = True
+
+
+def table(tables: Tables) -> dict[str, Credential]:
+    """Return all credentials of all accounts by access key."""
+    return tables.table("", "", "credentials")
+
+
+def new_session(tables: Tables, account: str, principal: str, user_id: str, expires: datetime) -> Credential:
+    """Make and remember the credentials of a session."""
+    credential = Credential(
+        access_key="ASIA" + secrets.token_hex(8).upper(),
+        secret=secrets.token_urlsafe(30),
+        account=account,
+        principal=principal,
+        user_id=user_id,
+        token=secrets.token_urlsafe(180),
+        expires=expires,
+    )
+    table(tables)[credential.access_key] = credential
+    return credential
+
+
+def unique_id(prefix: str, *parts: str) -> str:
+    """Return an id such as ``AIDA...`` that is the same for the same parts."""
+    return prefix + hashlib.sha256("/".join(parts).encode()).hexdigest()[:17].upper()
+
+
+# protocol or service -> (unknown key, wrong signature, expired session, unsigned), each as (code, HTTP
+# status, text)
+_TOKEN_INVALID = "The security token included in the request is invalid."  # noqa: S105 - a message
+_TOKEN_EXPIRED = "The security token included in the request is expired"  # noqa: S105 - a message
+_MISMATCH = (
+    "The request signature we calculated does not match the signature you provided. "
+    "Check your AWS Secret Access Key and signing method. Consult the service documentation for details."
+)
+_NOT_VALIDATED = "AWS was not able to validate the provided access credentials"
+_MISSING = "Request is missing Authentication Token"
+REFUSALS: dict[str, dict[str, tuple[str, int, str]]] = {
+    "ec2": {
+        "unknown": ("AuthFailure", 401, _NOT_VALIDATED),
+        "signature": ("AuthFailure", 401, _NOT_VALIDATED),
+        "expired": ("RequestExpired", 400, "Request has expired."),
+        "unsigned": ("MissingAuthenticationToken", 403, _MISSING),
+    },
+    "query": {
+        "unknown": ("InvalidClientTokenId", 403, _TOKEN_INVALID),
+        "signature": ("SignatureDoesNotMatch", 403, _MISMATCH),
+        "expired": ("ExpiredToken", 403, _TOKEN_EXPIRED),
+        "unsigned": ("MissingAuthenticationToken", 403, _MISSING),
+    },
+    "json": {
+        "unknown": ("UnrecognizedClientException", 400, _TOKEN_INVALID),
+        "signature": ("InvalidSignatureException", 400, _MISMATCH),
+        "expired": ("ExpiredTokenException", 400, _TOKEN_EXPIRED),
+        "unsigned": ("MissingAuthenticationTokenException", 400, "Missing Authentication Token"),
+    },
+    "rest-json": {
+        "unknown": ("UnrecognizedClientException", 403, _TOKEN_INVALID),
+        "signature": ("InvalidSignatureException", 403, _MISMATCH),
+        "expired": ("ExpiredTokenException", 403, _TOKEN_EXPIRED),
+        "unsigned": ("MissingAuthenticationTokenException", 403, "Missing Authentication Token"),
+    },
+    "rest-xml": {
+        "unknown": (
+            "InvalidAccessKeyId",
+            403,
+            "The AWS Access Key Id you provided does not exist in our records.",
+        ),
+        "signature": (
+            "SignatureDoesNotMatch",
+            403,
+            "The request signature we calculated does not match the signature you provided. "
+            "Check your key and signing method.",
+        ),
+        "expired": ("ExpiredToken", 400, "The provided token has expired."),
+        "unsigned": ("AccessDenied", 403, "Access Denied"),
+    },
+}
+
+
+def refusal(service: Service, kind: str, **extra: str) -> AwsError:
+    """Return the error of one kind: ``unknown``, ``signature``, ``expired`` or ``unsigned``."""
+    code, status, text = REFUSALS[service.protocol][kind]
+    return AwsError(code, text, status=status, **extra)
+
+
+def authenticate(
+    request: Request, authorization: Authorization, service: Service, tables: Tables, clock: Clock
+) -> Credential:
+    """Return whose request this is.
+
+    Raises
+    ------
+    AwsError
+        With the service's own code: unknown key, wrong signature, expired session or URL, clock skew, unknown
+        region.
+    """
+    xml = service.protocol == "rest-xml"
+    credential = table(tables).get(authorization.access_key)
+    if credential is None or not credential.active:
+        raise refusal(service, "unknown", **({"AWSAccessKeyId": authorization.access_key} if xml else {}))
+    _check_time(authorization, service, clock)
+    _check_scope(authorization, service)
+    if not signature.matches(
+        request, authorization, credential.secret, _payload_hashes(request, authorization)
+    ):
+        raise refusal(service, "signature", **({"AWSAccessKeyId": authorization.access_key} if xml else {}))
+    if credential.token is not None:
+        if authorization.token != credential.token:
+            if xml:
+                raise AwsError("InvalidToken", "The provided token is malformed or otherwise invalid.")
+            raise refusal(service, "unknown")
+        if credential.expires is not None and clock.passed(credential.expires):
+            raise refusal(service, "expired")
+    return credential
+
+
+def _payload_hashes(request: Request, authorization: Authorization) -> tuple[str, ...]:
+    header = request.headers.get("x-amz-content-sha256")
+    if header is not None:
+        return (header,)
+    if authorization.presigned and authorization.service == "s3":
+        return (signature.UNSIGNED_PAYLOAD,)
+    return (hashlib.sha256(request.body.read()).hexdigest(), signature.UNSIGNED_PAYLOAD)
+
+
+def _check_time(authorization: Authorization, service: Service, clock: Clock) -> None:
+    now, stamp = clock.now() + clock.skew, authorization.timestamp
+    if authorization.presigned and authorization.expires is not None:
+        if clock.passed(stamp + authorization.expires):
+            if service.protocol == "rest-xml":
+                raise AwsError(
+                    "AccessDenied",
+                    "Request has expired",
+                    status=403,
+                    Expires=_iso(stamp + authorization.expires),
+                )
+            raise refusal(service, "signature")
+        return
+    allowed = timedelta(minutes=15 if service.protocol == "rest-xml" else 5)
+    if abs(now - stamp) <= allowed:
+        return
+    if service.protocol == "rest-xml":
+        raise AwsError(
+            "RequestTimeTooSkewed",
+            "The difference between the request time and the current time is too large.",
+            status=403,
+            RequestTime=authorization.stamp,
+            ServerTime=_iso(now),
+            MaxAllowedSkewMilliseconds="900000",
+        )
+    if service.protocol == "ec2":
+        raise refusal(service, "expired")
+    code, status, _ = REFUSALS[service.protocol]["signature"]
+    limit = (now - allowed if stamp < now else now + allowed).strftime("%Y%m%dT%H%M%SZ")
+    relation = (
+        "Signature expired: {} is now earlier than {}"
+        if stamp < now
+        else "Signature not yet current: {} is still later than {}"
+    )
+    sign = "-" if stamp < now else "+"
+    text = relation.format(authorization.stamp, limit) + f" ({now:%Y%m%dT%H%M%SZ} {sign} 5 min.)"
+    raise AwsError(code, text, status=status)
+
+
+def _check_scope(authorization: Authorization, service: Service) -> None:
+    if regions.exists(authorization.region):
+        return
+    if service.protocol == "rest-xml":
+        raise AwsError(
+            "AuthorizationHeaderMalformed",
+            f"The authorization header is malformed; the region '{authorization.region}' is wrong; "
+            "expecting 'us-east-1'",
+            Region="us-east-1",
+        )
+    if service.protocol == "ec2":
+        raise refusal(service, "unknown")
+    code, status, _ = REFUSALS[service.protocol]["signature"]
+    raise AwsError(
+        code, f"Credential should be scoped to a valid region, not '{authorization.region}'.", status=status
+    )
+
+
+def _iso(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"

@@ -1,0 +1,302 @@
+"""From a request to its answer: who asks what, is it emulated, do faults strike, what comes out."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from . import admin, credentials, faults
+from .calls import summary
+from .core import OPERATIONS, AwsError, Context
+from .credentials import Credential
+from .wire import answers, errors, models, requests, signature
+from .wire.body import ChunkSigner, DisconnectedError
+from .wire.http import Request, Response
+from .wire.signature import Authorization, MalformedAuthorizationError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from .faults import Fault
+    from .wire.models import Service
+    from .world import World
+
+logger = logging.getLogger("vmsnix_ops.sandbox")
+LOCAL_HOST = re.compile(
+    r"(?:(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])\.)?(?:s3\.)?(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+)
+HANG_SECONDS = 3600.0
+READ_ONLY = ("Describe", "Get", "List", "Head")
+UNSIGNED_OPERATIONS = frozenset({("sts", "AssumeRoleWithWebIdentity")})
+
+
+@dataclass
+class Exchange:
+    """One request on its way to an answer."""
+
+    request: Request
+    service: Service
+    authorization: Authorization | None
+    path: str
+    request_id: str
+    at: datetime
+    started: float = field(default_factory=time.monotonic)
+    operation: str = "?"
+    region: str = ""
+    principal: str = ""
+    params: dict[str, Any] = field(default_factory=dict)
+    ran: bool = False
+    struck: list[Fault] = field(default_factory=list)
+
+
+class Dispatcher:
+    """Answers requests.
+
+    Parameters
+    ----------
+    world
+        The state to look at and change.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.stopping = threading.Event()
+
+    def answer(self, request: Request) -> Response:
+        """Return the answer to one request; never raises but for a client that went away."""
+        host = LOCAL_HOST.fullmatch(request.headers.get("host", "").lower())
+        if host is None:
+            return _plain(
+                403, "The sandbox answers local clients only: the Host header must be 127.0.0.1 or localhost."
+            )
+        if request.raw_path.startswith(admin.PREFIX):
+            return admin.answer(self.world, request)
+        path = request.raw_path
+        if host["bucket"] is not None:
+            path = f"/{host['bucket']}{path}"
+        try:
+            authorization = signature.read_authorization(request)
+            service = self._service_of(request, authorization)
+        except MalformedAuthorizationError as error:
+            service = models.service("s3")
+            refused = AwsError(
+                "AuthorizationHeaderMalformed", f"The authorization header is malformed; {error}"
+            )
+            return answers.write_error(service, refused, _request_id(service), resource=path)
+        except AwsError as error:
+            return _plain(error.status, error.message)
+        exchange = Exchange(
+            request, service, authorization, path, _request_id(service), self.world.clock.now()
+        )
+        return self._exchange(exchange)
+
+    @staticmethod
+    def _service_of(request: Request, authorization: Authorization | None) -> Service:
+        if authorization is not None:
+            name = models.service_name(authorization.service)
+            if name is None:
+                raise AwsError(
+                    errors.NOT_EMULATED,
+                    f"The sandbox does not emulate the service {authorization.service!r}; "
+                    f"it has {', '.join(models.SERVICES)}.",
+                    status=501,
+                )
+            return models.service(name)
+        if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+            return models.service("sts")
+        if "x-amz-target" in request.headers:
+            return models.service("ssm")
+        return models.service("s3")
+
+    def _exchange(self, exchange: Exchange) -> Response:
+        outcome, dropped = "ok", False
+        try:
+            response = self._run(exchange)
+        except AwsError as error:
+            outcome = error.code
+            response = answers.write_error(
+                exchange.service, error, exchange.request_id, resource=exchange.request.path
+            )
+        except DisconnectedError:
+            self._log(exchange, "Disconnected", 0)
+            raise
+        except _DropError as drop:
+            outcome, dropped = "Dropped", True
+            response = Response(0, drop=True, cut_after=0 if drop.reset else None)
+        except Exception as error:
+            logger.exception("%s:%s failed", exchange.service.name, exchange.operation)
+            outcome = "InternalError"
+            broken = AwsError(
+                outcome, f"The sandbox itself failed: {type(error).__name__}: {error}", status=500
+            )
+            response = answers.write_error(exchange.service, broken, exchange.request_id)
+        if exchange.ran and not exchange.operation.startswith(READ_ONLY):
+            self.world.changed()
+        self._log(exchange, outcome, 0 if dropped else response.status)
+        return response
+
+    def _log(self, exchange: Exchange, outcome: str, status: int) -> None:
+        self.world.calls.add(
+            at=exchange.at,
+            service=exchange.service.name,
+            operation=exchange.operation,
+            region=exchange.region,
+            principal=exchange.principal,
+            params=summary(exchange.params),
+            outcome=outcome,
+            status=status,
+            ran=exchange.ran,
+            fault=", ".join(f"{rule.do} {rule.when}" for rule in exchange.struck),
+            seconds=time.monotonic() - exchange.started,
+            request_id=exchange.request_id,
+        )
+
+    def _run(self, exchange: Exchange) -> Response:
+        request, service = exchange.request, exchange.service
+        self._prepare_body(exchange)
+        target = requests.identify(request, service, exchange.path)
+        exchange.operation = target.operation
+        caller = self._caller(exchange)
+        exchange.region = exchange.authorization.region if exchange.authorization else "us-east-1"
+        exchange.principal = caller.principal
+        params = requests.parse(request, target)
+        dry_run = service.name == "ec2" and bool(params.pop("DryRun", False))
+        exchange.params = params
+        operation = OPERATIONS.get((service.name, target.operation))
+        if operation is None:
+            raise errors.not_emulated(service.name, target.operation, "")
+        for name in params:
+            if name not in operation.honours:
+                raise errors.not_emulated(service.name, target.operation, f"the parameter {name!r}")
+        self._strike(exchange)
+        context = self._context(exchange, caller)
+        if self.world.authorize is not None:
+            self.world.authorize(context, operation, params)
+        if dry_run:
+            raise AwsError(
+                "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", status=412
+            )
+        if operation.locks:
+            with self.world.lock:
+                exchange.ran = True
+                result = operation.handler(context, params)
+        else:
+            exchange.ran = True
+            result = operation.handler(context, params)
+        result = self._spoil(exchange, result)
+        response = answers.write(service, target.model, result, exchange.request_id)
+        self._spoil_response(exchange, response)
+        return response
+
+    def _prepare_body(self, exchange: Exchange) -> None:
+        """Unwrap ``aws-chunked`` and remember the hash that the client signed."""
+        request, authorization = exchange.request, exchange.authorization
+        payload = request.headers.get("x-amz-content-sha256", "")
+        if not payload.startswith("STREAMING-"):
+            if payload and payload != signature.UNSIGNED_PAYLOAD:
+                request.body.expect_sha256(payload)
+            return
+        signer = None
+        if "HMAC" in payload and authorization is not None:
+            known = credentials.table(self.world.tables).get(authorization.access_key)
+            secret = known.secret if known is not None else ""
+            key = signature.signing_key(
+                secret, authorization.date, authorization.region, authorization.service
+            )
+            signer = ChunkSigner(key, authorization.scope, authorization.stamp, authorization.signature)
+        request.body.unwrap_chunks(signer)
+
+    def _caller(self, exchange: Exchange) -> Credential:
+        service, world = exchange.service, self.world
+        if exchange.authorization is None:
+            if (service.name, exchange.operation) in UNSIGNED_OPERATIONS:
+                return Credential("", "", world.account, "anonymous", "")
+            raise credentials.refusal(service, "unsigned")
+        return credentials.authenticate(
+            exchange.request, exchange.authorization, service, world.tables, world.clock
+        )
+
+    def _context(self, exchange: Exchange, caller: Credential) -> Context:
+        world = self.world
+        outcome: dict[str, Any] = {}
+        for rule in exchange.struck:
+            outcome |= rule.outcome
+        return Context(
+            service=exchange.service.name,
+            operation=exchange.operation,
+            region=exchange.region,
+            account=caller.account,
+            principal=caller.principal,
+            access_key=caller.access_key,
+            request_id=exchange.request_id,
+            clock=world.clock,
+            tables=world.tables,
+            blocks=world.blocks,
+            folder=world.folder,
+            lock=world.lock,
+            headers=exchange.request.headers,
+            body=exchange.request.body,
+            outcome=outcome,
+        )
+
+    # Faults
+
+    def _strike(self, exchange: Exchange) -> None:
+        """Find the rules that strike this call; do what they do before it runs."""
+        name = f"{exchange.service.name}:{exchange.operation}"
+        facts = faults.flatten(exchange.params) | {"region": exchange.region, "principal": exchange.principal}
+        exchange.struck = self.world.faults.strike(name, facts)
+        for rule in exchange.struck:
+            if rule.when == "before":
+                self._do(rule)
+            elif rule.when == "body" and rule.of == "request":
+                exchange.request.body.cut_after = rule.keep
+
+    def _do(self, rule: Fault) -> None:
+        if rule.do == "error":
+            raise AwsError(rule.code, rule.message, status=rule.http)
+        if rule.do == "delay":
+            self.stopping.wait(1.0 if rule.seconds is None else rule.seconds)
+        if rule.do == "hang":
+            self.stopping.wait(HANG_SECONDS if rule.seconds is None else rule.seconds)
+        if rule.do in {"hang", "drop", "reset"}:
+            raise _DropError(reset=rule.do == "reset")
+
+    def _spoil(self, exchange: Exchange, result: dict[str, Any]) -> dict[str, Any]:
+        """Do what rules do after the operation ran."""
+        for rule in exchange.struck:
+            if rule.when != "after":
+                continue
+            if rule.do in {"blank", "set"}:
+                result = faults.change(result, rule.fields, rule.values)
+            else:
+                self._do(rule)
+        return result
+
+    @staticmethod
+    def _spoil_response(exchange: Exchange, response: Response) -> None:
+        for rule in exchange.struck:
+            if rule.when == "body" and rule.of == "answer":
+                response.cut_after = rule.keep
+
+
+class _DropError(Exception):
+    """A fault rule closes the connection without an answer."""
+
+    def __init__(self, *, reset: bool) -> None:
+        super().__init__()
+        self.reset = reset
+
+
+def _request_id(service: Service) -> str:
+    return secrets.token_hex(8).upper() if service.name == "s3" else str(uuid.uuid4())
+
+
+def _plain(status: int, text: str) -> Response:
+    return Response(status, {"Content-Type": "text/plain; charset=utf-8"}, f"{text}\n".encode())

@@ -1,0 +1,115 @@
+"""A sandbox in a process of its own: it survives its clients, and its memory and time are not theirs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+from urllib import request
+
+from .access import Access
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+STOP_SECONDS = 10
+
+
+class SandboxProcess(Access):
+    """A sandbox in a child process; a context manager, made by `sandbox_process`.
+
+    Parameters
+    ----------
+    process
+        The child.
+    ready
+        What it said once it served: url, access_key, secret_key, account.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], ready: Mapping[str, str]) -> None:
+        super().__init__(ready["url"], ready["access_key"], ready["secret_key"], ready["account"])
+        self.process = process
+
+    def ask(self, name: str, method: str = "GET", value: Any = None) -> Any:
+        """Ask the sandbox itself; `admin` lists the names: calls, faults, clock, state."""
+        data = None if value is None else json.dumps(value).encode()
+        asked = request.Request(f"{self.url}/_vmsnix/{name}", data=data, method=method)  # noqa: S310 - always http
+        with request.urlopen(asked, timeout=60) as answer:  # noqa: S310 - always http
+            return json.load(answer)
+
+    def calls(self, name: str = "*") -> list[dict[str, Any]]:
+        """Return the call log, oldest first; `name` is a pattern such as ``"ec2:*"``."""
+        found: list[dict[str, Any]] = self.ask(f"calls?name={name}")
+        return found
+
+    def add_fault(self, **rule: Any) -> dict[str, Any]:
+        """Add a fault rule; the keywords are the fields of `Fault`."""
+        added: dict[str, Any] = self.ask("faults", "POST", rule)
+        return added
+
+    def clear_faults(self) -> None:
+        """Take all fault rules away."""
+        self.ask("faults", "DELETE")
+
+    def advance(self, seconds: float) -> None:
+        """Let everything that waits become older by this many sandbox seconds."""
+        self.ask("clock", "POST", {"advance": seconds})
+
+    def stop(self) -> None:
+        """Stop the child cleanly, so that it keeps its state."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def __enter__(self) -> SandboxProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def sandbox_process(*, speed: float = 1.0, state: Path | str | None = None, port: int = 0) -> SandboxProcess:
+    """Start a sandbox in a child process and return once it serves.
+
+    Parameters
+    ----------
+    speed, state, port
+        As for `Sandbox`.
+
+    Raises
+    ------
+    OSError
+        When it cannot serve; the text is the child's own.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "vmsnix_ops.sandbox",
+        "--json",
+        "--port",
+        str(port),
+        "--speed",
+        str(speed),
+    ]
+    if state is not None:
+        command += ["--state", str(state)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    line = process.stdout.readline() if process.stdout is not None else ""
+    ready = json.loads(line) if line else {"error": "The sandbox ended before it served."}
+    if "error" in ready:
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+        raise OSError(ready["error"])
+    return SandboxProcess(process, ready)

@@ -1,0 +1,107 @@
+"""Serving in the foreground: what ``vmsnix sandbox`` and ``python -m vmsnix_ops.sandbox`` do."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, TextIO
+
+from . import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import FrameType
+
+SHOWN = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_DEFAULT_REGION",
+    "AWS_REGION",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_ALLOW_HTTP",
+)
+
+
+def serve(
+    port: int = 0,
+    speed: float = 1.0,
+    state: Path | str | None = None,
+    *,
+    as_json: bool = False,
+    prepare: str | None = None,
+    output: TextIO | None = None,
+    ready: Callable[[Sandbox], None] | None = None,
+) -> None:
+    """Serve until Ctrl-C or SIGTERM, then stop cleanly.
+
+    Parameters
+    ----------
+    port
+        TCP port on 127.0.0.1; 0 takes a free one.
+    speed
+        How many sandbox seconds pass in one real second.
+    state
+        A folder that keeps everything across restarts.
+    as_json
+        Print one line of JSON for a program instead of ``export`` lines for a shell.
+    prepare
+        Name of a bucket to make at the start, together with a role for VM Import.
+    output
+        Where to print; standard output unless given.
+    ready
+        Called with the sandbox once it serves.
+
+    Raises
+    ------
+    OSError
+        When the port is taken or the folder cannot be used; the text says what to do.
+    """
+    output = output or sys.stdout
+    finished = threading.Event()
+
+    def finish(_number: int, _frame: FrameType | None) -> None:
+        finished.set()
+
+    before = {number: signal.signal(number, finish) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with Sandbox(port=port, speed=speed, state=state) as sandbox:
+            if prepare is not None:
+                sandbox.prepare(prepare)
+            output.write(_as_json(sandbox) if as_json else _as_exports(sandbox, state))
+            output.flush()
+            if ready is not None:
+                ready(sandbox)
+            finished.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _as_json(sandbox: Sandbox) -> str:
+    facts = {
+        "url": sandbox.url,
+        "access_key": sandbox.access_key,
+        "secret_key": sandbox.secret_key,
+        "account": sandbox.account,
+        "environment": sandbox.environment,
+    }
+    return json.dumps(facts) + "\n"
+
+
+def _as_exports(sandbox: Sandbox, state: Path | str | None) -> str:
+    environment = sandbox.environment
+    lines = [f"export {name}={shlex.quote(environment[name])}" for name in SHOWN]
+    kept = f"state is kept in {state}" if state is not None else "nothing is kept"
+    return "\n".join(
+        [
+            f"# The sandbox serves on {sandbox.url} as account {sandbox.account}; {kept}. Ctrl-C stops it.",
+            "# In another shell:",
+            *lines,
+            "",
+        ]
+    )

@@ -1,0 +1,158 @@
+"""The server: one thread for each connection, on 127.0.0.1 only."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from . import operations
+from .dispatch import Dispatcher
+from .wire.body import DisconnectedError
+from .wire.http import BadRequestError, Request, Response, abort, close, read_request, write_response
+
+if TYPE_CHECKING:
+    import io
+    from types import TracebackType
+
+    from .world import World
+
+logger = logging.getLogger("vmsnix_ops.sandbox")
+HOST = "127.0.0.1"
+DRAIN_LIMIT = 2**20  # a refused upload longer than this is cheaper to cut off than to read
+
+
+class Server:
+    """Serves one world over HTTP until it is stopped.
+
+    Parameters
+    ----------
+    world
+        What to serve.
+    port
+        TCP port; 0 takes a free one.
+
+    Raises
+    ------
+    OSError
+        When the port is taken, with a text that says so.
+    """
+
+    def __init__(self, world: World, port: int = 0) -> None:
+        operations.load()
+        self.world = world
+        self._dispatcher = Dispatcher(world)
+        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._guard = threading.Lock()
+        self._listener = _listen(port)
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, name="sandbox-server", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """What ``AWS_ENDPOINT_URL`` is set to."""
+        return f"http://{HOST}:{self.port}"
+
+    def start(self) -> None:
+        """Begin to serve, in threads of this process."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop serving: close the port and every connection, and wait for calls that still run."""
+        self._dispatcher.stopping.set()
+        close(self._listener)
+        if self._thread.is_alive():
+            self._thread.join()
+        with self._guard:
+            connections = dict(self._connections)
+        for connection, thread in connections.items():
+            close(connection)
+            thread.join(timeout=5)
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                if self._dispatcher.stopping.is_set():
+                    return
+                logger.exception("the sandbox could not accept a connection")
+                continue
+            thread = threading.Thread(
+                target=self._serve, args=(connection,), name="sandbox-connection", daemon=True
+            )
+            with self._guard:
+                self._connections[connection] = thread
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        source = connection.makefile("rb")
+        try:
+            while self._serve_one(connection, source):
+                pass
+        except (OSError, DisconnectedError):
+            logger.debug("a client went away")
+        finally:
+            with self._guard:
+                self._connections.pop(connection, None)
+            close(connection)
+
+    def _serve_one(self, connection: socket.socket, source: io.BufferedReader) -> bool:
+        """Answer one request; return whether the connection can be used again."""
+        try:
+            request = read_request(source, lambda: connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n"))
+        except BadRequestError as error:
+            write_response(connection, Response(400, body=f"{error}\n".encode()), head_only=False, close=True)
+            return False
+        if request is None:
+            return False
+        try:
+            response = self._dispatcher.answer(request)
+        except DisconnectedError:
+            abort(connection)
+            return False
+        if response.drop:
+            abort(connection) if response.cut_after is not None else close(connection)
+            return False
+        wants_close = request.headers.get("connection", "").lower() == "close"
+        keep = not wants_close and self._leave_clean(request)
+        head_only = request.method == "HEAD"
+        return write_response(connection, response, head_only=head_only, close=not keep)
+
+    @staticmethod
+    def _leave_clean(request: Request) -> bool:
+        """Read what a refused request still has to say, so that the next one begins where it should."""
+        if request.expects_continue and request.body.http.untouched:
+            return False  # the client may or may not send its body now; only a new connection is unambiguous
+        return request.body.drain(DRAIN_LIMIT)
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+        listener.listen(256)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(
+                errno.EADDRINUSE,
+                f"Port {port} on {HOST} is taken. Choose another port, or 0 for a free one.",
+            ) from error
+        raise OSError(
+            error.errno, f"The sandbox cannot listen on {HOST}:{port}: {error.strerror}."
+        ) from error
+    return listener

@@ -1,0 +1,185 @@
+"""The checksums that AWS clients send with their bytes: MD5, SHA-1, SHA-256, SHA-512 and four CRCs.
+
+CRC-32 comes from zlib. CRC-32C and CRC-64/NVME come from ``awscrt`` where it is installed; else from a table
+in plain Python, about 10 MB/s, which is right but slow. botocore without ``awscrt`` sends CRC-32 unless told
+otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import zlib
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class Hash(Protocol):
+    """What every algorithm here can do."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take more bytes."""
+
+    def digest(self) -> bytes:
+        """Return the checksum of all bytes so far."""
+
+
+# Width in bits and reflected polynomial; https://reveng.sourceforge.io/crc-catalogue lists them.
+CRC_POLYNOMIALS = {
+    "crc32": (32, 0xEDB88320),
+    "crc32c": (32, 0x82F63B78),
+    "crc64nvme": (64, 0x9A6C9329AC4BC9B5),
+}
+ALGORITHMS = ("crc32", "crc32c", "crc64nvme", "sha1", "sha256", "sha512", "md5")
+
+
+@lru_cache
+def _crc_table(polynomial: int) -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        value = byte
+        for _ in range(8):
+            value = value >> 1 ^ (polynomial if value & 1 else 0)
+        table.append(value)
+    return tuple(table)
+
+
+def _table_crc(algorithm: str) -> Callable[[bytes | memoryview, int], int]:
+    width, polynomial = CRC_POLYNOMIALS[algorithm]
+    table, mask = _crc_table(polynomial), (1 << width) - 1
+
+    def crc(data: bytes | memoryview, previous: int) -> int:
+        value = previous ^ mask
+        for byte in data:
+            value = table[(value ^ byte) & 0xFF] ^ value >> 8
+        return value ^ mask
+
+    return crc
+
+
+@lru_cache
+def _crc_function(algorithm: str) -> Callable[[bytes | memoryview, int], int]:
+    if algorithm == "crc32":
+        return zlib.crc32
+    try:
+        from awscrt import checksums  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        return _table_crc(algorithm)
+    function = getattr(checksums, algorithm)
+    return lambda data, previous: function(bytes(data), previous)
+
+
+class Crc:
+    """A CRC with the face of `hashlib`'s objects."""
+
+    def __init__(self, algorithm: str) -> None:
+        self._width = CRC_POLYNOMIALS[algorithm][0]
+        self._function = _crc_function(algorithm)
+        self._value = 0
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take more bytes."""
+        self._value = self._function(data, self._value)
+
+    def digest(self) -> bytes:
+        """Return the CRC, big-endian."""
+        return self._value.to_bytes(self._width // 8, "big")
+
+
+def new(algorithm: str) -> Hash:
+    """Return a fresh checksum; `algorithm` is one of `ALGORITHMS`."""
+    if algorithm in CRC_POLYNOMIALS:
+        return Crc(algorithm)
+    return hashlib.new(algorithm, usedforsecurity=False)
+
+
+class Digests:
+    """Several checksums over the same bytes, computed in one pass.
+
+    Parameters
+    ----------
+    algorithms
+        Names from `ALGORITHMS`.
+    """
+
+    def __init__(self, algorithms: Iterable[str]) -> None:
+        self._hashes = {name: new(name) for name in algorithms}
+
+    def __contains__(self, algorithm: str) -> bool:
+        return algorithm in self._hashes
+
+    def require(self, algorithms: Iterable[str]) -> None:
+        """Add algorithms; only before the first byte."""
+        for name in algorithms:
+            self._hashes.setdefault(name, new(name))
+
+    def update(self, data: memoryview) -> None:
+        """Take more bytes."""
+        for one in self._hashes.values():
+            one.update(data)
+
+    def digest(self, algorithm: str) -> bytes:
+        """Return one checksum as bytes."""
+        return self._hashes[algorithm].digest()
+
+    def hex(self, algorithm: str) -> str:
+        """Return one checksum in hexadecimal."""
+        return self.digest(algorithm).hex()
+
+    def base64(self, algorithm: str) -> str:
+        """Return one checksum in base64, as AWS's headers carry it."""
+        return encode(self.digest(algorithm))
+
+
+def encode(digest: bytes) -> str:
+    """Return bytes in base64 text."""
+    return base64.b64encode(digest).decode("ascii")
+
+
+def decode(text: str, length: int) -> bytes | None:
+    """Return the bytes of a base64 checksum, or None when it is no base64 of `length` bytes."""
+    try:
+        digest = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return digest if len(digest) == length else None
+
+
+def size(algorithm: str) -> int:
+    """Return how many bytes a checksum has."""
+    return len(new(algorithm).digest())
+
+
+def _multiply(left: int, right: int, width: int, polynomial: int) -> int:
+    """Multiply two polynomials over GF(2) modulo a reflected polynomial."""
+    product = 0
+    while right:
+        if right & 1 << (width - 1):
+            product ^= left
+        right = right << 1 & (1 << width) - 1
+        left = left >> 1 ^ (polynomial if left & 1 else 0)
+    return product
+
+
+def combine_crc(algorithm: str, first: bytes, second: bytes, second_length: int) -> bytes:
+    """Return the CRC of two joined byte strings from their CRCs and the second one's length.
+
+    S3 calls the checksum of a whole multipart object ``FULL_OBJECT``; with this it needs no second look at
+    the bytes.
+    """
+    width, polynomial = CRC_POLYNOMIALS[algorithm]
+    one = 1 << (width - 1)
+    factor, base, exponent = one, one >> 1, second_length * 8
+    while exponent:
+        if exponent & 1:
+            factor = _multiply(factor, base, width, polynomial)
+        base = _multiply(base, base, width, polynomial)
+        exponent >>= 1
+    joined = _multiply(int.from_bytes(first, "big"), factor, width, polynomial) ^ int.from_bytes(
+        second, "big"
+    )
+    return joined.to_bytes(width // 8, "big")

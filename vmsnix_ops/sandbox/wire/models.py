@@ -1,0 +1,164 @@
+"""botocore's service models, loaded once, and which operation a REST request is for."""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from botocore.loaders import Loader
+from botocore.model import OperationModel, ServiceModel
+
+if TYPE_CHECKING:
+    from .http import Request
+
+SERVICES = ("ec2", "s3", "ebs", "iam", "sts", "ssm", "service-quotas")
+SIGNING_NAMES = {"servicequotas": "service-quotas"}
+
+# Query keys that belong to the transport and not to an operation.
+TRANSPORT_KEYS = frozenset({"x-id", "AWSAccessKeyId"})
+
+# Operations of directory buckets, which live at another endpoint and look the same here.
+SHADOWED = frozenset({"ListDirectoryBuckets"})
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Route:
+    """How requests of one REST operation look."""
+
+    operation: str
+    method: str
+    pattern: re.Pattern[str]
+    literals: tuple[tuple[str, str], ...]  # query keys that select the operation, and their values
+    needs_query: frozenset[str]
+    needs_headers: frozenset[str]
+    knows_query: frozenset[str]
+    greedy: bool
+
+    @property
+    def weight(self) -> tuple[int, int]:
+        """More selective routes come first."""
+        return (len(self.literals) + len(self.needs_query) + len(self.needs_headers), not self.greedy)
+
+
+class Service:
+    """One service's model.
+
+    Parameters
+    ----------
+    name
+        botocore's service name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.model = ServiceModel(Loader().load_service_model(name, "service-2"), name)
+        self.protocol: str = self.model.metadata["protocol"]
+        self.namespace: str = self.model.metadata.get("xmlNamespace", "")
+        self.version: str = self.model.metadata["apiVersion"]
+        self._operations: dict[str, OperationModel] = {}
+
+    def __contains__(self, operation: str) -> bool:
+        return operation in self._names
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.model.operation_names)
+
+    def operation(self, name: str) -> OperationModel:
+        """Return the model of one operation."""
+        with _lock:
+            if name not in self._operations:
+                self._operations[name] = self.model.operation_model(name)
+            return self._operations[name]
+
+    @cached_property
+    def routes(self) -> list[Route]:
+        """All routes of a REST service, the most selective first."""
+        operations = [self.operation(name) for name in sorted(self._names - SHADOWED)]
+        routes = [_route(operation) for operation in operations if not operation.deprecated]
+        return sorted(routes, key=lambda route: route.weight, reverse=True)
+
+    def find_route(self, request: Request, path: str) -> tuple[Route, dict[str, str]] | None:
+        """Return the route of a request and the labels in its path; None when no operation looks like it.
+
+        Parameters
+        ----------
+        request
+            The request.
+        path
+            Its path, percent-encoded, the bucket first even where the host names it.
+        """
+        for route in self.routes:
+            if route.method != request.method:
+                continue
+            match = route.pattern.fullmatch(path)
+            if match is None or any(request.query.get(key) != value for key, value in route.literals):
+                continue
+            if route.needs_query <= request.query.keys() and route.needs_headers <= request.headers.keys():
+                return route, {name: unquote(value) for name, value in match.groupdict().items()}
+        return None
+
+
+def _route(operation: OperationModel) -> Route:
+    uri = operation.http["requestUri"]
+    path, _, query = uri.partition("?")
+    literals = tuple(
+        (name, value) for name, _, value in (pair.partition("=") for pair in query.split("&") if pair)
+    )
+    shape = operation.input_shape
+    members: dict[str, Any] = dict(shape.members) if shape is not None else {}
+    required = set(shape.required_members) if shape is not None else set()
+
+    def names(location: str, chosen: set[str]) -> frozenset[str]:
+        return frozenset(
+            m.serialization.get("name", name)
+            for name, m in members.items()
+            if m.serialization.get("location") == location and name in chosen
+        )
+
+    return Route(
+        operation=operation.name,
+        method=operation.http.get("method", "POST"),
+        pattern=_pattern(path),
+        literals=literals,
+        needs_query=names("querystring", required),
+        needs_headers=frozenset(n.lower() for n in names("header", required) if n == "x-amz-copy-source"),
+        knows_query=names("querystring", set(members)) | {name for name, _ in literals},
+        greedy="+}" in path,
+    )
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    parts = re.split(r"(\{[^}]+\})", path)
+    expression = ""
+    for part in parts:
+        if part.startswith("{") and part.endswith("+}"):
+            expression += f"(?P<{part[1:-2]}>.+)"
+        elif part.startswith("{"):
+            expression += f"(?P<{part[1:-1]}>[^/]+)"
+        else:
+            expression += re.escape(part)
+    return re.compile(expression + ("/?" if expression.endswith("[^/]+)") else ""), re.DOTALL)
+
+
+@lru_cache
+def _load(name: str) -> Service:
+    return Service(name)
+
+
+def service(name: str) -> Service:
+    """Return one service's model; several threads may ask at once."""
+    with _lock:
+        return _load(name)
+
+
+def service_name(signing_name: str) -> str | None:
+    """Return botocore's name of the service that a credential scope names; None when it is not emulated."""
+    name = SIGNING_NAMES.get(signing_name, signing_name)
+    return name if name in SERVICES else None

@@ -1,0 +1,130 @@
+"""Everything that one sandbox knows: its tables, blocks, clock, faults and calls."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from . import credentials
+from .blocks import BlockStore
+from .calls import CallLog
+from .core import Clock, Context, Operation, Tables
+from .credentials import Credential
+from .faults import Faults
+
+logger = logging.getLogger("vmsnix_ops.sandbox")
+STATE_FILE = "tables.pickle"
+SAVE_EVERY = 0.5  # seconds at most between a change and its being kept
+
+Authorizer = Callable[[Context, Operation, dict[str, Any]], None]
+
+
+class World:
+    """The state of one sandbox.
+
+    Parameters
+    ----------
+    speed
+        How many sandbox seconds pass in one real second.
+    state
+        A folder that keeps everything across restarts; None for a temporary one.
+    account
+        The account of the first access key, twelve digits.
+
+    Raises
+    ------
+    OSError
+        When the folder cannot be written.
+    """
+
+    def __init__(
+        self, *, speed: float = 1.0, state: Path | None = None, account: str = credentials.DEFAULT_ACCOUNT
+    ) -> None:
+        self.clock = Clock(speed)
+        self.lock = threading.RLock()
+        self.faults = Faults()
+        self.calls = CallLog()
+        self.authorize: Authorizer | None = None  # asked before every operation; raises AwsError to refuse
+        self.account = account
+        self._temporary = state is None
+        self.folder = Path(tempfile.mkdtemp(prefix="vmsnix-sandbox-")) if state is None else state
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.blocks = BlockStore(self.folder / "blocks")
+        (self.folder / "objects").mkdir(exist_ok=True)
+        self.tables = self._load()
+        self._add_first_key()
+        self._dirty, self._stopped = threading.Event(), threading.Event()
+        self._saver: threading.Thread | None = None
+        if not self._temporary:
+            self._saver = threading.Thread(target=self._keep_saving, name="sandbox-saver", daemon=True)
+            self._saver.start()
+
+    @property
+    def first_credential(self) -> Credential:
+        """The access key that the sandbox's environment hands out."""
+        return credentials.table(self.tables)[credentials.DEFAULT_ACCESS_KEY]
+
+    def _add_first_key(self) -> None:
+        known = credentials.table(self.tables)
+        if credentials.DEFAULT_ACCESS_KEY not in known:
+            arn = f"arn:aws:iam::{self.account}:user/operator"
+            known[credentials.DEFAULT_ACCESS_KEY] = Credential(
+                access_key=credentials.DEFAULT_ACCESS_KEY,
+                secret=credentials.DEFAULT_SECRET_KEY,
+                account=self.account,
+                principal=arn,
+                user_id=credentials.unique_id("AIDA", arn),
+            )
+        self.account = known[credentials.DEFAULT_ACCESS_KEY].account
+
+    def _load(self) -> Tables:
+        path = self.folder / STATE_FILE
+        if not path.exists():
+            return Tables()
+        try:
+            tables = pickle.loads(path.read_bytes())  # noqa: S301 - written by this class
+        except Exception as error:
+            raise OSError(
+                f"{path} is no state of this version of the sandbox: {error}. Choose another folder."
+            ) from error
+        if not isinstance(tables, Tables):
+            raise OSError(f"{path} is no state of the sandbox. Choose another folder.")
+        return tables
+
+    def changed(self) -> None:
+        """Say that something may have changed, so that it is kept soon."""
+        self._dirty.set()
+
+    def save(self) -> None:
+        """Keep the tables now, in one atomic step."""
+        with self.lock:
+            self._dirty.clear()
+            content = pickle.dumps(self.tables, pickle.HIGHEST_PROTOCOL)
+        temporary = self.folder / f"{STATE_FILE}.new"
+        temporary.write_bytes(content)
+        temporary.replace(self.folder / STATE_FILE)
+
+    def _keep_saving(self) -> None:
+        while not self._stopped.wait(SAVE_EVERY):
+            if self._dirty.is_set():
+                try:
+                    self.save()
+                except OSError:
+                    logger.exception("the sandbox could not keep its state")
+
+    def close(self) -> None:
+        """Keep the state, or remove the temporary folder."""
+        self._stopped.set()
+        if self._saver is not None:
+            self._saver.join()
+            self.save()
+        if self._temporary:
+            with suppress(OSError):
+                shutil.rmtree(self.folder)
