@@ -7,6 +7,7 @@ parameters and other accounts are not asked.
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.account import identity
 from vmsnix_ops.aws.session import Client, calling, client
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     import boto3
     import pandas as pd
+    from matplotlib.figure import Figure
 
 REGIONS_AT_ONCE = 8
 COLUMNS = {
@@ -101,6 +105,51 @@ def summary(inventory: pd.DataFrame) -> pd.DataFrame:
         oldest_days=("age_days", "max"),
     )
     return pd.DataFrame(table)
+
+
+def show(inventory: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Return the rows of one kind with the columns that a person reads, the oldest first."""
+    hidden = ["kind", "account", "created_at", "stored_bytes", "public", "encrypted", "digest", "run_id"]
+    return inventory[inventory["kind"] == kind].drop(columns=hidden).reset_index(drop=True)
+
+
+def plot(inventory: pd.DataFrame) -> Figure:
+    """Return a figure: GiB of snapshots by age, referenced and not."""
+    from matplotlib.figure import Figure
+
+    snapshots = inventory[inventory["kind"] == "snapshot"]
+    edges = [0, 1, 7, 30, 90, 365, float("inf")]
+    labels = ["1 day", "1 week", "1 month", "3 months", "1 year", "older"]
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.add_subplot()
+    bottom = [0.0] * len(labels)
+    parts = ((True, "held by an AMI", "#4c78a8"), (False, "held by nothing", "#e45756"))
+    for referenced, label, colour in parts:
+        chosen = snapshots[snapshots["referenced"] == referenced]
+        heights = [
+            float(chosen[(chosen["age_days"] >= low) & (chosen["age_days"] < high)]["size_gib"].sum())
+            for low, high in itertools.pairwise(edges)
+        ]
+        axes.bar(labels, heights, bottom=bottom, label=label, color=colour)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    axes.set(xlabel="age of the snapshot, up to", ylabel="volume size (GiB)", title="Snapshots by age")
+    axes.legend()
+    return figure
+
+
+def finish(inventory: pd.DataFrame) -> None:
+    """Write ``result.json``: counts, and the whole inventory as ``inventory.csv`` beside it."""
+    run = current_run("audit-inventory")
+    path = run.folder / "inventory.csv"
+    inventory.to_csv(path, index=False)
+    amis, unreferenced = inventory["kind"] == "ami", ~inventory["referenced"].astype(bool)
+    counts = {
+        "amis": int(amis.sum()),
+        "amis_unreferenced": int((amis & unreferenced).sum()),
+        "snapshots": int((~amis).sum()),
+        "snapshots_unreferenced": int((~amis & unreferenced).sum()),
+    }
+    write_result(run, {"status": "done", "inventory": path, **counts})
 
 
 def _regions(session: boto3.Session, asked: tuple[str, ...]) -> tuple[str, ...]:
