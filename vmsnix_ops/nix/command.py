@@ -204,7 +204,7 @@ def explanation(text: str, *, by_a_builder: bool = False) -> tuple[str, str]:
 
 def error_lines(messages: Sequence[str]) -> list[str]:
     """Return what Nix gives as the reason: from the first line with ``error:`` on, at most eight lines."""
-    lines = [line.strip() for line in messages if line.strip()]
+    lines = [line.strip() for line in messages if line.strip() and "--show-trace" not in line]
     start = next(
         (index for index, line in enumerate(lines) if line.startswith("error:")), max(len(lines) - 8, 0)
     )

@@ -45,7 +45,9 @@ _ALL_IMAGES = """
 packages: let
   %s
   wanted = %s;
-  isImage = image: image ? passthru.config.vmsnix.image || image ? passthru.config.system.build.image;
+  # Packages that throw (broken, unfree) are no reason not to list the others.
+  isImage = image: (builtins.tryEval
+    (image ? passthru.config.vmsnix.image || image ? passthru.config.system.build.image)).value;
   images = all: builtins.listToAttrs (builtins.concatMap
     (name: if isImage all.${name} then [ { inherit name; value = facts all.${name}; } ] else [ ])
     (builtins.attrNames all));
@@ -226,7 +228,8 @@ def images(
     """
     source = flake if isinstance(flake, Flake) else find_flake(flake, overrides)
     wanted = "null" if system is None else f'"{check_system(system)}"'
-    answer = _evaluate(source, _ALL_IMAGES % (_FACTS, wanted))
+    what = f"The images of the flake {source.reference} cannot be listed."
+    answer = _evaluate(source, _ALL_IMAGES % (_FACTS, wanted), what)
     return [
         _flake_image(source, name, each, facts)
         for each in SYSTEMS
@@ -247,7 +250,8 @@ def find_image(source: Flake, name: str, system: str) -> FlakeImage:
         The flake cannot be evaluated.
     """
     check_name(name)
-    answer = _evaluate(source, _ONE_IMAGE % (_FACTS, check_system(system), name))
+    what = f"The image {name} of the flake {source.reference} cannot be evaluated."
+    answer = _evaluate(source, _ONE_IMAGE % (_FACTS, check_system(system), name), what)
     known, facts = answer.get("names"), answer.get("facts")
     if not isinstance(known, dict):
         raise _strange(source, answer)
@@ -320,10 +324,10 @@ def provenance(source: Flake) -> Provenance:
     )
 
 
-def _evaluate(source: Flake, function: str) -> Mapping[str, object]:
+def _evaluate(source: Flake, function: str, what: str) -> Mapping[str, object]:
     answer = ask(
         ["eval", f"{source.reference}#packages", "--apply", function, *source.options()],
-        f"The images of the flake {source.reference} cannot be listed.",
+        what,
     )
     return _mapping(source, answer)
 
@@ -363,7 +367,11 @@ def _folder(given: str) -> Path | None:
         for place in places:
             if os.path.isfile(place / path / "flake.nix"):  # noqa: PTH113 - Path.is_file raises in forbidden parents
                 return (place / path).resolve()
-    if given.startswith(("/", ".", "~", "path:")) or not given:
+    if (
+        not given
+        or given.startswith(("/", ".", "~", "path:"))
+        or ("\0" not in given and Path(given).is_dir())
+    ):
         raise ParameterError(
             f"There is no flake in {given!r}.",
             why="That folder does not exist or has no flake.nix.",

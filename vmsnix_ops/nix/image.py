@@ -189,7 +189,7 @@ def _not_found(given: Path) -> ImageNotFoundError:
         )
     return ImageNotFoundError(
         f"There is no image at {given}.",
-        cure="Give a 'result' link, an output directory, an image file, or an attribute such as ./nix#ecs-node.",
+        cure="Give a 'result' link, a directory, an image file, or an attribute such as ./nix#ecs-node.",
     )
 
 
