@@ -1,0 +1,95 @@
+# `nix flake check`: everything that evaluation alone can tell. The derivations build nothing but a line of text with /bin/sh, so that they
+# work without a binary cache; the work is done while Nix evaluates them.
+{
+  self,
+  nixpkgs,
+  vmsnix,
+  system,
+}:
+let
+  inherit (nixpkgs) lib;
+
+  # A derivation that says what was found, or an error that lists what is wrong.
+  verdict =
+    name: wrong: summary:
+    if wrong != [ ] then
+      throw "\n${name}:\n${lib.concatMapStringsSep "\n" (line: "- ${line}") wrong}\n"
+    else
+      derivation {
+        inherit name system;
+        builder = "/bin/sh";
+        args = [
+          "-c"
+          "echo \"$summary\" > $out"
+        ];
+        inherit summary;
+      };
+
+  image =
+    name: figures:
+    lib.nameValuePair "image-${name}" (
+      verdict "image-${name}"
+        (
+          map (message: "assertion failed: ${message}") figures.failedAssertions
+          ++ map (warning: "warning: ${warning}") figures.warnings
+          ++ map (fact: "not true: ${fact}") figures.failedFacts
+          ++ lib.optional (!figures.nixosGenerateParity) "nixosGenerate makes another derivation of it than packages.${system}.${name}"
+        )
+        "${toString figures.facts} facts hold; disk ${toString figures.diskSizeMiB} MiB; ${figures.drvPath}"
+    );
+
+  module =
+    name: file:
+    let
+      alone = import ./module-alone.nix { inherit lib system; } file;
+    in
+    lib.nameValuePair "module-${name}" (
+      verdict "module-${name}" (alone.failedAssertions ++ alone.warnings) "evaluates alone: ${alone.drvPath}"
+    );
+
+  # A key list is the one thing that must not be forgotten: without it the build has to stop, with a sentence.
+  noKeys =
+    (lib.nixosSystem {
+      modules = vmsnix.imageModules "ecs-node" vmsnix.images.ecs-node ++ [
+        {
+          nixpkgs.hostPlatform = system;
+          vmsnix.admin.keys = lib.mkForce [ ];
+        }
+      ];
+    }).config.assertions;
+
+  refused = lib.any (
+    assertion: !assertion.assertion && lib.hasInfix "vmsnix.admin.keys is empty" assertion.message
+  ) noKeys;
+
+  # The seed's three formats of nixosGenerate, on a machine without the profile amazon.
+  generated = lib.genAttrs [ "amazon" "qcow" "raw" ] (
+    format:
+    builtins.unsafeDiscardStringContext
+      (vmsnix.nixosGenerate {
+        inherit system format;
+        modules = [
+          vmsnix.modules.base
+          vmsnix.modules.docker
+          { vmsnix.admin.keys = import ../keys.nix; }
+        ];
+      }).drvPath
+  );
+in
+lib.mapAttrs' image self.lib.report.${system}
+// lib.mapAttrs' module vmsnix.modules
+// {
+  keys-are-required = verdict "keys-are-required" (lib.optional (
+    !refused
+  ) "an image without administrator keys is not refused") "an image without keys is refused";
+
+  formats = verdict "formats" [ ] (builtins.toJSON generated);
+
+  vm-tests = verdict "vm-tests" [ ] (
+    lib.concatStringsSep "\n" (
+      lib.mapAttrsToList (
+        name: test: "${name}: ${builtins.unsafeDiscardStringContext test.drvPath}"
+      ) self.legacyPackages.${system}.vmTests
+    )
+  );
+}

@@ -1,0 +1,49 @@
+# User data that begins with #! is run at boot, on a read-only /etc, and a service that waits for a secret starts when user data brings it.
+{
+  lib,
+  pkgs,
+  vmsnix,
+  ...
+}:
+{
+  name = "vmsnix-amazon-init";
+
+  nodes.machine = import ./machine.nix {
+    inherit lib;
+    modules = [
+      vmsnix.modules.base
+      vmsnix.modules.immutable
+      vmsnix.modules.amazon
+      vmsnix.modules.cachix
+      {
+        vmsnix.admin.keys = import ../../keys.nix;
+        vmsnix.image.name = "test";
+        systemd.services.fetch-ec2-metadata.script = lib.mkForce ''
+          install -m 600 ${pkgs.writeText "user-data" ''
+            #!/bin/sh
+            echo ran > /var/lib/user-data
+            echo CACHIX_AGENT_TOKEN=none > /run/keys/cachix-agent
+          ''} /etc/ec2-metadata/user-data
+        '';
+        # The real agent would call home; its name and its start are what is tested.
+        systemd.services.cachix-agent.serviceConfig.ExecStart =
+          lib.mkForce "${pkgs.coreutils}/bin/env sh -c 'echo $CACHIX_AGENT_NAME > /var/lib/agent-name; sleep infinity'";
+        systemd.services.cachix-agent.path = [ pkgs.bash ];
+      }
+    ];
+  };
+
+  testScript = ''
+    machine.wait_for_unit("amazon-init.service")
+
+    with subtest("user data is run"):
+        assert machine.succeed("cat /var/lib/user-data").strip() == "ran"
+
+    with subtest("user data is not on the disk"):
+        assert machine.succeed("findmnt --noheadings --output FSTYPE --target /etc/ec2-metadata/user-data").strip() == "tmpfs"
+
+    with subtest("a service starts when its secret appears, under the image's name"):
+        machine.wait_for_unit("cachix-agent.service")
+        machine.wait_until_succeeds("grep --line-regexp test /var/lib/agent-name")
+  '';
+}

@@ -1,0 +1,90 @@
+# Mixin `alloy`: Grafana Alloy, which sends the machine's metrics, its journal and whatever arrives by OTLP to one destination.
+#
+# Gives host metrics, Alloy's own metrics and the journal, labelled with the machine's name, and two destinations: the network's forwarder
+# (default) or Grafana Cloud itself. Other mixins add their own `.alloy` files to /etc/alloy, where all of them are one configuration; what
+# they may refer to stands at the head of host.alloy. Differs from the seed in the machine's name: it read /etc/hostname, which does not
+# exist on EC2; the name that EC2 gives is known once apply-ec2-data has run, hence the order below.
+{ config, lib, ... }:
+let
+  inherit (lib) mkOption types;
+  cfg = config.vmsnix.alloy;
+
+  destinations = {
+    forwarder = builtins.replaceStrings [ "@endpoint@" "@insecure@" ] [
+      cfg.forwarder.endpoint
+      (lib.boolToString (!cfg.forwarder.tls))
+    ] (builtins.readFile ./to-forwarder.alloy);
+    grafana-cloud = builtins.readFile ./to-grafana-cloud.alloy;
+  };
+in
+{
+  options.vmsnix.alloy = {
+    destination = mkOption {
+      type = types.enum [
+        "forwarder"
+        "grafana-cloud"
+      ];
+      default = "forwarder";
+      example = "grafana-cloud";
+      description = "Where everything goes: to the network's forwarder, or straight to Grafana Cloud (which needs a token on this machine).";
+    };
+
+    forwarder.endpoint = mkOption {
+      type = types.strMatching "[A-Za-z0-9.-]+:[0-9]+";
+      default = "gc-fwd.altf4.internal:4317";
+      example = "telemetry.example.internal:4317";
+      description = "Host and port of the forwarder's OTLP/gRPC receiver.";
+    };
+
+    forwarder.tls = mkOption {
+      type = types.bool;
+      default = false;
+      example = true;
+      description = "Whether the forwarder speaks TLS. The image gc-fwd does not: it is meant for a private network.";
+    };
+
+    grafanaCloud.stack = mkOption {
+      type = types.strMatching "[a-z0-9]+";
+      default = "altf4llc";
+      example = "example";
+      description = "Name of the Grafana Cloud stack, whose addresses and user numbers Alloy looks up at start.";
+    };
+
+    grafanaCloud.tokenFile = mkOption {
+      type = types.path;
+      default = "/run/keys/grafana-cloud";
+      example = "/var/lib/secrets/grafana-cloud";
+      description = ''
+        Environment file with GRAFANA_CLOUD_TOKEN, an access policy token that may write metrics, logs and traces and read stacks.
+        Alloy starts when it is there. Only for the destination `grafana-cloud`.
+      '';
+    };
+  };
+
+  config = lib.mkMerge [
+    {
+      services.alloy = {
+        enable = true;
+        extraFlags = [ "--disable-reporting" ];
+      };
+
+      environment.etc = {
+        "alloy/host.alloy".source = ./host.alloy;
+        "alloy/destination.alloy".text = destinations.${cfg.destination};
+      };
+
+      # Only an order: on a machine that is not on EC2 there is no such service, and nothing waits.
+      systemd.services.alloy.after = [ "apply-ec2-data.service" ];
+    }
+
+    (lib.mkIf (cfg.destination == "grafana-cloud") (
+      lib.mkMerge [
+        {
+          services.alloy.environmentFile = toString cfg.grafanaCloud.tokenFile;
+          systemd.services.alloy.environment.GRAFANA_CLOUD_STACK = cfg.grafanaCloud.stack;
+        }
+        (import ../../start-when-present.nix "alloy" (toString cfg.grafanaCloud.tokenFile))
+      ]
+    ))
+  ];
+}

@@ -1,0 +1,118 @@
+# Mixin `ecs-agent`: a machine that joins an ECS cluster and runs its tasks.
+#
+# Gives nixpkgs' ECS agent as a service, task IAM roles, draining before a spot instance is taken away, and the agent's metrics through
+# Alloy. Differs from the seed in two repairs: the agent is part of the image (the seed pulled a container of a fixed old version at every
+# boot, with a port list that host networking ignores), and the packet rules of the credentials address are put in once and taken out again
+# (the seed's were added anew at every reload of the firewall).
+#
+# The settings file holds the agent's own variables, one a line; ECS_CLUSTER=NAME is the least. What it says wins over the defaults below.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkOption types;
+  cfg = config.vmsnix.ecs;
+
+  # Tasks ask for their IAM role's credentials at a fixed link-local address; the agent answers on this port.
+  credentialsAddress = "169.254.170.2";
+  credentialsPort = "51679";
+  rules = [
+    "PREROUTING -p tcp -d ${credentialsAddress} --dport 80 -j DNAT --to-destination 127.0.0.1:${credentialsPort}"
+    "OUTPUT -p tcp -d ${credentialsAddress} --dport 80 -j REDIRECT --to-ports ${credentialsPort}"
+  ];
+  iptables = lib.getExe' pkgs.iptables "iptables";
+in
+{
+  imports = [
+    ../alloy
+    ../docker
+  ];
+
+  options.vmsnix.ecs = {
+    settingsFile = mkOption {
+      type = types.path;
+      default = "/run/keys/ecs.config";
+      example = "/var/lib/ecs/ecs.config";
+      description = "Environment file of the agent, with at least ECS_CLUSTER. The agent starts when it is there.";
+    };
+
+    settings = mkOption {
+      type = types.attrsOf types.str;
+      example = {
+        ECS_LOGLEVEL = "debug";
+      };
+      description = "The agent's variables that are part of the image; the settings file may override each.";
+    };
+  };
+
+  config = lib.mkMerge [
+    {
+      vmsnix.ecs.settings = lib.mapAttrs (_: lib.mkDefault) {
+        ECS_AVAILABLE_LOGGING_DRIVERS = builtins.toJSON [
+          "journald"
+          "awslogs"
+        ];
+        ECS_DATADIR = "/var/lib/ecs/data";
+        ECS_ENABLE_PROMETHEUS_METRICS = "true";
+        ECS_ENABLE_SPOT_INSTANCE_DRAINING = "true";
+        ECS_ENABLE_TASK_IAM_ROLE = "true";
+        ECS_ENABLE_TASK_IAM_ROLE_NETWORK_HOST = "true";
+        ECS_LOGFILE = "/var/log/ecs/ecs-agent.log";
+        ECS_LOGLEVEL = "info";
+        # At most 4 files of 10 MB.
+        ECS_LOG_MAX_FILE_SIZE_MB = "10";
+        ECS_LOG_MAX_ROLL_COUNT = "4";
+        ECS_LOG_ROLLOVER_TYPE = "size";
+        # An image is updated by an image, never from inside.
+        ECS_UPDATES_ENABLED = "false";
+      };
+
+      services.ecs-agent = {
+        enable = true;
+        extra-environment = cfg.settings;
+      };
+
+      systemd.services.ecs-agent = {
+        after = [
+          "docker.service"
+          "network-online.target"
+        ];
+        wants = [ "network-online.target" ];
+        requires = [ "docker.service" ];
+        serviceConfig = {
+          EnvironmentFile = toString cfg.settingsFile;
+          LogsDirectory = "ecs";
+          StateDirectory = "ecs";
+          Restart = "always";
+          RestartSec = 10;
+        };
+      };
+
+      # A packet for a link-local address may be sent on to 127.0.0.1.
+      boot.kernel.sysctl."net.ipv4.conf.all.route_localnet" = 1;
+
+      networking.firewall = {
+        logRefusedConnections = true;
+        extraCommands = lib.concatMapStringsSep "\n" (
+          rule: "${iptables} -w -t nat -C ${rule} 2>/dev/null || ${iptables} -w -t nat -A ${rule}"
+        ) rules;
+        extraStopCommands = lib.concatMapStringsSep "\n" (
+          rule: "${iptables} -w -t nat -D ${rule} 2>/dev/null || true"
+        ) rules;
+
+        # Tasks report to the machine's Alloy by OTLP, and ask for credentials, from Docker's bridge and from nowhere else.
+        interfaces.docker0.allowedTCPPorts = [
+          4317
+          4318
+          51679
+        ];
+      };
+
+      environment.etc."alloy/ecs-agent.alloy".source = ./ecs-agent.alloy;
+    }
+    (import ../../start-when-present.nix "ecs-agent" (toString cfg.settingsFile))
+  ];
+}
