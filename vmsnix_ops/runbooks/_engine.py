@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import ERROR_MARKER_TAG, execute_notebook
 
+from vmsnix_ops.runbooks import kernels
 from vmsnix_ops.runbooks._output import Kept, Limits, Live
 
 if TYPE_CHECKING:
@@ -245,18 +245,10 @@ class _ThisInterpreter(KernelSpecManager):
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         return KernelSpec(
-            argv=[
-                sys.executable,
-                "-m",
-                "ipykernel_launcher",
-                "-f",
-                "{connection_file}",
-                "--ext=vmsnix_ops.runbooks._kernel",
-            ],
+            argv=kernels.argv("--ext=vmsnix_ops.runbooks._kernel"),
             display_name="Python 3 (vmsnix)",
             language="python",
-            # ipykernel 7 warns about unencrypted TCP in every run otherwise.
-            metadata={"supported_encryption": ["curve"]},
+            metadata=kernels.METADATA,
             resource_dir="",
             name=kernel_name,
         )

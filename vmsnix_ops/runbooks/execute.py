@@ -26,7 +26,7 @@ from vmsnix_ops.errors import RunError, VmsnixError
 from vmsnix_ops.records.result import KEYS
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.runbooks import archive as archives
-from vmsnix_ops.runbooks import catalog, parameters
+from vmsnix_ops.runbooks import catalog, kernels, parameters
 from vmsnix_ops.runbooks._interrupts import signals
 from vmsnix_ops.runbooks._kernel import ERROR_FILE
 from vmsnix_ops.runbooks._output import Limits, Live
@@ -103,7 +103,7 @@ def run(
     *,
     folder: Path | None = None,
     archive: str | Path | None = None,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     cwd: Path | None = None,
     screen: TextIO | None = None,
     limits: Limits | None = None,
@@ -126,8 +126,8 @@ def run(
     archive
         Local folder or ``s3://bucket/prefix`` for this run's folder; the setting ``archive`` by default.
     environment
-        Variables on top of this process's, for the kernel, the settings and the archive (a sandbox's, for
-        example).
+        Variables on top of this process's (``None`` takes one away), for the kernel, the settings and the
+        archive (a sandbox's, for example).
     cwd
         Working directory of the kernel, from which relative paths in parameters count; this process's by
         default.
@@ -163,12 +163,13 @@ def _prepare(
     given: Mapping[str, object],
     folder: Path | None,
     archive: str | Path | None,
-    environment: Mapping[str, str],
+    environment: Mapping[str, str | None],
     cwd: Path,
 ) -> _Run:
     wanted = catalog.find(runbook, folder) if isinstance(runbook, str) else runbook
     checked = parameters.check(wanted, given)
-    whole = {**os.environ, **environment}
+    merged = {**os.environ, **environment}
+    whole = {name: value for name, value in merged.items() if value is not None}
     settings = settings_module.load(cwd, whole)
     started = datetime.now(UTC)
     run_id = new_run_id(wanted.name, now=started)
@@ -281,19 +282,14 @@ def _last_started(notebook: Any) -> int:
 
 def _kernel_environment(prepared: _Run, ipython: str) -> dict[str, str]:
     """Return the variables of the kernel: the caller's, who the run is, and nothing of the user's IPython."""
-    environment = {
+    return {
         **prepared.environment,
+        **kernels.python_path(prepared.environment),
         "VMSNIX_RUN_ID": prepared.folder.run_id,
         "VMSNIX_RUNBOOK": prepared.runbook.name,
         "VMSNIX_RUN_DIR": str(prepared.folder.local),
         "IPYTHONDIR": ipython,
     }
-    package = Path(__file__).resolve().parents[2]
-    if package.name not in ("site-packages", "dist-packages"):
-        # A checkout that is not installed: the kernel finds the package where this process did.
-        others = prepared.environment.get("PYTHONPATH", "")
-        environment["PYTHONPATH"] = os.pathsep.join(part for part in (str(package), others) if part)
-    return environment
 
 
 def _keep(

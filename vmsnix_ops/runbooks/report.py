@@ -74,7 +74,7 @@ def _body(notebook: Any) -> str:
     exporter: Any = HTMLExporter(  # type: ignore[no-untyped-call]
         template_name="page",
         extra_template_basedirs=[str(files("vmsnix_ops.runbooks") / "_report")],
-        embed_images=True,
+        exclude_anchor_links=True,
     )
     body, _resources = exporter.from_notebook_node(notebook)
     return str(body)

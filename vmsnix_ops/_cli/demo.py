@@ -1,0 +1,65 @@
+"""``vmsnix demo``: the whole way of an image, from nothing to the AMI, on a sandbox."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from vmsnix_ops._cli.rehearsal import Stage
+
+NAME = "vmsnix-demo"
+
+
+@click.command()
+@click.option(
+    "--image",
+    metavar="IMAGE",
+    help="A flake attribute, result link, image folder or file; by default a small image that is made here.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+@click.option(
+    "--keep", is_flag=True, help="Go on serving the sandbox afterwards, for a look with other tools."
+)
+def demo(image: str | None, as_json: bool, keep: bool) -> int:
+    """Publish an image to a sandbox through the notebook 20-publish-ami, and show what came of it.
+
+    Needs neither an AWS account nor Nix. Nothing outside of this machine is reached.
+    """
+    from vmsnix_ops._cli.output import show_json, show_outcome
+    from vmsnix_ops._cli.rehearsal import rehearsal
+    from vmsnix_ops.disk.sample import make_sample_image
+    from vmsnix_ops.runbooks.execute import run
+
+    screen = sys.stderr if as_json else sys.stdout
+    with rehearsal(name=NAME, keep=False) as stage:
+        chosen = image or str(make_sample_image(stage.state / "image"))
+        screen.write(f"A sandbox serves on {stage.url}. Everything of this demo goes to {stage.state}.\n")
+        screen.flush()
+        outcome = run("publish-ami", {"image": chosen}, environment=stage.environment, screen=screen)
+        if as_json:
+            show_json({**outcome.values, "state": str(stage.state)})
+            sys.stdout.flush()
+        else:
+            show_outcome(outcome)
+        if keep and outcome.verdict == "done":
+            _serve(stage)
+    return outcome.exit_code
+
+
+def _serve(stage: Stage) -> None:
+    """Go on until Ctrl-C."""
+    import shlex
+
+    exports = [
+        f"export {name}={shlex.quote(value)}"
+        for name, value in stage.environment.items()
+        if value is not None and name.startswith("AWS_")
+    ]
+    lines = ["", "The sandbox goes on serving; Ctrl-C stops it. In another shell:", *exports, ""]
+    sys.stderr.write("\n".join(lines))
+    sys.stderr.flush()
+    threading.Event().wait()

@@ -1,0 +1,138 @@
+"""``vmsnix lab``: JupyterLab on the runbooks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vmsnix_ops import __version__
+from vmsnix_ops.errors import RunError, ToolMissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# What JupyterLab asks the network for, unless it is told not to.
+QUIET = {"fetchNews": "false", "checkForUpdates": False}
+
+
+@click.command()
+@click.option("--sandbox", is_flag=True, help="Work against a local sandbox instead of AWS.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; 0 takes a free one.")
+@click.option("--no-browser", is_flag=True, help="Print the address instead of opening a browser.")
+def lab(sandbox: bool, port: int, no_browser: bool) -> int:
+    """Open the runbooks in JupyterLab, on 127.0.0.1 only.
+
+    Relative paths in parameters count from the folder in which this is typed, as they do for `vmsnix run`.
+    """
+    from vmsnix_ops._cli.rehearsal import rehearsal
+    from vmsnix_ops.settings import load
+
+    if find_spec("jupyterlab") is None:
+        raise ToolMissingError(
+            "JupyterLab is not installed.",
+            why="It is left out of the installation for servers and CI.",
+            cure="pip install 'vmsnix-ops[lab]'",
+        )
+    state = load().state
+    with rehearsal() if sandbox else nullcontext() as stage:
+        changes: Mapping[str, str | None] = stage.environment if stage is not None else {}
+        merged: dict[str, str | None] = {**os.environ, **changes}
+        environment = {name: value for name, value in merged.items() if value is not None}
+        if stage is not None:
+            click.echo(f"SANDBOX: these notebooks work against {stage.url}, not against AWS.", err=True)
+        try:
+            environment |= _private(state / "lab", environment)
+            notebooks = _notebooks(state)
+        except OSError as error:
+            raise RunError(
+                "JupyterLab cannot be prepared.",
+                why=f"{error.strerror}: {error.filename}.",
+                cure="Correct the permissions, or name another folder with VMSNIX_STATE.",
+            ) from error
+        return _serve(_command(notebooks, port, no_browser=no_browser), environment)
+
+
+def _notebooks(state: Path) -> Path:
+    """Return a folder of notebooks that may be edited: the checkout's own, or a copy of the installed ones."""
+    from vmsnix_ops.runbooks import catalog
+
+    folder = catalog.default_folder()
+    if folder.name != "_notebooks":
+        return folder
+    copy = state / "notebooks" / __version__
+    copy.mkdir(parents=True, exist_ok=True)
+    for source in folder.glob("*.ipynb"):
+        if not (copy / source.name).exists():  # what somebody edited stays
+            shutil.copyfile(source, copy / source.name)
+    return copy
+
+
+def _private(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Write settings and a kernel of our own, and return the variables that make JupyterLab use them."""
+    from vmsnix_ops.runbooks import kernels
+
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    kernel = folder / "share" / "kernels" / "python3" / "kernel.json"
+    spec = {
+        "argv": kernels.argv(
+            f"--InteractiveShellApp.exec_lines=import os; os.chdir({os.getcwd()!r}); del os"
+        ),
+        "display_name": "Python 3 (vmsnix)",
+        "language": "python",
+        "metadata": kernels.METADATA,
+    }
+    for path, content in ((settings, QUIET), (kernel, spec)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    others = environment.get("JUPYTER_PATH", "")
+    return {
+        **kernels.python_path(environment),
+        "JUPYTER_PATH": os.pathsep.join(part for part in (str(folder / "share"), others) if part),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+    }
+
+
+def _command(notebooks: Path, port: int, *, no_browser: bool) -> list[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        f"--ServerApp.root_dir={notebooks}",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.extension_manager=readonly",
+        "--KernelManager.transport_encryption=auto",
+        "--KernelManager.shutdown_wait_time=1.0",
+    ]
+    return [*command, "--no-browser"] if no_browser else command
+
+
+def _serve(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run JupyterLab until it ends; it answers Ctrl-C itself, SIGTERM is passed on."""
+    server = subprocess.Popen(command, env=dict(environment))
+
+    def stop(_number: int, _frame: object) -> None:
+        server.terminate()
+
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, stop),
+    }
+    try:
+        code = server.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0 if code in (0, -signal.SIGTERM) else 1

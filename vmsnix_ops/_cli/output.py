@@ -1,0 +1,91 @@
+"""How commands speak: errors, tables, and what became of a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vmsnix_ops.progress import human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from vmsnix_ops.runbooks.execute import RunOutcome
+
+COLOURS = {"done": "green", "failed": "red", "partly": "yellow", "interrupted": "yellow"}
+PLACES = ("notebook", "report", "result", "log")
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """Return a console that honours ``NO_COLOR`` and writes plain text to files and pipes, never cut."""
+    from rich.console import Console
+
+    stream = sys.stdout if stream is None else stream
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else 160)
+
+
+def show_error(what: str, why: str = "", cure: str = "") -> None:
+    """Write an error to standard error: what happened, why, and what to do."""
+    from rich.text import Text
+
+    screen = console(sys.stderr)
+    screen.print(Text.assemble(("Error: ", "bold red"), (what, "bold")), soft_wrap=True)
+    for part in (why, cure):
+        if part:
+            screen.print(Text(f"       {part}"), soft_wrap=True)
+
+
+def show_json(value: object) -> None:
+    """Write one JSON object to standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n")
+
+
+def show_outcome(outcome: RunOutcome) -> None:
+    """Write what became of a run: what it made, how long its steps took, and where the evidence is."""
+    from rich.text import Text
+
+    screen = console()
+    values = outcome.values
+    if values.get("ami_id"):
+        name = values.get("image_name") or ""
+        screen.print(Text.assemble((str(values["ami_id"]), "bold green"), f"  {name}"))
+    steps = values.get("steps")
+    if isinstance(steps, list) and steps:
+        screen.print(steps_table(steps))
+    took = f" in {human_seconds(outcome.seconds)}"
+    screen.print(Text.assemble(outcome.runbook, " ", (outcome.verdict, COLOURS[outcome.verdict]), took))
+    for name in PLACES:
+        if getattr(outcome, name):
+            screen.print(Text(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)
+    sys.stdout.flush()
+    if outcome.error is not None:
+        show_error(outcome.error.what, outcome.error.why, outcome.error.cure)
+        request = outcome.error.detail.get("request_id")
+        if request:
+            console(sys.stderr).print(Text(f"       AWS request id: {request}"), soft_wrap=True)
+    for problem in outcome.problems:
+        show_error(problem)
+
+
+def steps_table(steps: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a run's steps as a table: step, status, time, bytes."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("step")
+    table.add_column("status")
+    table.add_column("time", justify="right")
+    table.add_column("bytes", justify="right")
+    for step in steps:
+        moved = float(step.get("bytes") or 0)
+        table.add_row(
+            str(step.get("step", "")),
+            str(step.get("status", "")),
+            human_seconds(float(step.get("seconds") or 0)),
+            human_bytes(moved) if moved else "",
+        )
+    return table

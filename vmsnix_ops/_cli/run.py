@@ -1,0 +1,245 @@
+"""``vmsnix run NAME``: options, types, choices and help come from the notebook's parameters cell."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmsnix_ops.runbooks import catalog, parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from click.shell_completion import CompletionItem
+
+    from vmsnix_ops.runbooks.declarations import Parameter
+
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # generic since click 8.4 only
+
+PREFIX = "parameter_"  # keeps a runbook's parameters apart from the options of every run
+OWN = ("json", "archive", "sandbox", "param", "help")
+
+
+class DeclaredType(ParamType):
+    """A type as the parameters cell declares it."""
+
+    def __init__(self, parameter: Parameter) -> None:
+        self.parameter = parameter
+        self.name = str(parameter.type)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 - click's signature
+        """Return what stands for the value in ``--help``."""
+        kind = self.parameter.type
+        if kind.choices:
+            return f"[{'|'.join(str(choice) for choice in kind.choices)}]"
+        words = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER", "list": "A,B", "dict": "KEY=VALUE"}
+        return words.get(kind.kind, "TEXT")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002 - click's signature
+        """Return the value as declared; `ParameterError` says what is wrong with it."""
+        return parameters.convert(self.parameter, value)
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Return the choices that begin so."""
+        from click.shell_completion import CompletionItem
+
+        choices = (str(choice) for choice in self.parameter.choices)
+        return [CompletionItem(choice) for choice in choices if choice.startswith(incomplete)]
+
+
+class RunbookCommand(click.Command):
+    """A runbook as a command: its own parameters are listed before the options of every run."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write two lists: the runbook's parameters, the options of every run."""
+        own: list[tuple[str, str]] = []
+        every: list[tuple[str, str]] = []
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record is not None:
+                (own if (option.name or "").startswith(PREFIX) else every).append(record)
+        if own:
+            with formatter.section("Parameters"):
+                formatter.write_dl(own)
+        with formatter.section("Options"):
+            formatter.write_dl(every)
+
+
+class Runbooks(click.Group):
+    """Every runbook is a command of this group."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names of the runbooks."""
+        return list(catalog.names())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:  # noqa: ARG002 - click's signature
+        """Return the command of a runbook; `UnknownRunbookError` names the nearest."""
+        return runbook_command(cmd_name)
+
+
+@click.command(cls=Runbooks, subcommand_metavar="NAME [PARAMETERS]...")
+def run() -> None:
+    """Run a runbook through papermill and keep the evidence: executed notebook, report, result, log.
+
+    `vmsnix run NAME --help` lists the parameters of a runbook.
+    """
+
+
+def runbook_command(name: str) -> click.Command:
+    """Return the command of one runbook, made from its parameters cell.
+
+    Raises
+    ------
+    UnknownRunbookError
+        When there is no such runbook.
+    """
+    runbook = catalog.find(name)
+    effects = {
+        "read_only": "It changes nothing.",
+        "creates": "It creates things.",
+        "destroys": "It destroys things, unless dry_run is true, which it is by default.",
+    }
+    return RunbookCommand(
+        name=runbook.name,
+        help=f"{runbook.description or runbook.title}\n\n{effects[runbook.side_effects]}",
+        short_help=runbook.description or runbook.title,
+        callback=_callback(runbook),
+        params=[*map(_option, runbook.parameters), *_every_run()],
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def _option(parameter: Parameter) -> click.Option:
+    flag = parameter.name.replace("_", "-")
+    name = f"{PREFIX}{parameter.name}"
+    text = parameter.help
+    if flag in OWN:
+        text = f"{text} (only as -p {parameter.name}=VALUE)".strip()
+        flag = f"parameter-{flag}"
+    shown = _shown_default(parameter)
+    if parameter.type.kind == "bool" and not parameter.type.optional:
+        return click.Option([f"--{flag}/--no-{flag}", name], default=None, help=f"{text}{shown}")
+    return click.Option(
+        [f"--{flag}", name],
+        type=DeclaredType(parameter),
+        default=None,
+        multiple=parameter.type.kind in ("list", "dict"),
+        help=f"{text}{shown}",
+    )
+
+
+def _shown_default(parameter: Parameter) -> str:
+    if parameter.default in (None, "", [], {}):
+        return ""
+    shown = str(parameter.default).lower() if isinstance(parameter.default, bool) else parameter.default
+    return f"  [default: {shown}]"
+
+
+def _every_run() -> list[click.Option]:
+    return [
+        click.Option(
+            ["-p", "--param", "pairs"],
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="A parameter, as another way to write --name value.",
+        ),
+        click.Option(["--sandbox"], is_flag=True, help="Run against a local sandbox instead of AWS."),
+        click.Option(
+            ["--archive"],
+            metavar="FOLDER",
+            help="Where the evidence goes: a folder, or s3://bucket/prefix.  [default: the setting archive]",
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print result.json instead of words."),
+    ]
+
+
+def _callback(runbook: catalog.Runbook) -> Callable[..., int]:
+    def run_it(
+        pairs: tuple[str, ...], sandbox: bool, archive: str | None, as_json: bool, **options: object
+    ) -> int:
+        given = _given(runbook, options, pairs)
+        return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json)
+
+    return run_it
+
+
+def _given(
+    runbook: catalog.Runbook, options: Mapping[str, object], pairs: tuple[str, ...]
+) -> dict[str, object]:
+    """Return the parameters that the words gave; several lists or mappings for one name become one."""
+    from vmsnix_ops.errors import ParameterError
+
+    given: dict[str, object] = {}
+    for option, value in options.items():
+        if value is None or value == ():
+            continue
+        merged: object = value
+        if isinstance(value, tuple):
+            merged = {} if isinstance(value[0], dict) else []
+            for part in value:
+                merged = {**merged, **part} if isinstance(merged, dict) else [*_items(merged), *part]
+        given[option.removeprefix(PREFIX)] = merged
+    checked = parameters.check(runbook, dict(parameters.split(pairs)))
+    for name in checked:
+        if name in given:
+            raise ParameterError(
+                f"The parameter {name!r} is given twice.",
+                why="Once by its option and once with -p.",
+                cure="Give it once.",
+            )
+    return given | checked
+
+
+def _items(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def execute(
+    runbook: catalog.Runbook,
+    given: Mapping[str, object],
+    *,
+    sandbox: bool,
+    archive: str | None,
+    as_json: bool,
+) -> int:
+    """Run a runbook, show what became of it, and return the exit code.
+
+    Parameters
+    ----------
+    runbook, given
+        The runbook and its parameters.
+    sandbox
+        Against a local sandbox instead of AWS.
+    archive
+        Where the evidence goes; the setting by default.
+    as_json
+        Print ``result.json``; the notebook's lines go to standard error then.
+    """
+    from vmsnix_ops._cli.output import show_json, show_outcome
+    from vmsnix_ops._cli.rehearsal import rehearsal
+    from vmsnix_ops.runbooks.execute import run as run_runbook
+
+    checked = parameters.check(runbook, given)  # before a sandbox starts for nothing
+    with rehearsal() if sandbox else nullcontext() as stage:
+        outcome = run_runbook(
+            runbook,
+            checked,
+            archive=archive,
+            environment=stage.environment if stage is not None else None,
+            screen=sys.stderr if as_json else sys.stdout,
+        )
+    if as_json:
+        show_json(outcome.values)
+    else:
+        show_outcome(outcome)
+    return outcome.exit_code

@@ -1,0 +1,48 @@
+"""``vmsnix runbooks``."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every parameter.")
+def runbooks(as_json: bool) -> None:
+    """List the runbooks: what each is for, and what it may do to the world."""
+    from vmsnix_ops._cli.output import console, show_json
+    from vmsnix_ops.runbooks import catalog
+
+    books = catalog.runbooks()
+    if as_json:
+        show_json(
+            [
+                {
+                    "name": book.name,
+                    "number": book.number,
+                    "title": book.title,
+                    "description": book.description,
+                    "side_effects": book.side_effects,
+                    "notebook": str(book.path),
+                    "parameters": [
+                        {
+                            "name": parameter.name,
+                            "type": str(parameter.type),
+                            "default": parameter.default,
+                            "choices": list(parameter.choices),
+                            "help": parameter.help,
+                        }
+                        for parameter in book.parameters
+                    ],
+                }
+                for book in books
+            ]
+        )
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("runbook", "what it is for", "side effects"):
+        table.add_column(column)
+    for book in books:
+        table.add_row(book.name, book.description or book.title, book.side_effects.replace("_", " "))
+    console().print(table)

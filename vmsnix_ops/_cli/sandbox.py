@@ -1,0 +1,38 @@
+"""``vmsnix sandbox``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="TCP port on 127.0.0.1; 0 takes a free one."
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Sandbox seconds in one real second.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Keep everything here across restarts.",
+)
+def sandbox(port: int, speed: float, state: Path | None) -> None:
+    """Serve a local AWS in the foreground and print the export lines that a shell needs.
+
+    Any boto3 client, the AWS CLI and other people's tools can talk to it. Ctrl-C stops it.
+    """
+    from vmsnix_ops.errors import RunError
+    from vmsnix_ops.sandbox.serve import serve
+
+    try:
+        serve(port, speed, state)
+    except OSError as error:
+        raise RunError("The sandbox cannot serve.", why=f"{error}") from error

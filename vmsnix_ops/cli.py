@@ -1,0 +1,120 @@
+"""``vmsnix``: the runbooks from a shell.
+
+Thin: a command reads its words, calls the package, and prints. Every runbook is a command of its own, whose
+options are its notebook's parameters. Exit codes: 0 done, 1 failed, 2 wrong use, 3 partly done.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from vmsnix_ops import __version__
+from vmsnix_ops.errors import VmsnixError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("vmsnix_ops._cli.demo:demo", "Publish an image to a sandbox, from nothing to the AMI."),
+    "runbooks": ("vmsnix_ops._cli.runbooks:runbooks", "List the runbooks."),
+    "run": ("vmsnix_ops._cli.run:run", "Run a runbook and keep the evidence."),
+    "history": ("vmsnix_ops._cli.history:history", "Show past runs, their steps and their AMIs."),
+    "lab": ("vmsnix_ops._cli.lab:lab", "Open the runbooks in JupyterLab."),
+    "sandbox": ("vmsnix_ops._cli.sandbox:sandbox", "Serve a local AWS for rehearsals."),
+}
+"""Name, where the command is, and what it does; nothing is imported before it is called."""
+
+
+class Commands(click.Group):
+    """The commands of `COMMANDS`, and every runbook by its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names that ``--help`` lists: the commands, then the runbooks."""
+        return [*COMMANDS, *_runbook_names()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Return a command, imported now; ``None`` when there is none."""
+        if cmd_name in COMMANDS:
+            module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+            command = getattr(importlib.import_module(module), attribute)
+            return command if isinstance(command, click.Command) else None
+        if cmd_name.removesuffix(".ipynb").lstrip("0123456789-") in _runbook_names():
+            from vmsnix_ops._cli.run import runbook_command
+
+            return runbook_command(cmd_name)
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the words name; an unknown one is answered with the nearest."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            hint = nearest(name, self.list_commands(ctx))
+            raise click.UsageError(f"There is no command {name!r}. {hint}".rstrip(), ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """Write the two lists of ``--help`` without importing a command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        from vmsnix_ops.runbooks import catalog
+
+        with formatter.section("Runbooks"):
+            formatter.write_dl([(book.name, book.description or book.title) for book in catalog.runbooks()])
+
+
+def _runbook_names() -> tuple[str, ...]:
+    from vmsnix_ops.runbooks import catalog
+
+    return catalog.names()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vmsnix")
+def cli() -> None:
+    """Operations runbooks for NixOS machine images on AWS.
+
+    `vmsnix demo` shows the whole way of an image on a sandbox, without an AWS account.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; an error is one clear text on standard error.
+
+    Parameters
+    ----------
+    arguments
+        The words; those of this process by default.
+    """
+    try:
+        result = cli.main(
+            args=list(arguments) if arguments is not None else None,
+            prog_name="vmsnix",
+            standalone_mode=False,
+        )
+    except VmsnixError as error:
+        return _say(error)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\nInterrupted.", err=True)
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _say(error: VmsnixError) -> int:
+    from vmsnix_ops._cli.output import show_error
+
+    show_error(error.what, error.why, error.cure)
+    return error.exit_code
