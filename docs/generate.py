@@ -31,7 +31,7 @@ def write_all() -> None:
 
 def automodule(name: str) -> str:
     """Return the directive that shows a module's public names."""
-    directive = f".. automodule:: {name}\n   :members:\n   :member-order: bysource"
+    directive = f".. automodule:: {name}\n   :members:\n   :member-order: bysource\n   :ignore-module-all:"
     return f"## `{name}`\n\n```{{eval-rst}}\n{directive}\n```\n"
 
 
@@ -93,23 +93,23 @@ def commands_page() -> str:
     """Return what ``vmsnix --help`` and the help of every command print."""
     import click
 
-    from vmsnix_ops.cli import main
+    from vmsnix_ops.cli import COMMANDS, cli
 
     lines = ["# The command line", ""]
 
     def describe(command: click.Command, names: list[str]) -> None:
-        if command.hidden:
-            return
         with click.Context(command, info_name=" ".join(names), terminal_width=100) as context:
             shown = command.get_help(context)
-            subcommands = [
-                (name, command.get_command(context, name))
-                for name in (command.list_commands(context) if isinstance(command, click.Group) else [])
-            ]
-        lines.extend([f"{'#' * min(len(names) + 1, 4)} {' '.join(names)}", "", "```text", shown, "```", ""])
-        for name, subcommand in subcommands:
-            if subcommand is not None:
-                describe(subcommand, [*names, name])
+            subcommands = []
+            if isinstance(command, click.Group):
+                listed = [command.get_command(context, name) for name in command.list_commands(context)]
+                subcommands = [subcommand for subcommand in listed if subcommand is not None]
+        title = f"{'#' * min(len(names) + 1, 4)} {' '.join(names)}"
+        lines.extend([title, "", "```text", shown, "```", ""])
+        for subcommand in subcommands:
+            # A runbook is a command too; its parameters stand on the page of the runbooks.
+            if command is not cli or subcommand.name in COMMANDS:
+                describe(subcommand, [*names, str(subcommand.name)])
 
-    describe(main, ["vmsnix"])
+    describe(cli, ["vmsnix"])
     return "\n".join(lines)
