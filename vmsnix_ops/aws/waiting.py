@@ -110,7 +110,7 @@ def wait(
             news = " ".join(part for part in (seen.state, seen.message) if part)
             if seen.percent is not None:
                 step.at(seen.percent, message=news)
-            elif news != told:
+            elif news and news != told:
                 step.message(news)
             told = news
         if seen.outcome != "waiting":

@@ -1,0 +1,50 @@
+"""Names and readings of AMIs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import images, tags
+
+
+@given(st.text(min_size=3, max_size=128))
+def test_a_cleaned_name_is_one_that_aws_accepts(name):
+    assert re.fullmatch(r"[A-Za-z0-9()\[\] ./'@_-]{3,128}", images.clean_name(name))
+
+
+@pytest.mark.parametrize("name", ["ab", "x" * 129])
+def test_a_name_of_the_wrong_length_is_refused(name):
+    with pytest.raises(errors.ParameterError, match="3 to 128"):
+        images.clean_name(name)
+
+
+def test_an_image_without_tags_or_devices_is_read():
+    ami = images.read({"ImageId": "ami-1", "CreationDate": "2026-11-22T10:00:00.000Z"}, "eu-west-1")
+    assert (ami.snapshot_ids, ami.size_gib, ami.digest, ami.created_at.year) == ((), 0, "", 2026)
+
+
+def test_the_root_device_comes_first():
+    ami = images.read(
+        {
+            "ImageId": "ami-1",
+            "CreationDate": "2026-11-22T10:00:00.000Z",
+            "RootDeviceName": "/dev/sda1",
+            "BlockDeviceMappings": [
+                {"DeviceName": "/dev/sdb", "Ebs": {"SnapshotId": "snap-data", "VolumeSize": 8}},
+                {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": "snap-root", "VolumeSize": 4}},
+                {"DeviceName": "/dev/sdc", "VirtualName": "ephemeral0"},
+            ],
+        },
+        "eu-west-1",
+    )
+    assert ami.snapshot_ids == ("snap-root", "snap-data")
+    assert ami.size_gib == 12
+
+
+def test_empty_tags_are_not_sent():
+    assert tags.to_list({"a": "1", "b": ""}) == [{"Key": "a", "Value": "1"}]

@@ -1,0 +1,90 @@
+"""What AWS's errors become."""
+
+from __future__ import annotations
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws.session import calling, client, retrying, session
+
+
+def refused(code: str, message: str = "text") -> ClientError:
+    answer = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"RequestId": "r-1"}}
+    return ClientError(answer, "RegisterImage")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("ExpiredToken", errors.CredentialsError),
+        ("InvalidClientTokenId", errors.CredentialsError),
+        ("RequestTimeTooSkewed", errors.CredentialsError),
+        ("UnauthorizedOperation", errors.AccessDeniedError),
+        ("AccessDenied", errors.AccessDeniedError),
+        ("ResourceLimitExceeded", errors.QuotaError),
+        ("InvalidParameter", errors.AwsError),
+    ],
+)
+def test_a_code_becomes_the_error_that_tells_the_cure(code, kind):
+    with pytest.raises(errors.AwsError) as caught, calling("register it"):
+        raise refused(code)
+    error = caught.value
+    assert type(error) is kind
+    assert error.what == "Could not register it."
+    assert code in error.why
+    assert (error.code, error.operation, error.request_id) == (code, "RegisterImage", "r-1")
+
+
+def test_a_denied_call_names_the_action():
+    with pytest.raises(errors.AccessDeniedError, match="RegisterImage"), calling("register it"):
+        raise refused("UnauthorizedOperation")
+
+
+def test_missing_credentials_say_where_to_put_them():
+    with pytest.raises(errors.CredentialsError, match="AWS_PROFILE"), calling("ask"):
+        raise NoCredentialsError
+
+
+def test_a_broken_network_says_that_the_run_can_be_continued():
+    with pytest.raises(errors.AwsError, match="running the same command again continues"), calling("ask"):
+        raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
+
+
+def test_an_unknown_profile(monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(errors.CredentialsError, match="nobody"):
+        session()
+
+
+def test_no_region(monkeypatch, tmp_path):
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(errors.RegionError, match="AWS_REGION"):
+        client(session(), "ec2")
+
+
+def test_retrying_waits_out_only_the_codes_it_was_given():
+    answers = [refused("InvalidSnapshot.NotFound"), "there"]
+
+    def call():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert retrying(call, "InvalidSnapshot.NotFound") == "there"
+    answers[:] = [refused("InvalidParameter"), "there"]
+    with pytest.raises(ClientError):
+        retrying(call, "InvalidSnapshot.NotFound")
+
+
+def test_retrying_can_look_at_the_words_too():
+    def call():
+        raise refused("InvalidParameter", "something else")
+
+    with pytest.raises(ClientError, match="something else"):
+        retrying(call, "InvalidParameter", saying="service role")

@@ -1,0 +1,381 @@
+"""What goes wrong for real: one clear error, nothing left behind, and the next run goes on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vmsnix_ops import errors, publish
+from vmsnix_ops.disk.sample import make_sample_image
+
+BUCKET, REGION = "vmsnix-images", "us-east-1"
+
+
+def calls(aws, operation: str) -> int:
+    return sum(call.operation == operation and call.ran for call in aws.calls)
+
+
+# ---------------------------------------------------------------- before a byte moves
+
+
+def test_no_image_at_that_place(plan, left):
+    with pytest.raises(errors.ImageNotFoundError):
+        publish.run(plan(image="./not-there.vhd"))
+    assert left().nothing
+
+
+def test_a_directory_that_is_no_image(plan, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(errors.ImageError):
+        publish.run(plan(image=str(tmp_path / "empty")))
+
+
+def test_an_empty_file(plan, tmp_path):
+    (tmp_path / "empty.vhd").touch()
+    with pytest.raises(errors.ImageError):
+        publish.run(plan(image=str(tmp_path / "empty.vhd")))
+
+
+def test_a_truncated_vhd(plan, image, tmp_path, left):
+    broken = tmp_path / "broken.vhd"
+    data = next(image.glob("*.vhd")).read_bytes()
+    broken.write_bytes(data[: len(data) // 2])
+    with pytest.raises(errors.ImageFormatError):
+        publish.run(plan(image=str(broken)))
+    assert left().nothing
+
+
+def test_a_vhd_with_a_wrong_checksum_names_the_field(plan, image, tmp_path):
+    broken = tmp_path / "broken.vhd"
+    data = bytearray(next(image.glob("*.vhd")).read_bytes())
+    data[-512 + 64] ^= 0xFF
+    broken.write_bytes(data)
+    with pytest.raises(errors.ImageFormatError) as caught:
+        publish.run(plan(image=str(broken)))
+    assert caught.value.offset is not None
+    assert caught.value.field
+
+
+@pytest.mark.parametrize(("made", "named"), [("raw", "disk.vhd"), ("vhd", "disk.raw")])
+def test_a_wrong_name_does_not_mislead(aws, plan, tmp_path, made, named):
+    output = make_sample_image(tmp_path / "x", name="x", format=made, data_bytes=2**20)
+    source = next(path for path in output.iterdir() if path.is_file())
+    shutil.copy(source, tmp_path / named)
+    publish.run(plan(image=str(tmp_path / named)))
+    task = aws.client("ec2", REGION).describe_import_snapshot_tasks()["ImportSnapshotTasks"][0]
+    assert task["SnapshotTaskDetail"]["Format"] == made.upper()
+
+
+def test_a_missing_bucket(plan, left):
+    with pytest.raises(errors.BucketError, match="does not exist") as caught:
+        plan(bucket="no-such-bucket-of-ours")
+    assert "aws s3 mb" in caught.value.cure
+    assert left().nothing
+
+
+def test_a_bucket_in_another_region(aws, plan):
+    aws.client("s3", "eu-west-1").create_bucket(
+        Bucket="in-ireland", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
+    )
+    with pytest.raises(errors.BucketError, match="eu-west-1, not in us-east-1"):
+        plan(bucket="in-ireland")
+
+
+def test_a_missing_role(plan, left):
+    with pytest.raises(errors.RoleError, match="does not exist"):
+        plan(role_name="no-such-role")
+    assert left().nothing
+
+
+def test_a_role_that_does_not_trust_vm_import(aws, plan):
+    trust = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}'
+    aws.client("iam", REGION).create_role(RoleName="wrong-trust", AssumeRolePolicyDocument=trust)
+    with pytest.raises(errors.RoleError, match="does not trust VM Import"):
+        plan(role_name="wrong-trust")
+
+
+def test_an_unknown_region_names_the_nearest(plan):
+    with pytest.raises(errors.RegionError, match="eu-west-1"):
+        plan(region="eu-wset-1")
+
+
+def test_a_region_that_is_not_enabled(aws, plan):
+    with pytest.raises(errors.RegionError, match="not enabled"):
+        plan(region="ap-east-1")
+
+
+def test_empty_credentials(aws, plan, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(errors.CredentialsError) as caught:
+        plan()
+    assert "AWS_PROFILE" in caught.value.cure
+
+
+def test_unknown_credentials(plan, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAWRONGWRONGWRONG1")
+    with pytest.raises(errors.CredentialsError, match="InvalidClientTokenId"):
+        plan()
+
+
+def test_an_account_that_is_not_allowed(plan, monkeypatch):
+    monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", "999999999999")
+    with pytest.raises(errors.CredentialsError, match="999999999999"):
+        plan()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("image", ""),
+        ("via", "pigeon"),
+        ("bucket", "No_Bucket"),
+        ("role_name", "arn:aws:iam::012345678901:role/x"),
+        ("root_device", "sda1"),
+        ("prefix", "a*b"),
+        ("tags", {"vmsnix:digest": "x"}),
+        ("tags", {"aws:thing": "x"}),
+        ("tags", {"k" * 129: "x"}),
+    ],
+)
+def test_a_parameter_that_cannot_be_right(plan, parameter, value):
+    with pytest.raises(errors.ParameterError) as caught:
+        plan(**{parameter: value})
+    assert caught.value.exit_code == 2
+
+
+def test_a_name_that_belongs_to_other_bytes(aws, plan, left):
+    result = publish.run(plan())
+    ec2 = aws.client("ec2", REGION)
+    ec2.create_tags(Resources=[result.ami_id], Tags=[{"Key": "vmsnix:digest", "Value": "f" * 64}])
+    ec2.create_tags(Resources=[result.snapshot_id], Tags=[{"Key": "vmsnix:digest", "Value": "f" * 64}])
+    before = left()
+    with pytest.raises(errors.NameTakenError, match=result.ami_id):
+        publish.run(plan())
+    assert left() == before
+
+
+# ---------------------------------------------------------------- while it uploads
+
+
+def test_an_upload_that_was_cut_off_is_continued(aws, plan, image, left):
+    aws.faults.add(
+        {
+            "op": "s3:UploadPart",
+            "where": {"PartNumber": "2"},
+            "do": "error",
+            "code": "ExpiredToken",
+            "http": 400,
+        }
+    )
+    with pytest.raises(errors.CredentialsError):
+        publish.run(plan())
+    assert len(left().uploads) == 1
+    aws.faults.clear()
+    sent = calls(aws, "UploadPart")
+    wanted = plan()
+    publish.run(wanted)
+    size = next(image.glob("*.vhd")).stat().st_size
+    upload = next(timing for timing in wanted.journal.timings if timing.step == "upload")
+    assert upload.bytes < size
+    assert calls(aws, "UploadPart") - sent < -(-size // (8 * 2**20))
+    assert calls(aws, "CreateMultipartUpload") == 1
+    assert left().uploads == []
+
+
+def test_an_object_with_other_bytes_under_our_key_is_replaced(aws, plan, image):
+    wanted = plan()
+    built = wanted.build()
+    key = f"vmsnix/{built.digest}.vhd"
+    aws.client("s3", REGION).put_object(
+        Bucket=BUCKET, Key=key, Body=b"x" * built.file_bytes, ChecksumAlgorithm="SHA256"
+    )
+    assert wanted.upload(built).outcome == "created"
+
+
+def test_an_object_with_our_bytes_is_not_sent_again(aws, plan):
+    first = plan()
+    first.upload(first.build())
+    sent = calls(aws, "UploadPart")
+    second = plan()
+    assert second.upload(second.build()).outcome == "reused"
+    assert calls(aws, "UploadPart") == sent
+
+
+def test_a_denied_upload_names_the_action_and_leaves_nothing(aws, plan, left):
+    aws.faults.add({"op": "s3:UploadPart", "do": "error", "code": "AccessDenied", "http": 403})
+    with pytest.raises(errors.AccessDeniedError, match="UploadPart"):
+        publish.run(plan())
+    aws.faults.clear()
+    assert left().nothing
+
+
+def test_throttling_is_waited_out(aws, plan):
+    aws.faults.add({"op": "s3:UploadPart", "nth": [1, 2], "do": "error", "code": "SlowDown", "http": 503})
+    aws.faults.add(
+        {"op": "ec2:DescribeSnapshots", "nth": 1, "do": "error", "code": "RequestLimitExceeded", "http": 503}
+    )
+    assert publish.run(plan()).ami_id
+
+
+# ---------------------------------------------------------------- while it imports
+
+
+def test_a_failed_import_ends_at_once_with_the_message(aws, plan, left):
+    aws.faults.add(
+        {
+            "op": "ec2:ImportSnapshot",
+            "do": "outcome",
+            "outcome": {
+                "status_message": "ClientError: Disk validation failed [Unsupported specified file format]"
+            },
+        }
+    )
+    with pytest.raises(errors.ImportFailedError, match="Disk validation failed") as caught:
+        publish.run(plan())
+    assert "Unsupported" in caught.value.status_message
+    assert left().nothing
+
+
+def test_an_import_that_aws_cancelled_is_started_again_without_an_upload(aws, plan):
+    aws.faults.add(
+        {
+            "op": "ec2:ImportSnapshot",
+            "nth": 1,
+            "do": "outcome",
+            "outcome": {"status_message": "SERVER_ERROR : conversion : AWS initiated task cancellation"},
+        }
+    )
+    assert publish.run(plan()).ami_id
+    assert calls(aws, "ImportSnapshot") == 2
+    assert calls(aws, "CompleteMultipartUpload") == 1
+
+
+def test_fields_that_are_empty_while_pending_are_not_trusted(aws, plan):
+    aws.faults.add(
+        {
+            "op": "ec2:DescribeImportSnapshotTasks",
+            "nth": [1, 2],
+            "do": "blank",
+            "fields": ["Progress", "StatusMessage"],
+        }
+    )
+    assert publish.run(plan()).snapshot_id.startswith("snap-")
+
+
+def test_a_role_that_lost_its_rights_is_named_and_nothing_is_left(aws, plan, left):
+    aws.faults.add(
+        {
+            "op": "ec2:ImportSnapshot",
+            "do": "error",
+            "code": "InvalidParameter",
+            "http": 400,
+            "message": "The service role vmimport provided does not exist or does not have sufficient "
+            "permissions",
+        }
+    )
+    wanted = plan()
+    object.__setattr__(wanted, "checks", ())  # as if the role were old, so that nobody waits for it to appear
+    with pytest.raises(errors.RoleError, match="iam:PassRole"):
+        publish.run(wanted)
+    assert left().nothing
+
+
+def test_a_role_made_a_moment_ago_is_waited_for(aws, plan):
+    aws.faults.add(
+        {
+            "op": "ec2:ImportSnapshot",
+            "nth": [1, 2],
+            "do": "error",
+            "code": "InvalidParameter",
+            "http": 400,
+            "message": "The service role vmimport provided does not exist or does not have sufficient "
+            "permissions",
+        }
+    )
+    assert publish.run(plan()).ami_id
+
+
+def test_a_crash_before_the_snapshot_was_tagged_finds_it_through_the_task(aws, plan, left):
+    aws.faults.add({"op": "ec2:CreateTags", "do": "error", "code": "ExpiredToken", "http": 400})
+    with pytest.raises(errors.CredentialsError):
+        publish.run(plan())
+    aws.faults.clear()
+    publish.run(plan())
+    assert calls(aws, "ImportSnapshot") == 1
+    assert len(left().snapshots) == 1
+
+
+def test_a_lost_answer_to_the_import_starts_no_second_one(aws, plan, left):
+    aws.faults.add({"op": "ec2:ImportSnapshot", "nth": 1, "do": "drop", "when": "after"})
+    publish.run(plan())
+    assert len(left().snapshots) == 1
+
+
+# ---------------------------------------------------------------- while it registers
+
+
+def test_a_lost_answer_to_the_registration_makes_no_second_ami(aws, plan, left):
+    aws.faults.add({"op": "ec2:RegisterImage", "nth": 1, "do": "drop", "when": "after"})
+    result = publish.run(plan())
+    assert left().amis == [result.ami_id]
+
+
+def test_a_snapshot_that_is_not_yet_seen_is_waited_for(aws, plan):
+    aws.faults.add(
+        {
+            "op": "ec2:RegisterImage",
+            "nth": [1, 2],
+            "do": "error",
+            "code": "InvalidSnapshot.NotFound",
+            "http": 400,
+        }
+    )
+    assert publish.run(plan()).ami_id
+
+
+def test_an_ami_that_is_not_yet_seen_is_waited_for(aws, plan):
+    aws.faults.add(
+        {
+            "op": "ec2:DescribeImages",
+            "where": {"ImageIds.0": "*"},
+            "nth": [1, 2],
+            "do": "error",
+            "code": "InvalidAMIID.NotFound",
+            "http": 400,
+        }
+    )
+    assert publish.run(plan()).ami_id
+
+
+def test_a_quota_at_the_last_step_keeps_the_snapshot_for_the_next_run(aws, plan, left):
+    aws.faults.add({"op": "ec2:RegisterImage", "do": "error", "code": "AMIQuotaExceeded", "http": 400})
+    with pytest.raises(errors.QuotaError):
+        publish.run(plan())
+    assert len(left().snapshots) == 1
+    aws.faults.clear()
+    publish.run(plan())
+    assert calls(aws, "ImportSnapshot") == 1
+    assert left().objects == []
+
+
+def test_a_failed_run_is_recorded(aws, plan):
+    from vmsnix_ops.records import history
+    from vmsnix_ops.records.tables import open_tables
+    from vmsnix_ops.settings import load
+
+    with pytest.raises(errors.ImageNotFoundError):
+        publish.run(plan(image="./not-there.vhd"))
+    run = history.runs(open_tables(load())).iloc[0]
+    assert run["status"] == "failed"
+    assert "not-there.vhd" in run["error"]
+
+
+def test_the_image_may_lie_about_its_own_place(plan, image):
+    described = image / "nix-support" / "image-info.json"
+    described.write_text(described.read_text().replace(".vhd", ".gone"))
+    with pytest.raises(errors.ImageError):
+        publish.run(plan(image=str(Path(image))))

@@ -1,0 +1,73 @@
+"""Ctrl-C in each step: the process ends with one clear text, and the next run ends with one AMI."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vmsnix_ops import publish
+
+BUCKET, REGION = "vmsnix-images", "us-east-1"
+PUBLISHER = """
+import sys
+from vmsnix_ops import errors, publish
+try:
+    publish.run(publish.plan(image=sys.argv[1], region="us-east-1", bucket="vmsnix-images"))
+except errors.InterruptedRunError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def interrupt_when(aws, image, operation: str) -> subprocess.CompletedProcess[str]:
+    """Publish in a process of its own, and press Ctrl-C when it makes this call (which a fault holds up)."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PUBLISHER, str(image)], env=os.environ, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(600):
+        if any(call.operation == operation for call in aws.calls) or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    return subprocess.CompletedProcess([], process.returncode, "", stderr)
+
+
+@pytest.mark.parametrize(
+    ("operation", "slow", "says"),
+    [
+        (
+            "UploadPart",
+            {"op": "s3:UploadPart", "do": "delay", "when": "after", "seconds": 1},
+            "parts that arrived are kept",
+        ),
+        (
+            "DescribeImportSnapshotTasks",
+            {"op": "ec2:ImportSnapshot", "do": "outcome", "outcome": {"seconds": 1_000_000}},
+            "import is cancelled",
+        ),
+        (
+            "RegisterImage",
+            {"op": "ec2:RegisterImage", "do": "delay", "when": "after", "seconds": 2},
+            "snapshot is kept",
+        ),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(aws, plan, image, left, operation, slow, says):
+    aws.faults.add(slow)
+    ended = interrupt_when(aws, image, operation)
+    assert ended.returncode == 1
+    assert says in ended.stderr
+    assert "Run the same command again" in ended.stderr
+    assert left().running == []
+    aws.faults.clear()
+    result = publish.run(plan())
+    there = left()
+    assert there.amis == [result.ami_id]
+    assert there.snapshots == [result.snapshot_id]
+    assert (there.objects, there.uploads, there.running) == ([], [], [])

@@ -1,0 +1,151 @@
+"""Publishing an image: what is there afterwards, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vmsnix_ops import errors, publish
+from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.records import history
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.settings import load
+
+REGION = "us-east-1"
+
+
+def bytes_of(aws, snapshot_id: str, size: int) -> bytes:
+    """Rebuild a disk from the blocks of a snapshot, through the EBS direct APIs."""
+    ebs, disk = aws.client("ebs", REGION), bytearray(size)
+    for page in (
+        ebs.get_paginator("list_snapshot_blocks").paginate(SnapshotId=snapshot_id)
+        if (ebs.can_paginate("list_snapshot_blocks"))
+        else [ebs.list_snapshot_blocks(SnapshotId=snapshot_id, MaxResults=10_000)]
+    ):
+        for block in page["Blocks"]:
+            answer = ebs.get_snapshot_block(
+                SnapshotId=snapshot_id, BlockIndex=block["BlockIndex"], BlockToken=block["BlockToken"]
+            )
+            start = block["BlockIndex"] * 524_288
+            disk[start : start + 524_288] = answer["BlockData"].read()
+    return bytes(disk[:size])
+
+
+@pytest.mark.parametrize("format", ["vhd", "raw"])
+def test_an_image_becomes_an_ami_that_holds_its_bytes(aws, plan, tmp_path, left, format):
+    output = make_sample_image(tmp_path / format, name="sample", format=format, data_bytes=9 * 2**20)
+    result = publish.run(plan(image=str(output), tags={"team": "ops"}))
+
+    ami = aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"][0]
+    device = ami["BlockDeviceMappings"][0]
+    assert ami["Name"] == result.image_name
+    assert result.image_name.startswith("altf4llc-sample-")
+    assert result.image_name.endswith(f"-x86_64-linux-{result.digest[:8]}")
+    assert (ami["Architecture"], ami["BootMode"]) == ("x86_64", "legacy-bios")
+    assert (ami["EnaSupport"], ami["ImdsSupport"], ami["Public"]) == (True, "v2.0", False)
+    assert (ami["RootDeviceName"], device["DeviceName"]) == ("/dev/sda1", "/dev/sda1")
+    assert device["Ebs"]["SnapshotId"] == result.snapshot_id
+    assert (device["Ebs"]["VolumeType"], device["Ebs"]["DeleteOnTermination"]) == ("gp3", True)
+    tags = {tag["Key"]: tag["Value"] for tag in ami["Tags"]}
+    assert tags["vmsnix:digest"] == result.digest
+    assert tags["vmsnix:run"] == result.run_id
+    assert tags["team"] == "ops"
+    snapshot = aws.client("ec2", REGION).describe_snapshots(SnapshotIds=[result.snapshot_id])["Snapshots"][0]
+    assert {tag["Key"]: tag["Value"] for tag in snapshot["Tags"]} == tags
+
+    file = next(output.glob("*.vhd" if format == "vhd" else "*.img"), None) or next(output.glob("*.raw"))
+    with open_image(file) as disk:
+        assert bytes_of(aws, result.snapshot_id, disk.size) == disk.read(0, disk.size)
+    there = left()
+    assert (there.objects, there.uploads, there.running) == ([], [], [])
+
+
+def test_running_it_again_returns_the_same_ami_and_changes_nothing(plan, changes):
+    first = publish.run(plan())
+    changes()
+    second = publish.run(plan())
+    assert (second.ami_id, second.snapshot_id) == (first.ami_id, first.snapshot_id)
+    assert second.outcome == "reused"
+    assert [step for step in changes() if step not in ("DeleteObject",)] == []
+    assert len(history.amis(open_tables(load()), all_rows=True)) == 1
+
+
+def test_a_dry_run_shows_the_plan_and_changes_nothing(plan, changes, left):
+    changes()
+    wanted = plan(dry_run=True)
+    result = publish.run(wanted)
+    assert changes() == []
+    assert left().nothing
+    assert result.dry_run
+    assert result.ami_id == ""
+    assert result.image_name.startswith("altf4llc-sample-")
+    assert "nothing of this will be done" in str(wanted)
+    assert len(history.steps(open_tables(load()))) == 0
+
+
+def test_a_dry_run_of_a_published_image_names_its_ami(plan, changes):
+    first = publish.run(plan())
+    changes()
+    assert publish.run(plan(dry_run=True)).ami_id == first.ami_id
+    assert changes() == []
+
+
+def test_every_step_is_journaled_and_in_the_tables(plan):
+    wanted = plan()
+    result = publish.run(wanted)
+    journal = [
+        json.loads(line) for line in (wanted.journal.run.folder / "journal.jsonl").read_text().splitlines()
+    ]
+    assert [(line["step"], line["status"]) for line in journal if line["step"] == "upload"] == [
+        ("upload", "started"),
+        ("upload", "finished"),
+    ]
+    tables = open_tables(load())
+    steps = history.steps(tables, run_id=result.run_id)
+    assert set(steps["step"]) == {"build", "digest", "upload", "import", "register", "finish"}
+    assert (steps["seconds"] >= 0).all()
+    ami = history.amis(tables).iloc[0]
+    assert (ami["ami_id"], ami["source"], ami["via"]) == (result.ami_id, "publish", "import")
+    run = history.runs(tables).iloc[0]
+    assert (run["status"], run["ami_id"], run["image"]) == ("done", result.ami_id, "sample")
+
+
+def test_the_result_is_written_for_machines(plan):
+    wanted = plan()
+    result = publish.run(wanted)
+    written = json.loads((wanted.journal.run.folder / "result.json").read_text())
+    for key in ("ami_id", "snapshot_id", "image_name", "region", "digest", "run_id"):
+        assert written[key] == getattr(result, key)
+    assert written["status"] == "done"
+    assert [step["step"] for step in written["steps"]][-1] == "finish"
+
+
+def test_a_public_ami_can_be_launched_by_everybody(aws, plan):
+    result = publish.run(plan(public=True))
+    assert aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"][0]["Public"]
+
+
+def test_a_public_ami_is_refused_when_the_account_blocks_it(aws, plan):
+    aws.client("ec2", REGION).enable_image_block_public_access(
+        ImageBlockPublicAccessState="block-new-sharing"
+    )
+    with pytest.raises(errors.AwsError, match="block public access"):
+        publish.run(plan(public=True))
+
+
+def test_another_root_device_is_registered_and_not_mixed_up(plan):
+    publish.run(plan())
+    with pytest.raises(errors.NameTakenError, match="/dev/xvda"):
+        publish.run(plan(root_device="/dev/xvda"))
+    result = publish.run(plan(root_device="/dev/xvda", prefix="other"))
+    assert result.image_name.startswith("other-")
+
+
+def test_an_image_file_without_a_description_is_published_too(aws, plan, image):
+    file = next(Path(image).glob("*.vhd"))
+    result = publish.run(plan(image=str(file)))
+    assert result.image == "sample"
+    assert result.system == "x86_64-linux"
