@@ -94,7 +94,7 @@ in
       ];
       openssh.authorizedKeys.keys = cfg.keys;
       # userborn does not manage subordinate ids, and nothing here runs rootless containers.
-      autoSubUidGidRange = mkDefault false;
+      autoSubUidGidRange = false;
     };
 
     security.sudo.wheelNeedsPassword = !cfg.passwordlessSudo;
