@@ -63,7 +63,7 @@ def lab(sandbox: bool, port: int, no_browser: bool) -> int:
 
 
 def _notebooks(state: Path) -> Path:
-    """Return a folder of notebooks that may be edited: the checkout's own, or a copy of the installed ones."""
+    """Return a folder of notebooks to edit: the checkout's own, or a copy of the installed ones."""
     from vmsnix_ops.runbooks import catalog
 
     folder = catalog.default_folder()
@@ -83,10 +83,9 @@ def _private(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
 
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     kernel = folder / "share" / "kernels" / "python3" / "kernel.json"
+    go_home = f"import os; os.chdir({str(Path.cwd())!r}); del os"
     spec = {
-        "argv": kernels.argv(
-            f"--InteractiveShellApp.exec_lines=import os; os.chdir({os.getcwd()!r}); del os"
-        ),
+        "argv": kernels.argv(f"--InteractiveShellApp.exec_lines={go_home}"),
         "display_name": "Python 3 (vmsnix)",
         "language": "python",
         "metadata": kernels.METADATA,

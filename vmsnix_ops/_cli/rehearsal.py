@@ -41,6 +41,15 @@ class Stage:
     state: Path
 
 
+def places(folder: Path) -> dict[str, str]:
+    """Return the variables that keep a rehearsal's records below one folder."""
+    return {
+        "VMSNIX_STATE": str(folder),
+        "VMSNIX_HISTORY": str(folder / "history"),
+        "VMSNIX_ARCHIVE": str(folder / "archive"),
+    }
+
+
 @contextmanager
 def rehearsal(
     *, name: str = "sandbox", speed: float = SPEED, keep: bool = True, port: int = 0
@@ -81,15 +90,13 @@ def rehearsal(
             url=aws.url,
             environment=inherited
             | aws.environment
+            | places(folder)
             | {
                 "AWS_REGION": region,
                 "AWS_DEFAULT_REGION": region,
                 "NO_PROXY": LOCAL,
                 "no_proxy": LOCAL,
                 "VMSNIX_SANDBOX": aws.url,
-                "VMSNIX_STATE": str(folder),
-                "VMSNIX_HISTORY": str(folder / "history"),
-                "VMSNIX_ARCHIVE": str(folder / "archive"),
                 "VMSNIX_BUCKET": BUCKET,
                 "VMSNIX_REGION": region,
                 "VMSNIX_ALLOWED_ACCOUNTS": aws.account,

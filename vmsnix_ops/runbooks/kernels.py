@@ -1,7 +1,7 @@
 """How a kernel for our notebooks is started: always the interpreter that runs this process.
 
-An installed kernel spec called ``python3`` may belong to any environment, and may be missing; what runs a runbook
-must be what was tested with it.
+An installed kernel spec called ``python3`` may belong to any environment, and may be missing; what runs a
+runbook must be what was tested with it.
 """
 
 from __future__ import annotations
