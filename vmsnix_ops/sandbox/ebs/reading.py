@@ -1,0 +1,120 @@
+"""ListSnapshotBlocks, ListChangedBlocks and GetSnapshotBlock.
+
+Sources: the reference pages of the operations; "Read snapshots using the EBS direct APIs".
+"""
+
+from __future__ import annotations
+
+import base64
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.sandbox.core import Params, operation
+from vmsnix_ops.sandbox.ebs import refusals
+from vmsnix_ops.sandbox.ebs.tokens import BLOCK_LIFE, PAGE_LIFE, Signer
+from vmsnix_ops.sandbox.ec2.state import BLOCK_BYTES, Snapshot
+from vmsnix_ops.sandbox.wire.http import FileRange
+
+if TYPE_CHECKING:
+    from vmsnix_ops.sandbox.core import Context
+
+LEAST_RESULTS, MOST_RESULTS = 100, 10_000
+
+
+def _page(
+    context: Context, params: Params, purpose: str, indices: Iterable[int]
+) -> tuple[list[int], str | None]:
+    """Return the block indices of one page, ascending, and the token of the next page."""
+    size = params.get("MaxResults", MOST_RESULTS)
+    if not LEAST_RESULTS <= size <= MOST_RESULTS:
+        text = f"MaxResults must be between {LEAST_RESULTS} and {MOST_RESULTS}, not {size}."
+        raise refusals.invalid("INVALID_PARAMETER_VALUE", text)
+    start = params.get("StartingBlockIndex", 0)
+    if params.get("NextToken"):  # documented: StartingBlockIndex is ignored then
+        found = Signer(context, purpose).number(params["NextToken"])
+        if found is None:
+            raise refusals.invalid("INVALID_PAGE_TOKEN", "The page token is not valid, or has expired.")
+        start = found
+    ordered = sorted(indices)
+    first = bisect_left(ordered, start)
+    shown, rest = ordered[first : first + size], ordered[first + size : first + size + 1]
+    if not rest:
+        return shown, None
+    return shown, Signer(context, purpose, context.clock.now() + PAGE_LIFE).token(rest[0])
+
+
+def _envelope(context: Context, snapshot: Snapshot, token: str | None) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "VolumeSize": snapshot.size_gib,
+        "BlockSize": BLOCK_BYTES,
+        "ExpiryTime": context.clock.now() + BLOCK_LIFE,
+    }
+    return answer | ({"NextToken": token} if token else {})
+
+
+def _signer(context: Context, snapshot: Snapshot, answer: dict[str, Any] | None = None) -> Signer:
+    return Signer(context, f"block {snapshot.snapshot_id}", answer["ExpiryTime"] if answer else None)
+
+
+@operation(
+    "ebs", "ListSnapshotBlocks", honours=("MaxResults", "NextToken", "SnapshotId", "StartingBlockIndex")
+)
+def list_snapshot_blocks(context: Context, params: Params) -> dict[str, Any]:
+    """Return the blocks of a snapshot, its parents' included, by ascending index."""
+    snapshot = refusals.readable(context, params["SnapshotId"])
+    shown, token = _page(context, params, f"list {snapshot.snapshot_id}", snapshot.blocks)
+    answer = _envelope(context, snapshot, token)
+    signer = _signer(context, snapshot, answer)
+    return answer | {"Blocks": [{"BlockIndex": index, "BlockToken": signer.token(index)} for index in shown]}
+
+
+@operation(
+    "ebs",
+    "ListChangedBlocks",
+    honours=("FirstSnapshotId", "MaxResults", "NextToken", "SecondSnapshotId", "StartingBlockIndex"),
+)
+def list_changed_blocks(context: Context, params: Params) -> dict[str, Any]:
+    """Return the blocks that differ between two snapshots of one lineage; without the first, those of the second."""
+    second = refusals.readable(context, params["SecondSnapshotId"])
+    first = None
+    if params.get("FirstSnapshotId"):
+        first = refusals.readable(context, params["FirstSnapshotId"])
+        if first.lineage != second.lineage:
+            text = f"The snapshots '{first.snapshot_id}' and '{second.snapshot_id}' are unrelated."
+            raise refusals.invalid("UNRELATED_SNAPSHOTS", text)
+    before: dict[int, bytes] = first.blocks if first is not None else {}
+    after = second.blocks
+    changed = [index for index in before.keys() | after.keys() if before.get(index) != after.get(index)]
+    purpose = f"changed {params.get('FirstSnapshotId', '')} {second.snapshot_id}"
+    shown, token = _page(context, params, purpose, changed)
+    answer = _envelope(context, second, token)
+    old = _signer(context, first, answer) if first is not None else None
+    new = _signer(context, second, answer)
+    blocks = []
+    for index in shown:
+        block: dict[str, Any] = {"BlockIndex": index}
+        if old is not None and index in before:
+            block["FirstBlockToken"] = old.token(index)
+        if index in after:
+            block["SecondBlockToken"] = new.token(index)
+        blocks.append(block)
+    return answer | {"ChangedBlocks": blocks}
+
+
+@operation("ebs", "GetSnapshotBlock", honours=("BlockIndex", "BlockToken", "SnapshotId"), locks=False)
+def get_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
+    """Return one block with its checksum."""
+    snapshot = refusals.readable(context, params["SnapshotId"])
+    index = params["BlockIndex"]
+    if _signer(context, snapshot).number(params["BlockToken"]) != index or index not in snapshot.blocks:
+        raise refusals.invalid(
+            "INVALID_BLOCK_TOKEN", "The block token is not valid for this block, or has expired."
+        )
+    digest = snapshot.blocks[index]
+    return {
+        "DataLength": BLOCK_BYTES,
+        "BlockData": [FileRange(context.blocks.path(digest.hex()), 0, BLOCK_BYTES)],
+        "Checksum": base64.b64encode(digest).decode("ascii"),
+        "ChecksumAlgorithm": "SHA256",
+    }

@@ -1,0 +1,21 @@
+"""EC2 as far as machine images need it. Importing this package registers its operations."""
+
+from __future__ import annotations
+
+import importlib
+
+for _part in (
+    "encryption",
+    "image_attributes",
+    "image_copy",
+    "image_life",
+    "images",
+    "imports",
+    "instance_types",
+    "places",
+    "snapshot_attributes",
+    "snapshots",
+    "tags",
+    "volumes",
+):
+    importlib.import_module(f"{__name__}.{_part}")

@@ -1,0 +1,241 @@
+"""What EC2 and the EBS direct APIs remember: snapshots, images, volumes, instances and import tasks.
+
+States are not stored. They follow from a resource's age on the sandbox's clock, so that no thread has to move them on.
+Every class pickles small: a snapshot holds digests, the bytes lie in the block store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmsnix_ops.sandbox.core import Clock
+
+BLOCK_BYTES = 524_288
+"""Bytes of one EBS block (EBS direct APIs: always 512 KiB)."""
+
+GIB = 1024**3
+
+NO_VOLUME = "vol-ffffffff"
+"""The volume id that AWS shows for snapshots that were copied, imported or uploaded."""
+
+
+@dataclass(slots=True)
+class Upload:
+    """What only a snapshot has that is being written through the EBS direct APIs."""
+
+    parent_id: str | None
+    timeout_minutes: int
+    last_write: datetime
+    written: dict[int, bytes] = field(default_factory=dict)
+    progress: int = 0
+
+    def expired(self, clock: Clock) -> bool:
+        """Tell whether nobody wrote for longer than the snapshot's ``Timeout``."""
+        return clock.age(self.last_write) > self.timeout_minutes * 60
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """An EBS snapshot; its content is a map from block index to the SHA-256 of the block (32 raw bytes).
+
+    `seconds` is how long after `since` it is completed (sandbox seconds), `failure` the StateMessage with which it
+    then becomes ``error`` instead. `direct` tells that it came through the EBS direct
+    APIs, `upload` is set while it is written. `released` is when an
+    image let go of it: for a moment it is in use all the same.
+    """
+
+    snapshot_id: str
+    owner: str
+    region: str
+    size_gib: int
+    started: datetime
+    description: str = ""
+    volume_id: str = NO_VOLUME
+    lineage: str = ""
+    encrypted: bool = False
+    kms_key: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    blocks: dict[int, bytes] = field(default_factory=dict)
+    since: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    seconds: float = 0.0
+    failure: str = ""
+    copied: bool = False
+    completion_minutes: int | None = None
+    users: list[str] = field(default_factory=list)
+    public: bool = False
+    direct: bool = False
+    upload: Upload | None = None
+    released: datetime | None = None
+
+    def state(self, clock: Clock) -> str:
+        """Return ``pending``, ``completed`` or ``error``."""
+        if self.upload is not None:
+            return "error" if self.upload.expired(clock) else "pending"
+        if clock.age(self.since) < self.seconds:
+            return "pending"
+        return "error" if self.failure else "completed"
+
+    def progress(self, clock: Clock) -> int:
+        """Return the percentage that DescribeSnapshots shows."""
+        if self.upload is not None:
+            return self.upload.progress
+        age = clock.age(self.since)
+        return 100 if age >= self.seconds else int(99 * age / self.seconds)
+
+    def completed_at(self, clock: Clock) -> datetime:
+        """Return the real time at which it was completed, for a snapshot that is."""
+        return min(clock.now(), self.since + timedelta(seconds=self.seconds / clock.speed))
+
+    def stored_bytes(self) -> int:
+        """Return the size of all blocks that were written."""
+        return len(self.blocks) * BLOCK_BYTES
+
+    def readable_by(self, account: str) -> bool:
+        """Tell whether this account may create volumes from it."""
+        return account == self.owner or self.public or account in self.users
+
+
+@dataclass(slots=True)
+class Image:
+    """An AMI. `mappings` is the block device mapping as DescribeImages shows it."""
+
+    image_id: str
+    owner: str
+    region: str
+    name: str
+    created: datetime
+    architecture: str
+    root_device: str
+    mappings: list[dict[str, Any]]
+    description: str = ""
+    virtualization: str = "hvm"
+    boot_mode: str = ""
+    tpm: str = ""
+    ena: bool = False
+    sriov: str = ""
+    imds: str = ""
+    uefi_data: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    permissions: list[dict[str, str]] = field(default_factory=list)
+    deprecate_at: datetime | None = None
+    disabled: bool = False
+    protection: str = "disabled"
+    protection_lifted: datetime | None = None
+    seconds: float = 0.0
+    failure: str = ""
+    source_image: str = ""
+    source_region: str = ""
+    source_instance: str = ""
+    last_launched: datetime | None = None
+    token: str = ""
+
+    def state(self, clock: Clock) -> str:
+        """Return ``pending``, ``available``, ``failed`` or ``disabled``."""
+        if clock.age(self.created) < self.seconds:
+            return "pending"
+        if self.failure:
+            return "failed"
+        return "disabled" if self.disabled else "available"
+
+    def public(self) -> bool:
+        """Tell whether everybody may launch it."""
+        return {"Group": "all"} in self.permissions
+
+    def deprecated(self, clock: Clock) -> bool:
+        """Tell whether its deprecation date has passed; a date that answers show passes in real time."""
+        return self.deprecate_at is not None and clock.passed(self.deprecate_at)
+
+    def snapshot_ids(self) -> list[str]:
+        """Return the snapshots that its block devices start from, without repetition."""
+        found = [m["Ebs"]["SnapshotId"] for m in self.mappings if m.get("Ebs", {}).get("SnapshotId")]
+        return list(dict.fromkeys(found))
+
+
+@dataclass(slots=True)
+class Volume:
+    """An EBS volume; the blocks are those of the snapshot that it was made from."""
+
+    volume_id: str
+    size_gib: int
+    zone: str
+    created: datetime
+    kind: str = "gp2"
+    iops: int | None = None
+    throughput: int | None = None
+    snapshot_id: str = ""
+    lineage: str = ""
+    encrypted: bool = False
+    kms_key: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    blocks: dict[int, bytes] = field(default_factory=dict)
+    instance_id: str = ""
+    device: str = ""
+    delete_on_termination: bool = False
+    attached: datetime | None = None
+
+    def state(self, clock: Clock) -> str:
+        """Return ``creating``, ``available`` or ``in-use``."""
+        if self.instance_id:
+            return "in-use"
+        return "creating" if clock.age(self.created) < 2.0 else "available"
+
+
+@dataclass(slots=True)
+class Instance:
+    """An EC2 instance; what is not asked for at launch follows from the image and the type."""
+
+    instance_id: str
+    reservation_id: str
+    owner: str
+    image_id: str
+    kind: str
+    zone: str
+    launched: datetime
+    architecture: str
+    root_device: str
+    details: dict[str, Any]
+    volumes: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    user_data: str = ""
+    token: str = ""
+    launch_index: int = 0
+    stopping: datetime | None = None
+    terminating: datetime | None = None
+    reason: str = ""
+    protected: bool = False
+
+
+@dataclass(slots=True)
+class ImportTask:
+    """An ImportSnapshot task. What its state follows from is told in `imports`.
+
+    `size_bytes` is the file's size once its format was checked, `disk_gib` the size of the disk inside. `outcome` is
+    "" while the clock decides, then ``completed``, ``deleted`` or ``cancelled``; `message` is the failure's text.
+    """
+
+    task_id: str
+    owner: str
+    region: str
+    created: datetime
+    bucket: str
+    key: str
+    image_format: str
+    description: str
+    disk_description: str
+    url: str
+    role_name: str
+    encrypted: bool
+    kms_key: str
+    tags: dict[str, str] = field(default_factory=dict)
+    token: str = ""
+    snapshot_id: str = ""
+    size_bytes: int = 0
+    disk_gib: int = 0
+    detected: str = ""
+    blocks: dict[int, bytes] | None = None
+    outcome: str = ""
+    message: str = ""
+    ended: datetime | None = None
