@@ -1,0 +1,354 @@
+"""What several S3 operations share: finding the bucket, conditions, checksums of uploads.
+
+Source: "Error Responses" and "Checking object integrity" in the Amazon S3 API Reference and User Guide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote
+
+from ..core import AwsError
+from ..objects import Bucket, Part, StoredObject, find_bucket, object_path
+from ..wire.checksums import ALGORITHMS, Digests, decode, size
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from ..core import Context, Params
+    from ..wire.body import Body
+
+# Parameters that every handler understands in the same way, or that concern the transport only.
+OWNER = ("ExpectedBucketOwner",)
+CHECKSUM_MEMBERS = {name: f"Checksum{name.upper()}" for name in ALGORITHMS}
+# What a body that S3 wants protected may come with; the wire checked x-amz-content-sha256 already.
+PROTECTED_BODY = ("ContentMD5", "ChecksumAlgorithm")
+
+# Members that are kept with an object and given back with it.
+HEADERS = (
+    "CacheControl",
+    "ContentDisposition",
+    "ContentEncoding",
+    "ContentLanguage",
+    "ContentType",
+    "Expires",
+    "ServerSideEncryption",
+    "SSEKMSKeyId",
+    "BucketKeyEnabled",
+    "StorageClass",
+    "WebsiteRedirectLocation",
+)
+TRASH_AGE = timedelta(minutes=1)
+OBJECT_LIMIT = 5 * 2**30  # of one PUT; "Amazon S3 multipart upload limits"
+
+
+def bucket_of(context: Context, params: Params) -> Bucket:
+    """Return the bucket that a call is about.
+
+    Raises
+    ------
+    AwsError
+        ``NoSuchBucket``, ``PermanentRedirect`` to its region, ``AccessDenied`` to somebody else's.
+    """
+    name = params["Bucket"]
+    bucket = find_bucket(context.tables, name)
+    if bucket is None:
+        raise AwsError("NoSuchBucket", "The specified bucket does not exist", status=404, BucketName=name)
+    if bucket.region != context.region:
+        raise AwsError(
+            "PermanentRedirect",
+            "The bucket you are attempting to access must be addressed using the specified endpoint. "
+            "Please send all future requests to this endpoint.",
+            status=301,
+            Endpoint=f"{name}.s3.{bucket.region}.amazonaws.com",
+            Bucket=name,
+            BucketRegion=bucket.region,
+        )
+    expected = params.get("ExpectedBucketOwner")
+    if bucket.account != context.account or (expected is not None and expected != bucket.account):
+        raise AwsError("AccessDenied", "Access Denied", status=403)
+    return bucket
+
+
+def owner_id(account: str) -> str:
+    """Return the canonical user id of an account: 64 hexadecimal digits."""
+    return hashlib.sha256(account.encode()).hexdigest()
+
+
+def object_of(bucket: Bucket, key: str) -> StoredObject:
+    """Return an object, or raise ``NoSuchKey``."""
+    stored = bucket.objects.get(key)
+    if stored is None:
+        raise AwsError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
+    return stored
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that is too long: 1,024 bytes of UTF-8."""
+    length = len(key.encode("utf-8", "surrogateescape"))
+    if length > 1024:
+        raise AwsError("KeyTooLongError", "Your key is too long", Size=length, MaxSizeAllowed=1024)
+
+
+def headers_of(params: Params) -> dict[str, Any]:
+    """Return the members that are kept with an object."""
+    kept = {name: params[name] for name in HEADERS if name in params}
+    kept.setdefault("ContentType", "binary/octet-stream")
+    kept.setdefault("ServerSideEncryption", "AES256")  # since January 2023 every new object is encrypted
+    if kept["ServerSideEncryption"] == "aws:kms":
+        raise AwsError("NotImplemented", "The sandbox does not emulate SSE-KMS for objects.", status=501)
+    encoding = kept.get("ContentEncoding", "")
+    if "aws-chunked" in encoding:  # belongs to the transport
+        rest = ",".join(part.strip() for part in encoding.split(",") if part.strip() != "aws-chunked")
+        kept.pop("ContentEncoding")
+        if rest:
+            kept["ContentEncoding"] = rest
+    return kept
+
+
+def shown_headers(stored: StoredObject) -> dict[str, Any]:
+    """Return the members that answers about an object show; STANDARD storage is not mentioned."""
+    return {k: v for k, v in stored.headers.items() if not (k == "StorageClass" and v == "STANDARD")}
+
+
+def check_written(bucket: Bucket, key: str, params: Params) -> None:
+    """Check ``If-Match`` and ``If-None-Match`` of a write.
+
+    Source: "How to prevent object overwrites with conditional writes" in the Amazon S3 User Guide.
+    """
+    stored = bucket.objects.get(key)
+    none_match, match = params.get("IfNoneMatch"), params.get("IfMatch")
+    if none_match is not None:
+        if none_match != "*":
+            raise AwsError(
+                "NotImplemented",
+                "A header you provided implies functionality that is not implemented",
+                status=501,
+                Header="If-None-Match",
+            )
+        if stored is not None:
+            raise failed_condition("If-None-Match")
+    if match is not None:
+        if stored is None:
+            raise AwsError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
+        if match != "*" and match.strip('"') != stored.etag:
+            raise failed_condition("If-Match")
+
+
+def failed_condition(condition: str) -> AwsError:
+    """Return the 412 of a condition that does not hold."""
+    return AwsError(
+        "PreconditionFailed",
+        "At least one of the pre-conditions you specified did not hold",
+        status=412,
+        Condition=condition,
+    )
+
+
+def receive(context: Context, body: Body, params: Params, number: int, algorithm: str | None = None) -> Part:
+    """Take the bytes of an upload to disk and compare every checksum that came with them.
+
+    Parameters
+    ----------
+    context
+        The call.
+    body
+        Its body.
+    params
+        Its parameters: ``ContentMD5``, ``Checksum...``, ``ChecksumAlgorithm``.
+    number
+        Part number.
+    algorithm
+        A checksum to compute even if the client sent none.
+
+    Raises
+    ------
+    AwsError
+        ``BadDigest``, ``InvalidDigest``, ``InvalidRequest``, ``EntityTooLarge``.
+    """
+    expected = {name: params[member] for name, member in CHECKSUM_MEMBERS.items() if member in params}
+    if len(expected) > 1:
+        raise AwsError(
+            "InvalidRequest",
+            "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
+        )
+    trailer = _trailing_algorithm(context)
+    for name, value in expected.items():
+        if decode(value, size(name)) is None:
+            raise AwsError("InvalidRequest", f"Value for x-amz-checksum-{name} header is invalid.")
+    content_md5 = params.get("ContentMD5")
+    if content_md5 is not None and decode(content_md5, 16) is None:
+        raise AwsError(
+            "InvalidDigest", "The Content-MD5 you specified was invalid.", **{"Content-MD5": content_md5}
+        )
+    if params.get("ContentLength", 0) > OBJECT_LIMIT:
+        raise AwsError("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
+    wanted = set(expected) | ({trailer} if trailer else set()) | ({algorithm} if algorithm else set())
+    digests = Digests({"md5", *wanted})
+    file = secrets.token_hex(16)
+    path = object_path(context.folder, file)
+    path.parent.mkdir(exist_ok=True)
+    length = body.save(path, digests)
+    if trailer is not None:
+        expected[trailer] = body.trailers.get(f"x-amz-checksum-{trailer}", "")
+    try:
+        _compare(digests, expected, content_md5)
+    except AwsError:
+        path.unlink()
+        raise
+    checksums = {name: digests.base64(name) for name in wanted}
+    return Part(number, file, length, digests.hex("md5"), checksums, context.clock.now())
+
+
+def _trailing_algorithm(context: Context) -> str | None:
+    announced = context.headers.get("x-amz-trailer", "").lower()
+    match = re.fullmatch(r"x-amz-checksum-(\w+)", announced)
+    if match is None:
+        return None
+    if match[1] not in ALGORITHMS:
+        raise AwsError(
+            "InvalidRequest", f"The value specified in the x-amz-trailer header is not supported: {announced}"
+        )
+    return match[1]
+
+
+def _compare(digests: Digests, expected: dict[str, str], content_md5: str | None) -> None:
+    if content_md5 is not None and digests.base64("md5") != content_md5:
+        raise AwsError(
+            "BadDigest",
+            "The Content-MD5 you specified did not match what we received.",
+            ExpectedDigest=content_md5,
+            CalculatedDigest=digests.base64("md5"),
+        )
+    for name, value in expected.items():
+        if digests.base64(name) != value:
+            raise AwsError(
+                "BadDigest", f"The {name.upper()} you specified did not match the calculated checksum."
+            )
+
+
+def remove_parts(context: Context, parts: tuple[Part, ...] | list[Part]) -> None:
+    """Remove part files a minute later: an answer may still be reading them."""
+    trash: dict[str, datetime] = context.tables.table("", "", "trash")
+    now = context.clock.now()
+    trash |= {part.file: now for part in parts}
+    for file, since in list(trash.items()):
+        if now - since < TRASH_AGE:
+            break
+        del trash[file]
+        object_path(context.folder, file).unlink(missing_ok=True)
+
+
+def replace_object(context: Context, bucket: Bucket, stored: StoredObject) -> None:
+    """Put an object in its place and remove the one that was there."""
+    before = bucket.objects.get(stored.key)
+    bucket.objects[stored.key] = stored
+    if before is not None:
+        remove_parts(context, before.parts)
+
+
+def parse_tags(text: str) -> dict[str, str]:
+    """Return the tags of an ``x-amz-tagging`` header, which looks like a query.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidTag`` beyond ten tags, ``InvalidArgument`` for what is no query.
+    """
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
+    except ValueError:
+        raise AwsError(
+            "InvalidArgument",
+            "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query parameters "
+            "without tag name duplicates.",
+            ArgumentName="x-amz-tagging",
+            ArgumentValue=text,
+        ) from None
+    return check_tags([{"Key": key, "Value": value} for key, value in pairs], limit=10)
+
+
+def check_tags(tags: list[dict[str, str]], *, limit: int) -> dict[str, str]:
+    """Return a list of tags as a dictionary, after the checks that S3 makes."""
+    keys = [tag["Key"] for tag in tags]
+    if len(set(keys)) != len(keys):
+        raise AwsError("InvalidTag", "Cannot provide multiple Tags with the same key")
+    if len(keys) > limit:
+        what = (
+            "Object tags cannot be greater than 10"
+            if limit == 10
+            else "Bucket tag count cannot be greater than 50"
+        )
+        raise AwsError("BadRequest" if limit == 10 else "InvalidTag", what)
+    for tag in tags:
+        if not 1 <= len(tag["Key"]) <= 128 or tag["Key"].lower().startswith("aws:"):
+            raise AwsError("InvalidTag", "The TagKey you have provided is invalid", TagKey=tag["Key"])
+        if len(tag["Value"]) > 256:
+            raise AwsError("InvalidTag", "The TagValue you have provided is invalid", TagValue=tag["Value"])
+    return {tag["Key"]: tag["Value"] for tag in tags}
+
+
+def check_acl(params: Params) -> None:
+    """Refuse ACLs that a bucket without ACLs refuses."""
+    if params.get("ACL", "private") not in {"private", "bucket-owner-full-control"}:
+        raise AwsError("AccessControlListNotSupported", "The bucket does not allow ACLs")
+
+
+def check_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    """Return user metadata after the check of its size: 2 KB of names and values."""
+    size_in_bytes = sum(
+        len(k.encode()) + len(v.encode("utf-8", "surrogateescape")) for k, v in metadata.items()
+    )
+    if size_in_bytes > 2048:
+        raise AwsError(
+            "MetadataTooLarge",
+            "Your metadata headers exceed the maximum allowed metadata size",
+            Size=size_in_bytes,
+            MaxSizeAllowed=2048,
+        )
+    return metadata
+
+
+def quoted(etag: str) -> str:
+    """Return an ETag as answers show it."""
+    return f'"{etag}"'
+
+
+def shown_checksums(checksums: dict[str, str]) -> dict[str, str]:
+    """Return checksums by the names of their members."""
+    return {CHECKSUM_MEMBERS[name]: value for name, value in checksums.items()}
+
+
+def copy_source(context: Context, params: Params) -> tuple[Bucket, StoredObject]:
+    """Return the object that ``x-amz-copy-source`` names, after its conditions.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidArgument``, ``NoSuchBucket``, ``NoSuchKey``, ``PreconditionFailed``.
+    """
+    text, _, query = params["CopySource"].partition("?versionId=")
+    name, _, key = unquote(text).lstrip("/").partition("/")
+    if not name or not key or query not in {"", "null"}:
+        raise AwsError(
+            "InvalidArgument",
+            "Copy Source must mention the source bucket and key: sourcebucket/sourcekey",
+            ArgumentName="x-amz-copy-source",
+            ArgumentValue=params["CopySource"],
+        )
+    bucket = find_bucket(context.tables, name)
+    if bucket is None:
+        raise AwsError("NoSuchBucket", "The specified bucket does not exist", status=404, BucketName=name)
+    if bucket.account != context.account:
+        raise AwsError("AccessDenied", "Access Denied", status=403)
+    stored = object_of(bucket, key)
+    match, none_match = params.get("CopySourceIfMatch"), params.get("CopySourceIfNoneMatch")
+    if match is not None and match.strip('"') not in {"*", stored.etag}:
+        raise failed_condition("x-amz-copy-source-If-Match")
+    if none_match is not None and none_match.strip('"') in {"*", stored.etag}:
+        raise failed_condition("x-amz-copy-source-If-None-Match")
+    return bucket, stored
