@@ -6,12 +6,14 @@ writer that made the last of them compacts the table, and `Tables.compact` does 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,6 +47,13 @@ KEEP_HOURS = 7 * 24
 
 ONCE_DAYS = 30
 """How long the table remembers the names of appends made with `once`."""
+
+CONFIGURATION = {
+    "delta.setTransactionRetentionDuration": f"interval {ONCE_DAYS} days",
+    # Opening a table reads every commit since the last checkpoint; at 10 an append costs 2.4 times less
+    # than at 100.
+    "delta.checkpointInterval": "10",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,8 @@ class Tables:
         name = once or uuid.uuid4().hex
 
         def work(_table: str, attempt: int) -> int | None:
-            return self._append(schema, data, name, look_first=once is not None or attempt > 0)
+            with self._turn(table):
+                return self._append(schema, data, name, look_first=once is not None or attempt > 0)
 
         version = self._with_retries(table, work)
         if version and version % COMPACT_EVERY == 0:
@@ -219,7 +229,7 @@ class Tables:
                     mode="append",
                     name=schema.name,
                     description=schema.description,
-                    configuration={"delta.setTransactionRetentionDuration": f"interval {ONCE_DAYS} days"},
+                    configuration=CONFIGURATION,
                     storage_options=self._options(),
                     commit_properties=commit,
                 )
@@ -263,6 +273,27 @@ class Tables:
             why=f"Other writers kept winning the commit, {ATTEMPTS} times ({_first_line(conflict)}).",
             cure="Run it again when fewer runs write at once.",
         ) from conflict
+
+    @contextmanager
+    def _turn(self, table: str) -> Iterator[None]:
+        """Wait for the other writers on this machine, so that a crowd does not spend its time on lost commits.
+
+        A courtesy only: what keeps the table right is Delta's commit. Where a folder cannot be locked, all
+        go at once.
+        """
+        if self.remote:
+            yield
+            return
+        lock = Path(f"{self._place(table)}.lock")
+        with self._translated(table, "written"):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            with suppress(OSError):  # a network file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _open(self, table: str) -> DeltaTable | None:
         """Return the table as it is now, ``None`` when nothing was ever written to it."""
