@@ -7,6 +7,7 @@ in a name or in an image can make ``qemu-img`` open something else.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 MEMORY_LIMIT = 2 << 30
-"""Bytes of address space that ``qemu-img`` may use. It needs less than half; a damaged image can ask for more."""
+"""Bytes of address space that ``qemu-img`` may use. It needs less than half; a damaged image wants more."""
 
 
 def image_options(kind: str, path: Path) -> list[str]:
@@ -95,7 +96,7 @@ def _refuse(complaint: str, status: int, name: str, kind: str) -> None:
     if "No space left" in complaint or "File too large" in complaint:
         cure = "Make room, or set TMPDIR to a folder with as much free space as the image holds data."
         raise ImageError(f"There is no room in {temporary_folder()} to unpack {name}.", why=why, cure=cure)
-    if "lock" in complaint:
+    if re.search("Failed to get .*lock", complaint):
         cure = "Stop the machine that runs from this image, or copy the image first."
         raise ImageError(f"{name} is in use by another program.", why=why, cure=cure)
     raise ImageFormatError(

@@ -66,7 +66,7 @@ def looks_like_text(head: bytes) -> bool:
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:
+        if error.start == 0 or error.start < len(head) - 3:
             return False
         text = head[: error.start].decode()
     return all(character >= " " or character in "\t\n\r\f" for character in text) and "\x7f" not in text

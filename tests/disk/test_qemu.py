@@ -1,0 +1,207 @@
+"""qcow2, VHDX and VMDK: the same bytes as QEMU reads, no other file of this machine, nothing left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.disk.images import MIB, qemu_bytes, qemu_make, scattered, whole, write_raw
+from tests.support import require
+from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.qemu import ConvertedImage, MappedImage
+from vmsnix_ops.errors import ImageError, ImageFormatError
+
+SIZE = 9 * MIB + 512
+VARIANTS = [
+    ("qcow2", ""),
+    ("qcow2", "cluster_size=4096"),
+    ("qcow2", "compat=0.10"),
+    ("qcow2", "extended_l2=on,cluster_size=128k"),
+    ("qcow2", "preallocation=metadata"),
+    ("compressed", ""),
+    ("vmdk", ""),
+    ("vmdk", "subformat=streamOptimized"),
+    ("vhdx", ""),
+    ("vhdx", "subformat=fixed"),
+]
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Look into the folder for large temporary files after each test: it must be empty."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return folder
+
+
+@pytest.mark.parametrize(("driver", "options"), VARIANTS)
+def test_images_of_qemu_read_as_qemu_reads_them(
+    tmp_path: Path, temporary: Path, driver: str, options: str
+) -> None:
+    disk = scattered(SIZE, seed=3)
+    kind = "qcow2" if driver == "compressed" else driver
+    path = qemu_make(tmp_path / "disk, with a comma", write_raw(tmp_path / "raw", disk), driver, options)
+    ours = whole(path)
+    assert ours == qemu_bytes(path.rename(tmp_path / "plain"), kind)
+    assert ours[:SIZE] == disk
+    assert not any(ours[SIZE:])
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("driver", "kind"), [("qcow2", MappedImage), ("vmdk", MappedImage), ("compressed", ConvertedImage)]
+)
+def test_only_what_cannot_be_read_in_place_is_converted(tmp_path: Path, driver: str, kind: type) -> None:
+    raw = write_raw(tmp_path / "raw", scattered(SIZE))
+    with open_image(qemu_make(tmp_path / "disk", raw, driver)) as image:
+        assert type(image) is kind
+
+
+@pytest.mark.parametrize("driver", ["qcow2", "compressed"])
+def test_a_reader_does_as_well_as_a_path(tmp_path: Path, temporary: Path, driver: str) -> None:
+    disk = scattered(SIZE)
+    path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", disk), driver)
+    with open_image(io.BytesIO(path.read_bytes())) as image:
+        assert image.read(0, SIZE) == disk
+        assert image.digest()
+    assert list(temporary.iterdir()) == []
+
+
+def test_an_image_with_a_backing_file_is_refused_before_the_other_file_is_opened(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "secret", scattered(MIB))
+    subprocess.run(
+        [
+            require("qemu-img"),
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            str(raw),
+            "-F",
+            "raw",
+            str(tmp_path / "disk"),
+        ],
+        check=True,
+    )
+    with pytest.raises(ImageFormatError, match="its backing file") as caught:
+        open_image(tmp_path / "disk")
+    assert (caught.value.field, caught.value.offset) == ("backing_file_offset", 8)
+
+
+def test_an_image_whose_data_lie_in_another_file_is_refused(tmp_path: Path) -> None:
+    options = f"data_file={tmp_path / 'data'},data_file_raw=on"
+    subprocess.run(
+        [require("qemu-img"), "create", "-q", "-f", "qcow2", "-o", options, str(tmp_path / "disk"), "1M"],
+        check=True,
+    )
+    with pytest.raises(ImageFormatError, match="in another file") as caught:
+        open_image(tmp_path / "disk")
+    assert (caught.value.field, caught.value.offset) == ("incompatible_features", 72)
+
+
+def test_an_encrypted_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("key")
+    secret = f"secret,id=key,file={tmp_path / 'key'}"
+    subprocess.run(
+        [
+            require("qemu-img"), "create", "-q", "-f", "qcow2", "--object", secret,
+            "-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10", str(tmp_path / "disk"), "1M",
+        ],
+        check=True,
+    )  # fmt: skip
+    with pytest.raises(ImageFormatError, match="is encrypted"):
+        open_image(tmp_path / "disk")
+
+
+def test_a_vmdk_that_only_describes_other_files_is_refused(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", scattered(MIB))
+    image = bytearray(qemu_make(tmp_path / "disk", raw, "vmdk").read_bytes())
+    image[12:20] = bytes(8)
+    with pytest.raises(ImageFormatError) as caught:
+        open_image(io.BytesIO(image))
+    assert (caught.value.field, caught.value.offset) == ("capacity", 12)
+
+
+def test_a_vmdk_with_a_parent_is_refused(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", scattered(MIB))
+    parent = qemu_make(tmp_path / "parent.vmdk", raw, "vmdk")
+    subprocess.run(
+        [
+            require("qemu-img"),
+            "create",
+            "-q",
+            "-f",
+            "vmdk",
+            "-b",
+            str(parent),
+            "-F",
+            "vmdk",
+            str(tmp_path / "disk"),
+        ],
+        check=True,
+    )
+    with pytest.raises(ImageFormatError, match="its parent") as caught:
+        open_image(tmp_path / "disk")
+    assert caught.value.field == "parentFileNameHint"
+
+
+@pytest.mark.parametrize("driver", ["qcow2", "compressed", "vmdk", "vhdx"])
+@pytest.mark.parametrize("keep", [8, 600, 70_000, -70_000])
+def test_an_image_that_was_cut_short_is_refused(
+    tmp_path: Path, temporary: Path, driver: str, keep: int
+) -> None:
+    disk = scattered(SIZE, pieces=20)
+    image = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", disk), driver).read_bytes()
+    if driver == "vhdx" and keep < 0:
+        keep = 4 * MIB  # a VHDX is preallocated in blocks, of which the last ones may be empty
+    (tmp_path / "cut").write_bytes(image[:keep])
+    with pytest.raises(ImageFormatError), open_image(tmp_path / "cut") as opened:
+        opened.read(0, SIZE)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_size_field_that_lies_is_refused(tmp_path: Path) -> None:
+    image = bytearray(
+        qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", scattered(MIB)), "qcow2").read_bytes()
+    )
+    image[24:32] = (2**55).to_bytes(8, "big")
+    with pytest.raises(ImageFormatError):
+        open_image(io.BytesIO(image))
+
+
+def test_a_full_temporary_disk_names_the_cure(tmp_path: Path) -> None:
+    # A file size limit of 1 MiB stands in for the full disk: the system refuses the write just so.
+    raw = write_raw(tmp_path / "raw", b"\xeb\xfe" * 2 * MIB)
+    path = qemu_make(tmp_path / "disk", raw, "compressed")
+    script = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from vmsnix_ops.disk.formats import open_image;"
+        f"image = open_image({str(path)!r});"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20));"
+        "image.read(0, 512)"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=root
+    )
+    assert "ImageError: There is no room in" in done.stderr
+    assert "set TMPDIR" in done.stderr
+
+
+def test_an_image_that_a_machine_runs_from_says_so(tmp_path: Path) -> None:
+    path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", scattered(MIB)), "qcow2")
+    # QEMU's own marks of a writer: byte 101 (who writes) and byte 201 (nobody else may) of the file, locked.
+    with path.open("r+b") as file:
+        for at in (101, 201):
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, at, 1, 0))
+        with pytest.raises(ImageError, match="in use by another program.*Stop the machine"):
+            open_image(path)

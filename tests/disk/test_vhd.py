@@ -1,0 +1,248 @@
+"""VHDs: the same bytes as QEMU reads, and every field that lies is named with its place."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.disk.images import MIB, edited, qemu_bytes, qemu_make, scattered, whole, write_ours, write_raw
+from tests.support import require
+from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.vhd_layout import DEFAULT_BLOCK
+from vmsnix_ops.errors import ImageFormatError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZES = [512, 4096, MIB, 2 * MIB, 2 * MIB + 512, 4 * MIB - 512, 7 * MIB + 1536, 33 * MIB]
+SIZE = 5 * MIB  # three blocks of 2 MiB, the last one half
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("subformat", ["dynamic", "fixed"])
+@pytest.mark.parametrize("force_size", ["on", "off"])
+def test_vhds_of_qemu_read_as_qemu_reads_them(
+    tmp_path: Path, size: int, subformat: str, force_size: str
+) -> None:
+    disk = scattered(size, seed=size)
+    options = f"subformat={subformat},force_size={force_size}"
+    path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", disk), "vpc", options)
+    ours = whole(path)
+    assert ours == qemu_bytes(path, "vhd")
+    assert ours[:size] == disk
+    with open_image(path) as image:
+        assert (image.format, image.subformat, image.file_bytes) == ("vhd", subformat, path.stat().st_size)
+
+
+def test_a_disk_of_4096_mib_has_the_size_that_ec2_will_see(tmp_path: Path) -> None:
+    path = tmp_path / "disk.vhd"
+    subprocess.run([require("qemu-img"), "create", "-q", "-f", "vpc", str(path), "4096M"], check=True)
+    with open_image(path) as image:
+        assert image.size == 4295467008
+
+
+def test_the_size_is_the_size_field_and_not_the_geometry(tmp_path: Path) -> None:
+    size = 3 * MIB  # 6144 sectors; the geometry of the format holds 6120
+    path = write_ours(tmp_path / "disk", scattered(size), "dynamic")
+    for creator in (b"vpc ", b"win "):
+        image = bytearray(path.read_bytes())
+        for at in (0, len(image) - 512):
+            image[at + 28 : at + 32] = creator
+        with open_image(io.BytesIO(edited(bytes(image), {}))) as opened:
+            assert opened.size == size
+
+
+def test_a_sector_whose_bit_is_clear_reads_as_zeros() -> None:
+    # Two sectors of the first block were written: number 1 and the last one.
+    block = b"\xaa" * DEFAULT_BLOCK
+    bitmap = bytearray(512)
+    bitmap[0], bitmap[511] = 0b01000000, 0b00000001
+    image = handmade(DEFAULT_BLOCK, bytes(bitmap) + block)
+    with open_image(io.BytesIO(image)) as opened:
+        disk = opened.read(0, DEFAULT_BLOCK)
+        assert disk == bytes(512) + b"\xaa" * 512 + bytes(DEFAULT_BLOCK - 1536) + b"\xaa" * 512
+        assert opened.read(700, 500) == b"\xaa" * 324 + bytes(176)
+        assert [found.index for found in opened.blocks()] == [0, 3]
+        assert [found.index for found in opened.blocks(512)] == [1, 4095]
+
+
+def handmade(size: int, block: bytes, *, block_size: int = DEFAULT_BLOCK) -> bytes:
+    """Return a dynamic VHD whose first block is given, bitmap and all."""
+    empty = io.BytesIO()
+    footer = bytearray(512)
+    footer[:8] = b"conectix"
+    struct.pack_into(">IIQ", footer, 8, 2, 0x10000, 512)
+    struct.pack_into(">QQ", footer, 40, size, size)
+    struct.pack_into(">I", footer, 60, 3)
+    header = bytearray(1024)
+    header[:8] = b"cxsparse"
+    count = -(-size // block_size)
+    struct.pack_into(">QQIII", header, 8, 2**64 - 1, 1536, 0x10000, count, block_size)
+    table = struct.pack(">I", (1536 + -(-count * 4 // 512) * 512) // 512)
+    for part in (footer, header, table.ljust(-(-count * 4 // 512) * 512, b"\xff"), block, footer):
+        empty.write(part)
+    return edited(empty.getvalue(), {})
+
+
+@pytest.mark.parametrize("block_size", [512, 4096, 512 * 1024, 4 * MIB])
+def test_blocks_of_every_size_are_read(tmp_path: Path, block_size: int) -> None:
+    bitmap = -(-block_size // 4096 // 512) * 512
+    data = b"\x5a" * block_size
+    image = handmade(4 * MIB, b"\xff" * bitmap + data, block_size=block_size)
+    (tmp_path / "disk").write_bytes(image)
+    assert whole(tmp_path / "disk") == data + bytes(4 * MIB - block_size)
+
+
+def test_the_last_block_need_only_be_there_as_far_as_the_disk_goes(tmp_path: Path) -> None:
+    image = write_ours(tmp_path / "disk", scattered(SIZE), "dynamic").read_bytes()
+    cut = image[: -512 - MIB] + image[-512:]
+    (tmp_path / "cut").write_bytes(cut)
+    assert whole(tmp_path / "cut") == scattered(SIZE)
+
+
+def test_a_range_is_read_wherever_it_lies(tmp_path: Path) -> None:
+    disk = scattered(SIZE)
+    with open_image(write_ours(tmp_path / "disk", disk, "dynamic")) as image:
+        for offset, length in (
+            (0, 0),
+            (1, 1),
+            (511, 2),
+            (2 * MIB - 7, 14),
+            (MIB, 3 * MIB),
+            (SIZE - 1, 100),
+            (SIZE, 1),
+        ):
+            assert image.read(offset, length) == disk[offset : offset + length]
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, 1), (0, -1), (0, 2**40)])
+def test_a_range_that_cannot_be_is_a_mistake_of_the_caller(tmp_path: Path, offset: int, length: int) -> None:
+    with (
+        open_image(write_ours(tmp_path / "disk", scattered(MIB), "fixed")) as image,
+        pytest.raises(ValueError, match="cannot read"),
+    ):
+        image.read(offset, length)
+
+
+# What is changed in a sound dynamic VHD of 5 MiB, and where the error must point: t is the offset of the last footer.
+LIES = {
+    "size not whole sectors": ({"footers.current_size": SIZE + 1}, "footer current_size", lambda t: t + 48),
+    "no size": ({"footers.current_size": 0}, "footer current_size", lambda t: t + 48),
+    "size beyond the table": ({"footers.current_size": SIZE + 2 * MIB}, "dynamic header max_table_entries", lambda t: 540),
+    "size beyond the format": ({"footers.current_size": 2**62}, "footer current_size", lambda t: t + 48),
+    "size less than the table": ({"footers.current_size": 512}, "BAT entry 1", lambda t: 1540),
+    "sizes that differ": ({"copy.current_size": 512}, "footer copy current_size", lambda t: 48),
+    "types that differ": ({"copy.disk_type": 2}, "footer copy disk_type", lambda t: 60),
+    "unknown type": ({"footers.disk_type": 6}, "footer disk_type", lambda t: t + 60),
+    "differencing disk": ({"footers.disk_type": 4}, "footer disk_type", lambda t: t + 60),
+    "fixed disk of another length": ({"footers.disk_type": 2}, "footer current_size", lambda t: t + 48),
+    "unknown version": ({"footers.version": 0x20000}, "footer version", lambda t: t + 12),
+    "header outside": ({"footers.data_offset": 2**63}, "footer data_offset", lambda t: t + 16),
+    "header on no sector": ({"footers.data_offset": 513}, "footer data_offset", lambda t: t + 16),
+    "header that is the footer itself": ({"footers.data_offset": 0}, "footer data_offset", lambda t: t + 16),
+    "header that is no header": ({"footers.data_offset": 1024}, "dynamic header cookie", lambda t: 1024),
+    "unknown header version": ({"header.version": 0x20000}, "dynamic header version", lambda t: 536),
+    "block of no size": ({"header.block_size": 0}, "dynamic header block_size", lambda t: 544),
+    "block size no power of two": ({"header.block_size": 3 * MIB}, "dynamic header block_size", lambda t: 544),
+    "table outside": ({"header.table_offset": 2**63}, "dynamic header table_offset", lambda t: 528),
+    "table on no sector": ({"header.table_offset": 1537}, "dynamic header table_offset", lambda t: 528),
+    "table on the header": ({"header.table_offset": 1024}, "dynamic header table_offset", lambda t: 528),
+    "table on the footer copy": ({"header.table_offset": 0}, "dynamic header table_offset", lambda t: 528),
+    "endless table": ({"header.max_table_entries": 2**32 - 1}, "dynamic header max_table_entries", lambda t: 540),
+    "table longer than the file": ({"header.max_table_entries": 2**21}, "dynamic header table_offset", lambda t: 528),
+    "block outside": ({"bat.1": 2**32 - 2}, "BAT entry 1", lambda t: 1540),
+    "block on the footer copy": ({"bat.1": 0}, "BAT entry 1", lambda t: 1540),
+    "block on the header": ({"bat.2": 2}, "BAT entry 2", lambda t: 1544),
+    "block on the table": ({"bat.2": 3}, "BAT entry 2", lambda t: 1544),
+    "two blocks in one place": ({"bat.1": 4}, "BAT entry 1", lambda t: 1540),
+    "two blocks that overlap": ({"bat.2": 5}, "BAT entry 2", lambda t: 1544),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_field_that_lies_is_named_with_its_offset(tmp_path: Path, lie: str) -> None:
+    changes, field, offset = LIES[lie]
+    disk = scattered(SIZE, pieces=40)
+    image = write_ours(tmp_path / "disk", disk, "dynamic").read_bytes()
+    assert struct.unpack_from(">III", image, 1536) == (4, 4 + 4097, 4 + 2 * 4097), (
+        "the disk has data in every block"
+    )
+    with pytest.raises(ImageFormatError) as caught:
+        open_image(io.BytesIO(edited(image, changes)))
+    assert (caught.value.field, caught.value.offset) == (field, offset(len(image) - 512))
+    assert caught.value.why
+    assert caught.value.cure
+    assert f"at byte {caught.value.offset}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("at", "field"),
+    [
+        (20, "footer copy checksum"),
+        (600, "dynamic header checksum"),
+        (-512 + 90, "footer checksum"),
+        (0, "footer copy cookie"),
+    ],
+)
+def test_a_wrong_checksum_is_named(tmp_path: Path, at: int, field: str) -> None:
+    image = bytearray(write_ours(tmp_path / "disk", scattered(SIZE), "dynamic").read_bytes())
+    image[at] ^= 1
+    with pytest.raises(ImageFormatError) as caught:
+        open_image(io.BytesIO(image))
+    assert caught.value.field == field
+
+
+def test_a_sound_copy_does_not_stand_in_for_a_damaged_footer(tmp_path: Path) -> None:
+    image = write_ours(tmp_path / "disk", scattered(SIZE), "dynamic").read_bytes()
+    with pytest.raises(ImageFormatError, match="cut short, or damaged") as caught:
+        open_image(io.BytesIO(image[:-512] + bytes(512)))
+    assert (caught.value.field, caught.value.offset) == ("footer cookie", len(image) - 512)
+
+
+def test_a_differencing_disk_says_to_merge_it(tmp_path: Path) -> None:
+    image = write_ours(tmp_path / "disk", scattered(SIZE), "dynamic").read_bytes()
+    with pytest.raises(ImageFormatError, match=r"differs from a parent.*Merge-VHD"):
+        open_image(io.BytesIO(edited(image, {"footers.disk_type": 4})))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "fixed"])
+@pytest.mark.parametrize("keep", [100, 512, 1000, 1536, 2 * MIB, -513, -512, -1])
+def test_a_vhd_that_was_cut_short_is_never_read_as_something_else(
+    tmp_path: Path, kind: str, keep: int
+) -> None:
+    disk = bytearray(scattered(SIZE))
+    struct.pack_into("<B3xB3xII", disk, 446, 0x80, 0x83, 2048, SIZE // 512 - 2048)
+    disk[462:512] = bytes(48) + b"\x55\xaa"
+    image = write_ours(tmp_path / "disk", bytes(disk), kind).read_bytes()
+    if (kind, keep) == ("fixed", -512):
+        # All of the disk and nothing of the footer: that is a raw disk, and a right one.
+        with open_image(io.BytesIO(image[:keep])) as opened:
+            assert opened.read(0, SIZE) == disk
+        return
+    with pytest.raises(ImageFormatError):
+        open_image(io.BytesIO(image[:keep]))
+
+
+@pytest.mark.parametrize(("change", "word"), [(512, "larger"), (-512, "smaller")])
+def test_a_fixed_vhd_that_is_longer_or_shorter_than_its_size_field(
+    tmp_path: Path, change: int, word: str
+) -> None:
+    image = write_ours(tmp_path / "disk", scattered(SIZE), "fixed").read_bytes()
+    other = image[:-512] + bytes(512) + image[-512:] if change > 0 else image[: change - 512] + image[-512:]
+    with pytest.raises(ImageFormatError, match=f"the image is {word}") as caught:
+        open_image(io.BytesIO(other))
+    assert caught.value.field == "footer current_size"
+    assert caught.value.offset == SIZE + change + 48
+
+
+def test_a_file_that_shrinks_while_it_is_read_says_so(tmp_path: Path) -> None:
+    path = write_ours(tmp_path / "disk", scattered(SIZE, pieces=40), "dynamic")
+    with open_image(path) as image:
+        with path.open("r+b") as file:
+            file.truncate(3 * MIB)
+        with pytest.raises(ImageFormatError, match="leave the file alone while it is in use"):
+            list(image.blocks())
