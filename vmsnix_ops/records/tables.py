@@ -276,10 +276,10 @@ class Tables:
 
     @contextmanager
     def _turn(self, table: str) -> Iterator[None]:
-        """Wait for the other writers on this machine, so that a crowd does not spend its time on lost commits.
+        """Wait for the other writers on this machine, so that a crowd spends no time on lost commits.
 
-        A courtesy only: what keeps the table right is Delta's commit. Where a folder cannot be locked, all
-        go at once.
+        A courtesy: what keeps the table right is Delta's commit. Where a folder cannot be locked, all go on
+        at once.
         """
         if self.remote:
             yield
