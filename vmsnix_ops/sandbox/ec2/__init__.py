@@ -11,11 +11,16 @@ for _part in (
     "image_life",
     "images",
     "imports",
+    "instance_attributes",
+    "instance_status",
     "instance_types",
+    "instances",
     "places",
+    "references",
     "snapshot_attributes",
     "snapshots",
     "tags",
+    "templates",
     "volumes",
 ):
     importlib.import_module(f"{__name__}.{_part}")

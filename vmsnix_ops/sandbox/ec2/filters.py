@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vmsnix_ops.sandbox.core import AwsError, Params
+from vmsnix_ops.sandbox.wire.errors import not_emulated
+from vmsnix_ops.sandbox.wire.models import service
 
 Item = TypeVar("Item")
 Reader = Callable[[Any], Iterable[object]]
@@ -51,7 +53,12 @@ def pattern(wanted: str) -> re.Pattern[str]:
 
 
 def select(
-    items: Iterable[Item], params: Params, readers: Mapping[str, Reader], *, tags: bool = True
+    items: Iterable[Item],
+    params: Params,
+    readers: Mapping[str, Reader],
+    *,
+    tags: bool = True,
+    operation: str = "",
 ) -> list[Item]:
     """Return the items that every filter of the request lets through.
 
@@ -65,6 +72,8 @@ def select(
         For each filter that the operation knows, how to read the values to compare from a resource.
     tags
         Whether ``tag:KEY`` and ``tag-key`` are filters of this operation.
+    operation
+        Given where the sandbox has fewer filters than AWS: those are then refused as not emulated.
 
     Raises
     ------
@@ -77,7 +86,7 @@ def select(
         raise AwsError("FilterLimitExceeded", f"The maximum number of filters is {MAXIMUM_FILTERS}")
     for entry in wanted:
         name, values = entry.get("Name", ""), entry.get("Values") or []
-        reader = _reader(name, readers, tags=tags)
+        reader = _reader(name, readers, tags=tags, operation=operation)
         if not values:
             raise AwsError("InvalidParameterValue", f"The filter '{name}' must have at least one value")
         if len(values) > MAXIMUM_VALUES:
@@ -87,15 +96,25 @@ def select(
     return kept
 
 
-def _reader(name: str, readers: Mapping[str, Reader], *, tags: bool) -> Reader:
+def _reader(name: str, readers: Mapping[str, Reader], *, tags: bool, operation: str) -> Reader:
     if tags and name.startswith("tag:") and len(name) > len("tag:"):
         key = name.removeprefix("tag:")
         return lambda item: [item.tags[key]] if key in item.tags else []
     if tags and name == "tag-key":
         return lambda item: item.tags
-    if name not in readers:
-        raise AwsError("InvalidParameterValue", f"The filter '{name}' is invalid")
-    return readers[name]
+    if name in readers:
+        return readers[name]
+    if operation and name in documented(operation):
+        raise not_emulated("ec2", operation, f"the filter {name!r}")
+    raise AwsError("InvalidParameterValue", f"The filter '{name}' is invalid")
+
+
+def documented(operation: str) -> frozenset[str]:
+    """Return the filters that an EC2 operation has according to botocore's documentation of it."""
+    shape = service("ec2").model.operation_model(operation).input_shape
+    text = shape.members["Filters"].documentation if "Filters" in shape.members else ""
+    found = re.findall(r"<li> ?<p> ?<code>([^<]+)</code>", text)
+    return frozenset(name for name in found if not name.startswith("tag"))
 
 
 def _keep(items: list[Item], reader: Reader, values: Sequence[str]) -> list[Item]:

@@ -169,7 +169,7 @@ def describe_images(context: Context, params: Params) -> dict[str, Any]:
     users = params.get("ExecutableUsers") or []
     if users:
         images = [i for i in images if any(sharing.executable_by(i, user, context) for user in users)]
-    kept = select(images, params, _readers(clock))
+    kept = select(images, params, _readers(clock), operation="DescribeImages")
     shown, token = page(kept, params, lambda i: i.image_id)
     answer: dict[str, Any] = {"Images": [image_view(i, clock) for i in shown]}
     return answer | ({"NextToken": token} if token else {})

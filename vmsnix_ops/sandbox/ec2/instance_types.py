@@ -104,7 +104,7 @@ def _view(kind: InstanceType) -> dict[str, Any]:
 def describe_instance_types(_context: Context, params: Params) -> dict[str, Any]:
     """Return the instance types that the sandbox has, with the attributes that it knows."""
     found = [find(name) for name in params.get("InstanceTypes") or TYPES]
-    kept = select(found, params, _READERS, tags=False)
+    kept = select(found, params, _READERS, tags=False, operation="DescribeInstanceTypes")
     shown, token = page(
         kept, params, lambda t: t.name, smallest=5, largest=100, default=100, not_with="InstanceTypes"
     )

@@ -120,8 +120,10 @@ def describe_snapshots(context: Context, params: Params) -> dict[str, Any]:
     return answer | ({"NextToken": token} if token else {})
 
 
-def usable(context: Context, snapshot_id: str, *, region: str | None = None) -> Snapshot:
-    """Return a completed snapshot that this account may read.
+def usable(
+    context: Context, snapshot_id: str, *, region: str | None = None, shared: bool = False
+) -> Snapshot:
+    """Return a completed snapshot that this account may read, or use because an image that it may launch is `shared`.
 
     Raises
     ------
@@ -129,7 +131,7 @@ def usable(context: Context, snapshot_id: str, *, region: str | None = None) -> 
         It is unknown here, belongs to others who did not share it, or is not completed.
     """
     snapshot: Snapshot | None = ids.find_anywhere(context, ids.SNAPSHOT, snapshot_id, region=region)
-    if snapshot is None or not snapshot.readable_by(context.account):
+    if snapshot is None or not (shared or snapshot.readable_by(context.account)):
         raise ids.not_found(ids.SNAPSHOT, snapshot_id)
     state = snapshot.state(context.clock)
     if state != "completed":

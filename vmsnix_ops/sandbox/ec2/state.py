@@ -185,7 +185,7 @@ class Volume:
 
 @dataclass(slots=True)
 class Instance:
-    """An EC2 instance; what is not asked for at launch follows from the image and the type."""
+    """An EC2 instance. `details` are further members as DescribeInstances shows them."""
 
     instance_id: str
     reservation_id: str
@@ -197,15 +197,21 @@ class Instance:
     architecture: str
     root_device: str
     details: dict[str, Any]
-    volumes: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
+    console: str = ""
     user_data: str = ""
+    shutdown: str = "stop"
+    tags: dict[str, str] = field(default_factory=dict)
     token: str = ""
     launch_index: int = 0
-    stopping: datetime | None = None
     terminating: datetime | None = None
-    reason: str = ""
     protected: bool = False
+    impaired: bool = False
+
+    def state(self, clock: Clock) -> str:
+        """Return ``pending``, ``running``, ``shutting-down`` or ``terminated``."""
+        if self.terminating is not None:
+            return "shutting-down" if clock.age(self.terminating) < 30.0 else "terminated"
+        return "pending" if clock.age(self.launched) < 10.0 else "running"
 
 
 @dataclass(slots=True)

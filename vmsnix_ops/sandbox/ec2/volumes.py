@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import encryption, ids, mappings, places, snapshots
+from vmsnix_ops.sandbox.ec2 import encryption, idempotency, ids, mappings, places, snapshots
 from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
 from vmsnix_ops.sandbox.ec2.state import Volume
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
@@ -74,9 +74,14 @@ def _readers(clock: Clock) -> dict[str, Reader]:
 
 
 def make_volume(
-    context: Context, ebs: Params, zone: str, tags: dict[str, str], *, volume_id: str | None = None
+    context: Context, ebs: Params, zone: str, tags: dict[str, str], *, through_image: bool = False
 ) -> Volume:
     """Add a volume as an ``Ebs`` structure or a CreateVolume request describes it, and return it.
+
+    Parameters
+    ----------
+    through_image
+        Whether an image leads to the snapshot: whoever may launch the image may then use it.
 
     Raises
     ------
@@ -85,7 +90,7 @@ def make_volume(
     """
     size, snapshot = ebs.get("VolumeSize"), None
     if ebs.get("SnapshotId"):
-        snapshot = snapshots.usable(context, ebs["SnapshotId"])
+        snapshot = snapshots.usable(context, ebs["SnapshotId"], shared=through_image)
         size = snapshot.size_gib if size is None else size
         mappings.check_fits(size, snapshot.snapshot_id, snapshot.size_gib)
     if size is None:
@@ -103,7 +108,7 @@ def make_volume(
         raise AwsError(
             "InvalidKmsKey.InvalidState", f"The key ID '{chosen.key}' is not accessible"
         )  # text from memory
-    number = volume_id or ids.new_id("vol")
+    number = ids.new_id("vol")
     volume = Volume(
         volume_id=number,
         size_gib=size,
@@ -134,6 +139,7 @@ def _usual_iops(kind: str, size: int) -> int | None:
     "CreateVolume",
     honours=(
         "AvailabilityZone",
+        "ClientToken",
         "Encrypted",
         "Iops",
         "KmsKeyId",
@@ -146,13 +152,18 @@ def _usual_iops(kind: str, size: int) -> int | None:
 )
 def create_volume(context: Context, params: Params) -> dict[str, Any]:
     """Create an empty volume, or one with the blocks of a snapshot."""
+    known = idempotency.earlier(context, params)
+    if known in context.table("volumes"):
+        return volume_view(context.table("volumes")[known], context.clock)
     zone = params.get("AvailabilityZone")
     if not zone:
         raise AwsError("MissingParameter", "The request must contain the parameter AvailabilityZone")
     places.check_zone(context, zone)
     tags = at_creation(params, "volume")["volume"]
     ebs = dict(params) | ({"VolumeSize": params["Size"]} if "Size" in params else {})
-    return volume_view(make_volume(context, ebs, zone, tags), context.clock)
+    volume = make_volume(context, ebs, zone, tags)
+    idempotency.remember(context, params, volume.volume_id)
+    return volume_view(volume, context.clock)
 
 
 @operation("ec2", "DescribeVolumes", honours=("Filters", "MaxResults", "NextToken", "VolumeIds"))
@@ -160,7 +171,12 @@ def describe_volumes(context: Context, params: Params) -> dict[str, Any]:
     """Return the account's volumes in this region."""
     asked = params.get("VolumeIds") or []
     found = [ids.find_own(context, ids.VOLUME, i) for i in dict.fromkeys(asked)]
-    kept = select(found if asked else context.table("volumes").values(), params, _readers(context.clock))
+    kept = select(
+        found if asked else context.table("volumes").values(),
+        params,
+        _readers(context.clock),
+        operation="DescribeVolumes",
+    )
     shown, token = page(kept, params, lambda v: v.volume_id, smallest=5, not_with="VolumeIds")
     answer: dict[str, Any] = {"Volumes": [volume_view(v, context.clock) for v in shown]}
     return answer | ({"NextToken": token} if token else {})

@@ -1,0 +1,59 @@
+"""Images by way of Systems Manager parameters: ``resolve:ssm:/name``, with a version or label at its end or not.
+
+Source: "Use a Systems Manager parameter instead of an AMI ID".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.sandbox.core import AwsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmsnix_ops.sandbox.core import Context
+
+PREFIX = "resolve:ssm:"
+IMAGE_TYPE = "aws:ec2:image"
+
+
+def image_or_none(context: Context, reference: str) -> str | None:
+    """Return the image id that a reference stands for, or None when it stands for none."""
+    if not reference.startswith(PREFIX):
+        return reference
+    name, _, selector = reference.removeprefix(PREFIX).partition(":")
+    parameter = context.table("parameters").get(name)
+    return None if parameter is None else _value(parameter, selector)
+
+
+def image_of(context: Context, reference: str) -> str:
+    """Return the image id that a reference stands for.
+
+    Raises
+    ------
+    AwsError
+        It names a parameter, or a version of one, that does not exist.
+    """
+    found = image_or_none(context, reference)
+    if found is None:
+        text = f"The systems manager parameter '{reference}' could not be resolved to an image."  # text from memory
+        raise AwsError("InvalidAMIID.Malformed", text)
+    return found
+
+
+def images(context: Context) -> Iterator[tuple[str, str]]:
+    """Yield image id and name of every parameter whose data type is that of images."""
+    for name, parameter in context.table("parameters").items():
+        versions = list(parameter.versions)
+        if versions and versions[-1].data_type == IMAGE_TYPE:
+            yield versions[-1].value, name if name.startswith("/") else f"/{name}"
+
+
+def _value(parameter: Any, selector: str) -> str | None:
+    """Return the value of the latest version, or of the version or label that is asked for."""
+    versions = list(parameter.versions)
+    for version in reversed(versions):
+        if not selector or selector == str(version.version) or selector in version.labels:
+            return str(version.value)
+    return None

@@ -1,0 +1,98 @@
+"""DescribeImageReferences: which instances, launch templates and parameters name an image.
+
+Source: the reference page of the operation and "How AMI reference checks work" (all instance states, the ten newest versions of
+a launch template unless the request says otherwise).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.ec2 import checks, ids, instances, parameters
+from vmsnix_ops.sandbox.ec2.filters import page
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmsnix_ops.sandbox.core import Context
+
+RESOURCE_TYPES = (
+    "ec2:Instance",
+    "ec2:LaunchTemplate",
+    "ssm:Parameter",
+    "imagebuilder:ImageRecipe",
+    "imagebuilder:ContainerRecipe",
+)
+STATES = ("pending", "running", "shutting-down", "terminated", "stopping", "stopped")
+DEPTH, MOST_DEPTH = 10, 10_000
+OPTIONS = {"ec2:Instance": "state-name", "ec2:LaunchTemplate": "version-depth"}
+
+
+def _wanted(params: Params) -> dict[str, list[str]]:
+    """Return the resource types to look at, each with the values of its option."""
+    wanted: dict[str, list[str]] = {}
+    if params.get("IncludeAllResourceTypes"):
+        wanted = {kind: [] for kind in RESOURCE_TYPES}
+    for request in params.get("ResourceTypes") or []:
+        kind = request.get("ResourceType", "")
+        checks.one_of("resourceType", kind, RESOURCE_TYPES)
+        values: list[str] = []
+        for option in request.get("ResourceTypeOptions") or []:
+            checks.one_of("optionName", option.get("OptionName"), (OPTIONS.get(kind, ""),))
+            values += option.get("OptionValues") or []
+        wanted[kind] = values
+    if not wanted:
+        text = "Either IncludeAllResourceTypes or ResourceTypes must be specified."
+        raise AwsError("MissingParameter", text)
+    return wanted
+
+
+def _instances(context: Context, states: list[str]) -> Iterator[tuple[str, str]]:
+    instances.tidy(context)
+    for state in states:
+        checks.one_of("state-name", state, STATES)
+    for instance in context.table("instances").values():
+        if not states or instance.state(context.clock) in states:
+            yield instance.image_id, f"instance/{instance.instance_id}"
+
+
+def _templates(context: Context, depths: list[str]) -> Iterator[tuple[str, str]]:
+    depth = int(depths[0]) if depths and depths[0].isdecimal() else (0 if depths else DEPTH)
+    if not 1 <= depth <= MOST_DEPTH:
+        text = f"Value ({depths}) for parameter version-depth is invalid."
+        raise AwsError("InvalidParameterValue", text)
+    for template in context.table("launch_templates").values():
+        newest = sorted(template.versions, reverse=True)[:depth]
+        for image_id in {template.versions[number].data.get("ImageId", "") for number in newest}:
+            found = parameters.image_or_none(context, image_id) or image_id
+            yield found, f"launch-template/{template.template_id}"
+
+
+@operation(
+    "ec2",
+    "DescribeImageReferences",
+    honours=("ImageIds", "IncludeAllResourceTypes", "MaxResults", "NextToken", "ResourceTypes"),
+)
+def describe_image_references(context: Context, params: Params) -> dict[str, Any]:
+    """Return what of this account and region refers to the given images; Image Builder has no recipes here."""
+    asked = set(params["ImageIds"])
+    for image_id in asked:
+        ids.check_id(ids.IMAGE, image_id)
+    found: list[dict[str, str]] = []
+    for kind, values in _wanted(params).items():
+        service = "ec2"
+        if kind == "ec2:Instance":
+            pairs = list(_instances(context, values))
+        elif kind == "ec2:LaunchTemplate":
+            pairs = list(_templates(context, values))
+        elif kind == "ssm:Parameter":
+            service, pairs = "ssm", [(v, f"parameter{n}") for n, v in parameters.images(context)]
+        else:
+            pairs = []
+        prefix = f"arn:{context.partition}:{service}:{context.region}:{context.account}:"
+        found += [
+            {"ImageId": i, "ResourceType": kind, "Arn": prefix + name} for i, name in pairs if i in asked
+        ]
+    shown, token = page(found, params, lambda r: f"{r['ImageId']} {r['Arn']}")
+    return {"ImageReferences": shown} | ({"NextToken": token} if token else {})

@@ -1,0 +1,312 @@
+"""Launch templates and their versions, as far as they refer to images and launch them.
+
+Source: the reference pages of the operations. The launch template's data is kept as it was given.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.ec2 import idempotency, ids, parameters
+from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
+from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from vmsnix_ops.sandbox.core import Context
+
+NAME = re.compile(r"[a-zA-Z0-9().\-/_]{3,128}")
+
+
+@dataclass(slots=True)
+class Version:
+    """One version of a launch template."""
+
+    number: int
+    description: str
+    created: datetime
+    created_by: str
+    data: dict[str, Any]
+
+
+@dataclass(slots=True)
+class LaunchTemplate:
+    """A launch template with its versions by number."""
+
+    template_id: str
+    name: str
+    created: datetime
+    created_by: str
+    default: int = 1
+    latest: int = 1
+    versions: dict[int, Version] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def _view(template: LaunchTemplate) -> dict[str, Any]:
+    view: dict[str, Any] = {
+        "LaunchTemplateId": template.template_id,
+        "LaunchTemplateName": template.name,
+        "CreateTime": template.created,
+        "CreatedBy": template.created_by,
+        "DefaultVersionNumber": template.default,
+        "LatestVersionNumber": template.latest,
+    }
+    return view | ({"Tags": tag_list(template.tags)} if template.tags else {})
+
+
+def _version_view(
+    context: Context, template: LaunchTemplate, version: Version, *, resolve_alias: bool
+) -> dict[str, Any]:
+    data = copy.deepcopy(version.data)
+    if resolve_alias and "ImageId" in data:
+        data["ImageId"] = parameters.image_of(context, data["ImageId"])
+    view: dict[str, Any] = {
+        "LaunchTemplateId": template.template_id,
+        "LaunchTemplateName": template.name,
+        "VersionNumber": version.number,
+        "CreateTime": version.created,
+        "CreatedBy": version.created_by,
+        "DefaultVersion": version.number == template.default,
+        "LaunchTemplateData": data,
+    }
+    return view | ({"VersionDescription": version.description} if version.description else {})
+
+
+def find(context: Context, params: Params) -> LaunchTemplate:
+    """Return the launch template that a request names by id or by name."""
+    template_id, name = params.get("LaunchTemplateId"), params.get("LaunchTemplateName")
+    if bool(template_id) == bool(name):
+        text = "You must specify either a launch template ID or a launch template name, but not both."
+        raise AwsError("InvalidParameterCombination", text)
+    if template_id:
+        found: LaunchTemplate = ids.find_own(context, ids.LAUNCH_TEMPLATE, template_id)
+        return found
+    for template in context.table("launch_templates").values():
+        if template.name == name:
+            return template  # type: ignore[no-any-return]
+    text = "At least one of the launch templates specified in the request does not exist."
+    raise AwsError("InvalidLaunchTemplateName.NotFoundException", text)
+
+
+def version_of(template: LaunchTemplate, wanted: str | None) -> Version:
+    """Return a version by its number, ``$Default`` (also None) or ``$Latest``."""
+    number = {None: template.default, "$Default": template.default, "$Latest": template.latest}.get(wanted)
+    if number is None:
+        if not str(wanted).isdecimal():
+            text = f"Launch template version '{wanted}' is malformed."
+            raise AwsError("InvalidLaunchTemplateId.VersionMalformed", text)
+        number = int(str(wanted))
+    if number not in template.versions:
+        text = f"Could not find launch template version {wanted} for launch template {template.template_id}"
+        raise AwsError("InvalidLaunchTemplateId.VersionNotFound", text)
+    return template.versions[number]
+
+
+def resolve(context: Context, params: Params) -> Params:
+    """Return what RunInstances was asked for, with what its launch template gives where it says nothing itself."""
+    if "LaunchTemplate" not in params:
+        return params | _image(context, params)
+    version = version_of(find(context, params["LaunchTemplate"]), params["LaunchTemplate"].get("Version"))
+    asked = copy.deepcopy(version.data) | params
+    return asked | _image(context, asked)
+
+
+def _image(context: Context, asked: Params) -> Params:
+    return {"ImageId": parameters.image_of(context, asked["ImageId"])} if "ImageId" in asked else {}
+
+
+@operation(
+    "ec2",
+    "CreateLaunchTemplate",
+    honours=(
+        "ClientToken",
+        "LaunchTemplateData",
+        "LaunchTemplateName",
+        "TagSpecifications",
+        "VersionDescription",
+    ),
+)
+def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
+    """Create a launch template with its first version."""
+    table = context.table("launch_templates")
+    known = idempotency.earlier(context, params)
+    if known in table:
+        return {"LaunchTemplate": _view(table[known])}
+    name = params["LaunchTemplateName"]
+    if not NAME.fullmatch(name):
+        raise AwsError(
+            "InvalidLaunchTemplateName.MalformedException", f"The launch template name '{name}' is malformed."
+        )
+    if any(t.name == name for t in table.values()):
+        raise AwsError(
+            "InvalidLaunchTemplateName.AlreadyExistsException", "Launch template name already in use."
+        )
+    now = context.clock.now()
+    template = LaunchTemplate(ids.new_id("lt"), name, now, context.principal)
+    template.tags = at_creation(params, "launch-template")["launch-template"]
+    description = params.get("VersionDescription", "")
+    template.versions[1] = Version(1, description, now, context.principal, params["LaunchTemplateData"])
+    table[template.template_id] = template
+    idempotency.remember(context, params, template.template_id)
+    return {"LaunchTemplate": _view(template)}
+
+
+@operation(
+    "ec2",
+    "CreateLaunchTemplateVersion",
+    honours=(
+        "ClientToken",
+        "LaunchTemplateData",
+        "LaunchTemplateId",
+        "LaunchTemplateName",
+        "ResolveAlias",
+        "SourceVersion",
+        "VersionDescription",
+    ),
+)
+def create_launch_template_version(context: Context, params: Params) -> dict[str, Any]:
+    """Add a version, on top of another one when the request names it."""
+    template = find(context, params)
+    alias = bool(params.get("ResolveAlias"))
+    known = idempotency.earlier(context, params)
+    if known is not None:
+        return {
+            "LaunchTemplateVersion": _version_view(
+                context, template, version_of(template, known), resolve_alias=alias
+            )
+        }
+    base = version_of(template, params["SourceVersion"]).data if "SourceVersion" in params else {}
+    template.latest += 1
+    version = Version(
+        template.latest,
+        params.get("VersionDescription", ""),
+        context.clock.now(),
+        context.principal,
+        copy.deepcopy(base) | params["LaunchTemplateData"],
+    )
+    template.versions[version.number] = version
+    idempotency.remember(context, params, str(version.number))
+    return {"LaunchTemplateVersion": _version_view(context, template, version, resolve_alias=alias)}
+
+
+@operation(
+    "ec2",
+    "DescribeLaunchTemplates",
+    honours=("Filters", "LaunchTemplateIds", "LaunchTemplateNames", "MaxResults", "NextToken"),
+)
+def describe_launch_templates(context: Context, params: Params) -> dict[str, Any]:
+    """Return launch templates."""
+    asked = [find(context, {"LaunchTemplateId": i}) for i in params.get("LaunchTemplateIds") or []]
+    asked += [find(context, {"LaunchTemplateName": n}) for n in params.get("LaunchTemplateNames") or []]
+    readers: dict[str, Reader] = {
+        "create-time": lambda t: [t.created.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
+        "launch-template-name": lambda t: [t.name],
+    }
+    kept = select(asked or context.table("launch_templates").values(), params, readers)
+    shown, token = page(kept, params, lambda t: t.template_id, largest=200)
+    answer: dict[str, Any] = {"LaunchTemplates": [_view(t) for t in shown]}
+    return answer | ({"NextToken": token} if token else {})
+
+
+@operation(
+    "ec2",
+    "DescribeLaunchTemplateVersions",
+    honours=(
+        "Filters",
+        "LaunchTemplateId",
+        "LaunchTemplateName",
+        "MaxResults",
+        "MaxVersion",
+        "MinVersion",
+        "NextToken",
+        "ResolveAlias",
+        "Versions",
+    ),
+)
+def describe_launch_template_versions(context: Context, params: Params) -> dict[str, Any]:
+    """Return versions of one launch template, or the default or latest ones of all."""
+    wanted = params.get("Versions") or []
+    if params.get("LaunchTemplateId") or params.get("LaunchTemplateName"):
+        chosen = [find(context, params)]
+    else:
+        chosen = list(context.table("launch_templates").values())
+        if not wanted or not set(wanted) <= {"$Latest", "$Default"}:
+            text = (
+                "Without a launch template, Versions must be $Latest, $Default, or both."  # text from memory
+            )
+            raise AwsError("InvalidParameterCombination", text)
+    least, most = int(params.get("MinVersion", 1)), int(params.get("MaxVersion", 2**31))
+    found = []
+    for template in chosen:
+        versions = [version_of(template, w) for w in wanted] if wanted else list(template.versions.values())
+        for number in sorted({v.number for v in versions if least <= v.number <= most}):
+            found.append((template, template.versions[number]))
+    readers: dict[str, Reader] = {
+        "create-time": lambda p: [p[1].created.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
+        "ebs-optimized": lambda p: one(p[1].data.get("EbsOptimized")),
+        "http-endpoint": lambda p: one(p[1].data.get("MetadataOptions", {}).get("HttpEndpoint")),
+        "http-tokens": lambda p: one(p[1].data.get("MetadataOptions", {}).get("HttpTokens")),
+        "iam-instance-profile": lambda p: one(p[1].data.get("IamInstanceProfile", {}).get("Arn")),
+        "image-id": lambda p: one(p[1].data.get("ImageId")),
+        "instance-type": lambda p: one(p[1].data.get("InstanceType")),
+        "is-default-version": lambda p: [p[1].number == p[0].default],
+        "kernel-id": lambda p: one(p[1].data.get("KernelId")),
+        "ram-disk-id": lambda p: one(p[1].data.get("RamDiskId")),
+    }
+    kept = select(found, params, readers, tags=False, operation="DescribeLaunchTemplateVersions")
+    # Newest first, as the console and the command line show them.
+    shown, token = page(kept, params, lambda p: f"{p[0].template_id} {2**31 - p[1].number:010}", largest=200)
+    alias = bool(params.get("ResolveAlias"))
+    views = [_version_view(context, template, version, resolve_alias=alias) for template, version in shown]
+    return {"LaunchTemplateVersions": views} | ({"NextToken": token} if token else {})
+
+
+@operation(
+    "ec2",
+    "ModifyLaunchTemplate",
+    honours=("ClientToken", "DefaultVersion", "LaunchTemplateId", "LaunchTemplateName"),
+)
+def modify_launch_template(context: Context, params: Params) -> dict[str, Any]:
+    """Choose the default version; doing it twice changes nothing, with the same token or another."""
+    template = find(context, params)
+    if "DefaultVersion" in params:
+        template.default = version_of(template, params["DefaultVersion"]).number
+    return {"LaunchTemplate": _view(template)}
+
+
+@operation("ec2", "DeleteLaunchTemplate", honours=("LaunchTemplateId", "LaunchTemplateName"))
+def delete_launch_template(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a launch template with all its versions."""
+    template = find(context, params)
+    del context.table("launch_templates")[template.template_id]
+    return {"LaunchTemplate": _view(template)}
+
+
+@operation(
+    "ec2", "DeleteLaunchTemplateVersions", honours=("LaunchTemplateId", "LaunchTemplateName", "Versions")
+)
+def delete_launch_template_versions(context: Context, params: Params) -> dict[str, Any]:
+    """Delete versions; the default one stays."""
+    template = find(context, params)
+    done, failed = [], []
+    for wanted in params["Versions"]:
+        entry = {"LaunchTemplateId": template.template_id, "LaunchTemplateName": template.name}
+        number = int(wanted) if wanted.isdecimal() else 0
+        if number in template.versions and number != template.default:
+            del template.versions[number]
+            done.append(entry | {"VersionNumber": number})
+            continue
+        known = number in template.versions
+        code = "unexpectedError" if known else "launchTemplateVersionDoesNotExist"
+        text = "The default version cannot be deleted." if known else f"There is no version {wanted}."
+        failed.append(entry | {"VersionNumber": number, "ResponseError": {"Code": code, "Message": text}})
+    return {
+        "SuccessfullyDeletedLaunchTemplateVersions": done,
+        "UnsuccessfullyDeletedLaunchTemplateVersions": failed,
+    }
