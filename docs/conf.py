@@ -37,5 +37,8 @@ napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
+# Annotations name types by their last word, and two rooms may each have an `Answer`.
+suppress_warnings = ["ref.python"]
+
 html_theme = "furo"
 html_title = f"vmsnix_ops {version}"
