@@ -30,7 +30,6 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
 
-autodoc_class_signature = "separated"
 autodoc_typehints = "signature"
 default_role = "literal"  # docstrings mark names with single backticks
 napoleon_google_docstring = False
