@@ -1,5 +1,6 @@
-# The images of vmsnix_ops. Everything here is plain attribute sets and functions: no framework, so that the way from an image's name to
-# its derivation can be read top to bottom. README.md beside this file says what is where.
+# The images of vmsnix_ops. Everything here is plain attribute sets and functions: no framework, so that the
+# way from an image's name to its derivation can be read top to bottom. README.md beside this file says what
+# is where.
 {
   description = "NixOS machine images for AWS: profiles, mixins, three images and their checks";
 
@@ -51,8 +52,9 @@
         }
       );
 
-      # Virtual machine tests need KVM and a binary cache: `nix build ./nix#vmTests.ssh` runs one. They are no part of `checks`, so
-      # that `nix flake check` passes on a machine without KVM; the check `vm-tests` evaluates them all.
+      # Virtual machine tests need KVM and a binary cache: `nix build ./nix#vmTests.ssh` runs one. They are no
+      # part of `checks`, so that `nix flake check` passes on a machine without KVM; the check `vm-tests`
+      # evaluates them all.
       legacyPackages = forEachSystem (
         system:
         {

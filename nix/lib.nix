@@ -20,8 +20,8 @@ let
     github-actions = ./modules/mixins/github-actions;
   };
 
-  # The names that nixos-generators used, where nixpkgs' `system.build.images` calls the same format otherwise. A name that is not here
-  # is passed on as it is.
+  # The names that nixos-generators used, where nixpkgs' `system.build.images` calls the same format
+  # otherwise. A name that is not here is passed on as it is.
   formatAliases = {
     do = "digital-ocean";
     gce = "google-compute";
@@ -42,9 +42,10 @@ rec {
 
   images = import ./images;
 
-  # What every image of this flake is made of before its own file is read: srvos' server defaults (a firewall, networkd, UTC, no mutable
-  # users, no documentation), our four profiles, and ALT-F4's keys. The keys are given here and not in `profiles.base`, so that a flake
-  # that only imports our modules never trusts them by accident.
+  # What every image of this flake is made of before its own file is read: srvos' server defaults (a firewall,
+  # networkd, UTC, no mutable users, no documentation), our four profiles, and ALT-F4's keys. The keys are
+  # given here and not in `profiles.base`, so that a flake that only imports our modules never trusts them by
+  # accident.
   imageModules =
     name: file:
     [
@@ -72,8 +73,8 @@ rec {
       }
     ) images;
 
-  # A configuration's image for EC2. It carries what a list of images shows (vmsnix_ops/nix/flake.py reads it), so that listing them asks
-  # for two options of each machine and not for its derivation.
+  # A configuration's image for EC2. It carries what a list of images shows (vmsnix_ops/nix/flake.py reads
+  # it), so that listing them asks for two options of each machine and not for its derivation.
   imagePackage =
     machine:
     let
@@ -103,7 +104,7 @@ rec {
       known = formatAliases.${format} or format;
     in
     builders.${known}
-      or (throw "nixosGenerate: there is no image format '${format}'; there are ${lib.concatStringsSep ", " formats}");
+      or (throw "nixosGenerate: no image format '${format}'; there are ${lib.concatStringsSep ", " formats}");
 
   # Every format name that `nixosGenerate` takes.
   formats = lib.naturalSort (

@@ -1,9 +1,9 @@
 # The development shell: `nix develop ./nix`, from the root of the checkout.
 #
-# The Python environment is the repository's own, locked with hashes (`just setup` makes it): nixpkgs' pandas, deltalake and papermill are
-# older than the package asks for. The shell brings the interpreter, the shared libraries that the wheels are linked against, and what the
-# justfile calls. It refers to nothing outside this folder at evaluation, so that `path:./nix` works too; the checkout is looked up when
-# the shell starts.
+# The Python environment is the repository's own, locked with hashes (`just setup` makes it): nixpkgs' pandas,
+# deltalake and papermill are older than the package asks for. The shell brings the interpreter, the shared
+# libraries that the wheels are linked against, and what the justfile calls. It refers to nothing outside this
+# folder at evaluation, so that `path:./nix` works too; the checkout is looked up when the shell starts.
 { pkgs }:
 pkgs.mkShell {
   packages = [

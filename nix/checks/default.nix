@@ -1,5 +1,5 @@
-# `nix flake check`: everything that evaluation alone can tell. The derivations build nothing but a line of text with /bin/sh, so that they
-# work without a binary cache; the work is done while Nix evaluates them.
+# `nix flake check`: everything that evaluation alone can tell. The derivations build nothing but a line of
+# text with /bin/sh, so that they work without a binary cache; the work is done while Nix evaluates them.
 {
   self,
   nixpkgs,
@@ -33,7 +33,9 @@ let
           map (message: "assertion failed: ${message}") figures.failedAssertions
           ++ map (warning: "warning: ${warning}") figures.warnings
           ++ map (fact: "not true: ${fact}") figures.failedFacts
-          ++ lib.optional (!figures.nixosGenerateParity) "nixosGenerate makes another derivation of it than packages.${system}.${name}"
+          ++ lib.optional (
+            !figures.nixosGenerateParity
+          ) "nixosGenerate makes another derivation than packages.${system}.${name}"
         )
         "${toString figures.facts} facts hold; disk ${toString figures.diskSizeMiB} MiB; ${figures.drvPath}"
     );

@@ -1,5 +1,5 @@
-# What has to be true of every image, in sentences. `facts machine` is a list of { fact, holds }, read from the evaluated configuration;
-# nothing is built.
+# What has to be true of every image, in sentences. `facts machine` is a list of { fact, holds }, read from
+# the evaluated configuration; nothing is built.
 { lib }:
 machine:
 let
@@ -8,7 +8,9 @@ let
   admin = config.users.users.${config.vmsnix.admin.name};
   services = config.systemd.services;
   register = config.vmsnix.image.registerImage;
-  immutableMount = lib.findFirst (mount: mount.where == "/sysroot/etc") null config.boot.initrd.systemd.mounts;
+  etcMount = lib.findFirst (
+    mount: mount.where == "/sysroot/etc"
+  ) null config.boot.initrd.systemd.mounts;
   failed = lib.filter (assertion: !assertion.assertion);
 in
 lib.mapAttrsToList (fact: holds: { inherit fact holds; }) {
@@ -22,9 +24,9 @@ lib.mapAttrsToList (fact: holds: { inherit fact holds; }) {
   "/etc is an overlay without a writable layer" =
     config.system.etc.overlay.enable
     && !config.system.etc.overlay.mutable
-    && immutableMount.type == "overlay"
-    && lib.elem "ro" (lib.splitString "," immutableMount.options)
-    && !lib.hasInfix "upperdir" immutableMount.options;
+    && etcMount.type == "overlay"
+    && lib.elem "ro" (lib.splitString "," etcMount.options)
+    && !lib.hasInfix "upperdir" etcMount.options;
   "users exist only by declaration" = !config.users.mutableUsers;
   "passwd and shadow are written outside /etc" =
     config.services.userborn.enable && config.services.userborn.passwordFilesLocation != "/etc";
@@ -72,15 +74,20 @@ lib.mapAttrsToList (fact: holds: { inherit fact holds; }) {
     && config.security.auditd.settings.max_log_file_action == "rotate";
 
   # The disk and the registration.
-  "the disk has the size that was asked for" = amazon.virtualisation.diskSize == config.vmsnix.image.diskSize;
+  "the disk has the size that was asked for" =
+    amazon.virtualisation.diskSize == config.vmsnix.image.diskSize;
   "the root partition grows" = config.boot.growPartition && config.fileSystems."/".autoResize;
-  "the console is the serial port" = lib.last (lib.filter (lib.hasPrefix "console=") config.boot.kernelParams) == "console=ttyS0,115200n8";
+  "the console is the serial port" =
+    lib.last (lib.filter (lib.hasPrefix "console=") config.boot.kernelParams)
+    == "console=ttyS0,115200n8";
   "the registration follows the image" =
     register.BootMode == (if config.ec2.efi then "uefi" else "legacy-bios")
-    && register.Architecture == (if machine.pkgs.stdenv.hostPlatform.isAarch64 then "arm64" else "x86_64")
+    && register.Architecture
+      == (if machine.pkgs.stdenv.hostPlatform.isAarch64 then "arm64" else "x86_64")
     && register.RootDeviceName == config.vmsnix.image.rootDevice
     && register.EnaSupport
     && register.ImdsSupport == "v2.0"
     && ((register ? TpmSupport) -> register.BootMode == "uefi");
-  "image-info.json is given the registration" = lib.hasInfix "registerImage" config.system.build.images.amazon.postVM;
+  "image-info.json is given the registration" =
+    lib.hasInfix "registerImage" config.system.build.images.amazon.postVM;
 }

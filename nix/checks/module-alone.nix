@@ -1,5 +1,6 @@
-# One module on an otherwise empty machine: every profile and mixin must be usable from somebody else's flake, without srvos and without
-# the others. The administrator's key is a throwaway: its private half was never kept.
+# One module on an otherwise empty machine: every profile and mixin must be usable from somebody else's flake,
+# without srvos and without the others. The administrator's key is a throwaway: its private half was never
+# kept.
 { lib, system }:
 module:
 let
@@ -11,7 +12,8 @@ let
         {
           nixpkgs.hostPlatform = system;
           system.stateVersion = lib.mkOverride 1400 "26.05";
-          # A machine needs a root and a boot loader to be evaluated at all; the profile `amazon` brings its own.
+          # A machine needs a root and a boot loader to be evaluated at all; the profile `amazon` brings its
+          # own.
           fileSystems."/" = lib.mkOverride 1400 {
             device = "/dev/disk/by-label/nixos";
             fsType = "ext4";

@@ -1,4 +1,5 @@
-# The figures of every image on every system, as plain data: what checks assert and what `just nix-eval` prints.
+# The figures of every image on every system, as plain data: what checks assert and what `just nix-eval`
+# prints.
 {
   self,
   nixpkgs,

@@ -1,5 +1,5 @@
-# A self-hosted GitHub Actions runner for the whole organisation, with Docker and Nix. The registration token or access token comes in at
-# launch: user data writes it to /run/keys/github-runner.
+# A self-hosted GitHub Actions runner for the whole organisation, with Docker and Nix. The registration token
+# or access token comes in at launch: user data writes it to /run/keys/github-runner.
 {
   imports = [ ../modules/mixins/github-actions ];
 

@@ -1,4 +1,5 @@
-# Alloy accepts the configuration of each image and answers; the forwarder's ports are open, and only the forwarder's.
+# Alloy accepts the configuration of each image and answers; the forwarder's ports are open, and only the
+# forwarder's.
 {
   lib,
   pkgs,

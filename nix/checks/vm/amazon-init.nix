@@ -1,4 +1,5 @@
-# User data that begins with #! is run at boot, on a read-only /etc, and a service that waits for a secret starts when user data brings it.
+# User data that begins with #! is run at boot, on a read-only /etc, and a service that waits for a secret
+# starts when user data brings it.
 {
   lib,
   pkgs,
@@ -16,6 +17,7 @@
       vmsnix.modules.amazon
       vmsnix.modules.cachix
       {
+        networking.hostName = "machine";
         vmsnix.admin.keys = import ../../keys.nix;
         vmsnix.image.name = "test";
         systemd.services.fetch-ec2-metadata.script = lib.mkForce ''
@@ -26,9 +28,12 @@
           ''} /etc/ec2-metadata/user-data
         '';
         # The real agent would call home; its name and its start are what is tested.
-        systemd.services.cachix-agent.serviceConfig.ExecStart =
-          lib.mkForce "${pkgs.coreutils}/bin/env sh -c 'echo $CACHIX_AGENT_NAME > /var/lib/agent-name; sleep infinity'";
-        systemd.services.cachix-agent.path = [ pkgs.bash ];
+        systemd.services.cachix-agent.serviceConfig.ExecStart = lib.mkForce (
+          pkgs.writeShellScript "agent" ''
+            echo "$CACHIX_AGENT_NAME" > /var/lib/agent-name
+            exec sleep infinity
+          ''
+        );
       }
     ];
   };
@@ -40,7 +45,8 @@
         assert machine.succeed("cat /var/lib/user-data").strip() == "ran"
 
     with subtest("user data is not on the disk"):
-        assert machine.succeed("findmnt --noheadings --output FSTYPE --target /etc/ec2-metadata/user-data").strip() == "tmpfs"
+        kind = machine.succeed("findmnt --noheadings --output FSTYPE --target /run/ec2-metadata/user-data")
+        assert kind.strip() == "tmpfs"
 
     with subtest("a service starts when its secret appears, under the image's name"):
         machine.wait_for_unit("cachix-agent.service")

@@ -1,4 +1,5 @@
-# Tests that boot a machine. They need KVM and a binary cache, and were not run where this was written: see ../../README.md.
+# Tests that boot a machine. They need KVM and a binary cache, and were not run where this was written: see
+# ../../README.md.
 #
 #   nix build ./nix#vmTests.ssh        or all of them: nix build ./nix#vmTests.all
 { pkgs, vmsnix }:

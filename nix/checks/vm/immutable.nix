@@ -1,4 +1,5 @@
-# Nothing changes the store, /etc or the users; what is below /home and /var is there after a reboot, and so is the machine's identity.
+# Nothing changes the store, /etc or the users; what is below /home and /var is there after a reboot, and so
+# is the machine's identity.
 { lib, vmsnix, ... }:
 {
   name = "vmsnix-immutable";

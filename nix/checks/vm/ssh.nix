@@ -1,5 +1,6 @@
-# The administrator logs in with a baked-in key and becomes root; a password, another key, or the root's key at the administrator's door
-# gets nobody in; a machine without user data is still reachable by root's EC2 key pair.
+# The administrator logs in with a baked-in key and becomes root; a password, another key, or the root's key
+# at the administrator's door gets nobody in; a machine without user data is still reachable by root's EC2 key
+# pair.
 {
   lib,
   pkgs,
@@ -20,6 +21,7 @@ in
       vmsnix.modules.immutable
       vmsnix.modules.amazon
       {
+        networking.hostName = "machine";
         vmsnix.admin.keys = [ keys.snakeOilEd25519PublicKey ];
         # The instance's metadata, as EC2 would have given it: another key pair, for root.
         systemd.services.fetch-ec2-metadata.script = lib.mkForce ''
@@ -52,6 +54,9 @@ in
         client.fail(f"{ssh} -i admin.key root@machine true")
 
     with subtest("passwords are not asked for"):
-        client.fail("ssh -o StrictHostKeyChecking=no -o PreferredAuthentications=password,keyboard-interactive altf4@machine true </dev/null")
+        client.fail(
+            "ssh -o StrictHostKeyChecking=no -o PreferredAuthentications=password,keyboard-interactive"
+            " altf4@machine true </dev/null"
+        )
   '';
 }

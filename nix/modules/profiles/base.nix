@@ -1,7 +1,8 @@
 # Profile `base`: what every machine has, wherever it runs.
 #
-# Gives an administrator with baked-in keys, key-only SSH, sudo, an audit trail of executed programs, and logs that cannot fill the disk.
-# Why: an image must be reachable by its owners before anything else about it works, and must say afterwards who did what on it.
+# Gives an administrator with baked-in keys, key-only SSH, sudo, an audit trail of executed programs, and logs
+# that cannot fill the disk. Why: an image must be reachable by its owners before anything else about it
+# works, and must say afterwards who did what on it.
 {
   config,
   lib,
@@ -32,7 +33,8 @@ in
       default = "altf4";
       example = "ops";
       description = ''
-        The administrator's user name. The EC2 key pair of an instance is given to `root` and never touches this user's keys.
+        The administrator's user name. The EC2 key pair of an instance is given to `root` and never touches
+        this user's keys.
       '';
     };
 
@@ -48,8 +50,9 @@ in
       default = [ ];
       example = [ "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleEx alice" ];
       description = ''
-        OpenSSH public keys that may log in as the administrator: type, key, and as the comment whose it is. They are part of the image;
-        changing them means a new image or a deployment. There is no default on purpose: a module must not bring its authors' keys.
+        OpenSSH public keys that may log in as the administrator: type, key, and as the comment whose it is.
+        They are part of the image; changing them means a new image or a deployment. There is no default on
+        purpose: a module must not bring its authors' keys.
       '';
     };
 
@@ -58,8 +61,8 @@ in
       default = true;
       example = false;
       description = ''
-        Whether the administrator becomes root without a password. The user has none (SSH takes keys only), so that with `false` a
-        password has to be set through `users.users.<name>.hashedPasswordFile`.
+        Whether the administrator becomes root without a password. The user has none (SSH takes keys only), so
+        that with `false` a password has to be set through `users.users.<name>.hashedPasswordFile`.
       '';
     };
   };
@@ -108,7 +111,8 @@ in
       };
     };
 
-    # Every program that is executed leaves a line, also those of 32-bit programs, which have system call numbers of their own.
+    # Every program that is executed leaves a line, also those of 32-bit programs, which have system call
+    # numbers of their own.
     security.audit = {
       enable = mkDefault true;
       rules = [
@@ -117,8 +121,9 @@ in
       ++ lib.optional pkgs.stdenv.hostPlatform.isx86_64 "-a exit,always -F arch=b32 -S execve -S execveat";
     };
 
-    # At most 5 files of 16 MiB: without a bound, the audit log of a busy runner fills a 4 GiB disk within days. When space runs out
-    # nevertheless, the daemon complains and stops writing; it never halts the machine.
+    # At most 5 files of 16 MiB: without a bound, the audit log of a busy runner fills a 4 GiB disk within
+    # days. When space runs out nevertheless, the daemon complains and stops writing; it never halts the
+    # machine.
     security.auditd = {
       enable = mkDefault true;
       settings = {
@@ -149,7 +154,8 @@ in
       options = mkDefault "--delete-older-than 14d";
     };
 
-    # The NixOS release whose conventions for state these machines were first installed with. Raising it is a migration, not an update.
+    # The NixOS release whose conventions for state these machines were first installed with. Raising it is a
+    # migration, not an update.
     system.stateVersion = mkDefault "26.05";
   };
 }

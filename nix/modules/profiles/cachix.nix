@@ -1,10 +1,11 @@
 # Profile `cachix`: the Cachix Deploy agent, by which a running machine gets a new system without a new image.
 #
-# Gives `services.cachix-agent` with a name that is never empty and a start that waits for its token. Why: nixpkgs names the agent after
-# `networking.hostName`, which is empty on EC2, and starts it whether or not there is a token, which is a restart every five seconds for
-# ever.
+# Gives `services.cachix-agent` with a name that is never empty and a start that waits for its token. Why:
+# nixpkgs names the agent after `networking.hostName`, which is empty on EC2, and starts it whether or not
+# there is a token, which is a restart every five seconds for ever.
 #
-# The token file holds CACHIX_AGENT_TOKEN=TOKEN and may hold CACHIX_AGENT_NAME=NAME as well, to give each machine of an image its own name.
+# The token file holds CACHIX_AGENT_TOKEN=TOKEN and may hold CACHIX_AGENT_NAME=NAME as well, to give each
+# machine of an image its own name.
 { config, lib, ... }:
 let
   inherit (lib) mkOption types;
@@ -21,7 +22,9 @@ in
       default = config.vmsnix.image.name;
       defaultText = lib.literalExpression "config.vmsnix.image.name";
       example = "ecs-node-blue";
-      description = "Name under which the machine shows up in Cachix Deploy, unless the token file says CACHIX_AGENT_NAME.";
+      description = ''
+        Name under which the machine shows up in Cachix Deploy, unless the token file says CACHIX_AGENT_NAME.
+      '';
     };
 
     tokenFile = mkOption {
@@ -36,7 +39,8 @@ in
     {
       services.cachix-agent = {
         enable = true;
-        # systemd puts the variable in; the token file is read after the default below, and so can override it.
+        # systemd puts the variable in; the token file is read after the default below, and so can override
+        # it.
         name = "\${CACHIX_AGENT_NAME}";
         credentialsFile = toString cfg.tokenFile;
       };

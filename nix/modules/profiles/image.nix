@@ -1,9 +1,10 @@
 # Profile `image`: what an image is called, how large its disk is, and how it has to be registered.
 #
-# Gives the options `vmsnix.image.*` and carries them into nixpkgs' own image builder for Amazon (`system.build.images.amazon`). Why:
-# nixpkgs knows the disk size and the file name only inside the image variant, so that they cannot be set beside the rest of a machine; and
-# its image-info.json says nothing about registration, so that every uploader has to guess. Here the image carries a ready RegisterImage
-# request (all but the name and the snapshot), under the key `registerImage` that is also proposed for nixpkgs.
+# Gives the options `vmsnix.image.*` and carries them into nixpkgs' own image builder for Amazon
+# (`system.build.images.amazon`). Why: nixpkgs knows the disk size and the file name only inside the image
+# variant, so that they cannot be set beside the rest of a machine; and its image-info.json says nothing about
+# registration, so that every uploader has to guess. Here the image carries a ready RegisterImage request (all
+# but the name and the snapshot), under the key `registerImage` that is also proposed for nixpkgs.
 {
   config,
   lib,
@@ -27,8 +28,9 @@ in
       default = "nixos";
       example = "ecs-node";
       description = ''
-        The image's short name: part of the image file's name, of the AMI's name, and the default name of the machine's Cachix agent.
-        The flake sets it to the name under which the image is listed in `nix/images/default.nix`.
+        The image's short name: part of the image file's name, of the AMI's name, and the default name of the
+        machine's Cachix agent. The flake sets it to the name under which the image is listed in
+        `nix/images/default.nix`.
       '';
     };
 
@@ -44,8 +46,8 @@ in
       default = 4 * 1024;
       example = 6 * 1024;
       description = ''
-        Size of the root disk in MiB, or `"auto"` for the smallest disk that holds the system. A volume made from the image may be
-        larger: the partition and its file system grow at boot.
+        Size of the root disk in MiB, or `"auto"` for the smallest disk that holds the system. A volume made
+        from the image may be larger: the partition and its file system grow at boot.
       '';
     };
 
@@ -54,8 +56,9 @@ in
       default = "/dev/sda1";
       example = "/dev/xvda";
       description = ''
-        The root device's name in the AMI. With `/dev/sda1` an instance boots well; only a reinstallation of the boot loader from inside
-        the machine does not find the disk under that name. `/dev/xvda` is what nixpkgs' own images use.
+        The root device's name in the AMI. With `/dev/sda1` an instance boots well; only a reinstallation of
+        the boot loader from inside the machine does not find the disk under that name. `/dev/xvda` is what
+        nixpkgs' own images use.
       '';
     };
 
@@ -65,8 +68,8 @@ in
       defaultText = lib.literalMD "on for images that boot by UEFI on x86_64";
       example = true;
       description = ''
-        Ask for a NitroTPM. It needs UEFI. Off by default on aarch64: an AMI that asks for a TPM cannot be started on an instance type that
-        has none, and not every Graviton type has.
+        Ask for a NitroTPM. It needs UEFI. Off by default on aarch64: an AMI that asks for a TPM cannot be
+        started on an instance type that has none, and not every Graviton type has.
       '';
     };
 
@@ -74,8 +77,9 @@ in
       type = types.attrsOf types.anything;
       example = lib.literalExpression ''{ ImdsSupport = "v2.0"; }'';
       description = ''
-        Parameters of EC2's RegisterImage that follow from the image, under EC2's own names; written to image-info.json as
-        `registerImage`. Set a key to override it. The publisher adds the name, the description, the snapshot and the tags.
+        Parameters of EC2's RegisterImage that follow from the image, under EC2's own names; written to
+        image-info.json as `registerImage`. Set a key to override it. The publisher adds the name, the
+        description, the snapshot and the tags.
       '';
     };
 
@@ -94,12 +98,15 @@ in
       {
         assertion = cfg.tpm -> config.ec2.efi;
         message = ''
-          vmsnix.image.tpm is on, but the image boots by legacy BIOS, where EC2 has no TPM. Set ec2.efi = true or vmsnix.image.tpm = false.
+          vmsnix.image.tpm is on, but the image boots by legacy BIOS, where EC2 has no TPM. Set ec2.efi = true
+          or vmsnix.image.tpm = false.
         '';
       }
       {
         assertion = architectures ? ${system};
-        message = "EC2 has no machines of the platform ${system}; there are ${lib.concatStringsSep " and " (lib.attrNames architectures)}.";
+        message = ''
+          EC2 has no machines of the platform ${system}; there are ${lib.concatStringsSep " and " (lib.attrNames architectures)}.
+        '';
       }
     ];
 
@@ -109,7 +116,8 @@ in
           Architecture = architectures.${system};
           BootMode = if config.ec2.efi then "uefi" else "legacy-bios";
           EnaSupport = true;
-          # Only session-authenticated access to the instance metadata: what nixpkgs' own metadata service speaks.
+          # Only session-authenticated access to the instance metadata: what nixpkgs' own metadata service
+          # speaks.
           ImdsSupport = "v2.0";
           RootDeviceName = cfg.rootDevice;
           SriovNetSupport = "simple";
@@ -146,8 +154,9 @@ in
         image.baseName = lib.mkDefault "${cfg.name}-${config.system.nixos.label}-${system}";
         virtualisation.diskSize = cfg.diskSize;
 
-        # The same derivation as nixpkgs', with one more step after the virtual machine has finished: our keys are added to the file that
-        # nixpkgs has just written. A second derivation around the first would hold every disk twice in the store.
+        # The same derivation as nixpkgs', with one more step after the virtual machine has finished: our keys
+        # are added to the file that nixpkgs has just written. A second derivation around the first would hold
+        # every disk twice in the store.
         system.build.image = lib.mkForce (
           lib.overrideDerivation config.system.build.amazonImage (original: {
             postVM = original.postVM + ''

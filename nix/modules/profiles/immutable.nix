@@ -1,21 +1,26 @@
 # Profile `immutable`: a main disk that nothing changes after the build, and the places where state lives.
 #
-# Gives a read-only store, a read-only /etc (an overlay of the store, without a writable layer), users that exist only by declaration, and
-# SSH host keys below /var/lib. Why: what runs is what was built; a change is a new image or a deployment, and can be rolled back.
+# Gives a read-only store, a read-only /etc (an overlay of the store, without a writable layer), users that
+# exist only by declaration, and SSH host keys below /var/lib. Why: what runs is what was built; a change is a
+# new image or a deployment, and can be rolled back.
 #
-# Writable stay /home, /root, /var, /tmp and /run. The root file system itself is mounted read-write, because /nix/var and the store's own
-# database live on it: a deployment through the Cachix agent adds store paths. What is guaranteed is that no file of the running system
-# (the store, /etc, the users) can be edited in place.
+# Writable stay /home, /root, /var, /tmp and /run. The root file system itself is mounted read-write, because
+# /nix/var and the store's own database live on it: a deployment through the Cachix agent adds store paths.
+# What is guaranteed is that no file of the running system (the store, /etc, the users) can be edited in
+# place.
 #
-# The machine's identity (/etc/machine-id) is systemd's transient one, which it derives from the instance's SMBIOS UUID on EC2, so that it
-# is the same after a reboot without being written anywhere.
+# The machine's identity (/etc/machine-id) is systemd's transient one, which it derives from the instance's
+# SMBIOS UUID on EC2, so that it is the same after a reboot without being written anywhere.
 { config, lib, ... }:
 {
   options.vmsnix.immutable.sshHostKeyDirectory = lib.mkOption {
     type = lib.types.path;
     default = "/var/lib/ssh";
     example = "/var/lib/secrets/ssh";
-    description = "Directory of the SSH host keys, which cannot be below a read-only /etc. Must be on a writable, persistent file system.";
+    description = ''
+      Directory of the SSH host keys, which cannot be below a read-only /etc. Must be on a writable,
+      persistent file system.
+    '';
   };
 
   config =
@@ -68,7 +73,8 @@
           user = "root";
           group = "root";
         };
-        # Secrets that user data, SSM or a person hands to the machine; on a RAM disk, so that they are gone after a reboot.
+        # Secrets that user data, SSM or a person hands to the machine; on a RAM disk, so that they are gone
+        # after a reboot.
         "/run/keys".d = {
           mode = "0750";
           user = "root";
@@ -76,7 +82,8 @@
         };
       };
 
-      # nixos-rebuild, and amazon-init with a Nix expression as user data, look for and write configuration.nix here.
+      # nixos-rebuild, and amazon-init with a Nix expression as user data, look for and write
+      # configuration.nix here.
       environment.etc.nixos = {
         source = "/var/lib/nixos-configuration";
         mode = "direct-symlink";

@@ -1,9 +1,11 @@
-# Mixin `alloy`: Grafana Alloy, which sends the machine's metrics, its journal and whatever arrives by OTLP to one destination.
+# Mixin `alloy`: Grafana Alloy, which sends the machine's metrics, its journal and whatever arrives by OTLP to
+# one destination.
 #
-# Gives host metrics, Alloy's own metrics and the journal, labelled with the machine's name, and two destinations: the network's forwarder
-# (default) or Grafana Cloud itself. Other mixins add their own `.alloy` files to /etc/alloy, where all of them are one configuration; what
-# they may refer to stands at the head of host.alloy. Differs from the seed in the machine's name: it read /etc/hostname, which does not
-# exist on EC2; the name that EC2 gives is known once apply-ec2-data has run, hence the order below.
+# Gives host metrics, Alloy's own metrics and the journal, labelled with the machine's name, and two
+# destinations: the network's forwarder (default) or Grafana Cloud itself. Other mixins add their own `.alloy`
+# files to /etc/alloy, where all of them are one configuration; what they may refer to stands at the head of
+# host.alloy. Differs from the seed in the machine's name: it read /etc/hostname, which does not exist on EC2;
+# the name that EC2 gives is known once apply-ec2-data has run, hence the order below.
 { config, lib, ... }:
 let
   inherit (lib) mkOption types;
@@ -26,7 +28,10 @@ in
       ];
       default = "forwarder";
       example = "grafana-cloud";
-      description = "Where everything goes: to the network's forwarder, or straight to Grafana Cloud (which needs a token on this machine).";
+      description = ''
+        Where everything goes: to the network's forwarder, or straight to Grafana Cloud (which needs a token
+        on this machine).
+      '';
     };
 
     forwarder.endpoint = mkOption {
@@ -40,14 +45,18 @@ in
       type = types.bool;
       default = false;
       example = true;
-      description = "Whether the forwarder speaks TLS. The image gc-fwd does not: it is meant for a private network.";
+      description = ''
+        Whether the forwarder speaks TLS. The image gc-fwd does not: it is meant for a private network.
+      '';
     };
 
     grafanaCloud.stack = mkOption {
       type = types.strMatching "[a-z0-9]+";
       default = "altf4llc";
       example = "example";
-      description = "Name of the Grafana Cloud stack, whose addresses and user numbers Alloy looks up at start.";
+      description = ''
+        Name of the Grafana Cloud stack, whose addresses and user numbers Alloy looks up at start.
+      '';
     };
 
     grafanaCloud.tokenFile = mkOption {
@@ -55,8 +64,8 @@ in
       default = "/run/keys/grafana-cloud";
       example = "/var/lib/secrets/grafana-cloud";
       description = ''
-        Environment file with GRAFANA_CLOUD_TOKEN, an access policy token that may write metrics, logs and traces and read stacks.
-        Alloy starts when it is there. Only for the destination `grafana-cloud`.
+        Environment file with GRAFANA_CLOUD_TOKEN, an access policy token that may write metrics, logs and
+        traces and read stacks. Alloy starts when it is there. Only for the destination `grafana-cloud`.
       '';
     };
   };

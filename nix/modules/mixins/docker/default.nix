@@ -1,8 +1,9 @@
 # Mixin `docker`: the Docker daemon, its containers' metrics, and a weekly cleaning.
 #
-# Gives Docker with its logs in the journal (where Alloy reads them, with the container's name as a label) and, when Alloy runs on the
-# machine, cAdvisor's metrics of every container. Differs from the seed in that Alloy may really read Docker's socket: it runs as a user of
-# its own, which was never a member of the group. Membership is as good as root; Alloy's configuration is part of the image and read-only.
+# Gives Docker with its logs in the journal (where Alloy reads them, with the container's name as a label)
+# and, when Alloy runs on the machine, cAdvisor's metrics of every container. Differs from the seed in that
+# Alloy may really read Docker's socket: it runs as a user of its own, which was never a member of the group.
+# Membership is as good as root; Alloy's configuration is part of the image and read-only.
 { config, lib, ... }:
 {
   virtualisation.docker = {

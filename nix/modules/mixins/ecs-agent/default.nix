@@ -1,11 +1,13 @@
 # Mixin `ecs-agent`: a machine that joins an ECS cluster and runs its tasks.
 #
-# Gives nixpkgs' ECS agent as a service, task IAM roles, draining before a spot instance is taken away, and the agent's metrics through
-# Alloy. Differs from the seed in two repairs: the agent is part of the image (the seed pulled a container of a fixed old version at every
-# boot, with a port list that host networking ignores), and the packet rules of the credentials address are put in once and taken out again
-# (the seed's were added anew at every reload of the firewall).
+# Gives nixpkgs' ECS agent as a service, task IAM roles, draining before a spot instance is taken away, and
+# the agent's metrics through Alloy. Differs from the seed in two repairs: the agent is part of the image (the
+# seed pulled a container of a fixed old version at every boot, with a port list that host networking
+# ignores), and the packet rules of the credentials address are put in once and taken out again (the seed's
+# were added anew at every reload of the firewall).
 #
-# The settings file holds the agent's own variables, one a line; ECS_CLUSTER=NAME is the least. What it says wins over the defaults below.
+# The settings file holds the agent's own variables, one a line; ECS_CLUSTER=NAME is the least. What it says
+# wins over the defaults below.
 {
   config,
   lib,
@@ -36,7 +38,9 @@ in
       type = types.path;
       default = "/run/keys/ecs.config";
       example = "/var/lib/ecs/ecs.config";
-      description = "Environment file of the agent, with at least ECS_CLUSTER. The agent starts when it is there.";
+      description = ''
+        Environment file of the agent, with at least ECS_CLUSTER. The agent starts when it is there.
+      '';
     };
 
     settings = mkOption {
@@ -103,7 +107,8 @@ in
           rule: "${iptables} -w -t nat -D ${rule} 2>/dev/null || true"
         ) rules;
 
-        # Tasks report to the machine's Alloy by OTLP, and ask for credentials, from Docker's bridge and from nowhere else.
+        # Tasks report to the machine's Alloy by OTLP, and ask for credentials, from Docker's bridge and from
+        # nowhere else.
         interfaces.docker0.allowedTCPPorts = [
           4317
           4318

@@ -1,11 +1,13 @@
 # Mixin `github-actions`: a self-hosted GitHub Actions runner that can use Docker and Nix.
 #
-# Gives one runner for a repository, an organisation or an enterprise, registered under the machine's name, with the tools that workflows
-# expect. It starts when its token is there. Trust: a job may use Docker and is a trusted user of Nix, either of which is as good as root.
-# Only register it where everybody who can start a workflow may have the machine.
+# Gives one runner for a repository, an organisation or an enterprise, registered under the machine's name,
+# with the tools that workflows expect. It starts when its token is there. Trust: a job may use Docker and is
+# a trusted user of Nix, either of which is as good as root. Only register it where everybody who can start a
+# workflow may have the machine.
 #
-# Differs from the seed where that breaks on today's nixpkgs: the group is named together with the user, the platform label does not use the
-# removed `pkgs.system`, and the home directory is state below /var/lib and no longer on a RAM disk that the module does not create.
+# Differs from the seed where that breaks on today's nixpkgs: the group is named together with the user, the
+# platform label does not use the removed `pkgs.system`, and the home directory is state below /var/lib and no
+# longer on a RAM disk that the module does not create.
 {
   config,
   lib,
@@ -35,7 +37,10 @@ in
       type = types.path;
       default = "/run/keys/github-runner";
       example = "/var/lib/secrets/github-runner";
-      description = "File with a registration token or a personal access token and nothing else. The runner starts when it is there.";
+      description = ''
+        File with a registration token or a personal access token and nothing else. The runner starts when it
+        is there.
+      '';
     };
 
     labels = mkOption {
@@ -57,7 +62,10 @@ in
       type = types.bool;
       default = false;
       example = true;
-      description = "Take one job, then register anew with a clean state. Needs a personal access token, because a registration token expires.";
+      description = ''
+        Take one job, then register anew with a clean state. Needs a personal access token, because a
+        registration token expires.
+      '';
     };
 
     packages = mkOption {
@@ -122,8 +130,11 @@ in
           # Jobs may install into profiles of their own, and see an empty home besides their work.
           ReadWritePaths = [ "/nix/var/nix/profiles/per-user/" ];
           ProtectHome = "tmpfs";
-          Restart = "always";
-          RestartSec = 10;
+        }
+        // lib.optionalAttrs (!cfg.ephemeral) {
+          # A runner that lost the network comes back; nixpkgs restarts ephemeral ones only.
+          Restart = lib.mkForce "on-failure";
+          RestartSec = 30;
         };
       };
 
@@ -140,7 +151,8 @@ in
           "root"
           user
         ];
-        # The daemon makes room by itself when less than 1 GiB is free, until 3 GiB are. The seed asked for 5 GiB on a disk of 6.
+        # The daemon makes room by itself when less than 1 GiB is free, until 3 GiB are. The seed asked for 5
+        # GiB on a disk of 6.
         min-free = 1024 * 1024 * 1024;
         max-free = 3 * 1024 * 1024 * 1024;
       };

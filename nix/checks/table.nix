@@ -1,0 +1,48 @@
+# The report as a table for people; `evaluate.sh` applies it. The last line begins with "Good" or with
+# "WRONG".
+report:
+let
+  inherit (builtins)
+    attrNames
+    concatMap
+    concatStringsSep
+    length
+    map
+    toString
+    ;
+
+  rows = concatMap (
+    system: map (name: report.${system}.${name} // { inherit system name; }) (attrNames report.${system})
+  ) (attrNames report);
+
+  complaints =
+    row:
+    map (message: "assertion failed: ${message}") row.failedAssertions
+    ++ map (message: "warning: ${message}") row.warnings
+    ++ map (fact: "not true: ${fact}") row.failedFacts
+    ++ (if row.nixosGenerateParity then [ ] else [ "nixosGenerate makes another derivation" ]);
+
+  line =
+    row:
+    concatStringsSep "\n" (
+      [
+        "${row.name} (${row.system})"
+        "  failed assertions ${toString (length row.failedAssertions)}, warnings ${toString (length row.warnings)}, facts ${
+          toString (row.facts - length row.failedFacts)
+        } of ${toString row.facts}, nixosGenerate parity ${if row.nixosGenerateParity then "yes" else "NO"}"
+        "  disk ${toString row.diskSizeMiB} MiB, ${row.bootMode}"
+        "  ${row.drvPath}"
+      ]
+      ++ map (text: "  ! ${text}") (complaints row)
+    );
+
+  wrong = concatMap complaints rows;
+in
+concatStringsSep "\n" (map line rows)
++ "\n\n"
++ (
+  if wrong == [ ] then
+    "Good: ${toString (length rows)} images evaluate as they should.\n"
+  else
+    "WRONG: ${toString (length wrong)} complaints, see above.\n"
+)
