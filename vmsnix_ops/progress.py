@@ -1,6 +1,7 @@
 """One stream of progress events, three faces: terminal, notebook, CI log.
 
-Work is reported by steps. The face that shows them is chosen once, where the work starts; nothing below knows which one it is.
+Work is reported by steps. The face that shows them is chosen once, where the work starts; nothing below
+knows which one it is.
 
 >>> from vmsnix_ops.progress import Progress
 >>> events = []
@@ -131,7 +132,8 @@ def silent() -> Progress:
 def current() -> Progress:
     """Return the face that fits where this process runs.
 
-    Widgets in a kernel that a Jupyter server started, a live bar on a terminal, plain lines everywhere else (CI, papermill).
+    Widgets in a kernel that a Jupyter server started, a live bar on a terminal, plain lines everywhere else
+    (CI, papermill).
     """
     if os.environ.get("VMSNIX_PROGRESS") == "silent":
         return silent()
@@ -228,5 +230,6 @@ class Lines:
                 self._write("::endgroup::")
 
     def _write(self, line: str) -> None:
-        self.stream.write(line + "\n")
+        # A message from elsewhere may have many lines; none may begin as a workflow command (``::``) does.
+        self.stream.write("\n  | ".join(line.splitlines()) + "\n")
         self.stream.flush()

@@ -1,0 +1,256 @@
+"""The stream of events and its three faces."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import pytest
+from rich.console import Console
+
+from vmsnix_ops import progress
+from vmsnix_ops._faces import terminal_face, widget_face
+from vmsnix_ops.progress import Event, Lines, Progress, describe
+
+
+def lines(
+    monkeypatch: pytest.MonkeyPatch, *, github: bool = False, every: float = 10.0
+) -> tuple[Lines, io.StringIO]:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true" if github else "false")
+    stream = io.StringIO()
+    return Lines(stream, every=every), stream
+
+
+def test_a_step_reports_start_moves_and_end() -> None:
+    events: list[Event] = []
+    with Progress(events.append).step("upload", total=10, unit="bytes") as step:
+        step.advance(4)
+        step.advance(-4)
+        step.at(10, message="verified")
+        step.message("done soon")
+    assert [event.kind for event in events] == [
+        "started",
+        "advanced",
+        "advanced",
+        "advanced",
+        "message",
+        "finished",
+    ]
+    assert [event.done for event in events] == [0, 4, 0, 10, 10, 10]
+    assert events[3].message == "verified"
+
+
+def test_a_failing_step_reports_why_and_lets_the_error_pass() -> None:
+    events: list[Event] = []
+    with pytest.raises(ValueError, match="bad disk"), Progress(events.append).step("import"):
+        raise ValueError("bad disk")
+    assert (events[-1].kind, events[-1].message) == ("failed", "bad disk")
+
+
+def test_an_interrupted_step_is_reported_as_failed() -> None:
+    events: list[Event] = []
+    with pytest.raises(KeyboardInterrupt), Progress(events.append).step("import"):
+        raise KeyboardInterrupt
+    assert (events[-1].kind, events[-1].message) == ("failed", "KeyboardInterrupt")
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (
+            Event("u", "advanced", done=2**20, total=4 * 2**20, unit="bytes", seconds=1),
+            "1.0 MiB of 4.0 MiB, 25 %, 1.0 MiB/s, 3.0 s to go",
+        ),
+        (
+            Event("u", "finished", done=2**20, total=2**20, unit="bytes", seconds=2),
+            "1.0 MiB of 1.0 MiB, 100 %, 512.0 KiB/s",
+        ),
+        (
+            Event("i", "advanced", done=32, total=100, unit="percent", seconds=68, message="validated"),
+            "32 %, 2 min 24 s to go, validated",
+        ),
+        (Event("b", "advanced", done=3, total=None, unit="derivations", seconds=1), "3 derivations"),
+        (
+            Event("b", "advanced", done=3, total=12, unit="items", seconds=3),
+            "3 of 12 items, 25 %, 9.0 s to go",
+        ),
+        (Event("u", "advanced", done=5, unit="bytes", seconds=0), "5 B"),
+    ],
+)
+def test_describe_tells_amount_share_rate_and_time_to_go(event: Event, expected: str) -> None:
+    # 32 % after 68 s leaves 144.5 s.
+    assert describe(event) == expected
+
+
+def test_lines_show_start_and_end_and_seldom_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    face, stream = lines(monkeypatch)
+    face(Event("upload", "started"))
+    for second in range(1, 26):
+        face(Event("upload", "advanced", done=second, total=25, seconds=second))
+    face(Event("upload", "finished", done=25, total=25, seconds=25))
+    assert stream.getvalue().splitlines() == [
+        "upload ...",
+        "upload: 10 of 25 items, 40 %, 15.0 s to go",
+        "upload: 20 of 25 items, 80 %, 5.0 s to go",
+        "upload finished in 25.0 s: 25 of 25 items, 100 %",
+    ]
+
+
+def test_lines_fold_every_step_in_github_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    face, stream = lines(monkeypatch, github=True)
+    with Progress(face).step("build") as step:
+        step.message("evaluating")
+    written = stream.getvalue().splitlines()
+    assert written[:2] == ["::group::build", "build: evaluating"]
+    assert written[2].startswith("build finished in ")
+    assert written[3] == "::endgroup::"
+
+
+def test_lines_end_the_fold_of_a_failed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    face, stream = lines(monkeypatch, github=True)
+    face(Event("build", "started"))
+    face(Event("build", "failed", message="no space", seconds=3))
+    assert stream.getvalue().splitlines()[1:] == ["build failed in 3.0 s: no space", "::endgroup::"]
+
+
+def test_a_message_cannot_smuggle_in_a_workflow_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    face, stream = lines(monkeypatch, github=True)
+    face(Event("import", "message", message="oh\n::set-env name=PATH::/tmp\r\n::stop-commands::x"))
+    assert all(not line.lstrip().startswith("::") for line in stream.getvalue().splitlines())
+
+
+def test_current_is_silent_when_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VMSNIX_PROGRESS", "silent")
+    with progress.current().step("upload"):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+def test_current_writes_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("VMSNIX_PROGRESS", raising=False)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    with progress.current().step("upload"):
+        pass
+    assert capsys.readouterr().out.startswith("upload ...\nupload finished in ")
+
+
+def test_current_shows_widgets_in_a_notebook_but_not_under_the_runner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VMSNIX_PROGRESS", raising=False)
+    monkeypatch.setenv("JPY_SESSION_NAME", "/somewhere/20-publish-ami.ipynb")
+    monkeypatch.delenv("VMSNIX_RUN_ID", raising=False)
+    assert type(progress.current().report).__name__ == "WidgetFace"
+    monkeypatch.setenv("VMSNIX_RUN_ID", "r1")
+    assert isinstance(progress.current().report, Lines)
+
+
+def row(face: object, number: int = 0) -> tuple[str, object, str]:
+    name, bar, text = face.box.children[number].children  # type: ignore[attr-defined]
+    return name.value, bar, text.value
+
+
+def test_the_widget_has_one_bar_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    face = widget_face()
+    for name in ("upload", "import"):
+        with Progress(face).step(name, total=8, unit="bytes") as step:
+            step.advance(8)
+    assert [row(face, number)[0] for number in (0, 1)] == ["<b>upload</b>", "<b>import</b>"]
+    name, bar, text = row(face)
+    assert (bar.value, bar.max, bar.bar_style) == (8, 8, "success")
+    assert text.startswith("finished in ")
+    assert "8 B of 8 B" in text
+    assert capsys.readouterr().out.count("VBox") == 1  # displayed once
+
+
+def test_the_widget_turns_red_on_failure_and_shows_the_error_as_text() -> None:
+    face = widget_face()
+    face(Event("import", "started", total=100, unit="percent"))
+    face(Event("import", "failed", done=32, total=100, unit="percent", message="<script>$x$</script>"))
+    _, bar, text = row(face)
+    assert (bar.value, bar.bar_style) == (32, "danger")
+    assert "&lt;script&gt;" in text
+
+
+def test_the_widget_never_leaves_the_bar() -> None:
+    face = widget_face()
+    face(Event("upload", "started", total=10))
+    face(Event("upload", "advanced", done=15, total=10, seconds=1))
+    assert row(face)[1].value == 10  # type: ignore[attr-defined]
+    face(Event("upload", "failed", done=-3, total=10, seconds=1))
+    assert 0 < row(face)[1].value <= 10  # type: ignore[attr-defined]
+
+
+def test_a_step_that_runs_again_gets_a_bar_of_its_own() -> None:
+    face = widget_face()
+    for _ in range(2):
+        with Progress(face).step("upload"):
+            pass
+    assert len(face.box.children) == 2
+
+
+def test_the_widget_follows_many_threads() -> None:
+    face = widget_face()
+    with Progress(face).step("upload", total=400) as step:
+        threads = [threading.Thread(target=lambda: [step.advance(1) for _ in range(100)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert row(face)[1].value == 400  # type: ignore[attr-defined]
+
+
+def terminal(**options: object) -> tuple[Progress, io.StringIO]:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100, **options)  # type: ignore[arg-type]
+    return Progress(terminal_face(console)), stream
+
+
+def test_the_terminal_keeps_how_each_step_ended() -> None:
+    shown, stream = terminal()
+    with shown.step("upload", total=8, unit="bytes") as step:
+        step.advance(8)
+        step.message("checking [bold]not markup[/bold]")
+    with pytest.raises(ValueError, match="no"), shown.step("import"):
+        raise ValueError("no")
+    written = stream.getvalue()
+    assert "✓ upload" in written
+    assert "upload: checking [bold]not markup[/bold]" in written
+    assert "✗ import" in written
+    assert written.rstrip(" \x1b[?25h").endswith("\n") or written.endswith("\n")
+
+
+def test_the_terminal_shows_steps_side_by_side_and_stops_after_the_last() -> None:
+    shown, _ = terminal()
+    face = shown.report
+    with shown.step("eu-west-1"):
+        with shown.step("eu-north-1"):
+            pass
+        assert face._bars is not None  # type: ignore[attr-defined]
+        assert face._running == {"eu-west-1"}  # type: ignore[attr-defined]
+    assert face._bars is None  # type: ignore[attr-defined]
+
+
+def test_the_terminal_honours_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown, stream = terminal()
+    with shown.step("upload", total=1) as step:
+        step.advance(1)
+    assert "\x1b[32m" not in stream.getvalue()
+    assert "\x1b[3" not in stream.getvalue()
+
+
+def test_the_terminal_never_hides_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    face = terminal_face()
+    stream = io.StringIO()
+    face._console.file = stream
+    face._console._force_terminal = True
+    with Progress(face).step("upload"):
+        pass
+    assert "✓ upload" in stream.getvalue()
+    assert "\x1b[?25l" not in stream.getvalue()
