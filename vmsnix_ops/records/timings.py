@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import AbstractPathEffect
 
 SLOW_FACTOR = 1.5
 """How many times the 90th percentile a slow step takes."""
@@ -171,32 +170,29 @@ def _plot_usual(axes: Axes, finished: pd.DataFrame, names: list[str]) -> None:
     for number, path in enumerate(paths):
         seconds = finished[finished["via"] == path].groupby("step")["seconds"]
         median = seconds.quantile(0.5).reindex(names)
-        places = [index + (number - (len(paths) - 1) / 2) * height for index in range(len(names))]
-        above = (seconds.quantile(0.9).reindex(names) - median).fillna(0.0)
-        axes.barh(
-            places,
-            median.fillna(0.0).to_numpy(),
-            height * 0.9,
-            xerr=[[0.0] * len(names), above.to_list()],
-            color=COLOURS[number % len(COLOURS)],
-            error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
-            label=path,
-        )
-        for place, value in zip(places, median, strict=True):
-            if value == value:  # a step without figures has NaN
-                axes.annotate(
-                    f"{value:,.1f}" if value < 100 else f"{value:,.0f}",
-                    (0, place),
-                    xytext=(4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=8,
-                    color="white",
-                    path_effects=_outline(COLOURS[number % len(COLOURS)]),
-                )
+        high = seconds.quantile(0.9).reindex(names)
+        colour = COLOURS[number % len(COLOURS)]
+        label: str | None = path
+        for index, name in enumerate(names):
+            if median[name] != median[name]:  # NaN: this path has no such step
+                continue
+            place = index + (number - (len(paths) - 1) / 2) * height
+            axes.barh(place, median[name], height * 0.9, color=colour, label=label)
+            axes.plot([median[name], high[name]], [place, place], color=INK, linewidth=1)
+            axes.annotate(
+                _readable(median[name]),
+                (high[name], place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=INK,
+            )
+            label = None  # once in the legend
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
+    axes.margins(x=0.08)  # room for the figures
     axes.set_xlabel("seconds (bar: median, whisker: 90th percentile)", color=INK)
     axes.set_title("Where the time goes", loc="left", color=INK)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
@@ -207,18 +203,29 @@ def _plot_usual(axes: Axes, finished: pd.DataFrame, names: list[str]) -> None:
 def _plot_trend(axes: Axes, finished: pd.DataFrame, names: list[str]) -> None:
     import matplotlib.dates as mdates
 
+    paths = sorted(finished["via"].unique())
     for number, name in enumerate(names):
-        rows = finished[(finished["step"] == name) & (finished["seconds"] > 0)]
-        axes.plot(
-            rows["started_at"].to_numpy(),
-            rows["seconds"].to_numpy(),
-            marker="o",
-            markersize=4,
-            linewidth=1,
-            alpha=0.9,
-            color=STEP_COLOURS[number % len(STEP_COLOURS)],
-            label=name,
-        )
+        label: str | None = name
+        for path, style in zip(paths, ("-", "--", ":"), strict=False):
+            rows = finished[
+                (finished["step"] == name) & (finished["via"] == path) & (finished["seconds"] > 0)
+            ]
+            if rows.empty:
+                continue
+            axes.plot(
+                rows["started_at"].to_numpy(),
+                rows["seconds"].to_numpy(),
+                linestyle=style,
+                marker="o",
+                markersize=4,
+                linewidth=1,
+                color=STEP_COLOURS[number % len(STEP_COLOURS)],
+                label=label,
+            )
+            label = None
+    if len(paths) > 1:
+        for path, style in zip(paths, ("-", "--", ":"), strict=False):
+            axes.plot([], [], linestyle=style, color=INK, linewidth=1, label=path)
     late = finished[finished["is_slow"]]
     if not late.empty:
         axes.plot(
@@ -244,8 +251,7 @@ def _plot_trend(axes: Axes, finished: pd.DataFrame, names: list[str]) -> None:
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _outline(colour: str) -> list[AbstractPathEffect]:
-    from matplotlib.patheffects import withStroke
-
-    # A short bar ends before its label does.
-    return [withStroke(linewidth=3, foreground=colour)]
+def _readable(seconds: float) -> str:
+    if seconds >= 100:
+        return f"{seconds:,.0f}"
+    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2g}"
