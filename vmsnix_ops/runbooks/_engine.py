@@ -8,6 +8,7 @@ notebook for an honest judgement.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
@@ -224,6 +226,7 @@ class _Engine(Engine):  # type: ignore[misc]
             cls._execute(nb_man, session, kernel_name, options["start_timeout"])
         finally:
             session.interrupter.detach()
+            _close_loop()
 
     @classmethod
     def _execute(cls, nb_man: Any, session: Session, kernel_name: str, start_timeout: int) -> None:
@@ -238,6 +241,14 @@ class _Engine(Engine):  # type: ignore[misc]
             log=QUIET,
         )
         client.execute(cwd=str(session.cwd), env=dict(session.environment))
+
+
+def _close_loop() -> None:
+    """Close the event loop that nbclient made for this thread; nobody else does, and threads come and go."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        ensure_event_loop().close()  # jupyter_core makes a new one when it needs one again
 
 
 class _ThisInterpreter(KernelSpecManager):

@@ -230,6 +230,7 @@ def _run(
             kept=kept_error(prepared.folder.path(ERROR_FILE)),
         )
         if failure is not None:
+            failure = Failure(**redactor.anything(failure.to_json()))
             live.note(f"{judged}: {failure}", screen=False)
         return _keep(prepared, notebook, redactor, live, judged, failure, seconds, record=record)
 
@@ -306,9 +307,10 @@ def _keep(
     """Write all evidence of a judged run, and say what could not be written."""
     folder = prepared.folder
     problems: list[str] = []
-    values = _values(prepared, judged, failure, seconds)
+    values = redactor.anything(_values(prepared, judged, failure, seconds))
     notebook.metadata["vmsnix_run"] = {key: values[key] for key in ("run_id", "runbook", "status", "failure")}
-    kept = _write_notebook(folder, notebook, redactor)
+    kept, found = _write_notebook(folder, notebook, redactor)
+    found = {**redactor.found, **found}
     try:
         from vmsnix_ops.runbooks import report
 
@@ -316,9 +318,9 @@ def _keep(
     except Exception as error:  # noqa: BLE001 - the run is over; a page that fails must not hide its verdict
         problems.append(f"The report could not be made: {type(error).__name__}: {error}")
         values["report"] = ""
-    if redactor.found:
-        live.note(f"Secrets were removed from the evidence: {json.dumps(redactor.found)}")
-    values["secrets_removed"] = dict(redactor.found)
+    if found:
+        live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
+    values["secrets_removed"] = found
     if record:
         try:
             _record(prepared, values)
@@ -380,16 +382,18 @@ def _values(prepared: _Run, judged: Verdict, failure: Failure | None, seconds: f
     }
 
 
-def _write_notebook(folder: archives.RunFolder, notebook: Any, redactor: Redactor) -> Any:
-    """Write the notebook without secrets; return what was written. The running one is left alone."""
+def _write_notebook(
+    folder: archives.RunFolder, notebook: Any, redactor: Redactor
+) -> tuple[Any, dict[str, int]]:
+    """Write the notebook without secrets; return it and what was removed. The running one is left alone."""
     import nbformat
 
     kept = copy.deepcopy(notebook)
-    redactor.found.clear()  # the whole notebook is scanned each time: the last count is the right one
-    redactor.notebook(kept)
+    scan = Redactor(redactor.values)
+    scan.notebook(kept)
     text = nbformat.writes(kept)  # type: ignore[no-untyped-call]
     archives.write_whole(folder.path(archives.NOTEBOOK), text)
-    return kept
+    return kept, scan.found
 
 
 def _record(prepared: _Run, values: Mapping[str, Any]) -> None:

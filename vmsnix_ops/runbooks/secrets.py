@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (label, re.compile(pattern, re.DOTALL))
@@ -44,7 +44,7 @@ SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("GitHub token", r"\b(?P<secret>gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,})"),
         ("web token", r"\b(?P<secret>eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"),
         ("age key", r"(?P<secret>AGE-SECRET-KEY-1[A-Z0-9]{40,})"),
-        ("Nix signing key", r"[\w.-]+:(?P<secret>[A-Za-z0-9+/]{86}==)"),
+        ("Nix signing key", r"(?<=:)(?P<secret>[A-Za-z0-9+/]{86}==)"),
     )
 )
 """What a secret is called, and the shape by which it is known; the group ``secret`` is what is taken out."""
@@ -207,8 +207,3 @@ def _node(value: Any) -> Any:
     from nbformat import from_dict
 
     return from_dict(value)  # type: ignore[no-untyped-call]
-
-
-def join_labels(found: Iterable[str]) -> str:
-    """Return labels as people list them."""
-    return ", ".join(sorted(found))

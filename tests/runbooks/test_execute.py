@@ -1,0 +1,397 @@
+"""Running a runbook: the verdict, the evidence, and each of papermill's traps closed."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmsnix_ops.errors import ArchiveError, ParameterError, RunError, UnknownRunbookError
+from vmsnix_ops.runbooks import _engine
+from vmsnix_ops.runbooks._interrupts import Interrupter
+from vmsnix_ops.runbooks._output import Limits
+from vmsnix_ops.runbooks.execute import run
+
+if TYPE_CHECKING:
+    from tests.runbooks.shelf import Shelf
+
+
+def test_a_run_leaves_notebook_report_result_and_log(shelf: Shelf) -> None:
+    outcome = shelf.run("print(f'hello {name}')", "6 * 7", given={"name": "Ada"})
+    assert (outcome.verdict, outcome.exit_code, outcome.error) == ("done", 0, None)
+    folder = shelf.archive / outcome.run_id
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "log.txt",
+        "notebook.ipynb",
+        "report.html",
+        "result.json",
+    ]
+    assert "hello Ada" in shelf.outputs(outcome)
+    assert "hello Ada" in Path(outcome.report).read_text()
+    assert "hello Ada\n42\n" in Path(outcome.log).read_text()
+    assert "hello Ada" in shelf.screen.getvalue()
+    result = json.loads(Path(outcome.result).read_text())
+    assert result == outcome.values
+    assert result["status"] == "done"
+    assert result["parameters"] == {"name": "Ada", "account": "", "count": 1, "loud": False}
+    assert result["report"] == outcome.report
+
+
+def test_the_committed_notebook_is_not_touched(shelf: Shelf) -> None:
+    path = shelf.put("10-try-this.ipynb", "print('x')")
+    before = path.read_bytes()
+    run("try-this", folder=shelf.folder, archive=shelf.archive, record=False)
+    assert path.read_bytes() == before
+
+
+def test_what_the_notebook_wrote_to_result_json_is_kept(shelf: Shelf) -> None:
+    outcome = shelf.run(
+        "from vmsnix_ops.records.result import write_result\n"
+        "from vmsnix_ops.records.run_context import current_run\n"
+        "write_result(current_run(), {'status': 'done', 'ami_id': 'ami-1', 'steps': [], 'seconds': 0.1})"
+    )
+    assert outcome.values["ami_id"] == "ami-1"
+    assert outcome.values["steps"] == []
+    assert outcome.values["run_id"] == outcome.run_id
+    assert outcome.values["runbook"] == "try-this"
+
+
+def test_trap_1_cells_that_never_ran_do_not_count_as_completed(shelf: Shelf) -> None:
+    # papermill saves this very run as completed, without any exception.
+    outcome = shelf.run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "print('never')")
+    assert (outcome.verdict, outcome.exit_code) == ("failed", 1)
+    assert outcome.error is not None
+    assert outcome.error.type == "DeadKernelError"
+    assert "memory" in outcome.error.why
+    assert Path(outcome.report).is_file()
+    assert shelf.executed(outcome)["cells"][-1]["execution_count"] is None
+
+
+def test_trap_3_parameters_arrive_with_their_declared_types(shelf: Shelf) -> None:
+    outcome = shelf.run(
+        "print([loud, account, count])", given={"loud": "false", "account": "012345678901", "count": "3"}
+    )
+    assert "[False, '012345678901', 3]" in shelf.screen.getvalue()
+    assert outcome.values["parameters"]["account"] == "012345678901"
+
+
+def test_trap_5_and_6_the_kernel_ends_quickly_and_says_nothing_about_encryption(
+    shelf: Shelf, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcome = shelf.run("print('x')")
+    assert outcome.verdict == "done"
+    printed = capfd.readouterr()
+    assert "encryption" not in printed.out + printed.err + Path(outcome.log).read_text()
+    assert _engine.SHUTDOWN_SECONDS == 1.0
+
+
+def test_trap_9_relative_paths_count_from_the_given_folder(shelf: Shelf, tmp_path: Path) -> None:
+    before = Path.cwd()
+    shelf.run("import os\nprint(os.getcwd())", cwd=tmp_path)
+    assert shelf.screen.getvalue().strip() == str(tmp_path)
+    assert Path.cwd() == before
+
+
+def test_trap_9_without_a_folder_they_count_from_this_one(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shelf.run("import os\nprint(os.getcwd())")
+    assert shelf.screen.getvalue().strip() == str(tmp_path)
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_trap_10_a_notebook_that_exits_has_not_done_its_job(shelf: Shelf, code: int) -> None:
+    outcome = shelf.run(f"import sys\nsys.exit({code})", "print('never')")
+    assert (outcome.verdict, outcome.exit_code) == ("failed", 1)
+    assert outcome.error is not None
+    assert f"sys.exit({code})" in outcome.error.what
+    assert "never\n" not in shelf.screen.getvalue()
+
+
+def test_trap_10_a_question_fails_instead_of_waiting(shelf: Shelf) -> None:
+    outcome = shelf.run("input('Sure?')")
+    assert outcome.verdict == "failed"
+    assert outcome.error is not None
+    assert outcome.error.type == "StdinNotImplementedError"
+
+
+def test_trap_12_progress_is_plain_lines(shelf: Shelf) -> None:
+    shelf.run(
+        "from vmsnix_ops.progress import current\n"
+        "with current().step('upload', total=2, unit='bytes') as step:\n    step.advance(2)"
+    )
+    assert "upload ...\nupload finished in " in shelf.screen.getvalue()
+
+
+def test_trap_12_output_is_capped_and_keeps_beginning_and_end(shelf: Shelf) -> None:
+    limits = Limits(cell=1000, notebook=5000, display=2000, log=3000)
+    outcome = shelf.run(
+        "for number in range(20_000):\n    print(f'line {number}')",
+        "print('y' * 100_000)",
+        "from IPython.display import HTML\nHTML('z' * 100_000)",
+        "print('the last word')",
+        limits=limits,
+    )
+    assert outcome.verdict == "done"
+    shown = shelf.outputs(outcome)
+    assert "line 0\\n" in shown
+    assert "line 19999" in shown
+    assert "characters left out" in shown
+    assert "an output of 100," in shown
+    assert "the last word" in shown
+    assert Path(outcome.notebook).stat().st_size < 12_000
+    assert Path(outcome.log).stat().st_size < 3_500
+    assert "line 19999" in shelf.screen.getvalue()  # whoever watches sees everything
+
+
+def test_trap_13_parallel_runs_do_not_disturb_each_other(shelf: Shelf) -> None:
+    shelf.put("10-try-this.ipynb", "import os\nprint(name, os.environ['VMSNIX_RUN_ID'])")
+
+    def one(number: int) -> tuple[str, str]:
+        outcome = run(
+            "try-this", {"name": f"n{number}"}, folder=shelf.folder, archive=shelf.archive, record=False
+        )
+        return outcome.verdict, f"n{number} {outcome.run_id}" if outcome.verdict == "done" else outcome.log
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(one, range(3)))
+    assert [verdict for verdict, _ in results] == ["done"] * 3
+    for _, expected in results:
+        assert expected in (shelf.archive / expected.split()[1] / "log.txt").read_text()
+
+
+def test_trap_13_error_markers_do_not_shift_the_cells(shelf: Shelf) -> None:
+    path = shelf.put("10-try-this.ipynb", "1 / 0", "print('never')")
+    outcome = run("try-this", folder=shelf.folder, archive=shelf.archive, record=False)
+    before = [cell["source"] for cell in json.loads(path.read_text())["cells"]]
+    assert ["".join(cell["source"]) for cell in shelf.executed(outcome)["cells"]] == before
+
+
+def test_a_kernel_that_does_not_start_is_tried_once_more(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+    right = _engine.kernels.argv
+
+    def taken_once(*more: str) -> list[str]:
+        tries.append(more)
+        # A port that another run took meanwhile ends the kernel at its start, as this does.
+        return ["/bin/sh", "-c", "exit 1"] if len(tries) == 1 else right(*more)
+
+    monkeypatch.setattr(_engine.kernels, "argv", taken_once)
+    assert shelf.run("print('x')").verdict == "done"
+    assert len(tries) == 2
+
+
+def test_a_kernel_that_never_starts_fails_the_run_with_evidence(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_engine.kernels, "argv", lambda *_: ["/bin/sh", "-c", "exit 1"])
+    outcome = shelf.run("print('x')")
+    assert outcome.verdict == "failed"
+    assert outcome.error is not None
+    assert "did not start" in outcome.error.what
+    assert json.loads(Path(outcome.result).read_text())["status"] == "failed"
+    assert Path(outcome.report).is_file()
+
+
+def test_the_kernel_is_this_interpreter_whatever_is_installed(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = tmp_path / "jupyter" / "kernels" / "python3"
+    wrong.mkdir(parents=True)
+    spec = {"argv": ["/nowhere/python"], "display_name": "wrong", "language": "python"}
+    (wrong / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    outcome = shelf.run("import sys\nprint(sys.executable == '" + os.sys.executable + "')")
+    assert outcome.verdict == "done"
+    assert "True" in shelf.screen.getvalue()
+
+
+def test_the_kernel_knows_its_run(shelf: Shelf) -> None:
+    outcome = shelf.run(
+        "import os\nprint(os.environ['VMSNIX_RUN_ID'], os.environ['VMSNIX_RUNBOOK'], os.environ['EXTRA'])\n"
+        "print('GONE' in os.environ, os.path.isdir(os.environ['VMSNIX_RUN_DIR']))",
+        environment={"EXTRA": "more", "GONE": None},
+    )
+    assert shelf.screen.getvalue().startswith(f"{outcome.run_id} try-this more\nFalse True")
+
+
+def test_run_ids_sort_by_time_and_differ(shelf: Shelf) -> None:
+    first, second = shelf.run("1"), shelf.run("2")
+    assert first.run_id[:16] <= second.run_id[:16]
+    assert first.run_id != second.run_id
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "exit_code"),
+    [("RoleError", "failed", 1), ("ParameterError", "failed", 2), ("PartlyDoneError", "partly", 3)],
+)
+def test_an_error_of_ours_comes_out_as_three_sentences(
+    shelf: Shelf, error: str, verdict: str, exit_code: int
+) -> None:
+    outcome = shelf.run(
+        "print('before')",
+        f"from vmsnix_ops.errors import {error}\n"
+        f"raise {error}('It broke.', why='It was old.', cure='Mend it.')",
+        "print('never')",
+    )
+    assert (outcome.verdict, outcome.exit_code) == (verdict, exit_code)
+    failure = outcome.error
+    assert failure is not None
+    assert (failure.type, failure.what, failure.why, failure.cure) == (
+        error,
+        "It broke.",
+        "It was old.",
+        "Mend it.",
+    )
+    assert failure.cell == 3
+    assert "Traceback" in shelf.outputs(outcome)
+    assert "Traceback" in Path(outcome.log).read_text()
+    assert "Traceback" not in shelf.screen.getvalue()
+    result = json.loads(Path(outcome.result).read_text())
+    assert result["error"] == "It broke. It was old. Mend it."
+    assert result["failure"]["cure"] == "Mend it."
+    assert not (shelf.archive / outcome.run_id / ".error.json").exists()
+
+
+def test_what_aws_said_is_kept(shelf: Shelf) -> None:
+    outcome = shelf.run(
+        "from vmsnix_ops.errors import RegistrationError\n"
+        "raise RegistrationError('No.', code='InvalidAMIName.Duplicate', request_id='req-1')"
+    )
+    assert outcome.error is not None
+    assert outcome.error.detail == {"code": "InvalidAMIName.Duplicate", "request_id": "req-1"}
+
+
+def test_any_other_error_is_told_in_a_line_with_its_place(shelf: Shelf) -> None:
+    outcome = shelf.run("import json\njson.loads('{')")
+    assert outcome.error is not None
+    assert outcome.error.what.startswith("Cell 2 failed: JSONDecodeError: Expecting property name")
+    assert "decoder.py" in outcome.error.why
+
+
+def test_an_interrupt_lets_the_notebook_clean_up(shelf: Shelf, tmp_path: Path) -> None:
+    started, cleaned = tmp_path / "started", tmp_path / "cleaned"
+    stopper = Interrupter()
+
+    def stop() -> None:
+        while not started.exists():
+            threading.Event().wait(0.05)
+        stopper.interrupt()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    outcome = shelf.run(
+        "import pathlib, time\n"
+        f"try:\n    pathlib.Path({str(started)!r}).touch()\n    time.sleep(60)\n"
+        f"finally:\n    pathlib.Path({str(cleaned)!r}).touch()\n    print('cleaned up')",
+        "print('never')",
+        interrupter=stopper,
+    )
+    thread.join()
+    assert (outcome.verdict, outcome.exit_code) == ("interrupted", 1)
+    assert cleaned.exists()
+    assert "cleaned up" in shelf.outputs(outcome)
+    assert outcome.error is not None
+    assert outcome.error.what == "The run was interrupted in cell 2."
+    assert json.loads(Path(outcome.result).read_text())["status"] == "interrupted"
+
+
+def test_an_interrupt_before_the_first_cell_runs_nothing(shelf: Shelf) -> None:
+    stopper = Interrupter()
+    stopper.interrupt()
+    outcome = shelf.run("print('never')", interrupter=stopper)
+    assert outcome.verdict == "interrupted"
+    assert shelf.screen.getvalue() == ""
+
+
+def test_a_notebook_that_does_not_stop_is_stopped(shelf: Shelf, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    stopper = Interrupter(grace=0.5)
+
+    def stop() -> None:
+        while not started.exists():
+            threading.Event().wait(0.05)
+        stopper.interrupt()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    outcome = shelf.run(
+        f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\n"
+        "while True:\n    try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        pass",
+        interrupter=stopper,
+    )
+    thread.join()
+    assert outcome.verdict == "interrupted"
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_an_archive_that_cannot_be_written_is_refused_before_anything_runs(
+    shelf: Shelf, tmp_path: Path, place: str
+) -> None:
+    ran = tmp_path / "ran"
+    archive = tmp_path / "taken"
+    archive.touch()
+    with pytest.raises(ArchiveError, match="taken"):
+        shelf.run(
+            f"open({str(ran)!r}, 'w').close()",
+            archive=archive if place == "file" else archive / "below",
+        )
+    assert not ran.exists()
+
+
+def test_wrong_words_leave_no_trace(shelf: Shelf) -> None:
+    shelf.put("10-try-this.ipynb", "print('x')")
+    for error, name, given in (
+        (UnknownRunbookError, "try-that", {}),
+        (ParameterError, "try-this", {"nam": "x"}),
+        (ParameterError, "try-this", {"count": "x"}),
+    ):
+        with pytest.raises(error):
+            run(name, given, folder=shelf.folder, archive=shelf.archive, record=False)
+    with pytest.raises(RunError, match="working directory"):
+        run("try-this", folder=shelf.folder, archive=shelf.archive, cwd=shelf.folder / "nowhere")
+    assert not shelf.archive.exists()
+
+
+def test_secrets_reach_neither_notebook_nor_report_nor_result_nor_log_nor_screen(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPLOY_TOKEN", "no-shape-at-all-but-secret")
+    outcome = shelf.run(
+        "import os\nprint('key', 'AKIA' + 'ABCD' * 4)\nprint(os.environ['DEPLOY_TOKEN'])",
+        "raise ValueError('signed with X-Amz-Signature=' + 'ab' * 32)",
+    )
+    texts = [
+        Path(place).read_text() for place in (outcome.notebook, outcome.report, outcome.result, outcome.log)
+    ]
+    for text in [*texts, shelf.screen.getvalue()]:
+        assert "ABCD" * 4 not in text
+        assert "no-shape-at-all" not in text
+        assert "ab" * 32 not in text
+    assert outcome.values["secrets_removed"]
+
+
+def test_a_notebook_that_spoils_its_result_file_still_gets_a_result(shelf: Shelf) -> None:
+    outcome = shelf.run(
+        "import os, pathlib\npathlib.Path(os.environ['VMSNIX_RUN_DIR'], 'result.json').write_text('{')"
+    )
+    assert json.loads(Path(outcome.result).read_text())["status"] == "done"
+
+
+def test_the_users_own_ipython_profile_is_not_loaded(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00-mine.py").write_text("print('my own start-up')")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    shelf.run("print('x')")
+    assert "my own" not in shelf.screen.getvalue()

@@ -1,0 +1,124 @@
+"""Values are typed by the parameters cell, or refused with the reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmsnix_ops.errors import ParameterError
+from vmsnix_ops.runbooks import catalog, parameters
+from vmsnix_ops.runbooks.declarations import read_parameters
+
+if TYPE_CHECKING:
+    from tests.runbooks.shelf import Shelf
+
+
+def convert(declaration: str, value: object) -> object:
+    (parameter,) = read_parameters(declaration)
+    return parameters.convert(parameter, value)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "given", "value"),
+    [
+        ("a: str = ''", "012345678901", "012345678901"),
+        ("a: str = ''", "false", "false"),
+        ("a: str = ''", "", ""),
+        ("a: str = ''", "no", "no"),
+        ("a: str | None = None", "none", None),
+        ("a: str | None = None", "", None),
+        ("a: str | None = None", "x", "x"),
+        ("a: bool = True", "false", False),
+        ("a: bool = True", "No", False),
+        ("a: bool = True", "off", False),
+        ("a: bool = True", "0", False),
+        ("a: bool = False", "TRUE", True),
+        ("a: bool = False", "yes", True),
+        ("a: bool = False", True, True),
+        ("a: int = 0", "08", 8),
+        ("a: int = 0", " -5 ", -5),
+        ("a: float = 0.0", "1e3", 1000.0),
+        ("a: float = 0.0", 2, 2.0),
+        ("a: list[str] = []", "us-east-1, eu-west-1", ["us-east-1", "eu-west-1"]),
+        ("a: list[str] = []", '["a,b", "c"]', ["a,b", "c"]),
+        ("a: list[str] = []", "012345678901,210987654321", ["012345678901", "210987654321"]),
+        ("a: list[str] = []", "", []),
+        ("a: list[int] = []", "1,2", [1, 2]),
+        ("a: list[bool] = []", [True, "no"], [True, False]),
+        ("a: dict[str, str] = {}", "Team=platform,Cost=a=b", {"Team": "platform", "Cost": "a=b"}),
+        ("a: dict[str, str] = {}", '{"Team": "a, b"}', {"Team": "a, b"}),
+        ("a: dict[str, int] = {}", "a=1", {"a": 1}),
+        ("a: dict[str, str] = {}", "", {}),
+        ("a: Literal['import', 'direct'] = 'import'", "direct", "direct"),
+        ("a: Literal[1, 2] = 1", "2", 2),
+    ],
+)
+def test_text_becomes_what_the_cell_declares(declaration: str, given: object, value: object) -> None:
+    converted = convert(declaration, given)
+    assert converted == value
+    assert type(converted) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "given", "reason"),
+    [
+        ("flag: bool = True", "maybe", "Say true or false"),
+        ("flag: bool = True", "", "Say true or false"),
+        ("flag: bool = True", 1, "Say true or false"),
+        ("count: int = 1", "1.5", "digits"),
+        ("count: int = 1", "0x10", "digits"),
+        ("count: int = 1", True, "bool"),
+        ("ratio: float = 1.0", "fast", "1.5"),
+        ("ratio: float = 1.0", "nan", "finite"),
+        ("account: str = ''", 12345678901, "int"),
+        ("account: str = ''", None, "must have a value"),
+        ("regions: list[int] = []", "1,x", "Item 2"),
+        ("regions: list[str] = []", "[1, 2", "JSON"),
+        ("regions: list[str] = []", "[1]", "Item 1"),
+        ("tags: dict[str, str] = {}", "Team", "key=value"),
+        ("tags: dict[str, str] = {}", "a=1,a=2", "twice"),
+        ("tags: dict[str, str] = {}", '{"a": 1}', "'a'"),
+        ("via: Literal['import', 'direct'] = 'import'", "dirct", "Did you mean 'direct'"),
+    ],
+)
+def test_what_does_not_fit_names_parameter_type_and_value(
+    declaration: str, given: object, reason: str
+) -> None:
+    with pytest.raises(ParameterError) as refused:
+        convert(declaration, given)
+    name, kind = declaration.split(":")[0], declaration.split(": ")[1].split(" = ")[0]
+    assert name in refused.value.what
+    assert repr(given) in refused.value.what
+    assert reason in refused.value.why
+    assert kind in refused.value.cure
+
+
+def test_trap_2_a_mistyped_name_is_refused_with_the_nearest(shelf: Shelf) -> None:
+    shelf.put("10-try-this.ipynb")
+    book = catalog.find("try-this", shelf.folder)
+    with pytest.raises(ParameterError, match=r"no parameter 'acount'\. Did you mean 'account'"):
+        parameters.check(book, {"acount": "012345678901"})
+
+
+def test_dashes_in_names_are_understood(shelf: Shelf) -> None:
+    shelf.put("10-try-this.ipynb", parameters="dry_run: bool = False")
+    book = catalog.find("try-this", shelf.folder)
+    assert parameters.check(book, {"dry-run": "yes"}) == {"dry_run": True}
+
+
+@pytest.mark.parametrize("value", ["AKIA" + "Q" * 16, "ghp_" + "a" * 36, "https://me:" + "hunter22@host/"])
+def test_trap_8_a_secret_is_refused_as_a_parameter_and_not_repeated(value: str) -> None:
+    with pytest.raises(ParameterError, match="secret") as refused:
+        convert("token: str = ''", value)
+    assert value not in str(refused.value)
+
+
+def test_pairs_are_split_at_the_first_equals_sign() -> None:
+    assert parameters.split(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
+
+
+@pytest.mark.parametrize("pairs", [["a"], ["=1"], ["a=1", "a=2"]])
+def test_a_pair_that_is_none_is_refused(pairs: list[str]) -> None:
+    with pytest.raises(ParameterError):
+        parameters.split(pairs)
