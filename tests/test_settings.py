@@ -1,0 +1,179 @@
+"""Settings from ``vmsnix.toml`` and ``VMSNIX_*`` variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmsnix_ops.errors import SettingsError
+from vmsnix_ops.settings import FIELDS, NOT_SETTINGS, VARIABLES, load
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "vmsnix.toml"
+    path.write_text(text)
+    return path
+
+
+def test_everything_has_a_default(tmp_path: Path) -> None:
+    settings = load(tmp_path, {})
+    assert (settings.region, settings.bucket) == (None, None)
+    assert (settings.role_name, settings.prefix, settings.key_prefix) == ("vmimport", "altf4llc", "vmsnix/")
+    assert settings.allowed_accounts == ()
+    assert settings.flake == "./nix"
+    assert settings.state.name == "vmsnix_ops"
+    assert settings.history == str(settings.state / "history")
+    assert settings.archive == settings.state / "archive"
+
+
+def test_the_file_is_found_in_a_parent_and_the_nearest_wins(tmp_path: Path) -> None:
+    write(tmp_path, 'region = "far"\n')
+    near = tmp_path / "near"
+    deep = near / "below"
+    deep.mkdir(parents=True)
+    write(near, 'region = "eu-west-1"\n')
+    assert load(deep, {}).region == "eu-west-1"
+    assert load(tmp_path, {}).region == "far"
+
+
+def test_a_variable_wins_over_the_file(tmp_path: Path) -> None:
+    write(tmp_path, 'region = "eu-west-1"\nbucket = "of-the-file"\n')
+    settings = load(tmp_path, {"VMSNIX_REGION": "eu-north-1"})
+    assert (settings.region, settings.bucket) == ("eu-north-1", "of-the-file")
+
+
+def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
+    write(tmp_path, 'region = "eu-west-1"\n')
+    assert load(tmp_path, {"VMSNIX_REGION": "", "VMSNIX_CONFIG": ""}).region == "eu-west-1"
+
+
+def test_vmsnix_config_names_the_file(tmp_path: Path) -> None:
+    write(tmp_path, 'region = "eu-west-1"\n')
+    (tmp_path / "other.toml").write_text('region = "sa-east-1"\n')
+    assert load(tmp_path, {"VMSNIX_CONFIG": "other.toml"}).region == "sa-east-1"
+
+
+def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no settings file .*gone\.toml.*VMSNIX_CONFIG"):
+        load(tmp_path, {"VMSNIX_CONFIG": "gone.toml"})
+
+
+def test_the_state_folder_moves_what_stands_below_it(tmp_path: Path) -> None:
+    settings = load(tmp_path, {"VMSNIX_STATE": str(tmp_path / "state")})
+    assert settings.history == str(tmp_path / "state" / "history")
+    assert settings.archive == tmp_path / "state" / "archive"
+
+
+def test_paths_in_the_file_count_from_its_folder(tmp_path: Path) -> None:
+    write(tmp_path, 'history = "records"\narchive = "runs"\nflake = "../images"\n')
+    below = tmp_path / "below"
+    below.mkdir()
+    settings = load(below, {})
+    assert settings.history == str(tmp_path / "records")
+    assert settings.archive == tmp_path / "runs"
+    assert settings.flake == str(tmp_path.parent / "images")
+
+
+def test_a_flake_elsewhere_and_a_history_on_s3_are_left_as_they_are(tmp_path: Path) -> None:
+    write(tmp_path, 'flake = "github:acme/images"\nhistory = "s3://acme-records/history/"\n')
+    settings = load(tmp_path, {})
+    assert settings.flake == "github:acme/images"
+    assert settings.history == "s3://acme-records/history"
+
+
+def test_an_unknown_key_is_refused_with_file_line_and_nearest_name(tmp_path: Path) -> None:
+    path = write(tmp_path, '# ours\nbucket = "b-1"\nregoin = "eu-west-1"\n')
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, {})
+    assert str(path) in caught.value.what
+    assert "line 3" in caught.value.what
+    assert caught.value.why == "Did you mean 'region'?"
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"VMSNIX_REGOIN.*Did you mean 'VMSNIX_REGION'"):
+        load(tmp_path, {"VMSNIX_REGOIN": "eu-west-1"})
+
+
+def test_variables_that_are_no_settings_are_tolerated(tmp_path: Path) -> None:
+    environment = dict.fromkeys(NOT_SETTINGS, "anything") | {"VMSNIX_CONFIG": "", "PATH": "/bin"}
+    assert load(tmp_path, environment) == load(tmp_path, {})
+
+
+def test_an_unquoted_account_id_is_refused_with_the_cure(tmp_path: Path) -> None:
+    write(tmp_path, "allowed_accounts = [12345678901]\n")
+    with pytest.raises(SettingsError, match=r'leading zeros.*"012345678901"'):
+        load(tmp_path, {})
+
+
+def test_account_ids_stay_text(tmp_path: Path) -> None:
+    write(tmp_path, 'allowed_accounts = ["012345678901"]\n')
+    assert load(tmp_path, {}).allowed_accounts == ("012345678901",)
+    given_two = {"VMSNIX_ALLOWED_ACCOUNTS": "012345678901, 123456789012"}
+    assert load(tmp_path, given_two).allowed_accounts == ("012345678901", "123456789012")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("region = 5", r"line 1: region = 5 .*a whole number where text"),
+        ("bucket = true", r"true or false where text"),
+        ('prefix = ""', r"It is empty"),
+        ('allowed_accounts = "012345678901"', r"where a list is expected"),
+        ('allowed_accounts = ["1234"]', r"'1234' is not an account id"),
+        ('allowed_accounts = ["\uff11\uff12\uff13456789012"]', r"is not an account id"),
+        ('key_prefix = "images"', r"Write images/\."),
+        ('key_prefix = "/images/"', r"Write images/\."),
+        ('archive = "s3://bucket/archive"', r"local folder"),
+        ('history = "s3://"', r"s3://bucket/prefix"),
+        ('[region]\nname = "x"', r"line 1: region = .*a table where text"),
+        ('region = "a"\nregion = "b"\n', r"not valid TOML.*line 2"),
+        ("region = eu-west-1", r"not valid TOML.*line 1"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(SettingsError, match=message) as caught:
+        load(tmp_path, {})
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vmsnix.toml").write_bytes(b'region = "\xff"')
+    with pytest.raises(SettingsError, match=r"not UTF-8.*Byte 10"):
+        load(tmp_path, {})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "").chmod(0)
+    with pytest.raises(SettingsError, match="Permission denied"):
+        load(tmp_path, {})
+
+
+def test_every_field_has_its_variable() -> None:
+    assert list(VARIABLES) == [f"VMSNIX_{name.upper()}" for name in FIELDS]
+    assert not set(VARIABLES) & set(NOT_SETTINGS)
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+
+
+@given(value=WORDS.filter(lambda word: word.strip()))
+def test_any_text_passes_the_environment_unchanged(value: str) -> None:
+    settings = load(Path("/"), {"VMSNIX_PREFIX": value, "VMSNIX_STATE": "/nowhere"})
+    assert settings.prefix == value
+
+
+@given(name=st.text(st.sampled_from("ABCDEGINORT_"), min_size=1))
+def test_no_unknown_variable_ever_passes(name: str) -> None:
+    variable = f"VMSNIX_{name}"
+    if variable in VARIABLES or variable in NOT_SETTINGS:
+        return
+    with pytest.raises(SettingsError, match=variable):
+        load(Path("/"), {variable: "x"})
