@@ -1,4 +1,4 @@
-"""The EBS direct APIs: snapshots written and read block by block. Importing this package registers its operations."""
+"""The EBS direct APIs: snapshots written and read by blocks. Importing it registers the operations."""
 
 from __future__ import annotations
 

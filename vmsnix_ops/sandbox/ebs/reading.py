@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 from bisect import bisect_left
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import Params, operation
@@ -17,6 +16,8 @@ from vmsnix_ops.sandbox.ec2.state import BLOCK_BYTES, Snapshot
 from vmsnix_ops.sandbox.wire.http import FileRange
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vmsnix_ops.sandbox.core import Context
 
 LEAST_RESULTS, MOST_RESULTS = 100, 10_000
@@ -75,7 +76,7 @@ def list_snapshot_blocks(context: Context, params: Params) -> dict[str, Any]:
     honours=("FirstSnapshotId", "MaxResults", "NextToken", "SecondSnapshotId", "StartingBlockIndex"),
 )
 def list_changed_blocks(context: Context, params: Params) -> dict[str, Any]:
-    """Return the blocks that differ between two snapshots of one lineage; without the first, those of the second."""
+    """Return the blocks that differ between two related snapshots; without the first, those of the second."""
     second = refusals.readable(context, params["SecondSnapshotId"])
     first = None
     if params.get("FirstSnapshotId"):

@@ -1,7 +1,7 @@
 """How the EBS direct APIs say no, and how they find a snapshot.
 
-Source: "Errors" of the six operations' reference pages; the reasons are the enumerations of botocore's model. The texts
-are from memory.
+Source: "Errors" of the six operations' reference pages; the reasons are the enumerations of botocore's model.
+The texts are from memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Block tokens and page tokens: short, signed, and good for a while only.
 
-Source: "Read snapshots using the EBS direct APIs": block tokens are good for seven days, page tokens for 60 minutes. AWS
-does not tell how its tokens look; they must match ``^[A-Za-z0-9+/=]+$``.
+Source: "Read snapshots using the EBS direct APIs": block tokens are good for seven days, page tokens for 60
+minutes. AWS does not tell how its tokens look; they must match ``^[A-Za-z0-9+/=]+$``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """StartSnapshot, PutSnapshotBlock and CompleteSnapshot.
 
-Sources: the reference pages of the operations; "Amazon EBS direct APIs": the block size, the aggregated checksum, the timeout,
-the quota of pending snapshots. Rates are not limited here: fault rules throttle (``RequestThrottledException``).
+Sources: the reference pages of the operations; "Amazon EBS direct APIs": the block size, the aggregated
+checksum, the timeout, the quota of pending snapshots. Rates are not limited here: fault rules throttle
+(``RequestThrottledException``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
 
 PENDING_SNAPSHOTS = 100
-"""Snapshots of an account and region that were started and neither completed nor expired (documented quota)."""
+"""Snapshots of an account and region that were started and not completed (documented quota)."""
 
 BLOCKS_PER_GIB = GIB // BLOCK_BYTES
 LARGEST_GIB = 65_536
@@ -283,7 +284,7 @@ def _check_aggregate(params: Params, upload: Upload) -> None:
         "LINEAR",
         "SHA256",
     ):
-        text = "Checksum, ChecksumAlgorithm (SHA256) and ChecksumAggregationMethod (LINEAR) must be given together."
+        text = "Checksum, ChecksumAlgorithm (SHA256) and ChecksumAggregationMethod (LINEAR) belong together."
         raise refusals.invalid("INVALID_PARAMETER_VALUE", text)
     aggregate = hashlib.sha256()
     for index in sorted(upload.written):

@@ -6,9 +6,12 @@ Codes are documented ("Error codes for the Amazon EC2 API"); texts marked so are
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from vmsnix_ops.sandbox.core import AwsError, Params
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 NAME = re.compile(r"[A-Za-z0-9()\[\] ./\-'@_]{3,128}")
 ARCHITECTURES = ("i386", "x86_64", "arm64", "x86_64_mac", "arm64_mac")

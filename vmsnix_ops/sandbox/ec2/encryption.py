@@ -1,8 +1,8 @@
 """KMS keys of volumes and snapshots, and EBS encryption by default.
 
-There is no KMS in the sandbox. A customer key of the caller's own account in the region at hand is taken to exist; a key of
-another region, a key of another account and an alias other than ``alias/aws/ebs`` are not accessible. These are the
-mistakes that people make when they copy images between regions.
+There is no KMS in the sandbox. A customer key of the caller's own account in the region at hand is taken to
+exist; a key of another region, a key of another account and an alias other than ``alias/aws/ebs`` are not
+accessible. These are the mistakes that people make when they copy images between regions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def managed_key(context: Context) -> str:
 
 
 def default_key(context: Context) -> str:
-    """Return the key for EBS encryption when none is named: the account's choice, else the AWS managed one."""
+    """Return the key when none is named: the account's choice, else the AWS managed one."""
     return str(context.table("ec2_settings").get("ebs_key") or managed_key(context))
 
 

@@ -1,7 +1,7 @@
 """Filters and pages, as all of EC2's Describe operations have them.
 
-Sources: "Using filtering" and "Pagination" of the Amazon EC2 developer guide: filters are ANDed, a filter's values are
-ORed and case-sensitive, ``*`` and ``?`` are wildcards, a backslash takes them literally.
+Sources: "Using filtering" and "Pagination" of the Amazon EC2 developer guide: filters are ANDed, a filter's
+values are ORed and case-sensitive, ``*`` and ``?`` are wildcards, a backslash takes them literally.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def page(
 ) -> tuple[list[Item], str | None]:
     """Return one page of items, in the order of their ids, and the token of the next page.
 
-    EC2 promises no order, so the order of ids is as good as any, and it keeps the pages whole while resources come and
-    go. A token belongs to the request that it came from.
+    EC2 promises no order, so the order of ids is as good as any, and it keeps the pages whole while resources
+    come and go. A token belongs to the request that it came from.
 
     Parameters
     ----------
@@ -184,7 +184,8 @@ def _check_size(asked: int, smallest: int) -> None:
     if asked < smallest:
         raise AwsError(
             "InvalidParameterValue",
-            f"Value ( {asked} ) for parameter maxResults is invalid. Expecting a value greater than {smallest}.",
+            f"Value ( {asked} ) for parameter maxResults is invalid. "
+            f"Expecting a value greater than {smallest}.",
         )
 
 

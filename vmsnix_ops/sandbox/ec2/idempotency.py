@@ -36,7 +36,8 @@ def earlier(context: Context, params: Params) -> str | None:
     if digest != fingerprint(params):
         raise AwsError(
             "IdempotentParameterMismatch",
-            "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).",
+            "Arguments on this idempotent request are inconsistent with arguments used in "
+            "previous request(s).",
         )
     return str(made)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of resource: its id prefix, the table it lies in, its name in tags, its error codes and texts."""
+    """A kind of resource: its id prefix, its table, its name in tags, its error codes and texts."""
 
     prefix: str
     table: str

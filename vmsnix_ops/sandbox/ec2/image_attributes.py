@@ -1,6 +1,7 @@
 """Image attributes, launch permissions, and the account's block on public images.
 
-Sources: the reference pages of the operations; "Block public access to your AMIs"; quota "Public AMIs" (5 a region).
+Sources: the reference pages of the operations; "Block public access to your AMIs"; quota "Public AMIs" (5 a
+region).
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
 from vmsnix_ops.sandbox.ec2 import checks, images
-from vmsnix_ops.sandbox.ec2.state import Image
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
+    from vmsnix_ops.sandbox.ec2.state import Image
 
 PUBLIC_IMAGES = 5
 MEMBERS = {
@@ -110,13 +111,15 @@ def _check_sharing(context: Context, image: Image, added: list[dict[str, str]]) 
     if _blocked(context) == "block-new-sharing":
         raise AwsError(
             "OperationNotPermitted",
-            "You can't publicly share this image because block public access for AMIs is enabled for this account.",
+            "You can't publicly share this image because block public access for AMIs is enabled "
+            "for this account.",
         )
     if any(mapping.get("Ebs", {}).get("Encrypted") for mapping in image.mappings):
         # Documented: an image with encrypted volumes cannot be public; text from memory.
         raise AwsError("OperationNotPermitted", f"The image {image.image_id} has encrypted snapshots.")
     if sum(1 for other in context.table("images").values() if other.public()) >= PUBLIC_IMAGES:
-        text = f"You have reached your quota of {PUBLIC_IMAGES} public images in this region."  # text from memory
+        # Text from memory.
+        text = f"You have reached your quota of {PUBLIC_IMAGES} public images in this region."
         raise AwsError("ResourceLimitExceeded", text)
 
 

@@ -1,7 +1,8 @@
 """CopyImage: an image of its own in this region, with snapshots of its own.
 
-The copy is ``pending`` first. When the key cannot be used it becomes ``failed`` later; the reason stands in StateMessage of
-its snapshot only. Sources: the reference page of CopyImage; public transcripts of failed copies.
+The copy is ``pending`` first. When the key cannot be used it becomes ``failed`` later; the reason stands in
+StateMessage of its snapshot only. Sources: the reference page of CopyImage; public transcripts of failed
+copies.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def _copy_snapshots(
 
 
 def _original(context: Context, source: Image, snapshot_id: str) -> Any:
-    """Return a source image's snapshot. Whoever may launch an image may copy it, if its snapshot is shared too."""
+    """Return a source image's snapshot, which must be shared as well as the image to be copied."""
     original = ids.find_anywhere(context, ids.SNAPSHOT, snapshot_id, region=source.region)
     if original is None or not original.readable_by(context.account):
         text = "You do not have permission to access the storage of this ami"

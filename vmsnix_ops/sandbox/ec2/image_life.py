@@ -1,7 +1,7 @@
 """How images come to rest: deprecation, disabling, protection, deregistration.
 
-Sources: the reference pages of the operations; "Deprecate an AMI", "Disable an AMI", "Protect an AMI from deregistration" of
-the EC2 user guide.
+Sources: the reference pages of the operations; "Deprecate an AMI", "Disable an AMI", "Protect an AMI from
+deregistration" of the EC2 user guide.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
 from vmsnix_ops.sandbox.ec2 import images, snapshots
-from vmsnix_ops.sandbox.ec2.state import Image
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
+    from vmsnix_ops.sandbox.ec2.state import Image
 
 YEAR = timedelta(days=365.25)
 
@@ -87,7 +87,7 @@ def deregister_image(context: Context, params: Params) -> dict[str, Any]:
     protection = images.protection(image, context.clock)
     if protection != "disabled":
         # The code is documented; the text is from memory.
-        text = f"The image {image.image_id} cannot be deregistered: its deregistration protection is {protection}."
+        text = f"The image {image.image_id} cannot be deregistered: its protection is {protection}."
         raise AwsError("OperationNotPermitted", text)
     del context.table("images")[image.image_id]
     _release(context, image)

@@ -1,8 +1,8 @@
 """The service role of VM Import: may VM Import assume it, and what may it read.
 
-Source: "Required permissions for VM Import/Export": the trust policy names ``vmie.amazonaws.com`` with the external id
-``vmimport``, the role's policy allows to read the bucket. Conditions of the role's own policies are not evaluated: an allowing
-statement counts as if its condition held, a denying one as if it did not.
+Source: "Required permissions for VM Import/Export": the trust policy names ``vmie.amazonaws.com`` with the
+external id ``vmimport``, the role's policy allows to read the bucket. Conditions of the role's own policies
+are not evaluated: an allowing statement counts as if its condition held, a denying one as if it did not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def check(context: Context, role_name: str, bucket: str) -> None:
     Raises
     ------
     AwsError
-        AWS has one text for all of it: no such role, not to be assumed by VM Import, no right to read from the bucket.
+        AWS has one text for all of it: no such role, not to be assumed by VM Import, no right to read from
+        the bucket.
     """
     role = context.table("roles", region="").get(role_name)
     if role is None or not trusts_vm_import(role) or not _reads_from(context, role, bucket):

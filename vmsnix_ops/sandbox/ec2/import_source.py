@@ -6,20 +6,21 @@ Failure texts are from public transcripts where not marked otherwise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.disk.image import DiskImage
 from vmsnix_ops.sandbox import objects
 from vmsnix_ops.sandbox.core import AwsError, Params
 from vmsnix_ops.sandbox.ec2 import import_role
 from vmsnix_ops.sandbox.ec2.state import BLOCK_BYTES, ImportTask
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.sandbox.core import Context
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
@@ -103,22 +104,28 @@ def _reader(context: Context, task: ImportTask) -> Iterator[objects.ObjectReader
 
 @contextmanager
 def _image(reader: objects.ObjectReader, task: ImportTask) -> Iterator[DiskImage]:
-    """Open the source as what the request says that it is."""
-    unsupported = (
-        "Unsupported VMDK File Format" if task.image_format == "VMDK" else "Unsupported specified file format"
-    )
+    """Open the source as what the request says that it is; whatever is wrong with it fails the task."""
+    vmdk = task.image_format == "VMDK"
+    text = "Unsupported VMDK File Format" if vmdk else "Unsupported specified file format"
+    unsupported = UnusableError(f"{VALIDATION} [{text}]")
     try:
         with open_image(reader) as image:
-            if image.format != task.image_format.lower():
-                raise UnusableError(f"{VALIDATION} [{unsupported}]")
+            _require(image.format == task.image_format.lower(), unsupported)
             yield image
     except (UnusableError, OSError):
         raise
-    except (
-        Exception
-    ) as error:  # disk's own errors; their classes belong to rooms that the sandbox does not know
+    except Exception as error:
+        # The classes of `disk`'s errors are in a module that the sandbox must not know; a program that is
+        # missing here is no fault of the image.
+        if type(error).__name__ == "ToolMissingError":
+            raise
         logger.info("%s: %s", task.task_id, error)
-        raise UnusableError(f"{VALIDATION} [{unsupported}]") from error
+        raise unsupported from error
+
+
+def _require(condition: bool, error: UnusableError) -> None:
+    if not condition:
+        raise error
 
 
 def inspect(context: Context, task: ImportTask) -> Found:

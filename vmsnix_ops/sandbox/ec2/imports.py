@@ -1,21 +1,21 @@
 """ImportSnapshot, DescribeImportSnapshotTasks and CancelImportTask.
 
-How far a task is follows from its age on the sandbox's clock; the work behind it is done when somebody looks, once and
-outside the state lock. A task goes through
+How far a task is follows from its age on the sandbox's clock; the work behind it is done when somebody looks,
+once and outside the state lock. A task goes through
 
-========== ============= ========================= ===============================================================
+========== ============= ========================= ======================================================
 age        Status        StatusMessage             what is done at the first look
-========== ============= ========================= ===============================================================
+========== ============= ========================= ======================================================
 0 s        active        pending
 20 s       active        validated                 the source is opened and its format checked
 40 s       active        downloading/converting    the blocks that hold data are read
 180 s +    completed     (none)                    the source must still be there; the snapshot appears
 failure    deleting,     the reason                nothing stays
            then deleted
-========== ============= ========================= ===============================================================
+========== ============= ========================= ======================================================
 
-Sources: public transcripts of describe-import-snapshot-tasks, and the reference pages of the operations; the times are
-guesses of the right size (2 to 15 minutes a task).
+Sources: public transcripts of describe-import-snapshot-tasks, and the reference pages of the operations; the
+times are guesses of the right size (2 to 15 minutes a task).
 """
 
 from __future__ import annotations
@@ -69,17 +69,7 @@ def _advance(context: Context, task: ImportTask) -> None:
             return
         _busy.add(task.task_id)
     try:
-        if task.message:
-            raise import_source.UnusableError(task.message)
-        if not task.detected:
-            found = import_source.inspect(context, task)
-            task.size_bytes, task.disk_gib = found.file_bytes, max(1, math.ceil(found.disk_bytes / GIB))
-            task.detected = found.image_format
-        if age >= CONVERT_SECONDS and task.blocks is None:
-            task.blocks = import_source.read_blocks(context, task)
-        import_source.require_present(context, task)
-        if task.blocks is not None and context.clock.age(task.created) >= seconds(task):
-            _complete(context, task)
+        _work(context, task, age)
     except import_source.UnusableError as error:
         with context.lock:
             if not task.outcome:
@@ -87,6 +77,20 @@ def _advance(context: Context, task: ImportTask) -> None:
     finally:
         with context.lock:
             _busy.discard(task.task_id)
+
+
+def _work(context: Context, task: ImportTask, age: float) -> None:
+    if task.message:  # it was decided at the start how this one ends
+        raise import_source.UnusableError(task.message)
+    if not task.detected:
+        found = import_source.inspect(context, task)
+        task.size_bytes, task.disk_gib = found.file_bytes, max(1, math.ceil(found.disk_bytes / GIB))
+        task.detected = found.image_format
+    if age >= CONVERT_SECONDS and task.blocks is None:
+        task.blocks = import_source.read_blocks(context, task)
+    import_source.require_present(context, task)
+    if task.blocks is not None and context.clock.age(task.created) >= seconds(task):
+        _complete(context, task)
 
 
 def _end(context: Context, task: ImportTask, outcome: str, message: str = "") -> None:
@@ -181,7 +185,8 @@ def task_view(context: Context, task: ImportTask) -> dict[str, Any]:
 def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """Begin to make a snapshot of a disk image in S3.
 
-    A fault rule's outcome may give ``status_message``: the task then fails with this text when it is validated.
+    A fault rule's outcome may give ``status_message``: the task then fails with this text when it is
+    validated.
     """
     table = context.table("import_tasks")
     known = idempotency.earlier(context, params)
@@ -190,7 +195,8 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
     container = params.get("DiskContainer") or {}
     image_format = str(container.get("Format", "")).upper()
     if image_format not in FORMATS:
-        text = f"Unsupported disk image format '{container.get('Format', '')}': use VHD, VMDK or RAW."  # from memory
+        # From memory.
+        text = f"Unsupported disk image format '{container.get('Format', '')}': use VHD, VMDK or RAW."
         raise AwsError("InvalidParameter", text)
     bucket, key, url = import_source.location(container)
     tags = at_creation(params, "import-snapshot-task")["import-snapshot-task"]

@@ -1,4 +1,4 @@
-"""DescribeInstanceAttribute and ModifyInstanceAttribute, for what RunInstances accepts and DescribeInstances does not show."""
+"""DescribeInstanceAttribute and ModifyInstanceAttribute: what DescribeInstances does not show of a launch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
 from vmsnix_ops.sandbox.ec2 import checks, ids
-from vmsnix_ops.sandbox.ec2.state import Instance
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
+    from vmsnix_ops.sandbox.ec2.state import Instance
 
 
 @operation("ec2", "DescribeInstanceAttribute", honours=("Attribute", "InstanceId"))

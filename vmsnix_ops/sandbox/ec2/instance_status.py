@@ -1,7 +1,7 @@
 """DescribeInstanceStatus and GetConsoleOutput.
 
-Status checks say ``initializing`` for some minutes after a launch; the console's text comes later than the instance.
-Sources: the reference pages of the operations.
+Status checks say ``initializing`` for some minutes after a launch; the console's text comes later than the
+instance. Sources: the reference pages of the operations.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.sandbox.core import Params, operation
 from vmsnix_ops.sandbox.ec2 import ids, instances
 from vmsnix_ops.sandbox.ec2.filters import page, select
-from vmsnix_ops.sandbox.ec2.state import Instance
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context
+    from vmsnix_ops.sandbox.ec2.state import Instance
 
 CHECKED_SECONDS = 240.0
-"""How long after its launch an instance's checks say more than ``initializing``; a guess of the right size."""
+"""How long the checks of a new instance say ``initializing``; a guess of the right size."""
 
 CONSOLE_SECONDS = 60.0
 
@@ -79,7 +79,7 @@ def describe_instance_status(context: Context, params: Params) -> dict[str, Any]
 
 @operation("ec2", "GetConsoleOutput", honours=("InstanceId", "Latest"))
 def get_console_output(context: Context, params: Params) -> dict[str, Any]:
-    """Return what an instance printed, once it had the time to; ``Latest`` shows the same, as nothing is added later."""
+    """Return what an instance printed, once it had the time to; ``Latest`` has nothing more."""
     instance: Instance = ids.find_own(context, ids.INSTANCE, params["InstanceId"])
     answer: dict[str, Any] = {"InstanceId": instance.instance_id, "Timestamp": context.clock.now()}
     if instance.console and context.clock.age(instance.launched) >= CONSOLE_SECONDS:

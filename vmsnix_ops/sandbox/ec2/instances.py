@@ -1,7 +1,8 @@
 """RunInstances, DescribeInstances, TerminateInstances.
 
-An instance is not run: it goes through the states that one would, and its volumes hold the image's blocks. Networks are not
-emulated. Sources: the reference pages of the operations; error texts from public transcripts where not marked otherwise.
+An instance is not run: it goes through the states that one would, and its volumes hold the image's blocks.
+Networks are not emulated. Sources: the reference pages of the operations; error texts from public transcripts
+where not marked otherwise.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def state_view(name: str) -> dict[str, Any]:
 
 
 def tidy(context: Context) -> None:
-    """Remove what terminated instances leave behind: volumes when they end, the instances themselves an hour later."""
+    """Remove what terminated instances leave: volumes at once, the instances themselves an hour later."""
     table, disks = context.table("instances"), context.table("volumes")
     for instance in [i for i in table.values() if i.state(context.clock) == "terminated"]:
         for volume in [v for v in disks.values() if v.instance_id == instance.instance_id]:
@@ -156,8 +157,8 @@ def _readers(context: Context) -> dict[str, Reader]:
 def run_instances(context: Context, params: Params) -> dict[str, Any]:
     """Launch instances of an image.
 
-    A fault rule's outcome may give ``console``, the text that the instances print, and ``impaired``: true for status
-    checks that fail.
+    A fault rule's outcome may give ``console``, the text that the instances print, and ``impaired``: true for
+    status checks that fail.
     """
     tidy(context)
     known = idempotency.earlier(context, params)
@@ -231,8 +232,8 @@ def _count(context: Context, kind: instance_types.InstanceType, params: Params) 
     if room < least:
         raise AwsError(
             "VcpuLimitExceeded",
-            f"You have requested more vCPU capacity than your current vCPU limit of {VCPU_LIMIT} allows for the "
-            "instance bucket that the specified instance type belongs to.",
+            f"You have requested more vCPU capacity than your current vCPU limit of {VCPU_LIMIT} allows "
+            "for the instance bucket that the specified instance type belongs to.",
         )
     return int(min(most, room))
 
@@ -248,8 +249,8 @@ def _attach(context: Context, instance: Instance, devices: list[Params], tags: d
 def _boot_text(context: Context, instance: Instance) -> str:
     """Return the texts that stand in the root volume's boot sector.
 
-    What a machine would print cannot be known without running it. A boot sector that prints a message and stops, such as
-    that of a sample image, has it as plain text; of any other disk nothing is shown.
+    What a machine would print cannot be known without running it. A boot sector that prints a message and
+    stops, such as that of a sample image, has it as plain text; of any other disk nothing is shown.
     """
     for volume in context.table("volumes").values():
         if (

@@ -34,14 +34,15 @@ def check(context: Context, image: Image, kind: InstanceType, asked: Params) -> 
     if image.architecture not in kind.architectures:
         raise AwsError(
             "InvalidParameterValue",
-            f"The architecture '{','.join(kind.architectures)}' of the specified instance type does not match the "
-            f"architecture '{image.architecture}' of the specified AMI. Specify an instance type and an AMI that have "
-            "matching architectures, and try again. You can use 'describe-instance-types' or 'describe-images' to "
-            "discover the architecture of the instance type or AMI.",
+            f"The architecture '{','.join(kind.architectures)}' of the specified instance type does not "
+            f"match the architecture '{image.architecture}' of the specified AMI. Specify an instance type and "
+            "an AMI "
+            "that have matching architectures, and try again. You can use 'describe-instance-types' or "
+            "'describe-images' to discover the architecture of the instance type or AMI.",
         )
     if image.boot_mode and boot_mode(image, kind) not in kind.boot_modes:
         # The code is documented, the text is from memory.
-        text = f"The boot mode '{image.boot_mode}' of the AMI is not supported by the instance type '{kind.name}'."
+        text = f"The boot mode '{image.boot_mode}' of the AMI is not one of the instance type '{kind.name}'."
         raise AwsError("InvalidParameterValue", text)
     if kind.nitro and not image.ena:
         raise AwsError(

@@ -1,7 +1,7 @@
 """Block device mappings of images and instances.
 
-Sources: "EbsBlockDevice" of the API reference (sizes, IOPS and throughput by volume type); texts from public transcripts
-where not marked otherwise.
+Sources: "EbsBlockDevice" of the API reference (sizes, IOPS and throughput by volume type); texts from public
+transcripts where not marked otherwise.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def check_volume(kind: str, size: int, iops: int | None, throughput: int | None)
     checks.one_of("volumeType", kind, SIZES)
     smallest, largest = SIZES[kind]
     if not smallest <= size <= largest:
-        text = f"Volume of {size}GiB is invalid for volume type {kind}: it must be between {smallest} and {largest}."
+        text = f"Volume of {size}GiB is invalid for volume type {kind}: between {smallest} and {largest}."
         raise AwsError("InvalidParameterValue", text)  # text from memory
     if kind in ("io1", "io2") and iops is None:
         raise AwsError("MissingParameter", f"The parameter iops must be specified for {kind} volumes.")
@@ -64,7 +64,8 @@ def of_image(context: Context, params: Params) -> list[dict[str, Any]]:
     Raises
     ------
     AwsError
-        The root device has no snapshot, a snapshot is unknown or pending, a volume is smaller than its snapshot.
+        The root device has no snapshot, a snapshot is unknown or pending, a volume is smaller than its
+        snapshot.
     """
     root = params.get("RootDeviceName", "/dev/sda1")
     wanted = params.get("BlockDeviceMappings") or []
@@ -120,5 +121,7 @@ def _ebs(context: Context, ebs: Params) -> dict[str, Any]:
 def check_fits(size: int, snapshot_id: str, snapshot_gib: int) -> None:
     """Refuse a volume that is smaller than the snapshot that it starts from."""
     if size < snapshot_gib:
-        text = f"Volume of size {size}GB is smaller than snapshot '{snapshot_id}', expect size >= {snapshot_gib}GB"
-        raise _error(text)
+        raise _error(
+            f"Volume of size {size}GB is smaller than snapshot '{snapshot_id}', "
+            f"expect size >= {snapshot_gib}GB"
+        )

@@ -1,4 +1,4 @@
-"""Images by way of Systems Manager parameters: ``resolve:ssm:/name``, with a version or label at its end or not.
+"""Images by way of Systems Manager parameters: ``resolve:ssm:/name``, perhaps with a version or label.
 
 Source: "Use a Systems Manager parameter instead of an AMI ID".
 """
@@ -37,7 +37,8 @@ def image_of(context: Context, reference: str) -> str:
     """
     found = image_or_none(context, reference)
     if found is None:
-        text = f"The systems manager parameter '{reference}' could not be resolved to an image."  # text from memory
+        # Text from memory.
+        text = f"The systems manager parameter '{reference}' could not be resolved to an image."
         raise AwsError("InvalidAMIID.Malformed", text)
     return found
 

@@ -1,7 +1,7 @@
 """DescribeRegions and DescribeAvailabilityZones.
 
-Which regions there are comes from botocore; which of them an account has without opting in, from "AWS Regions" of the
-account management guide.
+Which regions there are comes from botocore; which of them an account has without opting in, from "AWS
+Regions" of the account management guide.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Region:
 
 
 def enabled(context: Context, region: str) -> bool:
-    """Tell whether the account may use a region; opted-in ones are in the account's table ``opted_in_regions``."""
+    """Tell whether the account may use a region; opted-in ones are in the table ``opted_in_regions``."""
     if context.partition != "aws":
         return True
     return region in ALWAYS_ON or region in context.table("opted_in_regions", region="")

@@ -1,7 +1,7 @@
 """DescribeImageReferences: which instances, launch templates and parameters name an image.
 
-Source: the reference page of the operation and "How AMI reference checks work" (all instance states, the ten newest versions of
-a launch template unless the request says otherwise).
+Source: the reference page of the operation and "How AMI reference checks work" (all instance states, the ten
+newest versions of a launch template unless the request says otherwise).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _templates(context: Context, depths: list[str]) -> Iterator[tuple[str, str]]
     honours=("ImageIds", "IncludeAllResourceTypes", "MaxResults", "NextToken", "ResourceTypes"),
 )
 def describe_image_references(context: Context, params: Params) -> dict[str, Any]:
-    """Return what of this account and region refers to the given images; Image Builder has no recipes here."""
+    """Return what refers to the given images in this region; Image Builder has no recipes here."""
     asked = set(params["ImageIds"])
     for image_id in asked:
         ids.check_id(ids.IMAGE, image_id)

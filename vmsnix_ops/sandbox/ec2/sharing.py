@@ -1,7 +1,7 @@
 """Who may launch an image: accounts, everybody, organizations and organizational units.
 
-Organizations are known by the account's own settings in the table ``organization`` (keys ``organizations`` and ``units``,
-lists of ARNs): the Organizations service itself is not emulated.
+Organizations are known by the account's own settings in the table ``organization`` (keys ``organizations``
+and ``units``, lists of ARNs): the Organizations service itself is not emulated.
 """
 
 from __future__ import annotations

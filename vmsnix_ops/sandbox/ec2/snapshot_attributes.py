@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
 from vmsnix_ops.sandbox.ec2 import checks, ids
 from vmsnix_ops.sandbox.ec2.image_attributes import check_grantee
-from vmsnix_ops.sandbox.ec2.state import Snapshot
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
+    from vmsnix_ops.sandbox.ec2.state import Snapshot
 
 ATTRIBUTES = ("createVolumePermission", "productCodes")
 

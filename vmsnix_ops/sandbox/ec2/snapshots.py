@@ -123,7 +123,7 @@ def describe_snapshots(context: Context, params: Params) -> dict[str, Any]:
 def usable(
     context: Context, snapshot_id: str, *, region: str | None = None, shared: bool = False
 ) -> Snapshot:
-    """Return a completed snapshot that this account may read, or use because an image that it may launch is `shared`.
+    """Return a completed snapshot that this account may read, or use by way of a `shared` image.
 
     Raises
     ------
@@ -186,7 +186,8 @@ def check_copy_limit(context: Context, wanted: int = 1) -> None:
     if len(copies) + wanted > COPIES_IN_FLIGHT:
         raise AwsError(
             "ResourceLimitExceeded",
-            f"Too many snapshot copies in progress. The limit is {COPIES_IN_FLIGHT} for this destination region.",
+            f"Too many snapshot copies in progress. The limit is {COPIES_IN_FLIGHT} for this "
+            "destination region.",
         )
 
 
@@ -199,7 +200,7 @@ def copy_of(
     tags: dict[str, str],
     minutes: int | None = None,
 ) -> Snapshot:
-    """Add a pending copy of a snapshot to the caller's region and return it; the blocks are shared, not copied."""
+    """Add a pending copy of a snapshot to the caller's region and return it; it shares the blocks."""
     now = context.clock.now()
     snapshot = Snapshot(
         snapshot_id=ids.new_id("snap"),

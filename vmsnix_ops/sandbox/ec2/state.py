@@ -1,7 +1,7 @@
 """What EC2 and the EBS direct APIs remember: snapshots, images, volumes, instances and import tasks.
 
-States are not stored. They follow from a resource's age on the sandbox's clock, so that no thread has to move them on.
-Every class pickles small: a snapshot holds digests, the bytes lie in the block store.
+States are not stored. They follow from a resource's age on the sandbox's clock, so that no thread has to move
+them on. Every class pickles small: a snapshot holds digests, the bytes lie in the block store.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Upload:
 class Snapshot:
     """An EBS snapshot; its content is a map from block index to the SHA-256 of the block (32 raw bytes).
 
-    `seconds` is how long after `since` it is completed (sandbox seconds), `failure` the StateMessage with which it
-    then becomes ``error`` instead. `direct` tells that it came through the EBS direct
-    APIs, `upload` is set while it is written. `released` is when an
-    image let go of it: for a moment it is in use all the same.
+    `seconds` is how long after `since` it is completed (sandbox seconds), `failure` the StateMessage with
+    which it then becomes ``error`` instead. `direct` tells that it came through the EBS direct APIs, `upload`
+    is set while it is written. `released` is when an image let go of it: for a moment it is in use all the
+    same.
     """
 
     snapshot_id: str
@@ -218,8 +218,9 @@ class Instance:
 class ImportTask:
     """An ImportSnapshot task. What its state follows from is told in `imports`.
 
-    `size_bytes` is the file's size once its format was checked, `disk_gib` the size of the disk inside. `outcome` is
-    "" while the clock decides, then ``completed``, ``deleted`` or ``cancelled``; `message` is the failure's text.
+    `size_bytes` is the file's size once its format was checked, `disk_gib` the size of the disk inside.
+    `outcome` is "" while the clock decides, then ``completed``, ``deleted`` or ``cancelled``; `message` is
+    the failure's text.
     """
 
     task_id: str

@@ -1,11 +1,11 @@
 """CreateTags, DeleteTags, DescribeTags, and the tags given when something is created.
 
-Sources: "Tag your Amazon EC2 resources" (50 tags a resource, keys of 127 and values of 255 characters, ``aws:`` reserved).
+Sources: "Tag your Amazon EC2 resources" (50 tags a resource, keys of 127 and values of 255 characters,
+``aws:`` reserved).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from vmsnix_ops.sandbox.ec2 import ids
 from vmsnix_ops.sandbox.ec2.filters import page, select
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vmsnix_ops.sandbox.core import Context
 
 MAXIMUM_TAGS, KEY_LENGTH, VALUE_LENGTH = 50, 127, 255

@@ -109,7 +109,7 @@ def version_of(template: LaunchTemplate, wanted: str | None) -> Version:
 
 
 def resolve(context: Context, params: Params) -> Params:
-    """Return what RunInstances was asked for, with what its launch template gives where it says nothing itself."""
+    """Return what RunInstances was asked for, on top of what its launch template says."""
     if "LaunchTemplate" not in params:
         return params | _image(context, params)
     version = version_of(find(context, params["LaunchTemplate"]), params["LaunchTemplate"].get("Version"))
@@ -245,8 +245,8 @@ def describe_launch_template_versions(context: Context, params: Params) -> dict[
     found = []
     for template in chosen:
         versions = [version_of(template, w) for w in wanted] if wanted else list(template.versions.values())
-        for number in sorted({v.number for v in versions if least <= v.number <= most}):
-            found.append((template, template.versions[number]))
+        numbers = sorted({v.number for v in versions if least <= v.number <= most})
+        found += [(template, template.versions[number]) for number in numbers]
     readers: dict[str, Reader] = {
         "create-time": lambda p: [p[1].created.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
         "ebs-optimized": lambda p: one(p[1].data.get("EbsOptimized")),

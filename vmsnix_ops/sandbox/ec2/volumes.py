@@ -86,7 +86,8 @@ def make_volume(
     Raises
     ------
     AwsError
-        Neither snapshot nor size, a snapshot that cannot be used, a size below the snapshot's, IOPS out of range.
+        Neither snapshot nor size, a snapshot that cannot be used, a size below the snapshot's, IOPS out of
+        range.
     """
     size, snapshot = ebs.get("VolumeSize"), None
     if ebs.get("SnapshotId"):
