@@ -13,13 +13,38 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-TABLES = ("runs", "steps", "amis")
-SHOWN = {
+COLUMNS = {
     "runs": ("started_at", "runbook", "status", "seconds", "image_name", "ami_id", "run_id"),
     "steps": ("started_at", "step", "status", "seconds", "bytes", "image", "region", "run_id"),
     "amis": ("created_at", "ami_id", "name", "region", "state", "size_gib", "public"),
 }
 """Columns that a terminal shows; ``--json`` and ``--csv`` give all."""
+
+FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
+    "runs": (
+        ("runbook", "Only this runbook."),
+        ("status", "Only this status: done, failed, partly, interrupted."),
+        ("image", "Only this image."),
+        ("region", "Only this region."),
+        ("run-id", "Only this run."),
+    ),
+    "steps": (
+        ("step", "Only this step."),
+        ("status", "Only this status: finished, failed, reused."),
+        ("image", "Only this image."),
+        ("region", "Only this region."),
+        ("via", "Only this way of making the snapshot."),
+        ("run-id", "Only this run."),
+    ),
+    "amis": (
+        ("ami-id", "Only this AMI."),
+        ("name", "Only AMIs of this name."),
+        ("image", "Only this image."),
+        ("region", "Only this region."),
+        ("digest", "Only AMIs with these bytes."),
+        ("run-id", "Only AMIs of this run."),
+    ),
+}
 
 
 @click.group()
@@ -27,46 +52,33 @@ def history() -> None:
     """Show past runs, their steps and their AMIs."""
 
 
-def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = (
-        click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the newest N."),
-        click.option("--region", help="Only this region."),
-        click.option("--image", help="Only this image."),
-        click.option("--status", help="Only this status (runs and steps) or state (AMIs)."),
-        click.option("--run", "run_id", metavar="RUN_ID", help="Only this run."),
-        click.option("--sandbox", is_flag=True, help="The history of rehearsals (`--sandbox` runs)."),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON, all columns."),
-        click.option("--csv", "as_csv", is_flag=True, help="Print CSV, all columns."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 def _table_command(table: str, text: str) -> None:
-    @history.command(name=table, help=text)
-    @_filters
-    def show(
-        last: int | None,
-        region: str | None,
-        image: str | None,
-        status: str | None,
-        run_id: str | None,
-        sandbox: bool,
-        as_json: bool,
-        as_csv: bool,
-    ) -> None:
-        wanted = {
-            "region": region,
-            "image": image,
-            "state" if table == "amis" else "status": status,
-            "run_id": run_id,
-        }
-        frame = _read(table, sandbox=sandbox)
-        for column, value in wanted.items():
-            if value is not None:
-                frame = frame[frame[column] == value]
-        _show(table, frame.head(last) if last else frame, as_json=as_json, as_csv=as_csv)
+    filters = [click.Option([f"--{name}"], help=about) for name, about in FILTERS[table]]
+    output = [
+        click.Option(["--last"], type=click.IntRange(min=1), metavar="N", help="Only the newest N."),
+        click.Option(["--sandbox"], is_flag=True, help="The history of rehearsals (runs with --sandbox)."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, all columns."),
+        click.Option(["--csv", "as_csv"], is_flag=True, help="Print CSV, all columns."),
+    ]
+    history.add_command(click.Command(table, callback=_reader(table), params=[*filters, *output], help=text))
+
+
+def _reader(table: str) -> Callable[..., None]:
+    def read(sandbox: bool, as_json: bool, as_csv: bool, **wanted: Any) -> None:
+        if as_json and as_csv:
+            raise click.UsageError("--json and --csv exclude each other.")
+        frame = _read(table, wanted, sandbox=sandbox)
+        if as_json:
+            rows = frame.to_json(orient="records", date_format="iso", date_unit="ms", indent=2)
+            sys.stdout.write(f"{rows}\n")
+        elif as_csv:
+            frame.to_csv(sys.stdout, index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
+        elif frame.empty:
+            click.echo("There are none.")
+        else:
+            _show(frame[[column for column in COLUMNS[table] if column in frame]])
+
+    return read
 
 
 _table_command("runs", "Runs of runbooks, newest first.")
@@ -75,9 +87,11 @@ _table_command("amis", "AMIs that were published or found, newest first.")
 
 
 @history.command()
+@click.option(
+    "--region", "regions", multiple=True, metavar="REGION", help="Look here; again for more regions."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--region", "regions", multiple=True, help="A region to look at, again for more.")
-def sync(as_json: bool, regions: tuple[str, ...]) -> None:
+def sync(regions: tuple[str, ...], as_json: bool) -> None:
     """Rebuild the table of AMIs from the tags in AWS."""
     from dataclasses import asdict
 
@@ -87,11 +101,14 @@ def sync(as_json: bool, regions: tuple[str, ...]) -> None:
     result = sync_amis(regions=regions)
     if as_json:
         show_json(asdict(result))
-    else:
-        click.echo(str(result))
+        return
+    places = ", ".join(result.regions)
+    click.echo(
+        f"{result.found} AMIs in {places}: {result.added} added, {result.changed} changed, {result.gone} gone."
+    )
 
 
-def _read(table: str, *, sandbox: bool) -> pd.DataFrame:
+def _read(table: str, wanted: dict[str, Any], *, sandbox: bool) -> pd.DataFrame:
     from vmsnix_ops.records import history as records
     from vmsnix_ops.records.tables import open_tables
     from vmsnix_ops.settings import load
@@ -101,24 +118,11 @@ def _read(table: str, *, sandbox: bool) -> pd.DataFrame:
         from vmsnix_ops._cli.rehearsal import places
 
         environment |= places(load().state / "sandbox")
-    tables = open_tables(load(environment=environment))
-    frame: pd.DataFrame = getattr(records, table)(tables)
+    frame: pd.DataFrame = getattr(records, table)(open_tables(load(environment=environment)), **wanted)
     return frame
 
 
-def _show(table: str, frame: pd.DataFrame, *, as_json: bool, as_csv: bool) -> None:
-    if as_json:
-        rows = frame.to_json(orient="records", date_format="iso", date_unit="ms", indent=2)
-        sys.stdout.write(f"{rows}\n")
-    elif as_csv:
-        frame.to_csv(sys.stdout, index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
-    elif frame.empty:
-        click.echo(f"There are no {table} yet." if table != "amis" else "There are no AMIs yet.")
-    else:
-        _show_table(frame[[column for column in SHOWN[table] if column in frame]])
-
-
-def _show_table(frame: pd.DataFrame) -> None:
+def _show(frame: pd.DataFrame) -> None:
     from rich.table import Table
 
     from vmsnix_ops._cli.output import console
@@ -135,7 +139,7 @@ def _show_table(frame: pd.DataFrame) -> None:
 def _text(value: Any) -> str:
     import pandas as pd
 
-    if value is None or value is pd.NA or value is pd.NaT or value != value:
+    if pd.isna(value):
         return ""
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d %H:%M:%S}"

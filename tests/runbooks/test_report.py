@@ -1,0 +1,146 @@
+"""The page of a run: static, without anything from elsewhere."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+
+from vmsnix_ops.runbooks.report import clean, render
+
+VALUES = {
+    "runbook": "publish-ami",
+    "status": "done",
+    "run_id": "20261122T213000Z-publish-ami-abc123",
+    "seconds": 12.5,
+    "ami_id": "ami-0123456789abcdef0",
+    "failure": None,
+}
+
+
+class Loads(HTMLParser):
+    """Collects everything that a browser would fetch or run."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "iframe", "object", "embed", "link", "base"):
+            self.found.append(tag)
+        for name, value in attrs:
+            local = (value or "").startswith(("data:", "#"))
+            if name in ("src", "srcset", "data", "poster", "xlink:href") and not local:
+                self.found.append(f"{tag} {name}={value}")
+            if name.startswith("on"):
+                self.found.append(f"{tag} {name}")
+
+
+def page(*cells: nbformat.NotebookNode, **values: object) -> str:
+    return render(nbformat.v4.new_notebook(cells=list(cells)), VALUES | values)
+
+
+def code(source: str, *outputs: nbformat.NotebookNode, number: int | None = 1) -> nbformat.NotebookNode:
+    return nbformat.v4.new_code_cell(source, outputs=list(outputs), execution_count=number)
+
+
+def shown(**data: str) -> nbformat.NotebookNode:
+    types = {"html": "text/html", "plain": "text/plain", "svg": "image/svg+xml", "png": "image/png"}
+    types |= {"javascript": "application/javascript", "widget": "application/vnd.jupyter.widget-view+json"}
+    return nbformat.v4.new_output("display_data", {types[name]: value for name, value in data.items()})
+
+
+EVIL = [
+    shown(html='<script src="https://cdn.example/x.js"></script><b>table</b>'),
+    shown(
+        html='<script>alert(1)</script><img src="https://example.org/pixel.gif" onerror="x()"><b>table</b>'
+    ),
+    shown(html='<link rel="stylesheet" href="https://example.org/x.css"><b>table</b>'),
+    shown(html='<iframe src="https://example.org"><script>1</script></iframe><b>table</b>'),
+    shown(html='<svg><image xlink:href="https://example.org/x.png"/></svg><b>table</b>'),
+    shown(
+        html='<style>@import url("https://example.org/x.css"); b{background:url(//e.org/x)}</style>'
+        "<b>table</b>"
+    ),
+    shown(
+        html='<SCRIPT SRC=https://example.org/x.js></SCRIPT><object data="https://e.org"></object><b>table</b>'
+    ),
+    shown(html='<a href="java\nscript:alert(1)">link</a><b>table</b>'),
+    shown(javascript="alert(1)", html="<b>table</b>"),
+    shown(widget='{"model_id": "x"}', html="<b>table</b>"),
+]
+
+
+@pytest.mark.parametrize("output", EVIL)
+def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(output: nbformat.NotebookNode) -> None:
+    text = page(nbformat.v4.new_markdown_cell("# Title\n\n$x^2$\n"), code("x", output))
+    assert Loads(text).found == []
+    assert "example.org" not in text
+    assert "//e.org" not in text
+    assert "alert(1)" not in text
+    assert "<b>table</b>" in text
+
+
+def test_the_page_forbids_the_browser_to_load_or_run_anything() -> None:
+    assert "default-src 'none'" in page(code("x"))
+
+
+def test_plain_links_stay() -> None:
+    assert '<a href="https://example.org/docs">docs</a>' in clean(
+        '<a href="https://example.org/docs">docs</a>'
+    )
+
+
+def test_it_shows_the_verdict_and_the_facts() -> None:
+    text = page(code("x"))
+    for fact in ("publish-ami", "done", "ami-0123456789abcdef0", "12.5 s"):
+        assert fact in text
+
+
+def test_it_shows_the_error_once_and_links_the_cell() -> None:
+    failure = {"what": "It broke.", "why": "It was <old>.", "cure": "Mend it.", "cell": 3}
+    error = nbformat.v4.new_output("error", ename="E", evalue="v", traceback=["\x1b[31mE\x1b[0m: v"])
+    text = page(code("boom()", error, number=3), status="failed", failure=failure)
+    assert 'href="#cell-3"' in text
+    assert 'id="cell-3"' in text
+    assert text.count("It broke.") == 1
+    assert "It was &lt;old&gt;." in text
+    assert "ansi-red-fg" in text
+
+
+def test_tables_plots_and_prints_are_shown_and_code_is_folded() -> None:
+    text = page(
+        code("plan", shown(html="<table><tr><td>upload</td></tr></table>", plain="plan")),
+        code("plot", shown(png="iVBORw0KGgo=", plain="<Figure>")),
+        code("plot", shown(svg="<svg xmlns='http://www.w3.org/2000/svg'/>")),
+        code("print", nbformat.v4.new_output("stream", name="stdout", text="1 < 2\n")),
+    )
+    assert "<td>upload</td>" in text
+    assert 'src="data:image/png;base64,iVBORw0KGgo="' in text
+    assert 'src="data:image/svg+xml;base64,' in text
+    assert "1 &lt; 2" in text
+    assert "<details>" in text
+    assert "&lt;Figure&gt;</pre>" not in text
+
+
+def test_parameters_are_not_folded() -> None:
+    cell = code("region = 'us-east-1'")
+    cell.metadata["tags"] = ["injected-parameters"]
+    assert "<details open" in page(cell)
+
+
+def test_cells_that_did_not_run_are_marked() -> None:
+    assert "not run" in page(code("never()", number=None))
+
+
+def test_it_follows_the_reader_s_light_or_dark_theme() -> None:
+    text = page(code("x"))
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="color-scheme" content="light dark"' in text
+
+
+def test_hostile_values_are_text() -> None:
+    text = page(code("x"), runbook="<script>alert(1)</script>", image_name="<img src=x onerror=alert(1)>")
+    assert Loads(text).found == []
