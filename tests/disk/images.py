@@ -28,7 +28,7 @@ QEMU_DRIVERS = {
 
 
 def scattered(size: int, *, seed: int = 0, pieces: int = 6) -> bytes:
-    """Return a disk with a few pieces of random data, among them its first and its last sector, and zeros between."""
+    """Return a disk with a few pieces of random data, also in its first and last sector; else zeros."""
     chance, disk = random.Random(seed), bytearray(size)
     places = [0, size - 512, *(512 * chance.randrange(size // 512) for _ in range(pieces))]
     for at in places:
@@ -118,8 +118,8 @@ HEADER = {
 def edited(image: bytes, changes: Mapping[str, int], *, checksums: bool = True) -> bytes:
     """Return a VHD with fields changed and, unless told otherwise, the checksums put right again.
 
-    Fields are named ``footer.current_size``, ``copy.disk_type``, ``header.block_size``, ``bat.0``; ``footers.`` means both
-    copies of the footer.
+    Fields are named ``footer.current_size``, ``copy.disk_type``, ``header.block_size``, ``bat.0``;
+    ``footers.`` means both copies of the footer.
     """
     data = bytearray(image)
     tail = len(data) - 512

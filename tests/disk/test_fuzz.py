@@ -1,4 +1,4 @@
-"""Images that ``qemu-img`` made, damaged at random: an `ImageError`, or the bytes that QEMU reads; never anything else.
+"""Images that ``qemu-img`` made, damaged at random: refused, or read as QEMU reads them; nothing else.
 
 ``VMSNIX_FUZZ_EXAMPLES`` sets how many damaged images of each kind are tried; with it, every run tries others.
 """
@@ -34,8 +34,9 @@ KINDS = {
 SIZE = 3 * MIB
 TELLING = [0, 1, 2, 3, 4, 0x7F, 0x80, 0xFF, 0x100, 0x200, 512, 4096, 2**31, 2**32 - 1, 2**63, 2**64 - 1]
 VHD_FIELDS = [
-    "footers.current_size", "footers.data_offset", "footers.disk_type", "copy.current_size", "footer.current_size",
-    "header.table_offset", "header.max_table_entries", "header.block_size", "bat.0", "bat.1",
+    "footers.current_size", "footers.data_offset", "footers.disk_type", "copy.current_size",
+    "footer.current_size", "header.table_offset", "header.max_table_entries", "header.block_size",
+    "bat.0", "bat.1",
 ]  # fmt: skip
 
 # Where headers and tables are: near the start, near the end, at the starts of pages; now and then anywhere.

@@ -114,7 +114,8 @@ def test_an_encrypted_image_is_refused(tmp_path: Path) -> None:
     subprocess.run(
         [
             require("qemu-img"), "create", "-q", "-f", "qcow2", "--object", secret,
-            "-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10", str(tmp_path / "disk"), "1M",
+            "-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10",
+            str(tmp_path / "disk"), "1M",
         ],
         check=True,
     )  # fmt: skip
@@ -169,6 +170,16 @@ def test_an_image_that_was_cut_short_is_refused(
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.parametrize("driver", ["qcow2", "vmdk", "vhdx"])
+@pytest.mark.parametrize("lost", [1, 511, 512, 4096])
+def test_not_even_the_last_byte_may_be_missing(tmp_path: Path, driver: str, lost: int) -> None:
+    disk = b"\xeb\xfe" * (4 * MIB)  # whole blocks of each format, so that the file ends with data
+    options = "block_size=1M" if driver == "vhdx" else ""
+    path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", disk), driver, options)
+    with pytest.raises(ImageFormatError):
+        open_image(io.BytesIO(path.read_bytes()[:-lost]))
+
+
 def test_a_size_field_that_lies_is_refused(tmp_path: Path) -> None:
     image = bytearray(
         qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", scattered(MIB)), "qcow2").read_bytes()
@@ -203,5 +214,5 @@ def test_an_image_that_a_machine_runs_from_says_so(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         for at in (101, 201):
             fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, at, 1, 0))
-        with pytest.raises(ImageError, match="in use by another program.*Stop the machine"):
+        with pytest.raises(ImageError, match=r"in use by another program.*Stop the machine"):
             open_image(path)

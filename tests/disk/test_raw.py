@@ -1,4 +1,4 @@
-"""A raw image is its disk; holes are skipped, and a copy that was cut short is found by its partition table."""
+"""A raw image is its disk; holes are skipped, and a copy that was cut short is found out."""
 
 from __future__ import annotations
 

@@ -131,6 +131,7 @@ def open_with_qemu(source: ByteSource, head: bytes) -> DiskImage:
         _check_vmdk(source, head)
     else:
         kind = "vhdx"
+        _check_vhdx(source)
     with ExitStack() as stack:
         file = source.path or _spool(source, stack)
         size = _disk_size(source, file, kind)
@@ -180,6 +181,13 @@ def _check_vmdk(source: ByteSource, head: bytes) -> None:
         if hint >= 0:
             why = "The image holds only what differs from another file, its parent."
             raise damaged(source.name, "VMDK", "parentFileNameHint", at + hint, why, cure=WHOLE_CURE)
+
+
+def _check_vhdx(source: ByteSource) -> None:
+    """Refuse a file that lost less than a sector: ``qemu-img`` would fill in zeros for it without a word."""
+    if source.size % SECTOR:
+        why = "A VHDX is whole megabytes, and this one ends within a sector: it was cut short."
+        raise damaged(source.name, "VHDX", "end of file", source.size, why)
 
 
 def _disk_size(source: ByteSource, file: Path, kind: str) -> int:

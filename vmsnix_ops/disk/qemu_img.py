@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +83,9 @@ def lines(arguments: Sequence[str], *, name: str, kind: str, accepted: Sequence[
 
 
 def _limit_memory(pid: int) -> None:
-    """Bound the address space of a program that has just started; it may be over already."""
+    """Bound the address space of a program that has just started (it may be over already), on Linux."""
+    if sys.platform != "linux":
+        return
     try:
         resource.prlimit(pid, resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     except ProcessLookupError:

@@ -259,9 +259,7 @@ def _check_header(source: ByteSource, footer: Footer, end: int) -> DynamicHeader
 
 def _read_table(source: ByteSource, header: DynamicHeader, count: int) -> array[int]:
     """Return the block allocation table; entries beyond the disk's end must be unused."""
-    table = array("I")
-    if table.itemsize != 4:
-        table = array("L")
+    table = array("I")  # four bytes wherever CPython runs
     table.frombytes(source.read(header.table_offset, header.max_table_entries * 4))
     if sys.byteorder == "little":
         table.byteswap()
