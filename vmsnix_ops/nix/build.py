@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.errors import BuildFailedError, ImageNotFoundError, NixError, SettingsError
+from vmsnix_ops.errors import BuildFailedError, ImageNotFoundError, NixError, ParameterError, SettingsError
 from vmsnix_ops.nix.build_log import BuildLog, Standing, derivation_name
 from vmsnix_ops.nix.command import FEATURES, Answer, error_lines, explain, explanation, find_nix, run
 from vmsnix_ops.nix.flake import (
@@ -175,7 +175,7 @@ def plan_build(
     flake_given, name, system_given = split_image(image)
     chosen = check_system(system or system_given or host_system())
     if system and system_given and system != system_given:
-        raise NixError(
+        raise ParameterError(
             f"The image {image} is for {system_given}, and {system} was asked for.",
             cure="Give one system only.",
         )

@@ -6,6 +6,7 @@ decided by the exit status alone; texts are shown, and looked at only for a bett
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OLDEST = (2, 8)
+_SILENCE_SECONDS = 1.0
 EVALUATION_SECONDS = 900.0
 """Longest that a question may take; the first one to a flake may have to fetch nixpkgs."""
 
@@ -38,6 +40,7 @@ _PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|TMPDIR|TEMP|TMP|LANG|LC_ALL|XDG_.*|NIX_.*|NIXPKGS_.*|SSH_AUTH_SOCK|GIT_SSH.*|SSL_CERT_.*"
     r"|CURL_CA_BUNDLE|(?i:https?_proxy|all_proxy|no_proxy|ftp_proxy)"
 )
+_REASONS = ("error:", "fatal:")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 _Explanation = tuple[re.Pattern[str], str, str]
@@ -61,7 +64,7 @@ _ANYWHERE: tuple[_Explanation, ...] = (
 )
 _FROM_NIX: tuple[_Explanation, ...] = (
     _known(
-        r"experimental .*feature '[^']*' is (disabled|not enabled)",
+        r"experimental .*feature '[^']*' is disabled",
         "The settings of this machine do not allow flakes.",
         "Put 'experimental-features = nix-command flakes' into nix.conf.",
     ),
@@ -186,8 +189,9 @@ def ask(arguments: Sequence[str], what: str, *, timeout: float | None = EVALUATI
 
 def explain(what: str, answer: Answer) -> NixError:
     """Return the error for an answer with a bad exit status: Nix's own words, and why where that is known."""
-    why, cure = explanation("\n".join(answer.messages))
-    words = " ".join(error_lines(answer.messages)) or f"It ended with status {answer.status}."
+    lines = error_lines(answer.messages)
+    why, cure = explanation("\n".join(lines))
+    words = " ".join(lines) or f"It ended with status {answer.status}."
     return NixError(what, why=f"{why} Nix says: {words}".strip(), cure=cure)
 
 
@@ -203,10 +207,17 @@ def explanation(text: str, *, by_a_builder: bool = False) -> tuple[str, str]:
 
 
 def error_lines(messages: Sequence[str]) -> list[str]:
-    """Return what Nix gives as the reason: from the first line with ``error:`` on, at most eight lines."""
-    lines = [line.strip() for line in messages if line.strip() and "--show-trace" not in line]
+    """Return what Nix gives as the reason: from the first line with ``error:`` on, at most eight lines.
+
+    A fetch by git fails with git's own words first (``fatal:``).
+    """
+    whole = "\n".join(messages).splitlines()
+    lines = [line.strip() for line in whole]
+    lines = [
+        line for line in lines if line and "--show-trace" not in line and not line.startswith("warning:")
+    ]
     start = next(
-        (index for index, line in enumerate(lines) if line.startswith("error:")), max(len(lines) - 8, 0)
+        (index for index, line in enumerate(lines) if line.startswith(_REASONS)), max(len(lines) - 8, 0)
     )
     # A trace begins with "error:" alone, and ends with the error itself.
     last = max((index for index, line in enumerate(lines) if line.startswith("error:")), default=start)
@@ -263,11 +274,10 @@ def run(
         cwd=folder,
         start_new_session=True,
     )
-    with process:
-        try:
-            return _attend(process, timeout, on_message)
-        finally:
-            _stop(process)
+    try:
+        return _attend(process, timeout, on_message)
+    finally:
+        _stop(process)
 
 
 def _attend(
@@ -284,11 +294,14 @@ def _attend(
     for reader in readers:
         reader.start()
     messages: list[str] = []
-    deadline = None if timeout is None else time.monotonic() + timeout
+    quiet_since = time.monotonic()
+    deadline = None if timeout is None else quiet_since + timeout
     while True:
         try:
             line = lines.get(timeout=0.2)
         except queue.Empty:
+            if process.poll() is not None and quiet_since + _SILENCE_SECONDS < time.monotonic():
+                break  # a grandchild (an ssh that stays, say) holds the pipe open
             if deadline is not None and time.monotonic() > deadline:
                 raise NixError(
                     f"Nix took longer than {timeout:g} s and was stopped.",
@@ -298,19 +311,23 @@ def _attend(
             continue
         if line is None:
             break
+        quiet_since = time.monotonic()
         line = line.rstrip("\n")
         if on_message is not None:
             on_message(line)
         messages.append(plain(line))
         del messages[:-500]
-    readers[0].join()
+    readers[0].join(_SILENCE_SECONDS)
     return Answer(process.wait(), "".join(output), tuple(messages))
 
 
 def _collect(stream: IO[str] | None, take: Callable[[str], object], end: Callable[[], object] | None) -> None:
+    if stream is None:
+        return
     try:
-        for line in stream or ():
-            take(line)
+        with stream:
+            for line in stream:
+                take(line)
     finally:
         if end is not None:
             end()
@@ -329,6 +346,6 @@ def _stop(process: subprocess.Popen[str]) -> None:
                 continue
             return
     finally:  # also when a second Ctrl-C interrupts the waiting
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it left behind would hold our pipes
+        process.wait()

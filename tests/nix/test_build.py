@@ -1,0 +1,247 @@
+"""Building an image with real Nix."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.errors import (
+    BuildFailedError,
+    ImageNotFoundError,
+    NixError,
+    ParameterError,
+    SettingsError,
+    ToolMissingError,
+    UnknownImageError,
+    VmsnixError,
+)
+from vmsnix_ops.nix.build import build, names_a_file, plan_build, resolve, split_image
+from vmsnix_ops.nix.flake import host_system
+from vmsnix_ops.nix.store import parse_outputs
+from vmsnix_ops.progress import Event, Progress, silent
+
+FIXTURE = Path(__file__).parent / "fixture"
+OTHER = {"x86_64-linux": "aarch64-linux", "aarch64-linux": "x86_64-linux"}
+
+
+def fresh(folder: Path, name: str) -> Path:
+    """Return a copy of the flake whose packages no store holds yet."""
+    copy = folder / "flake"
+    shutil.copytree(FIXTURE, copy)
+    packages = copy / "packages.nix"
+    packages.write_text(packages.read_text().replace('label = "26.05.fixture"', f'label = "26.05.{name}"'))
+    return copy
+
+
+def test_builds_an_image_that_is_a_real_disk(nix: Path) -> None:
+    built = build("ecs-node", progress=silent())
+    assert (built.name, built.version, built.system) == ("ecs-node", "26.05.fixture", host_system())
+    assert (built.format, built.logical_bytes) == ("vhd", 4 * 2**20)
+    assert built.register_image["RootDeviceName"] == "/dev/sda1"
+    with open_image(built.path) as disk:
+        assert disk.read(0, 22) == b"ecs-node 26.05.fixture"
+        assert disk.read(510, 2) == b"\x55\xaa"
+
+
+def test_knows_where_the_image_comes_from(nix: Path) -> None:
+    plan = plan_build("ecs-node")
+    built = plan.build(progress=silent())
+    assert built.store_path is not None
+    assert built.path.is_relative_to(built.store_path)
+    assert built.drv_path is not None
+    assert Path(built.drv_path).is_relative_to(nix / "store")
+    assert built.flake == f"path:{FIXTURE}#packages.{host_system()}.ecs-node"
+    assert (built.revision, built.nar_hash, built.dirty) == (
+        plan.provenance.revision,
+        plan.provenance.nar_hash,
+        plan.provenance.dirty,
+    )
+
+
+def test_building_again_gives_the_same_image(nix: Path) -> None:
+    assert build("gc-fwd", progress=silent()) == build("gc-fwd", progress=silent())
+
+
+@pytest.mark.parametrize("image", ["ecs-node", f"{FIXTURE}#ecs-node", f"path:{FIXTURE}#ecs-node"])
+def test_takes_the_image_with_or_without_its_flake(nix: Path, image: str) -> None:
+    assert build(image, progress=silent()).name == "ecs-node"
+
+
+def test_takes_the_whole_attribute_path(nix: Path) -> None:
+    assert build(f"packages.{host_system()}.ecs-node", progress=silent()).name == "ecs-node"
+
+
+def test_the_plan_tells_what_will_happen_and_nothing_has_happened(nix: Path, tmp_path: Path) -> None:
+    plan = plan_build("ecs-node", flake=fresh(tmp_path, "planned"), keep=tmp_path / "keep" / "link")
+    shown = str(plan)
+    assert f"ecs-node for {host_system()}" in shown
+    assert "ECS container instance" in shown
+    assert "4.0 MiB" in shown
+    assert str(tmp_path / "keep" / "link") in plan._repr_html_()
+    assert not (tmp_path / "keep").exists()
+    assert not list((nix / "store").glob("*-ecs-node-26.05.planned-*"))
+
+
+def test_shows_how_far_the_build_is(nix: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    build("ecs-node", flake=fresh(tmp_path, "shown"), progress=Progress(events.append))
+    assert {event.step for event in events} == {"build"}
+    assert (events[0].kind, events[-1].kind) == ("started", "finished")
+    assert events[-1].done == events[-1].total
+    assert events[-1].done > 1
+    done = [event.done for event in events]
+    assert done == sorted(done)
+    assert any("ecs-node-26.05.shown" in event.message and "buildPhase" in event.message for event in events)
+
+
+def test_keeps_the_image_from_garbage_collection(nix: Path) -> None:
+    plan = plan_build("ecs-node")
+    built = plan.build(progress=silent())
+    assert plan.keep.resolve() == Path(str(built.store_path))
+    roots = {root.resolve() for root in (nix / "state" / "gcroots" / "auto").iterdir()}
+    assert Path(str(built.store_path)) in roots
+
+
+def test_a_failed_build_names_the_derivation_and_its_last_20_lines(nix: Path) -> None:
+    with pytest.raises(BuildFailedError) as caught:
+        build("talks-and-fails", progress=silent())
+    error = caught.value
+    assert error.derivation.endswith("-talks-and-fails-1.0.drv")
+    assert error.log == (*(f"line {number}" for number in range(22, 41)), "in red")
+    assert "  line 40\n  in red\n" in str(error)
+    assert f"nix log {error.derivation}" in error.cure
+
+
+def test_a_failed_dependency_is_named_rather_than_what_needs_it(nix: Path) -> None:
+    with pytest.raises(BuildFailedError, match=r"talks-and-fails-1\.0 failed") as caught:
+        build("needs-what-fails", progress=silent())
+    assert caught.value.log[-1] == "in red"
+
+
+def test_a_build_that_fails_without_a_word_shows_those_of_nix(nix: Path) -> None:
+    with pytest.raises(BuildFailedError, match="exit code 4") as caught:
+        build("fails-in-silence", progress=silent())
+    assert caught.value.log == ()
+
+
+def test_a_source_out_of_reach_is_told_plainly(nix: Path) -> None:
+    with pytest.raises(BuildFailedError, match=r"(?s)could not be reached.*127\.0\.0\.1:1") as caught:
+        build("needs-the-network", progress=silent())
+    assert "substituters" in caught.value.cure
+
+
+def test_a_flake_out_of_reach_is_told_plainly(nix: Path) -> None:
+    with pytest.raises(NixError, match="could not be reached"):
+        build("git+http://127.0.0.1:1/flake#x", progress=silent())
+
+
+def test_an_image_for_another_system_needs_a_builder(nix: Path) -> None:
+    with pytest.raises(NixError, match=r"cannot build for that system.*remote builder"):
+        build("ecs-node", system=OTHER[host_system()], progress=silent())
+
+
+def test_an_image_that_cannot_be_evaluated_shows_the_words_of_nix(nix: Path) -> None:
+    with pytest.raises(NixError, match="broken on purpose"):
+        build("cannot-be-evaluated", progress=silent())
+
+
+def test_a_package_that_is_no_image_says_so(nix: Path) -> None:
+    with pytest.raises(ImageNotFoundError, match="is not a built image"):
+        build("not-an-image", progress=silent())
+
+
+def test_an_unknown_image_offers_the_nearest_name(nix: Path) -> None:
+    with pytest.raises(UnknownImageError, match="Did you mean 'gc-fwd'"):
+        build("gc-fdw", progress=silent())
+
+
+@pytest.mark.parametrize("image", ["--help", "$(touch x)", "a;b", "./nix#a b", "x#--y", "a\nb", "a\0b"])
+def test_hostile_names_are_refused_before_nix_runs(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises((UnknownImageError, ParameterError)):
+        resolve(image)
+
+
+def test_a_system_that_contradicts_the_attribute_is_refused() -> None:
+    with pytest.raises(ParameterError, match="one system only"):
+        plan_build("packages.aarch64-linux.ecs-node", system="x86_64-linux")
+
+
+def test_building_needs_nix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolMissingError, match="or give an image that is built already"):
+        build("ecs-node", flake=FIXTURE)
+
+
+def test_a_state_folder_that_cannot_be_made_is_told(nix: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="VMSNIX_STATE"):
+        build("ecs-node", keep=tmp_path / "file" / "link", progress=silent())
+
+
+def test_resolve_reads_what_is_built_and_asks_the_store_who_built_it(nix: Path) -> None:
+    built = build("ecs-node", progress=silent())
+    found = resolve(str(built.store_path))
+    assert (found.path, found.drv_path, found.flake) == (built.path, built.drv_path, None)
+
+
+def test_resolve_builds_what_is_no_path(nix: Path) -> None:
+    assert resolve("ecs-node", progress=silent()) == build("ecs-node", progress=silent())
+
+
+def test_resolve_reads_an_image_on_a_machine_without_nix(
+    nix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build("ecs-node", progress=silent())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert resolve(built.path).drv_path is None
+
+
+@pytest.mark.parametrize(
+    "image", ["", "  ", "/no/such/image", "./image.vhd", "image.VHD", "result", "result-2"]
+)
+def test_resolve_takes_paths_for_paths(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImageNotFoundError):
+        resolve(image)
+
+
+def test_tells_files_from_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert names_a_file("disk.vhd")
+    assert not names_a_file("ecs-node")
+    assert not names_a_file("./nix#ecs-node")
+    (tmp_path / "ecs-node").touch()
+    assert names_a_file("ecs-node")
+
+
+def test_splits_an_image_into_flake_name_and_system() -> None:
+    assert split_image("ecs-node") == (None, "ecs-node", None)
+    assert split_image("#ecs-node") == (None, "ecs-node", None)
+    assert split_image("./nix#ecs-node") == ("./nix", "ecs-node", None)
+    assert split_image("x#packages.aarch64-linux.y") == ("x", "y", "aarch64-linux")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [{"drvPath": "/nix/store/x.drv", "outputs": {"out": "/nix/store/x"}}],
+        [{"drvPath": "/nix/store/x.drv", "outputs": {"out": "/nix/store/x"}, "startTime": 1, "stopTime": 2}],
+    ],
+)
+def test_reads_the_answer_of_every_version(answer: object) -> None:
+    assert parse_outputs(json.dumps(answer)) == ("/nix/store/x.drv", Path("/nix/store/x"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "null", '[{"outputs": {}}]', '[{"outputs": {"out": null}}]']
+)
+def test_a_strange_answer_is_an_error_of_ours(text: str) -> None:
+    with pytest.raises(VmsnixError, match="strange answer"):
+        parse_outputs(text)

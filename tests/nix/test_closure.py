@@ -1,0 +1,111 @@
+"""The packages inside an image."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vmsnix_ops.errors import NixError
+from vmsnix_ops.nix.build import build
+from vmsnix_ops.nix.closure import closure, parse_path_info, split_name
+from vmsnix_ops.nix.store import query
+from vmsnix_ops.progress import silent
+
+HASH = "00000000000000000000000000000000"
+A, B = f"{HASH}-a-1.0", f"{HASH}-b"
+INFO = {"narSize": 120, "narHash": "sha256-x", "references": []}
+
+
+def test_lists_what_is_inside_the_largest_first(nix: Path) -> None:
+    table = closure(build("ecs-node", progress=silent()), progress=silent())
+    assert list(table.columns) == ["name", "version", "store_path", "bytes"]
+    assert list(table["name"]) == ["linux", "openssl", "unit-sshd.service", "nixos-system-ecs-node"]
+    assert list(table["version"]) == ["6.18.3", "3.0.14", "", "26.05.fixture"]
+    assert list(table["bytes"])[:2] == [300112, 200112]
+    assert table["bytes"].dtype == "int64"
+    assert all(Path(path).exists() for path in table["store_path"])
+
+
+def test_is_about_what_was_built_and_not_about_what_the_image_refers_to(nix: Path) -> None:
+    built = build("ecs-node", progress=silent())
+    assert query("--references", str(built.store_path), what="") == [built.store_path]
+    assert len(closure(built, progress=silent())) == 4
+
+
+def test_takes_an_image_that_was_built_before(nix: Path) -> None:
+    built = build("gc-fwd", progress=silent())
+    assert list(closure(Path(str(built.store_path)))["name"])[-1] == "nixos-system-gc-fwd"
+
+
+def test_takes_the_name_of_an_image(nix: Path) -> None:
+    assert len(closure("gc-fwd", progress=silent())) == 4
+
+
+def test_brings_back_a_system_that_is_no_longer_in_the_store(nix: Path) -> None:
+    built = build("actions-runner", progress=silent())
+    before = closure(built, progress=silent())
+    (system,) = before["store_path"][before["name"] == "nixos-system-actions-runner"]
+    from vmsnix_ops.nix.command import run
+
+    assert run(["nix-store", "--delete", system]).status == 0
+    assert not Path(system).exists()
+    assert closure(built, progress=silent()).equals(before)
+
+
+def test_an_image_from_elsewhere_cannot_be_looked_into(nix: Path) -> None:
+    built = replace(build("ecs-node", progress=silent()), drv_path=None)
+    with pytest.raises(NixError, match="Build it here"):
+        closure(built)
+
+
+def test_an_image_without_a_nixos_system_says_so(nix: Path) -> None:
+    built = build("ecs-node", progress=silent())
+    (linux,) = [path for path in query("--requisites", str(built.drv_path), what="") if "linux-6" in path]
+    with pytest.raises(NixError, match="No NixOS system"):
+        closure(replace(built, drv_path=linux))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param([{"path": f"/nix/store/{A}", **INFO}, {"path": f"/nix/store/{B}", **INFO}], id="2.8"),
+        pytest.param({f"/nix/store/{A}": INFO, f"/nix/store/{B}": INFO}, id="2.26, 2.34 format 1"),
+        pytest.param(
+            {"version": 2, "storeDir": "/nix/store", "info": {A: INFO, B: INFO}}, id="2.34 format 2"
+        ),
+    ],
+)
+def test_reads_every_shape_of_path_info(answer: object) -> None:
+    assert list(parse_path_info(json.dumps(answer))) == [(f"/nix/store/{A}", 120), (f"/nix/store/{B}", 120)]
+
+
+@pytest.mark.parametrize(
+    "answer", [[{"path": "/nix/store/x", "valid": False}], {"/nix/store/x": None}, {"info": {"x": None}}]
+)
+def test_leaves_out_paths_that_are_not_in_the_store(answer: object) -> None:
+    assert list(parse_path_info(json.dumps(answer))) == []
+
+
+@pytest.mark.parametrize("text", ["", "null", "3", '"x"', "{"])
+def test_a_strange_answer_is_an_error_of_ours(text: str) -> None:
+    with pytest.raises(NixError, match="strange answer"):
+        list(parse_path_info(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("glibc-2.42-51", ("glibc", "2.42-51")),
+        ("openssl-3.0.14-bin", ("openssl", "3.0.14")),
+        ("nixos-system-ecs-node-26.11.20260717.fc4cbc5", ("nixos-system-ecs-node", "26.11.20260717.fc4cbc5")),
+        ("python3.13-boto3-1.40.1", ("python3.13-boto3", "1.40.1")),
+        ("unit-sshd.service", ("unit-sshd.service", "")),
+        ("etc", ("etc", "")),
+        ("source", ("source", "")),
+    ],
+)
+def test_tells_name_from_version_as_nix_does(name: str, expected: tuple[str, str]) -> None:
+    assert split_name(f"/nix/store/{HASH}-{name}") == expected

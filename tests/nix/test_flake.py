@@ -1,0 +1,208 @@
+"""Which images a flake has, and where it comes from."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import require
+from vmsnix_ops.errors import NixError, ParameterError, ToolMissingError, UnknownImageError
+from vmsnix_ops.nix.flake import Flake, find_flake, find_image, images, provenance
+
+FIXTURE = Path(__file__).parent / "fixture"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@example.org", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A git repository with the fixture flake in ``nix/``, as ours is."""
+    require("git")
+    folder = tmp_path / "repository"
+    shutil.copytree(FIXTURE, folder / "nix")
+    git(tmp_path, "init", "--quiet", str(folder))
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", "x")
+    return folder
+
+
+def test_lists_the_images_with_system_disk_and_description(nix: Path) -> None:
+    found = images()
+    assert [(image.name, image.system) for image in found] == [
+        (name, system)
+        for system in ("x86_64-linux", "aarch64-linux")
+        for name in ("actions-runner", "ecs-node", "gc-fwd")
+    ]
+    assert {image.disk_bytes for image in found} == {4 * 2**20}
+    assert found[1].description == "ECS container instance"
+    assert found[1].installable == f"path:{FIXTURE}#packages.x86_64-linux.ecs-node"
+
+
+def test_lists_the_images_of_one_system(nix: Path) -> None:
+    assert {image.system for image in images(FIXTURE, system="aarch64-linux")} == {"aarch64-linux"}
+
+
+def test_packages_that_are_no_images_are_not_listed(nix: Path) -> None:
+    assert "not-an-image" not in {image.name for image in images(FIXTURE)}
+
+
+def test_a_disk_as_large_as_its_contents_has_no_size_yet(nix: Path, tmp_path: Path) -> None:
+    (tmp_path / "flake.nix").write_text(
+        "{ outputs = _: { packages.x86_64-linux.x = { passthru.config = {"
+        ' virtualisation.diskSize = "auto"; system.build.image = null; }; }; }; }'
+    )
+    (image,) = images(tmp_path)
+    assert (image.name, image.disk_bytes, image.description) == ("x", None, "")
+
+
+def test_a_flake_without_packages_says_so(nix: Path, tmp_path: Path) -> None:
+    (tmp_path / "flake.nix").write_text("{ outputs = _: { }; }")
+    with pytest.raises(NixError, match=r"cannot be listed.*packages"):
+        images(tmp_path)
+
+
+def test_a_flake_with_a_mistake_shows_the_words_of_nix(nix: Path, tmp_path: Path) -> None:
+    (tmp_path / "flake.nix").write_text("{ outputs = ")
+    with pytest.raises(NixError, match="syntax error"):
+        images(tmp_path)
+
+
+def test_listing_needs_nix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolMissingError):
+        images(FIXTURE)
+
+
+def test_offers_the_nearest_name(nix: Path) -> None:
+    with pytest.raises(UnknownImageError, match="Did you mean 'ecs-node'"):
+        find_image(find_flake(), "esc-node", "x86_64-linux")
+
+
+def test_says_for_which_system_there_is_such_an_image(nix: Path, tmp_path: Path) -> None:
+    (tmp_path / "flake.nix").write_text("{ outputs = _: { packages.aarch64-linux.x = { }; }; }")
+    with pytest.raises(UnknownImageError, match="It has one for aarch64-linux"):
+        find_image(find_flake(tmp_path), "x", "x86_64-linux")
+
+
+@pytest.mark.parametrize(
+    "name", ["--foo", "-f", "a;b", "$(x)", "`x`", "a b", "a\nb", "ecs-node\n", "../x", "a.b", "", "a\0b", "ö"]
+)
+def test_refuses_what_cannot_be_a_name_before_nix_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # nix could not even be started
+    with pytest.raises(UnknownImageError, match="cannot be the name of an image"):
+        find_image(Flake("path:/x"), name, "x86_64-linux")
+
+
+def test_refuses_a_system_without_images(nix: Path) -> None:
+    with pytest.raises(ParameterError, match="Did you mean 'aarch64-linux'"):
+        images(system="arch64-linux")
+
+
+@pytest.mark.parametrize(
+    "flake",
+    [
+        "--help",
+        "github:a/b;c",
+        "github:$(x)/y",
+        "a b",
+        "a\nb",
+        "github:a/b#c",
+        "",
+        "/no/such",
+        "./no",
+        "path:/no",
+        "a\0b",
+    ],
+)
+def test_refuses_what_cannot_be_a_flake(flake: str) -> None:
+    with pytest.raises(ParameterError):
+        find_flake(flake)
+
+
+@pytest.mark.parametrize(
+    "flake", ["github:altf4llc/vmsnix", "github:a/b?dir=nix&ref=main", "git+ssh://git@host/x", "nixpkgs"]
+)
+def test_takes_flakes_that_are_elsewhere(flake: str) -> None:
+    assert find_flake(flake) == Flake(flake)
+
+
+def test_refuses_a_folder_that_nix_cannot_name(tmp_path: Path) -> None:
+    folder = tmp_path / "two words"
+    shutil.copytree(FIXTURE, folder)
+    with pytest.raises(ParameterError, match="Nix cannot take a folder"):
+        find_flake(folder)
+
+
+def test_finds_a_relative_flake_from_below_the_repository(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "notebooks").mkdir()
+    monkeypatch.chdir(repository / "notebooks")
+    assert find_flake("./nix") == Flake(f"path:{repository}/nix", repository / "nix")
+
+
+def test_the_top_of_a_repository_is_fetched_by_git(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURE, tmp_path / "top")
+    git(tmp_path, "init", "--quiet", "top")
+    assert find_flake(tmp_path / "top").reference == f"git+file://{tmp_path}/top"
+
+
+def test_passes_other_sources_for_inputs(tmp_path: Path) -> None:
+    flake = find_flake(FIXTURE, {"nixpkgs": "path:/nixpkgs"})
+    assert flake.options() == ["--no-write-lock-file", "--override-input", "nixpkgs", "path:/nixpkgs"]
+    with pytest.raises(ParameterError):
+        find_flake(FIXTURE, {"--x": "path:/nixpkgs"})
+
+
+def test_a_clean_folder_has_the_revision_of_its_repository(nix: Path, repository: Path) -> None:
+    found = provenance(find_flake(repository / "nix"))
+    assert found.revision == git(repository, "rev-parse", "HEAD")
+    assert found.nar_hash is not None
+    assert found.nar_hash.startswith("sha256-")
+    assert (found.dirty, found.url) == (False, f"path:{repository}/nix")
+
+
+def test_changes_elsewhere_in_the_repository_do_not_make_the_flake_dirty(nix: Path, repository: Path) -> None:
+    (repository / "README").write_text("x")
+    assert not provenance(find_flake(repository / "nix")).dirty
+
+
+@pytest.mark.parametrize("change", ["flake.nix", "new.nix"])
+def test_a_changed_folder_is_dirty_and_has_another_hash(nix: Path, repository: Path, change: str) -> None:
+    before = provenance(find_flake(repository / "nix"))
+    with (repository / "nix" / change).open("a") as file:
+        file.write("# changed\n")
+    after = provenance(find_flake(repository / "nix"))
+    assert (after.revision, after.dirty) == (before.revision, True)
+    assert after.nar_hash != before.nar_hash
+
+
+def test_a_folder_in_no_repository_has_no_revision(nix: Path, tmp_path: Path) -> None:
+    shutil.copytree(FIXTURE, tmp_path / "plain")
+    found = provenance(find_flake(tmp_path / "plain"))
+    assert (found.revision, found.dirty) == (None, False)
+    assert found.nar_hash
+
+
+def test_a_repository_as_flake_knows_its_revision_and_its_changes(nix: Path, tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    shutil.copytree(FIXTURE, top)
+    git(tmp_path, "init", "--quiet", "top")
+    git(top, "add", ".")
+    git(top, "commit", "--quiet", "--message", "x")
+    head = git(top, "rev-parse", "HEAD")
+    clean = provenance(find_flake(top))
+    assert (clean.revision, clean.dirty) == (head, False)
+    with (top / "flake.nix").open("a") as file:
+        file.write("# changed\n")
+    changed = provenance(find_flake(top))
+    assert changed.dirty
+    assert (changed.revision, changed.nar_hash != clean.nar_hash) == (head, True)
