@@ -1,1 +1,69 @@
-"""Stub."""
+"""Service Quotas: the few that preflight looks at.
+
+The table ``quotas`` of an account and region, keyed by "service/code", overrides the defaults. Sources:
+GetServiceQuota, ListServiceQuotas, GetAWSDefaultServiceQuota in the Service Quotas API Reference; "Amazon EC2
+endpoints and quotas" and "Amazon EBS endpoints and quotas" in the AWS General Reference.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .core import AwsError, operation
+
+if TYPE_CHECKING:
+    from .core import Context, Params
+
+SERVICES = {
+    "ec2": "Amazon Elastic Compute Cloud (Amazon EC2)",
+    "ebs": "Amazon Elastic Block Store (Amazon EBS)",
+}
+DEFAULTS = {
+    ("ec2", "L-B665C33B"): ("AMIs", 50_000.0),
+    ("ec2", "L-0E3CBAB9"): ("Public AMIs", 5.0),
+    ("ebs", "L-309BACF6"): ("Snapshots per Region", 100_000.0),
+}
+
+
+def value(context: Context, service: str, code: str) -> float:
+    """Return a quota as it applies to the account in the region."""
+    own: float = context.table("quotas").get(f"{service}/{code}", DEFAULTS[service, code][1])
+    return own
+
+
+def _shown(context: Context, service: str, code: str, number: float) -> dict[str, Any]:
+    where = f"{context.region}:{context.account}"
+    return {
+        "ServiceCode": service,
+        "ServiceName": SERVICES[service],
+        "QuotaArn": f"arn:{context.partition}:servicequotas:{where}:{service}/{code}",
+        "QuotaCode": code,
+        "QuotaName": DEFAULTS[service, code][0],
+        "Value": number,
+        "Unit": "None",
+        "Adjustable": True,
+        "GlobalQuota": False,
+    }
+
+
+def _known(params: Params) -> tuple[str, str]:
+    key = (params["ServiceCode"], params["QuotaCode"])
+    if key not in DEFAULTS:
+        raise AwsError(
+            "NoSuchResourceException", "The request failed because the specified quota does not exist."
+        )
+    return key
+
+
+@operation("service-quotas", "GetServiceQuota", honours=["ServiceCode", "QuotaCode"])
+def get_service_quota(context: Context, params: Params) -> dict[str, Any]:
+    """Return a quota as it applies."""
+    service, code = _known(params)
+    return {"Quota": _shown(context, service, code, value(context, service, code))}
+
+
+@operation("service-quotas", "GetAWSDefaultServiceQuota", honours=["ServiceCode", "QuotaCode"])
+def get_default_quota(context: Context, params: Params) -> dict[str, Any]:
+    """Return a quota as every account begins with it."""
+    service, code = _known(params)
+    return {"Quota": _shown(context, service, code, DEFAULTS[service, code][1])}

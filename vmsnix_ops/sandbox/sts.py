@@ -1,15 +1,103 @@
-"""AWS STS: who am I, and sessions of roles."""
+"""AWS STS: who am I, and sessions of roles.
+
+Sources: GetCallerIdentity, AssumeRole, GetSessionToken in the AWS STS API Reference.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from . import credentials
-from .core import Context, Params, operation
+from .core import AwsError, operation
+from .iam.evaluation import Question, trusts
+
+if TYPE_CHECKING:
+    from .core import Context, Params
+    from .credentials import Credential
+    from .iam.state import Role
+
+SESSION_NAME = re.compile(r"[\w+=,.@-]{2,64}")
+ROLE_ARN = re.compile(r"arn:aws[\w-]*:iam::(\d{12}):role/(?:.*/)?([^/]+)")
 
 
 @operation("sts", "GetCallerIdentity")
 def get_caller_identity(context: Context, _params: Params) -> dict[str, Any]:
-    """Say who asks."""
+    """Say who asks. Nobody can be denied this."""
     credential = credentials.table(context.tables)[context.access_key]
     return {"UserId": credential.user_id, "Account": context.account, "Arn": context.principal}
+
+
+@operation("sts", "AssumeRole", honours=["RoleArn", "RoleSessionName", "DurationSeconds", "ExternalId"])
+def assume_role(context: Context, params: Params) -> dict[str, Any]:
+    """Return credentials of a session, if the role's trust policy lets the caller in."""
+    name = params["RoleSessionName"]
+    if not SESSION_NAME.fullmatch(name):
+        raise AwsError(
+            "ValidationError",
+            f"1 validation error detected: Value '{name}' at 'roleSessionName' failed to satisfy constraint: "
+            "Member must satisfy regular expression pattern: [\\w+=,.@-]*",
+        )
+    match = ROLE_ARN.fullmatch(params["RoleArn"])
+    if match is None:
+        raise AwsError("ValidationError", f"{params['RoleArn']} is invalid")
+    account, role_name = match.groups()
+    role: Role | None = context.tables.table(account, "", "roles").get(role_name)
+    keys = {"sts:externalid": [params["ExternalId"]]} if "ExternalId" in params else {}
+    question = Question("sts:AssumeRole", params["RoleArn"], keys)
+    if role is None or not trusts(role.trust_policy, context.principal, context.account, question):
+        raise AwsError(
+            "AccessDenied",
+            f"User: {context.principal} is not authorized to perform: sts:AssumeRole on resource: "
+            f"{params['RoleArn']}",
+            status=403,
+        )
+    seconds = _seconds(params, role.max_session_seconds)
+    principal = f"arn:{context.partition}:sts::{account}:assumed-role/{role.name}/{name}"
+    user_id = f"{role.role_id}:{name}"
+    expires = context.clock.now().replace(microsecond=0) + timedelta(seconds=seconds)
+    session = credentials.new_session(context.tables, account, principal, user_id, expires)
+    return {
+        "Credentials": _shown(session),
+        "AssumedRoleUser": {"AssumedRoleId": user_id, "Arn": principal},
+        "PackedPolicySize": 0,
+    }
+
+
+def _seconds(params: Params, longest: int) -> int:
+    seconds = int(params.get("DurationSeconds", 3600))
+    if seconds < 900:
+        raise AwsError(
+            "ValidationError",
+            f"1 validation error detected: Value '{seconds}' at 'durationSeconds' failed to satisfy "
+            "constraint: "
+            "Member must have value greater than or equal to 900",
+        )
+    if seconds > longest:
+        raise AwsError(
+            "ValidationError",
+            "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.",
+        )
+    return seconds
+
+
+def _shown(session: Credential) -> dict[str, Any]:
+    return {
+        "AccessKeyId": session.access_key,
+        "SecretAccessKey": session.secret,
+        "SessionToken": session.token,
+        "Expiration": session.expires,
+    }
+
+
+@operation("sts", "GetSessionToken", honours=["DurationSeconds"])
+def get_session_token(context: Context, params: Params) -> dict[str, Any]:
+    """Return temporary credentials of the same user."""
+    own = credentials.table(context.tables)[context.access_key]
+    if own.token is not None:
+        raise AwsError("AccessDenied", "Cannot call GetSessionToken with session credentials", status=403)
+    seconds = _seconds({"DurationSeconds": params.get("DurationSeconds", 43_200)}, 129_600)
+    expires = context.clock.now().replace(microsecond=0) + timedelta(seconds=seconds)
+    session = credentials.new_session(context.tables, own.account, own.principal, own.user_id, expires)
+    return {"Credentials": _shown(session)}

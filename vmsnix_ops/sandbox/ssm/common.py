@@ -1,0 +1,162 @@
+"""Names, selectors and answers of parameters.
+
+Source: "Working with Parameter Store" in the AWS Systems Manager User Guide; GetParameter in the API
+Reference.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import TYPE_CHECKING, Any
+
+from ..core import AwsError
+
+if TYPE_CHECKING:
+    from ..core import Context, Params
+    from .state import Parameter, Version
+
+NAME = re.compile(r"[a-zA-Z0-9_.\-/]+")
+
+
+def parameters(context: Context) -> dict[str, Parameter]:
+    """Return the parameters of the region by name."""
+    return context.table("parameters")
+
+
+def not_found() -> AwsError:
+    """Return the refusal of a name that is not there; AWS says no more than the code."""
+    return AwsError("ParameterNotFound", "")
+
+
+def plain_name(text: str) -> str:
+    """Return the name in an ARN, or the text itself."""
+    match = re.fullmatch(r"arn:[^:]+:ssm:[^:]*:\d*:parameter(/.+)", text)
+    if match is None:
+        return text
+    return match[1] if match[1].count("/") > 1 else match[1][1:]
+
+
+def parameter_of(context: Context, text: str) -> Parameter:
+    """Return a parameter by name or ARN, or raise ``ParameterNotFound``."""
+    found = parameters(context).get(plain_name(text))
+    if found is None:
+        raise not_found()
+    return found
+
+
+def select(context: Context, text: str) -> tuple[Parameter, Version, str]:
+    """Return what a name, ``name:version`` or ``name:label`` stands for, and the selector.
+
+    Raises
+    ------
+    AwsError
+        ``ParameterNotFound``, ``ParameterVersionNotFound``.
+    """
+    name, selector = plain_name(text), ""
+    if ":" in name:
+        name, _, selector = name.rpartition(":")
+    parameter = parameter_of(context, name)
+    if not selector:
+        return parameter, parameter.newest, ""
+    for version in parameter.versions:
+        if selector in {str(version.number), *version.labels}:
+            return parameter, version, f":{selector}"
+    what = f"version {selector}" if selector.isdecimal() else f"label {selector}"
+    raise AwsError(
+        "ParameterVersionNotFound",
+        f"Systems Manager could not find {what} of {name}. Verify the version and try again.",
+    )
+
+
+def show(parameter: Parameter, version: Version, selector: str = "") -> dict[str, Any]:
+    """Return a parameter as GetParameter shows it."""
+    shown = {
+        "Name": parameter.name,
+        "Type": version.kind,
+        "Value": version.value,
+        "Version": version.number,
+        "LastModifiedDate": version.modified,
+        "ARN": parameter.arn,
+        "DataType": version.data_type,
+    }
+    return shown | ({"Selector": selector} if selector else {})
+
+
+def describe(parameter: Parameter, version: Version) -> dict[str, Any]:
+    """Return a parameter as DescribeParameters and GetParameterHistory show it, without its value."""
+    shown: dict[str, Any] = {
+        "Name": parameter.name,
+        "Type": version.kind,
+        "LastModifiedDate": version.modified,
+        "LastModifiedUser": version.principal,
+        "Version": version.number,
+        "Tier": version.tier,
+        "Policies": [],
+        "DataType": version.data_type,
+    }
+    if version.description:
+        shown["Description"] = version.description
+    if version.allowed_pattern:
+        shown["AllowedPattern"] = version.allowed_pattern
+    return shown
+
+
+def page(items: list[Any], params: Params, member: str, most: int) -> dict[str, Any]:
+    """Return one page of a list with its ``NextToken``.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidNextToken``; ``ValidationException`` for ``MaxResults`` beyond `most`.
+    """
+    limit = params.get("MaxResults", most)
+    if not 1 <= limit <= most:
+        bound = "less than or equal to" if limit > most else "greater than or equal to"
+        raise AwsError(
+            "ValidationException",
+            f"1 validation error detected: Value '{limit}' at 'maxResults' failed to satisfy constraint: "
+            f"Member must have value {bound} {most if limit > most else 1}",
+        )
+    start = _read_token(params["NextToken"]) if "NextToken" in params else 0
+    answer: dict[str, Any] = {member: items[start : start + limit]}
+    if start + limit < len(items):
+        answer["NextToken"] = base64.b64encode(f"after {start + limit}".encode()).decode()
+    return answer
+
+
+def _read_token(token: str) -> int:
+    try:
+        return int(base64.b64decode(token, validate=True).decode().removeprefix("after "))
+    except (binascii.Error, ValueError):
+        raise AwsError("InvalidNextToken", "The specified token is not valid.") from None
+
+
+def check_name(name: str) -> None:
+    """Refuse names that Parameter Store refuses.
+
+    Raises
+    ------
+    AwsError
+        ``ValidationException``, ``HierarchyLevelLimitExceededException``, ``AccessDeniedException``.
+    """
+    if (
+        not NAME.fullmatch(name)
+        or name.endswith("/")
+        or "//" in name
+        or ("/" in name and not name.startswith("/"))
+    ):
+        raise AwsError(
+            "ValidationException",
+            "Parameter name must be a fully qualified name: only a mix of letters, numbers and the following "
+            "3 symbols .-_ , beginning with / when it has several levels.",
+        )
+    first = name.strip("/").split("/")[0].lower()
+    if first.startswith(("aws", "ssm")):
+        code = "AccessDeniedException" if name.startswith("/aws") else "ValidationException"
+        raise AwsError(code, f'Parameter name: can\'t be prefixed with "{first[:3]}" (case-insensitive).')
+    if name.count("/") > 15:
+        raise AwsError(
+            "HierarchyLevelLimitExceededException", "A parameter hierarchy can have a maximum of 15 levels."
+        )

@@ -1,0 +1,196 @@
+"""Parameters: put, get, delete.
+
+Sources: PutParameter, GetParameter, GetParameters, DeleteParameter, DeleteParameters in the AWS Systems
+Manager API Reference; "Using native parameter support in Parameter Store for Amazon Machine Image IDs" in its
+User Guide.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from ..core import AwsError, operation
+from .common import check_name, parameter_of, parameters, plain_name, select, show
+from .state import Parameter, Version
+
+if TYPE_CHECKING:
+    from ..core import Context, Params
+
+IMAGE_ID = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
+DATA_TYPES = {"text", "aws:ec2:image"}
+VERSIONS_KEPT = 100
+SIZES = {"Standard": 4096, "Advanced": 8192, "Intelligent-Tiering": 8192}
+
+
+@operation(
+    "ssm",
+    "PutParameter",
+    honours=[
+        "Name",
+        "Description",
+        "Value",
+        "Type",
+        "Overwrite",
+        "AllowedPattern",
+        "Tags",
+        "Tier",
+        "DataType",
+    ],
+)
+def put_parameter(context: Context, params: Params) -> dict[str, Any]:
+    """Make a parameter, or a new version of it."""
+    name = plain_name(params["Name"])
+    check_name(name)
+    known = parameters(context)
+    existing = known.get(name)
+    overwrite = params.get("Overwrite", False)
+    if existing is not None and not overwrite:
+        raise AwsError(
+            "ParameterAlreadyExists",
+            "The parameter already exists. To overwrite this value, set the overwrite option in the "
+            "request to true.",
+        )
+    if overwrite and params.get("Tags"):
+        raise AwsError(
+            "ValidationException",
+            "Invalid request: tags and overwrite can't be used together. To create a parameter with tags, "
+            "please "
+            "remove overwrite flag. To update tags for an existing parameter, please use AddTagsToResource "
+            "or "
+            "RemoveTagsFromResource.",
+        )
+    version = _new_version(context, params, existing)
+    answer = {"Version": version.number, "Tier": version.tier}
+    if version.data_type == "aws:ec2:image" and not _image_exists(context, version.value):
+        return answer  # AWS accepts the request, then checks the AMI, and keeps nothing when there is none
+    if existing is None:
+        arn = f"arn:{context.partition}:ssm:{context.region}:{context.account}:parameter/{name.lstrip('/')}"
+        tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags", [])}
+        known[name] = Parameter(name, arn, [version], tags)
+    else:
+        _append(existing, version)
+    return answer
+
+
+def _new_version(context: Context, params: Params, existing: Parameter | None) -> Version:
+    kind = params.get("Type") or (existing.newest.kind if existing is not None else None)
+    if kind is None:
+        raise AwsError("ValidationException", "A parameter type is required when you create a parameter.")
+    if kind == "SecureString":
+        raise AwsError("NotImplemented", "The sandbox does not emulate SecureString parameters.", status=501)
+    if existing is not None and kind != existing.newest.kind:
+        raise AwsError("HierarchyTypeMismatchException", "Parameter type can't be changed.")
+    tier = params.get("Tier", "Standard")
+    _check_value(params, tier, kind)
+    return Version(
+        number=1 if existing is None else existing.newest.number + 1,
+        value=params["Value"],
+        kind=kind,
+        data_type=params.get("DataType", "text"),
+        modified=context.clock.now(),
+        principal=context.principal,
+        description=params.get("Description", existing.newest.description if existing is not None else ""),
+        allowed_pattern=params.get("AllowedPattern", ""),
+        tier="Standard" if tier == "Intelligent-Tiering" else tier,
+    )
+
+
+def _check_value(params: Params, tier: str, kind: str) -> None:
+    value, data_type = params["Value"], params.get("DataType", "text")
+    if not value:
+        raise AwsError(
+            "ValidationException",
+            "1 validation error detected: Value '' at 'value' failed to satisfy constraint: Member must "
+            "have length "
+            "greater than or equal to 1.",
+        )
+    if tier not in SIZES or len(value.encode()) > SIZES[tier]:
+        raise AwsError(
+            "ValidationException",
+            f"{tier} tier parameters support a maximum parameter value of {SIZES.get(tier, 4096)} "
+            "characters.",
+        )
+    if data_type not in DATA_TYPES:
+        raise AwsError(
+            "ValidationException",
+            f"The following data type is not supported: {data_type} (Data type names are all lowercase.)",
+        )
+    if data_type == "aws:ec2:image" and (kind != "String" or not IMAGE_ID.fullmatch(value)):
+        raise AwsError(  # the text is from memory
+            "ValidationException",
+            f"Invalid parameter value: {value}. The data type aws:ec2:image takes the id of an AMI, such as "
+            "ami-12345abcdeEXAMPLE.",
+        )
+    pattern = params.get("AllowedPattern")
+    if pattern and not re.search(pattern, value):
+        raise AwsError(
+            "ParameterPatternMismatchException",
+            "Parameter value, cannot be validated against allowedPattern: " + pattern,
+        )
+
+
+def _image_exists(context: Context, image_id: str) -> bool:
+    everywhere = context.tables.everywhere("images")
+    return any(region == context.region and image_id in images for (_, region), images in everywhere.items())
+
+
+def _append(parameter: Parameter, version: Version) -> None:
+    """Add a version; beyond a hundred the oldest goes, unless it has a label."""
+    if len(parameter.versions) >= VERSIONS_KEPT:
+        if parameter.versions[0].labels:
+            raise AwsError(
+                "ParameterMaxVersionLimitExceeded",
+                f"You attempted to create a new version of {parameter.name} by calling the PutParameter API "
+                "with the "
+                f"overwrite flag. Version {parameter.versions[0].number}, the oldest version, can't be "
+                "deleted because "
+                "it has a label associated with it. Move the label to another version of the parameter, "
+                "and try again.",
+            )
+        del parameter.versions[0]
+    parameter.versions.append(version)
+
+
+@operation("ssm", "GetParameter", honours=["Name", "WithDecryption"])
+def get_parameter(context: Context, params: Params) -> dict[str, Any]:
+    """Return a parameter; a version or label may follow the name."""
+    return {"Parameter": show(*select(context, params["Name"]))}
+
+
+@operation("ssm", "GetParameters", honours=["Names", "WithDecryption"])
+def get_parameters(context: Context, params: Params) -> dict[str, Any]:
+    """Return up to ten parameters, and the names that are none."""
+    if not 1 <= len(params["Names"]) <= 10:
+        raise AwsError(
+            "ValidationException",
+            f"1 validation error detected: Value '{params['Names']}' at 'names' failed to satisfy "
+            "constraint: "
+            "Member must have length less than or equal to 10",
+        )
+    found, invalid = [], []
+    for name in params["Names"]:
+        try:
+            found.append(show(*select(context, name)))
+        except AwsError:
+            invalid.append(name)
+    return {"Parameters": found, "InvalidParameters": invalid}
+
+
+@operation("ssm", "DeleteParameter", honours=["Name"])
+def delete_parameter(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a parameter with all its versions."""
+    parameter = parameter_of(context, params["Name"])
+    del parameters(context)[parameter.name]
+    return {}
+
+
+@operation("ssm", "DeleteParameters", honours=["Names"])
+def delete_parameters(context: Context, params: Params) -> dict[str, Any]:
+    """Delete several parameters, and say which names are none."""
+    known = parameters(context)
+    deleted = [name for name in params["Names"] if known.pop(plain_name(name), None) is not None]
+    return {
+        "DeletedParameters": deleted,
+        "InvalidParameters": [n for n in params["Names"] if n not in deleted],
+    }
