@@ -329,7 +329,7 @@ def test_a_table_compacts_itself(tables: Tables, monkeypatch: pytest.MonkeyPatch
 
 def test_many_processes_lose_nothing_and_double_nothing(tables: Tables) -> None:
     # The whole is 16 writers with 200 records each; every writer is a process of its own.
-    writers, count = (16, 200) if os.environ.get("VMSNIX_WHOLE_TESTS") else (4, 10)
+    writers, count = (16, 200) if os.environ.get("VMSNIX_WHOLE_TESTS") else (3, 10)
     program = [sys.executable, str(ROOT / "tests" / "records" / "writer.py"), tables.location]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     running = [

@@ -326,10 +326,13 @@ class Tables:
         except deltalake.exceptions.CommitFailedError:
             raise
         except (deltalake.exceptions.DeltaError, pa.ArrowException, OSError) as error:
+            refusal = _refusal(error) if self.remote else None
             raise RecordsError(
                 f"The table {table!r} in {self._place(table)} cannot be {done}.",
-                why=f"{_first_line(error)}.",
-                cure="Check that the place can be reached and written to. If the table is damaged, move its "
+                why=refusal or f"{_first_line(error)}.",
+                cure="Check the bucket's name and region, and that your credentials may read and write there."
+                if refusal
+                else "Check that the place can be reached and written to. If the table is damaged, move its "
                 "folder away: a new one is begun; `vmsnix history sync` fills `amis` from the tags in AWS.",
             ) from error
 
@@ -366,6 +369,14 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "in": lambda field, value: field.isin(list(value)),
     "not in": lambda field, value: ~field.isin(list(value)),
 }
+
+
+def _refusal(error: Exception) -> str | None:
+    """Return what S3 itself said, where the error holds its answer."""
+    found = re.search(
+        r"<Code>(?P<code>[^<]+)</Code>.*?<Message>(?P<message>[^<]*)</Message>", str(error), re.DOTALL
+    )
+    return f"S3 answered {found['code']}: {found['message'].rstrip('.')}." if found else None
 
 
 def _first_line(error: Exception) -> str:

@@ -207,14 +207,12 @@ def _plot_trend(axes: Axes, finished: pd.DataFrame, names: list[str]) -> None:
     for number, name in enumerate(names):
         label: str | None = name
         for path, style in zip(paths, ("-", "--", ":"), strict=False):
-            rows = finished[
-                (finished["step"] == name) & (finished["via"] == path) & (finished["seconds"] > 0)
-            ]
+            rows = finished[(finished["step"] == name) & (finished["via"] == path)]
             if rows.empty:
                 continue
             axes.plot(
                 rows["started_at"].to_numpy(),
-                rows["seconds"].to_numpy(),
+                rows["seconds"].clip(lower=0.001).to_numpy(),  # a logarithmic axis has no zero
                 linestyle=style,
                 marker="o",
                 markersize=4,

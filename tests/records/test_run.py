@@ -1,0 +1,135 @@
+"""The run that is under way, and its result.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vmsnix_ops.errors import RecordsError, SchemaError, SettingsError
+from vmsnix_ops.records.result import KEYS, read_result, write_result
+from vmsnix_ops.records.run_context import RunContext, current_run, new_run_id
+from vmsnix_ops.settings import load
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunContext:
+    return RunContext("r1", "publish-ami", tmp_path, managed=True)
+
+
+def test_the_runner_tells_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "on demand"
+    run = current_run(
+        "ignored",
+        environment={"VMSNIX_RUN_ID": "r1", "VMSNIX_RUNBOOK": "publish-ami", "VMSNIX_RUN_DIR": str(folder)},
+    )
+    assert run == RunContext("r1", "publish-ami", folder, managed=True)
+    assert folder.is_dir()
+
+
+def test_without_a_runner_every_call_begins_a_run_below_the_state_folder(tmp_path: Path) -> None:
+    settings = load(tmp_path, {"VMSNIX_STATE": str(tmp_path / "state")})
+    first, second = (current_run("explore", settings=settings, environment={}) for _ in range(2))
+    assert first.run_id != second.run_id
+    assert (first.runbook, first.managed) == ("explore", False)
+    assert first.folder == tmp_path / "state" / "runs" / first.run_id
+    assert first.folder.is_dir()
+
+
+def test_the_state_folder_comes_from_the_same_environment(tmp_path: Path) -> None:
+    run = current_run(environment={"VMSNIX_STATE": str(tmp_path)})
+    assert run.folder.parent == tmp_path / "runs"
+    assert run.runbook == "interactive"
+
+
+@pytest.mark.parametrize("run_id", ["../up", "a/b", "-option", ".", "", "x" * 129, "new\nline", "é"])
+def test_a_run_id_cannot_lead_out_of_a_folder(tmp_path: Path, run_id: str) -> None:
+    environment = {"VMSNIX_RUN_ID": run_id, "VMSNIX_STATE": str(tmp_path)}
+    if run_id == "":
+        assert not current_run(environment=environment).managed
+        return
+    with pytest.raises(SettingsError, match="cannot name a run"):
+        current_run(environment=environment)
+
+
+def test_run_ids_sort_by_time_and_differ() -> None:
+    early = new_run_id("publish-ami", now=datetime(2026, 9, 1, tzinfo=UTC))
+    late = new_run_id("audit", now=datetime(2026, 11, 1, tzinfo=UTC))
+    assert early < late
+    assert len({new_run_id("x") for _ in range(50)}) == 50
+    assert re.fullmatch(r"[A-Za-z0-9-]+", new_run_id("../odd name/é"))
+
+
+def test_a_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordsError, match="folder of the run cannot be made"):
+        current_run(environment={"VMSNIX_STATE": str(tmp_path / "file")})
+
+
+def test_the_result_has_every_documented_key(run: RunContext) -> None:
+    path = write_result(run, {"ami_id": "ami-1", "seconds": 2.5, "report": Path("/x/report.html")})
+    assert path == run.folder / "result.json"
+    result = json.loads(path.read_text())
+    assert list(result)[: len(KEYS)] == list(KEYS)
+    assert (result["run_id"], result["runbook"], result["ami_id"]) == ("r1", "publish-ami", "ami-1")
+    assert result["report"] == "/x/report.html"
+    assert result["snapshot_id"] is None
+
+
+def test_a_runbook_may_add_keys_and_the_runner_may_add_more_later(run: RunContext) -> None:
+    write_result(run, {"ami_id": "ami-1", "checks": [{"name": "bucket", "outcome": "pass"}]})
+    write_result(run, {**read_result(run.folder), "report": "report.html", "status": "done"})
+    result = read_result(run.folder)
+    assert (result["ami_id"], result["report"], result["status"]) == ("ami-1", "report.html", "done")
+    assert result["checks"] == [{"name": "bucket", "outcome": "pass"}]
+
+
+def test_times_paths_and_numpy_numbers_are_written_plainly(run: RunContext) -> None:
+    write_result(
+        run, {"at": datetime(2026, 1, 2, tzinfo=UTC), "count": np.int64(3), "nested": {"where": Path("/x")}}
+    )
+    result = read_result(run.folder)
+    assert (result["at"], result["count"], result["nested"]) == ("2026-01-02T00:00:00Z", 3, {"where": "/x"})
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ({"ami_id": 5}, "'ami_id' is 5.*It is a int; str"),
+        ({"seconds": "5"}, "'seconds' is '5'.*int or float"),
+        ({"seconds": True}, "'seconds' is True"),
+        ({"status": "ok"}, "It is one of done, failed, partly, interrupted"),
+        ({"steps": {}}, "'steps'.*list"),
+        ({"ratio": float("nan")}, "cannot be written as JSON"),
+        ({"at": datetime(2026, 1, 2)}, "has no time zone"),  # noqa: DTZ001
+        ({"client": object()}, "cannot be written as JSON"),
+    ],
+)
+def test_a_result_that_does_not_fit_is_refused_and_the_old_one_stays(
+    run: RunContext, result: dict[str, object], message: str
+) -> None:
+    write_result(run, {"ami_id": "ami-old"})
+    with pytest.raises(SchemaError, match=message):
+        write_result(run, result)
+    assert read_result(run.folder)["ami_id"] == "ami-old"
+    assert [path.name for path in run.folder.iterdir()] == ["result.json"]
+
+
+def test_a_missing_result_is_empty_and_a_broken_one_is_an_error(run: RunContext) -> None:
+    assert read_result(run.folder) == {}
+    (run.folder / "result.json").write_text("{")
+    with pytest.raises(RecordsError, match=r"cannot be read from .*result\.json"):
+        read_result(run.folder)
+    (run.folder / "result.json").write_text("[]")
+    with pytest.raises(RecordsError, match="not a JSON object"):
+        read_result(run.folder)
+
+
+def test_a_folder_that_is_gone_says_so(run: RunContext) -> None:
+    run.folder.rmdir()
+    with pytest.raises(RecordsError, match="cannot be written to"):
+        write_result(run, {})

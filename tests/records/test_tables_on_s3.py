@@ -1,0 +1,167 @@
+"""The same tables on S3: conditional commits, lost answers, refusals. The S3 is the sandbox's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmsnix_ops.errors import RecordsError
+from vmsnix_ops.records.storage import storage_options
+from vmsnix_ops.records.tables import Tables
+from vmsnix_ops.sandbox import Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+PLACE = "s3://acme-records/history"
+STEP = {
+    "run_id": "r1",
+    "step": "upload",
+    "status": "finished",
+    "started_at": datetime(2026, 11, 22, 12, tzinfo=UTC),
+    "seconds": 2.5,
+    "bytes": 2**40,
+}
+
+
+@pytest.fixture
+def aws() -> Iterator[Sandbox]:
+    with sandbox() as started:
+        started.client("s3").create_bucket(Bucket="acme-records")
+        yield started
+
+
+@pytest.fixture
+def tables(aws: Sandbox) -> Tables:
+    return Tables(PLACE, storage_options=aws.environment)
+
+
+def test_tables_live_on_s3_as_in_a_folder(tables: Tables) -> None:
+    assert tables.read("steps").empty
+    for number in range(3):
+        tables.append("steps", [STEP | {"seconds": number, "detail": {"n": number}}])
+    assert sorted(tables.read("steps")["seconds"]) == [0, 1, 2]
+    assert len(tables.read("steps", columns=["run_id"], where=[("seconds", ">", 1)])) == 1
+    (compaction,) = tables.compact()
+    assert (compaction.files_before, compaction.files_after) == (3, 1)
+    assert len(tables.read("steps")) == 3
+
+
+def test_every_commit_is_conditional(aws: Sandbox, tables: Tables) -> None:
+    tables.append("steps", [STEP])
+    tables.append("steps", [STEP])
+    commits = [
+        call
+        for call in aws.calls
+        if call.operation == "PutObject" and str(call.params.get("Key", "")).endswith(".json")
+    ]
+    assert len(commits) == 2
+    assert {call.params.get("IfNoneMatch") for call in commits} == {"*"}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_commit_whose_answer_is_lost_is_made_once(aws: Sandbox, tables: Tables, when: str) -> None:
+    tables.append("steps", [STEP])
+    commit = {"Key": "history/steps/_delta_log/*.json"}
+    aws.faults.add({"op": "s3:PutObject", "where": commit, "nth": 1, "do": "drop", "when": when})
+    tables.append("steps", [STEP | {"step": "import"}])
+    assert sorted(tables.read("steps")["step"]) == ["import", "upload"]
+
+
+def test_a_moment_of_server_errors_is_overcome(aws: Sandbox, tables: Tables) -> None:
+    aws.faults.add({"op": "s3:*", "nth": [1, 3, 4], "do": "error", "code": "SlowDown", "http": 503})
+    tables.append("steps", [STEP])
+    assert len(tables.read("steps")) == 1
+
+
+def test_a_missing_bucket_is_named(aws: Sandbox) -> None:
+    nowhere = Tables("s3://nobody-has-this/history", storage_options=aws.environment)
+    with pytest.raises(RecordsError, match=r"s3://nobody-has-this/history/steps.*S3 answered NoSuchBucket"):
+        nowhere.read("steps")
+    with pytest.raises(RecordsError, match=r"S3 answered NoSuchBucket.*Check the bucket's name"):
+        nowhere.append("steps", [STEP])
+
+
+def test_wrong_credentials_are_not_shown(aws: Sandbox) -> None:
+    environment = dict(aws.environment, AWS_SECRET_ACCESS_KEY="not-the-secret")
+    with pytest.raises(RecordsError, match="S3 answered SignatureDoesNotMatch") as caught:
+        Tables(PLACE, storage_options=environment).read("steps")
+    assert environment["AWS_ACCESS_KEY_ID"] not in str(caught.value)
+
+
+def test_many_processes_lose_nothing_and_double_nothing_on_s3(aws: Sandbox, tables: Tables) -> None:
+    # The whole is 16 writers with 200 records each; every writer is a process of its own.
+    writers, count = (16, 200) if os.environ.get("VMSNIX_WHOLE_TESTS") else (3, 5)
+    program = [sys.executable, str(ROOT / "tests" / "records" / "writer.py"), PLACE]
+    environment = os.environ | aws.environment | {"PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen([*program, f"w{number}", str(count)], env=environment) for number in range(writers)
+    ]
+    assert [process.wait() for process in running] == [0] * writers
+    frame = tables.read("steps", columns=["run_id", "step"])
+    expected = {(f"w{writer}", f"step-{number}") for writer in range(writers) for number in range(count)}
+    assert len(frame) == writers * count
+    assert set(frame.itertuples(index=False, name=None)) == expected
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+
+
+def test_plain_http_is_for_this_machine_alone() -> None:
+    here = storage_options(KEYS | {"AWS_ENDPOINT_URL": "http://127.0.0.1:4566"})
+    assert here["AWS_ALLOW_HTTP"] == "true"
+    assert "AWS_ALLOW_HTTP" not in storage_options(KEYS | {"AWS_ENDPOINT_URL": "http://storage.example"})
+    assert "AWS_ALLOW_HTTP" not in storage_options(
+        KEYS | {"AWS_ENDPOINT_URL": "http://127.0.0.1.evil.example"}
+    )
+
+
+def test_the_endpoint_of_s3_and_the_region_of_the_environment_win() -> None:
+    given = KEYS | {
+        "AWS_ENDPOINT_URL": "https://all.example",
+        "AWS_ENDPOINT_URL_S3": "https://s3.example",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "AWS_SESSION_TOKEN": "token",
+    }
+    options = storage_options(given, region="sa-east-1")
+    assert options["AWS_ENDPOINT_URL"] == "https://s3.example"
+    assert options["AWS_REGION"] == "eu-west-1"
+    assert options["AWS_SESSION_TOKEN"] == "token"
+    assert options["aws_conditional_put"] == "etag"
+    assert storage_options(KEYS, region="sa-east-1")["AWS_REGION"] == "sa-east-1"
+
+
+def test_credentials_come_from_the_profile_as_with_boto3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = tmp_path / "process.py"
+    process.write_text("""print('{"Version": 1, "AccessKeyId": "from", "SecretAccessKey": "process"}')""")
+    config = tmp_path / "config"
+    config.write_text(
+        f"[profile records]\nregion = ap-south-1\ncredential_process = {sys.executable} {process}\n"
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_PROFILE", "records")
+    options = storage_options()
+    assert (options["AWS_ACCESS_KEY_ID"], options["AWS_SECRET_ACCESS_KEY"]) == ("from", "process")
+    assert options["AWS_REGION"] == "ap-south-1"
+
+
+def test_no_credentials_are_told_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(RecordsError, match=r"no AWS credentials.*aws sso login"):
+        storage_options()
