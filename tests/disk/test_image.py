@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
+import time
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -96,11 +97,20 @@ def test_the_digest_is_that_of_the_file_and_tells_its_progress(tmp_path: Path) -
     assert len(done) > 1
 
 
+class SlowReader(io.BytesIO):
+    """A reader that lets other threads in between moving and reading."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        at = super().seek(offset, whence)
+        time.sleep(0.0001)
+        return at
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "fixed", "raw"])
 def test_many_threads_read_the_right_bytes(tmp_path: Path, kind: str) -> None:
     disk = scattered(8 * MIB, pieces=40)
     path = write_raw(tmp_path / "d", disk) if kind == "raw" else write_ours(tmp_path / "d", disk, kind)
-    for source in (path, io.BytesIO(path.read_bytes())):
+    for source in (path, SlowReader(path.read_bytes())):
         with open_image(source) as image, ThreadPoolExecutor(8) as pool:
             offsets = [at * 12_345 % (8 * MIB) for at in range(400)]
             for at, data in zip(offsets, pool.map(image.read, offsets, [5000] * 400), strict=True):

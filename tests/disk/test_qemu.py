@@ -170,6 +170,17 @@ def test_an_image_that_was_cut_short_is_refused(
     assert list(temporary.iterdir()) == []
 
 
+def test_an_image_that_shows_the_same_bytes_in_two_places_is_refused(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", b"\xeb\xfe" * MIB)
+    image = bytearray(qemu_make(tmp_path / "disk", raw, "vmdk").read_bytes())
+    for directory_at in (48, 56):  # the grain directory and its copy
+        directory = struct.unpack_from("<Q", image, directory_at)[0] * 512
+        table = struct.unpack_from("<I", image, directory)[0] * 512
+        image[table + 4 : table + 8] = image[table + 12 : table + 16]
+    with pytest.raises(ImageFormatError, match="said to lie in the same place"):
+        open_image(io.BytesIO(image))
+
+
 @pytest.mark.parametrize("driver", ["qcow2", "vmdk", "vhdx"])
 @pytest.mark.parametrize("lost", [1, 511, 512, 4096])
 def test_not_even_the_last_byte_may_be_missing(tmp_path: Path, driver: str, lost: int) -> None:

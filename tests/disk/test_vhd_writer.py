@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.disk.images import MIB, qemu_bytes, scattered, whole, write_ours
@@ -76,6 +76,10 @@ def test_blocks_out_of_order_or_place_are_refused(tmp_path: Path, indices: list[
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.integers(1, 300_000_000) | st.integers(1, 100_000))
+@example(65535 * 16 * 63)
+@example(65535 * 16 * 63 - 1)
+@example(65535 * 16 * 255)
+@example(65535 * 16 * 255 + 1)
 def test_sizes_are_rounded_as_qemu_rounds_them(tmp_path: Path, sectors: int) -> None:
     path = tmp_path / "disk"
     subprocess.run(
