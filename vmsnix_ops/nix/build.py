@@ -153,9 +153,9 @@ def plan_build(
     image
         ``"ecs-node"``, ``"./nix#ecs-node"`` or ``"./nix#packages.aarch64-linux.ecs-node"``.
     system
-        ``"x86_64-linux"`` or ``"aarch64-linux"``; that of this machine by default.
+        ``"x86_64-linux"`` or ``"aarch64-linux"``; that of this machine when empty.
     flake
-        Where `image` is looked up when it names no flake; the setting ``flake`` by default.
+        Where `image` is looked up when it names no flake; the setting ``flake`` when empty.
     overrides
         Other sources for the flake's inputs, name to flake reference.
     keep
@@ -180,7 +180,7 @@ def plan_build(
             cure="Give one system only.",
         )
     check_name(name)
-    source = find_flake(flake_given or flake, overrides)
+    source = find_flake(flake_given or flake or None, overrides)
     find_nix()
     found = find_image(source, name, chosen)
     link = keep or load().state / "built" / f"{name}-{chosen}"
@@ -231,7 +231,7 @@ def resolve(
             cure="Give an image file, a 'result' link, or a flake attribute such as ./nix#ecs-node.",
         )
     if names_a_file(image):
-        built = read_image(Path(text).expanduser(), system=system)
+        built = read_image(Path(text).expanduser(), system=system or None)
         return replace(built, drv_path=deriver(built.store_path)) if built.store_path else built
     return build(text, system=system, flake=flake, progress=progress)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,6 +109,16 @@ class BuiltImage:
         if self.revision is None and not self.dirty:
             del shown["revision"]
         return {label: value for label, value in shown.items() if value}
+
+    def result(self) -> dict[str, object]:
+        """Return every attribute as ``result.json`` can hold it; `name` and `version` as ``image`` and ``image_version``."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {
+            "image": values.pop("name"),
+            "image_version": values.pop("version"),
+            **values,
+            "path": str(self.path),
+        }
 
     def _repr_html_(self) -> str:
         rows = "".join(
