@@ -105,6 +105,10 @@ class Sandbox(Access):
         self._server.stop()
         self.world.close()
 
+    def reset(self) -> None:
+        """Forget everything but the first access key: resources, calls and faults."""
+        self.world.reset()
+
     def __enter__(self) -> Sandbox:
         return self.start()
 

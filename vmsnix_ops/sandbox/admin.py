@@ -100,5 +100,5 @@ def _count(world: World) -> dict[str, Any]:
                 if t
             }
             for kind in world.tables.kinds()
-            if kind != "credentials"
+            if kind not in {"credentials", "trash"}
         }

@@ -36,8 +36,8 @@ class Call:
     status
         HTTP status; 0 when the connection was dropped.
     ran
-        Whether the operation itself ran: False for what was refused before, True for an answer that a fault
-        then lost.
+        Whether the operation came to its end: False for what was refused or failed, True for an answer that a
+        fault then lost.
     fault
         What a fault rule did, or empty.
     seconds

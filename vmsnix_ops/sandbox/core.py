@@ -98,6 +98,10 @@ class Tables:
         """Return the dictionaries of one kind over all regions, keyed by region."""
         return {r: t for (a, r, k), t in list(self._tables.items()) if a == account and k == kind}
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._tables.clear()
+
     def kinds(self) -> list[str]:
         """Return the kinds of resources that there are tables of, sorted."""
         return sorted({kind for _, _, kind in list(self._tables)})

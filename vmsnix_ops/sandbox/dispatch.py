@@ -8,13 +8,13 @@ import secrets
 import threading
 import time
 import uuid
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import admin, credentials, faults
 from .calls import summary
 from .core import OPERATIONS, AwsError, Context
-from .credentials import Credential
 from .wire import answers, errors, models, requests, signature
 from .wire.body import ChunkSigner, DisconnectedError
 from .wire.http import Request, Response
@@ -23,6 +23,7 @@ from .wire.signature import Authorization, MalformedAuthorizationError
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from .credentials import Credential
     from .faults import Fault
     from .wire.models import Service
     from .world import World
@@ -33,7 +34,6 @@ LOCAL_HOST = re.compile(
 )
 HANG_SECONDS = 3600.0
 READ_ONLY = ("Describe", "Get", "List", "Head")
-UNSIGNED_OPERATIONS = frozenset({("sts", "AssumeRoleWithWebIdentity")})
 
 
 @dataclass
@@ -51,7 +51,8 @@ class Exchange:
     region: str = ""
     principal: str = ""
     params: dict[str, Any] = field(default_factory=dict)
-    ran: bool = False
+    entered: bool = False  # the operation began
+    ran: bool = False  # and came to its end
     struck: list[Fault] = field(default_factory=list)
 
 
@@ -78,22 +79,19 @@ class Dispatcher:
         if request.raw_path.startswith(admin.PREFIX):
             return admin.answer(self.world, request)
         path = request.raw_path
-        if host["bucket"] is not None:
-            path = f"/{host['bucket']}{path}"
         try:
             authorization = signature.read_authorization(request)
             service = self._service_of(request, authorization)
         except MalformedAuthorizationError as error:
             service = models.service("s3")
-            refused = AwsError(
-                "AuthorizationHeaderMalformed", f"The authorization header is malformed; {error}"
-            )
+            refused = AwsError(error.code, str(error))
             return answers.write_error(service, refused, _request_id(service), resource=path)
         except AwsError as error:
             return _plain(error.status, error.message)
-        exchange = Exchange(
-            request, service, authorization, path, _request_id(service), self.world.clock.now()
-        )
+        if host["bucket"] is not None and service.name == "s3":
+            path = f"/{host['bucket']}{path}"
+        request_id, now = _request_id(service), self.world.clock.now()
+        exchange = Exchange(request, service, authorization, path, request_id, now)
         return self._exchange(exchange)
 
     @staticmethod
@@ -136,7 +134,7 @@ class Dispatcher:
                 outcome, f"The sandbox itself failed: {type(error).__name__}: {error}", status=500
             )
             response = answers.write_error(exchange.service, broken, exchange.request_id)
-        if exchange.ran and not exchange.operation.startswith(READ_ONLY):
+        if exchange.entered and not exchange.operation.startswith(READ_ONLY):
             self.world.changed()
         self._log(exchange, outcome, 0 if dropped else response.status)
         return response
@@ -182,13 +180,10 @@ class Dispatcher:
             raise AwsError(
                 "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", status=412
             )
-        if operation.locks:
-            with self.world.lock:
-                exchange.ran = True
-                result = operation.handler(context, params)
-        else:
-            exchange.ran = True
+        exchange.entered = True
+        with self.world.lock if operation.locks else nullcontext():
             result = operation.handler(context, params)
+        exchange.ran = True
         result = self._spoil(exchange, result)
         response = answers.write(service, target.model, result, exchange.request_id)
         self._spoil_response(exchange, response)
@@ -215,8 +210,6 @@ class Dispatcher:
     def _caller(self, exchange: Exchange) -> Credential:
         service, world = exchange.service, self.world
         if exchange.authorization is None:
-            if (service.name, exchange.operation) in UNSIGNED_OPERATIONS:
-                return Credential("", "", world.account, "anonymous", "")
             raise credentials.refusal(service, "unsigned")
         return credentials.authenticate(
             exchange.request, exchange.authorization, service, world.tables, world.clock
@@ -256,6 +249,8 @@ class Dispatcher:
             if rule.when == "before":
                 self._do(rule)
             elif rule.when == "body" and rule.of == "request":
+                if exchange.request.body.http.finished:  # small bodies were read with the parameters
+                    raise _DropError(reset=rule.do == "reset")
                 exchange.request.body.cut_after = rule.keep
 
     def _do(self, rule: Fault) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 HOST = "127.0.0.1"
-DRAIN_LIMIT = 2**20  # a refused upload longer than this is cheaper to cut off than to read
+DRAIN_LIMIT = 64 * 2**20  # a refused upload longer than this is cheaper to cut off than to read
 
 
 class Server:

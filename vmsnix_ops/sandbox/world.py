@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
+import os
 import pickle
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ class World:
         self._temporary = state is None
         self.folder = Path(tempfile.mkdtemp(prefix="vmsnix-sandbox-")) if state is None else state
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim = _claim(self.folder)
         self.blocks = BlockStore(self.folder / "blocks")
         (self.folder / "objects").mkdir(exist_ok=True)
         self.tables = self._load()
@@ -83,6 +86,15 @@ class World:
                 user_id=credentials.unique_id("AIDA", arn),
             )
         self.account = known[credentials.DEFAULT_ACCESS_KEY].account
+
+    def reset(self) -> None:
+        """Forget everything but the first access key: resources, calls and faults."""
+        with self.lock:
+            self.tables.clear()
+            self._add_first_key()
+        self.calls.clear()
+        self.faults.clear()
+        self.changed()
 
     def _load(self) -> Tables:
         path = self.folder / STATE_FILE
@@ -125,6 +137,25 @@ class World:
         if self._saver is not None:
             self._saver.join()
             self.save()
+        os.close(self._claim)
         if self._temporary:
-            with suppress(OSError):
-                shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _claim(folder: Path) -> int:
+    """Claim a folder for this process and return the open file that holds the claim.
+
+    Raises
+    ------
+    OSError
+        When another sandbox has it.
+    """
+    path = folder / "in-use"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        text = f"Another sandbox keeps its state in {folder}. Stop it first, or choose another folder."
+        raise OSError(errno.EBUSY, text) from None
+    return descriptor

@@ -237,8 +237,13 @@ class Body:
         """Trailing headers by lower-case name; complete once the body was read."""
         return self._payload.trailers if isinstance(self._payload, AwsChunkedBody) else {}
 
-    def chunks(self) -> Iterator[memoryview]:
+    def chunks(self, *, hashed: bool = True) -> Iterator[memoryview]:
         """Yield the payload piece by piece; each piece is valid until the next one is asked for.
+
+        Parameters
+        ----------
+        hashed
+            Whether to compare what the client signed; False where the caller does it.
 
         Raises
         ------
@@ -248,7 +253,7 @@ class Body:
         if self._content is not None:
             yield memoryview(self._content)
             return
-        signed = hashlib.sha256() if self._signed_sha256 is not None else None
+        signed = hashlib.sha256() if hashed and self._signed_sha256 is not None else None
         buffer = memoryview(bytearray(BUFFER))
         total = 0
         while count := self._payload.readinto(buffer):
@@ -259,12 +264,16 @@ class Body:
             if self.cut_after is not None and total >= self.cut_after:
                 raise DisconnectedError("a fault rule cut this upload")
             yield piece
-        if signed is not None and signed.hexdigest() != self._signed_sha256:
+        if signed is not None:
+            self._compare(signed.hexdigest())
+
+    def _compare(self, computed: str) -> None:
+        if self._signed_sha256 not in {None, computed}:
             raise AwsError(
                 "XAmzContentSHA256Mismatch",
                 "The provided 'x-amz-content-sha256' header does not match what was computed.",
                 ClientComputedContentSHA256=self._signed_sha256,
-                S3ComputedContentSHA256=signed.hexdigest(),
+                S3ComputedContentSHA256=computed,
             )
 
     def read(self, limit: int = MEMORY_LIMIT) -> bytes:
@@ -291,12 +300,15 @@ class Body:
         The file is removed again when anything is wrong with the bytes.
         """
         total = 0
+        shared = "sha256" in digests  # then one SHA-256 serves the signature and the checksum
         try:
             with path.open("wb", buffering=0) as file:
-                for piece in self.chunks():
+                for piece in self.chunks(hashed=not shared):
                     file.write(piece)
                     digests.update(piece)
                     total += len(piece)
+            if shared:
+                self._compare(digests.hex("sha256"))
         except BaseException:
             path.unlink(missing_ok=True)
             raise

@@ -19,7 +19,7 @@ SERVICES = ("ec2", "s3", "ebs", "iam", "sts", "ssm", "service-quotas")
 SIGNING_NAMES = {"servicequotas": "service-quotas"}
 
 # Query keys that belong to the transport and not to an operation.
-TRANSPORT_KEYS = frozenset({"x-id", "AWSAccessKeyId"})
+TRANSPORT_KEYS = frozenset({"x-id"})
 
 # Operations of directory buckets, which live at another endpoint and look the same here.
 SHADOWED = frozenset({"ListDirectoryBuckets"})

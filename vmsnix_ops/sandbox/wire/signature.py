@@ -23,10 +23,24 @@ if TYPE_CHECKING:
 
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 ALGORITHM = "AWS4-HMAC-SHA256"
+VERSION_2 = "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
 
 
 class MalformedAuthorizationError(Exception):
-    """There is an Authorization header, but not one of Signature Version 4."""
+    """A request says who sent it, but not in the way of Signature Version 4.
+
+    Parameters
+    ----------
+    text
+        What is wrong.
+    code
+        S3's code for it.
+    """
+
+    def __init__(self, text: str, code: str = "AuthorizationHeaderMalformed") -> None:
+        malformed = code == "AuthorizationHeaderMalformed"
+        super().__init__(f"The authorization header is malformed; {text}" if malformed else text)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -65,12 +79,14 @@ def read_authorization(request: Request) -> Authorization | None:
     """
     if "X-Amz-Signature" in request.query:
         return _from_query(request)
-    header = request.headers.get("authorization")
-    if header is None:
-        return None
+    header = request.headers.get("authorization", "")
     algorithm, _, rest = header.partition(" ")
+    if algorithm == "AWS" or "AWSAccessKeyId" in request.query:
+        raise MalformedAuthorizationError(VERSION_2, "InvalidRequest")
+    if not header:
+        return None
     if algorithm != ALGORITHM:
-        raise MalformedAuthorizationError(f"the authorization scheme is {algorithm!r}, not {ALGORITHM}")
+        raise MalformedAuthorizationError(f"there is no scheme {algorithm!r}.")
     fields = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in rest.split(","))}
     stamp = request.headers.get("x-amz-date") or request.headers.get("date", "")
     try:
