@@ -68,9 +68,9 @@ def location(container: Params) -> tuple[str, str, str]:
     raise AwsError("InvalidParameter", f"The URL '{url}' is not one of an S3 object.")  # text from memory
 
 
-def check_access(context: Context, role_name: str, bucket: str) -> None:
+def check_access(context: Context, role_name: str, bucket: str, key: str) -> None:
     """Refuse at once what ImportSnapshot refuses at once: the role, and a bucket elsewhere."""
-    import_role.check(context, role_name, bucket)
+    import_role.check(context, role_name, bucket, key)
     found = objects.find_bucket(context.tables, bucket)
     if found is not None and found.region != context.region:
         raise AwsError("InvalidParameter", NOT_LOCAL)

@@ -201,7 +201,7 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
     bucket, key, url = import_source.location(container)
     tags = at_creation(params, "import-snapshot-task")["import-snapshot-task"]
     role_name = params.get("RoleName", "vmimport")
-    import_source.check_access(context, role_name, bucket)
+    import_source.check_access(context, role_name, bucket, key)
     if sum(1 for t in table.values() if not t.outcome) >= ACTIVE_TASKS:
         text = f"You have reached the limit of {ACTIVE_TASKS} concurrent import tasks."  # text from memory
         raise AwsError("ResourceCountLimitExceeded", text)

@@ -35,8 +35,8 @@ def check(context: Context, image: Image, kind: InstanceType, asked: Params) -> 
         raise AwsError(
             "InvalidParameterValue",
             f"The architecture '{','.join(kind.architectures)}' of the specified instance type does not "
-            f"match the architecture '{image.architecture}' of the specified AMI. Specify an instance type and "
-            "an AMI "
+            f"match the architecture '{image.architecture}' of the specified AMI. Specify an instance type "
+            "and an AMI "
             "that have matching architectures, and try again. You can use 'describe-instance-types' or "
             "'describe-images' to discover the architecture of the instance type or AMI.",
         )

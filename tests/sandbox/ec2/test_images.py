@@ -1,0 +1,180 @@
+"""RegisterImage and DescribeImages. Sources: their reference pages, and the pages that each test names."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+
+
+def test_an_image_keeps_its_snapshot_and_takes_the_size_from_it(aws: Rehearsal) -> None:
+    snapshot = aws.snapshot(size=7)
+    device = aws.describe(aws.image(snapshot))["BlockDeviceMappings"][0]["Ebs"]
+    assert device == {
+        "SnapshotId": snapshot,
+        "VolumeSize": 7,
+        "VolumeType": "gp3",
+        "DeleteOnTermination": True,
+        "Encrypted": False,
+    }
+
+
+def test_an_image_keeps_what_it_was_registered_with(aws: Rehearsal) -> None:
+    given = {
+        "Architecture": "arm64",
+        "BootMode": "uefi-preferred",
+        "Description": "a description",
+        "EnaSupport": True,
+        "ImdsSupport": "v2.0",
+        "SriovNetSupport": "simple",
+        "VirtualizationType": "hvm",
+    }
+    shown = aws.describe(aws.image(**given))
+    assert {name: shown[name] for name in given} == given
+    assert shown["State"] == "available"
+    assert shown["Public"] is False
+    assert shown["ImageType"] == "machine"
+    assert shown["RootDeviceType"] == "ebs"
+    assert shown["OwnerId"] == aws.account
+    assert shown["ImageLocation"] == f"{aws.account}/{shown['Name']}"
+
+
+def test_tags_are_there_from_the_beginning(aws: Rehearsal) -> None:
+    tags = [{"Key": "Name", "Value": "node"}]
+    image = aws.image(TagSpecifications=[{"ResourceType": "image", "Tags": tags}])
+    assert aws.describe(image)["Tags"] == tags
+
+
+def test_only_the_image_can_be_tagged_at_registration(aws: Rehearsal) -> None:
+    tags = [{"ResourceType": "snapshot", "Tags": [{"Key": "a", "Value": "b"}]}]
+    with refused(
+        "InvalidParameterValue", "'snapshot' is not a valid taggable resource type for this operation."
+    ):
+        aws.image(TagSpecifications=tags)
+
+
+def test_a_taken_name_names_the_image_that_has_it(aws: Rehearsal) -> None:
+    first = aws.image(Name="node")
+    with refused("InvalidAMIName.Duplicate", f"AMI name node is already in use by AMI {first}"):
+        aws.image(Name="node")
+
+
+def test_a_name_is_free_again_after_deregistration(aws: Rehearsal) -> None:
+    aws.ec2.deregister_image(ImageId=aws.image(Name="node"))
+    assert aws.describe(aws.image(Name="node"))["Name"] == "node"
+
+
+@pytest.mark.parametrize("name", ["a" * 129, "a*b", "a:b", "ä-name"])
+def test_names_have_3_to_128_of_the_documented_characters(aws: Rehearsal, name: str) -> None:
+    snapshot = aws.snapshot()
+    with refused("InvalidAMIName.Malformed"):
+        aws.image(snapshot, Name=name)
+
+
+def test_a_name_may_hold_every_documented_character(aws: Rehearsal) -> None:
+    assert aws.describe(aws.image(Name="Az09()[] ./-'@_"))["Name"] == "Az09()[] ./-'@_"
+
+
+def test_the_root_device_needs_a_snapshot(aws: Rehearsal) -> None:
+    devices = [{"DeviceName": "/dev/sdb", "Ebs": {"SnapshotId": aws.snapshot()}}]
+    with refused("InvalidBlockDeviceMapping", "No root snapshot specified in device mapping."):
+        aws.image(aws.snapshot(), BlockDeviceMappings=devices)
+
+
+def test_an_unknown_snapshot_is_refused(aws: Rehearsal) -> None:
+    with refused("InvalidSnapshot.NotFound", "The snapshot 'snap-0123456789abcdef0' does not exist."):
+        aws.image("snap-0123456789abcdef0")
+
+
+def test_a_pending_snapshot_is_refused(aws: Rehearsal) -> None:
+    volume = aws.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a")["VolumeId"]
+    pending = aws.ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+    with refused("IncorrectState", "pending"):
+        aws.image(pending)
+
+
+def test_a_volume_must_hold_its_snapshot(aws: Rehearsal) -> None:
+    snapshot = aws.snapshot(size=3)
+    small = [{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot, "VolumeSize": 2}}]
+    with refused("InvalidBlockDeviceMapping", "is smaller than snapshot"):
+        aws.image(snapshot, BlockDeviceMappings=small)
+
+
+@pytest.mark.parametrize(
+    ("ebs", "code"),
+    [
+        ({"VolumeType": "gp9"}, "InvalidParameterValue"),
+        ({"VolumeType": "gp3", "Iops": 2999}, "InvalidParameterValue"),
+        ({"VolumeType": "gp3", "Throughput": 2001}, "InvalidParameterValue"),
+        ({"VolumeType": "gp2", "Throughput": 125}, "InvalidParameterCombination"),
+        ({"VolumeType": "gp2", "Iops": 3000}, "InvalidParameterCombination"),
+        ({"VolumeType": "io2", "VolumeSize": 4}, "MissingParameter"),
+        ({"VolumeType": "standard", "VolumeSize": 1025}, "InvalidParameterValue"),
+        ({"Encrypted": True}, "InvalidParameterCombination"),
+    ],
+)
+def test_volumes_have_the_documented_limits(aws: Rehearsal, ebs: dict[str, object], code: str) -> None:
+    """Source: "EbsBlockDevice" of the API reference."""
+    snapshot = aws.snapshot()
+    with refused(code):
+        aws.image(
+            snapshot, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot} | ebs}]
+        )
+
+
+def test_a_tpm_needs_uefi(aws: Rehearsal) -> None:
+    """Source: "NitroTPM for Amazon EC2 instances", requirements."""
+    assert aws.describe(aws.image(BootMode="uefi", TpmSupport="v2.0"))["TpmSupport"] == "v2.0"
+    with refused("InvalidParameterCombination"):
+        aws.image(BootMode="legacy-bios", TpmSupport="v2.0")
+
+
+def test_instance_store_images_are_refused_loudly(aws: Rehearsal) -> None:
+    with refused("NotImplemented", "ImageLocation"):
+        aws.image(ImageLocation="bucket/image.manifest.xml")
+
+
+def test_ids_are_told_apart_from_unknown_ones(aws: Rehearsal) -> None:
+    with refused("InvalidAMIID.NotFound", "The image id '[ami-0123456789abcdef0]' does not exist"):
+        aws.ec2.describe_images(ImageIds=["ami-0123456789abcdef0"])
+    with refused("InvalidAMIID.Malformed", 'Invalid id: "foo" (expecting "ami-...")'):
+        aws.ec2.describe_images(ImageIds=["foo"])
+
+
+def test_pages_add_up(aws: Rehearsal) -> None:
+    snapshot = aws.snapshot()
+    made = {aws.image(snapshot) for _ in range(5)}
+    pages = [
+        [image["ImageId"] for image in page["Images"]]
+        for page in aws.ec2.get_paginator("describe_images").paginate(
+            Owners=["self"], PaginationConfig={"PageSize": 2}
+        )
+    ]
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert {image for page in pages for image in page} == made
+
+
+def test_pages_stay_whole_while_images_go(aws: Rehearsal) -> None:
+    snapshot = aws.snapshot()
+    made = sorted(aws.image(snapshot) for _ in range(4))
+    first = aws.ec2.describe_images(Owners=["self"], MaxResults=2)
+    aws.ec2.deregister_image(ImageId=made[0])
+    second = aws.ec2.describe_images(Owners=["self"], MaxResults=2, NextToken=first["NextToken"])
+    assert [image["ImageId"] for image in second["Images"]] == made[2:]
+
+
+def test_a_token_belongs_to_its_request(aws: Rehearsal) -> None:
+    snapshot = aws.snapshot()
+    for _ in range(3):
+        aws.image(snapshot)
+    token = aws.ec2.describe_images(Owners=["self"], MaxResults=2)["NextToken"]
+    with refused("InvalidNextToken"):
+        aws.ec2.describe_images(Owners=["amazon"], MaxResults=2, NextToken=token)
+    with refused("InvalidNextToken"):
+        aws.ec2.describe_images(Owners=["self"], MaxResults=2, NextToken="nonsense")
+
+
+def test_regions_have_images_of_their_own(aws: Rehearsal) -> None:
+    image = aws.image()
+    with refused("InvalidAMIID.NotFound"):
+        aws.describe(image, "eu-west-1")
