@@ -35,7 +35,9 @@ class Installed:
         """Nothing of the checkout, of the caller's settings or of its AWS account."""
         kept = {name: os.environ[name] for name in ("LANG", "OPENBLAS_CORETYPE") if name in os.environ}
         path = os.pathsep.join([str(self.python.parent), "/usr/bin", "/bin"])
-        return {**kept, "PATH": path, "HOME": str(self.folder), "VMSNIX_STATE": str(self.folder / "state")}
+        own = {"PATH": path, "HOME": str(self.folder), "VMSNIX_STATE": str(self.folder / "state")}
+        # Of the dependencies, whose templates are files beside the packages (see `installed`).
+        return {**kept, **own, "JUPYTER_PATH": str(Path(sysconfig.get_path("data"), "share", "jupyter"))}
 
 
 @pytest.fixture(scope="module")
