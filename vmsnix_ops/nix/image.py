@@ -111,7 +111,7 @@ class BuiltImage:
         return {label: value for label, value in shown.items() if value}
 
     def result(self) -> dict[str, object]:
-        """Return every attribute as ``result.json`` can hold it; `name` and `version` as ``image`` and ``image_version``."""
+        """Return every attribute as JSON can hold it; `name` is ``image``, `version` ``image_version``."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {
             "image": values.pop("name"),
