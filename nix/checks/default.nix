@@ -43,7 +43,7 @@ let
   module =
     name: file:
     let
-      alone = import ./module-alone.nix { inherit lib system; } file;
+      alone = import ./module-alone.nix { inherit lib system; } name file;
     in
     lib.nameValuePair "module-${name}" (
       verdict "module-${name}" (alone.failedAssertions ++ alone.warnings) "evaluates alone: ${alone.drvPath}"

@@ -9,7 +9,7 @@
 }:
 let
   # nixpkgs' own throwaway keys, made for tests: both halves are public.
-  keys = import "${pkgs.path}/nixos/tests/ssh-keys.nix" pkgs;
+  keys = import (pkgs.path + "/nixos/tests/ssh-keys.nix") pkgs;
 in
 {
   name = "vmsnix-ssh";
