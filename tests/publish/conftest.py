@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +11,10 @@ from vmsnix_ops import publish
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
 from vmsnix_ops.sandbox import Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 BUCKET, REGION = "vmsnix-images", "us-east-1"
 READS = ("Describe", "Get", "Head", "List", "Simulate")

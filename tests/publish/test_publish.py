@@ -69,7 +69,7 @@ def test_running_it_again_returns_the_same_ami_and_changes_nothing(plan, changes
     second = publish.run(plan())
     assert (second.ami_id, second.snapshot_id) == (first.ami_id, first.snapshot_id)
     assert second.outcome == "reused"
-    assert [step for step in changes() if step not in ("DeleteObject",)] == []
+    assert [step for step in changes() if step != "DeleteObject"] == []
     assert len(history.amis(open_tables(load()), all_rows=True)) == 1
 
 

@@ -113,6 +113,8 @@ def wait(
             elif news and news != told:
                 step.message(news)
             told = news
+        if seen.outcome == "done" and step is not None and step.unit == "percent":
+            step.at(100.0)  # AWS shows no percentage any more once it is there
         if seen.outcome != "waiting":
             return seen
         waited = time.monotonic() - started

@@ -125,7 +125,7 @@ class Journal:
     def _close(self, name: str, status: str, started: datetime, entry: Entry) -> None:
         finished = datetime.now(UTC)
         seconds = (finished - started).total_seconds()
-        self._write(name, status, seconds=seconds, bytes=entry.bytes, **entry.detail)
+        self._write(name, status, seconds=seconds, bytes=entry.bytes, detail=entry.detail)
         self.timings.append(
             StepTiming(name, "failed" if status == "failed" else entry.outcome, seconds, entry.bytes)
         )

@@ -16,7 +16,7 @@ import html
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import account
@@ -154,6 +154,9 @@ class Plan:
         lines += [f"  {name:<9} {text}" for name, text in self.lines()]
         lines += [f"  checked   {check.name}: {check.outcome}, {check.evidence}" for check in self.checks]
         return "\n".join(lines)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(str(self))
 
     def _repr_html_(self) -> str:
         rows = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import account
@@ -42,6 +42,9 @@ class Checklist:
             for c in self.checks
         ]
         return "\n".join(rows)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(str(self))
 
     def _repr_html_(self) -> str:
         cells = "".join(
