@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Access:
                 return super().resource(*args, **({"endpoint_url": url} | kwargs))
 
         core = botocore.session.Session()
+        core.register_component("data_loader", _loader())
         core.set_config_variable("config_file", os.devnull)
         core.set_config_variable("credentials_file", os.devnull)
         return SandboxSession(
@@ -100,6 +102,14 @@ class Access:
         except iam.exceptions.EntityAlreadyExistsException:
             iam.update_assume_role_policy(RoleName=role, PolicyDocument=json.dumps(trust_policy()))
         iam.put_role_policy(RoleName=role, PolicyName=role, PolicyDocument=json.dumps(role_policy(bucket)))
+
+
+@lru_cache
+def _loader() -> Any:
+    """Return one loader for all sessions, so that each service's model is read once."""
+    import botocore.loaders
+
+    return botocore.loaders.create_loader()
 
 
 def trust_policy() -> dict[str, Any]:

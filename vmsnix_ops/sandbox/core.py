@@ -58,10 +58,8 @@ class Clock:
 
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
-        self._skipped = timedelta(0)
-        self.skew = timedelta(
-            0
-        )  # how much the sandbox believes to be ahead of the machine, for rehearsing clock skew
+        self.skew = timedelta(0)  # how far the sandbox believes to be ahead, for rehearsing clock skew
+        self._steps: list[tuple[datetime, float]] = []  # when `advance` was called, and by how many seconds
 
     def now(self) -> datetime:
         """Return the real time, in UTC."""
@@ -69,19 +67,29 @@ class Clock:
 
     def age(self, since: datetime) -> float:
         """Return how many sandbox seconds ago `since` was."""
-        return (self.now() - since).total_seconds() * self.speed + self._skipped.total_seconds()
+        return (self.now() - since).total_seconds() * self.speed + self._advanced(since)
 
     def advance(self, seconds: float) -> None:
-        """Let everything that waits become older by this many sandbox seconds."""
-        self._skipped += timedelta(seconds=seconds)
+        """Let everything that there is become older by this many sandbox seconds."""
+        self._steps.append((self.now(), seconds))
 
-    def passed(self, moment: datetime) -> bool:
+    def passed(self, moment: datetime, *, since: datetime | None = None) -> bool:
         """Return whether a moment that an answer showed, such as an expiry, has come.
 
         Such moments pass in real time, because clients compare them with their own clocks; `advance` brings
         them nearer.
+
+        Parameters
+        ----------
+        moment
+            What the answer showed.
+        since
+            When it was given: what `advance` did before does not count. None counts all of it.
         """
-        return self.now() + self._skipped >= moment
+        return self.now() + timedelta(seconds=self._advanced(since)) >= moment
+
+    def _advanced(self, since: datetime | None) -> float:
+        return sum(seconds for at, seconds in self._steps if since is None or at >= since)
 
 
 @dataclass

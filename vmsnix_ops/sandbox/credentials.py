@@ -35,6 +35,7 @@ class Credential:
     principal: str  # ARN
     user_id: str
     token: str | None = None
+    issued: datetime | None = None
     expires: datetime | None = None
     active: bool = True
 
@@ -44,7 +45,9 @@ def table(tables: Tables) -> dict[str, Credential]:
     return tables.table("", "", "credentials")
 
 
-def new_session(tables: Tables, account: str, principal: str, user_id: str, expires: datetime) -> Credential:
+def new_session(
+    tables: Tables, account: str, principal: str, user_id: str, issued: datetime, seconds: int
+) -> Credential:
     """Make and remember the credentials of a session."""
     credential = Credential(
         access_key="ASIA" + secrets.token_hex(8).upper(),
@@ -53,7 +56,8 @@ def new_session(tables: Tables, account: str, principal: str, user_id: str, expi
         principal=principal,
         user_id=user_id,
         token=secrets.token_urlsafe(180),
-        expires=expires,
+        issued=issued,
+        expires=issued.replace(microsecond=0) + timedelta(seconds=seconds),
     )
     table(tables)[credential.access_key] = credential
     return credential
@@ -149,7 +153,8 @@ def authenticate(
             if xml:
                 raise AwsError("InvalidToken", "The provided token is malformed or otherwise invalid.")
             raise refusal(service, "unknown")
-        if credential.expires is not None and clock.passed(credential.expires):
+        issued, expires = credential.issued, credential.expires
+        if issued is not None and expires is not None and clock.passed(expires, since=issued):
             raise refusal(service, "expired")
     return credential
 
@@ -166,7 +171,7 @@ def _payload_hashes(request: Request, authorization: Authorization) -> tuple[str
 def _check_time(authorization: Authorization, service: Service, clock: Clock) -> None:
     now, stamp = clock.now() + clock.skew, authorization.timestamp
     if authorization.presigned and authorization.expires is not None:
-        if clock.passed(stamp + authorization.expires):
+        if clock.passed(stamp + authorization.expires, since=stamp):
             if service.protocol == "rest-xml":
                 raise AwsError(
                     "AccessDenied",

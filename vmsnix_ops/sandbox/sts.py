@@ -6,7 +6,6 @@ Sources: GetCallerIdentity, AssumeRole, GetSessionToken in the AWS STS API Refer
 from __future__ import annotations
 
 import re
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from . import credentials
@@ -56,8 +55,8 @@ def assume_role(context: Context, params: Params) -> dict[str, Any]:
     seconds = _seconds(params, role.max_session_seconds)
     principal = f"arn:{context.partition}:sts::{account}:assumed-role/{role.name}/{name}"
     user_id = f"{role.role_id}:{name}"
-    expires = context.clock.now().replace(microsecond=0) + timedelta(seconds=seconds)
-    session = credentials.new_session(context.tables, account, principal, user_id, expires)
+    issued = context.clock.now()
+    session = credentials.new_session(context.tables, account, principal, user_id, issued, seconds)
     return {
         "Credentials": _shown(session),
         "AssumedRoleUser": {"AssumedRoleId": user_id, "Arn": principal},
@@ -98,6 +97,8 @@ def get_session_token(context: Context, params: Params) -> dict[str, Any]:
     if own.token is not None:
         raise AwsError("AccessDenied", "Cannot call GetSessionToken with session credentials", status=403)
     seconds = _seconds({"DurationSeconds": params.get("DurationSeconds", 43_200)}, 129_600)
-    expires = context.clock.now().replace(microsecond=0) + timedelta(seconds=seconds)
-    session = credentials.new_session(context.tables, own.account, own.principal, own.user_id, expires)
+    issued = context.clock.now()
+    session = credentials.new_session(
+        context.tables, own.account, own.principal, own.user_id, issued, seconds
+    )
     return {"Credentials": _shown(session)}

@@ -31,7 +31,7 @@ def _check_name(name: str) -> None:
 @operation(
     "s3",
     "CreateBucket",
-    honours=["Bucket", "CreateBucketConfiguration", "ACL", "ObjectOwnership", "ContentMD5"],
+    honours=["Bucket", "CreateBucketConfiguration", "ACL", "ObjectOwnership"],
 )
 def create_bucket(context: Context, params: Params) -> dict[str, Any]:
     """Make a bucket in the region that the request is signed for."""

@@ -36,11 +36,15 @@ def delete_object(context: Context, params: Params) -> dict[str, Any]:
 @operation(
     "s3",
     "DeleteObjects",
-    honours=["Bucket", "Delete", "ChecksumAlgorithm", "ContentMD5", "ExpectedBucketOwner"],
+    honours=["Bucket", "Delete", "ChecksumAlgorithm", "ExpectedBucketOwner"],
 )
 def delete_objects(context: Context, params: Params) -> dict[str, Any]:
     """Delete many objects and tell the outcome of each."""
     bucket = bucket_of(context, params)
+    if not any(name == "content-md5" or name.startswith("x-amz-checksum-") for name in context.headers):
+        raise AwsError(
+            "InvalidRequest", "Missing required header for this request: Content-MD5 OR x-amz-checksum-*"
+        )
     listed, quiet = params["Delete"]["Objects"], params["Delete"].get("Quiet", False)
     if not 1 <= len(listed) <= MOST:
         raise AwsError(

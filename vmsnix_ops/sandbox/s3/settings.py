@@ -212,7 +212,9 @@ def get_lifecycle(context: Context, params: Params) -> dict[str, Any]:
     return dict(bucket.settings["lifecycle"])
 
 
-@operation("s3", "PutBucketLifecycleConfiguration", honours=[*PUT, "LifecycleConfiguration"])
+@operation(
+    "s3", "PutBucketLifecycleConfiguration", honours=[*GET, "ChecksumAlgorithm", "LifecycleConfiguration"]
+)
 def put_lifecycle(context: Context, params: Params) -> dict[str, Any]:
     """Replace the lifecycle rules."""
     bucket = bucket_of(context, params)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core import AwsError
-from . import errors, jsons, scalars, xml
+from . import checksums, errors, jsons, scalars, xml
 from .forms import FormParser, read_form
 from .models import TRANSPORT_KEYS, Route, Service
 
@@ -160,8 +160,11 @@ def _parse_payload(request: Request, shape: StructureShape, protocol: str) -> di
             if member.serialization.get("streaming"):
                 return {payload: request.body}
             content = request.body.read()
+            _check_digests(request, content)
             return {payload: content if member.type_name == "blob" else content.decode("utf-8", "replace")}
         content = request.body.read()
+        if protocol == "rest-xml":
+            _check_digests(request, content)
         if not content:
             return {}
         value = xml.read(member, content) if protocol == "rest-xml" else jsons.read(member, content, protocol)
@@ -171,3 +174,18 @@ def _parse_payload(request: Request, shape: StructureShape, protocol: str) -> di
         return jsons.read(shape, request.body.read(), protocol) if body_members else {}
     request.body.read()
     return {}
+
+
+def _check_digests(request: Request, content: bytes) -> None:
+    """Compare a document with the checksums in its headers; objects are compared where they are stored."""
+    sent = {"md5": request.headers.get("content-md5")}
+    sent |= {name: request.headers.get(f"x-amz-checksum-{name}") for name in checksums.CRC_POLYNOMIALS}
+    sent |= {name: request.headers.get(f"x-amz-checksum-{name}") for name in ("sha1", "sha256")}
+    for name, expected in sent.items():
+        if expected is None:
+            continue
+        computed = checksums.new(name)
+        computed.update(content)
+        if checksums.encode(computed.digest()) != expected:
+            what = "Content-MD5" if name == "md5" else name.upper()
+            raise AwsError("BadDigest", f"The {what} you specified did not match the calculated checksum.")

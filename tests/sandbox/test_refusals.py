@@ -1,0 +1,118 @@
+"""What is not emulated is refused loudly, never ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.sandbox.asking import Asker, refused
+from vmsnix_ops.sandbox import operations
+from vmsnix_ops.sandbox.core import OPERATIONS
+from vmsnix_ops.sandbox.wire import models
+
+operations.load()
+FORM = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
+
+
+@pytest.mark.parametrize("key", sorted(OPERATIONS), ids=lambda key: f"{key[0]}-{key[1]}")
+def test_every_honoured_parameter_exists_in_botocores_model(key: tuple[str, str]) -> None:
+    service = models.service(key[0])
+    assert key[1] in service
+    shape = service.operation(key[1]).input_shape
+    assert OPERATIONS[key].honours <= (set(shape.members) if shape is not None else set())
+
+
+@pytest.mark.parametrize("key", sorted(OPERATIONS), ids=lambda key: f"{key[0]}-{key[1]}")
+def test_every_required_parameter_is_honoured(key: tuple[str, str]) -> None:
+    shape = models.service(key[0]).operation(key[1]).input_shape
+    required = set(shape.required_members) if shape is not None else set()
+    assert required <= OPERATIONS[key].honours
+
+
+def test_an_operation_that_is_not_emulated(aws: Asker) -> None:
+    with refused("NotImplemented", "The sandbox does not emulate ec2:DescribeFleets."):
+        aws.ec2.describe_fleets()
+    with refused("NotImplemented", "The sandbox does not emulate ssm:ListDocuments."):
+        aws.ssm.list_documents()
+
+
+def test_an_operation_that_aws_does_not_have_either(aws: Asker) -> None:
+    status, body = aws.ask("POST", "/", b"Action=MakeCoffee&Version=2016-11-15", service="ec2", headers=FORM)
+    assert (status, b"<Code>InvalidAction</Code>" in body) == (400, True)
+
+
+def test_a_parameter_that_is_not_emulated(aws: Asker) -> None:
+    with refused("NotImplemented", "the parameter 'PermissionsBoundary' of iam:CreateRole"):
+        aws.iam.create_role(
+            RoleName="r",
+            AssumeRolePolicyDocument="{}",
+            PermissionsBoundary="arn:aws:iam::aws:policy/ReadOnlyAccess",
+        )
+    aws.bucket()
+    with refused("NotImplemented", "the parameter 'SSECustomerAlgorithm' of s3:PutObject"):
+        key = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "0" * 32}
+        aws.s3.put_object(Bucket="images", Key="k", Body=b"", **key)
+
+
+@pytest.mark.parametrize("parameter", ["Colour=red", "Filter.1.Nam=x", "Filter.x.Name=y", "ImageId=ami-1"])
+def test_a_parameter_that_aws_does_not_have_either(aws: Asker, parameter: str) -> None:
+    body = f"Action=DescribeImages&Version=2016-11-15&{parameter}".encode()
+    status, answer = aws.ask("POST", "/", body, service="ec2", headers=FORM)
+    assert (status, b"<Code>UnknownParameter</Code>" in answer) == (400, True)
+
+
+def test_a_value_of_another_type(aws: Asker) -> None:
+    body = b"Action=DescribeImages&Version=2016-11-15&MaxResults=many"
+    status, answer = aws.ask("POST", "/", body, service="ec2", headers=FORM)
+    assert (status, b"<Code>InvalidParameterValue</Code>" in answer) == (400, True)
+
+
+def test_a_missing_parameter(aws: Asker) -> None:
+    body = b"Action=DeregisterImage&Version=2016-11-15"
+    status, answer = aws.ask("POST", "/", body, service="ec2", headers=FORM)
+    assert (status, b"The request must contain the parameter ImageId" in answer) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/images?colour=red"),
+        ("GET", "/images/k?colour=red"),
+        ("PUT", "/images?replication"),
+        ("GET", "/images?inventory"),
+        ("PUT", "/images/k?legal-hold"),
+        ("GET", "/images/k?torrent"),
+        ("DELETE", "/images/k?versionId=1"),
+    ],
+)
+def test_a_sub_resource_never_falls_through_to_the_plain_operation(
+    aws: Asker, method: str, path: str
+) -> None:
+    aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"content")
+    status, body = aws.ask(method, path, b"<x/>" if method == "PUT" else b"")
+    assert status in {400, 501}
+    assert b"content" not in body
+    assert aws.s3.get_object(Bucket="images", Key="k")["Body"].read() == b"content"
+
+
+def test_xml_with_entities_is_refused(aws: Asker) -> None:
+    aws.bucket()
+    body = b'<!DOCTYPE x [<!ENTITY a "b">]><Tagging><TagSet></TagSet></Tagging>'
+    status, answer = aws.ask("PUT", "/images?tagging", body)
+    assert (status, b"MalformedXML" in answer) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("operation", "params"),
+    [
+        ("describe_images", {}),
+        ("describe_snapshots", {}),
+        ("deregister_image", {"ImageId": "ami-0123456789abcdef0"}),
+        ("create_tags", {"Resources": ["ami-0123456789abcdef0"], "Tags": [{"Key": "a", "Value": "b"}]}),
+    ],
+)
+def test_dry_run_is_honoured_by_all_of_ec2(aws: Asker, operation: str, params: dict[str, Any]) -> None:
+    with refused("DryRunOperation", "Request would have succeeded, but DryRun flag is set."):
+        getattr(aws.ec2, operation)(DryRun=True, **params)
+    assert not aws.served.calls.of("ec2:*", ran=True)
