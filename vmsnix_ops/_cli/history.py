@@ -87,9 +87,7 @@ _table_command("amis", "AMIs that were published or found, newest first.")
 
 
 @history.command()
-@click.option(
-    "--region", "regions", multiple=True, metavar="REGION", help="Look here; again for more regions."
-)
+@click.option("--region", "regions", multiple=True, metavar="REGION", help="Look here; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def sync(regions: tuple[str, ...], as_json: bool) -> None:
     """Rebuild the table of AMIs from the tags in AWS."""
@@ -104,7 +102,8 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
         return
     places = ", ".join(result.regions)
     click.echo(
-        f"{result.found} AMIs in {places}: {result.added} added, {result.changed} changed, {result.gone} gone."
+        f"{result.found} AMIs in {places}: "
+        f"{result.added} added, {result.changed} changed, {result.gone} gone."
     )
 
 

@@ -256,7 +256,7 @@ class _ThisInterpreter(KernelSpecManager):
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         return KernelSpec(
-            argv=kernels.argv("--ext=vmsnix_ops.runbooks._kernel"),
+            argv=kernels.argv(),
             display_name="Python 3 (vmsnix)",
             language="python",
             metadata=kernels.METADATA,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LAUNCH = ("-m", "ipykernel_launcher", "-f", "{connection_file}")
+LAUNCH = ("-m", "ipykernel_launcher", "-f", "{connection_file}", "--ext=vmsnix_ops.runbooks._kernel")
 # ipykernel 7 warns about unencrypted TCP in every run unless the manager encrypts, which the spec must allow.
 METADATA: dict[str, object] = {"supported_encryption": ["curve"]}
 

@@ -1,0 +1,118 @@
+"""Ctrl-C and SIGTERM, as they reach a real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.runbooks.shelf import Shelf
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys
+from pathlib import Path
+from vmsnix_ops.runbooks.execute import run
+outcome = run("try-this", folder=Path(sys.argv[1]), archive=sys.argv[2], screen=sys.stdout, record=False)
+print(outcome.result, flush=True)
+sys.exit(outcome.exit_code)
+"""
+WAITS = """
+import subprocess, time
+helper = subprocess.Popen(["sleep", "300"])
+try:
+    print("under way", helper.pid, flush=True)
+    time.sleep(300)
+finally:
+    print("cleaned up", flush=True)
+"""
+STUBBORN = """
+import time
+print("under way", 0, flush=True)
+while True:
+    try:
+        time.sleep(300)
+    except KeyboardInterrupt:
+        print("not yet", flush=True)
+"""
+
+
+class Running:
+    """A run in a process of its own, whose kernel is under way."""
+
+    def __init__(self, shelf: Shelf, cell: str) -> None:
+        shelf.put("10-try-this.ipynb", cell, "print('never')")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(shelf.folder), str(shelf.archive)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "VMSNIX_STATE": str(shelf.archive.parent / "state")},
+        )
+        self.helper = int(self.wait_for("under way").split()[-1])
+
+    def wait_for(self, words: str) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if words in line:
+                return line
+        raise AssertionError(f"{words!r} was never said: {self.process.communicate()[1]}")
+
+    def end(self) -> tuple[int, str, str]:
+        printed, complained = self.process.communicate(timeout=120)
+        return self.process.returncode, printed, complained
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_trap_4_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence(
+    shelf: Shelf, number: signal.Signals
+) -> None:
+    running = Running(shelf, WAITS)
+    running.process.send_signal(number)
+    code, printed, complained = running.end()
+    assert code == 1
+    assert "cleaned up" in printed
+    assert "never\n" not in printed
+    assert f"{number.name}: the notebook cleans up" in complained
+    assert "Traceback" not in complained
+    result = json.loads(Path(printed.split()[-1]).read_text())
+    assert result["status"] == "interrupted"
+    assert "cleaned up" in Path(result["notebook"]).read_text()
+    assert Path(result["report"]).is_file()
+    # The programs that the notebook had started were interrupted with it.
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{running.helper}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{running.helper}").exists()
+
+
+def test_a_second_signal_stops_at_once_and_keeps_the_evidence(shelf: Shelf) -> None:
+    running = Running(shelf, STUBBORN)
+    running.process.send_signal(signal.SIGTERM)
+    running.wait_for("not yet")
+    running.process.send_signal(signal.SIGTERM)
+    code, printed, complained = running.end()
+    assert code == 1
+    assert "stopping at once" in complained
+    assert json.loads(Path(printed.split()[-1]).read_text())["status"] == "interrupted"
+
+
+def test_a_killed_run_leaves_what_there_was(shelf: Shelf) -> None:
+    running = Running(shelf, WAITS)
+    running.process.kill()
+    os.kill(running.helper, signal.SIGTERM)  # it holds our pipes
+    assert running.end()[0] == -signal.SIGKILL
+    (folder,) = shelf.archive.iterdir()
+    assert json.loads((folder / "result.json").read_text())["status"] == "running"
+    cells = json.loads((folder / "notebook.ipynb").read_text())["cells"]
+    assert [cell.get("execution_count") for cell in cells] == [None, 1, None, None]
+    assert "under way" in (folder / "log.txt").read_text()
