@@ -341,7 +341,7 @@ def test_an_ami_that_is_not_yet_seen_is_waited_for(aws, plan):
     aws.faults.add(
         {
             "op": "ec2:DescribeImages",
-            "where": {"ImageIds": "*"},
+            "where": {"ImageIds.0": "ami-*"},
             "nth": [1, 2],
             "do": "error",
             "code": "InvalidAMIID.NotFound",

@@ -47,7 +47,7 @@ def interrupt_when(aws, image, operation: str) -> subprocess.CompletedProcess[st
             "parts that arrived are kept",
         ),
         (
-            "DescribeImportSnapshotTasks",
+            "ImportSnapshot",
             {"op": "ec2:ImportSnapshot", "do": "outcome", "outcome": {"seconds": 1_000_000}},
             "import is cancelled",
         ),

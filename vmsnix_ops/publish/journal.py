@@ -120,7 +120,7 @@ class Journal:
             "version": __version__,
             **more,
         }
-        self.tables.append("runs", [row])
+        self.tables.append("runs", [row], once=self.run.run_id)
 
     def _close(self, name: str, status: str, started: datetime, entry: Entry) -> None:
         finished = datetime.now(UTC)
@@ -145,7 +145,7 @@ class Journal:
             "via": self.via,
             "detail": entry.detail,
         }
-        self.tables.append("steps", [row])
+        self.tables.append("steps", [row], once=f"{self.run.run_id}/{name}/{len(self.timings)}")
 
     def _write(self, name: str, status: str, **more: Any) -> None:
         self.run.folder.mkdir(parents=True, exist_ok=True)
