@@ -12,8 +12,8 @@ let
       {
         nixpkgs.hostPlatform = system;
         system.stateVersion = lib.mkOverride 1400 "26.05";
-        # A machine needs a root, a boot loader and somebody who can log in to be evaluated at all; the profiles
-        # `amazon` and `base` bring their own.
+        # A machine needs a root, a boot loader and somebody who can log in to be evaluated at all; the
+        # profiles `amazon` and `base` bring their own.
         fileSystems."/" = lib.mkOverride 1400 {
           device = "/dev/disk/by-label/nixos";
           fsType = "ext4";

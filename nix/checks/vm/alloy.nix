@@ -7,6 +7,18 @@
   ...
 }:
 let
+  # What Grafana Cloud's API says of a stack, as far as the configuration asks. The addresses lead nowhere.
+  stack = pkgs.writeTextDir "instances/altf4llc" (
+    builtins.toJSON {
+      hmInstancePromUrl = "http://127.0.0.1:9";
+      hmInstancePromId = 1;
+      hlInstanceUrl = "http://127.0.0.1:9";
+      hlInstanceId = 2;
+      htInstanceUrl = "http://127.0.0.1";
+      htInstanceId = 3;
+    }
+  );
+
   machine =
     mixin:
     import ./machine.nix {
@@ -15,10 +27,17 @@ let
         vmsnix.modules.${mixin}
         {
           vmsnix.alloy.forwarder.endpoint = "forwarder:4317";
-          # There is no Grafana Cloud in a test; the token only has to be there.
-          systemd.services.alloy.environment.GRAFANA_CLOUD_TOKEN = "none";
+          vmsnix.alloy.grafanaCloud.api = "http://127.0.0.1:8000";
           systemd.tmpfiles.settings.test."/run/keys/grafana-cloud".f.argument = "GRAFANA_CLOUD_TOKEN=none";
-          environment.systemPackages = [ pkgs.grafana-alloy ];
+          systemd.services.stack = {
+            wantedBy = [ "multi-user.target" ];
+            before = [ "alloy.service" ];
+            script = "${lib.getExe pkgs.python3} -m http.server --directory ${stack} 8000";
+          };
+          environment.systemPackages = [
+            pkgs.grafana-alloy
+            pkgs.netcat
+          ];
         }
       ];
     };
@@ -40,9 +59,11 @@ in
             each.wait_for_open_port(12345)
             each.wait_until_succeeds("curl --silent --fail http://127.0.0.1:12345/-/healthy")
 
-    with subtest("the configuration is valid"):
-        for each in [plain, forwarder]:
-            each.succeed("alloy validate /etc/alloy")
+        with subtest(f"the configuration of {each.name} is valid"):
+            each.succeed(
+                "env GRAFANA_CLOUD_API=http://127.0.0.1:8000 GRAFANA_CLOUD_STACK=altf4llc"
+                " GRAFANA_CLOUD_TOKEN=none alloy validate /etc/alloy"
+            )
 
     with subtest("the forwarder takes OTLP from the network"):
         plain.wait_until_succeeds("nc -z forwarder 4317", timeout=60)

@@ -59,6 +59,13 @@ in
       '';
     };
 
+    grafanaCloud.api = mkOption {
+      type = types.strMatching "https?://.+";
+      default = "https://grafana.com/api";
+      example = "https://grafana.example.org/api";
+      description = "Where the stack is looked up.";
+    };
+
     grafanaCloud.tokenFile = mkOption {
       type = types.path;
       default = "/run/keys/grafana-cloud";
@@ -82,15 +89,28 @@ in
         "alloy/destination.alloy".text = destinations.${cfg.destination};
       };
 
-      # Only an order: on a machine that is not on EC2 there is no such service, and nothing waits.
-      systemd.services.alloy.after = [ "apply-ec2-data.service" ];
+      systemd.services.alloy = {
+        wants = [ "network-online.target" ];
+        # Only an order: on a machine that is not on EC2 there is no apply-ec2-data, and nothing waits.
+        after = [
+          "apply-ec2-data.service"
+          "network-online.target"
+        ];
+        # Alloy stops when it cannot look up its stack. It is started again for as long as that takes; systemd
+        # would give up after five attempts.
+        startLimitIntervalSec = 0;
+        serviceConfig.RestartSec = lib.mkForce 10;
+      };
     }
 
     (lib.mkIf (cfg.destination == "grafana-cloud") (
       lib.mkMerge [
         {
           services.alloy.environmentFile = toString cfg.grafanaCloud.tokenFile;
-          systemd.services.alloy.environment.GRAFANA_CLOUD_STACK = cfg.grafanaCloud.stack;
+          systemd.services.alloy.environment = {
+            GRAFANA_CLOUD_API = cfg.grafanaCloud.api;
+            GRAFANA_CLOUD_STACK = cfg.grafanaCloud.stack;
+          };
         }
         (import ../../start-when-present.nix "alloy" (toString cfg.grafanaCloud.tokenFile))
       ]
