@@ -99,7 +99,10 @@ class DynamicVhd(DiskImage):
             for run_start, run_stop in self._written(
                 at, max(start - first, 0), min(end - first, self.block_size)
             ):
-                yield whole.part(first + run_start, first + run_stop)
+                run = whole.part(first + run_start, first + run_stop)
+                # A written block may have holes in the file: qemu-img leaves them where it found zeros.
+                for data, hole in self.source.data_ranges(run.stored, run.stored + run.length):
+                    yield run.part(run.offset + data - run.stored, run.offset + hole - run.stored)
 
     def _written(self, bitmap_at: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield what was written between two positions of a block, given where its bitmap is."""
