@@ -71,7 +71,11 @@ def build(plan: Plan) -> Built:
     image = _image(plan)
     if image is None:
         return Built("planned", name=plan.image.rpartition("#")[2], flake=plan.image)
-    with plan.journal.step("digest", total=image.path.stat().st_size, unit="bytes") as entry:
+    whole = image.path.stat().st_size
+    with (
+        plan.journal.step("digest", total=whole, unit="bytes") as entry,
+        _interruptible("digest", "Nothing was changed."),
+    ):
         with open_image(image.path) as disk:
             built = _describe(plan, image, disk, disk.digest(on_progress=entry.step.advance))
         plan.journal.image, plan.journal.digest = built.name, built.digest
@@ -88,7 +92,7 @@ def _image(plan: Plan) -> BuiltImage | None:
     """Return the image, built; in a dry run ``None`` for one that a build would have to make."""
     from vmsnix_ops.nix import build as nix
 
-    with plan.journal.step("build", shown=False) as entry:
+    with plan.journal.step("build", shown=False) as entry, _interruptible("build", "Nothing was changed."):
         if nix.names_a_file(plan.image):
             entry.outcome = "planned" if plan.dry_run else "reused"
             image = nix.resolve(plan.image)
@@ -221,7 +225,8 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
     """
     built = ami.built
     planned = plan.dry_run or not ami.ami_id
-    with plan.journal.step("finish") as entry:
+    kept = "The AMI is registered; the next run removes the uploaded object and records it."
+    with plan.journal.step("finish") as entry, _interruptible("last step", kept):
         entry.outcome = "planned"
         if not planned:
             entry.outcome = ami.outcome
