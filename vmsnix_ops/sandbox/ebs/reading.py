@@ -33,7 +33,7 @@ def _page(
         raise refusals.invalid("INVALID_PARAMETER_VALUE", text)
     start = params.get("StartingBlockIndex", 0)
     if params.get("NextToken"):  # documented: StartingBlockIndex is ignored then
-        found = Signer(context, purpose).number(params["NextToken"])
+        found = Signer(context, purpose, PAGE_LIFE).number(params["NextToken"])
         if found is None:
             raise refusals.invalid("INVALID_PAGE_TOKEN", "The page token is not valid, or has expired.")
         start = found
@@ -42,7 +42,7 @@ def _page(
     shown, rest = ordered[first : first + size], ordered[first + size : first + size + 1]
     if not rest:
         return shown, None
-    return shown, Signer(context, purpose, context.clock.now() + PAGE_LIFE).token(rest[0])
+    return shown, Signer(context, purpose, PAGE_LIFE, context.clock.now() + PAGE_LIFE).token(rest[0])
 
 
 def _envelope(context: Context, snapshot: Snapshot, token: str | None) -> dict[str, Any]:
@@ -55,7 +55,9 @@ def _envelope(context: Context, snapshot: Snapshot, token: str | None) -> dict[s
 
 
 def _signer(context: Context, snapshot: Snapshot, answer: dict[str, Any] | None = None) -> Signer:
-    return Signer(context, f"block {snapshot.snapshot_id}", answer["ExpiryTime"] if answer else None)
+    return Signer(
+        context, f"block {snapshot.snapshot_id}", BLOCK_LIFE, answer["ExpiryTime"] if answer else None
+    )
 
 
 @operation(

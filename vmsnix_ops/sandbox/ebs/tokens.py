@@ -32,15 +32,19 @@ class Signer:
         The call; the key is kept with the sandbox's state.
     purpose
         What the tokens are good for; a token of another purpose is refused.
+    life
+        How long its tokens are good.
     expires
         When tokens made here end.
     """
 
-    def __init__(self, context: Context, purpose: str, expires: datetime | None = None) -> None:
+    def __init__(
+        self, context: Context, purpose: str, life: timedelta, expires: datetime | None = None
+    ) -> None:
         table = context.tables.table("", "", "ebs_secret")
         key = table.setdefault("key", secrets.token_bytes(32))
         self._base = hashlib.blake2b(purpose.encode(), key=key, digest_size=_SIGNATURE_BYTES)
-        self._clock = context.clock
+        self._clock, self._life = context.clock, life
         self._expires = int(expires.timestamp()) if expires is not None else 0
 
     def token(self, number: int) -> str:
@@ -58,7 +62,8 @@ class Signer:
         if len(content) < _CONTENT.size or not hmac.compare_digest(signature, self._sign(content)):
             return None
         number, expires = _CONTENT.unpack(content)
-        return None if self._clock.passed(datetime.fromtimestamp(expires, UTC)) else int(number)
+        end = datetime.fromtimestamp(expires, UTC)
+        return None if self._clock.passed(end, since=end - self._life) else int(number)
 
     def _sign(self, content: bytes) -> bytes:
         signing = self._base.copy()

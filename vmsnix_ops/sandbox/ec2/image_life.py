@@ -31,6 +31,7 @@ def enable_image_deprecation(context: Context, params: Params) -> dict[str, Any]
         raise AwsError("InvalidParameterValue", text)
     half_up = moment + timedelta(seconds=30)
     image.deprecate_at = half_up.replace(second=0, microsecond=0)
+    image.deprecation_set = now
     return {"Return": True}
 
 

@@ -5,7 +5,7 @@ Source: "Use a Systems Manager parameter instead of an AMI ID".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops.sandbox.core import AwsError
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmsnix_ops.sandbox.core import Context
+    from vmsnix_ops.sandbox.ssm.state import Parameter
 
 PREFIX = "resolve:ssm:"
 IMAGE_TYPE = "aws:ec2:image"
@@ -46,15 +47,13 @@ def image_of(context: Context, reference: str) -> str:
 def images(context: Context) -> Iterator[tuple[str, str]]:
     """Yield image id and name of every parameter whose data type is that of images."""
     for name, parameter in context.table("parameters").items():
-        versions = list(parameter.versions)
-        if versions and versions[-1].data_type == IMAGE_TYPE:
-            yield versions[-1].value, name if name.startswith("/") else f"/{name}"
+        if parameter.newest.data_type == IMAGE_TYPE:
+            yield parameter.newest.value, name if name.startswith("/") else f"/{name}"
 
 
-def _value(parameter: Any, selector: str) -> str | None:
+def _value(parameter: Parameter, selector: str) -> str | None:
     """Return the value of the latest version, or of the version or label that is asked for."""
-    versions = list(parameter.versions)
-    for version in reversed(versions):
-        if not selector or selector == str(version.version) or selector in version.labels:
-            return str(version.value)
+    for version in reversed(parameter.versions):
+        if not selector or selector == str(version.number) or selector in version.labels:
+            return version.value
     return None

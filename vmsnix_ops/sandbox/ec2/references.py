@@ -87,7 +87,10 @@ def describe_image_references(context: Context, params: Params) -> dict[str, Any
         elif kind == "ec2:LaunchTemplate":
             pairs = list(_templates(context, values))
         elif kind == "ssm:Parameter":
-            service, pairs = "ssm", [(v, f"parameter{n}") for n, v in parameters.images(context)]
+            service, pairs = (
+                "ssm",
+                [(value, f"parameter{name}") for value, name in parameters.images(context)],
+            )
         else:
             pairs = []
         prefix = f"arn:{context.partition}:{service}:{context.region}:{context.account}:"

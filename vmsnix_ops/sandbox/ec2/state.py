@@ -121,6 +121,7 @@ class Image:
     tags: dict[str, str] = field(default_factory=dict)
     permissions: list[dict[str, str]] = field(default_factory=list)
     deprecate_at: datetime | None = None
+    deprecation_set: datetime | None = None
     disabled: bool = False
     protection: str = "disabled"
     protection_lifted: datetime | None = None
@@ -146,7 +147,7 @@ class Image:
 
     def deprecated(self, clock: Clock) -> bool:
         """Tell whether its deprecation date has passed; a date that answers show passes in real time."""
-        return self.deprecate_at is not None and clock.passed(self.deprecate_at)
+        return self.deprecate_at is not None and clock.passed(self.deprecate_at, since=self.deprecation_set)
 
     def snapshot_ids(self) -> list[str]:
         """Return the snapshots that its block devices start from, without repetition."""

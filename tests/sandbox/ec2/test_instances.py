@@ -1,0 +1,187 @@
+"""Launching images.
+
+Sources: the operations' reference pages; "Instance launch behavior with Amazon EC2 boot modes"; "Configure
+instance metadata options"; texts of errors from public transcripts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HOUR = 3600
+
+
+def run(aws: Rehearsal, image: str, **more: Any) -> str:
+    asked = {"ImageId": image, "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
+    instance_id: str = aws.ec2.run_instances(**asked)["Instances"][0]["InstanceId"]
+    return instance_id
+
+
+def shown(aws: Rehearsal, instance: str) -> dict[str, Any]:
+    answer = aws.ec2.describe_instances(InstanceIds=[instance])
+    found: dict[str, Any] = answer["Reservations"][0]["Instances"][0]
+    return found
+
+
+def status(aws: Rehearsal, instance: str) -> list[str]:
+    answer = aws.ec2.describe_instance_status(InstanceIds=[instance])["InstanceStatuses"]
+    return [entry["InstanceStatus"]["Status"] for entry in answer]
+
+
+def test_an_instance_runs_after_a_while_and_its_checks_pass_later(aws: Rehearsal) -> None:
+    instance = run(aws, aws.image())
+    assert (shown(aws, instance)["State"]["Name"], status(aws, instance)) == ("pending", [])
+    aws.pass_time(20)
+    assert (shown(aws, instance)["State"]["Name"], status(aws, instance)) == ("running", ["initializing"])
+    aws.pass_time(300)
+    assert status(aws, instance) == ["ok"]
+
+
+def test_the_root_volume_comes_from_the_images_snapshot(aws: Rehearsal) -> None:
+    snapshot = aws.snapshot(size=3)
+    instance = run(aws, aws.image(snapshot))
+    device = shown(aws, instance)["BlockDeviceMappings"][0]
+    volume = aws.ec2.describe_volumes(VolumeIds=[device["Ebs"]["VolumeId"]])["Volumes"][0]
+    assert (device["DeviceName"], volume["Size"], volume["SnapshotId"]) == ("/dev/sda1", 3, snapshot)
+    assert volume["Attachments"][0]["InstanceId"] == instance
+
+
+def test_the_launch_can_enlarge_the_root_volume(aws: Rehearsal) -> None:
+    devices = [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 20}}]
+    instance = run(aws, aws.image(), BlockDeviceMappings=devices)
+    volume = shown(aws, instance)["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
+    assert aws.ec2.describe_volumes(VolumeIds=[volume])["Volumes"][0]["Size"] == 20
+
+
+def test_a_terminated_instance_takes_its_volume_along_and_is_listed_for_an_hour(aws: Rehearsal) -> None:
+    instance = run(aws, aws.image())
+    volume = shown(aws, instance)["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
+    change = aws.ec2.terminate_instances(InstanceIds=[instance])["TerminatingInstances"][0]
+    assert (change["PreviousState"]["Name"], change["CurrentState"]["Name"]) == ("pending", "shutting-down")
+    aws.pass_time(60)
+    assert shown(aws, instance)["State"]["Name"] == "terminated"
+    with refused("InvalidVolume.NotFound"):
+        aws.ec2.describe_volumes(VolumeIds=[volume])
+    aws.pass_time(2 * HOUR)
+    with refused("InvalidInstanceID.NotFound"):
+        shown(aws, instance)
+
+
+def test_a_token_launches_once_and_is_spent_with_its_instance(aws: Rehearsal) -> None:
+    image = aws.image()
+    instance = run(aws, image, ClientToken="once")
+    assert run(aws, image, ClientToken="once") == instance
+    with refused("IdempotentParameterMismatch"):
+        run(aws, image, ClientToken="once", InstanceType="t3.small")
+    aws.ec2.terminate_instances(InstanceIds=[instance])
+    with refused("IdempotentInstanceTerminated"):
+        run(aws, image, ClientToken="once")
+
+
+def test_the_image_and_the_type_must_fit(aws: Rehearsal) -> None:
+    arm, plain = aws.image(Architecture="arm64"), aws.image(EnaSupport=False)
+    with refused("InvalidParameterValue", "does not match the architecture 'arm64' of the specified AMI"):
+        run(aws, arm)
+    with refused("InvalidParameterCombination", "Enhanced networking with the Elastic Network Adapter (ENA)"):
+        run(aws, plain)
+    with refused("InvalidParameterValue"):
+        run(aws, aws.image(BootMode="uefi"), InstanceType="t2.micro")
+    with refused("InvalidInstanceType"):
+        run(aws, arm, InstanceType="x99.mega")
+    with refused("InvalidAMIID.NotFound"):
+        run(aws, "ami-0123456789abcdef0")
+    run(aws, arm, InstanceType="t4g.micro")
+
+
+def test_an_image_that_wants_imds_v2_gets_it(aws: Rehearsal) -> None:
+    options = shown(aws, run(aws, aws.image(ImdsSupport="v2.0")))["MetadataOptions"]
+    assert (options["HttpTokens"], options["HttpPutResponseHopLimit"]) == ("required", 2)
+    options = shown(aws, run(aws, aws.image(), MetadataOptions={"HttpTokens": "required"}))["MetadataOptions"]
+    assert (options["HttpTokens"], options["HttpPutResponseHopLimit"]) == ("required", 1)
+
+
+def test_the_boot_mode_follows_from_image_and_type(aws: Rehearsal) -> None:
+    image = aws.image(BootMode="uefi-preferred")
+    assert shown(aws, run(aws, image))["CurrentInstanceBootMode"] == "uefi"
+    assert shown(aws, run(aws, image, InstanceType="t2.micro"))["CurrentInstanceBootMode"] == "legacy-bios"
+
+
+def test_spot_instances_say_so(aws: Rehearsal) -> None:
+    instance = shown(aws, run(aws, aws.image(), InstanceMarketOptions={"MarketType": "spot"}))
+    assert instance["InstanceLifecycle"] == "spot"
+
+
+def test_a_launch_is_reported_a_day_later(aws: Rehearsal) -> None:
+    """Documented: LastLaunchedTime has a delay of 24 hours."""
+    image = aws.image()
+    run(aws, image)
+    assert "LastLaunchedTime" not in aws.describe(image)
+    aws.pass_time(25 * HOUR)
+    assert "LastLaunchedTime" in aws.describe(image)
+
+
+def test_a_protected_instance_is_not_terminated(aws: Rehearsal) -> None:
+    instance = run(aws, aws.image(), DisableApiTermination=True)
+    with refused("OperationNotPermitted", "may not be terminated"):
+        aws.ec2.terminate_instances(InstanceIds=[instance])
+    aws.ec2.modify_instance_attribute(InstanceId=instance, DisableApiTermination={"Value": False})
+    aws.ec2.terminate_instances(InstanceIds=[instance])
+
+
+def test_the_console_is_silent_for_a_disk_without_message(aws: Rehearsal) -> None:
+    instance = run(aws, aws.image())
+    aws.pass_time(HOUR)
+    assert "Output" not in aws.ec2.get_console_output(InstanceId=instance)
+
+
+def test_the_console_shows_what_a_sample_image_prints(aws: Rehearsal, tmp_path: Path) -> None:
+    from vmsnix_ops.disk.sample import make_sample_image
+
+    aws.prepare("vmsnix-images")
+    make_sample_image(tmp_path, message="hello from the sample image", name="sample")
+    aws.s3.put_object(Bucket="vmsnix-images", Key="s", Body=next(tmp_path.rglob("*.vhd")).read_bytes())
+    container = {"Format": "VHD", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "s"}}
+    aws.ec2.import_snapshot(DiskContainer=container)
+    aws.pass_time(900)
+    snapshot = aws.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"][0]["SnapshotId"]
+    instance = run(aws, aws.image(snapshot))
+    assert "Output" not in aws.ec2.get_console_output(InstanceId=instance)
+    aws.pass_time(120)
+    assert "hello from the sample image\r\n" in aws.ec2.get_console_output(InstanceId=instance)["Output"]
+
+
+def test_a_fault_rule_says_what_the_console_shows_and_that_the_checks_fail(aws: Rehearsal) -> None:
+    outcome = {"console": "Kernel panic", "impaired": True}
+    aws.served.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": outcome})
+    instance = run(aws, aws.image())
+    aws.pass_time(HOUR)
+    assert aws.ec2.get_console_output(InstanceId=instance)["Output"] == "Kernel panic"
+    assert status(aws, instance) == ["impaired"]
+
+
+def test_instances_are_filtered_and_paged(aws: Rehearsal) -> None:
+    image = aws.image()
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "a"}]}]
+    first, second = run(aws, image, TagSpecifications=tags), run(aws, image)
+    for name, value, expected in (
+        ("image-id", image, {first, second}),
+        ("tag:Name", "a", {first}),
+        ("instance-state-name", "running", set()),
+    ):
+        pages = aws.ec2.describe_instances(Filters=[{"Name": name, "Values": [value]}])["Reservations"]
+        assert {i["InstanceId"] for r in pages for i in r["Instances"]} == expected, name
+    with refused("NotImplemented", "vpc-id"):
+        aws.ec2.describe_instances(Filters=[{"Name": "vpc-id", "Values": ["x"]}])
+
+
+@pytest.mark.parametrize("parameter", [{"SubnetId": "subnet-0123456789abcdef0"}, {"KeyName": "mine"}])
+def test_networks_and_keys_are_refused_loudly(aws: Rehearsal, parameter: dict[str, str]) -> None:
+    with refused("NotImplemented", next(iter(parameter))):
+        run(aws, aws.image(), **parameter)

@@ -1,0 +1,43 @@
+"""The emulated operations against botocore's model of EC2 and EBS, and the size of their state."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from tests.sandbox.ec2.rehearsal import KINDS, Rehearsal
+from vmsnix_ops.sandbox import operations
+from vmsnix_ops.sandbox.core import OPERATIONS, Operation
+from vmsnix_ops.sandbox.wire.models import service
+
+operations.load()
+EMULATED = [op for (name, _), op in sorted(OPERATIONS.items()) if name in {"ec2", "ebs"}]
+
+
+@pytest.mark.parametrize("operation", EMULATED, ids=lambda op: f"{op.service}:{op.name}")
+def test_an_operation_honours_only_parameters_that_aws_has(operation: Operation) -> None:
+    shape = service(operation.service).model.operation_model(operation.name).input_shape
+    assert operation.honours <= set(shape.members)
+    assert set(shape.required_members) - {"DryRun"} <= operation.honours
+
+
+@pytest.mark.parametrize("operation", EMULATED, ids=lambda op: f"{op.service}:{op.name}")
+def test_an_operation_honours_the_token_that_clients_send_by_themselves(operation: Operation) -> None:
+    shape = service(operation.service).model.operation_model(operation.name).input_shape
+    automatic = {name for name, member in shape.members.items() if member.metadata.get("idempotencyToken")}
+    assert automatic <= operation.honours
+
+
+def test_all_six_ebs_direct_operations_are_there() -> None:
+    assert {op.name for op in EMULATED if op.service == "ebs"} == set(service("ebs").model.operation_names)
+
+
+def test_state_is_kept_small(aws: Rehearsal) -> None:
+    """A hundred images with their snapshots fit into a hundred kilobytes, so that saving is cheap."""
+    snapshot = aws.snapshot()
+    for _ in range(100):
+        aws.image(snapshot)
+    tables = aws.served.world.tables
+    content = pickle.dumps({kind: tables.everywhere(kind) for kind in KINDS}, pickle.HIGHEST_PROTOCOL)
+    assert len(content) < 100_000

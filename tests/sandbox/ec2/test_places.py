@@ -1,0 +1,41 @@
+"""Regions and zones. Sources: DescribeRegions, DescribeAvailabilityZones; "AWS Regions" (account guide)."""
+
+from __future__ import annotations
+
+from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+
+
+def test_an_account_has_seventeen_regions_without_opting_in(aws: Rehearsal) -> None:
+    regions = aws.ec2.describe_regions()["Regions"]
+    assert len(regions) == 17
+    assert {region["OptInStatus"] for region in regions} == {"opt-in-not-required"}
+    assert {"us-east-1", "eu-central-1"} <= {region["RegionName"] for region in regions}
+
+
+def test_there_are_more_regions_that_are_not_opted_in_to(aws: Rehearsal) -> None:
+    regions = {
+        r["RegionName"]: r["OptInStatus"] for r in aws.ec2.describe_regions(AllRegions=True)["Regions"]
+    }
+    assert regions["af-south-1"] == "not-opted-in"
+    assert len(regions) > 30
+
+
+def test_regions_are_asked_for_by_name(aws: Rehearsal) -> None:
+    answer = aws.ec2.describe_regions(RegionNames=["eu-west-1"])["Regions"]
+    assert [region["Endpoint"] for region in answer] == ["ec2.eu-west-1.amazonaws.com"]
+    with refused("InvalidParameterValue", "Invalid region names: [mars-north-1]"):
+        aws.ec2.describe_regions(RegionNames=["mars-north-1"])
+
+
+def test_zones_have_names_and_ids(aws: Rehearsal) -> None:
+    zones = aws.client("ec2", "ap-southeast-2").describe_availability_zones()["AvailabilityZones"]
+    assert zones[0]["ZoneName"] == "ap-southeast-2a"
+    assert zones[0]["ZoneId"] == "apse2-az1"
+    assert {zone["State"] for zone in zones} == {"available"}
+
+
+def test_types_are_asked_for_by_architecture(aws: Rehearsal) -> None:
+    filters = [{"Name": "processor-info.supported-architecture", "Values": ["arm64"]}]
+    types = aws.ec2.describe_instance_types(Filters=filters)["InstanceTypes"]
+    assert {"t4g.micro"} <= {kind["InstanceType"] for kind in types}
+    assert {tuple(kind["ProcessorInfo"]["SupportedArchitectures"]) for kind in types} == {("arm64",)}

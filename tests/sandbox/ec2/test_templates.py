@@ -1,0 +1,150 @@
+"""Launch templates, and who refers to an image.
+
+Sources: the operations' reference pages; "Use a Systems Manager parameter instead of an AMI ID"; "How AMI
+reference checks work".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+
+OTHER = "ami-0123456789abcdef0"
+
+
+def template(aws: Rehearsal, image: str, name: str = "nodes") -> str:
+    data = {"ImageId": image, "InstanceType": "t3.micro"}
+    answer = aws.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data)
+    template_id: str = answer["LaunchTemplate"]["LaunchTemplateId"]
+    return template_id
+
+
+def add_version(aws: Rehearsal, template_id: str, image: str, **more: Any) -> int:
+    answer = aws.ec2.create_launch_template_version(
+        LaunchTemplateId=template_id, LaunchTemplateData={"ImageId": image}, **more
+    )
+    number: int = answer["LaunchTemplateVersion"]["VersionNumber"]
+    return number
+
+
+def references(aws: Rehearsal, *images: str, **asked: Any) -> list[tuple[str, str]]:
+    asked = asked or {"IncludeAllResourceTypes": True}
+    answer = aws.ec2.describe_image_references(ImageIds=list(images), **asked)
+    return sorted((r["ResourceType"], r["Arn"].split(":", 5)[5]) for r in answer["ImageReferences"])
+
+
+def test_versions_are_numbered_and_the_default_is_chosen(aws: Rehearsal) -> None:
+    nodes = template(aws, OTHER)
+    assert add_version(aws, nodes, "ami-0aaaaaaaaaaaaaaaa", SourceVersion="1") == 2
+    aws.ec2.modify_launch_template(LaunchTemplateId=nodes, DefaultVersion="2")
+    shown = aws.ec2.describe_launch_templates(LaunchTemplateNames=["nodes"])["LaunchTemplates"][0]
+    assert (shown["DefaultVersionNumber"], shown["LatestVersionNumber"]) == (2, 2)
+    answer = aws.ec2.describe_launch_template_versions(LaunchTemplateId=nodes, Versions=["$Default", "1"])
+    versions = {v["VersionNumber"]: v for v in answer["LaunchTemplateVersions"]}
+    assert sorted(versions) == [1, 2]
+    assert versions[2]["LaunchTemplateData"] == {
+        "ImageId": "ami-0aaaaaaaaaaaaaaaa",
+        "InstanceType": "t3.micro",
+    }
+
+
+def test_all_templates_are_looked_through_by_image(aws: Rehearsal) -> None:
+    add_version(aws, template(aws, OTHER), "ami-0aaaaaaaaaaaaaaaa")
+    template(aws, OTHER, "others")
+    filters = [{"Name": "image-id", "Values": [OTHER]}]
+    answer = aws.ec2.describe_launch_template_versions(Versions=["$Latest", "$Default"], Filters=filters)
+    found = [(v["LaunchTemplateName"], v["VersionNumber"]) for v in answer["LaunchTemplateVersions"]]
+    assert sorted(found) == [("nodes", 1), ("others", 1)]
+    with refused("InvalidParameterCombination"):
+        aws.ec2.describe_launch_template_versions(Versions=["1"])
+
+
+def test_names_are_unique_and_unknown_ones_refused(aws: Rehearsal) -> None:
+    template(aws, OTHER)
+    with refused("InvalidLaunchTemplateName.AlreadyExistsException"):
+        template(aws, OTHER)
+    with refused("InvalidLaunchTemplateName.NotFoundException"):
+        aws.ec2.describe_launch_templates(LaunchTemplateNames=["none"])
+    with refused("InvalidLaunchTemplateId.NotFound"):
+        aws.ec2.describe_launch_templates(LaunchTemplateIds=["lt-0123456789abcdef0"])
+
+
+def test_versions_can_be_deleted_but_not_the_default(aws: Rehearsal) -> None:
+    nodes = template(aws, OTHER)
+    add_version(aws, nodes, OTHER)
+    answer = aws.ec2.delete_launch_template_versions(LaunchTemplateId=nodes, Versions=["1", "2", "3"])
+    deleted = [v["VersionNumber"] for v in answer["SuccessfullyDeletedLaunchTemplateVersions"]]
+    failed = [v["VersionNumber"] for v in answer["UnsuccessfullyDeletedLaunchTemplateVersions"]]
+    assert (deleted, failed) == ([2], [1, 3])
+    aws.ec2.delete_launch_template(LaunchTemplateId=nodes)
+    assert aws.ec2.describe_launch_templates()["LaunchTemplates"] == []
+
+
+def test_instances_are_launched_from_templates(aws: Rehearsal) -> None:
+    image = aws.image()
+    nodes = template(aws, image)
+    answer = aws.ec2.run_instances(LaunchTemplate={"LaunchTemplateId": nodes}, MinCount=1, MaxCount=1)
+    assert answer["Instances"][0]["ImageId"] == image
+    assert answer["Instances"][0]["InstanceType"] == "t3.micro"
+
+
+def test_parameters_stand_for_images(aws: Rehearsal) -> None:
+    image = aws.image()
+    ssm = aws.client("ssm")
+    ssm.put_parameter(Name="/nodes/stable", Value=image, Type="String", DataType="aws:ec2:image")
+    nodes = template(aws, "resolve:ssm:/nodes/stable")
+    asked = {"LaunchTemplateId": nodes, "Versions": ["1"]}
+    for resolve, expected in ((False, "resolve:ssm:/nodes/stable"), (True, image)):
+        answer = aws.ec2.describe_launch_template_versions(**asked, ResolveAlias=resolve)
+        assert answer["LaunchTemplateVersions"][0]["LaunchTemplateData"]["ImageId"] == expected
+    answer = aws.ec2.run_instances(LaunchTemplate={"LaunchTemplateId": nodes}, MinCount=1, MaxCount=1)
+    assert answer["Instances"][0]["ImageId"] == image
+
+
+def test_references_are_found_wherever_an_image_is_named(aws: Rehearsal) -> None:
+    image = aws.image()
+    nodes = template(aws, image)
+    ssm = aws.client("ssm")
+    ssm.put_parameter(Name="/nodes/stable", Value=image, Type="String", DataType="aws:ec2:image")
+    answer = aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    assert references(aws, image) == [
+        ("ec2:Instance", f"instance/{answer['Instances'][0]['InstanceId']}"),
+        ("ec2:LaunchTemplate", f"launch-template/{nodes}"),
+        ("ssm:Parameter", "parameter/nodes/stable"),
+    ]
+    assert references(aws, OTHER) == []
+
+
+def test_only_the_newest_ten_versions_are_looked_at_unless_asked(aws: Rehearsal) -> None:
+    image = aws.image()
+    nodes = template(aws, image)
+    for _ in range(10):
+        add_version(aws, nodes, OTHER)
+    assert references(aws, image) == []
+    deep = {
+        "ResourceType": "ec2:LaunchTemplate",
+        "ResourceTypeOptions": [{"OptionName": "version-depth", "OptionValues": ["11"]}],
+    }
+    assert references(aws, image, ResourceTypes=[deep]) == [
+        ("ec2:LaunchTemplate", f"launch-template/{nodes}")
+    ]
+
+
+def test_instances_are_looked_at_by_state(aws: Rehearsal) -> None:
+    image = aws.image()
+    aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    for state, count in (("pending", 1), ("running", 0)):
+        option = {"OptionName": "state-name", "OptionValues": [state]}
+        kind = {"ResourceType": "ec2:Instance", "ResourceTypeOptions": [option]}
+        assert len(references(aws, image, ResourceTypes=[kind])) == count
+
+
+@pytest.mark.parametrize(
+    ("images", "code"), [((OTHER,), "MissingParameter"), (("foo",), "InvalidAMIID.Malformed")]
+)
+def test_what_to_look_at_must_be_said(aws: Rehearsal, images: tuple[str, ...], code: str) -> None:
+    with refused(code):
+        aws.ec2.describe_image_references(ImageIds=list(images))
