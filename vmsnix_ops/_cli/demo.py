@@ -57,7 +57,7 @@ def _serve(stage: Stage) -> None:
     exports = [
         f"export {name}={shlex.quote(value)}"
         for name, value in stage.environment.items()
-        if value is not None and name.startswith("AWS_")
+        if name.startswith("AWS_")
     ]
     lines = ["", "The sandbox goes on serving; Ctrl-C stops it. In another shell:", *exports, ""]
     sys.stderr.write("\n".join(lines))

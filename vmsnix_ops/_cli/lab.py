@@ -45,9 +45,7 @@ def lab(sandbox: bool, port: int, no_browser: bool) -> int:
         )
     state = load().state
     with rehearsal() if sandbox else nullcontext() as stage:
-        changes: Mapping[str, str | None] = stage.environment if stage is not None else {}
-        merged: dict[str, str | None] = {**os.environ, **changes}
-        environment = {name: value for name, value in merged.items() if value is not None}
+        environment = {**os.environ, **(stage.environment if stage is not None else {})}
         if stage is not None:
             click.echo(f"SANDBOX: these notebooks work against {stage.url}, not against AWS.", err=True)
         try:

@@ -31,13 +31,13 @@ class Stage:
     url
         Where it serves.
     environment
-        Variables on top of this process's; ``None`` takes one away.
+        Variables on top of this process's, which has no ``AWS_*`` ones of its own in the meantime.
     state
         Folder of this rehearsal's history and archive.
     """
 
     url: str
-    environment: dict[str, str | None]
+    environment: dict[str, str]
     state: Path
 
 
@@ -48,6 +48,16 @@ def places(folder: Path) -> dict[str, str]:
         "VMSNIX_HISTORY": str(folder / "history"),
         "VMSNIX_ARCHIVE": str(folder / "archive"),
     }
+
+
+@contextmanager
+def _no_aws_variables() -> Iterator[None]:
+    """Take the caller's AWS variables away: a profile or an endpoint among them would lead elsewhere."""
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 @contextmanager
@@ -81,15 +91,11 @@ def rehearsal(
         served = sandbox(speed=speed, port=port, state=folder / "aws" if keep else None)
     except OSError as error:
         raise RunError("The sandbox cannot start.", why=f"{error}") from error
-    with served as aws:
+    with _no_aws_variables(), served as aws:
         aws.prepare(bucket=BUCKET, region=region, role=settings.role_name)
-        inherited: dict[str, str | None] = {
-            variable: None for variable in os.environ if variable.startswith("AWS_")
-        }
         yield Stage(
             url=aws.url,
-            environment=inherited
-            | aws.environment
+            environment=aws.environment
             | places(folder)
             | {
                 "AWS_REGION": region,

@@ -1,0 +1,369 @@
+"""The command line: words in, words or JSON out, one clear text for every error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+
+from tests.runbooks.shelf import Shelf
+from vmsnix_ops import __version__
+from vmsnix_ops._cli import lab, rehearsal
+from vmsnix_ops.cli import COMMANDS, main
+from vmsnix_ops.errors import ToolMissingError
+from vmsnix_ops.runbooks import catalog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"boto3", "botocore", "pandas", "papermill", "nbformat", "rich", "deltalake", "matplotlib"}
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """Runbooks of our own, with a state folder of our own."""
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    for variable in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(variable, raising=False)
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(catalog, "default_folder", lambda: folder)
+    return Shelf(folder, tmp_path / "state" / "archive")
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line; return exit code, standard output and standard error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(words)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def vmsnix(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vmsnix_ops", *words]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+Say = Any
+
+
+def test_the_version_is_the_package_s(say: Say) -> None:
+    assert say("--version") == (0, f"vmsnix, version {__version__}\n", "")
+
+
+def test_help_lists_every_command_and_every_runbook(say: Say) -> None:
+    code, printed, _ = say("--help")
+    assert code == 0
+    for name in (*COMMANDS, *catalog.names()):
+        assert f"  {name} " in printed
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from vmsnix_ops.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(done.stderr.split()) & HEAVY == set()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(say: Say, name: str) -> None:
+    code, printed, _ = say(name, "--help")
+    assert code == 0
+    assert printed.startswith(f"Usage: vmsnix {name}")
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(say: Say) -> None:
+    code, _, complaint = say("publsh-ami")
+    assert code == 2
+    assert "There is no command 'publsh-ami'. Did you mean 'publish-ami'?" in complaint
+
+
+def test_an_unknown_runbook_is_answered_with_the_nearest(say: Say) -> None:
+    code, printed, complaint = say("run", "publsh-ami")
+    assert (code, printed) == (2, "")
+    assert complaint.startswith("Error: There is no runbook 'publsh-ami'.\n")
+    assert "Did you mean 'publish-ami'?" in complaint
+
+
+def test_runbooks_are_listed_with_their_side_effects(say: Say) -> None:
+    code, printed, _ = say("runbooks")
+    assert code == 0
+    line = next(line for line in printed.splitlines() if line.startswith("publish-ami"))
+    assert line.split()[-1] == "creates"
+
+
+def test_runbooks_as_json_hold_every_parameter(say: Say) -> None:
+    books = {book["name"]: book for book in json.loads(say("runbooks", "--json")[1])}
+    parameters = {parameter["name"]: parameter for parameter in books["publish-ami"]["parameters"]}
+    assert parameters["dry_run"] == {
+        "name": "dry_run",
+        "type": "bool",
+        "default": False,
+        "choices": [],
+        "help": parameters["dry_run"]["help"],
+    }
+
+
+PARAMETERS = """\
+from typing import Literal
+name: str = "world"  # whom to greet
+account: str = ""  # account id
+loud: bool = False  # in capitals
+via: Literal["import", "direct"] = "import"  # which way
+regions: list[str] = []  # where
+tags: dict[str, str] = {}  # more tags
+json: str = ""  # clashes with an option of every run
+"""
+SHOW = "print([name, account, loud, via, regions, tags])"
+
+
+def test_options_come_from_the_parameters_cell(shelf: Shelf, say: Say) -> None:
+    shelf.put("10-try-this.ipynb", parameters=PARAMETERS, side_effects="creates")
+    code, printed, _ = say("run", "try-this", "--help")
+    assert code == 0
+    for words in (
+        "What it is for.",
+        "It creates things.",
+        "--name TEXT",
+        "whom to greet  [default: world]",
+        "--loud / --no-loud",
+        "--via [import|direct]",
+        "--regions A,B",
+        "--tags KEY=VALUE",
+        "--sandbox",
+    ):
+        assert words in printed
+
+
+def test_options_arrive_typed(shelf: Shelf, say: Say) -> None:
+    shelf.put("10-try-this.ipynb", SHOW, parameters=PARAMETERS)
+    code, printed, _ = say(
+        *("run", "try-this", "--account", "012345678901", "--loud", "--via", "direct"),
+        *("--regions", "a,b", "--regions", "c", "--tags", "x=1", "--tags", "y=2", "-p", "name=Ada"),
+    )
+    assert code == 0
+    expected = "['Ada', '012345678901', True, 'direct', ['a', 'b', 'c'], {'x': '1', 'y': '2'}]"
+    assert expected in printed
+
+
+def test_a_runbook_is_a_command_of_its_own(shelf: Shelf, say: Say) -> None:
+    shelf.put("10-try-this.ipynb", "print('hello', name)")
+    for words in (("try-this", "--name", "Ada"), ("10-try-this", "-p", "name=Ada")):
+        code, printed, _ = say(*words)
+        assert code == 0
+        assert "hello Ada" in printed
+        assert "try-this done in" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--nmae", "x"), "Did you mean '--name'"),
+        (("-p", "nmae=x"), "Did you mean 'name'"),
+        (("-p", "name"), "no '='"),
+        (("--name", "x", "-p", "name=y"), "given twice"),
+        (("--via", "dirct"), "Did you mean 'direct'"),
+        (("--tags", "x"), "not key=value"),
+        (("-p", "loud=maybe"), "Say true or false"),
+        (("extra",), "extra"),
+    ],
+)
+def test_wrong_words_end_with_2_before_anything_runs(
+    shelf: Shelf, say: Say, words: tuple[str, ...], reason: str
+) -> None:
+    shelf.put("10-try-this.ipynb", parameters=PARAMETERS)
+    code, printed, complaint = say("run", "try-this", *words)
+    assert (code, printed) == (2, "")
+    assert reason in " ".join(complaint.split())
+    assert not shelf.archive.exists()
+
+
+def test_json_is_the_only_thing_on_standard_output(shelf: Shelf, say: Say) -> None:
+    shelf.put("10-try-this.ipynb", "print('a line')")
+    code, printed, watched = say("run", "try-this", "--json")
+    result = json.loads(printed)
+    assert code == 0
+    assert result["status"] == "done"
+    assert Path(result["report"]).is_file()
+    assert watched == "a line\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [("RoleError", 1), ("ParameterError", 2), ("PartlyDoneError", 3)])
+def test_a_failed_run_ends_with_its_code_and_one_clear_text(
+    shelf: Shelf, say: Say, error: str, code: int
+) -> None:
+    shelf.put(
+        "10-try-this.ipynb",
+        f"from vmsnix_ops.errors import {error}\n"
+        f"raise {error}('It broke.', why='It was old.', cure='Mend it.')",
+    )
+    ended, printed, complaint = say("run", "try-this")
+    assert ended == code
+    assert complaint == "Error: It broke.\n       It was old.\n       Mend it.\n"
+    assert "report.html" in printed
+    assert "Traceback" not in printed
+
+
+def test_an_archive_that_cannot_be_written_is_one_clear_text(shelf: Shelf, say: Say, tmp_path: Path) -> None:
+    shelf.put("10-try-this.ipynb")
+    (tmp_path / "taken").touch()
+    code, printed, complaint = say("run", "try-this", "--archive", str(tmp_path / "taken"))
+    assert (code, printed) == (1, "")
+    assert complaint.startswith("Error: The archive cannot be written")
+
+
+def test_runs_are_remembered(shelf: Shelf, say: Say) -> None:
+    assert say("history", "runs") == (0, "There are none.\n", "")
+    shelf.put("10-try-this.ipynb")
+    shelf.put("20-fail-well.ipynb", "1 / 0")
+    say("run", "try-this", "--name", "Ada")
+    say("run", "fail-well")
+    listed = say("history", "runs")[1].splitlines()
+    assert [line.split()[2:4] for line in listed[1:]] == [["fail-well", "failed"], ["try-this", "done"]]
+    rows = json.loads(say("history", "runs", "--json")[1])
+    assert [row["status"] for row in rows] == ["failed", "done"]
+    assert "division by zero" in rows[0]["error"]
+    assert json.loads(rows[1]["parameters"])["name"] == "Ada"
+    assert len(say("history", "runs", "--csv", "--last", "1")[1].splitlines()) == 2
+    assert len(json.loads(say("history", "runs", "--json", "--status", "done")[1])) == 1
+    assert say("history", "runs", "--sandbox")[1] == "There are none.\n"
+    assert say("history", "runs", "--json", "--csv")[0] == 2
+
+
+def test_colours_are_for_terminals_that_want_them(
+    shelf: Shelf, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "\x1b[" not in say("run", "nothing")[2]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[" in say("run", "nothing")[2]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in say("run", "nothing")[2]  # bold is no colour
+
+
+def test_a_reader_that_goes_away_is_no_crash() -> None:
+    program = f"{sys.executable} -m vmsnix_ops runbooks --json | true"
+    done = subprocess.run(["/bin/sh", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_a_taken_port_is_one_clear_text(say: Say) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, printed, complaint = say("sandbox", "--port", str(taken.getsockname()[1]))
+    assert (code, printed) == (1, "")
+    assert complaint.startswith("Error: The sandbox cannot serve.")
+    assert "port" in complaint
+
+
+def test_the_sandbox_prints_what_a_shell_needs_and_serves(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vmsnix_ops", "sandbox", "--state", str(tmp_path / "kept")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        exports = {}
+        for line in server.stdout:
+            if line.startswith("export "):
+                name, _, value = line.removeprefix("export ").strip().partition("=")
+                exports[name] = value
+            elif exports:
+                break
+            if "AWS_ALLOW_HTTP" in exports:
+                break
+        sts = boto3.client(
+            "sts",
+            endpoint_url=exports["AWS_ENDPOINT_URL"],
+            region_name=exports["AWS_REGION"],
+            aws_access_key_id=exports["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=exports["AWS_SECRET_ACCESS_KEY"],
+        )
+        account = sts.get_caller_identity()["Account"]
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    assert len(account) == 12
+
+
+def test_a_rehearsal_cannot_reach_the_real_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
+    monkeypatch.setenv("VMSNIX_HISTORY", "s3://production-records/history")
+    monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", "999999999999")
+    mine = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+    for variable in mine:
+        monkeypatch.setenv(variable, "production")
+    with rehearsal.rehearsal(keep=False) as stage:
+        environment = {**os.environ, **stage.environment}
+    assert set(mine) & set(environment) == set()
+    assert {os.environ[variable] for variable in mine} == {"production"}
+    assert environment["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
+    assert environment["AWS_CONFIG_FILE"] == environment["AWS_SHARED_CREDENTIALS_FILE"] == os.devnull
+    assert environment["AWS_EC2_METADATA_DISABLED"] == "true"
+    assert environment["VMSNIX_HISTORY"] == str(tmp_path / "sandbox" / "history")
+    assert environment["VMSNIX_ARCHIVE"] == str(tmp_path / "sandbox" / "archive")
+    assert environment["VMSNIX_ALLOWED_ACCOUNTS"] != "999999999999"
+
+
+def test_the_demo_publishes_an_image_and_prints_one_json_object(tmp_path: Path) -> None:
+    done = vmsnix("demo", "--json", VMSNIX_STATE=str(tmp_path), AWS_PROFILE="production")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["ami_id"].startswith("ami-")
+    assert result["snapshot_id"].startswith("snap-")
+    assert result["image_name"].startswith("altf4llc-sample-")
+    assert len(result["digest"]) == 64
+    assert {step["step"] for step in result["steps"]} >= {"upload", "import", "register"}
+    for kept in ("notebook", "report", "result"):
+        assert Path(result[kept]).is_relative_to(tmp_path / "vmsnix-demo")
+    assert not (tmp_path / "history").exists()
+
+
+def test_lab_needs_jupyterlab_and_says_so(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab, "find_spec", lambda _name: None)
+    code, _, complaint = say("lab")
+    assert code == ToolMissingError.exit_code
+    assert "pip install 'vmsnix-ops[lab]'" in complaint
+
+
+def test_lab_listens_on_this_machine_only_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+    command = lab._command(tmp_path, 0, no_browser=True)
+    assert "--ServerApp.ip=127.0.0.1" in command
+    assert "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate" in command
+    environment = lab._private(tmp_path, {})
+    (settings,) = Path(environment["JUPYTERLAB_SETTINGS_DIR"]).rglob("notification.jupyterlab-settings")
+    assert json.loads(settings.read_text()) == {"fetchNews": "false", "checkForUpdates": False}
+
+
+def test_lab_opens_a_checkout_s_own_notebooks_and_a_copy_of_installed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lab._notebooks(tmp_path) == ROOT / "notebooks"
+    installed = tmp_path / "_notebooks"
+    installed.mkdir()
+    (installed / "20-publish-ami.ipynb").write_text("new")
+    monkeypatch.setattr(catalog, "default_folder", lambda: installed)
+    copy = lab._notebooks(tmp_path / "state")
+    assert (copy / "20-publish-ami.ipynb").read_text() == "new"
+    (copy / "20-publish-ami.ipynb").write_text("edited")
+    assert lab._notebooks(tmp_path / "state") == copy
+    assert (copy / "20-publish-ami.ipynb").read_text() == "edited"
+
+
+def test_jupyterlab_is_optional() -> None:
+    program = "import sys; sys.modules['jupyterlab'] = None; import vmsnix_ops.runbooks._engine"
+    assert find_spec("jupyterlab") is None or subprocess.run([sys.executable, "-c", program]).returncode == 0
