@@ -1,0 +1,109 @@
+"""A null sink: nginx answers every PutSnapshotBlock and keeps nothing, so that it never is the bottleneck.
+
+It runs as a process of its own on 127.0.0.1, with its own configuration in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONFIGURATION = """
+daemon off;
+master_process off;
+pid {folder}/pid;
+error_log stderr crit;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  keepalive_requests 100000000;
+  client_max_body_size 64m;
+  server {{
+    listen 127.0.0.1:{port}{tls};
+    {certificate}
+    location /snapshots/ {{ default_type application/json; return 201 '{{}}'; }}
+    location / {{ add_header ETag '"00000000000000000000000000000000"'; return 200 ''; }}
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Where it listens, and what it is: `pid` tells what it costs."""
+
+    url: str
+    pid: int
+    certificate: Path | None
+
+
+@contextmanager
+def null_sink(*, tls: bool = False) -> Iterator[Sink]:
+    """Serve until the block ends.
+
+    Parameters
+    ----------
+    tls
+        Whether to encrypt, as AWS does. The certificate is made for the run.
+    """
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise SystemExit("The benchmark needs nginx (Debian: nginx-light).")
+    folder = Path(tempfile.mkdtemp(prefix="vmsnix-sink-"))
+    port, certificate = _free_port(), None
+    lines = ""
+    if tls:
+        certificate = folder / "certificate.pem"
+        lines = f"ssl_certificate {certificate}; ssl_certificate_key {folder}/key.pem;"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+            + ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+            + ["-keyout", str(folder / "key.pem"), "-out", str(certificate)],
+            check=True,
+            capture_output=True,
+        )
+    configuration = folder / "nginx.conf"
+    configuration.write_text(
+        CONFIGURATION.format(folder=folder, port=port, tls=" ssl" if tls else "", certificate=lines)
+    )
+    process = subprocess.Popen([program, "-p", str(folder), "-c", str(configuration), "-e", "stderr"])
+    try:
+        _wait(port, process)
+        yield Sink(f"http{'s' if tls else ''}://127.0.0.1:{port}", process.pid, certificate)
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(100):
+        if process.poll() is not None:
+            raise SystemExit("nginx did not start.")
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1):
+                return
+        except OSError:
+            time.sleep(0.05)
+    raise SystemExit("nginx does not answer.")

@@ -1,0 +1,110 @@
+"""What an upload (or a download) has already done, in a file that survives the process.
+
+The first line says which snapshot it belongs to; every further line is one block: its index, its SHA-256, and
+whether it was sent. Lines are appended when AWS has acknowledged them, so a killed run loses at most what was
+under way, and sending that again is harmless. A torn last line, which a power cut can leave, is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from vmsnix_ops.aws.block_engine import Done
+
+_LINE = re.compile(r"(\d+) ([0-9a-f]{64}|-) ([01])")
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What the journal belongs to.
+
+    Attributes
+    ----------
+    snapshot_id
+        The pending snapshot (or the one that is read).
+    attempt
+        How many snapshots of these bytes were begun before.
+    parent_id
+        Snapshot that it starts from; empty for a full upload.
+    """
+
+    snapshot_id: str
+    attempt: int = 0
+    parent_id: str = ""
+
+
+class BlockJournal:
+    """The journal of one upload or download.
+
+    Parameters
+    ----------
+    path
+        Its file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def read(self) -> tuple[Beginning, dict[int, tuple[str, bool]]] | None:
+        """Return what it belongs to and its blocks (index to digest and sent), or ``None``."""
+        try:
+            lines = self.path.read_text(encoding="utf-8").split("\n")
+            beginning = Beginning(**json.loads(lines[0]))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            return None  # killed while its first line was written: nothing had been sent yet
+        blocks: dict[int, tuple[str, bool]] = {}
+        for line in lines[1:-1]:  # what follows the last newline is empty or torn
+            if found := _LINE.fullmatch(line):
+                blocks[int(found[1])] = ("" if found[2] == "-" else found[2], found[3] == "1")
+        return beginning, blocks
+
+    def begin(self, beginning: Beginning) -> None:
+        """Start anew."""
+        self.close()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w", encoding="utf-8")
+        self._file.write(json.dumps(asdict(beginning)) + "\n")
+        self._file.flush()
+
+    def resume(self) -> None:
+        """Go on where it ended."""
+        self.close()
+        text = self.path.read_text(encoding="utf-8")
+        with self.path.open("r+", encoding="utf-8") as file:
+            file.truncate(len(text[: text.rfind("\n") + 1].encode()))
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def add(self, done: Sequence[Done]) -> None:
+        """Write down blocks that are done."""
+        if self._file is None:
+            raise RuntimeError("the journal was neither begun nor resumed")
+        self._file.write("".join(f"{index} {digest or '-'} {int(sent)}\n" for index, digest, sent in done))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file and keep it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Forget everything: the work is done, or will not be continued."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+def pending(
+    items: Iterable[tuple[int, str | None]], done: dict[int, tuple[str, bool]]
+) -> list[tuple[int, str | None]]:
+    """Return the items that are not in the journal."""
+    return [item for item in items if item[0] not in done]

@@ -1,0 +1,135 @@
+"""Which bytes a snapshot of ours holds: one SHA-256 for each of its blocks, kept beside the tables.
+
+With the manifest of the previous image, the next upload knows what is there already without reading it back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.session import Client, calling
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmsnix_ops.records.tables import Tables
+
+CANDIDATES = 5  # previous snapshots that are looked at, newest first
+PAGE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The snapshot that an incremental upload starts from.
+
+    Attributes
+    ----------
+    snapshot_id
+        Such as ``snap-0123456789abcdef0``; empty when there is none to start from.
+    blocks
+        Index to SHA-256 (hex) of every block that it holds.
+    why
+        Why there is none, for the operator.
+    """
+
+    snapshot_id: str = ""
+    blocks: Mapping[int, str] | None = None
+    why: str = ""
+
+
+def save(
+    tables: Tables, *, snapshot_id: str, region: str, digest: str, image: str, blocks: Mapping[int, str]
+) -> None:
+    """Keep the manifest of a snapshot. Safe to run twice: the table takes it once."""
+    import pandas as pd
+
+    frame = pd.DataFrame({"block": list(blocks), "sha256": list(blocks.values())})
+    frame["snapshot_id"], frame["region"], frame["digest"], frame["image"] = (
+        snapshot_id,
+        region,
+        digest,
+        image,
+    )
+    frame["recorded_at"] = datetime.now(UTC)
+    tables.append("manifests", frame, once=f"manifest-{snapshot_id}")
+
+
+def load(tables: Tables, snapshot_id: str) -> dict[int, str]:
+    """Return the manifest of a snapshot, empty when none was kept."""
+    frame = tables.read("manifests", columns=["block", "sha256"], where=[("snapshot_id", "==", snapshot_id)])
+    return {int(block): str(digest) for block, digest in zip(frame["block"], frame["sha256"], strict=True)}
+
+
+def choose_parent(ec2: Client, ebs: Client, tables: Tables, *, image: str, size_gib: int) -> Parent:
+    """Return the snapshot of the same image to start from, or why a full upload is needed.
+
+    A parent must be completed, ours, in this region, no larger than the new one, encrypted as a new snapshot
+    would be, and hold exactly the blocks that its manifest names: a manifest that is wrong by one block would
+    make a wrong image.
+
+    Parameters
+    ----------
+    ec2, ebs
+        Clients of the region.
+    tables
+        Where manifests are kept.
+    image
+        Name of the image (the tag ``vmsnix:image``).
+    size_gib
+        Volume size of the new snapshot.
+    """
+    filters = [
+        {"Name": f"tag:{tagging.IMAGE}", "Values": [image]},
+        {"Name": "status", "Values": ["completed"]},
+    ]
+    with calling("look for a previous snapshot of this image"):
+        pages = ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
+        found = [snapshot for page in pages for snapshot in page["Snapshots"]]
+        encrypted = bool(ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"])
+    found.sort(key=lambda snapshot: (snapshot["StartTime"], snapshot["SnapshotId"]), reverse=True)
+    if not found:
+        return Parent(why=f"there is no earlier snapshot of {image} in this region and account")
+    why = ""
+    for snapshot in found[:CANDIDATES]:
+        blocks, reason = _usable(ebs, tables, snapshot, size_gib=size_gib, encrypted=encrypted)
+        if blocks:
+            return Parent(str(snapshot["SnapshotId"]), blocks)
+        why = why or f"{snapshot['SnapshotId']} {reason}"
+    return Parent(why=why)
+
+
+def listed(ebs: Client, snapshot_id: str) -> dict[int, str]:
+    """Return the blocks that AWS says the snapshot holds, index to block token."""
+    tokens: dict[int, str] = {}
+    request: dict[str, Any] = {"SnapshotId": snapshot_id, "MaxResults": PAGE}
+    with calling(f"list the blocks of {snapshot_id}"):
+        while True:
+            answer = ebs.list_snapshot_blocks(**request)
+            tokens.update((int(block["BlockIndex"]), str(block["BlockToken"])) for block in answer["Blocks"])
+            if not answer.get("NextToken"):
+                return tokens
+            request["NextToken"] = answer["NextToken"]
+
+
+def _usable(
+    ebs: Client, tables: Tables, snapshot: Mapping[str, Any], *, size_gib: int, encrypted: bool
+) -> tuple[dict[int, str], str]:
+    """Return the manifest, or an empty one and the reason why this snapshot will not do."""
+    if int(snapshot["VolumeSize"]) > size_gib:
+        return {}, f"is larger ({snapshot['VolumeSize']} GiB) than the new image ({size_gib} GiB)"
+    if bool(snapshot.get("Encrypted")) != encrypted:
+        return {}, "is encrypted otherwise than a new snapshot would be"
+    blocks = load(tables, str(snapshot["SnapshotId"]))
+    if not blocks:
+        return {}, "has no manifest in the tables"
+    try:
+        there = listed(ebs, str(snapshot["SnapshotId"]))
+    except errors.AwsError as error:
+        return {}, f"cannot be listed ({error.code or error.why})"
+    if set(there) != set(blocks):
+        return {}, f"holds {len(there)} blocks where its manifest names {len(blocks)}"
+    return blocks, ""
