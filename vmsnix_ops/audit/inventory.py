@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REGIONS_AT_ONCE = 8
+PAGE = 1000
 COLUMNS = {
     "kind": "ami or snapshot",
     "resource_id": "its identifier",
@@ -196,7 +197,7 @@ def _region(ec2: Client) -> list[dict[str, Any]]:
 
 
 def _pages(ec2: Client, operation: str, member: str, **request: Any) -> list[dict[str, Any]]:
-    pages = ec2.get_paginator(operation).paginate(**request, PaginationConfig={"PageSize": 1000})
+    pages = ec2.get_paginator(operation).paginate(**request, PaginationConfig={"PageSize": PAGE})
     return [item for page in pages for item in page.get(member, ())]
 
 

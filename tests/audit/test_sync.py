@@ -1,0 +1,73 @@
+"""The ``amis`` table, rebuilt from the tags in AWS."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from vmsnix_ops import publish
+from vmsnix_ops.audit.sync import GONE, sync
+from vmsnix_ops.records import history
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.settings import load
+
+REGION = "us-east-1"
+
+
+def latest():
+    return history.amis(open_tables(load()))
+
+
+def test_a_lost_table_comes_back_as_it_was(plan):
+    publish.run(plan())
+    before = latest().iloc[0]
+    shutil.rmtree(Path(load().history) / "amis")
+    found = sync(regions=[REGION])
+    assert (found.found, found.added, found.changed, found.gone) == (1, 1, 0, 0)
+    after = latest().iloc[0]
+    for column in (
+        "ami_id",
+        "name",
+        "image",
+        "version",
+        "digest",
+        "snapshot_id",
+        "run_id",
+        "size_gib",
+        "root_device",
+    ):
+        assert after[column] == before[column], column
+    assert after["source"] == "sync"
+
+
+def test_a_second_sync_finds_nothing_to_write(plan):
+    publish.run(plan())
+    sync(regions=[REGION])
+    again = sync(regions=[REGION])
+    assert (again.added, again.changed, again.gone) == (0, 0, 0)
+
+
+def test_an_ami_that_was_changed_elsewhere_gets_a_row(aws, plan):
+    result = publish.run(plan())
+    aws.client("ec2", REGION).create_tags(Resources=[result.ami_id], Tags=[{"Key": "owner", "Value": "ops"}])
+    assert sync(regions=[REGION]).changed == 1
+    assert "owner" in latest().iloc[0]["tags"]
+    assert latest().iloc[0]["via"] == "import"
+
+
+def test_an_ami_that_is_gone_is_marked(aws, plan):
+    result = publish.run(plan())
+    aws.client("ec2", REGION).deregister_image(ImageId=result.ami_id)
+    assert sync(regions=[REGION]).gone == 1
+    assert latest().iloc[0]["state"] == GONE
+    assert sync(regions=[REGION]).gone == 0
+
+
+def test_amis_of_other_people_are_left_alone(aws):
+    ec2 = aws.client("ec2", REGION)
+    volume = ec2.create_volume(Size=1, AvailabilityZone=f"{REGION}a")["VolumeId"]
+    snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+    ec2.get_waiter("snapshot_completed").wait(SnapshotIds=[snapshot], WaiterConfig={"Delay": 1})
+    device = {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}
+    ec2.register_image(Name="not-ours", RootDeviceName="/dev/sda1", BlockDeviceMappings=[device])
+    assert sync(regions=[REGION]).found == 0
