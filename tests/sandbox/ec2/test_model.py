@@ -34,10 +34,12 @@ def test_all_six_ebs_direct_operations_are_there() -> None:
 
 
 def test_state_is_kept_small(aws: Rehearsal) -> None:
-    """A hundred images with their snapshots fit into a hundred kilobytes, so that saving is cheap."""
+    """A hundred images with their snapshot fit into a hundred kilobytes, so that saving is cheap."""
     snapshot = aws.snapshot()
     for _ in range(100):
         aws.image(snapshot)
     tables = aws.served.world.tables
-    content = pickle.dumps({kind: tables.everywhere(kind) for kind in KINDS}, pickle.HIGHEST_PROTOCOL)
+    kept = {kind: tables.everywhere(kind) for kind in KINDS}
+    content = pickle.dumps(kept, pickle.HIGHEST_PROTOCOL)
     assert len(content) < 100_000
+    assert pickle.loads(content) == kept

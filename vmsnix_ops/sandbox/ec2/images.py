@@ -158,7 +158,7 @@ def describe_images(context: Context, params: Params) -> dict[str, Any]:
                 raise ids.not_found(ids.IMAGE, image_id)
         images = [known[image_id] for image_id in dict.fromkeys(asked)]
     if not params.get("IncludeDisabled"):
-        images = [i for i in images if i.state(clock) != "disabled"]
+        images = [i for i in images if not i.disabled or i.state(clock) != "disabled"]
     if not params.get("IncludeDeprecated"):
         # The owner sees deprecated images whatever this parameter says (documented).
         images = [i for i in images if i.owner == context.account or not i.deprecated(clock)]

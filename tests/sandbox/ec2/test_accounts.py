@@ -1,0 +1,129 @@
+"""What another account sees of ours.
+
+Sources: "Share an AMI with specific AWS accounts", "Deprecate an AMI", "Disable an AMI", "Share a snapshot".
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+
+from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from vmsnix_ops.sandbox import credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FRIEND = "999988887777"
+
+
+@pytest.fixture(scope="session")
+def friend(rehearsal: Rehearsal) -> Callable[[str], Any]:
+    """Return what makes a client of another account."""
+    key, secret = "AKIAFRIENDFRIEND0000", "a secret of the friend"
+    arn = f"arn:aws:iam::{FRIEND}:user/friend"
+    known = credentials.table(rehearsal.served.world.tables)
+    known[key] = credentials.Credential(key, secret, FRIEND, arn, "AIDAFRIEND")
+    session = boto3.Session(aws_access_key_id=key, aws_secret_access_key=secret, region_name="us-east-1")
+    made: dict[str, Any] = {}
+
+    def client(service: str) -> Any:
+        if service not in made:
+            made[service] = session.client(service, endpoint_url=rehearsal.served.url)
+        return made[service]
+
+    return client
+
+
+def seen(client: Any, **asked: Any) -> list[str]:
+    return [image["ImageId"] for image in client.describe_images(**asked)["Images"]]
+
+
+def share(aws: Rehearsal, image: str, **entry: str) -> None:
+    aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [entry or {"UserId": FRIEND}]})
+
+
+def test_a_private_image_does_not_exist_for_others(aws: Rehearsal, friend: Any) -> None:
+    image = aws.image()
+    assert seen(friend("ec2")) == []
+    with refused("InvalidAMIID.NotFound"):
+        seen(friend("ec2"), ImageIds=[image])
+
+
+def test_a_shared_image_is_seen_by_whom_it_is_shared_with(aws: Rehearsal, friend: Any) -> None:
+    image = aws.image()
+    share(aws, image)
+    assert seen(friend("ec2"), Owners=[aws.account]) == [image]
+    assert seen(friend("ec2"), Owners=["self"]) == []
+    assert seen(friend("ec2"), ExecutableUsers=["self"]) == [image]
+    assert seen(friend("ec2"), ExecutableUsers=["all"]) == []
+    assert seen(aws.ec2, ExecutableUsers=[FRIEND]) == [image]
+
+
+def test_a_public_image_is_seen_by_all(aws: Rehearsal, friend: Any) -> None:
+    image = aws.image()
+    share(aws, image, Group="all")
+    assert seen(friend("ec2"), ExecutableUsers=["all"]) == [image]
+    assert seen(friend("ec2"), Filters=[{"Name": "is-public", "Values": ["true"]}]) == [image]
+
+
+def test_a_shared_image_is_launched_but_not_changed_by_others(aws: Rehearsal, friend: Any) -> None:
+    image = aws.image()
+    share(aws, image)
+    friend("ec2").run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    with refused("AuthFailure", f"Not authorized for image:{image}"):
+        friend("ec2").deregister_image(ImageId=image)
+    with refused("AuthFailure"):
+        friend("ec2").modify_image_attribute(ImageId=image, Description={"Value": "mine"})
+
+
+def test_a_shared_image_is_copied_only_with_its_snapshot(aws: Rehearsal, friend: Any) -> None:
+    """Public reports: "You do not have permission to access the storage of this ami"."""
+    snapshot = aws.snapshot()
+    image = aws.image(snapshot)
+    share(aws, image)
+    asked = {"Name": "mine", "SourceImageId": image, "SourceRegion": "us-east-1"}
+    with refused("InvalidRequest", "You do not have permission to access the storage of this ami"):
+        friend("ec2").copy_image(**asked)
+    aws.ec2.modify_snapshot_attribute(
+        SnapshotId=snapshot, CreateVolumePermission={"Add": [{"UserId": FRIEND}]}
+    )
+    copied = friend("ec2").copy_image(**asked)["ImageId"]
+    assert seen(friend("ec2"), Owners=["self"]) == [copied]
+
+
+def test_others_lose_a_disabled_image(aws: Rehearsal, friend: Any) -> None:
+    image = aws.image()
+    share(aws, image)
+    aws.ec2.disable_image(ImageId=image)
+    assert seen(friend("ec2"), IncludeDisabled=True) == []
+    aws.ec2.enable_image(ImageId=image)
+    assert seen(friend("ec2")) == []
+
+
+def test_others_see_a_deprecated_image_only_when_they_ask(aws: Rehearsal, friend: Any) -> None:
+    image = aws.image()
+    share(aws, image)
+    aws.ec2.enable_image_deprecation(ImageId=image, DeprecateAt=datetime.now(UTC) + timedelta(hours=1))
+    aws.pass_time(2 * 3600)
+    assert seen(friend("ec2")) == []
+    assert seen(friend("ec2"), IncludeDeprecated=True) == [image]
+
+
+def test_a_shared_snapshot_is_read_and_restored_by_others(aws: Rehearsal, friend: Any) -> None:
+    snapshot = aws.snapshot()
+    with pytest.raises(friend("ebs").exceptions.AccessDeniedException):
+        friend("ebs").list_snapshot_blocks(SnapshotId=snapshot)
+    with refused("InvalidSnapshot.NotFound"):
+        friend("ec2").describe_snapshots(SnapshotIds=[snapshot])
+    aws.ec2.modify_snapshot_attribute(
+        SnapshotId=snapshot, CreateVolumePermission={"Add": [{"UserId": FRIEND}]}
+    )
+    assert friend("ebs").list_snapshot_blocks(SnapshotId=snapshot)["VolumeSize"] == 3
+    restorable = friend("ec2").describe_snapshots(RestorableByUserIds=["self"])["Snapshots"]
+    assert [s["SnapshotId"] for s in restorable] == [snapshot]
+    assert friend("ec2").describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
+    friend("ec2").create_volume(SnapshotId=snapshot, AvailabilityZone="us-east-1a")
