@@ -16,6 +16,7 @@ import pytest
 
 from tests.sandbox.ec2.rehearsal import BLOCK, GIB, MIB, Rehearsal, refused
 from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.sandbox.ec2 import import_source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,6 +139,28 @@ def test_an_image_of_an_imported_snapshot_launches_with_it(ready: Rehearsal) -> 
     snapshot = finished(ready, start(ready))["SnapshotId"]
     device = ready.describe(ready.image(snapshot))["BlockDeviceMappings"][0]["Ebs"]
     assert (device["SnapshotId"], device["VolumeSize"]) == (snapshot, 1)
+
+
+def test_a_large_disk_is_read_in_several_looks(ready: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_source, "LOOK_SECONDS", 0.0)
+    disk = os.urandom(BLOCK) + bytes(BLOCK) + os.urandom(2 * BLOCK)
+    for image_format, content in (("VHD", fixed_vhd(disk)), ("RAW", disk)):
+        upload(ready, content)
+        task = start(ready, Format=image_format)
+        ready.pass_time(900)
+        progress = [detail(ready, task)["Status"] for _ in range(6)]
+        assert progress[0] == "active"
+        assert progress[-1] == "completed"
+        assert content_of(ready, detail(ready, task)["SnapshotId"], len(disk)) == disk
+
+
+def test_a_source_replaced_while_it_is_read_fails_the_task(ready: Rehearsal) -> None:
+    upload(ready, fixed_vhd(b"\1" * MIB))
+    task = start(ready)
+    ready.pass_time(25)
+    assert detail(ready, task)["StatusMessage"] == "validated"
+    upload(ready, fixed_vhd(b"\2" * MIB))
+    assert finished(ready, task)["Status"] == "deleted"
 
 
 def test_an_object_of_several_parts_is_one_disk(ready: Rehearsal) -> None:

@@ -6,6 +6,7 @@ Failure texts are from public transcripts where not marked otherwise.
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
+
+LOOK_SECONDS = 10.0
+"""Real seconds that one look at a task spends on reading its source; clients wait for a minute by default."""
 
 NOT_LOCAL = "The given S3 object is not local to the region"
 VALIDATION = "ClientError: Disk validation failed"
@@ -86,6 +90,9 @@ def require_present(context: Context, task: ImportTask) -> None:
         # Without the right to list, S3 does not tell what exists: it answers 403.
         listing = import_role.may(context, task.role_name, "s3:ListBucket", task.bucket)
         reason = "404 Not Found" if listing else "403 Forbidden"
+    elif task.etag and bucket.objects[task.key].etag != task.etag:
+        # What AWS says then is not known; half of one image and half of another must not become a snapshot.
+        raise UnusableError(f"{VALIDATION} [The given resource was changed while it was read]")
     if reason:
         raise UnusableError(f"{VALIDATION} [We do not have access to the given resource. Reason {reason}]")
 
@@ -137,6 +144,9 @@ def inspect(context: Context, task: ImportTask) -> Found:
         It is not there, not readable, empty, or of another format. RAW takes any bytes, a VHD's too.
     """
     with _reader(context, task) as reader:
+        bucket = objects.find_bucket(context.tables, task.bucket)
+        stored = bucket.objects.get(task.key) if bucket is not None else None
+        task.etag = stored.etag if stored is not None else ""
         if reader.size == 0:
             raise UnusableError(f"{VALIDATION} [Unsupported specified file format]")
         if task.image_format == "RAW":
@@ -145,8 +155,11 @@ def inspect(context: Context, task: ImportTask) -> Found:
             return Found(image.format, reader.size, image.size)
 
 
-def read_blocks(context: Context, task: ImportTask) -> dict[int, bytes]:
-    """Put every block that is not all zeros into the block store and return the digests by index.
+def read_blocks(context: Context, task: ImportTask) -> None:
+    """Put blocks that are not all zeros into the block store, for a few seconds at most.
+
+    A large disk takes several looks at its task, so that no answer takes longer than a client waits. The task
+    is changed under the state lock, and marked as read when nothing is left.
 
     Raises
     ------
@@ -154,20 +167,34 @@ def read_blocks(context: Context, task: ImportTask) -> dict[int, bytes]:
         The source is gone, or damaged where it was not looked at before.
     """
     kept: dict[int, bytes] = {}
+    enough = time.monotonic() + LOOK_SECONDS
+    done = True
     with _reader(context, task) as reader:
-        if task.image_format == "RAW":
-            for index, data in _raw_blocks(reader):
-                kept[index] = bytes.fromhex(context.blocks.put(data))
-            return kept
-        with _image(reader, task) as image:
-            for block in image.blocks(BLOCK_BYTES):
-                kept[block.index] = bytes.fromhex(context.blocks.put(block.data))
-    return kept
+        for index, data in _blocks(reader, task):
+            kept[index] = bytes.fromhex(context.blocks.put(data))
+            if time.monotonic() > enough:
+                done = False
+                break
+    with context.lock:
+        task.blocks.update(kept)
+        task.next_block = max(kept, default=task.next_block - 1) + 1
+        task.read = done
 
 
-def _raw_blocks(reader: objects.ObjectReader) -> Iterator[tuple[int, bytes]]:
+def _blocks(reader: objects.ObjectReader, task: ImportTask) -> Iterator[tuple[int, bytes | memoryview]]:
+    """Yield the blocks that hold data and were not read yet."""
+    if task.image_format == "RAW":
+        yield from _raw_blocks(reader, task.next_block)
+        return
+    with _image(reader, task) as image:
+        for block in image.blocks(BLOCK_BYTES, first=task.next_block):
+            yield block.index, block.data
+
+
+def _raw_blocks(reader: objects.ObjectReader, first: int) -> Iterator[tuple[int, bytes]]:
     zeros = bytes(BLOCK_BYTES)
-    index = 0
+    reader.seek(first * BLOCK_BYTES)
+    index = first
     while data := reader.read(BLOCK_BYTES):
         block = data.ljust(BLOCK_BYTES, b"\0")
         if block != zeros:

@@ -1,7 +1,7 @@
 """ImportSnapshot, DescribeImportSnapshotTasks and CancelImportTask.
 
 How far a task is follows from its age on the sandbox's clock; the work behind it is done when somebody looks,
-once and outside the state lock. A task goes through
+outside the state lock, for some seconds at a time. A task goes through
 
 ========== ============= ========================= ======================================================
 age        Status        StatusMessage             what is done at the first look
@@ -86,15 +86,15 @@ def _work(context: Context, task: ImportTask, age: float) -> None:
         found = import_source.inspect(context, task)
         task.size_bytes, task.disk_gib = found.file_bytes, max(1, math.ceil(found.disk_bytes / GIB))
         task.detected = found.image_format
-    if age >= CONVERT_SECONDS and task.blocks is None:
-        task.blocks = import_source.read_blocks(context, task)
+    if age >= CONVERT_SECONDS and not task.read:
+        import_source.read_blocks(context, task)
     import_source.require_present(context, task)
-    if task.blocks is not None and context.clock.age(task.created) >= seconds(task):
+    if task.read and context.clock.age(task.created) >= seconds(task):
         _complete(context, task)
 
 
 def _end(context: Context, task: ImportTask, outcome: str, message: str = "") -> None:
-    task.outcome, task.message, task.ended, task.blocks = outcome, message, context.clock.now(), None
+    task.outcome, task.message, task.ended, task.blocks = outcome, message, context.clock.now(), {}
 
 
 def _complete(context: Context, task: ImportTask) -> None:
@@ -113,7 +113,7 @@ def _complete(context: Context, task: ImportTask) -> None:
             lineage=task.snapshot_id,
             encrypted=task.encrypted,
             kms_key=task.kms_key,
-            blocks=task.blocks or {},
+            blocks=task.blocks,
         )
         _end(context, task, "completed")
 

@@ -219,9 +219,9 @@ class Instance:
 class ImportTask:
     """An ImportSnapshot task. What its state follows from is told in `imports`.
 
-    `size_bytes` is the file's size once its format was checked, `disk_gib` the size of the disk inside.
-    `outcome` is "" while the clock decides, then ``completed``, ``deleted`` or ``cancelled``; `message` is
-    the failure's text.
+    `size_bytes` is the file's size once its format was checked, `disk_gib` the size of the disk inside, `etag`
+    the object's. `blocks` are those read so far, up to `next_block`; `read` tells that all are. `outcome` is
+    "" while the clock decides, then ``completed``, ``deleted`` or ``cancelled``; `message` is why it failed.
     """
 
     task_id: str
@@ -243,7 +243,10 @@ class ImportTask:
     size_bytes: int = 0
     disk_gib: int = 0
     detected: str = ""
-    blocks: dict[int, bytes] | None = None
+    blocks: dict[int, bytes] = field(default_factory=dict)
+    next_block: int = 0
+    etag: str = ""
+    read: bool = False
     outcome: str = ""
     message: str = ""
     ended: datetime | None = None
