@@ -56,6 +56,9 @@ class Sandbox(Access):
         TCP port on 127.0.0.1; 0 takes a free one.
     account
         Account id of the caller, twelve digits. The first digit is a zero unless you choose: ids are texts.
+    enforce_iam
+        Refuse users and roles what no policy of theirs allows. Otherwise those without any policy may do
+        everything, as the sandbox's own operator may in any case.
 
     Raises
     ------
@@ -70,8 +73,14 @@ class Sandbox(Access):
         state: Path | str | None = None,
         port: int = 0,
         account: str = DEFAULT_ACCOUNT,
+        enforce_iam: bool = False,
     ) -> None:
-        self.world = World(speed=speed, state=None if state is None else Path(state), account=account)
+        self.world = World(
+            speed=speed,
+            state=None if state is None else Path(state),
+            account=account,
+            enforce_iam=enforce_iam,
+        )
         try:
             self._server = Server(self.world, port)
         except OSError:
@@ -124,6 +133,7 @@ def sandbox(
     state: Path | str | None = None,
     port: int = 0,
     account: str = DEFAULT_ACCOUNT,
+    enforce_iam: bool = False,
 ) -> Sandbox:
     """Return a sandbox, to be used as a context manager; the parameters are those of `Sandbox`."""
-    return Sandbox(speed=speed, state=state, port=port, account=account)
+    return Sandbox(speed=speed, state=state, port=port, account=account, enforce_iam=enforce_iam)

@@ -174,8 +174,7 @@ class Dispatcher:
                 raise errors.not_emulated(service.name, target.operation, f"the parameter {name!r}")
         self._strike(exchange)
         context = self._context(exchange, caller)
-        if self.world.authorize is not None:
-            self.world.authorize(context, operation, params)
+        self.world.authorize(context, operation, params)
         if dry_run:
             raise AwsError(
                 "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", status=412

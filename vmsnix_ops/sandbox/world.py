@@ -10,22 +10,19 @@ import pickle
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from . import credentials
+from .authorization import Authorizer
 from .blocks import BlockStore
 from .calls import CallLog
-from .core import Clock, Context, Operation, Tables
+from .core import Clock, Tables
 from .credentials import Credential
 from .faults import Faults
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 STATE_FILE = "tables.pickle"
 SAVE_EVERY = 0.5  # seconds at most between a change and its being kept
-
-Authorizer = Callable[[Context, Operation, dict[str, Any]], None]
 
 
 class World:
@@ -39,6 +36,8 @@ class World:
         A folder that keeps everything across restarts; None for a temporary one.
     account
         The account of the first access key, twelve digits.
+    enforce_iam
+        Whether users and roles without any policy are refused everything.
 
     Raises
     ------
@@ -47,13 +46,18 @@ class World:
     """
 
     def __init__(
-        self, *, speed: float = 1.0, state: Path | None = None, account: str = credentials.DEFAULT_ACCOUNT
+        self,
+        *,
+        speed: float = 1.0,
+        state: Path | None = None,
+        account: str = credentials.DEFAULT_ACCOUNT,
+        enforce_iam: bool = False,
     ) -> None:
         self.clock = Clock(speed)
         self.lock = threading.RLock()
         self.faults = Faults()
         self.calls = CallLog()
-        self.authorize: Authorizer | None = None  # asked before every operation; raises AwsError to refuse
+        self.authorize = Authorizer(enforce=enforce_iam)  # asked before every operation
         self.account = account
         self._temporary = state is None
         self.folder = Path(tempfile.mkdtemp(prefix="vmsnix-sandbox-")) if state is None else state

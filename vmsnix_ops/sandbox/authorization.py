@@ -1,0 +1,109 @@
+"""May the caller do this: identity policies, asked before every operation runs.
+
+The sandbox's own operator may do everything, as an administrator may. Users and roles are held to their
+policies once they have any, or always with ``sandbox(enforce_iam=True)``. Bucket policies, permission
+boundaries, session policies and organizations are not evaluated.
+
+Texts: "Troubleshoot access denied error messages" in the IAM User Guide, and public transcripts of EC2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import actions
+from .core import AwsError
+from .iam.evaluation import ALLOWED, EXPLICIT_DENY, Question, evaluate
+from .iam.simulation import documents_of, is_operator, owner_of
+
+if TYPE_CHECKING:
+    from .actions import Demand
+    from .core import Context, Operation, Params
+
+DENIALS: dict[str, tuple[str, int]] = {
+    "ec2": ("UnauthorizedOperation", 403),
+    "s3": ("AccessDenied", 403),
+    "iam": ("AccessDenied", 403),
+    "sts": ("AccessDenied", 403),
+    "ebs": ("AccessDeniedException", 403),
+    "ssm": ("AccessDeniedException", 400),
+    "service-quotas": ("AccessDeniedException", 400),
+}
+"""Error code and HTTP status of a refusal, by service."""
+
+IMPORT_SERVICE = "vmie.amazonaws.com"
+
+
+class Authorizer:
+    """Refuses what the caller's policies do not allow.
+
+    Parameters
+    ----------
+    enforce
+        Whether a user or role without any policy is refused everything, as on AWS.
+    """
+
+    def __init__(self, *, enforce: bool = False) -> None:
+        self.enforce = enforce
+
+    def __call__(self, context: Context, operation: Operation, params: Params) -> None:  # noqa: ARG002
+        """Raise the service's refusal unless every action that the call needs is allowed.
+
+        Raises
+        ------
+        AwsError
+            With the action and the resource in its text. A caller who may not pass the role of an import
+            is told that the role lacks permissions, as on AWS.
+        """
+        with context.lock:
+            documents = self._documents(context)
+            if documents is None:
+                return
+            for demand in actions.demands(context, params):
+                decision = decide(documents, demand)
+                if decision != ALLOWED:
+                    raise refusal(context, demand, decision)
+            if (context.service, context.operation) == ("ec2", "ImportSnapshot"):
+                _check_pass_role(context, documents, params.get("RoleName") or "vmimport")
+
+    def _documents(self, context: Context) -> list[str] | None:
+        """Return the caller's policies; None for one who is not held to any."""
+        if is_operator(context, context.principal):
+            return None
+        try:
+            documents = documents_of(context, owner_of(context, context.principal))
+        except AwsError:  # a user or role that was deleted while its keys live on
+            documents = []
+        return documents if documents or self.enforce else None
+
+
+def decide(documents: list[str], demand: Demand) -> str:
+    """Return what the policies decide for one action on one resource."""
+    return evaluate(documents, Question(demand.action, demand.resource, demand.keys))
+
+
+def refusal(context: Context, demand: Demand, decision: str) -> AwsError:
+    """Return the refusal in the words of the service."""
+    code, status = DENIALS[context.service]
+    because = f"because no identity-based policy allows the {demand.action} action"
+    if decision == EXPLICIT_DENY:
+        because = "with an explicit deny in an identity-based policy"
+    resource = f'"{demand.resource}"' if context.service == "s3" else demand.resource
+    text = f"User: {context.principal} is not authorized to perform: {demand.action} on resource: {resource}"
+    if context.service == "ec2":
+        # AWS adds an encoded message that only sts:DecodeAuthorizationMessage can read.
+        return AwsError(
+            code, f"You are not authorized to perform this operation. {text} {because}", status=status
+        )
+    return AwsError(code, f"{text} {because}", status=status)
+
+
+def _check_pass_role(context: Context, documents: list[str], role_name: str) -> None:
+    role = context.table("roles", region="").get(role_name)
+    arn = role.arn if role is not None else f"arn:{context.partition}:iam::{context.account}:role/{role_name}"
+    keys = {**actions.common_keys(context), "iam:passedtoservice": [IMPORT_SERVICE]}
+    if evaluate(documents, Question("iam:PassRole", arn, keys)) != ALLOWED:
+        raise AwsError(
+            "InvalidParameter",
+            f"The service role {role_name} provided does not exist or does not have sufficient permissions",
+        )
