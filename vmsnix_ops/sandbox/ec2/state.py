@@ -219,7 +219,7 @@ class Instance:
 class ImportTask:
     """An ImportSnapshot task. What its state follows from is told in `imports`.
 
-    `size_bytes` is the file's size once its format was checked, `disk_gib` the size of the disk inside, `etag`
+    `size_bytes` is the file size once its format was checked, `disk_gib` the size of the disk in it, `etag`
     the object's. `blocks` are those read so far, up to `next_block`; `read` tells that all are. `outcome` is
     "" while the clock decides, then ``completed``, ``deleted`` or ``cancelled``; `message` is why it failed.
     """
