@@ -34,7 +34,10 @@ class Access:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a program needs in its environment to use this sandbox and nothing else."""
+        """What a program needs in its environment to use this sandbox and nothing else.
+
+        ``AWS_PROFILE`` must not stand beside it: botocore looks for the profile even where keys are given.
+        """
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -67,7 +70,8 @@ class Access:
             def resource(self, *args: Any, **kwargs: Any) -> Any:
                 return super().resource(*args, **({"endpoint_url": url} | kwargs))
 
-        core = botocore.session.Session()
+        # The operator's AWS_PROFILE names a profile that does not exist here.
+        core = botocore.session.Session(session_vars={"profile": (None, [], None, None)})
         core.register_component("data_loader", _loader())
         core.set_config_variable("config_file", os.devnull)
         core.set_config_variable("credentials_file", os.devnull)

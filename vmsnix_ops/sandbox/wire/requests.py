@@ -160,11 +160,11 @@ def _parse_payload(request: Request, shape: StructureShape, protocol: str) -> di
             if member.serialization.get("streaming"):
                 return {payload: request.body}
             content = request.body.read()
-            _check_digests(request, content)
+            _check_digests(request, shape, content)
             return {payload: content if member.type_name == "blob" else content.decode("utf-8", "replace")}
         content = request.body.read()
         if protocol == "rest-xml":
-            _check_digests(request, content)
+            _check_digests(request, shape, content)
         if not content:
             return {}
         value = xml.read(member, content) if protocol == "rest-xml" else jsons.read(member, content, protocol)
@@ -176,13 +176,16 @@ def _parse_payload(request: Request, shape: StructureShape, protocol: str) -> di
     return {}
 
 
-def _check_digests(request: Request, content: bytes) -> None:
-    """Compare a document with the checksums in its headers; objects are compared where they are stored."""
-    sent = {"md5": request.headers.get("content-md5")}
-    sent |= {name: request.headers.get(f"x-amz-checksum-{name}") for name in checksums.CRC_POLYNOMIALS}
-    sent |= {name: request.headers.get(f"x-amz-checksum-{name}") for name in ("sha1", "sha256")}
-    for name, expected in sent.items():
-        if expected is None:
+def _check_digests(request: Request, shape: StructureShape, content: bytes) -> None:
+    """Compare a document with the checksums in its headers.
+
+    Checksums that are members of the operation's own are about an object, and are its business.
+    """
+    own = {member.serialization.get("name") for member in shape.members.values()}
+    for name in checksums.ALGORITHMS:
+        header = "content-md5" if name == "md5" else f"x-amz-checksum-{name}"
+        expected = request.headers.get(header)
+        if expected is None or header in own:
             continue
         computed = checksums.new(name)
         computed.update(content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 from xml.etree import ElementTree as ET
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
@@ -84,9 +84,8 @@ class XmlWriter:
         result = ""
         for name, member in shape.members.items():
             if _is_attribute(member) and name in value:
-                result += (
-                    f' xmlns:xsi="{SCHEMA_INSTANCE}" {member.serialization["name"]}="{text(value[name])}"'
-                )
+                key, content = member.serialization["name"], quoteattr(FORBIDDEN.sub("\ufffd", value[name]))
+                result += f' xmlns:xsi="{SCHEMA_INSTANCE}" {key}={content}'
         return result
 
 

@@ -1,0 +1,208 @@
+"""Buckets and their settings.
+
+Sources: the operations' pages and "Error Responses" in the Amazon S3 API Reference; "Bucket naming rules"
+and "Default settings for new S3 buckets FAQ" in the Amazon S3 User Guide.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.sandbox.asking import Asker, refused
+
+
+def located(region: str) -> dict[str, Any]:
+    return {"CreateBucketConfiguration": {"LocationConstraint": region}}
+
+
+def test_a_bucket_is_in_the_region_of_the_request(aws: Asker) -> None:
+    aws.bucket("here")
+    aws.client("s3", "eu-west-1").create_bucket(Bucket="there", **located("eu-west-1"))
+    assert aws.s3.get_bucket_location(Bucket="here")["LocationConstraint"] is None
+    assert aws.s3.get_bucket_location(Bucket="there")["LocationConstraint"] == "eu-west-1"
+    assert aws.s3.head_bucket(Bucket="here")["BucketRegion"] == "us-east-1"
+
+
+def test_only_us_east_1_makes_buckets_elsewhere(aws: Asker) -> None:
+    aws.s3.create_bucket(Bucket="far", **located("ap-south-1"))
+    assert aws.client("s3", "ap-south-1").head_bucket(Bucket="far")["BucketRegion"] == "ap-south-1"
+    with refused("IllegalLocationConstraintException", "eu-west-1 location constraint is incompatible"):
+        aws.client("s3", "ap-south-1").create_bucket(Bucket="wrong", **located("eu-west-1"))
+    with refused("IllegalLocationConstraintException", "unspecified"):
+        aws.client("s3", "ap-south-1").create_bucket(Bucket="wrong")
+    with refused("InvalidLocationConstraint"):
+        aws.s3.create_bucket(Bucket="wrong", **located("moon-1"))
+
+
+@pytest.mark.parametrize("name", ["ab", "Upper", "under_score", "two..dots", "192.168.0.1", "end-", "a" * 64])
+def test_refuses_names_that_are_none(aws: Asker, name: str) -> None:
+    status, body = aws.ask("PUT", f"/{name}")
+    assert (status, b"InvalidBucketName" in body) == (400, True)
+
+
+def test_making_a_bucket_twice_succeeds_in_us_east_1_only(aws: Asker) -> None:
+    aws.bucket("twice")
+    aws.bucket("twice")
+    west = aws.client("s3", "us-west-2")
+    west.create_bucket(Bucket="once", **located("us-west-2"))
+    with refused("BucketAlreadyOwnedByYou"):
+        west.create_bucket(Bucket="once", **located("us-west-2"))
+
+
+def test_a_bucket_of_another_region_redirects(aws: Asker) -> None:
+    aws.client("s3", "us-west-2").create_bucket(Bucket="west", **located("us-west-2"))
+    aws.client("s3", "eu-west-1").put_object(Bucket="west", Key="k", Body=b"x")
+    assert [call.outcome for call in aws.served.calls.of("s3:PutObject")] == ["PermanentRedirect", "ok"]
+    assert [call.region for call in aws.served.calls.of("s3:PutObject")] == ["eu-west-1", "us-west-2"]
+
+
+def test_a_bucket_that_is_not_there(aws: Asker) -> None:
+    with refused("404"):
+        aws.s3.head_bucket(Bucket="nowhere")
+    with refused("NoSuchBucket"):
+        aws.s3.list_objects_v2(Bucket="nowhere")
+
+
+def test_the_expected_owner_is_compared(aws: Asker) -> None:
+    aws.bucket()
+    aws.s3.list_objects_v2(Bucket="images", ExpectedBucketOwner=aws.served.account)
+    with refused("AccessDenied"):
+        aws.s3.list_objects_v2(Bucket="images", ExpectedBucketOwner="999999999999")
+
+
+def test_lists_buckets_of_all_regions_page_by_page(aws: Asker) -> None:
+    for number in range(3):
+        aws.bucket(f"bucket-{number}")
+    aws.client("s3", "eu-west-1").create_bucket(Bucket="bucket-9", **located("eu-west-1"))
+    pages = aws.s3.get_paginator("list_buckets").paginate(PaginationConfig={"PageSize": 2})
+    assert [b["Name"] for page in pages for b in page["Buckets"]] == [
+        "bucket-0",
+        "bucket-1",
+        "bucket-2",
+        "bucket-9",
+    ]
+    found = aws.s3.list_buckets(BucketRegion="eu-west-1")["Buckets"]
+    assert [(b["Name"], b["BucketRegion"]) for b in found] == [("bucket-9", "eu-west-1")]
+
+
+def test_only_an_empty_bucket_is_deleted(aws: Asker) -> None:
+    aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"")
+    with refused("BucketNotEmpty"):
+        aws.s3.delete_bucket(Bucket="images")
+    aws.s3.delete_object(Bucket="images", Key="k")
+    aws.s3.create_multipart_upload(Bucket="images", Key="unfinished")
+    aws.s3.delete_bucket(Bucket="images")
+    assert aws.s3.list_buckets()["Buckets"] == []
+
+
+def test_a_new_bucket_is_private_and_encrypted(aws: Asker) -> None:
+    aws.bucket()
+    block = aws.s3.get_public_access_block(Bucket="images")["PublicAccessBlockConfiguration"]
+    assert all(block.values())
+    rules = aws.s3.get_bucket_encryption(Bucket="images")["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rules[0]["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "AES256"}
+    owner = aws.s3.get_bucket_ownership_controls(Bucket="images")["OwnershipControls"]["Rules"]
+    assert owner == [{"ObjectOwnership": "BucketOwnerEnforced"}]
+    assert "Status" not in aws.s3.get_bucket_versioning(Bucket="images")
+    grants = aws.s3.get_bucket_acl(Bucket="images")["Grants"]
+    assert [(g["Grantee"]["Type"], g["Permission"]) for g in grants] == [("CanonicalUser", "FULL_CONTROL")]
+
+
+LIFECYCLE = {
+    "Rules": [
+        {
+            "ID": "leftovers",
+            "Status": "Enabled",
+            "Filter": {"Prefix": "uploads/"},
+            "Expiration": {"Days": 7},
+            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+        }
+    ]
+}
+POLICY = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": "s3:*",
+            "Resource": ["arn:aws:s3:::images", "arn:aws:s3:::images/*"],
+            "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+        }
+    ],
+}
+
+
+def test_keeps_lifecycle_rules(aws: Asker) -> None:
+    aws.bucket()
+    with refused("NoSuchLifecycleConfiguration"):
+        aws.s3.get_bucket_lifecycle_configuration(Bucket="images")
+    aws.s3.put_bucket_lifecycle_configuration(Bucket="images", LifecycleConfiguration=LIFECYCLE)
+    assert aws.s3.get_bucket_lifecycle_configuration(Bucket="images")["Rules"] == LIFECYCLE["Rules"]
+    aws.s3.delete_bucket_lifecycle(Bucket="images")
+    with refused("NoSuchLifecycleConfiguration"):
+        aws.s3.get_bucket_lifecycle_configuration(Bucket="images")
+
+
+def test_a_lifecycle_rule_without_an_action_is_refused(aws: Asker) -> None:
+    aws.bucket()
+    rules = {"Rules": [{"ID": "x", "Status": "Enabled", "Filter": {"Prefix": ""}}]}
+    with refused("InvalidRequest", "At least one action"):
+        aws.s3.put_bucket_lifecycle_configuration(Bucket="images", LifecycleConfiguration=rules)
+
+
+def test_keeps_a_policy_and_tells_whether_it_is_public(aws: Asker) -> None:
+    aws.bucket()
+    with refused("NoSuchBucketPolicy"):
+        aws.s3.get_bucket_policy(Bucket="images")
+    aws.s3.put_bucket_policy(Bucket="images", Policy=json.dumps(POLICY))
+    assert json.loads(aws.s3.get_bucket_policy(Bucket="images")["Policy"]) == POLICY
+    assert aws.s3.get_bucket_policy_status(Bucket="images")["PolicyStatus"] == {"IsPublic": False}
+
+
+def test_block_public_access_refuses_a_public_policy(aws: Asker) -> None:
+    aws.bucket()
+    statement = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": "arn:aws:s3:::images/*",
+    }
+    public = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    with refused("AccessDenied", "BlockPublicPolicy"):
+        aws.s3.put_bucket_policy(Bucket="images", Policy=public)
+    aws.s3.delete_public_access_block(Bucket="images")
+    aws.s3.put_bucket_policy(Bucket="images", Policy=public)
+    assert aws.s3.get_bucket_policy_status(Bucket="images")["PolicyStatus"] == {"IsPublic": True}
+
+
+@pytest.mark.parametrize(
+    "policy", ["{", "[]", '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow"}]}']
+)
+def test_refuses_a_policy_that_is_none(aws: Asker, policy: str) -> None:
+    aws.bucket()
+    with refused("MalformedPolicy"):
+        aws.s3.put_bucket_policy(Bucket="images", Policy=policy)
+
+
+def test_keeps_tags(aws: Asker) -> None:
+    aws.bucket()
+    with refused("NoSuchTagSet"):
+        aws.s3.get_bucket_tagging(Bucket="images")
+    tags = [{"Key": "vmsnix:bucket", "Value": "yes"}]
+    aws.s3.put_bucket_tagging(Bucket="images", Tagging={"TagSet": tags})
+    assert aws.s3.get_bucket_tagging(Bucket="images")["TagSet"] == tags
+    twice = [{"Key": "a", "Value": "1"}, {"Key": "a", "Value": "2"}]
+    with refused("InvalidTag", "multiple Tags with the same key"):
+        aws.s3.put_bucket_tagging(Bucket="images", Tagging={"TagSet": twice})
+
+
+def test_a_damaged_document_is_refused(aws: Asker) -> None:
+    aws.bucket()
+    body = b"<Tagging><TagSet></TagSet></Tagging>"
+    headers = {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}
+    status, answer = aws.ask("PUT", "/images?tagging", body, headers=headers)
+    assert (status, b"BadDigest" in answer) == (400, True)

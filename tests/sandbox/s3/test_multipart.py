@@ -1,0 +1,231 @@
+"""Multipart uploads.
+
+Sources: the operations' pages in the Amazon S3 API Reference; "Checking object integrity" and "Amazon S3
+multipart upload limits" in the Amazon S3 User Guide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+from boto3.s3.transfer import TransferConfig
+
+from tests.sandbox.asking import Asker, refused, sha256
+from vmsnix_ops.sandbox.wire import checksums
+
+MIB = 2**20
+FIRST, LAST = b"\xa5" * (5 * MIB), b"\x5a" * 12_345
+
+
+@pytest.fixture
+def bucket(aws: Asker) -> str:
+    return aws.bucket()
+
+
+def begin(aws: Asker, key: str = "k", **more: Any) -> str:
+    upload: str = aws.s3.create_multipart_upload(Bucket="images", Key=key, **more)["UploadId"]
+    return upload
+
+
+def send(aws: Asker, upload: str, number: int, data: bytes, key: str = "k", **more: Any) -> dict[str, Any]:
+    answer = aws.s3.upload_part(
+        Bucket="images", Key=key, UploadId=upload, PartNumber=number, Body=data, **more
+    )
+    shown = {name: value for name, value in answer.items() if name.startswith("Checksum")}
+    return {"PartNumber": number, "ETag": answer["ETag"]} | shown
+
+
+def complete(
+    aws: Asker, upload: str, parts: list[dict[str, Any]], key: str = "k", **more: Any
+) -> dict[str, Any]:
+    listed = {"Parts": parts}
+    answer: dict[str, Any] = aws.s3.complete_multipart_upload(
+        Bucket="images", Key=key, UploadId=upload, MultipartUpload=listed, **more
+    )
+    return answer
+
+
+def test_parts_become_one_object(aws: Asker, bucket: str) -> None:
+    upload = begin(aws, ChecksumAlgorithm="SHA256", Metadata={"a": "1"}, ContentType="application/x-disk")
+    parts = [send(aws, upload, n, data, ChecksumAlgorithm="SHA256") for n, data in ((1, FIRST), (2, LAST))]
+    answer = complete(aws, upload, parts)
+    md5s = b"".join(hashlib.md5(data).digest() for data in (FIRST, LAST))
+    shas = b"".join(hashlib.sha256(data).digest() for data in (FIRST, LAST))
+    assert answer["ETag"] == f'"{hashlib.md5(md5s).hexdigest()}-2"'
+    assert (answer["ChecksumSHA256"], answer["ChecksumType"]) == (f"{sha256(shas)}-2", "COMPOSITE")
+    found = aws.s3.get_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")
+    assert found["Body"].read() == FIRST + LAST
+    assert (found["Metadata"], found["ContentType"]) == ({"a": "1"}, "application/x-disk")
+    assert found["ChecksumSHA256"] == f"{sha256(shas)}-2"
+    across = aws.s3.get_object(Bucket=bucket, Key="k", Range=f"bytes={5 * MIB - 2}-{5 * MIB + 1}")
+    assert across["Body"].read() == FIRST[-2:] + LAST[:2]
+    second = aws.s3.get_object(Bucket=bucket, Key="k", PartNumber=2)
+    assert (second["Body"].read(), second["PartsCount"]) == (LAST, 2)
+    shown = aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=["Checksum", "ObjectParts"])
+    assert shown["Checksum"]["ChecksumSHA256"] == sha256(shas)
+    assert [part["Size"] for part in shown["ObjectParts"]["Parts"]] == [len(FIRST), len(LAST)]
+
+
+@pytest.mark.parametrize("algorithm", ["CRC32", "CRC32C"])
+def test_a_crc_can_cover_the_full_object(aws: Asker, bucket: str, algorithm: str) -> None:
+    member, name = f"Checksum{algorithm}", algorithm.lower()
+    small = b"only part"
+    upload = begin(aws, ChecksumAlgorithm=algorithm, ChecksumType="FULL_OBJECT")
+    whole = checksums.new(name)
+    whole.update(small)
+    right = checksums.encode(whole.digest())
+    parts = [send(aws, upload, 1, small, **{member: right})]
+    with refused("BadDigest"):
+        complete(aws, upload, parts, **{member: "AAAAAA=="})
+    answer = complete(aws, upload, parts, **{member: right}, MpuObjectSize=len(small))
+    assert (answer[member], answer["ChecksumType"]) == (right, "FULL_OBJECT")
+
+
+def test_the_crc_of_all_parts_is_that_of_all_bytes(aws: Asker, bucket: str) -> None:
+    upload = begin(aws, ChecksumAlgorithm="CRC32", ChecksumType="FULL_OBJECT")
+    parts = [send(aws, upload, n, data) for n, data in ((1, FIRST), (2, LAST))]
+    whole = checksums.new("crc32")
+    whole.update(FIRST + LAST)
+    assert complete(aws, upload, parts)["ChecksumCRC32"] == checksums.encode(whole.digest())
+
+
+def test_boto3_transfers_large_files(aws: Asker, bucket: str, tmp_path: Any) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(FIRST + FIRST + LAST)
+    settings = TransferConfig(multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB)
+    aws.s3.upload_file(str(source), bucket, "k", Config=settings)
+    aws.s3.download_file(bucket, "k", str(target), Config=settings)
+    assert target.read_bytes() == source.read_bytes()
+    assert aws.s3.head_object(Bucket=bucket, Key="k")["ETag"].endswith('-3"')
+
+
+def test_repeating_complete_after_a_lost_answer_succeeds(aws: Asker, bucket: str) -> None:
+    upload = begin(aws)
+    parts = [send(aws, upload, 1, LAST)]
+    assert complete(aws, upload, parts)["ETag"] == complete(aws, upload, parts)["ETag"]
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=b"another object")
+    with refused("NoSuchUpload"):
+        complete(aws, upload, parts)
+
+
+def test_wrong_parts_are_refused(aws: Asker, bucket: str) -> None:
+    upload = begin(aws)
+    part = send(aws, upload, 1, LAST)
+    with refused("InvalidPart"):
+        complete(aws, upload, [part | {"ETag": '"' + "0" * 32 + '"'}])
+    with refused("InvalidPart"):
+        complete(aws, upload, [part, {"PartNumber": 2, "ETag": part["ETag"]}])
+    with refused("MalformedXML"):
+        aws.s3.complete_multipart_upload(
+            Bucket=bucket, Key="k", UploadId=upload, MultipartUpload={"Parts": []}
+        )
+    complete(aws, upload, [part])
+
+
+def test_wrong_checksums_are_refused(aws: Asker, bucket: str) -> None:
+    upload = begin(aws, ChecksumAlgorithm="SHA256")
+    with refused("BadDigest"):
+        send(aws, upload, 1, LAST, ChecksumSHA256=sha256(FIRST))
+    with refused("InvalidRequest", "expected checksum Type: sha256, actual checksum Type: crc32"):
+        send(aws, upload, 1, LAST, ChecksumAlgorithm="CRC32")
+    part = send(aws, upload, 1, LAST, ChecksumAlgorithm="SHA256")
+    with refused("InvalidPart"):
+        complete(aws, upload, [part | {"ChecksumSHA256": sha256(FIRST)}])
+    with refused("InvalidRequest", "must include the checksum for each part"):
+        complete(aws, upload, [{"PartNumber": 1, "ETag": part["ETag"]}])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind"), [("SHA256", "FULL_OBJECT"), ("SHA1", "FULL_OBJECT"), ("CRC64NVME", "COMPOSITE")]
+)
+def test_checksum_types_that_do_not_go_together(aws: Asker, bucket: str, algorithm: str, kind: str) -> None:
+    with refused("InvalidRequest"):
+        begin(aws, ChecksumAlgorithm=algorithm, ChecksumType=kind)
+
+
+def test_order_and_size_of_parts(aws: Asker, bucket: str) -> None:
+    upload = begin(aws)
+    small = [send(aws, upload, n, LAST) for n in (1, 2)]
+    with refused("InvalidPartOrder"):
+        complete(aws, upload, small[::-1])
+    with refused("EntityTooSmall"):
+        complete(aws, upload, small)
+    complete(aws, upload, small[1:])
+
+
+@pytest.mark.parametrize("number", [0, 10_001])
+def test_part_numbers(aws: Asker, bucket: str, number: int) -> None:
+    upload = begin(aws)
+    with refused("InvalidArgument", "between 1 and 10000"):
+        send(aws, upload, number, LAST)
+
+
+def test_a_part_sent_again_replaces_the_first(aws: Asker, bucket: str) -> None:
+    upload = begin(aws)
+    send(aws, upload, 1, b"first try")
+    complete(aws, upload, [send(aws, upload, 1, b"second try")])
+    assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"second try"
+
+
+def test_abort_leaves_nothing(aws: Asker, bucket: str) -> None:
+    upload = begin(aws)
+    send(aws, upload, 1, LAST)
+    aws.s3.abort_multipart_upload(Bucket=bucket, Key="k", UploadId=upload)
+    assert "Uploads" not in aws.s3.list_multipart_uploads(Bucket=bucket)
+    for call in (aws.s3.list_parts, aws.s3.abort_multipart_upload):
+        with refused("NoSuchUpload"):
+            call(Bucket=bucket, Key="k", UploadId=upload)
+    with refused("NoSuchUpload"):
+        send(aws, upload, 2, LAST)
+
+
+def test_completing_only_where_nothing_is(aws: Asker, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=b"there")
+    upload = begin(aws)
+    part = send(aws, upload, 1, LAST)
+    with refused("PreconditionFailed"):
+        complete(aws, upload, [part], IfNoneMatch="*")
+    assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"there"
+
+
+def test_lists_parts_and_uploads_page_by_page(aws: Asker, bucket: str) -> None:
+    uploads = {key: begin(aws, key) for key in ("a/1", "a/2", "b/1")}
+    for number in (1, 2, 3):
+        send(aws, uploads["a/1"], number, LAST, "a/1")
+    parts = aws.s3.get_paginator("list_parts").paginate(
+        Bucket=bucket, Key="a/1", UploadId=uploads["a/1"], PaginationConfig={"PageSize": 2}
+    )
+    assert [[part["PartNumber"] for part in page["Parts"]] for page in parts] == [[1, 2], [3]]
+    pages = aws.s3.get_paginator("list_multipart_uploads").paginate(
+        Bucket=bucket, PaginationConfig={"PageSize": 2}
+    )
+    assert [[one["Key"] for one in page["Uploads"]] for page in pages] == [["a/1", "a/2"], ["b/1"]]
+    grouped = aws.s3.list_multipart_uploads(Bucket=bucket, Delimiter="/")
+    assert [one["Prefix"] for one in grouped["CommonPrefixes"]] == ["a/", "b/"]
+    below = aws.s3.list_multipart_uploads(Bucket=bucket, Prefix="a/")["Uploads"]
+    assert [one["UploadId"] for one in below] == [uploads["a/1"], uploads["a/2"]]
+
+
+def test_parts_copied_from_another_object(aws: Asker, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="source", Body=FIRST + LAST)
+    upload = begin(aws, "copy")
+    where = {"Bucket": bucket, "Key": "copy", "UploadId": upload, "CopySource": f"{bucket}/source"}
+    ranges = [f"bytes=0-{5 * MIB - 1}", f"bytes={5 * MIB}-{5 * MIB + len(LAST) - 1}"]
+    parts = []
+    for number, one in enumerate(ranges, 1):
+        answer = aws.s3.upload_part_copy(**where, PartNumber=number, CopySourceRange=one)
+        parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+    with refused("InvalidArgument"):
+        aws.s3.upload_part_copy(**where, PartNumber=3, CopySourceRange="bytes=0-99999999")
+    complete(aws, upload, parts, "copy")
+    assert aws.s3.get_object(Bucket=bucket, Key="copy")["Body"].read() == FIRST + LAST
+
+
+def test_a_copy_of_a_multipart_object_is_one_piece(aws: Asker, bucket: str) -> None:
+    upload = begin(aws)
+    complete(aws, upload, [send(aws, upload, n, data) for n, data in ((1, FIRST), (2, LAST))])
+    aws.s3.copy_object(Bucket=bucket, Key="copy", CopySource=f"{bucket}/k")
+    whole = hashlib.md5(FIRST + LAST).hexdigest()
+    assert aws.s3.head_object(Bucket=bucket, Key="copy")["ETag"] == f'"{whole}"'

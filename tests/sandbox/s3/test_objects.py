@@ -1,0 +1,323 @@
+"""Objects: what is put is what is got.
+
+Sources: the operations' pages in the Amazon S3 API Reference; "Checking object integrity" and
+"Conditional requests" in the Amazon S3 User Guide; RFC 9110 for ranges.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zlib
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tests.sandbox.asking import Asker, refused, sha256
+from vmsnix_ops.sandbox.objects import ObjectReader, open_object
+from vmsnix_ops.sandbox.wire import checksums
+
+DATA = bytes(range(256)) * 4
+
+
+@pytest.fixture
+def bucket(aws: Asker) -> str:
+    return aws.bucket()
+
+
+def test_gives_back_what_was_put(aws: Asker, bucket: str) -> None:
+    answer = aws.s3.put_object(
+        Bucket=bucket,
+        Key="k",
+        Body=DATA,
+        ContentType="application/x-disk",
+        ContentEncoding="gzip",
+        CacheControl="no-store",
+        ContentDisposition="attachment",
+        Metadata={"digest": "abc"},
+        Tagging="a=1&b=two%20words",
+    )
+    etag = f'"{hashlib.md5(DATA).hexdigest()}"'
+    assert (answer["ETag"], answer["ServerSideEncryption"]) == (etag, "AES256")
+    for found in (aws.s3.get_object(Bucket=bucket, Key="k"), aws.s3.head_object(Bucket=bucket, Key="k")):
+        assert found["ContentLength"] == len(DATA)
+        assert found["ETag"] == etag
+        assert found["ContentType"] == "application/x-disk"
+        assert found["ContentEncoding"] == "gzip"
+        assert found["CacheControl"] == "no-store"
+        assert found["ContentDisposition"] == "attachment"
+        assert found["Metadata"] == {"digest": "abc"}
+        assert found["AcceptRanges"] == "bytes"
+        assert "StorageClass" not in found
+    tags = aws.s3.get_object_tagging(Bucket=bucket, Key="k")["TagSet"]
+    assert tags == [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "two words"}]
+
+
+def test_an_object_without_a_type_is_octets(aws: Asker, bucket: str) -> None:
+    aws.ask("PUT", f"/{bucket}/k", b"x")
+    assert aws.s3.head_object(Bucket=bucket, Key="k")["ContentType"] == "binary/octet-stream"
+
+
+@pytest.mark.parametrize("length", [0, 1, 262_143, 262_144, 262_145, 1_000_000])
+def test_keeps_every_length(aws: Asker, bucket: str, length: int) -> None:
+    data = (DATA * 4000)[:length]
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=data)
+    assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == data
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "last"),
+    [
+        ("bytes=0-0", 0, 0),
+        ("bytes=10-19", 10, 19),
+        ("bytes=1000-", 1000, 1023),
+        ("bytes=-24", 1000, 1023),
+        ("bytes=1000-99999", 1000, 1023),
+        ("bytes=-99999", 0, 1023),
+    ],
+)
+def test_answers_ranges(aws: Asker, bucket: str, asked: str, first: int, last: int) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
+    found = aws.s3.get_object(Bucket=bucket, Key="k", Range=asked)
+    assert found["Body"].read() == DATA[first : last + 1]
+    assert found["ContentRange"] == f"bytes {first}-{last}/1024"
+    assert found["ResponseMetadata"]["HTTPStatusCode"] == 206
+
+
+@pytest.mark.parametrize("asked", ["bytes=1024-", "bytes=-0", "bytes=5000-6000"])
+def test_refuses_ranges_behind_the_end(aws: Asker, bucket: str, asked: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
+    with refused("InvalidRange"):
+        aws.s3.get_object(Bucket=bucket, Key="k", Range=asked)
+
+
+def test_ignores_ranges_that_are_none(aws: Asker, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
+    found = aws.s3.get_object(Bucket=bucket, Key="k", Range="lines=1-2")
+    assert (found["ContentLength"], found["ResponseMetadata"]["HTTPStatusCode"]) == (1024, 200)
+
+
+def test_answers_say_what_the_request_wants_them_to_say(aws: Asker, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
+    found = aws.s3.get_object(Bucket=bucket, Key="k", ResponseContentType="text/plain")
+    assert found["ContentType"] == "text/plain"
+
+
+def test_missing_objects(aws: Asker, bucket: str) -> None:
+    with refused("NoSuchKey"):
+        aws.s3.get_object(Bucket=bucket, Key="nothing")
+    with refused("404"):
+        aws.s3.head_object(Bucket=bucket, Key="nothing")
+    with refused("KeyTooLongError"):
+        aws.s3.put_object(Bucket=bucket, Key="k" * 1025, Body=b"")
+
+
+# Checksums
+
+
+def crc32(data: bytes) -> str:
+    return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+
+
+def test_boto3_sends_a_crc32_and_gets_it_back(aws: Asker, bucket: str) -> None:
+    answer = aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
+    assert (answer["ChecksumCRC32"], answer["ChecksumType"]) == (crc32(DATA), "FULL_OBJECT")
+    found = aws.s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")
+    assert found["ChecksumCRC32"] == crc32(DATA)
+    assert "ChecksumCRC32" not in aws.s3.head_object(Bucket=bucket, Key="k")
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha1", "crc32", "crc32c", "crc64nvme"])
+def test_compares_and_keeps_the_checksum_that_was_sent(aws: Asker, bucket: str, algorithm: str) -> None:
+    computed = checksums.new(algorithm)
+    computed.update(DATA)
+    sent = {f"Checksum{algorithm.upper()}": checksums.encode(computed.digest())}
+    answer = aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, **sent)
+    assert sent.items() <= answer.items()
+    with refused("BadDigest"):
+        aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA + b"!", **sent)
+    assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == DATA
+
+
+def test_compares_content_md5(aws: Asker, bucket: str) -> None:
+    right = base64.b64encode(hashlib.md5(DATA).digest()).decode()
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ContentMD5=right)
+    with refused("BadDigest", "Content-MD5"):
+        aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA + b"!", ContentMD5=right)
+    with refused("InvalidDigest"):
+        aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ContentMD5="short")
+
+
+def test_a_checksum_that_is_none_is_refused(aws: Asker, bucket: str) -> None:
+    with refused("InvalidRequest", "x-amz-checksum-sha256"):
+        aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ChecksumSHA256="short")
+
+
+def test_an_upload_that_was_refused_leaves_no_file(aws: Asker, bucket: str) -> None:
+    objects = aws.served.world.folder / "objects"
+    before = set(objects.rglob("*/*"))
+    with refused("BadDigest"):
+        aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ChecksumSHA256=sha256(b""))
+    assert set(objects.rglob("*/*")) == before
+
+
+# Conditions
+
+
+def test_writes_only_where_nothing_is(aws: Asker, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=b"first", IfNoneMatch="*")
+    with refused("PreconditionFailed"):
+        aws.s3.put_object(Bucket=bucket, Key="k", Body=b"second", IfNoneMatch="*")
+    assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"first"
+
+
+def test_writes_only_over_what_it_knows(aws: Asker, bucket: str) -> None:
+    etag = aws.s3.put_object(Bucket=bucket, Key="k", Body=b"first")["ETag"]
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=b"second", IfMatch=etag)
+    with refused("PreconditionFailed"):
+        aws.s3.put_object(Bucket=bucket, Key="k", Body=b"third", IfMatch=etag)
+    with refused("NoSuchKey"):
+        aws.s3.put_object(Bucket=bucket, Key="new", Body=b"x", IfMatch=etag)
+
+
+@pytest.mark.parametrize(
+    ("condition", "outcome"),
+    [
+        ({"IfMatch": "right"}, "ok"),
+        ({"IfMatch": '"other"'}, "PreconditionFailed"),
+        ({"IfNoneMatch": "right"}, "304"),
+        ({"IfNoneMatch": '"other"'}, "ok"),
+        ({"IfModifiedSince": timedelta(minutes=1)}, "304"),
+        ({"IfModifiedSince": timedelta(minutes=-1)}, "ok"),
+        ({"IfUnmodifiedSince": timedelta(minutes=-1)}, "PreconditionFailed"),
+        ({"IfUnmodifiedSince": timedelta(minutes=1)}, "ok"),
+        ({"IfMatch": "right", "IfUnmodifiedSince": timedelta(minutes=-1)}, "ok"),
+        ({"IfNoneMatch": '"other"', "IfModifiedSince": timedelta(minutes=1)}, "ok"),
+    ],
+)
+def test_reads_under_conditions(aws: Asker, bucket: str, condition: dict[str, Any], outcome: str) -> None:
+    etag = aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)["ETag"]
+    modified = aws.s3.head_object(Bucket=bucket, Key="k")["LastModified"]
+    asked = {
+        name: modified + value if isinstance(value, timedelta) else value.replace("right", etag)
+        for name, value in condition.items()
+    }
+    if outcome == "ok":
+        assert aws.s3.get_object(Bucket=bucket, Key="k", **asked)["Body"].read() == DATA
+        return
+    with refused(outcome):
+        aws.s3.get_object(Bucket=bucket, Key="k", **asked)
+
+
+# Deleting, copying, tags, attributes
+
+
+def test_deleting_what_is_not_there_succeeds(aws: Asker, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
+    aws.s3.delete_object(Bucket=bucket, Key="k")
+    aws.s3.delete_object(Bucket=bucket, Key="k")
+    assert aws.s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+
+
+def test_deletes_many(aws: Asker, bucket: str) -> None:
+    for number in range(3):
+        aws.s3.put_object(Bucket=bucket, Key=f"k{number}", Body=b"")
+    etag = aws.s3.head_object(Bucket=bucket, Key="k0")["ETag"]
+    wanted = [{"Key": "k0", "ETag": etag}, {"Key": "k1", "ETag": '"other"'}, {"Key": "none"}]
+    answer = aws.s3.delete_objects(Bucket=bucket, Delete={"Objects": wanted})
+    assert [entry["Key"] for entry in answer["Deleted"]] == ["k0", "none"]
+    assert [(entry["Key"], entry["Code"]) for entry in answer["Errors"]] == [("k1", "PreconditionFailed")]
+    assert "Deleted" not in aws.s3.delete_objects(
+        Bucket=bucket, Delete={"Objects": [{"Key": "k2"}], "Quiet": True}
+    )
+    assert [e["Key"] for e in aws.s3.list_objects_v2(Bucket=bucket)["Contents"]] == ["k1"]
+
+
+def test_a_copy_lives_on_without_its_source(aws: Asker, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="from", Body=DATA, Metadata={"a": "1"}, Tagging="t=1")
+    answer = aws.s3.copy_object(Bucket=bucket, Key="to", CopySource={"Bucket": bucket, "Key": "from"})
+    assert answer["CopyObjectResult"]["ETag"] == f'"{hashlib.md5(DATA).hexdigest()}"'
+    aws.s3.delete_object(Bucket=bucket, Key="from")
+    found = aws.s3.get_object(Bucket=bucket, Key="to")
+    assert (found["Body"].read(), found["Metadata"], found["TagCount"]) == (DATA, {"a": "1"}, 1)
+
+
+def test_a_copy_can_replace_metadata(aws: Asker, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, Metadata={"a": "1"})
+    source = {"Bucket": bucket, "Key": "k"}
+    with refused("InvalidRequest", "copy an object to itself"):
+        aws.s3.copy_object(Bucket=bucket, Key="k", CopySource=source)
+    aws.s3.copy_object(
+        Bucket=bucket, Key="k", CopySource=source, MetadataDirective="REPLACE", Metadata={"b": "2"}
+    )
+    found = aws.s3.get_object(Bucket=bucket, Key="k")
+    assert (found["Body"].read(), found["Metadata"]) == (DATA, {"b": "2"})
+
+
+def test_a_copy_checks_its_source(aws: Asker, bucket: str) -> None:
+    with refused("NoSuchKey"):
+        aws.s3.copy_object(Bucket=bucket, Key="to", CopySource={"Bucket": bucket, "Key": "from"})
+    aws.s3.put_object(Bucket=bucket, Key="from", Body=DATA)
+    with refused("PreconditionFailed"):
+        aws.s3.copy_object(Bucket=bucket, Key="to", CopySource=f"{bucket}/from", CopySourceIfMatch='"other"')
+
+
+def test_tags_of_objects(aws: Asker, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
+    tags = [{"Key": "a", "Value": "1"}]
+    aws.s3.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": tags})
+    assert aws.s3.get_object_tagging(Bucket=bucket, Key="k")["TagSet"] == tags
+    aws.s3.delete_object_tagging(Bucket=bucket, Key="k")
+    assert aws.s3.get_object_tagging(Bucket=bucket, Key="k")["TagSet"] == []
+    many = [{"Key": str(n), "Value": ""} for n in range(11)]
+    with refused("BadRequest", "cannot be greater than 10"):
+        aws.s3.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": many})
+
+
+def test_public_acls_are_refused(aws: Asker, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ACL="bucket-owner-full-control")
+    with refused("AccessControlListNotSupported"):
+        aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ACL="public-read")
+
+
+def test_attributes(aws: Asker, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ChecksumSHA256=sha256(DATA))
+    asked = ["ETag", "Checksum", "ObjectSize", "StorageClass", "ObjectParts"]
+    found = aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=asked)
+    assert found["ETag"] == hashlib.md5(DATA).hexdigest()
+    assert found["Checksum"] == {"ChecksumSHA256": sha256(DATA), "ChecksumType": "FULL_OBJECT"}
+    assert (found["ObjectSize"], found["StorageClass"]) == (1024, "STANDARD")
+    assert "ObjectParts" not in found
+
+
+# Reading from inside
+
+
+def test_other_services_read_an_object_as_one_file(aws: Asker, bucket: str) -> None:
+    world = aws.served.world
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
+    with open_object(world.tables, world.folder, bucket, "k") as reader:
+        assert (reader.size, reader.read()) == (1024, DATA)
+    with pytest.raises(FileNotFoundError, match="s3://images/none"):
+        open_object(world.tables, world.folder, bucket, "none")
+
+
+def test_a_reader_crosses_the_borders_of_parts(tmp_path: Any) -> None:
+    pieces = [b"abc", b"", b"defg", b"h"]
+    parts = []
+    for number, piece in enumerate(pieces):
+        path = tmp_path / str(number)
+        path.write_bytes(piece)
+        parts.append((path, len(piece)))
+    whole = b"".join(pieces)
+    with ObjectReader(parts) as reader:
+        for start in range(len(whole) + 2):
+            for length in range(len(whole) + 2):
+                reader.seek(start)
+                assert reader.read(length) == whole[start : start + length]
+        assert reader.seek(-2, 2) == 6
+        assert reader.seek(1, 1) == 7
+        assert reader.tell() == 7
+        with pytest.raises(ValueError, match="before the beginning"):
+            reader.seek(-1)

@@ -1,0 +1,53 @@
+"""Checksums against known values: the CRC catalogue's check values, and each other."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmsnix_ops.sandbox.wire import checksums
+
+
+def compute(algorithm: str, data: bytes) -> bytes:
+    one = checksums.new(algorithm)
+    one.update(data)
+    return one.digest()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "check"),
+    [
+        ("crc32", "cbf43926"),
+        ("crc32c", "e3069283"),
+        ("crc64nvme", "ae8b14860a799888"),
+        ("md5", "25f9e794323b453885f5181f1b624d0b"),
+    ],
+)
+def test_the_check_value_of_each_algorithm(algorithm: str, check: str) -> None:
+    assert compute(algorithm, b"123456789").hex() == check
+
+
+@pytest.mark.parametrize("algorithm", sorted(checksums.CRC_POLYNOMIALS))
+@given(first=st.binary(max_size=200), second=st.binary(max_size=200))
+def test_the_crc_of_joined_parts_needs_no_second_look(algorithm: str, first: bytes, second: bytes) -> None:
+    joined = checksums.combine_crc(
+        algorithm, compute(algorithm, first), compute(algorithm, second), len(second)
+    )
+    assert joined == compute(algorithm, first + second)
+
+
+def test_several_at_once() -> None:
+    digests = checksums.Digests({"md5", "sha256"})
+    digests.require(["crc32"])
+    digests.update(memoryview(b"123456"))
+    digests.update(memoryview(b"789"))
+    assert digests.hex("crc32") == "cbf43926"
+    assert digests.base64("md5") == "JfnnlDI7RTiF9RgfG2JNCw=="
+    assert "sha256" in digests
+
+
+def test_what_is_no_checksum() -> None:
+    assert checksums.decode("JfnnlDI7RTiF9RgfG2JNCw==", 16) is not None
+    assert checksums.decode("JfnnlDI7RTiF9RgfG2JNCw==", 20) is None
+    assert checksums.decode("not base64!", 16) is None
