@@ -1,0 +1,91 @@
+"""What stands in the account and in the tables, and what of it should not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmsnix_ops.records.tables import Tables
+
+BUCKET, REGION = "vmsnix-images", "us-east-1"
+ENDED = ("completed", "deleted", "deleting", "cancelled", "cancelling", "error")
+
+
+@dataclass(frozen=True)
+class Account:
+    """Everything that a publish makes, as the AWS API shows it."""
+
+    amis: dict[str, str]  # id to state
+    snapshots: dict[str, str]
+    digests: tuple[str, ...]  # of the AMIs
+    objects: tuple[str, ...]
+    uploads: tuple[str, ...]
+    tasks: dict[str, str]  # id to status
+
+    @property
+    def running(self) -> list[str]:
+        return [task for task, status in self.tasks.items() if status not in ENDED]
+
+    @property
+    def empty(self) -> bool:
+        return not (self.amis or self.snapshots or self.objects or self.uploads or self.running)
+
+    def leftovers(self, *, amis: int = 1) -> Iterator[str]:
+        """Say what is wrong when `amis` AMIs should be there, with one snapshot each, and nothing else."""
+        for name, found in (("AMIs", self.amis), ("snapshots", self.snapshots)):
+            if len(found) != amis:
+                yield f"{len(found)} {name} where {amis} should be: {found}"
+        for name, state in {**self.amis, **self.snapshots}.items():
+            if state not in ("available", "completed"):
+                yield f"{name} is {state}"
+        for name, left in (("objects", self.objects), ("uploads", self.uploads), ("tasks", self.running)):
+            if left:
+                yield f"{name} left behind: {', '.join(left)}"
+
+
+def look(aws: Any, *, region: str = REGION, bucket: str = BUCKET) -> Account:
+    """Look at the whole account."""
+    ec2, s3 = aws.client("ec2", region), aws.client("s3", region)
+    images = ec2.describe_images(Owners=["self"])["Images"]
+    tags = [{tag["Key"]: tag["Value"] for tag in image.get("Tags", ())} for image in images]
+    tasks = ec2.describe_import_snapshot_tasks()["ImportSnapshotTasks"]
+    return Account(
+        amis={image["ImageId"]: image["State"] for image in images},
+        snapshots={
+            found["SnapshotId"]: found["State"]
+            for found in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
+        },
+        digests=tuple(one.get("vmsnix:digest", "") for one in tags),
+        objects=tuple(found["Key"] for found in s3.list_objects_v2(Bucket=bucket).get("Contents", [])),
+        uploads=tuple(
+            found["UploadId"] for found in s3.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+        ),
+        tasks={task["ImportTaskId"]: task["SnapshotTaskDetail"]["Status"] for task in tasks},
+    )
+
+
+def wrong_tables(state: Path, *, run_id: str, ami_id: str) -> Iterator[str]:
+    """Say what is wrong in the tables after a run that went through."""
+    tables = Tables(state / "history")
+    amis, steps, runs = (tables.read(name) for name in ("amis", "steps", "runs"))
+    if list(amis["ami_id"]) != [ami_id]:
+        yield f"amis has {list(amis['ami_id'])} where {ami_id} should be"
+    doubled = [
+        pair for pair, count in Counter(zip(steps["run_id"], steps["step"], strict=True)).items() if count > 1
+    ]
+    if doubled:
+        yield f"steps has twice: {doubled}"
+    unknown = set(steps["status"]) - {"finished", "reused"}
+    if unknown:
+        yield f"steps has {unknown}"
+    missing = {"build", "digest", "register", "finish"} - set(steps["step"][steps["run_id"] == run_id])
+    if missing:
+        yield f"steps lacks {missing}"
+    rows = runs[runs["run_id"] == run_id]
+    if list(rows["status"]) != ["done"]:
+        yield f"runs says {list(rows['status'])} of the run that went through"
+    if set(runs["status"]) - {"done"}:
+        yield f"runs has {list(runs['status'])}"

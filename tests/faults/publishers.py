@@ -1,0 +1,283 @@
+"""Publishers as processes of their own that can be killed, without paying for their imports each time.
+
+`Publishers` starts one warm process, which has everything imported and no thread that works, and which forks a
+publisher for every job. It must not be this process: the sandbox's threads live here, and the sandbox has to
+survive the publishers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+MOMENTS = ("before", "sent", "after")
+"""Before the request; after it was sent and before the answer; after the answer."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Where a publisher dies: at the `nth` call (from 1) of an operation, such as ``s3:UploadPart``."""
+
+    call: str
+    nth: int
+    moment: str
+
+    def __str__(self) -> str:
+        return f"{self.call}#{self.nth} {self.moment}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One publish: parameters of `publish.plan`, the environment, and where to die."""
+
+    plan: Mapping[str, Any]
+    environment: Mapping[str, str]
+    kill: Kill | None = None
+    patches: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a publisher ended.
+
+    `status` is its exit code, negative for a signal; `result` the publish result, `error` the class and text of
+    what it raised, `calls` every AWS call and every commit to a table that it made, in order.
+    """
+
+    status: int
+    result: dict[str, Any]
+    error: str
+    text: str
+    calls: tuple[str, ...]
+
+    @property
+    def killed(self) -> bool:
+        return self.status == -signal.SIGKILL
+
+
+class Publishers:
+    """The warm process; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._count = 0
+
+    def __enter__(self) -> Publishers:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        environment |= {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+    def run(self, *jobs: Job, during: Callable[[list[int]], None] | None = None) -> list[Ended]:
+        """Run publishers side by side and wait for all; `during` is given their process ids."""
+        assert self._process.stdin
+        assert self._process.stdout
+        answers = []
+        for _ in jobs:
+            self._count += 1
+            answers.append(self.folder / f"publisher-{self._count}")
+        told = [asdict(job) | {"answer": str(answer)} for job, answer in zip(jobs, answers, strict=True)]
+        self._process.stdin.write(json.dumps(told) + "\n")
+        self._process.stdin.flush()
+        processes = json.loads(self._process.stdout.readline())
+        if during is not None:
+            during(processes)
+        statuses = json.loads(self._process.stdout.readline())
+        return [_read(answer, status) for answer, status in zip(answers, statuses, strict=True)]
+
+
+def _read(answer: Path, status: int) -> Ended:
+    said = json.loads(answer.read_text()) if answer.exists() else {}
+    log = answer.with_suffix(".calls")
+    calls = tuple(log.read_text().splitlines()) if log.exists() else ()
+    return Ended(status, said.get("result", {}), said.get("error", ""), said.get("text", ""), calls)
+
+
+# What follows runs in the warm process and in the publishers.
+
+
+class Watch:
+    """Counts the calls of this process, writes them down, and dies where it was told to."""
+
+    def __init__(self, kill: Kill | None, log: Path) -> None:
+        self.kill, self.log = kill, log
+        self.seen: Counter[str] = Counter()
+        self.lock = threading.Lock()
+        self.armed = threading.local()
+
+    def enter(self, name: str) -> int:
+        """Count a call that is about to be made."""
+        with self.lock:
+            self.seen[name] += 1
+            with self.log.open("a") as file:
+                file.write(f"{name}\n")
+            return self.seen[name]
+
+    def at(self, name: str, number: int, moment: str) -> None:
+        """Die, if this is the place."""
+        if self.kill == Kill(name, number, moment):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def install(self, session: Any) -> None:
+        """Hook into a botocore session, the connection below it, and the tables."""
+        import urllib3.connection
+
+        from vmsnix_ops.records.tables import Tables
+
+        def before_send(request: Any, event_name: str, **_more: Any) -> None:
+            name = ":".join(event_name.split(".")[1:])
+            number = self.enter(name)
+            self.armed.call = (name, number)
+            self.at(name, number, "before")
+
+        def after_call(event_name: str, **_more: Any) -> None:
+            if getattr(self.armed, "call", None):
+                self.at(*self.armed.call, "after")
+
+        get_response = urllib3.connection.HTTPConnection.getresponse
+
+        def sent(connection: Any, *arguments: Any, **named: Any) -> Any:
+            if getattr(self.armed, "call", None):
+                self.at(*self.armed.call, "sent")
+            return get_response(connection, *arguments, **named)
+
+        append = Tables.append
+
+        def committed(tables: Tables, table: str, *arguments: Any, **named: Any) -> None:
+            number = self.enter(f"table:{table}")
+            self.at(f"table:{table}", number, "before")
+            append(tables, table, *arguments, **named)
+            self.at(f"table:{table}", number, "after")
+
+        session.register("before-send", before_send)
+        session.register("after-call", after_call)
+        urllib3.connection.HTTPConnection.getresponse = sent  # type: ignore[method-assign]
+        Tables.append = committed  # type: ignore[method-assign]
+
+
+def publisher(job: dict[str, Any], loader: Any) -> int:
+    """Publish once; return the exit code."""
+    import boto3
+    import botocore.session
+
+    os.environ.update(job["environment"])
+    # A stopped publisher is asked to stop like one that a shell started.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(job["environment"]["VMSNIX_STATE"])
+    answer = Path(job["answer"])
+    core = botocore.session.Session()
+    core.register_component("data_loader", loader)
+    kill = Kill(**job["kill"]) if job["kill"] else None
+    Watch(kill, answer.with_suffix(".calls")).install(core)
+    for place, value in job["patches"].items():
+        module, _, name = place.rpartition(".")
+        setattr(sys.modules[module], name, value)
+
+    from vmsnix_ops import publish
+    from vmsnix_ops.progress import silent
+
+    try:
+        plan = publish.plan(
+            **job["plan"],
+            progress=silent(),
+            session=boto3.Session(botocore_session=core, region_name="us-east-1"),
+        )
+        result = publish.run(plan)
+    except BaseException as error:
+        answer.write_text(json.dumps({"error": type(error).__name__, "text": str(error)}))
+        return getattr(error, "exit_code", 1)
+    answer.write_text(json.dumps({"result": result.as_dict()}, default=str))
+    return 0
+
+
+def warm() -> Any:
+    """Import everything that a publisher needs, and return a loader that has read botocore's models."""
+    import importlib
+
+    import botocore.loaders
+    import botocore.session
+
+    names = (
+        "boto3",
+        "pandas",
+        "pyarrow.dataset",
+        "pyarrow.compute",
+        "deltalake",
+        "stamina",
+        "vmsnix_ops.publish",
+    )
+    for name in names:
+        importlib.import_module(name)
+    loader = botocore.loaders.create_loader()
+    core = botocore.session.Session()
+    core.register_component("data_loader", loader)
+    for service in ("ec2", "s3", "sts", "iam", "ebs", "service-quotas"):
+        core.create_client(
+            service, region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none"
+        )
+        loader.load_service_model(service, "paginators-1")
+    return loader
+
+
+def serve() -> None:
+    """Fork publishers as told on standard input, until it is closed."""
+    loader = warm()
+    for line in sys.stdin:
+        processes = []
+        for job in json.loads(line):
+            process = os.fork()
+            if process == 0:
+                code = 70
+                try:
+                    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                    os.dup2(2, 1)
+                    code = publisher(job, loader)
+                except BaseException:
+                    import traceback
+
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            processes.append(process)
+        sys.stdout.write(json.dumps(processes) + "\n")
+        sys.stdout.flush()
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+        sys.stdout.write(json.dumps(statuses) + "\n")
+        sys.stdout.flush()
+
+
+def environment(aws: Any, state: Path) -> dict[str, str]:
+    """Return a publisher's environment: the sandbox, and a state folder of its own."""
+    state.mkdir(parents=True, exist_ok=True)
+    places: Sequence[tuple[str, str]] = [
+        ("VMSNIX_STATE", str(state)),
+        ("VMSNIX_HISTORY", str(state / "history")),
+    ]
+    return dict(aws.environment) | dict(places)
+
+
+if __name__ == "__main__":
+    serve()
