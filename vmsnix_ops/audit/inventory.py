@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.account import identity
+from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.records.result import write_result
@@ -52,6 +53,7 @@ COLUMNS = {
 """Columns of the frame and their meaning."""
 
 
+@needs("ec2:DescribeRegions", "ec2:DescribeImages", "ec2:DescribeSnapshots", "ec2:DescribeInstances")
 def scan(*, regions: Iterable[str] = (), session: boto3.Session | None = None) -> pd.DataFrame:
     """Return the AMIs and snapshots that this account owns.
 

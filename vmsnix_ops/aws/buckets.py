@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of
 
 if TYPE_CHECKING:
@@ -83,6 +84,15 @@ def split(size: int) -> list[Part]:
     return [Part(i, offset, min(part_bytes, size - offset)) for i, offset in enumerate(offsets, start=1)]
 
 
+@needs(
+    "s3:ListBucket",
+    "s3:GetObject",
+    "s3:PutObject",
+    "s3:PutObjectTagging",
+    "s3:ListBucketMultipartUploads",
+    "s3:ListMultipartUploadParts",
+    "s3:AbortMultipartUpload",
+)
 def upload(
     s3: Client, path: Path, *, bucket: str, key: str, tags: Mapping[str, str], step: Step | None = None
 ) -> StoredObject:
@@ -135,6 +145,7 @@ def upload(
     return StoredObject(bucket, key, parts[-1].offset + parts[-1].bytes, checksum, "created", sent)
 
 
+@needs("s3:ListBucketMultipartUploads", "s3:AbortMultipartUpload", "s3:DeleteObject")
 def delete(s3: Client, *, bucket: str, key: str) -> None:
     """Remove an object and every unfinished upload of its key.
 
@@ -146,6 +157,7 @@ def delete(s3: Client, *, bucket: str, key: str) -> None:
         s3.delete_object(Bucket=bucket, Key=key)
 
 
+@needs("s3:GetObject", "s3:ListBucket")
 def exists(s3: Client, *, bucket: str, key: str) -> bool:
     """Return whether there is an object of this key, whatever its bytes."""
     with _bucket_errors(bucket, f"look for s3://{bucket}/{key}"):

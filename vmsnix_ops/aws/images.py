@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
@@ -165,6 +166,7 @@ def clean_name(name: str) -> str:
     return cleaned
 
 
+@needs("ec2:DescribeImages")
 def find_by_name(ec2: Client, name: str) -> Ami | None:
     """Return our account's AMI of exactly this name, or ``None``."""
     with calling(f"look for the AMI {name}"):
@@ -180,6 +182,7 @@ def find_by_name(ec2: Client, name: str) -> Ami | None:
     return read(found[0], ec2.meta.region_name) if found else None
 
 
+@needs("ec2:DescribeImages")
 def describe(ec2: Client, ami_id: str) -> Ami:
     """Return one AMI; a moment after its registration too, when AWS does not yet see it."""
     with calling(f"look at the AMI {ami_id}"):
@@ -195,6 +198,7 @@ def describe(ec2: Client, ami_id: str) -> Ami:
     return read(answer["Images"][0], ec2.meta.region_name)
 
 
+@needs("ec2:DescribeImages")
 def ours(ec2: Client) -> list[Ami]:
     """Return every AMI of this account and region that carries a digest tag, oldest first."""
     with calling("list our AMIs"):
@@ -209,6 +213,7 @@ def ours(ec2: Client) -> list[Ami]:
     return sorted(found, key=lambda ami: (ami.created_at, ami.ami_id))
 
 
+@needs("ec2:DescribeImages", "ec2:RegisterImage", "ec2:CreateTags")
 def register(
     ec2: Client,
     registration: Registration,
@@ -271,6 +276,7 @@ def check_same(existing: Ami, *, digest: str, root_device: str) -> None:
         )
 
 
+@needs("ec2:ModifyImageAttribute")
 def share_with_everybody(ec2: Client, ami_id: str) -> None:
     """Let every AWS account launch the AMI. Safe to run twice: a permission is there or not.
 
@@ -297,6 +303,7 @@ def share_with_everybody(ec2: Client, ami_id: str) -> None:
         ) from error
 
 
+@needs("ec2:CreateTags")
 def add_tags(ec2: Client, ami_id: str, tags: Mapping[str, str]) -> None:
     """Add or change tags of an AMI. Safe to run twice."""
     with calling(f"tag {ami_id}"):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
@@ -102,6 +103,7 @@ class Source:
     patience: float = 0.0
 
 
+@needs("ec2:DescribeSnapshots")
 def find_snapshot(ec2: Client, digest: str) -> tuple[str, int] | None:
     """Return id and size (GiB) of the completed snapshot that carries this digest, or ``None``."""
     filters = [
@@ -117,6 +119,7 @@ def find_snapshot(ec2: Client, digest: str) -> tuple[str, int] | None:
     return str(oldest["SnapshotId"]), int(oldest["VolumeSize"])
 
 
+@needs("ec2:DescribeImportSnapshotTasks")
 def tasks(ec2: Client, digest: str) -> list[ImportTask]:
     """Return every import task of this image that AWS still lists."""
     with calling("list the import tasks"):
@@ -125,6 +128,13 @@ def tasks(ec2: Client, digest: str) -> list[ImportTask]:
     return [task for task in map(_read, answers) if task.tags.get(tagging.DIGEST) == digest]
 
 
+@needs(
+    "ec2:DescribeSnapshots",
+    "ec2:DescribeImportSnapshotTasks",
+    "ec2:ImportSnapshot",
+    "ec2:CreateTags",
+    "iam:PassRole",
+)
 def import_snapshot(
     ec2: Client,
     source: Source,
@@ -170,6 +180,7 @@ def import_snapshot(
     raise failure(last, source)
 
 
+@needs("ec2:DescribeImportSnapshotTasks", "ec2:CancelImportTask")
 def cancel(ec2: Client, digest: str) -> list[str]:
     """Cancel every running import of this image and return the task ids. Safe to run twice."""
     running = [task.task_id for task in tasks(ec2, digest) if task.status not in FAILED | {"completed"}]
@@ -306,6 +317,7 @@ def _finish(ec2: Client, task: ImportTask, tags: Mapping[str, str], *, reused: b
     return ImportedSnapshot(task.snapshot_id, size, task.task_id, "reused" if reused else "created")
 
 
+@needs("ec2:DescribeSnapshots")
 def wait_for_snapshot(
     ec2: Client, snapshot_id: str, *, step: Step | None = None, pace: Pace | None = None
 ) -> int:
@@ -347,6 +359,7 @@ def wait_for_snapshot(
     return int(seen.value["VolumeSize"])
 
 
+@needs("ec2:DeleteSnapshot")
 def delete_snapshot(ec2: Client, snapshot_id: str) -> None:
     """Delete a snapshot.
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmsnix_ops import __version__, errors
+from vmsnix_ops.aws.permissions import denied_action
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -151,7 +152,8 @@ def explain(error: Any, doing: str) -> errors.AwsError:
     if code in CLOCK_CODES:
         return errors.CredentialsError(what, why=why, cure="Set this machine's clock (NTP).", **details)
     if code in DENIED_CODES:
-        cure = f"Allow the action for this call, {error.operation_name}, in the caller's IAM policy."
+        action = denied_action(message, error.operation_name) or f"the action for {error.operation_name}"
+        cure = f"Allow {action} in the caller's IAM policy; vmsnix iam-policy prints whole ones."
         return errors.AccessDeniedError(what, why=why, cure=cure, **details)
     if code in QUOTA_CODES:
         cure = "Wait for running work to end, remove what is no longer needed, or ask AWS for a higher quota."

@@ -1,0 +1,178 @@
+"""What each function of this room must be allowed: one table of IAM actions, one decorator.
+
+`needs` stands above every function that calls AWS and names the actions of all the calls that the function
+makes. `vmsnix_ops.aws.policies` sums up the functions of a job, and that is the job's policy: an action that
+no function declares cannot get into one. The tests run each job with exactly its policy, and with every
+single action taken away.
+
+Source of the resources and condition keys: "Actions, resources, and condition keys" for Amazon EC2, Amazon
+EBS, Amazon S3 and IAM in the Service Authorization Reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from vmsnix_ops import errors
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Target = Literal[
+    "everything",  # cannot be narrowed; held to the regions where that is possible
+    "global",  # cannot be narrowed, and has no region
+    "bucket",
+    "objects",
+    "role",
+    "principals",  # users and roles of the account
+    "policies",  # managed policies of the account whose names begin with vmsnix
+    "tagged at creation",  # import tasks, snapshots and images
+    "snapshots",
+    "our snapshots",  # those with the tag vmsnix:digest
+    "our images",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """One IAM action.
+
+    Attributes
+    ----------
+    action
+        Such as ``"ec2:RegisterImage"``.
+    target
+        What it is allowed on.
+    why
+        What it is for, as the documentation says it.
+    """
+
+    action: str
+    target: Target
+    why: str
+
+
+_ALL = (
+    Permission("s3:ListBucket", "bucket", "is the bucket there, is an object missing or only hidden"),
+    Permission("s3:ListBucketMultipartUploads", "bucket", "find an upload to go on with"),
+    Permission("s3:GetObject", "objects", "verify what is there already"),
+    Permission("s3:PutObject", "objects", "upload"),
+    Permission("s3:PutObjectTagging", "objects", "tag what is uploaded"),
+    Permission("s3:DeleteObject", "objects", "clean up"),
+    Permission("s3:ListMultipartUploadParts", "objects", "which parts are there already"),
+    Permission("s3:AbortMultipartUpload", "objects", "end an upload that nobody needs"),
+    Permission("s3:GetBucketPublicAccessBlock", "bucket", "is the bucket private"),
+    Permission("s3:GetBucketPolicyStatus", "bucket", "is the bucket private"),
+    Permission("s3:GetBucketPolicy", "bucket", "is TLS required"),
+    Permission("s3:GetEncryptionConfiguration", "bucket", "is the bucket encrypted"),
+    Permission("s3:GetLifecycleConfiguration", "bucket", "are leftovers removed"),
+    Permission("s3:CreateBucket", "bucket", "make the bucket"),
+    Permission("s3:PutBucketPublicAccessBlock", "bucket", "make it private"),
+    Permission("s3:PutEncryptionConfiguration", "bucket", "encrypt it"),
+    Permission("s3:PutBucketPolicy", "bucket", "require TLS"),
+    Permission("s3:PutLifecycleConfiguration", "bucket", "remove leftovers"),
+    Permission("ec2:DescribeRegions", "everything", "is the region enabled"),
+    Permission("ec2:DescribeImages", "everything", "find what there is already"),
+    Permission("ec2:DescribeSnapshots", "everything", "find what there is already"),
+    Permission("ec2:DescribeInstances", "everything", "what is in use"),
+    Permission("ec2:DescribeImportSnapshotTasks", "everything", "follow an import"),
+    Permission("ec2:ImportSnapshot", "everything", "import"),
+    Permission("ec2:CancelImportTask", "everything", "stop an import after an interrupt"),
+    Permission("ec2:RegisterImage", "everything", "register"),
+    Permission("ec2:CreateTags", "tagged at creation", "tag what is created"),
+    Permission("ec2:DeleteSnapshot", "our snapshots", "remove the snapshot of a failed publish"),
+    Permission("ec2:ModifyImageAttribute", "our images", "make an AMI public"),
+    Permission("ec2:GetImageBlockPublicAccessState", "everything", "may AMIs be public"),
+    Permission("ec2:GetEbsEncryptionByDefault", "everything", "will snapshots be encrypted"),
+    Permission("ebs:StartSnapshot", "snapshots", "begin a snapshot"),
+    Permission("ebs:PutSnapshotBlock", "our snapshots", "write its blocks"),
+    Permission("ebs:CompleteSnapshot", "our snapshots", "seal it"),
+    Permission("ebs:ListSnapshotBlocks", "our snapshots", "which blocks its predecessor has"),
+    Permission("iam:GetRole", "role", "who may take the role of VM Import"),
+    Permission("iam:PassRole", "role", "let VM Import use its role"),
+    Permission("iam:SimulatePrincipalPolicy", "principals", "what do role and caller lack"),
+    Permission("iam:CreateRole", "role", "make the role"),
+    Permission("iam:UpdateAssumeRolePolicy", "role", "let VM Import take it"),
+    Permission("iam:GetRolePolicy", "role", "what the role may do"),
+    Permission("iam:PutRolePolicy", "role", "let it read the bucket"),
+    Permission("iam:GetPolicy", "policies", "is the publisher's policy there"),
+    Permission("iam:GetPolicyVersion", "policies", "is it as it should be"),
+    Permission("iam:CreatePolicy", "policies", "make the publisher's policy"),
+    Permission("iam:ListPolicyVersions", "policies", "make room for a new version"),
+    Permission("iam:DeletePolicyVersion", "policies", "make room for a new version"),
+    Permission("iam:CreatePolicyVersion", "policies", "bring it up to date"),
+    Permission("servicequotas:GetServiceQuota", "global", "how many AMIs there may be"),
+)
+PERMISSIONS: dict[str, Permission] = {permission.action: permission for permission in _ALL}
+"""Every action that this package ever asks for, by name."""
+
+_NEEDS: dict[str, tuple[str, ...]] = {}
+_HIDDEN = {
+    "HeadBucket": "s3:ListBucket",
+    "HeadObject": "s3:GetObject (without s3:ListBucket a missing object is refused like this, too)",
+}
+
+
+def needs(*actions: str) -> Callable[[Function], Function]:
+    """Declare which IAM actions the calls of a function need.
+
+    Parameters
+    ----------
+    actions
+        Keys of `PERMISSIONS`.
+
+    Raises
+    ------
+    vmsnix_ops.errors.UsageError
+        An action is not in the table: at import, so that no wrong declaration gets far.
+    """
+    for action in actions:
+        if action not in PERMISSIONS:
+            raise errors.UsageError(
+                f"The action {action!r} is not in the table of permissions.",
+                why=errors.nearest(action, PERMISSIONS),
+                cure="Add it to vmsnix_ops/aws/permissions.py, with its resources and its reason.",
+            )
+
+    def declare(function: Function) -> Function:
+        _NEEDS[_name(function)] = actions
+        return function
+
+    return declare
+
+
+def needs_of(*functions: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the actions that these functions declare, each once, in the order of the table.
+
+    Raises
+    ------
+    vmsnix_ops.errors.UsageError
+        A function declares nothing.
+    """
+    found: set[str] = set()
+    for function in functions:
+        if _name(function) not in _NEEDS:
+            raise errors.UsageError(
+                f"{_name(function)} does not say what it must be allowed.", cure="Put @needs(...) above it."
+            )
+        found.update(_NEEDS[_name(function)])
+    return tuple(action for action in PERMISSIONS if action in found)
+
+
+def denied_action(message: str, operation: str) -> str:
+    """Return which action a refusal is about.
+
+    AWS names it in most messages; a HEAD request is answered without any, so its action comes from the
+    operation.
+
+    Examples
+    --------
+    >>> denied_action("User: arn:... is not authorized to perform: ec2:RegisterImage on resource: x", "")
+    'ec2:RegisterImage'
+    """
+    _, found, rest = message.partition("not authorized to perform: ")
+    return rest.split()[0].rstrip(".,") if found and rest.split() else _HIDDEN.get(operation, "")
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
