@@ -1,7 +1,7 @@
 """Who am I, and sessions of roles; and the few quotas.
 
-Sources: AssumeRole and GetSessionToken in the AWS STS API Reference; GetServiceQuota in the Service Quotas API
-Reference.
+Sources: AssumeRole and GetSessionToken in the AWS STS API Reference; GetServiceQuota in the Service Quotas
+API Reference.
 """
 
 from __future__ import annotations
