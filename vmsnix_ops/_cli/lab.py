@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,13 +25,15 @@ if TYPE_CHECKING:
 
 # What JupyterLab asks the network for, unless it is told not to.
 QUIET = {"fetchNews": "false", "checkForUpdates": False}
+STOP_SECONDS = 15
 
 
 @click.command()
 @click.option("--sandbox", is_flag=True, help="Work against a local sandbox instead of AWS.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; 0 takes a free one.")
 @click.option("--no-browser", is_flag=True, help="Print the address instead of opening a browser.")
-def lab(sandbox: bool, port: int, no_browser: bool) -> int:
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTERLAB_OPTIONS]")
+def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) -> int:
     """Open the runbooks in JupyterLab, on 127.0.0.1 only.
 
     Relative paths in parameters count from the folder in which this is typed, as they do for `vmsnix run`.
@@ -57,7 +61,8 @@ def lab(sandbox: bool, port: int, no_browser: bool) -> int:
                 why=f"{error.strerror}: {error.filename}.",
                 cure="Correct the permissions, or name another folder with VMSNIX_STATE.",
             ) from error
-        return _serve(_command(notebooks, port, no_browser=no_browser), environment)
+        command = _command(notebooks, port or _free_port(), no_browser=no_browser)
+        return _serve([*command, *options], environment)
 
 
 def _notebooks(state: Path) -> Path:
@@ -116,12 +121,24 @@ def _command(notebooks: Path, port: int, *, no_browser: bool) -> list[str]:
     return [*command, "--no-browser"] if no_browser else command
 
 
+def _free_port() -> int:
+    """Return a port that is free now; JupyterLab would look for one around 8888."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def _serve(command: list[str], environment: Mapping[str, str]) -> int:
     """Run JupyterLab until it ends; it answers Ctrl-C itself, SIGTERM is passed on."""
     server = subprocess.Popen(command, env=dict(environment))
 
     def stop(_number: int, _frame: object) -> None:
         server.terminate()
+        # JupyterLab waits for ever for a kernel that is just starting.
+        last = threading.Timer(STOP_SECONDS, server.kill)
+        last.daemon = True
+        last.start()
 
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
@@ -132,4 +149,4 @@ def _serve(command: list[str], environment: Mapping[str, str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 0 if code in (0, -signal.SIGTERM) else 1
+    return 0 if code in (0, -signal.SIGTERM, -signal.SIGKILL) else 1
