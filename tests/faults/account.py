@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.records.tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 BUCKET, REGION = "vmsnix-images", "us-east-1"
 ENDED = ("completed", "deleted", "deleting", "cancelled", "cancelling", "error")
@@ -48,7 +52,7 @@ class Account:
 
 def look(aws: Any, *, region: str = REGION, bucket: str = BUCKET) -> Account:
     """Look at the whole account."""
-    ec2, s3 = aws.client("ec2", region), aws.client("s3", region)
+    ec2, s3 = _client(aws, "ec2", region), _client(aws, "s3", region)
     images = ec2.describe_images(Owners=["self"])["Images"]
     tags = [{tag["Key"]: tag["Value"] for tag in image.get("Tags", ())} for image in images]
     tasks = ec2.describe_import_snapshot_tasks()["ImportSnapshotTasks"]
@@ -65,6 +69,11 @@ def look(aws: Any, *, region: str = REGION, bucket: str = BUCKET) -> Account:
         ),
         tasks={task["ImportTaskId"]: task["SnapshotTaskDetail"]["Status"] for task in tasks},
     )
+
+
+@lru_cache(maxsize=8)
+def _client(aws: Any, service: str, region: str) -> Any:
+    return aws.client(service, region)
 
 
 def wrong_tables(state: Path, *, run_id: str, ami_id: str) -> Iterator[str]:

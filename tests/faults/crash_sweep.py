@@ -1,27 +1,30 @@
 """Kill a publisher at every AWS call, run it again, and look at what is there.
 
-``python -m tests.faults.crash_sweep`` (``just crash-sweep``) sweeps all points of both paths; the tests sweep a
-few. Every call is a point three times: killed before the request, after it was sent and before its answer was
-read, and after the answer. Commits to the tables are points too.
+``python -m tests.faults.crash_sweep`` (``just crash-sweep``) sweeps all points of both paths; the tests
+sweep a few. Every call is a point three times: killed before the request, after it was sent and before its
+answer was read, and after the answer. Commits to the tables are points too.
 """
 
 from __future__ import annotations
 
 import argparse
+import pickle
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.faults.account import BUCKET, REGION, look, wrong_tables
 from tests.faults.publishers import MOMENTS, Ended, Job, Kill, Publishers, environment
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.sandbox import Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 MIB = 2**20
 PARTS = 2
@@ -55,11 +58,20 @@ class Sweep:
         # Two parts of an upload, and a disk that is quickly read.
         self.image = make_sample_image(folder / "image", data_bytes=7 * MIB)
         self._count = 0
+        self._prepared: bytes | None = None
 
     def clean(self) -> Path:
         """Begin with an empty account and an empty state folder; return the folder."""
-        self.aws.reset()
-        self.aws.prepare(bucket=BUCKET, region=REGION)
+        # The bucket and the role are made once; `reset` would take them away.
+        world = self.aws.world
+        if self._prepared is None:
+            self.aws.prepare(bucket=BUCKET, region=REGION)
+            self._prepared = pickle.dumps(world.tables._tables)
+        with world.lock:
+            world.tables._tables.clear()
+            world.tables._tables.update(pickle.loads(self._prepared))
+        self.aws.faults.clear()
+        self.aws.calls.clear()
         self._count += 1
         return self.folder / f"state-{self._count}"
 

@@ -1,8 +1,8 @@
 """Publishers as processes of their own that can be killed, without paying for their imports each time.
 
-`Publishers` starts one warm process, which has everything imported and no thread that works, and which forks a
-publisher for every job. It must not be this process: the sandbox's threads live here, and the sandbox has to
-survive the publishers.
+`Publishers` starts one warm process, which has everything imported and no thread that works, and which forks
+a publisher for every job. It must not be this process: the sandbox's threads live here, and the sandbox has
+to survive the publishers.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 ROOT = Path(__file__).parents[2]
 MOMENTS = ("before", "sent", "after")
@@ -50,8 +52,8 @@ class Job:
 class Ended:
     """How a publisher ended.
 
-    `status` is its exit code, negative for a signal; `result` the publish result, `error` the class and text of
-    what it raised, `calls` every AWS call and every commit to a table that it made, in order.
+    `status` is its exit code, negative for a signal; `result` the publish result; `error` and `text` the
+    class and the words of what it raised; `calls` every AWS call and every commit to a table, in order.
     """
 
     status: int
@@ -183,6 +185,19 @@ def publisher(job: dict[str, Any], loader: Any) -> int:
     import boto3
     import botocore.session
 
+    class Thrifty(boto3.Session):  # type: ignore[misc]
+        """Makes each client once: a sweep makes thousands of them."""
+
+        def __init__(self, **named: Any) -> None:
+            super().__init__(**named)
+            self._made: dict[Any, Any] = {}
+
+        def client(self, service: str, **named: Any) -> Any:
+            key = (service, named.get("region_name"), named["config"].max_pool_connections)
+            if key not in self._made:
+                self._made[key] = super().client(service, **named)
+            return self._made[key]
+
     os.environ.update(job["environment"])
     # A stopped publisher is asked to stop like one that a shell started.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -200,13 +215,10 @@ def publisher(job: dict[str, Any], loader: Any) -> int:
     from vmsnix_ops.progress import silent
 
     try:
-        plan = publish.plan(
-            **job["plan"],
-            progress=silent(),
-            session=boto3.Session(botocore_session=core, region_name="us-east-1"),
-        )
+        session = Thrifty(botocore_session=core, region_name="us-east-1")
+        plan = publish.plan(**job["plan"], progress=silent(), session=session)
         result = publish.run(plan)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 (an interrupt too is told to the parent)
         answer.write_text(json.dumps({"error": type(error).__name__, "text": str(error)}))
         return getattr(error, "exit_code", 1)
     answer.write_text(json.dumps({"result": result.as_dict()}, default=str))
@@ -216,7 +228,9 @@ def publisher(job: dict[str, Any], loader: Any) -> int:
 def warm() -> Any:
     """Import everything that a publisher needs, and return a loader that has read botocore's models."""
     import importlib
+    from functools import cache
 
+    import botocore.client
     import botocore.loaders
     import botocore.session
 
@@ -234,6 +248,15 @@ def warm() -> Any:
     loader = botocore.loaders.create_loader()
     core = botocore.session.Session()
     core.register_component("data_loader", loader)
+    make = botocore.client.ClientCreator._create_client_class
+    made = cache(lambda name: make(*making[name]))
+    making: dict[str, Any] = {}
+
+    def remembered(creator: Any, name: str, model: Any) -> Any:
+        making.setdefault(name, (creator, name, model))
+        return made(name)
+
+    botocore.client.ClientCreator._create_client_class = remembered
     for service in ("ec2", "s3", "sts", "iam", "ebs", "service-quotas"):
         core.create_client(
             service, region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none"
@@ -255,7 +278,7 @@ def serve() -> None:
                     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                     os.dup2(2, 1)
                     code = publisher(job, loader)
-                except BaseException:
+                except BaseException:  # noqa: BLE001 (a fork must not go on in its parent's code)
                     import traceback
 
                     traceback.print_exc()

@@ -7,11 +7,12 @@ one row a step.
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import json
 import os
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -81,9 +82,9 @@ class Journal:
             False when what runs inside shows its own progress.
         """
         started = datetime.now(UTC)
-        self._write(name, "started")
         face = self.progress if shown else silent()
-        with face.step(name, total=total, unit=unit) as step:
+        with self._at_work(), face.step(name, total=total, unit=unit) as step:
+            self._write(name, "started", region=self.region, account=self.account, via=self.via)
             entry = Entry(step)
             try:
                 yield entry
@@ -94,6 +95,18 @@ class Journal:
                 self._record_run("interrupted" if interrupted else "failed", error=str(entry.detail["error"]))
                 raise
             self._close(name, "reused" if entry.outcome == "reused" else "finished", started, entry)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Hold the journal's lock, so that nobody rolls back what is under way; death releases it too."""
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(descriptor)
 
     def finish(self, result: PublishResult) -> None:
         """Write ``result.json``, and the row in ``runs`` unless a runner will do that."""
@@ -148,7 +161,6 @@ class Journal:
         self.tables.append("steps", [row], once=f"{self.run.run_id}/{name}/{len(self.timings)}")
 
     def _write(self, name: str, status: str, **more: Any) -> None:
-        self.run.folder.mkdir(parents=True, exist_ok=True)
         line = {
             "at": datetime.now(UTC).isoformat(),
             "run_id": self.run.run_id,
