@@ -13,16 +13,17 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import block_wire
 from vmsnix_ops.aws.block_worker import EXPIRED, THROTTLED, Job
+from vmsnix_ops.aws.session import CREDENTIAL_CODES, DENIED_CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import boto3
@@ -31,6 +32,7 @@ BATCH = 16  # blocks a message: 8 MiB of image
 CONNECTIONS = 64
 CEILING = 1000.0  # puts a second; AWS's own worked example for one account
 BUDGET_SECONDS = 300.0
+TOTAL_SECONDS = 6 * 3600.0
 
 Item = tuple[int, str | None]
 """A block's index, and the parent's digest (put) or the block's token (get)."""
@@ -55,7 +57,9 @@ class Pushing:
     budget_seconds
         How long to keep trying one block.
     read_seconds
-        How long one request may hang before it is given up and sent again.
+        How long one request may hang before it is given up and sent again; twice as long each time after.
+    total_seconds
+        How long all of it may take.
     """
 
     processes: int = 0
@@ -63,6 +67,7 @@ class Pushing:
     ceiling: float = CEILING
     budget_seconds: float = BUDGET_SECONDS
     read_seconds: float = 20.0
+    total_seconds: float = TOTAL_SECONDS
 
     def workers(self) -> int:
         """Return the number of processes."""
@@ -86,30 +91,33 @@ class BlockRefusedError(errors.AwsError):
 
 
 def run(
-    verb: Literal["put", "get"],
-    items: Iterable[Item],
+    verb: Literal["put", "get", "compare"],
+    items: Sequence[Item],
     *,
     session: boto3.Session,
     region: str,
     snapshot_id: str,
-    path: Path | None,
+    path: Path,
+    descriptor: int = -1,
     on_done: Callable[[Sequence[Done]], None],
     pushing: Pushing = Pushing(),
 ) -> int:
-    """Put or get blocks and return how many answers were throttled.
+    """Put, get or compare blocks and return how many answers were throttled.
 
     Parameters
     ----------
     verb
-        ``"put"`` or ``"get"``.
+        ``"put"`` from an image, ``"get"`` into a file, or ``"compare"`` with an image.
     items
-        What to do; consumed as workers become free.
+        What to do, in this order.
     session, region
         Who and where.
     snapshot_id
         Of the snapshot.
     path
-        The image to read, or the existing file to write; ``None`` with ``"get"`` fetches and compares only.
+        The image to read, or the existing file to write.
+    descriptor
+        An open file that is the disk itself, byte for byte, to read instead of the image.
     on_done
         Called in this thread with every batch that is done: what a journal may rely upon.
     pushing
@@ -121,26 +129,35 @@ def run(
         A block was refused for good, or for longer than the budget. The others may have arrived.
     vmsnix_ops.errors.CredentialsError
         The credentials expired and the session had no newer ones.
+    vmsnix_ops.errors.AccessDeniedError
+        The caller may not do this.
+    vmsnix_ops.errors.DeadlineError
+        The whole took longer than it was given.
     """
-    count = pushing.workers()
+    if not items:
+        return 0
+    count = min(pushing.workers(), len(items))
     job = Job(
         verb,
         snapshot_id,
-        str(path) if path else "",
+        f"/dev/fd/{descriptor}" if descriptor >= 0 else str(path.absolute()),
+        descriptor >= 0,
         max(pushing.connections // count, 1),
         pushing.ceiling / count,
         pushing.budget_seconds,
     )
     where = block_wire.target(session, region, read_seconds=pushing.read_seconds)
-    with _Crew(job, where, session, count) as crew:
-        return crew.carry_out(items, on_done)
+    with _Crew(job, where, session, count, descriptor) as crew:
+        return crew.carry_out(items, on_done, deadline=time.monotonic() + pushing.total_seconds)
 
 
 class _Crew:
     """The worker processes of one run. Leaving the block ends them, whatever they are doing."""
 
-    def __init__(self, job: Job, where: block_wire.Target, session: boto3.Session, count: int) -> None:
-        self.job, self.session = job, session
+    def __init__(
+        self, job: Job, where: block_wire.Target, session: boto3.Session, count: int, descriptor: int
+    ) -> None:
+        self.job, self.session, self.descriptor = job, session, descriptor
         self.keys = block_wire.keys(session)
         self.inbox: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
         opening = {"job": asdict(job), "target": asdict(where), "keys": asdict(self.keys)}
@@ -159,16 +176,21 @@ class _Crew:
                 if stream is not None:
                     _close(stream)
 
-    def carry_out(self, items: Iterable[Item], on_done: Callable[[Sequence[Done]], None]) -> int:
+    def carry_out(
+        self, items: Sequence[Item], on_done: Callable[[Sequence[Done]], None], *, deadline: float
+    ) -> int:
         """Keep every worker supplied until nothing is left and all is done."""
-        left = _batches(iter(items))
+        left = _batches(items, self.job.threads * len(self.workers))
         waiting = [0] * len(self.workers)
         depth = self.job.threads + 2  # one batch a thread, and a little that lies ready
         for _ in range(depth):
             for number in range(len(self.workers)):
                 waiting[number] += self._supply(number, left)
         while any(waiting):
-            number, message = self.inbox.get()
+            try:
+                number, message = self.inbox.get(timeout=max(deadline - time.monotonic(), 0))
+            except queue.Empty:
+                raise _too_long(self.job) from None
             if message is None:
                 raise BlockRefusedError("WorkerDied", f"with exit code {self.workers[number].wait()}", -1)
             if "done" in message:
@@ -183,7 +205,7 @@ class _Crew:
                 raise _failure(message["failed"])
         return sum(self.throttled)
 
-    def _supply(self, number: int, left: Iterator[list[Item]]) -> int:
+    def _supply(self, number: int, left: Iterator[Sequence[Item]]) -> int:
         """Give a worker its next batch; return how many it got."""
         batch = next(left, None)
         if batch is None:
@@ -224,11 +246,15 @@ class _Crew:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            pass_fds=(self.descriptor,) if self.descriptor >= 0 else (),
         )
         threading.Thread(target=self._listen, args=(number, worker), daemon=True).start()
         if worker.stdin is not None:
-            worker.stdin.write(json.dumps(opening) + "\n")
-            worker.stdin.flush()
+            try:
+                worker.stdin.write(json.dumps(opening) + "\n")
+                worker.stdin.flush()
+            except BrokenPipeError:
+                return worker  # it died at once; the end of its output says so
         return worker
 
     def _listen(self, number: int, worker: subprocess.Popen[str]) -> None:
@@ -237,9 +263,11 @@ class _Crew:
         self.inbox.put((number, None))
 
 
-def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
-    while batch := list(islice(items, BATCH)):
-        yield batch
+def _batches(items: Sequence[Item], threads: int) -> Iterator[Sequence[Item]]:
+    """Cut the work into messages: small ones when there is little of it, so that every thread gets some."""
+    size = max(1, min(BATCH, len(items) // (2 * threads)))
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def _close(stream: IO[str]) -> None:
@@ -249,13 +277,29 @@ def _close(stream: IO[str]) -> None:
         return  # the worker was faster
 
 
+def _too_long(job: Job) -> errors.DeadlineError:
+    return errors.DeadlineError(
+        f"Gave up moving the blocks of {job.snapshot_id}.",
+        why="The whole took longer than it was given.",
+        cure="Running the same command again goes on from the blocks that arrived.",
+    )
+
+
 def _failure(said: dict[str, Any]) -> errors.AwsError:
     code, message, index = said["code"], said["message"], said["index"]
-    if code in EXPIRED:
+    if code in EXPIRED or code in CREDENTIAL_CODES:
         return errors.CredentialsError(
-            f"The credentials expired at block {index}.",
+            f"The credentials were refused at block {index}.",
             why=f"{code}: {message}",
             cure="Log in again; running the same command again goes on from the blocks that arrived.",
+            code=code,
+        )
+    if code in DENIED_CODES:
+        return errors.AccessDeniedError(
+            f"Block {index} could not be moved.",
+            why=f"{code}: {message}",
+            cure="Allow ebs:PutSnapshotBlock (to upload) or ebs:GetSnapshotBlock (to verify or download) in "
+            "the caller's IAM policy; docs/reference/permissions.md lists all.",
             code=code,
         )
     return BlockRefusedError(code, message, index)

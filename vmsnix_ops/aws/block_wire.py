@@ -1,7 +1,7 @@
 """The lean way to put and get one block of a snapshot.
 
 botocore spends most of its time between the caller and the socket. This module sends the same bytes with the
-same Signature Version 4 over urllib3's connection pool (which botocore itself uses), and nothing in between.
+same Signature Version 4 over bare connections (`vmsnix_ops.aws.block_connection`), and nothing in between.
 Everything that decides where the request goes and who sends it is still botocore's: `target` reads endpoint
 (FIPS, dual stack, ``AWS_ENDPOINT_URL``), proxies and certificates from the session.
 
@@ -16,13 +16,19 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
 import urllib.parse
+from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.aws.block_connection import CertificateRefused, Connection, ConnectionFailed, Reply, Way
 
 if TYPE_CHECKING:
     import boto3
+
+__all__ = ["BLOCK_BYTES", "Answer", "BlockWire", "ConnectionFailed", "Keys", "Target", "keys", "target"]
 
 BLOCK_BYTES = 524_288
 UNSIGNED = "UNSIGNED-PAYLOAD"  # the API's own choice: the checksum header is signed, the block is not
@@ -49,17 +55,16 @@ class Target:
         For the signature.
     proxy
         URL of the proxy, or empty.
-    verify
-        True, False, or the path of a certificate bundle: botocore's meaning.
-    connect_seconds, read_seconds
-        Limits of one request. A block that hangs is given up and sent again.
+    certificates
+        Path of the bundle of certificates that are trusted.
+    read_seconds
+        How long a request may hang before it is given up and sent again.
     """
 
     endpoint: str
     region: str
     proxy: str = ""
-    verify: bool | str = True
-    connect_seconds: float = 5.0
+    certificates: str = ""
     read_seconds: float = 20.0
 
 
@@ -70,7 +75,7 @@ class Answer:
     status: int
     code: str = ""
     message: str = ""
-    body: bytes = b""
+    body: bytes | bytearray = b""
     checksum: str = ""
 
     @property
@@ -79,21 +84,35 @@ class Answer:
         return 200 <= self.status < 300
 
 
-class ConnectionFailed(Exception):  # noqa: N818 (a condition that is retried, never shown)
-    """No answer: the connection broke, or the time was over."""
-
-
 def target(session: boto3.Session, region: str, *, read_seconds: float = 20.0) -> Target:
-    """Return where the session's configuration sends calls to the EBS direct APIs."""
+    """Return where the session's configuration sends calls to the EBS direct APIs.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        The proxy is one that is spoken to over TLS.
+    """
+    from botocore.httpsession import where
     from botocore.utils import get_environ_proxies
+
+    from vmsnix_ops import errors
 
     client = session.client("ebs", region_name=region)
     endpoint = client.meta.endpoint_url.rstrip("/")
     configured = client.meta.config.proxies or get_environ_proxies(endpoint)
     proxy = (configured or {}).get(urllib.parse.urlsplit(endpoint).scheme, "")
+    if proxy and "://" not in proxy:
+        proxy = f"http://{proxy}"
+    if urllib.parse.urlsplit(proxy).scheme == "https":
+        raise errors.ParameterError(
+            "The proxy for the EBS direct APIs cannot be used.",
+            why="It is to be spoken to over TLS itself (https://), which this client does not do.",
+            cure="Name it with http:// in HTTPS_PROXY (what it passes on is encrypted all the same), or "
+            "publish via import.",
+        )
     core = session._session  # boto3 itself offers no way to the certificate bundle
     bundle = core.get_config_variable("ca_bundle")
-    return Target(endpoint, region, proxy, bundle or True, read_seconds=read_seconds)
+    return Target(endpoint, region, proxy, str(bundle or where()), read_seconds)
 
 
 def keys(session: boto3.Session) -> Keys:
@@ -112,7 +131,7 @@ def keys(session: boto3.Session) -> Keys:
 
 
 class BlockWire:
-    """Signed requests over one connection pool. Safe to use from several threads.
+    """Signed requests over as many connections as there are threads that use it at once.
 
     Parameters
     ----------
@@ -120,28 +139,22 @@ class BlockWire:
         Where to.
     keys
         Who; assign `keys` anew when they are refreshed.
-    connections
-        How many threads share it.
     """
 
-    def __init__(self, target: Target, keys: Keys, *, connections: int) -> None:
-        import urllib3
-
+    def __init__(self, target: Target, keys: Keys) -> None:
         self.target, self.keys = target, keys
         parts = urllib.parse.urlsplit(target.endpoint)
         self._host, self._path = parts.netloc, parts.path
         self._signing: tuple[str, Keys, bytes] | None = None
-        limits = urllib3.Timeout(connect=target.connect_seconds, read=target.read_seconds)
-        options: dict[str, Any] = {"maxsize": connections, "block": True, "timeout": limits, "retries": False}
-        if parts.scheme == "https":
-            options["cert_reqs"] = "CERT_REQUIRED" if target.verify else "CERT_NONE"
-            options["ca_certs"] = target.verify if isinstance(target.verify, str) else _certificates()
-        pools = (
-            urllib3.ProxyManager(target.proxy, **options) if target.proxy else urllib3.PoolManager(**options)
-        )
-        self._pool = pools.connection_from_url(target.endpoint)
+        context = ssl.create_default_context(cafile=target.certificates) if parts.scheme == "https" else None
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._way = Way(parts.scheme, parts.hostname or "", port, target.proxy, context)
+        # A proxy that can read what it passes on wants the whole address in the request line.
+        self._before = target.endpoint.removesuffix(self._path) if target.proxy and context is None else ""
+        self._extra = self._way.proxy_headers if self._before else {}
+        self._free: deque[Connection] = deque()  # append and pop are atomic
 
-    def put(self, snapshot_id: str, index: int, block: bytes, digest: bytes) -> Answer:
+    def put(self, snapshot_id: str, index: int, block: bytes, digest: bytes, *, patience: int = 1) -> Answer:
         """Send one block.
 
         Parameters
@@ -154,6 +167,8 @@ class BlockWire:
             `BLOCK_BYTES` bytes.
         digest
             Their SHA-256, 32 bytes.
+        patience
+            How many times the target's `Target.read_seconds` to wait.
 
         Raises
         ------
@@ -166,9 +181,9 @@ class BlockWire:
             "x-amz-checksum-algorithm": "SHA256",
             "x-amz-data-length": str(len(block)),
         }
-        return self._send("PUT", f"/snapshots/{snapshot_id}/blocks/{index}", "", headers, block)
+        return self._send("PUT", f"/snapshots/{snapshot_id}/blocks/{index}", "", headers, block, patience)
 
-    def get(self, snapshot_id: str, index: int, token: str) -> Answer:
+    def get(self, snapshot_id: str, index: int, token: str, *, patience: int = 1) -> Answer:
         """Fetch one block with the token that ``ListSnapshotBlocks`` gave for it.
 
         Raises
@@ -177,24 +192,53 @@ class BlockWire:
             There was no answer.
         """
         query = f"blockToken={urllib.parse.quote(token, safe='-_.~')}"
-        return self._send("GET", f"/snapshots/{snapshot_id}/blocks/{index}", query, {}, None)
+        return self._send("GET", f"/snapshots/{snapshot_id}/blocks/{index}", query, {}, None, patience)
+
+    def close(self) -> None:
+        """Close the connections that nobody uses at the moment."""
+        while self._free:
+            self._free.pop().close()
 
     def _send(
-        self, method: str, path: str, query: str, headers: dict[str, str], body: bytes | None
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        patience: int,
     ) -> Answer:
-        from urllib3.exceptions import HTTPError
-
         path = self._path + path
-        signed = self._sign(method, path, query, headers)
+        signed = self._sign(method, path, query, headers) | self._extra
+        if body is not None:
+            signed["content-length"] = str(len(body))
+        line = f"{method} {self._before}{path}{'?' + query if query else ''} HTTP/1.1\r\n"
+        head = line + "".join(f"{name}: {value}\r\n" for name, value in signed.items()) + "\r\n"
         try:
-            answer = self._pool.urlopen(
-                method, f"{path}?{query}" if query else path, body=body, headers=signed, redirect=False
-            )
-        except (HTTPError, OSError) as error:
-            raise ConnectionFailed(str(error)) from error
-        if 200 <= answer.status < 300:
-            return Answer(answer.status, body=answer.data, checksum=answer.headers.get("x-amz-Checksum", ""))
-        return _refused(answer.status, answer.headers.get("x-amzn-ErrorType", ""), answer.data)
+            reply = self._exchange(head.encode("ascii"), body, self.target.read_seconds * patience)
+        except CertificateRefused as error:
+            return Answer(0, "CertificateRefused", str(error))
+        if 200 <= reply.status < 300:
+            return Answer(reply.status, body=reply.body, checksum=reply.headers.get("x-amz-checksum", ""))
+        return _refused(reply)
+
+    def _exchange(self, head: bytes, body: bytes | None, seconds: float) -> Reply:
+        try:
+            connection = self._free.pop()
+        except IndexError:
+            connection = Connection(self._way)
+        try:
+            reply = connection.exchange(head, body, seconds=seconds)
+        except ConnectionFailed as error:
+            if not connection.used or isinstance(error.__cause__, TimeoutError):
+                raise
+            # The server may close a connection that was idle; that is no failure, and a block may be sent
+            # twice.
+            connection = Connection(self._way)
+            reply = connection.exchange(head, body, seconds=seconds)
+        if connection.open:
+            self._free.append(connection)
+        return reply
 
     def _sign(self, method: str, path: str, query: str, headers: dict[str, str]) -> dict[str, str]:
         """Return the headers with a Signature Version 4."""
@@ -227,21 +271,18 @@ class BlockWire:
         return self._signing[2]
 
 
-def _refused(status: int, kind: str, body: bytes) -> Answer:
+def _refused(reply: Reply) -> Answer:
     """Read an error of the rest-json protocol; what is not JSON (a proxy's page) keeps its first words."""
+    kind = reply.headers.get("x-amzn-errortype", "")
     try:
-        said = json.loads(body)
+        said = json.loads(reply.body)
     except ValueError:
         said = None
     if not isinstance(said, dict):
-        return Answer(status, kind.split(":")[0] or f"HTTP {status}", body[:200].decode(errors="replace"))
+        text = reply.body[:200].decode(errors="replace")
+        return Answer(reply.status, kind.split(":")[0] or f"HTTP {reply.status}", text)
     code = (kind or str(said.get("__type", "")) or str(said.get("code", ""))).split(":")[0].rpartition("#")[2]
     reason = said.get("Reason")
     message = str(said.get("Message") or said.get("message") or "")
-    return Answer(status, code or f"HTTP {status}", f"{message} ({reason})" if reason else message)
-
-
-def _certificates() -> str:
-    from botocore.httpsession import where
-
-    return str(where())
+    text = f"{message} ({reason})" if reason else message
+    return Answer(reply.status, code or f"HTTP {reply.status}", text)

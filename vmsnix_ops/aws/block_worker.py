@@ -2,12 +2,11 @@
 
 One Python process cannot keep a fast network busy, so `vmsnix_ops.aws.block_engine` starts a few of these, as
 ``python -m vmsnix_ops.aws.block_worker``. They speak JSON, a line a message: a first line with the job, then
-batches in, and what became of them out. Nothing but urllib3 is imported, so a worker starts in a tenth of a
-second.
+batches in, and what became of them out. Little is imported, so a worker starts in a tenth of a second.
 
 In: ``{"blocks": [[index, parent digest or null or token], ...]}`` or ``{"keys": {...}}``; the end of input
-ends the worker. Out: ``{"done": [[index, digest, sent], ...], "bytes": n, "throttled": n}``, ``{"keys":
-true}`` (they are expired) or ``{"failed": {...}}``.
+ends the worker. Out: ``{"done": [[index, digest, sent], ...], "throttled": n}``, ``{"keys": true}`` (they are
+expired) or ``{"failed": {...}}``.
 """
 
 from __future__ import annotations
@@ -21,26 +20,38 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES, Answer, BlockWire, ConnectionFailed, Keys, Target
 from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.raw import RawImage
+from vmsnix_ops.disk.source import PathSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmsnix_ops.disk.image import DiskImage
 
 THROTTLED = frozenset(
     {
         "RequestThrottled",
         "RequestThrottledException",
         "RequestLimitExceeded",
+        "ServiceQuotaExceededException",
         "SlowDown",
         "Throttling",
         "ThrottlingException",
     }
 )
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidSignatureException", "RequestExpired"})
+DIFFERS = "ContentDiffers"
+KEYS_SECONDS = 10.0  # for the parent to fetch new credentials
 NOT_YET = "ResourceNotFoundException"
 NOT_YET_SECONDS = 120.0  # a fresh snapshot is sometimes unknown for so long
 LONGEST_PAUSE = 10.0
+MOST_PATIENCE = 8  # times the read timeout; a slow line needs more of it than a hung request
 ZEROS = bytes(BLOCK_BYTES)
 
 
@@ -51,11 +62,14 @@ class Job:
     Attributes
     ----------
     verb
-        ``"put"`` reads the image and sends; ``"get"`` fetches and writes.
+        ``"put"`` reads the image and sends; ``"get"`` fetches and writes; ``"compare"`` fetches, and looks
+        whether the image holds the same.
     snapshot_id
         Of the snapshot.
     path
         The image to read, or the file to write.
+    raw
+        Whether the image is the disk itself whatever its first bytes look like.
     threads
         How many requests at once.
     rate
@@ -64,14 +78,16 @@ class Job:
         Seconds to keep trying one block.
     """
 
-    verb: Literal["put", "get"]
+    verb: Literal["put", "get", "compare"]
     snapshot_id: str
     path: str
+    raw: bool
     threads: int
     rate: float
     budget: float
 
 
+Moved = tuple[int, str, bool]
 Inbox = queue.SimpleQueue["list[list[Any]] | Exception | None"]
 
 
@@ -121,7 +137,7 @@ class Worker:
 
     def __init__(self, job: Job, target: Target, keys: Keys) -> None:
         self.job = job
-        self.wire = BlockWire(target, keys, connections=job.threads)
+        self.wire = BlockWire(target, keys)
         self.pace = Pace(job.rate)
         self.started = time.monotonic()
         self.throttled = 0
@@ -134,7 +150,7 @@ class Worker:
             sys.stdout.write(json.dumps(message) + "\n")
             sys.stdout.flush()
 
-    def put(self, image: Any, index: int, parent: str | None) -> tuple[int, str, bool]:
+    def put(self, image: DiskImage, index: int, parent: str | None) -> Moved:
         """Send a block unless it need not be: zero and not in the parent snapshot, or the same there.
 
         Returns
@@ -142,44 +158,62 @@ class Worker:
         tuple
             Index, digest (hex; empty for a block that stays zero) and whether it was sent.
         """
-        data = image.read(index * BLOCK_BYTES, BLOCK_BYTES)
-        if len(data) < BLOCK_BYTES:
-            data += bytes(BLOCK_BYTES - len(data))
+        data = block_of(image, index)
         if parent is None and data == ZEROS:
             return index, "", False
         digest = hashlib.sha256(data).digest()
         if parent == digest.hex():
             return index, parent, False
-        self._patiently(index, lambda: self.wire.put(self.job.snapshot_id, index, data, digest))
+        self._patiently(
+            index,
+            lambda patience: self.wire.put(self.job.snapshot_id, index, data, digest, patience=patience),
+        )
         return index, digest.hex(), True
 
-    def get(self, file: int, index: int, token: str) -> tuple[int, str, bool]:
-        """Fetch a block, compare its checksum, and write it where it belongs."""
-        answer = self._patiently(index, lambda: self.wire.get(self.job.snapshot_id, index, token))
-        digest = hashlib.sha256(answer.body).digest()
-        if answer.checksum and base64.b64encode(digest).decode() != answer.checksum:
-            raise Refused(
-                Answer(0, "ChecksumMismatch", "the bytes are not those that the checksum names"), index
-            )
-        if file >= 0:
-            os.pwrite(file, answer.body, index * BLOCK_BYTES)
-        return index, digest.hex(), True
+    def get(self, file: int, index: int, token: str) -> Moved:
+        """Fetch a block, compare its checksum, and write it where it belongs; zeros stay a hole."""
+        body = self._fetch(index, token)
+        if body != ZEROS:
+            os.pwrite(file, body, index * BLOCK_BYTES)
+        return index, "", True
 
-    def _patiently(self, index: int, send: Any) -> Answer:
+    def compare(self, image: DiskImage, index: int, token: str) -> Moved:
+        """Fetch a block and compare it with the image's."""
+        if self._fetch(index, token) != block_of(image, index):
+            raise Refused(Answer(0, DIFFERS, "the snapshot holds other bytes than the image"), index)
+        return index, "", True
+
+    def _fetch(self, index: int, token: str) -> bytes | bytearray:
+        """Return a block, which is what its checksum says."""
+
+        def ask(patience: int) -> Answer:
+            answer = self.wire.get(self.job.snapshot_id, index, token, patience=patience)
+            if not answer.ok:
+                return answer
+            digest = base64.b64encode(hashlib.sha256(answer.body).digest()).decode()
+            if len(answer.body) != BLOCK_BYTES or digest != answer.checksum:
+                raise ConnectionFailed("the bytes are not those that the checksum names")
+            return answer
+
+        return self._patiently(index, ask).body
+
+    def _patiently(self, index: int, send: Callable[[int], Answer]) -> Answer:
         """Send until it is done; wait out what passes, within the budget."""
-        deadline, pause = time.monotonic() + self.job.budget, 0.1
+        deadline, pause, patience = time.monotonic() + self.job.budget, 0.1, 1
         while True:
             self.pace.wait()
+            used = self.wire.keys
             try:
-                answer: Answer = send()
+                answer = send(patience)
             except ConnectionFailed as error:
                 answer = Answer(0, "ConnectionFailed", str(error))
+                patience = min(patience * 2, MOST_PATIENCE)
             if answer.ok:
                 return answer
             if not self._passes(answer) or time.monotonic() + pause > deadline:
                 raise Refused(answer, index)
-            if answer.code in EXPIRED:
-                self._ask_for_keys()
+            if answer.code in EXPIRED and not self._has_newer_keys(used):
+                raise Refused(answer, index)
             time.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
@@ -192,16 +226,33 @@ class Worker:
         if answer.code == NOT_YET:
             return time.monotonic() - self.started < NOT_YET_SECONDS
         return (
-            answer.status == 0
+            answer.code == "ConnectionFailed"
             or answer.status >= 500
             or answer.code in EXPIRED
             or answer.code == "RequestTimeout"
         )
 
-    def _ask_for_keys(self) -> None:
-        self.fresh_keys.clear()
-        self.say({"keys": True})
-        self.fresh_keys.wait(5.0)
+    def _has_newer_keys(self, used: Keys) -> bool:
+        """Whether the parent had newer credentials than those that were used."""
+        if self.wire.keys == used:
+            self.fresh_keys.clear()
+            self.say({"keys": True})
+            self.fresh_keys.wait(KEYS_SECONDS)
+        return self.wire.keys != used
+
+
+def block_of(image: DiskImage, index: int) -> bytes:
+    """Return a block of the disk; what lies behind its end is zero."""
+    data = image.read(index * BLOCK_BYTES, BLOCK_BYTES)
+    return data if len(data) == BLOCK_BYTES else data + bytes(BLOCK_BYTES - len(data))
+
+
+def open_disk(path: str, *, raw: bool) -> DiskImage:
+    """Open the image of a job."""
+    if not raw:
+        return open_image(path)
+    source = PathSource(Path(path))
+    return RawImage(source, source.size)
 
 
 def main() -> int:
@@ -212,14 +263,25 @@ def main() -> int:
     batches: Inbox = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(worker, batches), daemon=True).start()
     try:
-        if job.verb == "put":
-            with open_image(job.path) as image:
-                _run(worker, batches, lambda index, parent: worker.put(image, index, parent))
-        else:
-            file = os.open(job.path, os.O_WRONLY) if job.path else -1
+        if job.verb == "get":
+            file = os.open(job.path, os.O_WRONLY)
             _run(worker, batches, lambda index, token: worker.get(file, index, token))
+        else:
+            with open_disk(job.path, raw=job.raw) as image:
+                move = worker.put if job.verb == "put" else worker.compare
+                _run(worker, batches, lambda index, extra: move(image, index, extra))
     except Refused as refused:
-        worker.say({"failed": {"index": refused.index, **asdict(refused.answer), "body": ""}})
+        answer = refused.answer
+        worker.say(
+            {
+                "failed": {
+                    "index": refused.index,
+                    "status": answer.status,
+                    "code": answer.code,
+                    "message": answer.message,
+                }
+            }
+        )
         return 1
     except Exception as error:  # noqa: BLE001 (whatever it is, the parent must hear of it)
         worker.say(
@@ -229,7 +291,7 @@ def main() -> int:
     return 0
 
 
-def _run(worker: Worker, batches: Inbox, work: Any) -> None:
+def _run(worker: Worker, batches: Inbox, work: Callable[[int, Any], Moved]) -> None:
     """Carry out batches as they come; the first failure ends it, also while it waits for more."""
 
     def carry_out(batch: list[list[Any]]) -> None:

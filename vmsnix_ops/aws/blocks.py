@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
@@ -19,13 +19,12 @@ from vmsnix_ops.aws.block_engine import BlockRefusedError, Done, Pushing
 from vmsnix_ops.aws.block_journal import Beginning, BlockJournal, pending
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.aws.block_worker import THROTTLED
-from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, client, retrying
 from vmsnix_ops.aws.waiting import Sighting, wait
 from vmsnix_ops.disk.formats import open_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import boto3
@@ -37,7 +36,9 @@ GIB = 2**30
 TIMEOUT_MINUTES = 60
 SEALED_SECONDS = 20.0  # in which a snapshot that somebody completed shows it
 MOST_SNAPSHOTS = 3  # that one run begins, when the ones before expired under it
-_GONE = ("ResourceNotFoundException", "WRITE_REQUEST_TIMEOUT", "ConflictException", "ValidationException")
+MOST_TOKENS = 50  # that are tried: each names an attempt that ended
+_GONE = ("ResourceNotFoundException", "ConflictException", "ValidationException")
+_MAY_PASS_LATER = ("ConnectionFailed", "WorkerDied", "InternalServerException")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class DirectSnapshot:
-    """A completed snapshot, and what it took.
+    """A snapshot that holds all its blocks, and what that took.
 
     Attributes
     ----------
@@ -91,6 +92,8 @@ class DirectSnapshot:
         Blocks that were sent in this run.
     throttled
         Answers that asked to slow down.
+    blocks
+        Index to SHA-256 (hex) of every block that it holds; empty when nobody knows.
     """
 
     snapshot_id: str
@@ -101,6 +104,7 @@ class DirectSnapshot:
     looked_at: int = 0
     sent: int = 0
     throttled: int = 0
+    blocks: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     @property
     def sent_bytes(self) -> int:
@@ -108,16 +112,12 @@ class DirectSnapshot:
         return self.sent * BLOCK_BYTES
 
 
-@needs(
-    "ec2:DescribeSnapshots",
-    "ec2:GetEbsEncryptionByDefault",
-    "ec2:CreateTags",
-    "ec2:DeleteSnapshot",
-    "ebs:StartSnapshot",
-    "ebs:PutSnapshotBlock",
-    "ebs:CompleteSnapshot",
-    "ebs:ListSnapshotBlocks",
-)
+def find(session: boto3.Session, region: str, digest: str) -> str:
+    """Return the id of the completed snapshot that holds an image; empty when there is none."""
+    found = imports.find_snapshot(client(session, "ec2", region), digest)
+    return found[0] if found else ""
+
+
 def upload(
     session: boto3.Session,
     wanted: Upload,
@@ -126,7 +126,7 @@ def upload(
     step: Step | None = None,
     pushing: Pushing | None = None,
 ) -> DirectSnapshot:
-    """Upload an image as a snapshot, or find the one that holds it.
+    """Send an image's blocks and seal the snapshot, or find the one that holds it. `finish` waits for it.
 
     Safe to run twice: a completed snapshot that carries the digest is used; a pending one that this machine's
     journal knows is continued; StartSnapshot's ClientToken derives from digest and attempt, so a machine
@@ -136,27 +136,69 @@ def upload(
     ------
     vmsnix_ops.aws.block_engine.BlockRefusedError
         A block was refused for good. The pending snapshot is removed unless another run may go on with it.
-    vmsnix_ops.errors.SnapshotFailedError
-        The snapshot ended in an error.
+    vmsnix_ops.errors.CredentialsError, vmsnix_ops.errors.DeadlineError
+        Another run goes on from the blocks that arrived.
     """
     ec2, ebs = client(session, "ec2", wanted.region), client(session, "ebs", wanted.region)
     found = imports.find_snapshot(ec2, wanted.digest)
     if found:
-        BlockJournal(wanted.journal).remove()
-        return DirectSnapshot(found[0], found[1], "reused")
-    for attempt in range(MOST_SNAPSHOTS):
-        running = _Running(session, ec2, ebs, wanted, tables, step, pushing or Pushing())
+        return _reused(found, wanted, tables)
+    attempt = 0
+    for number in range(1, MOST_SNAPSHOTS + 1):
+        running = _Running(session, ec2, ebs, wanted, tables, step, pushing or Pushing(), attempt)
         try:
             return running.carry_out()
-        except BlockRefusedError as error:
-            if not running.expired(error) or attempt == MOST_SNAPSHOTS - 1:
-                if not _may_pass_later(error):
-                    running.abandon()
+        except errors.AwsError as error:
+            expired = running.expired(error)
+            if not expired and _may_pass_later(error):
+                raise
+            running.abandon()
+            if not expired or number == MOST_SNAPSHOTS:
                 raise
             if step is not None:
-                step.message(f"{running.snapshot_id} expired: {error.why}; beginning a new snapshot")
-            running.abandon()
+                step.message(f"{running.snapshot_id} is no more ({error.why}); beginning a new snapshot")
+            attempt = running.attempt + 1
     raise RuntimeError("unreachable: the last attempt returns or raises")  # pragma: no cover
+
+
+def finish(
+    session: boto3.Session,
+    wanted: Upload,
+    made: DirectSnapshot,
+    *,
+    tables: Tables,
+    step: Step | None = None,
+) -> DirectSnapshot:
+    """Wait until a sealed snapshot is completed, tag it with the run, and keep its manifest.
+
+    Safe to run twice: the tags stay the same, and the table takes a manifest once.
+
+    Raises
+    ------
+    vmsnix_ops.errors.SnapshotFailedError
+        The snapshot ended in an error, and was removed.
+    """
+    ec2 = client(session, "ec2", wanted.region)
+    try:
+        size = imports.wait_for_snapshot(ec2, made.snapshot_id, step=step)
+    except errors.SnapshotFailedError:
+        imports.delete_snapshot(ec2, made.snapshot_id)
+        BlockJournal(wanted.journal).remove()
+        raise
+    if made.outcome == "created":
+        with calling(f"tag the snapshot {made.snapshot_id}"):
+            ec2.create_tags(Resources=[made.snapshot_id], Tags=tagging.to_list(wanted.tags))
+    if made.blocks:
+        manifests.save(
+            tables,
+            snapshot_id=made.snapshot_id,
+            region=wanted.region,
+            digest=wanted.digest,
+            image=wanted.image,
+            blocks=made.blocks,
+        )
+    BlockJournal(wanted.journal).remove()
+    return replace(made, size_gib=size)
 
 
 def aggregate(digests: Iterable[str]) -> str:
@@ -185,11 +227,12 @@ class _Running:
         tables: Tables,
         step: Step | None,
         pushing: Pushing,
+        attempt: int,
     ) -> None:
         self.session, self.ec2, self.ebs = session, ec2, ebs
         self.wanted, self.tables, self.step, self.pushing = wanted, tables, step, pushing
         self.journal = BlockJournal(wanted.journal)
-        self.snapshot_id = ""
+        self.snapshot_id, self.attempt = "", attempt
 
     def carry_out(self) -> DirectSnapshot:
         with open_image(self.wanted.path) as image:
@@ -197,33 +240,11 @@ class _Running:
             parent, done = self._begin(size_gib)
             known = parent.blocks or {}
             indices = sorted({*image.allocated(BLOCK_BYTES), *known})
-        items = pending([(index, known.get(index)) for index in indices], done)
-        if self.step is not None:
-            self.step.at((len(indices) - len(items)) * BLOCK_BYTES, len(indices) * BLOCK_BYTES)
-        sent_before = sum(sent for _, sent in done.values())
-
-        def acknowledge(batch: Iterable[Done]) -> None:
-            batch = list(batch)
-            self.journal.add(batch)
-            done.update((index, (digest, sent)) for index, digest, sent in batch)
-            if self.step is not None:
-                self.step.advance(len(batch) * BLOCK_BYTES)
-
-        try:
-            throttled = block_engine.run(
-                "put",
-                items,
-                session=self.session,
-                region=self.wanted.region,
-                snapshot_id=self.snapshot_id,
-                path=self.wanted.path,
-                on_done=acknowledge,
-                pushing=self.pushing,
-            )
-        finally:
-            self.journal.close()
-        self._complete({index: digest for index, (digest, sent) in done.items() if sent})
-        self._tag_and_keep({**known, **{index: digest for index, (digest, _) in done.items() if digest}})
+            items = pending([(index, known.get(index)) for index in indices], done)
+            before = sum(sent for _, sent in done.values())
+            throttled = self._send(items, done, image.plain_descriptor())
+        sent = {index: digest for index, (digest, was_sent) in done.items() if was_sent}
+        self._seal(sent)
         return DirectSnapshot(
             self.snapshot_id,
             size_gib,
@@ -231,20 +252,16 @@ class _Running:
             parent.snapshot_id,
             "" if parent.snapshot_id else parent.why,
             len(indices),
-            sum(sent for _, sent in done.values()) - sent_before,
+            len(sent) - before,
             throttled,
+            {**known, **{index: digest for index, (digest, _) in done.items() if digest}},
         )
 
-    def expired(self, error: BlockRefusedError) -> bool:
-        """Whether AWS refuses blocks because this pending snapshot is no more."""
-        if error.code not in _GONE:
+    def expired(self, error: errors.AwsError) -> bool:
+        """Whether AWS refuses because this pending snapshot is no more."""
+        if error.code not in _GONE or not self.snapshot_id:
             return False
-        with calling(f"look at the snapshot {self.snapshot_id}"):
-            try:
-                answer = self.ec2.describe_snapshots(SnapshotIds=[self.snapshot_id])
-            except self.ec2.exceptions.ClientError:
-                return True
-        return str(answer["Snapshots"][0]["State"]) == "error"
+        return self._state(self.snapshot_id) in ("", "error")
 
     def abandon(self) -> None:
         """Leave nothing behind: neither the pending snapshot nor the journal."""
@@ -254,33 +271,47 @@ class _Running:
 
     def _begin(self, size_gib: int) -> tuple[manifests.Parent, dict[int, tuple[str, bool]]]:
         """Go on with the journal's snapshot while it is pending, or start one."""
-        known, attempt = self.journal.read(), 0
-        if known is not None:
-            beginning, done = known
-            attempt = beginning.attempt
-            if self._state(beginning.snapshot_id) == "pending":
-                self.snapshot_id = beginning.snapshot_id
-                self.journal.resume()
-                blocks = manifests.load(self.tables, beginning.parent_id) if beginning.parent_id else None
-                return manifests.Parent(beginning.parent_id, blocks, "it continues a full upload"), done
-            attempt += 1
+        continued = self._continue()
+        if continued is not None:
+            return continued
         parent = manifests.Parent(why="an incremental upload was not wanted")
         if self.wanted.incremental:
             parent = manifests.choose_parent(
                 self.ec2, self.ebs, self.tables, image=self.wanted.image, size_gib=size_gib
             )
-        if self.step is not None:
-            self.step.message(
-                f"starting from {parent.snapshot_id}"
-                if parent.snapshot_id
-                else f"a full upload: {parent.why}"
-            )
-        self.snapshot_id, attempt = self._start(size_gib, parent, attempt)
-        self.journal.begin(Beginning(self.snapshot_id, attempt, parent.snapshot_id))
+        self._tell(
+            f"only what differs from {parent.snapshot_id}"
+            if parent.snapshot_id
+            else f"a full upload: {parent.why}"
+        )
+        self._start(size_gib, parent)
+        self.journal.begin(Beginning(self.snapshot_id, self.attempt, parent.snapshot_id))
         return parent, {}
 
-    def _start(self, size_gib: int, parent: manifests.Parent, attempt: int) -> tuple[str, int]:
-        """Start a snapshot and return its id and the attempt that its token carries."""
+    def _continue(self) -> tuple[manifests.Parent, dict[int, tuple[str, bool]]] | None:
+        """Return the parent and the blocks of the upload that the journal knows, while it can go on."""
+        known = self.journal.read()
+        if known is None:
+            return None
+        beginning, done = known
+        parent = manifests.Parent(beginning.parent_id, None, "it continues a full upload")
+        if beginning.parent_id:
+            parent = replace(parent, blocks=manifests.load(self.tables, beginning.parent_id))
+        self.snapshot_id, self.attempt = beginning.snapshot_id, beginning.attempt
+        state = self._state(self.snapshot_id)
+        # Without the parent's manifest nobody knows which blocks have become zero.
+        if state == "pending" and (parent.blocks or not beginning.parent_id):
+            self.journal.resume()
+            self._tell(f"going on in {self.snapshot_id}, which has {len(done)} blocks behind it")
+            return parent, done
+        if state in ("pending", "error"):
+            imports.delete_snapshot(self.ec2, self.snapshot_id)
+            self._tell(f"{self.snapshot_id} cannot be continued: it expired")
+        self.snapshot_id, self.attempt = "", beginning.attempt + 1
+        return None
+
+    def _start(self, size_gib: int, parent: manifests.Parent) -> None:
+        """Start a snapshot; the attempt becomes the one that its token carries."""
         # The run's tag is added when the snapshot is complete: a token goes with the same parameters only.
         tags = {key: value for key, value in self.wanted.tags.items() if key != tagging.RUN}
         request: dict[str, Any] = {
@@ -291,7 +322,7 @@ class _Running:
         }
         if parent.snapshot_id:
             request["ParentSnapshotId"] = parent.snapshot_id
-        for number in range(attempt, attempt + 20):
+        for number in range(self.attempt, self.attempt + MOST_TOKENS):
             token = f"vmsnix-{self.wanted.digest[:40]}-{number}"
             try:
                 with calling("start a snapshot"):
@@ -301,12 +332,44 @@ class _Running:
                     continue  # the token was used for another parent or size: it names another attempt
                 raise
             if answer["Status"] == "pending" and self._state(str(answer["SnapshotId"])) in ("pending", ""):
-                return str(answer["SnapshotId"]), number
+                self.snapshot_id, self.attempt = str(answer["SnapshotId"]), number
+                return
         raise errors.SnapshotFailedError(
             "No new snapshot could be started.",
             why="AWS answers every client token of this image with a snapshot that has ended.",
             cure="Wait a day until AWS forgets the tokens, or publish via import.",
         )
+
+    def _send(
+        self,
+        items: Sequence[tuple[int, str | None]],
+        done: dict[int, tuple[str, bool]],
+        descriptor: int,
+    ) -> int:
+        """Send what is left to send; every acknowledged block is in the journal and in `done`."""
+        if self.step is not None:
+            self.step.at(0, len(items) * BLOCK_BYTES)
+
+        def acknowledge(batch: Sequence[Done]) -> None:
+            self.journal.add(batch)
+            done.update((index, (digest, sent)) for index, digest, sent in batch)
+            if self.step is not None:
+                self.step.advance(len(batch) * BLOCK_BYTES)
+
+        try:
+            return block_engine.run(
+                "put",
+                items,
+                session=self.session,
+                region=self.wanted.region,
+                snapshot_id=self.snapshot_id,
+                path=self.wanted.path,
+                descriptor=descriptor,
+                on_done=acknowledge,
+                pushing=self.pushing,
+            )
+        finally:
+            self.journal.close()
 
     def _state(self, snapshot_id: str) -> str:
         """Return the snapshot's state; empty when EC2 does not (yet, or any more) know it."""
@@ -319,8 +382,8 @@ class _Running:
                 raise
         return str(answer["Snapshots"][0]["State"])
 
-    def _complete(self, sent: Mapping[int, str]) -> None:
-        """Seal the snapshot with count and checksum of what was sent, and wait for it."""
+    def _seal(self, sent: Mapping[int, str]) -> None:
+        """Complete the snapshot, with count and checksum of what was sent."""
         with calling(f"complete the snapshot {self.snapshot_id}"):
             try:
                 retrying(
@@ -338,36 +401,42 @@ class _Running:
                 # Its first answer may have been lost, or another machine was faster: it is on its way.
                 if not self._completes_by_itself():
                     raise
-        imports.wait_for_snapshot(self.ec2, self.snapshot_id)
 
     def _completes_by_itself(self) -> bool:
         def look() -> Sighting[None]:
-            return Sighting("done" if self._state(self.snapshot_id) == "completed" else "waiting", None)
+            state = self._state(self.snapshot_id)
+            ended = {"completed": "done", "error": "failed", "": "failed"}
+            outcome: Any = ended.get(state, "waiting")
+            return Sighting(outcome, None)
 
         try:
-            wait(look, what=f"the snapshot {self.snapshot_id}", deadline=SEALED_SECONDS)
+            seen = wait(look, what=f"the snapshot {self.snapshot_id}", deadline=SEALED_SECONDS)
         except errors.DeadlineError:
             return False
-        return True
+        return seen.outcome == "done"
 
-    def _tag_and_keep(self, blocks: Mapping[int, str]) -> None:
-        with calling(f"tag the snapshot {self.snapshot_id}"):
-            self.ec2.create_tags(Resources=[self.snapshot_id], Tags=tagging.to_list(self.wanted.tags))
-        manifests.save(
-            self.tables,
-            snapshot_id=self.snapshot_id,
-            region=self.wanted.region,
-            digest=self.wanted.digest,
-            image=self.wanted.image,
-            blocks=blocks,
-        )
-        self.journal.remove()
+    def _tell(self, text: str) -> None:
+        if self.step is not None:
+            self.step.message(text)
 
 
-def _may_pass_later(error: BlockRefusedError) -> bool:
+def _reused(found: tuple[str, int], wanted: Upload, tables: Tables) -> DirectSnapshot:
+    """Return the snapshot that was found, with its blocks when its run died before it kept them."""
+    snapshot_id, size = found
+    known = BlockJournal(wanted.journal).read()
+    if known is None or known[0].snapshot_id != snapshot_id:
+        return DirectSnapshot(snapshot_id, size, "reused")
+    beginning, done = known
+    parent = manifests.load(tables, beginning.parent_id) if beginning.parent_id else {}
+    blocks = {**parent, **{index: digest for index, (digest, _) in done.items() if digest}}
+    complete = bool(parent) or not beginning.parent_id
+    return DirectSnapshot(snapshot_id, size, "reused", beginning.parent_id, blocks=blocks if complete else {})
+
+
+def _may_pass_later(error: errors.AwsError) -> bool:
     """Whether the pending snapshot is worth keeping for another run."""
-    return (
-        error.code in THROTTLED
-        or error.code in ("ConnectionFailed", "WorkerDied")
-        or error.code.startswith("HTTP 5")
-    )
+    if isinstance(error, errors.CredentialsError | errors.DeadlineError):
+        return True
+    if isinstance(error, BlockRefusedError):
+        return error.code in THROTTLED or error.code in _MAY_PASS_LATER or error.code.startswith("HTTP 5")
+    return not error.code or error.code in THROTTLED or error.code in _MAY_PASS_LATER

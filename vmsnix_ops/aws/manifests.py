@@ -41,6 +41,22 @@ class Parent:
     why: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The blocks that AWS says a snapshot holds.
+
+    Attributes
+    ----------
+    size_gib
+        Size of a volume made from it.
+    tokens
+        Index to block token; tokens are good for seven days.
+    """
+
+    size_gib: int
+    tokens: Mapping[int, str]
+
+
 def save(
     tables: Tables, *, snapshot_id: str, region: str, digest: str, image: str, blocks: Mapping[int, str]
 ) -> None:
@@ -90,20 +106,27 @@ def choose_parent(ec2: Client, ebs: Client, tables: Tables, *, image: str, size_
         pages = ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
         found = [snapshot for page in pages for snapshot in page["Snapshots"]]
         encrypted = bool(ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"])
+        key = str(ec2.get_ebs_default_kms_key_id()["KmsKeyId"]) if encrypted else ""
     found.sort(key=lambda snapshot: (snapshot["StartTime"], snapshot["SnapshotId"]), reverse=True)
     if not found:
         return Parent(why=f"there is no earlier snapshot of {image} in this region and account")
     why = ""
     for snapshot in found[:CANDIDATES]:
-        blocks, reason = _usable(ebs, tables, snapshot, size_gib=size_gib, encrypted=encrypted)
+        blocks, reason = _usable(ebs, tables, snapshot, size_gib=size_gib, key=key)
         if blocks:
             return Parent(str(snapshot["SnapshotId"]), blocks)
         why = why or f"{snapshot['SnapshotId']} {reason}"
     return Parent(why=why)
 
 
-def listed(ebs: Client, snapshot_id: str) -> dict[int, str]:
-    """Return the blocks that AWS says the snapshot holds, index to block token."""
+def listed(ebs: Client, snapshot_id: str) -> Listed:
+    """Return the blocks that AWS says the snapshot holds.
+
+    Raises
+    ------
+    vmsnix_ops.errors.AwsError
+        There is no such completed snapshot, or the caller may not read it.
+    """
     tokens: dict[int, str] = {}
     request: dict[str, Any] = {"SnapshotId": snapshot_id, "MaxResults": PAGE}
     with calling(f"list the blocks of {snapshot_id}"):
@@ -111,25 +134,34 @@ def listed(ebs: Client, snapshot_id: str) -> dict[int, str]:
             answer = ebs.list_snapshot_blocks(**request)
             tokens.update((int(block["BlockIndex"]), str(block["BlockToken"])) for block in answer["Blocks"])
             if not answer.get("NextToken"):
-                return tokens
+                return Listed(int(answer["VolumeSize"]), tokens)
             request["NextToken"] = answer["NextToken"]
 
 
 def _usable(
-    ebs: Client, tables: Tables, snapshot: Mapping[str, Any], *, size_gib: int, encrypted: bool
+    ebs: Client, tables: Tables, snapshot: Mapping[str, Any], *, size_gib: int, key: str
 ) -> tuple[dict[int, str], str]:
     """Return the manifest, or an empty one and the reason why this snapshot will not do."""
     if int(snapshot["VolumeSize"]) > size_gib:
         return {}, f"is larger ({snapshot['VolumeSize']} GiB) than the new image ({size_gib} GiB)"
-    if bool(snapshot.get("Encrypted")) != encrypted:
-        return {}, "is encrypted otherwise than a new snapshot would be"
+    if bool(snapshot.get("Encrypted")) != bool(key):
+        return {}, "is not encrypted, but new snapshots are" if key else "is encrypted, but new ones are not"
+    if key and _key_id(str(snapshot.get("KmsKeyId") or "")) != _key_id(key) and "alias/" not in key:
+        return {}, "is encrypted with another key than new snapshots here"
+    if snapshot.get("StorageTier") == "archive":
+        return {}, "is archived"
     blocks = load(tables, str(snapshot["SnapshotId"]))
     if not blocks:
         return {}, "has no manifest in the tables"
     try:
-        there = listed(ebs, str(snapshot["SnapshotId"]))
+        there = listed(ebs, str(snapshot["SnapshotId"])).tokens
     except errors.AwsError as error:
         return {}, f"cannot be listed ({error.code or error.why})"
     if set(there) != set(blocks):
-        return {}, f"holds {len(there)} blocks where its manifest names {len(blocks)}"
+        return {}, f"holds other blocks ({len(there)}) than its manifest names ({len(blocks)})"
     return blocks, ""
+
+
+def _key_id(arn: str) -> str:
+    """Return the last part of a key's ARN, because EC2 does not always name the whole of it."""
+    return arn.rpartition("/")[2]

@@ -183,6 +183,13 @@ class DiskImage:
         """
         return self.source.digest(on_progress)
 
+    def plain_descriptor(self) -> int:
+        """Return an open file that is the disk, byte for byte, where the format had to make one; else -1.
+
+        Another process that is given it need not convert the image again.
+        """
+        return -1
+
     def close(self) -> None:
         """Let go of the file."""
         self.source.close()

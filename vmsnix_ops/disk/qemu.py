@@ -92,7 +92,11 @@ class ConvertedImage(DiskImage):
         for first, last in self._stored().data_ranges(start, end):
             yield Extent(first, last - first, first)
 
-    def _stored(self) -> ByteSource:
+    def plain_descriptor(self) -> int:
+        """Return the descriptor of the conversion."""
+        return self._stored().descriptor
+
+    def _stored(self) -> PathSource:
         with self._turn:
             if self._raw is None:
                 self._raw = _convert(self._file, self.source.name, self.format, self.size)

@@ -156,6 +156,11 @@ class PathSource(ByteSource):
                 cure="Write the bytes to a file first.",
             )
 
+    @property
+    def descriptor(self) -> int:
+        """The open file."""
+        return self._descriptor
+
     def _read_some(self, offset: int, length: int) -> bytes:
         try:
             return os.pread(self._descriptor, length, offset)

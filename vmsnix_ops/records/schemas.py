@@ -301,7 +301,23 @@ INVENTORY = Schema(
     ),
 )
 
-SCHEMAS: dict[str, Schema] = {table.name: table for table in (RUNS, STEPS, AMIS, PACKAGES, INVENTORY)}
+MANIFESTS = Schema(
+    "manifests",
+    "One row is one block of one snapshot that was uploaded through the EBS direct APIs.",
+    (
+        Column("snapshot_id", "text", "The snapshot; joins `amis`.", required=True),
+        Column("region", "text", "AWS region.", required=True),
+        Column("digest", "text", "SHA-256 of the image file, in hexadecimal; joins `amis`.", required=True),
+        _IMAGE,
+        Column("block", "count", "Index of the block, which is 524288 bytes.", required=True),
+        Column("sha256", "text", "SHA-256 of the block, in hexadecimal.", required=True),
+        Column("recorded_at", "time", "When this row was written.", "UTC", required=True),
+    ),
+)
+
+SCHEMAS: dict[str, Schema] = {
+    table.name: table for table in (RUNS, STEPS, AMIS, PACKAGES, INVENTORY, MANIFESTS)
+}
 """Every table, by name."""
 
 

@@ -1,0 +1,229 @@
+"""EBS direct backwards: compare a snapshot with its image, or download one.
+
+Both read through ``ListSnapshotBlocks`` and ``GetSnapshotBlock``, so they work with every completed snapshot
+that the caller may read, however it was made.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import block_engine, manifests
+from vmsnix_ops.aws.block_engine import BlockRefusedError, Done, Pushing
+from vmsnix_ops.aws.block_journal import Beginning, BlockJournal, pending
+from vmsnix_ops.aws.block_wire import BLOCK_BYTES
+from vmsnix_ops.aws.block_worker import DIFFERS, ZEROS, block_of
+from vmsnix_ops.aws.session import client
+from vmsnix_ops.disk.formats import open_image
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import boto3
+
+    from vmsnix_ops.progress import Step
+
+GIB = 2**30
+SAMPLE = 256
+"""Blocks of a sample: 128 MiB. It finds a snapshot of which 2 % is wrong with a chance of 99 %."""
+
+Verify = Literal["none", "sample", "whole"]
+VERIFIES: tuple[Verify, ...] = ("none", "sample", "whole")
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was compared.
+
+    Attributes
+    ----------
+    snapshot_id
+        The snapshot.
+    blocks
+        How many of its blocks were fetched and compared.
+    of
+        How many it has.
+    """
+
+    snapshot_id: str
+    blocks: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """A snapshot in a file.
+
+    Attributes
+    ----------
+    snapshot_id
+        The snapshot.
+    path
+        The raw disk; what the snapshot does not hold is a hole.
+    bytes
+        Size of the disk.
+    fetched
+        Blocks that were fetched in this run.
+    """
+
+    snapshot_id: str
+    path: Path
+    bytes: int
+    fetched: int
+
+
+def verify(
+    session: boto3.Session,
+    *,
+    region: str,
+    snapshot_id: str,
+    path: Path,
+    how: Verify,
+    step: Step | None = None,
+    pushing: Pushing | None = None,
+) -> Verified:
+    """Read a completed snapshot back and compare it with the image.
+
+    Blocks that the snapshot does not have must be zero in the image; that costs nothing but reading the
+    image, and is looked at for all of them whatever the sample.
+
+    Parameters
+    ----------
+    session, region
+        Whose, and where.
+    snapshot_id
+        The snapshot.
+    path
+        The image that it should hold.
+    how
+        ``"sample"`` compares `SAMPLE` blocks at random, ``"whole"`` all, ``"none"`` nothing.
+
+    Raises
+    ------
+    vmsnix_ops.errors.SnapshotFailedError
+        It holds other bytes.
+    """
+    if how == "none":
+        return Verified(snapshot_id, 0, 0)
+    tokens = manifests.listed(client(session, "ebs", region), snapshot_id).tokens
+    chosen = sorted(tokens)
+    if how == "sample" and len(chosen) > SAMPLE:
+        chosen = sorted(random.sample(chosen, SAMPLE))
+    if step is not None:
+        step.at(0, len(chosen) * BLOCK_BYTES)
+    with open_image(path) as image:
+        for index in image.allocated(BLOCK_BYTES):
+            if index not in tokens and block_of(image, index) != ZEROS:
+                raise _differs(snapshot_id, f"It lacks block {index}, which the image has.")
+        try:
+            block_engine.run(
+                "compare",
+                [(index, tokens[index]) for index in chosen],
+                session=session,
+                region=region,
+                snapshot_id=snapshot_id,
+                path=path,
+                descriptor=image.plain_descriptor(),
+                on_done=lambda batch: step.advance(len(batch) * BLOCK_BYTES) if step is not None else None,
+                pushing=pushing or Pushing(),
+            )
+        except BlockRefusedError as error:
+            if error.code != DIFFERS:
+                raise
+            raise _differs(snapshot_id, f"Block {error.index} differs from the image's.") from error
+    return Verified(snapshot_id, len(chosen), len(tokens))
+
+
+def download(
+    session: boto3.Session,
+    *,
+    region: str,
+    snapshot_id: str,
+    path: Path,
+    step: Step | None = None,
+    pushing: Pushing | None = None,
+) -> Downloaded:
+    """Write a snapshot into a sparse raw file.
+
+    Safe to run twice: what was fetched is written down beside the file, and a download that died goes on from
+    there. The file gets its name when it is whole.
+
+    Parameters
+    ----------
+    session, region
+        Whose, and where.
+    snapshot_id
+        A completed snapshot that the caller may read.
+    path
+        The file to make.
+
+    Raises
+    ------
+    vmsnix_ops.errors.UsageError
+        The file is there already.
+    vmsnix_ops.errors.AwsError
+        The snapshot cannot be read.
+    """
+    if path.exists():
+        raise errors.UsageError(
+            f"{path} is there already.",
+            why="A download never overwrites a file.",
+            cure="Name another file, or remove this one.",
+        )
+    found = manifests.listed(client(session, "ebs", region), snapshot_id)
+    part = path.with_name(f"{path.name}.part")
+    journal = BlockJournal(path.with_name(f"{path.name}.part.journal"))
+    done = _done_before(journal, part, snapshot_id)
+    size = found.size_gib * GIB
+    with part.open("ab") as file:
+        file.truncate(size)
+    items = pending(sorted(found.tokens.items()), done)
+    if step is not None:
+        step.at(0, len(items) * BLOCK_BYTES)
+
+    def acknowledge(batch: Sequence[Done]) -> None:
+        journal.add(batch)
+        if step is not None:
+            step.advance(len(batch) * BLOCK_BYTES)
+
+    try:
+        block_engine.run(
+            "get",
+            items,
+            session=session,
+            region=region,
+            snapshot_id=snapshot_id,
+            path=part,
+            on_done=acknowledge,
+            pushing=pushing or Pushing(),
+        )
+    finally:
+        journal.close()
+    part.rename(path)
+    journal.remove()
+    return Downloaded(snapshot_id, path, size, len(items))
+
+
+def _done_before(journal: BlockJournal, part: Path, snapshot_id: str) -> dict[int, tuple[str, bool]]:
+    """Go on with the journal of this snapshot, or start a new one with an empty file."""
+    known = journal.read()
+    if known is not None and known[0].snapshot_id == snapshot_id and part.exists():
+        journal.resume()
+        return known[1]
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.unlink(missing_ok=True)
+    journal.begin(Beginning(snapshot_id))
+    return {}
+
+
+def _differs(snapshot_id: str, why: str) -> errors.SnapshotFailedError:
+    return errors.SnapshotFailedError(
+        f"The snapshot {snapshot_id} does not hold the image.",
+        why=why,
+        cure="Delete the snapshot, and run the same command again.",
+        code=DIFFERS,
+    )
