@@ -214,6 +214,16 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed(
     assert "True" in shelf.screen.getvalue()
 
 
+def test_what_a_crashing_kernel_says_is_in_the_log(
+    shelf: Shelf, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = ["/bin/sh", "-c", "echo out of luck AKIA$0 >&2; exit 1", "ABCDEFGHIJKLMNOP"]
+    monkeypatch.setattr(_engine.kernels, "argv", lambda *_: says)
+    log = Path(shelf.run("print('x')").log).read_text()
+    assert "out of luck [secret removed: AWS access key]" in log
+    assert "out of luck" not in "".join(capfd.readouterr())
+
+
 def test_the_kernel_knows_its_run(shelf: Shelf) -> None:
     outcome = shelf.run(
         "import os\nprint(os.environ['VMSNIX_RUN_ID'], os.environ['VMSNIX_RUNBOOK'], os.environ['EXTRA'])\n"

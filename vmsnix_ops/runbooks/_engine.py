@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,8 @@ class Session:
         How much of it is kept.
     interrupter
         Told which process to interrupt, and asked between cells.
+    kernel_log
+        Takes what the kernel's process says outside of cells: crashes, and noise while it ends.
     save
         Called with the notebook after every cell, so that a killed run leaves its evidence.
     notebook
@@ -73,6 +76,7 @@ class Session:
     live: Live
     limits: Limits
     interrupter: Interrupter
+    kernel_log: Path
     save: Callable[[Any], None]
     notebook: Any = None
     cells_started: int = 0
@@ -240,7 +244,10 @@ class _Engine(Engine):  # type: ignore[misc]
             coalesce_streams=True,
             log=QUIET,
         )
-        client.execute(cwd=str(session.cwd), env=dict(session.environment))
+        with session.kernel_log.open("ab") as words:
+            client.execute(
+                cwd=str(session.cwd), env=dict(session.environment), stdout=words, stderr=subprocess.STDOUT
+            )
 
 
 def _close_loop() -> None:

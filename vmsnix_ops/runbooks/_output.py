@@ -141,12 +141,13 @@ class Live:
     def _show(self, text: str, *, screen: bool = True) -> None:
         if not text:
             return
-        if screen and self._screen is not None:
-            self._screen.write(text)
-            self._screen.flush()
+        # The log first: what somebody has seen is kept, even when this process is killed next.
         if self._room > 0:
             self._log.write(text[: self._room])
             self._log.flush()
             self._room -= len(text)
             if self._room <= 0:
                 self._log.write("\n[... the log is full; the rest is left out ...]\n")
+        if screen and self._screen is not None:
+            self._screen.write(text)
+            self._screen.flush()

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks._interrupts import Interrupter
     from vmsnix_ops.settings import Settings
 
+KERNEL_WORDS = 10_000  # characters of a dead kernel's own output that the log keeps
+
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
@@ -249,12 +251,14 @@ def _execute(
         _write_notebook(prepared.folder, executed, redactor)
 
     with tempfile.TemporaryDirectory(prefix="vmsnix-ipython-") as ipython:
+        kernel_log = Path(ipython) / "kernel.log"
         session = _engine.Session(
             environment=_kernel_environment(prepared, ipython),
             cwd=cwd,
             live=live,
             limits=limits,
             interrupter=stopper,
+            kernel_log=kernel_log,
             save=save,
         )
         crash = None
@@ -274,6 +278,9 @@ def _execute(
                 why=f"{error}.",
                 cure=f"Look at what `{sys.executable} -m ipykernel_launcher` says.",
             )
+        if crash is not None and kernel_log.is_file():
+            last = kernel_log.read_text(encoding="utf-8", errors="replace")[-KERNEL_WORDS:]
+            live.note(f"The kernel's last words:\n{last}", screen=False)
         return session.notebook if session.notebook is not None else notebook, crash
 
 

@@ -1,0 +1,100 @@
+"""Every committed runbook runs through papermill against the sandbox."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.runbooks import catalog
+from vmsnix_ops.runbooks.execute import RunOutcome, run
+from vmsnix_ops.sandbox import sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REGION = "us-east-1"
+TESTED_HERE = {"preflight", "publish-ami", "audit-inventory", "import-timings"}
+TESTED_ELSEWHERE = {"build-image"}  # tests/nix/test_build_image_runbook.py
+
+
+@dataclass(frozen=True)
+class Stage:
+    aws: Any
+    environment: dict[str, str | None]
+    image: Path
+
+    def run(self, name: str, **given: object) -> RunOutcome:
+        outcome = run(name, given, environment=self.environment)
+        assert outcome.error is None, outcome.error
+        assert outcome.problems == ()
+        return outcome
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("stage")
+    image = make_sample_image(folder / "image")
+    with sandbox(speed=1000) as aws:
+        aws.prepare(bucket="vmsnix-images", region=REGION)
+        ours = {"VMSNIX_STATE": str(folder), "VMSNIX_BUCKET": "vmsnix-images", "VMSNIX_REGION": REGION}
+        others = dict.fromkeys(("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "VMSNIX_HISTORY", "VMSNIX_ARCHIVE"))
+        yield Stage(aws, {**others, **aws.environment, **ours}, image)
+
+
+def test_every_runbook_is_run_by_a_test() -> None:
+    assert {book.name for book in catalog.runbooks()} == TESTED_HERE | TESTED_ELSEWHERE
+
+
+def test_publish_ami_makes_one_ami_however_often_it_runs(stage: Stage) -> None:
+    planned = stage.run("publish-ami", image=str(stage.image), dry_run=True)
+    assert not planned.values["ami_id"]
+    assert stage.aws.client("ec2").describe_images(Owners=["self"])["Images"] == []
+
+    first = stage.run("publish-ami", image=str(stage.image), tags="Team=platform")
+    again = stage.run("publish-ami", image=str(stage.image))
+    assert first.values["ami_id"] == again.values["ami_id"]
+    assert {step["status"] for step in again.values["steps"]} <= {"reused", "created"}
+    (image,) = stage.aws.client("ec2").describe_images(Owners=["self"])["Images"]
+    assert image["ImageId"] == first.values["ami_id"]
+    tags = {tag["Key"]: tag["Value"] for tag in image["Tags"]}
+    assert tags["Team"] == "platform"
+    assert tags["vmsnix:run"] == first.run_id
+    assert first.values["ami_id"] in Path(first.report).read_text()
+
+
+def test_a_publish_that_cannot_work_is_one_clear_error_with_evidence(stage: Stage) -> None:
+    outcome = run("publish-ami", {"image": "/nowhere/image.vhd"}, environment=stage.environment)
+    assert (outcome.verdict, outcome.exit_code) == ("failed", 1)
+    assert outcome.error is not None
+    assert "/nowhere/image.vhd" in outcome.error.what
+    assert json.loads(Path(outcome.result).read_text())["status"] == "failed"
+
+
+def test_preflight_passes_in_an_account_that_is_ready(stage: Stage) -> None:
+    assert stage.run("preflight").verdict == "done"
+
+
+def test_preflight_fails_with_a_cure_where_the_bucket_is_missing(stage: Stage) -> None:
+    outcome = run("preflight", {"bucket": "no-such-bucket-here"}, environment=stage.environment)
+    assert outcome.verdict == "failed"
+    assert outcome.error is not None
+    assert outcome.error.cure
+
+
+def test_audit_inventory_shows_what_there_is(stage: Stage) -> None:
+    published = stage.run("publish-ami", image=str(stage.image))
+    outcome = stage.run("audit-inventory", regions=[REGION])
+    assert published.values["ami_id"] in Path(outcome.report).read_text()
+
+
+def test_import_timings_shows_table_and_plot(stage: Stage) -> None:
+    stage.run("publish-ami", image=str(stage.image))
+    outcome = stage.run("import-timings")
+    report = Path(outcome.report).read_text()
+    assert "p90_seconds" in report
+    assert "data:image/png;base64," in report
