@@ -28,13 +28,13 @@ lint:
     ruff check .
     ruff format --check .
     mypy
-    git ls-files -z '*.ipynb' | xargs -0 --no-run-if-empty nbstripout --verify
+    git ls-files -z '*.ipynb' | xargs -0 --no-run-if-empty nbstripout --keep-id --verify
 
 # Format the code and strip the notebooks of outputs
 format:
     ruff format .
     ruff check --fix .
-    git ls-files -z '*.ipynb' | xargs -0 --no-run-if-empty nbstripout
+    git ls-files -z '*.ipynb' | xargs -0 --no-run-if-empty nbstripout --keep-id
 
 # Open JupyterLab on the runbooks, with a sandbox behind it
 lab *OPTIONS="--sandbox":
