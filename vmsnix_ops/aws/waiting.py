@@ -113,7 +113,7 @@ def wait(
             elif news and news != told:
                 step.message(news)
             told = news
-        if seen.outcome == "done" and step is not None and step.unit == "percent":
+        if seen.outcome == "done" and seen.percent is None and step is not None and step.unit == "percent":
             step.at(100.0)  # AWS shows no percentage any more once it is there
         if seen.outcome != "waiting":
             return seen
