@@ -1,0 +1,172 @@
+"""Checks of the service role of VM Import.
+
+ImportSnapshot has one text for four causes: there is no such role, it is too young to be known everywhere,
+the caller may not pass it, it may not read the bucket. Here they are told apart before anything is uploaded.
+
+Source: "Required permissions for VM Import/Export" in the VM Import/Export User Guide.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws.checks import Check
+from vmsnix_ops.aws.documents import listed, statements
+from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.session import Client, calling, code_of
+from vmsnix_ops.aws.simulation import lacking
+
+if TYPE_CHECKING:
+    from vmsnix_ops.aws.identity import Identity
+
+SERVICE = "vmie.amazonaws.com"
+EXTERNAL_ID = "vmimport"
+NEW_ROLE_SECONDS = 120  # a role this young may not be known to EC2 yet
+READS_BUCKET = ("s3:GetBucketLocation", "s3:ListBucket")
+READS_OBJECTS = ("s3:GetObject",)
+MAKES_SNAPSHOTS = (
+    "ec2:ModifySnapshotAttribute",
+    "ec2:CopySnapshot",
+    "ec2:RegisterImage",
+    "ec2:DescribeSnapshots",
+)
+PRINT_POLICY = (
+    "vmsnix iam-policy vmimport-role --bucket {bucket} prints its policy; vmsnix bootstrap sets it."
+)
+
+
+@needs("iam:GetRole")
+def role(iam: Client, name: str) -> Check:
+    """Check whether the role exists, and whether VM Import may take it."""
+    try:
+        with calling(f"look at the role {name}"):
+            found = iam.get_role(RoleName=name)["Role"]
+    except errors.AwsError as error:
+        if code_of(error) != "NoSuchEntity":
+            raise
+        raise errors.RoleError(
+            f"The role {name} does not exist.",
+            why="VM Import reads the uploaded image through a service role of your account.",
+            cure="Create it (vmsnix bootstrap --no-dry-run), or name another with the parameter role_name.",
+            code="NoSuchEntity",
+            operation=error.operation,
+            request_id=error.request_id,
+        ) from error
+    age = (datetime.now(UTC) - found["CreateDate"]).total_seconds()
+    facts = {"age_seconds": age, "arn": found["Arn"], "new": age < NEW_ROLE_SECONDS}
+    trust = trust_of(found["AssumeRolePolicyDocument"])
+    if trust == "nobody":
+        raise errors.RoleError(
+            f"The role {name} does not trust VM Import.",
+            why=f"Its trust policy does not let {SERVICE} assume it.",
+            cure=f"Allow the service {SERVICE} sts:AssumeRole, with the condition sts:Externalid = "
+            f'"{EXTERNAL_ID}"; vmsnix iam-policy vmimport-trust prints it.',
+        )
+    if trust == "refuses":
+        raise errors.RoleError(
+            f"The role {name} does not trust VM Import.",
+            why=f"It asks for another sts:Externalid than {EXTERNAL_ID!r}, which VM Import sends.",
+            cure="Correct the condition; vmsnix iam-policy vmimport-trust prints it.",
+        )
+    evidence = str(found["Arn"])
+    if facts["new"]:
+        evidence += f", made {age:.0f} seconds ago: EC2 may not know it yet, and a publish waits for that"
+    if trust == "open":
+        cure = "Add the condition that vmsnix iam-policy vmimport-trust prints; vmsnix bootstrap sets it."
+        return Check(
+            "vmimport role", "warn", f"{evidence}; no condition on sts:Externalid", cure, facts=facts
+        )
+    return Check("vmimport role", "pass", evidence, facts=facts)
+
+
+def trust_of(document: Any) -> str:
+    """Return what a trust policy is to VM Import: trusted, open (to any id), refuses or nobody."""
+    verdict = "nobody"
+    for statement in statements(document):
+        principal = statement.get("Principal", {})
+        services = listed(principal.get("Service")) if isinstance(principal, dict) else []
+        actions = [str(action).lower() for action in listed(statement.get("Action"))]
+        named = any(str(s).startswith(SERVICE) for s in services)
+        if statement.get("Effect") != "Allow" or not named:
+            continue
+        if not {"sts:assumerole", "sts:*", "*"} & set(actions):
+            continue
+        wanted = [
+            str(value)
+            for operator, keys in statement.get("Condition", {}).items()
+            for key, values in keys.items()
+            if key.lower() == "sts:externalid" and operator.startswith("String")
+            for value in listed(values)
+        ]
+        if EXTERNAL_ID in wanted:
+            return "trusted"
+        verdict = "open" if not wanted else ("refuses" if verdict == "nobody" else verdict)
+    return verdict
+
+
+@needs("iam:SimulatePrincipalPolicy")
+def role_rights(iam: Client, s3: Client, arn: str, bucket: str, key_prefix: str) -> Check:
+    """Check whether the role may read this bucket and make a snapshot.
+
+    A bucket policy that names the role may allow what the role's own policies do not; the simulation does not
+    see it, so that is warned of instead of failed.
+    """
+    name, partition = arn.rpartition("/")[2], arn.split(":")[1]
+    home = f"arn:{partition}:s3:::{bucket}"
+    lacks = lacking(iam, arn, READS_BUCKET, [home])
+    lacks += lacking(iam, arn, READS_OBJECTS, [f"{home}/{key_prefix}image.vhd"])
+    makes = lacking(iam, arn, MAKES_SNAPSHOTS, ["*"])
+    cure = PRINT_POLICY.format(bucket=bucket)
+    if lacks and _named_by_bucket_policy(s3, bucket, arn):
+        evidence = f"the role lacks {', '.join(lacks)}, and the bucket policy may allow it"
+        return Check("vmimport role's rights", "warn", evidence, cure)
+    if lacks:
+        raise errors.RoleError(
+            f"The role {name} may not read the bucket {bucket}.",
+            why=f"Its policies do not allow {', '.join(lacks)} there.",
+            cure=cure,
+        )
+    if makes:
+        return Check("vmimport role's rights", "warn", f"the role lacks {', '.join(makes)}", cure)
+    return Check("vmimport role's rights", "pass", f"{name} may read {bucket} and make snapshots")
+
+
+def _named_by_bucket_policy(s3: Client, bucket: str, arn: str) -> bool:
+    try:
+        policy = s3.get_bucket_policy(Bucket=bucket)["Policy"]
+    except s3.exceptions.ClientError:
+        return False  # there is none, or it may not be read: the role's own policies are what is known
+    return any(s.get("Effect") == "Allow" and arn in str(s.get("Principal")) for s in statements(policy))
+
+
+@needs("iam:SimulatePrincipalPolicy")
+def pass_role(iam: Client, who: Identity, arn: str) -> Check:
+    """Check whether the caller may hand the role to VM Import."""
+    if who.is_root:
+        return Check("pass role", "pass", "the root user may pass every role")
+    name = arn.rpartition("/")[2]
+    try:
+        lacks = lacking(iam, who.policy_source, ["iam:PassRole"], [arn], {"iam:PassedToService": SERVICE})
+    except errors.AwsError as error:
+        if code_of(error) != "NoSuchEntity":
+            raise
+        return unknown_principal("pass role", who)
+    if lacks:
+        raise errors.RoleError(
+            f"The caller may not pass the role {name} to VM Import.",
+            why=f"The policies of {who.policy_source} do not allow iam:PassRole on {arn}.",
+            cure=f"Allow iam:PassRole on {arn}, with iam:PassedToService = {SERVICE}.",
+        )
+    return Check("pass role", "pass", f"{who.policy_source.rpartition('/')[2]} may pass {name}")
+
+
+def unknown_principal(name: str, who: Identity) -> Check:
+    """Return the warning for a caller whose policies cannot be found by the ARN of its session."""
+    return Check(
+        name,
+        "warn",
+        f"not checked: IAM knows no {who.policy_source}",
+        "A role with a path (AWS SSO's, for example) cannot be simulated from its session.",
+    )
