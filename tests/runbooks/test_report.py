@@ -99,6 +99,11 @@ def test_it_shows_the_verdict_and_the_facts() -> None:
         assert fact in text
 
 
+def test_a_rehearsal_is_marked_and_nothing_else_is() -> None:
+    assert '<span class="sandbox">' in page(code("x"), sandbox="http://127.0.0.1:1")
+    assert '<span class="sandbox">' not in page(code("x"), sandbox=None)
+
+
 def test_it_shows_the_error_once_and_links_the_cell() -> None:
     failure = {"what": "It broke.", "why": "It was <old>.", "cure": "Mend it.", "cell": 3}
     error = nbformat.v4.new_output("error", ename="E", evalue="v", traceback=["\x1b[31mE\x1b[0m: v"])

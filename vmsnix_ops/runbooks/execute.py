@@ -378,6 +378,7 @@ def _values(prepared: _Run, judged: Verdict, failure: Failure | None, seconds: f
         **prepared.about(),
         "status": judged,
         "exit_code": 0,
+        "sandbox": prepared.environment.get("VMSNIX_SANDBOX") or None,
         "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seconds": seconds,
         "error": str(failure) if failure is not None else None,

@@ -84,7 +84,8 @@ def outputs(values: Mapping[str, Any]) -> str:
 def summary(values: Mapping[str, Any]) -> str:
     """Return a run's result as Markdown for the job's summary page."""
     status = str(values["status"])
-    lines = [f"## {SYMBOLS.get(status, '')} {values['runbook']}: {status}", ""]
+    stage = " (sandbox)" if values.get("sandbox") else ""
+    lines = [f"## {SYMBOLS.get(status, '')} {values['runbook']}: {status}{stage}", ""]
     error = values.get("failure")
     if error:
         lines += [f"**{_cell(error['what'])}**", ""]

@@ -97,12 +97,13 @@ def _header(values: Mapping[str, Any]) -> str:
     facts = [(key.replace("_", " "), values[key]) for key in FACTS if values.get(key) not in (None, "")]
     if isinstance(values.get("seconds"), int | float):
         facts.append(("took", human_seconds(values["seconds"])))
+    sandbox = '<span class="sandbox">sandbox</span>' if values.get("sandbox") else ""
     rows = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>" for name, value in facts
     )
     return (
         f'<header class="{status}">\n<h1>{html.escape(str(values["runbook"]))} '
-        f'<span class="status">{status}</span></h1>\n{_error(values.get("failure"))}'
+        f'<span class="status">{status}</span>{sandbox}</h1>\n{_error(values.get("failure"))}'
         f"<dl>{rows}</dl>\n</header>\n"
     )
 
