@@ -41,10 +41,10 @@ fi
 form=$1
 shift
 if [ "$form" = --json ]; then
-  exec "${NIX:-nix}" --extra-experimental-features "nix-command flakes" eval --json "$flake#lib.report" "$@"
+  exec "${NIX:-nix}" --extra-experimental-features "nix-command flakes" eval --read-only --json "$flake#lib.report" "$@"
 fi
 
-table=$(nix eval --raw "$flake#lib.report" --apply "$(cat "$checks/table.nix")" "$@")
+table=$(nix eval --read-only --raw "$flake#lib.report" --apply "$(cat "$checks/table.nix")" "$@")
 echo "$table"
 case $table in
   *WRONG:*) exit 1 ;;
