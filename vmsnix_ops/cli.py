@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runbooks": ("vmsnix_ops._cli.runbooks:runbooks", "List the runbooks."),
     "run": ("vmsnix_ops._cli.run:run", "Run a runbook and keep the evidence."),
     "history": ("vmsnix_ops._cli.history:history", "Show past runs, their steps and their AMIs."),
+    "rollback": ("vmsnix_ops._cli.rollback:rollback", "Undo a publish that did not finish."),
     "lab": ("vmsnix_ops._cli.lab:lab", "Open the runbooks in JupyterLab."),
     "sandbox": ("vmsnix_ops._cli.sandbox:sandbox", "Serve a local AWS for rehearsals."),
 }

@@ -181,9 +181,16 @@ def import_snapshot(
 
 
 @needs("ec2:DescribeImportSnapshotTasks", "ec2:CancelImportTask")
-def cancel(ec2: Client, digest: str) -> list[str]:
-    """Cancel every running import of this image and return the task ids. Safe to run twice."""
-    running = [task.task_id for task in tasks(ec2, digest) if task.status not in FAILED | {"completed"}]
+def cancel(ec2: Client, digest: str, *, run_id: str = "") -> list[str]:
+    """Cancel every running import of this image (of one run, when named) and return the task ids.
+
+    Safe to run twice.
+    """
+    running = [
+        task.task_id
+        for task in tasks(ec2, digest)
+        if task.status not in FAILED | {"completed"} and (not run_id or task.tags.get(tagging.RUN) == run_id)
+    ]
     for task_id in running:
         with calling(f"cancel the import {task_id}"):
             ec2.cancel_import_task(ImportTaskId=task_id, CancelReason="cancelled by vmsnix")

@@ -1,0 +1,56 @@
+"""How a program that publishes is stopped: asked once it ends cleanly, asked twice it ends at once.
+
+Python turns Ctrl-C into `KeyboardInterrupt` and lets SIGTERM kill without a word; while it cleans up, a
+second Ctrl-C can wait for a hanging connection. Here both signals ask first, and the second one is obeyed by
+the operating system. Notebooks have their runner for that (`vmsnix_ops.runbooks`) or Jupyter's stop button,
+so their handlers are left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Let SIGINT and SIGTERM interrupt the block as Ctrl-C does; the second signal ends the process.
+
+    Does nothing outside the main thread, in a Jupyter kernel, and where somebody else handles a signal.
+    """
+    if threading.current_thread() is not threading.main_thread() or "ipykernel.kernelapp" in sys.modules:
+        yield
+        return
+    asked = False
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        asked = True
+        # os.write, because a handler may come in the middle of a buffered write.
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: stopping cleanly; once more stops at once.\n".encode())
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    ours = [number for number, handler in before.items() if handler in UNTOUCHED]
+    for number in ours:
+        signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])

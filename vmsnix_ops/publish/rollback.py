@@ -1,0 +1,248 @@
+"""Undo an unfinished publish: what it left in AWS is found by its journal and its tags, shown, and removed.
+
+Going on is cheaper: the same command, run again, continues where a run stopped. This is for a publish that
+nobody wants any more. A run that registered its AMI is not undone here, since somebody may use it already.
+
+What other runs made of the same image is kept: a resource goes only when its tag ``vmsnix:run`` names this
+run, or when it has none yet and nothing but this image's work can have made it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import buckets, images, imports
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.account import identity
+from vmsnix_ops.aws.session import calling, client
+from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import boto3
+
+    from vmsnix_ops.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """One thing that a run left.
+
+    Attributes
+    ----------
+    kind
+        ``"import"``, ``"snapshot"``, ``"upload"`` (the object and unfinished uploads of its key) or
+        ``"journal"``.
+    name
+        Its id, address or path.
+    """
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind:<8} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """What will be removed; printed, it shows it. `apply` removes it.
+
+    Attributes
+    ----------
+    run_id, region, account, digest
+        Of the run.
+    leftovers
+        What it left, in the order in which it goes.
+    """
+
+    run_id: str
+    region: str
+    account: str
+    digest: str
+    leftovers: tuple[Leftover, ...]
+    path: Path = field(repr=False)
+    session: boto3.Session = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        if not self.leftovers:
+            return f"{self.run_id} left nothing in {self.region or 'AWS'}."
+        return "\n".join([f"{self.run_id} left in {self.region}:", *map(str, self.leftovers)])
+
+    def apply(self) -> tuple[Leftover, ...]:
+        """Remove it all and return what was removed. Safe to run twice: what is gone is no error.
+
+        Raises
+        ------
+        vmsnix_ops.errors.RunError
+            The run is under way.
+        vmsnix_ops.errors.AwsError
+            AWS refused; what was not reached stays for the next try.
+        """
+        with _nobody_at_work(self.path, self.run_id):
+            for leftover in self.leftovers:
+                _remove(self, leftover)
+            with self.path.open("a", encoding="utf-8") as file:
+                removed = [str(leftover) for leftover in self.leftovers]
+                file.write(json.dumps({"run_id": self.run_id, "step": "rollback", "removed": removed}) + "\n")
+        return self.leftovers
+
+
+def plan_rollback(
+    run_id: str, *, settings: Settings | None = None, session: boto3.Session | None = None
+) -> Rollback:
+    """Find what an unfinished publish left. Nothing is changed.
+
+    Parameters
+    ----------
+    run_id
+        The run, as ``vmsnix history steps`` shows it.
+    settings, session
+        Where they do not come from the surroundings.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        No run of that name has a journal on this machine.
+    vmsnix_ops.errors.RunError
+        The run finished, registered its AMI, or is under way.
+    vmsnix_ops.errors.CredentialsError
+        The credentials belong to another account than the run's.
+    """
+    settings = settings or load()
+    path = _journal(settings, run_id)
+    with _nobody_at_work(path, run_id):
+        lines = _read(path)
+    known: dict[str, Any] = {}
+    for line in lines:
+        known |= {key: line[key] for key in ("region", "account", "via") if key in line}
+        known |= {key: value for key, value in (line.get("detail") or {}).items() if key in ("digest", "url")}
+        if line["step"] == "finish" and line["status"] in ("finished", "reused"):
+            raise errors.RunError(
+                f"The run {run_id} finished; there is nothing to undo.",
+                cure="To take its AMI out of use, retire it.",
+            )
+    session = session or default_session()
+    digest, region = str(known.get("digest", "")), str(known.get("region", ""))
+    if not digest:  # it died before it knew its image, so it made nothing
+        return Rollback(run_id, region, str(known.get("account", "")), "", (), path, session)
+    found = identity(session, region)
+    if found.account != known["account"]:
+        raise errors.CredentialsError(
+            f"The run {run_id} worked in the account {known['account']}.",
+            why=f"These credentials are of {found.account}.",
+            cure="Use credentials of that account.",
+        )
+    leftovers = tuple(_leftovers(session, settings, run_id, digest, known))
+    return Rollback(run_id, region, found.account, digest, leftovers, path, session)
+
+
+def _leftovers(
+    session: boto3.Session, settings: Settings, run_id: str, digest: str, known: dict[str, Any]
+) -> Iterator[Leftover]:
+    region, direct = str(known["region"]), known.get("via") == "direct"
+    ec2 = client(session, "ec2", region)
+    amis = [ami for ami in images.ours(ec2) if ami.digest == digest]
+    for ami in amis:
+        if ami.tags.get(tagging.RUN) == run_id:
+            raise errors.RunError(
+                f"The run {run_id} registered {ami.ami_id}.",
+                why="It died after that, and somebody may use the AMI already.",
+                cure="Run the same command again to finish it, or retire the AMI.",
+            )
+    tasks = imports.tasks(ec2, digest)
+    ours = [task for task in tasks if task.tags.get(tagging.RUN) == run_id]
+    running = [task for task in tasks if task.status not in imports.FAILED | {"completed"}]
+    for task in running:
+        if task in ours:
+            yield Leftover("import", task.task_id)
+    used = {snapshot for ami in amis for snapshot in ami.snapshot_ids}
+    made = {task.snapshot_id for task in ours if task.snapshot_id}
+    for snapshot_id, tags in _snapshots(ec2, digest, made).items():
+        run = tags.get(tagging.RUN, "")
+        if snapshot_id not in used and (run == run_id or (not run and (direct or snapshot_id in made))):
+            yield Leftover("snapshot", snapshot_id)
+    # An import of another run would fail without the object.
+    if known.get("url") and all(task in ours for task in running):
+        yield Leftover("upload", str(known["url"]))
+    blocks = settings.state / "blocks" / f"{known['account']}-{region}-{digest}"
+    if direct and blocks.exists():
+        yield Leftover("journal", str(blocks))
+
+
+def _snapshots(ec2: Any, digest: str, made: set[str]) -> dict[str, dict[str, str]]:
+    """Return the tags of every snapshot of this image, in any state, also of those not yet tagged."""
+    wanted = [{"Filters": [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]}]
+    if made:
+        wanted.append({"Filters": [{"Name": "snapshot-id", "Values": sorted(made)}]})
+    found = {}
+    with calling("look for the snapshots of this image"):
+        for request in wanted:
+            for page in ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], **request):
+                found |= {one["SnapshotId"]: tagging.to_dict(one.get("Tags")) for one in page["Snapshots"]}
+    return found
+
+
+def _remove(rollback: Rollback, leftover: Leftover) -> None:
+    if leftover.kind == "journal":
+        os.unlink(leftover.name)  # noqa: PTH108 (a plain path, as it was shown)
+        return
+    if leftover.kind == "upload":
+        bucket, _, key = leftover.name.removeprefix("s3://").partition("/")
+        buckets.delete(client(rollback.session, "s3", rollback.region), bucket=bucket, key=key)
+        return
+    ec2 = client(rollback.session, "ec2", rollback.region)
+    if leftover.kind == "snapshot":
+        imports.delete_snapshot(ec2, leftover.name)
+    else:
+        imports.cancel(ec2, rollback.digest, run_id=rollback.run_id)
+
+
+def _journal(settings: Settings, run_id: str) -> Path:
+    """Return the run's journal: in the archive when a runner ran it, else with the interactive runs."""
+    folders = [settings.state / "runs", settings.archive]
+    if run_id and "/" not in run_id and not run_id.startswith("."):
+        for folder in folders:
+            path = folder / run_id / "journal.jsonl"
+            if path.is_file():
+                return path
+    raise errors.ParameterError(
+        f"There is no journal of a run {run_id!r} on this machine.",
+        why=f"Looked in {', '.join(map(str, folders))}.",
+        cure="Take the run id from vmsnix history runs, on the machine that ran it.",
+    )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the journal's lines; a last one that a crash tore is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return [line for line in lines if "step" in line and "status" in line]
+
+
+@contextmanager
+def _nobody_at_work(path: Path, run_id: str) -> Iterator[None]:
+    """Refuse to touch a run that is under way: its process holds the journal's lock."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise errors.RunError(
+                f"The run {run_id} is under way.",
+                why="A process holds its journal.",
+                cure="Stop it with Ctrl-C first, or let it finish.",
+            ) from error
+        yield
