@@ -136,3 +136,11 @@ def test_the_picture_leaves_no_global_state() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_kernel_shows_the_picture_without_pyplot() -> None:
+    from IPython.core.formatters import DisplayFormatter
+
+    from vmsnix_ops.records.figures import new_figure
+
+    assert "image/png" in DisplayFormatter().format(new_figure())[0]

@@ -118,12 +118,12 @@ def show(inventory: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 def plot(inventory: pd.DataFrame) -> Figure:
     """Return a figure: GiB of snapshots by age, referenced and not."""
-    from matplotlib.figure import Figure
+    from vmsnix_ops.records.figures import new_figure
 
     snapshots = inventory[inventory["kind"] == "snapshot"]
     edges = [0, 1, 7, 30, 90, 365, float("inf")]
     labels = ["1 day", "1 week", "1 month", "3 months", "1 year", "older"]
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = new_figure(figsize=(7, 3), layout="constrained")
     axes = figure.add_subplot()
     bottom = [0.0] * len(labels)
     parts = ((True, "held by an AMI", "#4c78a8"), (False, "held by nothing", "#e45756"))

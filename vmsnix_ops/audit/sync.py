@@ -99,8 +99,9 @@ def sync(
 
 
 def _latest(tables: Tables) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = history.amis(tables).to_dict("records")
-    return rows
+    return [
+        {str(name): value for name, value in row.items()} for row in history.amis(tables).to_dict("records")
+    ]
 
 
 def _via(before: dict[str, Any] | None) -> str | None:

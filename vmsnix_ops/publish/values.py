@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmsnix_ops.aws.blocks import DirectSnapshot
+
 Outcome = Literal["created", "reused", "planned"]
 """Made in this run, found from an earlier one, or (in a dry run) not made."""
 
@@ -33,7 +35,7 @@ class _Shown:
         return f'<table class="vmsnix">{"".join(cells)}</table>'
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
 class Built(_Shown):
     """A disk image that is ready to be published.
 
@@ -82,7 +84,7 @@ class Built(_Shown):
     snapshot_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
 class UploadStep(_Shown):
     """The image's bytes, where the next step can read them.
 
@@ -97,19 +99,28 @@ class UploadStep(_Shown):
         ``s3://bucket/key``; empty when nothing is there.
     sent_bytes
         What went over the wire in this run.
+    direct
+        The snapshot into which the blocks went, when they went there directly.
     """
 
     outcome: Outcome
     built: Built
     url: str = ""
     sent_bytes: int = 0
+    direct: DirectSnapshot | None = None
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
-        return [("outcome", self.outcome), ("url", self.url), ("sent_bytes", f"{self.sent_bytes:,}")]
+        rows = [("outcome", self.outcome), ("url", self.url), ("sent_bytes", f"{self.sent_bytes:,}")]
+        if self.direct is not None:
+            parent, full = self.direct.parent_id, self.direct.why_full
+            rows[1] = ("snapshot_id", self.direct.snapshot_id)
+            rows += [("parent_id", parent)] if parent else []
+            rows += [("why_full", full)] if full else []
+        return rows
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
 class SnapshotStep(_Shown):
     """The snapshot that holds the image.
 
@@ -125,6 +136,8 @@ class SnapshotStep(_Shown):
         Size of a volume made from it.
     task_id
         The import that made it; empty when it was found.
+    verified
+        What was read back and compared; empty when that was not asked for.
     """
 
     outcome: Outcome
@@ -132,14 +145,16 @@ class SnapshotStep(_Shown):
     snapshot_id: str = ""
     size_gib: int = 0
     task_id: str = ""
+    verified: str = ""
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
         rows = [("outcome", self.outcome), ("snapshot_id", self.snapshot_id)]
-        return [*rows, ("size_gib", str(self.size_gib)), ("task_id", self.task_id)]
+        rows += [("size_gib", str(self.size_gib)), ("task_id", self.task_id), ("verified", self.verified)]
+        return [(name, value) for name, value in rows if value or name == "snapshot_id"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
 class RegisteredAmi(_Shown):
     """The AMI.
 
@@ -180,7 +195,7 @@ class StepTiming:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
 class PublishResult(_Shown):
     """What a publish came to; the content of ``result.json``.
 

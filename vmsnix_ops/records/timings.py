@@ -142,10 +142,10 @@ def plot(steps: pd.DataFrame) -> Figure:
         Made without pyplot, so nothing has to be closed; a notebook shows it when it is the last value of a
         cell, and ``figure.savefig(path)`` writes it.
     """
-    from matplotlib.figure import Figure
+    from vmsnix_ops.records.figures import new_figure
 
     finished = _finished(steps.sort_values("started_at", kind="stable"))
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = new_figure(figsize=(11, 4.2), layout="constrained")
     if finished.empty:
         axes = figure.subplots()
         axes.set_axis_off()

@@ -1,4 +1,4 @@
-"""Loaded into the kernels that we start: keeps the parts of the error that ended a run, and shows plots.
+"""Loaded into the kernels that we start: keeps the parts of the error that ended a run.
 
 The error that a kernel sends over is text. The classes of `vmsnix_ops.errors` carry more (why, cure, exit
 code, AWS's request id), and the runner needs that to say one clear thing. IPython loads this module as an
@@ -7,29 +7,18 @@ extension.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 ERROR_FILE = ".error.json"
-DOTS_PER_INCH = 144
 PARTS = ("code", "operation", "request_id", "status_message", "offset", "field", "derivation", "log")
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Keep the error of every cell from now on, and show figures that were made without pyplot."""
+    """Keep the error of every cell from now on."""
     shell.events.register("post_run_cell", _keep_error)
-    pictures = shell.display_formatter.formatters["image/png"]
-    pictures.for_type_by_name("matplotlib.figure", "Figure", _picture)
-
-
-def _picture(figure: Any) -> bytes:
-    """Return a figure as PNG. IPython knows how only once pyplot, which takes seconds, has been imported."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight")
-    return picture.getvalue()
 
 
 def _keep_error(result: Any) -> None:
