@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import (
+    block_reading,
     blocks,
     buckets,
     images,
@@ -194,7 +195,7 @@ def thorough_actions() -> tuple[str, ...]:
     return tuple(action for action in PERMISSIONS if action in found)
 
 
-def publisher_actions(*, via: str = "import", public: bool = False) -> tuple[str, ...]:
+def publisher_actions(*, via: str = "import", public: bool = False, verify: bool = False) -> tuple[str, ...]:
     """Return what a publish needs.
 
     Parameters
@@ -203,6 +204,8 @@ def publisher_actions(*, via: str = "import", public: bool = False) -> tuple[str
         ``"import"`` or ``"direct"``.
     public
         Whether its AMIs are made public.
+    verify
+        Whether snapshots are read back.
     """
     functions: list[Any] = [
         images.find_by_name,
@@ -216,16 +219,20 @@ def publisher_actions(*, via: str = "import", public: bool = False) -> tuple[str
     if via == "import":
         functions += [buckets.upload, buckets.delete, imports.tasks, imports.import_snapshot, imports.cancel]
     else:
-        functions += [blocks.upload]
+        functions += [blocks.find, blocks.upload, blocks.finish]
+    if verify:
+        functions.append(block_reading.verify)
     if public:
         functions.append(images.share_with_everybody)
     found = {*needs_of(*functions), *preflight_actions(via=via, public=public)}
     return tuple(action for action in PERMISSIONS if action in found)
 
 
-def publisher(place: Place, *, via: str = "import", public: bool = False) -> dict[str, Any]:
-    """Return the policy of who publishes."""
-    return document(publisher_actions(via=via, public=public), place)
+def publisher(
+    place: Place, *, via: str = "import", public: bool = False, verify: bool = False
+) -> dict[str, Any]:
+    """Return the policy of who publishes; the parameters are those of `publisher_actions`."""
+    return document(publisher_actions(via=via, public=public, verify=verify), place)
 
 
 def preflight(place: Place) -> dict[str, Any]:

@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import account
+from vmsnix_ops.aws.checks import checked
+from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.publish import preflight_machine as machine
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
-from vmsnix_ops.settings import load
+from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
     import boto3
     import pandas as pd
+
+    from vmsnix_ops.nix.image import BuiltImage
 
 _COLOURS = {"pass": "#2e7d32", "warn": "#b26a00", "fail": "#c62828"}
 
@@ -38,7 +43,7 @@ class Checklist:
 
     def __str__(self) -> str:
         rows = [
-            f"{c.outcome:<5} {c.name:<14} {c.evidence}{'  -> ' + c.cure if c.cure else ''}"
+            f"{c.outcome:<5} {c.name:<22} {c.evidence}{'  -> ' + c.cure if c.cure else ''}"
             for c in self.checks
         ]
         return "\n".join(rows)
@@ -57,14 +62,25 @@ class Checklist:
 
 
 def check(
-    *, region: str = "", bucket: str = "", role_name: str = "", session: boto3.Session | None = None
+    *,
+    region: str = "",
+    bucket: str = "",
+    role_name: str = "",
+    image: str = "",
+    prefix: str = "",
+    via: str = "import",
+    root_device: str = "/dev/sda1",
+    public: bool = False,
+    session: boto3.Session | None = None,
 ) -> Checklist:
-    """Run the checks of a publish and change nothing.
+    """Run the checks of a publish, and many more, and change nothing.
 
     Parameters
     ----------
-    region, bucket, role_name
+    region, bucket, role_name, prefix, via, root_device, public
         As for `vmsnix_ops.publish.plan`; empty takes the settings'.
+    image
+        As there; empty leaves out the checks of the image and of its AMI's name.
     session
         Whose credentials are checked.
 
@@ -86,11 +102,66 @@ def check(
         bucket=bucket,
         role_name=role_name or settings.role_name,
         allowed_accounts=settings.allowed_accounts,
+        key_prefix=settings.key_prefix,
+        via=via,
+        public=public,
+        thorough=True,
     )
-    if not bucket:
-        cure = "Give bucket, or set it in vmsnix.toml; docs/how-to/first-publish.md shows how to make one."
+    if not bucket and via == "import":
+        cure = "Give bucket, or set it in vmsnix.toml; vmsnix bootstrap makes one."
         checks.append(account.Check("bucket", "warn", "no bucket was named", cure))
+    checks += _machine(
+        session if all(c.outcome != "fail" for c in checks[:2]) else None,
+        settings,
+        region=region,
+        image=image,
+        prefix=prefix or settings.prefix,
+        via=via,
+        root_device=root_device,
+    )
     return Checklist(region, tuple(checks))
+
+
+def _machine(
+    session: boto3.Session | None,
+    settings: Settings,
+    *,
+    region: str,
+    image: str,
+    prefix: str,
+    via: str,
+    root_device: str,
+) -> list[account.Check]:
+    """Check the image and this machine; without a session (the credentials failed) no name is looked for."""
+    from vmsnix_ops.nix import build as nix
+
+    checks: list[account.Check] = []
+    found: list[BuiltImage] = []
+
+    def look_at_image() -> account.Check:
+        outcome, built = machine.image(image, flake=settings.flake, via=via)
+        found.extend([built] if built is not None else [])
+        return outcome
+
+    if image:
+        checks.append(checked("image", look_at_image))
+    if found and session is not None:
+        ec2 = client(session, "ec2", region)
+        checks.append(
+            checked("name", lambda: machine.name_free(ec2, found[0], prefix=prefix, root_device=root_device))
+        )
+    builds = bool(image) and not nix.names_a_file(image)
+    reads = bool(found) and found[0].format in machine.NEED_QEMU_IMG
+    return [
+        *checks,
+        checked("disk space", lambda: machine.disk_space(settings.state)),
+        machine.tool("nix", needed="the image must be built" if builds else "", for_what="building images"),
+        machine.tool(
+            "qemu-img",
+            needed="the image's format is read with it" if reads else "",
+            for_what="qcow2, VHDX and VMDK images",
+        ),
+    ]
 
 
 def finish(checklist: Checklist) -> None:
