@@ -1,0 +1,342 @@
+"""What an account needs once, before its first publish: a bucket, a role, policies.
+
+A part is looked at, and made or put right only where it is missing or wrong, so bootstrapping twice changes
+nothing. What other people put beside it stays: statements of a bucket policy, lifecycle rules, statements of
+a trust policy.
+
+Sources: "Required permissions for VM Import/Export"; the operations' pages in the Amazon S3 and IAM API
+References.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import policies, preflight_bucket, preflight_role
+from vmsnix_ops.aws.documents import listed, same, statements
+from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.session import Client, calling, client, code_of
+
+if TYPE_CHECKING:
+    import boto3
+
+LEFTOVER_DAYS = 7
+MOST_VERSIONS = 5  # of a managed policy, IAM's limit
+Verdict = Literal["create", "change", "keep"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that must be there.
+
+    Attributes
+    ----------
+    name
+        Such as ``"bucket"``.
+    verdict
+        ``"create"``, ``"change"`` or ``"keep"``.
+    what
+        What will be made or put right, or what is there.
+    """
+
+    name: str
+    verdict: Verdict
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """The clients that the parts are looked at and made with."""
+
+    s3: Client
+    iam: Client
+
+
+@needs(
+    "s3:ListBucket",
+    "s3:GetBucketPublicAccessBlock",
+    "s3:GetEncryptionConfiguration",
+    "s3:GetBucketPolicy",
+    "s3:GetLifecycleConfiguration",
+    "iam:GetRole",
+    "iam:GetRolePolicy",
+    "iam:GetPolicy",
+    "iam:GetPolicyVersion",
+)
+def look(session: boto3.Session, place: policies.Place) -> list[Part]:
+    """Return every part with what there is to do about it. Nothing is changed.
+
+    Parameters
+    ----------
+    session
+        Whose account it is.
+    place
+        With account, bucket and exactly one region.
+
+    Raises
+    ------
+    vmsnix_ops.errors.BucketError
+        The bucket's name is somebody else's, or it is in another region.
+    """
+    clients = _clients(session, place)
+    with calling("look at what is there"):
+        return [Part(name, *looked(clients, place)) for name, looked, _ in _PARTS]
+
+
+@needs(
+    "s3:CreateBucket",
+    "s3:PutBucketPublicAccessBlock",
+    "s3:PutEncryptionConfiguration",
+    "s3:PutBucketPolicy",
+    "s3:PutLifecycleConfiguration",
+    "iam:CreateRole",
+    "iam:UpdateAssumeRolePolicy",
+    "iam:PutRolePolicy",
+    "iam:CreatePolicy",
+    "iam:ListPolicyVersions",
+    "iam:DeletePolicyVersion",
+    "iam:CreatePolicyVersion",
+)
+def make(session: boto3.Session, place: policies.Place, part: Part) -> None:
+    """Make one part, or put it right.
+
+    Safe to run twice: what is kept is not touched, and what is made is looked at again next time.
+    """
+    if part.verdict == "keep":
+        return
+    clients = _clients(session, place)
+    making = next(making for name, _, making in _PARTS if name == part.name)
+    with calling(f"{part.verdict} the {part.name}"):
+        making(clients, place)
+
+
+def _clients(session: boto3.Session, place: policies.Place) -> Clients:
+    region = place.regions[0]
+    return Clients(client(session, "s3", region), client(session, "iam", region))
+
+
+def _answer(call: Callable[[], dict[str, Any]], *missing: str) -> dict[str, Any] | None:
+    """Return the answer of a call; ``None`` when AWS says that there is no such thing."""
+    try:
+        return call()
+    except Exception as error:
+        if code_of(error) not in missing:
+            raise
+        return None
+
+
+# The bucket
+
+
+def _bucket(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+    try:
+        preflight_bucket.bucket(clients.s3, place.bucket, place.regions[0], place.account)
+    except errors.BucketError as error:
+        if error.code != "NoSuchBucket":
+            raise
+        return "create", f"{place.bucket} in {place.regions[0]}"
+    return "keep", f"{place.bucket} in {place.regions[0]}"
+
+
+def _make_bucket(clients: Clients, place: policies.Place) -> None:
+    region = place.regions[0]
+    # us-east-1 is the one region that must not be named.
+    where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    _answer(lambda: clients.s3.create_bucket(Bucket=place.bucket, **where), "BucketAlreadyOwnedByYou")
+
+
+def _block(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+    answer = _answer(
+        lambda: clients.s3.get_public_access_block(Bucket=place.bucket),
+        "NoSuchPublicAccessBlockConfiguration",
+        "NoSuchBucket",
+    )
+    on = (answer or {}).get("PublicAccessBlockConfiguration", {})
+    whole = all(on.get(setting) for setting in preflight_bucket.BLOCKS)
+    return ("keep" if whole else "change" if on else "create"), "all public access to the bucket is blocked"
+
+
+def _make_block(clients: Clients, place: policies.Place) -> None:
+    clients.s3.put_public_access_block(
+        Bucket=place.bucket,
+        PublicAccessBlockConfiguration=dict.fromkeys(preflight_bucket.BLOCKS, True),
+    )
+
+
+def _encryption(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+    answer = _answer(
+        lambda: clients.s3.get_bucket_encryption(Bucket=place.bucket),
+        "ServerSideEncryptionConfigurationNotFoundError",
+        "NoSuchBucket",
+    )
+    return ("keep" if answer else "create"), "objects are encrypted when they are stored"
+
+
+def _make_encryption(clients: Clients, place: policies.Place) -> None:
+    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+    clients.s3.put_bucket_encryption(Bucket=place.bucket, ServerSideEncryptionConfiguration={"Rules": [rule]})
+
+
+def _bucket_statements(clients: Clients, place: policies.Place) -> list[dict[str, Any]]:
+    answer = _answer(
+        lambda: clients.s3.get_bucket_policy(Bucket=place.bucket), "NoSuchBucketPolicy", "NoSuchBucket"
+    )
+    return statements(answer["Policy"]) if answer else []
+
+
+def _tls(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+    held = _bucket_statements(clients, place)
+    there = any(preflight_bucket.requires_tls(statement) for statement in held)
+    return ("keep" if there else "change" if held else "create"), "requests without TLS are refused"
+
+
+def _make_tls(clients: Clients, place: policies.Place) -> None:
+    held = [*_bucket_statements(clients, place), policies.tls_statement(place)]
+    policy = {"Version": policies.VERSION, "Statement": held}
+    clients.s3.put_bucket_policy(Bucket=place.bucket, Policy=json.dumps(policy))
+
+
+def lifecycle_rule(place: policies.Place) -> dict[str, Any]:
+    """Return the rule that removes what a dead machine left in the bucket."""
+    return {
+        "ID": "vmsnix-leftovers",
+        "Status": "Enabled",
+        "Filter": {"Prefix": place.key_prefix},
+        "Expiration": {"Days": LEFTOVER_DAYS},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": LEFTOVER_DAYS},
+    }
+
+
+def _rules(clients: Clients, place: policies.Place) -> list[dict[str, Any]]:
+    answer = _answer(
+        lambda: clients.s3.get_bucket_lifecycle_configuration(Bucket=place.bucket),
+        "NoSuchLifecycleConfiguration",
+        "NoSuchBucket",
+    )
+    return list(answer["Rules"]) if answer else []
+
+
+def _lifecycle(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+    rules = _rules(clients, place)
+    what = f"leftovers below {place.key_prefix!r} go after {LEFTOVER_DAYS} days"
+    if not rules:
+        return "create", what
+    check = preflight_bucket.lifecycle(clients.s3, place.bucket, place.key_prefix)
+    return ("keep" if check.outcome == "pass" else "change"), what
+
+
+def _make_lifecycle(clients: Clients, place: policies.Place) -> None:
+    ours = lifecycle_rule(place)
+    others = [rule for rule in _rules(clients, place) if rule.get("ID") != ours["ID"]]
+    clients.s3.put_bucket_lifecycle_configuration(
+        Bucket=place.bucket, LifecycleConfiguration={"Rules": [*others, ours]}
+    )
+
+
+# The role
+
+
+def _role(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+    answer = _answer(lambda: clients.iam.get_role(RoleName=place.role_name), "NoSuchEntity")
+    what = f"{place.role_name}, which VM Import and nobody else may take"
+    if answer is None:
+        return "create", what
+    trust = preflight_role.trust_of(answer["Role"]["AssumeRolePolicyDocument"])
+    return ("keep" if trust == "trusted" else "change"), what
+
+
+def _make_role(clients: Clients, place: policies.Place) -> None:
+    trust = policies.import_trust()
+    answer = _answer(lambda: clients.iam.get_role(RoleName=place.role_name), "NoSuchEntity")
+    if answer is None:
+        clients.iam.create_role(
+            RoleName=place.role_name,
+            AssumeRolePolicyDocument=json.dumps(trust),
+            Description="Read by VM Import: uploaded images",
+        )
+        return
+    others = [
+        statement
+        for statement in statements(answer["Role"]["AssumeRolePolicyDocument"])
+        if not _is_vm_import(statement)
+    ]
+    trust["Statement"] = [*others, *trust["Statement"]]
+    clients.iam.update_assume_role_policy(RoleName=place.role_name, PolicyDocument=json.dumps(trust))
+
+
+def _is_vm_import(statement: dict[str, Any]) -> bool:
+    principal = statement.get("Principal")
+    return isinstance(principal, dict) and listed(principal.get("Service")) == [preflight_role.SERVICE]
+
+
+def _role_policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+    answer = _answer(
+        lambda: clients.iam.get_role_policy(RoleName=place.role_name, PolicyName=place.role_name),
+        "NoSuchEntity",
+    )
+    what = f"{place.role_name} may read the bucket and make snapshots"
+    if answer is None:
+        return "create", what
+    return ("keep" if same(answer["PolicyDocument"], policies.import_role(place)) else "change"), what
+
+
+def _make_role_policy(clients: Clients, place: policies.Place) -> None:
+    clients.iam.put_role_policy(
+        RoleName=place.role_name,
+        PolicyName=place.role_name,
+        PolicyDocument=json.dumps(policies.import_role(place)),
+    )
+
+
+# The publisher's policy
+
+
+def _policy_arn(place: policies.Place) -> str:
+    return f"arn:{place.partition}:iam::{place.account}:policy/{policies.POLICY_NAME}"
+
+
+def _policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+    arn = _policy_arn(place)
+    what = f"{policies.POLICY_NAME}, to be attached to who publishes"
+    answer = _answer(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity")
+    if answer is None:
+        return "create", what
+    version = answer["Policy"]["DefaultVersionId"]
+    held = clients.iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
+    return ("keep" if same(held, policies.publisher(place)) else "change"), what
+
+
+def _make_policy(clients: Clients, place: policies.Place) -> None:
+    arn, text = _policy_arn(place), json.dumps(policies.publisher(place))
+    if _answer(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity") is None:
+        clients.iam.create_policy(
+            PolicyName=policies.POLICY_NAME,
+            PolicyDocument=text,
+            Description="What a publish of vmsnix via import needs",
+        )
+        return
+    versions = clients.iam.list_policy_versions(PolicyArn=arn)["Versions"]
+    if len(versions) >= MOST_VERSIONS:
+        oldest = min(
+            (v for v in versions if not v["IsDefaultVersion"]), key=lambda version: version["CreateDate"]
+        )
+        clients.iam.delete_policy_version(PolicyArn=arn, VersionId=oldest["VersionId"])
+    clients.iam.create_policy_version(PolicyArn=arn, PolicyDocument=text, SetAsDefault=True)
+
+
+_Look = Callable[[Clients, policies.Place], tuple[Verdict, str]]
+_Make = Callable[[Clients, policies.Place], None]
+_PARTS: tuple[tuple[str, _Look, _Make], ...] = (
+    ("bucket", _bucket, _make_bucket),
+    ("public access block", _block, _make_block),
+    ("encryption", _encryption, _make_encryption),
+    ("TLS-only policy", _tls, _make_tls),
+    ("lifecycle", _lifecycle, _make_lifecycle),
+    ("role", _role, _make_role),
+    ("role policy", _role_policy, _make_role_policy),
+    ("publisher policy", _policy, _make_policy),
+)

@@ -1,0 +1,153 @@
+"""The bootstrap runbook: what an account still needs before its first publish, shown first and then made."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import account, bootstrap, cloudformation, policies
+from vmsnix_ops.aws.checks import require
+from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    import boto3
+    import pandas as pd
+
+_SHOWN = {"create": "will be made", "change": "will be put right", "keep": "is there"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """What there is to do; nothing of it has been done.
+
+    Attributes
+    ----------
+    place
+        Account, region, bucket, role.
+    parts
+        Every part and what there is to do about it.
+    dry_run
+        `apply` only looks.
+    """
+
+    place: policies.Place
+    parts: tuple[bootstrap.Part, ...]
+    dry_run: bool
+    session: boto3.Session = field(repr=False, compare=False)
+
+    @property
+    def todo(self) -> tuple[bootstrap.Part, ...]:
+        """The parts that are missing or wrong."""
+        return tuple(part for part in self.parts if part.verdict != "keep")
+
+    def apply(self) -> Bootstrap:
+        """Make what is missing, put right what is wrong, and return what there is then; not in a dry run.
+
+        Safe to run twice: the second time, everything is there.
+        """
+        if self.dry_run:
+            return self
+        for part in self.todo:
+            bootstrap.make(self.session, self.place, part)
+        return replace(self, parts=tuple(bootstrap.look(self.session, self.place)))
+
+    def cloudformation(self) -> str:
+        """Return the same as a CloudFormation template, in JSON."""
+        return json.dumps(cloudformation.template(self.place), indent=2)
+
+    def frame(self) -> pd.DataFrame:
+        """Return the parts as a table: ``part``, ``verdict``, ``what``."""
+        import pandas as pd
+
+        rows = [(part.name, part.verdict, part.what) for part in self.parts]
+        return pd.DataFrame(rows, columns=["part", "verdict", "what"])
+
+    def __str__(self) -> str:
+        lines = [f"Bootstrap {self.place.account} in {self.place.regions[0]}"]
+        lines += [f"  {_SHOWN[p.verdict]:<18} {p.name}: {p.what}" for p in self.parts]
+        if self.dry_run and self.todo:
+            lines.append("  nothing of this will be done: dry_run is set")
+        return "\n".join(lines)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th>{html.escape(p.name)}</th><td>{_SHOWN[p.verdict]}</td><td>{html.escape(p.what)}</td></tr>"
+            for p in self.parts
+        )
+        note = "; nothing of this will be done: dry_run is set" if self.dry_run and self.todo else ""
+        title = html.escape(f"Bootstrap {self.place.account} in {self.place.regions[0]}{note}")
+        return f'<table class="vmsnix"><caption>{title}</caption>{cells}</table>'
+
+
+def plan(
+    *,
+    region: str = "",
+    bucket: str = "",
+    role_name: str = "",
+    dry_run: bool = True,
+    session: boto3.Session | None = None,
+) -> Bootstrap:
+    """Look at what the account has, and return what there is to do. Nothing is changed.
+
+    Parameters
+    ----------
+    region, bucket, role_name
+        As for `vmsnix_ops.publish.plan`; empty takes the settings'.
+    dry_run
+        Only look.
+    session
+        Whose account it is.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        Region or bucket is not known, or cannot be right.
+    vmsnix_ops.errors.AwsError
+        Credentials, account or region would not do, or the bucket's name is taken by others.
+    """
+    settings, session = load(), session or default_session()
+    region = region or settings.region or session.region_name or ""
+    bucket = bucket or settings.bucket or ""
+    for name, value in (("region", region), ("bucket", bucket)):
+        if not value or value == "*":
+            raise errors.ParameterError(
+                f"No {name} was given.",
+                cure=f"Give {name}, or set it in vmsnix.toml or VMSNIX_{name.upper()}.",
+            )
+    checks = account.preflight(session, region=region, allowed_accounts=settings.allowed_accounts)
+    require(checks)
+    who = next(check.facts["identity"] for check in checks if "identity" in check.facts)
+    place = policies.Place(
+        account=who.account,
+        regions=(region,),
+        bucket=bucket,
+        key_prefix=settings.key_prefix,
+        role_name=role_name or settings.role_name,
+        partition=who.partition,
+    )
+    return Bootstrap(place, tuple(bootstrap.look(session, place)), dry_run, session)
+
+
+def finish(before: Bootstrap, after: Bootstrap) -> None:
+    """Write ``result.json``: what there was to do, and what is left."""
+    run = current_run("bootstrap")
+    write_result(
+        run,
+        {
+            "status": "done",
+            "dry_run": before.dry_run,
+            "region": before.place.regions[0],
+            "account": before.place.account,
+            "todo": [part.name for part in before.todo],
+            "left": [part.name for part in after.todo],
+        },
+    )
