@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("vmsnix_ops._cli.run:run", "Run a runbook and keep the evidence."),
     "history": ("vmsnix_ops._cli.history:history", "Show past runs, their steps and their AMIs."),
     "rollback": ("vmsnix_ops._cli.rollback:rollback", "Undo a publish that did not finish."),
+    "iam-policy": ("vmsnix_ops._cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
     "lab": ("vmsnix_ops._cli.lab:lab", "Open the runbooks in JupyterLab."),
     "sandbox": ("vmsnix_ops._cli.sandbox:sandbox", "Serve a local AWS for rehearsals."),
 }
