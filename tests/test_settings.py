@@ -28,6 +28,7 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
     assert settings.state.name == "vmsnix_ops"
     assert settings.history == str(settings.state / "history")
     assert settings.archive == settings.state / "archive"
+    assert settings.put_ceiling == 1000
 
 
 def test_the_file_is_found_in_a_parent_and_the_nearest_wins(tmp_path: Path) -> None:
@@ -177,3 +178,16 @@ def test_no_unknown_variable_ever_passes(name: str) -> None:
         return
     with pytest.raises(SettingsError, match=variable):
         load(Path("/"), {variable: "x"})
+
+
+def test_the_ceiling_of_puts_is_a_number_in_the_file_and_in_a_variable(tmp_path: Path) -> None:
+    write(tmp_path, "put_ceiling = 250\n")
+    assert load(tmp_path, {}).put_ceiling == 250
+    assert load(tmp_path, {"VMSNIX_PUT_CEILING": "4000"}).put_ceiling == 4000
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "true", "2.5", '"many"', "1000000"])
+def test_a_ceiling_that_cannot_be_is_refused(tmp_path: Path, value: str) -> None:
+    write(tmp_path, f"put_ceiling = {value}\n")
+    with pytest.raises(SettingsError, match="put_ceiling"):
+        load(tmp_path, {})

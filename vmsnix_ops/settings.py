@@ -71,6 +71,9 @@ class Settings:
         Local folder for everything that has no other place (runs, journals).
     flake
         Flake in which image names without a ``#`` are looked up.
+    put_ceiling
+        Blocks that an upload through the EBS direct APIs puts in a second, at most. 1000 is what AWS's own
+        worked example reaches, about 500 MB/s; the account's quota may allow more.
     """
 
     region: str | None
@@ -83,6 +86,7 @@ class Settings:
     archive: Path
     state: Path
     flake: str
+    put_ceiling: int
 
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Settings))
@@ -137,6 +141,7 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         archive=_take(given, "archive", _path, state / "archive"),
         state=state,
         flake=_take(given, "flake", _flake, "./nix"),
+        put_ceiling=_take(given, "put_ceiling", _ceiling, 1000),
     )
 
 
@@ -291,6 +296,14 @@ def _location(given: _Given) -> str:
     if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", text):
         raise given.refuse("That is not a place on S3.", "Write s3://bucket/prefix.")
     return text.rstrip("/")
+
+
+def _ceiling(given: _Given) -> int:
+    # A variable is text; a number in the file is one already, and true is none.
+    value = int(given.value) if isinstance(given.value, str) and given.value.isdecimal() else given.value
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 100_000:
+        raise given.refuse("It is no whole number from 1 to 100000.", "Write one, such as 1000.")
+    return value
 
 
 def _flake(given: _Given) -> str:

@@ -16,6 +16,7 @@ from vmsnix_ops.aws.block_engine import BlockRefusedError, Done, Pushing
 from vmsnix_ops.aws.block_journal import Beginning, BlockJournal, pending
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.aws.block_worker import DIFFERS, ZEROS, block_of
+from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.formats import open_image
 
@@ -76,6 +77,7 @@ class Downloaded:
     fetched: int
 
 
+@needs("ebs:ListSnapshotBlocks", "ebs:GetSnapshotBlock")
 def verify(
     session: boto3.Session,
     *,
@@ -138,6 +140,7 @@ def verify(
     return Verified(snapshot_id, len(chosen), len(tokens))
 
 
+@needs("ebs:ListSnapshotBlocks", "ebs:GetSnapshotBlock")
 def download(
     session: boto3.Session,
     *,

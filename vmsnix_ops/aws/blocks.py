@@ -19,6 +19,7 @@ from vmsnix_ops.aws.block_engine import BlockRefusedError, Done, Pushing
 from vmsnix_ops.aws.block_journal import Beginning, BlockJournal, pending
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.aws.block_worker import THROTTLED
+from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, client, retrying
 from vmsnix_ops.aws.waiting import Sighting, wait
 from vmsnix_ops.disk.formats import open_image
@@ -112,12 +113,23 @@ class DirectSnapshot:
         return self.sent * BLOCK_BYTES
 
 
+@needs("ec2:DescribeSnapshots")
 def find(session: boto3.Session, region: str, digest: str) -> str:
     """Return the id of the completed snapshot that holds an image; empty when there is none."""
     found = imports.find_snapshot(client(session, "ec2", region), digest)
     return found[0] if found else ""
 
 
+@needs(
+    "ec2:DescribeSnapshots",
+    "ec2:GetEbsEncryptionByDefault",
+    "ec2:GetEbsDefaultKmsKeyId",
+    "ec2:DeleteSnapshot",
+    "ebs:StartSnapshot",
+    "ebs:PutSnapshotBlock",
+    "ebs:CompleteSnapshot",
+    "ebs:ListSnapshotBlocks",
+)
 def upload(
     session: boto3.Session,
     wanted: Upload,
@@ -161,6 +173,7 @@ def upload(
     raise RuntimeError("unreachable: the last attempt returns or raises")  # pragma: no cover
 
 
+@needs("ec2:DescribeSnapshots", "ec2:CreateTags", "ec2:DeleteSnapshot")
 def finish(
     session: boto3.Session,
     wanted: Upload,

@@ -17,8 +17,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import buckets, images, imports
+from vmsnix_ops.aws import block_reading, blocks, buckets, images, imports
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.block_engine import Pushing
+from vmsnix_ops.aws.block_wire import BLOCK_BYTES
+from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
 if TYPE_CHECKING:
@@ -44,13 +47,14 @@ TRANSIENT_CODES = frozenset(
 def run(plan: Plan) -> PublishResult:
     """Carry out a plan: the five lines of the notebook, for people who write programs.
 
-    Safe to run twice, as every step is.
+    Safe to run twice, as every step is. SIGINT and SIGTERM end it cleanly; the second one at once.
     """
-    built = plan.build()
-    source = plan.upload(built)
-    snapshot = plan.import_snapshot(source)
-    ami = plan.register(snapshot)
-    return plan.finish(ami)
+    with stopping():
+        built = plan.build()
+        source = plan.upload(built)
+        snapshot = plan.import_snapshot(source)
+        ami = plan.register(snapshot)
+        return plan.finish(ami)
 
 
 def build(plan: Plan) -> Built:
@@ -81,6 +85,8 @@ def build(plan: Plan) -> Built:
         plan.journal.image, plan.journal.digest = built.name, built.digest
         entry.outcome, entry.bytes = "planned" if plan.dry_run else "created", built.file_bytes
         entry.detail.update(digest=built.digest, path=str(built.path), ami_name=built.ami_name)
+        if plan.bucket:
+            entry.detail["url"] = _url(plan, built)  # a rollback finds it by this
         existing = images.find_by_name(plan.client("ec2"), built.ami_name)
         if existing is None:
             return built
@@ -107,10 +113,11 @@ def _image(plan: Plan) -> BuiltImage | None:
 
 
 def upload(plan: Plan, built: Built) -> UploadStep:
-    """Put the image's bytes where VM Import reads them.
+    """Put the image's bytes where VM Import reads them, or (direct) straight into a snapshot.
 
     Safe to run twice: nothing is sent when an AMI, a snapshot or a running import already has these bytes; an
-    object is used again only when its checksum is the image's; an upload that was cut off is continued.
+    object is used again only when its checksum is the image's; an upload that was cut off is continued. For
+    blocks see `vmsnix_ops.aws.blocks.upload`.
 
     Raises
     ------
@@ -123,10 +130,28 @@ def upload(plan: Plan, built: Built) -> UploadStep:
     ):
         if not built.digest or (plan.dry_run and not _held(plan, built)):
             entry.outcome = "planned"
-            return UploadStep("planned", built, _url(plan, built) if built.digest else "")
+            return UploadStep("planned", built, _url(plan, built) if built.digest and plan.bucket else "")
         if _held(plan, built):
             entry.outcome = "reused"
             return UploadStep("reused", built)
+        if plan.via == "direct":
+            made = blocks.upload(
+                plan.session,
+                _blocks(plan, built),
+                tables=plan.journal.tables,
+                step=entry.step,
+                pushing=_pushing(plan),
+            )
+            entry.outcome, entry.bytes = made.outcome, made.sent_bytes
+            entry.detail.update(
+                snapshot_id=made.snapshot_id,
+                parent_id=made.parent_id,
+                why_full=made.why_full,
+                blocks=made.looked_at,
+                sent_blocks=made.sent,
+                throttled=made.throttled,
+            )
+            return UploadStep(made.outcome, built, "", made.sent_bytes, made)
         with _clean_failure(plan, built):
             stored = buckets.upload(
                 plan.client("s3", connections=buckets.THREADS + 2),
@@ -142,15 +167,25 @@ def upload(plan: Plan, built: Built) -> UploadStep:
 
 
 def import_snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
-    """Make a snapshot of the uploaded image with VM Import.
+    """Make a snapshot of the uploaded image with VM Import, or (direct) wait for the one that was uploaded.
 
-    Safe to run twice: see `vmsnix_ops.aws.imports.import_snapshot`. An interrupt cancels the import.
+    Safe to run twice: see `vmsnix_ops.aws.imports.import_snapshot` and `vmsnix_ops.aws.blocks.finish`. An
+    interrupt cancels an import. When the plan wants it, the snapshot is then read back and compared.
 
     Raises
     ------
     vmsnix_ops.errors.ImportFailedError, vmsnix_ops.errors.RoleError
         And nothing is left in the bucket.
+    vmsnix_ops.errors.SnapshotFailedError
+        The snapshot failed, or does not hold the image; one that this run made is removed.
     """
+    snapshot = _snapshot(plan, source)
+    if plan.verify == "none" or snapshot.outcome == "planned":
+        return snapshot
+    return _verify(plan, snapshot)
+
+
+def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
     built = source.built
     with plan.journal.step("import", total=100, unit="percent") as entry:
         if source.outcome == "planned":
@@ -161,6 +196,19 @@ def import_snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
             entry.outcome = "reused"
             size = imports.wait_for_snapshot(ec2, built.snapshot_id)
             return SnapshotStep("reused", built, built.snapshot_id, size)
+        if source.direct is not None:
+            kept = "The snapshot is complete or will be; the next run finds it."
+            with _interruptible("wait for the snapshot", kept):
+                done = blocks.finish(
+                    plan.session,
+                    _blocks(plan, built),
+                    source.direct,
+                    tables=plan.journal.tables,
+                    step=entry.step,
+                )
+            entry.outcome, entry.bytes = done.outcome, built.file_bytes
+            entry.detail.update(snapshot_id=done.snapshot_id)
+            return SnapshotStep(done.outcome, built, done.snapshot_id, done.size_gib)
         wanted = imports.Source(plan.bucket, _key(plan, built), built.format, plan.role_name, _patience(plan))
         with (
             _interruptible("import", "Its import is cancelled; the uploaded image is kept for the next run."),
@@ -205,7 +253,8 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
         except errors.NameTakenError:
             if snapshot.outcome == "created":
                 imports.delete_snapshot(ec2, snapshot.snapshot_id)
-            buckets.delete(plan.client("s3"), bucket=plan.bucket, key=_key(plan, built))
+            if plan.via == "import":
+                buckets.delete(plan.client("s3"), bucket=plan.bucket, key=_key(plan, built))
             raise
         missing = {key: value for key, value in plan.tags.items() if ami.tags.get(key) != value}
         if missing and not plan.dry_run:
@@ -230,7 +279,8 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
         entry.outcome = "planned"
         if not planned:
             entry.outcome = ami.outcome
-            _clean_bucket(plan, built)
+            if plan.via == "import":
+                _clean_bucket(plan, built)
             _record(plan, ami)
     result = PublishResult(
         dry_run=plan.dry_run,
@@ -256,11 +306,12 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
 
 
 def _describe(plan: Plan, image: BuiltImage, disk: DiskImage, digest: str) -> Built:
-    if disk.format not in imports.FORMATS:
+    if plan.via == "import" and disk.format not in imports.FORMATS:
         raise errors.ImageFormatError(
             f"{image.path.name} is a {disk.format} image, which VM Import does not take.",
             why=f"It takes {' and '.join(imports.FORMATS)}.",
-            cure=f"Convert it: qemu-img convert -O vpc {image.path.name} {image.path.stem}.vhd",
+            cure="Publish it via direct, or convert it: "
+            f"qemu-img convert -O vpc {image.path.name} {image.path.stem}.vhd",
         )
     wanted = image.register_image
     return Built(
@@ -330,10 +381,58 @@ def _held(plan: Plan, built: Built) -> bool:
     """Whether an AMI, a snapshot or a running import already has these bytes, so that no upload is needed."""
     if built.ami_id:
         return True
+    if plan.via == "direct":
+        # A snapshot is looked for by the upload itself, which may have to write down what it holds.
+        return plan.dry_run and bool(blocks.find(plan.session, plan.region, built.digest))
     ec2 = plan.client("ec2")
     if imports.find_snapshot(ec2, built.digest):
         return True
     return any(task.status not in imports.FAILED for task in imports.tasks(ec2, built.digest))
+
+
+def _blocks(plan: Plan, built: Built) -> blocks.Upload:
+    if built.path is None:
+        raise RuntimeError("a built image with a digest has a path")
+    return blocks.Upload(
+        path=built.path,
+        digest=built.digest,
+        image=built.name,
+        region=plan.region,
+        tags=_tags(plan, built),
+        journal=plan.settings.state / "blocks" / f"{plan.account}-{plan.region}-{built.digest}",
+        incremental=plan.incremental,
+    )
+
+
+def _pushing(plan: Plan) -> Pushing:
+    return Pushing(ceiling=plan.settings.put_ceiling)
+
+
+def _verify(plan: Plan, snapshot: SnapshotStep) -> SnapshotStep:
+    """Read the snapshot back and compare it with the image."""
+    built = snapshot.built
+    with (
+        plan.journal.step("verify", unit="bytes") as entry,
+        _interruptible("comparison", "The snapshot is kept, and the next run finds it."),
+    ):
+        try:
+            compared = block_reading.verify(
+                plan.session,
+                region=plan.region,
+                snapshot_id=snapshot.snapshot_id,
+                path=built.path,  # type: ignore[arg-type]  # a snapshot was made of a path
+                how=plan.verify,
+                step=entry.step,
+                pushing=_pushing(plan),
+            )
+        except errors.SnapshotFailedError:
+            if snapshot.outcome == "created" and not plan.dry_run:
+                imports.delete_snapshot(plan.client("ec2"), snapshot.snapshot_id)
+            raise
+        entry.bytes = compared.blocks * BLOCK_BYTES
+        text = f"{compared.blocks} of {compared.of} blocks were read back and are the image's"
+        entry.detail.update(verified=text)
+    return replace(snapshot, verified=text)
 
 
 def _patience(plan: Plan) -> float:

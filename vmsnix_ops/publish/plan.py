@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.aws import account
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.block_reading import VERIFIES, Verify
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import Progress, current
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
 Via = Literal["import", "direct"]
-VIAS: tuple[Via, ...] = ("import",)
+VIAS: tuple[Via, ...] = ("import", "direct")
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # S3's rules for names, without the rare exclusions
 _ROLE = re.compile(r"[\w+=,.@-]{1,64}")  # IAM's
@@ -65,7 +66,9 @@ class Plan:
     prefix
         First part of the AMI's name.
     via
-        ``"import"``: S3 and VM Import.
+        ``"import"``: S3 and VM Import; ``"direct"``: straight into a snapshot.
+    incremental, verify
+        As for `plan`.
     root_device, role_name, public, tags
         As for `plan`.
     dry_run
@@ -81,6 +84,8 @@ class Plan:
     key_prefix: str
     prefix: str
     via: Via
+    incremental: bool
+    verify: Verify
     root_device: str
     role_name: str
     public: bool
@@ -105,7 +110,7 @@ class Plan:
         return pipeline.build(self)
 
     def upload(self, built: Built) -> UploadStep:
-        """Put the image into S3; see `vmsnix_ops.publish.pipeline.upload`."""
+        """Put the image where the snapshot is made of it; see `vmsnix_ops.publish.pipeline.upload`."""
         return pipeline.upload(self, built)
 
     def import_snapshot(self, source: UploadStep) -> SnapshotStep:
@@ -138,12 +143,25 @@ class Plan:
         """Return what will happen, step by step: name of the step and a sentence."""
         name = f"{self.prefix}-{Path(self.image).name.split('#')[-1]}-VERSION-SYSTEM-DIGEST"
         who = "everybody" if self.public else f"account {self.account}"
-        lines = [
-            ("build", f"build {self.image}, or use it when it is a file, a directory or a result"),
-            ("upload", f"put it into s3://{self.bucket}/{self.key_prefix}DIGEST, unless it is there"),
-            ("import", f"make a snapshot of it in {self.region} with the role {self.role_name}"),
+        lines = [("build", f"build {self.image}, or use it when it is a file, a directory or a result")]
+        if self.via == "direct":
+            what = "what differs from the image's last snapshot" if self.incremental else "all its data"
+            lines += [
+                ("upload", f"put {what} into a snapshot in {self.region}, block by block"),
+                ("import", "wait until that snapshot is completed"),
+            ]
+        else:
+            lines += [
+                ("upload", f"put it into s3://{self.bucket}/{self.key_prefix}DIGEST, unless it is there"),
+                ("import", f"make a snapshot of it in {self.region} with the role {self.role_name}"),
+            ]
+        if self.verify != "none":
+            amount = "a sample of its blocks" if self.verify == "sample" else "all its blocks"
+            lines.append(("verify", f"read {amount} back and compare them with the image"))
+        last = "write the tables and result.json"
+        lines += [
             ("register", f"register {name} with root {self.root_device} on gp3, for {who}"),
-            ("finish", "remove the S3 object, write the tables and result.json"),
+            ("finish", last if self.via == "direct" else f"remove the S3 object, {last}"),
         ]
         if self.dry_run:
             lines.append(("dry run", "nothing of this will be done: every step only looks"))
@@ -175,9 +193,12 @@ def plan(
     bucket: str = "",
     prefix: str = "",
     via: str = "import",
+    incremental: bool = True,
+    verify: str = "none",
     root_device: str = "/dev/sda1",
     role_name: str = "",
     public: bool = False,
+    confirm_public: str = "",
     tags: Mapping[str, str] | None = None,
     dry_run: bool = False,
     settings: Settings | None = None,
@@ -190,21 +211,29 @@ def plan(
     ----------
     image
         What to publish: a flake attribute (``ecs-node``, ``./nix#ecs-node``), a ``result`` link, a Nix output
-        directory, or an image file (VHD or raw).
+        directory, or an image file (VHD or raw; with ``via="direct"`` also qcow2, VHDX and VMDK).
     region
         Where to; by default the settings' region, else AWS's own (``AWS_REGION``, the profile).
     bucket
-        S3 bucket in that region; by default the settings'.
+        S3 bucket in that region; by default the settings'. Not needed with ``via="direct"``.
     prefix
         First part of the AMI's name; by default the settings' (``altf4llc``).
     via
-        ``"import"``: S3 and VM Import.
+        ``"import"``: S3 and VM Import. ``"direct"``: blocks straight into a snapshot, without a
+        bucket or a role.
+    incremental
+        With ``via="direct"``: send only what differs from the last snapshot of this image.
+    verify
+        Read the snapshot back and compare it with the image: ``"none"``, a ``"sample"``, or the ``"whole"``.
     root_device
         Root device name of the AMI.
     role_name
         Service role of VM Import; by default the settings' (``vmimport``).
     public
         Whether everybody may launch the AMI.
+    confirm_public
+        With `public`: the id of the account, once more. What is public cannot be taken back from who copied
+        it, so one parameter that slipped in must not be enough.
     tags
         More tags for everything that is created.
     dry_run
@@ -224,14 +253,25 @@ def plan(
     region = region or settings.region or session.region_name or ""
     bucket, role_name = bucket or settings.bucket or "", role_name or settings.role_name
     prefix = prefix or settings.prefix
-    _check_parameters(image, region, bucket, prefix, via, root_device, role_name)
+    if via == "direct":
+        bucket = role_name = ""
+    _check_parameters(image, region, bucket, prefix, via, verify, root_device, role_name)
     own_tags = tagging.check(tags or {})
+    _check_public(public, confirm_public)
 
     checks = account.preflight(
-        session, region=region, bucket=bucket, role_name=role_name, allowed_accounts=settings.allowed_accounts
+        session,
+        region=region,
+        bucket=bucket,
+        role_name=role_name,
+        allowed_accounts=settings.allowed_accounts,
+        key_prefix=settings.key_prefix,
+        via=via,
+        public=public,
     )
     account.require(checks)
     facts = {key: value for check in checks for key, value in check.facts.items()}
+    _check_public(public, confirm_public, facts["account"])
 
     run, tables = current_run("publish-ami"), open_tables(settings)
     return Plan(
@@ -241,7 +281,9 @@ def plan(
         bucket=bucket,
         key_prefix=settings.key_prefix,
         prefix=prefix,
-        via="import",
+        via="direct" if via == "direct" else "import",
+        incremental=incremental,
+        verify=next(known for known in VERIFIES if known == verify),
         root_device=root_device,
         role_name=role_name,
         public=public,
@@ -254,8 +296,37 @@ def plan(
     )
 
 
+def _check_public(public: bool, confirmed: str, account: str = "") -> None:
+    """Refuse unless both parameters of a public AMI agree, and name the account that it will be in."""
+    if public and not confirmed:
+        raise errors.ParameterError(
+            "A public AMI needs two parameters that agree.",
+            why="public is set, and confirm_public is not.",
+            cure="Give the id of the account as confirm_public, too; or leave public out.",
+        )
+    if confirmed and not public:
+        raise errors.ParameterError(
+            "A public AMI needs two parameters that agree.",
+            why="confirm_public is given, and public is not set.",
+            cure="Set public, too; or leave confirm_public out.",
+        )
+    if public and account and confirmed != account:
+        raise errors.ParameterError(
+            "The public AMI was confirmed for another account.",
+            why=f"confirm_public is {confirmed!r}; these are the credentials of {account}.",
+            cure="Use the credentials of the account that you mean.",
+        )
+
+
 def _check_parameters(
-    image: str, region: str, bucket: str, prefix: str, via: str, root_device: str, role_name: str
+    image: str,
+    region: str,
+    bucket: str,
+    prefix: str,
+    via: str,
+    verify: str,
+    root_device: str,
+    role_name: str,
 ) -> None:
     if not image:
         raise errors.ParameterError(
@@ -269,13 +340,19 @@ def _check_parameters(
         raise errors.ParameterError(
             f"There is no way {via!r} to make a snapshot.",
             why=errors.nearest(via, VIAS),
-            cure=f"Use {VIAS[0]!r}.",
+            cure=f"Use {' or '.join(map(repr, VIAS))}.",
         )
-    if not bucket:
+    if verify not in VERIFIES:
+        raise errors.ParameterError(
+            f"There is no way {verify!r} to verify a snapshot.",
+            why=errors.nearest(verify, VERIFIES),
+            cure=f"Use {', '.join(map(repr, VERIFIES))}.",
+        )
+    if via == "import" and not bucket:
         raise errors.ParameterError(
             "No bucket was given.",
             why="VM Import reads the image from a bucket of yours.",
-            cure="Give bucket, or set it in vmsnix.toml or VMSNIX_BUCKET.",
+            cure="Give bucket, or set it in vmsnix.toml or VMSNIX_BUCKET; via direct needs none.",
         )
     shapes: list[tuple[str, str, re.Pattern[str], str]] = [
         ("bucket", bucket, _BUCKET, "S3 allows 3 to 63 lower-case letters, digits, dots and dashes."),
@@ -293,6 +370,6 @@ def _check_parameters(
             "AMI names allow letters, digits, spaces and ()[]./'@_-; at most 40 of them here.",
         ),
     ]
-    for name, value, shape, why in shapes:
+    for name, value, shape, why in shapes[2:] if via == "direct" else shapes:
         if not shape.fullmatch(value):
             raise errors.ParameterError(f"The {name} {value!r} cannot be right.", why=why, cure="Correct it.")

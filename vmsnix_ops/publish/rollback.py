@@ -184,7 +184,7 @@ def _snapshots(ec2: Any, digest: str, made: set[str]) -> dict[str, dict[str, str
     wanted = [{"Filters": [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]}]
     if made:
         wanted.append({"Filters": [{"Name": "snapshot-id", "Values": sorted(made)}]})
-    found = {}
+    found: dict[str, dict[str, str]] = {}
     with calling("look for the snapshots of this image"):
         for request in wanted:
             for page in ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], **request):

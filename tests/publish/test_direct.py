@@ -1,0 +1,266 @@
+"""Publishing directly: from an image to a snapshot without a bucket, block by block."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.publish.test_publish import bytes_of
+from tests.support import require
+from vmsnix_ops import errors, publish
+from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.records import history
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REGION, BLOCK = "us-east-1", 524_288
+
+
+@pytest.fixture
+def direct(plan):
+    """Make plans that go directly, with neither bucket nor role."""
+
+    def make(**changes):
+        return plan(**{"via": "direct", "bucket": "", "role_name": "", **changes})
+
+    return make
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A small raw disk, so that its blocks can be changed at will."""
+    output = make_sample_image(tmp_path / "raw", name="sample", format="raw", data_bytes=6 * 2**20)
+    path = tmp_path / "disk.img"
+    shutil.copy(next(p for p in output.iterdir() if p.is_file()), path)
+    return path
+
+
+def changed(path: Path, *, block: int, fill: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(block * BLOCK)
+        file.write(bytes([fill]) * BLOCK)
+
+
+def holds(aws, snapshot_id: str, path: Path) -> bool:
+    with open_image(path) as disk:
+        return bytes_of(aws, snapshot_id, disk.size) == disk.read(0, disk.size)
+
+
+def puts(aws) -> int:
+    return sum(call.operation == "PutSnapshotBlock" and call.outcome == "ok" for call in aws.calls)
+
+
+@pytest.mark.parametrize("kind", ["vhd", "vhd-fixed", "raw", "qcow2", "qcow2-compressed", "vhdx", "vmdk"])
+def test_an_image_of_every_format_becomes_an_ami_that_holds_its_bytes(aws, direct, raw, tmp_path, left, kind):
+    path, plain = tmp_path / "converted", raw
+    if kind != "raw":
+        qemu = {"vhd": "vpc", "vhd-fixed": "vpc"}.get(kind, kind.removesuffix("-compressed"))
+        options = ["-o", "subformat=fixed"] if kind == "vhd-fixed" else []
+        options += ["-c"] if kind == "qcow2-compressed" else []
+        command = [require("qemu-img"), "convert", "-f", "raw", "-O", qemu, *options]
+        subprocess.run([*command, str(raw), str(path)], check=True)
+    else:
+        shutil.copy(raw, path)
+    result = publish.run(direct(image=str(path)))
+    assert result.via == "direct"
+    data = plain.read_bytes()
+    assert bytes_of(aws, result.snapshot_id, len(data)) == data
+    there = left()
+    assert (there.amis, there.snapshots) == ([result.ami_id], [result.snapshot_id])
+    assert (there.objects, there.uploads, there.running) == ([], [], [])
+
+
+def test_neither_bucket_nor_role_are_looked_at(aws, direct):
+    before = len(list(aws.calls))
+    publish.run(direct())
+    services = {(call.service, call.operation) for call in list(aws.calls)[before:]}
+    assert not [operation for service, operation in services if service in ("s3", "iam")]
+    assert ("ec2", "ImportSnapshot") not in services
+
+
+def test_zero_blocks_are_not_sent(aws, direct, raw):
+    publish.run(direct(image=str(raw)))
+    with open_image(raw) as disk:
+        assert puts(aws) == len(list(disk.blocks(BLOCK)))
+        assert puts(aws) < disk.size // BLOCK
+
+
+def test_the_snapshot_carries_the_tags_of_the_ami(aws, direct):
+    result = publish.run(direct(tags={"team": "ops"}))
+    ec2 = aws.client("ec2", REGION)
+    ami = ec2.describe_images(ImageIds=[result.ami_id])["Images"][0]
+    snapshot = ec2.describe_snapshots(SnapshotIds=[result.snapshot_id])["Snapshots"][0]
+    tags = {tag["Key"]: tag["Value"] for tag in snapshot["Tags"]}
+    assert tags == {tag["Key"]: tag["Value"] for tag in ami["Tags"]}
+    assert (tags["team"], tags["vmsnix:run"]) == ("ops", result.run_id)
+
+
+def test_running_it_again_returns_the_same_ami_and_changes_nothing(direct, changes):
+    first = publish.run(direct())
+    changes()
+    second = publish.run(direct())
+    assert (second.ami_id, second.outcome) == (first.ami_id, "reused")
+    assert changes() == []
+
+
+def test_a_dry_run_changes_nothing(direct, changes, left):
+    changes()
+    wanted = direct(dry_run=True)
+    assert publish.run(wanted).ami_id == ""
+    assert changes() == []
+    assert left().nothing
+    assert "block by block" in str(wanted)
+    assert "s3://" not in str(wanted)
+
+
+def test_result_and_tables_say_how_it_went(direct):
+    wanted = direct()
+    result = publish.run(wanted)
+    written = json.loads((wanted.journal.run.folder / "result.json").read_text())
+    assert written["via"] == "direct"
+    tables = open_tables(load())
+    steps = history.steps(tables, run_id=result.run_id)
+    assert set(steps["via"]) == {"direct"}
+    upload = steps[steps["step"] == "upload"].iloc[0]
+    detail = json.loads(upload["detail"])
+    assert upload["bytes"] == detail["sent_blocks"] * BLOCK
+    assert "no earlier snapshot" in detail["why_full"]
+    assert history.amis(tables).iloc[0]["via"] == "direct"
+    manifest = tables.read("manifests")
+    assert set(manifest["snapshot_id"]) == {result.snapshot_id}
+    assert len(manifest) == detail["sent_blocks"]
+
+
+def test_nothing_is_left_of_the_journal(direct):
+    publish.run(direct())
+    assert list((load().state / "blocks").iterdir()) == []
+
+
+# ---------------------------------------------------------------- incremental
+
+
+def test_only_changed_blocks_are_sent_and_vanished_ones_become_zero(aws, direct, raw):
+    first = publish.run(direct(image=str(raw)))
+    sent = puts(aws)
+    changed(raw, block=3, fill=7)
+    changed(raw, block=5, fill=0)
+    changed(raw, block=40, fill=9)
+    second = publish.run(direct(image=str(raw)))
+    assert puts(aws) - sent == 3
+    assert second.snapshot_id != first.snapshot_id
+    assert holds(aws, second.snapshot_id, raw)
+    parent = next(call for call in reversed(list(aws.calls)) if call.operation == "StartSnapshot")
+    assert parent.params["ParentSnapshotId"] == first.snapshot_id
+    changed(raw, block=41, fill=1)
+    third = publish.run(direct(image=str(raw)))
+    assert puts(aws) - sent == 4
+    assert holds(aws, third.snapshot_id, raw)
+
+
+def test_a_smaller_image_of_the_same_volume_size_leaves_nothing_behind_its_end(aws, direct, raw):
+    size = raw.stat().st_size
+    with raw.open("r+b") as file:  # no partition, which would have to end before the disk does
+        file.seek(446)
+        file.write(bytes(64))
+    changed(raw, block=size // BLOCK - 1, fill=7)
+    publish.run(direct(image=str(raw)))
+    with raw.open("r+b") as file:
+        file.truncate(size - BLOCK)
+    second = publish.run(direct(image=str(raw)))
+    assert bytes_of(aws, second.snapshot_id, size) == raw.read_bytes() + bytes(BLOCK)
+
+
+def why_full(plan) -> str:
+    built = plan.build()
+    source = plan.upload(built)
+    plan.finish(plan.register(plan.import_snapshot(source)))
+    assert source.direct is not None
+    return source.direct.why_full
+
+
+def test_a_full_upload_on_request(direct, raw):
+    publish.run(direct(image=str(raw)))
+    changed(raw, block=3, fill=7)
+    assert "not wanted" in why_full(direct(image=str(raw), incremental=False))
+
+
+def test_a_parent_that_is_gone(aws, direct, raw):
+    first = publish.run(direct(image=str(raw)))
+    ec2 = aws.client("ec2", REGION)
+    ec2.deregister_image(ImageId=first.ami_id)
+    ec2.delete_snapshot(SnapshotId=first.snapshot_id)
+    changed(raw, block=3, fill=7)
+    assert "no earlier snapshot" in why_full(direct(image=str(raw)))
+
+
+def test_a_parent_without_manifest(direct, raw):
+    publish.run(direct(image=str(raw)))
+    shutil.rmtree(load().state / "history" / "manifests")
+    changed(raw, block=3, fill=7)
+    assert "has no manifest" in why_full(direct(image=str(raw)))
+
+
+def test_a_parent_that_is_encrypted_otherwise(aws, direct, raw):
+    publish.run(direct(image=str(raw)))
+    aws.client("ec2", REGION).enable_ebs_encryption_by_default()
+    changed(raw, block=3, fill=7)
+    plan = direct(image=str(raw))
+    assert "is not encrypted" in why_full(plan)
+
+
+def test_a_parent_in_another_region(aws, direct, raw):
+    publish.run(direct(image=str(raw)))
+    assert "in this region" in why_full(direct(image=str(raw), region="eu-west-1"))
+
+
+def test_a_manifest_that_does_not_match_what_aws_lists(direct, raw):
+    first = publish.run(direct(image=str(raw)))
+    tables = open_tables(load())
+    row = tables.read("manifests").iloc[:1].assign(block=900)
+    tables.append("manifests", row)
+    changed(raw, block=3, fill=7)
+    assert f"{first.snapshot_id} holds other blocks" in why_full(direct(image=str(raw)))
+
+
+# ---------------------------------------------------------------- verify
+
+
+@pytest.mark.parametrize("via", ["direct", "import"])
+@pytest.mark.parametrize("verify", ["sample", "whole"])
+def test_a_snapshot_is_read_back_and_compared(aws, plan, raw, via, verify):
+    result = publish.run(plan(image=str(raw), via=via, verify=verify))
+    assert "verify" in {step.step for step in result.steps}
+    gets = [call for call in aws.calls if call.operation == "GetSnapshotBlock"]
+    with open_image(raw) as disk:
+        assert len(gets) >= len(list(disk.blocks(BLOCK)))
+
+
+def test_a_snapshot_with_other_bytes_is_found_out_and_removed(aws, direct, raw, left):
+    wanted = direct(image=str(raw), verify="whole")
+    source = wanted.upload(wanted.build())
+    changed(raw, block=4, fill=3)  # as if the snapshot had lost what the image has
+    with pytest.raises(errors.SnapshotFailedError, match="Block 4 differs"):
+        wanted.import_snapshot(source)
+    assert left().nothing
+
+
+def test_a_block_that_a_snapshot_lacks_is_found_out(direct, raw):
+    wanted = direct(image=str(raw), verify="sample")
+    source = wanted.upload(wanted.build())
+    changed(raw, block=60, fill=3)
+    with pytest.raises(errors.SnapshotFailedError, match="lacks block 60"):
+        wanted.import_snapshot(source)
+
+
+@pytest.mark.parametrize(("name", "value"), [("verify", "some"), ("via", "driect")])
+def test_a_parameter_that_cannot_be_right(plan, name, value):
+    with pytest.raises(errors.ParameterError):
+        plan(**{name: value})
