@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -75,7 +77,7 @@ def iam_policy(
         role_name=role_name or settings.role_name,
         partition=partition,
     )
-    documents = {
+    documents: dict[str, Callable[[], dict[str, Any]]] = {
         "publisher": lambda: policies.publisher(place, via=via, public=public, verify=verify),
         "auditor": lambda: audit.auditor(place),
         "preflight": lambda: policies.preflight(place),

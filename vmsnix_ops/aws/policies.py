@@ -161,6 +161,7 @@ def document(actions: Iterable[str], place: Place) -> dict[str, Any]:
 
 def _sid(target: str, group: list[str]) -> str:
     words = "pass role" if group == ["iam:PassRole"] else target
+    words = "in these regions" if words == "everything" else words
     return "".join(word.capitalize() for word in words.split())
 
 
