@@ -19,9 +19,9 @@ setup:
 demo *OPTIONS:
     vmsnix demo {{ OPTIONS }}
 
-# Run the tests
-test *OPTIONS:
-    pytest {{ OPTIONS }}
+# Run the tests, or some of them, such as `just test tests/nix`
+test *NAMES:
+    pytest {{ NAMES }}
 
 # Check style, types and notebooks
 lint:
@@ -49,7 +49,7 @@ publish-ami NAME *OPTIONS:
     vmsnix run publish-ami --image {{ NAME }} {{ OPTIONS }}
 
 # Look at the account before anything is published
-check *OPTIONS:
+preflight *OPTIONS:
     vmsnix run preflight {{ OPTIONS }}
 
 # List every AMI and snapshot of the account
@@ -60,9 +60,17 @@ audit *OPTIONS:
 docs:
     sphinx-build -W --keep-going -b html docs docs/_build/html
 
-# Evaluate every image and module of the flake
+# Check the flake: assertions and facts of every image, every module alone (needs Nix and its sources)
+check *OPTIONS:
+    nix flake check ./nix {{ OPTIONS }}
+
+# Boot an image's services in a virtual machine, such as `just vm-test ssh` (needs KVM and a binary cache)
+vm-test NAME:
+    nix build ./nix#vmTests.{{ NAME }}
+
+# Evaluate every image against the nixpkgs in NIXPKGS_TREE, and print the figures
 nix-eval *OPTIONS:
-    nix flake check ./nix --no-build {{ OPTIONS }}
+    sh nix/checks/evaluate.sh {{ OPTIONS }}
 
 # Lock the versions anew, with hashes; needs uv; `--upgrade` takes newer ones
 lock *OPTIONS:

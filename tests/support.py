@@ -13,8 +13,8 @@ PROGRAMS = {"qemu-system": "qemu-system-x86_64"}
 def require(tool: str) -> str:
     """Return the path of a program, or skip the test; with the tool in ``VMSNIX_REQUIRE`` fail instead.
 
-    ``VMSNIX_REQUIRE`` is a comma-separated list of tools that this machine must have (CI sets it), so that a missing
-    installation cannot hide behind a skip.
+    ``VMSNIX_REQUIRE`` is a comma-separated list of tools that this machine must have (CI sets it), so that
+    a missing installation cannot hide behind a skip.
     """
     path = shutil.which(PROGRAMS.get(tool, tool))
     if path is None:

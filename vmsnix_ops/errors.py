@@ -42,7 +42,10 @@ Every error says what happened, why, and what to do; ``str(error)`` is those sen
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class VmsnixError(Exception):

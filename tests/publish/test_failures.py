@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -90,7 +91,9 @@ def test_a_missing_role(plan, left):
 
 
 def test_a_role_that_does_not_trust_vm_import(aws, plan):
-    trust = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}'
+    service = {"Service": "ec2.amazonaws.com"}
+    statement = {"Effect": "Allow", "Principal": service, "Action": "sts:AssumeRole"}
+    trust = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     aws.client("iam", REGION).create_role(RoleName="wrong-trust", AssumeRolePolicyDocument=trust)
     with pytest.raises(errors.RoleError, match="does not trust VM Import"):
         plan(role_name="wrong-trust")

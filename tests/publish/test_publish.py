@@ -34,9 +34,9 @@ def bytes_of(aws, snapshot_id: str, size: int) -> bytes:
     return bytes(disk[:size])
 
 
-@pytest.mark.parametrize("format", ["vhd", "raw"])
-def test_an_image_becomes_an_ami_that_holds_its_bytes(aws, plan, tmp_path, left, format):
-    output = make_sample_image(tmp_path / format, name="sample", format=format, data_bytes=9 * 2**20)
+@pytest.mark.parametrize("kind", ["vhd", "raw"])
+def test_an_image_becomes_an_ami_that_holds_its_bytes(aws, plan, tmp_path, left, kind):
+    output = make_sample_image(tmp_path / kind, name="sample", format=kind, data_bytes=9 * 2**20)
     result = publish.run(plan(image=str(output), tags={"team": "ops"}))
 
     ami = aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"][0]
@@ -56,7 +56,7 @@ def test_an_image_becomes_an_ami_that_holds_its_bytes(aws, plan, tmp_path, left,
     snapshot = aws.client("ec2", REGION).describe_snapshots(SnapshotIds=[result.snapshot_id])["Snapshots"][0]
     assert {tag["Key"]: tag["Value"] for tag in snapshot["Tags"]} == tags
 
-    file = next(output.glob("*.vhd" if format == "vhd" else "*.img"), None) or next(output.glob("*.raw"))
+    file = next(output.glob("*.vhd" if kind == "vhd" else "*.img"), None) or next(output.glob("*.raw"))
     with open_image(file) as disk:
         assert bytes_of(aws, result.snapshot_id, disk.size) == disk.read(0, disk.size)
     there = left()
