@@ -8,7 +8,9 @@ answer was read, and after the answer. Commits to the tables are points too.
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +28,8 @@ from vmsnix_ops.sandbox import Sandbox, sandbox
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from vmsnix_ops.sandbox import Fault
+
 MIB = 2**20
 PARTS = 2
 ONCE = {
@@ -35,6 +39,9 @@ ONCE = {
     "s3:UploadPart": PARTS,
 }
 """Calls that are expensive, or make something, and how often they may come to their end for one image."""
+
+
+PUT = "ebs:PutSnapshotBlock"
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Sweep:
         # Two parts of an upload, and a disk that is quickly read.
         self.image = make_sample_image(folder / "image", data_bytes=7 * MIB)
         self._count = 0
+        self.blocks = 0
         self._prepared: bytes | None = None
 
     def clean(self) -> Path:
@@ -91,16 +99,24 @@ class Sweep:
             seen[call] += 1
             moments = ("before", "after") if call.startswith("table:") else MOMENTS
             kills += [Kill(call, seen[call], moment) for moment in moments]
-        return kills
+        # Blocks are put by processes of their own; the publisher dies while the server holds one of them.
+        self.blocks = self.aws.calls.count(PUT, ran=True)
+        some = {1, self.blocks // 2, self.blocks} if self.blocks else set()
+        return [*kills, *(Kill(PUT, nth, moment) for nth in sorted(some) for moment in ("before", "after"))]
 
     def sweep(self, via: str, kill: Kill) -> Point:
         """Kill a publisher there, run the same command again, and check everything."""
         state = self.clean()
-        (first,) = self.publishers.run(self.job(state, via, kill))
+        if kill.call == PUT:
+            hold = {"op": PUT, "nth": kill.nth, "do": "delay", "when": kill.moment, "seconds": 0.3}
+            fault = self.aws.faults.add(hold)
+            (first,) = self.publishers.run(self.job(state, via), during=lambda ids: _kill(ids, fault))
+        else:
+            (first,) = self.publishers.run(self.job(state, via, kill))
         (second,) = self.publishers.run(self.job(state, via))
-        return Point(via, kill, tuple(self._wrong(state, first, second)))
+        return Point(via, kill, tuple(self._wrong(kill, state, first, second)))
 
-    def _wrong(self, state: Path, first: Ended, second: Ended) -> Iterator[str]:
+    def _wrong(self, kill: Kill, state: Path, first: Ended, second: Ended) -> Iterator[str]:
         if not first.killed:
             yield f"was not killed but ended with {first.status} {first.error} {first.text}"
         if second.status:
@@ -111,7 +127,9 @@ class Sweep:
         if second.result["ami_id"] not in account.amis:
             yield f"the result names {second.result['ami_id']}, the account has {account.amis}"
         yield from wrong_tables(state, run_id=second.result["run_id"], ami_id=second.result["ami_id"])
-        for name, most in ONCE.items():
+        # A block that was under way when the publisher died is sent again, and so is its batch.
+        blocks = self.blocks * 2 if kill.call == PUT else self.blocks
+        for name, most in {**ONCE, PUT: blocks}.items():
             done = [
                 call for call in self.aws.calls.of(name, ran=True) if call.outcome in ("ok", "Disconnected")
             ]
@@ -119,6 +137,15 @@ class Sweep:
                 yield f"{name} was done {len(done)} times"
         if len(account.tasks) > 1:
             yield f"{len(account.tasks)} imports were started"
+
+
+def _kill(processes: list[int], fault: Fault) -> None:
+    """Kill publishers as soon as the fault holds up a call."""
+    deadline = time.monotonic() + 60
+    while not fault.struck and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
 
 
 @contextmanager

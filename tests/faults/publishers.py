@@ -193,6 +193,8 @@ def publisher(job: dict[str, Any], loader: Any) -> int:
             self._made: dict[Any, Any] = {}
 
         def client(self, service: str, **named: Any) -> Any:
+            if "config" not in named:
+                return super().client(service, **named)
             key = (service, named.get("region_name"), named["config"].max_pool_connections)
             if key not in self._made:
                 self._made[key] = super().client(service, **named)

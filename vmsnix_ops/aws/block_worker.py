@@ -147,8 +147,12 @@ class Worker:
     def say(self, message: dict[str, Any]) -> None:
         """Write one line to the parent."""
         with self._say:
-            sys.stdout.write(json.dumps(message) + "\n")
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(json.dumps(message) + "\n")
+                sys.stdout.flush()
+            except BrokenPipeError:
+                # The parent was killed. Nobody hears what is done here, and the next run may be at it.
+                os._exit(1)
 
     def put(self, image: DiskImage, index: int, parent: str | None) -> Moved:
         """Send a block unless it need not be: zero and not in the parent snapshot, or the same there.
