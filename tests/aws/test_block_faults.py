@@ -1,0 +1,186 @@
+"""What the network and AWS do to blocks: the bytes that arrive are the image's, or one clear error."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import boto3
+import pytest
+
+from tests.aws.test_block_resume import BLOCK, REGION, Upload, aws, image, puts, snapshots
+from tests.publish.test_publish import bytes_of
+from vmsnix_ops import errors
+from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
+from vmsnix_ops.aws.block_worker import Pace
+
+__all__ = ["aws", "image"]
+PUT = "ebs:PutSnapshotBlock"
+THROTTLED = {"code": "RequestThrottledException", "http": 400, "message": "Rate exceeded"}
+GONE = {"code": "ResourceNotFoundException", "http": 404, "message": "The snapshot does not exist."}
+
+
+@pytest.fixture
+def upload(image, tmp_path):
+    return Upload(image, tmp_path / "records")
+
+
+def arrived(aws, made, image) -> bool:
+    return bytes_of(aws, made.snapshot_id, image.stat().st_size) == image.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"do": "error", "probability": 0.3, **THROTTLED}, id="throttled"),
+        pytest.param({"do": "error", "probability": 0.3, "code": "InternalServerException"}, id="500"),
+        pytest.param({"do": "error", "nth": [1, 2, 9], "http": 503, "code": "Unavailable"}, id="503"),
+        pytest.param({"do": "drop", "probability": 0.3}, id="dropped"),
+        pytest.param({"do": "drop", "when": "after", "probability": 0.3}, id="answer lost"),
+        pytest.param({"do": "reset", "probability": 0.3}, id="reset"),
+        pytest.param(
+            {"do": "reset", "when": "body", "of": "request", "keep": 100_000, "nth": [2, 5, 6]}, id="cut"
+        ),
+        pytest.param({"do": "drop", "when": "body", "keep": 10, "nth": [1, 7]}, id="answer cut"),
+        pytest.param({"do": "error", "nth": [1, 2, 3, 4, 5, 6], **GONE}, id="not yet visible"),
+    ],
+)
+def test_what_passes_is_waited_out(aws, image, upload, fault):
+    rule = aws.faults.add({"op": PUT, **fault})
+    made = upload.run()
+    assert rule.struck > 0
+    assert arrived(aws, made, image)
+    assert snapshots(aws) == {made.snapshot_id: "completed"}
+
+
+def test_a_put_that_hangs_is_given_up_and_sent_again(aws, image, upload):
+    aws.faults.add({"op": PUT, "do": "hang", "nth": [1, 4], "seconds": 120})
+    started = time.monotonic()
+    made = upload.run(Pushing(2, 8, read_seconds=1))
+    assert time.monotonic() - started < 60
+    assert arrived(aws, made, image)
+
+
+def test_a_snapshot_that_expires_under_the_upload_is_begun_anew(aws, image, upload):
+    aws.faults.add({"op": PUT, "do": "delay", "seconds": 0.2})
+
+    def let_it_expire() -> None:
+        while puts(aws) < 5:
+            time.sleep(0.01)
+        aws.clock.advance(61 * 60)
+
+    thread = threading.Thread(target=let_it_expire)
+    thread.start()
+    made = upload.run()
+    thread.join()
+    assert arrived(aws, made, image)
+    assert snapshots(aws) == {made.snapshot_id: "completed"}
+
+
+def test_a_block_that_is_refused_for_good_leaves_nothing(aws, upload):
+    aws.faults.add({"op": PUT, "do": "error", "nth": 9, "http": 400, "code": "ValidationException"})
+    with pytest.raises(BlockRefusedError, match="ValidationException"):
+        upload.run()
+    assert snapshots(aws) == {}
+    assert not upload.journal.exists()
+
+
+def test_throttling_beyond_the_budget_names_the_ceiling_and_keeps_the_blocks(aws, image, upload):
+    aws.faults.add({"op": PUT, "do": "error", "nth": list(range(20, 2000)), **THROTTLED})
+    with pytest.raises(BlockRefusedError) as caught:
+        upload.run(Pushing(2, 8, budget_seconds=1))
+    assert "ceiling" in caught.value.cure
+    assert set(snapshots(aws).values()) == {"pending"}
+    aws.faults.clear()
+    before = puts(aws)
+    made = upload.run()
+    assert puts(aws) - before < 30
+    assert arrived(aws, made, image)
+
+
+def test_the_whole_has_a_budget_too(aws, upload):
+    aws.faults.add({"op": PUT, "do": "hang", "seconds": 60})
+    with pytest.raises(errors.DeadlineError):
+        upload.run(Pushing(2, 8, total_seconds=2))
+    assert set(snapshots(aws).values()) == {"pending"}
+
+
+def test_who_may_not_put_is_told_the_action(aws, upload):
+    denied = {"code": "AccessDeniedException", "http": 403, "message": "no"}
+    aws.faults.add({"op": PUT, "do": "error", **denied})
+    with pytest.raises(errors.AccessDeniedError) as caught:
+        upload.run()
+    assert "ebs:PutSnapshotBlock" in caught.value.cure
+    assert snapshots(aws) == {}
+
+
+def test_credentials_that_expire_are_refreshed_on_the_way(aws, image, upload):
+    from botocore.credentials import RefreshableCredentials
+
+    good = {
+        "access_key": aws.environment["AWS_ACCESS_KEY_ID"],
+        "secret_key": aws.environment["AWS_SECRET_ACCESS_KEY"],
+        "token": None,
+        "expiry_time": "2099-01-01T00:00:00Z",
+    }
+    expired = {"code": "ExpiredTokenException", "http": 403, "message": "expired"}
+    rule = aws.faults.add({"op": PUT, "do": "error", "nth": list(range(10, 2000)), **expired})
+    session = boto3.Session(region_name=REGION)
+    asked: list[int] = []
+
+    class Renewed(RefreshableCredentials):
+        """Hands out the other key once the sandbox refuses the first."""
+
+        def get_frozen_credentials(self):
+            found = super().get_frozen_credentials()
+            if rule.struck and not asked:
+                asked.append(1)
+                aws.faults.clear()
+            return found._replace(token="second") if asked else found
+
+    session._session._credentials = Renewed.create_from_metadata(good, lambda: good, "test")
+    made = upload.run(session=session)
+    assert asked
+    assert arrived(aws, made, image)
+
+
+def test_credentials_that_stay_expired_end_the_run_and_keep_the_blocks(aws, upload):
+    expired = {"code": "ExpiredTokenException", "http": 403, "message": "expired"}
+    aws.faults.add({"op": PUT, "do": "error", "nth": list(range(10, 2000)), **expired})
+    with pytest.raises(errors.CredentialsError) as caught:
+        upload.run()
+    assert "goes on from the blocks" in caught.value.cure
+    assert set(snapshots(aws).values()) == {"pending"}
+
+
+def test_a_lost_answer_to_complete_is_no_failure(aws, image, upload):
+    aws.faults.add({"op": "ebs:CompleteSnapshot", "do": "drop", "when": "after", "nth": 1})
+    assert arrived(aws, upload.run(), image)
+
+
+def test_a_snapshot_that_fails_after_the_seal_is_removed(aws, upload):
+    aws.faults.add(
+        {"op": "ebs:CompleteSnapshot", "do": "outcome", "outcome": {"status_message": "Internal failure"}}
+    )
+    with pytest.raises(errors.SnapshotFailedError):
+        upload.run()
+    assert snapshots(aws) == {}
+    assert not upload.journal.exists()
+
+
+def test_the_ceiling_bounds_the_rate(aws, upload):
+    started = time.monotonic()
+    upload.run(Pushing(1, 8, ceiling=10))
+    assert time.monotonic() - started > 30 / 10 - 1
+
+
+def test_the_rate_halves_once_a_burst_and_climbs_back() -> None:
+    pace = Pace(1_000_000)
+    pace._cut -= 1
+    pace.slower()
+    pace.slower()
+    assert pace.rate == 500_000
+    for _ in range(500):
+        pace.wait()
+    assert pace.rate == 1_000_000
+    assert BLOCK == 524_288

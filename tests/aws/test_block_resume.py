@@ -1,0 +1,198 @@
+"""An upload that is killed at any moment goes on: the same bytes, one snapshot, nothing pending."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import boto3
+import pytest
+
+from tests.publish.test_publish import bytes_of
+from vmsnix_ops.aws import blocks
+from vmsnix_ops.aws.block_engine import Pushing
+from vmsnix_ops.aws.block_journal import BlockJournal
+from vmsnix_ops.records.tables import Tables
+from vmsnix_ops.sandbox import sandbox
+
+REGION, BLOCK = "us-east-1", 524_288
+KILLS = 50 if os.environ.get("VMSNIX_WHOLE_TESTS") else 8
+FOLDER = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def aws(monkeypatch, tmp_path):
+    with sandbox(speed=100) as aws:
+        for name, value in aws.environment.items():
+            monkeypatch.setenv(name, value)
+        yield aws
+
+
+@pytest.fixture
+def image(tmp_path):
+    """A raw disk of 40 blocks, every fourth of which is zero."""
+    path, chance = tmp_path / "disk.raw", random.Random(4)
+    path.write_bytes(
+        b"".join(bytes(BLOCK) if number % 4 == 3 else chance.randbytes(BLOCK) for number in range(40))
+    )
+    return path
+
+
+class Upload:
+    """The same upload, in this process or in one that can be killed."""
+
+    def __init__(self, image: Path, folder: Path) -> None:
+        self.image, self.journal, self.history = image, folder / "journal", folder / "history"
+        self.digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        self.tables = Tables(self.history)
+
+    @property
+    def wanted(self) -> blocks.Upload:
+        tags = {"Name": "victim", "vmsnix:image": "victim", "vmsnix:digest": self.digest, "vmsnix:run": "1"}
+        return blocks.Upload(self.image, self.digest, "victim", REGION, tags, self.journal)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        words = [str(self.image), self.digest, str(self.journal), str(self.history), REGION]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.aws.uploader", *words],
+            cwd=FOLDER,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def run(
+        self, pushing: Pushing | None = None, session: boto3.Session | None = None
+    ) -> blocks.DirectSnapshot:
+        session = session or boto3.Session(region_name=REGION)
+        made = blocks.upload(session, self.wanted, tables=self.tables, pushing=pushing or Pushing(2, 8))
+        return blocks.finish(session, self.wanted, made, tables=self.tables)
+
+
+def snapshots(aws) -> dict[str, str]:
+    found = aws.client("ec2", REGION).describe_snapshots(OwnerIds=["self"])["Snapshots"]
+    return {snapshot["SnapshotId"]: snapshot["State"] for snapshot in found}
+
+
+def puts(aws) -> int:
+    return sum(call.operation == "PutSnapshotBlock" and call.outcome == "ok" for call in aws.calls)
+
+
+def kill_after_some_blocks(upload: Upload, aws, blocks_put: int) -> None:
+    before, process = puts(aws), upload.start()
+    while puts(aws) - before < blocks_put and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_at_random_points_and_resumed(aws, image, tmp_path):
+    """Every round uploads other bytes, is killed once somewhere, and is run again."""
+    chance = random.Random(os.environ.get("PYTEST_RANDOM_SEED", "blocks"))
+    aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.05})
+    expected: dict[str, bytes] = {}
+    for number in range(KILLS):
+        with image.open("r+b") as file:
+            file.seek((number % 40) * BLOCK)
+            file.write(chance.randbytes(BLOCK))
+        upload = Upload(image, tmp_path / f"round-{number}")
+        if number % 4 == 3:  # not by blocks but by time: also before, between and after them
+            process = upload.start()
+            time.sleep(chance.uniform(0.3, 4))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        else:
+            kill_after_some_blocks(upload, aws, chance.randrange(0, 31))
+        made = upload.run()
+        expected[made.snapshot_id] = image.read_bytes()
+        assert not upload.journal.exists()
+        assert snapshots(aws) == dict.fromkeys(expected, "completed")
+    for snapshot_id, data in expected.items():
+        assert bytes_of(aws, snapshot_id, len(data)) == data
+
+
+def test_a_killed_upload_sends_only_what_was_not_acknowledged(aws, image, tmp_path):
+    aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.2})
+    upload = Upload(image, tmp_path / "records")
+    kill_after_some_blocks(upload, aws, 20)
+    known = BlockJournal(upload.journal).read()
+    assert known is not None
+    acknowledged = sum(sent for _, sent in known[1].values())
+    assert acknowledged > 0
+    pending = snapshots(aws)
+    made = upload.run()
+    assert made.sent == 30 - acknowledged
+    assert snapshots(aws) == {made.snapshot_id: "completed"}
+    assert list(pending) == [made.snapshot_id]
+
+
+def test_workers_end_with_their_parent(aws, image, tmp_path):
+    aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.5})
+    kill_after_some_blocks(Upload(image, tmp_path / "records"), aws, 4)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        before = len(list(aws.calls))
+        time.sleep(1.5)
+        if len(list(aws.calls)) == before:
+            return
+    pytest.fail("somebody still puts blocks")
+
+
+def test_a_snapshot_that_expired_meanwhile_is_begun_anew(aws, image, tmp_path):
+    aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.2})
+    upload = Upload(image, tmp_path / "records")
+    kill_after_some_blocks(upload, aws, 5)
+    (old,) = snapshots(aws)
+    aws.clock.advance(61 * 60)
+    assert snapshots(aws) == {old: "error"}
+    aws.faults.clear()
+    made = upload.run()
+    assert made.snapshot_id != old
+    assert snapshots(aws) == {made.snapshot_id: "completed"}
+    assert bytes_of(aws, made.snapshot_id, image.stat().st_size) == image.read_bytes()
+
+
+def test_a_machine_without_the_journal_goes_on_in_the_same_snapshot(aws, image, tmp_path):
+    aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.2})
+    upload = Upload(image, tmp_path / "records")
+    kill_after_some_blocks(upload, aws, 5)
+    (pending,) = snapshots(aws)
+    aws.faults.clear()
+    upload.journal.unlink()
+    assert upload.run().snapshot_id == pending
+    assert snapshots(aws) == {pending: "completed"}
+
+
+def test_a_run_that_died_after_the_seal_keeps_its_manifest_later(aws, image, tmp_path):
+    upload = Upload(image, tmp_path / "records")
+    session = boto3.Session(region_name=REGION)
+    sealed = blocks.upload(session, upload.wanted, tables=upload.tables, pushing=Pushing(2, 8))
+    while snapshots(aws)[sealed.snapshot_id] != "completed":
+        time.sleep(0.05)
+    again = upload.run()
+    assert (again.snapshot_id, again.outcome, again.sent) == (sealed.snapshot_id, "reused", 0)
+    assert len(upload.tables.read("manifests")) == 30
+
+
+def test_without_the_parents_manifest_a_killed_upload_is_not_continued(aws, image, tmp_path):
+    upload = Upload(image, tmp_path / "records")
+    first = upload.run()
+    with image.open("r+b") as file:
+        file.write(bytes(BLOCK))
+        for number in (1, 2, 4):
+            file.seek(number * BLOCK)
+            file.write(b"new" * 1000)
+    later = Upload(image, tmp_path / "records")
+    aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.5})
+    kill_after_some_blocks(later, aws, 1)
+    aws.faults.clear()
+    (later.history / "manifests").rename(tmp_path / "lost")
+    made = later.run()
+    assert made.parent_id == ""
+    assert set(snapshots(aws)) == {first.snapshot_id, made.snapshot_id}
+    assert bytes_of(aws, made.snapshot_id, image.stat().st_size) == image.read_bytes()

@@ -1,0 +1,30 @@
+"""A process that uploads an image, for tests that kill it: IMAGE, DIGEST, JOURNAL, HISTORY, REGION."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import boto3
+
+from vmsnix_ops.aws import blocks
+from vmsnix_ops.aws.block_engine import Pushing
+from vmsnix_ops.records.tables import Tables
+
+
+def wanted(image: str, digest: str, journal: str, region: str) -> blocks.Upload:
+    tags = {"Name": "victim", "vmsnix:image": "victim", "vmsnix:digest": digest, "vmsnix:run": "1"}
+    return blocks.Upload(Path(image), digest, "victim", region, tags, Path(journal))
+
+
+def main() -> None:
+    image, digest, journal, history, region = sys.argv[1:]
+    session, tables = boto3.Session(region_name=region), Tables(history)
+    job = wanted(image, digest, journal, region)
+    pushing = Pushing(processes=2, connections=8)
+    made = blocks.upload(session, job, tables=tables, pushing=pushing)
+    print(blocks.finish(session, job, made, tables=tables).snapshot_id)
+
+
+if __name__ == "__main__":
+    main()
