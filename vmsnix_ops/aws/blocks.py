@@ -325,6 +325,7 @@ class _Running:
 
     def _start(self, size_gib: int, parent: manifests.Parent) -> None:
         """Start a snapshot; the attempt becomes the one that its token carries."""
+        self._remove_expired()
         # The run's tag is added when the snapshot is complete: a token goes with the same parameters only.
         tags = {key: value for key, value in self.wanted.tags.items() if key != tagging.RUN}
         request: dict[str, Any] = {
@@ -352,6 +353,22 @@ class _Running:
             why="AWS answers every client token of this image with a snapshot that has ended.",
             cure="Wait a day until AWS forgets the tokens, or publish via import.",
         )
+
+    def _remove_expired(self) -> None:
+        """Remove snapshots of these bytes that failed: a run that was killed left them, and nothing uses them.
+
+        A run that dies between StartSnapshot and the first line of its journal leaves a pending snapshot that
+        nobody knows; within `TIMEOUT_MINUTES` the token finds it again, after that it is in error.
+        """
+        filters = [
+            {"Name": f"tag:{tagging.DIGEST}", "Values": [self.wanted.digest]},
+            {"Name": "status", "Values": ["error"]},
+        ]
+        with calling("look for expired snapshots of this image"):
+            pages = self.ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
+            found = [str(snapshot["SnapshotId"]) for page in pages for snapshot in page["Snapshots"]]
+        for snapshot_id in found:
+            imports.delete_snapshot(self.ec2, snapshot_id)
 
     def _send(
         self,

@@ -68,7 +68,10 @@ class HttpBody(io.RawIOBase):
             announce()
         if self._chunked and self._remaining == 0 and not self._next_chunk():
             return 0
-        count = self._source.readinto(view[: self._remaining])
+        try:
+            count = self._source.readinto(view[: self._remaining])
+        except ConnectionError as error:  # the client was killed
+            raise DisconnectedError("the connection was reset in the middle of a request body") from error
         if not count:
             raise DisconnectedError("the connection ended in the middle of a request body")
         self._remaining -= count

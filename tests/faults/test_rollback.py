@@ -1,0 +1,104 @@
+"""``vmsnix rollback RUN``: an unfinished publish is undone, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from tests.faults.account import BUCKET, REGION, look
+from tests.faults.publishers import Kill
+from vmsnix_ops import errors, publish
+from vmsnix_ops.cli import cli
+from vmsnix_ops.progress import silent
+from vmsnix_ops.publish.rollback import plan_rollback
+
+if TYPE_CHECKING:
+    from tests.faults.crash_sweep import Sweep
+
+
+def killed(publishers: Sweep, via: str, call: str, nth: int = 1, moment: str = "sent") -> str:
+    """Kill a publisher there and return its run."""
+    state = Path(os.environ["VMSNIX_STATE"])
+    (ended,) = publishers.publishers.run(publishers.job(state, via, Kill(call, nth, moment)))
+    assert ended.killed
+    return max((state / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime).name
+
+
+@pytest.mark.parametrize(
+    ("via", "call", "nth", "kinds"),
+    [
+        ("import", "s3:UploadPart", 2, {"upload"}),
+        ("import", "s3:CompleteMultipartUpload", 1, {"upload"}),
+        ("import", "ec2:ImportSnapshot", 1, {"import", "upload"}),
+        ("import", "ec2:CreateTags", 1, {"snapshot", "upload"}),
+        ("direct", "ebs:StartSnapshot", 1, {"snapshot"}),
+        ("direct", "ebs:CompleteSnapshot", 1, {"snapshot", "journal"}),
+    ],
+)
+def test_what_a_killed_publish_left_is_removed(publishers, via, call, nth, kinds):
+    if call == "ec2:ImportSnapshot":
+        # An import that takes its time, so that it runs when it is rolled back.
+        publishers.aws.faults.add({"op": call, "do": "outcome", "outcome": {"seconds": 1_000_000}})
+    run_id = killed(publishers, via, call, nth)
+    plan = plan_rollback(run_id)
+    assert {leftover.kind for leftover in plan.leftovers} == kinds
+    assert run_id in str(plan)
+    plan.apply()
+    assert look(publishers.aws).empty
+    assert list(Path(os.environ["VMSNIX_STATE"]).glob("blocks/*")) == []
+    assert plan_rollback(run_id).apply() in ((), plan_rollback(run_id).leftovers)  # once more changes nothing
+    publishers.aws.faults.clear()
+    publish.run(publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()))
+    assert list(look(publishers.aws).leftovers()) == []
+
+
+def test_the_command_shows_first_and_removes_then(publishers):
+    run_id = killed(publishers, "import", "s3:CompleteMultipartUpload")
+    shown = CliRunner().invoke(cli, ["rollback", run_id, "--dry-run"])
+    assert f"s3://{BUCKET}/" in shown.output
+    assert look(publishers.aws).objects
+    assert CliRunner().invoke(cli, ["rollback", run_id]).exit_code == 0
+    assert look(publishers.aws).empty
+
+
+def test_a_run_that_finished_is_refused(publishers):
+    plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
+    publish.run(plan)
+    with pytest.raises(errors.RunError, match="finished"):
+        plan_rollback(plan.run_id)
+    assert list(look(publishers.aws).leftovers()) == []
+
+
+def test_a_run_that_registered_its_ami_is_refused(publishers):
+    run_id = killed(publishers, "import", "ec2:RegisterImage")
+    with pytest.raises(errors.RunError, match="registered ami-"):
+        plan_rollback(run_id)
+
+
+def test_a_run_that_is_under_way_is_refused(publishers):
+    run_id = killed(publishers, "import", "s3:UploadPart", moment="before")
+    plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
+    with plan.journal.step("upload"), pytest.raises(errors.RunError, match="under way"):
+        plan_rollback(plan.run_id)
+    assert plan_rollback(run_id).leftovers
+
+
+def test_what_another_run_made_of_the_same_image_is_kept(publishers):
+    first = killed(publishers, "import", "ec2:CreateTags")
+    second = killed(publishers, "import", "ec2:RegisterImage", moment="before")  # it adopted the snapshot
+    before = look(publishers.aws)
+    kinds = {leftover.kind for leftover in plan_rollback(first).leftovers}
+    assert "snapshot" not in kinds
+    plan_rollback(second).apply()
+    assert before.snapshots
+    assert look(publishers.aws).empty
+
+
+def test_an_unknown_run_and_a_wrong_name_are_told(publishers):
+    for name in ("no-such-run", "../../etc", ""):
+        with pytest.raises(errors.ParameterError, match="no journal"):
+            plan_rollback(name)
