@@ -327,6 +327,8 @@ def test_the_demo_publishes_an_image_and_prints_one_json_object(tmp_path: Path) 
     assert result["snapshot_id"].startswith("snap-")
     assert result["image_name"].startswith("altf4llc-sample-")
     assert len(result["digest"]) == 64
+    assert result["version"] in result["image_name"]
+    assert result["version"] != result["package_version"]
     assert {step["step"] for step in result["steps"]} >= {"upload", "import", "register"}
     for kept in ("notebook", "report", "result"):
         assert Path(result[kept]).is_relative_to(tmp_path / "vmsnix-demo")

@@ -196,7 +196,7 @@ def _about(
         "side_effects": runbook.side_effects,
         "started_at": started.isoformat(timespec="milliseconds"),
         "parameters": {parameter.name: parameter.default for parameter in runbook.parameters} | dict(given),
-        "version": __version__,
+        "package_version": __version__,  # `version` is the image's, where there is one
     }
 
 
@@ -435,7 +435,7 @@ def _record(prepared: _Run, values: Mapping[str, Any]) -> None:
                 "error": values["error"],
                 "user": getpass.getuser(),
                 "host": platform.node(),
-                "version": values["version"],
+                "version": values["package_version"],
             }
         ],
     )

@@ -30,6 +30,7 @@ FACTS = (
     "run_id",
     "started_at",
     "version",
+    "package_version",
 )
 FORBIDDEN = frozenset(
     {"script", "iframe", "object", "embed", "link", "meta", "base", "form", "applet", "frame", "portal"}
