@@ -56,6 +56,14 @@ preflight *OPTIONS:
 audit *OPTIONS:
     vmsnix run audit-inventory {{ OPTIONS }}
 
+# Measure the direct upload against plain boto3 and the machine's limits, such as `just bench-upload --mib 1024 --json FILE`
+bench-upload *OPTIONS:
+    {{ python }} -m benchmarks.upload {{ OPTIONS }}
+
+# Kill uploads 50 times at random points instead of 8
+test-kills:
+    VMSNIX_WHOLE_TESTS=1 pytest tests/aws/test_block_resume.py
+
 # Build the documentation; a warning is an error
 docs:
     sphinx-build -W --keep-going -b html docs docs/_build/html

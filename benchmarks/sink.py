@@ -71,9 +71,20 @@ def null_sink(*, tls: bool = False) -> Iterator[Sink]:
         certificate = folder / "certificate.pem"
         lines = f"ssl_certificate {certificate}; ssl_certificate_key {folder}/key.pem;"
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-            + ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-            + ["-keyout", str(folder / "key.pem"), "-out", str(certificate)],
+            [
+                *(
+                    "openssl",
+                    "req",
+                    "-x509",
+                    "-newkey",
+                    "ec",
+                    "-pkeyopt",
+                    "ec_paramgen_curve:P-256",
+                    "-nodes",
+                ),
+                *("-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+                *("-keyout", str(folder / "key.pem"), "-out", str(certificate)),
+            ],
             check=True,
             capture_output=True,
         )

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "history": ("vmsnix_ops._cli.history:history", "Show past runs, their steps and their AMIs."),
     "rollback": ("vmsnix_ops._cli.rollback:rollback", "Undo a publish that did not finish."),
     "iam-policy": ("vmsnix_ops._cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
+    "download": ("vmsnix_ops._cli.download:download", "Write a snapshot into a sparse raw file."),
     "lab": ("vmsnix_ops._cli.lab:lab", "Open the runbooks in JupyterLab."),
     "sandbox": ("vmsnix_ops._cli.sandbox:sandbox", "Serve a local AWS for rehearsals."),
 }

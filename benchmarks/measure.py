@@ -1,0 +1,80 @@
+"""Runs a piece of work in a child process and measures it: time, CPU, memory, whatever its children do."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parents[1]
+PAGE = resource.getpagesize()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a piece of work took.
+
+    `seconds` is wall time from its first line to its last, imports of the work's libraries and the start of
+    worker processes included; `cpu_seconds` and `peak_mib` are those of its whole process tree.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+    sent_blocks: int
+
+
+def measure(name: str, options: dict[str, Any], environment: dict[str, str]) -> Measured:
+    """Run ``benchmarks.work`` once."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.work", name, json.dumps(options)],
+        cwd=FOLDER,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    peak, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            peak[0] = max(peak[0], _resident(process.pid))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    output, _ = process.communicate()
+    over.set()
+    thread.join()
+    if process.returncode:
+        raise SystemExit(f"{name} failed.")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = json.loads(output.splitlines()[-1])
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Measured(found["seconds"], cpu, peak[0] / 2**20, found["sent"])
+
+
+def _resident(root: int) -> float:
+    """Return the bytes in memory of a process and everything below it; shared pages count in each."""
+    parents: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        parents[int(entry.name)], sizes[int(entry.name)] = int(fields[1]), int(fields[21]) * PAGE
+    total = 0
+    for process, size in sizes.items():
+        at = process
+        while at > 1 and at != root:
+            at = parents.get(at, 0)
+        total += size if at == root else 0
+    return float(total)

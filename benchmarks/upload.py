@@ -1,0 +1,216 @@
+"""How fast an image becomes a snapshot, against plain boto3 and against the limits of the machine.
+
+::
+
+    python -m benchmarks.upload                      # 4 GiB, about ten minutes
+    python -m benchmarks.upload --mib 512 --json results.json --plot results.png
+
+Everything goes to a null sink (nginx) on this machine, so that nothing but the client is measured; the sink
+shares the machine's cores with it. All ratios are of one run. The best of several rounds counts, because
+whatever else the machine does only ever makes a round slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.measure import Measured, measure
+from benchmarks.sink import Sink, null_sink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+BLOCK = 524_288
+SPARSE, CHANGED = 0.45, 0.03
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "AKIABENCHMARK",
+    "AWS_SECRET_ACCESS_KEY": "none",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+def make_images(folder: Path, mib: int) -> dict[str, str]:
+    """Write a full image, a sparse one, and the manifest of a predecessor of each."""
+    chance = random.Random(1)
+    blocks = mib * 2**20 // BLOCK
+    full, sparse = folder / "full.raw", folder / "sparse.raw"
+    manifests: dict[str, dict[int, str]] = {"full": {}, "sparse": {}}
+    kept = set(chance.sample(range(blocks), round(blocks * (1 - SPARSE))))
+    with full.open("wb") as whole, sparse.open("wb") as holed:
+        for index in range(blocks):
+            data = os.urandom(BLOCK)
+            # A digest of other bytes: the predecessor had something else there.
+            other = chance.random() < CHANGED
+            found = hashlib.sha256(b"other" if other else data).hexdigest()
+            whole.write(data)
+            manifests["full"][index] = found
+            if index in kept:
+                holed.seek(index * BLOCK)
+                holed.write(data)
+                manifests["sparse"][index] = found
+        holed.truncate(blocks * BLOCK)
+    places = {"full": str(full), "sparse": str(sparse)}
+    for name, manifest in manifests.items():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(manifest))
+        places[f"{name} manifest"] = str(path)
+    return places
+
+
+def cases(images: dict[str, str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return what is measured: its name, the work, the work's options."""
+    full, sparse = images["full"], images["sparse"]
+    return [
+        ("sha256, one core", "sha256", {"image": full}),
+        ("loopback copy", "loopback", {"image": full}),
+        ("boto3, 64 threads", "boto3_threads", {"image": full}),
+        ("direct, full image", "direct", {"image": full}),
+        ("direct, full image, with the file's digest", "direct", {"image": full, "digest": True}),
+        ("direct, 45 % sparse", "direct", {"image": sparse}),
+        ("direct, 3 % changed", "direct", {"image": full, "manifest": images["full manifest"]}),
+        (
+            "direct, 45 % sparse, 3 % changed",
+            "direct",
+            {"image": sparse, "manifest": images["sparse manifest"]},
+        ),
+    ]
+
+
+def run_direct(images: dict[str, str], rounds: int, sink: Sink) -> dict[str, Measured]:
+    """Measure every case `rounds` times, in turns, and keep the quickest of each."""
+    environment = {**KEYS, "AWS_ENDPOINT_URL": sink.url}
+    if sink.certificate:
+        environment["AWS_CA_BUNDLE"] = str(sink.certificate)
+    best: dict[str, Measured] = {}
+    for _ in range(rounds):
+        for name, work, options in cases(images):
+            keep_quickest(best, name, measure(work, options, environment))
+    return best
+
+
+def run_s3(image: str, rounds: int) -> dict[str, Measured]:
+    """Measure our upload to S3 against the AWS CLI's, both into a sandbox: a null sink cannot speak S3."""
+    from vmsnix_ops.sandbox import sandbox_process
+
+    best: dict[str, Measured] = {}
+    if shutil.which("aws") is None:
+        print("aws s3 cp is not measured: there is no AWS CLI on this machine.")
+        return best
+    with sandbox_process() as aws:
+        aws.prepare(bucket="benchmark", region="us-east-1")
+        s3 = aws.client("s3", "us-east-1")
+        for _ in range(rounds):
+            for name, work in (("aws s3 cp", "s3_cli"), ("S3, ours", "s3_ours")):
+                options = {"image": image, "bucket": "benchmark"}
+                keep_quickest(best, name, measure(work, options, dict(aws.environment)))
+                for key in ("ours", "cli"):
+                    s3.delete_object(Bucket="benchmark", Key=key)
+    return best
+
+
+def keep_quickest(best: dict[str, Measured], name: str, found: Measured) -> None:
+    print(f"  {name}: {found.seconds:.2f} s", flush=True)
+    if name not in best or found.seconds < best[name].seconds:
+        best[name] = found
+
+
+def rows(measured: dict[str, Measured], mib: int) -> list[dict[str, Any]]:
+    """Return a row a case, with rates and ratios."""
+    gib = mib / 1024
+    baseline, hashing = measured.get("boto3, 64 threads"), measured.get("sha256, one core")
+    found = []
+    for name, one in measured.items():
+        row = {
+            "case": name,
+            "image_mib_per_second": mib / one.seconds,
+            "blocks_per_second": one.sent_blocks / one.seconds,
+            "wire_mib": one.sent_blocks * BLOCK / 2**20,
+            "cpu_seconds_per_gib": one.cpu_seconds / gib,
+            **asdict(one),
+        }
+        if baseline and not name.startswith(("aws s3", "S3")):
+            row["times_boto3"] = baseline.seconds / one.seconds
+        if hashing and not name.startswith(("aws s3", "S3")):
+            row["times_hashing"] = hashing.seconds / one.seconds
+        found.append(row)
+    return found
+
+
+def table(found: Iterable[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = [
+        "| case | s | image MiB/s | blocks/s | against boto3 | against hashing | CPU s/GiB | peak MiB "
+        "| MiB sent |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in found:
+        ratios = " | ".join(
+            f"{row[name]:.2f}" if name in row else "" for name in ("times_boto3", "times_hashing")
+        )
+        lines.append(
+            f"| {row['case']} | {row['seconds']:.2f} | {row['image_mib_per_second']:.0f} | "
+            f"{row['blocks_per_second']:.0f} | {ratios} | {row['cpu_seconds_per_gib']:.2f} | "
+            f"{row['peak_mib']:.0f} | {row['wire_mib']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Draw the image rates as bars."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(found) + 1), layout="constrained")
+    axes.barh([row["case"] for row in found], [row["image_mib_per_second"] for row in found])
+    axes.invert_yaxis()
+    axes.set_xlabel("MiB of image a second")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mib", type=int, default=4096, help="size of the image")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
+    parser.add_argument("--tls", action="store_true", help="encrypt on the way to the sink, as AWS does")
+    parser.add_argument("--no-s3", action="store_true", help="leave the S3 path out")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the results")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="vmsnix-bench-") as folder:
+        images = make_images(Path(folder), options.mib)
+        with null_sink(tls=options.tls) as sink:
+            measured = run_direct(images, options.rounds, sink)
+        if not options.no_s3:
+            measured |= run_s3(images["full"], options.rounds)
+    found = rows(measured, options.mib)
+    print(
+        f"\n{os.cpu_count()} cores, {options.mib} MiB, TLS {'on' if options.tls else 'off'}\n\n{table(found)}"
+    )
+    if options.json:
+        machine = {
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        }
+        result = {"machine": machine, "mib": options.mib, "tls": options.tls, "cases": found}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    if options.plot:
+        plot(found, options.plot)
+
+
+if __name__ == "__main__":
+    main()
