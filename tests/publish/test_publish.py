@@ -124,7 +124,7 @@ def test_the_result_is_written_for_machines(plan):
 
 
 def test_a_public_ami_can_be_launched_by_everybody(aws, plan):
-    result = publish.run(plan(public=True))
+    result = publish.run(plan(public=True, confirm_public=aws.account))
     assert aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"][0]["Public"]
 
 
@@ -132,8 +132,29 @@ def test_a_public_ami_is_refused_when_the_account_blocks_it(aws, plan):
     aws.client("ec2", REGION).enable_image_block_public_access(
         ImageBlockPublicAccessState="block-new-sharing"
     )
-    with pytest.raises(errors.AwsError, match="block public access"):
-        publish.run(plan(public=True))
+    with pytest.raises(errors.AwsError, match="Block public access for AMIs is on"):
+        plan(public=True, confirm_public=aws.account)
+
+
+def test_a_public_ami_is_refused_where_snapshots_are_encrypted_by_default(aws, plan):
+    aws.client("ec2", REGION).enable_ebs_encryption_by_default()
+    with pytest.raises(errors.AwsError, match="Snapshots are encrypted by default"):
+        plan(public=True, confirm_public=aws.account)
+
+
+@pytest.mark.parametrize(
+    ("public", "confirmed", "why"),
+    [
+        (True, "", "confirm_public is not"),
+        (False, "012345678901", "public is not set"),
+        (True, "999999999999", "these are the credentials of 012345678901"),
+        (True, "yes", "these are the credentials of 012345678901"),
+    ],
+)
+def test_a_public_ami_needs_two_parameters_that_agree(aws, plan, left, public, confirmed, why):
+    with pytest.raises(errors.ParameterError, match=why):
+        plan(public=public, confirm_public=confirmed)
+    assert left().nothing
 
 
 def test_another_root_device_is_registered_and_not_mixed_up(plan):

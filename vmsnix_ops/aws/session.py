@@ -147,6 +147,8 @@ def explain(error: Any, doing: str) -> errors.AwsError:
         "operation": error.operation_name,
         "request_id": str(metadata.get("RequestId", "")),
     }
+    if code in CREDENTIAL_CODES and message.startswith(("Signature expired", "Signature not yet current")):
+        return errors.CredentialsError(what, why=why, cure="Set this machine's clock (NTP).", **details)
     if code in CREDENTIAL_CODES:
         return errors.CredentialsError(what, why=why, cure=_credentials_cure(code), **details)
     if code in CLOCK_CODES:

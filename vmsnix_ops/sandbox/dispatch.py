@@ -10,6 +10,7 @@ import time
 import uuid
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 
 from . import admin, credentials, faults
@@ -134,6 +135,9 @@ class Dispatcher:
                 outcome, f"The sandbox itself failed: {type(error).__name__}: {error}", status=500
             )
             response = answers.write_error(exchange.service, broken, exchange.request_id)
+        if self.world.clock.skew:  # clients find out about their own clocks by this header
+            now = self.world.clock.now() + self.world.clock.skew
+            response.headers["Date"] = format_datetime(now, usegmt=True)
         if exchange.entered and not exchange.operation.startswith(READ_ONLY):
             self.world.changed()
         self._log(exchange, outcome, 0 if dropped else response.status)

@@ -79,7 +79,7 @@ class Response:
     status
         HTTP status.
     headers
-        Names and values; Content-Length, Date and Connection are added.
+        Names and values; Content-Length, Connection and, unless given, Date are added.
     body
         Bytes, or stretches of files that go to the socket without passing through this process.
     length
@@ -164,7 +164,8 @@ def write_response(connection: socket.socket, response: Response, *, head_only: 
     lines += [f"{name}: {value}" for name, value in response.headers.items()]
     if response.status not in {204, 304}:
         lines.append(f"Content-Length: {size if response.length is None else response.length}")
-    lines.append(f"Date: {formatdate(usegmt=True)}")
+    if "Date" not in response.headers:
+        lines.append(f"Date: {formatdate(usegmt=True)}")
     lines.append(f"Connection: {'close' if close else 'keep-alive'}")
     head = ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
     if head_only or response.status in {204, 304}:

@@ -1,0 +1,175 @@
+"""The bootstrap: shows first, makes what is missing, and leaves other people's things alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support import require
+from vmsnix_ops import errors, publish
+from vmsnix_ops.aws import policies
+from vmsnix_ops.aws.cloudformation import template
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.progress import silent
+from vmsnix_ops.publish import bootstrap
+from vmsnix_ops.sandbox import Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+REGION, BUCKET = "eu-central-1", "acme-images"
+CHANGES = ("Create", "Put", "Update", "Delete", "Attach")
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
+    with sandbox(speed=2000) as aws:
+        for name, value in aws.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+        monkeypatch.chdir(tmp_path)
+        yield aws
+
+
+def changed(aws: Sandbox) -> list[str]:
+    return [call.operation for call in aws.calls if call.operation.startswith(CHANGES)]
+
+
+def plan(**changes: Any) -> bootstrap.Bootstrap:
+    return bootstrap.plan(**{"region": REGION, "bucket": BUCKET, "dry_run": False, **changes})
+
+
+def test_a_dry_run_is_the_default_and_changes_nothing(aws: Sandbox) -> None:
+    shown = bootstrap.plan(region=REGION, bucket=BUCKET)
+    assert shown.dry_run
+    assert shown.apply() is shown
+    assert len(shown.todo) == len(shown.parts) == 8
+    assert changed(aws) == []
+    assert "nothing of this will be done" in str(shown)
+
+
+def test_an_empty_account_can_publish_afterwards(aws: Sandbox, tmp_path: Path) -> None:
+    assert plan().apply().todo == ()
+    image = make_sample_image(tmp_path / "image")
+    wanted = publish.plan(image=str(image), region=REGION, bucket=BUCKET, progress=silent())
+    assert publish.run(wanted).ami_id
+
+
+def test_bootstrapping_twice_changes_nothing(aws: Sandbox) -> None:
+    plan().apply()
+    before = changed(aws)
+    again = plan()
+    assert again.todo == ()
+    again.apply()
+    assert changed(aws) == before
+
+
+def test_one_that_died_half_way_is_continued(aws: Sandbox) -> None:
+    aws.faults.add({"op": "iam:CreateRole", "nth": [1], "do": "error", "code": "ServiceFailure", "http": 400})
+    with pytest.raises(errors.AwsError, match="create the role"):
+        plan().apply()
+    assert [part.name for part in plan().todo] == ["role", "role policy", "publisher policy"]
+    assert plan().apply().todo == ()
+
+
+def test_what_others_put_there_stays(aws: Sandbox) -> None:
+    s3, iam = aws.client("s3", REGION), aws.client("iam")
+    s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+    theirs = {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 90}}
+    s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration={"Rules": [theirs]})
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"AWS": f"arn:aws:iam::{aws.account}:root"},
+        "Action": "s3:GetObject",
+        "Resource": f"arn:aws:s3:::{BUCKET}/*",
+    }
+    s3.put_bucket_policy(
+        Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    )
+    trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    iam.create_role(
+        RoleName="vmimport",
+        AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
+    )
+    verdicts = {part.name: part.verdict for part in plan().parts}
+    assert [verdicts[n] for n in ("bucket", "TLS-only policy", "lifecycle", "role")] == [
+        "keep",
+        *["change"] * 3,
+    ]
+    assert plan().apply().todo == ()
+    rules = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
+    assert [rule["ID"] for rule in rules] == ["theirs", "vmsnix-leftovers"]
+    assert statement in json.loads(s3.get_bucket_policy(Bucket=BUCKET)["Policy"])["Statement"]
+    assert trust in iam.get_role(RoleName="vmimport")["Role"]["AssumeRolePolicyDocument"]["Statement"]
+
+
+def test_a_trust_that_is_open_to_any_id_is_put_right(aws: Sandbox) -> None:
+    trust = policies.import_trust()
+    del trust["Statement"][0]["Condition"]
+    iam = aws.client("iam")
+    iam.create_role(RoleName="vmimport", AssumeRolePolicyDocument=json.dumps(trust))
+    plan().apply()
+    (statement,) = iam.get_role(RoleName="vmimport")["Role"]["AssumeRolePolicyDocument"]["Statement"]
+    assert statement["Condition"] == {"StringEquals": {"sts:Externalid": "vmimport"}}
+
+
+def test_a_publisher_s_policy_that_is_out_of_date_gets_a_new_version(aws: Sandbox) -> None:
+    plan().apply()
+    iam = aws.client("iam")
+    arn = f"arn:aws:iam::{aws.account}:policy/vmsnix-publisher"
+    old = json.dumps(
+        {
+            "Version": "2012-10-17",
+            "Statement": [{"Effect": "Allow", "Action": "ec2:Describe*", "Resource": "*"}],
+        }
+    )
+    for _ in range(4):  # IAM keeps five versions at most
+        iam.create_policy_version(PolicyArn=arn, PolicyDocument=old, SetAsDefault=True)
+    assert [part.name for part in plan().todo] == ["publisher policy"]
+    assert plan().apply().todo == ()
+    assert len(iam.list_policy_versions(PolicyArn=arn)["Versions"]) == 5
+
+
+def test_a_bucket_of_another_region_is_refused(aws: Sandbox) -> None:
+    aws.client("s3").create_bucket(Bucket=BUCKET)
+    with pytest.raises(errors.BucketError, match="us-east-1"):
+        plan()
+
+
+def test_another_account_than_those_allowed_is_refused(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", "999999999999")
+    with pytest.raises(errors.CredentialsError, match="allowed_accounts"):
+        plan()
+    assert changed(aws) == []
+
+
+@pytest.mark.parametrize("bucket", ["", "*"])
+def test_a_bucket_must_be_named(aws: Sandbox, bucket: str) -> None:
+    with pytest.raises(errors.ParameterError, match="No bucket was given"):
+        plan(bucket=bucket)
+
+
+def test_the_cloudformation_template_makes_the_same(aws: Sandbox) -> None:
+    shown = plan()
+    made = json.loads(shown.cloudformation())["Resources"]
+    role = made["ImportRole"]["Properties"]
+    assert role["AssumeRolePolicyDocument"] == policies.import_trust()
+    assert role["Policies"][0]["PolicyDocument"] == policies.import_role(shown.place)
+    assert made["BucketPolicy"]["Properties"]["PolicyDocument"] == policies.tls_only(shown.place)
+    assert made["PublisherPolicy"]["Properties"]["PolicyDocument"] == policies.publisher(shown.place)
+
+
+@pytest.mark.parametrize(("partition", "region"), [("aws", "eu-central-1"), ("aws-cn", "cn-north-1")])
+def test_the_cloudformation_template_passes_cfn_lint(tmp_path: Path, partition: str, region: str) -> None:
+    lint = require("cfn-lint")
+    place = policies.Place(account="012345678901", regions=(region,), bucket=BUCKET, partition=partition)
+    path = tmp_path / "template.json"
+    path.write_text(json.dumps(template(place)))
+    done = subprocess.run(
+        [lint, "--regions", region, "--", str(path)], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr

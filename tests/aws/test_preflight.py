@@ -1,0 +1,299 @@
+"""The preflight: one table; every trouble told apart, with its evidence and its cure."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import account, policies, preflight_account, preflight_role
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.publish import preflight, preflight_machine
+from vmsnix_ops.sandbox import Access, Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+REGION, BUCKET = "us-east-1", "vmsnix-images"
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
+    with sandbox(speed=1000) as aws:
+        for name, value in aws.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+        monkeypatch.chdir(tmp_path)
+        aws.prepare(bucket=BUCKET, region=REGION)
+        yield aws
+
+
+@pytest.fixture
+def look(aws: Sandbox) -> Callable[..., dict[str, Any]]:
+    """Run the preflight; keywords change what is asked."""
+
+    def run(**changes: Any) -> dict[str, Any]:
+        asked = {"region": REGION, "bucket": BUCKET, **changes}
+        return {check.name: check for check in preflight.check(**asked).checks}
+
+    return run
+
+
+def test_every_check_passes_in_an_account_that_was_bootstrapped(aws: Sandbox, look: Any) -> None:
+    from vmsnix_ops.publish import bootstrap
+
+    bootstrap.plan(region=REGION, bucket=BUCKET, dry_run=False).apply()
+    assert {name: c.evidence for name, c in look().items() if c.outcome == "fail"} == {}
+    warned = {name for name, c in look().items() if c.outcome == "warn"}
+    assert warned <= {"nix", "qemu-img", "disk space"}, "only this machine may lack something"
+
+
+def test_nothing_is_changed(aws: Sandbox, look: Any, tmp_path: Path) -> None:
+    before = len(list(aws.calls))
+    look(image=str(make_sample_image(tmp_path / "image")), public=True)
+    asked = {call.operation for call in list(aws.calls)[before:]}
+    assert all(name.startswith(("Describe", "Get", "Head", "List", "Simulate")) for name in asked), asked
+
+
+def test_the_table_has_evidence_and_a_cure_for_everything_that_did_not_pass(look: Any) -> None:
+    frame = account.frame(look(role_name="no-such-role").values())
+    assert list(frame.columns) == ["check", "outcome", "evidence", "cure"]
+    troubled = frame[frame["outcome"] != "pass"]
+    assert len(troubled)
+    assert troubled["cure"].str.len().min() > 10
+
+
+def test_a_region_that_does_not_exist_ends_it(look: Any) -> None:
+    checks = look(region="us-esat-1")
+    assert next(iter(checks)) == "region name"
+    assert checks["region name"].outcome == "fail"
+    assert "Did you mean" in checks["region name"].evidence
+    assert "credentials" not in checks
+
+
+def test_a_region_that_is_not_enabled(look: Any) -> None:
+    assert "not-opted-in" in look(region="ap-east-1")["region"].evidence
+
+
+def test_wrong_credentials(aws: Sandbox, look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    check = look()["credentials"]
+    assert check.outcome == "fail"
+    assert isinstance(check.error, errors.CredentialsError)
+
+
+def test_credentials_that_expire_soon(aws: Sandbox, look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    soon = datetime.now(UTC) + timedelta(minutes=20)
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", soon.isoformat())
+    check = look()["credentials"]
+    assert check.outcome == "warn"
+    assert "minutes" in check.evidence
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", (soon + timedelta(hours=5)).isoformat())
+    assert look()["credentials"].outcome == "pass"
+
+
+def test_a_clock_that_is_off(aws: Sandbox, look: Any) -> None:
+    aws.clock.skew = timedelta(minutes=2)
+    behind = look()["clock"]
+    assert (behind.outcome, "behind AWS" in behind.evidence) == ("warn", True)
+    aws.clock.skew = timedelta(minutes=30)
+    refused = look()["credentials"]
+    assert (refused.outcome, refused.cure) == ("fail", "Set this machine's clock (NTP).")
+    late = preflight_account.clock(account.Identity("012345678901", "arn:aws:iam::012345678901:root", 400.0))
+    assert late.outcome == "fail"
+
+
+def test_another_account_than_those_allowed(look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", "999999999999")
+    assert look()["account"].outcome == "fail"
+
+
+def test_a_bucket_that_does_not_exist(look: Any) -> None:
+    assert "does not exist" in look(bucket="no-such-bucket-here")["bucket"].evidence
+
+
+def test_a_bucket_in_another_region(aws: Sandbox, look: Any) -> None:
+    where = {"LocationConstraint": "eu-west-1"}
+    aws.client("s3", "eu-west-1").create_bucket(Bucket="far-away", CreateBucketConfiguration=where)
+    assert "eu-west-1" in look(bucket="far-away")["bucket"].evidence
+
+
+def test_a_bucket_of_somebody_else(aws: Sandbox, look: Any) -> None:
+    from vmsnix_ops.sandbox import credentials
+
+    known = credentials.table(aws.world.tables)
+    known["AKIASOMEBODYELSE0000"] = credentials.Credential(
+        "AKIASOMEBODYELSE0000", "s" * 40, "999999999999", "arn:aws:iam::999999999999:user/x", "AIDAX"
+    )
+    Access(aws.url, "AKIASOMEBODYELSE0000", "s" * 40, "999999999999").client("s3").create_bucket(
+        Bucket="not-ours"
+    )
+    assert "another account" in look(bucket="not-ours")["bucket"].evidence
+
+
+def test_a_bucket_that_is_public(aws: Sandbox, look: Any) -> None:
+    s3 = aws.client("s3")
+    s3.delete_public_access_block(Bucket=BUCKET)
+    assert look()["bucket private"].outcome == "warn"
+    everybody = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": f"arn:aws:s3:::{BUCKET}/*",
+    }
+    s3.put_bucket_policy(
+        Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [everybody]})
+    )
+    check = look()["bucket private"]
+    assert (check.outcome, "is public" in check.evidence) == ("fail", True)
+
+
+def test_a_bucket_without_tls_policy_or_lifecycle_is_warned_of(look: Any) -> None:
+    checks = look()
+    assert [checks[name].outcome for name in ("bucket TLS only", "bucket leftovers")] == ["warn", "warn"]
+    assert "vmsnix bootstrap" in checks["bucket leftovers"].cure
+
+
+# The four causes of "The service role vmimport provided does not exist or does not have sufficient ..."
+
+
+def test_role_trouble_1_there_is_no_such_role(look: Any) -> None:
+    check = look(role_name="no-such-role")["vmimport role"]
+    assert (check.outcome, "does not exist" in check.evidence) == ("fail", True)
+
+
+def test_role_trouble_2_the_role_is_too_young_to_be_known_everywhere(look: Any) -> None:
+    check = look()["vmimport role"]
+    assert check.facts["new"]
+    assert "EC2 may not know it yet" in check.evidence
+
+
+def test_role_trouble_3_the_caller_may_not_pass_it(aws: Sandbox, look: Any) -> None:
+    iam = aws.client("iam")
+    iam.create_user(UserName="carol")
+    allowed = [action for action in policies.publisher_actions() if action != "iam:PassRole"]
+    document = policies.document(allowed, policies.Place(account=aws.account, bucket=BUCKET))
+    iam.put_user_policy(UserName="carol", PolicyName="p", PolicyDocument=json.dumps(document))
+    key = iam.create_access_key(UserName="carol")["AccessKey"]
+    carol = Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account)
+    check = look(session=carol.session())["pass role"]
+    assert (check.outcome, "iam:PassRole" in check.cure) == ("fail", True)
+
+
+def test_role_trouble_4_the_role_may_not_read_the_bucket(aws: Sandbox, look: Any) -> None:
+    iam = aws.client("iam")
+    iam.delete_role_policy(RoleName="vmimport", PolicyName="vmimport")
+    other = policies.import_role(policies.Place(bucket="another-bucket"))
+    iam.put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=json.dumps(other))
+    check = look()["vmimport role's rights"]
+    assert check.outcome == "fail"
+    assert "s3:GetObject" in check.evidence
+
+
+def test_a_role_that_the_bucket_policy_names_is_warned_of_only(aws: Sandbox, look: Any) -> None:
+    aws.client("iam").delete_role_policy(RoleName="vmimport", PolicyName="vmimport")
+    arn = f"arn:aws:iam::{aws.account}:role/vmimport"
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"AWS": arn},
+        "Action": "s3:*",
+        "Resource": [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{BUCKET}/*"],
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    aws.client("s3").put_bucket_policy(Bucket=BUCKET, Policy=policy)
+    assert look()["vmimport role's rights"].outcome == "warn"
+
+
+@pytest.mark.parametrize(
+    ("trust", "verdict"),
+    [
+        (policies.import_trust(), "trusted"),
+        (
+            {"Effect": "Allow", "Principal": {"Service": ["ec2.amazonaws.com"]}, "Action": "sts:AssumeRole"},
+            "nobody",
+        ),
+        (
+            {"Effect": "Allow", "Principal": {"Service": "vmie.amazonaws.com"}, "Action": "sts:AssumeRole"},
+            "open",
+        ),
+        (
+            {
+                "Effect": "Allow",
+                "Principal": {"Service": "vmie.amazonaws.com"},
+                "Action": "sts:AssumeRole",
+                "Condition": {"StringEquals": {"sts:ExternalId": "something-else"}},
+            },
+            "refuses",
+        ),
+    ],
+)
+def test_what_a_trust_policy_is_to_vm_import(trust: dict[str, Any], verdict: str) -> None:
+    document = trust if "Statement" in trust else {"Statement": [trust]}
+    assert preflight_role.trust_of(document) == verdict
+    assert preflight_role.trust_of(json.dumps(document)) == verdict
+
+
+def test_direct_needs_neither_bucket_nor_role(look: Any) -> None:
+    checks = look(via="direct", role_name="no-such-role")
+    assert not {"bucket", "vmimport role"} & set(checks)
+    assert checks["rights to publish via direct"].outcome == "pass"
+
+
+def test_public_amis_that_the_account_blocks(aws: Sandbox, look: Any) -> None:
+    aws.client("ec2").enable_image_block_public_access(ImageBlockPublicAccessState="block-new-sharing")
+    assert look()["public AMIs"].outcome == "pass", "private was asked for"
+    assert look(public=True)["public AMIs"].outcome == "fail"
+
+
+def test_a_quota_that_is_used_up(aws: Sandbox, look: Any) -> None:
+    aws.world.tables.table(aws.account, REGION, "quotas")["ec2/L-B665C33B"] = 0.0
+    assert look()["quotas"].outcome == "fail"
+
+
+def test_an_image_that_is_not_there(look: Any, tmp_path: Path) -> None:
+    assert look(image=str(tmp_path / "nothing.vhd"))["image"].outcome == "fail"
+
+
+def test_an_image_of_a_format_that_vm_import_does_not_take(look: Any, tmp_path: Path) -> None:
+    damaged = tmp_path / "image.vhd"
+    damaged.write_bytes(b"conectix" + b"\0" * 1000)
+    assert look(image=str(damaged))["image"].outcome == "fail"
+
+
+def test_a_name_that_belongs_to_other_bytes(aws: Sandbox, look: Any, tmp_path: Path) -> None:
+    image = str(make_sample_image(tmp_path / "image"))
+    free = look(image=image)["name"]
+    assert free.evidence.endswith("is free")
+    ec2 = aws.client("ec2")
+    volume = ec2.create_volume(AvailabilityZone=f"{REGION}a", Size=1, VolumeType="gp3")["VolumeId"]
+    aws.clock.advance(3600)
+    snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+    aws.clock.advance(3600)
+    mapping = {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}
+    name = free.evidence.removesuffix(" is free")
+    ec2.register_image(
+        Name=name, RootDeviceName="/dev/sda1", BlockDeviceMappings=[mapping], VirtualizationType="hvm"
+    )
+    assert look(image=image)["name"].outcome == "fail"
+
+
+def test_disk_space(tmp_path: Path) -> None:
+    deep = tmp_path / "not" / "yet"
+    assert preflight_machine.disk_space(deep, enough_gib=0.0).outcome == "pass"
+    assert preflight_machine.disk_space(deep, enough_gib=1e9).outcome == "warn"
+
+
+def test_a_tool_that_is_missing_fails_only_the_job_that_needs_it() -> None:
+    needed = preflight_machine.tool("no-such-program", needed="the image must be built", for_what="building")
+    assert (needed.outcome, type(needed.error)) == ("fail", errors.ToolMissingError)
+    assert preflight_machine.tool("no-such-program", needed="", for_what="building").outcome == "warn"
+
+
+def test_a_caller_with_a_session_is_looked_up_by_its_role() -> None:
+    session = account.Identity("012345678901", "arn:aws-cn:sts::012345678901:assumed-role/publisher/ci")
+    assert session.policy_source == "arn:aws-cn:iam::012345678901:role/publisher"
+    assert session.partition == "aws-cn"
