@@ -12,7 +12,6 @@ A plan is made once and printed; the steps take nothing else. The notebook reads
 
 from __future__ import annotations
 
-import html
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.journal import Journal
+from vmsnix_ops.publish.values import html_table
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import Settings, load
@@ -181,9 +181,7 @@ class Plan:
             *self.lines(),
             *((f"✓ {c.name}" if c.outcome == "pass" else c.name, c.evidence) for c in self.checks),
         ]
-        cells = (f"<tr><th>{html.escape(n)}</th><td>{html.escape(t)}</td></tr>" for n, t in rows)
-        title = html.escape(f"Publish {self.image} to {self.region}, account {self.account}")
-        return f'<table class="vmsnix"><caption>{title}</caption>{"".join(cells)}</table>'
+        return html_table(rows, caption=f"Publish {self.image} to {self.region}, account {self.account}")
 
 
 def plan(

@@ -7,12 +7,21 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from vmsnix_ops.aws.blocks import DirectSnapshot
 
 Outcome = Literal["created", "reused", "planned"]
 """Made in this run, found from an earlier one, or (in a dry run) not made."""
+
+
+def html_table(rows: Iterable[tuple[str, str]], *, caption: str = "") -> str:
+    """Return names and values as an HTML table; the notebook's own style would align them to the right."""
+    left = 'style="text-align:left"'
+    cells = (f"<tr><th {left}>{html.escape(n)}</th><td {left}>{html.escape(v)}</td></tr>" for n, v in rows)
+    head = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return f'<table class="vmsnix">{head}{"".join(cells)}</table>'
 
 
 class _Shown:
@@ -31,8 +40,7 @@ class _Shown:
         printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        cells = (f"<tr><th>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in self.rows())
-        return f'<table class="vmsnix">{"".join(cells)}</table>'
+        return html_table(self.rows())
 
 
 @dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
