@@ -59,7 +59,9 @@ def puts(aws) -> int:
 
 
 @pytest.mark.parametrize("kind", ["vhd", "vhd-fixed", "raw", "qcow2", "qcow2-compressed", "vhdx", "vmdk"])
-def test_an_image_of_every_format_becomes_an_ami_that_holds_its_bytes(aws, direct, raw, tmp_path, left, kind):
+def test_an_image_of_every_format_becomes_an_ami_that_holds_its_bytes_whatever_the_network_does(
+    aws, direct, raw, tmp_path, left, kind
+):
     path, plain = tmp_path / "converted", raw
     if kind != "raw":
         qemu = {"vhd": "vpc", "vhd-fixed": "vpc"}.get(kind, kind.removesuffix("-compressed"))
@@ -69,6 +71,10 @@ def test_an_image_of_every_format_becomes_an_ami_that_holds_its_bytes(aws, direc
         subprocess.run([*command, str(raw), str(path)], check=True)
     else:
         shutil.copy(raw, path)
+    fault = {"op": "ebs:PutSnapshotBlock", "probability": 0.1}
+    aws.faults.add({**fault, "do": "error", "code": "RequestThrottledException", "http": 400})
+    aws.faults.add({**fault, "do": "error", "code": "InternalServerException"})
+    aws.faults.add({**fault, "do": "reset", "when": "body", "of": "request", "keep": 100_000})
     result = publish.run(direct(image=str(path)))
     assert result.via == "direct"
     data = plain.read_bytes()
