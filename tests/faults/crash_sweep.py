@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox import Fault
 
 MIB = 2**20
+SPEED = 5000  # of the sandbox's clock
 PARTS = 2
 ONCE = {
     "ec2:ImportSnapshot": 1,
@@ -80,6 +81,7 @@ class Sweep:
             world.tables._tables.update(pickle.loads(self._prepared))
         self.aws.faults.clear()
         self.aws.calls.clear()
+        self.aws.clock.speed = SPEED
         self._count += 1
         return self.folder / f"state-{self._count}"
 
@@ -151,7 +153,7 @@ def _kill(processes: list[int], fault: Fault) -> None:
 @contextmanager
 def stage(folder: Path) -> Iterator[Sweep]:
     """Everything that a sweep needs."""
-    with sandbox(speed=5000) as aws, Publishers(folder) as publishers:
+    with sandbox(speed=SPEED) as aws, Publishers(folder) as publishers:
         yield Sweep(aws, publishers, folder)
 
 

@@ -355,7 +355,7 @@ class _Running:
         )
 
     def _remove_expired(self) -> None:
-        """Remove snapshots of these bytes that failed: a run that was killed left them, and nothing uses them.
+        """Remove snapshots of these bytes that failed: a killed run left them, and nothing uses them.
 
         A run that dies between StartSnapshot and the first line of its journal leaves a pending snapshot that
         nobody knows; within `TIMEOUT_MINUTES` the token finds it again, after that it is in error.

@@ -27,6 +27,7 @@ FAILED = frozenset({"deleted", "deleting", "cancelled", "cancelling", "error"})
 CANCELLED_BY_AWS = "AWS initiated task cancellation"
 DEADLINE_SECONDS = 60 * 60.0
 MOST_ATTEMPTS = 3
+SEEN_SECONDS = 5.0  # in which EC2 shows a snapshot that an import has completed
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,22 @@ def tasks(ec2: Client, digest: str) -> list[ImportTask]:
     return [task for task in map(_read, answers) if task.tags.get(tagging.DIGEST) == digest]
 
 
+@needs("ec2:DescribeSnapshots", "ec2:DescribeImportSnapshotTasks")
+def usable(ec2: Client, digest: str) -> tuple[ImportTask | None, int]:
+    """Return the import of this image that is under way or whose snapshot is there, and how many are not.
+
+    AWS lists a completed import for seven days, also when its snapshot was deleted in the meantime: then the
+    image has to be imported anew.
+    """
+    found, useless = None, 0
+    for task in tasks(ec2, digest):
+        if task.status in FAILED or (task.snapshot_id and not _exists(ec2, task.snapshot_id)):
+            useless += 1
+        elif found is None:
+            found = task
+    return found, useless
+
+
 @needs(
     "ec2:DescribeSnapshots",
     "ec2:DescribeImportSnapshotTasks",
@@ -164,9 +181,7 @@ def import_snapshot(
     found = find_snapshot(ec2, digest)
     if found:
         return ImportedSnapshot(found[0], found[1], "", "reused")
-    known = tasks(ec2, digest)
-    attempt = sum(task.status in FAILED for task in known)
-    running = next((task for task in known if task.status not in FAILED), None)
+    running, attempt = usable(ec2, digest)
     for _ in range(MOST_ATTEMPTS):
         task = running or _start(ec2, source, digest=digest, attempt=attempt, tags=tags)
         last = _follow(ec2, task.task_id, step, pace or Pace()).value
@@ -221,6 +236,22 @@ def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
         status_message=task.message,
         operation="ImportSnapshot",
     )
+
+
+def _exists(ec2: Client, snapshot_id: str) -> bool:
+    """Whether a snapshot is there; one that was just completed gets a few seconds to be seen."""
+    try:
+        with calling(f"look at the snapshot {snapshot_id}"):
+            retrying(
+                lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
+                "InvalidSnapshot.NotFound",
+                seconds=SEEN_SECONDS,
+            )
+    except errors.AwsError as error:
+        if error.code != "InvalidSnapshot.NotFound":
+            raise
+        return False
+    return True
 
 
 def _start(ec2: Client, source: Source, *, digest: str, attempt: int, tags: Mapping[str, str]) -> ImportTask:

@@ -387,7 +387,7 @@ def _held(plan: Plan, built: Built) -> bool:
     ec2 = plan.client("ec2")
     if imports.find_snapshot(ec2, built.digest):
         return True
-    return any(task.status not in imports.FAILED for task in imports.tasks(ec2, built.digest))
+    return imports.usable(ec2, built.digest)[0] is not None
 
 
 def _blocks(plan: Plan, built: Built) -> blocks.Upload:

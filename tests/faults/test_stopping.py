@@ -1,0 +1,60 @@
+"""Asked once a publisher ends cleanly, asked twice at once; either way the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.faults.account import BUCKET, REGION, look
+from vmsnix_ops import publish
+from vmsnix_ops.progress import silent
+
+
+def stop_in(publishers, fault, *signals):
+    """Publish, and send the signals while the fault holds up a call."""
+    struck = publishers.aws.faults.add(fault)
+
+    def send(processes):
+        deadline = time.monotonic() + 60
+        while not struck.struck and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for number in signals:
+            time.sleep(0.2)  # the second comes while the first is cleaning up
+            os.kill(processes[0], number)
+
+    state = os.environ["VMSNIX_STATE"]
+    (ended,) = publishers.publishers.run(
+        publishers.job(type(publishers.folder)(state), "import"), during=send
+    )
+    publishers.aws.faults.clear()
+    return ended
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_asked_once_it_says_how_to_go_on(publishers, number):
+    publishers.aws.clock.speed = 20  # the import still runs when the signal comes
+    ended = stop_in(
+        publishers,
+        {"op": "ec2:DescribeImportSnapshotTasks", "nth": 3, "do": "delay", "seconds": 1},
+        number,
+    )
+    assert (ended.status, ended.error) == (1, "InterruptedRunError")
+    assert "import is cancelled" in ended.text
+    assert "Run the same command again" in ended.text
+    publishers.aws.clock.speed = 5000
+    assert look(publishers.aws).running == []
+    publish.run(publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()))
+    assert list(look(publishers.aws).leftovers()) == []
+
+
+def test_asked_twice_it_stops_at_once(publishers):
+    held = {"op": "s3:UploadPart", "do": "hang", "seconds": 20}
+    started = time.monotonic()
+    ended = stop_in(publishers, held, signal.SIGINT, signal.SIGINT)
+    assert ended.status == -signal.SIGINT
+    assert time.monotonic() - started < 19  # it did not wait for the answer that hangs
+    publish.run(publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()))
+    assert list(look(publishers.aws).leftovers()) == []
