@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.redaction import Redactor, find_secret, secret_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,8 +28,13 @@ LONGEST_KEY, LONGEST_VALUE = 128, 256
 
 
 def to_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return tags in the shape of the EC2 API, without empty values."""
-    return [{"Key": key, "Value": value} for key, value in tags.items() if value]
+    """Return tags in the shape of the EC2 API, without empty values and without secrets.
+
+    The address of a flake may carry a password, and everybody who may describe an image reads its tags.
+    """
+    redactor = Redactor(secret_values())
+    clean = ((key, redactor.text(value)[:LONGEST_VALUE]) for key, value in tags.items())
+    return [{"Key": key, "Value": value} for key, value in clean if value]
 
 
 def to_dict(tags: Iterable[Mapping[str, Any]] | None) -> dict[str, str]:
@@ -47,13 +53,20 @@ def check(tags: Mapping[str, str]) -> dict[str, str]:
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        For a reserved key, too long a key or value, or too many tags.
+        For a reserved key, too long a key or value, a secret, or too many tags.
     """
     for key, value in tags.items():
         if key in OWN or key.lower().startswith("aws:"):
             raise errors.ParameterError(
                 f"The tag {key!r} is reserved.",
                 cure="Choose a key that begins neither with vmsnix: nor with aws:.",
+            )
+        secret = find_secret(f"{key}={value}") or find_secret(value)
+        if secret:
+            raise errors.ParameterError(
+                f"The tag {key!r} holds a secret ({secret}).",
+                why="Everybody who may describe a resource reads its tags.",
+                cure="Leave it out, and change the secret if the command line was recorded somewhere.",
             )
         if not 1 <= len(key) <= LONGEST_KEY or len(value) > LONGEST_VALUE:
             raise errors.ParameterError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import RecordsError, SchemaError
+from vmsnix_ops.redaction import Redactor, secret_values
 
 if TYPE_CHECKING:
     from vmsnix_ops.records.run_context import RunContext
@@ -66,6 +67,7 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
         When the file cannot be written.
     """
     whole = {**dict.fromkeys(KEYS), "run_id": run.run_id, "runbook": run.runbook, **result}
+    whole = Redactor(secret_values()).anything(whole)
     for key, (kind, _) in KEYS.items():
         _check(key, kind, whole[key])
     try:

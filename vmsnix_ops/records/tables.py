@@ -7,6 +7,7 @@ writer that made the last of them compacts the table, and `Tables.compact` does 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import random
 import re
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vmsnix_ops.errors import CommitConflictError, RecordsError, SchemaError
 from vmsnix_ops.records import schemas
 from vmsnix_ops.records.frames import to_arrow, to_frame
+from vmsnix_ops.records.secrets import without_secrets
 from vmsnix_ops.records.storage import storage_options as s3_options
 
 if TYPE_CHECKING:
@@ -135,7 +137,7 @@ class Tables:
             When the table cannot be written, or is damaged.
         """
         schema = schemas.schema(table)
-        data = to_arrow(schema, rows)
+        data = without_secrets(to_arrow(schema, rows))
         if data.num_rows == 0:
             return
         # A lost answer makes a commit that happened look like a conflict with somebody else. The name tells.
@@ -279,12 +281,9 @@ class Tables:
         """Wait for the other writers on this machine, so that a crowd spends no time on lost commits.
 
         A courtesy: what keeps the table right is Delta's commit. Where a folder cannot be locked, all go on
-        at once.
+        at once, as writers on several machines do.
         """
-        if self.remote:
-            yield
-            return
-        lock = Path(f"{self._place(table)}.lock")
+        lock = self._lock_of(table)
         with self._translated(table, "written"):
             lock.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -294,6 +293,15 @@ class Tables:
             yield
         finally:
             os.close(descriptor)
+
+    def _lock_of(self, table: str) -> Path:
+        """Return the lock's file: beside a local table; for one on S3 in this user's cache folder."""
+        if not self.remote:
+            return Path(f"{self._place(table)}.lock")
+        import platformdirs
+
+        name = hashlib.sha256(self._place(table).encode()).hexdigest()[:16]
+        return platformdirs.user_cache_path("vmsnix") / "locks" / f"{name}.lock"
 
     def _open(self, table: str) -> DeltaTable | None:
         """Return the table as it is now, ``None`` when nothing was ever written to it."""
