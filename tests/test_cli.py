@@ -221,6 +221,14 @@ def test_a_failed_run_ends_with_its_code_and_one_clear_text(
     assert "Traceback" not in printed
 
 
+def test_a_failed_run_says_why_beside_its_json(shelf: Shelf, say: Say) -> None:
+    shelf.put("10-try-this.ipynb", "from vmsnix_ops.errors import RoleError\nraise RoleError('It broke.')")
+    code, printed, complaint = say("run", "try-this", "--json")
+    assert code == 1
+    assert json.loads(printed)["error"] == "It broke."
+    assert complaint == "Error: It broke.\n"
+
+
 def test_an_archive_that_cannot_be_written_is_one_clear_text(shelf: Shelf, say: Say, tmp_path: Path) -> None:
     shelf.put("10-try-this.ipynb")
     (tmp_path / "taken").touch()

@@ -29,7 +29,7 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
 
     Needs neither an AWS account nor Nix. Nothing outside of this machine is reached.
     """
-    from vmsnix_ops._cli.output import show_json, show_outcome
+    from vmsnix_ops._cli.output import show_failure, show_json, show_outcome
     from vmsnix_ops._cli.rehearsal import rehearsal
     from vmsnix_ops.disk.sample import make_sample_image
     from vmsnix_ops.runbooks.execute import run
@@ -42,6 +42,7 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
         outcome = run("publish-ami", {"image": chosen}, environment=stage.environment, screen=screen)
         if as_json:
             show_json({**outcome.values, "state": str(stage.state)})
+            show_failure(outcome)
             sys.stdout.flush()
         else:
             show_outcome(outcome)

@@ -62,6 +62,13 @@ def show_outcome(outcome: RunOutcome) -> None:
         if getattr(outcome, name):
             screen.print(Text(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)
     sys.stdout.flush()
+    show_failure(outcome)
+
+
+def show_failure(outcome: RunOutcome) -> None:
+    """Write to standard error what ended a run, and what of its evidence could not be kept."""
+    from rich.text import Text
+
     if outcome.error is not None:
         show_error(outcome.error.what, outcome.error.why, outcome.error.cure)
         request = outcome.error.detail.get("request_id")

@@ -223,9 +223,9 @@ def execute(
     archive
         Where the evidence goes; the setting by default.
     as_json
-        Print ``result.json``; the notebook's lines go to standard error then.
+        Print ``result.json``; the notebook's lines, and the error, go to standard error then.
     """
-    from vmsnix_ops._cli.output import show_json, show_outcome
+    from vmsnix_ops._cli.output import show_failure, show_json, show_outcome
     from vmsnix_ops._cli.rehearsal import rehearsal
     from vmsnix_ops.runbooks.execute import run as run_runbook
 
@@ -240,6 +240,7 @@ def execute(
         )
     if as_json:
         show_json(outcome.values)
+        show_failure(outcome)
     else:
         show_outcome(outcome)
     return outcome.exit_code
