@@ -343,6 +343,17 @@ def test_the_demo_publishes_an_image_and_prints_one_json_object(tmp_path: Path) 
     assert not (tmp_path / "history").exists()
 
 
+def test_a_demo_without_a_place_to_write_says_so(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").touch()
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "taken"))
+    code, printed, complaint = say("demo")
+    assert (code, printed) == (1, "")
+    assert complaint.startswith("Error: The image of the demo cannot be written to ")
+    assert "VMSNIX_STATE" in complaint
+
+
 def test_lab_needs_jupyterlab_and_says_so(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab, "find_spec", lambda _name: None)
     code, _, complaint = say("lab")

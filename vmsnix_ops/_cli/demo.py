@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmsnix_ops.errors import RunError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmsnix_ops._cli.rehearsal import Stage
 
 NAME = "vmsnix-demo"
@@ -31,12 +35,11 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
     """
     from vmsnix_ops._cli.output import show_failure, show_json, show_outcome
     from vmsnix_ops._cli.rehearsal import rehearsal
-    from vmsnix_ops.disk.sample import make_sample_image
     from vmsnix_ops.runbooks.execute import run
 
     screen = sys.stderr if as_json else sys.stdout
     with rehearsal(name=NAME, keep=False) as stage:
-        chosen = image or str(make_sample_image(stage.state / "image"))
+        chosen = image or str(_sample(stage.state / "image"))
         screen.write(f"A sandbox serves on {stage.url}. Everything of this demo goes to {stage.state}.\n")
         screen.flush()
         outcome = run("publish-ami", {"image": chosen}, environment=stage.environment, screen=screen)
@@ -49,6 +52,20 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
         if keep and outcome.verdict == "done":
             _serve(stage)
     return outcome.exit_code
+
+
+def _sample(folder: Path) -> Path:
+    """Make a small image in a folder of ours."""
+    from vmsnix_ops.disk.sample import make_sample_image
+
+    try:
+        return make_sample_image(folder)
+    except OSError as error:
+        raise RunError(
+            f"The image of the demo cannot be written to {folder}.",
+            why=f"{error.strerror}.",
+            cure="Correct the folder's permissions, or name another with VMSNIX_STATE.",
+        ) from error
 
 
 def _serve(stage: Stage) -> None:
