@@ -8,7 +8,9 @@ begins a new one.
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +27,7 @@ from vmsnix_ops.aws.waiting import Sighting, wait
 from vmsnix_ops.disk.formats import open_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import boto3
@@ -152,15 +154,32 @@ def upload(
         Another run goes on from the blocks that arrived.
     """
     ec2, ebs = client(session, "ec2", wanted.region), client(session, "ebs", wanted.region)
+    with _alone(wanted, step):
+        return _upload(session, ec2, ebs, wanted, tables, step, pushing or Pushing())
+
+
+def _upload(
+    session: boto3.Session,
+    ec2: Client,
+    ebs: Client,
+    wanted: Upload,
+    tables: Tables,
+    step: Step | None,
+    pushing: Pushing,
+) -> DirectSnapshot:
     found = imports.find_snapshot(ec2, wanted.digest)
     if found:
         return _reused(found, wanted, tables)
     attempt = 0
     for number in range(1, MOST_SNAPSHOTS + 1):
-        running = _Running(session, ec2, ebs, wanted, tables, step, pushing or Pushing(), attempt)
+        running = _Running(session, ec2, ebs, wanted, tables, step, pushing, attempt)
         try:
             return running.carry_out()
         except errors.AwsError as error:
+            if running.sealed(error):  # by another machine that publishes the same image
+                found = imports.find_snapshot(ec2, wanted.digest)
+                if found:
+                    return _reused(found, wanted, tables)
             expired = running.expired(error)
             if not expired and _may_pass_later(error):
                 raise
@@ -276,9 +295,15 @@ class _Running:
             return False
         return self._state(self.snapshot_id) in ("", "error")
 
+    def sealed(self, error: errors.AwsError) -> bool:
+        """Whether AWS refuses because somebody else has completed this very snapshot."""
+        if error.code not in _GONE or not self.snapshot_id:
+            return False
+        return self._state(self.snapshot_id) in ("pending", "completed") and self._completes_by_itself()
+
     def abandon(self) -> None:
-        """Leave nothing behind: neither the pending snapshot nor the journal."""
-        if self.snapshot_id:
+        """Leave nothing behind: neither the pending snapshot nor the journal. A completed one is kept."""
+        if self.snapshot_id and self._state(self.snapshot_id) != "completed":
             imports.delete_snapshot(self.ec2, self.snapshot_id)
         self.journal.remove()
 
@@ -448,6 +473,24 @@ class _Running:
     def _tell(self, text: str) -> None:
         if self.step is not None:
             self.step.message(text)
+
+
+@contextmanager
+def _alone(wanted: Upload, step: Step | None) -> Iterator[None]:
+    """Wait for another publisher of the same image on this machine: two would share one journal."""
+    lock = wanted.journal.with_name(f"{wanted.journal.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if step is not None:
+                step.message("another publisher on this machine uploads this image; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks
+            if step is not None:
+                step.message(f"{lock.parent} cannot be locked ({error.strerror}); going on")
+        yield
 
 
 def _reused(found: tuple[str, int], wanted: Upload, tables: Tables) -> DirectSnapshot:

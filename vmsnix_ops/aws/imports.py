@@ -384,9 +384,23 @@ def wait_for_snapshot(
         percent = float(str(snapshot.get("Progress") or "0").rstrip("%"))
         return Sighting(outcome, snapshot, percent, state, snapshot.get("StateMessage", ""))
 
-    seen = wait(
-        look, what=f"the snapshot {snapshot_id}", deadline=DEADLINE_SECONDS, step=step, pace=pace or Pace()
-    )
+    try:
+        seen = wait(
+            look,
+            what=f"the snapshot {snapshot_id}",
+            deadline=DEADLINE_SECONDS,
+            step=step,
+            pace=pace or Pace(),
+        )
+    except errors.AwsError as error:
+        if error.code != "InvalidSnapshot.NotFound":
+            raise
+        raise errors.SnapshotFailedError(
+            f"The snapshot {snapshot_id} is gone.",
+            why="Somebody removed it: a publisher of the same image, a rollback, or an operator.",
+            cure="Run the same command again.",
+            code=error.code,
+        ) from error
     if seen.outcome == "failed":
         raise errors.SnapshotFailedError(
             f"The snapshot {snapshot_id} failed.",
