@@ -86,3 +86,11 @@ lock *OPTIONS:
     env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} --extra lab --group build --constraint requirements-test.txt pyproject.toml --output-file requirements.txt
     env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} requirements-awscli.in --output-file requirements-awscli.txt
     {{ python }} .ci/environment.py
+
+# Kill a publish at every AWS call, run it again, and look at what is there
+crash-sweep *OPTIONS:
+    {{ python }} -m tests.faults.crash_sweep {{ OPTIONS }}
+
+# Publish 200 times while 5 % of all calls go wrong
+soak *OPTIONS:
+    {{ python }} -m benchmarks.soak {{ OPTIONS }}

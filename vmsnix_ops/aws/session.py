@@ -118,6 +118,7 @@ def calling(doing: str) -> Iterator[None]:
         What the block tries to do, as the end of "Could not ...".
     """
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
     try:
         yield
@@ -125,6 +126,12 @@ def calling(doing: str) -> Iterator[None]:
         raise explain(error, doing) from error
     except BotoCoreError as error:
         raise _explain_local(error, doing) from error
+    except ResponseParserError as error:  # no BotoCoreError, and never retried
+        raise errors.AwsError(
+            f"Could not {doing}.",
+            why="The answer was cut off on its way.",
+            cure="Running the same command again continues where this stopped.",
+        ) from error
 
 
 def code_of(error: BaseException) -> str:
