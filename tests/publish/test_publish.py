@@ -83,6 +83,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(plan, changes, left):
     assert result.ami_id == ""
     assert result.image_name.startswith("altf4llc-sample-")
     assert "nothing of this will be done" in str(wanted)
+    assert "register altf4llc-IMAGE-VERSION-SYSTEM-DIGEST" in str(wanted)  # a folder does not say its image
     assert len(history.steps(open_tables(load()))) == 0
 
 

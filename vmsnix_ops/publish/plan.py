@@ -141,7 +141,8 @@ class Plan:
 
     def lines(self) -> list[tuple[str, str]]:
         """Return what will happen, step by step: name of the step and a sentence."""
-        name = f"{self.prefix}-{Path(self.image).name.split('#')[-1]}-VERSION-SYSTEM-DIGEST"
+        image = "IMAGE" if Path(self.image).exists() else self.image.split("#")[-1]  # a path does not say it
+        name = f"{self.prefix}-{image}-VERSION-SYSTEM-DIGEST"
         who = "everybody" if self.public else f"account {self.account}"
         lines = [("build", f"build {self.image}, or use it when it is a file, a directory or a result")]
         if self.via == "direct":
