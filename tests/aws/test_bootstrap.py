@@ -120,7 +120,7 @@ def test_a_trust_that_is_open_to_any_id_is_put_right(aws: Sandbox) -> None:
 def test_a_publisher_s_policy_that_is_out_of_date_gets_a_new_version(aws: Sandbox) -> None:
     plan().apply()
     iam = aws.client("iam")
-    arn = f"arn:aws:iam::{aws.account}:policy/vmsnix-publisher"
+    arn = f"arn:aws:iam::{aws.account}:policy/vmsnix-publisher-{BUCKET}"
     old = json.dumps(
         {
             "Version": "2012-10-17",
@@ -132,6 +132,13 @@ def test_a_publisher_s_policy_that_is_out_of_date_gets_a_new_version(aws: Sandbo
     assert [part.name for part in plan().todo] == ["publisher policy"]
     assert plan().apply().todo == ()
     assert len(iam.list_policy_versions(PolicyArn=arn)["Versions"]) == 5
+
+
+def test_a_second_region_takes_nothing_from_the_first(aws: Sandbox) -> None:
+    plan().apply()
+    plan(region="us-west-2", bucket="acme-images-west").apply()
+    assert plan().todo == ()
+    assert plan(region="us-west-2", bucket="acme-images-west").todo == ()
 
 
 def test_a_bucket_of_another_region_is_refused(aws: Sandbox) -> None:

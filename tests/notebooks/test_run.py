@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REGION = "us-east-1"
-TESTED_HERE = {"preflight", "publish-ami", "audit-inventory", "import-timings"}
+TESTED_HERE = {"preflight", "bootstrap", "publish-ami", "audit-inventory", "import-timings"}
 TESTED_ELSEWHERE = {"build-image"}  # tests/nix/test_build_image_runbook.py
 
 
@@ -73,6 +73,16 @@ def test_a_publish_that_cannot_work_is_one_clear_error_with_evidence(stage: Stag
     assert outcome.error is not None
     assert "/nowhere/image.vhd" in outcome.error.what
     assert json.loads(Path(outcome.result).read_text())["status"] == "failed"
+
+
+def test_bootstrap_shows_first_and_makes_when_it_is_told(stage: Stage) -> None:
+    s3 = stage.aws.client("s3", REGION)
+    shown = stage.run("bootstrap", bucket="fresh-images")
+    assert shown.values["dry_run"] is True
+    assert "bucket" in shown.values["left"]
+    assert "fresh-images" not in {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+    assert stage.run("bootstrap", bucket="fresh-images", dry_run=False).values["left"] == []
+    assert stage.run("bootstrap", bucket="fresh-images", dry_run=False).values["todo"] == []
 
 
 def test_preflight_passes_in_an_account_that_is_ready(stage: Stage) -> None:

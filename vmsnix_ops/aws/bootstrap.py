@@ -275,7 +275,7 @@ def _is_vm_import(statement: dict[str, Any]) -> bool:
 
 def _role_policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     answer = _answer(
-        lambda: clients.iam.get_role_policy(RoleName=place.role_name, PolicyName=place.role_name),
+        lambda: clients.iam.get_role_policy(RoleName=place.role_name, PolicyName=place.role_policy_name),
         "NoSuchEntity",
     )
     what = f"{place.role_name} may read the bucket and make snapshots"
@@ -287,7 +287,7 @@ def _role_policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]
 def _make_role_policy(clients: Clients, place: policies.Place) -> None:
     clients.iam.put_role_policy(
         RoleName=place.role_name,
-        PolicyName=place.role_name,
+        PolicyName=place.role_policy_name,
         PolicyDocument=json.dumps(policies.import_role(place)),
     )
 
@@ -296,12 +296,12 @@ def _make_role_policy(clients: Clients, place: policies.Place) -> None:
 
 
 def _policy_arn(place: policies.Place) -> str:
-    return f"arn:{place.partition}:iam::{place.account}:policy/{policies.POLICY_NAME}"
+    return f"arn:{place.partition}:iam::{place.account}:policy/{place.policy_name}"
 
 
 def _policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     arn = _policy_arn(place)
-    what = f"{policies.POLICY_NAME}, to be attached to who publishes"
+    what = f"{place.policy_name}, to be attached to who publishes"
     answer = _answer(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity")
     if answer is None:
         return "create", what
@@ -314,7 +314,7 @@ def _make_policy(clients: Clients, place: policies.Place) -> None:
     arn, text = _policy_arn(place), json.dumps(policies.publisher(place))
     if _answer(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity") is None:
         clients.iam.create_policy(
-            PolicyName=policies.POLICY_NAME,
+            PolicyName=place.policy_name,
             PolicyDocument=text,
             Description="What a publish of vmsnix via import needs",
         )

@@ -57,14 +57,14 @@ def template(place: Place) -> dict[str, Any]:
                     "Description": "Read by VM Import: uploaded images",
                     "AssumeRolePolicyDocument": policies.import_trust(),
                     "Policies": [
-                        {"PolicyName": place.role_name, "PolicyDocument": policies.import_role(place)}
+                        {"PolicyName": place.role_policy_name, "PolicyDocument": policies.import_role(place)}
                     ],
                 },
             },
             "PublisherPolicy": {
                 "Type": "AWS::IAM::ManagedPolicy",
                 "Properties": {
-                    "ManagedPolicyName": policies.POLICY_NAME,
+                    "ManagedPolicyName": place.policy_name,
                     "Description": "What a publish of vmsnix via import needs",
                     "PolicyDocument": policies.publisher(place),
                 },

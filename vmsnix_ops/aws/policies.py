@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 VERSION = "2012-10-17"
 GITHUB = "token.actions.githubusercontent.com"
-POLICY_NAME = "vmsnix-publisher"
 _REPOSITORY = re.compile(r"[A-Za-z0-9-]{1,39}/[A-Za-z0-9._-]{1,100}")
 _SUBJECT = re.compile(r"[A-Za-z0-9:/._*-]+")
 _ACCOUNT = re.compile(r"[0-9]{12}|\*")
@@ -90,6 +89,16 @@ class Place:
     def role_arn(self) -> str:
         """ARN of VM Import's role."""
         return f"arn:{self.partition}:iam::{self.account}:role/{self.role_name}"
+
+    @property
+    def policy_name(self) -> str:
+        """Name of the publisher's policy; each bucket, and so each region, has its own."""
+        return f"vmsnix-publisher-{self.bucket}"
+
+    @property
+    def role_policy_name(self) -> str:
+        """Name of the role's policy for this bucket, beside those for others: the role serves all regions."""
+        return f"vmsnix-{self.bucket}"
 
     @property
     def bucket_arn(self) -> str:

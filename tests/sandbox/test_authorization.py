@@ -1,0 +1,196 @@
+"""Who may do what: users and roles are held to their policies, in AWS's own words."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.sandbox.asking import ONCE
+from vmsnix_ops.sandbox import Access, Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REGION = "us-east-1"
+
+
+@pytest.fixture
+def strict() -> Iterator[Sandbox]:
+    with sandbox(speed=1000, enforce_iam=True) as aws:
+        aws.prepare()
+        yield aws
+
+
+def allow(*actions: str, resource: Any = "*", **more: Any) -> dict[str, Any]:
+    return {"Effect": "Allow", "Action": list(actions), "Resource": resource, **more}
+
+
+def as_user(aws: Sandbox, *statements: dict[str, Any], name: str = "carol") -> Access:
+    iam = aws.client("iam")
+    iam.create_user(UserName=name)
+    if statements:
+        document = json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
+        iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=document)
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    return Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account)
+
+
+def refusal(client: Any, operation: str, **params: Any) -> tuple[str, str, int]:
+    with pytest.raises(client.exceptions.ClientError) as caught:
+        getattr(client, operation)(**params)
+    answer = caught.value.response
+    return (
+        answer["Error"]["Code"],
+        answer["Error"].get("Message", ""),
+        answer["ResponseMetadata"]["HTTPStatusCode"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("service", "operation", "params", "code", "status", "action"),
+    [
+        ("ec2", "describe_images", {}, "UnauthorizedOperation", 403, "ec2:DescribeImages"),
+        (
+            "s3",
+            "get_bucket_location",
+            {"Bucket": "vmsnix-images"},
+            "AccessDenied",
+            403,
+            "s3:GetBucketLocation",
+        ),
+        ("s3", "list_buckets", {}, "AccessDenied", 403, "s3:ListAllMyBuckets"),
+        ("iam", "get_role", {"RoleName": "vmimport"}, "AccessDenied", 403, "iam:GetRole"),
+        ("ebs", "start_snapshot", {"VolumeSize": 1}, "AccessDeniedException", 403, "ebs:StartSnapshot"),
+        ("ssm", "get_parameter", {"Name": "/a/b"}, "AccessDeniedException", 400, "ssm:GetParameter"),
+        (
+            "service-quotas",
+            "get_service_quota",
+            {"ServiceCode": "ec2", "QuotaCode": "L-B665C33B"},
+            "AccessDeniedException",
+            400,
+            "servicequotas:GetServiceQuota",
+        ),
+    ],
+)
+def test_a_refusal_names_caller_and_action(
+    strict: Sandbox, service: str, operation: str, params: dict[str, Any], code: str, status: int, action: str
+) -> None:
+    client = as_user(strict).client(service, REGION, config=ONCE)
+    got_code, message, got_status = refusal(client, operation, **params)
+    assert (got_code, got_status) == (code, status)
+    user = f"arn:aws:iam::{strict.account}:user/carol"
+    assert f"User: {user} is not authorized to perform: {action} on resource: " in message
+    assert f"because no identity-based policy allows the {action} action" in message
+
+
+def test_everybody_may_ask_who_they_are(strict: Sandbox) -> None:
+    assert as_user(strict).client("sts").get_caller_identity()["Arn"].endswith(":user/carol")
+
+
+def test_an_explicit_deny_wins(strict: Sandbox) -> None:
+    deny = {"Effect": "Deny", "Action": "ec2:DescribeImages", "Resource": "*"}
+    client = as_user(strict, allow("ec2:*"), deny).client("ec2", config=ONCE)
+    assert "with an explicit deny in an identity-based policy" in refusal(client, "describe_images")[1]
+    assert client.describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
+
+
+def test_not_action_allows_everything_else(strict: Sandbox) -> None:
+    statement = {"Effect": "Allow", "NotAction": "iam:*", "Resource": "*"}
+    carol = as_user(strict, statement)
+    assert carol.client("ec2").describe_images(Owners=["self"])["Images"] == []
+    assert refusal(carol.client("iam", config=ONCE), "list_roles")[0] == "AccessDenied"
+
+
+def test_a_region_condition_holds(strict: Sandbox) -> None:
+    here = {"StringEquals": {"aws:RequestedRegion": REGION}}
+    carol = as_user(strict, allow("ec2:Describe*", Condition=here))
+    assert carol.client("ec2", REGION).describe_images(Owners=["self"])["Images"] == []
+    elsewhere = carol.client("ec2", "eu-west-1", config=ONCE)
+    assert refusal(elsewhere, "describe_images")[0] == "UnauthorizedOperation"
+
+
+def test_a_resource_in_s3_is_one_object(strict: Sandbox) -> None:
+    carol = as_user(strict, allow("s3:PutObject", resource="arn:aws:s3:::vmsnix-images/mine/*"))
+    s3 = carol.client("s3", config=ONCE)
+    s3.put_object(Bucket="vmsnix-images", Key="mine/a", Body=b"a")
+    assert refusal(s3, "put_object", Bucket="vmsnix-images", Key="theirs/a", Body=b"a")[0] == "AccessDenied"
+
+
+def test_who_may_not_list_is_not_told_what_is_missing(strict: Sandbox) -> None:
+    carol = as_user(strict, allow("s3:GetObject", resource="arn:aws:s3:::vmsnix-images/*"))
+    s3 = carol.client("s3", config=ONCE)
+    assert refusal(s3, "head_object", Bucket="vmsnix-images", Key="nothing")[2] == 403
+
+
+def test_tagging_at_creation_needs_its_own_action(strict: Sandbox) -> None:
+    carol = as_user(strict, allow("ebs:StartSnapshot"))
+    ebs = carol.client("ebs", config=ONCE)
+    assert ebs.start_snapshot(VolumeSize=1)["Status"] == "pending"
+    refused = refusal(ebs, "start_snapshot", VolumeSize=1, Tags=[{"Key": "a", "Value": "b"}])
+    assert "ec2:CreateTags" in refused[1]
+
+
+def test_a_dry_run_says_whether_it_would_be_allowed(strict: Sandbox) -> None:
+    ec2 = as_user(strict, allow("ec2:DescribeImages")).client("ec2", config=ONCE)
+    assert refusal(ec2, "describe_images", DryRun=True)[0] == "DryRunOperation"
+    assert refusal(ec2, "describe_snapshots", DryRun=True)[0] == "UnauthorizedOperation"
+
+
+@pytest.mark.parametrize(("service", "allowed"), [("vmie.amazonaws.com", True), ("ec2.amazonaws.com", False)])
+def test_an_import_needs_the_right_to_pass_its_role(strict: Sandbox, service: str, allowed: bool) -> None:
+    passing = allow("iam:PassRole", Condition={"StringEquals": {"iam:PassedToService": service}})
+    ec2 = as_user(strict, allow("ec2:ImportSnapshot"), passing).client("ec2", config=ONCE)
+    strict.client("s3").put_object(Bucket="vmsnix-images", Key="k", Body=b"x")
+    source = {"Format": "RAW", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "k"}}
+    if allowed:
+        assert ec2.import_snapshot(DiskContainer=source)["ImportTaskId"]
+        return
+    code, message, _ = refusal(ec2, "import_snapshot", DiskContainer=source)
+    assert (code, "does not exist or does not have sufficient permissions" in message) == (
+        "InvalidParameter",
+        True,
+    )
+
+
+def test_a_session_has_the_rights_of_its_role(strict: Sandbox) -> None:
+    iam = strict.client("iam")
+    trust = {"Effect": "Allow", "Principal": {"AWS": strict.account}, "Action": "sts:AssumeRole"}
+    iam.create_role(
+        RoleName="reader",
+        AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
+    )
+    document = json.dumps({"Version": "2012-10-17", "Statement": [allow("ec2:DescribeImages")]})
+    iam.put_role_policy(RoleName="reader", PolicyName="p", PolicyDocument=document)
+    arn = f"arn:aws:iam::{strict.account}:role/reader"
+    given = strict.client("sts").assume_role(RoleArn=arn, RoleSessionName="night")["Credentials"]
+    ec2 = strict.client(
+        "ec2",
+        aws_access_key_id=given["AccessKeyId"],
+        aws_secret_access_key=given["SecretAccessKey"],
+        aws_session_token=given["SessionToken"],
+        config=ONCE,
+    )
+    assert ec2.describe_images(Owners=["self"])["Images"] == []
+    assert ":assumed-role/reader/night is not authorized" in refusal(ec2, "describe_snapshots")[1]
+
+
+def test_the_operator_may_do_everything(strict: Sandbox) -> None:
+    assert strict.client("iam").list_roles()["Roles"]
+
+
+def test_without_enforcement_a_user_without_policies_may_do_everything_and_one_with_them_may_not() -> None:
+    with sandbox(speed=1000) as aws:
+        free = as_user(aws, name="free")
+        assert free.client("ec2").describe_images(Owners=["self"])["Images"] == []
+        held = as_user(aws, allow("s3:ListAllMyBuckets"), name="held")
+        assert held.client("s3").list_buckets()["Buckets"] == []
+        assert refusal(held.client("ec2", config=ONCE), "describe_images")[0] == "UnauthorizedOperation"
+
+
+def test_a_refused_call_changes_nothing(strict: Sandbox) -> None:
+    ebs = as_user(strict).client("ebs", config=ONCE)
+    refusal(ebs, "start_snapshot", VolumeSize=1)
+    assert strict.client("ec2").describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
+    assert not [call for call in strict.calls if call.operation == "StartSnapshot" and call.ran]
