@@ -67,6 +67,7 @@ class Sweep:
         self.image = make_sample_image(folder / "image", data_bytes=7 * MIB)
         self._count = 0
         self.blocks = 0
+        self.state = folder
         self._prepared: bytes | None = None
 
     def clean(self) -> Path:
@@ -83,7 +84,8 @@ class Sweep:
         self.aws.calls.clear()
         self.aws.clock.speed = SPEED
         self._count += 1
-        return self.folder / f"state-{self._count}"
+        self.state = self.folder / f"state-{self._count}"
+        return self.state
 
     def job(self, state: Path, via: str, kill: Kill | None = None, **more: Any) -> Job:
         """Return the one command that is given over and over."""
