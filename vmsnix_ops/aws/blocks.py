@@ -11,14 +11,15 @@ import base64
 import fcntl
 import hashlib
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import block_engine, imports, manifests
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_engine import BlockRefusedError, Done, Pushing
 from vmsnix_ops.aws.block_journal import Beginning, BlockJournal, pending
+from vmsnix_ops.aws.block_values import DirectSnapshot, Upload
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.aws.block_worker import THROTTLED
 from vmsnix_ops.aws.permissions import needs
@@ -28,12 +29,13 @@ from vmsnix_ops.disk.formats import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     import boto3
 
     from vmsnix_ops.progress import Step
     from vmsnix_ops.records.tables import Tables
+
+__all__ = ["DirectSnapshot", "Upload", "aggregate", "find", "finish", "upload"]
 
 GIB = 2**30
 TIMEOUT_MINUTES = 60
@@ -42,77 +44,6 @@ MOST_SNAPSHOTS = 3  # that one run begins, when the ones before expired under it
 MOST_TOKENS = 50  # that are tried: each names an attempt that ended
 _GONE = ("ResourceNotFoundException", "ConflictException", "ValidationException")
 _MAY_PASS_LATER = ("ConnectionFailed", "WorkerDied", "InternalServerException")
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """What to upload.
-
-    Attributes
-    ----------
-    path
-        The disk image, of any format that `vmsnix_ops.disk.formats.open_image` reads.
-    digest
-        SHA-256 of the file.
-    image
-        Name of the image; earlier snapshots of it are candidates for the parent.
-    region
-        Where to.
-    tags
-        Of the snapshot.
-    journal
-        File that remembers acknowledged blocks.
-    incremental
-        Whether to start from an earlier snapshot.
-    """
-
-    path: Path
-    digest: str
-    image: str
-    region: str
-    tags: Mapping[str, str]
-    journal: Path
-    incremental: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class DirectSnapshot:
-    """A snapshot that holds all its blocks, and what that took.
-
-    Attributes
-    ----------
-    snapshot_id, size_gib
-        Of the snapshot.
-    outcome
-        ``"created"`` or ``"reused"``.
-    parent_id
-        The snapshot that it started from; empty for a full upload.
-    why_full
-        Why the upload was a full one; empty when it was incremental.
-    looked_at
-        Blocks that were read and hashed.
-    sent
-        Blocks that were sent in this run.
-    throttled
-        Answers that asked to slow down.
-    blocks
-        Index to SHA-256 (hex) of every block that it holds; empty when nobody knows.
-    """
-
-    snapshot_id: str
-    size_gib: int
-    outcome: Literal["created", "reused"]
-    parent_id: str = ""
-    why_full: str = ""
-    looked_at: int = 0
-    sent: int = 0
-    throttled: int = 0
-    blocks: Mapping[int, str] = field(default_factory=dict, repr=False)
-
-    @property
-    def sent_bytes(self) -> int:
-        """What went over the wire as blocks."""
-        return self.sent * BLOCK_BYTES
 
 
 @needs("ec2:DescribeSnapshots")
