@@ -6,6 +6,7 @@ History and archive of rehearsals live apart from those of production.
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -91,6 +92,9 @@ def rehearsal(
         served = sandbox(speed=speed, port=port, state=folder / "aws" if keep else None)
     except OSError as error:
         raise RunError("The sandbox cannot start.", why=f"{error}") from error
+    if not keep:
+        # Tables that outlive their sandbox would show AMIs that are nowhere any more.
+        shutil.rmtree(folder / "history", ignore_errors=True)
     with _no_aws_variables(), served as aws:
         aws.prepare(bucket=BUCKET, region=region, role=settings.role_name)
         yield Stage(
