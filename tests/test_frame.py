@@ -219,9 +219,11 @@ def test_just_lists_every_recipe_with_a_sentence() -> None:
         (["lock"], "--generate-hashes"),
         (["build", "ecs-node"], "nix build ./nix#ecs-node"),
         (["publish-ami", "ecs-node", "--dry-run"], "vmsnix run publish-ami --image ecs-node --dry-run"),
-        (["check"], "vmsnix run preflight"),
+        (["check"], "nix flake check ./nix"),
+        (["preflight"], "vmsnix run preflight"),
+        (["vm-test", "ssh"], "nix build ./nix#vmTests.ssh"),
         (["audit"], "vmsnix run audit-inventory"),
-        (["nix-eval"], "nix flake check ./nix --no-build"),
+        (["nix-eval"], "sh nix/checks/evaluate.sh"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
