@@ -21,6 +21,8 @@ from vmsnix_ops.aws import block_reading, blocks, buckets, images, imports
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_engine import Pushing
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
+from vmsnix_ops.progress import human_seconds
+from vmsnix_ops.publish.expected import usual_seconds
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
@@ -209,6 +211,11 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
             entry.outcome, entry.bytes = done.outcome, built.file_bytes
             entry.detail.update(snapshot_id=done.snapshot_id)
             return SnapshotStep(done.outcome, built, done.snapshot_id, done.size_gib)
+        usual = usual_seconds(
+            plan.journal.tables, step="import", via=plan.via, region=plan.region, size=built.file_bytes
+        )
+        if usual is not None:
+            entry.step.message(f"an image of this size usually takes {human_seconds(usual)}")
         wanted = imports.Source(plan.bucket, _key(plan, built), built.format, plan.role_name, _patience(plan))
         with (
             _interruptible("import", "Its import is cancelled; the uploaded image is kept for the next run."),
