@@ -30,7 +30,7 @@ def is_local(address: Any) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def programs_can_be_interrupted() -> None:
-    """Undo what a shell does to jobs in the background: they ignore Ctrl-C, and so does all that they start."""
+    """Undo what a shell does to background jobs: they, and all that they start, ignore Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
