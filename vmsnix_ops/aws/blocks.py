@@ -301,9 +301,13 @@ class _Running:
                 if error.code == "ConflictException":
                     continue  # the token was used for another parent or size: it names another attempt
                 raise
-            if answer["Status"] == "pending" and self._state(str(answer["SnapshotId"])) in ("pending", ""):
-                self.snapshot_id, self.attempt = str(answer["SnapshotId"]), number
+            snapshot_id = str(answer["SnapshotId"])
+            state = self._state(snapshot_id)
+            if answer["Status"] == "pending" and state in ("pending", ""):
+                self.snapshot_id, self.attempt = snapshot_id, number
                 return
+            if state == "error":  # it expired while the answer was on its way
+                imports.delete_snapshot(self.ec2, snapshot_id)
         raise errors.SnapshotFailedError(
             "No new snapshot could be started.",
             why="AWS answers every client token of this image with a snapshot that has ended.",
