@@ -15,6 +15,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vmsnix_ops.errors import InterruptedRunError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
@@ -54,3 +56,14 @@ def stopping() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def interruptible(what: str, kept: str) -> Iterator[None]:
+    """Say how to go on when the operator stops a step."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(
+            f"The {what} was interrupted.", why=kept, cure="Run the same command again to go on."
+        ) from error

@@ -11,39 +11,23 @@ the work is kept, and the next run goes on from there.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import block_reading, blocks, buckets, images, imports
-from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_engine import Pushing
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.progress import human_seconds
+from vmsnix_ops.publish import identity, leftovers
 from vmsnix_ops.publish.expected import usual_seconds
-from vmsnix_ops.publish.interrupts import stopping
+from vmsnix_ops.publish.interrupts import interruptible, stopping
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from vmsnix_ops.disk.formats import DiskImage
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.publish.plan import Plan
-
-TRANSIENT_CODES = frozenset(
-    {
-        "InternalError",
-        "InternalFailure",
-        "RequestLimitExceeded",
-        "ServiceUnavailable",
-        "SlowDown",
-        "Throttling",
-        "Unavailable",
-    }
-)
 
 
 def run(plan: Plan) -> PublishResult:
@@ -80,15 +64,15 @@ def build(plan: Plan) -> Built:
     whole = image.path.stat().st_size
     with (
         plan.journal.step("digest", total=whole, unit="bytes") as entry,
-        _interruptible("digest", "Nothing was changed."),
+        interruptible("digest", "Nothing was changed."),
     ):
         with open_image(image.path) as disk:
-            built = _describe(plan, image, disk, disk.digest(on_progress=entry.step.advance))
+            built = identity.describe(plan, image, disk, disk.digest(on_progress=entry.step.advance))
         plan.journal.image, plan.journal.digest = built.name, built.digest
         entry.outcome, entry.bytes = "planned" if plan.dry_run else "created", built.file_bytes
         entry.detail.update(digest=built.digest, path=str(built.path), ami_name=built.ami_name)
         if plan.bucket:
-            entry.detail["url"] = _url(plan, built)  # a rollback finds it by this
+            entry.detail["url"] = identity.url(plan, built)  # a rollback finds it by this
         existing = images.find_by_name(plan.client("ec2"), built.ami_name)
         if existing is None:
             return built
@@ -100,7 +84,7 @@ def _image(plan: Plan) -> BuiltImage | None:
     """Return the image, built; in a dry run ``None`` for one that a build would have to make."""
     from vmsnix_ops.nix import build as nix
 
-    with plan.journal.step("build", shown=False) as entry, _interruptible("build", "Nothing was changed."):
+    with plan.journal.step("build", shown=False) as entry, interruptible("build", "Nothing was changed."):
         if nix.names_a_file(plan.image):
             entry.outcome = "planned" if plan.dry_run else "reused"
             image = nix.resolve(plan.image)
@@ -128,18 +112,20 @@ def upload(plan: Plan, built: Built) -> UploadStep:
     """
     with (
         plan.journal.step("upload", total=built.file_bytes or None, unit="bytes") as entry,
-        _interruptible("upload", "The parts that arrived are kept, and the next run sends only the others."),
+        interruptible("upload", "The parts that arrived are kept, and the next run sends only the others."),
     ):
         if not built.digest or (plan.dry_run and not _held(plan, built)):
             entry.outcome = "planned"
-            return UploadStep("planned", built, _url(plan, built) if built.digest and plan.bucket else "")
+            return UploadStep(
+                "planned", built, identity.url(plan, built) if built.digest and plan.bucket else ""
+            )
         if _held(plan, built):
             entry.outcome = "reused"
             return UploadStep("reused", built)
         if plan.via == "direct":
             made = blocks.upload(
                 plan.session,
-                _blocks(plan, built),
+                identity.block_upload(plan, built),
                 tables=plan.journal.tables,
                 step=entry.step,
                 pushing=_pushing(plan),
@@ -154,13 +140,13 @@ def upload(plan: Plan, built: Built) -> UploadStep:
                 throttled=made.throttled,
             )
             return UploadStep(made.outcome, built, "", made.sent_bytes, made)
-        with _clean_failure(plan, built):
+        with leftovers.clean_failure(plan, built):
             stored = buckets.upload(
                 plan.client("s3", connections=buckets.THREADS + 2),
                 built.path,  # type: ignore[arg-type]  # a built image with a digest has a path
                 bucket=plan.bucket,
-                key=_key(plan, built),
-                tags=_tags(plan, built),
+                key=identity.key(plan, built),
+                tags=identity.tags(plan, built),
                 step=entry.step,
             )
         entry.outcome, entry.bytes = stored.outcome, stored.sent_bytes
@@ -200,10 +186,10 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
             return SnapshotStep("reused", built, built.snapshot_id, size)
         if source.direct is not None:
             kept = "The snapshot is complete or will be; the next run finds it."
-            with _interruptible("wait for the snapshot", kept):
+            with interruptible("wait for the snapshot", kept):
                 done = blocks.finish(
                     plan.session,
-                    _blocks(plan, built),
+                    identity.block_upload(plan, built),
                     source.direct,
                     tables=plan.journal.tables,
                     step=entry.step,
@@ -216,14 +202,16 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
         )
         if usual is not None:
             entry.step.message(f"an image of this size usually takes {human_seconds(usual)}")
-        wanted = imports.Source(plan.bucket, _key(plan, built), built.format, plan.role_name, _patience(plan))
+        wanted = imports.Source(
+            plan.bucket, identity.key(plan, built), built.format, plan.role_name, _patience(plan)
+        )
         with (
-            _interruptible("import", "Its import is cancelled; the uploaded image is kept for the next run."),
-            _clean_failure(plan, built),
+            interruptible("import", "Its import is cancelled; the uploaded image is kept for the next run."),
+            leftovers.clean_failure(plan, built),
         ):
             try:
                 made = imports.import_snapshot(
-                    ec2, wanted, digest=built.digest, tags=_tags(plan, built), step=entry.step
+                    ec2, wanted, digest=built.digest, tags=identity.tags(plan, built), step=entry.step
                 )
             except KeyboardInterrupt:
                 imports.cancel(ec2, built.digest)
@@ -247,21 +235,21 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
     built = snapshot.built
     with (
         plan.journal.step("register") as entry,
-        _interruptible(
+        interruptible(
             "registration", "The snapshot is kept, and the next run registers it or finds the AMI."
         ),
     ):
         if snapshot.outcome == "planned":
             entry.outcome = "planned"
             return RegisteredAmi("planned", built, snapshot, public=plan.public)
-        ec2, wanted = plan.client("ec2"), _registration(plan, built, snapshot.snapshot_id)
+        ec2, wanted = plan.client("ec2"), identity.registration(plan, built, snapshot.snapshot_id)
         try:
             ami, outcome = images.register(ec2, wanted, digest=built.digest, step=entry.step)
         except errors.NameTakenError:
             if snapshot.outcome == "created":
                 imports.delete_snapshot(ec2, snapshot.snapshot_id)
             if plan.via == "import":
-                buckets.delete(plan.client("s3"), bucket=plan.bucket, key=_key(plan, built))
+                buckets.delete(plan.client("s3"), bucket=plan.bucket, key=identity.key(plan, built))
             raise
         missing = {key: value for key, value in plan.tags.items() if ami.tags.get(key) != value}
         if missing and not plan.dry_run:
@@ -282,12 +270,12 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
     built = ami.built
     planned = plan.dry_run or not ami.ami_id
     kept = "The AMI is registered; the next run removes the uploaded object and records it."
-    with plan.journal.step("finish") as entry, _interruptible("last step", kept):
+    with plan.journal.step("finish") as entry, interruptible("last step", kept):
         entry.outcome = "planned"
         if not planned:
             entry.outcome = ami.outcome
             if plan.via == "import":
-                _clean_bucket(plan, built)
+                leftovers.clean_bucket(plan, built)
             _record(plan, ami)
     result = PublishResult(
         dry_run=plan.dry_run,
@@ -312,78 +300,6 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
     return result
 
 
-def _describe(plan: Plan, image: BuiltImage, disk: DiskImage, digest: str) -> Built:
-    if plan.via == "import" and disk.format not in imports.FORMATS:
-        raise errors.ImageFormatError(
-            f"{image.path.name} is a {disk.format} image, which VM Import does not take.",
-            why=f"It takes {' and '.join(imports.FORMATS)}.",
-            cure="Publish it via direct, or convert it: "
-            f"qemu-img convert -O vpc {image.path.name} {image.path.stem}.vhd",
-        )
-    wanted = image.register_image
-    return Built(
-        outcome="created",
-        name=image.name,
-        version=image.version,
-        system=image.system,
-        path=image.path,
-        format=disk.format,
-        digest=digest,
-        file_bytes=disk.file_bytes,
-        disk_bytes=disk.size,
-        boot_mode=str(wanted.get("BootMode") or image.boot_mode),
-        tpm_support=str(wanted.get("TpmSupport") or ""),
-        imds_support=str(wanted.get("ImdsSupport") or "v2.0"),
-        ena_support=bool(wanted.get("EnaSupport", True)),
-        flake=image.flake or "",
-        derivation=image.drv_path or "",
-        store_path=image.store_path or "",
-        ami_name=images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{digest[:8]}"),
-    )
-
-
-def _registration(plan: Plan, built: Built, snapshot_id: str) -> images.Registration:
-    if built.system not in images.ARCHITECTURES:
-        raise errors.ImageError(
-            f"There is no EC2 architecture for {built.system}.",
-            why=f"EC2 runs {' and '.join(images.ARCHITECTURES)}.",
-            cure="Build the image for one of them.",
-        )
-    return images.Registration(
-        name=built.ami_name,
-        architecture=images.ARCHITECTURES[built.system],
-        boot_mode=built.boot_mode,
-        root_device=plan.root_device,
-        snapshot_id=snapshot_id,
-        description=f"NixOS {built.version} {built.name}"[:255],
-        imds_support=built.imds_support,
-        tpm_support=built.tpm_support,
-        ena_support=built.ena_support,
-        tags=_tags(plan, built),
-    )
-
-
-def _key(plan: Plan, built: Built) -> str:
-    return f"{plan.key_prefix}{built.digest}.{built.format}"
-
-
-def _url(plan: Plan, built: Built) -> str:
-    return f"s3://{plan.bucket}/{_key(plan, built)}"
-
-
-def _tags(plan: Plan, built: Built) -> dict[str, str]:
-    return {
-        tagging.NAME: built.ami_name,
-        tagging.IMAGE: built.name,
-        tagging.DIGEST: built.digest,
-        tagging.RUN: plan.run_id,
-        tagging.FLAKE: built.flake[: tagging.LONGEST_VALUE],
-        tagging.DERIVATION: built.derivation,
-        tagging.VERSION: built.version,
-        **plan.tags,
-    }
-
-
 def _held(plan: Plan, built: Built) -> bool:
     """Whether an AMI, a snapshot or a running import already has these bytes, so that no upload is needed."""
     if built.ami_id:
@@ -397,20 +313,6 @@ def _held(plan: Plan, built: Built) -> bool:
     return imports.usable(ec2, built.digest)[0] is not None
 
 
-def _blocks(plan: Plan, built: Built) -> blocks.Upload:
-    if built.path is None:
-        raise RuntimeError("a built image with a digest has a path")
-    return blocks.Upload(
-        path=built.path,
-        digest=built.digest,
-        image=built.name,
-        region=plan.region,
-        tags=_tags(plan, built),
-        journal=plan.settings.state / "blocks" / f"{plan.account}-{plan.region}-{built.digest}",
-        incremental=plan.incremental,
-    )
-
-
 def _pushing(plan: Plan) -> Pushing:
     return Pushing(ceiling=plan.settings.put_ceiling)
 
@@ -420,7 +322,7 @@ def _verify(plan: Plan, snapshot: SnapshotStep) -> SnapshotStep:
     built = snapshot.built
     with (
         plan.journal.step("verify", unit="bytes") as entry,
-        _interruptible("comparison", "The snapshot is kept, and the next run finds it."),
+        interruptible("comparison", "The snapshot is kept, and the next run finds it."),
     ):
         try:
             compared = block_reading.verify(
@@ -445,53 +347,6 @@ def _verify(plan: Plan, snapshot: SnapshotStep) -> SnapshotStep:
 def _patience(plan: Plan) -> float:
     """Seconds to wait for the role, which EC2 does not see in the first moments of its life."""
     return 30.0 if any(check.facts.get("new") for check in plan.checks) else 0.0
-
-
-@contextmanager
-def _interruptible(what: str, kept: str) -> Iterator[None]:
-    """Say how to go on when the operator stops a step."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise errors.InterruptedRunError(
-            f"The {what} was interrupted.", why=kept, cure="Run the same command again to go on."
-        ) from error
-
-
-@contextmanager
-def _clean_failure(plan: Plan, built: Built) -> Iterator[None]:
-    """Leave nothing in the bucket when the same call would fail again."""
-    try:
-        yield
-    except errors.VmsnixError as error:
-        if not _may_pass_later(error):
-            try:
-                buckets.delete(plan.client("s3"), bucket=plan.bucket, key=_key(plan, built))
-            except errors.AwsError as second:
-                error.add_note(f"What was uploaded could not be removed either. {second}")
-        raise
-
-
-def _may_pass_later(error: errors.VmsnixError) -> bool:
-    """Whether another try of the same call may go through, so that what was done is worth keeping."""
-    if isinstance(
-        error, errors.CredentialsError | errors.DeadlineError | errors.QuotaError | errors.InterruptedRunError
-    ):
-        return True
-    kinds = (errors.BucketError, errors.RoleError, errors.ImportFailedError, errors.UploadError)
-    if isinstance(error, errors.AwsError) and not isinstance(error, kinds):
-        return error.code in TRANSIENT_CODES or not error.code
-    return False
-
-
-def _clean_bucket(plan: Plan, built: Built) -> None:
-    running = [
-        task
-        for task in imports.tasks(plan.client("ec2"), built.digest)
-        if task.status not in imports.FAILED | {"completed"}
-    ]
-    if not running:
-        buckets.delete(plan.client("s3"), bucket=plan.bucket, key=_key(plan, built))
 
 
 def _record(plan: Plan, ami: RegisteredAmi) -> None:

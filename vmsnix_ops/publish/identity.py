@@ -1,0 +1,107 @@
+"""Who an image is in AWS: name, key, tags and registration, derived from its bytes and its description."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import blocks, images, imports
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.publish.values import Built
+
+if TYPE_CHECKING:
+    from vmsnix_ops.disk.formats import DiskImage
+    from vmsnix_ops.nix.image import BuiltImage
+    from vmsnix_ops.publish.plan import Plan
+
+
+def describe(plan: Plan, image: BuiltImage, disk: DiskImage, digest: str) -> Built:
+    """Return what is known of an image before AWS is asked; refuse a format that its way cannot take."""
+    if plan.via == "import" and disk.format not in imports.FORMATS:
+        raise errors.ImageFormatError(
+            f"{image.path.name} is a {disk.format} image, which VM Import does not take.",
+            why=f"It takes {' and '.join(imports.FORMATS)}.",
+            cure="Publish it via direct, or convert it: "
+            f"qemu-img convert -O vpc {image.path.name} {image.path.stem}.vhd",
+        )
+    wanted = image.register_image
+    return Built(
+        outcome="created",
+        name=image.name,
+        version=image.version,
+        system=image.system,
+        path=image.path,
+        format=disk.format,
+        digest=digest,
+        file_bytes=disk.file_bytes,
+        disk_bytes=disk.size,
+        boot_mode=str(wanted.get("BootMode") or image.boot_mode),
+        tpm_support=str(wanted.get("TpmSupport") or ""),
+        imds_support=str(wanted.get("ImdsSupport") or "v2.0"),
+        ena_support=bool(wanted.get("EnaSupport", True)),
+        flake=image.flake or "",
+        derivation=image.drv_path or "",
+        store_path=image.store_path or "",
+        ami_name=images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{digest[:8]}"),
+    )
+
+
+def registration(plan: Plan, built: Built, snapshot_id: str) -> images.Registration:
+    """Return what the AMI is registered with: what the image asks for, and what the operator chose."""
+    if built.system not in images.ARCHITECTURES:
+        raise errors.ImageError(
+            f"There is no EC2 architecture for {built.system}.",
+            why=f"EC2 runs {' and '.join(images.ARCHITECTURES)}.",
+            cure="Build the image for one of them.",
+        )
+    return images.Registration(
+        name=built.ami_name,
+        architecture=images.ARCHITECTURES[built.system],
+        boot_mode=built.boot_mode,
+        root_device=plan.root_device,
+        snapshot_id=snapshot_id,
+        description=f"NixOS {built.version} {built.name}"[:255],
+        imds_support=built.imds_support,
+        tpm_support=built.tpm_support,
+        ena_support=built.ena_support,
+        tags=tags(plan, built),
+    )
+
+
+def key(plan: Plan, built: Built) -> str:
+    """Return the key of the object in S3: the digest, so that the same bytes have the same key everywhere."""
+    return f"{plan.key_prefix}{built.digest}.{built.format}"
+
+
+def url(plan: Plan, built: Built) -> str:
+    """Return the object's address, as the AWS CLI writes it."""
+    return f"s3://{plan.bucket}/{key(plan, built)}"
+
+
+def tags(plan: Plan, built: Built) -> dict[str, str]:
+    """Return the tags of everything that this publish creates."""
+    return {
+        tagging.NAME: built.ami_name,
+        tagging.IMAGE: built.name,
+        tagging.DIGEST: built.digest,
+        tagging.RUN: plan.run_id,
+        tagging.FLAKE: built.flake[: tagging.LONGEST_VALUE],
+        tagging.DERIVATION: built.derivation,
+        tagging.VERSION: built.version,
+        **plan.tags,
+    }
+
+
+def block_upload(plan: Plan, built: Built) -> blocks.Upload:
+    """Return what the direct way uploads, and where it remembers the blocks that arrived."""
+    if built.path is None:
+        raise RuntimeError("a built image with a digest has a path")
+    return blocks.Upload(
+        path=built.path,
+        digest=built.digest,
+        image=built.name,
+        region=plan.region,
+        tags=tags(plan, built),
+        journal=plan.settings.state / "blocks" / f"{plan.account}-{plan.region}-{built.digest}",
+        incremental=plan.incremental,
+    )
