@@ -36,9 +36,12 @@ finally:
 """
 STUBBORN = """
 import time
-print("under way", 0, flush=True)
+said = False
 while True:
-    try:
+    try:  # a signal may come as soon as it is said
+        if not said:
+            said = True
+            print("under way", 0, flush=True)
         time.sleep(300)
     except KeyboardInterrupt:
         print("not yet", flush=True)

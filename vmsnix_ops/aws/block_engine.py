@@ -161,6 +161,7 @@ class _Crew:
         self.keys = block_wire.keys(session)
         self.inbox: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
         opening = {"job": asdict(job), "target": asdict(where), "keys": asdict(self.keys)}
+        self.listeners: list[threading.Thread] = []
         self.workers = [self._start(number, opening) for number in range(count)]
         self.throttled = [0] * count
 
@@ -172,6 +173,9 @@ class _Crew:
             if worker.poll() is None:
                 worker.kill()
             worker.wait()
+        for listener in self.listeners:
+            listener.join()  # it reads what its worker said last
+        for worker in self.workers:
             for stream in (worker.stdin, worker.stdout):
                 if stream is not None:
                     _close(stream)
@@ -248,7 +252,9 @@ class _Crew:
             start_new_session=True,
             pass_fds=(self.descriptor,) if self.descriptor >= 0 else (),
         )
-        threading.Thread(target=self._listen, args=(number, worker), daemon=True).start()
+        listener = threading.Thread(target=self._listen, args=(number, worker), daemon=True)
+        self.listeners.append(listener)
+        listener.start()
         if worker.stdin is not None:
             try:
                 worker.stdin.write(json.dumps(opening) + "\n")

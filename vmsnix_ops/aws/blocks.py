@@ -106,6 +106,8 @@ def _upload(
         running = _Running(session, ec2, ebs, wanted, tables, step, pushing, attempt)
         try:
             return running.carry_out()
+        except _CompletedMeanwhile as completed:
+            return _reused(completed.found, wanted, tables)
         except errors.AwsError as error:
             if running.sealed(error):  # by another machine that publishes the same image
                 found = imports.find_snapshot(ec2, wanted.digest)
@@ -176,6 +178,14 @@ def aggregate(digests: Iterable[str]) -> str:
     for digest in digests:
         whole.update(bytes.fromhex(digest))
     return base64.b64encode(whole.digest()).decode()
+
+
+class _CompletedMeanwhile(Exception):  # noqa: N818 (a way out of a step, never shown)
+    """Another publisher of the same bytes completed the snapshot after this one had looked for it."""
+
+    def __init__(self, found: tuple[str, int]) -> None:
+        super().__init__(found[0])
+        self.found = found
 
 
 class _Running:
@@ -268,6 +278,7 @@ class _Running:
             parent = replace(parent, blocks=manifests.load(self.tables, beginning.parent_id))
         self.snapshot_id, self.attempt = beginning.snapshot_id, beginning.attempt
         state = self._state(self.snapshot_id)
+        self._stop_when_completed(state)
         # Without the parent's manifest nobody knows which blocks have become zero.
         if state == "pending" and (parent.blocks or not beginning.parent_id):
             self.journal.resume()
@@ -303,6 +314,7 @@ class _Running:
                 raise
             snapshot_id = str(answer["SnapshotId"])
             state = self._state(snapshot_id)
+            self._stop_when_completed(state)
             if answer["Status"] == "pending" and state in ("pending", ""):
                 self.snapshot_id, self.attempt = snapshot_id, number
                 return
@@ -313,6 +325,12 @@ class _Running:
             why="AWS answers every client token of this image with a snapshot that has ended.",
             cure="Wait a day until AWS forgets the tokens, or publish via import.",
         )
+
+    def _stop_when_completed(self, state: str) -> None:
+        """Begin no second snapshot when the one of this token or journal holds the bytes already."""
+        found = imports.find_snapshot(self.ec2, self.wanted.digest) if state == "completed" else None
+        if found:
+            raise _CompletedMeanwhile(found)
 
     def _remove_expired(self) -> None:
         """Remove snapshots of these bytes that failed: a killed run left them, and nothing uses them.
