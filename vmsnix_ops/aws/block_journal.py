@@ -7,16 +7,19 @@ under way, and sending that again is harmless. A torn last line, which a power c
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from vmsnix_ops.aws.block_engine import Done
+    from vmsnix_ops.progress import Step
 
 _LINE = re.compile(r"(\d+) ([0-9a-f]{64}|-) ([01])")
 
@@ -108,3 +111,21 @@ def pending(
 ) -> list[tuple[int, str | None]]:
     """Return the items that are not in the journal."""
     return [item for item in items if item[0] not in done]
+
+
+@contextmanager
+def alone(journal: Path, step: Step | None) -> Iterator[None]:
+    """Wait for another publisher of the same image on this machine: two would share one journal."""
+    lock = journal.with_name(f"{journal.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if step is not None:
+                step.message("another publisher on this machine uploads this image; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks
+            if step is not None:
+                step.message(f"{lock.parent} cannot be locked ({error.strerror}); going on")
+        yield

@@ -8,9 +8,7 @@ begins a new one.
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import block_engine, imports, manifests
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_engine import BlockRefusedError, Done, Pushing
-from vmsnix_ops.aws.block_journal import Beginning, BlockJournal, pending
+from vmsnix_ops.aws.block_journal import Beginning, BlockJournal, alone, pending
 from vmsnix_ops.aws.block_values import DirectSnapshot, Upload
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.aws.block_worker import THROTTLED
@@ -28,7 +26,7 @@ from vmsnix_ops.aws.waiting import Sighting, wait
 from vmsnix_ops.disk.formats import open_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import boto3
 
@@ -85,7 +83,7 @@ def upload(
         Another run goes on from the blocks that arrived.
     """
     ec2, ebs = client(session, "ec2", wanted.region), client(session, "ebs", wanted.region)
-    with _alone(wanted, step):
+    with alone(wanted.journal, step):
         return _upload(session, ec2, ebs, wanted, tables, step, pushing or Pushing())
 
 
@@ -426,24 +424,6 @@ class _Running:
     def _tell(self, text: str) -> None:
         if self.step is not None:
             self.step.message(text)
-
-
-@contextmanager
-def _alone(wanted: Upload, step: Step | None) -> Iterator[None]:
-    """Wait for another publisher of the same image on this machine: two would share one journal."""
-    lock = wanted.journal.with_name(f"{wanted.journal.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if step is not None:
-                step.message("another publisher on this machine uploads this image; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks
-            if step is not None:
-                step.message(f"{lock.parent} cannot be locked ({error.strerror}); going on")
-        yield
 
 
 def _reused(found: tuple[str, int], wanted: Upload, tables: Tables) -> DirectSnapshot:
