@@ -368,3 +368,9 @@ def test_the_setting_history_tells_where_the_tables_are(tmp_path: Path) -> None:
 def test_the_reference_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "reference" / "tables.md").read_text()
     assert page == reference_page(), "run python -m vmsnix_ops.records.schemas > docs/reference/tables.md"
+
+
+def test_a_file_in_the_place_of_the_folder_is_no_empty_table(tmp_path: Path) -> None:
+    (tmp_path / "history").write_text("something else")
+    with pytest.raises(RecordsError, match="It is a file"):
+        Tables(tmp_path / "history").read("runs")

@@ -39,6 +39,7 @@ def describe(plan: Plan, image: BuiltImage, disk: DiskImage, digest: str) -> Bui
         tpm_support=str(wanted.get("TpmSupport") or ""),
         imds_support=str(wanted.get("ImdsSupport") or "v2.0"),
         ena_support=bool(wanted.get("EnaSupport", True)),
+        root_device=str(wanted.get("RootDeviceName") or ""),
         flake=image.flake or "",
         derivation=image.drv_path or "",
         store_path=image.store_path or "",

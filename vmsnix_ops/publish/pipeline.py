@@ -243,6 +243,8 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
             entry.outcome = "planned"
             return RegisteredAmi("planned", built, snapshot, public=plan.public)
         ec2, wanted = plan.client("ec2"), identity.registration(plan, built, snapshot.snapshot_id)
+        if built.root_device not in ("", plan.root_device):
+            entry.step.message(f"the image asks for {built.root_device}; {plan.root_device} was chosen")
         try:
             ami, outcome = images.register(ec2, wanted, digest=built.digest, step=entry.step)
         except errors.NameTakenError:

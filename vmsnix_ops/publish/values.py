@@ -63,6 +63,8 @@ class Built(_Shown):
         Size of the file, and of the disk that it holds.
     boot_mode, tpm_support, imds_support, ena_support
         What the AMI will be registered with.
+    root_device
+        What the image itself asks for as the name of its root device; empty when it asks nothing.
     flake, derivation, store_path
         Where it came from, as far as it is known.
     ami_name
@@ -84,6 +86,7 @@ class Built(_Shown):
     tpm_support: str = ""
     imds_support: str = "v2.0"
     ena_support: bool = True
+    root_device: str = ""
     flake: str = ""
     derivation: str = ""
     store_path: str = ""

@@ -312,6 +312,12 @@ class Tables:
             try:
                 return deltalake.DeltaTable(self._place(table), storage_options=self._options())
             except deltalake.exceptions.TableNotFoundError:
+                if not self.remote and Path(self.location).exists() and not Path(self.location).is_dir():
+                    raise RecordsError(
+                        f"The tables cannot be read from {self.location}.",
+                        why="It is a file; tables live in a folder.",
+                        cure="Name a folder or s3://bucket/prefix in the setting history.",
+                    ) from None
                 log = Path(self._place(table)) / "_delta_log"
                 if self.remote or not (log.is_dir() and any(log.iterdir())):
                     return None
