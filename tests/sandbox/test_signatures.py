@@ -308,6 +308,14 @@ def test_presigned_urls_read_and_write(aws: Asker) -> None:
     assert fetch(get.replace("images", "others"))[0] == 403
 
 
+def test_a_clock_that_was_advanced_before_a_reset_expires_no_url(aws: Asker) -> None:
+    aws.served.clock.advance(10_000)  # in the very second in which the URL is made
+    aws.served.reset()
+    aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
+    client = aws.other_client("s3", config=Config(signature_version="s3v4"))
+    assert fetch(client.generate_presigned_url("get_object", {"Bucket": "images", "Key": "k"}))[0] == 200
+
+
 def test_presigned_urls_expire(aws: Asker) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
     client = aws.other_client("s3", config=Config(signature_version="s3v4"))

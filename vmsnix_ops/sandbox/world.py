@@ -98,6 +98,7 @@ class World:
             self._add_first_key()
         self.calls.clear()
         self.faults.clear()
+        self.clock.forget()
         self.changed()
 
     def _load(self) -> Tables:
