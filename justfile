@@ -83,7 +83,7 @@ nix-eval *OPTIONS:
 # Lock the versions anew, with hashes; needs uv; `--upgrade` takes newer ones
 lock *OPTIONS:
     env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} --all-extras --group build pyproject.toml --output-file requirements-test.txt
-    env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} --extra lab --group build --constraint requirements-test.txt pyproject.toml --output-file requirements.txt
+    env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} --extra lab --extra fleet --group build --constraint requirements-test.txt pyproject.toml --output-file requirements.txt
     env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} requirements-awscli.in --output-file requirements-awscli.txt
     {{ python }} .ci/environment.py
 
