@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
@@ -11,6 +13,9 @@ from rich.console import Console
 from vmsnix_ops import progress
 from vmsnix_ops._faces import terminal_face, widget_face
 from vmsnix_ops.progress import Event, Lines, Progress, describe
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def lines(
@@ -254,3 +259,17 @@ def test_the_terminal_never_hides_the_cursor(monkeypatch: pytest.MonkeyPatch) ->
         pass
     assert "✓ upload" in stream.getvalue()
     assert "\x1b[?25l" not in stream.getvalue()
+
+
+def test_events_can_be_followed_from_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "events.jsonl"
+    monkeypatch.setenv("VMSNIX_EVENTS", str(path))
+    with progress.current().step("upload", total=1000, unit="bytes") as step:
+        for _ in range(1000):
+            step.advance(1)
+        step.at(1000, message="verified")
+    events = [Event(**json.loads(line)) for line in path.read_text().splitlines()]
+    assert (events[0].kind, events[-1].kind, events[-1].done) == ("started", "finished", 1000)
+    assert "verified" in [event.message for event in events]
+    # A thousand movements within a moment are one line, not a thousand.
+    assert len(events) < 100

@@ -1,7 +1,7 @@
 """One stream of progress events, three faces: terminal, notebook, CI log.
 
 Work is reported by steps. The face that shows them is chosen once, where the work starts; nothing below
-knows which one it is.
+knows which one it is. With ``VMSNIX_EVENTS`` another process can follow, too.
 
 >>> from vmsnix_ops.progress import Progress
 >>> events = []
@@ -14,12 +14,15 @@ knows which one it is.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal, TextIO
 
 Kind = Literal["started", "advanced", "message", "finished", "failed"]
@@ -133,19 +136,38 @@ def current() -> Progress:
     """Return the face that fits where this process runs.
 
     Widgets in a kernel that a Jupyter server started, a live bar on a terminal, plain lines everywhere else
-    (CI, papermill).
+    (CI, papermill). With ``VMSNIX_EVENTS`` the events are also written into that file.
     """
+    face = _face()
+    followed = os.environ.get("VMSNIX_EVENTS")
+    return Progress(_both(face, EventFile(Path(followed))) if followed else face)
+
+
+def in_jupyter() -> bool:
+    """Tell whether this is a kernel that a Jupyter server started for a person, not one of a run."""
+    return "JPY_SESSION_NAME" in os.environ and "VMSNIX_RUN_ID" not in os.environ
+
+
+def _face() -> Reporter:
     if os.environ.get("VMSNIX_PROGRESS") == "silent":
-        return silent()
-    if "JPY_SESSION_NAME" in os.environ and "VMSNIX_RUN_ID" not in os.environ:
+        return silent().report
+    if in_jupyter():
         from vmsnix_ops._faces import widget_face
 
-        return Progress(widget_face())
+        return widget_face()
     if sys.stdout.isatty():
         from vmsnix_ops._faces import terminal_face
 
-        return Progress(terminal_face())
-    return Progress(Lines(sys.stdout))
+        return terminal_face()
+    return Lines(sys.stdout)
+
+
+def _both(first: Reporter, second: Reporter) -> Reporter:
+    def report(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return report
 
 
 def human_bytes(count: float) -> str:
@@ -233,3 +255,33 @@ class Lines:
         # A message from elsewhere may have many lines; none may begin as a workflow command (``::``) does.
         self.stream.write("\n  | ".join(line.splitlines()) + "\n")
         self.stream.flush()
+
+
+class EventFile:
+    """Appends the events to a file, one JSON object a line, for a process that follows this one.
+
+    Parameters
+    ----------
+    path
+        The file, made when missing.
+    every
+        Seconds between two movements of the same step; everything else is written at once.
+    """
+
+    def __init__(self, path: Path, *, every: float = 0.2) -> None:
+        self.path, self.every = path, every
+        self._moved: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        """Write the line of an event."""
+        with self._lock:
+            if event.kind == "started":
+                self._moved.pop(event.step, None)
+            elif event.kind == "advanced" and not event.message:
+                if event.seconds - self._moved.get(event.step, -self.every) < self.every:
+                    return
+                self._moved[event.step] = event.seconds
+            # Whoever follows may be gone, and the folder with them; the work goes on.
+            with suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(event)) + "\n")

@@ -38,6 +38,7 @@ NOT_SETTINGS: tuple[str, ...] = (
     "VMSNIX_RUNBOOK",  # its runbook
     "VMSNIX_RUN_DIR",  # its folder, where result.json goes
     "VMSNIX_PROGRESS",  # "silent" shows no progress
+    "VMSNIX_EVENTS",  # set by the console: the file in which progress can be followed
     "VMSNIX_REQUIRE",  # tests: the tools that this machine must have
     "VMSNIX_WHOLE_TESTS",  # tests: run the long ones whole instead of small
     "VMSNIX_SANDBOX",  # the work goes to a sandbox

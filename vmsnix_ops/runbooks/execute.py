@@ -110,6 +110,7 @@ def run(
     screen: TextIO | None = None,
     limits: Limits | None = None,
     interrupter: Interrupter | None = None,
+    run_id: str | None = None,
     record: bool = True,
 ) -> RunOutcome:
     """Run a runbook through papermill, judge it, and keep the evidence, whatever becomes of it.
@@ -139,6 +140,8 @@ def run(
         How much output is kept.
     interrupter
         By which another thread can stop the run.
+    run_id
+        Name of the run, from `new_run_id`, for a caller who must know it before; a fresh one by default.
     record
         Whether the run gets a row in the history.
 
@@ -156,7 +159,7 @@ def run(
     RunError
         The notebook cannot be read, or no kernel can be started.
     """
-    prepared = _prepare(runbook, given or {}, folder, archive, environment or {}, _place(cwd))
+    prepared = _prepare(runbook, given or {}, folder, archive, environment or {}, _place(cwd), run_id)
     return _run(prepared, _place(cwd), screen, limits or Limits(), interrupter, record=record)
 
 
@@ -167,6 +170,7 @@ def _prepare(
     archive: str | Path | None,
     environment: Mapping[str, str | None],
     cwd: Path,
+    run_id: str | None,
 ) -> _Run:
     wanted = catalog.find(runbook, folder) if isinstance(runbook, str) else runbook
     checked = parameters.check(wanted, given)
@@ -174,7 +178,7 @@ def _prepare(
     whole = {name: value for name, value in merged.items() if value is not None}
     settings = settings_module.load(cwd, whole)
     started = datetime.now(UTC)
-    run_id = new_run_id(wanted.name, now=started)
+    run_id = run_id or new_run_id(wanted.name, now=started)
     opened = archives.open_folder(
         archive or settings.archive,
         run_id,
