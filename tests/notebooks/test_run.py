@@ -106,5 +106,6 @@ def test_import_timings_shows_table_and_plot(stage: Stage) -> None:
     stage.run("publish-ami", image=str(stage.image))
     outcome = stage.run("import-timings")
     report = Path(outcome.report).read_text()
-    assert "p90_seconds" in report
+    assert '<th style="text-align:right">p90</th>' in report
+    assert "NaN" not in report
     assert "data:image/png;base64," in report

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.text import Text
 
-from vmsnix_ops.records import timings
+from tests.records.synthetic import history
+from vmsnix_ops.records import timing_plots, timings
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.schemas import schema
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from matplotlib.figure import Figure
+
+    from vmsnix_ops.records.shown import Shown
 
 START = pd.Timestamp("2026-11-01", tz="UTC")
 
@@ -32,6 +39,12 @@ def steps(*rows: dict[str, object]) -> pd.DataFrame:
     return to_frame(to_arrow(schema("steps"), whole))
 
 
+@pytest.fixture(scope="module")
+def team() -> pd.DataFrame:
+    """Four months of a team."""
+    return history()
+
+
 def test_percentiles_largest_and_last_are_of_finished_steps() -> None:
     frame = steps(
         *({"seconds": seconds} for seconds in (10, 20, 30, 40, 50)),
@@ -41,6 +54,7 @@ def test_percentiles_largest_and_last_are_of_finished_steps() -> None:
     (row,) = timings.summary(frame.sample(frac=1, random_state=1)).to_dict("records")
     assert (row["count"], row["failed"], row["reused"]) == (5, 1, 1)
     assert (row["p50_seconds"], row["p90_seconds"]) == (30, pytest.approx(46))
+    assert row["p99_seconds"] == pytest.approx(49.6)
     assert (row["max_seconds"], row["last_seconds"]) == (50, 50)
 
 
@@ -74,65 +88,231 @@ def test_a_step_that_never_finished_is_there_without_figures() -> None:
     (row,) = timings.summary(steps({"seconds": 3, "status": "failed"})).to_dict("records")
     assert (row["count"], row["failed"]) == (0, 1)
     assert pd.isna(row["p50_seconds"])
-    assert row["slow"] is False
+    assert (row["slow"], row["last_slow"]) == (0, False)
 
 
 def test_no_steps_give_an_empty_summary_with_its_columns() -> None:
     summary = timings.summary(steps())
     assert summary.empty
-    assert {"p90_seconds", "seconds_per_gib", "slow"} <= set(summary.columns)
+    assert {"p99_seconds", "seconds_per_gib", "slow"} <= set(summary.columns)
     assert timings.slow(steps()).empty
+    assert timings.trend(steps()).empty
+    assert timings.compare(steps()).empty
+
+
+USUAL = [10.0, 10.4, 9.8, 10.1, 9.9, 10.2, 10.0, 9.7]
 
 
 def test_a_step_is_slow_against_its_own_history() -> None:
-    usual = [{"seconds": seconds} for seconds in (10, 10, 10, 10, 12)]
-    assert timings.summary(steps(*usual, {"seconds": 18})).loc[0, "slow"]
-    assert not timings.summary(steps(*usual, {"seconds": 16})).loc[0, "slow"]
-    # Four are too few to tell, and another path's history is not its own.
-    assert not timings.summary(steps(*usual[1:], {"seconds": 100})).loc[0, "slow"]
-    assert not timings.summary(steps(*usual, {"seconds": 100, "via": "direct"}))["slow"].any()
+    usual = [{"seconds": seconds} for seconds in USUAL]
+    assert timings.summary(steps(*usual, {"seconds": 16})).loc[0, "last_slow"]
+    assert not timings.summary(steps(*usual, {"seconds": 14})).loc[0, "last_slow"]
+    # Seven are too few to tell, and the history of another path, image or region is not its own.
+    assert timings.slow(steps(*usual[1:], {"seconds": 100})).empty
+    for other in ({"via": "direct"}, {"image": "other"}, {"region": "eu-west-1"}):
+        assert timings.slow(steps(*usual, {"seconds": 100, **other})).empty
+
+
+def test_the_limit_is_that_of_the_documentation() -> None:
+    (row,) = timings.slow(steps(*({"seconds": s} for s in USUAL), {"seconds": 100})).to_dict("records")
+    assert (row["usual_seconds"], row["earlier"]) == (pytest.approx(10.0, rel=0.01), 8)
+    assert row["limit_seconds"] == pytest.approx(15.0, rel=0.01)  # half as much again: these hardly scatter
+
+
+def test_what_scatters_widely_is_given_more() -> None:
+    wide = [{"seconds": seconds} for seconds in (5, 8, 12, 20, 6, 15, 9, 11)]
+    assert timings.slow(steps(*wide, {"seconds": 30})).empty
+    assert len(timings.slow(steps(*wide, {"seconds": 300}))) == 1
+
+
+def test_an_outlier_in_the_history_hides_no_later_one() -> None:
+    rows = [*USUAL, 100.0, *USUAL, 100.0]
+    assert list(timings.slow(steps(*({"seconds": s} for s in rows)))["run_id"]) == ["r17", "r8"]
+
+
+def test_what_happens_every_few_runs_is_no_alarm() -> None:
+    rows = [{"seconds": 40.0 if n % 4 == 3 else 10.0} for n in range(40)]
+    assert timings.slow(steps(*rows)).empty
+
+
+def test_only_the_latest_fifty_are_a_history() -> None:
+    became_faster = [{"seconds": 100.0}] * 60 + [{"seconds": 10.0}] * timings.WINDOW
+    late = timings.slow(steps(*became_faster, {"seconds": 40.0}))
+    assert list(late["run_id"]) == [f"r{60 + timings.WINDOW}"]
+
+
+def test_more_bytes_excuse_more_time() -> None:
+    usual = [{"seconds": seconds, "bytes": 2**30} for seconds in USUAL]
+    assert timings.slow(steps(*usual, {"seconds": 35, "bytes": 3 * 2**30})).empty
+    assert len(timings.slow(steps(*usual, {"seconds": 60, "bytes": 3 * 2**30}))) == 1
+    assert len(timings.slow(steps(*usual, {"seconds": 35, "bytes": 2**20}))) == 1
+    assert len(timings.slow(steps(*usual, {"seconds": 35}))) == 1
+
+
+def test_a_tenth_of_a_second_is_nothing_to_speak_of() -> None:
+    assert timings.slow(steps(*[{"seconds": 0.1}] * 9, {"seconds": 0.9})).empty
 
 
 def test_slow_steps_are_found_where_they_were_though_later_ones_are_fast() -> None:
-    rows = [{"seconds": 10}] * 6 + [{"seconds": 100}] + [{"seconds": 10}] * 3
-    late = timings.slow(steps(*rows))
-    assert list(late["run_id"]) == ["r6"]
-    assert list(late["usual_seconds"]) == [10]
-    assert not timings.summary(steps(*rows)).loc[0, "slow"]
+    rows = [{"seconds": 10}] * 9 + [{"seconds": 100}] + [{"seconds": 10}] * 3
+    assert list(timings.slow(steps(*rows))["run_id"]) == ["r9"]
+    summary = timings.summary(steps(*rows))
+    assert (summary.loc[0, "slow"], summary.loc[0, "last_slow"]) == (1, False)
+
+
+def test_the_change_is_of_the_last_ten_against_those_before() -> None:
+    rows = [{"seconds": 10}] * 8 + [{"seconds": 15}] * 10
+    assert timings.summary(steps(*rows)).loc[0, "change"] == pytest.approx(0.5)
+    assert pd.isna(timings.summary(steps(*rows[1:])).loc[0, "change"])
+
+
+def test_the_trend_is_by_week() -> None:
+    rows = [{"seconds": n, "started_at": START + pd.Timedelta(n, "D")} for n in range(1, 11)]
+    table = timings.trend(steps(*rows))
+    # 1 November 2026 is a Sunday; its week is empty.
+    assert [str(day.date()) for day in table["period"]] == ["2026-11-02", "2026-11-09"]
+    assert list(table["count"]) == [7, 3]
+    assert list(table["p50_seconds"]) == [4, 9]
+
+
+def test_direct_and_import_stand_side_by_side(team: pd.DataFrame) -> None:
+    table = timings.compare(team).set_index(["image", "region"])
+    made = timings.snapshots(team)
+    some = made[(made["image"] == "gc-fwd") & (made["region"] == "us-east-1")]
+    row = table.loc[("gc-fwd", "us-east-1")]
+    for via in ("import", "direct"):
+        rows = some[some["via"] == via]
+        assert row[f"{via}_count"] == len(rows) > 0
+        assert row[f"{via}_p50_seconds"] == pytest.approx(rows["seconds"].median())
+    assert row["times_as_fast"] == pytest.approx(row["import_p50_seconds"] / row["direct_p50_seconds"])
+    assert (table["times_as_fast"] > 5).all()
+    assert (table["direct_sent_bytes"] < table["import_sent_bytes"] / 5).all()
+
+
+def test_a_run_that_found_its_upload_there_is_not_compared() -> None:
+    frame = steps(
+        {"run_id": "a", "step": "upload", "status": "reused", "seconds": 0.1, "via": "import", "image": "x"},
+        {"run_id": "a", "step": "import", "seconds": 100, "bytes": 2**30, "via": "import", "image": "x"},
+        {"run_id": "b", "step": "upload", "seconds": 20, "bytes": 2**30, "via": "import", "image": "x"},
+        {"run_id": "b", "step": "import", "seconds": 100, "bytes": 2**30, "via": "import", "image": "x"},
+    )
+    (row,) = timings.compare(frame).to_dict("records")
+    assert (row["import_count"], row["import_p50_seconds"]) == (1, 120)
+    assert row["import_seconds_per_gib"] == pytest.approx(120)
+    assert pd.isna(row["times_as_fast"])
+
+
+def test_the_slow_day_of_four_months_is_found(team: pd.DataFrame) -> None:
+    late = timings.slow(team)
+    imports = late[late["step"] == "import"]
+    assert list(imports["image"]) == ["actions-runner"]
+    assert str(imports["started_at"].iloc[0].date()) == "2026-10-24"
+
+
+def tables_for_people(frame: pd.DataFrame) -> list[Shown]:
+    return [
+        timings.show_summary(timings.summary(frame)),
+        timings.show_slow(timings.slow(frame)),
+        timings.show_compare(timings.compare(frame)),
+        timings.show_steps(frame),
+    ]
+
+
+NOT_FOR_PEOPLE = re.compile(r"\b(nan|nat|none|na|<NA>)\b|\d\.\d{3,}|\be[+-]\d", re.IGNORECASE)
+
+
+def test_people_read_no_nan_and_no_six_decimals(team: pd.DataFrame) -> None:
+    some = steps({"seconds": 3, "status": "failed"}, {"step": "build", "seconds": 1.23456})
+    for frame in (team, some):
+        for table in tables_for_people(frame):
+            assert not NOT_FOR_PEOPLE.search(f"{table}{table._repr_html_()}"), table
+    assert "4 min" in str(timings.show_summary(timings.summary(team)))
+
+
+def test_an_empty_history_says_so() -> None:
+    for table in tables_for_people(steps()):
+        assert not len(table)
+        assert str(table).endswith(".")
+        assert "<table" not in table._repr_html_()
+
+
+PLOTS = [timing_plots.plot_usual, timing_plots.plot_trend, timing_plots.plot_compare]
 
 
 def drawn(figure: Figure) -> int:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg")
-    return len(file.getvalue())
+    return len(figure._repr_png_())  # type: ignore[attr-defined]
 
 
-def test_the_picture_has_axes_with_units_and_a_ring_around_the_slow() -> None:
-    rows = [{"seconds": 10, "via": "import"}] * 6 + [{"seconds": 100, "via": "import"}]
-    figure = timings.plot(steps(*rows, {"seconds": 4, "via": "direct"}, {"step": "build", "seconds": 0.01}))
-    usual, trend = figure.axes
-    assert "seconds" in usual.get_xlabel()
-    assert "seconds" in trend.get_ylabel()
-    assert "UTC" in trend.get_xlabel()
-    assert [label.get_text() for label in usual.get_yticklabels()] == ["import", "build"]
-    legend = trend.get_legend()
-    assert legend is not None
-    assert "slow" in [text.get_text() for text in legend.get_texts()]
-    assert drawn(figure) > 5_000
+def words(figure: Figure) -> str:
+    return " ".join(text.get_text() for text in figure.findobj(Text))
 
 
+@pytest.mark.parametrize("plot", PLOTS)
+def test_the_pictures_have_axes_with_units_and_no_warning(
+    plot: Callable[[pd.DataFrame], Figure], team: pd.DataFrame
+) -> None:
+    figure = plot(team)
+    assert drawn(figure) > 20_000
+    labels = " ".join(f"{axes.get_xlabel()} {axes.get_ylabel()}" for axes in figure.axes)
+    assert re.search(r"\b(s|min)\b", labels)
+    assert {"import", "direct"} <= set(words(figure).split())
+
+
+def test_the_slow_are_ringed(team: pd.DataFrame) -> None:
+    assert "slow by its own history" in words(timing_plots.plot_trend(team))
+    assert "slow" not in words(timing_plots.plot_trend(steps({"seconds": 4})))
+
+
+def test_the_trend_has_readable_dates_and_only_steps_that_matter(team: pd.DataFrame) -> None:
+    figure = timing_plots.plot_trend(team)
+    figure.draw_without_rendering()
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["build", "upload", "import"]
+    labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert labels == ["Aug", "Sep", "Oct", "Nov"]
+    assert "UTC" in figure.axes[-1].get_xlabel()
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_the_pictures_read_on_any_ground(plot: Callable[[pd.DataFrame], Figure], team: pd.DataFrame) -> None:
+    figure = plot(team)
+    figure.draw_without_rendering()
+    ground = figure.get_facecolor()
+    assert to_rgba(ground)[3] == 1
+    for text in figure.findobj(Text):
+        if text.get_text() and text.get_visible():
+            assert contrast(text.get_color(), ground) >= 3.5, text.get_text()
+
+
+def contrast(one: Any, other: Any) -> float:
+    """Return the contrast of two colours as WCAG defines it."""
+    low, high = sorted(luminance(colour) for colour in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(colour: Any) -> float:
+    parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgba(colour)[:3]]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+
+
+@pytest.mark.parametrize("plot", PLOTS)
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_the_picture_is_drawn_of_little_or_nothing(count: int) -> None:
-    assert drawn(timings.plot(steps(*[{"seconds": 0.0}, {"seconds": 3.0}][:count]))) > 500
+def test_the_pictures_are_drawn_of_little_or_nothing(
+    plot: Callable[[pd.DataFrame], Figure], count: int
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"run_id": "a", "step": "upload", "seconds": 0.0},
+        {"run_id": "a", "seconds": 3.0},
+    ]
+    assert drawn(plot(steps(*rows[:count]))) > 500
 
 
-def test_the_picture_leaves_no_global_state() -> None:
+def test_the_pictures_leave_no_global_state() -> None:
     import subprocess
     import sys
 
     code = (
-        "import sys; from vmsnix_ops.records import timings, frames, schemas;"
-        "timings.plot(frames.to_frame(schemas.schema('steps').arrow().empty_table()));"
+        "import sys; from vmsnix_ops.records import timing_plots, frames, schemas;"
+        "timing_plots.plot_usual(frames.to_frame(schemas.schema('steps').arrow().empty_table()));"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -144,3 +324,14 @@ def test_a_kernel_shows_the_picture_without_pyplot() -> None:
     from vmsnix_ops.records.figures import new_figure
 
     assert "image/png" in DisplayFormatter().format(new_figure())[0]
+
+
+def test_a_hundred_thousand_steps_are_summed_up_in_seconds() -> None:
+    import time
+
+    count = 100_000
+    frame = pd.concat([history()] * (count // 1900), ignore_index=True).head(count)
+    frame["image"] = [f"image-{n % 40}" for n in range(len(frame))]
+    started = time.monotonic()
+    assert timings.summary(frame)["count"].sum() > 90_000
+    assert time.monotonic() - started < 20  # about 1 s on a quiet machine

@@ -1,91 +1,106 @@
-"""What the steps cost in time: percentiles, rates, slow runs, and a picture of them.
+"""What the steps cost in time: percentiles, rates, trends, direct upload against import, and what was slow.
 
 Only finished steps count. A reused result took no time worth knowing, and a failed step did not do its
 work; both are counted beside the figures.
 
-A run is slow by its own history: a step took more than `SLOW_FACTOR` times the 90th percentile of the
-earlier finished ones of the same step, path (via) and image, of which there must be `SLOW_SAMPLES` at
-least.
+A step is slow by its own history: the latest finished ones, `WINDOW` at most and `FEWEST` at least, of the
+same step, image, region and path (via). Durations vary by factors rather than by differences, so the limit is
+
+    median · max(`FACTOR`, exp(`DEVIATIONS` · 1.4826 · MAD of the logarithms))
+
+with the median absolute deviation (MAD), which a few outliers do not move, as the measure of what is usual;
+and never below `ABOVE_P90` times the 90th percentile, so that what happens every few days (a build without a
+cache) is no alarm each time. A step that moved more bytes than usual is given as many times the limit, and
+nothing that took less than `SECONDS` more than usual is called slow. `vmsnix_ops.records.timing_plots` draws
+all this.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.records import shown
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
     import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
-SLOW_FACTOR = 1.5
-"""How many times the 90th percentile a slow step takes."""
+WINDOW, FEWEST = 50, 8
+"""How many earlier steps are a history: at most, and at least."""
 
-SLOW_SAMPLES = 5
-"""Earlier finished steps that must be known before any is called slow."""
+FACTOR, DEVIATIONS, ABOVE_P90, SECONDS = 1.5, 4.0, 1.25, 1.0
+"""Times the median, robust standard deviations, times the 90th percentile, seconds more than usual."""
 
-GROUP = ["step", "via", "image"]
-ANY = "(no path)"
-"""Stands for an empty ``via`` in pictures."""
+NEWEST = 10
+"""How many of the latest steps are compared with those before them."""
 
-INK = "#333a45"
-GRID = "#d5d9e0"
-COLOURS = ("#3b6fb6", "#e08a2e", "#7a8594")
-# Okabe and Ito's colours, which people who see colours differently can tell apart.
-STEP_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7a8594", "#b8a800")
-GIB = 2**30
-MIB = 2**20
+GROUP = ("step", "via", "image", "region")
+SNAPSHOT_STEPS = ("upload", "import")
+"""The steps from an image's file to its snapshot, on either path."""
+
+GIB, MIB = 2**30, 2**20
 
 
-def summary(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per step, path and image.
+def summary(steps: pd.DataFrame, *, by: Sequence[str] = GROUP) -> pd.DataFrame:
+    """Return one row per step, path, image and region.
 
     Parameters
     ----------
     steps
         Rows of the table `steps`, in any order.
+    by
+        Columns of `GROUP` to tell apart; ``["step", "via"]`` takes images and regions together. What is slow
+        is always told by a step's own image and region.
 
     Returns
     -------
     DataFrame
-        In the order in which the steps of a run follow each other, with the columns ``step``, ``via``,
-        ``image``; ``count`` (finished), ``failed``, ``reused``; ``p50_seconds``, ``p90_seconds``,
-        ``max_seconds``, ``last_seconds``; ``bytes`` (of the last one), ``mib_per_second`` and
-        ``seconds_per_gib`` (over all that tell their bytes); ``slow`` (the last one is). Figures are empty
+        In the order in which the steps of a run follow each other, with the columns of `by`; ``count``
+        (finished), ``failed``, ``reused``; ``p50_seconds``, ``p90_seconds``, ``p99_seconds``,
+        ``max_seconds``, ``last_seconds``; ``change`` (the median of the latest `NEWEST` against that of those
+        before, minus one); ``bytes`` (of the last one), ``mib_per_second`` and ``seconds_per_gib`` (over all
+        that tell their bytes); ``slow`` (how many were), ``last_slow`` (the last one is). Figures are empty
         where no finished step has them.
     """
     import pandas as pd
 
+    keys = list(by)
     ordered = steps.sort_values("started_at", kind="stable")
-    groups = ordered.groupby(GROUP, dropna=False, sort=False)
+    groups = ordered.groupby(keys, dropna=False, sort=False)
     counts = (
         pd.DataFrame({status: ordered["status"] == status for status in ("finished", "failed", "reused")})
-        .groupby([ordered[name] for name in GROUP], dropna=False, sort=False)
+        .groupby([ordered[name] for name in keys], dropna=False, sort=False)
         .sum()
         .rename(columns={"finished": "count"})
     )
-    finished = _finished(ordered)
-    by_group = finished.groupby(GROUP, dropna=False, sort=False)
+    finished = measured(ordered)
+    by_group = finished.groupby(keys, dropna=False, sort=False)
     seconds = by_group["seconds"]
     # A rate is only told by steps that moved something and took time.
     moved = finished[(finished["bytes"] > 0) & (finished["seconds"] > 0)]
-    totals = moved.groupby(GROUP, dropna=False, sort=False)[["bytes", "seconds"]].sum().astype("float64")
+    totals = moved.groupby(keys, dropna=False, sort=False)[["bytes", "seconds"]].sum().astype("float64")
     figures = pd.DataFrame(
         {
             "p50_seconds": seconds.quantile(0.5),
             "p90_seconds": seconds.quantile(0.9),
+            "p99_seconds": seconds.quantile(0.99),
             "max_seconds": seconds.max(),
             "last_seconds": seconds.last(),
+            "change": seconds.agg(_change),
             "bytes": by_group["bytes"].last(),
             "mib_per_second": totals["bytes"] / MIB / totals["seconds"],
             "seconds_per_gib": totals["seconds"] / (totals["bytes"] / GIB),
-            "slow": _slow(finished)
-            .groupby([finished[name] for name in GROUP], dropna=False, sort=False)
-            .last(),
+            "slow": by_group["is_slow"].sum(),
+            "last_slow": by_group["is_slow"].last(),
         }
     )
     order = groups["started_at"].first().index
     whole = counts.join(figures).reindex(order).reset_index()
-    whole["slow"] = whole["slow"].astype("boolean").fillna(value=False).astype("bool")
+    whole["slow"] = whole["slow"].fillna(0).astype("int64")
+    whole["last_slow"] = whole["last_slow"].astype("boolean").fillna(value=False).astype("bool")
     whole["bytes"] = whole["bytes"].astype("Int64")
     return whole
 
@@ -101,155 +116,273 @@ def slow(steps: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The rows, with ``usual_seconds`` added: the 90th percentile of the earlier ones.
+        The rows, with ``usual_seconds`` (the median of the earlier ones), ``limit_seconds`` and ``earlier``
+        (how many there were) added.
     """
-    finished = _finished(steps.sort_values("started_at", kind="stable"))
-    finished = finished.assign(usual_seconds=_usual(finished))
-    return finished[_slow(finished)].sort_values("started_at", ascending=False, ignore_index=True)
+    finished = measured(steps)
+    return finished[finished["is_slow"]].sort_values("started_at", ascending=False, ignore_index=True)
 
 
-def _finished(ordered: pd.DataFrame) -> pd.DataFrame:
-    return ordered[(ordered["status"] == "finished") & ordered["seconds"].notna()].reset_index(drop=True)
+def measured(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the finished steps, oldest first, each held against those before it.
+
+    Returns
+    -------
+    DataFrame
+        The rows with ``usual_seconds`` and ``limit_seconds`` (empty while the history is too short),
+        ``earlier`` (how many earlier ones count) and ``is_slow`` added.
+    """
+    import numpy as np
+
+    ordered = steps.sort_values("started_at", kind="stable")
+    finished = ordered[(ordered["status"] == "finished") & ordered["seconds"].notna()].reset_index(drop=True)
+    seconds = finished["seconds"].to_numpy(dtype="float64")
+    moved = np.asarray(finished["bytes"].to_numpy(dtype="float64", na_value=np.nan))
+    usual, limit = np.full(len(finished), np.nan), np.full(len(finished), np.nan)
+    earlier = np.zeros(len(finished), dtype="int64")
+    for rows in finished.groupby(list(GROUP), dropna=False, sort=False).indices.values():
+        usual[rows], limit[rows], earlier[rows] = _history(seconds[rows], moved[rows])
+    return finished.assign(
+        usual_seconds=usual,
+        limit_seconds=limit,
+        earlier=earlier,
+        is_slow=(seconds > limit) & (seconds > usual + SECONDS),
+    )
 
 
-def _usual(finished: pd.DataFrame) -> pd.Series[Any]:
-    """Return, per finished step, the 90th percentile of the earlier ones; empty while they are too few."""
+def _history(
+    seconds: NDArray[np.float64], moved: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return, for each step of one kind, the usual and the limit by those before it, and their number."""
+    import numpy as np
 
-    def earlier(seconds: pd.Series[Any]) -> pd.Series[Any]:
-        return seconds.shift(1).expanding(min_periods=SLOW_SAMPLES).quantile(0.9)
+    count = len(seconds)
+    earlier = np.minimum(np.arange(count), WINDOW)
+    usual, limit = np.full(count, np.nan), np.full(count, np.nan)
+    if count <= FEWEST:
+        return usual, limit, earlier
+    # Row n holds the WINDOW values before step n in ascending order; what is not there yet is NaN and comes
+    # last. A logarithm has no zero.
+    enough = slice(FEWEST, None)
+    logs = np.sort(_before(np.log(np.maximum(seconds, 1e-3)))[enough], axis=1)
+    middle = np.nanmedian(logs, axis=1)
+    deviation = 1.4826 * np.nanmedian(np.abs(logs - middle[:, None]), axis=1)
+    ninth = np.take_along_axis(logs, (0.9 * (earlier[enough] - 1)).astype(int)[:, None], axis=1)[:, 0]
+    usual[enough] = np.exp(middle)
+    # Whoever moved more than usual may take longer; where nobody tells, nothing is excused.
+    known = np.where(np.isnan(moved) | (moved <= 0), 1.0, moved)
+    more = np.maximum(1.0, known[enough] / np.nanmedian(_before(known)[enough], axis=1))
+    spread = usual[enough] * np.maximum(FACTOR, np.exp(DEVIATIONS * deviation))
+    limit[enough] = np.maximum(spread, ABOVE_P90 * np.exp(ninth)) * more
+    return usual, limit, earlier
 
-    return finished.groupby(GROUP, dropna=False, sort=False)["seconds"].transform(earlier)
+
+def _before(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
+    padded = np.concatenate([np.full(WINDOW, np.nan), values])[:-1]
+    return np.lib.stride_tricks.sliding_window_view(padded, WINDOW)
 
 
-def _slow(finished: pd.DataFrame) -> pd.Series[Any]:
-    return finished["seconds"] > SLOW_FACTOR * _usual(finished)
+def _change(seconds: pd.Series[Any]) -> float:
+    before, latest = seconds.iloc[:-NEWEST], seconds.iloc[-NEWEST:]
+    if len(before) < FEWEST or not before.median():
+        return float("nan")
+    return float(latest.median() / before.median() - 1)
 
 
-def plot(steps: pd.DataFrame) -> Figure:
-    """Return a picture of where the time goes, and of how that changed.
-
-    On the left each step's usual seconds (a bar to the median, a whisker to the 90th percentile) by path;
-    on the right every finished step over time, with a ring around the slow ones.
+def trend(steps: pd.DataFrame, *, every: str = "W-MON", by: Sequence[str] = ("step", "via")) -> pd.DataFrame:
+    """Return the medians over time.
 
     Parameters
     ----------
     steps
-        Rows of the table `steps`, in any order; the images in them are taken together.
+        Rows of the table `steps`, in any order.
+    every
+        Length of a period as pandas names it: ``"D"``, ``"W-MON"`` (weeks that begin on Monday), ``"MS"``.
+    by
+        Columns of `GROUP` to tell apart.
 
     Returns
     -------
-    matplotlib.figure.Figure
-        Made without pyplot, so nothing has to be closed; a notebook shows it when it is the last value of a
-        cell, and ``figure.savefig(path)`` writes it.
+    DataFrame
+        The columns of `by`, ``period`` (when it begins, UTC), ``count``, ``p50_seconds``, ``p90_seconds``;
+        periods without a finished step are left out.
     """
-    from vmsnix_ops.records.figures import new_figure
+    import pandas as pd
 
-    finished = _finished(steps.sort_values("started_at", kind="stable"))
-    figure = new_figure(figsize=(11, 4.2), layout="constrained")
-    if finished.empty:
-        axes = figure.subplots()
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, "No finished steps yet", ha="center", va="center", fontsize=13, color=INK)
-        return figure
-    usual, trend = figure.subplots(1, 2, width_ratios=[1, 1.3])
-    finished = finished.assign(is_slow=_slow(finished), via=finished["via"].fillna(ANY))
-    names = list(finished["step"].unique())
-    _plot_usual(usual, finished, names)
-    _plot_trend(trend, finished, names)
-    for axes in (usual, trend):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(GRID)
-        axes.tick_params(colors=INK, length=0)
-        axes.set_axisbelow(True)
-    return figure
+    finished = measured(steps)
+    begin = pd.Grouper(key="started_at", freq=every, label="left", closed="left")
+    seconds = finished.groupby([*by, begin], dropna=False)["seconds"]
+    table = pd.DataFrame(
+        {
+            "count": seconds.size(),
+            "p50_seconds": seconds.quantile(0.5),
+            "p90_seconds": seconds.quantile(0.9),
+        }
+    )
+    table = table[table["count"] > 0]
+    return table.reset_index().rename(columns={"started_at": "period"})
 
 
-def _plot_usual(axes: Axes, finished: pd.DataFrame, names: list[str]) -> None:
-    paths = sorted(finished["via"].unique())
-    height = 0.7 / len(paths)
-    for number, path in enumerate(paths):
-        seconds = finished[finished["via"] == path].groupby("step")["seconds"]
-        median = seconds.quantile(0.5).reindex(names)
-        high = seconds.quantile(0.9).reindex(names)
-        colour = COLOURS[number % len(COLOURS)]
-        label: str | None = path
-        for index, name in enumerate(names):
-            if median[name] != median[name]:  # NaN: this path has no such step
-                continue
-            place = index + (number - (len(paths) - 1) / 2) * height
-            axes.barh(place, median[name], height * 0.9, color=colour, label=label)
-            axes.plot([median[name], high[name]], [place, place], color=INK, linewidth=1)
-            axes.annotate(
-                _readable(median[name]),
-                (high[name], place),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color=INK,
-            )
-            label = None  # once in the legend
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
-    axes.margins(x=0.08)  # room for the figures
-    axes.set_xlabel("seconds (bar: median, whisker: 90th percentile)", color=INK)
-    axes.set_title("Where the time goes", loc="left", color=INK)
-    axes.grid(axis="x", color=GRID, linewidth=0.6)
-    if paths != [ANY]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+def snapshots(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per run that made a snapshot: how long its bytes took to become one.
+
+    Returns
+    -------
+    DataFrame
+        ``run_id``, ``image``, ``region``, ``via``, ``started_at``, ``upload_seconds``, ``import_seconds``,
+        ``seconds`` (their sum), ``sent_bytes``, ``image_bytes``, ``seconds_per_gib`` (of the image). Runs
+        that found the upload or the snapshot there already are left out: they did not do the work.
+    """
+    import pandas as pd
+
+    done = steps[steps["step"].isin(SNAPSHOT_STEPS) & (steps["status"] == "finished")]
+    done = done.sort_values("started_at", kind="stable").drop_duplicates(["run_id", "step"], keep="last")
+    upload, making = (done[done["step"] == name].set_index("run_id") for name in SNAPSHOT_STEPS)
+    both = upload.add_suffix("_upload").join(making.add_suffix("_import"), how="inner")
+    image = both["bytes_import"].astype("Float64").astype("float64")
+    seconds = both["seconds_upload"] + both["seconds_import"]
+    table = pd.DataFrame(
+        {
+            "image": both["image_import"],
+            "region": both["region_import"],
+            "via": both["via_import"],
+            "started_at": both["started_at_upload"],
+            "upload_seconds": both["seconds_upload"],
+            "import_seconds": both["seconds_import"],
+            "seconds": seconds,
+            "sent_bytes": both["bytes_upload"],
+            "image_bytes": both["bytes_import"],
+            "seconds_per_gib": seconds / (image.where(image > 0) / GIB),
+        }
+    )
+    return table.reset_index().sort_values("started_at", ignore_index=True)
 
 
-def _plot_trend(axes: Axes, finished: pd.DataFrame, names: list[str]) -> None:
-    import matplotlib.dates as mdates
+def compare(steps: pd.DataFrame, *, by: Sequence[str] = ("image", "region")) -> pd.DataFrame:
+    """Return direct upload and import side by side.
 
-    paths = sorted(finished["via"].unique())
-    for number, name in enumerate(names):
-        label: str | None = name
-        for path, style in zip(paths, ("-", "--", ":"), strict=False):
-            rows = finished[(finished["step"] == name) & (finished["via"] == path)]
-            if rows.empty:
-                continue
-            axes.plot(
-                rows["started_at"].to_numpy(),
-                rows["seconds"].clip(lower=0.001).to_numpy(),  # a logarithmic axis has no zero
-                linestyle=style,
-                marker="o",
-                markersize=4,
-                linewidth=1,
-                color=STEP_COLOURS[number % len(STEP_COLOURS)],
-                label=label,
-            )
-            label = None
-    if len(paths) > 1:
-        for path, style in zip(paths, ("-", "--", ":"), strict=False):
-            axes.plot([], [], linestyle=style, color=INK, linewidth=1, label=path)
-    late = finished[finished["is_slow"]]
-    if not late.empty:
-        axes.plot(
-            late["started_at"].to_numpy(),
-            late["seconds"].to_numpy(),
-            linestyle="",
-            marker="o",
-            markersize=11,
-            markerfacecolor="none",
-            markeredgecolor="#c0392b",
-            label="slow",
+    Returns
+    -------
+    DataFrame
+        One row per image and region: ``image_bytes`` (median); for each path ``import_`` and ``direct_``:
+        ``count``, ``p50_seconds``, ``p90_seconds`` (from the image's file to the finished snapshot),
+        ``seconds_per_gib``, ``sent_bytes`` (medians); and ``times_as_fast``, how many times the median of
+        direct fits into that of import. Empty where a path was never taken.
+    """
+    import pandas as pd
+
+    made, keys = snapshots(steps), list(by)
+    parts = []
+    for via in ("import", "direct"):
+        groups = made[made["via"] == via].groupby(keys, dropna=False, sort=False)
+        part = pd.DataFrame(
+            {
+                "count": groups.size(),
+                "p50_seconds": groups["seconds"].quantile(0.5),
+                "p90_seconds": groups["seconds"].quantile(0.9),
+                "seconds_per_gib": groups["seconds_per_gib"].median(),
+                "sent_bytes": groups["sent_bytes"].median(),
+            }
         )
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
-    # matplotlib's dates have no type hints.
-    locator = mdates.AutoDateLocator(minticks=3)  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
-    axes.set_xlabel("started (UTC)", color=INK)
-    axes.set_ylabel("seconds (logarithmic)", color=INK)
-    axes.set_title("How it changed", loc="left", color=INK)
-    axes.grid(axis="y", color=GRID, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        parts.append(part.add_prefix(f"{via}_"))
+    table = parts[0].join(parts[1], how="outer")
+    image = made.groupby(keys, dropna=False)["image_bytes"].median()
+    table.insert(0, "image_bytes", image.reindex(table.index))
+    for column in ("import_count", "direct_count"):
+        table[column] = table[column].fillna(0).astype("int64")
+    table["times_as_fast"] = table["import_p50_seconds"] / table["direct_p50_seconds"]
+    return table.reset_index()
 
 
-def _readable(seconds: float) -> str:
-    if seconds >= 100:
-        return f"{seconds:,.0f}"
-    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2g}"
+def show_summary(table: pd.DataFrame) -> shown.Shown:
+    """Return a summary for people."""
+    keys = [name for name in GROUP if name in table]
+    rows = [
+        [
+            *(row[name] for name in keys),
+            row["count"],
+            *(shown.seconds(row[f"{name}_seconds"]) for name in ("p50", "p90", "p99", "max", "last")),
+            shown.change(row["change"]),
+            shown.quantity(row["seconds_per_gib"], "s/GiB"),
+            shown.quantity(row["mib_per_second"], "MiB/s"),
+            row["failed"] or "",
+            row["reused"] or "",
+            f"{row['slow']}{', the last too' if row['last_slow'] else ''}" if row["slow"] else "",
+        ]
+        for row in table.to_dict("records")
+    ]
+    figures = ("n", "p50", "p90", "p99", "longest", "last", "trend", "per GiB", "rate")
+    columns = [*(_HEADINGS.get(name, name) for name in keys), *figures, "failed", "reused", "slow"]
+    return shown.shown(columns, rows, right=columns[len(keys) : -1], nothing="No step has been recorded yet.")
+
+
+def show_slow(table: pd.DataFrame) -> shown.Shown:
+    """Return slow steps for people."""
+    rows = [
+        [
+            shown.moment(row["started_at"]),
+            *(row[name] for name in GROUP),
+            shown.seconds(row["seconds"]),
+            shown.seconds(row["usual_seconds"]),
+            shown.seconds(row["limit_seconds"]),
+            row["run_id"],
+        ]
+        for row in table.to_dict("records")
+    ]
+    columns = ("started (UTC)", "step", "path", "image", "region", "took", "usual", "limit", "run")
+    return shown.shown(
+        columns, rows, right=("took", "usual", "limit"), nothing="No step was slow by its own history."
+    )
+
+
+def show_compare(table: pd.DataFrame) -> shown.Shown:
+    """Return the comparison of direct upload with import for people."""
+    rows = [
+        [
+            row["image"],
+            row["region"],
+            shown.size(row["image_bytes"]),
+            *(
+                cell
+                for via in ("import", "direct")
+                for cell in (
+                    row[f"{via}_count"],
+                    shown.seconds(row[f"{via}_p50_seconds"]),
+                    shown.quantity(row[f"{via}_seconds_per_gib"], "s/GiB"),
+                    shown.size(row[f"{via}_sent_bytes"]),
+                )
+            ),
+            shown.quantity(row["times_as_fast"], "x"),
+        ]
+        for row in table.to_dict("records")
+    ]
+    parts = [f"{via}: {name}" for via in ("import", "direct") for name in ("n", "p50", "per GiB", "sent")]
+    columns = ("image", "region", "size", *parts, "speed-up")
+    nothing = "No run has made a snapshot yet."
+    return shown.shown(columns, rows, right=columns[2:], nothing=nothing)
+
+
+def show_steps(steps: pd.DataFrame, *, last: int = 20) -> shown.Shown:
+    """Return the newest steps for people."""
+    newest = steps.sort_values("started_at", ascending=False, kind="stable").head(last)
+    rows = [
+        [
+            shown.moment(row["started_at"]),
+            row["step"],
+            row["status"],
+            row["via"],
+            row["image"],
+            row["region"],
+            shown.seconds(row["seconds"]),
+            shown.size(row["bytes"]),
+            row["run_id"],
+        ]
+        for row in newest.to_dict("records")
+    ]
+    columns = ("started (UTC)", "step", "status", "path", "image", "region", "took", "bytes", "run")
+    return shown.shown(columns, rows, right=("took", "bytes"), nothing="No step has been recorded yet.")
+
+
+_HEADINGS = {"via": "path"}

@@ -1,0 +1,169 @@
+"""Tables for people: a few columns, numbers as people write them, and nothing where nothing is known.
+
+Frames are for programs. They show missing numbers as ``NaN`` and every other one with six decimals; a
+`Shown` is what is made of a frame before somebody looks at it, in a notebook, a report or a terminal.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.progress import human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+UNKNOWN = "-"
+"""Stands where nothing is known, or where there is nothing to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A table that shows itself: as HTML in notebooks and reports, as aligned text elsewhere.
+
+    Attributes
+    ----------
+    columns
+        Headings.
+    rows
+        Texts, one a column.
+    right
+        Headings of columns that hold numbers, which stand on the right.
+    title
+        Stands above; may be empty.
+    nothing
+        What to say when there are no rows.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[str] = frozenset()
+    title: str = ""
+    nothing: str = "There are none."
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        head = [self.title] if self.title else []
+        if not self.rows:
+            return "\n".join([*head, self.nothing])
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[place]) for line in lines) for place in range(len(self.columns))]
+        for line in lines:
+            cells = [
+                text.rjust(width) if name in self.right else text.ljust(width)
+                for text, width, name in zip(line, widths, self.columns, strict=True)
+            ]
+            head.append("  ".join(cells).rstrip())
+        return "\n".join(head)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        title = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        if not self.rows:
+            return f"<p>{html.escape(' '.join(filter(None, (self.title, self.nothing))))}</p>"
+        head = "".join(self._cell("th", name, name) for name in self.columns)
+        body = "".join(
+            f"<tr>{''.join(self._cell('td', c, t) for c, t in zip(self.columns, row, strict=True))}</tr>"
+            for row in self.rows
+        )
+        return f'<table class="vmsnix">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+    def _cell(self, tag: str, column: str, text: str) -> str:
+        side = "right" if column in self.right else "left"
+        return f'<{tag} style="text-align:{side}">{html.escape(text)}</{tag}>'
+
+
+def shown(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Iterable[str] = (),
+    title: str = "",
+    nothing: str = "There are none.",
+) -> Shown:
+    """Return a `Shown` of values: what is missing becomes a dash, the rest text."""
+    texts = tuple(tuple(text(value) for value in row) for row in rows)
+    return Shown(tuple(columns), texts, frozenset(right), title, nothing)
+
+
+def text(value: object) -> str:
+    """Return a value as text; nothing, ``NaN`` and empty text become a dash.
+
+    >>> text(None), text(3), text("")
+    ('-', '3', '-')
+    """
+    return UNKNOWN if missing(value) or value == "" else str(value)
+
+
+def missing(value: object) -> bool:
+    """Whether a value of a frame is none: ``None``, ``NaN``, ``NaT`` or ``NA``."""
+    if value is None:
+        return True
+    if isinstance(value, float):
+        return math.isnan(value)
+    return type(value).__name__ in ("NAType", "NaTType")
+
+
+def seconds(value: object) -> str:
+    """Return a duration with as many digits as anybody reads.
+
+    >>> seconds(0.0421), seconds(4.26), seconds(47.2), seconds(75.2), seconds(None)
+    ('0.04 s', '4.3 s', '47 s', '1 min 15 s', '-')
+    """
+    if missing(value):
+        return UNKNOWN
+    number = float(value)  # type: ignore[arg-type]
+    if number < 9.95:
+        return f"{number:.2f} s" if number < 0.995 else f"{number:.1f} s"
+    return f"{number:.0f} s" if number < 59.5 else human_seconds(max(number, 60))
+
+
+def size(value: object) -> str:
+    """Return a byte count in binary units.
+
+    >>> size(4 * 2**30), size(None)
+    ('4.0 GiB', '-')
+    """
+    return UNKNOWN if missing(value) else human_bytes(float(value))  # type: ignore[arg-type]
+
+
+def quantity(value: object, unit: str) -> str:
+    """Return a number with its unit: two digits below ten, whole above.
+
+    >>> quantity(212.42, "MiB/s"), quantity(4.83, "s/GiB"), quantity(float("nan"), "s/GiB")
+    ('212 MiB/s', '4.8 s/GiB', '-')
+    """
+    if missing(value):
+        return UNKNOWN
+    number = float(value)  # type: ignore[arg-type]
+    digits = 2 if number < 0.995 else 1 if number < 9.95 else 0
+    return f"{number:,.{digits}f} {unit}"
+
+
+def moment(value: object) -> str:
+    """Return a time in UTC to the minute.
+
+    >>> from datetime import UTC, datetime
+    >>> moment(datetime(2026, 11, 25, 18, 7, 13, tzinfo=UTC))
+    '2026-11-25 18:07'
+    """
+    return UNKNOWN if missing(value) else f"{value:%Y-%m-%d %H:%M}"
+
+
+def change(value: object) -> str:
+    """Return a relative change in percent, with its sign.
+
+    >>> change(0.123), change(-0.5), change(0.001), change(None)
+    ('+12 %', '-50 %', '0 %', '-')
+    """
+    if missing(value):
+        return UNKNOWN
+    percent = round(100 * float(value))  # type: ignore[arg-type]
+    return f"{percent:+d} %" if percent else "0 %"
