@@ -38,6 +38,8 @@ KINDS = [
     "ebs_tokens",
     "opted_in_regions",
     "organization",
+    "launch_configurations",
+    "auto_scaling_groups",
 ]
 ALMOST_STILL = 0.001
 """Sandbox seconds in a real one: on a busy machine too, time passes only when a test says so."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
-DEEPEST = 8
+DEEPEST = 9  # a form has no word for an empty structure, and CreateAutoScalingGroup goes that deep
 MOMENT = datetime(2026, 11, 22, 21, 20, 19, tzinfo=UTC)
 TEXT = "a <b> & \"c\" 'd' ü 100% x=y;z"
 
