@@ -21,6 +21,7 @@ TARGETS = {
     "snapshots": "snapshots",
     "our snapshots": "snapshots with the tag `vmsnix:digest`",
     "our images": "images with the tag `vmsnix:digest`",
+    "parameters": "parameters of the account",
 }
 
 HEAD = """# Permissions

@@ -30,6 +30,7 @@ Target = Literal[
     "snapshots",
     "our snapshots",  # those with the tag vmsnix:digest
     "our images",
+    "parameters",
 ]
 
 
@@ -75,6 +76,14 @@ _ALL = (
     Permission("ec2:DescribeImages", "everything", "find what there is already"),
     Permission("ec2:DescribeSnapshots", "everything", "find what there is already"),
     Permission("ec2:DescribeInstances", "everything", "what is in use"),
+    Permission("ec2:DescribeLaunchTemplates", "everything", "what is in use"),
+    Permission("ec2:DescribeLaunchTemplateVersions", "everything", "what is in use"),
+    Permission("ec2:DescribeImageReferences", "everything", "what is in use"),
+    Permission("ec2:DescribeImageAttribute", "everything", "who else may launch an AMI"),
+    Permission("autoscaling:DescribeLaunchConfigurations", "everything", "what is in use"),
+    Permission("autoscaling:DescribeAutoScalingGroups", "everything", "what is in use"),
+    Permission("ssm:DescribeParameters", "everything", "which parameters may point at AMIs"),
+    Permission("ssm:GetParameters", "parameters", "which AMIs they point at"),
     Permission("ec2:DescribeImportSnapshotTasks", "everything", "follow an import"),
     Permission("ec2:ImportSnapshot", "everything", "import"),
     Permission("ec2:CancelImportTask", "everything", "stop an import after an interrupt"),

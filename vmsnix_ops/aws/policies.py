@@ -126,6 +126,10 @@ def resources(target: Target, place: Place) -> list[str]:
         "snapshots": [f"{home}:snapshot/*" for home in ec2],
         "our snapshots": [f"{home}:snapshot/*" for home in ec2],
         "our images": [f"{home}:image/*" for home in ec2],
+        "parameters": [
+            f"arn:{place.partition}:ssm:{region}:{place.account}:parameter/*"
+            for region in place.regions or ("*",)
+        ],
     }
     return known[target]
 

@@ -1,0 +1,204 @@
+"""Who uses an AMI: every place that can name one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.sandbox.ec2.conftest import aws, rehearsal
+from vmsnix_ops.aws import paging
+from vmsnix_ops.aws.references import Evidence, references
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.sandbox.ec2.rehearsal import Rehearsal
+    from vmsnix_ops.aws.references import References
+
+__all__ = ["aws", "rehearsal"]
+REGION, FRIEND = "us-east-1", "210987654321"
+
+
+def look(aws: Rehearsal, *images: str) -> References:
+    return references(region=REGION, images=images, session=aws.served.session())
+
+
+def kinds(found: References, ami_id: str) -> list[tuple[str, str]]:
+    return [(one.kind, one.id) for one in found.of(ami_id)]
+
+
+def template(aws: Rehearsal, name: str, *images: str) -> str:
+    """Make a launch template with a version for each image; the first is the default."""
+    data = [{"ImageId": image, "InstanceType": "t3.micro"} for image in images]
+    made = aws.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data[0])
+    template_id: str = made["LaunchTemplate"]["LaunchTemplateId"]
+    for version in data[1:]:
+        aws.ec2.create_launch_template_version(LaunchTemplateId=template_id, LaunchTemplateData=version)
+    return template_id
+
+
+def test_nothing_names_a_fresh_ami(aws: Rehearsal) -> None:
+    image = aws.image()
+    found = look(aws, image)
+    assert (found.of(image), found.use(image), found.complete) == ((), False, True)
+
+
+def test_an_instance_names_its_ami_until_it_is_terminated(aws: Rehearsal) -> None:
+    image = aws.image()
+    run = aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    instance = run["Instances"][0]["InstanceId"]
+    found = look(aws)
+    assert (kinds(found, image), found.use(image)) == ([("instance", instance)], True)
+    aws.ec2.terminate_instances(InstanceIds=[instance])
+    aws.pass_time(60)
+    assert look(aws, image).names(image) == ()
+
+
+def test_every_version_of_every_template_counts(aws: Rehearsal) -> None:
+    first, second, third, fourth = (aws.image() for _ in range(4))
+    nodes = template(aws, "nodes", first, second, third, fourth, second)
+    plain = template(aws, "plain", third)
+    found = look(aws)
+    assert found.of(first) == (Evidence("launch-template", nodes, "nodes, version 1 (default)"),)
+    assert found.of(second)[0].detail == "nodes, versions 2, 5 (latest)"
+    assert set(kinds(found, third)) == {("launch-template", nodes), ("launch-template", plain)}
+    assert found.use(fourth) is True
+
+
+def test_few_calls_read_many_templates_that_have_no_old_versions(aws: Rehearsal) -> None:
+    image = aws.image()
+    for number in range(12):
+        template(aws, f"template-{number}", image)
+    aws.served.calls.clear()
+    assert len(look(aws).of(image)) == 12
+    assert aws.served.calls.count("ec2:DescribeLaunchTemplate*") == 2
+
+
+def test_all_pages_are_read(aws: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [aws.image() for _ in range(7)]
+    for number, image in enumerate(images):
+        template(aws, f"template-{number}", image)
+        aws.client("ssm").put_parameter(Name=f"/app/{number:02}", Type="String", Value=image)
+    real = paging.patiently
+
+    def small(client: Any, operation: str, **request: Any) -> dict[str, Any]:
+        sizes = {"MaxResults": 2} if "MaxResults" in request else {}
+        return real(client, operation, **(request | sizes))
+
+    monkeypatch.setattr(paging, "patiently", small)
+    found = look(aws)
+    assert {len(found.of(image)) for image in images} == {2}
+
+
+def test_a_template_may_name_a_parameter(aws: Rehearsal) -> None:
+    old, new = aws.image(), aws.image()
+    ssm = aws.client("ssm")
+    for image in (old, new):
+        ssm.put_parameter(
+            Name="/golden/ami", Type="String", Value=image, DataType="aws:ec2:image", Overwrite=True
+        )
+    pinned = template(aws, "pinned", "resolve:ssm:/golden/ami:1")
+    template(aws, "moving", "resolve:ssm:/golden/ami")
+    found = look(aws)
+    assert kinds(found, old) == [("launch-template", pinned)]
+    assert found.of(old)[0].detail.endswith("resolve:ssm:/golden/ami:1")
+    assert [one.kind for one in found.of(new)] == ["launch-template", "parameter"]
+
+
+def test_parameters_name_amis_by_type_and_by_value(aws: Rehearsal) -> None:
+    typed, plain, listed = (aws.image() for _ in range(3))
+    ssm = aws.client("ssm")
+    ssm.put_parameter(Name="/vmsnix/a/stable", Type="String", Value=typed, DataType="aws:ec2:image")
+    ssm.put_parameter(Name="fleet", Type="String", Value=f'{{"ami": "{plain}"}}')
+    ssm.put_parameter(Name="/list", Type="StringList", Value=f"x,{listed}")
+    found = look(aws)
+    assert found.of(typed) == (Evidence("parameter", "/vmsnix/a/stable", "aws:ec2:image, version 1"),)
+    assert kinds(found, plain) == [("parameter", "fleet")]
+    assert kinds(found, listed) == [("parameter", "/list")]
+
+
+def test_groups_and_launch_configurations_count(aws: Rehearsal) -> None:
+    old, new, mixed = aws.image(), aws.image(), aws.image()
+    scaling, place = aws.client("autoscaling"), {"AvailabilityZones": [f"{REGION}a"]}
+    empty = {"MinSize": 0, "MaxSize": 2, **place}
+    scaling.create_launch_configuration(
+        LaunchConfigurationName="legacy", ImageId=old, InstanceType="t3.micro"
+    )
+    scaling.create_auto_scaling_group(AutoScalingGroupName="old", LaunchConfigurationName="legacy", **empty)
+    nodes = template(aws, "nodes", mixed, new)
+    latest = {"LaunchTemplateName": "nodes", "Version": "$Latest"}
+    scaling.create_auto_scaling_group(AutoScalingGroupName="new", LaunchTemplate=latest, **empty)
+    policy = {
+        "LaunchTemplate": {
+            "LaunchTemplateSpecification": {"LaunchTemplateId": nodes},
+            "Overrides": [{"InstanceType": "t3.small", "ImageId": old}],
+        }
+    }
+    scaling.create_auto_scaling_group(AutoScalingGroupName="mixed", MixedInstancesPolicy=policy, **empty)
+    found = look(aws)
+    groups = [one.id for one in found.of(old) if one.kind == "auto-scaling-group"]
+    assert groups == ["mixed", "old"]
+    assert ("launch-configuration", "legacy") in kinds(found, old)
+    assert ("auto-scaling-group", "new") in kinds(found, new)
+    assert ("auto-scaling-group", "mixed") in kinds(found, mixed)
+    assert "version $Latest" in next(o.detail for o in found.of(new) if o.kind == "auto-scaling-group")
+
+
+def test_what_others_may_do_is_a_hint_and_no_proof(aws: Rehearsal) -> None:
+    image = aws.image()
+    aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": FRIEND}]})
+    found = look(aws, image)
+    assert found.of(image) == (Evidence("shared-with", FRIEND, "account"),)
+    assert (found.names(image), found.use(image)) == ((), None)
+    assert look(aws).of(image) == ()
+
+
+def test_a_launch_that_left_nothing_is_a_hint(aws: Rehearsal) -> None:
+    image = aws.image()
+    run = aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    aws.ec2.terminate_instances(InstanceIds=[run["Instances"][0]["InstanceId"]])
+    aws.pass_time(2 * 24 * 3600)
+    found = look(aws, image)
+    assert [one.kind for one in found.of(image)] == ["launched"]
+    assert found.use(image) is None
+
+
+def test_ec2_s_own_search_is_a_second_witness(aws: Rehearsal) -> None:
+    image = aws.image()
+    nodes = template(aws, "nodes", image)
+    aws.served.faults.add(
+        {"op": "ec2:DescribeLaunchTemplates", "do": "error", "code": "UnauthorizedOperation", "http": 403}
+    )
+    found = look(aws, image)
+    assert kinds(found, image) == [("launch-template", nodes)]
+    assert list(found.unread) == ["launch templates"]
+
+
+def test_a_source_that_cannot_be_read_leaves_the_use_unknown(aws: Rehearsal) -> None:
+    image = aws.image()
+    aws.served.faults.add(
+        {"op": "ssm:DescribeParameters", "do": "error", "code": "AccessDeniedException", "http": 400}
+    )
+    found = look(aws, image)
+    assert (found.use(image), found.complete) == (None, False)
+    assert "AccessDeniedException" in str(found.unread["parameters"])
+
+
+def test_an_ami_that_goes_meanwhile_is_passed_over(aws: Rehearsal) -> None:
+    kept, gone = aws.image(), aws.image()
+    template(aws, "nodes", kept)
+    aws.ec2.deregister_image(ImageId=gone)
+    found = look(aws, kept, gone)
+    assert (found.complete, found.use(kept), found.of(gone)) == (True, True, ())
+
+
+def test_a_storm_of_throttling_is_waited_out(aws: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = aws.image()
+    template(aws, "nodes", image)
+    aws.served.calls.clear()
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
+    for operation in ("ec2:DescribeLaunchTemplates", "ssm:DescribeParameters", "ec2:DescribeInstances"):
+        rule = {"op": operation, "nth": list(range(1, 8)), "do": "error", "http": 503}
+        aws.served.faults.add(rule | {"code": "RequestLimitExceeded"})
+    found = look(aws)
+    assert (found.use(image), found.complete) == (True, True)
+    assert aws.served.calls.count("ec2:DescribeLaunchTemplates", ran=False) == 7
