@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runbooks": ("vmsnix_ops._cli.runbooks:runbooks", "List the runbooks."),
     "run": ("vmsnix_ops._cli.run:run", "Run a runbook and keep the evidence."),
     "history": ("vmsnix_ops._cli.history:history", "Show past runs, their steps and their AMIs."),
-    "rollback": ("vmsnix_ops._cli.rollback:rollback", "Undo a publish that did not finish."),
+    "undo": ("vmsnix_ops._cli.undo:undo", "Undo a publish that did not finish."),
     "iam-policy": ("vmsnix_ops._cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
     "download": ("vmsnix_ops._cli.download:download", "Write a snapshot into a sparse raw file."),
     "lab": ("vmsnix_ops._cli.lab:lab", "Open the runbooks in JupyterLab."),

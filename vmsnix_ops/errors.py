@@ -25,6 +25,9 @@
     │   ├── SnapshotFailedError
     │   ├── RegistrationError
     │   │   └── NameTakenError
+    │   ├── CopyFailedError
+    │   ├── PointerError
+    │   ├── SmokeTestError
     │   ├── QuotaError
     │   └── DeadlineError
     ├── RecordsError
@@ -219,6 +222,18 @@ class RegistrationError(AwsError):
 
 class NameTakenError(RegistrationError):
     """Another AMI, with other bytes, already has this name."""
+
+
+class CopyFailedError(AwsError):
+    """The copy of an AMI to another region turned ``failed``; carries its snapshot's StateMessage."""
+
+
+class PointerError(AwsError):
+    """A channel's pointer could not be moved, or must not point there."""
+
+
+class SmokeTestError(AwsError):
+    """An instance of the AMI did not start, did not pass its checks, or did not say what it should."""
 
 
 class QuotaError(AwsError):

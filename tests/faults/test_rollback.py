@@ -1,4 +1,4 @@
-"""``vmsnix rollback RUN``: an unfinished publish is undone, and nothing else."""
+"""``vmsnix undo RUN``: an unfinished publish is undone, and nothing else."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def test_what_a_killed_publish_left_is_removed(publishers, via, call, nth, kinds
 
 def test_the_command_shows_first_and_removes_then(publishers):
     run_id = killed(publishers, "import", "s3:CompleteMultipartUpload")
-    shown = CliRunner().invoke(cli, ["rollback", run_id, "--dry-run"])
+    shown = CliRunner().invoke(cli, ["undo", run_id, "--dry-run"])
     assert f"s3://{BUCKET}/" in shown.output
     assert look(publishers.aws).objects
-    assert CliRunner().invoke(cli, ["rollback", run_id]).exit_code == 0
+    assert CliRunner().invoke(cli, ["undo", run_id]).exit_code == 0
     assert look(publishers.aws).empty
 
 

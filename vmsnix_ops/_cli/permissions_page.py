@@ -22,6 +22,9 @@ TARGETS = {
     "our snapshots": "snapshots with the tag `vmsnix:digest`",
     "our images": "images with the tag `vmsnix:digest`",
     "parameters": "parameters of the account",
+    "our instances": "instances with the tag `vmsnix:smoke`",
+    "pointers": "parameters below the pointers' prefix, `/vmsnix`",
+    "topics": "the topic",
 }
 
 HEAD = """# Permissions

@@ -118,6 +118,14 @@ class Ami:
         As registered.
     tags
         All of them, ours and other people's.
+    deprecated_at
+        From when on it is deprecated, in UTC; ``None`` when nobody set a date.
+    protection
+        State of its deregistration protection, ``"disabled"`` without.
+    source_ami_id, source_region
+        Where it was copied from; empty for an original.
+    launched_at
+        When an instance was last launched from it, as AWS reports it a day later; ``None`` when it does not.
     """
 
     ami_id: str
@@ -136,6 +144,11 @@ class Ami:
     ena_support: bool
     tpm_support: str
     tags: Mapping[str, str]
+    deprecated_at: datetime | None = None
+    protection: str = "disabled"
+    source_ami_id: str = ""
+    source_region: str = ""
+    launched_at: datetime | None = None
 
     @property
     def digest(self) -> str:
@@ -335,7 +348,16 @@ def read(image: Mapping[str, Any], region: str) -> Ami:
         ena_support=bool(image.get("EnaSupport")),
         tpm_support=str(image.get("TpmSupport", "")),
         tags=tagging.to_dict(image.get("Tags")),
+        deprecated_at=_moment(image.get("DeprecationTime")),
+        protection=str(image.get("DeregistrationProtection") or "disabled"),
+        source_ami_id=str(image.get("SourceImageId", "")),
+        source_region=str(image.get("SourceImageRegion", "")),
+        launched_at=_moment(image.get("LastLaunchedTime")),
     )
+
+
+def _moment(text: Any) -> datetime | None:
+    return datetime.fromisoformat(str(text)) if text else None
 
 
 def row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None) -> dict[str, object]:

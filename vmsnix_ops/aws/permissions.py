@@ -31,6 +31,9 @@ Target = Literal[
     "our snapshots",  # those with the tag vmsnix:digest
     "our images",
     "parameters",
+    "our instances",  # those of smoke tests, with the tag vmsnix:smoke
+    "pointers",  # parameters below the pointers' prefix
+    "topics",
 ]
 
 
@@ -79,7 +82,7 @@ _ALL = (
     Permission("ec2:DescribeLaunchTemplates", "everything", "what is in use"),
     Permission("ec2:DescribeLaunchTemplateVersions", "everything", "what is in use"),
     Permission("ec2:DescribeImageReferences", "everything", "what is in use"),
-    Permission("ec2:DescribeImageAttribute", "everything", "who else may launch an AMI"),
+    Permission("ec2:DescribeImageAttribute", "everything", "with whom is an AMI shared"),
     Permission("autoscaling:DescribeLaunchConfigurations", "everything", "what is in use"),
     Permission("autoscaling:DescribeAutoScalingGroups", "everything", "what is in use"),
     Permission("ssm:DescribeParameters", "everything", "which parameters may point at AMIs"),
@@ -90,7 +93,14 @@ _ALL = (
     Permission("ec2:RegisterImage", "everything", "register"),
     Permission("ec2:CreateTags", "tagged at creation", "tag what is created"),
     Permission("ec2:DeleteSnapshot", "our snapshots", "remove the snapshot of a failed publish"),
-    Permission("ec2:ModifyImageAttribute", "our images", "make an AMI public"),
+    Permission("ec2:ModifyImageAttribute", "our images", "share an AMI, or stop"),
+    Permission("ec2:CopyImage", "tagged at creation", "copy an AMI to another region"),
+    Permission("ec2:DescribeSnapshotAttribute", "everything", "with whom is a snapshot shared"),
+    Permission("ec2:ModifySnapshotAttribute", "our snapshots", "share a snapshot, or stop"),
+    Permission("ec2:EnableImageDeprecation", "our images", "set the deprecation date"),
+    Permission("ec2:DisableImageDeprecation", "our images", "take the deprecation date away"),
+    Permission("ec2:EnableImageDeregistrationProtection", "our images", "protect an AMI"),
+    Permission("ec2:DisableImageDeregistrationProtection", "our images", "lift the protection"),
     Permission("ec2:GetImageBlockPublicAccessState", "everything", "may AMIs be public"),
     Permission("ec2:GetEbsEncryptionByDefault", "everything", "will snapshots be encrypted"),
     Permission("ec2:GetEbsDefaultKmsKeyId", "everything", "with which key will snapshots be encrypted"),
@@ -112,6 +122,11 @@ _ALL = (
     Permission("iam:ListPolicyVersions", "policies", "make room for a new version"),
     Permission("iam:DeletePolicyVersion", "policies", "make room for a new version"),
     Permission("iam:CreatePolicyVersion", "policies", "bring it up to date"),
+    Permission("ssm:GetParameter", "pointers", "where a channel points"),
+    Permission("ssm:GetParameterHistory", "pointers", "where a channel pointed, and who changed it"),
+    Permission("ssm:GetParametersByPath", "pointers", "which channels there are"),
+    Permission("ssm:PutParameter", "pointers", "point a channel to an AMI"),
+    Permission("ssm:AddTagsToResource", "pointers", "tag a new pointer"),
     Permission("servicequotas:GetServiceQuota", "global", "how many AMIs there may be"),
 )
 PERMISSIONS: dict[str, Permission] = {permission.action: permission for permission in _ALL}

@@ -57,6 +57,8 @@ class Place:
         As for a publish; the bucket ``"*"`` is every bucket.
     partition
         ``"aws"``, ``"aws-cn"`` or ``"aws-us-gov"``.
+    pointer_prefix
+        First part of the names of the channels' pointers.
 
     Raises
     ------
@@ -70,6 +72,7 @@ class Place:
     key_prefix: str = "vmsnix/"
     role_name: str = "vmimport"
     partition: str = "aws"
+    pointer_prefix: str = "/vmsnix"
 
     def __post_init__(self) -> None:
         shapes = [
@@ -110,6 +113,7 @@ def resources(target: Target, place: Place) -> list[str]:
     """Return the ARNs that a permission of this target is given on."""
     ec2 = [f"arn:{place.partition}:ec2:{region}:" for region in place.regions or ("*",)]
     iam = f"arn:{place.partition}:iam::{place.account}"
+    everywhere = [f"{region}:{place.account}:" for region in place.regions or ("*",)]
     known: dict[Target, list[str]] = {
         "everything": ["*"],
         "global": ["*"],
@@ -130,6 +134,13 @@ def resources(target: Target, place: Place) -> list[str]:
             f"arn:{place.partition}:ssm:{region}:{place.account}:parameter/*"
             for region in place.regions or ("*",)
         ],
+        "our instances": [f"{home}{place.account}:instance/*" for home in ec2],
+        "pointers": [
+            f"arn:{place.partition}:ssm:{where}parameter{place.pointer_prefix}{end}"
+            for where in everywhere
+            for end in ("", "/*")
+        ],
+        "topics": [f"arn:{place.partition}:sns:{where}*" for where in everywhere],
     }
     return known[target]
 
@@ -138,6 +149,8 @@ def condition(action: str, target: Target, place: Place) -> dict[str, Any]:
     """Return the condition that narrows a permission further; empty when there is none."""
     if action == "iam:PassRole":
         return {"StringEquals": {"iam:PassedToService": preflight_role.SERVICE}}
+    if target == "our instances":
+        return {"StringLike": {f"aws:ResourceTag/{tagging.SMOKE}": "?*"}}
     if target in ("our snapshots", "our images"):
         return {"StringLike": {f"aws:ResourceTag/{tagging.DIGEST}": "?*"}}
     if target == "everything" and place.regions:

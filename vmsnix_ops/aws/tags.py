@@ -21,8 +21,9 @@ RUN = "vmsnix:run"
 FLAKE = "vmsnix:flake"
 DERIVATION = "vmsnix:drv"
 VERSION = "vmsnix:version"
+SMOKE = "vmsnix:smoke"  # instances of smoke tests: the AMI that is tested
 
-OWN = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION)
+OWN = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION, SMOKE)
 MOST = 50  # AWS: tags a resource
 LONGEST_KEY, LONGEST_VALUE = 128, 256
 

@@ -233,10 +233,12 @@ def _iam(context: Context, params: Params) -> Iterator[Demand]:
 def _other(context: Context, params: Params) -> Iterator[Demand]:
     service = {"service-quotas": "servicequotas"}.get(context.service, context.service)
     resources = ["*"]
-    if context.service == "ssm" and (params.get("Name") or params.get("Names")):
-        names = listed(params.get("Names") or params["Name"])
+    names = params.get("Names") or params.get("Name") or params.get("Path")
+    if context.service == "ssm" and names:
         home = f"arn:{context.partition}:ssm:{context.region}:{context.account}:parameter"
-        resources = [f"{home}/{name.lstrip('/')}" for name in names]
+        resources = [f"{home}/{name.strip('/')}" for name in listed(names)]
+        if params.get("Tags"):
+            yield from (Demand("ssm:AddTagsToResource", resource) for resource in resources)
     elif context.service == "sts" and "RoleArn" in params:
         return  # the role's trust policy decides, where caller and role are of one account
     for resource in resources:

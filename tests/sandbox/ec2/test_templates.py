@@ -95,6 +95,7 @@ def test_parameters_stand_for_images(aws: Rehearsal) -> None:
     image = aws.image()
     ssm = aws.client("ssm")
     ssm.put_parameter(Name="/nodes/stable", Value=image, Type="String", DataType="aws:ec2:image")
+    aws.served.clock.advance(1)  # the value is checked after it was accepted
     nodes = template(aws, "resolve:ssm:/nodes/stable")
     asked = {"LaunchTemplateId": nodes, "Versions": ["1"]}
     for resolve, expected in ((False, "resolve:ssm:/nodes/stable"), (True, image)):
@@ -109,6 +110,7 @@ def test_references_are_found_wherever_an_image_is_named(aws: Rehearsal) -> None
     nodes = template(aws, image)
     ssm = aws.client("ssm")
     ssm.put_parameter(Name="/nodes/stable", Value=image, Type="String", DataType="aws:ec2:image")
+    aws.served.clock.advance(1)  # the value is checked after it was accepted
     answer = aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     assert references(aws, image) == [
         ("ec2:Instance", f"instance/{answer['Instances'][0]['InstanceId']}"),

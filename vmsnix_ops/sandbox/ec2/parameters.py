@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.sandbox.core import AwsError
+from vmsnix_ops.sandbox.ssm.common import parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ def image_or_none(context: Context, reference: str) -> str | None:
     if not reference.startswith(PREFIX):
         return reference
     name, _, selector = reference.removeprefix(PREFIX).partition(":")
-    parameter = context.table("parameters").get(name)
+    parameter = parameters(context).get(name)
     return None if parameter is None else _value(parameter, selector)
 
 
@@ -46,7 +47,7 @@ def image_of(context: Context, reference: str) -> str:
 
 def images(context: Context) -> Iterator[tuple[str, str]]:
     """Yield image id and name of every parameter whose data type is that of images."""
-    for name, parameter in context.table("parameters").items():
+    for name, parameter in parameters(context).items():
         if parameter.newest.data_type == IMAGE_TYPE:
             yield parameter.newest.value, name if name.startswith("/") else f"/{name}"
 

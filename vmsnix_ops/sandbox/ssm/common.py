@@ -12,17 +12,46 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..core import AwsError
+from .state import Parameter
 
 if TYPE_CHECKING:
     from ..core import Context, Params
-    from .state import Parameter, Version
+    from .state import Unchecked, Version
 
 NAME = re.compile(r"[a-zA-Z0-9_.\-/]+")
+CHECK_SECONDS = 1.0
+"""How long the check of an aws:ec2:image value takes; AWS says only that it comes after the answer."""
+
+VERSIONS_KEPT = 100
 
 
 def parameters(context: Context) -> dict[str, Parameter]:
-    """Return the parameters of the region by name."""
-    return context.table("parameters")
+    """Return the parameters of the region by name, with the values that were checked by now."""
+    known: dict[str, Parameter] = context.table("parameters")
+    waiting: dict[str, Unchecked] = context.table("unchecked_parameters")
+    for request, value in list(waiting.items()):
+        if context.clock.age(value.version.modified) < CHECK_SECONDS:
+            continue
+        del waiting[request]
+        if not _image_exists(context, value.version.value):
+            continue  # AWS keeps nothing and tells EventBridge
+        if value.name in known:
+            keep(known[value.name], value.version)
+        else:
+            known[value.name] = Parameter(value.name, value.arn, [value.version], value.tags)
+    return known
+
+
+def _image_exists(context: Context, image_id: str) -> bool:
+    everywhere = context.tables.everywhere("images")
+    return any(region == context.region and image_id in images for (_, region), images in everywhere.items())
+
+
+def keep(parameter: Parameter, version: Version) -> None:
+    """Add a version; beyond a hundred the oldest goes."""
+    if len(parameter.versions) >= VERSIONS_KEPT:
+        del parameter.versions[0]
+    parameter.versions.append(version)
 
 
 def not_found() -> AwsError:

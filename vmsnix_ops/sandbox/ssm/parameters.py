@@ -11,15 +11,23 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..core import AwsError, operation
-from .common import check_name, parameter_of, parameters, plain_name, select, show
-from .state import Parameter, Version
+from .common import (
+    VERSIONS_KEPT,
+    check_name,
+    keep,
+    parameter_of,
+    parameters,
+    plain_name,
+    select,
+    show,
+)
+from .state import Parameter, Unchecked, Version
 
 if TYPE_CHECKING:
     from ..core import Context, Params
 
 IMAGE_ID = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
 DATA_TYPES = {"text", "aws:ec2:image"}
-VERSIONS_KEPT = 100
 SIZES = {"Standard": 4096, "Advanced": 8192, "Intelligent-Tiering": 8192}
 
 
@@ -61,16 +69,21 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
             "RemoveTagsFromResource.",
         )
     version = _new_version(context, params, existing)
-    answer = {"Version": version.number, "Tier": version.tier}
-    if version.data_type == "aws:ec2:image" and not _image_exists(context, version.value):
-        return answer  # AWS accepts the request, then checks the AMI, and keeps nothing when there is none
-    if existing is None:
-        arn = f"arn:{context.partition}:ssm:{context.region}:{context.account}:parameter/{name.lstrip('/')}"
-        tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags", [])}
+    if existing is not None:
+        _check_room(existing)
+    arn = f"arn:{context.partition}:ssm:{context.region}:{context.account}:parameter/{name.lstrip('/')}"
+    tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags", [])}
+    if version.data_type == "aws:ec2:image":
+        # AWS accepts the request, then checks the AMI, and keeps nothing when there is none.
+        waiting = context.table("unchecked_parameters")
+        ahead = [value for value in waiting.values() if value.name == name]
+        version.number += len(ahead)
+        waiting[context.request_id] = Unchecked(name, arn, version, tags)
+    elif existing is None:
         known[name] = Parameter(name, arn, [version], tags)
     else:
-        _append(existing, version)
-    return answer
+        keep(existing, version)
+    return {"Version": version.number, "Tier": version.tier}
 
 
 def _new_version(context: Context, params: Params, existing: Parameter | None) -> Version:
@@ -130,26 +143,18 @@ def _check_value(params: Params, tier: str, kind: str) -> None:
         )
 
 
-def _image_exists(context: Context, image_id: str) -> bool:
-    everywhere = context.tables.everywhere("images")
-    return any(region == context.region and image_id in images for (_, region), images in everywhere.items())
-
-
-def _append(parameter: Parameter, version: Version) -> None:
-    """Add a version; beyond a hundred the oldest goes, unless it has a label."""
-    if len(parameter.versions) >= VERSIONS_KEPT:
-        if parameter.versions[0].labels:
-            raise AwsError(
-                "ParameterMaxVersionLimitExceeded",
-                f"You attempted to create a new version of {parameter.name} by calling the PutParameter API "
-                "with the "
-                f"overwrite flag. Version {parameter.versions[0].number}, the oldest version, can't be "
-                "deleted because "
-                "it has a label associated with it. Move the label to another version of the parameter, "
-                "and try again.",
-            )
-        del parameter.versions[0]
-    parameter.versions.append(version)
+def _check_room(parameter: Parameter) -> None:
+    """Refuse a version beyond the hundredth while the oldest has a label."""
+    if len(parameter.versions) >= VERSIONS_KEPT and parameter.versions[0].labels:
+        raise AwsError(
+            "ParameterMaxVersionLimitExceeded",
+            f"You attempted to create a new version of {parameter.name} by calling the PutParameter API "
+            "with the "
+            f"overwrite flag. Version {parameter.versions[0].number}, the oldest version, can't be "
+            "deleted because "
+            "it has a label associated with it. Move the label to another version of the parameter, "
+            "and try again.",
+        )
 
 
 @operation("ssm", "GetParameter", honours=["Name", "WithDecryption"])

@@ -38,3 +38,16 @@ class Parameter:
     def newest(self) -> Version:
         """The version that counts."""
         return self.versions[-1]
+
+
+@dataclass(slots=True)
+class Unchecked:
+    """A value of the type aws:ec2:image that Parameter Store accepted and has not checked yet.
+
+    In table ``unchecked_parameters`` of each region by the id of the request, in their order.
+    """
+
+    name: str
+    arn: str
+    version: Version
+    tags: dict[str, str]

@@ -1,4 +1,4 @@
-"""``vmsnix rollback RUN``: undo a publish that did not finish."""
+"""``vmsnix undo RUN``: undo a publish that did not finish."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 @click.argument("run_id", metavar="RUN")
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
-def rollback(run_id: str, dry_run: bool, as_json: bool) -> int:
+def undo(run_id: str, dry_run: bool, as_json: bool) -> int:
     """Remove what an unfinished publish left in AWS: object, uploads, import, snapshots without an AMI.
 
     RUN is its id, as `vmsnix history` shows it. A run that finished is refused. To go on instead, give the

@@ -1,0 +1,54 @@
+"""A sandbox with images that were published by us, without publishing them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.aws import tags as tagging
+
+if TYPE_CHECKING:
+    from vmsnix_ops.sandbox import Sandbox
+
+REGION = "us-east-1"
+
+
+def make_ami(
+    aws: Sandbox,
+    *,
+    image: str = "ecs-node",
+    version: str = "26.11",
+    region: str = REGION,
+    digest: str = "",
+    tags: dict[str, str] | None = None,
+    **registration: Any,
+) -> str:
+    """Register an AMI with our tags, and return its id."""
+    ec2 = aws.client("ec2", region)
+    digest = digest or (version.encode().hex() * 32)[:64]
+    own = {
+        tagging.NAME: f"altf4llc-{image}-{version}",
+        tagging.IMAGE: image,
+        tagging.DIGEST: digest,
+        tagging.VERSION: version,
+        tagging.RUN: "20261122T213000Z-publish-ami-000000",
+        **(tags or {}),
+    }
+    volume = ec2.create_volume(AvailabilityZone=f"{region}a", Size=1, VolumeType="gp3")["VolumeId"]
+    aws.clock.advance(60)
+    snapshot = ec2.create_snapshot(VolumeId=volume, TagSpecifications=tagging.specification("snapshot", own))[
+        "SnapshotId"
+    ]
+    aws.clock.advance(3600)
+    ec2.delete_volume(VolumeId=volume)
+    asked: dict[str, Any] = {
+        "Name": own[tagging.NAME],
+        "Architecture": "x86_64",
+        "BootMode": "legacy-bios",
+        "RootDeviceName": "/dev/sda1",
+        "VirtualizationType": "hvm",
+        "EnaSupport": True,
+        "ImdsSupport": "v2.0",
+        "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}],
+        "TagSpecifications": tagging.specification("image", own),
+    }
+    return str(ec2.register_image(**(asked | registration))["ImageId"])

@@ -1,0 +1,162 @@
+"""What is done to an AMI after it was published: sharing, deprecation, protection, pointers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.aws.account import make_ami
+from vmsnix_ops import errors
+from vmsnix_ops.aws import deprecation, images, parameters, sharing
+from vmsnix_ops.sandbox import Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ORGANIZATION = "arn:aws:organizations::012345678901:organization/o-abcdefghij"
+UNIT = "arn:aws:organizations::012345678901:ou/o-abcdefghij/ou-ab12-abcdefgh"
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Sandbox]:
+    with sandbox(speed=2000) as aws:
+        yield aws
+
+
+@pytest.fixture
+def aws(served: Sandbox) -> Sandbox:
+    served.reset()
+    return served
+
+
+@pytest.fixture
+def ec2(aws: Sandbox) -> Any:
+    return aws.client("ec2")
+
+
+# Sharing
+
+
+def test_an_audience_is_read_from_what_people_write() -> None:
+    found = sharing.audience([UNIT, "210987654321", "public", "012345678901", ORGANIZATION, "012345678901"])
+    assert found == sharing.Audience(("012345678901", "210987654321"), (ORGANIZATION,), (UNIT,), True)
+    assert sharing.audience(found.names()) == found
+    assert not sharing.audience([])
+
+
+@pytest.mark.parametrize("name", ["12345678901", "o-abcdefghij", "all", "", "arn:aws:iam::012345678901:root"])
+def test_an_audience_refuses_what_is_nobody(name: str) -> None:
+    with pytest.raises(errors.ParameterError, match="Nobody is called"):
+        sharing.audience([name])
+
+
+def test_sharing_and_revoking_twice_is_the_same_as_once(aws: Sandbox, ec2: Any) -> None:
+    ami = make_ami(aws)
+    who = sharing.audience(["210987654321", ORGANIZATION, UNIT])
+    for _ in range(2):
+        sharing.share(ec2, ami, who)
+    assert sharing.of_image(ec2, ami) == who
+    for _ in range(2):
+        sharing.revoke(ec2, ami, sharing.audience([ORGANIZATION]))
+    assert sharing.of_image(ec2, ami) == sharing.audience(["210987654321", UNIT])
+
+
+def test_a_blocked_public_share_names_the_cure(aws: Sandbox, ec2: Any) -> None:
+    ami = make_ami(aws)
+    ec2.enable_image_block_public_access(ImageBlockPublicAccessState="block-new-sharing")
+    with pytest.raises(errors.AwsError, match="disable-image-block-public-access"):
+        sharing.share(ec2, ami, sharing.audience(["public"]))
+
+
+def test_making_private_takes_the_snapshots_too_and_tells_who_it_was(aws: Sandbox, ec2: Any) -> None:
+    ami = images.describe(ec2, make_ami(aws))
+    who = sharing.audience(["210987654321", ORGANIZATION, "public"])
+    sharing.share(ec2, ami.ami_id, who)
+    (snapshot,) = ami.snapshot_ids
+    sharing.share_snapshot(ec2, snapshot, who.accounts)
+    assert sharing.make_private(ec2, ami.ami_id, ami.snapshot_ids) == who
+    assert not sharing.of_image(ec2, ami.ami_id)
+    assert not sharing.of_snapshot(ec2, snapshot)
+    assert not sharing.make_private(ec2, ami.ami_id, ami.snapshot_ids)
+
+
+# Deprecation and protection
+
+
+def test_a_deprecation_date_is_kept_to_the_minute_and_can_be_taken_away(aws: Sandbox, ec2: Any) -> None:
+    ami = make_ami(aws)
+    moment = datetime.now(UTC) + timedelta(days=90, seconds=17)
+    deprecation.deprecate(ec2, ami, moment)
+    assert images.describe(ec2, ami).deprecated_at == deprecation.to_the_minute(moment)
+    deprecation.undeprecate(ec2, ami)
+    assert images.describe(ec2, ami).deprecated_at is None
+
+
+@pytest.mark.parametrize(
+    ("days", "public", "text"),
+    [(-1, False, "has passed"), (4000, False, "ten|too far"), (800, True, "too far")],
+)
+def test_a_date_that_aws_would_refuse_is_refused_first(
+    aws: Sandbox, ec2: Any, days: int, public: bool, text: str
+) -> None:
+    ami = images.describe(ec2, make_ami(aws))
+    moment = datetime.now(UTC) + timedelta(days=days)
+    with pytest.raises(errors.ParameterError, match=text):
+        deprecation.check_date(ami, moment, public=public)
+
+
+def test_a_protected_ami_cannot_be_deregistered_until_the_protection_is_lifted(
+    aws: Sandbox, ec2: Any
+) -> None:
+    ami = make_ami(aws)
+    deprecation.protect(ec2, ami)
+    assert images.describe(ec2, ami).protection == "enabled-without-cooldown"
+    with pytest.raises(ec2.exceptions.ClientError, match="protection"):
+        ec2.deregister_image(ImageId=ami)
+    deprecation.unprotect(ec2, ami)
+    assert images.describe(ec2, ami).protection == "disabled"
+
+
+# Pointers
+
+
+def point(aws: Sandbox, name: str, ami: str) -> Any:
+    tags = {"vmsnix:image": "ecs-node"}
+    return parameters.point(aws.client("ssm"), name, ami, description="by a test", tags=tags)
+
+
+def test_a_pointer_is_made_moved_and_left_alone_when_it_is_right(aws: Sandbox) -> None:
+    first, second = make_ami(aws), make_ami(aws, version="26.12")
+    name = parameters.pointer_name("/vmsnix", "ecs-node", "stable")
+    outcomes = [point(aws, name, ami)[1] for ami in (first, first, second, second)]
+    assert outcomes == ["created", "reused", "created", "reused"]
+    ssm = aws.client("ssm")
+    history = parameters.history(ssm, name)
+    assert [(one.version, one.value) for one in history] == [(1, first), (2, second)]
+    assert all(one.modified_by.endswith(":user/operator") for one in history)
+    found = parameters.find(ssm, name)
+    assert found is not None
+    assert (found.image, found.channel, found.ami_ids) == ("ecs-node", "stable", (second,))
+
+
+def test_a_pointer_to_an_ami_that_is_not_there_is_an_error(aws: Sandbox, monkeypatch: Any) -> None:
+    monkeypatch.setattr(parameters, "VISIBLE_SECONDS", 0.5)
+    with pytest.raises(errors.PointerError, match="drops the value"):
+        point(aws, "/vmsnix/ecs-node/stable", "ami-0123456789abcdef0")
+
+
+def test_what_is_no_pointer_is_none(aws: Sandbox) -> None:
+    ssm = aws.client("ssm")
+    assert parameters.find(ssm, "/vmsnix/ecs-node/stable") is None
+    assert parameters.history(ssm, "/vmsnix/ecs-node/stable") == []
+
+
+def test_the_pointers_are_listed_over_all_pages(aws: Sandbox) -> None:
+    ami, ssm = make_ami(aws), aws.client("ssm")
+    for number in range(21):
+        ssm.put_parameter(Name=f"/vmsnix/web-{number:02}/stable", Value=ami, Type="String")
+    ssm.put_parameter(Name="/other/web/stable", Value=ami, Type="String")
+    found = parameters.pointers(ssm, "/vmsnix")
+    assert [(one.image, one.channel) for one in found] == [(f"web-{n:02}", "stable") for n in range(21)]

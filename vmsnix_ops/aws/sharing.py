@@ -1,0 +1,227 @@
+"""Who may launch an AMI and use its snapshots: accounts, organizations, units, everybody.
+
+An AMI is shared by its launch permissions. An account that shall copy the AMI, too, needs the snapshots;
+snapshots can be shared with accounts only, not with organizations or units.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import images
+from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.session import Client, calling, retrying
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+UNSEEN = ("InvalidAMIID.NotFound", "InvalidSnapshot.NotFound")  # for a moment after a copy
+PUBLIC = "public"
+_SHAPES = {
+    "accounts": re.compile(r"\d{12}"),
+    "organizations": re.compile(r"arn:aws[a-z-]*:organizations::\d{12}:organization/o-[a-z0-9]{10,32}"),
+    "units": re.compile(
+        r"arn:aws[a-z-]*:organizations::\d{12}:ou/o-[a-z0-9]{10,32}/ou-[a-z0-9]{4,32}-[a-z0-9]{8,32}"
+    ),
+}
+_MEMBERS = {"UserId": "accounts", "OrganizationArn": "organizations", "OrganizationalUnitArn": "units"}
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """With whom something is shared, beyond its owner.
+
+    Attributes
+    ----------
+    accounts
+        Ids of accounts, 12 digits each.
+    organizations, units
+        ARNs of organizations and of organizational units.
+    public
+        Whether everybody may use it.
+    """
+
+    accounts: tuple[str, ...] = ()
+    organizations: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    public: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.accounts or self.organizations or self.units or self.public)
+
+    def __str__(self) -> str:
+        return ", ".join(self.names()) or "nobody"
+
+    def names(self) -> tuple[str, ...]:
+        """Return everybody in it as text; ``public`` stands for everybody."""
+        return (*self.accounts, *self.organizations, *self.units, *((PUBLIC,) if self.public else ()))
+
+    def minus(self, other: Audience) -> Audience:
+        """Return those who are not in the other one."""
+        return _audience([name for name in self.names() if name not in other.names()])
+
+    def within(self, other: Audience) -> Audience:
+        """Return those who are in the other one, too."""
+        return _audience([name for name in self.names() if name in other.names()])
+
+    def launch_permissions(self) -> list[dict[str, str]]:
+        """Return it in the shape of ModifyImageAttribute's ``LaunchPermission``."""
+        entries = [{member: name} for member, field in _MEMBERS.items() for name in getattr(self, field)]
+        return entries + ([{"Group": "all"}] if self.public else [])
+
+
+def audience(names: Iterable[str]) -> Audience:
+    """Return an audience from what an operator writes.
+
+    Parameters
+    ----------
+    names
+        Account ids, ARNs of organizations or of organizational units, ``public``; in any order.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        One of them is none of these.
+
+    Examples
+    --------
+    >>> audience(["012345678901", "arn:aws:organizations::012345678901:organization/o-abcdefghij"]).accounts
+    ('012345678901',)
+    """
+    for name in names:
+        if name != PUBLIC and _field(name) is None:
+            raise errors.ParameterError(
+                f"Nobody is called {name!r}.",
+                why="An account has 12 digits; organizations and organizational units are given as ARNs.",
+                cure="Correct it; aws organizations describe-organization shows the ARN of yours.",
+            )
+    return _audience(names)
+
+
+def _field(name: str) -> str | None:
+    return next((field for field, shape in _SHAPES.items() if shape.fullmatch(name)), None)
+
+
+def _audience(names: Iterable[str]) -> Audience:
+    sorted_names: dict[str, list[str]] = {"accounts": [], "organizations": [], "units": []}
+    known = list(dict.fromkeys(names))
+    for name in known:
+        field = _field(name)
+        if field is not None:
+            sorted_names[field].append(name)
+    return Audience(
+        **{field: tuple(sorted(found)) for field, found in sorted_names.items()}, public=PUBLIC in known
+    )
+
+
+def _read(entries: Iterable[Mapping[str, Any]]) -> Audience:
+    names = []
+    for entry in entries:
+        names += [str(entry[member]) for member in _MEMBERS if member in entry]
+        names += [PUBLIC] if entry.get("Group") == "all" else []
+    return _audience(names)
+
+
+@needs("ec2:DescribeImageAttribute")
+def of_image(ec2: Client, ami_id: str) -> Audience:
+    """Return with whom an AMI of this account is shared."""
+    with calling(f"look with whom {ami_id} is shared"):
+        answer = retrying(
+            lambda: ec2.describe_image_attribute(ImageId=ami_id, Attribute="launchPermission"), *UNSEEN
+        )
+    return _read(answer.get("LaunchPermissions") or ())
+
+
+@needs("ec2:DescribeSnapshotAttribute")
+def of_snapshot(ec2: Client, snapshot_id: str) -> Audience:
+    """Return with whom a snapshot of this account is shared."""
+    with calling(f"look with whom {snapshot_id} is shared"):
+        answer = retrying(
+            lambda: ec2.describe_snapshot_attribute(
+                SnapshotId=snapshot_id, Attribute="createVolumePermission"
+            ),
+            *UNSEEN,
+        )
+    return _read(answer.get("CreateVolumePermissions") or ())
+
+
+@needs("ec2:ModifyImageAttribute")
+def share(ec2: Client, ami_id: str, who: Audience) -> None:
+    """Let these launch an AMI. Safe to run twice: a permission is there or not.
+
+    Raises
+    ------
+    vmsnix_ops.errors.AwsError
+        The AMI shall be public, and block public access for AMIs is on; the error names the cure.
+    """
+    entries = Audience(who.accounts, who.organizations, who.units).launch_permissions()
+    if entries:
+        _modify(ec2, ami_id, f"share {ami_id} with {', '.join(who.names())}", Add=entries)
+    if who.public:
+        images.share_with_everybody(ec2, ami_id)
+
+
+@needs("ec2:ModifyImageAttribute")
+def revoke(ec2: Client, ami_id: str, who: Audience) -> None:
+    """Let these no longer launch an AMI. Safe to run twice: who could not is not refused."""
+    if who:
+        _modify(ec2, ami_id, f"stop sharing {ami_id} with {who}", Remove=who.launch_permissions())
+
+
+def _modify(ec2: Client, ami_id: str, doing: str, **change: list[dict[str, str]]) -> None:
+    with calling(doing):
+        retrying(lambda: ec2.modify_image_attribute(ImageId=ami_id, LaunchPermission=change), *UNSEEN)
+
+
+@needs("ec2:ModifySnapshotAttribute")
+def share_snapshot(ec2: Client, snapshot_id: str, accounts: Iterable[str]) -> None:
+    """Let these accounts make volumes and copies of a snapshot. Safe to run twice."""
+    entries = Audience(tuple(accounts)).launch_permissions()
+    if entries:
+        _modify_snapshot(ec2, snapshot_id, f"share {snapshot_id}", Add=entries)
+
+
+@needs("ec2:ModifySnapshotAttribute")
+def revoke_snapshot(ec2: Client, snapshot_id: str, who: Audience) -> None:
+    """Let these no longer use a snapshot. Safe to run twice."""
+    entries = Audience(who.accounts, public=who.public).launch_permissions()
+    if entries:
+        _modify_snapshot(ec2, snapshot_id, f"stop sharing {snapshot_id} with {who}", Remove=entries)
+
+
+def _modify_snapshot(ec2: Client, snapshot_id: str, doing: str, **change: list[dict[str, str]]) -> None:
+    with calling(doing):
+        retrying(
+            lambda: ec2.modify_snapshot_attribute(
+                SnapshotId=snapshot_id, Attribute="createVolumePermission", CreateVolumePermission=change
+            ),
+            *UNSEEN,
+        )
+
+
+@needs(
+    "ec2:DescribeImageAttribute",
+    "ec2:ModifyImageAttribute",
+    "ec2:DescribeSnapshotAttribute",
+    "ec2:ModifySnapshotAttribute",
+)
+def make_private(ec2: Client, ami_id: str, snapshot_ids: Iterable[str] = ()) -> Audience:
+    """Stop sharing an AMI and its snapshots with anybody, and return with whom the AMI was shared.
+
+    Safe to run twice; the second time it returns nobody, so keep what the first one returned.
+
+    Parameters
+    ----------
+    ec2, ami_id
+        Which one.
+    snapshot_ids
+        Those of its block devices.
+    """
+    before = of_image(ec2, ami_id)
+    for snapshot_id in snapshot_ids:
+        revoke_snapshot(ec2, snapshot_id, of_snapshot(ec2, snapshot_id))
+    revoke(ec2, ami_id, before)
+    return before
