@@ -96,6 +96,7 @@ def test_a_template_may_name_a_parameter(aws: Rehearsal) -> None:
         ssm.put_parameter(
             Name="/golden/ami", Type="String", Value=image, DataType="aws:ec2:image", Overwrite=True
         )
+    aws.served.clock.advance(1)  # the values are checked after they were accepted
     pinned = template(aws, "pinned", "resolve:ssm:/golden/ami:1")
     template(aws, "moving", "resolve:ssm:/golden/ami")
     found = look(aws)
@@ -108,6 +109,7 @@ def test_parameters_name_amis_by_type_and_by_value(aws: Rehearsal) -> None:
     typed, plain, listed = (aws.image() for _ in range(3))
     ssm = aws.client("ssm")
     ssm.put_parameter(Name="/vmsnix/a/stable", Type="String", Value=typed, DataType="aws:ec2:image")
+    aws.served.clock.advance(1)  # the value is checked after it was accepted
     ssm.put_parameter(Name="fleet", Type="String", Value=f'{{"ami": "{plain}"}}')
     ssm.put_parameter(Name="/list", Type="StringList", Value=f"x,{listed}")
     found = look(aws)
