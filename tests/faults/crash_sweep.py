@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
 import signal
 import sys
 import tempfile
@@ -73,15 +72,10 @@ class Sweep:
     def clean(self) -> Path:
         """Begin with an empty account and an empty state folder; return the folder."""
         # The bucket and the role are made once; `reset` would take them away.
-        world = self.aws.world
         if self._prepared is None:
             self.aws.prepare(bucket=BUCKET, region=REGION)
-            self._prepared = pickle.dumps(world.tables._tables)
-        with world.lock:
-            world.tables._tables.clear()
-            world.tables._tables.update(pickle.loads(self._prepared))
-        self.aws.faults.clear()
-        self.aws.calls.clear()
+            self._prepared = self.aws.remember()
+        self.aws.recall(self._prepared)
         self.aws.clock.speed = SPEED
         self._count += 1
         self.state = self.folder / f"state-{self._count}"

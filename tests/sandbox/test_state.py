@@ -40,6 +40,24 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
         aws.client("sts", **keys).get_caller_identity()
 
 
+def test_what_was_remembered_is_all_that_is_there_again() -> None:
+    with sandbox(speed=1000) as aws:
+        aws.prepare(bucket="images")
+        memory = aws.remember()
+        aws.client("s3").put_object(Bucket="images", Key="k", Body=b"later")
+        aws.client("s3").create_bucket(Bucket="later")
+        aws.client("ec2").create_volume(AvailabilityZone="us-east-1a", Size=1, VolumeType="gp3")
+        aws.faults.add({"op": "s3:*", "do": "error", "code": "SlowDown", "http": 503})
+        aws.clock.advance(60)
+        aws.recall(memory)
+        assert [bucket["Name"] for bucket in aws.client("s3").list_buckets()["Buckets"]] == ["images"]
+        assert "Contents" not in aws.client("s3").list_objects_v2(Bucket="images")
+        assert aws.client("ec2").describe_volumes()["Volumes"] == []
+        assert aws.calls.count("s3:PutObject") == 0
+        aws.recall(memory)  # it serves any number of times
+        assert aws.client("iam").get_role(RoleName="vmimport")["Role"]["RoleName"] == "vmimport"
+
+
 def test_without_a_folder_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with sandbox() as aws:

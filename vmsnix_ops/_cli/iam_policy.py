@@ -7,23 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmsnix_ops._cli import jobs
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-KINDS = (
-    "publisher",
-    "auditor",
-    "preflight",
-    "bootstrap",
-    "vmimport-role",
-    "vmimport-trust",
-    "bucket",
-    "github-oidc-trust",
-)
+OTHERS = ("vmimport-role", "vmimport-trust", "bucket", "github-oidc-trust")
+"""Policies of what is no caller: a service's role, a bucket, and who may take a role."""
 
 
 @click.command("iam-policy")
-@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("kind", type=click.Choice([*jobs.KINDS, *OTHERS]))
 @click.option(
     "--bucket", default="", help="Bucket of the uploads; by default the settings', else every bucket."
 )
@@ -62,12 +56,9 @@ def iam_policy(
 ) -> None:
     """Print the smallest policy of a job, or a trust policy, as JSON.
 
-    The actions are those that the code itself declares. Promotion and retirement get theirs together with
-    their jobs.
+    The actions are those that the code itself declares.
     """
-    from vmsnix_ops.audit import policies as audit
-    from vmsnix_ops.aws import bootstrap, policies
-    from vmsnix_ops.aws.permissions import needs_of
+    from vmsnix_ops.aws import policies
     from vmsnix_ops.settings import load
 
     settings = load()
@@ -79,11 +70,12 @@ def iam_policy(
         role_name=role_name or settings.role_name,
         partition=partition,
     )
+    if kind in jobs.KINDS:
+        options = {"via": via, "public": public, "verify": verify} if kind == "publisher" else {}
+        actions = jobs.job_of(kind).actions(**options)
+        click.echo(json.dumps(policies.document(actions, place), indent=2))
+        return
     documents: dict[str, Callable[[], dict[str, Any]]] = {
-        "publisher": lambda: policies.publisher(place, via=via, public=public, verify=verify),
-        "auditor": lambda: audit.auditor(place),
-        "preflight": lambda: policies.preflight(place),
-        "bootstrap": lambda: policies.document(needs_of(bootstrap.look, bootstrap.make), place),
         "vmimport-role": lambda: policies.import_role(place),
         "vmimport-trust": policies.import_trust,
         "bucket": lambda: policies.tls_only(place),

@@ -5,9 +5,8 @@ Run ``python -m vmsnix_ops._cli.permissions_page`` after a change.
 
 from __future__ import annotations
 
-from vmsnix_ops.audit.policies import auditor_actions
-from vmsnix_ops.aws import bootstrap, policies
-from vmsnix_ops.aws.permissions import PERMISSIONS, needs_of
+from vmsnix_ops._cli.jobs import JOBS, KINDS
+from vmsnix_ops.aws.permissions import PERMISSIONS
 
 TARGETS = {
     "everything": "`*`, held to regions by `aws:RequestedRegion`",
@@ -37,9 +36,7 @@ functions. `vmsnix iam-policy` prints them, for any partition:
 ```sh
 vmsnix iam-policy publisher --bucket acme-vmsnix-images --account 012345678901 --region eu-central-1
 vmsnix iam-policy publisher --via direct --public --verify
-vmsnix iam-policy auditor
-vmsnix iam-policy preflight
-vmsnix iam-policy bootstrap
+KINDS
 vmsnix iam-policy vmimport-role --bucket acme-vmsnix-images
 vmsnix iam-policy vmimport-trust
 vmsnix iam-policy bucket --bucket acme-vmsnix-images
@@ -51,25 +48,17 @@ the job then ends with an error that names the action, or, where only a check ne
 
 A publisher needs `iam:PassRole` only for `vmimport` and only for the service `vmie.amazonaws.com`. History on
 S3 (`history = "s3://..."`) needs `s3:ListBucket` on that bucket and `s3:GetObject`, `s3:PutObject`,
-`s3:DeleteObject` below its prefix. Policies for promotion and retirement come with these jobs.
+`s3:DeleteObject` below its prefix.
 
 """
 
 
 def page() -> str:
     """Return the page."""
-    jobs = {
-        "import": policies.publisher_actions(),
-        "direct": policies.publisher_actions(via="direct"),
-        "public": policies.publisher_actions(public=True),
-        "verify": policies.publisher_actions(verify=True),
-        "audit": auditor_actions(),
-        "preflight": policies.thorough_actions(),
-        "bootstrap": needs_of(bootstrap.look, bootstrap.make),
-    }
+    jobs = {name: job.actions() for name, job in JOBS.items()}
     lines = ["| action | on | for | jobs |", "|---|---|---|---|"]
     for action, permission in PERMISSIONS.items():
-        used = [job for job, actions in jobs.items() if action in actions]
+        used = [name for name, actions in jobs.items() if action in actions]
         if "import" in used:  # what every publish via import needs, its variants need, too
             used = [job for job in used if job not in ("public", "verify")]
         cells = (f"`{action}`", TARGETS[permission.target], permission.why, ", ".join(used) or "none yet")
@@ -78,7 +67,8 @@ def page() -> str:
         "\n`sts:GetCallerIdentity` needs no permission. *import* and *direct* are the two ways of a publish; "
     )
     note += "*public* and *verify* are what these parameters of it add.\n"
-    return HEAD + "\n".join(lines) + "\n" + note
+    others = "\n".join(f"vmsnix iam-policy {kind}" for kind in KINDS if kind != "publisher")
+    return HEAD.replace("KINDS", others) + "\n".join(lines) + "\n" + note
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.aws import policies, preflight_bucket, preflight_role
 from vmsnix_ops.aws.documents import listed, same, statements
-from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.permissions import needs, needs_of
 from vmsnix_ops.aws.session import Client, calling, client, code_of
 
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ def make(session: boto3.Session, place: policies.Place, part: Part) -> None:
     making = next(making for name, _, making in _PARTS if name == part.name)
     with calling(f"{part.verdict} the {part.name}"):
         making(clients, place)
+
+
+def bootstrapper_actions() -> tuple[str, ...]:
+    """Return what a bootstrap needs: to look at every part, and to make it."""
+    return needs_of(look, make)
 
 
 def _clients(session: boto3.Session, place: policies.Place) -> Clients:

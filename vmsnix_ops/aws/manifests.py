@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.permissions import denied_action
 from vmsnix_ops.aws.session import Client, calling
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ def _usable(
     try:
         there = listed(ebs, str(snapshot["SnapshotId"])).tokens
     except errors.AwsError as error:
-        return {}, f"cannot be listed ({error.code or error.why})"
+        lacking = denied_action(error.why, error.operation)
+        return {}, f"cannot be listed ({f'{lacking} is not allowed' if lacking else error.code or error.why})"
     if set(there) != set(blocks):
         return {}, f"holds other blocks ({len(there)}) than its manifest names ({len(blocks)})"
     return blocks, ""

@@ -2,7 +2,7 @@
 
 `document` turns a job's actions into a policy; the functions below it are the jobs of this room. What other
 rooms do (audits, for example) sums up its own functions the same way: ``document(needs_of(scan), place)``.
-Promotion and retirement have no policy yet, because these jobs do not exist yet.
+`vmsnix_ops._cli.jobs` lists them all.
 
 Sources: the Service Authorization Reference (see `vmsnix_ops.aws.permissions`); "Required permissions for VM
 Import/Export"; "Configuring OpenID Connect in Amazon Web Services" in GitHub's documentation.
@@ -260,11 +260,6 @@ def publisher(
 ) -> dict[str, Any]:
     """Return the policy of who publishes; the parameters are those of `publisher_actions`."""
     return document(publisher_actions(via=via, public=public, verify=verify), place)
-
-
-def preflight(place: Place) -> dict[str, Any]:
-    """Return the policy of who runs the preflight runbook and nothing else."""
-    return document(thorough_actions(), place)
 
 
 def import_role(place: Place) -> dict[str, Any]:

@@ -118,6 +118,14 @@ class Sandbox(Access):
         """Forget everything but the first access key: resources, calls and faults."""
         self.world.reset()
 
+    def remember(self) -> bytes:
+        """Return everything that there is now, for `recall`: what several tests begin with."""
+        return self.world.remember()
+
+    def recall(self, memory: bytes) -> None:
+        """Return to what was remembered, without calls and faults; objects made since are forgotten."""
+        self.world.recall(memory)
+
     def __enter__(self) -> Sandbox:
         return self.start()
 

@@ -117,6 +117,11 @@ class Tables:
         """Forget everything."""
         self._tables.clear()
 
+    def replace(self, tables: Tables) -> None:
+        """Forget everything and take over other tables."""
+        self._tables.clear()
+        self._tables.update(tables._tables)
+
     def kinds(self) -> list[str]:
         """Return the kinds of resources that there are tables of, sorted."""
         return sorted({kind for _, _, kind in list(self._tables)})

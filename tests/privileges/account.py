@@ -1,0 +1,79 @@
+"""An account that holds everybody to policies, and users with just the actions that a test gives them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import publish
+from vmsnix_ops.aws import policies
+from vmsnix_ops.progress import silent
+from vmsnix_ops.sandbox import Access, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import boto3
+
+REGION, BUCKET = "us-east-1", "vmsnix-images"
+
+
+@dataclass
+class Account:
+    """A sandbox that enforces IAM, with bucket and role, and an image.
+
+    Attributes
+    ----------
+    aws
+        The sandbox; its own clients may do everything.
+    image
+        A small image to publish.
+    """
+
+    aws: Sandbox
+    image: Path
+    number: int = 0
+
+    def place(self, regions: tuple[str, ...] = (REGION,)) -> policies.Place:
+        """Return where the policies hold."""
+        return policies.Place(account=self.aws.account, regions=regions, bucket=BUCKET)
+
+    def session(self, actions: Iterable[str], *, regions: tuple[str, ...] = (REGION,)) -> boto3.Session:
+        """Return a session of a new user whose policy has just these actions, in these regions."""
+        iam = self.aws.client("iam")
+        self.number += 1
+        name = f"user-{self.number}"
+        iam.create_user(UserName=name)
+        document = json.dumps(policies.document(actions, self.place(regions)))
+        iam.put_user_policy(UserName=name, PolicyName="only", PolicyDocument=document)
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        access = Access(self.aws.url, key["AccessKeyId"], key["SecretAccessKey"], self.aws.account)
+        return access.session(REGION)
+
+    def plan(self, actions: Iterable[str], **changes: Any) -> publish.Plan:
+        """Return a plan of that user to publish the image; keywords change what is asked for."""
+        asked = {
+            "image": str(self.image),
+            "region": REGION,
+            "bucket": BUCKET,
+            "progress": silent(),
+            "confirm_public": self.aws.account if changes.get("public") else "",
+            **changes,
+        }
+        return publish.plan(session=self.session(actions), **asked)
+
+    def snapshot(self) -> str:
+        """Make a snapshot that is none of ours, as somebody else, and return its id."""
+        ec2 = self.aws.client("ec2")
+        volume = ec2.create_volume(AvailabilityZone=f"{REGION}a", Size=1, VolumeType="gp3")["VolumeId"]
+        self.aws.clock.advance(3600)
+        made: str = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+        self.aws.clock.advance(3600)
+        return made
+
+
+def without(actions: Iterable[str], action: str) -> tuple[str, ...]:
+    """Return the actions without one of them."""
+    return tuple(other for other in actions if other != action)

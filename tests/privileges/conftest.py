@@ -1,0 +1,38 @@
+"""One sandbox for all tests of a file; each begins with the same account."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.privileges.account import BUCKET, REGION, Account
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.sandbox import Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SPEED = 5000
+
+
+@pytest.fixture(scope="module")
+def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
+    """A sandbox that enforces IAM, with bucket and role, and the memory of that."""
+    with sandbox(speed=SPEED, enforce_iam=True) as aws:
+        aws.prepare(bucket=BUCKET, region=REGION)
+        yield aws, aws.remember()
+
+
+@pytest.fixture
+def account(enforcing: tuple[Sandbox, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Account:
+    """An account in which nobody may do anything yet; this process's environment points to it."""
+    aws, memory = enforcing
+    aws.recall(memory)
+    aws.clock.speed = SPEED
+    for name, value in aws.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return Account(aws, make_sample_image(tmp_path / "image"))

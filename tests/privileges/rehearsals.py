@@ -1,0 +1,258 @@
+"""How each job of `vmsnix_ops._cli.jobs` is rehearsed with more or fewer rights than it needs.
+
+A rehearsal does the whole job, so that every action of its policy is needed; it raises what the job raises.
+An action that is needed only when something happens has a rehearsal of its own in `only_when`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.privileges.account import BUCKET, REGION, Account
+from vmsnix_ops import errors, publish
+from vmsnix_ops._cli.jobs import JOBS
+from vmsnix_ops.audit import inventory
+from vmsnix_ops.aws import bootstrap, imports, policies
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.publish import preflight
+
+Actions = tuple[str, ...]
+Run = Callable[[Account, Actions], Any]
+Tell = Callable[[Account, Actions], str]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """How a job is rehearsed.
+
+    Attributes
+    ----------
+    run
+        Does the job as a user with these actions.
+    only_when
+        For actions that `run` does not need: what needs them.
+    told
+        For actions whose lack is told and stops nothing: does the job and returns what it told.
+    more_than
+        A job whose actions are this job's too, and are taken away there.
+    """
+
+    run: Run
+    only_when: Mapping[str, Run] = field(default_factory=dict)
+    told: Mapping[str, Tell] = field(default_factory=dict)
+    more_than: str = ""
+
+
+# Publish
+
+
+def publish_by(**changes: Any) -> Run:
+    """Publish this way; every check passes."""
+
+    def run(account: Account, actions: Actions) -> None:
+        plan = account.plan(actions, **changes)
+        assert publish.run(plan).ami_id
+        assert {check.outcome for check in plan.checks} == {"pass"}
+
+    return run
+
+
+def warnings_of(**changes: Any) -> Tell:
+    """Publish this way, and return what the checks warned of: only they need the action."""
+
+    def told(account: Account, actions: Actions) -> str:
+        plan = account.plan(actions, **changes)
+        assert publish.run(plan).ami_id
+        return " ".join(check.cure for check in plan.checks if check.outcome == "warn")
+
+    return told
+
+
+def two_uploads_are_left(account: Account, actions: Actions) -> None:
+    """Publish after two uploads of the image's key: one is continued, the other ended."""
+    plan = account.plan(policies.publisher_actions())
+    key = f"vmsnix/{plan.build().digest}.vhd"
+    for _ in range(2):
+        account.aws.client("s3").create_multipart_upload(
+            Bucket=BUCKET, Key=key, ChecksumAlgorithm="SHA256", ChecksumType="COMPOSITE"
+        )
+    publish.run(account.plan(actions))
+
+
+class Stop:
+    """A step that the operator interrupts at the first sign of progress."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise KeyboardInterrupt
+
+
+def it_is_interrupted(account: Account, actions: Actions) -> None:
+    """Publish until the import runs, and interrupt it there."""
+    account.aws.clock.speed = 1.0
+    plan = account.plan(actions)
+    source = plan.upload(plan.build())
+    where = imports.Source(BUCKET, source.url.partition(f"{BUCKET}/")[2], "vhd", "vmimport")
+    digest = source.built.digest
+    with pytest.raises(KeyboardInterrupt):
+        imports.import_snapshot(
+            plan.client("ec2"),
+            where,
+            digest=digest,
+            tags={tagging.DIGEST: digest},
+            step=Stop(),  # type: ignore[arg-type]
+        )
+    assert imports.cancel(plan.client("ec2"), digest)
+
+
+def the_name_is_lost(**changes: Any) -> Run:
+    """Make a snapshot, and find that somebody took the name with other bytes in the meantime."""
+
+    def run(account: Account, actions: Actions) -> None:
+        plan = account.plan(actions, **changes)
+        snapshot = plan.import_snapshot(plan.upload(plan.build()))
+        ec2 = account.aws.client("ec2")
+        ec2.register_image(
+            Name=snapshot.built.ami_name,
+            RootDeviceName="/dev/sda1",
+            BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": account.snapshot()}}],
+            VirtualizationType="hvm",
+        )
+        with pytest.raises(errors.NameTakenError):
+            plan.register(snapshot)
+        there = [one["SnapshotId"] for one in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]]
+        assert snapshot.snapshot_id not in there
+
+    return run
+
+
+def why_all_blocks_are_sent(account: Account, actions: Actions) -> str:
+    """Publish directly after an earlier version of the image, and return why nothing of it could be used."""
+    publish.run(account.plan(JOBS["direct"].actions(), via="direct"))
+    newer = make_sample_image(account.image.parent / "newer", seed="newer")
+    plan = account.plan(actions, via="direct", image=str(newer))
+    sent = plan.upload(plan.build())
+    assert publish.run(plan).ami_id
+    return sent.direct.why_full if sent.direct else ""
+
+
+def snapshots_are_encrypted(account: Account, actions: Actions) -> None:
+    """Publish directly where snapshots are encrypted by default."""
+    account.aws.client("ec2").enable_ebs_encryption_by_default()
+    publish.run(account.plan(actions, via="direct"))
+
+
+# Look
+
+
+def audit(account: Account, actions: Actions) -> None:
+    inventory.scan(regions=[REGION], session=account.session(actions))
+
+
+def audit_every_region(account: Account, actions: Actions) -> None:
+    inventory.scan(regions=["all"], session=account.session(actions, regions=()))
+
+
+def checklist(account: Account, actions: Actions) -> str:
+    """Return what every check that did not pass says."""
+    session = account.session(actions)
+    found = preflight.check(region=REGION, bucket=BUCKET, session=session).checks
+    return " ".join(f"{check.evidence} {check.cure}" for check in found if check.outcome != "pass")
+
+
+def preflight_of_a_publisher(account: Account, actions: Actions) -> str:
+    """Return what the checks say to a publisher who lacks what is missing in `actions`."""
+    missing = set(policies.thorough_actions()) - set(actions)
+    return checklist(account, tuple({*actions, *policies.publisher_actions()} - missing))
+
+
+def preflight_alone(account: Account, actions: Actions) -> None:
+    said = checklist(account, actions)
+    assert "not checked" not in said, said
+
+
+# Bootstrap
+
+
+def bootstrap_twice(account: Account, actions: Actions) -> None:
+    """Bootstrap an empty account, spoil everything that can be put right, and bootstrap again."""
+    iam, s3, place = account.aws.client("iam"), account.aws.client("s3"), account.place()
+    iam.delete_role_policy(RoleName="vmimport", PolicyName="vmimport")
+    iam.delete_role(RoleName="vmimport")
+    s3.delete_bucket(Bucket=BUCKET)
+    session = account.session(actions)
+    _make_all(session, place)
+    trust = policies.import_trust()
+    del trust["Statement"][0]["Condition"]
+    iam.update_assume_role_policy(RoleName="vmimport", PolicyDocument=json.dumps(trust))
+    arn = f"arn:aws:iam::{account.aws.account}:policy/{place.policy_name}"
+    old = json.dumps(policies.document(["ec2:DescribeImages"], place))
+    for _ in range(bootstrap.MOST_VERSIONS - 1):
+        iam.create_policy_version(PolicyArn=arn, PolicyDocument=old, SetAsDefault=True)
+    _make_all(session, place)
+    assert {part.verdict for part in bootstrap.look(session, place)} == {"keep"}
+
+
+def _make_all(session: Any, place: policies.Place) -> None:
+    for part in bootstrap.look(session, place):
+        bootstrap.make(session, place, part)
+
+
+IN_CHECKS = ("ec2:DescribeRegions", "iam:GetRole", "iam:SimulatePrincipalPolicy")
+PUBLIC_IN_CHECKS = ("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionByDefault")
+
+REHEARSALS: dict[str, Rehearsal] = {
+    "import": Rehearsal(
+        publish_by(),
+        only_when={
+            "s3:AbortMultipartUpload": two_uploads_are_left,
+            "ec2:CancelImportTask": it_is_interrupted,
+            "ec2:DeleteSnapshot": the_name_is_lost(),
+        },
+        told=dict.fromkeys(IN_CHECKS, warnings_of()),
+    ),
+    "direct": Rehearsal(
+        publish_by(via="direct"),
+        only_when={
+            "ec2:DeleteSnapshot": the_name_is_lost(via="direct"),
+            "ec2:GetEbsDefaultKmsKeyId": snapshots_are_encrypted,
+        },
+        told={
+            "ec2:DescribeRegions": warnings_of(via="direct"),
+            "ebs:ListSnapshotBlocks": why_all_blocks_are_sent,
+        },
+    ),
+    "public": Rehearsal(
+        publish_by(public=True),
+        told=dict.fromkeys(PUBLIC_IN_CHECKS, warnings_of(public=True)),
+        more_than="import",
+    ),
+    "verify": Rehearsal(publish_by(verify="whole"), more_than="import"),
+    "audit": Rehearsal(audit, only_when={"ec2:DescribeRegions": audit_every_region}),
+    "preflight": Rehearsal(
+        preflight_alone, told=dict.fromkeys(policies.thorough_actions(), preflight_of_a_publisher)
+    ),
+    "bootstrap": Rehearsal(bootstrap_twice),
+}
+
+
+def rehearsal(job: str) -> Rehearsal:
+    """Return a job's rehearsal; fail for a job that has none."""
+    if job not in REHEARSALS:
+        pytest.fail(f"the job {job!r} has no rehearsal: add one to tests/privileges/rehearsals.py")
+    return REHEARSALS[job]
+
+
+def removals() -> list[tuple[str, str]]:
+    """Return every job with every action that is to be taken away from it."""
+    found = []
+    for name, job in JOBS.items():
+        more_than = REHEARSALS[name].more_than if name in REHEARSALS else ""
+        known = JOBS[more_than].actions() if more_than else ()
+        found += [(name, action) for action in job.actions() if action not in known]
+    return found
