@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -18,7 +19,12 @@ def require(tool: str) -> str:
     """
     path = shutil.which(PROGRAMS.get(tool, tool))
     if path is None:
-        if tool in os.environ.get("VMSNIX_REQUIRE", "").split(","):
-            pytest.fail(f"{tool} is required here (VMSNIX_REQUIRE) but is not on PATH")
-        pytest.skip(f"{tool} is not on this machine")
+        unavailable(tool, f"{tool} is not on PATH")
     return path
+
+
+def unavailable(tool: str, why: str) -> NoReturn:
+    """Skip the test, or fail it where ``VMSNIX_REQUIRE`` says that this machine has the tool."""
+    if tool in os.environ.get("VMSNIX_REQUIRE", "").split(","):
+        pytest.fail(f"{tool} is required here (VMSNIX_REQUIRE), but {why}")
+    pytest.skip(why)

@@ -9,7 +9,8 @@
     │   └── UnknownRunbookError
     ├── ImageError
     │   ├── ImageNotFoundError
-    │   └── ImageFormatError       carries the offset and the field
+    │   ├── ImageFormatError       carries the offset and the field
+    │   └── BootFailedError        carries the console's last lines
     ├── ToolMissingError           nix, qemu-img, ... is not on this machine
     ├── NixError
     │   ├── UnknownImageError
@@ -48,7 +49,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 class VmsnixError(Exception):
@@ -115,6 +116,28 @@ class ImageFormatError(ImageError):
     ) -> None:
         self.offset, self.field = offset, field
         super().__init__(what, why=why, cure=cure)
+
+
+class BootFailedError(ImageError):
+    """The image was booted in QEMU, and did not come up.
+
+    Parameters
+    ----------
+    what, why, cure
+        As for `VmsnixError`.
+    console
+        The last lines of its serial console; ``str(error)`` ends with them.
+    """
+
+    def __init__(self, what: str, *, why: str = "", cure: str = "", console: Sequence[str] = ()) -> None:
+        self.console = tuple(console)
+        super().__init__(what, why=why, cure=cure)
+
+    def __str__(self) -> str:
+        if not self.console:
+            return super().__str__()
+        head = f"{super().__str__()}\nThe last {len(self.console)} lines of its console:"
+        return "\n  ".join([head, *self.console])
 
 
 class ToolMissingError(VmsnixError):

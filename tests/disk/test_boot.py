@@ -1,0 +1,230 @@
+"""Booting an image in QEMU: what comes up, what does not, and that neither leaves a trace in the image."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.disk.images import qemu_make
+from tests.disk.small_linux import UP, make_small_linux
+from tests.support import require
+from vmsnix_ops.disk import boot_machine
+from vmsnix_ops.disk.boot import boot
+from vmsnix_ops.disk.sample import MESSAGE, make_sample_image
+from vmsnix_ops.errors import BootFailedError, ImageError, ParameterError, ToolMissingError
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAbc operator@example"
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Large temporary files go here; the tests look that nothing stays."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.chdir(tmp_path)
+    for tool in ("qemu-system", "qemu-img"):
+        require(tool)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def linux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_small_linux(tmp_path_factory.mktemp("linux"))
+
+
+def sample(folder: Path, kind: str = "vhd") -> Path:
+    made = make_sample_image(folder, format=kind)  # type: ignore[arg-type]
+    return next(path for path in made.iterdir() if path.is_file())
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["vhd", "vhd-fixed", "raw", "qcow2", "vmdk"])
+def test_an_image_of_every_format_boots_and_is_not_written(
+    tmp_path: Path, temporary: Path, kind: str
+) -> None:
+    if kind in ("qcow2", "vmdk"):
+        image = qemu_make(tmp_path / "disk", sample(tmp_path / "raw", "raw"), kind)
+    else:
+        image = sample(tmp_path / "an image, 'quoted'", kind)
+    before = digest(image)
+    booted = boot(image, expect=re.escape(MESSAGE), deadline=60)
+    assert MESSAGE in booted.line
+    assert MESSAGE in booted.console.read_text()
+    assert digest(image) == before
+    assert list(temporary.iterdir()) == []
+
+
+def test_linux_fetches_its_instance_id_key_and_user_data(linux: Path) -> None:
+    before = digest(linux)
+    data = "echo the answer is $((6 * 7)) >/dev/console\n"
+    booted = boot(linux, expect=UP, user_data=data, public_key=KEY, deadline=120)
+    said = booted.console.read_text(errors="replace")
+    assert "instance i-00000000000000000" in said
+    assert f"key {KEY}" in said
+    assert "the answer is 42" in said
+    assert "an answer without a token" not in said
+    assert ("PUT", "/latest/api/token", 200) in booted.requests
+    assert ("GET", "/latest/meta-data/instance-id", 401) in booted.requests
+    assert ("GET", "/latest/user-data", 200) in booted.requests
+    assert digest(linux) == before
+
+
+def test_linux_boots_by_uefi_too(linux: Path) -> None:
+    booted = boot(linux, expect=UP, boot_mode="uefi", deadline=120)
+    assert ("GET", "/latest/user-data", 404) in booted.requests
+
+
+def test_a_panic_is_recognised_at_once(linux: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(BootFailedError, match=r"Its kernel panicked: .*Kernel panic - not syncing") as caught:
+        boot(linux, expect=UP, user_data="echo c >/proc/sysrq-trigger\n", deadline=600)
+    assert time.monotonic() - started < 300  # not the deadline
+    assert any("end Kernel panic" in line for line in caught.value.console)  # what follows is heard, too
+
+
+def test_a_machine_that_turns_itself_off_is_not_waited_for(linux: Path) -> None:
+    with pytest.raises(BootFailedError, match="turned itself off"):
+        boot(linux, expect=UP, user_data="poweroff -f\n", deadline=600)
+
+
+def test_an_image_that_never_boots_ends_at_the_deadline(tmp_path: Path, temporary: Path) -> None:
+    with pytest.raises(BootFailedError, match="did not come within 2 s") as caught:
+        boot(sample(tmp_path / "sample"), expect="a line that never comes", deadline=2)
+    assert MESSAGE in caught.value.console[-1]
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("flood", ["yes", "yes | tr -d '\\n'"])
+def test_a_flood_of_the_console_is_bounded(linux: Path, flood: str) -> None:
+    with pytest.raises(BootFailedError, match="did not come within 9 s") as caught:
+        boot(linux, expect=UP, user_data=f"{flood}\n", deadline=9, console=Path("flood.log"))
+    assert len(caught.value.console) == 40
+    assert caught.value.console[-2].strip("y") == ""
+    assert len(str(caught.value)) < 100_000
+    assert Path("flood.log").stat().st_size < 9 * 2**20
+
+
+def test_a_disk_without_a_boot_sector_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.img"
+    empty.write_bytes(bytes(2**20))
+    with pytest.raises(BootFailedError, match=r"no boot sector.*boot mode"):
+        boot(empty)
+
+
+def test_firmware_that_finds_nothing_says_so(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.img"
+    empty.write_bytes(bytes(2**20))
+    with pytest.raises(BootFailedError, match="Its firmware found nothing to boot"):
+        boot(empty, boot_mode="uefi", deadline=120)
+
+
+def test_a_machine_without_qemu_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = sample(tmp_path / "sample")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolMissingError, match=r"qemu-system-x86_64 is not on this machine.*apt install"):
+        boot(image)
+
+
+def test_an_image_of_another_architecture_names_its_qemu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = sample(tmp_path / "sample")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        ToolMissingError, match=r"for aarch64-linux, and qemu-system-aarch64 .* qemu-system-arm"
+    ):
+        boot(image, system="aarch64-linux")
+    with pytest.raises(ImageError, match=r"riscv64-linux cannot be booted.*x86_64-linux and aarch64-linux"):
+        boot(image, system="riscv64-linux")
+
+
+def test_kvm_is_not_emulated_when_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot_machine, "_why_no_kvm", lambda _: "this machine has no /dev/kvm")
+    with pytest.raises(ToolMissingError, match=r"KVM was asked for.*no /dev/kvm.*auto"):
+        boot(sample(tmp_path / "sample"), accelerator="kvm")
+
+
+def test_a_kvm_that_fails_is_replaced_by_emulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on nested machines: /dev/kvm is there, and QEMU dies when it uses it."""
+    real = shutil.which("qemu-system-x86_64")
+    program = tmp_path / "bin/qemu-system-x86_64"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *"-accel kvm"*) echo no vmx >&2; exit 1;; esac\nexec {real} "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(boot_machine, "_why_no_kvm", lambda _: "")
+    image, told = sample(tmp_path / "sample"), list[str]()
+    booted = boot(image, expect=re.escape(MESSAGE), on_message=told.append)
+    assert booted.accelerator == "tcg"
+    assert "no vmx" in booted.why
+    assert told[0] == "QEMU with kvm"
+    assert "no vmx" in told[1]
+    with pytest.raises(BootFailedError, match="no vmx"):
+        boot(image, expect=re.escape(MESSAGE), accelerator="kvm")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"expect": "login: ["}, "cannot be right"),
+        ({"expect": ".*"}, "matches an empty line"),
+        ({"accelerator": "hvf"}, "no accelerator 'hvf'"),
+    ],
+)
+def test_what_cannot_be_waited_for_is_refused(tmp_path: Path, options: dict[str, str], words: str) -> None:
+    with pytest.raises(ParameterError, match=re.escape(words)):
+        boot(sample(tmp_path / "sample"), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_machine_outlives_its_test(tmp_path: Path, temporary: Path, number: signal.Signals) -> None:
+    image = sample(tmp_path / "sample")
+    seconds = 600 if number == signal.SIGINT else 2
+    script = (
+        f"from vmsnix_ops.disk.boot import boot; boot({str(image)!r}, expect='never', deadline={seconds})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: bool(machines(temporary)))
+        process.send_signal(number)
+        process.wait(30)
+        wait_until(lambda: not machines(temporary))
+    finally:
+        process.kill()
+    if number == signal.SIGINT:
+        assert list(temporary.iterdir()) == []
+
+
+def machines(folder: Path) -> list[int]:
+    """Return the processes whose command line names the folder, other than `qemu-img`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = entry.joinpath("cmdline").read_bytes()
+        except OSError:
+            continue  # no process, or one that has ended meanwhile
+        if str(folder).encode() in words and b"qemu-system" in words:
+            found.append(int(entry.name))
+    return found
+
+
+def wait_until(condition: object, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.05)

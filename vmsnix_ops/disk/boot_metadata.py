@@ -1,0 +1,174 @@
+"""The instance metadata service of a machine that is booted for a test: EC2's answers on 169.254.169.254.
+
+QEMU runs this file as a program of its own for each connection of the guest, with the connection as standard
+input and output. Nothing listens: no port is open on this machine, and nobody else can ask. It imports
+nothing but light parts of the standard library, so that an answer takes some hundredths of a second.
+
+As on an AMI with ``ImdsSupport=v2.0``, a request without a session token is refused.
+
+Source: Amazon EC2 user guide, "Access instance metadata for an EC2 instance" and "Instance metadata
+categories".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import sys
+import time
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ADDRESS = "169.254.169.254"
+VERSIONS = ("1.0", "2021-07-15", "latest")
+LONGEST_LINE = 8192
+LONGEST_SESSION = 21_600  # seconds, as EC2 has it
+NOT_FOUND = b"404 - Not Found"
+
+_VERSION = re.compile(r"latest|1\.0|\d{4}-\d\d-\d\d")
+
+
+class Request(NamedTuple):
+    """One request; names of headers in small letters."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+
+
+class Answer(NamedTuple):
+    """One answer."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+
+REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+}
+
+
+def answer(request: Request, pages: Mapping[str, str], secret: bytes, now: float) -> Answer:
+    """Return what EC2 would answer.
+
+    Parameters
+    ----------
+    request
+        What the guest asked.
+    pages
+        Text by path below the version, such as ``"meta-data/instance-id"``. Folders follow from the paths.
+    secret
+        Signs session tokens, so that none has to be remembered between connections.
+    now
+        Seconds since the epoch.
+    """
+    path = request.path.partition("?")[0].strip("/")
+    if request.method == "PUT":
+        return _token(path, request.headers, secret, now)
+    if request.method not in ("GET", "HEAD"):
+        return Answer(405, b"")
+    if not _valid(request.headers.get("x-aws-ec2-metadata-token", ""), secret, now):
+        return Answer(401, b"401 - Unauthorized")
+    if not path:
+        return Answer(200, "\n".join(VERSIONS).encode())
+    version, _, rest = path.partition("/")
+    if not _VERSION.fullmatch(version):
+        return Answer(404, NOT_FOUND)
+    if rest in pages:
+        return Answer(200, pages[rest].encode())
+    names = _listing(rest, pages)
+    return Answer(200, "\n".join(names).encode()) if names else Answer(404, NOT_FOUND)
+
+
+def _token(path: str, headers: Mapping[str, str], secret: bytes, now: float) -> Answer:
+    if path != "latest/api/token":
+        return Answer(405, b"")
+    if "x-forwarded-for" in headers:  # a proxy passes it on, perhaps for a stranger
+        return Answer(403, b"")
+    wanted = headers.get("x-aws-ec2-metadata-token-ttl-seconds", "")
+    if not wanted.isdecimal() or not 1 <= int(wanted) <= LONGEST_SESSION:
+        return Answer(400, b"")
+    token = _signed(int(now) + int(wanted), secret)
+    return Answer(200, token.encode(), {"x-aws-ec2-metadata-token-ttl-seconds": wanted})
+
+
+def _signed(until: int, secret: bytes) -> str:
+    return f"{until}-{hmac.new(secret, str(until).encode(), hashlib.sha256).hexdigest()}"
+
+
+def _valid(token: str, secret: bytes, now: float) -> bool:
+    until = token.partition("-")[0]
+    if not until.isdecimal() or not token.isascii():
+        return False
+    return hmac.compare_digest(token, _signed(int(until), secret)) and now < int(until)
+
+
+def _listing(folder: str, pages: Mapping[str, str]) -> list[str]:
+    """Return the names in a folder; those of folders end with a slash, as EC2 writes them."""
+    before = f"{folder}/" if folder else ""
+    names = {path[len(before) :].partition("/")[:2] for path in pages if path.startswith(before)}
+    found = sorted("".join(pair) for pair in names)
+    if folder == "meta-data/public-keys":  # the one listing that tells more than names
+        return [f"{name.rstrip('/')}=vmsnix" for name in found]
+    return found
+
+
+def serve(
+    incoming: IO[bytes], outgoing: IO[bytes], pages: Mapping[str, str], secret: bytes, log: str
+) -> None:
+    """Answer the requests of one connection until the guest closes it; each is a line of the log."""
+    while (request := _read(incoming)) is not None:
+        reply = answer(request, pages, secret, time.time())
+        head = [
+            f"HTTP/1.1 {reply.status} {REASONS[reply.status]}",
+            "Content-Type: text/plain",
+            "Server: EC2ws",
+        ]
+        head += [f"{name}: {value}" for name, value in reply.headers.items()]
+        head += [f"Content-Length: {len(reply.body)}", "", ""]
+        with open(log, "a", encoding="utf-8") as lines:  # noqa: PTH123 - pathlib costs a tenth of the start
+            lines.write(json.dumps([request.method, request.path, reply.status]) + "\n")
+        outgoing.write("\r\n".join(head).encode() + (b"" if request.method == "HEAD" else reply.body))
+        outgoing.flush()
+        if request.headers.get("connection", "").lower() == "close":
+            return
+
+
+def _read(incoming: IO[bytes]) -> Request | None:
+    """Return the next request, or ``None`` at the end or when what comes is not HTTP."""
+    words = incoming.readline(LONGEST_LINE).decode("latin-1").split()
+    if len(words) < 2:
+        return None
+    headers: dict[str, str] = {}
+    while line := incoming.readline(LONGEST_LINE).decode("latin-1").strip():
+        name, _, value = line.partition(":")
+        headers[name.strip().lower()] = value.strip()
+        if len(headers) > 100:
+            return None
+    length = headers.get("content-length", "0")
+    if length.isdecimal():
+        incoming.read(min(int(length), LONGEST_LINE))
+    return Request(words[0], words[1], headers)
+
+
+def main() -> None:
+    """Serve standard input and output with the pages of the file that is named on the command line."""
+    with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123
+        told = json.load(file)
+    with os.fdopen(0, "rb") as incoming, os.fdopen(1, "wb") as outgoing:
+        serve(incoming, outgoing, told["pages"], bytes.fromhex(told["secret"]), told["log"])
+
+
+if __name__ == "__main__":
+    main()
