@@ -48,6 +48,10 @@ build NAME:
 publish-ami NAME *OPTIONS:
     vmsnix run publish-ami --image {{ NAME }} {{ OPTIONS }}
 
+# Boot an image in QEMU, such as `just boot-image ecs-node`
+boot-image NAME *OPTIONS:
+    vmsnix run boot-image --image {{ NAME }} {{ OPTIONS }}
+
 # Look at the account before anything is published
 preflight *OPTIONS:
     vmsnix run preflight {{ OPTIONS }}
@@ -63,6 +67,10 @@ bench-upload *OPTIONS:
 # Kill uploads 50 times at random points instead of 8
 test-kills:
     VMSNIX_WHOLE_TESTS=1 pytest tests/aws/test_block_resume.py
+
+# Unpack the kernel that the boot test's tests boot (Debian, amd64)
+test-linux:
+    .ci/test_linux .cache/test-linux
 
 # Build the documentation; a warning is an error
 docs:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmsnix_ops.disk.sample import make_sample_image
+from tests.support import require
+from vmsnix_ops.disk.sample import MESSAGE, make_sample_image
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.execute import RunOutcome, run
 from vmsnix_ops.sandbox import sandbox
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REGION = "us-east-1"
-TESTED_HERE = {"preflight", "bootstrap", "publish-ami", "audit-inventory", "import-timings"}
+TESTED_HERE = {"preflight", "bootstrap", "boot-image", "publish-ami", "audit-inventory", "import-timings"}
 TESTED_ELSEWHERE = {"build-image"}  # tests/nix/test_build_image_runbook.py
 
 
@@ -83,6 +84,13 @@ def test_bootstrap_shows_first_and_makes_when_it_is_told(stage: Stage) -> None:
     assert "fresh-images" not in {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
     assert stage.run("bootstrap", bucket="fresh-images", dry_run=False).values["left"] == []
     assert stage.run("bootstrap", bucket="fresh-images", dry_run=False).values["todo"] == []
+
+
+def test_boot_image_keeps_what_the_machine_said(stage: Stage) -> None:
+    require("qemu-system")
+    outcome = stage.run("boot-image", image=str(stage.image), expect=MESSAGE)
+    assert MESSAGE in outcome.values["line"]
+    assert MESSAGE in Path(outcome.notebook).with_name("console.log").read_text()
 
 
 def test_preflight_passes_in_an_account_that_is_ready(stage: Stage) -> None:

@@ -124,7 +124,7 @@ def boot(
     vmsnix_ops.errors.ParameterError
         The expression or the accelerator cannot be right.
     """
-    path, wanted = Path(image), _checked(expect, accelerator)
+    path, wanted = Path(image), check(expect, accelerator)
     hardware = find_hardware(system, boot_mode, accelerator)
     guest = _Guest(
         path,
@@ -202,7 +202,14 @@ def _format_of(path: Path, boot_mode: str) -> str:
         return disk.format
 
 
-def _checked(expect: str, accelerator: str) -> re.Pattern[str]:
+def check(expect: str, accelerator: str) -> re.Pattern[str]:
+    """Return the expression, compiled; refuse one that cannot be waited for, and an unknown accelerator.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        The expression or the accelerator cannot be right.
+    """
     if accelerator not in ACCELERATORS:
         raise ParameterError(
             f"There is no accelerator {accelerator!r}.", cure=f"Use one of {', '.join(ACCELERATORS)}."
@@ -299,7 +306,7 @@ def _failure(
     """Say why: what the machine said itself, that it stopped, or that nothing came in time."""
     what, cure = f"{guest.path.name} did not boot.", f"{CURE} It is in {guest.console}."
     if found is not None:
-        why = f"{found.meaning[0].upper()}{found.meaning[1:]}: {found.line.strip()}"
+        why = f"{found.meaning[0].upper()}{found.meaning[1:]}: {found.line.strip()}."
     elif not _ended(machine):
         why = f"The expected line did not come within {seconds:.0f} s."
     elif machine.returncode:

@@ -1,4 +1,4 @@
-"""Publishing an image: a plan that can be printed, and the five steps that carry it out.
+"""Publishing an image: a plan that can be printed, and the steps that carry it out.
 
 >>> from vmsnix_ops import publish
 >>> plan = publish.plan(image="result", region="eu-central-1")  # doctest: +SKIP
@@ -8,8 +8,21 @@
 
 from __future__ import annotations
 
+from vmsnix_ops.publish.boot_test import BootPlan, BootStep, plan_boot
 from vmsnix_ops.publish.pipeline import run
 from vmsnix_ops.publish.plan import Plan, plan
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
-__all__ = ["Built", "Plan", "PublishResult", "RegisteredAmi", "SnapshotStep", "UploadStep", "plan", "run"]
+__all__ = [
+    "BootPlan",
+    "BootStep",
+    "Built",
+    "Plan",
+    "PublishResult",
+    "RegisteredAmi",
+    "SnapshotStep",
+    "UploadStep",
+    "plan",
+    "plan_boot",
+    "run",
+]

@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
 
 def run(plan: Plan) -> PublishResult:
-    """Carry out a plan: the five lines of the notebook, for people who write programs.
+    """Carry out a plan: the lines of the notebook, for people who write programs.
 
     Safe to run twice, as every step is. SIGINT and SIGTERM end it cleanly; the second one at once.
     """
     with stopping():
         built = plan.build()
+        plan.boot(built)
         source = plan.upload(built)
         snapshot = plan.import_snapshot(source)
         ami = plan.register(snapshot)

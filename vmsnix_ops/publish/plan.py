@@ -23,8 +23,10 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_reading import VERIFIES, Verify
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.disk import boot as disk_boot
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
+from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.journal import Journal
 from vmsnix_ops.publish.values import html_table
 from vmsnix_ops.records.run_context import current_run
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.aws.account import Check
+    from vmsnix_ops.publish.boot_test import BootStep
     from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
 Via = Literal["import", "direct"]
@@ -67,7 +70,7 @@ class Plan:
         First part of the AMI's name.
     via
         ``"import"``: S3 and VM Import; ``"direct"``: straight into a snapshot.
-    incremental, verify
+    incremental, verify, boot_test, boot_expect
         As for `plan`.
     root_device, role_name, public, tags
         As for `plan`.
@@ -86,6 +89,8 @@ class Plan:
     via: Via
     incremental: bool
     verify: Verify
+    boot_test: bool
+    boot_expect: str
     root_device: str
     role_name: str
     public: bool
@@ -108,6 +113,10 @@ class Plan:
     def build(self) -> Built:
         """Build the image, or find the one that was built; see `vmsnix_ops.publish.pipeline.build`."""
         return pipeline.build(self)
+
+    def boot(self, built: Built) -> BootStep:
+        """Boot the image in QEMU when the plan wants it; see `vmsnix_ops.publish.boot_test.boot_test`."""
+        return run_boot_test(self, built)
 
     def upload(self, built: Built) -> UploadStep:
         """Put the image where the snapshot is made of it; see `vmsnix_ops.publish.pipeline.upload`."""
@@ -145,6 +154,8 @@ class Plan:
         name = f"{self.prefix}-{image}-VERSION-SYSTEM-DIGEST"
         who = "everybody" if self.public else f"account {self.account}"
         lines = [("build", f"build {self.image}, or use it when it is a file, a directory or a result")]
+        if self.boot_test:
+            lines.append(("boot", "boot it in QEMU, and go on only when it comes up"))
         if self.via == "direct":
             what = "what differs from the image's last snapshot" if self.incremental else "all its data"
             lines += [
@@ -194,6 +205,8 @@ def plan(
     via: str = "import",
     incremental: bool = True,
     verify: str = "none",
+    boot_test: bool = False,
+    boot_expect: str = "",
     root_device: str = "/dev/sda1",
     role_name: str = "",
     public: bool = False,
@@ -224,6 +237,11 @@ def plan(
         With ``via="direct"``: send only what differs from the last snapshot of this image.
     verify
         Read the snapshot back and compare it with the image: ``"none"``, a ``"sample"``, or the ``"whole"``.
+    boot_test
+        Boot the image in QEMU before a byte is uploaded, and go on only when it comes up.
+    boot_expect
+        With `boot_test`: regular expression for the line of the console to wait for; by default the one of a
+        NixOS that is up.
     root_device
         Root device name of the AMI.
     role_name
@@ -255,6 +273,8 @@ def plan(
     if via == "direct":
         bucket = role_name = ""
     _check_parameters(image, region, bucket, prefix, via, verify, root_device, role_name)
+    if boot_expect:
+        disk_boot.check(boot_expect, "auto")
     own_tags = tagging.check(tags or {})
     _check_public(public, confirm_public)
 
@@ -283,6 +303,8 @@ def plan(
         via="direct" if via == "direct" else "import",
         incremental=incremental,
         verify=next(known for known in VERIFIES if known == verify),
+        boot_test=boot_test,
+        boot_expect=boot_expect,
         root_device=root_device,
         role_name=role_name,
         public=public,

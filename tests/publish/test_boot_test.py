@@ -1,0 +1,69 @@
+"""The boot gate of a publish: what does not come up is not uploaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import require
+from vmsnix_ops import publish
+from vmsnix_ops.disk.sample import MESSAGE
+from vmsnix_ops.errors import BootFailedError, ParameterError
+from vmsnix_ops.publish.boot_test import CONSOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.publish.conftest import Left
+
+Plan = publish.Plan
+
+
+def test_an_image_boots_before_it_is_uploaded_and_once(plan: Callable[..., Plan]) -> None:
+    require("qemu-system")
+    first, again = (plan(boot_test=True, boot_expect=MESSAGE) for _ in range(2))
+    assert "boot it in QEMU" in str(first)
+    publish.run(first)
+    assert [timing.step for timing in first.journal.timings][:4] == ["build", "digest", "boot", "upload"]
+    assert MESSAGE in (first.journal.run.folder / CONSOLE).read_text()
+    publish.run(again)
+    assert {timing.step: timing.status for timing in again.journal.timings}["boot"] == "reused"
+
+
+def test_an_image_that_does_not_boot_is_not_uploaded(
+    plan: Callable[..., Plan], left: Callable[[], Left], tmp_path: Path
+) -> None:
+    require("qemu-system")
+    broken = tmp_path / "broken.img"
+    broken.write_bytes(bytes(2**20))
+    with pytest.raises(BootFailedError, match="cannot boot"):
+        publish.run(plan(image=str(broken), boot_test=True))
+    assert left().nothing
+
+
+def test_a_dry_run_boots_nothing(plan: Callable[..., Plan]) -> None:
+    wanted = plan(boot_test=True, dry_run=True)
+    assert wanted.boot(wanted.build()).outcome == "planned"
+
+
+def test_without_the_word_nothing_is_booted(plan: Callable[..., Plan]) -> None:
+    wanted = plan()
+    assert wanted.boot(wanted.build()).outcome == "skipped"
+
+
+def test_an_expression_that_cannot_be_is_refused_with_the_plan(plan: Callable[..., Plan]) -> None:
+    with pytest.raises(ParameterError, match="cannot be right"):
+        plan(boot_test=True, boot_expect="(")
+
+
+def test_a_boot_by_itself_is_planned_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
+    shown = str(publish.plan_boot("result", user_data="x", deadline=7))
+    assert "at most 7 s" in shown
+    assert "instance id, user data" in shown
+    with pytest.raises(ParameterError, match="No image was given"):
+        publish.plan_boot("")
+    with pytest.raises(ParameterError, match="is over"):
+        publish.plan_boot("result", deadline=-1)

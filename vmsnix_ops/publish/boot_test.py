@@ -1,0 +1,241 @@
+"""The boot gate: an image that does not come up in QEMU is not published.
+
+It stands between build and upload, when it is asked for, and by itself as the runbook ``boot-image``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from vmsnix_ops import errors
+from vmsnix_ops.disk import boot
+from vmsnix_ops.progress import Progress, current
+from vmsnix_ops.publish.interrupts import interruptible
+from vmsnix_ops.publish.values import _Shown
+from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.run_context import RunContext, current_run
+from vmsnix_ops.settings import Settings, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmsnix_ops.disk.boot import Booted
+    from vmsnix_ops.nix.image import BuiltImage
+    from vmsnix_ops.progress import Step
+    from vmsnix_ops.publish.plan import Plan
+    from vmsnix_ops.publish.values import Built
+
+CONSOLE = "console.log"
+
+
+@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
+class BootStep(_Shown):
+    """What came of the boot test.
+
+    Attributes
+    ----------
+    outcome
+        ``"created"``: it booted; ``"reused"``: an AMI of these bytes is published already; ``"planned"``: a
+        dry run; ``"skipped"``: it was not asked for.
+    line
+        What the machine said when it was up.
+    seconds
+        How long that took.
+    accelerator
+        ``"kvm"`` or ``"tcg"`` (emulated).
+    console
+        The whole console.
+    requests
+        How many requests the metadata service answered.
+    """
+
+    outcome: Literal["created", "reused", "planned", "skipped"]
+    line: str = ""
+    seconds: float = 0.0
+    accelerator: str = ""
+    console: str = ""
+    requests: int = 0
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and values worth showing."""
+        if self.outcome != "created":
+            return [("outcome", self.outcome)]
+        return [
+            ("outcome", self.outcome),
+            ("line", self.line),
+            ("seconds", f"{self.seconds:.1f}"),
+            ("accelerator", self.accelerator),
+            ("console", self.console),
+            ("metadata requests", str(self.requests)),
+        ]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class BootPlan(_Shown):
+    """A boot test that has been checked and not begun; make it with `plan_boot`.
+
+    Attributes
+    ----------
+    image
+        As it was given.
+    expect, user_data, public_key, deadline, accelerator
+        As for `vmsnix_ops.disk.boot.boot`.
+    """
+
+    image: str
+    expect: str
+    user_data: str
+    public_key: str
+    deadline: float | None
+    accelerator: str
+    settings: Settings
+    progress: Progress
+    run: RunContext
+
+    def boot(self) -> BootStep:
+        """Build the image unless it is there, boot it, and write ``result.json``.
+
+        Safe to run twice: nothing but this run's own folder is written.
+
+        Raises
+        ------
+        vmsnix_ops.errors.BootFailedError
+            It did not come up; the error ends with the console's last lines.
+        """
+        from vmsnix_ops.nix import build as nix
+
+        image = nix.resolve(self.image, flake=self.settings.flake, progress=self.progress)
+        with self.progress.step("boot") as step, interruptible("boot test", "Nothing was changed."):
+            booted = boot.boot(
+                image.path,
+                expect=self.expect,
+                system=image.system,
+                boot_mode=image.boot_mode,
+                user_data=self.user_data,
+                public_key=self.public_key,
+                deadline=self.deadline,
+                accelerator=self.accelerator,
+                console=self.run.folder / CONSOLE,
+                on_message=step.message,
+            )
+        done = _step(booted)
+        write_result(self.run, {"status": "done", **self._result(image, done)})
+        return done
+
+    def _result(self, image: BuiltImage, done: BootStep) -> dict[str, object]:
+        told = {"image": image.name, "version": image.version, "system": image.system}
+        return {**told, "line": done.line, "boot_seconds": done.seconds, "accelerator": done.accelerator}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what will happen."""
+        waits = f"at most {self.deadline:.0f} s" if self.deadline else "5 minutes with KVM, 30 without"
+        served = [name.replace("_", " ") for name in ("user_data", "public_key") if getattr(self, name)]
+        return [
+            ("boot", f"{self.image}, in QEMU ({self.accelerator}), on an overlay"),
+            ("expect", self.expect),
+            ("wait", waits),
+            ("metadata", ", ".join(["instance id", *served])),
+        ]
+
+
+def plan_boot(
+    image: str,
+    *,
+    expect: str = "",
+    user_data: str = "",
+    public_key: str = "",
+    deadline: float = 0,
+    accelerator: str = "auto",
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> BootPlan:
+    """Check what a boot test is asked for, and return what will happen. Nothing is started.
+
+    Parameters
+    ----------
+    image
+        A flake attribute, a ``result`` link, a Nix output directory, or an image file.
+    expect
+        Regular expression for the line of the console to wait for; by default the one of a NixOS that is up.
+    user_data, public_key
+        What the metadata service serves; none when empty.
+    deadline
+        Seconds; 0: five minutes with KVM, thirty without.
+    accelerator
+        ``"auto"``, ``"kvm"`` or ``"tcg"``.
+    settings, progress
+        Where they do not come from the surroundings.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        A parameter cannot be right.
+    """
+    if not image:
+        raise errors.ParameterError(
+            "No image was given.", cure="Name a flake attribute, a result, a directory or an image file."
+        )
+    if deadline < 0:
+        raise errors.ParameterError(f"A deadline of {deadline} s is over.", cure="Give seconds, or 0.")
+    expect = expect or boot.EXPECT
+    boot.check(expect, accelerator)
+    settings = settings or load()
+    return BootPlan(
+        image,
+        expect,
+        user_data,
+        public_key,
+        deadline or None,
+        accelerator,
+        settings,
+        progress or current(),
+        current_run("boot-image"),
+    )
+
+
+def boot_test(plan: Plan, built: Built) -> BootStep:
+    """Boot the image that is about to be published, when the plan wants it.
+
+    Safe to run twice: the machine writes to an overlay, and bytes that an AMI holds already are not booted.
+
+    Raises
+    ------
+    vmsnix_ops.errors.BootFailedError
+        It did not come up. Nothing has been uploaded.
+    """
+    if not plan.boot_test:
+        return BootStep("skipped")
+    with plan.journal.step("boot") as entry, interruptible("boot test", "Nothing was changed."):
+        if plan.dry_run or built.path is None:
+            entry.outcome = "planned"
+            return BootStep("planned")
+        if built.ami_id:
+            entry.outcome = "reused"
+            return BootStep("reused")
+        done = _step(_boot(plan, built, built.path, entry.step))
+        entry.detail.update(line=done.line, accelerator=done.accelerator, console=done.console)
+        return done
+
+
+def _boot(plan: Plan, built: Built, path: Path, step: Step) -> Booted:
+    return boot.boot(
+        path,
+        expect=plan.boot_expect or boot.EXPECT,
+        system=built.system,
+        boot_mode=built.boot_mode,
+        console=plan.journal.run.folder / CONSOLE,
+        on_message=step.message,
+    )
+
+
+def _step(booted: Booted) -> BootStep:
+    return BootStep(
+        "created",
+        re.sub(r"\s+", " ", booted.line).strip(),
+        round(booted.seconds, 2),
+        booted.accelerator,
+        str(booted.console),
+        len(booted.requests),
+    )
