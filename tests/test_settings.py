@@ -27,7 +27,7 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
     assert settings.flake == "./nix"
     assert settings.state.name == "vmsnix_ops"
     assert settings.history == str(settings.state / "history")
-    assert settings.archive == settings.state / "archive"
+    assert settings.archive == str(settings.state / "archive")
     assert settings.put_ceiling == 1000
 
 
@@ -66,7 +66,7 @@ def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
 def test_the_state_folder_moves_what_stands_below_it(tmp_path: Path) -> None:
     settings = load(tmp_path, {"VMSNIX_STATE": str(tmp_path / "state")})
     assert settings.history == str(tmp_path / "state" / "history")
-    assert settings.archive == tmp_path / "state" / "archive"
+    assert settings.archive == str(tmp_path / "state" / "archive")
 
 
 def test_paths_in_the_file_count_from_its_folder(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_paths_in_the_file_count_from_its_folder(tmp_path: Path) -> None:
     below.mkdir()
     settings = load(below, {})
     assert settings.history == str(tmp_path / "records")
-    assert settings.archive == tmp_path / "runs"
+    assert settings.archive == str(tmp_path / "runs")
     assert settings.flake == str(tmp_path.parent / "images")
 
 
@@ -129,7 +129,8 @@ def test_account_ids_stay_text(tmp_path: Path) -> None:
         ('allowed_accounts = ["\uff11\uff12\uff13456789012"]', r"is not an account id"),
         ('key_prefix = "images"', r"Write images/\."),
         ('key_prefix = "/images/"', r"Write images/\."),
-        ('archive = "s3://bucket/archive"', r"local folder"),
+        ('archive = "s3://"', r"s3://bucket/prefix"),
+        ('state = "s3://bucket/state"', r"local folder"),
         ('history = "s3://"', r"s3://bucket/prefix"),
         ('[region]\nname = "x"', r"line 1: region = .*a table where text"),
         ('region = "a"\nregion = "b"\n', r"not valid TOML.*line 2"),

@@ -6,7 +6,9 @@
     ├── UsageError                 exit code 2: the call itself is wrong
     │   ├── SettingsError
     │   ├── ParameterError
-    │   └── UnknownRunbookError
+    │   ├── UnknownRunbookError
+    │   ├── UnknownRunError
+    │   └── ConfirmationError      what destroys wants to be told twice
     ├── ImageError
     │   ├── ImageNotFoundError
     │   ├── ImageFormatError       carries the offset and the field
@@ -36,6 +38,7 @@
     │   └── CommitConflictError
     ├── RunError
     │   ├── RunFailedError
+    │   ├── SideEffectsError       a runbook did more than it declares
     │   └── ArchiveError
     ├── InterruptedRunError        Ctrl-C or SIGTERM; says how to go on
     └── PartlyDoneError            exit code 3: some regions done, some not
@@ -88,6 +91,14 @@ class ParameterError(UsageError):
 
 class UnknownRunbookError(UsageError):
     """There is no runbook of that name."""
+
+
+class UnknownRunError(UsageError):
+    """The archive has no run of that id, or several that begin so."""
+
+
+class ConfirmationError(UsageError):
+    """Something would be destroyed, and nobody has confirmed it."""
 
 
 class ImageError(VmsnixError):
@@ -285,6 +296,10 @@ class RunError(VmsnixError):
 
 class RunFailedError(RunError):
     """A cell of the runbook failed; the executed notebook holds the evidence."""
+
+
+class SideEffectsError(RunError):
+    """A runbook called AWS in a way that its declared side effects do not allow."""
 
 
 class ArchiveError(RunError):

@@ -215,8 +215,11 @@ def _is_picture(key: str) -> bool:
 
 
 def _joined(value: Any) -> Any:
-    """Return a multi-line text of a notebook as one, because a secret may cross lines."""
-    if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
+    """Return a multi-line text of a notebook as one, because a secret may cross lines.
+
+    A list of one text, such as a parameter, is no text of several lines, and stays a list.
+    """
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(line, str) for line in value):
         return value if any(not line.endswith("\n") for line in value[:-1]) else "".join(value)
     return value
 

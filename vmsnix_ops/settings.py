@@ -37,6 +37,7 @@ NOT_SETTINGS: tuple[str, ...] = (
     "VMSNIX_RUN_ID",  # set by the runner for every kernel: the run
     "VMSNIX_RUNBOOK",  # its runbook
     "VMSNIX_RUN_DIR",  # its folder, where result.json goes
+    "VMSNIX_RUN_ENTRY",  # where everybody finds its result.json, for an archive on S3
     "VMSNIX_PROGRESS",  # "silent" shows no progress
     "VMSNIX_EVENTS",  # set by the console: the file in which progress can be followed
     "VMSNIX_REQUIRE",  # tests: the tools that this machine must have
@@ -67,7 +68,8 @@ class Settings:
     history
         Where the Delta tables live: a local folder or ``s3://bucket/prefix``.
     archive
-        Local folder with one folder per run: executed notebook, report, result.
+        Where the evidence of runs is kept (executed notebook, report, result, log): a local folder or
+        ``s3://bucket/prefix``.
     state
         Local folder for everything that has no other place (runs, journals).
     flake
@@ -84,7 +86,7 @@ class Settings:
     key_prefix: str
     allowed_accounts: tuple[str, ...]
     history: str
-    archive: Path
+    archive: str
     state: Path
     flake: str
     put_ceiling: int
@@ -139,7 +141,7 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         key_prefix=_take(given, "key_prefix", _key_prefix, "vmsnix/"),
         allowed_accounts=_take(given, "allowed_accounts", _accounts, ()),
         history=_take(given, "history", _location, str(state / "history")),
-        archive=_take(given, "archive", _path, state / "archive"),
+        archive=_take(given, "archive", _location, str(state / "archive")),
         state=state,
         flake=_take(given, "flake", _flake, "./nix"),
         put_ceiling=_take(given, "put_ceiling", _ceiling, 1000),
@@ -286,7 +288,9 @@ def _accounts(given: _Given) -> tuple[str, ...]:
 def _path(given: _Given) -> Path:
     text = _text(given)
     if "://" in text:
-        raise given.refuse("It is a local folder.", "Name a folder on this machine; `history` may be on S3.")
+        raise given.refuse(
+            "It is a local folder.", "Name a folder on this machine; `history` and `archive` may be on S3."
+        )
     return given.folder / Path(text).expanduser()
 
 

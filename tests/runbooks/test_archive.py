@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vmsnix_ops.errors import ArchiveError
+from vmsnix_ops.runbooks import archive
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -19,11 +22,23 @@ if TYPE_CHECKING:
 BUCKET = "evidence"
 
 
-@pytest.fixture
-def aws() -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def world() -> Iterator[Any]:
     with sandbox(speed=1000) as served:
         served.client("s3").create_bucket(Bucket=BUCKET)
         yield served
+
+
+@pytest.fixture
+def aws(world: Any) -> Any:
+    world.faults.clear()
+    world.calls.clear()
+    return world
+
+
+def content(aws: Any, place: str) -> bytes:
+    bucket, _, key = place.removeprefix("s3://").partition("/")
+    return aws.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
 
 
 def puts(aws: Any) -> Counter[str]:
@@ -35,15 +50,42 @@ def puts(aws: Any) -> Counter[str]:
 def test_trap_11_each_file_is_uploaded_once(shelf: Shelf, aws: Any) -> None:
     cells = [f"print({number})" for number in range(5)]
     outcome = shelf.run(*cells, archive=f"s3://{BUCKET}/runs/", environment=aws.environment)
-    assert outcome.verdict == "done"
+    assert (outcome.verdict, outcome.problems) == ("done", ())
     # result.json says `running` before the first cell; that put is the proof that the archive can be written.
     assert puts(aws) == {"notebook.ipynb": 1, "report.html": 1, "log.txt": 1, "result.json": 2}
-    s3 = aws.client("s3")
     assert outcome.result == f"s3://{BUCKET}/runs/{outcome.run_id}/result.json"
-    result = s3.get_object(Bucket=BUCKET, Key=f"runs/{outcome.run_id}/result.json")["Body"].read()
-    assert json.loads(result) == outcome.values
-    report = s3.get_object(Bucket=BUCKET, Key=f"runs/{outcome.run_id}/report.html")
+    assert json.loads(content(aws, outcome.result)) == outcome.values
+    s3 = aws.client("s3")
+    for name, kept in outcome.values["files"].items():
+        body = content(aws, kept["place"])
+        assert kept["place"] == f"s3://{BUCKET}/runs/objects/{hashlib.sha256(body).hexdigest()}/{name}"
+        assert kept["bytes"] == len(body)
+    assert outcome.report == outcome.values["files"]["report.html"]["place"]
+    report = s3.get_object(Bucket=BUCKET, Key=outcome.report.removeprefix(f"s3://{BUCKET}/"))
     assert report["ContentType"].startswith("text/html")
+
+
+def test_the_same_evidence_is_not_uploaded_twice(tmp_path: Path, aws: Any) -> None:
+    for number in range(2):
+        folder = archive.open_folder(
+            f"s3://{BUCKET}", f"run-{number}", {}, work=tmp_path, environment=aws.environment
+        )
+        folder.path(archive.REPORT).write_text("the same page")
+        first, second = folder.keep(archive.REPORT), folder.keep(archive.REPORT)
+        assert first == second
+        folder.close(done=True)
+    assert puts(aws)["report.html"] == 1
+
+
+def test_an_upload_that_was_cut_short_is_done_again(tmp_path: Path, aws: Any) -> None:
+    folder = archive.open_folder(f"s3://{BUCKET}", "run", {}, work=tmp_path, environment=aws.environment)
+    folder.path(archive.REPORT).write_text("the page")
+    kept = folder.keep(archive.REPORT)
+    assert kept is not None
+    aws.client("s3").put_object(Bucket=BUCKET, Key=kept.place.removeprefix(f"s3://{BUCKET}/"), Body=b"the")
+    assert folder.keep(archive.REPORT) == kept
+    assert content(aws, kept.place) == b"the page"
+    folder.rest()
 
 
 def test_nothing_is_left_on_this_machine(shelf: Shelf, aws: Any) -> None:
@@ -68,12 +110,24 @@ def test_a_bucket_that_is_not_there_is_refused_before_anything_runs(
     assert list((shelf.archive.parent / "state").rglob("*.*")) == []
 
 
-def test_an_archive_that_goes_away_leaves_the_files_here_and_says_where(shelf: Shelf, aws: Any) -> None:
+def test_an_archive_that_goes_away_hides_no_result_and_leaves_the_files_here(shelf: Shelf, aws: Any) -> None:
     aws.faults.add(
         {"op": "s3:PutObject", "do": "error", "nth": 2, "code": "AccessDenied", "message": "No.", "http": 403}
     )
-    with pytest.raises(ArchiveError, match="files of this run are in") as refused:
-        shelf.run("1", archive=f"s3://{BUCKET}", environment=aws.environment)
+    outcome = shelf.run("1", archive=f"s3://{BUCKET}", environment=aws.environment)
+    assert (outcome.verdict, outcome.exit_code) == ("done", 3)
     (folder,) = (shelf.archive.parent / "state" / "runs").iterdir()
-    assert str(folder) in refused.value.cure
-    assert (folder / "notebook.ipynb").is_file()
+    (problem,) = outcome.problems
+    assert "AccessDenied" in problem
+    assert str(folder) in problem
+    assert outcome.notebook == str(folder / "notebook.ipynb")
+    assert Path(outcome.notebook).is_file()
+    assert json.loads(content(aws, outcome.result))["problems"] == [problem]
+
+
+def test_the_journal_of_a_run_that_did_not_finish_stays_for_a_rollback(shelf: Shelf, aws: Any) -> None:
+    write = "import os, pathlib\npathlib.Path(os.environ['VMSNIX_RUN_DIR'], 'journal.jsonl').write_text('{}')"
+    outcome = shelf.run(write, "1 / 0", archive=f"s3://{BUCKET}", environment=aws.environment)
+    folder = shelf.archive.parent / "state" / "runs" / outcome.run_id
+    assert [path.name for path in folder.iterdir()] == ["journal.jsonl"]
+    assert content(aws, outcome.values["files"]["journal.jsonl"]["place"]) == b"{}"

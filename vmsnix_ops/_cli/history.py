@@ -1,4 +1,4 @@
-"""``vmsnix history``: what is remembered of runs, steps and AMIs."""
+"""``vmsnix history``: what the tables remember of runs, steps and AMIs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
 
 @click.group()
 def history() -> None:
-    """Show past runs, their steps and their AMIs."""
+    """Ask the tables of runs, steps and AMIs.
+
+    The tables hold a row for each, of everybody who shares the history. `vmsnix runs` lists the archive
+    instead: the evidence of runs, which can be opened and repeated.
+    """
 
 
 def _table_command(table: str, text: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -95,8 +97,37 @@ def run() -> None:
     """
 
 
-def runbook_command(name: str) -> click.Command:
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A run that is to be repeated.
+
+    Attributes
+    ----------
+    run_id
+        Which one.
+    parameters
+        All that it had.
+    cwd
+        The folder that it worked in.
+    sandbox
+        Whether it is repeated on a sandbox.
+    """
+
+    run_id: str
+    parameters: Mapping[str, object]
+    cwd: str
+    sandbox: bool
+
+
+def runbook_command(name: str, past: Past | None = None) -> click.Command:
     """Return the command of one runbook, made from its parameters cell.
+
+    Parameters
+    ----------
+    name
+        Of the runbook.
+    past
+        A run whose parameters hold where no others are given, instead of the notebook's defaults.
 
     Raises
     ------
@@ -113,7 +144,7 @@ def runbook_command(name: str) -> click.Command:
         name=runbook.name,
         help=f"{runbook.description or runbook.title}\n\n{effects[runbook.side_effects]}",
         short_help=runbook.description or runbook.title,
-        callback=_callback(runbook),
+        callback=_callback(runbook, past),
         params=[*map(_option, runbook.parameters), *_every_run()],
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -163,12 +194,23 @@ def _every_run() -> list[click.Option]:
     ]
 
 
-def _callback(runbook: catalog.Runbook) -> Callable[..., int]:
+def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]:
     def run_it(
         pairs: tuple[str, ...], sandbox: bool, archive: str | None, as_json: bool, **options: object
     ) -> int:
         given = _given(runbook, options, pairs)
-        return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json)
+        if past is None:
+            return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json)
+        from vmsnix_ops.runbooks.repeat import same_parameters
+
+        return execute(
+            runbook,
+            same_parameters(runbook, past.parameters, given),
+            sandbox=sandbox or past.sandbox,
+            archive=archive,
+            as_json=as_json,
+            cwd=Path(past.cwd) if past.cwd and Path(past.cwd).is_dir() else None,
+        )
 
     return run_it
 
@@ -211,6 +253,7 @@ def execute(
     sandbox: bool,
     archive: str | None,
     as_json: bool,
+    cwd: Path | None = None,
 ) -> int:
     """Run a runbook, show what became of it, and return the exit code.
 
@@ -224,6 +267,8 @@ def execute(
         Where the evidence goes; the setting by default.
     as_json
         Print ``result.json``; the notebook's lines, and the error, go to standard error then.
+    cwd
+        Where relative paths count from; this process's folder by default.
     """
     from vmsnix_ops._cli.output import show_failure, show_json, show_outcome
     from vmsnix_ops._cli.rehearsal import rehearsal
@@ -236,6 +281,7 @@ def execute(
             checked,
             archive=archive,
             environment=stage.environment if stage is not None else None,
+            cwd=cwd,
             screen=sys.stderr if as_json else sys.stdout,
         )
     if as_json:

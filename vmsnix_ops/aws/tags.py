@@ -21,9 +21,10 @@ RUN = "vmsnix:run"
 FLAKE = "vmsnix:flake"
 DERIVATION = "vmsnix:drv"
 VERSION = "vmsnix:version"
+EVIDENCE = "vmsnix:evidence"  # of an AMI: where the entry of its run is, in an archive on S3
 SMOKE = "vmsnix:smoke"  # instances of smoke tests: the AMI that is tested
 
-OWN = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION, SMOKE)
+OWN = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION, EVIDENCE, SMOKE)
 MOST = 50  # AWS: tags a resource
 LONGEST_KEY, LONGEST_VALUE = 128, 256
 

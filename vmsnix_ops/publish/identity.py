@@ -65,8 +65,15 @@ def registration(plan: Plan, built: Built, snapshot_id: str) -> images.Registrat
         imds_support=built.imds_support,
         tpm_support=built.tpm_support,
         ena_support=built.ena_support,
-        tags=tags(plan, built),
+        tags=tags(plan, built) | _evidence(plan),
     )
+
+
+def _evidence(plan: Plan) -> dict[str, str]:
+    """Return the tag that leads from an AMI to the evidence of its run; none without an archive for all."""
+    entry = plan.journal.run.entry
+    # A tag that is cut leads nowhere.
+    return {tagging.EVIDENCE: entry} if 0 < len(entry) <= tagging.LONGEST_VALUE else {}
 
 
 def key(plan: Plan, built: Built) -> str:

@@ -14,6 +14,7 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
@@ -26,7 +27,6 @@ from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import boto3
 
@@ -209,7 +209,10 @@ def _remove(rollback: Rollback, leftover: Leftover) -> None:
 
 def _journal(settings: Settings, run_id: str) -> Path:
     """Return the run's journal: in the archive when a runner ran it, else with the interactive runs."""
-    folders = [settings.state / "runs", settings.archive]
+    # A run whose archive is on S3 works, and leaves its journal, below the state folder.
+    folders = [settings.state / "runs"]
+    if not settings.archive.startswith("s3://"):
+        folders.append(Path(settings.archive))
     if run_id and "/" not in run_id and not run_id.startswith("."):
         for folder in folders:
             path = folder / run_id / "journal.jsonl"

@@ -36,12 +36,16 @@ class RunContext:
         Existing folder for ``result.json`` and logs.
     managed
         Whether a runner started it, who then archives the folder and writes the row in `runs`.
+    entry
+        Where its ``result.json`` will be found by everybody, ``s3://...``; empty when the archive is on this
+        machine.
     """
 
     run_id: str
     runbook: str
     folder: Path
     managed: bool
+    entry: str = ""
 
 
 def new_run_id(runbook: str, *, now: datetime | None = None) -> str:
@@ -72,9 +76,9 @@ def current_run(
 ) -> RunContext:
     """Return the run that the runner started, or begin a new one.
 
-    The runner names its run to every kernel with ``VMSNIX_RUN_ID``, ``VMSNIX_RUNBOOK`` and
-    ``VMSNIX_RUN_DIR``. Without them (JupyterLab, a program) every call begins a new run in its own folder
-    below ``<state>/runs``.
+    The runner names its run to every kernel with ``VMSNIX_RUN_ID``, ``VMSNIX_RUNBOOK``, ``VMSNIX_RUN_DIR``
+    and, with an archive on S3, ``VMSNIX_RUN_ENTRY``. Without them (JupyterLab, a program) every call begins a
+    new run in its own folder below ``<state>/runs``.
 
     Parameters
     ----------
@@ -115,7 +119,8 @@ def current_run(
             why=f"{error.strerror}.",
             cure="Correct its permissions, or name another state folder in VMSNIX_STATE.",
         ) from error
-    return RunContext(run_id, runbook, folder, managed)
+    entry = environment.get("VMSNIX_RUN_ENTRY", "") if managed else ""
+    return RunContext(run_id, runbook, folder, managed, entry)
 
 
 def _state(settings: Settings | None, environment: Mapping[str, str]) -> Path:

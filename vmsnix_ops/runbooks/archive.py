@@ -1,31 +1,60 @@
-"""Where the evidence of runs is kept: one folder a run, on this machine or on S3.
+"""Where the evidence of runs is kept: on this machine or on S3.
 
-A run writes into a local folder from its first second on, so that a killed run leaves what there was. An
-archive on S3 gets each file once, at the end, and a ``result.json`` at the beginning that says ``running``.
+A run has an entry, ``<archive>/<run id>/result.json``, which names everything else with its SHA-256. In a
+local archive the other files lie beside it. In a bucket their keys derive from what is in them
+(``objects/<sha256>/report.html``): an upload that is done again sends nothing, and nobody can change a file
+without breaking its name. See ``docs/decisions/0007-evidence-by-content.md``.
+
+A run writes into a local folder from its first second on, so that a killed run leaves what there was. A
+bucket gets the entry at the beginning, which says ``running`` and proves that it can be written, and each
+file once, at the end.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import ArchiveError
+from vmsnix_ops.runbooks import _bucket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NOTEBOOK, REPORT, RESULT, LOG = "notebook.ipynb", "report.html", "result.json", "log.txt"
-FILES = (NOTEBOOK, REPORT, RESULT, LOG)
-CONTENT_TYPES = {
-    NOTEBOOK: "application/x-ipynb+json",
-    REPORT: "text/html; charset=utf-8",
-    RESULT: "application/json",
-    LOG: "text/plain; charset=utf-8",
-}
+JOURNAL = "journal.jsonl"  # a publish writes it, and a rollback reads it
+FILES = (NOTEBOOK, REPORT, LOG, JOURNAL)
+ALIVE = ".running"  # locked while the run's process lives
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A file of a run, as its entry names it.
+
+    Attributes
+    ----------
+    place
+        Path, or ``s3://`` location.
+    sha256
+        Of its content, in hexadecimal.
+    bytes
+        Its size.
+    """
+
+    place: str
+    sha256: str
+    bytes: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as ``result.json`` has it."""
+        return {"place": self.place, "sha256": self.sha256, "bytes": self.bytes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +68,7 @@ class RunFolder:
     local
         Folder in which the run works.
     remote
-        ``s3://bucket/prefix/run_id`` when that is where the archive is, else empty.
+        ``s3://bucket/prefix`` when that is where the archive is, else empty.
     environment
         Variables with which S3 is reached, when they differ from this process's.
     """
@@ -48,49 +77,89 @@ class RunFolder:
     local: Path
     remote: str
     environment: Mapping[str, str]
+    _alive: list[int] = field(default_factory=list)
+
+    @property
+    def entry(self) -> str:
+        """Where ``result.json`` is found: a path, or an ``s3://`` location."""
+        return f"{self.remote}/{self.run_id}/{RESULT}" if self.remote else str(self.local / RESULT)
 
     def path(self, name: str) -> Path:
         """Return the local path of a file."""
         return self.local / name
 
-    def place(self, name: str) -> str:
-        """Return where a file is found in the end: a path, or an ``s3://`` location."""
-        return f"{self.remote}/{name}" if self.remote else str(self.local / name)
-
     def write_json(self, name: str, value: Mapping[str, object]) -> None:
         """Write a JSON file whole or not at all."""
         write_whole(self.path(name), json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n")
 
-    def finish(self) -> None:
-        """Bring the files to S3, once each, where the archive is there; then the local copy is not needed.
+    def keep(self, name: str) -> Kept | None:
+        """Bring a finished file to where it is kept; ``None`` when the run has no such file.
+
+        Safe to do twice: the place derives from the content, and what is there already is not sent again.
 
         Raises
         ------
         ArchiveError
             When S3 refuses; the local files stay and the error says where.
         """
+        path = self.path(name)
+        if not path.is_file():
+            return None
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        place = f"{self.remote}/objects/{digest}/{name}" if self.remote else str(path)
+        if self.remote:
+            with self._explained(place):
+                _bucket.put_once(self.environment, place, content)
+        return Kept(place, digest, len(content))
+
+    def close(self, *, done: bool) -> None:
+        """Bring the entry to S3, where the archive is there; then the local copy is not needed.
+
+        Parameters
+        ----------
+        done
+            Whether the run has done its job and everything of it is kept. Otherwise its journal stays, for a
+            rollback, and what the entry does not name.
+
+        Raises
+        ------
+        ArchiveError
+            When S3 refuses; the local files stay and the error says where.
+        """
+        self.rest()
         if not self.remote:
             return
-        for name in FILES:
-            if self.path(name).is_file():
-                self._put(name)
-        shutil.rmtree(self.local)
+        entry = self.path(RESULT).read_bytes()
+        with self._explained(self.entry):
+            _bucket.put(self.environment, self.entry, entry)
+        if done:
+            shutil.rmtree(self.local)
+            return
+        kept = set(json.loads(entry).get("files", ())) - {JOURNAL}
+        for name in {*kept, RESULT}:
+            self.path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            self.local.rmdir()
 
-    def _put(self, name: str) -> None:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
+    def rest(self) -> None:
+        """Tell everybody that the run's process has nothing more to do."""
+        while self._alive:
+            os.close(self._alive.pop())
+        self.path(ALIVE).unlink(missing_ok=True)
 
-        bucket, _, key = self.place(name).removeprefix("s3://").partition("/")
-        try:
-            _s3(self.environment).put_object(
-                Bucket=bucket, Key=key, Body=self.path(name).read_bytes(), ContentType=CONTENT_TYPES[name]
-            )
-        except (BotoCoreError, ClientError, Boto3Error) as error:
-            raise ArchiveError(
-                f"The run could not be archived: {self.place(name)}.",
-                why=f"{error}.",
-                cure=f"Correct the bucket or the rights; the files of this run are in {self.local}.",
-            ) from error
+    def live(self) -> None:
+        """Tell everybody that the run's process is alive, until `rest` or its death."""
+        descriptor = os.open(self.path(ALIVE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._alive.append(descriptor)
+
+    def _explained(self, place: str) -> Any:
+        return _bucket.explained(
+            f"The run could not be archived: {place}.",
+            f"Correct the bucket or the rights; the files of this run are in {self.local}.",
+        )
 
 
 def open_folder(
@@ -121,13 +190,13 @@ def open_folder(
     ArchiveError
         When the archive cannot be written.
     """
-    remote = str(archive).startswith("s3://")
-    location = f"{str(archive).rstrip('/')}/{run_id}" if remote else ""
+    remote = str(archive).rstrip("/") if _bucket.is_remote(archive) else ""
     local = (work if remote else Path(archive)).absolute() / run_id
-    folder = RunFolder(run_id, local, location, environment)
+    folder = RunFolder(run_id, local, remote, environment)
     try:
         local.mkdir(parents=True)
         folder.write_json(RESULT, started)
+        folder.live()
     except OSError as error:
         raise ArchiveError(
             f"The archive cannot be written: {archive}.",
@@ -136,15 +205,28 @@ def open_folder(
         ) from error
     if remote:
         try:
-            folder._put(RESULT)
-        except ArchiveError as error:
-            shutil.rmtree(local)
-            raise ArchiveError(
+            with _bucket.explained(
                 f"The archive cannot be written: {archive}.",
-                why=error.why,
-                cure="Correct the bucket or the rights, or name another with --archive. Nothing has run.",
-            ) from error
+                "Correct the bucket or the rights, or name another with --archive. Nothing has run.",
+            ):
+                _bucket.put(environment, folder.entry, folder.path(RESULT).read_bytes())
+        except ArchiveError:
+            folder.rest()
+            shutil.rmtree(local)
+            raise
     return folder
+
+
+def is_lost(folder: Path) -> bool:
+    """Whether the run that works in a local folder has died: it says that it is alive, and is not."""
+    try:
+        with (folder / ALIVE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False  # it ended in good order, or works elsewhere
+    except OSError:
+        return False  # locked, so it lives; or nobody can tell
+    return True
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -152,19 +234,3 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def _s3(environment: Mapping[str, str]) -> Any:
-    """Return an S3 client that follows the run's variables, which may be those of a sandbox."""
-    import boto3
-
-    def known(name: str) -> str | None:
-        return environment.get(name) or None
-
-    session = boto3.session.Session(
-        aws_access_key_id=known("AWS_ACCESS_KEY_ID"),
-        aws_secret_access_key=known("AWS_SECRET_ACCESS_KEY"),
-        aws_session_token=known("AWS_SESSION_TOKEN"),
-        region_name=known("AWS_REGION") or known("AWS_DEFAULT_REGION"),
-    )
-    return session.client("s3", endpoint_url=known("AWS_ENDPOINT_URL_S3") or known("AWS_ENDPOINT_URL"))

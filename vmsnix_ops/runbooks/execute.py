@@ -8,10 +8,7 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -22,22 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmsnix_ops import settings as settings_module
-from vmsnix_ops.errors import RunError, VmsnixError
-from vmsnix_ops.records.result import KEYS
+from vmsnix_ops.errors import RunError
 from vmsnix_ops.records.run_context import new_run_id
+from vmsnix_ops.runbooks import _evidence, catalog, kernels, parameters
 from vmsnix_ops.runbooks import archive as archives
-from vmsnix_ops.runbooks import catalog, kernels, parameters
 from vmsnix_ops.runbooks._interrupts import signals
 from vmsnix_ops.runbooks._kernel import ERROR_FILE
 from vmsnix_ops.runbooks._output import Limits, Live
 from vmsnix_ops.runbooks.secrets import Redactor, secret_values
-from vmsnix_ops.runbooks.verdict import PARTLY, Failure, Verdict, judge, kept_error
+from vmsnix_ops.runbooks.verdict import Failure, Verdict, judge, kept_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmsnix_ops.runbooks._interrupts import Interrupter
-    from vmsnix_ops.settings import Settings
 
 KERNEL_WORDS = 10_000  # characters of a dead kernel's own output that the log keeps
 
@@ -66,7 +61,8 @@ class RunOutcome:
     values
         Content of ``result.json``: the runbook's own results beside the run's.
     problems
-        What went wrong after the last cell, such as a history that could not be written.
+        What went wrong after the last cell, such as a history that could not be written, or an archive on
+        S3 that refused; its files are on this machine then.
     """
 
     run_id: str
@@ -81,22 +77,6 @@ class RunOutcome:
     error: Failure | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Everything that is settled before the first cell."""
-
-    runbook: catalog.Runbook
-    parameters: Mapping[str, object]
-    settings: Settings
-    environment: Mapping[str, str]
-    folder: archives.RunFolder
-    started: datetime
-
-    def about(self) -> dict[str, object]:
-        """Return the part of ``result.json`` that is known from the start."""
-        return _about(self.runbook, self.folder.run_id, self.parameters, self.started)
 
 
 def run(
@@ -155,12 +135,15 @@ def run(
     UnknownRunbookError, ParameterError, SettingsError
         The call is wrong; nothing has run.
     ArchiveError
-        The archive cannot be written; nothing has run. Or it could not be brought to S3 at the end.
+        The archive cannot be written; nothing has run.
     RunError
         The notebook cannot be read, or no kernel can be started.
     """
     prepared = _prepare(runbook, given or {}, folder, archive, environment or {}, _place(cwd), run_id)
-    return _run(prepared, _place(cwd), screen, limits or Limits(), interrupter, record=record)
+    try:
+        return _run(prepared, screen, limits or Limits(), interrupter, record=record)
+    finally:
+        prepared.folder.rest()
 
 
 def _prepare(
@@ -171,7 +154,7 @@ def _prepare(
     environment: Mapping[str, str | None],
     cwd: Path,
     run_id: str | None,
-) -> _Run:
+) -> _evidence.Run:
     wanted = catalog.find(runbook, folder) if isinstance(runbook, str) else runbook
     checked = parameters.check(wanted, given)
     merged = {**os.environ, **environment}
@@ -182,26 +165,11 @@ def _prepare(
     opened = archives.open_folder(
         archive or settings.archive,
         run_id,
-        {**_about(wanted, run_id, checked, started), "status": "running"},
+        {**_evidence.about(wanted, run_id, checked, started, whole, cwd), "status": "running"},
         work=settings.state / "runs",
         environment=whole,
     )
-    return _Run(wanted, checked, settings, whole, opened, started)
-
-
-def _about(
-    runbook: catalog.Runbook, run_id: str, given: Mapping[str, object], started: datetime
-) -> dict[str, object]:
-    from vmsnix_ops import __version__
-
-    return {
-        "run_id": run_id,
-        "runbook": runbook.name,
-        "side_effects": runbook.side_effects,
-        "started_at": started.isoformat(timespec="milliseconds"),
-        "parameters": {parameter.name: parameter.default for parameter in runbook.parameters} | dict(given),
-        "package_version": __version__,  # `version` is the image's, where there is one
-    }
+    return _evidence.Run(wanted, checked, settings, whole, cwd, opened, started)
 
 
 def _place(cwd: Path | None) -> Path:
@@ -212,8 +180,7 @@ def _place(cwd: Path | None) -> Path:
 
 
 def _run(
-    prepared: _Run,
-    cwd: Path,
+    prepared: _evidence.Run,
     screen: TextIO | None,
     limits: Limits,
     interrupter: Interrupter | None,
@@ -227,7 +194,7 @@ def _run(
         live = Live(prepared.folder.path(archives.LOG), screen, redactor, limits.log)
         stack.callback(live.close)
         live.note(f"{prepared.runbook.slug}, run {prepared.folder.run_id}", screen=False)
-        notebook, crash = _execute(prepared, cwd, live, redactor, limits, stopper)
+        notebook, crash = _execute(prepared, live, redactor, limits, stopper)
         seconds = round(time.monotonic() - clock, 3)
         judged, failure = judge(
             notebook,
@@ -238,11 +205,25 @@ def _run(
         if failure is not None:
             failure = Failure(**redactor.anything(failure.to_json()))
             live.note(f"{judged}: {failure}", screen=False)
-        return _keep(prepared, notebook, redactor, live, judged, failure, seconds, record=record)
+        values = _evidence.keep(prepared, notebook, redactor, live, judged, failure, seconds, record=record)
+    return RunOutcome(
+        run_id=prepared.folder.run_id,
+        runbook=prepared.runbook.name,
+        verdict=judged,
+        exit_code=values["exit_code"],
+        notebook=values["notebook"],
+        report=values["report"],
+        result=values["result"],
+        log=values["log"],
+        seconds=seconds,
+        error=failure,
+        values=values,
+        problems=tuple(values["problems"]),
+    )
 
 
 def _execute(
-    prepared: _Run, cwd: Path, live: Live, redactor: Redactor, limits: Limits, stopper: Interrupter
+    prepared: _evidence.Run, live: Live, redactor: Redactor, limits: Limits, stopper: Interrupter
 ) -> tuple[Any, Failure | None]:
     """Execute the notebook; return it as far as it came, and what ended it from outside of its cells."""
     import nbformat
@@ -252,13 +233,13 @@ def _execute(
     notebook = nbformat.read(prepared.runbook.path, as_version=4)  # type: ignore[no-untyped-call]
 
     def save(executed: Any) -> None:
-        _write_notebook(prepared.folder, executed, redactor)
+        _evidence.write_notebook(prepared.folder, executed, redactor)
 
     with tempfile.TemporaryDirectory(prefix="vmsnix-ipython-") as ipython:
         kernel_log = Path(ipython) / "kernel.log"
         session = _engine.Session(
             environment=_kernel_environment(prepared, ipython),
-            cwd=cwd,
+            cwd=prepared.cwd,
             live=live,
             limits=limits,
             interrupter=stopper,
@@ -292,7 +273,7 @@ def _last_started(notebook: Any) -> int:
     return max((cell.get("execution_count") or 0 for cell in notebook.cells), default=0)
 
 
-def _kernel_environment(prepared: _Run, ipython: str) -> dict[str, str]:
+def _kernel_environment(prepared: _evidence.Run, ipython: str) -> dict[str, str]:
     """Return the variables of the kernel: the caller's, who the run is, and nothing of the user's IPython."""
     return {
         **prepared.environment,
@@ -300,146 +281,6 @@ def _kernel_environment(prepared: _Run, ipython: str) -> dict[str, str]:
         "VMSNIX_RUN_ID": prepared.folder.run_id,
         "VMSNIX_RUNBOOK": prepared.runbook.name,
         "VMSNIX_RUN_DIR": str(prepared.folder.local),
+        "VMSNIX_RUN_ENTRY": prepared.folder.entry if prepared.folder.remote else "",
         "IPYTHONDIR": ipython,
     }
-
-
-def _keep(
-    prepared: _Run,
-    notebook: Any,
-    redactor: Redactor,
-    live: Live,
-    judged: Verdict,
-    failure: Failure | None,
-    seconds: float,
-    *,
-    record: bool,
-) -> RunOutcome:
-    """Write all evidence of a judged run, and say what could not be written."""
-    folder = prepared.folder
-    problems: list[str] = []
-    values = redactor.anything(_values(prepared, judged, failure, seconds))
-    notebook.metadata["vmsnix_run"] = {key: values[key] for key in ("run_id", "runbook", "status", "failure")}
-    kept, found = _write_notebook(folder, notebook, redactor)
-    found = {**redactor.found, **found}
-    try:
-        from vmsnix_ops.runbooks import report
-
-        archives.write_whole(folder.path(archives.REPORT), report.render(kept, values))
-    except Exception as error:  # noqa: BLE001 - the run is over; a page that fails must not hide its verdict
-        problems.append(f"The report could not be made: {type(error).__name__}: {error}")
-        values["report"] = ""
-    if found:
-        live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
-    values["secrets_removed"] = found
-    if record:
-        try:
-            _record(prepared, values)
-        except VmsnixError as error:
-            problems.append(f"The run is not in the history: {error}")
-    values["problems"] = list(problems)
-    values["exit_code"] = _exit_code(judged, failure, problems)
-    values = redactor.anything(values)
-    folder.write_json(archives.RESULT, values)
-    for problem in problems:
-        live.note(problem, screen=False)
-    live.close()
-    folder.finish()
-    from vmsnix_ops.runbooks import github
-
-    github.tell(values, prepared.environment)
-    return RunOutcome(
-        run_id=folder.run_id,
-        runbook=prepared.runbook.name,
-        verdict=judged,
-        exit_code=values["exit_code"],
-        notebook=values["notebook"],
-        report=values["report"],
-        result=values["result"],
-        log=values["log"],
-        seconds=seconds,
-        error=failure,
-        values=values,
-        problems=tuple(problems),
-    )
-
-
-def _exit_code(judged: Verdict, failure: Failure | None, problems: list[str]) -> int:
-    if failure is not None:
-        return failure.exit_code
-    return PARTLY if judged == "partly" or problems else 0
-
-
-def _values(prepared: _Run, judged: Verdict, failure: Failure | None, seconds: float) -> dict[str, Any]:
-    """Return the content of ``result.json``: what the notebook wrote, then what the runner knows."""
-    try:
-        written = json.loads(prepared.folder.path(archives.RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        written = {}  # removed or broken by the notebook; what the runner knows is written anew
-    return {
-        **dict.fromkeys(KEYS),
-        **(written if isinstance(written, dict) else {}),
-        **prepared.about(),
-        "status": judged,
-        "exit_code": 0,
-        "sandbox": prepared.environment.get("VMSNIX_SANDBOX") or None,
-        "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "seconds": seconds,
-        "error": str(failure) if failure is not None else None,
-        "failure": failure.to_json() if failure is not None else None,
-        "notebook": prepared.folder.place(archives.NOTEBOOK),
-        "report": prepared.folder.place(archives.REPORT),
-        "result": prepared.folder.place(archives.RESULT),
-        "log": prepared.folder.place(archives.LOG),
-    }
-
-
-def _write_notebook(
-    folder: archives.RunFolder, notebook: Any, redactor: Redactor
-) -> tuple[Any, dict[str, int]]:
-    """Write the notebook without secrets; return it and what was removed. The running one is left alone."""
-    import nbformat
-
-    kept = copy.deepcopy(notebook)
-    scan = Redactor(redactor.values)
-    scan.notebook(kept)
-    text = nbformat.writes(kept)  # type: ignore[no-untyped-call]
-    archives.write_whole(folder.path(archives.NOTEBOOK), text)
-    return kept, scan.found
-
-
-def _record(prepared: _Run, values: Mapping[str, Any]) -> None:
-    """Append the run to the history."""
-    import getpass
-
-    from vmsnix_ops.records import tables
-
-    def known(name: str) -> str | None:
-        return values.get(name) or None
-
-    given = values["parameters"]
-    tables.open_tables(prepared.settings).append(
-        "runs",
-        [
-            {
-                "run_id": prepared.folder.run_id,
-                "runbook": prepared.runbook.name,
-                "status": values["status"],
-                "started_at": prepared.started,
-                "finished_at": datetime.fromisoformat(values["finished_at"]),
-                "seconds": values["seconds"],
-                "region": known("region") or given.get("region"),
-                "account": known("account"),
-                "image": known("image") or given.get("image"),
-                "image_name": known("image_name"),
-                "ami_id": known("ami_id"),
-                "notebook": values["notebook"],
-                "report": values["report"],
-                "parameters": given,
-                "error": values["error"],
-                "user": getpass.getuser(),
-                "host": platform.node(),
-                "version": values["package_version"],
-            }
-        ],
-    )

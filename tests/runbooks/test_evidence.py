@@ -1,0 +1,185 @@
+"""Reading an archive: which runs there are, one of them, its evidence."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmsnix_ops.errors import ArchiveError, UnknownRunError
+from vmsnix_ops.records.run_context import new_run_id
+from vmsnix_ops.runbooks import archive
+from vmsnix_ops.runbooks.evidence import Archive
+from vmsnix_ops.sandbox import sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+START = datetime(2026, 11, 20, 8, tzinfo=UTC)
+BUCKET = "evidence"
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[Any]:
+    with sandbox(speed=1000) as served:
+        served.client("s3").create_bucket(Bucket=BUCKET)
+        yield served
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
+    """An archive with three runs of two runbooks, an hour apart."""
+    environment: dict[str, str] = {}
+    place = str(tmp_path / "archive")
+    if request.param == "bucket":
+        place = f"s3://{BUCKET}/{tmp_path.name}"
+        environment = request.getfixturevalue("aws").environment
+    found = Archive(place, tmp_path / "work", environment)
+    put(found, "publish-ami", 0, status="failed", parameters={"image": "./nix#ecs-node"})
+    put(found, "audit-inventory", 1, parameters={"regions": ["eu-west-1"]})
+    put(found, "publish-ami", 2, image="gc-fwd", ami_id="ami-1")
+    return found
+
+
+def put(to: Archive, runbook: str, hour: int, *, close: bool = True, **values: Any) -> str:
+    """Archive a run that began at that hour."""
+    run_id = new_run_id(runbook, now=START + timedelta(hours=hour))
+    entry = {"run_id": run_id, "runbook": runbook, "status": "running"}
+    folder = archive.open_folder(to.place, run_id, entry, work=to.work, environment=to.environment)
+    if close:
+        folder.path(archive.REPORT).write_text(f"page of {run_id}")
+        kept = folder.keep(archive.REPORT)
+        assert kept is not None
+        files = {archive.REPORT: kept.to_json()}
+        folder.write_json(archive.RESULT, {**entry, "status": "done", "files": files, **values})
+        folder.close(done=True)
+    return run_id
+
+
+def test_runs_come_newest_first(shelf: Archive) -> None:
+    assert [one.runbook for one in shelf.entries()] == ["publish-ami", "audit-inventory", "publish-ami"]
+    assert [one.run_id for one in shelf.entries()] == shelf.ids() == sorted(shelf.ids(), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hours"),
+    [
+        ({"runbook": "publish-ami"}, [10, 8]),
+        ({"runbook": "publish"}, []),
+        ({"status": "failed"}, [8]),
+        ({"image": "ecs-node"}, [8]),
+        ({"image": "./nix#ecs-node"}, [8]),
+        ({"image": "gc-fwd"}, [10]),
+        ({"ami": "ami-1"}, [10]),
+        ({"last": 2}, [10, 9]),
+        ({"runbook": "publish-ami", "last": 1}, [10]),
+    ],
+)
+def test_runs_can_be_chosen(shelf: Archive, wanted: dict[str, Any], hours: list[int]) -> None:
+    assert [int(one.run_id[9:11]) for one in shelf.entries(**wanted)] == hours
+
+
+def test_an_id_may_be_shortened_as_far_as_it_is_the_only_one(shelf: Archive) -> None:
+    newest = shelf.ids()[0]
+    for word in (newest, newest[:11], newest[-6:]):
+        assert shelf.find(word).run_id == newest
+    with pytest.raises(UnknownRunError, match=r"3 runs begin with '2026'.*Give more"):
+        shelf.find("2026")
+
+
+def test_an_unknown_id_is_answered_with_the_nearest(shelf: Archive) -> None:
+    newest = shelf.ids()[0]
+    mistyped = newest.replace("publish", "publsh")
+    with pytest.raises(UnknownRunError, match=f"no run '{mistyped}'.*Did you mean '{newest}'"):
+        shelf.find(mistyped)
+
+
+@pytest.mark.parametrize("word", ["", "..", "objects", "/", "../work"])
+def test_a_word_that_is_no_id_leads_nowhere(shelf: Archive, word: str) -> None:
+    with pytest.raises(UnknownRunError):
+        shelf.find(word)
+
+
+def test_evidence_is_what_was_kept(shelf: Archive) -> None:
+    entry = shelf.find(shelf.ids()[0])
+    assert shelf.fetch(entry, archive.REPORT).decode() == f"page of {entry.run_id}"
+    with pytest.raises(ArchiveError, match=r"has no log\.txt"):
+        shelf.fetch(entry, archive.LOG)
+
+
+def test_changed_evidence_is_refused(shelf: Archive, aws: Any, tmp_path: Path) -> None:
+    entry = shelf.find(shelf.ids()[0])
+    place = str(entry.values["files"][archive.REPORT]["place"])
+    if shelf.remote:
+        aws.client("s3").put_object(Bucket=BUCKET, Key=place.split("/", 3)[3], Body=b"forged")
+    else:
+        (tmp_path / "archive" / entry.run_id / archive.REPORT).write_text("forged")
+    with pytest.raises(ArchiveError, match=r"was changed: .*SHA-256"):
+        shelf.fetch(entry, archive.REPORT)
+
+
+def test_removed_evidence_is_named(shelf: Archive, aws: Any, tmp_path: Path) -> None:
+    entry = shelf.find(shelf.ids()[0])
+    place = str(entry.values["files"][archive.REPORT]["place"])
+    if shelf.remote:
+        aws.client("s3").delete_object(Bucket=BUCKET, Key=place.split("/", 3)[3])
+    else:
+        (tmp_path / "archive" / entry.run_id / archive.REPORT).unlink()
+    with pytest.raises(ArchiveError, match=f"evidence is gone: {place}"):
+        shelf.fetch(entry, archive.REPORT)
+
+
+def test_a_run_under_way_is_running_and_a_dead_one_is_lost(shelf: Archive) -> None:
+    run_id = put(shelf, "publish-ami", 3, close=False)
+    local = (shelf.work if shelf.remote else shelf.work.parent / "archive") / run_id
+    with (local / archive.ALIVE).open() as alive:
+        import fcntl
+
+        # The lock of `open_folder` went away with its folder object only when this process ends, so that a
+        # second one on the same file shows what another process would see.
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert shelf.find(run_id).status == "running"
+    (local / archive.ALIVE).unlink()
+    (local / archive.ALIVE).touch()  # as a killed process leaves it: there, and locked by nobody
+    assert shelf.find(run_id).status == "lost"
+    assert [one.run_id for one in shelf.entries(status="lost")] == [run_id]
+
+
+def test_a_torn_entry_is_no_run_and_hides_no_other(shelf: Archive, aws: Any, tmp_path: Path) -> None:
+    torn = new_run_id("publish-ami", now=START + timedelta(hours=5))
+    if shelf.remote:
+        key = f"{tmp_path.name}/{torn}/result.json"
+        aws.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b'{"run_')
+    else:
+        (tmp_path / "archive" / torn).mkdir()
+        (tmp_path / "archive" / torn / "result.json").write_text('{"run_')
+    assert len(shelf.entries()) == 3
+
+
+def test_an_archive_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+    nowhere = Archive(str(tmp_path / "nowhere"), tmp_path / "work")
+    assert nowhere.entries() == []
+    with pytest.raises(UnknownRunError, match="holds no runs yet"):
+        nowhere.find("2026")
+
+
+def test_a_bucket_that_cannot_be_read_is_named(aws: Any, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match=r"cannot be read: s3://no-such-bucket.*NoSuchBucket"):
+        Archive("s3://no-such-bucket", tmp_path, aws.environment).entries()
+
+
+def test_listing_the_newest_reads_few_entries(aws: Any, tmp_path: Path) -> None:
+    shelf = Archive(f"s3://{BUCKET}/many", tmp_path, aws.environment)
+    s3 = aws.client("s3")
+    for hour in range(60):
+        run_id = new_run_id("publish-ami", now=START + timedelta(hours=hour))
+        body = json.dumps({"run_id": run_id, "runbook": "publish-ami", "status": "done"}).encode()
+        s3.put_object(Bucket=BUCKET, Key=f"many/{run_id}/result.json", Body=body)
+    aws.calls.clear()
+    assert len(shelf.entries(last=5)) == 5
+    assert Counter(call.operation for call in aws.calls)["GetObject"] < 40

@@ -1,0 +1,139 @@
+"""``vmsnix runs`` and ``vmsnix rerun``, as an operator uses them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.runbooks.shelf import Shelf
+from vmsnix_ops.cli import main
+from vmsnix_ops.runbooks import catalog
+from vmsnix_ops.sandbox import sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PARAMETERS = """\
+name: str = "world"  # whom to greet
+regions: list[str] = []  # where
+image: str = ""  # which image
+"""
+FAIL = """\
+from vmsnix_ops.errors import RoleError
+raise RoleError("It broke.", why="It was old.", cure="Mend it.")
+"""
+Say = Any
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    for variable in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(variable, raising=False)
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(catalog, "default_folder", lambda: folder)
+    return Shelf(folder, tmp_path / "state" / "archive")
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(words)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def result(say: Say, *words: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(say(*words, "--json")[1])
+    return values
+
+
+def test_past_runs_are_listed_opened_and_repeated(
+    shelf: Shelf, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert say("runs") == (0, "There are none.\n", "")
+    shelf.put("10-try-this.ipynb", "import os\nprint(name, regions, os.getcwd())", parameters=PARAMETERS)
+    shelf.put("20-fail-well.ipynb", FAIL)
+    there = tmp_path / "there"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    first = result(say, "run", "try-this", "--name", "Ada", "--regions", "eu-west-1", "--image", "x#gc-fwd")
+    monkeypatch.chdir(tmp_path)
+    failed = result(say, "run", "fail-well")
+
+    lines = say("runs")[1].splitlines()[1:]
+    assert [line.split()[2:4] for line in lines] == [["fail-well", "failed"], ["try-this", "done"]]
+    assert "It broke." in lines[0]
+    assert lines[1].split()[-1] == first["run_id"]
+    assert [row["run_id"] for row in json.loads(say("runs", "--json", "--image", "gc-fwd")[1])] == [
+        first["run_id"]
+    ]
+    assert [row["status"] for row in json.loads(say("runs", "--json", "--status", "failed")[1])] == ["failed"]
+
+    code, shown, _ = say("runs", "show", failed["run_id"][-6:])
+    assert code == 0
+    for words in (
+        "fail-well failed in",
+        "It broke.",
+        "It was old.",
+        "Mend it.",
+        "report.html",
+        "vmsnix rerun",
+    ):
+        assert words in shown
+    shown = say("runs", "show", first["run_id"])[1]
+    assert 'parameters name Ada regions ["eu-west-1"] image x#gc-fwd' in " ".join(shown.split())
+    assert json.loads(say("runs", "show", first["run_id"], "--json")[1]) == first
+
+    code, printed, complaint = say("rerun", first["run_id"], "--name", "Bob")
+    assert (code, complaint) == (0, "")
+    assert f"Bob ['eu-west-1'] {there}" in printed  # the rest as it was, in the folder where it was
+
+    shelf.put("10-try-this.ipynb", "1", parameters="name: str = ''  # whom\nplace: str = ''  # where\n")
+    code, printed, complaint = say("rerun", first["run_id"])
+    assert (code, printed) == (2, "")
+    assert "no longer takes regions, image; it has taken since place." in complaint
+
+
+def test_a_report_is_opened_in_the_browser(
+    shelf: Shelf, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    shelf.put("10-try-this.ipynb", "print('hello')")
+    with sandbox(speed=1000) as aws:
+        aws.client("s3").create_bucket(Bucket="evidence")
+        for name, value in aws.environment.items():
+            monkeypatch.setenv(name, value)
+        made = result(say, "run", "try-this", "--archive", "s3://evidence/runs")
+        assert say("runs", "--archive", "s3://evidence/runs")[1].rstrip().endswith(made["run_id"])
+        words = ("runs", "show", made["run_id"], "--archive", "s3://evidence/runs", "--open")
+        assert say(*words)[0] == 0
+        opened = Path((tmp_path / "opened").read_text().removeprefix("file://"))
+        assert "hello" in opened.read_text()
+        assert say("runs", "--archive", "s3://nowhere")[0] == 1
+        code, _, complaint = say("runs", "show", "2025", "--archive", "s3://evidence/runs")
+    assert code == 2
+    assert complaint.startswith("Error: There is no run '2025' in s3://evidence/runs.\n")
+
+
+def test_a_rehearsal_is_not_repeated_in_the_real_aws(shelf: Shelf, say: Say) -> None:
+    ran = shelf.folder.parent / "ran"
+    shelf.put("10-try-this.ipynb", f"open({str(ran)!r}, 'w').close()")
+    folder = shelf.archive / "20261120T080000Z-try-this-0a0b0c"
+    folder.mkdir(parents=True)
+    entry = {"runbook": "try-this", "status": "done", "sandbox": "http://127.0.0.1:1", "parameters": {}}
+    (folder / "result.json").write_text(json.dumps(entry))
+    code, _, complaint = say("rerun", "0a0b0c")
+    assert code == 2
+    assert "was a rehearsal on a sandbox" in complaint
+    assert "--sandbox" in complaint
+    assert not ran.exists()

@@ -1,0 +1,237 @@
+"""What is kept of a run: executed notebook, report, log, ``result.json``, a row in the history."""
+
+from __future__ import annotations
+
+import copy
+import getpass
+import json
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.errors import ArchiveError, RunError, VmsnixError
+from vmsnix_ops.records.result import KEYS
+from vmsnix_ops.runbooks import archive as archives
+from vmsnix_ops.runbooks.secrets import Redactor
+from vmsnix_ops.runbooks.verdict import PARTLY, Failure, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from vmsnix_ops.runbooks import catalog
+    from vmsnix_ops.runbooks._output import Live
+    from vmsnix_ops.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that is settled before the first cell."""
+
+    runbook: catalog.Runbook
+    parameters: Mapping[str, object]
+    settings: Settings
+    environment: Mapping[str, str]
+    cwd: Path
+    folder: archives.RunFolder
+    started: datetime
+
+    def about(self) -> dict[str, object]:
+        """Return the part of ``result.json`` that is known from the start."""
+        return about(
+            self.runbook, self.folder.run_id, self.parameters, self.started, self.environment, self.cwd
+        )
+
+
+def about(
+    runbook: catalog.Runbook,
+    run_id: str,
+    given: Mapping[str, object],
+    started: datetime,
+    environment: Mapping[str, str],
+    cwd: Path,
+) -> dict[str, object]:
+    """Return what ``result.json`` says from the first second on."""
+    from vmsnix_ops import __version__
+
+    return {
+        "run_id": run_id,
+        "runbook": runbook.name,
+        "side_effects": runbook.side_effects,
+        "started_at": started.isoformat(timespec="milliseconds"),
+        "parameters": {parameter.name: parameter.default for parameter in runbook.parameters} | dict(given),
+        "sandbox": environment.get("VMSNIX_SANDBOX") or None,
+        "user": getpass.getuser(),
+        "host": platform.node(),
+        "cwd": str(cwd),
+        "package_version": __version__,  # `version` is the image's, where there is one
+    }
+
+
+def write_notebook(
+    folder: archives.RunFolder, notebook: Any, redactor: Redactor
+) -> tuple[Any, dict[str, int]]:
+    """Write the notebook without secrets; return it and what was removed. The running one is left alone."""
+    import nbformat
+
+    kept = copy.deepcopy(notebook)
+    scan = Redactor(redactor.values)
+    scan.notebook(kept)
+    text = nbformat.writes(kept)  # type: ignore[no-untyped-call]
+    archives.write_whole(folder.path(archives.NOTEBOOK), text)
+    return kept, scan.found
+
+
+def keep(
+    run: Run,
+    notebook: Any,
+    redactor: Redactor,
+    live: Live,
+    judged: Verdict,
+    failure: Failure | None,
+    seconds: float,
+    *,
+    record: bool,
+) -> dict[str, Any]:
+    """Keep all evidence of a judged run, and say what could not be kept.
+
+    The entry, ``result.json``, comes last: it names only what is there.
+
+    Returns
+    -------
+    dict
+        Content of ``result.json``.
+    """
+    folder = run.folder
+    values = redactor.anything(_values(run, judged, failure, seconds))
+    problems: list[str] = values["problems"]
+    notebook.metadata["vmsnix_run"] = {key: values[key] for key in ("run_id", "runbook", "status", "failure")}
+    kept, found = write_notebook(folder, notebook, redactor)
+    found = {**redactor.found, **found}
+    try:
+        from vmsnix_ops.runbooks import report
+
+        archives.write_whole(folder.path(archives.REPORT), report.render(kept, values))
+    except Exception as error:  # noqa: BLE001 - the run is over; a page that fails must not hide its verdict
+        problems.append(f"The report could not be made: {type(error).__name__}: {error}")
+    _bring(folder, values, archives.NOTEBOOK, archives.REPORT, archives.JOURNAL)
+    if found:
+        live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
+    values["secrets_removed"] = found
+    if record:
+        try:
+            _record(run, values)
+        except VmsnixError as error:
+            problems.append(f"The run is not in the history: {error}")
+    for problem in problems:
+        live.note(problem, screen=False)
+    live.close()
+    _bring(folder, values, archives.LOG)
+    values = _close(run, redactor.anything(values), judged, failure)
+    from vmsnix_ops.runbooks import github
+
+    try:
+        github.tell(values, run.environment)
+    except RunError as error:
+        values["problems"].append(str(error))
+        values["exit_code"] = _exit_code(judged, failure, values["problems"])
+    return values
+
+
+def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) -> dict[str, Any]:
+    """Return the content of ``result.json``: what the notebook wrote, then what the runner knows."""
+    try:
+        written = json.loads(run.folder.path(archives.RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        written = {}  # removed or broken by the notebook; what the runner knows is written anew
+    return {
+        **dict.fromkeys(KEYS),
+        **(written if isinstance(written, dict) else {}),
+        **run.about(),
+        "status": judged,
+        "exit_code": 0,
+        "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "seconds": seconds,
+        "error": str(failure) if failure is not None else None,
+        "failure": failure.to_json() if failure is not None else None,
+        "notebook": "",
+        "report": "",
+        "log": "",
+        "result": run.folder.entry,
+        "files": {},
+        "problems": [],
+    }
+
+
+def _bring(folder: archives.RunFolder, values: dict[str, Any], *names: str) -> None:
+    """Bring files to where they are kept and name the places; where S3 refuses they stay on this machine."""
+    for name in names:
+        try:
+            kept = folder.keep(name)
+        except ArchiveError as error:
+            values["problems"].append(str(error))
+            place = str(folder.path(name))
+        else:
+            if kept is None:
+                continue
+            place = kept.place
+            values["files"][name] = kept.to_json()
+        word = name.partition(".")[0]
+        if word in values:
+            values[word] = place
+
+
+def _close(run: Run, values: dict[str, Any], judged: Verdict, failure: Failure | None) -> dict[str, Any]:
+    """Write the entry; where S3 refuses it stays on this machine."""
+    values["exit_code"] = _exit_code(judged, failure, values["problems"])
+    run.folder.write_json(archives.RESULT, values)
+    try:
+        run.folder.close(done=judged == "done" and not values["problems"])
+    except ArchiveError as error:
+        values["problems"].append(str(error))
+        values["result"] = str(run.folder.path(archives.RESULT))
+        values["exit_code"] = _exit_code(judged, failure, values["problems"])
+        run.folder.write_json(archives.RESULT, values)
+    return values
+
+
+def _exit_code(judged: Verdict, failure: Failure | None, problems: list[str]) -> int:
+    if failure is not None:
+        return failure.exit_code
+    return PARTLY if judged == "partly" or problems else 0
+
+
+def _record(run: Run, values: Mapping[str, Any]) -> None:
+    """Append the run to the history."""
+    from vmsnix_ops.records import tables
+
+    def known(name: str) -> str | None:
+        return values.get(name) or None
+
+    given = values["parameters"]
+    tables.open_tables(run.settings).append(
+        "runs",
+        [
+            {
+                "run_id": run.folder.run_id,
+                "runbook": run.runbook.name,
+                "status": values["status"],
+                "started_at": run.started,
+                "finished_at": datetime.fromisoformat(values["finished_at"]),
+                "seconds": values["seconds"],
+                "region": known("region") or given.get("region"),
+                "account": known("account"),
+                "image": known("image") or given.get("image"),
+                "image_name": known("image_name"),
+                "ami_id": known("ami_id"),
+                "notebook": known("notebook"),
+                "report": known("report"),
+                "parameters": given,
+                "error": values["error"],
+                "user": values["user"],
+                "host": values["host"],
+                "version": values["package_version"],
+            }
+        ],
+    )
