@@ -11,6 +11,7 @@ import pytest
 from tests.aws.test_block_resume import BLOCK, REGION, Upload, aws, image, puts, snapshots
 from tests.publish.test_publish import bytes_of
 from vmsnix_ops import errors
+from vmsnix_ops.aws import block_engine, block_pending
 from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
 from vmsnix_ops.aws.block_worker import Pace
 
@@ -77,12 +78,49 @@ def test_a_snapshot_that_expires_under_the_upload_is_begun_anew(aws, image, uplo
     assert snapshots(aws) == {made.snapshot_id: "completed"}
 
 
-def test_a_block_that_is_refused_for_good_leaves_nothing(aws, upload):
+def test_a_block_that_is_refused_for_good_leaves_nothing(aws, upload, monkeypatch):
+    monkeypatch.setattr(block_pending, "SEALED_SECONDS", 1)  # for another machine, of which there is none
     aws.faults.add({"op": PUT, "do": "error", "nth": 9, "http": 400, "code": "ValidationException"})
     with pytest.raises(BlockRefusedError, match="ValidationException"):
         upload.run()
     assert snapshots(aws) == {}
     assert not upload.journal.exists()
+
+
+def test_an_image_that_changes_under_the_upload_is_refused_and_leaves_nothing(aws, image, upload):
+    """AWS takes no block whose bytes are not those that were hashed."""
+    aws.faults.add({"op": PUT, "do": "delay", "seconds": 0.3})
+
+    def change() -> None:
+        while not puts(aws):
+            time.sleep(0.01)
+        image.write_bytes(b"other" * (40 * BLOCK // 5))
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    with pytest.raises(errors.ImageError, match="changed"):
+        upload.run(Pushing(1, 2))
+    thread.join()
+    assert snapshots(aws) == {}
+    assert not upload.journal.exists()
+
+
+def test_an_image_that_changes_where_nothing_is_sent_is_refused_too(aws, image, upload, monkeypatch):
+    first, send = upload.run().snapshot_id, block_engine.run
+    with image.open("r+b") as file:
+        file.write(b"changed")
+
+    def run(*arguments, **more):
+        throttled = send(*arguments, **more)
+        with image.open("r+b") as file:
+            file.seek(20 * BLOCK)
+            file.write(b"changed")
+        return throttled
+
+    monkeypatch.setattr(block_engine, "run", run)
+    with pytest.raises(errors.ImageError, match="changed"):
+        Upload(image, upload.journal.parent).run()
+    assert snapshots(aws) == {first: "completed"}
 
 
 def test_throttling_beyond_the_budget_names_the_ceiling_and_keeps_the_blocks(aws, image, upload):

@@ -122,7 +122,7 @@ def test_a_killed_upload_sends_only_what_was_not_acknowledged(aws, image, tmp_pa
     kill_after_some_blocks(upload, aws, 20)
     known = BlockJournal(upload.journal).read()
     assert known is not None
-    acknowledged = sum(sent for _, sent in known[1].values())
+    acknowledged = len(known[1])
     assert acknowledged > 0
     pending = snapshots(aws)
     made = upload.run()

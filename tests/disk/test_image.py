@@ -69,6 +69,12 @@ def test_blocks_and_ranges_are_those_of_the_disk(
         assert list(image.blocks(size)) == expected
         assert {block.index for block in expected} <= set(image.allocated(size))
         assert image.read(offset, length) == content[offset : offset + length]
+        buffer = bytearray(b"\xff" * length)
+        image.read_into(offset, buffer)
+        assert buffer == content[offset : offset + length].ljust(length, b"\0")
+        buffer = bytearray(b"\xff" * size)
+        stored = [Block(index, bytes(buffer)) for index in image.stored_blocks(buffer)]
+        assert [block for block in stored if any(block.data)] == expected
         middle = len(content) // size // 2
         parts = [*image.blocks(size, stop=middle), *image.blocks(size, first=middle)]
         assert parts == expected

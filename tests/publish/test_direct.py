@@ -12,6 +12,7 @@ import pytest
 from tests.publish.test_publish import bytes_of
 from tests.support import require
 from vmsnix_ops import errors, publish
+from vmsnix_ops.aws import blocks
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.records import history
@@ -97,6 +98,20 @@ def test_zero_blocks_are_not_sent(aws, direct, raw):
     with open_image(raw) as disk:
         assert puts(aws) == len(list(disk.blocks(BLOCK)))
         assert puts(aws) < disk.size // BLOCK
+
+
+def test_what_the_digest_step_hashed_is_not_hashed_again(direct, monkeypatch):
+    monkeypatch.setattr(blocks, "block_digests", None)
+    assert publish.run(direct()).outcome == "created"
+
+
+def test_an_image_that_changed_since_its_digest_was_taken_is_not_uploaded(direct, raw, left):
+    plan = direct(image=str(raw))
+    built = plan.build()
+    changed(raw, block=1, fill=7)
+    with pytest.raises(errors.ImageError, match="changed"):
+        plan.upload(built)
+    assert left().snapshots == []
 
 
 def test_the_snapshot_carries_the_tags_of_the_ami(aws, direct):

@@ -106,7 +106,7 @@ class Connection:
         except OSError as error:
             raise ConnectionFailed(f"could not connect to {way.host}: {error}") from error
 
-    def exchange(self, head: bytes, body: bytes | None, *, seconds: float) -> Reply:
+    def exchange(self, head: bytes, body: bytes | bytearray | None, *, seconds: float) -> Reply:
         """Send a request and return the reply.
 
         Parameters
@@ -175,7 +175,7 @@ class Connection:
         if status != 200:
             raise OSError(f"the proxy answers {status} to CONNECT {place}")
 
-    def _send(self, head: bytes, body: bytes | None) -> None:
+    def _send(self, head: bytes, body: bytes | bytearray | None) -> None:
         if body is None:
             self._socket.sendall(head)
             return

@@ -34,11 +34,8 @@ CEILING = 1000.0  # puts a second; AWS's own worked example for one account
 BUDGET_SECONDS = 300.0
 TOTAL_SECONDS = 6 * 3600.0
 
-Item = tuple[int, str | None]
-"""A block's index, and the parent's digest (put) or the block's token (get)."""
-
-Done = tuple[int, str, bool]
-"""A block's index, its SHA-256 (hex; empty: zero and left out), and whether it was sent or fetched."""
+Item = tuple[int, str]
+"""A block's index, and its SHA-256 in hex (put) or its token (get, compare)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,7 @@ def run(
     snapshot_id: str,
     path: Path,
     descriptor: int = -1,
-    on_done: Callable[[Sequence[Done]], None],
+    on_done: Callable[[Sequence[int]], None],
     pushing: Pushing = Pushing(),
 ) -> int:
     """Put, get or compare blocks and return how many answers were throttled.
@@ -119,7 +116,7 @@ def run(
     descriptor
         An open file that is the disk itself, byte for byte, to read instead of the image.
     on_done
-        Called in this thread with every batch that is done: what a journal may rely upon.
+        Called in this thread with the indices of every batch that is done: what a journal may rely upon.
     pushing
         How hard to push.
 
@@ -181,7 +178,7 @@ class _Crew:
                     _close(stream)
 
     def carry_out(
-        self, items: Sequence[Item], on_done: Callable[[Sequence[Done]], None], *, deadline: float
+        self, items: Sequence[Item], on_done: Callable[[Sequence[int]], None], *, deadline: float
     ) -> int:
         """Keep every worker supplied until nothing is left and all is done."""
         left = _batches(items, self.job.threads * len(self.workers))
@@ -198,7 +195,7 @@ class _Crew:
             if message is None:
                 raise BlockRefusedError("WorkerDied", f"with exit code {self.workers[number].wait()}", -1)
             if "done" in message:
-                on_done([(index, digest, sent) for index, digest, sent in message["done"]])
+                on_done(message["done"])
                 self.throttled[number] = message["throttled"]
                 waiting[number] -= 1
                 self._hand_on_keys()

@@ -1,27 +1,23 @@
 """What an upload (or a download) has already done, in a file that survives the process.
 
-The first line says which snapshot it belongs to; every further line is one block: its index, its SHA-256, and
-whether it was sent. Lines are appended when AWS has acknowledged them, so a killed run loses at most what was
-under way, and sending that again is harmless. A torn last line, which a power cut can leave, is ignored.
+The first line says which snapshot it belongs to; every further line is the index of a block. Lines are
+appended when AWS has acknowledged the blocks, so a killed run loses at most what was under way, and sending
+that again is harmless. A torn last line, which a power cut can leave, is ignored.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from vmsnix_ops.aws.block_engine import Done
     from vmsnix_ops.progress import Step
-
-_LINE = re.compile(r"(\d+) ([0-9a-f]{64}|-) ([01])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +52,8 @@ class BlockJournal:
         self.path = path
         self._file: IO[str] | None = None
 
-    def read(self) -> tuple[Beginning, dict[int, tuple[str, bool]]] | None:
-        """Return what it belongs to and its blocks (index to digest and sent), or ``None``."""
+    def read(self) -> tuple[Beginning, set[int]] | None:
+        """Return what it belongs to and the blocks that are done, or ``None``."""
         try:
             lines = self.path.read_text(encoding="utf-8").split("\n")
             beginning = Beginning(**json.loads(lines[0]))
@@ -65,11 +61,9 @@ class BlockJournal:
             return None
         except (ValueError, TypeError):
             return None  # killed while its first line was written: nothing had been sent yet
-        blocks: dict[int, tuple[str, bool]] = {}
-        for line in lines[1:-1]:  # what follows the last newline is empty or torn
-            if found := _LINE.fullmatch(line):
-                blocks[int(found[1])] = ("" if found[2] == "-" else found[2], found[3] == "1")
-        return beginning, blocks
+        # What follows the last newline is empty or torn. Other versions of this package wrote other lines:
+        # what they stand for is done again.
+        return beginning, {int(line) for line in lines[1:-1] if line.isdecimal()}
 
     def begin(self, beginning: Beginning) -> None:
         """Start anew."""
@@ -87,11 +81,11 @@ class BlockJournal:
             file.truncate(len(text[: text.rfind("\n") + 1].encode()))
         self._file = self.path.open("a", encoding="utf-8")
 
-    def add(self, done: Sequence[Done]) -> None:
-        """Write down blocks that are done."""
+    def add(self, done: Sequence[int]) -> None:
+        """Write down blocks that are done, by their indices."""
         if self._file is None:
             raise RuntimeError("the journal was neither begun nor resumed")
-        self._file.write("".join(f"{index} {digest or '-'} {int(sent)}\n" for index, digest, sent in done))
+        self._file.write("".join(f"{index}\n" for index in done))
         self._file.flush()
 
     def close(self) -> None:
@@ -104,13 +98,6 @@ class BlockJournal:
         """Forget everything: the work is done, or will not be continued."""
         self.close()
         self.path.unlink(missing_ok=True)
-
-
-def pending(
-    items: Iterable[tuple[int, str | None]], done: dict[int, tuple[str, bool]]
-) -> list[tuple[int, str | None]]:
-    """Return the items that are not in the journal."""
-    return [item for item in items if item[0] not in done]
 
 
 @contextmanager

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import block_engine, manifests
-from vmsnix_ops.aws.block_engine import BlockRefusedError, Done, Pushing
-from vmsnix_ops.aws.block_journal import Beginning, BlockJournal, pending
+from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
+from vmsnix_ops.aws.block_journal import Beginning, BlockJournal
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
-from vmsnix_ops.aws.block_worker import DIFFERS, ZEROS, block_of
+from vmsnix_ops.aws.block_worker import DIFFERS
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.image import ZEROS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,8 +119,12 @@ def verify(
     if step is not None:
         step.at(0, len(chosen) * BLOCK_BYTES)
     with open_image(path) as image:
+        block = bytearray(BLOCK_BYTES)
         for index in image.allocated(BLOCK_BYTES):
-            if index not in tokens and block_of(image, index) != ZEROS:
+            if index in tokens:
+                continue
+            image.read_into(index * BLOCK_BYTES, block)
+            if block != ZEROS:
                 raise _differs(snapshot_id, f"It lacks block {index}, which the image has.")
         try:
             block_engine.run(
@@ -184,11 +189,11 @@ def download(
     size = found.size_gib * GIB
     with part.open("ab") as file:
         file.truncate(size)
-    items = pending(sorted(found.tokens.items()), done)
+    items = [item for item in sorted(found.tokens.items()) if item[0] not in done]
     if step is not None:
         step.at(0, len(items) * BLOCK_BYTES)
 
-    def acknowledge(batch: Sequence[Done]) -> None:
+    def acknowledge(batch: Sequence[int]) -> None:
         journal.add(batch)
         if step is not None:
             step.advance(len(batch) * BLOCK_BYTES)
@@ -211,7 +216,7 @@ def download(
     return Downloaded(snapshot_id, path, size, len(items))
 
 
-def _done_before(journal: BlockJournal, part: Path, snapshot_id: str) -> dict[int, tuple[str, bool]]:
+def _done_before(journal: BlockJournal, part: Path, snapshot_id: str) -> set[int]:
     """Go on with the journal of this snapshot, or start a new one with an empty file."""
     known = journal.read()
     if known is not None and known[0].snapshot_id == snapshot_id and part.exists():
@@ -220,7 +225,7 @@ def _done_before(journal: BlockJournal, part: Path, snapshot_id: str) -> dict[in
     part.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
     journal.begin(Beginning(snapshot_id))
-    return {}
+    return set()
 
 
 def _differs(snapshot_id: str, why: str) -> errors.SnapshotFailedError:

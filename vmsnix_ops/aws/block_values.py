@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from vmsnix_ops.disk.survey import Survey
+
 
 @dataclass(frozen=True, slots=True)
 class Upload:
@@ -32,6 +34,8 @@ class Upload:
         File that remembers acknowledged blocks.
     incremental
         Whether to start from an earlier snapshot.
+    seen
+        What a look at the image told, where there was one: its blocks need not be hashed again then.
     """
 
     path: Path
@@ -41,6 +45,7 @@ class Upload:
     tags: Mapping[str, str]
     journal: Path
     incremental: bool = True
+    seen: Survey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ class DirectSnapshot:
     why_full
         Why the upload was a full one; empty when it was incremental.
     looked_at
-        Blocks that were read and hashed.
+        Blocks that the image stores or the parent holds.
     sent
         Blocks that were sent in this run.
     throttled

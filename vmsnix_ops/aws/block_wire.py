@@ -154,7 +154,9 @@ class BlockWire:
         self._extra = self._way.proxy_headers if self._before else {}
         self._free: deque[Connection] = deque()  # append and pop are atomic
 
-    def put(self, snapshot_id: str, index: int, block: bytes, digest: bytes, *, patience: int = 1) -> Answer:
+    def put(
+        self, snapshot_id: str, index: int, block: bytes | bytearray, digest: bytes, *, patience: int = 1
+    ) -> Answer:
         """Send one block.
 
         Parameters
@@ -205,7 +207,7 @@ class BlockWire:
         path: str,
         query: str,
         headers: dict[str, str],
-        body: bytes | None,
+        body: bytes | bytearray | None,
         patience: int,
     ) -> Answer:
         path = self._path + path
@@ -222,7 +224,7 @@ class BlockWire:
             return Answer(reply.status, body=reply.body, checksum=reply.headers.get("x-amz-checksum", ""))
         return _refused(reply)
 
-    def _exchange(self, head: bytes, body: bytes | None, seconds: float) -> Reply:
+    def _exchange(self, head: bytes, body: bytes | bytearray | None, seconds: float) -> Reply:
         try:
             connection = self._free.pop()
         except IndexError:

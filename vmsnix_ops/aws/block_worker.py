@@ -1,12 +1,12 @@
-"""A process that reads, hashes and sends blocks.
+"""A process that reads and sends blocks, or fetches them.
 
 One Python process cannot keep a fast network busy, so `vmsnix_ops.aws.block_engine` starts a few of these, as
 ``python -m vmsnix_ops.aws.block_worker``. They speak JSON, a line a message: a first line with the job, then
 batches in, and what became of them out. Little is imported, so a worker starts in a tenth of a second.
 
-In: ``{"blocks": [[index, parent digest or null or token], ...]}`` or ``{"keys": {...}}``; the end of input
-ends the worker. Out: ``{"done": [[index, digest, sent], ...], "throttled": n}``, ``{"keys": true}`` (they are
-expired) or ``{"failed": {...}}``.
+In: ``{"blocks": [[index, digest or token], ...]}`` or ``{"keys": {...}}``; the end of input ends the worker.
+Out: ``{"done": [index, ...], "throttled": n}``, ``{"keys": true}`` (they are expired) or
+``{"failed": {...}}``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES, Answer, BlockWire, ConnectionFailed, Keys, Target
 from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.image import ZEROS
 from vmsnix_ops.disk.raw import RawImage
 from vmsnix_ops.disk.source import PathSource
 
@@ -52,7 +53,6 @@ NOT_YET = "ResourceNotFoundException"
 NOT_YET_SECONDS = 120.0  # a fresh snapshot is sometimes unknown for so long
 LONGEST_PAUSE = 10.0
 MOST_PATIENCE = 8  # times the read timeout; a slow line needs more of it than a hung request
-ZEROS = bytes(BLOCK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,6 @@ class Job:
     budget: float
 
 
-Moved = tuple[int, str, bool]
 Inbox = queue.SimpleQueue["list[list[Any]] | Exception | None"]
 
 
@@ -132,6 +131,12 @@ class Refused(Exception):  # noqa: N818 (a message between the threads of this p
         self.answer, self.index = answer, index
 
 
+class _Own(threading.local):
+    """What each thread has for itself."""
+
+    buffer: bytearray | None = None
+
+
 class Worker:
     """Carries out batches on a pool of threads, one connection each."""
 
@@ -143,6 +148,7 @@ class Worker:
         self.throttled = 0
         self.fresh_keys = threading.Event()
         self._say = threading.Lock()
+        self._own = _Own()
 
     def say(self, message: dict[str, Any]) -> None:
         """Write one line to the parent."""
@@ -154,38 +160,32 @@ class Worker:
                 # The parent was killed. Nobody hears what is done here, and the next run may be at it.
                 os._exit(1)
 
-    def put(self, image: DiskImage, index: int, parent: str | None) -> Moved:
-        """Send a block unless it need not be: zero and not in the parent snapshot, or the same there.
-
-        Returns
-        -------
-        tuple
-            Index, digest (hex; empty for a block that stays zero) and whether it was sent.
-        """
-        data = block_of(image, index)
-        if parent is None and data == ZEROS:
-            return index, "", False
-        digest = hashlib.sha256(data).digest()
-        if parent == digest.hex():
-            return index, parent, False
+    def put(self, image: DiskImage, index: int, digest: str) -> None:
+        """Send a block. AWS refuses it when its bytes are not those that the digest names."""
+        block, raw = self._buffer(), bytes.fromhex(digest)
+        image.read_into(index * BLOCK_BYTES, block)
         self._patiently(
-            index,
-            lambda patience: self.wire.put(self.job.snapshot_id, index, data, digest, patience=patience),
+            index, lambda patience: self.wire.put(self.job.snapshot_id, index, block, raw, patience=patience)
         )
-        return index, digest.hex(), True
 
-    def get(self, file: int, index: int, token: str) -> Moved:
+    def get(self, file: int, index: int, token: str) -> None:
         """Fetch a block, compare its checksum, and write it where it belongs; zeros stay a hole."""
         body = self._fetch(index, token)
         if body != ZEROS:
             os.pwrite(file, body, index * BLOCK_BYTES)
-        return index, "", True
 
-    def compare(self, image: DiskImage, index: int, token: str) -> Moved:
+    def compare(self, image: DiskImage, index: int, token: str) -> None:
         """Fetch a block and compare it with the image's."""
-        if self._fetch(index, token) != block_of(image, index):
+        block = self._buffer()
+        image.read_into(index * BLOCK_BYTES, block)
+        if self._fetch(index, token) != block:
             raise Refused(Answer(0, DIFFERS, "the snapshot holds other bytes than the image"), index)
-        return index, "", True
+
+    def _buffer(self) -> bytearray:
+        """Return this thread's own block: new memory for each would cost more than reading into it."""
+        if self._own.buffer is None:
+            self._own.buffer = bytearray(BLOCK_BYTES)
+        return self._own.buffer
 
     def _fetch(self, index: int, token: str) -> bytes | bytearray:
         """Return a block, which is what its checksum says."""
@@ -245,12 +245,6 @@ class Worker:
         return self.wire.keys != used
 
 
-def block_of(image: DiskImage, index: int) -> bytes:
-    """Return a block of the disk; what lies behind its end is zero."""
-    data = image.read(index * BLOCK_BYTES, BLOCK_BYTES)
-    return data if len(data) == BLOCK_BYTES else data + bytes(BLOCK_BYTES - len(data))
-
-
 def open_disk(path: str, *, raw: bool) -> DiskImage:
     """Open the image of a job."""
     if not raw:
@@ -295,13 +289,14 @@ def main() -> int:
     return 0
 
 
-def _run(worker: Worker, batches: Inbox, work: Callable[[int, Any], Moved]) -> None:
+def _run(worker: Worker, batches: Inbox, work: Callable[[int, str], None]) -> None:
     """Carry out batches as they come; the first failure ends it, also while it waits for more."""
 
     def carry_out(batch: list[list[Any]]) -> None:
         try:
-            done = [work(index, extra) for index, extra in batch]
-            worker.say({"done": done, "throttled": worker.throttled})
+            for index, extra in batch:
+                work(index, extra)
+            worker.say({"done": [index for index, _ in batch], "throttled": worker.throttled})
         except Exception as error:  # noqa: BLE001 (handed to the main thread, which tells the parent)
             batches.put(error)
 

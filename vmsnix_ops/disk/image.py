@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
 
-    from vmsnix_ops.disk.source import ByteSource
+    from vmsnix_ops.disk.source import ByteSource, Stamp
 
 SECTOR = 512
 EBS_BLOCK = 512 * 1024
 """Bytes of a block of an EBS snapshot (EBS direct APIs: ``BlockSize`` is always 524288)."""
+
+ZEROS = bytes(EBS_BLOCK)
+"""A block that holds nothing."""
 
 READ_LIMIT = 1 << 30
 """Most bytes that one `DiskImage.read` hands out, so that a wrong length cannot eat the machine's memory."""
@@ -85,12 +88,15 @@ class DiskImage:
         Bytes of the disk as a machine sees it.
     file_bytes
         Bytes of the file.
+    converts
+        Whether the first read makes a copy of the whole disk, which goes when the image is closed.
     source
         The bytes of the file itself.
     """
 
     format: str = "raw"
     subformat: str = ""
+    converts: bool = False
 
     def __init__(self, source: ByteSource, size: int) -> None:
         self.source, self.size = source, size
@@ -136,6 +142,47 @@ class DiskImage:
         if offset >= stop:
             return b""
         return self._assemble(offset, stop, list(self.extents(offset, stop)))
+
+    def read_into(self, offset: int, buffer: bytearray) -> None:
+        """Fill `buffer` with the disk's bytes at `offset`, which costs less than new bytes for every read.
+
+        Parameters
+        ----------
+        offset
+            Where on the disk. What lies behind its end is zero.
+        buffer
+            Filled whole.
+
+        Raises
+        ------
+        ImageError
+            When the image is damaged there, or cannot be read.
+        """
+        self._gather(offset, buffer, self.extents(offset, min(offset + len(buffer), self.size)))
+
+    def stored_blocks(self, buffer: bytearray, *, first: int = 0, stop: int | None = None) -> Iterator[int]:
+        """Read the blocks that are stored into `buffer`, one after the other, and yield their indices.
+
+        The buffer holds the block until the next is asked for, and its length is the size of a block. Some
+        blocks may hold zeros only.
+
+        Parameters
+        ----------
+        buffer
+            Used for all blocks.
+        first, stop
+            Only the blocks with ``first <= index < stop``, so that several workers can share an image.
+
+        Raises
+        ------
+        ImageError
+            When the image is damaged, or cannot be read.
+        """
+        size = len(buffer)
+        end = self.size if stop is None else min(stop * size, self.size)
+        for index, pieces in self._pieces(size, first * size, end):
+            self._gather(index * size, buffer, pieces)
+            yield index
 
     def blocks(self, size: int = EBS_BLOCK, *, first: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Yield the blocks that hold a byte other than zero, ascending by index.
@@ -183,6 +230,10 @@ class DiskImage:
         """
         return self.source.digest(on_progress)
 
+    def stamp(self) -> Stamp | None:
+        """Return what tells the file, as it is, from any other; ``None`` when it came from a reader."""
+        return self.source.stamp()
+
     def plain_descriptor(self) -> int:
         """Return an open file that is the disk, byte for byte, where the format had to make one; else -1.
 
@@ -212,15 +263,23 @@ class DiskImage:
 
     def _assemble(self, start: int, stop: int, pieces: list[Extent]) -> bytes:
         """Return the bytes between two positions, given everything that is stored there."""
-        stored = self._stored()
         if len(pieces) == 1 and pieces[0].length == stop - start:
-            return stored.read(pieces[0].stored, pieces[0].length)
-        parts, at = list[bytes](), start
+            return self._stored().read(pieces[0].stored, pieces[0].length)
+        buffer = bytearray(stop - start)
+        self._gather(start, buffer, pieces)
+        return bytes(buffer)
+
+    def _gather(self, start: int, buffer: bytearray, pieces: Iterable[Extent]) -> None:
+        """Fill a buffer from `start` on, given everything that is stored there; the rest of it is zero."""
+        stored, view, at = self._stored(), memoryview(buffer), 0
         for piece in pieces:
-            parts += [bytes(piece.offset - at), stored.read(piece.stored, piece.length)]
-            at = piece.end
-        parts.append(bytes(stop - at))
-        return b"".join(parts)
+            first = piece.offset - start
+            if first > at:
+                view[at:first] = bytes(first - at)
+            at = first + piece.length
+            stored.read_into(piece.stored, view[first:at])
+        if at < len(view):
+            view[at:] = bytes(len(view) - at)
 
     def __enter__(self) -> Self:
         return self

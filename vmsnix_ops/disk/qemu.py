@@ -80,6 +80,8 @@ class MappedImage(DiskImage):
 class ConvertedImage(DiskImage):
     """An image that is converted to a sparse raw file when it is first read."""
 
+    converts = True
+
     def __init__(self, source: ByteSource, size: int, kind: str, file: Path, resources: ExitStack) -> None:
         super().__init__(source, size)
         self.format, self._file, self._resources = kind, file, resources

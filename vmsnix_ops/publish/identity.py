@@ -11,11 +11,12 @@ from vmsnix_ops.publish.values import Built
 
 if TYPE_CHECKING:
     from vmsnix_ops.disk.formats import DiskImage
+    from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.publish.plan import Plan
 
 
-def describe(plan: Plan, image: BuiltImage, disk: DiskImage, digest: str) -> Built:
+def describe(plan: Plan, image: BuiltImage, disk: DiskImage, seen: Survey) -> Built:
     """Return what is known of an image before AWS is asked; refuse a format that its way cannot take."""
     if plan.via == "import" and disk.format not in imports.FORMATS:
         raise errors.ImageFormatError(
@@ -32,7 +33,7 @@ def describe(plan: Plan, image: BuiltImage, disk: DiskImage, digest: str) -> Bui
         system=image.system,
         path=image.path,
         format=disk.format,
-        digest=digest,
+        digest=seen.digest,
         file_bytes=disk.file_bytes,
         disk_bytes=disk.size,
         boot_mode=str(wanted.get("BootMode") or image.boot_mode),
@@ -43,7 +44,10 @@ def describe(plan: Plan, image: BuiltImage, disk: DiskImage, digest: str) -> Bui
         flake=image.flake or "",
         derivation=image.drv_path or "",
         store_path=image.store_path or "",
-        ami_name=images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{digest[:8]}"),
+        ami_name=images.clean_name(
+            f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{seen.digest[:8]}"
+        ),
+        seen=seen,
     )
 
 
@@ -112,4 +116,5 @@ def block_upload(plan: Plan, built: Built) -> blocks.Upload:
         tags=tags(plan, built),
         journal=plan.settings.state / "blocks" / f"{plan.account}-{plan.region}-{built.digest}",
         incremental=plan.incremental,
+        seen=built.seen,
     )

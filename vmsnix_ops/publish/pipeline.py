@@ -58,6 +58,7 @@ def build(plan: Plan) -> Built:
         The name that the AMI would get belongs to other bytes.
     """
     from vmsnix_ops.disk.formats import open_image
+    from vmsnix_ops.disk.survey import survey
 
     image = _image(plan)
     if image is None:
@@ -68,7 +69,9 @@ def build(plan: Plan) -> Built:
         interruptible("digest", "Nothing was changed."),
     ):
         with open_image(image.path) as disk:
-            built = identity.describe(plan, image, disk, disk.digest(on_progress=entry.step.advance))
+            wanted = plan.via == "direct" and not plan.dry_run
+            seen = survey(disk, blocks=wanted, on_progress=entry.step.advance)
+            built = identity.describe(plan, image, disk, seen)
         plan.journal.image, plan.journal.digest = built.name, built.digest
         entry.outcome, entry.bytes = "planned" if plan.dry_run else "created", built.file_bytes
         entry.detail.update(digest=built.digest, path=str(built.path), ami_name=built.ami_name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmsnix_ops.aws.blocks import DirectSnapshot
+    from vmsnix_ops.disk.survey import Survey
 
 Outcome = Literal["created", "reused", "planned"]
 """Made in this run, found from an earlier one, or (in a dry run) not made."""
@@ -29,7 +30,7 @@ class _Shown:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
-        shown = [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        shown = [(one.name, getattr(self, one.name)) for one in fields(self) if one.repr]  # type: ignore[arg-type]
         return [(name, str(value)) for name, value in shown if value not in ("", None, (), {})]
 
     def __str__(self) -> str:
@@ -71,6 +72,8 @@ class Built(_Shown):
         What the AMI will be called.
     ami_id, snapshot_id
         Of the AMI that holds these very bytes already, when there is one.
+    seen
+        What the look at the image told: the direct way goes by its blocks.
     """
 
     outcome: Outcome
@@ -93,6 +96,7 @@ class Built(_Shown):
     ami_name: str = ""
     ami_id: str = ""
     snapshot_id: str = ""
+    seen: Survey | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table

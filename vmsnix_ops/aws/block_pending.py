@@ -1,0 +1,341 @@
+"""One upload into one pending snapshot: begun or continued, filled, sealed, or left without a trace."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import block_engine, imports, manifests
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
+from vmsnix_ops.aws.block_journal import Beginning, BlockJournal
+from vmsnix_ops.aws.block_values import DirectSnapshot, Upload
+from vmsnix_ops.aws.block_wire import BLOCK_BYTES
+from vmsnix_ops.aws.session import Client, calling, retrying
+from vmsnix_ops.aws.waiting import Sighting, wait
+from vmsnix_ops.disk.image import ZEROS
+from vmsnix_ops.disk.survey import check_unchanged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import boto3
+
+    from vmsnix_ops.disk.image import DiskImage
+    from vmsnix_ops.disk.source import Stamp
+    from vmsnix_ops.progress import Step
+    from vmsnix_ops.records.tables import Tables
+
+GIB = 2**30
+TIMEOUT_MINUTES = 60
+SEALED_SECONDS = 20.0  # in which a snapshot that somebody completed shows it
+MOST_TOKENS = 50  # that are tried: each names an attempt that ended
+GONE = ("ResourceNotFoundException", "ConflictException", "ValidationException")
+_ZERO = hashlib.sha256(ZEROS).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An upload, and everything that it works with.
+
+    Attributes
+    ----------
+    wanted
+        What to upload.
+    image
+        It, opened.
+    blocks
+        Index to SHA-256 (hex) of every block that it stores; empty text for one that is zero.
+    stamp
+        Of the file of which those are the blocks.
+    session, ec2, ebs, tables, step, pushing
+        What it works with.
+    """
+
+    wanted: Upload
+    image: DiskImage
+    blocks: Mapping[int, str]
+    stamp: Stamp | None
+    session: boto3.Session
+    ec2: Client
+    ebs: Client
+    tables: Tables
+    step: Step | None
+    pushing: Pushing
+
+    def held(self, parent: Mapping[int, str]) -> dict[int, str]:
+        """Return what the snapshot will hold, ascending; a parent's block that became zero is zeros."""
+        own = {index: digest for index, digest in self.blocks.items() if digest}
+        return dict(sorted({**dict.fromkeys(parent, _ZERO), **own}.items()))
+
+    def tell(self, text: str) -> None:
+        """Say something to whoever watches."""
+        if self.step is not None:
+            self.step.message(text)
+
+
+def aggregate(digests: Iterable[str]) -> str:
+    """Return the LINEAR checksum of CompleteSnapshot: SHA-256 over the blocks' SHA-256, base64.
+
+    Parameters
+    ----------
+    digests
+        Hexadecimal, of the blocks that were sent, in ascending order of their index.
+    """
+    whole = hashlib.sha256()
+    for digest in digests:
+        whole.update(bytes.fromhex(digest))
+    return base64.b64encode(whole.digest()).decode()
+
+
+class CompletedMeanwhile(Exception):  # noqa: N818 (a way out of a step, never shown)
+    """Another publisher of the same bytes completed the snapshot after this one had looked for it."""
+
+    def __init__(self, found: tuple[str, int]) -> None:
+        super().__init__(found[0])
+        self.found = found
+
+
+class PendingUpload:
+    """One upload into one pending snapshot.
+
+    Parameters
+    ----------
+    task
+        The upload.
+    attempt
+        How many snapshots of these bytes were begun before.
+    """
+
+    def __init__(self, task: Task, attempt: int) -> None:
+        self.task, self.attempt, self.snapshot_id = task, attempt, ""
+        self.journal = BlockJournal(task.wanted.journal)
+
+    def carry_out(self) -> DirectSnapshot:
+        """Begin or go on, send what is not there, and seal it."""
+        size_gib = -(-self.task.image.size // GIB)
+        parent, done = self._begin(size_gib)
+        known = parent.blocks or {}
+        held = self.task.held(known)
+        changed = {index: digest for index, digest in held.items() if known.get(index) != digest}
+        items = [(index, digest) for index, digest in changed.items() if index not in done]
+        throttled = self._send(items)
+        self._seal(changed)
+        return DirectSnapshot(
+            self.snapshot_id,
+            size_gib,
+            "created",
+            parent.snapshot_id,
+            "" if parent.snapshot_id else parent.why,
+            len(held),
+            len(items),
+            throttled,
+            held,
+        )
+
+    def expired(self, error: errors.AwsError) -> bool:
+        """Whether AWS refuses because this pending snapshot is no more."""
+        if error.code not in GONE or not self.snapshot_id:
+            return False
+        return self._state(self.snapshot_id) in ("", "error")
+
+    def sealed(self, error: errors.AwsError) -> bool:
+        """Whether AWS refuses because somebody else has completed this very snapshot."""
+        if error.code not in GONE or not self.snapshot_id:
+            return False
+        return self._state(self.snapshot_id) in ("pending", "completed") and self._completes_by_itself()
+
+    def abandon(self) -> None:
+        """Leave nothing behind: neither the pending snapshot nor the journal. A completed one is kept."""
+        if self.snapshot_id and self._state(self.snapshot_id) != "completed":
+            imports.delete_snapshot(self.task.ec2, self.snapshot_id)
+        self.journal.remove()
+
+    def _begin(self, size_gib: int) -> tuple[manifests.Parent, set[int]]:
+        """Go on with the journal's snapshot while it is pending, or start one."""
+        continued = self._continue()
+        if continued is not None:
+            return continued
+        parent = manifests.Parent(why="an incremental upload was not wanted")
+        if self.task.wanted.incremental:
+            parent = manifests.choose_parent(
+                self.task.ec2,
+                self.task.ebs,
+                self.task.tables,
+                image=self.task.wanted.image,
+                size_gib=size_gib,
+            )
+        self.task.tell(
+            f"only what differs from {parent.snapshot_id}"
+            if parent.snapshot_id
+            else f"a full upload: {parent.why}"
+        )
+        self._start(size_gib, parent)
+        self.journal.begin(Beginning(self.snapshot_id, self.attempt, parent.snapshot_id))
+        return parent, set()
+
+    def _continue(self) -> tuple[manifests.Parent, set[int]] | None:
+        """Return the parent and the blocks of the upload that the journal knows, while it can go on."""
+        known = self.journal.read()
+        if known is None:
+            return None
+        beginning, done = known
+        parent = manifests.Parent(beginning.parent_id, None, "it continues a full upload")
+        if beginning.parent_id:
+            parent = replace(parent, blocks=manifests.load(self.task.tables, beginning.parent_id))
+        self.snapshot_id, self.attempt = beginning.snapshot_id, beginning.attempt
+        state = self._state(self.snapshot_id)
+        self._stop_when_completed(state)
+        # Without the parent's manifest nobody knows which blocks have become zero.
+        if state == "pending" and (parent.blocks or not beginning.parent_id):
+            self.journal.resume()
+            self.task.tell(f"going on in {self.snapshot_id}, which has {len(done)} blocks behind it")
+            return parent, done
+        if state in ("pending", "error"):
+            imports.delete_snapshot(self.task.ec2, self.snapshot_id)
+            self.task.tell(f"{self.snapshot_id} cannot be continued: it expired")
+        self.snapshot_id, self.attempt = "", beginning.attempt + 1
+        return None
+
+    def _start(self, size_gib: int, parent: manifests.Parent) -> None:
+        """Start a snapshot; the attempt becomes the one that its token carries."""
+        self._remove_expired()
+        # The run's tag is added when the snapshot is complete: a token goes with the same parameters only.
+        tags = {key: value for key, value in self.task.wanted.tags.items() if key != tagging.RUN}
+        request: dict[str, Any] = {
+            "VolumeSize": size_gib,
+            "Tags": tagging.to_list(tags),
+            "Description": f"{tags.get(tagging.NAME, self.task.wanted.image)} {self.task.wanted.digest[:12]}"[
+                :255
+            ],
+            "Timeout": TIMEOUT_MINUTES,
+        }
+        if parent.snapshot_id:
+            request["ParentSnapshotId"] = parent.snapshot_id
+        for number in range(self.attempt, self.attempt + MOST_TOKENS):
+            token = f"vmsnix-{self.task.wanted.digest[:40]}-{number}"
+            try:
+                with calling("start a snapshot"):
+                    answer = self.task.ebs.start_snapshot(**request, ClientToken=token)
+            except errors.AwsError as error:
+                if error.code == "ConflictException":
+                    continue  # the token was used for another parent or size: it names another attempt
+                raise
+            snapshot_id = str(answer["SnapshotId"])
+            state = self._state(snapshot_id)
+            self._stop_when_completed(state)
+            if answer["Status"] == "pending" and state in ("pending", ""):
+                self.snapshot_id, self.attempt = snapshot_id, number
+                return
+            if state == "error":  # it expired while the answer was on its way
+                imports.delete_snapshot(self.task.ec2, snapshot_id)
+        raise errors.SnapshotFailedError(
+            "No new snapshot could be started.",
+            why="AWS answers every client token of this image with a snapshot that has ended.",
+            cure="Wait a day until AWS forgets the tokens, or publish via import.",
+        )
+
+    def _stop_when_completed(self, state: str) -> None:
+        """Begin no second snapshot when the one of this token or journal holds the bytes already."""
+        found = (
+            imports.find_snapshot(self.task.ec2, self.task.wanted.digest) if state == "completed" else None
+        )
+        if found:
+            raise CompletedMeanwhile(found)
+
+    def _remove_expired(self) -> None:
+        """Remove snapshots of these bytes that failed: a killed run left them, and nothing uses them.
+
+        A run that dies between StartSnapshot and the first line of its journal leaves a pending snapshot that
+        nobody knows; within `TIMEOUT_MINUTES` the token finds it again, after that it is in error.
+        """
+        filters = [
+            {"Name": f"tag:{tagging.DIGEST}", "Values": [self.task.wanted.digest]},
+            {"Name": "status", "Values": ["error"]},
+        ]
+        with calling("look for expired snapshots of this image"):
+            pages = self.task.ec2.get_paginator("describe_snapshots").paginate(
+                OwnerIds=["self"], Filters=filters
+            )
+            found = [str(snapshot["SnapshotId"]) for page in pages for snapshot in page["Snapshots"]]
+        for snapshot_id in found:
+            imports.delete_snapshot(self.task.ec2, snapshot_id)
+
+    def _send(self, items: Sequence[tuple[int, str]]) -> int:
+        """Send blocks; every one that is acknowledged is in the journal."""
+        if self.task.step is not None:
+            self.task.step.at(0, len(items) * BLOCK_BYTES)
+
+        def acknowledge(batch: Sequence[int]) -> None:
+            self.journal.add(batch)
+            if self.task.step is not None:
+                self.task.step.advance(len(batch) * BLOCK_BYTES)
+
+        try:
+            throttled = block_engine.run(
+                "put",
+                items,
+                session=self.task.session,
+                region=self.task.wanted.region,
+                snapshot_id=self.snapshot_id,
+                path=self.task.wanted.path,
+                descriptor=self.task.image.plain_descriptor(),
+                on_done=acknowledge,
+                pushing=self.task.pushing,
+            )
+        except BlockRefusedError:
+            check_unchanged(
+                self.task.wanted.path, self.task.stamp
+            )  # AWS refuses bytes that are not those that were hashed
+            raise
+        finally:
+            self.journal.close()
+        check_unchanged(self.task.wanted.path, self.task.stamp)
+        return throttled
+
+    def _state(self, snapshot_id: str) -> str:
+        """Return the snapshot's state; empty when EC2 does not (yet, or any more) know it."""
+        with calling(f"look at the snapshot {snapshot_id}"):
+            try:
+                answer = self.task.ec2.describe_snapshots(SnapshotIds=[snapshot_id])
+            except self.task.ec2.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] == "InvalidSnapshot.NotFound":
+                    return ""
+                raise
+        return str(answer["Snapshots"][0]["State"])
+
+    def _seal(self, sent: Mapping[int, str]) -> None:
+        """Complete the snapshot, with count and checksum of what was sent."""
+        with calling(f"complete the snapshot {self.snapshot_id}"):
+            try:
+                retrying(
+                    lambda: self.task.ebs.complete_snapshot(
+                        SnapshotId=self.snapshot_id,
+                        ChangedBlocksCount=len(sent),
+                        Checksum=aggregate(sent[index] for index in sorted(sent)),
+                        ChecksumAlgorithm="SHA256",
+                        ChecksumAggregationMethod="LINEAR",
+                    ),
+                    "ResourceNotFoundException",
+                    seconds=120,
+                )
+            except self.task.ebs.exceptions.ClientError:
+                # Its first answer may have been lost, or another machine was faster: it is on its way.
+                if not self._completes_by_itself():
+                    raise
+
+    def _completes_by_itself(self) -> bool:
+        def look() -> Sighting[None]:
+            state = self._state(self.snapshot_id)
+            ended = {"completed": "done", "error": "failed", "": "failed"}
+            outcome: Any = ended.get(state, "waiting")
+            return Sighting(outcome, None)
+
+        try:
+            seen = wait(look, what=f"the snapshot {self.snapshot_id}", deadline=SEALED_SECONDS)
+        except errors.DeadlineError:
+            return False
+        return seen.outcome == "done"
