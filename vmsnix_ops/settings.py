@@ -38,6 +38,7 @@ NOT_SETTINGS: tuple[str, ...] = (
     "VMSNIX_RUNBOOK",  # its runbook
     "VMSNIX_RUN_DIR",  # its folder, where result.json goes
     "VMSNIX_RUN_ENTRY",  # where everybody finds its result.json, for an archive on S3
+    "VMSNIX_SIDE_EFFECTS",  # what it may do to AWS
     "VMSNIX_PROGRESS",  # "silent" shows no progress
     "VMSNIX_EVENTS",  # set by the console: the file in which progress can be followed
     "VMSNIX_REQUIRE",  # tests: the tools that this machine must have

@@ -30,7 +30,7 @@ class Stage:
     image: Path
 
     def run(self, name: str, **given: object) -> RunOutcome:
-        outcome = run(name, given, environment=self.environment)
+        outcome = run(name, given, environment=self.environment, confirmed=True)
         assert outcome.error is None, outcome.error
         assert outcome.problems == ()
         return outcome

@@ -24,7 +24,7 @@ else:
     ParamType = click.ParamType  # generic since click 8.4 only
 
 PREFIX = "parameter_"  # keeps a runbook's parameters apart from the options of every run
-OWN = ("json", "archive", "sandbox", "param", "help")
+OWN = ("json", "archive", "sandbox", "param", "help", "yes")
 
 
 class DeclaredType(ParamType):
@@ -145,7 +145,7 @@ def runbook_command(name: str, past: Past | None = None) -> click.Command:
         help=f"{runbook.description or runbook.title}\n\n{effects[runbook.side_effects]}",
         short_help=runbook.description or runbook.title,
         callback=_callback(runbook, past),
-        params=[*map(_option, runbook.parameters), *_every_run()],
+        params=[*map(_option, runbook.parameters), *_every_run(runbook)],
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
@@ -176,8 +176,8 @@ def _shown_default(parameter: Parameter) -> str:
     return f"  [default: {shown}]"
 
 
-def _every_run() -> list[click.Option]:
-    return [
+def _every_run(runbook: catalog.Runbook) -> list[click.Option]:
+    options = [
         click.Option(
             ["-p", "--param", "pairs"],
             multiple=True,
@@ -192,15 +192,25 @@ def _every_run() -> list[click.Option]:
         ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print result.json instead of words."),
     ]
+    if runbook.side_effects == "destroys":
+        options.append(
+            click.Option(["--yes"], is_flag=True, help="Confirm that it shall destroy, with --no-dry-run.")
+        )
+    return options
 
 
 def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]:
     def run_it(
-        pairs: tuple[str, ...], sandbox: bool, archive: str | None, as_json: bool, **options: object
+        pairs: tuple[str, ...],
+        sandbox: bool,
+        archive: str | None,
+        as_json: bool,
+        yes: bool = False,
+        **options: object,
     ) -> int:
         given = _given(runbook, options, pairs)
         if past is None:
-            return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json)
+            return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json, yes=yes)
         from vmsnix_ops.runbooks.repeat import same_parameters
 
         return execute(
@@ -209,6 +219,7 @@ def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]
             sandbox=sandbox or past.sandbox,
             archive=archive,
             as_json=as_json,
+            yes=yes,
             cwd=Path(past.cwd) if past.cwd and Path(past.cwd).is_dir() else None,
         )
 
@@ -253,6 +264,7 @@ def execute(
     sandbox: bool,
     archive: str | None,
     as_json: bool,
+    yes: bool = False,
     cwd: Path | None = None,
 ) -> int:
     """Run a runbook, show what became of it, and return the exit code.
@@ -267,6 +279,8 @@ def execute(
         Where the evidence goes; the setting by default.
     as_json
         Print ``result.json``; the notebook's lines, and the error, go to standard error then.
+    yes
+        Whether it is confirmed that a runbook which destroys shall do so; asked on a terminal otherwise.
     cwd
         Where relative paths count from; this process's folder by default.
     """
@@ -275,6 +289,7 @@ def execute(
     from vmsnix_ops.runbooks.execute import run as run_runbook
 
     checked = parameters.check(runbook, given)  # before a sandbox starts for nothing
+    confirmed = yes or _confirmed(runbook, checked)
     with rehearsal() if sandbox else nullcontext() as stage:
         outcome = run_runbook(
             runbook,
@@ -282,6 +297,7 @@ def execute(
             archive=archive,
             environment=stage.environment if stage is not None else None,
             cwd=cwd,
+            confirmed=confirmed,
             screen=sys.stderr if as_json else sys.stdout,
         )
     if as_json:
@@ -290,3 +306,12 @@ def execute(
     else:
         show_outcome(outcome)
     return outcome.exit_code
+
+
+def _confirmed(runbook: catalog.Runbook, given: Mapping[str, object]) -> bool:
+    """Ask on a terminal whether a runbook shall destroy; elsewhere the runner refuses."""
+    if runbook.side_effects != "destroys" or given.get("dry_run", True) is True:
+        return False
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return click.confirm(f"{runbook.name} will destroy things, as its dry run shows them. Go on?", err=True)

@@ -37,11 +37,21 @@ class Run:
     folder: archives.RunFolder
     started: datetime
 
+    @property
+    def settled(self) -> dict[str, object]:
+        """Every parameter with its value."""
+        return settled(self.runbook, self.parameters)
+
     def about(self) -> dict[str, object]:
         """Return the part of ``result.json`` that is known from the start."""
         return about(
             self.runbook, self.folder.run_id, self.parameters, self.started, self.environment, self.cwd
         )
+
+
+def settled(runbook: catalog.Runbook, given: Mapping[str, object]) -> dict[str, object]:
+    """Return every parameter with its value: the one that was given, or the notebook's default."""
+    return {parameter.name: parameter.default for parameter in runbook.parameters} | dict(given)
 
 
 def about(
@@ -60,7 +70,7 @@ def about(
         "runbook": runbook.name,
         "side_effects": runbook.side_effects,
         "started_at": started.isoformat(timespec="milliseconds"),
-        "parameters": {parameter.name: parameter.default for parameter in runbook.parameters} | dict(given),
+        "parameters": settled(runbook, given),
         "sandbox": environment.get("VMSNIX_SANDBOX") or None,
         "user": getpass.getuser(),
         "host": platform.node(),

@@ -1,4 +1,4 @@
-"""Loaded into the kernels that we start: keeps the parts of the error that ended a run.
+"""Loaded into the kernels that we start: keeps the parts of an error, and side effects in bounds.
 
 The error that a kernel sends over is text. The classes of `vmsnix_ops.errors` carry more (why, cure, exit
 code, AWS's request id), and the runner needs that to say one clear thing. IPython loads this module as an
@@ -10,15 +10,23 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from vmsnix_ops.runbooks.side_effects import Level
 
 ERROR_FILE = ".error.json"
 PARTS = ("code", "operation", "request_id", "status_message", "offset", "field", "derivation", "log")
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Keep the error of every cell from now on."""
+    """Keep the error of every cell from now on, and guard what the run does to AWS."""
     shell.events.register("post_run_cell", _keep_error)
+    level, folder = os.environ.get("VMSNIX_SIDE_EFFECTS"), os.environ.get("VMSNIX_RUN_DIR")
+    if level and folder:
+        from vmsnix_ops.runbooks import _guard
+
+        _guard.install(cast("Level", level), os.environ.get("VMSNIX_RUNBOOK", "The notebook"), Path(folder))
 
 
 def _keep_error(result: Any) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmsnix_ops import settings as settings_module
-from vmsnix_ops.errors import RunError
+from vmsnix_ops.errors import ConfirmationError, RunError
 from vmsnix_ops.records.run_context import new_run_id
-from vmsnix_ops.runbooks import _evidence, catalog, kernels, parameters
+from vmsnix_ops.runbooks import _evidence, _guard, catalog, kernels, parameters, side_effects
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks._interrupts import signals
 from vmsnix_ops.runbooks._kernel import ERROR_FILE
@@ -91,6 +91,7 @@ def run(
     limits: Limits | None = None,
     interrupter: Interrupter | None = None,
     run_id: str | None = None,
+    confirmed: bool = False,
     record: bool = True,
 ) -> RunOutcome:
     """Run a runbook through papermill, judge it, and keep the evidence, whatever becomes of it.
@@ -122,6 +123,8 @@ def run(
         By which another thread can stop the run.
     run_id
         Name of the run, from `new_run_id`, for a caller who must know it before; a fresh one by default.
+    confirmed
+        Whether somebody confirmed that a runbook which destroys shall do so. A dry run needs nobody.
     record
         Whether the run gets a row in the history.
 
@@ -134,12 +137,16 @@ def run(
     ------
     UnknownRunbookError, ParameterError, SettingsError
         The call is wrong; nothing has run.
+    ConfirmationError
+        The runbook would destroy, and nobody has confirmed it; nothing has run.
     ArchiveError
         The archive cannot be written; nothing has run.
     RunError
         The notebook cannot be read, or no kernel can be started.
     """
-    prepared = _prepare(runbook, given or {}, folder, archive, environment or {}, _place(cwd), run_id)
+    prepared = _prepare(
+        runbook, given or {}, folder, archive, environment or {}, _place(cwd), run_id, confirmed=confirmed
+    )
     try:
         return _run(prepared, screen, limits or Limits(), interrupter, record=record)
     finally:
@@ -154,9 +161,13 @@ def _prepare(
     environment: Mapping[str, str | None],
     cwd: Path,
     run_id: str | None,
+    *,
+    confirmed: bool,
 ) -> _evidence.Run:
     wanted = catalog.find(runbook, folder) if isinstance(runbook, str) else runbook
     checked = parameters.check(wanted, given)
+    if not confirmed:
+        _confirm(wanted, checked)
     merged = {**os.environ, **environment}
     whole = {name: value for name, value in merged.items() if value is not None}
     settings = settings_module.load(cwd, whole)
@@ -170,6 +181,17 @@ def _prepare(
         environment=whole,
     )
     return _evidence.Run(wanted, checked, settings, whole, cwd, opened, started)
+
+
+def _confirm(runbook: catalog.Runbook, given: Mapping[str, object]) -> None:
+    """Refuse to destroy unasked."""
+    settled = _evidence.settled(runbook, given)
+    if side_effects.level(runbook.side_effects, settled) == "destroys":
+        raise ConfirmationError(
+            f"{runbook.name} would destroy, and nobody has confirmed it.",
+            why="dry_run is false.",
+            cure="Look at a dry run first; then confirm with --yes (in Python: run(..., confirmed=True)).",
+        )
 
 
 def _place(cwd: Path | None) -> Path:
@@ -202,6 +224,12 @@ def _run(
             crash=crash,
             kept=kept_error(prepared.folder.path(ERROR_FILE)),
         )
+        refused = _guard.refusals(prepared.folder.local)
+        if failure is None and refused:  # the notebook went on as if nothing had been
+            judged, failure = (
+                "failed",
+                _refusal(refused[0]),
+            )
         if failure is not None:
             failure = Failure(**redactor.anything(failure.to_json()))
             live.note(f"{judged}: {failure}", screen=False)
@@ -220,6 +248,10 @@ def _run(
         values=values,
         problems=tuple(values["problems"]),
     )
+
+
+def _refusal(refused: Mapping[str, str]) -> Failure:
+    return Failure("SideEffectsError", refused["what"], refused["why"], refused["cure"])
 
 
 def _execute(
@@ -281,6 +313,7 @@ def _kernel_environment(prepared: _evidence.Run, ipython: str) -> dict[str, str]
         "VMSNIX_RUN_ID": prepared.folder.run_id,
         "VMSNIX_RUNBOOK": prepared.runbook.name,
         "VMSNIX_RUN_DIR": str(prepared.folder.local),
+        "VMSNIX_SIDE_EFFECTS": side_effects.level(prepared.runbook.side_effects, prepared.settled),
         "VMSNIX_RUN_ENTRY": prepared.folder.entry if prepared.folder.remote else "",
         "IPYTHONDIR": ipython,
     }

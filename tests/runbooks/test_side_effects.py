@@ -1,0 +1,282 @@
+"""A runbook does what it declares: notebooks that lie about themselves are stopped, and judged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from botocore.session import Session
+
+from vmsnix_ops.aws.permissions import PERMISSIONS
+from vmsnix_ops.errors import ConfirmationError, SideEffectsError
+from vmsnix_ops.runbooks.side_effects import MADE, TAKEN, TAKES_AWAY, Guard, is_read, level
+from vmsnix_ops.sandbox import sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.runbooks.shelf import Shelf
+
+REGION = "us-east-1"
+DIGEST = "ab" * 32
+DRY = "dry_run: bool = True  # look and tell\n"
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[Any]:
+    with sandbox(speed=10_000) as served:
+        served.client("s3").create_bucket(Bucket="images")
+        yield served
+
+
+@pytest.fixture
+def ec2(aws: Any) -> Any:
+    return aws.client("ec2", REGION)
+
+
+def snapshot(aws: Any, **tags: str) -> str:
+    ebs, ec2 = aws.client("ebs", REGION), aws.client("ec2", REGION)
+    wanted = [{"Key": key.replace("_", ":"), "Value": value} for key, value in tags.items()]
+    made: str = ebs.start_snapshot(VolumeSize=1, Tags=wanted)["SnapshotId"]
+    ebs.complete_snapshot(SnapshotId=made, ChangedBlocksCount=0)
+    ec2.get_waiter("snapshot_completed").wait(SnapshotIds=[made], WaiterConfig={"Delay": 1})
+    return made
+
+
+def image(aws: Any, name: str) -> str:
+    disk = {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot(aws)}}
+    ec2 = aws.client("ec2", REGION)
+    asked = {
+        "Name": name,
+        "Architecture": "x86_64",
+        "RootDeviceName": "/dev/sda1",
+        "BlockDeviceMappings": [disk],
+    }
+    made: str = ec2.register_image(VirtualizationType="hvm", **asked)["ImageId"]
+    return made
+
+
+# What is what
+
+
+@pytest.mark.parametrize(
+    ("call", "reads"),
+    [
+        ("ec2:DescribeImages", True),
+        ("ec2:GetConsoleOutput", True),
+        ("s3:HeadObject", True),
+        ("s3:ListObjectsV2", True),
+        ("iam:SimulatePrincipalPolicy", True),
+        ("sts:AssumeRole", True),
+        ("ec2:RegisterImage", False),
+        ("ec2:CreateTags", False),
+        ("ec2:DeregisterImage", False),
+        ("s3:PutObject", False),
+        ("sns:Publish", False),
+        ("lambda:Invoke", False),
+        ("sqs:ReceiveMessage", False),
+        ("cognito-identity:GetId", False),
+        ("ssm:Getaway", False),  # a verb is a whole word
+        ("new-service:FrobnicateThing", False),  # what nobody knows is no reading
+    ],
+)
+def test_reading_is_told_from_changing(call: str, reads: bool) -> None:
+    assert is_read(*call.split(":")) is reads
+
+
+def test_a_dry_run_of_ec2_is_reading_and_nobody_elses() -> None:
+    assert is_read("ec2", "RunInstances", {"DryRun": True})
+    assert not is_read("ec2", "RunInstances", {"DryRun": False})
+    assert not is_read("ssm", "PutParameter", {"DryRun": True})
+
+
+def test_the_tables_name_operations_and_fields_that_there_are() -> None:
+    session = Session()
+    for call, path in {**MADE, **TAKEN}.items():
+        service, operation = call.split(":")
+        model = session.get_service_model(service).operation_model(operation)
+        shape = model.output_shape if call in MADE else model.input_shape
+        for name in path.split("."):
+            assert name in shape.members, call
+            shape = shape.members[name]
+            shape = shape.member if shape.type_name == "list" else shape
+    assert [call for call in TAKEN if not TAKES_AWAY.match(call.split(":")[1])] == []
+
+
+def test_no_read_is_also_taking_away() -> None:
+    operations = [action.split(":")[1] for action in PERMISSIONS]
+    assert [name for name in operations if is_read("ec2", name) and TAKES_AWAY.match(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("declared", "parameters", "allowed"),
+    [
+        ("destroys", {"dry_run": True}, "read_only"),
+        ("creates", {"dry_run": True}, "read_only"),
+        ("creates", {"dry_run": False}, "creates"),
+        ("destroys", {"dry_run": "true"}, "destroys"),
+        ("read_only", {"dry_run": False}, "read_only"),
+        ("creates", {}, "creates"),
+    ],
+)
+def test_a_dry_run_only_looks(declared: Any, parameters: dict[str, object], allowed: str) -> None:
+    assert level(declared, parameters) == allowed
+
+
+# What a runbook that creates may take away
+
+
+def refused(guard: Guard, client: Any, service: str, operation: str, **asked: Any) -> bool:
+    try:
+        guard.before(client, service, operation, asked)
+    except SideEffectsError:
+        return True
+    return False
+
+
+def test_it_may_take_away_what_it_made_and_no_more(ec2: Any) -> None:
+    guard = Guard("creates", "try-this")
+    guard.after("ec2", "RunInstances", {"Instances": [{"InstanceId": "i-1", "ImageId": "ami-1"}]})
+    guard.after("ec2", "RegisterImage", {"ImageId": "ami-2"})
+    assert not refused(guard, ec2, "ec2", "TerminateInstances", InstanceIds=["i-1"])
+    assert refused(guard, ec2, "ec2", "TerminateInstances", InstanceIds=["i-1", "i-2"])
+    assert refused(guard, ec2, "ec2", "TerminateInstances", InstanceIds=[])
+    assert not refused(guard, ec2, "ec2", "DeregisterImage", ImageId="ami-2")
+    assert refused(guard, ec2, "ec2", "DeregisterImage", ImageId="ami-2", DeleteAssociatedSnapshots=True)
+    assert refused(
+        guard, ec2, "ec2", "DeregisterImage", ImageId="ami-1"
+    )  # it launched it, and did not make it
+    assert refused(guard, ec2, "ec2", "DeleteVpc", VpcId="vpc-1")
+
+
+def test_it_may_remove_the_leftovers_of_a_publish(aws: Any, ec2: Any) -> None:
+    guard = Guard("creates", "try-this")
+    leftover, backup = snapshot(aws, vmsnix_digest=DIGEST), snapshot(aws, Team="payroll")
+    assert not refused(guard, ec2, "ec2", "DeleteSnapshot", SnapshotId=leftover)
+    assert refused(guard, ec2, "ec2", "DeleteSnapshot", SnapshotId=backup)
+    assert not refused(guard, ec2, "s3", "DeleteObject", Bucket="b", Key=f"vmsnix/{DIGEST}.vhd")
+    assert refused(guard, ec2, "s3", "DeleteObject", Bucket="b", Key="payroll.xlsx")
+    assert refused(guard, ec2, "s3", "DeleteObject", Bucket="b", Key=f"{DIGEST}.vhd/payroll.xlsx")
+    assert refused(guard, ec2, "s3", "DeleteObjects", Bucket="b", Delete={"Objects": [{"Key": "x"}]})
+    assert refused(guard, ec2, "s3", "DeleteBucket", Bucket="b")
+    assert refused(guard, None, "s3", "DeleteObject")  # a presigned URL, of which nothing is known
+    ours, theirs = "arn:aws:iam::1:policy/vmsnix-publisher-x", "arn:aws:iam::1:policy/admin"
+    assert not refused(guard, ec2, "iam", "DeletePolicyVersion", PolicyArn=ours, VersionId="v1")
+    assert refused(guard, ec2, "iam", "DeletePolicyVersion", PolicyArn=theirs, VersionId="v1")
+
+
+def test_the_snapshot_of_an_import_is_known_before_it_has_tags(aws: Any, ec2: Any) -> None:
+    aws.prepare(bucket="vm-images", region=REGION)
+    aws.client("s3").put_object(Bucket="vm-images", Key="disk.raw", Body=bytes(1 << 20))
+    tags = [{"ResourceType": "import-snapshot-task", "Tags": [{"Key": "vmsnix:digest", "Value": DIGEST}]}]
+    disk = {"Format": "RAW", "UserBucket": {"S3Bucket": "vm-images", "S3Key": "disk.raw"}}
+    for specification, cleaned in ((tags, True), ([], False)):
+        task = ec2.import_snapshot(DiskContainer=disk, TagSpecifications=specification)["ImportTaskId"]
+        guard = Guard("creates", "try-this")
+        assert refused(guard, ec2, "ec2", "CancelImportTask", ImportTaskId=task) is not cleaned
+        while not (made := _imported(ec2, task)):
+            pass
+        assert refused(guard, ec2, "ec2", "DeleteSnapshot", SnapshotId=made) is not cleaned
+
+
+def _imported(ec2: Any, task: str) -> str:
+    (found,) = ec2.describe_import_snapshot_tasks(ImportTaskIds=[task])["ImportSnapshotTasks"]
+    return str(found["SnapshotTaskDetail"].get("SnapshotId", ""))
+
+
+# Notebooks that lie
+
+
+HIDE = """\
+import boto3
+ec2 = boto3.client("ec2", region_name="us-east-1")
+try:
+    ec2.deregister_image(ImageId=name)
+except Exception as error:
+    print("never mind:", type(error).__name__)
+"""
+TAG = """\
+import boto3
+ec2 = boto3.client("ec2", region_name="us-east-1")
+ec2.create_tags(Resources=[name], Tags=[{"Key": "a", "Value": "b"}])
+"""
+SIGN = """\
+import boto3
+boto3.client("s3").generate_presigned_url("delete_object", Params={"Bucket": "images", "Key": "x"})
+"""
+
+
+def test_a_notebook_that_says_it_only_looks_cannot_deregister(shelf: Shelf, aws: Any, ec2: Any) -> None:
+    ami = image(aws, "kept")
+    outcome = shelf.run(HIDE, given={"name": ami}, environment=aws.environment)
+    assert (outcome.verdict, outcome.exit_code) == ("failed", 1)  # although it swallowed the error
+    assert outcome.error is not None
+    assert outcome.error.type == "SideEffectsError"
+    assert outcome.error.what == "try-this was kept from calling ec2:DeregisterImage."
+    assert "never mind: SideEffectsError" in shelf.screen.getvalue()
+    assert ec2.describe_images(ImageIds=[ami])["Images"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "kept_from"),
+    [
+        ((SIGN,), "s3:DeleteObject"),
+        (
+            ("import boto3\nboto3.client('s3').put_object(Bucket='images', Key='x', Body=b'')",),
+            "s3:PutObject",
+        ),
+        (
+            ("import boto3\nboto3.resource('s3').Bucket('images').upload_file('/etc/hostname', 'x')",),
+            "s3:PutObject",
+        ),
+    ],
+    ids=["presigned", "client", "transfer"],
+)
+def test_no_way_of_boto3_leads_around_it(
+    shelf: Shelf, aws: Any, cells: tuple[str, ...], kept_from: str
+) -> None:
+    outcome = shelf.run(*cells, environment=aws.environment)
+    assert outcome.error is not None
+    assert kept_from in outcome.error.what
+    assert "Contents" not in aws.client("s3").list_objects_v2(Bucket="images")
+
+
+def test_a_notebook_that_says_it_creates_cannot_take_away_and_a_dry_run_cannot_create(
+    shelf: Shelf, aws: Any, ec2: Any
+) -> None:
+    ami = image(aws, "kept too")
+    tell = 'name: str = ""  # the AMI\n'
+    options: dict[str, Any] = {"folder": shelf.folder, "archive": shelf.archive, "record": False}
+    from vmsnix_ops.runbooks.execute import run
+
+    options |= {"environment": aws.environment}
+    shelf.put("10-make-things.ipynb", HIDE, parameters=tell, side_effects="creates")
+    outcome = run("make-things", {"name": ami}, **options)
+    assert outcome.error is not None
+    assert "would take away what it did not make" in outcome.error.why
+    assert ec2.describe_images(ImageIds=[ami])["Images"]
+
+    shelf.put("20-tag-things.ipynb", TAG, parameters=tell + DRY, side_effects="creates")
+    outcome = run("tag-things", {"name": ami}, **options)
+    assert outcome.error is not None
+    assert "it is a dry run" in outcome.error.why
+    assert run("tag-things", {"name": ami, "dry_run": False}, **options).verdict == "done"
+    (found,) = ec2.describe_images(ImageIds=[ami])["Images"]
+    assert found["Tags"] == [{"Key": "a", "Value": "b"}]
+
+
+def test_what_destroys_wants_to_be_confirmed_and_then_may(shelf: Shelf, aws: Any, ec2: Any) -> None:
+    from vmsnix_ops.runbooks.execute import run
+
+    ami = image(aws, "going")
+    shelf.put(
+        "10-end-things.ipynb", HIDE, parameters='name: str = ""  # AMI\n' + DRY, side_effects="destroys"
+    )
+    options: dict[str, Any] = {"folder": shelf.folder, "archive": shelf.archive, "record": False}
+    options |= {"environment": aws.environment}
+    with pytest.raises(ConfirmationError, match=r"nobody has confirmed.*--yes"):
+        run("end-things", {"name": ami, "dry_run": False}, **options)
+    assert not shelf.archive.exists()
+    assert ec2.describe_images(ImageIds=[ami])["Images"]
+    assert run("end-things", {"name": ami, "dry_run": False}, confirmed=True, **options).verdict == "done"
+    assert ami not in [one["ImageId"] for one in ec2.describe_images(Owners=["self"])["Images"]]
