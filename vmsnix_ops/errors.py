@@ -8,7 +8,8 @@
     │   ├── ParameterError
     │   ├── UnknownRunbookError
     │   ├── UnknownRunError
-    │   └── ConfirmationError      what destroys wants to be told twice
+    │   ├── ConfirmationError      what destroys wants to be told twice
+    │   └── PlanError             a fleet's plan file; says all that is wrong with it
     ├── ImageError
     │   ├── ImageNotFoundError
     │   ├── ImageFormatError       carries the offset and the field
@@ -39,7 +40,8 @@
     ├── RunError
     │   ├── RunFailedError
     │   ├── SideEffectsError       a runbook did more than it declares
-    │   └── ArchiveError
+    │   ├── ArchiveError
+    │   └── FleetError             the scheduler or the workers of a fleet
     ├── InterruptedRunError        Ctrl-C or SIGTERM; says how to go on
     └── PartlyDoneError            exit code 3: some regions done, some not
 
@@ -99,6 +101,10 @@ class UnknownRunError(UsageError):
 
 class ConfirmationError(UsageError):
     """Something would be destroyed, and nobody has confirmed it."""
+
+
+class PlanError(UsageError):
+    """The plan file of a fleet cannot be carried out; the error says everything that is wrong with it."""
 
 
 class ImageError(VmsnixError):
@@ -304,6 +310,10 @@ class SideEffectsError(RunError):
 
 class ArchiveError(RunError):
     """The archive of executed runs cannot be written or read."""
+
+
+class FleetError(RunError):
+    """The runs of a fleet cannot be handed out: no Dask, no scheduler, no worker that has what they need."""
 
 
 class InterruptedRunError(VmsnixError):

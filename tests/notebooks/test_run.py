@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REGION = "us-east-1"
-TESTED_HERE = {"preflight", "bootstrap", "boot-image", "publish-ami", "audit-inventory", "import-timings"}
+TESTED_HERE = {
+    "fleet",
+    "preflight",
+    "bootstrap",
+    "boot-image",
+    "publish-ami",
+    "audit-inventory",
+    "import-timings",
+}
 TESTED_ELSEWHERE = {"build-image"}  # tests/nix/test_build_image_runbook.py
 
 
@@ -117,3 +125,16 @@ def test_import_timings_shows_table_and_plot(stage: Stage) -> None:
     assert '<th style="text-align:right">p90</th>' in report
     assert "NaN" not in report
     assert "data:image/png;base64," in report
+
+
+def test_fleet_runs_what_its_plan_says(stage: Stage, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(f'[dask]\nworkers = 1\n[[entry]]\nrunbook = "audit-inventory"\nregions = ["{REGION}"]\n')
+    outcome = run(
+        "fleet", {"plan": str(plan), "dry_run": False}, environment=stage.environment, confirmed=True
+    )
+    assert outcome.error is None, outcome.error
+    assert outcome.values["targets"] == {"done": 1}
+    page = Path(outcome.values["fleet_report"]).read_text()
+    assert "audit-inventory/us-east-1" in page
+    assert "1 targets on this machine, a new round" in Path(outcome.report).read_text()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NOTEBOOK, REPORT, RESULT, LOG = "notebook.ipynb", "report.html", "result.json", "log.txt"
 JOURNAL = "journal.jsonl"  # a publish writes it, and a rollback reads it
+FLEET = "fleet.json"  # the targets of a fleet
 FILES = (NOTEBOOK, REPORT, LOG, JOURNAL)
 ALIVE = ".running"  # locked while the run's process lives
 

@@ -1,0 +1,338 @@
+"""Plan files: what they stand for, and everything that is wrong with them said at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmsnix_ops.errors import PlanError
+from vmsnix_ops.runbooks import fleet
+from vmsnix_ops.runbooks.fleet_plan import Plan, nix_config, read_plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.runbooks.shelf import Shelf
+
+PARAMETERS = """\
+image: str = "ecs-node"  # which image
+region: str = ""  # where
+count: int = 1  # how often
+loud: bool = False  # in capitals
+"""
+
+
+@pytest.fixture
+def plans(shelf: Shelf, tmp_path: Path) -> Plans:
+    shelf.put("10-greet.ipynb", parameters=PARAMETERS)
+    shelf.put("20-look.ipynb", parameters="regions: list[str] = []  # where\n")
+    return Plans(tmp_path)
+
+
+class Plans:
+    """Writes plan files beside a shelf of notebooks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "nightly.toml"
+
+    def read(self, text: str) -> Plan:
+        self.path.write_text(f'notebooks = "notebooks"\n{text}')
+        return read_plan(self.path)
+
+    def names(self, text: str) -> list[str]:
+        return [target.name for target in self.read(text).targets]
+
+    def fault(self, text: str) -> str:
+        with pytest.raises(PlanError) as caught:
+            self.read(text)
+        assert caught.value.exit_code == 2
+        return str(caught.value)
+
+
+# What a plan stands for
+
+
+def test_an_entry_is_a_target_for_every_combination(plans: Plans) -> None:
+    entry = """
+        [[entry]]
+        runbook = "greet"
+        images = ["./nix#ecs-node", "/images/gc.vhd"]
+        regions = ["eu-central-1", "us-east-1"]
+        matrix = { count = [1, 2] }
+    """
+    targets = plans.read(entry).targets
+    assert len({target.key for target in targets}) == 8
+    first, last = targets[0], targets[-1]
+    assert first.name == "greet/ecs-node/eu-central-1/count=1"
+    assert last.name == "greet/gc.vhd/us-east-1/count=2"
+    assert last.given == {"image": "/images/gc.vhd", "region": "us-east-1", "count": 2}
+    assert last.environment["AWS_REGION"] == last.environment["VMSNIX_REGION"] == "us-east-1"
+
+
+def test_images_of_the_same_last_word_keep_apart(plans: Plans) -> None:
+    entry = '[[entry]]\nrunbook = "greet"\nimages = ["./a/result", "./b/result", "./c"]'
+    assert plans.names(entry) == ["greet/a-result", "greet/b-result", "greet/c"]
+
+
+def test_a_region_goes_to_regions_where_the_runbook_has_those(plans: Plans) -> None:
+    (target,) = plans.read('[[entry]]\nrunbook = "look"\nregions = ["us-east-1"]').targets
+    assert target.given == {"regions": ["us-east-1"]}
+
+
+def test_defaults_are_for_the_runbooks_that_have_such_a_parameter(plans: Plans) -> None:
+    text = """
+        [defaults]
+        retries = 2
+        parameters = { count = 5, loud = true }
+        [[entry]]
+        runbook = "greet"
+        parameters = { count = 7 }
+        [[entry]]
+        runbook = "look"
+        retries = 0
+    """
+    greet, look = plans.read(text).targets
+    assert (greet.given, greet.retries) == ({"count": 7, "loud": True}, 2)
+    assert (look.given, look.retries) == ({}, 0)
+
+
+def test_overrides_are_for_some_of_the_targets(plans: Plans) -> None:
+    text = """
+        [[entry]]
+        runbook = "greet"
+        images = ["a", "b"]
+        regions = ["us-east-1", "eu-west-1"]
+        parameters = { count = 1 }
+        [[entry.override]]
+        where = { region = "eu-west-1" }
+        parameters = { count = 9 }
+        resources = { kvm = 1 }
+        [[entry.override]]
+        where = { image = "b", region = "us-east-1" }
+        skip = true
+    """
+    targets = {target.name: target for target in plans.read(text).targets}
+    assert list(targets) == ["greet/a/us-east-1", "greet/a/eu-west-1", "greet/b/eu-west-1"]
+    assert targets["greet/a/us-east-1"].given["count"] == 1
+    assert targets["greet/b/eu-west-1"].given["count"] == 9
+    assert targets["greet/b/eu-west-1"].resources == {"kvm": 1.0}
+
+
+def test_words_in_braces_are_the_targets_own(plans: Plans) -> None:
+    text = """
+        [accounts.production]
+        id = "012345678901"
+        [[entry]]
+        runbook = "greet"
+        regions = ["us-east-1"]
+        accounts = ["production"]
+        parameters = { image = "s3://images-{account}-{region}/{other}" }
+    """
+    (target,) = plans.read(text).targets
+    assert target.given["image"] == "s3://images-012345678901-us-east-1/{other}"
+    assert target.environment["VMSNIX_ALLOWED_ACCOUNTS"] == "012345678901"
+
+
+def test_a_target_waits_for_those_that_share_its_values(plans: Plans) -> None:
+    text = """
+        [[entry]]
+        name = "check"
+        runbook = "greet"
+        regions = ["eu-west-1"]
+        parameters = { count = 2 }
+        after = ["publish"]
+        [[entry]]
+        name = "publish"
+        runbook = "greet"
+        images = ["a", "b"]
+        regions = ["us-east-1", "eu-west-1"]
+        [[entry]]
+        name = "tell"
+        runbook = "look"
+        after = ["check", "publish"]
+    """
+    targets = {target.name: target for target in plans.read(text).targets}
+    assert list(targets)[-2:] == ["check/eu-west-1", "tell"]  # behind those that they wait for
+    assert targets["check/eu-west-1"].after == ("publish/a/eu-west-1", "publish/b/eu-west-1")
+    assert len(targets["tell"].after) == 5
+
+
+def test_the_key_is_of_the_content_not_of_names_and_order(plans: Plans) -> None:
+    (one,) = plans.read(
+        '[[entry]]\nname = "x"\nrunbook = "greet"\nparameters = { count = 2, loud = true }'
+    ).targets
+    (two,) = plans.read(
+        "[defaults]\nretries = 3\nparameters = { loud = true }\n"
+        '[[entry]]\nname = "y"\nrunbook = "10-greet"\nparameters = { count = 2 }'
+    ).targets
+    (three,) = plans.read('[[entry]]\nrunbook = "greet"\nparameters = { count = 3, loud = true }').targets
+    assert one.key == two.key != three.key
+
+
+def test_nix_settings_become_nix_config(plans: Plans) -> None:
+    text = """
+        [nix]
+        builders = "ssh-ng://builder.example x86_64-linux - 8"
+        max-jobs = 0
+        builders-use-substitutes = true
+        [[entry]]
+        runbook = "greet"
+    """
+    assert nix_config(plans.read(text).nix).splitlines() == [
+        "builders = ssh-ng://builder.example x86_64-linux - 8",
+        "max-jobs = 0",
+        "builders-use-substitutes = true",
+    ]
+
+
+def test_a_plan_without_a_name_is_named_after_its_place(plans: Plans, tmp_path: Path) -> None:
+    first = plans.read('[[entry]]\nrunbook = "greet"').name
+    assert first.startswith("nightly-")
+    assert plans.read('name = "fixed"\n[[entry]]\nrunbook = "greet"').name == "fixed"
+
+
+def test_the_plan_prints_what_it_will_do(plans: Plans) -> None:
+    plan = plans.read('[[entry]]\nrunbook = "greet"\nimages = ["<b>"]\nresources = { kvm = 1 }\nretries = 1')
+    assert "greet image=<b>; needs kvm=1; 1 retries" in str(plan)
+    assert "&lt;b&gt;" in plan._repr_html_()
+    assert list(plan.frame()["needs"]) == ["kvm=1"]
+
+
+# What can be wrong
+
+ENTRY = '[[entry]]\nrunbook = "greet"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[[entry]]\nrunbook = "gret"', "Did you mean 'greet'?"),
+        (ENTRY + "parameters = { cuont = 1 }", "Did you mean 'count'?"),
+        (ENTRY + 'parameters = { count = "many" }', "is not a whole number"),
+        (ENTRY + "matrix = { count = [1, true] }", "is not a whole number"),
+        (ENTRY + ENTRY, "There are two entries 'greet'"),
+        (ENTRY + '[[entry]]\nname = "again"\nrunbook = "greet"', "again and greet are the same"),
+        (ENTRY + 'regions = ["eu-centrall-1"]', "Did you mean 'eu-central-1'?"),
+        (ENTRY + 'regions = ["us-east-1", "us-east-1"]', "lists 'us-east-1' twice"),
+        (ENTRY + "regions = []", "regions is empty"),
+        (ENTRY + 'accounts = ["12345"]', "An account id has 12 digits"),
+        ('[accounts.prod]\nid = "012345678901"\n' + ENTRY + 'accounts = ["prdo"]', "Did you mean 'prod'?"),
+        ("[accounts.prod]\nid = 12345678901\n" + ENTRY, 'write "012345678901"'),
+        ('[accounts.prod]\nrole = "publisher"\n' + ENTRY, "is no ARN of a role"),
+        (
+            '[accounts.p]\nid = "000000000001"\nrole = "arn:aws:iam::000000000002:role/x"\n' + ENTRY,
+            "the role is one of 000000000002",
+        ),
+        (ENTRY + "retrys = 1", "Did you mean 'retries'?"),
+        (ENTRY + "retries = 1000", "is not from 0 to 100"),
+        (ENTRY + "retry_wait = -1", "is not from 0 to 3600 seconds"),
+        (ENTRY + "resources = { kvm = 0 }", "is no positive number"),
+        (ENTRY + 'after = ["publihs"]', "'publihs' in after is no entry"),
+        ('[[entry]]\nname = "tell"\nrunbook = "look"\nimages = ["a"]', "has no parameter 'image'"),
+        (ENTRY + '[[entry.override]]\nwhere = { region = "us-east-1" }', "greet lists no region"),
+        (ENTRY + 'images = ["ecs"]\n[[entry.override]]\nwhere = { image = "esc" }', "Did you mean 'ecs'?"),
+        (ENTRY + "[[entry.override]]\nskip = true", "does not say for which targets"),
+        (ENTRY + 'environment = { AWS_SECRET_ACCESS_KEY = "x" }', "plans hold no credentials"),
+        ("", "The plan has no [[entry]]"),
+        ("nmae = 1\n" + ENTRY, "Did you mean 'name'?"),
+        ('[nix]\nbuilders = ["a"]\n' + ENTRY, "is no setting of Nix"),
+        ('[dask]\nca_file = "nowhere.pem"\n' + ENTRY, "is no file"),
+        ("name = ", "is not valid TOML"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_with_a_cure(plans: Plans, text: str, said: str) -> None:
+    assert said in plans.fault(text)
+
+
+@pytest.mark.parametrize(
+    ("waits", "named"),
+    [
+        ({"a": "a"}, "a → a"),
+        ({"a": "b", "b": "a"}, "a → b → a"),
+        ({"a": "b", "b": "c", "c": "d", "d": "b"}, "b → c → d → b"),
+    ],
+)
+def test_a_cycle_is_named(plans: Plans, waits: dict[str, str], named: str) -> None:
+    entries = [
+        f'{ENTRY}name = "{name}"\nparameters = {{ count = {number} }}\nafter = ["{other}"]\n'
+        for number, (name, other) in enumerate(waits.items())
+    ]
+    assert f"wait for each other: {named}." in plans.fault("".join(entries))
+
+
+def test_a_dependency_that_matches_nothing_is_a_fault(plans: Plans) -> None:
+    text = """
+        [[entry]]
+        name = "publish"
+        runbook = "greet"
+        regions = ["us-east-1"]
+        [[entry]]
+        name = "check"
+        runbook = "look"
+        regions = ["eu-west-1"]
+        after = ["publish"]
+    """
+    assert (
+        "check/eu-west-1 is to come after publish, which has no target with region eu-west-1"
+        in plans.fault(text)
+    )
+
+
+def test_all_faults_are_said_at_once(plans: Plans) -> None:
+    said = plans.fault(
+        'nmae = "x"\n[[entry]]\nrunbook = "greet"\nretries = "two"\nparameters = { lud = true }'
+    )
+    assert "has 3 faults; nothing has started" in said
+    assert all(word in said for word in ("'nmae'", 'retries = "two"', "Did you mean 'loud'?"))
+
+
+@pytest.mark.parametrize("secret", ["AKIAABCDEFGHIJKLMNOP", "postgres://user:hunter22@host/db"])
+def test_a_secret_in_a_plan_is_refused_and_not_repeated(plans: Plans, secret: str) -> None:
+    said = plans.fault(f'[[entry]]\nrunbook = "greet"\nparameters = {{ image = "{secret}" }}')
+    assert "holds a secret" in said
+    assert secret not in said
+
+
+def test_a_missing_plan_says_so(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"cannot be read.*No such file"):
+        read_plan(tmp_path / "none.toml")
+
+
+# What depends on where it goes
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("tcp://10.0.0.1:8786", "without TLS"),
+        ("http://127.0.0.1:8786", "is no address of a scheduler"),
+        ("scheduler:8786", "is no address of a scheduler"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused(plans: Plans, address: str, said: str) -> None:
+    plans.read(ENTRY)
+    with pytest.raises(PlanError, match=said):
+        fleet.plan(plans.path, scheduler=address)
+
+
+def test_workers_elsewhere_are_given_no_environment(plans: Plans) -> None:
+    plans.read(ENTRY)
+    with pytest.raises(PlanError, match="cannot be given an environment"):
+        fleet.plan(plans.path, scheduler="tls://10.0.0.1:8786", environment={"AWS_PROFILE": "x"})
+
+
+def test_an_account_must_be_an_allowed_one(plans: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans.read('[accounts.prod]\nid = "000000000002"\n' + ENTRY + 'accounts = ["prod"]')
+    monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", "000000000001")
+    with pytest.raises(PlanError, match=r"prod \(000000000002\) is not an allowed one"):
+        fleet.plan(plans.path)
+
+
+def test_a_dry_run_needs_no_dask_and_starts_nothing(plans: Plans, tmp_path: Path) -> None:
+    plans.read(ENTRY)
+    planned = fleet.plan(plans.path)
+    assert "nothing of this will be run: dry_run is set" in str(planned)
+    outcome = planned.apply()
+    assert (outcome.status, outcome.counts) == ("done", {"planned": 1})
+    assert not (tmp_path / "state").exists()
