@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import quick
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -33,6 +35,16 @@ def programs_can_be_interrupted() -> None:
     """Undo what a shell does to background jobs: they, and all that they start, ignore Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tests_are_quick() -> Iterator[None]:
+    """Share models and shorten pauses; see tests/quick.py."""
+    patch = pytest.MonkeyPatch()
+    quick.share_models(patch)
+    quick.pause_briefly(patch)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ to survive the publishers.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -180,25 +181,10 @@ class Watch:
         Tables.append = committed  # type: ignore[method-assign]
 
 
-def publisher(job: dict[str, Any], loader: Any) -> int:
+def publisher(job: dict[str, Any]) -> int:
     """Publish once; return the exit code."""
     import boto3
     import botocore.session
-
-    class Thrifty(boto3.Session):  # type: ignore[misc]
-        """Makes each client once: a sweep makes thousands of them."""
-
-        def __init__(self, **named: Any) -> None:
-            super().__init__(**named)
-            self._made: dict[Any, Any] = {}
-
-        def client(self, service: str, **named: Any) -> Any:
-            if "config" not in named:
-                return super().client(service, **named)
-            key = (service, named.get("region_name"), named["config"].max_pool_connections)
-            if key not in self._made:
-                self._made[key] = super().client(service, **named)
-            return self._made[key]
 
     os.environ.update(job["environment"])
     # A stopped publisher is asked to stop like one that a shell started.
@@ -206,7 +192,6 @@ def publisher(job: dict[str, Any], loader: Any) -> int:
     os.chdir(job["environment"]["VMSNIX_STATE"])
     answer = Path(job["answer"])
     core = botocore.session.Session()
-    core.register_component("data_loader", loader)
     kill = Kill(**job["kill"]) if job["kill"] else None
     Watch(kill, answer.with_suffix(".calls")).install(core)
     for place, value in job["patches"].items():
@@ -217,7 +202,7 @@ def publisher(job: dict[str, Any], loader: Any) -> int:
     from vmsnix_ops.progress import silent
 
     try:
-        session = Thrifty(botocore_session=core, region_name="us-east-1")
+        session = boto3.Session(botocore_session=core, region_name="us-east-1")
         plan = publish.plan(**job["plan"], progress=silent(), session=session)
         result = publish.run(plan)
     except BaseException as error:  # noqa: BLE001 (an interrupt too is told to the parent)
@@ -227,14 +212,14 @@ def publisher(job: dict[str, Any], loader: Any) -> int:
     return 0
 
 
-def warm() -> Any:
-    """Import everything that a publisher needs, and return a loader that has read botocore's models."""
+def warm() -> None:
+    """Import everything that a publisher needs, and read botocore's models."""
     import importlib
-    from functools import cache
 
-    import botocore.client
-    import botocore.loaders
     import botocore.session
+    import pytest
+
+    from tests import quick
 
     names = (
         "boto3",
@@ -247,29 +232,21 @@ def warm() -> Any:
     )
     for name in names:
         importlib.import_module(name)
-    loader = botocore.loaders.create_loader()
+    patch = pytest.MonkeyPatch()  # for as long as this process lives
+    quick.share_models(patch)
+    quick.pause_briefly(patch)
     core = botocore.session.Session()
-    core.register_component("data_loader", loader)
-    make = botocore.client.ClientCreator._create_client_class
-    made = cache(lambda name: make(*making[name]))
-    making: dict[str, Any] = {}
-
-    def remembered(creator: Any, name: str, model: Any) -> Any:
-        making.setdefault(name, (creator, name, model))
-        return made(name)
-
-    botocore.client.ClientCreator._create_client_class = remembered
     for service in ("ec2", "s3", "sts", "iam", "ebs", "service-quotas"):
         core.create_client(
             service, region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none"
         )
-        loader.load_service_model(service, "paginators-1")
-    return loader
+        core.get_component("data_loader").load_service_model(service, "paginators-1")
 
 
 def serve() -> None:
     """Fork publishers as told on standard input, until it is closed."""
-    loader = warm()
+    warm()
+    gc.freeze()  # what is warm stays shared with the forks
     for line in sys.stdin:
         processes = []
         for job in json.loads(line):
@@ -279,7 +256,7 @@ def serve() -> None:
                 try:
                     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                     os.dup2(2, 1)
-                    code = publisher(job, loader)
+                    code = publisher(job)
                 except BaseException:  # noqa: BLE001 (a fork must not go on in its parent's code)
                     import traceback
 

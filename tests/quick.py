@@ -1,0 +1,47 @@
+"""What makes tests quick and changes nothing that they look at: shared models, short pauses.
+
+The sandbox's clock is thousands of times faster than ours, and a pause that is right for AWS is an age there.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def share_models(patch: pytest.MonkeyPatch) -> None:
+    """Let all sessions of this process share botocore's models and client classes: half a publish's work."""
+    import botocore.client
+    import botocore.session
+
+    creator = botocore.client.ClientCreator
+    # Sessions only: clients change the models that they read, and the sandbox's server has its own.
+    patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
+    make, made = creator._create_client_class, {}
+
+    def remembered(self: Any, name: str, model: Any) -> Any:
+        if name not in made:
+            made[name] = make(self, name, model)
+        return made[name]
+
+    patch.setattr(creator, "_create_client_class", remembered)
+
+
+def pause_briefly(patch: pytest.MonkeyPatch) -> None:
+    """Shorten the pauses between two looks, between two tries, and before what AWS may not show yet."""
+    from botocore.retries.standard import ExponentialBackoff
+
+    from vmsnix_ops.aws import imports, waiting
+
+    patch.setattr(waiting.Pace.__init__, "__defaults__", (0.02, 0.5, 1.4, 90.0))
+    patch.setattr(ExponentialBackoff.__init__, "__defaults__", (0.2, *_rest(ExponentialBackoff)))
+    patch.setattr(imports, "SEEN_SECONDS", 0.3)
+
+
+def _rest(backoff: Any) -> tuple[Any, ...]:
+    most, *rest = backoff.__init__.__defaults__
+    assert most == 20, "the first default is the longest pause, in seconds"
+    return tuple(rest)
