@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmsnix_ops import errors, publish
+from vmsnix_ops.aws import imports
 from vmsnix_ops.disk.sample import make_sample_image
 
 BUCKET, REGION = "vmsnix-images", "us-east-1"
@@ -82,6 +83,16 @@ def test_a_bucket_in_another_region(aws, plan):
     )
     with pytest.raises(errors.BucketError, match="eu-west-1, not in us-east-1"):
         plan(bucket="in-ireland")
+
+
+def test_a_bucket_in_another_region_that_only_the_import_notices(aws):
+    aws.prepare(bucket="in-ireland", region="eu-west-1")
+    aws.client("s3", "eu-west-1").put_object(Bucket="in-ireland", Key="disk.vhd", Body=b"")
+    source = imports.Source("in-ireland", "disk.vhd", "vhd", "vmimport")
+    with pytest.raises(errors.BucketError, match="in-ireland is in another region") as caught:
+        imports.import_snapshot(aws.client("ec2", REGION), source, digest="0" * 64, tags={"Name": "disk"})
+    assert "region that you publish to" in caught.value.cure
+    assert caught.value.status_message == "The given S3 object is not local to the region"
 
 
 def test_a_missing_role(plan, left):
