@@ -20,19 +20,21 @@ PAGE = resource.getpagesize()
 class Measured:
     """What a piece of work took.
 
-    `seconds` is wall time from its first line to its last, imports of the work's libraries and the start of
-    worker processes included; `cpu_seconds` and `peak_mib` are those of its whole process tree.
+    `seconds` and `cpu_seconds` are as the work itself takes them, with its children; `peak_mib` is that of
+    its whole process tree, shared pages counted in each. `wire_bytes` is what the loopback device carried
+    meanwhile: heads, TLS, TCP and answers too, and whatever else the machine says to itself.
     """
 
     seconds: float
     cpu_seconds: float
     peak_mib: float
     sent_blocks: int
+    wire_bytes: int
 
 
 def measure(name: str, options: dict[str, Any], environment: dict[str, str]) -> Measured:
     """Run ``benchmarks.work`` once."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    carried = _loopback_bytes()
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.work", name, json.dumps(options)],
         cwd=FOLDER,
@@ -53,10 +55,17 @@ def measure(name: str, options: dict[str, Any], environment: dict[str, str]) -> 
     thread.join()
     if process.returncode:
         raise SystemExit(f"{name} failed.")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = json.loads(output.splitlines()[-1])
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Measured(found["seconds"], cpu, peak[0] / 2**20, found["sent"])
+    wire, found = _loopback_bytes() - carried, json.loads(output.splitlines()[-1])
+    return Measured(found["seconds"], found["cpu_seconds"], peak[0] / 2**20, found["sent"], wire)
+
+
+def _loopback_bytes() -> int:
+    """Return the bytes that the loopback device has carried so far."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        name, _, counters = line.partition(":")
+        if name.strip() == "lo":
+            return int(counters.split()[0])
+    raise SystemExit("There is no loopback device.")
 
 
 def _resident(root: int) -> float:

@@ -1,5 +1,8 @@
 """A null sink: nginx answers every PutSnapshotBlock and keeps nothing, so that it never is the bottleneck.
 
+nginx drops a body that nobody wants 4 KiB at a time, 128 system calls a block. Mirrored to a place that wants
+nothing, the body is read in large pieces, which costs half as much.
+
 It runs as a process of its own on 127.0.0.1, with its own configuration in a temporary folder.
 """
 
@@ -33,10 +36,13 @@ http {{
   scgi_temp_path {folder}/scgi;
   keepalive_requests 100000000;
   client_max_body_size 64m;
+  client_body_buffer_size 1m;
   server {{
     listen 127.0.0.1:{port}{tls};
     {certificate}
-    location /snapshots/ {{ default_type application/json; return 201 '{{}}'; }}
+    location /snapshots/ {{ mirror /nothing; try_files /nothing @taken; }}
+    location @taken {{ default_type application/json; return 201 '{{}}'; }}
+    location = /nothing {{ internal; return 204; }}
     location / {{ add_header ETag '"00000000000000000000000000000000"'; return 200 ''; }}
   }}
 }}

@@ -143,23 +143,22 @@ def run(
         pushing.ceiling / count,
         pushing.budget_seconds,
     )
-    where = block_wire.target(session, region, read_seconds=pushing.read_seconds)
-    with _Crew(job, where, session, count, descriptor) as crew:
-        return crew.carry_out(items, on_done, deadline=time.monotonic() + pushing.total_seconds)
+    deadline = time.monotonic() + pushing.total_seconds
+    with _Crew(job, session, count, descriptor) as crew:
+        # They start meanwhile: a client of botocore takes as long to make as they take.
+        crew.open(block_wire.target(session, region, read_seconds=pushing.read_seconds))
+        return crew.carry_out(items, on_done, deadline=deadline)
 
 
 class _Crew:
     """The worker processes of one run. Leaving the block ends them, whatever they are doing."""
 
-    def __init__(
-        self, job: Job, where: block_wire.Target, session: boto3.Session, count: int, descriptor: int
-    ) -> None:
+    def __init__(self, job: Job, session: boto3.Session, count: int, descriptor: int) -> None:
         self.job, self.session, self.descriptor = job, session, descriptor
         self.keys = block_wire.keys(session)
         self.inbox: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
-        opening = {"job": asdict(job), "target": asdict(where), "keys": asdict(self.keys)}
         self.listeners: list[threading.Thread] = []
-        self.workers = [self._start(number, opening) for number in range(count)]
+        self.workers = [self._start(number) for number in range(count)]
         self.throttled = [0] * count
 
     def __enter__(self) -> _Crew:
@@ -176,6 +175,11 @@ class _Crew:
             for stream in (worker.stdin, worker.stdout):
                 if stream is not None:
                     _close(stream)
+
+    def open(self, where: block_wire.Target) -> None:
+        """Tell every worker its job."""
+        for number in range(len(self.workers)):
+            self._tell(number, {"job": asdict(self.job), "target": asdict(where), "keys": asdict(self.keys)})
 
     def carry_out(
         self, items: Sequence[Item], on_done: Callable[[Sequence[int]], None], *, deadline: float
@@ -238,7 +242,7 @@ class _Crew:
             raise RuntimeError("a worker was started without an input")
         return stream
 
-    def _start(self, number: int, opening: dict[str, Any]) -> subprocess.Popen[str]:
+    def _start(self, number: int) -> subprocess.Popen[str]:
         # A session of its own: Ctrl-C is for the parent, who ends its workers when it has written its
         # journal.
         worker = subprocess.Popen(
@@ -252,12 +256,6 @@ class _Crew:
         listener = threading.Thread(target=self._listen, args=(number, worker), daemon=True)
         self.listeners.append(listener)
         listener.start()
-        if worker.stdin is not None:
-            try:
-                worker.stdin.write(json.dumps(opening) + "\n")
-                worker.stdin.flush()
-            except BrokenPipeError:
-                return worker  # it died at once; the end of its output says so
         return worker
 
     def _listen(self, number: int, worker: subprocess.Popen[str]) -> None:

@@ -66,15 +66,24 @@ class Task:
     step: Step | None
     pushing: Pushing
 
-    def held(self, parent: Mapping[int, str]) -> dict[int, str]:
-        """Return what the snapshot will hold, ascending; a parent's block that became zero is zeros."""
-        own = {index: digest for index, digest in self.blocks.items() if digest}
-        return dict(sorted({**dict.fromkeys(parent, _ZERO), **own}.items()))
-
     def tell(self, text: str) -> None:
         """Say something to whoever watches."""
         if self.step is not None:
             self.step.message(text)
+
+
+def held_blocks(blocks: Mapping[int, str], parent: Mapping[int, str]) -> dict[int, str]:
+    """Return what a snapshot will hold, ascending; a block of its parent that became zero is one of zeros.
+
+    Parameters
+    ----------
+    blocks
+        Of the image, as in `Task`.
+    parent
+        Index to SHA-256 (hex) of every block that the parent holds.
+    """
+    own = {index: digest for index, digest in blocks.items() if digest}
+    return dict(sorted({**dict.fromkeys(parent, _ZERO), **own}.items()))
 
 
 def aggregate(digests: Iterable[str]) -> str:
@@ -119,7 +128,7 @@ class PendingUpload:
         size_gib = -(-self.task.image.size // GIB)
         parent, done = self._begin(size_gib)
         known = parent.blocks or {}
-        held = self.task.held(known)
+        held = held_blocks(self.task.blocks, known)
         changed = {index: digest for index, digest in held.items() if known.get(index) != digest}
         items = [(index, digest) for index, digest in changed.items() if index not in done]
         throttled = self._send(items)

@@ -15,7 +15,7 @@ from vmsnix_ops.aws import imports, manifests
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
 from vmsnix_ops.aws.block_journal import BlockJournal, alone
-from vmsnix_ops.aws.block_pending import CompletedMeanwhile, PendingUpload, Task, aggregate
+from vmsnix_ops.aws.block_pending import CompletedMeanwhile, PendingUpload, Task, aggregate, held_blocks
 from vmsnix_ops.aws.block_values import DirectSnapshot, Upload
 from vmsnix_ops.aws.block_worker import THROTTLED
 from vmsnix_ops.aws.permissions import needs
@@ -180,7 +180,7 @@ def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
         return DirectSnapshot(snapshot_id, size, "reused")
     parent_id = known[0].parent_id
     parent = manifests.load(task.tables, parent_id) if parent_id else {}
-    held = task.held(parent) if parent or not parent_id else {}
+    held = held_blocks(task.blocks, parent) if parent or not parent_id else {}
     return DirectSnapshot(snapshot_id, size, "reused", parent_id, blocks=held)
 
 
