@@ -1,0 +1,82 @@
+"""Versions in Nix's order."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support import require
+from vmsnix_ops.errors import ParameterError
+from vmsnix_ops.nix.versions import compare, wanted
+
+ORDERED = [
+    ("1.0", "2.3"),
+    ("2.1", "2.3"),
+    ("2.3", "2.5"),
+    ("2.3", "2.3.1"),
+    ("2.3pre1", "2.3"),
+    ("2.3pre3", "2.3pre12"),
+    ("2.3a", "2.3c"),
+    ("2.3pre1", "2.3c"),
+    ("2.3pre1", "2.3q"),
+    ("2.3a", "2.3.1"),
+    ("3.0.9", "3.0.15"),
+    ("1.1.1v", "1.1.1w"),
+    ("1.1.1", "1.1.1w"),
+    ("9.9p1", "9.9p2"),
+    ("0-unstable-2024-09-01", "0-unstable-2025-01-01"),
+    ("", "0"),
+]
+"""Pairs of an older and a newer version; the first ten are those of Nix's own documentation."""
+
+VERSIONS = st.text(alphabet="0123456789.-pre abcz+_", max_size=12)
+
+
+@pytest.mark.parametrize(("older", "newer"), ORDERED)
+def test_older_comes_before_newer(older: str, newer: str) -> None:
+    assert (compare(older, newer), compare(newer, older), compare(newer, newer)) == (-1, 1, 0)
+
+
+@given(VERSIONS, VERSIONS)
+def test_the_order_has_two_sides(one: str, other: str) -> None:
+    assert compare(one, other) == -compare(other, one)
+
+
+def test_nix_itself_agrees() -> None:
+    nix = require("nix-instantiate")
+    words = sorted({word for pair in ORDERED for word in pair} | {"1.0-rc1", "1..2", "a", "pre", "1.0.0"})
+    pairs = [(one, other) for one in words for other in words]
+    calls = " ".join(f'(builtins.compareVersions "{one}" "{other}")' for one, other in pairs)
+    answer = subprocess.run(
+        [nix, "--eval", "--strict", "--expr", f"[ {calls} ]"], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    theirs = [int(word) for word in answer.stdout.strip("[] \n").split()]
+    assert [compare(one, other) for one, other in pairs] == theirs
+
+
+@pytest.mark.parametrize(
+    ("text", "version", "meant"),
+    [
+        ("openssl", "", True),
+        ("openssl<3.0.15", "3.0.14", True),
+        ("openssl<3.0.15", "3.0.15", False),
+        ("openssl <= 3.0.15", "3.0.15", True),
+        ("xz=5.6.0", "5.6.0", True),
+        ("xz==5.6.0", "5.6.1", False),
+        ("gtk+3>3.24", "3.24.1", True),
+        ("python3.12-requests>=2", "2.32.3", True),
+        ("openssl<3.0.15", "", False),
+    ],
+)
+def test_a_package_is_asked_for_by_name_and_bound(text: str, version: str, meant: bool) -> None:
+    assert wanted(text).matches(version) is meant
+
+
+@pytest.mark.parametrize("text", ["", "<3", "openssl<", "openssl < 3 4", "open ssl"])
+def test_what_names_no_package_is_refused(text: str) -> None:
+    with pytest.raises(ParameterError, match="names no package"):
+        wanted(text)
