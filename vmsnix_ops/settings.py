@@ -15,6 +15,7 @@ in production.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -78,6 +79,16 @@ class Settings:
     put_ceiling
         Blocks that an upload through the EBS direct APIs puts in a second, at most. 1000 is what AWS's own
         worked example reaches, about 500 MB/s; the account's quota may allow more.
+    audit_accounts
+        Accounts that an audit looks into, 12 digits each; empty for the caller's own.
+    audit_role
+        Role that it takes in those that are not the caller's own.
+    audit_external_id
+        What the trust policy of that role asks for besides; empty for nothing.
+    snapshot_prices
+        What a GiB of snapshot costs a month, in USD, by region: in the standard and in the archive tier.
+        ``default`` is for regions that are not named. In the file a table, ``eu-central-1 = [0.054, 0.0135]``
+        below ``[snapshot_prices]``; in a variable ``eu-central-1=0.054/0.0135,default=0.05/0.0125``.
     """
 
     region: str | None
@@ -91,6 +102,10 @@ class Settings:
     state: Path
     flake: str
     put_ceiling: int
+    audit_accounts: tuple[str, ...]
+    audit_role: str
+    audit_external_id: str
+    snapshot_prices: Mapping[str, tuple[float, float]]
 
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Settings))
@@ -146,6 +161,10 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         state=state,
         flake=_take(given, "flake", _flake, "./nix"),
         put_ceiling=_take(given, "put_ceiling", _ceiling, 1000),
+        audit_accounts=_take(given, "audit_accounts", _accounts, ()),
+        audit_role=_take(given, "audit_role", _text, "vmsnix-auditor"),
+        audit_external_id=_take(given, "audit_external_id", _text, ""),
+        snapshot_prices=_take(given, "snapshot_prices", _prices, {}),
     )
 
 
@@ -230,8 +249,13 @@ def _from_environment(environment: Mapping[str, str], folder: Path) -> dict[str,
         if not value:
             continue
         field = VARIABLES[name]
-        # A variable is text; only the list of accounts has a written form of its own.
-        parsed = [word.strip() for word in value.split(",")] if field == "allowed_accounts" else value
+        # A variable is text; lists of accounts and prices have a written form of their own.
+        words = [word.strip() for word in value.split(",")]
+        parsed: object = value
+        if field in ("allowed_accounts", "audit_accounts"):
+            parsed = words
+        elif field == "snapshot_prices":
+            parsed = {place: prices.split("/") for place, _, prices in (w.partition("=") for w in words)}
         given[field] = _Given(parsed, f"{name}={value}", folder)
     return given
 
@@ -310,6 +334,27 @@ def _ceiling(given: _Given) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 100_000:
         raise given.refuse("It is no whole number from 1 to 100000.", "Write one, such as 1000.")
     return value
+
+
+def _prices(given: _Given) -> dict[str, tuple[float, float]]:
+    if not isinstance(given.value, dict):
+        raise given.refuse(
+            f"It is {_kind(given.value)} where a table is expected.",
+            "Write [snapshot_prices] and below it eu-central-1 = [0.054, 0.0135].",
+        )
+    found = {}
+    for place, pair in given.value.items():
+        try:
+            standard, archive = (float(price) for price in pair)
+        except (TypeError, ValueError):
+            standard = archive = -1.0
+        if not (0 <= standard < math.inf and 0 <= archive < math.inf):
+            raise given.refuse(
+                f"The prices of {place} are {pair!r}, not two numbers: standard and archive tier.",
+                f"Write {place} = [0.05, 0.0125], in USD a GiB and month.",
+            )
+        found[place] = (standard, archive)
+    return found
 
 
 def _flake(given: _Given) -> str:

@@ -24,6 +24,7 @@ TARGETS = {
     "our instances": "instances with the tag `vmsnix:smoke`",
     "pointers": "parameters below the pointers' prefix, `/vmsnix`",
     "topics": "the topic",
+    "audit roles": "the role `vmsnix-auditor` of other accounts",
 }
 
 HEAD = """# Permissions

@@ -34,6 +34,7 @@ Target = Literal[
     "our instances",  # those of smoke tests, with the tag vmsnix:smoke
     "pointers",  # parameters below the pointers' prefix
     "topics",
+    "audit roles",  # the role of an auditor, in any account
 ]
 
 
@@ -127,6 +128,7 @@ _ALL = (
     Permission("ssm:GetParametersByPath", "pointers", "which channels there are"),
     Permission("ssm:PutParameter", "pointers", "point a channel to an AMI"),
     Permission("ssm:AddTagsToResource", "pointers", "tag a new pointer"),
+    Permission("sts:AssumeRole", "audit roles", "look into other accounts"),
     Permission("servicequotas:GetServiceQuota", "global", "how many AMIs there may be"),
 )
 PERMISSIONS: dict[str, Permission] = {permission.action: permission for permission in _ALL}

@@ -59,6 +59,8 @@ class Place:
         ``"aws"``, ``"aws-cn"`` or ``"aws-us-gov"``.
     pointer_prefix
         First part of the names of the channels' pointers.
+    audit_role
+        Name of the role that an auditor takes in other accounts.
 
     Raises
     ------
@@ -73,11 +75,13 @@ class Place:
     role_name: str = "vmimport"
     partition: str = "aws"
     pointer_prefix: str = "/vmsnix"
+    audit_role: str = "vmsnix-auditor"
 
     def __post_init__(self) -> None:
         shapes = [
             ("account", self.account, _ACCOUNT, "An account id has 12 digits."),
             ("bucket", self.bucket, _NAME, "S3 allows 3 to 63 lower-case letters, digits, dots and dashes."),
+            ("role", self.audit_role, _ROLE, "IAM allows 64 letters, digits and +=,.@-_."),
             ("role", self.role_name, _ROLE, "IAM allows 64 letters, digits and +=,.@-_."),
             ("partition", self.partition, _PARTITION, "There are aws, aws-cn and aws-us-gov."),
             *(("region", name, _REGION, "A region is called like eu-central-1.") for name in self.regions),
@@ -130,6 +134,7 @@ def resources(target: Target, place: Place) -> list[str]:
         "snapshots": [f"{home}:snapshot/*" for home in ec2],
         "our snapshots": [f"{home}:snapshot/*" for home in ec2],
         "our images": [f"{home}:image/*" for home in ec2],
+        "audit roles": [f"arn:{place.partition}:iam::*:role/{place.audit_role}"],
         "parameters": [
             f"arn:{place.partition}:ssm:{region}:{place.account}:parameter/*"
             for region in place.regions or ("*",)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
@@ -45,6 +46,9 @@ NAMES = frozenset(
 
 HINTS = frozenset({"shared-with", "launched"})
 """Kinds of evidence that it may be in use where we cannot look."""
+
+RECENT_DAYS = 90
+"""A launch so long ago says nothing about today's use."""
 
 AMI_ID = re.compile(r"\bami-(?:[0-9a-f]{17}|[0-9a-f]{8})\b")
 ALIAS = "resolve:ssm:"
@@ -113,13 +117,20 @@ class References:
     def use(self, ami_id: str) -> bool | None:
         """Tell whether an AMI is used; None where nothing names it and that is not the whole truth.
 
-        It is not where a source could not be read, another account may launch it, or it was launched
-        once and we do not see by whom.
+        It is not where a source could not be read, another account may launch it, or it was launched in the
+        last `RECENT_DAYS` days and we do not see by whom.
         """
-        found = self.of(ami_id)
-        if any(one.kind in NAMES for one in found):
-            return True
-        return None if found or self.unread else False
+        return judge(self.of(ami_id), complete=self.complete)
+
+
+def judge(found: Iterable[Evidence], *, complete: bool = True, now: datetime | None = None) -> bool | None:
+    """Tell whether evidence means use; `References.use` says when it is None."""
+    some = list(found)
+    if any(one.kind in NAMES for one in some):
+        return True
+    since = (now or datetime.now(UTC)) - timedelta(days=RECENT_DAYS)
+    hints = [one for one in some if one.kind != "launched" or datetime.fromisoformat(one.id) >= since]
+    return None if hints or not complete else False
 
 
 def references(
@@ -205,6 +216,15 @@ def gather(clients: Clients, images: Collection[str] = (), *, launched: bool = T
         unread,
         templates.aliases,
     )
+
+
+def with_launches(found: References, launched: Mapping[str, str]) -> References:
+    """Return the evidence with the last launch of each AMI, as an inventory knows it; empty for never."""
+    by_ami = dict(found.by_ami)
+    for ami_id, moment in launched.items():
+        if moment:
+            by_ami[ami_id] = (*by_ami.get(ami_id, ()), Evidence("launched", moment, "last launch"))
+    return References(found.region, by_ami, found.unread, found.aliases)
 
 
 def _order(evidence: Evidence) -> tuple[bool, str, str]:

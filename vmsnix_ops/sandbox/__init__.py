@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import credentials
 from .access import Access
 from .calls import Call, CallLog
 from .core import AwsError, Clock
@@ -103,6 +104,14 @@ class Sandbox(Access):
     def clock(self) -> Clock:
         """The scaled clock; ``clock.advance(seconds)``."""
         return self.world.clock
+
+    def other_account(self, account: str) -> Access:
+        """Return the way of another account's root user into this sandbox."""
+        known = credentials.table(self.world.tables)
+        key, secret = f"AKIA{account}ROOT", f"the secret key of account {account}"
+        arn = f"arn:aws:iam::{account}:root"
+        known[key] = credentials.Credential(key, secret, account, arn, account)
+        return Access(self.url, key, secret, account)
 
     def start(self) -> Sandbox:
         """Begin to serve."""

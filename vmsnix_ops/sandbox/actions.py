@@ -240,6 +240,8 @@ def _other(context: Context, params: Params) -> Iterator[Demand]:
         if params.get("Tags"):
             yield from (Demand("ssm:AddTagsToResource", resource) for resource in resources)
     elif context.service == "sts" and "RoleArn" in params:
-        return  # the role's trust policy decides, where caller and role are of one account
+        if params["RoleArn"].split(":")[4:5] == [context.account]:
+            return  # the role's trust policy decides, where caller and role are of one account
+        resources = [params["RoleArn"]]
     for resource in resources:
         yield Demand(f"{service}:{context.operation}", resource)

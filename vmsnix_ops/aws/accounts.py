@@ -1,0 +1,141 @@
+"""Other accounts: a session in each, by way of a role that lets us look.
+
+One account audits many. Each member account has a role of the same name that trusts the auditing account
+(``vmsnix iam-policy audit-member`` and ``audit-member-trust`` print its policies).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws.identity import identity
+from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.session import calling, client
+from vmsnix_ops.aws.session import session as default_session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import boto3
+
+SESSION_NAME = "vmsnix-audit"
+_ACCOUNT = re.compile(r"[0-9]{12}")
+_ROLE_ARN = re.compile(r"arn:aws[\w-]*:iam::([0-9]{12}):role/(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account that we may look into.
+
+    Attributes
+    ----------
+    account
+        Twelve digits.
+    session
+        Its session; ``None`` where the role could not be taken.
+    error
+        Why not.
+    """
+
+    account: str
+    session: boto3.Session | None = field(repr=False)
+    error: errors.AwsError | None = None
+
+
+def accounts(
+    wanted: Iterable[str] = (),
+    *,
+    role: str = "vmsnix-auditor",
+    external_id: str = "",
+    region: str | None = None,
+    session: boto3.Session | None = None,
+) -> tuple[Account, ...]:
+    """Return a session for each account, each account once; one that refuses us does not end the rest.
+
+    Parameters
+    ----------
+    wanted
+        Account ids, or ARNs of roles where an account has a role of another name. The caller's own account is
+        looked into with the caller's own credentials. By default that account alone.
+    role
+        Name of the role, perhaps with its path, in the other accounts.
+    external_id
+        What their trust policies ask for, if they do.
+    region
+        Whose STS to ask.
+    session
+        Who asks.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        An entry is neither an account id nor the ARN of a role.
+    vmsnix_ops.errors.CredentialsError
+        The caller has no credentials: then nothing can be said about any account.
+    """
+    session = session or default_session()
+    me = identity(session, region)
+    arns: dict[str, str] = {}
+    for entry in wanted or (me.account,):
+        match = _ROLE_ARN.fullmatch(entry)
+        if match is None and not _ACCOUNT.fullmatch(entry):
+            raise errors.ParameterError(
+                f"{entry!r} is no account.",
+                why="An account id has 12 digits, dashes left out; leading zeros count.",
+                cure="Give account ids, or ARNs of roles to take.",
+            )
+        account = match[1] if match else entry
+        arns.setdefault(account, entry if match else f"arn:{me.partition}:iam::{account}:role/{role}")
+    found = []
+    for account, arn in arns.items():
+        if account == me.account:
+            found.append(Account(account, session))
+            continue
+        try:
+            found.append(Account(account, assume(session, arn, external_id=external_id, region=region)))
+        except errors.AwsError as error:
+            found.append(Account(account, None, error))
+    return tuple(found)
+
+
+@needs("sts:AssumeRole")
+def assume(
+    session: boto3.Session, role_arn: str, *, external_id: str = "", region: str | None = None
+) -> boto3.Session:
+    """Return a session of a role; its credentials renew themselves, because an audit may take hours.
+
+    Raises
+    ------
+    vmsnix_ops.errors.AwsError
+        The role cannot be taken.
+    """
+    import boto3
+    import botocore.session
+    from botocore.credentials import RefreshableCredentials
+
+    sts = client(session, "sts", region)
+    asked = {"RoleArn": role_arn, "RoleSessionName": SESSION_NAME}
+    if external_id:
+        asked["ExternalId"] = external_id
+
+    def fresh() -> dict[str, Any]:
+        with calling(f"take the role {role_arn}"):
+            given = sts.assume_role(**asked)["Credentials"]
+        return {
+            "access_key": given["AccessKeyId"],
+            "secret_key": given["SecretAccessKey"],
+            "token": given["SessionToken"],
+            "expiry_time": given["Expiration"].isoformat(),
+        }
+
+    core = botocore.session.Session()
+    # One loader for all accounts: EC2's model alone takes a second to read and tens of megabytes to keep.
+    core.register_component("data_loader", session._session.get_component("data_loader"))
+    # The only door that botocore has for credentials which renew themselves.
+    core._credentials = RefreshableCredentials.create_from_metadata(
+        metadata=fresh(), refresh_using=fresh, method="sts-assume-role"
+    )
+    return boto3.Session(botocore_session=core, region_name=session.region_name)
