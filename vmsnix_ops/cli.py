@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rerun": ("vmsnix_ops._cli.runs:rerun", "Run a runbook again with the parameters of a past run."),
     "history": ("vmsnix_ops._cli.history:history", "Ask the tables of runs, steps and AMIs."),
     "fleet": ("vmsnix_ops._cli.fleet:fleet", "Run many runbooks at once, as a plan file says."),
+    "diff": ("vmsnix_ops._cli.diff:diff", "Show which packages differ between two AMIs."),
     "undo": ("vmsnix_ops._cli.undo:undo", "Undo a publish that did not finish."),
     "iam-policy": ("vmsnix_ops._cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
     "download": ("vmsnix_ops._cli.download:download", "Write a snapshot into a sparse raw file."),

@@ -42,6 +42,7 @@
     │   ├── SideEffectsError       a runbook did more than it declares
     │   ├── ArchiveError
     │   └── FleetError             the scheduler or the workers of a fleet
+    ├── AuditError                 what an audit found is worse than it may be
     ├── InterruptedRunError        Ctrl-C or SIGTERM; says how to go on
     └── PartlyDoneError            exit code 3: some regions done, some not
 
@@ -314,6 +315,10 @@ class ArchiveError(RunError):
 
 class FleetError(RunError):
     """The runs of a fleet cannot be handed out: no Dask, no scheduler, no worker that has what they need."""
+
+
+class AuditError(VmsnixError):
+    """An audit found something as bad as what it was told to fail for."""
 
 
 class InterruptedRunError(VmsnixError):

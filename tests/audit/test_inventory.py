@@ -1,85 +1,264 @@
-"""What the first audit shows."""
+"""What a scan sees, and what it does where it cannot see."""
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
+from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from vmsnix_ops import errors, publish
-from vmsnix_ops.audit import inventory
+from vmsnix_ops.audit import inventory, policies, views
+from vmsnix_ops.aws.policies import Place
+from vmsnix_ops.records import schemas
 
-REGION = "us-east-1"
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OTHER_REGION = "eu-west-1"
+
+
+def row(found: inventory.Inventory, resource_id: str) -> dict[str, Any]:
+    (one,) = found.frame[found.frame["resource_id"] == resource_id].to_dict("records")
+    return one
+
+
+def test_an_account_without_anything_gives_an_empty_frame_with_all_columns(own: Owner) -> None:
+    found = own.scan(regions=[REGION])
+    assert tuple(found.frame.columns) == schemas.INVENTORY.names
+    assert (len(found.frame), found.unread, dict(found.places)) == (0, (), {(own.account, REGION): 0})
+    assert len(views.summary(found)) == 0
+
+
+def test_amis_and_snapshots_have_size_state_and_what_uses_them(own: Owner) -> None:
+    ami = own.ami(tags=DIGEST)
+    orphan = own.snapshot()
+    instance = own.launch(ami)
+    found = own.scan(regions=[REGION])
+    one = row(found, ami)
+    assert (one["kind"], one["state"], one["image"], one["size_gib"]) == ("ami", "available", "web", 3)
+    assert (one["public"], one["encrypted"], one["imds_support"]) == (False, False, "v2.0")
+    assert (one["referenced"], json.loads(one["evidence"])[0][:2]) == (True, ["instance", instance])
+    held = json.loads(one["snapshots"])[0]
+    assert (row(found, held)["referenced"], json.loads(row(found, held)["evidence"])) == (
+        True,
+        [["ami", ami, ""]],
+    )
+    assert (row(found, orphan)["referenced"], row(found, orphan)["created_at"].tzinfo is not None) == (
+        False,
+        True,
+    )
+
+
+def test_the_use_of_an_ami_is_known_or_not(own: Owner) -> None:
+    named, shared, unused = own.ami(), own.ami(), own.ami()
+    own.template(named)
+    own.share(shared, FRIEND)
+    found = own.scan(regions=[REGION])
+    assert row(found, named)["referenced"] is True
+    assert row(found, unused)["referenced"] is False
+    assert row(found, shared)["referenced"] not in (True, False)
+    total = views.totals(found)
+    counted = [total[f"amis_{use}"] for use in ("referenced", "unreferenced", "unknown")]
+    assert (counted, total["amis"]) == ([1, 1, 1], 3)
+
+
+def test_several_regions_are_scanned_together(own: Owner) -> None:
+    here, there = own.ami(), own.ami(OTHER_REGION)
+    found = own.scan(regions=["all"])
+    assert {row(found, here)["region"], row(found, there)["region"]} == {REGION, OTHER_REGION}
+    assert len(found.places) == 17
+
+
+def test_more_than_a_page_is_listed_whole(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    amis = {own.ami() for _ in range(12)}
+    monkeypatch.setattr(inventory, "PAGE", 5)
+    own.aws.calls.clear()
+    found = own.scan(regions=[REGION])
+    assert set(found.amis["resource_id"]) == amis
+    assert own.aws.calls.count("ec2:DescribeImages") == 3
+
+
+def test_an_unknown_region_is_refused_with_the_nearest(own: Owner) -> None:
+    with pytest.raises(errors.RegionError, match="eu-west-1"):
+        own.scan(regions=["eu-wset-1"])
+
+
+def test_imports_uploads_and_objects_are_seen(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    own.aws.prepare(bucket="vmsnix-images")
+    s3, ebs, ec2 = own.client("s3"), own.client("ebs"), own.client("ec2")
+    s3.put_object(Bucket="vmsnix-images", Key="vmsnix/a.raw", Body=b"12345")
+    s3.put_object(Bucket="vmsnix-images", Key="elsewhere/b", Body=b"1")
+    upload = s3.create_multipart_upload(Bucket="vmsnix-images", Key="vmsnix/c.raw")["UploadId"]
+    s3.upload_part(Bucket="vmsnix-images", Key="vmsnix/c.raw", UploadId=upload, PartNumber=1, Body=b"123")
+    direct = ebs.start_snapshot(VolumeSize=1)["SnapshotId"]
+    container = {
+        "Format": "RAW",
+        "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "vmsnix/a.raw"},
+    }
+    task = ec2.import_snapshot(DiskContainer=container)["ImportTaskId"]
+    monkeypatch.setenv("VMSNIX_BUCKET", "vmsnix-images")
+    found = own.scan(regions=[REGION])
+    kinds = dict(zip(found.frame["resource_id"], found.frame["kind"], strict=True))
+    assert kinds == {
+        "vmsnix/a.raw": "object",
+        upload: "multipart-upload",
+        direct: "direct-upload",
+        task: "import-task",
+    }
+    assert (row(found, upload)["stored_bytes"], row(found, upload)["name"]) == (3, "vmsnix/c.raw")
+    assert row(found, task)["source"] == "s3://vmsnix-images/vmsnix/a.raw"
+
+
+def test_a_region_that_cannot_be_read_is_kept_as_such(own: Owner) -> None:
+    ami = own.ami()
+    rule = {"op": "ec2:Describe*", "where": {"region": OTHER_REGION}, "do": "error"}
+    own.aws.faults.add(rule | {"code": "AuthFailure", "http": 401})
+    found = own.scan(regions=[REGION, OTHER_REGION])
+    assert row(found, ami)["referenced"] is False
+    assert {(one.region, one.error.code) for one in found.unread} == {(OTHER_REGION, "AuthFailure")}
+    assert "AMIs" in {one.source for one in found.unread}
+
+
+def test_a_missing_permission_leaves_the_use_of_that_region_unknown(own: Owner) -> None:
+    here, there = own.ami(), own.ami(OTHER_REGION)
+    rule = {"op": "autoscaling:*", "where": {"region": OTHER_REGION}, "do": "error"}
+    own.aws.faults.add(rule | {"code": "AccessDenied", "http": 403})
+    found = own.scan(regions=[REGION, OTHER_REGION])
+    assert row(found, here)["referenced"] is False
+    assert row(found, there)["referenced"] not in (True, False)
+    (one,) = found.unread
+    assert (one.region, one.source) == (OTHER_REGION, "Auto Scaling groups")
+    assert one.error.cure
+
+
+def test_a_half_deleted_ami_leaves_holes_and_no_error(own: Owner) -> None:
+    ami = own.ami()
+    own.aws.faults.add(
+        {
+            "op": "ec2:DescribeImages",
+            "do": "blank",
+            "when": "after",
+            "fields": ["CreationDate", "Name", "BlockDeviceMappings"],
+        }
+    )
+    one = row(own.scan(regions=[REGION]), ami)
+    assert (one["size_gib"], one["snapshots"]) == (0, "[]")
+
+
+def test_the_storm_of_a_busy_account_is_survived(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    ami = own.ami()
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
+    for operation in ("ec2:DescribeImages", "ec2:DescribeSnapshots"):
+        rule = {"op": operation, "nth": list(range(1, 8)), "do": "error", "http": 503}
+        own.aws.faults.add(rule | {"code": "RequestLimitExceeded"})
+    found = own.scan(regions=[REGION])
+    assert (found.unread, set(found.amis["resource_id"])) == ((), {ami})
+
+
+def test_single_amis_are_asked_about_as_long_as_they_are_few(
+    own: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.ami(), own.ami()
+    monkeypatch.setattr(inventory, "ONE_BY_ONE", 1)
+    own.aws.calls.clear()
+    found = own.scan(regions=[REGION])
+    assert found.hurried == ((own.account, REGION),)
+    assert own.aws.calls.count("ec2:DescribeImageAttribute") == 0
+    assert own.scan(regions=[REGION], one_by_one="yes").hurried == ()
+    assert own.aws.calls.count("ec2:DescribeImageAttribute") == 2
+
+
+# Other accounts
 
 
 @pytest.fixture
-def orphan(aws) -> str:
-    """A snapshot that no AMI holds."""
-    ec2 = aws.client("ec2", REGION)
-    volume = ec2.create_volume(Size=3, AvailabilityZone=f"{REGION}a")["VolumeId"]
-    return ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+def friend(own: Owner) -> Owner:
+    """Another account, which lets ours look."""
+    other = Owner(own.aws, own.aws.other_account(FRIEND))
+    iam, place = other.client("iam"), Place(account=own.account)
+    trust = json.dumps(policies.member_trust(place))
+    iam.create_role(RoleName="vmsnix-auditor", AssumeRolePolicyDocument=trust)
+    document = json.dumps(policies.member(Place(account=FRIEND)))
+    iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="look", PolicyDocument=document)
+    return other
 
 
-def test_an_account_without_anything_gives_an_empty_frame_with_all_columns(aws):
-    found = inventory.scan(regions=[REGION])
-    assert list(found.columns) == list(inventory.COLUMNS)
-    assert len(found) == 0
-    assert len(inventory.summary(found)) == 0
+def test_other_accounts_are_looked_into_by_a_role(own: Owner, friend: Owner) -> None:
+    ours, theirs = own.ami(), friend.ami()
+    found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
+    assert (row(found, ours)["account"], row(found, theirs)["account"]) == (own.account, FRIEND)
+    assert found.unread == ()
+    by_arn = own.scan(regions=[REGION], accounts=[f"arn:aws:iam::{FRIEND}:role/vmsnix-auditor"])
+    assert list(by_arn.amis["resource_id"]) == [theirs]
 
 
-def test_amis_and_snapshots_are_listed_with_age_size_and_what_uses_them(aws, plan, orphan):
+def test_what_another_account_launches_is_evidence_for_our_ami(own: Owner, friend: Owner) -> None:
+    ami = own.ami()
+    own.share(ami, FRIEND)
+    instance = friend.launch(ami)
+    found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
+    assert row(found, ami)["referenced"] is True
+    proof = [one for one in json.loads(row(found, ami)["evidence"]) if one[0] == "instance"]
+    assert (proof[0][1], f"account {FRIEND}" in proof[0][2]) == (instance, True)
+    assert found.pointers == ()
+
+
+def test_an_account_that_refuses_us_is_kept_as_such(own: Owner) -> None:
+    ami = own.ami()
+    found = own.scan(regions=[REGION], accounts=[own.account, STRANGER])
+    assert list(found.amis["resource_id"]) == [ami]
+    (one,) = found.unread
+    assert (one.account, one.source) == (STRANGER, "account")
+    assert "sts:AssumeRole" in f"{one.error}"
+
+
+def test_what_is_no_account_is_refused(own: Owner) -> None:
+    with pytest.raises(errors.ParameterError, match="12 digits"):
+        own.scan(regions=[REGION], accounts=["12345"])
+
+
+# Pointers
+
+
+def test_what_names_no_ami_of_ours_is_a_pointer(own: Owner) -> None:
+    other = Owner(own.aws, own.aws.other_account(STRANGER))
+    theirs, gone = other.ami(), own.ami()
+    other.share(theirs, own.account)
+    own.template(theirs, "theirs")
+    own.template(gone, "gone")
+    own.client("ec2").deregister_image(ImageId=gone)
+    pointers = {one.ami_id: one for one in own.scan(regions=[REGION]).pointers}
+    assert {ami: one.owner for ami, one in pointers.items()} == {theirs: STRANGER, gone: ""}
+    assert pointers[gone].evidence.kind == "launch-template"
+
+
+# The same data
+
+
+def test_boto3_and_the_scan_see_the_same(own: Owner) -> None:
+    for _ in range(3):
+        own.ami()
+    own.snapshot()
+    ec2 = own.client("ec2")
+    found = own.scan(regions=[REGION])
+    images = {one["ImageId"] for one in ec2.describe_images(Owners=["self"])["Images"]}
+    snapshots = {one["SnapshotId"] for one in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
+    assert set(found.amis["resource_id"]) == images
+    assert set(found.frame["resource_id"]) == images | snapshots
+
+
+def test_a_published_ami_is_found_as_what_it_is(aws: Any, plan: Callable[..., publish.Plan]) -> None:
     result = publish.run(plan())
-    found = inventory.scan(regions=[REGION]).set_index("resource_id")
-    ami, snapshot = found.loc[result.ami_id], found.loc[result.snapshot_id]
-    assert (ami["kind"], ami["name"], ami["image"]) == ("ami", result.image_name, "sample")
-    assert (ami["size_gib"], ami["referenced"], ami["public"]) == (1, False, False)
-    assert 0 <= ami["age_days"] < 1
-    assert (snapshot["referenced"], snapshot["evidence"]) == (True, result.ami_id)
-    assert (found.loc[orphan]["referenced"], found.loc[orphan]["size_gib"]) == (False, 3)
+    found = inventory.scan(regions=[REGION], session=aws.session())
+    one = row(found, result.ami_id)
+    assert (one["name"], one["image"], one["digest"]) == (result.image_name, "sample", result.digest)
+    assert row(found, result.snapshot_id)["digest"] == result.digest
 
 
-def test_an_ami_with_an_instance_is_referenced(aws, plan):
-    result = publish.run(plan())
-    ec2 = aws.client("ec2", REGION)
-    run = ec2.run_instances(ImageId=result.ami_id, InstanceType="t3.micro", MinCount=1, MaxCount=1)
-    instance = run["Instances"][0]["InstanceId"]
-    found = inventory.scan(regions=[REGION]).set_index("resource_id")
-    assert (found.loc[result.ami_id]["referenced"], found.loc[result.ami_id]["evidence"]) == (True, instance)
-
-
-def test_several_regions_are_scanned_together(aws, orphan):
-    ec2 = aws.client("ec2", "eu-west-1")
-    volume = ec2.create_volume(Size=5, AvailabilityZone="eu-west-1a")["VolumeId"]
-    ec2.create_snapshot(VolumeId=volume)
-    found = inventory.scan(regions=[REGION, "eu-west-1"])
-    assert set(found["region"]) == {REGION, "eu-west-1"}
-    assert list(inventory.summary(found)["size_gib"]) == [5, 3]
-
-
-def test_all_means_every_enabled_region(aws, orphan):
-    assert set(inventory.scan(regions=["all"])["resource_id"]) == {orphan}
-
-
-def test_more_than_a_page_is_listed_whole(aws, monkeypatch):
-    ec2 = aws.client("ec2", REGION)
-    volumes = [ec2.create_volume(Size=1, AvailabilityZone=f"{REGION}a")["VolumeId"] for _ in range(12)]
-    made = {ec2.create_snapshot(VolumeId=volume)["SnapshotId"] for volume in volumes}
-    monkeypatch.setattr(inventory, "PAGE", 5)
-    assert set(inventory.scan(regions=[REGION])["resource_id"]) == made
-
-
-def test_an_unknown_region_is_refused_with_the_nearest(aws):
-    with pytest.raises(errors.RegionError, match="eu-west-1"):
-        inventory.scan(regions=["eu-wset-1"])
-
-
-def test_a_region_that_cannot_be_read_ends_the_scan(aws):
-    aws.faults.add(
-        {"op": "ec2:DescribeSnapshots", "do": "error", "code": "UnauthorizedOperation", "http": 403}
-    )
-    with pytest.raises(errors.AccessDeniedError, match="DescribeSnapshots"):
-        inventory.scan(regions=[REGION])
-
-
-def test_the_plot_has_units_on_its_axes(aws, orphan):
-    axes = inventory.plot(inventory.scan(regions=[REGION])).axes[0]
-    assert "GiB" in axes.get_ylabel()
+def test_the_plot_has_units_on_its_axes(own: Owner) -> None:
+    own.snapshot()
+    axes = views.plot(own.scan(regions=[REGION])).axes[0]
+    assert "USD" in axes.get_ylabel()
     assert "age" in axes.get_xlabel()

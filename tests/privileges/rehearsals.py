@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from tests.audit.account import Owner
 from tests.privileges.account import BUCKET, REGION, Account
 from vmsnix_ops import errors, publish
 from vmsnix_ops._cli.jobs import JOBS
 from vmsnix_ops.audit import inventory
+from vmsnix_ops.audit import policies as audit_policies
 from vmsnix_ops.aws import bootstrap, imports, policies
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.disk.sample import make_sample_image
@@ -150,12 +152,62 @@ def snapshots_are_encrypted(account: Account, actions: Actions) -> None:
 # Look
 
 
+MEMBER = "111122223333"
+
+
+def what_an_audit_could_not_read(account: Account, actions: Actions, *, regions: Any = (REGION,)) -> str:
+    """Audit this account with these actions, and another by a role; return what could not be read."""
+    owner = Owner(account.aws)
+    owner.ami()
+    owner.template(owner.ami())
+    owner.client("ssm").put_parameter(Name="/app/ami", Type="String", Value=owner.ami())
+    account.aws.client("s3").create_multipart_upload(Bucket=BUCKET, Key="vmsnix/left.vhd")
+    _let_in(account, audit_policies.member_actions())
+    held = () if regions == ["all"] else (REGION,)
+    found = inventory.scan(
+        regions=regions,
+        accounts=[account.aws.account, MEMBER],
+        buckets=[BUCKET],
+        session=account.session(actions, regions=held),
+    )
+    return " ".join(str(one.error) for one in found.unread)
+
+
+def what_an_audit_of_every_region_could_not_read(account: Account, actions: Actions) -> str:
+    return what_an_audit_could_not_read(account, actions, regions=["all"])
+
+
 def audit(account: Account, actions: Actions) -> None:
-    inventory.scan(regions=[REGION], session=account.session(actions))
+    assert what_an_audit_could_not_read(account, actions) == ""
 
 
-def audit_every_region(account: Account, actions: Actions) -> None:
-    inventory.scan(regions=["all"], session=account.session(actions, regions=()))
+def _let_in(account: Account, actions: Actions) -> Owner:
+    """Make the role of an auditor in another account, with these actions."""
+    other = Owner(account.aws, account.aws.other_account(MEMBER))
+    iam = other.client("iam")
+    trust = audit_policies.member_trust(policies.Place(account=account.aws.account))
+    iam.create_role(RoleName="vmsnix-auditor", AssumeRolePolicyDocument=json.dumps(trust))
+    document = policies.document(actions, policies.Place(account=MEMBER))
+    iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="look", PolicyDocument=json.dumps(document))
+    return other
+
+
+def what_a_member_does_not_show(account: Account, actions: Actions, *, regions: Any = (REGION,)) -> str:
+    """Audit another account whose role has these actions; return what could not be read."""
+    other = _let_in(account, actions)
+    other.template(other.ami())
+    other.client("ssm").put_parameter(Name="/app/ami", Type="String", Value=other.ami())
+    auditor = account.session(audit_policies.auditor_actions())
+    found = inventory.scan(regions=regions, accounts=[MEMBER], session=auditor)
+    return " ".join(str(one.error) for one in found.unread)
+
+
+def what_a_member_does_not_show_of_every_region(account: Account, actions: Actions) -> str:
+    return what_a_member_does_not_show(account, actions, regions=["all"])
+
+
+def show_a_member(account: Account, actions: Actions) -> None:
+    assert what_a_member_does_not_show(account, actions) == ""
 
 
 def checklist(account: Account, actions: Actions) -> str:
@@ -233,7 +285,16 @@ REHEARSALS: dict[str, Rehearsal] = {
         more_than="import",
     ),
     "verify": Rehearsal(publish_by(verify="whole"), more_than="import"),
-    "audit": Rehearsal(audit, only_when={"ec2:DescribeRegions": audit_every_region}),
+    "audit": Rehearsal(
+        audit,
+        told=dict.fromkeys(audit_policies.auditor_actions(), what_an_audit_could_not_read)
+        | {"ec2:DescribeRegions": what_an_audit_of_every_region_could_not_read},
+    ),
+    "audited": Rehearsal(
+        show_a_member,
+        told=dict.fromkeys(audit_policies.member_actions(), what_a_member_does_not_show)
+        | {"ec2:DescribeRegions": what_a_member_does_not_show_of_every_region},
+    ),
     "preflight": Rehearsal(
         preflight_alone, told=dict.fromkeys(policies.thorough_actions(), preflight_of_a_publisher)
     ),

@@ -12,7 +12,7 @@ from vmsnix_ops._cli import jobs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OTHERS = ("vmimport-role", "vmimport-trust", "bucket", "github-oidc-trust")
+OTHERS = ("vmimport-role", "vmimport-trust", "audit-member-trust", "bucket", "github-oidc-trust")
 """Policies of what is no caller: a service's role, a bucket, and who may take a role."""
 
 
@@ -34,6 +34,7 @@ OTHERS = ("vmimport-role", "vmimport-trust", "bucket", "github-oidc-trust")
 )
 @click.option("--public", is_flag=True, help="Of a publisher: may make AMIs public.")
 @click.option("--verify", is_flag=True, help="Of a publisher: may read snapshots back.")
+@click.option("--external-id", default="", help="Of audit-member-trust: what an auditor must know besides.")
 @click.option("--repository", default="", help="Of github-oidc-trust: owner/name.")
 @click.option(
     "--subject",
@@ -51,6 +52,7 @@ def iam_policy(
     via: str,
     public: bool,
     verify: bool,
+    external_id: str,
     repository: str,
     subject: str,
 ) -> None:
@@ -58,6 +60,7 @@ def iam_policy(
 
     The actions are those that the code itself declares.
     """
+    from vmsnix_ops.audit import policies as audit
     from vmsnix_ops.aws import policies
     from vmsnix_ops.settings import load
 
@@ -69,6 +72,7 @@ def iam_policy(
         key_prefix=settings.key_prefix,
         role_name=role_name or settings.role_name,
         partition=partition,
+        audit_role=settings.audit_role,
     )
     if kind in jobs.KINDS:
         options = {"via": via, "public": public, "verify": verify} if kind == "publisher" else {}
@@ -78,6 +82,7 @@ def iam_policy(
     documents: dict[str, Callable[[], dict[str, Any]]] = {
         "vmimport-role": lambda: policies.import_role(place),
         "vmimport-trust": policies.import_trust,
+        "audit-member-trust": lambda: audit.member_trust(place, external_id=external_id),
         "bucket": lambda: policies.tls_only(place),
         "github-oidc-trust": lambda: policies.github_trust(place, repository=repository, subject=subject),
     }

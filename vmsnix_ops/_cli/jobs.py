@@ -49,6 +49,7 @@ JOBS: dict[str, Job] = {
     "public": Job("publisher", _PUBLISH, {"public": True}),
     "verify": Job("publisher", _PUBLISH, {"verify": True}),
     "audit": Job("auditor", "vmsnix_ops.audit.policies:auditor_actions"),
+    "audited": Job("audit-member", "vmsnix_ops.audit.policies:member_actions"),
     "preflight": Job("preflight", "vmsnix_ops.aws.policies:thorough_actions"),
     "bootstrap": Job("bootstrap", "vmsnix_ops.aws.bootstrap:bootstrapper_actions"),
 }

@@ -1,168 +1,209 @@
-"""Every AMI and every snapshot that is ours, in one frame.
+"""Every AMI, snapshot, import and leftover of any number of accounts, in one frame, with what uses each.
 
-An AMI counts as referenced when an instance was made from it, a snapshot when an AMI holds it. That is
-evidence for use, and its absence is not yet evidence against it: launch templates, Auto Scaling groups,
-parameters and other accounts are not asked.
+`scan` reads all regions of all accounts at once. What cannot be read (a region that is not enabled, an
+account that refuses us, one missing permission) does not end it: it is kept in `Inventory.unread`, becomes a
+finding, and makes the use of what stands there unknown.
 """
 
 from __future__ import annotations
 
-import itertools
+import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.account import identity
+from vmsnix_ops.audit import costs, rows
+from vmsnix_ops.aws import leftovers, references
+from vmsnix_ops.aws.accounts import accounts as sessions_of
+from vmsnix_ops.aws.paging import items
 from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.references import Clients, Evidence, References
 from vmsnix_ops.aws.session import Client, calling, client
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.records.result import write_result
-from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.progress import current
+from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import boto3
     import pandas as pd
-    from matplotlib.figure import Figure
+    import pyarrow as pa
+
+    from vmsnix_ops.aws.accounts import Account
+    from vmsnix_ops.settings import Settings
+
+Thoroughness = Literal["auto", "yes", "no"]
 
 REGIONS_AT_ONCE = 8
 PAGE = 1000
-COLUMNS = {
-    "kind": "ami or snapshot",
-    "resource_id": "its identifier",
-    "name": "name of the AMI, or the Name tag of the snapshot",
-    "region": "AWS region",
-    "account": "owner",
-    "state": "state as AWS names it",
-    "created_at": "when AWS created it, UTC",
-    "age_days": "days since then",
-    "size_gib": "size of the volume, GiB",
-    "stored_bytes": "bytes that the snapshot holds, where AWS tells them",
-    "referenced": "whether anything was found that uses it",
-    "evidence": "what uses it: instance ids of an AMI, AMI ids of a snapshot",
-    "public": "whether every AWS account may launch it; empty for snapshots",
-    "encrypted": "whether its bytes are encrypted",
-    "image": "tag vmsnix:image",
-    "digest": "tag vmsnix:digest",
-    "run_id": "tag vmsnix:run",
-}
-"""Columns of the frame and their meaning."""
+ONE_BY_ONE = 500
+"""AMIs of a region up to which, by default, AWS is also asked about each one."""
 
 
-@needs("ec2:DescribeRegions", "ec2:DescribeImages", "ec2:DescribeSnapshots", "ec2:DescribeInstances")
-def scan(*, regions: Iterable[str] = (), session: boto3.Session | None = None) -> pd.DataFrame:
-    """Return the AMIs and snapshots that this account owns.
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Something that could not be read.
+
+    Attributes
+    ----------
+    account, region
+        Where; the region is empty for a whole account.
+    source
+        What.
+    error
+        Why, and what to do.
+    """
+
+    account: str
+    region: str
+    source: str
+    error: errors.AwsError
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """Something that names an AMI which this account does not own.
+
+    Attributes
+    ----------
+    account, region, ami_id
+        Where and what it names.
+    evidence
+        What names it.
+    owner
+        Whose AMI that is; empty when there is no such AMI, or none that we may see.
+    """
+
+    account: str
+    region: str
+    ami_id: str
+    evidence: Evidence
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What one scan saw.
+
+    Attributes
+    ----------
+    frame
+        Columns as `vmsnix_ops.records.schemas.INVENTORY` documents them; AMIs first, oldest first.
+    run
+        The run that scanned.
+    scanned_at
+        When it started, UTC.
+    places
+        The accounts and regions that were read, each with the number of AMIs; also those without any.
+    unread
+        What could not be read.
+    pointers
+        What names AMIs of other accounts, or AMIs that do not exist.
+    hurried
+        The accounts and regions that have so many AMIs that AWS was not asked about each one.
+    """
+
+    frame: pd.DataFrame = field(repr=False)
+    run: RunContext = field(repr=False)
+    scanned_at: datetime
+    places: Mapping[tuple[str, str], int]
+    unread: tuple[Unread, ...] = ()
+    pointers: tuple[Pointer, ...] = ()
+    hurried: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def amis(self) -> pd.DataFrame:
+        """The AMIs."""
+        return self.frame[self.frame["kind"] == "ami"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was read of one account and region."""
+
+    account: str
+    region: str
+    table: pa.Table | None
+    found: References
+    amis: int
+    holders: Mapping[str, list[str]]
+    unread: tuple[Unread, ...]
+    hurried: bool
+    strangers: Mapping[str, str]
+
+
+def scan(
+    *,
+    regions: Iterable[str] = (),
+    accounts: Iterable[str] = (),
+    buckets: Iterable[str] = (),
+    one_by_one: Thoroughness = "auto",
+    session: boto3.Session | None = None,
+) -> Inventory:
+    """Return everything that these accounts own in these regions, and what uses it.
 
     Parameters
     ----------
     regions
         Where to look; by default the settings' region, else AWS's own. ``["all"]``: every region that is
-        enabled.
+        enabled, in each account.
+    accounts
+        Account ids or role ARNs (see `vmsnix_ops.aws.accounts.accounts`); by default those of the setting
+        ``audit_accounts``, else the caller's own.
+    buckets
+        Buckets of uploads in the caller's own account; by default the settings' bucket.
+    one_by_one
+        Whether AWS is also asked about each single AMI: which other accounts may launch it, and which
+        recipes of Image Builder name it. ``"auto"`` does so in regions with at most `ONE_BY_ONE` AMIs.
     session
-        Whose account is scanned.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns as in `COLUMNS`, AMIs before snapshots, oldest first.
+        Whose account is scanned, and who takes the roles in others.
 
     Raises
     ------
-    vmsnix_ops.errors.AwsError
-        A region could not be read; a scan that leaves one out would mislead.
+    vmsnix_ops.errors.RegionError
+        There is no such region.
+    vmsnix_ops.errors.CredentialsError
+        The caller has no credentials. Other trouble is in `Inventory.unread`.
     """
-    import pandas as pd
-
-    session = session or default_session()
-    chosen = _regions(session, tuple(regions))
-    account = identity(session, chosen[0]).account
-    clients = [
-        client(session, "ec2", region) for region in chosen
-    ]  # sessions are not thread safe, clients are
-    with ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan") as pool:
-        rows = [row for found in pool.map(_region, clients) for row in found]
-    now = datetime.now(UTC)
-    for row in rows:
-        row["account"] = account
-        row["age_days"] = round((now - row["created_at"]).total_seconds() / 86400, 2)
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    frame["created_at"] = pd.to_datetime(frame["created_at"], utc=True)
-    kinds = {"size_gib": "Int64", "stored_bytes": "Int64", "public": "boolean", "encrypted": "boolean"}
-    return frame.astype(kinds).sort_values(["kind", "created_at"], ignore_index=True)
-
-
-def summary(inventory: pd.DataFrame) -> pd.DataFrame:
-    """Return, for each region and kind: how many there are, how many of them unreferenced, and their GiB."""
-    import pandas as pd
-
-    marked = inventory.assign(unreferenced=~inventory["referenced"].astype(bool))
-    groups = marked.groupby(["region", "kind"], as_index=False)
-    table = groups.agg(
-        count=("resource_id", "size"),
-        unreferenced=("unreferenced", "sum"),
-        size_gib=("size_gib", "sum"),
-        oldest_days=("age_days", "max"),
+    settings, session = load(), session or default_session()
+    run, now = current_run("audit-inventory"), datetime.now(UTC)
+    home = settings.region or session.region_name or "us-east-1"
+    asked = _asked(session, settings, tuple(regions))
+    members = sessions_of(
+        tuple(accounts) or settings.audit_accounts,
+        role=settings.audit_role,
+        external_id=settings.audit_external_id,
+        region=home,
+        session=session,
     )
-    return pd.DataFrame(table)
+    places, unread = _places(members, asked, home)
+    shown = current().step("scan", total=len(places), unit="items")
+    with shown as step, ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan") as pool:
+
+        def read(place: tuple[str, Clients]) -> _Read:
+            columns = rows.Columns(run.run_id, now, place[0], place[1].region)
+            result = read_region(place[1], columns, one_by_one)
+            step.advance(1)
+            return result
+
+        found = list(pool.map(read, places))
+    own = next((one for one in members if one.session is session), None)
+    wanted = tuple(buckets) or tuple(filter(None, [settings.bucket]))
+    if own is not None and wanted:
+        found += [_bucket(session, name, settings, own.account, home, (run.run_id, now)) for name in wanted]
+    return _joined(found, unread, run, now, costs.Prices(settings.snapshot_prices))
 
 
-def show(inventory: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Return the rows of one kind with the columns that a person reads, the oldest first."""
-    hidden = ["kind", "account", "created_at", "stored_bytes", "public", "encrypted", "digest", "run_id"]
-    return inventory[inventory["kind"] == kind].drop(columns=hidden).reset_index(drop=True)
-
-
-def plot(inventory: pd.DataFrame) -> Figure:
-    """Return a figure: GiB of snapshots by age, referenced and not."""
-    from vmsnix_ops.records.figures import new_figure
-
-    snapshots = inventory[inventory["kind"] == "snapshot"]
-    edges = [0, 1, 7, 30, 90, 365, float("inf")]
-    labels = ["1 day", "1 week", "1 month", "3 months", "1 year", "older"]
-    figure = new_figure(figsize=(7, 3), layout="constrained")
-    axes = figure.add_subplot()
-    bottom = [0.0] * len(labels)
-    parts = ((True, "held by an AMI", "#4c78a8"), (False, "held by nothing", "#e45756"))
-    for referenced, label, colour in parts:
-        chosen = snapshots[snapshots["referenced"] == referenced]
-        heights = [
-            float(chosen[(chosen["age_days"] >= low) & (chosen["age_days"] < high)]["size_gib"].sum())
-            for low, high in itertools.pairwise(edges)
-        ]
-        axes.bar(labels, heights, bottom=bottom, label=label, color=colour)
-        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    axes.set(xlabel="age of the snapshot, up to", ylabel="volume size (GiB)", title="Snapshots by age")
-    axes.legend()
-    return figure
-
-
-def finish(inventory: pd.DataFrame) -> None:
-    """Write ``result.json``: counts, and the whole inventory as ``inventory.csv`` beside it."""
-    run = current_run("audit-inventory")
-    path = run.folder / "inventory.csv"
-    inventory.to_csv(path, index=False)
-    amis, unreferenced = inventory["kind"] == "ami", ~inventory["referenced"].astype(bool)
-    counts = {
-        "amis": int(amis.sum()),
-        "amis_unreferenced": int((amis & unreferenced).sum()),
-        "snapshots": int((~amis).sum()),
-        "snapshots_unreferenced": int((~amis & unreferenced).sum()),
-    }
-    write_result(run, {"status": "done", "inventory": path, **counts})
-
-
-def _regions(session: boto3.Session, asked: tuple[str, ...]) -> tuple[str, ...]:
-    settings = load()
-    home = settings.region or session.region_name or ""
+def _asked(session: boto3.Session, settings: Settings, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the regions to look at, by name; ``("all",)`` stays as it is."""
     if asked == ("all",):
-        with calling("list the enabled regions"):
-            answer = client(session, "ec2", home or "us-east-1").describe_regions()
-        return tuple(sorted(region["RegionName"] for region in answer["Regions"]))
-    chosen = asked or ((home,) if home else ())
+        return asked
+    chosen = asked or tuple(filter(None, [settings.region or session.region_name]))
     if not chosen:
         raise errors.ParameterError(
             "No region was given.",
@@ -172,81 +213,217 @@ def _regions(session: boto3.Session, asked: tuple[str, ...]) -> tuple[str, ...]:
     for region in chosen:
         if region not in known:
             raise errors.RegionError(f"There is no AWS region {region!r}.", why=errors.nearest(region, known))
-    return chosen
+    return tuple(dict.fromkeys(chosen))
 
 
-def _region(ec2: Client) -> list[dict[str, Any]]:
-    region = ec2.meta.region_name
-    with calling(f"list the AMIs and snapshots of {region}"):
-        images = _pages(
-            ec2, "describe_images", "Images", Owners=["self"], IncludeDisabled=True, IncludeDeprecated=True
-        )
-        snapshots = _pages(ec2, "describe_snapshots", "Snapshots", OwnerIds=["self"])
-        reservations = _pages(ec2, "describe_instances", "Reservations")
-    users: dict[str, list[str]] = {}
-    for reservation in reservations:
-        for instance in reservation["Instances"]:
-            if instance["State"]["Name"] != "terminated":
-                users.setdefault(instance["ImageId"], []).append(instance["InstanceId"])
+@needs("ec2:DescribeRegions")
+def enabled(ec2: Client) -> tuple[str, ...]:
+    """Return the regions that are enabled for an account."""
+    with calling("list the enabled regions"):
+        answer = ec2.describe_regions()
+    return tuple(sorted(region["RegionName"] for region in answer["Regions"]))
+
+
+def _places(
+    members: Iterable[Account], asked: tuple[str, ...], home: str
+) -> tuple[list[tuple[str, Clients]], list[Unread]]:
+    """Return account and clients of everything to read; sessions are not thread safe, clients are."""
+    places, unread = [], []
+    for member in members:
+        if member.session is None:
+            if member.error is not None:
+                unread.append(Unread(member.account, "", "account", member.error))
+            continue
+        regions = asked
+        if asked == ("all",):
+            try:
+                regions = enabled(client(member.session, "ec2", home))
+            except errors.AwsError as error:
+                unread.append(Unread(member.account, "", "enabled regions", error))
+                regions = (home,)
+        places += [(member.account, Clients.of(member.session, region)) for region in regions]
+    return places, unread
+
+
+@needs("ec2:DescribeSnapshots", "ec2:DescribeImages", "ec2:DescribeImportSnapshotTasks")
+def read_region(clients: Clients, columns: rows.Columns, one_by_one: Thoroughness) -> _Read:
+    """Read one account and region, one source after the other."""
+    account, region, ec2 = columns.account, clients.region, clients.ec2
+    unread: list[Unread] = []
+
+    @contextmanager
+    def reading(source: str) -> Iterator[None]:
+        try:
+            with calling(f"read the {source} of {region} in account {account}"):
+                yield
+        except errors.AwsError as error:
+            unread.append(Unread(account, region, source, error))
+
+    sizes: dict[str, tuple[int | None, int]] = {}
     holders: dict[str, list[str]] = {}
-    for image in images:
-        for device in image.get("BlockDeviceMappings", ()):
-            if device.get("Ebs", {}).get("SnapshotId"):
-                holders.setdefault(device["Ebs"]["SnapshotId"], []).append(image["ImageId"])
-    stored = {s["SnapshotId"]: s.get("FullSnapshotSizeInBytes") for s in snapshots}
-    amis = [_ami_row(image, region, users.get(image["ImageId"], []), stored) for image in images]
-    return amis + [_snapshot_row(s, region, holders.get(s["SnapshotId"], [])) for s in snapshots]
+    launched: dict[str, str] = {}
+    with reading("snapshots"):
+        sizes = rows.snapshots(
+            columns, items(ec2, "describe_snapshots", "Snapshots", OwnerIds=["self"], MaxResults=PAGE)
+        )
+    with reading("AMIs"):
+        asked = {"Owners": ["self"], "IncludeDisabled": True, "IncludeDeprecated": True}
+        rows.images(
+            columns,
+            items(ec2, "describe_images", "Images", MaxResults=PAGE, **asked),
+            sizes,
+            holders,
+            launched,
+        )
+    with reading("imports"):
+        rows.import_tasks(
+            columns, items(ec2, "describe_import_snapshot_tasks", "ImportSnapshotTasks", MaxResults=PAGE)
+        )
+    hurried = one_by_one == "no" or (one_by_one == "auto" and len(launched) > ONE_BY_ONE)
+    found = references.gather(clients, () if hurried else list(launched), launched=False)
+    unread += [Unread(account, region, source, error) for source, error in found.unread.items()]
+    strangers: dict[str, str] = {}
+    with reading("AMIs of others"):
+        others = [ami_id for ami_id in found.by_ami if ami_id not in launched]
+        if not any(one.source == "AMIs" for one in unread):
+            strangers = _owners(ec2, others)
+    return _Read(
+        account,
+        region,
+        columns.arrow(),
+        references.with_launches(found, launched),
+        len(launched),
+        holders,
+        tuple(unread),
+        hurried and bool(launched),
+        strangers,
+    )
 
 
-def _pages(ec2: Client, operation: str, member: str, **request: Any) -> list[dict[str, Any]]:
-    pages = ec2.get_paginator(operation).paginate(**request, PaginationConfig={"PageSize": PAGE})
-    return [item for page in pages for item in page.get(member, ())]
+def _owners(ec2: Client, ami_ids: list[str]) -> dict[str, str]:
+    """Return the owner of each AMI that we may see; of those that do not exist an empty text."""
+    owners = dict.fromkeys(ami_ids, "")
+    for start in range(0, len(ami_ids), 200):  # AWS: values of a filter
+        chosen = [{"Name": "image-id", "Values": ami_ids[start : start + 200]}]
+        shown = items(
+            ec2, "describe_images", "Images", Filters=chosen, IncludeDeprecated=True, IncludeDisabled=True
+        )
+        owners |= {image["ImageId"]: image.get("OwnerId", "?") for image in shown}
+    return owners
 
 
-def _ami_row(
-    image: Mapping[str, Any], region: str, used_by: list[str], stored: Mapping[str, int | None]
-) -> dict[str, Any]:
-    volumes = [device["Ebs"] for device in image.get("BlockDeviceMappings", ()) if "Ebs" in device]
-    sizes = [stored.get(volume.get("SnapshotId", "")) for volume in volumes]
-    return {
-        "kind": "ami",
-        "resource_id": image["ImageId"],
-        "name": image.get("Name", ""),
-        "region": region,
-        "state": image.get("State", ""),
-        "created_at": datetime.fromisoformat(image["CreationDate"]),
-        "size_gib": sum(int(volume.get("VolumeSize") or 0) for volume in volumes),
-        "stored_bytes": sum(size for size in sizes if size is not None) if None not in sizes else None,
-        "referenced": bool(used_by),
-        "evidence": ", ".join(used_by),
-        "public": bool(image.get("Public")),
-        "encrypted": bool(volumes) and all(volume.get("Encrypted") for volume in volumes),
-        **_own_tags(image),
+def _bucket(
+    session: boto3.Session,
+    name: str,
+    settings: Settings,
+    account: str,
+    home: str,
+    when: tuple[str, datetime],
+) -> _Read:
+    """Read what uploads left in one bucket."""
+    region, unread = home, []
+    columns = rows.Columns(*when, account, region)
+    try:
+        with calling(f"read the bucket {name}"):
+            region = leftovers.region_of(client(session, "s3", home, attempts=2), name)
+            s3 = client(session, "s3", region, attempts=2)
+            columns.region = region
+            for read in (leftovers.objects, leftovers.uploads):
+                rows.leftovers(columns, name, read(s3, name, settings.key_prefix))
+    except errors.AwsError as error:
+        unread.append(Unread(account, region, f"bucket {name}", error))
+    nothing = References(region, {})
+    return _Read(account, region, columns.arrow(), nothing, 0, {}, tuple(unread), hurried=False, strangers={})
+
+
+def _joined(
+    found: list[_Read], unread: list[Unread], run: RunContext, now: datetime, prices: costs.Prices
+) -> Inventory:
+    """Return one inventory of all that was read; what one account sees counts for the AMIs of another."""
+    import pyarrow as pa
+
+    from vmsnix_ops.records import schemas
+    from vmsnix_ops.records.frames import to_frame
+
+    evidence: dict[tuple[str, str], list[Evidence]] = {}
+    blind = {(one.account, one.region) for read in found for one in read.unread if one.source in _PROOF}
+    for read in found:
+        for ami_id, some in read.found.by_ami.items():
+            known = evidence.setdefault((read.region, ami_id), [])
+            known += [_seen_from(one, read.account) if ami_id in read.strangers else one for one in some]
+    tables = [read.table for read in found if read.table is not None]
+    table = pa.concat_tables(tables) if tables else schemas.INVENTORY.arrow().empty_table()
+    holders = {(read.region, key): held for read in found for key, held in read.holders.items()}
+    used, proofs = _use(table, evidence, holders, blind, now)
+    for name, values in (("referenced", used), ("evidence", proofs)):
+        number, field_ = table.schema.get_field_index(name), table.schema.field(name)
+        table = table.set_column(number, field_, pa.array(values, field_.type))
+    frame = to_frame(table)
+    frame["monthly_usd"] = costs.monthly_usd(frame, prices)
+    frame = frame.sort_values(["kind", "created_at", "resource_id"], ignore_index=True)
+    places: dict[tuple[str, str], int] = {}
+    for read in found:
+        places[read.account, read.region] = places.get((read.account, read.region), 0) + read.amis
+    own = {
+        (read.region, ami_id)
+        for read in found
+        for ami_id in read.found.by_ami
+        if ami_id not in read.strangers
     }
+    pointers = [
+        Pointer(read.account, read.region, ami_id, one, owner)
+        for read in found
+        for ami_id, owner in read.strangers.items()
+        if (read.region, ami_id) not in own
+        for one in read.found.names(ami_id)
+    ]
+    return Inventory(
+        frame,
+        run,
+        now,
+        places,
+        (*unread, *(one for read in found for one in read.unread)),
+        tuple(pointers),
+        tuple((read.account, read.region) for read in found if read.hurried),
+    )
 
 
-def _snapshot_row(snapshot: Mapping[str, Any], region: str, held_by: list[str]) -> dict[str, Any]:
-    return {
-        "kind": "snapshot",
-        "resource_id": snapshot["SnapshotId"],
-        "name": tagging.to_dict(snapshot.get("Tags")).get(tagging.NAME, ""),
-        "region": region,
-        "state": snapshot.get("State", ""),
-        "created_at": snapshot["StartTime"],
-        "size_gib": int(snapshot["VolumeSize"]),
-        "stored_bytes": snapshot.get("FullSnapshotSizeInBytes"),
-        "referenced": bool(held_by),
-        "evidence": ", ".join(held_by),
-        "public": None,
-        "encrypted": bool(snapshot.get("Encrypted")),
-        **_own_tags(snapshot),
-    }
+_PROOF = frozenset(
+    {"instances", "launch templates", "Auto Scaling groups", "parameters", "image references"}
+    | {"launch permissions", "AMIs"}
+)
+"""Sources without which nobody can say that an AMI is not used."""
 
 
-def _own_tags(resource: Mapping[str, Any]) -> dict[str, str]:
-    tags = tagging.to_dict(resource.get("Tags"))
-    return {
-        "image": tags.get(tagging.IMAGE, ""),
-        "digest": tags.get(tagging.DIGEST, ""),
-        "run_id": tags.get(tagging.RUN, ""),
-    }
+def _seen_from(one: Evidence, account: str) -> Evidence:
+    return Evidence(one.kind, one.id, ", ".join(filter(None, [one.detail, f"account {account}"])))
+
+
+def _use(
+    table: pa.Table,
+    evidence: Mapping[tuple[str, str], list[Evidence]],
+    holders: Mapping[tuple[str, str], list[str]],
+    blind: set[tuple[str, str]],
+    now: datetime,
+) -> tuple[list[bool | None], list[str]]:
+    """Return, for each row, whether it is used and the evidence as JSON."""
+    used: list[bool | None] = []
+    proofs: list[str] = []
+    columns = [table.column(name).to_pylist() for name in ("kind", "account", "region", "resource_id")]
+    for kind, account, region, resource_id in zip(*columns, strict=True):
+        if kind == "ami":
+            some = evidence.get((region, resource_id), [])
+            used.append(references.judge(some, complete=(account, region) not in blind, now=now))
+            proofs.append(json.dumps([[one.kind, one.id, one.detail] for one in some]) if some else "[]")
+        elif kind in ("snapshot", "direct-upload"):
+            held = holders.get((region, resource_id), [])
+            some = evidence.get((region, resource_id), [])
+            unknown = not held and (account, region) in blind
+            used.append(None if unknown else bool(held or some))
+            proofs.append(
+                json.dumps([["ami", one, ""] for one in held] + [[s.kind, s.id, s.detail] for s in some])
+            )
+        else:
+            used.append(None)
+            proofs.append("[]")
+    return used, proofs

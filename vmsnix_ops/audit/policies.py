@@ -1,23 +1,77 @@
-"""The policy of who audits."""
+"""The policies of who audits, and of the role that lets an auditor look into another account."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import errors
 from vmsnix_ops.audit import inventory
-from vmsnix_ops.aws import images
+from vmsnix_ops.aws import accounts, images, leftovers, references
 from vmsnix_ops.aws.permissions import needs_of
-from vmsnix_ops.aws.policies import document
+from vmsnix_ops.aws.policies import VERSION, document
 
 if TYPE_CHECKING:
     from vmsnix_ops.aws.policies import Place
 
 
+def member_actions() -> tuple[str, ...]:
+    """Return what the inventory looks at in any account: to look, and nothing else."""
+    return needs_of(
+        inventory.enabled,
+        inventory.read_region,
+        references.instances,
+        references.Templates.read,
+        references.scaling,
+        references.parameters,
+        references.image_references,
+        references.launch_permissions,
+    )
+
+
 def auditor_actions() -> tuple[str, ...]:
-    """Return what the inventory and ``vmsnix history sync`` need: to look, and nothing else."""
-    return needs_of(inventory.scan, images.ours)
+    """Return what an audit needs in its own account: that, the bucket's leftovers, and roles elsewhere."""
+    from vmsnix_ops.aws.permissions import PERMISSIONS
+
+    own = needs_of(leftovers.region_of, leftovers.objects, leftovers.uploads, accounts.assume, images.ours)
+    found = {*own, *member_actions()}
+    return tuple(action for action in PERMISSIONS if action in found)
 
 
 def auditor(place: Place) -> dict[str, Any]:
     """Return the policy of who audits."""
     return document(auditor_actions(), place)
+
+
+def member(place: Place) -> dict[str, Any]:
+    """Return the policy of the role ``vmsnix-auditor`` in another account."""
+    return document(member_actions(), place)
+
+
+def member_trust(place: Place, *, external_id: str = "") -> dict[str, Any]:
+    """Return the trust policy of that role: the auditing account may take it.
+
+    Parameters
+    ----------
+    place
+        The auditing account, which must be given, and the partition.
+    external_id
+        What an auditor has to know besides.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        No account was given: the role would trust everybody.
+    """
+    if place.account == "*":
+        raise errors.ParameterError(
+            "No account was given.", cure="Give the account that audits: --account 012345678901."
+        )
+    statement: dict[str, Any] = {
+        "Sid": "Auditor",
+        "Effect": "Allow",
+        "Principal": {"AWS": f"arn:{place.partition}:iam::{place.account}:root"},
+        "Action": "sts:AssumeRole",
+    }
+    if external_id:
+        statement["Condition"] = {"StringEquals": {"sts:ExternalId": external_id}}
+    return {"Version": VERSION, "Statement": [statement]}

@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from vmsnix_ops.errors import SchemaError, nearest
 from vmsnix_ops.records.schemas import arrow_type
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.records.schemas import Column, Kind, Schema
 
-    Rows = Iterable[Mapping[str, object]] | pd.DataFrame
+    Rows: TypeAlias = Iterable[Mapping[str, object]] | pd.DataFrame | pa.Table
 
 EXPECTED: dict[Kind, str] = {
     "text": "text",
@@ -46,7 +46,8 @@ def to_arrow(schema: Schema, rows: Rows) -> pa.Table:
     schema
         The table.
     rows
-        Mappings of column names to values, or a frame. Columns left out are empty; ``None``, ``NaN``,
+        Mappings of column names to values, a frame, or an arrow table that has the schema already and whose
+        values are only counted, not looked at. Columns left out are empty; ``None``, ``NaN``,
         ``NaT`` and ``pandas.NA`` are empty.
 
     Raises
@@ -58,6 +59,8 @@ def to_arrow(schema: Schema, rows: Rows) -> pa.Table:
     import pandas as pd
     import pyarrow as pa
 
+    if isinstance(rows, pa.Table):
+        return _whole(schema, rows)
     if isinstance(rows, pd.DataFrame):
         _check_names(schema, [str(name) for name in rows.columns])
         length = len(rows)
@@ -72,6 +75,17 @@ def to_arrow(schema: Schema, rows: Rows) -> pa.Table:
     empty = [None] * length
     arrays = [_array(schema, column, given.get(column.name, empty)) for column in schema.columns]
     return pa.Table.from_arrays(arrays, schema=schema.arrow())
+
+
+def _whole(schema: Schema, table: pa.Table) -> pa.Table:
+    """Return a table that has the schema, or say which column does not fit."""
+    for column, wanted in zip(schema.columns, schema.arrow(), strict=True):
+        found = table.schema.field(column.name).type if column.name in table.column_names else None
+        if found != wanted.type:
+            _refuse(schema, column, 0, f"a column of {found or 'no type'}", expected=f"one of {wanted.type}")
+        if column.required and table.column(column.name).null_count:
+            _refuse(schema, column, 0, "nothing")
+    return table.select(schema.names).cast(schema.arrow())
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:

@@ -106,6 +106,8 @@ def summary(values: Mapping[str, Any]) -> str:
             if isinstance(step, dict)
         ]
         lines += ["", *_table(("step", "status", "time", "bytes"), rows)]
+    for table in values.get("tables") or []:
+        lines += ["", f"### {_cell(table['title'])}", "", *_table(table["columns"], table["rows"])]
     for problem in values.get("problems", []):
         lines += ["", f"> {_cell(problem)}"]
     text = "\n".join(lines) + "\n"

@@ -1,0 +1,97 @@
+"""An account to audit, made with few words."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.audit import inventory
+
+if TYPE_CHECKING:
+    from vmsnix_ops.sandbox import Access, Sandbox
+
+REGION = "us-east-1"
+FRIEND, STRANGER = "111122223333", "444455556666"
+DIGEST = {"vmsnix:digest": "d" * 64, "vmsnix:image": "web"}
+
+
+@dataclass
+class Owner:
+    """Makes AMIs and what names them, as one account; time passes only when a test says so."""
+
+    aws: Sandbox
+    access: Access | None = None
+    names: Any = field(default_factory=lambda: itertools.count(1))
+    clients: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def client(self, service: str, region: str = REGION) -> Any:
+        """Return a client; they are kept."""
+        if (service, region) not in self.clients:
+            self.clients[service, region] = (self.access or self.aws).client(service, region)
+        return self.clients[service, region]
+
+    @property
+    def account(self) -> str:
+        """Its id."""
+        return (self.access or self.aws).account
+
+    def snapshot(self, region: str = REGION, tags: dict[str, str] | None = None, **more: Any) -> str:
+        """Return a completed snapshot of an empty volume."""
+        ec2 = self.client("ec2", region)
+        volume = ec2.create_volume(Size=3, AvailabilityZone=f"{region}a")["VolumeId"]
+        if tags:
+            more["TagSpecifications"] = [{"ResourceType": "snapshot", "Tags": listed(tags)}]
+        made: str = ec2.create_snapshot(VolumeId=volume, **more)["SnapshotId"]
+        self.aws.clock.advance(60)
+        return made
+
+    def ami(self, region: str = REGION, tags: dict[str, str] | None = None, **more: Any) -> str:
+        """Return an available AMI with IMDSv2."""
+        asked = {
+            "Name": f"image-{next(self.names)}",
+            "Architecture": "x86_64",
+            "RootDeviceName": "/dev/sda1",
+            "VirtualizationType": "hvm",
+            "EnaSupport": True,
+            "ImdsSupport": "v2.0",
+            "BootMode": "uefi",
+            "BlockDeviceMappings": [
+                {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": self.snapshot(region, tags)}}
+            ],
+        }
+        if tags:
+            asked["TagSpecifications"] = [{"ResourceType": "image", "Tags": listed(tags)}]
+        made: str = self.client("ec2", region).register_image(**(asked | more))["ImageId"]
+        return made
+
+    def template(self, ami: str, name: str = "nodes", region: str = REGION) -> str:
+        """Return a launch template that names an AMI."""
+        data = {"ImageId": ami, "InstanceType": "t3.micro"}
+        made = self.client("ec2", region).create_launch_template(
+            LaunchTemplateName=name, LaunchTemplateData=data
+        )
+        template_id: str = made["LaunchTemplate"]["LaunchTemplateId"]
+        return template_id
+
+    def launch(self, ami: str, region: str = REGION) -> str:
+        """Return a running instance of an AMI."""
+        run = self.client("ec2", region).run_instances(
+            ImageId=ami, InstanceType="t3.micro", MinCount=1, MaxCount=1
+        )
+        instance: str = run["Instances"][0]["InstanceId"]
+        return instance
+
+    def scan(self, **options: Any) -> inventory.Inventory:
+        """Scan, as this account; the session shares the models that others have read."""
+        return inventory.scan(session=(self.access or self.aws).session(), **options)
+
+    def share(self, ami: str, *accounts: str, region: str = REGION) -> None:
+        """Let accounts launch an AMI; ``all`` is everybody."""
+        add = [{"Group": "all"} if one == "all" else {"UserId": one} for one in accounts]
+        self.client("ec2", region).modify_image_attribute(ImageId=ami, LaunchPermission={"Add": add})
+
+
+def listed(tags: dict[str, str]) -> list[dict[str, str]]:
+    """Return tags in the shape of the API."""
+    return [{"Key": key, "Value": value} for key, value in tags.items()]

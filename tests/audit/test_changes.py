@@ -1,0 +1,102 @@
+"""What changed since the last scan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.audit.account import REGION, Owner
+from vmsnix_ops.audit.changes import COLUMNS, since_last, store
+from vmsnix_ops.records.tables import Tables
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmsnix_ops.audit.changes import Changes
+
+OTHER = "eu-west-1"
+
+
+def look(own: Owner, tmp_path: Path, *regions: str) -> Changes:
+    """Scan, compare and keep."""
+    tables = Tables(tmp_path / "history")
+    found = own.scan(regions=regions or [REGION])
+    changes = since_last(found, tables)
+    store(found, tables)
+    return changes
+
+
+def told(changes: Changes) -> set[tuple[Any, ...]]:
+    return set(changes.frame[["change", "kind", "resource_id"]].itertuples(index=False, name=None))
+
+
+def test_the_first_scan_has_nothing_to_compare_with(own: Owner, tmp_path: Path) -> None:
+    own.ami()
+    changes = look(own, tmp_path)
+    assert (len(changes.frame), changes.since) == (0, {})
+    assert list(changes.frame.columns) == list(COLUMNS)
+    assert "no earlier scan" in str(changes)
+
+
+def test_added_gone_and_changed(own: Owner, tmp_path: Path) -> None:
+    ec2 = own.client("ec2")
+    stays, goes, changes_ = own.ami(), own.ami(), own.ami()
+    look(own, tmp_path)
+    fresh = own.ami()
+    ec2.deregister_image(ImageId=goes)
+    own.share(changes_, "all")
+    ec2.create_tags(Resources=[changes_], Tags=[{"Key": "owner", "Value": "ops"}])
+    changes = look(own, tmp_path)
+    amis = {(change, one) for change, kind, one in told(changes) if kind == "ami"}
+    assert amis == {("added", fresh), ("gone", goes), ("changed", changes_)}
+    what = changes.frame.set_index("resource_id")["what"]
+    assert "public: False → True" in what[changes_]
+    assert 'tags: {} → {"owner": "ops"}' in what[changes_]
+    assert "referenced: False → nothing" in what[changes_]
+    assert stays not in what.index
+    assert str(changes).startswith("Since ")
+
+
+def test_nothing_changed(own: Owner, tmp_path: Path) -> None:
+    own.ami()
+    look(own, tmp_path)
+    changes = look(own, tmp_path)
+    assert (len(changes.frame), len(changes.since)) == (0, 1)
+
+
+def test_a_region_that_cannot_be_read_has_lost_nothing(own: Owner, tmp_path: Path) -> None:
+    own.ami(OTHER)
+    look(own, tmp_path, REGION, OTHER)
+    own.aws.faults.add(
+        {"op": "ec2:*", "where": {"region": OTHER}, "do": "error", "code": "AuthFailure", "http": 401}
+    )
+    assert told(look(own, tmp_path, REGION, OTHER)) == set()
+    own.aws.faults.clear()
+    own.ami(OTHER)
+    counted = look(own, tmp_path, REGION, OTHER)
+    assert (counted.count("added"), counted.count("gone")) == (2, 0)
+
+
+def test_a_region_that_became_empty_is_told_once(own: Owner, tmp_path: Path) -> None:
+    ami = own.ami()
+    look(own, tmp_path)
+    own.client("ec2").deregister_image(ImageId=ami)
+    snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
+    snapshots.clear()
+    assert look(own, tmp_path).count("gone") == 2
+    assert len(look(own, tmp_path).frame) == 0
+
+
+def test_a_scan_of_one_region_says_nothing_about_another(own: Owner, tmp_path: Path) -> None:
+    own.ami(OTHER)
+    look(own, tmp_path, REGION, OTHER)
+    assert told(look(own, tmp_path, REGION)) == set()
+
+
+def test_a_scan_is_kept_once(own: Owner, tmp_path: Path) -> None:
+    own.ami()
+    tables, found = Tables(tmp_path / "history"), own.scan(regions=[REGION])
+    store(found, tables)
+    store(found, tables)
+    kept = tables.read("inventory")
+    assert sorted(kept["kind"]) == ["ami", "region", "snapshot"]
+    assert set(kept["run_id"]) == {found.run.run_id}

@@ -1,0 +1,327 @@
+"""What is wrong: each rule finds what it is about and nothing else, and its cure is a command that exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from botocore import xform_name
+
+from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
+from vmsnix_ops import errors
+from vmsnix_ops.audit import findings as judging
+from vmsnix_ops.audit import rules
+from vmsnix_ops.audit.findings import Measure, evaluate
+from vmsnix_ops.cli import COMMANDS
+from vmsnix_ops.nix.versions import wanted
+from vmsnix_ops.records.tables import Tables
+from vmsnix_ops.runbooks import catalog
+from vmsnix_ops.sandbox.wire import models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+
+    from vmsnix_ops.audit.inventory import Inventory
+
+TAGS = {"owner": "platform", **DIGEST}
+
+
+@dataclass
+class Found:
+    """What an audit of an account found."""
+
+    inventory: Inventory
+    frame: pd.DataFrame
+
+    def by(self, rule: str) -> dict[str, dict[str, Any]]:
+        """Return the findings of one rule by the resource."""
+        rows = self.frame[self.frame["rule"] == rule].to_dict("records")
+        return {row["resource_id"]: row for row in rows}
+
+
+@pytest.fixture
+def audit(own: Owner, tmp_path: Path) -> Callable[..., Found]:
+    def run(regions: list[str] | None = None, **measure: Any) -> Found:
+        scanned = own.scan(regions=regions or [REGION])
+        judged = evaluate(scanned, measure=Measure(**measure), tables=Tables(tmp_path / "history"))
+        return Found(scanned, judged)
+
+    return run
+
+
+def record(tmp_path: Path, ami: str, **row: Any) -> None:
+    """Write a row of the table ``amis`` as a publish would."""
+    now = datetime.now(UTC)
+    whole = {"ami_id": ami, "name": "x", "region": REGION, "recorded_at": now, "source": "publish", **row}
+    Tables(tmp_path / "history").append("amis", [whole])
+
+
+def test_an_ami_as_it_should_be_has_only_unencrypted_and_unused(own: Owner, audit: Any) -> None:
+    ami = own.ami(tags=TAGS)
+    found = audit()
+    about = found.frame[found.frame["resource_id"] == ami]
+    assert sorted(about["rule"]) == ["unencrypted", "unreferenced"]
+    assert list(found.frame.columns) == list(judging.COLUMNS)
+
+
+def test_nothing_is_found_where_nothing_is(audit: Any) -> None:
+    found = audit()
+    assert (len(found.frame), list(found.frame.columns)) == (0, list(judging.COLUMNS))
+    assert len(judging.summary(found.frame)) == 0
+
+
+def test_public_and_shared_amis(own: Owner, audit: Any) -> None:
+    public, known, stranger = own.ami(tags=TAGS), own.ami(tags=TAGS), own.ami(tags=TAGS)
+    own.share(public, "all")
+    own.share(known, FRIEND)
+    own.share(stranger, FRIEND, STRANGER)
+    found = audit(known_accounts=frozenset({FRIEND}))
+    assert set(found.by("public")) == {public}
+    assert found.by("public")[public]["severity"] == "high"
+    assert set(found.by("shared-with-unknown")) == {stranger}
+    one = found.by("shared-with-unknown")[stranger]
+    assert STRANGER in one["reason"]
+    assert FRIEND not in one["reason"]
+    assert "Remove=[{UserId=" + STRANGER + "}]" in shlex.split(one["cure"])
+    assert set(found.by("use-unknown")) == {public, known, stranger}
+
+
+def test_imdsv2_tags_and_age(own: Owner, audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loose, bare = own.ami(tags=TAGS, ImdsSupport="v2.0"), own.ami()
+    image = own.aws.world.tables.table(own.account, REGION, "images")[loose]
+    image.imds, image.created = "", datetime.now(UTC) - timedelta(days=400)
+    found = audit()
+    assert set(found.by("no-imdsv2")) == {loose}
+    assert set(found.by("old")) == {loose}
+    assert "400 days old" in found.by("old")[loose]["reason"]
+    assert bare in found.by("untagged")
+    assert loose not in found.by("untagged")
+
+
+def test_use_and_deprecation(own: Owner, audit: Any) -> None:
+    used, unused = own.ami(tags=TAGS), own.ami(tags=TAGS)
+    own.template(used)
+    image = own.aws.world.tables.table(own.account, REGION, "images")[used]
+    image.deprecate_at = datetime.now(UTC) - timedelta(days=3)
+    found = audit()
+    assert set(found.by("unreferenced")) == {unused}
+    assert set(found.by("deprecated-in-use")) == {used}
+    assert "launch-template" in found.by("deprecated-in-use")[used]["evidence"]
+
+
+def test_a_disabled_ami_is_on_its_way_out_and_not_unused(own: Owner, audit: Any) -> None:
+    ami = own.ami(tags=TAGS)
+    own.client("ec2").disable_image(ImageId=ami)
+    assert audit().by("unreferenced") == {}
+
+
+def test_orphans_are_snapshots_of_images_and_not_backups(own: Owner, audit: Any) -> None:
+    backup, ours = own.snapshot(), own.snapshot(tags=TAGS)
+    copied = own.client("ec2").copy_snapshot(
+        SourceRegion=REGION,
+        SourceSnapshotId=backup,
+        Description="Copied for DestinationAmi ami-0123456789abcdef0 from SourceAmi ami-0aaaaaaaaaaaaaaaa",
+    )["SnapshotId"]
+    own.aws.clock.advance(600)
+    held = own.ami(tags=TAGS)
+    found = audit()
+    assert set(found.by("orphan-snapshot")) == {ours, copied}
+    assert held in set(found.inventory.amis["resource_id"])
+
+
+def test_half_of_a_deleted_ami(own: Owner, audit: Any) -> None:
+    whole, half = own.ami(tags=TAGS), own.ami(tags=TAGS)
+    snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
+    (lost,) = own.aws.world.tables.table(own.account, REGION, "images")[half].snapshot_ids()
+    del snapshots[lost]
+    found = audit()
+    assert set(found.by("half-deleted")) == {half}
+    assert lost in found.by("half-deleted")[half]["reason"]
+    assert whole not in found.by("half-deleted")
+
+
+def test_a_failed_copy_says_why(own: Owner, audit: Any) -> None:
+    source = own.ami(tags=TAGS)
+    copy = own.client("ec2").copy_image(SourceRegion=REGION, SourceImageId=source, Name="copy")["ImageId"]
+    images = own.aws.world.tables.table(own.account, REGION, "images")
+    snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
+    images[copy].failure = "Copy failed"
+    snapshots[images[copy].snapshot_ids()[0]].failure = "Given key ID is not accessible"
+    own.aws.clock.advance(3600)
+    found = audit()
+    assert copy in found.by("failed")
+    assert "Given key ID is not accessible" in found.by("failed")[copy]["reason"]
+    assert source not in found.by("failed")
+
+
+def test_leftovers_of_uploads(own: Owner, audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    own.aws.prepare(bucket="vmsnix-images")
+    monkeypatch.setenv("VMSNIX_BUCKET", "vmsnix-images")
+    key = "vmsnix/it's $(x).vhd"
+    s3 = own.client("s3")
+    s3.put_object(Bucket="vmsnix-images", Key=key, Body=b"12345")
+    upload = s3.create_multipart_upload(Bucket="vmsnix-images", Key=key)["UploadId"]
+    direct = own.client("ebs").start_snapshot(VolumeSize=1)["SnapshotId"]
+    assert audit().by("s3-leftover") == audit().by("dead-upload") == {}
+    found = audit(unfinished_hours=0)
+    assert set(found.by("s3-leftover")) == {key, upload}
+    assert set(found.by("dead-upload")) == {direct}
+    assert key in shlex.split(found.by("s3-leftover")[upload]["cure"])
+
+
+def test_a_failed_import_and_a_running_one(own: Owner, audit: Any) -> None:
+    own.aws.prepare(bucket="vmsnix-images")
+    own.client("s3").put_object(Bucket="vmsnix-images", Key="vmsnix/a.vhd", Body=b"no disk")
+    container = {"Format": "VHD", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "vmsnix/a.vhd"}}
+    task = own.client("ec2").import_snapshot(DiskContainer=container)["ImportTaskId"]
+    assert audit().by("import-tasks")[task]["severity"] == "info"
+    own.aws.clock.advance(3600)
+    audit()
+    own.aws.clock.advance(3600)
+    one = audit().by("import-tasks")[task]
+    assert (one["severity"], "Disk validation failed" in one["reason"]) == ("low", True)
+
+
+def test_pointers_to_what_is_gone_and_to_others(own: Owner, audit: Any) -> None:
+    other = Owner(own.aws, own.aws.other_account(STRANGER))
+    gone, theirs = own.ami(), other.ami()
+    other.share(theirs, own.account)
+    own.client("ssm").put_parameter(Name="/app/ami", Type="String", Value=gone)
+    template, foreign = own.template(gone, "old"), own.template(theirs, "foreign")
+    instance = own.launch(gone)
+    own.client("ec2").deregister_image(ImageId=gone)
+    found = audit()
+    missing = found.by("pointer-to-missing")
+    assert {one: row["severity"] for one, row in missing.items()} == {
+        "/app/ami": "critical",
+        template: "critical",
+        instance: "info",
+    }
+    assert set(found.by("pointer-to-others")) == {foreign}
+    assert STRANGER in found.by("pointer-to-others")[foreign]["reason"]
+
+
+def test_what_others_published(own: Owner, audit: Any, tmp_path: Path) -> None:
+    foreign, known, lost = own.ami(tags={"owner": "x"}), own.ami(tags=TAGS), own.ami(tags=TAGS)
+    assert set(audit().by("not-published-by-us")) == {foreign}
+    record(tmp_path, known)
+    found = audit().by("not-published-by-us")
+    assert set(found) == {foreign, lost}
+    assert found[lost]["cure"] == f"vmsnix history sync --region {REGION}"
+
+
+def test_drift_is_told_field_by_field(own: Owner, audit: Any, tmp_path: Path) -> None:
+    same, other = own.ami(tags=TAGS, Name="same"), own.ami(tags=TAGS, Name="other")
+    facts = {"state": "available", "public": False, "size_gib": 3, "digest": "d" * 64}
+    facts |= {"boot_mode": "uefi", "root_device": "/dev/sda1"}
+    record(tmp_path, same, **facts | {"name": "same"})
+    record(tmp_path, other, **facts | {"name": "other"})
+    assert audit().by("drifted") == {}
+    own.share(other, "all")
+    found = audit().by("drifted")
+    assert set(found) == {other}
+    assert "public was False, is True" in found[other]["reason"]
+
+
+def test_packages_older_than(own: Owner, audit: Any, tmp_path: Path) -> None:
+    old, new, none = (own.ami(tags={**TAGS, "vmsnix:digest": letter * 64}) for letter in ("a", "b", "c"))
+    now = datetime.now(UTC)
+    rows = [
+        {"digest": letter * 64, "name": name, "version": version, "recorded_at": now, "bytes": 1,
+         "store_path": f"/nix/store/{letter}-{name}-{version}"}
+        for letter, name, version in (
+            ("a", "openssl", "3.0.9"), ("a", "openssl", "1.1.1w"), ("a", "xz", "5.6.0"),
+            ("b", "openssl", "3.0.15"), ("c", "openssl-doc", "1.0"),
+        )
+    ]  # fmt: skip
+    Tables(tmp_path / "history").append("packages", rows)
+    found = audit(packages=(wanted("openssl<3.0.15"), wanted("xz=5.6.0"), wanted("absent")))
+    reasons = list(found.frame[found.frame["rule"] == "contains-package"]["reason"])
+    assert sorted(reasons) == [
+        "It contains openssl 1.1.1w, 3.0.9 (openssl<3.0.15 was asked for).",
+        "It contains xz 5.6.0 (xz=5.6.0 was asked for).",
+    ]
+    assert set(found.by("contains-package")) == {old}
+    assert {new, none} <= set(found.inventory.amis["resource_id"])
+
+
+def test_what_could_not_be_read_is_a_finding_with_a_cure(own: Owner, audit: Any) -> None:
+    own.ami(tags=TAGS)
+    own.aws.faults.add(
+        {"op": "ssm:DescribeParameters", "do": "error", "code": "AccessDeniedException", "http": 400,
+         "message": "User: x is not authorized to perform: ssm:DescribeParameters on resource: *"}
+    )  # fmt: skip
+    found = audit()
+    (one,) = found.by("unread").values()
+    assert (one["severity"], one["region"], one["resource_id"]) == ("high", REGION, "parameters")
+    assert "ssm:DescribeParameters" in one["cure"]
+    assert found.by("unreferenced") == {}
+
+
+def test_a_hurried_scan_says_so(own: Owner, tmp_path: Path) -> None:
+    own.ami(tags=TAGS)
+    found = evaluate(own.scan(regions=[REGION], one_by_one="no"), rules=["not-asked-one-by-one"])
+    assert list(found["resource_id"]) == [REGION]
+    assert "1 AMIs" in found["reason"].iloc[0]
+
+
+def test_the_worst_come_first_and_rules_are_chosen_by_name(own: Owner, audit: Any) -> None:
+    own.share(own.ami(), "all")
+    found = audit()
+    order = [judging.SEVERITIES.index(one) for one in found.frame["severity"]]
+    assert order == sorted(order)
+    assert set(evaluate(found.inventory, rules=["public"])["rule"]) == {"public"}
+    with pytest.raises(errors.ParameterError, match="Did you mean 'public'"):
+        evaluate(found.inventory, rules=["publik"])
+
+
+# Cures
+
+
+def complaint(cure: str) -> str:
+    """Return why a cure is no command that exists; empty when it is one."""
+    program, *words = shlex.split(cure)
+    if program == "vmsnix":
+        known = set(COMMANDS) | set(catalog.names())
+        name = words[1] if words[0] == "run" else words[0]
+        return "" if name in known else f"vmsnix has no {name}"
+    service = {"s3api": "s3"}.get(words[0], words[0])
+    model = models.service(service).model
+    names = {xform_name(name, "-"): name for name in model.operation_names}
+    if words[1] not in names:
+        return f"{service} has no {words[1]}"
+    shape = model.operation_model(names[words[1]]).input_shape
+    flags = {f"--{xform_name(name, '-')}" for name in shape.members}
+    flags |= {"--region"} | {f"--no-{xform_name(name, '-')}" for name in shape.members}
+    given = {word for word in words[2:] if word.startswith("--")}
+    needed = {f"--{xform_name(name, '-')}" for name in shape.required_members}
+    unknown = {flag for flag in given - flags if flag != "--encrypted"}
+    return f"{unknown or ''} {needed - given or ''}".strip()
+
+
+def test_every_cure_is_a_command_that_exists() -> None:
+    text = Path(rules.__file__).read_text(encoding="utf-8")
+    written = re.findall(r'"((?:aws|vmsnix) [^"]*)"((?:\s*\n\s*f?"[^"]*")*)', text)
+    cures = [first + "".join(re.findall(r'"([^"]*)"', rest)) for first, rest in written]
+    assert len(cures) > 15
+    filled = [re.sub(r"\{[^}]*\}", "x", cure) for cure in cures]
+    assert {cure: why for cure in filled if (why := complaint(cure))} == {}
+
+
+def test_names_that_people_chose_are_quoted_for_the_shell(own: Owner, audit: Any) -> None:
+    ami = own.ami(tags=TAGS, Name="it's (x) [y] 'z'")
+    cure = audit().by("unencrypted")[ami]["cure"]
+    assert "it's (x) [y] 'z'-encrypted" in shlex.split(cure)
+
+
+def test_every_rule_says_what_it_finds() -> None:
+    for name, (severity, about) in judging.about().items():
+        assert severity in judging.SEVERITIES, name
+        assert about.startswith("Find "), name

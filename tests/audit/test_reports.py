@@ -1,0 +1,96 @@
+"""The audit for people and for machines."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+
+from tests.audit.account import DIGEST, REGION, Owner
+from vmsnix_ops import errors
+from vmsnix_ops.audit import reports, views
+from vmsnix_ops.runbooks.github import summary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmsnix_ops.audit.reports import Audit
+
+NASTY = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def audit(own: Owner) -> Audit:
+    """An account with an AMI that is public, one that is used, and a name that wants to be a script."""
+    own.share(own.ami(tags=DIGEST), "all")
+    own.template(own.ami(tags={"owner": "x"}))
+    own.snapshot(tags={"Name": NASTY, **DIGEST})
+    return reports.judge(own.scan(regions=[REGION]))
+
+
+def test_every_form_holds_the_same(audit: Audit, tmp_path: Path) -> None:
+    paths = reports.write(audit, tmp_path)
+    assert set(paths) == {
+        *(f"{name}.{form}" for name in ("inventory", "findings", "changes") for form in ("csv", "parquet")),
+        "audit.json",
+        "audit.html",
+    }
+    ids = list(audit.findings["resource_id"])
+    assert list(pd.read_csv(paths["findings.csv"])["resource_id"]) == ids
+    assert list(pd.read_parquet(paths["findings.parquet"])["resource_id"]) == ids
+    whole = json.loads(paths["audit.json"].read_text())
+    assert [one["resource_id"] for one in whole["findings"]] == ids
+    assert whole["totals"] == views.totals(audit.inventory)
+    kept = pd.read_parquet(paths["inventory.parquet"])
+    assert list(kept["resource_id"]) == list(audit.inventory.frame["resource_id"])
+    assert str(kept["created_at"].dtype).endswith("UTC]")
+
+
+def test_the_page_runs_nothing_and_loads_nothing(audit: Audit, tmp_path: Path) -> None:
+    page = reports.write(audit, tmp_path)["audit.html"].read_text()
+    assert NASTY not in page
+    assert "&lt;script&gt;" in page
+    assert re.findall(r"<(?:script|link|img|iframe|object)\b", page) == []
+    assert re.findall(r"(?:src|href|url)\s*[=(]", page) == []
+    assert "default-src 'none'" in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_the_page_tells_what_is_wrong_and_what_cures_it(audit: Audit, tmp_path: Path) -> None:
+    page = reports.write(audit, tmp_path)["audit.html"].read_text()
+    (public,) = audit.findings[audit.findings["rule"] == "public"].to_dict("records")
+    assert public["resource_id"] in page
+    assert "--launch-permission" in page
+    assert "There is no earlier scan to compare with." in page
+
+
+def test_the_result_and_the_summary_of_a_job(audit: Audit) -> None:
+    reports.finish(audit)
+    result = json.loads((audit.inventory.run.folder / "result.json").read_text())
+    assert (result["status"], result["amis"], result["findings_high"]) == ("done", 2, 1)
+    text = summary(result)
+    assert "| high | public | 1 |" in text
+    assert f"### {len(audit.findings)} findings" in text
+
+
+def test_a_job_may_fail_for_what_an_audit_finds(audit: Audit) -> None:
+    reports.require(audit)
+    reports.require(audit, "critical")
+    with pytest.raises(errors.AuditError, match="critical or high: 1"):
+        reports.require(audit, "high")
+
+
+def test_the_second_audit_tells_what_changed(own: Owner, audit: Audit) -> None:
+    fresh = own.ami(tags=DIGEST)
+    again = reports.judge(own.scan(regions=[REGION]))
+    assert fresh in set(again.changes.frame["resource_id"])
+    assert again.changes.count("added") == 2
+
+
+def test_the_worst_are_shown_with_their_cure(audit: Audit) -> None:
+    shown: Any = audit.worst("high")
+    assert list(shown["rule"]) == ["public"]
+    assert shown["cure"].iloc[0].startswith("aws ec2 modify-image-attribute")

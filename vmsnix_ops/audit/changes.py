@@ -1,0 +1,188 @@
+"""What changed since the last scan: each is kept in the table ``inventory`` and compared with the one before.
+
+Places are compared, not scans: an account and region with the last scan that read it. So a region that could
+not be read this time loses nothing, and a scan of one region says nothing about the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.records import schemas
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    import pandas as pd
+
+    from vmsnix_ops.audit.inventory import Inventory
+    from vmsnix_ops.records.tables import Tables
+
+IDENTITY = ["account", "region", "kind", "resource_id"]
+COMPARED = (
+    "state",
+    "name",
+    "public",
+    "encrypted",
+    "referenced",
+    "deprecated_at",
+    "size_gib",
+    "imds_support",
+    "tags",
+)
+"""Columns whose change is told. Evidence and cost follow from others, or move by themselves."""
+
+COLUMNS: dict[str, str] = {
+    "change": "added, gone or changed",
+    "account": "AWS account id, 12 digits",
+    "region": "AWS region",
+    "kind": "kind of the resource, as in the inventory",
+    "resource_id": "its identifier",
+    "name": "its name",
+    "what": "what changed, from what to what",
+    "monthly_usd": "what it costs now, or cost when it was last seen, USD a month",
+}
+"""Columns of the changes and their meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed.
+
+    Attributes
+    ----------
+    frame
+        Columns as in `COLUMNS`.
+    since
+        For every account and region that was compared, the time of the scan before.
+    """
+
+    frame: pd.DataFrame = field(repr=False)
+    since: Mapping[tuple[str, str], datetime]
+
+    def count(self, change: str) -> int:
+        """Return how many resources were ``added``, are ``gone`` or ``changed``."""
+        return int((self.frame["change"] == change).sum())
+
+    def __str__(self) -> str:
+        if not self.since:
+            return "There is no earlier scan to compare with."
+        oldest = min(self.since.values())
+        counts = ", ".join(f"{self.count(word)} {word}" for word in ("added", "gone", "changed"))
+        return f"Since {oldest:%Y-%m-%d %H:%M} UTC: {counts}."
+
+
+def store(inventory: Inventory, tables: Tables) -> None:
+    """Keep a scan in the table ``inventory``. Safe to run twice: a scan is kept once.
+
+    Beside the resources there is a row for every account and region that was read, so that the next scan
+    knows that one without any resources was looked at.
+    """
+    import pyarrow as pa
+
+    schema = schemas.INVENTORY.arrow()
+    whole = pa.Table.from_pandas(inventory.frame, schema=schema, preserve_index=False)
+    blind = {(one.account, one.region) for one in inventory.unread}
+    places = [
+        {
+            "run_id": inventory.run.run_id,
+            "scanned_at": inventory.scanned_at,
+            "account": account,
+            "region": region,
+            "kind": "region",
+            "resource_id": region,
+            "state": "partly read" if (account, region) in blind else "read",
+        }
+        for account, region in inventory.places
+    ]
+    whole = pa.concat_tables([whole, pa.Table.from_pylist(places, schema=schema)])
+    tables.append("inventory", whole, once=f"{inventory.run.run_id}/inventory")
+
+
+def since_last(inventory: Inventory, tables: Tables) -> Changes:
+    """Return what changed since the scan before this one, in every place that both could read.
+
+    Parameters
+    ----------
+    inventory
+        A scan; whether it is stored already does not matter.
+    tables
+        Where earlier scans are kept.
+    """
+    import pandas as pd
+
+    blind = {(one.account, one.region) for one in inventory.unread}
+    places = [place for place in inventory.places if place not in blind]
+    before = _before(inventory, places, tables)
+    columns = [*IDENTITY, *COMPARED, "monthly_usd"]
+    then = _rows_of(before, tables, columns)
+    compared = pd.MultiIndex.from_tuples(before, names=IDENTITY[:2]) if before else None
+    if compared is None:
+        return Changes(pd.DataFrame(columns=list(COLUMNS)), {})
+    now = inventory.frame[columns]
+    now = now[pd.MultiIndex.from_frame(now[IDENTITY[:2]]).isin(compared)]
+    if now.empty and then.empty:  # pandas cannot join two frames of no text
+        return Changes(pd.DataFrame(columns=list(COLUMNS)), before)
+    both = now.merge(then, on=IDENTITY, how="outer", suffixes=("", "_then"), indicator=True)
+    what = pd.Series("", index=both.index, dtype="str")
+    present = both["_merge"] == "both"
+    for name in COMPARED:
+        new, old = _text(both[name]), _text(both[f"{name}_then"])
+        differs = present & (new != old)
+        what = what.where(~differs, what + f"{name}: " + old + " → " + new + "; ")
+    words = {"left_only": "added", "right_only": "gone", "both": "changed"}
+    both["change"] = both["_merge"].astype("str").map(words)
+    both["what"] = what.str.removesuffix("; ")
+    gone = both["change"] == "gone"
+    for name in ("name", "monthly_usd"):
+        both[name] = both[name].where(~gone, both[f"{name}_then"])
+    changed = both[~present | (both["what"] != "")]
+    frame = changed[list(COLUMNS)].sort_values(["change", *IDENTITY], ignore_index=True)
+    return Changes(frame, before)
+
+
+def _before(
+    inventory: Inventory, places: list[tuple[str, str]], tables: Tables
+) -> dict[tuple[str, str], datetime]:
+    """Return, for each place, when it was last read before this scan."""
+    where = [
+        ("kind", "==", "region"),
+        ("state", "==", "read"),
+        ("account", "in", sorted({account for account, _ in places})),
+        ("scanned_at", "<", inventory.scanned_at),
+    ]
+    earlier = tables.read("inventory", columns=["account", "region", "scanned_at"], where=where)
+    last = earlier.groupby(["account", "region"])["scanned_at"].max()
+    return {place: last[place].to_pydatetime() for place in places if place in last.index}
+
+
+def _rows_of(before: Mapping[tuple[str, str], datetime], tables: Tables, columns: list[str]) -> pd.DataFrame:
+    """Return the rows of those scans."""
+    where = [
+        ("scanned_at", "in", sorted(set(before.values()))),
+        ("account", "in", sorted({account for account, _ in before})),
+        ("kind", "!=", "region"),
+    ]
+    rows = tables.read("inventory", columns=["scanned_at", *columns], where=where)
+    moments = (
+        rows["account"]
+        .str.cat(rows["region"], sep=" ")
+        .map({f"{account} {region}": moment for (account, region), moment in before.items()})
+    )
+    return rows[rows["scanned_at"] == moments].drop(columns="scanned_at")
+
+
+def _text(column: pd.Series[str]) -> pd.Series[str]:
+    return column.astype("object").map(_word).astype("str")
+
+
+def _word(value: object) -> str:
+    import pandas as pd
+
+    if value is pd.NA or value is pd.NaT or value is None or value != value:
+        return "nothing"
+    if isinstance(value, pd.Timestamp):
+        return f"{value:%Y-%m-%d}"
+    return str(value) or "nothing"

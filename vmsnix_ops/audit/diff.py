@@ -1,0 +1,181 @@
+"""What differs inside two AMIs: packages added, removed, upgraded, and what that does to the size.
+
+Both are known by the digest of their image, from the table ``amis`` or from their tags, and what is inside by
+the table ``packages``, which a publish fills.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.nix.versions import compare
+from vmsnix_ops.progress import human_bytes
+from vmsnix_ops.records import history
+from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS: dict[str, str] = {
+    "change": "added, removed, upgraded, downgraded, or rebuilt (the same version, other paths)",
+    "name": "name of the package",
+    "before": "its versions in the first AMI",
+    "after": "its versions in the second",
+    "bytes_before": "size of its paths in the first AMI, bytes",
+    "bytes_after": "size of its paths in the second, bytes",
+    "bytes": "difference, bytes",
+}
+"""Columns of the frame and their meaning."""
+ORDER = ("upgraded", "downgraded", "added", "removed", "rebuilt")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What differs.
+
+    Attributes
+    ----------
+    before, after
+        The two AMIs, as they were named.
+    frame
+        Columns as in `COLUMNS`: upgraded first, then downgraded, added, removed, rebuilt; the largest
+        difference of each first.
+    """
+
+    before: str
+    after: str
+    frame: pd.DataFrame = field(repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """How much larger the second is."""
+        return int(self.frame["bytes"].sum())
+
+    def count(self, change: str) -> int:
+        """Return how many packages changed in this way."""
+        return int((self.frame["change"] == change).sum())
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{self.count(word)} {word}" for word in ORDER)
+        sign = "+" if self.bytes >= 0 else "-"
+        return f"{self.before} → {self.after}: {counts}; {sign}{human_bytes(abs(self.bytes))}"
+
+
+def diff(ami_a: str, ami_b: str, *, tables: Tables | None = None) -> Difference:
+    """Return what differs between two published AMIs.
+
+    Parameters
+    ----------
+    ami_a, ami_b
+        Ids or names of AMIs in the table ``amis``, or digests of images; the older one first.
+    tables
+        The history; the settings' by default.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        An AMI is not in the history, or nobody recorded what is inside it.
+    """
+    tables = tables or open_tables(load())
+    amis = history.amis(tables)
+    before, after = (_packages(name, amis, tables) for name in (ami_a, ami_b))
+    return Difference(ami_a, ami_b, _compare(before, after))
+
+
+def _packages(name: str, amis: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+    known = amis[(amis["ami_id"] == name) | (amis["name"] == name) | (amis["digest"] == name)]
+    if known.empty:
+        raise errors.ParameterError(
+            f"The history does not know the AMI {name!r}.",
+            why=errors.nearest(name, [*amis["ami_id"].dropna(), *amis["name"].dropna()]),
+            cure="Run vmsnix history sync in its region, or look at vmsnix history amis.",
+        )
+    digest = known["digest"].iloc[0]
+    columns = ["name", "version", "store_path", "bytes"]
+    packages = tables.read("packages", columns=columns, where=[("digest", "==", digest)])
+    if packages.empty:
+        raise errors.ParameterError(
+            f"Nobody recorded what is inside {name}.",
+            why="Packages are recorded when an image that Nix built on this machine is published.",
+            cure="Publish it again from its flake: the AMI is found, and its packages are recorded.",
+        )
+    return packages.drop_duplicates("store_path")
+
+
+def _compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    both = pd.merge(
+        _by_name(before),
+        _by_name(after),
+        left_index=True,
+        right_index=True,
+        how="outer",
+        suffixes=("_before", "_after"),
+    )
+    rows = [
+        {
+            "change": change,
+            "name": name,
+            "before": _listed(row["versions_before"]),
+            "after": _listed(row["versions_after"]),
+            "bytes_before": _bytes(row["bytes_before"]),
+            "bytes_after": _bytes(row["bytes_after"]),
+            "bytes": _bytes(row["bytes_after"]) - _bytes(row["bytes_before"]),
+        }
+        for name, row in both.iterrows()
+        if (change := _change(row))
+    ]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    place = frame["change"].map({word: number for number, word in enumerate(ORDER)})
+    order = frame.assign(place=place, weight=frame["bytes"].abs())
+    order = order.sort_values(["place", "weight", "name"], ascending=[True, False, True])
+    return order.drop(columns=["place", "weight"]).reset_index(drop=True)
+
+
+def _by_name(packages: pd.DataFrame) -> pd.DataFrame:
+    """Return versions (oldest first), store paths and bytes of each package."""
+    from functools import cmp_to_key
+
+    def versions(some: pd.Series[str]) -> tuple[str, ...]:
+        return tuple(sorted({one for one in some.dropna() if one}, key=cmp_to_key(compare)))
+
+    return packages.groupby("name").agg(
+        versions=("version", versions),
+        paths=("store_path", lambda some: frozenset(some)),
+        bytes=("bytes", "sum"),
+    )
+
+
+def _change(row: pd.Series[str]) -> str:
+    """Return how a package changed; empty when its paths are the same."""
+    before, after = row["paths_before"], row["paths_after"]
+    if not isinstance(before, frozenset):
+        return "added"
+    if not isinstance(after, frozenset):
+        return "removed"
+    if before == after:
+        return ""
+    old, new = row["versions_before"], row["versions_after"]
+    if old == new:
+        return "rebuilt"
+    # By the newest version of each: a package may be there in several.
+    return "downgraded" if compare(max_of(new), max_of(old)) < 0 else "upgraded"
+
+
+def max_of(versions: tuple[str, ...] | str) -> str:
+    """Return the newest of versions that are in order; empty when there is none."""
+    return versions[-1] if versions else ""
+
+
+def _listed(versions: object) -> str:
+    return ", ".join(versions) if isinstance(versions, tuple) else ""
+
+
+def _bytes(value: Any) -> int:
+    import pandas as pd
+
+    return 0 if pd.isna(value) else int(value)

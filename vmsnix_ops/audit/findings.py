@@ -1,0 +1,272 @@
+"""What is wrong with what an inventory holds: each finding with its reason, its evidence, and its cure.
+
+The rules themselves are in `vmsnix_ops.audit.rules`, one small function each. They work on whole columns, so
+that a hundred thousand AMIs are judged in seconds.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import pandas as pd
+
+    from vmsnix_ops.audit.inventory import Inventory
+    from vmsnix_ops.nix.versions import Wanted
+    from vmsnix_ops.records.tables import Tables
+
+Severity = Literal["critical", "high", "medium", "low", "info"]
+SEVERITIES: tuple[Severity, ...] = ("critical", "high", "medium", "low", "info")
+
+COLUMNS: dict[str, str] = {
+    "severity": "critical (production may break), high (look today), medium, low, or info",
+    "rule": "which rule found it",
+    "account": "AWS account id, 12 digits",
+    "region": "AWS region; empty for a whole account",
+    "kind": "kind of the resource, as in the inventory",
+    "resource_id": "its identifier",
+    "name": "its name",
+    "image": "image that it was published as, if we did",
+    "reason": "what is wrong, in words",
+    "evidence": "what shows it",
+    "cure": "the command that cures it",
+    "monthly_usd": "what the resource costs, USD a month",
+}
+"""Columns of the findings and their meaning."""
+
+_HOLE = re.compile(r"\{(\w+)\}")
+_SAFE = frozenset({"account", "region", "resource_id", "kind"})  # ids of AWS: no shell reads more into them
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """From where on something is wrong.
+
+    Attributes
+    ----------
+    old_days
+        Age from which an AMI is old.
+    unfinished_hours
+        Age from which an unfinished upload, import or object is a leftover.
+    known_accounts
+        Accounts, organizations and units that AMIs may be shared with; those that were scanned are known.
+    packages
+        Packages that no image shall contain.
+    """
+
+    old_days: int = 365
+    unfinished_hours: int = 24
+    known_accounts: frozenset[str] = frozenset()
+    packages: tuple[Wanted, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a rule may look at.
+
+    Attributes
+    ----------
+    inventory
+        The scan.
+    measure
+        From where on something is wrong.
+    recorded
+        The latest row of every AMI in the table ``amis``.
+    packages
+        The table ``packages``.
+    """
+
+    inventory: Inventory
+    measure: Measure
+    recorded: pd.DataFrame
+    packages: pd.DataFrame
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """Everything that the scan saw."""
+        return self.inventory.frame
+
+    @property
+    def amis(self) -> pd.DataFrame:
+        """The AMIs of the scan."""
+        return self.inventory.amis
+
+    @property
+    def now(self) -> datetime:
+        """When the scan began."""
+        return self.inventory.scanned_at
+
+    def of(self, *kinds: str) -> pd.DataFrame:
+        """Return the resources of these kinds."""
+        return self.frame[self.frame["kind"].isin(kinds)]
+
+    def unfinished(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return what is older than unfinished work may be; what has no time is."""
+        edge = self.now - timedelta(hours=self.measure.unfinished_hours)
+        return frame[~(frame["created_at"] > edge)]
+
+
+Rule = Callable[[Facts], "pd.DataFrame"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    name: str
+    severity: Severity
+    about: str
+    look: Rule
+
+
+RULES: dict[str, _Registered] = {}
+
+
+def rule(severity: Severity) -> Callable[[Rule], Rule]:
+    """Register a function that returns findings, made with `found`; its docstring says what they mean."""
+
+    def register(look: Rule) -> Rule:
+        name = look.__name__.strip("_").replace("_", "-")
+        about = (look.__doc__ or "").split("\n\n")[0]
+        RULES[name] = _Registered(name, severity, " ".join(about.split()), look)
+        return look
+
+    return register
+
+
+def found(
+    rows: pd.DataFrame,
+    reason: str,
+    *,
+    cure: str = "",
+    evidence: str | pd.Series[Any] = "",
+    **more: Any,
+) -> pd.DataFrame:
+    """Return one finding for each row.
+
+    Parameters
+    ----------
+    rows
+        Rows of an inventory.
+    reason, cure, evidence
+        Texts with ``{column}`` where a value of the row stands; in a cure, values that people chose are
+        quoted for the shell.
+    more
+        Further columns to fill texts from.
+    """
+    import pandas as pd
+
+    rows = rows.assign(**more)
+    shown = {
+        "reason": fill(reason, rows),
+        "evidence": evidence if isinstance(evidence, pd.Series) else fill(evidence, rows),
+        "cure": fill(cure, rows, quoted=True),
+    }
+    given = [name for name in COLUMNS if name in rows.columns and name not in shown]
+    return rows[given].assign(**shown)
+
+
+def fill(text: str, rows: pd.DataFrame, *, quoted: bool = False) -> pd.Series[Any]:
+    """Return a text for each row, with the row's values in its holes."""
+    import pandas as pd
+
+    parts = _HOLE.split(text)
+    whole = pd.Series(parts[0], index=rows.index, dtype="str")
+    for hole, after in zip(parts[1::2], parts[2::2], strict=True):
+        values = rows[hole].astype("str").fillna("")
+        if quoted and hole not in _SAFE:
+            values = values.map(shlex.quote).astype("str")
+        whole = whole + values + after
+    return whole
+
+
+def evaluate(
+    inventory: Inventory,
+    *,
+    measure: Measure | None = None,
+    tables: Tables | None = None,
+    rules: Iterable[str] = (),
+) -> pd.DataFrame:
+    """Return everything that is wrong, the worst first.
+
+    Parameters
+    ----------
+    inventory
+        What a scan saw.
+    measure
+        From where on something is wrong.
+    tables
+        The history, for what was published and what is inside; without it, rules that need it find nothing.
+    rules
+        Only these rules, by name; all by default.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns as in `COLUMNS`.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        There is no such rule.
+    """
+    import pandas as pd
+
+    from vmsnix_ops.audit import rules as _every_rule  # noqa: F401 - registers them
+    from vmsnix_ops.errors import ParameterError, nearest
+    from vmsnix_ops.records import history
+    from vmsnix_ops.records.tables import Tables
+
+    chosen = tuple(rules) or tuple(RULES)
+    for name in chosen:
+        if name not in RULES:
+            raise ParameterError(f"There is no rule {name!r}.", why=nearest(name, RULES))
+    measure = measure or Measure()
+    tables = tables or Tables("/nonexistent")
+    inside = tables.read("packages", columns=["digest", "name", "version"], where=_where(measure))
+    facts = Facts(inventory, measure, history.amis(tables), inside)
+    parts = []
+    for name in chosen:
+        part = RULES[name].look(facts)
+        if len(part):
+            severity = part["severity"] if "severity" in part else RULES[name].severity
+            parts.append(part.assign(rule=name, severity=severity))
+    if not parts:
+        return _typed(pd.DataFrame(columns=list(COLUMNS)))
+    whole = pd.concat(parts, ignore_index=True).reindex(columns=list(COLUMNS))
+    order = whole["severity"].map({severity: place for place, severity in enumerate(SEVERITIES)})
+    whole = whole.assign(order=order).sort_values(["order", "rule", "account", "region", "resource_id"])
+    return _typed(whole.drop(columns="order").reset_index(drop=True))
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    texts = {name: "str" for name in COLUMNS if name != "monthly_usd"}
+    return frame.astype({**texts, "monthly_usd": "float64"})
+
+
+def _where(measure: Measure) -> list[tuple[str, str, object]]:
+    # Without a package to look for, no row of a table that may have millions is read.
+    return [("name", "in", [wanted.name for wanted in measure.packages])]
+
+
+def summary(findings: pd.DataFrame) -> pd.DataFrame:
+    """Return how many findings each rule has, and what their resources cost, the worst first."""
+    groups = findings.groupby(["severity", "rule"], as_index=False, sort=False)
+    return groups.agg(
+        findings=("resource_id", "size"),
+        accounts=("account", "nunique"),
+        regions=("region", "nunique"),
+        monthly_usd=("monthly_usd", "sum"),
+    )
+
+
+def about() -> Mapping[str, tuple[Severity, str]]:
+    """Return severity and meaning of every rule, by its name."""
+    from vmsnix_ops.audit import rules as _every_rule  # noqa: F401 - registers them
+
+    return {name: (rule.severity, rule.about) for name, rule in RULES.items()}

@@ -1,0 +1,182 @@
+"""The audit for people and for machines: a page, CSV, Parquet, JSON, and what a job says of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.audit import changes as comparing
+from vmsnix_ops.audit import findings as judging
+from vmsnix_ops.audit import page, views
+from vmsnix_ops.nix.versions import wanted
+from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import pandas as pd
+
+    from vmsnix_ops.audit.changes import Changes
+    from vmsnix_ops.audit.inventory import Inventory
+
+NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """A scan, judged and compared with the one before.
+
+    Attributes
+    ----------
+    inventory, findings, changes
+        What was seen, what is wrong with it, and what changed.
+    """
+
+    inventory: Inventory
+    findings: pd.DataFrame
+    changes: Changes
+
+    def summary(self) -> pd.DataFrame:
+        """Return how many findings each rule has."""
+        return judging.summary(self.findings)
+
+    def worst(self, *severities: str, most: int = 200) -> pd.DataFrame:
+        """Return the findings of these severities, with the columns that a person reads."""
+        chosen = self.findings[self.findings["severity"].isin(severities or judging.SEVERITIES)]
+        columns = ["severity", "rule", "region", "resource_id", "reason", "evidence", "cure"]
+        return chosen[columns].head(most).reset_index(drop=True)
+
+
+def judge(
+    inventory: Inventory,
+    *,
+    old_days: int = 365,
+    known_accounts: Iterable[str] = (),
+    packages: Iterable[str] = (),
+    tables: Tables | None = None,
+) -> Audit:
+    """Return the audit of a scan: findings, and the changes since the last one. The scan is kept.
+
+    Parameters
+    ----------
+    inventory
+        The scan.
+    old_days
+        Age from which an AMI is old.
+    known_accounts
+        Accounts, organizations and units that AMIs may be shared with.
+    packages
+        Packages that no image shall contain, such as ``openssl<3.0.15``.
+    tables
+        The history; the settings' by default.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        A package cannot be read.
+    """
+    tables = tables or open_tables(load())
+    measure = judging.Measure(
+        old_days=old_days,
+        known_accounts=frozenset(known_accounts),
+        packages=tuple(wanted(text) for text in packages),
+    )
+    changed = comparing.since_last(inventory, tables)
+    found = judging.evaluate(inventory, measure=measure, tables=tables)
+    comparing.store(inventory, tables)
+    return Audit(inventory, found, changed)
+
+
+def write(audit: Audit, folder: Path) -> dict[str, Path]:
+    """Write every form of the report into a folder, and return the files by name."""
+    frames = {
+        "inventory": audit.inventory.frame,
+        "findings": audit.findings,
+        "changes": audit.changes.frame,
+    }
+    paths: dict[str, Path] = {}
+    for name, frame in frames.items():
+        paths[f"{name}.csv"] = folder / f"{name}.csv"
+        frame.to_csv(paths[f"{name}.csv"], index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
+        paths[f"{name}.parquet"] = folder / f"{name}.parquet"
+        frame.to_parquet(paths[f"{name}.parquet"], index=False)
+    paths["audit.json"] = folder / "audit.json"
+    paths["audit.json"].write_text(_json(audit), encoding="utf-8")
+    paths["audit.html"] = folder / "audit.html"
+    text = page.render(audit.inventory, audit.findings, audit.changes)
+    paths["audit.html"].write_text(text, encoding="utf-8")
+    return paths
+
+
+def finish(audit: Audit) -> None:
+    """Write the report beside ``result.json``, and ``result.json`` itself."""
+    run = audit.inventory.run
+    paths = write(audit, run.folder)
+    counted = audit.summary()
+    shown = counted[["severity", "rule", "findings"]]
+    by_severity = audit.findings["severity"].value_counts()
+    values: dict[str, Any] = {
+        "status": "done",
+        "inventory": paths["inventory.csv"],
+        "findings": paths["findings.csv"],
+        "page": paths["audit.html"],
+        **views.totals(audit.inventory),
+        **{f"findings_{severity}": int(by_severity.get(severity, 0)) for severity in judging.SEVERITIES},
+        "changes": str(audit.changes),
+        "tables": [
+            {
+                "title": f"{len(audit.findings)} findings",
+                "columns": list(shown.columns),
+                "rows": shown.to_numpy().tolist(),
+            }
+        ],
+    }
+    write_result(run, values)
+
+
+def require(audit: Audit, severity: str = NEVER) -> None:
+    """Fail where anything is as bad as this, so that a nightly job turns red.
+
+    Parameters
+    ----------
+    audit
+        The audit.
+    severity
+        ``"critical"``, ``"high"``, ``"medium"``, ``"low"`` or ``"never"``.
+
+    Raises
+    ------
+    vmsnix_ops.errors.AuditError
+        Something is.
+    """
+    if severity == NEVER:
+        return
+    bad = judging.SEVERITIES[: judging.SEVERITIES.index(severity) + 1]
+    found = audit.findings[audit.findings["severity"].isin(bad)]
+    if len(found):
+        first = found.iloc[0]
+        raise errors.AuditError(
+            f"Findings that are {' or '.join(bad)}: {len(found)}.",
+            why=f"The first: {first['resource_id']} {first['region']}: {first['reason']}",
+            cure="Each finding has its cure: see findings.csv or audit.html beside the result.",
+        )
+
+
+def _json(audit: Audit) -> str:
+    whole = {
+        "scanned_at": audit.inventory.scanned_at.isoformat(),
+        "run_id": audit.inventory.run.run_id,
+        "places": [
+            {"account": account, "region": region, "amis": number}
+            for (account, region), number in audit.inventory.places.items()
+        ],
+        "totals": views.totals(audit.inventory),
+        "changes": str(audit.changes),
+        "findings": json.loads(audit.findings.to_json(orient="records")),
+    }
+    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,130 @@
+"""An inventory as people look at it: totals, tables with the columns that matter, a figure."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.audit import costs
+from vmsnix_ops.records import figures
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from vmsnix_ops.audit.inventory import Inventory
+
+SHOWN = {
+    "ami": (
+        "resource_id",
+        "name",
+        "region",
+        "account",
+        "state",
+        "age_days",
+        "size_gib",
+        "monthly_usd",
+        "use",
+    ),
+    "snapshot": (
+        "resource_id",
+        "name",
+        "region",
+        "account",
+        "state",
+        "age_days",
+        "stored_gib",
+        "monthly_usd",
+        "use",
+    ),
+}
+USES = {True: "used", False: "unused"}
+AGES = ((0, 1, "1 day"), (1, 7, "1 week"), (7, 30, "1 month"), (30, 90, "3 months"), (90, 365, "1 year"))
+
+
+def totals(inventory: Inventory) -> dict[str, float]:
+    """Return the figures that a summary begins with."""
+    frame = inventory.frame
+    amis, held = frame["kind"] == "ami", frame["kind"] == "snapshot"
+    used = frame["referenced"]
+    stored = frame.loc[held, "stored_bytes"].sum()
+    return {
+        "accounts": len({account for account, _ in inventory.places}),
+        "regions": len({region for _, region in inventory.places}),
+        "amis": int(amis.sum()),
+        "amis_referenced": int((amis & used.fillna(value=False)).sum()),
+        "amis_unreferenced": int((amis & ~used.fillna(value=True)).sum()),
+        "amis_unknown": int((amis & used.isna()).sum()),
+        "snapshots": int(held.sum()),
+        "snapshots_unreferenced": int((held & ~used.fillna(value=True)).sum()),
+        "size_gib": int(frame.loc[held, "size_gib"].sum()),
+        "stored_gib": round(float(stored) / 2**30, 1),
+        "estimated": int((held & frame["estimated"].fillna(value=False)).sum()),
+        "monthly_usd": round(costs.total_usd(frame), 2),
+        "unread": len(inventory.unread),
+    }
+
+
+def summary(inventory: Inventory) -> pd.DataFrame:
+    """Return, for each account, region and kind: how many, how many unused, size and cost."""
+    frame = inventory.frame
+    marked = frame.assign(
+        unused=~frame["referenced"].fillna(value=True),
+        unknown=frame["referenced"].isna(),
+        stored_gib=frame["stored_bytes"].astype("Float64") / 2**30,
+        age_days=(inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400,
+    )
+    groups = marked.groupby(["account", "region", "kind"], as_index=False)
+    table = groups.agg(
+        count=("resource_id", "size"),
+        unused=("unused", "sum"),
+        unknown=("unknown", "sum"),
+        size_gib=("size_gib", "sum"),
+        stored_gib=("stored_gib", "sum"),
+        monthly_usd=("monthly_usd", "sum"),
+        oldest_days=("age_days", "max"),
+    )
+    return table.round({"stored_gib": 2, "monthly_usd": 2, "oldest_days": 1})
+
+
+def show(inventory: Inventory, kind: str, *, most: int = 200) -> pd.DataFrame:
+    """Return the rows of one kind with the columns that a person reads, the oldest first."""
+    frame = inventory.frame[inventory.frame["kind"] == kind].head(most)
+    age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
+    shown = frame.assign(
+        age_days=age.round(1),
+        stored_gib=(frame["stored_bytes"].astype("Float64") / 2**30).round(2),
+        use=frame["referenced"].astype("object").map(lambda used: USES.get(used, "unknown")),
+    )
+    columns = SHOWN.get(kind, ("resource_id", "name", "region", "account", "state", "age_days", "message"))
+    return shown[list(columns)].reset_index(drop=True)
+
+
+def plot(inventory: Inventory) -> Figure:
+    """Return a figure: what snapshots of each age cost, held by an AMI and by nothing."""
+    frame = inventory.frame[inventory.frame["kind"] == "snapshot"]
+    if frame.empty:
+        return figures.saying("There are no snapshots.")
+    age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
+    labels = [label for _, _, label in AGES] + ["older"]
+    edges = [low for low, _, _ in AGES] + [AGES[-1][1], float("inf")]
+    figure = figures.new_figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    bottom = [0.0] * len(labels)
+    held = frame["referenced"].fillna(value=False)
+    parts = (
+        (held, "held by an AMI", figures.PATH_COLOURS["import"]),
+        (~held, "held by nothing", figures.ALARM),
+    )
+    for chosen, label, colour in parts:
+        heights = [
+            float(frame.loc[chosen & (age >= low) & (age < high), "monthly_usd"].sum())
+            for low, high in itertools.pairwise(edges)
+        ]
+        axes.bar(labels, heights, bottom=bottom, label=label, color=colour, width=0.65)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    figures.tidy(axes, grid="y")
+    axes.set_xlabel("age of the snapshot, up to")
+    axes.set_ylabel("cost (USD a month)")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
