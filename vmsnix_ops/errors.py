@@ -43,6 +43,7 @@
     │   ├── ArchiveError
     │   └── FleetError             the scheduler or the workers of a fleet
     ├── AuditError                 what an audit found is worse than it may be
+    ├── StalePlanError             the world changed between plan and apply
     ├── InterruptedRunError        Ctrl-C or SIGTERM; says how to go on
     └── PartlyDoneError            exit code 3: some regions done, some not
 
@@ -319,6 +320,10 @@ class FleetError(RunError):
 
 class AuditError(VmsnixError):
     """An audit found something as bad as what it was told to fail for."""
+
+
+class StalePlanError(VmsnixError):
+    """What a plan was made from has changed since; nothing was done."""
 
 
 class InterruptedRunError(VmsnixError):

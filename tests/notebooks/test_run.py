@@ -27,6 +27,7 @@ TESTED_HERE = {
     "publish-ami",
     "audit-inventory",
     "import-timings",
+    "retire-amis",
 }
 TESTED_ELSEWHERE = {"build-image"}  # tests/nix/test_build_image_runbook.py
 
@@ -122,7 +123,7 @@ def test_import_timings_shows_table_and_plot(stage: Stage) -> None:
     stage.run("publish-ami", image=str(stage.image))
     outcome = stage.run("import-timings")
     report = Path(outcome.report).read_text()
-    assert '<th style="text-align:right">p90</th>' in report
+    assert ">p90</th>" in report
     assert "NaN" not in report
     assert "data:image/png;base64," in report
 
@@ -138,3 +139,18 @@ def test_fleet_runs_what_its_plan_says(stage: Stage, tmp_path: Path) -> None:
     page = Path(outcome.values["fleet_report"]).read_text()
     assert "audit-inventory/us-east-1" in page
     assert "1 targets on this machine, a new round" in Path(outcome.report).read_text()
+
+
+def test_retire_amis_tells_first_and_acts_when_it_is_told(stage: Stage) -> None:
+    ami = stage.run("publish-ami", image=str(stage.image)).values["ami_id"]
+    loose = {"keep_last": 0, "min_age_days": 0, "grace_days": 0, "orphans": False}
+    planned = stage.run("retire-amis", **loose)
+    assert planned.values["going"] == [ami]
+    assert planned.values["retired"] == 0
+    assert "nothing uses it" in Path(planned.report).read_text()
+
+    unconfirmed = run("retire-amis", {**loose, "dry_run": False}, environment=stage.environment)
+    assert (unconfirmed.verdict, unconfirmed.exit_code) == ("failed", 2)
+    for done in ("retired", "deleted"):
+        assert stage.run("retire-amis", **loose, dry_run=False, confirm="1").values[done] == 1
+    assert stage.aws.client("ec2").describe_images(Owners=["self"], IncludeDisabled=True)["Images"] == []

@@ -119,6 +119,12 @@ def test_the_hint_never_misses_what_a_shape_finds_by_chance() -> None:
     assert all(re.search(HINT, text) for text in found)
 
 
+def test_lists_of_result_json_stay_lists(run: Any) -> None:
+    for given in (["ami-1"], ["ami-1", "ami-2"], []):
+        path = write_result(run, {"status": "done", "amis": given})
+        assert json.loads(path.read_text())["amis"] == given
+
+
 def test_result_json_keeps_none(run: Any) -> None:
     path = write_result(run, {"status": "failed", "notes": list(PLANTED.values()), "more": {"deep": PLANTED}})
     assert bare(path.read_text())

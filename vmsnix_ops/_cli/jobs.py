@@ -50,6 +50,7 @@ JOBS: dict[str, Job] = {
     "verify": Job("publisher", _PUBLISH, {"verify": True}),
     "audit": Job("auditor", "vmsnix_ops.audit.policies:auditor_actions"),
     "audited": Job("audit-member", "vmsnix_ops.audit.policies:member_actions"),
+    "retire": Job("retirer", "vmsnix_ops.audit.retirement_policy:retirer_actions"),
     "preflight": Job("preflight", "vmsnix_ops.aws.policies:thorough_actions"),
     "bootstrap": Job("bootstrap", "vmsnix_ops.aws.bootstrap:bootstrapper_actions"),
 }

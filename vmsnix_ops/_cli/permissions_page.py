@@ -20,6 +20,7 @@ TARGETS = {
     "snapshots": "snapshots",
     "our snapshots": "snapshots with the tag `vmsnix:digest`",
     "our images": "images with the tag `vmsnix:digest`",
+    "our resources": "images and snapshots with the tag `vmsnix:digest`",
     "parameters": "parameters of the account",
     "our instances": "instances with the tag `vmsnix:smoke`",
     "pointers": "parameters below the pointers' prefix, `/vmsnix`",

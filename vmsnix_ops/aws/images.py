@@ -378,7 +378,7 @@ def row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None)
         "created_at": ami.created_at,
         "recorded_at": recorded_at,
         "size_gib": ami.size_gib,
-        "boot_mode": ami.boot_mode,
+        "boot_mode": ami.boot_mode or None,  # AWS tells none of an AMI registered without
         "root_device": ami.root_device,
         "via": via,
         "public": ami.public,

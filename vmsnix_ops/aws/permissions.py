@@ -30,6 +30,7 @@ Target = Literal[
     "snapshots",
     "our snapshots",  # those with the tag vmsnix:digest
     "our images",
+    "our resources",  # both
     "parameters",
     "our instances",  # those of smoke tests, with the tag vmsnix:smoke
     "pointers",  # parameters below the pointers' prefix
@@ -93,7 +94,11 @@ _ALL = (
     Permission("ec2:CancelImportTask", "everything", "stop an import after an interrupt"),
     Permission("ec2:RegisterImage", "everything", "register"),
     Permission("ec2:CreateTags", "tagged at creation", "tag what is created"),
-    Permission("ec2:DeleteSnapshot", "our snapshots", "remove the snapshot of a failed publish"),
+    Permission("ec2:DeleteSnapshot", "our snapshots", "remove snapshots that nothing needs"),
+    Permission("ec2:DisableImage", "our images", "retire an AMI"),
+    Permission("ec2:EnableImage", "our images", "restore a retired AMI"),
+    Permission("ec2:DeregisterImage", "our images", "remove a retired AMI"),
+    Permission("ec2:DeleteTags", "our resources", "forget that an AMI was retired"),
     Permission("ec2:ModifyImageAttribute", "our images", "share an AMI, or stop"),
     Permission("ec2:CopyImage", "tagged at creation", "copy an AMI to another region"),
     Permission("ec2:DescribeSnapshotAttribute", "everything", "with whom is a snapshot shared"),

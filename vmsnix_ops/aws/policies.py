@@ -135,6 +135,7 @@ def resources(target: Target, place: Place) -> list[str]:
         "our snapshots": [f"{home}:snapshot/*" for home in ec2],
         "our images": [f"{home}:image/*" for home in ec2],
         "audit roles": [f"arn:{place.partition}:iam::*:role/{place.audit_role}"],
+        "our resources": [f"{home}:{kind}/*" for home in ec2 for kind in ("image", "snapshot")],
         "parameters": [
             f"arn:{place.partition}:ssm:{region}:{place.account}:parameter/*"
             for region in place.regions or ("*",)
@@ -156,7 +157,7 @@ def condition(action: str, target: Target, place: Place) -> dict[str, Any]:
         return {"StringEquals": {"iam:PassedToService": preflight_role.SERVICE}}
     if target == "our instances":
         return {"StringLike": {f"aws:ResourceTag/{tagging.SMOKE}": "?*"}}
-    if target in ("our snapshots", "our images"):
+    if target in ("our snapshots", "our images", "our resources"):
         return {"StringLike": {f"aws:ResourceTag/{tagging.DIGEST}": "?*"}}
     if target == "everything" and place.regions:
         return {"StringEquals": {"aws:RequestedRegion": list(place.regions)}}

@@ -23,8 +23,30 @@ DERIVATION = "vmsnix:drv"
 VERSION = "vmsnix:version"
 EVIDENCE = "vmsnix:evidence"  # of an AMI: where the entry of its run is, in an archive on S3
 SMOKE = "vmsnix:smoke"  # instances of smoke tests: the AMI that is tested
+RETIRED = "vmsnix:retired"  # what is retired: since when; see vmsnix_ops.aws.retiring
+GRACE_UNTIL = "vmsnix:grace-until"
+RETIRED_BY = "vmsnix:retired-by"
+SHARED_WITH = "vmsnix:shared-with"
+DEPRECATED_BEFORE = "vmsnix:deprecated-before"
+RETIRED_WITH = "vmsnix:retired-with"  # snapshots: the AMI that they went with
 
-OWN = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION, EVIDENCE, SMOKE)
+OWN = (
+    NAME,
+    IMAGE,
+    DIGEST,
+    RUN,
+    FLAKE,
+    DERIVATION,
+    VERSION,
+    EVIDENCE,
+    SMOKE,
+    RETIRED,
+    GRACE_UNTIL,
+    RETIRED_BY,
+    SHARED_WITH,
+    DEPRECATED_BEFORE,
+    RETIRED_WITH,
+)
 MOST = 50  # AWS: tags a resource
 LONGEST_KEY, LONGEST_VALUE = 128, 256
 

@@ -240,9 +240,9 @@ AMIS = Schema(
         Column(
             "source",
             "text",
-            "Where the row is from: the run that published, or the tags in AWS.",
+            "Where the row is from: the run that published or retired it, or the tags in AWS.",
             required=True,
-            values=("publish", "sync"),
+            values=("publish", "sync", "retire"),
         ),
         Column("tags", "json", "Tags of the AMI."),
     ),
@@ -331,8 +331,37 @@ MANIFESTS = Schema(
     ),
 )
 
+RETIREMENTS = Schema(
+    "retirements",
+    "One row is one thing that was done to one AMI or snapshot when it was retired, restored or removed.",
+    (
+        Column("run_id", "text", "The run that did it.", required=True),
+        Column("done_at", "time", "When it was done.", "UTC", required=True),
+        Column("account", "text", "AWS account id, 12 digits.", required=True),
+        Column("region", "text", "AWS region.", required=True),
+        Column("kind", "text", "What it is.", required=True, values=("ami", "snapshot")),
+        Column("resource_id", "text", "Its identifier.", required=True),
+        Column(
+            "action",
+            "text",
+            "What was done: `retired` and `restored` undo each other, `deleted` is for good.",
+            required=True,
+            values=("retired", "restored", "deleted"),
+        ),
+        Column("name", "text", "Its name."),
+        _IMAGE,
+        _DIGEST,
+        Column("ami_id", "text", "Of a snapshot: the AMI with which it went."),
+        Column("reasons", "json", "Why: the reasons of the plan."),
+        Column("shared_with", "json", "Retired: who could use it. Restored: who can again."),
+        Column("deprecated_before", "time", "Its deprecation date before it was retired.", "UTC"),
+        Column("grace_until", "time", "Until when it can be restored.", "UTC"),
+        Column("size_gib", "count", "Size of its volumes.", "GiB"),
+    ),
+)
+
 SCHEMAS: dict[str, Schema] = {
-    table.name: table for table in (RUNS, STEPS, AMIS, PACKAGES, INVENTORY, MANIFESTS)
+    table.name: table for table in (RUNS, STEPS, AMIS, PACKAGES, INVENTORY, MANIFESTS, RETIREMENTS)
 }
 """Every table, by name."""
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 UNKNOWN = "-"
 """Stands where nothing is known, or where there is nothing to tell."""
 
+UNBROKEN = 32
+"""Texts up to this length stay on one line: identifiers, names, dates."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -65,7 +68,8 @@ class Shown:
         printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        title = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        title = html.escape(self.title)
+        title = f'<caption style="text-align:left">{title}</caption>' if title else ""
         if not self.rows:
             return f"<p>{html.escape(' '.join(filter(None, (self.title, self.nothing))))}</p>"
         head = "".join(self._cell("th", name, name) for name in self.columns)
@@ -76,8 +80,10 @@ class Shown:
         return f'<table class="vmsnix">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
     def _cell(self, tag: str, column: str, text: str) -> str:
-        side = "right" if column in self.right else "left"
-        return f'<{tag} style="text-align:{side}">{html.escape(text)}</{tag}>'
+        style = f"text-align:{'right' if column in self.right else 'left'}"
+        if len(text) <= UNBROKEN:
+            style += ";white-space:nowrap"
+        return f'<{tag} style="{style}">{html.escape(text)}</{tag}>'
 
 
 def shown(

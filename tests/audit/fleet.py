@@ -1,0 +1,154 @@
+"""An account with AMIs of ours as old as a test wants them, and who uses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.audit import retirement
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.progress import silent
+
+if TYPE_CHECKING:
+    import boto3
+
+    from vmsnix_ops.sandbox import Sandbox
+
+REGION, OTHER = "us-east-1", "eu-west-1"
+FRIEND = "210987654321"
+
+
+@dataclass
+class Fleet:
+    """A sandbox and what a test makes in it."""
+
+    aws: Sandbox
+    session: boto3.Session
+    clients: dict[tuple[str, str], Any]
+    number: int = 0
+
+    def client(self, service: str, region: str = REGION) -> Any:
+        if (service, region) not in self.clients:
+            self.clients[service, region] = self.aws.client(service, region)
+        return self.clients[service, region]
+
+    @property
+    def ec2(self) -> Any:
+        return self.client("ec2")
+
+    def snapshot(self, *, days: float = 60, region: str = REGION, tags: dict[str, str] | None = None) -> str:
+        ec2 = self.client("ec2", region)
+        volume = ec2.create_volume(AvailabilityZone=f"{region}a", Size=1, VolumeType="gp3")["VolumeId"]
+        self.aws.clock.advance(60)
+        wanted = tagging.specification("snapshot", tags) if tags else []
+        found: str = ec2.create_snapshot(VolumeId=volume, TagSpecifications=wanted)["SnapshotId"]
+        ec2.delete_volume(VolumeId=volume)
+        self.aws.clock.advance(3600)
+        self.row("snapshots", found, region).started = datetime.now(UTC) - timedelta(days=days)
+        return found
+
+    def ami(
+        self,
+        image: str = "web",
+        *,
+        days: float = 60,
+        digest: str = "",
+        region: str = REGION,
+        devices: int = 1,
+        snapshots: tuple[str, ...] = (),
+        tags: dict[str, str] | None = None,
+        **registration: Any,
+    ) -> str:
+        """Register an AMI of ours that is so many days old."""
+        self.number += 1
+        own = (
+            tags if tags is not None else {tagging.IMAGE: image, tagging.DIGEST: digest or f"d{self.number}"}
+        )
+        # A data volume's snapshot may come from elsewhere and carry no tag of ours.
+        made = snapshots or tuple(
+            self.snapshot(days=days, region=region, tags=own if not n else {"Name": "data"})
+            for n in range(devices)
+        )
+        names = ("/dev/sda1", *(f"/dev/sd{letter}" for letter in "bcdefgh"))
+        asked: dict[str, Any] = {
+            "Name": f"{image}-{self.number}",
+            "Architecture": "x86_64",
+            "RootDeviceName": "/dev/sda1",
+            "VirtualizationType": "hvm",
+            "EnaSupport": True,
+            "BlockDeviceMappings": [
+                {"DeviceName": name, "Ebs": {"SnapshotId": snapshot}}
+                for name, snapshot in zip(names, made, strict=False)
+            ],
+            "TagSpecifications": tagging.specification("image", own) if own else [],
+        }
+        ami_id: str = self.client("ec2", region).register_image(**(asked | registration))["ImageId"]
+        self.row("images", ami_id, region).created = datetime.now(UTC) - timedelta(days=days)
+        return ami_id
+
+    def row(self, kind: str, name: str, region: str = REGION) -> Any:
+        return self.aws.world.tables.table(self.aws.account, region, kind)[name]
+
+    def plan(self, **changes: Any) -> retirement.Plan:
+        """Plan with rules that let everything go which nothing keeps."""
+        asked: dict[str, Any] = {
+            "regions": [REGION],
+            "keep_last": 0,
+            "confirm": self.aws.account,
+            "dry_run": False,
+            "progress": silent(),
+            "session": self.session,
+        }
+        return retirement.plan(**(asked | changes))
+
+    def apply(self, **changes: Any) -> retirement.Result:
+        return self.plan(**changes).apply()
+
+    def later(self, days: float = 20) -> datetime:
+        return datetime.now(UTC) + timedelta(days=days)
+
+    def amis(self, region: str = REGION) -> dict[str, str]:
+        """Return the state of each AMI."""
+        found = self.client("ec2", region).describe_images(Owners=["self"], IncludeDisabled=True)["Images"]
+        return {one["ImageId"]: one["State"] for one in found}
+
+    def snapshots(self, region: str = REGION) -> set[str]:
+        found = self.client("ec2", region).describe_snapshots(OwnerIds=["self"])["Snapshots"]
+        return {one["SnapshotId"] for one in found}
+
+    def held(self, ami_id: str, region: str = REGION) -> list[str]:
+        """Return the snapshots behind an AMI's block devices."""
+        (image,) = self.client("ec2", region).describe_images(ImageIds=[ami_id], IncludeDisabled=True)[
+            "Images"
+        ]
+        return [mapping["Ebs"]["SnapshotId"] for mapping in image["BlockDeviceMappings"]]
+
+    def permissions(self, ami_id: str) -> list[dict[str, str]]:
+        answer = self.ec2.describe_image_attribute(ImageId=ami_id, Attribute="launchPermission")
+        found: list[dict[str, str]] = answer["LaunchPermissions"]
+        return found
+
+    def share(self, ami_id: str, *accounts: str) -> None:
+        self.ec2.modify_image_attribute(
+            ImageId=ami_id, LaunchPermission={"Add": [{"UserId": account} for account in accounts]}
+        )
+
+    def tags(self, ami_id: str) -> dict[str, str]:
+        (image,) = self.ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True)["Images"]
+        return tagging.to_dict(image.get("Tags"))
+
+    def point(self, name: str, *amis: str) -> None:
+        """Point a parameter to one AMI after the other."""
+        ssm = self.client("ssm")
+        for ami_id in amis:
+            ssm.put_parameter(
+                Name=name, Value=ami_id, Type="String", DataType="aws:ec2:image", Overwrite=True
+            )
+            self.aws.clock.advance(60)
+
+
+def why(plan: retirement.Plan, resource_id: str) -> str:
+    """Return what a plan says of one AMI or snapshot: its action and its reasons."""
+    (one,) = [one for one in plan.decisions if one.resource_id == resource_id]
+    return f"{one.action}: {'; '.join(one.reasons)}"

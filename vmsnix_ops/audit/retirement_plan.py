@@ -1,0 +1,274 @@
+"""The plan of a retirement, and what became of it: values that show themselves."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.audit import retirement_apply
+from vmsnix_ops.audit.retirement_decide import Work, decide
+from vmsnix_ops.records import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    import pandas as pd
+
+    from vmsnix_ops.audit.retirement_apply import Outcome
+    from vmsnix_ops.audit.retirement_rules import Decision, Rules
+    from vmsnix_ops.audit.retirement_view import Place
+    from vmsnix_ops.progress import Progress
+    from vmsnix_ops.records.run_context import RunContext
+
+VERBS = {"retire": "retire", "delete": "remove for good", "restore": "restore", "keep": "keep"}
+DONE = frozenset({"retired", "deleted", "restored"})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will become of every AMI and orphan, and why; nothing of it has been done. `apply` does it.
+
+    Attributes
+    ----------
+    account, regions
+        Where.
+    work
+        ``"retire"`` or ``"restore"``.
+    rules
+        What may go.
+    decisions
+        One for each AMI of the account, ours or not, and for each orphan of ours.
+    unread
+        Regions that could not be looked at, and why; nothing is done there.
+    now
+        When it was made; ages count from here.
+    dry_run, confirm
+        `apply` does nothing in a dry run, and asks for a confirmation otherwise.
+    """
+
+    account: str
+    regions: tuple[str, ...]
+    work: Work
+    rules: Rules
+    decisions: tuple[Decision, ...]
+    unread: Mapping[str, errors.VmsnixError]
+    now: datetime
+    dry_run: bool
+    confirm: str
+    run: RunContext = field(repr=False)
+    places: Mapping[str, Place] = field(repr=False, compare=False)
+    progress: Progress = field(repr=False, compare=False)
+    prefix: str = "/vmsnix"
+
+    @property
+    def going(self) -> tuple[Decision, ...]:
+        """What there is to do, the oldest first within a region."""
+        return tuple(one for one in self.decisions if one.goes)
+
+    def apply(self) -> Result:
+        """Do what the plan says, unless it is a dry run; return what became of each AMI and orphan.
+
+        Safe to run again after a death at any call: a new plan finds what is left to do.
+
+        Raises
+        ------
+        vmsnix_ops.errors.ParameterError
+            It is not confirmed.
+        vmsnix_ops.errors.StalePlanError
+            Something changed since; nothing was done.
+        """
+        if self.dry_run or not self.going:
+            return Result(self, ())
+        self._check_confirmed()
+        return Result(self, retirement_apply.apply(self))
+
+    def look_again(self) -> tuple[dict[str, Decision], dict[str, errors.VmsnixError]]:
+        """Decide anew about the regions in which there is something to do; see `plan`."""
+        places = {one.region: self.places[one.region] for one in self.going}
+        decisions, unread = decide(places.values(), self.work, self.rules, self.now, self.prefix)
+        return {one.resource_id: one for one in decisions}, unread
+
+    def _check_confirmed(self) -> None:
+        count = len(self.going)
+        if self.confirm.strip() not in (self.account, str(count)):
+            given = f"confirm is {self.confirm!r}" if self.confirm else "dry_run is off, and confirm is empty"
+            raise errors.ParameterError(
+                f"{count} AMIs and snapshots would go, and nobody confirmed it.",
+                why=f"{given[0].upper()}{given[1:]}.",
+                cure=f"Look at the plan, then give their number ({count}) or the account ({self.account}) as "
+                "confirm.",
+            )
+
+    def frame(self) -> pd.DataFrame:
+        """Return the plan as a table, one row an AMI or orphan, what goes first."""
+        import pandas as pd
+
+        rows = [
+            {
+                "action": one.action,
+                "kind": one.kind,
+                "resource_id": one.resource_id,
+                "name": one.name,
+                "image": one.image,
+                "region": one.region,
+                "created_at": one.created_at,
+                "size_gib": one.size_gib,
+                "reasons": "; ".join(one.reasons),
+                "snapshots": ", ".join(one.snapshots),
+                "kept_snapshots": "; ".join(f"{name}: {why}" for name, why in one.kept_snapshots),
+                "fingerprint": one.fingerprint,
+            }
+            for one in sorted(self.decisions, key=lambda one: not one.goes)
+        ]
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def show(self, *, going: bool) -> shown.Shown:
+        """Return what goes, or what stays, as people read it."""
+        chosen = [one for one in self.decisions if one.goes == going]
+        rows = [
+            [
+                *([VERBS[one.action]] if going else []),
+                one.resource_id,
+                one.name,
+                one.region,
+                shown.moment(one.created_at)[:10],
+                f"{one.size_gib} GiB",
+                "; ".join([*one.reasons, *(f"{name} stays: {why}" for name, why in one.kept_snapshots)]),
+                *([len(one.snapshots) or ""] if going else []),
+            ]
+            for one in chosen
+        ]
+        columns = ["AMI or snapshot", "name", "region", "made", "size", "why"]
+        columns = ["what", *columns, "snapshots"] if going else columns
+        title = f"{len(chosen)} {'go' if going else 'stay'}" if chosen else ""
+        nothing = "Nothing goes." if going else "Nothing stays."
+        return shown.shown(columns, rows, right=("size", "snapshots"), title=title, nothing=nothing)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return the plan in short: what, and how many."""
+        counts = {action: [one for one in self.decisions if one.action == action] for action in VERBS}
+        lines = []
+        for action, found in counts.items():
+            if found:
+                amis = sum(one.kind == "ami" for one in found)
+                parts = [_count(amis, "AMI"), _count(len(found) - amis, "orphaned snapshot")]
+                size = sum(one.size_gib for one in found)
+                words = " and ".join(part for part in parts if part)
+                lines.append((VERBS[action], f"{words}, {size} GiB of volumes"))
+        lines += [(f"{region}", f"not looked at: {error}") for region, error in self.unread.items()]
+        if self.dry_run and self.going:
+            lines.append(("dry run", "nothing of this will be done"))
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join([self._short(), *(f"  {_line(one)}" for one in self.going)])
+
+    def _short(self) -> str:
+        return "\n".join([self._title(), *(f"  {name:<15} {text}" for name, text in self.lines())])
+
+    def _title(self) -> str:
+        return f"{self.work.capitalize()} in {', '.join(self.regions)}, account {self.account}"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(self._short())  # a notebook shows what goes right below
+
+    def _repr_html_(self) -> str:
+        title = html.escape(self._title())
+        cells = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
+            for name, text in self.lines()
+        )
+        return f'<table class="vmsnix"><caption>{title}</caption>{cells}</table>'
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a plan.
+
+    Attributes
+    ----------
+    plan
+        Which one.
+    outcomes
+        One for each AMI and orphan that had to go, in the order in which they came; none of a dry run.
+    """
+
+    plan: Plan
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def trouble(self) -> tuple[Outcome, ...]:
+        """What did not come as planned."""
+        return tuple(one for one in self.outcomes if one.outcome not in DONE)
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row a region: how many were planned, retired, deleted, restored, and what went wrong."""
+        import pandas as pd
+
+        rows = []
+        for region in self.plan.regions:
+            here = [one for one in self.outcomes if one.decision.region == region]
+            counts = {name: sum(one.outcome == name for one in here) for name in OUTCOMES}
+            wrong = [str(self.plan.unread[region])] if region in self.plan.unread else []
+            wrong += [f"{one.decision.resource_id}: {one.detail}" for one in here if one.outcome not in DONE]
+            planned = sum(one.region == region for one in self.plan.going)
+            kept = sum(one.region == region and not one.goes for one in self.plan.decisions)
+            rows.append(
+                {"region": region, "planned": planned, **counts, "kept": kept, "why": "; ".join(wrong)}
+            )
+        return pd.DataFrame(rows, columns=["region", "planned", *OUTCOMES, "kept", "why"])
+
+    def show(self) -> shown.Shown:
+        """Return the outcome by region as people read it."""
+        frame = self.frame()
+        rows = [
+            [value or "" if name not in ("region", "planned") else value for name, value in row.items()]
+            for row in frame.to_dict("records")
+        ]
+        columns = [str(name) for name in frame.columns]
+        return shown.shown(columns, rows, right=columns[1:-1])
+
+    def show_each(self) -> shown.Shown:
+        """Return what became of each AMI and orphan as people read it."""
+        rows = [
+            [one.decision.resource_id, one.decision.name, one.decision.region, one.outcome, one.detail]
+            for one in self.outcomes
+        ]
+        columns = ("AMI or snapshot", "name", "region", "outcome", "detail")
+        nothing = "Nothing was done: it is a dry run." if self.plan.dry_run else "There was nothing to do."
+        return shown.shown(columns, rows, nothing=nothing)
+
+    def __str__(self) -> str:
+        return str(self.show())
+
+
+COLUMNS = {
+    "action": "keep, retire, delete or restore",
+    "kind": "ami or snapshot (an orphan)",
+    "resource_id": "its identifier",
+    "name": "its name",
+    "image": "tag vmsnix:image",
+    "region": "AWS region",
+    "created_at": "when it was made, UTC",
+    "size_gib": "size of its volumes, GiB",
+    "reasons": "why",
+    "snapshots": "snapshots that go with an AMI",
+    "kept_snapshots": "snapshots of an AMI that stay, and why",
+    "fingerprint": "of state and evidence",
+}
+"""Columns of `Plan.frame` and their meaning."""
+
+OUTCOMES = ("retired", "deleted", "restored", "changed", "protected", "failed")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' if number != 1 else ''}" if number else ""
+
+
+def _line(one: Decision) -> str:
+    with_it = f", with {', '.join(one.snapshots)}" if one.snapshots else ""
+    what = f"{VERBS[one.action]:<15} {one.resource_id} {one.name} in {one.region}{with_it}"
+    return f"{what}: {'; '.join(one.reasons)}"

@@ -1,0 +1,50 @@
+"""The policy of who retires: to look, and to change and remove only what carries our tag."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.audit import retirement_view as view
+from vmsnix_ops.aws import deprecation, references, regions, retiring, sharing
+from vmsnix_ops.aws.permissions import needs_of
+from vmsnix_ops.aws.policies import document
+
+if TYPE_CHECKING:
+    from vmsnix_ops.aws.policies import Place
+
+
+def retirer_actions() -> tuple[str, ...]:
+    """Return what retiring, removing and restoring need."""
+    return needs_of(
+        regions.chosen,
+        view.owned_amis,
+        view.owned_snapshots,
+        view.importing,
+        view.channels,
+        view.look_at_snapshot,
+        view.quick_evidence,
+        references.instances,
+        references.Templates.read,
+        references.scaling,
+        references.parameters,
+        references.image_references,
+        references.launch_permissions,
+        sharing.of_snapshot,
+        sharing.share,
+        sharing.revoke,
+        sharing.share_snapshot,
+        sharing.revoke_snapshot,
+        deprecation.deprecate,
+        deprecation.undeprecate,
+        retiring.retire,
+        retiring.retire_snapshot,
+        retiring.restore,
+        retiring.restore_snapshot,
+        retiring.deregister,
+        retiring.remove_snapshot,
+    )
+
+
+def retirer(place: Place) -> dict[str, Any]:
+    """Return the policy of who retires AMIs."""
+    return document(retirer_actions(), place)

@@ -1,0 +1,524 @@
+"""Which AMIs and snapshots go and which stay, and why: rules over what was seen, without a call to AWS.
+
+An AMI goes only when every rule lets it go. One reason to stay is enough, and all of them are told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import retiring
+from vmsnix_ops.aws import tags as tagging
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from datetime import datetime
+
+    from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.aws.references import Evidence, References
+
+Action = Literal["keep", "retire", "delete", "restore"]
+LONGEST_DAYS = 36500
+SEARCH = "DescribeImageReferences"  # what evidence of it has as its detail
+TOLD = 3
+"""How many signs of use one reason names; the number of the others follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What may go.
+
+    Attributes
+    ----------
+    keep_last
+        How many AMIs stay of each image and architecture, the newest; and of each channel, the last that it
+        pointed to.
+    min_age_days
+        No AMI goes that is younger.
+    launched_days
+        No AMI goes from which an instance was launched since; AWS tells that a day late.
+    grace_days
+        How long a retired AMI can be restored, before a later run removes it.
+    orphan_days
+        From what age on a snapshot of ours that no AMI holds is an orphan; a publish that died may go on with
+        a younger one.
+    max_count
+        How many AMIs and orphans may go in one run, over all regions: the oldest.
+    allow_shared
+        Whether AMIs go that other accounts may launch. Whether they do cannot be seen from here.
+    orphans
+        Whether orphans go at all.
+    images, amis
+        Only AMIs of these images, only these AMIs; empty for all.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        A number cannot be right.
+    """
+
+    keep_last: int = 3
+    min_age_days: float = 30
+    launched_days: float = 30
+    grace_days: float = 14
+    orphan_days: float = 7
+    max_count: int = 25
+    allow_shared: bool = False
+    orphans: bool = True
+    images: tuple[str, ...] = ()
+    amis: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("keep_last", "min_age_days", "launched_days", "grace_days", "orphan_days", "max_count"):
+            value = getattr(self, name)
+            if not 0 <= value <= LONGEST_DAYS:  # NaN is refused, too
+                raise errors.ParameterError(
+                    f"{name}={value} cannot be right.", cure=f"Give 0 to {LONGEST_DAYS}."
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot of this account as AWS describes it."""
+
+    snapshot_id: str
+    state: str
+    created_at: datetime
+    size_gib: int
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What was seen of one region.
+
+    Attributes
+    ----------
+    region, account
+        Of what.
+    amis
+        Every AMI of the account, oldest first.
+    snapshots
+        Every snapshot of the account, by id.
+    references
+        Evidence of use; its `unread` names what could not be read.
+    channels
+        The AMIs that each pointer points and pointed to, the present one first.
+    importing
+        Digests of images that an import works on.
+    shared
+        With whom snapshots are shared, of those that were asked about.
+    """
+
+    region: str
+    account: str
+    amis: tuple[Ami, ...]
+    snapshots: Mapping[str, Snapshot]
+    references: References
+    channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    importing: frozenset[str] = frozenset()
+    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of one AMI or snapshot, and why.
+
+    Attributes
+    ----------
+    kind
+        ``"ami"`` or ``"snapshot"`` (an orphan).
+    resource_id, name, image, digest, region
+        Which one.
+    action
+        ``"keep"``, ``"retire"`` (can be restored), ``"delete"`` (cannot) or ``"restore"``.
+    reasons
+        Why; of an AMI that stays, everything that keeps it.
+    snapshots
+        What goes with an AMI.
+    kept_snapshots
+        Which of its snapshots stay, and why.
+    created_at, size_gib
+        Of the AMI's volumes, or of the snapshot.
+    facts
+        State and evidence from which this follows; `fingerprint` sums them up.
+    """
+
+    kind: Literal["ami", "snapshot"]
+    resource_id: str
+    name: str
+    image: str
+    digest: str
+    region: str
+    action: Action
+    reasons: tuple[str, ...]
+    created_at: datetime
+    size_gib: int
+    snapshots: tuple[str, ...] = ()
+    kept_snapshots: tuple[tuple[str, str], ...] = ()
+    facts: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def goes(self) -> bool:
+        """Whether anything is to be done."""
+        return self.action != "keep"
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with what is to be done, its state, and its evidence."""
+        whole = json.dumps(
+            [self.kind, self.resource_id, self.region, self.action, self.snapshots, self.facts]
+        )
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    def changes(self, now: Decision | None) -> tuple[str, ...]:
+        """Return what is different now, in words; empty when this still holds."""
+        if now is None:
+            return ("it is gone",)
+        if self.fingerprint == now.fingerprint:
+            return ()
+        before, after = dict(self.facts), dict(now.facts)
+        found = [
+            f"{name}: {before.get(name, '') or 'nothing'} before, {after.get(name, '') or 'nothing'} now"
+            for name in dict.fromkeys((*before, *after))
+            if before.get(name, "") != after.get(name, "")
+        ]
+        if self.action != now.action:
+            found.append(f"it would {now.action} it now: {'; '.join(now.reasons)}")
+        if self.snapshots != now.snapshots:
+            found.append(f"snapshots: {', '.join(self.snapshots)} before, {', '.join(now.snapshots)} now")
+        return tuple(found)
+
+
+def decide(views: Iterable[View], rules: Rules, now: datetime) -> tuple[Decision, ...]:
+    """Return what becomes of every AMI and every orphan of the regions that were seen.
+
+    Parameters
+    ----------
+    views
+        What was seen.
+    rules
+        What may go.
+    now
+        From when ages count.
+    """
+    views = tuple(views)
+    used = _used_digests(views)
+    found = [one for view in views for one in _Region(view, rules, now, used).decisions()]
+    going = sorted((one for one in found if one.goes), key=lambda one: (one.created_at, one.resource_id))
+    late = {id(one) for one in going[rules.max_count :]}
+    reason = f"would go, but no more than {rules.max_count} go in one run, the oldest first"
+    found = [_kept(one, reason) if id(one) in late else one for one in found]
+    by_region: dict[str, list[Decision]] = defaultdict(list)
+    for one in found:
+        by_region[one.region].append(one)
+    return tuple(one for view in views for one in _with_snapshots(view, by_region[view.region]))
+
+
+def candidates(view: View, rules: Rules, now: datetime) -> tuple[str, ...]:
+    """Return the AMIs that would go if nothing more were known: those worth asking about one by one."""
+    found = _Region(view, rules, now, {}).decisions()
+    return tuple(one.resource_id for one in found if one.goes and one.kind == "ami")
+
+
+def orphans(view: View) -> tuple[Snapshot, ...]:
+    """Return the snapshots of ours that no AMI of this account holds, oldest first."""
+    held = {snapshot_id for ami in view.amis for snapshot_id in ami.snapshot_ids}
+    found = [one for one in view.snapshots.values() if one.snapshot_id not in held and _ours(one.tags)]
+    return tuple(sorted(found, key=lambda one: (one.created_at, one.snapshot_id)))
+
+
+def ami_facts(ami: Ami, references: References) -> tuple[tuple[str, str], ...]:
+    """Return state and evidence of an AMI as texts that can be compared."""
+    evidence = sorted(str(one) for one in references.of(ami.ami_id) if one.kind != "launched")
+    return (
+        ("state", ami.state),
+        ("name", ami.name),
+        ("snapshots", " ".join(ami.snapshot_ids)),
+        ("public", str(ami.public)),
+        ("deprecated", str(ami.deprecated_at or "")),
+        ("protection", ami.protection),
+        ("last launch", str(ami.launched_at or "")),
+        ("tags", json.dumps(dict(sorted(ami.tags.items())))),
+        ("evidence", "; ".join(evidence)),
+    )
+
+
+def snapshot_facts(snapshot: Snapshot, shared: Iterable[str] = ()) -> tuple[tuple[str, str], ...]:
+    """Return state and evidence of a snapshot as texts that can be compared."""
+    return (
+        ("state", snapshot.state),
+        ("shared with", " ".join(shared)),
+        ("tags", json.dumps(dict(sorted(snapshot.tags.items())))),
+    )
+
+
+class _Region:
+    """Decides about one region."""
+
+    def __init__(
+        self, view: View, rules: Rules, now: datetime, used: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        self.view, self.rules, self.now, self.used = view, rules, now, used
+        self.newer = _newer(view.amis)
+        self.in_channel = _in_channels(view.channels, rules.keep_last)
+
+    def decisions(self) -> list[Decision]:
+        amis = [self._ami(ami) for ami in self.view.amis]
+        chosen = self.rules.orphans and not self.rules.amis
+        return amis + ([self._orphan(one) for one in orphans(self.view)] if chosen else [])
+
+    def _ami(self, ami: Ami) -> Decision:
+        action, reasons = self._verdict(ami)
+        return Decision(
+            "ami",
+            ami.ami_id,
+            ami.name,
+            ami.tags.get(tagging.IMAGE, ""),
+            ami.digest,
+            self.view.region,
+            action,
+            tuple(reasons),
+            ami.created_at,
+            ami.size_gib,
+            facts=ami_facts(ami, self.view.references),
+        )
+
+    def _verdict(self, ami: Ami) -> tuple[Action, list[str]]:
+        if not _ours(ami.tags):
+            return "keep", [f"not ours: it has no tag {tagging.DIGEST}"]
+        if self.rules.images and ami.tags.get(tagging.IMAGE) not in self.rules.images:
+            return "keep", [f"not asked for: only {', '.join(self.rules.images)}"]
+        if self.rules.amis and ami.ami_id not in self.rules.amis:
+            return "keep", ["not asked for: only the AMIs that were named"]
+        if ami.state not in ("available", "disabled", "failed"):
+            return "keep", [f"it is {ami.state}"]
+        known = retiring.mark(ami.tags)
+        retired = known is not None and ami.state == "disabled"
+        staying = [*self._used(ami), *self._wanted(ami, retired=retired)]
+        if known is not None and retired and self.now < known.grace_until:
+            staying.append(f"retired on {_day(known.at)}, can be restored until {_day(known.grace_until)}")
+        if staying and known is not None and not retired:
+            staying.append(
+                f"its retirement of {_day(known.at)} was interrupted, or undone by hand: restore it"
+            )
+        if staying:
+            return "keep", staying
+        if ami.state == "failed":
+            return "delete", ["it never became available", f"made {self._age(ami.created_at)} ago"]
+        if known is not None and retired:
+            return "delete", [
+                f"retired on {_day(known.at)}",
+                f"grace ended on {_day(known.grace_until)}",
+                "nothing uses it",
+            ]
+        return "retire", self._why(ami, again=known is not None)
+
+    def _used(self, ami: Ami) -> list[str]:
+        """Return what keeps an AMI because somebody uses it or may use it."""
+        references, found = self.view.references, []
+        if references.unread:
+            found.append(f"not known whether it is used: {', '.join(references.unread)} could not be read")
+        names = _told(references.names(ami.ami_id))
+        if names:
+            found.append(f"in use: {_some(names)}")
+        shared = [one.id for one in references.of(ami.ami_id) if one.kind == "shared-with"]
+        if ami.public and not shared:
+            shared = ["everybody"]
+        if shared and not self.rules.allow_shared:
+            found.append(f"shared with {_some(shared)}: whether they use it cannot be seen from here")
+        elif shared and not retiring.fits(shared):
+            found.append(f"shared with {len(shared)}, more than its tags could remember")
+        launched = ami.launched_at
+        if launched is not None and self.now - launched < timedelta(days=self.rules.launched_days):
+            found.append(f"launched {self._age(launched)} ago, less than {_days(self.rules.launched_days)}")
+        copies = [
+            words for region, words in self.used.get(ami.digest, {}).items() if region != self.view.region
+        ]
+        if copies:
+            found.append(f"a copy is in use: {_some(copies)}")
+        return found
+
+    def _wanted(self, ami: Ami, *, retired: bool) -> list[str]:
+        """Return what keeps an AMI although nobody uses it."""
+        named = {one.id for one in self.view.references.names(ami.ami_id)}
+        found = [words for name, words in self.in_channel.get(ami.ami_id, ()) if name not in named]
+        if ami.state != "failed" and self.newer[ami.ami_id] < self.rules.keep_last:
+            image = ami.tags.get(tagging.IMAGE) or ami.name
+            found.append(f"one of the newest {self.rules.keep_last} of {image} ({ami.architecture})")
+        least = self.rules.orphan_days if ami.state == "failed" else self.rules.min_age_days
+        if not retired and self.now - ami.created_at < timedelta(days=least):
+            found.append(f"made {self._age(ami.created_at)} ago, less than {_days(least)}")
+        if ami.protection != "disabled":
+            found.append(f"protected from deregistration ({ami.protection})")
+        return found
+
+    def _why(self, ami: Ami, *, again: bool) -> list[str]:
+        found = [
+            f"made {self._age(ami.created_at)} ago",
+            f"{self.newer[ami.ami_id]} newer",
+            "nothing uses it",
+            f"last launched {self._age(ami.launched_at)} ago" if ami.launched_at else "no launch is known",
+        ]
+        shared = [one.id for one in self.view.references.of(ami.ami_id) if one.kind == "shared-with"]
+        if shared:
+            found.append(f"shared with {_some(shared)}, who lose it")
+        if again:
+            found.append("its retirement was interrupted, or somebody enabled it since")
+        elif ami.state == "disabled":
+            found.append("it is disabled already")
+        return found
+
+    def _orphan(self, snapshot: Snapshot) -> Decision:
+        action, reasons = self._orphan_verdict(snapshot)
+        return Decision(
+            "snapshot",
+            snapshot.snapshot_id,
+            snapshot.tags.get(tagging.NAME, ""),
+            snapshot.tags.get(tagging.IMAGE, ""),
+            snapshot.tags.get(tagging.DIGEST, ""),
+            self.view.region,
+            action,
+            tuple(reasons),
+            snapshot.created_at,
+            snapshot.size_gib,
+            facts=snapshot_facts(snapshot, self.view.shared.get(snapshot.snapshot_id, ())),
+        )
+
+    def _orphan_verdict(self, snapshot: Snapshot) -> tuple[Action, list[str]]:
+        rules, known = self.rules, retiring.mark(snapshot.tags)
+        if rules.images and snapshot.tags.get(tagging.IMAGE) not in rules.images:
+            return "keep", [f"not asked for: only {', '.join(rules.images)}"]
+        staying = []
+        if snapshot.tags.get(tagging.DIGEST, "") in self.view.importing:
+            staying.append("an import of this image is under way")
+        shared = self.view.shared.get(snapshot.snapshot_id, ())
+        if shared and not rules.allow_shared:
+            staying.append(f"shared with {_some(shared)}: whether they use it cannot be seen from here")
+        elif shared and not retiring.fits(shared):
+            staying.append(f"shared with {len(shared)}, more than its tags could remember")
+        if known is None and self.now - snapshot.created_at < timedelta(days=rules.orphan_days):
+            age = self._age(snapshot.created_at)
+            staying.append(
+                f"made {age} ago, less than {_days(rules.orphan_days)}: a publish may go on with it"
+            )
+        if known is not None and self.now < known.grace_until:
+            staying.append(f"retired on {_day(known.at)}, is kept until {_day(known.grace_until)}")
+        if staying:
+            return "keep", staying
+        if known is not None and known.with_ami:
+            return "delete", [f"left behind by {known.with_ami}, which is gone", "its grace is over"]
+        if known is not None:
+            return "delete", ["no AMI holds it", f"grace ended on {_day(known.grace_until)}"]
+        if snapshot.state != "completed":
+            return "delete", [f"it is {snapshot.state}: an upload or import that did not end well"]
+        return "retire", ["no AMI holds it", f"made {self._age(snapshot.created_at)} ago"]
+
+    def _age(self, moment: datetime) -> str:
+        return _days(max((self.now - moment) / timedelta(days=1), 0.0))
+
+
+def _newer(amis: Iterable[Ami]) -> dict[str, int]:
+    """Return how many available AMIs of the same image and architecture are newer than each."""
+    groups: dict[tuple[str, str], list[Ami]] = defaultdict(list)
+    for ami in amis:
+        groups[(ami.tags.get(tagging.IMAGE) or ami.name, ami.architecture)].append(ami)
+    newer: dict[str, int] = {}
+    for group in groups.values():
+        seen = 0
+        for ami in sorted(group, key=lambda one: (one.created_at, one.ami_id), reverse=True):
+            newer[ami.ami_id] = seen
+            seen += ami.state == "available" and _ours(ami.tags)
+    return newer
+
+
+def _in_channels(channels: Mapping[str, tuple[str, ...]], keep_last: int) -> dict[str, list[tuple[str, str]]]:
+    """Return which pointers keep each AMI, and why: where they point now, and the last ones for a rollback."""
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name, values in sorted(channels.items()):
+        for place, ami_id in enumerate(dict.fromkeys(values)):
+            if place == 0:
+                found[ami_id].append((name, f"{name} points at it"))
+            elif place < keep_last:
+                found[ami_id].append((name, f"one of the last {keep_last} of {name}"))
+    return found
+
+
+def _used_digests(views: Iterable[View]) -> dict[str, dict[str, str]]:
+    """Return, for each image's bytes, the regions in which an AMI of them is in use, and by what."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for view in views:
+        for ami in view.amis:
+            names = _told(view.references.names(ami.ami_id))
+            if ami.digest and names:
+                found[ami.digest][view.region] = f"{ami.ami_id} in {view.region} by {_some(names)}"
+    return found
+
+
+def _with_snapshots(view: View, decisions: Iterable[Decision]) -> Iterator[Decision]:
+    """Add to each AMI that goes which of its snapshots go with it, and which stay and why.
+
+    A snapshot that several AMIs hold goes with the last of them.
+    """
+    holders: dict[str, list[Ami]] = defaultdict(list)
+    for ami in view.amis:
+        for snapshot_id in dict.fromkeys(ami.snapshot_ids):
+            holders[snapshot_id].append(ami)
+    amis = {ami.ami_id: ami for ami in view.amis}
+    done: dict[str, set[str]] = {"retire": set(), "delete": set()}
+    decisions = tuple(decisions)
+    retired = {ami.ami_id for ami in view.amis if ami.state == "disabled" and retiring.mark(ami.tags)}
+    for one in decisions:
+        if not one.goes or one.kind != "ami":
+            yield one
+            continue
+        goes, stays = [], []
+        # Retiring is noted on a snapshot when all its AMIs are retired; it is deleted when they are gone.
+        before = done["delete"] | (done["retire"] | retired if one.action == "retire" else set())
+        for snapshot_id in dict.fromkeys(amis[one.resource_id].snapshot_ids):
+            others = [a.ami_id for a in holders[snapshot_id] if a.ami_id not in {one.resource_id, *before}]
+            if snapshot_id not in view.snapshots:
+                stays.append((snapshot_id, "it belongs to another account"))
+            elif others:
+                stays.append((snapshot_id, f"{', '.join(others)} needs it"))
+            else:
+                goes.append(snapshot_id)
+        done[one.action].add(one.resource_id)
+        yield replace(one, snapshots=tuple(goes), kept_snapshots=tuple(stays))
+
+
+def _told(evidence: Iterable[Evidence]) -> list[str]:
+    """Return evidence as texts; what both AWS's own search and ours found is told once, by ours."""
+    found: dict[tuple[str, str], str] = {}
+    for one in sorted(evidence, key=lambda one: (one.detail != SEARCH, one.kind, one.id)):
+        found[one.kind, one.id] = str(one)
+    return sorted(found.values())
+
+
+def _kept(decision: Decision, reason: str) -> Decision:
+    return replace(decision, action="keep", reasons=(reason, *decision.reasons))
+
+
+def _ours(tags: Mapping[str, str]) -> bool:
+    return bool(tags.get(tagging.DIGEST))
+
+
+def _some(words: Iterable[str]) -> str:
+    known = list(dict.fromkeys(words))
+    more = f" and {len(known) - TOLD} more" if len(known) > TOLD else ""
+    return ", ".join(known[:TOLD]) + more
+
+
+def _days(days: float) -> str:
+    whole = int(days)
+    return f"{whole} day" if whole == 1 else f"{whole} days"
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d}"

@@ -1,0 +1,355 @@
+"""Take an AMI out of use, bring it back, remove it for good: calls in an order that may stop anywhere.
+
+A retired AMI is private, deprecated and disabled, and so is out of everybody's reach, and all of that can be
+undone. What it was before stands in its tags and in those of its snapshots: they are written before anything
+is changed, and removed after everything is restored.
+
+=========================  ==============================================================================
+``vmsnix:retired``         when (UTC); grace counts from there
+``vmsnix:grace-until``     from when on it may be removed for good
+``vmsnix:retired-by``      the run that retired it
+``vmsnix:shared-with``     with whom it was shared; goes on in ``vmsnix:shared-with-2`` and so forth
+``vmsnix:deprecated-before``  its deprecation date, or ``never``
+``vmsnix:retired-with``    of a snapshot: its AMI, by which it is found should the AMI go and it stay
+=========================  ==============================================================================
+
+AWS itself makes an AMI private when it disables it, and forgets with whom it was shared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import deprecation, images, sharing
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.session import Client, calling, retrying
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.aws.sharing import Audience
+
+NEVER = "never"
+MOST_PARTS = 10
+"""Tags that may hold with whom something was shared; 19 accounts fit into each."""
+
+GONE = ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound")
+IN_USE_SECONDS = 60.0
+UNSEEN_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the tags of something retired say.
+
+    Attributes
+    ----------
+    at, grace_until
+        When it was retired, and from when on it may be removed; UTC.
+    run_id
+        The run that did it.
+    shared_with
+        Who could use it: accounts, ARNs, ``public``.
+    deprecated_before
+        Its deprecation date; ``None`` when it had none.
+    with_ami
+        Of a snapshot: the AMI that it belonged to.
+    """
+
+    at: datetime
+    grace_until: datetime
+    run_id: str = ""
+    shared_with: tuple[str, ...] = ()
+    deprecated_before: datetime | None = None
+    with_ami: str = ""
+
+    def tags(self) -> dict[str, str]:
+        """Return it as tags."""
+        before = self.deprecated_before
+        return {
+            tagging.RETIRED: _text(self.at),
+            tagging.GRACE_UNTIL: _text(self.grace_until),
+            tagging.RETIRED_BY: self.run_id,
+            tagging.DEPRECATED_BEFORE: _text(before) if before else NEVER,
+            tagging.RETIRED_WITH: self.with_ami,
+            **{_part(number): words for number, words in enumerate(_lines(self.shared_with), 1)},
+        }
+
+
+def mark(tags: Mapping[str, str]) -> Mark | None:
+    """Return what tags say of a retirement; ``None`` where there was none, or somebody changed the dates."""
+    at, until = _moment(tags.get(tagging.RETIRED, "")), _moment(tags.get(tagging.GRACE_UNTIL, ""))
+    if at is None or until is None:
+        return None
+    return Mark(
+        at,
+        until,
+        tags.get(tagging.RETIRED_BY, ""),
+        _shared_with(tags),
+        _moment(tags.get(tagging.DEPRECATED_BEFORE, "")),
+        tags.get(tagging.RETIRED_WITH, ""),
+    )
+
+
+def fits(names: Iterable[str]) -> bool:
+    """Tell whether tags can hold that something was shared with all of these."""
+    return len(_lines(names)) <= MOST_PARTS
+
+
+@needs("ec2:CreateTags", "ec2:DisableImage", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshotAttribute")
+def retire(
+    ec2: Client, ami: Ami, snapshot_ids: Iterable[str], *, run_id: str, at: datetime, grace: timedelta
+) -> Mark:
+    """Make an AMI and its snapshots private, deprecate and disable it, and note what it was before.
+
+    Safe to run twice, and to go on with after a death at any call: the tags come first, and a second run
+    adds to what they say and takes nothing from it. Grace counts from the latest run, so that an AMI which
+    somebody enabled by hand is not removed the day after it is retired again.
+
+    Parameters
+    ----------
+    ec2, ami
+        Which one.
+    snapshot_ids
+        Those of its snapshots that belong to this account and to no other AMI.
+    run_id, at
+        What does it, and when.
+    grace
+        How long it can be restored at least.
+    """
+    known, shared = mark(ami.tags), sharing.of_image(ec2, ami.ami_id)
+    before = ami.deprecated_at
+    noted = Mark(
+        at,
+        at + grace,
+        run_id,
+        _union(known.shared_with if known else (), shared.names()),
+        known.deprecated_before if known else before,
+    )
+    tag(ec2, [ami.ami_id], noted.tags())
+    for snapshot_id in snapshot_ids:
+        retire_snapshot(ec2, snapshot_id, noted, ami)
+    sharing.revoke(ec2, ami.ami_id, shared)
+    if before is None or before > at:
+        # AWS takes no date that has passed by the time it looks.
+        deprecation.deprecate(ec2, ami.ami_id, datetime.now(UTC) + timedelta(minutes=1))
+    with calling(f"disable {ami.ami_id}"):
+        ec2.disable_image(ImageId=ami.ami_id)
+    return noted
+
+
+@needs("ec2:CreateTags", "ec2:DescribeSnapshots", "ec2:DescribeSnapshotAttribute")
+def retire_snapshot(ec2: Client, snapshot_id: str, noted: Mark, ami: Ami | None = None) -> None:
+    """Make a snapshot private and note when it was retired, with which AMI, and who could use it.
+
+    Safe to run twice. A snapshot of our AMI gets our tags where it lacks them: a data volume's may come from
+    elsewhere, and only what carries `vmsnix:digest` may be removed later.
+    """
+    tags, shared = _snapshot_tags(ec2, snapshot_id), sharing.of_snapshot(ec2, snapshot_id)
+    known = mark(tags)
+    own = Mark(
+        noted.at,
+        noted.grace_until,
+        noted.run_id,
+        _union(known.shared_with if known else (), shared.names()),
+        with_ami=ami.ami_id if ami else "",
+    )
+    ours = (tagging.DIGEST, tagging.IMAGE, tagging.RUN) if ami else ()
+    missing = {name: ami.tags[name] for name in ours if ami and name in ami.tags and name not in tags}
+    tag(ec2, [snapshot_id], {**missing, **own.tags()})
+    sharing.revoke_snapshot(ec2, snapshot_id, shared)
+
+
+@needs("ec2:EnableImage", "ec2:DeleteTags")
+def restore(ec2: Client, ami: Ami, snapshot_ids: Iterable[str], *, at: datetime) -> Audience:
+    """Enable a retired AMI, share it with whom it was shared with, give it its old deprecation date back.
+
+    Safe to run twice, and to go on with after a death at any call: the tags that know how it was go last.
+
+    Returns
+    -------
+    Audience
+        With whom it is shared again; nobody when its tags do not say.
+    """
+    known = mark(ami.tags)
+    with calling(f"enable {ami.ami_id}"):
+        ec2.enable_image(ImageId=ami.ami_id)
+    shared = sharing.audience(_shared_with(ami.tags))
+    sharing.share(ec2, ami.ami_id, shared)
+    if known is not None:
+        if known.deprecated_before is None:
+            deprecation.undeprecate(ec2, ami.ami_id)
+        elif known.deprecated_before > at:
+            deprecation.deprecate(ec2, ami.ami_id, known.deprecated_before)
+        # A date that has passed meanwhile cannot be set again; it is deprecated, as it would be.
+    for snapshot_id in snapshot_ids:
+        restore_snapshot(ec2, snapshot_id)
+    untag(ec2, ami.ami_id, ami.tags)
+    return shared
+
+
+@needs("ec2:DescribeSnapshots", "ec2:ModifySnapshotAttribute", "ec2:DeleteTags")
+def restore_snapshot(ec2: Client, snapshot_id: str) -> None:
+    """Share a snapshot with whom it was shared with, and forget that it was retired. Safe to run twice."""
+    tags = _snapshot_tags(ec2, snapshot_id)
+    shared = sharing.audience(_shared_with(tags))
+    sharing.share_snapshot(ec2, snapshot_id, shared.accounts)
+    if shared.public:
+        with calling(f"make {snapshot_id} public"):
+            ec2.modify_snapshot_attribute(
+                SnapshotId=snapshot_id,
+                Attribute="createVolumePermission",
+                CreateVolumePermission={"Add": [{"Group": "all"}]},
+            )
+    untag(ec2, snapshot_id, tags)
+
+
+@needs("ec2:DeregisterImage")
+def deregister(ec2: Client, ami_id: str) -> Literal["deregistered", "gone", "protected"]:
+    """Deregister an AMI; its snapshots stay. Safe to run twice: one that is gone is no error.
+
+    Returns
+    -------
+    str
+        ``"protected"`` when its deregistration protection is on: that is respected, and nothing was done.
+    """
+    try:
+        with calling(f"deregister {ami_id}"):
+            ec2.deregister_image(ImageId=ami_id)
+    except errors.AwsError as error:
+        if error.code in GONE:
+            return "gone"
+        if error.code == "OperationNotPermitted" and "protect" in error.why.lower():
+            return "protected"
+        raise
+    return "deregistered"
+
+
+@needs("ec2:DescribeImages", "ec2:DeleteSnapshot")
+def remove_snapshot(ec2: Client, snapshot_id: str, *, of: str = "") -> tuple[str, ...]:
+    """Delete a snapshot unless an AMI needs it, and return the AMIs that do: empty when it is gone.
+
+    Safe to run twice. For moments AWS still counts an AMI that was just deregistered: that is waited out.
+
+    Parameters
+    ----------
+    ec2, snapshot_id
+        Which one.
+    of
+        The AMI that was just deregistered and may still be listed.
+    """
+    holders = tuple(ami_id for ami_id in holding(ec2, snapshot_id) if ami_id != of)
+    if holders:
+        return holders
+    try:
+        with calling(f"delete the snapshot {snapshot_id}"):
+            retrying(
+                lambda: ec2.delete_snapshot(SnapshotId=snapshot_id),
+                "InvalidSnapshot.InUse",
+                seconds=IN_USE_SECONDS,
+            )
+    except errors.AwsError as error:
+        if error.code not in GONE:
+            raise
+    return ()
+
+
+@needs("ec2:DescribeImages")
+def holding(ec2: Client, snapshot_id: str) -> list[str]:
+    """Return this account's AMIs that have a snapshot behind any of their block devices."""
+    with calling(f"look which AMIs need {snapshot_id}"):
+        pages = ec2.get_paginator("describe_images").paginate(
+            Owners=["self"],
+            Filters=[{"Name": "block-device-mapping.snapshot-id", "Values": [snapshot_id]}],
+            IncludeDeprecated=True,
+            IncludeDisabled=True,
+        )
+        return [str(image["ImageId"]) for page in pages for image in page["Images"]]
+
+
+@needs("ec2:DescribeImages")
+def look(ec2: Client, ami_id: str) -> Ami | None:
+    """Return an AMI as it is now; ``None`` when it is gone."""
+    try:
+        with calling(f"look at {ami_id}"):
+            answer = ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True)
+    except errors.AwsError as error:
+        if error.code in GONE:
+            return None
+        raise
+    return images.read(answer["Images"][0], ec2.meta.region_name) if answer["Images"] else None
+
+
+@needs("ec2:CreateTags")
+def tag(ec2: Client, resources: list[str], tags: Mapping[str, str]) -> None:
+    """Add or change tags of AMIs or snapshots. Safe to run twice."""
+    with calling(f"tag {', '.join(resources)}"):
+        ec2.create_tags(Resources=resources, Tags=tagging.to_list(tags))
+
+
+@needs("ec2:DeleteTags")
+def untag(ec2: Client, resource: str, tags: Mapping[str, str]) -> None:
+    """Remove the tags of a retirement, last of all. Safe to run twice."""
+    names = (
+        tagging.RETIRED,
+        tagging.GRACE_UNTIL,
+        tagging.RETIRED_BY,
+        tagging.DEPRECATED_BEFORE,
+        tagging.RETIRED_WITH,
+        *map(_part, range(1, MOST_PARTS + 1)),
+    )
+    present = [{"Key": name} for name in names if name in tags]
+    if present:
+        with calling(f"remove the tags of the retirement of {resource}"):
+            ec2.delete_tags(Resources=[resource], Tags=present)
+
+
+def _snapshot_tags(ec2: Client, snapshot_id: str) -> dict[str, str]:
+    with calling(f"look at the snapshot {snapshot_id}"):
+        answer = retrying(
+            lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
+            "InvalidSnapshot.NotFound",
+            seconds=UNSEEN_SECONDS,
+        )
+    return tagging.to_dict(answer["Snapshots"][0].get("Tags"))
+
+
+def _union(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*one, *other)))
+
+
+def _part(number: int) -> str:
+    return tagging.SHARED_WITH if number == 1 else f"{tagging.SHARED_WITH}-{number}"
+
+
+def _lines(names: Iterable[str]) -> list[str]:
+    """Return names as lines that fit into a tag each."""
+    lines: list[str] = []
+    for name in names:
+        if lines and len(lines[-1]) + 1 + len(name) <= tagging.LONGEST_VALUE:
+            lines[-1] += f" {name}"
+        else:
+            lines.append(name)
+    return lines
+
+
+def _shared_with(tags: Mapping[str, str]) -> tuple[str, ...]:
+    parts = [tags.get(_part(number), "") for number in range(1, MOST_PARTS + 1)]
+    return tuple(dict.fromkeys(" ".join(parts).split()))
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
