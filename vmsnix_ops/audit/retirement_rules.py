@@ -439,7 +439,7 @@ def _newer(amis: Iterable[Ami]) -> dict[str, int]:
 
 
 def _in_channels(channels: Mapping[str, tuple[str, ...]], keep_last: int) -> dict[str, list[tuple[str, str]]]:
-    """Return which pointers keep each AMI, and why: where they point now, and the last ones for a rollback."""
+    """Return which pointers keep each AMI, and why: they point at it, or did lately."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for name, values in sorted(channels.items()):
         for place, ami_id in enumerate(dict.fromkeys(values)):
