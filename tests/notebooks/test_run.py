@@ -149,8 +149,16 @@ def test_retire_amis_tells_first_and_acts_when_it_is_told(stage: Stage) -> None:
     assert planned.values["retired"] == 0
     assert "nothing uses it" in Path(planned.report).read_text()
 
-    unconfirmed = run("retire-amis", {**loose, "dry_run": False}, environment=stage.environment)
+    unconfirmed = run(
+        "retire-amis", {**loose, "dry_run": False}, environment=stage.environment, confirmed=True
+    )
     assert (unconfirmed.verdict, unconfirmed.exit_code) == ("failed", 2)
     for done in ("retired", "deleted"):
-        assert stage.run("retire-amis", **loose, dry_run=False, confirm="1").values[done] == 1
+        outcome = run(
+            "retire-amis",
+            {**loose, "dry_run": False, "confirm": "1"},
+            environment=stage.environment,
+            confirmed=True,
+        )
+        assert (outcome.verdict, outcome.values[done]) == ("done", 1)
     assert stage.aws.client("ec2").describe_images(Owners=["self"], IncludeDisabled=True)["Images"] == []

@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 
 from tests.audit.account import Owner
+from tests.aws.account import make_ami
 from tests.privileges.account import BUCKET, REGION, Account
 from vmsnix_ops import errors, publish
 from vmsnix_ops._cli.jobs import JOBS
-from vmsnix_ops.audit import inventory
+from vmsnix_ops.audit import inventory, retirement
 from vmsnix_ops.audit import policies as audit_policies
-from vmsnix_ops.aws import bootstrap, imports, policies
+from vmsnix_ops.aws import bootstrap, images, imports, policies
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import preflight
 
 Actions = tuple[str, ...]
@@ -255,6 +257,56 @@ def _make_all(session: Any, place: policies.Place) -> None:
         bootstrap.make(session, place, part)
 
 
+# Retire
+
+
+def retire_by(session: Any, **changes: Any) -> None:
+    """Do what a plan of this user says, and tell what went wrong."""
+    asked = {"regions": [REGION], "keep_last": 0, "min_age_days": 0, "grace_days": 0, "allow_shared": True}
+    plan = retirement.plan(
+        **{**asked, **changes},
+        dry_run=False,
+        confirm="012345678901",
+        progress=silent(),
+        session=session,
+    )
+    retirement.finish(plan.apply())
+
+
+def an_old_ami(account: Account) -> str:
+    """Make an AMI that others may use, beside one that a channel and a launch template need."""
+    friend, ec2 = "210987654321", account.aws.client("ec2")
+    ami_id, needed = make_ami(account.aws, version="1"), make_ami(account.aws, version="2")
+    (snapshot,) = images.describe(ec2, ami_id).snapshot_ids
+    ec2.modify_image_attribute(ImageId=ami_id, LaunchPermission={"Add": [{"UserId": friend}]})
+    ec2.modify_snapshot_attribute(
+        SnapshotId=snapshot, Attribute="createVolumePermission", OperationType="add", UserIds=[friend]
+    )
+    account.aws.client("ssm").put_parameter(Name="/vmsnix/ecs-node/stable", Value=needed, Type="String")
+    ec2.create_launch_template(LaunchTemplateName="web", LaunchTemplateData={"ImageId": needed})
+    return ami_id
+
+
+def retire_and_remove(account: Account, actions: Actions) -> None:
+    session, ami_id = account.session(actions), an_old_ami(account)
+    retire_by(session)
+    retire_by(session)
+    left = account.aws.client("ec2").describe_images(Owners=["self"], IncludeDisabled=True)["Images"]
+    assert ami_id not in [image["ImageId"] for image in left]
+
+
+def retire_and_restore(account: Account, actions: Actions) -> None:
+    session, ami_id = account.session(actions), an_old_ami(account)
+    retire_by(session)
+    retire_by(session, action="restore")
+    (image,) = account.aws.client("ec2").describe_images(ImageIds=[ami_id])["Images"]
+    assert image["State"] == "available"
+
+
+def retire_in_every_region(account: Account, actions: Actions) -> None:
+    retire_by(account.session(actions, regions=()), regions=["all"])
+
+
 IN_CHECKS = ("ec2:DescribeRegions", "iam:GetRole", "iam:SimulatePrincipalPolicy")
 PUBLIC_IN_CHECKS = ("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionByDefault")
 
@@ -294,6 +346,15 @@ REHEARSALS: dict[str, Rehearsal] = {
         show_a_member,
         told=dict.fromkeys(audit_policies.member_actions(), what_a_member_does_not_show)
         | {"ec2:DescribeRegions": what_a_member_does_not_show_of_every_region},
+    ),
+    "retire": Rehearsal(
+        retire_and_remove,
+        only_when={
+            "ec2:DescribeRegions": retire_in_every_region,
+            **dict.fromkeys(
+                ("ec2:EnableImage", "ec2:DisableImageDeprecation", "ec2:DeleteTags"), retire_and_restore
+            ),
+        },
     ),
     "preflight": Rehearsal(
         preflight_alone, told=dict.fromkeys(policies.thorough_actions(), preflight_of_a_publisher)
