@@ -118,12 +118,28 @@ def test_account_ids_stay_text(tmp_path: Path) -> None:
     assert load(tmp_path, given_two).allowed_accounts == ("012345678901", "123456789012")
 
 
+def test_channels_are_words_and_pointers_have_a_prefix(tmp_path: Path) -> None:
+    assert (load(tmp_path, {}).channels, load(tmp_path, {}).pointer_prefix) == (
+        ("candidate", "stable"),
+        "/vmsnix",
+    )
+    given = {"VMSNIX_CHANNELS": "edge, stable", "VMSNIX_POINTER_PREFIX": "/acme/images/"}
+    settings = load(tmp_path, given)
+    assert (settings.channels, settings.pointer_prefix) == (("edge", "stable"), "/acme/images")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("region = 5", r"line 1: region = 5 .*a whole number where text"),
         ("bucket = true", r"true or false where text"),
         ('prefix = ""', r"It is empty"),
+        ('channels = "stable"', r"where a list is expected"),
+        ('channels = ["Stable"]', r"'Stable' is no channel"),
+        ("channels = []", r"missing, or named twice"),
+        ('channels = ["stable", "stable"]', r"missing, or named twice"),
+        ('pointer_prefix = "vmsnix"', r"no beginning of a parameter's name"),
+        ('pointer_prefix = "/aws/images"', r"no beginning of a parameter's name"),
         ('allowed_accounts = "012345678901"', r"where a list is expected"),
         ('allowed_accounts = ["1234"]', r"'1234' is not an account id"),
         ('allowed_accounts = ["\uff11\uff12\uff13456789012"]', r"is not an account id"),

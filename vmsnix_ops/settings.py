@@ -76,6 +76,11 @@ class Settings:
         Local folder for everything that has no other place (runs, journals).
     flake
         Flake in which image names without a ``#`` are looked up.
+    channels
+        The channels to which images are promoted: lower-case words, the one that is tried first at the
+        beginning.
+    pointer_prefix
+        First part of the names of the channels' pointers in Parameter Store: ``/vmsnix/IMAGE/CHANNEL``.
     put_ceiling
         Blocks that an upload through the EBS direct APIs puts in a second, at most. 1000 is what AWS's own
         worked example reaches, about 500 MB/s; the account's quota may allow more.
@@ -101,6 +106,8 @@ class Settings:
     archive: str
     state: Path
     flake: str
+    channels: tuple[str, ...]
+    pointer_prefix: str
     put_ceiling: int
     audit_accounts: tuple[str, ...]
     audit_role: str
@@ -109,6 +116,7 @@ class Settings:
 
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Settings))
+LISTS = frozenset({"allowed_accounts", "audit_accounts", "channels"})
 VARIABLES: dict[str, str] = {f"VMSNIX_{name.upper()}": name for name in FIELDS}
 
 
@@ -160,6 +168,8 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         archive=_take(given, "archive", _location, str(state / "archive")),
         state=state,
         flake=_take(given, "flake", _flake, "./nix"),
+        channels=_take(given, "channels", _channels, ("candidate", "stable")),
+        pointer_prefix=_take(given, "pointer_prefix", _pointer_prefix, "/vmsnix"),
         put_ceiling=_take(given, "put_ceiling", _ceiling, 1000),
         audit_accounts=_take(given, "audit_accounts", _accounts, ()),
         audit_role=_take(given, "audit_role", _text, "vmsnix-auditor"),
@@ -249,10 +259,10 @@ def _from_environment(environment: Mapping[str, str], folder: Path) -> dict[str,
         if not value:
             continue
         field = VARIABLES[name]
-        # A variable is text; lists of accounts and prices have a written form of their own.
+        # A variable is text; lists and prices have a written form of their own.
         words = [word.strip() for word in value.split(",")]
         parsed: object = value
-        if field in ("allowed_accounts", "audit_accounts"):
+        if field in LISTS:
             parsed = words
         elif field == "snapshot_prices":
             parsed = {place: prices.split("/") for place, _, prices in (w.partition("=") for w in words)}
@@ -308,6 +318,27 @@ def _accounts(given: _Given) -> tuple[str, ...]:
                 f"{account!r} is not an account id.", "An account id has 12 digits, dashes left out."
             )
     return tuple(given.value)
+
+
+def _channels(given: _Given) -> tuple[str, ...]:
+    if not isinstance(given.value, list):
+        raise given.refuse(f"It is {_kind(given.value)} where a list is expected.", 'Write ["stable"].')
+    for channel in given.value:
+        if not isinstance(channel, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,63}", channel):
+            raise given.refuse(
+                f"{channel!r} is no channel.", "A channel is a lower-case word, such as candidate."
+            )
+    if not given.value or len(set(given.value)) != len(given.value):
+        raise given.refuse("Channels are missing, or named twice.", 'Write ["candidate", "stable"].')
+    return tuple(given.value)
+
+
+def _pointer_prefix(given: _Given) -> str:
+    text = _text(given).rstrip("/")
+    # Parameter Store keeps names that begin with aws or ssm for AWS.
+    if not re.fullmatch(r"(/(?!(?i:aws|ssm))[A-Za-z0-9_.-]+)(/[A-Za-z0-9_.-]+){0,10}", text):
+        raise given.refuse("It is no beginning of a parameter's name.", "Write one like /vmsnix.")
+    return text
 
 
 def _path(given: _Given) -> Path:

@@ -7,9 +7,26 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.aws import tags as tagging
 
 if TYPE_CHECKING:
+    import boto3
+
     from vmsnix_ops.sandbox import Sandbox
 
 REGION = "us-east-1"
+
+
+def thrifty(aws: Sandbox, region: str = REGION) -> boto3.Session:
+    """Return a session that makes each client once: making one takes longer than most calls."""
+    session = aws.session(region)
+    make, made = session.client, {}
+
+    def client(service: str, region_name: str | None = None, **more: Any) -> Any:
+        key = (service, region_name or region)
+        if key not in made:
+            made[key] = make(service, region_name=region_name, **more)
+        return made[key]
+
+    session.client = client
+    return session
 
 
 def make_ami(

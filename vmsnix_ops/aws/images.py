@@ -14,12 +14,13 @@ from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from vmsnix_ops.progress import Step
 
 ARCHITECTURES = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
 AVAILABLE_SECONDS = 15 * 60.0
+FILTER_VALUES = 200  # AWS: values of one filter
 NAME_LENGTH = range(3, 129)
 _REFUSED_IN_NAMES = re.compile(r"[^A-Za-z0-9()\[\] ./'@_-]")  # RegisterImage, parameter Name
 
@@ -182,6 +183,12 @@ def clean_name(name: str) -> str:
 @needs("ec2:DescribeImages")
 def find_by_name(ec2: Client, name: str) -> Ami | None:
     """Return our account's AMI of exactly this name, or ``None``."""
+    return next(iter(named(ec2, name)), None)
+
+
+@needs("ec2:DescribeImages")
+def named(ec2: Client, name: str) -> list[Ami]:
+    """Return our account's AMIs of exactly this name: one, and those that failed, which do not hold it."""
     with calling(f"look for the AMI {name}"):
         # Filter values have wildcards; names may hold none of them, save brackets, so the name is compared
         # too.
@@ -192,7 +199,23 @@ def find_by_name(ec2: Client, name: str) -> Ami | None:
             IncludeDisabled=True,
         )
         found = [image for page in pages for image in page["Images"] if image["Name"] == name]
-    return read(found[0], ec2.meta.region_name) if found else None
+    return [read(image, ec2.meta.region_name) for image in found]
+
+
+@needs("ec2:DescribeImages")
+def find(ec2: Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
+    """Return those of these AMIs that the caller sees, by id. What is gone is left out and no error."""
+    wanted, found = list(dict.fromkeys(ami_ids)), {}
+    with calling(f"look at {', '.join(wanted[:3])}{' ...' if len(wanted) > 3 else ''}"):
+        for start in range(0, len(wanted), FILTER_VALUES):
+            pages = ec2.get_paginator("describe_images").paginate(
+                Filters=[{"Name": "image-id", "Values": wanted[start : start + FILTER_VALUES]}],
+                IncludeDeprecated=True,
+                IncludeDisabled=True,
+            )
+            for image in (image for page in pages for image in page["Images"]):
+                found[str(image["ImageId"])] = read(image, ec2.meta.region_name)
+    return found
 
 
 @needs("ec2:DescribeImages")
@@ -380,6 +403,9 @@ def row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None)
         "size_gib": ami.size_gib,
         "boot_mode": ami.boot_mode or None,  # AWS tells none of an AMI registered without
         "root_device": ami.root_device,
+        "imds_support": ami.imds_support or None,
+        "tpm_support": ami.tpm_support or None,
+        "ena_support": ami.ena_support,
         "via": via,
         "public": ami.public,
         "state": ami.state,

@@ -134,6 +134,7 @@ _ALL = (
     Permission("ssm:PutParameter", "pointers", "point a channel to an AMI"),
     Permission("ssm:AddTagsToResource", "pointers", "tag a new pointer"),
     Permission("sts:AssumeRole", "audit roles", "look into other accounts"),
+    Permission("sns:Publish", "topics", "tell a topic what was promoted"),
     Permission("servicequotas:GetServiceQuota", "global", "how many AMIs there may be"),
 )
 PERMISSIONS: dict[str, Permission] = {permission.action: permission for permission in _ALL}

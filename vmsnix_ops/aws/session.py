@@ -36,7 +36,9 @@ CREDENTIAL_CODES = frozenset(
     }
 )
 CLOCK_CODES = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
-DENIED_CODES = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
+DENIED_CODES = frozenset(
+    {"AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation", "403"}
+)
 QUOTA_CODES = frozenset(
     {
         "AMIQuotaExceeded",

@@ -115,25 +115,8 @@ class Journal:
             self._record_run("done", image_name=result.image_name, ami_id=result.ami_id)
 
     def _record_run(self, status: str, **more: str) -> None:
-        if self.run.managed:
-            return
-        finished = datetime.now(UTC)
-        row = {
-            "run_id": self.run.run_id,
-            "runbook": self.run.runbook,
-            "status": status,
-            "started_at": self.started_at,
-            "finished_at": finished,
-            "seconds": (finished - self.started_at).total_seconds(),
-            "region": self.region,
-            "account": self.account,
-            "image": self.image or None,
-            "user": getpass.getuser(),
-            "host": socket.gethostname(),
-            "version": __version__,
-            **more,
-        }
-        self.tables.append("runs", [row], once=self.run.run_id)
+        where = {"region": self.region, "account": self.account, "image": self.image or None}
+        record_run(self.run, self.tables, status, self.started_at, **where, **more)
 
     def _close(self, name: str, status: str, started: datetime, entry: Entry) -> None:
         finished = datetime.now(UTC)
@@ -155,7 +138,7 @@ class Journal:
             "image": self.image or None,
             "digest": self.digest or None,
             "region": self.region,
-            "via": self.via,
+            "via": self.via or None,
             "detail": entry.detail,
         }
         self.tables.append("steps", [row], once=f"{self.run.run_id}/{name}/{len(self.timings)}")
@@ -172,3 +155,23 @@ class Journal:
             file.write(json.dumps(line, default=str) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def record_run(run: RunContext, tables: Tables, status: str, started_at: datetime, **more: Any) -> None:
+    """Write the row in ``runs`` of a run that no runner looks after; the first one of a run counts."""
+    if run.managed:
+        return
+    finished = datetime.now(UTC)
+    row = {
+        "run_id": run.run_id,
+        "runbook": run.runbook,
+        "status": status,
+        "started_at": started_at,
+        "finished_at": finished,
+        "seconds": (finished - started_at).total_seconds(),
+        "user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "version": __version__,
+        **more,
+    }
+    tables.append("runs", [row], once=run.run_id)

@@ -276,7 +276,7 @@ def plan(
     if boot_expect:
         disk_boot.check(boot_expect, "auto")
     own_tags = tagging.check(tags or {})
-    _check_public(public, confirm_public)
+    check_public(public, confirm_public)
 
     checks = account.preflight(
         session,
@@ -290,7 +290,7 @@ def plan(
     )
     account.require(checks)
     facts = {key: value for check in checks for key, value in check.facts.items()}
-    _check_public(public, confirm_public, facts["account"])
+    check_public(public, confirm_public, facts["account"])
 
     run, tables = current_run("publish-ami"), open_tables(settings)
     return Plan(
@@ -317,8 +317,14 @@ def plan(
     )
 
 
-def _check_public(public: bool, confirmed: str, account: str = "") -> None:
-    """Refuse unless both parameters of a public AMI agree, and name the account that it will be in."""
+def check_public(public: bool, confirmed: str, account: str = "") -> None:
+    """Refuse unless both parameters of a public AMI agree, and name the account that it will be in.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        They do not.
+    """
     if public and not confirmed:
         raise errors.ParameterError(
             "A public AMI needs two parameters that agree.",

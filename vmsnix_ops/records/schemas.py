@@ -232,6 +232,9 @@ AMIS = Schema(
         Column("size_gib", "count", "Size of the root volume.", "GiB"),
         Column("boot_mode", "text", "How it boots.", values=("legacy-bios", "uefi", "uefi-preferred")),
         Column("root_device", "text", "Device name of the root volume, such as `/dev/sda1`."),
+        Column("imds_support", "text", "`v2.0` when instances answer to session tokens only."),
+        Column("tpm_support", "text", "`v2.0` when instances have a TPM."),
+        Column("ena_support", "flag", "Whether it has enhanced networking."),
         _VIA,
         Column("public", "flag", "Whether every AWS account may launch it."),
         Column("state", "text", "State of the AMI as AWS names it, such as `available`."),
@@ -240,11 +243,40 @@ AMIS = Schema(
         Column(
             "source",
             "text",
-            "Where the row is from: the run that published or retired it, or the tags in AWS.",
+            "Where the row is from: the run that published, copied or retired it, or the tags in AWS.",
             required=True,
-            values=("publish", "sync", "retire"),
+            values=("publish", "promote", "retire", "sync"),
         ),
         Column("tags", "json", "Tags of the AMI."),
+    ),
+)
+
+PROMOTIONS = Schema(
+    "promotions",
+    "One row is what one AMI was promoted to in one region, or that a channel was rolled back to it.",
+    (
+        _RUN_ID,
+        Column("promoted_at", "time", "When it was done.", "UTC", required=True),
+        Column("how", "text", "What was done.", required=True, values=("promote", "roll back")),
+        Column("ami_id", "text", "The AMI; joins `amis`.", required=True),
+        Column("region", "text", "AWS region.", required=True),
+        _ACCOUNT,
+        Column("name", "text", "Name of the AMI."),
+        _IMAGE,
+        Column("version", "text", "Version of the image."),
+        _DIGEST,
+        Column("source_ami_id", "text", "The AMI that it was copied from; empty for the original."),
+        Column("source_region", "text", "Where that one is."),
+        Column("channel", "text", "The channel that points to it since; empty when none was moved."),
+        Column("pointer", "text", "Name of the channel's parameter."),
+        Column("previous_ami_id", "text", "Where the channel pointed before."),
+        Column("shared_with", "json", "Accounts, organizations and units that may launch it."),
+        Column("snapshots_shared_with", "json", "Accounts that may use its snapshots."),
+        Column("public", "flag", "Whether every AWS account may launch it."),
+        Column("deprecated_at", "time", "From when on it is deprecated.", "UTC"),
+        Column("protected", "flag", "Whether it is protected from deregistration."),
+        Column("encrypted", "flag", "Whether its snapshots are encrypted."),
+        Column("kms_key", "text", "ARN of the key of its root snapshot."),
     ),
 )
 
@@ -361,7 +393,8 @@ RETIREMENTS = Schema(
 )
 
 SCHEMAS: dict[str, Schema] = {
-    table.name: table for table in (RUNS, STEPS, AMIS, PACKAGES, INVENTORY, MANIFESTS, RETIREMENTS)
+    table.name: table
+    for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, MANIFESTS, RETIREMENTS)
 }
 """Every table, by name."""
 

@@ -239,6 +239,8 @@ def _other(context: Context, params: Params) -> Iterator[Demand]:
         resources = [f"{home}/{name.strip('/')}" for name in listed(names)]
         if params.get("Tags"):
             yield from (Demand("ssm:AddTagsToResource", resource) for resource in resources)
+    elif context.service == "sns" and "TopicArn" in params:
+        resources = [params["TopicArn"]]
     elif context.service == "sts" and "RoleArn" in params:
         if params["RoleArn"].split(":")[4:5] == [context.account]:
             return  # the role's trust policy decides, where caller and role are of one account

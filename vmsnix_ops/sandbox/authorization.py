@@ -28,6 +28,7 @@ DENIALS: dict[str, tuple[str, int]] = {
     "ebs": ("AccessDeniedException", 403),
     "ssm": ("AccessDeniedException", 400),
     "service-quotas": ("AccessDeniedException", 400),
+    "sns": ("AuthorizationError", 403),
     "autoscaling": ("AccessDenied", 403),
 }
 """Error code and HTTP status of a refusal, by service."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-SERVICES = ("autoscaling", "ebs", "ec2", "iam", "quotas", "s3", "ssm", "sts")
+SERVICES = ("autoscaling", "ebs", "ec2", "iam", "quotas", "s3", "sns", "ssm", "sts")
 
 
 def load() -> None:

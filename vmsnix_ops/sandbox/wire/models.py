@@ -15,7 +15,7 @@ from botocore.model import OperationModel, ServiceModel
 if TYPE_CHECKING:
     from .http import Request
 
-SERVICES = ("ec2", "s3", "ebs", "iam", "sts", "ssm", "service-quotas", "autoscaling")
+SERVICES = ("ec2", "s3", "ebs", "iam", "sts", "ssm", "service-quotas", "autoscaling", "sns")
 SIGNING_NAMES = {"servicequotas": "service-quotas"}
 
 # Query keys that belong to the transport and not to an operation.

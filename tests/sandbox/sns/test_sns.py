@@ -1,0 +1,94 @@
+"""Topics and the messages that they are given.
+
+Sources: the operations' pages in the Amazon SNS API Reference.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sandbox.asking import Asker, refused
+from vmsnix_ops.sandbox import operations
+from vmsnix_ops.sandbox.core import OPERATIONS, Operation
+from vmsnix_ops.sandbox.wire.models import service
+
+operations.load()
+EMULATED = [op for (name, _), op in sorted(OPERATIONS.items()) if name == "sns"]
+
+
+@pytest.mark.parametrize("operation", EMULATED, ids=lambda op: op.name)
+def test_an_operation_honours_only_parameters_that_aws_has(operation: Operation) -> None:
+    shape = service("sns").model.operation_model(operation.name).input_shape
+    assert operation.honours <= set(shape.members)
+    assert set(shape.required_members) <= operation.honours
+
+
+def topic(aws: Asker, name: str = "images", **attributes: str) -> str:
+    arn: str = aws.client("sns").create_topic(Name=name, Attributes=attributes)["TopicArn"]
+    return arn
+
+
+def told(aws: Asker, arn: str) -> list[str]:
+    (table,) = aws.served.world.tables.everywhere("topics").values()
+    return [message.text for message in table[arn].messages]
+
+
+def test_a_topic_is_made_once_and_kept_with_its_messages(aws: Asker) -> None:
+    sns, arn = aws.client("sns"), topic(aws)
+    assert arn == topic(aws) == f"arn:aws:sns:us-east-1:{aws.served.account}:images"
+    first = sns.publish(TopicArn=arn, Subject="new", Message="one")["MessageId"]
+    assert sns.publish(TopicArn=arn, Message="one")["MessageId"] != first
+    assert told(aws, arn) == ["one", "one"]
+    assert sns.get_topic_attributes(TopicArn=arn)["Attributes"]["Owner"] == aws.served.account
+    sns.delete_topic(TopicArn=arn)
+    sns.delete_topic(TopicArn=arn)
+    with refused("NotFound"):
+        sns.publish(TopicArn=arn, Message="two")
+
+
+def test_topics_are_listed_a_hundred_a_page(aws: Asker) -> None:
+    sns = aws.client("sns")
+    arns = {topic(aws, f"topic-{number:03}") for number in range(101)}
+    assert len(sns.list_topics()["Topics"]) == 100
+    pages = sns.get_paginator("list_topics").paginate()
+    assert {one["TopicArn"] for page in pages for one in page["Topics"]} == arns
+
+
+def test_a_fifo_topic_keeps_one_of_two_messages_that_are_the_same(aws: Asker) -> None:
+    sns, arn = aws.client("sns"), topic(aws, "images.fifo", FifoTopic="true")
+    asked = {"TopicArn": arn, "Message": "one", "MessageGroupId": "ecs-node"}
+    with refused("InvalidParameter"):
+        sns.publish(**asked)
+    for _ in range(2):
+        sns.publish(**asked, MessageDeduplicationId="abc")
+    assert told(aws, arn) == ["one"]
+    aws.served.clock.advance(301)
+    sns.publish(**asked, MessageDeduplicationId="abc")
+    assert told(aws, arn) == ["one", "one"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"TopicArn": "images"},
+        {"TopicArn": "arn:aws:sns:eu-west-1:012345678901:images"},
+        {"Subject": "x" * 101},
+        {"Subject": "two\nlines"},
+        {"Message": "x" * 262145},
+        {"MessageDeduplicationId": "abc"},
+    ],
+    ids=lambda wrong: f"{next(iter(wrong))}",
+)
+def test_what_is_refused(aws: Asker, wrong: dict[str, str]) -> None:
+    with refused("InvalidParameter"):
+        aws.client("sns").publish(**({"TopicArn": topic(aws), "Message": "one"} | wrong))
+
+
+def test_what_is_not_emulated_is_refused_loudly(aws: Asker) -> None:
+    sns, arn = aws.client("sns"), topic(aws)
+    with refused("NotImplemented"):
+        sns.subscribe(TopicArn=arn, Protocol="email", Endpoint="a@example.org")
+    with refused("NotImplemented"):
+        sns.publish(TopicArn=arn, Message="one", MessageStructure="json")
+    with refused("NotImplemented"):
+        topic(aws, "other", KmsMasterKeyId="alias/aws/sns")

@@ -1,0 +1,259 @@
+"""Copies of an AMI in other regions: find or create, wait, and tell why one failed.
+
+CopyImage, because it has a ClientToken and CopySnapshot has none. A copy that fails does so later and
+silently: the AMI turns ``failed``, and the reason stands only in the StateMessage of its snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import images, snapshots
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.session import Client, calling, code_of, retrying
+from vmsnix_ops.aws.waiting import Pace, Sighting, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.progress import Step
+
+COPY_SECONDS = 2 * 3600.0
+LIMIT_SECONDS = 30 * 60.0  # how long to wait for room among the copies in flight
+ATTEMPTS = 8
+_USED = ("IdempotentParameterMismatch", "IdempotentInstanceTerminated")
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy that is wanted.
+
+    Attributes
+    ----------
+    source
+        The AMI in its own region.
+    kms_key
+        Key that encrypts the copy: id, ARN or alias, of the region that it goes to. Empty: as the source is,
+        or as the region encrypts by default.
+    """
+
+    source: Ami
+    kms_key: str = ""
+
+    def request(self, token: str) -> dict[str, Any]:
+        """Return the parameters of ``CopyImage``.
+
+        The tags are given and not only carried (``CopyImageTags``), because snapshots carry none. They are
+        the source's own, so that the same copy is asked for with the same words, whoever asks.
+        """
+        tags = {key: value for key, value in self.source.tags.items() if not key.startswith("aws:")}
+        request: dict[str, Any] = {
+            "Name": self.source.name,
+            "SourceImageId": self.source.ami_id,
+            "SourceRegion": self.source.region,
+            "ClientToken": token,
+            "CopyImageTags": True,
+            "TagSpecifications": [
+                *tagging.specification("image", tags),
+                *tagging.specification("snapshot", tags),
+            ],
+        }
+        if self.kms_key:
+            request |= {"Encrypted": True, "KmsKeyId": self.kms_key}
+        return request
+
+    def token(self, region: str, attempt: int) -> str:
+        """Return the ClientToken: the same for the same copy, another one for another attempt."""
+        said = json.dumps([self.request(""), region, attempt], sort_keys=True)
+        return f"vmsnix-{hashlib.sha256(said.encode()).hexdigest()[:48]}"
+
+
+@needs("ec2:DescribeImages", "ec2:DescribeSnapshots")
+def find(ec2: Client, wanted: Copy) -> Ami | None:
+    """Return the copy that is there or on its way, or ``None``. One that failed is none.
+
+    Raises
+    ------
+    vmsnix_ops.errors.NameTakenError
+        The name belongs to other bytes, or to a copy that is encrypted otherwise.
+    vmsnix_ops.errors.RegistrationError
+        The copy is disabled, or half deleted.
+    """
+    named = [
+        ami
+        for ami in images.named(ec2, wanted.source.name)
+        if ami.state not in ("failed", "error", "invalid")
+    ]
+    if not named:
+        return None
+    existing = min(named, key=lambda ami: ami.state != "available")
+    images.check_same(existing, digest=wanted.source.digest, root_device=wanted.source.root_device)
+    if existing.state == "disabled":
+        raise errors.RegistrationError(
+            f"The copy {existing.ami_id} in {existing.region} is disabled.",
+            why="Somebody retired it.",
+            cure="Enable it again (aws ec2 enable-image), or deregister it so that a new copy can be made.",
+        )
+    if existing.state == "available":
+        for snapshot in snapshots.check_whole(ec2, existing):
+            _check_key(existing, snapshot, wanted.kms_key)
+    return existing
+
+
+@needs("ec2:DescribeImages", "ec2:DescribeSnapshots", "ec2:CopyImage", "ec2:CreateTags")
+def copy(
+    ec2: Client,
+    wanted: Copy,
+    *,
+    step: Step | None = None,
+    pace: Pace | None = None,
+    still_wanted: Callable[[], None] = lambda: None,
+) -> tuple[Ami, Literal["created", "reused"]]:
+    """Make the copy, or find it, and wait until it is available.
+
+    Safe to run twice: the copy is looked for by its name, which derives from the image's digest; the
+    ClientToken derives from what is asked for, so that a call whose answer was lost, and a copy that is not
+    seen yet, are not made twice. The token of a copy that failed is used up: the next attempt has another.
+
+    Parameters
+    ----------
+    ec2
+        Of the region that the copy goes to.
+    wanted
+        Which copy.
+    step, pace
+        Where progress is shown, and how often to look.
+    still_wanted
+        Called between two looks; it raises when the operator asked to stop.
+
+    Raises
+    ------
+    vmsnix_ops.errors.CopyFailedError
+        The copy turned ``failed``; with the StateMessage of its snapshot.
+    vmsnix_ops.errors.QuotaError
+        Half an hour long there was no room for one more copy to this region.
+    vmsnix_ops.errors.NameTakenError
+        As `find`.
+    """
+    existing = find(ec2, wanted)
+    outcome: Literal["created", "reused"] = "reused"
+    if existing is None:
+        ami_id, outcome = _begin(ec2, wanted, step, still_wanted), "created"
+    else:
+        ami_id = existing.ami_id
+    ami = _available(ec2, ami_id, step, pace or Pace(), still_wanted)
+    for snapshot in snapshots.check_whole(ec2, ami):
+        _check_key(ami, snapshot, wanted.kms_key)
+    return ami, outcome
+
+
+def _begin(ec2: Client, wanted: Copy, step: Step | None, still_wanted: Callable[[], None]) -> str:
+    """Ask for the copy, with the token of the first attempt that did not fail, and return its id."""
+    region = ec2.meta.region_name
+    failed = {ami.ami_id for ami in images.named(ec2, wanted.source.name)}
+    told = False
+
+    def call(token: str) -> str:
+        nonlocal told
+        still_wanted()
+        try:
+            return str(ec2.copy_image(**wanted.request(token))["ImageId"])
+        except ec2.exceptions.ClientError as error:
+            if code_of(error) == "ResourceLimitExceeded" and step is not None and not told:
+                step.message(f"{region} has no room for one more copy yet")
+                told = True
+            raise
+
+    with calling(f"copy {wanted.source.ami_id} to {region}"):
+        for attempt in range(ATTEMPTS):
+            token = wanted.token(region, attempt)
+            try:
+                ami_id = retrying(
+                    lambda token=token: call(token),  # type: ignore[misc]
+                    "ResourceLimitExceeded",
+                    seconds=LIMIT_SECONDS,
+                    attempts=int(LIMIT_SECONDS),
+                )
+            except ec2.exceptions.ClientError as error:
+                if code_of(error) == "InvalidAMIName.Duplicate":
+                    # Another promoter was faster, or the answer to our own first try was lost.
+                    return retrying(lambda: _must_find(ec2, wanted), "NotYetVisible", seconds=30).ami_id
+                if code_of(error) in _USED:
+                    continue
+                raise
+            if ami_id not in failed:
+                return ami_id
+    raise errors.CopyFailedError(
+        f"{wanted.source.ami_id} was copied to {region} {ATTEMPTS} times and failed each time.",
+        cure="Deregister the failed copies there once their cause is gone; the audit lists them.",
+    )
+
+
+def _must_find(ec2: Client, wanted: Copy) -> Ami:
+    found = find(ec2, wanted)
+    if found is None:
+        raise errors.CopyFailedError(
+            f"The AMI name {wanted.source.name} is taken in {ec2.meta.region_name}, but no AMI has it.",
+            why="It was copied a moment ago, or it is being removed.",
+            cure="Run the same command again.",
+            code="NotYetVisible",
+        )
+    return found
+
+
+def _available(
+    ec2: Client, ami_id: str, step: Step | None, pace: Pace, still_wanted: Callable[[], None]
+) -> Ami:
+    def look() -> Sighting[Ami]:
+        still_wanted()
+        ami = images.describe(ec2, ami_id)
+        if ami.state == "available":
+            return Sighting("done", ami, 100.0, ami.state)
+        parts = snapshots.find(ec2, ami.snapshot_ids)
+        bad = [part for part in parts.values() if part.state == "error"]
+        if bad or ami.state not in ("pending", "transient"):
+            return Sighting("failed", ami, None, ami.state, bad[0].message if bad else "")
+        percent = min((part.percent for part in parts.values()), default=0.0)
+        return Sighting("waiting", ami, min(percent, 99.0), ami.state)
+
+    what = f"the copy {ami_id} in {ec2.meta.region_name}"
+    seen = wait(look, what=what, deadline=COPY_SECONDS, step=step, pace=pace)
+    if seen.outcome == "failed":
+        raise _failure(seen.value, seen.message)
+    return seen.value
+
+
+def _failure(ami: Ami, message: str) -> errors.CopyFailedError:
+    cure = "Run the same command again to copy anew; deregister the failed one, which the audit lists."
+    if "key" in message.lower():
+        cure = (
+            "Name a key of that region that the caller may use (kms:CreateGrant, kms:DescribeKey, "
+            "kms:GenerateDataKeyWithoutPlaintext, kms:ReEncrypt*), and run the command again."
+        )
+    return errors.CopyFailedError(
+        f"The copy {ami.ami_id} in {ami.region} failed.",
+        why=f"AWS says of its snapshot: {message}." if message else "AWS gives no reason.",
+        cure=cure,
+        status_message=message,
+    )
+
+
+def _check_key(ami: Ami, snapshot: snapshots.Snapshot, kms_key: str) -> None:
+    """Refuse a copy that is not encrypted as asked; an alias cannot be compared with a key's ARN."""
+    asked = kms_key.rpartition("/")[2]
+    if not kms_key or (
+        snapshot.encrypted and ("alias/" in kms_key or snapshot.kms_key.endswith(f"/{asked}"))
+    ):
+        return
+    held = f"is encrypted with {snapshot.kms_key}" if snapshot.encrypted else "is not encrypted"
+    raise errors.NameTakenError(
+        f"The copy {ami.ami_id} in {ami.region} is encrypted otherwise than asked.",
+        why=f"{snapshot.snapshot_id} {held}; {kms_key} was asked for.",
+        cure="Deregister that copy if nobody needs it, or promote without a key for this region.",
+    )

@@ -1,0 +1,40 @@
+"""Messages to SNS topics."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.session import calling, client
+
+if TYPE_CHECKING:
+    import boto3
+
+LONGEST_SUBJECT = 100
+
+
+@needs("sns:Publish")
+def announce(topic: str, subject: str, message: str, *, group: str, session: boto3.Session) -> str:
+    """Send a message to a topic and return its id.
+
+    Not safe to run twice for a standard topic: SNS delivers what it is given. A FIFO topic drops what it was
+    given in the last five minutes.
+
+    Parameters
+    ----------
+    topic
+        Its ARN, which tells the region.
+    subject, message
+        For people, and for machines (JSON).
+    group
+        Messages of one group keep their order, in FIFO topics.
+    session
+        Who sends it.
+    """
+    request = {"TopicArn": topic, "Subject": subject[:LONGEST_SUBJECT], "Message": message}
+    if topic.endswith(".fifo"):
+        digest = hashlib.sha256(f"{subject}\n{message}".encode()).hexdigest()
+        request |= {"MessageGroupId": group[:128], "MessageDeduplicationId": digest}
+    with calling(f"tell {topic}"):
+        return str(client(session, "sns", topic.split(":")[3]).publish(**request)["MessageId"])

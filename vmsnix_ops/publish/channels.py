@@ -1,0 +1,126 @@
+"""Channels: which there are, where each points, and what it pointed to before.
+
+A channel of an image (``candidate``, ``stable``) is a parameter in every region. Which channels there are is
+a setting, so that a mistyped one is refused and not made.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import images, parameters
+from vmsnix_ops.aws import tags as tagging
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.aws.session import Client
+    from vmsnix_ops.settings import Settings
+
+AMI_ID = re.compile(r"ami-(?:[0-9a-f]{17}|[0-9a-f]{8})")
+
+
+def check(channel: str, settings: Settings) -> str:
+    """Return a channel that there is.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        There is no such channel; names the nearest.
+    """
+    if channel in settings.channels:
+        return channel
+    raise errors.ParameterError(
+        f"There is no channel {channel!r}.",
+        why=errors.nearest(channel, settings.channels) or f"There are {', '.join(settings.channels)}.",
+        cure="Correct it, or add it to channels in vmsnix.toml.",
+    )
+
+
+def find_ami(ec2: Client, ssm: Client, wanted: str, *, image: str, settings: Settings) -> Ami:
+    """Return the AMI that an operator means.
+
+    Parameters
+    ----------
+    ec2, ssm
+        Clients of its region.
+    wanted
+        Its id, its name, a channel (what that points to), or nothing: the newest of the image.
+    image
+        Short name of the image, for the last two.
+    settings
+        Which channels there are.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegistrationError
+        There is no such AMI.
+    vmsnix_ops.errors.PointerError
+        The channel points to nothing.
+    """
+    region = ec2.meta.region_name
+    if wanted in settings.channels:
+        name = parameters.pointer_name(settings.pointer_prefix, image, wanted)
+        pointer = parameters.find(ssm, name)
+        if pointer is None:
+            raise errors.PointerError(
+                f"The channel {wanted} of {image} points to nothing in {region}.",
+                why=f"There is no parameter {name}.",
+                cure=f"Promote an AMI to {wanted} first, or name the AMI itself.",
+            )
+        wanted = pointer.value
+    if AMI_ID.fullmatch(wanted):
+        found = images.find(ec2, [wanted]).get(wanted)
+    elif wanted:
+        found = images.find_by_name(ec2, wanted)
+    else:
+        mine = [ami for ami in images.ours(ec2) if ami.tags.get(tagging.IMAGE) == image]
+        usable = [ami for ami in mine if ami.state == "available"]
+        found = usable[-1] if usable else None
+    if found is None:
+        what = f"AMI {wanted}" if wanted else f"AMI of the image {image!r}"
+        raise errors.RegistrationError(
+            f"There is no {what} in {region} that these credentials see.",
+            why="It was deregistered, is in another region, or belongs to another account.",
+            cure="vmsnix history amis lists what was published, with the region.",
+        )
+    return found
+
+
+def check_usable(ami: Ami, *, account: str, now: datetime) -> Ami:
+    """Return an AMI that a channel may point to.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegistrationError
+        It belongs to another account, was not published by us, or is disabled, deprecated or not available.
+    """
+    where = f"The AMI {ami.ami_id} in {ami.region}"
+    if ami.account != account:
+        raise errors.RegistrationError(
+            f"{where} belongs to the account {ami.account}.",
+            why=f"These credentials are of {account}; an AMI of others can change or go at any time.",
+            cure="Promote it with the credentials of its owner.",
+        )
+    if not ami.digest or not ami.tags.get(tagging.IMAGE):
+        raise errors.RegistrationError(
+            f"{where} was not published by us.",
+            why=f"It lacks the tags {tagging.IMAGE} and {tagging.DIGEST}.",
+            cure="Publish the image with vmsnix publish-ami.",
+        )
+    if ami.state != "available":
+        raise errors.RegistrationError(
+            f"{where} is {ami.state}.",
+            why="Nothing can be launched from it.",
+            cure="Enable it again (aws ec2 enable-image)." if ami.state == "disabled" else "Choose another.",
+        )
+    if ami.deprecated_at is not None and ami.deprecated_at <= now:
+        raise errors.RegistrationError(
+            f"{where} is deprecated since {ami.deprecated_at:%Y-%m-%d %H:%M} UTC.",
+            why="Somebody decided that nobody should begin to use it.",
+            cure="Choose another, or take the date away first (aws ec2 disable-image-deprecation).",
+        )
+    return ami

@@ -1,0 +1,162 @@
+"""What became of work on many regions: one outcome a region and step, and one verdict for all of it."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from vmsnix_ops import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import pandas as pd
+
+Outcome = Literal["done", "already so", "failed", "skipped", "planned"]
+COLUMNS = {
+    "region": "AWS region",
+    "step": "what was to be done there",
+    "outcome": "done; already so; failed; skipped, because an earlier step of the region failed; or planned "
+    "(dry run)",
+    "what": "what was done, or would be",
+    "why": "why it failed or was skipped, with AWS's own words",
+    "ami_id": "the AMI in this region",
+    "seconds": "how long it took",
+    "best_effort": "whether a failure here is only told and does not count",
+}
+"""Columns of `Outcomes.frame`, and their meaning."""
+
+MARKS = {"done": "✓", "already so": "✓", "failed": "✗", "skipped": "-", "planned": "·"}
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What became of one step in one region; the fields are `COLUMNS`.
+
+    Attributes
+    ----------
+    error
+        Behind a failure.
+    """
+
+    region: str
+    step: str
+    outcome: Outcome
+    what: str = ""
+    why: str = ""
+    ami_id: str = ""
+    seconds: float = 0.0
+    best_effort: bool = False
+    error: errors.VmsnixError | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
+class Outcomes:
+    """All of it; shows itself as one line a region.
+
+    Attributes
+    ----------
+    job
+        What was done, as the beginning of a sentence: ``"The promotion"``.
+    rows
+        In the order of the regions and steps.
+    run_id
+        Key of the run in the tables.
+    """
+
+    job: str
+    rows: tuple[StepOutcome, ...]
+    run_id: str
+
+    @property
+    def failed(self) -> tuple[StepOutcome, ...]:
+        """What failed where a failure counts."""
+        return tuple(row for row in self.rows if row.outcome == "failed" and not row.best_effort)
+
+    @property
+    def status(self) -> Literal["done", "partly", "failed"]:
+        """``"partly"`` when something counts as failed and something else is as it should be."""
+        if not self.failed:
+            return "done"
+        return "partly" if any(row.outcome in ("done", "already so") for row in self.rows) else "failed"
+
+    def error(self) -> errors.VmsnixError | None:
+        """Return what the run ends with; ``None`` when nothing failed that counts."""
+        if self.status == "done":
+            return None
+        if self.status == "failed":
+            return self.failed[0].error or errors.VmsnixError(f"{self.job} failed.", why=self.failed[0].why)
+        regions = list(dict.fromkeys(row.region for row in self.rows))
+        bad = list(dict.fromkeys(row.region for row in self.failed))
+        told = "; ".join(f"{row.region}, {row.step}: {row.why}" for row in self.failed)
+        return errors.PartlyDoneError(
+            f"{self.job} is done in part: {len(regions) - len(bad)} of {len(regions)} regions are as wanted.",
+            why=told,
+            cure="Running the same command again does what is left, and nothing twice.",
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row a region and step, with the columns `COLUMNS`."""
+        import pandas as pd
+
+        rows = [{name: getattr(row, name) for name in COLUMNS} for row in self.rows]
+        frame = pd.DataFrame(rows, columns=list(COLUMNS))
+        return frame.astype({"seconds": float, "best_effort": bool})
+
+    def regions(self) -> pd.DataFrame:
+        """Return one row a region: ``region``, ``ami_id``, the outcome of each step, ``why``."""
+        import pandas as pd
+
+        header, lines = self._table()
+        return pd.DataFrame(lines, columns=header)
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        steps = list(dict.fromkeys(row.step for row in self.rows))
+        lines = []
+        for region in dict.fromkeys(row.region for row in self.rows):
+            rows = [row for row in self.rows if row.region == region]
+            outcome = {row.step: row.outcome for row in rows}
+            name = f"{region} (best effort)" if rows[0].best_effort else region
+            ami_id = next((row.ami_id for row in rows if row.ami_id), "")
+            why = "; ".join(row.why for row in rows if row.outcome == "failed")
+            lines.append([name, ami_id, *(outcome.get(step, "") for step in steps), why])
+        return ["region", "ami_id", *steps, "why"], lines
+
+    def __str__(self) -> str:
+        return "\n".join(text_table(*self._table()))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        header, lines = self._table()
+        marked = [
+            [MARKS.get(cell, "") + " " + cell if cell in MARKS else cell for cell in row] for row in lines
+        ]
+        return html_rows(header, marked, caption=self.job)
+
+
+def text_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """Return lines of text whose columns stand below each other; the last column is as long as it is."""
+    rows = [list(header), *map(list, lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
+    return [
+        "  ".join(
+            [*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)), row[-1]]
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def html_rows(header: Sequence[str], lines: Iterable[Sequence[str]], *, caption: str) -> str:
+    """Return a table with a head as HTML; the notebook's own style would align it to the right."""
+    left = 'style="text-align:left"'
+    head = "".join(f"<th {left}>{html.escape(name)}</th>" for name in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td {left}>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines
+    )
+    return (
+        f'<table class="vmsnix"><caption>{html.escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )

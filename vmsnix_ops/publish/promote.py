@@ -1,0 +1,400 @@
+"""Promoting an AMI: copies in other regions, who may launch it, its dates, and the channel that points to it.
+
+>>> from vmsnix_ops.publish import promote
+>>> plan = promote.plan(image="ecs-node", channel="stable", regions=["eu-west-1"])  # doctest: +SKIP
+>>> print(promote.apply(plan))  # doctest: +SKIP
+region        ami_id                 copy        point       why
+eu-central-1  ami-0123456789abcdef0              done
+eu-west-1     ami-0fedcba9876543210  done        already so
+
+Every step finds or creates (`vmsnix_ops.publish.promote_steps`), so a promotion that died, or that was
+refused in one of its regions, is finished by running it again.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import account, deprecation, parameters, preflight_account, sharing, snapshots
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.session import calling, client
+from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.progress import Progress, current
+from vmsnix_ops.publish import channels, promote_steps
+from vmsnix_ops.publish.outcomes import html_rows, text_table
+from vmsnix_ops.publish.plan import check_public
+from vmsnix_ops.publish.promote_steps import Spot, Wanted
+from vmsnix_ops.records.run_context import RunContext, current_run
+from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.settings import Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import boto3
+
+    from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.publish.outcomes import Outcomes
+
+Verdict = Literal["to do", "already so", "refused", "not looked at"]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What is planned of one step in one region.
+
+    Attributes
+    ----------
+    step
+        Its name.
+    verdict
+        ``"refused"``: AWS or we would not do it as things stand; `what` tells why.
+    what
+        What will happen, or what is so already.
+    """
+
+    step: str
+    verdict: Verdict
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is planned in one region.
+
+    Attributes
+    ----------
+    region, best_effort
+        Where, and whether a failure there is only told.
+    kms_key
+        Key of the copy; empty for none.
+    ami_id
+        The AMI there, when it is there already.
+    steps
+        In their order.
+    """
+
+    region: str
+    best_effort: bool
+    kms_key: str
+    ami_id: str
+    steps: tuple[Planned, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A promotion that has been looked at and not begun. Make it with `plan`; printed, it shows what happens.
+
+    Attributes
+    ----------
+    wanted
+        The AMI, and what is wanted of every region.
+    account
+        Whose it is.
+    image, channel
+        The channel that will point to it; an empty channel moves no pointer.
+    targets
+        What is planned, region by region; the AMI's own region first.
+    spots
+        The regions themselves, with their clients.
+    topic
+        ARN of an SNS topic that is told; empty for none.
+    dry_run
+        `apply` does nothing.
+    """
+
+    wanted: Wanted
+    account: str
+    image: str
+    channel: str
+    targets: tuple[Target, ...]
+    topic: str
+    dry_run: bool
+    spots: tuple[Spot, ...] = field(repr=False, compare=False)
+    session: boto3.Session = field(repr=False, compare=False)
+    run: RunContext = field(repr=False, compare=False)
+    tables: Tables = field(repr=False, compare=False)
+    progress: Progress = field(repr=False, compare=False)
+    started_at: datetime = field(repr=False, compare=False)
+
+    @property
+    def title(self) -> str:
+        """One line: what becomes what."""
+        source = self.wanted.source
+        to = f" to {self.channel}" if self.channel else ""
+        return f"Promote {source.name}{to} in {len(self.targets)} regions, account {self.account}"
+
+    def apply(self) -> Outcomes:
+        """Carry it out; see `vmsnix_ops.publish.promote_apply.apply`."""
+        from vmsnix_ops.publish import promote_apply
+
+        return promote_apply.apply(self)
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        rows = []
+        for target in self.targets:
+            name = f"{target.region} (best effort)" if target.best_effort else target.region
+            rows += [[name, step.step, step.verdict, step.what] for step in target.steps]
+        if self.topic:
+            rows.append([self.topic.split(":")[3], "announce", "to do", f"to {self.topic}"])
+        return ["region", "step", "verdict", "what"], rows
+
+    def notes(self) -> list[str]:
+        """Return what the table does not say."""
+        refused = any(step.verdict == "refused" for target in self.targets for step in target.steps)
+        found = (
+            ["A step that is refused fails when it is carried out; the other regions go on."]
+            if refused
+            else []
+        )
+        return [*found, *(["Nothing of this will be done: dry_run is set."] if self.dry_run else [])]
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *(f"  {line}" for line in text_table(*self._table())), *self.notes()])
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        return html_rows(*self._table(), caption=" ".join([f"{self.title}.", *self.notes()]))
+
+
+def plan(
+    *,
+    ami: str = "",
+    image: str = "",
+    channel: str = "",
+    region: str = "",
+    regions: Iterable[str] = (),
+    best_effort: Iterable[str] = (),
+    kms_keys: Mapping[str, str] | None = None,
+    share_with: Iterable[str] = (),
+    revoke_from: Iterable[str] = (),
+    public: bool = False,
+    confirm_public: str = "",
+    deprecate_days: int = 0,
+    protect: bool = False,
+    topic: str = "",
+    dry_run: bool = True,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    session: boto3.Session | None = None,
+) -> Plan:
+    """Look at the AMI and at every region, and return what will happen. Nothing is changed.
+
+    Parameters
+    ----------
+    ami
+        The AMI: its id, its name, a channel (what that points to), or nothing: the newest of the image.
+    image
+        Short name of the image; only needed where `ami` does not say it.
+    channel
+        The channel that shall point to it; nothing moves no pointer.
+    region
+        Where the AMI is; by default the settings' region, else AWS's own.
+    regions, best_effort
+        Where it shall be, too; a failure in one of the latter is told and does not count. ``["all"]``: every
+        region that is enabled.
+    kms_keys
+        Region and key, for copies that shall be encrypted with a key of yours.
+    share_with, revoke_from
+        Accounts, ARNs of organizations and organizational units; ``public`` may be revoked, too. What is not
+        named stays as it is.
+    public, confirm_public
+        Let everybody launch it: with the id of the account once more, as for a publish.
+    deprecate_days
+        Deprecate it so many days after its creation; 0 leaves its date as it is.
+    protect
+        Protect it from being deregistered.
+    topic
+        ARN of an SNS topic to tell.
+    dry_run
+        `apply` only repeats the plan.
+    settings, progress, session
+        Where they do not come from the surroundings.
+
+    Raises
+    ------
+    vmsnix_ops.errors.UsageError
+        A parameter is missing or cannot be right.
+    vmsnix_ops.errors.AwsError
+        Credentials, account or home region would not do, or the AMI is not one to promote. What is wrong in
+        one of the other regions is no error here; the plan shows it.
+    """
+    settings, session = settings or load(), session or default_session()
+    region = region or settings.region or session.region_name or ""
+    share, revoke = _audiences(share_with, revoke_from, public=public)
+    check_public(public, confirm_public)
+    if channel:
+        channels.check(channel, settings)
+    home, number = _home(session, region, settings)
+    check_public(public, confirm_public, number)
+    _check_topic(topic)
+    others, willing = _regions(session, home, tuple(regions), tuple(best_effort))
+    keys = dict(kms_keys or {})
+    _check_keys(keys, home, others)
+
+    ec2 = client(session, "ec2", home)
+    if not ami and not image:
+        raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
+    found = channels.find_ami(ec2, client(session, "ssm", home), ami, image=image, settings=settings)
+    source = channels.check_usable(found, account=number, now=datetime.now(UTC))
+    held = snapshots.check_whole(ec2, source)
+    image = _image(source, image)
+    moment = source.created_at + timedelta(days=deprecate_days) if deprecate_days else None
+    if moment is not None:
+        deprecation.check_date(source, moment, public=public or source.public)
+    run = current_run("promote-ami", settings=settings)
+    wanted = Wanted(
+        source=source,
+        share=share,
+        revoke=revoke,
+        deprecate_at=moment,
+        protect=protect,
+        pointer=parameters.pointer_name(settings.pointer_prefix, image, channel) if channel else "",
+        description=f"{source.name}, promoted by the run {run.run_id}",
+    )
+    spots = [
+        # One after the other: sessions are not thread safe, clients are.
+        Spot(
+            wanted, name, keys.get(name, ""), client(session, "ec2", name), client(session, "ssm", name), ec2
+        )
+        for name in (home, *others)
+    ]
+    spots[0].ami = source
+    for each in spots:
+        promote_steps.refuse_encrypted_public(each, encrypted=any(one.encrypted for one in held))
+    if not any(promote_steps.steps(wanted, home=each.is_home) for each in spots):
+        raise errors.ParameterError(
+            "There is nothing to do.",
+            why="Neither a channel nor regions, sharing, a date or protection were given.",
+            cure="Give at least one of them.",
+        )
+    with ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool:
+        targets = tuple(pool.map(lambda each: _look(each, best_effort=each.region in willing), spots))
+    return Plan(
+        wanted=wanted,
+        account=number,
+        image=image,
+        channel=channel,
+        targets=targets,
+        topic=topic,
+        dry_run=dry_run,
+        spots=tuple(spots),
+        session=session,
+        run=run,
+        tables=open_tables(settings),
+        progress=progress or current(),
+        started_at=datetime.now(UTC),
+    )
+
+
+def apply(plan: Plan) -> Outcomes:
+    """Carry out a plan; see `vmsnix_ops.publish.promote_apply.apply`."""
+    return plan.apply()
+
+
+def _look(spot: Spot, *, best_effort: bool) -> Target:
+    """Look at one region; whatever is wrong there is part of the plan."""
+    planned: list[Planned] = []
+    refused = ""
+    for step in promote_steps.steps(spot.wanted, home=spot.is_home):
+        verdict: Verdict = "not looked at"
+        what = ""
+        if not refused:
+            try:
+                if not planned:
+                    spot.check_region()
+                looked = step.look(spot)
+                verdict, what = "already so" if looked.so else "to do", looked.what
+            except errors.VmsnixError as error:
+                verdict, what = "refused", str(error)
+                refused = what
+        planned.append(Planned(step.name, verdict, what))
+    return Target(spot.region, best_effort, spot.kms_key, spot.ami_id, tuple(planned))
+
+
+def _home(session: boto3.Session, region: str, settings: Settings) -> tuple[str, str]:
+    """Return the home region and the account, both checked."""
+    if not region:
+        raise errors.ParameterError(
+            "No region was given.", cure="Give region, set it in vmsnix.toml, or set AWS_REGION."
+        )
+    checks = account.preflight(session, region=region, allowed_accounts=settings.allowed_accounts)
+    account.require(checks)
+    return region, next(str(check.facts["account"]) for check in checks if "account" in check.facts)
+
+
+def _audiences(
+    share_with: Iterable[str], revoke_from: Iterable[str], *, public: bool
+) -> tuple[sharing.Audience, sharing.Audience]:
+    share, revoke = sharing.audience(share_with), sharing.audience(revoke_from)
+    if share.public:
+        raise errors.ParameterError(
+            "public is nobody to share with.",
+            why="What is public cannot be taken back from who copied it.",
+            cure="Set public and confirm_public if everybody shall launch the AMI.",
+        )
+    share = replace(share, public=public)
+    both = share.within(revoke)
+    if both:
+        raise errors.ParameterError(
+            f"{both} cannot be given and taken away at once.", cure="Leave one of the two out."
+        )
+    return share, revoke
+
+
+def _regions(
+    session: boto3.Session, home: str, regions: tuple[str, ...], best_effort: tuple[str, ...]
+) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the other regions, and those among them whose failure does not count."""
+    if "all" in regions or "all" in best_effort:
+        with calling("list the enabled regions"):
+            answer = client(session, "ec2", home).describe_regions()
+        every = tuple(sorted(one["RegionName"] for one in answer["Regions"]))
+        regions = every if "all" in regions else regions
+        best_effort = every if "all" in best_effort else best_effort
+    others = dict.fromkeys(name for name in (*regions, *best_effort) if name != home)
+    for name in others:
+        preflight_account.region_name(session, name)
+    return tuple(others), frozenset(best_effort) - frozenset(regions) - {home}
+
+
+def _check_keys(keys: Mapping[str, str], home: str, others: tuple[str, ...]) -> None:
+    for region, key in keys.items():
+        if region not in others:
+            raise errors.ParameterError(
+                f"There is a key for {region}, where nothing is copied to.",
+                why="It is the AMI's own region." if region == home else errors.nearest(region, others),
+                cure="Leave it out, or add the region to regions.",
+            )
+        if key.startswith("arn:") and f":kms:{region}:" not in key:
+            raise errors.ParameterError(
+                f"The key for {region} is of another region.",
+                why=f"It is {key}.",
+                cure=f"Name a key of {region}.",
+            )
+
+
+def _check_topic(topic: str) -> None:
+    if topic and (topic.count(":") != 5 or not topic.startswith("arn:") or ":sns:" not in topic):
+        raise errors.ParameterError(
+            f"The topic {topic!r} is no ARN of an SNS topic.",
+            cure="Give one such as arn:aws:sns:eu-central-1:012345678901:images.",
+        )
+
+
+def _image(source: Ami, image: str) -> str:
+    """Return the image of an AMI; an operator who names another one is wrong about one of the two."""
+    own = source.tags[tagging.IMAGE]
+    if image and image != own:
+        raise errors.ParameterError(
+            f"The AMI {source.ami_id} is one of the image {own!r}.",
+            why=f"{image!r} was given.",
+            cure="Leave image out, or name another AMI.",
+        )
+    return own

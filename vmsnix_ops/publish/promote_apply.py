@@ -1,0 +1,247 @@
+"""Carrying a promotion out: all regions at once, each by itself, and everything written down.
+
+A region ends at its first failure and the others go on. What a region came to is recorded as soon as it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import images, topics
+from vmsnix_ops.progress import Step as Shown
+from vmsnix_ops.publish import channels, promote_records, promote_steps
+from vmsnix_ops.publish.interrupts import stopping
+from vmsnix_ops.publish.journal import record_run
+from vmsnix_ops.publish.outcomes import Outcomes, StepOutcome
+from vmsnix_ops.records.result import write_result
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from vmsnix_ops.publish.promote import Plan, Target
+    from vmsnix_ops.publish.promote_steps import Spot
+
+JOB = "The promotion"
+
+
+def apply(plan: Plan) -> Outcomes:
+    """Do everything that the plan lists, and return what became of it. In a dry run nothing is done.
+
+    Safe to run twice, and after a crash at any point: every step looks first, copies have ClientTokens of
+    their content, and a message goes out once the tables do not know it. SIGINT and SIGTERM end it between
+    two looks; the second one at once.
+
+    Raises
+    ------
+    vmsnix_ops.errors.InterruptedRunError
+        The operator asked to stop.
+    """
+    if plan.dry_run:
+        return Outcomes(JOB, tuple(_planned(plan)), plan.run.run_id)
+    stop = threading.Event()
+    spots = [replace(each, ami=None, still_wanted=lambda: _stop_if(stop)) for each in plan.spots]
+    done: dict[str, list[StepOutcome]] = {}
+    with stopping(), ThreadPoolExecutor(len(spots), thread_name_prefix="promote") as pool:
+        running = {
+            pool.submit(_region, plan, target, each): each
+            for target, each in zip(plan.targets, spots, strict=True)
+        }
+        try:
+            for future in as_completed(running):
+                each = running[future]
+                done[each.region] = _record(plan, each, future)
+        except BaseException as error:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            interrupted = isinstance(error, KeyboardInterrupt)
+            record_run(
+                plan.run, plan.tables, "interrupted" if interrupted else "failed", plan.started_at,
+                **_run_columns(plan), error=str(error) or type(error).__name__,
+            )  # fmt: skip
+            if interrupted:
+                raise _interrupted() from error
+            raise
+    rows = [row for target in plan.targets for row in done[target.region]]
+    if plan.topic:
+        rows.append(_announce(plan, spots, rows))
+    outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id)
+    more = {"error": str(outcomes.error())} if outcomes.error() else {}
+    record_run(plan.run, plan.tables, outcomes.status, plan.started_at, **_run_columns(plan), **more)
+    return outcomes
+
+
+def finish(plan: Plan, outcomes: Outcomes) -> None:
+    """Write ``result.json``, and end the run as it deserves.
+
+    Raises
+    ------
+    vmsnix_ops.errors.PartlyDoneError
+        Something is as wanted and something is not: exit code 3.
+    vmsnix_ops.errors.VmsnixError
+        Nothing is as wanted.
+    """
+    source = plan.wanted.source
+    amis = {row.region: row.ami_id for row in outcomes.rows if row.ami_id}
+    shown = ("region", "step", "outcome", "what", "why", "ami_id", "seconds", "best_effort")
+    write_result(
+        plan.run,
+        {
+            "status": outcomes.status,
+            "dry_run": plan.dry_run,
+            "ami_id": source.ami_id,
+            "image_name": source.name,
+            "region": source.region,
+            "account": plan.account,
+            "image": plan.image,
+            "digest": source.digest,
+            "channel": plan.channel or None,
+            "pointer": plan.wanted.pointer or None,
+            "amis": amis,
+            "outcomes": [{name: getattr(row, name) for name in shown} for row in outcomes.rows],
+            "seconds": round(sum(row.seconds for row in outcomes.rows), 3),
+        },
+    )
+    error = outcomes.error()
+    if error is not None:
+        raise error
+
+
+def _planned(plan: Plan) -> list[StepOutcome]:
+    return [
+        StepOutcome(
+            target.region,
+            step.step,
+            "already so" if step.verdict == "already so" else "planned",
+            step.what,
+            ami_id=target.ami_id,
+            best_effort=target.best_effort,
+        )
+        for target in plan.targets
+        for step in target.steps
+    ]
+
+
+def _region(plan: Plan, target: Target, spot: Spot) -> list[StepOutcome]:
+    """Carry out the steps of one region, up to the first that fails."""
+    rows: list[StepOutcome] = []
+    failed = ""
+    with plan.progress.step(spot.region, total=100, unit="percent") as shown:
+        spot.shown = shown
+        for step in promote_steps.steps(plan.wanted, home=spot.is_home):
+            row = StepOutcome(spot.region, step.name, "skipped", best_effort=target.best_effort)
+            if failed:
+                rows.append(replace(row, why=f"after the failed {failed}", ami_id=spot.ami_id))
+                continue
+            started = time.monotonic()
+            try:
+                spot.still_wanted()
+                if not rows:
+                    spot.check_region()
+                if spot.is_home:
+                    _look_again(plan, spot)
+                row = _step(step, spot, row)
+            except errors.InterruptedRunError:
+                raise
+            except errors.VmsnixError as error:
+                row, failed = replace(row, outcome="failed", why=str(error), error=error), step.name
+                shown.message(f"{step.name} failed: {error}")
+            rows.append(replace(row, ami_id=spot.ami_id, seconds=round(time.monotonic() - started, 3)))
+    return rows
+
+
+def _step(step: promote_steps.Step, spot: Spot, row: StepOutcome) -> StepOutcome:
+    looked = step.look(spot)
+    if looked.so:
+        return replace(row, outcome="already so", what=looked.what)
+    if isinstance(spot.shown, Shown):
+        spot.shown.message(f"{step.name}: {looked.what}")
+    step.do(spot)
+    return replace(row, outcome="done", what=looked.what)
+
+
+def _look_again(plan: Plan, spot: Spot) -> None:
+    """See whether the AMI is still one to promote: the plan may be hours old."""
+    source = plan.wanted.source
+    found = images.find(spot.ec2, [source.ami_id]).get(source.ami_id)
+    if found is None:
+        raise errors.RegistrationError(
+            f"The AMI {source.ami_id} in {source.region} is gone.",
+            why="Somebody deregistered it after the plan was made.",
+            cure="Make a new plan.",
+        )
+    spot.ami = channels.check_usable(found, account=plan.account, now=datetime.now(UTC))
+
+
+def _record(plan: Plan, spot: Spot, future: Future[list[StepOutcome]]) -> list[StepOutcome]:
+    rows = future.result()
+    try:
+        if spot.ami is not None and any(row.outcome == "failed" for row in rows):
+            promote_records.record_ami(plan.tables, spot.ami)
+        elif spot.ami is not None:
+            promote_records.write(plan, spot)
+    except errors.AwsError as error:  # what was done is done, but it cannot be read back
+        failed = StepOutcome(spot.region, "record", "failed", why=str(error), ami_id=spot.ami_id, error=error)
+        rows.append(replace(failed, best_effort=rows[0].best_effort))
+    promote_records.write_steps(plan, rows)
+    return rows
+
+
+def _announce(plan: Plan, spots: list[Spot], rows: list[StepOutcome]) -> StepOutcome:
+    """Tell the topic, once for the same content: the tables know what was told."""
+    where, started = plan.topic.split(":")[3], time.monotonic()
+    failed = {row.region for row in rows if row.outcome == "failed"}
+    amis = {spot.region: spot.ami_id for spot in spots if spot.ami_id and spot.region not in failed}
+    row = StepOutcome(where, "announce", "skipped", f"to {plan.topic}")
+    if not amis:
+        return replace(row, why="there is nothing to tell")
+    source = plan.wanted.source
+    content: dict[str, Any] = {
+        "image": plan.image,
+        "channel": plan.channel,
+        "name": source.name,
+        "digest": source.digest,
+        "account": plan.account,
+        "amis": dict(sorted(amis.items())),
+    }
+    message = json.dumps(content, sort_keys=True)
+    if promote_records.was_told(plan, message):
+        return replace(row, outcome="already so")
+    subject = f"{plan.image} {plan.channel or 'AMI'}: {source.name}"
+    try:
+        told = topics.announce(plan.topic, subject, message, group=plan.image, session=plan.session)
+    except errors.VmsnixError as error:
+        return replace(row, outcome="failed", why=str(error), error=error)
+    row = replace(row, outcome="done", seconds=round(time.monotonic() - started, 3))
+    promote_records.write_steps(plan, [row], detail={"message": message, "message_id": told})
+    return row
+
+
+def _run_columns(plan: Plan) -> dict[str, Any]:
+    source = plan.wanted.source
+    return {
+        "region": source.region,
+        "account": plan.account,
+        "image": plan.image,
+        "image_name": source.name,
+        "ami_id": source.ami_id,
+    }
+
+
+def _stop_if(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise _interrupted()
+
+
+def _interrupted() -> errors.InterruptedRunError:
+    return errors.InterruptedRunError(
+        "The promotion was interrupted.",
+        why="Copies that run go on in AWS; what was done stays.",
+        cure="Run the same command again to go on.",
+    )

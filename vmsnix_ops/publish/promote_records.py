@@ -1,0 +1,146 @@
+"""What a promotion leaves in the tables: its steps, copied AMIs, and what each AMI was promoted to."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.aws import images, sharing, snapshots
+from vmsnix_ops.aws import tags as tagging
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.aws.session import Client
+    from vmsnix_ops.publish.outcomes import StepOutcome
+    from vmsnix_ops.publish.promote import Plan
+    from vmsnix_ops.publish.promote_steps import Spot
+    from vmsnix_ops.records.tables import Tables
+
+STATUS = {"done": "finished", "already so": "reused", "failed": "failed"}
+CHANGES = (
+    "ami_id",
+    "channel",
+    "shared_with",
+    "snapshots_shared_with",
+    "public",
+    "deprecated_at",
+    "protected",
+    "encrypted",
+    "kms_key",
+)
+"""What makes a new row: a promotion that finds everything as recorded records nothing."""
+
+
+def facts(ec2: Client, ami: Ami) -> dict[str, Any]:
+    """Return what AWS says of an AMI that may change after it was registered, as `promotions` has it."""
+    held = snapshots.find(ec2, ami.snapshot_ids)
+    who = sharing.of_image(ec2, ami.ami_id)
+    accounts = {name for snapshot_id in held for name in sharing.of_snapshot(ec2, snapshot_id).names()}
+    first = next(iter(held.values()), None)
+    return {
+        "shared_with": json.dumps([name for name in who.names() if name != sharing.PUBLIC]),
+        "snapshots_shared_with": json.dumps(sorted(accounts)),
+        "public": who.public,
+        "deprecated_at": ami.deprecated_at,
+        "protected": ami.protection.startswith("enabled"),
+        "encrypted": bool(held) and all(one.encrypted for one in held.values()),
+        "kms_key": first.kms_key or None if first else None,
+    }
+
+
+def write(plan: Plan, spot: Spot) -> None:
+    """Record what the AMI of one region is now, as AWS says it; safe to run twice.
+
+    A row is only written when it says something new, so that a promotion that died between its last step and
+    this is recorded by the next one, and one that finds everything done adds nothing.
+    """
+    ami = images.describe(spot.ec2, spot.ami_id)
+    source = plan.wanted.source
+    record_ami(plan.tables, ami)
+    row = {
+        "run_id": plan.run.run_id,
+        "promoted_at": datetime.now(UTC),
+        "how": "promote",
+        "ami_id": ami.ami_id,
+        "region": ami.region,
+        "account": ami.account,
+        "name": ami.name,
+        "image": plan.image,
+        "version": ami.tags.get(tagging.VERSION),
+        "digest": ami.digest,
+        "source_ami_id": source.ami_id if ami.region != source.region else None,
+        "source_region": source.region if ami.region != source.region else None,
+        "channel": plan.channel or None,
+        "pointer": plan.wanted.pointer or None,
+        "previous_ami_id": spot.pointed_to or None,
+        **facts(spot.ec2, ami),
+    }
+    if not _same(latest(plan.tables, ami.region, plan.image, plan.channel), row):
+        plan.tables.append("promotions", [row])
+
+
+def record_ami(tables: Tables, ami: Ami) -> None:
+    """Record a copied AMI in ``amis``, once."""
+    where = [("ami_id", "==", ami.ami_id), ("region", "==", ami.region)]
+    if not len(tables.read("amis", columns=["ami_id"], where=where)):
+        tables.append("amis", [images.row(ami, recorded_at=datetime.now(UTC), source="promote")])
+
+
+def latest(tables: Tables, region: str, image: str, channel: str) -> dict[str, Any]:
+    """Return the newest row of a channel in a region; empty when there is none."""
+    where = [("region", "==", region), ("image", "==", image)]
+    frame = tables.read("promotions", where=where)
+    frame = frame[frame["channel"].isna() if not channel else frame["channel"] == channel]
+    if not len(frame):
+        return {}
+    return {str(name): value for name, value in frame.sort_values("promoted_at").iloc[-1].items()}
+
+
+def write_steps(plan: Plan, rows: Iterable[StepOutcome], detail: dict[str, Any] | None = None) -> None:
+    """Record steps that were carried out; one that was skipped is none."""
+    now = datetime.now(UTC)
+    source = plan.wanted.source
+    written = [
+        {
+            "run_id": plan.run.run_id,
+            "step": row.step,
+            "status": STATUS[row.outcome],
+            "started_at": datetime.fromtimestamp(now.timestamp() - row.seconds, UTC),
+            "finished_at": now,
+            "seconds": row.seconds,
+            "image": plan.image,
+            "digest": source.digest,
+            "region": row.region,
+            "detail": detail or {"ami_id": row.ami_id, "what": row.what, "error": row.why or None},
+        }
+        for row in rows
+        if row.outcome in STATUS and not (row.step == "announce" and row.outcome != "done")
+    ]
+    if written:
+        plan.tables.append("steps", written)
+
+
+def was_told(plan: Plan, message: str) -> bool:
+    """Tell whether a topic was told exactly this before."""
+    where = [("step", "==", "announce"), ("digest", "==", plan.wanted.source.digest)]
+    frame = plan.tables.read("steps", columns=["detail", "status"], where=where)
+    told = (json.loads(detail) for detail in frame[frame["status"] == "finished"]["detail"])
+    return any(one.get("message") == message for one in told)
+
+
+def _same(before: dict[str, Any], row: dict[str, Any]) -> bool:
+    return bool(before) and all(_plain(before.get(name)) == _plain(row.get(name)) for name in CHANGES)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value so that one from a frame and one of ours compare: pandas spells nothing in many ways."""
+    import pandas as pd
+
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return None
+    if isinstance(value, datetime):
+        return value.astimezone(UTC)
+    return bool(value) if hasattr(value, "item") else value

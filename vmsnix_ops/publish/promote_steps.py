@@ -1,0 +1,304 @@
+"""The steps of a promotion in one region. Each looks first; what is so already is left alone.
+
+That makes them safe to run twice, in any order of crashes: looking is the same in the plan, in the first run
+and in the one that goes on after it. The order matters: what points comes last, so that nobody is pointed to
+an AMI that is not there, or that one may not launch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import (
+    deprecation,
+    image_copy,
+    parameters,
+    preflight_account,
+    preflight_limits,
+    sharing,
+)
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.checks import checked, require
+from vmsnix_ops.aws.sharing import Audience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.aws.session import Client
+    from vmsnix_ops.progress import Step as Shown
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a promotion wants of every region.
+
+    Attributes
+    ----------
+    source
+        The AMI, in its home region.
+    share, revoke
+        Who may launch it from now on, and who may no longer.
+    deprecate_at
+        From when on it is deprecated; ``None`` leaves the date as it is.
+    protect
+        Whether it cannot be deregistered.
+    pointer
+        Name of the parameter that shall point to it; empty when none shall.
+    description
+        What is written beside the pointer's value.
+    """
+
+    source: Ami
+    share: Audience = field(default_factory=Audience)
+    revoke: Audience = field(default_factory=Audience)
+    deprecate_at: datetime | None = None
+    protect: bool = False
+    pointer: str = ""
+    description: str = ""
+
+
+@dataclass
+class Spot:
+    """One region while it is looked at or worked on.
+
+    Attributes
+    ----------
+    wanted
+        What is wanted there.
+    region, kms_key
+        Where, and the key of the copy.
+    ec2, ssm, home
+        Clients of the region, and of EC2 in the AMI's own region.
+    ami
+        The AMI there; ``None`` while it is still to be copied.
+    pointed_to
+        Where the pointer pointed before it was moved.
+    shown, still_wanted
+        Where progress is shown; what raises when the operator asked to stop.
+    """
+
+    wanted: Wanted
+    region: str
+    kms_key: str
+    ec2: Client
+    ssm: Client
+    home: Client
+    ami: Ami | None = None
+    pointed_to: str = ""
+    shown: Shown | None = None
+    still_wanted: Callable[[], None] = lambda: None
+
+    @property
+    def is_home(self) -> bool:
+        """Whether this is the AMI's own region."""
+        return self.region == self.wanted.source.region
+
+    def check_region(self) -> None:
+        """Refuse a region that is not enabled, which would only say that it does not know the credentials.
+
+        Raises
+        ------
+        vmsnix_ops.errors.RegionError
+            It is not enabled for this account.
+        """
+        if not self.is_home:
+            enabled = checked("region", lambda: preflight_account.region(self.home, self.region))
+            require([enabled])
+
+    @property
+    def ami_id(self) -> str:
+        """Its id, empty while there is none."""
+        return self.ami.ami_id if self.ami else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What a step found: whether all is as wanted, and what it does, or would do."""
+
+    so: bool
+    what: str
+
+
+class Step(Protocol):
+    """A step: `look` changes nothing and may be asked of a copy that is not there; `do` needs it there."""
+
+    name: str
+
+    def look(self, spot: Spot) -> Looked:
+        """Tell whether there is anything to do."""
+
+    def do(self, spot: Spot) -> None:
+        """Do it."""
+
+
+class Copy:
+    """Copies the AMI into the region; not in its own. See `vmsnix_ops.aws.image_copy.copy`."""
+
+    name = "copy"
+
+    def look(self, spot: Spot) -> Looked:
+        """Find the copy that is there or on its way."""
+        source = spot.wanted.source
+        found = image_copy.find(spot.ec2, image_copy.Copy(source, spot.kms_key))
+        if found is not None and found.state == "available":
+            spot.ami = found
+            return Looked(True, f"{found.ami_id} is there")
+        if found is not None:
+            return Looked(False, f"wait for {found.ami_id}, which is {found.state}")
+        key = f", encrypted with {spot.kms_key}" if spot.kms_key else ""
+        return Looked(False, f"copy {source.ami_id} from {source.region}{key}")
+
+    def do(self, spot: Spot) -> None:
+        """Make the copy or wait for it."""
+        wanted = image_copy.Copy(spot.wanted.source, spot.kms_key)
+        spot.ami, _ = image_copy.copy(spot.ec2, wanted, step=spot.shown, still_wanted=spot.still_wanted)
+
+
+class Share:
+    """Shares the AMI, and with accounts its snapshots, too: an account that copies it needs them."""
+
+    name = "share"
+
+    def look(self, spot: Spot) -> Looked:
+        """Find who is missing, and whether AWS would let everybody in."""
+        share = spot.wanted.share
+        missing = share.minus(sharing.of_image(spot.ec2, spot.ami.ami_id)) if spot.ami else share
+        if missing.public:
+            preflight_limits.public_sharing(spot.ec2, public=True)
+        snapshots = [] if spot.ami is None else self._snapshots(spot)
+        if not missing and not snapshots:
+            return Looked(spot.ami is not None, f"with {share}")
+        return Looked(False, f"with {missing or Audience(share.accounts)}")
+
+    def do(self, spot: Spot) -> None:
+        """Share the snapshots first, so that who may launch the AMI may copy it, too."""
+        for snapshot_id, accounts in self._snapshots(spot):
+            sharing.share_snapshot(spot.ec2, snapshot_id, accounts)
+        missing = spot.wanted.share.minus(sharing.of_image(spot.ec2, spot.ami_id))
+        sharing.share(spot.ec2, spot.ami_id, missing)
+
+    def _snapshots(self, spot: Spot) -> list[tuple[str, tuple[str, ...]]]:
+        accounts, found = spot.wanted.share.accounts, []
+        for snapshot_id in spot.ami.snapshot_ids if spot.ami and accounts else ():
+            missing = Audience(accounts).minus(sharing.of_snapshot(spot.ec2, snapshot_id)).accounts
+            found += [(snapshot_id, missing)] if missing else []
+        return found
+
+
+class Revoke:
+    """Stops sharing the AMI and its snapshots with some."""
+
+    name = "revoke"
+
+    def look(self, spot: Spot) -> Looked:
+        """Find who still has what shall be taken away."""
+        revoke = spot.wanted.revoke
+        if spot.ami is None:
+            return Looked(True, f"a new copy is shared with nobody, so not with {revoke}")
+        still = sharing.of_image(spot.ec2, spot.ami_id).within(revoke)
+        for snapshot_id in spot.ami.snapshot_ids:
+            more = sharing.of_snapshot(spot.ec2, snapshot_id).within(revoke)
+            still = sharing.audience([*still.names(), *more.names()])
+        return Looked(not still, f"from {still}" if still else f"not shared with {revoke}")
+
+    def do(self, spot: Spot) -> None:
+        """Take it away."""
+        revoke = spot.wanted.revoke
+        sharing.revoke(spot.ec2, spot.ami_id, sharing.of_image(spot.ec2, spot.ami_id).within(revoke))
+        for snapshot_id in spot.ami.snapshot_ids if spot.ami else ():
+            still = sharing.of_snapshot(spot.ec2, snapshot_id).within(revoke)
+            sharing.revoke_snapshot(spot.ec2, snapshot_id, still)
+
+
+class Deprecate:
+    """Sets the deprecation date; it counts from the AMI's creation, so that it is the same in every run."""
+
+    name = "deprecate"
+
+    def look(self, spot: Spot) -> Looked:
+        """Compare the date."""
+        moment = deprecation.to_the_minute(self._moment(spot))
+        so = spot.ami is not None and spot.ami.deprecated_at == moment
+        return Looked(so, f"from {moment:%Y-%m-%d %H:%M} UTC on")
+
+    def do(self, spot: Spot) -> None:
+        """Set it."""
+        deprecation.deprecate(spot.ec2, spot.ami_id, self._moment(spot))
+
+    def _moment(self, spot: Spot) -> datetime:
+        if spot.wanted.deprecate_at is None:
+            raise RuntimeError("a promotion without a date has no such step")
+        return spot.wanted.deprecate_at
+
+
+class Protect:
+    """Protects the AMI from being deregistered."""
+
+    name = "protect"
+
+    def look(self, spot: Spot) -> Looked:
+        """Look at the protection; one that was lifted and ends within a day is none."""
+        so = spot.ami is not None and spot.ami.protection.startswith("enabled")
+        return Looked(so, "from being deregistered")
+
+    def do(self, spot: Spot) -> None:
+        """Enable it."""
+        deprecation.protect(spot.ec2, spot.ami_id)
+
+
+class Point:
+    """Points the channel to the AMI."""
+
+    name = "point"
+
+    def look(self, spot: Spot) -> Looked:
+        """Look where it points now."""
+        found = parameters.find(spot.ssm, spot.wanted.pointer)
+        spot.pointed_to = found.value if found else ""
+        so = found is not None and spot.ami is not None and found.value == spot.ami_id
+        if so and found is not None and found.data_type == parameters.IMAGE_TYPE:
+            spot.pointed_to = ""
+            return Looked(True, f"{spot.wanted.pointer} points there")
+        before = f", which points to {spot.pointed_to}" if spot.pointed_to else ", a new pointer"
+        return Looked(False, f"{spot.wanted.pointer}{before}, to {spot.ami_id or 'the copy'}")
+
+    def do(self, spot: Spot) -> None:
+        """Move it."""
+        parameters.point(
+            spot.ssm,
+            spot.wanted.pointer,
+            spot.ami_id,
+            description=spot.wanted.description,
+            tags=pointer_tags(spot.wanted.source),
+        )
+
+
+def pointer_tags(source: Ami) -> Mapping[str, str]:
+    """Return the tags of a pointer: whose image it is. The digest changes with what it points to."""
+    return {tagging.IMAGE: source.tags.get(tagging.IMAGE, "")}
+
+
+def steps(wanted: Wanted, *, home: bool) -> tuple[Step, ...]:
+    """Return the steps of a region, in their order."""
+    return (
+        *(() if home else (Copy(),)),
+        *((Share(),) if wanted.share else ()),
+        *((Revoke(),) if wanted.revoke else ()),
+        *((Deprecate(),) if wanted.deprecate_at else ()),
+        *((Protect(),) if wanted.protect else ()),
+        *((Point(),) if wanted.pointer else ()),
+    )
+
+
+def refuse_encrypted_public(spot: Spot, *, encrypted: bool) -> None:
+    """Refuse what AWS refuses at the very last step: a public AMI with encrypted snapshots."""
+    if spot.wanted.share.public and (encrypted or spot.kms_key):
+        raise errors.ParameterError(
+            f"The AMI in {spot.region} cannot be public.",
+            why="Its snapshots are or shall be encrypted, and AWS makes no such AMI public.",
+            cure="Share it with accounts or an organization, or promote it without a key.",
+        )

@@ -1,0 +1,125 @@
+"""Topics: create, list, look at, delete.
+
+Nobody subscribes here; the messages that a topic was given stay with it. Sources: CreateTopic, ListTopics,
+GetTopicAttributes, DeleteTopic in the Amazon SNS API Reference.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..core import AwsError, operation
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from ..core import Context, Params
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,256}")
+FIFO_NAME = re.compile(r"[A-Za-z0-9_-]{1,251}\.fifo")
+ATTRIBUTES = {"DisplayName", "FifoTopic", "ContentBasedDeduplication"}
+PAGE = 100
+
+
+@dataclass(slots=True)
+class Message:
+    """What a topic was given."""
+
+    message_id: str
+    subject: str
+    text: str
+    at: datetime
+    group: str = ""
+    deduplication: str = ""
+
+
+@dataclass(slots=True)
+class Topic:
+    """A topic; in table ``topics`` of each region by its ARN."""
+
+    arn: str
+    attributes: dict[str, str]
+    tags: dict[str, str]
+    messages: list[Message] = field(default_factory=list)
+
+    @property
+    def fifo(self) -> bool:
+        """Whether messages keep their order and are dropped when they come twice."""
+        return self.arn.endswith(".fifo")
+
+
+def find(context: Context, arn: str) -> Topic:
+    """Return a topic of the caller's region.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidParameter`` for what is no ARN of this region, ``NotFound``.
+    """
+    if not re.fullmatch(rf"arn:{context.partition}:sns:{context.region}:\d{{12}}:[A-Za-z0-9_.-]+", arn):
+        raise AwsError("InvalidParameter", "Invalid parameter: TopicArn")
+    found: Topic | None = context.table("topics").get(arn)
+    if found is None:
+        raise AwsError("NotFound", "Topic does not exist", status=404)
+    return found
+
+
+@operation("sns", "CreateTopic", honours=["Name", "Attributes", "Tags"])
+def create_topic(context: Context, params: Params) -> dict[str, Any]:
+    """Make a topic, or return the one that there is when it was made with the same attributes."""
+    name, attributes = params["Name"], dict(params.get("Attributes") or {})
+    fifo = attributes.get("FifoTopic", "false").lower() == "true"
+    for attribute in attributes:
+        if attribute not in ATTRIBUTES:
+            raise AwsError(
+                "NotImplemented", f"The sandbox does not emulate the attribute {attribute}.", status=501
+            )
+    if not (FIFO_NAME if fifo else NAME).fullmatch(name):
+        text = "Fifo Topic names must end with .fifo and" if fifo else "Topic Name: names"
+        raise AwsError("InvalidParameter", f"Invalid parameter: {text} must be made up of valid characters.")
+    arn = f"arn:{context.partition}:sns:{context.region}:{context.account}:{name}"
+    tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags") or ()}
+    known: Topic | None = context.table("topics").get(arn)
+    if known is None:
+        context.table("topics")[arn] = Topic(arn, attributes, tags)
+    elif (attributes and known.attributes != attributes) or (tags and known.tags != tags):
+        what = "Tags" if known.attributes == attributes else "Attributes"
+        text = f"Invalid parameter: {what} Reason: Topic already exists with different {what.lower()}"
+        raise AwsError("InvalidParameter", text)
+    return {"TopicArn": arn}
+
+
+@operation("sns", "ListTopics", honours=["NextToken"])
+def list_topics(context: Context, params: Params) -> dict[str, Any]:
+    """List the topics of the region, a hundred a page."""
+    arns = sorted(context.table("topics"))
+    token = params.get("NextToken", "")
+    if token and token not in arns:
+        raise AwsError("InvalidParameter", "Invalid parameter: NextToken")
+    start = arns.index(token) if token else 0
+    answer: dict[str, Any] = {"Topics": [{"TopicArn": arn} for arn in arns[start : start + PAGE]]}
+    return answer | ({"NextToken": arns[start + PAGE]} if start + PAGE < len(arns) else {})
+
+
+@operation("sns", "GetTopicAttributes", honours=["TopicArn"])
+def get_topic_attributes(context: Context, params: Params) -> dict[str, Any]:
+    """Return what a topic is."""
+    topic = find(context, params["TopicArn"])
+    shown = {
+        "TopicArn": topic.arn,
+        "Owner": context.account,
+        "DisplayName": "",
+        "SubscriptionsConfirmed": "0",
+        "SubscriptionsPending": "0",
+        "SubscriptionsDeleted": "0",
+    }
+    return {"Attributes": shown | topic.attributes}
+
+
+@operation("sns", "DeleteTopic", honours=["TopicArn"])
+def delete_topic(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a topic; one that is not there is no error."""
+    context.table("topics").pop(params["TopicArn"], None)
+    return {}
