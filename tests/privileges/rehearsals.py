@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,7 +24,10 @@ from vmsnix_ops.aws import bootstrap, images, imports, policies
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import preflight
+from vmsnix_ops.publish import preflight, promote, roll_back
+
+if TYPE_CHECKING:
+    from vmsnix_ops.publish.outcomes import Outcomes
 
 Actions = tuple[str, ...]
 Run = Callable[[Account, Actions], Any]
@@ -149,6 +152,61 @@ def snapshots_are_encrypted(account: Account, actions: Actions) -> None:
     """Publish directly where snapshots are encrypted by default."""
     account.aws.client("ec2").enable_ebs_encryption_by_default()
     publish.run(account.plan(actions, via="direct"))
+
+
+# Promote and roll back
+
+
+def promote_by(**changes: Any) -> Run:
+    """Promote one AMI and then another to two regions, with everything that can be wanted, and roll back."""
+
+    def run(account: Account, actions: Actions) -> None:
+        session = account.session(actions, regions=(REGION, "eu-west-1"))
+        for version in ("26.11", "26.12"):
+            ami = make_ami(account.aws, version=version)
+            plan = promote.plan(**_everything(account, session, ami) | _filled(account, changes))
+            _raise(plan.apply())
+        back = {"channel": "stable", "dry_run": False, "progress": silent(), "session": session}
+        _raise(roll_back.plan(image="ecs-node", regions=[REGION, "eu-west-1"], **back).apply())
+
+    return run
+
+
+def _everything(account: Account, session: Any, ami: str) -> dict[str, Any]:
+    return {
+        "ami": ami,
+        "channel": "stable",
+        "regions": ["eu-west-1"],
+        "share_with": ["210987654321"],
+        "revoke_from": ["109876543210"],
+        "deprecate_days": 365,
+        "protect": True,
+        "dry_run": False,
+        "progress": silent(),
+        "session": session,
+    }
+
+
+def _filled(account: Account, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return changes with what only an account can tell: its id, and a topic of its own."""
+    filled = dict(changes)
+    if filled.get("public"):
+        filled["confirm_public"] = account.aws.account
+    if filled.get("topic"):
+        filled["topic"] = account.aws.client("sns").create_topic(Name="images")["TopicArn"]
+    return filled
+
+
+def _raise(outcomes: Outcomes) -> None:
+    error = outcomes.error()
+    if error is not None:
+        raise error
+
+
+def promote_warnings(account: Account, actions: Actions) -> str:
+    """Plan a promotion, and return what its notes say."""
+    session = account.session(actions, regions=(REGION, "eu-west-1"))
+    return str(promote.plan(**_everything(account, session, make_ami(account.aws))))
 
 
 # Look
@@ -356,6 +414,12 @@ REHEARSALS: dict[str, Rehearsal] = {
             ),
         },
     ),
+    "promote": Rehearsal(
+        promote_by(),
+        told={"ec2:DescribeRegions": promote_warnings},
+    ),
+    "public promotion": Rehearsal(promote_by(public=True), more_than="promote"),
+    "announced promotion": Rehearsal(promote_by(topic="images"), more_than="promote"),
     "preflight": Rehearsal(
         preflight_alone, told=dict.fromkeys(policies.thorough_actions(), preflight_of_a_publisher)
     ),

@@ -8,55 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.aws.account import make_ami, thrifty
+from tests.aws.account import make_ami
+from tests.publish.promoting import (
+    EUROPE,
+    HOME,
+    OTHER,
+    WEST,
+    ami,
+    aws,
+    outcomes,
+    pointed,
+    served,
+    session,
+)
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images, parameters, sharing, snapshots
+from vmsnix_ops.aws import images, sharing, snapshots
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import promote, promote_apply
 from vmsnix_ops.records.tables import open_tables
-from vmsnix_ops.sandbox import Access, Sandbox, sandbox
+from vmsnix_ops.sandbox import Access, Sandbox
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
-    import boto3
 
-    from vmsnix_ops.publish.outcomes import Outcomes
-
-HOME, WEST, EUROPE = "us-east-1", "us-west-2", "eu-west-1"
-OTHER = "210987654321"
+__all__ = ["ami", "aws", "served", "session"]
 ORGANIZATION = "arn:aws:organizations::012345678901:organization/o-abcdefghij"
 KEY = "arn:aws:kms:eu-west-1:012345678901:key/0123abcd-0123-0123-0123-0123456789ab"
 READS = ("Describe", "Get", "List")
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Sandbox]:
-    with sandbox(speed=20000) as aws:
-        yield aws
-
-
-@pytest.fixture(scope="module")
-def session(served: Sandbox) -> boto3.Session:
-    return thrifty(served)
-
-
-@pytest.fixture
-def aws(served: Sandbox, session: boto3.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
-    served.reset()
-    monkeypatch.setattr(promote, "default_session", lambda: session)
-    monkeypatch.setattr(served, "client", lambda name, region=HOME: session.client(name, region_name=region))
-    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("AWS_REGION", HOME)
-    monkeypatch.chdir(tmp_path)
-    return served
-
-
-@pytest.fixture
-def ami(aws: Sandbox) -> str:
-    return make_ami(aws)
 
 
 def plan(**asked: Any) -> promote.Plan:
@@ -64,21 +44,9 @@ def plan(**asked: Any) -> promote.Plan:
     return promote.plan(**(usual | asked))
 
 
-def outcomes(found: Outcomes) -> dict[str, list[str]]:
-    told: dict[str, list[str]] = {}
-    for row in found.rows:
-        told.setdefault(row.region, []).append(f"{row.step} {row.outcome}")
-    return told
-
-
 def changes(aws: Sandbox) -> list[str]:
     made = [c for c in aws.calls if c.ran and c.outcome == "ok" and not c.operation.startswith(READS)]
     return sorted(f"{call.operation} {call.region}" for call in made)
-
-
-def pointed(aws: Sandbox, region: str, channel: str = "stable") -> str:
-    found = parameters.find(aws.client("ssm", region), f"/vmsnix/ecs-node/{channel}")
-    return found.value if found else ""
 
 
 def copies(aws: Sandbox, region: str) -> list[dict[str, Any]]:

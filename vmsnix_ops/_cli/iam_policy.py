@@ -32,7 +32,8 @@ OTHERS = ("vmimport-role", "vmimport-trust", "audit-member-trust", "bucket", "gi
     show_default=True,
     help="Of a publisher: the way to the snapshot.",
 )
-@click.option("--public", is_flag=True, help="Of a publisher: may make AMIs public.")
+@click.option("--public", is_flag=True, help="Of a publisher or promoter: may make AMIs public.")
+@click.option("--announce", is_flag=True, help="Of a promoter: may tell SNS topics.")
 @click.option("--verify", is_flag=True, help="Of a publisher: may read snapshots back.")
 @click.option("--external-id", default="", help="Of audit-member-trust: what an auditor must know besides.")
 @click.option("--repository", default="", help="Of github-oidc-trust: owner/name.")
@@ -51,6 +52,7 @@ def iam_policy(
     role_name: str,
     via: str,
     public: bool,
+    announce: bool,
     verify: bool,
     external_id: str,
     repository: str,
@@ -73,10 +75,14 @@ def iam_policy(
         role_name=role_name or settings.role_name,
         partition=partition,
         audit_role=settings.audit_role,
+        pointer_prefix=settings.pointer_prefix,
     )
     if kind in jobs.KINDS:
-        options = {"via": via, "public": public, "verify": verify} if kind == "publisher" else {}
-        actions = jobs.job_of(kind).actions(**options)
+        options: dict[str, dict[str, Any]] = {
+            "publisher": {"via": via, "public": public, "verify": verify},
+            "promoter": {"public": public, "announce": announce},
+        }
+        actions = jobs.job_of(kind).actions(**options.get(kind, {}))
         click.echo(json.dumps(policies.document(actions, place), indent=2))
         return
     documents: dict[str, Callable[[], dict[str, Any]]] = {

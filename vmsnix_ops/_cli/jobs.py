@@ -48,6 +48,11 @@ JOBS: dict[str, Job] = {
     "direct": Job("publisher", _PUBLISH, {"via": "direct"}),
     "public": Job("publisher", _PUBLISH, {"public": True}),
     "verify": Job("publisher", _PUBLISH, {"verify": True}),
+    "promote": Job("promoter", "vmsnix_ops.publish.policies:promoter_actions"),
+    "public promotion": Job("promoter", "vmsnix_ops.publish.policies:promoter_actions", {"public": True}),
+    "announced promotion": Job(
+        "promoter", "vmsnix_ops.publish.policies:promoter_actions", {"announce": True}
+    ),
     "audit": Job("auditor", "vmsnix_ops.audit.policies:auditor_actions"),
     "audited": Job("audit-member", "vmsnix_ops.audit.policies:member_actions"),
     "retire": Job("retirer", "vmsnix_ops.audit.retirement_policy:retirer_actions"),

@@ -38,6 +38,7 @@ functions. `vmsnix iam-policy` prints them, for any partition:
 ```sh
 vmsnix iam-policy publisher --bucket acme-vmsnix-images --account 012345678901 --region eu-central-1
 vmsnix iam-policy publisher --via direct --public --verify
+vmsnix iam-policy promoter --region eu-central-1 --region eu-west-1 --public --announce
 KINDS
 vmsnix iam-policy vmimport-role --bucket acme-vmsnix-images
 vmsnix iam-policy vmimport-trust
@@ -64,13 +65,15 @@ def page() -> str:
         used = [name for name, actions in jobs.items() if action in actions]
         if "import" in used:  # what every publish via import needs, its variants need, too
             used = [job for job in used if job not in ("public", "verify")]
+        if "promote" in used:
+            used = [job for job in used if not job.endswith(" promotion")]
         cells = (f"`{action}`", TARGETS[permission.target], permission.why, ", ".join(used) or "none yet")
         lines.append(f"| {' | '.join(cells)} |")
     note = (
         "\n`sts:GetCallerIdentity` needs no permission. *import* and *direct* are the two ways of a publish; "
     )
     note += "*public* and *verify* are what these parameters of it add.\n"
-    others = "\n".join(f"vmsnix iam-policy {kind}" for kind in KINDS if kind != "publisher")
+    others = "\n".join(f"vmsnix iam-policy {kind}" for kind in KINDS if kind not in ("publisher", "promoter"))
     return HEAD.replace("KINDS", others) + "\n".join(lines) + "\n" + note
 
 

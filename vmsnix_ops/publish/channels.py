@@ -10,12 +10,15 @@ import re
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images, parameters
+from vmsnix_ops.aws import account, images, parameters
 from vmsnix_ops.aws import tags as tagging
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    import boto3
+
+    from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.session import Client
     from vmsnix_ops.settings import Settings
@@ -38,6 +41,25 @@ def check(channel: str, settings: Settings) -> str:
         why=errors.nearest(channel, settings.channels) or f"There are {', '.join(settings.channels)}.",
         cure="Correct it, or add it to channels in vmsnix.toml.",
     )
+
+
+def home_checks(session: boto3.Session, region: str, settings: Settings) -> tuple[Check, ...]:
+    """Return the checks of credentials, account and region, none of which failed.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        No region is known.
+    vmsnix_ops.errors.AwsError
+        One of them failed.
+    """
+    if not region:
+        raise errors.ParameterError(
+            "No region was given.", cure="Give region, set it in vmsnix.toml, or set AWS_REGION."
+        )
+    checks = account.preflight(session, region=region, allowed_accounts=settings.allowed_accounts)
+    account.require(checks)
+    return tuple(checks)
 
 
 def find_ami(ec2: Client, ssm: Client, wanted: str, *, image: str, settings: Settings) -> Ami:
@@ -90,7 +112,7 @@ def find_ami(ec2: Client, ssm: Client, wanted: str, *, image: str, settings: Set
     return found
 
 
-def check_usable(ami: Ami, *, account: str, now: datetime) -> Ami:
+def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
     """Return an AMI that a channel may point to.
 
     Raises
@@ -99,10 +121,10 @@ def check_usable(ami: Ami, *, account: str, now: datetime) -> Ami:
         It belongs to another account, was not published by us, or is disabled, deprecated or not available.
     """
     where = f"The AMI {ami.ami_id} in {ami.region}"
-    if ami.account != account:
+    if ami.account != owner:
         raise errors.RegistrationError(
             f"{where} belongs to the account {ami.account}.",
-            why=f"These credentials are of {account}; an AMI of others can change or go at any time.",
+            why=f"These credentials are of {owner}; an AMI of others can change or go at any time.",
             cure="Promote it with the credentials of its owner.",
         )
     if not ami.digest or not ami.tags.get(tagging.IMAGE):

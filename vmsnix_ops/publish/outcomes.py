@@ -100,9 +100,13 @@ class Outcomes:
         """Return one row a region and step, with the columns `COLUMNS`."""
         import pandas as pd
 
-        rows = [{name: getattr(row, name) for name in COLUMNS} for row in self.rows]
-        frame = pd.DataFrame(rows, columns=list(COLUMNS))
+        frame = pd.DataFrame([self.plain(row) for row in self.rows], columns=list(COLUMNS))
         return frame.astype({"seconds": float, "best_effort": bool})
+
+    @staticmethod
+    def plain(row: StepOutcome) -> dict[str, Any]:
+        """Return a row as plain values, as ``result.json`` holds it."""
+        return {name: getattr(row, name) for name in COLUMNS}
 
     def regions(self) -> pd.DataFrame:
         """Return one row a region: ``region``, ``ami_id``, the outcome of each step, ``why``."""

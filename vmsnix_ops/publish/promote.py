@@ -14,17 +14,19 @@ refused in one of its regions, is finished by running it again.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import account, deprecation, parameters, preflight_account, sharing, snapshots
+from vmsnix_ops.aws import deprecation, parameters, preflight_account, sharing, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import channels, promote_steps
+from vmsnix_ops.publish.channel_history import entries, frame
 from vmsnix_ops.publish.outcomes import html_rows, text_table
 from vmsnix_ops.publish.plan import check_public
 from vmsnix_ops.publish.promote_steps import Spot, Wanted
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import boto3
+    import pandas as pd
 
+    from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.publish.outcomes import Outcomes
 
@@ -103,6 +107,8 @@ class Plan:
         The regions themselves, with their clients.
     topic
         ARN of an SNS topic that is told; empty for none.
+    checks
+        What was checked of credentials, account and region.
     dry_run
         `apply` does nothing.
     """
@@ -113,6 +119,7 @@ class Plan:
     channel: str
     targets: tuple[Target, ...]
     topic: str
+    checks: tuple[Check, ...]
     dry_run: bool
     spots: tuple[Spot, ...] = field(repr=False, compare=False)
     session: boto3.Session = field(repr=False, compare=False)
@@ -134,6 +141,14 @@ class Plan:
 
         return promote_apply.apply(self)
 
+    def history(self) -> pd.DataFrame:
+        """Return what the channel pointed to in the regions of the plan, as it is now; empty without one."""
+        pointer, known = self.wanted.pointer, []
+        for spot in self.spots if pointer else ():
+            with suppress(errors.VmsnixError):  # a region that cannot be read is told by the outcome
+                known.append(entries(spot.ec2, spot.ssm, pointer))
+        return frame(known)
+
     def _table(self) -> tuple[list[str], list[list[str]]]:
         rows = []
         for target in self.targets:
@@ -151,6 +166,9 @@ class Plan:
             if refused
             else []
         )
+        found += [
+            f"{check.name}: {check.evidence} {check.cure}" for check in self.checks if check.outcome == "warn"
+        ]
         return [*found, *(["Nothing of this will be done: dry_run is set."] if self.dry_run else [])]
 
     def __str__(self) -> str:
@@ -231,9 +249,11 @@ def plan(
     check_public(public, confirm_public)
     if channel:
         channels.check(channel, settings)
-    home, number = _home(session, region, settings)
+    checks = channels.home_checks(session, region, settings)
+    number = next(str(check.facts["account"]) for check in checks if "account" in check.facts)
     check_public(public, confirm_public, number)
     _check_topic(topic)
+    home = region
     others, willing = _regions(session, home, tuple(regions), tuple(best_effort))
     keys = dict(kms_keys or {})
     _check_keys(keys, home, others)
@@ -242,7 +262,7 @@ def plan(
     if not ami and not image:
         raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
     found = channels.find_ami(ec2, client(session, "ssm", home), ami, image=image, settings=settings)
-    source = channels.check_usable(found, account=number, now=datetime.now(UTC))
+    source = channels.check_usable(found, owner=number, now=datetime.now(UTC))
     held = snapshots.check_whole(ec2, source)
     image = _image(source, image)
     moment = source.created_at + timedelta(days=deprecate_days) if deprecate_days else None
@@ -283,6 +303,7 @@ def plan(
         channel=channel,
         targets=targets,
         topic=topic,
+        checks=checks,
         dry_run=dry_run,
         spots=tuple(spots),
         session=session,
@@ -296,6 +317,13 @@ def plan(
 def apply(plan: Plan) -> Outcomes:
     """Carry out a plan; see `vmsnix_ops.publish.promote_apply.apply`."""
     return plan.apply()
+
+
+def finish(plan: Plan, outcomes: Outcomes) -> None:
+    """Write ``result.json`` and end the run; see `vmsnix_ops.publish.promote_apply.finish`."""
+    from vmsnix_ops.publish import promote_apply
+
+    promote_apply.finish(plan, outcomes)
 
 
 def _look(spot: Spot, *, best_effort: bool) -> Target:
@@ -316,17 +344,6 @@ def _look(spot: Spot, *, best_effort: bool) -> Target:
                 refused = what
         planned.append(Planned(step.name, verdict, what))
     return Target(spot.region, best_effort, spot.kms_key, spot.ami_id, tuple(planned))
-
-
-def _home(session: boto3.Session, region: str, settings: Settings) -> tuple[str, str]:
-    """Return the home region and the account, both checked."""
-    if not region:
-        raise errors.ParameterError(
-            "No region was given.", cure="Give region, set it in vmsnix.toml, or set AWS_REGION."
-        )
-    checks = account.preflight(session, region=region, allowed_accounts=settings.allowed_accounts)
-    account.require(checks)
-    return region, next(str(check.facts["account"]) for check in checks if "account" in check.facts)
 
 
 def _audiences(

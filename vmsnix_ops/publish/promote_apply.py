@@ -89,7 +89,6 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
     """
     source = plan.wanted.source
     amis = {row.region: row.ami_id for row in outcomes.rows if row.ami_id}
-    shown = ("region", "step", "outcome", "what", "why", "ami_id", "seconds", "best_effort")
     write_result(
         plan.run,
         {
@@ -104,7 +103,7 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
             "channel": plan.channel or None,
             "pointer": plan.wanted.pointer or None,
             "amis": amis,
-            "outcomes": [{name: getattr(row, name) for name in shown} for row in outcomes.rows],
+            "outcomes": [outcomes.plain(row) for row in outcomes.rows],
             "seconds": round(sum(row.seconds for row in outcomes.rows), 3),
         },
     )
@@ -176,7 +175,7 @@ def _look_again(plan: Plan, spot: Spot) -> None:
             why="Somebody deregistered it after the plan was made.",
             cure="Make a new plan.",
         )
-    spot.ami = channels.check_usable(found, account=plan.account, now=datetime.now(UTC))
+    spot.ami = channels.check_usable(found, owner=plan.account, now=datetime.now(UTC))
 
 
 def _record(plan: Plan, spot: Spot, future: Future[list[StepOutcome]]) -> list[StepOutcome]:
@@ -189,7 +188,7 @@ def _record(plan: Plan, spot: Spot, future: Future[list[StepOutcome]]) -> list[S
     except errors.AwsError as error:  # what was done is done, but it cannot be read back
         failed = StepOutcome(spot.region, "record", "failed", why=str(error), ami_id=spot.ami_id, error=error)
         rows.append(replace(failed, best_effort=rows[0].best_effort))
-    promote_records.write_steps(plan, rows)
+    _write_steps(plan, rows)
     return rows
 
 
@@ -219,8 +218,14 @@ def _announce(plan: Plan, spots: list[Spot], rows: list[StepOutcome]) -> StepOut
     except errors.VmsnixError as error:
         return replace(row, outcome="failed", why=str(error), error=error)
     row = replace(row, outcome="done", seconds=round(time.monotonic() - started, 3))
-    promote_records.write_steps(plan, [row], detail={"message": message, "message_id": told})
+    _write_steps(plan, [row], detail={"message": message, "message_id": told})
     return row
+
+
+def _write_steps(plan: Plan, rows: list[StepOutcome], detail: dict[str, Any] | None = None) -> None:
+    promote_records.write_rows(
+        plan.tables, plan.run, rows, image=plan.image, digest=plan.wanted.source.digest, detail=detail
+    )
 
 
 def _run_columns(plan: Plan) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.aws import images, sharing, snapshots
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish.outcomes import StepOutcome
     from vmsnix_ops.publish.promote import Plan
     from vmsnix_ops.publish.promote_steps import Spot
+    from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.records.tables import Tables
 
 STATUS = {"done": "finished", "already so": "reused", "failed": "failed"}
@@ -99,28 +100,35 @@ def latest(tables: Tables, region: str, image: str, channel: str) -> dict[str, A
     return {str(name): value for name, value in frame.sort_values("promoted_at").iloc[-1].items()}
 
 
-def write_steps(plan: Plan, rows: Iterable[StepOutcome], detail: dict[str, Any] | None = None) -> None:
-    """Record steps that were carried out; one that was skipped is none."""
+def write_rows(
+    tables: Tables,
+    run: RunContext,
+    rows: Iterable[StepOutcome],
+    *,
+    image: str,
+    digest: str = "",
+    detail: dict[str, Any] | None = None,
+) -> None:
+    """Record steps that were carried out in ``steps``; one that was skipped is none."""
     now = datetime.now(UTC)
-    source = plan.wanted.source
     written = [
         {
-            "run_id": plan.run.run_id,
+            "run_id": run.run_id,
             "step": row.step,
             "status": STATUS[row.outcome],
-            "started_at": datetime.fromtimestamp(now.timestamp() - row.seconds, UTC),
+            "started_at": now - timedelta(seconds=row.seconds),
             "finished_at": now,
             "seconds": row.seconds,
-            "image": plan.image,
-            "digest": source.digest,
+            "image": image,
+            "digest": digest or None,
             "region": row.region,
             "detail": detail or {"ami_id": row.ami_id, "what": row.what, "error": row.why or None},
         }
         for row in rows
-        if row.outcome in STATUS and not (row.step == "announce" and row.outcome != "done")
+        if row.outcome in STATUS
     ]
     if written:
-        plan.tables.append("steps", written)
+        tables.append("steps", written)
 
 
 def was_told(plan: Plan, message: str) -> bool:

@@ -1,0 +1,63 @@
+"""What the tests of promotion and rollback share: a sandbox, an AMI in it, and how they look at both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.aws.account import make_ami, thrifty
+from vmsnix_ops.aws import parameters
+from vmsnix_ops.publish import promote, roll_back
+from vmsnix_ops.sandbox import Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import boto3
+
+    from vmsnix_ops.publish.outcomes import Outcomes
+
+HOME, WEST, EUROPE = "us-east-1", "us-west-2", "eu-west-1"
+OTHER = "210987654321"
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Sandbox]:
+    with sandbox(speed=20000) as aws:
+        yield aws
+
+
+@pytest.fixture(scope="module")
+def session(served: Sandbox) -> boto3.Session:
+    return thrifty(served)
+
+
+@pytest.fixture
+def aws(served: Sandbox, session: boto3.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
+    served.reset()
+    for module in (promote, roll_back):
+        monkeypatch.setattr(module, "default_session", lambda: session)
+    monkeypatch.setattr(served, "client", lambda name, region=HOME: session.client(name, region_name=region))
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("AWS_REGION", HOME)
+    monkeypatch.chdir(tmp_path)
+    return served
+
+
+@pytest.fixture
+def ami(aws: Sandbox) -> str:
+    return make_ami(aws)
+
+
+def outcomes(found: Outcomes) -> dict[str, list[str]]:
+    told: dict[str, list[str]] = {}
+    for row in found.rows:
+        told.setdefault(row.region, []).append(f"{row.step} {row.outcome}")
+    return told
+
+
+def pointed(aws: Sandbox, region: str, channel: str = "stable") -> str:
+    found = parameters.find(aws.client("ssm", region), f"/vmsnix/ecs-node/{channel}")
+    return found.value if found else ""

@@ -1,0 +1,168 @@
+"""Rolling a channel back: one step, reversible, and never to an AMI that nothing can be launched from."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.aws.account import make_ami
+from tests.publish.promoting import EUROPE, HOME, WEST, ami, aws, outcomes, pointed, served, session
+from vmsnix_ops import errors
+from vmsnix_ops.aws import images
+from vmsnix_ops.progress import silent
+from vmsnix_ops.publish import promote, roll_back
+from vmsnix_ops.publish.channel_history import COLUMNS
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmsnix_ops.sandbox import Sandbox
+
+__all__ = ["ami", "aws", "served", "session"]
+USUAL: dict[str, Any] = {"dry_run": False, "progress": silent()}
+
+
+def promoted(aws: Sandbox, *versions: str, regions: tuple[str, ...] = ()) -> list[str]:
+    """Promote these versions to stable, one after the other, and return the AMIs of the home region."""
+    made = []
+    for version in versions:
+        made.append(make_ami(aws, version=version))
+        found = promote.apply(promote.plan(ami=made[-1], channel="stable", regions=regions, **USUAL))
+        assert found.status == "done"
+    return made
+
+
+def back(**asked: Any) -> roll_back.Plan:
+    return roll_back.plan(**({"image": "ecs-node", "channel": "stable"} | USUAL | asked))
+
+
+def test_it_points_back_and_once_more_returns(aws: Sandbox) -> None:
+    old, new = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
+    plan = back()  # the regions are those that the tables know
+    assert [target.region for target in plan.targets] == [HOME, EUROPE]
+    assert "altf4llc-ecs-node-26.11" in str(plan)
+    assert outcomes(plan.apply()) == {HOME: ["point done"], EUROPE: ["point done"]}
+    assert pointed(aws, HOME) == old
+    there = images.describe(aws.client("ec2", EUROPE), pointed(aws, EUROPE))
+    assert there.name == "altf4llc-ecs-node-26.11"
+    back().apply()
+    assert pointed(aws, HOME) == new
+    back().apply()
+    assert pointed(aws, HOME) == old
+    rows = open_tables(load()).read("promotions", where=[("how", "==", "roll back")])
+    assert len(rows) == 6
+
+
+def test_a_dry_run_moves_nothing(aws: Sandbox) -> None:
+    _, new = promoted(aws, "26.11", "26.12")
+    assert {row.outcome for row in back(dry_run=True).apply().rows} == {"planned"}
+    assert pointed(aws, HOME) == new
+
+
+def test_the_history_shows_who_used_what_and_when(aws: Sandbox) -> None:
+    old, new = promoted(aws, "26.11", "26.12")
+    ec2 = aws.client("ec2")
+    ec2.run_instances(ImageId=old, InstanceType="t3.micro", MinCount=2, MaxCount=2)
+    gone = ec2.run_instances(ImageId=new, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    ec2.terminate_instances(InstanceIds=[gone["Instances"][0]["InstanceId"]])
+    table = back().history()
+    assert list(table.columns) == list(COLUMNS)
+    assert list(table["ami_id"]) == [new, old]
+    assert list(table["instances"]) == [0, 2]
+    assert list(table["state"]) == ["available", "available"]
+    assert table["until"].isna().tolist() == [True, False]
+    assert all(who.endswith(":user/operator") for who in table["changed_by"])
+    assert "promoted by the run" in table["note"][0]
+
+
+def gone(ec2: Any, ami: str) -> None:
+    ec2.deregister_image(ImageId=ami)
+
+
+def disabled(ec2: Any, ami: str) -> None:
+    ec2.disable_image(ImageId=ami)
+
+
+@pytest.mark.parametrize(("spoil", "text"), [(gone, "is gone"), (disabled, "is disabled")])
+def test_an_ami_that_cannot_be_used_is_refused_and_an_older_one_is_offered(
+    aws: Sandbox, spoil: Callable[[Any, str], None], text: str
+) -> None:
+    oldest, old, new = promoted(aws, "26.10", "26.11", "26.12")
+    spoil(aws.client("ec2"), old)
+    plan = back()
+    (target,) = plan.targets
+    assert text in str(target.problem)
+    assert "--to: altf4llc-ecs-node-26.10" in str(target.problem)
+    with pytest.raises(errors.PointerError, match=text):
+        roll_back.finish(plan, plan.apply())
+    assert pointed(aws, HOME) == new
+    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point done"]}
+    assert outcomes(back(to=oldest).apply()) == {HOME: ["point already so"]}  # naming it makes it repeatable
+
+
+def test_a_deprecated_ami_is_refused(aws: Sandbox) -> None:
+    old, _ = promoted(aws, "26.11", "26.12")
+    image = aws.world.tables.table(aws.account, HOME, "images")[old]
+    image.deprecate_at = datetime.now(UTC) - timedelta(days=1)
+    assert "is deprecated since" in str(back().targets[0].problem)
+
+
+def test_a_half_deleted_ami_is_refused(aws: Sandbox) -> None:
+    old, _ = promoted(aws, "26.11", "26.12")
+    image = aws.world.tables.table(aws.account, HOME, "images")[old]
+    for snapshot_id in image.snapshot_ids():
+        del aws.world.tables.table(aws.account, HOME, "snapshots")[snapshot_id]
+    assert "half deleted" in str(back().targets[0].problem)
+
+
+def test_a_rollback_that_was_cut_off_is_not_turned_around_by_running_it_again(aws: Sandbox) -> None:
+    old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
+    back(regions=[HOME]).apply()  # as if it had died before the second region
+    with pytest.raises(errors.ParameterError, match="point to different images"):
+        back()
+    assert outcomes(back(to="altf4llc-ecs-node-26.11").apply()) == {
+        HOME: ["point already so"],
+        EUROPE: ["point done"],
+    }
+    assert pointed(aws, HOME) == old
+
+
+def test_a_pointer_that_moved_after_the_plan_is_left_alone(aws: Sandbox) -> None:
+    promoted(aws, "26.11", "26.12")
+    plan = back()
+    (newest,) = promoted(aws, "27.01")
+    assert "after the plan was made" in plan.apply().rows[0].why
+    assert pointed(aws, HOME) == newest
+
+
+def test_a_region_without_the_channel_is_told_and_the_others_roll_back(aws: Sandbox) -> None:
+    old, _ = promoted(aws, "26.11", "26.12")
+    found = back(regions=[HOME, WEST]).apply()
+    assert outcomes(found) == {HOME: ["point done"], WEST: ["point failed"]}
+    error = found.error()
+    assert isinstance(error, errors.PartlyDoneError)
+    assert error.exit_code == 3
+    assert pointed(aws, HOME) == old
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "text"),
+    [
+        ({"channel": "stabel"}, errors.ParameterError, "Did you mean 'stable'"),
+        ({"image": "other-node"}, errors.PointerError, "no parameter /vmsnix/other-node/stable"),
+        ({"regions": ["eu-west-7"]}, errors.RegionError, "no AWS region"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_is_refused(aws: Sandbox, wrong: dict[str, Any], kind: type, text: str) -> None:
+    with pytest.raises(kind, match=text):
+        back(**wrong)
+
+
+def test_a_channel_that_never_pointed_elsewhere_has_nothing_to_go_back_to(aws: Sandbox) -> None:
+    promoted(aws, "26.11")
+    assert "never pointed to anything but" in str(back().targets[0].problem)

@@ -1,0 +1,49 @@
+"""The policies of who promotes, verifies and tests what was published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmsnix_ops.aws import (
+    deprecation,
+    image_copy,
+    images,
+    parameters,
+    preflight_account,
+    preflight_limits,
+    sharing,
+    snapshots,
+    topics,
+)
+from vmsnix_ops.aws.permissions import needs_of
+from vmsnix_ops.publish import channel_history
+
+
+def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[str, ...]:
+    """Return what a promotion and a rollback need.
+
+    Parameters
+    ----------
+    public
+        Whether AMIs are made public.
+    announce
+        Whether a topic is told.
+    """
+    functions: list[Any] = [
+        preflight_account.region,
+        images.find,
+        images.ours,
+        snapshots.find,
+        image_copy.copy,
+        sharing.make_private,
+        deprecation.deprecate,
+        deprecation.protect,
+        parameters.point,
+        parameters.history,
+        channel_history.running,
+    ]
+    if public:
+        functions.append(preflight_limits.public_sharing)
+    if announce:
+        functions.append(topics.announce)
+    return needs_of(*functions)
