@@ -29,7 +29,11 @@ TESTED_HERE = {
     "import-timings",
     "retire-amis",
 }
-TESTED_ELSEWHERE = {"build-image"}  # tests/nix/test_build_image_runbook.py
+TESTED_ELSEWHERE = {
+    "build-image",  # tests/nix/test_build_image_runbook.py
+    "promote-ami",  # test_after_publishing.py
+    "rollback",
+}
 
 
 @dataclass(frozen=True)

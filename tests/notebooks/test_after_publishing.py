@@ -1,0 +1,51 @@
+"""The runbooks for the life of an AMI after its registration, through papermill, on one sandbox."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.aws.account import make_ami
+from tests.notebooks.test_run import Stage, stage
+from vmsnix_ops.runbooks.execute import run
+
+if TYPE_CHECKING:
+    from vmsnix_ops.runbooks.execute import RunOutcome
+
+__all__ = ["stage"]
+HOME, EUROPE = "us-east-1", "eu-west-1"
+
+
+def promote(stage: Stage, **given: object) -> RunOutcome:
+    given = {"channel": "stable", "dry_run": False} | given
+    return run("promote-ami", given, environment=stage.environment, confirmed=True)
+
+
+def test_a_promotion_done_in_part_ends_with_three_and_a_channel_is_rolled_back(stage: Stage) -> None:
+    old, new = (make_ami(stage.aws, version=version) for version in ("26.11", "26.12"))
+    busy = {"op": "ssm:PutParameter", "where": {"region": EUROPE}, "do": "error", "code": "Busy", "http": 400}
+    stage.aws.faults.add(busy)
+    partly = promote(stage, ami=old, regions=[EUROPE])
+    stage.aws.faults.clear()
+    assert (partly.verdict, partly.exit_code) == ("partly", 3)
+    assert partly.error is not None
+    assert "1 of 2 regions" in partly.error.what
+    kept = json.loads(Path(partly.result).read_text())
+    assert kept["status"] == "partly"
+    assert {(row["region"], row["step"]): row["outcome"] for row in kept["outcomes"]} == {
+        (HOME, "point"): "done",
+        (EUROPE, "copy"): "done",
+        (EUROPE, "point"): "failed",
+    }
+    assert "Busy" in Path(partly.report).read_text()
+
+    done = promote(stage, ami=new)
+    assert (done.verdict, done.exit_code) == ("done", 0)
+    assert done.values["amis"] == {HOME: new}
+
+    back = stage.run("rollback", image="ecs-node", regions=[HOME], dry_run=False)
+    assert back.values["ami_id"] == old
+    assert back.values["before"] == {HOME: new}
+    assert "user/operator" in Path(back.report).read_text()
+    print(partly.report, back.report)
