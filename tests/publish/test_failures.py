@@ -22,22 +22,21 @@ def calls(aws, operation: str) -> int:
 # ---------------------------------------------------------------- before a byte moves
 
 
-def test_no_image_at_that_place(plan, left):
-    with pytest.raises(errors.ImageNotFoundError):
-        publish.run(plan(image="./not-there.vhd"))
-    assert left().nothing
-
-
-def test_a_directory_that_is_no_image(plan, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(errors.ImageError):
-        publish.run(plan(image=str(tmp_path / "empty")))
-
-
-def test_an_empty_file(plan, tmp_path):
+@pytest.mark.parametrize("named", ["not-there.vhd", "a-directory", "empty.vhd"])
+def test_what_is_no_image_is_refused_before_aws_is_asked(aws, plan, tmp_path, named):
+    (tmp_path / "a-directory").mkdir()
     (tmp_path / "empty.vhd").touch()
-    with pytest.raises(errors.ImageError):
-        publish.run(plan(image=str(tmp_path / "empty.vhd")))
+    asked = len(aws.calls)
+    with pytest.raises(errors.ImageError, match=named):
+        plan(image=f"./{named}")
+    assert len(aws.calls) == asked
+
+
+def test_a_flake_without_that_image_is_refused_before_aws_is_asked(aws, plan, tmp_path):
+    asked = len(aws.calls)
+    with pytest.raises(errors.VmsnixError):
+        plan(image=f"{tmp_path}#no-such-image", dry_run=True)
+    assert len(aws.calls) == asked
 
 
 def test_a_truncated_vhd(plan, image, tmp_path, left):
@@ -376,16 +375,18 @@ def test_a_quota_at_the_last_step_keeps_the_snapshot_for_the_next_run(aws, plan,
     assert left().objects == []
 
 
-def test_a_failed_run_is_recorded(aws, plan):
+def test_a_failed_run_is_recorded(aws, plan, image):
     from vmsnix_ops.records import history
     from vmsnix_ops.records.tables import open_tables
     from vmsnix_ops.settings import load
 
+    checked = plan()
+    shutil.rmtree(image)
     with pytest.raises(errors.ImageNotFoundError):
-        publish.run(plan(image="./not-there.vhd"))
+        publish.run(checked)
     run = history.runs(open_tables(load())).iloc[0]
     assert run["status"] == "failed"
-    assert "not-there.vhd" in run["error"]
+    assert image.name in run["error"]
 
 
 def test_the_image_may_lie_about_its_own_place(plan, image):

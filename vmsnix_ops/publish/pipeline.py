@@ -93,8 +93,7 @@ def _image(plan: Plan) -> BuiltImage | None:
             entry.outcome = "planned" if plan.dry_run else "reused"
             image = nix.resolve(plan.image)
         elif plan.dry_run:
-            entry.outcome = "planned"
-            nix.plan_build(plan.image, flake=plan.settings.flake)  # says whether there is such an image
+            entry.outcome = "planned"  # that there is such an image, the plan has seen
             return None
         else:
             image = nix.resolve(plan.image, flake=plan.settings.flake, progress=plan.journal.progress)

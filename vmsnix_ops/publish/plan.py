@@ -28,6 +28,7 @@ from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.journal import Journal
+from vmsnix_ops.publish.preflight_machine import image as image_check
 from vmsnix_ops.publish.values import html_table
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.tables import open_tables
@@ -262,6 +263,8 @@ def plan(
     ------
     vmsnix_ops.errors.UsageError
         A parameter is missing or cannot be right.
+    vmsnix_ops.errors.ImageError, vmsnix_ops.errors.NixError
+        There is no such image, or it cannot be read, or its way does not take its format. AWS was not asked.
     vmsnix_ops.errors.AwsError
         Credentials, account, region, bucket or role would not do.
     """
@@ -278,7 +281,9 @@ def plan(
     own_tags = tagging.check(tags or {})
     check_public(public, confirm_public)
 
-    checks = account.preflight(
+    readable, _ = image_check(image, flake=settings.flake, via=via)  # first: it costs no call of AWS
+    checks = [readable]
+    checks += account.preflight(
         session,
         region=region,
         bucket=bucket,
