@@ -24,7 +24,7 @@ else:
     ParamType = click.ParamType  # generic since click 8.4 only
 
 PREFIX = "parameter_"  # keeps a runbook's parameters apart from the options of every run
-OWN = ("json", "archive", "sandbox", "param", "help", "yes")
+OWN = ("json", "archive", "sandbox", "param", "help", "yes", "rollback")
 
 
 class DeclaredType(ParamType):
@@ -196,6 +196,9 @@ def _every_run(runbook: catalog.Runbook) -> list[click.Option]:
         options.append(
             click.Option(["--yes"], is_flag=True, help="Confirm that it shall destroy, with --no-dry-run.")
         )
+    if runbook.name == "publish-ami":
+        text = "Undo this run, which did not finish, instead; with --dry-run only show what it left."
+        options.append(click.Option(["--rollback"], metavar="RUN", help=text))
     return options
 
 
@@ -206,9 +209,12 @@ def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]
         archive: str | None,
         as_json: bool,
         yes: bool = False,
+        rollback: str | None = None,
         **options: object,
     ) -> int:
         given = _given(runbook, options, pairs)
+        if rollback is not None:
+            return _undo(rollback, given, as_json=as_json)
         if past is None:
             return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json, yes=yes)
         from vmsnix_ops.runbooks.repeat import same_parameters
@@ -224,6 +230,21 @@ def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]
         )
 
     return run_it
+
+
+def _undo(run_id: str, given: Mapping[str, object], *, as_json: bool) -> int:
+    """Undo a run as ``vmsnix undo`` does; what it was asked for stands in its journal."""
+    from vmsnix_ops._cli.undo import undo_run
+    from vmsnix_ops.errors import ParameterError
+
+    others = sorted(set(given) - {"dry_run"})
+    if others:
+        raise ParameterError(
+            f"With --rollback nothing is published, so {', '.join(others)} cannot be given.",
+            why="What the run was asked for stands in its journal.",
+            cure="Give --rollback alone, or with --dry-run.",
+        )
+    return undo_run(run_id, dry_run=given.get("dry_run", False) is True, as_json=as_json)
 
 
 def _given(

@@ -13,8 +13,13 @@ def undo(run_id: str, dry_run: bool, as_json: bool) -> int:
     """Remove what an unfinished publish left in AWS: object, uploads, import, snapshots without an AMI.
 
     RUN is its id, as `vmsnix history` shows it. A run that finished is refused. To go on instead, give the
-    same command again.
+    same command again. `vmsnix publish-ami --rollback RUN` does the same.
     """
+    return undo_run(run_id, dry_run=dry_run, as_json=as_json)
+
+
+def undo_run(run_id: str, *, dry_run: bool, as_json: bool) -> int:
+    """Show what a run left, remove it unless `dry_run`, and return the exit code."""
     from dataclasses import asdict
 
     from vmsnix_ops._cli.output import show_json
