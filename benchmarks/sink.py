@@ -1,4 +1,6 @@
-"""A null sink: nginx answers every PutSnapshotBlock and keeps nothing, so that it never is the bottleneck.
+"""A null sink: nginx answers every PutSnapshotBlock and keeps nothing, so that it is not the bottleneck.
+
+It takes multipart uploads to the bucket `BUCKET` as well: its S3 is always empty, with one upload begun.
 
 nginx drops a body that nobody wants 4 KiB at a time, 128 system calls a block. Mirrored to a place that wants
 nothing, the body is read in large pieces, which costs half as much.
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+BUCKET, KEY = "benchmark", "image"
 CONFIGURATION = """
 daemon off;
 master_process off;
@@ -37,13 +40,29 @@ http {{
   keepalive_requests 100000000;
   client_max_body_size 64m;
   client_body_buffer_size 1m;
+  map "$request_method $args" $s3_answer {{
+    default '';
+    '~^POST .*uploads' '<InitiateMultipartUploadResult>{id}</InitiateMultipartUploadResult>';
+    '~^POST' '<CompleteMultipartUploadResult><ETag>"0"</ETag></CompleteMultipartUploadResult>';
+    '~^GET .*uploads' '<ListMultipartUploadsResult><Upload><Key>{key}</Key>{id}
+      <Initiated>2026-01-01T00:00:00Z</Initiated><ChecksumAlgorithm>SHA256</ChecksumAlgorithm>
+      </Upload></ListMultipartUploadsResult>';
+    '~^GET' '<ListPartsResult></ListPartsResult>';
+  }}
   server {{
     listen 127.0.0.1:{port}{tls};
     {certificate}
     location /snapshots/ {{ mirror /nothing; try_files /nothing @taken; }}
     location @taken {{ default_type application/json; return 201 '{{}}'; }}
     location = /nothing {{ internal; return 204; }}
-    location / {{ add_header ETag '"00000000000000000000000000000000"'; return 200 ''; }}
+    location = /{bucket} {{ default_type application/xml; return 200 $s3_answer; }}
+    location /{bucket}/ {{ mirror /nothing; try_files /nothing @s3; }}
+    location @s3 {{
+      if ($request_method = HEAD) {{ return 404; }}
+      default_type application/xml;
+      add_header ETag '"00000000000000000000000000000000"';
+      return 200 $s3_answer;
+    }}
   }}
 }}
 """
@@ -96,7 +115,15 @@ def null_sink(*, tls: bool = False) -> Iterator[Sink]:
         )
     configuration = folder / "nginx.conf"
     configuration.write_text(
-        CONFIGURATION.format(folder=folder, port=port, tls=" ssl" if tls else "", certificate=lines)
+        CONFIGURATION.format(
+            folder=folder,
+            port=port,
+            tls=" ssl" if tls else "",
+            certificate=lines,
+            bucket=BUCKET,
+            key=KEY,
+            id="<UploadId>1</UploadId>",
+        )
     )
     process = subprocess.Popen([program, "-p", str(folder), "-c", str(configuration), "-e", "stderr"])
     try:

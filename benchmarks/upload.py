@@ -95,35 +95,24 @@ def cases(images: dict[str, str]) -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
-def run_direct(images: dict[str, str], rounds: int, sink: Sink) -> dict[str, Measured]:
+def s3_cases(images: dict[str, str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return the two uploads to S3."""
+    if shutil.which("aws") is None:
+        print("The upload to S3 is not measured: there is no AWS CLI on PATH to compare it with.")
+        return []
+    full = {"image": images["full"]}
+    return [("aws s3 cp", "s3_cli", full), ("S3, ours", "s3_ours", full)]
+
+
+def run(cases: list[tuple[str, str, dict[str, Any]]], rounds: int, sink: Sink) -> dict[str, Measured]:
     """Measure every case `rounds` times, in turns, and keep the quickest of each."""
     environment = {**KEYS, "AWS_ENDPOINT_URL": sink.url}
     if sink.certificate:
         environment["AWS_CA_BUNDLE"] = str(sink.certificate)
     best: dict[str, Measured] = {}
     for _ in range(rounds):
-        for name, work, options in cases(images):
+        for name, work, options in cases:
             keep_quickest(best, name, measure(work, options, environment))
-    return best
-
-
-def run_s3(image: str, rounds: int) -> dict[str, Measured]:
-    """Measure our upload to S3 against the AWS CLI's, both into a sandbox: a null sink cannot speak S3."""
-    from vmsnix_ops.sandbox import sandbox_process
-
-    best: dict[str, Measured] = {}
-    if shutil.which("aws") is None:
-        print("aws s3 cp is not measured: there is no AWS CLI on this machine.")
-        return best
-    with sandbox_process() as aws:
-        aws.prepare(bucket="benchmark", region="us-east-1")
-        s3 = aws.client("s3", "us-east-1")
-        for _ in range(rounds):
-            for name, work in (("aws s3 cp", "s3_cli"), ("S3, ours", "s3_ours")):
-                options = {"image": image, "bucket": "benchmark"}
-                keep_quickest(best, name, measure(work, options, dict(aws.environment)))
-                for key in ("ours", "cli"):
-                    s3.delete_object(Bucket="benchmark", Key=key)
     return best
 
 
@@ -212,10 +201,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vmsnix-bench-") as folder:
         images = make_images(Path(folder), options.mib)
+        wanted = cases(images) + ([] if options.no_s3 else s3_cases(images))
         with null_sink(tls=options.tls) as sink:
-            measured = run_direct(images, options.rounds, sink)
-        if not options.no_s3:
-            measured |= run_s3(images["full"], options.rounds)
+            measured = run(wanted, options.rounds, sink)
     found = rows(measured, options.mib)
     print(f"\n{os.cpu_count()} cores, {options.mib} MiB, TLS {'on' if options.tls else 'off'}")
     print(f"\n{table(found)}\n")

@@ -23,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.sink import BUCKET, KEY
+
 BLOCK = 524_288
 SNAPSHOT = "snap-0123456789abcdef0"
 REGION = "us-east-1"
@@ -160,7 +162,7 @@ def loopback(image: str) -> int:
     return 0
 
 
-def s3_ours(image: str, bucket: str) -> int:
+def s3_ours(image: str) -> int:
     """Upload to S3 as publish via import does."""
     import boto3
 
@@ -168,14 +170,13 @@ def s3_ours(image: str, bucket: str) -> int:
     from vmsnix_ops.aws.session import client
 
     s3 = client(boto3.Session(region_name=REGION), "s3", REGION, connections=buckets.THREADS + 2)
-    buckets.upload(s3, Path(image), bucket=bucket, key="ours", tags={})
+    buckets.upload(s3, Path(image), bucket=BUCKET, key=KEY, tags={})
     return 0
 
 
-def s3_cli(image: str, bucket: str) -> int:
+def s3_cli(image: str) -> int:
     """Upload to S3 with the AWS CLI."""
-    command = ["aws", "s3", "cp", "--only-show-errors", image, f"s3://{bucket}/cli"]
-    subprocess.run(command, check=True)
+    subprocess.run(["aws", "s3", "cp", "--only-show-errors", image, f"s3://{BUCKET}/{KEY}"], check=True)
     return 0
 
 

@@ -116,7 +116,9 @@ def _make(
         read_timeout=60,
         max_pool_connections=connections,
         user_agent_extra=f"vmsnix_ops/{__version__}",
-        # Checksums that matter are given by us, one a part; a second one would only cost time.
+        # Checksums that matter are given by us, one a part, in a header that is signed; botocore would hash
+        # the part once more to sign it, which only costs time.
+        s3={"payload_signing_enabled": False},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
