@@ -87,6 +87,55 @@ def test_describe_tells_amount_share_rate_and_time_to_go(event: Event, expected:
     assert describe(event) == expected
 
 
+def forecast(kind: str = "advanced", seconds: float = 90.0, **more: object) -> Event:
+    """An import of which AWS says 3 %, and earlier ones that it is at three quarters."""
+    known = {"done": 3, "total": 100, "unit": "percent", "remaining": 30.0}
+    return Event("import", kind, seconds=seconds, **{**known, **more})  # type: ignore[arg-type]
+
+
+def test_earlier_work_tells_the_share_and_the_time_to_go_instead_of_the_pace() -> None:
+    assert (forecast().fraction, forecast().eta) == (0.75, 30.0)
+    assert describe(forecast(message="active")) == "75 %, 30.0 s to go, active"
+    assert describe(forecast(remaining=None)) == "3 %, 48 min 30 s to go"  # AWS's own pace
+
+
+def test_a_step_is_told_what_earlier_work_took() -> None:
+    events: list[Event] = []
+    with Progress(events.append).step("import", total=100, unit="percent") as step:
+        step.at(3)
+        step.expect(lambda elapsed: 30.0 if elapsed < 60 else None)
+        step.tick("active")
+        step.started -= 60
+        step.tick()
+    before, known, slower = (event for event in events if event.kind == "advanced")
+    assert (before.remaining, known.remaining, slower.remaining) == (None, 30.0, None)
+    assert known.message == "active"
+    assert slower.fraction == 0.03, "slower than all before: AWS's own percentage is left"
+
+
+def test_all_faces_show_the_time_to_go_by_earlier_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    face, stream = lines(monkeypatch)
+    face(Event("import", "started"))
+    face(forecast())
+    assert stream.getvalue().splitlines()[1] == "import: 75 %, 30.0 s to go"
+
+    widget = widget_face()
+    widget(Event("import", "started", total=100, unit="percent"))
+    widget(forecast())
+    _, bar, text = row(widget)
+    assert (bar.value, text) == (75, "75 %, 30.0 s to go")  # type: ignore[attr-defined]
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    terminal = terminal_face(console)
+    terminal(Event("import", "started", total=100, unit="percent"))
+    terminal(forecast())
+    terminal._bars.refresh()  # type: ignore[attr-defined]
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    terminal(forecast("finished", done=100))
+    assert "75 %, 30.0 s to go" in shown
+    assert "━" * 18 in shown
+
+
 def test_lines_show_start_and_end_and_seldom_between(monkeypatch: pytest.MonkeyPatch) -> None:
     face, stream = lines(monkeypatch)
     face(Event("upload", "started"))

@@ -83,8 +83,8 @@ class WidgetFace:
             if moving and now - self._moved.get(event.step, 0.0) < WIDGET_EVERY:
                 return
             self._moved[event.step] = now
-            if event.total:
-                bar.max, bar.value = event.total, min(max(event.done, 0.0), event.total)
+            if event.total and event.fraction is not None:
+                bar.max, bar.value = event.total, event.fraction * event.total
             text.value = html.escape(event.message if event.kind == "message" else describe(event))
 
     def _add(self, event: Event) -> None:
@@ -147,7 +147,9 @@ class TerminalFace:
             if event.kind == "message":
                 bars.console.print(Text(f"{event.step}: {event.message}"))
             elif event.kind == "advanced":
-                bars.update(task, completed=event.done, total=event.total, detail=describe(event))
+                fraction = event.fraction
+                done = event.done if fraction is None or not event.total else fraction * event.total
+                bars.update(task, completed=done, total=event.total, detail=describe(event))
             elif event.kind in {"finished", "failed"}:
                 self._end(event, bars, task)
 

@@ -25,6 +25,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
+Forecast = Callable[[float], float | None]
+"""How many seconds are to go after so many, by what is known of earlier work; ``None`` when that ends."""
+
 Kind = Literal["started", "advanced", "message", "finished", "failed"]
 Unit = Literal["bytes", "percent", "derivations", "items"]
 
@@ -45,6 +48,8 @@ class Event:
         A line for the operator; empty for plain movement.
     seconds
         Since the step started.
+    remaining
+        Seconds to go by earlier work of this kind; ``None`` when only the pace so far can tell.
     """
 
     step: str
@@ -54,6 +59,7 @@ class Event:
     unit: Unit = "items"
     message: str = ""
     seconds: float = 0.0
+    remaining: float | None = None
 
     @property
     def rate(self) -> float:
@@ -62,10 +68,20 @@ class Event:
 
     @property
     def eta(self) -> float | None:
-        """Seconds to go at the rate so far, or ``None`` while that cannot be told."""
+        """Seconds to go, by earlier work or else at the rate so far; ``None`` while that cannot be told."""
+        if self.remaining is not None:
+            return self.remaining
         if self.total is None or self.rate <= 0:
             return None
         return max(self.total - self.done, 0.0) / self.rate
+
+    @property
+    def fraction(self) -> float | None:
+        """How much is done, from 0 to 1: of the time that it takes, or else of the total."""
+        if self.remaining is not None and self.kind not in ("finished", "failed"):
+            whole = self.seconds + self.remaining
+            return self.seconds / whole if whole > 0 else 0.0
+        return min(max(self.done / self.total, 0.0), 1.0) if self.total else None
 
 
 Reporter = Callable[[Event], None]
@@ -81,6 +97,7 @@ class Step:
     unit: Unit = "items"
     done: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    forecast: Forecast | None = None
 
     def advance(self, amount: float) -> None:
         """Move on by `amount` units; negative when a retry takes something back."""
@@ -93,13 +110,22 @@ class Step:
         self.total = self.total if total is None else total
         self._emit("advanced", message)
 
+    def expect(self, forecast: Forecast) -> None:
+        """Tell from now on how long it will take by earlier work, rather than by the pace so far."""
+        self.forecast = forecast
+
+    def tick(self, message: str = "") -> None:
+        """Let the operator see time go by; nothing else has moved."""
+        self._emit("advanced", message)
+
     def message(self, text: str) -> None:
         """Tell the operator something."""
         self._emit("message", text)
 
     def _emit(self, kind: Kind, message: str = "") -> None:
         seconds = time.monotonic() - self.started
-        self.report(Event(self.name, kind, self.done, self.total, self.unit, message, seconds))
+        remaining = self.forecast(seconds) if self.forecast is not None else None
+        self.report(Event(self.name, kind, self.done, self.total, self.unit, message, seconds, remaining))
 
 
 class Progress:
@@ -200,7 +226,8 @@ def describe(event: Event) -> str:
     """Return one line that says how far a step is: amount, share, rate and time to go."""
     amount = human_bytes(event.done) if event.unit == "bytes" else f"{event.done:g}"
     if event.unit == "percent":
-        parts = [f"{event.done:.0f} %"]
+        fraction = event.fraction
+        parts = [f"{event.done if fraction is None else 100 * fraction:.0f} %"]
     elif event.total:
         whole = human_bytes(event.total) if event.unit == "bytes" else f"{event.total:g} {event.unit}"
         parts = [f"{amount} of {whole}", f"{100 * event.done / event.total:.0f} %"]

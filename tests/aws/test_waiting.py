@@ -86,3 +86,36 @@ def test_it_looks_gently_in_the_middle_and_quickly_near_the_end():
     assert max(pauses) == 15
     assert pauses[-1] == 1
     assert min(pauses) >= 1
+
+
+def test_a_step_that_knows_earlier_work_moves_between_two_looks(monkeypatch):
+    monkeypatch.setattr("vmsnix_ops.aws.waiting.TICK_SECONDS", 0.01)
+    events = []
+    with Progress(events.append).step("import", total=100, unit="percent") as step:
+        step.expect(lambda elapsed: 60.0 - elapsed)
+        wait(
+            looks(Sighting("waiting", None, 32.0, "active", "validated"), Sighting("done", None, 100.0)),
+            what="x",
+            deadline=10,
+            step=step,
+            pace=Pace(quickest=0.05),
+        )
+    moved = [event for event in events if event.kind == "advanced"]
+    assert len(moved) > 3
+    left = [event.eta for event in moved]
+    assert left == sorted(left, reverse=True)
+    assert 59 < left[-1] < left[0] < 60
+    assert {event.message for event in moved[:-1]} == {"active validated (32 % by AWS)"}
+
+
+def test_a_step_that_knows_nothing_pauses_in_silence():
+    events = []
+    with Progress(events.append).step("import", total=100, unit="percent") as step:
+        wait(
+            looks(Sighting("waiting", None, 32.0), Sighting("done", None, 100.0)),
+            what="x",
+            deadline=10,
+            step=step,
+            pace=QUICK,
+        )
+    assert [event.done for event in events if event.kind == "advanced"] == [32.0, 100.0]

@@ -1,11 +1,17 @@
-"""How long a step usually takes is told from earlier ones of the same kind and size, and only from those."""
+"""How long a step will take is told from earlier ones of the same kind and size, and only from those."""
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime
 
-from vmsnix_ops.publish.expected import usual_seconds
-from vmsnix_ops.records.tables import Tables
+import pytest
+
+from vmsnix_ops import publish
+from vmsnix_ops.progress import Lines, Progress
+from vmsnix_ops.publish.expected import Expectation, expected
+from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.settings import load
 
 KIND = {"step": "import", "via": "import", "region": "us-east-1"}
 
@@ -15,15 +21,53 @@ def row(seconds, size=1000, **changes):
     return {**common, **KIND, "seconds": seconds, "bytes": size, **changes}
 
 
-def test_the_median_of_the_same_size_is_told(tmp_path):
+def test_earlier_steps_of_the_same_size_count(tmp_path):
     tables = Tables(tmp_path)
     tables.append("steps", [row(10), row(20, 1100), row(600, 900)])
     tables.append("steps", [row(9000, 10_000), row(1, status="failed"), row(2, region="eu-west-1")])
-    assert usual_seconds(tables, **KIND, size=1000) == 20
+    assert expected(tables, **KIND, size=1000).seconds == (10, 20, 600)
 
 
 def test_nothing_is_told_from_too_few(tmp_path):
     tables = Tables(tmp_path)
-    assert usual_seconds(tables, **KIND, size=1000) is None
+    assert expected(tables, **KIND, size=1000) is None
     tables.append("steps", [row(10), row(20)])
-    assert usual_seconds(tables, **KIND, size=1000) is None
+    assert expected(tables, **KIND, size=1000) is None
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "remaining"),
+    [(0, 100), (20, 80), (100, 200), (150, 150), (299, 1), (300, None), (4000, None)],
+)
+def test_what_is_to_go_is_the_median_of_those_that_took_longer(elapsed, remaining):
+    assert Expectation((60.0, 100.0, 300.0)).remaining(elapsed) == remaining
+
+
+def test_what_is_to_go_never_turns_negative_and_ends_with_the_slowest():
+    known = Expectation((1.0, 1.5, 2.0, 8.0))
+    seen = [known.remaining(tenths / 10) for tenths in range(90)]
+    assert all(left > 0 for left in seen[:80])
+    assert set(seen[80:]) == {None}
+
+
+@pytest.mark.parametrize("via", ["import", "direct"])
+def test_a_publish_tells_the_time_to_go_by_earlier_ones(aws, plan, image, via):
+    size = next(image.glob("*.vhd")).stat().st_size
+    tables = open_tables(load())
+    tables.append("steps", [row(seconds, size, via=via) for seconds in (400, 500, 600)])
+    stream = io.StringIO()
+    aws.clock.speed = 100  # so that there is something to wait for
+    publish.run(plan(via=via, progress=Progress(Lines(stream, every=0.0))))
+    told = [line for line in stream.getvalue().splitlines() if line.startswith("import: ")]
+    assert told[0] == "import: an image of this size usually takes 8 min 20 s"
+    assert any("to go" in line and "by AWS)" in line for line in told), told
+    assert any(" 8 min 1" in line or " 8 min 2" in line for line in told), told
+
+
+def test_a_publish_without_a_history_tells_what_aws_does(aws, plan):
+    stream = io.StringIO()
+    aws.clock.speed = 100
+    publish.run(plan(progress=Progress(Lines(stream, every=0.0))))
+    told = [line for line in stream.getvalue().splitlines() if line.startswith("import: ")]
+    assert told
+    assert not any("usually" in line or "by AWS)" in line for line in told), told

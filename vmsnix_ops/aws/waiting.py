@@ -2,7 +2,9 @@
 
 botocore's waiters poll on through states that can never become good (an import that turned ``deleted``), show
 nothing, and drop the message. This one fails at once on every terminal state, with the message; it has a
-deadline, shows progress, and polls fast at both ends and gently in between.
+deadline, shows progress, and polls fast at both ends and gently in between. A step that knows how long such
+work took before (`vmsnix_ops.progress.Step.expect`) shows the time to go by that, and moves on between two
+looks; otherwise AWS's own percentage is all there is.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Value = TypeVar("Value")
+TICK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +109,8 @@ def wait(
     started, pause, told = time.monotonic(), pace.quickest, ""
     while True:
         seen = look()
+        news = _news(seen, step)
         if step is not None:
-            news = " ".join(part for part in (seen.state, seen.message) if part)
             if seen.percent is not None:
                 step.at(seen.percent, message=news)
             elif news and news != told:
@@ -125,5 +128,24 @@ def wait(
                 cure="It goes on in AWS; running the same command again waits for it rather than starting "
                 "anew.",
             )
-        time.sleep(pause)
+        _sleep(pause, step, news)
         pause = pace.next(pause, seen.percent)
+
+
+def _news(seen: Sighting[Value], step: Step | None) -> str:
+    """Return AWS's own words, with its percentage where the step shows the time instead."""
+    parts = [seen.state, seen.message]
+    if step is not None and step.forecast is not None and seen.percent is not None:
+        parts.append(f"({seen.percent:.0f} % by AWS)")
+    return " ".join(part for part in parts if part)
+
+
+def _sleep(seconds: float, step: Step | None, news: str) -> None:
+    """Pause; a step that tells the time to go tells it every second."""
+    if step is None or step.forecast is None:
+        time.sleep(seconds)
+        return
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, TICK_SECONDS))
+        step.tick(news)

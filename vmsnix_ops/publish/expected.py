@@ -1,7 +1,10 @@
-"""How long a step usually takes, by the records of earlier runs with images of about the same size."""
+"""How long a step will take, by the records of earlier runs with images of about the same size."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,8 +15,42 @@ FEWEST = 3  # earlier steps from which an expectation is told
 LATEST = 50
 
 
-def usual_seconds(tables: Tables, *, step: str, via: str, region: str, size: int) -> float | None:
-    """Return the median seconds of the latest finished steps of this kind and size, or ``None``.
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What earlier steps of the same kind and size took.
+
+    Attributes
+    ----------
+    seconds
+        Of each, in ascending order.
+    """
+
+    seconds: tuple[float, ...]
+
+    @property
+    def usual(self) -> float:
+        """The median, in seconds."""
+        return median(self.seconds)
+
+    def remaining(self, elapsed: float) -> float | None:
+        """Return how many seconds are to go after so many.
+
+        The median of those earlier steps that had not ended by then either; ``None`` when this one is slower
+        than all of them, so that nothing is known.
+
+        Examples
+        --------
+        >>> Expectation((60.0, 100.0, 300.0)).remaining(20)
+        80.0
+        >>> Expectation((60.0, 100.0, 300.0)).remaining(150)
+        150.0
+        """
+        slower = self.seconds[bisect_right(self.seconds, elapsed) :]
+        return median(slower) - elapsed if slower else None
+
+
+def expected(tables: Tables, *, step: str, via: str, region: str, size: int) -> Expectation | None:
+    """Return what the latest finished steps of this kind and size took; ``None`` when there are too few.
 
     Parameters
     ----------
@@ -29,4 +66,5 @@ def usual_seconds(tables: Tables, *, step: str, via: str, region: str, size: int
     found = tables.read("steps", columns=["started_at", "seconds"], where=[*kinds, *sizes])
     if len(found) < FEWEST:
         return None
-    return float(found.sort_values("started_at")["seconds"].tail(LATEST).median())
+    latest = found.sort_values("started_at")["seconds"].tail(LATEST)
+    return Expectation(tuple(sorted(float(seconds) for seconds in latest)))

@@ -21,12 +21,13 @@ from vmsnix_ops.aws.block_engine import Pushing
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.publish import identity, leftovers
-from vmsnix_ops.publish.expected import usual_seconds
+from vmsnix_ops.publish.expected import expected
 from vmsnix_ops.publish.interrupts import interruptible, stopping
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
 if TYPE_CHECKING:
     from vmsnix_ops.nix.image import BuiltImage
+    from vmsnix_ops.publish.journal import Entry
     from vmsnix_ops.publish.plan import Plan
 
 
@@ -187,6 +188,7 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
             entry.outcome = "reused"
             size = imports.wait_for_snapshot(ec2, built.snapshot_id)
             return SnapshotStep("reused", built, built.snapshot_id, size)
+        _expect(plan, built, entry)
         if source.direct is not None:
             kept = "The snapshot is complete or will be; the next run finds it."
             with interruptible("wait for the snapshot", kept):
@@ -200,11 +202,6 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
             entry.outcome, entry.bytes = done.outcome, built.file_bytes
             entry.detail.update(snapshot_id=done.snapshot_id)
             return SnapshotStep(done.outcome, built, done.snapshot_id, done.size_gib)
-        usual = usual_seconds(
-            plan.journal.tables, step="import", via=plan.via, region=plan.region, size=built.file_bytes
-        )
-        if usual is not None:
-            entry.step.message(f"an image of this size usually takes {human_seconds(usual)}")
         wanted = imports.Source(
             plan.bucket, identity.key(plan, built), built.format, plan.role_name, _patience(plan)
         )
@@ -222,6 +219,16 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
         entry.outcome, entry.bytes = made.outcome, built.file_bytes
         entry.detail.update(snapshot_id=made.snapshot_id, task_id=made.task_id)
         return SnapshotStep(made.outcome, built, made.snapshot_id, made.size_gib, made.task_id)
+
+
+def _expect(plan: Plan, built: Built, entry: Entry) -> None:
+    """Tell how long it usually takes, and let the step show the time to go by that."""
+    known = expected(
+        plan.journal.tables, step="import", via=plan.via, region=plan.region, size=built.file_bytes
+    )
+    if known is not None:
+        entry.step.message(f"an image of this size usually takes {human_seconds(known.usual)}")
+        entry.step.expect(known.remaining)
 
 
 def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
