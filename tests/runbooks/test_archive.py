@@ -81,7 +81,6 @@ def test_an_upload_that_was_cut_short_is_done_again(tmp_path: Path, aws: Any) ->
     folder = archive.open_folder(f"s3://{BUCKET}", "run", {}, work=tmp_path, environment=aws.environment)
     folder.path(archive.REPORT).write_text("the page")
     kept = folder.keep(archive.REPORT)
-    assert kept is not None
     aws.client("s3").put_object(Bucket=BUCKET, Key=kept.place.removeprefix(f"s3://{BUCKET}/"), Body=b"the")
     assert folder.keep(archive.REPORT) == kept
     assert content(aws, kept.place) == b"the page"
@@ -91,6 +90,21 @@ def test_an_upload_that_was_cut_short_is_done_again(tmp_path: Path, aws: Any) ->
 def test_nothing_is_left_on_this_machine(shelf: Shelf, aws: Any) -> None:
     shelf.run("1", archive=f"s3://{BUCKET}", environment=aws.environment)
     assert list((shelf.archive.parent / "state").rglob("*.*")) == []
+
+
+def test_whatever_a_notebook_leaves_in_its_folder_is_evidence(shelf: Shelf, aws: Any) -> None:
+    cell = """\
+import json, os, pathlib
+folder = pathlib.Path(os.environ["VMSNIX_RUN_DIR"])
+(folder / "tables").mkdir()
+(folder / "tables" / "findings.csv").write_text("a,b")
+(folder / "result.json").write_text(json.dumps({"findings": str(folder / "tables" / "findings.csv")}))
+"""
+    outcome = shelf.run(cell, archive=f"s3://{BUCKET}", environment=aws.environment)
+    place = outcome.values["findings"]
+    assert place == outcome.values["files"]["tables/findings.csv"]["place"]
+    assert place.startswith(f"s3://{BUCKET}/objects/")
+    assert content(aws, place) == b"a,b"
 
 
 def test_a_failed_run_is_archived_too(shelf: Shelf, aws: Any) -> None:

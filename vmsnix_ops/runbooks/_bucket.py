@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPES = {
     "ipynb": "application/x-ipynb+json",
+    "csv": "text/csv; charset=utf-8",
     "html": "text/html; charset=utf-8",
     "json": "application/json",
     "jsonl": "application/x-ndjson",
@@ -45,7 +46,7 @@ def put(environment: Mapping[str, str], place: str, content: bytes) -> None:
         Bucket=bucket,
         Key=key,
         Body=content,
-        ContentType=CONTENT_TYPES[key.rpartition(".")[2]],
+        ContentType=CONTENT_TYPES.get(key.rpartition(".")[2], "application/octet-stream"),
         ChecksumSHA256=base64.b64encode(hashlib.sha256(content).digest()).decode(),
     )
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from vmsnix_ops.settings import Settings
 
 
+OWN = {archives.NOTEBOOK: "notebook", archives.REPORT: "report", archives.LOG: "log"}
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Everything that is settled before the first cell."""
@@ -125,7 +128,7 @@ def keep(
         archives.write_whole(folder.path(archives.REPORT), report.render(kept, values))
     except Exception as error:  # noqa: BLE001 - the run is over; a page that fails must not hide its verdict
         problems.append(f"The report could not be made: {type(error).__name__}: {error}")
-    _bring(folder, values, archives.NOTEBOOK, archives.REPORT, archives.JOURNAL)
+    _bring(folder, values, [name for name in folder.names() if name != archives.LOG])
     if found:
         live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
     values["secrets_removed"] = found
@@ -137,7 +140,7 @@ def keep(
     for problem in problems:
         live.note(problem, screen=False)
     live.close()
-    _bring(folder, values, archives.LOG)
+    _bring(folder, values, [archives.LOG])
     values = _close(run, redactor.anything(values), judged, failure)
     from vmsnix_ops.runbooks import github
 
@@ -174,22 +177,23 @@ def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) 
     }
 
 
-def _bring(folder: archives.RunFolder, values: dict[str, Any], *names: str) -> None:
+def _bring(folder: archives.RunFolder, values: dict[str, Any], names: list[str]) -> None:
     """Bring files to where they are kept and name the places; where S3 refuses they stay on this machine."""
     for name in names:
+        path = str(folder.path(name))
         try:
             kept = folder.keep(name)
         except ArchiveError as error:
             values["problems"].append(str(error))
-            place = str(folder.path(name))
+            place = path
         else:
-            if kept is None:
-                continue
             place = kept.place
             values["files"][name] = kept.to_json()
-        word = name.partition(".")[0]
-        if word in values:
-            values[word] = place
+        if name in OWN:
+            values[OWN[name]] = place
+        for key, value in values.items():
+            if value == path:  # the notebook told where it wrote
+                values[key] = place
 
 
 def _close(run: Run, values: dict[str, Any], judged: Verdict, failure: Failure | None) -> dict[str, Any]:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 NOTEBOOK, REPORT, RESULT, LOG = "notebook.ipynb", "report.html", "result.json", "log.txt"
 JOURNAL = "journal.jsonl"  # a publish writes it, and a rollback reads it
 FLEET = "fleet.json"  # the targets of a fleet
-FILES = (NOTEBOOK, REPORT, LOG, JOURNAL)
 ALIVE = ".running"  # locked while the run's process lives
 
 
@@ -93,8 +92,14 @@ class RunFolder:
         """Write a JSON file whole or not at all."""
         write_whole(self.path(name), json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n")
 
-    def keep(self, name: str) -> Kept | None:
-        """Bring a finished file to where it is kept; ``None`` when the run has no such file.
+    def names(self) -> list[str]:
+        """Return the names of all files that the run has left, such as ``"findings.csv"``, but the entry."""
+        found = (path.relative_to(self.local) for path in self.local.rglob("*") if path.is_file())
+        shown = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
+        return sorted(name for name in shown if name != RESULT)
+
+    def keep(self, name: str) -> Kept:
+        """Bring a finished file to where it is kept.
 
         Safe to do twice: the place derives from the content, and what is there already is not sent again.
 
@@ -104,11 +109,9 @@ class RunFolder:
             When S3 refuses; the local files stay and the error says where.
         """
         path = self.path(name)
-        if not path.is_file():
-            return None
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        place = f"{self.remote}/objects/{digest}/{name}" if self.remote else str(path)
+        place = f"{self.remote}/objects/{digest}/{path.name}" if self.remote else str(path)
         if self.remote:
             with self._explained(place):
                 _bucket.put_once(self.environment, place, content)
