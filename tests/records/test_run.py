@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vmsnix_ops.errors import RecordsError, SchemaError, SettingsError
-from vmsnix_ops.records.result import KEYS, read_result, write_result
+from vmsnix_ops.records.result import KEYS, read_result, reference_page, write_result
 from vmsnix_ops.records.run_context import RunContext, current_run, new_run_id
 from vmsnix_ops.settings import load
 
@@ -78,6 +78,11 @@ def test_the_result_has_every_documented_key(run: RunContext) -> None:
     assert (result["run_id"], result["runbook"], result["ami_id"]) == ("r1", "publish-ami", "ami-1")
     assert result["report"] == "/x/report.html"
     assert result["snapshot_id"] is None
+
+
+def test_the_page_of_the_keys_is_true() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "result.md").read_text()
+    assert page == reference_page(), "run python -m vmsnix_ops.records.result > docs/reference/result.md"
 
 
 def test_a_runbook_may_add_keys_and_the_runner_may_add_more_later(run: RunContext) -> None:

@@ -81,6 +81,7 @@ def test_an_upload_that_was_cut_short_is_done_again(tmp_path: Path, aws: Any) ->
     folder = archive.open_folder(f"s3://{BUCKET}", "run", {}, work=tmp_path, environment=aws.environment)
     folder.path(archive.REPORT).write_text("the page")
     kept = folder.keep(archive.REPORT)
+    assert kept is not None
     aws.client("s3").put_object(Bucket=BUCKET, Key=kept.place.removeprefix(f"s3://{BUCKET}/"), Body=b"the")
     assert folder.keep(archive.REPORT) == kept
     assert content(aws, kept.place) == b"the page"

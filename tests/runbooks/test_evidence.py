@@ -52,7 +52,9 @@ def put(to: Archive, runbook: str, hour: int, *, close: bool = True, **values: A
     folder = archive.open_folder(to.place, run_id, entry, work=to.work, environment=to.environment)
     if close:
         folder.path(archive.REPORT).write_text(f"page of {run_id}")
-        files = {archive.REPORT: folder.keep(archive.REPORT).to_json()}
+        kept = folder.keep(archive.REPORT)
+        assert kept is not None
+        files = {archive.REPORT: kept.to_json()}
         folder.write_json(archive.RESULT, {**entry, "status": "done", "files": files, **values})
         folder.close(done=True)
     return run_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmsnix_ops.errors import ArchiveError, ParameterError, RunError, UnknownRunbookError
+from vmsnix_ops.records.result import KEYS
 from vmsnix_ops.runbooks import _engine
 from vmsnix_ops.runbooks._interrupts import Interrupter
 from vmsnix_ops.runbooks._output import Limits
@@ -40,6 +42,13 @@ def test_a_run_leaves_notebook_report_result_and_log(shelf: Shelf) -> None:
     assert result["status"] == "done"
     assert result["parameters"] == {"name": "Ada", "account": "", "count": 1, "loud": False}
     assert result["report"] == outcome.report
+    assert result.keys() >= KEYS.keys()
+    assert [
+        key for key, value in result.items() if value is not None and not isinstance(value, KEYS[key][0])
+    ] == []
+    assert set(result["files"]) == {"log.txt", "notebook.ipynb", "report.html"}
+    for kept in result["files"].values():
+        assert hashlib.sha256(Path(kept["place"]).read_bytes()).hexdigest() == kept["sha256"]
 
 
 def test_the_committed_notebook_is_not_touched(shelf: Shelf) -> None:

@@ -25,17 +25,36 @@ FILE_NAME = "result.json"
 KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "run_id": (str, "The run."),
     "runbook": (str, "The runbook."),
-    "status": (str, "done, failed, partly or interrupted."),
+    "status": (str, "done, failed, partly or interrupted; running until it ends."),
+    "exit_code": (int, "0 done, 1 failed, 2 wrong use, 3 partly done or not all evidence kept."),
     "ami_id": (str, "The AMI that was published or found."),
     "snapshot_id": (str, "Snapshot of its root device."),
     "image_name": (str, "Name of the AMI."),
+    "image": (str, "Short name of the image."),
     "region": (str, "AWS region."),
+    "account": (str, "AWS account id, 12 digits."),
     "digest": (str, "SHA-256 of the image file, in hexadecimal."),
+    "parameters": (dict, "Every parameter with the value that it had."),
+    "side_effects": (str, "What the runbook declares: read_only, creates or destroys."),
+    "sandbox": (str, "Address of the sandbox, for a rehearsal."),
+    "started_at": (str, "When it began, ISO 8601, UTC."),
+    "finished_at": (str, "When it ended, ISO 8601, UTC."),
     "seconds": ((int, float), "How long the run took."),
-    "report": (str, "Path of the HTML report."),
-    "notebook": (str, "Path of the executed notebook."),
     "steps": (list, "One object per step: step, status, seconds, bytes."),
-    "error": (str, "The error that ended the run."),
+    "tables": (list, "What else the summary of a CI job shows: objects with title, columns, rows."),
+    "error": (str, "The error that ended the run, as sentences."),
+    "failure": (dict, "The same in parts: type, what, why, cure, exit_code, cell, detail."),
+    "problems": (list, "What went wrong after the last cell, such as a history that could not be written."),
+    "notebook": (str, "Place of the executed notebook: a path, or s3://."),
+    "report": (str, "Place of the HTML report."),
+    "log": (str, "Place of the log."),
+    "result": (str, "Place of this file."),
+    "files": (dict, "Every file of the run by its name: place, sha256, bytes."),
+    "secrets_removed": (dict, "How many secrets were taken out of the evidence, by kind."),
+    "user": (str, "Who ran it: the user of the operating system."),
+    "host": (str, "On which machine."),
+    "cwd": (str, "In which folder; relative paths among the parameters count from it."),
+    "package_version": (str, "Version of vmsnix_ops."),
 }
 """Documented keys: the type of the value where it is not ``null``, and what it means."""
 
@@ -116,7 +135,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def _check(key: str, kind: type | tuple[type, ...], value: object) -> None:
     right = value is None or (isinstance(value, kind) and not isinstance(value, bool))
-    if key in {"report", "notebook"} and isinstance(value, Path):
+    if key in {"report", "notebook", "log", "result", "cwd"} and isinstance(value, Path):
         right = True
     if not right:
         expected = kind.__name__ if isinstance(kind, type) else " or ".join(each.__name__ for each in kind)
@@ -163,3 +182,30 @@ def _replace(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def reference_page() -> str:
+    """Return the page that documents the keys, as ``docs/reference/result.md`` has it."""
+    words = {str: "text", int: "whole number", (int, float): "number", dict: "object", list: "list"}
+    lines = [
+        "# result.json",
+        "",
+        "<!-- Written by `python -m vmsnix_ops.records.result`: change vmsnix_ops/records/result.py. -->",
+        "",
+        "What a run says to the machines that come after it. Every key is always there, `null` where a run",
+        "has nothing to say; a runbook adds keys of its own. `vmsnix run ... --json` and",
+        "`vmsnix runs show ID --json` print it.",
+        "",
+        "In GitHub Actions every plain value is an output of the step.",
+        "",
+        "| key | value | meaning |",
+        "|---|---|---|",
+        *(f"| `{key}` | {words[kind]} | {meaning} |" for key, (kind, meaning) in KEYS.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(reference_page())

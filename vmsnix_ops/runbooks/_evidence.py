@@ -187,6 +187,8 @@ def _bring(folder: archives.RunFolder, values: dict[str, Any], names: list[str])
             values["problems"].append(str(error))
             place = path
         else:
+            if kept is None:
+                continue
             place = kept.place
             values["files"][name] = kept.to_json()
         if name in OWN:

@@ -98,8 +98,8 @@ class RunFolder:
         shown = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
         return sorted(name for name in shown if name != RESULT)
 
-    def keep(self, name: str) -> Kept:
-        """Bring a finished file to where it is kept.
+    def keep(self, name: str) -> Kept | None:
+        """Bring a finished file to where it is kept; ``None`` when the run has no such file.
 
         Safe to do twice: the place derives from the content, and what is there already is not sent again.
 
@@ -109,6 +109,8 @@ class RunFolder:
             When S3 refuses; the local files stay and the error says where.
         """
         path = self.path(name)
+        if not path.is_file():
+            return None
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         place = f"{self.remote}/objects/{digest}/{path.name}" if self.remote else str(path)
