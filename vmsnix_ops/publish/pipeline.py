@@ -20,7 +20,7 @@ from vmsnix_ops.aws import block_reading, blocks, buckets, images, imports
 from vmsnix_ops.aws.block_engine import Pushing
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.progress import human_seconds
-from vmsnix_ops.publish import identity, leftovers
+from vmsnix_ops.publish import identity, leftovers, packages
 from vmsnix_ops.publish.expected import expected
 from vmsnix_ops.publish.interrupts import interruptible, stopping
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
@@ -289,6 +289,7 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
             if plan.via == "import":
                 leftovers.clean_bucket(plan, built)
             _record(plan, ami)
+            packages.record(plan.journal.tables, built, run_id=plan.run_id, step=entry.step)
     result = PublishResult(
         dry_run=plan.dry_run,
         ami_id=ami.ami_id,

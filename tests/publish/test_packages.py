@@ -1,0 +1,87 @@
+"""What is inside a published image is recorded once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+
+from vmsnix_ops import publish
+from vmsnix_ops.audit.diff import diff
+from vmsnix_ops.errors import NixError
+from vmsnix_ops.publish import packages
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INSIDE = pd.DataFrame(
+    {
+        "name": ["openssl", "etc"],
+        "version": ["3.0.14", ""],
+        "store_path": ["/nix/store/a-openssl-3.0.14", "/nix/store/b-etc"],
+        "bytes": [10, 20],
+    }
+)
+
+
+class Told:
+    """A step that remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.fixture
+def built_by_nix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every image count as one that Nix built here, with these packages inside."""
+    real = publish.Plan.build
+
+    def build(plan: publish.Plan) -> Any:
+        return replace(real(plan), derivation="/nix/store/x.drv", store_path="/nix/store/x")
+
+    monkeypatch.setattr(publish.Plan, "build", build)
+    monkeypatch.setattr(packages, "closure", lambda _image: INSIDE)
+
+
+def rows() -> pd.DataFrame:
+    return open_tables(load()).read("packages")
+
+
+def test_a_publish_records_what_is_inside(plan: Callable[..., publish.Plan], built_by_nix: None) -> None:
+    result = publish.run(plan())
+    found = rows().sort_values("bytes")
+    assert list(found["name"]) == ["openssl", "etc"]
+    assert set(found["digest"]) == {result.digest}
+    assert set(found["run_id"]) == {result.run_id}
+    publish.run(plan())
+    assert len(rows()) == 2
+    assert len(diff(result.ami_id, result.image_name).frame) == 0
+
+
+def test_a_file_that_nix_did_not_build_has_none(plan: Callable[..., publish.Plan]) -> None:
+    assert publish.run(plan()).ami_id
+    assert len(rows()) == 0
+
+
+def test_contents_that_cannot_be_listed_stop_no_publish(
+    plan: Callable[..., publish.Plan], built_by_nix: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_image: object) -> pd.DataFrame:
+        raise NixError("What is inside cannot be told.", why="No NixOS system went into it.")
+
+    monkeypatch.setattr(packages, "closure", broken)
+    told, planned = Told(), plan()
+    built = planned.build()
+    step: Any = told
+    assert packages.record(open_tables(load()), built, run_id="r", step=step) == 0
+    assert told.texts == [
+        "its packages are not recorded: What is inside cannot be told. No NixOS system went into it."
+    ]
+    assert publish.run(plan()).ami_id
