@@ -64,6 +64,10 @@ audit *OPTIONS:
 bench-upload *OPTIONS:
     {{ python }} -m benchmarks.upload {{ OPTIONS }}
 
+# Measure the inventory of 100,000 AMIs against plain boto3 paging, such as `just bench-inventory --rounds 1`
+bench-inventory *OPTIONS:
+    {{ python }} -m benchmarks.inventory {{ OPTIONS }}
+
 # Kill uploads 50 times at random points instead of 8
 test-kills:
     VMSNIX_WHOLE_TESTS=1 pytest tests/aws/test_block_resume.py

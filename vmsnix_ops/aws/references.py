@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws.paging import items, patiently
+from vmsnix_ops.aws.paging import items, patiently, quick_times
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, client, code_of
 from vmsnix_ops.aws.session import session as default_session
@@ -169,6 +169,7 @@ class Clients:
     @classmethod
     def of(cls, session: boto3.Session, region: str) -> Clients:
         """Return clients with few attempts of their own: `paging` tries again, for longer."""
+        quick_times(session)
         made = (
             client(session, service, region, attempts=2, connections=AT_ONCE + 2)
             for service in ("ec2", "autoscaling", "ssm")

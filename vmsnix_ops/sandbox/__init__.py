@@ -23,10 +23,12 @@ from .core import AwsError, Clock
 from .credentials import DEFAULT_ACCOUNT
 from .faults import Fault, Faults
 from .process import SandboxProcess, sandbox_process
+from .seeding import REGIONS, Seeded, populate
 from .server import Server
 from .world import World
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 __all__ = [
@@ -126,6 +128,17 @@ class Sandbox(Access):
     def reset(self) -> None:
         """Forget everything but the first access key: resources, calls and faults."""
         self.world.reset()
+
+    def populate(
+        self, *, regions: Sequence[str] = REGIONS, amis: int = 5000, one_named_in: int = 20
+    ) -> Seeded:
+        """Fill regions of the account with AMIs and what names them; see `vmsnix_ops.sandbox.seeding`."""
+        with self.world.lock:
+            made = populate(
+                self.world.tables, self.account, regions=regions, amis=amis, one_named_in=one_named_in
+            )
+        self.world.changed()
+        return made
 
     def remember(self) -> bytes:
         """Return everything that there is now, for `recall`: what several tests begin with."""

@@ -1,0 +1,225 @@
+"""A large account at once: thousands of AMIs with snapshots, and what names them, without as many calls.
+
+What is made is what calls could have made: images that hold snapshots of their own, tags of ours on most,
+instances, launch templates, launch configurations, groups and parameters that name one in twenty (or in as
+many as are asked for). The same seed makes the same account.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from .autoscaling.common import Configuration, Group
+from .ec2.state import Image, Instance, Snapshot
+from .ec2.templates import LaunchTemplate, Version
+from .ssm import state as ssm
+from .wire import regions as known_regions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .core import Tables
+
+REGIONS = (
+    "us-east-1", "us-east-2", "us-west-1", "us-west-2", "ca-central-1", "sa-east-1", "eu-central-1",
+    "eu-north-1", "eu-west-1", "eu-west-2", "eu-west-3", "ap-northeast-1", "ap-northeast-2",
+    "ap-northeast-3", "ap-south-1", "ap-southeast-1", "ap-southeast-2", "af-south-1", "ap-east-1",
+    "me-south-1",
+)  # fmt: skip
+"""Twenty regions; the last three are opted in to."""
+
+VERSIONS = 3
+_SOURCES = ("instance", "template", "configuration", "parameter")
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """How much there is now.
+
+    Parameters
+    ----------
+    amis, snapshots
+        How many were made.
+    named
+        How many of the AMIs something names.
+    """
+
+    amis: int
+    snapshots: int
+    named: int
+
+
+def populate(
+    tables: Tables,
+    account: str,
+    *,
+    regions: Sequence[str] = REGIONS,
+    amis: int = 5000,
+    one_named_in: int = 20,
+    seed: int = 0,
+    now: datetime | None = None,
+) -> Seeded:
+    """Fill regions of an account.
+
+    Parameters
+    ----------
+    tables
+        Of the sandbox's world, locked by the caller.
+    account
+        Whose.
+    regions
+        Where; those that need it are opted in to.
+    amis
+        How many in each region.
+    one_named_in
+        Of how many AMIs something names one.
+    seed
+        Of the random numbers.
+    now
+        When the youngest is made; now by default.
+    """
+    now = now or datetime.now(UTC)
+    opted_in = tables.table(account, "", "opted_in_regions")
+    named = 0
+    for region in regions:
+        opted_in[region] = True
+        chance = random.Random(f"{seed} {region}")  # noqa: S311 - sizes and ages, not secrets
+        named += _Region(tables, account, region, chance, now).fill(amis, one_named_in)
+    return Seeded(amis * len(regions), amis * len(regions), named)
+
+
+class _Region:
+    """Fills one region."""
+
+    def __init__(
+        self, tables: Tables, account: str, region: str, chance: random.Random, now: datetime
+    ) -> None:
+        self.tables, self.account, self.region, self.chance, self.now = tables, account, region, chance, now
+        self.partition = known_regions.partition_of(region)
+        # Snapshots of about the same size share the map of their blocks: content is not what this is for.
+        block = bytes(32)
+        self.contents = [dict.fromkeys(range(size), block) for size in (300, 1500, 4000, 9000)]
+
+    def table(self, kind: str) -> dict[str, Any]:
+        return self.tables.table(self.account, self.region, kind)
+
+    def new_id(self, prefix: str) -> str:
+        return f"{prefix}-0{self.chance.getrandbits(64):016x}"
+
+    def fill(self, amis: int, one_named_in: int) -> int:
+        made = [self.ami(number) for number in range(amis)]
+        named = made[::one_named_in]
+        for number, ami_id in enumerate(named):
+            getattr(self, _SOURCES[number % len(_SOURCES)])(ami_id, number)
+        return len(named)
+
+    def ami(self, number: int) -> str:
+        digest = f"{self.chance.getrandbits(256):064x}"
+        image = ("ecs-node", "gc-fwd", "actions-runner", "web")[number % 4]
+        made = self.now - timedelta(hours=self.chance.uniform(1, 24 * 900))
+        name = f"altf4llc-{image}-26.11.{number}-x86_64-linux-{digest[:8]}"
+        tags = {
+            "Name": name,
+            "vmsnix:image": image,
+            "vmsnix:digest": digest,
+            "vmsnix:run": f"{made:%Y%m%dT%H%M%SZ}-publish-ami-{digest[:6]}",
+            "vmsnix:version": f"26.11.{number}",
+            "vmsnix:flake": f"github:acme/images/{digest[:40]}",
+        }
+        if number % 50 == 7:
+            tags = {}
+        snapshot = Snapshot(
+            snapshot_id=self.new_id("snap"),
+            owner=self.account,
+            region=self.region,
+            size_gib=8,
+            started=made,
+            since=made,
+            description=f"Created by AWS-VMImport service for import-snap-0{digest[:16]}",
+            tags=tags,
+            blocks=self.chance.choice(self.contents),
+        )
+        self.table("snapshots")[snapshot.snapshot_id] = snapshot
+        ami = Image(
+            image_id=self.new_id("ami"),
+            owner=self.account,
+            region=self.region,
+            name=name,
+            created=made,
+            architecture="x86_64",
+            root_device="/dev/sda1",
+            mappings=[
+                {
+                    "DeviceName": "/dev/sda1",
+                    "Ebs": {
+                        "DeleteOnTermination": True,
+                        "SnapshotId": snapshot.snapshot_id,
+                        "VolumeSize": 8,
+                        "VolumeType": "gp3",
+                        "Encrypted": False,
+                    },
+                }
+            ],
+            description=f"NixOS image {image}",
+            boot_mode="uefi",
+            ena=True,
+            sriov="simple",
+            imds="v2.0" if number % 10 else "",
+            tags=dict(tags),
+            permissions=[{"Group": "all"}] if number % 1000 == 13 else [],
+            last_launched=made + timedelta(hours=1) if number % 3 == 0 else None,
+        )
+        self.table("images")[ami.image_id] = ami
+        return ami.image_id
+
+    def instance(self, ami_id: str, _number: int) -> None:
+        instance_id = self.new_id("i")
+        self.table("instances")[instance_id] = Instance(
+            instance_id=instance_id,
+            reservation_id=self.new_id("r"),
+            owner=self.account,
+            image_id=ami_id,
+            kind="t3.micro",
+            zone=f"{self.region}a",
+            launched=self.now - timedelta(days=2),
+            architecture="x86_64",
+            root_device="/dev/sda1",
+            details={},
+        )
+
+    def template(self, ami_id: str, number: int) -> None:
+        data = {"ImageId": ami_id, "InstanceType": "t3.micro"}
+        template = LaunchTemplate(
+            self.new_id("lt"), f"nodes-{number}", self.now, f"arn:{self.partition}:iam::{self.account}:root"
+        )
+        for version in range(1, VERSIONS + 1):
+            template.versions[version] = Version(version, "", self.now, template.created_by, data)
+        template.latest = VERSIONS
+        self.table("launch_templates")[template.template_id] = template
+
+    def configuration(self, ami_id: str, number: int) -> None:
+        name = f"old-{number}"
+        home = f"arn:{self.partition}:autoscaling:{self.region}:{self.account}"
+        arn = f"{home}:launchConfiguration:{number}:launchConfigurationName/{name}"
+        asked = {"ImageId": ami_id, "InstanceType": "t3.micro"}
+        self.table("launch_configurations")[name] = Configuration(name, arn, self.now, asked)
+        self.table("auto_scaling_groups")[name] = Group(
+            name,
+            f"{home}:autoScalingGroup:{number}:autoScalingGroupName/{name}",
+            self.now,
+            {"LaunchConfigurationName": name},
+            [f"{self.region}a"],
+            0,
+            2,
+            0,
+        )
+
+    def parameter(self, ami_id: str, number: int) -> None:
+        name = f"/vmsnix/seeded-{number}/stable"
+        arn = f"arn:{self.partition}:ssm:{self.region}:{self.account}:parameter{name}"
+        by = f"arn:{self.partition}:iam::{self.account}:root"
+        version = ssm.Version(1, ami_id, "String", "aws:ec2:image", self.now, by, "", "", "Standard")
+        self.table("parameters")[name] = ssm.Parameter(name, arn, [version])
