@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import require
 from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import policies
 from vmsnix_ops.aws.cloudformation import template
@@ -19,7 +20,6 @@ from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 REGION, BUCKET = "eu-central-1", "acme-images"
 CHANGES = ("Create", "Put", "Update", "Delete", "Attach")
@@ -170,13 +170,38 @@ def test_the_cloudformation_template_makes_the_same(aws: Sandbox) -> None:
     assert made["PublisherPolicy"]["Properties"]["PolicyDocument"] == policies.publisher(shown.place)
 
 
-@pytest.mark.parametrize(("partition", "region"), [("aws", "eu-central-1"), ("aws-cn", "cn-north-1")])
-def test_the_cloudformation_template_passes_cfn_lint(tmp_path: Path, partition: str, region: str) -> None:
-    lint = require("cfn-lint")
-    place = policies.Place(account="012345678901", regions=(region,), bucket=BUCKET, partition=partition)
-    path = tmp_path / "template.json"
-    path.write_text(json.dumps(template(place)))
+def test_the_template_is_shown_and_written_only_when_asked_for(aws: Sandbox, tmp_path: Path) -> None:
+    shown = plan()
+    assert "AWSTemplateFormatVersion" not in f"{shown} {shown.template('')}"
+    assert shown.template("-") == shown.cloudformation()
+    written = shown.template(str(tmp_path / "my stack.json"))
+    assert f"--template-file '{tmp_path}/my stack.json' --capabilities CAPABILITY_NAMED_IAM" in written
+    assert json.loads((tmp_path / "my stack.json").read_text()) == json.loads(shown.cloudformation())
+    with pytest.raises(errors.ParameterError, match="No such file or directory"):
+        shown.template(str(tmp_path / "no-folder" / "template.json"))
+
+
+PLACES = [
+    {"partition": partition, "regions": (region,), **variant}
+    for partition, region in (("aws", "us-east-1"), ("aws-cn", "cn-north-1"), ("aws-us-gov", "us-gov-west-1"))
+    for variant in ({}, {"key_prefix": "", "role_name": "import+role"}, {"key_prefix": "a/b c/"})
+]
+
+
+def test_the_cloudformation_template_passes_cfn_lint(tmp_path: Path) -> None:
+    for number, place in enumerate(PLACES):
+        made = template(policies.Place(account="012345678901", bucket=BUCKET, **place))
+        (tmp_path / f"{number}.json").write_text(json.dumps(made))
+    made["Resources"]["Bucket"]["Properties"]["BucketNmae"] = "x"
+    (tmp_path / "broken.json").write_text(json.dumps(made))
+    regions = sorted({region for place in PLACES for region in place["regions"]})
+    options = ["--include-checks", "I", "--format", "parseable", "--regions", *regions]
     done = subprocess.run(
-        [lint, "--regions", region, "--", str(path)], capture_output=True, text=True, timeout=300
+        [Path(sys.executable).with_name("cfn-lint"), *options, "--", *map(str, tmp_path.iterdir())],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    found = done.stdout.splitlines()
+    assert found, done.stderr
+    assert [line for line in found if "broken.json" not in line] == []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
@@ -60,6 +62,41 @@ class Bootstrap:
     def cloudformation(self) -> str:
         """Return the same as a CloudFormation template, in JSON."""
         return json.dumps(cloudformation.template(self.place), indent=2)
+
+    def template(self, place: str) -> str:
+        """Show the same as a CloudFormation template, or write it into a file, when that is asked for.
+
+        Parameters
+        ----------
+        place
+            A file; ``"-"`` shows the template; empty does neither.
+
+        Returns
+        -------
+        str
+            The template, or what became of it.
+
+        Raises
+        ------
+        vmsnix_ops.errors.ParameterError
+            The file cannot be written.
+        """
+        if not place:
+            return "Not asked for: cloudformation names a file for it, and - shows it."
+        if place == "-":
+            return self.cloudformation()
+        try:
+            Path(place).write_text(self.cloudformation() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise errors.ParameterError(
+                f"The template cannot be written to {place}.",
+                why=f"{error.strerror}.",
+                cure="Name a file in a folder that is there and may be written to.",
+            ) from error
+        return (
+            f"Written. aws cloudformation deploy --stack-name vmsnix --template-file {shlex.quote(place)} "
+            f"--capabilities CAPABILITY_NAMED_IAM --region {self.place.regions[0]}"
+        )
 
     def frame(self) -> pd.DataFrame:
         """Return the parts as a table: ``part``, ``verdict``, ``what``."""
