@@ -76,6 +76,10 @@ test-kills:
 test-linux:
     .ci/test_linux .cache/test-linux
 
+# Kill the client, workers and scheduler of fleets 24 times instead of 3
+test-fleet-kills:
+    VMSNIX_WHOLE_TESTS=1 pytest -n0 tests/runbooks/test_fleet_kills.py
+
 # Build the documentation; a warning is an error
 docs:
     sphinx-build -W --keep-going -b html docs docs/_build/html

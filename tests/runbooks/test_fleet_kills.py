@@ -1,0 +1,199 @@
+"""A fleet on a real scheduler and real workers, parts of which are killed at random: nothing lost or doubled.
+
+Three kills, one of each part; ``just test-fleet-kills`` (``VMSNIX_WHOLE_TESTS=1``) makes it 24, in two fleets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.faults.account import BUCKET, REGION, look
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.records.tables import Tables
+from vmsnix_ops.sandbox import Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+WHOLE = os.environ.get("VMSNIX_WHOLE_TESTS") == "1"
+KILLS = 12 if WHOLE else 3
+PARTS = ("client", "worker", "scheduler")
+PLAN = f"""
+name = "storm"
+
+[defaults]
+retries = 1
+retry_wait = 0
+
+[[entry]]
+name = "publish"
+runbook = "publish-ami"
+images = ["./first", "./second"]
+regions = ["{REGION}"]
+
+[[entry.override]]
+where = {{ image = "./second" }}
+parameters = {{ via = "direct" }}
+
+[[entry]]
+name = "look"
+runbook = "audit-inventory"
+regions = ["{REGION}"]
+after = ["publish"]
+"""
+
+
+@dataclass
+class Storm:
+    """A fleet in processes of its own: scheduler, two workers, and a client that is started again."""
+
+    folder: Path
+    environment: dict[str, str]
+    ledger: str
+    port: int
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    starts: int = 0
+
+    def start(self, name: str) -> None:
+        """Start a part, unless it runs."""
+        process = self.processes.get(name)
+        if process is not None and process.poll() is None:
+            return
+        self.starts += 1
+        address = f"tcp://127.0.0.1:{self.port}"
+        here = ["--host", "127.0.0.1"]
+        scheduler = [*here, "--port", str(self.port), "--dashboard-address", "127.0.0.1:0", "--no-show"]
+        worker = [address, *here, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--death-timeout", "30"]
+        client = [str(self.folder / "plan.toml"), "--no-dry-run", "--scheduler", address]
+        words = {
+            "scheduler": ["distributed.cli.dask_scheduler", *scheduler],
+            "worker": ["distributed.cli.dask_worker", *worker],
+            "client": ["vmsnix_ops", "fleet", *client, "--ledger", self.ledger],
+        }
+        with (self.folder / f"{name}-{self.starts}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", *words[name.partition("-")[0]]],
+                cwd=ROOT,
+                env={**os.environ, **self.environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def kill(self, part: str, rng: random.Random) -> None:
+        """Kill a part with a signal that nobody can answer."""
+        name = rng.choice(["worker-0", "worker-1"]) if part == "worker" else part
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def start_all(self) -> None:
+        for name in ("scheduler", "worker-0", "worker-1", "client"):
+            self.start(name)
+
+    def wait_for_a_run(self, seconds: float = 90) -> bool:
+        """Wait until a target is run; False when the client ended before."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.processes["client"].poll() is not None:
+                return False
+            if any(document["state"] == "running" for document in self.documents()):
+                return True
+            time.sleep(0.1)
+        pytest.fail(f"nothing ran: {self.logs()}")
+
+    def documents(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in Path(self.ledger).glob("targets/*.json")]
+
+    def logs(self) -> str:
+        return "\n".join(path.name + "\n" + path.read_text()[-1500:] for path in self.folder.glob("*.log"))
+
+    def finish(self) -> None:
+        """Start what is dead, again and again, until a client says that all is done."""
+        for _ in range(6):
+            self.start_all()
+            if self.processes["client"].wait(timeout=240) == 0:
+                return
+        pytest.fail(f"the fleet did not come to its end: {self.logs()}")
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def aws() -> Iterator[Sandbox]:
+    with sandbox(speed=1000) as started:
+        started.prepare(bucket=BUCKET, region=REGION)
+        yield started
+
+
+@pytest.fixture
+def storm(tmp_path: Path, aws: Sandbox) -> Iterator[Storm]:
+    for name in ("first", "second"):
+        make_sample_image(tmp_path / name, name=name, seed=name)
+    (tmp_path / "plan.toml").write_text(PLAN)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ours = {"VMSNIX_STATE": str(tmp_path / "state"), "VMSNIX_BUCKET": BUCKET, "PYTHONPATH": str(ROOT)}
+    made = Storm(tmp_path, {**aws.environment, **ours}, str(tmp_path / "ledger"), port)
+    yield made
+    made.end()
+
+
+@pytest.mark.parametrize("seed", range(2 if WHOLE else 1))
+def test_whatever_is_killed_starting_again_finishes_the_rest_and_doubles_nothing(
+    storm: Storm, aws: Sandbox, seed: int
+) -> None:
+    rng = random.Random(seed)
+    victims = [part for _ in range(KILLS // len(PARTS)) for part in rng.sample(PARTS, len(PARTS))]
+    killed = 0
+    for part in victims:
+        storm.start_all()
+        if not storm.wait_for_a_run():
+            continue
+        time.sleep(rng.uniform(0, 3))
+        storm.kill(part, rng)
+        killed += 1
+        if part == "scheduler":
+            # The client says so, with what was done until then.
+            assert storm.processes["client"].wait(timeout=120) in (0, 1, 3)
+    storm.finish()
+
+    assert killed >= 2
+    assert list(look(aws).leftovers(amis=2)) == []
+    documents = storm.documents()
+    assert {document["target"]: document["state"] for document in documents} == {
+        "publish/first/us-east-1": "done",
+        "publish/second/us-east-1": "done",
+        "look/us-east-1": "done",
+    }
+    for document in documents:
+        verdicts = [attempt["verdict"] for attempt in document["attempts"]]
+        assert verdicts.count("done") == 1, verdicts
+    tables = Tables(storm.folder / "state" / "history")
+    amis, steps, runs = (tables.read(name) for name in ("amis", "steps", "runs"))
+    assert sorted(amis["ami_id"]) == sorted(look(aws).amis)
+    assert runs["run_id"].is_unique
+    assert not steps.duplicated(["run_id", "step"]).any()
+    # A worker may die between the end of a run and the word of it: then the run is done twice, its work once.
+    done = set(runs["run_id"][runs["status"] == "done"])
+    last = {attempt["run_id"] for document in documents for attempt in document["attempts"][-1:]}
+    assert last <= done
+
+    # And once more: a new round, which finds everything there.
+    if WHOLE:
+        storm.finish()
+        assert list(look(aws).leftovers(amis=2)) == []
