@@ -1,6 +1,6 @@
 """A fleet on a real scheduler and real workers, parts of which are killed at random: nothing lost or doubled.
 
-Three kills, one of each part; ``just test-fleet-kills`` (``VMSNIX_WHOLE_TESTS=1``) makes it 24, in two fleets.
+Three kills, one of each part; ``just test-fleet-kills`` (``VMSNIX_WHOLE_TESTS=1``) makes it 24.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Tables:
         self.remote = isinstance(location, str) and location.startswith("s3://")
         self.location = str(location).rstrip("/") if self.remote else str(Path(location).absolute())
         self._environment = storage_options
-        self._region = region
+        self.region = region
 
     def __repr__(self) -> str:
         return f"Tables({self.location!r})"
@@ -187,14 +187,30 @@ class Tables:
         wanted = list(schema.names if columns is None else columns)
         arrow = schema.arrow()
         kept = pa.schema([arrow.field(schema.column(name).name) for name in wanted])
-        condition = _expression(schema, where or ())
+        condition = expression(schema, where or ())
+        with self.reading(table) as found:
+            if found is None:
+                return to_frame(kept.empty_table())
+            _, dataset = found
+            return to_frame(dataset.to_table(columns=wanted, filter=condition))
+
+    @contextmanager
+    def reading(self, table: str) -> Iterator[tuple[DeltaTable, pa_dataset.Dataset] | None]:
+        """Yield a table as it is now, and its files as an arrow dataset; ``None`` when there is no table.
+
+        Columns that a file lacks are empty, and those of another version of this package are left out.
+
+        Raises
+        ------
+        RecordsError
+            When the table is damaged or cannot be read, also in the block.
+        """
         delta = self._open(table)
         if delta is None:
-            return to_frame(kept.empty_table())
+            yield None
+            return
         with self._translated(table, "read"):
-            # Tables from another version of this package may lack columns, or have more.
-            dataset = delta.to_pyarrow_dataset(schema=arrow)
-            return to_frame(dataset.to_table(columns=wanted, filter=condition))
+            yield delta, delta.to_pyarrow_dataset(schema=schemas.schema(table).arrow())
 
     def compact(self, table: str | None = None) -> list[Compaction]:
         """Join small files to large ones and delete files that nothing has needed for seven days.
@@ -327,7 +343,7 @@ class Tables:
         return f"{self.location}/{table}"
 
     def _options(self) -> dict[str, str] | None:
-        return s3_options(self._environment, region=self._region) if self.remote else None
+        return s3_options(self._environment, region=self.region) if self.remote else None
 
     @contextmanager
     def _translated(self, table: str, done: str) -> Iterator[None]:
@@ -356,7 +372,14 @@ def open_tables(settings: Settings) -> Tables:
     return Tables(settings.history, region=settings.region)
 
 
-def _expression(schema: Schema, where: Where) -> pa_dataset.Expression | None:
+def expression(schema: Schema, where: Where) -> pa_dataset.Expression | None:
+    """Return conditions as arrow's expression; ``None`` when there are none.
+
+    Raises
+    ------
+    SchemaError
+        For an unknown column or operator.
+    """
     import pyarrow.compute as pc
 
     whole = None

@@ -102,10 +102,9 @@ def environment_of(target: Target, common: Mapping[str, str]) -> dict[str, str |
 
 def _assumed(account: Account, region: str) -> dict[str, str]:
     """Return the variables of temporary credentials of an account's role."""
-    from vmsnix_ops.aws.session import calling, client, session
+    from vmsnix_ops.aws.accounts import assume
+    from vmsnix_ops.aws.session import session
 
-    with calling(f"take the role {account.role}"):
-        sts = client(session(region or None), "sts", region or "us-east-1")
-        given = sts.assume_role(RoleArn=account.role, RoleSessionName="vmsnix-fleet")["Credentials"]
-    values = (given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"])
-    return dict(zip(CREDENTIALS, values, strict=True))
+    taken = assume(session(region or None), account.role, region=region or "us-east-1")
+    given = taken.get_credentials().get_frozen_credentials()
+    return dict(zip(CREDENTIALS, (given.access_key, given.secret_key, given.token), strict=True))
