@@ -13,7 +13,7 @@ from tests.publish.test_publish import bytes_of
 from vmsnix_ops import errors
 from vmsnix_ops.aws import block_engine, block_pending
 from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
-from vmsnix_ops.aws.block_worker import Pace
+from vmsnix_ops.aws.block_worker import LOOK_SECONDS, Gate, Pace
 
 __all__ = ["aws", "image"]
 PUT = "ebs:PutSnapshotBlock"
@@ -210,6 +210,25 @@ def test_the_ceiling_bounds_the_rate(aws, upload):
     started = time.monotonic()
     upload.run(Pushing(1, 8, ceiling=10))
     assert time.monotonic() - started > 30 / 10 - 1
+
+
+def test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work() -> None:
+    waiting, working = Gate(20), Gate(20)
+    seen = []
+    while waiting.open < 20:
+        time.sleep(LOOK_SECONDS)
+        waiting.look()
+        seen.append(waiting.open)
+    assert seen == [8, 16, 20]
+    assert waiting.seconds is None
+    for _ in range(5):
+        end = time.process_time() + LOOK_SECONDS
+        while time.process_time() < end:
+            pass
+        working._at = time.monotonic() - LOOK_SECONDS  # whatever else this machine does
+        working.look()
+    assert working.open == 4
+    assert Gate(2).open == 2
 
 
 def test_the_rate_halves_once_a_burst_and_climbs_back() -> None:

@@ -52,6 +52,8 @@ KEYS_SECONDS = 10.0  # for the parent to fetch new credentials
 NOT_YET = "ResourceNotFoundException"
 NOT_YET_SECONDS = 120.0  # a fresh snapshot is sometimes unknown for so long
 LONGEST_PAUSE = 10.0
+FEW_THREADS = 4
+LOOK_SECONDS = 0.05
 MOST_PATIENCE = 8  # times the read timeout; a slow line needs more of it than a hung request
 
 
@@ -121,6 +123,46 @@ class Pace:
             now = time.monotonic()
             if now - self._cut > 0.5:
                 self.rate, self._cut = max(self.rate / 2, 1.0), now
+
+
+class Gate:
+    """How many threads move blocks at once: few, and twice as many when they leave the processor idle.
+
+    On a fast line a few threads keep a core busy, and more of them push each other's blocks out of its cache.
+    On a slow one they all wait: within a quarter of a second everybody is let in.
+
+    Parameters
+    ----------
+    most
+        How many threads there are.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.open, self.most = min(FEW_THREADS, most), most
+        self._turns = threading.Semaphore(self.open)
+        self._at, self._used = time.monotonic(), time.process_time()
+
+    def __enter__(self) -> None:
+        self._turns.acquire()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._turns.release()
+
+    @property
+    def seconds(self) -> float | None:
+        """After how long to look again; ``None`` when everybody is in."""
+        return LOOK_SECONDS if self.open < self.most else None
+
+    def look(self) -> None:
+        """Let more in when this process used less than half a core since the last look."""
+        now, used = time.monotonic(), time.process_time()
+        if self.open == self.most or now - self._at < LOOK_SECONDS:
+            return
+        if used - self._used < (now - self._at) / 2:
+            more = min(self.open, self.most - self.open)
+            self.open += more
+            self._turns.release(more)
+        self._at, self._used = now, used
 
 
 class Refused(Exception):  # noqa: N818 (a message between the threads of this process)
@@ -291,18 +333,28 @@ def main() -> int:
 
 def _run(worker: Worker, batches: Inbox, work: Callable[[int, str], None]) -> None:
     """Carry out batches as they come; the first failure ends it, also while it waits for more."""
+    gate = Gate(worker.job.threads)
 
     def carry_out(batch: list[list[Any]]) -> None:
         try:
-            for index, extra in batch:
-                work(index, extra)
+            with gate:
+                for index, extra in batch:
+                    work(index, extra)
             worker.say({"done": [index for index, _ in batch], "throttled": worker.throttled})
         except Exception as error:  # noqa: BLE001 (handed to the main thread, which tells the parent)
             batches.put(error)
 
     pool = ThreadPoolExecutor(worker.job.threads)
     try:
-        while (batch := batches.get()) is not None:
+        while True:
+            try:
+                batch = batches.get(timeout=gate.seconds)
+            except queue.Empty:
+                gate.look()
+                continue
+            gate.look()
+            if batch is None:
+                break
             if isinstance(batch, Exception):
                 raise batch
             pool.submit(carry_out, batch)
