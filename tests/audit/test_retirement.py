@@ -162,6 +162,16 @@ def test_no_more_go_than_may_the_oldest_first(fleet: Fleet) -> None:
     assert "no more than 1 go in one run" in why(plan, young)
 
 
+def test_no_more_amis_are_asked_about_than_may_go(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmsnix_ops.audit.retirement_view.ASKED_AT_ONCE", 2)
+    made = [fleet.ami(days=90 - n) for n in range(6)]
+    fleet.share(made[0], FRIEND)
+    fleet.aws.calls.clear()
+    plan = fleet.plan(max_count=2)
+    assert [one.resource_id for one in plan.going] == made[1:3]
+    assert len(fleet.aws.calls.of("ec2:DescribeImageAttribute")) == 4
+
+
 def test_only_what_was_asked_for_goes(fleet: Fleet) -> None:
     web, other = fleet.ami(), fleet.ami("other")
     assert [one.resource_id for one in fleet.plan(images=["web"]).going] == [web]
@@ -590,11 +600,23 @@ def test_result_json_says_what_went_and_what_did_not(fleet: Fleet) -> None:
     assert (written["status"], written["retired"], written["going"]) == ("done", 1, [ami])
 
 
+def test_sizes_are_what_is_stored_or_marked_as_volumes(fleet: Fleet) -> None:
+    full, unknown = fleet.ami(), fleet.ami("other")
+    (snapshot,) = fleet.held(full)
+    fleet.row("snapshots", snapshot).blocks = dict.fromkeys(range(100), b"x" * 32)
+    (pending,) = fleet.held(unknown)
+    fleet.row("snapshots", pending).seconds = 1e12  # AWS tells a snapshot's size when it is complete
+    plan = fleet.plan()
+    assert {one.resource_id: one.stored_bytes for one in plan.going} == {full: 100 * 524_288, unknown: None}
+    assert "50.0 MiB stored, 1 GiB of volumes whose stored size AWS does not tell" in str(plan)
+    assert [row[5] for row in plan.show(going=True).rows] == ["50.0 MiB", "1 GiB volume"]
+
+
 def test_a_plan_shows_itself(fleet: Fleet) -> None:
     ami = fleet.ami(Description="<b>web</b>", tags={tagging.IMAGE: "web", tagging.DIGEST: "d", "k": "<b>"})
     plan = fleet.plan()
     assert ami in str(plan)
-    assert "1 AMI, 1 GiB of volumes" in plan._repr_html_()
+    assert "1 AMI, 0 B stored" in plan._repr_html_()
     assert "<b>" not in plan.show(going=True)._repr_html_()
     frame = plan.frame()
     assert list(frame["action"]) == ["retire"]

@@ -115,5 +115,6 @@ def _orphan(view: View, snapshot: Snapshot, rules: Rules) -> Decision:
         tuple(reasons),
         snapshot.created_at,
         snapshot.size_gib,
+        snapshot.stored_bytes,
         facts=snapshot_facts(snapshot),
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit.retirement_rules import Decision, ami_facts, snapshot_facts
-from vmsnix_ops.audit.retirement_view import look_at_snapshot, quick_evidence
+from vmsnix_ops.audit.retirement_view import look_at_snapshot, one_by_one
 from vmsnix_ops.aws import images, retiring, sharing
 from vmsnix_ops.aws.references import References
 from vmsnix_ops.records import history
@@ -110,7 +110,7 @@ class _Doing:
             return Outcome(one, "changed", "it is gone")
         restoring = one.action == "restore"
         evidence = (
-            References(one.region, {}) if restoring else quick_evidence(self.ec2, one.region, one.resource_id)
+            References(one.region, {}) if restoring else one_by_one(self.ec2, one.region, [one.resource_id])
         )
         differences = _differences(dict(one.facts), dict(ami_facts(ami, evidence)))
         if differences:
@@ -194,6 +194,7 @@ class _Doing:
             "digest": one.digest or None,
             "reasons": list(one.reasons),
             "size_gib": one.size_gib if "resource_id" not in more else None,
+            "stored_bytes": one.stored_bytes if "resource_id" not in more else None,
             **more,
         }
         once = f"{self.plan.run.run_id}/{action}/{row['resource_id']}"

@@ -116,6 +116,7 @@ class Plan:
                 "region": one.region,
                 "created_at": one.created_at,
                 "size_gib": one.size_gib,
+                "stored_bytes": one.stored_bytes,
                 "reasons": "; ".join(one.reasons),
                 "snapshots": ", ".join(one.snapshots),
                 "kept_snapshots": "; ".join(f"{name}: {why}" for name, why in one.kept_snapshots),
@@ -123,7 +124,7 @@ class Plan:
             }
             for one in sorted(self.decisions, key=lambda one: not one.goes)
         ]
-        return pd.DataFrame(rows, columns=list(COLUMNS))
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"stored_bytes": "Int64"})
 
     def show(self, *, going: bool) -> shown.Shown:
         """Return what goes, or what stays, as people read it."""
@@ -135,17 +136,17 @@ class Plan:
                 one.name,
                 one.region,
                 shown.moment(one.created_at)[:10],
-                f"{one.size_gib} GiB",
+                _size(one),
                 "; ".join([*one.reasons, *(f"{name} stays: {why}" for name, why in one.kept_snapshots)]),
                 *([len(one.snapshots) or ""] if going else []),
             ]
             for one in chosen
         ]
-        columns = ["AMI or snapshot", "name", "region", "made", "size", "why"]
+        columns = ["AMI or snapshot", "name", "region", "made", "stored", "why"]
         columns = ["what", *columns, "snapshots"] if going else columns
         title = f"{len(chosen)} {'go' if going else 'stay'}" if chosen else ""
         nothing = "Nothing goes." if going else "Nothing stays."
-        return shown.shown(columns, rows, right=("size", "snapshots"), title=title, nothing=nothing)
+        return shown.shown(columns, rows, right=("stored", "snapshots"), title=title, nothing=nothing)
 
     def lines(self) -> list[tuple[str, str]]:
         """Return the plan in short: what, and how many."""
@@ -155,9 +156,8 @@ class Plan:
             if found:
                 amis = sum(one.kind == "ami" for one in found)
                 parts = [_count(amis, "AMI"), _count(len(found) - amis, "orphaned snapshot")]
-                size = sum(one.size_gib for one in found)
                 words = " and ".join(part for part in parts if part)
-                lines.append((VERBS[action], f"{words}, {size} GiB of volumes"))
+                lines.append((VERBS[action], f"{words}, {_sizes(found)}"))
         lines += [(f"{region}", f"not looked at: {error}") for region, error in self.unread.items()]
         if self.dry_run and self.going:
             lines.append(("dry run", "nothing of this will be done"))
@@ -254,6 +254,7 @@ COLUMNS = {
     "region": "AWS region",
     "created_at": "when it was made, UTC",
     "size_gib": "size of its volumes, GiB",
+    "stored_bytes": "bytes that its snapshots hold and that are billed, where AWS tells them",
     "reasons": "why",
     "snapshots": "snapshots that go with an AMI",
     "kept_snapshots": "snapshots of an AMI that stay, and why",
@@ -266,6 +267,21 @@ OUTCOMES = ("retired", "deleted", "restored", "changed", "protected", "failed")
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'s' if number != 1 else ''}" if number else ""
+
+
+def _size(one: Decision) -> str:
+    """Return what is stored, which is what costs; else the size of the volumes, marked so."""
+    if one.stored_bytes is None:
+        return f"{one.size_gib} GiB volume"
+    return shown.size(one.stored_bytes)
+
+
+def _sizes(decisions: list[Decision]) -> str:
+    known = [one.stored_bytes for one in decisions if one.stored_bytes is not None]
+    unknown = [one.size_gib for one in decisions if one.stored_bytes is None]
+    parts = [f"{shown.size(sum(known))} stored"] if known else []
+    parts += [f"{sum(unknown)} GiB of volumes whose stored size AWS does not tell"] if unknown else []
+    return ", ".join(parts)
 
 
 def _line(one: Decision) -> str:

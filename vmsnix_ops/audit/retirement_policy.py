@@ -22,7 +22,7 @@ def retirer_actions() -> tuple[str, ...]:
         view.importing,
         view.channels,
         view.look_at_snapshot,
-        view.quick_evidence,
+        view.one_by_one,
         references.instances,
         references.Templates.read,
         references.scaling,

@@ -92,6 +92,7 @@ class Snapshot:
     created_at: datetime
     size_gib: int
     tags: Mapping[str, str]
+    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,8 @@ class Decision:
         Which of its snapshots stay, and why.
     created_at, size_gib
         Of the AMI's volumes, or of the snapshot.
+    stored_bytes
+        What is billed: what its snapshots hold, by AWS's word; ``None`` where AWS does not say.
     facts
         State and evidence from which this follows; `fingerprint` sums them up.
     """
@@ -160,6 +163,7 @@ class Decision:
     reasons: tuple[str, ...]
     created_at: datetime
     size_gib: int
+    stored_bytes: int | None = None
     snapshots: tuple[str, ...] = ()
     kept_snapshots: tuple[tuple[str, str], ...] = ()
     facts: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -287,6 +291,7 @@ class _Region:
             tuple(reasons),
             ami.created_at,
             ami.size_gib,
+            _stored(self.view, ami),
             facts=ami_facts(ami, self.view.references),
         )
 
@@ -388,6 +393,7 @@ class _Region:
             tuple(reasons),
             snapshot.created_at,
             snapshot.size_gib,
+            snapshot.stored_bytes,
             facts=snapshot_facts(snapshot, self.view.shared.get(snapshot.snapshot_id, ())),
         )
 
@@ -503,6 +509,13 @@ def _told(evidence: Iterable[Evidence]) -> list[str]:
 
 def _kept(decision: Decision, reason: str) -> Decision:
     return replace(decision, action="keep", reasons=(reason, *decision.reasons))
+
+
+def _stored(view: View, ami: Ami) -> int | None:
+    """Return what the snapshots of an AMI hold; ``None`` when AWS does not say it of all of them."""
+    known = [view.snapshots.get(snapshot_id) for snapshot_id in dict.fromkeys(ami.snapshot_ids)]
+    sizes = [one.stored_bytes if one else None for one in known]
+    return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 def _ours(tags: Mapping[str, str]) -> bool:

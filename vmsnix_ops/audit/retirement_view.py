@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement_rules as rules_of
 from vmsnix_ops.audit.retirement_rules import Rules, Snapshot, View
 from vmsnix_ops.aws import images, imports, parameters, retiring, sharing
@@ -15,12 +16,13 @@ from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from datetime import datetime
 
     import boto3
 
 PAGE = 1000
+ASKED_AT_ONCE = 50  # AMIs about which is asked before looking how many of them go
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ def look(place: Place, rules: Rules, now: datetime, *, prefix: str) -> View:
     place
         Where.
     rules, now
-        What might go: only such AMIs and orphans are asked about one by one, since that costs calls.
+        What might go: only such AMIs and orphans are asked about one by one, since that costs calls, and of
+        the AMIs only the oldest, until as many are found as may go in one run.
     prefix
         First part of the names of the channels' pointers.
 
@@ -65,15 +68,39 @@ def look(place: Place, rules: Rules, now: datetime, *, prefix: str) -> View:
         account=place.account,
         amis=owned_amis(place.ec2),
         snapshots=owned_snapshots(place.ec2),
-        references=evidence.References(place.region, {}),
+        references=evidence.gather(place.clients),
         channels=channels(place.clients.ssm, prefix),
         importing=importing(place.ec2),
     )
-    asked = rules_of.candidates(view, rules, now)
-    view = replace(view, references=evidence.gather(place.clients, asked, launched=False))
+    view = _asked(place, view, rules, now)
     loose = rules_of.orphans(view) if rules.orphans and not rules.amis else ()
     shared = {one.snapshot_id: sharing.of_snapshot(place.ec2, one.snapshot_id).names() for one in loose}
     return replace(view, shared=shared)
+
+
+def _asked(place: Place, view: View, rules: Rules, now: datetime) -> View:
+    """Return the view with evidence that only calls about single AMIs give."""
+    left = list(rules_of.candidates(view, rules, now))
+    asked: set[str] = set()
+    while left and not view.references.unread:
+        if len(asked.intersection(rules_of.candidates(view, rules, now))) >= rules.max_count:
+            break  # the newer ones do not get a turn in this run
+        chunk, left = left[:ASKED_AT_ONCE], left[ASKED_AT_ONCE:]
+        asked.update(chunk)
+        try:
+            more = one_by_one(place.ec2, place.region, chunk)
+        except errors.AwsError as error:
+            more = evidence.References(place.region, {}, {"references and permissions of AMIs": error})
+        view = replace(view, references=_merged(view.references, more))
+    return view
+
+
+def _merged(one: evidence.References, other: evidence.References) -> evidence.References:
+    by_ami = {
+        ami_id: tuple(dict.fromkeys((*one.of(ami_id), *other.of(ami_id))))
+        for ami_id in {*one.by_ami, *other.by_ami}
+    }
+    return evidence.References(one.region, by_ami, {**one.unread, **other.unread}, one.aliases)
 
 
 @needs("ec2:DescribeImages")
@@ -139,19 +166,19 @@ def _snapshot(one: Mapping[str, Any]) -> Snapshot:
         one["StartTime"],
         int(one["VolumeSize"]),
         tagging.to_dict(one.get("Tags")),
+        one.get("FullSnapshotSizeInBytes"),
     )
 
 
 @needs("ec2:DescribeImageReferences", "ec2:DescribeImageAttribute")
-def quick_evidence(ec2: Client, region: str, ami_id: str) -> evidence.References:
-    """Return what can be asked about one AMI: what names it in EC2's own search, and its permissions."""
-    with calling(f"look once more who uses {ami_id}"):
-        pairs = [
-            *evidence.image_references(ec2, [ami_id]),
-            *evidence.launch_permissions(ec2, [ami_id]),
-        ]
-    found = sorted({one for _, one in pairs}, key=lambda one: (one.kind in evidence.HINTS, one.kind, one.id))
-    return evidence.References(region, {ami_id: tuple(found)})
+def one_by_one(ec2: Client, region: str, amis: Collection[str]) -> evidence.References:
+    """Return what can be asked about single AMIs: what names them in EC2's own search, and permissions."""
+    by_ami: dict[str, tuple[evidence.Evidence, ...]] = {}
+    with calling(f"look who uses AMIs of {region}"):
+        for read in (evidence.image_references, evidence.launch_permissions):
+            for ami_id, one in read(ec2, amis):
+                by_ami[ami_id] = (*by_ami.get(ami_id, ()), one)
+    return evidence.References(region, by_ami)
 
 
 @needs("ec2:DescribeImages")

@@ -389,6 +389,7 @@ RETIREMENTS = Schema(
         Column("deprecated_before", "time", "Its deprecation date before it was retired.", "UTC"),
         Column("grace_until", "time", "Until when it can be restored.", "UTC"),
         Column("size_gib", "count", "Size of its volumes.", "GiB"),
+        Column("stored_bytes", "count", "Bytes that its snapshots held, where AWS told them.", "B"),
     ),
 )
 

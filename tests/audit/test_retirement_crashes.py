@@ -1,0 +1,136 @@
+"""A retirement that dies at any call which changes something is finished by the same command."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.audit.fleet import FRIEND, REGION, Fleet
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.sandbox import sandbox
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WHOLE = bool(os.environ.get("VMSNIX_WHOLE_TESTS"))
+READS = ("Describe", "Get", "List")
+RETIRING, RESTORING, REMOVING = 7, 7, 3
+"""How many calls of each job change something, for an AMI with two snapshots that others may use."""
+
+
+def points(last: int, *chosen: int) -> list[int]:
+    """Return before which calls a job dies: all of them in a long run; 0 is a job that lives."""
+    return list(range(last + 1)) if WHOLE else [0, *chosen]
+
+
+class DeathError(BaseException):
+    """Nothing can catch it, as nothing catches kill -9."""
+
+
+class Reaper:
+    """Kills right before the call number `at` that changes something; 0 only counts."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.count = at, 0
+
+    def __call__(self, event_name: str, **_: Any) -> None:
+        if event_name.rpartition(".")[2].startswith(READS):
+            return
+        self.count += 1
+        if self.count == self.at:
+            raise DeathError
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Fleet]:
+    with sandbox(speed=5000) as aws:
+        yield Fleet(aws, aws.session(REGION), {})
+
+
+@pytest.fixture
+def fleet(served: Fleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fleet:
+    served.aws.reset()
+    for name, value in served.aws.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    return served
+
+
+def die(fleet: Fleet, at: int, **changes: Any) -> int:
+    """Do a job until the call number `at`; return how many calls it made before."""
+    reaper = Reaper(at)
+    mortal = Fleet(fleet.aws, fleet.aws.session(REGION), {})
+    mortal.session.events.register("before-send.ec2", reaper)
+    if at:
+        with pytest.raises(DeathError):
+            mortal.apply(**changes)
+    else:
+        mortal.apply(**changes)
+    return reaper.count
+
+
+def shared(fleet: Fleet) -> str:
+    ami = fleet.ami(devices=2)
+    fleet.share(ami, FRIEND)
+    fleet.ec2.modify_snapshot_attribute(
+        SnapshotId=fleet.held(ami)[0],
+        Attribute="createVolumePermission",
+        OperationType="add",
+        UserIds=[FRIEND],
+    )
+    return ami
+
+
+def as_it_is(fleet: Fleet, ami: str) -> list[Any]:
+    """Return everything of an AMI and its snapshots that a restoration gives back."""
+    (image,) = fleet.ec2.describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
+    snapshots = [
+        fleet.ec2.describe_snapshot_attribute(SnapshotId=one, Attribute="createVolumePermission")
+        for one in fleet.held(ami)
+    ]
+    permissions = [answer["CreateVolumePermissions"] for answer in snapshots]
+    return [image, permissions, fleet.permissions(ami)]
+
+
+@pytest.mark.parametrize("at", points(RETIRING, 2, 5, 7))
+def test_retiring(fleet: Fleet, at: int) -> None:
+    ami = shared(fleet)
+    before = as_it_is(fleet, ami)
+    count = die(fleet, at, allow_shared=True)
+    assert at or count == RETIRING, "the sweep no longer covers every call"
+    if at:
+        fleet.apply(allow_shared=True)
+    assert fleet.amis() == {ami: "disabled"}
+    assert fleet.permissions(ami) == []
+    fleet.apply(action="restore")
+    assert as_it_is(fleet, ami) == before
+
+
+@pytest.mark.parametrize("at", points(RESTORING, 2, 7))
+def test_restoring(fleet: Fleet, at: int) -> None:
+    ami = shared(fleet)
+    before = as_it_is(fleet, ami)
+    fleet.apply(allow_shared=True)
+    count = die(fleet, at, action="restore")
+    assert at or count == RESTORING, "the sweep no longer covers every call"
+    if at:
+        fleet.apply(action="restore")
+    assert as_it_is(fleet, ami) == before
+
+
+@pytest.mark.parametrize("at", points(REMOVING, 2, 3))
+def test_removing(fleet: Fleet, at: int) -> None:
+    ami = shared(fleet)
+    fleet.apply(allow_shared=True)
+    count = die(fleet, at, now=fleet.later(), allow_shared=True)
+    assert at or count == REMOVING, "the sweep no longer covers every call"
+    if at:
+        fleet.apply(now=fleet.later(), allow_shared=True)
+    assert (fleet.amis(), fleet.snapshots()) == ({}, set())
+    rows = open_tables(load()).read("retirements", where=[("action", "==", "deleted")])
+    assert sorted(rows["kind"]) == ["ami", "snapshot", "snapshot"]
+    assert set(rows[rows["kind"] == "ami"]["resource_id"]) == {ami}
