@@ -18,6 +18,7 @@ import pytest
 from tests.runbooks.shelf import Shelf
 from vmsnix_ops import __version__
 from vmsnix_ops._cli import lab, rehearsal
+from vmsnix_ops._cli.output import watch
 from vmsnix_ops.cli import COMMANDS, main
 from vmsnix_ops.errors import ToolMissingError
 from vmsnix_ops.runbooks import catalog
@@ -263,6 +264,30 @@ def test_colours_are_for_terminals_that_want_them(
     assert "\x1b[" in say("run", "nothing")[2]
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[3" not in say("run", "nothing")[2]  # bold is no colour
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables", "as_json", "bars"),
+    [
+        (True, {"TERM": "xterm"}, False, True),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, False, True),
+        (True, {"TERM": "dumb"}, False, False),
+        (True, {"TERM": "xterm", "GITHUB_ACTIONS": "true"}, False, False),
+        (True, {"TERM": "xterm"}, True, False),
+        (False, {"TERM": "xterm"}, False, False),
+    ],
+)
+def test_bars_are_for_terminals_and_lines_for_everybody_else(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, variables: dict[str, str], as_json: bool, bars: bool
+) -> None:
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    screen, on_event = watch(as_json=as_json)
+    assert (on_event is not None) is bars
+    assert (screen is sys.stderr) is as_json
 
 
 def test_a_reader_that_goes_away_is_no_crash() -> None:

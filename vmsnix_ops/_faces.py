@@ -8,9 +8,10 @@ from __future__ import annotations
 import html
 import threading
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.progress import describe, human_seconds
+from vmsnix_ops.progress import MESSAGE, Seldom, describe, human_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.progress import Event
 
+MESSAGE_EVERY = 0.1
+"""Seconds between two movements of one step; each is a message to the runner."""
 WIDGET_EVERY = 0.1
 """Seconds between two movements of one bar; each is a message to the browser."""
 
@@ -37,6 +40,17 @@ def terminal_face(console: Console | None = None) -> TerminalFace:
         Where the bars go; standard output by default.
     """
     return TerminalFace(console)
+
+
+def message_face() -> Seldom:
+    """Return a face that hands the events to whoever runs this kernel."""
+
+    def publish(event: Event) -> None:
+        from IPython.display import publish_display_data
+
+        publish_display_data({MESSAGE: asdict(event)})  # type: ignore[no-untyped-call]
+
+    return Seldom(publish, every=MESSAGE_EVERY)
 
 
 def _outcome(event: Event) -> str:

@@ -85,6 +85,8 @@ class Event:
 
 
 Reporter = Callable[[Event], None]
+MESSAGE = "application/vnd.vmsnix.progress+json"
+"""Type of the display messages by which a run's kernel hands its events to the runner."""
 
 
 @dataclass
@@ -162,7 +164,8 @@ def current() -> Progress:
     """Return the face that fits where this process runs.
 
     Widgets in a kernel that a Jupyter server started, a live bar on a terminal, plain lines everywhere else
-    (CI, papermill). With ``VMSNIX_EVENTS`` the events are also written into that file.
+    (CI, papermill). The kernel of a run hands its events to the runner, who has a terminal or not. With
+    ``VMSNIX_EVENTS`` the events are also written into that file.
     """
     face = _face()
     followed = os.environ.get("VMSNIX_EVENTS")
@@ -177,6 +180,10 @@ def in_jupyter() -> bool:
 def _face() -> Reporter:
     if os.environ.get("VMSNIX_PROGRESS") == "silent":
         return silent().report
+    if os.environ.get("VMSNIX_PROGRESS") == "messages" and "IPython" in sys.modules:
+        from vmsnix_ops._faces import message_face
+
+        return message_face()
     if in_jupyter():
         from vmsnix_ops._faces import widget_face
 
@@ -253,12 +260,14 @@ class Lines:
         Where the lines go.
     every
         Seconds between two lines of the same step.
+    folds
+        Whether every step is a fold; where this process runs in GitHub Actions, by default.
     """
 
-    def __init__(self, stream: TextIO, *, every: float = 10.0) -> None:
+    def __init__(self, stream: TextIO, *, every: float = 10.0, folds: bool | None = None) -> None:
         self.stream, self.every = stream, every
         self._last: dict[str, float] = {}
-        self._groups = os.environ.get("GITHUB_ACTIONS") == "true"
+        self._groups = os.environ.get("GITHUB_ACTIONS") == "true" if folds is None else folds
 
     def __call__(self, event: Event) -> None:
         """Write the line that this event deserves, if any."""
@@ -284,7 +293,35 @@ class Lines:
         self.stream.flush()
 
 
-class EventFile:
+class Seldom:
+    """Hands events on: movements of the same step at most every so many seconds, everything else at once.
+
+    Parameters
+    ----------
+    report
+        Who gets them.
+    every
+        Seconds.
+    """
+
+    def __init__(self, report: Reporter, every: float) -> None:
+        self.report, self.every = report, every
+        self._moved: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        """Hand the event on, or not."""
+        with self._lock:
+            if event.kind == "started":
+                self._moved.pop(event.step, None)
+            elif event.kind == "advanced" and not event.message:
+                if event.seconds - self._moved.get(event.step, -self.every) < self.every:
+                    return
+                self._moved[event.step] = event.seconds
+            self.report(event)
+
+
+class EventFile(Seldom):
     """Appends the events to a file, one JSON object a line, for a process that follows this one.
 
     Parameters
@@ -296,19 +333,10 @@ class EventFile:
     """
 
     def __init__(self, path: Path, *, every: float = 0.2) -> None:
-        self.path, self.every = path, every
-        self._moved: dict[str, float] = {}
-        self._lock = threading.Lock()
+        super().__init__(self._write, every)
+        self.path = path
 
-    def __call__(self, event: Event) -> None:
-        """Write the line of an event."""
-        with self._lock:
-            if event.kind == "started":
-                self._moved.pop(event.step, None)
-            elif event.kind == "advanced" and not event.message:
-                if event.seconds - self._moved.get(event.step, -self.every) < self.every:
-                    return
-                self._moved[event.step] = event.seconds
-            # Whoever follows may be gone, and the folder with them; the work goes on.
-            with suppress(OSError), self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(event)) + "\n")
+    def _write(self, event: Event) -> None:
+        # Whoever follows may be gone, and the folder with them; the work goes on.
+        with suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(event)) + "\n")

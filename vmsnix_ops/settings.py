@@ -40,7 +40,7 @@ NOT_SETTINGS: tuple[str, ...] = (
     "VMSNIX_RUN_DIR",  # its folder, where result.json goes
     "VMSNIX_RUN_ENTRY",  # where everybody finds its result.json, for an archive on S3
     "VMSNIX_SIDE_EFFECTS",  # what it may do to AWS
-    "VMSNIX_PROGRESS",  # "silent" shows no progress
+    "VMSNIX_PROGRESS",  # "silent" shows no progress; "messages", set by the runner, hands it to the runner
     "VMSNIX_EVENTS",  # set by the console: the file in which progress can be followed
     "VMSNIX_REQUIRE",  # tests: the tools that this machine must have
     "VMSNIX_WHOLE_TESTS",  # tests: run the long ones whole instead of small

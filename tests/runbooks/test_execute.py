@@ -21,6 +21,7 @@ from vmsnix_ops.runbooks.execute import run
 
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
+    from vmsnix_ops.progress import Event
 
 
 def test_a_run_leaves_notebook_report_result_and_log(shelf: Shelf) -> None:
@@ -136,6 +137,50 @@ def test_trap_12_progress_is_plain_lines(shelf: Shelf) -> None:
         "with current().step('upload', total=2, unit='bytes') as step:\n    step.advance(2)"
     )
     assert "upload ...\nupload finished in " in shelf.screen.getvalue()
+
+
+def test_events_go_to_who_watches_and_lines_to_the_evidence(shelf: Shelf) -> None:
+    seen: list[Event] = []
+    outcome = shelf.run(
+        "from vmsnix_ops.progress import current\n"
+        "print('before')\n"
+        "with current().step('upload', total=10, unit='bytes') as step:\n"
+        "    step.advance(4)\n"
+        "    step.message('ghp_' + 'a' * 36)\n"
+        "print('after')",
+        on_event=seen.append,
+    )
+    assert [(event.step, event.kind) for event in seen] == [
+        ("upload", kind) for kind in ("started", "advanced", "message", "finished")
+    ]
+    assert seen[1].done == 4
+    assert "[secret removed" in seen[2].message
+    assert shelf.screen.getvalue().startswith("before\nafter\n")
+    log = Path(outcome.log).read_text()
+    assert (
+        log.index("before\n")
+        < log.index("upload ...\n")
+        < log.index("upload finished")
+        < log.index("after\n")
+    )
+    assert "upload finished" in shelf.outputs(outcome)
+    assert "application/vnd" not in Path(outcome.notebook).read_text()
+
+
+def test_progress_from_other_threads_and_processes_is_kept(shelf: Shelf) -> None:
+    outcome = shelf.run(
+        "import subprocess, sys, threading\n"
+        "from vmsnix_ops.progress import current\n"
+        "def work():\n"
+        "    with current().step('aside'): pass\n"
+        "thread = threading.Thread(target=work); thread.start(); thread.join()",
+        "program = 'from vmsnix_ops.progress import current\\nwith current().step(\"child\"): pass'\n"
+        "done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)\n"
+        "print(done.stdout)",
+    )
+    log = Path(outcome.log).read_text()
+    assert "aside finished" in log
+    assert "child finished" in log
 
 
 def test_trap_12_output_is_capped_and_keeps_beginning_and_end(shelf: Shelf) -> None:

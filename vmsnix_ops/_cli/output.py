@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from vmsnix_ops.progress import Reporter
     from vmsnix_ops.runbooks.execute import RunOutcome
 
 COLOURS = {"done": "green", "failed": "red", "partly": "yellow", "interrupted": "yellow"}
@@ -26,6 +29,33 @@ def console(stream: TextIO | None = None) -> Console:
 
     stream = sys.stdout if stream is None else stream
     return Console(file=stream, highlight=False, width=None if stream.isatty() else 160)
+
+
+class Screen(io.TextIOBase):
+    """Standard output as it is at every moment: above the bars, while there are any."""
+
+    def write(self, text: str) -> int:
+        """Write through whoever has standard output now."""
+        return sys.stdout.write(text)
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        sys.stdout.flush()
+
+
+def watch(*, as_json: bool) -> tuple[TextIO, Reporter | None]:
+    """Return where a run's lines go, and who shows how far its steps are.
+
+    Bars on a terminal; lines everywhere else, which the runner makes. Standard output belongs to the JSON,
+    when that is wanted.
+    """
+    if as_json:
+        return sys.stderr, None
+    if not sys.stdout.isatty() or console().is_dumb_terminal or os.environ.get("GITHUB_ACTIONS") == "true":
+        return sys.stdout, None
+    from vmsnix_ops._faces import terminal_face
+
+    return Screen(), terminal_face()  # type: ignore[return-value] # a text stream that is none of io's
 
 
 def show_error(what: str, why: str = "", cure: str = "") -> None:

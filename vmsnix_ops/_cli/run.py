@@ -305,12 +305,13 @@ def execute(
     cwd
         Where relative paths count from; this process's folder by default.
     """
-    from vmsnix_ops._cli.output import show_failure, show_json, show_outcome
+    from vmsnix_ops._cli.output import show_failure, show_json, show_outcome, watch
     from vmsnix_ops._cli.rehearsal import rehearsal
     from vmsnix_ops.runbooks.execute import run as run_runbook
 
     checked = parameters.check(runbook, given)  # before a sandbox starts for nothing
     confirmed = yes or _confirmed(runbook, checked)
+    screen, on_event = watch(as_json=as_json)
     with rehearsal() if sandbox else nullcontext() as stage:
         outcome = run_runbook(
             runbook,
@@ -319,7 +320,8 @@ def execute(
             environment=stage.environment if stage is not None else None,
             cwd=cwd,
             confirmed=confirmed,
-            screen=sys.stderr if as_json else sys.stdout,
+            screen=screen,
+            on_event=on_event,
         )
     if as_json:
         show_json(outcome.values)

@@ -24,6 +24,7 @@ from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import ERROR_MARKER_TAG, execute_notebook
 
+from vmsnix_ops.progress import MESSAGE
 from vmsnix_ops.runbooks import kernels
 from vmsnix_ops.runbooks._output import Kept, Limits, Live
 
@@ -170,8 +171,13 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
 
     def process_message(self, message: Any, cell: Any, cell_index: int) -> Any:
         kind, content = message["msg_type"], message["content"]
-        if kind == "stream":
+        if kind == "display_data" and MESSAGE in content["data"]:
+            text = self.session.live.progress(content["data"][MESSAGE])
+            kind = message["msg_type"] = message["header"]["msg_type"] = "stream"
+            content = message["content"] = {"name": "stdout", "text": text}
+        elif kind == "stream":
             self.session.live.stream(content["name"], content["text"])
+        if kind == "stream":
             if not content["text"]:
                 return None
             kept = self._kept.setdefault(content["name"], Kept(self._cell_limit()))

@@ -6,15 +6,19 @@ of what it printed; so does the log.
 
 from __future__ import annotations
 
+import io
 import re
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TextIO
 
+from vmsnix_ops.progress import Event, Lines
 from vmsnix_ops.runbooks.secrets import LineRedactor, Redactor
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vmsnix_ops.progress import Reporter
 
 TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 NO_TEXT_OF_ITS_OWN = re.compile(r"^<[^\n]*>$|^(HBox|VBox|Output|FloatProgress|IntProgress|HTML|Label)\(.*\)$")
@@ -100,19 +104,50 @@ class Live:
         Who knows what is secret.
     limit
         Characters of the log.
+    on_event
+        Shows how far the steps are, instead of lines on the screen.
+    folds
+        Whether every step is a fold of GitHub Actions.
     """
 
-    def __init__(self, log: Path, screen: TextIO | None, redactor: Redactor, limit: int) -> None:
+    def __init__(
+        self,
+        log: Path,
+        screen: TextIO | None,
+        redactor: Redactor,
+        limit: int,
+        *,
+        on_event: Reporter | None = None,
+        folds: bool = False,
+    ) -> None:
         self._log = log.open("w", encoding="utf-8")
         self._screen = screen
         self._streams: dict[str, LineRedactor] = {}
         self._redactor = redactor
         self._room = limit
+        self._on_event = on_event
+        self._progress = io.StringIO()
+        self._lines_of = Lines(self._progress, folds=folds)
 
     def stream(self, name: str, text: str) -> None:
         """Take a piece of standard output or standard error."""
         lines = self._streams.setdefault(name, LineRedactor(self._redactor))
         self._show(lines.feed(TERMINAL_CODES.sub("", text)))
+
+    def progress(self, data: dict[str, Any]) -> str:
+        """Take an event of a step, and return the lines that it is worth, if any."""
+        event = Event(**data)
+        event = replace(event, message=self._redactor.text(event.message))
+        if self._on_event is not None:
+            self._on_event(event)
+        self._lines_of(event)
+        text = self._progress.getvalue()
+        self._progress.seek(0)
+        self._progress.truncate()
+        if text:
+            self.settle()
+            self._show(text, screen=self._on_event is None)
+        return text
 
     def display(self, data: dict[str, Any]) -> None:
         """Take a display output; its plain text is what a log can show of it."""

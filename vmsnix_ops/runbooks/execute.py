@@ -32,6 +32,7 @@ from vmsnix_ops.runbooks.verdict import Failure, Verdict, judge, kept_error
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmsnix_ops.progress import Reporter
     from vmsnix_ops.runbooks._interrupts import Interrupter
 
 KERNEL_WORDS = 10_000  # characters of a dead kernel's own output that the log keeps
@@ -88,6 +89,7 @@ def run(
     environment: Mapping[str, str | None] | None = None,
     cwd: Path | None = None,
     screen: TextIO | None = None,
+    on_event: Reporter | None = None,
     limits: Limits | None = None,
     interrupter: Interrupter | None = None,
     run_id: str | None = None,
@@ -117,6 +119,9 @@ def run(
         default.
     screen
         Where the notebook's lines are shown while it runs; nowhere by default.
+    on_event
+        Called with every `vmsnix_ops.progress.Event` of the notebook's steps, in this thread. The screen then
+        gets no lines about them; log and notebook do.
     limits
         How much output is kept.
     interrupter
@@ -148,7 +153,7 @@ def run(
         runbook, given or {}, folder, archive, environment or {}, _place(cwd), run_id, confirmed=confirmed
     )
     try:
-        return _run(prepared, screen, limits or Limits(), interrupter, record=record)
+        return _run(prepared, screen, on_event, limits or Limits(), interrupter, record=record)
     finally:
         prepared.folder.rest()
 
@@ -204,6 +209,7 @@ def _place(cwd: Path | None) -> Path:
 def _run(
     prepared: _evidence.Run,
     screen: TextIO | None,
+    on_event: Reporter | None,
     limits: Limits,
     interrupter: Interrupter | None,
     *,
@@ -213,7 +219,14 @@ def _run(
     clock = time.monotonic()
     with ExitStack() as stack:
         stopper = stack.enter_context(signals(interrupter))
-        live = Live(prepared.folder.path(archives.LOG), screen, redactor, limits.log)
+        live = Live(
+            prepared.folder.path(archives.LOG),
+            screen,
+            redactor,
+            limits.log,
+            on_event=on_event,
+            folds=prepared.environment.get("GITHUB_ACTIONS") == "true",
+        )
         stack.callback(live.close)
         live.note(f"{prepared.runbook.slug}, run {prepared.folder.run_id}", screen=False)
         notebook, crash = _execute(prepared, live, redactor, limits, stopper)
@@ -313,6 +326,7 @@ def _kernel_environment(prepared: _evidence.Run, ipython: str) -> dict[str, str]
         "VMSNIX_RUN_ID": prepared.folder.run_id,
         "VMSNIX_RUNBOOK": prepared.runbook.name,
         "VMSNIX_RUN_DIR": str(prepared.folder.local),
+        "VMSNIX_PROGRESS": prepared.environment.get("VMSNIX_PROGRESS") or "messages",
         "VMSNIX_SIDE_EFFECTS": side_effects.level(prepared.runbook.side_effects, prepared.settled),
         "VMSNIX_RUN_ENTRY": prepared.folder.entry if prepared.folder.remote else "",
         "IPYTHONDIR": ipython,
