@@ -48,4 +48,20 @@ def test_a_promotion_done_in_part_ends_with_three_and_a_channel_is_rolled_back(s
     assert back.values["ami_id"] == old
     assert back.values["before"] == {HOME: new}
     assert "user/operator" in Path(back.report).read_text()
-    print(partly.report, back.report)
+
+
+def test_a_smoke_test_leaves_its_timings_and_what_the_console_said(stage: Stage) -> None:
+    ami = make_ami(stage.aws, version="smoke")
+    said = {"console": "<<< Welcome to NixOS >>>\r\n"}
+    stage.aws.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": said})
+    tested = stage.run("smoke-test", ami=ami)
+    stage.aws.faults.clear()
+    assert tested.values["terminated"] is True
+    assert "Welcome to NixOS" in tested.values["console"]
+    assert [one["step"] for one in tested.values["steps"]] == [
+        "clear",
+        "launch",
+        "checks",
+        "console",
+        "terminate",
+    ]

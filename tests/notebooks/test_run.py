@@ -33,6 +33,7 @@ TESTED_ELSEWHERE = {
     "build-image",  # tests/nix/test_build_image_runbook.py
     "promote-ami",  # test_after_publishing.py
     "rollback",
+    "smoke-test",
 }
 
 

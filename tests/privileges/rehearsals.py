@@ -24,7 +24,7 @@ from vmsnix_ops.aws import bootstrap, images, imports, policies
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import preflight, promote, roll_back
+from vmsnix_ops.publish import preflight, promote, roll_back, smoke
 
 if TYPE_CHECKING:
     from vmsnix_ops.publish.outcomes import Outcomes
@@ -207,6 +207,26 @@ def promote_warnings(account: Account, actions: Actions) -> str:
     """Plan a promotion, and return what its notes say."""
     session = account.session(actions, regions=(REGION, "eu-west-1"))
     return str(promote.plan(**_everything(account, session, make_ami(account.aws))))
+
+
+def smoke_test(account: Account, actions: Actions) -> None:
+    """Test an AMI after a test that was killed."""
+    ami = make_ami(account.aws)
+    said = {"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": "Welcome to NixOS"}}
+    account.aws.faults.add(said)
+    plan = smoke.plan(ami="candidate", image="ecs-node", **_tester(account, ami, actions))
+    smoke.finish(plan, smoke.run(plan))
+
+
+def _tester(account: Account, ami: str, actions: Actions) -> dict[str, Any]:
+    account.aws.client("ssm").put_parameter(Name="/vmsnix/ecs-node/candidate", Value=ami, Type="String")
+    return {"session": account.session(actions), "progress": silent()}
+
+
+def smoke_warnings(account: Account, actions: Actions) -> str:
+    """Plan a test, and return what it was warned of."""
+    plan = smoke.plan(ami=make_ami(account.aws), session=account.session(actions), progress=silent())
+    return str(plan)
 
 
 # Look
@@ -418,6 +438,7 @@ REHEARSALS: dict[str, Rehearsal] = {
         promote_by(),
         told={"ec2:DescribeRegions": promote_warnings},
     ),
+    "smoke test": Rehearsal(smoke_test, told={"ec2:DescribeRegions": smoke_warnings}),
     "public promotion": Rehearsal(promote_by(public=True), more_than="promote"),
     "announced promotion": Rehearsal(promote_by(topic="images"), more_than="promote"),
     "preflight": Rehearsal(

@@ -22,6 +22,7 @@ TARGETS = {
     "our images": "images with the tag `vmsnix:digest`",
     "our resources": "images and snapshots with the tag `vmsnix:digest`",
     "parameters": "parameters of the account",
+    "launches": "instances and what belongs to them, images, snapshots",
     "our instances": "instances with the tag `vmsnix:smoke`",
     "pointers": "parameters below the pointers' prefix, `/vmsnix`",
     "topics": "the topic",

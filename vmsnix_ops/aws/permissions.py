@@ -32,6 +32,7 @@ Target = Literal[
     "our images",
     "our resources",  # both
     "parameters",
+    "launches",  # an instance, and all that comes with it
     "our instances",  # those of smoke tests, with the tag vmsnix:smoke
     "pointers",  # parameters below the pointers' prefix
     "topics",
@@ -100,6 +101,10 @@ _ALL = (
     Permission("ec2:DeregisterImage", "our images", "remove a retired AMI"),
     Permission("ec2:DeleteTags", "our resources", "forget that an AMI was retired"),
     Permission("ec2:ModifyImageAttribute", "our images", "share an AMI, or stop"),
+    Permission("ec2:RunInstances", "launches", "launch an instance of an AMI to test it"),
+    Permission("ec2:TerminateInstances", "our instances", "terminate it"),
+    Permission("ec2:DescribeInstanceStatus", "everything", "does it pass its checks"),
+    Permission("ec2:GetConsoleOutput", "our instances", "what does it say"),
     Permission("ec2:CopyImage", "tagged at creation", "copy an AMI to another region"),
     Permission("ec2:DescribeSnapshotAttribute", "everything", "with whom is a snapshot shared"),
     Permission("ec2:ModifySnapshotAttribute", "our snapshots", "share a snapshot, or stop"),

@@ -40,6 +40,7 @@ _ACCOUNT = re.compile(r"[0-9]{12}|\*")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|\*")
 _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,2}-[0-9]+")
 _PARTITION = re.compile(r"aws(-[a-z]+)*")
+_TAGGED_AT_LAUNCH = re.compile(r":(instance|spot-instances-request|volume)/")
 _ROLE = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
 
 
@@ -140,6 +141,7 @@ def resources(target: Target, place: Place) -> list[str]:
             f"arn:{place.partition}:ssm:{region}:{place.account}:parameter/*"
             for region in place.regions or ("*",)
         ],
+        "launches": launched(place) + [f"{home}:{kind}/*" for home in ec2 for kind in ("image", "snapshot")],
         "our instances": [f"{home}{place.account}:instance/*" for home in ec2],
         "pointers": [
             f"arn:{place.partition}:ssm:{where}parameter{place.pointer_prefix}{end}"
@@ -149,6 +151,22 @@ def resources(target: Target, place: Place) -> list[str]:
         "topics": [f"arn:{place.partition}:sns:{where}*" for where in everywhere],
     }
     return known[target]
+
+
+def launched(place: Place) -> list[str]:
+    """Return the ARNs of what a launch makes or uses besides the AMI."""
+    kinds = (
+        "instance",
+        "network-interface",
+        "security-group",
+        "spot-instances-request",
+        "subnet",
+        "volume",
+    )
+    home = f"arn:{place.partition}:ec2"
+    return [
+        f"{home}:{region}:{place.account}:{kind}/*" for region in place.regions or ("*",) for kind in kinds
+    ]
 
 
 def condition(action: str, target: Target, place: Place) -> dict[str, Any]:
@@ -174,6 +192,7 @@ def document(actions: Iterable[str], place: Place) -> dict[str, Any]:
     place
         Where.
     """
+    actions = tuple(actions)
     groups: dict[tuple[Target, bool], list[str]] = {}
     for action in actions:
         target = PERMISSIONS[action].target
@@ -186,6 +205,8 @@ def document(actions: Iterable[str], place: Place) -> dict[str, Any]:
             "Action": sorted(group),
             "Resource": resources(target, place),
         }
+        if target == "tagged at creation" and "ec2:RunInstances" in actions:
+            statement["Resource"] += [arn for arn in launched(place) if _TAGGED_AT_LAUNCH.search(arn)]
         narrowed = condition(group[0], target, place)
         statements.append(statement | ({"Condition": narrowed} if narrowed else {}))
     return {"Version": VERSION, "Statement": statements}

@@ -8,6 +8,7 @@ from vmsnix_ops.aws import (
     deprecation,
     image_copy,
     images,
+    instances,
     parameters,
     preflight_account,
     preflight_limits,
@@ -47,3 +48,19 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
     if announce:
         functions.append(topics.announce)
     return needs_of(*functions)
+
+
+def smoke_tester_actions() -> tuple[str, ...]:
+    """Return what a smoke test needs."""
+    return needs_of(
+        preflight_account.region,
+        images.find,
+        images.ours,
+        snapshots.find,
+        parameters.find,
+        instances.launch,
+        instances.left_behind,
+        instances.wait_checks,
+        instances.console,
+        instances.terminate,
+    )

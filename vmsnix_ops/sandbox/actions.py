@@ -139,7 +139,7 @@ def _s3(context: Context, params: Params) -> Iterator[Demand]:
 
 def _ec2(context: Context, params: Params) -> Iterator[Demand]:
     name, action = context.operation, f"ec2:{context.operation}"
-    if name.startswith(("Describe", "Get")):
+    if name.startswith(("Describe", "Get")) and name != "GetConsoleOutput":
         yield Demand(action, "*")
         return
     given = _request_tags(params)

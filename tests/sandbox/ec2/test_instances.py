@@ -157,6 +157,21 @@ def test_the_console_shows_what_a_sample_image_prints(aws: Rehearsal, tmp_path: 
     assert "hello from the sample image\r\n" in aws.ec2.get_console_output(InstanceId=instance)["Output"]
 
 
+def test_the_latest_console_grows_and_only_nitro_has_it(aws: Rehearsal) -> None:
+    outcome = {"console": "".join(f"line {number}\r\n" for number in range(6))}
+    aws.served.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": outcome})
+    image, advance = aws.image(), aws.served.clock.advance
+    asked = {"ImageId": image, "MinCount": 1, "MaxCount": 1}
+    (launched,) = aws.ec2.run_instances(**asked, InstanceType="t3.micro")["Instances"]
+    latest = {"InstanceId": launched["InstanceId"], "Latest": True}
+    advance(31)
+    assert aws.ec2.get_console_output(**latest)["Output"].splitlines() == ["line 0", "line 1", "line 2"]
+    assert "Output" not in aws.ec2.get_console_output(InstanceId=latest["InstanceId"])  # not posted yet
+    advance(30)
+    assert len(aws.ec2.get_console_output(**latest)["Output"].splitlines()) == 6
+    assert len(aws.ec2.get_console_output(InstanceId=latest["InstanceId"])["Output"].splitlines()) == 6
+
+
 def test_a_fault_rule_says_what_the_console_shows_and_that_the_checks_fail(aws: Rehearsal) -> None:
     outcome = {"console": "Kernel panic", "impaired": True}
     aws.served.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": outcome})

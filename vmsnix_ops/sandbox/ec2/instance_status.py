@@ -10,8 +10,8 @@ import base64
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import Params, operation
-from vmsnix_ops.sandbox.ec2 import ids, instances
+from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.ec2 import ids, instance_types, instances
 from vmsnix_ops.sandbox.ec2.filters import page, select
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ CHECKED_SECONDS = 240.0
 """How long the checks of a new instance say ``initializing``; a guess of the right size."""
 
 CONSOLE_SECONDS = 60.0
+"""How long after its start an instance has printed all that it prints here, and that is posted."""
+
+CONSOLE_BYTES = 65_536
 
 
 def _health(instance: Instance, clock: Clock) -> tuple[str, str]:
@@ -79,12 +82,24 @@ def describe_instance_status(context: Context, params: Params) -> dict[str, Any]
 
 @operation("ec2", "GetConsoleOutput", honours=("InstanceId", "Latest"))
 def get_console_output(context: Context, params: Params) -> dict[str, Any]:
-    """Return what an instance printed, once it had the time to; ``Latest`` has nothing more."""
+    """Return what an instance printed: the text that was posted some time after its start, or the latest.
+
+    ``Latest`` shows the text grow line by line; only instances of the Nitro system have it. AWS keeps the
+    last 64 KiB.
+    """
     instance: Instance = ids.find_own(context, ids.INSTANCE, params["InstanceId"])
-    answer: dict[str, Any] = {"InstanceId": instance.instance_id, "Timestamp": context.clock.now()}
-    if instance.console and context.clock.age(instance.launched) >= CONSOLE_SECONDS:
-        answer["Output"] = base64.b64encode(instance.console.encode()).decode("ascii")
-        answer["Timestamp"] = min(
-            context.clock.now(), instance.launched + timedelta(seconds=CONSOLE_SECONDS / context.clock.speed)
-        )
+    clock, latest = context.clock, bool(params.get("Latest"))
+    if latest and not instance_types.find(instance.kind).nitro:
+        text = "This instance type does not support retrieving the latest console logs."
+        raise AwsError("UnsupportedOperation", text)
+    answer: dict[str, Any] = {"InstanceId": instance.instance_id, "Timestamp": clock.now()}
+    age = clock.age(instance.launched)
+    lines = instance.console.splitlines(keepends=True)
+    if age < CONSOLE_SECONDS:
+        lines = lines[: int(len(lines) * age / CONSOLE_SECONDS)] if latest else []
+    if lines:
+        kept = "".join(lines).encode()[-CONSOLE_BYTES:]
+        answer["Output"] = base64.b64encode(kept).decode("ascii")
+        posted = instance.launched + timedelta(seconds=CONSOLE_SECONDS / clock.speed)
+        answer["Timestamp"] = clock.now() if latest else min(clock.now(), posted)
     return answer

@@ -1,0 +1,255 @@
+"""The smoke test: it launches, waits, reads, judges, and leaves nothing running, however it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.aws.account import make_ami, thrifty
+from vmsnix_ops import errors, publish
+from vmsnix_ops.aws import instances
+from vmsnix_ops.disk.sample import MESSAGE, make_sample_image
+from vmsnix_ops.progress import silent
+from vmsnix_ops.publish import smoke
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.sandbox import Sandbox, sandbox
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import boto3
+
+REGION = "us-east-1"
+BOOT = "Starting systemd\r\n<<< Welcome to NixOS 26.11 (x86_64) - ttyS0 >>>\r\nip-10-0-0-1 login: "
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Sandbox]:
+    with sandbox(speed=20000) as aws:
+        yield aws
+
+
+@pytest.fixture(scope="module")
+def session(served: Sandbox) -> boto3.Session:
+    return thrifty(served)
+
+
+@pytest.fixture
+def aws(served: Sandbox, session: boto3.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
+    served.reset()
+    monkeypatch.setattr(smoke, "default_session", lambda: session)
+    monkeypatch.setattr(
+        served, "client", lambda name, region=REGION: session.client(name, region_name=region)
+    )
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("AWS_REGION", REGION)
+    monkeypatch.chdir(tmp_path)
+    return served
+
+
+def says(aws: Sandbox, text: str = BOOT, **outcome: Any) -> None:
+    """Let every instance print this."""
+    aws.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": text, **outcome}})
+
+
+def plan(ami: str = "", **asked: Any) -> smoke.Plan:
+    return smoke.plan(**({"ami": ami, "progress": silent()} | asked))
+
+
+def alive(aws: Sandbox) -> list[str]:
+    states = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+    found = aws.client("ec2").describe_instances(Filters=states)["Reservations"]
+    return [one["InstanceId"] for reservation in found for one in reservation["Instances"]]
+
+
+def launched(aws: Sandbox) -> list[dict[str, Any]]:
+    found = aws.client("ec2").describe_instances()["Reservations"]
+    return [one for reservation in found for one in reservation["Instances"]]
+
+
+def test_an_ami_that_boots_passes_and_nothing_is_left(aws: Sandbox) -> None:
+    ami = make_ami(aws)
+    says(aws)
+    result = smoke.run(plan(ami))
+    assert result.passed
+    assert result.terminated
+    assert "Welcome to NixOS" in result.console
+    assert alive(aws) == []
+    (instance,) = launched(aws)
+    assert instance["InstanceType"] == "t3.small"
+    assert instance["MetadataOptions"]["HttpTokens"] == "required"
+    assert "KeyName" not in instance
+    tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+    assert tags["vmsnix:smoke"] == ami
+    steps = open_tables(load()).read("steps")
+    assert sorted(steps["step"]) == ["checks", "clear", "console", "launch", "terminate"]
+    assert (steps["seconds"] > 0).all()
+    assert set(steps["region"]) == {REGION}
+    assert list(open_tables(load()).read("runs")["status"]) == ["done"]
+    assert "passed" in result._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("registration", "asked", "kind", "spot"),
+    [
+        ({"Architecture": "arm64", "BootMode": "uefi"}, {}, "t4g.small", False),
+        ({}, {"spot": True}, "t3.small", True),
+        ({}, {"instance_type": "t2.micro"}, "t2.micro", False),  # not Nitro: no latest console
+    ],
+)
+def test_the_type_follows_the_architecture_and_the_operator(
+    aws: Sandbox, registration: dict[str, Any], asked: dict[str, Any], kind: str, spot: bool
+) -> None:
+    says(aws)
+    extra = {"EnaSupport": False} if kind == "t2.micro" else {}
+    ami = make_ami(aws, **registration, **extra)
+    assert smoke.run(plan(ami, **asked)).passed
+    (instance,) = launched(aws)
+    assert instance["InstanceType"] == kind
+    assert (instance.get("InstanceLifecycle") == "spot") is spot
+
+
+def test_running_it_again_uses_the_next_token(aws: Sandbox) -> None:
+    ami = make_ami(aws)
+    says(aws)
+    for _ in range(3):
+        assert smoke.run(plan(ami)).passed
+    calls = list(aws.calls.of("ec2:RunInstances"))
+    assert [call.outcome for call in calls].count("IdempotentInstanceTerminated") == 3  # one, then two
+    assert len({call.params["ClientToken"] for call in calls if call.outcome == "ok"}) == 3
+
+
+def test_a_dry_run_launches_nothing(aws: Sandbox) -> None:
+    made = plan(make_ami(aws), dry_run=True)
+    assert smoke.run(made).instance_id == ""
+    assert launched(aws) == []
+    assert "nothing of this will be done" in str(made)
+
+
+def test_a_published_image_runs_the_whole_way(aws: Sandbox, session: boto3.Session, tmp_path: Path) -> None:
+    image = make_sample_image(tmp_path / "image", data_bytes=2**20)
+    made = publish.run(publish.plan(image=str(image), via="direct", progress=silent(), session=session))
+    result = smoke.run(plan(made.ami_id, pattern="sample image: ok$"))
+    assert result.passed, result.error
+    assert result.console.strip() == MESSAGE  # what its own boot sector says
+
+
+# How it fails, and that it cleans up
+
+
+def fail(aws: Sandbox, **asked: Any) -> errors.VmsnixError:
+    ami = make_ami(aws)
+    result = smoke.run(plan(ami, **asked))
+    assert not result.passed
+    assert alive(aws) == []
+    assert result.error is not None
+    with pytest.raises(type(result.error)):
+        smoke.finish(plan(ami), result)
+    return result.error
+
+
+def test_failed_checks_are_told_with_the_console(aws: Sandbox) -> None:
+    says(aws, "Kernel panic - not syncing: VFS: Unable to mount root fs", impaired=True)
+    error = fail(aws)
+    assert "did not pass its status checks" in error.what
+    assert "impaired" in error.why
+
+
+def test_a_console_without_the_pattern_shows_its_last_line(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smoke, "CONSOLE_SECONDS", 0.5)
+    says(aws, "GRUB\r\nerror: no such device\r\n")
+    error = fail(aws, pattern="NixOS")
+    assert "'error: no such device'" in error.why
+
+
+def test_a_silent_console_is_told(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smoke, "CONSOLE_SECONDS", 0.5)
+    assert "It said nothing." in fail(aws).why
+    result = smoke.run(plan(make_ami(aws, version="other"), pattern=""))
+    assert result.passed  # it was only to be read
+
+
+def test_no_capacity_is_told_with_a_way_out(aws: Sandbox) -> None:
+    full = {"op": "ec2:RunInstances", "do": "error", "code": "InsufficientInstanceCapacity", "http": 400}
+    aws.faults.add(full)
+    error = fail(aws, spot=True)
+    assert isinstance(error, errors.SmokeTestError)
+    assert "without spot" in error.cure
+
+
+def test_an_instance_that_is_taken_away_is_told_with_aws_s_reason(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(aws)
+    look = instances.wait_running
+
+    def taken_away(ec2: Any, instance_id: str, **more: Any) -> Any:
+        seen = look(ec2, instance_id, **more)
+        ec2.terminate_instances(InstanceIds=[instance_id])
+        return seen
+
+    monkeypatch.setattr(instances, "wait_running", taken_away)
+    assert "Client.UserInitiatedShutdown" in fail(aws).why
+
+
+def test_ctrl_c_terminates_the_instance(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_given: Any, **_more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(instances, "wait_checks", interrupted)
+    with pytest.raises(errors.InterruptedRunError, match="is being terminated"):
+        smoke.run(plan(make_ami(aws)))
+    assert len(launched(aws)) == 1
+    assert alive(aws) == []
+
+
+def test_the_next_test_terminates_what_a_killed_one_left(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami, other = make_ami(aws), make_ami(aws, version="26.12")
+    says(aws)
+    ec2 = aws.client("ec2")
+    left = instances.launch(ec2, plan(ami).wanted)
+    busy = instances.launch(ec2, plan(other).wanted)  # a test of another AMI that is under way
+    result = smoke.run(plan(ami))
+    assert result.passed
+    assert result.instance_id != left
+    assert alive(aws) == [busy]
+    monkeypatch.setattr(instances, "OVERDUE", -instances.OVERDUE)  # an hour later
+    assert smoke.run(plan(ami)).passed
+    assert alive(aws) == []
+
+
+def test_a_lost_answer_launches_no_second_instance(aws: Sandbox) -> None:
+    ami = make_ami(aws)
+    says(aws)
+    aws.faults.add({"op": "ec2:RunInstances", "nth": 1, "do": "drop", "when": "after"})
+    assert smoke.run(plan(ami)).passed
+    assert len(launched(aws)) == 1
+
+
+# What cannot be tested
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "text"),
+    [
+        ({"pattern": "("}, errors.ParameterError, "no regular expression"),
+        ({"ami": ""}, errors.ParameterError, "No AMI was named"),
+        ({"ami": "ami-0123456789abcdef0"}, errors.RegistrationError, "There is no AMI"),
+        ({"region": "eu-west-7"}, errors.RegionError, "no AWS region"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_tested_is_refused(aws: Sandbox, asked: dict[str, Any], kind: type, text: str) -> None:
+    with pytest.raises(kind, match=text):
+        plan(**({"ami": make_ami(aws)} | asked))
+
+
+def test_a_subnet_reaches_aws(aws: Sandbox) -> None:
+    assert "'SubnetId'" in fail(aws, subnet="subnet-0123456789abcdef0").why  # the sandbox has no networks

@@ -1,0 +1,385 @@
+"""The smoke test: an instance of the AMI starts, passes its checks, says what it should, and is gone again.
+
+One call does it all, because an instance that was launched must be terminated whatever happens: after a
+failure, after Ctrl-C, and, by the next test, after the machine that tested it died.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import instances, snapshots
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.session import Client, client
+from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.aws.waiting import Pace, Sighting, wait
+from vmsnix_ops.progress import Progress, current
+from vmsnix_ops.publish import channels
+from vmsnix_ops.publish.interrupts import stopping
+from vmsnix_ops.publish.journal import Journal, record_run
+from vmsnix_ops.publish.values import html_table
+from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.redaction import Redactor, secret_values
+from vmsnix_ops.settings import Settings, load
+
+if TYPE_CHECKING:
+    import boto3
+    import pandas as pd
+
+    from vmsnix_ops.aws.checks import Check
+    from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.publish.values import StepTiming
+
+CONSOLE_SECONDS = 10 * 60.0
+SHOWN_LINES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A test that has been looked at and not begun. Make it with `plan`; printed, it shows what will happen.
+
+    Attributes
+    ----------
+    ami
+        What is tested.
+    wanted
+        The instance that will be launched.
+    pattern
+        Regular expression that its console must hold; empty: it is only read.
+    checks
+        What was checked of credentials, account and region.
+    dry_run
+        `run` launches nothing.
+    """
+
+    ami: Ami
+    wanted: instances.Launch
+    pattern: str
+    checks: tuple[Check, ...]
+    dry_run: bool
+    ec2: Client = field(repr=False, compare=False)
+    journal: Journal = field(repr=False, compare=False)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return what will happen, step by step."""
+        wanted = self.wanted
+        how = f"{wanted.instance_type}{', spot' if wanted.spot else ''}, IMDSv2 only, no key"
+        said = f"wait until it says {self.pattern!r}" if self.pattern else "read what it says"
+        lines = [
+            ("clear", "terminate what earlier tests left"),
+            ("launch", f"an instance of {self.ami.ami_id} ({self.ami.name}): {how}"),
+            ("checks", "wait until both status checks are ok"),
+            ("console", said),
+            ("terminate", "whatever happened before"),
+        ]
+        lines += [(one.name, f"{one.evidence} {one.cure}") for one in self.checks if one.outcome == "warn"]
+        return [*lines, *([("dry run", "nothing of this will be done")] if self.dry_run else [])]
+
+    @property
+    def title(self) -> str:
+        """One line."""
+        return f"Smoke test of {self.ami.name} in {self.ami.region}, account {self.ami.account}"
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *(f"  {name:<9} {text}" for name, text in self.lines())])
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        return html_table(self.lines(), caption=self.title)
+
+
+@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
+class SmokeResult:
+    """What came of it.
+
+    Attributes
+    ----------
+    instance_id
+        The instance, which is gone; empty in a dry run.
+    console
+        What it said, without secrets.
+    terminated
+        Whether it is known to be terminated.
+    steps
+        Each step's timing.
+    error
+        Why the test failed; ``None`` when it passed.
+    """
+
+    instance_id: str
+    console: str
+    terminated: bool
+    steps: tuple[StepTiming, ...]
+    error: errors.VmsnixError | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything went as it should."""
+        return self.error is None
+
+    def frame(self) -> pd.DataFrame:
+        """Return the steps: ``step``, ``status``, ``seconds``."""
+        import pandas as pd
+
+        rows = [(one.step, one.status, round(one.seconds, 2)) for one in self.steps]
+        return pd.DataFrame(rows, columns=["step", "status", "seconds"])
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and values worth showing."""
+        said = self.console.splitlines()[-SHOWN_LINES:]
+        rows = [("outcome", "passed" if self.passed else "failed"), ("instance_id", self.instance_id)]
+        rows += [("why", str(self.error))] if self.error else []
+        return [*rows, ("terminated", str(self.terminated)), ("console", "\n".join(said) or "(nothing)")]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<11}  {value}" for name, value in self.rows())
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows())
+
+
+def plan(
+    *,
+    ami: str = "",
+    image: str = "",
+    region: str = "",
+    instance_type: str = "",
+    spot: bool = False,
+    subnet: str = "",
+    pattern: str = "NixOS",
+    dry_run: bool = False,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    session: boto3.Session | None = None,
+) -> Plan:
+    """Look at the AMI, and return what will happen. Nothing is launched.
+
+    Parameters
+    ----------
+    ami, image
+        What to test: as for `vmsnix_ops.publish.promote.plan`.
+    region
+        Where; by default the settings' region, else AWS's own.
+    instance_type
+        By default the smallest that does for the AMI's architecture.
+    spot
+        Run it on spare capacity.
+    subnet
+        Where the account has no default one.
+    pattern
+        Regular expression that the console must hold; empty reads it and judges nothing.
+    dry_run
+        `run` launches nothing.
+    settings, progress, session
+        Where they do not come from the surroundings.
+
+    Raises
+    ------
+    vmsnix_ops.errors.UsageError
+        A parameter is missing or cannot be right.
+    vmsnix_ops.errors.AwsError
+        Credentials, account or region would not do, or nothing can be launched from the AMI.
+    """
+    settings, session = settings or load(), session or default_session()
+    region = region or settings.region or session.region_name or ""
+    _check_pattern(pattern)
+    if not ami and not image:
+        raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
+    checks = channels.home_checks(session, region, settings)
+    number = next(str(check.facts["account"]) for check in checks if "account" in check.facts)
+    ec2 = client(session, "ec2", region)
+    found = channels.find_ami(ec2, client(session, "ssm", region), ami, image=image, settings=settings)
+    tested = channels.check_usable(found, owner=number, now=datetime.now(UTC))
+    snapshots.check_whole(ec2, tested)
+    kind = instance_type or instances.TYPES.get(tested.architecture, "")
+    if not kind:
+        raise errors.ParameterError(
+            f"There is no instance type for the architecture {tested.architecture!r}.",
+            cure="Give instance_type.",
+        )
+    tags = {
+        tagging.NAME: f"smoke test of {tested.name}",
+        tagging.SMOKE: tested.ami_id,
+        tagging.IMAGE: tested.tags[tagging.IMAGE],
+    }
+    journal = Journal(
+        current_run("smoke-test", settings=settings),
+        open_tables(settings),
+        progress or current(),
+        region=region,
+        account=number,
+        via="",
+    )
+    journal.image, journal.digest = tested.tags[tagging.IMAGE], tested.digest
+    wanted = instances.Launch(tested.ami_id, kind, spot, subnet, tags)
+    return Plan(tested, wanted, pattern, checks, dry_run, ec2, journal)
+
+
+def run(plan: Plan) -> SmokeResult:
+    """Test, and return what came of it; a test that failed is no exception here, see `finish`.
+
+    Safe to run twice, and after a crash at any point: instances are found again by their tag and terminated,
+    and the token of a launch carries the attempt. SIGINT and SIGTERM terminate the instance first; the
+    second one ends the process at once, and the next test terminates it.
+
+    Raises
+    ------
+    vmsnix_ops.errors.InterruptedRunError
+        The operator asked to stop. Nothing runs any more.
+    """
+    if plan.dry_run:
+        return SmokeResult("", "", terminated=True, steps=())
+    journal = plan.journal
+    seen = _Seen()
+    error: errors.VmsnixError | None = None
+    with stopping():
+        try:
+            _test(plan, seen)
+        except errors.VmsnixError as caught:
+            error = caught
+        except KeyboardInterrupt as caught:
+            error = errors.InterruptedRunError(
+                "The smoke test was interrupted.",
+                why="Its instance is being terminated.",
+                cure="Run the same command again.",
+            )
+            error.__cause__ = caught
+        finally:
+            if error is not None:
+                with suppress(errors.VmsnixError):
+                    seen.read(plan)  # what it said tells most about why
+            failed = _terminate(plan, seen)
+    error = error or failed
+    if isinstance(error, errors.InterruptedRunError):
+        raise error
+    if error is None:
+        record_run(
+            journal.run, journal.tables, "done", journal.started_at,
+            region=plan.ami.region, account=plan.ami.account, image=journal.image, ami_id=plan.ami.ami_id,
+        )  # fmt: skip
+    return SmokeResult(seen.instance_id, seen.console, failed is None, tuple(journal.timings), error)
+
+
+def finish(plan: Plan, result: SmokeResult) -> None:
+    """Write ``result.json``, and fail when the test failed."""
+    write_result(
+        plan.journal.run,
+        {
+            "status": "done" if result.passed else "failed",
+            "dry_run": plan.dry_run,
+            "ami_id": plan.ami.ami_id,
+            "image_name": plan.ami.name,
+            "region": plan.ami.region,
+            "account": plan.ami.account,
+            "image": plan.journal.image,
+            "digest": plan.ami.digest,
+            "instance_id": result.instance_id or None,
+            "instance_type": plan.wanted.instance_type,
+            "spot": plan.wanted.spot,
+            "terminated": result.terminated,
+            "console": result.console[-10_000:],
+            "seconds": round(sum(one.seconds for one in result.steps), 3),
+            "steps": [
+                {"step": one.step, "status": one.status, "seconds": one.seconds, "bytes": one.bytes}
+                for one in result.steps
+            ],
+        },
+    )
+    if result.error is not None:
+        raise result.error
+
+
+@dataclass
+class _Seen:
+    """What the test saw so far; kept also when it fails."""
+
+    instance_id: str = ""
+    console: str = ""
+
+    def read(self, plan: Plan) -> None:
+        """Read the console once more, if there is an instance; what it said before is kept."""
+        if self.instance_id:
+            text = instances.console(plan.ec2, self.instance_id)
+            self.console = Redactor(secret_values()).text(text) or self.console
+
+
+def _test(plan: Plan, seen: _Seen) -> None:
+    journal, ec2 = plan.journal, plan.ec2
+    with journal.step("clear") as entry:
+        left = instances.left_behind(ec2, plan.ami.ami_id)
+        instances.terminate(ec2, [one.instance_id for one in left])
+        entry.outcome = "created" if left else "reused"
+        entry.detail.update(terminated=[one.instance_id for one in left])
+    with journal.step("launch") as entry:
+        seen.instance_id = instances.launch(ec2, plan.wanted)
+        entry.detail.update(instance_id=seen.instance_id, instance_type=plan.wanted.instance_type)
+        instances.wait_running(ec2, seen.instance_id, step=entry.step)
+    with journal.step("checks") as entry:
+        instances.wait_checks(ec2, seen.instance_id, step=entry.step)
+    with journal.step("console") as entry:
+        _read_console(plan, seen)
+        entry.detail.update(pattern=plan.pattern, characters=len(seen.console))
+
+
+def _read_console(plan: Plan, seen: _Seen) -> None:
+    """Wait until the console holds the pattern; without one, until it holds anything."""
+    pattern = re.compile(plan.pattern or r"\S", re.MULTILINE)
+
+    def look() -> Sighting[str]:
+        seen.read(plan)
+        return Sighting("done" if pattern.search(seen.console) else "waiting", seen.console)
+
+    try:
+        wait(look, what="the console", deadline=CONSOLE_SECONDS, pace=Pace(slowest=10.0))
+    except errors.DeadlineError as error:
+        if not plan.pattern:
+            return  # it was only to be read, and an image may be silent
+        said = (
+            f"Its last line is {seen.console.splitlines()[-1]!r}."
+            if seen.console.strip()
+            else "It said nothing."
+        )
+        raise errors.SmokeTestError(
+            f"The console of {seen.instance_id} never held {plan.pattern!r}.",
+            why=said,
+            cure="Look at what it said; a silent image lacks console=ttyS0 among its kernel parameters.",
+        ) from error
+
+
+def _terminate(plan: Plan, seen: _Seen) -> errors.VmsnixError | None:
+    """Terminate the instance, and whatever else this AMI's tests have running; return why that failed."""
+    try:
+        with plan.journal.step("terminate") as entry:
+            if seen.instance_id:
+                instances.terminate(plan.ec2, [seen.instance_id])
+            others = [one.instance_id for one in instances.left_behind(plan.ec2, plan.ami.ami_id)]
+            instances.terminate(plan.ec2, others)
+            entry.detail.update(instance_id=seen.instance_id, others=others)
+            if seen.instance_id:
+                instances.wait_terminated(plan.ec2, seen.instance_id, step=entry.step)
+    except errors.VmsnixError as error:
+        return error
+    return None
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise errors.ParameterError(
+            f"The pattern {pattern!r} is no regular expression.",
+            why=f"{error}.",
+            cure="Put a backslash before characters such as ( [ + * ? that are meant as they stand.",
+        ) from error
