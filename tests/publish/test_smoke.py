@@ -129,9 +129,13 @@ def test_a_dry_run_launches_nothing(aws: Sandbox) -> None:
     assert "nothing of this will be done" in str(made)
 
 
-def test_a_published_image_runs_the_whole_way(aws: Sandbox, session: boto3.Session, tmp_path: Path) -> None:
+def test_a_published_image_runs_the_whole_way(
+    aws: Sandbox, session: boto3.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     image = make_sample_image(tmp_path / "image", data_bytes=2**20)
+    monkeypatch.setattr(aws.clock, "speed", 500.0)  # a direct upload has an hour between two blocks
     made = publish.run(publish.plan(image=str(image), via="direct", progress=silent(), session=session))
+    aws.clock.speed = 20000
     result = smoke.run(plan(made.ami_id, pattern="sample image: ok$"))
     assert result.passed, result.error
     assert result.console.strip() == MESSAGE  # what its own boot sector says
