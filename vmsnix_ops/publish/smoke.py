@@ -311,7 +311,7 @@ class _Seen:
     def read(self, plan: Plan) -> None:
         """Read the console once more, if there is an instance; what it said before is kept."""
         if self.instance_id:
-            text = instances.console(plan.ec2, self.instance_id)
+            text = instances.console(plan.ec2, self.instance_id).replace("\r\n", "\n")
             self.console = Redactor(secret_values()).text(text) or self.console
 
 
