@@ -46,7 +46,8 @@ FAULTS = (
 
 def publish(ready: Sweep, number: int, rate: float, figures: Counter[str]) -> list[str]:
     """Publish once, again as long as it fails, and return what is wrong in the end."""
-    state, via = ready.clean(), "direct" if number % 4 == 3 else "import"
+    via = "direct" if number % 4 == 3 else "import"
+    state = ready.clean(via)
     ready.aws.faults.seed(number)
     # Most calls match about seven of the rules.
     rules = [ready.aws.faults.add({**fault, "probability": rate / 7}) for fault in FAULTS]

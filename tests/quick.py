@@ -36,7 +36,7 @@ def pause_briefly(patch: pytest.MonkeyPatch) -> None:
 
     from vmsnix_ops.aws import imports, waiting
 
-    patch.setattr(waiting.Pace.__init__, "__defaults__", (0.02, 0.5, 1.4, 90.0))
+    patch.setattr(waiting.Pace.__init__, "__defaults__", (0.1, 0.5, 1.4, 90.0))
     patch.setattr(ExponentialBackoff.__init__, "__defaults__", (0.2, *_rest(ExponentialBackoff)))
     patch.setattr(imports, "SEEN_SECONDS", 0.3)
 

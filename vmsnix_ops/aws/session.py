@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from vmsnix_ops import __version__, errors
 from vmsnix_ops.aws.permissions import denied_action
+from vmsnix_ops.aws.recording import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,12 +124,14 @@ def _make(
         response_checksum_validation="when_required",
     )
     try:
-        return session.client(service, region_name=region or None, config=config)
+        made = session.client(service, region_name=region or None, config=config)
     except NoRegionError as error:
         raise errors.RegionError(
             "No AWS region was given.",
             cure="Give the parameter region, set region in vmsnix.toml, or set AWS_REGION.",
         ) from error
+    record(made)
+    return made
 
 
 @contextmanager

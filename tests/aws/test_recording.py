@@ -1,0 +1,161 @@
+"""Answers are kept as they came, without what is secret in them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws.recording import Cleaner, differences, main
+from vmsnix_ops.aws.session import calling, client
+from vmsnix_ops.redaction import find_secret
+from vmsnix_ops.sandbox import sandbox
+
+TOKEN = "IQoJb3JpZ2lu" + "A1b2" * 30
+
+
+@pytest.fixture(scope="module")
+def served():
+    with sandbox(speed=5000, account="678901234567") as started:
+        started.prepare(bucket="images")
+        started.client("iam").create_user(UserName="carol")
+        yield started, started.remember()
+
+
+@pytest.fixture
+def aws(served):
+    started, memory = served
+    started.recall(memory)
+    return started
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("VMSNIX_RECORD", str(tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+def kept(folder, name="*"):
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}.json"))]
+
+
+def ask(aws):
+    """Ask every protocol for what is secret or names the account, and for what is refused."""
+    session = aws.session()
+    client(session, "sts").get_caller_identity()
+    client(session, "sts").get_session_token()
+    iam = client(session, "iam")
+    iam.get_role(RoleName="vmimport")
+    iam.create_access_key(UserName="carol")
+    s3 = client(session, "s3")
+    s3.put_object(Bucket="images", Key="k", Body=b"an image")
+    s3.list_objects_v2(Bucket="images", FetchOwner=True)
+    assert s3.get_object(Bucket="images", Key="k")["Body"].read() == b"an image"
+    client(session, "ebs").start_snapshot(VolumeSize=1)
+    client(session, "ec2").describe_images(Owners=["self"])
+    with pytest.raises(errors.AwsError), calling("look at it"):
+        client(session, "ec2").describe_images(ImageIds=["ami-0123456789abcdef0"])
+
+
+def test_every_answer_is_kept_with_its_status_headers_and_body(aws, folder):
+    ask(aws)
+    (refused,) = kept(folder, "ec2.DescribeImages.400.*")
+    assert (refused["service"], refused["operation"], refused["status"]) == ("ec2", "DescribeImages", 400)
+    assert "<Code>InvalidAMIID.NotFound</Code>" in refused["body"]
+    assert refused["headers"]["content-type"].startswith("text/xml")
+    (snapshot,) = kept(folder, "ebs.StartSnapshot.*")
+    assert json.loads(snapshot["body"])["SnapshotId"].startswith("snap-")
+    (read,) = kept(folder, "s3.GetObject.*")
+    assert (read["status"], read["body"]) == (200, None), "an object's content is no answer"
+
+
+def test_nothing_secret_is_kept(aws, folder):
+    ask(aws)
+    ids = {call.request_id for call in aws.calls}
+    keys = [
+        k["AccessKeyId"] for k in aws.client("iam").list_access_keys(UserName="carol")["AccessKeyMetadata"]
+    ]
+    files = [path.read_text() for path in folder.iterdir()]
+    assert len(files) > 8
+    for text in files:
+        for secret in (aws.account, aws.access_key, aws.secret_key, *keys, *ids):
+            assert secret not in text
+        assert find_secret(text) == ""
+    (made,) = kept(folder, "iam.CreateAccessKey.*")
+    assert "<SecretAccessKey>REMOVED</SecretAccessKey>" in made["body"]
+    (token,) = kept(folder, "sts.GetSessionToken.*")
+    assert "<SessionToken>REMOVED</SessionToken>" in token["body"]
+    (role,) = kept(folder, "iam.GetRole.*")
+    assert "arn:aws:iam::000000000000:role/vmimport" in role["body"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        (f'{{"nextToken": "{TOKEN}"}}', '{"nextToken": "REMOVED"}'),
+        ("<requestId>0a1b2c3d-0000-4000-8000-0123456789ab</requestId>", "<requestId>REMOVED</requestId>"),
+        ("request 0a1b2c3d-0000-4000-8000-0123456789ab failed", "request REMOVED failed"),
+        (
+            "Encoded authorization failure message: aBc-_123.",
+            "Encoded authorization failure message: REMOVED",
+        ),
+        (
+            "arn:aws:iam::123456789012:role/r and 999999999999",
+            "arn:aws:iam::000000000000:role/r and 000000000001",
+        ),
+        ("vmsnix/1234567890123456.vhd", "vmsnix/1234567890123456.vhd"),
+        ("<ID>" + "0f" * 32 + "</ID>", "<ID>REMOVED</ID>"),
+        ("<digest>" + "0f" * 32 + "</digest>", "<digest>" + "0f" * 32 + "</digest>"),
+    ],
+)
+def test_what_is_taken_out_and_what_stays(text, cleaned):
+    assert Cleaner().text(text) == cleaned
+
+
+def test_equal_answers_are_kept_once(aws, folder):
+    for _ in range(2):
+        client(aws.session(), "s3").head_bucket(Bucket="images")
+    assert len(kept(folder, "s3.HeadBucket.*")) == 1
+
+
+def test_nothing_is_kept_unless_it_is_asked_for(aws, tmp_path, monkeypatch):
+    monkeypatch.delenv("VMSNIX_RECORD", raising=False)
+    monkeypatch.chdir(tmp_path)
+    client(aws.session(), "sts").get_caller_identity()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_asked(aws, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VMSNIX_RECORD", str(tmp_path / "file" / "below"))
+    with pytest.raises(errors.SettingsError, match="VMSNIX_RECORD"):
+        client(aws.session(), "sts")
+
+
+def test_a_sandbox_that_answers_as_before_differs_in_nothing(aws, served, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        monkeypatch.setenv("VMSNIX_RECORD", str(tmp_path / name))
+        aws.recall(served[1])
+        ask(aws)
+    said = []
+    assert main([str(tmp_path / "one"), str(tmp_path / "two")], said.append) == 0
+    assert said == ["Nothing differs in what both have.\n"]
+
+
+def test_another_text_another_field_and_another_header_are_told(tmp_path):
+    body = "<R><Code>X</Code><Message>{}</Message>{}</R>"
+    answers = {
+        "real": {"headers": {"a": "1", "b": "2"}, "body": body.format("as AWS says it", "<Extra/>")},
+        "ours": {"headers": {"a": "9"}, "body": body.format("as we say it", "")},
+    }
+    for name, answer in answers.items():
+        (tmp_path / name).mkdir()
+        whole = {"service": "ec2", "operation": "Op", "status": 400, **answer}
+        (tmp_path / name / "ec2.Op.400.x.json").write_text(json.dumps(whole))
+    assert differences(tmp_path / "real", tmp_path / "ours") == [
+        "ec2 Op 400 X: only the first has /R/Extra",
+        "ec2 Op 400 X: only the first has /R/Message = 'as AWS says it'",
+        "ec2 Op 400 X: only the first has header b",
+        "ec2 Op 400 X: only the second has /R/Message = 'as we say it'",
+    ]

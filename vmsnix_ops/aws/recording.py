@@ -1,0 +1,191 @@
+"""Keeps AWS's real answers, without what is secret in them, so that the sandbox can be compared with them.
+
+Some texts and fields of the sandbox could not be seen anywhere but in AWS itself. Who has an account sets
+``VMSNIX_RECORD`` to a folder and works as always: every answer that botocore is about to parse becomes a file
+there, and equal answers one file. Against a sandbox the same makes the other half, and
+``python -m vmsnix_ops.aws.recording REAL OURS`` tells where the two differ.
+
+What is taken out: access keys and all that `vmsnix_ops.redaction` knows, tokens, account ids (each becomes
+another made-up one), request ids, ids of users and of S3's owners. Names of buckets, users and tags stay:
+look through a recording before it is given away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+from vmsnix_ops import errors
+from vmsnix_ops.redaction import Redactor, secret_values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+VARIABLE = "VMSNIX_RECORD"
+_MASKED_HEADERS = re.compile(
+    r"date|etag|set-cookie|x-amz(n|-cf)?-?(id-2|id|request-?id|trace-id)", re.IGNORECASE
+)
+_REMOVED = (  # names of elements and keys
+    r"AccessKeyId|SecretAccessKey|SessionToken|UserId|RequestI[dD]|HostId|OwnerDisplayName|DisplayName"
+    r"|NextToken|Next\w*Marker|\w*ContinuationToken|BlockToken|PaginationToken|EncodedAuthorizationMessage"
+)
+_VALUES = (
+    re.compile(rf"(?i:(<({_REMOVED})>))[^<]+(?=</)"),
+    re.compile(rf"(?i:(\"({_REMOVED})\"\s*:\s*\"))[^\"]+"),
+)
+_OWNER = re.compile(r"(<ID>)[0-9a-f]{64}(?=</ID>)")
+_ENCODED = re.compile(r"(failure message: )\S+")
+_UNIQUE = re.compile(r"\b(?:AIDA|AROA|AGPA|ANPA|ASCA|AIPA)[A-Z0-9]{12,}\b")
+_UUID = re.compile(r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b")
+_ACCOUNT = re.compile(r"(?<![0-9A-Za-z.])[0-9]{12}(?![0-9A-Za-z])")
+MASK = "REMOVED"
+
+
+def record(client: Any) -> None:
+    """Keep every answer to this client, when ``VMSNIX_RECORD`` names a folder.
+
+    Raises
+    ------
+    vmsnix_ops.errors.SettingsError
+        The folder cannot be made. What cannot be written later is left out: the work goes on.
+    """
+    named = os.environ.get(VARIABLE, "")
+    if not named:
+        return
+    folder = Path(named)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.SettingsError(
+            f"AWS's answers cannot be recorded in {folder}.",
+            why=f"{error.strerror}.",
+            cure=f"Name another folder in {VARIABLE}, or unset it.",
+        ) from error
+    clean = Cleaner()
+
+    def before_parse(operation_model: Any, response_dict: Mapping[str, Any], **_more: Any) -> None:
+        answer = clean.answer(operation_model.service_model.service_name, operation_model.name, response_dict)
+        text = json.dumps(answer, indent=1, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        name = f"{answer['service']}.{answer['operation']}.{answer['status']}.{digest}.json"
+        with suppress(OSError):
+            (folder / name).write_text(text + "\n", encoding="utf-8")
+
+    client.meta.events.register("before-parse", before_parse)
+
+
+class Cleaner:
+    """Takes out what is secret; one account id becomes the same other one throughout."""
+
+    def __init__(self) -> None:
+        self._secrets = Redactor(secret_values())
+        self._accounts: dict[str, str] = {}
+
+    def answer(self, service: str, operation: str, response: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is kept of an answer: ``service``, ``operation``, ``status``, ``headers``, ``body``.
+
+        A body that is streamed (an object, a block) is the caller's to read, and its content no answer.
+        """
+        body = response["body"]
+        content = body.decode("utf-8", "replace") if isinstance(body, bytes) else None
+        headers = {
+            str(name).lower(): MASK if _MASKED_HEADERS.fullmatch(str(name)) else self.text(str(value))
+            for name, value in response["headers"].items()
+        }
+        return {
+            "service": service,
+            "operation": operation,
+            "status": int(response["status_code"]),
+            "headers": headers,
+            "body": None if content is None else self.text(content),
+        }
+
+    def text(self, text: str) -> str:
+        """Return the text with everything secret replaced."""
+        for shape in (*_VALUES, _OWNER, _ENCODED):
+            text = shape.sub(rf"\g<1>{MASK}", text)
+        text = self._secrets.text(text)
+        for shape in (_UNIQUE, _UUID):
+            text = shape.sub(MASK, text)
+        return _ACCOUNT.sub(self._account, text)
+
+    def _account(self, found: re.Match[str]) -> str:
+        return self._accounts.setdefault(found[0], f"{len(self._accounts):012d}")
+
+
+def differences(real: Path, ours: Path) -> list[str]:
+    """Return what the answers in two folders differ in, where both have an answer of one kind.
+
+    A kind is an operation with a status and an error code. Compared are the names of headers, the elements
+    or keys of the body, and the texts of errors; values of ordinary answers are not.
+    """
+    left, right = _kinds(real), _kinds(ours)
+    found = []
+    for kind in sorted(left.keys() & right.keys()):
+        for only, here, there in (("the first", left, right), ("the second", right, left)):
+            found += [f"{kind}: only {only} has {fact}" for fact in sorted(here[kind] - there[kind])]
+    return found
+
+
+def _kinds(folder: Path) -> dict[str, set[str]]:
+    kinds: dict[str, set[str]] = {}
+    for path in sorted(folder.glob("*.json")):
+        answer = json.loads(path.read_text(encoding="utf-8"))
+        facts = dict(_facts(answer))
+        code = next(
+            (text for name, text in facts.items() if text and name.split("/")[-1].lower() == "code"), ""
+        )
+        kind = f"{answer['service']} {answer['operation']} {answer['status']} {code}".strip()
+        failed = answer["status"] >= 300
+        shown = {f"{name} = {text!r}" if failed and _is_told(name) else name for name, text in facts.items()}
+        kinds.setdefault(kind, set()).update(shown | {f"header {name}" for name in answer["headers"]})
+    return kinds
+
+
+def _is_told(name: str) -> bool:
+    return name.split("/")[-1].lower() in ("code", "message", "reason", "__type")
+
+
+def _facts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Return the paths of a body's elements or keys, each with its text; lists count as one element."""
+    body = (answer["body"] or "").strip()
+    if body.startswith("<"):
+        yield from _elements(ET.fromstring(body), "")  # noqa: S314 - of our own recording
+    elif body.startswith(("{", "[")):
+        yield from _members(json.loads(body), "")
+
+
+def _elements(element: ET.Element, above: str) -> Iterator[tuple[str, str]]:
+    path = f"{above}/{element.tag.rpartition('}')[2]}"
+    yield path, (element.text or "").strip()
+    for child in element:
+        yield from _elements(child, path)
+
+
+def _members(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _members(item, f"{path}/{key}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _members(item, path)
+    else:
+        yield path, str(value)
+
+
+def main(arguments: list[str], write: Callable[[str], Any] = sys.stdout.write) -> int:
+    """Compare two folders; return 1 when they differ."""
+    found = differences(Path(arguments[0]), Path(arguments[1]))
+    write("".join(f"{line}\n" for line in found) or "Nothing differs in what both have.\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
