@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.audit.account import Owner
+from tests.audit.fleet import fleet, fleet_sandbox
 from tests.publish.conftest import aws, image, plan
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["aws", "image", "plan"]
+__all__ = ["aws", "fleet", "fleet_sandbox", "image", "plan"]
 
 
 @pytest.fixture(scope="module")

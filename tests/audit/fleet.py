@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.progress import silent
+from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:
-    import boto3
+    from collections.abc import Iterator
+    from pathlib import Path
 
-    from vmsnix_ops.sandbox import Sandbox
+    import boto3
 
 REGION, OTHER = "us-east-1", "eu-west-1"
 FRIEND = "210987654321"
@@ -146,6 +150,24 @@ class Fleet:
                 Name=name, Value=ami_id, Type="String", DataType="aws:ec2:image", Overwrite=True
             )
             self.aws.clock.advance(60)
+
+
+@pytest.fixture(scope="module")
+def fleet_sandbox() -> Iterator[Fleet]:
+    """A sandbox for all tests of a file."""
+    with sandbox(speed=5000) as aws:
+        yield Fleet(aws, aws.session(REGION), {})
+
+
+@pytest.fixture
+def fleet(fleet_sandbox: Fleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fleet:
+    """The sandbox, empty; this process's environment points to it."""
+    fleet_sandbox.aws.reset()
+    for name, value in fleet_sandbox.aws.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return fleet_sandbox
 
 
 def why(plan: retirement.Plan, resource_id: str) -> str:

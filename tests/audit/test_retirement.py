@@ -12,32 +12,13 @@ from tests.audit.fleet import FRIEND, OTHER, REGION, Fleet, why
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.cli import main
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import open_tables
-from vmsnix_ops.sandbox import sandbox
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     import pandas as pd
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Fleet]:
-    with sandbox(speed=5000) as aws:
-        yield Fleet(aws, aws.session(REGION), {})
-
-
-@pytest.fixture
-def fleet(served: Fleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fleet:
-    served.aws.reset()
-    for name, value in served.aws.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
-    return served
 
 
 def recorded() -> pd.DataFrame:
@@ -502,14 +483,39 @@ def test_what_changes_between_the_look_and_its_turn_is_left_alone(
         retirement.finish(result)
 
 
-def test_permissions_lost_between_plan_and_apply_stop_it(fleet: Fleet) -> None:
-    fleet.ami()
-    plan = fleet.plan()
+def test_permissions_lost_between_plan_and_apply_stop_that_region(fleet: Fleet) -> None:
+    here, there = fleet.ami(), fleet.ami(region=OTHER)
+    plan = fleet.plan(regions=[REGION, OTHER])
     fleet.aws.faults.add(
-        {"op": "ec2:DescribeInstances", "do": "error", "code": "UnauthorizedOperation", "http": 403}
+        {
+            "op": "ec2:DescribeInstances",
+            "where": {"region": OTHER},
+            "do": "error",
+            "code": "UnauthorizedOperation",
+            "http": 403,
+        }
     )
-    with pytest.raises(errors.StalePlanError, match="not known"):
-        plan.apply()
+    result = plan.apply()
+    assert {one.decision.resource_id: one.outcome for one in result.outcomes} == {
+        here: "retired",
+        there: "failed",
+    }
+    assert fleet.amis(OTHER) == {there: "available"}
+    with pytest.raises(errors.PartlyDoneError, match="instances"):
+        retirement.finish(result)
+
+
+def test_a_region_that_is_not_enabled_does_not_stop_the_others(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    for op, code in (("sts:*", "InvalidClientTokenId"), ("ec2:*", "AuthFailure")):
+        fleet.aws.faults.add({"op": op, "where": {"region": OTHER}, "do": "error", "code": code, "http": 401})
+    plan = fleet.plan(regions=[OTHER, REGION])
+    assert [one.resource_id for one in plan.going] == [ami]
+    assert list(plan.unread) == [OTHER]
+    with pytest.raises(errors.PartlyDoneError):
+        retirement.finish(plan.apply())
+    with pytest.raises(errors.CredentialsError, match="not enabled"):
+        fleet.plan(regions=[OTHER])
 
 
 # Orphans, and what was half deleted
@@ -587,9 +593,21 @@ def test_the_tables_tell_what_was_done_when_and_why(fleet: Fleet) -> None:
     assert "nothing uses it" in retired["reasons"]
     assert retired["run_id"] == first.plan.run.run_id
     assert rows[rows["kind"] == "snapshot"]["ami_id"].tolist() == [ami]
+    assert set(history.retirements(open_tables(load()), resource_id=ami)["action"]) == {"retired", "deleted"}
     known = history.amis(open_tables(load()), all_rows=True)
     assert sorted(known["state"]) == ["deregistered", "disabled"]
     assert history.amis(open_tables(load()))["state"].tolist() == ["deregistered"]
+
+
+def test_the_history_is_told_in_a_shell(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    ami = fleet.ami()
+    fleet.apply()
+    capsys.readouterr()
+    assert main(["history", "retirements", "--resource-id", ami, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["resource_id"], row["action"]) == (ami, "retired")
+    assert main(["history", "retirements"]) == 0
+    assert ami in capsys.readouterr().out
 
 
 def test_result_json_says_what_went_and_what_did_not(fleet: Fleet) -> None:

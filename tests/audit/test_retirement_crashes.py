@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.audit.fleet import FRIEND, REGION, Fleet
 from vmsnix_ops.records.tables import open_tables
-from vmsnix_ops.sandbox import sandbox
 from vmsnix_ops.settings import load
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 WHOLE = bool(os.environ.get("VMSNIX_WHOLE_TESTS"))
 READS = ("Describe", "Get", "List")
@@ -43,21 +38,6 @@ class Reaper:
         self.count += 1
         if self.count == self.at:
             raise DeathError
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Fleet]:
-    with sandbox(speed=5000) as aws:
-        yield Fleet(aws, aws.session(REGION), {})
-
-
-@pytest.fixture
-def fleet(served: Fleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fleet:
-    served.aws.reset()
-    for name, value in served.aws.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
-    return served
 
 
 def die(fleet: Fleet, at: int, **changes: Any) -> int:

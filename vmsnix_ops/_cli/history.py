@@ -1,4 +1,4 @@
-"""``vmsnix history``: what the tables remember of runs, steps and AMIs."""
+"""``vmsnix history``: what the tables remember of runs, steps, AMIs and their ends."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ COLUMNS = {
     "runs": ("started_at", "runbook", "status", "seconds", "image_name", "ami_id", "run_id"),
     "steps": ("started_at", "step", "status", "seconds", "bytes", "image", "region", "run_id"),
     "amis": ("created_at", "ami_id", "name", "region", "state", "size_gib", "public"),
+    "retirements": ("done_at", "action", "resource_id", "name", "region", "grace_until", "run_id"),
 }
 """Columns that a terminal shows; ``--json`` and ``--csv`` give all."""
 
@@ -44,12 +45,20 @@ FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
         ("digest", "Only AMIs with these bytes."),
         ("run-id", "Only AMIs of this run."),
     ),
+    "retirements": (
+        ("resource-id", "Only this AMI or snapshot."),
+        ("action", "Only this: retired, restored, deleted."),
+        ("kind", "Only this kind: ami, snapshot."),
+        ("image", "Only this image."),
+        ("region", "Only this region."),
+        ("run-id", "Only what this run did."),
+    ),
 }
 
 
 @click.group()
 def history() -> None:
-    """Ask the tables of runs, steps and AMIs.
+    """Ask the tables of runs, steps, AMIs and retirements.
 
     The tables hold a row for each, of everybody who shares the history. `vmsnix runs` lists the archive
     instead: the evidence of runs, which can be opened and repeated.
@@ -88,6 +97,7 @@ def _reader(table: str) -> Callable[..., None]:
 _table_command("runs", "Runs of runbooks, newest first.")
 _table_command("steps", "Steps of runs, newest first.")
 _table_command("amis", "AMIs that were published or found, newest first.")
+_table_command("retirements", "AMIs and snapshots that were retired, restored or removed, latest first.")
 
 
 @history.command()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.audit.retirement_rules import Decision, Rules, View, ami_facts, orphans, snapshot_facts
+from vmsnix_ops.audit.retirement_rules import Decision, Rules, View, orphans
 from vmsnix_ops.audit.retirement_view import Place, owned_amis, owned_snapshots
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
@@ -54,26 +55,15 @@ def _region(view: View, rules: Rules, now: datetime) -> Iterator[Decision]:
 
 
 def _ami(view: View, ami: Ami, rules: Rules, now: datetime) -> Decision:
-    action, reasons = _verdict(ami, rules, now)
+    decision = Decision.of_ami(view, ami, *_verdict(ami, rules, now))
+    if not decision.goes:
+        return decision
     marked = [
         name
         for name in dict.fromkeys(ami.snapshot_ids)
         if name in view.snapshots and retiring.mark(view.snapshots[name].tags) is not None
     ]
-    return Decision(
-        "ami",
-        ami.ami_id,
-        ami.name,
-        ami.tags.get(tagging.IMAGE, ""),
-        ami.digest,
-        view.region,
-        action,
-        reasons,
-        ami.created_at,
-        ami.size_gib,
-        snapshots=tuple(marked) if action == "restore" else (),
-        facts=ami_facts(ami, view.references),
-    )
+    return replace(decision, snapshots=tuple(marked))
 
 
 def _verdict(ami: Ami, rules: Rules, now: datetime) -> tuple[Action, tuple[str, ...]]:
@@ -104,17 +94,4 @@ def _orphan(view: View, snapshot: Snapshot, rules: Rules) -> Decision:
         action, reasons = "keep", [f"its AMI {known.with_ami} is gone"]
     elif rules.images and snapshot.tags.get(tagging.IMAGE) not in rules.images:
         action, reasons = "keep", [f"not asked for: only {', '.join(rules.images)}"]
-    return Decision(
-        "snapshot",
-        snapshot.snapshot_id,
-        snapshot.tags.get(tagging.NAME, ""),
-        snapshot.tags.get(tagging.IMAGE, ""),
-        snapshot.tags.get(tagging.DIGEST, ""),
-        view.region,
-        action,
-        tuple(reasons),
-        snapshot.created_at,
-        snapshot.size_gib,
-        snapshot.stored_bytes,
-        facts=snapshot_facts(snapshot),
-    )
+    return Decision.of_snapshot(view, snapshot, action, reasons)

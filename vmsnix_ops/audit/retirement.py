@@ -108,10 +108,10 @@ def plan(
         amis=tuple(amis),
     )
     chosen = chosen_regions(session, regions, home=settings.region)
-    account = identity(session, chosen[0]).account
+    account = _account(session, chosen)
     preflight_account.account(account, settings.allowed_accounts)
     moment = now or datetime.now(UTC)
-    prefix = getattr(settings, "pointer_prefix", "/vmsnix")
+    prefix = settings.pointer_prefix
     places = {region: retirement_view.Place.of(session, region, account) for region in chosen}
     decisions, unread = decide(places.values(), action, rules, moment, prefix)
     _check_named(places, rules.amis, decisions, unread)
@@ -171,6 +171,17 @@ def finish(result: Result) -> None:
     raise kind(
         what, why=" ".join(wrong[:3]), cure="Cure it and run the same command again: it does the rest."
     )
+
+
+def _account(session: boto3.Session, regions: tuple[str, ...]) -> str:
+    """Return whose credentials these are; a region that is not enabled takes any for wrong ones."""
+    refused: list[errors.CredentialsError] = []
+    for region in regions:
+        try:
+            return identity(session, region).account
+        except errors.CredentialsError as error:
+            refused.append(error)
+    raise refused[0]
 
 
 def _check_named(

@@ -59,25 +59,26 @@ def apply(plan: Plan) -> tuple[Outcome, ...]:
     vmsnix_ops.errors.StalePlanError
         Anything that the plan would touch has changed: nothing was done.
     """
-    _check_still_holds(plan)
+    unread = _check_still_holds(plan)
     tables = open_tables(load())
     outcomes = []
     with plan.progress.step(plan.work, total=len(plan.going)) as step:
         for one in plan.going:
-            step.message(f"{one.action} {one.resource_id} in {one.region}")
-            outcomes.append(_Doing(plan, one, tables).do())
+            if one.region in unread:
+                outcomes.append(Outcome(one, "failed", str(unread[one.region])))
+            else:
+                step.message(f"{one.action} {one.resource_id} in {one.region}")
+                outcomes.append(_Doing(plan, one, tables).do())
             step.advance(1)
     return tuple(outcomes)
 
 
-def _check_still_holds(plan: Plan) -> None:
+def _check_still_holds(plan: Plan) -> Mapping[str, errors.VmsnixError]:
+    """Return the regions that can no longer be looked at: nothing may be done there."""
     now, unread = plan.look_again()
     changed = []
     for one in plan.going:
-        if one.region in unread:
-            changed.append(f"{one.resource_id}: {unread[one.region]}")
-            continue
-        differences = one.changes(now.get(one.resource_id))
+        differences = () if one.region in unread else one.changes(now.get(one.resource_id))
         if differences:
             changed.append(f"{one.resource_id}: {', '.join(differences)}")
     if changed:
@@ -87,6 +88,7 @@ def _check_still_holds(plan: Plan) -> None:
             why=". ".join(changed[:TOLD]) + "." + more,
             cure="Make a new plan and look at it.",
         )
+    return unread
 
 
 class _Doing:

@@ -61,7 +61,7 @@ class Plan:
     run: RunContext = field(repr=False)
     places: Mapping[str, Place] = field(repr=False, compare=False)
     progress: Progress = field(repr=False, compare=False)
-    prefix: str = "/vmsnix"
+    prefix: str
 
     @property
     def going(self) -> tuple[Decision, ...]:

@@ -168,6 +168,42 @@ class Decision:
     kept_snapshots: tuple[tuple[str, str], ...] = ()
     facts: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
+    @classmethod
+    def of_ami(cls, view: View, ami: Ami, action: Action, reasons: Iterable[str]) -> Decision:
+        """Return what becomes of an AMI; `snapshots` and `kept_snapshots` are for whoever knows them."""
+        return cls(
+            "ami",
+            ami.ami_id,
+            ami.name,
+            ami.tags.get(tagging.IMAGE, ""),
+            ami.digest,
+            view.region,
+            action,
+            tuple(reasons),
+            ami.created_at,
+            ami.size_gib,
+            _stored(view, ami),
+            facts=ami_facts(ami, view.references),
+        )
+
+    @classmethod
+    def of_snapshot(cls, view: View, snapshot: Snapshot, action: Action, reasons: Iterable[str]) -> Decision:
+        """Return what becomes of a snapshot that no AMI holds."""
+        return cls(
+            "snapshot",
+            snapshot.snapshot_id,
+            snapshot.tags.get(tagging.NAME, ""),
+            snapshot.tags.get(tagging.IMAGE, ""),
+            snapshot.tags.get(tagging.DIGEST, ""),
+            view.region,
+            action,
+            tuple(reasons),
+            snapshot.created_at,
+            snapshot.size_gib,
+            snapshot.stored_bytes,
+            facts=snapshot_facts(snapshot, view.shared.get(snapshot.snapshot_id, ())),
+        )
+
     @property
     def goes(self) -> bool:
         """Whether anything is to be done."""
@@ -274,26 +310,11 @@ class _Region:
         self.in_channel = _in_channels(view.channels, rules.keep_last)
 
     def decisions(self) -> list[Decision]:
-        amis = [self._ami(ami) for ami in self.view.amis]
-        chosen = self.rules.orphans and not self.rules.amis
-        return amis + ([self._orphan(one) for one in orphans(self.view)] if chosen else [])
-
-    def _ami(self, ami: Ami) -> Decision:
-        action, reasons = self._verdict(ami)
-        return Decision(
-            "ami",
-            ami.ami_id,
-            ami.name,
-            ami.tags.get(tagging.IMAGE, ""),
-            ami.digest,
-            self.view.region,
-            action,
-            tuple(reasons),
-            ami.created_at,
-            ami.size_gib,
-            _stored(self.view, ami),
-            facts=ami_facts(ami, self.view.references),
-        )
+        found = [Decision.of_ami(self.view, ami, *self._verdict(ami)) for ami in self.view.amis]
+        if self.rules.orphans and not self.rules.amis:
+            loose = orphans(self.view)
+            found += [Decision.of_snapshot(self.view, one, *self._orphan_verdict(one)) for one in loose]
+        return found
 
     def _verdict(self, ami: Ami) -> tuple[Action, list[str]]:
         if not _ours(ami.tags):
@@ -379,23 +400,6 @@ class _Region:
         elif ami.state == "disabled":
             found.append("it is disabled already")
         return found
-
-    def _orphan(self, snapshot: Snapshot) -> Decision:
-        action, reasons = self._orphan_verdict(snapshot)
-        return Decision(
-            "snapshot",
-            snapshot.snapshot_id,
-            snapshot.tags.get(tagging.NAME, ""),
-            snapshot.tags.get(tagging.IMAGE, ""),
-            snapshot.tags.get(tagging.DIGEST, ""),
-            self.view.region,
-            action,
-            tuple(reasons),
-            snapshot.created_at,
-            snapshot.size_gib,
-            snapshot.stored_bytes,
-            facts=snapshot_facts(snapshot, self.view.shared.get(snapshot.snapshot_id, ())),
-        )
 
     def _orphan_verdict(self, snapshot: Snapshot) -> tuple[Action, list[str]]:
         rules, known = self.rules, retiring.mark(snapshot.tags)

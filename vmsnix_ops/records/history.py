@@ -142,6 +142,47 @@ def amis(
     return _newest(frame, "recorded_at", last)
 
 
+def retirements(
+    tables: Tables,
+    *,
+    resource_id: str | None = None,
+    action: str | None = None,
+    kind: str | None = None,
+    image: str | None = None,
+    region: str | None = None,
+    run_id: str | None = None,
+    since: datetime | timedelta | None = None,
+    last: int | None = None,
+) -> pd.DataFrame:
+    """Return what was retired, restored and removed, the latest first.
+
+    Parameters
+    ----------
+    tables
+        Where they are kept.
+    resource_id, action, kind, image, region, run_id
+        Only rows with this value.
+    since, last
+        As for `runs`, by the time when it was done.
+
+    Raises
+    ------
+    UsageError
+        When `since` has no time zone, or `last` is negative.
+    RecordsError
+        When the table cannot be read.
+    """
+    equal = {
+        "resource_id": resource_id,
+        "action": action,
+        "kind": kind,
+        "image": image,
+        "region": region,
+        "run_id": run_id,
+    }
+    return _newest(_matching(tables, "retirements", equal, "done_at", since), "done_at", last)
+
+
 def _matching(
     tables: Tables,
     table: str,
