@@ -110,3 +110,7 @@ crash-sweep *OPTIONS:
 # Publish 200 times while 5 % of all calls go wrong
 soak *OPTIONS:
     {{ python }} -m benchmarks.soak {{ OPTIONS }}
+
+# Take the picture of the console for README and docs (needs chromium)
+screenshots:
+    {{ python }} -m tests.browser.screenshots

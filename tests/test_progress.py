@@ -317,7 +317,10 @@ def test_events_can_be_followed_from_another_process(tmp_path: Path, monkeypatch
         for _ in range(1000):
             step.advance(1)
         step.at(1000, message="verified")
-    events = [Event(**json.loads(line)) for line in path.read_text().splitlines()]
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    times = [line.pop("at") for line in told]
+    assert times == sorted(times)
+    events = [Event(**line) for line in told]
     assert (events[0].kind, events[-1].kind, events[-1].done) == ("started", "finished", 1000)
     assert "verified" in [event.message for event in events]
     # A thousand movements within a moment are one line, not a thousand.

@@ -324,6 +324,8 @@ class Seldom:
 class EventFile(Seldom):
     """Appends the events to a file, one JSON object a line, for a process that follows this one.
 
+    Beside the fields of `Event` each has ``at``, the time in seconds since the epoch.
+
     Parameters
     ----------
     path
@@ -339,4 +341,4 @@ class EventFile(Seldom):
     def _write(self, event: Event) -> None:
         # Whoever follows may be gone, and the folder with them; the work goes on.
         with suppress(OSError), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(event)) + "\n")
+            file.write(json.dumps({**asdict(event), "at": time.time()}) + "\n")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,3 +170,20 @@ def test_retire_amis_tells_first_and_acts_when_it_is_told(stage: Stage) -> None:
         )
         assert (outcome.verdict, outcome.values[done]) == ("done", 1)
     assert stage.aws.client("ec2").describe_images(Owners=["self"], IncludeDisabled=True)["Images"] == []
+
+
+def test_the_console_is_for_people_and_does_nothing_without_them(stage: Stage, tmp_path: Path) -> None:
+    before = len(stage.aws.calls)
+    executed = tmp_path / "console.ipynb"
+    notebook = catalog.default_folder() / "console.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), str(executed)],
+        env={name: value for name, value in {**os.environ, **stage.environment}.items() if value is not None},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (said,) = json.loads(executed.read_text())["cells"][-1]["outputs"]
+    assert "Nothing was done here." in "".join(said["text"])
+    assert "20-publish-ami" in "".join(said["text"])
+    assert len(stage.aws.calls) == before

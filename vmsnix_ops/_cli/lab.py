@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # What JupyterLab asks the network for, unless it is told not to.
 QUIET = {"fetchNews": "false", "checkForUpdates": False}
 STOP_SECONDS = 15
+CONSOLE = "console.ipynb"
+"""What is open at first."""
 
 
 @click.command()
@@ -34,7 +36,7 @@ STOP_SECONDS = 15
 @click.option("--no-browser", is_flag=True, help="Print the address instead of opening a browser.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTERLAB_OPTIONS]")
 def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) -> int:
-    """Open the runbooks in JupyterLab, on 127.0.0.1 only.
+    """Open the console and the runbooks in JupyterLab, on 127.0.0.1 only.
 
     Relative paths in parameters count from the folder in which this is typed, as they do for `vmsnix run`.
     """
@@ -84,6 +86,7 @@ def _private(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """Write settings and a kernel of our own, and return the variables that make JupyterLab use them."""
     from vmsnix_ops.runbooks import kernels
 
+    _make_room(folder / "workspaces")
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     kernel = folder / "share" / "kernels" / "python3" / "kernel.json"
     go_home = f"import os; os.chdir({str(Path.cwd())!r}); del os"
@@ -105,6 +108,18 @@ def _private(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def _make_room(workspaces: Path) -> None:
+    """Begin with the side bar closed, so that the console has the width; how people leave it, it stays."""
+    from jupyterlab_server.workspaces_handler import WorkspacesManager
+
+    workspaces.mkdir(parents=True, exist_ok=True)
+    if not any(workspaces.iterdir()):
+        layout = {"left": {"collapsed": True, "visible": True}}
+        WorkspacesManager(str(workspaces)).save(
+            "default", json.dumps({"data": {"layout-restorer:data": layout}, "metadata": {"id": "default"}})
+        )
+
+
 def _command(notebooks: Path, port: int, *, no_browser: bool) -> list[str]:
     command = [
         sys.executable,
@@ -113,6 +128,7 @@ def _command(notebooks: Path, port: int, *, no_browser: bool) -> list[str]:
         f"--ServerApp.root_dir={notebooks}",
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.port={port}",
+        f"--LabApp.default_url=/lab/tree/{CONSOLE}",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.extension_manager=readonly",
         "--KernelManager.transport_encryption=auto",

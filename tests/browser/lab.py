@@ -1,0 +1,203 @@
+"""A JupyterLab that serves on a sandbox, and a browser that tells what it asked for and what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib import request
+
+from tests.support import require
+from vmsnix_ops.sandbox.access import Access
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+ROOT = Path(__file__).parents[2]
+# The installed notebooks are copied to where they may be edited; this checkout's own must not be.
+PROGRAM = """
+import contextlib, json, sys
+from pathlib import Path
+from vmsnix_ops._cli import rehearsal
+from vmsnix_ops.cli import main
+from vmsnix_ops.runbooks import catalog
+catalog.default_folder = lambda: Path(sys.argv[1])
+begin = rehearsal.rehearsal
+@contextlib.contextmanager
+def told():
+    with begin(speed=float(sys.argv[2])) as stage:
+        print("STAGE", json.dumps(stage.environment), file=sys.stderr, flush=True)
+        yield stage
+rehearsal.rehearsal = told
+options = ["--LabApp.expose_app_in_browser=True", "--ServerApp.allow_root=True"]
+sys.exit(main(["lab", "--sandbox", "--no-browser", "--", *options]))
+"""
+READY = """() => {
+    const app = window.jupyterapp;
+    const notebook = app && app.shell.currentWidget;
+    return Boolean(notebook && notebook.context && notebook.context.isReady && notebook.sessionContext.isReady
+        && notebook.sessionContext.session.kernel.status === "idle"
+        && app.commands.isEnabled("notebook:run-all-cells"));
+}"""
+
+
+@dataclass
+class Lab:
+    """A JupyterLab that serves."""
+
+    folder: Path
+    url: str
+    token: str
+    process: subprocess.Popen[str]
+    said: list[str] = field(default_factory=list)
+    stage: dict[str, str] = field(default_factory=dict)
+    ready: threading.Event = field(default_factory=threading.Event)
+
+    def listen(self) -> None:
+        """Read what it says to the end, or it stops when the pipe is full; find its address there."""
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                self.said.append(line)
+                if line.startswith("STAGE "):
+                    self.stage = json.loads(line.removeprefix("STAGE "))
+                address = re.search(r"(http://127\.0\.0\.1:\d+)/lab\S*\?token=(\w+)", line)
+                if address:
+                    self.url, self.token = address.groups()
+                    self.ready.set()
+
+    def page(self, notebook: str) -> str:
+        return f"{self.url}/lab/tree/{notebook}?token={self.token}"
+
+    def ask(self, name: str, method: str, value: Any = None) -> None:
+        """Ask the sandbox itself, such as for a fault."""
+        data = None if value is None else json.dumps(value).encode()
+        asked = request.Request(f"{self.stage['VMSNIX_SANDBOX']}/_vmsnix/{name}", data=data, method=method)
+        with request.urlopen(asked, timeout=60) as answer:
+            answer.read()
+
+    @property
+    def aws(self) -> Access:
+        """The sandbox behind it."""
+        return Access(
+            self.stage["AWS_ENDPOINT_URL"],
+            self.stage["AWS_ACCESS_KEY_ID"],
+            self.stage["AWS_SECRET_ACCESS_KEY"],
+            self.stage["VMSNIX_ALLOWED_ACCOUNTS"],
+        )
+
+
+@dataclass
+class Browser:
+    """A page, and what the listeners heard."""
+
+    page: Any
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def listen(self) -> None:
+        """Keep every address that is asked for, and every error."""
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("websocket", lambda socket: self.requests.append(socket.url))
+        self.page.on("pageerror", lambda error: self.complaints.append(f"{error}\n{error.stack}"))
+        self.page.on(
+            "console",
+            lambda message: self.complaints.append(message.text) if message.type == "error" else None,
+        )
+
+    def elsewhere(self) -> list[str]:
+        """Return what was asked of anything but this machine."""
+        local = re.compile(r"(?:http|ws)://127\.0\.0\.1:\d+/|(?:data|blob):|about:")
+        return [url for url in self.requests if not local.match(url)]
+
+    def run_all_cells(self) -> None:
+        self.page.wait_for_function(READY)
+        self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+
+    def pick(self, runbook: str) -> None:
+        """Pick a runbook in the console, and wait for its form."""
+        label = self.page.locator(".vmsnix-pick-runbook option", has_text=runbook).inner_text()
+        self.page.select_option(".vmsnix-pick-runbook select", label=label)
+        self.page.locator(".vmsnix-plan b", has_text=runbook).wait_for(state="attached")
+
+    def set_theme(self, name: str) -> None:
+        self.page.evaluate(
+            "theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })",
+            f"JupyterLab {name}",
+        )
+        light = "true" if name == "Light" else "false"
+        self.page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
+
+
+@contextmanager
+def serve(
+    folder: Path, changes: Mapping[str, Mapping[str, str]], *, speed: float = 60.0, cwd: Path = ROOT
+) -> Iterator[Lab]:
+    """Serve copies of the notebooks.
+
+    Parameters
+    ----------
+    folder
+        Of everything that JupyterLab writes.
+    changes
+        File name to what is replaced in it.
+    speed
+        Of the sandbox.
+    cwd
+        Folder in which ``vmsnix lab`` is typed.
+    """
+    notebooks = folder / "_notebooks"
+    notebooks.mkdir()
+    for source in (ROOT / "notebooks").glob("*.ipynb"):
+        text = source.read_text(encoding="utf-8")
+        for old, new in changes.get(source.name, {}).items():
+            assert old in text
+            text = text.replace(old, new)
+        (notebooks / source.name).write_text(text, encoding="utf-8")
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    private = {name: str(folder / name.lower()) for name in names}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(notebooks), str(speed)],
+        cwd=cwd,
+        env={**os.environ, **private, "PYTHONPATH": str(ROOT), "VMSNIX_STATE": str(folder / "state")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    served = Lab(folder, "", "", process)
+    rest = threading.Thread(target=served.listen)
+    rest.start()
+    try:
+        assert served.ready.wait(120), "".join(served.said)
+        yield served
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        rest.join()
+
+
+@contextmanager
+def browse(*, width: int = 1280, height: int = 1000) -> Iterator[Browser]:
+    """Open a page of Chromium, with listeners."""
+    chromium = require("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium,
+            args=["--no-sandbox", "--disable-background-networking", "--disable-component-update"],
+        )
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(120_000)
+        opened = Browser(page)
+        opened.listen()
+        yield opened
+        browser.close()

@@ -1,0 +1,217 @@
+"""The whole console without a browser: pick, fill, confirm, run once, see what came."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmsnix_ops.runbooks import console
+from vmsnix_ops.runbooks.console import jobs, places
+from vmsnix_ops.runbooks.console.app import Console
+from vmsnix_ops.runbooks.console.jobs import Look
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.runbooks.shelf import Shelf
+
+    Wait = Callable[[Callable[[], object]], None]
+
+TAKES_AWAY = 'image: str = ""  # which image\ndry_run: bool = True  # look and tell\n'
+
+
+@pytest.fixture
+def opened(console_shelf: Shelf, wait: Wait) -> Console:
+    console_shelf.put("10-greet.ipynb", "print('hello', name)")
+    console_shelf.put("20-fail.ipynb", "1 / 0")
+    console_shelf.put("60-retire.ipynb", "dry_run", parameters=TAKES_AWAY, side_effects="destroys")
+    made = Console()
+    wait(lambda: made.bar.who)
+    return made
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], bool]]:
+    """Runs that would have been started; each is over at once."""
+    calls: list[tuple[str, dict[str, Any], bool]] = []
+
+    def start(runbook: Any, given: dict[str, Any], place: Any, *, confirmed: bool) -> jobs.Job:
+        calls.append((runbook.name, given, confirmed))
+        return jobs.Job("id", runbook.name, runbook.title, given, Path("/none"), Path("/none"), 0.0)
+
+    over = Look((), (), 0, 0, 0.1, False, {"verdict": "done", "runbook": "x", "run_id": "id"})
+    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(jobs.Follower, "look", lambda self: over)
+    return calls
+
+
+def shown(widget: Any) -> bool:
+    return widget.layout.display != "none"
+
+
+def test_a_run_goes_from_the_form_to_its_evidence_below_the_open_notebook(
+    opened: Console, wait: Wait, tmp_path: Path
+) -> None:
+    page = opened.run
+    page._form.fields["name"]._input.value = "Ada"
+    page.run_button.click()
+    page.run_button.click()  # as a double click does
+    assert page.job is not None
+    assert shown(page.live.widget)
+    assert page.run_button.disabled
+    assert opened.bar.switch.disabled
+    wait(lambda: page.job is None)
+    assert "greet: done" in page.result._summary.value
+    links = page.result._links.outputs[0]["data"]["text/html"]
+    (copy,) = (tmp_path / "open" / "runs").iterdir()
+    assert f'href="runs/{copy.name}/notebook.ipynb"' in links
+    assert "hello Ada" in (copy / "notebook.ipynb").read_text()
+    assert shown(page.result.report_button)
+    page.result.report_button.value = True
+    assert "hello Ada" in page.result._report.value
+    assert 'sandbox=""' in page.result._report.value
+
+    # The history has it, once, and can look at it and repeat it.
+    tab = opened.tabs["History"]
+    tab.refresh(opened.bar.place, 1)
+    assert list(tab._rows) == [copy.name]
+    page.back_button.click()
+    page._form.fill({})
+    tab._again.click()
+    assert page._form.values() == {"name": "Ada"}
+    tab._look.click()
+    assert "hello Ada" in page.result._report.value
+    assert not shown(page.live.widget)
+
+
+def test_a_failed_run_says_why(opened: Console, wait: Wait) -> None:
+    opened.run.open("fail", {})
+    opened.run.run_button.click()
+    wait(lambda: opened.run.job is None)
+    assert "fail: failed" in opened.run.result._summary.value
+    assert "ZeroDivisionError" in opened.run.result._summary.value
+
+
+def test_a_wrong_parameter_is_refused_in_the_form(opened: Console, started: list[Any]) -> None:
+    opened.run._form.fields["name"]._input.value = "AKIAIOSFODNN7EXAMPLE"
+    assert opened.run.run_button.disabled
+    opened.run._start(dry=False)  # whoever gets past the button
+    assert started == []
+
+
+def test_what_destroys_wants_the_name_and_the_account_typed(
+    opened: Console, started: list[Any], wait: Wait
+) -> None:
+    page = opened.run
+    page.open("retire", {})
+    assert not shown(page._confirmation)
+    assert not page.run_button.disabled
+    page._form.fields["dry_run"]._input.value = False
+    assert shown(page._confirmation)
+    assert page.run_button.button_style == "danger"
+    for words in ("", "retire", "retire 999999999999"):
+        page.confirm.value = words
+        assert page.run_button.disabled
+        page._start(dry=False)
+    page.confirm.value = "retire 012345678901"
+    assert not page.run_button.disabled
+    page._form.fields["image"]._input.value = "another"  # another plan than the one that was confirmed
+    assert page.run_button.disabled
+    assert started == []
+    page.confirm.value = "retire 012345678901"
+    page.run_button.click()
+    wait(lambda: page.job is None)
+    assert started == [("retire", {"image": "another", "dry_run": False}, True)]
+
+
+def test_a_dry_run_needs_no_confirmation_and_says_dry_run(
+    opened: Console, started: list[Any], wait: Wait
+) -> None:
+    opened.run.open("retire", {"dry_run": False})
+    opened.run.dry_button.click()
+    wait(lambda: opened.run.job is None)
+    assert started == [("retire", {"dry_run": True}, False)]
+
+
+def test_production_is_marked_with_its_account(opened: Console) -> None:
+    banner = opened.bar._banner.value
+    assert "PRODUCTION AWS" in banner
+    assert "012345678901" in banner
+    assert "us-east-1" in banner
+    assert "vmsnix-on-production" in opened.widget._dom_classes
+    assert opened.run.run_button.description == "Run in AWS account 012345678901"
+
+
+def test_the_sandbox_is_marked_and_production_is_out_of_reach_from_there(
+    console_shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console_shelf.put("10-greet.ipynb", "1")
+    monkeypatch.setenv("VMSNIX_SANDBOX", "http://127.0.0.1:9")
+    made = Console()
+    assert "SANDBOX" in made.bar._banner.value
+    assert "PRODUCTION" not in made.bar._banner.value
+    assert "vmsnix-on-sandbox" in made.widget._dom_classes
+    assert made.run.run_button.description == "Run on the sandbox"
+    assert not shown(made.bar.switch)
+
+
+def test_the_switch_goes_to_a_sandbox_and_back(opened: Console, wait: Wait) -> None:
+    opened.bar.switch.value = "Sandbox"
+    place = opened.bar.place
+    assert place.url.startswith("http://127.0.0.1:")
+    buckets = place.session().client("s3").list_buckets()["Buckets"]
+    assert [bucket["Name"] for bucket in buckets] == ["vmsnix-images"]
+    assert place.settings().state != places.Place().settings().state
+    assert place.environment["AWS_ENDPOINT_URL"] == place.url
+    opened.bar.switch.value = "AWS"
+    assert opened.bar.place == places.Place()
+    assert opened.bar._host is not None
+    opened.bar._host.stop()
+    assert opened.bar._host.process.returncode == 0
+
+
+def test_a_sandbox_that_cannot_start_leaves_the_switch_on_aws(opened: Console, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(exist_ok=True)
+    (tmp_path / "state" / "sandbox").write_text("a file where the folder should be")
+    opened.bar.switch.value = "Sandbox"
+    assert opened.bar.switch.value == "AWS"
+    assert not opened.bar.place.sandbox
+    assert "cannot start" in opened.bar._note.value
+
+
+def test_tables_that_are_not_there_yet_are_told_in_words(opened: Console) -> None:
+    for title, words in (
+        ("History", "No run has ended here yet"),
+        ("Timings", "No step has been timed here yet"),
+        ("Inventory", "No audit has been recorded here yet"),
+        ("Findings", "No audit has been recorded here yet"),
+    ):
+        opened.tabs[title].refresh(opened.bar.place, 0)
+        assert words in json.dumps([part.value for part in all_html(opened.tabs[title].widget)])
+
+
+def all_html(widget: Any) -> list[Any]:
+    children = getattr(widget, "children", ())
+    own = [widget] if type(widget).__name__ == "HTML" else []
+    return own + [part for child in children for part in all_html(child)]
+
+
+def test_nothing_of_the_console_comes_from_elsewhere(opened: Console) -> None:
+    for part in all_html(opened.widget):
+        assert "http://" not in part.value
+        assert "https://" not in part.value
+        assert "<script" not in part.value
+
+
+def test_outside_of_jupyterlab_it_says_what_it_is_and_does_nothing(
+    console_shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console_shelf.put("10-greet.ipynb", "1")
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    assert console.open_console() is None
+    said = capsys.readouterr().out
+    assert "vmsnix lab" in said
+    assert "10-greet  What it is for." in said

@@ -1,0 +1,143 @@
+"""Every type of a parameter has the field that fits it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vmsnix_ops.errors import ParameterError
+from vmsnix_ops.runbooks.console import fields
+from vmsnix_ops.runbooks.console.fields import Suggestion, declared_words, make_field
+from vmsnix_ops.runbooks.console.suggestions import source_of
+from vmsnix_ops.runbooks.declarations import read_parameters
+
+
+def field(declaration: str, calls: list[int] | None = None) -> Any:
+    count = [] if calls is None else calls
+    return make_field(read_parameters(declaration)[0], lambda: count.append(1))
+
+
+@pytest.mark.parametrize(
+    ("declaration", "kind"),
+    [
+        ('image: str = "ecs-node"  # which', fields.TextField),
+        ("image: str | None = None  # which", fields.TextField),
+        ('via: str = "import"  # the way (import: S3; direct: neither)', fields.ChoiceField),
+        ('via: Literal["import", "direct"] = "import"  # the way', fields.ChoiceField),
+        ("keep: int = 3  # how many", fields.NumberField),
+        ("factor: float = 1.5  # how much", fields.NumberField),
+        ("keep: int | None = None  # how many", fields.TextField),
+        ("dry_run: bool = True  # look only", fields.FlagField),
+        ("known: bool | None = None  # perhaps", fields.ChoiceField),
+        ("regions: list[str] = []  # where", fields.ListField),
+        ("tags: dict[str, str] = {}  # more", fields.MappingField),
+    ],
+)
+def test_a_type_has_its_field_which_shows_and_gives_back_the_default(
+    declaration: str, kind: type[fields.Field]
+) -> None:
+    made = field(declaration)
+    assert type(made) is kind
+    default = made.parameter.default
+    assert made.given() == ("" if default is None and kind is fields.TextField else default)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "words"),
+    [
+        ('v: str = "none"  # compare (none, sample, whole)', ("none", "sample", "whole")),
+        ('v: str = ""  # only this way (import, direct); empty: all', ("import", "direct")),
+        ('v: str = ""  # as (./nix#ecs-node), or a folder', ()),
+        ('v: str = ""  # look (as for publish-ami)', ()),
+        ('v: str = "a"  # one of others (b, c)', ()),
+        ("v: int = 1  # of (1, 2)", ()),
+    ],
+)
+def test_choices_in_the_help_are_offered(declaration: str, words: tuple[str, ...]) -> None:
+    assert declared_words(read_parameters(declaration)[0]) == words
+
+
+def test_every_change_is_told_and_filling_is_none() -> None:
+    calls: list[int] = []
+    made = field('image: str = "a"  # which', calls)
+    made.fill("b")
+    assert calls == []
+    made._input.value = "c"
+    assert calls == [1]
+
+
+def test_a_list_grows_and_shrinks_row_by_row() -> None:
+    made = field('regions: list[str] = ["us-east-1"]  # where')
+    made._add_button.click()
+    made._rows[1][0].value = "eu-central-1"
+    assert made.given() == ["us-east-1", "eu-central-1"]
+    remove = made._rows[0][1].children[-1]
+    remove.click()
+    assert made.given() == ["eu-central-1"]
+    made._add_button.click()  # a row that stays empty is none
+    assert made.given() == ["eu-central-1"]
+
+
+def test_a_suggestion_is_picked_once_and_its_list_closes() -> None:
+    made = field("regions: list[str] = []  # where")
+    assert made._pick.layout.display == "none"
+    made.suggest([Suggestion("us-east-1"), Suggestion("eu-central-1", "Frankfurt")])
+    assert made._pick.layout.display == ""
+    assert [label for label, _value in made._pick.options][1:] == ["us-east-1", "Frankfurt"]
+    for _ in range(2):
+        made._pick.value = "eu-central-1"
+        assert made._pick.value == ""
+    assert made.given() == ["eu-central-1"]
+
+
+def test_no_suggestions_are_explained_beside_the_help() -> None:
+    made = field('image: str = ""  # which')
+    made.suggest([], "nix is <not> installed.")
+    assert "nix is &lt;not&gt; installed." in made._help.value
+    made.suggest([Suggestion("ecs-node")])
+    assert "installed" not in made._help.value
+
+
+def test_a_mapping_needs_a_name_for_each_value_and_each_only_once() -> None:
+    made = field('tags: dict[str, str] = {"Team": "platform"}  # more')
+    assert made.given() == {"Team": "platform"}
+    made._add_button.click()
+    pair = made._rows[1][1].children[0].children
+    pair[1].value = "a, b=c"
+    with pytest.raises(ParameterError, match="has no name"):
+        made.given()
+    pair[0].value = "Team"
+    with pytest.raises(ParameterError, match="given twice"):
+        made.given()
+    pair[0].value = "Owner"
+    assert made.given() == {"Team": "platform", "Owner": "a, b=c"}
+
+
+def test_help_and_problems_are_text_not_markup() -> None:
+    made = field('image: str = ""  # <b>which</b>')
+    made.complain("<script>")
+    assert "<b>" not in made._help.value
+    assert "&lt;script&gt;" in made._problem.value
+    made.complain("")
+    assert made._problem.value == ""
+
+
+@pytest.mark.parametrize(
+    ("declaration", "source"),
+    [
+        ('image: str = "ecs-node"  # flake attribute, or file', "images"),
+        ('image: str = ""  # what shall be published (as for publish-ami)', "images"),
+        ('image: str = ""  # short name of the image', "published"),
+        ("images: list[str] = []  # only AMIs of these images", "published"),
+        ('region: str = ""  # where', "regions"),
+        ("regions: list[str] = []  # where", "regions"),
+        ('bucket: str = ""  # which', "buckets"),
+        ('ami: str = ""  # which', "amis"),
+        ('source_ami: str = ""  # which', "amis"),
+        ("kms_keys: dict[str, str] = {}  # of regions", ""),
+        ("keep_last: int = 3  # how many", ""),
+    ],
+)
+def test_where_suggestions_for_a_parameter_come_from(declaration: str, source: str) -> None:
+    assert source_of(read_parameters(declaration)[0]) == source

@@ -1,0 +1,121 @@
+"""A form refuses what the command line would, and says what a run would do."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from vmsnix_ops._cli import run as run_command
+from vmsnix_ops.runbooks import catalog
+from vmsnix_ops.runbooks.console.fields import Suggestion
+from vmsnix_ops.runbooks.console.forms import Form, command_line, plan_html
+
+if TYPE_CHECKING:
+    from tests.runbooks.shelf import Shelf
+
+DECLARED = """\
+image: str = "ecs-node"  # which image
+region: str = ""  # where
+keep: int | None = None  # how many
+tags: dict[str, str] = {}  # more tags
+regions: list[str] = []  # where to look
+public: bool = False  # for everybody
+dry_run: bool = True  # look and tell
+"""
+
+
+def make(shelf: Shelf, side_effects: str = "creates") -> tuple[Form, list[int]]:
+    calls: list[int] = []
+    shelf.put("10-try-this.ipynb", parameters=DECLARED, side_effects=side_effects)
+    return Form(catalog.find("try-this", shelf.folder), lambda: calls.append(1)), calls
+
+
+def type_in(form: Form, name: str, text: Any) -> None:
+    form.fields[name]._input.value = text
+
+
+def test_only_what_differs_from_the_defaults_is_given(shelf: Shelf) -> None:
+    form, calls = make(shelf)
+    assert form.values() == {}
+    type_in(form, "image", "gc-fwd")
+    type_in(form, "keep", "3")
+    assert form.values() == {"image": "gc-fwd", "keep": 3}
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("keep", "many", "whole number"),
+        ("image", "AKIAIOSFODNN7EXAMPLE", "secret"),
+        ("image", "a\0b", "NUL"),
+    ],
+)
+def test_what_does_not_fit_is_told_while_it_is_typed(shelf: Shelf, name: str, text: str, words: str) -> None:
+    form, _ = make(shelf)
+    type_in(form, name, text)
+    assert words in form.problems[name]
+    assert words in form.fields[name]._problem.value
+    assert "AKIA" not in form.fields[name]._problem.value
+    assert form.value(name) is None
+    type_in(form, name, str(form.fields[name].parameter.default or ""))
+    assert form.problems == {}
+
+
+def test_a_region_that_is_not_there_is_doubted_with_the_nearest(shelf: Shelf) -> None:
+    form, _ = make(shelf)
+    type_in(form, "region", "us-esat-1")
+    form.suggest("region", "regions", [Suggestion("us-east-1"), Suggestion("eu-central-1")])
+    assert "us-east-1" in form.fields["region"]._problem.value
+    type_in(form, "region", "us-east-1")
+    assert form.fields["region"]._problem.value == ""
+
+
+def test_filling_sets_every_field_and_leaves_no_old_value(shelf: Shelf) -> None:
+    form, _ = make(shelf)
+    form.fill({"image": "gc-fwd", "tags": {"Team": "a"}, "regions": ["us-east-1"], "unknown": 1})
+    assert form.values() == {"image": "gc-fwd", "tags": {"Team": "a"}, "regions": ["us-east-1"]}
+    form.fill({"keep": 2})
+    assert form.values() == {"keep": 2}
+
+
+def test_the_plan_tells_what_a_run_does_in_words(shelf: Shelf) -> None:
+    form, _ = make(shelf, "destroys")
+    assert not form.destroys
+    assert "changes nothing" in plan_html(form, place="in AWS account 012345678901", command="")
+    type_in(form, "dry_run", False)
+    type_in(form, "image", "<img>")
+    plan = plan_html(form, place="in AWS account 012345678901", command="vmsnix run")
+    assert form.destroys
+    assert "destroys" in plan
+    assert "in AWS account 012345678901" in plan
+    assert "&lt;img&gt;" in plan
+
+
+def test_the_command_line_gives_the_run_the_same_parameters(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form, _ = make(shelf)
+    values = {
+        "image": "./a b#c'd",
+        "keep": None,
+        "tags": {"Team": "x=y", "Owner": "z"},
+        "regions": ["us-east-1", "eu-central-1"],
+        "public": True,
+        "dry_run": False,
+    }
+    form.fill(values)
+    given: dict[str, object] = {}
+    monkeypatch.setattr(catalog, "default_folder", lambda: shelf.folder)
+    monkeypatch.setattr(
+        run_command, "execute", lambda _book, values, **options: given.update(values, **options) or 0
+    )
+    words = shlex.split(command_line(form.runbook, form.values(), sandbox=True))
+    assert words[:3] == ["vmsnix", "run", "try-this"]
+    done = CliRunner().invoke(run_command.run, words[2:], standalone_mode=False)
+    assert done.exception is None
+    assert {name: given[name] for name in form.values()} == form.values()
+    assert given["sandbox"] is True

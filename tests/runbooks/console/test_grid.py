@@ -1,0 +1,90 @@
+"""A table that is searched, narrowed and sorted."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pandas as pd
+
+from vmsnix_ops.runbooks.console.grid import ROWS, Column, Grid
+
+COLUMNS = (
+    Column("started_at", "started", "time"),
+    Column("runbook"),
+    Column("status", "", "badge"),
+    Column("seconds", "took", "seconds"),
+    Column("public"),
+    Column("missing"),
+)
+
+
+def frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "started_at": [datetime(2026, 11, day, tzinfo=UTC) for day in (1, 3, 2)],
+            "runbook": ["publish-ami", "preflight", "publish-ami"],
+            "status": ["done", "failed", "<b>done</b>"],
+            "seconds": [75.0, float("nan"), 2.0],
+            "public": pd.array([True, None, False], dtype="boolean"),
+        }
+    )
+
+
+def grid() -> Grid:
+    made = Grid(COLUMNS, narrow="runbook", sort="-started_at", empty="None yet.")
+    made.show(frame())
+    return made
+
+
+def order(made: Grid) -> list[int]:
+    rows = made.rows()
+    assert rows is not None
+    return list(rows.index)
+
+
+def test_it_shows_times_durations_and_holes_as_people_write_them() -> None:
+    shown = grid()._table.value
+    assert "2026-11-03 00:00" in shown
+    assert "1 min 15 s" in shown
+    assert "nan" not in shown.lower()
+    assert "missing" not in shown
+    assert "&lt;b&gt;done" in shown
+
+
+def test_all_words_of_the_search_must_be_somewhere_in_a_row() -> None:
+    made = grid()
+    made.search.value = "PUBLISH 2026-11-01"
+    assert order(made) == [0]
+    assert "1 of 3" in made._count.value
+    made.search.value = "nothing like it ["
+    assert order(made) == []
+    assert "Nothing matches" in made._table.value
+
+
+def test_it_is_narrowed_and_sorted() -> None:
+    made = grid()
+    assert order(made) == [1, 2, 0]
+    made.narrow.value = "publish-ami"
+    assert order(made) == [2, 0]
+    made.sort.value = "-seconds"
+    assert order(made) == [0, 2]
+
+
+def test_search_and_order_stay_when_rows_come_and_a_choice_that_is_gone_does_not() -> None:
+    made = grid()
+    made.narrow.value = "preflight"
+    made.sort.value = "seconds"
+    made.show(frame().query("runbook == 'publish-ami'"))
+    assert made.narrow.value == ""
+    assert made.sort.value == "seconds"
+    assert order(made) == [2, 0]
+
+
+def test_an_empty_table_says_so_and_a_long_one_says_that_it_is_cut() -> None:
+    made = grid()
+    made.show(frame().head(0))
+    assert "None yet." in made._table.value
+    assert made._bar.layout.display == "none"
+    made.show(pd.concat([frame()] * 100, ignore_index=True))
+    assert f"300 of 300, the first {ROWS} are shown" in made._count.value
+    assert made._table.value.count("<tr>") == ROWS + 1

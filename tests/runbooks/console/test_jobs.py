@@ -1,0 +1,133 @@
+"""Runs in processes of their own: followed, cancelled, found again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmsnix_ops.errors import ParameterError
+from vmsnix_ops.runbooks import catalog
+from vmsnix_ops.runbooks.console import jobs
+from vmsnix_ops.runbooks.console.jobs import Follower, Job
+from vmsnix_ops.runbooks.console.places import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.runbooks.shelf import Shelf
+
+    Wait = Callable[[Callable[[], object]], None]
+
+STEPS = """
+import time
+from vmsnix_ops import progress
+with progress.current().step("upload", total=100, unit="bytes") as step:
+    step.advance(100)
+    step.message("sent all of it")
+print("hello", name)
+"""
+WAITS = """
+import time
+from pathlib import Path
+try:
+    print("under way", flush=True)
+    time.sleep(300)
+finally:
+    Path(name).write_text("cleaned up")
+"""
+
+
+def start(shelf: Shelf, cell: str, given: dict[str, object]) -> Job:
+    shelf.put("10-try-this.ipynb", cell)
+    return jobs.start(catalog.find("try-this", shelf.folder), given, Place())
+
+
+def test_a_run_is_followed_from_its_first_step_to_its_evidence(shelf: Shelf, wait: Wait) -> None:
+    job = start(shelf, STEPS, {"name": "Ada"})
+    follower = Follower(job, os.environ)
+    assert job.folder.stat().st_mode & 0o077 == 0
+    wait(lambda: follower.look().outcome)
+    seen = follower.look()
+    assert seen.outcome is not None
+    assert (seen.outcome["verdict"], seen.outcome["run_id"]) == ("done", job.run_id)
+    (step,) = seen.steps
+    assert (step.event.step, step.event.kind, step.event.done) == ("upload", "finished", 100)
+    assert step.notes == ["sent all of it"]
+    assert "hello Ada" in seen.tail
+    assert (seen.cells_done, seen.cells) == (3, 3)
+    kept = json.loads(Path(seen.outcome["result"]).read_text())
+    assert (kept["status"], kept["parameters"]["name"]) == ("done", "Ada")
+    assert jobs.unfinished(Place()) == []
+
+
+def test_a_cancelled_run_cleans_up_and_another_console_finds_it_before(
+    shelf: Shelf, tmp_path: Path, wait: Wait
+) -> None:
+    left = tmp_path / "left"
+    job = start(shelf, WAITS, {"name": str(left)})
+    follower = Follower(job, os.environ)
+    wait(lambda: "under way" in follower.look().tail)
+    assert jobs.unfinished(Place()) == [job]
+    assert os.getpid() not in parents(job)
+    job.cancel()
+    wait(lambda: follower.look().outcome)
+    seen = follower.look()
+    assert seen.cancelled
+    assert seen.outcome is not None
+    assert seen.outcome["verdict"] == "interrupted"
+    assert left.read_text() == "cleaned up"
+
+
+def parents(job: Job) -> list[int]:
+    """Return the process ids above the process that works in a job's folder."""
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        if str(job.folder).encode() in status.read_bytes().split(b"\0"):
+            found, process = [], int(status.parent.name)
+            while process > 1:
+                stat = Path(f"/proc/{process}/stat").read_text()
+                process = int(stat.rpartition(")")[2].split()[1])
+                found.append(process)
+            return found
+    pytest.fail("the process of the job is not there")
+
+
+def test_a_run_whose_process_was_killed_is_told_as_failed(shelf: Shelf) -> None:
+    job = start(shelf, WAITS, {})
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        if str(job.folder).encode() in status.read_bytes().split(b"\0"):
+            os.kill(int(status.parent.name), 9)
+    follower = Follower(job, os.environ)
+    while (outcome := follower.look().outcome) is None:
+        pass
+    assert outcome["verdict"] == "failed"
+    assert "without a word" in outcome["error"]["what"]
+
+
+def test_a_parameter_that_does_not_fit_starts_nothing(shelf: Shelf, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="count"):
+        start(shelf, STEPS, {"count": "many"})
+    assert not (tmp_path / "state" / "console").exists()
+
+
+def test_a_folder_that_was_left_behind_is_cleared_away_a_day_later(shelf: Shelf, tmp_path: Path) -> None:
+    for name, age in (("old", jobs.KEEP_SECONDS + 60), ("young", 60)):
+        folder = tmp_path / "state" / "console" / name
+        folder.mkdir(parents=True)
+        then = folder.stat().st_mtime - age
+        os.utime(folder, (then, then))
+    assert jobs.unfinished(Place()) == []
+    assert [path.name for path in (tmp_path / "state" / "console").iterdir()] == ["young"]
+
+
+def test_secrets_in_what_a_step_says_are_not_shown(shelf: Shelf, tmp_path: Path) -> None:
+    secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+    job = Job("id", "try-this", "Try", {}, tmp_path, tmp_path, 0.0)
+    event = {"step": "upload", "kind": "message", "message": f"with {secret}", "at": 1.0}
+    (tmp_path / jobs.EVENTS).write_text(json.dumps(event) + "\n" + json.dumps(event)[:20])
+    (step,) = Follower(job, {"AWS_SECRET_ACCESS_KEY": secret}).look().steps
+    assert secret not in step.notes[0]
+    assert step.notes[0].startswith("with ")

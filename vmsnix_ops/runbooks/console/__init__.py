@@ -1,0 +1,71 @@
+"""The operator's home in JupyterLab: pick a runbook, fill its form, see the plan, run it, look at what came.
+
+::
+
+    from vmsnix_ops.runbooks import console
+    console.open_console()
+
+A run happens in a process of its own (`jobs`), which outlives the notebook that started it; the console
+follows it through files, and finds it again after the kernel was restarted. What is sent to AWS, and what to
+the sandbox, is a `places.Place`; nothing else decides where a run goes.
+
+Outside of JupyterLab (papermill, a script) there is nobody to press buttons: the console then says what it
+is, and does nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmsnix_ops.runbooks.console.app import Console
+
+
+def open_console(*, runbook: str = "", sandbox: bool = False) -> Any:
+    """Return the console as a widget; outside of JupyterLab print what it is instead, and return nothing.
+
+    Parameters
+    ----------
+    runbook
+        The runbook that is picked at the start; the first one by default.
+    sandbox
+        Begin on a local sandbox instead of AWS. Where JupyterLab itself was started on a sandbox, there is
+        no other place.
+
+    Raises
+    ------
+    UnknownRunbookError
+        When there is no such runbook.
+    """
+    from vmsnix_ops import progress
+    from vmsnix_ops.runbooks import catalog
+
+    chosen = catalog.find(runbook) if runbook else None
+    if not progress.in_jupyter():
+        print(_what_it_is())  # noqa: T201 - the output of a cell
+        return None
+    return _console(chosen.name if chosen else "", sandbox=sandbox).widget
+
+
+def _console(runbook: str, *, sandbox: bool) -> Console:
+    from vmsnix_ops.runbooks.console.app import Console
+
+    return Console(runbook=runbook, sandbox=sandbox)
+
+
+def _what_it_is() -> str:
+    from vmsnix_ops.runbooks import catalog
+
+    books = catalog.runbooks()
+    width = max(len(book.slug) for book in books)
+    lines = [f"  {book.slug:<{width}}  {book.description or book.title}" for book in books]
+    return "\n".join(
+        [
+            "The console is for people: `vmsnix lab` opens it in JupyterLab. Nothing was done here.",
+            "It runs these runbooks, as `vmsnix run NAME` does:",
+            *lines,
+        ]
+    )
+
+
+__all__ = ["open_console"]
