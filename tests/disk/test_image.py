@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -175,6 +176,18 @@ def test_a_hundred_gib_take_little_memory(tmp_path: Path) -> None:
     count, _digest, kibibytes = done.stdout.split()
     assert int(count) == 200
     assert int(kibibytes) < 100 * 1024
+
+
+def test_a_hundred_gib_are_opened_in_milliseconds(tmp_path: Path) -> None:
+    write_vhd(tmp_path / "vhd", (Block(0, b"\x5a" * DEFAULT_BLOCK),), size=100 << 30)
+    (tmp_path / "raw").write_bytes(b"\xeb" * 512)
+    os.truncate(tmp_path / "raw", 100 << 30)
+    for name in ("vhd", "raw"):
+        before = time.process_time()
+        with open_image(tmp_path / name) as image:
+            assert next(image.allocated()) == 0
+        assert image.size == 100 << 30
+        assert time.process_time() - before < 0.1
 
 
 def test_a_block_of_no_size_is_a_mistake_of_the_caller() -> None:
