@@ -85,6 +85,7 @@ def _findings(findings: pd.DataFrame) -> Iterable[str]:
     about = judging.about()
     for (severity, rule), rows in findings.groupby(["severity", "rule"], sort=False):
         meaning = about[str(rule)][1].removeprefix("Find ").rstrip(".")
+        meaning = meaning[:1].upper() + meaning[1:]
         opened = " open" if severity in ("critical", "high") else ""
         head = f'<span class="severity">{severity}</span><b>{html.escape(meaning)}</b>'
         head += f'<span class="count">{len(rows):,} · {html.escape(str(rule))}</span>'

@@ -122,8 +122,20 @@ def assume(
         asked["ExternalId"] = external_id
 
     def fresh() -> dict[str, Any]:
-        with calling(f"take the role {role_arn}"):
-            given = sts.assume_role(**asked)["Credentials"]
+        try:
+            with calling(f"take the role {role_arn}"):
+                given = sts.assume_role(**asked)["Credentials"]
+        except errors.AccessDeniedError as error:
+            # AWS tells a missing role, one that does not trust us and a missing permission in the same words.
+            raise errors.AccessDeniedError(
+                error.what,
+                why=error.why,
+                cure="Make the role there (vmsnix iam-policy audit-member and audit-member-trust print its "
+                "policies), and allow sts:AssumeRole in the caller's own.",
+                code=error.code,
+                operation=error.operation,
+                request_id=error.request_id,
+            ) from error
         return {
             "access_key": given["AccessKeyId"],
             "secret_key": given["SecretAccessKey"],
