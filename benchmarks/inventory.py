@@ -99,13 +99,14 @@ def audit(regions: list[str]) -> dict[str, Any]:
 
     started = time.monotonic()
     found = inventory.scan(regions=regions, one_by_one="no")
-    scanned = time.monotonic()
+    scanned, scan_peak = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wrong = findings.evaluate(found)
     ended = time.monotonic()
     return {
         "seconds": ended - started,
         "scan_seconds": scanned - started,
         "findings_seconds": ended - scanned,
+        "scan_peak_mib": scan_peak / 1024,
         "amis": len(found.amis),
         "rows": len(found.frame),
         "named": int(found.amis["referenced"].fillna(value=False).sum()),

@@ -325,3 +325,11 @@ def test_every_rule_says_what_it_finds() -> None:
     for name, (severity, about) in judging.about().items():
         assert severity in judging.SEVERITIES, name
         assert about.startswith("Find "), name
+
+
+def test_a_rule_without_rows_finds_nothing(own: Owner, audit: Any) -> None:
+    held = own.ami(tags=TAGS)
+    found = audit()
+    assert found.by("orphan-snapshot") == {}
+    assert set(found.frame["resource_id"]) == {held}
+    assert set(found.frame["account"]) == {own.account}

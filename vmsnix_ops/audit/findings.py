@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Measure:
     packages: tuple[Wanted, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Facts:
     """What a rule may look at.
 
@@ -93,9 +94,9 @@ class Facts:
         """Everything that the scan saw."""
         return self.inventory.frame
 
-    @property
+    @cached_property
     def amis(self) -> pd.DataFrame:
-        """The AMIs of the scan."""
+        """The AMIs of the scan; kept, because most rules look at them."""
         return self.inventory.amis
 
     @property
@@ -161,7 +162,12 @@ def found(
     """
     import pandas as pd
 
-    rows = rows.assign(**more)
+    # A frame without rows would take over the index, and so the rows, of what it is assigned.
+    fitting = {
+        name: value.reindex(rows.index) if isinstance(value, pd.Series) else value
+        for name, value in more.items()
+    }
+    rows = rows.assign(**fitting)
     shown = {
         "reason": fill(reason, rows),
         "evidence": evidence if isinstance(evidence, pd.Series) else fill(evidence, rows),
@@ -230,18 +236,20 @@ def evaluate(
     tables = tables or Tables("/nonexistent")
     inside = tables.read("packages", columns=["digest", "name", "version"], where=_where(measure))
     facts = Facts(inventory, measure, history.amis(tables), inside)
-    parts = []
+    # Parts are sorted one by one, and joined in their order: to sort the whole would double its memory.
+    parts: dict[tuple[int, str], pd.DataFrame] = {}
     for name in chosen:
         part = RULES[name].look(facts)
-        if len(part):
-            severity = part["severity"] if "severity" in part else RULES[name].severity
-            parts.append(part.assign(rule=name, severity=severity))
+        if not len(part):
+            continue
+        severity = part["severity"] if "severity" in part else RULES[name].severity
+        part = _typed(part.assign(rule=name, severity=severity).reindex(columns=list(COLUMNS)))
+        part = part.sort_values(["account", "region", "resource_id"])
+        for one in part["severity"].unique():
+            parts[SEVERITIES.index(one), name] = part[part["severity"] == one]
     if not parts:
         return _typed(pd.DataFrame(columns=list(COLUMNS)))
-    whole = pd.concat(parts, ignore_index=True).reindex(columns=list(COLUMNS))
-    order = whole["severity"].map({severity: place for place, severity in enumerate(SEVERITIES)})
-    whole = whole.assign(order=order).sort_values(["order", "rule", "account", "region", "resource_id"])
-    return _typed(whole.drop(columns="order").reset_index(drop=True))
+    return pd.concat([parts.pop(key) for key in sorted(parts)], ignore_index=True)
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:

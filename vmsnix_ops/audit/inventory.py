@@ -118,8 +118,8 @@ class Inventory:
 
     @property
     def amis(self) -> pd.DataFrame:
-        """The AMIs."""
-        return self.frame[self.frame["kind"] == "ami"]
+        """The AMIs: the first rows of the frame, and so no copy of them."""
+        return self.frame.iloc[: int((self.frame["kind"] == "ami").sum())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,6 @@ class _Read:
 
     account: str
     region: str
-    table: pa.Table | None
     found: References
     amis: int
     holders: Mapping[str, list[str]]
@@ -185,18 +184,21 @@ def scan(
     shown = current().step("scan", total=len(places), unit="items")
     with shown as step, ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan") as pool:
 
-        def read(place: tuple[str, Clients]) -> _Read:
+        def read(place: tuple[str, Clients]) -> tuple[_Read, pa.Table]:
             columns = rows.Columns(run.run_id, now, place[0], place[1].region)
             result = read_region(place[1], columns, one_by_one)
             step.advance(1)
-            return result
+            return result, columns.arrow()
 
         found = list(pool.map(read, places))
     own = next((one for one in members if one.session is session), None)
     wanted = tuple(buckets) or tuple(filter(None, [settings.bucket]))
     if own is not None and wanted:
         found += [_bucket(session, name, settings, own.account, home, (run.run_id, now)) for name in wanted]
-    return _joined(found, unread, run, now, costs.Prices(settings.snapshot_prices))
+    tables = [table for _, table in found]
+    reads = [one for one, _ in found]
+    found.clear()  # so that the join alone holds the tables, and can let them go
+    return _joined(reads, tables, unread, run, now, costs.Prices(settings.snapshot_prices))
 
 
 def _asked(session: boto3.Session, settings: Settings, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -290,7 +292,6 @@ def read_region(clients: Clients, columns: rows.Columns, one_by_one: Thoroughnes
     return _Read(
         account,
         region,
-        columns.arrow(),
         references.with_launches(found, launched),
         len(launched),
         holders,
@@ -319,7 +320,7 @@ def _bucket(
     account: str,
     home: str,
     when: tuple[str, datetime],
-) -> _Read:
+) -> tuple[_Read, pa.Table]:
     """Read what uploads left in one bucket."""
     region, unread = home, []
     columns = rows.Columns(*when, account, region)
@@ -328,19 +329,26 @@ def _bucket(
             region = leftovers.region_of(client(session, "s3", home, attempts=2), name)
             s3 = client(session, "s3", region, attempts=2)
             columns.region = region
-            for read in (leftovers.objects, leftovers.uploads):
-                rows.leftovers(columns, name, read(s3, name, settings.key_prefix))
+            for look in (leftovers.objects, leftovers.uploads):
+                rows.leftovers(columns, name, look(s3, name, settings.key_prefix))
     except errors.AwsError as error:
         unread.append(Unread(account, region, f"bucket {name}", error))
     nothing = References(region, {})
-    return _Read(account, region, columns.arrow(), nothing, 0, {}, tuple(unread), hurried=False, strangers={})
+    read = _Read(account, region, nothing, 0, {}, tuple(unread), hurried=False, strangers={})
+    return read, columns.arrow()
 
 
 def _joined(
-    found: list[_Read], unread: list[Unread], run: RunContext, now: datetime, prices: costs.Prices
+    found: list[_Read],
+    tables: list[pa.Table],
+    unread: list[Unread],
+    run: RunContext,
+    now: datetime,
+    prices: costs.Prices,
 ) -> Inventory:
     """Return one inventory of all that was read; what one account sees counts for the AMIs of another."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     from vmsnix_ops.records import schemas
     from vmsnix_ops.records.frames import to_frame
@@ -351,16 +359,18 @@ def _joined(
         for ami_id, some in read.found.by_ami.items():
             known = evidence.setdefault((read.region, ami_id), [])
             known += [_seen_from(one, read.account) if ami_id in read.strangers else one for one in some]
-    tables = [read.table for read in found if read.table is not None]
-    table = pa.concat_tables(tables) if tables else schemas.INVENTORY.arrow().empty_table()
+    table = pa.concat_tables([schemas.INVENTORY.arrow().empty_table(), *tables])
+    tables.clear()
     holders = {(read.region, key): held for read in found for key, held in read.holders.items()}
     used, proofs = _use(table, evidence, holders, blind, now)
     for name, values in (("referenced", used), ("evidence", proofs)):
         number, field_ = table.schema.get_field_index(name), table.schema.field(name)
         table = table.set_column(number, field_, pa.array(values, field_.type))
+    order = [(name, "ascending") for name in ("kind", "created_at", "resource_id")]
+    # Sorted in arrow, which copies once; what it was copied from goes before pandas sees it.
+    table = table.take(pc.sort_indices(table, sort_keys=order))
     frame = to_frame(table)
     frame["monthly_usd"] = costs.monthly_usd(frame, prices)
-    frame = frame.sort_values(["kind", "created_at", "resource_id"], ignore_index=True)
     places: dict[tuple[str, str], int] = {}
     for read in found:
         places[read.account, read.region] = places.get((read.account, read.region), 0) + read.amis

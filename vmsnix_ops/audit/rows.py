@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.leftovers import Leftover
 
 NAMES = schemas.INVENTORY.names
+PACK = 1000  # rows that stay Python's own
 NO_VOLUME = "vol-ffffffff"  # of snapshots that were copied, imported or uploaded
 
 
@@ -36,17 +37,28 @@ class Columns:
 
     def __init__(self, run_id: str, scanned_at: datetime, account: str, region: str) -> None:
         self.run_id, self.scanned_at, self.account, self.region = run_id, scanned_at, account, region
-        self.values: dict[str, list[Any]] = {name: [] for name in NAMES if name not in _SAME}
-        self.length = 0
+        self._values: dict[str, list[Any]] = {name: [] for name in NAMES if name not in _SAME}
+        self._packed: list[pa.Table] = []
+        self._length = 0
 
     def add(self, **row: Any) -> None:
         """Add a row; columns left out are empty."""
-        for name, values in self.values.items():
+        for name, values in self._values.items():
             values.append(row.get(name))
-        self.length += 1
+        self._length += 1
+        if self._length == PACK:
+            self._pack()
 
     def arrow(self) -> pa.Table:
         """Return the rows as a table of the schema, and forget them."""
+        import pyarrow as pa
+
+        self._pack()
+        packed, self._packed = self._packed, []
+        return pa.concat_tables(packed)
+
+    def _pack(self) -> None:
+        """Put the rows since the last time into arrow's memory, a fifth of what Python's texts take."""
         import pyarrow as pa
 
         schema = schemas.INVENTORY.arrow()
@@ -59,13 +71,14 @@ class Columns:
         arrays = []
         for field in schema:
             if field.name in same:
-                arrays.append(pa.repeat(pa.scalar(same[field.name], field.type), self.length))
+                arrays.append(pa.repeat(pa.scalar(same[field.name], field.type), self._length))
                 continue
-            values = self.values.pop(field.name)
+            values, self._values[field.name] = self._values[field.name], []
             arrays.append(
                 _times(values) if pa.types.is_timestamp(field.type) else pa.array(values, field.type)
             )
-        return pa.Table.from_arrays(arrays, schema=schema)
+        self._packed.append(pa.Table.from_arrays(arrays, schema=schema))
+        self._length = 0
 
 
 _SAME = frozenset({"run_id", "scanned_at", "account", "region"})

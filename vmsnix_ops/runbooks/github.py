@@ -108,7 +108,7 @@ def summary(values: Mapping[str, Any]) -> str:
         lines += ["", *_table(("step", "status", "time", "bytes"), rows)]
     for table in values.get("tables") or []:
         lines += ["", f"### {_cell(table['title'])}", "", *_table(table["columns"], table["rows"])]
-    for problem in values.get("problems", []):
+    for problem in values.get("problems") or []:
         lines += ["", f"> {_cell(problem)}"]
     text = "\n".join(lines) + "\n"
     return text if len(text.encode()) <= SUMMARY_BYTES else text[: SUMMARY_BYTES // 4] + "\n\n(cut)\n"
