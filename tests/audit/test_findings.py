@@ -333,3 +333,14 @@ def test_a_rule_without_rows_finds_nothing(own: Owner, audit: Any) -> None:
     assert found.by("orphan-snapshot") == {}
     assert set(found.frame["resource_id"]) == {held}
     assert set(found.frame["account"]) == {own.account}
+
+
+def test_the_page_has_every_rule_as_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/audit.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\S+)` \| (\w+) \| (.*) \|$", page, re.MULTILINE)
+    told = {name: (severity, text) for name, severity, text in rows}
+    code = {
+        name: (severity, about.removeprefix("Find ").rstrip("."))
+        for name, (severity, about) in judging.about().items()
+    }
+    assert told == code

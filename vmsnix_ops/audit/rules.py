@@ -100,13 +100,25 @@ def unreferenced(facts: Facts) -> pd.DataFrame:
     """Find AMIs that nothing uses."""
     amis = facts.amis
     unused = (amis["referenced"] == False).fillna(value=False) & (amis["state"] == "available")  # noqa: E712
-    return found(
-        amis[unused],
+    reason = (
         "No instance, launch template, group or parameter names it, nobody else may launch it, and it was "
-        "not launched lately.",
-        evidence="no evidence of use in any source",
+    )
+    reason += "not launched lately."
+    evidence, ours = "no evidence of use in any source", amis["digest"].notna()
+    # The runbook retires what we published, and has its own safeguards; it leaves other people's AMIs alone.
+    one = found(
+        amis[unused & ours],
+        reason,
+        evidence=evidence,
+        cure="vmsnix run retire-amis --regions {region} --amis {resource_id}",
+    )
+    other = found(
+        amis[unused & ~ours],
+        reason,
+        evidence=evidence,
         cure="aws ec2 disable-image --region {region} --image-id {resource_id}",
     )
+    return _together(one, other)
 
 
 @rule("info")
