@@ -44,6 +44,7 @@
     │   └── FleetError             the scheduler or the workers of a fleet
     ├── AuditError                 what an audit found is worse than it may be
     ├── StalePlanError             the world changed between plan and apply
+    ├── DriftError                 AWS is not as the tables say
     ├── InterruptedRunError        Ctrl-C or SIGTERM; says how to go on
     └── PartlyDoneError            exit code 3: some regions done, some not
 
@@ -324,6 +325,10 @@ class AuditError(VmsnixError):
 
 class StalePlanError(VmsnixError):
     """What a plan was made from has changed since; nothing was done."""
+
+
+class DriftError(VmsnixError):
+    """A published AMI is not as it was recorded any more."""
 
 
 class InterruptedRunError(VmsnixError):

@@ -49,6 +49,13 @@ def test_a_promotion_done_in_part_ends_with_three_and_a_channel_is_rolled_back(s
     assert back.values["before"] == {HOME: new}
     assert "user/operator" in Path(back.report).read_text()
 
+    stage.aws.client("ec2").create_tags(Resources=[old], Tags=[{"Key": "Name", "Value": "mine"}])
+    drifted = run("verify-amis", {"image": "ecs-node"}, environment=stage.environment)
+    assert (drifted.verdict, drifted.exit_code) == ("failed", 1)
+    (row,) = json.loads(Path(drifted.result).read_text())["drift"]
+    assert (row["region"], row["ami_id"], row["field"], row["found"]) == (HOME, old, "tag Name", "mine")
+    assert "people do not find it" in Path(drifted.report).read_text()
+
 
 def test_a_smoke_test_leaves_its_timings_and_what_the_console_said(stage: Stage) -> None:
     ami = make_ami(stage.aws, version="smoke")

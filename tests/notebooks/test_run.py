@@ -37,6 +37,7 @@ TESTED_ELSEWHERE = {
     "promote-ami",  # test_after_publishing.py
     "rollback",
     "smoke-test",
+    "verify-amis",
 }
 
 

@@ -24,7 +24,7 @@ from vmsnix_ops.aws import bootstrap, images, imports, policies
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import preflight, promote, roll_back, smoke
+from vmsnix_ops.publish import preflight, promote, roll_back, smoke, verify
 
 if TYPE_CHECKING:
     from vmsnix_ops.publish.outcomes import Outcomes
@@ -221,6 +221,13 @@ def smoke_test(account: Account, actions: Actions) -> None:
 def _tester(account: Account, ami: str, actions: Actions) -> dict[str, Any]:
     account.aws.client("ssm").put_parameter(Name="/vmsnix/ecs-node/candidate", Value=ami, Type="String")
     return {"session": account.session(actions), "progress": silent()}
+
+
+def verify_what_was_promoted(account: Account, actions: Actions) -> None:
+    """Compare an AMI that somebody else promoted with what was recorded."""
+    ami = make_ami(account.aws)
+    _raise(promote.plan(**_everything(account, account.aws.session(), ami) | {"regions": []}).apply())
+    verify.finish(verify.check(session=account.session(actions)))
 
 
 def smoke_warnings(account: Account, actions: Actions) -> str:
@@ -439,6 +446,7 @@ REHEARSALS: dict[str, Rehearsal] = {
         told={"ec2:DescribeRegions": promote_warnings},
     ),
     "smoke test": Rehearsal(smoke_test, told={"ec2:DescribeRegions": smoke_warnings}),
+    "verify AMIs": Rehearsal(verify_what_was_promoted),
     "public promotion": Rehearsal(promote_by(public=True), more_than="promote"),
     "announced promotion": Rehearsal(promote_by(topic="images"), more_than="promote"),
     "preflight": Rehearsal(

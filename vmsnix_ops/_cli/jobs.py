@@ -54,6 +54,7 @@ JOBS: dict[str, Job] = {
         "promoter", "vmsnix_ops.publish.policies:promoter_actions", {"announce": True}
     ),
     "smoke test": Job("smoke-tester", "vmsnix_ops.publish.policies:smoke_tester_actions"),
+    "verify AMIs": Job("verifier", "vmsnix_ops.publish.policies:verifier_actions"),
     "audit": Job("auditor", "vmsnix_ops.audit.policies:auditor_actions"),
     "audited": Job("audit-member", "vmsnix_ops.audit.policies:member_actions"),
     "retire": Job("retirer", "vmsnix_ops.audit.retirement_policy:retirer_actions"),

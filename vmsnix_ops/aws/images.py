@@ -403,8 +403,8 @@ def row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None)
         "size_gib": ami.size_gib,
         "boot_mode": ami.boot_mode or None,  # AWS tells none of an AMI registered without
         "root_device": ami.root_device,
-        "imds_support": ami.imds_support or None,
-        "tpm_support": ami.tpm_support or None,
+        "imds_support": ami.imds_support,
+        "tpm_support": ami.tpm_support,
         "ena_support": ami.ena_support,
         "via": via,
         "public": ami.public,

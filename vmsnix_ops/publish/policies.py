@@ -64,3 +64,8 @@ def smoke_tester_actions() -> tuple[str, ...]:
         instances.console,
         instances.terminate,
     )
+
+
+def verifier_actions() -> tuple[str, ...]:
+    """Return what a verification needs: to look, and nothing else."""
+    return needs_of(images.find, snapshots.find, sharing.of_image, sharing.of_snapshot, parameters.find)

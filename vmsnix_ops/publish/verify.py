@@ -1,0 +1,404 @@
+"""Verifying: is every published AMI still what was recorded of it? Field by field, region by region.
+
+What was recorded is the newest row of an AMI in ``amis`` (how it was registered) and, once it was promoted,
+its newest row in ``promotions`` (with whom it is shared, its dates, its channel). What the tables do not know
+is not compared. Tags that somebody added are no drift; tags of ours that are gone or changed are.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import images, parameters, preflight_account, sharing, snapshots
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.account import identity
+from vmsnix_ops.aws.session import Client, client
+from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.records import history
+from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import boto3
+    import pandas as pd
+
+    from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.aws.snapshots import Snapshot
+
+REGIONS_AT_ONCE, AMIS_AT_ONCE = 8, 8
+GONE = "deregistered"
+COLUMNS = {
+    "region": "AWS region",
+    "ami_id": "the AMI; empty for a region that could not be read, and for a pointer to nothing",
+    "name": "its name, as it was recorded",
+    "image": "short name of the image",
+    "field": "what differs",
+    "recorded": "what the tables say",
+    "found": "what AWS says",
+    "meaning": "what that means",
+}
+"""Columns of the drift, one row a field that differs."""
+
+MEANINGS = {
+    "ami": "it was deregistered: whoever points to it launches nothing",
+    "state": "nothing can be launched from it unless it is available",
+    "name": "another AMI has this id: the tables are of another account",
+    "architecture": "it was registered anew by somebody",
+    "boot_mode": "it was registered anew by somebody",
+    "root_device": "it was registered anew by somebody",
+    "size_gib": "it was registered anew by somebody",
+    "ena_support": "it was registered anew by somebody",
+    "tpm_support": "it was registered anew by somebody",
+    "imds_support": "instances may answer to requests without a session token",
+    "public": "every AWS account may launch it, or may no longer",
+    "snapshot": "the AMI has no snapshot, or another one",
+    "snapshot_state": "nothing can be launched from an AMI whose snapshot is gone or unfinished",
+    "shared_with": "somebody may launch it who should not, or may no longer",
+    "snapshots_shared_with": "somebody may copy it who should not, or may no longer",
+    "deprecated_at": "it goes out of the lists at another time than it was promised",
+    "protected": "it can be deregistered, or cannot",
+    "encrypted": "its bytes are not encrypted as they were",
+    "kms_key": "its bytes are encrypted with another key",
+    "pointer": "fleets launch another AMI than the one that was promoted",
+    "access": "nobody knows: this could not be looked at",
+}
+"""Every field that can differ, and what it means; a tag is called ``tag`` and its key."""
+
+_REGISTERED: dict[str, Callable[[Ami], Any]] = {
+    "state": lambda ami: ami.state,
+    "name": lambda ami: ami.name,
+    "architecture": lambda ami: ami.architecture,
+    "boot_mode": lambda ami: ami.boot_mode,
+    "root_device": lambda ami: ami.root_device,
+    "size_gib": lambda ami: ami.size_gib,
+    "ena_support": lambda ami: ami.ena_support,
+    "tpm_support": lambda ami: ami.tpm_support,
+    "imds_support": lambda ami: ami.imds_support,
+    "public": lambda ami: ami.public,
+    "snapshot": lambda ami: next(iter(ami.snapshot_ids), ""),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field that is not as it was recorded."""
+
+    field: str
+    recorded: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verification found.
+
+    Attributes
+    ----------
+    drift
+        Columns as in `COLUMNS`.
+    regions
+        One row a region: ``region``, ``amis``, ``drifted``, ``fields``, ``unread``.
+    """
+
+    drift: pd.DataFrame
+    regions: pd.DataFrame
+
+    @property
+    def unread(self) -> int:
+        """How many things could not be looked at."""
+        return int((self.drift["field"] == "access").sum())
+
+    @property
+    def drifted(self) -> int:
+        """How many fields differ."""
+        return len(self.drift) - self.unread
+
+
+def check(
+    *,
+    regions: Iterable[str] = (),
+    image: str = "",
+    tables: Tables | None = None,
+    session: boto3.Session | None = None,
+) -> Report:
+    """Compare every AMI that the tables know with what AWS says. Nothing is changed.
+
+    A region, or an AMI, that cannot be read is part of the drift (``access``) and does not stop the others.
+
+    Parameters
+    ----------
+    regions
+        Where; by default everywhere that the tables know an AMI.
+    image
+        Only AMIs of this image.
+    tables, session
+        Where they do not come from the surroundings.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        The tables know no AMI there.
+    vmsnix_ops.errors.RegionError
+        There is no such region.
+    """
+    import pandas as pd
+
+    settings, session = load(), session or default_session()
+    tables = tables or open_tables(settings)
+    expected = _expected(tables, tuple(regions), image)
+    chosen = tuple(dict.fromkeys(row["region"] for row in expected))
+    if not chosen:
+        raise errors.ParameterError(
+            f"The tables know no AMI{f' of {image}' if image else ''} to compare with.",
+            why=f"Looked in {settings.history}.",
+            cure="Publish or promote one, or fill the tables from the tags: vmsnix history sync.",
+        )
+    account = identity(session, chosen[0]).account
+    expected = [row for row in expected if row.get("account") in (None, account)]
+    clients = {  # in one thread: sessions are not thread safe, clients are
+        name: (client(session, "ec2", name), client(session, "ssm", name))
+        for name in chosen
+        if preflight_account.region_name(session, name)
+    }
+
+    def look(name: str) -> list[tuple[Mapping[str, Any], Difference]]:
+        return list(_region(*clients[name], [row for row in expected if row["region"] == name]))
+
+    with ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="verify") as pool:
+        found = [pair for pairs in pool.map(look, chosen) for pair in pairs]
+    drift = pd.DataFrame([_shown(row, one) for row, one in found], columns=list(COLUMNS)).astype(str)
+    rows = [
+        {
+            "region": name,
+            "amis": sum(row["region"] == name for row in expected),
+            "drifted": len(
+                {row["ami_id"] for row, one in found if row["region"] == name and one.field != "access"}
+            ),
+            "fields": sum(row["region"] == name and one.field != "access" for row, one in found),
+            "unread": sum(row["region"] == name and one.field == "access" for row, one in found),
+        }
+        for name in chosen
+    ]
+    return Report(drift, pd.DataFrame(rows))
+
+
+def finish(report: Report, *, fail_on_drift: bool = True) -> None:
+    """Write ``result.json`` and ``drift.csv``, and fail when something differs.
+
+    Raises
+    ------
+    vmsnix_ops.errors.DriftError
+        Something differs.
+    vmsnix_ops.errors.PartlyDoneError
+        Nothing differs in what could be read: exit code 3.
+    """
+    run = current_run("verify-amis")
+    path = run.folder / "drift.csv"
+    report.drift.to_csv(path, index=False)
+    error = _error(report) if fail_on_drift else None
+    status = "done" if error is None else "partly" if isinstance(error, errors.PartlyDoneError) else "failed"
+    write_result(
+        run,
+        {
+            "status": status,
+            "amis": int(report.regions["amis"].sum()),
+            "drifted": report.drifted,
+            "unread": report.unread,
+            "drift": report.drift.to_dict("records"),
+            "csv": path,
+        },
+    )
+    if error is not None:
+        raise error
+
+
+def _error(report: Report) -> errors.VmsnixError | None:
+    if report.drifted:
+        first = report.drift[report.drift["field"] != "access"].iloc[0]
+        return errors.DriftError(
+            f"{report.drifted} fields of published AMIs are not as they were recorded.",
+            why=f"For example {first['field']} of {first['ami_id'] or first['name']} in {first['region']}: "
+            f"recorded {first['recorded'] or 'nothing'}, found {first['found'] or 'nothing'}.",
+            cure="Promote again what should be as it was; record what was meant: vmsnix history sync.",
+        )
+    if report.unread:
+        first = report.drift.iloc[0]
+        return errors.PartlyDoneError(
+            f"{report.unread} things could not be looked at; what could be is as it was recorded.",
+            why=f"{first['region']}: {first['found']}",
+            cure="Allow what is missing, and run it again.",
+        )
+    return None
+
+
+def _expected(tables: Tables, regions: tuple[str, ...], image: str) -> list[dict[str, Any]]:
+    """Return what is recorded of each AMI, promotions laid over registrations; what retired is left out."""
+    promoted = _promotions(tables)
+    rows = []
+    for row in _records(history.amis(tables)):
+        where = (row["ami_id"], row["region"])
+        if row.get("state") == GONE or (regions and row["region"] not in regions):
+            continue
+        if image and row.get("image") != image:
+            continue
+        later = promoted.get(where, {})
+        if row.get("source") == "retire" and row["recorded_at"] > later.get(
+            "promoted_at", row["recorded_at"]
+        ):
+            later = {}
+        rows.append({**row, "architecture": _ARCHITECTURES.get(row.get("system", "")), "promotion": later})
+    pointers: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(_records(tables.read("promotions")), key=lambda one: one["promoted_at"]):
+        if row.get("pointer"):
+            pointers[row["region"], row["pointer"]] = row
+    for row in rows:
+        row["pointers"] = [
+            one["pointer"]
+            for (region, _), one in pointers.items()
+            if region == row["region"] and one["ami_id"] == row["ami_id"]
+        ]
+    return rows
+
+
+_ARCHITECTURES = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
+
+
+def _promotions(tables: Tables) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the newest facts of each AMI and region; a rollback says nothing of them."""
+    rows = [row for row in _records(tables.read("promotions")) if row["how"] == "promote"]
+    return {(row["ami_id"], row["region"]): row for row in sorted(rows, key=lambda one: one["promoted_at"])}
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows without their empty values, which pandas spells in several ways."""
+    import pandas as pd
+
+    return [
+        {str(name): value for name, value in row.items() if not pd.isna(value)}
+        for row in frame.to_dict("records")
+    ]
+
+
+def _region(
+    ec2: Client, ssm: Client, expected: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], Difference]]:
+    """Yield what differs in one region."""
+    try:
+        known = images.find(ec2, [row["ami_id"] for row in expected])
+        held = snapshots.find(ec2, [one for ami in known.values() for one in ami.snapshot_ids])
+    except errors.AwsError as error:
+        nobody = {"region": ec2.meta.region_name, "ami_id": "", "name": "", "image": ""}
+        yield nobody, Difference("access", "", str(error))
+        return
+
+    def look(row: dict[str, Any]) -> list[Difference]:
+        ami, found = known.get(row["ami_id"]), []
+        comparisons: list[Callable[[], Iterable[Difference]]] = [
+            lambda: _registration(row, ami, held),
+            lambda: _facts(ec2, row, ami, held),
+            lambda: _pointers(ssm, row),
+        ]
+        for compare in comparisons:
+            try:
+                found += list(compare())
+            except errors.AwsError as error:
+                found.append(Difference("access", "", str(error)))
+        return found
+
+    with ThreadPoolExecutor(AMIS_AT_ONCE, thread_name_prefix="compare") as pool:
+        for row, differences in zip(expected, pool.map(look, expected), strict=True):
+            for one in differences:
+                yield row, one
+
+
+def _registration(
+    row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
+) -> Iterator[Difference]:
+    """Compare how it was registered, its tags and its snapshots."""
+    if ami is None:
+        yield Difference("ami", str(row.get("state", "there")), "gone")
+        return
+    recorded = {**row, "snapshot": row.get("snapshot_id")}
+    if "public" in row["promotion"]:
+        recorded["public"] = row["promotion"]["public"]
+    for name, read in _REGISTERED.items():
+        if recorded.get(name) is not None:
+            yield from _compare(name, recorded[name], read(ami))
+    for snapshot_id in ami.snapshot_ids:
+        state = held[snapshot_id].state if snapshot_id in held else "gone"
+        yield from _compare("snapshot_state", "completed", state)
+    tags = json.loads(row.get("tags") or "{}")
+    for key, value in tags.items():
+        yield from _compare(f"tag {key}", value, ami.tags.get(key, ""))
+
+
+def _facts(
+    ec2: Client, row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
+) -> Iterator[Difference]:
+    """Compare what a promotion gave it."""
+    promotion = row["promotion"]
+    if not promotion or ami is None:
+        return
+    own = [held[snapshot_id] for snapshot_id in ami.snapshot_ids if snapshot_id in held]
+    yield from _compare("deprecated_at", _minute(promotion.get("deprecated_at")), _minute(ami.deprecated_at))
+    yield from _compare("protected", promotion.get("protected"), ami.protection.startswith("enabled"))
+    yield from _compare(
+        "encrypted", promotion.get("encrypted"), bool(own) and all(one.encrypted for one in own)
+    )
+    yield from _compare("kms_key", promotion.get("kms_key", ""), own[0].kms_key if own else "")
+    who = sharing.of_image(ec2, ami.ami_id)
+    yield from _compare("shared_with", _names(promotion, "shared_with"), _told(who.names()))
+    accounts = [name for one in own for name in sharing.of_snapshot(ec2, one.snapshot_id).names()]
+    recorded = _names(promotion, "snapshots_shared_with")
+    yield from _compare("snapshots_shared_with", recorded, _told(accounts))
+
+
+def _pointers(ssm: Client, row: Mapping[str, Any]) -> Iterator[Difference]:
+    """Compare where the channels point that were pointed to it last."""
+    for pointer in row["pointers"]:
+        seen = parameters.find(ssm, pointer)
+        found = seen.value if seen else "nothing"
+        if seen and seen.data_type != parameters.IMAGE_TYPE:
+            found += f" ({seen.data_type})"
+        if found != row["ami_id"]:
+            yield Difference("pointer", f"{pointer} to {row['ami_id']}", found)
+
+
+def _compare(field: str, recorded: Any, found: Any) -> Iterator[Difference]:
+    if _plain(recorded) != _plain(found):
+        yield Difference(field, _plain(recorded), _plain(found))
+
+
+def _plain(value: Any) -> str:
+    if hasattr(value, "item"):
+        value = value.item()
+    return "" if value is None else str(value)
+
+
+def _minute(moment: datetime | None) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if moment is not None else ""
+
+
+def _names(promotion: Mapping[str, Any], column: str) -> str:
+    return _told(json.loads(promotion.get(column) or "[]"))
+
+
+def _told(names: Iterable[str]) -> str:
+    return ", ".join(sorted({name for name in names if name != sharing.PUBLIC}))
+
+
+def _shown(row: Mapping[str, Any], one: Difference) -> dict[str, str]:
+    shown = {name: str(row.get(name, "")) for name in ("region", "ami_id", "name", "image")}
+    meaning = "what our tools find it by is gone" if one.field.startswith("tag ") else MEANINGS[one.field]
+    if one.field == f"tag {tagging.NAME}":
+        meaning = "people do not find it by its name"
+    return {**shown, "field": one.field, "recorded": one.recorded, "found": one.found, "meaning": meaning}
