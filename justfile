@@ -68,6 +68,10 @@ bench-upload *OPTIONS:
 bench-inventory *OPTIONS:
     {{ python }} -m benchmarks.inventory {{ OPTIONS }}
 
+# Measure what a run costs beyond plain papermill, and how fast `vmsnix --help` answers
+bench-overhead *OPTIONS:
+    {{ python }} -m benchmarks.overhead {{ OPTIONS }}
+
 # Kill uploads 50 times at random points instead of 8
 test-kills:
     VMSNIX_WHOLE_TESTS=1 pytest tests/aws/test_block_resume.py

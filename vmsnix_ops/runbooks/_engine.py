@@ -68,6 +68,8 @@ class Session:
         Takes what the kernel's process says outside of cells: crashes, and noise while it ends.
     save
         Called with the notebook after every cell, so that a killed run leaves its evidence.
+    waiting
+        Called while the kernel starts.
     notebook
         The executed notebook, once there is one.
     """
@@ -79,6 +81,7 @@ class Session:
     interrupter: Interrupter
     kernel_log: Path
     save: Callable[[Any], None]
+    waiting: Callable[[], None]
     notebook: Any = None
     cells_started: int = 0
 
@@ -144,6 +147,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
         return self.km
 
     def start_new_kernel_client(self, **options: Any) -> Any:
+        self.session.waiting()
         try:
             client = super().start_new_kernel_client(**options)
         except RuntimeError as error:

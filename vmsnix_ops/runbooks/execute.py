@@ -15,13 +15,14 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmsnix_ops import settings as settings_module
 from vmsnix_ops.errors import ConfirmationError, RunError
 from vmsnix_ops.records.run_context import new_run_id
-from vmsnix_ops.runbooks import _evidence, _guard, catalog, kernels, parameters, side_effects
+from vmsnix_ops.runbooks import _evidence, _guard, _imports, catalog, kernels, parameters, side_effects
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks._interrupts import signals
 from vmsnix_ops.runbooks._kernel import ERROR_FILE
@@ -229,7 +230,7 @@ def _run(
         )
         stack.callback(live.close)
         live.note(f"{prepared.runbook.slug}, run {prepared.folder.run_id}", screen=False)
-        notebook, crash = _execute(prepared, live, redactor, limits, stopper)
+        notebook, crash = _execute(prepared, live, redactor, limits, stopper, record=record)
         seconds = round(time.monotonic() - clock, 3)
         judged, failure = judge(
             notebook,
@@ -268,12 +269,19 @@ def _refusal(refused: Mapping[str, str]) -> Failure:
 
 
 def _execute(
-    prepared: _evidence.Run, live: Live, redactor: Redactor, limits: Limits, stopper: Interrupter
+    prepared: _evidence.Run,
+    live: Live,
+    redactor: Redactor,
+    limits: Limits,
+    stopper: Interrupter,
+    *,
+    record: bool,
 ) -> tuple[Any, Failure | None]:
     """Execute the notebook; return it as far as it came, and what ended it from outside of its cells."""
-    import nbformat
+    with _imports.without_grammar():
+        import nbformat
 
-    from vmsnix_ops.runbooks import _engine
+        from vmsnix_ops.runbooks import _engine
 
     notebook = nbformat.read(prepared.runbook.path, as_version=4)  # type: ignore[no-untyped-call]
 
@@ -290,6 +298,7 @@ def _execute(
             interrupter=stopper,
             kernel_log=kernel_log,
             save=save,
+            waiting=partial(_imports.warm_up, record=record),
         )
         crash = None
         try:

@@ -1,0 +1,54 @@
+"""The runner imports late, and nothing that it does not need."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmsnix_ops.runbooks._imports import GRAMMAR, without_grammar
+
+if TYPE_CHECKING:
+    from tests.runbooks.shelf import Shelf
+
+
+def test_the_grammar_is_left_out_in_one_thread_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in (GRAMMAR, "jsonschema"):
+            monkeypatch.delitem(sys.modules, name)
+    found: list[object] = []
+    with without_grammar():
+        with pytest.raises(ModuleNotFoundError, match="left out"):
+            importlib.import_module(GRAMMAR)
+        other = threading.Thread(target=lambda: found.append(importlib.util.find_spec(GRAMMAR)))
+        other.start()
+        other.join()
+    assert found != []  # installed or not, the other thread was told the truth
+    assert importlib.util.find_spec(GRAMMAR) == found[0]
+
+
+def test_a_process_that_has_it_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", object())
+    before = list(sys.meta_path)
+    with without_grammar():
+        assert sys.meta_path == before
+
+
+def test_a_run_loads_no_grammar_and_no_plots(shelf: Shelf) -> None:
+    shelf.put("10-try-this.ipynb", "1")
+    program = f"""
+import sys
+from pathlib import Path
+from vmsnix_ops.runbooks.execute import run
+early = [name for name in ("papermill", "nbformat", "boto3", "pandas", "jinja2") if name in sys.modules]
+outcome = run("try-this", folder=Path({str(shelf.folder)!r}), archive={str(shelf.archive)!r}, record=False)
+late = [name for name in ({GRAMMAR!r}, "pandas", "deltalake", "matplotlib")
+        if name in sys.modules]
+print(outcome.verdict, early, late)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "done [] []\n"
