@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import account, policies, preflight_account, preflight_role
+from vmsnix_ops.aws import account, policies, preflight_account, preflight_limits, preflight_role
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.publish import preflight, preflight_machine
 from vmsnix_ops.sandbox import Access, Sandbox, sandbox
@@ -18,18 +18,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-REGION, BUCKET = "us-east-1", "vmsnix-images"
+REGION, BUCKET, SPEED = "us-east-1", "vmsnix-images", 1000
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Sandbox, bytes]]:
+    """One sandbox for all tests, with bucket and role, and the memory of that."""
+    with sandbox(speed=SPEED) as aws:
+        aws.prepare(bucket=BUCKET, region=REGION)
+        yield aws, aws.remember()
 
 
 @pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
-    with sandbox(speed=1000) as aws:
-        for name, value in aws.environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
-        monkeypatch.chdir(tmp_path)
-        aws.prepare(bucket=BUCKET, region=REGION)
-        yield aws
+def aws(served: tuple[Sandbox, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
+    aws, memory = served
+    aws.recall(memory)
+    aws.clock.speed, aws.clock.skew = SPEED, timedelta(0)
+    for name, value in aws.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return aws
 
 
 @pytest.fixture
@@ -166,21 +175,18 @@ def test_role_trouble_1_there_is_no_such_role(look: Any) -> None:
     assert (check.outcome, "does not exist" in check.evidence) == ("fail", True)
 
 
-def test_role_trouble_2_the_role_is_too_young_to_be_known_everywhere(look: Any) -> None:
-    check = look()["vmimport role"]
+def test_role_trouble_2_the_role_is_too_young_to_be_known_everywhere(aws: Sandbox, look: Any) -> None:
+    aws.client("iam").create_role(
+        RoleName="young", AssumeRolePolicyDocument=json.dumps(policies.import_trust())
+    )
+    check = look(role_name="young")["vmimport role"]
     assert check.facts["new"]
     assert "EC2 may not know it yet" in check.evidence
 
 
 def test_role_trouble_3_the_caller_may_not_pass_it(aws: Sandbox, look: Any) -> None:
-    iam = aws.client("iam")
-    iam.create_user(UserName="carol")
     allowed = [action for action in policies.publisher_actions() if action != "iam:PassRole"]
-    document = policies.document(allowed, policies.Place(account=aws.account, bucket=BUCKET))
-    iam.put_user_policy(UserName="carol", PolicyName="p", PolicyDocument=json.dumps(document))
-    key = iam.create_access_key(UserName="carol")["AccessKey"]
-    carol = Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account)
-    check = look(session=carol.session())["pass role"]
+    check = look(session=_user(aws, "carol", allowed))["pass role"]
     assert (check.outcome, "iam:PassRole" in check.cure) == ("fail", True)
 
 
@@ -254,6 +260,83 @@ def test_a_quota_that_is_used_up(aws: Sandbox, look: Any) -> None:
     assert look()["quotas"].outcome == "fail"
 
 
+def test_a_quota_that_is_nearly_used_up(aws: Sandbox, look: Any) -> None:
+    quotas = aws.world.tables.table(aws.account, REGION, "quotas")
+    quotas["ec2/L-B665C33B"] = 10.0
+    assert look()["quotas"].evidence == "0 of 10 AMIs"
+    ec2 = aws.client("ec2")
+    snapshot = {"Ebs": {"SnapshotId": _snapshot(aws)}, "DeviceName": "/dev/sda1"}
+    for number in range(9):
+        ec2.register_image(Name=f"one-{number}", RootDeviceName="/dev/sda1", BlockDeviceMappings=[snapshot])
+    check = look()["quotas"]
+    assert (check.outcome, check.evidence) == ("warn", "9 of 10 AMIs")
+    assert check.cure
+
+
+@pytest.mark.parametrize(("number", "outcome"), [(1, "pass"), (90, "warn"), (100, "fail")])
+def test_unfinished_snapshots_that_fill_the_account(
+    aws: Sandbox, look: Any, monkeypatch: pytest.MonkeyPatch, number: int, outcome: str
+) -> None:
+    monkeypatch.setattr(preflight_limits, "PENDING_SNAPSHOTS", 10)
+    aws.clock.speed = 1  # they stay pending
+    for _ in range(number // 10):
+        aws.client("ebs").start_snapshot(VolumeSize=1)
+    check = look()["pending snapshots"]
+    assert (check.outcome, bool(check.cure)) == (outcome, outcome != "pass")
+
+
+def test_a_bucket_without_encryption(aws: Sandbox, look: Any) -> None:
+    assert look()["bucket encrypted"].evidence == "AES256"
+    code = "ServerSideEncryptionConfigurationNotFoundError"  # as S3 answered for buckets made before 2023
+    aws.faults.add({"op": "s3:GetBucketEncryption", "do": "error", "code": code, "http": 404})
+    check = look()["bucket encrypted"]
+    assert (check.outcome, "vmsnix bootstrap" in check.cure) == ("warn", True)
+
+
+def test_a_role_that_vm_import_may_not_take(aws: Sandbox, look: Any) -> None:
+    trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    aws.client("iam").update_assume_role_policy(
+        RoleName="vmimport", PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    )
+    check = look()["vmimport role"]
+    assert (check.outcome, "vmie.amazonaws.com" in f"{check.evidence} {check.cure}") == ("fail", True)
+
+
+def test_a_caller_without_rights_fails_for_its_way_and_is_warned_of_the_other(
+    aws: Sandbox, look: Any
+) -> None:
+    allowed = set(policies.publisher_actions()) - {"ec2:RegisterImage"}
+    checks = look(session=_user(aws, "dave", sorted(allowed)))
+    lacking = checks["rights to publish via import"]
+    assert (lacking.outcome, "ec2:RegisterImage" in lacking.evidence) == ("fail", True)
+    other = checks["EBS direct"]
+    assert (other.outcome, other.cure.startswith("Only via=direct needs it.")) == ("warn", True)
+    assert "ebs:StartSnapshot" in other.evidence
+    assert (
+        look(session=_user(aws, "eve", sorted(allowed)), via="direct")["rights to publish via direct"].outcome
+        == "fail"
+    )
+
+
+def _user(aws: Sandbox, name: str, actions: list[str]) -> Any:
+    """Return a session of a new user who may do just this."""
+    iam = aws.client("iam")
+    iam.create_user(UserName=name)
+    document = policies.document(actions, policies.Place(account=aws.account, bucket=BUCKET))
+    iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=json.dumps(document))
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    return Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account).session()
+
+
+def _snapshot(aws: Sandbox) -> str:
+    ec2 = aws.client("ec2")
+    volume = ec2.create_volume(AvailabilityZone=f"{REGION}a", Size=1, VolumeType="gp3")["VolumeId"]
+    aws.clock.advance(3600)
+    made: str = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+    aws.clock.advance(3600)
+    return made
+
+
 def test_an_image_that_is_not_there(look: Any, tmp_path: Path) -> None:
     assert look(image=str(tmp_path / "nothing.vhd"))["image"].outcome == "fail"
 
@@ -268,29 +351,71 @@ def test_a_name_that_belongs_to_other_bytes(aws: Sandbox, look: Any, tmp_path: P
     image = str(make_sample_image(tmp_path / "image"))
     free = look(image=image)["name"]
     assert free.evidence.endswith("is free")
-    ec2 = aws.client("ec2")
-    volume = ec2.create_volume(AvailabilityZone=f"{REGION}a", Size=1, VolumeType="gp3")["VolumeId"]
-    aws.clock.advance(3600)
-    snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
-    aws.clock.advance(3600)
-    mapping = {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}
+    mapping = {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": _snapshot(aws)}}
     name = free.evidence.removesuffix(" is free")
-    ec2.register_image(
+    aws.client("ec2").register_image(
         Name=name, RootDeviceName="/dev/sda1", BlockDeviceMappings=[mapping], VirtualizationType="hvm"
     )
     assert look(image=image)["name"].outcome == "fail"
 
 
-def test_disk_space(tmp_path: Path) -> None:
+def test_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path / "not" / "yet"
     assert preflight_machine.disk_space(deep, enough_gib=0.0).outcome == "pass"
     assert preflight_machine.disk_space(deep, enough_gib=1e9).outcome == "warn"
+    monkeypatch.setattr(preflight_machine, "NO_SPACE_GIB", 1e8)
+    full = preflight_machine.disk_space(deep, enough_gib=1e9)
+    assert (full.outcome, bool(full.cure)) == ("fail", True)
 
 
 def test_a_tool_that_is_missing_fails_only_the_job_that_needs_it() -> None:
     needed = preflight_machine.tool("no-such-program", needed="the image must be built", for_what="building")
     assert (needed.outcome, type(needed.error)) == ("fail", errors.ToolMissingError)
     assert preflight_machine.tool("no-such-program", needed="", for_what="building").outcome == "warn"
+
+
+@pytest.mark.parametrize(
+    ("tool", "image", "outcome"), [("nix", ".#node", "fail"), ("nix", "", "warn"), ("qemu-img", "", "warn")]
+)
+def test_nix_and_qemu_are_needed_by_those_that_need_them(
+    look: Any, monkeypatch: pytest.MonkeyPatch, tool: str, image: str, outcome: str
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    check = look(image=image)[tool]
+    assert (check.outcome, check.evidence.startswith("not on PATH")) == (outcome, True)
+    assert "Install" in check.cure
+
+
+NAMED = {
+    "region name",
+    "credentials",
+    "clock",
+    "account",
+    "region",
+    "bucket",
+    "bucket private",
+    "bucket encrypted",
+    "bucket TLS only",
+    "bucket leftovers",
+    "vmimport role",
+    "vmimport role's rights",
+    "pass role",
+    "public AMIs",
+    "quotas",
+    "pending snapshots",
+    "rights to publish via import",
+    "EBS direct",
+    "image",
+    "name",
+    "disk space",
+    "nix",
+    "qemu-img",
+}
+"""Every check; the tests above show each of them not passing."""
+
+
+def test_every_check_is_one_of_those_that_are_tested(look: Any, tmp_path: Path) -> None:
+    assert set(look(image=str(make_sample_image(tmp_path / "image")))) == NAMED
 
 
 def test_a_caller_with_a_session_is_looked_up_by_its_role() -> None:
