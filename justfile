@@ -84,6 +84,10 @@ test-linux:
 test-fleet-kills:
     VMSNIX_WHOLE_TESTS=1 pytest -n0 tests/runbooks/test_fleet_kills.py
 
+# Let 16 processes write 200 records each to one table, in a folder and on the sandbox's S3 (takes long)
+test-writers:
+    VMSNIX_WHOLE_TESTS=1 pytest --numprocesses=0 tests/records -k many_processes
+
 # Build the documentation; a warning is an error
 docs:
     sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -77,7 +77,7 @@ def twins(folder: Path) -> list[Path]:
     return made
 
 
-def test_the_same_name_with_other_bytes_has_one_winner_and_a_clear_answer(publishers, tmp_path):
+def test_row_11_the_same_name_with_other_bytes_has_one_winner_and_a_clear_answer(publishers, tmp_path):
     ended = together(publishers, *twins(tmp_path))
     won = [one for one in ended if one.status == 0]
     lost = [one for one in ended if one.status]

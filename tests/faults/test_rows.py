@@ -1,6 +1,9 @@
-"""The rows of the list of real failures (docs/how-to/when-it-breaks.md) that no other test is named after."""
+"""The rows of the list of real failures (docs/how-to/when-it-breaks.md) that no other file has tests of."""
 
 from __future__ import annotations
+
+import base64
+import hashlib
 
 import pytest
 
@@ -58,6 +61,25 @@ def test_row_05_an_image_that_aws_refuses_leaves_no_object_for_the_next_run(publ
     assert look(publishers.aws).empty
     run(publishers)
     assert list(look(publishers.aws).leftovers()) == []
+
+
+def test_row_06_the_object_stays_as_long_as_an_import_reads_it(publishers):
+    from tests.faults.publishers import Kill
+    from vmsnix_ops.publish.leftovers import clean_bucket
+
+    publishers.aws.clock.speed = 10  # the import outlives the publisher that started it
+    publishers.publishers.run(
+        publishers.job(publishers.state, "import", Kill("ec2:ImportSnapshot", 1, "after"))
+    )
+    plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
+    built = plan.build()
+    clean_bucket(plan, built)
+    account = look(publishers.aws)
+    assert account.running
+    assert account.objects
+    publishers.aws.clock.advance(3600)
+    clean_bucket(plan, built)
+    assert look(publishers.aws).objects == ()
 
 
 def test_row_08_an_import_that_aws_no_longer_lists_is_found_by_its_snapshot(publishers):
@@ -211,6 +233,33 @@ def test_row_21_throttled_blocks_are_sent_more_slowly(publishers):
     publishers.aws.clock.speed = 100
     run(publishers, via="direct")
     assert list(look(publishers.aws).leftovers()) == []
+
+
+def test_row_22_a_token_that_was_used_otherwise_is_followed_by_the_next(publishers):
+    rule = fault(publishers, "ebs:StartSnapshot", nth=1, do="error", code="ConflictException", http=409)
+    publishers.aws.clock.speed = 100
+    run(publishers, via="direct")
+    assert rule.struck == 1
+    tokens = [call.params["ClientToken"] for call in publishers.aws.calls.of("ebs:StartSnapshot")]
+    assert len(set(tokens)) == len(tokens) == 2
+    assert list(look(publishers.aws).leftovers()) == []
+
+
+def test_row_24_every_block_and_the_whole_carry_their_checksums(publishers):
+    publishers.aws.clock.speed = 100
+    run(publishers, via="direct")
+    puts = done(publishers, "ebs:PutSnapshotBlock")
+    assert puts
+    for put in puts:
+        assert put.params["DataLength"] == 524_288
+        assert put.params["ChecksumAlgorithm"] == "SHA256"
+        assert len(base64.b64decode(put.params["Checksum"])) == 32
+    by_index = {put.params["BlockIndex"]: put.params["Checksum"] for put in puts}
+    whole = hashlib.sha256(b"".join(base64.b64decode(by_index[index]) for index in sorted(by_index)))
+    (sealed,) = done(publishers, "ebs:CompleteSnapshot")
+    assert sealed.params["ChangedBlocksCount"] == len(by_index)
+    assert sealed.params["ChecksumAggregationMethod"] == "LINEAR"
+    assert sealed.params["Checksum"] == base64.b64encode(whole.digest()).decode()
 
 
 def test_row_25_a_refused_direct_publish_leaves_no_pending_snapshot(publishers):

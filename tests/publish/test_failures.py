@@ -60,7 +60,7 @@ def test_a_vhd_with_a_wrong_checksum_names_the_field(plan, image, tmp_path):
 
 
 @pytest.mark.parametrize(("made", "named"), [("raw", "disk.vhd"), ("vhd", "disk.raw")])
-def test_a_wrong_name_does_not_mislead(aws, plan, tmp_path, made, named):
+def test_row_23_a_wrong_name_does_not_mislead(aws, plan, tmp_path, made, named):
     output = make_sample_image(tmp_path / "x", name="x", format=made, data_bytes=2**20)
     source = next(path for path in output.iterdir() if path.is_file())
     shutil.copy(source, tmp_path / named)
@@ -76,7 +76,7 @@ def test_a_missing_bucket(plan, left):
     assert left().nothing
 
 
-def test_a_bucket_in_another_region(aws, plan):
+def test_row_03_a_bucket_in_another_region(aws, plan):
     aws.client("s3", "eu-west-1").create_bucket(
         Bucket="in-ireland", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
     )
@@ -94,13 +94,13 @@ def test_a_bucket_in_another_region_that_only_the_import_notices(aws):
     assert caught.value.status_message == "The given S3 object is not local to the region"
 
 
-def test_a_missing_role(plan, left):
+def test_row_02_a_missing_role(plan, left):
     with pytest.raises(errors.RoleError, match="does not exist"):
         plan(role_name="no-such-role")
     assert left().nothing
 
 
-def test_a_role_that_does_not_trust_vm_import(aws, plan):
+def test_row_02_a_role_that_does_not_trust_vm_import(aws, plan):
     service = {"Service": "ec2.amazonaws.com"}
     statement = {"Effect": "Allow", "Principal": service, "Action": "sts:AssumeRole"}
     trust = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
@@ -160,7 +160,7 @@ def test_a_parameter_that_cannot_be_right(plan, parameter, value):
     assert caught.value.exit_code == 2
 
 
-def test_a_name_that_belongs_to_other_bytes(aws, plan, left):
+def test_row_11_a_name_that_belongs_to_other_bytes(aws, plan, left):
     result = publish.run(plan())
     ec2 = aws.client("ec2", REGION)
     ec2.create_tags(Resources=[result.ami_id], Tags=[{"Key": "vmsnix:digest", "Value": "f" * 64}])
@@ -199,7 +199,7 @@ def test_an_upload_that_was_cut_off_is_continued(aws, plan, image, left):
     assert left().uploads == []
 
 
-def test_an_object_with_other_bytes_under_our_key_is_replaced(aws, plan, image):
+def test_row_05_an_object_with_other_bytes_under_our_key_is_replaced(aws, plan, image):
     wanted = plan()
     built = wanted.build()
     key = f"vmsnix/{built.digest}.vhd"
@@ -267,7 +267,7 @@ def test_an_import_that_aws_cancelled_is_started_again_without_an_upload(aws, pl
     assert calls(aws, "CompleteMultipartUpload") == 1
 
 
-def test_fields_that_are_empty_while_pending_are_not_trusted(aws, plan):
+def test_row_07_fields_that_are_empty_while_pending_are_not_trusted(aws, plan):
     aws.faults.add(
         {
             "op": "ec2:DescribeImportSnapshotTasks",
@@ -279,7 +279,7 @@ def test_fields_that_are_empty_while_pending_are_not_trusted(aws, plan):
     assert publish.run(plan()).snapshot_id.startswith("snap-")
 
 
-def test_a_role_that_lost_its_rights_is_named_and_nothing_is_left(aws, plan, left):
+def test_row_02_a_role_that_lost_its_rights_is_named_and_nothing_is_left(aws, plan, left):
     aws.faults.add(
         {
             "op": "ec2:ImportSnapshot",
@@ -297,7 +297,7 @@ def test_a_role_that_lost_its_rights_is_named_and_nothing_is_left(aws, plan, lef
     assert left().nothing
 
 
-def test_a_role_made_a_moment_ago_is_waited_for(aws, plan):
+def test_row_02_a_role_made_a_moment_ago_is_waited_for(aws, plan):
     aws.faults.add(
         {
             "op": "ec2:ImportSnapshot",
@@ -312,7 +312,7 @@ def test_a_role_made_a_moment_ago_is_waited_for(aws, plan):
     assert publish.run(plan()).ami_id
 
 
-def test_a_crash_before_the_snapshot_was_tagged_finds_it_through_the_task(aws, plan, left):
+def test_row_09_a_crash_before_the_snapshot_was_tagged_finds_it_through_the_task(aws, plan, left):
     aws.faults.add({"op": "ec2:CreateTags", "do": "error", "code": "ExpiredToken", "http": 400})
     with pytest.raises(errors.CredentialsError):
         publish.run(plan())
@@ -331,13 +331,13 @@ def test_a_lost_answer_to_the_import_starts_no_second_one(aws, plan, left):
 # ---------------------------------------------------------------- while it registers
 
 
-def test_a_lost_answer_to_the_registration_makes_no_second_ami(aws, plan, left):
+def test_row_12_a_lost_answer_to_the_registration_makes_no_second_ami(aws, plan, left):
     aws.faults.add({"op": "ec2:RegisterImage", "nth": 1, "do": "drop", "when": "after"})
     result = publish.run(plan())
     assert left().amis == [result.ami_id]
 
 
-def test_a_snapshot_that_is_not_yet_seen_is_waited_for(aws, plan):
+def test_row_10_a_snapshot_that_is_not_yet_seen_is_waited_for(aws, plan):
     aws.faults.add(
         {
             "op": "ec2:RegisterImage",
@@ -350,7 +350,7 @@ def test_a_snapshot_that_is_not_yet_seen_is_waited_for(aws, plan):
     assert publish.run(plan()).ami_id
 
 
-def test_an_ami_that_is_not_yet_seen_is_waited_for(aws, plan):
+def test_row_10_an_ami_that_is_not_yet_seen_is_waited_for(aws, plan):
     aws.faults.add(
         {
             "op": "ec2:DescribeImages",
@@ -364,7 +364,7 @@ def test_an_ami_that_is_not_yet_seen_is_waited_for(aws, plan):
     assert publish.run(plan()).ami_id
 
 
-def test_a_quota_at_the_last_step_keeps_the_snapshot_for_the_next_run(aws, plan, left):
+def test_row_13_a_quota_at_the_last_step_keeps_the_snapshot_for_the_next_run(aws, plan, left):
     aws.faults.add({"op": "ec2:RegisterImage", "do": "error", "code": "AMIQuotaExceeded", "http": 400})
     with pytest.raises(errors.QuotaError):
         publish.run(plan())

@@ -130,7 +130,7 @@ def test_a_public_ami_can_be_launched_by_everybody(aws, plan):
     assert aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"][0]["Public"]
 
 
-def test_a_public_ami_is_refused_when_the_account_blocks_it(aws, plan):
+def test_row_15_a_public_ami_is_refused_when_the_account_blocks_it(aws, plan):
     aws.client("ec2", REGION).enable_image_block_public_access(
         ImageBlockPublicAccessState="block-new-sharing"
     )

@@ -1,0 +1,43 @@
+"""Every row of the list of real failures has tests, and the page that lists them tells the truth."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "how-to" / "when-it-breaks.md"
+ROWS = 29  # of the list: numbered from 1
+ROW = re.compile(r"^\| (\d+) .* \| .* \| (.*) \|$", re.MULTILINE)
+
+
+def listed() -> dict[int, list[tuple[str, str]]]:
+    """Return each row's tests: the file, and how the names of the tests in it begin."""
+    return {
+        int(row[1]): re.findall(r"`(tests/[\w/.]+)` `(\w+)`", row[2])
+        for row in ROW.finditer(PAGE.read_text(encoding="utf-8"))
+    }
+
+
+def test_every_row_is_listed() -> None:
+    assert sorted(listed()) == list(range(1, ROWS + 1))
+
+
+@pytest.mark.parametrize("row", range(1, ROWS + 1))
+def test_its_tests_are_there(row: int) -> None:
+    tests = listed()[row]
+    assert tests
+    for file, name in tests:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"^def test_{name}", text, re.MULTILINE), f"{file} has no test_{name}"
+
+
+def test_every_test_that_is_named_after_a_row_is_listed() -> None:
+    named = {
+        (str(path.relative_to(ROOT)), name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def test_(row_\d\d)_", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named <= {test for tests in listed().values() for test in tests}
