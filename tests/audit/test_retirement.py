@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -616,6 +617,16 @@ def test_result_json_says_what_went_and_what_did_not(fleet: Fleet) -> None:
     retirement.finish(result)
     written = json.loads((result.plan.run.folder / "result.json").read_text())
     assert (written["status"], written["retired"], written["going"]) == ("done", 1, [ami])
+    assert ami in Path(written["plan"]).read_text()
+
+
+def test_a_long_plan_is_shown_in_part(fleet: Fleet) -> None:
+    for days in (90, 80, 70):
+        fleet.ami(days=days)
+    plan = fleet.plan(keep_last=3)
+    assert len(plan.show(going=False, most=2)) == 2
+    assert plan.show(going=False, most=2).title == "3 stay; the first 2 of them, plan.csv has all"
+    assert plan.show(going=False).title == "3 stay"
 
 
 def test_sizes_are_what_is_stored_or_marked_as_volumes(fleet: Fleet) -> None:

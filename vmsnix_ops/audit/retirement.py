@@ -133,7 +133,7 @@ def plan(
 
 
 def finish(result: Result) -> None:
-    """Write ``result.json``: what went, and what did not.
+    """Write ``result.json``: what went, and what did not; and the whole plan as ``plan.csv`` beside it.
 
     Raises
     ------
@@ -149,6 +149,8 @@ def finish(result: Result) -> None:
         result.outcomes and len(result.trouble) == len(result.outcomes)
     )
     counts = {name: sum(one.outcome == name for one in result.outcomes) for name in OUTCOMES}
+    path = plan.run.folder / "plan.csv"
+    plan.frame().to_csv(path, index=False)
     write_result(
         plan.run,
         {
@@ -156,6 +158,7 @@ def finish(result: Result) -> None:
             "dry_run": plan.dry_run,
             "account": plan.account,
             "regions": list(plan.regions),
+            "plan": path,
             "going": [one.resource_id for one in plan.going],
             "kept": sum(not one.goes for one in plan.decisions),
             "trouble": wrong,

@@ -126,8 +126,8 @@ class Plan:
         ]
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"stored_bytes": "Int64"})
 
-    def show(self, *, going: bool) -> shown.Shown:
-        """Return what goes, or what stays, as people read it."""
+    def show(self, *, going: bool, most: int = 200) -> shown.Shown:
+        """Return what goes, or what stays, as people read it: so many rows at most; `frame` has all."""
         chosen = [one for one in self.decisions if one.goes == going]
         rows = [
             [
@@ -140,11 +140,12 @@ class Plan:
                 "; ".join([*one.reasons, *(f"{name} stays: {why}" for name, why in one.kept_snapshots)]),
                 *([len(one.snapshots) or ""] if going else []),
             ]
-            for one in chosen
+            for one in chosen[:most]
         ]
         columns = ["AMI or snapshot", "name", "region", "made", "stored", "why"]
         columns = ["what", *columns, "snapshots"] if going else columns
         title = f"{len(chosen)} {'go' if going else 'stay'}" if chosen else ""
+        title += f"; the first {most} of them, plan.csv has all" if len(chosen) > most else ""
         nothing = "Nothing goes." if going else "Nothing stays."
         return shown.shown(columns, rows, right=("stored", "snapshots"), title=title, nothing=nothing)
 

@@ -386,9 +386,10 @@ class _Region:
         return found
 
     def _why(self, ami: Ami, *, again: bool) -> list[str]:
+        newer = self.newer[ami.ami_id]
         found = [
             f"made {self._age(ami.created_at)} ago",
-            f"{self.newer[ami.ami_id]} newer",
+            *([f"{newer} newer"] if newer else []),
             "nothing uses it",
             f"last launched {self._age(ami.launched_at)} ago" if ami.launched_at else "no launch is known",
         ]
