@@ -243,6 +243,14 @@ def test_a_parent_in_another_region(aws, direct, raw):
     assert "in this region" in why_full(direct(image=str(raw), region="eu-west-1"))
 
 
+def test_a_parent_in_another_account(aws, direct, raw, monkeypatch):
+    publish.run(direct(image=str(raw)))
+    for name, value in aws.other_account("111122223333").environment.items():
+        monkeypatch.setenv(name, value)
+    changed(raw, block=3, fill=7)
+    assert "account" in why_full(direct(image=str(raw)))
+
+
 def test_a_manifest_that_does_not_match_what_aws_lists(direct, raw):
     first = publish.run(direct(image=str(raw)))
     tables = open_tables(load())

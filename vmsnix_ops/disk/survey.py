@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -74,6 +74,7 @@ def survey(
         # As many threads as keep up with the one that hashes the file, and leave it a core of its own.
         with _BlockHashing(image, 1 if (os.cpu_count() or 1) < 3 else 2) as hashing:
             digest = image.digest(on_progress)
+            hashing.help()
             found = Survey(digest, stamp, hashing.result())
     else:
         found = Survey(image.digest(on_progress), stamp)
@@ -127,6 +128,11 @@ class _BlockHashing:
         self._pool = ThreadPoolExecutor(threads)
         self._parts = [self._pool.submit(self._work) for _ in range(threads)]
 
+    def help(self) -> None:
+        """Hash in this thread too, as long as there is something to do."""
+        self._parts.append(Future())
+        self._parts[-1].set_result(self._work())
+
     def result(self, on_progress: Callable[[int], None] | None = None) -> dict[int, str]:
         """Wait for all of them, and return the blocks in ascending order."""
         if on_progress is not None:
@@ -143,11 +149,9 @@ class _BlockHashing:
 
     def _work(self) -> dict[int, str]:
         buffer, found = bytearray(EBS_BLOCK), dict[int, str]()
-        while (first := next(self._shares, None)) is not None:
+        while not self._stop.is_set() and (first := next(self._shares, None)) is not None:
             self._at = first
             for index in self._image.stored_blocks(buffer, first=first, stop=first + SHARE):
-                if self._stop.is_set():
-                    return found
                 # One memcmp, which stops at the first difference.
                 found[index] = "" if buffer == ZEROS else hashlib.sha256(buffer).hexdigest()
         return found
