@@ -92,5 +92,17 @@ def test_the_second_audit_tells_what_changed(own: Owner, audit: Audit) -> None:
 
 def test_the_worst_are_shown_with_their_cure(audit: Audit) -> None:
     shown: Any = audit.worst("high")
-    assert list(shown["rule"]) == ["public"]
-    assert shown["cure"].iloc[0].startswith("aws ec2 modify-image-attribute")
+    assert list(shown.frame["rule"]) == ["public"]
+    severity, reason, cure = repr(shown).splitlines()
+    assert severity.startswith("high public us-east-1 ami-")
+    assert "may launch it" in reason
+    assert cure.strip().startswith("aws ec2 modify-image-attribute")
+    assert "aws ec2 modify-image-attribute" in shown._repr_html_()
+    assert NASTY not in audit.worst()._repr_html_()
+
+
+def test_no_rule_floods_what_is_shown(audit: Audit) -> None:
+    shown = audit.worst(most=1)
+    assert shown.frame.groupby("rule").size().max() == 1
+    assert f"{len(audit.findings) - len(shown.frame)} more are in findings.csv" in repr(shown)
+    assert repr(audit.worst("critical")) == "There are none."

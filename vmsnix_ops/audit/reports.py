@@ -45,11 +45,43 @@ class Audit:
         """Return how many findings each rule has."""
         return judging.summary(self.findings)
 
-    def worst(self, *severities: str, most: int = 200) -> pd.DataFrame:
-        """Return the findings of these severities, with the columns that a person reads."""
+    def worst(self, *severities: str, most: int = 10) -> Shown:
+        """Return the findings of these severities, at most so many of each rule, as people read them."""
         chosen = self.findings[self.findings["severity"].isin(severities or judging.SEVERITIES)]
-        columns = ["severity", "rule", "region", "resource_id", "reason", "evidence", "cure"]
-        return chosen[columns].head(most).reset_index(drop=True)
+        return Shown(chosen.groupby(["severity", "rule"], sort=False).head(most), len(chosen))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Shown:
+    """Findings that show themselves: a table in a notebook, lines in a log.
+
+    Attributes
+    ----------
+    frame
+        The findings that are shown.
+    whole
+        How many there are.
+    """
+
+    frame: pd.DataFrame
+    whole: int
+
+    @property
+    def more(self) -> str:
+        """What is not shown; empty when all is."""
+        left = self.whole - len(self.frame)
+        return f"{left:,} more are in findings.csv." if left else ""
+
+    def __repr__(self) -> str:
+        lines = []
+        for row in self.frame.to_dict("records"):
+            words = (row["severity"], row["rule"], row["region"], row["resource_id"])
+            lines += [" ".join(str(word) for word in words if word), f"    {row['reason']}"]
+            lines += [f"    {row['cure']}"] if row["cure"] else []
+        return "\n".join([*lines, self.more] if self.more else lines) or "There are none."
+
+    def _repr_html_(self) -> str:
+        return page.table_of(self.frame) + (f"<p>{self.more}</p>" if self.more else "")
 
 
 def judge(
