@@ -130,7 +130,11 @@ def test_orphans_are_snapshots_of_images_and_not_backups(own: Owner, audit: Any)
         Description="Copied for DestinationAmi ami-0123456789abcdef0 from SourceAmi ami-0aaaaaaaaaaaaaaaa",
     )["SnapshotId"]
     own.aws.clock.advance(600)
-    held = own.ami(tags=TAGS)
+    held, data = own.ami(tags=TAGS), own.snapshot(tags=TAGS)
+    disk = [{"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": data}}]
+    own.client("ec2").create_launch_template(
+        LaunchTemplateName="database", LaunchTemplateData={"ImageId": held, "BlockDeviceMappings": disk}
+    )
     found = audit()
     assert set(found.by("orphan-snapshot")) == {ours, copied}
     assert held in set(found.inventory.amis["resource_id"])

@@ -145,6 +145,23 @@ def test_groups_and_launch_configurations_count(aws: Rehearsal) -> None:
     assert "version $Latest" in next(o.detail for o in found.of(new) if o.kind == "auto-scaling-group")
 
 
+def test_a_launch_may_make_volumes_of_other_snapshots(aws: Rehearsal) -> None:
+    image, data, old = aws.image(), aws.snapshot(), aws.snapshot()
+    disk = [{"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": data}}]
+    made = aws.ec2.create_launch_template(
+        LaunchTemplateName="database", LaunchTemplateData={"ImageId": image, "BlockDeviceMappings": disk}
+    )
+    aws.client("autoscaling").create_launch_configuration(
+        LaunchConfigurationName="legacy",
+        ImageId=image,
+        InstanceType="t3.micro",
+        BlockDeviceMappings=[{"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": old}}],
+    )
+    found = look(aws)
+    assert kinds(found, data) == [("launch-template", made["LaunchTemplate"]["LaunchTemplateId"])]
+    assert kinds(found, old) == [("launch-configuration", "legacy")]
+
+
 def test_what_others_may_do_is_a_hint_and_no_proof(aws: Rehearsal) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": FRIEND}]})

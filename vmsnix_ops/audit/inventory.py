@@ -286,7 +286,7 @@ def read_region(clients: Clients, columns: rows.Columns, one_by_one: Thoroughnes
     unread += [Unread(account, region, source, error) for source, error in found.unread.items()]
     strangers: dict[str, str] = {}
     with reading("AMIs of others"):
-        others = [ami_id for ami_id in found.by_ami if ami_id not in launched]
+        others = [one for one in found.by_ami if one.startswith("ami-") and one not in launched]
         if not any(one.source == "AMIs" for one in unread):
             strangers = _owners(ec2, others)
     return _Read(

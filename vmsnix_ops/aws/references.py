@@ -89,7 +89,8 @@ class References:
     region
         Where was looked.
     by_ami
-        Evidence by AMI id: of every AMI that anything names, ours or not.
+        Evidence by AMI id: of every AMI that anything names, ours or not. Also by snapshot id, of snapshots
+        that a launch makes volumes of.
     unread
         Sources that could not be read, each with the error.
     aliases
@@ -250,6 +251,7 @@ class Templates:
     newest: dict[str, int] = field(default_factory=dict)
     default: dict[str, int] = field(default_factory=dict)
     images: dict[str, dict[int, str]] = field(default_factory=dict)
+    snapshots: dict[str, set[str]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
 
     @needs("ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions", "ssm:GetParameters")
@@ -273,6 +275,9 @@ class Templates:
         self.aliases |= resolve(ssm, [image for image in asked if image.startswith(ALIAS)])
         for template_id, versions in self.images.items():
             yield from self._found(template_id, versions)
+        for template_id, snapshots in self.snapshots.items():
+            for snapshot_id in snapshots:
+                yield snapshot_id, Evidence("launch-template", template_id, self.names.get(template_id, ""))
 
     @staticmethod
     def _versions(ec2: Client, **which: Any) -> Iterator[dict[str, Any]]:
@@ -286,10 +291,10 @@ class Templates:
 
     def _take(self, versions: Iterable[Mapping[str, Any]]) -> None:
         for version in versions:
-            image = version["LaunchTemplateData"].get("ImageId")
-            if image:
-                known = self.images.setdefault(version["LaunchTemplateId"], {})
-                known[version["VersionNumber"]] = image
+            template_id, data = version["LaunchTemplateId"], version["LaunchTemplateData"]
+            if data.get("ImageId"):
+                self.images.setdefault(template_id, {})[version["VersionNumber"]] = data["ImageId"]
+            self.snapshots.setdefault(template_id, set()).update(_volumes(data))
 
     def _found(self, template_id: str, versions: Mapping[int, str]) -> Found:
         by_image: dict[str, list[int]] = {}
@@ -332,6 +337,12 @@ class Templates:
         ), f"launch template {self.names.get(template_id, template_id)}, version {wanted}"
 
 
+def _volumes(asked: Mapping[str, Any]) -> list[str]:
+    """Return the snapshots that a launch makes volumes of, besides those of its AMI."""
+    devices = asked.get("BlockDeviceMappings") or ()
+    return [device["Ebs"]["SnapshotId"] for device in devices if (device.get("Ebs") or {}).get("SnapshotId")]
+
+
 @needs("ssm:GetParameters")
 def resolve(ssm: Client, aliases: Iterable[str]) -> dict[str, str]:
     """Return the AMI id behind each ``resolve:ssm:name``, with version or label, where there is one."""
@@ -353,7 +364,8 @@ def scaling(autoscaling: Client, templates: Templates) -> Found:
     by_configuration: dict[str, str] = {}
     for one in items(autoscaling, "describe_launch_configurations", "LaunchConfigurations", MaxRecords=100):
         by_configuration[one["LaunchConfigurationName"]] = one["ImageId"]
-        yield one["ImageId"], Evidence("launch-configuration", one["LaunchConfigurationName"])
+        for named in (one["ImageId"], *_volumes(one)):
+            yield named, Evidence("launch-configuration", one["LaunchConfigurationName"])
     groups = items(autoscaling, "describe_auto_scaling_groups", "AutoScalingGroups", MaxRecords=100)
     for group in groups:
         for ami_id, through in _launches(group, by_configuration, templates):
