@@ -42,6 +42,8 @@ _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,2}-[0-9]+")
 _PARTITION = re.compile(r"aws(-[a-z]+)*")
 _TAGGED_AT_LAUNCH = re.compile(r":(instance|spot-instances-request|volume)/")
 _ROLE = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
+_KEYS = re.compile(r"(?!.*\.\.)[\w!.'()/ -]{0,512}", re.ASCII)  # S3's safe characters: no wildcard among them
+_POINTERS = re.compile(r"(?!.*\.\.)(/[\w.-]+)+", re.ASCII)  # of Parameter Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class Place:
             ("bucket", self.bucket, _NAME, "S3 allows 3 to 63 lower-case letters, digits, dots and dashes."),
             ("role", self.audit_role, _ROLE, "IAM allows 64 letters, digits and +=,.@-_."),
             ("role", self.role_name, _ROLE, "IAM allows 64 letters, digits and +=,.@-_."),
+            ("key prefix", self.key_prefix, _KEYS, "It would be another path, or stand for many."),
+            ("prefix of pointers", self.pointer_prefix, _POINTERS, "It is called like /vmsnix."),
             ("partition", self.partition, _PARTITION, "There are aws, aws-cn and aws-us-gov."),
             *(("region", name, _REGION, "A region is called like eu-central-1.") for name in self.regions),
         ]
