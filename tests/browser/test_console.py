@@ -134,7 +134,7 @@ def test_cancel_leaves_nothing_behind(console: Opened, published: str, tmp_path:
     other = make_sample_image(tmp_path / "image", name="other", seed="other")
     before = look(console.lab.aws)
     # The import is under way in the account, and its bytes are in the bucket, when the button is pressed.
-    console.lab.ask("faults", "POST", {"op": "ec2:DescribeImportSnapshotTasks", "do": "delay", "seconds": 1})
+    console.lab.ask("clock", "POST", {"speed": 1})
     console.pick("publish-ami")
     console.type_in("image", str(other))
     console.says(str(other))
@@ -142,10 +142,11 @@ def test_cancel_leaves_nothing_behind(console: Opened, published: str, tmp_path:
     console.page.wait_for_selector(".vmsnix-step-running th:has-text('import')")
     during = look(console.lab.aws)
     assert during.objects
+    assert during.running
     console.button("Cancel").dblclick()
+    console.lab.ask("clock", "POST", {"speed": SPEED})
     console.says("publish-ami: interrupted")
     console.shoot("cancelled")
-    console.lab.ask("faults", "DELETE")
     after = look(console.lab.aws)
     assert after.running == []
     assert list(after.leftovers()) == []
@@ -162,16 +163,24 @@ def test_an_audit_runs_by_keyboard_alone(console: Opened, published: str) -> Non
     console.button("Audit now").focus()
     console.page.keyboard.press("Enter")
     console.says("Audit the inventory")
+    keyboard = console.page.keyboard
     console.page.locator(".vmsnix-pick-runbook select").focus()
-    for _ in range(20):
-        console.page.keyboard.press("Tab")
+    keyboard.press("Tab")  # the first field: the regions, where "all" stands
+    keyboard.press("Control+A")
+    keyboard.type("us-east-1")
+    console.page.locator(".vmsnix-plan code", has_text="us-east-1").wait_for()
+    for _ in range(60):
+        keyboard.press("Tab")
         if console.page.evaluate("document.activeElement.textContent.startsWith('Run ')"):
             break
-    console.page.keyboard.press("Enter")
+    keyboard.press("Enter")
     console.says("audit-inventory: done")
     console.tab("Inventory")
     console.says(published)
     console.shoot("inventory")
+    console.tab("Findings")
+    console.page.wait_for_selector(".vmsnix-table .vmsnix-is-badge >> visible=true")
+    console.shoot("findings")
 
 
 def test_the_history_is_searched_and_repeated(console: Opened, published: str) -> None:

@@ -168,9 +168,11 @@ def test_the_switch_goes_to_a_sandbox_and_back(opened: Console, wait: Wait) -> N
     assert place.environment["AWS_ENDPOINT_URL"] == place.url
     opened.bar.switch.value = "AWS"
     assert opened.bar.place == places.Place()
-    assert opened.bar._host is not None
-    opened.bar._host.stop()
-    assert opened.bar._host.process.returncode == 0
+    host = places.sandbox_host()
+    opened.bar.switch.value = "Sandbox"
+    assert opened.bar.place is host.place  # not a second one
+    host.stop()
+    assert host.process.returncode == 0
 
 
 def test_a_sandbox_that_cannot_start_leaves_the_switch_on_aws(opened: Console, tmp_path: Path) -> None:

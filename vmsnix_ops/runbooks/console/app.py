@@ -67,10 +67,11 @@ class Console:
         kind = "sandbox" if self.bar.place.sandbox else "production"
         self.widget.remove_class("vmsnix-on-production").remove_class("vmsnix-on-sandbox")
         self.widget.add_class(f"vmsnix-on-{kind}")
-        self.run.place_changed()
-        if self.bar.who is None:  # it has just changed; once it is known whose it is, nothing else has
-            self.run.find_running()
+        if self.bar.who is None:
+            self.run.place_changed()
             self._read()
+        else:  # the place is the same; whose account it is, is known now
+            self.run.account_known()
 
     def _on_end(self) -> None:
         self._ended += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import html
 import threading
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from vmsnix_ops.runbooks.console import look, places
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmsnix_ops.runbooks.console.places import SandboxHost, Who
+    from vmsnix_ops.runbooks.console.places import Who
 
 AWS, SANDBOX = "AWS", "Sandbox"
 
@@ -41,7 +40,6 @@ class PlaceBar:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._home = self.place = places.here()
-        self._host: SandboxHost | None = None
         self.who: Who | None = None
         self._banner = ipywidgets.HTML("")
         self.switch = ipywidgets.ToggleButtons(
@@ -85,11 +83,8 @@ class PlaceBar:
             return
         if self.switch.value == SANDBOX:
             try:
-                if self._host is None:
-                    self._say("The sandbox is starting ...")
-                    self._host = places.SandboxHost()
-                    atexit.register(self._host.stop)
-                self.place = self._host.place
+                self._say("The sandbox is starting ...")
+                self.place = places.sandbox_host().place
             except VmsnixError as error:
                 self.switch.value = AWS
                 self._say(html.escape(str(error)))

@@ -45,6 +45,7 @@ class Form:
         self.runbook = runbook
         self._changed = changed
         self.problems: dict[str, str] = {}
+        self._values: dict[str, object] = {}
         self._known: dict[str, frozenset[str]] = {}
         self.fields = {
             parameter.name: make_field(parameter, self._on_change) for parameter in runbook.parameters
@@ -55,16 +56,18 @@ class Form:
 
     def check(self) -> None:
         """Check every field as the command line would, and show what is wrong."""
-        self.problems = {}
-        self._values: dict[str, object] = {}
+        problems: dict[str, str] = {}
+        values: dict[str, object] = {}
         for name, field in self.fields.items():
             try:
-                self._values |= parameters.check(self.runbook, {name: field.given()})
+                values |= parameters.check(self.runbook, {name: field.given()})
             except ParameterError as error:
-                self.problems[name] = _sentence(error, name)
-                field.complain(self.problems[name])
+                problems[name] = _sentence(error, name)
+                field.complain(problems[name])
             else:
-                field.complain(self._doubt(name), warning=True)
+                field.complain(self._doubt(name, values[name]), warning=True)
+        # At once: a thread with suggestions checks, too, and nobody shall see half of the values.
+        self.problems, self._values = problems, values
 
     def values(self) -> dict[str, object]:
         """Return what a run would be given: what is not the runbook's own default."""
@@ -110,8 +113,8 @@ class Form:
         self.check()
         self._changed()
 
-    def _doubt(self, name: str) -> str:
-        known, value = self._known.get(name), self._values[name]
+    def _doubt(self, name: str, value: object) -> str:
+        known = self._known.get(name)
         if not known:
             return ""
         words = [str(word) for word in (value if isinstance(value, list) else [value]) if word]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ class Grid:
     ) -> None:
         self._columns, self._narrow, self.empty = tuple(columns), narrow, empty
         self._changed = changed
+        self._lock = threading.RLock()
         self._frame: pd.DataFrame | None = None
         self._text: pd.Series[str] | None = None
         self.search = ipywidgets.Text(
@@ -105,6 +107,10 @@ class Grid:
 
     def show(self, frame: pd.DataFrame) -> None:
         """Show another frame; the search and the order stay."""
+        with self._lock:
+            self._take(frame)
+
+    def _take(self, frame: pd.DataFrame) -> None:
         self._frame = frame
         names = [column.name for column in self._columns if column.name in frame.columns]
         texts = frame[names].astype("object").map(plain)
@@ -137,6 +143,11 @@ class Grid:
         return found
 
     def _refresh(self, _change: object = None) -> None:
+        # A thread shows what it read while somebody types a search: the last one of both counts.
+        with self._lock:
+            self._draw()
+
+    def _draw(self) -> None:
         rows = self.rows()
         if rows is None or self._frame is None:
             return

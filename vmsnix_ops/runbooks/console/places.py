@@ -7,6 +7,7 @@ in one moment is sent to the sandbox in the next.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
@@ -163,6 +164,25 @@ class SandboxHost:
             self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+
+_HOSTS: list[SandboxHost] = []
+
+
+def sandbox_host() -> SandboxHost:
+    """Return the sandbox of this process; one for all its consoles, because its folder is for one alone.
+
+    Raises
+    ------
+    RunError
+        When it cannot serve.
+    """
+    alive = [host for host in _HOSTS if host.process.poll() is None]
+    if not alive:
+        alive = [SandboxHost()]
+        atexit.register(alive[0].stop)
+    _HOSTS[:] = alive
+    return alive[0]
 
 
 def _changed_session(environment: Mapping[str, str]) -> boto3.Session:

@@ -50,6 +50,8 @@ class RunPage:
     def __init__(self, bar: PlaceBar, ended: Callable[[], None]) -> None:
         self._bar, self._ended = bar, ended
         self._forms: dict[str, Form] = {}
+        self._placed = False
+        self._lock = threading.RLock()
         self._suggestions = Suggestions()
         self.job: Job | None = None
         self._token = ""
@@ -103,6 +105,9 @@ class RunPage:
 
     def open(self, runbook: str, values: Mapping[str, object]) -> None:
         """Show the form of a runbook, filled in; values that it does not take any more are left out."""
+        if runbook not in catalog.names():
+            self._say(f"There is no runbook {runbook} any more.", wrong=True)
+            return
         self.pick.value = runbook
         if values:
             self._form.fill(values)
@@ -117,17 +122,18 @@ class RunPage:
             self._turn_to(self._result_page)
 
     def place_changed(self) -> None:
-        """Show that runs go elsewhere now, and find those that are under way there."""
+        """Show that runs go elsewhere now, and follow the newest that is under way there, if any."""
+        self._placed = True
+        self.account_known()
+        self._suggest()
+        running = jobs.unfinished(self._bar.place) if self.job is None else []
+        if running:
+            self._follow(running[-1])
+
+    def account_known(self) -> None:
+        """Show whose account runs go to."""
         self.confirm.value = ""
         self._refresh()
-        self._suggest()
-
-    def find_running(self) -> None:
-        """Follow the newest run that is under way at this place, if any."""
-        if self.job is None:
-            running = jobs.unfinished(self._bar.place)
-            if running:
-                self._follow(running[-1])
 
     # The form
 
@@ -151,8 +157,11 @@ class RunPage:
 
     def _refresh(self, _change: object = None) -> None:
         """Bring everything around the fields up to date with them, and with the place."""
-        if self.pick.value not in self._forms:
-            return
+        with self._lock:  # the thread that follows a run does so, too
+            if self.pick.value in self._forms:
+                self._draw()
+
+    def _draw(self) -> None:
         form, book = self._form, self._form.runbook
         if self.job is None:
             self._about.value = (
@@ -188,6 +197,8 @@ class RunPage:
         return known and self.confirm.value.strip() == self._phrase
 
     def _suggest(self) -> None:
+        if not self._placed:  # where runs go is not settled yet
+            return
         form, place = self._form, self._bar.place
         for name, field in form.fields.items():
             source = source_of(field.parameter)
@@ -247,13 +258,19 @@ class RunPage:
         threading.Thread(target=self._watch, args=(job,), name=f"follow {job.run_id}", daemon=True).start()
 
     def _watch(self, job: Job) -> None:
-        follower = jobs.Follower(job, self._bar.place.environment)
-        seen = follower.look()
-        while seen.outcome is None:
-            self.live.show(seen)
-            time.sleep(EVERY_SECONDS)
+        try:
+            follower = jobs.Follower(job, self._bar.place.environment)
             seen = follower.look()
-        self._end(job, seen)
+            while seen.outcome is None:
+                self.live.show(seen)
+                time.sleep(EVERY_SECONDS)
+                seen = follower.look()
+            self._end(job, seen)
+        except Exception as error:  # noqa: BLE001 - a thread has nobody above it who could tell
+            self._free()
+            self._turn_to(self._form_page)
+            lost = f"The run {job.run_id} is no longer shown here ({type(error).__name__}: {error})."
+            self._say(f"{lost} It goes on; `vmsnix runs` knows it.", wrong=True)
 
     def _end(self, job: Job, seen: Look) -> None:
         outcome = dict(seen.outcome or {})
@@ -261,14 +278,18 @@ class RunPage:
         values = {"seconds": seen.seconds, **evidence.values, **outcome}
         dry = job.given.get(DRY_RUN) is True
         self.result.show(values, evidence, seen, open_report=dry and outcome.get("verdict") == "done")
+        self._free()
+        self._turn_to(self._result_page)
+        self.back_button.focus()
+        self._ended()
+
+    def _free(self) -> None:
+        """Be ready for another run."""
         self.job = None
         self._suggestions.forget()
         self._bar.lock(locked=False)
-        self._turn_to(self._result_page)
         self._new_token()
         self._refresh()
-        self.back_button.focus()
-        self._ended()
 
     def _cancel(self, at_once: bool) -> None:
         if self.job is not None:

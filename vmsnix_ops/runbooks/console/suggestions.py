@@ -42,9 +42,12 @@ def source_of(parameter: Parameter) -> str:
 
 def at_once(place: Place, source: str) -> Found:
     """Return what can be offered without asking anybody: on a sandbox a small image, made here."""
-    if source == "images" and place.sandbox:
+    if source != "images" or not place.sandbox:
+        return []
+    try:
         return [Suggestion(_sample(place), "A sample image, made on this machine")]
-    return []
+    except OSError:  # no room, no rights: a rehearsal needs no image of ours
+        return []
 
 
 def images(place: Place) -> Found:
@@ -143,6 +146,7 @@ class Suggestions:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], tuple[float, Found]] = {}
+        self._waiting: dict[tuple[str, str], list[Callable[[Found, str], None]]] = {}
         self._lock = threading.Lock()
 
     def ask(self, place: Place, source: str, answered: Callable[[Found, str], None]) -> None:
@@ -152,24 +156,33 @@ class Suggestions:
         """
         key = (place.url, source)
         with self._lock:
-            known = self._kept.get(key)
-        if known is not None and time.monotonic() - known[0] < KEEP_SECONDS:
-            answered(known[1], "")
-            return
+            asked_at, found = self._kept.get(key, (float("-inf"), []))
+            fresh = time.monotonic() - asked_at < KEEP_SECONDS
+            first = not fresh and key not in self._waiting
+            if not fresh:
+                self._waiting.setdefault(key, []).append(answered)
+        if fresh:
+            answered(found, "")
+        elif first:
+            arguments = (place, source, key)
+            threading.Thread(
+                target=self._fetch, args=arguments, name=f"suggest {source}", daemon=True
+            ).start()
 
-        def fetch() -> None:
-            found: Found = []
-            problem = ""
-            try:
-                found = SOURCES[source](place)
-            except VmsnixError as error:
-                problem = error.what
-            if not problem:  # what failed is asked again the next time
-                with self._lock:
+    def _fetch(self, place: Place, source: str, key: tuple[str, str]) -> None:
+        found: Found = []
+        problem = f"The {source} could not be listed."
+        try:
+            found, problem = SOURCES[source](place), ""
+        except VmsnixError as error:
+            problem = error.what
+        finally:
+            with self._lock:
+                if not problem:  # what failed is asked again the next time
                     self._kept[key] = (time.monotonic(), found)
-            answered(found, problem)
-
-        threading.Thread(target=fetch, name=f"suggest {source}", daemon=True).start()
+                waiting = self._waiting.pop(key)
+            for answered in waiting:
+                answered(found, problem)
 
     def forget(self) -> None:
         """Ask anew from now on: something was made or taken away."""
@@ -185,6 +198,6 @@ def _sample(place: Place) -> str:
     from vmsnix_ops.disk.sample import make_sample_image
 
     folder = place.settings().state / SAMPLE
-    if not (folder / "nix-support").is_dir():
+    if not (folder / "nix-support" / "hydra-build-products").is_file():  # what is written last
         make_sample_image(folder)
     return str(folder)

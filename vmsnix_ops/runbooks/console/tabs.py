@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import io
 import json
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ class Tab:
         self._open_runbook = open_runbook
         self._problem = ipywidgets.HTML("")
         self._read_for: tuple[str, int] | None = None
+        self._lock = threading.Lock()
         self.widget = ipywidgets.VBox([self._problem, *self._parts()])
         self.widget.add_class("vmsnix-tab")
 
@@ -82,15 +84,16 @@ class Tab:
         ended
             How many runs have ended: another number means that there may be news.
         """
-        if self._read_for == (place.url, ended):
-            return
-        try:
-            self._read(place)
-        except VmsnixError as error:
-            self._problem.value = f'<p class="vmsnix-error" role="alert">{html.escape(str(error))}</p>'
-            return
-        self._problem.value = ""
-        self._read_for = (place.url, ended)
+        with self._lock:  # two in a row, and the later one has nothing to do
+            if self._read_for == (place.url, ended):
+                return
+            try:
+                self._read(place)
+            except (VmsnixError, OSError, ValueError) as error:  # the latter two: a file of an audit
+                self._problem.value = f'<p class="vmsnix-error" role="alert">{html.escape(str(error))}</p>'
+                return
+            self._problem.value = ""
+            self._read_for = (place.url, ended)
 
     def _parts(self) -> list[Any]:
         raise NotImplementedError

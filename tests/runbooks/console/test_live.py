@@ -1,0 +1,139 @@
+"""A run while it happens, and what became of it, as pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vmsnix_ops.progress import Event
+from vmsnix_ops.runbooks.console import live
+from vmsnix_ops.runbooks.console.copies import Evidence
+from vmsnix_ops.runbooks.console.jobs import Look, StepState
+from vmsnix_ops.runbooks.console.live import LiveView, log_html, steps_html
+from vmsnix_ops.runbooks.console.results import ResultView, links_html, report_html, summary_html
+
+HALF = Event("upload", "advanced", 5 * 2**20, 10 * 2**20, "bytes", "", 2.0)
+
+
+def state(event: Event, *notes: str) -> StepState:
+    return StepState(event, list(notes), heard_at=9e9)  # in the future, so that no time is added
+
+
+def seen(*steps: StepState, cancelled: bool = False, cells: int = 4) -> Look:
+    return Look(steps, ("a line",), 1, cells, 3.0, cancelled, None)
+
+
+def test_a_step_has_its_share_amount_rate_and_time_to_go() -> None:
+    shown = steps_html((state(HALF),))
+    assert 'aria-valuenow="50"' in shown
+    assert "5.0 MiB of 10.0 MiB" in shown
+    assert "2.5 MiB/s" in shown
+    assert shown.count("2.0 s") == 2  # so far, and to go
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (Event("import", "started"), "vmsnix-unknown"),
+        (Event("import", "advanced", 30, 100, "percent", "", 1.0), "30 %"),
+        (Event("import", "finished", 1, None, "items", "", 1.0), 'aria-valuenow="100"'),
+        (Event("import", "failed", 0, None, "items", "bad disk", 1.0), "vmsnix-bad"),
+        (Event("<b>", "started"), "&lt;b&gt;"),
+    ],
+)
+def test_every_kind_of_step_is_shown(event: Event, words: str) -> None:
+    assert words in steps_html((state(event),))
+
+
+def test_what_a_step_said_last_is_shown_until_it_is_done() -> None:
+    assert "active converting" in steps_html((state(HALF, "pending", "active converting"),))
+    done = Event("upload", "finished", 1, 1, "bytes", "", 1.0)
+    assert "converting" not in steps_html((state(done, "converting"),))
+    assert "converting" not in steps_html((state(HALF, "converting"),), notes=False)
+
+
+def test_the_log_is_text() -> None:
+    assert "&lt;script&gt;" in log_html(("<script>",))
+
+
+def test_a_double_click_on_cancel_does_not_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    view = LiveView(asked.append)
+    view.begin("Publish", "on the sandbox")
+    view.show(seen())
+    view.cancel_button.click()
+    view.cancel_button.click()
+    view.show(seen(cancelled=True))
+    assert asked == [False]
+    assert view.cancel_button.disabled
+    assert view.insist_button.layout.display == "none"
+    monkeypatch.setattr(live, "INSIST_SECONDS", -1.0)
+    view.show(seen(cancelled=True))
+    assert view.insist_button.layout.display == ""
+    view.insist_button.click()
+    assert asked == [False, True]
+
+
+def test_the_view_tells_cells_and_begins_anew() -> None:
+    view = LiveView(lambda at_once: None)
+    view.begin("Publish")
+    view.show(seen(state(HALF)))
+    assert "cell 2 of 4" in view._head.value
+    assert "25%" in view._head.value
+    view.begin("Another")
+    assert "upload" not in view._steps.value
+    assert not view.cancel_button.disabled
+
+
+ERROR = {"type": "ImportFailedError", "what": "It failed.", "why": "A <bad> disk.", "cure": "Mend it."}
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "not_there"),
+    [
+        ({"verdict": "done", "seconds": 75.0}, ["done in 1 min 15 s"], []),
+        ({"status": "failed", "failure": ERROR}, ["It failed.", "A &lt;bad&gt; disk.", "Mend it."], []),
+        (
+            {"verdict": "interrupted", "error": ERROR, "undone": ["upload s3://b/k"]},
+            ["interrupted", "It failed.", "upload s3://b/k", "was removed"],
+            ["Mend it."],
+        ),
+        ({"verdict": "interrupted", "undone": []}, ["nothing to undo"], []),
+        ({"verdict": "interrupted", "undo_problem": "No rights."}, ["could not be undone: No rights."], []),
+        ({"status": "done", "parameters": {"dry_run": True}}, ["nothing was changed"], []),
+        ({"status": "done", "ami_id": "ami-1", "problems": ["No history."]}, ["ami-1", "No history."], []),
+    ],
+)
+def test_a_verdict_says_what_happened_and_what_was_made(
+    values: dict[str, Any], words: list[str], not_there: list[str]
+) -> None:
+    shown = summary_html({"runbook": "publish-ami", "run_id": "id", **values})
+    assert [word for word in words if word not in shown] == []
+    assert [word for word in not_there if word in shown] == []
+
+
+def test_links_and_reports_are_data_in_the_page() -> None:
+    links = links_html(Evidence("s3://b/<id>", {"log.txt": "runs/id/log.txt"}, problem="No <notebook>."))
+    assert '<a href="runs/id/log.txt">Log</a>' in links
+    assert "s3://b/&lt;id&gt;" in links
+    assert "No &lt;notebook&gt;." in links
+    frame = report_html('<p onclick="x">"quoted"</p>')
+    assert 'sandbox=""' in frame
+    assert "<p" not in frame
+
+
+def test_another_run_shows_nothing_of_the_one_before() -> None:
+    view = ResultView()
+    view.show(
+        {"verdict": "done", "runbook": "a"},
+        Evidence(report="<p>one</p>"),
+        seen(state(HALF)),
+        open_report=True,
+    )
+    assert "one" in view._report.value
+    assert "upload" in view._steps.value
+    view.show({"verdict": "done", "runbook": "b"}, Evidence())
+    assert view._report.value == ""
+    assert view._steps.value == ""
+    assert view.report_button.layout.display == "none"
