@@ -72,6 +72,14 @@ bench-inventory *OPTIONS:
 bench-overhead *OPTIONS:
     {{ python }} -m benchmarks.overhead {{ OPTIONS }}
 
+# Measure 64 runs on 1, 2 and 4 workers, such as `just bench-fleet --runs 8 --workers 1 2`
+bench-fleet *OPTIONS:
+    {{ python }} -m benchmarks.fleet {{ OPTIONS }}
+
+# Ask a table of ten million rows through pandas and through Dask, such as `just bench-tables --rows 1000000`
+bench-tables *OPTIONS:
+    {{ python }} -m benchmarks.tables {{ OPTIONS }}
+
 # Kill uploads 50 times at random points instead of 8
 test-kills:
     VMSNIX_WHOLE_TESTS=1 pytest tests/aws/test_block_resume.py

@@ -105,6 +105,7 @@ def write(
         "error": trouble or (str(error) if error else None),
         "result": folder.entry,
         "files": {},
+        "problems": [],
     }
     values = redactor.anything(values)
     documents = redactor.anything([dict(document) for document in outcome.documents])

@@ -1,0 +1,134 @@
+"""Sixty-four runs on one, two and four workers: how far a fleet on one machine carries.
+
+``just bench-fleet`` (``python -m benchmarks.fleet``) runs the same plan with each number of workers, fresh
+each time, against a sandbox in a process of its own. A run lists the AMIs of the account, one call, so what
+is measured is what a run costs in any case: a kernel's start, papermill, the report, the row in the history.
+Beside it stands the same number of runs one after the other in one process, without Dask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def plan_file(folder: Path, runs: int) -> Path:
+    """Write a plan of so many runs that differ in nothing but their number."""
+    notebooks = folder / "notebooks"
+    notebooks.mkdir(exist_ok=True)
+    (notebooks / "10-look.ipynb").write_text(json.dumps(notebook()), encoding="utf-8")
+    path = folder / "plan.toml"
+    path.write_text(
+        f'name = "benchmark"\nnotebooks = "notebooks"\n[[entry]]\nrunbook = "look"\n'
+        f"matrix = {{ number = {list(range(runs))} }}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def notebook() -> dict[str, Any]:
+    """Return a runbook that lists the AMIs of an account: one call to AWS."""
+
+    def code(name: str, source: str, **metadata: Any) -> dict[str, Any]:
+        empty: dict[str, Any] = {"outputs": [], "execution_count": None}
+        return {"cell_type": "code", "id": name, "metadata": metadata, "source": source, **empty}
+
+    look = (
+        "from vmsnix_ops.aws.session import client, session\n"
+        'len(client(session(), "ec2").describe_images(Owners=["self"])["Images"])'
+    )
+    about = {"title": "Look", "description": "What is there.", "side_effects": "read_only"}
+    return {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+            "vmsnix": {"name": "look", **about},
+        },
+        "cells": [
+            {"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# Look"},
+            code("parameters", "number: int = 0  # which run it is", tags=["parameters"]),
+            code("look", look),
+        ],
+    }
+
+
+def one_after_the_other(plan: Path, runs: int, environment: dict[str, str]) -> None:
+    """Run the same runs in this process, without Dask."""
+    from vmsnix_ops.runbooks.execute import run
+
+    for number in range(runs):
+        outcome = run("look", {"number": number}, folder=plan.parent / "notebooks", environment=environment)
+        if outcome.error is not None:
+            raise SystemExit(str(outcome.error))
+
+
+def on_workers(plan: Path, workers: int, environment: dict[str, str]) -> None:
+    """Run the plan as a fleet."""
+    from vmsnix_ops.runbooks import fleet
+    from vmsnix_ops.runbooks.fleet_table import Board
+
+    outcome = fleet.plan(
+        plan,
+        workers=workers,
+        dry_run=False,
+        fresh=True,
+        environment=environment,
+        ledger=str(plan.parent / "ledger"),
+    ).apply(board=Board())
+    if outcome.status != "done":
+        raise SystemExit(str(outcome.error()))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from vmsnix_ops.sandbox import sandbox_process
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=64)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    options = parser.parse_args(arguments)
+    figures: list[dict[str, Any]] = []
+    print(f"{options.runs} runs, {os.cpu_count()} cores\n")
+    print("| workers | s | runs a minute | CPU s a run | against one worker |\n|---|---:|---:|---:|---:|")
+    with tempfile.TemporaryDirectory(prefix="vmsnix-fleet-") as name, sandbox_process() as aws:
+        folder = Path(name)
+        os.environ["VMSNIX_STATE"] = str(folder / "state")
+        environment = {**aws.environment, "VMSNIX_STATE": str(folder / "state")}
+        plan = plan_file(folder, options.runs)
+        for workers in (0, *options.workers):
+            before = _cpu()
+            started = time.monotonic()
+            if workers:
+                on_workers(plan, workers, environment)
+            else:
+                one_after_the_other(plan, options.runs, environment)
+            seconds, cpu = time.monotonic() - started, _cpu() - before
+            figures.append({"workers": workers, "seconds": seconds, "cpu_seconds": cpu})
+            one = next((each["seconds"] for each in figures if each["workers"] == 1), None)
+            ratio = f"{one / seconds:.2f}" if one and workers else ""
+            shown = str(workers) if workers else "none: one after the other"
+            per_run = f"{60 * options.runs / seconds:.0f} | {cpu / options.runs:.2f}"
+            print(f"| {shown} | {seconds:.1f} | {per_run} | {ratio} |", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({"runs": options.runs, "figures": figures}, indent=1) + "\n")
+    return 0
+
+
+def _cpu() -> float:
+    """Return the CPU seconds of this process and of all children that have ended."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in usage)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
