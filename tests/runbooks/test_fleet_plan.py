@@ -194,7 +194,7 @@ def test_a_plan_without_a_name_is_named_after_its_place(plans: Plans, tmp_path: 
 
 def test_the_plan_prints_what_it_will_do(plans: Plans) -> None:
     plan = plans.read('[[entry]]\nrunbook = "greet"\nimages = ["<b>"]\nresources = { kvm = 1 }\nretries = 1')
-    assert "greet image=<b>; needs kvm=1; 1 retries" in str(plan)
+    assert "greet image=<b>; needs kvm=1; 1 retry" in str(plan)
     assert "&lt;b&gt;" in plan._repr_html_()
     assert list(plan.frame()["needs"]) == ["kvm=1"]
 

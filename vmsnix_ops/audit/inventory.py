@@ -172,7 +172,7 @@ def scan(
     settings, session = load(), session or default_session()
     run, now = current_run("audit-inventory"), datetime.now(UTC)
     home = settings.region or session.region_name or "us-east-1"
-    asked = _asked(session, settings, tuple(regions))
+    asked = asked_regions(session, settings, tuple(regions))
     members = sessions_of(
         tuple(accounts) or settings.audit_accounts,
         role=settings.audit_role,
@@ -198,10 +198,10 @@ def scan(
     tables = [table for _, table in found]
     reads = [one for one, _ in found]
     found.clear()  # so that the join alone holds the tables, and can let them go
-    return _joined(reads, tables, unread, run, now, costs.Prices(settings.snapshot_prices))
+    return joined(reads, tables, unread, run, now, costs.Prices(settings.snapshot_prices))
 
 
-def _asked(session: boto3.Session, settings: Settings, asked: tuple[str, ...]) -> tuple[str, ...]:
+def asked_regions(session: boto3.Session, settings: Settings, asked: tuple[str, ...]) -> tuple[str, ...]:
     """Return the regions to look at, by name; ``("all",)`` stays as it is."""
     if asked == ("all",):
         return asked
@@ -338,7 +338,7 @@ def _bucket(
     return read, columns.arrow()
 
 
-def _joined(
+def joined(
     found: list[_Read],
     tables: list[pa.Table],
     unread: list[Unread],

@@ -93,7 +93,7 @@ class Target:
         if self.effects == "destroys":
             parts.append("destroys")
         if self.retries:
-            parts.append(f"{self.retries} retries")
+            parts.append(f"{self.retries} {'retry' if self.retries == 1 else 'retries'}")
         return "; ".join(parts)
 
 

@@ -33,6 +33,7 @@ COLOURS = {
 }
 STYLE = """
 body { max-width: 80rem; }
+td:nth-child(-n+4) { white-space: nowrap; }
 td.done { color: var(--done); } td.failed { color: var(--failed); }
 td.partly, td.interrupted, td.skipped { color: var(--partly); }
 .lane { position: relative; height: 1.1rem; min-width: 12rem; background: var(--raised); border-radius: 3px; }

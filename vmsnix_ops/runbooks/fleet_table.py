@@ -189,6 +189,7 @@ class Terminal(Board):
 
         self.console = console or _console()
         self._live: Any = None
+        self._over = False
 
     def opened(self) -> None:
         """Open the table."""
@@ -201,6 +202,7 @@ class Terminal(Board):
 
     def closed(self) -> None:
         """Leave the whole table as text."""
+        self._over = True
         self._live.vertical_overflow = "visible"
         self._live.stop()
 
@@ -220,7 +222,9 @@ class Terminal(Board):
                 style = STYLES.get(line.state, "")
                 cells = (MARKS.get(line.state, " "), line.name, line.state, line.took(), line.error)
                 table.add_row(*(Text(cell, style=style) for cell in cells))
-            return Group(Text(self.summary(), style="bold"), table)
+        summary = Text(self.summary(), style="bold")
+        # While it moves the end of a long table may be cut off; afterwards the end is what is seen.
+        return Group(table, summary) if self._over else Group(summary, table)
 
 
 class Widget(Board):
@@ -231,7 +235,6 @@ class Widget(Board):
         import ipywidgets
 
         self.box: Any = ipywidgets.HTML()
-        self._over = threading.Event()
         self._drawn = 0.0
 
     def opened(self) -> None:
