@@ -104,10 +104,18 @@ def _our_import(client: Any, asked: Mapping[str, Any]) -> bool:
     return any(tagging.DIGEST in tagging.to_dict(task.get("Tags")) for task in answer["ImportSnapshotTasks"])
 
 
+def _our_instances(client: Any, asked: Mapping[str, Any]) -> bool:
+    """Whether instances are those of smoke tests, by their tags."""
+    answer = client.describe_instances(InstanceIds=asked["InstanceIds"])
+    found = [one for group in answer["Reservations"] for one in group["Instances"]]
+    return bool(found) and all(tagging.SMOKE in tagging.to_dict(one.get("Tags")) for one in found)
+
+
 CLEAN_UPS: Mapping[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     "ec2:CancelImportTask": _our_import,
     "ec2:DeleteSnapshot": _our_snapshot,
     "ec2:DisableImageDeprecation": lambda _client, _asked: True,  # takes a date away, and nothing else
+    "ec2:TerminateInstances": _our_instances,
     "iam:DeletePolicyVersion": lambda _client, asked: ":policy/vmsnix" in asked["PolicyArn"],
     "s3:AbortMultipartUpload": lambda _client, _asked: True,  # nobody can read an unfinished upload
     "s3:DeleteObject": lambda _client, asked: bool(CONTENT_KEY.fullmatch(asked["Key"])),
