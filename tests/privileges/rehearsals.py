@@ -25,6 +25,8 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import preflight, promote, roll_back, smoke, verify
+from vmsnix_ops.records.run_context import new_run_id
+from vmsnix_ops.runbooks import archive, evidence
 
 if TYPE_CHECKING:
     from vmsnix_ops.publish.outcomes import Outcomes
@@ -395,7 +397,33 @@ def retire_in_every_region(account: Account, actions: Actions) -> None:
 IN_CHECKS = ("ec2:DescribeRegions", "iam:GetRole", "iam:SimulatePrincipalPolicy")
 PUBLIC_IN_CHECKS = ("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionByDefault")
 
+# Evidence
+
+
+def keep_and_read_evidence(account: Account, actions: Actions) -> None:
+    """Archive a run, and find and read it again."""
+    keys = account.session(actions).get_credentials().get_frozen_credentials()
+    environment = {
+        "AWS_ENDPOINT_URL": account.aws.url,
+        "AWS_ACCESS_KEY_ID": keys.access_key,
+        "AWS_SECRET_ACCESS_KEY": keys.secret_key,
+        "AWS_REGION": REGION,
+    }
+    work, run_id = account.image.parent / "runs", new_run_id("publish-ami")
+    shelf = evidence.Archive(f"s3://{BUCKET}/vmsnix/archive", work, environment)
+    entry: dict[str, object] = {"run_id": run_id, "runbook": "publish-ami", "status": "running"}
+    folder = archive.open_folder(shelf.place, run_id, entry, work=work, environment=environment)
+    folder.path(archive.REPORT).write_text("the page")
+    kept = folder.keep(archive.REPORT)
+    assert kept is not None
+    files = {archive.REPORT: kept.to_json()}
+    folder.write_json(archive.RESULT, {**entry, "status": "done", "files": files})
+    folder.close(done=True)
+    assert shelf.fetch(shelf.find(run_id), archive.REPORT) == b"the page"
+
+
 REHEARSALS: dict[str, Rehearsal] = {
+    "evidence": Rehearsal(keep_and_read_evidence),
     "import": Rehearsal(
         publish_by(),
         only_when={

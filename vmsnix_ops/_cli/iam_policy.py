@@ -67,11 +67,16 @@ def iam_policy(
     from vmsnix_ops.settings import load
 
     settings = load()
+    home, key_prefix = settings.bucket, settings.key_prefix
+    if kind == "archivist":  # another bucket than that of uploads
+        home, _, prefix = settings.archive.removeprefix("s3://").partition("/")
+        home = home if settings.archive.startswith("s3://") else None
+        key_prefix = f"{prefix}/" if home and prefix else ""
     place = policies.Place(
         account=account,
         regions=regions,
-        bucket=bucket or settings.bucket or "*",
-        key_prefix=settings.key_prefix,
+        bucket=bucket or home or "*",
+        key_prefix=key_prefix,
         role_name=role_name or settings.role_name,
         partition=partition,
         audit_role=settings.audit_role,

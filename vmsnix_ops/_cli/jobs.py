@@ -59,6 +59,7 @@ JOBS: dict[str, Job] = {
     "audited": Job("audit-member", "vmsnix_ops.audit.policies:member_actions"),
     "retire": Job("retirer", "vmsnix_ops.audit.retirement_policy:retirer_actions"),
     "preflight": Job("preflight", "vmsnix_ops.aws.policies:thorough_actions"),
+    "evidence": Job("archivist", "vmsnix_ops.runbooks.archive:archivist_actions"),
     "bootstrap": Job("bootstrap", "vmsnix_ops.aws.bootstrap:bootstrapper_actions"),
 }
 """Every job, by the name that the page of permissions gives it."""

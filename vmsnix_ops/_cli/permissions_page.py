@@ -52,8 +52,8 @@ the job then ends with an error that names the action, or, where only a check ne
 
 A publisher needs `iam:PassRole` only for `vmimport` and only for the service `vmie.amazonaws.com`. History on
 S3 (`history = "s3://..."`) needs `s3:ListBucket` on that bucket and `s3:GetObject`, `s3:PutObject`,
-`s3:DeleteObject` below its prefix; an archive there (`archive = "s3://..."`) needs the same without
-`s3:DeleteObject`.
+`s3:DeleteObject` below its prefix; an archive there (`archive = "s3://..."`) needs what
+`vmsnix iam-policy archivist` prints.
 
 """
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.aws.permissions import needs_of
 from vmsnix_ops.errors import ArchiveError
 from vmsnix_ops.runbooks import _bucket
 
@@ -233,6 +234,11 @@ def is_lost(folder: Path) -> bool:
     except OSError:
         return False  # locked, so it lives; or nobody can tell
     return True
+
+
+def archivist_actions() -> tuple[str, ...]:
+    """Return what keeping evidence in a bucket needs, and reading it."""
+    return needs_of(_bucket.put, _bucket.put_once, _bucket.get, _bucket.folders)
 
 
 def write_whole(path: Path, text: str) -> None:
