@@ -12,6 +12,7 @@ import pytest
 from tests.audit.fleet import FRIEND, OTHER, REGION, Fleet, why
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
+from vmsnix_ops.aws import images
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.cli import main
 from vmsnix_ops.records import history
@@ -417,6 +418,14 @@ def test_an_ami_that_somebody_enabled_by_hand_is_given_its_whole_grace_again(fle
     plan.apply()
     assert fleet.amis() == {ami: "disabled"}
     assert "can be restored until" in why(fleet.plan(now=fleet.later(25)), ami)
+
+
+def test_publishing_what_was_retired_says_how_to_bring_it_back(fleet: Fleet) -> None:
+    ami = fleet.ami(digest="d")
+    wanted = images.Registration(f"web-{fleet.number}", "x86_64", "", "/dev/sda1", fleet.held(ami)[0])
+    fleet.apply()
+    with pytest.raises(errors.RegistrationError, match=f"--action restore --amis {ami}"):
+        images.register(fleet.ec2, wanted, digest="d")
 
 
 # A plan that no longer holds

@@ -263,8 +263,8 @@ def decide(views: Iterable[View], rules: Rules, now: datetime) -> tuple[Decision
 
 def candidates(view: View, rules: Rules, now: datetime) -> tuple[str, ...]:
     """Return the AMIs that would go if nothing more were known: those worth asking about one by one."""
-    found = _Region(view, rules, now, {}).decisions()
-    return tuple(one.resource_id for one in found if one.goes and one.kind == "ami")
+    region = _Region(view, rules, now, {})
+    return tuple(ami.ami_id for ami in view.amis if region.verdict(ami)[0] != "keep")
 
 
 def orphans(view: View) -> tuple[Snapshot, ...]:
@@ -310,13 +310,13 @@ class _Region:
         self.in_channel = _in_channels(view.channels, rules.keep_last)
 
     def decisions(self) -> list[Decision]:
-        found = [Decision.of_ami(self.view, ami, *self._verdict(ami)) for ami in self.view.amis]
+        found = [Decision.of_ami(self.view, ami, *self.verdict(ami)) for ami in self.view.amis]
         if self.rules.orphans and not self.rules.amis:
             loose = orphans(self.view)
             found += [Decision.of_snapshot(self.view, one, *self._orphan_verdict(one)) for one in loose]
         return found
 
-    def _verdict(self, ami: Ami) -> tuple[Action, list[str]]:
+    def verdict(self, ami: Ami) -> tuple[Action, list[str]]:
         if not _ours(ami.tags):
             return "keep", [f"not ours: it has no tag {tagging.DIGEST}"]
         if self.rules.images and ami.tags.get(tagging.IMAGE) not in self.rules.images:

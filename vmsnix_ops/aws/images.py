@@ -439,6 +439,12 @@ def _available(ec2: Client, ami_id: str, step: Step | None, pace: Pace) -> Ami:
         return Sighting(outcome, ami, None, ami.state)
 
     seen = wait(look, what=f"the AMI {ami_id}", deadline=AVAILABLE_SECONDS, step=step, pace=pace)
+    if seen.state == "disabled":
+        raise errors.RegistrationError(
+            f"The AMI {ami_id} holds these bytes, and it is disabled.",
+            why="It was retired, or somebody disabled it.",
+            cure=f"Bring it back: vmsnix retire-amis --action restore --amis {ami_id}.",
+        )
     if seen.outcome == "failed":
         raise errors.RegistrationError(
             f"The AMI {ami_id} is {seen.state}.",
