@@ -36,6 +36,8 @@ COMPARED = ("sha256, one core", "loopback copy", "boto3, 64 threads", "aws s3 cp
 AIMS = (
     ("full", "times_boto3", "times boto3's blocks a second", 3),
     ("45 % sparse", "times_boto3", "times boto3's image GiB a second", 6),
+    ("45 % sparse, upload step", "times_boto3", "times boto3's image GiB a second", 6),
+    ("3 % changed", "times_boto3", "times boto3's image GiB a second", 25),
     ("3 % changed, upload step", "times_boto3", "times boto3's image GiB a second", 25),
     ("full, end to end", "times_hashing", "times the speed of hashing on one core", 0.5),
     ("S3, ours", "times_cli", "times the speed of aws s3 cp", 1),
