@@ -41,12 +41,16 @@ class Kill:
 
 @dataclass(frozen=True)
 class Job:
-    """One publish: parameters of `publish.plan`, the environment, and where to die."""
+    """One publish: parameters of `publish.plan`, the environment, and where to die.
+
+    It may be a promotion instead: then the parameters are those of `promote.plan`.
+    """
 
     plan: Mapping[str, Any]
     environment: Mapping[str, str]
     kill: Kill | None = None
     patches: Mapping[str, Any] = field(default_factory=dict)
+    does: str = "publish"
 
 
 @dataclass(frozen=True)
@@ -200,15 +204,21 @@ def publisher(job: dict[str, Any]) -> int:
 
     from vmsnix_ops import publish
     from vmsnix_ops.progress import silent
+    from vmsnix_ops.publish import promote
 
+    result: dict[str, Any]
     try:
         session = boto3.Session(botocore_session=core, region_name="us-east-1")
-        plan = publish.plan(**job["plan"], progress=silent(), session=session)
-        result = publish.run(plan)
+        if job["does"] == "promote":
+            done = promote.apply(promote.plan(**job["plan"], progress=silent(), session=session))
+            result = {"status": done.status, "outcomes": [done.plain(row) for row in done.rows]}
+        else:
+            plan = publish.plan(**job["plan"], progress=silent(), session=session)
+            result = publish.run(plan).as_dict()
     except BaseException as error:  # noqa: BLE001 (an interrupt too is told to the parent)
         answer.write_text(json.dumps({"error": type(error).__name__, "text": str(error)}))
         return getattr(error, "exit_code", 1)
-    answer.write_text(json.dumps({"result": result.as_dict()}, default=str))
+    answer.write_text(json.dumps({"result": result}, default=str))
     return 0
 
 
@@ -228,7 +238,7 @@ def warm() -> None:
         "pyarrow.compute",
         "deltalake",
         "stamina",
-        "vmsnix_ops.publish",
+        "vmsnix_ops.publish.promote_apply",
     )
     for name in names:
         importlib.import_module(name)
@@ -236,7 +246,7 @@ def warm() -> None:
     quick.share_models(patch)
     quick.pause_briefly(patch)
     core = botocore.session.Session()
-    for service in ("ec2", "s3", "sts", "iam", "ebs", "service-quotas"):
+    for service in ("ec2", "s3", "sts", "iam", "ebs", "service-quotas", "sns", "ssm"):
         core.create_client(
             service, region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none"
         )

@@ -1,0 +1,122 @@
+"""A promotion killed anywhere, run again: one copy, one pointer value, all as wanted, nothing doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.aws.account import make_ami
+from tests.faults.publishers import MOMENTS, Job, Kill, environment
+from vmsnix_ops.aws import sharing
+from vmsnix_ops.records.tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.faults.crash_sweep import Sweep
+
+HOME, EUROPE = "us-east-1", "eu-west-1"
+WANTED: dict[str, Any] = {
+    "channel": "stable",
+    "regions": [EUROPE],
+    "share_with": ["210987654321"],
+    "deprecate_days": 365,
+    "protect": True,
+    "dry_run": False,
+}
+QUICK = [
+    Kill("ec2:CopyImage", 1, "sent"),
+    Kill("ec2:CopyImage", 1, "after"),
+    Kill("ec2:ModifySnapshotAttribute", 2, "sent"),
+    Kill("ec2:EnableImageDeprecation", 1, "before"),
+    Kill("ssm:PutParameter", 1, "sent"),
+    Kill("ssm:PutParameter", 2, "after"),
+    Kill("sns:Publish", 1, "sent"),
+    Kill("table:promotions", 1, "before"),
+    Kill("table:steps", 1, "before"),
+]
+
+
+def job(publishers: Sweep, state: Path, ami: str, topic: str, kill: Kill | None = None) -> Job:
+    plan = {**WANTED, "ami": ami, "topic": topic}
+    return Job(plan, environment(publishers.aws, state), kill, does="promote")
+
+
+def begin(publishers: Sweep) -> tuple[Path, str, str]:
+    state = publishers.clean()
+    topic = publishers.aws.client("sns").create_topic(Name="images")["TopicArn"]
+    return state, make_ami(publishers.aws), topic
+
+
+def sweep(publishers: Sweep, kill: Kill) -> list[str]:
+    """Kill a promotion there, give the same command again, and say what is wrong."""
+    state, ami, topic = begin(publishers)
+    (first,) = publishers.publishers.run(job(publishers, state, ami, topic, kill))
+    (second,) = publishers.publishers.run(job(publishers, state, ami, topic))
+    if not first.killed:
+        return [f"was not killed but ended with {first.status} {first.error} {first.text}"]
+    if second.status or second.result["status"] != "done":
+        return [f"the second run: {second.error} {second.text} {second.result}"]
+    told = publishers.aws.world.tables.table(publishers.aws.account, HOME, "topics")[topic].messages
+    # A message whose answer was lost, or that was not written down any more, is sent once more.
+    most = 2 if kill.call in ("sns:Publish", "table:steps") else 1
+    wrong = [] if 1 <= len(told) <= most else [f"{len(told)} messages"]
+    for region in (HOME, EUROPE):
+        wrong += [f"{region}: {text}" for text in wrong_in(publishers, region)]
+    return [*wrong, *wrong_tables(state)]
+
+
+def wrong_in(publishers: Sweep, region: str) -> Iterator[str]:
+    ec2, ssm = publishers.aws.client("ec2", region), publishers.aws.client("ssm", region)
+    images = ec2.describe_images(Owners=["self"])["Images"]
+    snapshots = ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
+    if len(images) != 1 or len(snapshots) != 1:
+        yield f"{len(images)} AMIs and {len(snapshots)} snapshots"
+        return
+    ami, snapshot = images[0]["ImageId"], snapshots[0]["SnapshotId"]
+    if sharing.of_image(ec2, ami).accounts != ("210987654321",):
+        yield "the AMI is not shared"
+    if sharing.of_snapshot(ec2, snapshot).accounts != ("210987654321",):
+        yield "the snapshot is not shared"
+    if "DeprecationTime" not in images[0] or images[0]["DeregistrationProtection"] == "disabled":
+        yield "no date, or no protection"
+    values = ssm.get_parameter_history(Name="/vmsnix/ecs-node/stable")["Parameters"]
+    if [one["Value"] for one in values] != [ami]:
+        yield f"the pointer had {[one['Value'] for one in values]}"
+
+
+def wrong_tables(state: Path) -> Iterator[str]:
+    tables = Tables(state / "history")
+    for name in ("amis", "promotions"):
+        if sorted(tables.read(name)["region"]) != sorted([HOME, EUROPE]):
+            yield f"{name} has {list(tables.read(name)['region'])}"
+    shared = {tuple(json.loads(one)) for one in tables.read("promotions")["shared_with"]}
+    if shared != {("210987654321",)}:
+        yield f"recorded as shared with {shared}"
+
+
+@pytest.mark.parametrize("kill", QUICK, ids=str)
+def test_killed_here_the_same_promotion_converges(publishers: Sweep, kill: Kill) -> None:
+    assert sweep(publishers, kill) == []
+
+
+@pytest.mark.skipif(not os.environ.get("VMSNIX_WHOLE_TESTS"), reason="every point takes minutes")
+def test_killed_at_every_call_the_same_promotion_converges(publishers: Sweep) -> None:
+    (ended,) = publishers.publishers.run(job(publishers, *begin(publishers)))
+    assert ended.status == 0, ended.text
+    seen: Counter[str] = Counter()
+    wrong = {}
+    for call in ended.calls:
+        seen[call] += 1
+        for moment in ("before", "after") if call.startswith("table:") else MOMENTS:
+            kill = Kill(call, seen[call], moment)
+            found = sweep(publishers, kill)
+            if found:
+                wrong[str(kill)] = found
+    assert wrong == {}
+    print(f"{sum(seen.values())} calls")
