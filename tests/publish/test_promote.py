@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ EVERYTHING = {
 
 def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
     shown = str(plan(**EVERYTHING))
-    assert "copy       to do" in shown
+    assert "  copy       to do" in shown
     assert changes(aws)[-1].startswith(("CreateVolume", "RegisterImage")) or "CopyImage" not in changes(aws)
     found = promote.apply(plan(**EVERYTHING))
     per_region = ["share done", "revoke already so", "deprecate done", "protect done", "point done"]
@@ -254,6 +255,40 @@ def test_a_lost_answer_makes_no_second_copy(aws: Sandbox, ami: str) -> None:
     aws.faults.add({"op": "ec2:CopyImage", "nth": 1, "do": "drop", "when": "after"})
     assert outcomes(promote.apply(plan(regions=[EUROPE])))[EUROPE] == ["copy done"]
     assert len(copies(aws, EUROPE)) == 1
+
+
+def test_two_promoters_at_once_make_one_copy(aws: Sandbox, ami: str) -> None:
+    plans = [plan(channel="stable", regions=[EUROPE]) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(promote.apply, plans))
+    assert [one.status for one in found] == ["done", "done"]
+    assert len(copies(aws, EUROPE)) == 1
+
+
+def test_a_name_that_was_taken_a_moment_ago_is_looked_for(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote.apply(plan(regions=[EUROPE]))
+    made = plan(regions=[EUROPE])
+    seen, named = [], images.named
+
+    def late(ec2: Any, name: str) -> Any:
+        """Show the copy only from the third look on, as EC2 may."""
+        seen.append(name)
+        return named(ec2, name) if len(seen) > 2 else []
+
+    monkeypatch.setattr(images, "named", late)
+    aws.world.tables.table(aws.account, EUROPE, "ec2_tokens").clear()  # somebody else's copy
+    assert promote.apply(made).status == "done"
+    assert len(copies(aws, EUROPE)) == 1
+
+
+def test_what_was_just_copied_and_is_not_seen_is_waited_for(aws: Sandbox, ami: str) -> None:
+    for operation in ("ModifyImageAttribute", "ModifySnapshotAttribute", "EnableImageDeprecation"):
+        code = "InvalidSnapshot.NotFound" if "Snapshot" in operation else "InvalidAMIID.NotFound"
+        aws.faults.add({"op": f"ec2:{operation}", "nth": [1, 2], "do": "error", "code": code, "http": 400})
+    found = promote.apply(plan(regions=[EUROPE], share_with=[OTHER], deprecate_days=30))
+    assert found.status == "done", found
 
 
 def test_a_name_with_other_bytes_is_refused_in_the_plan(aws: Sandbox, ami: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops.aws import images, parameters
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.records import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -122,3 +123,23 @@ def frame(regions: Iterable[Iterable[Entry]]) -> pd.DataFrame:
     for name in ("since", "until", "last_launched"):
         table[name] = pd.to_datetime(table[name], utc=True)
     return table
+
+
+def show(table: pd.DataFrame) -> shown.Shown:
+    """Return that frame for people."""
+    columns = ("region", "since (UTC)", "until", "AMI", "name", "state", "instances", "changed by", "note")
+    rows = [
+        [
+            row["region"],
+            shown.moment(row["since"]),
+            "now" if shown.missing(row["until"]) else shown.moment(row["until"]),
+            row["ami_id"],
+            row["name"],
+            row["state"],
+            row["instances"],
+            row["changed_by"].rpartition(":")[2],
+            row["note"],
+        ]
+        for row in table.to_dict("records")
+    ]
+    return shown.shown(columns, rows, right=("instances",), nothing="It points to nothing yet.")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
+from vmsnix_ops.records import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     import pandas as pd
 
 Outcome = Literal["done", "already so", "failed", "skipped", "planned"]
@@ -27,7 +25,7 @@ COLUMNS = {
 }
 """Columns of `Outcomes.frame`, and their meaning."""
 
-MARKS = {"done": "✓", "already so": "✓", "failed": "✗", "skipped": "-", "planned": "·"}
+MARKED = {"done": "✓ done", "already so": "✓ already so", "failed": "✗ failed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,52 +113,40 @@ class Outcomes:
         header, lines = self._table()
         return pd.DataFrame(lines, columns=header)
 
+    def steps(self) -> shown.Shown:
+        """Return one row a region and step for people: what was done, how long it took, and why not."""
+        rows = [
+            (_region(row), row.step, row.outcome, shown.seconds(row.seconds or None), row.why or row.what)
+            for row in self.rows
+        ]
+        return shown.shown(("region", "step", "outcome", "took", "what, or why not"), rows, right=("took",))
+
     def _table(self) -> tuple[list[str], list[list[str]]]:
         steps = list(dict.fromkeys(row.step for row in self.rows))
         lines = []
         for region in dict.fromkeys(row.region for row in self.rows):
             rows = [row for row in self.rows if row.region == region]
             outcome = {row.step: row.outcome for row in rows}
-            name = f"{region} (best effort)" if rows[0].best_effort else region
             ami_id = next((row.ami_id for row in rows if row.ami_id), "")
             why = "; ".join(row.why for row in rows if row.outcome == "failed")
-            lines.append([name, ami_id, *(outcome.get(step, "") for step in steps), why])
+            lines.append([_region(rows[0]), ami_id, *(outcome.get(step, "") for step in steps), why])
         return ["region", "ami_id", *steps, "why"], lines
 
+    def _shown(self) -> shown.Shown:
+        header, lines = self._table()
+        return shown.shown(
+            header, [[MARKED.get(cell, cell) for cell in line] for line in lines], title=self.job
+        )
+
     def __str__(self) -> str:
-        return "\n".join(text_table(*self._table()))
+        return str(self._shown())
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
         printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        header, lines = self._table()
-        marked = [
-            [MARKS.get(cell, "") + " " + cell if cell in MARKS else cell for cell in row] for row in lines
-        ]
-        return html_rows(header, marked, caption=self.job)
+        return self._shown()._repr_html_()
 
 
-def text_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    """Return lines of text whose columns stand below each other; the last column is as long as it is."""
-    rows = [list(header), *map(list, lines)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
-    return [
-        "  ".join(
-            [*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)), row[-1]]
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def html_rows(header: Sequence[str], lines: Iterable[Sequence[str]], *, caption: str) -> str:
-    """Return a table with a head as HTML; the notebook's own style would align it to the right."""
-    left = 'style="text-align:left"'
-    head = "".join(f"<th {left}>{html.escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td {left}>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines
-    )
-    return (
-        f'<table class="vmsnix"><caption>{html.escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+def _region(row: StepOutcome) -> str:
+    return f"{row.region} (best effort)" if row.best_effort else row.region

@@ -13,6 +13,7 @@ refused in one of its regions, is finished by running it again.
 
 from __future__ import annotations
 
+import html
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,9 +28,9 @@ from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import channels, promote_steps
 from vmsnix_ops.publish.channel_history import entries, frame
-from vmsnix_ops.publish.outcomes import html_rows, text_table
 from vmsnix_ops.publish.plan import check_public
 from vmsnix_ops.publish.promote_steps import Spot, Wanted
+from vmsnix_ops.records import shown
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import Settings, load
@@ -171,14 +172,19 @@ class Plan:
         ]
         return [*found, *(["Nothing of this will be done: dry_run is set."] if self.dry_run else [])]
 
+    def _shown(self) -> shown.Shown:
+        header, lines = self._table()
+        return shown.shown(header, lines, title=self.title)
+
     def __str__(self) -> str:
-        return "\n".join([self.title, *(f"  {line}" for line in text_table(*self._table())), *self.notes()])
+        return "\n".join([str(self._shown()), *self.notes()])
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
         printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        return html_rows(*self._table(), caption=" ".join([f"{self.title}.", *self.notes()]))
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
+        return self._shown()._repr_html_() + notes
 
 
 def plan(

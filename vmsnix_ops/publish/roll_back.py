@@ -7,6 +7,7 @@ an unfinished publish left.
 
 from __future__ import annotations
 
+import html
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,7 +22,8 @@ from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import channels, promote_records
 from vmsnix_ops.publish.channel_history import Entry, entries, frame
 from vmsnix_ops.publish.journal import record_run
-from vmsnix_ops.publish.outcomes import Outcomes, StepOutcome, html_rows, text_table
+from vmsnix_ops.publish.outcomes import Outcomes, StepOutcome
+from vmsnix_ops.records import shown
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -125,14 +127,19 @@ class Plan:
         """Return what the table does not say."""
         return ["Nothing of this will be done: dry_run is set."] if self.dry_run else []
 
+    def _shown(self) -> shown.Shown:
+        header, lines = self._table()
+        return shown.shown(header, lines, title=self.title)
+
     def __str__(self) -> str:
-        return "\n".join([self.title, *(f"  {line}" for line in text_table(*self._table())), *self.notes()])
+        return "\n".join([str(self._shown()), *self.notes()])
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
         printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        return html_rows(*self._table(), caption=" ".join([f"{self.title}.", *self.notes()]))
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
+        return self._shown()._repr_html_() + notes
 
 
 def plan(

@@ -19,7 +19,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.account import identity
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.records import history
+from vmsnix_ops.records import history, shown
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -111,6 +111,12 @@ class Report:
 
     drift: pd.DataFrame
     regions: pd.DataFrame
+
+    def show(self) -> shown.Shown:
+        """Return the drift for people."""
+        names = ("region", "ami_id", "name", "field", "recorded", "found", "meaning")
+        rows = [[row[name] for name in names] for row in self.drift.to_dict("records")]
+        return shown.shown(names, rows, nothing="Everything is as it was recorded.")
 
     @property
     def unread(self) -> int:
