@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from vmsnix_ops.audit.inventory import Inventory
+    from vmsnix_ops.audit.values import Inventory
 
 TAGS = {"owner": "platform", **DIGEST}
 

@@ -21,7 +21,7 @@ from vmsnix_ops.audit import costs, views
 from vmsnix_ops.audit.findings import evaluate
 
 if TYPE_CHECKING:
-    from vmsnix_ops.audit.inventory import Inventory
+    from vmsnix_ops.audit.values import Inventory
 
 AMIS, REFERENCED, UNREFERENCED, UNKNOWN = 138, 12, 115, 11
 TERABYTES = 1.9

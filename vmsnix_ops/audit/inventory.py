@@ -7,31 +7,31 @@ finding, and makes the use of what stands there unknown.
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import costs, rows
+from vmsnix_ops.audit.joining import joined
+from vmsnix_ops.audit.values import Inventory, Read, Unread
 from vmsnix_ops.aws import leftovers, references
 from vmsnix_ops.aws.accounts import accounts as sessions_of
 from vmsnix_ops.aws.paging import items
 from vmsnix_ops.aws.permissions import needs
-from vmsnix_ops.aws.references import Clients, Evidence, References
+from vmsnix_ops.aws.references import Clients, References
 from vmsnix_ops.aws.session import Client, calling, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import current
-from vmsnix_ops.records.run_context import RunContext, current_run
+from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     import boto3
-    import pandas as pd
     import pyarrow as pa
 
     from vmsnix_ops.aws.accounts import Account
@@ -43,97 +43,6 @@ REGIONS_AT_ONCE = 8
 PAGE = 1000
 ONE_BY_ONE = 500
 """AMIs of a region up to which, by default, AWS is also asked about each one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unread:
-    """Something that could not be read.
-
-    Attributes
-    ----------
-    account, region
-        Where; the region is empty for a whole account.
-    source
-        What.
-    error
-        Why, and what to do.
-    """
-
-    account: str
-    region: str
-    source: str
-    error: errors.AwsError
-
-
-@dataclass(frozen=True, slots=True)
-class Pointer:
-    """Something that names an AMI which this account does not own.
-
-    Attributes
-    ----------
-    account, region, ami_id
-        Where and what it names.
-    evidence
-        What names it.
-    owner
-        Whose AMI that is; empty when there is no such AMI, or none that we may see.
-    """
-
-    account: str
-    region: str
-    ami_id: str
-    evidence: Evidence
-    owner: str
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """What one scan saw.
-
-    Attributes
-    ----------
-    frame
-        Columns as `vmsnix_ops.records.schemas.INVENTORY` documents them; AMIs first, oldest first.
-    run
-        The run that scanned.
-    scanned_at
-        When it started, UTC.
-    places
-        The accounts and regions that were read, each with the number of AMIs; also those without any.
-    unread
-        What could not be read.
-    pointers
-        What names AMIs of other accounts, or AMIs that do not exist.
-    hurried
-        The accounts and regions that have so many AMIs that AWS was not asked about each one.
-    """
-
-    frame: pd.DataFrame = field(repr=False)
-    run: RunContext = field(repr=False)
-    scanned_at: datetime
-    places: Mapping[tuple[str, str], int]
-    unread: tuple[Unread, ...] = ()
-    pointers: tuple[Pointer, ...] = ()
-    hurried: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def amis(self) -> pd.DataFrame:
-        """The AMIs: the first rows of the frame, and so no copy of them."""
-        return self.frame.iloc[: int((self.frame["kind"] == "ami").sum())]
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What was read of one account and region."""
-
-    account: str
-    region: str
-    found: References
-    amis: int
-    holders: Mapping[str, list[str]]
-    unread: tuple[Unread, ...]
-    hurried: bool
-    strangers: Mapping[str, str]
 
 
 def scan(
@@ -183,14 +92,24 @@ def scan(
     places, unread = _places(members, asked, home)
     shown = current().step("scan", total=len(places), unit="items")
     with shown as step, ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan") as pool:
+        turns = BoundedSemaphore(REGIONS_AT_ONCE + 1)
 
-        def read(place: tuple[str, Clients]) -> tuple[_Read, pa.Table]:
-            columns = rows.Columns(run.run_id, now, place[0], place[1].region)
-            result = read_region(place[1], columns, one_by_one)
-            step.advance(1)
-            return result, columns.arrow()
+        def read(account: str, clients: Clients) -> tuple[Read, pa.Table]:
+            try:
+                columns = rows.Columns(run.run_id, now, account, clients.region)
+                result = read_region(clients, columns, one_by_one)
+                return result, columns.arrow()
+            finally:
+                step.advance(1)
+                turns.release()
 
-        found = list(pool.map(read, places))
+        jobs = []
+        for account, its_session, region in places:
+            # Sessions are not thread safe, so clients are made here; a few at once, because each costs a
+            # megabyte and there may be thousands of places.
+            turns.acquire()
+            jobs.append(pool.submit(read, account, Clients.of(its_session, region)))
+        found = [job.result() for job in jobs]
     own = next((one for one in members if one.session is session), None)
     wanted = tuple(buckets) or tuple(filter(None, [settings.bucket]))
     if own is not None and wanted:
@@ -228,8 +147,8 @@ def enabled(ec2: Client) -> tuple[str, ...]:
 
 def _places(
     members: Iterable[Account], asked: tuple[str, ...], home: str
-) -> tuple[list[tuple[str, Clients]], list[Unread]]:
-    """Return account and clients of everything to read; sessions are not thread safe, clients are."""
+) -> tuple[list[tuple[str, boto3.Session, str]], list[Unread]]:
+    """Return account, session and region of everything to read."""
     places, unread = [], []
     for member in members:
         if member.session is None:
@@ -243,12 +162,12 @@ def _places(
             except errors.AwsError as error:
                 unread.append(Unread(member.account, "", "enabled regions", error))
                 regions = (home,)
-        places += [(member.account, Clients.of(member.session, region)) for region in regions]
+        places += [(member.account, member.session, region) for region in regions]
     return places, unread
 
 
 @needs("ec2:DescribeSnapshots", "ec2:DescribeImages", "ec2:DescribeImportSnapshotTasks")
-def read_region(clients: Clients, columns: rows.Columns, one_by_one: Thoroughness) -> _Read:
+def read_region(clients: Clients, columns: rows.Columns, one_by_one: Thoroughness) -> Read:
     """Read one account and region, one source after the other."""
     account, region, ec2 = columns.account, clients.region, clients.ec2
     unread: list[Unread] = []
@@ -289,7 +208,7 @@ def read_region(clients: Clients, columns: rows.Columns, one_by_one: Thoroughnes
         others = [one for one in found.by_ami if one.startswith("ami-") and one not in launched]
         if not any(one.source == "AMIs" for one in unread):
             strangers = _owners(ec2, others)
-    return _Read(
+    return Read(
         account,
         region,
         references.with_launches(found, launched),
@@ -320,7 +239,7 @@ def _bucket(
     account: str,
     home: str,
     when: tuple[str, datetime],
-) -> tuple[_Read, pa.Table]:
+) -> tuple[Read, pa.Table]:
     """Read what uploads left in one bucket."""
     region, unread = home, []
     columns = rows.Columns(*when, account, region)
@@ -334,106 +253,5 @@ def _bucket(
     except errors.AwsError as error:
         unread.append(Unread(account, region, f"bucket {name}", error))
     nothing = References(region, {})
-    read = _Read(account, region, nothing, 0, {}, tuple(unread), hurried=False, strangers={})
+    read = Read(account, region, nothing, 0, {}, tuple(unread), hurried=False, strangers={})
     return read, columns.arrow()
-
-
-def joined(
-    found: list[_Read],
-    tables: list[pa.Table],
-    unread: list[Unread],
-    run: RunContext,
-    now: datetime,
-    prices: costs.Prices,
-) -> Inventory:
-    """Return one inventory of all that was read; what one account sees counts for the AMIs of another."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from vmsnix_ops.records import schemas
-    from vmsnix_ops.records.frames import to_frame
-
-    evidence: dict[tuple[str, str], list[Evidence]] = {}
-    blind = {(one.account, one.region) for read in found for one in read.unread if one.source in _PROOF}
-    for read in found:
-        for ami_id, some in read.found.by_ami.items():
-            known = evidence.setdefault((read.region, ami_id), [])
-            known += [_seen_from(one, read.account) if ami_id in read.strangers else one for one in some]
-    table = pa.concat_tables([schemas.INVENTORY.arrow().empty_table(), *tables])
-    tables.clear()
-    holders = {(read.region, key): held for read in found for key, held in read.holders.items()}
-    used, proofs = _use(table, evidence, holders, blind, now)
-    for name, values in (("referenced", used), ("evidence", proofs)):
-        number, field_ = table.schema.get_field_index(name), table.schema.field(name)
-        table = table.set_column(number, field_, pa.array(values, field_.type))
-    order = [(name, "ascending") for name in ("kind", "created_at", "resource_id")]
-    # Sorted in arrow, which copies once; what it was copied from goes before pandas sees it.
-    table = table.take(pc.sort_indices(table, sort_keys=order))
-    frame = to_frame(table)
-    frame["monthly_usd"] = costs.monthly_usd(frame, prices)
-    places: dict[tuple[str, str], int] = {}
-    for read in found:
-        places[read.account, read.region] = places.get((read.account, read.region), 0) + read.amis
-    own = {
-        (read.region, ami_id)
-        for read in found
-        for ami_id in read.found.by_ami
-        if ami_id not in read.strangers
-    }
-    pointers = [
-        Pointer(read.account, read.region, ami_id, one, owner)
-        for read in found
-        for ami_id, owner in read.strangers.items()
-        if (read.region, ami_id) not in own
-        for one in read.found.names(ami_id)
-    ]
-    return Inventory(
-        frame,
-        run,
-        now,
-        places,
-        (*unread, *(one for read in found for one in read.unread)),
-        tuple(pointers),
-        tuple((read.account, read.region) for read in found if read.hurried),
-    )
-
-
-_PROOF = frozenset(
-    {"instances", "launch templates", "Auto Scaling groups", "parameters", "image references"}
-    | {"launch permissions", "AMIs"}
-)
-"""Sources without which nobody can say that an AMI is not used."""
-
-
-def _seen_from(one: Evidence, account: str) -> Evidence:
-    return Evidence(one.kind, one.id, ", ".join(filter(None, [one.detail, f"account {account}"])))
-
-
-def _use(
-    table: pa.Table,
-    evidence: Mapping[tuple[str, str], list[Evidence]],
-    holders: Mapping[tuple[str, str], list[str]],
-    blind: set[tuple[str, str]],
-    now: datetime,
-) -> tuple[list[bool | None], list[str]]:
-    """Return, for each row, whether it is used and the evidence as JSON."""
-    used: list[bool | None] = []
-    proofs: list[str] = []
-    columns = [table.column(name).to_pylist() for name in ("kind", "account", "region", "resource_id")]
-    for kind, account, region, resource_id in zip(*columns, strict=True):
-        if kind == "ami":
-            some = evidence.get((region, resource_id), [])
-            used.append(references.judge(some, complete=(account, region) not in blind, now=now))
-            proofs.append(json.dumps([[one.kind, one.id, one.detail] for one in some]) if some else "[]")
-        elif kind in ("snapshot", "direct-upload"):
-            held = holders.get((region, resource_id), [])
-            some = evidence.get((region, resource_id), [])
-            unknown = not held and (account, region) in blind
-            used.append(None if unknown else bool(held or some))
-            proofs.append(
-                json.dumps([["ami", one, ""] for one in held] + [[s.kind, s.id, s.detail] for s in some])
-            )
-        else:
-            used.append(None)
-            proofs.append("[]")
-    return used, proofs

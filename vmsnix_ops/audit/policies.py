@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import inventory
-from vmsnix_ops.aws import accounts, images, leftovers, references
+from vmsnix_ops.aws import accounts, images, launch_sources, leftovers, references
 from vmsnix_ops.aws.permissions import needs_of
 from vmsnix_ops.aws.policies import VERSION, document
 
@@ -20,8 +20,8 @@ def member_actions() -> tuple[str, ...]:
         inventory.enabled,
         inventory.read_region,
         references.instances,
-        references.Templates.read,
-        references.scaling,
+        launch_sources.Templates.read,
+        launch_sources.scaling,
         references.parameters,
         references.image_references,
         references.launch_permissions,

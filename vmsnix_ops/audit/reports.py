@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.audit.changes import Changes
-    from vmsnix_ops.audit.inventory import Inventory
+    from vmsnix_ops.audit.values import Inventory
 
 NEVER = "never"
 

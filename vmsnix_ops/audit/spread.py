@@ -17,15 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import costs, rows
-from vmsnix_ops.audit.inventory import (
-    Inventory,
-    Thoroughness,
-    Unread,
-    asked_regions,
-    enabled,
-    joined,
-    read_region,
-)
+from vmsnix_ops.audit.inventory import Thoroughness, asked_regions, enabled, read_region
+from vmsnix_ops.audit.joining import joined
+from vmsnix_ops.audit.values import Inventory, Unread
 from vmsnix_ops.aws.accounts import accounts as sessions_of
 from vmsnix_ops.aws.identity import identity
 from vmsnix_ops.aws.references import Clients

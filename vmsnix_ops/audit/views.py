@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from vmsnix_ops.audit.inventory import Inventory
+    from vmsnix_ops.audit.values import Inventory
 
 SHOWN = {
     "ami": (

@@ -1,0 +1,120 @@
+"""Many accounts and regions, one inventory: what uses each resource, wherever that was seen."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.audit import costs
+from vmsnix_ops.audit.values import Inventory, Pointer, Read, Unread
+from vmsnix_ops.aws import references
+from vmsnix_ops.aws.references import Evidence
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    import pyarrow as pa
+
+    from vmsnix_ops.records.run_context import RunContext
+
+
+def joined(
+    found: list[Read],
+    tables: list[pa.Table],
+    unread: list[Unread],
+    run: RunContext,
+    now: datetime,
+    prices: costs.Prices,
+) -> Inventory:
+    """Return one inventory of all that was read; what one account sees counts for the AMIs of another."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from vmsnix_ops.records import schemas
+    from vmsnix_ops.records.frames import to_frame
+
+    evidence: dict[tuple[str, str], list[Evidence]] = {}
+    blind = {(one.account, one.region) for read in found for one in read.unread if one.source in _PROOF}
+    for read in found:
+        for ami_id, some in read.found.by_ami.items():
+            known = evidence.setdefault((read.region, ami_id), [])
+            known += [_seen_from(one, read.account) if ami_id in read.strangers else one for one in some]
+    table = pa.concat_tables([schemas.INVENTORY.arrow().empty_table(), *tables])
+    tables.clear()
+    holders = {(read.region, key): held for read in found for key, held in read.holders.items()}
+    used, proofs = _use(table, evidence, holders, blind, now)
+    for name, values in (("referenced", used), ("evidence", proofs)):
+        number, field_ = table.schema.get_field_index(name), table.schema.field(name)
+        table = table.set_column(number, field_, pa.array(values, field_.type))
+    order = [(name, "ascending") for name in ("kind", "created_at", "resource_id")]
+    # Sorted in arrow, which copies once; what it was copied from goes before pandas sees it.
+    table = table.take(pc.sort_indices(table, sort_keys=order))
+    frame = to_frame(table)
+    frame["monthly_usd"] = costs.monthly_usd(frame, prices)
+    places: dict[tuple[str, str], int] = {}
+    for read in found:
+        places[read.account, read.region] = places.get((read.account, read.region), 0) + read.amis
+    own = {
+        (read.region, ami_id)
+        for read in found
+        for ami_id in read.found.by_ami
+        if ami_id not in read.strangers
+    }
+    pointers = [
+        Pointer(read.account, read.region, ami_id, one, owner)
+        for read in found
+        for ami_id, owner in read.strangers.items()
+        if (read.region, ami_id) not in own
+        for one in read.found.names(ami_id)
+    ]
+    return Inventory(
+        frame,
+        run,
+        now,
+        places,
+        (*unread, *(one for read in found for one in read.unread)),
+        tuple(pointers),
+        tuple((read.account, read.region) for read in found if read.hurried),
+    )
+
+
+_PROOF = frozenset(
+    {"instances", "launch templates", "Auto Scaling groups", "parameters", "image references"}
+    | {"launch permissions", "AMIs"}
+)
+"""Sources without which nobody can say that an AMI is not used."""
+
+
+def _seen_from(one: Evidence, account: str) -> Evidence:
+    return Evidence(one.kind, one.id, ", ".join(filter(None, [one.detail, f"account {account}"])))
+
+
+def _use(
+    table: pa.Table,
+    evidence: Mapping[tuple[str, str], list[Evidence]],
+    holders: Mapping[tuple[str, str], list[str]],
+    blind: set[tuple[str, str]],
+    now: datetime,
+) -> tuple[list[bool | None], list[str]]:
+    """Return, for each row, whether it is used and the evidence as JSON."""
+    used: list[bool | None] = []
+    proofs: list[str] = []
+    columns = [table.column(name).to_pylist() for name in ("kind", "account", "region", "resource_id")]
+    for kind, account, region, resource_id in zip(*columns, strict=True):
+        if kind == "ami":
+            some = evidence.get((region, resource_id), [])
+            used.append(references.judge(some, complete=(account, region) not in blind, now=now))
+            proofs.append(json.dumps([[one.kind, one.id, one.detail] for one in some]) if some else "[]")
+        elif kind in ("snapshot", "direct-upload"):
+            held = holders.get((region, resource_id), [])
+            some = evidence.get((region, resource_id), [])
+            unknown = not held and (account, region) in blind
+            used.append(None if unknown else bool(held or some))
+            proofs.append(
+                json.dumps([["ami", one, ""] for one in held] + [[s.kind, s.id, s.detail] for s in some])
+            )
+        else:
+            used.append(None)
+            proofs.append("[]")
+    return used, proofs
