@@ -431,11 +431,17 @@ def test_secrets_reach_neither_notebook_nor_report_nor_result_nor_log_nor_screen
     monkeypatch.setenv("DEPLOY_TOKEN", "no-shape-at-all-but-secret")
     outcome = shelf.run(
         "import os\nprint('key', 'AKIA' + 'ABCD' * 4)\nprint(os.environ['DEPLOY_TOKEN'])",
+        "from pathlib import Path\nfolder = Path(os.environ['VMSNIX_RUN_DIR'])\n"
+        "(folder / 'rows.csv').write_text('id,key\\n1,AKIA' + 'ABCD' * 4)\n"
+        "(folder / 'blob.bin').write_bytes(bytes(range(256)))",
         "raise ValueError('signed with X-Amz-Signature=' + 'ab' * 32)",
     )
     texts = [
         Path(place).read_text() for place in (outcome.notebook, outcome.report, outcome.result, outcome.log)
     ]
+    kept = {name: Path(file["place"]).read_bytes() for name, file in outcome.values["files"].items()}
+    assert kept["rows.csv"] == b"id,key\n1,[secret removed: AWS access key]"
+    assert kept["blob.bin"] == bytes(range(256))
     for text in [*texts, shelf.screen.getvalue()]:
         assert "ABCD" * 4 not in text
         assert "no-shape-at-all" not in text

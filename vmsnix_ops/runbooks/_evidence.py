@@ -6,12 +6,14 @@ import copy
 import getpass
 import json
 import platform
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import ArchiveError, RunError, VmsnixError
 from vmsnix_ops.records.result import KEYS
+from vmsnix_ops.redaction import HINT
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks.secrets import Redactor
 from vmsnix_ops.runbooks.verdict import PARTLY, Failure, Verdict
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.settings import Settings
 
 
+TEXTS = frozenset({".csv", ".html", ".json", ".jsonl", ".md", ".txt", ".log", ".toml", ".yaml", ".yml"})
 OWN = {archives.NOTEBOOK: "notebook", archives.REPORT: "report", archives.LOG: "log"}
 
 
@@ -128,7 +131,9 @@ def keep(
         archives.write_whole(folder.path(archives.REPORT), report.render(kept, values))
     except Exception as error:  # noqa: BLE001 - the run is over; a page that fails must not hide its verdict
         problems.append(f"The report could not be made: {type(error).__name__}: {error}")
-    _bring(folder, values, [name for name in folder.names() if name != archives.LOG])
+    others = [name for name in folder.names() if name not in OWN]
+    found |= _clean(folder, others, redactor)
+    _bring(folder, values, [archives.NOTEBOOK, archives.REPORT, *others])
     if found:
         live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
     values["secrets_removed"] = found
@@ -175,6 +180,22 @@ def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) 
         "files": {},
         "problems": [],
     }
+
+
+def _clean(folder: archives.RunFolder, names: list[str], redactor: Redactor) -> dict[str, int]:
+    """Take the secrets out of what the notebook left beside its result; return what was removed."""
+    scan = Redactor(redactor.values)
+    for name in names:
+        path = folder.path(name)
+        if path.suffix not in TEXTS or path.is_symlink():
+            continue
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        if not re.search(HINT, text) and not any(value in text for value in scan.values):
+            continue
+        clean = scan.text(text)
+        if clean != text:
+            path.write_text(clean, encoding="utf-8", errors="surrogateescape")
+    return scan.found
 
 
 def _bring(folder: archives.RunFolder, values: dict[str, Any], names: list[str]) -> None:
