@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -133,8 +134,9 @@ def test_import_timings_shows_table_and_plot(stage: Stage) -> None:
     outcome = stage.run("import-timings")
     report = Path(outcome.report).read_text()
     assert ">p90</th>" in report
-    assert "NaN" not in report
     assert "data:image/png;base64," in report
+    words = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", report)  # a picture may spell anything
+    assert "NaN" not in words
 
 
 def test_fleet_runs_what_its_plan_says(stage: Stage, tmp_path: Path) -> None:
