@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
@@ -25,11 +25,10 @@ import pytest
 
 from vmsnix_ops.errors import FleetError, PartlyDoneError, ToolMissingError
 from vmsnix_ops.runbooks import fleet
-from vmsnix_ops.runbooks._interrupts import Interrupter
 from vmsnix_ops.runbooks.fleet_cluster import check_workers, connected
 from vmsnix_ops.runbooks.fleet_ledger import Document, open_ledger
 from vmsnix_ops.runbooks.fleet_plan import Dask
-from vmsnix_ops.runbooks.fleet_run import Runner
+from vmsnix_ops.runbooks.fleet_run import Runner, Stop
 from vmsnix_ops.runbooks.fleet_table import Lines
 
 if TYPE_CHECKING:
@@ -229,7 +228,7 @@ def test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up(yard: Yard, on_the
         parameters = { name = "b" }
         after = ["work"]
     """
-    planned, stop = yard.plan(text), Interrupter()
+    planned, stop = yard.plan(text), Stop()
 
     def ask() -> None:
         yard.running(planned, "work")
@@ -242,6 +241,21 @@ def test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up(yard: Yard, on_the
     assert outcome.status == "interrupted"
     assert yard.trace() == ["begin a", "end a"]
     assert outcome.seconds < 50
+
+
+def test_a_worker_that_does_not_see_the_ledger_is_heard(yard: Yard, on_the_cluster: None) -> None:
+    planned = yard.plan('[[entry]]\nrunbook = "work"')
+    ledger = Runner._job
+
+    def elsewhere(self: Runner, target: Any) -> Any:
+        return replace(ledger(self, target), ledger=str(yard.folder / "elsewhere"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "_job", elsewhere)
+        outcome = planned.apply(board=Lines(io.StringIO()))
+    assert outcome.status == "failed"
+    assert "does not see the ledger" in str(outcome.error())
+    assert yard.trace() == []
 
 
 # The cluster
@@ -278,7 +292,7 @@ def test_what_no_worker_has_is_named_before_anything_runs(yard: Yard, cluster: A
 def test_no_secret_is_in_what_is_sent(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     planned = yard.plan('[[entry]]\nrunbook = "work"', environment={"AWS_SESSION_TOKEN": SECRET})
-    runner = Runner(planned, open_ledger(planned.ledger), "round", "session", Interrupter())
+    runner = Runner(planned, open_ledger(planned.ledger), "round", "session", Stop())
     assert SECRET.encode() not in pickle.dumps(runner._job(planned.plan.targets[0]))
     assert SECRET not in repr(planned)
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support import require
 from vmsnix_ops.errors import ArchiveError
+from vmsnix_ops.nix import command
 from vmsnix_ops.runbooks import fleet_task
 from vmsnix_ops.runbooks.execute import RunOutcome
 from vmsnix_ops.runbooks.fleet_accounts import CREDENTIALS, Account, environment_of
 from vmsnix_ops.runbooks.fleet_entries import Target
 from vmsnix_ops.runbooks.fleet_lease import Owner
 from vmsnix_ops.runbooks.fleet_ledger import Document, open_ledger
+from vmsnix_ops.runbooks.fleet_plan import nix_config
 from vmsnix_ops.runbooks.fleet_task import Job, run_target
 from vmsnix_ops.runbooks.verdict import Failure
 from vmsnix_ops.sandbox import sandbox
@@ -298,3 +301,15 @@ def test_a_role_is_taken_by_the_worker_and_stays_there(
             replace(worker.job, target=replace(with_account(worker.job.target, missing), key="x"))
         )
         assert "Could not take the role" in refused["error"]
+
+
+def test_nix_hears_the_settings_of_the_plan(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    builders = "ssh-ng://builder.example x86_64-linux - 8"
+    config = nix_config({"builders": builders, "max-jobs": "0"})
+    run_target(replace(worker.job, environment={"NIX_CONFIG": config}))
+    given = worker.ran[0]["environment"]["NIX_CONFIG"]
+    require("nix")
+    monkeypatch.setenv("NIX_CONFIG", given)
+    shown = command.ask(["show-config"], "The settings of Nix cannot be read.")
+    assert isinstance(shown, dict)
+    assert (shown["builders"]["value"], shown["max-jobs"]["value"]) == (builders, 0)

@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.errors import ConfirmationError, PlanError
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.runbooks import archive as archives
-from vmsnix_ops.runbooks._interrupts import Interrupter
 from vmsnix_ops.runbooks.fleet_cluster import check_address, need_dask
 from vmsnix_ops.runbooks.fleet_ledger import open_ledger
 from vmsnix_ops.runbooks.fleet_outcome import Outcome
 from vmsnix_ops.runbooks.fleet_plan import read_plan
 from vmsnix_ops.runbooks.fleet_rounds import close_round, open_round, states, unfinished_round, unrun
-from vmsnix_ops.runbooks.fleet_run import Runner
+from vmsnix_ops.runbooks.fleet_run import Runner, Stop
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class Fleet:
         return f"Fleet {self.plan.name}: {len(self.plan.targets)} targets on {where}, {going}"
 
     def apply(
-        self, *, confirmed: bool = False, board: Board | None = None, stop: Interrupter | None = None
+        self, *, confirmed: bool = False, board: Board | None = None, stop: Stop | None = None
     ) -> Outcome:
         """Run what is not done yet, and write the report; in a dry run do nothing.
 
@@ -158,7 +157,7 @@ class Fleet:
         session = secrets.token_hex(6)
         folder = self._folder(fleet)
         clock, started = time.monotonic(), datetime.now(UTC)
-        runner = Runner(self, ledger, fleet, session, stop or Interrupter())
+        runner = Runner(self, ledger, fleet, session, stop or Stop())
         if board is None:
             board = board_for_here()
         trouble = runner.run(board, folder.path(archives.LOG))

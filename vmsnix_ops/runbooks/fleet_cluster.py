@@ -211,15 +211,29 @@ def _own_resources() -> dict[str, float]:
 
 
 def _own_certificate() -> Any:
-    """Return the TLS settings of a cluster of this machine: a fresh key, which never leaves memory.
+    """Return the TLS settings of a cluster of this machine: a fresh key, which only its processes have.
+
+    Dask loads it through a temporary file in a folder that is this user's alone.
+    """
+    from distributed.security import Security
+
+    certificate, key = new_certificate()
+    pair = {
+        f"tls_{role}_{part}": text
+        for role in ("client", "scheduler", "worker")
+        for part, text in (("cert", certificate), ("key", key))
+    }
+    return Security(tls_ca_file=certificate, require_encryption=True, **pair)  # type: ignore[no-untyped-call]
+
+
+def new_certificate() -> tuple[str, str]:
+    """Return a certificate that is its own authority, and its key, as PEM texts.
 
     Raises
     ------
     ToolMissingError
         When there is no ``openssl``: without it any user of the machine could have this one's rights.
     """
-    from distributed.security import Security
-
     program = shutil.which("openssl")
     if program is None:
         raise ToolMissingError(
@@ -227,26 +241,15 @@ def _own_certificate() -> Any:
             why="It makes the certificate by which the workers of a fleet know each other.",
             cure="Install it, or name a scheduler.",
         )
-    made = subprocess.run(
-        [program, *CERTIFICATE],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    key, begin, certificate = made.stdout.partition("-----BEGIN CERTIFICATE-----")
+    made = subprocess.run([program, *CERTIFICATE], capture_output=True, text=True, check=False)
+    key, begin, rest = made.stdout.partition("-----BEGIN CERTIFICATE-----")
     if made.returncode or not begin:
         raise FleetError(
             "The certificate of the fleet could not be made.",
             why=f"openssl said: {made.stderr.strip()[-300:]}",
             cure="Check the installation: openssl version.",
         )
-    certificate = begin + certificate
-    pair = {
-        f"tls_{role}_{part}": text
-        for role in ("client", "scheduler", "worker")
-        for part, text in (("cert", certificate), ("key", key))
-    }
-    return Security(tls_ca_file=certificate, require_encryption=True, **pair)  # type: ignore[no-untyped-call]
+    return begin + rest, key
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import FleetError
 from vmsnix_ops.runbooks import fleet_task
-from vmsnix_ops.runbooks._interrupts import signals
+from vmsnix_ops.runbooks._interrupts import Interrupter, signals
 from vmsnix_ops.runbooks.fleet_cluster import check_workers, connected
 from vmsnix_ops.runbooks.fleet_plan import nix_config
 from vmsnix_ops.runbooks.fleet_rounds import last_word
@@ -18,7 +18,6 @@ from vmsnix_ops.runbooks.fleet_rounds import last_word
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmsnix_ops.runbooks._interrupts import Interrupter
     from vmsnix_ops.runbooks.fleet import Fleet
     from vmsnix_ops.runbooks.fleet_entries import Target
     from vmsnix_ops.runbooks.fleet_ledger import Document, Ledger
@@ -26,6 +25,28 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 45.0
 """How long a stopped fleet waits for its runs to clean up; a run itself has 30."""
+
+
+STOP_AT_ONCE_SECONDS = 10.0
+"""The same once it was asked again, which kills the kernels."""
+
+
+@dataclass
+class Stop(Interrupter):
+    """Asks a fleet to stop: once, and its runs clean up; twice, and their kernels are killed.
+
+    Attributes
+    ----------
+    times
+        How often it was asked.
+    """
+
+    times: int = 0
+
+    def interrupt(self) -> None:
+        """Ask the fleet to stop."""
+        self.requested = True
+        self.times += 1
 
 
 @dataclass
@@ -36,8 +57,9 @@ class Runner:
     ledger: Ledger
     round: str
     session: str
-    stop: Interrupter
+    stop: Stop
     documents: list[Document] = field(default_factory=list)
+    _told: dict[str, Document] = field(default_factory=dict)
 
     def run(self, board: Board, log: Path) -> FleetError | None:
         """Run everything; return what went wrong with the fleet as a whole."""
@@ -52,7 +74,7 @@ class Runner:
                 check_workers(client, targets)
                 trouble = self._attend(client, board)
         finally:
-            self.documents = [last_word(self.ledger, target, self.round) for target in targets]
+            self.documents = [self._last_word(target) for target in targets]
             board.end({document["key"]: document for document in self.documents})
         return trouble
 
@@ -67,31 +89,39 @@ class Runner:
                 fleet_task.run_target,
                 self._job(target),
                 *(futures[name] for name in target.after),
-                key=f"{target.name}-{target.key}-{self.session}",
+                key=self._name(target),
                 resources=dict(target.resources) or None,
                 priority=-number,
                 pure=False,
             )
         for future in futures.values():
             future.add_done_callback(over.put)
-        left, asked, deadline = len(futures), 0, float("inf")
-        while left:
-            if self.stop.requested and not asked:
-                asked, deadline = 1, time.monotonic() + STOP_SECONDS
-                client.run(fleet_task.stop, self.session)
-            if time.monotonic() > deadline:
-                return None
+        left, asked, deadline, trouble = len(futures), 0, float("inf"), None
+        while left and time.monotonic() < deadline:
+            if self.stop.times > asked:
+                asked = self.stop.times
+                deadline = time.monotonic() + (STOP_SECONDS if asked == 1 else STOP_AT_ONCE_SECONDS)
+                client.run(fleet_task.stop, self.session, on_error="ignore")
             with suppress(queue.Empty):
                 future = over.get(timeout=0.2)
                 left -= 1
                 if future.status == "cancelled":
                     return self._scheduler_lost()
                 if future.status == "error":
-                    return self._task_lost(future)
-                document = future.result()
+                    trouble = trouble or _task_lost(future)
+                    continue
+                document = self._told[future.key] = future.result()
                 board.tell({"key": document["key"], "state": document["state"], "error": document["error"]})
         client.unsubscribe_topic(fleet_task.topic(self.session))
-        return None
+        return trouble
+
+    def _name(self, target: Target) -> str:
+        return f"{target.name}-{target.key}-{self.session}"
+
+    def _last_word(self, target: Target) -> Document:
+        """Return what the ledger says of a target, or a worker that could not write there."""
+        document = last_word(self.ledger, target, self.round)
+        return self._told.get(self._name(target), document) if document["state"] == "planned" else document
 
     def _job(self, target: Target) -> fleet_task.Job:
         plan = self.fleet.plan
@@ -115,9 +145,10 @@ class Runner:
             cure="Start it and the fleet again: what is done stays done, and the rest is run.",
         )
 
-    def _task_lost(self, future: Any) -> FleetError:
-        return FleetError(
-            "A run could not be handed out.",
-            why=f"{type(future.exception()).__name__}: {future.exception()}",
-            cure="Look at the log of the workers; starting the fleet again goes on with what is left.",
-        )
+
+def _task_lost(future: Any) -> FleetError:
+    return FleetError(
+        "What became of a run could not be told.",
+        why=f"{type(future.exception()).__name__}: {future.exception()}",
+        cure="Look at the log of the workers; starting the fleet again goes on with what is left.",
+    )

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 WRONG_USE = 2
 DEATHS = 3  # a target whose worker died so often is not given to another one
 RESULT_KEYS = ("ami_id", "snapshot_id", "image_name", "region", "account", "digest", "report", "notebook")
-FINAL = ("done", "partly", "failed", "interrupted", "skipped")
 
 
 @dataclass(frozen=True, slots=True)
