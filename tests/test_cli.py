@@ -289,9 +289,9 @@ def test_bars_are_for_terminals_and_lines_for_everybody_else(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    screen, on_event = watch(as_json=as_json)
-    assert (on_event is not None) is bars
-    assert (screen is sys.stderr) is as_json
+    with watch(as_json=as_json) as (screen, on_event):
+        assert (on_event is not None) is bars
+        assert (screen is sys.stderr) is as_json
 
 
 def test_a_reader_that_goes_away_is_no_crash() -> None:

@@ -299,6 +299,18 @@ def test_the_terminal_honours_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[3" not in stream.getvalue()
 
 
+def test_the_terminal_is_the_shell_s_again_when_a_step_never_tells_its_end() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    face, before = terminal_face(console), set(threading.enumerate())
+    face(Event("upload", "started", total=10))
+    (drawing,) = set(threading.enumerate()) - before
+    face.close()
+    drawing.join(10)
+    assert not drawing.is_alive()
+    face.close()
+    assert "upload" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_the_terminal_never_hides_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     face = terminal_face()
     stream = io.StringIO()

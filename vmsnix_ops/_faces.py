@@ -167,6 +167,15 @@ class TerminalFace:
             elif event.kind in {"finished", "failed"}:
                 self._end(event, bars, task)
 
+    def close(self) -> None:
+        """Leave the bars as text, also those of steps whose end nobody told: their process died."""
+        with self._lock:
+            if self._bars is not None:
+                self._bars.stop()
+            self._bars = None
+            self._tasks.clear()
+            self._running.clear()
+
     def _begin(self, event: Event) -> None:
         if self._bars is None:
             self._bars = _bars(self._console)

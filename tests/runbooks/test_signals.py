@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vmsnix_ops.runbooks.evidence import Archive
+
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
 
@@ -116,6 +118,7 @@ def test_a_killed_run_leaves_what_there_was(shelf: Shelf) -> None:
     assert running.end()[0] == -signal.SIGKILL
     (folder,) = shelf.archive.iterdir()
     assert json.loads((folder / "result.json").read_text())["status"] == "running"
+    assert Archive(str(shelf.archive), folder).find(folder.name).status == "lost"
     cells = json.loads((folder / "notebook.ipynb").read_text())["cells"]
     assert [cell.get("execution_count") for cell in cells] == [None, 1, None, None]
     assert "under way" in (folder / "log.txt").read_text()

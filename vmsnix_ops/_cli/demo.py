@@ -37,14 +37,18 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
     from vmsnix_ops._cli.rehearsal import rehearsal
     from vmsnix_ops.runbooks.execute import run
 
-    screen, on_event = watch(as_json=as_json)
     with rehearsal(name=NAME, keep=False) as stage:
         chosen = image or str(_sample(stage.state / "image"))
-        screen.write(f"A sandbox serves on {stage.url}. Everything of this demo goes to {stage.state}.\n")
-        screen.flush()
-        outcome = run(
-            "publish-ami", {"image": chosen}, environment=stage.environment, screen=screen, on_event=on_event
-        )
+        with watch(as_json=as_json) as (screen, on_event):
+            screen.write(f"A sandbox serves on {stage.url}. Everything of this demo goes to {stage.state}.\n")
+            screen.flush()
+            outcome = run(
+                "publish-ami",
+                {"image": chosen},
+                environment=stage.environment,
+                screen=screen,
+                on_event=on_event,
+            )
         if as_json:
             show_json({**outcome.values, "state": str(stage.state)})
             show_failure(outcome)

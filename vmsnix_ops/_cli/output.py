@@ -6,12 +6,13 @@ import io
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from vmsnix_ops.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rich.console import Console
     from rich.table import Table
@@ -43,19 +44,26 @@ class Screen(io.TextIOBase):
         sys.stdout.flush()
 
 
-def watch(*, as_json: bool) -> tuple[TextIO, Reporter | None]:
-    """Return where a run's lines go, and who shows how far its steps are.
+@contextmanager
+def watch(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
+    """Yield where a run's lines go, and who shows how far its steps are.
 
     Bars on a terminal; lines everywhere else, which the runner makes. Standard output belongs to the JSON,
     when that is wanted.
     """
     if as_json:
-        return sys.stderr, None
+        yield sys.stderr, None
+        return
     if not sys.stdout.isatty() or console().is_dumb_terminal or os.environ.get("GITHUB_ACTIONS") == "true":
-        return sys.stdout, None
+        yield sys.stdout, None
+        return
     from vmsnix_ops._faces import terminal_face
 
-    return Screen(), terminal_face()  # type: ignore[return-value] # a text stream that is none of io's
+    face = terminal_face()
+    try:
+        yield cast("TextIO", Screen()), face
+    finally:
+        face.close()
 
 
 def show_error(what: str, why: str = "", cure: str = "") -> None:

@@ -311,8 +311,10 @@ def execute(
 
     checked = parameters.check(runbook, given)  # before a sandbox starts for nothing
     confirmed = yes or _confirmed(runbook, checked)
-    screen, on_event = watch(as_json=as_json)
-    with rehearsal() if sandbox else nullcontext() as stage:
+    with (
+        rehearsal() if sandbox else nullcontext() as stage,
+        watch(as_json=as_json) as (screen, on_event),
+    ):
         outcome = run_runbook(
             runbook,
             checked,
