@@ -127,6 +127,14 @@ def test_a_burst_of_throttling_is_waited_out(publishers):
     assert list(look(publishers.aws).leftovers()) == []
 
 
+@pytest.mark.parametrize(("code", "http"), [("InternalError", 500), ("ServiceUnavailable", 503)])
+def test_server_errors_are_waited_out(publishers, code, http):
+    rules = [fault(publishers, op, nth=[2, 3], do="error", code=code, http=http) for op in ("ec2:*", "s3:*")]
+    run(publishers)
+    assert [rule.struck for rule in rules] == [2, 2]
+    assert list(look(publishers.aws).leftovers()) == []
+
+
 @pytest.mark.parametrize(
     "cut",
     [
