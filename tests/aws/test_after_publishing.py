@@ -141,6 +141,12 @@ def test_a_pointer_is_made_moved_and_left_alone_when_it_is_right(aws: Sandbox) -
     assert (found.image, found.channel, found.ami_ids) == ("ecs-node", "stable", (second,))
 
 
+def test_two_who_point_at_once_come_one_after_the_other(aws: Sandbox) -> None:
+    busy = {"op": "ssm:PutParameter", "nth": [1, 2], "do": "error", "code": "TooManyUpdates", "http": 400}
+    aws.faults.add(busy)
+    assert point(aws, "/vmsnix/ecs-node/stable", make_ami(aws))[1] == "created"
+
+
 def test_a_pointer_to_an_ami_that_is_not_there_is_an_error(aws: Sandbox, monkeypatch: Any) -> None:
     monkeypatch.setattr(parameters, "VISIBLE_SECONDS", 0.5)
     with pytest.raises(errors.PointerError, match="drops the value"):

@@ -131,7 +131,7 @@ def test_the_plan_and_the_outcome_are_tables_in_a_notebook(aws: Sandbox, ami: st
     done = promote.apply(made)
     assert "✓ done" in done._repr_html_()
     frame = done.regions()
-    assert list(frame.columns) == ["region", "ami_id", "point", "copy", "why"]
+    assert list(frame.columns) == ["region", "ami_id", "copy", "point", "why"]
     assert len(done.frame()) == 3
 
 
@@ -196,14 +196,20 @@ def test_a_denied_region_fails_with_the_action_and_the_others_go_on(aws: Sandbox
 
 def test_what_fails_everywhere_is_a_failure_and_not_partly_done(aws: Sandbox, ami: str) -> None:
     aws.faults.add(
-        {"op": "ssm:PutParameter", "do": "error", "code": "TooManyUpdates", "message": "busy", "http": 400}
+        {
+            "op": "ssm:PutParameter",
+            "do": "error",
+            "code": "ParameterLimitExceeded",
+            "message": "busy",
+            "http": 400,
+        }
     )
     found = promote.apply(plan(channel="stable"))
     assert found.status == "failed"
     error = found.error()
     assert isinstance(error, errors.AwsError)
     assert error.exit_code == 1
-    with pytest.raises(errors.AwsError, match="TooManyUpdates"):
+    with pytest.raises(errors.AwsError, match="ParameterLimitExceeded"):
         promote_apply.finish(plan(channel="stable"), found)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.permissions import needs
-from vmsnix_ops.aws.session import Client, calling, code_of
+from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
 if TYPE_CHECKING:
@@ -210,7 +210,9 @@ def _put(
     if not overwrite:
         request = {**request, "Tags": tagging.to_list(tags)}
     try:
-        answer: Mapping[str, Any] = ssm.put_parameter(**request, Overwrite=overwrite)
+        answer: Mapping[str, Any] = retrying(
+            lambda: ssm.put_parameter(**request, Overwrite=overwrite), "TooManyUpdates", seconds=20
+        )
     except ssm.exceptions.ClientError as error:
         if overwrite or code_of(error) != "ParameterAlreadyExists":
             raise

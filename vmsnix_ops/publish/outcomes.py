@@ -86,7 +86,7 @@ class Outcomes:
         if self.status == "failed":
             return self.failed[0].error or errors.VmsnixError(f"{self.job} failed.", why=self.failed[0].why)
         regions = list(dict.fromkeys(row.region for row in self.rows))
-        bad = list(dict.fromkeys(row.region for row in self.failed))
+        bad = {row.region for row in self.rows if row.outcome == "failed"}
         told = "; ".join(f"{row.region}, {row.step}: {row.why}" for row in self.failed)
         return errors.PartlyDoneError(
             f"{self.job} is done in part: {len(regions) - len(bad)} of {len(regions)} regions are as wanted.",
@@ -122,10 +122,14 @@ class Outcomes:
         return shown.shown(("region", "step", "outcome", "took", "what, or why not"), rows, right=("took",))
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
-        steps = list(dict.fromkeys(row.step for row in self.rows))
+        by_region: dict[str, list[StepOutcome]] = {}
+        for row in self.rows:
+            by_region.setdefault(row.region, []).append(row)
+        # The region with most steps has them in their order; the AMI's own has no copy.
+        longest = sorted(by_region.values(), key=len, reverse=True)
+        steps = list(dict.fromkeys(row.step for rows in longest for row in rows))
         lines = []
-        for region in dict.fromkeys(row.region for row in self.rows):
-            rows = [row for row in self.rows if row.region == region]
+        for rows in by_region.values():
             outcome = {row.step: row.outcome for row in rows}
             ami_id = next((row.ami_id for row in rows if row.ami_id), "")
             why = "; ".join(row.why for row in rows if row.outcome == "failed")

@@ -113,18 +113,17 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
 
 
 def _planned(plan: Plan) -> list[StepOutcome]:
-    return [
-        StepOutcome(
-            target.region,
-            step.step,
-            "already so" if step.verdict == "already so" else "planned",
-            step.what,
-            ami_id=target.ami_id,
-            best_effort=target.best_effort,
-        )
-        for target in plan.targets
-        for step in target.steps
-    ]
+    """Return what a dry run comes to: what would be done, and what would be refused."""
+    rows = []
+    for target in plan.targets:
+        for step in target.steps:
+            row = StepOutcome(target.region, step.step, "planned", step.what, ami_id=target.ami_id)
+            if step.verdict == "already so":
+                row = replace(row, outcome="already so")
+            elif step.verdict != "to do":
+                row = replace(row, outcome="skipped", what="", why=step.what)
+            rows.append(replace(row, best_effort=target.best_effort))
+    return rows
 
 
 def _region(plan: Plan, target: Target, spot: Spot) -> list[StepOutcome]:

@@ -230,11 +230,13 @@ def finish(report: Report, *, fail_on_drift: bool = True) -> None:
 def _error(report: Report) -> errors.VmsnixError | None:
     if report.drifted:
         first = report.drift[report.drift["field"] != "access"].iloc[0]
+        number = f"{report.drifted} field{'s' if report.drifted > 1 else ''}"
         return errors.DriftError(
-            f"{report.drifted} fields of published AMIs are not as they were recorded.",
+            f"Published AMIs are not as they were recorded, in {number}.",
             why=f"For example {first['field']} of {first['ami_id'] or first['name']} in {first['region']}: "
             f"recorded {first['recorded'] or 'nothing'}, found {first['found'] or 'nothing'}.",
-            cure="Promote again what should be as it was; record what was meant: vmsnix history sync.",
+            cure="Put it right (vmsnix promote-ami shares, revokes and points). Where AWS is right, promote "
+            "it again: a promotion records what it finds.",
         )
     if report.unread:
         first = report.drift.iloc[0]
