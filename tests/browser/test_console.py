@@ -63,6 +63,8 @@ class Opened:
 
     def tab(self, name: str) -> None:
         self.page.click(f".vmsnix-tabs button:has-text('{name}')")
+        pane = ".vmsnix-run" if name == "Run" else f".vmsnix-tab-{name.lower()}"
+        self.page.wait_for_selector(f"{pane} >> visible=true")
 
     def says(self, text: str) -> None:
         self.page.locator(".vmsnix-console").get_by_text(text).locator("visible=true").first.wait_for()
@@ -186,11 +188,12 @@ def test_an_audit_runs_by_keyboard_alone(console: Opened, published: str) -> Non
 def test_the_history_is_searched_and_repeated(console: Opened, published: str) -> None:
     console.tab("History")
     console.says(published)
-    console.page.locator(".vmsnix-search input:visible").fill("interrupted")
+    search = console.page.locator(".vmsnix-tab-history .vmsnix-search input")
+    search.fill("interrupted")
     console.says("1 of 3")
     console.shoot("history")
-    console.page.locator(".vmsnix-search input:visible").fill(published)
-    console.page.wait_for_selector(f".vmsnix-table td:has-text('{published}')")
+    search.fill(published)
+    console.page.wait_for_selector(f".vmsnix-tab-history td:has-text('{published}')")
     console.button("Fill in its form").click()
     console.says("Publish an AMI")
     assert console.field("image").input_value().endswith("sample-image")

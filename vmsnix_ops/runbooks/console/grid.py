@@ -35,7 +35,7 @@ class Column:
         Above the column; the name by default.
     kind
         How its values are shown: ``text``, ``code``, ``badge``, ``time``, ``seconds``, ``bytes``,
-        ``number``, ``usd``, ``long`` (text that takes more lines).
+        ``number``, ``usd``, ``long`` (text that takes more lines), ``command``.
     """
 
     name: str

@@ -73,6 +73,7 @@ class Tab:
         self._lock = threading.Lock()
         self.widget = ipywidgets.VBox([self._problem, *self._parts()])
         self.widget.add_class("vmsnix-tab")
+        self.widget.add_class(f"vmsnix-tab-{self.title.lower()}")
 
     def refresh(self, place: Place, ended: int) -> None:
         """Read the tables, unless nothing can have changed since the last time.
@@ -291,7 +292,7 @@ class FindingsTab(AuditTab):
         Column("resource_id", "resource", "code"),
         Column("region"),
         Column("reason", "", "long"),
-        Column("cure", "", "long"),
+        Column("cure", "", "command"),
     )
 
 
