@@ -11,7 +11,7 @@ import pytest
 from vmsnix_ops.runbooks import console
 from vmsnix_ops.runbooks.console import jobs, places
 from vmsnix_ops.runbooks.console.app import Console
-from vmsnix_ops.runbooks.console.jobs import Look
+from vmsnix_ops.runbooks.console.following import Follower, Look
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], 
 
     over = Look((), (), 0, 0, 0.1, False, {"verdict": "done", "runbook": "x", "run_id": "id"})
     monkeypatch.setattr(jobs, "start", start)
-    monkeypatch.setattr(jobs.Follower, "look", lambda self: over)
+    monkeypatch.setattr(Follower, "look", lambda self: over)
     return calls
 
 

@@ -12,7 +12,8 @@ import pytest
 from vmsnix_ops.errors import ParameterError
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.console import jobs
-from vmsnix_ops.runbooks.console.jobs import Follower, Job
+from vmsnix_ops.runbooks.console.following import Follower
+from vmsnix_ops.runbooks.console.jobs import Job
 from vmsnix_ops.runbooks.console.places import Place
 
 if TYPE_CHECKING:

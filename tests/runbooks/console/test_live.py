@@ -9,7 +9,7 @@ import pytest
 from vmsnix_ops.progress import Event
 from vmsnix_ops.runbooks.console import live
 from vmsnix_ops.runbooks.console.copies import Evidence
-from vmsnix_ops.runbooks.console.jobs import Look, StepState
+from vmsnix_ops.runbooks.console.following import Look, StepState
 from vmsnix_ops.runbooks.console.live import LiveView, log_html, steps_html
 from vmsnix_ops.runbooks.console.results import ResultView, links_html, report_html, summary_html
 

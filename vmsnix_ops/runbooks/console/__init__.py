@@ -6,8 +6,8 @@
     console.open_console()
 
 A run happens in a process of its own (`jobs`), which outlives the notebook that started it; the console
-follows it through files, and finds it again after the kernel was restarted. What is sent to AWS, and what to
-the sandbox, is a `places.Place`; nothing else decides where a run goes.
+follows it through files (`following`), and finds it again after the kernel was restarted. What is sent to
+AWS, and what to the sandbox, is a `places.Place`; nothing else decides where a run goes.
 
 Outside of JupyterLab (papermill, a script) there is nobody to press buttons: the console then says what it
 is, and does nothing.

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from vmsnix_ops.runbooks.console import look
+from vmsnix_ops.runbooks.console.audits import FindingsTab, InventoryTab
 from vmsnix_ops.runbooks.console.bar import PlaceBar
 from vmsnix_ops.runbooks.console.runner import RunPage
-from vmsnix_ops.runbooks.console.tabs import FindingsTab, HistoryTab, InventoryTab, TimingsTab
+from vmsnix_ops.runbooks.console.tabs import HistoryTab, TimingsTab
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmsnix_ops.progress import Event
-    from vmsnix_ops.runbooks.console.jobs import Look, StepState
+    from vmsnix_ops.runbooks.console.following import Look, StepState
 
 MARKS = {"finished": "✓", "failed": "✗"}
 STOPPING = "stopping: the notebook cleans up, and what a publish began is undone"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmsnix_ops.runbooks.console.copies import Evidence
-    from vmsnix_ops.runbooks.console.jobs import Look
+    from vmsnix_ops.runbooks.console.following import Look
 
 VERDICTS = {
     "done": ("✓", "vmsnix-good", "done"),

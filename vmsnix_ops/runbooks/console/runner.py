@@ -13,6 +13,7 @@ import ipywidgets
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.console import copies, jobs, look
+from vmsnix_ops.runbooks.console.following import Follower
 from vmsnix_ops.runbooks.console.forms import DRY_RUN, Form, command_line, plan_html
 from vmsnix_ops.runbooks.console.live import LiveView
 from vmsnix_ops.runbooks.console.results import ResultView
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vmsnix_ops.runbooks.console.bar import PlaceBar
-    from vmsnix_ops.runbooks.console.jobs import Job, Look
+    from vmsnix_ops.runbooks.console.following import Look
+    from vmsnix_ops.runbooks.console.jobs import Job
     from vmsnix_ops.runbooks.console.suggestions import Found
 
 EVERY_SECONDS = 0.3
@@ -259,7 +261,7 @@ class RunPage:
 
     def _watch(self, job: Job) -> None:
         try:
-            follower = jobs.Follower(job, self._bar.place.environment)
+            follower = Follower(job, self._bar.place.environment)
             seen = follower.look()
             while seen.outcome is None:
                 self.live.show(seen)
