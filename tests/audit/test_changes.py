@@ -70,6 +70,7 @@ def test_a_region_that_cannot_be_read_has_lost_nothing(own: Owner, tmp_path: Pat
         {"op": "ec2:*", "where": {"region": OTHER}, "do": "error", "code": "AuthFailure", "http": 401}
     )
     assert told(look(own, tmp_path, REGION, OTHER)) == set()
+    assert look(own, tmp_path, OTHER).since == {}
     own.aws.faults.clear()
     own.ami(OTHER)
     counted = look(own, tmp_path, REGION, OTHER)

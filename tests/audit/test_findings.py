@@ -236,7 +236,7 @@ def test_drift_is_told_field_by_field(own: Owner, audit: Any, tmp_path: Path) ->
 
 def test_packages_older_than(own: Owner, audit: Any, tmp_path: Path) -> None:
     old, new, none = (own.ami(tags={**TAGS, "vmsnix:digest": letter * 64}) for letter in ("a", "b", "c"))
-    now = datetime.now(UTC)
+    unknown, now = own.ami(tags={**TAGS, "vmsnix:digest": "e" * 64}), datetime.now(UTC)
     rows = [
         {"digest": letter * 64, "name": name, "version": version, "recorded_at": now, "bytes": 1,
          "store_path": f"/nix/store/{letter}-{name}-{version}"}
@@ -253,7 +253,9 @@ def test_packages_older_than(own: Owner, audit: Any, tmp_path: Path) -> None:
         "It contains xz 5.6.0 (xz=5.6.0 was asked for).",
     ]
     assert set(found.by("contains-package")) == {old}
+    assert set(found.by("contents-unknown")) == {unknown}
     assert {new, none} <= set(found.inventory.amis["resource_id"])
+    assert audit().by("contents-unknown") == {}
 
 
 def test_what_could_not_be_read_is_a_finding_with_a_cure(own: Owner, audit: Any) -> None:

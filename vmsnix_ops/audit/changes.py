@@ -115,12 +115,12 @@ def since_last(inventory: Inventory, tables: Tables) -> Changes:
 
     blind = {(one.account, one.region) for one in inventory.unread}
     places = [place for place in inventory.places if place not in blind]
-    before = _before(inventory, places, tables)
+    before = _before(inventory, places, tables) if places else {}
+    if not before:
+        return Changes(pd.DataFrame(columns=list(COLUMNS)), {})
     columns = [*IDENTITY, *COMPARED, "monthly_usd"]
     then = _rows_of(before, tables, columns)
-    compared = pd.MultiIndex.from_tuples(before, names=IDENTITY[:2]) if before else None
-    if compared is None:
-        return Changes(pd.DataFrame(columns=list(COLUMNS)), {})
+    compared = pd.MultiIndex.from_tuples(before, names=IDENTITY[:2])
     now = inventory.frame[columns]
     now = now[pd.MultiIndex.from_frame(now[IDENTITY[:2]]).isin(compared)]
     if now.empty and then.empty:  # pandas cannot join two frames of no text

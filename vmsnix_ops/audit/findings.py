@@ -81,13 +81,16 @@ class Facts:
     recorded
         The latest row of every AMI in the table ``amis``.
     packages
-        The table ``packages``.
+        The rows of the table ``packages`` about the packages that were asked for.
+    known_digests
+        Digests of the images whose packages are recorded; empty where none were asked for.
     """
 
     inventory: Inventory
     measure: Measure
     recorded: pd.DataFrame
     packages: pd.DataFrame
+    known_digests: frozenset[str]
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -234,8 +237,12 @@ def evaluate(
             raise ParameterError(f"There is no rule {name!r}.", why=nearest(name, RULES))
     measure = measure or Measure()
     tables = tables or Tables("/nonexistent")
-    inside = tables.read("packages", columns=["digest", "name", "version"], where=_where(measure))
-    facts = Facts(inventory, measure, history.amis(tables), inside)
+    inside, known = pd.DataFrame(columns=["digest", "name", "version"]), frozenset[str]()
+    if measure.packages:  # else no row of a table is read that may have millions
+        names = [wanted.name for wanted in measure.packages]
+        inside = tables.read("packages", columns=list(inside.columns), where=[("name", "in", names)])
+        known = frozenset(tables.read("packages", columns=["digest"])["digest"])
+    facts = Facts(inventory, measure, history.amis(tables), inside, known)
     # Parts are sorted one by one, and joined in their order: to sort the whole would double its memory.
     parts: dict[tuple[int, str], pd.DataFrame] = {}
     for name in chosen:
@@ -255,11 +262,6 @@ def evaluate(
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     texts = {name: "str" for name in COLUMNS if name != "monthly_usd"}
     return frame.astype({**texts, "monthly_usd": "float64"})
-
-
-def _where(measure: Measure) -> list[tuple[str, str, object]]:
-    # Without a package to look for, no row of a table that may have millions is read.
-    return [("name", "in", [wanted.name for wanted in measure.packages])]
 
 
 def summary(findings: pd.DataFrame) -> pd.DataFrame:

@@ -374,7 +374,7 @@ def drifted(facts: Facts) -> pd.DataFrame:
         both,
         "It is not as it was recorded: {difference}",
         evidence="table amis",
-        cure="vmsnix history sync --region {region}",
+        cure="vmsnix run verify-amis --regions {region}",
         difference=both["difference"].str.removesuffix("; ") + ".",
     )
 
@@ -473,6 +473,22 @@ def contains_package(facts: Facts) -> pd.DataFrame:
 
 
 # What we do not know
+
+
+@rule("medium")
+def contents_unknown(facts: Facts) -> pd.DataFrame:
+    """Find AMIs of which nobody recorded what is inside, when packages were asked for."""
+    amis = facts.amis
+    if not facts.measure.packages:
+        return found(amis.head(0), "")
+    asked = ", ".join(str(wanted) for wanted in facts.measure.packages)
+    unknown = ~amis["digest"].isin(facts.known_digests)
+    return found(
+        amis[unknown & amis["digest"].notna()],
+        f"Nobody recorded what is inside it, so it cannot be said whether it contains {asked}.",
+        evidence="no rows in the table packages",
+        cure="vmsnix run publish-ami --image {image}",
+    )
 
 
 @rule("high")
