@@ -19,6 +19,9 @@ from vmsnix_ops.errors import VmsnixError, nearest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from click.shell_completion import CompletionItem
+
+COMPLETING = "_VMSNIX_COMPLETE"  # set by the shell's completion, as click wants it
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("vmsnix_ops._cli.demo:demo", "Publish an image to a sandbox, from nothing to the AMI."),
     "runbooks": ("vmsnix_ops._cli.runbooks:runbooks", "List the runbooks."),
@@ -29,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fleet": ("vmsnix_ops._cli.fleet:fleet", "Run many runbooks at once, as a plan file says."),
     "diff": ("vmsnix_ops._cli.diff:diff", "Show which packages differ between two AMIs."),
     "undo": ("vmsnix_ops._cli.undo:undo", "Undo a publish that did not finish."),
+    "completion": ("vmsnix_ops._cli.completion:completion", "Print what a shell needs to complete words."),
     "iam-policy": ("vmsnix_ops._cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
     "download": ("vmsnix_ops._cli.download:download", "Write a snapshot into a sparse raw file."),
     "lab": ("vmsnix_ops._cli.lab:lab", "Open the runbooks in JupyterLab."),
@@ -56,12 +60,23 @@ class Commands(click.Group):
             return runbook_command(cmd_name)
         return None
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands that begin so, without importing any."""
+        from click.shell_completion import CompletionItem
+
+        known = [(name, text) for name, (_, text) in COMMANDS.items()]
+        known += [(name, "runbook") for name in _runbook_names()]
+        found = [CompletionItem(name, help=text) for name, text in known if name.startswith(incomplete)]
+        # An option, or nothing: click knows those.
+        return found or click.Command.shell_complete(self, ctx, incomplete)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command that the words name; an unknown one is answered with the nearest."""
         name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
+        missing = not ctx.resilient_parsing and self.get_command(ctx, name) is None
+        if missing and not name.startswith("-"):
             hint = nearest(name, self.list_commands(ctx))
             raise click.UsageError(f"There is no command {name!r}. {hint}".rstrip(), ctx)
         return super().resolve_command(ctx, args)
@@ -106,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
     except VmsnixError as error:
-        return _say(error)
+        return 1 if COMPLETING in os.environ else _say(error)  # a word half typed is no error
     except click.ClickException as error:
         error.show()
         return error.exit_code

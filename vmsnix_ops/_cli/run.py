@@ -38,7 +38,7 @@ class DeclaredType(ParamType):
         """Return what stands for the value in ``--help``."""
         kind = self.parameter.type
         if kind.choices:
-            return f"[{'|'.join(str(choice) for choice in kind.choices)}]"
+            return f"[{'|'.join(str(choice) for choice in kind.choices if choice != '')}]"
         words = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER", "list": "A,B", "dict": "KEY=VALUE"}
         return words.get(kind.kind, "TEXT")
 
@@ -52,11 +52,12 @@ class DeclaredType(ParamType):
         param: click.Parameter,  # noqa: ARG002 - click's signature
         incomplete: str,
     ) -> list[CompletionItem]:
-        """Return the choices that begin so."""
-        from click.shell_completion import CompletionItem
+        """Return the choices that begin so, or the images."""
+        from vmsnix_ops._cli import completion
 
-        choices = (str(choice) for choice in self.parameter.choices)
-        return [CompletionItem(choice) for choice in choices if choice.startswith(incomplete)]
+        if self.parameter.name == "image":
+            return completion.images(incomplete)
+        return completion.items((str(choice) for choice in self.parameter.choices), incomplete)
 
 
 class RunbookCommand(click.Command):
@@ -153,7 +154,8 @@ def runbook_command(name: str, past: Past | None = None) -> click.Command:
 def _option(parameter: Parameter) -> click.Option:
     flag = parameter.name.replace("_", "-")
     name = f"{PREFIX}{parameter.name}"
-    text = parameter.help
+    # The choices stand in the option's own column already.
+    text = parameter.help.replace(f" ({', '.join(map(str, parameter.choices))})", "")
     if flag in OWN:
         text = f"{text} (only as -p {parameter.name}=VALUE)".strip()
         flag = f"parameter-{flag}"

@@ -11,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from click.shell_completion import CompletionItem
+
     from vmsnix_ops.runbooks.evidence import Archive, Entry
 
 STATUSES = ("done", "failed", "partly", "interrupted", "running", "lost")
@@ -43,13 +45,28 @@ def _places(command: Callable[..., Any]) -> Any:
     )
 
 
+def _ids(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a run's id, from an archive on this machine; one on S3 would be too slow."""
+    from vmsnix_ops._cli import completion
+
+    sandbox = any(level.params.get("sandbox") for level in (ctx, ctx.parent) if level is not None)
+    archive = open_archive("", sandbox=sandbox)
+    return [] if archive.remote else completion.items(archive.ids()[:SHOWN], incomplete)
+
+
+def _runbooks(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from vmsnix_ops._cli import completion
+    from vmsnix_ops.runbooks import catalog
+
+    return completion.items(catalog.names(), incomplete)
+
+
 @click.group(invoke_without_command=True)
-@click.option("--runbook", default="", help="Only this runbook.")
+@click.option("--runbook", default="", shell_complete=_runbooks, help="Only this runbook.")
 @click.option("--image", default="", help="Only this image.")
 @click.option(
     "--status",
-    default="",
-    type=click.Choice(["", *STATUSES]),
+    type=click.Choice(STATUSES),
     metavar="STATUS",
     help="Only this status: " + ", ".join(STATUSES) + ".",
 )
@@ -70,7 +87,7 @@ def runs(
     ctx: click.Context,
     runbook: str,
     image: str,
-    status: str,
+    status: str | None,
     ami: str,
     last: int,
     everything: bool,
@@ -89,7 +106,7 @@ def runs(
     from vmsnix_ops._cli.output import show_json
 
     found = open_archive(archive, sandbox=sandbox).entries(
-        runbook=runbook, image=image, status=status, ami=ami, last=None if everything else last
+        runbook=runbook, image=image, status=status or "", ami=ami, last=None if everything else last
     )
     if as_json:
         show_json([{**one.values, "status": one.status} for one in found])
@@ -100,7 +117,7 @@ def runs(
 
 
 @runs.command()
-@click.argument("run_id", metavar="ID")
+@click.argument("run_id", metavar="ID", shell_complete=_ids)
 @click.option("--open", "in_browser", is_flag=True, help="Open the report in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print its result.json.")
 @_places
@@ -133,7 +150,7 @@ def show(
     metavar="FOLDER",
     help="The archive that has the run.  [default: the setting archive]",
 )
-@click.argument("run_id", metavar="ID")
+@click.argument("run_id", metavar="ID", shell_complete=_ids)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]...")
 @click.pass_context
 def rerun(ctx: click.Context, run_id: str, words: tuple[str, ...], place: str, sandbox: bool) -> int:

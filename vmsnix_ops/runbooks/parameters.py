@@ -108,7 +108,7 @@ def convert(parameter: Parameter, value: object) -> object:
 
 def _described(kind: Type) -> str:
     if kind.choices:
-        return f"one of {', '.join(str(choice) for choice in kind.choices)}"
+        return f"one of {', '.join(str(choice) for choice in kind.choices if choice != '')}"
     names = {
         "str": "text",
         "bool": "true or false",

@@ -1,0 +1,141 @@
+"""What the tab key offers, and how little is loaded for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import require
+from vmsnix_ops.cli import main
+from vmsnix_ops.runbooks import catalog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {
+    "boto3",
+    "botocore",
+    "pandas",
+    "papermill",
+    "nbformat",
+    "rich",
+    "deltalake",
+    "matplotlib",
+    "subprocess",
+}
+
+
+@pytest.fixture
+def offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], list[str]]:
+    """Return what is offered for a line that the tab key was pressed in."""
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+
+    def complete(line: str) -> list[str]:
+        words = line.split()
+        monkeypatch.setenv("_VMSNIX_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(words) if line.endswith(" ") else len(words) - 1))
+        with contextlib.suppress(SystemExit):
+            main([])
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return [row.partition(",")[2] for row in printed.out.splitlines() if row.startswith("plain,")]
+
+    return complete
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("vmsnix rer", ["rerun"]),
+        ("vmsnix publish", ["publish-ami"]),
+        ("vmsnix run publish", ["publish-ami"]),
+        ("vmsnix run publish-ami --via ", ["import", "direct"]),
+        ("vmsnix publish-ami --via d", ["direct"]),
+        ("vmsnix run publish-ami --image e", ["ecs-node"]),
+        ("vmsnix run publish-ami --no-dry", ["--no-dry-run"]),
+        ("vmsnix run publish-ami --region eu-west-1 --role", ["--role-name"]),
+        ("vmsnix runs --status l", ["lost"]),
+        ("vmsnix runs --runbook aud", ["audit-inventory"]),
+        ("vmsnix completion ", ["bash", "zsh", "fish"]),
+        ("vmsnix no-such-command --", ["--version", "--help"]),
+        ("vmsnix run no-such-runbook --", []),
+    ],
+)
+def test_words_are_completed(offered: Callable[[str], list[str]], line: str, words: list[str]) -> None:
+    assert offered(line) == words
+
+
+def test_runbooks_of_the_catalog_are_all_offered(offered: Callable[[str], list[str]]) -> None:
+    assert offered("vmsnix run ") == list(catalog.names())
+
+
+def test_ids_and_images_of_past_runs_are_offered(offered: Callable[[str], list[str]], tmp_path: Path) -> None:
+    run_id = "20261120T080000Z-publish-ami-0a0b0c"
+    folder = tmp_path / "archive" / run_id
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"parameters": {"image": "github:acme/images#router"}}))
+    for line in ("vmsnix runs show 2", "vmsnix rerun 2026"):
+        assert offered(line) == [run_id]
+    assert offered("vmsnix run publish-ami --image github") == ["github:acme/images#router"]
+
+
+def test_a_press_of_the_tab_key_loads_nothing_heavy(tmp_path: Path) -> None:
+    program = (
+        "import sys; from vmsnix_ops.cli import main\n"
+        "try: main([])\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    for line in ("vmsnix run publish-ami --image e", "vmsnix runs show 2", "vmsnix "):
+        environment = {
+            **os.environ,
+            "VMSNIX_STATE": str(tmp_path),
+            "_VMSNIX_COMPLETE": "bash_complete",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split()) - (not line.endswith(" "))),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert set(done.stderr.split()) & HEAVY == set(), line
+
+
+def test_bash_completes_with_what_the_command_prints() -> None:
+    bash = require("bash")
+    script = (
+        f'PATH="{Path(sys.executable).parent}:$PATH"\n'
+        'eval "$(vmsnix completion bash)"\n'
+        "COMP_WORDS=(vmsnix run publish-ami --verify s) COMP_CWORD=4\n"
+        '_vmsnix_completion vmsnix\necho "${COMPREPLY[@]}"\ncomplete -p vmsnix'
+    )
+    done = subprocess.run([bash, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0] == "sample"
+    assert "_vmsnix_completion vmsnix" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("shell", "sign"),
+    [("zsh", "compdef _vmsnix_completion vmsnix"), ("fish", "complete --no-files --command vmsnix")],
+)
+def test_other_shells_have_theirs(capsys: pytest.CaptureFixture[str], shell: str, sign: str) -> None:
+    assert main(["completion", shell]) == 0
+    printed = capsys.readouterr().out
+    assert sign in printed
+    assert f"_VMSNIX_COMPLETE={shell}_complete" in printed

@@ -1,0 +1,94 @@
+"""``vmsnix completion``: words that a shell completes.
+
+A shell starts `vmsnix` for every press of the tab key, so nothing here imports anything heavy, starts Nix or
+asks AWS.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vmsnix_ops.errors import VmsnixError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from click.shell_completion import CompletionItem
+
+REMEMBERED = 50  # newest runs whose images are offered
+FILES = {
+    "bash": "~/.bashrc",
+    "zsh": "~/.zshrc",
+    "fish": "~/.config/fish/completions/vmsnix.fish",
+}
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(tuple(FILES)))
+def completion(shell: str) -> None:
+    """Print what a shell needs to complete runbooks, options, choices, images and run ids.
+
+    For this shell only: eval "$(vmsnix completion bash)". For all: put that line into ~/.bashrc or ~/.zshrc;
+    for fish: vmsnix completion fish > ~/.config/fish/completions/vmsnix.fish.
+    """
+    from click.shell_completion import get_completion_class
+
+    from vmsnix_ops.cli import COMPLETING, cli
+
+    known = get_completion_class(shell)
+    if known is None:  # click has all three
+        raise click.UsageError(f"There is no completion for {shell}.")
+    source = known(cli, {}, "vmsnix", COMPLETING)
+    click.echo(source.source_template % source.source_vars())
+
+
+def items(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    """Return the words that begin so."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(word) for word in words if word and word.startswith(incomplete)]
+
+
+def images(incomplete: str) -> list[CompletionItem]:
+    """Return images that begin so: those of the flake's folder, and those of past runs; else files.
+
+    Only Nix knows all images of any flake, and takes seconds to say them.
+    """
+    from click.shell_completion import CompletionItem
+
+    known = list(dict.fromkeys([*_of_the_flake(), *_of_past_runs()]))
+    return items(known, incomplete) or [CompletionItem(incomplete, type="file")]
+
+
+def _of_the_flake() -> list[str]:
+    """Return the images of a flake that keeps them as ours does: ``images/NAME.nix``."""
+    from vmsnix_ops.settings import load
+
+    with suppress(VmsnixError, OSError):
+        given = load().flake
+        places = [Path(given), *(parent / given for parent in Path.cwd().parents)]
+        folder = next((place / "images" for place in places if (place / "images").is_dir()), None)
+        if folder is not None:
+            return sorted(path.stem for path in folder.glob("*.nix") if path.stem != "default")
+    return []
+
+
+def _of_past_runs() -> list[str]:
+    """Return the images of the newest runs in an archive on this machine."""
+    from vmsnix_ops.settings import load
+
+    with suppress(VmsnixError, OSError):
+        archive = load().archive
+        if archive.startswith("s3://"):
+            return []
+        found = []
+        for folder in sorted(Path(archive).iterdir(), reverse=True)[:REMEMBERED]:
+            with suppress(OSError, ValueError, AttributeError):
+                found.append(json.loads((folder / "result.json").read_bytes())["parameters"].get("image"))
+        return [image for image in found if isinstance(image, str)]
+    return []
