@@ -240,10 +240,7 @@ def _run(
         )
         refused = _guard.refusals(prepared.folder.local)
         if failure is None and refused:  # the notebook went on as if nothing had been
-            judged, failure = (
-                "failed",
-                _refusal(refused[0]),
-            )
+            judged, failure = "failed", _refusal(refused[0])
         if failure is not None:
             failure = Failure(**redactor.anything(failure.to_json()))
             live.note(f"{judged}: {failure}", screen=False)
