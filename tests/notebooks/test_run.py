@@ -154,25 +154,15 @@ def test_fleet_runs_what_its_plan_says(stage: Stage, tmp_path: Path) -> None:
 
 def test_retire_amis_tells_first_and_acts_when_it_is_told(stage: Stage) -> None:
     ami = stage.run("publish-ami", image=str(stage.image)).values["ami_id"]
-    loose = {"keep_last": 0, "min_age_days": 0, "grace_days": 0, "orphans": False}
+    loose = {"keep_last": 0, "min_age_days": 0, "amis": [ami]}
     planned = stage.run("retire-amis", **loose)
-    assert planned.values["going"] == [ami]
-    assert planned.values["retired"] == 0
+    assert (planned.values["going"], planned.values["retired"]) == ([ami], 0)
     assert "nothing uses it" in Path(planned.report).read_text()
-
-    unconfirmed = run(
-        "retire-amis", {**loose, "dry_run": False}, environment=stage.environment, confirmed=True
-    )
-    assert (unconfirmed.verdict, unconfirmed.exit_code) == ("failed", 2)
-    for done in ("retired", "deleted"):
-        outcome = run(
-            "retire-amis",
-            {**loose, "dry_run": False, "confirm": "1"},
-            environment=stage.environment,
-            confirmed=True,
-        )
-        assert (outcome.verdict, outcome.values[done]) == ("done", 1)
-    assert stage.aws.client("ec2").describe_images(Owners=["self"], IncludeDisabled=True)["Images"] == []
+    assert stage.run("retire-amis", **loose, dry_run=False, confirm="1").values["retired"] == 1
+    (image,) = stage.aws.client("ec2").describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
+    assert image["State"] == "disabled"
+    # Tests that come after this one publish the same image again.
+    stage.aws.client("ec2").deregister_image(ImageId=ami)
 
 
 def test_the_console_is_for_people_and_does_nothing_without_them(stage: Stage, tmp_path: Path) -> None:
