@@ -4,7 +4,15 @@ A retired AMI is private, deprecated and disabled, and so is out of everybody's 
 undone. What it was before stands in its tags and in those of its snapshots: they are written before anything
 is changed, and removed after everything is restored.
 
-=============================  ===================================================================
+============================  ==========================================================================
+``vmsnix:retired``            when (UTC); grace counts from there
+``vmsnix:grace-until``        from when on it may be removed for good
+``vmsnix:retired-by``         the run that retired it
+``vmsnix:shared-with``        with whom it was shared; goes on in ``vmsnix:shared-with-2`` and so forth
+``vmsnix:deprecated-before``  its deprecation date, or ``never``
+``vmsnix:retired-with``       of a snapshot: its AMI, by which it is found should the AMI go and it stay
+============================  ==========================================================================
+
 AWS itself makes an AMI private when it disables it, and forgets with whom it was shared.
 """
 
