@@ -193,10 +193,11 @@ def test_a_plan_without_a_name_is_named_after_its_place(plans: Plans, tmp_path: 
 
 
 def test_the_plan_prints_what_it_will_do(plans: Plans) -> None:
-    plan = plans.read('[[entry]]\nrunbook = "greet"\nimages = ["<b>"]\nresources = { kvm = 1 }\nretries = 1')
-    assert "greet image=<b>; needs kvm=1; 1 retry" in str(plan)
-    assert "&lt;b&gt;" in plan._repr_html_()
-    assert list(plan.frame()["needs"]) == ["kvm=1"]
+    plans.read('[[entry]]\nrunbook = "greet"\nimages = ["<b>"]\nresources = { kvm = 1 }\nretries = 1')
+    planned = fleet.plan(plans.path)
+    assert "greet image=<b>; needs kvm=1; 1 retry" in str(planned)
+    assert "&lt;b&gt;" in planned._repr_html_()
+    assert list(planned.frame()["needs"]) == ["kvm=1"]
 
 
 # What can be wrong

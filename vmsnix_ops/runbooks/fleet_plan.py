@@ -30,7 +30,6 @@ has started when one of its lines is wrong, and all that is wrong is said at onc
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import re
 import tomllib
@@ -130,19 +129,6 @@ class Plan:
             for target in self.targets
         ]
         return pd.DataFrame(rows, columns=["target", "runbook", "parameters", "after", "needs", "retries"])
-
-    def __str__(self) -> str:
-        lines = [f"Fleet {self.name}: {len(self.targets)} targets"]
-        lines += [f"  {target.name}  {target.described()}" for target in self.targets]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        title = html.escape(f"Fleet {self.name}: {len(self.targets)} targets")
-        body = "".join(
-            f"<tr><th>{html.escape(target.name)}</th><td>{html.escape(target.described())}</td></tr>"
-            for target in self.targets
-        )
-        return f'<table class="vmsnix"><caption>{title}</caption>{body}</table>'
 
 
 def read_plan(path: Path) -> Plan:
