@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.records.tables import Tables, Where
 
-PARTITION_BYTES = 64 * 2**20
+PARTITION_BYTES = 16 * 2**20
 """Bytes of Parquet in a partition, about; in memory they are several times as many."""
 
 
