@@ -8,7 +8,7 @@ import pytest
 
 from tests.aws.account import make_ami, thrifty
 from vmsnix_ops.aws import parameters
-from vmsnix_ops.publish import promote, roll_back
+from vmsnix_ops.publish import promote, roll_back, smoke, verify
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def session(served: Sandbox) -> boto3.Session:
 @pytest.fixture
 def aws(served: Sandbox, session: boto3.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
     served.reset()
-    for module in (promote, roll_back):
+    for module in (promote, roll_back, smoke, verify):
         monkeypatch.setattr(module, "default_session", lambda: session)
     monkeypatch.setattr(served, "client", lambda name, region=HOME: session.client(name, region_name=region))
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))

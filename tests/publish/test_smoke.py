@@ -6,48 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.aws.account import make_ami, thrifty
+from tests.aws.account import make_ami
+from tests.publish.promoting import HOME, aws, served, session
 from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import instances
 from vmsnix_ops.disk.sample import MESSAGE, make_sample_image
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import smoke
 from vmsnix_ops.records.tables import open_tables
-from vmsnix_ops.sandbox import Sandbox, sandbox
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import boto3
 
-REGION = "us-east-1"
+    from vmsnix_ops.sandbox import Sandbox
+
+__all__ = ["aws", "served", "session"]
 BOOT = "Starting systemd\r\n<<< Welcome to NixOS 26.11 (x86_64) - ttyS0 >>>\r\nip-10-0-0-1 login: "
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Sandbox]:
-    with sandbox(speed=20000) as aws:
-        yield aws
-
-
-@pytest.fixture(scope="module")
-def session(served: Sandbox) -> boto3.Session:
-    return thrifty(served)
-
-
-@pytest.fixture
-def aws(served: Sandbox, session: boto3.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
-    served.reset()
-    monkeypatch.setattr(smoke, "default_session", lambda: session)
-    monkeypatch.setattr(
-        served, "client", lambda name, region=REGION: session.client(name, region_name=region)
-    )
-    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("AWS_REGION", REGION)
-    monkeypatch.chdir(tmp_path)
-    return served
 
 
 def says(aws: Sandbox, text: str = BOOT, **outcome: Any) -> None:
@@ -87,7 +64,7 @@ def test_an_ami_that_boots_passes_and_nothing_is_left(aws: Sandbox) -> None:
     steps = open_tables(load()).read("steps")
     assert sorted(steps["step"]) == ["checks", "clear", "console", "launch", "terminate"]
     assert (steps["seconds"] > 0).all()
-    assert set(steps["region"]) == {REGION}
+    assert set(steps["region"]) == {HOME}
     assert list(open_tables(load()).read("runs")["status"]) == ["done"]
     assert "passed" in result._repr_html_()
 

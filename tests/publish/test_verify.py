@@ -26,9 +26,8 @@ USUAL: dict[str, Any] = {"dry_run": False, "progress": silent(), "channel": "sta
 
 
 @pytest.fixture
-def ami(aws: Sandbox, session: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+def ami(aws: Sandbox) -> str:
     """An AMI that was promoted to two regions, shared, dated and protected."""
-    monkeypatch.setattr(verify, "default_session", lambda: session)
     made = make_ami(aws)
     wanted = {"regions": [EUROPE], "share_with": [OTHER], "deprecate_days": 365, "protect": True}
     assert promote.apply(promote.plan(ami=made, **wanted, **USUAL)).status == "done"
@@ -219,8 +218,7 @@ def test_a_region_that_cannot_be_read_is_a_finding_and_the_others_are_compared(
     assert set(drift()) == {"protected"}
 
 
-def test_what_is_not_recorded_is_not_compared(aws: Sandbox, session: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(verify, "default_session", lambda: session)
+def test_what_is_not_recorded_is_not_compared(aws: Sandbox) -> None:
     with pytest.raises(errors.ParameterError, match="know no AMI"):
         verify.check()
     made = images.describe(aws.client("ec2"), make_ami(aws))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,37 @@ COLUMNS = {
 """Columns of `Outcomes.frame`, and their meaning."""
 
 MARKED = {"done": "✓ done", "already so": "✓ already so", "failed": "✗ failed"}
+
+
+class PlanTable:
+    """Shows a plan for several regions as a table, in a notebook and in a log; a base of such plans."""
+
+    @property
+    def title(self) -> str:
+        """One line: what becomes what."""
+        raise NotImplementedError
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Return headings and rows."""
+        raise NotImplementedError
+
+    def notes(self) -> list[str]:
+        """Return what the table does not say."""
+        return []
+
+    def _shown(self) -> shown.Shown:
+        header, lines = self._table()
+        return shown.shown(header, lines, title=self.title)
+
+    def __str__(self) -> str:
+        return "\n".join([str(self._shown()), *self.notes()])
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
+        return self._shown()._repr_html_() + notes
 
 
 @dataclass(frozen=True, slots=True)

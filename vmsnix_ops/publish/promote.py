@@ -13,24 +13,22 @@ refused in one of its regions, is finished by running it again.
 
 from __future__ import annotations
 
-import html
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import deprecation, parameters, preflight_account, sharing, snapshots
-from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.session import calling, client
+from vmsnix_ops.aws import deprecation, parameters, snapshots
+from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import Progress, current
-from vmsnix_ops.publish import channels, promote_steps
+from vmsnix_ops.publish import channels, promote_checks, promote_steps
 from vmsnix_ops.publish.channel_history import entries, frame
+from vmsnix_ops.publish.outcomes import PlanTable
 from vmsnix_ops.publish.plan import check_public
 from vmsnix_ops.publish.promote_steps import Spot, Wanted
-from vmsnix_ops.records import shown
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import Settings, load
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.aws.checks import Check
-    from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.publish.outcomes import Outcomes
 
 Verdict = Literal["to do", "already so", "refused", "not looked at"]
@@ -90,8 +87,8 @@ class Target:
     steps: tuple[Planned, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(PlanTable):
     """A promotion that has been looked at and not begun. Make it with `plan`; printed, it shows what happens.
 
     Attributes
@@ -172,20 +169,6 @@ class Plan:
         ]
         return [*found, *(["Nothing of this will be done: dry_run is set."] if self.dry_run else [])]
 
-    def _shown(self) -> shown.Shown:
-        header, lines = self._table()
-        return shown.shown(header, lines, title=self.title)
-
-    def __str__(self) -> str:
-        return "\n".join([str(self._shown()), *self.notes()])
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
-        return self._shown()._repr_html_() + notes
-
 
 def plan(
     *,
@@ -251,18 +234,18 @@ def plan(
     """
     settings, session = settings or load(), session or default_session()
     region = region or settings.region or session.region_name or ""
-    share, revoke = _audiences(share_with, revoke_from, public=public)
+    share, revoke = promote_checks.audiences(share_with, revoke_from, public=public)
     check_public(public, confirm_public)
     if channel:
         channels.check(channel, settings)
     checks = channels.home_checks(session, region, settings)
     number = next(str(check.facts["account"]) for check in checks if "account" in check.facts)
     check_public(public, confirm_public, number)
-    _check_topic(topic)
+    promote_checks.check_topic(topic)
     home = region
-    others, willing = _regions(session, home, tuple(regions), tuple(best_effort))
+    others, willing = promote_checks.regions_of(session, home, tuple(regions), tuple(best_effort))
     keys = dict(kms_keys or {})
-    _check_keys(keys, home, others)
+    promote_checks.check_keys(keys, home, others)
 
     ec2 = client(session, "ec2", home)
     if not ami and not image:
@@ -270,7 +253,7 @@ def plan(
     found = channels.find_ami(ec2, client(session, "ssm", home), ami, image=image, settings=settings)
     source = channels.check_usable(found, owner=number, now=datetime.now(UTC))
     held = snapshots.check_whole(ec2, source)
-    image = _image(source, image)
+    image = promote_checks.image_of(source, image)
     moment = source.created_at + timedelta(days=deprecate_days) if deprecate_days else None
     if moment is not None:
         deprecation.check_date(source, moment, public=public or source.public)
@@ -350,74 +333,3 @@ def _look(spot: Spot, *, best_effort: bool) -> Target:
                 refused = what
         planned.append(Planned(step.name, verdict, what))
     return Target(spot.region, best_effort, spot.kms_key, spot.ami_id, tuple(planned))
-
-
-def _audiences(
-    share_with: Iterable[str], revoke_from: Iterable[str], *, public: bool
-) -> tuple[sharing.Audience, sharing.Audience]:
-    share, revoke = sharing.audience(share_with), sharing.audience(revoke_from)
-    if share.public:
-        raise errors.ParameterError(
-            "public is nobody to share with.",
-            why="What is public cannot be taken back from who copied it.",
-            cure="Set public and confirm_public if everybody shall launch the AMI.",
-        )
-    share = replace(share, public=public)
-    both = share.within(revoke)
-    if both:
-        raise errors.ParameterError(
-            f"{both} cannot be given and taken away at once.", cure="Leave one of the two out."
-        )
-    return share, revoke
-
-
-def _regions(
-    session: boto3.Session, home: str, regions: tuple[str, ...], best_effort: tuple[str, ...]
-) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the other regions, and those among them whose failure does not count."""
-    if "all" in regions or "all" in best_effort:
-        with calling("list the enabled regions"):
-            answer = client(session, "ec2", home).describe_regions()
-        every = tuple(sorted(one["RegionName"] for one in answer["Regions"]))
-        regions = every if "all" in regions else regions
-        best_effort = every if "all" in best_effort else best_effort
-    others = dict.fromkeys(name for name in (*regions, *best_effort) if name != home)
-    for name in others:
-        preflight_account.region_name(session, name)
-    return tuple(others), frozenset(best_effort) - frozenset(regions) - {home}
-
-
-def _check_keys(keys: Mapping[str, str], home: str, others: tuple[str, ...]) -> None:
-    for region, key in keys.items():
-        if region not in others:
-            raise errors.ParameterError(
-                f"There is a key for {region}, where nothing is copied to.",
-                why="It is the AMI's own region." if region == home else errors.nearest(region, others),
-                cure="Leave it out, or add the region to regions.",
-            )
-        if key.startswith("arn:") and f":kms:{region}:" not in key:
-            raise errors.ParameterError(
-                f"The key for {region} is of another region.",
-                why=f"It is {key}.",
-                cure=f"Name a key of {region}.",
-            )
-
-
-def _check_topic(topic: str) -> None:
-    if topic and (topic.count(":") != 5 or not topic.startswith("arn:") or ":sns:" not in topic):
-        raise errors.ParameterError(
-            f"The topic {topic!r} is no ARN of an SNS topic.",
-            cure="Give one such as arn:aws:sns:eu-central-1:012345678901:images.",
-        )
-
-
-def _image(source: Ami, image: str) -> str:
-    """Return the image of an AMI; an operator who names another one is wrong about one of the two."""
-    own = source.tags[tagging.IMAGE]
-    if image and image != own:
-        raise errors.ParameterError(
-            f"The AMI {source.ami_id} is one of the image {own!r}.",
-            why=f"{image!r} was given.",
-            cure="Leave image out, or name another AMI.",
-        )
-    return own

@@ -7,11 +7,10 @@ an unfinished publish left.
 
 from __future__ import annotations
 
-import html
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, parameters, preflight_account, snapshots
@@ -22,8 +21,7 @@ from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import channels, promote_records
 from vmsnix_ops.publish.channel_history import Entry, entries, frame
 from vmsnix_ops.publish.journal import record_run
-from vmsnix_ops.publish.outcomes import Outcomes, StepOutcome
-from vmsnix_ops.records import shown
+from vmsnix_ops.publish.outcomes import Outcomes, PlanTable, StepOutcome
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -74,8 +72,8 @@ class Target:
         return self.now is not None and self.target is not None and self.now.ami_id == self.target.ami_id
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(PlanTable):
     """A rollback that has been looked at and not begun. Make it with `plan`; printed, it shows what happens.
 
     Attributes
@@ -126,20 +124,6 @@ class Plan:
     def notes(self) -> list[str]:
         """Return what the table does not say."""
         return ["Nothing of this will be done: dry_run is set."] if self.dry_run else []
-
-    def _shown(self) -> shown.Shown:
-        header, lines = self._table()
-        return shown.shown(header, lines, title=self.title)
-
-    def __str__(self) -> str:
-        return "\n".join([str(self._shown()), *self.notes()])
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
-        return self._shown()._repr_html_() + notes
 
 
 def plan(
