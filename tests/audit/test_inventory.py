@@ -170,6 +170,15 @@ def test_single_amis_are_asked_about_as_long_as_they_are_few(
     assert own.aws.calls.count("ec2:DescribeImageAttribute") == 2
 
 
+def test_a_public_ami_is_not_unused_whoever_was_asked(own: Owner) -> None:
+    ami = own.ami()
+    own.share(ami, "all")
+    for asked in ("yes", "no"):
+        one = row(own.scan(regions=[REGION], one_by_one=asked), ami)
+        assert one["referenced"] not in (True, False)
+        assert json.loads(one["evidence"]) == [["shared-with", "all", "everybody"]]
+
+
 # Other accounts
 
 

@@ -86,6 +86,9 @@ _PROOF = frozenset(
 """Sources without which nobody can say that an AMI is not used."""
 
 
+_EVERYBODY = Evidence("shared-with", "all", "everybody")
+
+
 def _seen_from(one: Evidence, account: str) -> Evidence:
     return Evidence(one.kind, one.id, ", ".join(filter(None, [one.detail, f"account {account}"])))
 
@@ -100,10 +103,14 @@ def _use(
     """Return, for each row, whether it is used and the evidence as JSON."""
     used: list[bool | None] = []
     proofs: list[str] = []
-    columns = [table.column(name).to_pylist() for name in ("kind", "account", "region", "resource_id")]
-    for kind, account, region, resource_id in zip(*columns, strict=True):
+    columns = [
+        table.column(name).to_pylist() for name in ("kind", "account", "region", "resource_id", "public")
+    ]
+    for kind, account, region, resource_id, public in zip(*columns, strict=True):
         if kind == "ami":
             some = evidence.get((region, resource_id), [])
+            if public and _EVERYBODY not in some:  # known also where AWS was not asked about each AMI
+                some = [*some, _EVERYBODY]
             used.append(references.judge(some, complete=(account, region) not in blind, now=now))
             proofs.append(json.dumps([[one.kind, one.id, one.detail] for one in some]) if some else "[]")
         elif kind in ("snapshot", "direct-upload"):
