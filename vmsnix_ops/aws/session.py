@@ -174,7 +174,7 @@ def explain(error: Any, doing: str) -> errors.AwsError:
     metadata = error.response.get("ResponseMetadata", {})
     code, message = str(answer.get("Code", "")), str(answer.get("Message", "")).strip()
     what = f"Could not {doing}."
-    why = f"AWS says {code}: {message}" if message else f"AWS says {code}."
+    why = f"AWS says {code}: {message.rstrip('.')}." if message else f"AWS says {code}."
     details = {
         "code": code,
         "operation": error.operation_name,
