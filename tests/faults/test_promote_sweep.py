@@ -29,6 +29,7 @@ WANTED: dict[str, Any] = {
     "protect": True,
     "dry_run": False,
 }
+POLLED = ("ec2:Describe", "ssm:GetParameter")
 QUICK = [
     Kill("ec2:CopyImage", 1, "sent"),
     Kill("ec2:CopyImage", 1, "after"),
@@ -58,6 +59,8 @@ def sweep(publishers: Sweep, kill: Kill) -> list[str]:
     state, ami, topic = begin(publishers)
     (first,) = publishers.publishers.run(job(publishers, state, ami, topic, kill))
     (second,) = publishers.publishers.run(job(publishers, state, ami, topic))
+    if not first.killed and first.status == 0 and kill.call.startswith(POLLED):
+        return []  # one look fewer than in the run that was counted
     if not first.killed:
         return [f"was not killed but ended with {first.status} {first.error} {first.text}"]
     if second.status or second.result["status"] != "done":
