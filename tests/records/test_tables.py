@@ -124,6 +124,8 @@ def test_columns_and_conditions_are_pushed_down(tables: Tables) -> None:
     assert sorted(frame["run_id"]) == ["r2", "r4"]
     assert len(tables.read("steps", where=[("run_id", "in", ["r0", "r1"])])) == 2
     assert len(tables.read("steps", where=[("run_id", "not in", ["r0", "r1"])])) == 3
+    assert len(tables.read("steps", where=[("run_id", "in", [])])) == 0
+    assert len(tables.read("steps", where=[("run_id", "not in", [])])) == 5
     assert len(tables.read("steps", where=[("started_at", "<", NOON)])) == 0
     assert len(tables.read("steps", where=[("region", "==", "x")])) == 1
 

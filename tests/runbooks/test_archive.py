@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops.errors import ArchiveError
-from vmsnix_ops.runbooks import archive
+from vmsnix_ops.runbooks import _bucket, archive
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -146,3 +146,16 @@ def test_the_journal_of_a_run_that_did_not_finish_stays_for_a_rollback(shelf: Sh
     folder = shelf.archive.parent / "state" / "runs" / outcome.run_id
     assert [path.name for path in folder.iterdir()] == ["journal.jsonl"]
     assert content(aws, outcome.values["files"]["journal.jsonl"]["place"]) == b"{}"
+
+
+def test_the_profile_of_a_run_is_who_archives(
+    tmp_path: Path, aws: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fleet gives each target a profile of its own; the archive must not be written by somebody else."""
+    keys = aws.environment
+    lines = ["[profile other]", *(f"{name.lower()} = {keys[name]}" for name in keys if "KEY" in name)]
+    (tmp_path / "config").write_text("\n".join(lines) + "\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    environment = {name: value for name, value in keys.items() if "KEY" not in name}
+    _bucket.put({**environment, "AWS_PROFILE": "other"}, f"s3://{BUCKET}/by-profile", b"evidence")
+    assert content(aws, f"s3://{BUCKET}/by-profile") == b"evidence"

@@ -13,7 +13,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -380,6 +380,7 @@ def expression(schema: Schema, where: Where) -> pa_dataset.Expression | None:
     SchemaError
         For an unknown column or operator.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     whole = None
@@ -391,6 +392,9 @@ def expression(schema: Schema, where: Where) -> pa_dataset.Expression | None:
                 why=f"The operators are {', '.join(_OPERATORS)}.",
                 cure="Correct the condition.",
             )
+        if operator in ("in", "not in") and isinstance(value, Iterable):
+            # Of an empty list arrow cannot tell which type its values would have.
+            value = pa.array(list(value), type=schemas.arrow_type(schema.column(name).kind))
         condition = _OPERATORS[operator](field, value)
         whole = condition if whole is None else whole & condition
     return whole
@@ -403,8 +407,8 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "<=": lambda field, value: field <= value,
     ">": lambda field, value: field > value,
     ">=": lambda field, value: field >= value,
-    "in": lambda field, value: field.isin(list(value)),
-    "not in": lambda field, value: ~field.isin(list(value)),
+    "in": lambda field, value: field.isin(value),
+    "not in": lambda field, value: ~field.isin(value),
 }
 
 

@@ -109,21 +109,32 @@ def explained(what: str, cure: str) -> Iterator[None]:
 
 def client(environment: Mapping[str, str]) -> Any:
     """Return an S3 client that follows the run's variables, which may be those of a sandbox."""
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+    key, secret, token, profile = (environment.get(name) or None for name in names)
     region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    return _client(*(environment.get(name) or None for name in names), region or None, endpoint or None)
+    # As everywhere in AWS, keys in the environment count more than a profile.
+    return _client(key, secret, token, None if key else profile, region or None, endpoint or None)
 
 
 @lru_cache(maxsize=8)
 def _client(
-    key: str | None, secret: str | None, token: str | None, region: str | None, endpoint: str | None
+    key: str | None,
+    secret: str | None,
+    token: str | None,
+    profile: str | None,
+    region: str | None,
+    endpoint: str | None,
 ) -> Any:
     import boto3
     from botocore.config import Config
 
     session = boto3.session.Session(
-        aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token, region_name=region
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+        aws_session_token=token,
+        profile_name=profile,
+        region_name=region,
     )
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 6}, connect_timeout=10, max_pool_connections=16
