@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
@@ -88,3 +91,20 @@ def test_retrying_can_look_at_the_words_too():
 
     with pytest.raises(ClientError, match="something else"):
         retrying(call, "InvalidParameter", saying="service role")
+
+
+def test_a_call_that_is_tried_again_prints_nothing() -> None:
+    """In a process of its own: pytest gives every logger a handler."""
+    script = """
+from botocore.exceptions import ClientError
+from vmsnix_ops.aws.session import retrying
+calls = []
+def call():
+    calls.append(1)
+    if len(calls) == 1:
+        raise ClientError({"Error": {"Code": "NotYet", "Message": ""}}, "DescribeImages")
+    return "done"
+assert retrying(call, "NotYet") == "done" and len(calls) == 2
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -6,6 +6,7 @@ same everywhere, and stands inside `calling`, so that a person never sees a bare
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 Client = Any  # botocore builds its client classes at run time, so there is no type to name
 Answer = TypeVar("Answer")
+
+# A call that is tried again is no news. Whoever wants to hear of it gives the logger a handler; without any,
+# Python would print the bare name of the event.
+logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 CREDENTIAL_CODES = frozenset(
     {
