@@ -24,6 +24,10 @@ OPEN_NOTEBOOK = """() => {
     const path = window.jupyterapp.shell.currentWidget?.context?.path || '';
     return path.startsWith('runs/') && path.endsWith('/notebook.ipynb');
 }"""
+FITS = """() => {
+    const notebook = document.querySelector('.jp-WindowedPanel-outer');
+    return notebook.scrollWidth <= notebook.clientWidth;
+}"""
 AMI = re.compile(r"ami-[0-9a-f]{17}")
 
 
@@ -74,6 +78,7 @@ class Opened:
         for theme in ("Dark", "Light"):
             self.browser.set_theme(theme)
             self.page.evaluate("() => document.querySelector('.vmsnix-console').scrollIntoView()")
+            assert self.page.evaluate(FITS)
             self.page.screenshot(path=SHOTS / f"console-{name}-{theme.lower()}.png")
 
 
