@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AUDIT = "audit-inventory"
 NO_AUDIT = "No audit has been recorded here yet."
 LOOKED_THROUGH = 5
-"""Audits in which a table is looked for; files of one that was archived on S3 are not on this machine."""
+"""Audits in which a table is looked for."""
 
 
 class AuditTab(Tab):
@@ -110,22 +110,23 @@ def last_audit(place: Place, name: str) -> tuple[pd.DataFrame, Entry | None]:
     place
         Whose archive.
     name
-        Of the file in the audit's ``result.json``.
+        Of the file, without its ending.
 
     Raises
     ------
     ArchiveError
-        The archive cannot be read.
+        The archive cannot be read, or the file is not what was kept.
     """
     import pandas as pd
 
     from vmsnix_ops.runbooks.evidence import open_archive
 
     archive = open_archive(place.settings(), environment=place.environment)
+    file = f"{name}.csv"
     for entry in archive.entries(runbook=AUDIT, status="done", last=LOOKED_THROUGH):
-        path = entry.values.get(name)
-        if path and Path(str(path)).is_file():
-            frame = pd.read_csv(str(path), dtype={"account": "str"}, keep_default_na=True)
+        if file in entry.values.get("files", {}):
+            content = io.BytesIO(archive.fetch(entry, file))
+            frame = pd.read_csv(content, dtype={"account": "str"}, keep_default_na=True)
             if "created_at" in frame:
                 frame["created_at"] = pd.to_datetime(frame["created_at"], utc=True, format="ISO8601")
             return frame, entry

@@ -1,0 +1,64 @@
+"""What the tabs of audits show is the evidence of the newest one, wherever it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmsnix_ops.errors import ArchiveError
+from vmsnix_ops.runbooks import _bucket
+from vmsnix_ops.runbooks.console.audits import last_audit
+from vmsnix_ops.sandbox import sandbox
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ARCHIVE = "s3://evidence/runs"
+FINDINGS = b"severity,rule,account,created_at\nhigh,public,012345678901,2026-11-25T10:00:00+00:00\n"
+RUN = "20261125T100000Z-audit-inventory-0a1b2c"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Any]:
+    """A console's place whose archive is a bucket."""
+    with sandbox(speed=1000) as aws:
+        aws.client("s3").create_bucket(Bucket="evidence")
+        settings = load(tmp_path, {"VMSNIX_ARCHIVE": ARCHIVE, "VMSNIX_STATE": str(tmp_path)})
+        yield SimpleNamespace(environment=aws.environment, settings=lambda: settings)
+
+
+def keep(place: Any, content: bytes) -> None:
+    kept = f"{ARCHIVE}/objects/some/findings.csv"
+    files = {"findings.csv": {"place": kept, "sha256": hashlib.sha256(FINDINGS).hexdigest(), "bytes": 1}}
+    entry = {"runbook": "audit-inventory", "status": "done", "started_at": "2026-11-25T10:00:00+00:00"}
+    _bucket.put(place.environment, kept, content)
+    _bucket.put(
+        place.environment, f"{ARCHIVE}/{RUN}/result.json", json.dumps({**entry, "files": files}).encode()
+    )
+
+
+def test_an_audit_that_was_archived_in_a_bucket_is_shown(place: Any) -> None:
+    keep(place, FINDINGS)
+    frame, entry = last_audit(place, "findings")
+    assert entry is not None
+    assert entry.run_id == RUN
+    assert frame.loc[0, "account"] == "012345678901"
+    assert str(frame.loc[0, "created_at"].tz) == "UTC"
+
+
+def test_a_table_that_somebody_changed_is_not_shown(place: Any) -> None:
+    keep(place, FINDINGS.replace(b"high", b"low"))
+    with pytest.raises(ArchiveError, match="was changed"):
+        last_audit(place, "findings")
+
+
+def test_without_an_audit_there_is_nothing(place: Any) -> None:
+    frame, entry = last_audit(place, "findings")
+    assert frame.empty
+    assert entry is None
