@@ -149,7 +149,9 @@ def _panel(axes: Axes, rows: pd.DataFrame, name: str, paths: list[str]) -> None:
         # Images differ in size, so each has a line of its own.
         for image, line in rows[rows["via"] == path].groupby("image", dropna=False, sort=False):
             when, took = line["started_at"].to_numpy(), line["seconds"].to_numpy() / one
-            style = {"color": _colour(path), "markeredgewidth": 0, "markersize": 3.2, "alpha": 0.3}
+            few = len(line) < SMOOTH  # hardly a median yet, so the dots must be seen themselves
+            size, alpha = (5.0, 0.9) if few else (3.2, 0.3)
+            style = {"color": _colour(path), "markeredgewidth": 0, "markersize": size, "alpha": alpha}
             axes.plot(when, took, linestyle="", marker="o", **style)  # type: ignore[arg-type]
             smooth = (line["seconds"].rolling(SMOOTH, min_periods=3, center=True).median() / one).to_numpy()
             axes.plot(when, smooth, linewidth=1.5, color=_colour(path))
