@@ -149,6 +149,12 @@ def test_a_region_without_the_channel_is_told_and_the_others_roll_back(aws: Sand
     assert pointed(aws, HOME) == old
 
 
+def test_a_region_that_is_named_twice_is_rolled_back_once(aws: Sandbox) -> None:
+    old, _ = promoted(aws, "26.11", "26.12")
+    assert outcomes(back(regions=[HOME, HOME]).apply()) == {HOME: ["point done"]}
+    assert pointed(aws, HOME) == old
+
+
 @pytest.mark.parametrize(
     ("wrong", "kind", "text"),
     [

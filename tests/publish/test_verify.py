@@ -230,5 +230,13 @@ def test_what_is_not_recorded_is_not_compared(aws: Sandbox) -> None:
     assert drift() == {}
 
 
+def test_a_mistyped_region_and_a_wrong_account_are_no_success(aws: Sandbox, ami: str) -> None:
+    with pytest.raises(errors.RegionError, match="no AWS region 'eu-west-7'"):
+        verify.check(regions=[HOME, "eu-west-7"])
+    stranger = aws.other_account("109876543210").session()
+    with pytest.raises(errors.ParameterError, match="not of the account 109876543210"):
+        verify.check(session=stranger)
+
+
 def test_every_field_has_a_meaning(aws: Sandbox, ami: str) -> None:
     assert set(verify._REGISTERED) <= set(verify.MEANINGS)

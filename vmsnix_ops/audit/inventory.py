@@ -18,6 +18,7 @@ from vmsnix_ops.audit import costs, rows
 from vmsnix_ops.audit.joining import joined
 from vmsnix_ops.audit.values import Inventory, Read, Unread
 from vmsnix_ops.aws import leftovers, references
+from vmsnix_ops.aws import regions as where
 from vmsnix_ops.aws.accounts import accounts as sessions_of
 from vmsnix_ops.aws.paging import items
 from vmsnix_ops.aws.permissions import needs
@@ -81,7 +82,7 @@ def scan(
     settings, session = load(), session or default_session()
     run, now = current_run("audit-inventory"), datetime.now(UTC)
     home = settings.region or session.region_name or "us-east-1"
-    asked = asked_regions(session, settings, tuple(regions))
+    asked = where.asked(session, regions, home=settings.region)
     members = sessions_of(
         tuple(accounts) or settings.audit_accounts,
         role=settings.audit_role,
@@ -120,31 +121,6 @@ def scan(
     return joined(reads, tables, unread, run, now, costs.Prices(settings.snapshot_prices))
 
 
-def asked_regions(session: boto3.Session, settings: Settings, asked: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the regions to look at, by name; ``("all",)`` stays as it is."""
-    if asked == ("all",):
-        return asked
-    chosen = asked or tuple(filter(None, [settings.region or session.region_name]))
-    if not chosen:
-        raise errors.ParameterError(
-            "No region was given.",
-            cure="Give regions (or all), set region in vmsnix.toml, or set AWS_REGION.",
-        )
-    known = {r for p in session.get_available_partitions() for r in session.get_available_regions("ec2", p)}
-    for region in chosen:
-        if region not in known:
-            raise errors.RegionError(f"There is no AWS region {region!r}.", why=errors.nearest(region, known))
-    return tuple(dict.fromkeys(chosen))
-
-
-@needs("ec2:DescribeRegions")
-def enabled(ec2: Client) -> tuple[str, ...]:
-    """Return the regions that are enabled for an account."""
-    with calling("list the enabled regions"):
-        answer = ec2.describe_regions()
-    return tuple(sorted(region["RegionName"] for region in answer["Regions"]))
-
-
 def _places(
     members: Iterable[Account], asked: tuple[str, ...], home: str
 ) -> tuple[list[tuple[str, boto3.Session, str]], list[Unread]]:
@@ -156,9 +132,9 @@ def _places(
                 unread.append(Unread(member.account, "", "account", member.error))
             continue
         regions = asked
-        if asked == ("all",):
+        if asked == (where.ALL,):
             try:
-                regions = enabled(client(member.session, "ec2", home))
+                regions = where.enabled(client(member.session, "ec2", home))
             except errors.AwsError as error:
                 unread.append(Unread(member.account, "", "enabled regions", error))
                 regions = (home,)

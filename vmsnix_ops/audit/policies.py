@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import inventory
-from vmsnix_ops.aws import accounts, images, launch_sources, leftovers, references
+from vmsnix_ops.aws import accounts, images, launch_sources, leftovers, references, regions
 from vmsnix_ops.aws.permissions import needs_of
 from vmsnix_ops.aws.policies import VERSION, document
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def member_actions() -> tuple[str, ...]:
     """Return what the inventory looks at in any account: to look, and nothing else."""
     return needs_of(
-        inventory.enabled,
+        regions.enabled,
         inventory.read_region,
         references.instances,
         launch_sources.Templates.read,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def retirer_actions() -> tuple[str, ...]:
     """Return what retiring, removing and restoring need."""
     return needs_of(
-        regions.chosen,
+        regions.enabled,
         view.owned_amis,
         view.owned_snapshots,
         view.importing,

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import costs, rows
-from vmsnix_ops.audit.inventory import Thoroughness, asked_regions, enabled, read_region
+from vmsnix_ops.audit.inventory import Thoroughness, read_region
 from vmsnix_ops.audit.joining import joined
 from vmsnix_ops.audit.values import Inventory, Unread
+from vmsnix_ops.aws import regions as where
 from vmsnix_ops.aws.accounts import accounts as sessions_of
 from vmsnix_ops.aws.identity import identity
 from vmsnix_ops.aws.references import Clients
@@ -90,7 +91,7 @@ def scan(
     settings, session = load(), session or default_session()
     run, now = current_run("audit-inventory"), datetime.now(UTC)
     home = settings.region or session.region_name or "us-east-1"
-    asked = asked_regions(session, settings, tuple(regions))
+    asked = where.asked(session, regions, home=settings.region)
     entries = tuple(accounts) or settings.audit_accounts or (identity(session, home).account,)
     doors = [
         Door(entry, settings.audit_role, settings.audit_external_id, home) for entry in dict.fromkeys(entries)
@@ -121,12 +122,12 @@ def regions_of(door: Door, asked: tuple[str, ...]) -> tuple[tuple[str, ...], tup
     member = door.open()
     if member.session is None:
         return (), (Unread(member.account, "", "account", member.error),) if member.error else ()
-    if asked != ("all",):
+    if asked != (where.ALL,):
         return asked, ()
     try:
         with _ONE_AT_A_TIME:
             ec2 = aws_client(member.session, "ec2", door.home)
-        return enabled(ec2), ()
+        return where.enabled(ec2), ()
     except errors.AwsError as error:
         return (door.home,), (Unread(member.account, "", "enabled regions", error),)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
+from vmsnix_ops.aws import preflight_account
 from vmsnix_ops.aws.permissions import needs
-from vmsnix_ops.aws.session import calling, client
+from vmsnix_ops.aws.session import Client, calling, client
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,15 +18,35 @@ ALL = "all"
 ANYWHERE = "us-east-1"
 
 
-@needs("ec2:DescribeRegions")
-def chosen(session: boto3.Session, asked: Iterable[str], *, home: str | None = None) -> tuple[str, ...]:
-    """Return the regions that were asked for, each once.
+def chosen(session: boto3.Session, names: Iterable[str], *, home: str | None = None) -> tuple[str, ...]:
+    """Return the regions that were asked for, each once; ``["all"]`` becomes every enabled one.
+
+    Parameters
+    ----------
+    session, names, home
+        As for `asked`.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        None was given and there is no default.
+    vmsnix_ops.errors.RegionError
+        There is no region of that name; names the nearest.
+    """
+    wanted = asked(session, names, home=home)
+    if wanted != (ALL,):
+        return wanted
+    return enabled(client(session, "ec2", home or session.region_name or ANYWHERE))
+
+
+def asked(session: boto3.Session, names: Iterable[str], *, home: str | None = None) -> tuple[str, ...]:
+    """Return the regions that were asked for, each once; ``("all",)`` stays: every account has its own.
 
     Parameters
     ----------
     session
         Whose regions, and the default one.
-    asked
+    names
         Names; ``["all"]`` for every enabled one, empty for the home region.
     home
         The settings' region.
@@ -37,23 +58,35 @@ def chosen(session: boto3.Session, asked: Iterable[str], *, home: str | None = N
     vmsnix_ops.errors.RegionError
         There is no region of that name; names the nearest.
     """
-    wanted, home = tuple(dict.fromkeys(asked)), home or session.region_name or ""
+    wanted, home = tuple(names), home or session.region_name
     if wanted == (ALL,):
-        with calling("list the enabled regions"):
-            answer = client(session, "ec2", home or ANYWHERE).describe_regions()
-        return tuple(sorted(region["RegionName"] for region in answer["Regions"]))
+        return wanted
     wanted = wanted or ((home,) if home else ())
     if not wanted:
         raise errors.ParameterError(
             "No region was given.",
             cure="Give regions (or all), set region in vmsnix.toml, or set AWS_REGION.",
         )
-    known = {r for p in session.get_available_partitions() for r in session.get_available_regions("ec2", p)}
-    for region in wanted:
-        if region not in known:
-            raise errors.RegionError(
-                f"There is no AWS region {region!r}.",
-                why=errors.nearest(region, known),
-                cure="Check the name; all stands for every enabled region.",
-            )
-    return wanted
+    return named(session, wanted)
+
+
+def named(session: boto3.Session, names: Iterable[str]) -> tuple[str, ...]:
+    """Return regions by name, each once. Asks botocore, not AWS.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegionError
+        There is no region of that name; names the nearest.
+    """
+    found = tuple(dict.fromkeys(names))
+    for name in found:
+        preflight_account.region_name(session, name)
+    return found
+
+
+@needs("ec2:DescribeRegions")
+def enabled(ec2: Client) -> tuple[str, ...]:
+    """Return the regions that are enabled for an account."""
+    with calling("list the enabled regions"):
+        answer = ec2.describe_regions()
+    return tuple(sorted(region["RegionName"] for region in answer["Regions"]))

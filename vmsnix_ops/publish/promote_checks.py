@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import preflight_account, sharing
+from vmsnix_ops.aws import sharing
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.session import calling, client
+from vmsnix_ops.aws.regions import ALL, enabled, named
+from vmsnix_ops.aws.session import client
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,16 +43,12 @@ def regions_of(
     session: boto3.Session, home: str, regions: tuple[str, ...], best_effort: tuple[str, ...]
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the other regions, and those among them whose failure does not count."""
-    if "all" in regions or "all" in best_effort:
-        with calling("list the enabled regions"):
-            answer = client(session, "ec2", home).describe_regions()
-        every = tuple(sorted(one["RegionName"] for one in answer["Regions"]))
-        regions = every if "all" in regions else regions
-        best_effort = every if "all" in best_effort else best_effort
-    others = dict.fromkeys(name for name in (*regions, *best_effort) if name != home)
-    for name in others:
-        preflight_account.region_name(session, name)
-    return tuple(others), frozenset(best_effort) - frozenset(regions) - {home}
+    if ALL in regions or ALL in best_effort:
+        every = enabled(client(session, "ec2", home))
+        regions = every if ALL in regions else regions
+        best_effort = every if ALL in best_effort else best_effort
+    others = named(session, (name for name in (*regions, *best_effort) if name != home))
+    return others, frozenset(best_effort) - frozenset(regions) - {home}
 
 
 def check_keys(keys: Mapping[str, str], home: str, others: tuple[str, ...]) -> None:

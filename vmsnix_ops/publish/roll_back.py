@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images, parameters, preflight_account, snapshots
+from vmsnix_ops.aws import images, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.regions import named
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import Progress, current
@@ -168,9 +169,7 @@ def plan(
     checks = channels.home_checks(session, home, settings)
     number = next(str(check.facts["account"]) for check in checks if "account" in check.facts)
     tables = open_tables(settings)
-    chosen = tuple(regions) or _known_regions(tables, image, channel, home)
-    for name in chosen:
-        preflight_account.region_name(session, name)
+    chosen = named(session, tuple(regions) or _known_regions(tables, image, channel, home))
     targets = [
         _look(client(session, "ec2", name), client(session, "ssm", name), pointer, to, account_id=number)
         for name in chosen
@@ -263,7 +262,7 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
 def _known_regions(tables: Tables, image: str, channel: str, home: str) -> tuple[str, ...]:
     where = [("image", "==", image), ("channel", "==", channel)]
     known = tables.read("promotions", columns=["region"], where=where)["region"]
-    return tuple(dict.fromkeys([home, *sorted(known)]))
+    return (home, *sorted(known))
 
 
 def _look(ec2: Client, ssm: Client, pointer: str, to: str, *, account_id: str) -> Target:

@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images, parameters, preflight_account, sharing, snapshots
+from vmsnix_ops.aws import images, parameters, sharing, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.account import identity
+from vmsnix_ops.aws.regions import named
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.records import history, shown
@@ -160,20 +161,16 @@ def check(
 
     settings, session = load(), session or default_session()
     tables = tables or open_tables(settings)
-    expected = _expected(tables, tuple(regions), image)
-    chosen = tuple(dict.fromkeys(row["region"] for row in expected))
-    if not chosen:
-        raise errors.ParameterError(
-            f"The tables know no AMI{f' of {image}' if image else ''} to compare with.",
-            why=f"Looked in {settings.history}.",
-            cure="Publish or promote one, or fill the tables from the tags: vmsnix history sync.",
-        )
-    account = identity(session, chosen[0]).account
+    expected = _expected(tables, named(session, regions), image)
+    if not expected:
+        raise _nothing_known(image, f"Looked in {settings.history}.")
+    account = identity(session, expected[0]["region"]).account
     expected = [row for row in expected if row.get("account") in (None, account)]
+    if not expected:
+        raise _nothing_known(image, f"Those that {settings.history} knows are not of the account {account}.")
+    chosen = named(session, (row["region"] for row in expected))
     clients = {  # in one thread: sessions are not thread safe, clients are
-        name: (client(session, "ec2", name), client(session, "ssm", name))
-        for name in chosen
-        if preflight_account.region_name(session, name)
+        name: (client(session, "ec2", name), client(session, "ssm", name)) for name in chosen
     }
 
     def look(name: str) -> list[tuple[Mapping[str, Any], Difference]]:
@@ -195,6 +192,14 @@ def check(
         for name in chosen
     ]
     return Report(drift, pd.DataFrame(rows))
+
+
+def _nothing_known(image: str, why: str) -> errors.ParameterError:
+    return errors.ParameterError(
+        f"The tables know no AMI{f' of {image}' if image else ''} to compare with.",
+        why=why,
+        cure="Publish or promote one, or fill the tables from the tags: vmsnix history sync.",
+    )
 
 
 def finish(report: Report, *, fail_on_drift: bool = True) -> None:

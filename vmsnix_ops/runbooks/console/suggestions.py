@@ -81,7 +81,6 @@ def published(place: Place) -> Found:
     return [Suggestion(name) for name in sorted({str(name) for name in names})]
 
 
-@needs("ec2:DescribeRegions")
 def regions(place: Place) -> Found:
     """Return the regions that are enabled for the account.
 
@@ -90,11 +89,10 @@ def regions(place: Place) -> Found:
     AwsError
         AWS did not answer.
     """
-    from vmsnix_ops.aws.session import calling, client
+    from vmsnix_ops.aws.regions import enabled
+    from vmsnix_ops.aws.session import client
 
-    with calling("list the enabled regions"):
-        answer = client(place.session(), "ec2", _region(place)).describe_regions()
-    return [Suggestion(name) for name in sorted(region["RegionName"] for region in answer["Regions"])]
+    return [Suggestion(name) for name in enabled(client(place.session(), "ec2", _region(place)))]
 
 
 def buckets(place: Place) -> Found:
