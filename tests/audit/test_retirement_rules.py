@@ -257,6 +257,36 @@ def test_an_orphan_whose_image_is_being_imported_stays() -> None:
     assert only(shared, allow_shared=True).action == "retire"
 
 
+def test_a_snapshot_that_a_launch_makes_volumes_of_stays() -> None:
+    template = Evidence("launch-template", "lt-1", "web")
+    named = References(REGION, {"snap-1": (template,)})
+    loose = Snapshot(
+        "snap-1", "completed", NOW - timedelta(days=90), 2, {tagging.DIGEST: "d"} | retired(40, 14)
+    )
+    free = see([], snapshots={"snap-1": loose})
+    assert only(free).action == "delete"
+    assert only(dataclasses.replace(free, references=named)).reasons == (f"in use: {template}",)
+    blind = References(REGION, {}, {"launch templates": AwsError("Denied.")})
+    assert "not known whether it is used" in only(dataclasses.replace(free, references=blind)).reasons[0]
+    tags = {tagging.DIGEST: "d", tagging.IMAGE: "web"} | retired(40, 14)
+    ami = make("ami-1", 90, state="disabled", tags=tags, snapshot_ids=("snap-1", "snap-2"))
+    one = only(see([ami], references=named))
+    assert (one.action, one.snapshots) == ("delete", ("snap-2",))
+    assert one.kept_snapshots == (("snap-1", f"in use: {template}"),)
+
+
+def test_nothing_goes_that_aws_was_not_asked_about() -> None:
+    copied = make("ami-1", 90, tags={tagging.DIGEST: "d", tagging.IMAGE: "web"})
+    here = see([copied, make("ami-2", 80)], asked=frozenset({"ami-1"}))
+    copy = dataclasses.replace(copied, ami_id="ami-3", region="eu-west-1")
+    used = References("eu-west-1", {"ami-3": (Evidence("instance", "i-1", "running"),)})
+    there = see([copy], region="eu-west-1", references=used)
+    found = {one.resource_id: one for one in decide([here, there], Rules(keep_last=0, max_count=1), NOW)}
+    assert "a copy is in use" in found["ami-1"].reasons[0]
+    assert found["ami-2"].action == "keep"
+    assert "AWS was asked about older ones only" in found["ami-2"].reasons[0]
+
+
 def test_marks_read_back_what_was_written() -> None:
     names = tuple(f"{number:012d}" for number in range(60))
     mark = retiring.Mark(NOW, NOW + timedelta(days=14), "run", names, NOW + timedelta(days=100), "ami-1")

@@ -45,14 +45,14 @@ class Audit:
         """Return how many findings each rule has."""
         return judging.summary(self.findings)
 
-    def worst(self, *severities: str, most: int = 10) -> Shown:
+    def worst(self, *severities: str, most: int = 10) -> Worst:
         """Return the findings of these severities, at most so many of each rule, as people read them."""
         chosen = self.findings[self.findings["severity"].isin(severities or judging.SEVERITIES)]
-        return Shown(chosen.groupby(["severity", "rule"], sort=False).head(most), len(chosen))
+        return Worst(chosen.groupby(["severity", "rule"], sort=False).head(most), len(chosen))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Shown:
+class Worst:
     """Findings that show themselves: a table in a notebook, lines in a log.
 
     Attributes

@@ -115,6 +115,8 @@ class View:
         Digests of images that an import works on.
     shared
         With whom snapshots are shared, of those that were asked about.
+    asked
+        The AMIs about which AWS was asked one by one who uses and who may launch them; ``None`` for all.
     """
 
     region: str
@@ -125,6 +127,7 @@ class View:
     channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     importing: frozenset[str] = frozenset()
     shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    asked: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +255,13 @@ def decide(views: Iterable[View], rules: Rules, now: datetime) -> tuple[Decision
     used = _used_digests(views)
     found = [one for view in views for one in _Region(view, rules, now, used).decisions()]
     going = sorted((one for one in found if one.goes), key=lambda one: (one.created_at, one.resource_id))
-    late = {id(one) for one in going[rules.max_count :]}
+    asked = {view.region: view.asked for view in views}
+    known = [one for one in going if one.kind == "snapshot" or _is_in(asked[one.region], one.resource_id)]
+    first = {id(one) for one in known[: rules.max_count]}
     reason = f"would go, but no more than {rules.max_count} go in one run, the oldest first"
-    found = [_kept(one, reason) if id(one) in late else one for one in found]
+    if len(known) < rules.max_count:  # older ones were asked about, and a copy elsewhere keeps some of them
+        reason = "would go, but AWS was asked about older ones only: raise max_count"
+    found = [_kept(one, reason) if one.goes and id(one) not in first else one for one in found]
     by_region: dict[str, list[Decision]] = defaultdict(list)
     for one in found:
         by_region[one.region].append(one)
@@ -348,12 +355,7 @@ class _Region:
 
     def _used(self, ami: Ami) -> list[str]:
         """Return what keeps an AMI because somebody uses it or may use it."""
-        references, found = self.view.references, []
-        if references.unread:
-            found.append(f"not known whether it is used: {', '.join(references.unread)} could not be read")
-        names = _told(references.names(ami.ami_id))
-        if names:
-            found.append(f"in use: {_some(names)}")
+        references, found = self.view.references, self._named(ami.ami_id)
         shared = [one.id for one in references.of(ami.ami_id) if one.kind == "shared-with"]
         if ami.public and not shared:
             shared = ["everybody"]
@@ -369,6 +371,16 @@ class _Region:
         ]
         if copies:
             found.append(f"a copy is in use: {_some(copies)}")
+        return found
+
+    def _named(self, resource_id: str) -> list[str]:
+        """Return what keeps an AMI or a snapshot because something names it, or may."""
+        references, found = self.view.references, []
+        if references.unread:
+            found.append(f"not known whether it is used: {', '.join(references.unread)} could not be read")
+        names = _told(references.names(resource_id))
+        if names:
+            found.append(f"in use: {_some(names)}")
         return found
 
     def _wanted(self, ami: Ami, *, retired: bool) -> list[str]:
@@ -406,7 +418,7 @@ class _Region:
         rules, known = self.rules, retiring.mark(snapshot.tags)
         if rules.images and snapshot.tags.get(tagging.IMAGE) not in rules.images:
             return "keep", [f"not asked for: only {', '.join(rules.images)}"]
-        staying = []
+        staying = self._named(snapshot.snapshot_id)
         if snapshot.tags.get(tagging.DIGEST, "") in self.view.importing:
             staying.append("an import of this image is under way")
         shared = self.view.shared.get(snapshot.snapshot_id, ())
@@ -498,6 +510,8 @@ def _with_snapshots(view: View, decisions: Iterable[Decision]) -> Iterator[Decis
                 stays.append((snapshot_id, "it belongs to another account"))
             elif others:
                 stays.append((snapshot_id, f"{', '.join(others)} needs it"))
+            elif named := _told(view.references.names(snapshot_id)):  # a launch makes a volume of it
+                stays.append((snapshot_id, f"in use: {_some(named)}"))
             else:
                 goes.append(snapshot_id)
         done[one.action].add(one.resource_id)
@@ -510,6 +524,10 @@ def _told(evidence: Iterable[Evidence]) -> list[str]:
     for one in sorted(evidence, key=lambda one: (one.detail != SEARCH, one.kind, one.id)):
         found[one.kind, one.id] = str(one)
     return sorted(found.values())
+
+
+def _is_in(chosen: frozenset[str] | None, name: str) -> bool:
+    return chosen is None or name in chosen
 
 
 def _kept(decision: Decision, reason: str) -> Decision:

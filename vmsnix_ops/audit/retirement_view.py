@@ -92,7 +92,7 @@ def _asked(place: Place, view: View, rules: Rules, now: datetime) -> View:
         except errors.AwsError as error:
             more = evidence.References(place.region, {}, {"references and permissions of AMIs": error})
         view = replace(view, references=_merged(view.references, more))
-    return view
+    return replace(view, asked=frozenset(asked))
 
 
 def _merged(one: evidence.References, other: evidence.References) -> evidence.References:

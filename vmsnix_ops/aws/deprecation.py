@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 LONGEST = timedelta(days=3652)
 LONGEST_PUBLIC = timedelta(days=730)  # counted from the AMI's creation
-COOLDOWN = timedelta(hours=24)
 UNSEEN = "InvalidAMIID.NotFound"  # for a moment after a copy or a registration
 
 

@@ -98,7 +98,8 @@ def find(ec2: Client, wanted: Copy) -> Ami | None:
         raise errors.RegistrationError(
             f"The copy {existing.ami_id} in {existing.region} is disabled.",
             why="Somebody retired it.",
-            cure="Enable it again (aws ec2 enable-image), or deregister it so that a new copy can be made.",
+            cure=f"Bring it back ({images.restoring(existing)}), or deregister it so that a new copy can be "
+            "made.",
         )
     if existing.state == "available":
         for snapshot in snapshots.check_whole(ec2, existing):

@@ -428,6 +428,11 @@ def _must_find(ec2: Client, name: str) -> Ami:
     return found
 
 
+def restoring(ami: Ami) -> str:
+    """Return the command that enables an AMI again, and shares it as it was if we retired it."""
+    return f"vmsnix retire-amis --action restore --amis {ami.ami_id} --regions {ami.region}"
+
+
 def _available(ec2: Client, ami_id: str, step: Step | None, pace: Pace) -> Ami:
     def look() -> Sighting[Ami]:
         ami = describe(ec2, ami_id)
@@ -443,7 +448,7 @@ def _available(ec2: Client, ami_id: str, step: Step | None, pace: Pace) -> Ami:
         raise errors.RegistrationError(
             f"The AMI {ami_id} holds these bytes, and it is disabled.",
             why="It was retired, or somebody disabled it.",
-            cure=f"Bring it back: vmsnix retire-amis --action restore --amis {ami_id}.",
+            cure=f"Bring it back: {restoring(seen.value)}.",
         )
     if seen.outcome == "failed":
         raise errors.RegistrationError(

@@ -91,6 +91,7 @@ def audience(names: Iterable[str]) -> Audience:
     >>> audience(["012345678901", "arn:aws:organizations::012345678901:organization/o-abcdefghij"]).accounts
     ('012345678901',)
     """
+    names = tuple(names)
     for name in names:
         if name != PUBLIC and _field(name) is None:
             raise errors.ParameterError(

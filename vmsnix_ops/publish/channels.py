@@ -137,7 +137,7 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
         raise errors.RegistrationError(
             f"{where} is {ami.state}.",
             why="Nothing can be launched from it.",
-            cure="Enable it again (aws ec2 enable-image)." if ami.state == "disabled" else "Choose another.",
+            cure=f"Bring it back: {images.restoring(ami)}." if ami.state == "disabled" else "Choose another.",
         )
     if ami.deprecated_at is not None and ami.deprecated_at <= now:
         raise errors.RegistrationError(

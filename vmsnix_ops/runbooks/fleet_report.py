@@ -193,7 +193,8 @@ def _targets(documents: Sequence[Document], folder: Path) -> str:
 
 def _row(row: Mapping[str, Any], document: Document, folder: Path, first: float, whole: float) -> str:
     name = html.escape(row["target"])
-    link = _link(row["report"], folder)
+    if link := _link(row["report"], folder):
+        name = f'<a href="{link}">{name}</a>'
     told = " ".join(html.escape(str(row[key])) for key in ("ami_id", "error") if row[key])
     bars = "".join(
         f'<div class="bar" style="left:{100 * (span[0] - first) / whole:.2f}%;'
@@ -203,7 +204,7 @@ def _row(row: Mapping[str, Any], document: Document, folder: Path, first: float,
         if (span := _span(attempt))
     )
     return (
-        f"<tr><td>{f'<a href={link!r}>{name}</a>' if link else name}</td>"
+        f"<tr><td>{name}</td>"
         f'<td class="{row["state"]}">{row["state"]}</td><td>{row["tries"] or ""}</td>'
         f"<td>{human_seconds(row['seconds']) if row['seconds'] else ''}</td>"
         f'<td><div class="lane">{bars}</div></td><td>{told}</td></tr>'
