@@ -162,7 +162,7 @@ def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
     report = Path(outcome.values["report"])
     page = report.read_text()
     assert 'class="failed">failed' in page
-    links = re.findall(r"href='([^']+)'", page)
+    links = re.findall(r'href="([^"]+)"', page)
     assert len(links) == 2
     assert all((report.parent / link).is_file() for link in links)
     result = json.loads(Path(outcome.values["result"]).read_text())
