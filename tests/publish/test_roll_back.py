@@ -14,7 +14,7 @@ from vmsnix_ops.aws import images
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import promote, roll_back
 from vmsnix_ops.publish.channel_history import COLUMNS
-from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -152,6 +152,32 @@ def test_a_region_without_the_channel_is_told_and_the_others_roll_back(aws: Sand
 def test_a_region_that_is_named_twice_is_rolled_back_once(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
     assert outcomes(back(regions=[HOME, HOME]).apply()) == {HOME: ["point done"]}
+    assert pointed(aws, HOME) == old
+
+
+def test_what_was_moved_and_not_recorded_is_moved_and_recorded_by_the_next_run(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = promoted(aws, "26.11", "26.12")
+    append = Tables.append
+
+    def full(tables: Tables, table: str, *rows: Any, **more: Any) -> None:
+        if table == "promotions":
+            raise errors.RecordsError("The disk is full.")
+        append(tables, table, *rows, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tables, "append", full)
+        found = back().apply()
+    assert outcomes(found) == {HOME: ["point done", "record failed"]}
+    error = found.error()
+    assert isinstance(error, errors.PartlyDoneError)
+    name = found.cure.removeprefix("Run it again with --to ").split(":")[0]
+    assert name in error.cure
+    again = back(to=name).apply()
+    assert outcomes(again) == {HOME: ["point already so"]}
+    row = open_tables(load()).read("promotions").sort_values("promoted_at").iloc[-1]
+    assert (row["how"], row["ami_id"], row["previous_ami_id"]) == ("roll back", old, new)
     assert pointed(aws, HOME) == old
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -177,12 +176,7 @@ class Plan:
         printer.text(self._short())  # a notebook shows what goes right below
 
     def _repr_html_(self) -> str:
-        title = html.escape(self._title())
-        cells = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
-            for name, text in self.lines()
-        )
-        return f'<table class="vmsnix"><caption>{title}</caption>{cells}</table>'
+        return shown.html_table(self.lines(), caption=self._title())
 
 
 @dataclass(frozen=True, slots=True)

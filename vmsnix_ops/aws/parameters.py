@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.evidence import AMI_ID
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 IMAGE_TYPE = "aws:ec2:image"
 VISIBLE_SECONDS = 60.0
-_AMI = re.compile(r"\bami-(?:[0-9a-f]{17}|[0-9a-f]{8})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Pointer:
     @property
     def ami_ids(self) -> tuple[str, ...]:
         """The AMIs that its value names, each once; a list or a JSON text may name several."""
-        return tuple(dict.fromkeys(_AMI.findall(self.value)))
+        return tuple(dict.fromkeys(AMI_ID.findall(self.value)))
 
     @property
     def image(self) -> str:

@@ -6,14 +6,15 @@ a setting, so that a mistyped one is refused and not made.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import account, images, parameters
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.evidence import AMI_ID
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     import boto3
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.session import Client
     from vmsnix_ops.settings import Settings
-
-AMI_ID = re.compile(r"ami-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 
 
 def check(channel: str, settings: Settings) -> str:
@@ -60,6 +59,11 @@ def home_checks(session: boto3.Session, region: str, settings: Settings) -> tupl
     checks = account.preflight(session, region=region, allowed_accounts=settings.allowed_accounts)
     account.require(checks)
     return tuple(checks)
+
+
+def account_of(checks: Iterable[Check]) -> str:
+    """Return the account that `home_checks` saw."""
+    return next(str(check.facts["account"]) for check in checks if "account" in check.facts)
 
 
 def find_ami(ec2: Client, ssm: Client, wanted: str, *, image: str, settings: Settings) -> Ami:

@@ -93,11 +93,14 @@ class Outcomes:
         In the order of the regions and steps.
     run_id
         Key of the run in the tables.
+    cure
+        How to go on when it is done in part.
     """
 
     job: str
     rows: tuple[StepOutcome, ...]
     run_id: str
+    cure: str = "Running the same command again does what is left, and nothing twice."
 
     @property
     def failed(self) -> tuple[StepOutcome, ...]:
@@ -123,7 +126,7 @@ class Outcomes:
         return errors.PartlyDoneError(
             f"{self.job} is done in part: {len(regions) - len(bad)} of {len(regions)} regions are as wanted.",
             why=told,
-            cure="Running the same command again does what is left, and nothing twice.",
+            cure=self.cure,
         )
 
     def frame(self) -> pd.DataFrame:

@@ -29,8 +29,8 @@ from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.journal import Journal
 from vmsnix_ops.publish.preflight_machine import image as image_check
-from vmsnix_ops.publish.values import html_table
 from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.records.shown import html_table
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import Settings, load
 

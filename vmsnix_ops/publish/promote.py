@@ -239,7 +239,7 @@ def plan(
     if channel:
         channels.check(channel, settings)
     checks = channels.home_checks(session, region, settings)
-    number = next(str(check.facts["account"]) for check in checks if "account" in check.facts)
+    number = channels.account_of(checks)
     check_public(public, confirm_public, number)
     promote_checks.check_topic(topic)
     home = region

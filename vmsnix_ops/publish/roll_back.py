@@ -167,7 +167,7 @@ def plan(
     pointer = parameters.pointer_name(settings.pointer_prefix, image, channel)
     home = region or settings.region or session.region_name or ""
     checks = channels.home_checks(session, home, settings)
-    number = next(str(check.facts["account"]) for check in checks if "account" in check.facts)
+    number = channels.account_of(checks)
     tables = open_tables(settings)
     chosen = named(session, tuple(regions) or _known_regions(tables, image, channel, home))
     targets = [
@@ -201,19 +201,18 @@ def apply(plan: Plan) -> Outcomes:
     Safe to run twice: a plan is for the values that it saw. A pointer that was moved meanwhile, by somebody
     or by an earlier run of this plan, is left alone.
     """
-    rows = []
+    rows: list[StepOutcome] = []
     for target in plan.targets:
         row = StepOutcome(
             target.region, "point", "planned", ami_id=target.target.ami_id if target.target else ""
         )
         if target.problem is not None:
-            row = replace(row, outcome="failed", why=str(target.problem), error=target.problem)
-        elif target.so:
-            row = replace(row, outcome="already so")
-        elif not plan.dry_run:
-            row = _move(plan, target, row)
-        rows.append(row)
-    outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id)
+            rows.append(replace(row, outcome="failed", why=str(target.problem), error=target.problem))
+        elif plan.dry_run:
+            rows.append(replace(row, outcome="already so") if target.so else row)
+        else:
+            rows += _roll_back(plan, target, row)
+    outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id, _cure(plan))
     if not plan.dry_run:
         promote_records.write_rows(plan.tables, plan.run, rows, image=plan.image)
         more = {"error": str(outcomes.error())} if outcomes.error() else {}
@@ -331,11 +330,32 @@ def _check_alike(targets: list[Target], *, to: str) -> None:
     )
 
 
-def _move(plan: Plan, target: Target, row: StepOutcome) -> StepOutcome:
-    started = time.monotonic()
+def _cure(plan: Plan) -> str:
+    """Return how to go on: the same command without a name would go back to where it came from."""
+    name = next((target.target.name for target in plan.targets if target.target), "NAME")
+    return f"Run it again with --to {name}: that does what is left, and nothing twice."
+
+
+def _roll_back(plan: Plan, target: Target, row: StepOutcome) -> list[StepOutcome]:
+    """Move the pointer of one region and record it; a pointer that was moved and not recorded is moved."""
     now, then = target.now, target.target
     if now is None or then is None:
         raise RuntimeError("a target without a problem has both")
+    row = replace(row, outcome="already so") if target.so else _move(plan, target, row, now, then)
+    if row.outcome == "failed":
+        return [row]
+    try:
+        known = promote_records.latest(plan.tables, target.region, plan.image, plan.channel)
+        recorded = known.get("ami_id", then.ami_id)
+        if row.outcome == "done" or recorded != then.ami_id:
+            _record(plan, target, then, before=recorded if target.so else now.ami_id)
+    except errors.RecordsError as error:
+        return [row, replace(row, step="record", outcome="failed", what="", why=str(error), error=error)]
+    return [row]
+
+
+def _move(plan: Plan, target: Target, row: StepOutcome, now: Entry, then: Ami) -> StepOutcome:
+    started = time.monotonic()
     try:
         with plan.progress.step(target.region):
             seen = parameters.find(target.ssm, plan.pointer)
@@ -348,7 +368,6 @@ def _move(plan: Plan, target: Target, row: StepOutcome) -> StepOutcome:
             note = f"{then.name}, rolled back from {now.name or now.ami_id} by the run {plan.run.run_id}"
             own = {tagging.IMAGE: plan.image}
             parameters.point(target.ssm, plan.pointer, then.ami_id, description=note, tags=own)
-            _record(plan, target, then, now)
     except errors.VmsnixError as error:
         return replace(row, outcome="failed", why=str(error), error=error)
     return replace(
@@ -359,7 +378,7 @@ def _move(plan: Plan, target: Target, row: StepOutcome) -> StepOutcome:
     )
 
 
-def _record(plan: Plan, target: Target, then: Ami, now: Entry) -> None:
+def _record(plan: Plan, target: Target, then: Ami, *, before: str) -> None:
     row = {
         "run_id": plan.run.run_id,
         "promoted_at": datetime.now(UTC),
@@ -373,7 +392,7 @@ def _record(plan: Plan, target: Target, then: Ami, now: Entry) -> None:
         "digest": then.digest,
         "channel": plan.channel,
         "pointer": plan.pointer,
-        "previous_ami_id": now.ami_id,
+        "previous_ami_id": before,
     }
     plan.tables.append("promotions", [row])
 

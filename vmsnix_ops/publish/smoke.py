@@ -22,9 +22,9 @@ from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import channels
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import Journal, record_run
-from vmsnix_ops.publish.values import html_table
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.records.shown import html_table
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.settings import Settings, load
@@ -198,7 +198,7 @@ def plan(
     if not ami and not image:
         raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
     checks = channels.home_checks(session, region, settings)
-    number = next(str(check.facts["account"]) for check in checks if "account" in check.facts)
+    number = channels.account_of(checks)
     ec2 = client(session, "ec2", region)
     found = channels.find_ami(ec2, client(session, "ssm", region), ami, image=image, settings=settings)
     tested = channels.check_usable(found, owner=number, now=datetime.now(UTC))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from vmsnix_ops.records.shown import html_table
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from vmsnix_ops.aws.blocks import DirectSnapshot
@@ -15,14 +15,6 @@ if TYPE_CHECKING:
 
 Outcome = Literal["created", "reused", "planned"]
 """Made in this run, found from an earlier one, or (in a dry run) not made."""
-
-
-def html_table(rows: Iterable[tuple[str, str]], *, caption: str = "") -> str:
-    """Return names and values as an HTML table; the notebook's own style would align them to the right."""
-    left = 'style="text-align:left"'
-    cells = (f"<tr><th {left}>{html.escape(n)}</th><td {left}>{html.escape(v)}</td></tr>" for n, v in rows)
-    head = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f'<table class="vmsnix">{head}{"".join(cells)}</table>'
 
 
 class _Shown:

@@ -99,6 +99,14 @@ def shown(
     return Shown(tuple(columns), texts, frozenset(right), title, nothing)
 
 
+def html_table(rows: Iterable[tuple[str, str]], *, caption: str = "") -> str:
+    """Return names and values as an HTML table; the notebook's own style would align them to the right."""
+    left = 'style="text-align:left"'
+    cells = (f"<tr><th {left}>{html.escape(n)}</th><td {left}>{html.escape(v)}</td></tr>" for n, v in rows)
+    head = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return f'<table class="vmsnix">{head}{"".join(cells)}</table>'
+
+
 def text(value: object) -> str:
     """Return a value as text; nothing, ``NaN`` and empty text become a dash.
 

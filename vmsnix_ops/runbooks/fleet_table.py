@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vmsnix_ops.progress import human_seconds
+from vmsnix_ops.progress import human_seconds, in_jupyter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -273,6 +273,6 @@ def board_for_here() -> Board:
     """Return the face that fits where this process runs; as `vmsnix_ops.progress.current`."""
     if os.environ.get("VMSNIX_PROGRESS") == "silent":
         return Board()
-    if "JPY_SESSION_NAME" in os.environ and "VMSNIX_RUN_ID" not in os.environ:
+    if in_jupyter():
         return Widget()
     return Terminal() if sys.stdout.isatty() else Lines(sys.stdout)
