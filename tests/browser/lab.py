@@ -135,6 +135,9 @@ class Browser:
         )
         light = "true" if name == "Light" else "false"
         self.page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
+        # JupyterLab covers the page meanwhile, and trips over its own cover when the next change comes before
+        # it is gone.
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")
 
 
 @contextmanager

@@ -6,7 +6,6 @@ A field hands out what was typed; `parameters.check`, which the command line use
 from __future__ import annotations
 
 import html
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.runbooks.declarations import Parameter
 
-WORDS = re.compile(r"\(([^()]*)\)")
-WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 PICK = "▾"
 
 
@@ -40,26 +37,6 @@ class Suggestion:
     label: str = ""
 
 
-def declared_words(parameter: Parameter) -> tuple[str, ...]:
-    """Return the choices of a text parameter: those of its type, or those that its help lists in brackets.
-
-    >>> from vmsnix_ops.runbooks.declarations import read_parameters
-    >>> declared_words(read_parameters('via: str = "import"  # the way (import, direct)')[0])
-    ('import', 'direct')
-    """
-    if parameter.choices:
-        return tuple(str(choice) for choice in parameter.choices)
-    if parameter.type.kind != "str":
-        return ()
-    for inside in WORDS.findall(parameter.help):
-        parts = inside.split(";") if ";" in inside else inside.split(",")
-        words = tuple(part.partition(":")[0].strip() for part in parts)
-        if len(words) > 1 and all(WORD.fullmatch(word) for word in words):
-            # An example in brackets is no list of choices: of those the default is one, or nothing.
-            return words if parameter.default in ("", None, *words) else ()
-    return ()
-
-
 def make_field(parameter: Parameter, changed: Callable[[], None]) -> Field:
     """Return the field that fits a parameter.
 
@@ -73,7 +50,7 @@ def make_field(parameter: Parameter, changed: Callable[[], None]) -> Field:
     kind = parameter.type
     if kind.kind == "bool" and not kind.optional:
         return FlagField(parameter, changed)
-    if declared_words(parameter) or kind.kind == "bool":
+    if parameter.choices or kind.kind == "bool":
         return ChoiceField(parameter, changed)
     if kind.kind == "list":
         return ListField(parameter, changed)
@@ -182,17 +159,14 @@ class ChoiceField(Field):
 
     def _control(self) -> Any:
         kind = self.parameter.type
-        values: tuple[object, ...] = (True, False) if kind.kind == "bool" else self._values()
-        options = [(_shown(value), value) for value in values]
+        values: tuple[object, ...] = (True, False) if kind.kind == "bool" else self.parameter.choices
+        options = [(_shown(value) or "(empty)", value) for value in values]
         default = self.parameter.default
         if default not in values:
             options.insert(0, ("(none)" if default is None else "(empty)", default))
         self._input = ipywidgets.Dropdown(description=self.parameter.name, options=options)
         self._input.observe(self._tell, "value")
         return self._input
-
-    def _values(self) -> tuple[object, ...]:
-        return self.parameter.choices or declared_words(self.parameter)
 
     def _show(self, value: object) -> None:
         known = [option for _label, option in self._input.options]
