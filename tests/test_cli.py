@@ -15,43 +15,20 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 
-from tests.runbooks.shelf import Shelf
+from tests.command_line import say, shelf
 from vmsnix_ops import __version__
 from vmsnix_ops._cli import lab, rehearsal
 from vmsnix_ops._cli.output import watch
-from vmsnix_ops.cli import COMMANDS, main
+from vmsnix_ops.cli import COMMANDS
 from vmsnix_ops.errors import ToolMissingError
 from vmsnix_ops.runbooks import catalog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from tests.runbooks.shelf import Shelf
 
+__all__ = ["say", "shelf"]
 ROOT = Path(__file__).parents[1]
 HEAVY = {"boto3", "botocore", "pandas", "papermill", "nbformat", "rich", "deltalake", "matplotlib"}
-
-
-@pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    """Runbooks of our own, with a state folder of our own."""
-    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
-    for variable in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
-        monkeypatch.delenv(variable, raising=False)
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    monkeypatch.setattr(catalog, "default_folder", lambda: folder)
-    return Shelf(folder, tmp_path / "state" / "archive")
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line; return exit code, standard output and standard error."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        code = main(words)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 def vmsnix(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
-from tests.runbooks.shelf import Shelf
-from vmsnix_ops.cli import main
-from vmsnix_ops.runbooks import catalog
+from tests.command_line import say, shelf
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import pytest
 
+    from tests.runbooks.shelf import Shelf
+
+__all__ = ["say", "shelf"]
 PARAMETERS = """\
 name: str = "world"  # whom to greet
 regions: list[str] = []  # where
@@ -26,27 +25,6 @@ from vmsnix_ops.errors import RoleError
 raise RoleError("It broke.", why="It was old.", cure="Mend it.")
 """
 Say = Any
-
-
-@pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
-    for variable in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
-        monkeypatch.delenv(variable, raising=False)
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    monkeypatch.setattr(catalog, "default_folder", lambda: folder)
-    return Shelf(folder, tmp_path / "state" / "archive")
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*words: str) -> tuple[int, str, str]:
-        code = main(words)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 def result(say: Say, *words: str) -> dict[str, Any]:

@@ -270,7 +270,8 @@ def finish(outcome: Outcome) -> None:
     error = outcome.error()
     values: dict[str, object] = {
         "status": outcome.status,
-        "fleet": outcome.round,
+        "fleet": outcome.name,
+        "round": outcome.round,
         "fleet_report": outcome.values.get("report"),
         "dry_run": outcome.dry_run,
         "targets": outcome.counts,

@@ -1,0 +1,39 @@
+"""What the tests of the command line share: runbooks of their own, and how they say words to ``vmsnix``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.runbooks.shelf import Shelf
+from vmsnix_ops.cli import main
+from vmsnix_ops.runbooks import catalog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """Runbooks of our own, with a state folder of our own."""
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    for variable in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(variable, raising=False)
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(catalog, "default_folder", lambda: folder)
+    return Shelf(folder, tmp_path / "state" / "archive")
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line; return exit code, standard output and standard error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(words)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
