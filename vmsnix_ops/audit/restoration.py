@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.audit.retirement_rules import Decision, Rules, View, orphans
+from vmsnix_ops.audit.retirement_rules import orphans
+from vmsnix_ops.audit.retirement_values import Decision, Rules, View
 from vmsnix_ops.audit.retirement_view import Place, owned_amis, owned_snapshots
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
 
-    from vmsnix_ops.audit.retirement_rules import Action, Snapshot
+    from vmsnix_ops.audit.retirement_values import Action, Snapshot
     from vmsnix_ops.aws.images import Ami
 
 

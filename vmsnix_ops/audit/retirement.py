@@ -22,7 +22,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement_view
 from vmsnix_ops.audit.retirement_decide import decide
 from vmsnix_ops.audit.retirement_plan import OUTCOMES, Plan, Result
-from vmsnix_ops.audit.retirement_rules import Decision, Rules
+from vmsnix_ops.audit.retirement_values import Decision, Rules
 from vmsnix_ops.aws import preflight_account
 from vmsnix_ops.aws.identity import identity
 from vmsnix_ops.aws.regions import chosen as chosen_regions
@@ -73,9 +73,9 @@ def plan(
     regions
         Where; ``["all"]`` for every enabled one, by default the settings' region, else AWS's own.
     keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count, allow_shared, orphans
-        As for `vmsnix_ops.audit.retirement_rules.Rules`.
+        As for `vmsnix_ops.audit.retirement_values.Rules`.
     images, amis
-        As for `vmsnix_ops.audit.retirement_rules.Rules`.
+        As for `vmsnix_ops.audit.retirement_values.Rules`.
     dry_run
         `Plan.apply` does nothing.
     confirm

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.audit.retirement_rules import Decision, ami_facts, snapshot_facts
+from vmsnix_ops.audit.retirement_values import Decision, ami_facts, snapshot_facts
 from vmsnix_ops.audit.retirement_view import look_at_snapshot, one_by_one
 from vmsnix_ops.aws import images, retiring, sharing
 from vmsnix_ops.aws.references import References

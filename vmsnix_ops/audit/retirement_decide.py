@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from vmsnix_ops.audit.retirement_rules import Decision, Rules, View
+    from vmsnix_ops.audit.retirement_values import Decision, Rules, View
     from vmsnix_ops.audit.retirement_view import Place
 
 Work = Literal["retire", "restore"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.audit.retirement_apply import Outcome
-    from vmsnix_ops.audit.retirement_rules import Decision, Rules
+    from vmsnix_ops.audit.retirement_values import Decision, Rules
     from vmsnix_ops.audit.retirement_view import Place
     from vmsnix_ops.progress import Progress
     from vmsnix_ops.records.run_context import RunContext

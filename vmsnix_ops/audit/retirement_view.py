@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement_rules as rules_of
-from vmsnix_ops.audit.retirement_rules import Rules, Snapshot, View
+from vmsnix_ops.audit.retirement_values import Rules, Snapshot, View
 from vmsnix_ops.aws import images, imports, parameters, retiring, sharing
 from vmsnix_ops.aws import references as evidence
 from vmsnix_ops.aws import tags as tagging
