@@ -57,6 +57,7 @@ def test_what_is_as_it_was_has_no_drift(aws: Sandbox, ami: str) -> None:
     }
     verify.finish(report)
     calls = list(aws.calls)[before:]
+    assert verify.check(regions=["all"]).regions.equals(report.regions)
     assert all(call.operation.startswith(("Describe", "Get")) for call in calls)
 
 

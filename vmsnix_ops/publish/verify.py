@@ -17,7 +17,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import images, parameters, sharing, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.account import identity
-from vmsnix_ops.aws.regions import named
+from vmsnix_ops.aws.regions import ALL, named
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.records import history, shown
@@ -144,7 +144,7 @@ def check(
     Parameters
     ----------
     regions
-        Where; by default everywhere that the tables know an AMI.
+        Where; by default, and with ``["all"]``, everywhere that the tables know an AMI.
     image
         Only AMIs of this image.
     tables, session
@@ -161,7 +161,8 @@ def check(
 
     settings, session = load(), session or default_session()
     tables = tables or open_tables(settings)
-    expected = _expected(tables, named(session, regions), image)
+    asked = tuple(regions)
+    expected = _expected(tables, () if asked == (ALL,) else named(session, asked), image)
     if not expected:
         raise _nothing_known(image, f"Looked in {settings.history}.")
     account = identity(session, expected[0]["region"]).account
