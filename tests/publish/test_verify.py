@@ -12,7 +12,7 @@ from tests.publish.promoting import EUROPE, HOME, OTHER, aws, served, session
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import promote, roll_back, verify
+from vmsnix_ops.publish import promote, roll_back, verify, verify_fields
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
@@ -240,4 +240,4 @@ def test_a_mistyped_region_and_a_wrong_account_are_no_success(aws: Sandbox, ami:
 
 
 def test_every_field_has_a_meaning(aws: Sandbox, ami: str) -> None:
-    assert set(verify._REGISTERED) <= set(verify.MEANINGS)
+    assert set(verify_fields.REGISTERED) <= set(verify_fields.MEANINGS)

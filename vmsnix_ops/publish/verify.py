@@ -7,19 +7,18 @@ is not compared. Tags that somebody added are no drift; tags of ours that are go
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images, parameters, sharing, snapshots
-from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws.account import identity
 from vmsnix_ops.aws.regions import ALL, named
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.publish import verify_fields as fields
+from vmsnix_ops.publish.verify_fields import Difference
 from vmsnix_ops.records import history, shown
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     import boto3
     import pandas as pd
 
-    from vmsnix_ops.aws.images import Ami
-    from vmsnix_ops.aws.snapshots import Snapshot
 
 REGIONS_AT_ONCE, AMIS_AT_ONCE = 8, 8
 GONE = "deregistered"
@@ -48,54 +45,6 @@ COLUMNS = {
     "meaning": "what that means",
 }
 """Columns of the drift, one row a field that differs."""
-
-MEANINGS = {
-    "ami": "it was deregistered: whoever points to it launches nothing",
-    "state": "nothing can be launched from it unless it is available",
-    "name": "another AMI has this id: the tables are of another account",
-    "architecture": "it was registered anew by somebody",
-    "boot_mode": "it was registered anew by somebody",
-    "root_device": "it was registered anew by somebody",
-    "size_gib": "it was registered anew by somebody",
-    "ena_support": "it was registered anew by somebody",
-    "tpm_support": "it was registered anew by somebody",
-    "imds_support": "instances may answer to requests without a session token",
-    "public": "every AWS account may launch it, or may no longer",
-    "snapshot": "the AMI has no snapshot, or another one",
-    "snapshot_state": "nothing can be launched from an AMI whose snapshot is gone or unfinished",
-    "shared_with": "somebody may launch it who should not, or may no longer",
-    "snapshots_shared_with": "somebody may copy it who should not, or may no longer",
-    "deprecated_at": "it goes out of the lists at another time than it was promised",
-    "protected": "it can be deregistered, or cannot",
-    "encrypted": "its bytes are not encrypted as they were",
-    "kms_key": "its bytes are encrypted with another key",
-    "pointer": "fleets launch another AMI than the one that was promoted",
-    "access": "nobody knows: this could not be looked at",
-}
-"""Every field that can differ, and what it means; a tag is called ``tag`` and its key."""
-
-_REGISTERED: dict[str, Callable[[Ami], Any]] = {
-    "state": lambda ami: ami.state,
-    "name": lambda ami: ami.name,
-    "architecture": lambda ami: ami.architecture,
-    "boot_mode": lambda ami: ami.boot_mode,
-    "root_device": lambda ami: ami.root_device,
-    "size_gib": lambda ami: ami.size_gib,
-    "ena_support": lambda ami: ami.ena_support,
-    "tpm_support": lambda ami: ami.tpm_support,
-    "imds_support": lambda ami: ami.imds_support,
-    "public": lambda ami: ami.public,
-    "snapshot": lambda ami: next(iter(ami.snapshot_ids), ""),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One field that is not as it was recorded."""
-
-    field: str
-    recorded: str
-    found: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,9 +266,9 @@ def _region(
     def look(row: dict[str, Any]) -> list[Difference]:
         ami, found = known.get(row["ami_id"]), []
         comparisons: list[Callable[[], Iterable[Difference]]] = [
-            lambda: _registration(row, ami, held),
-            lambda: _facts(ec2, row, ami, held),
-            lambda: _pointers(ssm, row),
+            lambda: fields.registration(row, ami, held),
+            lambda: fields.promoted(ec2, row, ami, held),
+            lambda: fields.pointers(ssm, row),
         ]
         for compare in comparisons:
             try:
@@ -334,85 +283,7 @@ def _region(
                 yield row, one
 
 
-def _registration(
-    row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
-) -> Iterator[Difference]:
-    """Compare how it was registered, its tags and its snapshots."""
-    if ami is None:
-        yield Difference("ami", str(row.get("state", "there")), "gone")
-        return
-    recorded = {**row, "snapshot": row.get("snapshot_id")}
-    if "public" in row["promotion"]:
-        recorded["public"] = row["promotion"]["public"]
-    for name, read in _REGISTERED.items():
-        if recorded.get(name) is not None:
-            yield from _compare(name, recorded[name], read(ami))
-    for snapshot_id in ami.snapshot_ids:
-        state = held[snapshot_id].state if snapshot_id in held else "gone"
-        yield from _compare("snapshot_state", "completed", state)
-    tags = json.loads(row.get("tags") or "{}")
-    for key, value in tags.items():
-        yield from _compare(f"tag {key}", value, ami.tags.get(key, ""))
-
-
-def _facts(
-    ec2: Client, row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
-) -> Iterator[Difference]:
-    """Compare what a promotion gave it."""
-    promotion = row["promotion"]
-    if not promotion or ami is None:
-        return
-    own = [held[snapshot_id] for snapshot_id in ami.snapshot_ids if snapshot_id in held]
-    yield from _compare("deprecated_at", _minute(promotion.get("deprecated_at")), _minute(ami.deprecated_at))
-    yield from _compare("protected", promotion.get("protected"), ami.protection.startswith("enabled"))
-    yield from _compare(
-        "encrypted", promotion.get("encrypted"), bool(own) and all(one.encrypted for one in own)
-    )
-    yield from _compare("kms_key", promotion.get("kms_key", ""), own[0].kms_key if own else "")
-    who = sharing.of_image(ec2, ami.ami_id)
-    yield from _compare("shared_with", _names(promotion, "shared_with"), _told(who.names()))
-    accounts = [name for one in own for name in sharing.of_snapshot(ec2, one.snapshot_id).names()]
-    recorded = _names(promotion, "snapshots_shared_with")
-    yield from _compare("snapshots_shared_with", recorded, _told(accounts))
-
-
-def _pointers(ssm: Client, row: Mapping[str, Any]) -> Iterator[Difference]:
-    """Compare where the channels point that were pointed to it last."""
-    for pointer in row["pointers"]:
-        seen = parameters.find(ssm, pointer)
-        found = seen.value if seen else "nothing"
-        if seen and seen.data_type != parameters.IMAGE_TYPE:
-            found += f" ({seen.data_type})"
-        if found != row["ami_id"]:
-            yield Difference("pointer", f"{pointer} to {row['ami_id']}", found)
-
-
-def _compare(field: str, recorded: Any, found: Any) -> Iterator[Difference]:
-    if _plain(recorded) != _plain(found):
-        yield Difference(field, _plain(recorded), _plain(found))
-
-
-def _plain(value: Any) -> str:
-    if hasattr(value, "item"):
-        value = value.item()
-    return "" if value is None else str(value)
-
-
-def _minute(moment: datetime | None) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if moment is not None else ""
-
-
-def _names(promotion: Mapping[str, Any], column: str) -> str:
-    return _told(json.loads(promotion.get(column) or "[]"))
-
-
-def _told(names: Iterable[str]) -> str:
-    return ", ".join(sorted({name for name in names if name != sharing.PUBLIC}))
-
-
 def _shown(row: Mapping[str, Any], one: Difference) -> dict[str, str]:
     shown = {name: str(row.get(name, "")) for name in ("region", "ami_id", "name", "image")}
-    meaning = "what our tools find it by is gone" if one.field.startswith("tag ") else MEANINGS[one.field]
-    if one.field == f"tag {tagging.NAME}":
-        meaning = "people do not find it by its name"
-    return {**shown, "field": one.field, "recorded": one.recorded, "found": one.found, "meaning": meaning}
+    more = {"field": one.field, "recorded": one.recorded, "found": one.found}
+    return {**shown, **more, "meaning": fields.meaning(one.field)}
