@@ -138,7 +138,7 @@ def test_a_pointer_is_made_moved_and_left_alone_when_it_is_right(aws: Sandbox) -
     assert all(one.modified_by.endswith(":user/operator") for one in history)
     found = parameters.find(ssm, name)
     assert found is not None
-    assert (found.image, found.channel, found.ami_ids) == ("ecs-node", "stable", (second,))
+    assert (found.name, found.value) == ("/vmsnix/ecs-node/stable", second)
 
 
 def test_two_who_point_at_once_come_one_after_the_other(aws: Sandbox) -> None:
@@ -165,4 +165,4 @@ def test_the_pointers_are_listed_over_all_pages(aws: Sandbox) -> None:
         ssm.put_parameter(Name=f"/vmsnix/web-{number:02}/stable", Value=ami, Type="String")
     ssm.put_parameter(Name="/other/web/stable", Value=ami, Type="String")
     found = parameters.pointers(ssm, "/vmsnix")
-    assert [(one.image, one.channel) for one in found] == [(f"web-{n:02}", "stable") for n in range(21)]
+    assert [one.name for one in found] == [f"/vmsnix/web-{n:02}/stable" for n in range(21)]

@@ -43,10 +43,6 @@ class Prices:
         pair = self.by_region.get(region) or self.by_region.get("default") or DEFAULT
         return pair[1] if archive else pair[0]
 
-    def known(self, region: str) -> bool:
-        """Tell whether somebody set the price of a region."""
-        return region in self.by_region
-
 
 def monthly_usd(frame: pd.DataFrame, prices: Prices) -> pd.Series[float]:
     """Return what each row of an inventory costs a month; 0 where it stores nothing.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.evidence import AMI_ID
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
@@ -50,21 +49,6 @@ class Pointer:
     version: int
     modified_at: datetime
     data_type: str
-
-    @property
-    def ami_ids(self) -> tuple[str, ...]:
-        """The AMIs that its value names, each once; a list or a JSON text may name several."""
-        return tuple(dict.fromkeys(AMI_ID.findall(self.value)))
-
-    @property
-    def image(self) -> str:
-        """The image of ``/vmsnix/<image>/<channel>``; empty for a name of another shape."""
-        return self.name.split("/")[-2] if self.name.count("/") > 1 else ""
-
-    @property
-    def channel(self) -> str:
-        """The channel of ``/vmsnix/<image>/<channel>``: the last part of the name."""
-        return self.name.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
