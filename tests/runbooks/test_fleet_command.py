@@ -36,6 +36,10 @@ def test_a_plan_is_only_shown_unless_it_is_said_otherwise(
     assert "Fleet try: 1 targets on this machine, a new round" in shown
     assert "planned  greet  greet" in shown
     assert "dry_run is set" in shown
+    assert main(["fleet", str(plan), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["fleet"], told["dry_run"]) == ("try", True)
+    assert [(one["target"], one["state"]) for one in told["targets"]] == [("greet", "planned")]
 
 
 def test_a_plan_that_is_wrong_is_wrong_use(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:

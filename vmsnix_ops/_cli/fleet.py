@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from vmsnix_ops.runbooks.fleet import Fleet
 
 
 @click.command()
@@ -37,7 +41,9 @@ import click
     "--yes", is_flag=True, help="Confirm that targets which destroy shall do so, with --no-dry-run."
 )
 @click.option("--sandbox", is_flag=True, help="Run against a local sandbox instead of AWS.")
-@click.option("--json", "as_json", is_flag=True, help="Print result.json instead of words.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print result.json instead of words; the plan, in a dry run."
+)
 def fleet(
     plan: Path,
     dry_run: bool,
@@ -75,6 +81,8 @@ def fleet(
         )
         click.echo(ready, err=as_json)
         if dry_run:
+            if as_json:
+                show_json({"fleet": ready.plan.name, "dry_run": True, "targets": _rows(ready)})
             return 0
         outcome = ready.apply(confirmed=yes, board=Lines(sys.stderr) if as_json else None)
     if as_json:
@@ -85,3 +93,8 @@ def fleet(
     if error is not None:
         show_error(error.what, error.why, error.cure)
     return outcome.exit_code
+
+
+def _rows(ready: Fleet) -> list[dict[str, Any]]:
+    """Return the targets of a plan as plain values."""
+    return [{str(name): value for name, value in row.items()} for row in ready.frame().to_dict("records")]
