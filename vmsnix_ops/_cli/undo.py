@@ -23,9 +23,9 @@ def undo_run(run_id: str, *, dry_run: bool, as_json: bool) -> int:
     from dataclasses import asdict
 
     from vmsnix_ops._cli.output import show_json
-    from vmsnix_ops.publish.rollback import plan_rollback
+    from vmsnix_ops.publish.undo import plan_undo
 
-    plan = plan_rollback(run_id)
+    plan = plan_undo(run_id)
     if not as_json:
         click.echo(str(plan))
     if not dry_run:

@@ -98,7 +98,7 @@ class Journal:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """Hold the journal's lock, so that nobody rolls back what is under way; death releases it too."""
+        """Hold the journal's lock, so that nobody undoes what is under way; death releases it too."""
         self.run.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:

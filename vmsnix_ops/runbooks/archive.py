@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NOTEBOOK, REPORT, RESULT, LOG = "notebook.ipynb", "report.html", "result.json", "log.txt"
-JOURNAL = "journal.jsonl"  # a publish writes it, and a rollback reads it
+JOURNAL = "journal.jsonl"  # a publish writes it, and whoever undoes it reads it
 FLEET = "fleet.json"  # the targets of a fleet
 ALIVE = ".running"  # locked while the run's process lives
 
@@ -126,8 +126,8 @@ class RunFolder:
         Parameters
         ----------
         done
-            Whether the run has done its job and everything of it is kept. Otherwise its journal stays, for a
-            rollback, and what the entry does not name.
+            Whether the run has done its job and everything of it is kept. Otherwise its journal stays, by
+            which it can be undone, and what the entry does not name.
 
         Raises
         ------

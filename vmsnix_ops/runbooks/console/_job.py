@@ -71,10 +71,10 @@ def _undo(run_id: str, run_folder: Path) -> dict[str, object]:
     """Remove what a cancelled publish began; what else was run has left no journal, and nothing to undo."""
     if not (run_folder / archive.JOURNAL).is_file():
         return {}
-    from vmsnix_ops.publish.rollback import plan_rollback
+    from vmsnix_ops.publish.undo import plan_undo
 
     try:
-        return {"undone": [str(leftover) for leftover in plan_rollback(run_id).apply()]}
+        return {"undone": [str(leftover) for leftover in plan_undo(run_id).apply()]}
     except VmsnixError as error:
         return {"undo_problem": str(error)}
 

@@ -15,7 +15,7 @@ from tests.faults.publishers import Kill
 from vmsnix_ops import errors, publish
 from vmsnix_ops.cli import cli
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish.rollback import plan_rollback
+from vmsnix_ops.publish.undo import plan_undo
 
 if TYPE_CHECKING:
     from tests.faults.crash_sweep import Sweep
@@ -44,7 +44,7 @@ def test_what_a_killed_publish_left_is_removed(publishers, via, call, nth, kinds
     if call == "ec2:ImportSnapshot":
         publishers.aws.clock.speed = 10  # it still runs when it is rolled back
     run_id = killed(publishers, via, call, nth)
-    plan = plan_rollback(run_id)
+    plan = plan_undo(run_id)
     assert {leftover.kind for leftover in plan.leftovers} == kinds
     assert run_id in str(plan)
     plan.apply()
@@ -52,7 +52,7 @@ def test_what_a_killed_publish_left_is_removed(publishers, via, call, nth, kinds
     assert [
         path for path in Path(os.environ["VMSNIX_STATE"]).glob("blocks/*") if path.suffix != ".lock"
     ] == []
-    plan_rollback(run_id).apply()  # once more changes nothing
+    plan_undo(run_id).apply()  # once more changes nothing
     publishers.aws.clock.speed = SPEED
     publish.run(publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()))
     assert list(look(publishers.aws).leftovers()) == []
@@ -68,7 +68,7 @@ def test_the_command_shows_first_and_removes_then(publishers, words):
     assert look(publishers.aws).empty
 
 
-def test_a_rollback_publishes_nothing():
+def test_an_undo_publishes_nothing():
     with pytest.raises(errors.ParameterError, match="region cannot be given"):
         CliRunner().invoke(
             cli, ["publish-ami", "--rollback", "x", "--region", REGION], catch_exceptions=False
@@ -79,22 +79,22 @@ def test_a_run_that_finished_is_refused(publishers):
     plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
     publish.run(plan)
     with pytest.raises(errors.RunError, match="finished"):
-        plan_rollback(plan.run_id)
+        plan_undo(plan.run_id)
     assert list(look(publishers.aws).leftovers()) == []
 
 
 def test_a_run_that_registered_its_ami_is_refused(publishers):
     run_id = killed(publishers, "import", "ec2:RegisterImage")
     with pytest.raises(errors.RunError, match="registered ami-"):
-        plan_rollback(run_id)
+        plan_undo(run_id)
 
 
 def test_a_run_that_is_under_way_is_refused(publishers):
     run_id = killed(publishers, "import", "s3:UploadPart", moment="before")
     plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
     with plan.journal.step("upload"), pytest.raises(errors.RunError, match="under way"):
-        plan_rollback(plan.run_id)
-    assert plan_rollback(run_id).leftovers
+        plan_undo(plan.run_id)
+    assert plan_undo(run_id).leftovers
 
 
 def test_what_another_run_made_of_the_same_image_is_kept(publishers):
@@ -102,13 +102,13 @@ def test_what_another_run_made_of_the_same_image_is_kept(publishers):
     second = killed(publishers, "import", "ec2:RegisterImage", moment="before")  # it adopted the snapshot
     before = look(publishers.aws).snapshots
     assert len(before) == 1
-    plan_rollback(second).apply()
+    plan_undo(second).apply()
     assert look(publishers.aws).snapshots == before
-    plan_rollback(first).apply()
+    plan_undo(first).apply()
     assert look(publishers.aws).empty
 
 
 def test_an_unknown_run_and_a_wrong_name_are_told(publishers):
     for name in ("no-such-run", "../../etc", ""):
         with pytest.raises(errors.ParameterError, match="no journal"):
-            plan_rollback(name)
+            plan_undo(name)

@@ -54,7 +54,7 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True)
-class Rollback:
+class Undo:
     """What will be removed; printed, it shows it. `apply` removes it.
 
     Attributes
@@ -97,9 +97,7 @@ class Rollback:
         return self.leftovers
 
 
-def plan_rollback(
-    run_id: str, *, settings: Settings | None = None, session: boto3.Session | None = None
-) -> Rollback:
+def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.Session | None = None) -> Undo:
     """Find what an unfinished publish left. Nothing is changed.
 
     Parameters
@@ -134,7 +132,7 @@ def plan_rollback(
     session = session or default_session()
     digest, region = str(known.get("digest", "")), str(known.get("region", ""))
     if not digest:  # it died before it knew its image, so it made nothing
-        return Rollback(run_id, region, str(known.get("account", "")), "", (), path, session)
+        return Undo(run_id, region, str(known.get("account", "")), "", (), path, session)
     found = identity(session, region)
     if found.account != known["account"]:
         raise errors.CredentialsError(
@@ -143,7 +141,7 @@ def plan_rollback(
             cure="Use credentials of that account.",
         )
     leftovers = tuple(_leftovers(session, settings, run_id, digest, known))
-    return Rollback(run_id, region, found.account, digest, leftovers, path, session)
+    return Undo(run_id, region, found.account, digest, leftovers, path, session)
 
 
 def _leftovers(
@@ -192,19 +190,19 @@ def _snapshots(ec2: Any, digest: str, made: set[str]) -> dict[str, dict[str, str
     return found
 
 
-def _remove(rollback: Rollback, leftover: Leftover) -> None:
+def _remove(undo: Undo, leftover: Leftover) -> None:
     if leftover.kind == "journal":
         os.unlink(leftover.name)  # noqa: PTH108 (a plain path, as it was shown)
         return
     if leftover.kind == "upload":
         bucket, _, key = leftover.name.removeprefix("s3://").partition("/")
-        buckets.delete(client(rollback.session, "s3", rollback.region), bucket=bucket, key=key)
+        buckets.delete(client(undo.session, "s3", undo.region), bucket=bucket, key=key)
         return
-    ec2 = client(rollback.session, "ec2", rollback.region)
+    ec2 = client(undo.session, "ec2", undo.region)
     if leftover.kind == "snapshot":
         imports.delete_snapshot(ec2, leftover.name)
     else:
-        imports.cancel(ec2, rollback.digest, run_id=rollback.run_id)
+        imports.cancel(ec2, undo.digest, run_id=undo.run_id)
 
 
 def _journal(settings: Settings, run_id: str) -> Path:
