@@ -10,7 +10,7 @@ import pytest
 from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from vmsnix_ops import errors, publish
 from vmsnix_ops.audit import inventory, policies, views
-from vmsnix_ops.aws.policies import Place
+from vmsnix_ops.aws.policies import Place, document
 from vmsnix_ops.records import schemas
 
 if TYPE_CHECKING:
@@ -189,8 +189,8 @@ def friend(own: Owner) -> Owner:
     iam, place = other.client("iam"), Place(account=own.account)
     trust = json.dumps(policies.member_trust(place))
     iam.create_role(RoleName="vmsnix-auditor", AssumeRolePolicyDocument=trust)
-    document = json.dumps(policies.member(Place(account=FRIEND)))
-    iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="look", PolicyDocument=document)
+    look = json.dumps(document(policies.member_actions(), Place(account=FRIEND)))
+    iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="look", PolicyDocument=look)
     return other
 
 

@@ -8,7 +8,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.audit import inventory
 from vmsnix_ops.aws import accounts, images, launch_sources, leftovers, references, regions
 from vmsnix_ops.aws.permissions import needs_of
-from vmsnix_ops.aws.policies import VERSION, document
+from vmsnix_ops.aws.policies import VERSION
 
 if TYPE_CHECKING:
     from vmsnix_ops.aws.policies import Place
@@ -35,16 +35,6 @@ def auditor_actions() -> tuple[str, ...]:
     own = needs_of(leftovers.region_of, leftovers.objects, leftovers.uploads, accounts.assume, images.ours)
     found = {*own, *member_actions()}
     return tuple(action for action in PERMISSIONS if action in found)
-
-
-def auditor(place: Place) -> dict[str, Any]:
-    """Return the policy of who audits."""
-    return document(auditor_actions(), place)
-
-
-def member(place: Place) -> dict[str, Any]:
-    """Return the policy of the role ``vmsnix-auditor`` in another account."""
-    return document(member_actions(), place)
 
 
 def member_trust(place: Place, *, external_id: str = "") -> dict[str, Any]:

@@ -1,16 +1,10 @@
-"""The policy of who retires: to look, and to change and remove only what carries our tag."""
+"""What who retires must be allowed: to look, and to change and remove only what carries our tag."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.audit import retirement_view as view
 from vmsnix_ops.aws import deprecation, references, regions, retiring, sharing
 from vmsnix_ops.aws.permissions import needs_of
-from vmsnix_ops.aws.policies import document
-
-if TYPE_CHECKING:
-    from vmsnix_ops.aws.policies import Place
 
 
 def retirer_actions() -> tuple[str, ...]:
@@ -43,8 +37,3 @@ def retirer_actions() -> tuple[str, ...]:
         retiring.deregister,
         retiring.remove_snapshot,
     )
-
-
-def retirer(place: Place) -> dict[str, Any]:
-    """Return the policy of who retires AMIs."""
-    return document(retirer_actions(), place)
