@@ -26,7 +26,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import images, sharing, snapshots
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import promote, promote_apply
-from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.sandbox import Access, Sandbox
 from vmsnix_ops.settings import load
 
@@ -155,6 +155,26 @@ def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> Non
     assert outcomes(again)[WEST] == ["copy already so", "point already so"]
     assert outcomes(again)[EUROPE] == ["copy done", "point done"]
     assert again.error() is None
+
+
+def test_what_cannot_be_recorded_of_a_region_does_not_stop_the_others(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Tables.append
+
+    def taken(tables: Tables, table: str, rows: Any, **more: Any) -> None:
+        if table == "promotions" and rows[0]["region"] == HOME:  # which ends first
+            raise errors.CommitConflictError("Others were faster.")
+        append(tables, table, rows, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tables, "append", taken)
+        found = promote.apply(plan(channel="stable", regions=[WEST]))
+    assert outcomes(found) == {HOME: ["point done", "record failed"], WEST: ["copy done", "point done"]}
+    assert isinstance(found.error(), errors.PartlyDoneError)
+    again = promote.apply(plan(channel="stable", regions=[WEST]))
+    assert again.error() is None
+    assert set(open_tables(load()).read("promotions")["region"]) == {HOME, WEST}
 
 
 def test_a_best_effort_region_is_told_and_does_not_count(aws: Sandbox, ami: str) -> None:

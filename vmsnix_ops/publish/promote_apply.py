@@ -178,16 +178,24 @@ def _look_again(plan: Plan, spot: Spot) -> None:
 
 
 def _record(plan: Plan, spot: Spot, future: Future[list[StepOutcome]]) -> list[StepOutcome]:
+    """Write down what a region came to; where that fails, what was done is done, and the others go on."""
     rows = future.result()
-    try:
-        if spot.ami is not None and any(row.outcome == "failed" for row in rows):
+    failed = any(row.outcome == "failed" for row in rows)
+
+    def look_back() -> None:
+        if spot.ami is not None and failed:
             promote_records.record_ami(plan.tables, spot.ami)
         elif spot.ami is not None:
             promote_records.write(plan, spot)
-    except errors.AwsError as error:  # what was done is done, but it cannot be read back
-        failed = StepOutcome(spot.region, "record", "failed", why=str(error), ami_id=spot.ami_id, error=error)
-        rows.append(replace(failed, best_effort=rows[0].best_effort))
-    _write_steps(plan, rows)
+
+    for record in (look_back, lambda: _write_steps(plan, rows)):
+        try:
+            record()
+        except (errors.AwsError, errors.RecordsError) as error:
+            if all(row.step != "record" for row in rows):
+                row = StepOutcome(spot.region, "record", "failed", why=str(error), error=error)
+                willing = any(row.best_effort for row in rows)
+                rows.append(replace(row, ami_id=spot.ami_id, best_effort=willing))
     return rows
 
 
