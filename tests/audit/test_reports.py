@@ -83,6 +83,16 @@ def test_a_job_may_fail_for_what_an_audit_finds(audit: Audit) -> None:
         reports.require(audit, "high")
 
 
+def test_an_audit_that_could_not_read_everything_is_partly_done(own: Owner) -> None:
+    own.aws.faults.add({"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403})
+    audit = reports.judge(own.scan(regions=[REGION]))
+    reports.finish(audit)
+    result = json.loads((audit.inventory.run.folder / "result.json").read_text())
+    assert result["status"] == "partly"
+    with pytest.raises(errors.PartlyDoneError, match=r"partly done.*Auto Scaling groups of"):
+        reports.require(audit)
+
+
 def test_the_second_audit_tells_what_changed(own: Owner, audit: Audit) -> None:
     fresh = own.ami(tags=DIGEST)
     again = reports.judge(own.scan(regions=[REGION]))

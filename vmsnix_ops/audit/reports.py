@@ -153,7 +153,7 @@ def finish(audit: Audit) -> None:
     shown = counted[["severity", "rule", "findings"]]
     by_severity = audit.findings["severity"].value_counts()
     values: dict[str, Any] = {
-        "status": "done",
+        "status": "partly" if audit.inventory.unread else "done",
         "inventory": paths["inventory.csv"],
         "findings": paths["findings.csv"],
         "page": paths["audit.html"],
@@ -172,7 +172,7 @@ def finish(audit: Audit) -> None:
 
 
 def require(audit: Audit, severity: str = NEVER) -> None:
-    """Fail where anything is as bad as this, so that a nightly job turns red.
+    """Fail where anything is as bad as this, or could not be read, so that a nightly job turns red.
 
     Parameters
     ----------
@@ -185,10 +185,10 @@ def require(audit: Audit, severity: str = NEVER) -> None:
     ------
     vmsnix_ops.errors.AuditError
         Something is.
+    vmsnix_ops.errors.PartlyDoneError
+        Nothing is, and not everything could be read: what is there may be worse than what was seen.
     """
-    if severity == NEVER:
-        return
-    bad = judging.SEVERITIES[: judging.SEVERITIES.index(severity) + 1]
+    bad = () if severity == NEVER else judging.SEVERITIES[: judging.SEVERITIES.index(severity) + 1]
     found = audit.findings[audit.findings["severity"].isin(bad)]
     if len(found):
         first = found.iloc[0]
@@ -196,6 +196,15 @@ def require(audit: Audit, severity: str = NEVER) -> None:
             f"Findings that are {' or '.join(bad)}: {len(found)}.",
             why=f"The first: {first['resource_id']} {first['region']}: {first['reason']}",
             cure="Each finding has its cure: see findings.csv or audit.html beside the result.",
+        )
+    unread = audit.inventory.unread
+    if unread:
+        first = unread[0]
+        where = " ".join(filter(None, (first.account, first.region)))
+        raise errors.PartlyDoneError(
+            "The audit is partly done: not everything could be read.",
+            why=f"The first of {len(unread)}: {first.source} of {where}. {first.error}",
+            cure="Each is a finding with its cure; or leave out the regions and accounts that are not meant.",
         )
 
 
