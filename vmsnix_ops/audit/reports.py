@@ -199,11 +199,11 @@ def require(audit: Audit, severity: str = NEVER) -> None:
         )
     unread = audit.inventory.unread
     if unread:
-        first = unread[0]
-        where = " ".join(filter(None, (first.account, first.region)))
+        gap = unread[0]
+        where = " ".join(filter(None, (gap.account, gap.region)))
         raise errors.PartlyDoneError(
             "The audit is partly done: not everything could be read.",
-            why=f"The first of {len(unread)}: {first.source} of {where}. {first.error}",
+            why=f"The first of {len(unread)}: {gap.source} of {where}. {gap.error}",
             cure="Each is a finding with its cure; or leave out the regions and accounts that are not meant.",
         )
 
