@@ -143,7 +143,11 @@ class _Doing:
 
     def _delete(self, ami: Ami) -> Outcome:
         if retiring.deregister(self.ec2, ami.ami_id) == "protected":
-            return Outcome(self.one, "protected", "it is protected from deregistration; lift that first")
+            lift = "aws ec2 disable-image-deregistration-protection"
+            how = f"{lift} --region {self.one.region} --image-id {ami.ami_id}"
+            return Outcome(
+                self.one, "protected", f"it is protected from deregistration; lift that first: {how}"
+            )
         self._record("deleted")
         self._record_ami(ami, state=GONE)
         stays = [f"{snapshot_id} stays: {why}" for snapshot_id, why in self.one.kept_snapshots]
