@@ -1,0 +1,425 @@
+"""Retire, remove and restore AMIs, and what is remembered of it, held against the sandbox."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.audit.fleet import FRIEND, OTHER, REGION, Fleet, why
+from vmsnix_ops import errors
+from vmsnix_ops.audit import retirement
+from vmsnix_ops.aws import images
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.cli import main
+from vmsnix_ops.records import history
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def recorded() -> pd.DataFrame:
+    return open_tables(load()).read("retirements")
+
+
+# Retire, remove, restore
+
+
+def test_a_retired_ami_is_private_deprecated_disabled_and_says_so(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    fleet.share(ami, FRIEND)
+    (snapshot,) = fleet.held(ami)
+    fleet.ec2.modify_snapshot_attribute(
+        SnapshotId=snapshot, Attribute="createVolumePermission", OperationType="add", UserIds=[FRIEND]
+    )
+    result = fleet.apply(allow_shared=True)
+    assert [one.outcome for one in result.outcomes] == ["retired"]
+    (image,) = fleet.ec2.describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
+    assert (image["State"], image["Public"], fleet.permissions(ami)) == ("disabled", False, [])
+    assert image["DeprecationTime"]
+    tags = tagging.to_dict(image["Tags"])
+    assert tags[tagging.SHARED_WITH] == FRIEND
+    assert tags[tagging.RETIRED_BY] == result.plan.run.run_id
+    shared = fleet.ec2.describe_snapshot_attribute(SnapshotId=snapshot, Attribute="createVolumePermission")
+    assert shared["CreateVolumePermissions"] == []
+    assert snapshot in fleet.snapshots()
+
+
+def test_it_stays_until_its_grace_is_over_and_then_goes_with_all_its_snapshots(fleet: Fleet) -> None:
+    ami, other = fleet.ami(devices=3), fleet.ami("other", days=1)
+    kept = fleet.held(other)
+    assert len(fleet.held(ami)) == 3
+    fleet.apply(grace_days=14)
+    soon = fleet.plan(now=fleet.later(13))
+    assert "can be restored until" in why(soon, ami)
+    result = fleet.apply(now=fleet.later(15), min_age_days=30)
+    assert [one.outcome for one in result.outcomes] == ["deleted"]
+    assert fleet.amis() == {other: "available"}
+    assert fleet.snapshots() == set(kept)
+    retirement.finish(result)
+
+
+def test_snapshots_that_another_ami_needs_stay(fleet: Fleet) -> None:
+    shared = fleet.snapshot(tags={tagging.DIGEST: "x"})
+    going = fleet.ami(snapshots=(shared, fleet.snapshot()), days=60)
+    staying = fleet.ami(snapshots=(shared,), days=1)
+    plan = fleet.plan()
+    (one,) = plan.going
+    assert one.kept_snapshots == ((shared, f"{staying} needs it"),)
+    plan.apply()
+    fleet.apply(now=fleet.later(), min_age_days=30)
+    assert fleet.amis() == {staying: "available"}
+    assert fleet.snapshots() == {shared}
+    assert going not in fleet.amis()
+
+
+def test_a_snapshot_of_two_that_go_goes_with_the_last(fleet: Fleet) -> None:
+    shared = fleet.snapshot(tags={tagging.DIGEST: "x"})
+    first, last = fleet.ami(snapshots=(shared,), days=61), fleet.ami(snapshots=(shared,), days=60)
+    fleet.apply()
+    plan = fleet.plan(now=fleet.later())
+    assert {one.resource_id: one.snapshots for one in plan.going} == {first: (), last: (shared,)}
+    plan.apply()
+    assert (fleet.amis(), fleet.snapshots()) == ({}, set())
+
+
+def test_the_moments_in_which_a_snapshot_still_counts_as_used_are_waited_out(fleet: Fleet) -> None:
+    fleet.ami()
+    fleet.apply()
+    fleet.aws.faults.add(
+        {
+            "op": "ec2:DeleteSnapshot",
+            "nth": [1, 2],
+            "do": "error",
+            "code": "InvalidSnapshot.InUse",
+            "http": 400,
+        }
+    )
+    assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted"]
+    assert fleet.snapshots() == set()
+
+
+def test_what_is_used_again_during_its_grace_is_not_removed(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    fleet.apply()
+    fleet.client("ssm").put_parameter(Name="/theirs", Value=ami, Type="String")
+    plan = fleet.plan(now=fleet.later())
+    assert "in use: parameter /theirs" in why(plan, ami)
+
+
+def test_protection_that_comes_after_the_look_is_respected_and_told(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    fleet.apply()
+    plan = fleet.plan(now=fleet.later())
+    fleet.aws.faults.add(
+        {
+            "op": "ec2:DeregisterImage",
+            "do": "error",
+            "code": "OperationNotPermitted",
+            "message": "The image is protected from deregistration.",
+            "http": 400,
+        }
+    )
+    result = plan.apply()
+    assert [one.outcome for one in result.outcomes] == ["protected"]
+    assert ami in fleet.amis()
+    assert len(fleet.snapshots()) == 1
+    with pytest.raises(errors.VmsnixError, match="protected from deregistration"):
+        retirement.finish(result)
+
+
+def test_restoring_gives_back_permissions_and_deprecation_as_they_were(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    fleet.share(ami, FRIEND, "111122223333")
+    (snapshot,) = fleet.held(ami)
+    fleet.ec2.modify_snapshot_attribute(
+        SnapshotId=snapshot, Attribute="createVolumePermission", OperationType="add", UserIds=[FRIEND]
+    )
+    date = (datetime.now(UTC) + timedelta(days=100)).replace(second=0, microsecond=0)
+    fleet.ec2.enable_image_deprecation(ImageId=ami, DeprecateAt=date)
+    (before,) = fleet.ec2.describe_images(ImageIds=[ami])["Images"]
+    fleet.apply(allow_shared=True)
+    result = fleet.apply(action="restore")
+    assert [one.outcome for one in result.outcomes] == ["restored"]
+    (after,) = fleet.ec2.describe_images(ImageIds=[ami])["Images"]
+    assert after == before
+    assert fleet.permissions(ami) == [{"UserId": "111122223333"}, {"UserId": FRIEND}]
+    shared = fleet.ec2.describe_snapshot_attribute(SnapshotId=snapshot, Attribute="createVolumePermission")
+    assert shared["CreateVolumePermissions"] == [{"UserId": FRIEND}]
+    assert fleet.plan(action="restore").going == ()
+
+
+def test_restoring_an_ami_without_a_date_leaves_it_without(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    fleet.apply()
+    fleet.apply(action="restore", amis=[ami])
+    (image,) = fleet.ec2.describe_images(ImageIds=[ami])["Images"]
+    assert image.get("DeprecationTime") is None
+    assert not [name for name in fleet.tags(ami) if name.startswith("vmsnix:retired")]
+
+
+def test_an_audience_of_many_accounts_is_remembered_whole(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    many = [f"{number:012d}" for number in range(100, 150)]
+    fleet.share(ami, *many)
+    fleet.apply(allow_shared=True)
+    fleet.apply(action="restore")
+    assert sorted(one["UserId"] for one in fleet.permissions(ami)) == many
+
+
+def test_an_ami_that_somebody_enabled_by_hand_is_given_its_whole_grace_again(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    fleet.apply()
+    fleet.ec2.enable_image(ImageId=ami)
+    plan = fleet.plan(now=fleet.later())
+    assert why(plan, ami).startswith("retire")
+    plan.apply()
+    assert fleet.amis() == {ami: "disabled"}
+    assert "can be restored until" in why(fleet.plan(now=fleet.later(25)), ami)
+
+
+def test_publishing_what_was_retired_says_how_to_bring_it_back(fleet: Fleet) -> None:
+    ami = fleet.ami(digest="d")
+    wanted = images.Registration(f"web-{fleet.number}", "x86_64", "", "/dev/sda1", fleet.held(ami)[0])
+    fleet.apply()
+    with pytest.raises(errors.RegistrationError, match=f"--action restore --amis {ami}"):
+        images.register(fleet.ec2, wanted, digest="d")
+
+
+# A plan that no longer holds
+
+
+def changed(fleet: Fleet, ami: str, how: str) -> None:
+    if how == "an instance was launched":
+        fleet.ec2.run_instances(ImageId=ami, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    elif how == "it was shared":
+        fleet.share(ami, FRIEND)
+    elif how == "it was tagged":
+        fleet.ec2.create_tags(Resources=[ami], Tags=[{"Key": "keep", "Value": "please"}])
+    elif how == "it was disabled":
+        fleet.ec2.disable_image(ImageId=ami)
+    elif how == "it is gone":
+        fleet.ec2.deregister_image(ImageId=ami)
+    elif how == "a channel points at it":
+        fleet.point("/vmsnix/web/stable", ami)
+    elif how == "a launch configuration names it":
+        fleet.client("autoscaling").create_launch_configuration(
+            LaunchConfigurationName="late", ImageId=ami, InstanceType="t3.micro"
+        )
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("an instance was launched", "in use: instance"),
+        ("it was shared", FRIEND),
+        ("it was tagged", "please"),
+        ("it was disabled", "state: available before, disabled now"),
+        ("it is gone", "it is gone"),
+        ("a channel points at it", "/vmsnix/web/stable"),
+        ("a launch configuration names it", "late"),
+    ],
+)
+def test_a_plan_older_than_the_account_s_state_is_refused_with_what_changed(
+    fleet: Fleet, how: str, said: str
+) -> None:
+    ami, other = fleet.ami(), fleet.ami("other")
+    plan = fleet.plan()
+    changed(fleet, ami, how)
+    with pytest.raises(errors.StalePlanError, match=f"{ami}.*{said}"):
+        plan.apply()
+    assert fleet.amis()[other] == "available"
+
+
+def test_what_changes_between_the_look_and_its_turn_is_left_alone(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vmsnix_ops.aws import retiring
+
+    first, second = fleet.ami(days=90), fleet.ami(days=80)
+    plan, retire = fleet.plan(), retiring.retire
+
+    def meanwhile(*args: Any, **more: Any) -> Any:
+        fleet.ec2.run_instances(ImageId=second, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+        return retire(*args, **more)
+
+    monkeypatch.setattr(retiring, "retire", meanwhile)
+    result = plan.apply()
+    assert [one.outcome for one in result.outcomes] == ["retired", "changed"]
+    assert fleet.amis() == {first: "disabled", second: "available"}
+    with pytest.raises(errors.PartlyDoneError, match=second):
+        retirement.finish(result)
+
+
+def test_permissions_lost_between_plan_and_apply_stop_that_region(fleet: Fleet) -> None:
+    here, there = fleet.ami(), fleet.ami(region=OTHER)
+    plan = fleet.plan(regions=[REGION, OTHER])
+    fleet.aws.faults.add(
+        {
+            "op": "ec2:DescribeInstances",
+            "where": {"region": OTHER},
+            "do": "error",
+            "code": "UnauthorizedOperation",
+            "http": 403,
+        }
+    )
+    result = plan.apply()
+    assert {one.decision.resource_id: one.outcome for one in result.outcomes} == {
+        here: "retired",
+        there: "failed",
+    }
+    assert fleet.amis(OTHER) == {there: "available"}
+    with pytest.raises(errors.PartlyDoneError, match="instances"):
+        retirement.finish(result)
+
+
+def test_a_region_that_is_not_enabled_does_not_stop_the_others(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    for op, code in (("sts:*", "InvalidClientTokenId"), ("ec2:*", "AuthFailure")):
+        fleet.aws.faults.add({"op": op, "where": {"region": OTHER}, "do": "error", "code": code, "http": 401})
+    plan = fleet.plan(regions=[OTHER, REGION])
+    assert [one.resource_id for one in plan.going] == [ami]
+    assert list(plan.unread) == [OTHER]
+    with pytest.raises(errors.PartlyDoneError):
+        retirement.finish(plan.apply())
+    with pytest.raises(errors.CredentialsError, match="not enabled"):
+        fleet.plan(regions=[OTHER])
+
+
+# Orphans, and what was half deleted
+
+
+def test_a_half_deleted_ami_is_finished(fleet: Fleet) -> None:
+    ami = fleet.ami(devices=2)
+    held = fleet.held(ami)
+    fleet.apply()
+    fleet.ec2.deregister_image(ImageId=ami)
+    plan = fleet.plan(now=fleet.later())
+    assert {one.resource_id for one in plan.going} == set(held)
+    assert why(plan, held[1]) == f"delete: left behind by {ami}, which is gone; its grace is over"
+    plan.apply()
+    assert fleet.snapshots() == set()
+
+
+def test_an_orphan_is_kept_for_its_grace_and_then_removed(fleet: Fleet) -> None:
+    ours = fleet.snapshot(tags={tagging.DIGEST: "d", tagging.IMAGE: "web"})
+    young = fleet.snapshot(days=1, tags={tagging.DIGEST: "e"})
+    theirs = fleet.snapshot()
+    plan = fleet.plan()
+    assert [one.resource_id for one in plan.decisions] == [ours, young]
+    assert "a publish may go on with it" in why(plan, young)
+    assert [one.outcome for one in plan.apply().outcomes] == ["retired"]
+    assert fleet.plan().going == ()
+    fleet.apply(now=fleet.later(), images=["web"])
+    assert fleet.snapshots() == {young, theirs}
+
+
+def test_a_restored_orphan_is_no_longer_counted_down(fleet: Fleet) -> None:
+    ours = fleet.snapshot(tags={tagging.DIGEST: "d"})
+    fleet.apply()
+    fleet.apply(action="restore")
+    assert why(fleet.plan(now=fleet.later()), ours).startswith("retire")
+
+
+def test_a_direct_upload_that_died_is_removed(fleet: Fleet) -> None:
+    ebs = fleet.client("ebs")
+    started = ebs.start_snapshot(VolumeSize=1, Tags=[{"Key": tagging.DIGEST, "Value": "d"}])["SnapshotId"]
+    assert "a publish may go on with it" in why(fleet.plan(), started)
+    fleet.row("snapshots", started).started = datetime.now(UTC) - timedelta(days=10)
+    fleet.aws.clock.advance(2 * 3600)  # AWS gives an upload up after an hour without a block
+    plan = fleet.plan()
+    assert why(plan, started) == "delete: it is error: an upload or import that did not end well"
+    plan.apply()
+    assert fleet.snapshots() == set()
+
+
+def test_orphans_stay_when_nobody_asked_for_them(fleet: Fleet) -> None:
+    fleet.snapshot(tags={tagging.DIGEST: "d"})
+    assert fleet.plan(orphans=False).decisions == ()
+
+
+def test_a_failed_copy_goes_at_once_with_its_snapshot(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    fleet.row("images", ami).failure = "Given key ID is not accessible"
+    plan = fleet.plan()
+    assert why(plan, ami).startswith("delete: it never became available")
+    plan.apply()
+    assert (fleet.amis(), fleet.snapshots()) == ({}, set())
+
+
+# What is remembered
+
+
+def test_the_tables_tell_what_was_done_when_and_why(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    (snapshot,) = fleet.held(ami)
+    first = fleet.apply()
+    fleet.apply(now=fleet.later())
+    rows = recorded()
+    done = sorted(zip(rows["resource_id"], rows["action"], strict=True))
+    assert done == sorted([(ami, "retired"), (ami, "deleted"), (snapshot, "deleted")])
+    (retired,) = rows[rows["action"] == "retired"].to_dict("records")
+    assert "nothing uses it" in retired["reasons"]
+    assert retired["run_id"] == first.plan.run.run_id
+    assert rows[rows["kind"] == "snapshot"]["ami_id"].tolist() == [ami]
+    assert set(history.retirements(open_tables(load()), resource_id=ami)["action"]) == {"retired", "deleted"}
+    known = history.amis(open_tables(load()), all_rows=True)
+    assert sorted(known["state"]) == ["deregistered", "disabled"]
+    assert history.amis(open_tables(load()))["state"].tolist() == ["deregistered"]
+
+
+def test_the_history_is_told_in_a_shell(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    ami = fleet.ami()
+    fleet.apply()
+    capsys.readouterr()
+    assert main(["history", "retirements", "--resource-id", ami, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["resource_id"], row["action"]) == (ami, "retired")
+    assert main(["history", "retirements"]) == 0
+    assert ami in capsys.readouterr().out
+
+
+def test_result_json_says_what_went_and_what_did_not(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    result = fleet.apply()
+    retirement.finish(result)
+    written = json.loads((result.plan.run.folder / "result.json").read_text())
+    assert (written["status"], written["retired"], written["going"]) == ("done", 1, [ami])
+    assert ami in Path(written["plan"]).read_text()
+
+
+def test_a_long_plan_is_shown_in_part(fleet: Fleet) -> None:
+    for days in (90, 80, 70):
+        fleet.ami(days=days)
+    plan = fleet.plan(keep_last=3)
+    assert len(plan.show(going=False, most=2)) == 2
+    assert plan.show(going=False, most=2).title == "3 stay; the first 2 of them, plan.csv has all"
+    assert plan.show(going=False).title == "3 stay"
+
+
+def test_sizes_are_what_is_stored_or_marked_as_volumes(fleet: Fleet) -> None:
+    full, unknown = fleet.ami(), fleet.ami("other")
+    (snapshot,) = fleet.held(full)
+    fleet.row("snapshots", snapshot).blocks = dict.fromkeys(range(100), b"x" * 32)
+    (pending,) = fleet.held(unknown)
+    fleet.row("snapshots", pending).seconds = 1e12  # AWS tells a snapshot's size when it is complete
+    plan = fleet.plan()
+    assert {one.resource_id: one.stored_bytes for one in plan.going} == {full: 100 * 524_288, unknown: None}
+    assert "50.0 MiB stored, 1 GiB of volumes whose stored size AWS does not tell" in str(plan)
+    assert [row[5] for row in plan.show(going=True).rows] == ["50.0 MiB", "1 GiB volume"]
+
+
+def test_a_plan_shows_itself(fleet: Fleet) -> None:
+    ami = fleet.ami(Description="<b>web</b>", tags={tagging.IMAGE: "web", tagging.DIGEST: "d", "k": "<b>"})
+    plan = fleet.plan()
+    assert ami in str(plan)
+    assert "1 AMI, 0 B stored" in plan._repr_html_()
+    assert "<b>" not in plan.show(going=True)._repr_html_()
+    frame = plan.frame()
+    assert list(frame["action"]) == ["retire"]
+    assert len(frame["fingerprint"][0]) == 16
