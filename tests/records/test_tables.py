@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -303,6 +305,34 @@ def test_a_damaged_table_says_where_it_is(tables: Tables, damage: object) -> Non
     assert "\x1b" not in str(caught.value)
     assert "<unknown>" not in str(caught.value)
     assert tables.read("runs").empty
+
+
+def test_a_table_whose_first_commit_is_being_written_is_none_yet(tables: Tables) -> None:
+    log = Path(tables.location) / "steps" / "_delta_log"
+    log.mkdir(parents=True)
+    (log / "00000000000000000000.json#1").write_text("")
+    assert tables.read("steps").empty
+    tables.append("steps", [STEP])
+    assert len(tables.read("steps")) == 1
+
+
+def test_readers_never_stumble_over_the_first_commit(tmp_path: Path) -> None:
+    """Two promotions that begin a history at once had one of them say that the table is damaged."""
+    for attempt in range(20):
+        tables = Tables(tmp_path / str(attempt))
+        written = threading.Event()
+
+        def read(tables: Tables = tables, written: threading.Event = written) -> None:
+            while not written.is_set():
+                tables.read("steps", columns=["step"])
+
+        with ThreadPoolExecutor(2) as pool:
+            readers = [pool.submit(read) for _ in range(2)]
+            tables.append("steps", [STEP])
+            written.set()
+        for reader in readers:
+            reader.result()
+        assert len(tables.read("steps")) == 1
 
 
 def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:

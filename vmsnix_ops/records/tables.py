@@ -321,23 +321,38 @@ class Tables:
 
     def _open(self, table: str) -> DeltaTable | None:
         """Return the table as it is now, ``None`` when nothing was ever written to it."""
-        import deltalake
         import deltalake.exceptions
 
         with self._translated(table, "read"):
             try:
-                return deltalake.DeltaTable(self._place(table), storage_options=self._options())
+                return self._opened(table)
             except deltalake.exceptions.TableNotFoundError:
-                if not self.remote and Path(self.location).exists() and not Path(self.location).is_dir():
+                if self.remote:
+                    return None
+                if Path(self.location).exists() and not Path(self.location).is_dir():
                     raise RecordsError(
                         f"The tables cannot be read from {self.location}.",
                         why="It is a file; tables live in a folder.",
                         cure="Name a folder or s3://bucket/prefix in the setting history.",
                     ) from None
-                log = Path(self._place(table)) / "_delta_log"
-                if self.remote or not (log.is_dir() and any(log.iterdir())):
+                if not self._has_log(table):
                     return None
-                raise
+            # Either another writer has just made the first commit, or the table is damaged.
+            return self._opened(table)
+
+    def _opened(self, table: str) -> DeltaTable:
+        import deltalake
+
+        return deltalake.DeltaTable(self._place(table), storage_options=self._options())
+
+    def _has_log(self, table: str) -> bool:
+        """Tell whether anything was ever committed to a local table, or is left of its log.
+
+        A commit is first written beside its place, as ``00000000000000000000.json#1``; one that is still
+        there, or whose writer died, is none.
+        """
+        log = Path(self._place(table)) / "_delta_log"
+        return log.is_dir() and not all(re.search(r"#\d+$", entry.name) for entry in log.iterdir())
 
     def _place(self, table: str) -> str:
         return f"{self.location}/{table}"
