@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmsnix_ops.audit.retirement_rules import candidates, decide
-from vmsnix_ops.audit.retirement_values import Decision, Rules, Snapshot, View
+from vmsnix_ops.audit.retirement_values import Decision, Rules, View
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.images import Ami
 from vmsnix_ops.aws.references import Evidence, References
+from vmsnix_ops.aws.snapshots import Snapshot
 from vmsnix_ops.errors import AwsError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops.audit.retirement_rules import orphans
 from vmsnix_ops.audit.retirement_values import Decision, Rules, View
-from vmsnix_ops.audit.retirement_view import Place, owned_amis, owned_snapshots
-from vmsnix_ops.aws import retiring
+from vmsnix_ops.audit.retirement_view import Place, owned_amis
+from vmsnix_ops.aws import retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.references import References
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
 
-    from vmsnix_ops.audit.retirement_values import Action, Snapshot
+    from vmsnix_ops.audit.retirement_values import Action
     from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.aws.snapshots import Snapshot
 
 
 def look(place: Place) -> View:
@@ -26,7 +27,7 @@ def look(place: Place) -> View:
         region=place.region,
         account=place.account,
         amis=owned_amis(place.ec2),
-        snapshots=owned_snapshots(place.ec2),
+        snapshots=snapshots.owned(place.ec2),
         references=References(place.region, {}),
     )
 

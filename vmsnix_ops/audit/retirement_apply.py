@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit.retirement_values import Decision, ami_facts, snapshot_facts
-from vmsnix_ops.audit.retirement_view import look_at_snapshot, one_by_one
-from vmsnix_ops.aws import images, retiring, sharing
+from vmsnix_ops.audit.retirement_view import one_by_one
+from vmsnix_ops.aws import images, retiring, sharing, snapshots
 from vmsnix_ops.aws.references import References
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -161,7 +161,7 @@ class _Doing:
 
     def _snapshot(self) -> Outcome:
         one, snapshot_id = self.one, self.one.resource_id
-        snapshot = look_at_snapshot(self.ec2, snapshot_id)
+        snapshot = snapshots.find(self.ec2, [snapshot_id]).get(snapshot_id)
         if snapshot is None:
             return Outcome(one, "changed", "it is gone")
         shared = sharing.of_snapshot(self.ec2, snapshot_id).names() if one.action != "restore" else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmsnix_ops.audit import retirement_view as view
-from vmsnix_ops.aws import deprecation, references, regions, retiring, sharing
+from vmsnix_ops.aws import deprecation, references, regions, retiring, sharing, snapshots
 from vmsnix_ops.aws.permissions import needs_of
 
 
@@ -12,10 +12,10 @@ def retirer_actions() -> tuple[str, ...]:
     return needs_of(
         regions.enabled,
         view.owned_amis,
-        view.owned_snapshots,
+        snapshots.owned,
+        snapshots.find,
         view.importing,
         view.channels,
-        view.look_at_snapshot,
         view.one_by_one,
         references.instances,
         references.Templates.read,

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from vmsnix_ops.audit.retirement_values import Action, Rules, Snapshot, View
+    from vmsnix_ops.audit.retirement_values import Action, Rules, View
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.references import Evidence
+    from vmsnix_ops.aws.snapshots import Snapshot
 
 SEARCH = "DescribeImageReferences"  # what evidence of it has as its detail
 TOLD = 3

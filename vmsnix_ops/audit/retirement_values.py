@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.references import References
+    from vmsnix_ops.aws.snapshots import Snapshot
 
 Action = Literal["keep", "retire", "delete", "restore"]
 LONGEST_DAYS = 36500
@@ -72,18 +73,6 @@ class Rules:
                 raise errors.ParameterError(
                     f"{name}={value} cannot be right.", cure=f"Give 0 to {LONGEST_DAYS}."
                 )
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A snapshot of this account as AWS describes it."""
-
-    snapshot_id: str
-    state: str
-    created_at: datetime
-    size_gib: int
-    tags: Mapping[str, str]
-    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement_rules as rules_of
-from vmsnix_ops.audit.retirement_values import Rules, Snapshot, View
-from vmsnix_ops.aws import images, imports, parameters, retiring, sharing
+from vmsnix_ops.audit.retirement_values import Rules, View
+from vmsnix_ops.aws import images, imports, parameters, retiring, sharing, snapshots
 from vmsnix_ops.aws import references as evidence
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.paging import items
@@ -16,7 +16,7 @@ from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
     from datetime import datetime
 
     import boto3
@@ -67,7 +67,7 @@ def look(place: Place, rules: Rules, now: datetime, *, prefix: str) -> View:
         region=place.region,
         account=place.account,
         amis=owned_amis(place.ec2),
-        snapshots=owned_snapshots(place.ec2),
+        snapshots=snapshots.owned(place.ec2),
         references=evidence.gather(place.clients),
         channels=channels(place.clients.ssm, prefix),
         importing=importing(place.ec2),
@@ -120,14 +120,6 @@ def owned_amis(ec2: Client) -> tuple[images.Ami, ...]:
     return tuple(sorted(amis, key=lambda ami: (ami.created_at, ami.ami_id)))
 
 
-@needs("ec2:DescribeSnapshots")
-def owned_snapshots(ec2: Client) -> dict[str, Snapshot]:
-    """Return every snapshot of the account, in any state."""
-    with calling(f"list the snapshots of {ec2.meta.region_name}"):
-        found = items(ec2, "describe_snapshots", "Snapshots", OwnerIds=["self"], MaxResults=PAGE)
-        return {one.snapshot_id: one for one in map(_snapshot, found)}
-
-
 @needs("ec2:DescribeImportSnapshotTasks")
 def importing(ec2: Client) -> frozenset[str]:
     """Return the digests of the images that an import works on."""
@@ -149,25 +141,6 @@ def channels(ssm: Client, prefix: str) -> dict[str, tuple[str, ...]]:
         values = [pointer.value, *(one.value for one in reversed(parameters.history(ssm, pointer.name)))]
         found[pointer.name] = tuple(dict.fromkeys(values))
     return found
-
-
-@needs("ec2:DescribeSnapshots")
-def look_at_snapshot(ec2: Client, snapshot_id: str) -> Snapshot | None:
-    """Return one snapshot as it is now; ``None`` when it is gone."""
-    with calling(f"look at the snapshot {snapshot_id}"):
-        answer = ec2.describe_snapshots(Filters=[{"Name": "snapshot-id", "Values": [snapshot_id]}])
-    return _snapshot(answer["Snapshots"][0]) if answer["Snapshots"] else None
-
-
-def _snapshot(one: Mapping[str, Any]) -> Snapshot:
-    return Snapshot(
-        str(one["SnapshotId"]),
-        str(one["State"]),
-        one["StartTime"],
-        int(one["VolumeSize"]),
-        tagging.to_dict(one.get("Tags")),
-        one.get("FullSnapshotSizeInBytes"),
-    )
 
 
 @needs("ec2:DescribeImageReferences", "ec2:DescribeImageAttribute")

@@ -1,47 +1,76 @@
-"""Snapshots as AWS describes them, with the one field that tells why a copy failed."""
+"""Snapshots as AWS describes them: what they hold, whose they are, and why a copy failed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.paging import items
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from vmsnix_ops.aws.images import Ami
 
 AT_ONCE = 200  # values of one filter
+PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A snapshot.
+    """A snapshot as AWS describes it.
 
     Attributes
     ----------
     snapshot_id, state
-        ``state`` is ``"pending"``, ``"completed"`` or ``"error"``.
+        ``state`` is ``"pending"``, ``"completed"``, ``"error"``, ``"recoverable"`` or ``"recovering"``.
+    created_at
+        When it was begun, in UTC.
+    size_gib
+        Size of a volume made from it.
+    tags
+        All of them, ours and other people's.
+    stored_bytes
+        What it holds and what is billed at most; ``None`` where AWS does not tell.
     percent
         Its progress.
     message
         AWS's StateMessage: why it is in ``error``.
-    size_gib
-        Size of a volume made from it.
     encrypted, kms_key
         Whether it is encrypted, and the ARN of the key.
     """
 
     snapshot_id: str
     state: str
-    percent: float
-    message: str
+    created_at: datetime
     size_gib: int
-    encrypted: bool
-    kms_key: str
+    tags: Mapping[str, str]
+    stored_bytes: int | None = None
+    percent: float = 0.0
+    message: str = ""
+    encrypted: bool = False
+    kms_key: str = ""
+
+
+def read(one: Mapping[str, Any]) -> Snapshot:
+    """Return a snapshot from an entry of ``DescribeSnapshots``."""
+    return Snapshot(
+        snapshot_id=str(one["SnapshotId"]),
+        state=str(one.get("State", "")),
+        created_at=one["StartTime"],
+        size_gib=int(one.get("VolumeSize") or 0),
+        tags=tagging.to_dict(one.get("Tags")),
+        stored_bytes=one.get("FullSnapshotSizeInBytes"),
+        percent=_percent(one.get("Progress")),
+        message=str(one.get("StateMessage") or ""),
+        encrypted=bool(one.get("Encrypted")),
+        kms_key=str(one.get("KmsKeyId") or ""),
+    )
 
 
 @needs("ec2:DescribeSnapshots")
@@ -54,17 +83,17 @@ def find(ec2: Client, snapshot_ids: Iterable[str]) -> dict[str, Snapshot]:
             pages = ec2.get_paginator("describe_snapshots").paginate(
                 Filters=[{"Name": "snapshot-id", "Values": values}]
             )
-            for one in (one for page in pages for one in page["Snapshots"]):
-                found[str(one["SnapshotId"])] = Snapshot(
-                    snapshot_id=str(one["SnapshotId"]),
-                    state=str(one.get("State", "")),
-                    percent=_percent(one.get("Progress")),
-                    message=str(one.get("StateMessage") or ""),
-                    size_gib=int(one.get("VolumeSize") or 0),
-                    encrypted=bool(one.get("Encrypted")),
-                    kms_key=str(one.get("KmsKeyId") or ""),
-                )
+            for one in (read(one) for page in pages for one in page["Snapshots"]):
+                found[one.snapshot_id] = one
     return found
+
+
+@needs("ec2:DescribeSnapshots")
+def owned(ec2: Client) -> dict[str, Snapshot]:
+    """Return every snapshot of the account, in any state, by id."""
+    with calling(f"list the snapshots of {ec2.meta.region_name}"):
+        found = items(ec2, "describe_snapshots", "Snapshots", OwnerIds=["self"], MaxResults=PAGE)
+        return {one.snapshot_id: one for one in map(read, found)}
 
 
 def check_whole(ec2: Client, ami: Ami) -> tuple[Snapshot, ...]:
