@@ -36,6 +36,7 @@ body { max-width: 80rem; }
 td:nth-child(-n+4) { white-space: nowrap; }
 td.done { color: var(--done); } td.failed { color: var(--failed); }
 td.partly, td.interrupted, td.skipped { color: var(--partly); }
+.run { color: var(--soft); font: .8em var(--mono); }
 .lane { position: relative; height: 1.1rem; min-width: 12rem; background: var(--raised); border-radius: 3px; }
 .bar { position: absolute; top: .15rem; bottom: .15rem; min-width: 2px; border-radius: 2px; }
 """
@@ -195,6 +196,8 @@ def _row(row: Mapping[str, Any], document: Document, folder: Path, first: float,
     name = html.escape(row["target"])
     if link := _link(row["report"], folder):
         name = f'<a href="{link}">{name}</a>'
+    if row["run_id"]:  # by which its evidence is found in a bucket, too, where no browser follows a link
+        name += f'<div class="run">{html.escape(row["run_id"])}</div>'
     told = " ".join(html.escape(str(row[key])) for key in ("ami_id", "error") if row[key])
     bars = "".join(
         f'<div class="bar" style="left:{100 * (span[0] - first) / whole:.2f}%;'
