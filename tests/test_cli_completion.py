@@ -116,26 +116,81 @@ def test_a_press_of_the_tab_key_loads_nothing_heavy(tmp_path: Path) -> None:
         assert set(done.stderr.split()) & HEAVY == set(), line
 
 
-def test_bash_completes_with_what_the_command_prints() -> None:
-    bash = require("bash")
+# In the shells themselves
+PUBLISH = "Build an image, upload it"  # the beginning of a description, with a comma in it
+ZSH = """
+zmodload zsh/zpty
+zpty inner zsh -f -i
+zpty -w inner 'autoload -Uz compinit && compinit -D -u; eval "$(vmsnix completion zsh)"'
+zpty -w inner 'keep() { print -r -- "$BUFFER" >$KEPT; }; zle -N keep; bindkey "^X" keep; PS1="REA""DY>"'
+zpty -r inner shown '*READY>*'
+zpty -w -n inner "$LINE"$'\\t\\x18'
+until [[ -s $KEPT ]]; do
+    zpty -rt inner some && shown+=$some
+    sleep 0.05
+done
+print -r -- "$shown"
+"""
+
+
+def in_shell(tmp_path: Path, program: str, *words: str, **variables: str) -> str:
+    """Run a shell that finds our ``vmsnix`` first and no files of the user's; return what it says."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "VMSNIX_STATE": str(tmp_path),
+        **variables,
+    }
+    done = subprocess.run(
+        [require(program), *words],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_bash_completes(tmp_path: Path) -> None:
     script = (
-        f'PATH="{Path(sys.executable).parent}:$PATH"\n'
         'eval "$(vmsnix completion bash)"\n'
         "COMP_WORDS=(vmsnix run publish-ami --verify s) COMP_CWORD=4\n"
         '_vmsnix_completion vmsnix\necho "${COMPREPLY[@]}"\ncomplete -p vmsnix'
     )
-    done = subprocess.run([bash, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    assert done.stdout.splitlines()[0] == "sample"
-    assert "_vmsnix_completion vmsnix" in done.stdout
+    completed, bound = in_shell(tmp_path, "bash", "-c", script).splitlines()
+    assert completed == "sample"
+    assert bound.endswith("-F _vmsnix_completion vmsnix")
 
 
-@pytest.mark.parametrize(
-    ("shell", "sign"),
-    [("zsh", "compdef _vmsnix_completion vmsnix"), ("fish", "complete --no-files --command vmsnix")],
-)
-def test_other_shells_have_theirs(capsys: pytest.CaptureFixture[str], shell: str, sign: str) -> None:
-    assert main(["completion", shell]) == 0
-    printed = capsys.readouterr().out
-    assert sign in printed
-    assert f"_VMSNIX_COMPLETE={shell}_complete" in printed
+def test_zsh_completes(tmp_path: Path) -> None:
+    """In a terminal, because only its line editor knows what a press of the tab key has done to the line."""
+
+    def press_tab(line: str) -> tuple[str, str]:
+        kept = tmp_path / "line"
+        kept.unlink(missing_ok=True)
+        shown = in_shell(tmp_path, "zsh", "-f", "-c", ZSH, LINE=line, KEPT=str(kept))
+        return kept.read_text().rstrip("\n"), shown
+
+    assert (
+        press_tab("vmsnix run publish-ami --verify s")[0].rstrip() == "vmsnix run publish-ami --verify sample"
+    )
+    line, shown = press_tab("vmsnix run p")
+    assert line == "vmsnix run p"  # preflight, publish-ami, promote-ami
+    assert f"publish-ami  -- {PUBLISH}" in shown
+
+
+def test_fish_completes(tmp_path: Path) -> None:
+    script = (
+        "vmsnix completion fish | source\n"
+        'for line in "run publish-ami --verify s" "run publish-ami --image ./not" "run pub"\n'
+        '    complete --do-complete "vmsnix $line"\nend'
+    )
+    choice, folder, runbook = in_shell(tmp_path, "fish", "--no-config", "-c", script).splitlines()
+    assert choice == "sample"
+    assert folder.split("\t")[0] == "./notebooks/"
+    assert runbook.startswith(f"publish-ami\t{PUBLISH}")

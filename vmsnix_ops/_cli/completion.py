@@ -43,8 +43,9 @@ def completion(shell: str) -> None:
     known = get_completion_class(shell)
     if known is None:  # click has all three
         raise click.UsageError(f"There is no completion for {shell}.")
-    source = known(cli, {}, "vmsnix", COMPLETING)
-    click.echo(source.source_template % source.source_vars())
+    source = known(cli, {}, "vmsnix", COMPLETING).source()
+    # What click writes for fish splits a line at each comma, and so cuts descriptions at their first one.
+    click.echo(source.replace('string split ","', 'string split --max 1 ","'))
 
 
 def items(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
