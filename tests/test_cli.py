@@ -52,6 +52,15 @@ def test_help_lists_every_command_and_every_runbook(say: Say) -> None:
         assert f"  {name} " in printed
 
 
+def test_a_word_without_a_name_is_refused_and_a_publish_is_undone_elsewhere(say: Say) -> None:
+    code, _, said = say("rollback", "stable")
+    assert code == 2
+    assert "'stable' has no name; parameters are given as --name value.\n" in said
+    code, _, said = say("rollback", "20261125T193321Z-publish-ami-aca377")
+    assert code == 2
+    assert "vmsnix undo 20261125T193321Z-publish-ami-aca377" in said
+
+
 @pytest.mark.parametrize(
     "line", ["--help", "--version", "run --help", "run publish-ami --help", "runs --help", "completion zsh"]
 )

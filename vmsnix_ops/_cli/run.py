@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmsnix_ops.runbooks import catalog, parameters
+from vmsnix_ops.runbooks.evidence import RUN_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,6 +63,16 @@ class DeclaredType(ParamType):
 
 class RunbookCommand(click.Command):
     """A runbook as a command: its own parameters are listed before the options of every run."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse a word without a name; the run of a publish has a command of its own."""
+        words = super().parse_args(ctx, args)
+        if not words or ctx.resilient_parsing:
+            return words
+        undo = (
+            f" To undo an unfinished publish: vmsnix undo {words[0]}." if RUN_ID.fullmatch(words[0]) else ""
+        )
+        raise click.UsageError(f"{words[0]!r} has no name; parameters are given as --name value.{undo}", ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write two lists: the runbook's parameters, the options of every run."""
@@ -147,7 +158,7 @@ def runbook_command(name: str, past: Past | None = None) -> click.Command:
         short_help=runbook.description or runbook.title,
         callback=_callback(runbook, past),
         params=[*map(_option, runbook.parameters), *_every_run(runbook)],
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "allow_extra_args": True},
     )
 
 
