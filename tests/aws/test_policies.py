@@ -126,11 +126,6 @@ def test_the_page_of_permissions_is_what_the_code_declares() -> None:
     assert written == page(), "run python -m vmsnix_ops._cli.permissions_page"
 
 
-BY_HAND = {"ec2:DisableImageDeregistrationProtection"}
-"""Actions of functions that no job calls: lifting a protection is a decision of its own."""
-
-
 def test_every_action_of_the_table_belongs_to_a_job() -> None:
     used = {action for job in JOBS.values() for action in job.actions()}
-    assert set(PERMISSIONS) == used | BY_HAND
-    assert not used & BY_HAND
+    assert set(PERMISSIONS) == used

@@ -166,8 +166,9 @@ def promote_by(**changes: Any) -> Run:
         session = account.session(actions, regions=(REGION, "eu-west-1"))
         for version in ("26.11", "26.12"):
             ami = make_ami(account.aws, version=version)
-            plan = promote.plan(**_everything(account, session, ami) | _filled(account, changes))
-            _raise(plan.apply())
+            wanted = _everything(account, session, ami) | _filled(account, changes)
+            _raise(promote.plan(**wanted).apply())
+        _raise(promote.plan(**wanted | {"protect": False, "unprotect": True}).apply())
         back = {"channel": "stable", "dry_run": False, "progress": silent(), "session": session}
         _raise(roll_back.plan(image="ecs-node", regions=[REGION, "eu-west-1"], **back).apply())
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.aws.account import make_ami, thrifty
 from vmsnix_ops.aws import parameters
-from vmsnix_ops.publish import promote, roll_back, smoke, verify
+from vmsnix_ops.progress import silent
+from vmsnix_ops.publish import home, promote, verify
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 HOME, WEST, EUROPE = "us-east-1", "us-west-2", "eu-west-1"
 OTHER = "210987654321"
+KEY = "arn:aws:kms:eu-west-1:012345678901:key/0123abcd-0123-0123-0123-0123456789ab"
+READS = ("Describe", "Get", "List")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def session(served: Sandbox) -> boto3.Session:
 @pytest.fixture
 def aws(served: Sandbox, session: boto3.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
     served.reset()
-    for module in (promote, roll_back, smoke, verify):
+    for module in (home, verify):
         monkeypatch.setattr(module, "default_session", lambda: session)
     monkeypatch.setattr(served, "client", lambda name, region=HOME: session.client(name, region_name=region))
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
@@ -61,3 +64,18 @@ def outcomes(found: Outcomes) -> dict[str, list[str]]:
 def pointed(aws: Sandbox, region: str, channel: str = "stable") -> str:
     found = parameters.find(aws.client("ssm", region), f"/vmsnix/ecs-node/{channel}")
     return found.value if found else ""
+
+
+def plan(**asked: Any) -> promote.Plan:
+    usual = {"image": "ecs-node", "dry_run": False, "progress": silent()}
+    return promote.plan(**(usual | asked))
+
+
+def changes(aws: Sandbox) -> list[str]:
+    made = [c for c in aws.calls if c.ran and c.outcome == "ok" and not c.operation.startswith(READS)]
+    return sorted(f"{call.operation} {call.region}" for call in made)
+
+
+def copies(aws: Sandbox, region: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = aws.client("ec2", region).describe_images(Owners=["self"])["Images"]
+    return found

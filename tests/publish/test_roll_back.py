@@ -149,6 +149,14 @@ def test_a_region_without_the_channel_is_told_and_the_others_roll_back(aws: Sand
     assert pointed(aws, HOME) == old
 
 
+def test_all_is_every_region_that_has_the_channel(aws: Sandbox) -> None:
+    old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
+    found = back(regions=["all"])  # asks AWS, not the tables: those may be lost
+    assert {target.region for target in found.targets} == {HOME, EUROPE}
+    assert found.apply().status == "done"
+    assert pointed(aws, HOME) == old
+
+
 def test_a_region_that_is_named_twice_is_rolled_back_once(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
     assert outcomes(back(regions=[HOME, HOME]).apply()) == {HOME: ["point done"]}

@@ -19,19 +19,15 @@ def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
 
     A download that was cut off goes on where it ended.
     """
-    from vmsnix_ops import errors, progress
+    from vmsnix_ops import progress
     from vmsnix_ops._cli.output import show_json
-    from vmsnix_ops.aws import block_reading
+    from vmsnix_ops.aws import block_reading, regions
     from vmsnix_ops.aws.block_engine import Pushing
     from vmsnix_ops.aws.session import session as default_session
     from vmsnix_ops.settings import load
 
     settings, session = load(), default_session()
-    region = region or settings.region or session.region_name or ""
-    if not region:
-        raise errors.ParameterError(
-            "No region was given.", cure="Give --region, set it in vmsnix.toml, or set AWS_REGION."
-        )
+    region = regions.home(session, region, settings.region)
     face = progress.silent() if as_json else progress.current()
     with face.step("download", unit="bytes") as step:
         done = block_reading.download(

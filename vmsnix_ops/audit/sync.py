@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import errors
 from vmsnix_ops.aws import images
+from vmsnix_ops.aws.regions import home
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.records import history
@@ -68,9 +68,7 @@ def sync(
         No region is known.
     """
     settings, session = load(), session or default_session()
-    chosen = tuple(regions) or tuple(filter(None, [settings.region or session.region_name]))
-    if not chosen:
-        raise errors.ParameterError("No region was given.", cure="Give --region, or set AWS_REGION.")
+    chosen = tuple(regions) or (home(session, settings.region),)
     tables = tables or open_tables(settings)
     known = {(str(row["ami_id"]), str(row["region"])): row for row in _latest(tables)}
     now = datetime.now(UTC)

@@ -18,6 +18,22 @@ ALL = "all"
 ANYWHERE = "us-east-1"
 
 
+def home(session: boto3.Session, *names: str | None) -> str:
+    """Return the first region that is given, else AWS's own default.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        There is none.
+    """
+    found = next((name for name in (*names, session.region_name) if name), "")
+    if not found:
+        raise errors.ParameterError(
+            "No region was given.", cure="Give region, set it in vmsnix.toml, or set AWS_REGION."
+        )
+    return found
+
+
 def chosen(session: boto3.Session, names: Iterable[str], *, home: str | None = None) -> tuple[str, ...]:
     """Return the regions that were asked for, each once; ``["all"]`` becomes every enabled one.
 

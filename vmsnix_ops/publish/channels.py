@@ -9,17 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import account, images, parameters
+from vmsnix_ops.aws import images, parameters
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.evidence import AMI_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from datetime import datetime
 
-    import boto3
-
-    from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.session import Client
     from vmsnix_ops.settings import Settings
@@ -40,30 +36,6 @@ def check(channel: str, settings: Settings) -> str:
         why=errors.nearest(channel, settings.channels) or f"There are {', '.join(settings.channels)}.",
         cure="Correct it, or add it to channels in vmsnix.toml.",
     )
-
-
-def home_checks(session: boto3.Session, region: str, settings: Settings) -> tuple[Check, ...]:
-    """Return the checks of credentials, account and region, none of which failed.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        No region is known.
-    vmsnix_ops.errors.AwsError
-        One of them failed.
-    """
-    if not region:
-        raise errors.ParameterError(
-            "No region was given.", cure="Give region, set it in vmsnix.toml, or set AWS_REGION."
-        )
-    checks = account.preflight(session, region=region, allowed_accounts=settings.allowed_accounts)
-    account.require(checks)
-    return tuple(checks)
-
-
-def account_of(checks: Iterable[Check]) -> str:
-    """Return the account that `home_checks` saw."""
-    return next(str(check.facts["account"]) for check in checks if "account" in check.facts)
 
 
 def find_ami(ec2: Client, ssm: Client, wanted: str, *, image: str, settings: Settings) -> Ami:

@@ -13,13 +13,14 @@ import json
 import os
 import socket
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import __version__
 from vmsnix_ops.errors import InterruptedRunError
 from vmsnix_ops.progress import silent
+from vmsnix_ops.publish.outcomes import recorded
 from vmsnix_ops.publish.values import PublishResult, StepTiming
 from vmsnix_ops.records.result import write_result
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmsnix_ops.progress import Progress, Step, Unit
+    from vmsnix_ops.publish.outcomes import Outcomes
     from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.records.tables import Tables
 
@@ -175,3 +177,19 @@ def record_run(run: RunContext, tables: Tables, status: str, started_at: datetim
         **more,
     }
     tables.append("runs", [row], once=run.run_id)
+
+
+def record_outcomes(
+    run: RunContext, tables: Tables, outcomes: Outcomes, started_at: datetime, **more: Any
+) -> Outcomes:
+    """Write the row in ``runs`` of a job on several regions, as `record_run` does.
+
+    Where that fails, what was done is done: the outcomes say so in a row of their own.
+    """
+    error = outcomes.error()
+    failure = {"error": str(error)} if error else {}
+
+    def record() -> None:
+        record_run(run, tables, outcomes.status, started_at, **more, **failure)
+
+    return replace(outcomes, rows=tuple(recorded(outcomes.rows, str(more["region"]), record)))

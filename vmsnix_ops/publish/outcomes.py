@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.records import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import pandas as pd
 
 Outcome = Literal["done", "already so", "failed", "skipped", "planned"]
@@ -95,12 +97,15 @@ class Outcomes:
         Key of the run in the tables.
     cure
         How to go on when it is done in part.
+    dry_run
+        Nothing was done: what failed would be refused.
     """
 
     job: str
     rows: tuple[StepOutcome, ...]
     run_id: str
     cure: str = "Running the same command again does what is left, and nothing twice."
+    dry_run: bool = False
 
     @property
     def failed(self) -> tuple[StepOutcome, ...]:
@@ -112,7 +117,8 @@ class Outcomes:
         """``"partly"`` when something counts as failed and something else is as it should be."""
         if not self.failed:
             return "done"
-        return "partly" if any(row.outcome in ("done", "already so") for row in self.rows) else "failed"
+        fine = any(row.outcome in ("done", "already so", "planned") for row in self.rows)
+        return "partly" if fine else "failed"
 
     def error(self) -> errors.VmsnixError | None:
         """Return what the run ends with; ``None`` when nothing failed that counts."""
@@ -123,10 +129,15 @@ class Outcomes:
         regions = list(dict.fromkeys(row.region for row in self.rows))
         bad = {row.region for row in self.rows if row.outcome == "failed"}
         told = "; ".join(f"{row.region}, {row.step}: {row.why}" for row in self.failed)
+        sound = f"{len(regions) - len(bad)} of {len(regions)} regions"
+        if self.dry_run:
+            return errors.PartlyDoneError(
+                f"{self.job} would be done in part: {sound} would be as wanted.",
+                why=told,
+                cure="Mend what is named, or leave those regions out, and make the plan again.",
+            )
         return errors.PartlyDoneError(
-            f"{self.job} is done in part: {len(regions) - len(bad)} of {len(regions)} regions are as wanted.",
-            why=told,
-            cure=self.cure,
+            f"{self.job} is done in part: {sound} are as wanted.", why=told, cure=self.cure
         )
 
     def frame(self) -> pd.DataFrame:
@@ -189,3 +200,29 @@ class Outcomes:
 
 def _region(row: StepOutcome) -> str:
     return f"{row.region} (best effort)" if row.best_effort else row.region
+
+
+def recorded(rows: Sequence[StepOutcome], region: str, *records: Callable[[], None]) -> list[StepOutcome]:
+    """Return outcomes, and one more where writing them down fails: what was done is done, and told.
+
+    Parameters
+    ----------
+    rows, region
+        What became of which region.
+    records
+        Each writes something down; after one that fails the next is still tried.
+    """
+    failures = []
+    for record in records:
+        try:
+            record()
+        except (errors.AwsError, errors.RecordsError) as error:
+            failures.append(error)
+    told = list(rows)
+    known = any(one.step == "record" and one.region == region for one in rows)
+    if failures and not known:
+        first = failures[0]
+        row = StepOutcome(region, "record", "failed", why=str(first), error=first)
+        ami_id = next((one.ami_id for one in rows if one.ami_id), "")
+        told.append(replace(row, ami_id=ami_id, best_effort=any(one.best_effort for one in rows)))
+    return told

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import account
+from vmsnix_ops.aws import account, regions
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_reading import VERIFIES, Verify
 from vmsnix_ops.aws.session import Client, client
@@ -270,12 +270,12 @@ def plan(
     """
     settings = settings or load()
     session = session or default_session()
-    region = region or settings.region or session.region_name or ""
+    region = regions.home(session, region, settings.region)
     bucket, role_name = bucket or settings.bucket or "", role_name or settings.role_name
     prefix = prefix or settings.prefix
     if via == "direct":
         bucket = role_name = ""
-    _check_parameters(image, region, bucket, prefix, via, verify, root_device, role_name)
+    _check_parameters(image, bucket, prefix, via, verify, root_device, role_name)
     if boot_expect:
         disk_boot.check(boot_expect, "auto")
     own_tags = tagging.check(tags or {})
@@ -352,7 +352,6 @@ def check_public(public: bool, confirmed: str, account: str = "") -> None:
 
 def _check_parameters(
     image: str,
-    region: str,
     bucket: str,
     prefix: str,
     via: str,
@@ -363,10 +362,6 @@ def _check_parameters(
     if not image:
         raise errors.ParameterError(
             "No image was given.", cure="Name a flake attribute, a result, a directory or an image file."
-        )
-    if not region:
-        raise errors.ParameterError(
-            "No region was given.", cure="Give region, set it in vmsnix.toml, or set AWS_REGION."
         )
     if via not in VIAS:
         raise errors.ParameterError(

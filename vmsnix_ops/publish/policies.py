@@ -39,6 +39,7 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
         sharing.make_private,
         deprecation.deprecate,
         deprecation.protect,
+        deprecation.unprotect,
         parameters.point,
         parameters.history,
         channel_history.running,

@@ -6,8 +6,7 @@ import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import errors
-from vmsnix_ops.aws import account
+from vmsnix_ops.aws import account, regions
 from vmsnix_ops.aws.checks import checked
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
@@ -90,11 +89,7 @@ def check(
         No region is known.
     """
     settings, session = load(), session or default_session()
-    region = region or settings.region or session.region_name or ""
-    if not region:
-        raise errors.ParameterError(
-            "No region was given.", cure="Give region, set it in vmsnix.toml, or set AWS_REGION."
-        )
+    region = regions.home(session, region, settings.region)
     bucket = bucket or settings.bucket or ""
     checks = account.preflight(
         session,

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.aws import deprecation, parameters, snapshots
 from vmsnix_ops.aws.session import client
-from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import channels, promote_checks, promote_steps
 from vmsnix_ops.publish.channel_history import entries, frame
+from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.outcomes import PlanTable
 from vmsnix_ops.publish.plan import check_public
 from vmsnix_ops.publish.promote_steps import Spot, Wanted
@@ -57,11 +57,14 @@ class Planned:
         ``"refused"``: AWS or we would not do it as things stand; `what` tells why.
     what
         What will happen, or what is so already.
+    problem
+        Behind a refusal.
     """
 
     step: str
     verdict: Verdict
     what: str
+    problem: errors.VmsnixError | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +188,7 @@ def plan(
     confirm_public: str = "",
     deprecate_days: int = 0,
     protect: bool = False,
+    unprotect: bool = False,
     topic: str = "",
     dry_run: bool = True,
     settings: Settings | None = None,
@@ -215,8 +219,8 @@ def plan(
         Let everybody launch it: with the id of the account once more, as for a publish.
     deprecate_days
         Deprecate it so many days after its creation; 0 leaves its date as it is.
-    protect
-        Protect it from being deregistered.
+    protect, unprotect
+        Protect it from being deregistered, or lift that protection; with neither it stays as it is.
     topic
         ARN of an SNS topic to tell.
     dry_run
@@ -232,26 +236,24 @@ def plan(
         Credentials, account or home region would not do, or the AMI is not one to promote. What is wrong in
         one of the other regions is no error here; the plan shows it.
     """
-    settings, session = settings or load(), session or default_session()
-    region = region or settings.region or session.region_name or ""
+    settings = settings or load()
     share, revoke = promote_checks.audiences(share_with, revoke_from, public=public)
     check_public(public, confirm_public)
     if channel:
         channels.check(channel, settings)
-    checks = channels.home_checks(session, region, settings)
-    number = channels.account_of(checks)
-    check_public(public, confirm_public, number)
+    promote_checks.check_protection(protect=protect, unprotect=unprotect)
+    home = checked_home(region, settings=settings, session=session)
+    check_public(public, confirm_public, home.account)
     promote_checks.check_topic(topic)
-    home = region
-    others, willing = promote_checks.regions_of(session, home, tuple(regions), tuple(best_effort))
+    others, willing = promote_checks.regions_of(home, tuple(regions), tuple(best_effort))
     keys = dict(kms_keys or {})
-    promote_checks.check_keys(keys, home, others)
+    promote_checks.check_keys(keys, home.region, others)
 
-    ec2 = client(session, "ec2", home)
+    ec2 = home.client("ec2")
     if not ami and not image:
         raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
-    found = channels.find_ami(ec2, client(session, "ssm", home), ami, image=image, settings=settings)
-    source = channels.check_usable(found, owner=number, now=datetime.now(UTC))
+    found = channels.find_ami(ec2, home.client("ssm"), ami, image=image, settings=settings)
+    source = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
     held = snapshots.check_whole(ec2, source)
     image = promote_checks.image_of(source, image)
     moment = source.created_at + timedelta(days=deprecate_days) if deprecate_days else None
@@ -264,15 +266,21 @@ def plan(
         revoke=revoke,
         deprecate_at=moment,
         protect=protect,
+        unprotect=unprotect,
         pointer=parameters.pointer_name(settings.pointer_prefix, image, channel) if channel else "",
         description=f"{source.name}, promoted by the run {run.run_id}",
     )
     spots = [
         # One after the other: sessions are not thread safe, clients are.
         Spot(
-            wanted, name, keys.get(name, ""), client(session, "ec2", name), client(session, "ssm", name), ec2
+            wanted,
+            name,
+            keys.get(name, ""),
+            client(home.session, "ec2", name),
+            client(home.session, "ssm", name),
+            ec2,
         )
-        for name in (home, *others)
+        for name in (home.region, *others)
     ]
     spots[0].ami = source
     for each in spots:
@@ -287,15 +295,15 @@ def plan(
         targets = tuple(pool.map(lambda each: _look(each, best_effort=each.region in willing), spots))
     return Plan(
         wanted=wanted,
-        account=number,
+        account=home.account,
         image=image,
         channel=channel,
         targets=targets,
         topic=topic,
-        checks=checks,
+        checks=home.checks,
         dry_run=dry_run,
         spots=tuple(spots),
-        session=session,
+        session=home.session,
         run=run,
         tables=open_tables(settings),
         progress=progress or current(),
@@ -320,16 +328,15 @@ def _look(spot: Spot, *, best_effort: bool) -> Target:
     planned: list[Planned] = []
     refused = ""
     for step in promote_steps.steps(spot.wanted, home=spot.is_home):
-        verdict: Verdict = "not looked at"
-        what = ""
-        if not refused:
-            try:
-                if not planned:
-                    spot.check_region()
-                looked = step.look(spot)
-                verdict, what = "already so" if looked.so else "to do", looked.what
-            except errors.VmsnixError as error:
-                verdict, what = "refused", str(error)
-                refused = what
-        planned.append(Planned(step.name, verdict, what))
+        if refused:
+            planned.append(Planned(step.name, "not looked at", f"after the refused {refused}"))
+            continue
+        try:
+            if not planned:
+                spot.check_region()
+            looked = step.look(spot)
+            planned.append(Planned(step.name, "already so" if looked.so else "to do", looked.what))
+        except errors.VmsnixError as error:
+            planned.append(Planned(step.name, "refused", str(error), error))
+            refused = step.name
     return Target(spot.region, best_effort, spot.kms_key, spot.ami_id, tuple(planned))

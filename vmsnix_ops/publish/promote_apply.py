@@ -18,17 +18,25 @@ from vmsnix_ops.aws import images, topics
 from vmsnix_ops.progress import Step as Shown
 from vmsnix_ops.publish import channels, promote_records, promote_steps
 from vmsnix_ops.publish.interrupts import stopping
-from vmsnix_ops.publish.journal import record_run
-from vmsnix_ops.publish.outcomes import Outcomes, StepOutcome
+from vmsnix_ops.publish.journal import record_outcomes, record_run
+from vmsnix_ops.publish.outcomes import Outcomes, StepOutcome, recorded
 from vmsnix_ops.records.result import write_result
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from vmsnix_ops.publish.promote import Plan, Target
+    from vmsnix_ops.publish.outcomes import Outcome
+    from vmsnix_ops.publish.promote import Plan, Target, Verdict
     from vmsnix_ops.publish.promote_steps import Spot
 
 JOB = "The promotion"
+PLANNED: dict[Verdict, Outcome] = {
+    "to do": "planned",
+    "already so": "already so",
+    "refused": "failed",
+    "not looked at": "skipped",
+}
+"""What a dry run comes to."""
 
 
 def apply(plan: Plan) -> Outcomes:
@@ -44,7 +52,7 @@ def apply(plan: Plan) -> Outcomes:
         The operator asked to stop.
     """
     if plan.dry_run:
-        return Outcomes(JOB, tuple(_planned(plan)), plan.run.run_id)
+        return Outcomes(JOB, tuple(_planned(plan)), plan.run.run_id, dry_run=True)
     stop = threading.Event()
     spots = [replace(each, ami=None, still_wanted=lambda: _stop_if(stop)) for each in plan.spots]
     done: dict[str, list[StepOutcome]] = {}
@@ -60,6 +68,9 @@ def apply(plan: Plan) -> Outcomes:
         except BaseException as error:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+            for future, each in running.items():
+                if each.region not in done and not future.cancelled() and future.exception() is None:
+                    done[each.region] = _record(plan, each, future)
             interrupted = isinstance(error, KeyboardInterrupt)
             record_run(
                 plan.run, plan.tables, "interrupted" if interrupted else "failed", plan.started_at,
@@ -70,11 +81,9 @@ def apply(plan: Plan) -> Outcomes:
             raise
     rows = [row for target in plan.targets for row in done[target.region]]
     if plan.topic:
-        rows.append(_announce(plan, spots, rows))
+        rows += _announce(plan, spots, rows)
     outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id)
-    more = {"error": str(outcomes.error())} if outcomes.error() else {}
-    record_run(plan.run, plan.tables, outcomes.status, plan.started_at, **_run_columns(plan), **more)
-    return outcomes
+    return record_outcomes(plan.run, plan.tables, outcomes, plan.started_at, **_run_columns(plan))
 
 
 def finish(plan: Plan, outcomes: Outcomes) -> None:
@@ -117,12 +126,16 @@ def _planned(plan: Plan) -> list[StepOutcome]:
     rows = []
     for target in plan.targets:
         for step in target.steps:
-            row = StepOutcome(target.region, step.step, "planned", step.what, ami_id=target.ami_id)
-            if step.verdict == "already so":
-                row = replace(row, outcome="already so")
-            elif step.verdict != "to do":
-                row = replace(row, outcome="skipped", what="", why=step.what)
-            rows.append(replace(row, best_effort=target.best_effort))
+            row = StepOutcome(
+                target.region,
+                step.step,
+                PLANNED[step.verdict],
+                ami_id=target.ami_id,
+                best_effort=target.best_effort,
+                error=step.problem,
+            )
+            sound = step.verdict in ("to do", "already so")
+            rows.append(replace(row, what=step.what) if sound else replace(row, why=step.what))
     return rows
 
 
@@ -188,25 +201,17 @@ def _record(plan: Plan, spot: Spot, future: Future[list[StepOutcome]]) -> list[S
         elif spot.ami is not None:
             promote_records.write(plan, spot)
 
-    for record in (look_back, lambda: _write_steps(plan, rows)):
-        try:
-            record()
-        except (errors.AwsError, errors.RecordsError) as error:
-            if all(row.step != "record" for row in rows):
-                row = StepOutcome(spot.region, "record", "failed", why=str(error), error=error)
-                willing = any(row.best_effort for row in rows)
-                rows.append(replace(row, ami_id=spot.ami_id, best_effort=willing))
-    return rows
+    return recorded(rows, spot.region, look_back, lambda: _write_steps(plan, rows))
 
 
-def _announce(plan: Plan, spots: list[Spot], rows: list[StepOutcome]) -> StepOutcome:
+def _announce(plan: Plan, spots: list[Spot], rows: list[StepOutcome]) -> list[StepOutcome]:
     """Tell the topic, once for the same content: the tables know what was told."""
     where, started = plan.topic.split(":")[3], time.monotonic()
-    failed = {row.region for row in rows if row.outcome == "failed"}
+    failed = {row.region for row in rows if row.outcome == "failed" and row.step != "record"}
     amis = {spot.region: spot.ami_id for spot in spots if spot.ami_id and spot.region not in failed}
     row = StepOutcome(where, "announce", "skipped", f"to {plan.topic}")
     if not amis:
-        return replace(row, why="there is nothing to tell")
+        return [replace(row, why="there is nothing to tell")]
     source = plan.wanted.source
     content: dict[str, Any] = {
         "image": plan.image,
@@ -217,16 +222,16 @@ def _announce(plan: Plan, spots: list[Spot], rows: list[StepOutcome]) -> StepOut
         "amis": dict(sorted(amis.items())),
     }
     message = json.dumps(content, sort_keys=True)
-    if promote_records.was_told(plan, message):
-        return replace(row, outcome="already so")
     subject = f"{plan.image} {plan.channel or 'AMI'}: {source.name}"
     try:
+        if promote_records.was_told(plan, message):
+            return [replace(row, outcome="already so")]
         told = topics.announce(plan.topic, subject, message, group=plan.image, session=plan.session)
     except errors.VmsnixError as error:
-        return replace(row, outcome="failed", why=str(error), error=error)
+        return [replace(row, outcome="failed", why=str(error), error=error)]
     row = replace(row, outcome="done", seconds=round(time.monotonic() - started, 3))
-    _write_steps(plan, [row], detail={"message": message, "message_id": told})
-    return row
+    detail = {"message": message, "message_id": told}
+    return recorded([row], where, lambda: _write_steps(plan, [row], detail=detail))
 
 
 def _write_steps(plan: Plan, rows: list[StepOutcome], detail: dict[str, Any] | None = None) -> None:

@@ -9,14 +9,12 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import sharing
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, enabled, named
-from vmsnix_ops.aws.session import client
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import boto3
-
     from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.publish.home import Home
 
 
 def audiences(
@@ -40,15 +38,23 @@ def audiences(
 
 
 def regions_of(
-    session: boto3.Session, home: str, regions: tuple[str, ...], best_effort: tuple[str, ...]
+    home: Home, regions: tuple[str, ...], best_effort: tuple[str, ...]
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the other regions, and those among them whose failure does not count."""
     if ALL in regions or ALL in best_effort:
-        every = enabled(client(session, "ec2", home))
+        every = enabled(home.client("ec2"))
         regions = every if ALL in regions else regions
         best_effort = every if ALL in best_effort else best_effort
-    others = named(session, (name for name in (*regions, *best_effort) if name != home))
-    return others, frozenset(best_effort) - frozenset(regions) - {home}
+    others = named(home.session, (name for name in (*regions, *best_effort) if name != home.region))
+    return others, frozenset(best_effort) - frozenset(regions) - {home.region}
+
+
+def check_protection(*, protect: bool, unprotect: bool) -> None:
+    """Refuse a promotion that would do both."""
+    if protect and unprotect:
+        raise errors.ParameterError(
+            "The protection cannot be set and lifted at once.", cure="Leave one of the two out."
+        )
 
 
 def check_keys(keys: Mapping[str, str], home: str, others: tuple[str, ...]) -> None:

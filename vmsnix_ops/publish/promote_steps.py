@@ -44,8 +44,8 @@ class Wanted:
         Who may launch it from now on, and who may no longer.
     deprecate_at
         From when on it is deprecated; ``None`` leaves the date as it is.
-    protect
-        Whether it cannot be deregistered.
+    protect, unprotect
+        Whether it can no longer be deregistered, or can again; with neither that stays as it is.
     pointer
         Name of the parameter that shall point to it; empty when none shall.
     description
@@ -57,6 +57,7 @@ class Wanted:
     revoke: Audience = field(default_factory=Audience)
     deprecate_at: datetime | None = None
     protect: bool = False
+    unprotect: bool = False
     pointer: str = ""
     description: str = ""
 
@@ -250,6 +251,21 @@ class Protect:
         deprecation.protect(spot.ec2, spot.ami_id)
 
 
+class Unprotect:
+    """Lifts that protection; with a cooldown AWS does so a day later."""
+
+    name = "unprotect"
+
+    def look(self, spot: Spot) -> Looked:
+        """Look at the protection; a new copy has none."""
+        so = spot.ami is None or not spot.ami.protection.startswith("enabled")
+        return Looked(so, "so that it can be deregistered")
+
+    def do(self, spot: Spot) -> None:
+        """Disable it."""
+        deprecation.unprotect(spot.ec2, spot.ami_id)
+
+
 class Point:
     """Points the channel to the AMI."""
 
@@ -290,6 +306,7 @@ def steps(wanted: Wanted, *, home: bool) -> tuple[Step, ...]:
         *((Revoke(),) if wanted.revoke else ()),
         *((Deprecate(),) if wanted.deprecate_at else ()),
         *((Protect(),) if wanted.protect else ()),
+        *((Unprotect(),) if wanted.unprotect else ()),
         *((Point(),) if wanted.pointer else ()),
     )
 

@@ -8,6 +8,7 @@ an unfinished publish left.
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -15,14 +16,14 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.regions import named
+from vmsnix_ops.aws.regions import ALL, enabled, named
 from vmsnix_ops.aws.session import Client, client
-from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import channels, promote_records
 from vmsnix_ops.publish.channel_history import Entry, entries, frame
-from vmsnix_ops.publish.journal import record_run
-from vmsnix_ops.publish.outcomes import Outcomes, PlanTable, StepOutcome
+from vmsnix_ops.publish.home import checked_home
+from vmsnix_ops.publish.journal import record_outcomes
+from vmsnix_ops.publish.outcomes import Outcomes, PlanTable, StepOutcome, recorded
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -149,7 +150,8 @@ def plan(
         Id or name of the AMI to go back to; nothing: the one before. A name means the same image in every
         region, and giving it makes the command safe to repeat.
     region, regions
-        Where; by default the region, and every other one that the tables know the channel in.
+        Where; by default the region, and every other one that the tables know the channel in. ``["all"]``:
+        every enabled region that has the channel.
     dry_run
         `apply` only repeats the plan.
     settings, progress, session
@@ -162,30 +164,39 @@ def plan(
     vmsnix_ops.errors.PointerError
         The channel points to nothing anywhere.
     """
-    settings, session = settings or load(), session or default_session()
+    settings, asked = settings or load(), tuple(regions)
     channels.check(channel, settings)
     pointer = parameters.pointer_name(settings.pointer_prefix, image, channel)
-    home = region or settings.region or session.region_name or ""
-    checks = channels.home_checks(session, home, settings)
-    number = channels.account_of(checks)
+    home = checked_home(region, settings=settings, session=session)
     tables = open_tables(settings)
-    chosen = named(session, tuple(regions) or _known_regions(tables, image, channel, home))
-    targets = [
-        _look(client(session, "ec2", name), client(session, "ssm", name), pointer, to, account_id=number)
+    if asked == (ALL,):
+        chosen = enabled(home.client("ec2"))
+    else:
+        chosen = named(home.session, asked or _known_regions(tables, image, channel, home.region))
+    # Made one after the other: sessions are not thread safe, clients are.
+    spots = [
+        Target(name, (), ec2=client(home.session, "ec2", name), ssm=client(home.session, "ssm", name))
         for name in chosen
     ]
+    with ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool:
+        targets = list(pool.map(lambda spot: _look(spot, pointer, to, account_id=home.account), spots))
+    if asked == (ALL,):
+        targets = [target for target in targets if target.entries or target.problem]
     if not any(target.entries for target in targets):
         raise next((t.problem for t in targets if t.problem), None) or errors.PointerError(
             f"The channel {channel} of {image} points to nothing in {', '.join(chosen)}.",
             why=f"There is no parameter {pointer}.",
             cure="Promote an AMI to it first (vmsnix promote-ami).",
         )
+    targets = [
+        target if target.entries or target.problem else _without(target, pointer) for target in targets
+    ]
     _check_alike(targets, to=to)
     return Plan(
         image=image,
         channel=channel,
         pointer=pointer,
-        account=number,
+        account=home.account,
         targets=tuple(targets),
         dry_run=dry_run,
         run=current_run("rollback", settings=settings),
@@ -212,15 +223,15 @@ def apply(plan: Plan) -> Outcomes:
             rows.append(replace(row, outcome="already so") if target.so else row)
         else:
             rows += _roll_back(plan, target, row)
-    outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id, _cure(plan))
-    if not plan.dry_run:
-        promote_records.write_rows(plan.tables, plan.run, rows, image=plan.image)
-        more = {"error": str(outcomes.error())} if outcomes.error() else {}
-        record_run(
-            plan.run, plan.tables, outcomes.status, plan.started_at,
-            region=plan.targets[0].region, account=plan.account, image=plan.image, **more,
-        )  # fmt: skip
-    return outcomes
+    if plan.dry_run:
+        return Outcomes(JOB, tuple(rows), plan.run.run_id, dry_run=True)
+    home = plan.targets[0].region
+    told = recorded(
+        rows, home, lambda: promote_records.write_rows(plan.tables, plan.run, rows, image=plan.image)
+    )
+    outcomes = Outcomes(JOB, tuple(told), plan.run.run_id, _cure(plan))
+    where = {"region": home, "account": plan.account, "image": plan.image}
+    return record_outcomes(plan.run, plan.tables, outcomes, plan.started_at, **where)
 
 
 def finish(plan: Plan, outcomes: Outcomes) -> None:
@@ -264,19 +275,24 @@ def _known_regions(tables: Tables, image: str, channel: str, home: str) -> tuple
     return (home, *sorted(known))
 
 
-def _look(ec2: Client, ssm: Client, pointer: str, to: str, *, account_id: str) -> Target:
+def _look(target: Target, pointer: str, to: str, *, account_id: str) -> Target:
     """Look at one region; what is wrong there is part of the plan."""
-    target = Target(ec2.meta.region_name, (), ec2=ec2, ssm=ssm)
     try:
-        target = replace(target, entries=entries(ec2, ssm, pointer))
-        if not target.entries:
-            raise errors.PointerError(
-                f"There is no parameter {pointer} in {target.region}.",
-                cure="Leave the region out, or promote an AMI there first.",
-            )
-        return replace(target, target=_choose(ec2, target.entries, to, account_id))
+        target = replace(target, entries=entries(target.ec2, target.ssm, pointer))
+        if target.entries:
+            target = replace(target, target=_choose(target.ec2, target.entries, to, account_id))
     except errors.VmsnixError as error:
         return replace(target, problem=error)
+    return target
+
+
+def _without(target: Target, pointer: str) -> Target:
+    """Return a region that was asked for and has no such channel."""
+    problem = errors.PointerError(
+        f"There is no parameter {pointer} in {target.region}.",
+        cure="Leave the region out, or promote an AMI there first.",
+    )
+    return replace(target, problem=problem)
 
 
 def _choose(ec2: Client, known: tuple[Entry, ...], to: str, account_id: str) -> Ami:
@@ -344,14 +360,14 @@ def _roll_back(plan: Plan, target: Target, row: StepOutcome) -> list[StepOutcome
     row = replace(row, outcome="already so") if target.so else _move(plan, target, row, now, then)
     if row.outcome == "failed":
         return [row]
-    try:
+
+    def record() -> None:
         known = promote_records.latest(plan.tables, target.region, plan.image, plan.channel)
         recorded = known.get("ami_id", then.ami_id)
         if row.outcome == "done" or recorded != then.ami_id:
             _record(plan, target, then, before=recorded if target.so else now.ami_id)
-    except errors.RecordsError as error:
-        return [row, replace(row, step="record", outcome="failed", what="", why=str(error), error=error)]
-    return [row]
+
+    return recorded([row], target.region, record)
 
 
 def _move(plan: Plan, target: Target, row: StepOutcome, now: Entry, then: Ami) -> StepOutcome:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.aws import instances, snapshots
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.session import Client, client
-from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import channels
+from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import Journal, record_run
 from vmsnix_ops.records.result import write_result
@@ -27,7 +26,6 @@ from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.shown import html_table
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor, secret_values
-from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
     import boto3
@@ -35,7 +33,9 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.aws.session import Client
     from vmsnix_ops.publish.values import StepTiming
+    from vmsnix_ops.settings import Settings
 
 CONSOLE_SECONDS = 10 * 60.0
 SHOWN_LINES = 40
@@ -192,16 +192,13 @@ def plan(
     vmsnix_ops.errors.AwsError
         Credentials, account or region would not do, or nothing can be launched from the AMI.
     """
-    settings, session = settings or load(), session or default_session()
-    region = region or settings.region or session.region_name or ""
     _check_pattern(pattern)
     if not ami and not image:
         raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
-    checks = channels.home_checks(session, region, settings)
-    number = channels.account_of(checks)
-    ec2 = client(session, "ec2", region)
-    found = channels.find_ami(ec2, client(session, "ssm", region), ami, image=image, settings=settings)
-    tested = channels.check_usable(found, owner=number, now=datetime.now(UTC))
+    home = checked_home(region, settings=settings, session=session)
+    ec2 = home.client("ec2")
+    found = channels.find_ami(ec2, home.client("ssm"), ami, image=image, settings=home.settings)
+    tested = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
     snapshots.check_whole(ec2, tested)
     kind = instance_type or instances.TYPES.get(tested.architecture, "")
     if not kind:
@@ -215,16 +212,16 @@ def plan(
         tagging.IMAGE: tested.tags[tagging.IMAGE],
     }
     journal = Journal(
-        current_run("smoke-test", settings=settings),
-        open_tables(settings),
+        current_run("smoke-test", settings=home.settings),
+        open_tables(home.settings),
         progress or current(),
-        region=region,
-        account=number,
+        region=home.region,
+        account=home.account,
         via="",
     )
     journal.image, journal.digest = tested.tags[tagging.IMAGE], tested.digest
     wanted = instances.Launch(tested.ami_id, kind, spot, subnet, tags)
-    return Plan(tested, wanted, pattern, checks, dry_run, ec2, journal)
+    return Plan(tested, wanted, pattern, home.checks, dry_run, ec2, journal)
 
 
 def run(plan: Plan) -> SmokeResult:

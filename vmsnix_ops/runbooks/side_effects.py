@@ -115,6 +115,7 @@ CLEAN_UPS: Mapping[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     "ec2:CancelImportTask": _our_import,
     "ec2:DeleteSnapshot": _our_snapshot,
     "ec2:DisableImageDeprecation": lambda _client, _asked: True,  # takes a date away, and nothing else
+    "ec2:DisableImageDeregistrationProtection": lambda _client, _asked: True,  # removes nothing by itself
     "ec2:TerminateInstances": _our_instances,
     "iam:DeletePolicyVersion": lambda _client, asked: ":policy/vmsnix" in asked["PolicyArn"],
     "s3:AbortMultipartUpload": lambda _client, _asked: True,  # nobody can read an unfinished upload

@@ -1,0 +1,149 @@
+"""The copies of a promotion: one a region whatever happens, and what became of one that failed."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.aws.account import make_ami
+from tests.publish.promoting import (
+    EUROPE,
+    HOME,
+    KEY,
+    OTHER,
+    WEST,
+    ami,
+    aws,
+    copies,
+    outcomes,
+    plan,
+    served,
+    session,
+)
+from vmsnix_ops import errors
+from vmsnix_ops.aws import images
+from vmsnix_ops.publish import promote
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from vmsnix_ops.sandbox import Sandbox
+
+__all__ = ["ami", "aws", "served", "session"]
+
+
+def test_a_failed_copy_tells_its_snapshot_s_message_and_the_next_try_is_a_new_one(
+    aws: Sandbox, ami: str
+) -> None:
+    wrong = "11111111-1111-1111-1111-11111111111X"
+    found = promote.apply(plan(regions=[EUROPE], kms_keys={EUROPE: wrong}))
+    (failed,) = found.failed
+    assert "Given key ID is not accessible" in failed.why
+    assert "kms:CreateGrant" in failed.why
+    again = promote.apply(plan(regions=[EUROPE]))
+    assert outcomes(again)[EUROPE] == ["copy done"]
+    assert sorted(image["State"] for image in copies(aws, EUROPE)) == ["available", "failed"]
+
+
+def test_a_copy_that_failed_by_chance_is_made_anew_with_another_token(aws: Sandbox, ami: str) -> None:
+    chance = {
+        "op": "ec2:CopyImage",
+        "nth": 1,
+        "do": "outcome",
+        "outcome": {"state_message": "Internal error"},
+    }
+    aws.faults.add(chance)
+    (failed,) = promote.apply(plan(regions=[EUROPE])).failed
+    assert "Internal error" in failed.why
+    assert outcomes(promote.apply(plan(regions=[EUROPE])))[EUROPE] == ["copy done"]
+    tokens = [call.params["ClientToken"] for call in aws.calls.of("ec2:CopyImage", ran=True)]
+    assert len(set(tokens)) == 2  # the first one was used up by the copy that failed
+
+
+def test_the_copy_limit_is_waited_out(aws: Sandbox, ami: str) -> None:
+    limit = {
+        "op": "ec2:CopyImage",
+        "nth": [1, 2],
+        "do": "error",
+        "code": "ResourceLimitExceeded",
+        "http": 400,
+    }
+    aws.faults.add(limit)
+    assert outcomes(promote.apply(plan(regions=[EUROPE])))[EUROPE] == ["copy done"]
+    assert len(list(aws.calls.of("ec2:CopyImage"))) == 3
+
+
+def test_a_lost_answer_makes_no_second_copy(aws: Sandbox, ami: str) -> None:
+    aws.faults.add({"op": "ec2:CopyImage", "nth": 1, "do": "drop", "when": "after"})
+    assert outcomes(promote.apply(plan(regions=[EUROPE])))[EUROPE] == ["copy done"]
+    assert len(copies(aws, EUROPE)) == 1
+
+
+def test_two_promoters_at_once_make_one_copy(aws: Sandbox, ami: str) -> None:
+    plans = [plan(channel="stable", regions=[EUROPE]) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(promote.apply, plans))
+    assert [one.status for one in found] == ["done", "done"]
+    assert len(copies(aws, EUROPE)) == 1
+
+
+def test_a_protection_is_lifted_in_every_region(aws: Sandbox, ami: str) -> None:
+    promote.apply(plan(regions=[EUROPE], protect=True))
+    asked: dict[str, Any] = {"regions": [EUROPE, WEST], "unprotect": True}
+    assert "so that it can be deregistered" in str(plan(**asked))
+    found = promote.apply(plan(**asked))
+    assert outcomes(found) == {
+        HOME: ["unprotect done"],
+        EUROPE: ["copy already so", "unprotect done"],
+        WEST: ["copy done", "unprotect already so"],
+    }
+    for region in (HOME, EUROPE, WEST):
+        (image,) = aws.client("ec2", region).describe_images(Owners=["self"])["Images"]
+        assert image["DeregistrationProtection"] == "disabled"
+    rows = open_tables(load()).read("promotions").sort_values("promoted_at")
+    assert list(rows[rows["region"] == EUROPE]["protected"]) == [True, False]
+    with pytest.raises(errors.ParameterError, match="at once"):
+        plan(protect=True, unprotect=True)
+
+
+def test_a_name_that_was_taken_a_moment_ago_is_looked_for(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote.apply(plan(regions=[EUROPE]))
+    made = plan(regions=[EUROPE])
+    seen, named = [], images.named
+
+    def late(ec2: Any, name: str) -> Any:
+        """Show the copy only from the third look on, as EC2 may."""
+        seen.append(name)
+        return named(ec2, name) if len(seen) > 2 else []
+
+    monkeypatch.setattr(images, "named", late)
+    aws.world.tables.table(aws.account, EUROPE, "ec2_tokens").clear()  # somebody else's copy
+    assert promote.apply(made).status == "done"
+    assert len(copies(aws, EUROPE)) == 1
+
+
+def test_what_was_just_copied_and_is_not_seen_is_waited_for(aws: Sandbox, ami: str) -> None:
+    for operation in ("ModifyImageAttribute", "ModifySnapshotAttribute", "EnableImageDeprecation"):
+        code = "InvalidSnapshot.NotFound" if "Snapshot" in operation else "InvalidAMIID.NotFound"
+        aws.faults.add({"op": f"ec2:{operation}", "nth": [1, 2], "do": "error", "code": code, "http": 400})
+    found = promote.apply(plan(regions=[EUROPE], share_with=[OTHER], deprecate_days=30))
+    assert found.status == "done", found
+
+
+def test_a_name_with_other_bytes_is_refused_in_the_plan(aws: Sandbox, ami: str) -> None:
+    make_ami(aws, region=EUROPE, digest="f" * 64)
+    made = plan(channel="stable", regions=[EUROPE])
+    assert [step.verdict for step in made.targets[1].steps] == ["refused", "not looked at"]
+    assert "is taken" in made.targets[1].steps[0].what
+
+
+def test_a_copy_that_is_encrypted_otherwise_is_not_taken_for_the_one_that_is_wanted(
+    aws: Sandbox, ami: str
+) -> None:
+    promote.apply(plan(regions=[EUROPE]))
+    found = promote.apply(plan(regions=[EUROPE], kms_keys={EUROPE: KEY}))
+    assert "encrypted otherwise" in found.failed[0].why

@@ -1,0 +1,194 @@
+"""Promotion in many regions: one that fails does not stop the others, and the next run does what is left."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import wait
+from typing import Any
+
+import pytest
+
+from tests.publish.promoting import (
+    EUROPE,
+    HOME,
+    WEST,
+    ami,
+    aws,
+    outcomes,
+    plan,
+    pointed,
+    served,
+    session,
+)
+from vmsnix_ops import errors
+from vmsnix_ops.publish import promote, promote_apply
+from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.sandbox import Access, Sandbox
+from vmsnix_ops.settings import load
+
+__all__ = ["ami", "aws", "served", "session"]
+
+
+def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> None:
+    broken = {"op": "ec2:CopyImage", "where": {"region": EUROPE}, "do": "error", "code": "InternalError",
+              "message": "dead", "http": 400}  # fmt: skip
+    aws.faults.add(broken)
+    found = promote.apply(plan(channel="stable", regions=[WEST, EUROPE]))
+    assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
+    assert outcomes(found)[WEST] == ["copy done", "point done"]
+    error = found.error()
+    assert isinstance(error, errors.PartlyDoneError)
+    assert error.exit_code == 3
+    assert "2 of 3 regions" in error.what
+    assert "dead" in error.why
+    aws.faults.clear()
+    again = promote.apply(plan(channel="stable", regions=[WEST, EUROPE]))
+    assert outcomes(again)[WEST] == ["copy already so", "point already so"]
+    assert outcomes(again)[EUROPE] == ["copy done", "point done"]
+    assert again.error() is None
+
+
+def test_what_cannot_be_recorded_of_a_region_does_not_stop_the_others(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Tables.append
+
+    def taken(tables: Tables, table: str, rows: Any, **more: Any) -> None:
+        if table == "promotions" and rows[0]["region"] == HOME:  # which ends first
+            raise errors.CommitConflictError("Others were faster.")
+        append(tables, table, rows, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tables, "append", taken)
+        found = promote.apply(plan(channel="stable", regions=[WEST]))
+    assert outcomes(found) == {HOME: ["point done", "record failed"], WEST: ["copy done", "point done"]}
+    assert isinstance(found.error(), errors.PartlyDoneError)
+    again = promote.apply(plan(channel="stable", regions=[WEST]))
+    assert again.error() is None
+    assert set(open_tables(load()).read("promotions")["region"]) == {HOME, WEST}
+
+
+def test_a_best_effort_region_is_told_and_does_not_count(aws: Sandbox, ami: str) -> None:
+    aws.faults.add(
+        {"op": "ec2:CopyImage", "where": {"region": EUROPE}, "do": "error", "code": "Dead", "http": 400}
+    )
+    made = plan(channel="stable", regions=[WEST], best_effort=[EUROPE, WEST])
+    assert [(t.region, t.best_effort) for t in made.targets] == [(HOME, False), (WEST, False), (EUROPE, True)]
+    found = promote.apply(made)
+    assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
+    assert found.status == "done"
+
+
+def test_a_region_that_is_not_enabled_is_refused_in_the_plan_and_fails_alone(aws: Sandbox, ami: str) -> None:
+    made = plan(channel="stable", regions=["af-south-1"])
+    assert [step.verdict for step in made.targets[1].steps] == ["refused", "not looked at"]
+    assert "not enabled" in made.targets[1].steps[0].what
+    found = promote.apply(made)
+    assert outcomes(found)[HOME] == ["point done"]
+    assert outcomes(found)["af-south-1"] == ["copy failed", "point skipped"]
+    assert isinstance(found.error(), errors.PartlyDoneError)
+
+
+def test_a_dry_run_ends_as_the_promotion_would(aws: Sandbox, ami: str) -> None:
+    asked: dict[str, Any] = {"channel": "stable", "dry_run": True}
+    partly = promote.apply(plan(regions=["af-south-1"], **asked))
+    assert outcomes(partly)["af-south-1"] == ["copy failed", "point skipped"]
+    assert outcomes(partly)[HOME] == ["point planned"]
+    error = partly.error()
+    assert isinstance(error, errors.PartlyDoneError)
+    assert "would be done in part: 1 of 2 regions" in error.what
+    assert "af-south-1, copy: The region af-south-1 is not enabled" in error.why
+    assert promote.apply(plan(best_effort=["af-south-1"], **asked)).error() is None
+    assert "not enabled" in str(partly.frame().query("region == 'af-south-1'")["why"].iloc[0])
+
+
+def test_a_denied_region_fails_with_the_action_and_the_others_go_on(aws: Sandbox, ami: str) -> None:
+    iam = aws.client("iam")
+    iam.create_user(UserName="promoter")
+    allow = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+    deny = {"Effect": "Deny", "Action": "ec2:CopyImage", "Resource": "*",
+            "Condition": {"StringEquals": {"aws:RequestedRegion": EUROPE}}}  # fmt: skip
+    document = json.dumps({"Version": "2012-10-17", "Statement": [allow, deny]})
+    iam.put_user_policy(UserName="promoter", PolicyName="only", PolicyDocument=document)
+    key = iam.create_access_key(UserName="promoter")["AccessKey"]
+    session = Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account).session(HOME)
+    found = promote.apply(plan(channel="stable", regions=[WEST, EUROPE], session=session))
+    assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
+    assert "ec2:CopyImage" in found.failed[0].why
+    assert outcomes(found)[WEST] == ["copy done", "point done"]
+
+
+def test_what_fails_everywhere_is_a_failure_and_not_partly_done(aws: Sandbox, ami: str) -> None:
+    aws.faults.add(
+        {
+            "op": "ssm:PutParameter",
+            "do": "error",
+            "code": "ParameterLimitExceeded",
+            "message": "busy",
+            "http": 400,
+        }
+    )
+    found = promote.apply(plan(channel="stable"))
+    assert found.status == "failed"
+    error = found.error()
+    assert isinstance(error, errors.AwsError)
+    assert error.exit_code == 1
+    with pytest.raises(errors.AwsError, match="ParameterLimitExceeded"):
+        promote_apply.finish(plan(channel="stable"), found)
+
+
+def test_an_interrupt_ends_it_and_the_same_command_goes_on(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aws.clock.speed = 1.0
+    try:
+
+        def interrupt(_running: Any) -> Any:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(promote_apply, "as_completed", interrupt)
+        with pytest.raises(errors.InterruptedRunError, match="go on in AWS"):
+            promote.apply(plan(channel="stable", regions=[EUROPE]))
+        monkeypatch.undo()
+    finally:
+        aws.clock.speed = 20000
+
+
+def test_what_a_region_came_to_while_it_was_interrupted_is_recorded(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interrupt comes when both regions are through, and before anything is written down."""
+
+    def interrupt(running: Any) -> Any:
+        wait(running)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(promote_apply, "as_completed", interrupt)
+    with pytest.raises(errors.InterruptedRunError):
+        promote.apply(plan(channel="stable", regions=[WEST]))
+    tables = open_tables(load())
+    assert set(tables.read("promotions")["region"]) == {HOME, WEST}
+    assert set(tables.read("steps")["step"]) == {"copy", "point"}
+    assert list(tables.read("runs")["status"]) == ["interrupted"]
+
+
+def test_tables_that_cannot_be_written_lose_no_outcome(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
+    made = plan(channel="stable", regions=[WEST], topic=topic)
+
+    def full(_tables: Tables, table: str, _rows: Any, **_more: Any) -> None:
+        raise errors.RecordsError(f"The table {table!r} cannot be written.", why="The disk is full.")
+
+    monkeypatch.setattr(Tables, "append", full)
+    found = promote.apply(made)
+    assert outcomes(found) == {
+        HOME: ["point done", "record failed", "announce done", "record failed"],  # what was told, too
+        WEST: ["copy done", "point done", "record failed"],
+    }
+    with pytest.raises(errors.PartlyDoneError, match="The disk is full"):
+        promote.finish(made, found)
+    result = json.loads((made.run.folder / "result.json").read_text(encoding="utf-8"))
+    assert [row["outcome"] for row in result["outcomes"]].count("failed") == 3
+    assert pointed(aws, HOME) == ami

@@ -1,0 +1,66 @@
+"""Where a job on a published AMI begins: the region it is in, and the account whose credentials are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.aws import account, regions
+from vmsnix_ops.aws.session import Client, client
+from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.settings import Settings, load
+
+if TYPE_CHECKING:
+    import boto3
+
+    from vmsnix_ops.aws.checks import Check
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A region whose credentials, account and name were checked. Make it with `checked_home`.
+
+    Attributes
+    ----------
+    region, account
+        Where, and whose it is.
+    checks
+        What was checked; none of them failed.
+    """
+
+    region: str
+    account: str
+    checks: tuple[Check, ...]
+    settings: Settings = field(repr=False)
+    session: boto3.Session = field(repr=False)
+
+    def client(self, service: str) -> Client:
+        """Return a client of the region."""
+        return client(self.session, service, self.region)
+
+
+def checked_home(
+    region: str = "", *, settings: Settings | None = None, session: boto3.Session | None = None
+) -> Home:
+    """Check credentials, account and region before anything is asked that needs them.
+
+    Parameters
+    ----------
+    region
+        By default the settings' region, else AWS's own.
+    settings, session
+        Where they do not come from the surroundings.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        No region is known.
+    vmsnix_ops.errors.AwsError
+        There are no credentials, they are of an account that may not be used, or the region is not enabled.
+    """
+    settings, session = settings or load(), session or default_session()
+    region = regions.home(session, region, settings.region)
+    checks = account.preflight(session, region=region, allowed_accounts=settings.allowed_accounts)
+    account.require(checks)
+    number = next(str(check.facts["account"]) for check in checks if "account" in check.facts)
+    return Home(region, number, tuple(checks), settings, session)
