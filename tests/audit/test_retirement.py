@@ -11,6 +11,7 @@ import pytest
 from tests.audit.fleet import FRIEND, OTHER, REGION, Fleet, why
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
+from vmsnix_ops.aws import tags as tagging
 
 # What stays
 
@@ -131,13 +132,71 @@ def test_no_more_go_than_may_the_oldest_first(fleet: Fleet) -> None:
 
 
 def test_no_more_amis_are_asked_about_than_may_go(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmsnix_ops.audit.retirement_view.ASKED_AT_ONCE", 2)
+    monkeypatch.setattr("vmsnix_ops.audit.retirement_decide.ASKED_AT_ONCE", 2)
     made = [fleet.ami(days=90 - n) for n in range(6)]
     fleet.share(made[0], FRIEND)
     fleet.aws.calls.clear()
     plan = fleet.plan(max_count=2)
     assert [one.resource_id for one in plan.going] == made[1:3]
     assert len(fleet.aws.calls.of("ec2:DescribeImageAttribute")) == 4
+
+
+def test_what_stays_for_ever_does_not_keep_newer_ones_from_a_turn(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest have copies in use elsewhere, which is known only when all regions were looked at."""
+    monkeypatch.setattr("vmsnix_ops.audit.retirement_decide.ASKED_AT_ONCE", 1)
+    there = fleet.client("ec2", OTHER)
+    for number in range(2):
+        fleet.ami(days=90 - number, digest=f"same{number}")
+        copy = fleet.ami(digest=f"same{number}", region=OTHER)
+        there.run_instances(ImageId=copy, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    lent, newer = fleet.ami(days=60), fleet.ami(days=50)
+    fleet.share(lent, FRIEND)
+    plan = fleet.plan(regions=[REGION, OTHER], max_count=1, launched_days=0)
+    assert [one.resource_id for one in plan.going] == [newer]
+    assert [one.outcome for one in plan.apply().outcomes] == ["retired"]
+
+
+def test_the_oldest_of_all_regions_go_first(fleet: Fleet) -> None:
+    made = [fleet.ami(days=days, region=region) for days, region in ((90, OTHER), (80, REGION), (70, OTHER))]
+    plan = fleet.plan(regions=[REGION, OTHER], max_count=2)
+    assert {one.resource_id for one in plan.going} == set(made[:2])
+
+
+def test_orphans_are_asked_about_only_while_they_may_go(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmsnix_ops.audit.retirement_decide.ASKED_AT_ONCE", 1)
+    old, lent, young = (fleet.snapshot(days=days, tags={tagging.DIGEST: "d"}) for days in (90, 80, 1))
+    fleet.lend(lent)
+    fleet.aws.calls.clear()
+    plan = fleet.plan(max_count=1)
+    assert [one.resource_id for one in plan.going] == [old]
+    assert len(fleet.aws.calls.of("ec2:DescribeSnapshotAttribute")) == 1
+    assert f"shared with {FRIEND}: whether they use it" in why(fleet.plan(), lent)
+    assert why(fleet.plan(), young).startswith("keep")
+
+
+def test_an_ami_stays_whose_snapshot_only_is_shared(fleet: Fleet) -> None:
+    ami = fleet.ami(devices=2)
+    data = fleet.held(ami)[1]
+    fleet.lend(data)
+    assert f"shared with {FRIEND} ({data} only): whether they use it" in why(fleet.plan(), ami)
+    assert f"shared with {FRIEND} ({data} only), who lose it" in why(fleet.plan(allow_shared=True), ami)
+    fleet.share(ami, FRIEND)
+    assert f"shared with {FRIEND}: whether they use it" in why(fleet.plan(), ami)
+
+
+def test_an_ami_stays_while_it_is_copied(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    ami = fleet.ami()
+    monkeypatch.setattr(fleet.aws.clock, "speed", 1)
+    there = fleet.client("ec2", OTHER)
+    copy = there.copy_image(Name="copy", SourceImageId=ami, SourceRegion=REGION)["ImageId"]
+    plan = fleet.plan(regions=[REGION, OTHER])
+    assert f"it is being copied to {copy} in {OTHER}" in why(plan, ami)
+    fleet.aws.clock.advance(24 * 3600)
+    assert why(fleet.plan(regions=[REGION, OTHER]), ami).startswith("retire")
 
 
 def test_only_what_was_asked_for_goes(fleet: Fleet) -> None:

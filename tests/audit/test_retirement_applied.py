@@ -11,15 +11,17 @@ import pytest
 
 from tests.audit.fleet import FRIEND, OTHER, REGION, Fleet, why
 from vmsnix_ops import errors
-from vmsnix_ops.audit import retirement
+from vmsnix_ops.audit import retirement, retirement_apply
 from vmsnix_ops.aws import images
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.cli import main
 from vmsnix_ops.records import history
-from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
 
 
@@ -34,9 +36,7 @@ def test_a_retired_ami_is_private_deprecated_disabled_and_says_so(fleet: Fleet) 
     ami = fleet.ami()
     fleet.share(ami, FRIEND)
     (snapshot,) = fleet.held(ami)
-    fleet.ec2.modify_snapshot_attribute(
-        SnapshotId=snapshot, Attribute="createVolumePermission", OperationType="add", UserIds=[FRIEND]
-    )
+    fleet.lend(snapshot)
     result = fleet.apply(allow_shared=True)
     assert [one.outcome for one in result.outcomes] == ["retired"]
     (image,) = fleet.ec2.describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
@@ -137,9 +137,7 @@ def test_restoring_gives_back_permissions_and_deprecation_as_they_were(fleet: Fl
     ami = fleet.ami()
     fleet.share(ami, FRIEND, "111122223333")
     (snapshot,) = fleet.held(ami)
-    fleet.ec2.modify_snapshot_attribute(
-        SnapshotId=snapshot, Attribute="createVolumePermission", OperationType="add", UserIds=[FRIEND]
-    )
+    fleet.lend(snapshot)
     date = (datetime.now(UTC) + timedelta(days=100)).replace(second=0, microsecond=0)
     fleet.ec2.enable_image_deprecation(ImageId=ami, DeprecateAt=date)
     (before,) = fleet.ec2.describe_images(ImageIds=[ami])["Images"]
@@ -256,6 +254,121 @@ def test_what_changes_between_the_look_and_its_turn_is_left_alone(
         retirement.finish(result)
 
 
+def use(fleet: Fleet, resource_id: str, how: str) -> None:
+    """Do with an AMI or a snapshot what keeps it."""
+    image = resource_id if resource_id.startswith("ami-") else ""
+    volumes = [] if image else [{"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": resource_id}}]
+    if how == "launch configuration":
+        fleet.client("autoscaling").create_launch_configuration(
+            LaunchConfigurationName="late",
+            ImageId=image or fleet.ami("other", days=1),
+            InstanceType="t3.micro",
+            BlockDeviceMappings=volumes,
+        )
+    elif how == "launch template":
+        data = {"BlockDeviceMappings": volumes} | ({"ImageId": image} if image else {})
+        fleet.ec2.create_launch_template(LaunchTemplateName="late", LaunchTemplateData=data)
+    elif how == "parameter":
+        fleet.client("ssm").put_parameter(Name="/theirs", Value=f"ami={image}", Type="String")
+    elif how == "lent":
+        fleet.lend(*(fleet.held(image) if image else [resource_id]))
+    elif how == "ami":
+        fleet.ami("other", days=1, snapshots=(resource_id,))
+    elif how == "import":
+        fleet.aws.prepare(bucket="late", region=REGION)
+        fleet.client("s3").put_object(Bucket="late", Key="image.raw", Body=bytes(2**20))
+        fleet.ec2.import_snapshot(
+            DiskContainer={"Format": "RAW", "UserBucket": {"S3Bucket": "late", "S3Key": "image.raw"}},
+            TagSpecifications=tagging.specification("import-snapshot-task", {tagging.DIGEST: "d"}),
+        )
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("launch configuration", "launch-configuration late"),
+        ("launch template", "launch-template lt-"),
+        ("parameter", "parameter /theirs"),
+        ("lent", f"snapshot-shared-with {FRIEND}"),
+    ],
+)
+@pytest.mark.parametrize("days", [0, 20])
+def test_everything_that_uses_an_ami_is_looked_at_right_before_its_turn(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, said: str, days: int
+) -> None:
+    ami = fleet.ami()
+    if days:
+        fleet.apply()
+    state, plan = fleet.amis()[ami], fleet.plan(now=fleet.later(days))
+    after_the_check(monkeypatch, lambda: use(fleet, ami, how))
+    (one,) = plan.apply().outcomes
+    assert (one.outcome, fleet.amis()[ami]) == ("changed", state)
+    assert said in one.detail
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("launch configuration", "launch-configuration late"),
+        ("launch template", "launch-template lt-"),
+        ("lent", f"shared-with {FRIEND}"),
+        ("ami", "holds it"),
+        ("import", "import was nothing and is of its image under way"),
+    ],
+)
+@pytest.mark.parametrize("days", [0, 20])
+def test_everything_that_uses_an_orphan_is_looked_at_right_before_its_turn(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, said: str, days: int
+) -> None:
+    orphan = fleet.snapshot(tags={tagging.DIGEST: "d"})
+    if days:
+        fleet.apply()
+    plan = fleet.plan(now=fleet.later(days))
+    monkeypatch.setattr(fleet.aws.clock, "speed", 1)  # or an import has ended when it is looked at
+    after_the_check(monkeypatch, lambda: use(fleet, orphan, how))
+    (one,) = plan.apply().outcomes
+    assert one.outcome == "changed"
+    assert said in one.detail
+    assert orphan in fleet.snapshots()
+
+
+def after_the_check(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
+    """Let something happen when a plan was found to hold, and nothing of it is done yet."""
+    check = retirement_apply._check_still_holds
+
+    def checked(plan: retirement.Plan) -> Any:
+        found = check(plan)
+        meanwhile()
+        return found
+
+    monkeypatch.setattr(retirement_apply, "_check_still_holds", checked)
+
+
+def test_what_cannot_be_looked_at_right_before_its_turn_stays(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami, plan = fleet.ami(), fleet.plan()
+    denied = {"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403}
+    after_the_check(monkeypatch, lambda: fleet.aws.faults.add(denied))
+    (one,) = plan.apply().outcomes
+    assert (one.outcome, fleet.amis()) == ("failed", {ami: "available"})
+    assert "Auto Scaling groups" in one.detail
+
+
+def test_a_snapshot_that_a_launch_uses_lately_stays_when_its_ami_goes(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami = fleet.ami(devices=2)
+    _root, data = fleet.held(ami)
+    fleet.apply()
+    plan = fleet.plan(now=fleet.later())
+    after_the_check(monkeypatch, lambda: use(fleet, data, "launch template"))
+    (one,) = plan.apply().outcomes
+    assert one.outcome == "deleted"
+    assert f"{data} stays: launch-template" in one.detail
+    assert fleet.snapshots() == {data}
+
+
 def test_permissions_lost_between_plan_and_apply_stop_that_region(fleet: Fleet) -> None:
     here, there = fleet.ami(), fleet.ami(region=OTHER)
     plan = fleet.plan(regions=[REGION, OTHER])
@@ -289,6 +402,88 @@ def test_a_region_that_is_not_enabled_does_not_stop_the_others(fleet: Fleet) -> 
         retirement.finish(plan.apply())
     with pytest.raises(errors.CredentialsError, match="not enabled"):
         fleet.plan(regions=[OTHER])
+
+
+# What is done although something else fails
+
+
+def unwritable(monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    append = Tables.append
+
+    def full(tables: Tables, name: str, rows: Any, **more: Any) -> None:
+        if name == table:
+            raise errors.RecordsError("The table cannot be written.", why="No space left on device.")
+        append(tables, name, rows, **more)
+
+    monkeypatch.setattr(Tables, "append", full)
+
+
+@pytest.mark.parametrize("table", ["retirements", "amis"])
+def test_what_is_retired_is_told_where_the_tables_cannot_be_written(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    amis = [fleet.ami(days=90 - n) for n in range(2)]
+    orphan = fleet.snapshot(tags={tagging.DIGEST: "d"}, days=30)
+    unwritable(monkeypatch, table)
+    result = fleet.apply()
+    assert [one.outcome for one in result.outcomes] == ["retired"] * 3
+    assert set(fleet.amis().values()) == {"disabled"}
+    with pytest.raises(errors.PartlyDoneError, match="No space left") as caught:
+        retirement.finish(result)
+    assert caught.value.exit_code == 3
+    written = json.loads((result.plan.run.folder / "result.json").read_text())
+    assert (written["status"], written["retired"]) == ("partly", 3)
+    told = {one["resource_id"]: one["outcome"] for one in written["outcomes"]}
+    assert told == dict.fromkeys([*amis, orphan], "retired")
+    assert "No space left" in str(result.show())
+    assert "No space left" in str(result.show_each())
+
+
+def test_nothing_more_is_removed_once_it_cannot_be_written_down(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = fleet.ami(days=90), fleet.ami(days=80)
+    held = {*fleet.held(first), *fleet.held(second)}
+    fleet.apply()
+    with monkeypatch.context() as patch:
+        unwritable(patch, "retirements")
+        result = fleet.apply(now=fleet.later())
+    assert [one.outcome for one in result.outcomes] == ["deleted", "skipped"]
+    assert "could not be written down" in result.outcomes[0].lacking
+    assert "could not be written down" in result.outcomes[1].detail
+    assert (fleet.amis(), fleet.snapshots()) == ({second: "disabled"}, held)
+    with pytest.raises(errors.PartlyDoneError, match="No space left"):
+        retirement.finish(result)
+    written = json.loads((result.plan.run.folder / "result.json").read_text())
+    assert (written["deleted"], written["skipped"]) == (1, 1)
+    assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted", "deleted"]
+    assert (fleet.amis(), fleet.snapshots()) == ({}, set())
+
+
+def test_a_plan_that_cannot_be_written_hides_no_outcome(fleet: Fleet) -> None:
+    fleet.ami()
+    result = fleet.apply()
+    (result.plan.run.folder / "plan.csv").mkdir()
+    with pytest.raises(errors.PartlyDoneError, match=r"plan\.csv could not be written"):
+        retirement.finish(result)
+    assert json.loads((result.plan.run.folder / "result.json").read_text())["retired"] == 1
+
+
+def test_one_snapshot_that_aws_does_not_delete_does_not_keep_the_others(fleet: Fleet) -> None:
+    ami = fleet.ami(devices=3)
+    first, *_others = fleet.held(ami)
+    fleet.apply()
+    where = {"op": "ec2:DeleteSnapshot", "nth": [1]}
+    fleet.aws.faults.add({**where, "do": "error", "code": "OperationNotPermitted", "http": 400})
+    result = fleet.apply(now=fleet.later())
+    (one,) = result.outcomes
+    assert one.outcome == "deleted"
+    assert f"{first} stays: Could not delete" in one.lacking
+    assert fleet.snapshots() == {first}
+    with pytest.raises(errors.PartlyDoneError, match=first):
+        retirement.finish(result)
+    assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted"]
+    assert fleet.snapshots() == set()
 
 
 # Orphans, and what was half deleted

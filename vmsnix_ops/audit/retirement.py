@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement_view
 from vmsnix_ops.audit.retirement_decide import decide
-from vmsnix_ops.audit.retirement_plan import OUTCOMES, Plan, Result
+from vmsnix_ops.audit.retirement_plan import DONE, OUTCOMES, Plan, Result
 from vmsnix_ops.audit.retirement_values import Decision, Rules
 from vmsnix_ops.aws import preflight_account
 from vmsnix_ops.aws.identity import identity
@@ -34,6 +34,7 @@ from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     import boto3
 
@@ -143,14 +144,17 @@ def finish(result: Result) -> None:
         Nothing at all was done: the first error.
     """
     plan, wrong = result.plan, [str(error) for error in result.plan.unread.values()]
-    wrong += [f"{one.decision.resource_id}: {one.detail}" for one in result.trouble]
+    wrong += [f"{one.decision.resource_id}: {one.words}" for one in result.trouble]
     # Where one region was read and had nothing to do, that is done, too.
     none = len(plan.unread) == len(plan.regions) or bool(
-        result.outcomes and len(result.trouble) == len(result.outcomes)
+        result.outcomes and all(one.outcome not in DONE for one in result.outcomes)
     )
     counts = {name: sum(one.outcome == name for one in result.outcomes) for name in OUTCOMES}
-    path = plan.run.folder / "plan.csv"
-    plan.frame().to_csv(path, index=False)
+    try:
+        path: Path | None = plan.run.folder / "plan.csv"
+        plan.frame().to_csv(path, index=False)
+    except OSError as error:  # what was done is told nevertheless
+        path, wrong = None, [*wrong, f"plan.csv could not be written: {error}."]
     write_result(
         plan.run,
         {
@@ -163,13 +167,15 @@ def finish(result: Result) -> None:
             "kept": sum(not one.goes for one in plan.decisions),
             "trouble": wrong,
             **counts,
+            "outcomes": [one.plain() for one in result.outcomes],
         },
     )
     if not wrong:
         return
     if none and plan.unread:
         raise next(iter(plan.unread.values()))
-    what = f"{len(wrong)} of {len(plan.regions) + len(plan.going)} regions, AMIs and snapshots are not done."
+    whole = len(plan.regions) + len(plan.going)
+    what = f"{len(wrong)} of {whole} regions, AMIs and snapshots did not come as planned."
     kind = errors.VmsnixError if none else errors.PartlyDoneError
     raise kind(
         what, why=" ".join(wrong[:3]), cure="Cure it and run the same command again: it does the rest."

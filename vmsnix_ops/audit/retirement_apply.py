@@ -2,18 +2,22 @@
 
 Everything is done in an order that may stop anywhere. What a run leaves half done, the next plan finds: an
 AMI by its tags and its state, a snapshot whose AMI is gone by its tags.
+
+What was done is told, also where the tables cannot be written: that is trouble, and what can be undone goes
+on, because the tags know it, too. Nothing more is removed then; nobody would find out what was.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
+from vmsnix_ops.audit import retirement_view
 from vmsnix_ops.audit.retirement_values import Decision, ami_facts, snapshot_facts
-from vmsnix_ops.audit.retirement_view import one_by_one
-from vmsnix_ops.aws import images, retiring, sharing, snapshots
+from vmsnix_ops.aws import images, retiring, snapshots
 from vmsnix_ops.aws.references import References
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -26,9 +30,10 @@ if TYPE_CHECKING:
     from vmsnix_ops.audit.retirement_view import Place
     from vmsnix_ops.aws.images import Ami
 
-What = Literal["retired", "deleted", "restored", "changed", "protected", "failed"]
+What = Literal["retired", "deleted", "restored", "changed", "protected", "skipped", "failed"]
 GONE = "deregistered"
 TOLD = 5
+UNWRITTEN = "what went before could not be written down, and nothing is removed without that"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +46,36 @@ class Outcome:
         What was planned.
     outcome
         ``"retired"``, ``"deleted"`` or ``"restored"``; ``"changed"`` (it is not what it was, and was left
-        alone), ``"protected"`` (from deregistration: left alone) or ``"failed"``.
+        alone), ``"protected"`` (from deregistration: left alone), ``"skipped"`` (not removed, because the
+        tables cannot be written) or ``"failed"``.
     detail
-        Why, and what stays.
+        Why, and what stays as planned.
+    lacking
+        What of it is not as planned although it was done: a snapshot that could not be removed, a row that
+        could not be written.
     """
 
     decision: Decision
     outcome: What
     detail: str = ""
+    lacking: str = ""
+
+    @property
+    def words(self) -> str:
+        """All there is to say of it."""
+        return "; ".join(part for part in (self.detail, self.lacking) if part)
+
+    def plain(self) -> dict[str, str]:
+        """Return it as ``result.json`` has it."""
+        one = self.decision
+        return {
+            "kind": one.kind,
+            "resource_id": one.resource_id,
+            "region": one.region,
+            "outcome": self.outcome,
+            "detail": self.detail,
+            "lacking": self.lacking,
+        }
 
 
 def apply(plan: Plan) -> tuple[Outcome, ...]:
@@ -60,15 +87,19 @@ def apply(plan: Plan) -> tuple[Outcome, ...]:
         Anything that the plan would touch has changed: nothing was done.
     """
     unread = _check_still_holds(plan)
-    tables = open_tables(load())
+    tables, unwritten = open_tables(load()), False
     outcomes = []
     with plan.progress.step(plan.work, total=len(plan.going)) as step:
         for one in plan.going:
             if one.region in unread:
                 outcomes.append(Outcome(one, "failed", str(unread[one.region])))
+            elif unwritten and one.action == "delete":
+                outcomes.append(Outcome(one, "skipped", UNWRITTEN))
             else:
                 step.message(f"{one.action} {one.resource_id} in {one.region}")
-                outcomes.append(_Doing(plan, one, tables).do())
+                doing = _Doing(plan, one, tables)
+                outcomes.append(doing.do())
+                unwritten = unwritten or doing.unwritten is not None
             step.advance(1)
     return tuple(outcomes)
 
@@ -98,28 +129,34 @@ class _Doing:
         self.plan, self.one, self.tables = plan, one, tables
         self.place: Place = plan.places[one.region]
         self.ec2 = self.place.ec2
+        self.unwritten: errors.VmsnixError | None = None
 
     def do(self) -> Outcome:
         try:
-            return self._snapshot() if self.one.kind == "snapshot" else self._ami()
+            outcome = self._snapshot() if self.one.kind == "snapshot" else self._ami()
         except errors.AwsError as error:
-            return Outcome(self.one, "failed", str(error))
+            outcome = Outcome(self.one, "failed", str(error))
+        if self.unwritten is None:
+            return outcome
+        told = f"not written down: {self.unwritten}"
+        return replace(outcome, lacking="; ".join(part for part in (outcome.lacking, told) if part))
 
     def _ami(self) -> Outcome:
         one = self.one
         ami = retiring.look(self.ec2, one.resource_id)
         if ami is None:
             return Outcome(one, "changed", "it is gone")
-        restoring = one.action == "restore"
-        evidence = (
-            References(one.region, {}) if restoring else one_by_one(self.ec2, one.region, [one.resource_id])
-        )
-        differences = _differences(dict(one.facts), dict(ami_facts(ami, evidence)))
+        references = References(one.region, {})  # nobody's use matters to what is restored
+        if one.action != "restore":
+            held = snapshots.find(self.ec2, ami.snapshot_ids).values()
+            own = [each.snapshot_id for each in held if each.account == self.place.account]
+            references = retirement_view.right_before(self.place, amis={ami.ami_id: own})
+        differences = _differences(dict(one.facts), dict(ami_facts(ami, references)))
         if differences:
             return Outcome(one, "changed", f"left alone: {differences}")
         if one.action == "retire":
             return self._retire(ami)
-        return self._restore(ami) if restoring else self._delete(ami)
+        return self._restore(ami) if one.action == "restore" else self._delete(ami, references)
 
     def _retire(self, ami: Ami) -> Outcome:
         grace = timedelta(days=self.plan.rules.grace_days)
@@ -141,7 +178,7 @@ class _Doing:
         self._record_ami(ami)
         return Outcome(self.one, "restored", f"shared with {shared}")
 
-    def _delete(self, ami: Ami) -> Outcome:
+    def _delete(self, ami: Ami, references: References) -> Outcome:
         if retiring.deregister(self.ec2, ami.ami_id) == "protected":
             lift = "aws ec2 disable-image-deregistration-protection"
             how = f"{lift} --region {self.one.region} --image-id {ami.ami_id}"
@@ -150,22 +187,33 @@ class _Doing:
             )
         self._record("deleted")
         self._record_ami(ami, state=GONE)
-        stays = [f"{snapshot_id} stays: {why}" for snapshot_id, why in self.one.kept_snapshots]
+        stays, lacking = [f"{name} stays: {why}" for name, why in self.one.kept_snapshots], []
         for snapshot_id in self.one.snapshots:
-            holders = retiring.remove_snapshot(self.ec2, snapshot_id, of=ami.ami_id)
-            if holders:
-                stays.append(f"{snapshot_id} stays: {', '.join(holders)} needs it")
+            if self.unwritten is not None:
+                lacking.append(f"{snapshot_id} stays: {UNWRITTEN}")
+                continue
+            try:
+                why = ", ".join(str(one) for one in references.names(snapshot_id))
+                why = why or ", ".join(retiring.remove_snapshot(self.ec2, snapshot_id, of=ami.ami_id))
+            except errors.AwsError as error:  # the others go nevertheless; the next plan finds this one
+                lacking.append(f"{snapshot_id} stays: {error}")
+                continue
+            if why:
+                stays.append(f"{snapshot_id} stays: {why} needs it")
             else:
                 self._record("deleted", kind="snapshot", resource_id=snapshot_id, ami_id=ami.ami_id)
-        return Outcome(self.one, "deleted", "; ".join(stays))
+        return Outcome(self.one, "deleted", "; ".join(stays), "; ".join(lacking))
 
     def _snapshot(self) -> Outcome:
         one, snapshot_id = self.one, self.one.resource_id
         snapshot = snapshots.find(self.ec2, [snapshot_id]).get(snapshot_id)
         if snapshot is None:
             return Outcome(one, "changed", "it is gone")
-        shared = sharing.of_snapshot(self.ec2, snapshot_id).names() if one.action != "restore" else ()
-        differences = _differences(dict(one.facts), dict(snapshot_facts(snapshot, shared)))
+        references, importing = References(one.region, {}), frozenset[str]()
+        if one.action != "restore":
+            references = retirement_view.right_before(self.place, loose=[snapshot_id])
+            importing = retirement_view.importing(self.ec2)
+        differences = _differences(dict(one.facts), dict(snapshot_facts(snapshot, references, importing)))
         holders = retiring.holding(self.ec2, snapshot_id)
         if differences or holders:
             return Outcome(one, "changed", f"left alone: {differences or f'{holders[0]} holds it'}")
@@ -180,8 +228,8 @@ class _Doing:
             return Outcome(one, "deleted")
         until = self.plan.now + timedelta(days=self.plan.rules.grace_days)
         noted = retiring.Mark(self.plan.now, until, self.plan.run.run_id)
-        retiring.retire_snapshot(self.ec2, snapshot_id, noted)
-        self._record("retired", shared_with=list(shared), grace_until=until)
+        noted = retiring.retire_snapshot(self.ec2, snapshot_id, noted)
+        self._record("retired", shared_with=list(noted.shared_with), grace_until=until)
         return Outcome(one, "retired", f"is kept until {until:%Y-%m-%d}")
 
     def _record(self, action: str, **more: Any) -> None:
@@ -204,15 +252,25 @@ class _Doing:
             **more,
         }
         once = f"{self.plan.run.run_id}/{action}/{row['resource_id']}"
-        self.tables.append("retirements", [row], once=once)
+        with self._writing():
+            self.tables.append("retirements", [row], once=once)
 
     def _record_ami(self, ami: Ami, *, state: str = "") -> None:
         """Write the AMI's new state into the table `amis`."""
-        now = ami if state else retiring.look(self.ec2, ami.ami_id) or ami
-        known = history.amis(self.tables, ami_id=ami.ami_id, region=ami.region)
-        via = next((value for value in known["via"] if isinstance(value, str)), None)
-        row = images.row(now, recorded_at=datetime.now(UTC), source="retire", via=via)
-        self.tables.append("amis", [{**row, "state": state or now.state}])
+        with self._writing():
+            now = ami if state else retiring.look(self.ec2, ami.ami_id) or ami
+            known = history.amis(self.tables, ami_id=ami.ami_id, region=ami.region)
+            via = next((value for value in known["via"] if isinstance(value, str)), None)
+            row = images.row(now, recorded_at=datetime.now(UTC), source="retire", via=via)
+            self.tables.append("amis", [{**row, "state": state or now.state}])
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep what hinders the record of something that is done: it must not hide that it is."""
+        try:
+            yield
+        except (errors.RecordsError, errors.AwsError) as error:
+            self.unwritten = self.unwritten or error
 
 
 def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> str:

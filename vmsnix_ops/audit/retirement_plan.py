@@ -85,9 +85,14 @@ class Plan:
         return Result(self, retirement_apply.apply(self))
 
     def look_again(self) -> tuple[dict[str, Decision], dict[str, errors.VmsnixError]]:
-        """Decide anew about the regions in which there is something to do; see `plan`."""
-        places = {one.region: self.places[one.region] for one in self.going}
-        decisions, unread = decide(places.values(), self.work, self.rules, self.now, self.prefix)
+        """Decide anew about what goes, by all regions; see `plan`.
+
+        Also regions in which nothing goes are looked at: what is used there may keep a copy elsewhere.
+        """
+        only = frozenset(one.resource_id for one in self.going)
+        decisions, unread = decide(
+            self.places.values(), self.work, self.rules, self.now, self.prefix, only=only
+        )
         return {one.resource_id: one for one in decisions}, unread
 
     def _check_confirmed(self) -> None:
@@ -196,8 +201,8 @@ class Result:
 
     @property
     def trouble(self) -> tuple[Outcome, ...]:
-        """What did not come as planned."""
-        return tuple(one for one in self.outcomes if one.outcome not in DONE)
+        """What did not come as planned, also of what was done."""
+        return tuple(one for one in self.outcomes if one.outcome not in DONE or one.lacking)
 
     def frame(self) -> pd.DataFrame:
         """Return one row a region: how many were planned, retired, deleted, restored, and what went wrong."""
@@ -208,7 +213,7 @@ class Result:
             here = [one for one in self.outcomes if one.decision.region == region]
             counts = {name: sum(one.outcome == name for one in here) for name in OUTCOMES}
             wrong = [str(self.plan.unread[region])] if region in self.plan.unread else []
-            wrong += [f"{one.decision.resource_id}: {one.detail}" for one in here if one.outcome not in DONE]
+            wrong += [f"{one.decision.resource_id}: {one.words}" for one in self.trouble if one in here]
             planned = sum(one.region == region for one in self.plan.going)
             kept = sum(one.region == region and not one.goes for one in self.plan.decisions)
             rows.append(
@@ -229,7 +234,7 @@ class Result:
     def show_each(self) -> shown.Shown:
         """Return what became of each AMI and orphan as people read it."""
         rows = [
-            [one.decision.resource_id, one.decision.name, one.decision.region, one.outcome, one.detail]
+            [one.decision.resource_id, one.decision.name, one.decision.region, one.outcome, one.words]
             for one in self.outcomes
         ]
         columns = ("AMI or snapshot", "name", "region", "outcome", "detail")
@@ -257,7 +262,7 @@ COLUMNS = {
 }
 """Columns of `Plan.frame` and their meaning."""
 
-OUTCOMES = ("retired", "deleted", "restored", "changed", "protected", "failed")
+OUTCOMES = ("retired", "deleted", "restored", "changed", "protected", "skipped", "failed")
 
 
 def _count(number: int, word: str) -> str:

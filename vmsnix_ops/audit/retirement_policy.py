@@ -23,6 +23,7 @@ def retirer_actions() -> tuple[str, ...]:
         references.parameters,
         references.image_references,
         references.launch_permissions,
+        references.snapshot_permissions,
         sharing.of_snapshot,
         sharing.share,
         sharing.revoke,

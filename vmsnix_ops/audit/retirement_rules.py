@@ -6,7 +6,7 @@ An AMI goes only when every rule lets it go. One reason to stay is enough, and a
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -41,15 +41,13 @@ def decide(views: Iterable[View], rules: Rules, now: datetime) -> tuple[Decision
         From when ages count.
     """
     views = tuple(views)
-    used = _used_digests(views)
-    found = [one for view in views for one in _Region(view, rules, now, used).decisions()]
+    elsewhere = _Elsewhere.of(views)
+    found = [one for view in views for one in _Region(view, rules, now, elsewhere).decisions()]
     going = sorted((one for one in found if one.goes), key=lambda one: (one.created_at, one.resource_id))
     asked = {view.region: view.asked for view in views}
-    known = [one for one in going if one.kind == "snapshot" or _is_in(asked[one.region], one.resource_id)]
+    known = [one for one in going if _is_in(asked[one.region], one.resource_id)]
     first = {id(one) for one in known[: rules.max_count]}
     reason = f"would go, but no more than {rules.max_count} go in one run, the oldest first"
-    if len(known) < rules.max_count:  # older ones were asked about, and a copy elsewhere keeps some of them
-        reason = "would go, but AWS was asked about older ones only: raise max_count"
     found = [_kept(one, reason) if one.goes and id(one) not in first else one for one in found]
     by_region: dict[str, list[Decision]] = defaultdict(list)
     for one in found:
@@ -57,10 +55,20 @@ def decide(views: Iterable[View], rules: Rules, now: datetime) -> tuple[Decision
     return tuple(one for view in views for one in _with_snapshots(view, by_region[view.region]))
 
 
-def candidates(view: View, rules: Rules, now: datetime) -> tuple[str, ...]:
-    """Return the AMIs that would go if nothing more were known: those worth asking about one by one."""
-    region = _Region(view, rules, now, {})
-    return tuple(ami.ami_id for ami in view.amis if region.verdict(ami)[0] != "keep")
+@dataclass(frozen=True, slots=True, order=True)
+class Candidate:
+    """An AMI or orphan that goes unless something is learned of it; they sort by age, the oldest first."""
+
+    created_at: datetime
+    resource_id: str
+    region: str
+
+
+def candidates(views: Iterable[View], rules: Rules, now: datetime) -> list[Candidate]:
+    """Return what would go if nothing more were known, the oldest first: what is worth asking about."""
+    views = tuple(views)
+    elsewhere = _Elsewhere.of(views)
+    return sorted(one for view in views for one in _Region(view, rules, now, elsewhere).candidates())
 
 
 def orphans(view: View) -> tuple[Snapshot, ...]:
@@ -73,19 +81,27 @@ def orphans(view: View) -> tuple[Snapshot, ...]:
 class _Region:
     """Decides about one region."""
 
-    def __init__(
-        self, view: View, rules: Rules, now: datetime, used: Mapping[str, Mapping[str, str]]
-    ) -> None:
-        self.view, self.rules, self.now, self.used = view, rules, now, used
+    def __init__(self, view: View, rules: Rules, now: datetime, elsewhere: _Elsewhere) -> None:
+        self.view, self.rules, self.now, self.elsewhere = view, rules, now, elsewhere
         self.newer = _newer(view.amis)
         self.in_channel = _in_channels(view.channels, rules.keep_last)
 
     def decisions(self) -> list[Decision]:
         found = [Decision.of_ami(self.view, ami, *self.verdict(ami)) for ami in self.view.amis]
-        if self.rules.orphans and not self.rules.amis:
-            loose = orphans(self.view)
-            found += [Decision.of_snapshot(self.view, one, *self._orphan_verdict(one)) for one in loose]
-        return found
+        return found + [
+            Decision.of_snapshot(self.view, one, *self._orphan_verdict(one)) for one in self._orphans()
+        ]
+
+    def candidates(self) -> Iterator[Candidate]:
+        for ami in self.view.amis:
+            if self.verdict(ami)[0] != "keep":
+                yield Candidate(ami.created_at, ami.ami_id, self.view.region)
+        for one in self._orphans():
+            if self._orphan_verdict(one)[0] != "keep":
+                yield Candidate(one.created_at, one.snapshot_id, self.view.region)
+
+    def _orphans(self) -> tuple[Snapshot, ...]:
+        return orphans(self.view) if self.rules.orphans and not self.rules.amis else ()
 
     def verdict(self, ami: Ami) -> tuple[Action, list[str]]:
         if not _ours(ami.tags):
@@ -119,23 +135,38 @@ class _Region:
 
     def _used(self, ami: Ami) -> list[str]:
         """Return what keeps an AMI because somebody uses it or may use it."""
-        references, found = self.view.references, self._named(ami.ami_id)
-        shared = [one.id for one in references.of(ami.ami_id) if one.kind == "shared-with"]
-        if ami.public and not shared:
-            shared = ["everybody"]
-        if shared and not self.rules.allow_shared:
-            found.append(f"shared with {_some(shared)}: whether they use it cannot be seen from here")
-        elif shared and not retiring.fits(shared):
-            found.append(f"shared with {len(shared)}, more than its tags could remember")
+        found = [*self._named(ami.ami_id), *self._shared(ami.ami_id, public=ami.public)]
         launched = ami.launched_at
         if launched is not None and self.now - launched < timedelta(days=self.rules.launched_days):
             found.append(f"launched {self._age(launched)} ago, less than {_days(self.rules.launched_days)}")
-        copies = [
-            words for region, words in self.used.get(ami.digest, {}).items() if region != self.view.region
-        ]
+        used = self.elsewhere.used.get(ami.digest, {})
+        copies = [words for region, words in used.items() if region != self.view.region]
         if copies:
             found.append(f"a copy is in use: {_some(copies)}")
+        coming = self.elsewhere.coming.get((self.view.region, ami.ami_id), ())
+        if coming:
+            found.append(f"it is being copied to {_some(coming)}")
         return found
+
+    def _shared(self, resource_id: str, *, public: bool = False) -> list[str]:
+        """Return what keeps an AMI or a snapshot because others may use it."""
+        shared = self._shared_with(resource_id) or (["everybody"] if public else [])
+        if shared and not self.rules.allow_shared:
+            return [f"shared with {_some(shared)}: whether they use it cannot be seen from here"]
+        if shared and not retiring.fits(shared):
+            return [f"shared with {len(shared)}, more than its tags could remember"]
+        return []
+
+    def _shared_with(self, resource_id: str) -> list[str]:
+        """Return with whom something is shared, each once; where only a snapshot of an AMI is, that, too."""
+        found: dict[str, str] = {}
+        for one in self.view.references.of(resource_id):
+            who = "everybody" if one.id == "all" else one.id
+            if one.kind == "shared-with":
+                found[who] = who
+            elif one.kind == "snapshot-shared-with":
+                found.setdefault(who, f"{who} ({one.detail} only)")
+        return sorted(found.values())
 
     def _named(self, resource_id: str) -> list[str]:
         """Return what keeps an AMI or a snapshot because something names it, or may."""
@@ -169,7 +200,7 @@ class _Region:
             "nothing uses it",
             f"last launched {self._age(ami.launched_at)} ago" if ami.launched_at else "no launch is known",
         ]
-        shared = [one.id for one in self.view.references.of(ami.ami_id) if one.kind == "shared-with"]
+        shared = self._shared_with(ami.ami_id)
         if shared:
             found.append(f"shared with {_some(shared)}, who lose it")
         if again:
@@ -185,11 +216,7 @@ class _Region:
         staying = self._named(snapshot.snapshot_id)
         if snapshot.tags.get(tagging.DIGEST, "") in self.view.importing:
             staying.append("an import of this image is under way")
-        shared = self.view.shared.get(snapshot.snapshot_id, ())
-        if shared and not rules.allow_shared:
-            staying.append(f"shared with {_some(shared)}: whether they use it cannot be seen from here")
-        elif shared and not retiring.fits(shared):
-            staying.append(f"shared with {len(shared)}, more than its tags could remember")
+        staying += self._shared(snapshot.snapshot_id)
         if known is None and self.now - snapshot.created_at < timedelta(days=rules.orphan_days):
             age = self._age(snapshot.created_at)
             staying.append(
@@ -237,15 +264,33 @@ def _in_channels(channels: Mapping[str, tuple[str, ...]], keep_last: int) -> dic
     return found
 
 
-def _used_digests(views: Iterable[View]) -> dict[str, dict[str, str]]:
-    """Return, for each image's bytes, the regions in which an AMI of them is in use, and by what."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    for view in views:
-        for ami in view.amis:
-            names = _told(view.references.names(ami.ami_id))
-            if ami.digest and names:
-                found[ami.digest][view.region] = f"{ami.ami_id} in {view.region} by {_some(names)}"
-    return found
+@dataclass(frozen=True, slots=True)
+class _Elsewhere:
+    """What all regions together say of the copies of an AMI.
+
+    Attributes
+    ----------
+    used
+        For each image's bytes, the regions in which an AMI of them is in use, and by what.
+    coming
+        For each AMI, by region and id, the copies that are being made of it.
+    """
+
+    used: Mapping[str, Mapping[str, str]]
+    coming: Mapping[tuple[str, str], tuple[str, ...]]
+
+    @classmethod
+    def of(cls, views: Iterable[View]) -> _Elsewhere:
+        used: dict[str, dict[str, str]] = defaultdict(dict)
+        coming: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
+        for view in views:
+            for ami in view.amis:
+                names = _told(view.references.names(ami.ami_id))
+                if ami.digest and names:
+                    used[ami.digest][view.region] = f"{ami.ami_id} in {view.region} by {_some(names)}"
+                if ami.state == "pending" and ami.source_ami_id:
+                    coming[ami.source_region, ami.source_ami_id] += (f"{ami.ami_id} in {view.region}",)
+        return cls(used, coming)
 
 
 def _with_snapshots(view: View, decisions: Iterable[Decision]) -> Iterator[Decision]:
@@ -271,7 +316,7 @@ def _with_snapshots(view: View, decisions: Iterable[Decision]) -> Iterator[Decis
         for snapshot_id in dict.fromkeys(amis[one.resource_id].snapshot_ids):
             others = [a.ami_id for a in holders[snapshot_id] if a.ami_id not in {one.resource_id, *before}]
             if snapshot_id not in view.snapshots:
-                stays.append((snapshot_id, "it belongs to another account"))
+                stays.append((snapshot_id, "it is another account's, or gone"))
             elif others:
                 stays.append((snapshot_id, f"{', '.join(others)} needs it"))
             elif named := _told(view.references.names(snapshot_id)):  # a launch makes a volume of it

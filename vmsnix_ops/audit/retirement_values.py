@@ -11,7 +11,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from datetime import datetime
 
     from vmsnix_ops.aws.images import Ami
@@ -93,10 +93,9 @@ class View:
         The AMIs that each pointer points and pointed to, the present one first.
     importing
         Digests of images that an import works on.
-    shared
-        With whom snapshots are shared, of those that were asked about.
     asked
-        The AMIs about which AWS was asked one by one who uses and who may launch them; ``None`` for all.
+        The AMIs and snapshots about which AWS was asked one by one who uses and who may use them; ``None``
+        for all.
     """
 
     region: str
@@ -106,7 +105,6 @@ class View:
     references: References
     channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     importing: frozenset[str] = frozenset()
-    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     asked: frozenset[str] | None = None
 
 
@@ -184,7 +182,7 @@ class Decision:
             snapshot.created_at,
             snapshot.size_gib,
             snapshot.stored_bytes,
-            facts=snapshot_facts(snapshot, view.shared.get(snapshot.snapshot_id, ())),
+            facts=snapshot_facts(snapshot, view.references, view.importing),
         )
 
     @property
@@ -221,7 +219,6 @@ class Decision:
 
 def ami_facts(ami: Ami, references: References) -> tuple[tuple[str, str], ...]:
     """Return state and evidence of an AMI as texts that can be compared."""
-    evidence = sorted(str(one) for one in references.of(ami.ami_id) if one.kind != "launched")
     return (
         ("state", ami.state),
         ("name", ami.name),
@@ -231,17 +228,25 @@ def ami_facts(ami: Ami, references: References) -> tuple[tuple[str, str], ...]:
         ("protection", ami.protection),
         ("last launch", str(ami.launched_at or "")),
         ("tags", json.dumps(dict(sorted(ami.tags.items())))),
-        ("evidence", "; ".join(evidence)),
+        ("evidence", _evidence(references, ami.ami_id)),
     )
 
 
-def snapshot_facts(snapshot: Snapshot, shared: Iterable[str] = ()) -> tuple[tuple[str, str], ...]:
+def snapshot_facts(
+    snapshot: Snapshot, references: References, importing: Collection[str] = ()
+) -> tuple[tuple[str, str], ...]:
     """Return state and evidence of a snapshot as texts that can be compared."""
+    busy = snapshot.tags.get(tagging.DIGEST, "") in importing
     return (
         ("state", snapshot.state),
-        ("shared with", " ".join(shared)),
         ("tags", json.dumps(dict(sorted(snapshot.tags.items())))),
+        ("evidence", _evidence(references, snapshot.snapshot_id)),
+        ("import", "of its image under way" if busy else ""),
     )
+
+
+def _evidence(references: References, resource_id: str) -> str:
+    return "; ".join(sorted(str(one) for one in references.of(resource_id) if one.kind != "launched"))
 
 
 def _stored(view: View, ami: Ami) -> int | None:

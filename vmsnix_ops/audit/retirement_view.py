@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.audit import retirement_rules as rules_of
-from vmsnix_ops.audit.retirement_values import Rules, View
-from vmsnix_ops.aws import images, imports, parameters, retiring, sharing, snapshots
+from vmsnix_ops.audit.retirement_values import View
+from vmsnix_ops.aws import images, imports, parameters, retiring, snapshots
 from vmsnix_ops.aws import references as evidence
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.paging import items
@@ -16,13 +15,11 @@ from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from datetime import datetime
+    from collections.abc import Collection, Mapping
 
     import boto3
 
 PAGE = 1000
-ASKED_AT_ONCE = 50  # AMIs about which is asked before looking how many of them go
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +41,13 @@ class Place:
         return self.clients.ec2
 
 
-def look(place: Place, rules: Rules, now: datetime, *, prefix: str) -> View:
-    """Return what there is in a region, with evidence for every AMI that might go.
+def look(place: Place, *, prefix: str) -> View:
+    """Return what there is in a region, with the evidence that costs the same calls for any number of AMIs.
 
     Parameters
     ----------
     place
         Where.
-    rules, now
-        What might go: only such AMIs and orphans are asked about one by one, since that costs calls, and of
-        the AMIs only the oldest, until as many are found as may go in one run.
     prefix
         First part of the names of the channels' pointers.
 
@@ -63,7 +57,7 @@ def look(place: Place, rules: Rules, now: datetime, *, prefix: str) -> View:
         AMIs, snapshots, imports or pointers could not be read. What uses the AMIs may be unreadable: that
         stands in the view, and keeps them.
     """
-    view = View(
+    return View(
         region=place.region,
         account=place.account,
         amis=owned_amis(place.ec2),
@@ -71,28 +65,43 @@ def look(place: Place, rules: Rules, now: datetime, *, prefix: str) -> View:
         references=evidence.gather(place.clients),
         channels=channels(place.clients.ssm, prefix),
         importing=importing(place.ec2),
+        asked=frozenset(),
     )
-    view = _asked(place, view, rules, now)
-    loose = rules_of.orphans(view) if rules.orphans and not rules.amis else ()
-    shared = {one.snapshot_id: sharing.of_snapshot(place.ec2, one.snapshot_id).names() for one in loose}
-    return replace(view, shared=shared)
 
 
-def _asked(place: Place, view: View, rules: Rules, now: datetime) -> View:
-    """Return the view with evidence that only calls about single AMIs give."""
-    left = list(rules_of.candidates(view, rules, now))
-    asked: set[str] = set()
-    while left and not view.references.unread:
-        if len(asked.intersection(rules_of.candidates(view, rules, now))) >= rules.max_count:
-            break  # the newer ones do not get a turn in this run
-        chunk, left = left[:ASKED_AT_ONCE], left[ASKED_AT_ONCE:]
-        asked.update(chunk)
-        try:
-            more = one_by_one(place.ec2, place.region, chunk)
-        except errors.AwsError as error:
-            more = evidence.References(place.region, {}, {"references and permissions of AMIs": error})
-        view = replace(view, references=_merged(view.references, more))
-    return replace(view, asked=frozenset(asked))
+def ask(place: Place, view: View, resource_ids: Collection[str]) -> View:
+    """Return the view with what only calls about single AMIs and snapshots tell.
+
+    That something could not be read stands in the view, too, and keeps everything of its region.
+    """
+    held = {
+        ami.ami_id: [name for name in ami.snapshot_ids if name in view.snapshots]
+        for ami in view.amis
+        if ami.ami_id in resource_ids
+    }
+    loose = [name for name in resource_ids if name in view.snapshots]
+    try:
+        more = one_by_one(place.ec2, held, loose)
+    except errors.AwsError as error:
+        more = evidence.References(place.region, {}, {"references and permissions": error})
+    asked = (view.asked or frozenset()).union(resource_ids)
+    return replace(view, references=_merged(view.references, more), asked=asked)
+
+
+def right_before(
+    place: Place, *, amis: Mapping[str, Collection[str]] | None = None, loose: Collection[str] = ()
+) -> evidence.References:
+    """Return all evidence about a few AMIs and snapshots as it is this moment; see `one_by_one`.
+
+    Raises
+    ------
+    vmsnix_ops.errors.AwsError
+        Some of it cannot be read, so that nobody knows.
+    """
+    found = evidence.gather(place.clients)
+    for error in found.unread.values():
+        raise error
+    return _merged(found, one_by_one(place.ec2, amis or {}, loose))
 
 
 def _merged(one: evidence.References, other: evidence.References) -> evidence.References:
@@ -143,15 +152,35 @@ def channels(ssm: Client, prefix: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-@needs("ec2:DescribeImageReferences", "ec2:DescribeImageAttribute")
-def one_by_one(ec2: Client, region: str, amis: Collection[str]) -> evidence.References:
-    """Return what can be asked about single AMIs: what names them in EC2's own search, and permissions."""
-    by_ami: dict[str, tuple[evidence.Evidence, ...]] = {}
-    with calling(f"look who uses AMIs of {region}"):
+@needs("ec2:DescribeImageReferences", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshotAttribute")
+def one_by_one(
+    ec2: Client, amis: Mapping[str, Collection[str]], loose: Collection[str] = ()
+) -> evidence.References:
+    """Return what can be asked about single AMIs and snapshots: EC2's own search, and who may use them.
+
+    Parameters
+    ----------
+    ec2
+        Where.
+    amis
+        AMIs, each with those of its snapshots that are this account's: with whom they are shared counts, too.
+    loose
+        Snapshots that no AMI holds.
+    """
+    found: dict[str, dict[evidence.Evidence, None]] = {}
+    held = {name for names in amis.values() for name in names}
+    with calling(f"look who uses AMIs and snapshots of {ec2.meta.region_name}"):
         for read in (evidence.image_references, evidence.launch_permissions):
-            for ami_id, one in read(ec2, amis):
-                by_ami[ami_id] = (*by_ami.get(ami_id, ()), one)
-    return evidence.References(region, by_ami)
+            for ami_id, one in read(ec2, list(amis)):
+                found.setdefault(ami_id, {})[one] = None
+        for snapshot_id, one in evidence.snapshot_permissions(ec2, sorted(held.union(loose))):
+            if snapshot_id in loose:
+                found.setdefault(snapshot_id, {})[one] = None
+            for ami_id in (ami_id for ami_id, names in amis.items() if snapshot_id in names):
+                found.setdefault(ami_id, {})[
+                    evidence.Evidence(f"snapshot-{one.kind}", one.id, snapshot_id)
+                ] = None
+    return evidence.References(ec2.meta.region_name, {name: tuple(some) for name, some in found.items()})
 
 
 @needs("ec2:DescribeImages")

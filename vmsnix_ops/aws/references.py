@@ -48,6 +48,7 @@ __all__ = [
     "parameters",
     "references",
     "scaling",
+    "snapshot_permissions",
     "with_launches",
 ]
 
@@ -64,7 +65,7 @@ NAMES = frozenset(
 )
 """Kinds of evidence that name the AMI: it is in use."""
 
-HINTS = frozenset({"shared-with", "launched"})
+HINTS = frozenset({"shared-with", "snapshot-shared-with", "launched"})
 """Kinds of evidence that it may be in use where we cannot look."""
 
 RECENT_DAYS = 90
@@ -86,7 +87,7 @@ class References:
         Where was looked.
     by_ami
         Evidence by AMI id: of every AMI that anything names, ours or not. Also by snapshot id, of snapshots
-        that a launch makes volumes of.
+        that a launch makes volumes of, or that are shared and were asked about.
     unread
         Sources that could not be read, each with the error.
     aliases
@@ -324,6 +325,34 @@ def launch_permissions(ec2: Client, images: Collection[str]) -> Found:
             for permission in permissions:
                 for member, who in permission.items():
                     yield ami_id, Evidence("shared-with", who, _MEMBERS.get(member, member))
+
+
+@needs("ec2:DescribeSnapshotAttribute")
+def snapshot_permissions(ec2: Client, snapshot_ids: Collection[str]) -> Found:
+    """Yield the accounts that may use each snapshot of this account; ``all`` is everybody.
+
+    AWS answers this for one snapshot a call. One that went meanwhile is passed over.
+    """
+
+    def ask(snapshot_id: str) -> tuple[str, list[dict[str, str]]]:
+        try:
+            answer = patiently(
+                ec2,
+                "describe_snapshot_attribute",
+                SnapshotId=snapshot_id,
+                Attribute="createVolumePermission",
+            )
+        except ec2.exceptions.ClientError as error:
+            if code_of(error) != "InvalidSnapshot.NotFound":
+                raise
+            return snapshot_id, []
+        return snapshot_id, answer.get("CreateVolumePermissions") or []
+
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="permissions") as pool:
+        for snapshot_id, permissions in pool.map(ask, snapshot_ids):
+            for permission in permissions:
+                for member, who in permission.items():
+                    yield snapshot_id, Evidence("shared-with", who, _MEMBERS.get(member, member))
 
 
 _MEMBERS = {

@@ -144,8 +144,8 @@ def retire(
 
 
 @needs("ec2:CreateTags", "ec2:DescribeSnapshots", "ec2:DescribeSnapshotAttribute")
-def retire_snapshot(ec2: Client, snapshot_id: str, noted: Mark, ami: Ami | None = None) -> None:
-    """Make a snapshot private and note when it was retired, with which AMI, and who could use it.
+def retire_snapshot(ec2: Client, snapshot_id: str, noted: Mark, ami: Ami | None = None) -> Mark:
+    """Make a snapshot private, note when it was retired, with which AMI, and who could use it; return that.
 
     Safe to run twice. A snapshot of our AMI gets our tags where it lacks them: a data volume's may come from
     elsewhere, and only what carries `vmsnix:digest` may be removed later.
@@ -163,6 +163,7 @@ def retire_snapshot(ec2: Client, snapshot_id: str, noted: Mark, ami: Ami | None 
     missing = {name: ami.tags[name] for name in ours if ami and name in ami.tags and name not in tags}
     tag(ec2, [snapshot_id], {**missing, **own.tags()})
     sharing.revoke_snapshot(ec2, snapshot_id, shared)
+    return own
 
 
 @needs("ec2:EnableImage", "ec2:DeleteTags")

@@ -43,6 +43,8 @@ class Snapshot:
         AWS's StateMessage: why it is in ``error``.
     encrypted, kms_key
         Whether it is encrypted, and the ARN of the key.
+    account
+        Its owner.
     """
 
     snapshot_id: str
@@ -55,6 +57,7 @@ class Snapshot:
     message: str = ""
     encrypted: bool = False
     kms_key: str = ""
+    account: str = ""
 
 
 def read(one: Mapping[str, Any]) -> Snapshot:
@@ -70,6 +73,7 @@ def read(one: Mapping[str, Any]) -> Snapshot:
         message=str(one.get("StateMessage") or ""),
         encrypted=bool(one.get("Encrypted")),
         kms_key=str(one.get("KmsKeyId") or ""),
+        account=str(one.get("OwnerId") or ""),
     )
 
 
