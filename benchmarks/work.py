@@ -76,10 +76,12 @@ def direct(image: str, manifest: str = "", look: Look = "blocks", ceiling: float
     from vmsnix_ops.aws import block_engine
     from vmsnix_ops.aws.block_journal import Beginning, BlockJournal
     from vmsnix_ops.aws.block_pending import aggregate, held_blocks
+    from vmsnix_ops.disk.digests import Digests
     from vmsnix_ops.disk.formats import open_image
     from vmsnix_ops.disk.survey import block_digests, survey
 
-    known = {int(i): d for i, d in json.loads(Path(manifest).read_text()).items()} if manifest else {}
+    manifest_of = json.loads(Path(manifest).read_text()) if manifest else {}
+    known = Digests((int(index), digest) for index, digest in manifest_of.items())
     session = boto3.Session(region_name=REGION)
     session.client("ebs")
     with tempfile.TemporaryDirectory() as folder, open_image(image) as disk:
@@ -89,11 +91,11 @@ def direct(image: str, manifest: str = "", look: Look = "blocks", ceiling: float
             blocks = block_digests(disk) if look == "blocks" else survey(disk).blocks
         journal = BlockJournal(Path(folder) / "journal")
         journal.begin(Beginning(SNAPSHOT))
-        held = held_blocks(blocks or {}, known)
-        changed = {index: found for index, found in held.items() if known.get(index) != found}
+        held = held_blocks(blocks or Digests(), known)
+        changed = Digests((index, found) for index, found in held.items() if known.get(index) != found)
         block_engine.run(
             "put",
-            list(changed.items()),
+            changed.items(),
             session=session,
             region=REGION,
             snapshot_id=SNAPSHOT,

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
@@ -23,7 +24,7 @@ from vmsnix_ops.aws.block_worker import EXPIRED, THROTTLED, Job
 from vmsnix_ops.aws.session import CREDENTIAL_CODES, DENIED_CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     import boto3
@@ -89,7 +90,7 @@ class BlockRefusedError(errors.AwsError):
 
 def run(
     verb: Literal["put", "get", "compare"],
-    items: Sequence[Item],
+    items: Collection[Item],
     *,
     session: boto3.Session,
     region: str,
@@ -182,7 +183,7 @@ class _Crew:
             self._tell(number, {"job": asdict(self.job), "target": asdict(where), "keys": asdict(self.keys)})
 
     def carry_out(
-        self, items: Sequence[Item], on_done: Callable[[Sequence[int]], None], *, deadline: float
+        self, items: Collection[Item], on_done: Callable[[Sequence[int]], None], *, deadline: float
     ) -> int:
         """Keep every worker supplied until nothing is left and all is done."""
         left = _batches(items, self.job.threads * len(self.workers))
@@ -264,11 +265,12 @@ class _Crew:
         self.inbox.put((number, None))
 
 
-def _batches(items: Sequence[Item], threads: int) -> Iterator[Sequence[Item]]:
+def _batches(items: Collection[Item], threads: int) -> Iterator[Sequence[Item]]:
     """Cut the work into messages: small ones when there is little of it, so that every thread gets some."""
     size = max(1, min(BATCH, len(items) // (2 * threads)))
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    left = iter(items)
+    while batch := list(islice(left, size)):
+        yield batch
 
 
 def _close(stream: IO[str]) -> None:

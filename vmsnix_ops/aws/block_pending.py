@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass, replace
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
@@ -16,11 +19,12 @@ from vmsnix_ops.aws.block_values import DirectSnapshot, Upload
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.aws.session import Client, calling, retrying
 from vmsnix_ops.aws.waiting import Sighting, wait
+from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.image import ZEROS
 from vmsnix_ops.disk.survey import check_unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     import boto3
 
@@ -57,7 +61,7 @@ class Task:
 
     wanted: Upload
     image: DiskImage
-    blocks: Mapping[int, str]
+    blocks: Digests
     stamp: Stamp | None
     session: boto3.Session
     ec2: Client
@@ -72,18 +76,20 @@ class Task:
             self.step.message(text)
 
 
-def held_blocks(blocks: Mapping[int, str], parent: Mapping[int, str]) -> dict[int, str]:
-    """Return what a snapshot will hold, ascending; a block of its parent that became zero is one of zeros.
+def held_blocks(blocks: Digests, parent: Digests) -> Digests:
+    """Return what a snapshot will hold; a block of its parent that became zero is one of zeros.
 
     Parameters
     ----------
     blocks
         Of the image, as in `Task`.
     parent
-        Index to SHA-256 (hex) of every block that the parent holds.
+        Every block that the parent holds.
     """
-    own = {index: digest for index, digest in blocks.items() if digest}
-    return dict(sorted({**dict.fromkeys(parent, _ZERO), **own}.items()))
+    own = ((index, digest) for index, digest in blocks.items() if digest)
+    ascending = merge(own, ((index, _ZERO) for index in parent), key=itemgetter(0))
+    # Of equal ones the image's own comes first.
+    return Digests(next(same) for _, same in groupby(ascending, key=itemgetter(0)))
 
 
 def aggregate(digests: Iterable[str]) -> str:
@@ -127,11 +133,11 @@ class PendingUpload:
         """Begin or go on, send what is not there, and seal it."""
         size_gib = -(-self.task.image.size // GIB)
         parent, done = self._begin(size_gib)
-        known = parent.blocks or {}
+        known = parent.blocks
         held = held_blocks(self.task.blocks, known)
-        changed = {index: digest for index, digest in held.items() if known.get(index) != digest}
-        items = [(index, digest) for index, digest in changed.items() if index not in done]
-        throttled = self._send(items)
+        changed = Digests((index, digest) for index, digest in held.items() if known.get(index) != digest)
+        left = Digests((index, digest) for index, digest in changed.items() if index not in done)
+        throttled = self._send(left)
         self._seal(changed)
         return DirectSnapshot(
             self.snapshot_id,
@@ -140,7 +146,7 @@ class PendingUpload:
             parent.snapshot_id,
             "" if parent.snapshot_id else parent.why,
             len(held),
-            len(items),
+            len(left),
             throttled,
             held,
         )
@@ -192,7 +198,7 @@ class PendingUpload:
         if known is None:
             return None
         beginning, done = known
-        parent = manifests.Parent(beginning.parent_id, None, "it continues a full upload")
+        parent = manifests.Parent(beginning.parent_id, why="it continues a full upload")
         if beginning.parent_id:
             parent = replace(parent, blocks=manifests.load(self.task.tables, beginning.parent_id))
         self.snapshot_id, self.attempt = beginning.snapshot_id, beginning.attempt
@@ -273,10 +279,10 @@ class PendingUpload:
         for snapshot_id in found:
             imports.delete_snapshot(self.task.ec2, snapshot_id)
 
-    def _send(self, items: Sequence[tuple[int, str]]) -> int:
+    def _send(self, blocks: Digests) -> int:
         """Send blocks; every one that is acknowledged is in the journal."""
         if self.task.step is not None:
-            self.task.step.at(0, len(items) * BLOCK_BYTES)
+            self.task.step.at(0, len(blocks) * BLOCK_BYTES)
 
         def acknowledge(batch: Sequence[int]) -> None:
             self.journal.add(batch)
@@ -286,7 +292,7 @@ class PendingUpload:
         try:
             throttled = block_engine.run(
                 "put",
-                items,
+                blocks.items(),
                 session=self.task.session,
                 region=self.task.wanted.region,
                 snapshot_id=self.snapshot_id,
@@ -316,7 +322,7 @@ class PendingUpload:
                 raise
         return str(answer["Snapshots"][0]["State"])
 
-    def _seal(self, sent: Mapping[int, str]) -> None:
+    def _seal(self, sent: Digests) -> None:
         """Complete the snapshot, with count and checksum of what was sent."""
         with calling(f"complete the snapshot {self.snapshot_id}"):
             try:
@@ -324,7 +330,7 @@ class PendingUpload:
                     lambda: self.task.ebs.complete_snapshot(
                         SnapshotId=self.snapshot_id,
                         ChangedBlocksCount=len(sent),
-                        Checksum=aggregate(sent[index] for index in sorted(sent)),
+                        Checksum=aggregate(sent.values()),
                         ChecksumAlgorithm="SHA256",
                         ChecksumAggregationMethod="LINEAR",
                     ),

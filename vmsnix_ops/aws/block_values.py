@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
+from vmsnix_ops.disk.digests import Digests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +70,7 @@ class DirectSnapshot:
     throttled
         Answers that asked to slow down.
     blocks
-        Index to SHA-256 (hex) of every block that it holds; empty when nobody knows.
+        Every block that it holds; empty when nobody knows.
     """
 
     snapshot_id: str
@@ -80,7 +81,7 @@ class DirectSnapshot:
     looked_at: int = 0
     sent: int = 0
     throttled: int = 0
-    blocks: Mapping[int, str] = field(default_factory=dict, repr=False)
+    blocks: Digests = field(default_factory=Digests, repr=False)
 
     @property
     def sent_bytes(self) -> int:

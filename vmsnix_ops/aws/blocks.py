@@ -20,12 +20,11 @@ from vmsnix_ops.aws.block_values import DirectSnapshot, Upload
 from vmsnix_ops.aws.block_worker import THROTTLED
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import calling, client
+from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.survey import block_digests, check_unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import boto3
 
     from vmsnix_ops.disk.image import DiskImage
@@ -159,7 +158,7 @@ def finish(
     return replace(made, size_gib=size)
 
 
-def _look(image: DiskImage, wanted: Upload, step: Step | None) -> tuple[Mapping[int, str], Stamp | None]:
+def _look(image: DiskImage, wanted: Upload, step: Step | None) -> tuple[Digests, Stamp | None]:
     """Return what is known of the image's blocks, after looking at them where nobody did, and its stamp."""
     stamp = wanted.seen.stamp if wanted.seen is not None else image.stamp()
     check_unchanged(wanted.path, stamp)
@@ -179,8 +178,8 @@ def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
     if known is None or known[0].snapshot_id != snapshot_id:
         return DirectSnapshot(snapshot_id, size, "reused")
     parent_id = known[0].parent_id
-    parent = manifests.load(task.tables, parent_id) if parent_id else {}
-    held = held_blocks(task.blocks, parent) if parent or not parent_id else {}
+    parent = manifests.load(task.tables, parent_id) if parent_id else Digests()
+    held = held_blocks(task.blocks, parent) if parent or not parent_id else Digests()
     return DirectSnapshot(snapshot_id, size, "reused", parent_id, blocks=held)
 
 

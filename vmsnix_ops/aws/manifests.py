@@ -5,22 +5,28 @@ With the manifest of the previous image, the next upload knows what is there alr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count, groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.permissions import denied_action
 from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.disk.digests import SUM, Digests
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from vmsnix_ops.records.tables import Tables
 
 CANDIDATES = 5  # previous snapshots that are looked at, newest first
 PAGE = 10_000
+_NOTHING = Digests()
+PART = 32_768  # blocks that are appended to the table at once: 16 GiB of disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +38,13 @@ class Parent:
     snapshot_id
         Such as ``snap-0123456789abcdef0``; empty when there is none to start from.
     blocks
-        Index to SHA-256 (hex) of every block that it holds.
+        Every block that it holds.
     why
         Why there is none, for the operator.
     """
 
     snapshot_id: str = ""
-    blocks: Mapping[int, str] | None = None
+    blocks: Digests = field(default_factory=Digests, repr=False)
     why: str = ""
 
 
@@ -58,27 +64,40 @@ class Listed:
     tokens: Mapping[int, str]
 
 
-def save(
-    tables: Tables, *, snapshot_id: str, region: str, digest: str, image: str, blocks: Mapping[int, str]
-) -> None:
-    """Keep the manifest of a snapshot. Safe to run twice: the table takes it once."""
+def save(tables: Tables, *, snapshot_id: str, region: str, digest: str, image: str, blocks: Digests) -> None:
+    """Keep the manifest of a snapshot. Safe to run twice: the table takes every part of it once.
+
+    A manifest of which only some parts were kept is none: `choose_parent` compares it with what AWS lists.
+    """
     import pandas as pd
 
-    frame = pd.DataFrame({"block": list(blocks), "sha256": list(blocks.values())})
-    frame["snapshot_id"], frame["region"], frame["digest"], frame["image"] = (
-        snapshot_id,
-        region,
-        digest,
-        image,
-    )
-    frame["recorded_at"] = datetime.now(UTC)
-    tables.append("manifests", frame, once=f"manifest-{snapshot_id}")
+    same: dict[str, Any] = {
+        "snapshot_id": snapshot_id,
+        "region": region,
+        "digest": digest,
+        "image": image,
+        "recorded_at": datetime.now(UTC),
+    }
+    left = iter(blocks.items())
+    for number in count():
+        part = list(islice(left, PART))
+        if not part:
+            return
+        once = f"manifest-{snapshot_id}-{number}" if number else f"manifest-{snapshot_id}"
+        tables.append("manifests", pd.DataFrame(part, columns=["block", "sha256"]).assign(**same), once=once)
 
 
-def load(tables: Tables, snapshot_id: str) -> dict[int, str]:
+def load(tables: Tables, snapshot_id: str) -> Digests:
     """Return the manifest of a snapshot, empty when none was kept."""
-    frame = tables.read("manifests", columns=["block", "sha256"], where=[("snapshot_id", "==", snapshot_id)])
-    return {int(block): str(digest) for block, digest in zip(frame["block"], frame["sha256"], strict=True)}
+    where = [("snapshot_id", "==", snapshot_id)]
+    indices, sums = array("I"), bytearray()
+    for batch in tables.batches("manifests", columns=["block", "sha256"], where=where):
+        indices.extend(batch.column("block").to_pylist())
+        sums += bytes.fromhex("".join(batch.column("sha256").to_pylist()))
+    # Parts come in any order, and compacting the table may mix them.
+    order = sorted(range(len(indices)), key=indices.__getitem__)
+    pairs = ((indices[at], sums[at * SUM : (at + 1) * SUM].hex()) for at in order)
+    return Digests(next(same) for _, same in groupby(pairs, key=itemgetter(0)))
 
 
 def choose_parent(ec2: Client, ebs: Client, tables: Tables, *, image: str, size_gib: int) -> Parent:
@@ -128,39 +147,53 @@ def listed(ebs: Client, snapshot_id: str) -> Listed:
     vmsnix_ops.errors.AwsError
         There is no such completed snapshot, or the caller may not read it.
     """
-    tokens: dict[int, str] = {}
+    size_gib, tokens = 0, dict[int, str]()
+    for page in _pages(ebs, snapshot_id):
+        size_gib = int(page["VolumeSize"])
+        tokens.update((int(block["BlockIndex"]), str(block["BlockToken"])) for block in page["Blocks"])
+    return Listed(size_gib, tokens)
+
+
+def _pages(ebs: Client, snapshot_id: str) -> Iterator[Mapping[str, Any]]:
     request: dict[str, Any] = {"SnapshotId": snapshot_id, "MaxResults": PAGE}
     with calling(f"list the blocks of {snapshot_id}"):
         while True:
             answer = ebs.list_snapshot_blocks(**request)
-            tokens.update((int(block["BlockIndex"]), str(block["BlockToken"])) for block in answer["Blocks"])
+            yield answer
             if not answer.get("NextToken"):
-                return Listed(int(answer["VolumeSize"]), tokens)
+                return
             request["NextToken"] = answer["NextToken"]
 
 
 def _usable(
     ebs: Client, tables: Tables, snapshot: Mapping[str, Any], *, size_gib: int, key: str
-) -> tuple[dict[int, str], str]:
+) -> tuple[Digests, str]:
     """Return the manifest, or an empty one and the reason why this snapshot will not do."""
     if int(snapshot["VolumeSize"]) > size_gib:
-        return {}, f"is larger ({snapshot['VolumeSize']} GiB) than the new image ({size_gib} GiB)"
+        return _NOTHING, f"is larger ({snapshot['VolumeSize']} GiB) than the new image ({size_gib} GiB)"
     if bool(snapshot.get("Encrypted")) != bool(key):
-        return {}, "is not encrypted, but new snapshots are" if key else "is encrypted, but new ones are not"
+        return (
+            Digests(),
+            "is not encrypted, but new snapshots are" if key else "is encrypted, but new ones are not",
+        )
     if key and _key_id(str(snapshot.get("KmsKeyId") or "")) != _key_id(key) and "alias/" not in key:
-        return {}, "is encrypted with another key than new snapshots here"
+        return _NOTHING, "is encrypted with another key than new snapshots here"
     if snapshot.get("StorageTier") == "archive":
-        return {}, "is archived"
+        return _NOTHING, "is archived"
     blocks = load(tables, str(snapshot["SnapshotId"]))
     if not blocks:
-        return {}, "has no manifest in the tables"
+        return _NOTHING, "has no manifest in the tables"
     try:
-        there = listed(ebs, str(snapshot["SnapshotId"])).tokens
+        pages = _pages(ebs, str(snapshot["SnapshotId"]))
+        there = array("I", (int(block["BlockIndex"]) for page in pages for block in page["Blocks"]))
     except errors.AwsError as error:
         lacking = denied_action(error.why, error.operation)
-        return {}, f"cannot be listed ({f'{lacking} is not allowed' if lacking else error.code or error.why})"
-    if set(there) != set(blocks):
-        return {}, f"holds other blocks ({len(there)}) than its manifest names ({len(blocks)})"
+        return (
+            Digests(),
+            f"cannot be listed ({f'{lacking} is not allowed' if lacking else error.code or error.why})",
+        )
+    if len(there) != len(blocks) or any(index not in blocks for index in there):
+        return _NOTHING, f"holds other blocks ({len(there)}) than its manifest names ({len(blocks)})"
     return blocks, ""
 
 

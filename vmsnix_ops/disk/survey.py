@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from array import array
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from vmsnix_ops.disk.digests import NONE, Digests, Run
 from vmsnix_ops.disk.image import EBS_BLOCK, ZEROS
 from vmsnix_ops.disk.source import stamp_of
 from vmsnix_ops.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from vmsnix_ops.disk.image import DiskImage
@@ -46,7 +48,7 @@ class Survey:
 
     digest: str
     stamp: Stamp | None
-    blocks: Mapping[int, str] | None = field(default=None, repr=False)
+    blocks: Digests | None = field(default=None, repr=False)
 
 
 def survey(
@@ -83,7 +85,7 @@ def survey(
     return found
 
 
-def block_digests(image: DiskImage, *, on_progress: Callable[[int], None] | None = None) -> dict[int, str]:
+def block_digests(image: DiskImage, *, on_progress: Callable[[int], None] | None = None) -> Digests:
     """Return what `Survey.blocks` is, hashed on all cores.
 
     Parameters
@@ -133,8 +135,8 @@ class _BlockHashing:
         self._parts.append(Future())
         self._parts[-1].set_result(self._work())
 
-    def result(self, on_progress: Callable[[int], None] | None = None) -> dict[int, str]:
-        """Wait for all of them, and return the blocks in ascending order."""
+    def result(self, on_progress: Callable[[int], None] | None = None) -> Digests:
+        """Wait for all of them, and return the blocks."""
         if on_progress is not None:
             told = 0
             while wait(self._parts, timeout=0.2).not_done:
@@ -142,19 +144,20 @@ class _BlockHashing:
                 on_progress((at - told) * EBS_BLOCK)
                 told = at
             on_progress(self._image.size - told * EBS_BLOCK)
-        found = dict[int, str]()
-        for part in self._parts:
-            found.update(part.result())
-        return dict(sorted(found.items()))
+        return Digests.of([run for part in self._parts for run in part.result()])
 
-    def _work(self) -> dict[int, str]:
-        buffer, found = bytearray(EBS_BLOCK), dict[int, str]()
+    def _work(self) -> list[Run]:
+        buffer, runs = bytearray(EBS_BLOCK), list[Run]()
         while not self._stop.is_set() and (first := next(self._shares, None)) is not None:
             self._at = first
+            indices, sums = array("I"), bytearray()
             for index in self._image.stored_blocks(buffer, first=first, stop=first + SHARE):
+                indices.append(index)
                 # One memcmp, which stops at the first difference.
-                found[index] = "" if buffer == ZEROS else hashlib.sha256(buffer).hexdigest()
-        return found
+                sums += NONE if buffer == ZEROS else hashlib.sha256(buffer).digest()
+            if indices:
+                runs.append((indices, sums))
+        return runs
 
     def __enter__(self) -> Self:
         return self

@@ -194,6 +194,37 @@ class Tables:
             _, dataset = found
             return to_frame(dataset.to_table(columns=wanted, filter=condition))
 
+    def batches(
+        self, table: str, *, columns: Sequence[str], where: Where | None = None, size: int = 16_384
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield a table in pieces, so that memory does not grow with it; in no particular order.
+
+        Parameters
+        ----------
+        table, columns, where
+            As for `read`.
+        size
+            Rows of a piece, at most.
+
+        Raises
+        ------
+        SchemaError, RecordsError
+            As for `read`.
+        """
+        schema = schemas.schema(table)
+        condition = expression(schema, where or ())
+        wanted = [schema.column(name).name for name in columns]
+        with self.reading(table) as found:
+            if found is not None:
+                _, dataset = found
+                yield from dataset.to_batches(
+                    columns=wanted,
+                    filter=condition,
+                    batch_size=size,
+                    batch_readahead=1,  # arrow's own 16 would be a table of a manifest's size
+                    fragment_readahead=1,
+                )
+
     @contextmanager
     def reading(self, table: str) -> Iterator[tuple[DeltaTable, pa_dataset.Dataset] | None]:
         """Yield a table as it is now, and its files as an arrow dataset; ``None`` when there is no table.

@@ -1,0 +1,86 @@
+"""The SHA-256 of many blocks in little memory.
+
+A disk of 100 GiB has 204,800 blocks of 512 KiB, and an incremental upload wants several maps of them at once.
+A `dict` of hexadecimal texts takes 200 bytes for each block, this takes 36.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
+
+SUM = 32  # bytes of a SHA-256
+NONE = bytes(SUM)  # stands for an empty text: no bytes have this sum
+
+Run: TypeAlias = tuple["array[int]", bytearray]
+"""Indices of blocks, ascending, and as many sums one after the other."""
+
+
+class Digests(Mapping[int, str]):
+    """Index of a block to its SHA-256 (hex), or to an empty text; ascending, and never changed.
+
+    Parameters
+    ----------
+    pairs
+        Indices, each larger than the one before, and their digests.
+
+    Raises
+    ------
+    ValueError
+        The indices do not ascend, or a text is no SHA-256.
+
+    Examples
+    --------
+    >>> digests = Digests([(3, "ab" * 32), (7, "")])
+    >>> digests[3][:4], digests[7], 5 in digests
+    ('abab', '', False)
+    """
+
+    __slots__ = ("_indices", "_sums")
+
+    def __init__(self, pairs: Iterable[tuple[int, str]] = ()) -> None:
+        self._indices = array("I")
+        self._sums = bytearray()
+        last = -1
+        for index, digest in pairs:
+            if index <= last:
+                raise ValueError(f"block {index} comes after block {last}")
+            last = index
+            self._indices.append(index)
+            self._sums += _packed(digest)
+
+    @classmethod
+    def of(cls, runs: Iterable[Run]) -> Digests:
+        """Return the digests of runs of blocks, which do not overlap; none of them is empty."""
+        whole = cls()
+        for indices, sums in sorted(runs, key=lambda run: run[0][0]):
+            whole._indices.extend(indices)
+            whole._sums += sums
+        return whole
+
+    def __getitem__(self, index: int) -> str:
+        at = bisect_left(self._indices, index)
+        if at == len(self._indices) or self._indices[at] != index:
+            raise KeyError(index)
+        digest = self._sums[at * SUM : (at + 1) * SUM]
+        return "" if digest == NONE else digest.hex()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} block digests>"
+
+
+def _packed(digest: str) -> bytes:
+    if not digest:
+        return NONE
+    sums = bytes.fromhex(digest)
+    if len(sums) != SUM:
+        raise ValueError(f"{digest!r} is no SHA-256")
+    return sums
