@@ -156,7 +156,7 @@ class BootFailedError(ImageError):
     def __str__(self) -> str:
         if not self.console:
             return super().__str__()
-        head = f"{super().__str__()}\nThe last {len(self.console)} lines of its console:"
+        head = f"{super().__str__()}\nThe last lines of its console:"
         return "\n  ".join([head, *self.console])
 
 

@@ -229,17 +229,27 @@ def human_seconds(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def counted(number: int, word: str, plural: str = "") -> str:
+    """Return a number of things, in the grammar of one or of many.
+
+    >>> counted(1, "target"), counted(1200, "target"), counted(2, "retry", "retries")
+    ('1 target', '1,200 targets', '2 retries')
+    """
+    return f"{number:,} {word if number == 1 else plural or word + 's'}"
+
+
 def describe(event: Event) -> str:
     """Return one line that says how far a step is: amount, share, rate and time to go."""
     amount = human_bytes(event.done) if event.unit == "bytes" else f"{event.done:g}"
+    one = event.unit.removesuffix("s")
     if event.unit == "percent":
         fraction = event.fraction
         parts = [f"{event.done if fraction is None else 100 * fraction:.0f} %"]
     elif event.total:
-        whole = human_bytes(event.total) if event.unit == "bytes" else f"{event.total:g} {event.unit}"
+        whole = human_bytes(event.total) if event.unit == "bytes" else counted(int(event.total), one)
         parts = [f"{amount} of {whole}", f"{100 * event.done / event.total:.0f} %"]
     else:
-        parts = [amount if event.unit == "bytes" else f"{amount} {event.unit}"]
+        parts = [amount if event.unit == "bytes" else counted(int(event.done), one)]
     if event.unit == "bytes" and event.rate:
         parts.append(f"{human_bytes(event.rate)}/s")
     if event.kind == "advanced" and event.eta:

@@ -275,7 +275,7 @@ def test_a_hurried_scan_says_so(own: Owner, tmp_path: Path) -> None:
     own.ami(tags=TAGS)
     found = evaluate(own.scan(regions=[REGION], one_by_one="no"), rules=["not-asked-one-by-one"])
     assert list(found["resource_id"]) == [REGION]
-    assert "1 AMIs" in found["reason"].iloc[0]
+    assert "1 AMI:" in found["reason"].iloc[0]
 
 
 def test_the_worst_come_first_and_rules_are_chosen_by_name(own: Owner, audit: Any) -> None:

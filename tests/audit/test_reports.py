@@ -114,5 +114,5 @@ def test_the_worst_are_shown_with_their_cure(audit: Audit) -> None:
 def test_no_rule_floods_what_is_shown(audit: Audit) -> None:
     shown = audit.worst(most=1)
     assert shown.frame.groupby("rule").size().max() == 1
-    assert f"{len(audit.findings) - len(shown.frame)} more are in findings.csv" in repr(shown)
+    assert f"{len(audit.findings) - len(shown.frame)} more in findings.csv" in repr(shown)
     assert repr(audit.worst("critical")) == "There are none."

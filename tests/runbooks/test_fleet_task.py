@@ -17,7 +17,7 @@ from vmsnix_ops.runbooks.execute import RunOutcome
 from vmsnix_ops.runbooks.fleet_accounts import CREDENTIALS, Account, environment_of
 from vmsnix_ops.runbooks.fleet_entries import Target
 from vmsnix_ops.runbooks.fleet_lease import Owner
-from vmsnix_ops.runbooks.fleet_ledger import Document, open_ledger
+from vmsnix_ops.runbooks.fleet_ledger import Document, change, open_ledger
 from vmsnix_ops.runbooks.fleet_plan import nix_config
 from vmsnix_ops.runbooks.fleet_task import Job, run_target
 from vmsnix_ops.runbooks.verdict import Failure
@@ -60,9 +60,7 @@ class Worker:
     def found(self, **values: Any) -> None:
         """Leave a document in the ledger as another worker would."""
         whole = fleet_task._blank(self.job, "running") | {"owner": ELSEWHERE.as_dict()} | values
-        ledger = open_ledger(self.job.ledger)
-        kept = ledger.read(self.job.document)
-        ledger.write(self.job.document, whole, kept.version if kept else None)
+        change(open_ledger(self.job.ledger), self.job.document, lambda _: whole)  # the run may be beating
 
 
 @pytest.fixture

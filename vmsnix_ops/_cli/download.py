@@ -48,4 +48,7 @@ def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
             }
         )
         return
-    click.echo(f"{done.path}: a disk of {progress.human_bytes(done.bytes)}, {done.fetched} blocks fetched")
+    click.echo(
+        f"{done.path}: a disk of {progress.human_bytes(done.bytes)}, "
+        f"{progress.counted(done.fetched, 'block')} fetched"
+    )

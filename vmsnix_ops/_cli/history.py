@@ -109,6 +109,7 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
 
     from vmsnix_ops._cli.output import show_json
     from vmsnix_ops.audit.sync import sync as sync_amis
+    from vmsnix_ops.progress import counted
 
     result = sync_amis(regions=regions)
     if as_json:
@@ -116,7 +117,7 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
         return
     places = ", ".join(result.regions)
     click.echo(
-        f"{result.found} AMIs in {places}: "
+        f"{counted(result.found, 'AMI')} in {places}: "
         f"{result.added} added, {result.changed} changed, {result.gone} gone."
     )
 

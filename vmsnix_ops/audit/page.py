@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit import views
+from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -52,13 +53,9 @@ def render(inventory: Inventory, findings: pd.DataFrame, changes: Changes | None
 def _where(inventory: Inventory, when: str) -> str:
     accounts = sorted({account for account, _ in inventory.places})
     regions = sorted({region for _, region in inventory.places})
-    words = f"{when}: {_counted(len(accounts), 'account')} ({', '.join(accounts)}), "
-    words += f"{_counted(len(regions), 'region')}; run {inventory.run.run_id}"
+    words = f"{when}: {counted(len(accounts), 'account')} ({', '.join(accounts)}), "
+    words += f"{counted(len(regions), 'region')}; run {inventory.run.run_id}"
     return f'<p class="soft">{html.escape(words)}</p>\n'
-
-
-def _counted(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _tiles(inventory: Inventory, findings: pd.DataFrame) -> str:
@@ -96,7 +93,7 @@ def _findings(findings: pd.DataFrame) -> Iterable[str]:
             classes={3: "cure"},
         )
         if len(rows) > MOST:
-            yield f'<p class="table soft">{len(rows) - MOST:,} more are in findings.csv.</p>\n'
+            yield f'<p class="table soft">{len(rows) - MOST:,} more in findings.csv.</p>\n'
         yield "</details>\n"
 
 

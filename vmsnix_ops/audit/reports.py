@@ -11,6 +11,7 @@ from vmsnix_ops.audit import changes as comparing
 from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit import page, views
 from vmsnix_ops.nix.versions import wanted
+from vmsnix_ops.progress import counted
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -70,7 +71,7 @@ class Worst:
     def more(self) -> str:
         """What is not shown; empty when all is."""
         left = self.whole - len(self.frame)
-        return f"{left:,} more are in findings.csv." if left else ""
+        return f"{left:,} more in findings.csv." if left else ""
 
     def __repr__(self) -> str:
         lines = []
@@ -149,8 +150,8 @@ def finish(audit: Audit) -> None:
     """Write the report beside ``result.json``, and ``result.json`` itself."""
     run = audit.inventory.run
     paths = write(audit, run.folder)
-    counted = audit.summary()
-    shown = counted[["severity", "rule", "findings"]]
+    summary = audit.summary()
+    shown = summary[["severity", "rule", "findings"]]
     by_severity = audit.findings["severity"].value_counts()
     values: dict[str, Any] = {
         "status": "partly" if audit.inventory.unread else "done",
@@ -162,7 +163,7 @@ def finish(audit: Audit) -> None:
         "changes": str(audit.changes),
         "tables": [
             {
-                "title": f"{len(audit.findings)} findings",
+                "title": counted(len(audit.findings), "finding"),
                 "columns": list(shown.columns),
                 "rows": shown.to_numpy().tolist(),
             }

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement_apply
 from vmsnix_ops.audit.retirement_decide import Work, decide
+from vmsnix_ops.progress import counted
 from vmsnix_ops.records import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     import pandas as pd
@@ -100,7 +101,7 @@ class Plan:
         if self.confirm.strip() not in (self.account, str(count)):
             given = f"confirm is {self.confirm!r}" if self.confirm else "dry_run is off, and confirm is empty"
             raise errors.ParameterError(
-                f"{count} AMIs and snapshots would go, and nobody confirmed it.",
+                f"{_what(self.going)} would go, and nobody confirmed it.",
                 why=f"{given[0].upper()}{given[1:]}.",
                 cure=f"Look at the plan, then give their number ({count}) or the account ({self.account}) as "
                 "confirm.",
@@ -148,7 +149,8 @@ class Plan:
         ]
         columns = ["AMI or snapshot", "name", "region", "made", "stored", "why"]
         columns = ["what", *columns, "snapshots"] if going else columns
-        title = f"{len(chosen)} {'go' if going else 'stay'}" if chosen else ""
+        words = ("goes", "go") if going else ("stays", "stay")
+        title = counted(len(chosen), *words) if chosen else ""
         title += f"; the first {most} of them, plan.csv has all" if len(chosen) > most else ""
         nothing = "Nothing goes." if going else "Nothing stays."
         return shown.shown(columns, rows, right=("stored", "snapshots"), title=title, nothing=nothing)
@@ -159,10 +161,7 @@ class Plan:
         lines = []
         for action, found in counts.items():
             if found:
-                amis = sum(one.kind == "ami" for one in found)
-                parts = [_count(amis, "AMI"), _count(len(found) - amis, "orphaned snapshot")]
-                words = " and ".join(part for part in parts if part)
-                lines.append((VERBS[action], f"{words}, {_sizes(found)}"))
+                lines.append((VERBS[action], f"{_what(found)}, {_sizes(found)}"))
         lines += [(f"{region}", f"not looked at: {error}") for region, error in self.unread.items()]
         if self.dry_run and self.going:
             lines.append(("dry run", "nothing of this will be done"))
@@ -265,8 +264,11 @@ COLUMNS = {
 OUTCOMES = ("retired", "deleted", "restored", "changed", "protected", "skipped", "failed")
 
 
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'s' if number != 1 else ''}" if number else ""
+def _what(some: Sequence[Decision]) -> str:
+    """Return how many AMIs and how many snapshots without one these are."""
+    amis = sum(one.kind == "ami" for one in some)
+    parts = [(amis, "AMI"), (len(some) - amis, "orphaned snapshot")]
+    return " and ".join(counted(number, word) for number, word in parts if number)
 
 
 def _size(one: Decision) -> str:

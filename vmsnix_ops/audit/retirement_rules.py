@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops.audit.retirement_values import Decision
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -354,8 +355,7 @@ def _some(words: Iterable[str]) -> str:
 
 
 def _days(days: float) -> str:
-    whole = int(days)
-    return f"{whole} day" if whole == 1 else f"{whole} days"
+    return counted(int(days), "day")
 
 
 def _day(moment: datetime) -> str:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.audit.findings import Facts, found, rule
+from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,10 +178,10 @@ def not_asked_one_by_one(facts: Facts) -> pd.DataFrame:
     """Find regions with so many AMIs that AWS was not asked, for each, who else may launch it."""
     return _places(
         [
-            (account, region, facts.inventory.places.get((account, region), 0))
+            (account, region, counted(facts.inventory.places.get((account, region), 0), "AMI"))
             for account, region in facts.inventory.hurried
         ],
-        reason="{name} AMIs: AWS was not asked for each which other accounts may launch it.",
+        reason="{name}: AWS was not asked for each which other accounts may launch it.",
         cure="vmsnix run audit-inventory --regions {region} --accounts {account} --one-by-one yes",
     )
 
@@ -511,7 +512,7 @@ def unread(facts: Facts) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _places(places: list[tuple[str, str, int]], *, reason: str, cure: str) -> pd.DataFrame:
+def _places(places: list[tuple[str, str, str]], *, reason: str, cure: str) -> pd.DataFrame:
     import pandas as pd
 
     frame = pd.DataFrame(places, columns=["account", "region", "name"]).assign(

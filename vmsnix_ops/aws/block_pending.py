@@ -22,6 +22,7 @@ from vmsnix_ops.aws.waiting import Sighting, wait
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.image import ZEROS
 from vmsnix_ops.disk.survey import check_unchanged
+from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -207,7 +208,9 @@ class PendingUpload:
         # Without the parent's manifest nobody knows which blocks have become zero.
         if state == "pending" and (parent.blocks or not beginning.parent_id):
             self.journal.resume()
-            self.task.tell(f"going on in {self.snapshot_id}, which has {len(done)} blocks behind it")
+            self.task.tell(
+                f"going on in {self.snapshot_id}, which has {counted(len(done), 'block')} behind it"
+            )
             return parent, done
         if state in ("pending", "error"):
             imports.delete_snapshot(self.task.ec2, self.snapshot_id)

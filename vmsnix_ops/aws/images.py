@@ -12,6 +12,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
+from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -173,7 +174,7 @@ def clean_name(name: str) -> str:
     cleaned = _REFUSED_IN_NAMES.sub("-", name)
     if len(cleaned) not in NAME_LENGTH:
         raise errors.ParameterError(
-            f"The AMI name {cleaned!r} has {len(cleaned)} characters.",
+            f"The AMI name {cleaned!r} has {counted(len(cleaned), 'character')}.",
             why="AWS allows 3 to 128.",
             cure="Choose a shorter prefix or image name.",
         )

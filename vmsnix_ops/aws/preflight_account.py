@@ -11,6 +11,7 @@ from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.identity import Identity, identity
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     import boto3
@@ -42,7 +43,7 @@ def credentials(session: boto3.Session, region: str) -> Check:
         note = "; temporary, their expiry is not known here" if temporary else ""
         return Check("credentials", "pass", who.arn + note, facts=facts)
     left = (expires - datetime.now(UTC)).total_seconds()
-    evidence = f"{who.arn}; valid for {max(left, 0) / 60:.0f} minutes"
+    evidence = f"{who.arn}; valid for {counted(round(max(left, 0) / 60), 'minute')}"
     if left < LONG_ENOUGH_SECONDS:
         cure = "Log in again before a long run; a run that they end is continued by running it again."
         return Check("credentials", "warn", evidence, cure, facts=facts)
@@ -68,7 +69,7 @@ def expiry(session: boto3.Session) -> datetime | None:
 def clock(who: Identity) -> Check:
     """Check whether this machine's clock agrees with AWS's."""
     ahead = who.skew_seconds
-    evidence = f"{abs(ahead):.0f} seconds {'ahead of' if ahead >= 0 else 'behind'} AWS"
+    evidence = f"{counted(round(abs(ahead)), 'second')} {'ahead of' if ahead >= 0 else 'behind'} AWS"
     if abs(ahead) < NOTICEABLE_SKEW_SECONDS:
         return Check("clock", "pass", evidence)
     cure = "Set this machine's clock (NTP): AWS refuses requests that are five minutes off."

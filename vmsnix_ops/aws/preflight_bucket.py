@@ -13,6 +13,7 @@ from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.documents import listed, statements
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.progress import counted
 
 BLOCKS = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
 BOOTSTRAP = "Run vmsnix bootstrap --no-dry-run, which sets it."
@@ -124,7 +125,9 @@ def lifecycle(s3: Client, name: str, key_prefix: str) -> Check:
     ]
     objects = [rule["Expiration"]["Days"] for rule in rules if rule.get("Expiration", {}).get("Days")]
     if uploads and objects:
-        evidence = f"uploads end after {min(uploads)} days, objects after {min(objects)}"
+        evidence = (
+            f"uploads end after {counted(min(uploads), 'day')}, objects after {counted(min(objects), 'day')}"
+        )
         return Check("bucket leftovers", "pass", evidence)
     left = " and ".join(
         what for what, found in (("unfinished uploads", uploads), ("objects", objects)) if not found

@@ -17,6 +17,7 @@ from vmsnix_ops.aws.documents import listed, statements
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of
 from vmsnix_ops.aws.simulation import lacking
+from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     from vmsnix_ops.aws.identity import Identity
@@ -72,7 +73,8 @@ def role(iam: Client, name: str) -> Check:
         )
     evidence = str(found["Arn"])
     if facts["new"]:
-        evidence += f", made {age:.0f} seconds ago: EC2 may not know it yet, and a publish waits for that"
+        evidence += f", made {counted(round(age), 'second')} ago: "
+        evidence += "EC2 may not know it yet, and a publish waits for that"
     if trust == "open":
         cure = "Add the condition that vmsnix iam-policy vmimport-trust prints; vmsnix bootstrap sets it."
         return Check(

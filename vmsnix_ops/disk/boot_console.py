@@ -11,6 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from vmsnix_ops.progress import counted
+
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
@@ -97,7 +99,7 @@ class Console:
         if self._file.closed:
             return
         if self.bytes > KEPT_BYTES:
-            told = f"\n[{self.bytes - KEPT_BYTES} more bytes; the last lines:]\n"
+            told = f"\n[{counted(self.bytes - KEPT_BYTES, 'more byte')}; the last lines:]\n"
             self._file.write((told + "\n".join(self.tail()) + "\n").encode())
         self._file.close()
 

@@ -18,6 +18,7 @@ from vmsnix_ops.disk.damage import damaged
 from vmsnix_ops.disk.image import SECTOR, Block, DiskImage, Extent
 from vmsnix_ops.disk.source import BinaryReader, ByteSource, open_source
 from vmsnix_ops.errors import ImageFormatError
+from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +104,7 @@ def _refuse_foreign(source: ByteSource, head: bytes) -> None:
             field="signature",
         )
     if source.size < SECTOR:
-        why = f"It has {source.size} bytes, less than one sector of {SECTOR}."
+        why = f"It has {counted(source.size, 'byte')}, less than one sector of {SECTOR}."
         raise damaged(source.name, "disk", "end of file", source.size, why)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
+from vmsnix_ops.progress import counted
 from vmsnix_ops.records import shown
 
 if TYPE_CHECKING:
@@ -129,16 +130,14 @@ class Outcomes:
         regions = list(dict.fromkeys(row.region for row in self.rows))
         bad = {row.region for row in self.rows if row.outcome == "failed"}
         told = "; ".join(f"{row.region}, {row.step}: {row.why}" for row in self.failed)
-        sound = f"{len(regions) - len(bad)} of {len(regions)} regions"
+        sound = f"{len(regions) - len(bad)} of {counted(len(regions), 'region')}"
         if self.dry_run:
             return errors.PartlyDoneError(
-                f"{self.job} would be done in part: {sound} would be as wanted.",
+                f"{self.job} would be done in part: in {sound}.",
                 why=told,
                 cure="Mend what is named, or leave those regions out, and make the plan again.",
             )
-        return errors.PartlyDoneError(
-            f"{self.job} is done in part: {sound} are as wanted.", why=told, cure=self.cure
-        )
+        return errors.PartlyDoneError(f"{self.job} is done in part: in {sound}.", why=told, cure=self.cure)
 
     def frame(self) -> pd.DataFrame:
         """Return one row a region and step, with the columns `COLUMNS`."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.aws import deprecation, parameters, snapshots
 from vmsnix_ops.aws.session import client
-from vmsnix_ops.progress import Progress, current
+from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish import channels, promote_checks, promote_steps
 from vmsnix_ops.publish.channel_history import entries, frame
 from vmsnix_ops.publish.home import checked_home
@@ -134,7 +134,7 @@ class Plan(PlanTable):
         """One line: what becomes what."""
         source = self.wanted.source
         to = f" to {self.channel}" if self.channel else ""
-        return f"Promote {source.name}{to} in {len(self.targets)} regions, account {self.account}"
+        return f"Promote {source.name}{to} in {counted(len(self.targets), 'region')}, account {self.account}"
 
     def apply(self) -> Outcomes:
         """Carry it out; see `vmsnix_ops.publish.promote_apply.apply`."""

@@ -18,7 +18,7 @@ from vmsnix_ops.aws import images, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, enabled, named
 from vmsnix_ops.aws.session import Client, client
-from vmsnix_ops.progress import Progress, current
+from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish import channels, promote_records
 from vmsnix_ops.publish.channel_history import Entry, entries, frame
 from vmsnix_ops.publish.home import checked_home
@@ -308,7 +308,7 @@ def _choose(ec2: Client, known: tuple[Entry, ...], to: str, account_id: str) -> 
         what = f"never pointed to {to}" if to else f"never pointed to anything but {now.ami_id}"
         raise errors.PointerError(
             f"The channel {what} in {ec2.meta.region_name}.",
-            why=f"Its history has {len(known)} values, since {known[0].since:%Y-%m-%d}.",
+            why=f"Its history has {counted(len(known), 'value')}, since {known[0].since:%Y-%m-%d}.",
             cure=cure,
         )
     chosen = wanted[-1].ami_id

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vmsnix_ops.progress import Event, Lines
+from vmsnix_ops.progress import Event, Lines, counted
 from vmsnix_ops.runbooks.secrets import LineRedactor, Redactor
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Kept:
             self._tail[0] = self._tail[0][surplus:]
             self._tail_size -= surplus
             self.left_out += surplus
-        note = f"\n[... {self.left_out:,} characters left out ...]\n" if self.left_out else ""
+        note = f"\n[... {counted(self.left_out, 'character')} left out ...]\n" if self.left_out else ""
         text = note + "".join(self._tail)
         self._tail.clear()
         return text

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import ConfirmationError, PlanError
+from vmsnix_ops.progress import counted
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks.fleet_cluster import check_address, need_dask
@@ -109,7 +110,7 @@ class Fleet:
     def _title(self) -> str:
         going = f"goes on with {self.round}" if self.round else "a new round"
         where = self.plan.dask.scheduler or "this machine"
-        return f"Fleet {self.plan.name}: {len(self.plan.targets)} targets on {where}, {going}"
+        return f"Fleet {self.plan.name}: {counted(len(self.plan.targets), 'target')} on {where}, {going}"
 
     def apply(
         self, *, confirmed: bool = False, board: Board | None = None, stop: Stop | None = None
@@ -144,7 +145,7 @@ class Fleet:
         destroying = [target.name for target in self.plan.targets if target.effects == "destroys"]
         if destroying and not confirmed:
             raise ConfirmationError(
-                f"{len(destroying)} targets would destroy, and nobody has confirmed it.",
+                f"{counted(len(destroying), 'target')} would destroy, and nobody has confirmed it.",
                 why=f"{destroying[0]} has dry_run = false.",
                 cure="Look at a dry run first; then confirm with --yes (in Python: apply(confirmed=True)).",
             )

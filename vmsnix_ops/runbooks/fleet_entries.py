@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import ParameterError, RunError, UnknownRunbookError, nearest
+from vmsnix_ops.progress import counted
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.fleet_accounts import ACCOUNT_ID, CREDENTIALS, Account
 from vmsnix_ops.runbooks.side_effects import level
@@ -93,7 +94,7 @@ class Target:
         if self.effects == "destroys":
             parts.append("destroys")
         if self.retries:
-            parts.append(f"{self.retries} {'retry' if self.retries == 1 else 'retries'}")
+            parts.append(counted(self.retries, "retry", "retries"))
         return "; ".join(parts)
 
 

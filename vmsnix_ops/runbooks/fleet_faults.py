@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmsnix_ops.errors import PlanError, nearest
+from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -81,7 +82,7 @@ class Faults:
         """Return all of it as one error."""
         count = len(self.found)
         return PlanError(
-            f"The plan {path} has {count} fault{'s' if count > 1 else ''}; nothing has started.",
+            f"The plan {path} has {counted(count, 'fault')}; nothing has started.",
             why="\n".join(self.found)
             if count == 1
             else "\n" + "\n".join(f"- {text}" for text in self.found) + "\n",

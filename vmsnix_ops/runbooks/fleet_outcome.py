@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import InterruptedRunError, PartlyDoneError, RunFailedError
+from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +81,7 @@ class Outcome:
         if self.status == "done":
             return None
         left = [document for document in self.documents if document["state"] != "done"]
-        what = f"{len(left)} of {len(self.documents)} targets of the fleet {self.name} are not done."
+        what = f"Not done: {len(left)} of {counted(len(self.documents), 'target')} of the fleet {self.name}."
         told = next((document for document in left if document["state"] in ("failed", "partly")), left[0])
         why = f"{told['target']}: {told['error'] or told['state']}"
         cure = "Start it again: it goes on with what is left. The report has every target."

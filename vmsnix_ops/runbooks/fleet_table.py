@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vmsnix_ops.progress import human_seconds, in_jupyter
+from vmsnix_ops.progress import counted, human_seconds, in_jupyter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -156,7 +156,7 @@ class Lines(Board):
 
     def opened(self) -> None:
         """Write how many there are."""
-        self._write(f"{self.name}: {len(self.lines)} targets")
+        self._write(f"{self.name}: {counted(len(self.lines), 'target')}")
 
     def changed(self, line: Line) -> None:
         """Write the target, its state, and what went wrong."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import ipywidgets
 
-from vmsnix_ops.progress import human_bytes, human_seconds
+from vmsnix_ops.progress import counted, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,7 +172,7 @@ def _amount(event: Event) -> str:
         done = human_bytes(event.done)
         return f"{done} of {human_bytes(event.total)}" if event.total else (done if event.done else "")
     if event.total:
-        return f"{event.done:g} of {event.total:g} {event.unit}"
+        return f"{event.done:g} of {counted(int(event.total), event.unit.removesuffix('s'))}"
     return f"{event.done:g} {event.unit}" if event.done else ""
 
 
