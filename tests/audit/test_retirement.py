@@ -225,6 +225,7 @@ def test_an_ami_of_another_account_is_refused(fleet: Fleet) -> None:
         ({"grace_days": float("nan")}, "grace_days=nan"),
         ({"action": "destroy"}, "retire or restore"),
         ({"regions": ["eu-wset-1"]}, "eu-west-1"),
+        ({"amis": ["web-1"]}, "'web-1' is not the id of an AMI"),
     ],
 )
 def test_what_cannot_be_right_is_refused(fleet: Fleet, wrong: dict[str, Any], said: str) -> None:
@@ -241,6 +242,22 @@ def test_nothing_happens_without_the_right_confirmation(fleet: Fleet, confirm: s
         fleet.apply(confirm=confirm)
     assert fleet.amis() == {ami: "available"}
     assert fleet.apply(confirm="1").outcomes[0].outcome == "retired"
+
+
+def test_a_fingerprint_confirms_the_plan_that_was_looked_at_and_no_other(fleet: Fleet) -> None:
+    ami = fleet.ami(days=60)
+    looked_at = fleet.plan(dry_run=True)
+    assert looked_at.fingerprint in str(looked_at)
+    assert fleet.plan(now=fleet.later(2)).fingerprint == looked_at.fingerprint
+    fleet.share(ami, FRIEND)
+    other = fleet.ami("other", days=50)
+    late = fleet.plan(confirm=looked_at.fingerprint)
+    assert [one.resource_id for one in late.going] == [other]  # one, as before, which a number would not tell
+    with pytest.raises(errors.StalePlanError, match=f"the plan is {late.fingerprint}"):
+        late.apply()
+    assert set(fleet.amis().values()) == {"available"}
+    fleet.apply(confirm=late.fingerprint)
+    assert fleet.amis() == {ami: "available", other: "disabled"}
 
 
 def test_a_dry_run_changes_nothing(fleet: Fleet) -> None:

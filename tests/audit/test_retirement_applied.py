@@ -161,6 +161,38 @@ def test_restoring_an_ami_without_a_date_leaves_it_without(fleet: Fleet) -> None
     assert not [name for name in fleet.tags(ami) if name.startswith("vmsnix:retired")]
 
 
+def test_an_ami_that_somebody_disabled_before_is_restored_as_it_was(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    fleet.ec2.disable_image(ImageId=ami)
+    (snapshot,) = fleet.held(ami)
+    fleet.lend(snapshot)
+    (before,) = fleet.ec2.describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
+    fleet.apply(allow_shared=True)
+    assert "can be restored until" in why(fleet.plan(), ami)
+    assert fleet.tags(ami)[tagging.STATE_BEFORE] == "disabled"
+    plan = fleet.plan(action="restore")
+    assert "stays disabled, as it was before" in why(plan, ami)
+    assert [(one.outcome, one.detail) for one in plan.apply().outcomes] == [
+        ("restored", "disabled, as it was before")
+    ]
+    (after,) = fleet.ec2.describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
+    assert after == before
+    shared = fleet.ec2.describe_snapshot_attribute(SnapshotId=snapshot, Attribute="createVolumePermission")
+    assert shared["CreateVolumePermissions"] == [{"UserId": FRIEND}]
+
+
+def test_restoring_an_ami_whose_snapshot_is_gone_says_so(fleet: Fleet) -> None:
+    ami = fleet.ami(devices=2)
+    data = fleet.held(ami)[1]
+    fleet.apply()
+    del fleet.aws.world.tables.table(fleet.aws.account, REGION, "snapshots")[data]
+    assert f"{data} is gone, or another account's" in why(fleet.plan(action="restore"), ami)
+    plan = fleet.plan(now=fleet.later())
+    assert dict(plan.going[0].kept_snapshots) == {data: "it is another account's, or gone"}
+    assert [one.outcome for one in plan.apply().outcomes] == ["deleted"]
+    assert (fleet.amis(), fleet.snapshots()) == ({}, set())
+
+
 def test_an_audience_of_many_accounts_is_remembered_whole(fleet: Fleet) -> None:
     ami = fleet.ami()
     many = [f"{number:012d}" for number in range(100, 150)]

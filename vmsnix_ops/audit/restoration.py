@@ -60,6 +60,10 @@ def _ami(view: View, ami: Ami, rules: Rules, now: datetime) -> Decision:
     decision = Decision.of_ami(view, ami, *_verdict(ami, rules, now))
     if not decision.goes:
         return decision
+    missing = [name for name in dict.fromkeys(ami.snapshot_ids) if name not in view.snapshots]
+    if missing:
+        half = f"{', '.join(missing)} is gone, or another account's: see whether it can be launched"
+        decision = replace(decision, reasons=(*decision.reasons, half))
     marked = [
         name
         for name in dict.fromkeys(ami.snapshot_ids)
@@ -84,6 +88,8 @@ def _verdict(ami: Ami, rules: Rules, now: datetime) -> tuple[Action, tuple[str, 
     date = "no deprecation date" if before is None else f"deprecated from {before:%Y-%m-%d %H:%M} UTC on"
     if before is not None and before <= now:
         date = f"stays deprecated, as it would be since {before:%Y-%m-%d}"
+    if known.state_before == "disabled":
+        return "restore", (f"retired on {known.at:%Y-%m-%d}", "stays disabled, as it was before")
     with_whom = ", ".join(known.shared_with) or "nobody"
     return "restore", (f"retired on {known.at:%Y-%m-%d}", f"shared with {with_whom}", date)
 

@@ -80,7 +80,8 @@ def plan(
     dry_run
         `Plan.apply` does nothing.
     confirm
-        Without a dry run: the number of AMIs and orphans that go, or the account's id.
+        Without a dry run: the fingerprint of the plan that was looked at (`Plan.fingerprint`), the number of
+        AMIs and orphans that go, or the account's id.
     now
         From when ages count; the present by default.
     progress, session
@@ -163,6 +164,7 @@ def finish(result: Result) -> None:
             "account": plan.account,
             "regions": list(plan.regions),
             "plan": path,
+            "fingerprint": plan.fingerprint,
             "going": [one.resource_id for one in plan.going],
             "kept": sum(not one.goes for one in plan.decisions),
             "trouble": wrong,

@@ -173,10 +173,13 @@ class _Doing:
         return Outcome(self.one, "retired", f"can be restored until {noted.grace_until:%Y-%m-%d}")
 
     def _restore(self, ami: Ami) -> Outcome:
+        known = retiring.mark(ami.tags)
         shared = retiring.restore(self.ec2, ami, self.one.snapshots, at=self.plan.now)
         self._record("restored", shared_with=list(shared.names()))
         self._record_ami(ami)
-        return Outcome(self.one, "restored", f"shared with {shared}")
+        stays = known is not None and known.state_before == "disabled"
+        how = "disabled, as it was before" if stays else f"shared with {shared}"
+        return Outcome(self.one, "restored", how)
 
     def _delete(self, ami: Ami, references: References) -> Outcome:
         if retiring.deregister(self.ec2, ami.ami_id) == "protected":

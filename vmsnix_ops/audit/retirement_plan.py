@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.run_context import RunContext
 
 VERBS = {"retire": "retire", "delete": "remove for good", "restore": "restore", "keep": "keep"}
+FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 DONE = frozenset({"retired", "deleted", "restored"})
 
 
@@ -68,6 +71,12 @@ class Plan:
         """What there is to do, the oldest first within a region."""
         return tuple(one for one in self.decisions if one.goes)
 
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with what goes, and with what is known of it."""
+        whole = "\n".join(sorted(one.fingerprint for one in self.going))
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
     def apply(self) -> Result:
         """Do what the plan says, unless it is a dry run; return what became of each AMI and orphan.
 
@@ -78,7 +87,7 @@ class Plan:
         vmsnix_ops.errors.ParameterError
             It is not confirmed.
         vmsnix_ops.errors.StalePlanError
-            Something changed since; nothing was done.
+            Something changed since, or since the plan that was confirmed; nothing was done.
         """
         if self.dry_run or not self.going:
             return Result(self, ())
@@ -97,15 +106,22 @@ class Plan:
         return {one.resource_id: one for one in decisions}, unread
 
     def _check_confirmed(self) -> None:
-        count = len(self.going)
-        if self.confirm.strip() not in (self.account, str(count)):
-            given = f"confirm is {self.confirm!r}" if self.confirm else "dry_run is off, and confirm is empty"
-            raise errors.ParameterError(
-                f"{_what(self.going)} would go, and nobody confirmed it.",
-                why=f"{given[0].upper()}{given[1:]}.",
-                cure=f"Look at the plan, then give their number ({count}) or the account ({self.account}) as "
-                "confirm.",
+        count, confirm = len(self.going), self.confirm.strip()
+        if confirm in (self.account, str(count), self.fingerprint):
+            return
+        if FINGERPRINT.fullmatch(confirm):
+            raise errors.StalePlanError(
+                f"The plan {confirm}, which was confirmed, no longer holds; nothing was done.",
+                why=f"By what the account is now, the plan is {self.fingerprint}.",
+                cure="Look at it, then confirm that one.",
             )
+        given = f"Confirm is {self.confirm!r}." if self.confirm else "Dry_run is off, and confirm is empty."
+        raise errors.ParameterError(
+            f"{_what(self.going)} would go, and nobody confirmed it.",
+            why=given,
+            cure=f"Look at the plan, then give as confirm its fingerprint ({self.fingerprint}), their number "
+            f"({count}) or the account ({self.account}).",
+        )
 
     def frame(self) -> pd.DataFrame:
         """Return the plan as a table, one row an AMI or orphan, what goes first."""
@@ -163,6 +179,8 @@ class Plan:
             if found:
                 lines.append((VERBS[action], f"{_what(found)}, {_sizes(found)}"))
         lines += [(f"{region}", f"not looked at: {error}") for region, error in self.unread.items()]
+        if self.going:
+            lines.append(("fingerprint", self.fingerprint))
         if self.dry_run and self.going:
             lines.append(("dry run", "nothing of this will be done"))
         return lines

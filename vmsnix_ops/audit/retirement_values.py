@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.evidence import AMI_ID
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -52,7 +53,7 @@ class Rules:
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        A number cannot be right.
+        A number or an id cannot be right.
     """
 
     keep_last: int = 3
@@ -72,6 +73,13 @@ class Rules:
             if not 0 <= value <= LONGEST_DAYS:  # NaN is refused, too
                 raise errors.ParameterError(
                     f"{name}={value} cannot be right.", cure=f"Give 0 to {LONGEST_DAYS}."
+                )
+        for ami_id in self.amis:
+            if not AMI_ID.fullmatch(ami_id):
+                raise errors.ParameterError(
+                    f"{ami_id!r} is not the id of an AMI.",
+                    why="One is ami- and 17 or 8 hexadecimal digits.",
+                    cure="Give ids as amis; names of images go into images.",
                 )
 
 

@@ -10,6 +10,7 @@ is changed, and removed after everything is restored.
 ``vmsnix:retired-by``         the run that retired it
 ``vmsnix:shared-with``        with whom it was shared; goes on in ``vmsnix:shared-with-2`` and so forth
 ``vmsnix:deprecated-before``  its deprecation date, or ``never``
+``vmsnix:state-before``       ``disabled`` when somebody else had disabled it already, else ``available``
 ``vmsnix:retired-with``       of a snapshot: its AMI, by which it is found should the AMI go and it stay
 ============================  ==========================================================================
 
@@ -59,6 +60,8 @@ class Mark:
         Its deprecation date; ``None`` when it had none.
     with_ami
         Of a snapshot: the AMI that it belonged to.
+    state_before
+        Of an AMI: its state.
     """
 
     at: datetime
@@ -67,6 +70,7 @@ class Mark:
     shared_with: tuple[str, ...] = ()
     deprecated_before: datetime | None = None
     with_ami: str = ""
+    state_before: str = ""
 
     def tags(self) -> dict[str, str]:
         """Return it as tags."""
@@ -77,6 +81,7 @@ class Mark:
             tagging.RETIRED_BY: self.run_id,
             tagging.DEPRECATED_BEFORE: _text(before) if before else NEVER,
             tagging.RETIRED_WITH: self.with_ami,
+            tagging.STATE_BEFORE: self.state_before,
             **{_part(number): words for number, words in enumerate(_lines(self.shared_with), 1)},
         }
 
@@ -93,6 +98,7 @@ def mark(tags: Mapping[str, str]) -> Mark | None:
         _shared_with(tags),
         _moment(tags.get(tagging.DEPRECATED_BEFORE, "")),
         tags.get(tagging.RETIRED_WITH, ""),
+        tags.get(tagging.STATE_BEFORE, ""),
     )
 
 
@@ -130,10 +136,16 @@ def retire(
         run_id,
         _union(known.shared_with if known else (), shared.names()),
         known.deprecated_before if known else before,
+        state_before=ami.state,
     )
-    tag(ec2, [ami.ami_id], noted.tags())
+    disabled = ami.state == "disabled"  # by somebody else: it is out of everybody's reach already
+    if not disabled:
+        tag(ec2, [ami.ami_id], noted.tags())
     for snapshot_id in snapshot_ids:
         retire_snapshot(ec2, snapshot_id, noted, ami)
+    if disabled:
+        tag(ec2, [ami.ami_id], noted.tags())  # last: disabled and with these tags it counts as retired
+        return noted
     sharing.revoke(ec2, ami.ami_id, shared)
     if before is None or before > at:
         # AWS takes no date that has passed by the time it looks.
@@ -170,7 +182,8 @@ def retire_snapshot(ec2: Client, snapshot_id: str, noted: Mark, ami: Ami | None 
 def restore(ec2: Client, ami: Ami, snapshot_ids: Iterable[str], *, at: datetime) -> Audience:
     """Enable a retired AMI, share it with whom it was shared with, give it its old deprecation date back.
 
-    Safe to run twice, and to go on with after a death at any call: the tags that know how it was go last.
+    One that somebody else had disabled before is left so. Safe to run twice, and to go on with after a death
+    at any call: the tags that know how it was go last.
 
     Returns
     -------
@@ -178,14 +191,14 @@ def restore(ec2: Client, ami: Ami, snapshot_ids: Iterable[str], *, at: datetime)
         With whom it is shared again; nobody when its tags do not say.
     """
     known = mark(ami.tags)
-    with calling(f"enable {ami.ami_id}"):
-        ec2.enable_image(ImageId=ami.ami_id)
     shared = sharing.audience(_shared_with(ami.tags))
-    sharing.share(ec2, ami.ami_id, shared)
-    if known is not None:
-        if known.deprecated_before is None:
+    if known is None or known.state_before != "disabled":
+        with calling(f"enable {ami.ami_id}"):
+            ec2.enable_image(ImageId=ami.ami_id)
+        sharing.share(ec2, ami.ami_id, shared)
+        if known is not None and known.deprecated_before is None:
             deprecation.undeprecate(ec2, ami.ami_id)
-        elif known.deprecated_before > at:
+        elif known is not None and known.deprecated_before and known.deprecated_before > at:
             deprecation.deprecate(ec2, ami.ami_id, known.deprecated_before)
         # A date that has passed meanwhile cannot be set again; it is deprecated, as it would be.
     for snapshot_id in snapshot_ids:
@@ -302,6 +315,7 @@ def untag(ec2: Client, resource: str, tags: Mapping[str, str]) -> None:
         tagging.RETIRED_BY,
         tagging.DEPRECATED_BEFORE,
         tagging.RETIRED_WITH,
+        tagging.STATE_BEFORE,
         *map(_part, range(1, MOST_PARTS + 1)),
     )
     present = [{"Key": name} for name in names if name in tags]

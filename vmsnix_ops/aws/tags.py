@@ -28,6 +28,7 @@ GRACE_UNTIL = "vmsnix:grace-until"
 RETIRED_BY = "vmsnix:retired-by"
 SHARED_WITH = "vmsnix:shared-with"
 DEPRECATED_BEFORE = "vmsnix:deprecated-before"
+STATE_BEFORE = "vmsnix:state-before"
 RETIRED_WITH = "vmsnix:retired-with"  # snapshots: the AMI that they went with
 
 OWN = (
@@ -45,6 +46,7 @@ OWN = (
     RETIRED_BY,
     SHARED_WITH,
     DEPRECATED_BEFORE,
+    STATE_BEFORE,
     RETIRED_WITH,
 )
 MOST = 50  # AWS: tags a resource
