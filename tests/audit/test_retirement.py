@@ -285,6 +285,8 @@ def test_another_account_than_allowed_is_refused(fleet: Fleet, monkeypatch: pyte
         "ec2:DescribeInstances",
         "ec2:DescribeImageReferences",
         "ec2:DescribeImageAttribute",
+        "ec2:DescribeSnapshotAttribute",
+        "ec2:DescribeLockedSnapshots",
         "ssm:DescribeParameters",
     ],
 )

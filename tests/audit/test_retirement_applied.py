@@ -97,6 +97,7 @@ def test_the_moments_in_which_a_snapshot_still_counts_as_used_are_waited_out(fle
             "nth": [1, 2],
             "do": "error",
             "code": "InvalidSnapshot.InUse",
+            "message": "The snapshot is currently in use by ami-0123456789abcdef0",
             "http": 400,
         }
     )
@@ -110,6 +111,20 @@ def test_what_is_used_again_during_its_grace_is_not_removed(fleet: Fleet) -> Non
     fleet.client("ssm").put_parameter(Name="/theirs", Value=ami, Type="String")
     plan = fleet.plan(now=fleet.later())
     assert "in use: parameter /theirs" in why(plan, ami)
+
+
+def test_an_ami_stays_retired_while_a_snapshot_of_it_is_locked(fleet: Fleet) -> None:
+    ami, orphan = fleet.ami(devices=2), fleet.snapshot(tags={tagging.DIGEST: "d"})
+    data = fleet.held(ami)[1]
+    for name in (data, orphan):
+        fleet.ec2.lock_snapshot(SnapshotId=name, LockMode="governance", LockDuration=90)
+    assert [one.outcome for one in fleet.apply().outcomes] == ["retired", "retired"]
+    plan = fleet.plan(now=fleet.later())
+    assert f"{data} is locked (governance, until" in why(plan, ami)
+    assert f"{orphan} is locked (governance, until" in why(plan, orphan)
+    for name in (data, orphan):
+        fleet.ec2.unlock_snapshot(SnapshotId=name)
+    assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted", "deleted"]
 
 
 def test_protection_that_comes_after_the_look_is_respected_and_told(fleet: Fleet) -> None:
@@ -304,6 +319,9 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
         fleet.client("ssm").put_parameter(Name="/theirs", Value=f"ami={image}", Type="String")
     elif how == "lent":
         fleet.lend(*(fleet.held(image) if image else [resource_id]))
+    elif how == "locked":
+        (held,) = fleet.held(image) if image else [resource_id]
+        fleet.ec2.lock_snapshot(SnapshotId=held, LockMode="governance", LockDuration=9)
     elif how == "ami":
         fleet.ami("other", days=1, snapshots=(resource_id,))
     elif how == "import":
@@ -322,6 +340,7 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
         ("launch template", "launch-template lt-"),
         ("parameter", "parameter /theirs"),
         ("lent", f"snapshot-shared-with {FRIEND}"),
+        ("locked", "snapshot-lock snap-"),
     ],
 )
 @pytest.mark.parametrize("days", [0, 20])
@@ -344,6 +363,7 @@ def test_everything_that_uses_an_ami_is_looked_at_right_before_its_turn(
         ("launch configuration", "launch-configuration late"),
         ("launch template", "launch-template lt-"),
         ("lent", f"shared-with {FRIEND}"),
+        ("locked", "snapshot-lock snap-"),
         ("ami", "holds it"),
         ("import", "import was nothing and is of its image under way"),
     ],
@@ -516,6 +536,20 @@ def test_one_snapshot_that_aws_does_not_delete_does_not_keep_the_others(fleet: F
         retirement.finish(result)
     assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted"]
     assert fleet.snapshots() == set()
+
+
+def test_a_snapshot_with_fast_restore_is_not_waited_for(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    fleet.apply()
+    text = "The snapshot is currently enabled for fast restores in us-east-1a."
+    fault = {"op": "ec2:DeleteSnapshot", "do": "error", "code": "InvalidSnapshot.InUse", "message": text}
+    fleet.aws.faults.add({**fault, "http": 400})
+    (one,) = fleet.apply(now=fleet.later()).outcomes
+    assert (one.outcome, fleet.amis()) == ("deleted", {})
+    assert f"{fleet.snapshots().pop()} stays" in one.lacking
+    assert "fast restores" in one.lacking
+    assert len(fleet.aws.calls.of("ec2:DeleteSnapshot")) == 1
+    assert ami in fleet.plan(now=fleet.later()).going[0].reasons[0]
 
 
 # Orphans, and what was half deleted

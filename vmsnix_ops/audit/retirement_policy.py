@@ -14,6 +14,7 @@ def retirer_actions() -> tuple[str, ...]:
         view.owned_amis,
         snapshots.owned,
         snapshots.find,
+        snapshots.locks,
         view.importing,
         view.channels,
         view.one_by_one,

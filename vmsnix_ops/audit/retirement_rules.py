@@ -118,6 +118,8 @@ class _Region:
         staying = [*self._used(ami), *self._wanted(ami, retired=retired)]
         if known is not None and retired and self.now < known.grace_until:
             staying.append(f"retired on {_day(known.at)}, can be restored until {_day(known.grace_until)}")
+        if retired or ami.state == "failed":
+            staying += self._locked(ami.ami_id)
         if staying and known is not None and not retired:
             staying.append(
                 f"its retirement of {_day(known.at)} was interrupted, or undone by hand: restore it"
@@ -168,6 +170,11 @@ class _Region:
             elif one.kind == "snapshot-shared-with":
                 found.setdefault(who, f"{who} ({one.detail} only)")
         return sorted(found.values())
+
+    def _locked(self, resource_id: str) -> list[str]:
+        """Return what keeps an AMI or a snapshot because AWS would not delete a snapshot."""
+        locks = [one for one in self.view.references.of(resource_id) if one.kind == "snapshot-lock"]
+        return [f"{one.id} is locked ({one.detail})" for one in locks]
 
     def _named(self, resource_id: str) -> list[str]:
         """Return what keeps an AMI or a snapshot because something names it, or may."""
@@ -225,6 +232,8 @@ class _Region:
             )
         if known is not None and self.now < known.grace_until:
             staying.append(f"retired on {_day(known.at)}, is kept until {_day(known.grace_until)}")
+        if known is not None:
+            staying += self._locked(snapshot.snapshot_id)
         if staying:
             return "keep", staying
         if known is not None and known.with_ami:

@@ -152,23 +152,33 @@ def channels(ssm: Client, prefix: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-@needs("ec2:DescribeImageReferences", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshotAttribute")
+@needs(
+    "ec2:DescribeImageReferences",
+    "ec2:DescribeImageAttribute",
+    "ec2:DescribeSnapshotAttribute",
+    "ec2:DescribeLockedSnapshots",
+)
 def one_by_one(
     ec2: Client, amis: Mapping[str, Collection[str]], loose: Collection[str] = ()
 ) -> evidence.References:
-    """Return what can be asked about single AMIs and snapshots: EC2's own search, and who may use them.
+    """Return what can be asked about single AMIs and snapshots: EC2's own search, who may use them, locks.
 
     Parameters
     ----------
     ec2
         Where.
     amis
-        AMIs, each with those of its snapshots that are this account's: with whom they are shared counts, too.
+        AMIs, each with those of its snapshots that are this account's: with whom they are shared counts, too,
+        and whether they are locked.
     loose
         Snapshots that no AMI holds.
     """
     found: dict[str, dict[evidence.Evidence, None]] = {}
     held = {name for names in amis.values() for name in names}
+    locked = snapshots.locks(ec2)
+    for resource_id, names in {**amis, **{name: [name] for name in loose}}.items():
+        for name in locked.keys() & set(names):
+            found.setdefault(resource_id, {})[evidence.Evidence("snapshot-lock", name, locked[name])] = None
     with calling(f"look who uses AMIs and snapshots of {ec2.meta.region_name}"):
         for read in (evidence.image_references, evidence.launch_permissions):
             for ami_id, one in read(ec2, list(amis)):

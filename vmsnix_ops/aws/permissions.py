@@ -107,6 +107,7 @@ _ALL = (
     Permission("ec2:GetConsoleOutput", "our instances", "what does it say"),
     Permission("ec2:CopyImage", "tagged at creation", "copy an AMI to another region"),
     Permission("ec2:DescribeSnapshotAttribute", "everything", "with whom is a snapshot shared"),
+    Permission("ec2:DescribeLockedSnapshots", "everything", "which snapshots cannot be deleted"),
     Permission("ec2:ModifySnapshotAttribute", "our snapshots", "share a snapshot, or stop"),
     Permission("ec2:EnableImageDeprecation", "our images", "set the deprecation date"),
     Permission("ec2:DisableImageDeprecation", "our images", "take the deprecation date away"),

@@ -65,8 +65,8 @@ NAMES = frozenset(
 )
 """Kinds of evidence that name the AMI: it is in use."""
 
-HINTS = frozenset({"shared-with", "snapshot-shared-with", "launched"})
-"""Kinds of evidence that it may be in use where we cannot look."""
+HINTS = frozenset({"shared-with", "snapshot-shared-with", "snapshot-lock", "launched"})
+"""Kinds of evidence that it may be in use where we cannot look, or shall be kept."""
 
 RECENT_DAYS = 90
 """A launch so long ago says nothing about today's use."""

@@ -265,6 +265,7 @@ def remove_snapshot(ec2: Client, snapshot_id: str, *, of: str = "") -> tuple[str
             retrying(
                 lambda: ec2.delete_snapshot(SnapshotId=snapshot_id),
                 "InvalidSnapshot.InUse",
+                saying="currently in use",  # and not that a fast restore is on, which does not end by itself
                 seconds=IN_USE_SECONDS,
             )
     except errors.AwsError as error:

@@ -100,6 +100,18 @@ def owned(ec2: Client) -> dict[str, Snapshot]:
         return {one.snapshot_id: one for one in map(read, found)}
 
 
+@needs("ec2:DescribeLockedSnapshots")
+def locks(ec2: Client) -> dict[str, str]:
+    """Return the snapshots of the account that are locked, so that nobody can delete them, and how long."""
+    held = [{"Name": "lock-state", "Values": ["compliance", "compliance-cooloff", "governance"]}]
+    with calling(f"look which snapshots of {ec2.meta.region_name} are locked"):
+        found = items(ec2, "describe_locked_snapshots", "Snapshots", Filters=held, MaxResults=PAGE)
+        return {
+            str(one["SnapshotId"]): f"{one['LockState']}, until {one['LockExpiresOn']:%Y-%m-%d}"
+            for one in found
+        }
+
+
 def check_whole(ec2: Client, ami: Ami) -> tuple[Snapshot, ...]:
     """Return the snapshots of an AMI that can be launched, or say what it lacks.
 

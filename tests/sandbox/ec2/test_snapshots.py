@@ -172,3 +172,63 @@ def test_a_volume_can_be_deleted(aws: Rehearsal) -> None:
     aws.ec2.delete_volume(VolumeId=volume)
     with refused("InvalidVolume.NotFound"):
         aws.ec2.describe_volumes(VolumeIds=[volume])
+
+
+# Locks
+
+
+def test_a_locked_snapshot_cannot_be_deleted_until_it_is_unlocked(aws: Rehearsal) -> None:
+    snapshot = aws.snapshot()
+    locked = aws.ec2.lock_snapshot(SnapshotId=snapshot, LockMode="governance", LockDuration=30)
+    assert (locked["LockState"], locked["LockDuration"]) == ("governance", 30)
+    assert (locked["LockExpiresOn"] - locked["LockCreatedOn"]).days == 30
+    with refused("OperationNotPermitted", "locked"):
+        aws.ec2.delete_snapshot(SnapshotId=snapshot)
+    (shown,) = aws.ec2.describe_locked_snapshots()["Snapshots"]
+    assert (shown["SnapshotId"], shown["LockState"]) == (snapshot, "governance")
+    aws.ec2.unlock_snapshot(SnapshotId=snapshot)
+    assert aws.ec2.describe_locked_snapshots()["Snapshots"] == []
+    aws.ec2.delete_snapshot(SnapshotId=snapshot)
+
+
+def test_a_lock_of_compliance_ends_only_while_it_cools_off(aws: Rehearsal) -> None:
+    snapshot = aws.snapshot()
+    lock = {"SnapshotId": snapshot, "LockMode": "compliance"}
+    locked = aws.ec2.lock_snapshot(**lock, LockDuration=2, CoolOffPeriod=3)
+    assert (locked["LockState"], locked["CoolOffPeriod"]) == ("compliance-cooloff", 3)
+    aws.ec2.unlock_snapshot(SnapshotId=snapshot)
+    aws.ec2.lock_snapshot(**lock, LockDuration=2, CoolOffPeriod=3)
+    aws.pass_time(4 * 3600)
+    for refusal in (
+        lambda: aws.ec2.unlock_snapshot(SnapshotId=snapshot),
+        lambda: aws.ec2.lock_snapshot(**lock, LockDuration=1),
+        lambda: aws.ec2.lock_snapshot(SnapshotId=snapshot, LockMode="governance", LockDuration=9),
+    ):
+        with refused("OperationNotPermitted"):
+            refusal()
+    assert aws.ec2.lock_snapshot(**lock, LockDuration=5)["LockDuration"] == 5
+    only = [{"Name": "lock-state", "Values": ["expired"]}]
+    assert aws.ec2.describe_locked_snapshots(Filters=only)["Snapshots"] == []
+    aws.pass_time(6 * 86_400)
+    (shown,) = aws.ec2.describe_locked_snapshots(Filters=only)["Snapshots"]
+    assert shown["SnapshotId"] == snapshot
+    aws.ec2.delete_snapshot(SnapshotId=snapshot)
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        ({"LockMode": "governance"}, "MissingParameter"),
+        (
+            {"LockMode": "governance", "LockDuration": 1, "ExpirationDate": "2100-01-01"},
+            "InvalidParameterCombination",
+        ),
+        ({"LockMode": "governance", "ExpirationDate": "2020-01-01"}, "InvalidParameterValue"),
+        ({"LockMode": "governance", "LockDuration": 1, "CoolOffPeriod": 1}, "InvalidParameterValue"),
+        ({"LockMode": "for ever", "LockDuration": 1}, "InvalidParameterValue"),
+        ({"LockMode": "compliance", "LockDuration": 40_000}, "InvalidParameterValue"),
+    ],
+)
+def test_what_no_lock_can_be_is_refused(aws: Rehearsal, asked: dict[str, object], code: str) -> None:
+    with refused(code):
+        aws.ec2.lock_snapshot(SnapshotId=aws.snapshot(), **asked)

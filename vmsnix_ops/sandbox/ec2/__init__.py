@@ -18,6 +18,7 @@ for _part in (
     "places",
     "references",
     "snapshot_attributes",
+    "snapshot_locks",
     "snapshots",
     "tags",
     "templates",

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import images, snapshots
+from vmsnix_ops.sandbox.ec2 import images, snapshot_locks, snapshots
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
@@ -99,6 +99,8 @@ def deregister_image(context: Context, params: Params) -> dict[str, Any]:
     for snapshot_id in image.snapshot_ids():
         if snapshots.using_images(context, snapshot_id):
             results.append({"SnapshotId": snapshot_id, "ReturnCode": "skipped"})
+        elif snapshot_id in table and snapshot_locks.locked(table[snapshot_id], context.clock):
+            results.append({"SnapshotId": snapshot_id, "ReturnCode": "client-error"})  # a guess
         elif snapshot_id in table:
             del table[snapshot_id]
             results.append({"SnapshotId": snapshot_id, "ReturnCode": "success"})

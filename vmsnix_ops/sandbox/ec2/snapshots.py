@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import encryption, ids, imports
+from vmsnix_ops.sandbox.ec2 import encryption, ids, imports, snapshot_locks
 from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
 from vmsnix_ops.sandbox.ec2.state import Snapshot
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
@@ -283,5 +283,6 @@ def delete_snapshot(context: Context, params: Params) -> dict[str, Any]:
         by = f" by {users[0]}" if users else ""
         text = f"The snapshot {snapshot.snapshot_id} is currently in use{by}"
         raise AwsError("InvalidSnapshot.InUse", text)
+    snapshot_locks.check_unlocked(snapshot, context.clock)
     del context.table("snapshots")[snapshot.snapshot_id]
     return {}

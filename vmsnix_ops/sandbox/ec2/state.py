@@ -37,6 +37,16 @@ class Upload:
         return clock.age(self.last_write) > self.timeout_minutes * 60
 
 
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """What keeps a snapshot from being deleted; `cool_off` is in hours, 0 without."""
+
+    mode: str
+    created: datetime
+    expires: datetime
+    cool_off: int = 0
+
+
 @dataclass(slots=True)
 class Snapshot:
     """An EBS snapshot; its content is a map from block index to the SHA-256 of the block (32 raw bytes).
@@ -69,6 +79,7 @@ class Snapshot:
     direct: bool = False
     upload: Upload | None = None
     released: datetime | None = None
+    lock: Lock | None = None
 
     def state(self, clock: Clock) -> str:
         """Return ``pending``, ``completed`` or ``error``."""
