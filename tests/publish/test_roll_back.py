@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,9 @@ import pytest
 from tests.aws.account import make_ami
 from tests.publish.promoting import EUROPE, HOME, WEST, ami, aws, outcomes, pointed, served, session
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images
+from vmsnix_ops.aws import images, parameters
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import promote, roll_back
+from vmsnix_ops.publish import channel_history, promote, roll_back, roll_back_choice
 from vmsnix_ops.publish.channel_history import COLUMNS
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -40,7 +41,7 @@ def back(**asked: Any) -> roll_back.Plan:
     return roll_back.plan(**({"image": "ecs-node", "channel": "stable"} | USUAL | asked))
 
 
-def test_it_points_back_and_once_more_returns(aws: Sandbox) -> None:
+def test_it_points_back_and_naming_the_other_returns(aws: Sandbox) -> None:
     old, new = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
     plan = back()  # the regions are those that the tables know
     assert [target.region for target in plan.targets] == [HOME, EUROPE]
@@ -49,12 +50,39 @@ def test_it_points_back_and_once_more_returns(aws: Sandbox) -> None:
     assert pointed(aws, HOME) == old
     there = images.describe(aws.client("ec2", EUROPE), pointed(aws, EUROPE))
     assert there.name == "altf4llc-ecs-node-26.11"
-    back().apply()
+    assert back(to="altf4llc-ecs-node-26.12").apply().status == "done"
     assert pointed(aws, HOME) == new
-    back().apply()
-    assert pointed(aws, HOME) == old
+    # An id is of one region; the others find the same image.
+    assert outcomes(back(to=old).apply()) == {HOME: ["point done"], EUROPE: ["point done"]}
+    assert pointed(aws, EUROPE) == there.ami_id
     rows = open_tables(load()).read("promotions", where=[("how", "==", "roll back")])
     assert len(rows) == 6
+
+
+def test_the_same_command_again_leaves_its_own_work_alone(aws: Sandbox) -> None:
+    """A lost answer, an interrupt, a CI job that is run again: nobody wants the bad AMI back."""
+    old, _ = promoted(aws, "26.11", "26.12")
+    assert outcomes(back().apply()) == {HOME: ["point done"]}
+    plan = back()
+    assert "rolled back already" in str(plan)
+    assert "--to altf4llc-ecs-node-26.12 returns there" in str(plan)
+    assert outcomes(plan.apply()) == {HOME: ["point already so"]}
+    assert pointed(aws, HOME) == old
+
+
+def test_a_rollback_of_yesterday_is_not_rolled_back_without_a_name(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oldest, _, _ = promoted(aws, "26.10", "26.11", "26.12")
+    back().apply()
+    monkeypatch.setattr(roll_back_choice, "LATELY", timedelta(days=-999))
+    (target,) = back().targets
+    told = str(target.problem)
+    assert "was rolled back already in us-east-1" in told
+    assert "--to altf4llc-ecs-node-26.12 returns there" in told
+    assert "altf4llc-ecs-node-26.10" in told
+    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point done"]}
+    assert pointed(aws, HOME) == oldest
 
 
 def test_a_dry_run_moves_nothing(aws: Sandbox) -> None:
@@ -119,16 +147,110 @@ def test_a_half_deleted_ami_is_refused(aws: Sandbox) -> None:
     assert "half deleted" in str(back().targets[0].problem)
 
 
-def test_a_rollback_that_was_cut_off_is_not_turned_around_by_running_it_again(aws: Sandbox) -> None:
+def test_a_rollback_that_was_cut_off_is_finished_by_running_it_again(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
     back(regions=[HOME]).apply()  # as if it had died before the second region
+    assert outcomes(back().apply()) == {HOME: ["point already so"], EUROPE: ["point done"]}
+    assert pointed(aws, HOME) == old
+
+
+def test_regions_with_different_images_are_refused(aws: Sandbox) -> None:
+    promoted(aws, "26.10", "26.11", regions=(EUROPE,))
+    promoted(aws, "26.12")  # in one of the two
     with pytest.raises(errors.ParameterError, match="point to different images"):
         back()
-    assert outcomes(back(to="altf4llc-ecs-node-26.11").apply()) == {
-        HOME: ["point already so"],
+    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {
+        HOME: ["point done"],
         EUROPE: ["point done"],
     }
+
+
+def test_a_bad_ami_that_was_deregistered_somewhere_stops_no_rollback(aws: Sandbox) -> None:
+    old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
+    gone(aws.client("ec2", EUROPE), pointed(aws, EUROPE))
+    assert back().apply().status == "done"
     assert pointed(aws, HOME) == old
+
+
+def test_a_lost_answer_is_no_failure_when_the_pointer_moved(aws: Sandbox) -> None:
+    old, new = promoted(aws, "26.11", "26.12")
+    plan = back()
+    lost = {"op": "ssm:PutParameter", "do": "drop", "when": "after"}
+    aws.faults.add(lost)
+    try:
+        assert outcomes(plan.apply()) == {HOME: ["point done"]}
+    finally:
+        aws.faults.clear()
+    assert pointed(aws, HOME) == old
+    row = open_tables(load()).read("promotions").sort_values("promoted_at").iloc[-1]
+    assert (row["how"], row["ami_id"], row["previous_ami_id"]) == ("roll back", old, new)
+
+
+def test_an_interrupt_between_regions_is_told_and_the_same_command_finishes(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
+    plan, point = back(), parameters.point
+
+    def interrupted(ssm: Any, *words: Any, **more: Any) -> Any:
+        if ssm.meta.region_name == EUROPE:
+            raise KeyboardInterrupt
+        return point(ssm, *words, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parameters, "point", interrupted)
+        with pytest.raises(errors.InterruptedRunError, match="Rolled back so far: us-east-1") as caught:
+            plan.apply()
+    assert "--to altf4llc-ecs-node-26.11" in caught.value.cure
+    tables = open_tables(load())
+    assert list(tables.read("steps", where=[("run_id", "==", plan.run.run_id)])["region"]) == [HOME]
+    assert "interrupted" in set(tables.read("runs")["status"])
+    assert outcomes(back().apply()) == {HOME: ["point already so"], EUROPE: ["point done"]}
+    assert pointed(aws, HOME) == old
+
+
+def test_a_target_that_was_disabled_after_the_plan_is_not_pointed_to(aws: Sandbox) -> None:
+    old, new = promoted(aws, "26.11", "26.12")
+    plan = back()
+    disabled(aws.client("ec2"), old)
+    assert "is disabled" in plan.apply().rows[0].why
+    assert pointed(aws, HOME) == new
+
+
+def test_a_region_that_lost_the_channel_is_left_out_unless_it_is_named(aws: Sandbox) -> None:
+    promoted(aws, "26.11", "26.12", regions=(EUROPE,))
+    aws.client("ssm", EUROPE).delete_parameter(Name="/vmsnix/ecs-node/stable")
+    plan = back()
+    assert "eu-west-1 has no such channel any more" in str(plan)
+    assert outcomes(plan.apply()) == {HOME: ["point done"]}
+
+
+def test_who_may_not_count_instances_may_roll_back(aws: Sandbox) -> None:
+    promoted(aws, "26.11", "26.12")
+    denied = {"op": "ec2:DescribeInstances", "do": "error", "code": "UnauthorizedOperation", "http": 403}
+    aws.faults.add(denied)
+    try:
+        plan = back()
+        assert plan.history()["instances"].isna().all()
+        assert "unknown" in str(channel_history.show(plan.history()))
+        assert plan.apply().status == "done"
+    finally:
+        aws.faults.clear()
+
+
+def test_a_topic_is_told_where_the_channel_points(aws: Sandbox) -> None:
+    topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
+    asked: dict[str, Any] = {"channel": "stable", "topic": topic, **USUAL}
+    old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
+    for ami_id in (old, new):
+        promote.apply(promote.plan(ami=ami_id, **asked))
+    assert outcomes(back(topic=topic, dry_run=True).apply())[HOME] == ["point planned", "announce planned"]
+    assert outcomes(back(topic=topic).apply())[HOME] == ["point done", "announce done"]
+    assert outcomes(back(topic=topic).apply())[HOME] == ["point already so", "announce already so"]
+    messages = aws.world.tables.table(aws.account, HOME, "topics")[topic].messages
+    assert [json.loads(one.text)["amis"][HOME] for one in messages] == [old, new, old]
+    with pytest.raises(errors.ParameterError, match="There is no topic"):
+        back(topic=f"{topic}s")
 
 
 def test_a_pointer_that_moved_after_the_plan_is_left_alone(aws: Sandbox) -> None:

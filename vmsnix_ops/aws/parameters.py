@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 IMAGE_TYPE = "aws:ec2:image"
 VISIBLE_SECONDS = 60.0
+LOST_SECONDS = 5.0  # how long to look for a change whose answer was lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,8 @@ def point(
     """Let a pointer name an AMI, and wait until it does.
 
     Safe to run twice: a pointer that names the AMI already is left alone, so that its history has an entry
-    for every change and none besides.
+    for every change; and a second one of the same only where AWS's answer to the first was lost. After an
+    error the pointer is looked at once more: what it names then is what counts.
 
     Parameters
     ----------
@@ -182,9 +184,18 @@ def point(
         "DataType": IMAGE_TYPE,
         "Description": description[:1024],
     }
-    with calling(f"point {name} to {ami_id}"):
-        version = int(_put(ssm, request, tags, overwrite=before is not None)["Version"])
-    return _settled(ssm, name, ami_id, version, pace or Pace(quickest=0.2, slowest=2.0)), "created"
+    pace = pace or Pace(quickest=0.2, slowest=2.0)
+    try:
+        with calling(f"point {name} to {ami_id}"):
+            version = int(_put(ssm, request, tags, overwrite=before is not None)["Version"])
+    except errors.AwsError as error:
+        if error.code:  # AWS itself refused
+            raise
+        seen = _after_a_lost_answer(ssm, name, ami_id, pace)
+        if seen is None:
+            raise
+        return seen, "created"
+    return _settled(ssm, name, ami_id, version, pace), "created"
 
 
 def _put(
@@ -202,6 +213,20 @@ def _put(
             raise
         answer = _put(ssm, {k: v for k, v in request.items() if k != "Tags"}, tags, overwrite=True)
     return answer
+
+
+def _after_a_lost_answer(ssm: Client, name: str, ami_id: str, pace: Pace) -> Pointer | None:
+    """Return the pointer when it names the AMI although no answer said so; wait a moment for that."""
+
+    def look() -> Sighting[Pointer | None]:
+        seen = find(ssm, name)
+        there = seen is not None and seen.value == ami_id and seen.data_type == IMAGE_TYPE
+        return Sighting("done" if there else "waiting", seen)
+
+    try:
+        return wait(look, what=f"the parameter {name}", deadline=LOST_SECONDS, pace=pace).value
+    except errors.AwsError:
+        return None
 
 
 def _settled(ssm: Client, name: str, ami_id: str, version: int, pace: Pace) -> Pointer:

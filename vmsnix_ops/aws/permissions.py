@@ -140,7 +140,8 @@ _ALL = (
     Permission("ssm:PutParameter", "pointers", "point a channel to an AMI"),
     Permission("ssm:AddTagsToResource", "pointers", "tag a new pointer"),
     Permission("sts:AssumeRole", "audit roles", "look into other accounts"),
-    Permission("sns:Publish", "topics", "tell a topic what was promoted"),
+    Permission("sns:GetTopicAttributes", "topics", "is the topic there"),
+    Permission("sns:Publish", "topics", "tell a topic where a channel points"),
     Permission("servicequotas:GetServiceQuota", "global", "how many AMIs there may be"),
 )
 PERMISSIONS: dict[str, Permission] = {permission.action: permission for permission in _ALL}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from vmsnix_ops import errors
+from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import calling, client
 
@@ -12,6 +14,28 @@ if TYPE_CHECKING:
     import boto3
 
 LONGEST_SUBJECT = 100
+
+
+@needs("sns:GetTopicAttributes")
+def check(topic: str, *, session: boto3.Session) -> Check:
+    """Check whether there is such a topic.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        There is none.
+    """
+    sns = client(session, "sns", topic.split(":")[3])
+    with calling(f"look at {topic}"):
+        try:
+            sns.get_topic_attributes(TopicArn=topic)
+        except sns.exceptions.NotFoundException as error:
+            raise errors.ParameterError(
+                f"There is no topic {topic}.",
+                why="It was deleted, or is in another account or region.",
+                cure="Correct it; aws sns list-topics shows yours.",
+            ) from error
+    return Check("topic", "pass", topic)
 
 
 @needs("sns:Publish")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from vmsnix_ops import errors
 from vmsnix_ops.aws import images, parameters
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
@@ -23,7 +24,7 @@ COLUMNS = {
     "ami_id": "the AMI",
     "name": "its name",
     "state": "its state as AWS names it; deprecated once its date has passed; gone",
-    "instances": "instances that run from it now, in this account and region",
+    "instances": "instances that run from it now, in this account and region; empty when not allowed",
     "last_launched": "when an instance was last launched from it, UTC; AWS tells it a day later",
     "changed_by": "who pointed the channel to it: an ARN",
     "note": "what was written beside it",
@@ -56,7 +57,7 @@ class Entry:
     digest: str
     state: str
     usable: bool
-    instances: int
+    instances: int | None
     last_launched: datetime | None
 
 
@@ -84,7 +85,11 @@ def entries(ec2: Client, ssm: Client, pointer: str) -> tuple[Entry, ...]:
     """Return every value that AWS still knows of a pointer, the oldest first; empty when there is none."""
     versions = parameters.history(ssm, pointer)
     ids = [version.value for version in versions if version.value.startswith("ami-")]
-    known, counted = images.find(ec2, ids) if ids else {}, running(ec2, dict.fromkeys(ids))
+    known = images.find(ec2, ids) if ids else {}
+    try:
+        counted = running(ec2, dict.fromkeys(ids))
+    except errors.AccessDeniedError:
+        counted = {}  # nice to know, and no reason not to point a channel elsewhere
     now, found = datetime.now(UTC), []
     for number, version in enumerate(versions):
         ami = known.get(version.value)
@@ -103,7 +108,7 @@ def entries(ec2: Client, ssm: Client, pointer: str) -> tuple[Entry, ...]:
                 digest=ami.digest if ami else "",
                 state=state,
                 usable=state == "available",
-                instances=counted.get(version.value, 0),
+                instances=counted.get(version.value),
                 last_launched=ami.launched_at if ami else None,
             )
         )
@@ -122,7 +127,7 @@ def frame(regions: Iterable[Iterable[Entry]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in ("since", "until", "last_launched"):
         table[name] = pd.to_datetime(table[name], utc=True)
-    return table
+    return table.astype({"instances": pd.Int64Dtype()})
 
 
 def show(table: pd.DataFrame) -> shown.Shown:
@@ -136,7 +141,7 @@ def show(table: pd.DataFrame) -> shown.Shown:
             row["ami_id"],
             row["name"],
             row["state"],
-            row["instances"],
+            "unknown" if shown.missing(row["instances"]) else row["instances"],
             row["changed_by"].rpartition(":")[2],
             row["note"],
         ]

@@ -29,6 +29,7 @@ COLUMNS = {
 }
 """Columns of `Outcomes.frame`, and their meaning."""
 
+ANNOUNCE = "announce"
 MARKED = {"done": "✓ done", "already so": "✓ already so", "failed": "✗ failed"}
 
 
@@ -127,8 +128,9 @@ class Outcomes:
             return None
         if self.status == "failed":
             return self.failed[0].error or errors.VmsnixError(f"{self.job} failed.", why=self.failed[0].why)
-        regions = list(dict.fromkeys(row.region for row in self.rows))
-        bad = {row.region for row in self.rows if row.outcome == "failed"}
+        of_regions = [row for row in self.rows if row.step != ANNOUNCE]  # the topic's is none of the AMI's
+        regions = list(dict.fromkeys(row.region for row in of_regions))
+        bad = {row.region for row in of_regions if row.outcome == "failed"}
         told = "; ".join(f"{row.region}, {row.step}: {row.why}" for row in self.failed)
         sound = f"{len(regions) - len(bad)} of {counted(len(regions), 'region')}"
         if self.dry_run:

@@ -47,7 +47,7 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
     if public:
         functions.append(preflight_limits.public_sharing)
     if announce:
-        functions.append(topics.announce)
+        functions += [topics.check, topics.announce]
     return needs_of(*functions)
 
 

@@ -5,7 +5,6 @@ A region ends at its first failure and the others go on. What a region came to i
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,9 +13,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images, topics
+from vmsnix_ops.aws import images
 from vmsnix_ops.progress import Step as Shown
-from vmsnix_ops.publish import channels, promote_records, promote_steps
+from vmsnix_ops.publish import announcements, channels, promote_records, promote_steps
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
 from vmsnix_ops.publish.outcomes import Outcomes, StepOutcome, recorded
@@ -136,7 +135,7 @@ def _planned(plan: Plan) -> list[StepOutcome]:
             )
             sound = step.verdict in ("to do", "already so")
             rows.append(replace(row, what=step.what) if sound else replace(row, why=step.what))
-    return rows
+    return rows + announcements.planned(plan.topic)
 
 
 def _region(plan: Plan, target: Target, spot: Spot) -> list[StepOutcome]:
@@ -196,24 +195,18 @@ def _record(plan: Plan, spot: Spot, future: Future[list[StepOutcome]]) -> list[S
     failed = any(row.outcome == "failed" for row in rows)
 
     def look_back() -> None:
-        if spot.ami is not None and failed:
-            promote_records.record_ami(plan.tables, spot.ami)
-        elif spot.ami is not None:
-            promote_records.write(plan, spot)
+        if spot.ami is not None:
+            promote_records.write(plan, spot, pointed=not failed)
 
     return recorded(rows, spot.region, look_back, lambda: _write_steps(plan, rows))
 
 
 def _announce(plan: Plan, spots: list[Spot], rows: list[StepOutcome]) -> list[StepOutcome]:
-    """Tell the topic, once for the same content: the tables know what was told."""
-    where, started = plan.topic.split(":")[3], time.monotonic()
+    """Tell the topic of every region that is as wanted."""
     failed = {row.region for row in rows if row.outcome == "failed" and row.step != "record"}
     amis = {spot.region: spot.ami_id for spot in spots if spot.ami_id and spot.region not in failed}
-    row = StepOutcome(where, "announce", "skipped", f"to {plan.topic}")
-    if not amis:
-        return [replace(row, why="there is nothing to tell")]
     source = plan.wanted.source
-    content: dict[str, Any] = {
+    content = {
         "image": plan.image,
         "channel": plan.channel,
         "name": source.name,
@@ -221,23 +214,12 @@ def _announce(plan: Plan, spots: list[Spot], rows: list[StepOutcome]) -> list[St
         "account": plan.account,
         "amis": dict(sorted(amis.items())),
     }
-    message = json.dumps(content, sort_keys=True)
-    subject = f"{plan.image} {plan.channel or 'AMI'}: {source.name}"
-    try:
-        if promote_records.was_told(plan, message):
-            return [replace(row, outcome="already so")]
-        told = topics.announce(plan.topic, subject, message, group=plan.image, session=plan.session)
-    except errors.VmsnixError as error:
-        return [replace(row, outcome="failed", why=str(error), error=error)]
-    row = replace(row, outcome="done", seconds=round(time.monotonic() - started, 3))
-    detail = {"message": message, "message_id": told}
-    return recorded([row], where, lambda: _write_steps(plan, [row], detail=detail))
+    return announcements.announce(plan.topic, content, run=plan.run, tables=plan.tables, session=plan.session)
 
 
-def _write_steps(plan: Plan, rows: list[StepOutcome], detail: dict[str, Any] | None = None) -> None:
-    promote_records.write_rows(
-        plan.tables, plan.run, rows, image=plan.image, digest=plan.wanted.source.digest, detail=detail
-    )
+def _write_steps(plan: Plan, rows: list[StepOutcome]) -> None:
+    digest = plan.wanted.source.digest
+    promote_records.write_rows(plan.tables, plan.run, rows, image=plan.image, digest=digest)
 
 
 def _run_columns(plan: Plan) -> dict[str, Any]:

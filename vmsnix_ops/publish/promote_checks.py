@@ -6,13 +6,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import sharing
+from vmsnix_ops.aws import sharing, topics
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.checks import checked, require
 from vmsnix_ops.aws.regions import ALL, enabled, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import boto3
+
+    from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.publish.home import Home
 
@@ -81,6 +85,19 @@ def check_topic(topic: str) -> None:
             f"The topic {topic!r} is no ARN of an SNS topic.",
             cure="Give one such as arn:aws:sns:eu-central-1:012345678901:images.",
         )
+
+
+def topic_checks(topic: str, session: boto3.Session) -> list[Check]:
+    """Return whether the topic is there, when one was given; nobody should learn it after the pointers moved.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        There is none of that ARN.
+    """
+    checks = [checked("topic", lambda: topics.check(topic, session=session))] if topic else []
+    require(checks)
+    return checks
 
 
 def image_of(source: Ami, image: str) -> str:

@@ -12,6 +12,8 @@ from vmsnix_ops.aws import tags as tagging
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import pandas as pd
+
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.session import Client
     from vmsnix_ops.publish.outcomes import StepOutcome
@@ -21,9 +23,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.tables import Tables
 
 STATUS = {"done": "finished", "already so": "reused", "failed": "failed"}
-CHANGES = (
-    "ami_id",
-    "channel",
+FACTS = (
     "shared_with",
     "snapshots_shared_with",
     "public",
@@ -32,7 +32,7 @@ CHANGES = (
     "encrypted",
     "kms_key",
 )
-"""What makes a new row: a promotion that finds everything as recorded records nothing."""
+"""What may change of an AMI: a promotion that finds everything as recorded records nothing."""
 
 
 def facts(ec2: Client, ami: Ami) -> dict[str, Any]:
@@ -52,12 +52,21 @@ def facts(ec2: Client, ami: Ami) -> dict[str, Any]:
     }
 
 
-def write(plan: Plan, spot: Spot) -> None:
+def write(plan: Plan, spot: Spot, *, pointed: bool = True) -> None:
     """Record what the AMI of one region is now, as AWS says it; safe to run twice.
 
-    A row is only written when it says something new, so that a promotion that died between its last step and
-    this is recorded by the next one, and one that finds everything done adds nothing.
+    A row is only written when it says something new of the AMI or of the channel, so that a promotion that
+    died between its last step and this is recorded by the next one, and one that finds everything done adds
+    nothing.
+
+    Parameters
+    ----------
+    plan, spot
+        Which promotion, and which region of it.
+    pointed
+        Whether the channel points to the AMI; not so where a step of the region failed.
     """
+    channel = plan.channel if pointed else ""
     ami = images.describe(spot.ec2, spot.ami_id)
     source = plan.wanted.source
     record_ami(plan.tables, ami)
@@ -74,12 +83,13 @@ def write(plan: Plan, spot: Spot) -> None:
         "digest": ami.digest,
         "source_ami_id": source.ami_id if ami.region != source.region else None,
         "source_region": source.region if ami.region != source.region else None,
-        "channel": plan.channel or None,
-        "pointer": plan.wanted.pointer or None,
+        "channel": channel or None,
+        "pointer": plan.wanted.pointer or None if pointed else None,
         "previous_ami_id": spot.pointed_to or None,
         **facts(spot.ec2, ami),
     }
-    if not _same(latest(plan.tables, ami.region, plan.image, plan.channel), row):
+    of_channel, of_ami = latest(plan.tables, ami.region, plan.image, channel), latest_of(plan.tables, ami)
+    if not _same(of_channel, row, ("ami_id", "channel", *FACTS)) or not _same(of_ami, row, FACTS):
         plan.tables.append("promotions", [row])
 
 
@@ -94,7 +104,16 @@ def latest(tables: Tables, region: str, image: str, channel: str) -> dict[str, A
     """Return the newest row of a channel in a region; empty when there is none."""
     where = [("region", "==", region), ("image", "==", image)]
     frame = tables.read("promotions", where=where)
-    frame = frame[frame["channel"].isna() if not channel else frame["channel"] == channel]
+    return _newest(frame[frame["channel"].isna() if not channel else frame["channel"] == channel])
+
+
+def latest_of(tables: Tables, ami: Ami) -> dict[str, Any]:
+    """Return the newest row that says what an AMI is, whatever its channel; empty without."""
+    where = [("region", "==", ami.region), ("ami_id", "==", ami.ami_id), ("how", "==", "promote")]
+    return _newest(tables.read("promotions", where=where))
+
+
+def _newest(frame: pd.DataFrame) -> dict[str, Any]:
     if not len(frame):
         return {}
     return {str(name): value for name, value in frame.sort_values("promoted_at").iloc[-1].items()}
@@ -131,16 +150,8 @@ def write_rows(
         tables.append("steps", written)
 
 
-def was_told(plan: Plan, message: str) -> bool:
-    """Tell whether a topic was told exactly this before."""
-    where = [("step", "==", "announce"), ("digest", "==", plan.wanted.source.digest)]
-    frame = plan.tables.read("steps", columns=["detail", "status"], where=where)
-    told = (json.loads(detail) for detail in frame[frame["status"] == "finished"]["detail"])
-    return any(one.get("message") == message for one in told)
-
-
-def _same(before: dict[str, Any], row: dict[str, Any]) -> bool:
-    return bool(before) and all(_plain(before.get(name)) == _plain(row.get(name)) for name in CHANGES)
+def _same(before: dict[str, Any], row: dict[str, Any], names: Iterable[str]) -> bool:
+    return bool(before) and all(_plain(before.get(name)) == _plain(row.get(name)) for name in names)
 
 
 def _plain(value: Any) -> Any:

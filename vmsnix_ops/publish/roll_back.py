@@ -1,8 +1,8 @@
 """Rolling a channel back: it points to the AMI that it pointed to before, in one step in each region.
 
-Parameter Store's history says what it was; no table of ours is asked. A rollback is a value like any other,
-so rolling back once more returns to where it was. Not to be confused with ``vmsnix undo``, which removes what
-an unfinished publish left.
+Parameter Store's history says what it was; no table of ours is asked. A rollback is a value like any other:
+naming the AMI returns to where it was. The same command again, at night and in a hurry, finds its own work
+and leaves it alone. Not to be confused with ``vmsnix undo``, which removes what an unfinished publish left.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images, parameters, snapshots
+from vmsnix_ops.aws import parameters
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, enabled, named
-from vmsnix_ops.aws.session import Client, client
-from vmsnix_ops.progress import Progress, counted, current
-from vmsnix_ops.publish import channels, promote_records
-from vmsnix_ops.publish.channel_history import Entry, entries, frame
+from vmsnix_ops.aws.session import client
+from vmsnix_ops.progress import Progress, current
+from vmsnix_ops.publish import announcements, channels, promote_checks, promote_records, roll_back_choice
+from vmsnix_ops.publish.channel_history import Entry, frame
 from vmsnix_ops.publish.home import checked_home
-from vmsnix_ops.publish.journal import record_outcomes
+from vmsnix_ops.publish.interrupts import stopping
+from vmsnix_ops.publish.journal import record_outcomes, record_run
 from vmsnix_ops.publish.outcomes import Outcomes, PlanTable, StepOutcome, recorded
+from vmsnix_ops.publish.roll_back_choice import Target
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -35,43 +37,10 @@ if TYPE_CHECKING:
     import boto3
     import pandas as pd
 
+    from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
 
 JOB = "The rollback"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One region.
-
-    Attributes
-    ----------
-    region
-        Where.
-    entries
-        What the channel pointed to there, the oldest first.
-    target
-        The AMI that it will point to; ``None`` when that cannot be.
-    problem
-        Why not.
-    """
-
-    region: str
-    entries: tuple[Entry, ...]
-    target: Ami | None = None
-    problem: errors.VmsnixError | None = field(default=None, compare=False)
-    ec2: Client = field(default=None, repr=False, compare=False)
-    ssm: Client = field(default=None, repr=False, compare=False)
-
-    @property
-    def now(self) -> Entry | None:
-        """Where it points now."""
-        return self.entries[-1] if self.entries else None
-
-    @property
-    def so(self) -> bool:
-        """Whether it points to the target already."""
-        return self.now is not None and self.target is not None and self.now.ami_id == self.target.ami_id
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -86,6 +55,12 @@ class Plan(PlanTable):
         Whose it is.
     targets
         Region by region.
+    left_out
+        Regions that the tables know the channel in and that have it no more.
+    topic
+        ARN of an SNS topic that is told; empty for none.
+    checks
+        What was checked of credentials, account, region and topic.
     dry_run
         `apply` does nothing.
     """
@@ -95,7 +70,11 @@ class Plan(PlanTable):
     pointer: str
     account: str
     targets: tuple[Target, ...]
+    left_out: tuple[str, ...]
+    topic: str
+    checks: tuple[Check, ...]
     dry_run: bool
+    session: boto3.Session = field(repr=False, compare=False)
     run: RunContext = field(repr=False, compare=False)
     tables: Tables = field(repr=False, compare=False)
     progress: Progress = field(repr=False, compare=False)
@@ -125,7 +104,17 @@ class Plan(PlanTable):
 
     def notes(self) -> list[str]:
         """Return what the table does not say."""
-        return ["Nothing of this will be done: dry_run is set."] if self.dry_run else []
+        found = [
+            f"{target.region} was rolled back already, at {target.now.since:%H:%M} UTC, "
+            f"from {target.before}; --to {target.before} returns there."
+            for target in self.targets
+            if target.so and target.before and target.now
+        ]
+        found += [f"{region} has no such channel any more; it is left out." for region in self.left_out]
+        found += [
+            f"{check.name}: {check.evidence} {check.cure}" for check in self.checks if check.outcome == "warn"
+        ]
+        return [*found, *(["Nothing of this will be done: dry_run is set."] if self.dry_run else [])]
 
 
 def plan(
@@ -135,6 +124,7 @@ def plan(
     to: str = "",
     region: str = "",
     regions: Iterable[str] = (),
+    topic: str = "",
     dry_run: bool = True,
     settings: Settings | None = None,
     progress: Progress | None = None,
@@ -147,11 +137,14 @@ def plan(
     image, channel
         Which channel.
     to
-        Id or name of the AMI to go back to; nothing: the one before. A name means the same image in every
-        region, and giving it makes the command safe to repeat.
+        Id or name of the AMI to go back to, the same image in every region; nothing: the one before. Without
+        it, a channel that was rolled back within the last hour stays as it is, and one that was rolled back
+        earlier is refused.
     region, regions
         Where; by default the region, and every other one that the tables know the channel in. ``["all"]``:
         every enabled region that has the channel.
+    topic
+        ARN of an SNS topic to tell.
     dry_run
         `apply` only repeats the plan.
     settings, progress, session
@@ -167,38 +160,44 @@ def plan(
     settings, asked = settings or load(), tuple(regions)
     channels.check(channel, settings)
     pointer = parameters.pointer_name(settings.pointer_prefix, image, channel)
+    promote_checks.check_topic(topic)
     home = checked_home(region, settings=settings, session=session)
     tables = open_tables(settings)
     if asked == (ALL,):
         chosen = enabled(home.client("ec2"))
     else:
         chosen = named(home.session, asked or _known_regions(tables, image, channel, home.region))
-    # Made one after the other: sessions are not thread safe, clients are.
+    # Clients are made one after the other: sessions are not thread safe, clients are.
     spots = [
-        Target(name, (), ec2=client(home.session, "ec2", name), ssm=client(home.session, "ssm", name))
+        Target(name, ec2=client(home.session, "ec2", name), ssm=client(home.session, "ssm", name))
         for name in chosen
     ]
     with ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool:
-        targets = list(pool.map(lambda spot: _look(spot, pointer, to, account_id=home.account), spots))
-    if asked == (ALL,):
-        targets = [target for target in targets if target.entries or target.problem]
-    if not any(target.entries for target in targets):
-        raise next((t.problem for t in targets if t.problem), None) or errors.PointerError(
+        looked = list(pool.map(lambda spot: roll_back_choice.look(spot, pointer), spots))
+    if not any(target.entries for target in looked):
+        raise next((t.problem for t in looked if t.problem), None) or errors.PointerError(
             f"The channel {channel} of {image} points to nothing in {', '.join(chosen)}.",
             why=f"There is no parameter {pointer}.",
             cure="Promote an AMI to it first (vmsnix promote-ami).",
         )
-    targets = [
-        target if target.entries or target.problem else _without(target, pointer) for target in targets
-    ]
-    _check_alike(targets, to=to)
+    lacking = [target for target in looked if not target.entries and not target.problem]
+    if asked in ((), (ALL,)):  # nobody named these regions
+        looked = [target for target in looked if target not in lacking]
+    else:
+        looked = [roll_back_choice.without(one, pointer) if one in lacking else one for one in looked]
+    targets = roll_back_choice.choose(looked, to, account=home.account)
+    roll_back_choice.check_alike(targets, to=to)
     return Plan(
         image=image,
         channel=channel,
         pointer=pointer,
         account=home.account,
         targets=tuple(targets),
+        left_out=tuple(target.region for target in lacking) if not asked else (),
+        topic=topic,
+        checks=(*home.checks, *promote_checks.topic_checks(topic, home.session)),
         dry_run=dry_run,
+        session=home.session,
         run=current_run("rollback", settings=settings),
         tables=tables,
         progress=progress or current(),
@@ -210,27 +209,34 @@ def apply(plan: Plan) -> Outcomes:
     """Move the pointers, one call a region, and return what became of it. In a dry run nothing is moved.
 
     Safe to run twice: a plan is for the values that it saw. A pointer that was moved meanwhile, by somebody
-    or by an earlier run of this plan, is left alone.
+    or by an earlier run of this plan, is left alone, and so is one whose AMI can no longer be used.
+
+    Raises
+    ------
+    vmsnix_ops.errors.InterruptedRunError
+        The operator asked to stop.
     """
-    rows: list[StepOutcome] = []
-    for target in plan.targets:
-        row = StepOutcome(
-            target.region, "point", "planned", ami_id=target.target.ami_id if target.target else ""
-        )
-        if target.problem is not None:
-            rows.append(replace(row, outcome="failed", why=str(target.problem), error=target.problem))
-        elif plan.dry_run:
-            rows.append(replace(row, outcome="already so") if target.so else row)
-        else:
-            rows += _roll_back(plan, target, row)
     if plan.dry_run:
-        return Outcomes(JOB, tuple(rows), plan.run.run_id, dry_run=True)
-    home = plan.targets[0].region
-    told = recorded(
-        rows, home, lambda: promote_records.write_rows(plan.tables, plan.run, rows, image=plan.image)
-    )
-    outcomes = Outcomes(JOB, tuple(told), plan.run.run_id, _cure(plan))
+        would = [_planned(target) for target in plan.targets] + announcements.planned(plan.topic)
+        return Outcomes(JOB, tuple(would), plan.run.run_id, dry_run=True)
+    home, rows = plan.targets[0].region, list[StepOutcome]()
     where = {"region": home, "account": plan.account, "image": plan.image}
+    try:
+        with stopping():
+            for target in plan.targets:
+                rows += _roll_back(plan, target)
+    except KeyboardInterrupt as error:
+        moved = [row.region for row in rows if row.step == "point" and row.outcome != "failed"]
+        interrupted = errors.InterruptedRunError(
+            "The rollback was interrupted.",
+            why=f"Rolled back so far: {', '.join(moved) or 'nothing, or the region that it was at'}.",
+            cure=_cure(plan),
+        )
+        record_run(plan.run, plan.tables, "interrupted", plan.started_at, **where, error=str(interrupted))
+        raise interrupted from error
+    if plan.topic:
+        rows += _announce(plan, rows)
+    outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id, _cure(plan))
     return record_outcomes(plan.run, plan.tables, outcomes, plan.started_at, **where)
 
 
@@ -275,99 +281,39 @@ def _known_regions(tables: Tables, image: str, channel: str, home: str) -> tuple
     return (home, *sorted(known))
 
 
-def _look(target: Target, pointer: str, to: str, *, account_id: str) -> Target:
-    """Look at one region; what is wrong there is part of the plan."""
-    try:
-        target = replace(target, entries=entries(target.ec2, target.ssm, pointer))
-        if target.entries:
-            target = replace(target, target=_choose(target.ec2, target.entries, to, account_id))
-    except errors.VmsnixError as error:
-        return replace(target, problem=error)
-    return target
-
-
-def _without(target: Target, pointer: str) -> Target:
-    """Return a region that was asked for and has no such channel."""
-    problem = errors.PointerError(
-        f"There is no parameter {pointer} in {target.region}.",
-        cure="Leave the region out, or promote an AMI there first.",
-    )
-    return replace(target, problem=problem)
-
-
-def _choose(ec2: Client, known: tuple[Entry, ...], to: str, account_id: str) -> Ami:
-    """Return the AMI to go back to: the one before, or the one that is named, if it can be used."""
-    now = known[-1]
-    if to:
-        wanted = [entry for entry in known if to in (entry.ami_id, entry.name)]
-    else:
-        wanted = [entry for entry in known if entry.ami_id != now.ami_id]
-    others = list(dict.fromkeys(e.name for e in reversed(known) if e.usable and e.ami_id != now.ami_id))
-    cure = f"Choose with --to: {', '.join(others[:5])}." if others else "Promote another AMI."
-    if not wanted:
-        what = f"never pointed to {to}" if to else f"never pointed to anything but {now.ami_id}"
-        raise errors.PointerError(
-            f"The channel {what} in {ec2.meta.region_name}.",
-            why=f"Its history has {counted(len(known), 'value')}, since {known[0].since:%Y-%m-%d}.",
-            cure=cure,
-        )
-    chosen = wanted[-1].ami_id
-    found = images.find(ec2, [chosen]).get(chosen)
-    if found is None:
-        raise errors.PointerError(
-            f"The AMI {chosen}, to which the channel pointed before, is gone from {ec2.meta.region_name}.",
-            why="It was deregistered.",
-            cure=cure,
-        )
-    try:
-        channels.check_usable(found, owner=account_id, now=datetime.now(UTC))
-        snapshots.check_whole(ec2, found)
-    except errors.RegistrationError as error:
-        raise errors.PointerError(error.what, why=error.why, cure=f"{error.cure} {cure}") from error
-    return found
-
-
-def _check_alike(targets: list[Target], *, to: str) -> None:
-    """Refuse to leave regions with different images, as a rollback that was cut off would."""
-    sound = [target for target in targets if target.target is not None]
-    then = {target.target.digest for target in sound if target.target}
-    now = {target.now.digest for target in sound if target.now}
-    if len(then) <= 1 and (to or len(now) <= 1):
-        return
-    told = "; ".join(
-        f"{t.region} {t.now.name or t.now.ami_id}, before {t.target.name}"
-        for t in sound
-        if t.now and t.target
-    )
-    raise errors.ParameterError(
-        "The regions point to different images, so that the one before is not the same everywhere.",
-        why=f"{told}. A rollback or a promotion was cut off, or somebody moved one of them.",
-        cure="Name the AMI that all shall point to: --to NAME.",
-    )
+def _planned(target: Target) -> StepOutcome:
+    """Return what a dry run comes to in one region."""
+    row = StepOutcome(target.region, "point", "planned", ami_id=target.target.ami_id if target.target else "")
+    if target.problem is not None:
+        return replace(row, outcome="failed", why=str(target.problem), error=target.problem)
+    return replace(row, outcome="already so") if target.so else row
 
 
 def _cure(plan: Plan) -> str:
-    """Return how to go on: the same command without a name would go back to where it came from."""
+    """Return how to go on; with a name the command means the same whenever it is given."""
     name = next((target.target.name for target in plan.targets if target.target), "NAME")
     return f"Run it again with --to {name}: that does what is left, and nothing twice."
 
 
-def _roll_back(plan: Plan, target: Target, row: StepOutcome) -> list[StepOutcome]:
+def _roll_back(plan: Plan, target: Target) -> list[StepOutcome]:
     """Move the pointer of one region and record it; a pointer that was moved and not recorded is moved."""
+    row = _planned(target)
     now, then = target.now, target.target
-    if now is None or then is None:
-        raise RuntimeError("a target without a problem has both")
-    row = replace(row, outcome="already so") if target.so else _move(plan, target, row, now, then)
-    if row.outcome == "failed":
-        return [row]
+    if row.outcome == "planned" and now and then:
+        row = _move(plan, target, row, now, then)
 
     def record() -> None:
+        if row.outcome == "failed" or now is None or then is None:
+            return
         known = promote_records.latest(plan.tables, target.region, plan.image, plan.channel)
-        recorded = known.get("ami_id", then.ami_id)
-        if row.outcome == "done" or recorded != then.ami_id:
-            _record(plan, target, then, before=recorded if target.so else now.ami_id)
+        recorded_as = known.get("ami_id", then.ami_id)
+        if row.outcome == "done" or recorded_as != then.ami_id:
+            _record(plan, target, then, before=recorded_as if target.so else now.ami_id)
 
-    return recorded([row], target.region, record)
+    def record_step() -> None:
+        promote_records.write_rows(plan.tables, plan.run, [row], image=plan.image)
+
+    return recorded([row], target.region, record, record_step)
 
 
 def _move(plan: Plan, target: Target, row: StepOutcome, now: Entry, then: Ami) -> StepOutcome:
@@ -381,7 +327,9 @@ def _move(plan: Plan, target: Target, row: StepOutcome, now: Entry, then: Ami) -
                     why=f"It points to {seen.value if seen else 'nothing'}.",
                     cure="Make a new plan.",
                 )
-            note = f"{then.name}, rolled back from {now.name or now.ami_id} by the run {plan.run.run_id}"
+            # The plan may be hours old.
+            roll_back_choice.check_usable(target.ec2, then.ami_id, account=plan.account)
+            note = roll_back_choice.note(then, now, plan.run.run_id)
             own = {tagging.IMAGE: plan.image}
             parameters.point(target.ssm, plan.pointer, then.ami_id, description=note, tags=own)
     except errors.VmsnixError as error:
@@ -392,6 +340,21 @@ def _move(plan: Plan, target: Target, row: StepOutcome, now: Entry, then: Ami) -
         what=f"from {_told(now.ami_id, now.name)}",
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _announce(plan: Plan, rows: list[StepOutcome]) -> list[StepOutcome]:
+    """Tell the topic of every region that points where it shall."""
+    so = {row.region: row.ami_id for row in rows if row.outcome in ("done", "already so")}
+    back = next((target.target for target in plan.targets if target.target), None)
+    content = {
+        "image": plan.image,
+        "channel": plan.channel,
+        "name": back.name if back else "",
+        "digest": back.digest if back else "",
+        "account": plan.account,
+        "amis": dict(sorted(so.items())),
+    }
+    return announcements.announce(plan.topic, content, run=plan.run, tables=plan.tables, session=plan.session)
 
 
 def _record(plan: Plan, target: Target, then: Ami, *, before: str) -> None:
