@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from vmsnix_ops.aws import instances
 from vmsnix_ops.disk.sample import MESSAGE, make_sample_image
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import smoke
+from vmsnix_ops.publish.journal import Journal
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
@@ -178,15 +180,167 @@ def test_an_instance_that_is_taken_away_is_told_with_aws_s_reason(
     assert "Client.UserInitiatedShutdown" in fail(aws).why
 
 
-def test_ctrl_c_terminates_the_instance(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_given: Any, **_more: Any) -> None:
-        raise KeyboardInterrupt
+def test_an_empty_answer_of_the_checks_is_waited_out(aws: Sandbox) -> None:
+    says(aws)
+    empty = {"op": "ec2:DescribeInstanceStatus", "nth": [1, 2], "do": "set"}
+    aws.faults.add({**empty, "values": {"InstanceStatuses": []}})
+    result = smoke.run(plan(make_ami(aws)))
+    assert result.passed, result.error
 
+
+def interrupted(*_given: Any, **_more: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_terminates_the_instance(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instances, "wait_checks", interrupted)
-    with pytest.raises(errors.InterruptedRunError, match="is being terminated"):
+    with pytest.raises(errors.InterruptedRunError) as caught:
         smoke.run(plan(make_ami(aws)))
+    (instance,) = launched(aws)
+    assert f"{instance['InstanceId']} was terminated." in caught.value.why
+    assert alive(aws) == []
+
+
+def test_ctrl_c_before_a_launch_says_that_nothing_runs(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instances, "left_behind", interrupted)
+    with pytest.raises(errors.InterruptedRunError, match="No instance runs"):
+        smoke.run(plan(make_ami(aws)))
+
+
+def test_ctrl_c_while_the_instance_is_terminated_asks_aws_once_more(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(aws)
+    terminate, asked = instances.terminate, []
+
+    def at_first_interrupted(ec2: Any, ids: Any) -> None:
+        asked.append(list(ids))
+        if len(asked) == 2:  # the first one clears
+            raise KeyboardInterrupt
+        terminate(ec2, asked[-1])
+
+    monkeypatch.setattr(instances, "terminate", at_first_interrupted)
+    with pytest.raises(errors.InterruptedRunError, match="was terminated"):
+        smoke.run(plan(make_ami(aws)))
+    assert alive(aws) == []
+
+
+def refuse_to_terminate(aws: Sandbox) -> None:
+    words = "You are not authorized to perform: ec2:TerminateInstances"
+    denied = {"op": "ec2:TerminateInstances", "do": "error", "http": 403, "message": words}
+    aws.faults.add({**denied, "code": "UnauthorizedOperation"})
+
+
+def told_to_terminate(aws: Sandbox, error: errors.VmsnixError) -> str:
+    """Return the instance that runs on: the error names it, says why, and how to end it."""
+    (instance_id,) = alive(aws)
+    assert f"{instance_id} runs on in {HOME}." in error.what
+    assert "ec2:TerminateInstances" in error.why
+    assert f"aws ec2 terminate-instances --region {HOME} --instance-ids {instance_id}" in error.cure
+    return instance_id
+
+
+def test_ctrl_c_while_aws_refuses_to_terminate_names_the_instance_and_the_command(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "wait_checks", interrupted)
+    made = plan(make_ami(aws))
+    refuse_to_terminate(aws)
+    with pytest.raises(errors.InterruptedRunError, match="was interrupted") as caught:
+        smoke.run(made)
+    told_to_terminate(aws, caught.value)
+    assert "being terminated" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"), [({}, ""), ({"impaired": True}, "did not pass its status checks")]
+)
+def test_an_instance_that_runs_on_is_told_whatever_else_failed(
+    aws: Sandbox, outcome: dict[str, Any], words: str
+) -> None:
+    says(aws, **outcome)
+    made = plan(make_ami(aws))
+    refuse_to_terminate(aws)
+    result = smoke.run(made)
+    assert result.error is not None
+    assert not result.terminated
+    assert result.instance_id == told_to_terminate(aws, result.error)
+    assert words in result.error.what
+
+
+def test_a_mistake_of_ours_is_raised_and_carries_the_instance_that_runs_on(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(*_given: Any, **_more: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(instances, "wait_checks", mistaken)
+    made = plan(make_ami(aws))
+    refuse_to_terminate(aws)
+    with pytest.raises(ZeroDivisionError) as caught:
+        smoke.run(made)
+    assert f"--instance-ids {alive(aws)[0]}" in caught.value.__notes__[0]
+
+
+def test_a_launch_whose_answer_never_comes_leaves_nothing(aws: Sandbox) -> None:
+    made = plan(make_ami(aws))
+    aws.faults.add({"op": "ec2:RunInstances", "do": "error", "when": "after", "http": 400, "code": "Odd"})
+    result = smoke.run(made)
+    assert not result.passed
     assert len(launched(aws)) == 1
     assert alive(aws) == []
+
+
+def test_an_instance_that_cannot_be_looked_for_is_told(aws: Sandbox) -> None:
+    made = plan(make_ami(aws))
+    aws.faults.add({"op": "ec2:RunInstances", "do": "error", "when": "after", "http": 400, "code": "Odd"})
+    aws.faults.add({"op": "ec2:DescribeInstances", "do": "error", "nth": 2, "http": 400, "code": "Other"})
+    error = smoke.run(made).error
+    assert error is not None
+    assert "An instance of the test may run on" in error.what
+    assert "Name=tag-key,Values=vmsnix:smoke" in error.cure
+
+
+@pytest.mark.parametrize("full_at", ["checks", "terminate"])
+def test_a_full_disk_does_not_keep_the_instance_running(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch, full_at: str
+) -> None:
+    says(aws)
+    made, write = plan(make_ami(aws)), Journal._write
+    full = False
+
+    def out_of_space(journal: Journal, name: str, status: str, **more: Any) -> None:
+        nonlocal full
+        full = full or name == full_at
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(journal, name, status, **more)
+
+    monkeypatch.setattr(Journal, "_write", out_of_space)
+    result = smoke.run(made)
+    assert isinstance(result.error, errors.RecordsError)
+    assert "No space left on device" in result.error.why
+    assert f"{result.instance_id} is being terminated" in result.error.why
+    assert alive(aws) == []
+    made.journal.run.folder.joinpath("result.json").mkdir()  # where the result can be written no more
+    with pytest.raises(errors.RecordsError, match=result.instance_id):
+        smoke.finish(made, result)
+
+
+def test_nothing_is_written_down_before_the_instance_goes(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(aws, impaired=True)
+    made, close, running = plan(make_ami(aws)), Journal._close, {}
+
+    def look(journal: Journal, name: str, status: str, *more: Any) -> None:
+        if status == "failed":
+            running[name] = alive(aws)
+        close(journal, name, status, *more)
+
+    monkeypatch.setattr(Journal, "_close", look)
+    assert not smoke.run(made).passed
+    assert running == {"checks": []}
 
 
 def test_the_next_test_terminates_what_a_killed_one_left(

@@ -31,6 +31,7 @@ OVERDUE = timedelta(hours=1)
 RUNNING_SECONDS, CHECKS_SECONDS, TERMINATED_SECONDS = 5 * 60.0, 20 * 60.0, 10 * 60.0
 ATTEMPTS = 50
 ALIVE = ["pending", "running", "stopping", "stopped"]
+COMING = ("pending", "running")
 UNSEEN = "InvalidInstanceID.NotFound"  # for a moment after a launch
 _USED = ("IdempotentInstanceTerminated", "IdempotentParameterMismatch")
 _CAPACITY = (
@@ -206,7 +207,7 @@ def wait_running(
     def look() -> Sighting[Instance]:
         one = describe(ec2, instance_id)
         outcome: Literal["waiting", "done", "failed"] = "failed"
-        if one.state in ("pending", "running"):
+        if one.state in COMING:
             outcome = "done" if one.state == "running" else "waiting"
         return Sighting(outcome, one, None, one.state)
 
@@ -231,8 +232,11 @@ def wait_checks(ec2: Client, instance_id: str, *, step: Step | None = None, pace
     def look() -> Sighting[Mapping[str, str]]:
         with calling(f"look at the status checks of {instance_id}"):
             answer = retrying(lambda: ec2.describe_instance_status(InstanceIds=[instance_id]), UNSEEN)
-        if not answer["InstanceStatuses"]:  # only running instances are listed
-            raise _ended(describe(ec2, instance_id))
+        if not answer["InstanceStatuses"]:  # only running instances are listed, and those a moment late
+            seen = describe(ec2, instance_id)
+            if seen.state in COMING:
+                return Sighting("waiting", {}, None, seen.state)
+            raise _ended(seen)
         one = answer["InstanceStatuses"][0]
         checks = {name: str(one[name]["Status"]) for name in ("SystemStatus", "InstanceStatus")}
         state = ", ".join(

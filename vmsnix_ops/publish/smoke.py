@@ -1,13 +1,14 @@
 """The smoke test: an instance of the AMI starts, passes its checks, says what it should, and is gone again.
 
 One call does it all, because an instance that was launched must be terminated whatever happens: after a
-failure, after Ctrl-C, and, by the next test, after the machine that tested it died.
+failure, after Ctrl-C, and, by the next test, after the machine that tested it died. How it ends is in
+`vmsnix_ops.publish.smoke_ending`.
 """
 
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,16 @@ from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import channels
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
-from vmsnix_ops.publish.journal import Journal, record_run
+from vmsnix_ops.publish.journal import Entry, Journal, record_run
+from vmsnix_ops.publish.smoke_ending import Seen, end, outcome
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.shown import html_table
 from vmsnix_ops.records.tables import open_tables
-from vmsnix_ops.redaction import Redactor, secret_values
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import boto3
     import pandas as pd
 
@@ -234,31 +237,21 @@ def run(plan: Plan) -> SmokeResult:
     Raises
     ------
     vmsnix_ops.errors.InterruptedRunError
-        The operator asked to stop. Nothing runs any more.
+        The operator asked to stop; it says what became of the instance.
     """
     if plan.dry_run:
         return SmokeResult("", "", terminated=True, steps=())
-    journal = plan.journal
-    seen = _Seen()
-    error: errors.VmsnixError | None = None
+    journal, seen = plan.journal, Seen()
+    caught: BaseException | None = None
     with stopping():
-        try:
-            _test(plan, seen)
-        except errors.VmsnixError as caught:
-            error = caught
-        except KeyboardInterrupt as caught:
-            error = errors.InterruptedRunError(
-                "The smoke test was interrupted.",
-                why="Its instance is being terminated.",
-                cure="Run the same command again.",
-            )
-            error.__cause__ = caught
-        finally:
-            if error is not None:
-                with suppress(errors.VmsnixError):
-                    seen.read(plan)  # what it said tells most about why
-            failed = _terminate(plan, seen)
-    error = error or failed
+        for part in (_test, _end, _wait_for_the_end):  # each whatever became of those before
+            try:
+                part(plan, seen)
+            except BaseException as failure:  # noqa: BLE001 (it is told below, once nothing runs any more)
+                caught = caught or failure
+    error = outcome(caught, seen, region=plan.ami.region)
+    if error is not None and not isinstance(error, errors.VmsnixError):
+        raise error
     if isinstance(error, errors.InterruptedRunError):
         raise error
     if error is None:
@@ -266,11 +259,19 @@ def run(plan: Plan) -> SmokeResult:
             journal.run, journal.tables, "done", journal.started_at,
             region=plan.ami.region, account=plan.ami.account, image=journal.image, ami_id=plan.ami.ami_id,
         )  # fmt: skip
-    return SmokeResult(seen.instance_id, seen.console, failed is None, tuple(journal.timings), error)
+    return SmokeResult(seen.instance_id, seen.console, seen.gone, tuple(journal.timings), error)
 
 
 def finish(plan: Plan, result: SmokeResult) -> None:
-    """Write ``result.json``, and fail when the test failed."""
+    """Write ``result.json``, and fail when the test failed, also where that cannot be written."""
+    try:
+        _write_result(plan, result)
+    finally:
+        if result.error is not None:
+            raise result.error
+
+
+def _write_result(plan: Plan, result: SmokeResult) -> None:
     write_result(
         plan.journal.run,
         {
@@ -294,48 +295,60 @@ def finish(plan: Plan, result: SmokeResult) -> None:
             ],
         },
     )
-    if result.error is not None:
-        raise result.error
 
 
-@dataclass
-class _Seen:
-    """What the test saw so far; kept also when it fails."""
-
-    instance_id: str = ""
-    console: str = ""
-
-    def read(self, plan: Plan) -> None:
-        """Read the console once more, if there is an instance; what it said before is kept."""
-        if self.instance_id:
-            text = instances.console(plan.ec2, self.instance_id).replace("\r\n", "\n")
-            self.console = Redactor(secret_values()).text(text) or self.console
+@contextmanager
+def _step(plan: Plan, seen: Seen, name: str) -> Iterator[Entry]:
+    """Run the block as a step of the journal; one that fails ends the instance before it is written down."""
+    with plan.journal.step(name) as entry:
+        try:
+            yield entry
+        except BaseException:
+            _end(plan, seen)
+            raise
 
 
-def _test(plan: Plan, seen: _Seen) -> None:
-    journal, ec2 = plan.journal, plan.ec2
-    with journal.step("clear") as entry:
+def _test(plan: Plan, seen: Seen) -> None:
+    ec2 = plan.ec2
+    with plan.journal.step("clear") as entry:
         left = instances.left_behind(ec2, plan.ami.ami_id)
         instances.terminate(ec2, [one.instance_id for one in left])
         entry.outcome = "created" if left else "reused"
         entry.detail.update(terminated=[one.instance_id for one in left])
-    with journal.step("launch") as entry:
+    with _step(plan, seen, "launch") as entry:
+        seen.asked = True
         seen.instance_id = instances.launch(ec2, plan.wanted)
         entry.detail.update(instance_id=seen.instance_id, instance_type=plan.wanted.instance_type)
         instances.wait_running(ec2, seen.instance_id, step=entry.step)
-    with journal.step("checks") as entry:
+    with _step(plan, seen, "checks") as entry:
         instances.wait_checks(ec2, seen.instance_id, step=entry.step)
-    with journal.step("console") as entry:
+    with _step(plan, seen, "console") as entry:
         _read_console(plan, seen)
         entry.detail.update(pattern=plan.pattern, characters=len(seen.console))
+    seen.passed = True
 
 
-def _read_console(plan: Plan, seen: _Seen) -> None:
+def _end(plan: Plan, seen: Seen) -> None:
+    end(plan.ec2, plan.ami.ami_id, seen)
+
+
+def _wait_for_the_end(plan: Plan, seen: Seen) -> None:
+    """Wait until the instance is terminated, and write down when that was, or why it is not."""
+    with plan.journal.step("terminate") as entry:
+        entry.detail.update(instance_id=seen.instance_id or None, others=seen.others)
+        if seen.refused:
+            raise next(iter(seen.refused.values()))
+        if seen.instance_id:
+            instances.wait_terminated(plan.ec2, seen.instance_id, step=entry.step)
+        seen.gone = True
+
+
+def _read_console(plan: Plan, seen: Seen) -> None:
     """Wait until the console holds the pattern; without one, until it holds anything."""
     pattern = re.compile(plan.pattern or r"\S", re.MULTILINE)
 
     def look() -> Sighting[str]:
-        seen.read(plan)
+        seen.read(plan.ec2)
         return Sighting("done" if pattern.search(seen.console) else "waiting", seen.console)
 
     try:
@@ -353,22 +366,6 @@ def _read_console(plan: Plan, seen: _Seen) -> None:
             why=said,
             cure="Look at what it said; a silent image lacks console=ttyS0 among its kernel parameters.",
         ) from error
-
-
-def _terminate(plan: Plan, seen: _Seen) -> errors.VmsnixError | None:
-    """Terminate the instance, and whatever else this AMI's tests have running; return why that failed."""
-    try:
-        with plan.journal.step("terminate") as entry:
-            if seen.instance_id:
-                instances.terminate(plan.ec2, [seen.instance_id])
-            others = [one.instance_id for one in instances.left_behind(plan.ec2, plan.ami.ami_id)]
-            instances.terminate(plan.ec2, others)
-            entry.detail.update(instance_id=seen.instance_id, others=others)
-            if seen.instance_id:
-                instances.wait_terminated(plan.ec2, seen.instance_id, step=entry.step)
-    except errors.VmsnixError as error:
-        return error
-    return None
 
 
 def _check_pattern(pattern: str) -> None:
