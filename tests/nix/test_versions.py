@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support import require
 from vmsnix_ops.errors import ParameterError
-from vmsnix_ops.nix.versions import compare, wanted
+from vmsnix_ops.nix.versions import all_wanted, compare, wanted
 
 ORDERED = [
     ("1.0", "2.3"),
@@ -70,13 +70,35 @@ def test_nix_itself_agrees() -> None:
         ("gtk+3>3.24", "3.24.1", True),
         ("python3.12-requests>=2", "2.32.3", True),
         ("openssl<3.0.15", "", False),
+        ("openssl>=3,<4", "3.0.9", True),
+        ("openssl>=3,<4", "4.0", False),
+        ("openssl >= 3 < 4", "1.1.1w", False),
+        ("glibc>=2.40-66", "2.40-70", True),
     ],
 )
 def test_a_package_is_asked_for_by_name_and_bound(text: str, version: str, meant: bool) -> None:
     assert wanted(text).matches(version) is meant
 
 
-@pytest.mark.parametrize("text", ["", "<3", "openssl<", "openssl < 3 4", "open ssl"])
+UNREADABLE = ["", "<3", "openssl<", "openssl < 3 4", "open ssl", "openssl<<3", "openssl<3,", "openssl=<3"]
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
 def test_what_names_no_package_is_refused(text: str) -> None:
     with pytest.raises(ParameterError, match="names no package"):
         wanted(text)
+
+
+@pytest.mark.parametrize("text", ["openssl>=4,<3", "openssl>3,<3", "xz=5.6.0,=5.6.1", "xz<=5,>5"])
+def test_a_question_that_nothing_can_answer_is_refused(text: str) -> None:
+    """It would find nothing for ever, which reads like an all-clear."""
+    with pytest.raises(ParameterError, match="can be both"):
+        wanted(text)
+
+
+def test_a_bound_after_a_comma_goes_on_about_the_package_before_it() -> None:
+    openssl, xz = all_wanted(["openssl>=3", " <3.0.15", "xz"])
+    assert (str(openssl), str(xz)) == ("openssl>=3,<3.0.15", "xz")
+    assert [version for version in ("1.1.1w", "3.0.9", "3.0.15") if openssl.matches(version)] == ["3.0.9"]
+    with pytest.raises(ParameterError, match="names no package"):
+        all_wanted(["<3", "openssl"])

@@ -10,7 +10,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.audit import changes as comparing
 from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit import page, views
-from vmsnix_ops.nix.versions import wanted
+from vmsnix_ops.nix.versions import all_wanted
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -117,7 +117,7 @@ def judge(
     measure = judging.Measure(
         old_days=old_days,
         known_accounts=frozenset(known_accounts),
-        packages=tuple(wanted(text) for text in packages),
+        packages=all_wanted(packages),
     )
     changed = comparing.since_last(inventory, tables)
     found = judging.evaluate(inventory, measure=measure, tables=tables)

@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import product, zip_longest
+from typing import TYPE_CHECKING
 
 from vmsnix_ops.errors import ParameterError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _PART = re.compile(r"[0-9]+|[^0-9.-]+")
-_WANTED = re.compile(r"(?P<name>[A-Za-z0-9][\w.+-]*?)\s*(?:(?P<sign><=|>=|==|=|<|>)\s*(?P<version>\S+))?")
+_SIGN, _VERSION = r"(?:<=|>=|==|=|<|>)", r"[A-Za-z0-9][\w.+~-]*"
+_BOUND = re.compile(rf"({_SIGN})\s*({_VERSION})")
+_WANTED = re.compile(
+    rf"(?P<name>[A-Za-z0-9][\w.+-]*?)\s*(?P<bounds>{_SIGN}\s*{_VERSION}(?:[\s,]*{_SIGN}\s*{_VERSION})*)?"
+)
 _SIGNS = {
     "<": (-1,),
     "<=": (-1, 0),
@@ -58,50 +66,82 @@ def _before(one: str, other: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A package, perhaps with a bound on its version.
+    """A package, perhaps with bounds on its version.
 
     Attributes
     ----------
     name
         Name of the package, without its version.
-    sign
-        ``<``, ``<=``, ``=``, ``>=`` or ``>``; empty for any version.
-    version
-        The bound.
+    bounds
+        Pairs of ``<``, ``<=``, ``=``, ``>=`` or ``>`` and a version, which all must hold; none: any version.
     """
 
     name: str
-    sign: str = ""
-    version: str = ""
+    bounds: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}{self.sign}{self.version}"
+        return self.name + ",".join(f"{sign}{version}" for sign, version in self.bounds)
 
     def matches(self, version: str) -> bool:
         """Tell whether a version of the package is meant. One without a version matches no bound."""
-        if not self.sign:
-            return True
-        return bool(version) and compare(version, self.version) in _SIGNS[self.sign]
+        return all(version and compare(version, bound) in _SIGNS[sign] for sign, bound in self.bounds)
 
 
 def wanted(text: str) -> Wanted:
-    """Return what a text such as ``openssl<3.0.15`` asks for.
+    """Return what a text such as ``openssl<3.0.15`` or ``openssl>=3,<3.0.15`` asks for.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        It is no such text.
+        It is no such text, or no version can be what it asks for: the answer would always be "none", which
+        reads like an all-clear.
 
     Examples
     --------
     >>> wanted("openssl < 3.0.15").matches("3.0.9")
     True
+    >>> wanted("openssl>=3,<3.0.15").matches("1.1.1w")
+    False
     """
     match = _WANTED.fullmatch(text.strip())
     if match is None:
         raise ParameterError(
-            f"{text!r} names no package.",
-            why="A package is asked for by name, perhaps with a bound: openssl, openssl<3.0.15, xz=5.6.0.",
+            f"{text!r} names no package as one can be asked for.",
+            why="A package is asked for by name, perhaps with bounds (<, <=, =, >=, >) that all must hold: "
+            "openssl, openssl<3.0.15, xz=5.6.0, openssl>=3,<3.0.15.",
             cure="Write it like one of these; quote it in a shell.",
         )
-    return Wanted(match["name"], match["sign"] or "", match["version"] or "")
+    bounds = tuple(_BOUND.findall(match["bounds"] or ""))
+    for (above, low), (below, high) in product(bounds, bounds):
+        if -1 not in _SIGNS[above] and 1 not in _SIGNS[below]:
+            order = compare(low, high)
+            if order > 0 or (order == 0 and not (0 in _SIGNS[above] and 0 in _SIGNS[below])):
+                raise ParameterError(
+                    f"No version of {match['name']} can be both {above}{low} and {below}{high}.",
+                    cure="Swap the bounds, or ask for each by itself.",
+                )
+    return Wanted(match["name"], bounds)
+
+
+def all_wanted(texts: Iterable[str]) -> tuple[Wanted, ...]:
+    """Return what several texts ask for; one that begins with a bound goes on about the package before it.
+
+    So a list that was written with commas means what it says.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        As for `wanted`.
+
+    Examples
+    --------
+    >>> [str(one) for one in all_wanted(["openssl>=3", "<3.0.15", "xz=5.6.0"])]
+    ['openssl>=3,<3.0.15', 'xz=5.6.0']
+    """
+    whole: list[str] = []
+    for text in texts:
+        if whole and _BOUND.match(text.strip()):
+            whole[-1] += f",{text.strip()}"
+        else:
+            whole.append(text)
+    return tuple(wanted(text) for text in whole)
