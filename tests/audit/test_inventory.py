@@ -271,3 +271,32 @@ def test_the_plot_has_units_on_its_axes(own: Owner) -> None:
     axes = views.plot(own.scan(regions=[REGION])).axes[0]
     assert "USD" in axes.get_ylabel()
     assert "age" in axes.get_xlabel()
+
+
+def test_public_snapshots_are_told_by_one_call_a_region(own: Owner) -> None:
+    public, private = own.snapshot(), own.snapshot()
+    own.client("ec2").modify_snapshot_attribute(
+        SnapshotId=public, Attribute="createVolumePermission", OperationType="add", GroupNames=["all"]
+    )
+    found = own.scan(regions=[REGION])
+    assert (row(found, public)["public"], row(found, private)["public"]) == (True, False)
+
+
+def test_a_bucket_that_is_not_there_is_told_with_its_cure(own: Owner) -> None:
+    (gap,) = own.scan(regions=[REGION], buckets=["no-such-bucket"]).unread
+    assert (gap.source, gap.error.what) == (
+        "bucket no-such-bucket",
+        "The bucket no-such-bucket does not exist.",
+    )
+    assert "aws s3 mb s3://no-such-bucket" in gap.error.cure
+
+
+def test_an_ami_of_another_account_that_was_scanned_and_not_shared_is_missing_there(
+    own: Owner, friend: Owner
+) -> None:
+    ami = own.ami()
+    own.template(ami)
+    theirs = friend.template(ami)
+    found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
+    (lost,) = found.pointers
+    assert (lost.account, lost.evidence.id, lost.owner) == (FRIEND, theirs, "")

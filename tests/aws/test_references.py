@@ -62,6 +62,27 @@ def test_every_version_of_every_template_counts(aws: Rehearsal) -> None:
     assert found.of(second)[0].detail == "nodes, versions 2, 5 (latest)"
     assert set(kinds(found, third)) == {("launch-template", nodes), ("launch-template", plain)}
     assert found.use(fourth) is True
+    assert found.of(second)[0].versions == {2: "", 5: "latest"}
+    assert (found.of(second)[0].launches, found.of(fourth)[0].launches) == (True, False)
+
+
+def test_what_stands_for_no_ami_is_kept_as_it_is(aws: Rehearsal) -> None:
+    image = aws.image()
+    put = {"Name": "/p/x", "Type": "String", "DataType": "aws:ec2:image", "Value": image}
+    aws.served.client("ssm", REGION).put_parameter(**put)
+    aws.pass_time(300)
+    nodes = template(aws, "nodes", "resolve:ssm:/p/x")
+    assert ("launch-template", nodes) in kinds(look(aws), image)
+    aws.served.client("ssm", REGION).delete_parameter(Name="/p/x")
+    found = look(aws)
+    (lost,) = found.of("resolve:ssm:/p/x")
+    assert (found.of(image), lost.id, lost.versions) == ((), nodes, {1: "default and latest"})
+
+
+def test_versions_are_told_from_a_name_that_looks_like_them() -> None:
+    tricky = Evidence("launch-template", "lt-1", "x(default), versions 3, 12 (latest), account 012345678901")
+    assert tricky.versions == {3: "", 12: "latest"}
+    assert not Evidence("launch-template", "lt-1", "x(default), version 3").launches
 
 
 def test_few_calls_read_many_templates_that_have_no_old_versions(aws: Rehearsal) -> None:

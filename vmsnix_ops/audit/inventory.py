@@ -20,6 +20,7 @@ from vmsnix_ops.audit.values import Inventory, Read, Unread
 from vmsnix_ops.aws import leftovers, references
 from vmsnix_ops.aws import regions as where
 from vmsnix_ops.aws.accounts import accounts as sessions_of
+from vmsnix_ops.aws.buckets import errors_of
 from vmsnix_ops.aws.paging import items
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.references import Clients, References
@@ -159,10 +160,13 @@ def read_region(clients: Clients, columns: rows.Columns, one_by_one: Thoroughnes
     sizes: dict[str, tuple[int | None, int]] = {}
     holders: dict[str, list[str]] = {}
     launched: dict[str, str] = {}
+    public: set[str] | None = None
+    own = {"OwnerIds": ["self"], "MaxResults": PAGE}
+    with reading("public snapshots"):  # few, so one call
+        listed = items(ec2, "describe_snapshots", "Snapshots", RestorableByUserIds=["all"], **own)
+        public = {one["SnapshotId"] for one in listed}
     with reading("snapshots"):
-        sizes = rows.snapshots(
-            columns, items(ec2, "describe_snapshots", "Snapshots", OwnerIds=["self"], MaxResults=PAGE)
-        )
+        sizes = rows.snapshots(columns, items(ec2, "describe_snapshots", "Snapshots", **own), public)
     with reading("AMIs"):
         asked = {"Owners": ["self"], "IncludeDisabled": True, "IncludeDeprecated": True}
         rows.images(
@@ -184,6 +188,8 @@ def read_region(clients: Clients, columns: rows.Columns, one_by_one: Thoroughnes
         others = [one for one in found.by_ami if one.startswith("ami-") and one not in launched]
         if not any(one.source == "AMIs" for one in unread):
             strangers = _owners(ec2, others)
+    no_ami = [one for one in found.by_ami if not one.startswith(("ami-", "snap-"))]
+    strangers |= dict.fromkeys(no_ami, "")
     return Read(
         account,
         region,
@@ -220,7 +226,7 @@ def _bucket(
     region, unread = home, []
     columns = rows.Columns(*when, account, region)
     try:
-        with calling(f"read the bucket {name}"):
+        with errors_of(name, f"read the bucket {name}"):
             region = leftovers.region_of(client(session, "s3", home, attempts=2), name)
             s3 = client(session, "s3", region, attempts=2)
             columns.region = region

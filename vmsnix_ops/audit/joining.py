@@ -55,17 +55,12 @@ def joined(
     places: dict[tuple[str, str], int] = {}
     for read in found:
         places[read.account, read.region] = places.get((read.account, read.region), 0) + read.amis
-    own = {
-        (read.region, ami_id)
-        for read in found
-        for ami_id in read.found.by_ami
-        if ami_id not in read.strangers
-    }
+    scanned = {account for account, _ in places}
     pointers = [
         Pointer(read.account, read.region, ami_id, one, owner)
         for read in found
         for ami_id, owner in read.strangers.items()
-        if (read.region, ami_id) not in own
+        if owner not in scanned  # one that a scanned account owns and has not shared has no owner here
         for one in read.found.names(ami_id)
     ]
     return Inventory(

@@ -15,7 +15,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.records import schemas
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     import pyarrow as pa
 
@@ -95,8 +95,12 @@ def _times(values: list[Any]) -> pa.Array:
     return pc.coalesce(moments, texts.cast(kind))
 
 
-def snapshots(columns: Columns, found: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int | None, int]]:
+def snapshots(
+    columns: Columns, found: Iterable[Mapping[str, Any]], public: Collection[str] | None = None
+) -> dict[str, tuple[int | None, int]]:
     """Add snapshots, and return the stored bytes and the GiB of each.
+
+    `public` are those that everybody may use; None where nobody could tell.
 
     A pending one that comes from no volume and is no copy is being written through the EBS direct APIs, or
     was until its writer died.
@@ -118,6 +122,7 @@ def snapshots(columns: Columns, found: Iterable[Mapping[str, Any]]) -> dict[str,
             stored_bytes=stored,
             estimated=stored is None,
             tier=snapshot.get("StorageTier"),
+            public=None if public is None else snapshot["SnapshotId"] in public,
             encrypted=bool(snapshot.get("Encrypted")),
             source=_source(snapshot),
             message=snapshot.get("StateMessage"),

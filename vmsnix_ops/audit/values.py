@@ -43,7 +43,8 @@ class Pointer:
     Attributes
     ----------
     account, region, ami_id
-        Where and what it names.
+        Where and what it names; what stands for no AMI at all is kept as it is, such as the
+        ``resolve:ssm:...`` of a parameter that is gone.
     evidence
         What names it.
     owner

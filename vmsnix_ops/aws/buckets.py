@@ -123,7 +123,7 @@ def upload(
         The object does not hold the file's bytes.
     """
     parts = split(path.stat().st_size)
-    with _bucket_errors(bucket, f"upload {path.name} to s3://{bucket}/{key}"), path.open("rb") as file:
+    with errors_of(bucket, f"upload {path.name} to s3://{bucket}/{key}"), path.open("rb") as file:
         found = _find(s3, file.fileno(), parts, bucket=bucket, key=key)
         if found:
             if step is not None:
@@ -151,7 +151,7 @@ def delete(s3: Client, *, bucket: str, key: str) -> None:
 
     Safe to run twice: what is gone already is no error.
     """
-    with _bucket_errors(bucket, f"remove s3://{bucket}/{key}"):
+    with errors_of(bucket, f"remove s3://{bucket}/{key}"):
         for upload in _uploads(s3, bucket, key):
             _abort(s3, bucket, key, upload["UploadId"])
         s3.delete_object(Bucket=bucket, Key=key)
@@ -160,7 +160,7 @@ def delete(s3: Client, *, bucket: str, key: str) -> None:
 @needs("s3:GetObject", "s3:ListBucket")
 def exists(s3: Client, *, bucket: str, key: str) -> bool:
     """Return whether there is an object of this key, whatever its bytes."""
-    with _bucket_errors(bucket, f"look for s3://{bucket}/{key}"):
+    with errors_of(bucket, f"look for s3://{bucket}/{key}"):
         return _head(s3, bucket, key) is not None
 
 
@@ -310,7 +310,7 @@ def _composite(digests: Iterator[bytes]) -> str:
     return f"{base64.b64encode(whole.digest()).decode()}-{count}"
 
 
-class _bucket_errors:  # noqa: N801 (reads as a verb where it is used)
+class errors_of:  # noqa: N801 (reads as a verb where it is used)
     """Explain S3's errors with the bucket in mind, and pass on everything else that AWS says."""
 
     def __init__(self, bucket: str, doing: str) -> None:

@@ -73,9 +73,8 @@ class Templates:
         through: dict[str, set[str]] = {}
         for number, image in sorted(versions.items()):
             ami_id = self.ami(image)
-            if ami_id:
-                by_image.setdefault(ami_id, []).append(number)
-                through.setdefault(ami_id, set()).update([image] if image.startswith(ALIAS) else [])
+            by_image.setdefault(ami_id, []).append(number)
+            through.setdefault(ami_id, set()).update([image] if image.startswith(ALIAS) else [])
         for ami_id, numbers in by_image.items():
             words = [self._word(template_id, number) for number in numbers]
             plural = "s" if len(words) > 1 else ""
@@ -92,8 +91,11 @@ class Templates:
         return f"{number}" + (f" ({' and '.join(marks)})" if marks else "")
 
     def ami(self, image: str) -> str:
-        """Return the AMI id that an ``ImageId`` stands for; empty when it stands for none."""
-        return self.aliases.get(image, "") if image.startswith(ALIAS) else image
+        """Return the AMI id that an ``ImageId`` stands for; itself when it stands for none.
+
+        So what launches nothing (``resolve:ssm:`` of a parameter that is gone) is not lost.
+        """
+        return self.aliases.get(image, image)
 
     def of_specification(self, asked: Mapping[str, Any]) -> tuple[str, str]:
         """Return AMI and words of a template as a group names it; both empty when we do not know it."""
@@ -155,10 +157,10 @@ def _launches(
     if group.get("LaunchTemplate"):
         yield templates.of_specification(group["LaunchTemplate"])
     mixed = (group.get("MixedInstancesPolicy") or {}).get("LaunchTemplate") or {}
-    if mixed.get("LaunchTemplateSpecification"):
-        yield templates.of_specification(mixed["LaunchTemplateSpecification"])
+    specifications = [mixed, *(mixed.get("Overrides") or ())]
+    for asked in filter(None, (one.get("LaunchTemplateSpecification") for one in specifications)):
+        ami_id, through = templates.of_specification(asked)
+        yield ami_id, f"mixed instances, {through}"
     for override in mixed.get("Overrides") or ():
-        if override.get("LaunchTemplateSpecification"):
-            yield templates.of_specification(override["LaunchTemplateSpecification"])
         if override.get("ImageId"):
             yield override["ImageId"], f"override for {override.get('InstanceType', 'its instances')}"
