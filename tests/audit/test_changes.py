@@ -9,6 +9,7 @@ from vmsnix_ops.audit.changes import COLUMNS, since_last, store
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from vmsnix_ops.audit.changes import Changes
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 OTHER = "eu-west-1"
 
 
-def look(own: Owner, tmp_path: Path, *regions: str) -> Changes:
+def look(own: Owner, tmp_path: Path, *regions: str, buckets: Iterable[str] = ()) -> Changes:
     """Scan, compare and keep."""
     tables = Tables(tmp_path / "history")
-    found = own.scan(regions=regions or [REGION])
+    found = own.scan(regions=regions or [REGION], buckets=buckets)
     changes = since_last(found, tables)
     store(found, tables)
     return changes
@@ -91,6 +92,43 @@ def test_a_scan_of_one_region_says_nothing_about_another(own: Owner, tmp_path: P
     own.ami(OTHER)
     look(own, tmp_path, REGION, OTHER)
     assert told(look(own, tmp_path, REGION)) == set()
+
+
+def leave(own: Owner, bucket: str, region: str, *keys: str) -> None:
+    """Leave objects in a bucket."""
+    s3 = own.client("s3", region)
+    s3.create_bucket(Bucket=bucket, **_located(region))
+    for key in keys:
+        s3.put_object(Bucket=bucket, Key=f"vmsnix/{key}", Body=b"1")
+
+
+def _located(region: str) -> dict[str, Any]:
+    there = {"LocationConstraint": region}
+    return {} if region == REGION else {"CreateBucketConfiguration": there}
+
+
+def test_a_bucket_is_a_place_of_its_own(own: Owner, tmp_path: Path) -> None:
+    leave(own, "vmsnix-images", REGION, "a.vhd", "b.vhd")
+    own.ami(), own.ami(OTHER)
+    look(own, tmp_path, REGION, OTHER, buckets=["vmsnix-images"])
+    # Its region is not looked at: nothing there is gone. Then the bucket is not: nothing in it is.
+    assert told(look(own, tmp_path, OTHER, buckets=["vmsnix-images"])) == set()
+    assert told(look(own, tmp_path, REGION, OTHER)) == set()
+    own.client("s3").delete_object(Bucket="vmsnix-images", Key="vmsnix/a.vhd")
+    changes = look(own, tmp_path, OTHER, buckets=["vmsnix-images"])
+    assert told(changes) == {("gone", "object", "vmsnix/a.vhd")}
+    assert set(changes.since) == {(own.account, OTHER), (own.account, "s3://vmsnix-images")}
+
+
+def test_a_bucket_that_cannot_be_read_blinds_nothing_else(own: Owner, tmp_path: Path) -> None:
+    leave(own, "vmsnix-images", REGION, "a.vhd")
+    look(own, tmp_path, REGION, buckets=["vmsnix-images"])
+    fresh = own.ami()
+    denied = {"op": "s3:ListObjectsV2", "do": "error", "code": "AccessDenied", "http": 403}
+    own.aws.faults.add(denied)
+    changes = look(own, tmp_path, REGION, buckets=["vmsnix-images", "no-such-bucket"])
+    assert ("added", "ami", fresh) in told(changes)
+    assert "gone" not in {change for change, _, _ in told(changes)}
 
 
 def test_a_scan_is_kept_once(own: Owner, tmp_path: Path) -> None:

@@ -170,6 +170,43 @@ def test_single_amis_are_asked_about_as_long_as_they_are_few(
     assert own.aws.calls.count("ec2:DescribeImageAttribute") == 2
 
 
+def test_an_ami_of_a_hurried_region_is_not_called_unused(own: Owner) -> None:
+    named, shared, silent = own.ami(), own.ami(), own.ami()
+    own.template(named)
+    own.share(shared, STRANGER)
+    found = own.scan(regions=[REGION], one_by_one="no")
+    assert row(found, named)["referenced"] is True
+    assert row(found, shared)["referenced"] not in (True, False)
+    assert row(found, silent)["referenced"] not in (True, False)
+    assert row(own.scan(regions=[REGION], one_by_one="yes"), silent)["referenced"] is False
+
+
+def test_what_is_registered_between_the_two_lists_is_seen_whole(
+    own: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[str] = []
+
+    def images(*given: Any) -> None:
+        late.append(own.ami())
+        read(*given)
+
+    read = inventory.rows.images
+    monkeypatch.setattr(inventory.rows, "images", images)
+    found = own.scan(regions=[REGION])
+    (held,) = json.loads(row(found, late[0])["snapshots"])
+    assert (row(found, held)["kind"], row(found, held)["referenced"]) == ("snapshot", True)
+
+
+def test_one_user_is_one_piece_of_evidence(own: Owner) -> None:
+    ami = own.ami()
+    instance, template = own.launch(ami), own.template(ami)
+    own.client("ssm").put_parameter(Name="/app", Type="String", DataType="aws:ec2:image", Value=ami)
+    own.aws.clock.advance(60)
+    proof = json.loads(row(own.scan(regions=[REGION]), ami)["evidence"])
+    named = [(kind, name) for kind, name, _ in proof if kind != "launched"]
+    assert named == [("instance", instance), ("launch-template", template), ("parameter", "/app")]
+
+
 def test_a_public_ami_is_not_unused_whoever_was_asked(own: Owner) -> None:
     ami = own.ami()
     own.share(ami, "all")
@@ -214,6 +251,22 @@ def test_what_another_account_launches_is_evidence_for_our_ami(own: Owner, frien
     assert found.pointers == ()
 
 
+def test_what_is_shared_with_a_scanned_account_alone_is_known(own: Owner, friend: Owner) -> None:
+    only, also, named = own.ami(), own.ami(), own.ami()
+    own.share(only, FRIEND)
+    own.share(also, FRIEND, STRANGER)
+    own.share(named, FRIEND)
+    friend.template(named)
+    both: dict[str, Any] = {"regions": [REGION], "accounts": [own.account, FRIEND]}
+    found = own.scan(**both)
+    uses = [row(found, ami)["referenced"] for ami in (only, also, named)]
+    assert (uses[0], uses[1] in (True, False), uses[2]) == (False, False, True)
+    assert ["shared-with", FRIEND, "account"] in json.loads(row(found, only)["evidence"])
+    hidden = {"op": "ec2:DescribeInstances", "do": "error", "code": "UnauthorizedOperation", "http": 403}
+    own.aws.faults.add({**hidden, "where": {"principal": f"*{FRIEND}*"}})
+    assert row(own.scan(**both), only)["referenced"] not in (True, False)
+
+
 def test_an_account_that_refuses_us_is_kept_as_such(own: Owner) -> None:
     ami = own.ami()
     found = own.scan(regions=[REGION], accounts=[own.account, STRANGER])
@@ -241,6 +294,27 @@ def test_what_names_no_ami_of_ours_is_a_pointer(own: Owner) -> None:
     pointers = {one.ami_id: one for one in own.scan(regions=[REGION]).pointers}
     assert {ami: one.owner for ami, one in pointers.items()} == {theirs: STRANGER, gone: ""}
     assert pointers[gone].evidence.kind == "launch-template"
+
+
+def test_a_pointer_to_an_ami_that_its_owner_does_not_share_is_kept(own: Owner, friend: Owner) -> None:
+    ours = own.ami()
+    own.launch(ours)
+    template = friend.template(ours)
+    (one,) = own.scan(regions=[REGION], accounts=[own.account, FRIEND]).pointers
+    assert (one.account, one.ami_id, one.evidence.id) == (FRIEND, ours, template)
+    assert (one.owner, one.unshared) == ("", own.account)
+    own.share(ours, FRIEND)
+    assert own.scan(regions=[REGION], accounts=[own.account, FRIEND]).pointers == ()
+
+
+def test_a_pointer_is_kept_though_another_account_could_not_look(own: Owner, friend: Owner) -> None:
+    gone = own.ami()
+    own.template(gone), friend.template(gone)
+    own.client("ec2").deregister_image(ImageId=gone)
+    hidden = {"op": "ec2:DescribeImages", "do": "error", "code": "UnauthorizedOperation", "http": 403}
+    own.aws.faults.add({**hidden, "where": {"principal": f"*{FRIEND}*"}})
+    found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
+    assert [(one.account, one.ami_id) for one in found.pointers] == [(own.account, gone)]
 
 
 # The same data

@@ -1,7 +1,7 @@
 """What changed since the last scan: each is kept in the table ``inventory`` and compared with the one before.
 
-Places are compared, not scans: an account and region with the last scan that read it. So a region that could
-not be read this time loses nothing, and a scan of one region says nothing about the others.
+Places are compared, not scans: an account and region, or a bucket, with the last scan that read it. So a
+region that could not be read this time loses nothing, and a scan of one region says nothing about the others.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.audit.values import Inventory
     from vmsnix_ops.records.tables import Tables
+
+STORED = ("object", "multipart-upload")
+"""Kinds of what stands in a bucket; the bucket is its place."""
 
 IDENTITY = ["account", "region", "kind", "resource_id"]
 COMPARED = (
@@ -56,7 +59,8 @@ class Changes:
     frame
         Columns as in `COLUMNS`.
     since
-        For every account and region that was compared, the time of the scan before.
+        For every place that was compared, the time of the scan before: an account with a region, or with
+        ``s3://`` and the name of a bucket.
     """
 
     frame: pd.DataFrame = field(repr=False)
@@ -77,28 +81,41 @@ class Changes:
 def store(inventory: Inventory, tables: Tables) -> None:
     """Keep a scan in the table ``inventory``. Safe to run twice: a scan is kept once.
 
-    Beside the resources there is a row for every account and region that was read, so that the next scan
-    knows that one without any resources was looked at.
+    Beside the resources there is a row for every account and region and every bucket that was read, so that
+    the next scan knows that one without any resources was looked at.
     """
     import pyarrow as pa
 
     schema = schemas.INVENTORY.arrow()
     whole = pa.Table.from_pandas(inventory.frame, schema=schema, preserve_index=False)
-    blind = {(one.account, one.region) for one in inventory.unread}
+    blind = _blind(inventory)
+    looked = [(account, region, "region", region) for account, region in inventory.places]
+    looked += [(account, region, "bucket", name) for (account, name), region in inventory.buckets.items()]
     places = [
         {
             "run_id": inventory.run.run_id,
             "scanned_at": inventory.scanned_at,
             "account": account,
             "region": region,
-            "kind": "region",
-            "resource_id": region,
-            "state": "partly read" if (account, region) in blind else "read",
+            "kind": kind,
+            "resource_id": name,
+            "state": "partly read" if (account, _place(kind, name)) in blind else "read",
         }
-        for account, region in inventory.places
+        for account, region, kind, name in looked
     ]
     whole = pa.concat_tables([whole, pa.Table.from_pylist(places, schema=schema)])
     tables.append("inventory", whole, once=f"{inventory.run.run_id}/inventory")
+
+
+def _place(kind: str, name: str) -> str:
+    return f"s3://{name}" if kind == "bucket" else name
+
+
+def _blind(inventory: Inventory) -> set[tuple[str, str]]:
+    """Return the places that were not read whole."""
+    return {
+        (one.account, _place("bucket", one.bucket) if one.bucket else one.region) for one in inventory.unread
+    }
 
 
 def since_last(inventory: Inventory, tables: Tables) -> Changes:
@@ -113,16 +130,16 @@ def since_last(inventory: Inventory, tables: Tables) -> Changes:
     """
     import pandas as pd
 
-    blind = {(one.account, one.region) for one in inventory.unread}
-    places = [place for place in inventory.places if place not in blind]
+    looked = [*inventory.places, *((account, f"s3://{name}") for account, name in inventory.buckets)]
+    blind = _blind(inventory)
+    places = [place for place in looked if place not in blind]
     before = _before(inventory, places, tables) if places else {}
     if not before:
         return Changes(pd.DataFrame(columns=list(COLUMNS)), {})
     columns = [*IDENTITY, *COMPARED, "monthly_usd"]
     then = _rows_of(before, tables, columns)
-    compared = pd.MultiIndex.from_tuples(before, names=IDENTITY[:2])
-    now = inventory.frame[columns]
-    now = now[pd.MultiIndex.from_frame(now[IDENTITY[:2]]).isin(compared)]
+    keys = _keys(inventory.frame)
+    now = inventory.frame.loc[keys.isin({" ".join(place) for place in before}), columns]
     if now.empty and then.empty:  # pandas cannot join two frames of no text
         return Changes(pd.DataFrame(columns=list(COLUMNS)), before)
     both = now.merge(then, on=IDENTITY, how="outer", suffixes=("", "_then"), indicator=True)
@@ -148,13 +165,15 @@ def _before(
 ) -> dict[tuple[str, str], datetime]:
     """Return, for each place, when it was last read before this scan."""
     where = [
-        ("kind", "==", "region"),
+        ("kind", "in", ["region", "bucket"]),
         ("state", "==", "read"),
         ("account", "in", sorted({account for account, _ in places})),
         ("scanned_at", "<", inventory.scanned_at),
     ]
-    earlier = tables.read("inventory", columns=["account", "region", "scanned_at"], where=where)
-    last = earlier.groupby(["account", "region"])["scanned_at"].max()
+    columns = ["account", "kind", "resource_id", "scanned_at"]
+    earlier = tables.read("inventory", columns=columns, where=where)
+    names = earlier["resource_id"].where(earlier["kind"] != "bucket", "s3://" + earlier["resource_id"])
+    last = earlier.groupby(["account", names])["scanned_at"].max()
     return {place: last[place].to_pydatetime() for place in places if place in last.index}
 
 
@@ -163,15 +182,18 @@ def _rows_of(before: Mapping[tuple[str, str], datetime], tables: Tables, columns
     where = [
         ("scanned_at", "in", sorted(set(before.values()))),
         ("account", "in", sorted({account for account, _ in before})),
-        ("kind", "!=", "region"),
+        ("kind", "not in", ["region", "bucket"]),
     ]
-    rows = tables.read("inventory", columns=["scanned_at", *columns], where=where)
-    moments = (
-        rows["account"]
-        .str.cat(rows["region"], sep=" ")
-        .map({f"{account} {region}": moment for (account, region), moment in before.items()})
-    )
-    return rows[rows["scanned_at"] == moments].drop(columns="scanned_at")
+    rows = tables.read("inventory", columns=["scanned_at", "source", *columns], where=where)
+    moments = _keys(rows).map({" ".join(place): moment for place, moment in before.items()})
+    return rows.loc[rows["scanned_at"] == moments, columns]
+
+
+def _keys(rows: pd.DataFrame) -> pd.Series[str]:
+    """Return the account and place of each row: its region, or its bucket."""
+    bucket = rows["source"].str.extract(r"^(s3://[^/]+)", expand=False)
+    place = rows["region"].where(~rows["kind"].isin(STORED), bucket).fillna("")
+    return rows["account"].str.cat(place, sep=" ")
 
 
 def _text(column: pd.Series[str]) -> pd.Series[str]:

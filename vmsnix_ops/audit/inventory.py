@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import BoundedSemaphore
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import costs, rows
@@ -69,7 +69,8 @@ def scan(
         Buckets of uploads in the caller's own account; by default the settings' bucket.
     one_by_one
         Whether AWS is also asked about each single AMI: which other accounts may launch it, and which
-        recipes of Image Builder name it. ``"auto"`` does so in regions with at most `ONE_BY_ONE` AMIs.
+        recipes of Image Builder name it. ``"auto"`` does so in regions with at most `ONE_BY_ONE` AMIs. There
+        is no way to ask that of all at once, so elsewhere an AMI that nothing names is not called unused.
     session
         Whose account is scanned, and who takes the roles in others.
 
@@ -92,6 +93,7 @@ def scan(
         session=session,
     )
     places, unread = _places(members, asked, home)
+    family = frozenset(account for account, _, _ in places)
     shown = current().step("scan", total=len(places), unit="items")
     with shown as step, ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan") as pool:
         turns = BoundedSemaphore(REGIONS_AT_ONCE + 1)
@@ -99,7 +101,7 @@ def scan(
         def read(account: str, clients: Clients) -> tuple[Read, pa.Table]:
             try:
                 columns = rows.Columns(run.run_id, now, account, clients.region)
-                result = read_region(clients, columns, one_by_one)
+                result = read_region(clients, columns, one_by_one, family)
                 return result, columns.arrow()
             finally:
                 step.advance(1)
@@ -112,8 +114,9 @@ def scan(
             turns.acquire()
             jobs.append(pool.submit(read, account, Clients.of(its_session, region)))
         found = [job.result() for job in jobs]
+    del jobs  # they hold every table
     own = next((one for one in members if one.session is session), None)
-    wanted = tuple(buckets) or tuple(filter(None, [settings.bucket]))
+    wanted = tuple(dict.fromkeys(buckets)) or tuple(filter(None, [settings.bucket]))
     if own is not None and wanted:
         found += [_bucket(session, name, settings, own.account, home, (run.run_id, now)) for name in wanted]
     tables = [table for _, table in found]
@@ -144,8 +147,25 @@ def _places(
 
 
 @needs("ec2:DescribeSnapshots", "ec2:DescribeImages", "ec2:DescribeImportSnapshotTasks")
-def read_region(clients: Clients, columns: rows.Columns, one_by_one: Thoroughness) -> Read:
-    """Read one account and region, one source after the other."""
+def read_region(
+    clients: Clients,
+    columns: rows.Columns,
+    one_by_one: Thoroughness,
+    family: frozenset[str] = frozenset(),
+) -> Read:
+    """Read one account and region, one source after the other.
+
+    Parameters
+    ----------
+    clients
+        Of the account and region.
+    columns
+        Where rows go.
+    one_by_one
+        As for `scan`.
+    family
+        All accounts that are scanned. What this one may launch of the others is looked for here, too.
+    """
     account, region, ec2 = columns.account, clients.region, clients.ec2
     unread: list[Unread] = []
 
@@ -168,20 +188,30 @@ def read_region(clients: Clients, columns: rows.Columns, one_by_one: Thoroughnes
     with reading("snapshots"):
         sizes = rows.snapshots(columns, items(ec2, "describe_snapshots", "Snapshots", **own), public)
     with reading("AMIs"):
-        asked = {"Owners": ["self"], "IncludeDisabled": True, "IncludeDeprecated": True}
         rows.images(
             columns,
-            items(ec2, "describe_images", "Images", MaxResults=PAGE, **asked),
+            items(ec2, "describe_images", "Images", MaxResults=PAGE, Owners=["self"], **_HIDDEN),
             sizes,
             holders,
             launched,
         )
+    with reading("snapshots"):
+        # What was registered between the two lists is in one of them only.
+        lost = [one for one in holders if one not in sizes]
+        if lost and not any(one.source == "snapshots" for one in unread):
+            rows.snapshots(columns, _by_id(ec2, "snapshot", lost, OwnerIds=["self"]))
     with reading("imports"):
         rows.import_tasks(
             columns, items(ec2, "describe_import_snapshot_tasks", "ImportSnapshotTasks", MaxResults=PAGE)
         )
     hurried = one_by_one == "no" or (one_by_one == "auto" and len(launched) > ONE_BY_ONE)
-    found = references.gather(clients, () if hurried else list(launched), launched=False)
+    guests: frozenset[str] = frozenset()
+    if not hurried and family - {account}:
+        with reading("AMIs of the other accounts"):
+            theirs = {"Owners": sorted(family - {account}), "ExecutableUsers": ["self"]}
+            shown = items(ec2, "describe_images", "Images", **theirs, **_HIDDEN)
+            guests = frozenset(image["ImageId"] for image in shown)
+    found = references.gather(clients, () if hurried else list(launched), guests=guests, launched=False)
     unread += [Unread(account, region, source, error) for source, error in found.unread.items()]
     strangers: dict[str, str] = {}
     with reading("AMIs of others"):
@@ -199,19 +229,26 @@ def read_region(clients: Clients, columns: rows.Columns, one_by_one: Thoroughnes
         tuple(unread),
         hurried and bool(launched),
         strangers,
+        guests,
     )
+
+
+_HIDDEN = {"IncludeDeprecated": True, "IncludeDisabled": True}
+"""What `DescribeImages` leaves out unless it is asked for."""
+
+
+def _by_id(ec2: Client, kind: Literal["image", "snapshot"], ids: list[str], **more: Any) -> Iterator[Any]:
+    """Yield those AMIs or snapshots that there are; a filter, unlike a list of ids, forgives the others."""
+    for start in range(0, len(ids), 200):  # AWS: values of a filter
+        chosen = [{"Name": f"{kind}-id", "Values": ids[start : start + 200]}]
+        yield from items(ec2, f"describe_{kind}s", f"{kind.capitalize()}s", Filters=chosen, **more)
 
 
 def _owners(ec2: Client, ami_ids: list[str]) -> dict[str, str]:
     """Return the owner of each AMI that we may see; of those that do not exist an empty text."""
     owners = dict.fromkeys(ami_ids, "")
-    for start in range(0, len(ami_ids), 200):  # AWS: values of a filter
-        chosen = [{"Name": "image-id", "Values": ami_ids[start : start + 200]}]
-        shown = items(
-            ec2, "describe_images", "Images", Filters=chosen, IncludeDeprecated=True, IncludeDisabled=True
-        )
-        owners |= {image["ImageId"]: image.get("OwnerId", "?") for image in shown}
-    return owners
+    shown = _by_id(ec2, "image", ami_ids, **_HIDDEN)
+    return owners | {image["ImageId"]: image.get("OwnerId", "?") for image in shown}
 
 
 def _bucket(
@@ -223,8 +260,8 @@ def _bucket(
     when: tuple[str, datetime],
 ) -> tuple[Read, pa.Table]:
     """Read what uploads left in one bucket."""
-    region, unread = home, []
-    columns = rows.Columns(*when, account, region)
+    region, unread = "", []
+    columns = rows.Columns(*when, account, home)
     try:
         with errors_of(name, f"read the bucket {name}"):
             region = leftovers.region_of(client(session, "s3", home, attempts=2), name)
@@ -233,7 +270,6 @@ def _bucket(
             for look in (leftovers.objects, leftovers.uploads):
                 rows.leftovers(columns, name, look(s3, name, settings.key_prefix))
     except errors.AwsError as error:
-        unread.append(Unread(account, region, f"bucket {name}", error))
-    nothing = References(region, {})
-    read = Read(account, region, nothing, 0, {}, tuple(unread), hurried=False, strangers={})
+        unread.append(Unread(account, region, f"bucket {name}", error, name))
+    read = Read(account, region, References(region, {}), 0, {}, tuple(unread), bucket=name)
     return read, columns.arrow()

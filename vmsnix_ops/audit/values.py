@@ -28,12 +28,16 @@ class Unread:
         What.
     error
         Why, and what to do.
+    bucket
+        The bucket that could not be read; empty where something else could not. Nothing but what it holds is
+        unknown then.
     """
 
     account: str
     region: str
     source: str
     error: errors.AwsError
+    bucket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,9 @@ class Pointer:
     evidence
         What names it.
     owner
-        Whose AMI that is; empty when there is no such AMI, or none that we may see.
+        Whose AMI that is; empty when there is no such AMI, or none that this account may see.
+    unshared
+        The scanned account that owns it and does not let this account launch it; empty where there is none.
     """
 
     account: str
@@ -56,6 +62,7 @@ class Pointer:
     ami_id: str
     evidence: Evidence
     owner: str
+    unshared: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +82,12 @@ class Inventory:
     unread
         What could not be read.
     pointers
-        What names AMIs of other accounts, or AMIs that do not exist.
+        What names AMIs of accounts that were not scanned, or AMIs that its own account cannot launch.
     hurried
-        The accounts and regions that have so many AMIs that AWS was not asked about each one.
+        The accounts and regions that have so many AMIs that AWS was not asked about each one. Who else may
+        launch those is unknown, and so is their use unless something names them.
+    buckets
+        The account and name of each bucket that was looked into, with its region.
     """
 
     frame: pd.DataFrame = field(repr=False)
@@ -87,6 +97,7 @@ class Inventory:
     unread: tuple[Unread, ...] = ()
     pointers: tuple[Pointer, ...] = ()
     hurried: tuple[tuple[str, str], ...] = ()
+    buckets: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def amis(self) -> pd.DataFrame:
@@ -96,7 +107,29 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What was read of one account and region."""
+    """What was read of one account and region, or of a bucket.
+
+    Attributes
+    ----------
+    account, region
+        Where.
+    found
+        What uses AMIs.
+    amis
+        How many AMIs there are.
+    holders
+        The AMIs that hold each snapshot.
+    unread
+        What could not be read.
+    hurried
+        Whether AWS was not asked about each AMI.
+    strangers
+        The owners of AMIs that are named here and belong to others; empty for what cannot be seen from here.
+    guests
+        AMIs of other scanned accounts that may be launched here, and about which AWS was asked here.
+    bucket
+        The bucket, if it is one.
+    """
 
     account: str
     region: str
@@ -104,5 +137,7 @@ class Read:
     amis: int
     holders: Mapping[str, list[str]]
     unread: tuple[Unread, ...]
-    hurried: bool
-    strangers: Mapping[str, str]
+    hurried: bool = False
+    strangers: Mapping[str, str] = field(default_factory=dict)
+    guests: frozenset[str] = frozenset()
+    bucket: str = ""

@@ -25,7 +25,7 @@ from vmsnix_ops.aws.session import Client, calling, client, code_of
 from vmsnix_ops.aws.session import session as default_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     import boto3
 
@@ -175,7 +175,13 @@ class Clients:
         return cls(region, *made)
 
 
-def gather(clients: Clients, images: Collection[str] = (), *, launched: bool = True) -> References:
+def gather(
+    clients: Clients,
+    images: Collection[str] = (),
+    *,
+    guests: Collection[str] = (),
+    launched: bool = True,
+) -> References:
     """Return the evidence of one account and region; `references` says what of.
 
     Parameters
@@ -184,6 +190,8 @@ def gather(clients: Clients, images: Collection[str] = (), *, launched: bool = T
         Of the account and region.
     images
         AMIs to ask about one by one.
+    guests
+        AMIs of other accounts, of which AWS is asked what names them here.
     launched
         Whether to ask when they were last launched; an inventory knows that already.
     """
@@ -203,15 +211,16 @@ def gather(clients: Clients, images: Collection[str] = (), *, launched: bool = T
     take("launch templates", lambda: templates.read(clients.ec2, clients.ssm))
     take("Auto Scaling groups", lambda: scaling(clients.autoscaling, templates))
     take("parameters", lambda: parameters(clients.ssm))
+    chosen = sorted(images)
+    if images or guests:
+        take("image references", lambda: image_references(clients.ec2, [*chosen, *sorted(guests)]))
     if images:
-        chosen = sorted(images)
-        take("image references", lambda: image_references(clients.ec2, chosen))
         take("launch permissions", lambda: launch_permissions(clients.ec2, chosen))
         if launched:
             take("last launches", lambda: last_launches(clients.ec2, chosen))
     return References(
         clients.region,
-        {ami_id: tuple(sorted(some, key=_order)) for ami_id, some in found.items()},
+        {ami_id: tuple(sorted(_once(some), key=_order)) for ami_id, some in found.items()},
         unread,
         templates.aliases,
     )
@@ -224,6 +233,18 @@ def with_launches(found: References, launched: Mapping[str, str]) -> References:
         if moment:
             by_ami[ami_id] = (*by_ami.get(ami_id, ()), Evidence("launched", moment, "last launch"))
     return References(found.region, by_ami, found.unread, found.aliases)
+
+
+def _once(found: set[Evidence]) -> Iterator[Evidence]:
+    """Yield evidence without what EC2's search found as well: its second word adds nothing."""
+    known = {(one.kind, one.id.strip("/")) for one in found if one.detail != SEARCH}
+    for one in found:
+        if one.detail != SEARCH or (one.kind, one.id.strip("/")) not in known:
+            yield one
+
+
+SEARCH = "DescribeImageReferences"
+"""Detail of evidence that EC2's own search found."""
 
 
 def _order(evidence: Evidence) -> tuple[bool, str, str]:
@@ -294,7 +315,7 @@ def image_references(ec2: Client, images: Collection[str]) -> Found:
                 kind, _, name = found["Arn"].split(":", 5)[5].partition("/")
                 if kind == "parameter" and "/" in name:
                     name = f"/{name}"
-                yield found["ImageId"], Evidence(kind, name, "DescribeImageReferences")
+                yield found["ImageId"], Evidence(kind, name, SEARCH)
 
 
 def _kind(kind: str, option: str, values: list[str]) -> dict[str, Any]:

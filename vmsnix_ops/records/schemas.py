@@ -303,7 +303,8 @@ PACKAGES = Schema(
 
 INVENTORY = Schema(
     "inventory",
-    "One row is one resource as one scan of an account saw it; a row of kind `region` says that it was read.",
+    "One row is one resource as one scan of an account saw it; a row of kind `region` or `bucket` says "
+    "that it was read.",
     (
         Column("run_id", "text", "The run that scanned.", required=True),
         Column(
@@ -324,6 +325,7 @@ INVENTORY = Schema(
                 "multipart-upload",
                 "object",
                 "region",
+                "bucket",
             ),
         ),
         Column("resource_id", "text", "Its identifier or key.", required=True),
