@@ -66,6 +66,12 @@ def test_building_again_gives_the_same_image(nix: Path) -> None:
     assert build("gc-fwd", progress=silent()) == build("gc-fwd", progress=silent())
 
 
+def test_tells_how_much_there_was_to_build(nix: Path, tmp_path: Path) -> None:
+    flake = fresh(tmp_path, "counted")
+    assert build("ecs-node", flake=flake, progress=silent()).items == 2
+    assert build("ecs-node", flake=flake, progress=silent()).items == 0
+
+
 @pytest.mark.parametrize("image", ["ecs-node", f"{FIXTURE}#ecs-node", f"path:{FIXTURE}#ecs-node"])
 def test_takes_the_image_with_or_without_its_flake(nix: Path, image: str) -> None:
     assert build(image, progress=silent()).name == "ecs-node"

@@ -93,9 +93,19 @@ def test_knows_how_much_is_fetched_when_nobody_announced_it() -> None:
 
 def test_progress_of_other_activities_is_not_the_builds() -> None:
     log = fed(
-        entry("start", 1, type=104), entry("start", 2, type=103), entry("result", 2, type=105, fields=[9, 9])
+        entry("start", 1, type=104), entry("start", 2, type=102), entry("result", 2, type=105, fields=[9, 9])
     )
     assert log.standing() == Standing()
+
+
+def test_counts_the_paths_that_came_from_a_cache() -> None:
+    log = fed(
+        entry("start", 1, type=104),
+        entry("start", 2, type=103),
+        entry("result", 2, type=105, fields=[3, 9, 0, 0]),
+        entry("result", 2, type=105, fields=[7, 9, 0, 0]),
+    )
+    assert log.standing() == Standing(fetched=7)
 
 
 def test_messages_come_without_colours() -> None:

@@ -58,8 +58,9 @@ def _run(
     size = int(gib * GIB)
     sent = size if via == "import" else int(size * (0.45 if chance.random() < 0.1 else 0.04))
     slow = 3.2 if day == SLOW_DAY and via == "import" else 1.0
+    cold = chance.random() < 0.15  # nothing of it was in a cache
     means = {
-        "build": (gib * 14 * (4.0 if chance.random() < 0.15 else 1.0), None),
+        "build": (gib * 14 * (4.0 if cold else 1.0), None),
         "digest": (gib * 1.4, size),
         "upload": ((gib * 9 if via == "import" else gib * 4 + sent / GIB * 6) * far, sent),
         "import": ((95 + gib * 62) * slow if via == "import" else 2.2, size),
@@ -81,7 +82,7 @@ def _run(
             "via": via,
         }
         if step == "build":
-            row |= {"bytes": None}
+            row |= {"bytes": None, "items": int(gib * (150 if cold else 6))}
         if step == "import" and via == "import" and chance.random() < 0.01:
             yield row | {"status": "failed", "seconds": seconds / 3}
             return

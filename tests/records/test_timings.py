@@ -11,12 +11,15 @@ from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
 from tests.records.synthetic import history
-from vmsnix_ops.records import timing_plots, timings
+from vmsnix_ops import errors
+from vmsnix_ops.records import slowness, timing_plots, timings
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.schemas import schema
+from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from matplotlib.figure import Figure
 
@@ -136,9 +139,9 @@ def test_what_happens_every_few_runs_is_no_alarm() -> None:
 
 
 def test_only_the_latest_fifty_are_a_history() -> None:
-    became_faster = [{"seconds": 100.0}] * 60 + [{"seconds": 10.0}] * timings.WINDOW
+    became_faster = [{"seconds": 100.0}] * 60 + [{"seconds": 10.0}] * slowness.WINDOW
     late = timings.slow(steps(*became_faster, {"seconds": 40.0}))
-    assert list(late["run_id"]) == [f"r{60 + timings.WINDOW}"]
+    assert list(late["run_id"]) == [f"r{60 + slowness.WINDOW}"]
 
 
 def test_more_bytes_excuse_more_time() -> None:
@@ -147,6 +150,107 @@ def test_more_bytes_excuse_more_time() -> None:
     assert len(timings.slow(steps(*usual, {"seconds": 60, "bytes": 3 * 2**30}))) == 1
     assert len(timings.slow(steps(*usual, {"seconds": 35, "bytes": 2**20}))) == 1
     assert len(timings.slow(steps(*usual, {"seconds": 35}))) == 1
+    untold = [{"seconds": seconds} for seconds in USUAL]
+    assert len(timings.slow(steps(*untold, {"seconds": 35, "bytes": 2**30}))) == 1
+
+
+def test_a_build_without_a_cache_is_held_against_builds_without_a_cache() -> None:
+    warm = [{"step": "build", "seconds": seconds, "items": 31 + n} for n, seconds in enumerate(USUAL)]
+    cold = [{"step": "build", "seconds": 30 * seconds, "items": 900 - n} for n, seconds in enumerate(USUAL)]
+    one_warm, one_cold = {"step": "build", "items": 40}, {"step": "build", "items": 880}
+    # The first one without a cache, and the ninth: no alarm. Slow for what it is, of either kind: an alarm.
+    assert timings.slow(steps(*warm, one_cold | {"seconds": 300.0})).empty
+    assert timings.slow(steps(*warm, *cold, one_cold | {"seconds": 310.0})).empty
+    late = timings.slow(steps(*cold, *warm, one_warm | {"seconds": 100.0}, one_cold | {"seconds": 600.0}))
+    assert list(late["usual_seconds"].round()) == [300, 10]
+
+
+@pytest.mark.parametrize(
+    ("items", "digits"), [(None, -1), (0, 0), (1, 1), (9, 1), (10, 2), (999, 3), (1000, 4)]
+)
+def test_work_is_told_apart_by_order_of_magnitude(items: int | None, digits: int) -> None:
+    assert slowness._magnitude(steps({"items": items})).tolist() == [digits]
+    assert slowness._magnitude(steps({}).drop(columns="items")).tolist() == [-1]
+
+
+def test_builds_without_a_cache_are_no_alarm_in_four_months_of_a_team(team: pd.DataFrame) -> None:
+    builds = team[(team["step"] == "build") & (team["status"] == "finished")]
+    assert (builds["items"] >= 100).sum() > 20
+    assert not (timings.slow(team)["step"] == "build").any()
+    # Nobody would have been spared by the times alone.
+    assert len(timings.slow(team.assign(items=None))) > 10
+
+
+BAD_BY: list[tuple[Callable[..., pd.DataFrame], Any, str]] = [
+    (timings.summary, ["stepp"], "Did you mean 'step'"),
+    (timings.summary, ["seconds"], "Give by some of step, via, image, region"),
+    (timings.summary, [], "Nothing was given"),
+    (timings.trend, ["regoin"], "Did you mean 'region'"),
+    (timings.compare, ["via"], "Give by some of image, region"),
+]
+
+
+@pytest.mark.parametrize(("table", "by", "words"), BAD_BY)
+def test_columns_that_do_not_tell_steps_apart_are_refused(
+    table: Callable[..., pd.DataFrame], by: Any, words: str, team: pd.DataFrame
+) -> None:
+    with pytest.raises(errors.ParameterError, match=words):
+        table(team, by=by)
+
+
+def test_one_column_may_be_given_as_a_word(team: pd.DataFrame) -> None:
+    assert len(timings.summary(team, by="region")) == 2
+
+
+def test_a_period_that_pandas_does_not_know_is_refused(team: pd.DataFrame) -> None:
+    with pytest.raises(errors.ParameterError, match=r"'fortnight' is not a length of time"):
+        timings.trend(team, every="fortnight")
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Tables:
+    tables = Tables(tmp_path)
+    common = {"run_id": "r", "step": "import", "status": "finished", "started_at": START, "via": "import"}
+    tables.append("steps", [common | {"image": "ecs-node", "region": "eu-central-1"}] * 2)
+    tables.append("steps", [common | {"image": "gc-fwd", "region": "us-east-1", "run_id": "q"}])
+    return tables
+
+
+def test_the_steps_asked_for_say_how_many_they_are(kept: Tables) -> None:
+    assert str(timings.choose(kept)) == "3 steps of 2 runs."
+    some = timings.choose(kept, image="ecs-node", region="eu-central-1", via="import")
+    assert len(some.steps) == 2
+    assert str(some) == "2 steps of 1 run of image 'ecs-node', region 'eu-central-1', path 'import'."
+
+
+def test_an_image_without_steps_is_told_with_the_nearest_one(kept: Tables) -> None:
+    found = timings.choose(kept, image="ecs-nod")
+    assert found.steps.empty
+    assert "The table has no step of image 'ecs-nod'. Did you mean 'ecs-node'?" in str(found)
+    assert "Recorded are the images ecs-node, gc-fwd." in found._repr_html_()
+
+
+def test_a_region_without_steps_is_told_and_one_that_is_none_is_refused(kept: Tables) -> None:
+    assert "Recorded are the regions eu-central-1, us-east-1." in str(
+        timings.choose(kept, region="sa-east-1")
+    )
+    with pytest.raises(errors.ParameterError, match="Did you mean 'eu-central-1'") as caught:
+        timings.choose(kept, region="eu-centrall-1")
+    assert caught.value.exit_code == 2
+
+
+def test_a_path_that_is_none_is_refused(kept: Tables) -> None:
+    with pytest.raises(errors.ParameterError, match="Did you mean 'direct'"):
+        timings.choose(kept, via="dirct")
+
+
+def test_parts_that_never_met_are_told(kept: Tables) -> None:
+    found = timings.choose(kept, image="ecs-node", region="us-east-1")
+    assert str(found) == "The table has no step of image 'ecs-node', region 'us-east-1'."
+
+
+def test_an_empty_table_says_what_to_do(tmp_path: Path) -> None:
+    assert "publish an image first" in str(timings.choose(Tables(tmp_path), image="ecs-node"))
 
 
 def test_a_tenth_of_a_second_is_nothing_to_speak_of() -> None:

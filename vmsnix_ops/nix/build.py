@@ -112,7 +112,7 @@ class BuildPlan:
             *self.source.options(),
         ]
         with (progress or current()).step("build", unit="derivations") as step:
-            answer = run_build(
+            answer, end = run_build(
                 [find_nix(), *FEATURES, *arguments], f"The image {self.image.name} was not built.", step
             )
             derivation, output = parse_outputs(answer.output)
@@ -124,6 +124,7 @@ class BuildPlan:
             revision=self.provenance.revision,
             nar_hash=self.provenance.nar_hash,
             dirty=self.provenance.dirty,
+            items=end.built + end.fetched,
         )
 
     def __str__(self) -> str:
@@ -263,8 +264,8 @@ def split_image(image: str) -> tuple[str | None, str, str | None]:
     return flake or None, name, None
 
 
-def run_build(command: Sequence[str], what: str, step: Step) -> Answer:
-    """Run a Nix command that builds, and report how far it is.
+def run_build(command: Sequence[str], what: str, step: Step) -> tuple[Answer, Standing]:
+    """Run a Nix command that builds, report how far it is, and return what it said and how far it came.
 
     Parameters
     ----------
@@ -290,7 +291,7 @@ def run_build(command: Sequence[str], what: str, step: Step) -> Answer:
     watch.show(log.standing(), now=True)
     if answer.status:
         raise _failure(what, replace(answer, messages=tuple(log.errors or log.messages)), log)
-    return answer
+    return answer, log.standing()
 
 
 class _Watch:
@@ -300,13 +301,15 @@ class _Watch:
         self.step, self.last, self.at = step, Standing(), 0.0
 
     def show(self, standing: Standing, *, now: bool = False) -> None:
-        moved = replace(standing, fetched_bytes=0, fetch_bytes=0) != replace(
-            self.last, fetched_bytes=0, fetch_bytes=0
-        )
+        moved = _without_fetching(standing) != _without_fetching(self.last)
         due = standing != self.last and time.monotonic() - self.at >= _REDRAW_SECONDS
         if moved or due or (now and standing != self.last):
             self.last, self.at = standing, time.monotonic()
             self.step.at(standing.built, standing.expected or None, _describe(standing))
+
+
+def _without_fetching(standing: Standing) -> Standing:
+    return replace(standing, fetched=0, fetched_bytes=0, fetch_bytes=0)
 
 
 def _describe(standing: Standing) -> str:

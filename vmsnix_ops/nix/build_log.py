@@ -16,7 +16,7 @@ from vmsnix_ops.nix.command import plain
 
 LAST_LINES = 20
 
-_FILE_TRANSFER, _BUILDS, _BUILD = 101, 104, 105
+_FILE_TRANSFER, _COPIES, _BUILDS, _BUILD = 101, 103, 104, 105
 _LOG_LINE, _PHASE, _PROGRESS, _EXPECTED = 101, 104, 105, 106
 _ERROR_LEVEL = 0
 _MOST_MESSAGES = 200
@@ -35,6 +35,8 @@ class Standing:
     ----------
     built, expected
         Derivations; `built` never exceeds `expected`.
+    fetched
+        Store paths that came from a cache.
     fetched_bytes, fetch_bytes
         Downloaded so far, and to download as far as known.
     building
@@ -45,6 +47,7 @@ class Standing:
 
     built: int = 0
     expected: int = 0
+    fetched: int = 0
     fetched_bytes: int = 0
     fetch_bytes: int = 0
     building: str = ""
@@ -74,6 +77,7 @@ class BuildLog:
     _all_builds: int | None = None
     _built: int = 0
     _expected: int = 0
+    _copies: dict[int, int] = field(default_factory=dict)
     _running: dict[int, _Build] = field(default_factory=dict)
     _logs: dict[str, deque[str]] = field(default_factory=dict)
     _transfers: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -107,6 +111,7 @@ class BuildLog:
         return Standing(
             built=min(self._built, self._expected),  # 2.34 counts past the end
             expected=self._expected,
+            fetched=sum(self._copies.values()),
             fetched_bytes=fetched,
             fetch_bytes=max(known, *self._fetch_expected.values(), 0) if self._fetch_expected else known,
             building=derivation_name(current.derivation) if current else "",
@@ -131,6 +136,8 @@ class BuildLog:
     def _start(self, activity: int, kind: object, fields: list[object]) -> None:
         if kind == _BUILDS:
             self._all_builds = activity
+        elif kind == _COPIES:
+            self._copies[activity] = 0
         elif kind == _FILE_TRANSFER:
             self._transfers[activity] = (0, 0)
         elif kind == _BUILD and fields and isinstance(fields[0], str):
@@ -142,6 +149,8 @@ class BuildLog:
             done, expected = (max(_number(value), 0) for value in (*fields, 0, 0)[:2])
             if activity == self._all_builds:
                 self._built, self._expected = done, expected
+            elif activity in self._copies:
+                self._copies[activity] = done
             elif activity in self._transfers:
                 self._transfers[activity] = (done, expected)
         elif kind == _EXPECTED and len(fields) > 1 and fields[0] == _FILE_TRANSFER:

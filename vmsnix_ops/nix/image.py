@@ -74,6 +74,8 @@ class BuiltImage:
     register_image
         What the image itself asks for at registration (``registerImage`` of its description); empty when it
         asks nothing.
+    items
+        How many derivations were built and store paths fetched to have it; ``None`` where it was there.
     """
 
     path: Path
@@ -90,6 +92,7 @@ class BuiltImage:
     nar_hash: str | None = None
     dirty: bool = False
     register_image: Mapping[str, object] = field(default_factory=dict)
+    items: int | None = field(default=None, compare=False)  # of the build, not of the image
 
     def facts(self) -> dict[str, str]:
         """Return what an operator wants to see, in reading order; unknown things are left out."""

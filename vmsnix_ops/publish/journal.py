@@ -18,10 +18,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import __version__
-from vmsnix_ops.errors import InterruptedRunError
+from vmsnix_ops.errors import InterruptedRunError, RecordsError
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish.outcomes import recorded
 from vmsnix_ops.publish.values import PublishResult, StepTiming
+from vmsnix_ops.records import slowness
 from vmsnix_ops.records.result import write_result
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.progress import Progress, Step, Unit
     from vmsnix_ops.publish.outcomes import Outcomes
     from vmsnix_ops.records.run_context import RunContext
+    from vmsnix_ops.records.slowness import SlowStep
     from vmsnix_ops.records.tables import Tables
 
 
@@ -39,6 +41,7 @@ class Entry:
 
     step: Step
     bytes: int = 0
+    items: int | None = None
     outcome: str = "created"
     detail: dict[str, Any] = field(default_factory=dict)
 
@@ -63,7 +66,7 @@ class Journal:
     ) -> None:
         self.run, self.tables, self.progress = run, tables, progress
         self.region, self.account, self.via = region, account, via
-        self.image, self.digest = "", ""  # known once the image is built
+        self.image, self.digest = "", ""  # its name may be known before it is built, its digest is not
         self.timings: list[StepTiming] = []
         self.started_at = datetime.now(UTC)
         self._path = run.folder / "journal.jsonl"
@@ -110,6 +113,18 @@ class Journal:
         finally:
             os.close(descriptor)
 
+    def slow(self) -> tuple[SlowStep, ...] | None:
+        """Return the steps so far that were slow by their own history; ``None`` when it cannot be read.
+
+        By then the work is done, so that a table which cannot be read must not end the run as failed.
+        """
+        try:
+            return slowness.of_run(
+                self.tables, self.run.run_id, image=self.image, region=self.region, via=self.via
+            )
+        except RecordsError:
+            return None
+
     def finish(self, result: PublishResult) -> None:
         """Write ``result.json``, and the row in ``runs`` unless a runner will do that."""
         write_result(self.run, result.as_dict())
@@ -137,6 +152,7 @@ class Journal:
             "finished_at": finished,
             "seconds": seconds,
             "bytes": entry.bytes,
+            "items": entry.items,
             "image": self.image or None,
             "digest": self.digest or None,
             "region": self.region,

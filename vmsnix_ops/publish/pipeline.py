@@ -90,6 +90,10 @@ def _image(plan: Plan) -> BuiltImage | None:
     from vmsnix_ops.nix import build as nix
 
     with plan.journal.step("build", shown=False) as entry, interruptible("build", "Nothing was changed."):
+        if not nix.names_a_file(plan.image):
+            plan.journal.image = nix.split_image(plan.image)[
+                1
+            ]  # also a build that fails is one of this image
         if nix.names_a_file(plan.image):
             entry.outcome = "planned" if plan.dry_run else "reused"
             image = nix.resolve(plan.image)
@@ -98,6 +102,7 @@ def _image(plan: Plan) -> BuiltImage | None:
             return None
         else:
             image = nix.resolve(plan.image, flake=plan.settings.flake, progress=plan.journal.progress)
+        plan.journal.image, entry.items = image.name, image.items
         entry.detail.update(path=str(image.path), drv=image.drv_path)
         return image
 
@@ -308,6 +313,7 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
         seconds=round(sum(timing.seconds for timing in plan.journal.timings), 3),
         steps=tuple(plan.journal.timings),
         run_id=plan.run_id,
+        slow=None if plan.dry_run else plan.journal.slow(),
     )
     plan.journal.finish(result)
     return result

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.blocks import DirectSnapshot
     from vmsnix_ops.disk.survey import Survey
+    from vmsnix_ops.records.slowness import SlowStep
 
 Outcome = Literal["created", "reused", "planned"]
 """Made in this run, found from an earlier one, or (in a dry run) not made."""
@@ -226,6 +227,8 @@ class PublishResult(_Shown):
         Each step's timing.
     run_id
         Key of this run in the tables.
+    slow
+        The steps that were slow by their own history; ``None`` when that is not known.
     """
 
     dry_run: bool
@@ -245,15 +248,19 @@ class PublishResult(_Shown):
     seconds: float
     steps: tuple[StepTiming, ...]
     run_id: str
+    slow: tuple[SlowStep, ...] | None = None
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
-        hidden = ("steps", "seconds")
+        hidden = ("steps", "seconds", "slow")
         rows = [
             (field.name, str(getattr(self, field.name))) for field in fields(self) if field.name not in hidden
         ]
-        return [*((n, v) for n, v in rows if v), ("seconds", f"{self.seconds:.1f}")]
+        slow = [("slow", str(step)) for step in self.slow or ()]
+        return [*((n, v) for n, v in rows if v), ("seconds", f"{self.seconds:.1f}"), *slow]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as plain values, as ``result.json`` holds them."""
-        return {"status": "done", **asdict(self), "steps": [asdict(timing) for timing in self.steps]}
+        slow = None if self.slow is None else [step.as_dict() for step in self.slow]
+        steps = [asdict(timing) for timing in self.steps]
+        return {"status": "done", **asdict(self), "steps": steps, "slow": slow}

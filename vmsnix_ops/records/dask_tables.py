@@ -148,10 +148,10 @@ def summary(steps: Any) -> pd.DataFrame:
     steps
         Of `read`.
     """
-    from vmsnix_ops.records import timings
+    from vmsnix_ops.records import slowness, timings
 
-    keys = list(timings.GROUP)
-    used = steps[[*keys, "status", "seconds", "bytes", "started_at"]]
+    keys = list(slowness.GROUP)
+    used = steps[[*keys, "status", "seconds", "bytes", "items", "started_at"]]
     first = used.groupby(keys, dropna=False)["started_at"].min().reset_index()
     figures = by_group(used, keys, timings.summary)
     begun: pd.DataFrame = first.compute().sort_values("started_at", kind="stable", ignore_index=True)

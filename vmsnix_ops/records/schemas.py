@@ -205,6 +205,11 @@ STEPS = Schema(
         Column("finished_at", "time", "When it ended.", "UTC"),
         Column("seconds", "number", "How long it took.", "s"),
         Column("bytes", "count", "How many bytes it moved or worked on.", "B"),
+        Column(
+            "items",
+            "count",
+            "How much work there was: of a build, derivations built and store paths fetched.",
+        ),
         _IMAGE,
         _DIGEST,
         _REGION,

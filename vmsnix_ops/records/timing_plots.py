@@ -17,7 +17,8 @@ from vmsnix_ops.records.figures import (
     saying,
     tidy,
 )
-from vmsnix_ops.records.timings import SNAPSHOT_STEPS, measured, snapshots
+from vmsnix_ops.records.slowness import measured
+from vmsnix_ops.records.timings import SNAPSHOT_STEPS, snapshots
 
 if TYPE_CHECKING:
     import pandas as pd

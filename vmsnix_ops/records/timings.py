@@ -3,45 +3,146 @@
 Only finished steps count. A reused result took no time worth knowing, and a failed step did not do its
 work; both are counted beside the figures.
 
-A step is slow by its own history: the latest finished ones, `WINDOW` at most and `FEWEST` at least, of the
-same step, image, region and path (via). Durations vary by factors rather than by differences, so the limit is
-
-    median · max(`FACTOR`, exp(`DEVIATIONS` · 1.4826 · MAD of the logarithms))
-
-with the median absolute deviation (MAD), which a few outliers do not move, as the measure of what is usual;
-and never below `ABOVE_P90` times the 90th percentile, so that what happens every few days (a build without a
-cache) is no alarm each time. A step that moved more bytes than usual is given as many times the limit, and
-nothing that took less than `SECONDS` more than usual is called slow. `vmsnix_ops.records.timing_plots` draws
-all this.
+What was slow is told by `vmsnix_ops.records.slowness`; `vmsnix_ops.records.timing_plots` draws all this.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.records import shown
+from vmsnix_ops import errors
+from vmsnix_ops.progress import counted
+from vmsnix_ops.records import history, shown
+from vmsnix_ops.records.slowness import FEWEST, GROUP, measured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
-WINDOW, FEWEST = 50, 8
-"""How many earlier steps are a history: at most, and at least."""
-
-FACTOR, DEVIATIONS, ABOVE_P90, SECONDS = 1.5, 4.0, 1.25, 1.0
-"""Times the median, robust standard deviations, times the 90th percentile, seconds more than usual."""
+    from vmsnix_ops.records.tables import Tables
 
 NEWEST = 10
 """How many of the latest steps are compared with those before them."""
 
-GROUP = ("step", "via", "image", "region")
+PATHS = ("import", "direct")
+"""The two ways to a snapshot, as the column `via` has them."""
+
 SNAPSHOT_STEPS = ("upload", "import")
 """The steps from an image's file to its snapshot, on either path."""
 
 GIB, MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our words
+class Chosen:
+    """Steps that were asked for; shows itself as one line: how many there are, or why there are none.
+
+    Attributes
+    ----------
+    steps
+        Rows of the table `steps`, newest first.
+    words
+        That line.
+    """
+
+    steps: pd.DataFrame
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(self.words)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.words)}</p>"
+
+
+def choose(tables: Tables, *, image: str = "", region: str = "", via: str = "") -> Chosen:
+    """Return the steps of an image, a region and a path; of all where nothing is given.
+
+    An image or a region of which nothing is recorded is no error: it may not have been published yet. The
+    words say so, and name the nearest one that is recorded.
+
+    Parameters
+    ----------
+    tables
+        Where they are kept.
+    image, region, via
+        Only steps with this value.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        There is no such region or path at all.
+    vmsnix_ops.errors.RecordsError
+        The table cannot be read.
+    """
+    if region:
+        _check_region(region)
+    if via and via not in PATHS:
+        raise errors.ParameterError(
+            f"There is no path {via!r} to a snapshot.",
+            why=errors.nearest(via, PATHS),
+            cure=f"Use {' or '.join(map(repr, PATHS))}, or leave via out.",
+        )
+    wanted = {"image": image, "region": region, "via": via}
+    steps = history.steps(tables, image=image or None, region=region or None, via=via or None)
+    if len(steps):
+        runs = counted(steps["run_id"].nunique(), "run")
+        return Chosen(steps, f"{counted(len(steps), 'step')} of {runs}{_of(wanted)}.")
+    recorded = tables.read("steps", columns=list(wanted)).drop_duplicates()
+    if recorded.empty:
+        return Chosen(steps, "No step has been recorded yet: publish an image first.")
+    words = [f"The table has no step{_of(wanted)}."]
+    for name, value in wanted.items():
+        known = sorted(recorded[name].dropna().unique())
+        if value and value not in known:
+            words += [errors.nearest(value, known), f"Recorded are the {name}s {', '.join(known)}."]
+    return Chosen(steps, " ".join(filter(None, words)))
+
+
+def _of(wanted: dict[str, str]) -> str:
+    told = [f"{_HEADINGS.get(name, name)} {value!r}" for name, value in wanted.items() if value]
+    return f" of {', '.join(told)}" if told else ""
+
+
+def _check_region(region: str) -> None:
+    """Refuse a region that botocore does not know; AWS is not asked."""
+    import botocore.session
+
+    session = botocore.session.get_session()
+    known = {
+        name
+        for partition in session.get_available_partitions()
+        for name in session.get_available_regions("ec2", partition)
+    }
+    if region not in known:
+        raise errors.ParameterError(
+            f"There is no AWS region {region!r}.",
+            why=errors.nearest(region, known) or "botocore's list of regions does not have it.",
+            cure="Check the name; if the region is brand new, update botocore.",
+        )
+
+
+def _checked(by: Sequence[str], known: Sequence[str] = GROUP) -> list[str]:
+    """Return the columns that a table is told apart by; refuse none at all, and unknown ones."""
+    keys = [by] if isinstance(by, str) else list(dict.fromkeys(by))
+    for name in keys:
+        if name not in known:
+            raise errors.ParameterError(
+                f"Steps are not told apart by {name!r}.",
+                why=errors.nearest(str(name), known),
+                cure=f"Give by some of {', '.join(known)}.",
+            )
+    if not keys:
+        raise errors.ParameterError(
+            "Nothing was given to tell steps apart by.", cure=f"Give by some of {', '.join(known)}."
+        )
+    return keys
 
 
 def summary(steps: pd.DataFrame, *, by: Sequence[str] = GROUP) -> pd.DataFrame:
@@ -64,10 +165,15 @@ def summary(steps: pd.DataFrame, *, by: Sequence[str] = GROUP) -> pd.DataFrame:
         before, minus one); ``bytes`` (of the last one), ``mib_per_second`` and ``seconds_per_gib`` (over all
         that tell their bytes); ``slow`` (how many were), ``last_slow`` (the last one is). Figures are empty
         where no finished step has them.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        `by` is empty, or names something else.
     """
     import pandas as pd
 
-    keys = list(by)
+    keys = _checked(by)
     ordered = steps.sort_values("started_at", kind="stable")
     groups = ordered.groupby(keys, dropna=False, sort=False)
     counts = (
@@ -123,67 +229,6 @@ def slow(steps: pd.DataFrame) -> pd.DataFrame:
     return finished[finished["is_slow"]].sort_values("started_at", ascending=False, ignore_index=True)
 
 
-def measured(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return the finished steps, oldest first, each held against those before it.
-
-    Returns
-    -------
-    DataFrame
-        The rows with ``usual_seconds`` and ``limit_seconds`` (empty while the history is too short),
-        ``earlier`` (how many earlier ones count) and ``is_slow`` added.
-    """
-    import numpy as np
-
-    ordered = steps.sort_values("started_at", kind="stable")
-    finished = ordered[(ordered["status"] == "finished") & ordered["seconds"].notna()].reset_index(drop=True)
-    seconds = finished["seconds"].to_numpy(dtype="float64")
-    moved = np.asarray(finished["bytes"].to_numpy(dtype="float64", na_value=np.nan))
-    usual, limit = np.full(len(finished), np.nan), np.full(len(finished), np.nan)
-    earlier = np.zeros(len(finished), dtype="int64")
-    for rows in finished.groupby(list(GROUP), dropna=False, sort=False).indices.values():
-        usual[rows], limit[rows], earlier[rows] = _history(seconds[rows], moved[rows])
-    return finished.assign(
-        usual_seconds=usual,
-        limit_seconds=limit,
-        earlier=earlier,
-        is_slow=(seconds > limit) & (seconds > usual + SECONDS),
-    )
-
-
-def _history(
-    seconds: NDArray[np.float64], moved: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return, for each step of one kind, the usual and the limit by those before it, and their number."""
-    import numpy as np
-
-    count = len(seconds)
-    earlier = np.minimum(np.arange(count), WINDOW)
-    usual, limit = np.full(count, np.nan), np.full(count, np.nan)
-    if count <= FEWEST:
-        return usual, limit, earlier
-    # Row n holds the WINDOW values before step n in ascending order; what is not there yet is NaN and comes
-    # last. A logarithm has no zero.
-    enough = slice(FEWEST, None)
-    logs = np.sort(_before(np.log(np.maximum(seconds, 1e-3)))[enough], axis=1)
-    middle = np.nanmedian(logs, axis=1)
-    deviation = 1.4826 * np.nanmedian(np.abs(logs - middle[:, None]), axis=1)
-    ninth = np.take_along_axis(logs, (0.9 * (earlier[enough] - 1)).astype(int)[:, None], axis=1)[:, 0]
-    usual[enough] = np.exp(middle)
-    # Whoever moved more than usual may take longer; where nobody tells, nothing is excused.
-    known = np.where(np.isnan(moved) | (moved <= 0), 1.0, moved)
-    more = np.maximum(1.0, known[enough] / np.nanmedian(_before(known)[enough], axis=1))
-    spread = usual[enough] * np.maximum(FACTOR, np.exp(DEVIATIONS * deviation))
-    limit[enough] = np.maximum(spread, ABOVE_P90 * np.exp(ninth)) * more
-    return usual, limit, earlier
-
-
-def _before(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    import numpy as np
-
-    padded = np.concatenate([np.full(WINDOW, np.nan), values])[:-1]
-    return np.lib.stride_tricks.sliding_window_view(padded, WINDOW)
-
-
 def _change(seconds: pd.Series[Any]) -> float:
     before, latest = seconds.iloc[:-NEWEST], seconds.iloc[-NEWEST:]
     if len(before) < FEWEST or not before.median():
@@ -208,12 +253,24 @@ def trend(steps: pd.DataFrame, *, every: str = "W-MON", by: Sequence[str] = ("st
     DataFrame
         The columns of `by`, ``period`` (when it begins, UTC), ``count``, ``p50_seconds``, ``p90_seconds``;
         periods without a finished step are left out.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        pandas knows no such period; or as for `summary`.
     """
     import pandas as pd
 
-    finished = measured(steps)
-    begin = pd.Grouper(key="started_at", freq=every, label="left", closed="left")
-    seconds = finished.groupby([*by, begin], dropna=False)["seconds"]
+    keys, finished = _checked(by), measured(steps)
+    try:
+        begin = pd.Grouper(key="started_at", freq=every, label="left", closed="left")
+    except ValueError as error:
+        raise errors.ParameterError(
+            f"{every!r} is not a length of time.",
+            why=f"pandas says: {error}.",
+            cure="Give D (days), W-MON (weeks that begin on Monday) or MS (months).",
+        ) from error
+    seconds = finished.groupby([*keys, begin], dropna=False)["seconds"]
     table = pd.DataFrame(
         {
             "count": seconds.size(),
@@ -270,10 +327,15 @@ def compare(steps: pd.DataFrame, *, by: Sequence[str] = ("image", "region")) -> 
         ``count``, ``p50_seconds``, ``p90_seconds`` (from the image's file to the finished snapshot),
         ``seconds_per_gib``, ``sent_bytes`` (medians); and ``times_as_fast``, how many times the median of
         direct fits into that of import. Empty where a path was never taken.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        As for `summary`.
     """
     import pandas as pd
 
-    made, keys = snapshots(steps), list(by)
+    made, keys = snapshots(steps), _checked(by, ("image", "region"))
     parts = []
     for via in ("import", "direct"):
         groups = made[made["via"] == via].groupby(keys, dropna=False, sort=False)
@@ -315,7 +377,7 @@ def show_summary(table: pd.DataFrame) -> shown.Shown:
     ]
     figures = ("n", "p50", "p90", "p99", "longest", "last", "trend", "per GiB", "rate")
     columns = [*(_HEADINGS.get(name, name) for name in keys), *figures, "failed", "reused", "slow"]
-    return shown.shown(columns, rows, right=columns[len(keys) : -1], nothing="No step has been recorded yet.")
+    return shown.shown(columns, rows, right=columns[len(keys) : -1], nothing=_NOTHING)
 
 
 def show_slow(table: pd.DataFrame) -> shown.Shown:
@@ -360,7 +422,7 @@ def show_compare(table: pd.DataFrame) -> shown.Shown:
     ]
     parts = [f"{via}: {name}" for via in ("import", "direct") for name in ("n", "p50", "per GiB", "sent")]
     columns = ("image", "region", "size", *parts, "speed-up")
-    nothing = "No run has made a snapshot yet."
+    nothing = "No such run has made a snapshot."
     return shown.shown(columns, rows, right=columns[2:], nothing=nothing)
 
 
@@ -382,7 +444,8 @@ def show_steps(steps: pd.DataFrame, *, last: int = 20) -> shown.Shown:
         for row in newest.to_dict("records")
     ]
     columns = ("started (UTC)", "step", "status", "path", "image", "region", "took", "bytes", "run")
-    return shown.shown(columns, rows, right=("took", "bytes"), nothing="No step has been recorded yet.")
+    return shown.shown(columns, rows, right=("took", "bytes"), nothing=_NOTHING)
 
 
 _HEADINGS = {"via": "path"}
+_NOTHING = "No such step has been recorded."

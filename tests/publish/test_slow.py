@@ -1,0 +1,98 @@
+"""What a publish says of its own speed: steps carry the image's name, and a slow one is told at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from vmsnix_ops import errors, publish
+from vmsnix_ops.nix import build as nix
+from vmsnix_ops.nix.image import read_image
+from vmsnix_ops.records import history, slowness
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.settings import load
+
+BEFORE = 12
+
+
+def earlier(step, seconds, **changes):
+    """Return rows of `BEFORE` runs before this one."""
+    begin = datetime.now(UTC) - timedelta(days=BEFORE)
+    common = {"step": step, "status": "finished", "image": "sample", "region": "us-east-1", "via": "import"}
+    return [
+        {**common, "run_id": f"r{n}", "started_at": begin + timedelta(days=n), "seconds": seconds, **changes}
+        for n in range(BEFORE)
+    ]
+
+
+@pytest.fixture
+def hair_trigger(monkeypatch):
+    """In the sandbox everything is fast: call slow also what took less than a second more than usual."""
+    monkeypatch.setattr(slowness, "SECONDS", 0.0)
+
+
+def test_a_step_slower_than_its_history_is_told_at_the_end(plan, hair_trigger):
+    tables = open_tables(load())
+    tables.append("steps", earlier("import", 0.001))
+    tables.append("steps", earlier("register", 3600.0))
+    wanted = plan()
+    result = publish.run(wanted)
+    (slow,) = result.slow
+    assert (slow.step, slow.usual_seconds, slow.limit_seconds) == ("import", 0.001, 0.002)
+    assert slow.earlier == BEFORE
+    assert slow.seconds == pytest.approx(
+        next(t.seconds for t in result.steps if t.step == "import"), abs=0.001
+    )
+    assert f"import took {slow.seconds:.2f} s; usual is 0.00 s, by the 12 before it" in str(result)
+    written = json.loads((wanted.journal.run.folder / "result.json").read_text())
+    assert written["slow"] == [slow.as_dict()]
+    assert written["status"] == "done"
+
+
+def test_the_history_of_other_images_regions_and_paths_is_not_its_own(plan, hair_trigger):
+    tables = open_tables(load())
+    for other in ({"image": "other"}, {"region": "eu-west-1"}, {"via": "direct"}):
+        tables.append("steps", earlier("import", 0.001, **other))
+    result = publish.run(plan())
+    assert result.slow == ()
+    assert "slow" not in str(result)
+
+
+def test_a_history_that_cannot_be_read_ends_no_publish(plan, monkeypatch):
+    def broken(*_given, **_more):
+        raise errors.RecordsError("The table 'steps' is damaged.")
+
+    monkeypatch.setattr(slowness, "measured", broken)
+    wanted = plan()
+    result = publish.run(wanted)
+    assert result.ami_id
+    assert result.slow is None
+    assert json.loads((wanted.journal.run.folder / "result.json").read_text())["slow"] is None
+
+
+def test_a_dry_run_is_not_measured(plan):
+    assert publish.run(plan(dry_run=True)).slow is None
+
+
+def test_the_row_of_a_build_has_the_image_that_was_built(plan, image, monkeypatch):
+    monkeypatch.setattr(nix, "build", lambda *_, **__: replace(read_image(image), items=12))
+    wanted = replace(plan(), image="./nix#sample")
+    built = wanted.build()
+    (row,) = history.steps(open_tables(load()), step="build").to_dict("records")
+    assert (row["image"], row["status"], row["items"]) == (built.name, "finished", 12)
+
+
+def test_the_row_of_a_build_that_failed_has_the_image_that_was_asked_for(plan, monkeypatch):
+    def fails(*_given, **_more):
+        raise errors.BuildFailedError("The image ecs-node was not built.", derivation="x", log=())
+
+    monkeypatch.setattr(nix, "build", fails)
+    with pytest.raises(errors.BuildFailedError):
+        replace(plan(), image="./nix#packages.x86_64-linux.ecs-node").build()
+    tables = open_tables(load())
+    (row,) = history.steps(tables, step="build").to_dict("records")
+    assert (row["image"], row["status"]) == ("ecs-node", "failed")
+    assert list(history.runs(tables)["image"]) == ["ecs-node"]
