@@ -72,6 +72,13 @@ def test_the_summary_shows_result_and_steps() -> None:
     assert "| report | `/r/report.html` |" in text
 
 
+def test_the_summary_shows_what_was_slow() -> None:
+    slow = [{"step": "import", "text": "import took 41 min 0 s; usual is 11 min 2 s, by the 50 before it"}]
+    assert "\n> Slow: import took 41 min 0 s; usual is 11 min 2 s" in summary(VALUES | {"slow": slow})
+    assert "Slow" not in summary(VALUES | {"slow": []})
+    assert "Slow" not in summary(VALUES | {"slow": None})
+
+
 def test_the_summary_shows_the_error() -> None:
     failure = {"what": "It broke.", "why": "Old | rusty <b>.", "cure": "Mend it."}
     text = summary(VALUES | {"status": "failed", "failure": failure})

@@ -94,6 +94,7 @@ def show_outcome(outcome: RunOutcome) -> None:
     steps = values.get("steps")
     if isinstance(steps, list) and steps:
         screen.print(steps_table(steps))
+    show_slow(values)
     took = f" in {human_seconds(outcome.seconds)}"
     screen.print(Text.assemble(outcome.runbook, " ", (outcome.verdict, COLOURS[outcome.verdict]), took))
     for name in PLACES:
@@ -101,6 +102,14 @@ def show_outcome(outcome: RunOutcome) -> None:
             screen.print(Text(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)
     sys.stdout.flush()
     show_failure(outcome)
+
+
+def show_slow(values: Mapping[str, Any]) -> None:
+    """Write which steps of a run were slow by their own history, where one was."""
+    from rich.text import Text
+
+    for step in values.get("slow") or ():
+        console().print(Text.assemble(("slow      ", "yellow"), str(step["text"])), soft_wrap=True)
 
 
 def show_failure(outcome: RunOutcome) -> None:

@@ -235,7 +235,7 @@ def _show(entry: Entry) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from vmsnix_ops._cli.output import COLOURS, console, steps_table
+    from vmsnix_ops._cli.output import COLOURS, console, show_slow, steps_table
     from vmsnix_ops.progress import human_seconds
 
     values, screen = entry.values, console()
@@ -261,6 +261,7 @@ def _show(entry: Entry) -> None:
     steps = values.get("steps")
     if isinstance(steps, list) and steps:
         screen.print(steps_table(steps))
+    show_slow(values)
     for problem in values.get("problems") or []:
         screen.print(Text(str(problem), style="yellow"), soft_wrap=True)
     for name in PLACES:

@@ -41,6 +41,12 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "finished_at": (str, "When it ended, ISO 8601, UTC."),
     "seconds": ((int, float), "How long the run took."),
     "steps": (list, "One object per step: step, status, seconds, bytes."),
+    "slow": (
+        list,
+        "The steps that were slow by their own history, objects with step, seconds, usual_seconds, "
+        "limit_seconds, earlier (how many steps that history has) and text (the same as a sentence); empty "
+        "when none was, null when nobody looked or the history cannot be read.",
+    ),
     "tables": (list, "What else the summary of a CI job shows: objects with title, columns, rows."),
     "error": (str, "The error that ended the run, as sentences."),
     "failure": (dict, "The same in parts: type, what, why, cure, exit_code, cell, detail."),

@@ -106,6 +106,8 @@ def summary(values: Mapping[str, Any]) -> str:
             if isinstance(step, dict)
         ]
         lines += ["", *_table(("step", "status", "time", "bytes"), rows)]
+    for step in values.get("slow") or []:
+        lines += ["", f"> Slow: {_cell(step['text'])}"]
     for table in values.get("tables") or []:
         lines += ["", f"### {_cell(table['title'])}", "", *_table(table["columns"], table["rows"])]
     for problem in values.get("problems") or []:
