@@ -206,10 +206,34 @@ def _raise(outcomes: Outcomes) -> None:
         raise error
 
 
-def promote_warnings(account: Account, actions: Actions) -> str:
-    """Plan a promotion, and return what its notes say."""
+def promote_warnings(**changes: Any) -> Tell:
+    """Plan a promotion, and return what the plan says."""
+
+    def told(account: Account, actions: Actions) -> str:
+        session = account.session(actions, regions=(REGION, "eu-west-1"))
+        wanted = _everything(account, session, make_ami(account.aws)) | _filled(account, changes)
+        return str(promote.plan(**wanted))
+
+    return told
+
+
+def copies_are_encrypted(account: Account, actions: Actions) -> None:
+    """Promote to a region that encrypts by default, with a key that others can be allowed to use."""
+    ec2 = account.aws.client("ec2", "eu-west-1")
+    ec2.enable_ebs_encryption_by_default()
+    key = "arn:aws:kms:eu-west-1:012345678901:key/0123abcd-0123-0123-0123-0123456789ab"
+    ec2.modify_ebs_default_kms_key_id(KmsKeyId=key)
     session = account.session(actions, regions=(REGION, "eu-west-1"))
-    return str(promote.plan(**_everything(account, session, make_ami(account.aws))))
+    _raise(promote.plan(**_everything(account, session, make_ami(account.aws))).apply())
+
+
+def rollback_notes(account: Account, actions: Actions) -> str:
+    """Plan a rollback, and return what the plan says."""
+    for version in ("26.11", "26.12"):
+        ami = make_ami(account.aws, version=version)
+        _raise(promote.plan(**_everything(account, account.aws.session(), ami)).apply())
+    back = {"channel": "stable", "progress": silent(), "session": account.session(actions)}
+    return str(roll_back.plan(image="ecs-node", regions=[REGION], **back))
 
 
 def smoke_test(account: Account, actions: Actions) -> None:
@@ -472,12 +496,21 @@ REHEARSALS: dict[str, Rehearsal] = {
     ),
     "promote": Rehearsal(
         promote_by(),
-        told={"ec2:DescribeRegions": promote_warnings},
+        told={"ec2:DescribeRegions": promote_warnings(), "ec2:DescribeInstances": rollback_notes},
+        only_when={"ec2:GetEbsDefaultKmsKeyId": copies_are_encrypted},
     ),
     "smoke test": Rehearsal(smoke_test, told={"ec2:DescribeRegions": smoke_warnings}),
     "verify AMIs": Rehearsal(verify_what_was_promoted),
-    "public promotion": Rehearsal(promote_by(public=True), more_than="promote"),
-    "announced promotion": Rehearsal(promote_by(topic="images"), more_than="promote"),
+    "public promotion": Rehearsal(
+        promote_by(public=True),
+        told={"servicequotas:GetServiceQuota": promote_warnings(public=True)},
+        more_than="promote",
+    ),
+    "announced promotion": Rehearsal(
+        promote_by(topic="images"),
+        told={"sns:GetTopicAttributes": promote_warnings(topic="images")},
+        more_than="promote",
+    ),
     "preflight": Rehearsal(
         preflight_alone, told=dict.fromkeys(policies.thorough_actions(), preflight_of_a_publisher)
     ),

@@ -27,7 +27,7 @@ from tests.publish.promoting import (
 )
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, sharing, snapshots
-from vmsnix_ops.publish import promote
+from vmsnix_ops.publish import channel_history, promote, verify
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
@@ -118,6 +118,53 @@ def test_the_plan_and_the_outcome_are_tables_in_a_notebook(aws: Sandbox, ami: st
     assert len(done.frame()) == 3
 
 
+# What the plan was made for
+
+
+def test_a_channel_that_somebody_moved_after_the_plan_is_left_alone(aws: Sandbox, ami: str) -> None:
+    made = plan(ami=ami, channel="stable", regions=[WEST])
+    other = make_ami(aws, version="26.12")
+    promote.apply(plan(ami=other, channel="stable"))
+    found = promote.apply(made)
+    assert outcomes(found) == {HOME: ["point failed"], WEST: ["copy done", "point done"]}
+    assert "after the plan was made" in found.failed[0].why
+    assert pointed(aws, HOME) == other
+
+
+def test_an_ami_for_other_machines_is_not_what_the_channel_is_for(aws: Sandbox, ami: str) -> None:
+    promote.apply(plan(ami=ami, channel="stable"))
+    arm = make_ami(aws, version="26.12", Architecture="arm64", BootMode="uefi")
+    with pytest.raises(errors.ParameterError, match="AMIs for arm64 and x86_64") as caught:
+        plan(channel="stable")  # which of the two is the newest?
+    assert "altf4llc-ecs-node-26.12 (arm64)" in caught.value.why
+    (target,) = plan(ami=arm, channel="stable").targets
+    assert target.steps[0].verdict == "refused"
+    assert "points to an AMI for x86_64" in target.steps[0].what
+    assert outcomes(promote.apply(plan(ami=arm, channel="stable")))[HOME] == ["point failed"]
+    assert pointed(aws, HOME) == ami
+    assert promote.apply(plan(ami=arm, channel="candidate")).status == "done"
+
+
+def test_the_plan_names_what_the_channel_points_to(aws: Sandbox, ami: str) -> None:
+    promote.apply(plan(channel="stable"))
+    make_ami(aws, version="26.12")
+    shown = str(plan(channel="stable"))
+    assert f"which points to {ami} (altf4llc-ecs-node-26.11)" in shown
+    assert "(altf4llc-ecs-node-26.12)" in shown
+
+
+def test_a_history_that_may_not_be_read_says_so(aws: Sandbox, ami: str) -> None:
+    promote.apply(plan(channel="stable"))
+    denied = {"op": "ssm:GetParameterHistory", "do": "error", "code": "AccessDeniedException", "http": 400}
+    aws.faults.add(denied)
+    try:
+        shown = str(channel_history.show(plan(channel="stable").history()))
+    finally:
+        aws.faults.clear()
+    assert "points to nothing" not in shown
+    assert "GetParameterHistory" in shown
+
+
 # Who may launch it
 
 
@@ -161,6 +208,33 @@ def test_a_public_ami_cannot_be_encrypted(aws: Sandbox, ami: str) -> None:
         plan(**agreed, regions=[EUROPE], kms_keys={EUROPE: KEY})
 
 
+def test_who_was_let_in_by_others_is_told(aws: Sandbox, ami: str) -> None:
+    ec2, stranger = aws.client("ec2"), "109876543210"
+    share = {"LaunchPermission": {"Add": [{"UserId": stranger}, {"UserId": OTHER}]}}
+    ec2.modify_image_attribute(ImageId=ami, **share)
+    made = plan(channel="stable", share_with=[OTHER])
+    assert f"is shared with {stranger}, too, which nobody recorded" in str(made)
+    promote.apply(made)
+    assert "nobody recorded" not in str(plan(channel="stable"))
+
+
+def test_what_one_channel_gave_and_another_took_is_no_drift(aws: Sandbox, ami: str) -> None:
+    third = "109876543210"
+    promote.apply(plan(channel="candidate", share_with=[OTHER]))
+    promote.apply(plan(channel="stable", share_with=[third]))
+    promote.apply(plan(channel="candidate", revoke_from=[third]))
+    assert verify.check().drift.empty
+
+
+def test_no_more_public_amis_than_aws_allows_are_planned(aws: Sandbox, ami: str) -> None:
+    for number in range(5):
+        taken = make_ami(aws, version=f"25.{number}")
+        aws.client("ec2").modify_image_attribute(ImageId=taken, LaunchPermission={"Add": [{"Group": "all"}]})
+    (target,) = plan(ami=ami, public=True, confirm_public=aws.account).targets
+    assert target.steps[0].verdict == "refused"
+    assert "no room for more public AMIs" in target.steps[0].what
+
+
 # Telling a topic
 
 
@@ -176,10 +250,16 @@ def test_a_topic_is_told_once_for_the_same_content(aws: Sandbox, ami: str) -> No
 
 
 def test_a_topic_that_is_not_there_leaves_the_rest_done(aws: Sandbox, ami: str) -> None:
-    topic = f"arn:aws:sns:{HOME}:{aws.account}:nowhere"
-    found = promote.apply(plan(channel="stable", topic=topic))
+    topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
+    made = plan(channel="stable", topic=topic)
+    aws.client("sns").delete_topic(TopicArn=topic)
+    found = promote.apply(made)
     assert outcomes(found)[HOME] == ["point done", "announce failed"]
-    assert isinstance(found.error(), errors.PartlyDoneError)
+    error = found.error()
+    assert isinstance(error, errors.PartlyDoneError)
+    assert "in 1 of 1 region" in error.what
+    with pytest.raises(errors.ParameterError, match="There is no topic"):
+        plan(channel="stable", topic=topic)
 
 
 def test_an_ami_that_was_disabled_after_the_plan_is_not_promoted(aws: Sandbox, ami: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.publish.promoting import (
     copies,
     outcomes,
     plan,
+    pointed,
     served,
     session,
 )
@@ -121,9 +123,78 @@ def test_a_name_that_was_taken_a_moment_ago_is_looked_for(
         return named(ec2, name) if len(seen) > 2 else []
 
     monkeypatch.setattr(images, "named", late)
-    aws.world.tables.table(aws.account, EUROPE, "ec2_tokens").clear()  # somebody else's copy
+    taken = {
+        "op": "ec2:CopyImage",
+        "nth": 1,
+        "do": "error",
+        "code": "InvalidAMIName.Duplicate",
+        "http": 400,
+    }
+    aws.faults.add(taken)
     assert promote.apply(made).status == "done"
     assert len(copies(aws, EUROPE)) == 1
+
+
+def test_a_copy_that_is_not_seen_yet_is_not_made_twice(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names are no help: AWS copies under a name that is taken. The ClientToken is."""
+    promote.apply(plan(regions=[EUROPE]))
+    made, seen, named = plan(regions=[EUROPE]), [], images.named
+
+    def late(ec2: Any, name: str) -> Any:
+        """Show the copy from the second look on: another promoter began it in between."""
+        seen.append(name)
+        return named(ec2, name) if len(seen) > 1 else []
+
+    monkeypatch.setattr(images, "named", late)
+    assert promote.apply(made).status == "done"
+    assert len(copies(aws, EUROPE)) == 1
+
+
+def test_tags_that_the_source_got_later_are_carried(aws: Sandbox, ami: str) -> None:
+    promote.apply(plan(regions=[EUROPE]))
+    aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "team", "Value": "platform"}])
+    made = plan(regions=[EUROPE])
+    assert "the tags team" in made.targets[1].steps[0].what
+    assert outcomes(promote.apply(made))[EUROPE] == ["copy done"]
+    (image,) = copies(aws, EUROPE)
+    assert {"Key": "team", "Value": "platform"} in image["Tags"]
+    snapshot_id = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
+    (snapshot,) = aws.client("ec2", EUROPE).describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
+    assert {"Key": "team", "Value": "platform"} in snapshot["Tags"]
+    assert outcomes(promote.apply(plan(regions=[EUROPE])))[EUROPE] == ["copy already so"]
+
+
+def test_a_copy_that_was_deprecated_is_not_pointed_to(aws: Sandbox, ami: str) -> None:
+    promote.apply(plan(regions=[EUROPE]))
+    (image,) = copies(aws, EUROPE)
+    there = aws.world.tables.table(aws.account, EUROPE, "images")[image["ImageId"]]
+    there.deprecate_at = datetime.now(UTC) - timedelta(days=1)
+    found = promote.apply(plan(channel="stable", regions=[EUROPE]))
+    assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
+    assert "is deprecated since" in found.failed[0].why
+    assert not pointed(aws, EUROPE)
+
+
+def test_a_copy_that_aws_would_not_let_us_share_is_not_made(aws: Sandbox, ami: str) -> None:
+    ec2 = aws.client("ec2", EUROPE)
+    ec2.enable_ebs_encryption_by_default()
+    made = plan(regions=[EUROPE], share_with=[OTHER])
+    assert [step.verdict for step in made.targets[1].steps] == ["refused", "not looked at"]
+    assert "--kms-keys eu-west-1=KEY" in made.targets[1].steps[0].what
+    assert outcomes(promote.apply(made))[EUROPE] == ["copy failed", "share skipped"]
+    assert not copies(aws, EUROPE)
+    ec2.modify_ebs_default_kms_key_id(KmsKeyId=KEY)  # one of ours, which others can be allowed to use
+    assert promote.apply(plan(regions=[EUROPE], share_with=[OTHER])).status == "done"
+
+
+def test_an_encrypted_copy_that_is_there_tells_why_it_cannot_be_shared(aws: Sandbox, ami: str) -> None:
+    aws.client("ec2", EUROPE).enable_ebs_encryption_by_default()
+    promote.apply(plan(regions=[EUROPE]))
+    (failed,) = promote.apply(plan(regions=[EUROPE], share_with=[OTHER])).failed
+    assert "EBS default key cannot be shared" in failed.why
+    assert "promote it again with --kms-keys" in failed.why
 
 
 def test_what_was_just_copied_and_is_not_seen_is_waited_for(aws: Sandbox, ami: str) -> None:

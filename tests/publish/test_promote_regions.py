@@ -11,6 +11,7 @@ import pytest
 from tests.publish.promoting import (
     EUROPE,
     HOME,
+    OTHER,
     WEST,
     ami,
     aws,
@@ -21,7 +22,7 @@ from tests.publish.promoting import (
     session,
 )
 from vmsnix_ops import errors
-from vmsnix_ops.publish import promote, promote_apply
+from vmsnix_ops.publish import promote, promote_apply, verify
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.sandbox import Access, Sandbox
 from vmsnix_ops.settings import load
@@ -87,6 +88,30 @@ def test_a_region_that_is_not_enabled_is_refused_in_the_plan_and_fails_alone(aws
     assert outcomes(found)[HOME] == ["point done"]
     assert outcomes(found)["af-south-1"] == ["copy failed", "point skipped"]
     assert isinstance(found.error(), errors.PartlyDoneError)
+
+
+def test_a_region_counts_as_it_is_named(aws: Sandbox, ami: str) -> None:
+    every = plan(regions=["all"], best_effort=[EUROPE])
+    assert [t.region for t in every.targets if t.best_effort] == [EUROPE]
+    assert WEST in {target.region for target in every.targets}
+    willing = plan(regions=[EUROPE], best_effort=["all"])
+    assert {t.region for t in willing.targets if not t.best_effort} == {HOME, EUROPE}
+
+
+def test_what_was_done_before_a_failure_is_recorded(aws: Sandbox, ami: str) -> None:
+    denied = {"op": "ssm:PutParameter", "do": "error", "code": "AccessDeniedException", "http": 400}
+    aws.faults.add(denied)
+    try:
+        found = promote.apply(plan(channel="stable", share_with=[OTHER]))
+    finally:
+        aws.faults.clear()
+    assert outcomes(found)[HOME] == ["share done", "point failed"]
+    (row,) = open_tables(load()).read("promotions").to_dict("records")
+    assert json.loads(row["shared_with"]) == [OTHER]
+    assert str(row["channel"]) in ("<NA>", "nan")
+    assert verify.check().drift.empty
+    promote.apply(plan(channel="stable", share_with=[OTHER]))
+    assert list(open_tables(load()).read("promotions")["channel"].dropna()) == ["stable"]
 
 
 def test_a_dry_run_ends_as_the_promotion_would(aws: Sandbox, ami: str) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 COPY_SECONDS = 2 * 3600.0
 LIMIT_SECONDS = 30 * 60.0  # how long to wait for room among the copies in flight
 ATTEMPTS = 8
+FAILED = ("failed", "error", "invalid")
 _USED = ("IdempotentParameterMismatch", "IdempotentInstanceTerminated")
 
 
@@ -85,11 +86,7 @@ def find(ec2: Client, wanted: Copy) -> Ami | None:
     vmsnix_ops.errors.RegistrationError
         The copy is disabled, or half deleted.
     """
-    named = [
-        ami
-        for ami in images.named(ec2, wanted.source.name)
-        if ami.state not in ("failed", "error", "invalid")
-    ]
+    named = [ami for ami in images.named(ec2, wanted.source.name) if ami.state not in FAILED]
     if not named:
         return None
     existing = min(named, key=lambda ami: ami.state != "available")
@@ -105,6 +102,24 @@ def find(ec2: Client, wanted: Copy) -> Ami | None:
         for snapshot in snapshots.check_whole(ec2, existing):
             _check_key(existing, snapshot, wanted.kms_key)
     return existing
+
+
+def missing_tags(source: Ami, made: Ami) -> dict[str, str]:
+    """Return the tags of the source that its copy lacks, or has otherwise."""
+    return {
+        key: value
+        for key, value in source.tags.items()
+        if not key.startswith("aws:") and made.tags.get(key) != value
+    }
+
+
+@needs("ec2:CreateTags")
+def carry_tags(ec2: Client, source: Ami, made: Ami) -> None:
+    """Give a copy and its snapshots what `missing_tags` names. Safe to run twice."""
+    missing = missing_tags(source, made)
+    if missing:
+        with calling(f"tag {made.ami_id}"):
+            ec2.create_tags(Resources=[made.ami_id, *made.snapshot_ids], Tags=tagging.to_list(missing))
 
 
 @needs("ec2:DescribeImages", "ec2:DescribeSnapshots", "ec2:CopyImage", "ec2:CreateTags")
@@ -157,7 +172,7 @@ def copy(
 def _begin(ec2: Client, wanted: Copy, step: Step | None, still_wanted: Callable[[], None]) -> str:
     """Ask for the copy, with the token of the first attempt that did not fail, and return its id."""
     region = ec2.meta.region_name
-    failed = {ami.ami_id for ami in images.named(ec2, wanted.source.name)}
+    failed = {ami.ami_id for ami in images.named(ec2, wanted.source.name) if ami.state in FAILED}
     told = False
 
     def call(token: str) -> str:

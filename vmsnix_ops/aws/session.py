@@ -79,6 +79,7 @@ def client(
     *,
     connections: int = 16,
     attempts: int = 6,
+    read_seconds: float = 60.0,
 ) -> Client:
     """Return a client with this package's timeouts and retries; the same one for the same words.
 
@@ -97,12 +98,14 @@ def client(
     attempts
         Attempts in all for what botocore itself retries (throttling, 5xx, broken connections). Its default of
         3 has lost imports to plain throttling.
+    read_seconds
+        How long one attempt may hang.
     """
-    key = (service, region or session.region_name, connections, attempts)
+    key = (service, region or session.region_name, connections, attempts, read_seconds)
     with _MAKING:  # boto3 sessions, unlike clients, may not be used by two threads at once
         made = _CLIENTS.setdefault(session, {})
         if key not in made:
-            made[key] = _make(session, service, region, connections, attempts)
+            made[key] = _make(session, *key)
         return made[key]
 
 
@@ -111,7 +114,12 @@ _MAKING = threading.Lock()
 
 
 def _make(
-    session: boto3.Session, service: str, region: str | None, connections: int, attempts: int
+    session: boto3.Session,
+    service: str,
+    region: str | None,
+    connections: int,
+    attempts: int,
+    read_seconds: float,
 ) -> Client:
     from botocore.config import Config
     from botocore.exceptions import NoRegionError
@@ -119,7 +127,7 @@ def _make(
     config = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=10,
-        read_timeout=60,
+        read_timeout=read_seconds,
         max_pool_connections=connections,
         user_agent_extra=f"vmsnix_ops/{__version__}",
         # Checksums that matter are given by us, one a part, in a header that is signed; botocore would hash

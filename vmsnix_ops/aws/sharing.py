@@ -7,6 +7,7 @@ snapshots can be shared with accounts only, not with organizations or units.
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, retrying
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 UNSEEN = ("InvalidAMIID.NotFound", "InvalidSnapshot.NotFound")  # for a moment after a copy
 PUBLIC = "public"
+AWS_KEY = "alias/aws/ebs"
 _SHAPES = {
     "accounts": re.compile(r"\d{12}"),
     "organizations": re.compile(r"arn:aws[a-z-]*:organizations::\d{12}:organization/o-[a-z0-9]{10,32}"),
@@ -149,6 +151,43 @@ def of_snapshot(ec2: Client, snapshot_id: str) -> Audience:
     return _read(answer.get("CreateVolumePermissions") or ())
 
 
+@needs("ec2:GetEbsEncryptionByDefault", "ec2:GetEbsDefaultKmsKeyId")
+def check_key_of_copies(ec2: Client, *, kms_key: str, encrypted: bool) -> None:
+    """Refuse to make a copy that shall be shared and will be encrypted with AWS's own key.
+
+    Source: EBS user guide, "Share an Amazon EBS snapshot": what is encrypted with ``aws/ebs`` is shared with
+    nobody.
+
+    Parameters
+    ----------
+    ec2
+        Of the region that the copy goes to.
+    kms_key
+        Key of yours that the copy is encrypted with; empty for none.
+    encrypted
+        Whether what is copied is encrypted.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        It would be.
+    """
+    if kms_key:
+        return
+    region = ec2.meta.region_name
+    with calling("look how copies are encrypted"):
+        by_default = bool(ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"])
+        key = str(ec2.get_ebs_default_kms_key_id()["KmsKeyId"]) if by_default or encrypted else ""
+    if key.endswith(AWS_KEY):
+        because = "snapshots are encrypted by default there" if by_default else "the AMI's snapshots are"
+        raise errors.ParameterError(
+            f"A copy in {region} could not be shared.",
+            why=f"It would be encrypted with {AWS_KEY}, because {because}; AWS shares nothing that is "
+            "encrypted with its own key.",
+            cure=f"Name a key of yours that the others may use: --kms-keys {region}=KEY.",
+        )
+
+
 @needs("ec2:ModifyImageAttribute")
 def share(ec2: Client, ami_id: str, who: Audience) -> None:
     """Let these launch an AMI. Safe to run twice: a permission is there or not.
@@ -172,8 +211,26 @@ def revoke(ec2: Client, ami_id: str, who: Audience) -> None:
         _modify(ec2, ami_id, f"stop sharing {ami_id} with {who}", Remove=who.launch_permissions())
 
 
+@contextmanager
+def _keyed() -> Iterator[None]:
+    """Say how to go on when something is encrypted with AWS's own key."""
+    try:
+        yield
+    except errors.AwsError as error:
+        if not re.search("AWS Managed CMK|EBS default key", error.why):
+            raise
+        raise errors.AwsError(
+            error.what,
+            why=error.why,
+            cure="Deregister this copy if nobody uses it, and promote it again with --kms-keys REGION=KEY.",
+            code=error.code,
+            operation=error.operation,
+            request_id=error.request_id,
+        ) from error
+
+
 def _modify(ec2: Client, ami_id: str, doing: str, **change: list[dict[str, str]]) -> None:
-    with calling(doing):
+    with _keyed(), calling(doing):
         retrying(lambda: ec2.modify_image_attribute(ImageId=ami_id, LaunchPermission=change), *UNSEEN)
 
 
@@ -194,7 +251,7 @@ def revoke_snapshot(ec2: Client, snapshot_id: str, who: Audience) -> None:
 
 
 def _modify_snapshot(ec2: Client, snapshot_id: str, doing: str, **change: list[dict[str, str]]) -> None:
-    with calling(doing):
+    with _keyed(), calling(doing):
         retrying(
             lambda: ec2.modify_snapshot_attribute(
                 SnapshotId=snapshot_id, Attribute="createVolumePermission", CreateVolumePermission=change

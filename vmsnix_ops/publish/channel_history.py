@@ -13,7 +13,7 @@ from vmsnix_ops.aws.session import Client, calling
 from vmsnix_ops.records import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import pandas as pd
 
@@ -115,8 +115,16 @@ def entries(ec2: Client, ssm: Client, pointer: str) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-def frame(regions: Iterable[Iterable[Entry]]) -> pd.DataFrame:
-    """Return entries as a frame with the columns `COLUMNS`, the newest of each region first."""
+def frame(regions: Iterable[Iterable[Entry]], unread: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Return entries as a frame with the columns `COLUMNS`, the newest of each region first.
+
+    Parameters
+    ----------
+    regions
+        What is known of each region.
+    unread
+        Regions of which nothing is known, and why.
+    """
     import pandas as pd
 
     rows = [
@@ -124,6 +132,9 @@ def frame(regions: Iterable[Iterable[Entry]]) -> pd.DataFrame:
         for known in regions
         for entry in reversed(tuple(known))
     ]
+    blank = dict.fromkeys(("ami_id", "name", "changed_by"), "")
+    for region, why in (unread or {}).items():
+        rows.append(blank | {"region": region, "state": "unknown", "note": why})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in ("since", "until", "last_launched"):
         table[name] = pd.to_datetime(table[name], utc=True)
@@ -137,7 +148,7 @@ def show(table: pd.DataFrame) -> shown.Shown:
         [
             row["region"],
             shown.moment(row["since"]),
-            "now" if shown.missing(row["until"]) else shown.moment(row["until"]),
+            "now" if row["ami_id"] and shown.missing(row["until"]) else shown.moment(row["until"]),
             row["ami_id"],
             row["name"],
             row["state"],

@@ -14,6 +14,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.evidence import AMI_ID
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from vmsnix_ops.aws.images import Ami
@@ -58,9 +59,17 @@ def find_ami(ec2: Client, ssm: Client, wanted: str, *, image: str, settings: Set
         There is no such AMI.
     vmsnix_ops.errors.PointerError
         The channel points to nothing.
+    vmsnix_ops.errors.ParameterError
+        The newest is asked for, and there is one for each of several architectures.
     """
     region = ec2.meta.region_name
     if wanted in settings.channels:
+        if not image:
+            raise errors.ParameterError(
+                f"Which image's channel {wanted} is meant?",
+                why="Every image has its own.",
+                cure="Give image, too.",
+            )
         name = parameters.pointer_name(settings.pointer_prefix, image, wanted)
         pointer = parameters.find(ssm, name)
         if pointer is None:
@@ -75,9 +84,7 @@ def find_ami(ec2: Client, ssm: Client, wanted: str, *, image: str, settings: Set
     elif wanted:
         found = images.find_by_name(ec2, wanted)
     else:
-        mine = [ami for ami in images.ours(ec2) if ami.tags.get(tagging.IMAGE) == image]
-        usable = [ami for ami in mine if ami.state == "available"]
-        found = usable[-1] if usable else None
+        found = _newest(images.ours(ec2), image)
     if found is None:
         what = f"AMI {wanted}" if wanted else f"AMI of the image {image!r}"
         raise errors.RegistrationError(
@@ -86,6 +93,20 @@ def find_ami(ec2: Client, ssm: Client, wanted: str, *, image: str, settings: Set
             cure="vmsnix history amis lists what was published, with the region.",
         )
     return found
+
+
+def _newest(ours: Iterable[Ami], image: str) -> Ami | None:
+    """Return the newest AMI of an image, if it is clear which machines it shall be for."""
+    usable = [ami for ami in ours if ami.tags.get(tagging.IMAGE) == image and ami.state == "available"]
+    newest = {ami.architecture: ami for ami in usable}  # they come in the order of their creation
+    if len(newest) > 1:
+        told = ", ".join(f"{ami.name} ({architecture})" for architecture, ami in sorted(newest.items()))
+        raise errors.ParameterError(
+            f"The image {image!r} has AMIs for {' and '.join(sorted(newest))}.",
+            why=f"The newest are {told}.",
+            cure="Name one of them: --ami NAME.",
+        )
+    return usable[-1] if usable else None
 
 
 def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:

@@ -38,6 +38,10 @@ class Home:
         """Return a client of the region."""
         return client(self.session, service, self.region)
 
+    def client_of(self, service: str, region: str) -> Client:
+        """Return a client of one region of many, which may hang for a minute and not for six."""
+        return client(self.session, service, region, attempts=4, read_seconds=15)
+
 
 def checked_home(
     region: str = "", *, settings: Settings | None = None, session: boto3.Session | None = None

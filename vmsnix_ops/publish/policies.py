@@ -37,6 +37,7 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
         snapshots.find,
         image_copy.copy,
         sharing.make_private,
+        sharing.check_key_of_copies,
         deprecation.deprecate,
         deprecation.protect,
         deprecation.unprotect,
@@ -45,7 +46,7 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
         channel_history.running,
     ]
     if public:
-        functions.append(preflight_limits.public_sharing)
+        functions += [preflight_limits.public_sharing, preflight_limits.quotas]
     if announce:
         functions += [topics.check, topics.announce]
     return needs_of(*functions)

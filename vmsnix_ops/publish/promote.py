@@ -14,16 +14,14 @@ refused in one of its regions, is finished by running it again.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import deprecation, parameters, snapshots
-from vmsnix_ops.aws.session import client
+from vmsnix_ops.aws import deprecation, parameters, sharing, snapshots
 from vmsnix_ops.progress import Progress, counted, current
-from vmsnix_ops.publish import channels, promote_checks, promote_steps
+from vmsnix_ops.publish import channels, promote_checks, promote_records, promote_steps
 from vmsnix_ops.publish.channel_history import entries, frame
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.outcomes import PlanTable
@@ -81,6 +79,8 @@ class Target:
         The AMI there, when it is there already.
     steps
         In their order.
+    strangers
+        Who may use the AMI or its snapshots, was not recorded and is not asked for.
     """
 
     region: str
@@ -88,6 +88,7 @@ class Target:
     kms_key: str
     ami_id: str
     steps: tuple[Planned, ...]
+    strangers: sharing.Audience = field(default_factory=sharing.Audience)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -143,12 +144,17 @@ class Plan(PlanTable):
         return promote_apply.apply(self)
 
     def history(self) -> pd.DataFrame:
-        """Return what the channel pointed to in the regions of the plan, as it is now; empty without one."""
-        pointer, known = self.wanted.pointer, []
+        """Return what the channel pointed to in the regions of the plan, as it is now; empty without one.
+
+        A region that may not be read has one row, which says so in its note.
+        """
+        pointer, known, unread = self.wanted.pointer, [], {}
         for spot in self.spots if pointer else ():
-            with suppress(errors.VmsnixError):  # a region that cannot be read is told by the outcome
+            try:
                 known.append(entries(spot.ec2, spot.ssm, pointer))
-        return frame(known)
+            except errors.VmsnixError as error:
+                unread[spot.region] = str(error)
+        return frame(known, unread)
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         rows = []
@@ -167,6 +173,12 @@ class Plan(PlanTable):
             if refused
             else []
         )
+        found += [
+            f"{target.ami_id} in {target.region} is shared with {target.strangers}, too, which nobody "
+            "recorded. The promotion will record it; --revoke-from takes it away."
+            for target in self.targets
+            if target.strangers
+        ]
         found += [
             f"{check.name}: {check.evidence} {check.cure}" for check in self.checks if check.outcome == "warn"
         ]
@@ -259,9 +271,11 @@ def plan(
     moment = source.created_at + timedelta(days=deprecate_days) if deprecate_days else None
     if moment is not None:
         deprecation.check_date(source, moment, public=public or source.public)
+    topic_there = promote_checks.topic_checks(topic, home.session)
     run = current_run("promote-ami", settings=settings)
     wanted = Wanted(
         source=source,
+        source_encrypted=any(one.encrypted for one in held),
         share=share,
         revoke=revoke,
         deprecate_at=moment,
@@ -276,23 +290,34 @@ def plan(
             wanted,
             name,
             keys.get(name, ""),
-            client(home.session, "ec2", name),
-            client(home.session, "ssm", name),
+            home.client_of("ec2", name),
+            home.client_of("ssm", name),
             ec2,
+            home.client_of("service-quotas", name) if public else None,
         )
         for name in (home.region, *others)
     ]
     spots[0].ami = source
     for each in spots:
-        promote_steps.refuse_encrypted_public(each, encrypted=any(one.encrypted for one in held))
+        promote_steps.refuse_encrypted_public(each)
     if not any(promote_steps.steps(wanted, home=each.is_home) for each in spots):
         raise errors.ParameterError(
             "There is nothing to do.",
             why="Neither a channel nor regions, sharing, a date or protection were given.",
             cure="Give at least one of them.",
         )
-    with ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool:
-        targets = tuple(pool.map(lambda each: _look(each, best_effort=each.region in willing), spots))
+    tables, progress = open_tables(settings), progress or current()
+    with (
+        progress.step("look at the regions", total=len(spots)) as shown,
+        ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool,
+    ):
+
+        def look(each: Spot) -> Target:
+            target = _look(each, tables, best_effort=each.region in willing)
+            shown.advance(1)
+            return target
+
+        targets = tuple(pool.map(look, spots))
     return Plan(
         wanted=wanted,
         account=home.account,
@@ -300,13 +325,13 @@ def plan(
         channel=channel,
         targets=targets,
         topic=topic,
-        checks=home.checks,
+        checks=(*home.checks, *topic_there),
         dry_run=dry_run,
         spots=tuple(spots),
         session=home.session,
         run=run,
-        tables=open_tables(settings),
-        progress=progress or current(),
+        tables=tables,
+        progress=progress,
         started_at=datetime.now(UTC),
     )
 
@@ -323,7 +348,7 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
     promote_apply.finish(plan, outcomes)
 
 
-def _look(spot: Spot, *, best_effort: bool) -> Target:
+def _look(spot: Spot, tables: Tables, *, best_effort: bool) -> Target:
     """Look at one region; whatever is wrong there is part of the plan."""
     planned: list[Planned] = []
     refused = ""
@@ -339,4 +364,9 @@ def _look(spot: Spot, *, best_effort: bool) -> Target:
         except errors.VmsnixError as error:
             planned.append(Planned(step.name, "refused", str(error), error))
             refused = step.name
-    return Target(spot.region, best_effort, spot.kms_key, spot.ami_id, tuple(planned))
+    strangers = sharing.Audience()
+    if spot.ami is not None and not refused:
+        known = spot.wanted.share.names() + spot.wanted.revoke.names()
+        there = promote_records.strangers(tables, spot.ec2, spot.ami)
+        strangers = sharing.audience([name for name in there.names() if name not in known])
+    return Target(spot.region, best_effort, spot.kms_key, spot.ami_id, tuple(planned), strangers)

@@ -47,10 +47,12 @@ def regions_of(
     """Return the other regions, and those among them whose failure does not count."""
     if ALL in regions or ALL in best_effort:
         every = enabled(home.client("ec2"))
-        regions = every if ALL in regions else regions
         best_effort = every if ALL in best_effort else best_effort
-    others = named(home.session, (name for name in (*regions, *best_effort) if name != home.region))
-    return others, frozenset(best_effort) - frozenset(regions) - {home.region}
+    else:
+        every = ()
+    asked = (name for name in (*regions, *every, *best_effort) if name not in (ALL, home.region))
+    # A region that is named counts as it is named, whatever "all" says of it.
+    return named(home.session, asked), frozenset(best_effort) - frozenset(regions) - {home.region}
 
 
 def check_protection(*, protect: bool, unprotect: bool) -> None:

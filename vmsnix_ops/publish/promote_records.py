@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.records.tables import Tables
 
+SHARED = ("shared_with", "snapshots_shared_with")
 STATUS = {"done": "finished", "already so": "reused", "failed": "failed"}
 FACTS = (
     "shared_with",
@@ -111,6 +112,22 @@ def latest_of(tables: Tables, ami: Ami) -> dict[str, Any]:
     """Return the newest row that says what an AMI is, whatever its channel; empty without."""
     where = [("region", "==", ami.region), ("ami_id", "==", ami.ami_id), ("how", "==", "promote")]
     return _newest(tables.read("promotions", where=where))
+
+
+def strangers(tables: Tables, ec2: Client, ami: Ami) -> sharing.Audience:
+    """Return who may use an AMI or its snapshots although nobody recorded that."""
+    row = latest_of(tables, ami)
+    known = {who for name in SHARED for who in json.loads(row.get(name) or "[]")}
+    if row.get("public") or _published_as_public(tables, ami):
+        known.add(sharing.PUBLIC)
+    found = [sharing.of_image(ec2, ami.ami_id)]
+    found += [sharing.of_snapshot(ec2, snapshot_id) for snapshot_id in ami.snapshot_ids]
+    return sharing.audience([name for one in found for name in one.names() if name not in known])
+
+
+def _published_as_public(tables: Tables, ami: Ami) -> bool:
+    where = [("ami_id", "==", ami.ami_id), ("region", "==", ami.region)]
+    return bool(tables.read("amis", columns=["public"], where=where)["public"].fillna(False).any())
 
 
 def _newest(frame: pd.DataFrame) -> dict[str, Any]:

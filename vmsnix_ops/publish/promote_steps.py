@@ -8,12 +8,14 @@ an AMI that is not there, or that one may not launch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import (
     deprecation,
     image_copy,
+    images,
     parameters,
     preflight_account,
     preflight_limits,
@@ -21,11 +23,12 @@ from vmsnix_ops.aws import (
 )
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import checked, require
+from vmsnix_ops.aws.evidence import AMI_ID
 from vmsnix_ops.aws.sharing import Audience
+from vmsnix_ops.publish import channels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from datetime import datetime
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.session import Client
@@ -38,8 +41,8 @@ class Wanted:
 
     Attributes
     ----------
-    source
-        The AMI, in its home region.
+    source, source_encrypted
+        The AMI, in its home region, and whether one of its snapshots is encrypted.
     share, revoke
         Who may launch it from now on, and who may no longer.
     deprecate_at
@@ -53,6 +56,7 @@ class Wanted:
     """
 
     source: Ami
+    source_encrypted: bool = False
     share: Audience = field(default_factory=Audience)
     revoke: Audience = field(default_factory=Audience)
     deprecate_at: datetime | None = None
@@ -72,12 +76,14 @@ class Spot:
         What is wanted there.
     region, kms_key
         Where, and the key of the copy.
-    ec2, ssm, home
-        Clients of the region, and of EC2 in the AMI's own region.
+    ec2, ssm, home, quotas
+        Clients of the region; of EC2 in the AMI's own region; of Service Quotas, when it shall be public.
     ami
         The AMI there; ``None`` while it is still to be copied.
     pointed_to
         Where the pointer pointed before it was moved.
+    planned_version
+        Version of the pointer's value that the plan saw, 0 when there was none; ``None`` when nobody looked.
     shown, still_wanted
         Where progress is shown; what raises when the operator asked to stop.
     """
@@ -88,8 +94,10 @@ class Spot:
     ec2: Client
     ssm: Client
     home: Client
+    quotas: Client = None
     ami: Ami | None = None
     pointed_to: str = ""
+    planned_version: int | None = None
     shown: Shown | None = None
     still_wanted: Callable[[], None] = lambda: None
 
@@ -142,21 +150,28 @@ class Copy:
     name = "copy"
 
     def look(self, spot: Spot) -> Looked:
-        """Find the copy that is there or on its way."""
+        """Find the copy that is there or on its way, and what it lacks."""
         source = spot.wanted.source
         found = image_copy.find(spot.ec2, image_copy.Copy(source, spot.kms_key))
         if found is not None and found.state == "available":
-            spot.ami = found
+            spot.ami = channels.check_usable(found, owner=source.account, now=datetime.now(UTC))
+            lacking = image_copy.missing_tags(source, found)
+            if lacking:
+                return Looked(False, f"give {found.ami_id} the tags {', '.join(sorted(lacking))}")
             return Looked(True, f"{found.ami_id} is there")
         if found is not None:
             return Looked(False, f"wait for {found.ami_id}, which is {found.state}")
+        if spot.wanted.share:
+            encrypted = spot.wanted.source_encrypted
+            sharing.check_key_of_copies(spot.ec2, kms_key=spot.kms_key, encrypted=encrypted)
         key = f", encrypted with {spot.kms_key}" if spot.kms_key else ""
         return Looked(False, f"copy {source.ami_id} from {source.region}{key}")
 
     def do(self, spot: Spot) -> None:
-        """Make the copy or wait for it."""
+        """Make the copy or wait for it, and carry the tags that its source got since."""
         wanted = image_copy.Copy(spot.wanted.source, spot.kms_key)
         spot.ami, _ = image_copy.copy(spot.ec2, wanted, step=spot.shown, still_wanted=spot.still_wanted)
+        image_copy.carry_tags(spot.ec2, spot.wanted.source, spot.ami)
 
 
 class Share:
@@ -168,12 +183,11 @@ class Share:
         """Find who is missing, and whether AWS would let everybody in."""
         share = spot.wanted.share
         missing = share.minus(sharing.of_image(spot.ec2, spot.ami.ami_id)) if spot.ami else share
-        if missing.public:
-            preflight_limits.public_sharing(spot.ec2, public=True)
+        unchecked = self._check_public(spot) if missing.public else ""
         snapshots = [] if spot.ami is None else self._snapshots(spot)
         if not missing and not snapshots:
             return Looked(spot.ami is not None, f"with {share}")
-        return Looked(False, f"with {missing or Audience(share.accounts)}")
+        return Looked(False, f"with {missing or Audience(share.accounts)}{unchecked}")
 
     def do(self, spot: Spot) -> None:
         """Share the snapshots first, so that who may launch the AMI may copy it, too."""
@@ -181,6 +195,13 @@ class Share:
             sharing.share_snapshot(spot.ec2, snapshot_id, accounts)
         missing = spot.wanted.share.minus(sharing.of_image(spot.ec2, spot.ami_id))
         sharing.share(spot.ec2, spot.ami_id, missing)
+
+    def _check_public(self, spot: Spot) -> str:
+        """Refuse what AWS would refuse of a public AMI; return what could not be looked at."""
+        preflight_limits.public_sharing(spot.ec2, public=True)
+        room = checked("quotas", lambda: preflight_limits.quotas(spot.ec2, spot.quotas, public=True))
+        require([room])
+        return f" ({room.name} {room.evidence} {room.cure})" if room.outcome == "warn" else ""
 
     def _snapshots(self, spot: Spot) -> list[tuple[str, tuple[str, ...]]]:
         accounts, found = spot.wanted.share.accounts, []
@@ -272,15 +293,42 @@ class Point:
     name = "point"
 
     def look(self, spot: Spot) -> Looked:
-        """Look where it points now."""
-        found = parameters.find(spot.ssm, spot.wanted.pointer)
+        """Look where it points now, and whether that is still what the plan was made for."""
+        name = spot.wanted.pointer
+        found = parameters.find(spot.ssm, name)
+        version = found.version if found else 0
         spot.pointed_to = found.value if found else ""
         so = found is not None and spot.ami is not None and found.value == spot.ami_id
         if so and found is not None and found.data_type == parameters.IMAGE_TYPE:
             spot.pointed_to = ""
-            return Looked(True, f"{spot.wanted.pointer} points there")
-        before = f", which points to {spot.pointed_to}" if spot.pointed_to else ", a new pointer"
-        return Looked(False, f"{spot.wanted.pointer}{before}, to {spot.ami_id or 'the copy'}")
+            return Looked(True, f"{name} points there")
+        if spot.planned_version not in (None, version):
+            raise errors.PointerError(
+                f"Somebody moved {name} in {spot.region} after the plan was made.",
+                why=f"It points to {spot.pointed_to or 'nothing'}.",
+                cure="Make a new plan.",
+            )
+        spot.planned_version = version
+        if so:
+            return Looked(False, f"{name}, whose type is text, becomes one that AWS checks")
+        before = self._before(spot) if found else "a new pointer"
+        return Looked(False, f"{name}, {before}, to {spot.ami_id or 'the copy'} ({spot.wanted.source.name})")
+
+    def _before(self, spot: Spot) -> str:
+        """Return where it points, unless that is an AMI for other machines: fleets would no longer start."""
+        before = spot.pointed_to
+        known = images.find(spot.ec2, [before]).get(before) if AMI_ID.fullmatch(before) else None
+        if known is None:
+            return f"which points to {before}"
+        new = spot.wanted.source.architecture
+        if known.architecture != new:
+            raise errors.PointerError(
+                f"{spot.wanted.pointer} in {spot.region} points to an AMI for {known.architecture}.",
+                why=f"{spot.wanted.source.name} is for {new}; what launches from there expects the other.",
+                cure="Give each architecture a channel of its own (channels in vmsnix.toml, such as "
+                f"stable-{new}); or delete the parameter first if the fleet has moved.",
+            )
+        return f"which points to {before} ({known.name})"
 
     def do(self, spot: Spot) -> None:
         """Move it."""
@@ -311,9 +359,9 @@ def steps(wanted: Wanted, *, home: bool) -> tuple[Step, ...]:
     )
 
 
-def refuse_encrypted_public(spot: Spot, *, encrypted: bool) -> None:
+def refuse_encrypted_public(spot: Spot) -> None:
     """Refuse what AWS refuses at the very last step: a public AMI with encrypted snapshots."""
-    if spot.wanted.share.public and (encrypted or spot.kms_key):
+    if spot.wanted.share.public and (spot.wanted.source_encrypted or spot.kms_key):
         raise errors.ParameterError(
             f"The AMI in {spot.region} cannot be public.",
             why="Its snapshots are or shall be encrypted, and AWS makes no such AMI public.",

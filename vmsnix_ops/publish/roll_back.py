@@ -17,7 +17,6 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import parameters
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, enabled, named
-from vmsnix_ops.aws.session import client
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import announcements, channels, promote_checks, promote_records, roll_back_choice
 from vmsnix_ops.publish.channel_history import Entry, frame
@@ -110,6 +109,8 @@ class Plan(PlanTable):
             for target in self.targets
             if target.so and target.before and target.now
         ]
+        if any(entry.instances is None for target in self.targets for entry in target.entries):
+            found.append("Instances are not counted: allow ec2:DescribeInstances to have them counted.")
         found += [f"{region} has no such channel any more; it is left out." for region in self.left_out]
         found += [
             f"{check.name}: {check.evidence} {check.cure}" for check in self.checks if check.outcome == "warn"
@@ -169,8 +170,7 @@ def plan(
         chosen = named(home.session, asked or _known_regions(tables, image, channel, home.region))
     # Clients are made one after the other: sessions are not thread safe, clients are.
     spots = [
-        Target(name, ec2=client(home.session, "ec2", name), ssm=client(home.session, "ssm", name))
-        for name in chosen
+        Target(name, ec2=home.client_of("ec2", name), ssm=home.client_of("ssm", name)) for name in chosen
     ]
     with ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool:
         looked = list(pool.map(lambda spot: roll_back_choice.look(spot, pointer), spots))

@@ -81,6 +81,11 @@ def choose(
     return Encryption(True, arn or key, "" if arn else NOT_ACCESSIBLE)
 
 
+def managed(context: Context, key: str) -> bool:
+    """Tell whether a key is AWS's own for EBS, with which nothing encrypted can be shared."""
+    return key.endswith(DEFAULT_ALIAS) or key == managed_key(context)
+
+
 def key_arn(context: Context, key: str) -> str | None:
     """Return the ARN of a key named in any of the four forms, or None when it is not accessible here."""
     here = f"arn:{context.partition}:kms:{context.region}:{context.account}:"

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import checks, images
+from vmsnix_ops.sandbox.ec2 import checks, encryption, images
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
@@ -106,6 +106,12 @@ def _check_sharing(context: Context, image: Image, added: list[dict[str, str]]) 
     if state != "available":
         text = f"The image {image.image_id} is {state} and cannot be shared."  # text from memory
         raise AwsError("InvalidAMIID.Unavailable" if state != "disabled" else "OperationNotPermitted", text)
+    for snapshot_id in image.snapshot_ids():
+        snapshot = context.table("snapshots").get(snapshot_id)
+        if snapshot is not None and snapshot.encrypted and encryption.managed(context, snapshot.kms_key):
+            # Code and text: public transcripts, of Packer among others.
+            text = "Snapshots encrypted with the AWS Managed CMK can't be shared. Specify another snapshot."
+            raise AwsError("InvalidParameter", text)
     if {"Group": "all"} not in added or image.public():
         return
     if _blocked(context) == "block-new-sharing":

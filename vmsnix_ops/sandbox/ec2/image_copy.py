@@ -1,8 +1,9 @@
 """CopyImage: an image of its own in this region, with snapshots of its own.
 
 The copy is ``pending`` first. When the key cannot be used it becomes ``failed`` later; the reason stands in
-StateMessage of its snapshot only. Sources: the reference page of CopyImage; public transcripts of failed
-copies.
+StateMessage of its snapshot only. Other than RegisterImage it minds no name that is taken: who copies twice
+has two images of one name. Sources: the reference page of CopyImage; public transcripts of failed copies, and
+of copies that were made twice.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def copy_image(context: Context, params: Params) -> dict[str, Any]:
     if state != "available":
         text = f"The image {source.image_id} is not available: it is {state}."  # text from memory
         raise AwsError("InvalidAMIID.Unavailable", text)
-    name = images.check_name(context, params.get("Name"))
+    name = params.get("Name")
+    if not name:
+        raise AwsError("MissingParameter", "The request must contain the parameter Name")
+    checks.image_name(name)  # which may be taken: see above
     checks.description(params.get("Description"))
     minutes = params.get("SnapshotCopyCompletionDurationMinutes")
     snapshots.check_minutes(minutes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import checks, ids
+from vmsnix_ops.sandbox.ec2 import checks, encryption, ids
 from vmsnix_ops.sandbox.ec2.image_attributes import check_grantee
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def modify_snapshot_attribute(context: Context, params: Params) -> dict[str, Any
         raise AwsError("InvalidParameterCombination", "No attributes specified.")
     if {"Group": "all"} in added and not snapshot.public:
         _check_public(context, snapshot)
+    if added and snapshot.encrypted and encryption.managed(context, snapshot.kms_key):
+        # Code and text: public transcripts, of Packer among others.
+        raise AwsError("OperationNotPermitted", "Encrypted snapshots with EBS default key cannot be shared")
     for entry in removed:
         if "Group" in entry:
             snapshot.public = False
