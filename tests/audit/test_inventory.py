@@ -267,6 +267,14 @@ def test_what_is_shared_with_a_scanned_account_alone_is_known(own: Owner, friend
     assert row(own.scan(**both), only)["referenced"] not in (True, False)
 
 
+def test_a_member_lets_an_auditor_read_what_aws_publishes(own: Owner, friend: Owner) -> None:
+    ami = friend.ami()
+    friend.template(ami)
+    friend.template("resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023", "aws")
+    found = own.scan(regions=[REGION], accounts=[FRIEND])
+    assert (found.unread, row(found, ami)["referenced"]) == ((), True)
+
+
 def test_an_account_that_refuses_us_is_kept_as_such(own: Owner) -> None:
     ami = own.ami()
     found = own.scan(regions=[REGION], accounts=[own.account, STRANGER])

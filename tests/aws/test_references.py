@@ -126,6 +126,29 @@ def test_a_template_may_name_a_parameter(aws: Rehearsal) -> None:
     assert [one.kind for one in found.of(new)] == ["launch-template", "parameter"]
 
 
+def test_a_parameter_that_may_not_be_read_loses_no_other_evidence(aws: Rehearsal) -> None:
+    shown, hidden, public = aws.image(), "resolve:ssm:/secret/ami", "resolve:ssm:/aws/service/some/image"
+    ssm = aws.client("ssm")
+    for name in ("/golden/ami", "/secret/ami"):
+        ssm.put_parameter(Name=name, Type="String", Value=shown)
+    direct, alias = template(aws, "direct", shown), template(aws, "alias", "resolve:ssm:/golden/ami")
+    for name, image in (("hidden", hidden), ("public", public)):
+        template(aws, name, image)
+    denied = {"op": "ssm:GetParameters", "do": "error", "code": "AccessDeniedException", "http": 400}
+    for place in range(3):
+        for refused in ("/secret/ami", "/aws/service/some/image"):
+            aws.served.faults.add({**denied, "where": {f"Names.{place}": refused}})
+    found = look(aws)
+    named = set(kinds(found, shown))
+    assert named == {("launch-template", direct), ("launch-template", alias), ("parameter", "/golden/ami")}
+    assert set(found.unread) == {
+        "parameters",
+        "parameters of launch templates",
+        "public parameters of launch templates",
+    }
+    assert not {hidden, public} & set(found.by_ami)  # unknown, not missing
+
+
 def test_parameters_name_amis_by_type_and_by_value(aws: Rehearsal) -> None:
     typed, plain, listed = (aws.image() for _ in range(3))
     ssm = aws.client("ssm")

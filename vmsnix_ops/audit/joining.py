@@ -90,7 +90,7 @@ def _pointers(found: list[Read], frame: pd.DataFrame) -> Iterator[Pointer]:
 
 _PROOF = frozenset(
     {"instances", "launch templates", "Auto Scaling groups", "parameters", "image references"}
-    | {"launch permissions", "AMIs"}
+    | {"launch permissions", "AMIs", references.PARAMETERS_OF_TEMPLATES}
 )
 """Sources without which nobody can say that an AMI is not used."""
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vmsnix_ops.aws.evidence import AMI_ID, Evidence
-from vmsnix_ops.aws.paging import items, patiently
+from vmsnix_ops.aws.paging import THROTTLED, items, patiently
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, code_of
 
 Found = Iterator[tuple[str, Evidence]]
 ALIAS = "resolve:ssm:"
+_PUBLIC = re.compile(rf"{ALIAS}(?:arn:[^:]+:ssm:[^:]*::parameter)?/aws/service/")
 
 
 @dataclass(slots=True)
@@ -25,6 +27,7 @@ class Templates:
     images: dict[str, dict[int, str]] = field(default_factory=dict)
     snapshots: dict[str, set[str]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+    unresolved: dict[str, Exception] = field(default_factory=dict)
 
     @needs("ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions", "ssm:GetParameters")
     def read(self, ec2: Client, ssm: Client) -> Found:
@@ -44,12 +47,26 @@ class Templates:
             if {self.default[template_id], newest} != set(range(1, newest + 1)):
                 self._take(self._versions(ec2, LaunchTemplateId=template_id))
         asked = {image for versions in self.images.values() for image in versions.values()}
-        self.aliases |= resolve(ssm, [image for image in asked if image.startswith(ALIAS)])
+        aliases = [image for image in asked if image.startswith(ALIAS)]
+        self.aliases |= resolve(ssm, aliases, self.unresolved)
         for template_id, versions in self.images.items():
             yield from self._found(template_id, versions)
         for template_id, snapshots in self.snapshots.items():
             for snapshot_id in snapshots:
                 yield snapshot_id, Evidence("launch-template", template_id, self.names.get(template_id, ""))
+
+    def lost(self, *, public: bool) -> Found:
+        """Raise why a parameter could not be read that a template names; yields nothing.
+
+        Parameters
+        ----------
+        public
+            Whether to look at the parameters that AWS publishes, or at all others.
+        """
+        yield from ()
+        for alias, error in self.unresolved.items():
+            if _PUBLIC.match(alias) is not None if public else _PUBLIC.match(alias) is None:
+                raise error
 
     @staticmethod
     def _versions(ec2: Client, **which: Any) -> Iterator[dict[str, Any]]:
@@ -73,6 +90,8 @@ class Templates:
         through: dict[str, set[str]] = {}
         for number, image in sorted(versions.items()):
             ami_id = self.ami(image)
+            if not ami_id:
+                continue
             by_image.setdefault(ami_id, []).append(number)
             through.setdefault(ami_id, set()).update([image] if image.startswith(ALIAS) else [])
         for ami_id, numbers in by_image.items():
@@ -93,9 +112,10 @@ class Templates:
     def ami(self, image: str) -> str:
         """Return the AMI id that an ``ImageId`` stands for; itself when it stands for none.
 
-        So what launches nothing (``resolve:ssm:`` of a parameter that is gone) is not lost.
+        So what launches nothing (``resolve:ssm:`` of a parameter that is gone) is not lost. It is empty where
+        nobody could tell what it stands for.
         """
-        return self.aliases.get(image, image)
+        return "" if image in self.unresolved else self.aliases.get(image, image)
 
     def of_specification(self, asked: Mapping[str, Any]) -> tuple[str, str]:
         """Return AMI and words of a template as a group names it; both empty when we do not know it."""
@@ -118,18 +138,44 @@ def _volumes(asked: Mapping[str, Any]) -> list[str]:
 
 
 @needs("ssm:GetParameters")
-def resolve(ssm: Client, aliases: Iterable[str]) -> dict[str, str]:
-    """Return the AMI id behind each ``resolve:ssm:name``, with version or label, where there is one."""
+def resolve(ssm: Client, aliases: Iterable[str], refused: dict[str, Exception]) -> dict[str, str]:
+    """Return the AMI id behind each ``resolve:ssm:name``, with version or label, where there is one.
+
+    Those that could not be read are put into `refused`, each with the error.
+    """
     wanted = sorted({alias.removeprefix(ALIAS) for alias in aliases})
     found: dict[str, str] = {}
-    for start in range(0, len(wanted), 10):
-        answer = patiently(ssm, "get_parameters", Names=wanted[start : start + 10])
-        for parameter in answer["Parameters"]:
-            match = AMI_ID.search(parameter["Value"])
-            if match:
-                for name in (parameter["Name"], parameter.get("ARN", "")):
-                    found[f"{ALIAS}{name}{parameter.get('Selector', '')}"] = match[0]
+    hidden: dict[str, Exception] = {}
+    for parameter in values(ssm, wanted, hidden):
+        match = AMI_ID.search(parameter["Value"])
+        if match:
+            for name in (parameter["Name"], parameter.get("ARN", "")):
+                found[f"{ALIAS}{name}{parameter.get('Selector', '')}"] = match[0]
+    refused |= {f"{ALIAS}{name}": error for name, error in hidden.items()}
     return found
+
+
+@needs("ssm:GetParameters")
+def values(ssm: Client, names: Sequence[str], refused: dict[str, Exception]) -> Iterator[dict[str, Any]]:
+    """Yield parameters by name; those that could not be read are put into `refused`, each with the error.
+
+    AWS refuses ten at once when it refuses one of them (a shared parameter, one that a policy leaves out, a
+    name that cannot be), so the others are asked for again.
+    """
+    for start in range(0, len(names), 10):
+        asked = names[start : start + 10]
+        try:
+            answer = patiently(ssm, "get_parameters", Names=asked)
+        except ssm.exceptions.ClientError as error:
+            if code_of(error) in THROTTLED:
+                raise
+            if len(asked) == 1:
+                refused[asked[0]] = error
+            else:
+                for name in asked:
+                    yield from values(ssm, [name], refused)
+        else:
+            yield from answer["Parameters"]
 
 
 @needs("autoscaling:DescribeLaunchConfigurations", "autoscaling:DescribeAutoScalingGroups")

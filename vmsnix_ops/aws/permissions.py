@@ -6,7 +6,8 @@ no function declares cannot get into one. The tests run each job with exactly it
 single action taken away.
 
 Source of the resources and condition keys: "Actions, resources, and condition keys" for Amazon EC2, Amazon
-EBS, Amazon S3 and IAM in the Service Authorization Reference.
+EBS, Amazon S3 and IAM in the Service Authorization Reference; what DescribeImageReferences looks at for its
+caller, from "Identify resources referencing specified AMIs" in the EC2 User Guide.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Target = Literal[
     "our snapshots",  # those with the tag vmsnix:digest
     "our images",
     "our resources",  # both
-    "parameters",
+    "parameters",  # those of the account, and those that AWS publishes
     "launches",  # an instance, and all that comes with it
     "our instances",  # those of smoke tests, with the tag vmsnix:smoke
     "pointers",  # parameters below the pointers' prefix
@@ -85,6 +86,9 @@ _ALL = (
     Permission("ec2:DescribeLaunchTemplates", "everything", "what is in use"),
     Permission("ec2:DescribeLaunchTemplateVersions", "everything", "what is in use"),
     Permission("ec2:DescribeImageReferences", "everything", "what is in use"),
+    Permission("imagebuilder:ListImageRecipes", "everything", "what is in use"),
+    Permission("imagebuilder:ListContainerRecipes", "everything", "what is in use"),
+    Permission("imagebuilder:GetContainerRecipe", "everything", "what is in use"),
     Permission("ec2:DescribeImageAttribute", "everything", "with whom is an AMI shared"),
     Permission("autoscaling:DescribeLaunchConfigurations", "everything", "what is in use"),
     Permission("autoscaling:DescribeAutoScalingGroups", "everything", "what is in use"),

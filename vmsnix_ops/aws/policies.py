@@ -142,8 +142,9 @@ def resources(target: Target, place: Place) -> list[str]:
         "audit roles": [f"arn:{place.partition}:iam::*:role/{place.audit_role}"],
         "our resources": [f"{home}:{kind}/*" for home in ec2 for kind in ("image", "snapshot")],
         "parameters": [
-            f"arn:{place.partition}:ssm:{region}:{place.account}:parameter/*"
+            f"arn:{place.partition}:ssm:{region}:{owned}"
             for region in place.regions or ("*",)
+            for owned in dict.fromkeys((f"{place.account}:parameter/*", ":parameter/aws/service/*"))
         ],
         "launches": launched(place) + [f"{home}:{kind}/*" for home in ec2 for kind in ("image", "snapshot")],
         "our instances": [f"{home}{place.account}:instance/*" for home in ec2],

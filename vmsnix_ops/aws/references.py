@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.evidence import AMI_ID, Evidence
-from vmsnix_ops.aws.launch_sources import Found, Templates, scaling
+from vmsnix_ops.aws.launch_sources import Found, Templates, scaling, values
 from vmsnix_ops.aws.paging import items, patiently, quick_times
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, client, code_of
@@ -70,6 +70,12 @@ HINTS = frozenset({"shared-with", "snapshot-shared-with", "snapshot-lock", "laun
 
 RECENT_DAYS = 90
 """A launch so long ago says nothing about today's use."""
+
+PARAMETERS_OF_TEMPLATES = "parameters of launch templates"
+"""Source of what ``resolve:ssm:...`` in launch templates stands for."""
+
+PUBLIC_PARAMETERS_OF_TEMPLATES = "public parameters of launch templates"
+"""The same of the parameters that AWS publishes, which never name an AMI of this account."""
 
 AT_ONCE = 8  # calls about single AMIs
 PAGE = 1000
@@ -209,6 +215,8 @@ def gather(
     templates = Templates()
     take("instances", lambda: instances(clients.ec2))
     take("launch templates", lambda: templates.read(clients.ec2, clients.ssm))
+    take(PARAMETERS_OF_TEMPLATES, lambda: templates.lost(public=False))
+    take(PUBLIC_PARAMETERS_OF_TEMPLATES, lambda: templates.lost(public=True))
     take("Auto Scaling groups", lambda: scaling(clients.autoscaling, templates))
     take("parameters", lambda: parameters(clients.ssm))
     chosen = sorted(images)
@@ -272,16 +280,28 @@ def parameters(ssm: Client) -> Found:
         one["Name"]
         for one in items(ssm, "describe_parameters", "Parameters", ParameterFilters=plain, MaxResults=50)
     ]
-    for start in range(0, len(names), 10):
-        answer = patiently(ssm, "get_parameters", Names=names[start : start + 10])
-        for parameter in answer["Parameters"]:
-            kind = parameter.get("DataType", "text")
-            detail = f"{kind}, version {parameter['Version']}"
-            for ami_id in set(AMI_ID.findall(parameter["Value"])):
-                yield ami_id, Evidence("parameter", parameter["Name"], detail)
+    refused: dict[str, Exception] = {}
+    for parameter in values(ssm, names, refused):
+        kind = parameter.get("DataType", "text")
+        detail = f"{kind}, version {parameter['Version']}"
+        for ami_id in set(AMI_ID.findall(parameter["Value"])):
+            yield ami_id, Evidence("parameter", parameter["Name"], detail)
+    for error in refused.values():
+        raise error
 
 
-@needs("ec2:DescribeImageReferences")
+@needs(
+    "ec2:DescribeImageReferences",
+    # EC2 looks as its caller, who must be allowed to see what it looks at.
+    "ec2:DescribeInstances",
+    "ec2:DescribeLaunchTemplates",
+    "ec2:DescribeLaunchTemplateVersions",
+    "ssm:DescribeParameters",
+    "ssm:GetParameters",
+    "imagebuilder:ListImageRecipes",
+    "imagebuilder:ListContainerRecipes",
+    "imagebuilder:GetContainerRecipe",
+)
 def image_references(ec2: Client, images: Collection[str]) -> Found:
     """Yield what EC2's own search finds; it alone knows the recipes of Image Builder.
 

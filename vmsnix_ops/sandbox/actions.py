@@ -7,6 +7,7 @@ Manager, and "Required permissions for Amazon S3 API operations" in the Amazon S
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,15 @@ KINDS: dict[str, tuple[str, str]] = {
     "lt-": ("launch-template", "launch_templates"),
 }
 """Prefix of an EC2 id: the kind in its ARN, and the table of the sandbox that has it."""
+
+REFERENCES: dict[str, tuple[str, ...]] = {
+    "ec2:Instance": ("ec2:DescribeInstances",),
+    "ec2:LaunchTemplate": ("ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions"),
+    "ssm:Parameter": ("ssm:DescribeParameters", "ssm:GetParameters"),
+    "imagebuilder:ImageRecipe": ("imagebuilder:ListImageRecipes",),
+    "imagebuilder:ContainerRecipe": ("imagebuilder:ListContainerRecipes", "imagebuilder:GetContainerRecipe"),
+}
+"""What DescribeImageReferences looks at, and the actions that it needs of its caller (EC2 User Guide)."""
 
 NO_IDS = frozenset({"ClientToken", "Description", "DiskContainer", "Name", "TagSpecifications", "Tags"})
 """Members of EC2's requests that hold texts of people."""
@@ -139,6 +149,8 @@ def _s3(context: Context, params: Params) -> Iterator[Demand]:
 
 def _ec2(context: Context, params: Params) -> Iterator[Demand]:
     name, action = context.operation, f"ec2:{context.operation}"
+    if name == "DescribeImageReferences":
+        yield from _looked_at(context, params)
     if name.startswith(("Describe", "Get")) and name != "GetConsoleOutput":
         yield Demand(action, "*")
         return
@@ -150,6 +162,17 @@ def _ec2(context: Context, params: Params) -> Iterator[Demand]:
         if specification.get("Tags"):
             arn = ec2_arn(context, specification.get("ResourceType", "*"), "*")
             yield Demand("ec2:CreateTags", arn, {**given, "ec2:createaction": [name]})
+
+
+def _looked_at(context: Context, params: Params) -> Iterator[Demand]:
+    """Return what the caller must be allowed besides: EC2 looks for references as its caller."""
+    kinds = {one.get("ResourceType", "") for one in params.get("ResourceTypes") or ()}
+    keys = {"aws:calledvia": ["ec2-images.amazonaws.com"]}
+    anything = f"arn:{context.partition}:ssm:{context.region}:{context.account}:parameter/*"
+    for kind, actions in REFERENCES.items():
+        if kind in kinds or params.get("IncludeAllResourceTypes"):
+            for action in actions:
+                yield Demand(action, anything if action == "ssm:GetParameters" else "*", keys)
 
 
 def _ids(value: Any) -> list[str]:
@@ -235,8 +258,7 @@ def _other(context: Context, params: Params) -> Iterator[Demand]:
     resources = ["*"]
     names = params.get("Names") or params.get("Name") or params.get("Path")
     if context.service == "ssm" and names:
-        home = f"arn:{context.partition}:ssm:{context.region}:{context.account}:parameter"
-        resources = [f"{home}/{name.strip('/')}" for name in listed(names)]
+        resources = [_parameter_arn(context, name) for name in listed(names)]
         if params.get("Tags"):
             yield from (Demand("ssm:AddTagsToResource", resource) for resource in resources)
     elif context.service == "sns" and "TopicArn" in params:
@@ -247,3 +269,12 @@ def _other(context: Context, params: Params) -> Iterator[Demand]:
         resources = [params["RoleArn"]]
     for resource in resources:
         yield Demand(f"{service}:{context.operation}", resource)
+
+
+def _parameter_arn(context: Context, name: str) -> str:
+    """Return the ARN of a parameter, however it is named; those that AWS publishes have no account."""
+    if name.startswith("arn:"):
+        return re.sub(r"^((?:[^:]*:){5}[^:]*):.*$", r"\1", name)  # a version or label is no part of it
+    name = name.partition(":")[0].strip("/")
+    account = "" if name.startswith("aws/service/") else context.account
+    return f"arn:{context.partition}:ssm:{context.region}:{account}:parameter/{name}"
