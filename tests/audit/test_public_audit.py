@@ -38,6 +38,7 @@ def account(own: Owner) -> Owner:
     unnamed = [image for number, image in enumerate(images) if number % 12]
     for number, image in enumerate(images):
         image.last_launched, image.permissions = None, []
+        image.created -= timedelta(days=3)
         size = 14 if number % 10 else 15
         image.mappings[0]["Ebs"]["VolumeSize"] = size
         snapshots[image.snapshot_ids()[0]].size_gib = size

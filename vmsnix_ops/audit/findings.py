@@ -1,11 +1,12 @@
 """What is wrong with what an inventory holds: each finding with its reason, its evidence, and its cure.
 
-The rules themselves are in `vmsnix_ops.audit.rules`, one small function each. They work on whole columns, so
+The rules themselves are in `vmsnix_ops.audit.rules`, one function each. They work on whole columns, so
 that a hundred thousand AMIs are judged in seconds.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
+
+from vmsnix_ops.aws import tags as tagging
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,7 +40,7 @@ COLUMNS: dict[str, str] = {
     "image": "image that it was published as, if we did",
     "reason": "what is wrong, in words",
     "evidence": "what shows it",
-    "cure": "the command that cures it",
+    "cure": "the command that cures it; empty where the reason says what a person has to decide",
     "monthly_usd": "what the resource costs, USD a month",
 }
 """Columns of the findings and their meaning."""
@@ -123,7 +126,7 @@ Rule = Callable[[Facts], "pd.DataFrame"]
 @dataclass(frozen=True, slots=True)
 class _Registered:
     name: str
-    severity: Severity
+    severities: tuple[Severity, ...]
     about: str
     look: Rule
 
@@ -131,13 +134,19 @@ class _Registered:
 RULES: dict[str, _Registered] = {}
 
 
-def rule(severity: Severity) -> Callable[[Rule], Rule]:
-    """Register a function that returns findings, made with `found`; its docstring says what they mean."""
+def rule(*severities: Severity) -> Callable[[Rule], Rule]:
+    """Register a function that returns findings, made with `found`; its docstring says what they mean.
+
+    Parameters
+    ----------
+    severities
+        How bad what it finds can be. The first holds for findings without a column ``severity``.
+    """
 
     def register(look: Rule) -> Rule:
         name = look.__name__.strip("_").replace("_", "-")
         about = (look.__doc__ or "").split("\n\n")[0]
-        RULES[name] = _Registered(name, severity, " ".join(about.split()), look)
+        RULES[name] = _Registered(name, severities, " ".join(about.split()), look)
         return look
 
     return register
@@ -147,7 +156,7 @@ def found(
     rows: pd.DataFrame,
     reason: str,
     *,
-    cure: str = "",
+    cure: str | pd.Series[Any] = "",
     evidence: str | pd.Series[Any] = "",
     **more: Any,
 ) -> pd.DataFrame:
@@ -174,7 +183,7 @@ def found(
     shown = {
         "reason": fill(reason, rows),
         "evidence": evidence if isinstance(evidence, pd.Series) else fill(evidence, rows),
-        "cure": fill(cure, rows, quoted=True),
+        "cure": cure if isinstance(cure, pd.Series) else fill(cure, rows, quoted=True),
     }
     given = [name for name in COLUMNS if name in rows.columns and name not in shown]
     return rows[given].assign(**shown)
@@ -192,6 +201,26 @@ def fill(text: str, rows: pd.DataFrame, *, quoted: bool = False) -> pd.Series[An
             values = values.map(shlex.quote).astype("str")
         whole = whole + values + after
     return whole
+
+
+def together(*parts: pd.DataFrame) -> pd.DataFrame:
+    """Return findings that one rule made in several ways as one frame."""
+    import pandas as pd
+
+    full = [part for part in parts if len(part)]
+    return pd.concat(full) if full else parts[0]
+
+
+def publish_again(rows: pd.DataFrame) -> pd.Series[Any]:
+    """Return the command that builds and publishes each image anew; nothing where nobody recorded its flake.
+
+    The flake's reference stands in a tag. It may name a folder of the machine that published it.
+    """
+    flakes = rows["tags"].map(lambda text: json.loads(text).get(tagging.FLAKE, "")).astype("str")
+    command = fill(
+        "vmsnix run publish-ami --image {flake} --region {region}", rows.assign(flake=flakes), quoted=True
+    )
+    return command.where(flakes != "", "")
 
 
 def evaluate(
@@ -249,7 +278,7 @@ def evaluate(
         part = RULES[name].look(facts)
         if not len(part):
             continue
-        severity = part["severity"] if "severity" in part else RULES[name].severity
+        severity = part["severity"] if "severity" in part else RULES[name].severities[0]
         part = _typed(part.assign(rule=name, severity=severity).reindex(columns=list(COLUMNS)))
         part = part.sort_values(["account", "region", "resource_id"])
         for one in part["severity"].unique():
@@ -275,8 +304,8 @@ def summary(findings: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def about() -> Mapping[str, tuple[Severity, str]]:
-    """Return severity and meaning of every rule, by its name."""
+def about() -> Mapping[str, tuple[tuple[Severity, ...], str]]:
+    """Return the severities and the meaning of every rule, by its name."""
     from vmsnix_ops.audit import rules as _every_rule  # noqa: F401 - registers them
 
-    return {name: (rule.severity, rule.about) for name, rule in RULES.items()}
+    return {name: (rule.severities, rule.about) for name, rule in RULES.items()}

@@ -119,9 +119,10 @@ def _use(
     used: list[bool | None] = []
     proofs: list[str] = []
     columns = [
-        table.column(name).to_pylist() for name in ("kind", "account", "region", "resource_id", "public")
+        table.column(name).to_pylist()
+        for name in ("kind", "account", "region", "resource_id", "public", "created_at")
     ]
-    for kind, account, region, resource_id, public in zip(*columns, strict=True):
+    for kind, account, region, resource_id, public, created_at in zip(*columns, strict=True):
         if kind == "ami":
             some = evidence.get((region, resource_id), [])
             if public and _EVERYBODY not in some:  # known also where AWS was not asked about each AMI
@@ -131,7 +132,8 @@ def _use(
                 for one in some
                 if one.kind != "shared-with" or resource_id not in seen.get((one.id, region), ())
             ]
-            complete = (account, region) not in blind and (account, region) not in hurried
+            settled = created_at is None or created_at < now - references.SETTLED
+            complete = settled and (account, region) not in blind and (account, region) not in hurried
             used.append(references.judge(open_, complete=complete, now=now))
             proofs.append(json.dumps([[one.kind, one.id, one.detail] for one in some]) if some else "[]")
         elif kind in ("snapshot", "direct-upload"):

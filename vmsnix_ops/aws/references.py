@@ -35,6 +35,7 @@ __all__ = [
     "HINTS",
     "NAMES",
     "RECENT_DAYS",
+    "SETTLED",
     "Clients",
     "Evidence",
     "References",
@@ -76,6 +77,9 @@ PARAMETERS_OF_TEMPLATES = "parameters of launch templates"
 
 PUBLIC_PARAMETERS_OF_TEMPLATES = "public parameters of launch templates"
 """The same of the parameters that AWS publishes, which never name an AMI of this account."""
+
+SETTLED = timedelta(hours=48)
+"""AWS tells launches a day late, so that nothing is known of the use of an AMI that is younger."""
 
 AT_ONCE = 8  # calls about single AMIs
 PAGE = 1000
