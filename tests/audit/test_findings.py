@@ -38,7 +38,7 @@ class Found:
     def by(self, rule: str) -> dict[str, dict[str, Any]]:
         """Return the findings of one rule by the resource."""
         rows = self.frame[self.frame["rule"] == rule].to_dict("records")
-        return {row["resource_id"]: row for row in rows}
+        return {str(row["resource_id"]): {str(name): row[name] for name in row} for row in rows}
 
 
 @pytest.fixture

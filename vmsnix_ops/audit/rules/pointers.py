@@ -26,23 +26,11 @@ def pointer_to_missing(facts: Facts) -> pd.DataFrame:
     import pandas as pd
 
     lost = [one for one in facts.inventory.pointers if not one.owner]
-    amis = facts.amis[facts.amis["resource_id"].isin({one.ami_id for one in lost})]
-    owners = dict(
-        zip(zip(amis["region"], amis["resource_id"], strict=True), amis["account"].astype(str), strict=True)
-    )
     beside: dict[tuple[str, str, str], list[Pointer]] = {}
     for one in lost:
         beside.setdefault((one.account, one.region, one.ami_id), []).append(one)
     settings = load()
-    judged = [
-        _Lost(
-            one,
-            tuple(beside[one.account, one.region, one.ami_id]),
-            owners.get((one.region, one.ami_id), ""),
-            settings,
-        )
-        for one in lost
-    ]
+    judged = [_Lost(one, tuple(beside[one.account, one.region, one.ami_id]), settings) for one in lost]
     return pd.DataFrame(
         [
             {
@@ -71,15 +59,12 @@ class _Lost:
         It.
     beside
         All that name the same in its account and region.
-    owner
-        The account that owns the AMI and has not shared it, where that was scanned.
     settings
         Which parameters are channels.
     """
 
     pointer: Pointer
     beside: tuple[Pointer, ...]
-    owner: str
     settings: Settings
 
     @property
@@ -93,13 +78,13 @@ class _Lost:
         evidence, name = self.pointer.evidence, self.pointer.ami_id
         if evidence.kind == "instance":
             return (
-                f"It runs on, but its AMI {name} is gone: it cannot be launched again. Nothing has to be "
-                "done today; a person decides when it is replaced."
+                f"It runs on, but its AMI {name} is gone, or is not shared with this account any more: it "
+                "cannot be launched again. A person decides when it is replaced."
             )
-        if self.owner:
+        if self.pointer.unshared:
             return (
-                f"It names {name} of account {self.owner}, which is not shared with this account. The "
-                f"command shares it, and is for account {self.owner}."
+                f"It names {name} of account {self.pointer.unshared}, which is not shared with this account. "
+                f"The command shares it, and is for account {self.pointer.unshared}."
             )
         words = f"It names {name}, which does not exist here, or is not shared with this account any more."
         if name.startswith(ALIAS):
@@ -121,7 +106,7 @@ class _Lost:
     @property
     def cure(self) -> str:
         one = self.pointer.evidence
-        if self.owner and one.kind != "instance":
+        if self.pointer.unshared and one.kind != "instance":
             return (
                 f"aws ec2 modify-image-attribute --region {self.pointer.region} --image-id "
                 f"{self.pointer.ami_id} --launch-permission 'Add=[{{UserId={self.pointer.account}}}]'"
@@ -222,7 +207,7 @@ class _Lost:
         mixed, name, version = match.groups()
         template = next(
             (
-                _Lost(other, self.beside, self.owner, self.settings)
+                _Lost(other, self.beside, self.settings)
                 for other in self.beside
                 if other.evidence.kind == "launch-template" and _template_name(other) == name
             ),
