@@ -333,7 +333,7 @@ def share_with_everybody(ec2: Client, ami_id: str) -> None:
             why=error.why,
             cure="Turn off block public access for AMIs in this region (aws ec2 "
             "disable-image-block-public-access), or "
-            "publish with public=False. The AMI itself is registered and private.",
+            "leave public out. The AMI itself is registered and private.",
             code=error.code,
             operation=error.operation,
             request_id=error.request_id,

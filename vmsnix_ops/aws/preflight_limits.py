@@ -84,14 +84,14 @@ def public_sharing(ec2: Client, *, public: bool) -> Check:
         raise errors.AwsError(
             f"No AMI can be made public in {region}.",
             why="Block public access for AMIs is on.",
-            cure="Turn it off (aws ec2 disable-image-block-public-access), or publish with public=False.",
+            cure="Turn it off (aws ec2 disable-image-block-public-access), or leave the AMI private.",
             code="OperationNotPermitted",
         )
     if encrypted:
         raise errors.AwsError(
             f"No AMI can be made public in {region}.",
             why="Snapshots are encrypted by default here, and an AMI of one cannot be public.",
-            cure="Publish from an account or region without encryption by default, or with public=False.",
+            cure="Use an account or region without encryption by default, or leave the AMI private.",
             code="InvalidParameter",
         )
     return Check("public AMIs", "pass", evidence)
