@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from tests.records.synthetic import history
 from vmsnix_ops import errors
-from vmsnix_ops.records import slowness, timing_plots, timings
+from vmsnix_ops.records import figures, shown, slowness, timing_plots, timings
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.schemas import schema
 from vmsnix_ops.records.tables import Tables
@@ -357,8 +357,10 @@ def test_the_pictures_have_axes_with_units_and_no_warning(
 ) -> None:
     figure = plot(team)
     assert drawn(figure) > 20_000
-    labels = " ".join(f"{axes.get_xlabel()} {axes.get_ylabel()}" for axes in figure.axes)
-    assert re.search(r"\b(s|min)\b", labels)
+    for axes in figure.axes[:1]:
+        told = [axes.get_xlabel(), axes.get_ylabel(), *(tick.get_text() for tick in axes.get_yticklabels())]
+        assert "time" in " ".join(told)
+        assert re.search(r"\b(s|min)\b", " ".join(told))
     assert {"import", "direct"} <= set(words(figure).split())
 
 
@@ -370,10 +372,16 @@ def test_the_slow_are_ringed(team: pd.DataFrame) -> None:
 def test_the_trend_has_readable_dates_and_only_steps_that_matter(team: pd.DataFrame) -> None:
     figure = timing_plots.plot_trend(team)
     figure.draw_without_rendering()
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["build", "upload", "import"]
+    assert [axes.get_title(loc="left") for axes in figure.axes[:3]] == [
+        "gc-fwd",
+        "ecs-node",
+        "actions-runner",
+    ]
+    named = [axes.get_ylabel() for axes in figure.axes[::3]]
+    assert named == [f"{step} time, log scale" for step in ("build", "upload", "import")]
     labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
     assert labels == ["Aug", "Sep", "Oct", "Nov"]
-    assert "UTC" in figure.axes[-1].get_xlabel()
+    assert figure.get_supxlabel() == "started (UTC)"
 
 
 @pytest.mark.parametrize("plot", PLOTS)
@@ -385,6 +393,86 @@ def test_the_pictures_read_on_any_ground(plot: Callable[[pd.DataFrame], Figure],
     for text in figure.findobj(Text):
         if text.get_text() and text.get_visible():
             assert contrast(text.get_color(), ground) >= 3.5, text.get_text()
+
+
+def test_no_two_words_of_a_picture_collide(team: pd.DataFrame) -> None:
+    one_run = team[team["run_id"] == team["run_id"].iloc[0]]
+    for frame in (team, one_run):
+        for plot in PLOTS:
+            assert not collisions(plot(frame)), plot.__name__
+
+
+def collisions(figure: Figure) -> list[tuple[str, str]]:
+    figure.draw_without_rendering()
+    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    return [
+        (one, other)
+        for n, (one, box) in enumerate(boxes)
+        for other, beside in boxes[n + 1 :]
+        if box.padded(-1).overlaps(beside.padded(-1))
+    ]
+
+
+def test_a_line_of_the_trend_is_of_one_image_region_and_path(team: pd.DataFrame) -> None:
+    figure = timing_plots.plot_trend(team)
+    done = team[(team["status"] == "finished") & (team["step"] == "upload")]
+    for axes, image in zip(figure.axes[3:6], ("gc-fwd", "ecs-node", "actions-runner"), strict=True):
+        lines = [line for line in axes.lines if line.get_linestyle() in ("-", "--")]
+        kinds = {(line.get_linestyle(), line.get_color()) for line in lines}
+        assert len(kinds) == len(lines) == 4
+        rows = done[done["image"] == image]
+        drawn_rows = sorted(len(line.get_xdata()) for line in lines)
+        assert drawn_rows == sorted(rows.groupby(["region", "via"]).size())
+
+
+def test_the_trend_s_lines_jump_no_more_than_one_region_s_medians(team: pd.DataFrame) -> None:
+    for axes in timing_plots.plot_trend(team).axes[3:6]:
+        for line in axes.lines:
+            heights = pd.Series(line.get_ydata()).dropna()
+            if line.get_linestyle() in ("-", "--") and len(heights) > timing_plots.SMOOTH:
+                assert heights.max() / heights.min() < 1.3
+
+
+def test_what_is_usual_is_written_for_each_image_and_region(team: pd.DataFrame) -> None:
+    figure = timing_plots.plot_usual(team)
+    (panel,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "gc-fwd, us-east-1"]
+    table = timings.summary(team).set_index(["image", "region", "step", "via"])
+    row = table.loc[("gc-fwd", "us-east-1", "import", "import")]
+    texts = [text.get_text() for text in panel.texts]
+    assert texts[:2] == ["median", "p90"]
+    assert [shown.seconds(row[f"p{n}_seconds"]) for n in (50, 90)] in [
+        texts[n : n + 2] for n in range(len(texts))
+    ]
+
+
+def test_the_pictures_say_what_they_leave_out(team: pd.DataFrame) -> None:
+    many = pd.concat(
+        [
+            team.assign(region=f"{n}-east", image=team["image"] + f"-{n}", run_id=team["run_id"] + f"-{n}")
+            for n in range(5)
+        ]
+    )
+    for plot in (timing_plots.plot_usual, timing_plots.plot_trend):
+        assert "not drawn: 12 images" in words(plot(many))
+        assert "not drawn" not in words(plot(team))
+
+
+@pytest.mark.parametrize("colour", [*figures.PATH_COLOURS.values(), figures.ALARM])
+@pytest.mark.parametrize("ground", [figures.GROUND, "#111111"])
+def test_colours_are_seen_on_a_light_and_on_a_dark_ground(colour: str, ground: str) -> None:
+    assert contrast(colour, ground) >= 3
+
+
+@pytest.mark.parametrize("seconds", [[], [0.0], [8.4, 8.5], [2, 2400], [0.01, 10**6]])
+def test_a_scale_of_durations_has_round_ones_with_units(seconds: list[float]) -> None:
+    axes = figures.new_figure().subplots()
+    figures.duration_scale(axes, seconds)
+    low, high = axes.get_ylim()
+    assert high / low >= figures.LEAST_RANGE
+    assert all(low < max(value, 0.01) < high for value in seconds)
+    assert 1 <= len(axes.get_yticks()) <= 5
+    assert all(re.fullmatch(r"[\d.]+ (s|min|h|d)", tick.get_text()) for tick in axes.get_yticklabels())
 
 
 def contrast(one: Any, other: Any) -> float:

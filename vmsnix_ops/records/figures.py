@@ -11,6 +11,8 @@ import io
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -19,7 +21,7 @@ INK, SOFT, GRID, GROUND = "#333a45", "#5b6470", "#e3e6eb", "#ffffff"
 PATH_COLOURS = {"import": "#0072b2", "direct": "#d55e00"}
 """Colours of the two ways of making a snapshot, the same in every figure."""
 
-OTHER_COLOUR, ALARM = "#5b6470", "#b3261e"
+OTHER_COLOUR, ALARM = "#5b6470", "#d32f2f"
 
 
 def new_figure(**options: Any) -> Figure:
@@ -72,6 +74,68 @@ def dates(axes: Axes, *, most: int = 8) -> None:
     locator = mdates.AutoDateLocator(minticks=3, maxticks=most)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+
+
+def legend(figure: Figure, handles: Sequence[Any]) -> None:
+    """Write a legend above all panels."""
+    figure.legend(
+        handles=list(handles),
+        loc="outside upper left",
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+        labelcolor=SOFT,
+        handletextpad=0.5,
+        columnspacing=1.6,
+        handleheight=0.8,
+        handlelength=2.4,
+    )
+
+
+DURATIONS = (*(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20), *(60 * n for n in (0.5, 1, 2, 5, 10, 20)))
+DURATIONS += (*(3600 * n for n in (0.5, 1, 2, 5, 10)), *(86400 * n for n in (1, 2, 5, 10)))
+"""Round durations in seconds, each about twice the one before."""
+
+LEAST_RANGE = 4.0
+"""How many times the least duration the largest of a scale is, so that mere noise looks like it."""
+
+
+def duration_scale(axes: Axes, seconds: Iterable[float], *, most: int = 5) -> None:
+    """Make the upward axis one of durations: logarithmic, with round ones as marks, each with its unit.
+
+    Parameters
+    ----------
+    axes
+        Of the plot.
+    seconds
+        What it must hold.
+    most
+        How many durations are written at most.
+    """
+    import math
+
+    values = [max(value, DURATIONS[0]) for value in seconds] or [1.0]
+    low, high = min(values), max(values)
+    # Room for a dot and a ring above the largest, however far that is from the least.
+    wider = max(1.0, math.sqrt(LEAST_RANGE * low / high)) * 1.2 * (high / low) ** 0.07
+    low, high = low / wider, high * wider
+    inside = [tick for tick in DURATIONS if low <= tick <= high]
+    ticks = inside[:: math.ceil(len(inside) / most)]
+    axes.set(yscale="log", ylim=(low, high))
+    axes.set_yticks(ticks, [duration(tick) for tick in ticks])
+    axes.set_yticks([], minor=True)
+
+
+def duration(seconds: float) -> str:
+    """Return a round duration with its unit.
+
+    >>> duration(0.5), duration(30), duration(600), duration(7200), duration(172800)
+    ('0.5 s', '30 s', '10 min', '2 h', '2 d')
+    """
+    for unit, one in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= one:
+            return f"{seconds / one:g} {unit}"
+    return f"{seconds:g} s"
 
 
 def duration_unit(longest: float) -> tuple[str, float]:

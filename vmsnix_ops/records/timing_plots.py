@@ -1,23 +1,32 @@
-"""Pictures of `vmsnix_ops.records.timings`: where the time goes, how it changed, direct against import."""
+"""Pictures of `vmsnix_ops.records.timings`: where the time goes, how it changed, direct against import.
+
+What differs by nature never shares a line: images differ in size, regions in distance. Images, steps and
+regions have panels of their own where there are several; within a panel the colour is the path, and the style
+of a line the region.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from vmsnix_ops.progress import counted
 from vmsnix_ops.records import shown
 from vmsnix_ops.records.figures import (
     ALARM,
+    GROUND,
     INK,
     OTHER_COLOUR,
     PATH_COLOURS,
     SOFT,
     dates,
+    duration_scale,
     duration_unit,
+    legend,
     new_figure,
     saying,
     tidy,
 )
-from vmsnix_ops.records.slowness import measured
+from vmsnix_ops.records.slowness import FEWEST, measured
 from vmsnix_ops.records.timings import SNAPSHOT_STEPS, snapshots
 
 if TYPE_CHECKING:
@@ -28,10 +37,23 @@ if TYPE_CHECKING:
 MOST_STEPS, LEAST_SHARE = 4, 0.03
 """How many steps have a panel of their own, and what part of a run's time a step must take to have one."""
 
+MOST = 3
+"""How many images, and how many regions, a figure shows: those with most runs."""
+
+MOST_BARS = 24
+"""How many images and regions are compared."""
+
 SMOOTH = 15
 """Over how many runs the line through the dots is a median."""
 
-NO_PATH = "any path"
+LEAST_SPAN = "1h"
+"""How much time a trend covers at least."""
+
+STYLES: tuple[tuple[Literal["-", "--", ":"], str], ...] = (("-", "o"), ("--", "D"), (":", "s"))
+"""Line and dot of each region, in the order of their runs."""
+
+NO_PATH, UNTOLD = "any path", "not told"
+NOTHING = "No such step has finished."
 
 
 def plot_usual(steps: pd.DataFrame) -> Figure:
@@ -40,32 +62,32 @@ def plot_usual(steps: pd.DataFrame) -> Figure:
     Parameters
     ----------
     steps
-        Rows of the table `steps`, in any order; images and regions in them are taken together.
+        Rows of the table `steps`, in any order. Each image and region has a panel of its own.
     """
-    finished = _finished(steps)
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    finished, left_out = _drawn(steps)
     if finished.empty:
-        return saying("No step has finished yet: publish an image first.")
-    names = _in_order(finished)
-    paths = sorted(finished["via"].unique(), key=_path_order)
-    figure = new_figure(figsize=(8, 0.9 + 0.34 * len(names) * max(len(paths), 1.3)), layout="constrained")
-    axes = figure.subplots()
-    unit, one = duration_unit(float(finished.groupby(["step", "via"])["seconds"].quantile(0.9).max()))
-    height = 0.8 / len(paths)
-    for number, path in enumerate(paths):
-        seconds = finished[finished["via"] == path].groupby("step")["seconds"]
-        median, high = seconds.quantile(0.5), seconds.quantile(0.9)
-        places = [names.index(name) + (number - (len(paths) - 1) / 2) * height for name in median.index]
-        axes.barh(places, median / one, height * 0.86, color=_colour(path), label=path)
-        for name, place in zip(median.index, places, strict=True):
-            axes.plot([median[name] / one, high[name] / one], [place, place], color=INK, linewidth=1.2)
-            _write(axes, high[name] / one, place, shown.seconds(median[name]))
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
-    axes.margins(x=0.1)  # room for the figures
-    axes.set_xlabel(f"{unit}  (bar and figure: median; line: to the 90th percentile)")
-    tidy(axes, grid="x")
-    _legend(axes, paths)
+        return saying(NOTHING)
+    names, paths = _in_order(finished), _paths(finished)
+    images, regions = _busiest(finished, "image"), _busiest(finished, "region")
+    figure = new_figure(
+        figsize=(max(8.0, 5.4 * len(regions)), (1.1 + 0.2 * len(names) * max(len(paths), 1.6)) * len(images)),
+        layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.06),
+    )
+    panels = figure.subplots(len(images), len(regions), sharex="row", sharey=True, squeeze=False)
+    for row, image in zip(panels, images, strict=True):
+        of_image = finished[finished["image"] == image]
+        unit, one = duration_unit(float(of_image.groupby(_LINE)["seconds"].quantile(0.9).max()))
+        for axes, region in zip(row, regions, strict=True):
+            _usual(axes, of_image[of_image["region"] == region], names, paths, one)
+            axes.set_xlabel(f"time ({unit})")
+            _title(axes, image, region)
+        row[0].set_xlim(left=0)
+    panels[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    said = "bar: median, line: to the 90th percentile (p90)"
+    figure.supxlabel(f"{said}{left_out}", fontsize=9, color=SOFT)
+    legend(figure, [_patch(path) for path in paths])
     return figure
 
 
@@ -75,66 +97,108 @@ def plot_trend(steps: pd.DataFrame) -> Figure:
     Parameters
     ----------
     steps
-        Rows of the table `steps`, in any order. The steps that take longest have a panel each.
+        Rows of the table `steps`, in any order. The steps that take longest have a row of panels each, and
+        each image a column.
     """
-    finished = _finished(steps)
+    finished, left_out = _drawn(steps)
     if finished.empty:
-        return saying("No step has finished yet: publish an image first.")
-    names = _in_order(finished)
+        return saying(NOTHING)
     share = finished.groupby("step")["seconds"].sum().nlargest(MOST_STEPS)
-    names = [name for name in names if share.get(name, 0.0) >= LEAST_SHARE * share.sum()]
-    paths = sorted(finished["via"].unique(), key=_path_order)
-    figure = new_figure(figsize=(8, 0.7 + 1.55 * len(names)), layout="constrained")
-    panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
-    for axes, name in zip(panels, names, strict=True):
-        _panel(axes, finished[finished["step"] == name], name, paths)
-    dates(panels[-1])
-    panels[-1].set_xlabel("started (UTC)")
-    _legend(panels[0], paths, slow=bool(finished["is_slow"].any()))
+    names = [n for n in _in_order(finished) if share.get(n, 0.0) >= LEAST_SHARE * share.sum()]
+    paths, images, regions = _paths(finished), _busiest(finished, "image"), _busiest(finished, "region")
+    figure = new_figure(
+        figsize=(max(8.0, 1.2 + 3.4 * len(images)), 1.0 + 1.9 * len(names)), layout="constrained"
+    )
+    panels = figure.subplots(len(names), len(images), sharex=True, sharey="row", squeeze=False)
+    for row, name in zip(panels, names, strict=True):
+        of_step = finished[finished["step"] == name]
+        for axes, image in zip(row, images, strict=True):
+            _trend(axes, of_step[of_step["image"] == image], paths, regions)
+            if axes in panels[0]:
+                _title(axes, image)
+        duration_scale(row[0], of_step["seconds"])
+        row[0].set_ylabel(f"{name} time, log scale")
+    for axes in panels[:-1].flat:
+        axes.spines["bottom"].set_visible(False)  # a line at a value that has no name
+    _least_span(panels[-1, 0], finished["started_at"])
+    for axes in panels[-1]:
+        dates(axes, most=8 if len(images) == 1 else 5)
+    figure.supxlabel(f"started (UTC){left_out}", fontsize=9, color=SOFT)
+    _trend_legend(figure, paths, regions, slow=bool(finished[finished["step"].isin(names)]["is_slow"].any()))
     return figure
 
 
 def plot_compare(steps: pd.DataFrame) -> Figure:
-    """Return direct upload against import: the median time from an image's file to its snapshot, by image.
+    """Return direct upload against import: the median time from an image's file to its snapshot.
 
     Parameters
     ----------
     steps
-        Rows of the table `steps`, in any order.
+        Rows of the table `steps`, in any order. Each image and region has bars of its own.
     """
     made = snapshots(steps).dropna(subset=["image", "via"])
     if made.empty:
-        return saying("No run has made a snapshot yet: publish an image first.")
-    parts = made.groupby(["image", "via"])[[f"{name}_seconds" for name in SNAPSHOT_STEPS]].median()
-    images = sorted(made["image"].dropna().unique())
-    paths = sorted(made["via"].dropna().unique(), key=_path_order)
-    unit, one = duration_unit(float(parts.sum(axis=1).max()))
-    figure = new_figure(figsize=(8, 0.9 + 0.36 * len(images) * max(len(paths), 1.3)), layout="constrained")
+        return saying("No such run has made a snapshot.")
+    made = made.assign(region=made["region"].fillna(UNTOLD))
+    counts = made.groupby(["image", "region"]).size()
+    places = sorted(counts.nlargest(MOST_BARS).index)
+    paths, regions = _paths(made), made["region"].nunique()
+    figures = [*(f"{name}_seconds" for name in SNAPSHOT_STEPS), "seconds_per_gib"]
+    parts = made.groupby(["image", "region", "via"])[figures].median()
+    unit, one = duration_unit(float(parts[figures[:2]].sum(axis=1).max()))
+    figure = new_figure(figsize=(8, 1.2 + 0.4 * len(places) * max(len(paths), 1.3)), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(paths)
-    for number, path in enumerate(paths):
-        for row, image in enumerate(images):
-            if (image, path) not in parts.index:
-                continue
-            place, begin = row + (number - (len(paths) - 1) / 2) * height, 0.0
-            for name, strength in zip(SNAPSHOT_STEPS, (0.55, 1.0), strict=True):
-                length = float(parts.loc[(image, path), f"{name}_seconds"]) / one
-                axes.barh(place, length, height * 0.86, left=begin, color=_colour(path), alpha=strength)
-                begin += length
-            _write(axes, begin, place, shown.seconds(begin * one))
-    axes.set_yticks(range(len(images)), images)
-    axes.invert_yaxis()
+    for part in parts.reset_index().to_dict("records"):
+        image, region, path = (str(part[name]) for name in ("image", "region", "via"))
+        if (image, region) not in places:
+            continue
+        row = places.index((image, region)) + (paths.index(path) - (len(paths) - 1) / 2) * height
+        begin = 0.0
+        for name, strength in zip(SNAPSHOT_STEPS, _STRENGTHS, strict=True):
+            length = float(part[f"{name}_seconds"]) / one
+            axes.barh(row, length, height * 0.86, left=begin, color=_colour(path), alpha=strength)
+            begin += length
+        rate = part["seconds_per_gib"]
+        per_gib = "" if rate != rate else f" ({shown.quantity(rate, 's/GiB')})"
+        _write(axes, begin, row, shown.seconds(begin * one) + per_gib)
+    named = [image if regions == 1 else f"{image}\n{region}" for image, region in places]
+    axes.set_yticks(range(len(places)), named)
+    axes.set_ylim(len(places) - 0.5, -0.5)
     axes.set_xlim(left=0)
-    axes.margins(x=0.1)
-    axes.set_xlabel(f"{unit}  (median; pale: upload, full: until the snapshot is complete)")
+    axes.margins(x=0.3)  # room for the figures
+    more = len(counts) - len(places)
+    left_out = f"; not drawn: {counted(more, 'image and region', 'images and regions')}" if more else ""
+    axes.set_xlabel(f"median time from the image's file to its snapshot ({unit}){left_out}")
     tidy(axes, grid="x")
-    _legend(axes, paths)
+    handles = [_patch(path) for path in paths]
+    what = ("upload", "until the snapshot is complete")
+    legend(figure, handles + [_patch(w, INK, alpha=s) for w, s in zip(what, _STRENGTHS, strict=True)])
     return figure
 
 
-def _finished(steps: pd.DataFrame) -> pd.DataFrame:
+_LINE = ["step", "via", "region"]
+_STRENGTHS = (0.5, 1.0)
+
+
+def _drawn(steps: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the finished steps of the images and regions with most runs, and how many others there are."""
     finished = measured(steps)
-    return finished.assign(via=finished["via"].fillna(NO_PATH))
+    none = {"via": NO_PATH, "image": UNTOLD, "region": UNTOLD}
+    finished = finished.assign(**{name: finished[name].fillna(word) for name, word in none.items()})
+    told = []
+    for column in ("image", "region"):
+        drawn, count = _busiest(finished, column)[:MOST], finished[column].nunique()
+        finished = finished[finished[column].isin(drawn)]
+        if count > MOST:
+            told.append(counted(count - MOST, column))
+    return finished, f"; not drawn: {' and '.join(told)} with fewer runs" if told else ""
+
+
+def _busiest(finished: pd.DataFrame, column: str) -> list[str]:
+    """Return what stands in a column, that with most runs first, and last of all what is not told."""
+    runs = finished.groupby(column)["run_id"].nunique().sort_values(ascending=False, kind="stable")
+    return sorted(runs.index, key=lambda value: bool(value == UNTOLD))
 
 
 def _in_order(finished: pd.DataFrame) -> list[str]:
@@ -143,83 +207,107 @@ def _in_order(finished: pd.DataFrame) -> list[str]:
     return list(places.groupby(finished["step"]).mean().sort_values(kind="stable").index)
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, name: str, paths: list[str]) -> None:
-    unit, one = duration_unit(float(rows["seconds"].max()))
-    ends: list[tuple[float, Any, str, str]] = []
+def _usual(axes: Axes, rows: pd.DataFrame, names: list[str], paths: list[str], one: float) -> None:
+    height = 0.8 / len(paths)
+    for column, words in zip(_COLUMNS, ("median", "p90"), strict=True):
+        _beside(axes, -0.62, column, words, color=SOFT, va="bottom")
+    for key, seconds in rows.groupby(["step", "via"])["seconds"]:
+        name, path = map(str, key)
+        median, high = seconds.quantile(0.5), seconds.quantile(0.9)
+        place = names.index(name) + (paths.index(path) - (len(paths) - 1) / 2) * height
+        axes.barh(place, median / one, height * 0.86, color=_colour(path))
+        axes.plot([median / one, high / one], [place, place], color=INK, linewidth=1.2)
+        for column, value in zip(_COLUMNS, (median, high), strict=True):
+            _beside(axes, place, column, shown.seconds(value), color=INK, va="center")
+    axes.set_yticks(range(len(names)), names)
+    tidy(axes, grid="x")
+
+
+_COLUMNS = (66, 132)
+"""Where the figures beside a panel end, in points from it; ``11 min 23 s`` takes 60."""
+
+
+def _beside(axes: Axes, y: float, points: float, words: str, *, color: str, va: str) -> None:
+    """Write figures in a column to the right of a panel, where no bar can reach them."""
+    from matplotlib.transforms import ScaledTranslation
+
+    aside = ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
+    right = axes.get_yaxis_transform() + aside
+    axes.text(1, y, words, transform=right, ha="right", va=va, fontsize=8.5, color=color)
+
+
+def _trend(axes: Axes, rows: pd.DataFrame, paths: list[str], regions: list[str]) -> None:
     for path in paths:
-        # Images differ in size, so each has a line of its own.
-        for image, line in rows[rows["via"] == path].groupby("image", dropna=False, sort=False):
-            when, took = line["started_at"].to_numpy(), line["seconds"].to_numpy() / one
-            few = len(line) < SMOOTH  # hardly a median yet, so the dots must be seen themselves
-            size, alpha = (5.0, 0.9) if few else (3.2, 0.3)
-            style = {"color": _colour(path), "markeredgewidth": 0, "markersize": size, "alpha": alpha}
-            axes.plot(when, took, linestyle="", marker="o", **style)  # type: ignore[arg-type]
-            smooth = (line["seconds"].rolling(SMOOTH, min_periods=3, center=True).median() / one).to_numpy()
-            axes.plot(when, smooth, linewidth=1.5, color=_colour(path))
-            ends.append((float(smooth[-1]), when[-1], "" if image != image else str(image), path))
+        for region, (line, dot) in zip(regions, STYLES, strict=False):
+            some = rows[(rows["via"] == path) & (rows["region"] == region)]
+            when, took = some["started_at"].to_numpy(), some["seconds"].clip(lower=1e-3)
+            few = len(some) < FEWEST  # hardly a median yet, so the dots must be seen themselves
+            style: dict[str, Any] = {"color": _colour(path), "markeredgewidth": 0, "linestyle": ""}
+            style |= {"markersize": 4.0, "alpha": 0.9} if few else {"markersize": 3.2, "alpha": 0.4}
+            axes.plot(when, took.to_numpy(), marker=dot, **style)
+            smooth = took.rolling(SMOOTH, min_periods=3, center=True).median().to_numpy()
+            axes.plot(when, smooth, linewidth=1.6, linestyle=line, color=_colour(path))
     late = rows[rows["is_slow"]]
-    axes.plot(
-        late["started_at"].to_numpy(),
-        late["seconds"].to_numpy() / one,
-        linestyle="",
-        marker="o",
-        markersize=8,
-        markerfacecolor="none",
-        markeredgewidth=1.3,
-        markeredgecolor=ALARM,
-    )
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0.02)
-    _name_lines(axes, ends)
-    axes.locator_params(axis="y", nbins=4)
-    axes.set_ylabel(unit, rotation=0, ha="right", va="center")
-    axes.set_title(name, loc="left", fontsize=10, color=INK)
+    axes.plot(late["started_at"].to_numpy(), late["seconds"].to_numpy(), linestyle="", **_RING)
+    axes.margins(x=0.04)
     tidy(axes, grid="y")
 
 
-def _name_lines(axes: Axes, ends: list[tuple[float, Any, str, str]]) -> None:
-    """Write each image's name beside the end of its lines, where there is room for it."""
-    room, taken = 0.11 * axes.get_ylim()[1], -1.0
-    for height, when, name, path in sorted(ends, key=lambda end: end[0] if end[0] == end[0] else -1.0):
-        if name and height == height and height - taken >= room:
-            _write(axes, when, height, name, colour=_colour(path))
-            taken = height
+_RING: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 9,
+    "markerfacecolor": "none",
+    "markeredgewidth": 1.4,
+    "markeredgecolor": ALARM,
+}
 
 
-def _write(axes: Axes, x: Any, y: float, words: str, *, colour: str = INK) -> None:
-    axes.annotate(
-        words, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour
-    )
+def _least_span(axes: Axes, when: pd.Series[Any]) -> None:
+    """Show an hour at least: nobody reads seconds of the day."""
+    import pandas as pd
+    from matplotlib.dates import date2num
+
+    short = pd.Timedelta(LEAST_SPAN) - (when.max() - when.min())
+    if short > pd.Timedelta(0):
+        axes.set_xlim(date2num(when.min() - short / 2), date2num(when.max() + short / 2))  # type: ignore[no-untyped-call]
 
 
-def _legend(axes: Axes, paths: list[str], *, slow: bool = False) -> None:
+def _trend_legend(figure: Figure, paths: list[str], regions: list[str], *, slow: bool) -> None:
     from matplotlib.lines import Line2D
 
-    handles: list[Any] = [
-        Line2D([], [], marker="s", linestyle="", markersize=8, color=_colour(path), label=path)
-        for path in paths
-    ]
+    handles: list[Any] = [_patch(path) for path in paths]
+    if len(regions) > 1:
+        handles += [
+            Line2D([], [], linestyle=line, marker=dot, markersize=4, color=INK, label=region)
+            for region, (line, dot) in zip(regions, STYLES, strict=False)
+        ]
     if slow:
-        ring = {"marker": "o", "markersize": 8, "markerfacecolor": "none", "markeredgecolor": ALARM}
-        handles.append(Line2D([], [], linestyle="", label="slow by its own history", **ring))  # type: ignore[arg-type]
-    if paths == [NO_PATH] and not slow:
-        return
-    axes.legend(
-        handles=handles,
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        ncols=len(handles),
-        frameon=False,
-        fontsize=9,
-        labelcolor=SOFT,
-        borderaxespad=0.1,
-        handletextpad=0.3,
+        handles.append(Line2D([], [], linestyle="", label="slow by its own history", **_RING))
+    legend(figure, handles)
+
+
+def _title(axes: Axes, *parts: str) -> None:
+    told = ", ".join(part for part in parts if part != UNTOLD)
+    axes.set_title(told or "image not told", loc="left", fontsize=10, color=INK)
+
+
+def _write(axes: Axes, x: float, y: float, words: str) -> None:
+    axes.annotate(
+        words, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK
     )
 
 
-def _path_order(path: str) -> tuple[int, str]:
+def _patch(label: str, colour: str = "", *, alpha: float = 1.0) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=colour or _colour(label), edgecolor=GROUND, alpha=alpha, label=label)
+
+
+def _paths(rows: pd.DataFrame) -> list[str]:
     known = list(PATH_COLOURS)
-    return (known.index(path) if path in known else len(known), path)
+    return sorted(
+        rows["via"].unique(), key=lambda path: (known.index(path) if path in known else len(known), path)
+    )
 
 
 def _colour(path: str) -> str:
