@@ -192,6 +192,7 @@ def test_tables_that_are_not_there_yet_are_told_in_words(opened: Console) -> Non
         ("Findings", "No audit has been recorded here yet"),
     ):
         opened.tabs[title].refresh(opened.bar.place, 0)
+        assert not shown(opened.tabs["History"]._actions)  # there is no run on which they could act
         assert words in json.dumps([part.value for part in all_html(opened.tabs[title].widget)])
 
 

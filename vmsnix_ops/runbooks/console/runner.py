@@ -88,7 +88,9 @@ class RunPage:
         self._message = ipywidgets.HTML("")
         buttons = ipywidgets.HBox([self.run_button, self.dry_button, self.default_button, self._message])
         buttons.add_class("vmsnix-buttons")
-        self._form_page = ipywidgets.VBox([self._fields, self._plan, self._confirmation, buttons])
+        foot = ipywidgets.VBox([self._confirmation, buttons])  # always in sight, however long the form
+        foot.add_class("vmsnix-foot")
+        self._form_page = ipywidgets.VBox([self._fields, self._plan, foot])
         self.live = LiveView(self._cancel)
         self.result = ResultView()
         self.back_button = ipywidgets.Button(description="Back to the form", icon="arrow-left")

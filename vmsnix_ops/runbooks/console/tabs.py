@@ -145,10 +145,11 @@ class HistoryTab(Tab):
         self._again.on_click(self._on_again)
         self._actions = ipywidgets.HBox([self._which, self._look, self._again])
         self._actions.add_class("vmsnix-actions")
+        self._actions.layout.display = "none"  # until there is a row that they could act on
+        self._rows: dict[str, dict[str, Any]] = {}
         return [self._grid.widget, self._actions]
 
     def _read(self, place: Place) -> None:
-        self._rows: dict[str, dict[str, Any]] = {}
         self._grid.show(history.runs(place.tables(), last=RUNS))
 
     def _on_rows(self, rows: pd.DataFrame) -> None:
