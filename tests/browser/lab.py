@@ -74,8 +74,10 @@ class Lab:
                     self.url, self.token = address.groups()
                     self.ready.set()
 
-    def page(self, notebook: str) -> str:
-        return f"{self.url}/lab/tree/{notebook}?token={self.token}"
+    def page(self, notebook: str, *, alone: bool = False) -> str:
+        """Return the address of a notebook; or of one alone, without what else is open in JupyterLab."""
+        place = f"doc/workspaces/{Path(notebook).stem}" if alone else "lab"
+        return f"{self.url}/{place}/tree/{notebook}?token={self.token}"
 
     def ask(self, name: str, method: str, value: Any = None) -> None:
         """Ask the sandbox itself, such as for a fault."""
@@ -112,6 +114,10 @@ class Browser:
             "console",
             lambda message: self.complaints.append(message.text) if message.type == "error" else None,
         )
+
+    def another(self) -> Browser:
+        """Open one more page of the same browser."""
+        return listening(self.page.context.browser, self.page.viewport_size)
 
     def elsewhere(self) -> list[str]:
         """Return what was asked of anything but this machine."""
@@ -198,9 +204,14 @@ def browse(*, width: int = 1280, height: int = 1000) -> Iterator[Browser]:
             executable_path=chromium,
             args=["--no-sandbox", "--disable-background-networking", "--disable-component-update"],
         )
-        page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(120_000)
-        opened = Browser(page)
-        opened.listen()
-        yield opened
+        yield listening(browser, {"width": width, "height": height})
         browser.close()
+
+
+def listening(browser: Any, viewport: Mapping[str, int]) -> Browser:
+    """Open a page, with listeners."""
+    page = browser.new_page(viewport=viewport)
+    page.set_default_timeout(120_000)
+    opened = Browser(page)
+    opened.listen()
+    return opened

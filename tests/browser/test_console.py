@@ -1,17 +1,22 @@
-"""The console in a real browser, on a sandbox. One JupyterLab, one page; the tests follow each other."""
+"""The console in JupyterLab, in a real browser, on a sandbox.
+
+One JupyterLab and one page for all tests, because a start costs as much as three of them. What several tests
+look at is done once, by a fixture that asks others for what it needs: each test runs alone, and in any order.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from tests.browser.lab import ROOT, Browser, Lab, browse, serve
-from tests.faults.account import look
+from tests.faults.account import Account, look
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.records.tables import Tables
 
@@ -29,6 +34,7 @@ FITS = """() => {
     return notebook.scrollWidth <= notebook.clientWidth;
 }"""
 AMI = re.compile(r"ami-[0-9a-f]{17}")
+AS_ON_AWS = "import os\ndel os.environ['VMSNIX_SANDBOX']\n"
 
 
 @dataclass
@@ -45,6 +51,13 @@ class Opened:
     @property
     def archive(self) -> Path:
         return Path(self.lab.stage["VMSNIX_ARCHIVE"])
+
+    def open(self, notebook: str, *, alone: bool = False) -> None:
+        """Open a notebook with the console, and run it."""
+        self.page.goto(self.lab.page(notebook, alone=alone))
+        self.browser.run_all_cells()
+        self.page.locator(".vmsnix-banner").wait_for()
+        self.page.add_style_tag(content="#jupyterlab-splash { display: none }")  # when the theme changes
 
     def runs(self) -> Any:
         return Tables(self.lab.stage["VMSNIX_HISTORY"]).read("runs")
@@ -87,17 +100,32 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     pytest.importorskip("jupyterlab")
     SHOTS.mkdir(parents=True, exist_ok=True)
     with serve(tmp_path_factory.mktemp("lab"), {}, speed=SPEED) as lab, browse(height=800) as browser:
-        browser.page.goto(lab.page("console.ipynb"))
-        browser.run_all_cells()
         opened = Opened(lab, browser)
+        opened.open("console.ipynb")
         opened.says("A rehearsal on this machine")
-        browser.page.add_style_tag(content="#jupyterlab-splash { display: none }")  # when the theme changes
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_asked_of_anybody_else_and_nothing_went_wrong(console: Opened) -> Iterator[None]:
+    yield
+    assert len(console.browser.requests) > 50
+    assert console.browser.elsewhere() == []
+    assert console.browser.complaints == []
+
+
+class Published(NamedTuple):
+    """An AMI, and what stood in account, history and archive right after."""
+
+    ami: str
+    account: Account
+    amis: list[str]
+    archived: int
+
+
 @pytest.fixture(scope="module")
-def published(console: Opened) -> str:
-    """Publish a sample image by a double click, and return the AMI that the page shows."""
+def published(console: Opened) -> Published:
+    """Publish a sample image by a double click, and read the AMI off the page."""
     console.pick("publish-ami")
     console.page.wait_for_selector(".vmsnix-field-image .vmsnix-pick select", state="visible")
     console.page.select_option(".vmsnix-field-image .vmsnix-pick select", index=1)
@@ -109,36 +137,22 @@ def published(console: Opened) -> str:
     console.shoot("result")
     found = AMI.search(console.page.locator(".vmsnix-verdict").inner_text())
     assert found is not None
-    return found[0]
+    archived = len(list(console.archive.iterdir()))
+    return Published(found[0], look(console.lab.aws), list(console.runs()["ami_id"]), archived)
 
 
-def test_a_double_click_publishes_once_to_the_ami_id(console: Opened, published: str) -> None:
-    account = look(console.lab.aws)
-    assert list(account.amis) == [published]
-    assert list(account.leftovers()) == []
-    runs = console.runs()
-    assert list(runs["ami_id"]) == [published]
-    assert len(list(console.archive.iterdir())) == 1
+class Cancelled(NamedTuple):
+    """What stood in the account around a run that was cancelled."""
+
+    before: Account
+    during: Account
+    after: Account
 
 
-def test_a_wrong_parameter_is_refused_in_the_form(console: Opened, published: str) -> None:
-    console.pick("publish-ami")
-    before = len(list(console.archive.iterdir()))
-    console.type_in("prefix", "AKIAIOSFODNN7EXAMPLE")
-    console.says("was given a secret")
-    console.type_in("region", "us-esat-1")
-    console.says("is not a region that is enabled here")
-    console.page.wait_for_selector("button:disabled:has-text('Run on the sandbox')")
-    console.page.locator(".vmsnix-field-prefix").scroll_into_view_if_needed()
-    console.shoot("refused")
-    console.button("Run on the sandbox").click(force=True)
-    console.button("Defaults").click()
-    console.page.wait_for_selector("button:enabled:has-text('Run on the sandbox')")
-    assert len(list(console.archive.iterdir())) == before
-
-
-def test_cancel_leaves_nothing_behind(console: Opened, published: str, tmp_path: Path) -> None:
-    other = make_sample_image(tmp_path / "image", name="other", seed="other")
+@pytest.fixture(scope="module")
+def cancelled(console: Opened, published: Published, tmp_path_factory: pytest.TempPathFactory) -> Cancelled:
+    """Begin to publish another image, and cancel that."""
+    other = make_sample_image(tmp_path_factory.mktemp("other"), name="other", seed="other")
     before = look(console.lab.aws)
     # The import is under way in the account, and its bytes are in the bucket, when the button is pressed.
     console.lab.ask("clock", "POST", {"speed": 1})
@@ -148,23 +162,16 @@ def test_cancel_leaves_nothing_behind(console: Opened, published: str, tmp_path:
     console.button("Run on the sandbox").click()
     console.page.wait_for_selector(".vmsnix-step-running th:has-text('import')")
     during = look(console.lab.aws)
-    assert during.objects
-    assert during.running
     console.button("Cancel").dblclick()
     console.lab.ask("clock", "POST", {"speed": SPEED})
     console.says("publish-ami: interrupted")
     console.shoot("cancelled")
-    after = look(console.lab.aws)
-    assert after.running == []
-    assert list(after.leftovers()) == []
-    assert (after.amis, after.snapshots) == (before.amis, before.snapshots)
-    runs = console.runs().sort_values("started_at")
-    assert list(runs["status"]) == ["done", "interrupted"]
-    tables = Tables(console.lab.stage["VMSNIX_HISTORY"])
-    assert list(tables.read("amis")["ami_id"]) == [published]
+    return Cancelled(before, during, look(console.lab.aws))
 
 
-def test_an_audit_runs_by_keyboard_alone(console: Opened, published: str) -> None:
+@pytest.fixture(scope="module")
+def audited(console: Opened, published: Published) -> None:
+    """Audit by keyboard alone."""
     console.tab("Inventory")
     console.says("No audit has been recorded here yet.")
     console.button("Audit now").focus()
@@ -182,29 +189,92 @@ def test_an_audit_runs_by_keyboard_alone(console: Opened, published: str) -> Non
             break
     keyboard.press("Enter")
     console.says("audit-inventory: done")
+
+
+@pytest.fixture
+def production(console: Opened) -> Iterator[Opened]:
+    """The console as on AWS: it has credentials and knows of no sandbox, where its calls go all the same."""
+    (source,) = (console.lab.folder / "state" / "notebooks").glob("*/console.ipynb")
+    notebook = json.loads(source.read_text())
+    notebook["cells"][-1]["source"] = AS_ON_AWS + "".join(notebook["cells"][-1]["source"])
+    source.with_name("production.ipynb").write_text(json.dumps(notebook))
+    browser = console.browser.another()
+    opened = Opened(console.lab, browser)
+    opened.open("production.ipynb", alone=True)
+    yield opened
+    assert browser.elsewhere() == []
+    assert browser.complaints == []
+    browser.page.close()
+
+
+def test_a_double_click_publishes_once_to_the_ami_id(published: Published) -> None:
+    assert list(published.account.amis) == [published.ami]
+    assert list(published.account.leftovers()) == []
+    assert published.amis == [published.ami]
+    assert published.archived == 1
+
+
+def test_a_wrong_parameter_is_refused_in_the_form(console: Opened, published: Published) -> None:
+    console.pick("publish-ami")
+    before = len(list(console.archive.iterdir()))
+    console.type_in("prefix", "AKIAIOSFODNN7EXAMPLE")
+    console.says("was given a secret")
+    console.type_in("region", "us-esat-1")
+    console.says("is not a region that is enabled here")
+    console.page.wait_for_selector("button:disabled:has-text('Run on the sandbox')")
+    console.page.locator(".vmsnix-field-prefix").scroll_into_view_if_needed()
+    console.shoot("refused")
+    console.button("Run on the sandbox").click(force=True)
+    console.button("Defaults").click()
+    console.page.wait_for_selector("button:enabled:has-text('Run on the sandbox')")
+    assert len(list(console.archive.iterdir())) == before
+
+
+def test_cancel_leaves_nothing_behind(console: Opened, published: Published, cancelled: Cancelled) -> None:
+    before, during, after = cancelled
+    assert during.objects
+    assert during.running
+    assert after.running == []
+    assert (after.amis, after.snapshots, after.objects, after.uploads) == (
+        before.amis,
+        before.snapshots,
+        (),
+        (),
+    )
+    runs = console.runs()
+    assert list(runs["status"]).count("interrupted") == 1
+    tables = Tables(console.lab.stage["VMSNIX_HISTORY"])
+    assert list(tables.read("amis")["ami_id"]) == [published.ami]
+
+
+def test_an_audit_shows_what_there_is_and_what_is_wrong_with_it(
+    console: Opened, published: Published, audited: None
+) -> None:
     console.tab("Inventory")
-    console.says(published)
+    console.says(published.ami)
     console.shoot("inventory")
     console.tab("Findings")
     console.page.wait_for_selector(".vmsnix-table .vmsnix-is-badge >> visible=true")
     console.shoot("findings")
 
 
-def test_the_history_is_searched_and_repeated(console: Opened, published: str) -> None:
+def test_the_history_is_searched_and_repeated(
+    console: Opened, published: Published, cancelled: Cancelled
+) -> None:
     console.tab("History")
-    console.says(published)
+    console.says(published.ami)
     search = console.page.locator(".vmsnix-tab-history .vmsnix-search input")
     search.fill("interrupted")
-    console.says("1 of 3")
+    console.says(f"1 of {len(console.runs())}")
     console.shoot("history")
-    search.fill(published)
-    console.page.wait_for_selector(f".vmsnix-tab-history td:has-text('{published}')")
+    search.fill(published.ami)
+    console.page.wait_for_selector(f".vmsnix-tab-history td:has-text('{published.ami}')")
     console.button("Fill in its form").click()
     console.says("Publish an AMI")
     assert console.field("image").input_value().endswith("sample-image")
 
 
-def test_the_timings_show_pictures_and_tables(console: Opened, published: str) -> None:
+def test_the_timings_show_pictures_and_tables(console: Opened, published: Published) -> None:
     console.tab("Timings")
     console.says("Where the time goes")
     assert console.page.locator(".vmsnix-part svg").count() == 2
@@ -212,15 +282,45 @@ def test_the_timings_show_pictures_and_tables(console: Opened, published: str) -
     console.shoot("timings")
 
 
-def test_the_evidence_opens_in_jupyterlab(console: Opened, published: str) -> None:
+def test_the_evidence_opens_in_jupyterlab(console: Opened, published: Published) -> None:
     console.tab("History")
     console.button("Look at it").click()
     console.page.locator(".vmsnix-report").wait_for()
     console.page.click(".vmsnix-files a:has-text('Executed notebook')")
     console.page.wait_for_function(OPEN_NOTEBOOK)
+    console.page.evaluate("() => { window.jupyterapp.shell.currentWidget.close(); }")
+    console.page.wait_for_selector(".vmsnix-console >> visible=true")
 
 
-def test_nothing_was_asked_of_anybody_else_and_nothing_went_wrong(console: Opened, published: str) -> None:
-    assert len(console.browser.requests) > 50
-    assert console.browser.elsewhere() == []
-    assert console.browser.complaints == []
+def test_what_destroys_in_production_wants_its_name_and_account_typed(
+    production: Opened, published: Published
+) -> None:
+    account = production.lab.stage["VMSNIX_ALLOWED_ACCOUNTS"]
+    production.says("PRODUCTION AWS")
+    production.says("What runs here is real, and costs money.")
+    production.says(account)
+    production.pick("retire-amis")
+    production.page.click(".vmsnix-field-amis button:has-text('Add')")
+    for name, value in {"amis": published.ami, "keep_last": "0", "min_age_days": "0", "confirm": "1"}.items():
+        production.type_in(name, value)
+    assert not production.page.locator(".vmsnix-confirm").is_visible()  # as long as it only looks
+    production.page.locator(".vmsnix-field-dry_run input").uncheck()
+    production.says(f"This takes things away in AWS account {account}.")
+    run = production.button(f"Run in AWS account {account}")
+    confirm = production.page.locator(".vmsnix-confirm input")
+    for words in ("", "retire-amis", f"retire-amis {account[:-1]}", f"retire-ami {account}"):
+        confirm.fill(words)
+        assert run.is_disabled(), words
+    confirm.fill(f"retire-amis {account}")
+    production.page.wait_for_selector(f"button:enabled:has-text('Run in AWS account {account}')")
+    production.type_in("keep_last", "1")  # what was confirmed is another thing now
+    production.page.wait_for_selector(f"button:disabled:has-text('Run in AWS account {account}')")
+    production.type_in("keep_last", "0")
+    confirm.fill(f"retire-amis {account}")
+    production.shoot("confirm")
+    run.click()
+    production.says("retire-amis: done")
+    production.shoot("retired")
+    ec2 = production.lab.aws.client("ec2")
+    (image,) = ec2.describe_images(ImageIds=[published.ami], IncludeDisabled=True)["Images"]
+    assert image["State"] == "disabled"
