@@ -79,6 +79,7 @@ def test_an_interrupted_step_is_reported_as_failed() -> None:
             Event("b", "advanced", done=3, total=12, unit="items", seconds=3),
             "3 of 12 items, 25 %, 9.0 s to go",
         ),
+        (Event("b", "advanced", done=1, total=1, unit="items", seconds=3), "1 of 1 item, 100 %"),
         (Event("u", "advanced", done=5, unit="bytes", seconds=0), "5 B"),
     ],
 )
