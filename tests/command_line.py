@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.runbooks.shelf import Shelf
+from tests.runbooks.shelf import Shelf, make_shelf
 from vmsnix_ops.cli import main
 from vmsnix_ops.runbooks import catalog
 
@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """Runbooks of our own, with a state folder of our own."""
-    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
-    for variable in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
-        monkeypatch.delenv(variable, raising=False)
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    monkeypatch.setattr(catalog, "default_folder", lambda: folder)
-    return Shelf(folder, tmp_path / "state" / "archive")
+    made = make_shelf(tmp_path, tmp_path / "state" / "archive", monkeypatch)
+    monkeypatch.setattr(catalog, "default_folder", lambda: made.folder)
+    return made
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.runbooks.shelf import Shelf
+from tests.runbooks.shelf import Shelf, make_shelf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,9 +14,4 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
-    for variable in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
-        monkeypatch.delenv(variable, raising=False)
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    return Shelf(folder, tmp_path / "archive")
+    return make_shelf(tmp_path, tmp_path / "archive", monkeypatch)

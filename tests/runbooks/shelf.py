@@ -12,6 +12,8 @@ from vmsnix_ops.runbooks.execute import RunOutcome, run
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
+
 PARAMETERS = """\
 name: str = "world"  # whom to greet
 account: str = ""  # account id, 12 digits
@@ -78,3 +80,13 @@ class Shelf:
         """Return everything that the executed notebook shows, as text."""
         cells = self.executed(outcome)["cells"]
         return json.dumps([cell.get("outputs", []) for cell in cells])
+
+
+def make_shelf(folder: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """Return an empty shelf in a folder, with its own state folder, and no CI job to tell of its runs."""
+    monkeypatch.setenv("VMSNIX_STATE", str(folder / "state"))
+    for variable in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(variable, raising=False)
+    notebooks = folder / "notebooks"
+    notebooks.mkdir()
+    return Shelf(notebooks, archive)

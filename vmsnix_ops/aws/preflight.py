@@ -61,7 +61,7 @@ def preflight(
     thorough
         Look also at what does not stop a publish, and at every right that the caller needs.
     """
-    named = checked("region name", lambda: preflight_account.region_name(session, region))
+    named = checked("region name", lambda: preflight_account.region_name(region))
     if named.outcome == "fail":
         return [named]
     known = checked("credentials", lambda: preflight_account.credentials(session, region))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
@@ -21,9 +22,22 @@ NOTICEABLE_SKEW_SECONDS = 60.0
 LONG_ENOUGH_SECONDS = 60 * 60.0  # an import has this long as its deadline
 
 
-def region_name(session: boto3.Session, region: str) -> Check:
+@cache
+def known_regions() -> frozenset[str]:
+    """Return every region that botocore knows, in all partitions."""
+    import botocore.session
+
+    session = botocore.session.Session()
+    return frozenset(
+        region
+        for partition in session.get_available_partitions()
+        for region in session.get_available_regions("ec2", partition)
+    )
+
+
+def region_name(region: str) -> Check:
     """Check whether there is such a region. Asks botocore, not AWS."""
-    known = {r for p in session.get_available_partitions() for r in session.get_available_regions("ec2", p)}
+    known = known_regions()
     if region in known:
         return Check("region name", "pass", region)
     raise errors.RegionError(

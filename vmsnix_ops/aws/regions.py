@@ -83,10 +83,10 @@ def asked(session: boto3.Session, names: Iterable[str], *, home: str | None = No
             "No region was given.",
             cure="Give regions (or all), set region in vmsnix.toml, or set AWS_REGION.",
         )
-    return named(session, wanted)
+    return named(wanted)
 
 
-def named(session: boto3.Session, names: Iterable[str]) -> tuple[str, ...]:
+def named(names: Iterable[str]) -> tuple[str, ...]:
     """Return regions by name, each once. Asks botocore, not AWS.
 
     Raises
@@ -96,7 +96,7 @@ def named(session: boto3.Session, names: Iterable[str]) -> tuple[str, ...]:
     """
     found = tuple(dict.fromkeys(names))
     for name in found:
-        preflight_account.region_name(session, name)
+        preflight_account.region_name(name)
     return found
 
 

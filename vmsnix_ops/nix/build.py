@@ -14,7 +14,6 @@ import os
 import re
 import time
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from vmsnix_ops.nix.flake import (
     host_system,
     provenance,
 )
-from vmsnix_ops.nix.image import BuiltImage, read_image
+from vmsnix_ops.nix.image import BuiltImage, facts_html, read_image
 from vmsnix_ops.nix.store import deriver, parse_outputs
 from vmsnix_ops.progress import Progress, Step, current, human_bytes
 from vmsnix_ops.settings import load
@@ -131,12 +130,7 @@ class BuildPlan:
         return "\n".join(f"{label + ':':<13} {value}" for label, value in self.facts().items())
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(label)}</th>"
-            f"<td style='text-align:left'>{escape(value)}</td></tr>"
-            for label, value in self.facts().items()
-        )
-        return f"<table>{rows}</table>"
+        return facts_html(self.facts())
 
 
 def plan_build(

@@ -124,12 +124,17 @@ class BuiltImage:
         }
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(label)}</th>"
-            f"<td style='text-align:left'>{escape(value)}</td></tr>"
-            for label, value in self.facts().items()
-        )
-        return f"<table>{rows}</table>"
+        return facts_html(self.facts())
+
+
+def facts_html(facts: Mapping[str, str]) -> str:
+    """Return facts as an HTML table, to the left as the notebook's own style would not have it."""
+    left = "style='text-align:left'"
+    rows = (
+        f"<tr><th {left}>{escape(label)}</th><td {left}>{escape(value)}</td></tr>"
+        for label, value in facts.items()
+    )
+    return f"<table>{''.join(rows)}</table>"
 
 
 def read_image(

@@ -52,7 +52,7 @@ def regions_of(
         every = ()
     asked = (name for name in (*regions, *every, *best_effort) if name not in (ALL, home.region))
     # A region that is named counts as it is named, whatever "all" says of it.
-    return named(home.session, asked), frozenset(best_effort) - frozenset(regions) - {home.region}
+    return named(asked), frozenset(best_effort) - frozenset(regions) - {home.region}
 
 
 def check_protection(*, protect: bool, unprotect: bool) -> None:

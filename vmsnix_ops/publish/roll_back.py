@@ -167,7 +167,7 @@ def plan(
     if asked == (ALL,):
         chosen = enabled(home.client("ec2"))
     else:
-        chosen = named(home.session, asked or _known_regions(tables, image, channel, home.region))
+        chosen = named(asked or _known_regions(tables, image, channel, home.region))
     # Clients are made one after the other: sessions are not thread safe, clients are.
     spots = [
         Target(name, ec2=home.client_of("ec2", name), ssm=home.client_of("ssm", name)) for name in chosen

@@ -111,14 +111,14 @@ def check(
     settings, session = load(), session or default_session()
     tables = tables or open_tables(settings)
     asked = tuple(regions)
-    expected = _expected(tables, () if asked == (ALL,) else named(session, asked), image)
+    expected = _expected(tables, () if asked == (ALL,) else named(asked), image)
     if not expected:
         raise _nothing_known(image, f"Looked in {settings.history}.")
     account = identity(session, expected[0]["region"]).account
     expected = [row for row in expected if row.get("account") in (None, account)]
     if not expected:
         raise _nothing_known(image, f"Those that {settings.history} knows are not of the account {account}.")
-    chosen = named(session, (row["region"] for row in expected))
+    chosen = named(row["region"] for row in expected)
     clients = {  # in one thread: sessions are not thread safe, clients are
         name: (client(session, "ec2", name), client(session, "ssm", name)) for name in chosen
     }

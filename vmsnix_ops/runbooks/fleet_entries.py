@@ -7,9 +7,9 @@ import itertools
 import json
 import re
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.aws.preflight_account import known_regions
 from vmsnix_ops.errors import ParameterError, RunError, UnknownRunbookError, nearest
 from vmsnix_ops.progress import counted
 from vmsnix_ops.runbooks import catalog, parameters
@@ -193,10 +193,9 @@ class _Reader:
             if key in self.table:
                 lists[axis] = list(self.faults.texts(self.table, key, self.name))
         for region in lists.get("region", []):
-            if region not in _regions():
-                self.faults.add(
-                    f"{self.name}: there is no AWS region {region!r}. {nearest(region, _regions())}".rstrip()
-                )
+            if region not in known_regions():
+                hint = nearest(region, known_regions())
+                self.faults.add(f"{self.name}: there is no AWS region {region!r}. {hint}".rstrip())
         for account in lists.get("account", []):
             if account not in self.accounts and not ACCOUNT_ID.fullmatch(account):
                 hint = (
@@ -324,19 +323,6 @@ class _Reader:
         if account.id:
             found["VMSNIX_ALLOWED_ACCOUNTS"] = account.id  # a wrong credential changes nothing
         return found
-
-
-@cache
-def _regions() -> frozenset[str]:
-    """Return every region that botocore knows, in all partitions."""
-    import botocore.session
-
-    session = botocore.session.Session()
-    return frozenset(
-        region
-        for partition in session.get_available_partitions()
-        for region in session.get_available_regions("ec2", partition)
-    )
 
 
 def _declares(runbook: catalog.Runbook, name: str) -> bool:
