@@ -76,6 +76,22 @@ class Owner:
         template_id: str = made["LaunchTemplate"]["LaunchTemplateId"]
         return template_id
 
+    def versions(self, name: str, *amis: str, default: int = 1) -> str:
+        """Return a launch template with a version for each AMI."""
+        ec2, template = self.client("ec2"), self.template(amis[0], name)
+        for ami in amis[1:]:
+            data = {"ImageId": ami, "InstanceType": "t3.micro"}
+            ec2.create_launch_template_version(LaunchTemplateId=template, LaunchTemplateData=data)
+        ec2.modify_launch_template(LaunchTemplateId=template, DefaultVersion=str(default))
+        return template
+
+    def import_object(self, key: str, bucket: str) -> str:
+        """Return a task that imports an object which is no disk."""
+        self.client("s3").put_object(Bucket=bucket, Key=key, Body=b"no disk")
+        container = {"Format": "VHD", "UserBucket": {"S3Bucket": bucket, "S3Key": key}}
+        task: str = self.client("ec2").import_snapshot(DiskContainer=container)["ImportTaskId"]
+        return task
+
     def launch(self, ami: str, region: str = REGION) -> str:
         """Return a running instance of an AMI."""
         run = self.client("ec2", region).run_instances(

@@ -175,5 +175,5 @@ def import_tasks(facts: Facts) -> pd.DataFrame:
         evidence="{source}",
         cure=publish_again(ended),
         message=ended["message"].str.removesuffix(".") + ".",
-    )
+    ).assign(severity="low")
     return together(one, other)

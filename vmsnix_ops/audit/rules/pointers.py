@@ -254,7 +254,8 @@ def pointer_to_others(facts: Facts) -> pd.DataFrame:
             "resource_id": one.evidence.id,
             "name": one.ami_id,
             "reason": f"It names {one.ami_id} of account {one.owner}, which may take it away at any time. "
-            "The command makes a copy: point there; until then this stays.",
+            "The command makes a copy, where that account shares the snapshot, too: point there; until then "
+            "this stays.",
             "evidence": str(one.evidence),
             "cure": f"aws ec2 copy-image --region {one.region} --source-region {one.region} "
             f"--source-image-id {one.ami_id} --name <NAME>",

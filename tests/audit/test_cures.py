@@ -1,0 +1,359 @@
+"""Every finding is provoked, its cure is pasted into a shell, and the next scan does not find it any more."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
+from tests.support import require
+from vmsnix_ops.audit import policies
+from vmsnix_ops.audit.findings import Measure, about, evaluate
+from vmsnix_ops.aws.policies import Place, document
+from vmsnix_ops.cli import COMMANDS
+from vmsnix_ops.nix.versions import wanted
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.runbooks import catalog
+from vmsnix_ops.sandbox import Sandbox, sandbox
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+TAGS = {"owner": "platform", **DIGEST}
+FOREIGN = {"owner": "platform"}
+UNIT = "arn:aws:organizations::123456789012:ou/o-abcdefghij/ou-ab12-11111111"
+BUCKET = "vmsnix-images"
+PARTNER = "999900001111"
+
+CURED = {
+    "public": "public",
+    "public-snapshot": "public-snapshot",
+    "shared": "shared-with-unknown",
+    "no-imdsv2": "no-imdsv2",
+    "unused, of others": "unreferenced",
+    "deprecated": "deprecated-in-use",
+    "disabled": "disabled-in-use",
+    "old": "old",
+    "orphan": "orphan-snapshot",
+    "half": "half-deleted",
+    "failed copy": "failed",
+    "direct upload": "dead-upload",
+    "object": "s3-leftover",
+    "multipart upload": "s3-leftover",
+    "running import": "import-tasks",
+    "untagged": "untagged",
+    "unknown to the history": "not-published-by-us",
+    "parameter": "pointer-to-missing",
+    "template": "pointer-to-missing",
+    "newest of a template": "pointer-to-missing",
+    "old version": "pointer-to-missing",
+    "no id": "pointer-to-missing",
+    "alias of nothing": "pointer-to-missing",
+    "alias of what is gone": "pointer-to-missing",
+    "launch configuration": "pointer-to-missing",
+    "group by configuration": "pointer-to-missing",
+    "group by template": "pointer-to-missing",
+    "group that is pinned": "pointer-to-missing",
+    "not shared": "pointer-to-missing",
+}
+"""What is provoked, and the rule that finds it: its cure ends it."""
+
+DECIDED = {
+    "unencrypted": "unencrypted",
+    "unused, of ours": "unreferenced",
+    "old and used": "old",
+    "use unknown": "use-unknown",
+    "half and used": "half-deleted",
+    "failed import": "import-tasks",
+    "of others": "not-published-by-us",
+    "note": "pointer-to-missing",
+    "instance": "pointer-to-missing",
+    "configuration of a group": "pointer-to-missing",
+    "template of a group": "pointer-to-missing",
+    "of another account": "pointer-to-others",
+    "package": "contains-package",
+    "contents": "contents-unknown",
+}
+"""What a person has to decide: the reason says so, and a command, where there is one, works."""
+
+ELSEWHERE = {"drifted", "unread", "not-asked-one-by-one"}
+"""Rules whose cures are tested in `test_findings`, in `test_drift`, or are no commands."""
+
+
+HOLES = {"<AMI>": "", "<TEAM>": "web", "<TEMPLATE>": "good", "<NAME>": "a-copy"}
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    require("aws")
+    with sandbox(speed=0.001) as aws, pytest.MonkeyPatch.context() as patch:
+        for name, value in aws.environment.items():
+            patch.setenv(name, value)
+        patch.setenv("VMSNIX_STATE", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("VMSNIX_PROGRESS", "silent")
+        patch.setenv("VMSNIX_BUCKET", BUCKET)
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        patch.chdir(tmp_path_factory.mktemp("work"))
+        yield Story(aws)
+
+
+class Story:
+    """One account with everything wrong that can be, before and after all cures."""
+
+    def __init__(self, aws: Sandbox) -> None:
+        aws.prepare(bucket=BUCKET)
+        self.own, self.friend = Owner(aws), Owner(aws, aws.other_account(FRIEND))
+        self.ids: dict[str, str] = {}
+        self.good = self.own.ami(tags=FOREIGN)
+        self.own.template(self.good, "good")
+        trust(self.friend, self.own.account)
+        self.leave_behind()
+        self.expose_and_age()
+        self.point()
+        self.run_an_import()
+        self.before = self.judged()
+        cures = {name: self.found(name, self.before).get("cure", "") for name in {**CURED, **DECIDED}}
+        aws.calls.clear()
+        self.refused = {name: shell(cure) for name, cure in cures.items() if "<" in cure}
+        self.changed = [name for name in aws.calls.names() if not name.startswith(("ec2:Describe", "sts:"))]
+        # What is printed twice is pasted once.
+        texts = sorted({cure for cure in cures.values() if cure.startswith(("aws ", "vmsnix history"))})
+        with ThreadPoolExecutor(2) as pool:
+            done = dict(zip(texts, pool.map(lambda cure: shell(self.filled(cure)), texts), strict=True))
+        self.pasted = {name: done.get(cure) for name, cure in cures.items()}
+        aws.clock.advance(3600)
+        self.after = self.judged()
+
+    def filled(self, cure: str) -> str:
+        """Return a cure as a person would complete it."""
+        for hole, word in HOLES.items():
+            cure = cure.replace(hole, word or self.good)
+        return cure
+
+    def judged(self) -> pd.DataFrame:
+        """Scan and judge, with eyes for everything."""
+        found = self.own.scan(regions=[REGION], accounts=[self.own.account, FRIEND])
+        measure = Measure(
+            unfinished_hours=0, known_accounts=frozenset({PARTNER}), packages=(wanted("openssl<3.0.15"),)
+        )
+        return evaluate(found, measure=measure, tables=open_tables(load()))
+
+    def found(self, name: str, findings: pd.DataFrame) -> dict[str, Any]:
+        """Return what the rule says of a thing; empty where it does not find it."""
+        rule = {**CURED, **DECIDED}[name]
+        rows = findings[(findings["rule"] == rule) & (findings["resource_id"] == self.ids[name])]
+        return {str(key): value for key, value in rows.iloc[0].items()} if len(rows) else {}
+
+    def leave_behind(self) -> None:
+        """Leave what is unfinished, failed or half."""
+        own, ids = self.own, self.ids
+        tables = own.aws.world.tables
+        images, snapshots = (tables.table(own.account, REGION, kind) for kind in ("images", "snapshots"))
+        ec2, s3 = own.client("ec2"), own.client("s3")
+        ids["failed import"] = own.import_object("vmsnix/failed.vhd", BUCKET)
+        for _ in range(2):
+            ec2.describe_import_snapshot_tasks()
+            own.aws.clock.advance(3600)
+        ids["orphan"] = own.snapshot(tags=TAGS)
+        for name in ("half", "half and used"):
+            ids[name] = own.ami(tags=FOREIGN)
+            del snapshots[images[ids[name]].snapshot_ids()[0]]
+        own.template(ids["half and used"], "half")
+        copy = ec2.copy_image(SourceRegion=REGION, SourceImageId=self.good, Name="copy")["ImageId"]
+        images[copy].failure = snapshots[images[copy].snapshot_ids()[0]].failure = "Given key is not there"
+        ids["failed copy"] = copy
+        own.aws.clock.advance(3600)
+        ids["direct upload"] = own.client("ebs").start_snapshot(VolumeSize=1)["SnapshotId"]
+        ids["object"] = "vmsnix/it's $(old).vhd"
+        s3.put_object(Bucket=BUCKET, Key=ids["object"], Body=b"12345")
+        upload = s3.create_multipart_upload(Bucket=BUCKET, Key="vmsnix/an upload.vhd")
+        ids["multipart upload"] = upload["UploadId"]
+
+    def expose_and_age(self) -> None:
+        """Make AMIs that are too open, too old, or of nobody."""
+        own, ids = self.own, self.ids
+        images = own.aws.world.tables.table(own.account, REGION, "images")
+        ec2, now = own.client("ec2"), datetime.now(UTC)
+        for name in ("public", "shared", "no-imdsv2", "deprecated", "disabled", "old", "use unknown"):
+            ids[name] = own.ami(tags=FOREIGN)
+        for name in ("unused, of others", "of others"):
+            ids[name] = own.ami(tags=FOREIGN)
+        for name in ("unused, of ours", "unknown to the history"):
+            ids[name] = own.ami(tags=TAGS)
+        ids["untagged"] = own.ami()
+        ids["unencrypted"] = own.ami(tags=FOREIGN, Name="n" * 128)
+        own.share(ids["public"], "all")
+        own.share(ids["shared"], STRANGER, "777788889999")
+        unit = {"Add": [{"OrganizationalUnitArn": UNIT}]}
+        ec2.modify_image_attribute(ImageId=ids["shared"], LaunchPermission=unit)
+        own.share(ids["use unknown"], PARTNER)
+        images[ids["no-imdsv2"]].imds = ""
+        for name in ("deprecated", "disabled", "old and used"):
+            ids.setdefault(name, own.ami(tags={**TAGS, "vmsnix:flake": "github:us/nix#web"}))
+            own.template(ids[name], name.replace(" ", "-"))
+        images[ids["deprecated"]].deprecate_at = now - timedelta(days=3)
+        ec2.disable_image(ImageId=ids["disabled"])
+        for name in ("old", "old and used"):
+            images[ids[name]].created = now - timedelta(days=400)
+        ids["public-snapshot"] = own.snapshot(tags=FOREIGN)
+        ec2.modify_snapshot_attribute(
+            SnapshotId=ids["public-snapshot"],
+            Attribute="createVolumePermission",
+            OperationType="add",
+            GroupNames=["all"],
+        )
+        ids["package"] = own.ami(
+            tags={**TAGS, "vmsnix:digest": "a" * 64, "vmsnix:flake": "github:us/nix#web"}
+        )
+        ids["contents"] = own.ami(tags=FOREIGN)
+        openssl = {"name": "openssl", "version": "3.0.9", "store_path": "/nix/store/a-openssl-3.0.9"}
+        row = {"digest": "a" * 64, "bytes": 1, "recorded_at": now, **openssl}
+        open_tables(load()).append("packages", [row])
+        known = {"ami_id": ids["package"], "name": "x", "region": REGION, "recorded_at": now}
+        open_tables(load()).append("amis", [{**known, "source": "publish"}])
+
+    def point(self) -> None:
+        """Point at an AMI in every way there is, and take it away."""
+        own, ids = self.own, self.ids
+        ec2, ssm, scaling = own.client("ec2"), own.client("ssm"), own.client("autoscaling")
+        gone = own.ami()
+        image = {"Type": "String", "DataType": "aws:ec2:image"}
+        for name in ("/app/ami", "/app/alias", "/app/lost"):
+            ssm.put_parameter(Name=name, Value=gone, **image)
+        own.aws.clock.advance(300)  # what holds an image is looked at before it counts
+        ssm.put_parameter(Name="/app/note", Type="StringList", Value=f"region={REGION},ami={gone}")
+        ids["parameter"], ids["note"] = "/app/ami", "/app/note"
+        ids["template"] = own.template(gone, "by-default")
+        ids["newest of a template"] = own.versions("newest", self.good, gone)
+        ids["old version"] = own.versions("old-version", gone, self.good, default=2)
+        ids["template of a group"] = own.versions("pinned", gone, self.good, default=2)
+        ids["no id"] = own.template("AMI", "no-id")
+        ids["alias of nothing"] = own.template("resolve:ssm:/app/lost", "alias-of-nothing")
+        ids["alias of what is gone"] = own.template("resolve:ssm:/app/alias", "alias-of-gone")
+        for name in ("launch configuration", "configuration of a group"):
+            ids[name] = f"the {name}"
+            scaling.create_launch_configuration(
+                LaunchConfigurationName=ids[name], ImageId=gone, InstanceType="t3.micro"
+            )
+        ways: dict[str, dict[str, Any]] = {
+            "group by configuration": {"LaunchConfigurationName": "the configuration of a group"},
+            "group by template": {"LaunchTemplate": {"LaunchTemplateName": "by-default"}},
+            "group that is pinned": {"LaunchTemplate": {"LaunchTemplateName": "pinned", "Version": "1"}},
+        }
+        for name, way in ways.items():
+            ids[name] = f"the {name}"
+            scaling.create_auto_scaling_group(
+                AutoScalingGroupName=ids[name], MinSize=0, MaxSize=1, AvailabilityZones=[f"{REGION}a"], **way
+            )
+        ids["instance"] = own.launch(gone)
+        ec2.deregister_image(ImageId=gone)
+        ssm.delete_parameter(Name="/app/lost")
+        ids["not shared"] = self.friend.template(self.good, "not-shared")
+        other = Owner(own.aws, own.aws.other_account(STRANGER))
+        theirs = other.ami()
+        other.share(theirs, own.account)
+        (held,) = own.aws.world.tables.table(STRANGER, REGION, "images")[theirs].snapshot_ids()
+        other.client("ec2").modify_snapshot_attribute(
+            SnapshotId=held,
+            Attribute="createVolumePermission",
+            OperationType="add",
+            UserIds=[own.account],
+        )
+        ids["of another account"] = own.template(theirs, "theirs")
+
+    def run_an_import(self) -> None:
+        """Begin an import, last: it runs while no time passes."""
+        self.ids["running import"] = self.own.import_object("vmsnix/running.vhd", BUCKET)
+
+
+def trust(other: Owner, account: str) -> None:
+    """Let an account look into another one."""
+    iam = other.client("iam")
+    policy = json.dumps(policies.member_trust(Place(account=account)))
+    iam.create_role(RoleName="vmsnix-auditor", AssumeRolePolicyDocument=policy)
+    look = json.dumps(document(policies.member_actions(), Place(account=other.account)))
+    iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="look", PolicyDocument=look)
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    """Paste a command into a shell."""
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+
+
+def complaint(cure: str) -> str:
+    """Return why a command of ours does not exist; empty when it does."""
+    name, *words = [word for word in shlex.split(cure)[1:] if word != "run"]
+    if name in COMMANDS:
+        return ""
+    if name not in catalog.names():
+        return f"vmsnix has no {name}"
+    known = {f"--{one.name.replace('_', '-')}" for one in catalog.find(name).parameters}
+    return " ".join(sorted({word for word in words if word.startswith("--")} - known))
+
+
+@pytest.mark.parametrize("name", CURED)
+def test_a_cure_ends_its_finding(story: Story, name: str) -> None:
+    before = story.found(name, story.before)
+    assert before, "it was not found"
+    done = story.pasted[name]
+    assert done is not None, "there is no command"
+    assert done.returncode == 0, f"{before['cure']}\n{done.stderr}"
+    assert story.found(name, story.after) == {}, before["cure"]
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_what_a_person_decides_is_said(story: Story, name: str) -> None:
+    before = story.found(name, story.before)
+    assert re.search("person|until then this stays|cure that first", before["reason"])
+    done, cure = story.pasted[name], before["cure"]
+    if cure.startswith("vmsnix "):
+        assert complaint(cure) == ""
+    elif cure:
+        assert done is not None
+        assert done.returncode == 0, f"{cure}\n{done.stderr}"
+
+
+def test_no_shell_accepts_a_hole(story: Story) -> None:
+    assert len(story.refused) > 8
+    assert [name for name, done in story.refused.items() if done.returncode == 0] == []
+    assert story.changed == []
+
+
+def test_every_rule_is_provoked() -> None:
+    assert {*CURED.values(), *DECIDED.values()} | ELSEWHERE == set(about())
+
+
+def test_only_what_breaks_the_next_launch_is_critical(story: Story) -> None:
+    critical = story.before[story.before["severity"] == "critical"]["resource_id"]
+    names = {name for name, resource in story.ids.items() if resource in set(critical)}
+    assert names == {
+        *("disabled", "parameter", "template", "newest of a template", "no id", "not shared"),
+        *("alias of nothing", "alias of what is gone", "template of a group", "configuration of a group"),
+        *("group by configuration", "group by template", "group that is pinned"),
+    }
+
+
+def test_cures_leave_everything_else_alone(story: Story) -> None:
+    """What a public cure once destroyed: a text with more in it than an id."""
+    value = story.own.client("ssm").get_parameter(Name="/app/note")["Parameter"]["Value"]
+    assert value.startswith(f"region={REGION},ami=ami-")
+    assert "vmsnix/running.vhd" not in set(story.before["resource_id"])
+
+
+def test_a_copy_keeps_its_tags(story: Story) -> None:
+    images = story.own.client("ec2").describe_images(Owners=["self"])["Images"]
+    (copy,) = [one for one in images if one["Name"] == "n" * 118 + "-encrypted"]
+    assert {tag["Key"]: tag["Value"] for tag in copy["Tags"]} == FOREIGN
