@@ -137,6 +137,7 @@ def test_import_timings_shows_table_and_plot(stage: Stage) -> None:
     assert "data:image/png;base64," in report
     words = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", report)  # a picture may spell anything
     assert "NaN" not in words
+    assert re.search(r"\d+ steps of \d+ runs?\.", words)
 
 
 def test_fleet_runs_what_its_plan_says(stage: Stage, tmp_path: Path) -> None:

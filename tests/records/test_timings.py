@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from tests.records.synthetic import history
 from vmsnix_ops import errors
-from vmsnix_ops.records import figures, shown, slowness, timing_plots, timings
+from vmsnix_ops.records import choice, figures, shown, slowness, timing_plots, timings
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.schemas import schema
 from vmsnix_ops.records.tables import Tables
@@ -217,40 +217,38 @@ def kept(tmp_path: Path) -> Tables:
 
 
 def test_the_steps_asked_for_say_how_many_they_are(kept: Tables) -> None:
-    assert str(timings.choose(kept)) == "3 steps of 2 runs."
-    some = timings.choose(kept, image="ecs-node", region="eu-central-1", via="import")
+    assert str(choice.choose(kept)) == "3 steps of 2 runs."
+    some = choice.choose(kept, image="ecs-node", region="eu-central-1", via="import")
     assert len(some.steps) == 2
     assert str(some) == "2 steps of 1 run of image 'ecs-node', region 'eu-central-1', path 'import'."
 
 
 def test_an_image_without_steps_is_told_with_the_nearest_one(kept: Tables) -> None:
-    found = timings.choose(kept, image="ecs-nod")
+    found = choice.choose(kept, image="ecs-nod")
     assert found.steps.empty
     assert "The table has no step of image 'ecs-nod'. Did you mean 'ecs-node'?" in str(found)
-    assert "Recorded are the images ecs-node, gc-fwd." in found._repr_html_()
+    assert "Recorded images: ecs-node, gc-fwd." in found._repr_html_()
 
 
 def test_a_region_without_steps_is_told_and_one_that_is_none_is_refused(kept: Tables) -> None:
-    assert "Recorded are the regions eu-central-1, us-east-1." in str(
-        timings.choose(kept, region="sa-east-1")
-    )
+    assert "Recorded regions: eu-central-1, us-east-1." in str(choice.choose(kept, region="sa-east-1"))
     with pytest.raises(errors.ParameterError, match="Did you mean 'eu-central-1'") as caught:
-        timings.choose(kept, region="eu-centrall-1")
+        choice.choose(kept, region="eu-centrall-1")
     assert caught.value.exit_code == 2
 
 
 def test_a_path_that_is_none_is_refused(kept: Tables) -> None:
     with pytest.raises(errors.ParameterError, match="Did you mean 'direct'"):
-        timings.choose(kept, via="dirct")
+        choice.choose(kept, via="dirct")
 
 
 def test_parts_that_never_met_are_told(kept: Tables) -> None:
-    found = timings.choose(kept, image="ecs-node", region="us-east-1")
+    found = choice.choose(kept, image="ecs-node", region="us-east-1")
     assert str(found) == "The table has no step of image 'ecs-node', region 'us-east-1'."
 
 
 def test_an_empty_table_says_what_to_do(tmp_path: Path) -> None:
-    assert "publish an image first" in str(timings.choose(Tables(tmp_path), image="ecs-node"))
+    assert "publish an image first" in str(choice.choose(Tables(tmp_path), image="ecs-node"))
 
 
 def test_a_tenth_of_a_second_is_nothing_to_speak_of() -> None:
@@ -277,6 +275,14 @@ def test_the_trend_is_by_week() -> None:
     assert [str(day.date()) for day in table["period"]] == ["2026-11-02", "2026-11-09"]
     assert list(table["count"]) == [7, 3]
     assert list(table["p50_seconds"]) == [4, 9]
+
+
+def test_the_trend_mixes_no_images_regions_or_paths(team: pd.DataFrame) -> None:
+    table = timings.trend(team, every="MS")
+    assert not table.duplicated([*slowness.GROUP, "period"]).any()
+    assert len(table[["image", "region"]].drop_duplicates()) == 6
+    means = table[table["step"] == "upload"].groupby(["image", "region", "via"])["p50_seconds"]
+    assert (means.max() / means.min()).max() < 1.8
 
 
 def test_direct_and_import_stand_side_by_side(team: pd.DataFrame) -> None:

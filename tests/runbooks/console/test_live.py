@@ -137,3 +137,12 @@ def test_another_run_shows_nothing_of_the_one_before() -> None:
     assert view._report.value == ""
     assert view._steps.value == ""
     assert view.report_button.layout.display == "none"
+
+
+def test_a_slow_step_is_told_in_the_summary() -> None:
+    told = {"step": "import", "text": "import took 41 min 0 s; usual is <10 min>, by the 12 before it"}
+    values = {"runbook": "publish-ami", "run_id": "id", "status": "done"}
+    assert "<p>Slow: import took 41 min 0 s; usual is &lt;10 min&gt;" in summary_html(
+        {**values, "slow": [told]}
+    )
+    assert "Slow" not in summary_html({**values, "slow": None})

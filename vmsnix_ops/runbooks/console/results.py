@@ -126,9 +126,10 @@ def summary_html(values: Mapping[str, Any]) -> str:
     undone = _undone(values)
     error = _error(values.get("failure") or values.get("error"), undone="undone" in values)
     problems = "".join(f"<p>{html.escape(str(problem))}</p>" for problem in values.get("problems") or ())
+    slow = "".join(f"<p>Slow: {html.escape(str(step['text']))}</p>" for step in values.get("slow") or ())
     return (
         f'<div class="vmsnix-verdict {style}" role="status"><h3>{mark} {html.escape(about)}{dry}</h3>'
-        f"{error}{problems}{undone}{table}"
+        f"{error}{problems}{slow}{undone}{table}"
         f'<p class="vmsnix-quiet">run {html.escape(str(values.get("run_id", "")))}</p></div>'
     )
 
