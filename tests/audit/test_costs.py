@@ -14,7 +14,13 @@ from vmsnix_ops.settings import load
 
 def frame(*rows: tuple[str, str, int | None, int | None, str | None]) -> pd.DataFrame:
     columns = ["kind", "region", "stored_bytes", "size_gib", "tier"]
-    return pd.DataFrame(rows, columns=columns).astype({"stored_bytes": "Int64", "size_gib": "Int64"})
+    made = pd.DataFrame(rows, columns=columns).astype({"stored_bytes": "Int64", "size_gib": "Int64"})
+    return made.assign(state="completed")
+
+
+def test_a_snapshot_that_failed_costs_nothing_and_a_pending_one_its_volume() -> None:
+    rows = frame(*[("snapshot", "us-east-1", None, 100, "standard")] * 2).assign(state=["error", "pending"])
+    assert list(monthly_usd(rows, Prices())) == pytest.approx([0, 100 * DEFAULT[0]])
 
 
 def test_stored_bytes_count_and_not_the_volume() -> None:

@@ -43,10 +43,38 @@ def test_every_form_holds_the_same(audit: Audit, tmp_path: Path) -> None:
     assert list(pd.read_parquet(paths["findings.parquet"])["resource_id"]) == ids
     whole = json.loads(paths["audit.json"].read_text())
     assert [one["resource_id"] for one in whole["findings"]] == ids
+    for name, frame in (("inventory", audit.inventory.frame), ("changes", audit.changes.frame)):
+        assert [one["resource_id"] for one in whole[name]] == list(frame["resource_id"])
+        assert whole[name] == [] or list(whole[name][0]) == list(frame.columns)
     assert whole["totals"] == views.totals(audit.inventory)
     kept = pd.read_parquet(paths["inventory.parquet"])
     assert list(kept["resource_id"]) == list(audit.inventory.frame["resource_id"])
     assert str(kept["created_at"].dtype).endswith("UTC]")
+
+
+@pytest.mark.parametrize("word", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_a_spreadsheet_computes_nothing_that_somebody_called_so(
+    own: Owner, tmp_path: Path, word: str
+) -> None:
+    snapshot = own.snapshot(tags={"Name": word, **DIGEST})
+    audit = reports.judge(own.scan(regions=[REGION]))
+    paths = reports.write(audit, tmp_path)
+    for name in ("inventory", "findings"):
+        told = pd.read_csv(paths[f"{name}.csv"], dtype=str).set_index("resource_id")["name"]
+        exact = pd.read_parquet(paths[f"{name}.parquet"]).set_index("resource_id")["name"]
+        assert (told[snapshot], exact[snapshot]) == (f"'{word}", word)
+    told = json.loads(paths["audit.json"].read_text())["inventory"]
+    assert [one["name"] for one in told if one["resource_id"] == snapshot] == [word]
+
+
+def test_many_rows_are_written_some_at_a_time(
+    own: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "ROWS_AT_ONCE", 2)
+    amis = {own.ami(tags=DIGEST) for _ in range(3)}
+    audit = reports.judge(own.scan(regions=[REGION]))
+    whole = json.loads(reports.write(audit, tmp_path)["audit.json"].read_text())
+    assert {one["resource_id"] for one in whole["inventory"] if one["kind"] == "ami"} == amis
 
 
 def test_the_page_runs_nothing_and_loads_nothing(audit: Audit, tmp_path: Path) -> None:

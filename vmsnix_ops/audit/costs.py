@@ -3,7 +3,8 @@
 AWS bills a snapshot by its stored blocks, not by the size of its volume, and ``FullSnapshotSizeInBytes``
 tells them: the whole size of what a volume of it would hold. A snapshot that shares blocks with an older one
 of the same volume is billed for its own blocks only, which AWS does not tell, so the figure is a ceiling.
-Where even that is unknown, the volume's size takes its place and the row is marked as estimated.
+Where even that is unknown, the volume's size takes its place and the row is marked as estimated; so a pending
+snapshot counts by its volume until AWS tells more. One that failed stores nothing and costs nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def monthly_usd(frame: pd.DataFrame, prices: Prices) -> pd.Series[float]:
     Parameters
     ----------
     frame
-        Columns ``kind``, ``region``, ``tier``, ``stored_bytes``, ``size_gib``.
+        Columns ``kind``, ``region``, ``state``, ``tier``, ``stored_bytes``, ``size_gib``.
     prices
         Of snapshots.
     """
@@ -58,6 +59,7 @@ def monthly_usd(frame: pd.DataFrame, prices: Prices) -> pd.Series[float]:
 
     whole = frame["size_gib"].astype("Float64") * GIB
     size = frame["stored_bytes"].astype("Float64").fillna(whole).fillna(0.0) / GIB
+    size = size.mask((frame["state"] == "error").fillna(value=False), 0.0)
     archive = (frame["tier"] == "archive").fillna(value=False)
     regions = frame["region"].astype(object)
     standard = regions.map({name: prices.of(name) for name in regions.unique()})

@@ -17,7 +17,7 @@ from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import pandas as pd
@@ -126,7 +126,12 @@ def judge(
 
 
 def write(audit: Audit, folder: Path) -> dict[str, Path]:
-    """Write every form of the report into a folder, and return the files by name."""
+    """Write every form of the report into a folder, and return the files by name.
+
+    Parquet and JSON hold every value as it is. CSV is what people open in spreadsheets, which run a cell
+    that begins like a formula, and anybody who may name a resource could write one: there, such texts get an
+    apostrophe before them.
+    """
     frames = {
         "inventory": audit.inventory.frame,
         "findings": audit.findings,
@@ -135,11 +140,12 @@ def write(audit: Audit, folder: Path) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for name, frame in frames.items():
         paths[f"{name}.csv"] = folder / f"{name}.csv"
-        frame.to_csv(paths[f"{name}.csv"], index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
+        _inert(frame).to_csv(paths[f"{name}.csv"], index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
         paths[f"{name}.parquet"] = folder / f"{name}.parquet"
         frame.to_parquet(paths[f"{name}.parquet"], index=False)
     paths["audit.json"] = folder / "audit.json"
-    paths["audit.json"].write_text(_json(audit), encoding="utf-8")
+    with paths["audit.json"].open("w", encoding="utf-8") as file:
+        file.writelines(_json(audit, frames))
     paths["audit.html"] = folder / "audit.html"
     text = page.render(audit.inventory, audit.findings, audit.changes)
     paths["audit.html"].write_text(text, encoding="utf-8")
@@ -209,7 +215,23 @@ def require(audit: Audit, severity: str = NEVER) -> None:
         )
 
 
-def _json(audit: Audit) -> str:
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet computes."""
+ROWS_AT_ONCE = 5000
+
+
+def _inert(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame of which a spreadsheet computes nothing."""
+    changed = {}
+    for name in frame.columns[[not hasattr(kind, "tz") and kind.kind in "OUT" for kind in frame.dtypes]]:
+        risky = frame[name].str.startswith(FORMULA, na=False).astype(bool)
+        if risky.any():
+            changed[name] = frame[name].mask(risky, "'" + frame[name])
+    return frame.assign(**changed) if changed else frame
+
+
+def _json(audit: Audit, frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    """Yield one object: what the audit is about, and the rows of every frame, some at a time."""
     whole = {
         "scanned_at": audit.inventory.scanned_at.isoformat(),
         "run_id": audit.inventory.run.run_id,
@@ -218,7 +240,14 @@ def _json(audit: Audit) -> str:
             for (account, region), number in audit.inventory.places.items()
         ],
         "totals": views.totals(audit.inventory),
-        "changes": str(audit.changes),
-        "findings": json.loads(audit.findings.to_json(orient="records")),
+        "compared": str(audit.changes),
     }
-    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    yield json.dumps(whole, indent=1, ensure_ascii=False).removesuffix("\n}")
+    for name, frame in frames.items():
+        yield f',\n "{name}": ['
+        for start in range(0, len(frame), ROWS_AT_ONCE):
+            part = frame.iloc[start : start + ROWS_AT_ONCE]
+            text = part.to_json(orient="records", date_format="iso", force_ascii=False, lines=True)
+            yield ("," if start else "") + "\n  " + ",\n  ".join(text.splitlines())
+        yield "]"
+    yield "\n}\n"
