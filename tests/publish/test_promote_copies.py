@@ -152,6 +152,12 @@ def test_a_copy_that_is_not_seen_yet_is_not_made_twice(
     assert len(copies(aws, EUROPE)) == 1
 
 
+def test_a_copy_is_described_as_its_source(aws: Sandbox) -> None:
+    ami_id = make_ami(aws, Description="ecs-node 26.11, built from main")
+    assert promote.apply(plan(ami=ami_id, regions=[EUROPE])).status == "done"
+    assert copies(aws, EUROPE)[0]["Description"] == "ecs-node 26.11, built from main"
+
+
 def test_tags_that_the_source_got_later_are_carried(aws: Sandbox, ami: str) -> None:
     promote.apply(plan(regions=[EUROPE]))
     aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "team", "Value": "platform"}])

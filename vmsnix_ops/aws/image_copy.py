@@ -65,6 +65,8 @@ class Copy:
                 *tagging.specification("snapshot", tags),
             ],
         }
+        if self.source.description:
+            request["Description"] = self.source.description
         if self.kms_key:
             request |= {"Encrypted": True, "KmsKeyId": self.kms_key}
         return request

@@ -126,6 +126,8 @@ class Ami:
         State of its deregistration protection, ``"disabled"`` without.
     source_ami_id, source_region
         Where it was copied from; empty for an original.
+    description
+        As it was given; empty when there is none.
     launched_at
         When an instance was last launched from it, as AWS reports it a day later; ``None`` when it does not.
     """
@@ -151,6 +153,7 @@ class Ami:
     source_ami_id: str = ""
     source_region: str = ""
     launched_at: datetime | None = None
+    description: str = ""
 
     @property
     def digest(self) -> str:
@@ -377,6 +380,7 @@ def read(image: Mapping[str, Any], region: str) -> Ami:
         source_ami_id=str(image.get("SourceImageId", "")),
         source_region=str(image.get("SourceImageRegion", "")),
         launched_at=_moment(image.get("LastLaunchedTime")),
+        description=str(image.get("Description", "")),
     )
 
 

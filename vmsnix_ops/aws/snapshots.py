@@ -126,7 +126,8 @@ def check_whole(ec2: Client, ami: Ami) -> tuple[Snapshot, ...]:
         raise errors.RegistrationError(
             f"The AMI {ami.ami_id} in {ami.region} is half deleted.",
             why=f"Its snapshot {', '.join(gone)} is gone." if gone else "It has no snapshot.",
-            cure="Deregister it, and publish the image again: nothing can be launched from it.",
+            cure="Nothing can be launched from it: deregister it, and "
+            f"{'promote' if ami.source_ami_id else 'publish'} the image again.",
         )
     bad = [one for one in found.values() if one.state != "completed"]
     if bad:
