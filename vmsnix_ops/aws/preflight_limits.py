@@ -19,8 +19,18 @@ NEARLY = 0.9  # of a quota
 
 
 @needs("ec2:DescribeImages", "servicequotas:GetServiceQuota")
-def quotas(ec2: Client, service_quotas: Client, *, public: bool) -> Check:
-    """Check whether there is room for one more AMI."""
+def quotas(ec2: Client, service_quotas: Client, *, public: bool, one_more: bool = True) -> Check:
+    """Check whether there is room for one more AMI, for one more that is public, or for both.
+
+    Parameters
+    ----------
+    ec2, service_quotas
+        Clients of the region.
+    public
+        Whether an AMI shall be public.
+    one_more
+        Whether an AMI shall be made.
+    """
     with calling("count our AMIs"):
         pages = ec2.get_paginator("describe_images").paginate(
             Owners=["self"],
@@ -29,7 +39,7 @@ def quotas(ec2: Client, service_quotas: Client, *, public: bool) -> Check:
             PaginationConfig={"PageSize": 500},
         )
         found = [image for page in pages for image in page["Images"]]
-    counted = [("AMIs", AMIS, len(found))]
+    counted = [("AMIs", AMIS, len(found))] if one_more else []
     if public:
         counted.append(("public AMIs", PUBLIC_AMIS, sum(bool(image.get("Public")) for image in found)))
     lines, full, nearly = [], [], False

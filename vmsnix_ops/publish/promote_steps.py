@@ -199,7 +199,10 @@ class Share:
     def _check_public(self, spot: Spot) -> str:
         """Refuse what AWS would refuse of a public AMI; return what could not be looked at."""
         preflight_limits.public_sharing(spot.ec2, public=True)
-        room = checked("quotas", lambda: preflight_limits.quotas(spot.ec2, spot.quotas, public=True))
+        room = checked(
+            "quotas",
+            lambda: preflight_limits.quotas(spot.ec2, spot.quotas, public=True, one_more=spot.ami is None),
+        )
         require([room])
         return f" ({room.name} {room.evidence} {room.cure})" if room.outcome == "warn" else ""
 
