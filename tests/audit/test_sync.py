@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from vmsnix_ops import publish
@@ -53,6 +54,23 @@ def test_an_ami_that_was_changed_elsewhere_gets_a_row(aws, plan):
     assert sync(regions=[REGION]).changed == 1
     assert "owner" in latest().iloc[0]["tags"]
     assert latest().iloc[0]["via"] == "import"
+
+
+def test_whatever_aws_says_otherwise_is_taken_over(aws, plan):
+    result, ec2 = publish.run(plan()), aws.client("ec2", REGION)
+    moment = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(days=99)
+    changes = [
+        lambda: ec2.modify_image_attribute(ImageId=result.ami_id, Description={"Value": "mine"}),
+        lambda: ec2.enable_image_deprecation(ImageId=result.ami_id, DeprecateAt=moment),
+        lambda: ec2.enable_image_deregistration_protection(ImageId=result.ami_id),
+    ]
+    for change in changes:
+        change()
+        assert sync(regions=[REGION]).changed == 1
+    assert sync(regions=[REGION]).changed == 0
+    row = latest().iloc[0]
+    found = row["description"], row["deprecated_at"], bool(row["protected"])
+    assert found == ("mine", moment, True)
 
 
 def test_an_ami_that_is_gone_is_marked(aws, plan):

@@ -11,6 +11,7 @@ from vmsnix_ops import errors, publish
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import Progress
+from vmsnix_ops.publish import verify
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
@@ -128,6 +129,25 @@ def test_the_result_is_written_for_machines(plan):
 def test_a_public_ami_can_be_launched_by_everybody(aws, plan):
     result = publish.run(plan(public=True, confirm_public=aws.account))
     assert aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"][0]["Public"]
+
+
+def test_what_a_second_publish_adds_is_recorded_and_nothing_drifts(aws, plan):
+    publish.run(plan())
+    assert verify.check().drift.empty
+    asked = {"public": True, "confirm_public": aws.account, "tags": {"team": "images"}}
+    for _ in range(2):
+        publish.run(plan(**asked))
+        assert verify.check().drift.empty
+    assert len(history.amis(open_tables(load()), all_rows=True)) == 2
+
+
+def test_what_somebody_else_changed_is_not_recorded_by_a_second_publish(aws, plan):
+    made = publish.run(plan())
+    aws.client("ec2", REGION).modify_image_attribute(
+        ImageId=made.ami_id, LaunchPermission={"Add": [{"Group": "all"}]}
+    )
+    publish.run(plan())
+    assert list(verify.check().drift["field"]) == ["public"]
 
 
 def test_row_15_a_public_ami_is_refused_when_the_account_blocks_it(aws, plan):

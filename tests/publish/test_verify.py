@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.publish.promoting import EUROPE, HOME, OTHER, aws, served, session
+from tests.publish.promoting import EUROPE, HOME, OTHER, aws, changes, copies, served, session
 from vmsnix_ops import errors
+from vmsnix_ops.audit import retirement
+from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.aws import images
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import promote, roll_back, verify, verify_fields
@@ -19,9 +21,13 @@ from vmsnix_ops.settings import load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import boto3
+
     from vmsnix_ops.sandbox import Sandbox
 
 __all__ = ["aws", "served", "session"]
+ORGANIZATION = "arn:aws:organizations::012345678901:organization/o-abcdefghij"
+DIGEST = "snapshot tag vmsnix:digest"
 USUAL: dict[str, Any] = {"dry_run": False, "progress": silent(), "channel": "stable"}
 
 
@@ -77,6 +83,38 @@ def share(aws: Sandbox, ami: str) -> None:
 def unshare_snapshot(aws: Sandbox, ami: str) -> None:
     (snapshot,) = state(aws, ami).snapshot_ids()
     aws.client("ec2").reset_snapshot_attribute(SnapshotId=snapshot, Attribute="createVolumePermission")
+
+
+def publicise_snapshot(aws: Sandbox, ami: str) -> None:
+    (snapshot,) = state(aws, ami).snapshot_ids()
+    permission = {"Add": [{"Group": "all"}]}
+    asked = {"SnapshotId": snapshot, "Attribute": "createVolumePermission"}
+    aws.client("ec2").modify_snapshot_attribute(**asked, CreateVolumePermission=permission)
+
+
+def share_snapshot(aws: Sandbox, ami: str) -> None:
+    (snapshot,) = state(aws, ami).snapshot_ids()
+    permission = {"Add": [{"UserId": "109876543210"}]}
+    asked = {"SnapshotId": snapshot, "Attribute": "createVolumePermission"}
+    aws.client("ec2").modify_snapshot_attribute(**asked, CreateVolumePermission=permission)
+
+
+def share_with_organization(aws: Sandbox, ami: str) -> None:
+    permission = {"Add": [{"OrganizationArn": ORGANIZATION}]}
+    aws.client("ec2").modify_image_attribute(ImageId=ami, LaunchPermission=permission)
+
+
+def untag_snapshot(aws: Sandbox, ami: str) -> None:
+    (snapshot,) = state(aws, ami).snapshot_ids()
+    aws.client("ec2").delete_tags(Resources=[snapshot], Tags=[{"Key": "vmsnix:digest"}])
+
+
+def describe(aws: Sandbox, ami: str) -> None:
+    aws.client("ec2").modify_image_attribute(ImageId=ami, Description={"Value": "mine"})
+
+
+def protect(aws: Sandbox, ami: str) -> None:
+    aws.client("ec2").enable_image_deregistration_protection(ImageId=ami)
 
 
 def publicise(aws: Sandbox, ami: str) -> None:
@@ -144,6 +182,9 @@ def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
         (retag, {"tag Name": ("altf4llc-ecs-node-26.11", "mine")}),
         (share, {"shared_with": (OTHER, f"109876543210, {OTHER}")}),
         (unshare_snapshot, {"snapshots_shared_with": (OTHER, "")}),
+        (publicise_snapshot, {"snapshots_shared_with": (OTHER, f"{OTHER}, public")}),
+        (untag_snapshot, {DIGEST: None}),
+        (describe, {"description": ("", "mine")}),
         (publicise, {"public": ("False", "True")}),
         (unprotect, {"protected": ("True", "False")}),
         (repoint, {"pointer": None}),
@@ -153,7 +194,7 @@ def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
         (postpone, {"deprecated_at": None}),
         (disable, {"state": ("available", "disabled"), "shared_with": (OTHER, "")}),
         (deregister, {"ami": ("available", "gone")}),
-        (drop_snapshot, None),
+        (drop_snapshot, {"snapshot_state": ("completed", "gone")}),
         (as_if(boot_mode="uefi"), {"boot_mode": ("legacy-bios", "uefi")}),
         (as_if(architecture="arm64"), {"architecture": ("x86_64", "arm64")}),
         (as_if(root_device="/dev/xvda"), {"root_device": ("/dev/sda1", "/dev/xvda")}),
@@ -165,17 +206,152 @@ def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_each_drift_is_the_field_that_drifted_and_no_other(
-    aws: Sandbox, ami: str, change: Callable[[Sandbox, str], None], fields: dict[str, Any] | None
+    aws: Sandbox, ami: str, change: Callable[[Sandbox, str], None], fields: dict[str, Any]
 ) -> None:
     change(aws, ami)
+    assert_drift(fields)
+
+
+def assert_drift(fields: dict[str, Any]) -> None:
+    """Look whether these fields differ and no other; a value that is not given may be any."""
     found = drift()
-    if fields is None:
-        assert found["snapshot_state"] == ("completed", "gone")
-        return
     assert set(found) == set(fields)
     assert {name: found[name] for name, value in fields.items() if value} == {
         name: value for name, value in fields.items() if value
     }
+
+
+def record(aws: Sandbox, ami: str, *, source: str = "publish", without: tuple[str, ...] = ()) -> None:
+    """Record an AMI as a publish or a sync does; `without` columns that an older version did not know."""
+    found = images.describe(aws.client("ec2"), ami)
+    row = images.row(found, recorded_at=datetime.now(UTC), source=source)
+    open_tables(load()).append("amis", [{k: v for k, v in row.items() if k not in without}])
+
+
+YOUNG = ("deprecated_at", "protected", "description")
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        (share, {"shared_with": ("", "109876543210")}),
+        (share_with_organization, {"shared_with": ("", ORGANIZATION)}),
+        (share_snapshot, {"snapshots_shared_with": ("", "109876543210")}),
+        (publicise_snapshot, {"snapshots_shared_with": ("", "public")}),
+        (untag_snapshot, {DIGEST: None}),
+        (publicise, {"public": ("False", "True")}),
+        (postpone, {"deprecated_at": None}),
+        (protect, {"protected": ("False", "True")}),
+        (drop_snapshot, {"snapshot_state": ("completed", "gone")}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_an_ami_that_was_only_published_is_private_undated_and_unprotected(
+    aws: Sandbox, change: Callable[[Sandbox, str], None], fields: dict[str, Any]
+) -> None:
+    made = make_ami(aws)
+    record(aws, made)
+    change(aws, made)
+    assert_drift(fields)
+
+
+def test_so_is_one_that_an_older_version_published(aws: Sandbox) -> None:
+    made = make_ami(aws)
+    record(aws, made, without=YOUNG)
+    assert drift() == {}
+    for change in (share, publicise, publicise_snapshot, postpone, protect):
+        change(aws, made)
+    assert set(drift()) == {"shared_with", "public", "snapshots_shared_with", "deprecated_at", "protected"}
+
+
+def test_what_a_publish_found_is_what_counts(aws: Sandbox) -> None:
+    made = make_ami(aws)
+    for change in (publicise, postpone, protect, describe):
+        change(aws, made)
+    record(aws, made)
+    assert drift() == {}
+    unprotect(aws, made)
+    undeprecate(aws, made)
+    assert set(drift()) == {"protected", "deprecated_at"}
+
+
+@pytest.mark.parametrize(("days", "fields"), [(730, set()), (500, {"deprecated_at"})])
+def test_the_date_that_aws_gives_a_public_ami_is_no_drift(aws: Sandbox, days: int, fields: set[str]) -> None:
+    made = make_ami(aws)
+    publicise(aws, made)
+    record(aws, made)
+    created = images.describe(aws.client("ec2"), made).created_at
+    state(aws, made).deprecate_at = created + timedelta(days=days)
+    assert set(drift()) == fields
+
+
+@pytest.mark.parametrize("change", [share, publicise_snapshot, postpone, unprotect])
+def test_a_promotion_as_it_is_records_what_it_finds(
+    aws: Sandbox, ami: str, session: boto3.Session, change: Callable[[Sandbox, str], None]
+) -> None:
+    change(aws, ami)
+    with pytest.raises(errors.DriftError) as caught:
+        verify.finish(verify.check())
+    assert f"vmsnix promote-ami --ami {ami} --region {HOME} and --protect or" in caught.value.cure
+    assert "history sync" not in caught.value.cure
+    sync(regions=[HOME], session=session)  # takes over nothing that an operator promised
+    assert len(drift()) == 1
+    as_it_is(aws, ami, HOME)
+    assert drift() == {}
+
+
+def as_it_is(aws: Sandbox, ami: str, region: str) -> None:
+    """Promote an AMI to what it is: nothing is changed."""
+    seen = images.describe(aws.client("ec2", region), ami)
+    kept = "unprotect" if seen.protection == "disabled" else "protect"
+    before = len(changes(aws))
+    made = promote.plan(ami=ami, region=region, dry_run=False, progress=silent(), **{kept: True})
+    assert promote.apply(made).status == "done"
+    assert len(changes(aws)) == before
+
+
+def test_a_copy_is_promoted_as_it_is_where_it_is(aws: Sandbox, ami: str) -> None:
+    (copy,) = copies(aws, EUROPE)
+    permission = {"Add": [{"UserId": "109876543210"}]}
+    aws.client("ec2", EUROPE).modify_image_attribute(ImageId=copy["ImageId"], LaunchPermission=permission)
+    assert list(verify.check().drift["field"]) == ["shared_with"]
+    as_it_is(aws, copy["ImageId"], EUROPE)
+    assert verify.check().drift.empty
+
+
+@pytest.mark.parametrize("change", [untag, describe, deregister])
+def test_a_sync_takes_over_what_a_promotion_does_not(
+    aws: Sandbox, ami: str, session: boto3.Session, change: Callable[[Sandbox, str], None]
+) -> None:
+    change(aws, ami)
+    with pytest.raises(errors.DriftError) as caught:
+        verify.finish(verify.check())
+    assert f"vmsnix history sync --region {HOME}" in caught.value.cure
+    assert "promote-ami" not in caught.value.cure
+    sync(regions=[HOME], session=session)
+    assert drift() == {}
+
+
+def test_an_ami_that_was_retired_is_private_and_one_that_was_restored_shared_as_it_was(
+    aws: Sandbox, session: boto3.Session
+) -> None:
+    made = make_ami(aws)
+    wanted: dict[str, Any] = {"share_with": [OTHER], "deprecate_days": 365}
+    promote.apply(promote.plan(ami=made, dry_run=False, progress=silent(), **wanted))
+    rules: dict[str, Any] = {"amis": [made], "dry_run": False, "confirm": "1", "session": session}
+    later = datetime.now(UTC) + timedelta(days=300)
+    out = {"keep_last": 0, "min_age_days": 1, "allow_shared": True, "now": later}
+    assert [one.outcome for one in retirement.plan(**rules, **out).apply().outcomes] == ["retired"]
+    assert drift() == {}
+    share_snapshot(aws, made)
+    assert_drift({"snapshots_shared_with": ("", "109876543210")})
+    unshare_snapshot(aws, made)
+    retirement.plan(action="restore", **rules).apply()
+    assert drift() == {}
+    sync(regions=[HOME], session=session)
+    assert drift() == {}
+    share(aws, made)
+    assert_drift({"shared_with": (OTHER, f"109876543210, {OTHER}")})
 
 
 def test_drift_ends_the_run_and_says_what(aws: Sandbox, ami: str) -> None:
@@ -217,18 +393,38 @@ def test_a_region_that_cannot_be_read_is_a_finding_and_the_others_are_compared(
     assert caught.value.exit_code == 3
     unprotect(aws, ami)
     assert set(drift()) == {"protected"}
+    with pytest.raises(errors.DriftError, match=f"1 thing could not be looked at, first {EUROPE}: .*{words}"):
+        verify.finish(verify.check())
 
 
-def test_what_is_not_recorded_is_not_compared(aws: Sandbox) -> None:
+@pytest.mark.parametrize("refused", [(HOME,), (EUROPE,), (HOME, EUROPE)])
+def test_a_region_that_refuses_sts_is_a_finding(aws: Sandbox, ami: str, refused: tuple[str, ...]) -> None:
+    for region in refused:
+        for operation in ("sts:*", "ec2:*"):
+            shut = {"op": operation, "where": {"region": region}, "do": "error", "http": 403}
+            aws.faults.add({**shut, "code": "InvalidClientTokenId", "message": "The token is invalid."})
+    if len(refused) == 2:
+        with pytest.raises(errors.CredentialsError):
+            verify.check()
+        return
+    report = verify.check()
+    assert [(row["region"], row["field"]) for row in report.drift.to_dict("records")] == [
+        (*refused, "access")
+    ]
+
+
+def test_what_is_not_recorded_is_not_compared_save_with_whom_it_is_shared(aws: Sandbox) -> None:
     with pytest.raises(errors.ParameterError, match="know no AMI"):
         verify.check()
-    made = images.describe(aws.client("ec2"), make_ami(aws))
-    row = images.row(made, recorded_at=datetime.now(UTC), source="sync")
-    old = {name: value for name, value in row.items() if name not in ("imds_support", "ena_support")}
-    open_tables(load()).append("amis", [old])  # by an older version of this package
-    state(aws, made.ami_id).imds = ""
-    share(aws, made.ami_id)
+    made = make_ami(aws)
+    record(aws, made, source="sync", without=("imds_support", "ena_support", *YOUNG))
+    state(aws, made).imds = ""
+    protect(aws, made)
+    describe(aws, made)
+    postpone(aws, made)
     assert drift() == {}
+    share(aws, made)  # nobody recorded it, and every share is somebody's word
+    assert set(drift()) == {"shared_with"}
 
 
 def test_a_mistyped_region_and_a_wrong_account_are_no_success(aws: Sandbox, ami: str) -> None:
@@ -240,4 +436,5 @@ def test_a_mistyped_region_and_a_wrong_account_are_no_success(aws: Sandbox, ami:
 
 
 def test_every_field_has_a_meaning(aws: Sandbox, ami: str) -> None:
-    assert set(verify_fields.REGISTERED) <= set(verify_fields.MEANINGS)
+    named = {*verify_fields.REGISTERED, *verify_fields.PROMISED, *verify_fields.BROKEN}
+    assert named <= set(verify_fields.MEANINGS)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import boto3
 
 GONE = "deregistered"
+OURS = ("recorded_at", "source", "via")
+"""Columns that are no word of AWS: what differs there only is no change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,7 @@ def sync(
             row = images.row(ami, recorded_at=now, source="sync", via=_via(before))
             if before is None:
                 added.append(row)
-            elif any(
-                _plain(before.get(name)) != _plain(row[name]) for name in ("state", "public", "name", "tags")
-            ):
+            elif _differs(_given(before), row):
                 changed.append(row)
         present = {ami.ami_id for ami in amis}
         gone += [
@@ -113,10 +113,14 @@ def _given(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if not pd.isna(value)}
 
 
+def _differs(before: dict[str, Any], row: dict[str, Any]) -> bool:
+    return any(_plain(before.get(name)) != _plain(row[name]) for name in row if name not in OURS)
+
+
 def _plain(value: Any) -> Any:
     """Return a value so that one from a frame and one from AWS compare: tags are JSON text in a frame."""
     import json
 
     if isinstance(value, str) and value.startswith("{"):
         return json.loads(value)
-    return bool(value) if hasattr(value, "item") else value
+    return value.item() if hasattr(value, "item") else value

@@ -11,12 +11,14 @@ the work is kept, and the next run goes on from there.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import block_reading, blocks, buckets, images, imports
+from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_engine import Pushing
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.progress import human_seconds
@@ -24,6 +26,7 @@ from vmsnix_ops.publish import identity, leftovers, packages
 from vmsnix_ops.publish.expected import expected
 from vmsnix_ops.publish.interrupts import interruptible, stopping
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
+from vmsnix_ops.records import history
 
 if TYPE_CHECKING:
     from vmsnix_ops.nix.image import BuiltImage
@@ -281,8 +284,9 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
 def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
     """Remove the uploaded object, record the AMI, write ``result.json``.
 
-    Safe to run twice: what is gone is no error, and an AMI that the tables know is not recorded again. The
-    object stays while an import of these bytes still runs, since it would fail without it.
+    Safe to run twice: what is gone is no error, and an AMI that the tables know is recorded again only where
+    they lack what was asked for. The object stays while an import of these bytes still runs, since it would
+    fail without it.
     """
     built = ami.built
     planned = plan.dry_run or not ami.ami_id
@@ -369,12 +373,18 @@ def _patience(plan: Plan) -> float:
 
 
 def _record(plan: Plan, ami: RegisteredAmi) -> None:
-    known = plan.journal.tables.read(
-        "amis", columns=["ami_id"], where=[("ami_id", "==", ami.ami_id), ("region", "==", plan.region)]
-    )
+    """Record the AMI, unless the tables have it with all that this run was told to give it.
+
+    What somebody else changed of it is not taken over: a verification finds it.
+    """
+    tags = tagging.to_dict(tagging.to_list(plan.tags))
+    known = history.amis(plan.journal.tables, ami_id=ami.ami_id, region=plan.region)
     if len(known):
-        return
+        newest = known.fillna({"public": False, "tags": "{}"}).iloc[0]
+        if tags.items() <= json.loads(newest["tags"]).items() and (newest["public"] or not plan.public):
+            return
     described = images.describe(plan.client("ec2"), ami.ami_id)
-    plan.journal.tables.append(
-        "amis", [images.row(described, recorded_at=datetime.now(UTC), source="publish", via=plan.via)]
-    )
+    row = images.row(described, recorded_at=datetime.now(UTC), source="publish", via=plan.via)
+    # What this run changed a moment ago, AWS may not show yet.
+    row |= {"public": described.public or plan.public, "tags": {**described.tags, **tags}}
+    plan.journal.tables.append("amis", [row])

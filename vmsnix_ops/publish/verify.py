@@ -1,8 +1,8 @@
 """Verifying: is every published AMI still what was recorded of it? Field by field, region by region.
 
-What was recorded is the newest row of an AMI in ``amis`` (how it was registered) and, once it was promoted,
-its newest row in ``promotions`` (with whom it is shared, its dates, its channel). What the tables do not know
-is not compared. Tags that somebody added are no drift; tags of ours that are gone or changed are.
+What was recorded is put together by `vmsnix_ops.publish.verify_recorded`. An AMI that was never promoted is
+shared with nobody; else what the tables do not know is not compared. Tags that somebody added are no drift;
+tags of ours that are gone or changed are.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from vmsnix_ops.aws.account import identity
 from vmsnix_ops.aws.regions import ALL, named
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.progress import counted
 from vmsnix_ops.publish import verify_fields as fields
 from vmsnix_ops.publish.verify_fields import Difference
-from vmsnix_ops.records import history, shown
+from vmsnix_ops.publish.verify_recorded import recorded
+from vmsnix_ops.records import shown
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 
 REGIONS_AT_ONCE, AMIS_AT_ONCE = 8, 8
-GONE = "deregistered"
 COLUMNS = {
     "region": "AWS region",
     "ami_id": "the AMI; empty for a region that could not be read, and for a pointer to nothing",
@@ -105,16 +106,18 @@ def check(
         The tables know no AMI there.
     vmsnix_ops.errors.RegionError
         There is no such region.
+    vmsnix_ops.errors.AwsError
+        No region at all says whose credentials these are.
     """
     import pandas as pd
 
     settings, session = load(), session or default_session()
     tables = tables or open_tables(settings)
     asked = tuple(regions)
-    expected = _expected(tables, () if asked == (ALL,) else named(asked), image)
+    expected = recorded(tables, regions=() if asked == (ALL,) else named(asked), image=image)
     if not expected:
         raise _nothing_known(image, f"Looked in {settings.history}.")
-    account = identity(session, expected[0]["region"]).account
+    account = _account(session, [settings.region, session.region_name, *(row["region"] for row in expected)])
     expected = [row for row in expected if row.get("account") in (None, account)]
     if not expected:
         raise _nothing_known(image, f"Those that {settings.history} knows are not of the account {account}.")
@@ -142,6 +145,25 @@ def check(
         for name in chosen
     ]
     return Report(drift, pd.DataFrame(rows))
+
+
+def _account(session: boto3.Session, regions: Iterable[str | None]) -> str:
+    """Return whose credentials these are, from the first region that says it: one may refuse to.
+
+    Raises
+    ------
+    vmsnix_ops.errors.AwsError
+        All of them refuse; in the words of the first.
+    """
+    first: errors.AwsError | None = None
+    for region in dict.fromkeys(name for name in regions if name):
+        try:
+            return identity(session, region).account
+        except errors.AwsError as error:
+            first = first or error
+    if first is None:
+        raise RuntimeError("unreachable: every AMI is recorded with its region")  # pragma: no cover
+    raise first
 
 
 def _nothing_known(image: str, why: str) -> errors.ParameterError:
@@ -184,71 +206,58 @@ def finish(report: Report, *, fail_on_drift: bool = True) -> None:
 
 def _error(report: Report) -> errors.VmsnixError | None:
     if report.drifted:
-        first = report.drift[report.drift["field"] != "access"].iloc[0]
+        drift = report.drift[report.drift["field"] != "access"]
+        first = drift.iloc[0]
         number = f"{report.drifted} field{'s' if report.drifted > 1 else ''}"
+        why = (
+            f"For example {first['field']} of {first['ami_id'] or first['name']} in {first['region']}: "
+            f"recorded {first['recorded'] or 'nothing'}, found {first['found'] or 'nothing'}."
+        )
         return errors.DriftError(
             f"Published AMIs are not as they were recorded, in {number}.",
-            why=f"For example {first['field']} of {first['ami_id'] or first['name']} in {first['region']}: "
-            f"recorded {first['recorded'] or 'nothing'}, found {first['found'] or 'nothing'}.",
-            cure="Put it right (vmsnix promote-ami shares, revokes and points). Where AWS is right, promote "
-            "it again: a promotion records what it finds.",
+            why=f"{why} {_unread(report)}".strip(),
+            cure=_cure(drift),
         )
     if report.unread:
-        first = report.drift.iloc[0]
         return errors.PartlyDoneError(
-            f"{report.unread} things could not be looked at; what could be is as it was recorded.",
-            why=f"{first['region']}: {first['found']}",
+            "What could be looked at is as it was recorded.",
+            why=_unread(report),
             cure="Allow what is missing, and run it again.",
         )
     return None
 
 
-def _expected(tables: Tables, regions: tuple[str, ...], image: str) -> list[dict[str, Any]]:
-    """Return what is recorded of each AMI, promotions laid over registrations; what retired is left out."""
-    promoted = _promotions(tables)
-    rows = []
-    for row in _records(history.amis(tables)):
-        where = (row["ami_id"], row["region"])
-        if row.get("state") == GONE or (regions and row["region"] not in regions):
-            continue
-        if image and row.get("image") != image:
-            continue
-        later = promoted.get(where, {})
-        if row.get("source") == "retire" and row["recorded_at"] > later.get(
-            "promoted_at", row["recorded_at"]
-        ):
-            later = {}
-        rows.append({**row, "architecture": _ARCHITECTURES.get(row.get("system", "")), "promotion": later})
-    pointers: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in sorted(_records(tables.read("promotions")), key=lambda one: one["promoted_at"]):
-        if row.get("pointer"):
-            pointers[row["region"], row["pointer"]] = row
-    for row in rows:
-        row["pointers"] = [
-            one["pointer"]
-            for (region, _), one in pointers.items()
-            if region == row["region"] and one["ami_id"] == row["ami_id"]
-        ]
-    return rows
+def _unread(report: Report) -> str:
+    """Return how much could not be looked at, and the first reason."""
+    if not report.unread:
+        return ""
+    first = report.drift[report.drift["field"] == "access"].iloc[0]
+    where = f"{first['ami_id']} in {first['region']}" if first["ami_id"] else first["region"]
+    return f"{counted(report.unread, 'thing')} could not be looked at, first {where}: {first['found']}"
 
 
-_ARCHITECTURES = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
-
-
-def _promotions(tables: Tables) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the newest facts of each AMI and region; a rollback says nothing of them."""
-    rows = [row for row in _records(tables.read("promotions")) if row["how"] == "promote"]
-    return {(row["ami_id"], row["region"]): row for row in sorted(rows, key=lambda one: one["promoted_at"])}
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return rows without their empty values, which pandas spells in several ways."""
-    import pandas as pd
-
-    return [
-        {str(name): value for name, value in row.items() if not pd.isna(value)}
-        for row in frame.to_dict("records")
-    ]
+def _cure(drift: pd.DataFrame) -> str:
+    """Return how to put it right, and how the tables learn it where AWS is right."""
+    promised = drift["field"].isin(fields.PROMISED)
+    pointed, broken = drift["field"] == "pointer", drift["field"].isin(fields.BROKEN)
+    cures = []
+    if promised.any():
+        cures.append("vmsnix promote-ami shares, revokes, dates and points (vmsnix rollback points back).")
+    if (promised & ~pointed).any():
+        first = drift[promised & ~pointed].iloc[0]
+        cures.append(
+            "Where AWS is right, a promotion that changes nothing records what it finds: vmsnix promote-ami "
+            f"--ami {first['ami_id']} --region {first['region']} and --protect or --unprotect, as it is."
+        )
+    if broken.any():
+        cures.append("An AMI that cannot be launched is deregistered, and published again.")
+    if not promised.all():
+        regions = " ".join(f"--region {name}" for name in sorted(set(drift[~promised]["region"])))
+        cures.append(
+            "Tags come back with aws ec2 create-tags. Where AWS is right, take tags and registration over: "
+            f"vmsnix history sync {regions}."
+        )
+    return " ".join(cures)
 
 
 def _region(
@@ -267,7 +276,7 @@ def _region(
         ami, found = known.get(row["ami_id"]), []
         comparisons: list[Callable[[], Iterable[Difference]]] = [
             lambda: fields.registration(row, ami, held),
-            lambda: fields.promoted(ec2, row, ami, held),
+            lambda: fields.promised(ec2, row, ami, held),
             lambda: fields.pointers(ssm, row),
         ]
         for compare in comparisons:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.aws import parameters, sharing
@@ -21,6 +21,7 @@ MEANINGS = {
     "ami": "it was deregistered: whoever points to it launches nothing",
     "state": "nothing can be launched from it unless it is available",
     "name": "another AMI has this id: the tables are of another account",
+    "description": "somebody changed what people read of it",
     "architecture": "it was registered anew by somebody",
     "boot_mode": "it was registered anew by somebody",
     "root_device": "it was registered anew by somebody",
@@ -42,9 +43,29 @@ MEANINGS = {
 }
 """Every field that can differ, and what it means; a tag is called ``tag`` and its key."""
 
+SNAPSHOT_DIGEST = f"snapshot tag {tagging.DIGEST}"
+
+PROMISED = (
+    "public",
+    "shared_with",
+    "snapshots_shared_with",
+    "deprecated_at",
+    "protected",
+    "encrypted",
+    "kms_key",
+    "pointer",
+)
+"""What a promotion gives, and records as it finds it; all else is recorded once, and by a sync."""
+
+BROKEN = ("ami", "snapshot", "snapshot_state")
+"""What no promotion and no tag brings back."""
+
+PUBLIC_YEARS = timedelta(days=2 * 365)  # AWS dates a public AMI by itself: two years after its creation
+
 REGISTERED: dict[str, Callable[[Ami], Any]] = {
     "state": lambda ami: ami.state,
     "name": lambda ami: ami.name,
+    "description": lambda ami: ami.description,
     "architecture": lambda ami: ami.architecture,
     "boot_mode": lambda ami: ami.boot_mode,
     "root_device": lambda ami: ami.root_device,
@@ -68,6 +89,8 @@ class Difference:
 
 def meaning(field: str) -> str:
     """Return what it means that a field differs."""
+    if field == SNAPSHOT_DIGEST:
+        return "our policies let nobody share or remove a snapshot without it"
     if field == f"tag {tagging.NAME}":
         return "people do not find it by its name"
     return "what our tools find it by is gone" if field.startswith("tag ") else MEANINGS[field]
@@ -81,38 +104,42 @@ def registration(
         yield Difference("ami", str(row.get("state", "there")), "gone")
         return
     recorded = {**row, "snapshot": row.get("snapshot_id")}
-    if "public" in row["promotion"]:
-        recorded["public"] = row["promotion"]["public"]
     for name, read in REGISTERED.items():
         if recorded.get(name) is not None:
             yield from _compare(name, recorded[name], read(ami))
     for snapshot_id in ami.snapshot_ids:
         state = held[snapshot_id].state if snapshot_id in held else "gone"
         yield from _compare("snapshot_state", "completed", state)
+        if snapshot_id in held and row.get("digest"):
+            yield from _compare(
+                SNAPSHOT_DIGEST, row["digest"], held[snapshot_id].tags.get(tagging.DIGEST, "")
+            )
     tags = json.loads(row.get("tags") or "{}")
     for key, value in tags.items():
         yield from _compare(f"tag {key}", value, ami.tags.get(key, ""))
 
 
-def promoted(
+def promised(
     ec2: Client, row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
 ) -> Iterator[Difference]:
-    """Compare what a promotion gave it."""
-    promotion = row["promotion"]
-    if not promotion or ami is None:
+    """Compare what a promotion gives: dates, protection, with whom AMI and snapshots are shared, keys."""
+    if ami is None:
         return
+    if "deprecated_at" in row and not _dated_by_aws(row, ami):
+        yield from _compare("deprecated_at", _minute(row["deprecated_at"]), _minute(ami.deprecated_at))
+    if "protected" in row:
+        yield from _compare("protected", row["protected"], ami.protection.startswith("enabled"))
+    who = sharing.of_image(ec2, ami.ami_id).names()
+    yield from _compare("shared_with", *_told_apart(row["shared_with"], who, but=sharing.PUBLIC))
     own = [held[snapshot_id] for snapshot_id in ami.snapshot_ids if snapshot_id in held]
-    yield from _compare("deprecated_at", _minute(promotion.get("deprecated_at")), _minute(ami.deprecated_at))
-    yield from _compare("protected", promotion.get("protected"), ami.protection.startswith("enabled"))
-    yield from _compare(
-        "encrypted", promotion.get("encrypted"), bool(own) and all(one.encrypted for one in own)
-    )
-    yield from _compare("kms_key", promotion.get("kms_key", ""), own[0].kms_key if own else "")
-    who = sharing.of_image(ec2, ami.ami_id)
-    yield from _compare("shared_with", _names(promotion, "shared_with"), _told(who.names()))
-    accounts = [name for one in own for name in sharing.of_snapshot(ec2, one.snapshot_id).names()]
-    recorded = _names(promotion, "snapshots_shared_with")
-    yield from _compare("snapshots_shared_with", recorded, _told(accounts))
+    if not own or len(own) < len(ami.snapshot_ids):
+        return  # the rest is of its snapshots, and that one is gone is told
+    if "encrypted" in row:
+        yield from _compare("encrypted", row["encrypted"], all(one.encrypted for one in own))
+    if "kms_key" in row:
+        yield from _compare("kms_key", row["kms_key"], own[0].kms_key)
+    users = {name for one in own for name in sharing.of_snapshot(ec2, one.snapshot_id).names()}
+    yield from _compare("snapshots_shared_with", *_told_apart(row["snapshots_shared_with"], users))
 
 
 def pointers(ssm: Client, row: Mapping[str, Any]) -> Iterator[Difference]:
@@ -141,9 +168,14 @@ def _minute(moment: datetime | None) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if moment is not None else ""
 
 
-def _names(promotion: Mapping[str, Any], column: str) -> str:
-    return _told(json.loads(promotion.get(column) or "[]"))
+def _dated_by_aws(row: Mapping[str, Any], ami: Ami) -> bool:
+    """Tell whether AWS gave a public AMI its date, which nobody recorded."""
+    if row["deprecated_at"] is not None or ami.deprecated_at is None or not ami.public:
+        return False
+    return abs(ami.deprecated_at - ami.created_at - PUBLIC_YEARS) <= timedelta(days=2)  # leap days
 
 
-def _told(names: Iterable[str]) -> str:
-    return ", ".join(sorted({name for name in names if name != sharing.PUBLIC}))
+def _told_apart(recorded: Iterable[str], found: Iterable[str], *, but: str = "") -> tuple[str, str]:
+    """Return two audiences as text; `but` is a field of its own."""
+    told = [", ".join(sorted({name for name in names if name != but})) for names in (recorded, found)]
+    return told[0], told[1]
