@@ -264,6 +264,27 @@ def test_so_is_one_that_an_older_version_published(aws: Sandbox) -> None:
     assert set(drift()) == {"shared_with", "public", "snapshots_shared_with", "deprecated_at", "protected"}
 
 
+def test_a_nightly_sync_makes_no_foreign_share_the_recorded_one(aws: Sandbox, session: boto3.Session) -> None:
+    published, found = make_ami(aws), make_ami(aws, version="26.12")
+    record(aws, published)
+    record(aws, found, source="sync")
+    for made in (published, found):
+        for change in (share, publicise, postpone, protect):
+            change(aws, made)
+    sync(regions=[HOME], session=session)
+    drifted = verify.check().drift.groupby("ami_id")["field"].agg(set)
+    assert set(drifted.index) == {published, found}
+    assert all(fields == {"shared_with", "public", "deprecated_at", "protected"} for fields in drifted)
+
+
+def test_an_ami_that_was_promoted_and_then_published_once_more_is_as_that_left_it(
+    aws: Sandbox, ami: str
+) -> None:
+    publicise(aws, ami)
+    record(aws, ami)
+    assert drift() == {}
+
+
 def test_what_a_publish_found_is_what_counts(aws: Sandbox) -> None:
     made = make_ami(aws)
     for change in (publicise, postpone, protect, describe):

@@ -375,7 +375,7 @@ def _patience(plan: Plan) -> float:
 def _record(plan: Plan, ami: RegisteredAmi) -> None:
     """Record the AMI, unless the tables have it with all that this run was told to give it.
 
-    What somebody else changed of it is not taken over: a verification finds it.
+    A run that was told nothing new takes nothing over that somebody else changed: a verification finds it.
     """
     tags = tagging.to_dict(tagging.to_list(plan.tags))
     known = history.amis(plan.journal.tables, ami_id=ami.ami_id, region=plan.region)

@@ -1,16 +1,18 @@
 """What is recorded of each AMI: every table's word, and what a publish makes where they are silent.
 
-=================================  ===================================================================
-of                                 says
-=================================  ===================================================================
-``amis``, the newest row           how it was registered, its tags; dates and protection at that time
-``promotions``, the newest row     with whom it is shared, its dates, protection, key, and the channel
-``retirements``, where it is newer  it is shared with nobody, or again with whom it was
-none of them                       a publish shares with nobody but everybody, and only when told to
-=================================  ===================================================================
+==================================  ==================================================================
+of                                  says
+==================================  ==================================================================
+``amis``, the newest row            how it was registered, and its tags
+``amis``, the newest of a run       whether it is public, its date, its protection: as the run found them
+``promotions``, the newest row      all that, with whom it and its snapshots are shared, key, and channel
+``retirements``, where it is newer  that it is shared with nobody, or again with whom it was
+none of them                        a publish shares with nobody, or with everybody when told to
+==================================  ==================================================================
 
-A promotion is the word of an operator, and so a sync that came later does not take its place: whoever shares
-an AMI behind our back shall not be recorded by the job that rebuilds a table.
+A sync takes over what AWS says, and so it has no say in who may use an AMI: a job that runs every night must
+not make the share that somebody added the recorded one. Only of an AMI that no run recorded the first sync
+counts.
 """
 
 from __future__ import annotations
@@ -53,42 +55,60 @@ def recorded(tables: Tables, *, regions: tuple[str, ...] = (), image: str = "") 
     """
     promotions, retirements = _promotions(tables), _retirements(tables)
     pointers = _pointers(tables)
-    rows = []
-    for row in _records(history.amis(tables)):
-        where = (row["ami_id"], row["region"])
+    histories: dict[_Key, list[dict[str, Any]]] = {}
+    for row in _records(history.amis(tables, all_rows=True)):  # newest first
+        histories.setdefault((row["ami_id"], row["region"]), []).append(row)
+    found = []
+    for where, rows in histories.items():
+        row = rows[0]
         if row.get("state") == GONE or (regions and row["region"] not in regions):
             continue
         if image and row.get("image") != image:
             continue
-        promotion, retirement = promotions.get(where, {}), retirements.get(where, {})
-        one = _one(row, promotion, retirement)
-        one["architecture"] = _ARCHITECTURES.get(row.get("system", ""))
-        one["pointers"] = pointers.get(where, [])
-        rows.append(one)
-    return rows
+        promised = _promised(_witness(rows), promotions.get(where, {}), retirements.get(where, {}))
+        told = {name: value for name, value in row.items() if name not in _PROMISED}
+        more = {
+            "architecture": _ARCHITECTURES.get(row.get("system", "")),
+            "pointers": pointers.get(where, []),
+        }
+        found.append(told | promised | more)
+    return found
 
 
-def _one(row: dict[str, Any], promotion: dict[str, Any], retirement: dict[str, Any]) -> dict[str, Any]:
-    known = {**row, "shared_with": [], "snapshots_shared_with": []}
-    if "protected" in row:
-        known.setdefault("deprecated_at", None)
-    elif row["source"] == "publish":  # by an older version, which recorded neither: a publish sets neither
-        known |= {"deprecated_at": None, "protected": False}
+def _witness(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row, of one AMI's from the newest to the oldest, that tells who may use it."""
+    by_runs = [row for row in rows if row["source"] != "sync"]
+    knowing = [row for row in rows if "protected" in row]  # not those of older versions
+    return by_runs[0] if by_runs else (knowing or rows)[-1]
+
+
+def _promised(row: dict[str, Any], promotion: dict[str, Any], retirement: dict[str, Any]) -> dict[str, Any]:
+    """Return who should be able to use it, dates, protection and keys, as far as they are known."""
+    own = _dated({name: row[name] for name in _PROMISED if name in row}, row)
+    known = own | {"shared_with": [], "snapshots_shared_with": []}
     if promotion:
-        promised = {name: promotion.get(name) for name in _PROMISED if name in promotion}
-        known |= {"deprecated_at": None, **promised, "kms_key": promotion.get("kms_key", "")}
-        known |= {name: promotion[name] for name in ("encrypted",) if name in promotion}
+        known |= {name: promotion[name] for name in (*_PROMISED, "encrypted") if name in promotion}
+        known |= {"deprecated_at": promotion.get("deprecated_at"), "kms_key": promotion.get("kms_key", "")}
         for name in ("shared_with", "snapshots_shared_with"):
             known[name] = json.loads(promotion.get(name) or "[]")
+        if row["recorded_at"] > promotion["promoted_at"]:  # published once more, to be public
+            known |= own
     if retirement and not (promotion and promotion["promoted_at"] > retirement["done_at"]):
-        known |= {name: row[name] for name in ("public", "protected") if name in row}
         known.pop("deprecated_at", None)
-        if "protected" in row:
-            known["deprecated_at"] = row.get("deprecated_at")
+        known |= own
         back = retirement["action"] == "restored"
         known["shared_with"] = json.loads(retirement.get("shared_with") or "[]") if back else []
         known["snapshots_shared_with"] = known["snapshots_shared_with"] if back else []
     return known
+
+
+def _dated(own: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row says, with what a date that is missing there means."""
+    if "protected" in row:
+        return {"deprecated_at": None} | own
+    if row["source"] == "publish":  # by an older version, which recorded neither: a publish sets neither
+        return own | {"deprecated_at": None, "protected": False}
+    return own
 
 
 def _promotions(tables: Tables) -> dict[_Key, dict[str, Any]]:
