@@ -236,12 +236,17 @@ def rollback_notes(account: Account, actions: Actions) -> str:
     return str(roll_back.plan(image="ecs-node", regions=[REGION], **back))
 
 
-def smoke_test(account: Account, actions: Actions) -> None:
+def first_spot_test(account: Account, actions: Actions) -> None:
+    """Test an AMI on spare capacity, in an account that never had a spot instance."""
+    smoke_test(account, actions, spot=True)
+
+
+def smoke_test(account: Account, actions: Actions, *, spot: bool = False) -> None:
     """Test an AMI after a test that was killed."""
     ami = make_ami(account.aws)
     said = {"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": "Welcome to NixOS"}}
     account.aws.faults.add(said)
-    plan = smoke.plan(ami="candidate", image="ecs-node", **_tester(account, ami, actions))
+    plan = smoke.plan(ami="candidate", image="ecs-node", spot=spot, **_tester(account, ami, actions))
     smoke.finish(plan, smoke.run(plan))
 
 
@@ -500,6 +505,7 @@ REHEARSALS: dict[str, Rehearsal] = {
         only_when={"ec2:GetEbsDefaultKmsKeyId": copies_are_encrypted},
     ),
     "smoke test": Rehearsal(smoke_test, told={"ec2:DescribeRegions": smoke_warnings}),
+    "first spot test": Rehearsal(first_spot_test, more_than="smoke test"),
     "verify AMIs": Rehearsal(verify_what_was_promoted),
     "public promotion": Rehearsal(
         promote_by(public=True),

@@ -165,6 +165,14 @@ def test_no_capacity_is_told_with_a_way_out(aws: Sandbox) -> None:
     assert "without spot" in error.cure
 
 
+def test_the_first_spot_instance_of_an_account_says_who_may_make_its_role(aws: Sandbox) -> None:
+    code = "AuthFailure.ServiceLinkedRoleCreationNotPermitted"
+    aws.faults.add({"op": "ec2:RunInstances", "do": "error", "code": code, "http": 403})
+    error = fail(aws, spot=True)
+    assert isinstance(error, errors.AccessDeniedError)
+    assert "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com" in error.cure
+
+
 def test_an_instance_that_is_taken_away_is_told_with_aws_s_reason(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.aws.account import make_ami
 from tests.sandbox.asking import ONCE
 from vmsnix_ops.sandbox import Access, Sandbox, sandbox
 
@@ -194,3 +195,20 @@ def test_a_refused_call_changes_nothing(strict: Sandbox) -> None:
     refusal(ebs, "start_snapshot", VolumeSize=1)
     assert strict.client("ec2").describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
     assert not [call for call in strict.calls if call.operation == "StartSnapshot" and call.ran]
+
+
+def test_the_first_spot_instance_needs_the_right_to_make_its_role(strict: Sandbox) -> None:
+    image = make_ami(strict)
+    asked = {"ImageId": image, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1}
+    spot = {**asked, "InstanceMarketOptions": {"MarketType": "spot"}}
+    carol = as_user(strict, allow("ec2:*")).client("ec2", REGION)
+    carol.run_instances(**asked)
+    code, text, status = refusal(carol, "run_instances", **spot)
+    assert (code, status) == ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", 403)
+    assert "service-linked role for EC2 Spot Instances" in text
+    role = "arn:aws:iam::012345678901:role/aws-service-role/spot.amazonaws.com/AWSServiceRoleForEC2Spot"
+    for_spot = {"StringEquals": {"iam:AWSServiceName": "spot.amazonaws.com"}}
+    may = allow("iam:CreateServiceLinkedRole", resource=role, Condition=for_spot)
+    as_user(strict, allow("ec2:*"), may, name="dave").client("ec2", REGION).run_instances(**spot)
+    assert strict.client("iam").get_role(RoleName="AWSServiceRoleForEC2Spot")["Role"]["Arn"] == role
+    carol.run_instances(**spot)  # once it is there, nobody needs to make it

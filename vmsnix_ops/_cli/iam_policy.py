@@ -34,6 +34,7 @@ OTHERS = ("vmimport-role", "vmimport-trust", "audit-member-trust", "bucket", "gi
 )
 @click.option("--public", is_flag=True, help="Of a publisher or promoter: may make AMIs public.")
 @click.option("--announce", is_flag=True, help="Of a promoter: may tell SNS topics.")
+@click.option("--spot", is_flag=True, help="Of a smoke-tester: may launch the account's first spot instance.")
 @click.option("--verify", is_flag=True, help="Of a publisher: may read snapshots back.")
 @click.option("--external-id", default="", help="Of audit-member-trust: what an auditor must know besides.")
 @click.option("--repository", default="", help="Of github-oidc-trust: owner/name.")
@@ -53,6 +54,7 @@ def iam_policy(
     via: str,
     public: bool,
     announce: bool,
+    spot: bool,
     verify: bool,
     external_id: str,
     repository: str,
@@ -86,6 +88,7 @@ def iam_policy(
         options: dict[str, dict[str, Any]] = {
             "publisher": {"via": via, "public": public, "verify": verify},
             "promoter": {"public": public, "announce": announce},
+            "smoke-tester": {"spot": spot},
         }
         actions = jobs.job_of(kind).actions(**options.get(kind, {}))
         click.echo(json.dumps(policies.document(actions, place), indent=2))

@@ -54,6 +54,9 @@ JOBS: dict[str, Job] = {
         "promoter", "vmsnix_ops.publish.policies:promoter_actions", {"announce": True}
     ),
     "smoke test": Job("smoke-tester", "vmsnix_ops.publish.policies:smoke_tester_actions"),
+    "first spot test": Job(
+        "smoke-tester", "vmsnix_ops.publish.policies:smoke_tester_actions", {"spot": True}
+    ),
     "verify AMIs": Job("verifier", "vmsnix_ops.publish.policies:verifier_actions"),
     "audit": Job("auditor", "vmsnix_ops.audit.policies:auditor_actions"),
     "audited": Job("audit-member", "vmsnix_ops.audit.policies:member_actions"),

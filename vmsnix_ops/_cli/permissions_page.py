@@ -24,6 +24,7 @@ TARGETS = {
     "parameters": "parameters of the account",
     "launches": "instances and what belongs to them, images, snapshots",
     "our instances": "instances with the tag `vmsnix:smoke`",
+    "spot role": "EC2's role `AWSServiceRoleForEC2Spot`",
     "pointers": "parameters below the pointers' prefix, `/vmsnix`",
     "topics": "the topic",
     "audit roles": "the role `vmsnix-auditor` of other accounts",
@@ -66,6 +67,8 @@ def page() -> str:
         used = [name for name, actions in jobs.items() if action in actions]
         if "import" in used:  # what every publish via import needs, its variants need, too
             used = [job for job in used if job not in ("public", "verify")]
+        if "smoke test" in used:
+            used = [job for job in used if job != "first spot test"]
         if "promote" in used:
             used = [job for job in used if not job.endswith(" promotion")]
         cells = (f"`{action}`", TARGETS[permission.target], permission.why, ", ".join(used) or "none yet")

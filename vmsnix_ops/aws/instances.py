@@ -34,6 +34,7 @@ ALIVE = ["pending", "running", "stopping", "stopped"]
 COMING = ("pending", "running")
 UNSEEN = "InvalidInstanceID.NotFound"  # for a moment after a launch
 _USED = ("IdempotentInstanceTerminated", "IdempotentParameterMismatch")
+_NO_SPOT_ROLE = "AuthFailure.ServiceLinkedRoleCreationNotPermitted"
 _CAPACITY = (
     "InsufficientInstanceCapacity",
     "MaxSpotInstanceCountExceeded",
@@ -78,16 +79,22 @@ class Launch:
             "TagSpecifications": [one for kind in kinds for one in tagging.specification(kind, self.tags)],
         }
         if self.spot:
-            request["InstanceMarketOptions"] = {
-                "MarketType": "spot",
-                "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
-            }
+            request["InstanceMarketOptions"] = spot_options()
         return request | ({"SubnetId": self.subnet} if self.subnet else {})
 
     def token(self, attempt: int) -> str:
         """Return the ClientToken: what is launched, and the attempt, since a terminated one's is used up."""
         said = json.dumps([self.request(""), attempt], sort_keys=True)
         return f"vmsnix-{hashlib.sha256(said.encode()).hexdigest()[:48]}"
+
+
+@needs("iam:CreateServiceLinkedRole")
+def spot_options() -> dict[str, Any]:
+    """Return what asks for spare capacity. An account's first spot instance makes EC2's role for them."""
+    return {
+        "MarketType": "spot",
+        "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,8 @@ def launch(ec2: Client, wanted: Launch) -> str:
     ------
     vmsnix_ops.errors.SmokeTestError
         AWS has no such capacity now, or not for this AMI.
+    vmsnix_ops.errors.AccessDeniedError
+        The caller may not; or the account has no spot instances yet, and the caller may not make their role.
     """
     try:
         with calling(f"launch an instance of {wanted.ami_id}"):
@@ -168,6 +177,8 @@ def launch(ec2: Client, wanted: Launch) -> str:
                 (instance,) = answer["Instances"]
                 return str(instance["InstanceId"])
     except errors.AwsError as error:
+        if error.code == _NO_SPOT_ROLE:
+            raise _no_spot_role(error) from error
         if error.code not in _CAPACITY:
             raise
         raise errors.SmokeTestError(
@@ -182,6 +193,19 @@ def launch(ec2: Client, wanted: Launch) -> str:
         f"{wanted.ami_id} was tested {ATTEMPTS} times in a short while.",
         why="AWS remembers the tokens of terminated instances.",
         cure="Wait an hour, or test it on another instance type.",
+    )
+
+
+def _no_spot_role(error: errors.AwsError) -> errors.AccessDeniedError:
+    return errors.AccessDeniedError(
+        error.what,
+        why=error.why,
+        cure="An account's first spot instance needs iam:CreateServiceLinkedRole, once: let somebody run "
+        "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com, use the policy of vmsnix "
+        "iam-policy smoke-tester --spot, or test without spot.",
+        code=error.code,
+        operation=error.operation,
+        request_id=error.request_id,
     )
 
 

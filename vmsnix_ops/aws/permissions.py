@@ -35,6 +35,7 @@ Target = Literal[
     "parameters",  # those of the account, and those that AWS publishes
     "launches",  # an instance, and all that comes with it
     "our instances",  # those of smoke tests, with the tag vmsnix:smoke
+    "spot role",  # EC2's own role for spot instances
     "pointers",  # parameters below the pointers' prefix
     "topics",
     "audit roles",  # the role of an auditor, in any account
@@ -125,6 +126,7 @@ _ALL = (
     Permission("ebs:CompleteSnapshot", "our snapshots", "seal it"),
     Permission("ebs:ListSnapshotBlocks", "our snapshots", "which blocks its predecessor has"),
     Permission("ebs:GetSnapshotBlock", "our snapshots", "read blocks back, to verify or download"),
+    Permission("iam:CreateServiceLinkedRole", "spot role", "make it, for an account's first spot instance"),
     Permission("iam:GetRole", "role", "who may take the role of VM Import"),
     Permission("iam:PassRole", "role", "let VM Import use its role"),
     Permission("iam:SimulatePrincipalPolicy", "principals", "what do role and caller lack"),

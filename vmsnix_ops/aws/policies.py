@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 VERSION = "2012-10-17"
+SPOT = "spot.amazonaws.com"
 GITHUB = "token.actions.githubusercontent.com"
 _REPOSITORY = re.compile(r"[A-Za-z0-9-]{1,39}/[A-Za-z0-9._-]{1,100}")
 _SUBJECT = re.compile(r"[A-Za-z0-9:/._*-]+")
@@ -147,6 +148,7 @@ def resources(target: Target, place: Place) -> list[str]:
             for owned in dict.fromkeys((f"{place.account}:parameter/*", ":parameter/aws/service/*"))
         ],
         "launches": launched(place) + [f"{home}:{kind}/*" for home in ec2 for kind in ("image", "snapshot")],
+        "spot role": [f"{iam}:role/aws-service-role/{SPOT}/AWSServiceRoleForEC2Spot"],
         "our instances": [f"{home}{place.account}:instance/*" for home in ec2],
         "pointers": [
             f"arn:{place.partition}:ssm:{where}parameter{place.pointer_prefix}{end}"
@@ -178,6 +180,8 @@ def condition(action: str, target: Target, place: Place) -> dict[str, Any]:
     """Return the condition that narrows a permission further; empty when there is none."""
     if action == "iam:PassRole":
         return {"StringEquals": {"iam:PassedToService": preflight_role.SERVICE}}
+    if target == "spot role":
+        return {"StringEquals": {"iam:AWSServiceName": SPOT}}
     if target == "our instances":
         return {"StringLike": {f"aws:ResourceTag/{tagging.SMOKE}": "?*"}}
     if target in ("our snapshots", "our images", "our resources"):

@@ -52,9 +52,16 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
     return needs_of(*functions)
 
 
-def smoke_tester_actions() -> tuple[str, ...]:
-    """Return what a smoke test needs."""
+def smoke_tester_actions(*, spot: bool = False) -> tuple[str, ...]:
+    """Return what a smoke test needs.
+
+    Parameters
+    ----------
+    spot
+        Whether it may launch the account's first spot instance.
+    """
     return needs_of(
+        *((instances.spot_options,) if spot else ()),
         preflight_account.region,
         images.find,
         images.ours,

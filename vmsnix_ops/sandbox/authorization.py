@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import actions
 from .core import AwsError
+from .ec2 import spot_role
 from .iam.evaluation import ALLOWED, EXPLICIT_DENY, Question, evaluate
 from .iam.simulation import documents_of, is_operator, owner_of
 
@@ -65,6 +66,8 @@ class Authorizer:
                 decision = decide(documents, demand)
                 if decision != ALLOWED:
                     raise refusal(context, demand, decision)
+            if (context.service, context.operation) == ("ec2", "RunInstances"):
+                _check_spot_role(context, documents, params)
             if (context.service, context.operation) == ("ec2", "ImportSnapshot"):
                 _check_pass_role(context, documents, params.get("RoleName") or "vmimport")
 
@@ -98,6 +101,18 @@ def refusal(context: Context, demand: Demand, decision: str) -> AwsError:
             code, f"You are not authorized to perform this operation. {text} {because}", status=status
         )
     return AwsError(code, f"{text} {because}", status=status)
+
+
+def _check_spot_role(context: Context, documents: list[str], params: Params) -> None:
+    keys = {**actions.common_keys(context), "iam:awsservicename": [spot_role.SERVICE]}
+    question = Question(spot_role.ACTION, spot_role.arn(context), keys)
+    if spot_role.lacks(context, params) and evaluate(documents, question) != ALLOWED:
+        raise AwsError(
+            "AuthFailure.ServiceLinkedRoleCreationNotPermitted",
+            "The provided credentials do not have permission to create the service-linked role for "
+            "EC2 Spot Instances.",
+            status=403,
+        )
 
 
 def _check_pass_role(context: Context, documents: list[str], role_name: str) -> None:

@@ -18,6 +18,7 @@ from vmsnix_ops.sandbox.ec2 import (
     instance_types,
     launching,
     places,
+    spot_role,
     templates,
     volumes,
 )
@@ -171,6 +172,8 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     image = images.usable(context, image_id)
     kind = instance_types.find(asked.get("InstanceType", "m1.small"))
     launching.check(context, image, kind, asked)
+    if spot_role.lacks(context, asked):
+        spot_role.make(context)
     zone = (asked.get("Placement") or {}).get("AvailabilityZone") or places.zones(context.region)[0]
     places.check_zone(context, zone)
     devices = launching.devices(image, asked.get("BlockDeviceMappings") or [])
