@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.audit.findings import Facts, rule
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.audit.values import Pointer
     from vmsnix_ops.settings import Settings
 
+_THROUGH_CONFIGURATION = re.compile(r"launch configuration (.+), \d+ wanted")
 _THROUGH_TEMPLATE = re.compile(r"(mixed instances, )?launch template (\S+), version (\S+), \d+ wanted")
 
 
@@ -26,11 +27,11 @@ def pointer_to_missing(facts: Facts) -> pd.DataFrame:
     import pandas as pd
 
     lost = [one for one in facts.inventory.pointers if not one.owner]
-    beside: dict[tuple[str, str, str], list[Pointer]] = {}
+    beside: dict[tuple[str, str, str], _Beside] = {}
     for one in lost:
-        beside.setdefault((one.account, one.region, one.ami_id), []).append(one)
+        beside.setdefault((one.account, one.region, one.ami_id), _Beside()).add(one)
     settings = load()
-    judged = [_Lost(one, tuple(beside[one.account, one.region, one.ami_id]), settings) for one in lost]
+    judged = [_Lost(one, beside[one.account, one.region, one.ami_id], settings) for one in lost]
     return pd.DataFrame(
         [
             {
@@ -49,6 +50,27 @@ def pointer_to_missing(facts: Facts) -> pd.DataFrame:
     )
 
 
+@dataclass(slots=True)
+class _Beside:
+    """What names the same AMI: the groups by what they launch it through, and templates by name."""
+
+    configurations: dict[str, list[str]] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    templates: dict[str, Pointer] = field(default_factory=dict)
+
+    def add(self, pointer: Pointer) -> None:
+        one = pointer.evidence
+        if one.kind == "launch-template":
+            self.templates[_template_name(pointer)] = pointer
+        elif one.kind == "auto-scaling-group":
+            configuration = _THROUGH_CONFIGURATION.fullmatch(one.detail)
+            template = _THROUGH_TEMPLATE.fullmatch(one.detail)
+            if configuration:
+                self.configurations.setdefault(configuration[1], []).append(one.id)
+            if template:
+                self.groups.setdefault(template[2], []).append(one.id)
+
+
 @dataclass(frozen=True, slots=True)
 class _Lost:
     """Something that names an AMI which it cannot launch.
@@ -64,7 +86,7 @@ class _Lost:
     """
 
     pointer: Pointer
-    beside: tuple[Pointer, ...]
+    beside: _Beside
     settings: Settings
 
     @property
@@ -130,20 +152,10 @@ class _Lost:
         """Return the groups that launch it by this template or launch configuration, whatever its version."""
         one = self.pointer.evidence
         if one.kind == "launch-configuration":
-            start = f"launch configuration {one.id}, "
-            return [
-                other.evidence.id
-                for other in self.beside
-                if other.evidence.kind == "auto-scaling-group" and other.evidence.detail.startswith(start)
-            ]
-        if one.kind != "launch-template":
-            return []
-        name = _template_name(self.pointer)
-        return [
-            other.evidence.id
-            for other in self.beside
-            if (match := _THROUGH_TEMPLATE.fullmatch(other.evidence.detail)) and match[2] == name
-        ]
+            return self.beside.configurations.get(one.id, [])
+        if one.kind == "launch-template":
+            return self.beside.groups.get(_template_name(self.pointer), [])
+        return []
 
     def _template(self) -> str:
         """Return what gives a template another AMI, where a launch takes it, or removes old versions."""
@@ -205,16 +217,10 @@ class _Lost:
         if match is None:
             return ""
         mixed, name, version = match.groups()
-        template = next(
-            (
-                _Lost(other, self.beside, self.settings)
-                for other in self.beside
-                if other.evidence.kind == "launch-template" and _template_name(other) == name
-            ),
-            None,
-        )
-        if template is None:
+        named = self.beside.templates.get(name)
+        if named is None:
             return ""
+        template = _Lost(named, self.beside, self.settings)
         if not version.isdecimal() or ALIAS in template.pointer.evidence.detail:
             return template.cure
         # Of a group with mixed instances, the same command would drop everything but the template.
