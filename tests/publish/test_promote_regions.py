@@ -121,6 +121,7 @@ def test_a_dry_run_ends_as_the_promotion_would(aws: Sandbox, ami: str) -> None:
     assert outcomes(partly)[HOME] == ["point planned"]
     error = partly.error()
     assert isinstance(error, errors.PartlyDoneError)
+    assert "✗ refused" in str(partly)
     assert "would be done in part: in 1 of 2 regions" in error.what
     assert "af-south-1, copy: The region af-south-1 is not enabled" in error.why
     assert promote.apply(plan(best_effort=["af-south-1"], **asked)).error() is None

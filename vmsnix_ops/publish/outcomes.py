@@ -185,9 +185,9 @@ class Outcomes:
 
     def _shown(self) -> shown.Shown:
         header, lines = self._table()
-        return shown.shown(
-            header, [[MARKED.get(cell, cell) for cell in line] for line in lines], title=self.job
-        )
+        marked = MARKED | ({"failed": "✗ refused"} if self.dry_run else {})
+        title = f"{self.job} (dry run)" if self.dry_run else self.job
+        return shown.shown(header, [[marked.get(cell, cell) for cell in line] for line in lines], title=title)
 
     def __str__(self) -> str:
         return str(self._shown())
