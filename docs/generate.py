@@ -14,7 +14,7 @@ from runbook_table import runbooks, table
 ROOT = Path(__file__).parent.parent
 GENERATED = Path(__file__).parent / "_generated"
 ROOMS = ["disk", "nix", "records", "aws", "publish", "audit", "runbooks", "sandbox"]
-GROUND_FLOOR = ["settings", "errors", "progress"]
+GROUND_FLOOR = ["settings", "errors", "progress", "region_names"]
 
 
 def write_all() -> None:

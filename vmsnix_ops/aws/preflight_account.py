@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
@@ -13,6 +12,7 @@ from vmsnix_ops.aws.identity import Identity, identity
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
 from vmsnix_ops.progress import counted
+from vmsnix_ops.region_names import known_regions
 
 if TYPE_CHECKING:
     import boto3
@@ -20,19 +20,6 @@ if TYPE_CHECKING:
 MOST_SKEW_SECONDS = 5 * 60.0  # signatures are refused beyond
 NOTICEABLE_SKEW_SECONDS = 60.0
 LONG_ENOUGH_SECONDS = 60 * 60.0  # an import has this long as its deadline
-
-
-@cache
-def known_regions() -> frozenset[str]:
-    """Return every region that botocore knows, in all partitions."""
-    import botocore.session
-
-    session = botocore.session.Session()
-    return frozenset(
-        region
-        for partition in session.get_available_partitions()
-        for region in session.get_available_regions("ec2", partition)
-    )
 
 
 def region_name(region: str) -> Check:

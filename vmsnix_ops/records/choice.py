@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import history
+from vmsnix_ops.region_names import known_regions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,14 +96,7 @@ def _of(wanted: dict[str, str]) -> str:
 
 def _check_region(region: str) -> None:
     """Refuse a region that botocore does not know; AWS is not asked."""
-    import botocore.session
-
-    session = botocore.session.get_session()
-    known = {
-        name
-        for partition in session.get_available_partitions()
-        for name in session.get_available_regions("ec2", partition)
-    }
+    known = known_regions()
     if region not in known:
         raise errors.ParameterError(
             f"There is no AWS region {region!r}.",

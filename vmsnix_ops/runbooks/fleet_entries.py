@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.aws.preflight_account import known_regions
 from vmsnix_ops.errors import ParameterError, RunError, UnknownRunbookError, nearest
 from vmsnix_ops.progress import counted
+from vmsnix_ops.region_names import known_regions
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.fleet_accounts import ACCOUNT_ID, CREDENTIALS, Account
 from vmsnix_ops.runbooks.side_effects import level
