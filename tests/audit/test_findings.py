@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from vmsnix_ops import errors
 from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit.findings import Measure, evaluate
+from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.nix.versions import wanted
+from vmsnix_ops.publish import verify
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
@@ -230,6 +233,32 @@ def test_drift_is_told_field_by_field(own: Owner, audit: Any, tmp_path: Path) ->
     found = audit().by("drifted")
     assert set(found) == {other}
     assert "public was False, is True" in found[other]["reason"]
+
+
+def test_drift_is_what_a_verification_finds_and_no_sync_takes_it_over(
+    own: Owner, audit: Any, tmp_path: Path
+) -> None:
+    ami, tables = own.ami(tags=TAGS, Name="web"), Tables(tmp_path / "history")
+    facts = {"name": "web", "state": "available", "digest": "d" * 64, "tags": json.dumps(TAGS)}
+    record(tmp_path, ami, **facts, public=False, account=own.account)
+
+    def differing() -> set[str]:
+        drift = verify.check(regions=[REGION], tables=tables, session=own.aws.session()).drift
+        reason = audit().by("drifted").get(ami, {}).get("reason", "recorded: . The")
+        told = reason.partition("recorded: ")[2].partition(". The")[0]
+        assert {word.partition(" was ")[0] for word in told.split("; ") if word} == set(drift["field"])
+        return set(drift["field"])
+
+    own.share(ami, "all")
+    assert differing() == {"public"}
+    sync(regions=[REGION], tables=tables, session=own.aws.session())
+    assert differing() == {"public"}
+    row = {"ami_id": ami, "region": REGION, "promoted_at": datetime.now(UTC), "how": "promote"}
+    row |= {"run_id": "r", "account": own.account, "public": True, "protected": False}
+    tables.append("promotions", [row])
+    assert differing() == set()
+    own.client("ec2").delete_tags(Resources=[ami], Tags=[{"Key": "vmsnix:image"}])
+    assert differing() == {"tag vmsnix:image"}
 
 
 def test_packages_older_than(own: Owner, audit: Any, tmp_path: Path) -> None:

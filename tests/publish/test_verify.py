@@ -12,9 +12,10 @@ from tests.publish.promoting import EUROPE, HOME, OTHER, aws, changes, copies, s
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.audit.sync import sync
+from vmsnix_ops.aws import drift as drift_fields
 from vmsnix_ops.aws import images
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import promote, roll_back, verify, verify_fields
+from vmsnix_ops.publish import promote, roll_back, verify
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
@@ -457,5 +458,5 @@ def test_a_mistyped_region_and_a_wrong_account_are_no_success(aws: Sandbox, ami:
 
 
 def test_every_field_has_a_meaning(aws: Sandbox, ami: str) -> None:
-    named = {*verify_fields.REGISTERED, *verify_fields.PROMISED, *verify_fields.BROKEN}
-    assert named <= set(verify_fields.MEANINGS)
+    named = {*drift_fields.REGISTERED, *drift_fields.PROMISED, *drift_fields.BROKEN}
+    assert named <= set(drift_fields.MEANINGS)

@@ -83,6 +83,8 @@ class Facts:
         From where on something is wrong.
     recorded
         The latest row of every AMI in the table ``amis``.
+    expected
+        What AWS should say of each AMI, by all tables.
     packages
         The rows of the table ``packages`` about the packages that were asked for.
     known_digests
@@ -92,6 +94,7 @@ class Facts:
     inventory: Inventory
     measure: Measure
     recorded: pd.DataFrame
+    expected: list[dict[str, Any]]
     packages: pd.DataFrame
     known_digests: frozenset[str]
 
@@ -258,6 +261,7 @@ def evaluate(
     from vmsnix_ops.audit import rules as _every_rule  # noqa: F401 - registers them
     from vmsnix_ops.errors import ParameterError, nearest
     from vmsnix_ops.records import history
+    from vmsnix_ops.records.recorded_amis import recorded
     from vmsnix_ops.records.tables import Tables
 
     chosen = tuple(rules) or tuple(RULES)
@@ -271,7 +275,7 @@ def evaluate(
         names = [wanted.name for wanted in measure.packages]
         inside = tables.read("packages", columns=list(inside.columns), where=[("name", "in", names)])
         known = frozenset(tables.read("packages", columns=["digest"])["digest"])
-    facts = Facts(inventory, measure, history.amis(tables), inside, known)
+    facts = Facts(inventory, measure, history.amis(tables), recorded(tables), inside, known)
     # Parts are sorted one by one, and joined in their order: to sort the whole would double its memory.
     parts: dict[tuple[int, str], pd.DataFrame] = {}
     for name in chosen:

@@ -1,6 +1,6 @@
 """Verifying: is every published AMI still what was recorded of it? Field by field, region by region.
 
-What was recorded is put together by `vmsnix_ops.publish.verify_recorded`. An AMI that was never promoted is
+What was recorded is put together by `vmsnix_ops.records.recorded_amis`. An AMI that was never promoted is
 shared with nobody; else what the tables do not know is not compared. Tags that somebody added are no drift;
 tags of ours that are gone or changed are.
 """
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.aws import drift as fields
 from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws.account import identity
+from vmsnix_ops.aws.drift import Difference
 from vmsnix_ops.aws.regions import ALL, named
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import counted
-from vmsnix_ops.publish import verify_fields as fields
-from vmsnix_ops.publish.verify_fields import Difference
-from vmsnix_ops.publish.verify_recorded import recorded
 from vmsnix_ops.records import shown
+from vmsnix_ops.records.recorded_amis import recorded
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.tables import Tables, open_tables

@@ -1,4 +1,7 @@
-"""Every field that a verification compares: how it is read, and what it means when it differs."""
+"""Every field that a verification compares: how it is read, and what it means when it differs.
+
+An audit compares those that it has seen anyway, with the same functions.
+"""
 
 from __future__ import annotations
 
@@ -119,14 +122,19 @@ def registration(
         yield from _compare(f"tag {key}", value, ami.tags.get(key, ""))
 
 
+def dated(row: Mapping[str, Any], ami: Ami) -> Iterator[Difference]:
+    """Compare when it is deprecated."""
+    if "deprecated_at" in row and not _dated_by_aws(row, ami):
+        yield from _compare("deprecated_at", _minute(row["deprecated_at"]), _minute(ami.deprecated_at))
+
+
 def promised(
     ec2: Client, row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
 ) -> Iterator[Difference]:
     """Compare what a promotion gives: dates, protection, with whom AMI and snapshots are shared, keys."""
     if ami is None:
         return
-    if "deprecated_at" in row and not _dated_by_aws(row, ami):
-        yield from _compare("deprecated_at", _minute(row["deprecated_at"]), _minute(ami.deprecated_at))
+    yield from dated(row, ami)
     if "protected" in row:
         yield from _compare("protected", row["protected"], ami.protection.startswith("enabled"))
     who = sharing.of_image(ec2, ami.ami_id).names()
