@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from vmsnix_ops import errors, publish
-from vmsnix_ops.audit import inventory, policies, views
+from vmsnix_ops.audit import findings, inventory, policies, views
 from vmsnix_ops.aws.policies import Place, document
 from vmsnix_ops.records import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 OTHER_REGION = "eu-west-1"
 
@@ -117,8 +121,72 @@ def test_a_region_that_cannot_be_read_is_kept_as_such(own: Owner) -> None:
     own.aws.faults.add(rule | {"code": "AuthFailure", "http": 401})
     found = own.scan(regions=[REGION, OTHER_REGION])
     assert row(found, ami)["referenced"] is False
-    assert {(one.region, one.error.code) for one in found.unread} == {(OTHER_REGION, "AuthFailure")}
-    assert "AMIs" in {one.source for one in found.unread}
+    assert [(one.region, one.source) for one in found.unread] == [(OTHER_REGION, "region")]
+    assert set(found.places) == {(own.account, REGION)}
+
+
+def test_a_region_that_is_not_enabled_is_told_once_with_its_cure(own: Owner) -> None:
+    found = own.scan(regions=[REGION, "me-south-1"])
+    (one,) = found.unread
+    assert "AuthFailure" in one.error.why
+    assert "aws account enable-region --region-name me-south-1" in one.error.cure
+    assert set(found.places) == {(own.account, REGION)}
+    told = findings.evaluate(found, rules=["unread"])
+    assert list(told["region"]) == ["me-south-1"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [({"one_by_one": "maybe"}, "auto, yes, no"), ({"deadline_minutes": 0}, "more than 0")],
+)
+def test_what_cannot_be_right_is_refused_before_anything_is_read(
+    own: Owner, asked: dict[str, Any], said: str
+) -> None:
+    own.aws.calls.clear()
+    with pytest.raises(errors.ParameterError, match=said):
+        own.scan(regions=[REGION], **asked)
+    assert own.aws.calls.count("*") == 0
+
+
+def test_a_price_of_no_region_is_refused_with_the_nearest(own: Owner, tmp_path: Path) -> None:
+    (tmp_path / "vmsnix.toml").write_text('[snapshot_prices]\n"us-eest-1" = [0.1, 0.1]\n')
+    with pytest.raises(errors.SettingsError, match=r"us-eest-1.*Did you mean"):
+        own.scan(regions=[REGION])
+
+
+def test_a_scan_ends_when_its_time_is_up(own: Owner) -> None:
+    own.ami()
+    own.aws.faults.add({"op": "ec2:DescribeSnapshots", "do": "error", "code": "Throttling", "http": 400})
+    began = time.monotonic()
+    found = own.scan(regions=[REGION, OTHER_REGION], deadline_minutes=1 / 60)
+    assert time.monotonic() - began < 20
+    assert {(one.region, one.source) for one in found.unread} == {
+        (REGION, "region"),
+        (OTHER_REGION, "region"),
+    }
+    assert all("deadline_minutes" in one.error.cure for one in found.unread)
+
+
+def test_an_interrupted_scan_ends_soon_and_says_that_it_begins_anew(own: Owner) -> None:
+    own.aws.faults.add({"op": "ec2:DescribeSnapshots", "do": "error", "code": "Throttling", "http": 400})
+    began = time.monotonic()
+    main = threading.main_thread().ident
+    threading.Timer(1.5, signal.pthread_kill, [main, signal.SIGINT]).start()
+    with pytest.raises(errors.InterruptedRunError, match="begins anew"):
+        own.scan(regions=["all"])
+    assert time.monotonic() - began < 10
+
+
+def test_throttling_and_dropped_connections_are_waited_out_everywhere(
+    own: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("vmsnix_ops.aws.paging.Limit.wait", lambda _self, _seconds: None)
+    for operation in ("sts:GetCallerIdentity", "ec2:DescribeRegions", "ssm:DescribeParameters"):
+        storm = {"op": operation, "nth": list(range(1, 15)), "do": "error", "code": "Throttling"}
+        own.aws.faults.add({**storm, "http": 400})
+    own.aws.faults.add({"op": "ec2:DescribeLaunchTemplates", "nth": [1, 2, 3, 4], "do": "drop"})
+    assert own.scan(regions=["all"]).unread == ()
 
 
 def test_a_missing_permission_leaves_the_use_of_that_region_unknown(own: Owner) -> None:

@@ -51,6 +51,38 @@ def test_it_finds_what_one_process_finds(own: Owner, friend: Owner, client: Any)
     assert found.frame.set_index("resource_id")["referenced"][ours]  # by the other account's instance
 
 
+class Here:
+    """A client whose worker is this process."""
+
+    def map(self, function: Any, *given: Any, pure: bool, **more: Any) -> list[Any]:
+        assert not pure
+        return [function(*some, **more) for some in zip(*given, strict=True)]
+
+    def gather(self, found: list[Any]) -> list[Any]:
+        return found
+
+
+def test_an_account_is_read_once_however_often_it_is_named(
+    own: Owner, friend: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spread, "_OPEN", {})
+    ami = friend.ami()
+    role = f"arn:aws:iam::{FRIEND}:role/vmsnix-auditor"
+    found = spread.scan(Here(), regions=[REGION], accounts=[FRIEND, role])
+    assert list(found.amis["resource_id"]) == [ami]
+
+
+def test_who_was_refused_is_asked_again(
+    own: Owner, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spread, "_OPEN", {})
+    asked: dict[str, Any] = {"regions": [REGION], "accounts": [FRIEND]}
+    assert [one.source for one in spread.scan(Here(), **asked).unread] == ["account"]
+    request.getfixturevalue("friend")
+    found = spread.scan(Here(), **asked)
+    assert (found.unread, set(found.places)) == ((), {(FRIEND, REGION)})
+
+
 def test_every_enabled_region_is_read(own: Owner, client: Any) -> None:
     found = spread.scan(client, regions=["all"], one_by_one="no")
     assert len(found.places) > 10

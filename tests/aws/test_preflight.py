@@ -85,7 +85,10 @@ def test_a_region_that_does_not_exist_ends_it(look: Any) -> None:
 
 
 def test_a_region_that_is_not_enabled(look: Any) -> None:
-    assert "not-opted-in" in look(region="ap-east-1")["region"].evidence
+    # It does not even know the caller, as on AWS; so nothing else is asked there.
+    check = look(region="ap-east-1")["credentials"]
+    assert (check.outcome, "ap-east-1 is not enabled" in check.evidence) == ("fail", True)
+    assert "enable-region --region-name ap-east-1" in check.cure
 
 
 def test_wrong_credentials(aws: Sandbox, look: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,13 @@ finding, and makes the use of what stands there unknown.
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from threading import BoundedSemaphore
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import costs, rows
@@ -21,7 +23,8 @@ from vmsnix_ops.aws import leftovers, references
 from vmsnix_ops.aws import regions as where
 from vmsnix_ops.aws.accounts import accounts as sessions_of
 from vmsnix_ops.aws.buckets import errors_of
-from vmsnix_ops.aws.paging import items
+from vmsnix_ops.aws.identity import REFUSED, not_enabled
+from vmsnix_ops.aws.paging import Limit, items, limited
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.references import Clients, References
 from vmsnix_ops.aws.session import Client, calling, client
@@ -43,6 +46,7 @@ Thoroughness = Literal["auto", "yes", "no"]
 
 REGIONS_AT_ONCE = 8
 PAGE = 1000
+DEADLINE_MINUTES = 180.0
 ONE_BY_ONE = 500
 """AMIs of a region up to which, by default, AWS is also asked about each one."""
 
@@ -53,6 +57,7 @@ def scan(
     accounts: Iterable[str] = (),
     buckets: Iterable[str] = (),
     one_by_one: Thoroughness = "auto",
+    deadline_minutes: float = DEADLINE_MINUTES,
     session: boto3.Session | None = None,
 ) -> Inventory:
     """Return everything that these accounts own in these regions, and what uses it.
@@ -71,31 +76,41 @@ def scan(
         Whether AWS is also asked about each single AMI: which other accounts may launch it, and which
         recipes of Image Builder name it. ``"auto"`` does so in regions with at most `ONE_BY_ONE` AMIs. There
         is no way to ask that of all at once, so elsewhere an AMI that nothing names is not called unused.
+    deadline_minutes
+        After so many minutes nothing more is asked; what was not read by then is told, as any other gap is.
     session
         Whose account is scanned, and who takes the roles in others.
 
     Raises
     ------
+    vmsnix_ops.errors.ParameterError
+        A parameter or a setting cannot be right.
+    vmsnix_ops.errors.InterruptedRunError
+        Ctrl-C.
     vmsnix_ops.errors.RegionError
         There is no such region.
     vmsnix_ops.errors.CredentialsError
         The caller has no credentials. Other trouble is in `Inventory.unread`.
     """
     settings, session = load(), session or default_session()
-    run, now = current_run("audit-inventory"), datetime.now(UTC)
     home = settings.region or session.region_name or "us-east-1"
     asked = where.asked(session, regions, home=settings.region)
-    members = sessions_of(
-        tuple(accounts) or settings.audit_accounts,
-        role=settings.audit_role,
-        external_id=settings.audit_external_id,
-        region=home,
-        session=session,
-    )
-    places, unread = _places(members, asked, home)
+    limit = checked(settings, one_by_one, deadline_minutes)
+    run, now = current_run("audit-inventory"), datetime.now(UTC)
+    with _interruptible(limit):
+        members = sessions_of(
+            tuple(accounts) or settings.audit_accounts,
+            role=settings.audit_role,
+            external_id=settings.audit_external_id,
+            region=home,
+            limit=limit,
+            session=session,
+        )
+        places, unread = _places(members, asked, home)
     family = frozenset(account for account, _, _ in places)
     shown = current().step("scan", total=len(places), unit="items")
-    with shown as step, ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan") as pool:
+    pool = ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan")
+    with shown as step, pool, _interruptible(limit, pool):  # which is told first, so that the pool can end
         turns = BoundedSemaphore(REGIONS_AT_ONCE + 1)
 
         def read(account: str, clients: Clients) -> tuple[Read, pa.Table]:
@@ -112,17 +127,60 @@ def scan(
             # Sessions are not thread safe, so clients are made here; a few at once, because each costs a
             # megabyte and there may be thousands of places.
             turns.acquire()
-            jobs.append(pool.submit(read, account, Clients.of(its_session, region)))
+            jobs.append(pool.submit(read, account, Clients.of(its_session, region, limit)))
         found = [job.result() for job in jobs]
     del jobs  # they hold every table
     own = next((one for one in members if one.session is session), None)
     wanted = tuple(dict.fromkeys(buckets)) or tuple(filter(None, [settings.bucket]))
     if own is not None and wanted:
-        found += [_bucket(session, name, settings, own.account, home, (run.run_id, now)) for name in wanted]
+        when = (run.run_id, now)
+        with _interruptible(limit):
+            found += [_bucket(session, name, settings, own.account, home, when, limit) for name in wanted]
     tables = [table for _, table in found]
     reads = [one for one, _ in found]
     found.clear()  # so that the join alone holds the tables, and can let them go
     return joined(reads, tables, unread, run, now, costs.Prices(settings.snapshot_prices))
+
+
+def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> Limit:
+    """Return the limit of a scan whose parameters can be right; raise before anything is read if not."""
+    if one_by_one not in get_args(Thoroughness):
+        raise errors.ParameterError(
+            f"one_by_one cannot be {one_by_one!r}.", cure=f"Choose {', '.join(get_args(Thoroughness))}."
+        )
+    if not deadline_minutes > 0:
+        raise errors.ParameterError(
+            f"deadline_minutes cannot be {deadline_minutes!r}.", cure="Give more than 0 minutes."
+        )
+    for region in settings.snapshot_prices.keys() - {"default"}:
+        try:
+            where.named([region])
+        except errors.RegionError as error:
+            raise errors.SettingsError(
+                f"The setting snapshot_prices names {region!r}, which is no region.",
+                why=error.why,
+                cure="Correct it, or leave it out: default holds for the regions that are not named.",
+            ) from error
+    cure = f"Scan fewer regions at once, or give more than {deadline_minutes:g} minutes (deadline_minutes)."
+    return Limit(time.time() + 60 * deadline_minutes, cure=cure)
+
+
+@contextmanager
+def _interruptible(limit: Limit, pool: ThreadPoolExecutor | None = None) -> Iterator[None]:
+    """End all waiting when the operator stops a scan, and say what that means."""
+    try:
+        yield
+    except BaseException as error:
+        limit.stop()
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise errors.InterruptedRunError(
+                "The audit was interrupted.",
+                why="Nothing was changed, and nothing of it was kept.",
+                cure="Run it again: it begins anew.",
+            ) from error
+        raise
 
 
 def _places(
@@ -187,6 +245,8 @@ def read_region(
         public = {one["SnapshotId"] for one in listed}
     with reading("snapshots"):
         sizes = rows.snapshots(columns, items(ec2, "describe_snapshots", "Snapshots", **own), public)
+    if (closed := _closed(unread)) is not None:
+        return Read(account, region, References(region, {}), 0, {}, (closed,), closed=True)
     with reading("AMIs"):
         rows.images(
             columns,
@@ -233,6 +293,16 @@ def read_region(
     )
 
 
+def _closed(unread: list[Unread]) -> Unread | None:
+    """Return why nothing of a region can be read, so that this is told once and not of every source."""
+    for one in unread:
+        if one.error.code in REFUSED:
+            return replace(one, source="region", error=not_enabled(one.region, one.error.why))
+        if isinstance(one.error, errors.DeadlineError):
+            return replace(one, source="region")
+    return None
+
+
 _HIDDEN = {"IncludeDeprecated": True, "IncludeDisabled": True}
 """What `DescribeImages` leaves out unless it is asked for."""
 
@@ -258,14 +328,15 @@ def _bucket(
     account: str,
     home: str,
     when: tuple[str, datetime],
+    limit: Limit,
 ) -> tuple[Read, pa.Table]:
     """Read what uploads left in one bucket."""
     region, unread = "", []
     columns = rows.Columns(*when, account, home)
     try:
         with errors_of(name, f"read the bucket {name}"):
-            region = leftovers.region_of(client(session, "s3", home, attempts=2), name)
-            s3 = client(session, "s3", region, attempts=2)
+            region = leftovers.region_of(limited(client(session, "s3", home, attempts=2), limit), name)
+            s3 = limited(client(session, "s3", region, attempts=2), limit)
             columns.region = region
             for look in (leftovers.objects, leftovers.uploads):
                 rows.leftovers(columns, name, look(s3, name, settings.key_prefix))

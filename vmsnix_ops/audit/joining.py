@@ -59,7 +59,7 @@ def joined(
     frame["monthly_usd"] = costs.monthly_usd(frame, prices)
     places: dict[tuple[str, str], int] = {}
     for read in found:
-        if not read.bucket:
+        if not read.bucket and not read.closed:
             places[read.account, read.region] = places.get((read.account, read.region), 0) + read.amis
     return Inventory(
         frame,

@@ -12,17 +12,18 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import costs, rows
-from vmsnix_ops.audit.inventory import Thoroughness, read_region
+from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, Thoroughness, checked, read_region
 from vmsnix_ops.audit.joining import joined
 from vmsnix_ops.audit.values import Inventory, Unread
 from vmsnix_ops.aws import regions as where
 from vmsnix_ops.aws.accounts import accounts as sessions_of
+from vmsnix_ops.aws.accounts import each_once
 from vmsnix_ops.aws.identity import identity
+from vmsnix_ops.aws.paging import Limit, Waits, insist
 from vmsnix_ops.aws.references import Clients
 from vmsnix_ops.aws.session import client as aws_client
 from vmsnix_ops.aws.session import session as default_session
@@ -57,9 +58,14 @@ class Door:
     home: str
 
     def open(self) -> Account:
-        """Return the account with its session, which this process keeps."""
+        """Return the account with its session, which this process keeps; who was refused asks again."""
         with _ONE_AT_A_TIME:
-            return _opened(self)
+            if self not in _OPEN:
+                found = _opened(self)
+                if found.session is None:
+                    return found
+                _OPEN[self] = found
+            return _OPEN[self]
 
 
 def scan(
@@ -68,6 +74,7 @@ def scan(
     regions: Iterable[str] = (),
     accounts: Iterable[str] = (),
     one_by_one: Thoroughness = "auto",
+    deadline_minutes: float = DEADLINE_MINUTES,
     session: boto3.Session | None = None,
 ) -> Inventory:
     """Return what `vmsnix_ops.audit.inventory.scan` returns, without the leftovers in buckets.
@@ -76,26 +83,29 @@ def scan(
     ----------
     client
         ``distributed.Client``; `vmsnix_ops.runbooks.fleet_cluster.connected` makes one.
-    regions, accounts, one_by_one
+    regions, accounts, one_by_one, deadline_minutes
         As for `vmsnix_ops.audit.inventory.scan`.
     session
         Whose account it is by default; the workers use their own credentials.
 
     Raises
     ------
+    vmsnix_ops.errors.ParameterError
+        A parameter or a setting cannot be right.
     vmsnix_ops.errors.RegionError
         There is no such region.
     vmsnix_ops.errors.CredentialsError
         There are no credentials. Other trouble is in `Inventory.unread`.
     """
     settings, session = load(), session or default_session()
-    run, now = current_run("audit-inventory"), datetime.now(UTC)
     home = settings.region or session.region_name or "us-east-1"
     asked = where.asked(session, regions, home=settings.region)
-    entries = tuple(accounts) or settings.audit_accounts or (identity(session, home).account,)
-    doors = [
-        Door(entry, settings.audit_role, settings.audit_external_id, home) for entry in dict.fromkeys(entries)
-    ]
+    limit = checked(settings, one_by_one, deadline_minutes)
+    run, now = current_run("audit-inventory"), datetime.now(UTC)
+    entries = each_once(tuple(accounts) or settings.audit_accounts)
+    if not entries:
+        entries = each_once([insist(lambda: identity(session, home), Waits(limit)).account])
+    doors = [Door(entry, settings.audit_role, settings.audit_external_id, home) for entry in entries.values()]
     listed = client.gather(client.map(regions_of, doors, [asked] * len(doors), pure=False))
     unread = [one for _, some in listed for one in some]
     places = [(door, region) for door, (chosen, _) in zip(doors, listed, strict=True) for region in chosen]
@@ -106,6 +116,8 @@ def scan(
             run_id=run.run_id,
             now=now,
             one_by_one=one_by_one,
+            family=frozenset(entries),
+            limit=(limit.until, limit.cure),
             pure=False,
         )
         if places
@@ -132,22 +144,31 @@ def regions_of(door: Door, asked: tuple[str, ...]) -> tuple[tuple[str, ...], tup
         return (door.home,), (Unread(member.account, "", "enabled regions", error),)
 
 
-def read_place(door: Door, region: str, *, run_id: str, now: datetime, one_by_one: Thoroughness) -> Any:
-    """Read one account and region."""
+def read_place(
+    door: Door,
+    region: str,
+    *,
+    run_id: str,
+    now: datetime,
+    one_by_one: Thoroughness,
+    family: frozenset[str],
+    limit: tuple[float, str],
+) -> Any:
+    """Read one account and region, until the limit: its time, and how to have more of it."""
     member = door.open()
     if member.session is None:  # it was open a moment ago
         raise member.error or errors.CredentialsError(f"The account {member.account} cannot be looked into.")
     with _ONE_AT_A_TIME:  # sessions are not thread safe, clients are
-        clients = Clients.of(member.session, region)
+        clients = Clients.of(member.session, region, Limit(limit[0], cure=limit[1]))
     columns = rows.Columns(run_id, now, member.account, region)
-    result = read_region(clients, columns, one_by_one)
+    result = read_region(clients, columns, one_by_one, family)
     return result, columns.arrow()
 
 
 _ONE_AT_A_TIME = threading.Lock()
+_OPEN: dict[Door, Account] = {}
 
 
-@lru_cache(maxsize=256)
 def _opened(door: Door) -> Account:
     (found,) = sessions_of(
         (door.entry,),

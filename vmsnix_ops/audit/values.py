@@ -129,6 +129,8 @@ class Read:
         AMIs of other scanned accounts that may be launched here, and about which AWS was asked here.
     bucket
         The bucket, if it is one.
+    closed
+        Whether the region let nobody in: it is not enabled.
     """
 
     account: str
@@ -141,3 +143,4 @@ class Read:
     strangers: Mapping[str, str] = field(default_factory=dict)
     guests: frozenset[str] = frozenset()
     bucket: str = ""
+    closed: bool = False

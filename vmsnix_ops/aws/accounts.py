@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.identity import identity
+from vmsnix_ops.aws.paging import Limit, Waits, insist
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
@@ -51,6 +52,7 @@ def accounts(
     role: str = "vmsnix-auditor",
     external_id: str = "",
     region: str | None = None,
+    limit: Limit | None = None,
     session: boto3.Session | None = None,
 ) -> tuple[Account, ...]:
     """Return a session for each account, each account once; one that refuses us does not end the rest.
@@ -66,6 +68,8 @@ def accounts(
         What their trust policies ask for, if they do.
     region
         Whose STS to ask.
+    limit
+        When waiting for it ends.
     session
         Who asks.
 
@@ -77,9 +81,32 @@ def accounts(
         The caller has no credentials: then nothing can be said about any account.
     """
     session = session or default_session()
-    me = identity(session, region)
-    arns: dict[str, str] = {}
-    for entry in wanted or (me.account,):
+    entries, waits = each_once(wanted), Waits(limit or Limit())
+    me = insist(lambda: identity(session, region), waits)
+    found = []
+    for account, entry in (entries or {me.account: me.account}).items():
+        if account == me.account:
+            found.append(Account(account, session))
+            continue
+        arn = entry if entry != account else f"arn:{me.partition}:iam::{account}:role/{role}"
+        try:
+            given = assume(session, arn, external_id=external_id, region=region, waits=waits)
+            found.append(Account(account, given))
+        except errors.AwsError as error:
+            found.append(Account(account, None, error))
+    return tuple(found)
+
+
+def each_once(wanted: Iterable[str]) -> dict[str, str]:
+    """Return the entry of each account: its id, or the ARN of a role in it. The first of an account counts.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        An entry is neither.
+    """
+    entries: dict[str, str] = {}
+    for entry in wanted:
         match = _ROLE_ARN.fullmatch(entry)
         if match is None and not _ACCOUNT.fullmatch(entry):
             raise errors.ParameterError(
@@ -87,25 +114,22 @@ def accounts(
                 why="An account id has 12 digits, dashes left out; leading zeros count.",
                 cure="Give account ids, or ARNs of roles to take.",
             )
-        account = match[1] if match else entry
-        arns.setdefault(account, entry if match else f"arn:{me.partition}:iam::{account}:role/{role}")
-    found = []
-    for account, arn in arns.items():
-        if account == me.account:
-            found.append(Account(account, session))
-            continue
-        try:
-            found.append(Account(account, assume(session, arn, external_id=external_id, region=region)))
-        except errors.AwsError as error:
-            found.append(Account(account, None, error))
-    return tuple(found)
+        entries.setdefault(match[1] if match else entry, entry)
+    return entries
 
 
 @needs("sts:AssumeRole")
 def assume(
-    session: boto3.Session, role_arn: str, *, external_id: str = "", region: str | None = None
+    session: boto3.Session,
+    role_arn: str,
+    *,
+    external_id: str = "",
+    region: str | None = None,
+    waits: Waits | None = None,
 ) -> boto3.Session:
     """Return a session of a role; its credentials renew themselves, because an audit may take hours.
+
+    `waits` are shared by those who ask the same STS.
 
     Raises
     ------
@@ -124,7 +148,7 @@ def assume(
     def fresh() -> dict[str, Any]:
         try:
             with calling(f"take the role {role_arn}"):
-                given = sts.assume_role(**asked)["Credentials"]
+                given = insist(lambda: sts.assume_role(**asked), waits)["Credentials"]
         except errors.AccessDeniedError as error:
             # AWS tells a missing role, one that does not trust us and a missing permission in the same words.
             raise errors.AccessDeniedError(

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
+from vmsnix_ops import errors
 from vmsnix_ops.aws.session import calling, client
 
 if TYPE_CHECKING:
@@ -50,8 +51,46 @@ class Identity:
         return re.sub(r"^(arn:[^:]+):sts:(.*):assumed-role/([^/]+)/.*$", r"\1:iam:\2:role/\3", self.arn)
 
 
+REFUSED = frozenset({"AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException"})
+"""What a region says to good credentials of an account that has not opted into it."""
+
+
+def not_enabled(region: str, why: str) -> errors.RegionError:
+    """Return the error that says how to enable a region."""
+    return errors.RegionError(
+        f"The region {region} is not enabled for this account.",
+        why=why,
+        cure=f"Enable it (aws account enable-region --region-name {region}), or choose another.",
+    )
+
+
 def identity(session: boto3.Session, region: str | None = None) -> Identity:
-    """Return account and ARN of the caller (sts:GetCallerIdentity, which needs no permission)."""
+    """Return account and ARN of the caller (sts:GetCallerIdentity, which needs no permission).
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegionError
+        The region is not enabled for the account: it takes good credentials for unknown ones.
+    vmsnix_ops.errors.CredentialsError
+        The credentials are no good.
+    """
+    try:
+        return _asked(session, region)
+    except errors.CredentialsError as error:
+        region = region or session.region_name
+        if error.code not in REFUSED or region in (None, _ALWAYS_ENABLED):
+            raise
+        try:
+            _asked(session, _ALWAYS_ENABLED)
+        except errors.AwsError:
+            raise error from None
+        raise not_enabled(region, error.why) from error
+
+
+_ALWAYS_ENABLED = "us-east-1"
+
+
+def _asked(session: boto3.Session, region: str | None) -> Identity:
     with calling("find out whose credentials these are"):
         answer = client(session, "sts", region).get_caller_identity()
     date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.checks import Check
-from vmsnix_ops.aws.identity import Identity, identity
+from vmsnix_ops.aws.identity import REFUSED, Identity, identity, not_enabled
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
 from vmsnix_ops.progress import counted
@@ -97,19 +97,10 @@ def region(ec2: Client, name: str) -> Check:
         with calling(f"look at the region {name}"):
             answer = ec2.describe_regions(RegionNames=[name], AllRegions=True)
     except errors.AwsError as error:
-        if error.code in ("AuthFailure", "InvalidParameterValue"):
-            # A region that the account has not opted into refuses its credentials altogether.
-            raise _not_enabled(name, error.why) from error
+        if error.code in {*REFUSED, "InvalidParameterValue"}:
+            raise not_enabled(name, error.why) from error
         raise
     status = answer["Regions"][0].get("OptInStatus", "opt-in-not-required")
     if status == "not-opted-in":
-        raise _not_enabled(name, f"Its status is {status}.")
+        raise not_enabled(name, f"Its status is {status}.")
     return Check("region", "pass", f"{name}: {status}")
-
-
-def _not_enabled(region: str, why: str) -> errors.RegionError:
-    return errors.RegionError(
-        f"The region {region} is not enabled for this account.",
-        why=why,
-        cure=f"Enable it (aws account enable-region --region-name {region}), or choose another.",
-    )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.aws.evidence import AMI_ID, Evidence
 from vmsnix_ops.aws.launch_sources import Found, Templates, scaling, values
-from vmsnix_ops.aws.paging import items, patiently, quick_times
+from vmsnix_ops.aws.paging import Limit, items, limited, patiently, quick_times
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, client, code_of
 from vmsnix_ops.aws.session import session as default_session
@@ -175,14 +175,14 @@ class Clients:
     ssm: Client
 
     @classmethod
-    def of(cls, session: boto3.Session, region: str) -> Clients:
-        """Return clients with few attempts of their own: `paging` tries again, for longer."""
-        quick_times(session)
+    def of(cls, session: boto3.Session, region: str, limit: Limit | None = None) -> Clients:
+        """Return clients with few attempts of their own: `paging` tries again, for longer, within a limit."""
+        limit = limit or Limit()
         made = (
             client(session, service, region, attempts=2, connections=AT_ONCE + 2)
             for service in ("ec2", "autoscaling", "ssm")
         )
-        return cls(region, *made)
+        return cls(region, *(limited(quick_times(one), limit) for one in made))
 
 
 def gather(

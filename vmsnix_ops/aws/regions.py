@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import preflight_account
+from vmsnix_ops.aws.paging import patiently
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, client
 
@@ -104,5 +105,5 @@ def named(names: Iterable[str]) -> tuple[str, ...]:
 def enabled(ec2: Client) -> tuple[str, ...]:
     """Return the regions that are enabled for an account."""
     with calling("list the enabled regions"):
-        answer = ec2.describe_regions()
+        answer = patiently(ec2, "describe_regions")
     return tuple(sorted(region["RegionName"] for region in answer["Regions"]))

@@ -41,6 +41,20 @@ CREDENTIAL_CODES = frozenset(
         "UnrecognizedClientException",
     }
 )
+THROTTLE_CODES = frozenset(
+    {
+        "Client.RequestLimitExceeded",
+        "EC2ThrottledException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "SlowDown",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
 CLOCK_CODES = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 DENIED_CODES = frozenset(
     {"AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation", "403"}
@@ -203,6 +217,9 @@ def explain(error: Any, doing: str) -> errors.AwsError:
         action = denied_action(message, error.operation_name) or f"the action for {error.operation_name}"
         cure = f"Allow {action} in the caller's IAM policy; vmsnix iam-policy prints whole ones."
         return errors.AccessDeniedError(what, why=why, cure=cure, **details)
+    if code in THROTTLE_CODES:
+        cure = "Run it again later, or with less at once: the whole account shares AWS's limits on calls."
+        return errors.AwsError(what, why=why, cure=cure, **details)
     if code in QUOTA_CODES:
         cure = "Wait for running work to end, remove what is no longer needed, or ask AWS for a higher quota."
         return errors.QuotaError(what, why=why, cure=cure, **details)

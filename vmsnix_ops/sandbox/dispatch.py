@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import admin, credentials, faults
 from .calls import summary
 from .core import OPERATIONS, AwsError, Context
+from .ec2 import places
 from .wire import answers, errors, models, requests, signature
 from .wire.body import ChunkSigner, DisconnectedError
 from .wire.http import Request, Response
@@ -214,9 +215,14 @@ class Dispatcher:
         service, world = exchange.service, self.world
         if exchange.authorization is None:
             raise credentials.refusal(service, "unsigned")
-        return credentials.authenticate(
+        caller = credentials.authenticate(
             exchange.request, exchange.authorization, service, world.tables, world.clock
         )
+        if not places.is_enabled(world.tables, caller.account, exchange.authorization.region):
+            # IAM does not tell a region about accounts that have not opted into it ("Enable or disable AWS
+            # Regions in your account"), so every service there takes good keys for unknown ones.
+            raise credentials.refusal(service, "unknown")
+        return caller
 
     def _context(self, exchange: Exchange, caller: Credential) -> Context:
         world = self.world

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.sandbox.ec2.rehearsal import Rehearsal, refused
 
 
@@ -10,6 +12,27 @@ def test_an_account_has_seventeen_regions_without_opting_in(aws: Rehearsal) -> N
     assert len(regions) == 17
     assert {region["OptInStatus"] for region in regions} == {"opt-in-not-required"}
     assert {"us-east-1", "eu-central-1"} <= {region["RegionName"] for region in regions}
+
+
+def test_a_region_that_is_not_opted_in_to_takes_good_keys_for_unknown_ones(aws: Rehearsal) -> None:
+    said = {
+        "ec2": "describe_images",
+        "ssm": "describe_parameters",
+        "sts": "get_caller_identity",
+        "autoscaling": "describe_auto_scaling_groups",
+    }
+    codes = {}
+    for service, operation in said.items():
+        client = aws.served.client(service, "me-south-1")
+        with pytest.raises(client.exceptions.ClientError) as caught:
+            getattr(client, operation)()
+        codes[service] = caught.value.response["Error"]["Code"]
+    assert codes == {
+        "ec2": "AuthFailure",
+        "ssm": "UnrecognizedClientException",
+        "sts": "InvalidClientTokenId",
+        "autoscaling": "InvalidClientTokenId",
+    }
 
 
 def test_there_are_more_regions_that_are_not_opted_in_to(aws: Rehearsal) -> None:

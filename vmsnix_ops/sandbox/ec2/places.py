@@ -14,7 +14,7 @@ from vmsnix_ops.sandbox.ec2.filters import select
 from vmsnix_ops.sandbox.wire import regions
 
 if TYPE_CHECKING:
-    from vmsnix_ops.sandbox.core import Context
+    from vmsnix_ops.sandbox.core import Context, Tables
 
 ALWAYS_ON = frozenset(
     [
@@ -49,10 +49,15 @@ class _Region:
 
 
 def enabled(context: Context, region: str) -> bool:
-    """Tell whether the account may use a region; opted-in ones are in the table ``opted_in_regions``."""
-    if context.partition != "aws":
+    """Tell whether the caller's account may use a region."""
+    return is_enabled(context.tables, context.account, region)
+
+
+def is_enabled(tables: Tables, account: str, region: str) -> bool:
+    """Tell whether an account may use a region; opted-in ones are in the table ``opted_in_regions``."""
+    if region in ALWAYS_ON or regions.partition_of(region) != "aws":
         return True
-    return region in ALWAYS_ON or region in context.table("opted_in_regions", region="")
+    return region in tables.table(account, "", "opted_in_regions")
 
 
 def _opt_in(context: Context, region: str) -> str:

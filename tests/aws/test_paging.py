@@ -1,0 +1,135 @@
+"""Waiting for AWS: what is waited out, for how long, and what ends it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.sandbox.ec2.conftest import aws, rehearsal
+from vmsnix_ops import errors
+from vmsnix_ops.aws import paging
+from vmsnix_ops.aws.references import Clients
+from vmsnix_ops.aws.session import client
+
+if TYPE_CHECKING:
+    from tests.sandbox.ec2.rehearsal import Rehearsal
+
+__all__ = ["aws", "rehearsal"]
+REGION = "us-east-1"
+THROTTLED = {"do": "error", "code": "RequestLimitExceeded", "http": 503}
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paging.Limit, "wait", lambda _self, _seconds: None)
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
+
+
+def clients(aws: Rehearsal, limit: paging.Limit | None = None) -> Clients:
+    return Clients.of(aws.served.session(), REGION, limit)
+
+
+def describe(ec2: Any, operation: str = "describe_launch_templates") -> dict[str, Any]:
+    return paging.patiently(ec2, operation)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"do": "drop"},
+        {"do": "reset"},
+        THROTTLED,
+        {"do": "error", "code": "InternalServerError", "http": 500},
+        {"do": "error", "code": "Throttling", "http": 400},
+    ],
+    ids=lambda fault: fault.get("code", fault["do"]),
+)
+def test_trouble_that_passes_costs_nothing_but_time(aws: Rehearsal, fault: dict[str, Any]) -> None:
+    aws.served.faults.add({"op": "ec2:DescribeLaunchTemplates", "nth": list(range(1, 8)), **fault})
+    assert describe(clients(aws).ec2)["LaunchTemplates"] == []
+
+
+def test_what_is_final_is_not_asked_again(aws: Rehearsal) -> None:
+    denied = {
+        "op": "ec2:DescribeLaunchTemplates",
+        "do": "error",
+        "code": "UnauthorizedOperation",
+        "http": 403,
+    }
+    aws.served.faults.add(denied)
+    ec2 = clients(aws).ec2
+    aws.served.calls.clear()
+    with pytest.raises(ec2.exceptions.ClientError, match="UnauthorizedOperation"):
+        describe(ec2)
+    assert aws.served.calls.count("ec2:DescribeLaunchTemplates") == 1
+
+
+def test_patience_ends_once_for_all_lists_of_a_client(
+    aws: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aws.served.faults.add({"op": "ec2:Describe*", **THROTTLED})
+    monkeypatch.setattr(paging, "PATIENCE_SECONDS", 0.3)
+    ec2 = clients(aws).ec2
+    with pytest.raises(ec2.exceptions.ClientError):
+        describe(ec2)
+    aws.served.calls.clear()
+    with pytest.raises(ec2.exceptions.ClientError):
+        describe(ec2, "describe_instances")
+    assert aws.served.calls.count("ec2:DescribeInstances") <= 2  # botocore tries twice, if it still may
+    aws.served.faults.clear()
+    describe(ec2)
+    aws.served.faults.add({"op": "ec2:DescribeInstances", "nth": [1, 2, 3, 4], **THROTTLED})
+    assert describe(ec2, "describe_instances")["Reservations"] == []
+
+
+def test_a_limit_ends_it_whatever_is_left(aws: Rehearsal) -> None:
+    limit = paging.Limit(time.time() + 3600, cure="Give more time.")
+    ec2 = clients(aws, limit).ec2
+    describe(ec2)
+    limit.until = time.time()
+    with pytest.raises(errors.DeadlineError, match="Give more time"):
+        describe(ec2)
+    with pytest.raises(errors.DeadlineError):
+        describe(clients(aws, limit).ssm, "describe_parameters")
+    describe(clients(aws).ec2)  # of whoever comes next
+
+
+def test_who_waits_is_stopped_at_once(aws: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    aws.served.faults.add({"op": "ec2:DescribeLaunchTemplates", **THROTTLED})
+    limit, caught = paging.Limit(), []
+    ec2 = clients(aws, limit).ec2
+
+    def wait() -> None:
+        try:
+            describe(ec2)
+        except Exception as error:  # noqa: BLE001 - of whatever kind
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while aws.served.calls.count("ec2:DescribeLaunchTemplates") < 4:
+        time.sleep(0.02)
+    limit.stop()
+    thread.join(3)
+    assert [type(error) for error in caught] == [errors.InterruptedRunError]
+
+
+def test_quick_times_are_the_same_times_and_only_ours(aws: Rehearsal) -> None:
+    aws.image()
+    session = aws.served.session()
+    quick = Clients.of(session, REGION).ec2
+    plain = client(session, "ec2", REGION)
+    assert quick is not plain
+    (read,), (wanted,) = (
+        {one["StartTime"] for one in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
+        for ec2 in (quick, plain)
+    )
+    assert (read, read.utcoffset()) == (wanted, wanted.utcoffset())
+    assert type(read.tzinfo) is not type(wanted.tzinfo)  # Python's, and dateutil's
+    after = session.client("ec2", region_name=REGION)
+    (moment,) = {one["StartTime"] for one in after.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
+    assert type(moment.tzinfo) is type(wanted.tzinfo)
