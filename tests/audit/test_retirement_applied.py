@@ -208,6 +208,25 @@ def test_restoring_an_ami_whose_snapshot_is_gone_says_so(fleet: Fleet) -> None:
     assert (fleet.amis(), fleet.snapshots()) == ({}, set())
 
 
+def test_grace_counts_from_when_an_ami_is_retired_and_not_from_its_plan(fleet: Fleet) -> None:
+    ami, orphan = fleet.ami(), fleet.snapshot(tags={tagging.DIGEST: "d"})
+    plan = fleet.plan(now=datetime.now(UTC) - timedelta(days=20), grace_days=14)
+    plan.apply()
+    soon = fleet.plan(now=fleet.later(13))
+    assert "can be restored until" in why(soon, ami)
+    assert "is kept until" in why(soon, orphan)
+
+
+def test_a_tag_that_somebody_spoiled_fails_alone(fleet: Fleet) -> None:
+    spoiled, whole = fleet.ami(days=90), fleet.ami(days=80)
+    fleet.apply()
+    fleet.ec2.create_tags(Resources=[spoiled], Tags=[{"Key": tagging.SHARED_WITH, "Value": "who knows"}])
+    result = fleet.apply(action="restore")
+    assert [one.outcome for one in result.outcomes] == ["failed", "restored"]
+    assert "Nobody is called 'who'" in result.outcomes[0].detail
+    assert fleet.amis()[whole] == "available"
+
+
 def test_an_audience_of_many_accounts_is_remembered_whole(fleet: Fleet) -> None:
     ami = fleet.ami()
     many = [f"{number:012d}" for number in range(100, 150)]

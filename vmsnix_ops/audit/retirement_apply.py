@@ -130,11 +130,13 @@ class _Doing:
         self.place: Place = plan.places[one.region]
         self.ec2 = self.place.ec2
         self.unwritten: errors.VmsnixError | None = None
+        # A plan may be a notebook's of last week: grace counts from when it is done.
+        self.now = max(plan.now, datetime.now(UTC))
 
     def do(self) -> Outcome:
         try:
             outcome = self._snapshot() if self.one.kind == "snapshot" else self._ami()
-        except errors.AwsError as error:
+        except errors.VmsnixError as error:  # also a tag that somebody made unreadable
             outcome = Outcome(self.one, "failed", str(error))
         if self.unwritten is None:
             return outcome
@@ -161,7 +163,7 @@ class _Doing:
     def _retire(self, ami: Ami) -> Outcome:
         grace = timedelta(days=self.plan.rules.grace_days)
         noted = retiring.retire(
-            self.ec2, ami, self.one.snapshots, run_id=self.plan.run.run_id, at=self.plan.now, grace=grace
+            self.ec2, ami, self.one.snapshots, run_id=self.plan.run.run_id, at=self.now, grace=grace
         )
         self._record(
             "retired",
@@ -174,7 +176,7 @@ class _Doing:
 
     def _restore(self, ami: Ami) -> Outcome:
         known = retiring.mark(ami.tags)
-        shared = retiring.restore(self.ec2, ami, self.one.snapshots, at=self.plan.now)
+        shared = retiring.restore(self.ec2, ami, self.one.snapshots, at=self.now)
         self._record("restored", shared_with=list(shared.names()))
         self._record_ami(ami)
         stays = known is not None and known.state_before == "disabled"
@@ -229,8 +231,8 @@ class _Doing:
             known = retiring.mark(snapshot.tags)
             self._record("deleted", ami_id=(known.with_ami if known else "") or None)
             return Outcome(one, "deleted")
-        until = self.plan.now + timedelta(days=self.plan.rules.grace_days)
-        noted = retiring.Mark(self.plan.now, until, self.plan.run.run_id)
+        until = self.now + timedelta(days=self.plan.rules.grace_days)
+        noted = retiring.Mark(self.now, until, self.plan.run.run_id)
         noted = retiring.retire_snapshot(self.ec2, snapshot_id, noted)
         self._record("retired", shared_with=list(noted.shared_with), grace_until=until)
         return Outcome(one, "retired", f"is kept until {until:%Y-%m-%d}")
