@@ -185,12 +185,12 @@ def finish(result: Result) -> None:
 
 
 def _account(session: boto3.Session, regions: tuple[str, ...]) -> str:
-    """Return whose credentials these are; a region that is not enabled takes any for wrong ones."""
-    refused: list[errors.CredentialsError] = []
+    """Return whose credentials these are; a region that is not enabled does not tell."""
+    refused: list[errors.AwsError] = []
     for region in regions:
         try:
             return identity(session, region).account
-        except errors.CredentialsError as error:
+        except (errors.CredentialsError, errors.RegionError) as error:
             refused.append(error)
     raise refused[0]
 
