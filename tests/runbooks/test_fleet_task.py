@@ -170,8 +170,8 @@ def test_a_living_run_elsewhere_is_waited_for(worker: Worker) -> None:
         for beat in range(2, 10):
             worker.found(beat=beat)
             time.sleep(0.2)
+        over.set()  # before anybody can see that it is
         worker.found(state="done", beat=10, result={"ami_id": "ami-elsewhere"})
-        over.set()
 
     thread = threading.Thread(target=live)
     thread.start()
