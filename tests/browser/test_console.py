@@ -288,7 +288,8 @@ def test_the_evidence_opens_in_jupyterlab(console: Opened, published: Published)
     console.page.locator(".vmsnix-report").wait_for()
     console.page.click(".vmsnix-files a:has-text('Executed notebook')")
     console.page.wait_for_function(OPEN_NOTEBOOK)
-    console.page.evaluate("() => { window.jupyterapp.shell.currentWidget.close(); }")
+    # Not `close`, which asks whether to save what JupyterLab itself changes once the kernel is there.
+    console.page.evaluate("() => { window.jupyterapp.shell.currentWidget.dispose(); }")
     console.page.wait_for_selector(".vmsnix-console >> visible=true")
 
 
