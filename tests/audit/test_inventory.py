@@ -6,6 +6,8 @@ import json
 import signal
 import threading
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -450,3 +452,25 @@ def test_an_ami_of_another_account_that_was_scanned_and_not_shared_is_missing_th
     found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
     (lost,) = found.pointers
     assert (lost.account, lost.evidence.id, lost.owner) == (FRIEND, theirs, "")
+
+
+def test_a_snapshot_whose_use_is_unknown_is_not_drawn_as_held_by_nothing(own: Owner) -> None:
+    own.snapshot()
+    own.aws.faults.add(
+        {"op": "ec2:DescribeImages", "do": "error", "code": "UnauthorizedOperation", "http": 403}
+    )
+    found = own.scan(regions=[REGION])
+    axes = views.plot(replace(found, frame=found.frame.assign(monthly_usd=1.0))).axes[0]
+    heights = {bars.get_label(): sum(bar.get_height() for bar in bars) for bars in axes.containers}
+    assert heights["held by nothing"] == 0
+    assert heights["unknown: not everything could be read"] > 0
+
+
+def test_a_copy_that_is_not_marked_as_one_is_no_dead_upload() -> None:
+    columns = inventory.rows.Columns("run", datetime.now(UTC), "012345678901", REGION)
+    pending = {"State": "pending", "VolumeId": "vol-ffffffff", "VolumeSize": 1}
+    texts = ("Copied for DestinationAmi ami-1 from SourceAmi ami-2", "[Copied snap-1 from us-east-1]", "")
+    rows = [{**pending, "SnapshotId": f"snap-{n}", "Description": text} for n, text in enumerate(texts)]
+    inventory.rows.snapshots(columns, rows)
+    kinds = columns.arrow().column("kind").to_pylist()
+    assert kinds == ["snapshot", "snapshot", "direct-upload"]

@@ -121,6 +121,34 @@ def test_an_audit_that_could_not_read_everything_is_partly_done(own: Owner) -> N
         reports.require(audit)
 
 
+def test_a_gap_is_no_finding_that_fails_a_job(own: Owner) -> None:
+    own.aws.faults.add({"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403})
+    own.template(own.ami(tags=DIGEST))
+    audit = reports.judge(own.scan(regions=[REGION]))
+    assert set(audit.findings.query("severity in ['critical', 'high']")["rule"]) == {"unread"}
+    with pytest.raises(errors.PartlyDoneError):
+        reports.require(audit, "high")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"fail_on": "hgih"}, "high"),
+        ({"known_accounts": ["12"]}, "12 digits"),
+        ({"packages": ["openssl<<3"]}, "openssl"),
+        ({"old_days": -1}, "days"),
+    ],
+)
+def test_a_slip_is_told_before_anything_is_read(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(errors.ParameterError, match=said):
+        reports.check(**asked)
+
+
+def test_a_severity_that_is_none_is_refused(audit: Audit) -> None:
+    with pytest.raises(errors.ParameterError, match="high"):
+        reports.require(audit, "hgih")
+
+
 def test_the_second_audit_tells_what_changed(own: Owner, audit: Audit) -> None:
     fresh = own.ami(tags=DIGEST)
     again = reports.judge(own.scan(regions=[REGION]))

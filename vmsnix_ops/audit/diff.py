@@ -1,7 +1,8 @@
 """What differs inside two AMIs: packages added, removed, upgraded, and what that does to the size.
 
-Both are known by the digest of their image, from the table ``amis`` or from their tags, and what is inside by
-the table ``packages``, which a publish fills.
+Both are known by the digest of their image, from the table ``amis``, and what is inside by the table
+``packages``; a publish fills both. ``vmsnix history sync`` adds the AMIs that another machine published, from
+their tags.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,44 @@ class Worst:
         return page.table_of(self.frame) + (f"<p>{self.more}</p>" if self.more else "")
 
 
+def check(
+    *,
+    old_days: int = 365,
+    known_accounts: Iterable[str] = (),
+    packages: Iterable[str] = (),
+    fail_on: str = NEVER,
+) -> judging.Measure:
+    """Return what an audit measures by; so that a slip is told before a long scan, and not after it.
+
+    Parameters
+    ----------
+    old_days, known_accounts, packages
+        As for `judge`.
+    fail_on
+        As for `require`.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        One of them cannot be right.
+    """
+    _bad(fail_on)
+    if old_days < 0:
+        raise errors.ParameterError(f"old_days cannot be {old_days}.", cure="Give a number of days.")
+    known = frozenset(known_accounts)
+    for one in sorted(known):
+        if not _KNOWN.fullmatch(one):
+            raise errors.ParameterError(
+                f"{one!r} is no account, organization or unit.",
+                why="An account id has 12 digits, dashes left out; the others are named by their ARN.",
+                cure="Correct it in known_accounts.",
+            )
+    return judging.Measure(old_days=old_days, known_accounts=known, packages=all_wanted(packages))
+
+
+_KNOWN = re.compile(r"[0-9]{12}|arn:[\w-]+:organizations::[0-9]{12}:(?:organization|ou)/[\w/-]+")
+
+
 def judge(
     inventory: Inventory,
     *,
@@ -111,14 +150,10 @@ def judge(
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        A package cannot be read.
+        A package or a known account cannot be right.
     """
     tables = tables or open_tables(load())
-    measure = judging.Measure(
-        old_days=old_days,
-        known_accounts=frozenset(known_accounts),
-        packages=all_wanted(packages),
-    )
+    measure = check(old_days=old_days, known_accounts=known_accounts, packages=packages)
     changed = comparing.since_last(inventory, tables)
     found = judging.evaluate(inventory, measure=measure, tables=tables)
     comparing.store(inventory, tables)
@@ -190,13 +225,15 @@ def require(audit: Audit, severity: str = NEVER) -> None:
 
     Raises
     ------
+    vmsnix_ops.errors.ParameterError
+        There is no such severity.
     vmsnix_ops.errors.AuditError
-        Something is.
+        Something is. What could not be read is not counted: it is no fault of what is there.
     vmsnix_ops.errors.PartlyDoneError
         Nothing is, and not everything could be read: what is there may be worse than what was seen.
     """
-    bad = () if severity == NEVER else judging.SEVERITIES[: judging.SEVERITIES.index(severity) + 1]
-    found = audit.findings[audit.findings["severity"].isin(bad)]
+    bad = _bad(severity)
+    found = audit.findings[audit.findings["severity"].isin(bad) & (audit.findings["rule"] != "unread")]
     if len(found):
         first = found.iloc[0]
         raise errors.AuditError(
@@ -213,6 +250,20 @@ def require(audit: Audit, severity: str = NEVER) -> None:
             why=f"The first of {len(unread)}: {gap.source} of {where}. {gap.error}",
             cure="Each is a finding with its cure; or leave out the regions and accounts that are not meant.",
         )
+
+
+def _bad(severity: str) -> tuple[str, ...]:
+    """Return the severities that are as bad as this."""
+    if severity == NEVER:
+        return ()
+    if severity not in judging.SEVERITIES:
+        known = (*judging.SEVERITIES, NEVER)
+        raise errors.ParameterError(
+            f"There is no severity {severity!r}.",
+            why=errors.nearest(severity, known),
+            cure=f"Choose {', '.join(known)}.",
+        )
+    return judging.SEVERITIES[: judging.SEVERITIES.index(severity) + 1]
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

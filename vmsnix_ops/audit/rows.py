@@ -111,7 +111,7 @@ def snapshots(
         size, stored = int(snapshot.get("VolumeSize") or 0), snapshot.get("FullSnapshotSizeInBytes")
         sizes[snapshot["SnapshotId"]] = (stored, size)
         pending = snapshot.get("State") == "pending"
-        direct = pending and snapshot.get("VolumeId") == NO_VOLUME and "TransferType" not in snapshot
+        direct = pending and snapshot.get("VolumeId") == NO_VOLUME and not _is_made_by_aws(snapshot)
         columns.add(
             kind="direct-upload" if direct else "snapshot",
             resource_id=snapshot["SnapshotId"],
@@ -131,6 +131,14 @@ def snapshots(
             tags=_json(tags),
         )
     return sizes
+
+
+def _is_made_by_aws(snapshot: Mapping[str, Any]) -> bool:
+    """Tell whether a snapshot is a copy or an import, by what AWS says of it or how AWS describes it."""
+    described = str(snapshot.get("Description") or "")
+    return "TransferType" in snapshot or described.startswith(
+        ("Copied for ", "[Copied ", "Created by AWS-VMImport", "imported from")
+    )
 
 
 def _source(snapshot: Mapping[str, Any]) -> str | None:

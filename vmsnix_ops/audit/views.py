@@ -111,11 +111,13 @@ def plot(inventory: Inventory) -> Figure:
     figure = figures.new_figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     bottom = [0.0] * len(labels)
-    held = frame["referenced"].fillna(value=False)
-    parts = (
-        (held, "held by an AMI", figures.PATH_COLOURS["import"]),
-        (~held, "held by nothing", figures.ALARM),
-    )
+    held = frame["referenced"]
+    parts = [
+        (held.fillna(value=False), "held by an AMI", figures.PATH_COLOURS["import"]),
+        (~held.fillna(value=True), "held by nothing", figures.ALARM),
+    ]
+    if held.isna().any():
+        parts.append((held.isna(), "unknown: not everything could be read", figures.SOFT))
     for chosen, label, colour in parts:
         heights = [
             float(frame.loc[chosen & (age >= low) & (age < high), "monthly_usd"].sum())
