@@ -10,6 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,10 @@ CURED = {
 }
 """What is provoked, and the rule that finds it: its cure ends it."""
 
+CHANNELS = {"channel": "pointer-to-missing", "channel that is gone": "pointer-to-missing"}
+"""What our own runbooks cure. They wait for Parameter Store, and have tests of their own: here, that they
+take such a command."""
+
 DECIDED = {
     "unencrypted": "unencrypted",
     "unused, of ours": "unreferenced",
@@ -93,6 +98,7 @@ ELSEWHERE = {"drifted", "unread", "not-asked-one-by-one"}
 """Rules whose cures are tested in `test_findings`, in `test_drift`, or are no commands."""
 
 
+RUN = ("aws ", "vmsnix history ")
 HOLES = {"<AMI>": "", "<TEAM>": "web", "<TEMPLATE>": "good", "<NAME>": "a-copy"}
 
 
@@ -130,7 +136,7 @@ class Story:
         self.refused = {name: shell(cure) for name, cure in cures.items() if "<" in cure}
         self.changed = [name for name in aws.calls.names() if not name.startswith(("ec2:Describe", "sts:"))]
         # What is printed twice is pasted once.
-        texts = sorted({cure for cure in cures.values() if cure.startswith(("aws ", "vmsnix history"))})
+        texts = sorted({cure for cure in cures.values() if cure.startswith(RUN)})
         with ThreadPoolExecutor(2) as pool:
             done = dict(zip(texts, pool.map(lambda cure: shell(self.filled(cure)), texts), strict=True))
         self.pasted = {name: done.get(cure) for name, cure in cures.items()}
@@ -153,7 +159,7 @@ class Story:
 
     def found(self, name: str, findings: pd.DataFrame) -> dict[str, Any]:
         """Return what the rule says of a thing; empty where it does not find it."""
-        rule = {**CURED, **DECIDED}[name]
+        rule = {**CURED, **CHANNELS, **DECIDED}[name]
         rows = findings[(findings["rule"] == rule) & (findings["resource_id"] == self.ids[name])]
         return {str(key): value for key, value in rows.iloc[0].items()} if len(rows) else {}
 
@@ -231,8 +237,14 @@ class Story:
         ec2, ssm, scaling = own.client("ec2"), own.client("ssm"), own.client("autoscaling")
         gone = own.ami()
         image = {"Type": "String", "DataType": "aws:ec2:image"}
-        for name in ("/app/ami", "/app/alias", "/app/lost"):
-            ssm.put_parameter(Name=name, Value=gone, **image)
+        for number in (1, 2):
+            ours = {"Name": f"altf4llc-api-{number}-x86_64-linux-cccccccc"}
+            ours |= {"vmsnix:image": "api", "vmsnix:digest": "c" * 64, "vmsnix:version": f"{number}"}
+            published = own.ami(tags=ours)
+        ssm.put_parameter(Name="/vmsnix/api/stable", Value=published, **image)
+        own.aws.clock.advance(300)
+        for name in ("/app/ami", "/app/alias", "/app/lost", "/vmsnix/api/stable", "/vmsnix/api/candidate"):
+            ssm.put_parameter(Name=name, Value=gone, Overwrite=name == "/vmsnix/api/stable", **image)
         own.aws.clock.advance(300)  # what holds an image is looked at before it counts
         ssm.put_parameter(Name="/app/note", Type="StringList", Value=f"region={REGION},ami={gone}")
         ids["parameter"], ids["note"] = "/app/ami", "/app/note"
@@ -241,6 +253,8 @@ class Story:
         ids["old version"] = own.versions("old-version", gone, self.good, default=2)
         ids["template of a group"] = own.versions("pinned", gone, self.good, default=2)
         ids["no id"] = own.template("AMI", "no-id")
+        ids["channel"] = "/vmsnix/api/stable"
+        ids["channel that is gone"] = own.template("resolve:ssm:/vmsnix/api/candidate", "channel")
         ids["alias of nothing"] = own.template("resolve:ssm:/app/lost", "alias-of-nothing")
         ids["alias of what is gone"] = own.template("resolve:ssm:/app/alias", "alias-of-gone")
         for name in ("launch configuration", "configuration of a group"):
@@ -260,7 +274,7 @@ class Story:
             )
         ids["instance"] = own.launch(gone)
         ec2.deregister_image(ImageId=gone)
-        ssm.delete_parameter(Name="/app/lost")
+        ssm.delete_parameters(Names=["/app/lost", "/vmsnix/api/candidate"])
         ids["not shared"] = self.friend.template(self.good, "not-shared")
         other = Owner(own.aws, own.aws.other_account(STRANGER))
         theirs = other.ami()
@@ -301,7 +315,14 @@ def complaint(cure: str) -> str:
     if name not in catalog.names():
         return f"vmsnix has no {name}"
     known = {f"--{one.name.replace('_', '-')}" for one in catalog.find(name).parameters}
-    return " ".join(sorted({word for word in words if word.startswith("--")} - known))
+    given = {word for word in words if word.startswith("--")}
+    answers = {f"--no-{flag[2:]}" for flag in known}
+    loose = {
+        value
+        for flag, value in pairwise(["", *words])
+        if "--" not in value and (flag[:2] != "--" or flag in answers)
+    }
+    return " ".join(sorted((given - known - answers) | loose))
 
 
 @pytest.mark.parametrize("name", CURED)
@@ -312,6 +333,20 @@ def test_a_cure_ends_its_finding(story: Story, name: str) -> None:
     assert done is not None, "there is no command"
     assert done.returncode == 0, f"{before['cure']}\n{done.stderr}"
     assert story.found(name, story.after) == {}, before["cure"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("channel", f"rollback --image api --channel stable --region {REGION} --regions {REGION}"),
+        ("channel that is gone", f"promote-ami --image api --channel candidate --region {REGION}"),
+    ],
+)
+def test_a_channel_is_cured_by_our_own_runbooks(story: Story, name: str, cure: str) -> None:
+    found = story.found(name, story.before)
+    assert found["cure"] == f"vmsnix {cure} --no-dry-run"
+    assert complaint(found["cure"]) == ""
+    assert complaint(f"vmsnix {cure} --no-dry-run no") == "no"
 
 
 @pytest.mark.parametrize("name", DECIDED)
@@ -340,6 +375,7 @@ def test_only_what_breaks_the_next_launch_is_critical(story: Story) -> None:
     critical = story.before[story.before["severity"] == "critical"]["resource_id"]
     names = {name for name, resource in story.ids.items() if resource in set(critical)}
     assert names == {
+        *("channel", "channel that is gone"),
         *("disabled", "parameter", "template", "newest of a template", "no id", "not shared"),
         *("alias of nothing", "alias of what is gone", "template of a group", "configuration of a group"),
         *("group by configuration", "group by template", "group that is pinned"),

@@ -116,6 +116,37 @@ def test_use_and_deprecation(own: Owner, audit: Any) -> None:
     assert "launch-template" in found.by("deprecated-in-use")[used]["evidence"]
 
 
+def test_of_a_young_ami_nothing_is_known_yet(own: Owner, audit: Any) -> None:
+    """AWS tells launches a day late, and lists snapshots before AMIs."""
+    ami, settled = own.ami(tags=TAGS), own.ami(tags=TAGS)
+    images = own.aws.world.tables.table(own.account, REGION, "images")
+    images[ami].created = datetime.now(UTC)
+    snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
+    for one in (ami, settled):
+        del snapshots[images[one].snapshot_ids()[0]]
+    found = audit()
+    assert set(found.by("unreferenced")) == set(found.by("half-deleted")) == {settled}
+    assert found.by("use-unknown")[ami]["evidence"].startswith("younger than two days")
+
+
+def test_what_will_go_is_not_old(own: Owner, audit: Any) -> None:
+    dated, disabled, old = own.ami(tags=TAGS), own.ami(tags=TAGS), own.ami(tags=TAGS)
+    images = own.aws.world.tables.table(own.account, REGION, "images")
+    for one in (dated, disabled, old):
+        images[one].created = datetime.now(UTC) - timedelta(days=400)
+    images[dated].deprecate_at = datetime.now(UTC) + timedelta(days=30)
+    own.client("ec2").disable_image(ImageId=disabled)
+    assert set(audit().by("old")) == {old}
+
+
+def test_a_used_ami_is_never_to_be_deregistered(own: Owner, audit: Any) -> None:
+    half = own.ami(tags=TAGS)
+    own.launch(half)
+    (lost,) = own.aws.world.tables.table(own.account, REGION, "images")[half].snapshot_ids()
+    del own.aws.world.tables.table(own.account, REGION, "snapshots")[lost]
+    assert audit().by("half-deleted")[half]["cure"] == ""
+
+
 def test_a_disabled_ami_is_on_its_way_out_and_not_unused(own: Owner, audit: Any) -> None:
     ami = own.ami(tags=TAGS)
     own.client("ec2").disable_image(ImageId=ami)

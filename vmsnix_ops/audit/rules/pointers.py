@@ -243,7 +243,7 @@ def _new_version(template: str, source: int) -> str:
 def _vmsnix(runbook: str, image: str, channel: str, region: str) -> str:
     return (
         f"vmsnix {runbook} --image {shlex.quote(image)} --channel {channel} --region {region} "
-        f"{f'--regions {region} ' if runbook == 'rollback' else ''}--dry-run no"
+        f"{f'--regions {region} ' if runbook == 'rollback' else ''}--no-dry-run"
     )
 
 
