@@ -38,13 +38,14 @@ class Owner:
         return (self.access or self.aws).account
 
     def snapshot(self, region: str = REGION, tags: dict[str, str] | None = None, **more: Any) -> str:
-        """Return a completed snapshot of an empty volume."""
+        """Return a completed snapshot of an empty volume, older than any publish takes."""
         ec2 = self.client("ec2", region)
         volume = ec2.create_volume(Size=3, AvailabilityZone=f"{region}a")["VolumeId"]
         if tags:
             more["TagSpecifications"] = [{"ResourceType": "snapshot", "Tags": listed(tags)}]
         made: str = ec2.create_snapshot(VolumeId=volume, **more)["SnapshotId"]
         self.aws.clock.advance(60)
+        self.aws.world.tables.table(self.account, region, "snapshots")[made].started -= timedelta(days=3)
         return made
 
     def ami(self, region: str = REGION, tags: dict[str, str] | None = None, **more: Any) -> str:

@@ -166,6 +166,10 @@ def test_orphans_are_snapshots_of_images_and_not_backups(own: Owner, audit: Any)
     own.client("ec2").create_launch_template(
         LaunchTemplateName="database", LaunchTemplateData={"ImageId": held, "BlockDeviceMappings": disk}
     )
+    snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
+    snapshots[copied].started -= timedelta(days=3)
+    young = own.snapshot(tags=TAGS)  # which a publish may be about to register
+    snapshots[young].started += timedelta(days=3)
     found = audit()
     assert set(found.by("orphan-snapshot")) == {ours, copied}
     assert held in set(found.inventory.amis["resource_id"])

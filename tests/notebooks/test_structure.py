@@ -135,6 +135,15 @@ def test_every_part_has_a_heading(path: Path) -> None:
 
 
 @each(RUNBOOKS)
+def test_every_parameter_stands_on_a_line_of_its_own(path: Path) -> None:
+    """Papermill reads them line by line: one that a formatter has wrapped is none to it."""
+    declared = [
+        node for node in ast.parse(source(code_cells(path)[0])).body if isinstance(node, ast.AnnAssign)
+    ]
+    assert all(node.lineno == node.end_lineno for node in declared)
+
+
+@each(RUNBOOKS)
 def test_parameters_are_used(path: Path) -> None:
     later = "\n".join(source(cell) for cell in code_cells(path)[1:])
     names = {node.id for node in ast.walk(ast.parse(later)) if isinstance(node, ast.Name)}

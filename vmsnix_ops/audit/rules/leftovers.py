@@ -19,6 +19,8 @@ OF_AN_IMAGE = (
 """How AWS describes snapshots that it made for an AMI."""
 IMPORT_RUNS = ("active", "pending", "converting", "updating", "validating")
 IMPORT_ENDED = ("deleted", "deleting", "error", "cancelled")
+MAKING = timedelta(days=1)
+"""A snapshot so young may be one that a publish is about to register."""
 YOUNG = timedelta(minutes=5)
 """Snapshots and AMIs are listed one after the other, and clocks differ: what came between proves nothing."""
 
@@ -28,6 +30,7 @@ def orphan_snapshot(facts: Facts) -> pd.DataFrame:
     """Find snapshots that were made for an AMI and that no AMI holds any more."""
     held = facts.of("snapshot")
     unused = (held["referenced"] == False).fillna(value=False) & (held["state"] == "completed")  # noqa: E712
+    unused &= ~(held["created_at"] > facts.now - MAKING)
     ours = held["digest"].notna() | held["source"].fillna("").str.contains(OF_AN_IMAGE)
     return found(
         held[unused & ours],
