@@ -1,0 +1,109 @@
+"""What a retirement does although something else fails, and that it is told."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmsnix_ops import errors
+from vmsnix_ops.audit import retirement
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.records.tables import Tables
+
+if TYPE_CHECKING:
+    from tests.audit.fleet import Fleet
+
+
+def unwritable(monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    append = Tables.append
+
+    def full(tables: Tables, name: str, rows: Any, **more: Any) -> None:
+        if name == table:
+            raise errors.RecordsError("The table cannot be written.", why="No space left on device.")
+        append(tables, name, rows, **more)
+
+    monkeypatch.setattr(Tables, "append", full)
+
+
+@pytest.mark.parametrize("table", ["retirements", "amis"])
+def test_what_is_retired_is_told_where_the_tables_cannot_be_written(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    amis = [fleet.ami(days=90 - n) for n in range(2)]
+    orphan = fleet.snapshot(tags={tagging.DIGEST: "d"}, days=30)
+    unwritable(monkeypatch, table)
+    result = fleet.apply()
+    assert [one.outcome for one in result.outcomes] == ["retired"] * 3
+    assert set(fleet.amis().values()) == {"disabled"}
+    with pytest.raises(errors.PartlyDoneError, match="No space left") as caught:
+        retirement.finish(result)
+    assert caught.value.exit_code == 3
+    written = json.loads((result.plan.run.folder / "result.json").read_text())
+    assert (written["status"], written["retired"]) == ("partly", 3)
+    told = {one["resource_id"]: one["outcome"] for one in written["outcomes"]}
+    assert told == dict.fromkeys([*amis, orphan], "retired")
+    assert "No space left" in str(result.show())
+    assert "No space left" in str(result.show_each())
+
+
+def test_nothing_more_is_removed_once_it_cannot_be_written_down(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = fleet.ami(days=90), fleet.ami(days=80)
+    held = {*fleet.held(first), *fleet.held(second)}
+    fleet.apply()
+    with monkeypatch.context() as patch:
+        unwritable(patch, "retirements")
+        result = fleet.apply(now=fleet.later())
+    assert [one.outcome for one in result.outcomes] == ["deleted", "skipped"]
+    assert "could not be written down" in result.outcomes[0].lacking
+    assert "could not be written down" in result.outcomes[1].detail
+    assert (fleet.amis(), fleet.snapshots()) == ({second: "disabled"}, held)
+    with pytest.raises(errors.PartlyDoneError, match="No space left"):
+        retirement.finish(result)
+    written = json.loads((result.plan.run.folder / "result.json").read_text())
+    assert (written["deleted"], written["skipped"]) == (1, 1)
+    assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted", "deleted"]
+    assert (fleet.amis(), fleet.snapshots()) == ({}, set())
+
+
+def test_a_plan_that_cannot_be_written_hides_no_outcome(fleet: Fleet) -> None:
+    fleet.ami()
+    result = fleet.apply()
+    (result.plan.run.folder / "plan.csv").mkdir()
+    with pytest.raises(errors.PartlyDoneError, match=r"plan\.csv could not be written"):
+        retirement.finish(result)
+    assert json.loads((result.plan.run.folder / "result.json").read_text())["retired"] == 1
+
+
+def test_one_snapshot_that_aws_does_not_delete_does_not_keep_the_others(fleet: Fleet) -> None:
+    ami = fleet.ami(devices=3)
+    first, *_others = fleet.held(ami)
+    fleet.apply()
+    where = {"op": "ec2:DeleteSnapshot", "nth": [1]}
+    fleet.aws.faults.add({**where, "do": "error", "code": "OperationNotPermitted", "http": 400})
+    result = fleet.apply(now=fleet.later())
+    (one,) = result.outcomes
+    assert one.outcome == "deleted"
+    assert f"{first} stays: Could not delete" in one.lacking
+    assert fleet.snapshots() == {first}
+    with pytest.raises(errors.PartlyDoneError, match=first):
+        retirement.finish(result)
+    assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted"]
+    assert fleet.snapshots() == set()
+
+
+def test_a_snapshot_with_fast_restore_is_not_waited_for(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    fleet.apply()
+    text = "The snapshot is currently enabled for fast restores in us-east-1a."
+    fault = {"op": "ec2:DeleteSnapshot", "do": "error", "code": "InvalidSnapshot.InUse", "message": text}
+    fleet.aws.faults.add({**fault, "http": 400})
+    (one,) = fleet.apply(now=fleet.later()).outcomes
+    assert (one.outcome, fleet.amis()) == ("deleted", {})
+    assert f"{fleet.snapshots().pop()} stays" in one.lacking
+    assert "fast restores" in one.lacking
+    assert len(fleet.aws.calls.of("ec2:DeleteSnapshot")) == 1
+    assert ami in fleet.plan(now=fleet.later()).going[0].reasons[0]

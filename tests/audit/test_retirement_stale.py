@@ -1,0 +1,230 @@
+"""A retirement whose plan no longer holds: what changed since somebody looked is left alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.audit.fleet import FRIEND, OTHER, REGION, Fleet
+from vmsnix_ops import errors
+from vmsnix_ops.audit import retirement, retirement_apply
+from vmsnix_ops.aws import tags as tagging
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def changed(fleet: Fleet, ami: str, how: str) -> None:
+    if how == "an instance was launched":
+        fleet.ec2.run_instances(ImageId=ami, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    elif how == "it was shared":
+        fleet.share(ami, FRIEND)
+    elif how == "it was tagged":
+        fleet.ec2.create_tags(Resources=[ami], Tags=[{"Key": "keep", "Value": "please"}])
+    elif how == "it was disabled":
+        fleet.ec2.disable_image(ImageId=ami)
+    elif how == "it is gone":
+        fleet.ec2.deregister_image(ImageId=ami)
+    elif how == "a channel points at it":
+        fleet.point("/vmsnix/web/stable", ami)
+    elif how == "a launch configuration names it":
+        fleet.client("autoscaling").create_launch_configuration(
+            LaunchConfigurationName="late", ImageId=ami, InstanceType="t3.micro"
+        )
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("an instance was launched", "in use: instance"),
+        ("it was shared", FRIEND),
+        ("it was tagged", "please"),
+        ("it was disabled", "state: available before, disabled now"),
+        ("it is gone", "it is gone"),
+        ("a channel points at it", "/vmsnix/web/stable"),
+        ("a launch configuration names it", "late"),
+    ],
+)
+def test_a_plan_older_than_the_account_s_state_is_refused_with_what_changed(
+    fleet: Fleet, how: str, said: str
+) -> None:
+    ami, other = fleet.ami(), fleet.ami("other")
+    plan = fleet.plan()
+    changed(fleet, ami, how)
+    with pytest.raises(errors.StalePlanError, match=f"{ami}.*{said}"):
+        plan.apply()
+    assert fleet.amis()[other] == "available"
+
+
+def test_what_changes_between_the_look_and_its_turn_is_left_alone(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vmsnix_ops.aws import retiring
+
+    first, second = fleet.ami(days=90), fleet.ami(days=80)
+    plan, retire = fleet.plan(), retiring.retire
+
+    def meanwhile(*args: Any, **more: Any) -> Any:
+        fleet.ec2.run_instances(ImageId=second, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+        return retire(*args, **more)
+
+    monkeypatch.setattr(retiring, "retire", meanwhile)
+    result = plan.apply()
+    assert [one.outcome for one in result.outcomes] == ["retired", "changed"]
+    assert fleet.amis() == {first: "disabled", second: "available"}
+    with pytest.raises(errors.PartlyDoneError, match=second):
+        retirement.finish(result)
+
+
+def use(fleet: Fleet, resource_id: str, how: str) -> None:
+    """Do with an AMI or a snapshot what keeps it."""
+    image = resource_id if resource_id.startswith("ami-") else ""
+    volumes = [] if image else [{"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": resource_id}}]
+    if how == "launch configuration":
+        fleet.client("autoscaling").create_launch_configuration(
+            LaunchConfigurationName="late",
+            ImageId=image or fleet.ami("other", days=1),
+            InstanceType="t3.micro",
+            BlockDeviceMappings=volumes,
+        )
+    elif how == "launch template":
+        data = {"BlockDeviceMappings": volumes} | ({"ImageId": image} if image else {})
+        fleet.ec2.create_launch_template(LaunchTemplateName="late", LaunchTemplateData=data)
+    elif how == "parameter":
+        fleet.client("ssm").put_parameter(Name="/theirs", Value=f"ami={image}", Type="String")
+    elif how == "lent":
+        fleet.lend(*(fleet.held(image) if image else [resource_id]))
+    elif how == "locked":
+        (held,) = fleet.held(image) if image else [resource_id]
+        fleet.ec2.lock_snapshot(SnapshotId=held, LockMode="governance", LockDuration=9)
+    elif how == "ami":
+        fleet.ami("other", days=1, snapshots=(resource_id,))
+    elif how == "import":
+        fleet.aws.prepare(bucket="late", region=REGION)
+        fleet.client("s3").put_object(Bucket="late", Key="image.raw", Body=bytes(2**20))
+        fleet.ec2.import_snapshot(
+            DiskContainer={"Format": "RAW", "UserBucket": {"S3Bucket": "late", "S3Key": "image.raw"}},
+            TagSpecifications=tagging.specification("import-snapshot-task", {tagging.DIGEST: "d"}),
+        )
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("launch configuration", "launch-configuration late"),
+        ("launch template", "launch-template lt-"),
+        ("parameter", "parameter /theirs"),
+        ("lent", f"snapshot-shared-with {FRIEND}"),
+        ("locked", "snapshot-lock snap-"),
+    ],
+)
+@pytest.mark.parametrize("days", [0, 20])
+def test_everything_that_uses_an_ami_is_looked_at_right_before_its_turn(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, said: str, days: int
+) -> None:
+    ami = fleet.ami()
+    if days:
+        fleet.apply()
+    state, plan = fleet.amis()[ami], fleet.plan(now=fleet.later(days))
+    after_the_check(monkeypatch, lambda: use(fleet, ami, how))
+    (one,) = plan.apply().outcomes
+    assert (one.outcome, fleet.amis()[ami]) == ("changed", state)
+    assert said in one.detail
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("launch configuration", "launch-configuration late"),
+        ("launch template", "launch-template lt-"),
+        ("lent", f"shared-with {FRIEND}"),
+        ("locked", "snapshot-lock snap-"),
+        ("ami", "holds it"),
+        ("import", "import was nothing and is of its image under way"),
+    ],
+)
+@pytest.mark.parametrize("days", [0, 20])
+def test_everything_that_uses_an_orphan_is_looked_at_right_before_its_turn(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, said: str, days: int
+) -> None:
+    orphan = fleet.snapshot(tags={tagging.DIGEST: "d"})
+    if days:
+        fleet.apply()
+    plan = fleet.plan(now=fleet.later(days))
+    monkeypatch.setattr(fleet.aws.clock, "speed", 1)  # or an import has ended when it is looked at
+    after_the_check(monkeypatch, lambda: use(fleet, orphan, how))
+    (one,) = plan.apply().outcomes
+    assert one.outcome == "changed"
+    assert said in one.detail
+    assert orphan in fleet.snapshots()
+
+
+def after_the_check(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
+    """Let something happen when a plan was found to hold, and nothing of it is done yet."""
+    check = retirement_apply._check_still_holds
+
+    def checked(plan: retirement.Plan) -> Any:
+        found = check(plan)
+        meanwhile()
+        return found
+
+    monkeypatch.setattr(retirement_apply, "_check_still_holds", checked)
+
+
+def test_what_cannot_be_looked_at_right_before_its_turn_stays(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami, plan = fleet.ami(), fleet.plan()
+    denied = {"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403}
+    after_the_check(monkeypatch, lambda: fleet.aws.faults.add(denied))
+    (one,) = plan.apply().outcomes
+    assert (one.outcome, fleet.amis()) == ("failed", {ami: "available"})
+    assert "Auto Scaling groups" in one.detail
+
+
+def test_a_snapshot_that_a_launch_uses_lately_stays_when_its_ami_goes(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami = fleet.ami(devices=2)
+    _root, data = fleet.held(ami)
+    fleet.apply()
+    plan = fleet.plan(now=fleet.later())
+    after_the_check(monkeypatch, lambda: use(fleet, data, "launch template"))
+    (one,) = plan.apply().outcomes
+    assert one.outcome == "deleted"
+    assert f"{data} stays: launch-template" in one.detail
+    assert fleet.snapshots() == {data}
+
+
+def test_permissions_lost_between_plan_and_apply_stop_that_region(fleet: Fleet) -> None:
+    here, there = fleet.ami(), fleet.ami(region=OTHER)
+    plan = fleet.plan(regions=[REGION, OTHER])
+    fleet.aws.faults.add(
+        {
+            "op": "ec2:DescribeInstances",
+            "where": {"region": OTHER},
+            "do": "error",
+            "code": "UnauthorizedOperation",
+            "http": 403,
+        }
+    )
+    result = plan.apply()
+    assert {one.decision.resource_id: one.outcome for one in result.outcomes} == {
+        here: "retired",
+        there: "failed",
+    }
+    assert fleet.amis(OTHER) == {there: "available"}
+    with pytest.raises(errors.PartlyDoneError, match="instances"):
+        retirement.finish(result)
+
+
+def test_a_region_that_is_not_enabled_does_not_stop_the_others(fleet: Fleet) -> None:
+    ami = fleet.ami()
+    plan = fleet.plan(regions=["ap-east-1", REGION])
+    assert [one.resource_id for one in plan.going] == [ami]
+    assert list(plan.unread) == ["ap-east-1"]
+    with pytest.raises(errors.PartlyDoneError, match="not enabled"):
+        retirement.finish(plan.apply())
+    with pytest.raises(errors.RegionError, match="ap-east-1 is not enabled"):
+        fleet.plan(regions=["ap-east-1"])
