@@ -126,7 +126,10 @@ def test_preflight_fails_with_a_cure_where_the_bucket_is_missing(stage: Stage) -
 def test_audit_inventory_shows_what_there_is(stage: Stage) -> None:
     published = stage.run("publish-ami", image=str(stage.image))
     outcome = stage.run("audit-inventory", regions=[REGION])
-    assert published.values["ami_id"] in Path(outcome.report).read_text()
+    report = Path(outcome.report).read_text()
+    assert published.values["ami_id"] in report
+    assert ">monthly usd</th>" in report
+    assert not re.search(r">(?:NaN|NaT|&lt;NA&gt;|None)<", report)
 
 
 def test_import_timings_shows_table_and_plot(stage: Stage) -> None:

@@ -78,16 +78,28 @@ def identity(session: boto3.Session, region: str | None = None) -> Identity:
         return _asked(session, region)
     except errors.CredentialsError as error:
         region = region or session.region_name
-        if error.code not in REFUSED or region in (None, _ALWAYS_ENABLED):
+        enabled = _always_enabled(session, region)
+        if error.code not in REFUSED or region in (None, enabled):
             raise
         try:
-            _asked(session, _ALWAYS_ENABLED)
+            _asked(session, enabled)
         except errors.AwsError:
             raise error from None
         raise not_enabled(region, error.why) from error
 
 
-_ALWAYS_ENABLED = "us-east-1"
+_ALWAYS_ENABLED = {"aws-cn": "cn-north-1", "aws-us-gov": "us-gov-west-1"}
+
+
+def _always_enabled(session: boto3.Session, region: str | None) -> str:
+    """Return a region of the same partition that every account has."""
+    from botocore.exceptions import UnknownRegionError
+
+    try:
+        partition = session.get_partition_for_region(region) if region else ""
+    except UnknownRegionError:
+        partition = ""
+    return _ALWAYS_ENABLED.get(partition, "us-east-1")
 
 
 def _asked(session: boto3.Session, region: str | None) -> Identity:

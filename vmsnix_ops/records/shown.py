@@ -9,12 +9,15 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    import pandas as pd
 
 UNKNOWN = "-"
 """Stands where nothing is known, or where there is nothing to tell."""
@@ -97,6 +100,35 @@ def shown(
     """Return a `Shown` of values: what is missing becomes a dash, the rest text."""
     texts = tuple(tuple(text(value) for value in row) for row in rows)
     return Shown(tuple(columns), texts, frozenset(right), title, nothing)
+
+
+def of_frame(frame: pd.DataFrame, *, title: str = "", nothing: str = "There are none.") -> Shown:
+    """Return a frame for people: numbers on the right with at most two decimals, times to the minute.
+
+    >>> import pandas as pd
+    >>> print(of_frame(pd.DataFrame({"region": ["eu-west-1"], "size_gib": [4.5], "public": [True]})))
+    region     size gib  public
+    eu-west-1      4.50  yes
+    """
+    import pandas as pd
+
+    columns = [str(name).replace("_", " ") for name in frame.columns]
+    numbers = [
+        pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in frame.dtypes
+    ]
+    rows = [[_readable(value) for value in row] for row in frame.itertuples(index=False)]
+    right = [name for name, number in zip(columns, numbers, strict=True) if number]
+    return shown(columns, rows, right=right, title=title, nothing=nothing)
+
+
+def _readable(value: object) -> object:
+    if isinstance(value, datetime):
+        return moment(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and not missing(value):
+        return f"{value:,.0f}" if value == int(value) else f"{value:,.2f}"
+    return value
 
 
 def html_table(rows: Iterable[tuple[str, str]], *, caption: str = "") -> str:

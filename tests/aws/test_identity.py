@@ -1,0 +1,23 @@
+"""Whose credentials these are, and where to ask when a region says that they are none."""
+
+from __future__ import annotations
+
+import boto3
+import pytest
+
+from vmsnix_ops.aws import identity
+
+
+@pytest.mark.parametrize(
+    ("region", "elsewhere"),
+    [
+        ("me-south-1", "us-east-1"),
+        ("cn-northwest-1", "cn-north-1"),
+        ("us-gov-east-1", "us-gov-west-1"),
+        ("nowhere-1", "us-east-1"),
+        (None, "us-east-1"),
+    ],
+)
+def test_credentials_are_asked_for_in_their_own_partition(region: str | None, elsewhere: str) -> None:
+    """Those of China are unknown in Virginia, whatever they are worth."""
+    assert identity._always_enabled(boto3.Session(), region) == elsewhere
