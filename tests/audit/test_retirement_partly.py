@@ -9,6 +9,7 @@ import pytest
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
+from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.records.tables import Tables
 
@@ -107,3 +108,31 @@ def test_a_snapshot_with_fast_restore_is_not_waited_for(fleet: Fleet) -> None:
     assert "fast restores" in one.lacking
     assert len(fleet.aws.calls.of("ec2:DeleteSnapshot")) == 1
     assert ami in fleet.plan(now=fleet.later()).going[0].reasons[0]
+
+
+def test_an_interrupt_tells_what_was_done_and_the_next_plan_does_the_rest(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amis, retire = [fleet.ami(days=days) for days in (90, 80, 70)], retiring.retire
+    turns: list[str] = []
+
+    def interrupted(ec2: Any, ami: Any, *words: Any, **more: Any) -> Any:
+        turns.append(ami.ami_id)
+        noted = retire(ec2, ami, *words, **more)
+        if len(turns) == 2:
+            raise KeyboardInterrupt
+        return noted
+
+    plan = fleet.plan()
+    with monkeypatch.context() as patch:
+        patch.setattr(retiring, "retire", interrupted)
+        with pytest.raises(errors.InterruptedRunError, match="1 of 3 done") as caught:
+            plan.apply()
+    assert turns[1] in caught.value.why
+    result = json.loads((plan.run.folder / "result.json").read_text(encoding="utf-8"))
+    assert result["status"] == "interrupted"
+    told = {one["resource_id"]: one["outcome"] for one in result["outcomes"]}
+    assert list(told.values()) == ["retired", "failed", "skipped"]
+    assert set(told) == set(amis)
+    fleet.apply()
+    assert set(fleet.amis().values()) == {"disabled"}

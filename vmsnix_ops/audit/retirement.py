@@ -2,8 +2,8 @@
 
 ::
 
-    plan = retirement.plan(regions=["eu-central-1"], dry_run=False, confirm="3")
-    result = plan.apply()
+    plan = retirement.plan(regions=["eu-central-1"])  # look at it: it prints its fingerprint
+    result = retirement.plan(regions=["eu-central-1"], dry_run=False, confirm=plan.fingerprint).apply()
     retirement.finish(result)
 
 The first run takes an AMI out of use in a way that can be undone (`vmsnix_ops.aws.retiring`). A run after the
@@ -19,22 +19,20 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.audit import retirement_view
+from vmsnix_ops.audit import retirement_result, retirement_view
 from vmsnix_ops.audit.retirement_decide import decide
-from vmsnix_ops.audit.retirement_plan import DONE, OUTCOMES, Plan, Result
+from vmsnix_ops.audit.retirement_plan import Plan, Result
 from vmsnix_ops.audit.retirement_values import Decision, Rules
 from vmsnix_ops.aws import preflight_account
 from vmsnix_ops.aws.identity import identity
 from vmsnix_ops.aws.regions import chosen as chosen_regions
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import current
-from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     import boto3
 
@@ -144,34 +142,9 @@ def finish(result: Result) -> None:
     vmsnix_ops.errors.VmsnixError
         Nothing at all was done: the first error.
     """
-    plan, wrong = result.plan, [str(error) for error in result.plan.unread.values()]
-    wrong += [f"{one.decision.resource_id}: {one.words}" for one in result.trouble]
-    # Where one region was read and had nothing to do, that is done, too.
-    none = len(plan.unread) == len(plan.regions) or bool(
-        result.outcomes and all(one.outcome not in DONE for one in result.outcomes)
-    )
-    counts = {name: sum(one.outcome == name for one in result.outcomes) for name in OUTCOMES}
-    try:
-        path: Path | None = plan.run.folder / "plan.csv"
-        plan.frame().to_csv(path, index=False)
-    except OSError as error:  # what was done is told nevertheless
-        path, wrong = None, [*wrong, f"plan.csv could not be written: {error}."]
-    write_result(
-        plan.run,
-        {
-            "status": ("failed" if none else "partly") if wrong else "done",
-            "dry_run": plan.dry_run,
-            "account": plan.account,
-            "regions": list(plan.regions),
-            "plan": path,
-            "fingerprint": plan.fingerprint,
-            "going": [one.resource_id for one in plan.going],
-            "kept": sum(not one.goes for one in plan.decisions),
-            "trouble": wrong,
-            **counts,
-            "outcomes": [one.plain() for one in result.outcomes],
-        },
-    )
+    plan = result.plan
+    status, wrong = retirement_result.write(result)
+    none = status == "failed"
     if not wrong:
         return
     if none and plan.unread:

@@ -24,7 +24,7 @@ from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from vmsnix_ops.audit.retirement_plan import Plan
     from vmsnix_ops.audit.retirement_view import Place
@@ -78,6 +78,19 @@ class Outcome:
         }
 
 
+class InterruptedInBetween(Exception):  # noqa: N818 (becomes an InterruptedRunError)
+    """Somebody asked to stop while one of several was under way; what became of all of them."""
+
+    def __init__(self, plan: Plan, done: Sequence[Outcome]) -> None:
+        super().__init__("interrupted")
+        self.at, *rest = plan.going[len(done) :]
+        self.outcomes: tuple[Outcome, ...] = (
+            *done,
+            Outcome(self.at, "failed", "interrupted while it was under way"),
+            *(Outcome(one, "skipped", "the run was interrupted before its turn") for one in rest),
+        )
+
+
 def apply(plan: Plan) -> tuple[Outcome, ...]:
     """Hold the plan against the account, then do it.
 
@@ -85,10 +98,12 @@ def apply(plan: Plan) -> tuple[Outcome, ...]:
     ------
     vmsnix_ops.errors.StalePlanError
         Anything that the plan would touch has changed: nothing was done.
+    InterruptedInBetween
+        The operator asked to stop.
     """
     unread = _check_still_holds(plan)
     tables, unwritten = open_tables(load()), False
-    outcomes = []
+    outcomes: list[Outcome] = []
     with plan.progress.step(plan.work, total=len(plan.going)) as step:
         for one in plan.going:
             if one.region in unread:
@@ -98,7 +113,10 @@ def apply(plan: Plan) -> tuple[Outcome, ...]:
             else:
                 step.message(f"{one.action} {one.resource_id} in {one.region}")
                 doing = _Doing(plan, one, tables)
-                outcomes.append(doing.do())
+                try:
+                    outcomes.append(doing.do())
+                except KeyboardInterrupt as error:
+                    raise InterruptedInBetween(plan, outcomes) from error
                 unwritten = unwritten or doing.unwritten is not None
             step.advance(1)
     return tuple(outcomes)

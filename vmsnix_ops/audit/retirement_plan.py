@@ -88,11 +88,26 @@ class Plan:
             It is not confirmed.
         vmsnix_ops.errors.StalePlanError
             Something changed since, or since the plan that was confirmed; nothing was done.
+        vmsnix_ops.errors.InterruptedRunError
+            The operator asked to stop; ``result.json`` tells what became of each.
         """
         if self.dry_run or not self.going:
             return Result(self, ())
         self._check_confirmed()
-        return Result(self, retirement_apply.apply(self))
+        try:
+            return Result(self, retirement_apply.apply(self))
+        except retirement_apply.InterruptedInBetween as stopped:
+            from vmsnix_ops.audit import retirement_result
+
+            result = Result(self, stopped.outcomes)
+            retirement_result.write(result, interrupted=True)
+            done = sum(one.outcome in DONE for one in result.outcomes)
+            raise errors.InterruptedRunError(
+                f"The retirement was interrupted: {done} of {len(self.going)} done.",
+                why=f"{stopped.at.resource_id} in {stopped.at.region} was under way.",
+                cure="result.json tells what became of each. Make a new plan to go on: it finds the rest, "
+                "and what is half done.",
+            ) from stopped
 
     def look_again(self) -> tuple[dict[str, Decision], dict[str, errors.VmsnixError]]:
         """Decide anew about what goes, by all regions; see `plan`.
