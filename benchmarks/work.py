@@ -92,7 +92,7 @@ def direct(image: str, manifest: str = "", look: Look = "blocks", ceiling: float
         journal = BlockJournal(Path(folder) / "journal")
         journal.begin(Beginning(SNAPSHOT))
         held = held_blocks(blocks or Digests(), known)
-        changed = Digests((index, found) for index, found in held.items() if known.get(index) != found)
+        changed = Digests((index, found) for index, found in held.pairs() if known.get(index) != found)
         block_engine.run(
             "put",
             changed.items(),

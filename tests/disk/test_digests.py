@@ -31,6 +31,7 @@ def test_it_is_what_a_dict_would_be(found: dict[int, str], other: int) -> None:
     assert digests == found
     assert list(digests) == list(found)
     assert list(digests.values()) == list(found.values())
+    assert list(digests.pairs()) == list(found.items())
     assert digests.get(other) == found.get(other)
     assert (other in digests) == (other in found)
     assert bool(digests) == bool(found)

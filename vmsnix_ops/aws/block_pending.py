@@ -87,7 +87,7 @@ def held_blocks(blocks: Digests, parent: Digests) -> Digests:
     parent
         Every block that the parent holds.
     """
-    own = ((index, digest) for index, digest in blocks.items() if digest)
+    own = ((index, digest) for index, digest in blocks.pairs() if digest)
     ascending = merge(own, ((index, _ZERO) for index in parent), key=itemgetter(0))
     # Of equal ones the image's own comes first.
     return Digests(next(same) for _, same in groupby(ascending, key=itemgetter(0)))
@@ -136,8 +136,8 @@ class PendingUpload:
         parent, done = self._begin(size_gib)
         known = parent.blocks
         held = held_blocks(self.task.blocks, known)
-        changed = Digests((index, digest) for index, digest in held.items() if known.get(index) != digest)
-        left = Digests((index, digest) for index, digest in changed.items() if index not in done)
+        changed = Digests((index, digest) for index, digest in held.pairs() if known.get(index) != digest)
+        left = Digests((index, digest) for index, digest in changed.pairs() if index not in done)
         throttled = self._send(left)
         self._seal(changed)
         return DirectSnapshot(

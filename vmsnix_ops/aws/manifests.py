@@ -78,7 +78,7 @@ def save(tables: Tables, *, snapshot_id: str, region: str, digest: str, image: s
         "image": image,
         "recorded_at": datetime.now(UTC),
     }
-    left = iter(blocks.items())
+    left = blocks.pairs()
     for number in count():
         part = list(islice(left, PART))
         if not part:

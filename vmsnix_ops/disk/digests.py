@@ -73,6 +73,12 @@ class Digests(Mapping[int, str]):
     def __len__(self) -> int:
         return len(self._indices)
 
+    def pairs(self) -> Iterator[tuple[int, str]]:
+        """Yield what `items` has, without looking each of them up."""
+        for at, index in enumerate(self._indices):
+            digest = self._sums[at * SUM : (at + 1) * SUM]
+            yield index, "" if digest == NONE else digest.hex()
+
     def __repr__(self) -> str:
         return f"<{len(self)} block digests>"
 
