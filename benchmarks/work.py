@@ -103,7 +103,7 @@ def direct(image: str, manifest: str = "", look: Look = "blocks", ceiling: float
             on_done=journal.add,
             pushing=block_engine.Pushing(ceiling=ceiling),
         )
-        aggregate(changed.values())
+        aggregate(digest for _, digest in changed.pairs())
         journal.close()
         CLOCK.stop()
     return len(changed)

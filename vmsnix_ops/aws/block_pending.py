@@ -88,6 +88,8 @@ def held_blocks(blocks: Digests, parent: Digests) -> Digests:
         Every block that the parent holds.
     """
     own = ((index, digest) for index, digest in blocks.pairs() if digest)
+    if not parent:
+        return Digests(own)
     ascending = merge(own, ((index, _ZERO) for index in parent), key=itemgetter(0))
     # Of equal ones the image's own comes first.
     return Digests(next(same) for _, same in groupby(ascending, key=itemgetter(0)))
@@ -333,7 +335,7 @@ class PendingUpload:
                     lambda: self.task.ebs.complete_snapshot(
                         SnapshotId=self.snapshot_id,
                         ChangedBlocksCount=len(sent),
-                        Checksum=aggregate(sent.values()),
+                        Checksum=aggregate(digest for _, digest in sent.pairs()),
                         ChecksumAlgorithm="SHA256",
                         ChecksumAggregationMethod="LINEAR",
                     ),
