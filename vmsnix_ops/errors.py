@@ -226,6 +226,18 @@ class AwsError(VmsnixError):
         self.request_id, self.status_message = request_id, status_message
         super().__init__(what, why=why, cure=cure)
 
+    def with_cure(self, cure: str) -> AwsError:
+        """Return what AWS said with a cure of who knows what was being done."""
+        return AwsError(
+            self.what,
+            why=self.why,
+            cure=cure,
+            code=self.code,
+            operation=self.operation,
+            request_id=self.request_id,
+            status_message=self.status_message,
+        )
+
 
 class CredentialsError(AwsError):
     """No credentials, or expired or unknown ones."""

@@ -331,15 +331,10 @@ def share_with_everybody(ec2: Client, ami_id: str) -> None:
     except errors.AwsError as error:
         if error.code != "OperationNotPermitted":
             raise
-        raise errors.AwsError(
-            error.what,
-            why=error.why,
-            cure="Turn off block public access for AMIs in this region (aws ec2 "
-            "disable-image-block-public-access), or "
-            "leave public out. The AMI itself is registered and private.",
-            code=error.code,
-            operation=error.operation,
-            request_id=error.request_id,
+        raise error.with_cure(
+            "Turn off block public access for AMIs in this region (aws ec2 "
+            "disable-image-block-public-access), or leave public out. The AMI itself is registered and "
+            "private."
         ) from error
 
 

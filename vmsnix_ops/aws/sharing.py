@@ -219,13 +219,8 @@ def _keyed() -> Iterator[None]:
     except errors.AwsError as error:
         if not re.search("AWS Managed CMK|EBS default key", error.why):
             raise
-        raise errors.AwsError(
-            error.what,
-            why=error.why,
-            cure="Deregister this copy if nobody uses it, and promote it again with --kms-keys REGION=KEY.",
-            code=error.code,
-            operation=error.operation,
-            request_id=error.request_id,
+        raise error.with_cure(
+            "Deregister this copy if nobody uses it, and promote it again with --kms-keys REGION=KEY."
         ) from error
 
 
