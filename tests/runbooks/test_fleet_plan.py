@@ -262,6 +262,24 @@ def test_a_cycle_is_named(plans: Plans, waits: dict[str, str], named: str) -> No
     assert f"wait for each other: {named}." in plans.fault("".join(entries))
 
 
+@pytest.mark.parametrize(
+    ("layers", "width"),
+    [(12, 4), (1200, 1)],
+    ids=["48 layered entries", "a chain longer than Python's recursion limit"],
+)
+def test_a_large_plan_is_sorted_in_one_pass(plans: Plans, layers: int, width: int) -> None:
+    entries = []
+    for layer in range(layers):
+        after = [f"e{layer - 1}-{other}" for other in range(width)]
+        for one in range(width):
+            entry = f'{ENTRY}name = "e{layer}-{one}"\nparameters = {{ count = {layer * width + one} }}\n'
+            entries.append(entry + (f"after = {after}\n" if layer else ""))
+    names = plans.names("".join(reversed(entries)))
+    assert len(names) == layers * width
+    order = [int(name[1:].split("-")[0]) for name in names]
+    assert order == sorted(order)
+
+
 def test_a_dependency_that_matches_nothing_is_a_fault(plans: Plans) -> None:
     text = """
         [[entry]]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.errors import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from vmsnix_ops.runbooks.fleet_entries import Entry, Target
     from vmsnix_ops.runbooks.fleet_faults import Faults
@@ -26,11 +27,17 @@ def order(faults: Faults, entries: Sequence[Entry]) -> tuple[Target, ...]:
         for name in entry.after:
             if name not in by_name:
                 faults.add(f"{entry.name}: {name!r} in after is no entry. {nearest(name, by_name)}".rstrip())
-    cycle = _cycle({entry.name: [name for name in entry.after if name in by_name] for entry in entries})
-    if cycle:
-        faults.add(f"The entries wait for each other: {' → '.join(cycle)}.")
+    sorter = TopologicalSorter(
+        {entry.name: [name for name in entry.after if name in by_name] for entry in entries}
+    )
+    try:
+        ordered = [by_name[name] for name in sorter.static_order()]
+    except CycleError as error:
+        # graphlib lists a cycle from what is waited for to what waits; the plan file says it the other way.
+        faults.add(f"The entries wait for each other: {' → '.join(reversed(error.args[1]))}.")
+        ordered = list(entries)
     targets: list[Target] = []
-    for entry in _sorted(entries, by_name) if not cycle else entries:
+    for entry in ordered:
         before = [by_name[name] for name in entry.after if name in by_name]
         for target in entry.targets:
             after = [name for other in before for name in _matching(faults, target, other)]
@@ -66,36 +73,3 @@ def _check_doubles(faults: Faults, targets: Sequence[Target]) -> None:
                 f"There are two targets {target.name}; rename an entry, or list what tells them apart."
             )
         names[target.name] = keys[target.key] = target
-
-
-def _cycle(graph: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return a cycle, from a name back to it, or an empty list."""
-    finished: set[str] = set()
-
-    def visit(name: str, path: list[str]) -> list[str]:
-        if name in path:
-            return [*path[path.index(name) :], name]
-        if name in finished:
-            return []
-        for other in graph[name]:
-            found = visit(other, [*path, name])
-            if found:
-                return found
-        finished.add(name)
-        return []
-
-    return next((found for name in graph if (found := visit(name, []))), [])
-
-
-def _sorted(entries: Sequence[Entry], by_name: Mapping[str, Entry]) -> list[Entry]:
-    placed: dict[str, Entry] = {}
-
-    def place(entry: Entry) -> None:
-        for name in entry.after:
-            if name in by_name:
-                place(by_name[name])
-        placed.setdefault(entry.name, entry)
-
-    for entry in entries:
-        place(entry)
-    return list(placed.values())
