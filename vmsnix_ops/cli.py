@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -17,7 +20,8 @@ from vmsnix_ops import __version__
 from vmsnix_ops.errors import VmsnixError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
 
     from click.shell_completion import CompletionItem
 
@@ -106,6 +110,27 @@ def cli() -> None:
     """
 
 
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise `KeyboardInterrupt`, so that every command's ``finally`` runs.
+
+    A signal that is ignored (SIGHUP under ``nohup``) or handled already is left alone.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers if main_thread else []:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in numbers if main_thread else []:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; an error is one clear text on standard error.
 
@@ -115,11 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The words; those of this process by default.
     """
     try:
-        result = cli.main(
-            args=list(arguments) if arguments is not None else None,
-            prog_name="vmsnix",
-            standalone_mode=False,
-        )
+        with _interrupted_by_signals():
+            result = cli.main(
+                args=list(arguments) if arguments is not None else None,
+                prog_name="vmsnix",
+                standalone_mode=False,
+            )
     except VmsnixError as error:
         return 1 if COMPLETING in os.environ else _say(error)  # a word half typed is no error
     except click.ClickException as error:

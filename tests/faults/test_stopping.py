@@ -33,7 +33,9 @@ def stop_in(publishers, fault, *signals):
     return ended
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "sigterm", "sighup"]
+)
 def test_asked_once_it_says_how_to_go_on(publishers, number):
     publishers.aws.clock.speed = 20  # the import still runs when the signal comes
     ended = stop_in(

@@ -16,6 +16,8 @@ import pytest
 from vmsnix_ops.runbooks.evidence import Archive
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.runbooks.shelf import Shelf
 
 ROOT = Path(__file__).parents[2]
@@ -53,10 +55,11 @@ while True:
 class Running:
     """A run in a process of its own, whose kernel is under way."""
 
-    def __init__(self, shelf: Shelf, cell: str) -> None:
+    def __init__(self, shelf: Shelf, cell: str, *, before: Sequence[str] = ()) -> None:
         shelf.put("10-try-this.ipynb", cell, "print('never')")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(shelf.folder), str(shelf.archive)],
+            [*before, sys.executable, "-c", PROGRAM, str(shelf.folder), str(shelf.archive)],
+            stdin=subprocess.DEVNULL,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -77,7 +80,7 @@ class Running:
         return self.process.returncode, printed, complained
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_trap_4_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence(
     shelf: Shelf, number: signal.Signals
 ) -> None:
@@ -98,6 +101,18 @@ def test_trap_4_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence(
     while Path(f"/proc/{running.helper}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{running.helper}").exists()
+
+
+def test_a_hangup_is_ignored_by_a_run_that_was_started_to_ignore_it(shelf: Shelf) -> None:
+    running = Running(shelf, WAITS, before=["nohup"])
+    running.process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.process.wait(timeout=2)
+    running.process.send_signal(signal.SIGTERM)
+    code, printed, complained = running.end()
+    assert code == 1
+    assert "cleaned up" in printed
+    assert "SIGHUP" not in complained
 
 
 def test_a_second_signal_stops_at_once_and_keeps_the_evidence(shelf: Shelf) -> None:

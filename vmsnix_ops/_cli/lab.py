@@ -19,6 +19,7 @@ import click
 
 from vmsnix_ops import __version__
 from vmsnix_ops.errors import RunError, ToolMissingError
+from vmsnix_ops.publish.interrupts import stop_signals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -146,7 +147,7 @@ def _free_port() -> int:
 
 
 def _serve(command: list[str], environment: Mapping[str, str]) -> int:
-    """Run JupyterLab until it ends; it answers Ctrl-C itself, SIGTERM is passed on."""
+    """Run JupyterLab until it ends; it answers Ctrl-C itself; SIGTERM and SIGHUP end it."""
     server = subprocess.Popen(command, env=dict(environment))
 
     def stop(_number: int, _frame: object) -> None:
@@ -157,8 +158,8 @@ def _serve(command: list[str], environment: Mapping[str, str]) -> int:
         last.start()
 
     before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, stop),
+        number: signal.signal(number, signal.SIG_IGN if number is signal.SIGINT else stop)
+        for number in stop_signals()
     }
     try:
         code = server.wait()

@@ -24,7 +24,8 @@ def main() -> int:
     def end(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(0)
 
-    signal.signal(signal.SIGTERM, end)  # the sandbox keeps what it has on its way out
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the sandbox keeps what it has on its way out
+        signal.signal(number, end)
     try:
         with rehearsal() as stage:
             _say({"environment": stage.environment})

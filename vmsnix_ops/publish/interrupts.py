@@ -1,9 +1,9 @@
 """How a program that publishes is stopped: asked once it ends cleanly, asked twice it ends at once.
 
-Python turns Ctrl-C into `KeyboardInterrupt` and lets SIGTERM kill without a word; while it cleans up, a
-second Ctrl-C can wait for a hanging connection. Here both signals ask first, and the second one is obeyed by
-the operating system. Notebooks have their runner for that (`vmsnix_ops.runbooks`) or Jupyter's stop button,
-so their handlers are left alone.
+Python turns Ctrl-C into `KeyboardInterrupt` and lets SIGTERM and SIGHUP kill without a word; while it cleans
+up, a second Ctrl-C can wait for a hanging connection. Here each signal asks first, and the second one is
+obeyed by the operating system. Notebooks have their runner for that (`vmsnix_ops.runbooks`) or Jupyter's stop
+button, so their handlers are left alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.errors import InterruptedRunError
@@ -21,13 +21,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask a process to stop: SIGINT, SIGTERM, and SIGHUP unless it is ignored.
+
+    A terminal that closes and an SSH connection that drops send SIGHUP; ``nohup`` makes a process ignore it.
+    """
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGINT, signal.SIGTERM, *hangup)
+
+
+def announce(text: str) -> None:
+    """Write a line to standard error from a signal handler, also when the terminal is gone."""
+    # os.write, because a handler may come in the middle of a buffered write.
+    with suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
 
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Let SIGINT and SIGTERM interrupt the block as Ctrl-C does; the second signal ends the process.
+    """Let SIGINT, SIGTERM and SIGHUP interrupt the block as Ctrl-C does; the second ends the process.
 
     Does nothing outside the main thread, in a Jupyter kernel, and where somebody else handles a signal.
     """
@@ -42,12 +57,10 @@ def stopping() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         asked = True
-        # os.write, because a handler may come in the middle of a buffered write.
-        name = signal.Signals(number).name
-        os.write(2, f"\n{name}: stopping cleanly; once more stops at once.\n".encode())
+        announce(f"{signal.Signals(number).name}: stopping cleanly; once more stops at once.")
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in stop_signals()}
     ours = [number for number, handler in before.items() if handler in UNTOUCHED]
     for number in ours:
         signal.signal(number, on_signal)

@@ -1,7 +1,7 @@
-"""How a run is asked to stop: Ctrl-C, SIGTERM, or another thread.
+"""How a run is asked to stop: Ctrl-C, SIGTERM, SIGHUP, or another thread.
 
-SIGTERM kills papermill at once, and with it every ``finally`` of the notebook. Here both signals reach the
-kernel as an interrupt, and this process stays to keep the evidence.
+SIGTERM and SIGHUP kill papermill at once, and with it every ``finally`` of the notebook. Here every signal
+reaches the kernel as an interrupt, and this process stays to keep the evidence.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmsnix_ops.publish.interrupts import announce, stop_signals
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
 GRACE_SECONDS = 30.0  # for a notebook that was asked to stop, before its kernel is killed
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Interrupter:
 
 @contextlib.contextmanager
 def signals(interrupter: Interrupter | None = None) -> Iterator[Interrupter]:
-    """Let Ctrl-C and SIGTERM ask for a stop in this block.
+    """Let SIGINT, SIGTERM and SIGHUP ask for a stop in this block.
 
     Python hands signals to the main thread; in any other, only the interrupter's own callers can ask.
 
@@ -95,11 +96,10 @@ def signals(interrupter: Interrupter | None = None) -> Iterator[Interrupter]:
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         told = "once more stops at once" if not stopper.requested else "stopping at once"
-        # os.write, because a handler may come in the middle of a buffered write.
-        os.write(2, f"\n{signal.Signals(number).name}: the notebook cleans up; {told}.\n".encode())
+        announce(f"{signal.Signals(number).name}: the notebook cleans up; {told}.")
         stopper.interrupt()
 
-    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    before = {number: signal.signal(number, on_signal) for number in stop_signals()}
     try:
         yield stopper
     finally:

@@ -37,7 +37,7 @@ def serve(
     output: TextIO | None = None,
     ready: Callable[[Sandbox], None] | None = None,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM, then stop cleanly.
+    """Serve until SIGINT (Ctrl-C), SIGTERM or SIGHUP, then stop cleanly.
 
     Parameters
     ----------
@@ -67,7 +67,10 @@ def serve(
     def finish(_number: int, _frame: FrameType | None) -> None:
         finished.set()
 
-    before = {number: signal.signal(number, finish) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A closing terminal sends SIGHUP; nohup makes the process ignore it.
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    numbers = (signal.SIGINT, signal.SIGTERM, *hangup)
+    before = {number: signal.signal(number, finish) for number in numbers}
     try:
         with Sandbox(port=port, speed=speed, state=state) as sandbox:
             if prepare is not None:
