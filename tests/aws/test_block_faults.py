@@ -136,6 +136,22 @@ def test_throttling_beyond_the_budget_names_the_ceiling_and_keeps_the_blocks(aws
     assert arrived(aws, made, image)
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ({"extra": {"Reason": "ACCOUNT_THROTTLED"}}, "PutSnapshotBlock requests per account in this region"),
+        ({"extra": {"Reason": "RESOURCE_LEVEL_THROTTLE"}}, "1,000 requests a second, fixed by AWS"),
+        ({"code": "ThrottlingException"}, "PutSnapshotBlock requests per account in this region"),
+    ],
+)
+def test_a_throttled_upload_says_which_limit_was_reached(aws, upload, fault, says):
+    aws.faults.add({"op": PUT, "do": "error", **THROTTLED, **fault})
+    with pytest.raises(BlockRefusedError) as caught:
+        upload.run(Pushing(2, 8, budget_seconds=0.5))
+    assert says in caught.value.why
+    assert "put_ceiling" in caught.value.cure
+
+
 def test_the_whole_has_a_budget_too(aws, upload):
     aws.faults.add({"op": PUT, "do": "hang", "seconds": 60})
     with pytest.raises(errors.DeadlineError):

@@ -108,3 +108,9 @@ assert retrying(call, "NotYet") == "done" and len(calls) == 2
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_throttled_call_says_which_limit_was_reached():
+    answer = {"Error": {"Code": "RequestThrottledException"}, "Reason": "RESOURCE_LEVEL_THROTTLE"}
+    with pytest.raises(errors.AwsError, match="fixed by AWS"), calling("read a block"):
+        raise ClientError(answer, "GetSnapshotBlock")

@@ -19,9 +19,8 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import block_wire
-from vmsnix_ops.aws.block_worker import EXPIRED, THROTTLED, Job
-from vmsnix_ops.aws.session import CREDENTIAL_CODES, DENIED_CODES
+from vmsnix_ops.aws import block_wire, error_codes
+from vmsnix_ops.aws.block_worker import THROTTLED, Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -75,14 +74,20 @@ class Pushing:
 class BlockRefusedError(errors.AwsError):
     """AWS's final word on a block; `code` is AWS's, and `index` the block."""
 
-    def __init__(self, code: str, message: str, index: int) -> None:
+    def __init__(self, code: str, message: str, index: int, *, reason: str = "", operation: str = "") -> None:
         self.index = index
         cure = "Running the same command again goes on from the blocks that arrived."
+        why = f"{code}: {message}"
         if code in THROTTLED:
-            cure = "AWS throttles this account; lower the ceiling of puts a second, or run again later."
+            cause = error_codes.throttle_cause(code, reason, operation)
+            why = f"{why.rstrip('.')}. {cause}" if cause else why
+            cure = (
+                "Lower put_ceiling in vmsnix.toml or VMSNIX_PUT_CEILING (blocks per second), or run the same "
+                "command again later: it continues from the blocks that arrived."
+            )
         super().__init__(
             f"Block {index} could not be moved." if index >= 0 else "A worker for blocks failed.",
-            why=f"{code}: {message}",
+            why=why,
             cure=cure,
             code=code,
         )
@@ -208,7 +213,7 @@ class _Crew:
             elif "keys" in message:
                 self._hand_on_keys(number)
             else:
-                raise _failure(message["failed"])
+                raise _failure(message["failed"], self.job.verb)
         return sum(self.throttled)
 
     def _supply(self, number: int, left: Iterator[Sequence[Item]]) -> int:
@@ -288,16 +293,16 @@ def _too_long(job: Job) -> errors.DeadlineError:
     )
 
 
-def _failure(said: dict[str, Any]) -> errors.AwsError:
+def _failure(said: dict[str, Any], verb: str) -> errors.AwsError:
     code, message, index = said["code"], said["message"], said["index"]
-    if code in EXPIRED or code in CREDENTIAL_CODES:
+    if code in error_codes.EXPIRED | error_codes.CREDENTIALS:
         return errors.CredentialsError(
             f"The credentials were refused at block {index}.",
             why=f"{code}: {message}",
             cure="Log in again; running the same command again goes on from the blocks that arrived.",
             code=code,
         )
-    if code in DENIED_CODES:
+    if code in error_codes.DENIED:
         return errors.AccessDeniedError(
             f"Block {index} could not be moved.",
             why=f"{code}: {message}",
@@ -305,4 +310,5 @@ def _failure(said: dict[str, Any]) -> errors.AwsError:
             "the caller's IAM policy; docs/reference/permissions.md lists all.",
             code=code,
         )
-    return BlockRefusedError(code, message, index)
+    operation = "PutSnapshotBlock" if verb == "put" else "GetSnapshotBlock"
+    return BlockRefusedError(code, message, index, reason=said["reason"], operation=operation)

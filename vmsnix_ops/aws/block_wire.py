@@ -70,11 +70,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: `code` and `message` of an error, or the bytes."""
+    """What came back: `code`, `message` and `reason` (of throttling) of an error, or the bytes."""
 
     status: int
     code: str = ""
     message: str = ""
+    reason: str = ""
     body: bytes | bytearray = b""
     checksum: str = ""
 
@@ -284,7 +285,5 @@ def _refused(reply: Reply) -> Answer:
         text = reply.body[:200].decode(errors="replace")
         return Answer(reply.status, kind.split(":")[0] or f"HTTP {reply.status}", text)
     code = (kind or str(said.get("__type", "")) or str(said.get("code", ""))).split(":")[0].rpartition("#")[2]
-    reason = said.get("Reason")
     message = str(said.get("Message") or said.get("message") or "")
-    text = f"{message} ({reason})" if reason else message
-    return Answer(reply.status, code or f"HTTP {reply.status}", text)
+    return Answer(reply.status, code or f"HTTP {reply.status}", message, str(said.get("Reason") or ""))

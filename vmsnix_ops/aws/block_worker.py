@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vmsnix_ops.aws import error_codes
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES, Answer, BlockWire, ConnectionFailed, Keys, Target
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.image import ZEROS
@@ -35,18 +36,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.disk.image import DiskImage
 
-THROTTLED = frozenset(
-    {
-        "RequestThrottled",
-        "RequestThrottledException",
-        "RequestLimitExceeded",
-        "ServiceQuotaExceededException",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-    }
-)
-EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidSignatureException", "RequestExpired"})
+THROTTLED = error_codes.THROTTLING | {"ServiceQuotaExceededException"}  # the EBS direct APIs' HTTP 402
 DIFFERS = "ContentDiffers"
 KEYS_SECONDS = 10.0  # for the parent to fetch new credentials
 NOT_YET = "ResourceNotFoundException"
@@ -258,7 +248,7 @@ class Worker:
                 return answer
             if not self._passes(answer) or time.monotonic() + pause > deadline:
                 raise Refused(answer, index)
-            if answer.code in EXPIRED and not self._has_newer_keys(used):
+            if answer.code in error_codes.EXPIRED and not self._has_newer_keys(used):
                 raise Refused(answer, index)
             time.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
@@ -274,8 +264,8 @@ class Worker:
         return (
             answer.code == "ConnectionFailed"
             or answer.status >= 500
-            or answer.code in EXPIRED
-            or answer.code == "RequestTimeout"
+            or answer.code in error_codes.EXPIRED
+            or answer.code in error_codes.SERVER_FAULTS
         )
 
     def _has_newer_keys(self, used: Keys) -> bool:
@@ -319,13 +309,22 @@ def main() -> int:
                     "status": answer.status,
                     "code": answer.code,
                     "message": answer.message,
+                    "reason": answer.reason,
                 }
             }
         )
         return 1
     except Exception as error:  # noqa: BLE001 (whatever it is, the parent must hear of it)
         worker.say(
-            {"failed": {"index": -1, "status": 0, "code": type(error).__name__, "message": str(error)}}
+            {
+                "failed": {
+                    "index": -1,
+                    "status": 0,
+                    "code": type(error).__name__,
+                    "message": str(error),
+                    "reason": "",
+                }
+            }
         )
         return 1
     return 0

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import imports, manifests
+from vmsnix_ops.aws import error_codes, imports, manifests
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
 from vmsnix_ops.aws.block_journal import BlockJournal, alone
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["DirectSnapshot", "Upload", "aggregate", "find", "finish", "upload"]
 
 MOST_SNAPSHOTS = 3  # that one run begins, when the ones before expired under it
-_MAY_PASS_LATER = ("ConnectionFailed", "WorkerDied", "InternalServerException")
+_MAY_PASS_LATER = THROTTLED | error_codes.SERVER_FAULTS | {"ConnectionFailed", "WorkerDied"}
 
 
 @needs("ec2:DescribeSnapshots")
@@ -188,5 +188,5 @@ def _may_pass_later(error: errors.AwsError) -> bool:
     if isinstance(error, errors.CredentialsError | errors.DeadlineError):
         return True
     if isinstance(error, BlockRefusedError):
-        return error.code in THROTTLED or error.code in _MAY_PASS_LATER or error.code.startswith("HTTP 5")
-    return not error.code or error.code in THROTTLED or error.code in _MAY_PASS_LATER
+        return error.code in _MAY_PASS_LATER or error.code.startswith("HTTP 5")
+    return not error.code or error.code in _MAY_PASS_LATER

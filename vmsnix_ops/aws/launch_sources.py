@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vmsnix_ops.aws.error_codes import RETRYABLE
 from vmsnix_ops.aws.evidence import AMI_ID, Evidence
-from vmsnix_ops.aws.paging import THROTTLED, items, patiently
+from vmsnix_ops.aws.paging import items, patiently
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, code_of
 
@@ -167,7 +168,7 @@ def values(ssm: Client, names: Sequence[str], refused: dict[str, Exception]) -> 
         try:
             answer = patiently(ssm, "get_parameters", Names=asked)
         except ssm.exceptions.ClientError as error:
-            if code_of(error) in THROTTLED:
+            if code_of(error) in RETRYABLE:
                 raise
             if len(asked) == 1:
                 refused[asked[0]] = error

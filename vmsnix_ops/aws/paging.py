@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws.session import THROTTLE_CODES, code_of
+from vmsnix_ops.aws.error_codes import RETRYABLE
+from vmsnix_ops.aws.session import code_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,17 +25,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.session import Client
 
 Answer = TypeVar("Answer")
-
-THROTTLED = THROTTLE_CODES | {
-    "InternalError",
-    "InternalFailure",
-    "InternalServerError",
-    "RequestTimeout",
-    "ServiceUnavailable",
-    "ServiceUnavailableException",
-    "Unavailable",
-}
-"""Codes after which the same page is asked for again (EC2, Systems Manager, Auto Scaling, S3, STS)."""
 
 PATIENCE_SECONDS = 600.0
 """How long AWS may throttle without a single answer in between."""
@@ -142,7 +132,7 @@ def _patience(error: Exception) -> float:
     from botocore.exceptions import HTTPClientError
     from botocore.parsers import ResponseParserError
 
-    if code_of(error) in THROTTLED:
+    if code_of(error) in RETRYABLE:
         return PATIENCE_SECONDS
     cause = error.__cause__ if isinstance(error, errors.AwsError) else error
     return LINE_SECONDS if isinstance(cause, HTTPClientError | ResponseParserError) else 0.0

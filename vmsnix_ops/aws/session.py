@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from vmsnix_ops import __version__, errors
+from vmsnix_ops.aws import error_codes
 from vmsnix_ops.aws.permissions import denied_action
 from vmsnix_ops.aws.recording import record
 
@@ -27,48 +28,6 @@ Answer = TypeVar("Answer")
 # A call that is tried again is no news. Whoever wants to hear of it gives the logger a handler; without any,
 # Python would print the bare name of the event.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
-
-CREDENTIAL_CODES = frozenset(
-    {
-        "AuthFailure",
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "InvalidAccessKeyId",
-        "InvalidClientTokenId",
-        "InvalidToken",
-        "RequestExpired",
-        "SignatureDoesNotMatch",
-        "UnrecognizedClientException",
-    }
-)
-THROTTLE_CODES = frozenset(
-    {
-        "Client.RequestLimitExceeded",
-        "EC2ThrottledException",
-        "RequestLimitExceeded",
-        "RequestThrottled",
-        "RequestThrottledException",
-        "SlowDown",
-        "ThrottledException",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequestsException",
-    }
-)
-CLOCK_CODES = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
-DENIED_CODES = frozenset(
-    {"AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation", "403"}
-)
-QUOTA_CODES = frozenset(
-    {
-        "AMIQuotaExceeded",
-        "ConcurrentLimitExceededException",
-        "ResourceCountLimitExceeded",
-        "ResourceLimitExceeded",
-        "ServiceQuotaExceededException",
-        "SnapshotLimitExceeded",
-    }
-)
 
 
 def session(region: str | None = None, profile: str | None = None) -> boto3.Session:
@@ -207,20 +166,22 @@ def explain(error: Any, doing: str) -> errors.AwsError:
         "operation": error.operation_name,
         "request_id": str(metadata.get("RequestId", "")),
     }
-    if code in CREDENTIAL_CODES and message.startswith(("Signature expired", "Signature not yet current")):
+    wrong_clock = message.startswith(("Signature expired", "Signature not yet current"))
+    if code in error_codes.CLOCK or (code in error_codes.CREDENTIALS and wrong_clock):
         return errors.CredentialsError(what, why=why, cure="Set this machine's clock (NTP).", **details)
-    if code in CREDENTIAL_CODES:
+    if code in error_codes.CREDENTIALS:
         return errors.CredentialsError(what, why=why, cure=_credentials_cure(code), **details)
-    if code in CLOCK_CODES:
-        return errors.CredentialsError(what, why=why, cure="Set this machine's clock (NTP).", **details)
-    if code in DENIED_CODES:
+    if code in error_codes.DENIED:
         action = denied_action(message, error.operation_name) or f"the action for {error.operation_name}"
         cure = f"Allow {action} in the caller's IAM policy; vmsnix iam-policy prints whole ones."
         return errors.AccessDeniedError(what, why=why, cure=cure, **details)
-    if code in THROTTLE_CODES:
+    if code in error_codes.THROTTLING:
+        reason = str(error.response.get("Reason", ""))
+        cause = error_codes.throttle_cause(code, reason, error.operation_name)
+        why = f"{why} {cause}".rstrip()
         cure = "Run it again later, or with less at once: the whole account shares AWS's limits on calls."
         return errors.AwsError(what, why=why, cure=cure, **details)
-    if code in QUOTA_CODES:
+    if code in error_codes.QUOTA:
         cure = "Wait for running work to end, remove what is no longer needed, or ask AWS for a higher quota."
         return errors.QuotaError(what, why=why, cure=cure, **details)
     return errors.AwsError(what, why=why, **details)

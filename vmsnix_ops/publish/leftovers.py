@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import buckets, imports
+from vmsnix_ops.aws import buckets, error_codes, imports
 from vmsnix_ops.publish import identity
 
 if TYPE_CHECKING:
@@ -14,18 +14,6 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.publish.plan import Plan
     from vmsnix_ops.publish.values import Built
-
-TRANSIENT_CODES = frozenset(
-    {
-        "InternalError",
-        "InternalFailure",
-        "RequestLimitExceeded",
-        "ServiceUnavailable",
-        "SlowDown",
-        "Throttling",
-        "Unavailable",
-    }
-)
 
 
 @contextmanager
@@ -50,7 +38,7 @@ def may_pass_later(error: errors.VmsnixError) -> bool:
         return True
     kinds = (errors.BucketError, errors.RoleError, errors.ImportFailedError, errors.UploadError)
     if isinstance(error, errors.AwsError) and not isinstance(error, kinds):
-        return error.code in TRANSIENT_CODES or not error.code
+        return error.code in error_codes.RETRYABLE or not error.code
     return False
 
 

@@ -264,7 +264,7 @@ class Dispatcher:
 
     def _do(self, rule: Fault) -> None:
         if rule.do == "error":
-            raise AwsError(rule.code, rule.message, status=rule.http)
+            raise AwsError(rule.code, rule.message, status=rule.http, **rule.extra)
         if rule.do == "delay":
             self.stopping.wait(1.0 if rule.seconds is None else rule.seconds)
         if rule.do == "hang":

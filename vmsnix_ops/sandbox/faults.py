@@ -33,11 +33,12 @@ class Fault:
     op
         Which operations, such as ``"ec2:DescribeImages"``, ``"s3:*"`` or ``"*"``.
     do
-        ``error`` answers with `code`, `message` and `http`; ``delay`` waits `seconds`; ``hang`` never answers
-        (it holds the connection for `seconds`, an hour unless given); ``drop`` closes the connection without
-        an answer; ``reset`` does it with a TCP reset; ``outcome`` tells the operation how the work that it
-        starts shall end (each operation documents what it understands); ``blank`` takes `fields` out of the
-        answer, however deep; ``set`` puts `values` into it, by name, however deep.
+        ``error`` answers with `code`, `message`, `http` and the further members `extra`; ``delay`` waits
+        `seconds`; ``hang`` never answers (it holds the connection for `seconds`, an hour unless given);
+        ``drop`` closes the connection without an answer; ``reset`` does it with a TCP reset; ``outcome``
+        tells the operation how the work that it starts shall end (each operation documents what it
+        understands); ``blank`` takes `fields` out of the answer, however deep; ``set`` puts `values` into
+        it, by name, however deep.
     when
         ``before``: the operation does not run. ``after``: it ran, and then this happens to the answer.
         ``body``: only for ``drop`` and ``reset``: after `keep` bytes.
@@ -62,6 +63,7 @@ class Fault:
     code: str = "InternalError"
     message: str = "A fault rule of the sandbox struck."
     http: int = 500
+    extra: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     keep: int = 0
     outcome: Mapping[str, Any] = field(default_factory=dict)
