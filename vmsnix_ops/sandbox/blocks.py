@@ -25,7 +25,7 @@ class BlockStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         for number in range(256):
-            (folder / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+            (folder / f"{number:02x}").mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, digest: str) -> Path:
         """Return the file of a block, by the hexadecimal SHA-256 of its bytes."""

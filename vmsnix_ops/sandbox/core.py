@@ -101,7 +101,7 @@ class Clock:
 
 @dataclass
 class Tables:
-    """All metadata: a dictionary for each account, region and kind of resource. Pickles small."""
+    """All metadata: a dictionary for each account, region and kind of resource."""
 
     _tables: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
 
@@ -112,6 +112,10 @@ class Tables:
     def regions_with(self, account: str, kind: str) -> dict[str, dict[str, Any]]:
         """Return the dictionaries of one kind over all regions, keyed by region."""
         return {r: t for (a, r, k), t in list(self._tables.items()) if a == account and k == kind}
+
+    def all(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """Return all dictionaries by account, region and kind."""
+        return self._tables
 
     def clear(self) -> None:
         """Forget everything."""

@@ -107,7 +107,12 @@ class Bucket:
 
 
 def object_path(folder: Path, file: str) -> Path:
-    """Return where a part file lies below the world's folder."""
+    """Return where a part file lies below the world's folder.
+
+    The name comes from the state file, and must not lead out of the folder.
+    """
+    if not file.isalnum():
+        raise OSError(f"The state of the sandbox names a file of an object {file!r}: that is no such name.")
     return folder / "objects" / file[:2] / file
 
 

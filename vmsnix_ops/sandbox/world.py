@@ -6,13 +6,12 @@ import errno
 import fcntl
 import logging
 import os
-import pickle
 import shutil
 import tempfile
 import threading
 from pathlib import Path
 
-from . import credentials
+from . import credentials, state_file
 from .authorization import Authorizer
 from .blocks import BlockStore
 from .calls import CallLog
@@ -21,7 +20,8 @@ from .credentials import Credential
 from .faults import Faults
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
-STATE_FILE = "tables.pickle"
+STATE_FILE = "tables.json"
+FORMER_STATE_FILE = "tables.pickle"  # of earlier versions; reading one would run whatever code it contains
 SAVE_EVERY = 0.5  # seconds at most between a change and its being kept
 
 
@@ -61,11 +61,15 @@ class World:
         self.account = account
         self._temporary = state is None
         self.folder = Path(tempfile.mkdtemp(prefix="vmsnix-sandbox-")) if state is None else state
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._claim = _claim(self.folder)
+        try:
+            self.tables = self._load()
+        except OSError:
+            os.close(self._claim)
+            raise
         self.blocks = BlockStore(self.folder / "blocks")
-        (self.folder / "objects").mkdir(exist_ok=True)
-        self.tables = self._load()
+        (self.folder / "objects").mkdir(mode=0o700, exist_ok=True)
         self._add_first_key()
         self._dirty, self._stopped = threading.Event(), threading.Event()
         self._saver: threading.Thread | None = None
@@ -104,7 +108,7 @@ class World:
     def remember(self) -> bytes:
         """Return everything that there is now, for `recall`."""
         with self.lock:
-            return pickle.dumps(self.tables, pickle.HIGHEST_PROTOCOL)
+            return state_file.dump(self.tables.all())
 
     def recall(self, memory: bytes) -> None:
         """Return to what was remembered, with no calls and no faults; much quicker than to make it again.
@@ -113,25 +117,29 @@ class World:
         been removed since.
         """
         with self.lock:
-            self.tables.replace(pickle.loads(memory))  # noqa: S301 - of `remember`
+            self.tables.replace(Tables(state_file.load(memory)))
         self.calls.clear()
         self.faults.clear()
         self.clock.forget()
         self.changed()
 
     def _load(self) -> Tables:
+        """Return the kept tables; a file that cannot be read is left as it is."""
         path = self.folder / STATE_FILE
+        former = self.folder / FORMER_STATE_FILE
         if not path.exists():
+            if former.exists():
+                raise OSError(
+                    f"{former} is no state of this version of the sandbox: earlier versions wrote it, and it "
+                    "may contain code. Choose another folder, or delete that file to begin without its state."
+                )
             return Tables()
         try:
-            tables = pickle.loads(path.read_bytes())  # noqa: S301 - written by this class
-        except Exception as error:
+            return Tables(state_file.load(path.read_bytes()))
+        except state_file.StateError as error:
             raise OSError(
                 f"{path} is no state of this version of the sandbox: {error}. Choose another folder."
             ) from error
-        if not isinstance(tables, Tables):
-            raise OSError(f"{path} is no state of the sandbox. Choose another folder.")
-        return tables
 
     def changed(self) -> None:
         """Say that something may have changed, so that it is kept soon."""
@@ -141,9 +149,14 @@ class World:
         """Keep the tables now, in one atomic step."""
         with self.lock:
             self._dirty.clear()
-            content = pickle.dumps(self.tables, pickle.HIGHEST_PROTOCOL)
+            content = state_file.dump(self.tables.all())
         temporary = self.folder / f"{STATE_FILE}.new"
-        temporary.write_bytes(content)
+        # It contains the secret keys of the sandbox's users: it is for its owner alone.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(self.folder / STATE_FILE)
 
     def _keep_saving(self) -> None:
@@ -151,7 +164,7 @@ class World:
             if self._dirty.is_set():
                 try:
                     self.save()
-                except OSError:
+                except (OSError, TypeError):
                     logger.exception("the sandbox could not keep its state")
 
     def close(self) -> None:

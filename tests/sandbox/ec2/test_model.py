@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 
 from tests.sandbox.ec2.rehearsal import KINDS, Rehearsal
-from vmsnix_ops.sandbox import operations
+from vmsnix_ops.sandbox import operations, state_file
 from vmsnix_ops.sandbox.core import OPERATIONS, Operation
 from vmsnix_ops.sandbox.wire.models import service
 
@@ -39,7 +37,7 @@ def test_state_is_kept_small(aws: Rehearsal) -> None:
     for _ in range(100):
         aws.image(snapshot)
     tables = aws.served.world.tables
-    kept = {kind: tables.everywhere(kind) for kind in KINDS}
-    content = pickle.dumps(kept, pickle.HIGHEST_PROTOCOL)
+    kept = {key: table for key, table in tables.all().items() if key[2] in KINDS}
+    content = state_file.dump(kept)
     assert len(content) < 100_000
-    assert pickle.loads(content) == kept
+    assert state_file.load(content) == kept

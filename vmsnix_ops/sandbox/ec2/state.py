@@ -1,7 +1,7 @@
 """What EC2 and the EBS direct APIs remember: snapshots, images, volumes, instances and import tasks.
 
 States are not stored. They follow from a resource's age on the sandbox's clock, so that no thread has to move
-them on. Every class pickles small: a snapshot holds digests, the bytes lie in the block store.
+them on. Every class is written small: a snapshot holds digests, the bytes lie in the block store.
 """
 
 from __future__ import annotations
