@@ -116,10 +116,7 @@ def _check_spot_role(context: Context, documents: list[str], params: Params) -> 
 
 
 def _check_pass_role(context: Context, documents: list[str], role_name: str) -> None:
-    role = context.table("roles", region="").get(role_name)
-    arn = role.arn if role is not None else f"arn:{context.partition}:iam::{context.account}:role/{role_name}"
-    keys = {**actions.common_keys(context), "iam:passedtoservice": [IMPORT_SERVICE]}
-    if evaluate(documents, Question("iam:PassRole", arn, keys)) != ALLOWED:
+    if decide(documents, actions.pass_role(context, role_name, IMPORT_SERVICE)) != ALLOWED:
         raise AwsError(
             "InvalidParameter",
             f"The service role {role_name} provided does not exist or does not have sufficient permissions",

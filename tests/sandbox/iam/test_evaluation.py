@@ -129,3 +129,54 @@ def test_trust_policies(principal: Any, caller: str, *, trusted: bool) -> None:
     document = json.dumps({"Version": "2012-10-17", "Statement": entry})
     account = ACCOUNT if caller.startswith("arn:") else ""
     assert trusts(document, caller, account, Question("sts:AssumeRole")) is trusted
+
+
+def test_a_wildcard_in_braces_is_a_plain_character() -> None:
+    new = statement(Action="ec2:*", Resource="arn:aws:ec2:*::snapshot/${*}")
+    for resource, expected in (("*", "allowed"), ("snap-0123", "implicitDeny"), ("x*", "implicitDeny")):
+        arn = f"arn:aws:ec2:us-east-1::snapshot/{resource}"
+        assert decide(new, action="ec2:CopySnapshot", resource=arn) == expected
+
+
+def test_an_older_policy_has_no_variables() -> None:
+    own = {"Version": "2008-10-17", "Statement": [statement(Resource="arn:aws:s3:::${aws:username}")]}
+    for name, expected in (("ann", "implicitDeny"), ("${aws:username}", "allowed")):
+        question = Question("s3:GetObject", f"arn:aws:s3:::{name}", {"aws:username": ["ann"]})
+        assert evaluate([json.dumps(own)], question) == expected
+
+
+def test_the_value_of_a_variable_is_no_pattern() -> None:
+    own = statement(Resource="arn:aws:s3:::home/${aws:username}/*")
+    assert decide(own, resource="arn:aws:s3:::home/bob/k", aws__username="*") == "implicitDeny"
+
+
+@pytest.mark.parametrize(
+    ("operator", "wanted", "actual", "holds"),
+    [
+        ("ForAnyValue:StringEquals", "a", None, False),
+        ("ForAnyValue:StringNotEquals", "a", None, False),
+        ("ForAllValues:StringEquals", "a", None, True),
+        ("ForAnyValue:StringEqualsIfExists", "a", None, True),
+        ("ForAllValues:StringLike", ["vmsnix:*", "Name"], ["vmsnix:image", "Name"], True),
+        ("ForAllValues:StringLike", ["vmsnix:*"], ["vmsnix:image", "Name"], False),
+        ("ForAnyValue:StringEquals", "Name", ["vmsnix:image", "Name"], True),
+        ("ForAnyValue:StringNotEquals", "Name", ["Name"], False),
+        ("StringNotEqualsIfExists", "a", None, True),
+        ("Null", "true", None, True),
+        ("Null", "true", ["a"], False),
+        ("Null", "false", ["a"], True),
+        ("Null", "false", None, False),
+        ("ArnLike", "arn:aws:ec2:*:*:volume/vol-f*", ["arn:aws:ec2:eu-west-1:1:volume/vol-ff"], True),
+        ("ArnLike", "arn:aws:ec2:*:volume/vol-f*", ["arn:aws:ec2:eu-west-1:1:volume/vol-ff"], False),
+        ("ArnLike", "arn:*:volume/vol-f*", ["arn:aws:ec2:eu-west-1:1:volume/vol-ff"], False),
+        ("ArnNotLike", "arn:aws:ec2:*:*:volume/*", None, True),
+        ("NumericLessThan", "8", ["no number"], False),
+    ],
+)
+def test_operators_on_missing_and_many_values(
+    operator: str, wanted: Any, actual: list[str] | None, *, holds: bool
+) -> None:
+    document = {"Version": "2012-10-17", "Statement": [statement(Condition={operator: {"a:b": wanted}})]}
+    context = {} if actual is None else {"a:b": actual}
+    decision = evaluate([json.dumps(document)], Question("s3:GetObject", "*", context))
+    assert decision == ("allowed" if holds else "implicitDeny")

@@ -37,6 +37,7 @@ RUN_PARAMETERS = (
     "BlockDeviceMappings",
     "ClientToken",
     "DisableApiTermination",
+    "IamInstanceProfile",
     "ImageId",
     "InstanceInitiatedShutdownBehavior",
     "InstanceMarketOptions",
@@ -172,6 +173,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     image = images.usable(context, image_id)
     kind = instance_types.find(asked.get("InstanceType", "m1.small"))
     launching.check(context, image, kind, asked)
+    profile = launching.instance_profile(context, asked)
     if spot_role.lacks(context, asked):
         spot_role.make(context)
     zone = (asked.get("Placement") or {}).get("AvailabilityZone") or places.zones(context.region)[0]
@@ -192,7 +194,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
             launched=context.clock.now(),
             architecture=image.architecture,
             root_device=image.root_device,
-            details=launching.details(image, kind, asked),
+            details=launching.details(image, kind, asked) | profile,
             tags=dict(given["instance"]),
             token=params.get("ClientToken", ""),
             launch_index=index,

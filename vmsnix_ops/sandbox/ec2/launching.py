@@ -9,6 +9,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params
+from vmsnix_ops.sandbox.credentials import unique_id
 from vmsnix_ops.sandbox.ec2 import checks, ids
 
 if TYPE_CHECKING:
@@ -62,6 +63,23 @@ def check(context: Context, image: Image, kind: InstanceType, asked: Params) -> 
     )
     for member, allowed in METADATA.items():
         checks.one_of(member, (asked.get("MetadataOptions") or {}).get(member), allowed)
+
+
+def instance_profile(context: Context, asked: Params) -> dict[str, Any]:
+    """Return the instance profile of a launch as DescribeInstances shows it; empty without one.
+
+    Instance profiles are not emulated: each role has one of its own name, as the console makes it.
+    """
+    profile = asked.get("IamInstanceProfile") or {}
+    if not profile:
+        return {}
+    name = (profile.get("Name") or profile.get("Arn", "")).rpartition("/")[2]
+    if name not in context.table("roles", region=""):
+        text = f"Value ({name}) for parameter iamInstanceProfile.name is invalid. "
+        raise AwsError("InvalidParameterValue", f"{text}Invalid IAM Instance Profile name")
+    home = f"arn:{context.partition}:iam::{context.account}"
+    shown = {"Arn": f"{home}:instance-profile/{name}", "Id": unique_id("AIPA", home, name)}
+    return {"IamInstanceProfile": shown}
 
 
 def boot_mode(image: Image, kind: InstanceType) -> str:

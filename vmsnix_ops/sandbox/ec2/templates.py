@@ -109,12 +109,17 @@ def version_of(template: LaunchTemplate, wanted: str | None) -> Version:
 
 
 def resolve(context: Context, params: Params) -> Params:
+    """Return what RunInstances was asked for, on top of what its launch template says, with an AMI's id."""
+    asked = merged(context, params)
+    return asked | _image(context, asked)
+
+
+def merged(context: Context, params: Params) -> Params:
     """Return what RunInstances was asked for, on top of what its launch template says."""
     if "LaunchTemplate" not in params:
-        return params | _image(context, params)
+        return params
     version = version_of(find(context, params["LaunchTemplate"]), params["LaunchTemplate"].get("Version"))
-    asked = copy.deepcopy(version.data) | params
-    return asked | _image(context, asked)
+    return copy.deepcopy(version.data) | params
 
 
 def _image(context: Context, asked: Params) -> Params:
