@@ -5,13 +5,13 @@ A face is a callable that is given every event, from whichever thread it happens
 
 from __future__ import annotations
 
-import html
 import threading
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.progress import MESSAGE, Seldom, describe, human_seconds
+from vmsnix_ops.text import html, line, lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,13 +99,13 @@ class WidgetFace:
             self._moved[event.step] = now
             if event.total and event.fraction is not None:
                 bar.max, bar.value = event.total, event.fraction * event.total
-            text.value = html.escape(event.message if event.kind == "message" else describe(event))
+            text.value = html(event.message if event.kind == "message" else describe(event))
 
     def _add(self, event: Event) -> None:
         import ipywidgets
 
         name = ipywidgets.HTML(
-            f"<b>{html.escape(event.step)}</b>", layout=ipywidgets.Layout(width="9em", flex="0 0 auto")
+            f"<b>{html(event.step)}</b>", layout=ipywidgets.Layout(width="9em", flex="0 0 auto")
         )
         bar = ipywidgets.FloatProgress(
             value=0.0,
@@ -131,7 +131,7 @@ class WidgetFace:
             bar.bar_style = "danger"
             # An empty bar has no colour to show.
             bar.value = min(max(event.done, 0.05 * bar.max), bar.max)
-        text.value = html.escape(_outcome(event))
+        text.value = html(_outcome(event))
 
 
 class TerminalFace:
@@ -159,11 +159,11 @@ class TerminalFace:
             if bars is None:  # _begin made them
                 return
             if event.kind == "message":
-                bars.console.print(Text(f"{event.step}: {event.message}"))
+                bars.console.print(Text(lines(f"{event.step}: {event.message}", indent="  | ")))
             elif event.kind == "advanced":
                 fraction = event.fraction
                 done = event.done if fraction is None or not event.total else fraction * event.total
-                bars.update(task, completed=done, total=event.total, detail=describe(event))
+                bars.update(task, completed=done, total=event.total, detail=line(describe(event)))
             elif event.kind in {"finished", "failed"}:
                 self._end(event, bars, task)
 
@@ -182,14 +182,14 @@ class TerminalFace:
             self._bars.start()
         self._running.add(event.step)
         self._tasks[event.step] = self._bars.add_task(
-            event.step, total=event.total, detail="", mark=" ", style="bold"
+            line(event.step), total=event.total, detail="", mark=" ", style="bold"
         )
 
     def _end(self, event: Event, bars: Bars, task: TaskID) -> None:
         whole = event.total or 1.0
         done = whole if event.kind == "finished" else event.done
         mark, style = ("✓", "green") if event.kind == "finished" else ("✗", "bold red")
-        bars.update(task, total=whole, completed=done, detail=_outcome(event), mark=mark, style=style)
+        bars.update(task, total=whole, completed=done, detail=line(_outcome(event)), mark=mark, style=style)
         bars.stop_task(task)
         self._running.discard(event.step)
         if not self._running:

@@ -7,10 +7,12 @@ options are its notebook's parameters. Exit codes: 0 done, 1 failed, 2 wrong use
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
 import threading
+import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,10 +20,11 @@ import click
 
 from vmsnix_ops import __version__
 from vmsnix_ops.errors import VmsnixError, nearest
+from vmsnix_ops.text import echo, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import FrameType
+    from types import FrameType, TracebackType
 
     from click.shell_completion import CompletionItem
 
@@ -139,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments
         The words; those of this process by default.
     """
+    if arguments is None:
+        sys.excepthook = _crash
     try:
         with _interrupted_by_signals():
             result = cli.main(
@@ -149,10 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VmsnixError as error:
         return 1 if COMPLETING in os.environ else _say(error)  # a word half typed is no error
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(file=shown)  # it can name words and files from outside
+        write(sys.stderr, shown.getvalue())
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\nInterrupted.", err=True)
+        echo("\nInterrupted.", err=True)
         return 1
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more when it flushes at exit.
@@ -166,3 +173,8 @@ def _say(error: VmsnixError) -> int:
 
     show_error(error.what, error.why, error.cure)
     return error.exit_code
+
+
+def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write the traceback of an error that nobody expected; its message can come from outside."""
+    write(sys.stderr, "".join(traceback.format_exception(kind, error, trace)))

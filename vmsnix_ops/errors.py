@@ -56,6 +56,8 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from vmsnix_ops.text import line
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -157,7 +159,7 @@ class BootFailedError(ImageError):
         if not self.console:
             return super().__str__()
         head = f"{super().__str__()}\nThe last lines of its console:"
-        return "\n  ".join([head, *self.console])
+        return "\n  ".join([head, *map(line, self.console)])
 
 
 class ToolMissingError(VmsnixError):

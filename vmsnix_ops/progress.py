@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
+from vmsnix_ops.text import write, write_command
+
 Forecast = Callable[[float], float | None]
 """How many seconds are to go after so many, by what is known of earlier work; ``None`` when that ends."""
 
@@ -283,7 +285,7 @@ class Lines:
         """Write the line that this event deserves, if any."""
         if event.kind == "started":
             self._last[event.step] = 0.0
-            self._write(f"::group::{event.step}" if self._groups else f"{event.step} ...")
+            self._write(f"{event.step} ...", "group", event.step)
         elif event.kind == "message" or (
             event.kind == "advanced" and event.seconds - self._last.get(event.step, 0.0) >= self.every
         ):
@@ -294,13 +296,14 @@ class Lines:
             shown = event.message or (describe(event) if event.done else "")
             outcome = f"{event.step} {event.kind} in {human_seconds(event.seconds)}"
             self._write(f"{outcome}: {shown}" if shown else outcome)
-            if self._groups:
-                self._write("::endgroup::")
+            self._write("", "endgroup")
 
-    def _write(self, line: str) -> None:
-        # A message from elsewhere may have many lines; none may begin as a workflow command (``::``) does.
-        self.stream.write("\n  | ".join(line.splitlines()) + "\n")
-        self.stream.flush()
+    def _write(self, text: str, command: str = "", name: str = "") -> None:
+        """Write text, or the workflow command that stands for it in GitHub Actions."""
+        if command and self._groups:
+            write_command(self.stream, command, name)
+        elif text:
+            write(self.stream, text + "\n", indent="  | ")
 
 
 class Seldom:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmsnix_ops.errors import VmsnixError
+from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,14 +46,16 @@ def completion(shell: str) -> None:
         raise click.UsageError(f"There is no completion for {shell}.")
     source = known(cli, {}, "vmsnix", COMPLETING).source()
     # What click writes for fish splits a line at each comma, and so cuts descriptions at their first one.
-    click.echo(source.replace('string split ","', 'string split --max 1 ","'))
+    echo(source.replace('string split ","', 'string split --max 1 ","'))
 
 
 def items(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
-    """Return the words that begin so."""
+    """Return the words that begin so; a word with a line end would reach the shell as two."""
     from click.shell_completion import CompletionItem
 
-    return [CompletionItem(word) for word in words if word and word.startswith(incomplete)]
+    return [
+        CompletionItem(word) for word in words if word and word.isprintable() and word.startswith(incomplete)
+    ]
 
 
 def images(incomplete: str) -> list[CompletionItem]:

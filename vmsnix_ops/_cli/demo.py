@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmsnix_ops.errors import RunError
+from vmsnix_ops.text import line, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,8 +41,10 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
     with rehearsal(name=NAME, keep=False) as stage:
         chosen = image or str(_sample(stage.state / "image"))
         with watch(as_json=as_json) as (screen, on_event):
-            screen.write(f"A sandbox serves on {stage.url}. Everything of this demo goes to {stage.state}.\n")
-            screen.flush()
+            write(
+                screen,
+                f"A sandbox serves on {stage.url}. Everything of this demo goes to {line(stage.state)}.\n",
+            )
             outcome = run(
                 "publish-ami",
                 {"image": chosen},
@@ -84,6 +87,5 @@ def _serve(stage: Stage) -> None:
         if name.startswith("AWS_")
     ]
     lines = ["", "The sandbox goes on serving; Ctrl-C stops it. In another shell:", *exports, ""]
-    sys.stderr.write("\n".join(lines))
-    sys.stderr.flush()
+    write(sys.stderr, "\n".join(lines))
     threading.Event().wait()

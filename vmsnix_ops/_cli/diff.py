@@ -7,6 +7,8 @@ import sys
 
 import click
 
+from vmsnix_ops.text import echo, write_csv
+
 
 @click.command()
 @click.argument("before", metavar="AMI")
@@ -21,9 +23,7 @@ def diff(before: str, after: str, everything: bool, as_json: bool, as_csv: bool)
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other.")
-    from rich.table import Table
-
-    from vmsnix_ops._cli.output import console, show_json
+    from vmsnix_ops._cli.output import cell, console, new_table, show_json
     from vmsnix_ops.audit.diff import diff as compare
     from vmsnix_ops.progress import human_bytes
 
@@ -33,16 +33,13 @@ def diff(before: str, after: str, everything: bool, as_json: bool, as_csv: bool)
         show_json({"before": before, "after": after, "bytes": found.bytes, "packages": rows})
         return
     if as_csv:
-        found.frame.to_csv(sys.stdout, index=False)
+        write_csv(found.frame, sys.stdout)
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("change", "package", "before", "after"):
-        table.add_column(column)
-    table.add_column("size", justify="right")
+    table = new_table("change", "package", "before", "after", "size", right=("size",))
     shown = found.frame if everything else found.frame[found.frame["change"] != "rebuilt"]
     for row in shown.to_dict("records"):
         size = f"{'+' if row['bytes'] >= 0 else '-'}{human_bytes(abs(row['bytes']))}"
-        table.add_row(*(str(row[column]) for column in ("change", "name", "before", "after")), size)
+        table.add_row(*(cell(row[column]) for column in ("change", "name", "before", "after")), size)
     if len(shown):
         console().print(table)
-    click.echo(str(found))
+    echo(found)

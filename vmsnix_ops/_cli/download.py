@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from vmsnix_ops.text import echo, line
+
 
 @click.command()
 @click.argument("snapshot_id", metavar="SNAPSHOT")
@@ -48,7 +50,7 @@ def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
             }
         )
         return
-    click.echo(
-        f"{done.path}: a disk of {progress.human_bytes(done.bytes)}, "
+    echo(
+        f"{line(done.path)}: a disk of {progress.human_bytes(done.bytes)}, "
         f"{progress.counted(done.fetched, 'block')} fetched"
     )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmsnix_ops.text import echo, line
+
 if TYPE_CHECKING:
     from vmsnix_ops.runbooks.fleet import Fleet
 
@@ -79,7 +81,7 @@ def fleet(
             dry_run=dry_run,
             environment=stage.environment if stage else None,
         )
-        click.echo(ready, err=as_json)
+        echo(ready, err=as_json)
         if dry_run:
             if as_json:
                 show_json({"fleet": ready.plan.name, "dry_run": True, "targets": _rows(ready)})
@@ -88,7 +90,7 @@ def fleet(
     if as_json:
         show_json(outcome.values)
     else:
-        click.echo(f"report    {outcome.values['report']}\nresult    {outcome.values['result']}")
+        echo(f"report    {line(outcome.values['report'])}\nresult    {line(outcome.values['result'])}")
     error = outcome.error()
     if error is not None:
         show_error(error.what, error.why, error.cure)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmsnix_ops.text import echo, write_csv
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -80,14 +82,16 @@ def _reader(table: str) -> Callable[..., None]:
     def read(sandbox: bool, as_json: bool, as_csv: bool, **wanted: Any) -> None:
         if as_json and as_csv:
             raise click.UsageError("--json and --csv exclude each other.")
+        from vmsnix_ops._cli.output import show_json_text
+
         frame = _read(table, wanted, sandbox=sandbox)
         if as_json:
             rows = frame.to_json(orient="records", date_format="iso", date_unit="ms", indent=2)
-            sys.stdout.write(f"{rows}\n")
+            show_json_text(rows)
         elif as_csv:
-            frame.to_csv(sys.stdout, index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
+            write_csv(frame, sys.stdout, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
         elif frame.empty:
-            click.echo("There are none.")
+            echo("There are none.")
         else:
             _show(frame[[column for column in COLUMNS[table] if column in frame]])
 
@@ -116,7 +120,7 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
         show_json(asdict(result))
         return
     places = ", ".join(result.regions)
-    click.echo(
+    echo(
         f"{counted(result.found, 'AMI')} in {places}: "
         f"{result.added} added, {result.changed} changed, {result.gone} gone."
     )
@@ -137,16 +141,15 @@ def _read(table: str, wanted: dict[str, Any], *, sandbox: bool) -> pd.DataFrame:
 
 
 def _show(frame: pd.DataFrame) -> None:
-    from rich.table import Table
+    from vmsnix_ops._cli.output import cell, console, new_table
 
-    from vmsnix_ops._cli.output import console
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in frame.columns:
-        numbers = column in ("seconds", "bytes", "size_gib")
-        table.add_column(str(column), justify="right" if numbers else "left", no_wrap=column.endswith("_id"))
+    table = new_table(
+        *frame.columns,
+        right=("seconds", "bytes", "size_gib"),
+        unbroken=[column for column in frame.columns if column.endswith("_id")],
+    )
     for row in frame.itertuples(index=False):
-        table.add_row(*(_text(value) for value in row))
+        table.add_row(*(cell(_text(value)) for value in row))
     console().print(table)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmsnix_ops._cli import jobs
+from vmsnix_ops.text import echo, json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +91,7 @@ def iam_policy(
             "smoke-tester": {"spot": spot},
         }
         actions = jobs.job_of(kind).actions(**options.get(kind, {}))
-        click.echo(json.dumps(policies.document(actions, place), indent=2))
+        echo(json(policies.document(actions, place), indent=2))
         return
     documents: dict[str, Callable[[], dict[str, Any]]] = {
         "vmimport-role": lambda: policies.import_role(place),
@@ -100,4 +100,4 @@ def iam_policy(
         "bucket": lambda: policies.tls_only(place),
         "github-oidc-trust": lambda: policies.github_trust(place, repository=repository, subject=subject),
     }
-    click.echo(json.dumps(documents[kind](), indent=2))
+    echo(json(documents[kind](), indent=2))

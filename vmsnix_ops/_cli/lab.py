@@ -20,6 +20,7 @@ import click
 from vmsnix_ops import __version__
 from vmsnix_ops.errors import RunError, ToolMissingError
 from vmsnix_ops.publish.interrupts import stop_signals
+from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +55,7 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
     with rehearsal() if sandbox else nullcontext() as stage:
         environment = {**os.environ, **(stage.environment if stage is not None else {})}
         if stage is not None:
-            click.echo(f"SANDBOX: these notebooks work against {stage.url}, not against AWS.", err=True)
+            echo(f"SANDBOX: these notebooks work against {stage.url}, not against AWS.", err=True)
         try:
             environment |= _private(state / "lab", environment)
             notebooks = _notebooks(state)

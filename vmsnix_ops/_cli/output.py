@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from vmsnix_ops.progress import human_bytes, human_seconds
+from vmsnix_ops.text import CommandFree, echo, json, json_text, line, lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from vmsnix_ops.progress import Reporter
     from vmsnix_ops.runbooks.execute import RunOutcome
@@ -25,23 +25,39 @@ PLACES = ("notebook", "report", "result", "log")
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """Return a console that honours ``NO_COLOR`` and writes plain text to files and pipes, never cut."""
+    """Return a console that honours ``NO_COLOR`` and writes plain text to files and pipes, never cut.
+
+    Brackets in a text are brackets, and not markup.
+    """
     from rich.console import Console
 
     stream = sys.stdout if stream is None else stream
-    return Console(file=stream, highlight=False, width=None if stream.isatty() else 160)
+    return Console(
+        file=CommandFree(stream),  # type: ignore[arg-type]  # rich names the wider type
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=None if stream.isatty() else 160,
+    )
 
 
-class Screen(io.TextIOBase):
-    """Standard output as it is at every moment: above the bars, while there are any."""
+def new_table(*columns: str, right: Collection[str] = (), unbroken: Collection[str] = ()) -> Table:
+    """Return an empty table; `right` and `unbroken` name columns of numbers and of words without a break."""
+    from rich.table import Table
 
-    def write(self, text: str) -> int:
-        """Write through whoever has standard output now."""
-        return sys.stdout.write(text)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(
+            line(column), justify="right" if column in right else "left", no_wrap=column in unbroken
+        )
+    return table
 
-    def flush(self) -> None:
-        """Write what is held back."""
-        sys.stdout.flush()
+
+def cell(value: object, style: str = "") -> Text:
+    """Return a value from outside as one line for a table or a console."""
+    from rich.text import Text
+
+    return Text(line(value), style=style)
 
 
 @contextmanager
@@ -61,7 +77,7 @@ def watch(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
 
     face = terminal_face()
     try:
-        yield cast("TextIO", Screen()), face
+        yield cast("TextIO", CommandFree()), face
     finally:
         face.close()
 
@@ -70,16 +86,21 @@ def show_error(what: str, why: str = "", cure: str = "") -> None:
     """Write an error to standard error: what happened, why, and what to do."""
     from rich.text import Text
 
-    screen = console(sys.stderr)
-    screen.print(Text.assemble(("Error: ", "bold red"), (what, "bold")), soft_wrap=True)
+    screen, indent = console(sys.stderr), " " * 7
+    screen.print(Text.assemble(("Error: ", "bold red"), (lines(what, indent=indent), "bold")), soft_wrap=True)
     for part in (why, cure):
         if part:
-            screen.print(Text(f"       {part}"), soft_wrap=True)
+            screen.print(Text(indent + lines(part, indent=indent)), soft_wrap=True)
 
 
 def show_json(value: object) -> None:
     """Write one JSON object to standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n")
+    echo(json(value, indent=2))
+
+
+def show_json_text(text: str) -> None:
+    """Write JSON that is text already to standard output."""
+    echo(json_text(text))
 
 
 def show_outcome(outcome: RunOutcome) -> None:
@@ -90,7 +111,7 @@ def show_outcome(outcome: RunOutcome) -> None:
     values = outcome.values
     if values.get("ami_id"):
         name = values.get("image_name") or ""
-        screen.print(Text.assemble((str(values["ami_id"]), "bold green"), f"  {name}"))
+        screen.print(Text.assemble((line(values["ami_id"]), "bold green"), f"  {line(name)}"))
     steps = values.get("steps")
     if isinstance(steps, list) and steps:
         screen.print(steps_table(steps))
@@ -99,7 +120,7 @@ def show_outcome(outcome: RunOutcome) -> None:
     screen.print(Text.assemble(outcome.runbook, " ", (outcome.verdict, COLOURS[outcome.verdict]), took))
     for name in PLACES:
         if getattr(outcome, name):
-            screen.print(Text(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)
+            screen.print(cell(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)
     sys.stdout.flush()
     show_failure(outcome)
 
@@ -109,36 +130,28 @@ def show_slow(values: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     for step in values.get("slow") or ():
-        console().print(Text.assemble(("slow      ", "yellow"), str(step["text"])), soft_wrap=True)
+        console().print(Text.assemble(("slow      ", "yellow"), line(step["text"])), soft_wrap=True)
 
 
 def show_failure(outcome: RunOutcome) -> None:
     """Write to standard error what ended a run, and what of its evidence could not be kept."""
-    from rich.text import Text
-
     if outcome.error is not None:
         show_error(outcome.error.what, outcome.error.why, outcome.error.cure)
         request = outcome.error.detail.get("request_id")
         if request:
-            console(sys.stderr).print(Text(f"       AWS request id: {request}"), soft_wrap=True)
+            console(sys.stderr).print(cell(f"       AWS request id: {request}"), soft_wrap=True)
     for problem in outcome.problems:
         show_error(problem)
 
 
 def steps_table(steps: Sequence[Mapping[str, Any]]) -> Table:
     """Return a run's steps as a table: step, status, time, bytes."""
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("step")
-    table.add_column("status")
-    table.add_column("time", justify="right")
-    table.add_column("bytes", justify="right")
+    table = new_table("step", "status", "time", "bytes", right=("time", "bytes"))
     for step in steps:
         moved = float(step.get("bytes") or 0)
         table.add_row(
-            str(step.get("step", "")),
-            str(step.get("status", "")),
+            cell(step.get("step", "")),
+            cell(step.get("status", "")),
             human_seconds(float(step.get("seconds") or 0)),
             human_bytes(moved) if moved else "",
         )

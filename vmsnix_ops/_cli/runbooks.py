@@ -9,7 +9,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every parameter.")
 def runbooks(as_json: bool) -> None:
     """List the runbooks: what each is for, and what it may do to the world."""
-    from vmsnix_ops._cli.output import console, show_json
+    from vmsnix_ops._cli.output import cell, console, new_table, show_json
     from vmsnix_ops.runbooks import catalog
 
     books = catalog.runbooks()
@@ -38,11 +38,8 @@ def runbooks(as_json: bool) -> None:
             ]
         )
         return
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("runbook", "what it is for", "side effects"):
-        table.add_column(column)
+    table = new_table("runbook", "what it is for", "side effects")
     for book in books:
-        table.add_row(book.name, book.description or book.title, book.side_effects.replace("_", " "))
+        words = (book.name, book.description or book.title, book.side_effects.replace("_", " "))
+        table.add_row(*map(cell, words))
     console().print(table)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmsnix_ops.text import echo, json, line
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -113,7 +115,7 @@ def runs(
     elif found:
         _list(found)
     else:
-        click.echo("There are none.")
+        echo("There are none.")
 
 
 @runs.command()
@@ -205,28 +207,22 @@ def open_archive(place: str, *, sandbox: bool) -> Archive:
 
 
 def _list(entries: list[Entry]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from vmsnix_ops._cli.output import COLOURS, console
+    from vmsnix_ops._cli.output import COLOURS, cell, console, new_table
     from vmsnix_ops.progress import human_seconds
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("started", "runbook", "status", "took", "image", "result", "run"):
-        table.add_column(
-            column, no_wrap=column in ("run", "started"), justify="right" if column == "took" else "left"
-        )
+    columns = ("started", "runbook", "status", "took", "image", "result", "run")
+    table = new_table(*columns, right=("took",), unbroken=("run", "started"))
     for one in entries:
         seconds = one.values.get("seconds")
         failure = one.values.get("failure")
         table.add_row(
-            str(one.values.get("started_at") or "")[:19].replace("T", " "),
-            one.runbook,
-            Text(one.status, style=COLOURS.get(one.status, "")),
+            cell(str(one.values.get("started_at") or "")[:19].replace("T", " ")),
+            cell(one.runbook),
+            cell(one.status, COLOURS.get(one.status, "")),
             human_seconds(seconds) if isinstance(seconds, int | float) else "",
-            Text(one.image),
-            Text(str(one.values.get("ami_id") or (failure or {}).get("what") or "")),
-            one.run_id,
+            cell(one.image),
+            cell(one.values.get("ami_id") or (failure or {}).get("what") or ""),
+            cell(one.run_id),
         )
     console().print(table)
 
@@ -235,13 +231,15 @@ def _show(entry: Entry) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from vmsnix_ops._cli.output import COLOURS, console, show_slow, steps_table
+    from vmsnix_ops._cli.output import COLOURS, cell, console, show_slow, steps_table
     from vmsnix_ops.progress import human_seconds
 
     values, screen = entry.values, console()
     seconds = values.get("seconds")
     took = f" in {human_seconds(seconds)}" if isinstance(seconds, int | float) else ""
-    screen.print(Text.assemble(f"{entry.runbook} ", (entry.status, COLOURS.get(entry.status, "")), took))
+    screen.print(
+        Text.assemble(f"{line(entry.runbook)} ", (line(entry.status), COLOURS.get(entry.status, "")), took)
+    )
     _explain(entry)
     facts: list[tuple[str, object]] = [(name, values[key]) for key, name in FACTS if values.get(key)]
     for title, rows in (("", facts), ("parameters", list(entry.parameters.items()))):
@@ -256,26 +254,26 @@ def _show(entry: Entry) -> None:
             title_style="dim",
         )
         for name, value in rows:
-            table.add_row(name, Text(_plain(value)))
+            table.add_row(cell(name), cell(_plain(value)))
         screen.print(table)
     steps = values.get("steps")
     if isinstance(steps, list) and steps:
         screen.print(steps_table(steps))
     show_slow(values)
     for problem in values.get("problems") or []:
-        screen.print(Text(str(problem), style="yellow"), soft_wrap=True)
+        screen.print(cell(problem, "yellow"), soft_wrap=True)
     for name in PLACES:
         if values.get(name):
-            screen.print(Text(f"{name:<9} {values[name]}"), soft_wrap=True)
+            screen.print(cell(f"{name:<9} {values[name]}"), soft_wrap=True)
     where = " --sandbox" if values.get("sandbox") else ""
-    screen.print(Text.assemble(("again     ", "dim"), f"vmsnix rerun{where} {entry.run_id}"), soft_wrap=True)
+    screen.print(
+        Text.assemble(("again     ", "dim"), f"vmsnix rerun{where} {line(entry.run_id)}"), soft_wrap=True
+    )
 
 
 def _explain(entry: Entry) -> None:
     """Say why a run did not do its job."""
-    from rich.text import Text
-
-    from vmsnix_ops._cli.output import console
+    from vmsnix_ops._cli.output import cell, console
 
     failure: Mapping[str, Any] = entry.values.get("failure") or {}
     if entry.status == "lost":
@@ -286,13 +284,11 @@ def _explain(entry: Entry) -> None:
         }
     for part, style in (("what", "bold"), ("why", ""), ("cure", "")):
         if failure.get(part):
-            console().print(Text(f"  {failure[part]}", style=style), soft_wrap=True)
+            console().print(cell(f"  {failure[part]}", style), soft_wrap=True)
 
 
 def _plain(value: object) -> str:
-    import json
-
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json(value)
 
 
 def _open(archive: Archive, entry: Entry) -> None:

@@ -6,13 +6,13 @@ input does, so that it never outlives whoever started it. The console starts it.
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from typing import TYPE_CHECKING
 
 from vmsnix_ops._cli.rehearsal import rehearsal
 from vmsnix_ops.errors import VmsnixError
+from vmsnix_ops.text import json, write
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -37,8 +37,7 @@ def main() -> int:
 
 
 def _say(words: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(words) + "\n")
-    sys.stdout.flush()
+    write(sys.stdout, json(words) + "\n")
 
 
 if __name__ == "__main__":

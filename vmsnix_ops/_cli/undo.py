@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from vmsnix_ops.text import echo
+
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
@@ -27,11 +29,11 @@ def undo_run(run_id: str, *, dry_run: bool, as_json: bool) -> int:
 
     plan = plan_undo(run_id)
     if not as_json:
-        click.echo(str(plan))
+        echo(plan)
     if not dry_run:
         plan.apply()
         if not as_json and plan.leftovers:
-            click.echo("All of it is removed.")
+            echo("All of it is removed.")
     if as_json:
         leftovers = [asdict(leftover) for leftover in plan.leftovers]
         show_json({"run_id": plan.run_id, "dry_run": dry_run, "removed": leftovers})

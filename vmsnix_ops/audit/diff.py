@@ -16,6 +16,7 @@ from vmsnix_ops.progress import human_bytes
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
+from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +63,7 @@ class Difference:
     def __str__(self) -> str:
         counts = ", ".join(f"{self.count(word)} {word}" for word in ORDER)
         sign = "+" if self.bytes >= 0 else "-"
-        return f"{self.before} → {self.after}: {counts}; {sign}{human_bytes(abs(self.bytes))}"
+        return f"{line(self.before)} → {line(self.after)}: {counts}; {sign}{human_bytes(abs(self.bytes))}"
 
 
 def diff(ami_a: str, ami_b: str, *, tables: Tables | None = None) -> Difference:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit import views
 from vmsnix_ops.progress import counted
+from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,7 +55,7 @@ def _where(inventory: Inventory, when: str) -> str:
     regions = sorted({region for _, region in inventory.places})
     words = f"{when}: {counted(len(accounts), 'account')} ({', '.join(accounts)}), "
     words += f"{counted(len(regions), 'region')}; run {inventory.run.run_id}"
-    return f'<p class="soft">{html.escape(words)}</p>\n'
+    return f'<p class="soft">{html(words)}</p>\n'
 
 
 def _tiles(inventory: Inventory, findings: pd.DataFrame) -> str:
@@ -84,8 +84,8 @@ def _findings(findings: pd.DataFrame) -> Iterable[str]:
         meaning = about[str(rule)][1].removeprefix("Find ").rstrip(".")
         meaning = meaning[:1].upper() + meaning[1:]
         opened = " open" if severity in ("critical", "high") else ""
-        head = f'<span class="severity">{severity}</span><b>{html.escape(meaning)}</b>'
-        head += f'<span class="count">{len(rows):,} · {html.escape(str(rule))}</span>'
+        head = f'<span class="severity">{severity}</span><b>{html(meaning)}</b>'
+        head += f'<span class="count">{len(rows):,} · {html(str(rule))}</span>'
         yield f'<details class="{severity}"{opened}><summary>{head}</summary>\n'
         yield _table(
             ("where", "what", "why", "cure"),
@@ -133,7 +133,7 @@ def _changes(changes: Changes | None) -> str:
         )
         for row in changes.frame.head(MOST).to_dict("records")
     ]
-    text = f"<p>{html.escape(str(changes))}</p>\n"
+    text = f"<p>{html(str(changes))}</p>\n"
     if not rows:
         return text
     more = len(changes.frame) - MOST
@@ -172,7 +172,7 @@ def _number(value: Any) -> str:
 
 def _safe(value: object) -> str:
     """Return a value as HTML; a hole is nothing."""
-    return "" if value is None or value != value else html.escape(str(value))
+    return "" if value is None or value != value else html(str(value))
 
 
 def _table(

@@ -16,6 +16,7 @@ from vmsnix_ops.progress import counted
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
+from vmsnix_ops.text import json_text, line, write_csv
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -78,8 +79,8 @@ class Worst:
         lines = []
         for row in self.frame.to_dict("records"):
             words = (row["severity"], row["rule"], row["region"], row["resource_id"])
-            lines += [" ".join(str(word) for word in words if word), f"    {row['reason']}"]
-            lines += [f"    {row['cure']}"] if row["cure"] else []
+            lines += [line(" ".join(str(word) for word in words if word)), f"    {line(row['reason'])}"]
+            lines += [f"    {line(row['cure'])}"] if row["cure"] else []
         return "\n".join([*lines, self.more] if self.more else lines) or "There are none."
 
     def _repr_html_(self) -> str:
@@ -175,7 +176,7 @@ def write(audit: Audit, folder: Path) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for name, frame in frames.items():
         paths[f"{name}.csv"] = folder / f"{name}.csv"
-        _inert(frame).to_csv(paths[f"{name}.csv"], index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
+        write_csv(frame, paths[f"{name}.csv"], date_format="%Y-%m-%dT%H:%M:%S.%fZ")
         paths[f"{name}.parquet"] = folder / f"{name}.parquet"
         frame.to_parquet(paths[f"{name}.parquet"], index=False)
     paths["audit.json"] = folder / "audit.json"
@@ -266,19 +267,7 @@ def _bad(severity: str) -> tuple[str, ...]:
     return judging.SEVERITIES[: judging.SEVERITIES.index(severity) + 1]
 
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet computes."""
 ROWS_AT_ONCE = 5000
-
-
-def _inert(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame of which a spreadsheet computes nothing."""
-    changed = {}
-    for name in frame.columns[[not hasattr(kind, "tz") and kind.kind in "OUT" for kind in frame.dtypes]]:
-        risky = frame[name].str.startswith(FORMULA, na=False).astype(bool)
-        if risky.any():
-            changed[name] = frame[name].mask(risky, "'" + frame[name])
-    return frame.assign(**changed) if changed else frame
 
 
 def _json(audit: Audit, frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
@@ -293,12 +282,14 @@ def _json(audit: Audit, frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
         "totals": views.totals(audit.inventory),
         "compared": str(audit.changes),
     }
-    yield json.dumps(whole, indent=1, ensure_ascii=False).removesuffix("\n}")
+    yield json_text(json.dumps(whole, indent=1, ensure_ascii=False)).removesuffix("\n}")
     for name, frame in frames.items():
         yield f',\n "{name}": ['
         for start in range(0, len(frame), ROWS_AT_ONCE):
             part = frame.iloc[start : start + ROWS_AT_ONCE]
-            text = part.to_json(orient="records", date_format="iso", force_ascii=False, lines=True)
-            yield ("," if start else "") + "\n  " + ",\n  ".join(text.splitlines())
+            text = part.to_json(orient="records", date_format="iso", force_ascii=False, lines=True).rstrip(
+                "\n"
+            )
+            yield ("," if start else "") + "\n  " + ",\n  ".join(json_text(text.rstrip("\n")).split("\n"))
         yield "]"
     yield "\n}\n"

@@ -12,6 +12,7 @@ from vmsnix_ops.audit import retirement_apply
 from vmsnix_ops.audit.retirement_decide import Work, decide
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import shown
+from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -201,10 +202,11 @@ class Plan:
         return lines
 
     def __str__(self) -> str:
-        return "\n".join([self._short(), *(f"  {_line(one)}" for one in self.going)])
+        return "\n".join([self._short(), *(line(f"  {_line(one)}") for one in self.going)])
 
     def _short(self) -> str:
-        return "\n".join([self._title(), *(f"  {name:<15} {text}" for name, text in self.lines())])
+        rows = [f"  {name:<15} {text}" for name, text in self.lines()]
+        return "\n".join(map(line, [self._title(), *rows]))
 
     def _title(self) -> str:
         return f"{self.work.capitalize()} in {', '.join(self.regions)}, account {self.account}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.audit.retirement_plan import DONE, OUTCOMES
 from vmsnix_ops.records.result import write_result
+from vmsnix_ops.text import write_csv
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,8 +34,8 @@ def write(result: Result, *, interrupted: bool = False) -> tuple[Status, list[st
     )
     counts = {name: sum(one.outcome == name for one in result.outcomes) for name in OUTCOMES}
     try:
-        path: Path | None = plan.run.folder / "plan.csv"
-        plan.frame().to_csv(path, index=False)
+        path: Path | None = (file := plan.run.folder / "plan.csv")
+        write_csv(plan.frame(), file)
     except OSError as error:  # what was done is told nevertheless
         path, wrong = None, [*wrong, f"plan.csv could not be written: {error}."]
     status: Status = ("failed" if none else "partly") if wrong else "done"

@@ -24,6 +24,7 @@ from xml.etree import ElementTree as ET
 
 from vmsnix_ops import errors
 from vmsnix_ops.redaction import Redactor, secret_values
+from vmsnix_ops.text import line, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -180,10 +181,14 @@ def _members(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, str(value)
 
 
-def main(arguments: list[str], write: Callable[[str], Any] = sys.stdout.write) -> int:
+def main(arguments: list[str], say: Callable[[str], Any] | None = None) -> int:
     """Compare two folders; return 1 when they differ."""
     found = differences(Path(arguments[0]), Path(arguments[1]))
-    write("".join(f"{line}\n" for line in found) or "Nothing differs in what both have.\n")
+    text = "".join(f"{line(one)}\n" for one in found) or "Nothing differs in what both have.\n"
+    if say is None:
+        write(sys.stdout, text)
+    else:
+        say(text)
     return 1 if found else 0
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.progress import counted
+from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,9 +39,7 @@ FAILURES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 """Words after which no machine goes on by itself, and what they mean: the deadline need not be waited for."""
 
-_ESCAPE = re.compile(
-    r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\^_]|\][^\x07\x1b]*(\x07|\x1b\\)?)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]"
-)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,4 +127,4 @@ def clean(line: str) -> str:
     >>> clean("\x1b[1;32m  OK  \x1b[0m Reached target\r")
     '  OK   Reached target'
     """
-    return _ESCAPE.sub("", line).rstrip()[:LONGEST_LINE]
+    return _CONTROL.sub("", plain(line)).rstrip()[:LONGEST_LINE]

@@ -35,6 +35,7 @@ from vmsnix_ops.nix.image import BuiltImage, facts_html, read_image
 from vmsnix_ops.nix.store import deriver, parse_outputs
 from vmsnix_ops.progress import Progress, Step, current, human_bytes
 from vmsnix_ops.settings import load
+from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,7 +128,7 @@ class BuildPlan:
         )
 
     def __str__(self) -> str:
-        return "\n".join(f"{label + ':':<13} {value}" for label, value in self.facts().items())
+        return "\n".join(f"{label + ':':<13} {line(value)}" for label, value in self.facts().items())
 
     def _repr_html_(self) -> str:
         return facts_html(self.facts())

@@ -12,7 +12,7 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 
-from vmsnix_ops.nix.command import plain
+from vmsnix_ops.text import plain
 
 LAST_LINES = 20
 

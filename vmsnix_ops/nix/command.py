@@ -21,6 +21,7 @@ from functools import lru_cache
 from typing import IO, TYPE_CHECKING
 
 from vmsnix_ops.errors import NixError, ToolMissingError
+from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,6 @@ _PASSED = re.compile(
     r"|CURL_CA_BUNDLE|(?i:https?_proxy|all_proxy|no_proxy|ftp_proxy)"
 )
 _REASONS = ("error:", "fatal:")
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 _Explanation = tuple[re.Pattern[str], str, str]
 
@@ -222,11 +222,6 @@ def error_lines(messages: Sequence[str]) -> list[str]:
     # A trace begins with "error:" alone, and ends with the error itself.
     last = max((index for index, line in enumerate(lines) if line.startswith("error:")), default=start)
     return lines[last if lines[start : start + 1] == ["error:"] else start :][:8]
-
-
-def plain(text: str) -> str:
-    """Return a text without colours and other terminal control sequences."""
-    return _ANSI.sub("", text)
 
 
 def environment(source: Mapping[str, str] | None = None) -> dict[str, str]:

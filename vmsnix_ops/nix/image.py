@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, fields
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.errors import ImageFormatError, ImageNotFoundError
 from vmsnix_ops.progress import human_bytes
+from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,7 +131,7 @@ def facts_html(facts: Mapping[str, str]) -> str:
     """Return facts as an HTML table, to the left as the notebook's own style would not have it."""
     left = "style='text-align:left'"
     rows = (
-        f"<tr><th {left}>{escape(label)}</th><td {left}>{escape(value)}</td></tr>"
+        f"<tr><th {left}>{html(label)}</th><td {left}>{html(value)}</td></tr>"
         for label, value in facts.items()
     )
     return f"<table>{''.join(rows)}</table>"

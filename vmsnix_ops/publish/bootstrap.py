@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import shlex
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import load
+from vmsnix_ops.text import html, line
 
 if TYPE_CHECKING:
     import boto3
@@ -107,7 +107,7 @@ class Bootstrap:
 
     def __str__(self) -> str:
         lines = [f"Bootstrap {self.place.account} in {self.place.regions[0]}"]
-        lines += [f"  {_SHOWN[p.verdict]:<18} {p.name}: {p.what}" for p in self.parts]
+        lines += [line(f"  {_SHOWN[p.verdict]:<18} {p.name}: {p.what}") for p in self.parts]
         if self.dry_run and self.todo:
             lines.append("  nothing of this will be done: dry_run is set")
         return "\n".join(lines)
@@ -117,11 +117,11 @@ class Bootstrap:
 
     def _repr_html_(self) -> str:
         cells = "".join(
-            f"<tr><th>{html.escape(p.name)}</th><td>{_SHOWN[p.verdict]}</td><td>{html.escape(p.what)}</td></tr>"
+            f"<tr><th>{html(p.name)}</th><td>{_SHOWN[p.verdict]}</td><td>{html(p.what)}</td></tr>"
             for p in self.parts
         )
         note = "; nothing of this will be done: dry_run is set" if self.dry_run and self.todo else ""
-        title = html.escape(f"Bootstrap {self.place.account} in {self.place.regions[0]}{note}")
+        title = html(f"Bootstrap {self.place.account} in {self.place.regions[0]}{note}")
         return f'<table class="vmsnix"><caption>{title}</caption>{cells}</table>'
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import shown
+from vmsnix_ops.text import html, line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,13 +54,13 @@ class PlanTable:
         return shown.shown(header, lines, title=self.title)
 
     def __str__(self) -> str:
-        return "\n".join([str(self._shown()), *self.notes()])
+        return "\n".join([str(self._shown()), *map(line, self.notes())])
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
         printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
+        notes = "".join(f"<p>{html(note)}</p>" for note in self.notes())
         return self._shown()._repr_html_() + notes
 
 

@@ -33,6 +33,7 @@ from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.shown import html_table
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import Settings, load
+from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -181,9 +182,9 @@ class Plan:
         return lines
 
     def __str__(self) -> str:
-        lines = [f"Publish {self.image} to {self.region}, account {self.account}"]
-        lines += [f"  {name:<9} {text}" for name, text in self.lines()]
-        lines += [f"  checked   {check.name}: {check.outcome}, {check.evidence}" for check in self.checks]
+        lines = [line(f"Publish {self.image} to {self.region}, account {self.account}")]
+        lines += [line(f"  {name:<9} {text}") for name, text in self.lines()]
+        lines += [line(f"  checked   {one.name}: {one.outcome}, {one.evidence}") for one in self.checks]
         return "\n".join(lines)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from vmsnix_ops.publish import preflight_machine as machine
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import Settings, load
+from vmsnix_ops.text import html, line
 
 if TYPE_CHECKING:
     import boto3
@@ -42,7 +42,7 @@ class Checklist:
 
     def __str__(self) -> str:
         rows = [
-            f"{c.outcome:<5} {c.name:<22} {c.evidence}{'  -> ' + c.cure if c.cure else ''}"
+            line(f"{c.outcome:<5} {c.name:<22} {c.evidence}{'  -> ' + c.cure if c.cure else ''}")
             for c in self.checks
         ]
         return "\n".join(rows)
@@ -53,7 +53,7 @@ class Checklist:
     def _repr_html_(self) -> str:
         cells = "".join(
             f'<tr><td style="color:{_COLOURS[c.outcome]};font-weight:bold">{c.outcome}</td>'
-            f"<td>{html.escape(c.name)}</td><td>{html.escape(c.evidence)}</td><td>{html.escape(c.cure)}</td></tr>"
+            f"<td>{html(c.name)}</td><td>{html(c.evidence)}</td><td>{html(c.cure)}</td></tr>"
             for c in self.checks
         )
         head = "<tr><th></th><th>check</th><th>evidence</th><th>cure</th></tr>"

@@ -27,6 +27,7 @@ from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.shown import html_table
 from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.text import line, lines, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,8 @@ class Plan:
         return f"Smoke test of {self.ami.name} in {self.ami.region}, account {self.ami.account}"
 
     def __str__(self) -> str:
-        return "\n".join([self.title, *(f"  {name:<9} {text}" for name, text in self.lines())])
+        rows = [f"  {name:<9} {text}" for name, text in self.lines()]
+        return "\n".join(map(line, [self.title, *rows]))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
         printer.text(str(self))
@@ -138,13 +140,13 @@ class SmokeResult:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
-        said = self.console.splitlines()[-SHOWN_LINES:]
+        said = plain(self.console).splitlines()[-SHOWN_LINES:]
         rows = [("outcome", "passed" if self.passed else "failed"), ("instance_id", self.instance_id)]
         rows += [("why", str(self.error))] if self.error else []
         return [*rows, ("terminated", str(self.terminated)), ("console", "\n".join(said) or "(nothing)")]
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<11}  {value}" for name, value in self.rows())
+        return "\n".join(f"{name:<11}  {lines(value, indent=' ' * 13)}" for name, value in self.rows())
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
         printer.text(str(self))

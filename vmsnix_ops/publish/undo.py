@@ -24,6 +24,7 @@ from vmsnix_ops.aws.account import identity
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.settings import load
+from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +51,7 @@ class Leftover:
     name: str
 
     def __str__(self) -> str:
-        return f"{self.kind:<8} {self.name}"
+        return f"{self.kind:<8} {line(self.name)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,8 @@ class Undo:
 
     def __str__(self) -> str:
         if not self.leftovers:
-            return f"{self.run_id} left nothing in {self.region or 'AWS'}."
-        return "\n".join([f"{self.run_id} left in {self.region}:", *map(str, self.leftovers)])
+            return f"{line(self.run_id)} left nothing in {self.region or 'AWS'}."
+        return "\n".join([f"{line(self.run_id)} left in {self.region}:", *map(str, self.leftovers)])
 
     def apply(self) -> tuple[Leftover, ...]:
         """Remove it all and return what was removed. Safe to run twice: what is gone is no error.
@@ -121,10 +122,10 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
     with _nobody_at_work(path, run_id):
         lines = _read(path)
     known: dict[str, Any] = {}
-    for line in lines:
-        known |= {key: line[key] for key in ("region", "account", "via") if key in line}
-        known |= {key: value for key, value in (line.get("detail") or {}).items() if key in ("digest", "url")}
-        if line["step"] == "finish" and line["status"] in ("finished", "reused"):
+    for row in lines:
+        known |= {key: row[key] for key in ("region", "account", "via") if key in row}
+        known |= {key: value for key, value in (row.get("detail") or {}).items() if key in ("digest", "url")}
+        if row["step"] == "finish" and row["status"] in ("finished", "reused"):
             raise errors.RunError(
                 f"The run {run_id} finished; there is nothing to undo.",
                 cure="To take its AMI out of use, retire it.",

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops.records.shown import html_table
+from vmsnix_ops.text import lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +28,8 @@ class _Shown:
         return [(name, str(value)) for name, value in shown if value not in ("", None, (), {})]
 
     def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.rows())
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows())
+        width = max(len(name) for name, _ in self.rows()) + 2
+        return "\n".join(f"{name:<{width}}{lines(value, indent=' ' * width)}" for name, value in self.rows())
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
         printer.text(str(self))

@@ -26,6 +26,7 @@ from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
+from vmsnix_ops.text import write_csv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -186,7 +187,7 @@ def finish(report: Report, *, fail_on_drift: bool = True) -> None:
     """
     run = current_run("verify-amis")
     path = run.folder / "drift.csv"
-    report.drift.to_csv(path, index=False)
+    write_csv(report.drift, path)
     error = _error(report) if fail_on_drift else None
     status = "done" if error is None else "partly" if isinstance(error, errors.PartlyDoneError) else "failed"
     write_result(

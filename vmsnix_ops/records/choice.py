@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import history
 from vmsnix_ops.region_names import known_regions
+from vmsnix_ops.text import html, line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,13 +36,13 @@ class Chosen:
     words: str
 
     def __str__(self) -> str:
-        return self.words
+        return line(self.words)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(self.words)
+        printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(self.words)}</p>"
+        return f"<p>{html(self.words)}</p>"
 
 
 def choose(tables: Tables, *, image: str = "", region: str = "", via: str = "") -> Chosen:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import RecordsError, SchemaError
 from vmsnix_ops.redaction import Redactor, secret_values
+from vmsnix_ops.text import echo, json_text
 
 if TYPE_CHECKING:
     from vmsnix_ops.records.run_context import RunContext
@@ -96,7 +97,8 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
     for key, (kind, _) in KEYS.items():
         _check(key, kind, whole[key])
     try:
-        text = json.dumps(whole, indent=2, allow_nan=False, default=_plain, ensure_ascii=False) + "\n"
+        text = json.dumps(whole, indent=2, allow_nan=False, default=_plain, ensure_ascii=False)
+        text = json_text(text) + "\n"
     except (TypeError, ValueError) as error:
         raise SchemaError(
             "The result of the run cannot be written as JSON.",
@@ -212,6 +214,4 @@ def reference_page() -> str:
 
 
 if __name__ == "__main__":
-    import sys
-
-    sys.stdout.write(reference_page())
+    echo(reference_page().removesuffix("\n"))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.errors import SchemaError, nearest
+from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -446,6 +447,4 @@ def reference_page() -> str:
 
 
 if __name__ == "__main__":
-    import sys
-
-    sys.stdout.write(reference_page())
+    echo(reference_page().removesuffix("\n"))

@@ -6,13 +6,13 @@ Frames are for programs. They show missing numbers as ``NaN`` and every other on
 
 from __future__ import annotations
 
-import html
 import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.progress import human_bytes, human_seconds
+from vmsnix_ops.text import html, line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,15 +54,15 @@ class Shown:
         return len(self.rows)
 
     def __str__(self) -> str:
-        head = [self.title] if self.title else []
+        head = [line(self.title)] if self.title else []
         if not self.rows:
-            return "\n".join([*head, self.nothing])
-        lines = [self.columns, *self.rows]
-        widths = [max(len(line[place]) for line in lines) for place in range(len(self.columns))]
-        for line in lines:
+            return "\n".join([*head, line(self.nothing)])
+        lines = [[line(cell) for cell in row] for row in (self.columns, *self.rows)]
+        widths = [max(len(row[place]) for row in lines) for place in range(len(self.columns))]
+        for row in lines:
             cells = [
                 text.rjust(width) if name in self.right else text.ljust(width)
-                for text, width, name in zip(line, widths, self.columns, strict=True)
+                for text, width, name in zip(row, widths, self.columns, strict=True)
             ]
             head.append("  ".join(cells).rstrip())
         return "\n".join(head)
@@ -71,10 +71,10 @@ class Shown:
         printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        title = html.escape(self.title)
+        title = html(self.title)
         title = f'<caption style="text-align:left">{title}</caption>' if title else ""
         if not self.rows:
-            return f"<p>{html.escape(' '.join(filter(None, (self.title, self.nothing))))}</p>"
+            return f"<p>{html(' '.join(filter(None, (self.title, self.nothing))))}</p>"
         head = "".join(self._cell("th", name, name) for name in self.columns)
         body = "".join(
             f"<tr>{''.join(self._cell('td', c, t) for c, t in zip(self.columns, row, strict=True))}</tr>"
@@ -86,7 +86,7 @@ class Shown:
         style = f"text-align:{'right' if column in self.right else 'left'}"
         if len(text) <= UNBROKEN:
             style += ";white-space:nowrap"
-        return f'<{tag} style="{style}">{html.escape(text)}</{tag}>'
+        return f'<{tag} style="{style}">{html(text)}</{tag}>'
 
 
 def shown(
@@ -134,8 +134,8 @@ def _readable(value: object) -> object:
 def html_table(rows: Iterable[tuple[str, str]], *, caption: str = "") -> str:
     """Return names and values as an HTML table; the notebook's own style would align them to the right."""
     left = 'style="text-align:left"'
-    cells = (f"<tr><th {left}>{html.escape(n)}</th><td {left}>{html.escape(v)}</td></tr>" for n, v in rows)
-    head = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    cells = (f"<tr><th {left}>{html(n)}</th><td {left}>{html(v)}</td></tr>" for n, v in rows)
+    head = f"<caption>{html(caption)}</caption>" if caption else ""
     return f'<table class="vmsnix">{head}{"".join(cells)}</table>'
 
 

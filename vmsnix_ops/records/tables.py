@@ -24,6 +24,7 @@ from vmsnix_ops.records import schemas
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.secrets import without_secrets
 from vmsnix_ops.records.storage import storage_options as s3_options
+from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -468,6 +469,6 @@ def _refusal(error: Exception) -> str | None:
 
 def _first_line(error: Exception) -> str:
     # deltalake's texts come with terminal colours, and some with a backtrace below.
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = plain(str(error))
     lines = [line.strip(" ↳") for line in text.split("\n   0:")[0].splitlines()]
     return ": ".join(line for line in lines if line).rstrip(".")

@@ -28,6 +28,7 @@ from vmsnix_ops.records.figures import (
 )
 from vmsnix_ops.records.slowness import FEWEST, measured
 from vmsnix_ops.records.timings import SNAPSHOT_STEPS, snapshots
+from vmsnix_ops.text import plot_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,7 +140,10 @@ def plot_compare(steps: pd.DataFrame) -> Figure:
     made = snapshots(steps).dropna(subset=["image", "via"])
     if made.empty:
         return saying("No such run has made a snapshot.")
-    made = made.assign(region=made["region"].fillna(UNTOLD))
+    made = made.assign(
+        region=made["region"].fillna(UNTOLD).map(plot_label),
+        **{n: made[n].map(plot_label) for n in ("image", "via")},
+    )
     counts = made.groupby(["image", "region"]).size()
     places = sorted(counts.nlargest(MOST_BARS).index)
     paths, regions = _paths(made), made["region"].nunique()
@@ -185,7 +189,10 @@ def _drawn(steps: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Return the finished steps of the images and regions with most runs, and how many others there are."""
     finished = measured(steps)
     none = {"via": NO_PATH, "image": UNTOLD, "region": UNTOLD}
-    finished = finished.assign(**{name: finished[name].fillna(word) for name, word in none.items()})
+    finished = finished.assign(
+        step=finished["step"].map(plot_label),
+        **{name: finished[name].fillna(word).map(plot_label) for name, word in none.items()},
+    )
     told = []
     for column in ("image", "region"):
         drawn, count = _busiest(finished, column)[:MOST], finished[column].nunique()

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from vmsnix_ops.progress import Event, Lines, counted
 from vmsnix_ops.runbooks.secrets import LineRedactor, Redactor
+from vmsnix_ops.text import lines as as_lines
+from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vmsnix_ops.progress import Reporter
 
-TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 NO_TEXT_OF_ITS_OWN = re.compile(r"^<[^\n]*>$|^(HBox|VBox|Output|FloatProgress|IntProgress|HTML|Label)\(.*\)$")
 
 
@@ -132,7 +133,7 @@ class Live:
     def stream(self, name: str, text: str) -> None:
         """Take a piece of standard output or standard error."""
         lines = self._streams.setdefault(name, LineRedactor(self._redactor))
-        self._show(lines.feed(TERMINAL_CODES.sub("", text)))
+        self._show(as_lines(lines.feed(plain(text))))
 
     def progress(self, data: dict[str, Any]) -> str:
         """Take an event of a step, and return the lines that it is worth, if any."""
@@ -154,17 +155,17 @@ class Live:
         text = "".join(data.get("text/plain", "")).rstrip()
         if text and not NO_TEXT_OF_ITS_OWN.match(text):
             self.settle()
-            self._show(self._redactor.text(text) + "\n")
+            self._show(as_lines(self._redactor.text(plain(text))) + "\n")
 
     def note(self, text: str, *, screen: bool = True) -> None:
         """Write a line of the runner's own."""
         self.settle()
-        self._show(self._redactor.text(TERMINAL_CODES.sub("", text)) + "\n", screen=screen)
+        self._show(as_lines(self._redactor.text(plain(text))) + "\n", screen=screen)
 
     def settle(self) -> None:
         """Show the unfinished lines that are still held back."""
         for lines in self._streams.values():
-            rest = lines.flush()
+            rest = as_lines(lines.flush())
             if rest:
                 self._show(rest if rest.endswith("\n") else rest + "\n")
 
@@ -174,6 +175,7 @@ class Live:
         self._log.close()
 
     def _show(self, text: str, *, screen: bool = True) -> None:
+        """Write lines that are safe already; a workflow command among them is the runner's own."""
         if not text:
             return
         # The log first: what somebody has seen is kept, even when this process is killed next.

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.aws.permissions import needs_of
 from vmsnix_ops.errors import ArchiveError
 from vmsnix_ops.runbooks import _bucket
+from vmsnix_ops.text import json as as_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,7 +92,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, object]) -> None:
         """Write a JSON file whole or not at all."""
-        write_whole(self.path(name), json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n")
+        write_whole(self.path(name), as_json(value, indent=2) + "\n")
 
     def names(self) -> list[str]:
         """Return the names of all files that the run has left, such as ``"findings.csv"``, but the entry."""

@@ -32,6 +32,7 @@ from vmsnix_ops.runbooks.fleet_plan import read_plan
 from vmsnix_ops.runbooks.fleet_rounds import close_round, open_round, states, unfinished_round, unrun
 from vmsnix_ops.runbooks.fleet_run import Runner, Stop
 from vmsnix_ops.settings import load
+from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,10 +89,10 @@ class Fleet:
         return frame
 
     def __str__(self) -> str:
-        lines = [self._title()]
+        lines = [line(self._title())]
         width = max((len(target.name) for target in self.plan.targets), default=0)
         lines += [
-            f"  {self.states[target.key]:<8} {target.name:<{width}}  {target.described()}"
+            line(f"  {self.states[target.key]:<8} {target.name:<{width}}  {target.described()}")
             for target in self.plan.targets
         ]
         if self.dry_run:

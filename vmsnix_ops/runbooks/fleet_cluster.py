@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from vmsnix_ops.errors import FleetError, PlanError, ToolMissingError, nearest
+from vmsnix_ops.text import lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -252,6 +253,13 @@ def new_certificate() -> tuple[str, str]:
     return begin + rest, key
 
 
+class _Safe(logging.Formatter):
+    """Keeps text from outside inside its own record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return lines(super().format(record), indent="  | ")
+
+
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """Send what Dask logs to a file, and leave its loggers as they were."""
@@ -259,7 +267,7 @@ def _log_to(path: Path) -> Iterator[None]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Safe("%(asctime)s %(name)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger.handlers[:], logger.propagate) for logger in loggers]
     for logger in loggers:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import InterruptedRunError, PartlyDoneError, RunFailedError
 from vmsnix_ops.progress import counted
+from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +97,7 @@ class Outcome:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in sorted(self.counts.items()))
-        return f"Fleet {self.name}: {counts}"
+        return line(f"Fleet {self.name}: {counts}")
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
         printer.text(str(self))

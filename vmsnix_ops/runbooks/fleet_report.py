@@ -5,7 +5,6 @@ The page follows the rules of `vmsnix_ops.runbooks.report`: no scripts, nothing 
 
 from __future__ import annotations
 
-import html
 import os
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -15,6 +14,7 @@ from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks.report import POLICY
 from vmsnix_ops.runbooks.secrets import Redactor, secret_values
+from vmsnix_ops.text import html, html_link
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,7 +128,7 @@ def write(
 def page(values: Mapping[str, Any], documents: Sequence[Document], folder: Path) -> str:
     """Return the page: what there is to know of the fleet, then every target with its tries over time."""
     style = (files("vmsnix_ops.runbooks") / "_report" / "report.css").read_text(encoding="utf-8") + STYLE
-    status = html.escape(str(values["status"]))
+    status = html(str(values["status"]))
     title = f"Fleet {values['fleet']}: {values['status']}"
     counts = ", ".join(f"{count} {state}" for state, count in sorted(values["targets"].items()))
     facts = {
@@ -137,21 +137,15 @@ def page(values: Mapping[str, Any], documents: Sequence[Document], folder: Path)
         "started": values["started_at"],
         "took": human_seconds(values["seconds"]),
     }
-    shown = "".join(
-        f"<div><dt>{name}</dt><dd>{html.escape(str(fact))}</dd></div>" for name, fact in facts.items()
-    )
-    error = (
-        f'<div class="error" role="alert"><p>{html.escape(values["error"])}</p></div>'
-        if values["error"]
-        else ""
-    )
+    shown = "".join(f"<div><dt>{name}</dt><dd>{html(str(fact))}</dd></div>" for name, fact in facts.items())
+    error = f'<div class="error" role="alert"><p>{html(values["error"])}</p></div>' if values["error"] else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f'<header class="{status}">\n<h1>Fleet {html.escape(str(values["fleet"]))} '
+        f"<title>{html(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f'<header class="{status}">\n<h1>Fleet {html(str(values["fleet"]))} '
         f'<span class="status">{status}</span></h1>\n{error}<dl>{shown}</dl>\n</header>\n'
         f"<main>\n{_targets(documents, folder)}\n</main>\n</body>\n</html>\n"
     )
@@ -160,22 +154,22 @@ def page(values: Mapping[str, Any], documents: Sequence[Document], folder: Path)
 def plan_table(title: str, targets: Sequence[Target], states: Mapping[str, str]) -> str:
     """Return a plan as an HTML table."""
     body = "".join(
-        f"<tr><td>{states[target.key]}</td><th>{html.escape(target.name)}</th>"
-        f"<td>{html.escape(target.described())}</td></tr>"
+        f"<tr><td>{states[target.key]}</td><th>{html(target.name)}</th>"
+        f"<td>{html(target.described())}</td></tr>"
         for target in targets
     )
-    return f'<table class="vmsnix"><caption>{html.escape(title)}</caption>{body}</table>'
+    return f'<table class="vmsnix"><caption>{html(title)}</caption>{body}</table>'
 
 
 def outcome_table(outcome: Outcome) -> str:
     """Return what became of a fleet as an HTML table."""
     body = "".join(
-        f"<tr><td>{row['state']}</td><th>{html.escape(row['target'])}</th><td>{row['tries'] or ''}</td>"
+        f"<tr><td>{row['state']}</td><th>{html(row['target'])}</th><td>{row['tries'] or ''}</td>"
         f"<td>{human_seconds(row['seconds']) if row['seconds'] else ''}</td>"
-        f"<td>{html.escape(row['ami_id'] or '')}</td><td>{html.escape(row['error'] or '')}</td></tr>"
+        f"<td>{html(row['ami_id'] or '')}</td><td>{html(row['error'] or '')}</td></tr>"
         for row in rows(outcome.documents)
     )
-    return f'<table class="vmsnix"><caption>{html.escape(str(outcome))}</caption>{body}</table>'
+    return f'<table class="vmsnix"><caption>{html(str(outcome))}</caption>{body}</table>'
 
 
 def _targets(documents: Sequence[Document], folder: Path) -> str:
@@ -193,12 +187,12 @@ def _targets(documents: Sequence[Document], folder: Path) -> str:
 
 
 def _row(row: Mapping[str, Any], document: Document, folder: Path, first: float, whole: float) -> str:
-    name = html.escape(row["target"])
+    name = html(row["target"])
     if link := _link(row["report"], folder):
         name = f'<a href="{link}">{name}</a>'
     if row["run_id"]:  # by which its evidence is found in a bucket, too, where no browser follows a link
-        name += f'<div class="run">{html.escape(row["run_id"])}</div>'
-    told = " ".join(html.escape(str(row[key])) for key in ("ami_id", "error") if row[key])
+        name += f'<div class="run">{html(row["run_id"])}</div>'
+    told = " ".join(html(str(row[key])) for key in ("ami_id", "error") if row[key])
     bars = "".join(
         f'<div class="bar" style="left:{100 * (span[0] - first) / whole:.2f}%;'
         f"width:{100 * (span[1] - span[0]) / whole:.2f}%;"
@@ -225,4 +219,4 @@ def _link(report: str | None, folder: Path) -> str:
     """Return the way from the page to a run's report: relative, so that the folder may be moved."""
     if not report or str(report).startswith("s3://"):
         return ""
-    return html.escape(os.path.relpath(report, folder), quote=True)
+    return html_link(os.path.relpath(report, folder))

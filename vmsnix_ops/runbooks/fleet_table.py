@@ -5,7 +5,6 @@ A board is told what happens; what it shows is for the eye only, and the ledger 
 
 from __future__ import annotations
 
-import html
 import os
 import sys
 import threading
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmsnix_ops.progress import counted, human_seconds, in_jupyter
+from vmsnix_ops.text import html, line, write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -170,8 +170,7 @@ class Lines(Board):
         self._write(self.summary())
 
     def _write(self, text: str) -> None:
-        self.stream.write(text + "\n")
-        self.stream.flush()
+        write(self.stream, line(text) + "\n")
 
 
 class Terminal(Board):
@@ -218,11 +217,11 @@ class Terminal(Board):
                 name, justify="right" if name == "time" else "left", no_wrap=name in ("target", "time")
             )
         with self._lock:
-            for line in self.sorted():
-                style = STYLES.get(line.state, "")
-                cells = (MARKS.get(line.state, " "), line.name, line.state, line.took(), line.error)
-                table.add_row(*(Text(cell, style=style) for cell in cells))
-        summary = Text(self.summary(), style="bold")
+            for target in self.sorted():
+                style = STYLES.get(target.state, "")
+                cells = (MARKS.get(target.state, " "), target.name, target.state, target.took(), target.error)
+                table.add_row(*(Text(line(cell), style=style) for cell in cells))
+        summary = Text(line(self.summary()), style="bold")
         # While it moves the end of a long table may be cut off; afterwards the end is what is seen.
         return Group(table, summary) if self._over else Group(summary, table)
 
@@ -259,12 +258,12 @@ class Widget(Board):
         colours = {"done": "#1a7f37", "failed": "#c4232f", "skipped": "#59636e", "planned": "#59636e"}
         rows = "".join(
             f'<tr style="color:{colours.get(line.state, "inherit")}"><td>{MARKS.get(line.state, "")}</td>'
-            f"<td>{html.escape(line.name)}</td><td>{line.state}</td><td>{line.took()}</td>"
-            f"<td>{html.escape(line.error)}</td></tr>"
+            f"<td>{html(line.name)}</td><td>{line.state}</td><td>{line.took()}</td>"
+            f"<td>{html(line.error)}</td></tr>"
             for line in self.sorted()
         )
         self.box.value = (
-            f"<b>{html.escape(self.summary())}</b><table><thead><tr><th></th><th>target</th><th>state</th>"
+            f"<b>{html(self.summary())}</b><table><thead><tr><th></th><th>target</th><th>state</th>"
             f"<th>time</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
         )
 

@@ -7,12 +7,12 @@ written.
 from __future__ import annotations
 
 import json
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.progress import human_bytes, human_seconds
+from vmsnix_ops.text import github_value, markdown, markdown_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,41 +64,32 @@ def tell(values: Mapping[str, Any], environment: Mapping[str, str]) -> None:
 
 
 def outputs(values: Mapping[str, Any]) -> str:
-    """Return a run's plain results in the form of ``$GITHUB_OUTPUT``: one output a key, tables left out.
-
-    A value with several lines goes between two lines of a random word, which the value cannot hold by design.
-    """
-    lines = []
-    for key, value in values.items():
-        if isinstance(value, dict | list) or value is None:
-            continue
-        text = json.dumps(value) if isinstance(value, bool) else str(value)
-        if "\n" in text or "\r" in text:
-            word = f"end_{secrets.token_hex(16)}"
-            lines += [f"{key}<<{word}", text, word]
-        else:
-            lines.append(f"{key}={text}")
-    return "\n".join(lines) + "\n"
+    """Return a run's plain results in the form of ``$GITHUB_OUTPUT``: one output a key, tables left out."""
+    return "".join(
+        github_value(str(key), json.dumps(value) if isinstance(value, bool) else value)
+        for key, value in values.items()
+        if value is not None and not isinstance(value, dict | list)
+    )
 
 
 def summary(values: Mapping[str, Any]) -> str:
     """Return a run's result as Markdown for the job's summary page."""
     status = str(values["status"])
     stage = " (sandbox)" if values.get("sandbox") else ""
-    lines = [f"## {SYMBOLS.get(status, '')} {values['runbook']}: {status}{stage}", ""]
+    lines = [f"## {SYMBOLS.get(status, '')} {markdown(values['runbook'])}: {markdown(status)}{stage}", ""]
     error = values.get("failure")
     if error:
-        lines += [f"**{_cell(error['what'])}**", ""]
-        lines += [f"{_cell(error[part])}  " for part in ("why", "cure") if error.get(part)]
+        lines += [f"**{markdown(error['what'])}**", ""]
+        lines += [f"{markdown(error[part])}  " for part in ("why", "cure") if error.get(part)]
         lines.append("")
     facts = [(key, values[key]) for key in FACTS if values.get(key) not in (None, "")]
-    lines += _table(("", ""), [(key, _fact(key, value)) for key, value in facts])
+    lines += _table(("", ""), [(markdown(key), _fact(key, value)) for key, value in facts])
     steps = values.get("steps")
     if isinstance(steps, list) and steps:
         rows = [
             (
-                step.get("step", step.get("name", "")),
-                step.get("status", ""),
+                markdown(step.get("step", step.get("name", ""))),
+                markdown(step.get("status", "")),
                 human_seconds(float(step.get("seconds") or 0)),
                 human_bytes(float(step["bytes"])) if step.get("bytes") else "",
             )
@@ -107,26 +98,27 @@ def summary(values: Mapping[str, Any]) -> str:
         ]
         lines += ["", *_table(("step", "status", "time", "bytes"), rows)]
     for step in values.get("slow") or []:
-        lines += ["", f"> Slow: {_cell(step['text'])}"]
+        lines += ["", f"> Slow: {markdown(step['text'])}"]
     for table in values.get("tables") or []:
-        lines += ["", f"### {_cell(table['title'])}", "", *_table(table["columns"], table["rows"])]
+        lines += ["", f"### {markdown(table['title'])}", "", *_any_table(table["columns"], table["rows"])]
     for problem in values.get("problems") or []:
-        lines += ["", f"> {_cell(problem)}"]
+        lines += ["", f"> {markdown(problem)}"]
     text = "\n".join(lines) + "\n"
-    return text if len(text.encode()) <= SUMMARY_BYTES else text[: SUMMARY_BYTES // 4] + "\n\n(cut)\n"
+    if len(text.encode()) <= SUMMARY_BYTES:
+        return text
+    return text[: SUMMARY_BYTES // 4].rpartition("\n")[0] + "\n\n(cut)\n"
 
 
 def _fact(key: str, value: object) -> str:
     if key == "seconds" and isinstance(value, int | float):
         return human_seconds(value)
-    return f"`{value}`"
+    return markdown_code(value)
 
 
-def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> list[str]:
-    lines: list[Sequence[object]] = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(_cell(value) for value in line) + " |" for line in lines]
+def _any_table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> list[str]:
+    return _table([*map(markdown, head)], [[*map(markdown, row)] for row in rows])
 
 
-def _cell(value: object) -> str:
-    """Return a value as one line that cannot break out of a Markdown table or become HTML."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table whose cells are Markdown already."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]

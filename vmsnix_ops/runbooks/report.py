@@ -7,7 +7,6 @@ promise.
 
 from __future__ import annotations
 
-import html
 import re
 from functools import cache
 from html.parser import HTMLParser
@@ -15,6 +14,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.progress import human_seconds
+from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,7 @@ def render(notebook: Any, values: Mapping[str, Any]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n"
+        f"<title>{html(title)}</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n"
         f"{_header(values)}<main>\n{clean(_body(notebook))}\n</main>\n</body>\n</html>\n"
     )
 
@@ -94,16 +94,14 @@ def _style() -> str:
 
 
 def _header(values: Mapping[str, Any]) -> str:
-    status = html.escape(str(values["status"]))
+    status = html(str(values["status"]))
     facts = [(key.replace("_", " "), values[key]) for key in FACTS if values.get(key) not in (None, "")]
     if isinstance(values.get("seconds"), int | float):
         facts.append(("took", human_seconds(values["seconds"])))
     sandbox = '<span class="sandbox">sandbox</span>' if values.get("sandbox") else ""
-    rows = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>" for name, value in facts
-    )
+    rows = "".join(f"<div><dt>{html(name)}</dt><dd>{html(str(value))}</dd></div>" for name, value in facts)
     return (
-        f'<header class="{status}">\n<h1>{html.escape(str(values["runbook"]))} '
+        f'<header class="{status}">\n<h1>{html(str(values["runbook"]))} '
         f'<span class="status">{status}</span>{sandbox}</h1>\n{_error(values.get("failure"))}'
         f"<dl>{rows}</dl>\n</header>\n"
     )
@@ -112,8 +110,8 @@ def _header(values: Mapping[str, Any]) -> str:
 def _error(error: Mapping[str, Any] | None) -> str:
     if not error:
         return ""
-    parts = [f"<p><strong>{html.escape(str(error['what']))}</strong></p>"]
-    parts += [f"<p>{html.escape(str(error[part]))}</p>" for part in ("why", "cure") if error.get(part)]
+    parts = [f"<p><strong>{html(str(error['what']))}</strong></p>"]
+    parts += [f"<p>{html(str(error[part]))}</p>" for part in ("why", "cure") if error.get(part)]
     if error.get("cell"):
         parts.append(f'<p><a href="#cell-{error["cell"]}">Cell {error["cell"]}</a></p>')
     return f'<div class="error" role="alert">{"".join(parts)}</div>\n'
@@ -173,7 +171,7 @@ def _attributes(attrs: list[tuple[str, str | None]]) -> str:
             continue
         if name == "style":
             text = _harmless_style(text)
-        kept.append(f" {name}" if value is None else f' {name}="{html.escape(text)}"')
+        kept.append(f" {name}" if value is None else f' {name}="{html(text)}"')
     return "".join(kept)
 
 

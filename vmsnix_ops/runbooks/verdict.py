@@ -10,7 +10,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from vmsnix_ops.runbooks._output import TERMINAL_CODES
+from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,7 +120,7 @@ def _cell_error(notebook: Any, kept: Mapping[str, Any]) -> Failure | None:
 
 
 def _describe(output: Any, number: int, kept: Mapping[str, Any]) -> Failure:
-    name, text = output.ename, TERMINAL_CODES.sub("", output.evalue)
+    name, text = output.ename, plain(output.evalue)
     if kept.get("type") == name and "what" in kept:
         return Failure(
             name,
@@ -150,8 +150,8 @@ def _describe(output: Any, number: int, kept: Mapping[str, Any]) -> Failure:
 
 def _place(output: Any) -> str:
     """Return the deepest place of a traceback, as far as IPython's text shows it."""
-    plain = TERMINAL_CODES.sub("", "\n".join(output.get("traceback", [])))
-    places = re.findall(r"^File (\S+?):(\d+), in ([\w.<>]+)", plain, re.MULTILINE)
+    told = plain("\n".join(output.get("traceback", [])))
+    places = re.findall(r"^File (\S+?):(\d+), in ([\w.<>]+)", told, re.MULTILINE)
     return f"Raised at {places[-1][0]}:{places[-1][1]} in {places[-1][2]}." if places else ""
 
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.text import echo, line
+
 if TYPE_CHECKING:
     from vmsnix_ops.runbooks.console.app import Console
 
@@ -42,7 +44,7 @@ def open_console(*, runbook: str = "", sandbox: bool = False) -> Any:
 
     chosen = catalog.find(runbook) if runbook else None
     if not progress.in_jupyter():
-        print(_what_it_is())  # noqa: T201 - the output of a cell
+        echo(_what_it_is())
         return None
     return _console(chosen.name if chosen else "", sandbox=sandbox).widget
 
@@ -58,7 +60,7 @@ def _what_it_is() -> str:
 
     books = catalog.runbooks()
     width = max(len(book.slug) for book in books)
-    lines = [f"  {book.slug:<{width}}  {book.description or book.title}" for book in books]
+    lines = [line(f"  {book.slug:<{width}}  {book.description or book.title}") for book in books]
     return "\n".join(
         [
             "The console is for people: `vmsnix lab` opens it in JupyterLab. Nothing was done here.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import threading
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import ipywidgets
 
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.runbooks.console import look, places
+from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +87,7 @@ class PlaceBar:
                 self.place = places.sandbox_host().place
             except VmsnixError as error:
                 self.switch.value = AWS
-                self._say(html.escape(str(error)))
+                self._say(html(str(error)))
                 return
         else:
             self.place = self._home

@@ -5,13 +5,13 @@ A field hands out what was typed; `parameters.check`, which the command line use
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
 from vmsnix_ops.errors import ParameterError
+from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,9 +106,7 @@ class Field:
     def complain(self, problem: str, *, warning: bool = False) -> None:
         """Show what is wrong, or nothing more."""
         kind = "vmsnix-warning" if warning else "vmsnix-error"
-        self._problem.value = (
-            f'<span class="{kind}" role="alert">{html.escape(problem)}</span>' if problem else ""
-        )
+        self._problem.value = f'<span class="{kind}" role="alert">{html(problem)}</span>' if problem else ""
         (self.widget.add_class if problem and not warning else self.widget.remove_class)("vmsnix-wrong")
 
     def focus(self) -> None:
@@ -119,7 +117,7 @@ class Field:
         """Offer values, or say why there are none to offer; fields with choices of their own need none."""
         if self._pick is not None:
             _offer(self._pick, suggestions)
-            words = f'<span class="vmsnix-help">{html.escape(problem)}</span>'
+            words = f'<span class="vmsnix-help">{html(problem)}</span>'
             self._help.value = self._help_html + (words if problem else "")
 
     def _control(self) -> Any:
@@ -228,7 +226,7 @@ class ListField(Field):
         self._box = ipywidgets.VBox([])
         self._pick = _picker(self._add_picked)
         self._add_button = _small_button("+ Add", f"Add a value to {self.parameter.name}", self._on_add)
-        name = ipywidgets.HTML(f'<span class="vmsnix-name">{html.escape(self.parameter.name)}</span>')
+        name = ipywidgets.HTML(f'<span class="vmsnix-name">{html(self.parameter.name)}</span>')
         below = ipywidgets.HBox([self._add_button, self._pick])
         below.add_class("vmsnix-pickable")
         box = ipywidgets.VBox([name, self._box, below])
@@ -347,7 +345,7 @@ def _small_button(text: str, tooltip: str, pressed: Callable[[Any], None]) -> An
 
 
 def _marked(text: str) -> str:
-    return html.escape(text[:1].upper() + text[1:])
+    return html(text[:1].upper() + text[1:])
 
 
 def _shown(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import shlex
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import ipywidgets
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.runbooks import parameters
 from vmsnix_ops.runbooks.console.fields import make_field
+from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -154,18 +154,18 @@ def plan_html(form: Form, *, place: str, command: str) -> str:
     """
     given = form.values()
     rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td><code>{html.escape(_plain(value))}</code></td></tr>"
+        f"<tr><th>{html(name)}</th><td><code>{html(_plain(value))}</code></td></tr>"
         for name, value in given.items()
     )
     table = f"<table>{rows}</table>" if rows else "<p>Every parameter has its default.</p>"
     return (
-        f'<div class="vmsnix-plan"><p>{_deed(form)} {html.escape(place)}</p>{table}'
-        f"<details><summary>The same in a shell</summary><pre>{html.escape(command)}</pre></details></div>"
+        f'<div class="vmsnix-plan"><p>{_deed(form)} {html(place)}</p>{table}'
+        f"<details><summary>The same in a shell</summary><pre>{html(command)}</pre></details></div>"
     )
 
 
 def _deed(form: Form) -> str:
-    name = f"<b>{html.escape(form.runbook.name)}</b>"
+    name = f"<b>{html(form.runbook.name)}</b>"
     if form.value(DRY_RUN) is True:
         return f"{name} looks and tells, and changes nothing (dry_run),"
     deeds = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from vmsnix_ops.records import shown
+from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,10 +164,10 @@ class Grid:
 def table_html(columns: Sequence[Column], frame: pd.DataFrame, *, empty: str) -> str:
     """Return a frame as an HTML table, or what to say when it is empty."""
     if frame.empty:
-        return f'<p class="vmsnix-empty">{html.escape(empty)}</p>'
+        return f'<p class="vmsnix-empty">{html(empty)}</p>'
     there = [column for column in columns if column.name in frame.columns]
     head = "".join(
-        f'<th scope="col" class="vmsnix-is-{column.kind}">{html.escape(column.title or column.name)}</th>'
+        f'<th scope="col" class="vmsnix-is-{column.kind}">{html(column.title or column.name)}</th>'
         for column in there
     )
     body = "".join(
@@ -190,11 +190,11 @@ def _orders(column: Column) -> list[tuple[str, str]]:
 
 
 def _cell(column: Column, value: Any) -> str:
-    text = html.escape(text_of(column.kind, value))
+    text = html(text_of(column.kind, value))
     if column.kind == "badge" and text:
         style = "vmsnix-good" if text in GOOD else ("vmsnix-bad" if text in BAD else "vmsnix-mixed")
         text = f'<span class="vmsnix-badge {style}">{text}</span>'
-    full = f' title="{html.escape(plain(value))}"' if len(text) > 40 or column.kind == "code" else ""
+    full = f' title="{html(plain(value))}"' if len(text) > 40 or column.kind == "code" else ""
     return f'<td class="vmsnix-is-{column.kind}"{full}>{text}</td>'
 
 

@@ -5,13 +5,13 @@ Pages are made here as HTML text, from what `jobs.Follower` saw; all of it is es
 
 from __future__ import annotations
 
-import html
 import time
 from typing import TYPE_CHECKING
 
 import ipywidgets
 
 from vmsnix_ops.progress import counted, human_bytes, human_seconds
+from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,16 +112,13 @@ def log_html(lines: tuple[str, ...]) -> str:
     """Return the last lines of a log; the newest is in view (the box grows from its bottom)."""
     if not lines:
         return ""
-    text = html.escape("\n".join(lines))
+    text = html("\n".join(lines))
     return f'<div class="vmsnix-log" tabindex="0" role="log" aria-label="Log"><pre>{text}</pre></div>'
 
 
 def _head(title: str, place: str, state: str, more: str) -> str:
-    where = f' <span class="vmsnix-quiet">{html.escape(place)}</span>' if place else ""
-    return (
-        f'<h3>{html.escape(title)}{where}</h3><p role="status"><b>{html.escape(state)}</b>'
-        f" {html.escape(more)}</p>"
-    )
+    where = f' <span class="vmsnix-quiet">{html(place)}</span>' if place else ""
+    return f'<h3>{html(title)}{where}</h3><p role="status"><b>{html(state)}</b> {html(more)}</p>'
 
 
 def _step_row(step: StepState, *, notes: bool) -> str:
@@ -129,23 +126,23 @@ def _step_row(step: StepState, *, notes: bool) -> str:
     seconds = event.seconds if step.ended else event.seconds + max(time.time() - step.heard_at, 0.0)
     note = step.notes[-1] if notes and step.notes and event.kind != "finished" else ""
     cells = [
-        f"<th>{MARKS.get(event.kind, '')} {html.escape(event.step)}</th>",
+        f"<th>{MARKS.get(event.kind, '')} {html(event.step)}</th>",
         f"<td>{_bar(event)}</td>",
-        f"<td>{html.escape(_amount(event))}</td>",
-        f"<td>{html.escape(_rate(event))}</td>",
+        f"<td>{html(_amount(event))}</td>",
+        f"<td>{html(_rate(event))}</td>",
         f"<td>{human_seconds(seconds)}</td>",
         f"<td>{_to_go(event)}</td>",
     ]
     state = event.kind if step.ended else "running"
     row = f'<tr class="vmsnix-step-{state}">{"".join(cells)}</tr>'
     if note:
-        row += f'<tr class="vmsnix-note"><td></td><td colspan="5">{html.escape(note)}</td></tr>'
+        row += f'<tr class="vmsnix-note"><td></td><td colspan="5">{html(note)}</td></tr>'
     return row
 
 
 def _bar(event: Event) -> str:
     kind = {"finished": "vmsnix-good", "failed": "vmsnix-bad"}.get(event.kind, "")
-    label = f'role="progressbar" aria-label="{html.escape(event.step)}"'
+    label = f'role="progressbar" aria-label="{html(event.step)}"'
     share = _share(event)
     if share is None:
         return f'<div class="vmsnix-bar vmsnix-unknown" {label}><div></div></div>'

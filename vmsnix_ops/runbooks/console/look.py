@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from importlib.resources import files
 from typing import TYPE_CHECKING
+
+from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from vmsnix_ops.runbooks.console.places import Place, Who
@@ -42,15 +43,11 @@ def banner(place: Place, who: Who | None) -> str:
         facts = "Asking whose account this is ..."
     elif who.account:
         region = who.region or "none set"
-        facts = f"Account <b>{who.account}</b>, region <b>{html.escape(region)}</b>"
+        facts = f"Account <b>{who.account}</b>, region <b>{html(region)}</b>"
     else:
         facts = "Account unknown"
-    problem = (
-        f'<p class="vmsnix-problem" role="alert">{html.escape(who.problem)}</p>'
-        if who and who.problem
-        else ""
-    )
-    more = html.escape(" ".join(filter(None, (who.arn if who else "", place.url))))
+    problem = f'<p class="vmsnix-problem" role="alert">{html(who.problem)}</p>' if who and who.problem else ""
+    more = html(" ".join(filter(None, (who.arn if who else "", place.url))))
     return (
         f'<div class="vmsnix-banner {kind}" title="{more}"><b class="vmsnix-where">{title}</b>'
         f"<div><p>{words}</p><p>{facts}</p>{problem}</div></div>"

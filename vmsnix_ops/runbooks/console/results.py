@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -10,6 +9,7 @@ import ipywidgets
 from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.runbooks import archive
 from vmsnix_ops.runbooks.console.live import steps_html
+from vmsnix_ops.text import html, html_link
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,32 +119,30 @@ def summary_html(values: Mapping[str, Any]) -> str:
     dry = ' <span class="vmsnix-chip">dry run: nothing was changed</span>' if _dry(values) else ""
     made = [(key, values[key]) for key in MADE if values.get(key)]
     rows = "".join(
-        f"<tr><th>{key.replace('_', ' ')}</th><td><code>{html.escape(str(value))}</code></td></tr>"
+        f"<tr><th>{key.replace('_', ' ')}</th><td><code>{html(str(value))}</code></td></tr>"
         for key, value in made
     )
     table = f"<table>{rows}</table>" if rows else ""
     undone = _undone(values)
     error = _error(values.get("failure") or values.get("error"), undone="undone" in values)
-    problems = "".join(f"<p>{html.escape(str(problem))}</p>" for problem in values.get("problems") or ())
-    slow = "".join(f"<p>Slow: {html.escape(str(step['text']))}</p>" for step in values.get("slow") or ())
+    problems = "".join(f"<p>{html(str(problem))}</p>" for problem in values.get("problems") or ())
+    slow = "".join(f"<p>Slow: {html(str(step['text']))}</p>" for step in values.get("slow") or ())
     return (
-        f'<div class="vmsnix-verdict {style}" role="status"><h3>{mark} {html.escape(about)}{dry}</h3>'
+        f'<div class="vmsnix-verdict {style}" role="status"><h3>{mark} {html(about)}{dry}</h3>'
         f"{error}{problems}{slow}{undone}{table}"
-        f'<p class="vmsnix-quiet">run {html.escape(str(values.get("run_id", "")))}</p></div>'
+        f'<p class="vmsnix-quiet">run {html(str(values.get("run_id", "")))}</p></div>'
     )
 
 
 def links_html(evidence: Evidence) -> str:
     """Return links to the files, which JupyterLab opens in tabs of its own, and where the archive is."""
     links = " ".join(
-        f'<a href="{html.escape(path)}">{html.escape(WORDS.get(name, name))}</a>'
+        f'<a href="{html_link(path)}">{html(WORDS.get(name, name))}</a>'
         for name, path in evidence.links.items()
     )
-    problem = f'<p class="vmsnix-warning">{html.escape(evidence.problem)}</p>' if evidence.problem else ""
+    problem = f'<p class="vmsnix-warning">{html(evidence.problem)}</p>' if evidence.problem else ""
     place = (
-        f'<p class="vmsnix-quiet">Kept in <code>{html.escape(evidence.place)}</code></p>'
-        if evidence.place
-        else ""
+        f'<p class="vmsnix-quiet">Kept in <code>{html(evidence.place)}</code></p>' if evidence.place else ""
     )
     return f'<div class="vmsnix-files">{links}{problem}{place}</div>'
 
@@ -152,7 +150,7 @@ def links_html(evidence: Evidence) -> str:
 def report_html(report: str) -> str:
     """Return a report in a frame of its own, in which nothing runs."""
     return (
-        f'<iframe class="vmsnix-report" title="Report of the run" sandbox="" srcdoc="{html.escape(report)}">'
+        f'<iframe class="vmsnix-report" title="Report of the run" sandbox="" srcdoc="{html(report)}">'
         "</iframe>"
     )
 
@@ -161,12 +159,12 @@ def _undone(values: Mapping[str, Any]) -> str:
     """Return what a cancelled publish had begun and what became of it."""
     if values.get("undo_problem"):
         words = f"It could not be undone: {values['undo_problem']}"
-        return f'<p class="vmsnix-error">{html.escape(words)}</p>'
+        return f'<p class="vmsnix-error">{html(words)}</p>'
     if "undone" not in values:
         return ""
     if not values["undone"]:
         return "<p>It had made nothing yet: there was nothing to undo.</p>"
-    rows = "".join(f"<li><code>{html.escape(str(one))}</code></li>" for one in values["undone"])
+    rows = "".join(f"<li><code>{html(str(one))}</code></li>" for one in values["undone"])
     return f"<p>What it had begun was removed:</p><ul>{rows}</ul>"
 
 
@@ -179,8 +177,8 @@ def _error(error: object, *, undone: bool) -> str:
     if not error:
         return ""
     if not isinstance(error, dict):
-        return f"<p><b>{html.escape(str(error))}</b></p>"
-    parts = [f"<p><b>{html.escape(str(error.get('what') or error.get('type')))}</b></p>"]
+        return f"<p><b>{html(str(error))}</b></p>"
+    parts = [f"<p><b>{html(str(error.get('what') or error.get('type')))}</b></p>"]
     if not undone:  # otherwise they tell what was kept, and it was not
-        parts += [f"<p>{html.escape(str(error[part]))}</p>" for part in ("why", "cure") if error.get(part)]
+        parts += [f"<p>{html(str(error[part]))}</p>" for part in ("why", "cure") if error.get(part)]
     return "".join(parts)

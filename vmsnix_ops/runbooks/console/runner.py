@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import secrets
 import threading
 import time
@@ -18,6 +17,7 @@ from vmsnix_ops.runbooks.console.forms import DRY_RUN, Form, command_line, plan_
 from vmsnix_ops.runbooks.console.live import LiveView
 from vmsnix_ops.runbooks.console.results import ResultView
 from vmsnix_ops.runbooks.console.suggestions import Suggestions, at_once, source_of
+from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -169,8 +169,7 @@ class RunPage:
         form, book = self._form, self._form.runbook
         if self.job is None:
             self._about.value = (
-                f"<h3>{html.escape(book.title)} {look.effect(book.side_effects)}</h3>"
-                f"<p>{html.escape(book.description)}</p>"
+                f"<h3>{html(book.title)} {look.effect(book.side_effects)}</h3><p>{html(book.description)}</p>"
             )
         command = command_line(book, form.values(), sandbox=self._bar.place.sandbox)
         self._plan.value = plan_html(form, place=self._bar.words, command=command)
@@ -180,7 +179,7 @@ class RunPage:
         self.dry_button.layout.display = "none" if dry or not form.has_dry_run else ""
         self._confirmation.layout.display = "" if form.destroys else "none"
         self._ask.value = (
-            f"<p>This takes things away {html.escape(self._bar.words)}. Type <code>{self._phrase}</code> "
+            f"<p>This takes things away {html(self._bar.words)}. Type <code>{self._phrase}</code> "
             "to confirm.</p>"
         )
         busy, wrong = self.job is not None, bool(form.problems)
@@ -305,9 +304,7 @@ class RunPage:
 
     def _say(self, words: str, *, wrong: bool) -> None:
         kind = "vmsnix-error" if wrong else "vmsnix-quiet"
-        self._message.value = (
-            f'<span class="{kind}" role="status">{html.escape(words)}</span>' if words else ""
-        )
+        self._message.value = f'<span class="{kind}" role="status">{html(words)}</span>' if words else ""
 
 
 __all__ = ["RunPage"]

@@ -5,7 +5,6 @@ A tab reads when it is opened, and again when a run has ended since.
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import threading
@@ -16,6 +15,7 @@ import ipywidgets
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.records import figures, history, timing_plots, timings
 from vmsnix_ops.runbooks.console.grid import Column, Grid
+from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,7 +83,7 @@ class Tab:
             try:
                 self._read(place)
             except (VmsnixError, OSError, ValueError) as error:  # the latter two: a file that is read
-                self._problem.value = f'<p class="vmsnix-error" role="alert">{html.escape(str(error))}</p>'
+                self._problem.value = f'<p class="vmsnix-error" role="alert">{html(str(error))}</p>'
                 return
             self._problem.value = ""
             self._read_for = (place.url, ended)
