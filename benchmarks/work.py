@@ -165,14 +165,18 @@ def loopback(image: str) -> int:
 
 
 def s3_ours(image: str) -> int:
-    """Upload to S3 as publish via import does."""
+    """Upload to S3 as publish via import does, after the step that identified the image."""
+    from vmsnix_ops.disk.survey import identify
+
+    seen = identify(Path(image))
+    CLOCK.restart()
     import boto3
 
     from vmsnix_ops.aws import buckets
     from vmsnix_ops.aws.session import client
 
     s3 = client(boto3.Session(region_name=REGION), "s3", REGION, connections=buckets.THREADS + 2)
-    buckets.upload(s3, Path(image), bucket=BUCKET, key=KEY, tags={})
+    buckets.upload(s3, Path(image), seen=seen, bucket=BUCKET, key=KEY, tags={})
     return 0
 
 

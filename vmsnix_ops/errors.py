@@ -13,6 +13,7 @@
     ├── ImageError
     │   ├── ImageNotFoundError
     │   ├── ImageFormatError       carries the offset and the field
+    │   ├── ImageChangedError      carries the offset; the file holds other bytes than were identified
     │   └── BootFailedError        carries the console's last lines
     ├── ToolMissingError           nix, qemu-img, ... is not on this machine
     ├── NixError
@@ -137,6 +138,23 @@ class ImageFormatError(ImageError):
         self, what: str, *, why: str = "", cure: str = "", offset: int | None = None, field: str = ""
     ) -> None:
         self.offset, self.field = offset, field
+        super().__init__(what, why=why, cure=cure)
+
+
+class ImageChangedError(ImageError):
+    """The image file holds other bytes than those that were identified.
+
+    Parameters
+    ----------
+    what, why, cure
+        As for `VmsnixError`.
+    offset
+        Byte offset of the first range that differs, in the file or (with EBS direct) on the disk, where it is
+        known.
+    """
+
+    def __init__(self, what: str, *, why: str = "", cure: str = "", offset: int | None = None) -> None:
+        self.offset = offset
         super().__init__(what, why=why, cure=cure)
 
 

@@ -20,7 +20,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import block_wire, error_codes
-from vmsnix_ops.aws.block_worker import THROTTLED, Job
+from vmsnix_ops.aws.block_worker import CHANGED, THROTTLED, Job
+from vmsnix_ops.disk.survey import NEXT_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -35,7 +36,7 @@ BUDGET_SECONDS = 300.0
 TOTAL_SECONDS = 6 * 3600.0
 
 Item = tuple[int, str]
-"""A block's index, and its SHA-256 in hex (put) or its token (get, compare)."""
+"""A block's index, and its SHA-256 in hex (put), its token (get), or both with a space between (compare)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def run(
     session: boto3.Session,
     region: str,
     snapshot_id: str,
-    path: Path,
+    path: Path | None = None,
     descriptor: int = -1,
     on_done: Callable[[Sequence[int]], None],
     pushing: Pushing = Pushing(),
@@ -110,7 +111,7 @@ def run(
     Parameters
     ----------
     verb
-        ``"put"`` from an image, ``"get"`` into a file, or ``"compare"`` with an image.
+        ``"put"`` from an image, ``"get"`` into a file, or ``"compare"`` with digests.
     items
         What to do, in this order.
     session, region
@@ -118,7 +119,7 @@ def run(
     snapshot_id
         Of the snapshot.
     path
-        The image to read, or the existing file to write.
+        The image to read, or the existing file to write; ``None`` to compare.
     descriptor
         An open file that is the disk itself, byte for byte, to read instead of the image.
     on_done
@@ -130,6 +131,8 @@ def run(
     ------
     BlockRefusedError
         A block was refused for good, or for longer than the budget. The others may have arrived.
+    vmsnix_ops.errors.ImageChangedError
+        The image holds other bytes than the digest of a block names, or cannot be read any more.
     vmsnix_ops.errors.CredentialsError
         The credentials expired and the session had no newer ones.
     vmsnix_ops.errors.AccessDeniedError
@@ -140,10 +143,11 @@ def run(
     if not items:
         return 0
     count = min(pushing.workers(), len(items))
+    place = f"/dev/fd/{descriptor}" if descriptor >= 0 else str(path.absolute()) if path else ""
     job = Job(
         verb,
         snapshot_id,
-        f"/dev/fd/{descriptor}" if descriptor >= 0 else str(path.absolute()),
+        place,
         descriptor >= 0,
         max(pushing.connections // count, 1),
         pushing.ceiling / count,
@@ -213,7 +217,7 @@ class _Crew:
             elif "keys" in message:
                 self._hand_on_keys(number)
             else:
-                raise _failure(message["failed"], self.job.verb)
+                raise _failure(message["failed"], self.job)
         return sum(self.throttled)
 
     def _supply(self, number: int, left: Iterator[Sequence[Item]]) -> int:
@@ -293,8 +297,17 @@ def _too_long(job: Job) -> errors.DeadlineError:
     )
 
 
-def _failure(said: dict[str, Any], verb: str) -> errors.AwsError:
+def _failure(said: dict[str, Any], job: Job) -> errors.VmsnixError:
     code, message, index = said["code"], said["message"], said["index"]
+    if code == CHANGED:
+        start = index * block_wire.BLOCK_BYTES
+        where = f"Bytes {start} to {start + block_wire.BLOCK_BYTES} of the disk (block {index}): "
+        return errors.ImageChangedError(
+            f"{job.path} changed after it was identified.",
+            why=f"{where if index >= 0 else ''}{message.rstrip('.')}.",
+            cure=NEXT_TIME,
+            offset=start if index >= 0 else None,
+        )
     if code in error_codes.EXPIRED | error_codes.CREDENTIALS:
         return errors.CredentialsError(
             f"The credentials were refused at block {index}.",
@@ -310,5 +323,5 @@ def _failure(said: dict[str, Any], verb: str) -> errors.AwsError:
             "the caller's IAM policy; docs/reference/permissions.md lists all.",
             code=code,
         )
-    operation = "PutSnapshotBlock" if verb == "put" else "GetSnapshotBlock"
+    operation = "PutSnapshotBlock" if job.verb == "put" else "GetSnapshotBlock"
     return BlockRefusedError(code, message, index, reason=said["reason"], operation=operation)

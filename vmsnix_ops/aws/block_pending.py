@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     import boto3
 
-    from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.disk.source import Stamp
     from vmsnix_ops.progress import Step
     from vmsnix_ops.records.tables import Tables
@@ -50,18 +49,22 @@ class Task:
     ----------
     wanted
         What to upload.
-    image
-        It, opened.
+    disk_bytes
+        Size of its disk.
+    descriptor
+        An open file that is the disk, byte for byte, where its format had to be converted; else -1.
     blocks
-        Index to SHA-256 (hex) of every block that it stores; empty text for one that is zero.
+        Index to SHA-256 (hex) of every block that it stores; empty text for one that is zero. They are bound
+        to the digest of the file: the blocks that are sent are compared with them.
     stamp
-        Of the file of which those are the blocks.
+        Of the file.
     session, ec2, ebs, tables, step, pushing
         What it works with.
     """
 
     wanted: Upload
-    image: DiskImage
+    disk_bytes: int
+    descriptor: int
     blocks: Digests
     stamp: Stamp | None
     session: boto3.Session
@@ -134,7 +137,7 @@ class PendingUpload:
 
     def carry_out(self) -> DirectSnapshot:
         """Begin or go on, send what is not there, and seal it."""
-        size_gib = -(-self.task.image.size // GIB)
+        size_gib = -(-self.task.disk_bytes // GIB)
         parent, done = self._begin(size_gib)
         known = parent.blocks
         held = held_blocks(self.task.blocks, known)
@@ -302,17 +305,17 @@ class PendingUpload:
                 region=self.task.wanted.region,
                 snapshot_id=self.snapshot_id,
                 path=self.task.wanted.path,
-                descriptor=self.task.image.plain_descriptor(),
+                descriptor=self.task.descriptor,
                 on_done=acknowledge,
                 pushing=self.task.pushing,
             )
         except BlockRefusedError:
-            check_unchanged(
-                self.task.wanted.path, self.task.stamp
-            )  # AWS refuses bytes that are not those that were hashed
+            check_unchanged(self.task.wanted.path, self.task.stamp)  # which says more than AWS's refusal
             raise
         finally:
             self.journal.close()
+        # Every block was compared when it was sent. This finds a change elsewhere, which somebody made by
+        # mistake and wants to hear of.
         check_unchanged(self.task.wanted.path, self.task.stamp)
         return throttled
 

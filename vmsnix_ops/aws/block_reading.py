@@ -1,4 +1,4 @@
-"""EBS direct backwards: compare a snapshot with its image, or download one.
+"""EBS direct backwards: compare a snapshot with what was identified, or download one.
 
 Both read through ``ListSnapshotBlocks`` and ``GetSnapshotBlock``, so they work with every completed snapshot
 that the caller may read, however it was made.
@@ -6,6 +6,7 @@ that the caller may read, however it was made.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +19,6 @@ from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.aws.block_worker import DIFFERS
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import client
-from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.image import ZEROS
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
     import boto3
 
+    from vmsnix_ops.disk.digests import Digests
     from vmsnix_ops.progress import Step
 
 GIB = 2**30
+ZERO = hashlib.sha256(ZEROS).hexdigest()
 SAMPLE = 256
 """Blocks of a sample: 128 MiB. It finds a snapshot of which 2 % is wrong with a chance of 99 %."""
 
@@ -84,15 +86,15 @@ def verify(
     *,
     region: str,
     snapshot_id: str,
-    path: Path,
+    blocks: Digests,
     how: Verify,
     step: Step | None = None,
     pushing: Pushing | None = None,
 ) -> Verified:
-    """Read a completed snapshot back and compare it with the image.
+    """Read a completed snapshot back and compare it with the image that was identified.
 
-    Blocks that the snapshot does not have must be zero in the image; that costs nothing but reading the
-    image, and is looked at for all of them whatever the sample.
+    The image file is not read: it may hold other bytes by now. Blocks that the snapshot does not have must be
+    zero in the image; all of them are checked whatever the sample.
 
     Parameters
     ----------
@@ -100,8 +102,8 @@ def verify(
         Whose, and where.
     snapshot_id
         The snapshot.
-    path
-        The image that it should hold.
+    blocks
+        Index to SHA-256 (hex) of the image's blocks, from its identity; those that are left out are zero.
     how
         ``"sample"`` compares `SAMPLE` blocks at random, ``"whole"`` all, ``"none"`` nothing.
 
@@ -118,30 +120,23 @@ def verify(
         chosen = sorted(random.sample(chosen, SAMPLE))
     if step is not None:
         step.at(0, len(chosen) * BLOCK_BYTES)
-    with open_image(path) as image:
-        block = bytearray(BLOCK_BYTES)
-        for index in image.allocated(BLOCK_BYTES):
-            if index in tokens:
-                continue
-            image.read_into(index * BLOCK_BYTES, block)
-            if block != ZEROS:
-                raise _differs(snapshot_id, f"It lacks block {index}, which the image has.")
-        try:
-            block_engine.run(
-                "compare",
-                [(index, tokens[index]) for index in chosen],
-                session=session,
-                region=region,
-                snapshot_id=snapshot_id,
-                path=path,
-                descriptor=image.plain_descriptor(),
-                on_done=lambda batch: step.advance(len(batch) * BLOCK_BYTES) if step is not None else None,
-                pushing=pushing or Pushing(),
-            )
-        except BlockRefusedError as error:
-            if error.code != DIFFERS:
-                raise
-            raise _differs(snapshot_id, f"Block {error.index} differs from the image's.") from error
+    for index, digest in blocks.pairs():
+        if digest not in ("", ZERO) and index not in tokens:
+            raise _differs(snapshot_id, f"It lacks block {index}, which the image has.")
+    try:
+        block_engine.run(
+            "compare",
+            [(index, f"{blocks.get(index) or ZERO} {tokens[index]}") for index in chosen],
+            session=session,
+            region=region,
+            snapshot_id=snapshot_id,
+            on_done=lambda batch: step.advance(len(batch) * BLOCK_BYTES) if step is not None else None,
+            pushing=pushing or Pushing(),
+        )
+    except BlockRefusedError as error:
+        if error.code != DIFFERS:
+            raise
+        raise _differs(snapshot_id, f"Block {error.index} differs from the image's.") from error
     return Verified(snapshot_id, len(chosen), len(tokens))
 
 

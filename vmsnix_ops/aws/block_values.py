@@ -24,7 +24,7 @@ class Upload:
     path
         The disk image, of any format that `vmsnix_ops.disk.formats.open_image` reads.
     digest
-        SHA-256 of the file.
+        SHA-256 of the file. A file that has another one is refused.
     image
         Name of the image; earlier snapshots of it are candidates for the parent.
     region
@@ -36,7 +36,7 @@ class Upload:
     incremental
         Whether to start from an earlier snapshot.
     seen
-        What a look at the image told, where there was one: its blocks need not be hashed again then.
+        The identity of the image; the upload finds it out where it is not given.
     """
 
     path: Path

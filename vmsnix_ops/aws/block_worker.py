@@ -4,7 +4,8 @@ One Python process cannot keep a fast network busy, so `vmsnix_ops.aws.block_eng
 ``python -m vmsnix_ops.aws.block_worker``. They speak JSON, a line a message: a first line with the job, then
 batches in, and what became of them out. Little is imported, so a worker starts in a tenth of a second.
 
-In: ``{"blocks": [[index, digest or token], ...]}`` or ``{"keys": {...}}``; the end of input ends the worker.
+In: ``{"blocks": [[index, what], ...]}`` or ``{"keys": {...}}``; the end of input ends the worker. To put,
+``what`` is the block's digest, to get its token, to compare both.
 Out: ``{"done": [index, ...], "throttled": n}``, ``{"keys": true}`` (they are expired) or
 ``{"failed": {...}}``.
 """
@@ -30,6 +31,7 @@ from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.image import ZEROS
 from vmsnix_ops.disk.raw import RawImage
 from vmsnix_ops.disk.source import PathSource
+from vmsnix_ops.errors import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 THROTTLED = error_codes.THROTTLING | {"ServiceQuotaExceededException"}  # the EBS direct APIs' HTTP 402
 DIFFERS = "ContentDiffers"
+CHANGED = "ImageChanged"
 KEYS_SECONDS = 10.0  # for the parent to fetch new credentials
 NOT_YET = "ResourceNotFoundException"
 NOT_YET_SECONDS = 120.0  # a fresh snapshot is sometimes unknown for so long
@@ -54,12 +57,12 @@ class Job:
     Attributes
     ----------
     verb
-        ``"put"`` reads the image and sends; ``"get"`` fetches and writes; ``"compare"`` fetches, and looks
-        whether the image holds the same.
+        ``"put"`` reads the image and sends; ``"get"`` fetches and writes; ``"compare"`` fetches and compares
+        with a digest.
     snapshot_id
         Of the snapshot.
     path
-        The image to read, or the file to write.
+        The image to read, or the file to write; empty to compare.
     raw
         Whether the image is the disk itself whatever its first bytes look like.
     threads
@@ -193,9 +196,14 @@ class Worker:
                 os._exit(1)
 
     def put(self, image: DiskImage, index: int, digest: str) -> None:
-        """Send a block. AWS refuses it when its bytes are not those that the digest names."""
+        """Send a block, if the buffer that is sent holds the bytes that the digest names."""
         block, raw = self._buffer(), bytes.fromhex(digest)
-        image.read_into(index * BLOCK_BYTES, block)
+        try:
+            image.read_into(index * BLOCK_BYTES, block)
+        except ImageError as error:
+            raise Refused(Answer(0, CHANGED, str(error)), index) from error
+        if hashlib.sha256(block).digest() != raw:
+            raise Refused(Answer(0, CHANGED, "the block is not the one that was hashed"), index)
         self._patiently(
             index, lambda patience: self.wire.put(self.job.snapshot_id, index, block, raw, patience=patience)
         )
@@ -206,11 +214,9 @@ class Worker:
         if body != ZEROS:
             os.pwrite(file, body, index * BLOCK_BYTES)
 
-    def compare(self, image: DiskImage, index: int, token: str) -> None:
-        """Fetch a block and compare it with the image's."""
-        block = self._buffer()
-        image.read_into(index * BLOCK_BYTES, block)
-        if self._fetch(index, token) != block:
+    def compare(self, index: int, digest: str, token: str) -> None:
+        """Fetch a block and compare it with the one that was identified."""
+        if hashlib.sha256(self._fetch(index, token)).hexdigest() != digest:
             raise Refused(Answer(0, DIFFERS, "the snapshot holds other bytes than the image"), index)
 
     def _buffer(self) -> bytearray:
@@ -296,10 +302,11 @@ def main() -> int:
         if job.verb == "get":
             file = os.open(job.path, os.O_WRONLY)
             _run(worker, batches, lambda index, token: worker.get(file, index, token))
+        elif job.verb == "compare":
+            _run(worker, batches, lambda index, both: worker.compare(index, *both.split(" ", 1)))
         else:
             with open_disk(job.path, raw=job.raw) as image:
-                move = worker.put if job.verb == "put" else worker.compare
-                _run(worker, batches, lambda index, extra: move(image, index, extra))
+                _run(worker, batches, lambda index, digest: worker.put(image, index, digest))
     except Refused as refused:
         answer = refused.answer
         worker.say(
@@ -313,6 +320,9 @@ def main() -> int:
                 }
             }
         )
+        return 1
+    except ImageError as error:  # its tables were sound when it was identified
+        worker.say({"failed": {"index": -1, "status": 0, "code": CHANGED, "message": str(error)}})
         return 1
     except Exception as error:  # noqa: BLE001 (whatever it is, the parent must hear of it)
         worker.say(

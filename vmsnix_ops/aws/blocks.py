@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,14 @@ from vmsnix_ops.aws.block_worker import THROTTLED
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.disk.digests import Digests
-from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.disk.survey import block_digests, check_unchanged
+from vmsnix_ops.disk.survey import block_digests, changed, check_unchanged, identify, open_identified
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import boto3
 
-    from vmsnix_ops.disk.image import DiskImage
-    from vmsnix_ops.disk.source import Stamp
+    from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.progress import Step
     from vmsnix_ops.records.tables import Tables
 
@@ -75,14 +76,27 @@ def upload(
         A block was refused for good. The pending snapshot is removed unless another run may go on with it.
     vmsnix_ops.errors.CredentialsError, vmsnix_ops.errors.DeadlineError
         Another run goes on from the blocks that arrived.
+    vmsnix_ops.errors.ImageChangedError
+        The file holds other bytes than those that were identified. The pending snapshot is removed.
     vmsnix_ops.errors.ImageError
-        The image is damaged, or changed since it was hashed. The pending snapshot is removed.
+        The image is damaged, or cannot be read. The pending snapshot is removed.
     """
     ec2, ebs = client(session, "ec2", wanted.region), client(session, "ebs", wanted.region)
-    with alone(wanted.journal, step), open_image(wanted.path) as image:
-        blocks, stamp = _look(image, wanted, step)
+    with alone(wanted.journal, step), _identified(wanted, step) as (seen, descriptor, known):
         return _upload(
-            Task(wanted, image, blocks, stamp, session, ec2, ebs, tables, step, pushing or Pushing())
+            Task(
+                wanted,
+                seen.disk_bytes,
+                descriptor,
+                known,
+                seen.stamp,
+                session,
+                ec2,
+                ebs,
+                tables,
+                step,
+                pushing or Pushing(),
+            )
         )
 
 
@@ -158,17 +172,25 @@ def finish(
     return replace(made, size_gib=size)
 
 
-def _look(image: DiskImage, wanted: Upload, step: Step | None) -> tuple[Digests, Stamp | None]:
-    """Return what is known of the image's blocks, after looking at them where nobody did, and its stamp."""
-    stamp = wanted.seen.stamp if wanted.seen is not None else image.stamp()
-    check_unchanged(wanted.path, stamp)
-    if wanted.seen is not None and wanted.seen.blocks is not None:
-        return wanted.seen.blocks, stamp
-    if step is None:
-        return block_digests(image), stamp
-    step.message("hashing the blocks of the image")
-    step.at(0, image.size)
-    return block_digests(image, on_progress=step.advance), stamp
+@contextmanager
+def _identified(wanted: Upload, step: Step | None) -> Iterator[tuple[Survey, int, Digests]]:
+    """Yield the image's identity, an open file that is its disk (or -1), and the digests of its blocks.
+
+    Where ``qemu-img`` must read the image, it reads a private copy of the identified bytes.
+    """
+    seen = wanted.seen or identify(wanted.path, blocks=True)
+    if seen.digest != wanted.digest:
+        raise changed(str(wanted.path))
+    check_unchanged(wanted.path, seen.stamp)
+    if seen.blocks is not None:
+        yield seen, -1, seen.blocks
+        return
+    with open_identified(wanted.path, seen) as image:
+        if step is not None:
+            step.message("hashing the blocks of the image")
+            step.at(0, image.size)
+        known = block_digests(image, on_progress=step.advance if step is not None else None)
+        yield replace(seen, disk_bytes=image.size), image.plain_descriptor(), known
 
 
 def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:

@@ -1,16 +1,20 @@
 """S3: the way of an image's bytes into AWS, and out of the bucket again.
 
-An upload is multipart, parallel, checked part by part with SHA-256, and resumable: parts that S3 already
-holds with the right checksum are not sent again. An object is used again only when its checksum equals the
-one of the file at hand.
+An upload is multipart, parallel and resumable. The identity of the image (`vmsnix_ops.disk.survey`) has the
+SHA-256 of every part; the file itself is no longer trusted. The bytes of a part are compared with it in the
+buffer that is sent, parts that S3 already holds with that SHA-256 are not sent again, and an object is used
+again only when S3's SHA-256 of it is made of those of the parts.
+
+S3 offers CRCs too. They protect bytes on the wire and while S3 assembles an object, and are no evidence of
+identity: a file can be made to have the same CRC as another. Nothing here is decided by a CRC or an ETag.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,22 +22,24 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of
+from vmsnix_ops.disk.source import ByteSource, PathSource
+from vmsnix_ops.disk.survey import MOST_PARTS, PART_BYTES, changed, part_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.progress import Step
 
-MIB = 2**20
-PART_BYTES = 8 * MIB
-MOST_PARTS = 10_000  # S3's limit for one object
+__all__ = ["MOST_PARTS", "PART_BYTES", "StoredObject", "check_stored", "delete", "exists", "split", "upload"]
+
 THREADS = 10  # so at most THREADS x PART_BYTES of an image are in memory
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object in S3 whose bytes are known to be those of the file.
+    """An object in S3 whose bytes are known to be those that were identified.
 
     Attributes
     ----------
@@ -72,16 +78,13 @@ class Part:
 
 
 def split(size: int) -> list[Part]:
-    """Return the parts of a file of this size.
+    """Return the parts of a file of this size: the ranges that have a digest of their own in its identity.
 
-    The split depends on the size alone, so that two runs (or two machines) make the same parts and can go on
-    with each other's upload.
+    Two runs (or two machines) make the same parts and can go on with each other's upload.
     """
-    part_bytes = PART_BYTES
-    while size > part_bytes * MOST_PARTS:
-        part_bytes *= 2
-    offsets = range(0, max(size, 1), part_bytes)
-    return [Part(i, offset, min(part_bytes, size - offset)) for i, offset in enumerate(offsets, start=1)]
+    length = part_bytes(size)
+    offsets = range(0, max(size, 1), length)
+    return [Part(i, offset, min(length, size - offset)) for i, offset in enumerate(offsets, start=1)]
 
 
 @needs(
@@ -94,13 +97,20 @@ def split(size: int) -> list[Part]:
     "s3:AbortMultipartUpload",
 )
 def upload(
-    s3: Client, path: Path, *, bucket: str, key: str, tags: Mapping[str, str], step: Step | None = None
+    s3: Client,
+    path: Path,
+    *,
+    seen: Survey,
+    bucket: str,
+    key: str,
+    tags: Mapping[str, str],
+    step: Step | None = None,
 ) -> StoredObject:
     """Put a file into S3 under this key, or find that it is there.
 
     Safe to run twice, and at the same time on two machines: the key derives from the file's digest, an
-    existing object is used only when its checksum is that of the file, an unfinished upload of the same key
-    is taken up where it stands, and completing an upload twice gives the same object.
+    existing object is used only when its checksum is that of the identified bytes, an unfinished upload of
+    the same key is taken up where it stands, and completing an upload twice gives the same object.
 
     Parameters
     ----------
@@ -108,6 +118,8 @@ def upload(
         Client with a connection pool of at least `THREADS`.
     path
         File to upload.
+    seen
+        Its identity, with its ranges. Other bytes are not sent.
     bucket, key
         Where to.
     tags
@@ -120,29 +132,60 @@ def upload(
     vmsnix_ops.errors.BucketError
         The bucket does not exist, is in another region, or may not be written.
     vmsnix_ops.errors.UploadError
-        The object does not hold the file's bytes.
+        The object does not hold the image's bytes.
+    vmsnix_ops.errors.ImageChangedError
+        The file holds other bytes than those that were identified. The unfinished upload is deleted.
+    vmsnix_ops.errors.ImageError
+        The file cannot be read. The unfinished upload is deleted.
     """
-    parts = split(path.stat().st_size)
-    with errors_of(bucket, f"upload {path.name} to s3://{bucket}/{key}"), path.open("rb") as file:
-        found = _find(s3, file.fileno(), parts, bucket=bucket, key=key)
+    with errors_of(bucket, f"upload {path.name} to s3://{bucket}/{key}"):
+        found = _find(s3, seen, bucket=bucket, key=key)
         if found:
             if step is not None:
                 step.at(found.bytes)
             return found
-        upload_id = _open(s3, bucket=bucket, key=key, tags=tags)
-        try:
-            sent, checksum = _send(
-                s3, file.fileno(), parts, bucket=bucket, key=key, upload_id=upload_id, step=step
+        with closing(PathSource(path)) as file:
+            if file.size != seen.file_bytes:
+                at = min(file.size, seen.file_bytes)
+                raise changed(str(path), at, max(file.size, seen.file_bytes) - at)
+            upload_id = _open(s3, bucket=bucket, key=key, tags=tags)
+            try:
+                sent, checksum = _send(s3, file, seen, bucket=bucket, key=key, upload_id=upload_id, step=step)
+            except errors.ImageError:
+                # Nobody may complete it: another run would not know which of its parts to trust.
+                _abort(s3, bucket, key, upload_id)
+                raise
+            except Exception as error:
+                # Another machine that publishes the same image may have completed this very upload.
+                if code_of(error) != "NoSuchUpload":
+                    raise
+                found = _find(s3, seen, bucket=bucket, key=key)
+                if found is None:
+                    raise
+                return found
+    return StoredObject(bucket, key, seen.file_bytes, checksum, "created", sent)
+
+
+@needs("s3:GetObject", "s3:ListBucket")
+def check_stored(s3: Client, *, seen: Survey, bucket: str, key: str) -> None:
+    """Refuse an object that holds other bytes than those that were identified.
+
+    Safe to run twice: it only reads. An object that is gone is not refused: another publisher of the same
+    image removes it when its AMI is registered.
+
+    Raises
+    ------
+    vmsnix_ops.errors.UploadError
+        The object was replaced after it was uploaded.
+    """
+    with errors_of(bucket, f"check s3://{bucket}/{key}"):
+        head = _head(s3, bucket, key)
+        if head is not None and not _holds(head, seen):
+            raise errors.UploadError(
+                f"s3://{bucket}/{key} was replaced after it was uploaded.",
+                why="Its size or its SHA-256 is not that of the image that was identified.",
+                cure="Find out who writes to the bucket, and run the same command again.",
             )
-        except Exception as error:
-            # Another machine that publishes the same image may have completed this very upload.
-            if code_of(error) != "NoSuchUpload":
-                raise
-            found = _find(s3, file.fileno(), parts, bucket=bucket, key=key)
-            if found is None:
-                raise
-            return found
-    return StoredObject(bucket, key, parts[-1].offset + parts[-1].bytes, checksum, "created", sent)
 
 
 @needs("s3:ListBucketMultipartUploads", "s3:AbortMultipartUpload", "s3:DeleteObject")
@@ -164,16 +207,19 @@ def exists(s3: Client, *, bucket: str, key: str) -> bool:
         return _head(s3, bucket, key) is not None
 
 
-def _find(s3: Client, file: int, parts: list[Part], *, bucket: str, key: str) -> StoredObject | None:
-    """Return the object when it holds exactly the file's bytes; the upload replaces any other."""
+def _find(s3: Client, seen: Survey, *, bucket: str, key: str) -> StoredObject | None:
+    """Return the object when it holds exactly the identified bytes; the upload replaces any other.
+
+    The evidence is S3's composite SHA-256, which S3 made of the parts that it received.
+    """
     head = _head(s3, bucket, key)
-    size = parts[-1].offset + parts[-1].bytes
-    if head is None or head["ContentLength"] != size or not head.get("ChecksumSHA256"):
+    if head is None or not _holds(head, seen):
         return None
-    expected = _composite(_digest(file, part) for part in parts)
-    if head["ChecksumSHA256"] != expected:
-        return None
-    return StoredObject(bucket, key, size, expected, "reused", 0)
+    return StoredObject(bucket, key, seen.file_bytes, composite(seen), "reused", 0)
+
+
+def _holds(head: Mapping[str, Any], seen: Survey) -> bool:
+    return head["ContentLength"] == seen.file_bytes and head.get("ChecksumSHA256") == composite(seen)
 
 
 def _head(s3: Client, bucket: str, key: str) -> dict[str, Any] | None:
@@ -245,40 +291,38 @@ def _abort(s3: Client, bucket: str, key: str, upload_id: str) -> None:
 
 
 def _send(
-    s3: Client, file: int, parts: list[Part], *, bucket: str, key: str, upload_id: str, step: Step | None
+    s3: Client, file: ByteSource, seen: Survey, *, bucket: str, key: str, upload_id: str, step: Step | None
 ) -> tuple[int, str]:
     """Send the parts that S3 does not have and complete; return bytes sent and the object's checksum."""
     where = {"Bucket": bucket, "Key": key, "UploadId": upload_id}
     held = _held(s3, where)
 
-    def send(part: Part) -> tuple[dict[str, Any], bytes, int]:
-        data = os.pread(file, part.bytes, part.offset)
-        digest = hashlib.sha256(data).digest()
+    def send(part: Part) -> tuple[dict[str, Any], int]:
+        digest = seen.part(part.number - 1)
         checksum = base64.b64encode(digest).decode()
         there = held.get(part.number)
-        fresh = there is None or there["Size"] != part.bytes or there.get("ChecksumSHA256") != checksum
-        if there is None or fresh:
-            etag = s3.upload_part(**where, PartNumber=part.number, Body=data, ChecksumSHA256=checksum)["ETag"]
+        if there is not None and there["Size"] == part.bytes and there.get("ChecksumSHA256") == checksum:
+            etag, sent = there["ETag"], 0  # S3 computed that SHA-256 from what it received
         else:
-            etag = there["ETag"]
+            data = file.read(part.offset, part.bytes)
+            if hashlib.sha256(data).digest() != digest:
+                raise changed(file.name, part.offset, part.bytes)
+            etag = s3.upload_part(**where, PartNumber=part.number, Body=data, ChecksumSHA256=checksum)["ETag"]
+            sent = part.bytes
         if step is not None:
             step.advance(part.bytes)
-        return (
-            {"PartNumber": part.number, "ETag": etag, "ChecksumSHA256": checksum},
-            digest,
-            part.bytes if fresh else 0,
-        )
+        return {"PartNumber": part.number, "ETag": etag, "ChecksumSHA256": checksum}, sent
 
-    done = _in_parallel(send, parts)
-    answer = s3.complete_multipart_upload(**where, MultipartUpload={"Parts": [entry for entry, _, _ in done]})
-    expected = _composite(digest for _, digest, _ in done)
+    done = _in_parallel(send, split(seen.file_bytes))
+    answer = s3.complete_multipart_upload(**where, MultipartUpload={"Parts": [entry for entry, _ in done]})
+    expected = composite(seen)
     if answer.get("ChecksumSHA256", expected) != expected:
         raise errors.UploadError(
             f"s3://{bucket}/{key} does not hold the image's bytes.",
             why=f"S3 reports SHA-256 {answer['ChecksumSHA256']} where {expected} was sent.",
             cure="Run the same command again: the object will be replaced.",
         )
-    return sum(sent for _, _, sent in done), expected
+    return sum(sent for _, sent in done), expected
 
 
 def _held(s3: Client, where: dict[str, str]) -> dict[int, dict[str, Any]]:
@@ -286,10 +330,10 @@ def _held(s3: Client, where: dict[str, str]) -> dict[int, dict[str, Any]]:
     return {part["PartNumber"]: part for page in pages for part in page.get("Parts", ())}
 
 
-def _in_parallel(send: Any, parts: list[Part]) -> list[tuple[dict[str, Any], bytes, int]]:
+def _in_parallel(send: Any, parts: list[Part]) -> list[tuple[dict[str, Any], int]]:
     """Run `send` for every part; the first failure, or an interrupt, cancels those that have not begun."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="upload")
-    futures: list[Future[tuple[dict[str, Any], bytes, int]]] = [pool.submit(send, part) for part in parts]
+    futures: list[Future[tuple[dict[str, Any], int]]] = [pool.submit(send, part) for part in parts]
     try:
         wait(futures, return_when=FIRST_EXCEPTION)
         return [future.result() for future in futures if not future.cancelled()]
@@ -297,17 +341,10 @@ def _in_parallel(send: Any, parts: list[Part]) -> list[tuple[dict[str, Any], byt
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _digest(file: int, part: Part) -> bytes:
-    return hashlib.sha256(os.pread(file, part.bytes, part.offset)).digest()
-
-
-def _composite(digests: Iterator[bytes]) -> str:
-    """Return S3's composite checksum: SHA-256 over the parts' SHA-256, and their number."""
-    whole, count = hashlib.sha256(), 0
-    for digest in digests:
-        whole.update(digest)
-        count += 1
-    return f"{base64.b64encode(whole.digest()).decode()}-{count}"
+def composite(seen: Survey) -> str:
+    """Return S3's composite checksum of an image: SHA-256 over the parts' SHA-256, and their number."""
+    digest = hashlib.sha256(seen.parts).digest()
+    return f"{base64.b64encode(digest).decode()}-{len(split(seen.file_bytes))}"
 
 
 class errors_of:  # noqa: N801 (reads as a verb where it is used)

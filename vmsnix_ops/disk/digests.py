@@ -53,11 +53,19 @@ class Digests(Mapping[int, str]):
 
     @classmethod
     def of(cls, runs: Iterable[Run]) -> Digests:
-        """Return the digests of runs of blocks, which do not overlap; none of them is empty."""
+        """Return the digests of runs of blocks; no block is in two of them, and none of them is empty."""
+        indices, sums = array("I"), bytearray()
+        for some, theirs in sorted(runs, key=lambda run: run[0][0]):
+            indices.extend(some)
+            sums += theirs
+        order = sorted(range(len(indices)), key=indices.__getitem__)
         whole = cls()
-        for indices, sums in sorted(runs, key=lambda run: run[0][0]):
-            whole._indices.extend(indices)
-            whole._sums += sums
+        if order == list(range(len(indices))):
+            whole._indices, whole._sums = indices, sums
+            return whole
+        for at in order:
+            whole._indices.append(indices[at])
+            whole._sums += sums[at * SUM : (at + 1) * SUM]
         return whole
 
     def __getitem__(self, index: int) -> str:

@@ -29,7 +29,7 @@ HEAD = 4096
 """Bytes looked at to tell a format."""
 
 
-def open_image(source: Path | str | BinaryReader) -> DiskImage:
+def open_image(source: Path | str | BinaryReader | ByteSource) -> DiskImage:
     """Open a disk image of any known format, which its bytes tell.
 
     Parameters
@@ -61,11 +61,14 @@ def open_image(source: Path | str | BinaryReader) -> DiskImage:
     ('raw', 2048, [2])
     """
     data = open_source(source)
+    data.record(True)
     try:
         return _open(data)
     except BaseException:
         data.close()
         raise
+    finally:
+        data.record(False)
 
 
 def _open(source: ByteSource) -> DiskImage:

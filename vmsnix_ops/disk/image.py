@@ -90,6 +90,9 @@ class DiskImage:
         Bytes of the file.
     converts
         Whether the first read makes a copy of the whole disk, which goes when the image is closed.
+    own_layout
+        Whether this package reads from the file's bytes where the disk's blocks lie; false where ``qemu-img``
+        says so.
     source
         The bytes of the file itself.
     """
@@ -97,6 +100,7 @@ class DiskImage:
     format: str = "raw"
     subformat: str = ""
     converts: bool = False
+    own_layout: bool = True
 
     def __init__(self, source: ByteSource, size: int) -> None:
         self.source, self.size = source, size
@@ -114,6 +118,13 @@ class DiskImage:
         Neighbours may touch.
         """
         raise NotImplementedError
+
+    def file_span(self, start: int, stop: int) -> tuple[int, int] | None:
+        """Return the first byte of the file that a range of the disk needs, and the one behind the last.
+
+        ``None`` when the file stores nothing of it. Only for images that have `own_layout`.
+        """
+        return start, stop
 
     def _stored(self) -> ByteSource:
         """Return the bytes that `Extent.stored` counts in: the file itself unless a format converts first."""

@@ -68,6 +68,8 @@ class Runs:
 class MappedImage(DiskImage):
     """An image whose data lie in its file as they are."""
 
+    own_layout = False
+
     def __init__(self, source: ByteSource, size: int, kind: str, runs: Runs) -> None:
         super().__init__(source, size)
         self.format, self._runs = kind, runs
@@ -81,6 +83,7 @@ class ConvertedImage(DiskImage):
     """An image that is converted to a sparse raw file when it is first read."""
 
     converts = True
+    own_layout = False
 
     def __init__(self, source: ByteSource, size: int, kind: str, file: Path, resources: ExitStack) -> None:
         super().__init__(source, size)

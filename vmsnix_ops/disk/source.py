@@ -48,11 +48,16 @@ class ByteSource:
         Where it is, or ``None`` for a reader.
     size
         Its length in bytes.
+    opening
+        Offset and bytes of everything that `read` returned while the image was opened: what is known of its
+        layout. Whoever identifies the file compares it with what is hashed.
     """
 
     name: str
     path: Path | None
     size: int
+    opening: tuple[tuple[int, bytes], ...] = ()
+    _recording: bool = False
 
     def _read_some(self, offset: int, length: int) -> bytes:
         """Return between 1 and `length` bytes at `offset`; nothing at the end of the file."""
@@ -63,6 +68,10 @@ class ByteSource:
         data = self._read_some(offset, len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+    def record(self, recording: bool) -> None:
+        """Begin, or end, to keep what is read in `opening`."""
+        self._recording = recording
 
     def stamp(self) -> Stamp | None:
         """Return what tells this file, as it is, from any other; ``None`` for a reader."""
@@ -86,6 +95,12 @@ class ByteSource:
         ImageError
             When the system cannot read it.
         """
+        data = self._read_whole(offset, length)
+        if self._recording:
+            self.opening += ((offset, data),)
+        return data
+
+    def _read_whole(self, offset: int, length: int) -> bytes:
         data = self._read_some(offset, length)
         if len(data) == length:
             return data
@@ -284,8 +299,10 @@ def stamp_of(file: int | Path) -> Stamp | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def open_source(source: Path | str | BinaryReader) -> ByteSource:
+def open_source(source: Path | str | BinaryReader | ByteSource) -> ByteSource:
     """Return the bytes behind a path or a reader."""
+    if isinstance(source, ByteSource):
+        return source
     if isinstance(source, str | Path):
         return PathSource(Path(source))
     return ReaderSource(source)

@@ -104,6 +104,16 @@ class DynamicVhd(DiskImage):
                 for data, hole in self.source.data_ranges(run.stored, run.stored + run.length):
                     yield run.part(run.offset + data - run.stored, run.offset + hole - run.stored)
 
+    def file_span(self, start: int, stop: int) -> tuple[int, int] | None:
+        """Return where the bitmaps and the sectors of a range of the disk lie in the file."""
+        first, last = sys.maxsize, 0
+        for index in range(start // self.block_size, -(-stop // self.block_size)):
+            if self._table[index] != UNALLOCATED:
+                at = self._table[index] * SECTOR
+                used = min(stop - index * self.block_size, self.block_size)
+                first, last = min(first, at), max(last, at + self._bitmap_bytes + used)
+        return (first, last) if last else None
+
     def _written(self, bitmap_at: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield what was written between two positions of a block, given where its bitmap is."""
         first_byte, last_byte = start // SECTOR // 8, -(-stop // (SECTOR * 8))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.disk import boot
+from vmsnix_ops.disk.survey import changed, still_identified
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.interrupts import interruptible
 from vmsnix_ops.publish.values import _Shown
@@ -202,6 +203,9 @@ def boot_test(plan: Plan, built: Built) -> BootStep:
 
     Raises
     ------
+    vmsnix_ops.errors.ImageChangedError
+        The file holds other bytes than those that were identified: the ones that booted are not the ones that
+        would be published. Nothing has been uploaded.
     vmsnix_ops.errors.BootFailedError
         It did not come up. Nothing has been uploaded.
     """
@@ -215,6 +219,8 @@ def boot_test(plan: Plan, built: Built) -> BootStep:
             entry.outcome = "reused"
             return BootStep("reused")
         done = _step(_boot(plan, built, built.path, entry.step))
+        if built.seen is not None and not still_identified(built.path, built.seen):
+            raise changed(str(built.path))
         entry.detail.update(line=done.line, accelerator=done.accelerator, console=done.console)
         return done
 

@@ -21,6 +21,9 @@ from vmsnix_ops.aws import block_reading, blocks, buckets, images, imports
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_engine import Pushing
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
+from vmsnix_ops.disk.digests import Digests
+from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.survey import block_digests, open_identified, still_identified, survey
 from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.publish import identity, leftovers, packages
 from vmsnix_ops.publish.expected import expected
@@ -61,9 +64,6 @@ def build(plan: Plan) -> Built:
     vmsnix_ops.errors.NameTakenError
         The name that the AMI would get belongs to other bytes.
     """
-    from vmsnix_ops.disk.formats import open_image
-    from vmsnix_ops.disk.survey import survey
-
     image = _image(plan)
     if image is None:
         return Built("planned", name=plan.image.rpartition("#")[2], flake=plan.image)
@@ -73,8 +73,12 @@ def build(plan: Plan) -> Built:
         interruptible("digest", "Nothing was changed."),
     ):
         with open_image(image.path) as disk:
-            wanted = plan.via == "direct" and not plan.dry_run
-            seen = survey(disk, blocks=wanted, on_progress=entry.step.advance)
+            seen = survey(
+                disk,
+                blocks=plan.verify != "none" or (plan.via == "direct" and not plan.dry_run),
+                parts=plan.via == "import",
+                on_progress=entry.step.advance,
+            )
             built = identity.describe(plan, image, disk, seen)
         plan.journal.image, plan.journal.digest = built.name, built.digest
         entry.outcome, entry.bytes = "planned" if plan.dry_run else "created", built.file_bytes
@@ -115,10 +119,13 @@ def upload(plan: Plan, built: Built) -> UploadStep:
 
     Safe to run twice: nothing is sent when an AMI, a snapshot or a running import already has these bytes; an
     object is used again only when its checksum is the image's; an upload that was cut off is continued. For
-    blocks see `vmsnix_ops.aws.blocks.upload`.
+    blocks see `vmsnix_ops.aws.blocks.upload`. What is sent are the bytes that `build` identified, however
+    long ago: the buffer that is sent is compared with their digests.
 
     Raises
     ------
+    vmsnix_ops.errors.ImageChangedError
+        The image file holds other bytes than those that `build` identified. The upload is deleted.
     vmsnix_ops.errors.BucketError, vmsnix_ops.errors.UploadError
         And nothing is left in the bucket.
     """
@@ -156,6 +163,7 @@ def upload(plan: Plan, built: Built) -> UploadStep:
             stored = buckets.upload(
                 plan.client("s3", connections=buckets.THREADS + 2),
                 built.path,  # type: ignore[arg-type]  # a built image with a digest has a path
+                seen=built.seen,  # type: ignore[arg-type]  # and an identity
                 bucket=plan.bucket,
                 key=identity.key(plan, built),
                 tags=identity.tags(plan, built),
@@ -182,7 +190,7 @@ def import_snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
     snapshot = _snapshot(plan, source)
     if plan.verify == "none" or snapshot.outcome == "planned":
         return snapshot
-    return _verify(plan, snapshot)
+    return _verify(plan, snapshot, source.direct.blocks if source.direct is not None else None)
 
 
 def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
@@ -217,6 +225,11 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
             interruptible("import", "Its import is cancelled; the uploaded image is kept for the next run."),
             leftovers.clean_failure(plan, built),
         ):
+            if source.url and built.seen is not None:
+                # Hours may lie between the two cells of a notebook, and others write to buckets too.
+                buckets.check_stored(
+                    plan.client("s3"), seen=built.seen, bucket=plan.bucket, key=identity.key(plan, built)
+                )
             try:
                 made = imports.import_snapshot(
                     ec2, wanted, digest=built.digest, tags=identity.tags(plan, built), step=entry.step
@@ -340,19 +353,25 @@ def _pushing(plan: Plan) -> Pushing:
     return Pushing(ceiling=plan.settings.put_ceiling)
 
 
-def _verify(plan: Plan, snapshot: SnapshotStep) -> SnapshotStep:
-    """Read the snapshot back and compare it with the image."""
+def _verify(plan: Plan, snapshot: SnapshotStep, sent: Digests | None) -> SnapshotStep:
+    """Read the snapshot back and compare it with the image as it was identified."""
     built = snapshot.built
+    if built.path is None or built.seen is None:
+        raise RuntimeError("a snapshot is made of an image that was identified")
     with (
         plan.journal.step("verify", unit="bytes") as entry,
         interruptible("comparison", "The snapshot is kept, and the next run finds it."),
     ):
+        blocks = built.seen.blocks if built.seen.blocks is not None else sent
+        if not blocks and built.seen.blocks is None:
+            with open_identified(built.path, built.seen) as disk:
+                blocks = block_digests(disk)
         try:
             compared = block_reading.verify(
                 plan.session,
                 region=plan.region,
                 snapshot_id=snapshot.snapshot_id,
-                path=built.path,  # type: ignore[arg-type]  # a snapshot was made of a path
+                blocks=blocks if blocks is not None else Digests(),
                 how=plan.verify,
                 step=entry.step,
                 pushing=_pushing(plan),
@@ -363,6 +382,11 @@ def _verify(plan: Plan, snapshot: SnapshotStep) -> SnapshotStep:
             raise
         entry.bytes = compared.blocks * BLOCK_BYTES
         text = f"{compared.blocks} of {compared.of} blocks were read back and are the image's"
+        if not still_identified(built.path, built.seen):
+            text += (
+                f"; {built.path.name} changed after it was identified, and what it holds now was not compared"
+            )
+            entry.step.message(text)
         entry.detail.update(verified=text)
     return replace(snapshot, verified=text)
 
