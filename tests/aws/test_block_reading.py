@@ -118,3 +118,100 @@ def test_the_command_goes_by_the_settings_region(snapshot, tmp_path, monkeypatch
     monkeypatch.setenv("VMSNIX_REGION", REGION)
     assert main(["download", snapshot, str(tmp_path / "copy.raw")]) == 0
     assert "30 blocks fetched" in capsys.readouterr().out
+
+
+def start_download(snapshot, path):
+    words = ["download", snapshot, str(path), "--region", REGION]
+    return subprocess.Popen(
+        [sys.executable, "-m", "vmsnix_ops", *words], cwd=FOLDER, env=dict(os.environ), stderr=subprocess.PIPE
+    )
+
+
+def wait_until(ready):
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def begun(path):
+    """Whether a download has the first blocks of a file."""
+    journal = path.with_name(f"{path.name}.part.journal")
+    return journal.exists() and journal.read_text().count("\n") > 1
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same snapshot", "another snapshot"])
+def test_the_second_download_to_a_file_is_refused_and_told_who_writes_it(
+    aws, snapshot, image, tmp_path, same
+):
+    content, other = image.read_bytes(), snapshot
+    if not same:
+        with image.open("r+b") as file:
+            file.seek(5 * BLOCK)
+            file.write(b"other" * 1000)
+        other = Upload(image, tmp_path / "records").run().snapshot_id
+    aws.faults.add({"op": GET, "do": "delay", "seconds": 0.5})
+    path = tmp_path / "copy.raw"
+    first = start_download(snapshot, path)
+    wait_until(lambda: begun(path))
+    with pytest.raises(errors.RunError, match=rf"[Pp]rocess {first.pid} on .* downloads {snapshot} since 20"):
+        download(other, path)
+    aws.faults.clear()
+    first.communicate(timeout=120)
+    assert first.returncode == 0
+    with path.open("rb") as file:
+        assert file.read(40 * BLOCK) == content
+    with pytest.raises(errors.UsageError, match="is there already"):
+        download(other, path)
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith("copy")} == {"copy.raw"}
+
+
+def test_the_lock_of_a_killed_download_does_not_count(aws, snapshot, image, tmp_path):
+    rule = aws.faults.add({"op": GET, "do": "delay", "seconds": 0.5})
+    path = tmp_path / "copy.raw"
+    first = start_download(snapshot, path)
+    wait_until(lambda: begun(path))
+    first.send_signal(signal.SIGKILL)
+    first.communicate(timeout=60)
+    assert rule.struck
+    assert (tmp_path / "copy.raw.part.lock").exists()
+    aws.faults.clear()
+    assert download(snapshot, path).path == path
+    with path.open("rb") as file:
+        assert file.read(40 * BLOCK) == image.read_bytes()
+    assert not (tmp_path / "copy.raw.part.lock").exists()
+
+
+def test_many_downloads_at_once_make_one_file(aws, snapshot, image, tmp_path):
+    path = tmp_path / "copy.raw"
+    all_of_them = [start_download(snapshot, path) for _ in range(4)]
+    said = [(process.communicate(timeout=120)[1].decode(), process.returncode) for process in all_of_them]
+    assert sum(code == 0 for _, code in said) == 1
+    for text, code in said:
+        assert "Traceback" not in text
+        if code:
+            assert "Another download writes to" in text or "is there already" in text
+    with path.open("rb") as file:
+        assert file.read(40 * BLOCK) == image.read_bytes()
+
+
+def test_an_unfinished_file_that_no_download_made_is_not_deleted(snapshot, tmp_path):
+    (tmp_path / "copy.raw.part").write_text("mine")
+    with pytest.raises(errors.UsageError, match="no download made it"):
+        download(snapshot, tmp_path / "copy.raw")
+    assert (tmp_path / "copy.raw.part").read_text() == "mine"
+
+
+def test_a_file_that_appears_during_the_download_is_not_overwritten(aws, snapshot, tmp_path):
+    aws.faults.add({"op": GET, "do": "delay", "seconds": 0.2})
+    path = tmp_path / "copy.raw"
+    process = start_download(snapshot, path)
+    wait_until(lambda: begun(path))
+    path.write_text("mine")
+    error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 2
+    assert "was made by another program during the download" in error
+    assert path.read_text() == "mine"
+    path.unlink()
+    aws.faults.clear()
+    assert download(snapshot, path).fetched == 0

@@ -5,19 +5,29 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import random
+import shutil
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 
-from tests.disk.images import BLOCK, MIB, scattered, write_raw
+from tests.disk.images import BLOCK, MIB, scattered, write_ours, write_raw
 from tests.disk.test_image import build, disks
 from tests.support import require
+from vmsnix_ops.disk import vhd_layout, vhd_writer
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.qemu_img import lines
-from vmsnix_ops.disk.survey import block_digests, check_unchanged, survey
-from vmsnix_ops.errors import ImageError, ImageFormatError
+from vmsnix_ops.disk.survey import (
+    block_digests,
+    check_unchanged,
+    open_identified,
+    part_bytes,
+    still_identified,
+    survey,
+)
+from vmsnix_ops.errors import ImageChangedError, ImageError, ImageFormatError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,3 +148,124 @@ def test_a_file_is_unchanged_until_it_is_written_replaced_or_gone(tmp_path: Path
     os.utime(path)
     with pytest.raises(ImageError, match="changed"):
         check_unchanged(path, stamp)
+
+
+def write_quietly(path: Path, offset: int, data: bytes) -> None:
+    """Write in place, and set the time of last change back."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_all_digests_are_of_the_same_bytes_whatever_is_written_meanwhile(tmp_path: Path) -> None:
+    size = 40 * MIB
+    path, content = write_raw(tmp_path / "disk", bytes(range(1, 9)) * (size // 8)), bytearray()
+    content += path.read_bytes()
+    at = 0
+
+    def write(count: int) -> None:
+        nonlocal at
+        at += count
+        for offset in (at - count, size - BLOCK):  # what was hashed a moment ago, and the last block
+            write_quietly(path, offset, bytes([at // count % 250 + 1]) * 512)
+        if at < size:
+            content[size - BLOCK : size - BLOCK + 512] = bytes([at // count % 250 + 1]) * 512
+
+    with open_image(path) as image:
+        seen = survey(image, on_progress=write)
+    assert seen.digest == hashlib.sha256(content).hexdigest()
+    assert seen.blocks == expected(bytes(content))
+    parts = [hashlib.sha256(content[start : start + 8 * MIB]).digest() for start in range(0, size, 8 * MIB)]
+    assert seen.parts == b"".join(parts)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "fixed"])
+def test_headers_and_tables_that_change_before_they_are_hashed_are_found(tmp_path: Path, kind: str) -> None:
+    path = write_ours(tmp_path / "disk", b"\xeb" * (6 * MIB), kind)
+    with open_image(path) as image:
+        if kind == "dynamic":
+            table = path.read_bytes()[1536:1544]
+            write_quietly(path, 1536, table[4:] + table[:4])
+        else:
+            write_quietly(path, path.stat().st_size - 1, b"x")
+        with pytest.raises(ImageChangedError) as caught:
+            survey(image)
+    assert caught.value.offset is not None
+
+
+def test_blocks_that_lie_scattered_in_the_file_are_found_too(tmp_path: Path) -> None:
+    """A VHD with blocks of 64 KiB, in the file in any order, so that no block of EBS is in one place."""
+    size, block = 16 * MIB, 64 * 1024
+    disk = bytes(random.Random(1).randbytes(size))
+    path = write_vhd_of_small_blocks(tmp_path / "disk", disk, block)
+    with open_image(path) as image:
+        assert image.read(0, size) == disk
+        seen = survey(image, parts=False)
+    assert seen.blocks == expected(disk)
+    assert seen.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_vhd_of_small_blocks(path: Path, disk: bytes, block: int) -> Path:
+    """Write a dynamic VHD whose blocks are small, and in the file in any order."""
+    count, at = len(disk) // block, 2048
+    footer = vhd_writer._footer(len(disk), "dynamic", bytes(16))
+    header = vhd_layout.DynamicHeader(vhd_layout.NO_OFFSET, 1536, vhd_layout.VERSION, count, block, 0)
+    table, body = [0] * count, bytearray()
+    at = 1536 + -(-count * 4 // 512) * 512
+    order = list(range(count))
+    random.Random(2).shuffle(order)
+    for index in order:
+        table[index] = (at + len(body)) // 512
+        body += b"\xff" * vhd_layout.bitmap_bytes(block) + disk[index * block : (index + 1) * block]
+    entries = b"".join(sector.to_bytes(4, "big") for sector in table)
+    path.write_bytes(footer + header.pack() + entries.ljust(at - 1536, b"\xff") + body + footer)
+    return path
+
+
+def test_the_digests_of_a_large_image_take_little_memory() -> None:
+    assert (100 << 30) // part_bytes(100 << 30) * 32 < 512 * 1024
+    assert part_bytes(5 << 40) * 10_000 >= 5 << 40
+
+
+@pytest.mark.parametrize("change", ["behind", "cut", "longer"])
+def test_only_identified_bytes_of_an_image_are_read(tmp_path: Path, change: str) -> None:
+    path = write_raw(tmp_path / "disk", b"\xeb" * (20 * MIB))
+    with open_image(path) as image:
+        seen = survey(image)
+    if change == "behind":
+        write_quietly(path, 9 * MIB, b"other")
+    else:
+        os.truncate(path, (20 * MIB) + (512 if change == "longer" else -512))
+    with pytest.raises(ImageChangedError) as caught, open_identified(path, seen) as image:
+        list(image.blocks())
+    assert caught.value.offset == {"behind": 8 * MIB, "cut": 20 * MIB - 512, "longer": 20 * MIB}[change]
+
+
+def test_a_hole_that_was_made_later_is_no_evidence_of_zeros(tmp_path: Path) -> None:
+    path = write_raw(tmp_path / "disk", b"\xeb" * (20 * MIB))
+    with open_image(path) as image:
+        seen = survey(image)
+    path.unlink()
+    with path.open("wb") as file:
+        file.write(b"\xeb" * (8 * MIB))
+        file.truncate(20 * MIB)
+    with pytest.raises(ImageChangedError), open_identified(path, seen) as image:
+        list(image.blocks())
+
+
+def test_a_file_is_still_the_identified_one_by_its_bytes_alone(tmp_path: Path) -> None:
+    path = write_raw(tmp_path / "disk", b"\xeb" * (2 * MIB))
+    with open_image(path) as image:
+        seen = survey(image)
+    assert still_identified(path, seen)
+    os.utime(path)
+    assert still_identified(path, seen)
+    shutil.copy(path, tmp_path / "copy")
+    (tmp_path / "copy").rename(path)
+    assert still_identified(path, seen)
+    write_quietly(path, MIB, b"x")
+    assert not still_identified(path, seen)
+    path.unlink()
+    assert not still_identified(path, seen)

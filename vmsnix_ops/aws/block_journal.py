@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import socket
+import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from vmsnix_ops.progress import Step
+
+HOLDER_SECONDS = 2.0  # in which the process that has just locked a file writes who it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +109,104 @@ class BlockJournal:
 @contextmanager
 def alone(journal: Path, step: Step | None) -> Iterator[None]:
     """Wait for another publisher of the same image on this machine: two would share one journal."""
-    lock = journal.with_name(f"{journal.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if step is not None:
-                step.message("another publisher on this machine uploads this image; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks
-            if step is not None:
-                step.message(f"{lock.parent} cannot be locked ({error.strerror}); going on")
+
+    def tell(holder: str) -> bool:
+        if step is not None:
+            step.message(f"{holder}; waiting for it")
+        return True
+
+    with locked(journal.with_name(f"{journal.name}.lock"), "uploads this image", on_busy=tell, step=step):
         yield
+
+
+@contextmanager
+def locked(
+    path: Path,
+    doing: str,
+    *,
+    on_busy: Callable[[str], bool],
+    step: Step | None = None,
+    remove: bool = False,
+) -> Iterator[None]:
+    """Lock a file for the length of the block. The operating system releases it when the process ends.
+
+    The file says who has it. What a killed process left in it does not count: the lock does.
+
+    Parameters
+    ----------
+    path
+        The lock file, made when missing.
+    doing
+        What this process does, after its name: "downloads snap-1 to disk.raw".
+    on_busy
+        Called when another process has the lock, with a sentence that says which; returns whether to wait, or
+        raises.
+    step
+        Told when the file system has no locks; the block runs all the same.
+    remove
+        Whether to delete the lock file at the end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = _lock(path, on_busy, step)
+    try:
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now(), "doing": doing}
+        os.truncate(file, 0)
+        os.pwrite(file, json.dumps(me).encode(), 0)
+        yield
+    finally:
+        os.truncate(file, 0)
+        if remove:
+            path.unlink(missing_ok=True)  # still locked, so that it is the file that others would find
+        os.close(file)
+
+
+def _lock(path: Path, on_busy: Callable[[str], bool], step: Step | None) -> int:
+    """Return the locked file."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_busy(_holder(file)):
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:  # a file system without locks
+                if step is not None:
+                    step.message(f"{path.parent} cannot be locked ({error.strerror}); going on")
+                return file
+            # The process that had it may have deleted the file meanwhile: then this is the lock of nobody.
+            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _holder(file: int) -> str:
+    """Return a sentence that says who has a lock."""
+    deadline = time.monotonic() + HOLDER_SECONDS
+    while True:
+        try:
+            who = json.loads(os.pread(file, 10_000, 0))
+            if who["host"] != socket.gethostname() or _alive(int(who["pid"])):
+                return f"process {who['pid']} on {who['host']} {who['doing']} since {who['since']}"
+        except (ValueError, KeyError, TypeError):
+            pass  # it has not written it yet
+        if time.monotonic() > deadline:
+            return "another process has locked it, and has not said which"
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -7,6 +7,7 @@ that the caller may read, however it was made.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.aws import block_engine, manifests
 from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
-from vmsnix_ops.aws.block_journal import Beginning, BlockJournal
+from vmsnix_ops.aws.block_journal import Beginning, BlockJournal, locked
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
 from vmsnix_ops.aws.block_worker import DIFFERS
 from vmsnix_ops.aws.permissions import needs
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     import boto3
 
+    from vmsnix_ops.aws.manifests import Listed
     from vmsnix_ops.disk.digests import Digests
     from vmsnix_ops.progress import Step
 
@@ -152,8 +154,9 @@ def download(
 ) -> Downloaded:
     """Write a snapshot into a sparse raw file.
 
-    Safe to run twice: what was fetched is written down beside the file, and a download that died goes on from
-    there. The file gets its name when it is whole.
+    Safe to run twice: what was fetched is recorded beside the file, and a download that died goes on from
+    there. The file gets its name when it is complete. Of two downloads to one file at the same time the
+    second is refused: both would write into the same unfinished file.
 
     Parameters
     ----------
@@ -167,21 +170,47 @@ def download(
     Raises
     ------
     vmsnix_ops.errors.UsageError
-        The file is there already.
+        The file is there already, or an unfinished one of that name that no download made.
+    vmsnix_ops.errors.RunError
+        Another process downloads to this file.
     vmsnix_ops.errors.AwsError
         The snapshot cannot be read.
     """
-    if path.exists():
-        raise errors.UsageError(
-            f"{path} is there already.",
-            why="A download never overwrites a file.",
-            cure="Name another file, or remove this one.",
-        )
+    _check_free(path)
     found = manifests.listed(client(session, "ebs", region), snapshot_id)
+
+    def refuse(holder: str) -> bool:
+        raise errors.RunError(
+            f"Another download writes to {path}.",
+            why=f"{holder[0].upper()}{holder[1:]}.",
+            cure="Wait until it has ended, or name another file.",
+        )
+
+    with locked(
+        path.with_name(f"{path.name}.part.lock"),
+        f"downloads {snapshot_id}",
+        on_busy=refuse,
+        step=step,
+        remove=True,
+    ):
+        _check_free(path)  # the download that had the lock a moment ago may have made it
+        return _fetch(session, region, snapshot_id, found, path, step, pushing or Pushing())
+
+
+def _fetch(
+    session: boto3.Session,
+    region: str,
+    snapshot_id: str,
+    found: Listed,
+    path: Path,
+    step: Step | None,
+    pushing: Pushing,
+) -> Downloaded:
+    """Fetch what is not there yet, and give the file its name."""
     part = path.with_name(f"{path.name}.part")
     journal = BlockJournal(path.with_name(f"{path.name}.part.journal"))
-    done = _done_before(journal, part, snapshot_id)
     size = found.size_gib * GIB
+    done = _done_before(journal, part, snapshot_id, size)
     with part.open("ab") as file:
         file.truncate(size)
     items = [item for item in sorted(found.tokens.items()) if item[0] not in done]
@@ -202,21 +231,56 @@ def download(
             snapshot_id=snapshot_id,
             path=part,
             on_done=acknowledge,
-            pushing=pushing or Pushing(),
+            pushing=pushing,
         )
     finally:
         journal.close()
-    part.rename(path)
+    _give_name(part, path)
     journal.remove()
     return Downloaded(snapshot_id, path, size, len(items))
 
 
-def _done_before(journal: BlockJournal, part: Path, snapshot_id: str) -> set[int]:
+def _check_free(path: Path) -> None:
+    if path.exists():
+        raise errors.UsageError(
+            f"{path} is there already.",
+            why="A download never overwrites a file.",
+            cure="Name another file, or remove this one.",
+        )
+
+
+def _give_name(part: Path, path: Path) -> None:
+    """Name the complete file; unlike a rename, a link never replaces a file that somebody made meanwhile."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise errors.UsageError(
+            f"{path} was made by another program during the download.",
+            why=f"A download never overwrites a file; what it fetched is in {part}.",
+            cure=f"Move one of the two, and run the same command again: it only names {part}.",
+        ) from None
+    except OSError:  # a file system without hard links
+        _check_free(path)
+        part.rename(path)
+    else:
+        part.unlink()
+
+
+def _done_before(journal: BlockJournal, part: Path, snapshot_id: str, size: int) -> set[int]:
     """Go on with the journal of this snapshot, or start a new one with an empty file."""
     known = journal.read()
     if known is not None and known[0].snapshot_id == snapshot_id and part.exists():
-        journal.resume()
-        return known[1]
+        if part.stat().st_size == size or not known[1]:
+            journal.resume()
+            return known[1]
+    elif part.exists() and not journal.path.exists():  # a download begins with its journal
+        raise errors.UsageError(
+            f"{part} is there already, and no download made it.",
+            why=f"A download writes to that name first, and {journal.path.name} is not beside it.",
+            cure="Name another file, or remove this one.",
+        )
     part.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
     journal.begin(Beginning(snapshot_id))

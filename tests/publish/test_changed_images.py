@@ -1,0 +1,392 @@
+"""An image file that changes after it was identified: other bytes are never published under its digest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.publish.test_publish import bytes_of
+from tests.support import require
+from vmsnix_ops import errors, publish
+from vmsnix_ops.aws import buckets
+from vmsnix_ops.disk import boot
+from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.sample import make_sample_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.publish.conftest import Left
+    from vmsnix_ops.sandbox import Sandbox
+
+BUCKET, REGION, BLOCK, MIB = "vmsnix-images", "us-east-1", 524_288, 2**20
+TABLE = 1536  # where a dynamic VHD's block allocation table lies: behind footer copy and header
+
+
+@pytest.fixture(params=["import", "direct"])
+def via(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A raw disk of three parts of an upload."""
+    output = make_sample_image(tmp_path / "raw", name="sample", format="raw", data_bytes=20 * MIB)
+    return next(path for path in output.iterdir() if path.is_file())
+
+
+@pytest.fixture
+def vhd(image: Path) -> Path:
+    """A dynamic VHD of three parts."""
+    return next(image.glob("*.vhd"))
+
+
+def write_quietly(path: Path, offset: int, data: bytes) -> None:
+    """Write in place, and set the time of last change back."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("rb") as file:
+        file.seek(offset)
+        old = file.read(1)
+    write_quietly(path, offset, bytes([old[0] ^ 1]))
+
+
+def in_place(path: Path) -> None:
+    """Change one byte of data (of the last part, so that others were sent before it was found)."""
+    flip(path, 17 * MIB + 4321)
+
+
+def renamed_over(path: Path) -> None:
+    """Put another image of the same size and times in its place."""
+    other = path.with_name("other")
+    shutil.copy2(path, other)
+    in_place(other)
+    other.rename(path)
+
+
+def block_table(path: Path) -> None:
+    """Change places of two blocks in the table of a dynamic VHD; it stays a sound image."""
+    with path.open("rb") as file:
+        file.seek(TABLE)
+        first, second = struct.unpack(">II", file.read(8))
+    assert 0xFFFFFFFF not in (first, second)
+    write_quietly(path, TABLE, struct.pack(">II", second, first))
+
+
+def crc64(data: bytes, state: int = 2**64 - 1) -> int:
+    """Return the register of CRC-64/NVME, which S3 uses, behind some bytes."""
+    for byte in data:
+        state ^= byte
+        for _ in range(8):
+            state = state >> 1 ^ (0x9A6C9329AC4BC9B5 if state & 1 else 0)
+    return state
+
+
+def same_crc64(path: Path) -> None:
+    """Change eight bytes, and the eight behind them so that the CRC-64 of the file stays the same."""
+    at = 2 * MIB  # the first bytes of the first partition's data
+    with path.open("rb") as file:
+        file.seek(at)
+        old = file.read(4096)
+    changed = bytes(byte ^ 0x5A for byte in old[:8])
+    # Eight bytes are xored into the whole register, so they can make up for any difference of it.
+    difference = crc64(old[:8]) ^ crc64(changed)
+    repair = (int.from_bytes(old[8:16], "little") ^ difference).to_bytes(8, "little")
+    new = changed + repair + old[16:]
+    assert new != old
+    assert crc64(new) == crc64(old)
+    write_quietly(path, at, new)
+
+
+CHANGES = {
+    "raw": [in_place, renamed_over, same_crc64],
+    "vhd": [in_place, renamed_over, block_table],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"), [(kind, change) for kind, changes in CHANGES.items() for change in changes]
+)
+def test_bytes_that_changed_between_identity_and_upload_are_refused_and_nothing_is_left(
+    plan: Callable[..., publish.Plan],
+    left: Callable[[], Left],
+    request: pytest.FixtureRequest,
+    via: str,
+    kind: str,
+    change: Callable[[Path], None],
+) -> None:
+    path: Path = request.getfixturevalue(kind)
+    wanted = plan(image=str(path), via=via)
+    built = wanted.build()
+    change(path)
+    with pytest.raises(errors.ImageChangedError) as caught:
+        wanted.upload(built)
+    assert str(path) in str(caught.value)
+    if via == "import":
+        assert caught.value.offset is not None
+        assert f"Bytes {caught.value.offset} to" in str(caught.value)
+    assert "run the same command again" in caught.value.cure
+    assert left().nothing
+    again = publish.run(plan(image=str(path), via=via))
+    assert again.digest != built.digest
+
+
+@pytest.mark.parametrize("change", [in_place, same_crc64])
+def test_one_byte_is_found_in_the_block_that_is_sent(
+    plan: Callable[..., publish.Plan], raw: Path, change: Callable[[Path], None]
+) -> None:
+    wanted = plan(image=str(raw), via="direct")
+    built = wanted.build()
+    change(raw)
+    with pytest.raises(errors.ImageChangedError) as caught:
+        wanted.upload(built)
+    assert caught.value.offset == (17 * MIB if change is in_place else 2 * MIB)
+
+
+def test_bytes_that_change_between_two_parts_delete_the_upload(
+    aws: Sandbox,
+    plan: Callable[..., publish.Plan],
+    left: Callable[[], Left],
+    raw: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(buckets, "THREADS", 1)
+    aws.faults.add({"op": "s3:UploadPart", "do": "delay", "seconds": 1.0})
+    wanted = plan(image=str(raw))
+    built = wanted.build()
+
+    def change() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not left().uploads:
+            time.sleep(0.01)
+        flip(raw, 40 * MIB)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    with pytest.raises(errors.ImageChangedError, match="changed"):
+        wanted.upload(built)
+    thread.join()
+    assert "CompleteMultipartUpload" not in {call.operation for call in aws.calls}
+    assert left().nothing
+
+
+def test_a_file_that_was_cut_short_or_grew_is_refused_before_an_upload_begins(
+    plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path
+) -> None:
+    wanted = plan(image=str(raw))
+    built = wanted.build()
+    size = raw.stat().st_size
+    for other in (size - 512, size + 512):
+        os.truncate(raw, other)
+        with pytest.raises(errors.ImageChangedError) as caught:
+            wanted.upload(built)
+        assert caught.value.offset == min(size, other)
+    assert left().nothing
+
+
+@pytest.mark.parametrize("name", ["raw", "vhd"])
+def test_what_changes_between_upload_and_import_does_not_matter(
+    aws: Sandbox,
+    plan: Callable[..., publish.Plan],
+    request: pytest.FixtureRequest,
+    via: str,
+    name: str,
+) -> None:
+    """Also when the notebook was open for hours between the two cells."""
+    path: Path = request.getfixturevalue(name)
+    with open_image(path) as disk:
+        content = disk.read(0, disk.size)
+    wanted = plan(image=str(path), via=via, verify="whole")
+    source = wanted.upload(wanted.build())
+    aws.clock.advance(20 * 60)
+    in_place(path)
+    snapshot = wanted.import_snapshot(source)
+    assert bytes_of(aws, snapshot.snapshot_id, len(content)) == content
+    assert f"{path.name} changed after it was identified" in snapshot.verified
+    assert wanted.register(snapshot).ami_id
+
+
+def test_verify_does_not_need_the_file_any_more(
+    plan: Callable[..., publish.Plan], raw: Path, via: str
+) -> None:
+    wanted = plan(image=str(raw), via=via, verify="sample")
+    source = wanted.upload(wanted.build())
+    raw.unlink()
+    assert "changed after it was identified" in wanted.import_snapshot(source).verified
+
+
+def test_verify_is_silent_about_a_file_that_was_only_touched(
+    plan: Callable[..., publish.Plan], raw: Path
+) -> None:
+    wanted = plan(image=str(raw), verify="sample")
+    source = wanted.upload(wanted.build())
+    os.utime(raw)
+    raw.chmod(0o400)
+    assert "changed" not in wanted.import_snapshot(source).verified
+
+
+def foreign_snapshot(aws: Sandbox, digest: str, blocks: dict[int, bytes], size_gib: int = 1) -> str:
+    """Make a completed snapshot that says that it holds the image of this digest."""
+    import base64
+    import hashlib
+
+    ebs = aws.client("ebs", REGION)
+    tags = [{"Key": "vmsnix:digest", "Value": digest}]
+    snapshot_id = ebs.start_snapshot(VolumeSize=size_gib, Tags=tags)["SnapshotId"]
+    for index, data in blocks.items():
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        ebs.put_snapshot_block(
+            SnapshotId=snapshot_id,
+            BlockIndex=index,
+            BlockData=data,
+            DataLength=BLOCK,
+            Checksum=checksum,
+            ChecksumAlgorithm="SHA256",
+        )
+    ebs.complete_snapshot(SnapshotId=snapshot_id, ChangedBlocksCount=len(blocks))
+    deadline = time.monotonic() + 60
+    ec2 = aws.client("ec2", REGION)
+    while ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"][0]["State"] != "completed":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return str(snapshot_id)
+
+
+def test_a_snapshot_is_compared_with_what_was_identified_and_not_with_the_file_of_now(
+    aws: Sandbox, plan: Callable[..., publish.Plan], raw: Path, via: str
+) -> None:
+    """The snapshot holds what the file holds now, and the digest names other bytes."""
+    wanted = plan(image=str(raw), via=via, verify="whole")
+    built = wanted.build()
+    in_place(raw)
+    with open_image(raw) as disk:
+        foreign_snapshot(aws, built.digest, {block.index: block.data for block in disk.blocks(BLOCK)})
+    source = wanted.upload(built)
+    assert source.outcome == "reused"
+    with pytest.raises(errors.SnapshotFailedError, match="Block 34 differs"):
+        wanted.import_snapshot(source)
+
+
+def test_an_object_that_is_there_is_used_by_its_digest_and_the_file_is_not_read_again(
+    aws: Sandbox, plan: Callable[..., publish.Plan], raw: Path
+) -> None:
+    content = raw.read_bytes()
+    wanted = plan(image=str(raw))
+    built = wanted.build()
+    assert wanted.upload(built).outcome == "created"
+    in_place(raw)
+    source = wanted.upload(built)
+    assert (source.outcome, source.sent_bytes) == ("reused", 0)
+    snapshot = wanted.import_snapshot(source)
+    assert bytes_of(aws, snapshot.snapshot_id, len(content)) == content
+
+
+def test_an_object_that_was_replaced_between_upload_and_import_is_not_imported(
+    aws: Sandbox, plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path
+) -> None:
+    wanted = plan(image=str(raw))
+    source = wanted.upload(wanted.build())
+    (key,) = left().objects
+    in_place(raw)
+    aws.client("s3", REGION).put_object(Bucket=BUCKET, Key=key, Body=raw.read_bytes())
+    with pytest.raises(errors.UploadError, match="replaced after it was uploaded"):
+        wanted.import_snapshot(source)
+    assert "ImportSnapshot" not in {call.operation for call in aws.calls}
+    assert left().snapshots == []
+
+
+def test_an_upload_that_is_continued_sends_identified_bytes_only(
+    aws: Sandbox, plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path, via: str
+) -> None:
+    operation = "s3:UploadPart" if via == "import" else "ebs:PutSnapshotBlock"
+    fault: dict[str, Any] = {"op": operation, "do": "error", "code": "ExpiredToken", "http": 400}
+    aws.faults.add({**fault, "nth": list(range(2, 500))})
+    wanted = plan(image=str(raw), via=via)
+    built = wanted.build()
+    with pytest.raises(errors.CredentialsError):
+        wanted.upload(built)
+    assert not left().nothing
+    aws.faults.clear()
+    for at in range(0, raw.stat().st_size, 8 * MIB):
+        flip(raw, at + 3 * MIB)  # in every part, so that it does not matter which of them arrived
+    with pytest.raises(errors.ImageChangedError):
+        wanted.upload(built)
+    assert left().nothing
+
+
+def test_an_incremental_upload_holds_what_was_identified_also_where_nothing_is_sent(
+    aws: Sandbox, plan: Callable[..., publish.Plan], raw: Path
+) -> None:
+    publish.run(plan(image=str(raw), via="direct"))
+    flip(raw, 3 * BLOCK)
+    content = raw.read_bytes()
+    wanted = plan(image=str(raw), via="direct", verify="whole")
+    built = wanted.build()
+    flip(raw, 17 * MIB)  # a block that the parent holds
+    source = wanted.upload(built)
+    assert source.direct is not None
+    assert (source.direct.parent_id != "", source.direct.sent) == (True, 1)
+    snapshot = wanted.import_snapshot(source)
+    assert bytes_of(aws, snapshot.snapshot_id, len(content)) == content
+    again = plan(image=str(raw), via="direct")
+    changed = again.build()
+    flip(raw, 17 * MIB)  # the block that differs from the parent's
+    with pytest.raises(errors.ImageChangedError):
+        again.upload(changed)
+
+
+@pytest.mark.parametrize("options", [["-O", "qcow2"], ["-c", "-O", "qcow2"], ["-O", "vhdx"]])
+@pytest.mark.parametrize("change", ["renamed over", "in place"])
+def test_an_image_that_qemu_img_must_read_is_converted_from_identified_bytes(
+    plan: Callable[..., publish.Plan],
+    left: Callable[[], Left],
+    raw: Path,
+    tmp_path: Path,
+    options: list[str],
+    change: str,
+) -> None:
+    path, other = tmp_path / "packed", tmp_path / "other"
+    command = [require("qemu-img"), "convert", "-f", "raw", *options]
+    subprocess.run([*command, str(raw), str(path)], check=True)
+    flip(raw, 5 * MIB)
+    subprocess.run([*command, str(raw), str(other)], check=True)
+    wanted = plan(image=str(path), via="direct")
+    built = wanted.build()
+    if change == "renamed over":
+        other.rename(path)
+    else:
+        flip(path, path.stat().st_size // 2)
+    with pytest.raises(errors.ImageChangedError):
+        wanted.upload(built)
+    assert left().nothing
+
+
+def test_a_boot_test_that_writes_into_the_image_is_found(
+    plan: Callable[..., publish.Plan],
+    left: Callable[[], Left],
+    raw: Path,
+    via: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def write(path: Path, *, console: Path, **_more: object) -> boot.Booted:
+        in_place(path)
+        return boot.Booted("up", 1.0, "tcg", "", console, ())
+
+    monkeypatch.setattr(boot, "boot", write)
+    with pytest.raises(errors.ImageChangedError, match="changed"):
+        publish.run(plan(image=str(raw), via=via, boot_test=True))
+    assert left().nothing
