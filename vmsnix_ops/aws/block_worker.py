@@ -321,16 +321,14 @@ def main() -> int:
             }
         )
         return 1
-    except ImageError as error:  # its tables were sound when it was identified
-        worker.say({"failed": {"index": -1, "status": 0, "code": CHANGED, "message": str(error)}})
-        return 1
     except Exception as error:  # noqa: BLE001 (whatever it is, the parent must hear of it)
+        # An image that was sound when it was identified, and cannot be opened now, has changed.
         worker.say(
             {
                 "failed": {
                     "index": -1,
                     "status": 0,
-                    "code": type(error).__name__,
+                    "code": CHANGED if isinstance(error, ImageError) else type(error).__name__,
                     "message": str(error),
                     "reason": "",
                 }
