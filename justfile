@@ -80,21 +80,17 @@ bench-fleet *OPTIONS:
 bench-tables *OPTIONS:
     {{ python }} -m benchmarks.tables {{ OPTIONS }}
 
-# Kill uploads 50 times at random points instead of 8
-test-kills:
-    VMSNIX_WHOLE_TESTS=1 pytest tests/aws/test_block_resume.py
+# Run every test: quick, browser, foreign and long ones, with many more random examples (takes hours)
+nightly *OPTIONS:
+    pytest --parts=all --hypothesis-profile=nightly {{ OPTIONS }}
+
+# Run the tests that depend most on timing, or the named ones, again and again on a busy machine, such as `just stress --times 5`
+stress *OPTIONS:
+    {{ python }} -m tests.stress {{ OPTIONS }}
 
 # Unpack the kernel that the boot test's tests boot (Debian, amd64)
 test-linux:
     .ci/test_linux .cache/test-linux
-
-# Kill the client, workers and scheduler of fleets 24 times instead of 3
-test-fleet-kills:
-    VMSNIX_WHOLE_TESTS=1 pytest -n0 tests/runbooks/test_fleet_kills.py
-
-# Let 16 processes write 200 records each to one table, in a folder and on the sandbox's S3 (takes long)
-test-writers:
-    VMSNIX_WHOLE_TESTS=1 pytest --numprocesses=0 tests/records -k many_processes
 
 # Build the documentation; a warning is an error
 docs:

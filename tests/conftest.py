@@ -1,22 +1,77 @@
-"""What holds for every test: nothing leaves this machine, and Ctrl-C works."""
+"""What holds for every test: nothing leaves this machine, Ctrl-C works, and every test ends."""
 
 from __future__ import annotations
 
+import faulthandler
 import ipaddress
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
-from tests import quick
+from tests import hanging, parts, quick
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 NOWHERE = "http://127.0.0.1:9"  # the port "discard": nobody answers there
 INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+ERRORS = pytest.StashKey[int]()
+
+settings.register_profile("nightly", max_examples=2000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parts.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    parts.chosen_parts(config)
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        config.stash[ERRORS] = os.dup(2)  # the real one: tests have their own
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    sampled = config.getoption("--long-sample")
+    chosen = ",".join(name for name in parts.PARTS if name in parts.chosen_parts(config))
+    return f"parts: --parts={chosen}" + (f" --long-sample={sampled}" if sampled else "")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    parts.select(config, items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    hanging.watch(item, item.config.stash[ERRORS])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.excinfo is not None and str(call.excinfo.value).startswith("Timeout ("):
+        report.sections.append(("Programs that still ran, and were killed", hanging.end_programs()))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write the names of failed tests to the file that CI gives, so that it can run them alone."""
+    if path := os.environ.get("VMSNIX_FAILED"):
+        reports = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
+        failed = {report.nodeid for report in reports}
+        Path(path).write_text("".join(f"{name}\n" for name in sorted(failed)), encoding="utf-8")
 
 
 def is_local(address: Any) -> bool:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import NoReturn
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pytest
 
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
 PROGRAMS = {"qemu-system": "qemu-system-x86_64"}
+DEADLINE = 90.0  # seconds; more than anything here takes on a busy machine
 
 
 def require(tool: str) -> str:
@@ -28,3 +39,66 @@ def unavailable(tool: str, why: str) -> NoReturn:
     if tool in os.environ.get("VMSNIX_REQUIRE", "").split(","):
         pytest.fail(f"{tool} is required here (VMSNIX_REQUIRE), but {why}")
     pytest.skip(why)
+
+
+def wait_until(
+    condition: Callable[[], T],
+    what: str = "the condition",
+    *,
+    deadline: float = DEADLINE,
+    pause: float = 0.02,
+) -> T:
+    """Return the first true value of a condition; fail the test when there is none in time.
+
+    Parameters
+    ----------
+    condition
+        What is called again and again.
+    what
+        What is waited for, for the message of the failure.
+    deadline, pause
+        How long to wait in all, and between two calls, in seconds.
+    """
+    end = time.monotonic() + deadline
+    while not (value := condition()):  # ends: at the deadline
+        if time.monotonic() > end:
+            pytest.fail(f"{what} did not happen within {deadline:g} s")
+        time.sleep(pause)
+    return value
+
+
+def join(*threads: threading.Thread, deadline: float = DEADLINE) -> None:
+    """Wait for threads; fail the test when one does not end in time."""
+    end = time.monotonic() + deadline
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+        assert not thread.is_alive(), f"{thread.name} did not end within {deadline:g} s"
+
+
+def kill(process: subprocess.Popen[Any], *, deadline: float = DEADLINE) -> None:
+    """Kill a program that must still be running, and wait for its end."""
+    process.kill()
+    status = process.wait(deadline)
+    assert status == -signal.SIGKILL, f"the program had ended by itself, with {status}"
+
+
+@contextmanager
+def killed_after(process: subprocess.Popen[Any], seconds: float = DEADLINE) -> Iterator[None]:
+    """Kill a program that takes longer than this, so that reading from its pipes ends."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def read_line(process: subprocess.Popen[str], words: str = "", *, deadline: float = DEADLINE) -> str:
+    """Return the next line of a program's output with the words in it; fail the test when there is none."""
+    assert process.stdout is not None
+    with killed_after(process, deadline):
+        for line in process.stdout:
+            if words in line:
+                return line
+    complaints = process.stderr.read() if process.stderr is not None else ""
+    pytest.fail(f"the program ended without printing {words or 'a line'!r}: {complaints}")

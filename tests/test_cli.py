@@ -69,7 +69,9 @@ def test_help_imports_nothing_heavy(line: str) -> None:
         "import sys; from vmsnix_ops.cli import main; "
         f"main({line.split()!r}); print(*sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
     assert set(done.stderr.split()) & HEAVY == set()
 
 
@@ -282,7 +284,7 @@ def test_bars_are_for_terminals_and_lines_for_everybody_else(
 
 def test_a_reader_that_goes_away_is_no_crash() -> None:
     program = f"{sys.executable} -m vmsnix_ops runbooks --json | true"
-    done = subprocess.run(["/bin/sh", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["/bin/sh", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
 
@@ -402,4 +404,7 @@ def test_lab_opens_a_checkout_s_own_notebooks_and_a_copy_of_installed_ones(
 
 def test_jupyterlab_is_optional() -> None:
     program = "import sys; sys.modules['jupyterlab'] = None; import vmsnix_ops.runbooks._engine"
-    assert find_spec("jupyterlab") is None or subprocess.run([sys.executable, "-c", program]).returncode == 0
+    assert (
+        find_spec("jupyterlab") is None
+        or subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
+    )

@@ -112,6 +112,7 @@ def test_a_press_of_the_tab_key_loads_nothing_heavy(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=True,
+            timeout=120,
         )
         assert set(done.stderr.split()) & HEAVY == set(), line
 

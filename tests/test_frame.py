@@ -145,6 +145,7 @@ def test_ci_runs_the_command_of_the_readme(program: str) -> None:
     found = subprocess.run(
         ["bash", "-c", f'{function[0]}\nreadme_command "$1"', "-", program],
         cwd=ROOT, capture_output=True, text=True, check=True,
+        timeout=120,
     ).stdout  # fmt: skip
     assert found in shell_blocks(text("README.md"))
     assert re.search(rf'run_readme_command "?{program}"?$', script, re.MULTILINE)
@@ -165,13 +166,14 @@ def test_the_table_of_runbooks_in_the_readme_is_true() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_nothing_refers_to_the_workplace_but_the_probe_in_ci() -> None:
     word = "../" + "shared"
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     if tracked.returncode != 0:
         pytest.skip("this is no git checkout")
     names = [name for name in tracked.stdout.split("\0") if name and (ROOT / name).is_file()]
@@ -183,7 +185,7 @@ def test_nothing_refers_to_the_workplace_but_the_probe_in_ci() -> None:
 
 def just(*arguments: str) -> str:
     program = shutil.which("just", path=str(Path(sys.executable).parent)) or require("just")
-    done = subprocess.run([program, *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 

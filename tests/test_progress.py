@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
+from tests.support import join
 from vmsnix_ops import progress
 from vmsnix_ops._faces import terminal_face, widget_face
 from vmsnix_ops.progress import Event, Lines, Progress, describe
@@ -255,8 +256,7 @@ def test_the_widget_follows_many_threads() -> None:
         threads = [threading.Thread(target=lambda: [step.advance(1) for _ in range(100)]) for _ in range(4)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        join(*threads)
     assert row(face)[1].value == 400  # type: ignore[attr-defined]
 
 

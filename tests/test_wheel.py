@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*command: str | Path, cwd: Path, environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 

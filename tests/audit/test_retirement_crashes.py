@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -11,15 +10,17 @@ from tests.audit.fleet import FRIEND, REGION, Fleet
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
-WHOLE = bool(os.environ.get("VMSNIX_WHOLE_TESTS"))
 READS = ("Describe", "Get", "List")
 RETIRING, RESTORING, REMOVING = 7, 7, 3
 """How many calls of each job change something, for an AMI with two snapshots that others may use."""
 
 
-def points(last: int, *chosen: int) -> list[int]:
-    """Return before which calls a job dies: all of them in a long run; 0 is a job that lives."""
-    return list(range(last + 1)) if WHOLE else [0, *chosen]
+def points(last: int, *chosen: int) -> list[Any]:
+    """Return before which calls a job dies, most of them long; 0 is a job that lives."""
+    quick = (0, *chosen)
+    return [
+        at if at in quick else pytest.param(at, marks=pytest.mark.long(seconds=5)) for at in range(last + 1)
+    ]
 
 
 class DeathError(BaseException):

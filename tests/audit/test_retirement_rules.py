@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ from vmsnix_ops.errors import AwsError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-EXAMPLES = 2000 if os.environ.get("VMSNIX_WHOLE_TESTS") else 80
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 REGION, ACCOUNT = "us-east-1", "012345678901"
 EVIDENCE = [
@@ -134,7 +132,7 @@ rule_sets = st.builds(
 )
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(deadline=None)
 @given(views(), rule_sets)
 def test_nothing_goes_that_any_rule_keeps(view: View, rules: Rules) -> None:
     decisions = decide([view], rules, NOW)
@@ -164,7 +162,7 @@ def test_nothing_goes_that_any_rule_keeps(view: View, rules: Rules) -> None:
             assert mark.grace_until <= NOW
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(deadline=None)
 @given(views(), rule_sets)
 def test_the_newest_of_each_image_stay_usable(view: View, rules: Rules) -> None:
     going = {one.resource_id for one in decide([view], rules, NOW) if one.goes}
@@ -177,7 +175,7 @@ def test_the_newest_of_each_image_stay_usable(view: View, rules: Rules) -> None:
         assert len(left) >= min(rules.keep_last, len(group))
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(deadline=None)
 @given(views(), rule_sets)
 def test_no_snapshot_goes_that_an_ami_which_stays_needs(view: View, rules: Rules) -> None:
     decisions = decide([view], rules, NOW)
@@ -192,7 +190,7 @@ def test_no_snapshot_goes_that_an_ami_which_stays_needs(view: View, rules: Rules
     assert {name for ami in gone for name in ami.snapshot_ids} - held <= set(deleted)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(deadline=None)
 @given(views(), rule_sets)
 def test_the_same_account_gives_the_same_plan_and_another_moment_only_ages_it(
     view: View, rules: Rules

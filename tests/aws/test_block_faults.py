@@ -10,6 +10,7 @@ import pytest
 
 from tests.aws.test_block_resume import BLOCK, REGION, Upload, aws, image, puts, snapshots
 from tests.publish.test_publish import bytes_of
+from tests.support import join, wait_until
 from vmsnix_ops import errors
 from vmsnix_ops.aws import block_engine, block_pending
 from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
@@ -66,14 +67,13 @@ def test_a_snapshot_that_expires_under_the_upload_is_begun_anew(aws, image, uplo
     aws.faults.add({"op": PUT, "do": "delay", "seconds": 0.2})
 
     def let_it_expire() -> None:
-        while puts(aws) < 5:
-            time.sleep(0.01)
+        wait_until(lambda: puts(aws) >= 5, "the put of five blocks")
         aws.clock.advance(61 * 60)
 
     thread = threading.Thread(target=let_it_expire)
     thread.start()
     made = upload.run()
-    thread.join()
+    join(thread)
     assert arrived(aws, made, image)
     assert snapshots(aws) == {made.snapshot_id: "completed"}
 
@@ -92,15 +92,14 @@ def test_an_image_that_changes_under_the_upload_is_refused_and_leaves_nothing(aw
     aws.faults.add({"op": PUT, "do": "delay", "seconds": 0.3})
 
     def change() -> None:
-        while not puts(aws):
-            time.sleep(0.01)
+        wait_until(lambda: puts(aws), "the put of a block")
         image.write_bytes(b"other" * (40 * BLOCK // 5))
 
     thread = threading.Thread(target=change)
     thread.start()
     with pytest.raises(errors.ImageError, match="changed"):
         upload.run(Pushing(1, 2))
-    thread.join()
+    join(thread)
     assert snapshots(aws) == {}
     assert not upload.journal.exists()
 
@@ -231,7 +230,7 @@ def test_the_ceiling_bounds_the_rate(aws, upload):
 def test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work() -> None:
     waiting, working = Gate(20), Gate(20)
     seen = []
-    while waiting.open < 20:
+    for _ in range(3):
         time.sleep(LOOK_SECONDS)
         waiting.look()
         seen.append(waiting.open)
@@ -239,7 +238,7 @@ def test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work() ->
     assert waiting.seconds is None
     for _ in range(5):
         end = time.process_time() + LOOK_SECONDS
-        while time.process_time() < end:
+        while time.process_time() < end:  # ends: it takes the time itself
             pass
         working._at = time.monotonic() - LOOK_SECONDS  # whatever else this machine does
         working.look()
@@ -254,6 +253,6 @@ def test_the_rate_halves_once_a_burst_and_climbs_back() -> None:
     pace.slower()
     assert pace.rate == 500_000
     for _ in range(500):
-        pace.wait()
+        pace.wait()  # ends: after a millionth of a second
     assert pace.rate == 1_000_000
     assert BLOCK == 524_288

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import boto3
 import pytest
 
 from tests.aws.test_block_resume import BLOCK, FOLDER, REGION, Upload, aws, image
+from tests.support import kill, wait_until
 from vmsnix_ops import errors
 from vmsnix_ops.aws import block_reading
 from vmsnix_ops.aws.block_engine import Pushing
@@ -77,15 +76,14 @@ def test_what_passes_is_waited_out(aws, snapshot, image, tmp_path, fault):
 
 
 def test_a_killed_download_goes_on(aws, snapshot, image, tmp_path):
-    aws.faults.add({"op": GET, "do": "delay", "seconds": 0.5})
+    # The sandbox holds the blocks after the tenth, so that the download cannot end before it is killed.
+    aws.faults.add({"op": GET, "do": "hang", "seconds": 60, "nth": list(range(11, 1000))})
     path = tmp_path / "copy.raw"
     words = ["download", snapshot, str(path), "--region", REGION]
     process = subprocess.Popen([sys.executable, "-m", "vmsnix_ops", *words], cwd=FOLDER, env=dict(os.environ))
     journal = path.with_name("copy.raw.part.journal")
-    while not (journal.exists() and journal.read_text().count("\n") > 4) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    wait_until(lambda: journal.exists() and journal.read_text().count("\n") > 4, "four fetched blocks")
+    kill(process)
     assert not path.exists()
     aws.faults.clear()
     done = download(snapshot, path)

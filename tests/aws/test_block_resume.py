@@ -15,6 +15,7 @@ import boto3
 import pytest
 
 from tests.publish.test_publish import bytes_of
+from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.aws import blocks
 from vmsnix_ops.aws.block_engine import Pushing
 from vmsnix_ops.aws.block_journal import BlockJournal
@@ -22,7 +23,6 @@ from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.sandbox import sandbox
 
 REGION, BLOCK = "us-east-1", 524_288
-KILLS = 50 if os.environ.get("VMSNIX_WHOLE_TESTS") else 8
 FOLDER = Path(__file__).parents[2]
 
 
@@ -83,20 +83,32 @@ def puts(aws) -> int:
     return sum(call.operation == "PutSnapshotBlock" and call.outcome == "ok" for call in aws.calls)
 
 
-def kill_after_some_blocks(upload: Upload, aws, blocks_put: int) -> None:
+def put_some_blocks(upload: Upload, aws, blocks_put: int) -> subprocess.Popen[bytes]:
+    """Start an upload and return its process once so many blocks were put, or it has ended."""
     before, process = puts(aws), upload.start()
-    while puts(aws) - before < blocks_put and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    wait_until(
+        lambda: puts(aws) - before >= blocks_put or process.poll() is not None,
+        f"the put of {blocks_put} blocks",
+        pause=0.005,
+    )
+    return process
 
 
-def test_killed_at_random_points_and_resumed(aws, image, tmp_path):
+def kill_after_some_blocks(upload: Upload, aws, blocks_put: int) -> None:
+    """Kill an upload once so many blocks were put; the sandbox holds the others, so that it cannot end."""
+    others = list(range(blocks_put + 1, 1000))
+    held = aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "hang", "seconds": 60, "nth": others})
+    kill(put_some_blocks(upload, aws, blocks_put))
+    aws.faults.remove(held)
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.long(seconds=200))])
+def test_killed_at_random_points_and_resumed(aws, image, tmp_path, kills):
     """Every round uploads other bytes, is killed once somewhere, and is run again."""
     chance = random.Random(os.environ.get("PYTEST_RANDOM_SEED", "blocks"))
     aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.05})
     expected: dict[str, bytes] = {}
-    for number in range(KILLS):
+    for number in range(kills):
         with image.open("r+b") as file:
             file.seek((number % 40) * BLOCK)
             file.write(chance.randbytes(BLOCK))
@@ -104,10 +116,10 @@ def test_killed_at_random_points_and_resumed(aws, image, tmp_path):
         if number % 4 == 3:  # not by blocks but by time: also before, between and after them
             process = upload.start()
             time.sleep(chance.uniform(0.3, 4))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
         else:
-            kill_after_some_blocks(upload, aws, chance.randrange(0, 31))
+            process = put_some_blocks(upload, aws, chance.randrange(0, 31))
+        process.kill()
+        assert process.wait(DEADLINE) in (0, -signal.SIGKILL)  # some rounds end before they are killed
         made = upload.run()
         expected[made.snapshot_id] = image.read_bytes()
         assert not upload.journal.exists()
@@ -117,7 +129,6 @@ def test_killed_at_random_points_and_resumed(aws, image, tmp_path):
 
 
 def test_a_killed_upload_sends_only_what_was_not_acknowledged(aws, image, tmp_path):
-    aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.2})
     upload = Upload(image, tmp_path / "records")
     kill_after_some_blocks(upload, aws, 20)
     known = BlockJournal(upload.journal).read()
@@ -133,24 +144,22 @@ def test_a_killed_upload_sends_only_what_was_not_acknowledged(aws, image, tmp_pa
 
 def test_workers_end_with_their_parent(aws, image, tmp_path):
     aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.5})
-    kill_after_some_blocks(Upload(image, tmp_path / "records"), aws, 4)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+    kill(put_some_blocks(Upload(image, tmp_path / "records"), aws, 4))
+
+    def quiet() -> bool:
         before = len(list(aws.calls))
         time.sleep(1.5)
-        if len(list(aws.calls)) == before:
-            return
-    pytest.fail("somebody still puts blocks")
+        return len(list(aws.calls)) == before
+
+    wait_until(quiet, "the end of the workers", deadline=20)
 
 
 def test_a_snapshot_that_expired_meanwhile_is_begun_anew(aws, image, tmp_path):
-    aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.2})
     upload = Upload(image, tmp_path / "records")
     kill_after_some_blocks(upload, aws, 5)
     (old,) = snapshots(aws)
     aws.clock.advance(61 * 60)
     assert snapshots(aws) == {old: "error"}
-    aws.faults.clear()
     made = upload.run()
     assert made.snapshot_id != old
     assert snapshots(aws) == {made.snapshot_id: "completed"}
@@ -158,11 +167,9 @@ def test_a_snapshot_that_expired_meanwhile_is_begun_anew(aws, image, tmp_path):
 
 
 def test_a_machine_without_the_journal_goes_on_in_the_same_snapshot(aws, image, tmp_path):
-    aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.2})
     upload = Upload(image, tmp_path / "records")
     kill_after_some_blocks(upload, aws, 5)
     (pending,) = snapshots(aws)
-    aws.faults.clear()
     upload.journal.unlink()
     assert upload.run().snapshot_id == pending
     assert snapshots(aws) == {pending: "completed"}
@@ -172,8 +179,7 @@ def test_a_run_that_died_after_the_seal_keeps_its_manifest_later(aws, image, tmp
     upload = Upload(image, tmp_path / "records")
     session = boto3.Session(region_name=REGION)
     sealed = blocks.upload(session, upload.wanted, tables=upload.tables, pushing=Pushing(2, 8))
-    while snapshots(aws)[sealed.snapshot_id] != "completed":
-        time.sleep(0.05)
+    wait_until(lambda: snapshots(aws)[sealed.snapshot_id] == "completed", "the snapshot's completion")
     again = upload.run()
     assert (again.snapshot_id, again.outcome, again.sent) == (sealed.snapshot_id, "reused", 0)
     assert len(upload.tables.read("manifests")) == 30
@@ -188,9 +194,7 @@ def test_without_the_parents_manifest_a_killed_upload_is_not_continued(aws, imag
             file.seek(number * BLOCK)
             file.write(b"new" * 1000)
     later = Upload(image, tmp_path / "records")
-    aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.5})
     kill_after_some_blocks(later, aws, 1)
-    aws.faults.clear()
     (later.history / "manifests").rename(tmp_path / "lost")
     made = later.run()
     assert made.parent_id == ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.sandbox.ec2.conftest import aws, rehearsal
+from tests.support import join, wait_until
 from vmsnix_ops import errors
 from vmsnix_ops.aws import paging
 from vmsnix_ops.aws.references import Clients
@@ -111,10 +112,9 @@ def test_who_waits_is_stopped_at_once(aws: Rehearsal, monkeypatch: pytest.Monkey
 
     thread = threading.Thread(target=wait)
     thread.start()
-    while aws.served.calls.count("ec2:DescribeLaunchTemplates") < 4:
-        time.sleep(0.02)
+    wait_until(lambda: aws.served.calls.count("ec2:DescribeLaunchTemplates") >= 4, "the fourth try")
     limit.stop()
-    thread.join(3)
+    join(thread)
     assert [type(error) for error in caught] == [errors.InterruptedRunError]
 
 

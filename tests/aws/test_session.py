@@ -106,7 +106,9 @@ def call():
     return "done"
 assert retrying(call, "NotYet") == "done" and len(calls) == 2
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
     assert (done.stdout, done.stderr) == ("", "")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib import request
 
-from tests.support import require
+from tests.support import join, require
 from vmsnix_ops.sandbox.access import Access
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def serve(
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
-        rest.join()
+        join(rest)
 
 
 @contextmanager

@@ -64,7 +64,9 @@ def qemu_make(path: Path, raw: Path, driver: str, options: str = "") -> Path:
     if driver == "compressed":
         driver, extra = "qcow2", ["-c"]
     subprocess.run(
-        [require("qemu-img"), "convert", "-f", "raw", "-O", driver, *extra, str(raw), str(path)], check=True
+        [require("qemu-img"), "convert", "-f", "raw", "-O", driver, *extra, str(raw), str(path)],
+        check=True,
+        timeout=120,
     )
     return path
 
@@ -77,6 +79,7 @@ def qemu_bytes(path: Path, kind: str) -> bytes | None:
         [require("qemu-img"), "convert", "--image-opts", options, "-O", "raw", str(output)],
         capture_output=True,
         check=False,
+        timeout=120,
     )
     try:
         return output.read_bytes() if done.returncode == 0 else None

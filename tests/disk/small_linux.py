@@ -101,6 +101,7 @@ def _initrd(work: Path, busybox: Path) -> Path:
             cwd=root,
             check=True,
             stderr=subprocess.DEVNULL,
+            timeout=120,
         )
     return initrd
 
@@ -119,4 +120,4 @@ def _unified(work: Path, kernel: Path, initrd: Path) -> Path:
 
 
 def _run(*words: object) -> None:
-    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL, timeout=120)

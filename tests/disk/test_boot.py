@@ -16,7 +16,7 @@ import pytest
 
 from tests.disk.images import qemu_make
 from tests.disk.small_linux import UP, make_small_linux
-from tests.support import require
+from tests.support import DEADLINE, require, wait_until
 from vmsnix_ops.disk import boot_machine
 from vmsnix_ops.disk.boot import boot
 from vmsnix_ops.disk.sample import MESSAGE, make_sample_image
@@ -202,7 +202,7 @@ def test_no_machine_outlives_its_test(tmp_path: Path, temporary: Path, number: s
     try:
         wait_until(lambda: bool(machines(temporary)))
         process.send_signal(number)
-        process.wait(30)
+        process.wait(DEADLINE)
         wait_until(lambda: not machines(temporary))
     finally:
         process.kill()
@@ -221,10 +221,3 @@ def machines(folder: Path) -> list[int]:
         if str(folder).encode() in words and b"qemu-system" in words:
             found.append(int(entry.name))
     return found
-
-
-def wait_until(condition: object, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.05)

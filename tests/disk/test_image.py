@@ -172,6 +172,7 @@ def test_a_hundred_gib_take_little_memory(tmp_path: Path) -> None:
         text=True,
         check=True,
         cwd=ROOT,
+        timeout=120,
     )
     count, _digest, kibibytes = done.stdout.split()
     assert int(count) == 200

@@ -91,6 +91,7 @@ def test_an_image_with_a_backing_file_is_refused_before_the_other_file_is_opened
             str(tmp_path / "disk"),
         ],
         check=True,
+        timeout=120,
     )
     with pytest.raises(ImageFormatError, match="its backing file") as caught:
         open_image(tmp_path / "disk")
@@ -102,6 +103,7 @@ def test_an_image_whose_data_lie_in_another_file_is_refused(tmp_path: Path) -> N
     subprocess.run(
         [require("qemu-img"), "create", "-q", "-f", "qcow2", "-o", options, str(tmp_path / "disk"), "1M"],
         check=True,
+        timeout=120,
     )
     with pytest.raises(ImageFormatError, match="in another file") as caught:
         open_image(tmp_path / "disk")
@@ -119,6 +121,7 @@ def test_an_encrypted_image_is_refused(tmp_path: Path) -> None:
             str(tmp_path / "disk"), "1M",
         ],
         check=True,
+        timeout=120,
     )  # fmt: skip
     with pytest.raises(ImageFormatError, match="is encrypted"):
         open_image(tmp_path / "disk")
@@ -150,6 +153,7 @@ def test_a_vmdk_with_a_parent_is_refused(tmp_path: Path) -> None:
             str(tmp_path / "disk"),
         ],
         check=True,
+        timeout=120,
     )
     with pytest.raises(ImageFormatError, match="its parent") as caught:
         open_image(tmp_path / "disk")
@@ -214,7 +218,12 @@ def test_a_full_temporary_disk_names_the_cure(tmp_path: Path) -> None:
     )
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=root
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+        timeout=120,
     )
     assert "ImageError: There is no room in" in done.stderr
     assert "set TMPDIR" in done.stderr

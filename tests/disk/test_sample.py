@@ -73,7 +73,9 @@ def test_qemu_reads_the_same_disk(tmp_path: Path, kind: str) -> None:
     make_sample_image(tmp_path, format=kind, data_bytes=MIB, size=8 * MIB)  # type: ignore[arg-type]
     path = tmp_path / "sample.vhd"
     assert whole(path) == qemu_bytes(path, "vhd")
-    subprocess.run([require("qemu-img"), "info", "-f", "vpc", str(path)], check=True, capture_output=True)
+    subprocess.run(
+        [require("qemu-img"), "info", "-f", "vpc", str(path)], check=True, capture_output=True, timeout=120
+    )
 
 
 def test_the_same_arguments_give_the_same_bytes_and_others_give_others(tmp_path: Path) -> None:

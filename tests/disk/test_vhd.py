@@ -51,7 +51,9 @@ def test_vhds_of_qemu_read_as_qemu_reads_them(
 
 def test_a_disk_of_4096_mib_has_the_size_that_ec2_will_see(tmp_path: Path) -> None:
     path = tmp_path / "disk.vhd"
-    subprocess.run([require("qemu-img"), "create", "-q", "-f", "vpc", str(path), "4096M"], check=True)
+    subprocess.run(
+        [require("qemu-img"), "create", "-q", "-f", "vpc", str(path), "4096M"], check=True, timeout=120
+    )
     with open_image(path) as image:
         assert image.size == 4295467008
 

@@ -36,6 +36,7 @@ def test_qemu_sees_the_exact_size_without_being_told(tmp_path: Path, kind: str) 
         [require("qemu-img"), "info", "--output=json", "-f", "vpc", str(path)],
         capture_output=True,
         check=True,
+        timeout=120,
     )
     found = json.loads(text.stdout)
     assert (found["format"], found["virtual-size"]) == ("vpc", 3 * MIB)
@@ -83,7 +84,9 @@ def test_blocks_out_of_order_or_place_are_refused(tmp_path: Path, indices: list[
 def test_sizes_are_rounded_as_qemu_rounds_them(tmp_path: Path, sectors: int) -> None:
     path = tmp_path / "disk"
     subprocess.run(
-        [require("qemu-img"), "create", "-q", "-f", "vpc", str(path), str(sectors * 512)], check=True
+        [require("qemu-img"), "create", "-q", "-f", "vpc", str(path), str(sectors * 512)],
+        check=True,
+        timeout=120,
     )
     footer = path.read_bytes()[:512]
     size = int.from_bytes(footer[48:56], "big")

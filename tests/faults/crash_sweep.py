@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.faults.account import BUCKET, REGION, look, wrong_tables
 from tests.faults.publishers import MOMENTS, Ended, Job, Kill, Publishers, environment
+from tests.support import wait_until
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
@@ -140,9 +141,7 @@ class Sweep:
 
 def _kill(processes: list[int], fault: Fault) -> None:
     """Kill publishers as soon as the fault holds up a call."""
-    deadline = time.monotonic() + 60
-    while not fault.struck and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: fault.struck, f"the call {fault.op}")
     for process in processes:
         os.kill(process, signal.SIGKILL)
 

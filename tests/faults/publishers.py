@@ -100,8 +100,9 @@ class Publishers:
 
     def run(self, *jobs: Job, during: Callable[[list[int]], None] | None = None) -> list[Ended]:
         """Run publishers side by side and wait for all; `during` is given their process ids."""
+        from tests.support import read_line  # the program below needs no pytest
+
         assert self._process.stdin
-        assert self._process.stdout
         answers = []
         for _ in jobs:
             self._count += 1
@@ -109,10 +110,10 @@ class Publishers:
         told = [asdict(job) | {"answer": str(answer)} for job, answer in zip(jobs, answers, strict=True)]
         self._process.stdin.write(json.dumps(told) + "\n")
         self._process.stdin.flush()
-        processes = json.loads(self._process.stdout.readline())
+        processes = json.loads(read_line(self._process))
         if during is not None:
             during(processes)
-        statuses = json.loads(self._process.stdout.readline())
+        statuses = json.loads(read_line(self._process, deadline=200))
         return [_read(answer, status) for answer, status in zip(answers, statuses, strict=True)]
 
 

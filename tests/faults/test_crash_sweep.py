@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +26,8 @@ QUICK = [
     ("direct", Kill("ec2:RegisterImage", 1, "after")),
 ]
 
+SLICES = 8  # of all points, for a test each
+
 
 @pytest.mark.parametrize(("via", "kill"), QUICK, ids=lambda value: str(value))
 def test_killed_here_the_same_command_converges(publishers: Sweep, via: str, kill: Kill) -> None:
@@ -35,13 +36,13 @@ def test_killed_here_the_same_command_converges(publishers: Sweep, via: str, kil
     assert publishers.sweep(via, kill).wrong == ()
 
 
-def test_killed_at_every_call_the_same_command_converges(publishers: Sweep) -> None:
-    # The whole is every point of both paths; else the few above and these.
-    if not os.environ.get("VMSNIX_WHOLE_TESTS"):
-        points = publishers.points("import")
-        assert {kill for via, kill in QUICK if via == "import"} <= set(points)
-        return
-    for via in ("import", "direct"):
-        points = publishers.points(via)
-        swept = [publishers.sweep(via, kill) for kill in points]
-        assert {str(point.kill): point.wrong for point in swept if not point.converged} == {}
+def test_every_quick_point_is_a_point_of_the_whole_sweep(publishers: Sweep) -> None:
+    assert {kill for via, kill in QUICK if via == "import"} <= set(publishers.points("import"))
+
+
+@pytest.mark.long(seconds=60)
+@pytest.mark.parametrize("slice_", range(SLICES))
+@pytest.mark.parametrize("via", ["import", "direct"])
+def test_killed_at_every_call_the_same_command_converges(publishers: Sweep, via: str, slice_: int) -> None:
+    swept = [publishers.sweep(via, kill) for kill in publishers.points(via)[slice_::SLICES]]
+    assert {str(point.kill): point.wrong for point in swept if not point.converged} == {}

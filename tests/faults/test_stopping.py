@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.faults.account import BUCKET, REGION, look
+from tests.support import wait_until
 from vmsnix_ops import publish
 from vmsnix_ops.progress import silent
 
@@ -18,9 +19,7 @@ def stop_in(publishers, fault, *signals):
     struck = publishers.aws.faults.add(fault)
 
     def send(processes):
-        deadline = time.monotonic() + 60
-        while not struck.struck and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: struck.struck, "the call that is held up")
         for number in signals:
             time.sleep(0.2)  # the second comes while the first is cleaning up
             os.kill(processes[0], number)

@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.support import require
+from tests.support import read_line, require, wait_until
 from vmsnix_ops.errors import NixError, ToolMissingError
 from vmsnix_ops.nix.command import Answer, ask, environment, error_lines, explain, explanation, find_nix, run
 
@@ -180,17 +179,13 @@ def test_ctrl_c_ends_a_build_and_its_builder(nix: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with child:
-        assert child.stdout is not None
-        assert any("sleepPhase" in line for line in child.stdout)
+        read_line(child, "sleepPhase")
         builders = builders_below(nix)
         assert builders
         child.send_signal(signal.SIGINT)
         _, errors = child.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
-    deadline = time.monotonic() + 30
-    while builders_below(nix) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not builders_below(nix)
+    wait_until(lambda: not builders_below(nix), "the end of the builders", pause=0.1)
 
 
 def builders_below(root: Path) -> list[int]:

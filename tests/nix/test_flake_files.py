@@ -44,7 +44,7 @@ def without_strings_and_comments(text: str) -> str:
 @pytest.mark.parametrize("path", NIX_FILES, ids=name)
 def test_every_file_parses(path: Path) -> None:
     nix = require("nix-instantiate")
-    result = subprocess.run([nix, "--parse", path], capture_output=True, text=True, check=False)
+    result = subprocess.run([nix, "--parse", path], capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stderr
 
 

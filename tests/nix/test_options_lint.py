@@ -62,7 +62,7 @@ def describe(tree: Path, file: Path, system: str = "x86_64-linux") -> dict[str, 
         f' file = {file}; system = "{system}"; with_options_of = {FLAKE}/modules/profiles/base.nix; }}'
     )
     command = [require("nix-instantiate"), "--eval", "--strict", "--json", "--expr", expression]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stderr
     described: dict[str, Any] = json.loads(result.stdout)
     return described

@@ -29,13 +29,15 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
         if "nixpkgs" in os.environ.get("VMSNIX_REQUIRE", "").split(","):
             pytest.fail("nixpkgs is required here (VMSNIX_REQUIRE) but NIXPKGS_TREE is not set")
         pytest.skip("NIXPKGS_TREE is not set")
-    version = subprocess.run([nix, "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run(
+        [nix, "--version"], capture_output=True, text=True, check=True, timeout=1200
+    ).stdout
     numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
     if numbers < (2, 18):
         pytest.skip(f"nixpkgs wants Nix 2.18 or newer; this is {version.strip()}")
     environment = {**os.environ, "NIX": nix}
     command = ["sh", str(CHECKS / "evaluate.sh"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=1200)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,9 @@ def test_the_disk_and_the_registration(report: dict[str, dict[str, Any]], system
 
 def test_without_a_tree_the_script_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NIXPKGS_TREE", raising=False)
-    result = subprocess.run(["sh", CHECKS / "evaluate.sh"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["sh", CHECKS / "evaluate.sh"], capture_output=True, text=True, check=False, timeout=1200
+    )
     assert result.returncode == 2
     assert "NIXPKGS_TREE" in result.stderr
     assert result.stdout == ""

@@ -51,7 +51,11 @@ def test_nix_itself_agrees() -> None:
     pairs = [(one, other) for one in words for other in words]
     calls = " ".join(f'(builtins.compareVersions "{one}" "{other}")' for one, other in pairs)
     answer = subprocess.run(
-        [nix, "--eval", "--strict", "--expr", f"[ {calls} ]"], capture_output=True, text=True, check=False
+        [nix, "--eval", "--strict", "--expr", f"[ {calls} ]"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert answer.returncode == 0, answer.stderr
     theirs = [int(word) for word in answer.stdout.strip("[] \n").split()]

@@ -178,6 +178,7 @@ def test_the_console_is_for_people_and_does_nothing_without_them(stage: Stage, t
         env={name: value for name, value in {**os.environ, **stage.environment}.items() if value is not None},
         capture_output=True,
         text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     (said,) = json.loads(executed.read_text())["cells"][-1]["outputs"]

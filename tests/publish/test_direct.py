@@ -71,7 +71,7 @@ def test_an_image_of_every_format_becomes_an_ami_that_holds_its_bytes_whatever_t
         options = ["-o", "subformat=fixed"] if kind == "vhd-fixed" else []
         options += ["-c"] if kind == "qcow2-compressed" else []
         command = [require("qemu-img"), "convert", "-f", "raw", "-O", qemu, *options]
-        subprocess.run([*command, str(raw), str(path)], check=True)
+        subprocess.run([*command, str(raw), str(path)], check=True, timeout=120)
     else:
         shutil.copy(raw, path)
     fault = {"op": "ebs:PutSnapshotBlock", "probability": 0.1}

@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+from tests.support import wait_until
 from vmsnix_ops import publish
 
 BUCKET, REGION = "vmsnix-images", "us-east-1"
@@ -29,10 +29,8 @@ def interrupt_when(fault, image) -> subprocess.CompletedProcess[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", PUBLISHER, str(image)], env=os.environ, stderr=subprocess.PIPE, text=True
     )
-    for _ in range(600):
-        if fault.struck or process.poll() is not None:
-            break
-        time.sleep(0.05)
+    wait_until(lambda: fault.struck or process.poll() is not None, "the call that is held up")
+    assert fault.struck, process.communicate(timeout=60)[1]
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     return subprocess.CompletedProcess([], process.returncode, "", stderr)

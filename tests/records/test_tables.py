@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import DEADLINE, wait_until
 from vmsnix_ops.errors import CommitConflictError, RecordsError, SchemaError
 from vmsnix_ops.records import tables as tables_module
 from vmsnix_ops.records.frames import to_arrow, to_frame
@@ -323,15 +324,18 @@ def test_readers_never_stumble_over_the_first_commit(tmp_path: Path) -> None:
         written = threading.Event()
 
         def read(tables: Tables = tables, written: threading.Event = written) -> None:
-            while not written.is_set():
-                tables.read("steps", columns=["step"])
+            wait_until(
+                lambda: tables.read("steps", columns=["step"]) is not None and written.is_set(),
+                "the first commit",
+                pause=0,
+            )
 
         with ThreadPoolExecutor(2) as pool:
             readers = [pool.submit(read) for _ in range(2)]
             tables.append("steps", [STEP])
             written.set()
         for reader in readers:
-            reader.result()
+            reader.result(DEADLINE)
         assert len(tables.read("steps")) == 1
 
 
@@ -359,15 +363,16 @@ def test_a_table_compacts_itself(tables: Tables, monkeypatch: pytest.MonkeyPatch
     assert len(tables.read("steps")) == 6
 
 
-def test_many_processes_lose_nothing_and_double_nothing(tables: Tables) -> None:
-    # The whole is 16 writers with 200 records each; every writer is a process of its own.
-    writers, count = (16, 200) if os.environ.get("VMSNIX_WHOLE_TESTS") else (3, 10)
+@pytest.mark.parametrize(
+    ("writers", "count"), [(3, 10), pytest.param(16, 200, marks=pytest.mark.long(seconds=300))]
+)
+def test_many_processes_lose_nothing_and_double_nothing(tables: Tables, writers: int, count: int) -> None:
     program = [sys.executable, str(ROOT / "tests" / "records" / "writer.py"), tables.location]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     running = [
         subprocess.Popen([*program, f"w{number}", str(count)], env=environment) for number in range(writers)
     ]
-    assert [process.wait() for process in running] == [0] * writers
+    assert [process.wait(writers * count) for process in running] == [0] * writers
     frame = tables.read("steps", columns=["run_id", "step"])
     expected = {(f"w{writer}", f"step-{number}") for writer in range(writers) for number in range(count)}
     assert len(frame) == writers * count

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import join, wait_until
 from vmsnix_ops.errors import ArchiveError, ParameterError, RunError, UnknownRunbookError
 from vmsnix_ops.records.result import KEYS
 from vmsnix_ops.runbooks import _engine
@@ -346,8 +347,7 @@ def test_an_interrupt_lets_the_notebook_clean_up(shelf: Shelf, tmp_path: Path) -
     stopper = Interrupter()
 
     def stop() -> None:
-        while not started.exists():
-            threading.Event().wait(0.05)
+        wait_until(started.exists, "the start of the cell")
         stopper.interrupt()
 
     thread = threading.Thread(target=stop)
@@ -359,7 +359,7 @@ def test_an_interrupt_lets_the_notebook_clean_up(shelf: Shelf, tmp_path: Path) -
         "print('never')",
         interrupter=stopper,
     )
-    thread.join()
+    join(thread)
     assert (outcome.verdict, outcome.exit_code) == ("interrupted", 1)
     assert cleaned.exists()
     assert "cleaned up" in shelf.outputs(outcome)
@@ -381,8 +381,7 @@ def test_a_notebook_that_does_not_stop_is_stopped(shelf: Shelf, tmp_path: Path) 
     stopper = Interrupter(grace=0.5)
 
     def stop() -> None:
-        while not started.exists():
-            threading.Event().wait(0.05)
+        wait_until(started.exists, "the start of the cell")
         stopper.interrupt()
 
     thread = threading.Thread(target=stop)
@@ -392,7 +391,7 @@ def test_a_notebook_that_does_not_stop_is_stopped(shelf: Shelf, tmp_path: Path) 
         "while True:\n    try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        pass",
         interrupter=stopper,
     )
-    thread.join()
+    join(thread)
     assert outcome.verdict == "interrupted"
 
 

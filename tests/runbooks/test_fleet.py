@@ -12,7 +12,6 @@ import socket
 import ssl
 import sys
 import threading
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.support import join, wait_until
 from vmsnix_ops.errors import FleetError, PartlyDoneError, ToolMissingError
 from vmsnix_ops.runbooks import fleet
 from vmsnix_ops.runbooks.fleet_cluster import check_workers, connected
@@ -94,17 +94,17 @@ class Yard:
         path = self.folder / "trace"
         return path.read_text().splitlines() if path.exists() else []
 
-    def running(self, planned: fleet.Fleet, target: str, seconds: float = 60) -> Document:
+    def running(self, planned: fleet.Fleet, target: str) -> Document:
         """Wait until a target's notebook has begun, and return its document."""
         key = next(each.key for each in planned.plan.targets if each.name == target)
         name = next(str(each.given["name"]) for each in planned.plan.targets if each.name == target)
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+
+        def document() -> Document | None:
             kept = open_ledger(planned.ledger).read(f"targets/{key}.json")
-            if kept is not None and kept.value["state"] == "running" and f"begin {name}" in self.trace():
-                return kept.value
-            time.sleep(0.05)
-        pytest.fail(f"{target} did not begin")
+            begun = kept is not None and kept.value["state"] == "running" and f"begin {name}" in self.trace()
+            return kept.value if kept is not None and begun else None
+
+        return wait_until(document, f"the start of {target}") or {}
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_a_worker_that_is_killed_loses_nothing(yard: Yard, on_the_cluster: None)
     thread = threading.Thread(target=kill)
     thread.start()
     outcome = planned.apply(board=Lines(io.StringIO()))
-    thread.join()
+    join(thread)
     assert outcome.status == "done"
     attempts = {d["target"]: [a["verdict"] for a in d["attempts"]] for d in outcome.documents}
     assert attempts["work/name=a"] == ["lost", "done"]
@@ -237,7 +237,7 @@ def test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up(yard: Yard, on_the
     thread = threading.Thread(target=ask)
     thread.start()
     outcome = planned.apply(board=Lines(io.StringIO()), stop=stop)
-    thread.join()
+    join(thread)
     assert outcome.status == "interrupted"
     assert yard.trace() == ["begin a", "end a"]
     assert outcome.seconds < 50
@@ -277,7 +277,7 @@ def test_a_cluster_of_this_machine_is_for_nobody_else(cluster: Any) -> None:
 def say_without_our_certificate(port: int) -> None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as wrapped:
+    with socket.create_connection(("127.0.0.1", port), 30) as plain, context.wrap_socket(plain) as wrapped:
         wrapped.sendall(b"x")
         if not wrapped.recv(1):
             raise ConnectionError

@@ -1,6 +1,6 @@
 """A fleet on a real scheduler and real workers, parts of which are killed at random: nothing lost or doubled.
 
-Three kills, one of each part; ``just test-fleet-kills`` (``VMSNIX_WHOLE_TESTS=1``) makes it 24.
+Three kills, one of each part; the long tests make it 24.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults.account import BUCKET, REGION, look
+from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.runbooks.fleet_cluster import new_certificate
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-WHOLE = os.environ.get("VMSNIX_WHOLE_TESTS") == "1"
-KILLS = 12 if WHOLE else 3
 PARTS = ("client", "worker", "scheduler")
 PLAN = f"""
 name = "storm"
@@ -103,8 +102,7 @@ class Storm:
     def kill(self, part: str, rng: random.Random) -> None:
         """Kill a part with a signal that nobody can answer."""
         name = rng.choice(["worker-0", "worker-1"]) if part == "worker" else part
-        self.processes[name].kill()
-        self.processes[name].wait()
+        kill(self.processes[name])
 
     def start_all(self) -> None:
         for name in ("scheduler", "worker-0", "worker-1", "client"):
@@ -112,14 +110,15 @@ class Storm:
 
     def wait_for_a_run(self, seconds: float = 90) -> bool:
         """Wait until a target is run; False when the client ended before."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if self.processes["client"].poll() is not None:
-                return False
-            if any(document["state"] == "running" for document in self.documents()):
-                return True
-            time.sleep(0.1)
-        pytest.fail(f"nothing ran: {self.logs()}")
+
+        def runs() -> bool:
+            return any(document["state"] == "running" for document in self.documents())
+
+        def ended() -> bool:
+            return self.processes["client"].poll() is not None
+
+        wait_until(lambda: ended() or runs(), "the start of a run", deadline=seconds, pause=0.1)
+        return not ended()
 
     def documents(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in Path(self.ledger).glob("targets/*.json")]
@@ -138,7 +137,7 @@ class Storm:
     def end(self) -> None:
         for process in self.processes.values():
             process.kill()
-            process.wait()
+            process.wait(DEADLINE)
 
 
 @pytest.fixture
@@ -152,7 +151,7 @@ def aws() -> Iterator[Sandbox]:
 def storm(tmp_path: Path, aws: Sandbox) -> Iterator[Storm]:
     for name in ("first", "second"):
         make_sample_image(tmp_path / name, name=name, seed=name)
-    (tmp_path / "plan.toml").write_text(PLAN + (LOOK if WHOLE else ""))
+    (tmp_path / "plan.toml").write_text(PLAN)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -166,12 +165,18 @@ def storm(tmp_path: Path, aws: Sandbox) -> Iterator[Storm]:
     made.end()
 
 
-@pytest.mark.parametrize("seed", range(2 if WHOLE else 1))
+@pytest.mark.parametrize(
+    ("seed", "kills"),
+    [(0, 3), *(pytest.param(seed, 12, marks=pytest.mark.long(seconds=300)) for seed in (1, 2))],
+)
 def test_whatever_is_killed_starting_again_finishes_the_rest_and_doubles_nothing(
-    storm: Storm, aws: Sandbox, seed: int
+    storm: Storm, aws: Sandbox, seed: int, kills: int
 ) -> None:
+    whole = kills > 3
+    if whole:
+        (storm.folder / "plan.toml").write_text(PLAN + LOOK)
     rng = random.Random(seed)
-    victims = [part for _ in range(KILLS // len(PARTS)) for part in rng.sample(PARTS, len(PARTS))]
+    victims = [part for _ in range(kills // len(PARTS)) for part in rng.sample(PARTS, len(PARTS))]
     killed = 0
     for part in victims:
         storm.start_all()
@@ -188,7 +193,7 @@ def test_whatever_is_killed_starting_again_finishes_the_rest_and_doubles_nothing
     assert killed >= 2
     assert list(look(aws).leftovers(amis=2)) == []
     documents = storm.documents()
-    names = ["publish/first/us-east-1", "publish/second/us-east-1", *(["look/us-east-1"] if WHOLE else [])]
+    names = ["publish/first/us-east-1", "publish/second/us-east-1", *(["look/us-east-1"] if whole else [])]
     assert {document["target"]: document["state"] for document in documents} == dict.fromkeys(names, "done")
     for document in documents:
         verdicts = [attempt["verdict"] for attempt in document["attempts"]]
@@ -204,6 +209,6 @@ def test_whatever_is_killed_starting_again_finishes_the_rest_and_doubles_nothing
     assert last <= done
 
     # And once more: a new round, which finds everything there.
-    if WHOLE:
+    if whole:
         storm.finish()
         assert list(look(aws).leftovers(amis=2)) == []

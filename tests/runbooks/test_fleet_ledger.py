@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import join, kill, read_line
 from vmsnix_ops.errors import ArchiveError, AwsError
 from vmsnix_ops.runbooks.fleet_lease import Owner, Watch
 from vmsnix_ops.runbooks.fleet_ledger import Document, Ledger, StaleError, change, open_ledger
@@ -74,8 +75,7 @@ def test_of_many_writers_at_once_none_is_lost(ledger: Ledger) -> None:
     threads = [threading.Thread(target=write) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(*threads)
     kept = ledger.read(NAME)
     assert kept is not None
     assert kept.value == {"n": 20}
@@ -132,10 +132,9 @@ def test_a_dead_process_of_this_machine_is_seen_at_once(monkeypatch: pytest.Monk
     assert process.stdout is not None
     import json
 
-    document = {"state": "running", "owner": json.loads(process.stdout.readline()), "beat": 3}
+    document = {"state": "running", "owner": json.loads(read_line(process)), "beat": 3}
     assert not Watch(60).has_ended(document)
-    process.kill()
-    process.communicate()
+    kill(process)
     assert Watch(60).has_ended(document)
     # The same number with another birth is another process.
     assert Owner.is_dead(Owner.this_process().as_dict() | {"born": "1"})

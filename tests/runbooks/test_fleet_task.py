@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import require
+from tests.support import join, require, wait_until
 from vmsnix_ops.errors import ArchiveError
 from vmsnix_ops.nix import command
 from vmsnix_ops.runbooks import fleet_task
@@ -177,7 +177,7 @@ def test_a_living_run_elsewhere_is_waited_for(worker: Worker) -> None:
     thread.start()
     document = run_target(worker.job)
     assert over.is_set()
-    thread.join()
+    join(thread)
     assert (document["state"], document["result"]["ami_id"]) == ("done", "ami-elsewhere")
     assert worker.ran == []
 
@@ -197,8 +197,7 @@ def test_of_two_workers_one_runs_it(worker: Worker) -> None:
     threads = [threading.Thread(target=lambda job=job: documents.append(run_target(job))) for job in jobs]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(*threads)
     assert len(worker.ran) == 1  # for longer than the lease: it beat
     assert [document["state"] for document in documents] == ["done", "done"]
 
@@ -215,11 +214,9 @@ def test_a_target_that_kills_its_workers_is_given_up(worker: Worker) -> None:
 def test_a_run_whose_lease_was_lost_is_stopped(worker: Worker) -> None:
     def taken_over(options: dict[str, Any]) -> str:
         worker.found(beat=0, id="new")
-        until = time.monotonic() + 5
-        while not options["interrupter"].requested and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_until(lambda: options["interrupter"].requested, "the request to stop")
         worker.found(state="done", result={"ami_id": "ami-theirs"})
-        return "interrupted" if options["interrupter"].requested else "done"
+        return "interrupted"
 
     worker.outcomes = [taken_over]
     document = run_target(worker.job)

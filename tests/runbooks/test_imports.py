@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import join
 from vmsnix_ops.runbooks._imports import GRAMMAR, without_grammar
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def test_the_grammar_is_left_out_in_one_thread_and_only_there(monkeypatch: pytes
             importlib.import_module(GRAMMAR)
         other = threading.Thread(target=lambda: found.append(importlib.util.find_spec(GRAMMAR)))
         other.start()
-        other.join()
+        join(other)
     assert found != []  # installed or not, the other thread was told the truth
     assert importlib.util.find_spec(GRAMMAR) == found[0]
 
@@ -50,5 +51,7 @@ late = [name for name in ({GRAMMAR!r}, "pandas", "deltalake", "matplotlib")
         if name in sys.modules]
 print(outcome.verdict, early, late)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
     assert done.stdout == "done [] []\n"

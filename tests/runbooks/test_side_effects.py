@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.session import Session
 
+from tests.support import wait_until
 from vmsnix_ops.aws.permissions import PERMISSIONS
 from vmsnix_ops.errors import ConfirmationError, SideEffectsError
 from vmsnix_ops.runbooks.side_effects import MADE, TAKEN, TAKES_AWAY, Guard, is_read, level
@@ -188,8 +189,7 @@ def test_the_snapshot_of_an_import_is_known_before_it_has_tags(aws: Any, ec2: An
         task = ec2.import_snapshot(DiskContainer=disk, TagSpecifications=specification)["ImportTaskId"]
         guard = Guard("creates", "try-this")
         assert refused(guard, ec2, "ec2", "CancelImportTask", ImportTaskId=task) is not cleaned
-        while not (made := _imported(ec2, task)):
-            pass
+        made = wait_until(lambda task=task: _imported(ec2, task), "the import")
         assert refused(guard, ec2, "ec2", "DeleteSnapshot", SnapshotId=made) is not cleaned
 
 

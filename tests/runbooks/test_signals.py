@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import read_line, wait_until
 from vmsnix_ops.runbooks.evidence import Archive
 
 if TYPE_CHECKING:
@@ -69,11 +69,7 @@ class Running:
         self.helper = int(self.wait_for("under way").split()[-1])
 
     def wait_for(self, words: str) -> str:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if words in line:
-                return line
-        raise AssertionError(f"{words!r} was never said: {self.process.communicate()[1]}")
+        return read_line(self.process, words)
 
     def end(self) -> tuple[int, str, str]:
         printed, complained = self.process.communicate(timeout=120)
@@ -97,10 +93,7 @@ def test_trap_4_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence(
     assert "cleaned up" in Path(result["notebook"]).read_text()
     assert Path(result["report"]).is_file()
     # The programs that the notebook had started were interrupted with it.
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{running.helper}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{running.helper}").exists()
+    wait_until(lambda: not Path(f"/proc/{running.helper}").exists(), "the end of the notebook's program")
 
 
 def test_a_hangup_is_ignored_by_a_run_that_was_started_to_ignore_it(shelf: Shelf) -> None:

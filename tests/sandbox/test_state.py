@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.sandbox.asking import refused
+from tests.support import read_line
 from vmsnix_ops.sandbox import sandbox, sandbox_process
 
 if TYPE_CHECKING:
@@ -111,9 +112,8 @@ def test_a_child_says_that_its_port_is_taken() -> None:
 def test_serving_in_the_foreground_prints_exports_and_stops_cleanly(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "vmsnix_ops.sandbox", "--prepare", "images"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
         assert process.stderr is not None
-        lines = [process.stdout.readline() for _ in range(9)]
+        lines = [read_line(process) for _ in range(9)]
         exports = dict(
             line.removeprefix("export ").strip().split("=", 1) for line in lines if "export" in line
         )

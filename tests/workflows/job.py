@@ -105,6 +105,7 @@ class Job:
             env=environment,
             capture_output=True,
             text=True,
+            timeout=250,
         )
         self.printed += done.stdout + done.stderr
         return done.returncode

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import wait_until
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.console import places
 
@@ -33,10 +33,4 @@ def console_shelf(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def wait() -> Callable[[Callable[[], object]], None]:
     """Wait until something holds."""
 
-    def until(holds: Callable[[], object]) -> None:
-        last = time.monotonic() + 90
-        while not holds():
-            assert time.monotonic() < last, "it never came to hold"
-            time.sleep(0.05)
-
-    return until
+    return wait_until

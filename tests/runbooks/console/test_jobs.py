@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import wait_until
 from vmsnix_ops.errors import ParameterError
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.console import jobs
@@ -83,27 +86,34 @@ def test_a_cancelled_run_cleans_up_and_another_console_finds_it_before(
     assert left.read_text() == "cleaned up"
 
 
+def processes(job: Job) -> list[int]:
+    """Return the processes whose command line names a job's folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended meanwhile
+            if str(job.folder).encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
 def parents(job: Job) -> list[int]:
     """Return the process ids above the process that works in a job's folder."""
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
-        if str(job.folder).encode() in status.read_bytes().split(b"\0"):
-            found, process = [], int(status.parent.name)
-            while process > 1:
-                stat = Path(f"/proc/{process}/stat").read_text()
-                process = int(stat.rpartition(")")[2].split()[1])
-                found.append(process)
-            return found
-    pytest.fail("the process of the job is not there")
+    (process,) = processes(job)
+    found: list[int] = []
+    while process > 1:
+        stat = Path(f"/proc/{process}/stat").read_text()
+        process = int(stat.rpartition(")")[2].split()[1])
+        found.append(process)
+    return found
 
 
 def test_a_run_whose_process_was_killed_is_told_as_failed(shelf: Shelf) -> None:
     job = start(shelf, WAITS, {})
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
-        if str(job.folder).encode() in status.read_bytes().split(b"\0"):
-            os.kill(int(status.parent.name), 9)
+    # Its command line names the folder only once the child has executed the program.
+    (process,) = wait_until(lambda: processes(job), "the process of the job")
+    os.kill(process, signal.SIGKILL)
     follower = Follower(job, os.environ)
-    while (outcome := follower.look().outcome) is None:
-        pass
+    outcome = wait_until(lambda: follower.look().outcome, "the outcome of a killed run")
     assert outcome["verdict"] == "failed"
     assert "without a word" in outcome["error"]["what"]
 

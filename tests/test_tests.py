@@ -1,0 +1,222 @@
+"""What holds for the tests themselves: each belongs to a part, each wait ends, and so does each test."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import parts, stress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+ENDLESS = {"wait", "join", "result", "get", "acquire", "communicate", "lock"}
+"""Methods that wait for ever when they are called without an argument."""
+NEED_TIMEOUT = {"run", "call", "check_call", "check_output", "urlopen", "create_connection", "HTTPConnection"}
+MODULES = {"subprocess", "request", "urllib.request", "socket", "http.client", ""}
+
+
+def test_every_folder_of_tests_belongs_to_a_part() -> None:
+    folders = {parts.folder_of(path) for path in HERE.rglob("test_*.py")} - {""}
+    assert folders - set(parts.QUICK) - set(parts.SEPARATE) == set(), "add it to tests/parts.py"
+    assert set(parts.QUICK) & set(parts.SEPARATE) == set()
+
+
+def test_readme_ci_and_nightly_run_their_parts() -> None:
+    readme, ci, recipes = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", ".ci/run", "justfile")
+    )
+    assert re.search(r"^  \.venv/bin/pytest$", readme, re.MULTILINE), "no option: the quick part"
+    assert "run_readme_command pytest" in ci
+    assert f"--parts={','.join((*parts.SEPARATE, 'long'))} --long-sample=" in ci
+    assert re.search(r"^    pytest --parts=all ", recipes, re.MULTILINE)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder whose tests run with these tests' options."""
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = settings[settings.index("[tool.pytest.ini_options]") :]
+    section = section.replace('["."]', f'["{ROOT}"]').replace('["tests"]', '["checks"]')
+    (tmp_path / "pyproject.toml").write_text(section)
+    checks = tmp_path / "checks"
+    (tmp_path / "conftest.py").write_text(
+        f"import pathlib\nfrom tests.conftest import *\nparts.HERE = pathlib.Path({str(checks)!r})\n"
+    )
+    checks.mkdir()
+    return tmp_path
+
+
+def run(project: Path, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+PARTS = """
+import pytest
+
+def test_quick(): pass
+
+@pytest.mark.long(seconds=10)
+@pytest.mark.parametrize("number", range(9))
+def test_long(number): pass
+"""
+
+
+def test_parts_are_chosen_and_a_sample_can_be_repeated(project: Path) -> None:
+    (project / "checks" / "test_some.py").write_text(PARTS)
+    (project / "checks" / "browser").mkdir()
+    (project / "checks" / "browser" / "test_browser.py").write_text("def test_browser(): pass")
+
+    def ran(*options: str) -> list[str]:
+        return re.findall(r"::(\S+) PASSED", run(project, "-n0", "-v", *options))
+
+    assert ran() == ["test_quick"]
+    assert ran("checks/browser", "checks/test_some.py::test_long[3]") == ["test_browser", "test_long[3]"]
+    assert len(ran("--parts=all")) == 11
+    sampled = ran("--parts=long", "--long-sample=seed/40")
+    assert len(sampled) == 4
+    assert ran("--parts=long", "--long-sample=seed/40") == sampled
+    assert "no part slow" in run(project, "--parts=slow")
+
+
+HANGS = """
+import subprocess, sys, threading
+
+def test_that_hangs():
+    thread = threading.Thread(target=waits_below, daemon=True)
+    thread.start()
+    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(200)", "left-behind"])
+    program.wait()
+
+def waits_below():
+    threading.Event().wait()
+
+def test_that_comes_after(): pass
+"""
+
+
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_a_test_that_hangs_fails_with_all_stacks_and_its_programs_are_killed(
+    project: Path, processes: str
+) -> None:
+    (project / "checks" / "test_some.py").write_text(HANGS)
+    printed = run(project, "-o", "timeout=3", f"-n{processes}")
+    assert "Timeout (>3.0s)" in printed
+    assert "1 failed, 1 passed" in printed
+    assert "program.wait()" in printed  # the stack of the main thread
+    assert "in waits_below" in printed  # and of the others
+    assert re.search(r"\d+ \S*python\S* -c import time; time.sleep\(200\) left-behind", printed)
+
+
+STUCK = """
+import ctypes, threading
+
+def waits_below():
+    threading.Event().wait()
+
+def test_that_never_comes_back():
+    threading.Thread(target=waits_below, daemon=True).start()
+    ctypes.PyDLL(None).sleep(200)  # a library that keeps the lock of the interpreter
+"""
+
+
+def test_a_test_that_is_stuck_in_a_library_ends_too_with_all_stacks(project: Path) -> None:
+    (project / "checks" / "test_some.py").write_text(STUCK)
+    conftest = project / "conftest.py"
+    conftest.write_text(conftest.read_text() + "hanging.MORE_SECONDS = 2\n")
+    printed = run(project, "-o", "timeout=2", "-n0")
+    assert "test_that_never_comes_back" in printed
+    assert "in waits_below" in printed
+
+
+# Every wait has a deadline
+
+
+def endless(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Return what may wait for ever: the line, and what is written there."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.While):
+            calls = {_name(one)[1] for one in ast.walk(node) if isinstance(one, ast.Call)}
+            if calls & {"sleep", "wait"} or all(isinstance(one, ast.Pass) for one in node.body):
+                yield node.lineno, f"while {ast.unparse(node.test)}"
+        elif isinstance(node, ast.Call):
+            owner, name = _name(node)
+            given = {keyword.arg for keyword in node.keywords}
+            if owner and name in ENDLESS and not node.args and not given:
+                yield node.lineno, f"{owner}.{name}()"
+            in_module = owner in MODULES and (owner or name in {"urlopen", "create_connection"})
+            positional = len(node.args) > 1 and name in {"urlopen", "create_connection", "HTTPConnection"}
+            if in_module and name in NEED_TIMEOUT and not positional and not given & {"timeout", None}:
+                yield node.lineno, f"{owner}.{name} without a timeout"
+
+
+def _name(call: ast.Call) -> tuple[str, str]:
+    if isinstance(call.func, ast.Attribute):
+        return ast.unparse(call.func.value), call.func.attr
+    return "", ast.unparse(call.func)
+
+
+@pytest.mark.parametrize("path", sorted(HERE.rglob("*.py")), ids=lambda path: str(path.relative_to(HERE)))
+def test_every_wait_has_a_deadline(path: Path) -> None:
+    """Use `tests.support`, or say with a comment ``# ends: …`` why a wait needs no deadline."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    found = [(line, what) for line, what in endless(ast.parse(text)) if "# ends: " not in lines[line - 1]]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "while not ready():\n    pass",
+        "while not ready():\n    time.sleep(1)",
+        "process.wait()",
+        "thread.join()",
+        "process.communicate()",
+        "future.result()",
+        "queue.get()",
+        "subprocess.run(['true'], check=True)",
+        "urlopen('http://127.0.0.1/')",
+        "socket.create_connection(address)",
+    ],
+)
+def test_a_wait_without_a_deadline_is_found(code: str) -> None:
+    assert list(endless(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "', '.join(words)",
+        "process.wait(3)",
+        "there.get('name')",
+        "subprocess.run([], timeout=3)",
+        "run(plan)",
+    ],
+)
+def test_what_ends_is_not_found(code: str) -> None:
+    assert list(endless(ast.parse(code))) == []
+
+
+def test_the_tests_for_stress_exist() -> None:
+    for name in stress.TIMING:
+        path, _, function = name.partition("::")
+        assert f"def {function.partition('[')[0]}" in (ROOT / path).read_text(encoding="utf-8")
