@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -124,6 +125,38 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
         f"{counted(result.found, 'AMI')} in {places}: "
         f"{result.added} added, {result.changed} changed, {result.gone} gone."
     )
+
+
+@history.command()
+@click.argument("tables", nargs=-1, metavar="[TABLE]...")
+@click.option("--region", "regions", multiple=True, metavar="REGION", help="Regions whose AMIs to read.")
+@click.option("--archive", default="", metavar="FOLDER", help="Another archive than the setting's.")
+@click.option("--sandbox", is_flag=True, help="The history of the sandbox's runs.")
+def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, sandbox: bool) -> None:
+    """Rebuild damaged tables from their own files, the archive of runs, and AWS.
+
+    Without TABLE: runs, steps, amis, promotions and retirements. Every row that can still be read is kept;
+    rows that are lost come from the runs in the archive and, for amis, from the tags in AWS. The old table is
+    kept beside the new one. On S3, let no run write meanwhile.
+    """
+    from vmsnix_ops._cli.runs import load_settings, open_archive
+    from vmsnix_ops.audit.sync import sync as sync_amis
+    from vmsnix_ops.records import rebuild as records
+    from vmsnix_ops.records.schemas import schema
+    from vmsnix_ops.records.tables import open_tables
+
+    chosen = [schema(name).name for name in tables] or list(records.KEYS)
+    place, found = open_tables(load_settings(sandbox=sandbox)), defaultdict(list)
+    for table, row in open_archive(archive, sandbox=sandbox).rows():
+        found[table].append(row)
+    for table in chosen:
+        done = records.rebuild(place, table, records.rows_that_fit(table, found[table]))
+        kept = f" The old table is {done.kept_as}." if done.kept_as else ""
+        lost = f" {done.unreadable} of its files cannot be read." if done.unreadable else ""
+        click.echo(f"{table}: {done.read} rows kept, {done.added} restored from runs.{lost}{kept}")
+    if "amis" in chosen and not sandbox:
+        result = sync_amis(regions=regions, tables=place)
+        click.echo(f"amis: {result.added} added from AWS in {', '.join(result.regions)}.")
 
 
 def _read(table: str, wanted: dict[str, Any], *, sandbox: bool) -> pd.DataFrame:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from vmsnix_ops.runbooks.evidence import Archive, Entry
+    from vmsnix_ops.settings import Settings
 
 STATUSES = ("done", "failed", "partly", "interrupted", "running", "lost")
 SHOWN = 20
@@ -143,6 +144,38 @@ def show(
         _open(place, found)
 
 
+@runs.command()
+@click.argument("run_id", metavar="[ID]", default="", shell_complete=_ids)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_places
+@click.pass_obj
+def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
+    """Save what runs on this machine could not save: rows of the tables, evidence on S3.
+
+    Without ID, all runs are repaired. A run whose process is gone without a verdict is marked "lost"; a run
+    that is under way is left alone. Exit code 3: something still cannot be saved.
+    """
+    from dataclasses import asdict
+
+    from vmsnix_ops._cli.output import show_json
+    from vmsnix_ops.runbooks.repair import repair as repair_runs
+
+    settings = load_settings(sandbox=sandbox or above[1])
+    place = open_archive(archive or above[0], sandbox=sandbox or above[1])
+    wanted = place.find(run_id).run_id if run_id else ""
+    found = list(repair_runs(place, settings, run_id=wanted))
+    if as_json:
+        show_json([asdict(one) for one in found])
+    elif not found:
+        click.echo("No run needs to be repaired.")
+    else:
+        for one in found:
+            click.echo(f"{one.run_id}  {one.status}")
+            for problem in one.problems:
+                click.echo(f"  {problem}")
+    return 3 if any(one.problems for one in found) else 0
+
+
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--sandbox", is_flag=True, help="Repeat it on a local sandbox instead of AWS.")
 @click.option(
@@ -196,6 +229,12 @@ def _past_run(run_id: str, place: str, *, sandbox: bool) -> Entry:
 def open_archive(place: str, *, sandbox: bool) -> Archive:
     """Return the archive that the options mean."""
     from vmsnix_ops.runbooks import evidence
+
+    return evidence.open_archive(load_settings(sandbox=sandbox), place=place)
+
+
+def load_settings(*, sandbox: bool) -> Settings:
+    """Return the settings, or those of the sandbox's runs."""
     from vmsnix_ops.settings import load
 
     environment = dict(os.environ)
@@ -203,7 +242,7 @@ def open_archive(place: str, *, sandbox: bool) -> Archive:
         from vmsnix_ops._cli.rehearsal import places
 
         environment |= places(load().state / "sandbox")
-    return evidence.open_archive(load(environment=environment), place=place)
+    return load(environment=environment)
 
 
 def _list(entries: list[Entry]) -> None:

@@ -88,12 +88,15 @@ def save(tables: Tables, *, snapshot_id: str, region: str, digest: str, image: s
 
 
 def load(tables: Tables, snapshot_id: str) -> Digests:
-    """Return the manifest of a snapshot, empty when none was kept."""
+    """Return the manifest of a snapshot; empty when none was kept or the table cannot be read."""
     where = [("snapshot_id", "==", snapshot_id)]
     indices, sums = array("I"), bytearray()
-    for batch in tables.batches("manifests", columns=["block", "sha256"], where=where):
-        indices.extend(batch.column("block").to_pylist())
-        sums += bytes.fromhex("".join(batch.column("sha256").to_pylist()))
+    try:
+        for batch in tables.batches("manifests", columns=["block", "sha256"], where=where):
+            indices.extend(batch.column("block").to_pylist())
+            sums += bytes.fromhex("".join(batch.column("sha256").to_pylist()))
+    except errors.RecordsError:
+        return Digests()  # the upload is a full one
     # Parts come in any order, and compacting the table may mix them.
     order = sorted(range(len(indices)), key=indices.__getitem__)
     pairs = ((indices[at], sums[at * SUM : (at + 1) * SUM].hex()) for at in order)
@@ -182,7 +185,7 @@ def _usable(
         return _NOTHING, "is archived"
     blocks = load(tables, str(snapshot["SnapshotId"]))
     if not blocks:
-        return _NOTHING, "has no manifest in the tables"
+        return _NOTHING, "has no manifest in the tables, or they cannot be read"
     try:
         pages = _pages(ebs, str(snapshot["SnapshotId"]))
         there = array("I", (int(block["BlockIndex"]) for page in pages for block in page["Blocks"]))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import boto3
 
     from vmsnix_ops.records.run_context import RunContext
-    from vmsnix_ops.records.tables import Tables
+    from vmsnix_ops.records.run_tables import RunTables
 
 
 def announce(
@@ -26,7 +26,7 @@ def announce(
     content: Mapping[str, Any],
     *,
     run: RunContext,
-    tables: Tables,
+    tables: RunTables,
     session: boto3.Session,
 ) -> list[StepOutcome]:
     """Send a message unless it is the last that this topic was told of the channel; say what became of it.
@@ -69,10 +69,12 @@ def planned(topic: str) -> list[StepOutcome]:
     return [StepOutcome(topic.split(":")[3], ANNOUNCE, "planned", f"to {topic}")] if topic else []
 
 
-def _last(tables: Tables, topic: str, image: str, channel: str) -> str:
+def _last(tables: RunTables, topic: str, image: str, channel: str) -> str:
     """Return what a topic was told last of a channel: a channel may point to the same AMI a second time."""
     where = [("step", "==", ANNOUNCE), ("image", "==", image), ("status", "==", "finished")]
-    frame = tables.read("steps", columns=["detail", "finished_at"], where=where).sort_values("finished_at")
+    frame = tables.read_or_empty("steps", columns=["detail", "finished_at"], where=where).sort_values(
+        "finished_at"
+    )
     told = [json.loads(detail) for detail in frame["detail"]]
     ours = [one for one in told if (one.get("topic"), one.get("channel")) == (topic, channel)]
     return str(ours[-1]["message"]) if ours else ""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from vmsnix_ops.errors import RecordsError
+
 if TYPE_CHECKING:
     from vmsnix_ops.records.tables import Tables
 
@@ -50,7 +52,9 @@ class Expectation:
 
 
 def expected(tables: Tables, *, step: str, via: str, region: str, size: int) -> Expectation | None:
-    """Return what the latest finished steps of this kind and size took; ``None`` when there are too few.
+    """Return what the latest finished steps of this kind and size took.
+
+    ``None`` when there are too few, or the table cannot be read.
 
     Parameters
     ----------
@@ -63,7 +67,10 @@ def expected(tables: Tables, *, step: str, via: str, region: str, size: int) -> 
     """
     kinds = [("step", "==", step), ("via", "==", via), ("region", "==", region), ("status", "==", "finished")]
     sizes = [("bytes", ">=", int(size / ALIKE)), ("bytes", "<=", int(size * ALIKE))]
-    found = tables.read("steps", columns=["started_at", "seconds"], where=[*kinds, *sizes])
+    try:
+        found = tables.read("steps", columns=["started_at", "seconds"], where=[*kinds, *sizes])
+    except RecordsError:
+        return None
     if len(found) < FEWEST:
         return None
     latest = found.sort_values("started_at")["seconds"].tail(LATEST)

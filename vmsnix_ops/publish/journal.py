@@ -24,6 +24,7 @@ from vmsnix_ops.publish.outcomes import recorded
 from vmsnix_ops.publish.values import PublishResult, StepTiming
 from vmsnix_ops.records import slowness
 from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.run_tables import RunTables, save_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,12 +63,14 @@ class Journal:
     """
 
     def __init__(
-        self, run: RunContext, tables: Tables, progress: Progress, *, region: str, account: str, via: str
+        self, run: RunContext, tables: RunTables, progress: Progress, *, region: str, account: str, via: str
     ) -> None:
         self.run, self.tables, self.progress = run, tables, progress
         self.region, self.account, self.via = region, account, via
         self.image, self.digest = "", ""  # its name may be known before it is built, its digest is not
         self.timings: list[StepTiming] = []
+        self._unsaved: dict[str, None] = {}  # in the tables; the run's folder has the rows
+        self._unwritten: dict[str, None] = {}  # in the run's folder
         self.started_at = datetime.now(UTC)
         self._path = run.folder / "journal.jsonl"
 
@@ -104,14 +107,23 @@ class Journal:
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         """Hold the journal's lock, so that nobody undoes what is under way; death releases it too."""
-        self.run.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
+        descriptor = -1
+        with self.saving():
+            self.run.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        try:
             yield
         finally:
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def save_again(self) -> tuple[str, ...]:
+        """Save once more what could not be saved; return what still cannot be, as sentences."""
+        if self._unsaved:
+            self._unsaved = dict.fromkeys(save_again(self.run.folder, self.tables))
+        return self.problems
 
     def slow(self) -> tuple[SlowStep, ...] | None:
         """Return the steps so far that were slow by their own history; ``None`` when it cannot be read.
@@ -127,13 +139,30 @@ class Journal:
 
     def finish(self, result: PublishResult) -> None:
         """Write ``result.json``, and the row in ``runs`` unless a runner will do that."""
-        write_result(self.run, result.as_dict())
         if not result.dry_run:
             self._record_run("done", image_name=result.image_name, ami_id=result.ami_id)
+        with self.saving():
+            write_result(self.run, result.as_dict())
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Collect the block's error in `problems`: a record that cannot be saved must not stop the work."""
+        try:
+            yield
+        except RecordsError as error:
+            self._unsaved[str(error)] = None
+        except OSError as error:
+            self._unwritten[f"A record of the run could not be written: {error}."] = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What could not be saved, as sentences."""
+        return (*self._unwritten, *self._unsaved, *self.tables.problems)
 
     def _record_run(self, status: str, **more: str) -> None:
         where = {"region": self.region, "account": self.account, "image": self.image or None}
-        record_run(self.run, self.tables, status, self.started_at, **where, **more)
+        with self.saving():
+            record_run(self.run, self.tables, status, self.started_at, **where, **more)
 
     def _close(self, name: str, status: str, started: datetime, entry: Entry) -> None:
         finished = datetime.now(UTC)
@@ -159,7 +188,8 @@ class Journal:
             "via": self.via or None,
             "detail": entry.detail,
         }
-        self.tables.append("steps", [row], once=f"{self.run.run_id}/{name}/{len(self.timings)}")
+        with self.saving():
+            self.tables.append("steps", [row], once=f"{self.run.run_id}/{name}/{len(self.timings)}")
 
     def _write(self, name: str, status: str, **more: Any) -> None:
         line = {
@@ -169,7 +199,7 @@ class Journal:
             "status": status,
             **more,
         }
-        with self._path.open("a", encoding="utf-8") as file:
+        with self.saving(), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
             file.flush()
             os.fsync(file.fileno())

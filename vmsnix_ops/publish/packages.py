@@ -11,10 +11,10 @@ from vmsnix_ops.nix.closure import closure
 if TYPE_CHECKING:
     from vmsnix_ops.progress import Step
     from vmsnix_ops.publish.values import Built
-    from vmsnix_ops.records.tables import Tables
+    from vmsnix_ops.records.run_tables import RunTables
 
 
-def record(tables: Tables, built: Built, *, run_id: str, step: Step) -> int:
+def record(tables: RunTables, built: Built, *, run_id: str, step: Step) -> int:
     """Write the packages of an image into the table ``packages``, and return how many.
 
     Safe to run twice: the packages of a digest are written once. A file that Nix did not build here has
@@ -22,7 +22,7 @@ def record(tables: Tables, built: Built, *, run_id: str, step: Step) -> int:
     """
     if not built.derivation:
         return 0
-    if len(tables.read("packages", columns=["name"], where=[("digest", "==", built.digest)])):
+    if len(tables.read_or_empty("packages", columns=["name"], where=[("digest", "==", built.digest)])):
         return 0
     try:
         inside = closure(built.store_path or str(built.path))

@@ -310,8 +310,10 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
             entry.outcome = ami.outcome
             if plan.via == "import":
                 leftovers.clean_bucket(plan, built)
-            _record(plan, ami)
-            packages.record(plan.journal.tables, built, run_id=plan.run_id, step=entry.step)
+            with plan.journal.saving():
+                _record(plan, ami)
+            with plan.journal.saving():
+                packages.record(plan.journal.tables, built, run_id=plan.run_id, step=entry.step)
     result = PublishResult(
         dry_run=plan.dry_run,
         ami_id=ami.ami_id,
@@ -331,9 +333,10 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
         steps=tuple(plan.journal.timings),
         run_id=plan.run_id,
         slow=None if plan.dry_run else plan.journal.slow(),
+        problems=plan.journal.save_again(),
     )
     plan.journal.finish(result)
-    return result
+    return replace(result, problems=plan.journal.problems)
 
 
 def _held(plan: Plan, built: Built) -> bool:
@@ -402,8 +405,11 @@ def _record(plan: Plan, ami: RegisteredAmi) -> None:
     A run that was told nothing new takes nothing over that somebody else changed: a verification finds it.
     """
     tags = tagging.to_dict(tagging.to_list(plan.tags))
-    known = history.amis(plan.journal.tables, ami_id=ami.ami_id, region=plan.region)
-    if len(known):
+    try:
+        known = history.amis(plan.journal.tables, ami_id=ami.ami_id, region=plan.region)
+    except errors.RecordsError:
+        known = None  # recorded once more: the newest row counts
+    if known is not None and len(known):
         newest = known.fillna({"public": False, "tags": "{}"}).iloc[0]
         if tags.items() <= json.loads(newest["tags"]).items() and (newest["public"] or not plan.public):
             return

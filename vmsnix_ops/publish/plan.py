@@ -30,8 +30,8 @@ from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.journal import Journal
 from vmsnix_ops.publish.preflight_machine import image as image_check
 from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.records.shown import html_table
-from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import Settings, load
 from vmsnix_ops.text import line
 
@@ -298,7 +298,8 @@ def plan(
     facts = {key: value for check in checks for key, value in check.facts.items()}
     check_public(public, confirm_public, facts["account"])
 
-    run, tables = current_run("publish-ami"), open_tables(settings)
+    run = current_run("publish-ami")
+    tables = RunTables(settings, run)
     return Plan(
         image=image,
         region=region,

@@ -28,7 +28,7 @@ from vmsnix_ops.publish.outcomes import PlanTable
 from vmsnix_ops.publish.plan import check_public
 from vmsnix_ops.publish.promote_steps import Spot, Wanted
 from vmsnix_ops.records.run_context import RunContext, current_run
-from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Plan(PlanTable):
     spots: tuple[Spot, ...] = field(repr=False, compare=False)
     session: boto3.Session = field(repr=False, compare=False)
     run: RunContext = field(repr=False, compare=False)
-    tables: Tables = field(repr=False, compare=False)
+    tables: RunTables = field(repr=False, compare=False)
     progress: Progress = field(repr=False, compare=False)
     started_at: datetime = field(repr=False, compare=False)
 
@@ -306,7 +306,7 @@ def plan(
             why="Neither a channel nor regions, sharing, a date or protection were given.",
             cure="Give at least one of them.",
         )
-    tables, progress = open_tables(settings), progress or current()
+    tables, progress = RunTables(settings, run), progress or current()
     with (
         progress.step("look at the regions", total=len(spots)) as shown,
         ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool,
@@ -348,7 +348,7 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
     promote_apply.finish(plan, outcomes)
 
 
-def _look(spot: Spot, tables: Tables, *, best_effort: bool) -> Target:
+def _look(spot: Spot, tables: RunTables, *, best_effort: bool) -> Target:
     """Look at one region; whatever is wrong there is part of the plan."""
     planned: list[Planned] = []
     refused = ""

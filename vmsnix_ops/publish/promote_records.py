@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish.promote import Plan
     from vmsnix_ops.publish.promote_steps import Spot
     from vmsnix_ops.records.run_context import RunContext
-    from vmsnix_ops.records.tables import Tables
+    from vmsnix_ops.records.run_tables import RunTables
 
 SHARED = ("shared_with", "snapshots_shared_with")
 STATUS = {"done": "finished", "already so": "reused", "failed": "failed"}
@@ -94,27 +94,27 @@ def write(plan: Plan, spot: Spot, *, pointed: bool = True) -> None:
         plan.tables.append("promotions", [row])
 
 
-def record_ami(tables: Tables, ami: Ami) -> None:
+def record_ami(tables: RunTables, ami: Ami) -> None:
     """Record a copied AMI in ``amis``, once."""
     where = [("ami_id", "==", ami.ami_id), ("region", "==", ami.region)]
-    if not len(tables.read("amis", columns=["ami_id"], where=where)):
+    if not len(tables.read_or_empty("amis", columns=["ami_id"], where=where)):
         tables.append("amis", [images.row(ami, recorded_at=datetime.now(UTC), source="promote")])
 
 
-def latest(tables: Tables, region: str, image: str, channel: str) -> dict[str, Any]:
+def latest(tables: RunTables, region: str, image: str, channel: str) -> dict[str, Any]:
     """Return the newest row of a channel in a region; empty when there is none."""
     where = [("region", "==", region), ("image", "==", image)]
-    frame = tables.read("promotions", where=where)
+    frame = tables.read_or_empty("promotions", where=where)
     return _newest(frame[frame["channel"].isna() if not channel else frame["channel"] == channel])
 
 
-def latest_of(tables: Tables, ami: Ami) -> dict[str, Any]:
+def latest_of(tables: RunTables, ami: Ami) -> dict[str, Any]:
     """Return the newest row that says what an AMI is, whatever its channel; empty without."""
     where = [("region", "==", ami.region), ("ami_id", "==", ami.ami_id), ("how", "==", "promote")]
-    return _newest(tables.read("promotions", where=where))
+    return _newest(tables.read_or_empty("promotions", where=where))
 
 
-def strangers(tables: Tables, ec2: Client, ami: Ami) -> sharing.Audience:
+def strangers(tables: RunTables, ec2: Client, ami: Ami) -> sharing.Audience:
     """Return who may use an AMI or its snapshots although nobody recorded that."""
     row = latest_of(tables, ami)
     known = {who for name in SHARED for who in json.loads(row.get(name) or "[]")}
@@ -125,9 +125,9 @@ def strangers(tables: Tables, ec2: Client, ami: Ami) -> sharing.Audience:
     return sharing.audience([name for one in found for name in one.names() if name not in known])
 
 
-def _published_as_public(tables: Tables, ami: Ami) -> bool:
+def _published_as_public(tables: RunTables, ami: Ami) -> bool:
     where = [("ami_id", "==", ami.ami_id), ("region", "==", ami.region)]
-    return bool(tables.read("amis", columns=["public"], where=where)["public"].fillna(False).any())
+    return bool(tables.read_or_empty("amis", columns=["public"], where=where)["public"].fillna(False).any())
 
 
 def _newest(frame: pd.DataFrame) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _newest(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def write_rows(
-    tables: Tables,
+    tables: RunTables,
     run: RunContext,
     rows: Iterable[StepOutcome],
     *,

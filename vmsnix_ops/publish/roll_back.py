@@ -27,7 +27,7 @@ from vmsnix_ops.publish.outcomes import Outcomes, PlanTable, StepOutcome, record
 from vmsnix_ops.publish.roll_back_choice import Target
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import RunContext, current_run
-from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Plan(PlanTable):
     dry_run: bool
     session: boto3.Session = field(repr=False, compare=False)
     run: RunContext = field(repr=False, compare=False)
-    tables: Tables = field(repr=False, compare=False)
+    tables: RunTables = field(repr=False, compare=False)
     progress: Progress = field(repr=False, compare=False)
     started_at: datetime = field(repr=False, compare=False)
 
@@ -163,7 +163,8 @@ def plan(
     pointer = parameters.pointer_name(settings.pointer_prefix, image, channel)
     promote_checks.check_topic(topic)
     home = checked_home(region, settings=settings, session=session)
-    tables = open_tables(settings)
+    run = current_run("rollback", settings=settings)
+    tables = RunTables(settings, run)
     if asked == (ALL,):
         chosen = enabled(home.client("ec2"))
     else:
@@ -198,7 +199,7 @@ def plan(
         checks=(*home.checks, *promote_checks.topic_checks(topic, home.session)),
         dry_run=dry_run,
         session=home.session,
-        run=current_run("rollback", settings=settings),
+        run=run,
         tables=tables,
         progress=progress or current(),
         started_at=datetime.now(UTC),
@@ -275,7 +276,7 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
         raise error
 
 
-def _known_regions(tables: Tables, image: str, channel: str, home: str) -> tuple[str, ...]:
+def _known_regions(tables: RunTables, image: str, channel: str, home: str) -> tuple[str, ...]:
     where = [("image", "==", image), ("channel", "==", channel)]
     known = tables.read("promotions", columns=["region"], where=where)["region"]
     return (home, *sorted(known))

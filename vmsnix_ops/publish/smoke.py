@@ -25,8 +25,8 @@ from vmsnix_ops.publish.journal import Entry, Journal, record_run
 from vmsnix_ops.publish.smoke_ending import Seen, end, outcome
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.records.shown import html_table
-from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.text import line, lines, plain
 
 if TYPE_CHECKING:
@@ -216,9 +216,10 @@ def plan(
         tagging.SMOKE: tested.ami_id,
         tagging.IMAGE: tested.tags[tagging.IMAGE],
     }
+    this_run = current_run("smoke-test", settings=home.settings)
     journal = Journal(
-        current_run("smoke-test", settings=home.settings),
-        open_tables(home.settings),
+        this_run,
+        RunTables(home.settings, this_run),
         progress or current(),
         region=home.region,
         account=home.account,

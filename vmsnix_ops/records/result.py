@@ -65,6 +65,26 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
 }
 """Documented keys: the type of the value where it is not ``null``, and what it means."""
 
+
+def runs_row(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of the table ``runs`` for a run that has ended, from its ``result.json``."""
+    given = result.get("parameters") or {}
+    names = ("run_id", "runbook", "status", "account", "image_name", "ami_id", "notebook", "report")
+    return {
+        **{name: result.get(name) or None for name in names},
+        "seconds": result.get("seconds"),
+        "started_at": datetime.fromisoformat(result["started_at"]),
+        "finished_at": datetime.fromisoformat(result["finished_at"]),
+        "region": result.get("region") or given.get("region") or None,
+        "image": result.get("image") or given.get("image") or None,
+        "parameters": given,
+        "error": result.get("error"),
+        "user": result.get("user"),
+        "host": result.get("host"),
+        "version": result.get("package_version"),
+    }
+
+
 STATUSES = ("done", "failed", "partly", "interrupted")
 
 

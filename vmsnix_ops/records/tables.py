@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     import pyarrow.dataset as pa_dataset
+    import pyarrow.fs as pa_fs
     from deltalake import DeltaTable
 
     from vmsnix_ops.records.frames import Rows
@@ -48,6 +50,9 @@ COMPACT_EVERY = 200
 KEEP_HOURS = 7 * 24
 """Files that no version uses any more are kept so long: a reader or a slow writer may still be at them."""
 
+CHECKPOINT_SECONDS = 60
+"""Age from which a checkpoint that newer ones replace is deleted."""
+
 ONCE_DAYS = 30
 """How long the table remembers the names of appends made with `once`."""
 
@@ -56,7 +61,12 @@ CONFIGURATION = {
     # Opening a table reads every commit since the last checkpoint; at 10 an append costs 2.4 times less
     # than at 100.
     "delta.checkpointInterval": "10",
+    "delta.logRetentionDuration": f"interval {KEEP_HOURS} hours",
+    "delta.deletedFileRetentionDuration": f"interval {KEEP_HOURS} hours",
 }
+
+
+_CHECKPOINT = re.compile(r"\d{20}\.checkpoint(\.\d+\.\d+)?\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +272,50 @@ class Tables:
                 compactions.append(compaction)
         return compactions
 
+    @contextmanager
+    def replacing(self, table: str) -> Iterator[tuple[pa_fs.FileSystem, bool]]:
+        """Yield the files of all tables and whether this one has any, while no writer here may write to it.
+
+        Raises
+        ------
+        RecordsError
+            When the place cannot be read or written, also in the block.
+        """
+        import pyarrow.fs as pa_fs
+
+        with self._turn(table), self._translated(table, "rebuilt"):
+            files = self._files()
+            yield files, files.get_file_info(table).type != pa_fs.FileType.NotFound
+
+    def put_in_place(self, files: pa_fs.FileSystem, table: str, data: pa.Table, moment: str) -> None:
+        """Write a table beside the old one, then swap them; the old one becomes ``TABLE.damaged-MOMENT``."""
+        import deltalake
+        import pyarrow.fs as pa_fs
+
+        schema, new = schemas.schema(table), f"{table}.new-{moment}"
+        deltalake.write_deltalake(
+            self._place(new),
+            data,
+            name=schema.name,
+            description=schema.description,
+            configuration=CONFIGURATION,
+            storage_options=self._options(),
+        )
+        if files.get_file_info(table).type != pa_fs.FileType.NotFound:
+            _move(files, table, f"{table}.damaged-{moment}", whole=not self.remote)
+        _move(files, new, table, whole=not self.remote)
+
+    def _files(self) -> pa_fs.FileSystem:
+        """Return the files below the location."""
+        import pyarrow.fs as pa_fs
+
+        if not self.remote:
+            Path(self.location).mkdir(parents=True, exist_ok=True)
+            return pa_fs.SubTreeFileSystem(self.location, pa_fs.LocalFileSystem())
+        from deltalake.fs import DeltaStorageHandler
+
+        return pa_fs.PyFileSystem(DeltaStorageHandler(self.location, self._options()))
+
     def _append(self, schema: Schema, data: pa.Table, name: str, *, look_first: bool) -> int | None:
         """Append once; return the version that was made, ``None`` when this append had been made before."""
         import deltalake
@@ -305,7 +359,26 @@ class Tables:
             delta.optimize.compact()
             delta.create_checkpoint()
             deleted = delta.vacuum(retention_hours=KEEP_HOURS, dry_run=False)
+            delta.cleanup_metadata()
+            self._delete_old_checkpoints(table)
             return Compaction(table, before, len(delta.file_uris()), len(deleted))
+
+    def _delete_old_checkpoints(self, table: str) -> None:
+        """Delete checkpoints that newer ones replace: each is as large as the whole log, and none is read.
+
+        A reader that has just learnt of a checkpoint must still find it, so the newest two and young ones
+        are kept.
+        """
+        import pyarrow.fs as pa_fs
+
+        files = self._files()
+        young = datetime.now(UTC) - timedelta(seconds=CHECKPOINT_SECONDS)
+        found = files.get_file_info(pa_fs.FileSelector(f"{table}/_delta_log"))
+        checkpoints = [one for one in found if _CHECKPOINT.fullmatch(one.base_name)]
+        for one in sorted(checkpoints, key=lambda one: one.path)[:-2]:
+            if one.mtime < young:
+                with suppress(FileNotFoundError):  # another writer was faster
+                    files.delete_file(one.path)
 
     def _with_retries(self, table: str, work: Callable[[str, int], Result]) -> Result:
         """Do `work` until no other writer is in the way; it is told the table and the attempt, from 0."""
@@ -315,6 +388,8 @@ class Tables:
             try:
                 return work(table, attempt)
             except deltalake.exceptions.CommitFailedError as error:
+                if "Unsupported" in str(error):  # a feature of a newer version: no retry helps
+                    raise self._unusable(table, "written", error) from error
                 conflict = error
                 # Random, so that writers which met once do not meet again.
                 time.sleep(random.uniform(0, 0.05 * 2 ** min(attempt, 6)))  # noqa: S311
@@ -403,15 +478,33 @@ class Tables:
         except deltalake.exceptions.CommitFailedError:
             raise
         except (deltalake.exceptions.DeltaError, pa.ArrowException, OSError) as error:
-            refusal = _refusal(error) if self.remote else None
-            raise RecordsError(
-                f"The table {table!r} in {self._place(table)} cannot be {done}.",
-                why=refusal or f"{_first_line(error)}.",
-                cure="Check the bucket's name and region, and that your credentials may read and write there."
-                if refusal
-                else "Check that the place can be reached and written to. If the table is damaged, move its "
-                "folder away: a new one is begun; `vmsnix history sync` fills `amis` from the tags in AWS.",
-            ) from error
+            raise self._unusable(table, done, error) from error
+
+    def _unusable(self, table: str, done: str, error: Exception) -> RecordsError:
+        refusal = _refusal(error) if self.remote else None
+        return RecordsError(
+            f"The table {table!r} in {self._place(table)} cannot be {done}.",
+            why=refusal or f"{_first_line(error)}.",
+            cure="Check the bucket's name and region, and that your credentials may read and write there."
+            if refusal
+            else "Check that the place can be reached and written to. If the table is damaged, "
+            f"`vmsnix history rebuild {table}` restores it from its own files, the archive and AWS.",
+        )
+
+
+def _move(files: pa_fs.FileSystem, source: str, target: str, *, whole: bool) -> None:
+    """Move a folder; on S3, which has none, object by object, the log last: without it there is no table."""
+    import pyarrow.fs as pa_fs
+
+    if whole:
+        files.move(source, target)
+        return
+    found = files.get_file_info(pa_fs.FileSelector(source, recursive=True))
+    names = [info.path for info in found if info.type == pa_fs.FileType.File]
+    for name in sorted(names, key=lambda name: "/_delta_log/" in name):
+        files.copy_file(name, f"{target}{name.removeprefix(source)}")
+    for name in sorted(names, key=lambda name: "/_delta_log/" not in name):
+        files.delete_file(name)
 
 
 def open_tables(settings: Settings) -> Tables:

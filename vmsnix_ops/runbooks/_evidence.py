@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import ArchiveError, RunError, VmsnixError
-from vmsnix_ops.records.result import KEYS
+from vmsnix_ops.records.result import KEYS, runs_row
 from vmsnix_ops.redaction import HINT
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks.secrets import Redactor
@@ -131,9 +131,11 @@ def keep(
         archives.write_whole(folder.path(archives.REPORT), report.render(kept, values))
     except Exception as error:  # noqa: BLE001 - the run is over; a page that fails must not hide its verdict
         problems.append(f"The report could not be made: {type(error).__name__}: {error}")
+    if record:
+        problems += [f"The history is not complete: {text}" for text in _save_rows(run)]
     others = [name for name in folder.names() if name not in OWN]
     found |= _clean(folder, others, redactor)
-    _bring(folder, values, [archives.NOTEBOOK, archives.REPORT, *others])
+    bring(folder, values, [archives.NOTEBOOK, archives.REPORT, *others])
     if found:
         live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
     values["secrets_removed"] = found
@@ -145,7 +147,7 @@ def keep(
     for problem in problems:
         live.note(problem, screen=False)
     live.close()
-    _bring(folder, values, [archives.LOG])
+    bring(folder, values, [archives.LOG])
     values = _close(run, redactor.anything(values), judged, failure)
     from vmsnix_ops.runbooks import github
 
@@ -198,7 +200,7 @@ def _clean(folder: archives.RunFolder, names: list[str], redactor: Redactor) -> 
     return scan.found
 
 
-def _bring(folder: archives.RunFolder, values: dict[str, Any], names: list[str]) -> None:
+def bring(folder: archives.RunFolder, values: dict[str, Any], names: list[str]) -> None:
     """Bring files to where they are kept and name the places; where S3 refuses they stay on this machine."""
     for name in names:
         path = str(folder.path(name))
@@ -239,36 +241,15 @@ def _exit_code(judged: Verdict, failure: Failure | None, problems: list[str]) ->
     return PARTLY if judged == "partly" or problems else 0
 
 
+def _save_rows(run: Run) -> list[str]:
+    """Append the rows of the run that have not reached the tables; return what still fails."""
+    from vmsnix_ops.records import run_tables, tables
+
+    return run_tables.save_again(run.folder.local, tables.open_tables(run.settings))
+
+
 def _record(run: Run, values: Mapping[str, Any]) -> None:
     """Append the run to the history."""
     from vmsnix_ops.records import tables
 
-    def known(name: str) -> str | None:
-        return values.get(name) or None
-
-    given = values["parameters"]
-    tables.open_tables(run.settings).append(
-        "runs",
-        [
-            {
-                "run_id": run.folder.run_id,
-                "runbook": run.runbook.name,
-                "status": values["status"],
-                "started_at": run.started,
-                "finished_at": datetime.fromisoformat(values["finished_at"]),
-                "seconds": values["seconds"],
-                "region": known("region") or given.get("region"),
-                "account": known("account"),
-                "image": known("image") or given.get("image"),
-                "image_name": known("image_name"),
-                "ami_id": known("ami_id"),
-                "notebook": known("notebook"),
-                "report": known("report"),
-                "parameters": given,
-                "error": values["error"],
-                "user": values["user"],
-                "host": values["host"],
-                "version": values["package_version"],
-            }
-        ],
-    )
+    tables.open_tables(run.settings).append("runs", [runs_row(values)], once=run.folder.run_id)

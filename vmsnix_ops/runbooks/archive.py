@@ -203,8 +203,8 @@ def open_folder(
     folder = RunFolder(run_id, local, remote, environment)
     try:
         local.mkdir(parents=True)
+        folder.live()  # first: an entry that says "running" without it belongs to a lost run
         folder.write_json(RESULT, started)
-        folder.live()
     except OSError as error:
         raise ArchiveError(
             f"The archive cannot be written: {archive}.",
@@ -225,16 +225,16 @@ def open_folder(
     return folder
 
 
-def is_lost(folder: Path) -> bool:
-    """Whether the run that works in a local folder has died: it says that it is alive, and is not."""
+def is_alive(folder: Path) -> bool:
+    """Whether the process of the run that works in a local folder is alive, as its lock shows."""
     try:
         with (folder / ALIVE).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
-        return False  # it ended in good order, or works elsewhere
+        return False
     except OSError:
-        return False  # locked, so it lives; or nobody can tell
-    return True
+        return True  # locked; or a file system without locks, where nobody can tell
+    return False
 
 
 def archivist_actions() -> tuple[str, ...]:

@@ -10,13 +10,17 @@ import hashlib
 import json
 import os
 import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import ArchiveError, UnknownRunError, nearest
+from vmsnix_ops.records import run_tables
+from vmsnix_ops.records.result import runs_row
 from vmsnix_ops.runbooks import _bucket
 from vmsnix_ops.runbooks import archive as archives
 
@@ -213,6 +217,30 @@ class Archive:
             )
         return content
 
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield what the runs have kept of the tables: the table's name and a row.
+
+        A run whose files cannot be read has none to give; the others still have.
+
+        Raises
+        ------
+        ArchiveError
+            When the archive cannot be read.
+        """
+        for entry in self._read_all(self.ids()):
+            with suppress(ArchiveError, KeyError, TypeError, ValueError):
+                if entry.values.get("finished_at"):
+                    yield "runs", runs_row(entry.values)
+            with suppress(ArchiveError, OSError):
+                for line in run_tables.lines_of(self._kept_rows(entry)):
+                    yield from ((line["table"], row) for row in run_tables.rows_from(line))
+
+    def _kept_rows(self, entry: Entry) -> bytes:
+        local = (self.work if self.remote else Path(self.place)) / entry.run_id / run_tables.FILE_NAME
+        if local.is_file():
+            return local.read_bytes()
+        return self.fetch(entry, run_tables.FILE_NAME)
+
     def _read_all(self, ids: list[str]) -> Iterator[Entry]:
         if not self.remote:
             yield from filter(None, map(self._read, ids))
@@ -230,7 +258,12 @@ class Archive:
         if not values:
             return None
         status = str(values.get("status") or RUNNING)
-        return Entry(run_id, values, LOST if status == RUNNING and archives.is_lost(local) else status)
+        return Entry(run_id, values, LOST if status == RUNNING and self._is_lost(local, values) else status)
+
+    def _is_lost(self, local: Path, values: Mapping[str, Any]) -> bool:
+        """Whether a run without a verdict has no process any more; one on another machine may have."""
+        here = not self.remote or local.exists() or values.get("host") == socket.gethostname()
+        return here and not archives.is_alive(local)
 
     def _content(self, place: str) -> bytes | None:
         if not _bucket.is_remote(place):

@@ -1,0 +1,266 @@
+"""Tables that are damaged or out of reach: the work goes on, no row is lost, and they can be rebuilt."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.publish.conftest import aws, image, plan
+from tests.publish.promoting import HOME, WEST
+from vmsnix_ops import publish
+from vmsnix_ops.audit.sync import sync
+from vmsnix_ops.errors import RecordsError
+from vmsnix_ops.progress import silent
+from vmsnix_ops.publish import promote
+from vmsnix_ops.records import run_tables
+from vmsnix_ops.records import tables as tables_module
+from vmsnix_ops.records.rebuild import KEYS, rebuild
+from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["aws", "image", "plan"]
+NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+def step(number: int) -> dict[str, object]:
+    return {
+        "run_id": f"r{number}",
+        "step": "upload",
+        "status": "finished",
+        "started_at": NOON,
+        "seconds": 1.5,
+    }
+
+
+def commits(folder: Path) -> list[Path]:
+    return sorted((folder / "_delta_log").glob("*.json"))
+
+
+def tear_last_commit(folder: Path) -> None:
+    last = commits(folder)[-1]
+    last.write_bytes(last.read_bytes()[:40])
+
+
+def add_foreign_commit(folder: Path) -> None:
+    (folder / "_delta_log" / f"{len(commits(folder)):020}.json").write_text("an editor's backup\n")
+
+
+def lose_data_files(folder: Path) -> None:
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+
+
+def need_newer_reader(folder: Path) -> None:
+    protocol = {
+        "minReaderVersion": 3,
+        "minWriterVersion": 7,
+        "readerFeatures": ["x"],
+        "writerFeatures": ["x"],
+    }
+    path = folder / "_delta_log" / f"{len(commits(folder)):020}.json"
+    path.write_text(json.dumps({"protocol": protocol}) + "\n")
+
+
+def need_newer_writer(folder: Path) -> None:
+    protocol = {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": ["x"]}
+    path = folder / "_delta_log" / f"{len(commits(folder)):020}.json"
+    path.write_text(json.dumps({"protocol": protocol}) + "\n")
+
+
+def become_a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("not a folder")
+
+
+DAMAGES = [
+    tear_last_commit,
+    add_foreign_commit,
+    lose_data_files,
+    need_newer_reader,
+    need_newer_writer,
+    become_a_file,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_publish_with_damaged_tables_registers_the_ami_and_lists_what_is_not_recorded(
+    aws: object, plan: Callable[..., publish.Plan], damage: Callable[[Path], None]
+) -> None:
+    history = Path(load().history)
+    for name in ("runs", "steps", "amis"):
+        Tables(history).append(name, [row_of(name)])
+        damage(history / name)
+    result = publish.run(plan())
+    assert result.ami_id
+    if damage is not lose_data_files:  # which stops no append
+        assert result.as_dict()["status"] == "partly"
+        assert any("vmsnix history rebuild steps" in problem for problem in result.problems)
+
+
+def row_of(table: str) -> dict[str, object]:
+    rows: dict[str, dict[str, object]] = {
+        "steps": step(0),
+        "runs": {"run_id": "r0", "runbook": "publish-ami", "status": "done", "started_at": NOON},
+        "amis": {"ami_id": "ami-0", "region": HOME, "recorded_at": NOON, "source": "publish", "name": "x"},
+        "promotions": {
+            "run_id": "r0", "promoted_at": NOON, "how": "promote", "ami_id": "ami-0", "region": HOME,
+        },
+    }  # fmt: skip
+    return rows[table]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_promotion_with_damaged_tables_sets_the_channel_and_ends_partial(
+    aws: object, plan: Callable[..., publish.Plan], damage: Callable[[Path], None]
+) -> None:
+    ami_id = publish.run(plan()).ami_id
+    history = Path(load().history)
+    Tables(history).append("promotions", [row_of("promotions")])
+    for name in ("steps", "amis", "promotions"):
+        damage(history / name)
+    wanted = promote.plan(
+        ami=ami_id, image="sample", regions=[HOME, WEST], channel="stable", dry_run=False, progress=silent()
+    )
+    outcomes = promote.apply(wanted)
+    assert {row.region for row in outcomes.rows if row.step == "point" and row.outcome != "failed"} == {
+        HOME,
+        WEST,
+    }
+    assert {row.step for row in outcomes.rows if row.outcome == "failed"} <= {"record"}
+    assert outcomes.status == ("done" if damage is lose_data_files else "partly")
+
+
+def test_rows_that_did_not_reach_a_table_are_saved_later_and_once(
+    aws: object, plan: Callable[..., publish.Plan]
+) -> None:
+    history = Path(load().history)
+    history.mkdir(parents=True)
+    (history / "steps").write_text("in the way")
+    made = plan()
+    result = publish.run(made)
+    assert result.problems
+    (history / "steps").unlink()
+    for _ in range(2):
+        assert run_tables.save_again(made.journal.run.folder, Tables(history)) == []
+    recorded = Tables(history).read("steps")
+    assert sorted(recorded["step"]) == sorted(timing.step for timing in result.steps)
+
+
+def use(tables: Tables, name: str) -> None:
+    tables.read(name)
+    tables.append(name, [row_of(name)])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_table_is_rebuilt_row_for_row(
+    aws: object, plan: Callable[..., publish.Plan], damage: Callable[[Path], None]
+) -> None:
+    made = plan()
+    publish.run(made)
+    tables = open_tables(load())
+    before = {name: tables.read(name) for name in ("runs", "steps", "amis")}
+    lines = [
+        (line["table"], row)
+        for line in run_tables.lines_of((made.journal.run.folder / run_tables.FILE_NAME).read_bytes())
+        for row in run_tables.rows_from(line)
+    ]
+    for name, frame in before.items():
+        damage(Path(tables.location) / name)
+        with pytest.raises(RecordsError, match=f"vmsnix history rebuild {name}"):
+            use(tables, name)
+        rebuilt = rebuild(tables, name, [row for table, row in lines if table == name])
+        assert rebuilt.read + rebuilt.added == len(frame)
+        again = tables.read(name).sort_values(list(KEYS[name]), ignore_index=True)
+        assert again.equals(frame.sort_values(list(KEYS[name]), ignore_index=True))
+        tables.append(name, [row_of(name)])
+        assert len(tables.read(name)) == len(frame) + 1
+    assert sync().added == 0
+
+
+def test_rebuilding_a_whole_table_changes_no_row(tmp_path: Path) -> None:
+    tables = Tables(tmp_path)
+    for number in range(5):
+        tables.append("steps", [step(number)])
+    tables.compact("steps")
+    before = tables.read("steps")
+    assert rebuild(tables, "steps", [step(3), step(7)]).added == 1
+    assert len(tables.read("steps")) == len(before) + 1
+
+
+def test_a_reader_sees_every_row_all_through_compaction_and_vacuum(tmp_path: Path) -> None:
+    tables = Tables(tmp_path)
+    for number in range(30):
+        tables.append("steps", [step(number)])
+    reading = tables.batches("steps", columns=["run_id"], size=1)
+    seen = [next(reading).column("run_id").to_pylist()[0]]
+    for _ in range(2):
+        assert tables.compact("steps")[0].files_after == 1
+    seen += [value for batch in reading for value in batch.column("run_id").to_pylist()]
+    assert sorted(seen) == sorted(f"r{number}" for number in range(30))
+
+
+def test_tables_that_are_read_while_others_write_and_compact_lose_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables_module, "COMPACT_EVERY", 10)
+    monkeypatch.setattr(tables_module, "CHECKPOINT_SECONDS", 0)
+    tables, failures = Tables(tmp_path), []
+    tables.append("steps", [step(0)])
+    done = threading.Event()
+
+    def read() -> None:
+        fewest = 1
+        while not done.is_set():
+            try:
+                found = len(tables.read("steps", columns=["run_id"]))
+                assert found >= fewest
+                fewest = found
+            except (AssertionError, RecordsError) as error:
+                failures.append(error)
+                return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(1, 120):
+            tables.append("steps", [step(number)])
+    finally:
+        done.set()
+        reader.join(timeout=60)
+    assert not reader.is_alive()
+    assert failures == []
+    assert len(tables.read("steps")) == 120
+
+
+def test_checkpoints_that_newer_ones_replace_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables_module, "COMPACT_EVERY", 50)
+    tables = Tables(tmp_path)
+    for number in range(60):
+        tables.append("steps", [step(number)])
+    log = tmp_path / "steps" / "_delta_log"
+    assert len(list(log.glob("*.checkpoint.parquet"))) > 2  # young ones may be in use
+    monkeypatch.setattr(tables_module, "CHECKPOINT_SECONDS", 0)
+    tables.compact("steps")
+    assert len(list(log.glob("*.checkpoint.parquet"))) == 2
+    assert len(Tables(tmp_path).read("steps")) == 60
+
+
+def test_files_that_a_version_of_the_last_seven_days_needs_are_kept(tmp_path: Path) -> None:
+    tables = Tables(tmp_path)
+    for number in range(3):
+        tables.append("steps", [step(number)])
+    before = set((tmp_path / "steps").glob("*.parquet"))
+    assert tables.compact("steps")[0].deleted == 0
+    assert before <= set((tmp_path / "steps").glob("*.parquet"))
+    assert timedelta(hours=tables_module.KEEP_HOURS) == timedelta(days=7)

@@ -1,0 +1,197 @@
+"""The tables as one run writes to them: a copy of every row is kept in the run's folder first.
+
+A table that is damaged, full or out of reach must not stop a publish, and no row may be lost by it. So
+`RunTables.append` writes the rows to ``rows.jsonl`` in the folder of the run, then to the table, then a mark
+that they are saved. `save_again` appends what has no mark; the runner does so at the end of a run, and
+``vmsnix runs repair`` later. The file is archived with the run, so that ``vmsnix history rebuild`` can
+restore whole tables row for row (`vmsnix_ops.records.rebuild`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.errors import RecordsError
+from vmsnix_ops.records import schemas
+from vmsnix_ops.records.frames import to_arrow, to_frame
+from vmsnix_ops.records.secrets import without_secrets
+from vmsnix_ops.records.tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    import pyarrow as pa
+
+    from vmsnix_ops.records.frames import Rows
+    from vmsnix_ops.records.run_context import RunContext
+    from vmsnix_ops.records.tables import Where
+    from vmsnix_ops.settings import Settings
+
+FILE_NAME = "rows.jsonl"
+
+KEPT = ("runs", "steps", "amis", "promotions", "retirements")
+"""Tables whose rows are kept with the run; the others are large, and can be made again."""
+
+
+class RunTables(Tables):
+    """The tables of one run.
+
+    Parameters
+    ----------
+    settings
+        Name the place of the tables.
+    run
+        Whose folder keeps the copy.
+
+    Attributes
+    ----------
+    problems
+        What could not be written and was not raised, as sentences.
+    """
+
+    def __init__(self, settings: Settings, run: RunContext) -> None:
+        super().__init__(settings.history, region=settings.region)
+        self.run = run
+        self.problems: dict[str, None] = {}
+
+    def append(self, table: str, rows: Rows, *, once: str | None = None) -> None:
+        """Add rows to a table as `Tables.append` does; the copy is kept also when that fails.
+
+        Rows of other tables than `KEPT` only save later work. Where they cannot be written the error is
+        collected in `problems`, not raised.
+        """
+        data = without_secrets(to_arrow(schemas.schema(table), rows))
+        if data.num_rows == 0:
+            return
+        once = once or f"{self.run.run_id}/{uuid.uuid4().hex}"
+        path = self.run.folder / FILE_NAME
+        kept = table in KEPT and _write(path, {"table": table, "once": once, "rows": _plain(data)})
+        try:
+            super().append(table, data, once=once)
+        except RecordsError as error:
+            if table in KEPT:
+                raise
+            self.problems[str(error)] = None
+        if kept:
+            _write(path, {"saved": once})
+
+    def read_or_empty(
+        self, table: str, *, columns: Sequence[str] | None = None, where: Where | None = None
+    ) -> pd.DataFrame:
+        """Return rows as `read` does, and none where the table cannot be read.
+
+        For what only saves work or informs; whatever decides over a resource needs `read`.
+        """
+        try:
+            return self.read(table, columns=columns, where=where)
+        except RecordsError:
+            import pyarrow as pa
+
+            schema = schemas.schema(table)
+            arrow = schema.arrow()
+            return to_frame(pa.schema([arrow.field(name) for name in columns or schema.names]).empty_table())
+
+
+def lines_of(content: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the rows' lines of a ``rows.jsonl``, without the marks.
+
+    A line that a crash has cut, or that is none of ours, is left out.
+    """
+    return (line for line in _lines(content) if "table" in line)
+
+
+def _lines(content: bytes) -> Iterator[dict[str, Any]]:
+    for line in content.split(b"\n"):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and ("saved" in found or found.get("table") in KEPT):
+            yield found
+
+
+def save_again(folder: Path, tables: Tables) -> list[str]:
+    """Append the rows of a run that did not reach the tables; return what still fails, as sentences.
+
+    Safe to run twice: a table takes every append once, by its name.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run.
+    tables
+        Where the rows belong.
+    """
+    path, problems = folder / FILE_NAME, {}
+    try:
+        lines = list(_lines(path.read_bytes()))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [f"The rows of the run cannot be read from {path}: {error.strerror}."]
+    saved = {line["saved"] for line in lines if "saved" in line}
+    for line in lines:
+        if "table" not in line or line["once"] in saved or line["table"] in problems:
+            continue
+        try:
+            tables.append(line["table"], rows_from(line), once=line["once"])
+        except RecordsError as error:
+            problems[line["table"]] = str(error)
+        else:
+            _write(path, {"saved": line["once"]})
+    return list(problems.values())
+
+
+def has_unsaved(folder: Path) -> bool:
+    """Whether rows of a run have not reached the tables, as far as its folder can be read."""
+    try:
+        lines = list(_lines((folder / FILE_NAME).read_bytes()))
+    except OSError:
+        return False
+    return bool({line["once"] for line in lines if "table" in line} - {line.get("saved") for line in lines})
+
+
+def rows_from(line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a line with their times as times; columns that the schema lacks are left out."""
+    schema = schemas.schema(line["table"])
+    times = {column.name for column in schema.columns if column.kind == "time"}
+    return [
+        {
+            name: datetime.fromisoformat(value) if name in times and value else value
+            for name, value in row.items()
+            if name in schema.names
+        }
+        for row in line["rows"]
+    ]
+
+
+def _plain(data: pa.Table) -> list[dict[str, Any]]:
+    return [
+        {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in row.items()
+            if value is not None
+        }
+        for row in data.to_pylist()
+    ]
+
+
+def _write(path: Path, line: Mapping[str, Any]) -> bool:
+    """Append one line with one write, so that threads do not mix; return whether it was written."""
+    text = json.dumps(line, ensure_ascii=False).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # A line that a full disk cut before this one must not swallow it.
+            return os.write(descriptor, b"\n" + text + b"\n") == len(text) + 2
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
