@@ -10,7 +10,6 @@ import pytest
 from vmsnix_ops import errors, publish
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
-from vmsnix_ops.progress import Progress
 from vmsnix_ops.publish import verify
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import open_tables
@@ -192,12 +191,3 @@ def test_an_image_file_without_a_description_is_published_too(aws, plan, image):
     result = publish.run(plan(image=str(file)))
     assert result.image == "sample"
     assert result.system == "x86_64-linux"
-
-
-def test_a_root_device_that_the_image_does_not_ask_for_is_told(plan, image):
-    described = image / "nix-support" / "image-info.json"
-    info = {**json.loads(described.read_text()), "registerImage": {"RootDeviceName": "/dev/xvda"}}
-    described.write_text(json.dumps(info))
-    events = []
-    publish.run(plan(progress=Progress(events.append)))
-    assert "the image asks for /dev/xvda; /dev/sda1 was chosen" in [event.message for event in events]

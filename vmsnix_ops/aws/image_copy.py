@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 COPY_SECONDS = 2 * 3600.0
 LIMIT_SECONDS = 30 * 60.0  # how long to wait for room among the copies in flight
 ATTEMPTS = 8
-FAILED = ("failed", "error", "invalid")
 _USED = ("IdempotentParameterMismatch", "IdempotentInstanceTerminated")
 
 
@@ -88,11 +87,13 @@ def find(ec2: Client, wanted: Copy) -> Ami | None:
     vmsnix_ops.errors.RegistrationError
         The copy is disabled, or half deleted.
     """
-    named = [ami for ami in images.named(ec2, wanted.source.name) if ami.state not in FAILED]
+    named = [ami for ami in images.named(ec2, wanted.source.name) if ami.state not in images.FAILED]
     if not named:
         return None
     existing = min(named, key=lambda ami: ami.state != "available")
-    images.check_same(existing, digest=wanted.source.digest, root_device=wanted.source.root_device)
+    images.check_same(existing, digest=wanted.source.digest, facts=wanted.source.facts())
+    if existing.stuck:
+        images.holder([existing])  # raises
     if existing.state == "disabled":
         raise errors.RegistrationError(
             f"The copy {existing.ami_id} in {existing.region} is disabled.",
@@ -174,7 +175,7 @@ def copy(
 def _begin(ec2: Client, wanted: Copy, step: Step | None, still_wanted: Callable[[], None]) -> str:
     """Ask for the copy, with the token of the first attempt that did not fail, and return its id."""
     region = ec2.meta.region_name
-    failed = {ami.ami_id for ami in images.named(ec2, wanted.source.name) if ami.state in FAILED}
+    failed = {ami.ami_id for ami in images.named(ec2, wanted.source.name) if ami.state in images.FAILED}
     told = False
 
     def call(token: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
 AVAILABLE_SECONDS = 15 * 60.0
+NAME_SECONDS = 30.0  # in which an AMI shows itself that was registered by somebody else
+FAILED = frozenset({"failed", "error", "invalid", "deregistered"})
+"""States in which an AMI can never be used; its name is free again, or needs a deregistration."""
+
+STUCK = timedelta(hours=48)
+"""An AMI that is pending for longer never becomes available: AWS gives a time-based copy at most 48 hours."""
+
+_VOLUME_DEFAULTS: dict[str, dict[str, int]] = {"gp3": {"Iops": 3000, "Throughput": 125}}
 FILTER_VALUES = 200  # AWS: values of one filter
 NAME_LENGTH = range(3, 129)
 _REFUSED_IN_NAMES = re.compile(r"[^A-Za-z0-9()\[\] ./'@_-]")  # RegisterImage, parameter Name
@@ -44,14 +53,20 @@ class Registration:
         Holds the root volume.
     description
         Shown in AWS's console.
-    volume_type
-        Of the root volume.
+    root_volume
+        ``Ebs`` of the root volume without its snapshot, as RegisterImage takes it.
+    disks
+        Further block device mappings, as RegisterImage takes them.
     imds_support
         ``"v2.0"``: instances answer to session tokens only.
     tpm_support
         ``"v2.0"`` or empty; only for UEFI.
     ena_support
         Enhanced networking.
+    sriov_support
+        ``"simple"`` or empty: enhanced networking of older instance types.
+    uefi_data
+        Contents of the UEFI variable store, base64; empty for none.
     tags
         Of the AMI, set in the very call that creates it.
     """
@@ -62,14 +77,20 @@ class Registration:
     root_device: str
     snapshot_id: str
     description: str = ""
-    volume_type: str = "gp3"
+    root_volume: Mapping[str, Any] = field(
+        default_factory=lambda: {"VolumeType": "gp3", "DeleteOnTermination": True}
+    )
+    disks: tuple[Mapping[str, Any], ...] = ()
     imds_support: str = "v2.0"
     tpm_support: str = ""
     ena_support: bool = True
+    sriov_support: str = "simple"
+    uefi_data: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def request(self) -> dict[str, Any]:
         """Return the parameters of ``RegisterImage``."""
+        root = {"SnapshotId": self.snapshot_id, **self.root_volume}
         request: dict[str, Any] = {
             "Name": self.name,
             "Description": self.description,
@@ -77,25 +98,93 @@ class Registration:
             "BootMode": self.boot_mode,
             "RootDeviceName": self.root_device,
             "VirtualizationType": "hvm",
-            "SriovNetSupport": "simple",
             "EnaSupport": self.ena_support,
             "BlockDeviceMappings": [
-                {
-                    "DeviceName": self.root_device,
-                    "Ebs": {
-                        "SnapshotId": self.snapshot_id,
-                        "VolumeType": self.volume_type,
-                        "DeleteOnTermination": True,
-                    },
-                }
+                {"DeviceName": self.root_device, "Ebs": root},
+                *(dict(disk) for disk in self.disks),
             ],
-            "TagSpecifications": tagging.specification("image", self.tags),
+            "TagSpecifications": tagging.specification("image", self.all_tags()),
         }
-        if self.imds_support:
-            request["ImdsSupport"] = self.imds_support
-        if self.tpm_support:
-            request["TpmSupport"] = self.tpm_support
-        return request
+        optional = {
+            "SriovNetSupport": self.sriov_support,
+            "ImdsSupport": self.imds_support,
+            "TpmSupport": self.tpm_support,
+            "UefiData": self.uefi_data,
+        }
+        return request | {name: value for name, value in optional.items() if value}
+
+    def all_tags(self) -> dict[str, str]:
+        """Return the AMI's tags, with the one by which its UEFI data are recognized."""
+        told = uefi_digest(self.uefi_data)
+        return {**self.tags, **({tagging.UEFI_DATA: told} if told else {})}
+
+    def facts(self, *, snapshot_gib: int = 0) -> dict[str, str]:
+        """Return what an AMI of this registration has, in the words of `Ami.facts`.
+
+        Parameters
+        ----------
+        snapshot_gib
+            Size of the root's snapshot, which is the size of the root volume when none is asked for.
+        """
+        root = {**({"VolumeSize": snapshot_gib} if snapshot_gib else {}), **self.root_volume}
+        mappings = [{"DeviceName": self.root_device, "Ebs": root}, *self.disks]
+        return _facts(
+            self.architecture,
+            self.boot_mode,
+            self.root_device,
+            self.ena_support,
+            self.tpm_support,
+            self.imds_support,
+            self.sriov_support,
+            uefi_digest(self.uefi_data),
+            mappings,
+        )
+
+
+def uefi_digest(uefi_data: str) -> str:
+    """Return what stands for UEFI data in a tag: DescribeImages does not show the data themselves."""
+    return hashlib.sha256(uefi_data.encode()).hexdigest()[:32] if uefi_data else ""
+
+
+def _facts(
+    architecture: str,
+    boot_mode: str,
+    root_device: str,
+    ena: bool,
+    tpm: str,
+    imds: str,
+    sriov: str,
+    uefi: str,
+    mappings: Iterable[Mapping[str, Any]],
+) -> dict[str, str]:
+    facts = {
+        "architecture": architecture,
+        "boot mode": boot_mode or "not set",
+        "root device": root_device,
+        "ENA support": "yes" if ena else "no",
+        "TPM support": tpm or "none",
+        "IMDS support": imds or "v1 and v2",
+        "SR-IOV support": sriov or "none",
+        "UEFI data": uefi or "none",
+    }
+    for mapping in mappings:
+        if "NoDevice" not in mapping:  # DescribeImages does not show these
+            facts[f"disk {mapping['DeviceName']}"] = _disk(mapping)
+    return facts
+
+
+def _disk(mapping: Mapping[str, Any]) -> str:
+    if "Ebs" not in mapping:
+        return str(mapping.get("VirtualName", ""))
+    ebs = mapping["Ebs"]
+    kind = str(ebs.get("VolumeType") or "gp2")  # EC2's default
+    told = [kind, f"{ebs['VolumeSize']} GiB" if ebs.get("VolumeSize") else ""]
+    numbers = {**_VOLUME_DEFAULTS.get(kind, {}), **{k: v for k, v in ebs.items() if v is not None}}
+    told += [f"{name} {numbers[name]}" for name in ("Iops", "Throughput") if name in numbers]
+    told.append(
+        "kept on termination" if ebs.get("DeleteOnTermination") is False else "deleted on termination"
+    )
+    return ", ".join(part for part in told if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +217,10 @@ class Ami:
         Where it was copied from; empty for an original.
     description
         As it was given; empty when there is none.
+    sriov_support
+        As registered.
+    mappings
+        Its block devices as DescribeImages shows them.
     launched_at
         When an instance was last launched from it, as AWS reports it a day later; ``None`` when it does not.
     """
@@ -154,6 +247,32 @@ class Ami:
     source_region: str = ""
     launched_at: datetime | None = None
     description: str = ""
+    sriov_support: str = ""
+    mappings: tuple[Mapping[str, Any], ...] = ()
+
+    def facts(self) -> dict[str, str]:
+        """Return how it is registered: every field in which two AMIs of the same bytes may differ."""
+        return _facts(
+            self.architecture,
+            self.boot_mode,
+            self.root_device,
+            self.ena_support,
+            self.tpm_support,
+            self.imds_support,
+            self.sriov_support,
+            self.tags.get(tagging.UEFI_DATA, ""),
+            self.mappings,
+        )
+
+    @property
+    def deprecated(self) -> bool:
+        """Whether its deprecation date has passed."""
+        return self.deprecated_at is not None and self.deprecated_at <= datetime.now(UTC)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it has been pending for so long that it will never be available."""
+        return self.state in ("pending", "transient") and datetime.now(UTC) - self.created_at > STUCK
 
     @property
     def digest(self) -> str:
@@ -186,13 +305,61 @@ def clean_name(name: str) -> str:
 
 @needs("ec2:DescribeImages")
 def find_by_name(ec2: Client, name: str) -> Ami | None:
-    """Return our account's AMI of exactly this name, or ``None``."""
-    return next(iter(named(ec2, name)), None)
+    """Return our account's AMI of exactly this name if it can be used, or ``None``.
+
+    One that is disabled, failed or has been pending for ever cannot be used; `holder` reports those that
+    keep the name from being used again.
+    """
+    return next((ami for ami in named(ec2, name) if usable(ami)), None)
+
+
+def usable(ami: Ami) -> bool:
+    """Return whether instances can be launched from an AMI, now or when AWS has finished it."""
+    return ami.state in ("available", "pending", "transient") and not ami.stuck
+
+
+def holder(found: Iterable[Ami]) -> Ami | None:
+    """Return the usable AMI among those of one name; ``None`` when the name is free.
+
+    Failed AMIs are left out: AWS lets another AMI have their name.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegistrationError
+        The name belongs to an AMI that is disabled, or that has been pending for days.
+    """
+    found = list(found)
+    for ami in found:
+        if usable(ami):
+            return ami
+    for ami in found:
+        if ami.state == "disabled":
+            raise disabled(ami)
+        if ami.stuck:
+            raise errors.RegistrationError(
+                f"The AMI {ami.ami_id} in {ami.region} never became available.",
+                why=f"It has the name {ami.name} and has been {ami.state} since "
+                f"{ami.created_at:%Y-%m-%d %H:%M} UTC.",
+                cure=f"Deregister it ({deregistering(ami)}), and run the same command again.",
+            )
+    return None
+
+
+def disabled(ami: Ami) -> errors.RegistrationError:
+    """Return the error for an AMI that has these bytes and is disabled."""
+    return errors.RegistrationError(
+        f"The AMI {ami.ami_id} holds these bytes, and it is disabled.",
+        why="It was retired, or somebody disabled it.",
+        cure=f"Bring it back: {restoring(ami)}.",
+    )
 
 
 @needs("ec2:DescribeImages")
 def named(ec2: Client, name: str) -> list[Ami]:
-    """Return our account's AMIs of exactly this name: one, and those that failed, which do not hold it."""
+    """Return our account's AMIs of exactly this name, the most usable first.
+
+    There is at most one that has the name, and any number that failed, which do not keep it.
+    """
     with calling(f"look for the AMI {name}"):
         # Filter values have wildcards; names may hold none of them, save brackets, so the name is compared
         # too.
@@ -203,7 +370,23 @@ def named(ec2: Client, name: str) -> list[Ami]:
             IncludeDisabled=True,
         )
         found = [image for page in pages for image in page["Images"] if image["Name"] == name]
-    return [read(image, ec2.meta.region_name) for image in found]
+    order = ("available", "pending", "transient", "disabled")
+    ranks = {state: rank for rank, state in enumerate(order)}
+    amis = [read(image, ec2.meta.region_name) for image in found]
+    return sorted(amis, key=lambda ami: (ranks.get(ami.state, len(order)), ami.created_at, ami.ami_id))
+
+
+@needs("ec2:DescribeImages")
+def of_snapshot(ec2: Client, snapshot_id: str) -> list[str]:
+    """Return the ids of our account's AMIs that start from a snapshot, in any state."""
+    with calling(f"look for AMIs of {snapshot_id}"):
+        pages = ec2.get_paginator("describe_images").paginate(
+            Owners=["self"],
+            Filters=[{"Name": "block-device-mapping.snapshot-id", "Values": [snapshot_id]}],
+            IncludeDeprecated=True,
+            IncludeDisabled=True,
+        )
+        return [str(image["ImageId"]) for page in pages for image in page["Images"]]
 
 
 @needs("ec2:DescribeImages")
@@ -259,6 +442,7 @@ def register(
     registration: Registration,
     *,
     digest: str,
+    snapshot_gib: int = 0,
     step: Step | None = None,
     pace: Pace | None = None,
 ) -> tuple[Ami, Literal["created", "reused"]]:
@@ -275,7 +459,7 @@ def register(
     vmsnix_ops.errors.RegistrationError
         The AMI turned ``failed``.
     """
-    existing = find_by_name(ec2, registration.name)
+    existing = holder(named(ec2, registration.name))
     outcome: Literal["created", "reused"] = "reused"
     if existing is None:
         with calling(f"register the AMI {registration.name}"):
@@ -288,32 +472,60 @@ def register(
                 if code_of(error) != "InvalidAMIName.Duplicate":
                     raise
                 # Somebody was faster, or the answer to our own first try was lost.
-                existing = retrying(lambda: _must_find(ec2, registration.name), "NotYetVisible", seconds=30)
+                existing = retrying(
+                    lambda: _must_find(ec2, registration.name), "NotYetVisible", seconds=NAME_SECONDS
+                )
                 ami_id = existing.ami_id
     if existing is not None:
-        check_same(existing, digest=digest, root_device=registration.root_device)
+        check_same(existing, digest=digest, facts=registration.facts(snapshot_gib=snapshot_gib))
         ami_id = existing.ami_id
     return _available(ec2, ami_id, step, pace or Pace()), outcome
 
 
-def check_same(existing: Ami, *, digest: str, root_device: str) -> None:
-    """Raise `NameTakenError` unless the AMI of our name holds the same bytes behind the same root device."""
+def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
+    """Raise `NameTakenError` unless the AMI of our name has the same bytes and is registered the same way.
+
+    Parameters
+    ----------
+    existing
+        The AMI that has the name.
+    digest
+        SHA-256 of the image.
+    facts
+        How it is to be registered: `Registration.facts`, or `Ami.facts` of an AMI that is copied.
+    """
     if existing.digest != digest:
         held = f"digest {existing.digest[:12]}" if existing.digest else "no digest tag of ours"
         raise errors.NameTakenError(
             f"The AMI name {existing.name} is taken.",
             why=f"{existing.ami_id} in {existing.region} has it, with {held}; this image's digest is "
             f"{digest[:12]}.",
-            cure="Give another prefix, or deregister that AMI if nobody needs it.",
+            cure=f"Give another prefix, or deregister that AMI if nobody needs it: {deregistering(existing)}",
             code="InvalidAMIName.Duplicate",
         )
-    if existing.root_device != root_device:
+    there, different = existing.facts(), []
+    for name in dict.fromkeys([*facts, *there]):
+        wanted, found = facts.get(name, "none"), there.get(name, "none")
+        if name.startswith("disk ") and " GiB" not in wanted:  # the size follows from the snapshot
+            found = re.sub(r"\d+ GiB, ", "", found)
+        if wanted != found:
+            different.append((name, wanted, found))
+    if different:
+        listed = "; ".join(
+            f"{name}: {found}, and {wanted} was asked for" for name, wanted, found in different
+        )
         raise errors.NameTakenError(
-            f"The AMI {existing.name} exists with another root device.",
-            why=f"{existing.ami_id} has {existing.root_device}; {root_device} was asked for.",
-            cure="Give another prefix, or the same root device.",
+            f"The AMI {existing.name} exists, registered with another {_and(n for n, _, _ in different)}.",
+            why=f"{existing.ami_id} in {existing.region} has the same bytes, but {listed}.",
+            cure="Give another prefix, ask for what that AMI has, or deregister it if nobody needs it: "
+            f"{deregistering(existing)}",
             code="InvalidAMIName.Duplicate",
         )
+
+
+def _and(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 @needs("ec2:ModifyImageAttribute")
@@ -376,6 +588,8 @@ def read(image: Mapping[str, Any], region: str) -> Ami:
         source_region=str(image.get("SourceImageRegion", "")),
         launched_at=_moment(image.get("LastLaunchedTime")),
         description=str(image.get("Description", "")),
+        sriov_support=str(image.get("SriovNetSupport", "")),
+        mappings=tuple(image.get("BlockDeviceMappings", ())),
     )
 
 
@@ -420,15 +634,33 @@ def row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None)
 
 
 def _must_find(ec2: Client, name: str) -> Ami:
-    found = find_by_name(ec2, name)
+    there = named(ec2, name)
+    found = holder(there)
     if found is None:
+        failed = " ".join(deregistering(ami) for ami in there[:1])
         raise errors.RegistrationError(
-            f"The AMI name {name} is taken, but no AMI of this account has it.",
-            why="It was registered a moment ago, or it is being removed.",
-            cure="Run the same command again.",
+            f"The AMI name {name} is taken, but no AMI of this account can be used by it.",
+            why=", ".join(f"{ami.ami_id} of this name is {ami.state}" for ami in there)
+            or "It was registered a moment ago, or it is being removed",
+            cure=f"Deregister it ({failed}), and run the same command again."
+            if failed
+            else "Run the same command again.",
             code="NotYetVisible",
         )
     return found
+
+
+def deprecation(ami: Ami) -> str:
+    """Return a sentence about an AMI that is deprecated, with the command that changes it."""
+    return (
+        f"{ami.ami_id} is deprecated since {ami.deprecated_at:%Y-%m-%d %H:%M} UTC (to undo: aws ec2 "
+        f"disable-image-deprecation --image-id {ami.ami_id} --region {ami.region})"
+    )
+
+
+def deregistering(ami: Ami) -> str:
+    """Return the command that deregisters an AMI."""
+    return f"aws ec2 deregister-image --image-id {ami.ami_id} --region {ami.region}"
 
 
 def restoring(ami: Ami) -> str:
@@ -442,22 +674,27 @@ def _available(ec2: Client, ami_id: str, step: Step | None, pace: Pace) -> Ami:
         outcome: Literal["waiting", "done", "failed"] = "waiting"
         if ami.state == "available":
             outcome = "done"
-        elif ami.state in ("failed", "error", "invalid", "deregistered", "disabled"):
+        elif ami.state in FAILED | {"disabled"}:
             outcome = "failed"
         return Sighting(outcome, ami, None, ami.state)
 
-    seen = wait(look, what=f"the AMI {ami_id}", deadline=AVAILABLE_SECONDS, step=step, pace=pace)
+    try:
+        seen = wait(look, what=f"the AMI {ami_id}", deadline=AVAILABLE_SECONDS, step=step, pace=pace)
+    except errors.DeadlineError as error:
+        command = f"aws ec2 deregister-image --image-id {ami_id} --region {ec2.meta.region_name}"
+        raise errors.DeadlineError(
+            error.what,
+            why=error.why,
+            cure="Run the same command again. If it is still pending then, deregister it "
+            f"({command}) and publish again.",
+        ) from error
     if seen.state == "disabled":
-        raise errors.RegistrationError(
-            f"The AMI {ami_id} holds these bytes, and it is disabled.",
-            why="It was retired, or somebody disabled it.",
-            cure=f"Bring it back: {restoring(seen.value)}.",
-        )
+        raise disabled(seen.value)
     if seen.outcome == "failed":
         raise errors.RegistrationError(
             f"The AMI {ami_id} is {seen.state}.",
             why="AWS gives the reason, if any, as the StateMessage of its snapshot.",
-            cure=f"Look at {', '.join(seen.value.snapshot_ids) or 'its snapshot'}, deregister the AMI and "
-            "publish again.",
+            cure=f"Look at {', '.join(seen.value.snapshot_ids) or 'its snapshot'}, deregister the AMI "
+            f"({deregistering(seen.value)}), and publish again.",
         )
     return seen.value

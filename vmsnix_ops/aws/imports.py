@@ -8,10 +8,12 @@ try.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
+from vmsnix_ops.aws import snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
@@ -48,6 +50,8 @@ class ImportTask:
         Only of a completed task; fields of others cannot be trusted.
     tags
         Of the task.
+    kms_key
+        ARN of the key that encrypts the snapshot; empty for none.
     """
 
     task_id: str
@@ -56,6 +60,7 @@ class ImportTask:
     percent: float | None
     snapshot_id: str
     tags: Mapping[str, str]
+    kms_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,8 @@ class Source:
     patience
         Seconds to wait for a role that was made a moment ago: EC2 sees it only later, and says so with the
         very words it has for a missing one.
+    kms_key
+        ARN of the key that is to encrypt the snapshot; empty: as the account encrypts by default.
     """
 
     bucket: str
@@ -102,22 +109,29 @@ class Source:
     format: str
     role_name: str
     patience: float = 0.0
+    kms_key: str = ""
+
+    def token(self, digest: str, attempt: int) -> str:
+        """Return the ClientToken: the same for everything that makes the same snapshot."""
+        key = f"-{hashlib.sha256(self.kms_key.encode()).hexdigest()[:8]}" if self.kms_key else ""
+        return f"vmsnix-{digest[:40]}{key}-{attempt}"
 
 
 @needs("ec2:DescribeSnapshots")
-def find_snapshot(ec2: Client, digest: str) -> tuple[str, int] | None:
-    """Return id and size (GiB) of the completed snapshot that carries this digest, or ``None``."""
-    filters = [
-        {"Name": f"tag:{tagging.DIGEST}", "Values": [digest]},
-        {"Name": "status", "Values": ["completed"]},
-    ]
-    with calling("look for a snapshot of this image"):
-        pages = ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
-        found = [snapshot for page in pages for snapshot in page["Snapshots"]]
-    if not found:
-        return None
-    oldest = min(found, key=lambda snapshot: (snapshot["StartTime"], snapshot["SnapshotId"]))
-    return str(oldest["SnapshotId"]), int(oldest["VolumeSize"])
+def find_snapshot(ec2: Client, digest: str, *, kms_key: str = "") -> tuple[str, int] | None:
+    """Return id and size (GiB) of the oldest snapshot with this digest that an AMI can be made of.
+
+    Snapshots that are pending, failed, in the recycle bin or in the archive tier are left out.
+
+    Parameters
+    ----------
+    kms_key
+        ARN of the key that must encrypt it; empty: any encryption is accepted.
+    """
+    for snapshot in snapshots.of_digest(ec2, digest):
+        if snapshot.usable and (not kms_key or snapshot.kms_key == kms_key):
+            return snapshot.snapshot_id, snapshot.size_gib
+    return None
 
 
 @needs("ec2:DescribeImportSnapshotTasks")
@@ -130,15 +144,17 @@ def tasks(ec2: Client, digest: str) -> list[ImportTask]:
 
 
 @needs("ec2:DescribeSnapshots", "ec2:DescribeImportSnapshotTasks")
-def usable(ec2: Client, digest: str) -> tuple[ImportTask | None, int]:
+def usable(ec2: Client, digest: str, *, kms_key: str = "") -> tuple[ImportTask | None, int]:
     """Return the import of this image that is under way or whose snapshot is there, and how many are not.
 
-    AWS lists a completed import for seven days, also when its snapshot was deleted in the meantime: then the
-    image has to be imported anew.
+    AWS lists a completed import for seven days, also when its snapshot was deleted, archived or failed in the
+    meantime: then the image has to be imported again.
     """
     found, useless = None, 0
     for task in tasks(ec2, digest):
-        if task.status in FAILED or (task.snapshot_id and not _exists(ec2, task.snapshot_id)):
+        if kms_key and task.kms_key != kms_key:
+            continue
+        if task.status in FAILED or (task.snapshot_id and not _lasts(ec2, task.snapshot_id)):
             useless += 1
         elif found is None:
             found = task
@@ -178,15 +194,17 @@ def import_snapshot(
     vmsnix_ops.errors.DeadlineError
         After an hour. The task goes on; the next run waits for it.
     """
-    found = find_snapshot(ec2, digest)
+    found = find_snapshot(ec2, digest, kms_key=source.kms_key)
     if found:
         return ImportedSnapshot(found[0], found[1], "", "reused")
-    running, attempt = usable(ec2, digest)
+    running, attempt = usable(ec2, digest, kms_key=source.kms_key)
     for _ in range(MOST_ATTEMPTS):
         task = running or _start(ec2, source, digest=digest, attempt=attempt, tags=tags)
         last = _follow(ec2, task.task_id, step, pace or Pace()).value
         if last.status not in FAILED:
-            return _finish(ec2, last, tags, reused=running is not None)
+            # A task that another publisher started is that publisher's, and so is its snapshot.
+            own = running is None and task.tags.get(tagging.RUN) == tags.get(tagging.RUN)
+            return _finish(ec2, last, tags, reused=not own)
         if CANCELLED_BY_AWS not in last.message:
             break
         running, attempt = None, attempt + 1
@@ -238,11 +256,11 @@ def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
     )
 
 
-def _exists(ec2: Client, snapshot_id: str) -> bool:
-    """Whether a snapshot is there; one that was just completed gets a few seconds to be seen."""
+def _lasts(ec2: Client, snapshot_id: str) -> bool:
+    """Whether a snapshot can be used; one that was just completed gets a few seconds to be seen."""
     try:
         with calling(f"look at the snapshot {snapshot_id}"):
-            retrying(
+            answer = retrying(
                 lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
                 "InvalidSnapshot.NotFound",
                 seconds=SEEN_SECONDS,
@@ -251,12 +269,13 @@ def _exists(ec2: Client, snapshot_id: str) -> bool:
         if error.code != "InvalidSnapshot.NotFound":
             raise
         return False
-    return True
+    found = snapshots.read(answer["Snapshots"][0])
+    return found.state in ("pending", "completed") and not found.archived
 
 
 def _start(ec2: Client, source: Source, *, digest: str, attempt: int, tags: Mapping[str, str]) -> ImportTask:
-    request = {
-        "ClientToken": f"vmsnix-{digest[:40]}-{attempt}",
+    request: dict[str, Any] = {
+        "ClientToken": source.token(digest, attempt),
         "Description": f"{tags.get(tagging.NAME, 'image')} {digest[:12]}",
         "DiskContainer": {
             "Format": FORMATS[source.format],
@@ -266,6 +285,8 @@ def _start(ec2: Client, source: Source, *, digest: str, attempt: int, tags: Mapp
         "RoleName": source.role_name,
         "TagSpecifications": tagging.specification("import-snapshot-task", tags),
     }
+    if source.kms_key:
+        request |= {"Encrypted": True, "KmsKeyId": source.kms_key}
     with calling(f"start the import of s3://{source.bucket}/{source.key}"):
         try:
             if source.patience:
@@ -280,14 +301,18 @@ def _start(ec2: Client, source: Source, *, digest: str, attempt: int, tags: Mapp
         except ec2.exceptions.ClientError as error:
             if code_of(error) == "IdempotentParameterMismatch":
                 # Another publisher of the same image was first; its task carries its own run in the tags.
-                return _adopt(ec2, digest)
+                return _adopt(ec2, digest, source.kms_key)
             raise _refused(error, source) from error
     return _read(answer)
 
 
-def _adopt(ec2: Client, digest: str) -> ImportTask:
+def _adopt(ec2: Client, digest: str, kms_key: str) -> ImportTask:
     """Return the task that another publisher of the same image started a moment ago."""
-    running = [task for task in tasks(ec2, digest) if task.status not in FAILED]
+    running = [
+        task
+        for task in tasks(ec2, digest)
+        if task.status not in FAILED and (not kms_key or task.kms_key == kms_key)
+    ]
     if not running:
         raise errors.ImportFailedError(
             "Another publisher's import of this image cannot be found.",
@@ -436,4 +461,5 @@ def _read(answer: Mapping[str, Any]) -> ImportTask:
         percent=float(progress) if progress.replace(".", "", 1).isdigit() else None,
         snapshot_id=str(detail.get("SnapshotId") or "") if status == "completed" else "",
         tags=tagging.to_dict(answer.get("Tags")),
+        kms_key=str(detail.get("KmsKeyId") or ""),
     )

@@ -45,6 +45,9 @@ class Snapshot:
         Whether it is encrypted, and the ARN of the key.
     account
         Its owner.
+    archived
+        Whether it is in the archive tier, or restored from it for some days only. Nothing can be launched
+        from it for long.
     """
 
     snapshot_id: str
@@ -58,6 +61,12 @@ class Snapshot:
     encrypted: bool = False
     kms_key: str = ""
     account: str = ""
+    archived: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether an AMI can be registered from it."""
+        return self.state == "completed" and not self.archived
 
 
 def read(one: Mapping[str, Any]) -> Snapshot:
@@ -74,6 +83,7 @@ def read(one: Mapping[str, Any]) -> Snapshot:
         encrypted=bool(one.get("Encrypted")),
         kms_key=str(one.get("KmsKeyId") or ""),
         account=str(one.get("OwnerId") or ""),
+        archived=one.get("StorageTier") == "archive" or bool(one.get("RestoreExpiryTime")),
     )
 
 
@@ -137,7 +147,33 @@ def check_whole(ec2: Client, ami: Ami) -> tuple[Snapshot, ...]:
             cure="Wait until the snapshot is completed; one in error must be published again.",
             status_message=bad[0].message,
         )
+    archived = [one for one in found.values() if one.archived]
+    if archived:
+        raise errors.RegistrationError(
+            f"The AMI {ami.ami_id} in {ami.region} cannot be launched.",
+            why=f"Its snapshot {archived[0].snapshot_id} is in the archive tier.",
+            cure=f"Restore it: {restoring(archived[0].snapshot_id, ami.region)}",
+        )
     return tuple(found.values())
+
+
+def restoring(snapshot_id: str, region: str) -> str:
+    """Return the command that brings a snapshot back from the archive tier for good."""
+    return f"aws ec2 restore-snapshot-tier --snapshot-id {snapshot_id} --permanent-restore --region {region}"
+
+
+def deleting(snapshot_id: str, region: str) -> str:
+    """Return the command that deletes a snapshot."""
+    return f"aws ec2 delete-snapshot --snapshot-id {snapshot_id} --region {region}"
+
+
+@needs("ec2:DescribeSnapshots")
+def of_digest(ec2: Client, digest: str) -> list[Snapshot]:
+    """Return the account's snapshots with the digest tag of an image, in any state, oldest first."""
+    filters = [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]
+    with calling("look for snapshots of this image"):
+        found = items(ec2, "describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
+        return sorted(map(read, found), key=lambda one: (one.created_at, one.snapshot_id))
 
 
 def _percent(text: object) -> float:

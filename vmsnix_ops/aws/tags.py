@@ -22,6 +22,7 @@ FLAKE = "vmsnix:flake"
 DERIVATION = "vmsnix:drv"
 VERSION = "vmsnix:version"
 EVIDENCE = "vmsnix:evidence"  # of an AMI: where the entry of its run is, in an archive on S3
+UEFI_DATA = "vmsnix:uefi-data"  # of an AMI registered with UEFI data: a digest of them
 SMOKE = "vmsnix:smoke"  # instances of smoke tests: the AMI that is tested
 RETIRED = "vmsnix:retired"  # what is retired: since when; see vmsnix_ops.aws.retiring
 GRACE_UNTIL = "vmsnix:grace-until"
@@ -40,6 +41,7 @@ OWN = (
     DERIVATION,
     VERSION,
     EVIDENCE,
+    UEFI_DATA,
     SMOKE,
     RETIRED,
     GRACE_UNTIL,

@@ -201,6 +201,7 @@ def resolve(
     image: str | Path,
     *,
     system: str | None = None,
+    boot_mode: str | None = None,
     flake: str | Path | None = None,
     progress: Progress | None = None,
 ) -> BuiltImage:
@@ -212,6 +213,8 @@ def resolve(
         A ``result`` link, a directory or a file that exists; otherwise an image of a flake, which is built.
     system, flake, progress
         As for `build`.
+    boot_mode
+        How an image file boots that does not tell it.
 
     Raises
     ------
@@ -227,7 +230,7 @@ def resolve(
             cure="Give an image file, a 'result' link, or a flake attribute such as ./nix#ecs-node.",
         )
     if names_a_file(image):
-        built = read_image(Path(text).expanduser(), system=system or None)
+        built = read_image(Path(text).expanduser(), system=system or None, boot_mode=boot_mode or None)
         return replace(built, drv_path=deriver(built.store_path)) if built.store_path else built
     return build(text, system=system, flake=flake, progress=progress)
 

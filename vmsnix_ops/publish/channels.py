@@ -82,7 +82,7 @@ def find_ami(ec2: Client, ssm: Client, wanted: str, *, image: str, settings: Set
     if AMI_ID.fullmatch(wanted):
         found = images.find(ec2, [wanted]).get(wanted)
     elif wanted:
-        found = images.find_by_name(ec2, wanted)
+        found = next(iter(images.named(ec2, wanted)), None)  # `check_usable` reports one that is disabled
     else:
         found = _newest(images.ours(ec2), image)
     if found is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import blocks, images, imports
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.publish import registration as registering
 from vmsnix_ops.publish.values import Built
 
 if TYPE_CHECKING:
@@ -25,7 +27,10 @@ def describe(plan: Plan, image: BuiltImage, disk: DiskImage, seen: Survey) -> Bu
             cure="Publish it via direct, or convert it: "
             f"qemu-img convert -O vpc {image.path.name} {image.path.stem}.vhd",
         )
-    wanted = image.register_image
+    name = images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{seen.digest[:8]}")
+    wanted = registering.registration(
+        image, name=name, disk_bytes=disk.size, root_device=plan.root_device, boot_mode=plan.boot_mode
+    )
     return Built(
         outcome="created",
         name=image.name,
@@ -36,41 +41,25 @@ def describe(plan: Plan, image: BuiltImage, disk: DiskImage, seen: Survey) -> Bu
         digest=seen.digest,
         file_bytes=disk.file_bytes,
         disk_bytes=disk.size,
-        boot_mode=str(wanted.get("BootMode") or image.boot_mode),
-        tpm_support=str(wanted.get("TpmSupport") or ""),
-        imds_support=str(wanted.get("ImdsSupport") or "v2.0"),
-        ena_support=bool(wanted.get("EnaSupport", True)),
-        root_device=str(wanted.get("RootDeviceName") or ""),
+        boot_mode=wanted.boot_mode,
+        tpm_support=wanted.tpm_support,
+        imds_support=wanted.imds_support,
+        ena_support=wanted.ena_support,
+        root_device=wanted.root_device,
         flake=image.flake or "",
         derivation=image.drv_path or "",
         store_path=image.store_path or "",
-        ami_name=images.clean_name(
-            f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{seen.digest[:8]}"
-        ),
+        ami_name=name,
         seen=seen,
+        registration=wanted,
     )
 
 
-def registration(plan: Plan, built: Built, snapshot_id: str) -> images.Registration:
+def registration(plan: Plan, built: Built, snapshot_id: str = "") -> images.Registration:
     """Return what the AMI is registered with: what the image asks for, and what the operator chose."""
-    if built.system not in images.ARCHITECTURES:
-        raise errors.ImageError(
-            f"There is no EC2 architecture for {built.system}.",
-            why=f"EC2 runs {' and '.join(images.ARCHITECTURES)}.",
-            cure="Build the image for one of them.",
-        )
-    return images.Registration(
-        name=built.ami_name,
-        architecture=images.ARCHITECTURES[built.system],
-        boot_mode=built.boot_mode,
-        root_device=plan.root_device,
-        snapshot_id=snapshot_id,
-        description=f"NixOS {built.version} {built.name}"[:255],
-        imds_support=built.imds_support,
-        tpm_support=built.tpm_support,
-        ena_support=built.ena_support,
-        tags=tags(plan, built) | _evidence(plan),
-    )
+    if built.registration is None:
+        raise RuntimeError("a built image with a digest has a registration")
+    return replace(built.registration, snapshot_id=snapshot_id, tags=tags(plan, built) | _evidence(plan))
 
 
 def _evidence(plan: Plan) -> dict[str, str]:

@@ -6,14 +6,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import buckets, error_codes, imports
+from vmsnix_ops.aws import buckets, error_codes, images, imports, snapshots
+from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.publish import identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmsnix_ops.progress import Step
     from vmsnix_ops.publish.plan import Plan
-    from vmsnix_ops.publish.values import Built
+    from vmsnix_ops.publish.values import Built, SnapshotStep
 
 
 @contextmanager
@@ -40,6 +42,32 @@ def may_pass_later(error: errors.VmsnixError) -> bool:
     if isinstance(error, errors.AwsError) and not isinstance(error, kinds):
         return error.code in error_codes.RETRYABLE or not error.code
     return False
+
+
+def drop_snapshot(plan: Plan, snapshot: SnapshotStep, step: Step) -> None:
+    """Delete the snapshot of this run after another publisher's AMI won; name it where it may be another's.
+
+    A snapshot is this run's own when this run made it and it carries this run's tag. AWS refuses to delete
+    one that an AMI uses. Two publishers of different AMIs may share an import: the other one finds the
+    winner's snapshot when it is run again.
+    """
+    ec2 = plan.client("ec2")
+    found = snapshots.find(ec2, [snapshot.snapshot_id]).get(snapshot.snapshot_id)
+    if found is None or plan.dry_run or images.of_snapshot(ec2, snapshot.snapshot_id):
+        return
+    problem = "this run did not make it"
+    if snapshot.outcome == "created" and found.tags.get(tagging.RUN) == plan.run_id:
+        try:
+            imports.delete_snapshot(ec2, snapshot.snapshot_id)
+        except errors.AwsError as error:
+            problem = error.why or error.what
+        else:
+            step.message(f"{snapshot.snapshot_id} of this run is deleted: no AMI uses it")
+            return
+    step.message(
+        f"{snapshot.snapshot_id} has the same bytes, no AMI uses it, and it was not deleted ({problem}). To "
+        f"delete it: {snapshots.deleting(snapshot.snapshot_id, plan.region)}"
+    )
 
 
 def clean_bucket(plan: Plan, built: Built) -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import block_reading, blocks, buckets, images, imports
+from vmsnix_ops.aws import block_reading, blocks, buckets, images, imports, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_engine import Pushing
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
@@ -32,6 +32,7 @@ from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, Snaps
 from vmsnix_ops.records import history
 
 if TYPE_CHECKING:
+    from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.publish.journal import Entry
     from vmsnix_ops.publish.plan import Plan
@@ -85,11 +86,40 @@ def build(plan: Plan) -> Built:
         entry.detail.update(digest=built.digest, path=str(built.path), ami_name=built.ami_name)
         if plan.bucket:
             entry.detail["url"] = identity.url(plan, built)  # a rollback finds it by this
-        existing = images.find_by_name(plan.client("ec2"), built.ami_name)
+        ec2 = plan.client("ec2")
+        there = images.named(ec2, built.ami_name)
+        for ami in there:
+            if ami.state in images.FAILED:
+                entry.step.message(
+                    f"{ami.ami_id} of this name is {ami.state} and is not used: {images.deregistering(ami)}"
+                )
+        existing = images.holder(there)
         if existing is None:
             return built
-        images.check_same(existing, digest=built.digest, root_device=plan.root_device)
+        _check_existing(plan, built, existing)
+        if existing.deprecated:
+            entry.step.message(images.deprecation(existing))
         return replace(built, ami_id=existing.ami_id, snapshot_id=next(iter(existing.snapshot_ids), ""))
+
+
+def _check_existing(plan: Plan, built: Built, existing: Ami) -> None:
+    """Refuse an AMI of our name that is not what this publish would make, or cannot be launched."""
+    wanted, ec2 = identity.registration(plan, built), plan.client("ec2")
+    images.check_same(existing, digest=built.digest, facts=wanted.facts())
+    if existing.state != "available":
+        return
+    root = snapshots.check_whole(ec2, existing)[0]
+    images.check_same(existing, digest=built.digest, facts=wanted.facts(snapshot_gib=root.size_gib))
+    if plan.kms_key and root.kms_key != plan.kms_key:
+        raise errors.NameTakenError(
+            f"The AMI {existing.name} exists, encrypted with another key.",
+            why=f"{root.snapshot_id} of {existing.ami_id} is "
+            f"{f'encrypted with {root.kms_key}' if root.encrypted else 'not encrypted'}; {plan.kms_key} was "
+            "asked for.",
+            cure="Give another prefix, or deregister that AMI if nobody needs it: "
+            f"{images.deregistering(existing)}",
+            code="InvalidAMIName.Duplicate",
+        )
 
 
 def _image(plan: Plan) -> BuiltImage | None:
@@ -103,12 +133,17 @@ def _image(plan: Plan) -> BuiltImage | None:
             ]  # also a build that fails is one of this image
         if nix.names_a_file(plan.image):
             entry.outcome = "planned" if plan.dry_run else "reused"
-            image = nix.resolve(plan.image)
+            image = nix.resolve(plan.image, system=plan.system or None, boot_mode=plan.boot_mode or None)
         elif plan.dry_run:
             entry.outcome = "planned"  # that there is such an image, the plan has seen
             return None
         else:
-            image = nix.resolve(plan.image, flake=plan.settings.flake, progress=plan.journal.progress)
+            image = nix.resolve(
+                plan.image,
+                system=plan.system or None,
+                flake=plan.settings.flake,
+                progress=plan.journal.progress,
+            )
         plan.journal.image, entry.items = image.name, image.items
         entry.detail.update(path=str(image.path), drv=image.drv_path)
         return image
@@ -222,7 +257,9 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
             plan.bucket, identity.key(plan, built), built.format, plan.role_name, _patience(plan)
         )
         with (
-            interruptible("import", "Its import is cancelled; the uploaded image is kept for the next run."),
+            interruptible(
+                "import", "Its own import is cancelled; the uploaded image is kept for the next run."
+            ),
             leftovers.clean_failure(plan, built),
         ):
             if source.url and built.seen is not None:
@@ -235,7 +272,8 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
                     ec2, wanted, digest=built.digest, tags=identity.tags(plan, built), step=entry.step
                 )
             except KeyboardInterrupt:
-                imports.cancel(ec2, built.digest)
+                # One that another publisher started is that publisher's to cancel.
+                imports.cancel(ec2, built.digest, run_id=plan.run_id)
                 raise
         entry.outcome, entry.bytes = made.outcome, built.file_bytes
         entry.detail.update(snapshot_id=made.snapshot_id, task_id=made.task_id)
@@ -260,8 +298,8 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
     Raises
     ------
     vmsnix_ops.errors.NameTakenError
-        Another publisher took the name for other bytes in the meantime; the snapshot of this run is removed
-        again.
+        Another publisher took the name for other bytes, or registered these ones otherwise, in the meantime;
+        the snapshot of this run is removed again.
     """
     built = snapshot.built
     with (
@@ -274,24 +312,41 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
             entry.outcome = "planned"
             return RegisteredAmi("planned", built, snapshot, public=plan.public)
         ec2, wanted = plan.client("ec2"), identity.registration(plan, built, snapshot.snapshot_id)
-        if built.root_device not in ("", plan.root_device):
-            entry.step.message(f"the image asks for {built.root_device}; {plan.root_device} was chosen")
         try:
-            ami, outcome = images.register(ec2, wanted, digest=built.digest, step=entry.step)
+            ami, outcome = images.register(
+                ec2, wanted, digest=built.digest, snapshot_gib=snapshot.size_gib, step=entry.step
+            )
         except errors.NameTakenError:
-            if snapshot.outcome == "created":
-                imports.delete_snapshot(ec2, snapshot.snapshot_id)
+            leftovers.drop_snapshot(plan, snapshot, entry.step)
             if plan.via == "import":
-                buckets.delete(plan.client("s3"), bucket=plan.bucket, key=identity.key(plan, built))
+                leftovers.clean_bucket(plan, built)
             raise
+        if ami.snapshot_ids and snapshot.snapshot_id not in ami.snapshot_ids:
+            # Another publisher of these bytes was faster: its snapshot is the AMI's, and what is reported.
+            _check_existing(plan, built, ami)
+            leftovers.drop_snapshot(plan, snapshot, entry.step)
+            size = imports.wait_for_snapshot(ec2, ami.snapshot_ids[0])
+            snapshot = SnapshotStep("reused", built, ami.snapshot_ids[0], size)
         missing = {key: value for key, value in plan.tags.items() if ami.tags.get(key) != value}
         if missing and not plan.dry_run:
             images.add_tags(ec2, ami.ami_id, missing)
         if plan.public and not ami.public and not plan.dry_run:
             images.share_with_everybody(ec2, ami.ami_id)
         entry.outcome = "planned" if plan.dry_run else outcome
-        entry.detail.update(ami_id=ami.ami_id, name=ami.name)
-        return RegisteredAmi(outcome, built, snapshot, ami.ami_id, ami.state, ami.public or plan.public)
+        entry.detail.update(ami_id=ami.ami_id, name=ami.name, snapshot_id=snapshot.snapshot_id)
+        registered = RegisteredAmi(
+            outcome,
+            built,
+            snapshot,
+            ami.ami_id,
+            ami.state,
+            ami.public or plan.public,
+            f"{ami.deprecated_at:%Y-%m-%dT%H:%M:%SZ}" if ami.deprecated and ami.deprecated_at else "",
+        )
+    if plan.verify != "none" and not snapshot.verified and outcome == "reused" and not plan.dry_run:
+        # The snapshot that was compared is not the AMI's.
+        registered = replace(registered, snapshot=_verify(plan, snapshot))
+    return registered
 
 
 def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
@@ -333,88 +388,4 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
         steps=tuple(plan.journal.timings),
         run_id=plan.run_id,
         slow=None if plan.dry_run else plan.journal.slow(),
-        problems=plan.journal.save_again(),
-    )
-    plan.journal.finish(result)
-    return replace(result, problems=plan.journal.problems)
-
-
-def _held(plan: Plan, built: Built) -> bool:
-    """Whether an AMI, a snapshot or a running import already has these bytes, so that no upload is needed."""
-    if built.ami_id:
-        return True
-    if plan.via == "direct":
-        # A snapshot is looked for by the upload itself, which may have to write down what it holds.
-        return plan.dry_run and bool(blocks.find(plan.session, plan.region, built.digest))
-    ec2 = plan.client("ec2")
-    if imports.find_snapshot(ec2, built.digest):
-        return True
-    return imports.usable(ec2, built.digest)[0] is not None
-
-
-def _pushing(plan: Plan) -> Pushing:
-    return Pushing(ceiling=plan.settings.put_ceiling)
-
-
-def _verify(plan: Plan, snapshot: SnapshotStep, sent: Digests | None) -> SnapshotStep:
-    """Read the snapshot back and compare it with the image as it was identified."""
-    built = snapshot.built
-    if built.path is None or built.seen is None:
-        raise RuntimeError("a snapshot is made of an image that was identified")
-    with (
-        plan.journal.step("verify", unit="bytes") as entry,
-        interruptible("comparison", "The snapshot is kept, and the next run finds it."),
-    ):
-        blocks = built.seen.blocks if built.seen.blocks is not None else sent
-        if not blocks and built.seen.blocks is None:
-            with open_identified(built.path, built.seen) as disk:
-                blocks = block_digests(disk)
-        try:
-            compared = block_reading.verify(
-                plan.session,
-                region=plan.region,
-                snapshot_id=snapshot.snapshot_id,
-                blocks=blocks if blocks is not None else Digests(),
-                how=plan.verify,
-                step=entry.step,
-                pushing=_pushing(plan),
-            )
-        except errors.SnapshotFailedError:
-            if snapshot.outcome == "created" and not plan.dry_run:
-                imports.delete_snapshot(plan.client("ec2"), snapshot.snapshot_id)
-            raise
-        entry.bytes = compared.blocks * BLOCK_BYTES
-        text = f"{compared.blocks} of {compared.of} blocks were read back and are the image's"
-        if not still_identified(built.path, built.seen):
-            text += (
-                f"; {built.path.name} changed after it was identified, and what it holds now was not compared"
-            )
-            entry.step.message(text)
-        entry.detail.update(verified=text)
-    return replace(snapshot, verified=text)
-
-
-def _patience(plan: Plan) -> float:
-    """Seconds to wait for the role, which EC2 does not see in the first moments of its life."""
-    return 30.0 if any(check.facts.get("new") for check in plan.checks) else 0.0
-
-
-def _record(plan: Plan, ami: RegisteredAmi) -> None:
-    """Record the AMI, unless the tables have it with all that this run was told to give it.
-
-    A run that was told nothing new takes nothing over that somebody else changed: a verification finds it.
-    """
-    tags = tagging.to_dict(tagging.to_list(plan.tags))
-    try:
-        known = history.amis(plan.journal.tables, ami_id=ami.ami_id, region=plan.region)
-    except errors.RecordsError:
-        known = None  # recorded once more: the newest row counts
-    if known is not None and len(known):
-        newest = known.fillna({"public": False, "tags": "{}"}).iloc[0]
-        if tags.items() <= json.loads(newest["tags"]).items() and (newest["public"] or not plan.public):
-            return
-    described = images.describe(plan.client("ec2"), ami.ami_id)
-    row = images.row(described, recorded_at=datetime.now(UTC), source="publish", via=plan.via)
-    # What this run changed a moment ago, AWS may not show yet.
-    row |= {"public": described.public or plan.public, "tags": {**described.tags, **tags}}
-    plan.journal.tables.append("amis", [row])
+        deprecated_at=ami.deprecated_at,

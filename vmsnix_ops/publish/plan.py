@@ -29,6 +29,7 @@ from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.journal import Journal
 from vmsnix_ops.publish.preflight_machine import image as image_check
+from vmsnix_ops.publish.registration import DEVICE, ROOT_DEVICE
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.records.shown import html_table
@@ -47,10 +48,11 @@ if TYPE_CHECKING:
 
 Via = Literal["import", "direct"]
 VIAS: tuple[Via, ...] = ("import", "direct")
+SYSTEMS = ("x86_64-linux", "aarch64-linux")
+BOOT_MODES = ("legacy-bios", "uefi", "uefi-preferred")
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # S3's rules for names, without the rare exclusions
 _ROLE = re.compile(r"[\w+=,.@-]{1,64}")  # IAM's
-_DEVICE = re.compile(r"/dev/(sd[a-z][1-9]?[0-9]?|xvd[a-z]{1,2})")  # EC2's device names for HVM
 _PREFIX = re.compile(r"[A-Za-z0-9()\[\] ./'@_-]{0,40}")
 
 
@@ -74,7 +76,7 @@ class Plan:
         ``"import"``: S3 and VM Import; ``"direct"``: straight into a snapshot.
     incremental, verify, boot_test, boot_expect
         As for `plan`.
-    root_device, role_name, public, tags
+    system, boot_mode, root_device, role_name, kms_key, public, tags
         As for `plan`.
     dry_run
         Every step looks and tells what it would do, and none changes anything.
@@ -93,8 +95,11 @@ class Plan:
     verify: Verify
     boot_test: bool
     boot_expect: str
+    system: str
+    boot_mode: str
     root_device: str
     role_name: str
+    kms_key: str
     public: bool
     tags: Mapping[str, str]
     dry_run: bool
@@ -174,7 +179,7 @@ class Plan:
             lines.append(("verify", f"read {amount} back and compare them with the image"))
         last = "write the tables and result.json"
         lines += [
-            ("register", f"register {name} with root {self.root_device} on gp3, for {who}"),
+            ("register", f"register {name} with root {self.root_device or 'as the image asks'}, for {who}"),
             ("finish", last if self.via == "direct" else f"remove the S3 object, {last}"),
         ]
         if self.dry_run:
@@ -209,8 +214,11 @@ def plan(
     verify: str = "none",
     boot_test: bool = False,
     boot_expect: str = "",
-    root_device: str = "/dev/sda1",
+    system: str = "",
+    boot_mode: str = "",
+    root_device: str = "",
     role_name: str = "",
+    kms_key: str = "",
     public: bool = False,
     confirm_public: str = "",
     tags: Mapping[str, str] | None = None,
@@ -244,10 +252,18 @@ def plan(
     boot_expect
         With `boot_test`: regular expression for the line of the console to wait for; by default the one of a
         NixOS that is up.
+    system
+        ``x86_64-linux`` or ``aarch64-linux``, for a flake's image (by default this machine's) and for an
+        image file that does not tell it. An image that says it differently is refused.
+    boot_mode
+        ``legacy-bios``, ``uefi`` or ``uefi-preferred``; by default the image's own.
     root_device
-        Root device name of the AMI.
+        Root device name of the AMI; by default the image's own, else ``/dev/sda1``.
     role_name
         Service role of VM Import; by default the settings' (``vmimport``).
+    kms_key
+        ARN of the KMS key that encrypts uploaded object, snapshot and AMI; by default the settings', else the
+        defaults of bucket and account.
     public
         Whether everybody may launch the AMI.
     confirm_public
@@ -276,13 +292,23 @@ def plan(
     prefix = prefix or settings.prefix
     if via == "direct":
         bucket = role_name = ""
-    _check_parameters(image, bucket, prefix, via, verify, root_device, role_name)
+    _check_parameters(
+        image, bucket, prefix, via, verify, system, boot_mode, root_device or ROOT_DEVICE, role_name
+    )
     if boot_expect:
         disk_boot.check(boot_expect, "auto")
     own_tags = tagging.check(tags or {})
     check_public(public, confirm_public)
 
-    readable, _ = image_check(image, flake=settings.flake, via=via)  # first: it costs no call of AWS
+    # First, because it needs no call of AWS.
+    readable, _ = image_check(
+        image,
+        flake=settings.flake,
+        via=via,
+        system=system,
+        boot_mode=boot_mode,
+        root_device=root_device,
+    )
     checks = [readable]
     checks += account.preflight(
         session,
@@ -312,8 +338,11 @@ def plan(
         verify=next(known for known in VERIFIES if known == verify),
         boot_test=boot_test,
         boot_expect=boot_expect,
+        system=system,
+        boot_mode=boot_mode,
         root_device=root_device,
         role_name=role_name,
+        kms_key=kms_key,
         public=public,
         tags=own_tags,
         dry_run=dry_run,
@@ -358,6 +387,8 @@ def _check_parameters(
     prefix: str,
     via: str,
     verify: str,
+    system: str,
+    boot_mode: str,
     root_device: str,
     role_name: str,
 ) -> None:
@@ -377,6 +408,11 @@ def _check_parameters(
             why=errors.nearest(verify, VERIFIES),
             cure=f"Use {', '.join(map(repr, VERIFIES))}.",
         )
+    for name, value, known in (("system", system, SYSTEMS), ("boot_mode", boot_mode, BOOT_MODES)):
+        if value and value not in known:
+            raise errors.ParameterError(
+                f"Invalid {name} {value!r}: use {', '.join(known)}.", why=errors.nearest(value, known)
+            )
     if via == "import" and not bucket:
         raise errors.ParameterError(
             "No bucket was given.",
@@ -391,7 +427,7 @@ def _check_parameters(
             _ROLE,
             "IAM allows 64 letters, digits and +=,.@-_; give the name, not the ARN.",
         ),
-        ("root_device", root_device, _DEVICE, "EC2 expects a name such as /dev/sda1 or /dev/xvda."),
+        ("root_device", root_device, DEVICE, "EC2 expects a name such as /dev/sda1 or /dev/xvda."),
         (
             "prefix",
             prefix,

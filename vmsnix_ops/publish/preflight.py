@@ -68,7 +68,9 @@ def check(
     image: str = "",
     prefix: str = "",
     via: str = "import",
-    root_device: str = "/dev/sda1",
+    system: str = "",
+    boot_mode: str = "",
+    root_device: str = "",
     public: bool = False,
     session: boto3.Session | None = None,
 ) -> Checklist:
@@ -76,7 +78,7 @@ def check(
 
     Parameters
     ----------
-    region, bucket, role_name, prefix, via, root_device, public
+    region, bucket, role_name, prefix, via, system, boot_mode, root_device, public
         As for `vmsnix_ops.publish.plan`; empty takes the settings'.
     image
         As there; empty leaves out the checks of the image and of its AMI's name.
@@ -112,7 +114,8 @@ def check(
         image=image,
         prefix=prefix or settings.prefix,
         via=via,
-        root_device=root_device,
+        asked={"boot_mode": boot_mode, "root_device": root_device},
+        system=system,
     )
     return Checklist(region, tuple(checks))
 
@@ -125,7 +128,8 @@ def _machine(
     image: str,
     prefix: str,
     via: str,
-    root_device: str,
+    asked: dict[str, str],
+    system: str,
 ) -> list[account.Check]:
     """Check the image and this machine; without a session (the credentials failed) no name is looked for."""
     from vmsnix_ops.nix import build as nix
@@ -134,7 +138,7 @@ def _machine(
     found: list[BuiltImage] = []
 
     def look_at_image() -> account.Check:
-        outcome, built = machine.image(image, flake=settings.flake, via=via)
+        outcome, built = machine.image(image, flake=settings.flake, via=via, system=system, **asked)
         found.extend([built] if built is not None else [])
         return outcome
 
@@ -142,9 +146,7 @@ def _machine(
         checks.append(checked("image", look_at_image))
     if found and session is not None:
         ec2 = client(session, "ec2", region)
-        checks.append(
-            checked("name", lambda: machine.name_free(ec2, found[0], prefix=prefix, root_device=root_device))
-        )
+        checks.append(checked("name", lambda: machine.name_free(ec2, found[0], prefix=prefix, **asked)))
     builds = bool(image) and not nix.names_a_file(image)
     reads = bool(found) and found[0].format in machine.NEED_QEMU_IMG
     return [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, imports
 from vmsnix_ops.aws.checks import Check
+from vmsnix_ops.publish.registration import registration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,9 @@ NO_SPACE_GIB = 0.5
 NEED_QEMU_IMG = frozenset({"qcow2", "vhdx", "vmdk"})
 
 
-def image(given: str, *, flake: str, via: str) -> tuple[Check, BuiltImage | None]:
+def image(
+    given: str, *, flake: str, via: str, system: str = "", boot_mode: str = "", root_device: str = ""
+) -> tuple[Check, BuiltImage | None]:
     """Check whether the image is readable and of a format that this way takes.
 
     A flake attribute is evaluated and not built.
@@ -35,9 +38,9 @@ def image(given: str, *, flake: str, via: str) -> tuple[Check, BuiltImage | None
     from vmsnix_ops.nix import build as nix
 
     if not nix.names_a_file(given):
-        nix.plan_build(given, flake=flake)
+        nix.plan_build(given, flake=flake, system=system or None)
         return Check("image", "pass", f"{given} would be built"), None
-    found = nix.resolve(given)
+    found = nix.resolve(given, system=system or None, boot_mode=boot_mode or None)
     with open_image(found.path) as disk:
         kind = f"{disk.format} {disk.subformat}".strip()
         if via == "import" and disk.format not in imports.FORMATS:
@@ -46,22 +49,31 @@ def image(given: str, *, flake: str, via: str) -> tuple[Check, BuiltImage | None
                 why=f"It takes {' and '.join(imports.FORMATS)}.",
                 cure="Publish it via direct, or convert it with qemu-img.",
             )
+        registration(
+            found, name="unknown", disk_bytes=disk.size, root_device=root_device, boot_mode=boot_mode
+        )
         size = f"{disk.file_bytes / GIB:.2f} GiB file, {disk.size / GIB:.2f} GiB disk"
     return Check("image", "pass", f"{found.name} {found.version}, {found.system}: {kind}, {size}"), found
 
 
-def name_free(ec2: Client, built: BuiltImage, *, prefix: str, root_device: str) -> Check:
+def name_free(
+    ec2: Client, built: BuiltImage, *, prefix: str, root_device: str = "", boot_mode: str = ""
+) -> Check:
     """Check whether the AMI's name is free, or belongs to the same bytes; reads the whole image."""
     from vmsnix_ops.disk.formats import open_image
 
     with open_image(built.path) as disk:
-        digest = disk.digest()
+        digest, size = disk.digest(), disk.size
     name = images.clean_name(f"{prefix}-{built.name}-{built.version}-{built.system}-{digest[:8]}")
-    existing = images.find_by_name(ec2, name)
+    wanted = registration(built, name=name, disk_bytes=size, root_device=root_device, boot_mode=boot_mode)
+    existing = images.holder(images.named(ec2, name))
     if existing is None:
         return Check("name", "pass", f"{name} is free")
-    images.check_same(existing, digest=digest, root_device=root_device)
-    return Check("name", "pass", f"{name} is {existing.ami_id}, made of the same bytes")
+    images.check_same(existing, digest=digest, facts=wanted.facts())
+    evidence = f"{name} is {existing.ami_id}, made of the same bytes"
+    if existing.deprecated:
+        return Check("name", "warn", f"{evidence}; {images.deprecation(existing)}")
+    return Check("name", "pass", evidence)
 
 
 def disk_space(folder: Path, *, enough_gib: float = LITTLE_SPACE_GIB) -> Check:

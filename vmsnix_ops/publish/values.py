@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmsnix_ops.aws.blocks import DirectSnapshot
+    from vmsnix_ops.aws.images import Registration
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.records.slowness import SlowStep
 
@@ -59,7 +60,9 @@ class Built(_Shown):
     boot_mode, tpm_support, imds_support, ena_support
         What the AMI will be registered with.
     root_device
-        What the image itself asks for as the name of its root device; empty when it asks nothing.
+        Name of the AMI's root device.
+    registration
+        How the AMI will be registered, all of it; without snapshot and tags.
     flake, derivation, store_path
         Where it came from, as far as it is known.
     ami_name
@@ -91,6 +94,7 @@ class Built(_Shown):
     ami_id: str = ""
     snapshot_id: str = ""
     seen: Survey | None = field(default=None, repr=False)
+    registration: Registration | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
@@ -179,6 +183,8 @@ class RegisteredAmi(_Shown):
         ``"available"``.
     public
         Whether everybody may launch it.
+    deprecated_at
+        When it was deprecated, as ISO 8601 in UTC; empty for one that is not.
     """
 
     outcome: Outcome
@@ -187,11 +193,13 @@ class RegisteredAmi(_Shown):
     ami_id: str = ""
     state: str = ""
     public: bool = False
+    deprecated_at: str = ""
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
         rows = [("outcome", self.outcome), ("ami_id", self.ami_id), ("ami_name", self.built.ami_name)]
-        return [*rows, ("state", self.state), ("public", str(self.public))]
+        rows += [("state", self.state), ("public", str(self.public))]
+        return [*rows, *([("deprecated_at", self.deprecated_at)] if self.deprecated_at else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,44 +238,4 @@ class PublishResult(_Shown):
         Key of this run in the tables.
     slow
         The steps that were slow by their own history; ``None`` when that is not known.
-    problems
-        What could not be recorded, as sentences; `vmsnix runs repair` saves it later.
-    """
-
-    dry_run: bool
-    ami_id: str
-    snapshot_id: str
-    image_name: str
-    region: str
-    account: str
-    image: str
-    version: str
-    system: str
-    digest: str
-    via: str
-    outcome: Outcome
-    public: bool
-    size_gib: int
-    seconds: float
-    steps: tuple[StepTiming, ...]
-    run_id: str
-    slow: tuple[SlowStep, ...] | None = None
-    problems: tuple[str, ...] = ()
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Return names and values worth showing."""
-        hidden = ("steps", "seconds", "slow", "problems")
-        rows = [
-            (field.name, str(getattr(self, field.name))) for field in fields(self) if field.name not in hidden
-        ]
-        slow = [("slow", str(step)) for step in self.slow or ()]
-        problems = [("not recorded", problem) for problem in self.problems]
-        return [*((n, v) for n, v in rows if v), ("seconds", f"{self.seconds:.1f}"), *slow, *problems]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result as plain values, as ``result.json`` holds them."""
-        slow = None if self.slow is None else [step.as_dict() for step in self.slow]
-        steps = [asdict(timing) for timing in self.steps]
-        status = "partly" if self.problems else "done"
-        problems = list(self.problems)
-        return {"status": status, **asdict(self), "steps": steps, "slow": slow, "problems": problems}
+    deprecated_at: str = ""

@@ -19,6 +19,7 @@ for _part in (
     "references",
     "snapshot_attributes",
     "snapshot_locks",
+    "snapshot_tiers",
     "snapshots",
     "tags",
     "templates",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import encryption, ids, imports, snapshot_locks
+from vmsnix_ops.sandbox.ec2 import encryption, ids, imports, snapshot_locks, snapshot_tiers
 from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
 from vmsnix_ops.sandbox.ec2.state import Snapshot
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
@@ -42,7 +42,7 @@ def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
         "Description": snapshot.description,
         "VolumeSize": snapshot.size_gib,
         "Encrypted": snapshot.encrypted,
-        "StorageTier": "standard",
+        **snapshot_tiers.view(snapshot),
     }
     if state == "completed":
         view["CompletionTime"] = snapshot.completed_at(clock)
@@ -74,7 +74,7 @@ def _readers(clock: Clock) -> dict[str, Reader]:
         "snapshot-id": lambda s: [s.snapshot_id],
         "start-time": lambda s: [s.started.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
         "status": lambda s: [s.state(clock)],
-        "storage-tier": lambda _s: ["standard"],
+        "storage-tier": lambda s: [snapshot_tiers.view(s)["StorageTier"]],
         "transfer-type": lambda s: one(_transfer(s) if s.copied else None),
         "volume-id": lambda s: [s.volume_id],
         "volume-size": lambda s: [s.size_gib],
@@ -136,6 +136,7 @@ def usable(
     state = snapshot.state(context.clock)
     if state != "completed":
         raise AwsError("IncorrectState", f"Snapshot is in invalid state - {state}")
+    snapshot_tiers.check_not_archived(snapshot)
     return snapshot
 
 

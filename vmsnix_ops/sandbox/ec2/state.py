@@ -52,7 +52,8 @@ class Snapshot:
     """An EBS snapshot; its content is a map from block index to the SHA-256 of the block (32 raw bytes).
 
     `seconds` is how long after `since` it is completed (sandbox seconds), `failure` the StateMessage with
-    which it then becomes ``error`` instead. `direct` tells that it came through the EBS direct APIs, `upload`
+    which it then becomes ``error`` instead. `archived` tells that it is in the archive tier, `restored_until`
+    until when it is restored from there. `direct` tells that it came through the EBS direct APIs, `upload`
     is set while it is written. `released` is when an image let go of it: for a moment it is in use all the
     same.
     """
@@ -80,6 +81,8 @@ class Snapshot:
     upload: Upload | None = None
     released: datetime | None = None
     lock: Lock | None = None
+    archived: bool = False
+    restored_until: datetime | None = None
 
     def state(self, clock: Clock) -> str:
         """Return ``pending``, ``completed`` or ``error``."""

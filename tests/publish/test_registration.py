@@ -1,0 +1,494 @@
+"""One AMI for one image: what is reused, what is refused, and what two publishers at once leave behind."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from vmsnix_ops import errors, publish
+from vmsnix_ops.aws import images, imports
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.progress import Progress
+
+REGION, EUROPE = "us-east-1", "eu-west-1"
+
+
+def describe(aws, ami_id):
+    return aws.client("ec2", REGION).describe_images(ImageIds=[ami_id], IncludeDisabled=True)["Images"][0]
+
+
+def ask(image, **wanted):
+    """Let the image ask for something at its registration."""
+    path = image / "nix-support" / "image-info.json"
+    info = json.loads(path.read_text())
+    info["registerImage"] = {**info.get("registerImage", {}), **wanted}
+    path.write_text(json.dumps(info))
+
+
+class Said:
+    """The messages of a publish."""
+
+    def __init__(self):
+        self.events = []
+        self.progress = Progress(self.events.append)
+
+    def __str__(self):
+        return "\n".join(event.message or "" for event in self.events)
+
+
+# Two publishers at once
+
+
+def to_snapshot(plan, built):
+    return plan.import_snapshot(plan.upload(built))
+
+
+def direct(plan, **changes):
+    return plan(via="direct", bucket="", role_name="", **changes)
+
+
+def wait_for_import(aws):
+    deadline = time.monotonic() + 60
+    while not any(call.operation == "ImportSnapshot" and call.outcome == "ok" for call in aws.calls):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def both_snapshots(aws, first, second):
+    """Let an import and a direct upload make a snapshot each, none having seen the other's."""
+    aws.clock.speed = 1.0  # the import stays under way
+    builts = [first.build(), second.build()]
+    found = []
+    importing = threading.Thread(target=lambda: found.append(to_snapshot(first, builts[0])), daemon=True)
+    importing.start()
+    wait_for_import(aws)
+    source = second.upload(builts[1])
+    aws.clock.speed = 2000.0
+    made = second.import_snapshot(source)
+    importing.join(60)
+    assert not importing.is_alive()
+    assert found[0].snapshot_id != made.snapshot_id
+    return found[0], made
+
+
+@pytest.mark.parametrize("winner", ["import", "direct"])
+def test_import_and_direct_at_once_leave_one_snapshot_and_report_it(aws, plan, left, winner):
+    plans = {"import": plan(verify="sample"), "direct": direct(plan, verify="sample")}
+    snapshots = dict(zip(plans, both_snapshots(aws, *plans.values()), strict=True))
+    order = [winner, *({*plans} - {winner})]
+    results = [plans[via].finish(plans[via].register(snapshots[via])) for via in order]
+
+    there = left()
+    assert len(there.amis) == len(there.snapshots) == 1
+    assert {(one.ami_id, one.snapshot_id) for one in results} == {(there.amis[0], there.snapshots[0])}
+    assert there.snapshots[0] == snapshots[winner].snapshot_id
+    assert [one.outcome for one in results] == ["created", "reused"]
+    assert there.objects == []
+
+
+def test_a_loser_names_a_snapshot_that_it_may_not_delete(aws, plan, left):
+    said = Said()
+    plans = plan(), direct(plan, progress=said.progress)
+    first, second = both_snapshots(aws, *plans)
+    plans[0].register(first)
+    aws.client("ec2", REGION).create_tags(
+        Resources=[second.snapshot_id], Tags=[{"Key": "vmsnix:run", "Value": "another-run"}]
+    )
+    registered = plans[1].register(second)
+    assert registered.snapshot.snapshot_id == first.snapshot_id
+    assert sorted(left().snapshots) == sorted([first.snapshot_id, second.snapshot_id])
+    assert f"aws ec2 delete-snapshot --snapshot-id {second.snapshot_id} --region {REGION}" in str(said)
+
+
+def test_a_loser_keeps_a_snapshot_that_another_ami_uses(aws, plan, left):
+    plans = plan(), direct(plan)
+    first, second = both_snapshots(aws, *plans)
+    aws.client("ec2", REGION).register_image(
+        Name="theirs",
+        RootDeviceName="/dev/sda1",
+        VirtualizationType="hvm",
+        BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": second.snapshot_id}}],
+    )
+    plans[0].register(first)
+    assert plans[1].register(second).snapshot.snapshot_id == first.snapshot_id
+    assert sorted(left().snapshots) == sorted([first.snapshot_id, second.snapshot_id])
+
+
+def test_two_publishers_with_other_prefixes_share_one_import(aws, plan, left):
+    plans = [plan(), plan(prefix="other")]
+    aws.clock.speed = 1.0
+    builts = [one.build() for one in plans]
+    found = {}
+
+    def work(number):
+        found[number] = to_snapshot(plans[number], builts[number])
+
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    wait_for_import(aws)
+    aws.clock.speed = 2000.0
+    for thread in threads:
+        thread.join(120)
+    results = [one.finish(one.register(found[number])) for number, one in enumerate(plans)]
+    assert len({one.snapshot_id for one in results}) == len(left().snapshots) == 1
+    assert len({one.ami_id for one in results}) == 2
+
+
+def test_two_regions_at_once_do_not_meet(aws, plan):
+    plans = [direct(plan), direct(plan, region=EUROPE)]
+    results = []
+    working = threading.Thread(target=lambda: results.append(finished(plans[0])), daemon=True)
+    working.start()
+    results.append(finished(plans[1]))
+    working.join(120)
+    assert {one.region for one in results} == {REGION, EUROPE}
+    for one in results:
+        ami = aws.client("ec2", one.region).describe_images(ImageIds=[one.ami_id])["Images"][0]
+        assert ami["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"] == one.snapshot_id
+
+
+def finished(plan):
+    return plan.finish(plan.register(to_snapshot(plan, plan.build())))
+
+
+def test_an_interrupted_run_does_not_cancel_the_import_of_another(aws, plan, left):
+    aws.clock.speed = 1.0
+
+    def interrupt(event):
+        if event.step == "import" and "active" in event.message:
+            raise KeyboardInterrupt
+
+    first, second = plan(), plan(progress=Progress(interrupt))
+    builts = first.build(), second.build()
+    found = []
+    working = threading.Thread(target=lambda: found.append(to_snapshot(first, builts[0])), daemon=True)
+    working.start()
+    wait_for_import(aws)
+    with pytest.raises(errors.InterruptedRunError):
+        to_snapshot(second, builts[1])
+    assert len(left().running) == 1
+    aws.clock.speed = 2000.0
+    working.join(60)
+    assert found[0].outcome == "created"
+
+
+# What cannot be used is not found
+
+
+def test_a_failed_copy_of_our_name_does_not_stop_a_publish(aws, plan):
+    source = publish.run(direct(plan))
+    ec2 = aws.client("ec2", EUROPE)
+    failed = ec2.copy_image(
+        Name=source.image_name,
+        SourceImageId=source.ami_id,
+        SourceRegion=REGION,
+        CopyImageTags=True,
+        Encrypted=True,
+        KmsKeyId="arn:aws:kms:us-east-1:012345678901:key/12345678-1234-1234-1234-123456789012",
+    )["ImageId"]
+    deadline = time.monotonic() + 60
+    while ec2.describe_images(ImageIds=[failed])["Images"][0]["State"] != "failed":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    said = Said()
+    result = publish.run(direct(plan, region=EUROPE, progress=said.progress))
+    assert result.outcome == "created"
+    assert result.ami_id != failed
+    assert ec2.describe_images(ImageIds=[result.ami_id])["Images"][0]["State"] == "available"
+    assert f"aws ec2 deregister-image --image-id {failed} --region {EUROPE}" in str(said)
+
+
+def test_a_name_that_aws_keeps_for_an_unusable_ami_is_freed_by_the_command(aws, plan, monkeypatch):
+    monkeypatch.setattr(images, "NAME_SECONDS", 0.5)
+    publish.run(plan())
+    for state in ("failed", "error", "invalid", "deregistered"):
+        aws.faults.clear()
+        aws.faults.add({"op": "ec2:DescribeImages", "do": "set", "when": "after", "values": {"State": state}})
+        with pytest.raises(errors.RegistrationError, match=r"aws ec2 deregister-image --image-id ami-"):
+            publish.run(plan())
+
+
+def test_an_ami_that_is_pending_for_days_is_refused_before_the_upload(aws, plan, changes):
+    publish.run(plan())
+    changes()
+    old = (datetime.now(UTC) - timedelta(days=3)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    values = {"State": "pending", "CreationDate": old}
+    aws.faults.add({"op": "ec2:DescribeImages", "do": "set", "when": "after", "values": values})
+    with pytest.raises(errors.RegistrationError, match=r"never became available.*deregister-image"):
+        publish.run(plan())
+    assert changes() == []
+
+
+def test_a_disabled_ami_is_refused_before_the_upload(aws, plan, changes):
+    made = publish.run(plan())
+    aws.client("ec2", REGION).disable_image(ImageId=made.ami_id)
+    changes()
+    for dry_run in (True, False):
+        with pytest.raises(errors.RegistrationError, match="--action restore"):
+            publish.run(plan(dry_run=dry_run))
+    assert changes() == []
+
+
+@pytest.mark.parametrize("via", ["import", "direct"])
+@pytest.mark.parametrize("days", [None, 3])
+def test_an_archived_snapshot_of_our_bytes_is_not_registered(aws, plan, via, days):
+    asked = {} if via == "import" else {"via": "direct", "bucket": "", "role_name": ""}
+    first = publish.run(plan(**asked))
+    ec2 = aws.client("ec2", REGION)
+    ec2.deregister_image(ImageId=first.ami_id)
+    ec2.modify_snapshot_tier(SnapshotId=first.snapshot_id, StorageTier="archive")
+    if days:
+        ec2.restore_snapshot_tier(SnapshotId=first.snapshot_id, TemporaryRestoreDays=days)
+    second = publish.run(plan(**asked))
+    assert second.outcome == "created"
+    assert second.snapshot_id != first.snapshot_id
+    ec2.deregister_image(ImageId=second.ami_id)
+    ec2.delete_snapshot(SnapshotId=second.snapshot_id)
+    if days:
+        with pytest.raises(ec2.exceptions.ClientError, match="is archived"):
+            ec2.modify_snapshot_tier(SnapshotId=first.snapshot_id)
+    ec2.restore_snapshot_tier(SnapshotId=first.snapshot_id, PermanentRestore=True)
+    assert publish.run(plan(**asked)).snapshot_id == first.snapshot_id
+
+
+def test_a_snapshot_that_is_not_completed_is_not_found(aws, plan):
+    digest = publish.run(plan()).digest
+    ec2 = aws.client("ec2", REGION)
+    assert imports.find_snapshot(ec2, digest)
+    for state in ("pending", "error", "recoverable", "recovering"):
+        aws.faults.clear()
+        aws.faults.add(
+            {"op": "ec2:DescribeSnapshots", "do": "set", "when": "after", "values": {"State": state}}
+        )
+        assert imports.find_snapshot(ec2, digest) is None
+        assert imports.usable(ec2, digest)[1] == (0 if state == "pending" else 1)
+
+
+def test_an_ami_whose_snapshot_is_archived_is_not_reused(aws, plan):
+    made = publish.run(plan())
+    ec2 = aws.client("ec2", REGION)
+    ec2.disable_image(ImageId=made.ami_id)
+    ec2.modify_snapshot_tier(SnapshotId=made.snapshot_id, StorageTier="archive")
+    ec2.enable_image(ImageId=made.ami_id)
+    with pytest.raises(
+        errors.RegistrationError, match=f"restore-snapshot-tier --snapshot-id {made.snapshot_id}"
+    ):
+        publish.run(plan())
+
+
+# The same bytes, registered otherwise
+
+
+OTHERWISE = [
+    ("ENA support", {"EnaSupport": False}),
+    (
+        "disk /dev/sda1",
+        {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp2"}}]},
+    ),
+    ("disk /dev/sda1", {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 20}}]}),
+    (
+        "disk /dev/sda1",
+        {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"DeleteOnTermination": False}}]},
+    ),
+    (
+        "disk /dev/sdb",
+        {
+            "RootDeviceName": "/dev/sda1",
+            "BlockDeviceMappings": [{"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 8}}],
+        },
+    ),
+    ("root device", {"RootDeviceName": "/dev/xvda"}),
+    ("boot mode", {"BootMode": "uefi"}),
+    ("boot mode", {"BootMode": "uefi-preferred"}),
+    ("TPM support", {"BootMode": "uefi", "TpmSupport": "v2.0"}),
+    ("UEFI data", {"BootMode": "uefi", "UefiData": base64.b64encode(b"variables").decode()}),
+]
+
+
+def test_the_same_bytes_registered_otherwise_are_refused_by_name(plan, image, changes):
+    publish.run(plan())
+    plain = (image / "nix-support" / "image-info.json").read_text()
+    changes()
+    for field, wanted in OTHERWISE:
+        (image / "nix-support" / "image-info.json").write_text(plain)
+        ask(image, **wanted)
+        with pytest.raises(errors.NameTakenError, match=field):
+            publish.run(plan())
+    assert changes() == []
+    assert publish.run(plan(prefix="other")).outcome == "created"
+    assert publish.run(plan(prefix="other")).outcome == "reused"
+
+
+def test_the_other_way_round_is_refused_too(plan, image):
+    ask(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 20}}])
+    publish.run(plan())
+    ask(image, BlockDeviceMappings=[])
+    with pytest.raises(errors.NameTakenError, match="20 GiB"):
+        publish.run(plan())
+
+
+def test_an_ami_without_session_tokens_is_not_reused(aws, plan):
+    publish.run(plan())
+    aws.faults.add({"op": "ec2:DescribeImages", "do": "blank", "when": "after", "fields": ["ImdsSupport"]})
+    with pytest.raises(errors.NameTakenError, match=r"IMDS support: v1 and v2, and v2\.0 was asked for"):
+        publish.run(plan())
+
+
+def test_another_architecture_is_refused(aws, plan):
+    publish.run(plan())
+    aws.faults.add(
+        {"op": "ec2:DescribeImages", "do": "set", "when": "after", "values": {"Architecture": "arm64"}}
+    )
+    with pytest.raises(errors.NameTakenError, match="architecture: arm64, and x86_64 was asked for"):
+        publish.run(plan())
+
+
+def test_a_deprecated_ami_that_is_reused_is_reported_as_deprecated(aws, plan):
+    made = publish.run(plan())
+    aws.client("ec2", REGION).enable_image_deprecation(
+        ImageId=made.ami_id, DeprecateAt=datetime.now(UTC) + timedelta(minutes=1)
+    )
+    aws.faults.add(
+        {
+            "op": "ec2:DescribeImages",
+            "do": "set",
+            "when": "after",
+            "values": {"DeprecationTime": "2026-01-02T03:04:00.000Z"},
+        }
+    )
+    said = Said()
+    result = publish.run(plan(progress=said.progress))
+    assert (result.outcome, result.ami_id) == ("reused", made.ami_id)
+    assert result.deprecated_at == "2026-01-02T03:04:00Z"
+    assert f"aws ec2 disable-image-deprecation --image-id {made.ami_id}" in str(said)
+    assert ("deprecated_at", "2026-01-02T03:04:00Z") in result.rows()
+
+
+# What an image asks for
+
+
+def test_what_an_image_asks_for_is_registered(aws, plan, image):
+    ask(
+        image,
+        Architecture="x86_64",
+        BootMode="uefi",
+        TpmSupport="v2.0",
+        UefiData=base64.b64encode(b"variables").decode(),
+        RootDeviceName="/dev/xvda",
+        Description="An image of ours",
+        EnaSupport=True,
+        SriovNetSupport="simple",
+        VirtualizationType="hvm",
+        BlockDeviceMappings=[
+            {
+                "DeviceName": "/dev/xvda",
+                "Ebs": {"VolumeType": "gp3", "VolumeSize": 12, "Iops": 4000, "DeleteOnTermination": False},
+            },
+            {"DeviceName": "/dev/sdb", "Ebs": {"VolumeType": "st1", "VolumeSize": 125, "Encrypted": True}},
+            {"DeviceName": "/dev/sdc", "VirtualName": "ephemeral0"},
+        ],
+    )
+    result = publish.run(plan())
+    ami = describe(aws, result.ami_id)
+    assert (ami["BootMode"], ami["TpmSupport"], ami["RootDeviceName"]) == ("uefi", "v2.0", "/dev/xvda")
+    assert ami["Description"] == "An image of ours"
+    root, data, local = ami["BlockDeviceMappings"]
+    assert root["Ebs"]["SnapshotId"] == result.snapshot_id
+    assert {key: root["Ebs"][key] for key in ("VolumeSize", "Iops", "DeleteOnTermination")} == {
+        "VolumeSize": 12,
+        "Iops": 4000,
+        "DeleteOnTermination": False,
+    }
+    assert (data["Ebs"]["VolumeType"], data["Ebs"]["VolumeSize"]) == ("st1", 125)
+    assert local["VirtualName"] == "ephemeral0"
+    uefi = aws.client("ec2", REGION).describe_image_attribute(ImageId=result.ami_id, Attribute="uefiData")
+    assert base64.b64decode(uefi["UefiData"]["Value"]) == b"variables"
+    assert publish.run(plan()).outcome == "reused"
+
+
+def test_a_parameter_wins_only_when_it_is_given(aws, plan, image):
+    ask(
+        image,
+        RootDeviceName="/dev/xvda",
+        BlockDeviceMappings=[{"DeviceName": "/dev/xvda", "Ebs": {"VolumeType": "gp2"}}],
+    )
+    ami = describe(aws, publish.run(plan()).ami_id)
+    assert ami["RootDeviceName"] == ami["BlockDeviceMappings"][0]["DeviceName"] == "/dev/xvda"
+    ami = describe(aws, publish.run(plan(root_device="/dev/sda1", boot_mode="uefi", prefix="b")).ami_id)
+    assert ami["RootDeviceName"] == ami["BlockDeviceMappings"][0]["DeviceName"] == "/dev/sda1"
+    assert ami["BlockDeviceMappings"][0]["Ebs"]["VolumeType"] == "gp2"
+    assert ami["BootMode"] == "uefi"
+
+
+REFUSED = [
+    ("Name", {"Name": "mine"}),
+    ("TagSpecifications", {"TagSpecifications": []}),
+    ("KernelId", {"KernelId": "aki-1"}),
+    ("BillingProducts", {"BillingProducts": ["bp-1"]}),
+    ("Colour", {"Colour": "red"}),
+    ("Architecture", {"Architecture": "arm64"}),
+    ("VirtualizationType", {"VirtualizationType": "paravirtual"}),
+    ("EnaSupport", {"EnaSupport": "true"}),
+    ("ImdsSupport", {"ImdsSupport": "v1.0"}),
+    ("RootDeviceName", {"RootDeviceName": "sda"}),
+    ("TpmSupport", {"TpmSupport": "v2.0"}),
+    ("TpmSupport", {"TpmSupport": "v2.0", "BootMode": "uefi-preferred"}),
+    ("UefiData", {"UefiData": "dmFyaWFibGVz"}),
+    ("UefiData", {"UefiData": "not base64!", "BootMode": "uefi"}),
+    ("BlockDeviceMappings", {"BlockDeviceMappings": {"DeviceName": "/dev/sda1"}}),
+    ("BlockDeviceMappings", {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1"}]}),
+    (
+        "RootDeviceName",
+        {"BlockDeviceMappings": [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 8}}]},
+    ),
+    *(
+        ("BlockDeviceMappings", {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": ebs}]})
+        for ebs in (
+            {"SnapshotId": "snap-0123456789abcdef0"},
+            {"Encrypted": True},
+            {"KmsKeyId": "alias/mine"},
+            {"VolumeSize": "8"},
+            {"VolumeType": "gp9"},
+            {"VolumeType": "st1", "VolumeSize": 125},
+            {"VolumeType": "io2"},
+            {"VolumeType": "gp2", "Throughput": 200},
+            {"Iops": True},
+        )
+    ),
+    *(
+        (
+            "BlockDeviceMappings",
+            {"RootDeviceName": "/dev/sda1", "BlockDeviceMappings": [{"DeviceName": "/dev/sdb", **disk}]},
+        )
+        for disk in (
+            {"Ebs": {"SnapshotId": "snap-0123456789abcdef0", "VolumeSize": 8}},
+            {"Ebs": {"VolumeType": "gp3"}},
+            {"Ebs": {"VolumeSize": 8}, "VirtualName": "ephemeral0"},
+        )
+    ),
+]
+
+
+def test_what_cannot_be_registered_is_refused_by_name_before_the_upload(plan, image, changes):
+    plain = (image / "nix-support" / "image-info.json").read_text()
+    changes()
+    for field, wanted in REFUSED:
+        (image / "nix-support" / "image-info.json").write_text(plain)
+        ask(image, **wanted)
+        with pytest.raises(errors.ImageFormatError, match=f"{field} of registerImage") as caught:
+            plan()
+        assert caught.value.field == field
+    assert changes() == []
+
+
+def test_a_root_volume_smaller_than_the_disk_is_refused(plan, image, tmp_path):
+    large = make_sample_image(tmp_path / "large", name="sample", size=3 * 2**30, data_bytes=2**20)
+    ask(large, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 2}}])
+    with pytest.raises(errors.ImageFormatError, match=r"has 2 GiB, and the disk needs [34] GiB"):
+        plan(image=str(large))
