@@ -125,13 +125,6 @@ def start_download(snapshot, path):
     )
 
 
-def wait_until(ready):
-    deadline = time.monotonic() + 60
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def begun(path):
     """Whether a download has the first blocks of a file."""
     journal = path.with_name(f"{path.name}.part.journal")
@@ -169,7 +162,7 @@ def test_the_lock_of_a_killed_download_does_not_count(aws, snapshot, image, tmp_
     path = tmp_path / "copy.raw"
     first = start_download(snapshot, path)
     wait_until(lambda: begun(path))
-    first.send_signal(signal.SIGKILL)
+    kill(first)
     first.communicate(timeout=60)
     assert rule.struck
     assert (tmp_path / "copy.raw.part.lock").exists()
