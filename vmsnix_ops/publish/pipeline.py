@@ -345,7 +345,7 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
         )
     if plan.verify != "none" and not snapshot.verified and outcome == "reused" and not plan.dry_run:
         # The snapshot that was compared is not the AMI's.
-        registered = replace(registered, snapshot=_verify(plan, snapshot))
+        registered = replace(registered, snapshot=_verify(plan, snapshot, None))
     return registered
 
 
@@ -389,3 +389,88 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
         run_id=plan.run_id,
         slow=None if plan.dry_run else plan.journal.slow(),
         deprecated_at=ami.deprecated_at,
+        problems=plan.journal.save_again(),
+    )
+    plan.journal.finish(result)
+    return replace(result, problems=plan.journal.problems)
+
+
+def _held(plan: Plan, built: Built) -> bool:
+    """Whether an AMI, a snapshot or a running import already has these bytes, so that no upload is needed."""
+    if built.ami_id:
+        return True
+    if plan.via == "direct":
+        # A snapshot is looked for by the upload itself, which may have to write down what it holds.
+        return plan.dry_run and bool(blocks.find(plan.session, plan.region, built.digest))
+    ec2 = plan.client("ec2")
+    if imports.find_snapshot(ec2, built.digest):
+        return True
+    return imports.usable(ec2, built.digest)[0] is not None
+
+
+def _pushing(plan: Plan) -> Pushing:
+    return Pushing(ceiling=plan.settings.put_ceiling)
+
+
+def _verify(plan: Plan, snapshot: SnapshotStep, sent: Digests | None) -> SnapshotStep:
+    """Read the snapshot back and compare it with the image as it was identified."""
+    built = snapshot.built
+    if built.path is None or built.seen is None:
+        raise RuntimeError("a snapshot is made of an image that was identified")
+    with (
+        plan.journal.step("verify", unit="bytes") as entry,
+        interruptible("comparison", "The snapshot is kept, and the next run finds it."),
+    ):
+        blocks = built.seen.blocks if built.seen.blocks is not None else sent
+        if not blocks and built.seen.blocks is None:
+            with open_identified(built.path, built.seen) as disk:
+                blocks = block_digests(disk)
+        try:
+            compared = block_reading.verify(
+                plan.session,
+                region=plan.region,
+                snapshot_id=snapshot.snapshot_id,
+                blocks=blocks if blocks is not None else Digests(),
+                how=plan.verify,
+                step=entry.step,
+                pushing=_pushing(plan),
+            )
+        except errors.SnapshotFailedError:
+            if snapshot.outcome == "created":
+                leftovers.drop_snapshot(plan, snapshot, entry.step)
+            raise
+        entry.bytes = compared.blocks * BLOCK_BYTES
+        text = f"{compared.blocks} of {compared.of} blocks were read back and are the image's"
+        if not still_identified(built.path, built.seen):
+            text += (
+                f"; {built.path.name} changed after it was identified, and what it holds now was not compared"
+            )
+            entry.step.message(text)
+        entry.detail.update(verified=text)
+    return replace(snapshot, verified=text)
+
+
+def _patience(plan: Plan) -> float:
+    """Seconds to wait for the role, which EC2 does not see in the first moments of its life."""
+    return 30.0 if any(check.facts.get("new") for check in plan.checks) else 0.0
+
+
+def _record(plan: Plan, ami: RegisteredAmi) -> None:
+    """Record the AMI, unless the tables have it with all that this run was told to give it.
+
+    A run that was told nothing new takes nothing over that somebody else changed: a verification finds it.
+    """
+    tags = tagging.to_dict(tagging.to_list(plan.tags))
+    try:
+        known = history.amis(plan.journal.tables, ami_id=ami.ami_id, region=plan.region)
+    except errors.RecordsError:
+        known = None  # recorded once more: the newest row counts
+    if known is not None and len(known):
+        newest = known.fillna({"public": False, "tags": "{}"}).iloc[0]
+        if tags.items() <= json.loads(newest["tags"]).items() and (newest["public"] or not plan.public):
+            return
+    described = images.describe(plan.client("ec2"), ami.ami_id)
+    row = images.row(described, recorded_at=datetime.now(UTC), source="publish", via=plan.via)
+    # What this run changed a moment ago, AWS may not show yet.
+    row |= {"public": described.public or plan.public, "tags": {**described.tags, **tags}}
+    plan.journal.tables.append("amis", [row])

@@ -238,4 +238,47 @@ class PublishResult(_Shown):
         Key of this run in the tables.
     slow
         The steps that were slow by their own history; ``None`` when that is not known.
+    deprecated_at
+        When the AMI was deprecated, as ISO 8601 in UTC; empty for one that is not.
+    problems
+        What could not be recorded, as sentences; `vmsnix runs repair` saves it later.
+    """
+
+    dry_run: bool
+    ami_id: str
+    snapshot_id: str
+    image_name: str
+    region: str
+    account: str
+    image: str
+    version: str
+    system: str
+    digest: str
+    via: str
+    outcome: Outcome
+    public: bool
+    size_gib: int
+    seconds: float
+    steps: tuple[StepTiming, ...]
+    run_id: str
+    slow: tuple[SlowStep, ...] | None = None
     deprecated_at: str = ""
+    problems: tuple[str, ...] = ()
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and values worth showing."""
+        hidden = ("steps", "seconds", "slow", "problems")
+        rows = [
+            (field.name, str(getattr(self, field.name))) for field in fields(self) if field.name not in hidden
+        ]
+        slow = [("slow", str(step)) for step in self.slow or ()]
+        problems = [("not recorded", problem) for problem in self.problems]
+        return [*((n, v) for n, v in rows if v), ("seconds", f"{self.seconds:.1f}"), *slow, *problems]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as plain values, as ``result.json`` holds them."""
+        slow = None if self.slow is None else [step.as_dict() for step in self.slow]
+        steps = [asdict(timing) for timing in self.steps]
+        status = "partly" if self.problems else "done"
+        problems = list(self.problems)
+        return {"status": status, **asdict(self), "steps": steps, "slow": slow, "problems": problems}
