@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote
 
 from . import credentials, objects
 from .core import AwsError
 from .ec2 import ids, launching, parameters, places, templates
 from .iam.documents import listed
+from .iam.evaluation import DELEGATED, Question, evaluate_resource_policy
+from .ssm import common as parameter_store
+from .ssm import secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -98,11 +102,15 @@ NO_PERMISSION = frozenset({("sts", "GetCallerIdentity"), ("sts", "GetSessionToke
 
 @dataclass(frozen=True)
 class Demand:
-    """One action on one resource, with the condition keys that are known of this call, in lower case."""
+    """One action on one resource, with the condition keys that are known of this call, in lower case.
+
+    `granted` says that a policy of the resource allows it to the whole account: only a Deny is in the way.
+    """
 
     action: str
     resource: str
     keys: Mapping[str, list[str]] = field(default_factory=dict)
+    granted: bool = False
 
 
 def demands(context: Context, params: Params) -> list[Demand]:
@@ -111,7 +119,8 @@ def demands(context: Context, params: Params) -> list[Demand]:
         return []
     by_service = {"s3": _s3, "ec2": _ec2, "ebs": _ebs, "iam": _iam}
     found = by_service.get(context.service, _other)(context, params)
-    return [Demand(d.action, d.resource, {**common_keys(context), **d.keys}) for d in found]
+    common = common_keys(context)
+    return [replace(demand, keys={**common, **demand.keys}) for demand in found]
 
 
 def common_keys(context: Context) -> dict[str, list[str]]:
@@ -148,35 +157,60 @@ def common_keys(context: Context) -> dict[str, list[str]]:
     return keys | ({"aws:username": [name]} if kind == "User" else {})
 
 
+S3_KEYS: dict[str, str] = {
+    "ACL": "s3:x-amz-acl",
+    "CopySource": "s3:x-amz-copy-source",
+    "Delimiter": "s3:delimiter",
+    "IfMatch": "s3:if-match",
+    "IfNoneMatch": "s3:if-none-match",
+    "MaxKeys": "s3:max-keys",
+    "MetadataDirective": "s3:x-amz-metadata-directive",
+    "ObjectOwnership": "s3:x-amz-object-ownership",
+    "Prefix": "s3:prefix",
+    "SSEKMSKeyId": "s3:x-amz-server-side-encryption-aws-kms-key-id",
+    "ServerSideEncryption": "s3:x-amz-server-side-encryption",
+    "StorageClass": "s3:x-amz-storage-class",
+}
+"""Parameters of requests that are condition keys ("Policy keys in Amazon S3")."""
+
+
 def _s3(context: Context, params: Params) -> Iterator[Demand]:
     name = context.operation
     action = f"s3:{S3_ACTIONS.get(name, name)}"
     if name == "ListBuckets":
         yield Demand(action, "*")
         return
+    keys = {key: [str(params[member])] for member, key in S3_KEYS.items() if member in params}
+    keys["s3:signatureversion"] = ["AWS4-HMAC-SHA256"]
+    held = objects.find_bucket(context.tables, params["Bucket"])
+    if held is not None:
+        keys |= {"aws:resourceaccount": [held.account], "s3:resourceaccount": [held.account]}
+    if params.get("Tagging") and isinstance(params["Tagging"], str):
+        tags = parse_qsl(params["Tagging"], keep_blank_values=True)
+        keys |= {f"s3:requestobjecttag/{key.lower()}": [value] for key, value in tags}
+        keys["s3:requestobjecttagkeys"] = [key for key, _ in tags]
     bucket = f"arn:{context.partition}:s3:::{params['Bucket']}"
     if name == "DeleteObjects":
         for item in params["Delete"]["Objects"]:
-            yield Demand(action, f"{bucket}/{item['Key']}")
+            yield Demand(action, f"{bucket}/{item['Key']}", keys)
         return
     if "Key" not in params:
-        yield Demand(action, bucket)
+        yield Demand(action, bucket, keys)
         return
-    yield Demand(action, f"{bucket}/{params['Key']}")
+    stored = held.objects.get(params["Key"]) if held is not None else None
+    if stored is not None:
+        keys |= {f"s3:existingobjecttag/{key.lower()}": [value] for key, value in stored.tags.items()}
+    yield Demand(action, f"{bucket}/{params['Key']}", keys)
     if name == "GetObjectAttributes":
-        yield Demand("s3:GetObject", f"{bucket}/{params['Key']}")
+        yield Demand("s3:GetObject", f"{bucket}/{params['Key']}", keys)
     if params.get("Tagging") and name != "PutObjectTagging":
-        yield Demand("s3:PutObjectTagging", f"{bucket}/{params['Key']}")
+        yield Demand("s3:PutObjectTagging", f"{bucket}/{params['Key']}", keys)
     if params.get("CopySource"):
-        yield Demand(
-            "s3:GetObject",
-            f"arn:{context.partition}:s3:::{str(params['CopySource']).lstrip('/').split('?')[0]}",
-        )
-    if name in {"GetObject", "HeadObject"}:
-        held = objects.find_bucket(context.tables, params["Bucket"])
-        if held is None or params["Key"] not in held.objects:
-            # Who may not list is not told what there is: 403 instead of 404.
-            yield Demand("s3:ListBucket", bucket)
+        source = unquote(str(params["CopySource"]).partition("?versionId=")[0]).lstrip("/")
+        yield Demand("s3:GetObject", f"arn:{context.partition}:s3:::{source}")
+    if name in {"GetObject", "HeadObject"} and stored is None:
+        # Who may not list is not told what there is: 403 instead of 404.
+        yield Demand("s3:ListBucket", bucket)
 
 
 def _ec2(context: Context, params: Params) -> Iterator[Demand]:
@@ -525,14 +559,67 @@ def _other(context: Context, params: Params) -> Iterator[Demand]:
         resources = [_parameter_arn(context, name) for name in listed(names)]
         if params.get("Tags"):
             yield from (Demand("ssm:AddTagsToResource", resource) for resource in resources)
+        yield from _secrets(context, params)
     elif context.service == "sns" and "TopicArn" in params:
         resources = [params["TopicArn"]]
     elif context.service == "sts" and "RoleArn" in params:
-        if params["RoleArn"].split(":")[4:5] == [context.account]:
-            return  # the role's trust policy decides, where caller and role are of one account
+        role = context.table("roles", region="").get(params["RoleArn"].rpartition("/")[2])
+        if role is not None and params["RoleArn"].split(":")[4:5] == [context.account]:
+            keys = common_keys(context)
+            keys |= {"sts:externalid": [params["ExternalId"]]} if "ExternalId" in params else {}
+            question = Question("sts:AssumeRole", params["RoleArn"], keys)
+            decision = evaluate_resource_policy(
+                role.trust_policy, context.principal, context.account, question
+            )
+            # A trust policy that names the caller is enough; one that names its account delegates.
+            yield Demand("sts:AssumeRole", params["RoleArn"], granted=decision != DELEGATED)
+            return
         resources = [params["RoleArn"]]
     for resource in resources:
         yield Demand(f"{service}:{context.operation}", resource)
+
+
+def _secrets(context: Context, params: Params) -> Iterator[Demand]:
+    """Return what a call needs of KMS for the SecureString parameters that it decrypts or writes.
+
+    Parameter Store asks KMS as its caller. The policy of ``aws/ssm`` lets every principal of the account use
+    the key through Parameter Store, so that only a Deny in the caller's own policies keeps it from that; with
+    a customer key the caller's policies must allow it ("Restricting decryption of SecureString parameter
+    values", "AWS KMS encryption for AWS Systems Manager Parameter Store SecureString parameters").
+    Assumption: a customer key has the default key policy, which leaves all to the policies of the account.
+    """
+    name = context.operation
+    known = parameter_store.parameters(context)
+    found: list[tuple[str, str]] = []  # key and parameter
+    action = "kms:Decrypt"
+    if name == "PutParameter":
+        kept = known.get(parameter_store.plain_name(params["Name"]))
+        kind = params.get("Type") or (kept.newest.kind if kept is not None else "")
+        action = "kms:GenerateDataKey" if params.get("Tier") == "Advanced" else "kms:Encrypt"
+        if kind == "SecureString":
+            with suppress(AwsError):  # a key that there is not is refused by the operation itself
+                key = secrets.key_of(context, params.get("KeyId"))
+                found = [(key, _parameter_arn(context, params["Name"]))]
+    elif params.get("WithDecryption"):
+        if name == "GetParametersByPath":
+            path = f"{params['Path'].rstrip('/')}/"
+            read = [p for parameter_name, p in known.items() if parameter_name.startswith(path)]
+        else:
+            asked = [parameter_store.plain_name(one) for one in listed(params.get("Names") or params["Name"])]
+            read = [known[one] for one in (text.partition(":")[0] for text in asked) if one in known]
+        found = [(v.key, p.arn) for p in read for v in p.versions if v.key]
+    for key, parameter in dict.fromkeys(found):
+        managed = key == secrets.managed_key(context)
+        keys = {
+            "aws:calledvia": ["ssm.amazonaws.com"],
+            "aws:viaawsservice": ["true"],
+            "kms:calleraccount": [context.account],
+            "kms:encryptioncontext:parameter_arn": [parameter],
+            "kms:encryptioncontextkeys": ["PARAMETER_ARN"],
+            "kms:viaservice": [f"ssm.{context.region}.amazonaws.com"],
+        }
+        keys |= {"kms:resourcealiases": [secrets.DEFAULT_ALIAS]} if managed else {}
+        yield Demand(action, key, keys, granted=managed)
 
 
 def _parameter_arn(context: Context, name: str) -> str:

@@ -1,8 +1,10 @@
-"""May the caller do this: identity policies, asked before every operation runs.
+"""May the caller do this: policies, evaluated before every operation runs.
 
 The sandbox's own operator may do everything, as an administrator may. Users and roles are held to their
-policies once they have any, or always with ``sandbox(enforce_iam=True)``. Bucket policies, permission
-boundaries, session policies and organizations are not evaluated.
+policies once they have any, or always with ``sandbox(enforce_iam=True)``. Bucket policies hold for everybody,
+the operator included (`s3.bucket_policies`); keys of AWS KMS as far as Parameter Store needs them. Permission
+boundaries, session policies, organizations, and the KMS keys of volumes, snapshots and objects are not
+evaluated.
 
 Texts: "Troubleshoot access denied error messages" in the IAM User Guide, and public transcripts of EC2.
 """
@@ -16,6 +18,8 @@ from .core import AwsError
 from .ec2 import spot_role
 from .iam.evaluation import ALLOWED, EXPLICIT_DENY, Question, evaluate
 from .iam.simulation import documents_of, is_operator, owner_of
+from .objects import find_bucket
+from .s3 import bucket_policies
 
 if TYPE_CHECKING:
     from .actions import Demand
@@ -60,12 +64,14 @@ class Authorizer:
         """
         with context.lock:
             documents = self._documents(context)
-            if documents is None:
+            if documents is None and context.service != "s3":
                 return
             for demand in actions.demands(context, params):
-                decision = decide(documents, demand)
-                if decision != ALLOWED:
-                    raise refusal(context, demand, decision)
+                reason = why_not(context, documents, demand)
+                if reason:
+                    raise refusal(context, demand, reason)
+            if documents is None:
+                return
             if (context.service, context.operation) == ("ec2", "RunInstances"):
                 _check_spot_role(context, documents, params)
             if (context.service, context.operation) == ("ec2", "ImportSnapshot"):
@@ -82,25 +88,39 @@ class Authorizer:
         return documents if documents or self.enforce else None
 
 
-def decide(documents: list[str], demand: Demand) -> str:
-    """Return what the policies decide for one action on one resource."""
-    return evaluate(documents, Question(demand.action, demand.resource, demand.keys))
-
-
-def refusal(context: Context, demand: Demand, decision: str) -> AwsError:
-    """Return the refusal in the words of the service."""
-    code, status = DENIALS[context.service]
-    because = f"because no identity-based policy allows the {demand.action} action"
+def why_not(context: Context, documents: list[str] | None, demand: Demand) -> str:
+    """Return why the caller may not do one action on one resource, in AWS's words; "" when it may."""
+    question = Question(demand.action, demand.resource, demand.keys)
+    if demand.action.startswith("s3:"):
+        return bucket_policies.why_not(
+            context.tables,
+            question,
+            account=context.account,
+            principal=context.principal,
+            documents=documents,
+            root=is_operator(context, context.principal),
+        )
+    decision = ALLOWED if documents is None else evaluate(documents, question)
     if decision == EXPLICIT_DENY:
-        because = "with an explicit deny in an identity-based policy"
+        return "with an explicit deny in an identity-based policy"
+    if decision == ALLOWED or demand.granted:
+        return ""
+    return f"because no identity-based policy allows the {demand.action} action"
+
+
+def refusal(context: Context, demand: Demand, reason: str) -> AwsError:
+    """Return the refusal in the words of the service; S3 gives other accounts no reason."""
+    code, status = DENIALS[context.service]
+    name = demand.resource.partition(":::")[2].partition("/")[0]
+    bucket = find_bucket(context.tables, name) if context.service == "s3" else None
+    if bucket is not None and bucket.account != context.account:
+        return AwsError(code, "Access Denied", status=status)
     resource = f'"{demand.resource}"' if context.service == "s3" else demand.resource
     text = f"User: {context.principal} is not authorized to perform: {demand.action} on resource: {resource}"
     if context.service == "ec2":
         # AWS adds an encoded message that only sts:DecodeAuthorizationMessage can read.
-        return AwsError(
-            code, f"You are not authorized to perform this operation. {text} {because}", status=status
-        )
-    return AwsError(code, f"{text} {because}", status=status)
+        text = f"You are not authorized to perform this operation. {text}"
+    return AwsError(code, f"{text} {reason}", status=status)
 
 
 def _check_spot_role(context: Context, documents: list[str], params: Params) -> None:
@@ -116,7 +136,7 @@ def _check_spot_role(context: Context, documents: list[str], params: Params) -> 
 
 
 def _check_pass_role(context: Context, documents: list[str], role_name: str) -> None:
-    if decide(documents, actions.pass_role(context, role_name, IMPORT_SERVICE)) != ALLOWED:
+    if why_not(context, documents, actions.pass_role(context, role_name, IMPORT_SERVICE)):
         raise AwsError(
             "InvalidParameter",
             f"The service role {role_name} provided does not exist or does not have sufficient permissions",

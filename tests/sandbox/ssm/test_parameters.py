@@ -102,8 +102,6 @@ def test_values_that_are_refused(aws: Asker) -> None:
         put(aws, "/x", "v" * 4097)
     with refused("ParameterPatternMismatchException"):
         put(aws, "/x", "blue", AllowedPattern="^ami-")
-    with refused("NotImplemented", "SecureString"):
-        put(aws, "/x", "v", Type="SecureString")
     with refused("ValidationException", "data type is not supported"):
         put(aws, "/x", "v", DataType="aws:ec2:picture")
 

@@ -1,7 +1,8 @@
 """The service role of VM Import: may VM Import assume it, and what may it read.
 
 Source: "Required permissions for VM Import/Export": the trust policy names ``vmie.amazonaws.com`` with the
-external id ``vmimport``, the role's policy allows to read the bucket.
+external id ``vmimport``, the role's policy allows to read the bucket. The policy of the bucket counts too,
+for the role and for its sessions. Assumption: the name of a session, which no page gives.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops.sandbox.core import AwsError
 from vmsnix_ops.sandbox.iam import evaluation
 from vmsnix_ops.sandbox.iam.simulation import documents_of
+from vmsnix_ops.sandbox.s3 import bucket_policies
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
@@ -45,5 +47,21 @@ def may(context: Context, role_name: str, action: str, resource: str) -> bool:
     role = context.table("roles", region="").get(role_name)
     if role is None or not evaluation.trusts(role.trust_policy, SERVICE, "", QUESTION):
         return False
-    asked = evaluation.Question(action, f"arn:{context.partition}:s3:::{resource}")
-    return evaluation.evaluate(documents_of(context, role), asked) == evaluation.ALLOWED
+    keys = {
+        "aws:principalaccount": [context.account],
+        "aws:principalarn": [role.arn],
+        "aws:principalisawsservice": ["false"],
+        "aws:principaltype": ["AssumedRole"],
+        "aws:requestedregion": [context.region],
+        "aws:securetransport": ["true"],
+        "aws:viaawsservice": ["false"],
+    }
+    asked = evaluation.Question(action, f"arn:{context.partition}:s3:::{resource}", keys)
+    session = f"arn:{context.partition}:sts::{context.account}:assumed-role/{role.name}/vmimport"
+    return not bucket_policies.why_not(
+        context.tables,
+        asked,
+        account=context.account,
+        principal=session,
+        documents=documents_of(context, role),
+    )

@@ -26,7 +26,9 @@ def image_or_none(context: Context, reference: str) -> str | None:
         return reference
     name, _, selector = reference.removeprefix(PREFIX).partition(":")
     parameter = parameters(context).get(name)
-    return None if parameter is None else _value(parameter, selector)
+    if parameter is None or parameter.newest.kind == "SecureString":  # documented: not supported
+        return None
+    return _value(parameter, selector)
 
 
 def image_of(context: Context, reference: str) -> str:

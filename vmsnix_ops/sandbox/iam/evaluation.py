@@ -112,7 +112,8 @@ def _variables(document: dict[str, Any]) -> bool:
 def _names(statement: dict[str, Any], arn: str, account: str, question: Question) -> str:
     """Return how a statement names a principal: ``allowed``, ``delegated`` or not at all ("")."""
     if "NotPrincipal" in statement:
-        return "" if _among(statement["NotPrincipal"], arn, account, question) else ALLOWED
+        # An account among them stands for its root user alone.
+        return "" if _among(statement["NotPrincipal"], arn, account, question) == ALLOWED else ALLOWED
     return _among(statement.get("Principal"), arn, account, question)
 
 
@@ -166,6 +167,11 @@ def _like(pattern: str, text: str, known: Known | None = None) -> bool:
         else:
             regular += re.escape(token[0] if known is None else _value(token[1], known, token[0]))
     return re.fullmatch(regular + re.escape(pattern[end:]), text, re.DOTALL) is not None
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Return whether a pattern with ``*`` and ``?`` matches the whole text."""
+    return _like(pattern, text)
 
 
 def _value(variable: str, known: Known, otherwise: str) -> str:

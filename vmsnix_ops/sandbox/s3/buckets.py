@@ -117,7 +117,7 @@ def head_bucket(context: Context, params: Params) -> dict[str, Any]:
 def get_bucket_location(context: Context, params: Params) -> dict[str, Any]:
     """Return the region of a bucket; us-east-1 is an empty text. Any region may ask."""
     bucket = find_bucket(context.tables, params["Bucket"])
-    if bucket is not None and bucket.account == context.account:
+    if bucket is not None and params.get("ExpectedBucketOwner") in {None, bucket.account}:
         return {"LocationConstraint": "" if bucket.region == "us-east-1" else bucket.region}
     bucket_of(context, params)
     raise AwsError("AccessDenied", "Access Denied", status=403)
@@ -161,5 +161,5 @@ def delete_bucket(context: Context, params: Params) -> dict[str, Any]:
     for upload in bucket.uploads.values():
         for part in upload.parts.values():
             part.path(context.folder).unlink(missing_ok=True)
-    del context.table("buckets", region="")[bucket.name]
+    del context.tables.table(bucket.account, "", "buckets")[bucket.name]
     return {"__status__": 204}

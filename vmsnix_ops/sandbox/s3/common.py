@@ -52,7 +52,8 @@ def bucket_of(context: Context, params: Params) -> Bucket:
     Raises
     ------
     AwsError
-        ``NoSuchBucket``, ``PermanentRedirect`` to its region, ``AccessDenied`` to somebody else's.
+        ``NoSuchBucket``, ``PermanentRedirect`` to its region, ``AccessDenied`` for another owner than the
+        expected one. Whether the caller may use a bucket of another account was decided before.
     """
     name = params["Bucket"]
     bucket = find_bucket(context.tables, name)
@@ -69,7 +70,7 @@ def bucket_of(context: Context, params: Params) -> Bucket:
             BucketRegion=bucket.region,
         )
     expected = params.get("ExpectedBucketOwner")
-    if bucket.account != context.account or (expected is not None and expected != bucket.account):
+    if expected is not None and expected != bucket.account:
         raise AwsError("AccessDenied", "Access Denied", status=403)
     return bucket
 
@@ -343,8 +344,6 @@ def copy_source(context: Context, params: Params) -> tuple[Bucket, StoredObject]
     bucket = find_bucket(context.tables, name)
     if bucket is None:
         raise AwsError("NoSuchBucket", "The specified bucket does not exist", status=404, BucketName=name)
-    if bucket.account != context.account:
-        raise AwsError("AccessDenied", "Access Denied", status=403)
     stored = object_of(bucket, key)
     match, none_match = params.get("CopySourceIfMatch"), params.get("CopySourceIfNoneMatch")
     if match is not None and match.strip('"') not in {"*", stored.etag}:

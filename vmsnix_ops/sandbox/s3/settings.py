@@ -1,6 +1,7 @@
 """Settings of buckets: get, put and delete of documents that S3 keeps beside the objects.
 
-Nothing enforces them here but `defaults`; preflight and audit look at them. Sources: the operations' pages in
+Bucket policies are evaluated (`bucket_policies`) and public ones blocked; the other settings are kept and
+shown. Sources: the operations' pages in
 the Amazon S3 API Reference; "Default settings for new S3 buckets FAQ" in the Amazon S3 User Guide.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..core import AwsError, operation
+from . import bucket_policies
 from .common import bucket_of, check_tags, owner_id
 
 if TYPE_CHECKING:
@@ -231,10 +233,20 @@ def delete_lifecycle(context: Context, params: Params) -> dict[str, Any]:
     return {"__status__": 204}
 
 
+def _owned(context: Context, params: Params) -> Bucket:
+    """Return a bucket of the caller's account: nobody else manages its policy, whatever the policy allows."""
+    bucket = bucket_of(context, params)
+    if bucket.account != context.account:
+        raise AwsError(
+            "MethodNotAllowed", "The specified method is not allowed against this resource.", status=405
+        )
+    return bucket
+
+
 @operation("s3", "GetBucketPolicy", honours=GET)
 def get_policy(context: Context, params: Params) -> dict[str, Any]:
     """Return the bucket policy as it was given."""
-    bucket = bucket_of(context, params)
+    bucket = _owned(context, params)
     if "policy" not in bucket.settings:
         raise _missing(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
     return {"Policy": bucket.settings["policy"]}
@@ -243,10 +255,10 @@ def get_policy(context: Context, params: Params) -> dict[str, Any]:
 @operation("s3", "PutBucketPolicy", honours=[*PUT, "Policy"])
 def put_policy(context: Context, params: Params) -> dict[str, Any]:
     """Replace the bucket policy; a public one is refused while the bucket blocks public policies."""
-    bucket = bucket_of(context, params)
-    document = _parse_policy(params["Policy"])
+    bucket = _owned(context, params)
+    document = bucket_policies.parse(params["Policy"], bucket.name)
     block = bucket.settings.get("public_access_block", {})
-    if block.get("BlockPublicPolicy") and is_public(document):
+    if block.get("BlockPublicPolicy") and bucket_policies.is_public(document):
         raise AwsError(
             "AccessDenied",
             f"User: {context.principal} is not authorized to perform: s3:PutBucketPolicy on resource: "
@@ -262,7 +274,7 @@ def put_policy(context: Context, params: Params) -> dict[str, Any]:
 @operation("s3", "DeleteBucketPolicy", honours=GET)
 def delete_policy(context: Context, params: Params) -> dict[str, Any]:
     """Remove the bucket policy."""
-    bucket_of(context, params).settings.pop("policy", None)
+    _owned(context, params).settings.pop("policy", None)
     return {"__status__": 204}
 
 
@@ -272,38 +284,7 @@ def get_policy_status(context: Context, params: Params) -> dict[str, Any]:
     bucket = bucket_of(context, params)
     if "policy" not in bucket.settings:
         raise _missing(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
-    return {"PolicyStatus": {"IsPublic": is_public(json.loads(bucket.settings["policy"]))}}
-
-
-def _parse_policy(text: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except ValueError:
-        raise AwsError(
-            "MalformedPolicy", "Policies must be valid JSON and the first byte must be '{'"
-        ) from None
-    if not isinstance(document, dict) or not document.get("Statement"):
-        raise AwsError("MalformedPolicy", "Missing required field Statement")
-    for statement in _statements(document):
-        for name in ("Effect", "Principal", "Action", "Resource"):
-            if name not in statement and f"Not{name}" not in statement:
-                raise AwsError("MalformedPolicy", f"Missing required field {name}")
-    return document
-
-
-def _statements(document: dict[str, Any]) -> list[dict[str, Any]]:
-    found = document["Statement"]
-    return found if isinstance(found, list) else [found]
-
-
-def is_public(document: dict[str, Any]) -> bool:
-    """Return whether a policy lets everybody in: an Allow to ``*`` without a condition."""
-    return any(
-        statement.get("Effect") == "Allow"
-        and statement.get("Principal") in ("*", {"AWS": "*"}, {"AWS": ["*"]})
-        and not statement.get("Condition")
-        for statement in _statements(document)
-    )
+    return {"PolicyStatus": {"IsPublic": bucket_policies.is_public(json.loads(bucket.settings["policy"]))}}
 
 
 @operation("s3", "GetBucketAcl", honours=GET)

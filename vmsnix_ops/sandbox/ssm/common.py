@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..core import AwsError
+from . import secrets
 from .state import Parameter
 
 if TYPE_CHECKING:
@@ -99,12 +100,12 @@ def select(context: Context, text: str) -> tuple[Parameter, Version, str]:
     )
 
 
-def show(parameter: Parameter, version: Version, selector: str = "") -> dict[str, Any]:
-    """Return a parameter as GetParameter shows it."""
+def show(parameter: Parameter, version: Version, selector: str, params: Params) -> dict[str, Any]:
+    """Return a parameter as GetParameter shows it; a secret as ciphertext unless it is to be decrypted."""
     shown = {
         "Name": parameter.name,
         "Type": version.kind,
-        "Value": version.value,
+        "Value": secrets.shown_value(version, params),
         "Version": version.number,
         "LastModifiedDate": version.modified,
         "ARN": parameter.arn,
@@ -127,6 +128,8 @@ def describe(parameter: Parameter, version: Version) -> dict[str, Any]:
     }
     if version.description:
         shown["Description"] = version.description
+    if version.key:
+        shown["KeyId"] = version.alias
     if version.allowed_pattern:
         shown["AllowedPattern"] = version.allowed_pattern
     return shown

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..core import AwsError, operation
+from . import secrets
 from .common import (
     VERSIONS_KEPT,
     check_name,
@@ -44,6 +45,7 @@ SIZES = {"Standard": 4096, "Advanced": 8192, "Intelligent-Tiering": 8192}
         "Tags",
         "Tier",
         "DataType",
+        "KeyId",
     ],
 )
 def put_parameter(context: Context, params: Params) -> dict[str, Any]:
@@ -90,8 +92,9 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
     kind = params.get("Type") or (existing.newest.kind if existing is not None else None)
     if kind is None:
         raise AwsError("ValidationException", "A parameter type is required when you create a parameter.")
-    if kind == "SecureString":
-        raise AwsError("NotImplemented", "The sandbox does not emulate SecureString parameters.", status=501)
+    if params.get("KeyId") and kind != "SecureString":
+        raise AwsError("ValidationException", f"KeyId is not supported for the parameter type {kind}.")
+    key = secrets.key_of(context, params.get("KeyId")) if kind == "SecureString" else ""
     if existing is not None and kind != existing.newest.kind:
         raise AwsError("HierarchyTypeMismatchException", "Parameter type can't be changed.")
     tier = params.get("Tier", "Standard")
@@ -106,6 +109,8 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
         description=params.get("Description", existing.newest.description if existing is not None else ""),
         allowed_pattern=params.get("AllowedPattern", ""),
         tier="Standard" if tier == "Intelligent-Tiering" else tier,
+        key=key,
+        alias=params.get("KeyId", secrets.DEFAULT_ALIAS) if key else "",
     )
 
 
@@ -160,7 +165,7 @@ def _check_room(parameter: Parameter) -> None:
 @operation("ssm", "GetParameter", honours=["Name", "WithDecryption"])
 def get_parameter(context: Context, params: Params) -> dict[str, Any]:
     """Return a parameter; a version or label may follow the name."""
-    return {"Parameter": show(*select(context, params["Name"]))}
+    return {"Parameter": show(*select(context, params["Name"]), params)}
 
 
 @operation("ssm", "GetParameters", honours=["Names", "WithDecryption"])
@@ -176,7 +181,7 @@ def get_parameters(context: Context, params: Params) -> dict[str, Any]:
     found, invalid = [], []
     for name in params["Names"]:
         try:
-            found.append(show(*select(context, name)))
+            found.append(show(*select(context, name), params))
         except AwsError:
             invalid.append(name)
     return {"Parameters": found, "InvalidParameters": invalid}

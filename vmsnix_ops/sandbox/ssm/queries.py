@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..core import AwsError, operation
+from . import secrets
 from .common import describe, page, parameter_of, parameters, show
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
         )
     prefix = path if path.endswith("/") else f"{path}/"
     found = [
-        show(parameter, parameter.newest)
+        show(parameter, parameter.newest, "", params)
         for name, parameter in sorted(parameters(context).items())
         if name.startswith(prefix) and (params.get("Recursive") or "/" not in name[len(prefix) :])
     ]
@@ -43,7 +44,8 @@ def get_parameter_history(context: Context, params: Params) -> dict[str, Any]:
     """Return all versions of a parameter, the oldest first."""
     parameter = parameter_of(context, params["Name"])
     shown = [
-        describe(parameter, version) | {"Value": version.value, "Labels": version.labels}
+        describe(parameter, version)
+        | {"Value": secrets.shown_value(version, params), "Labels": version.labels}
         for version in parameter.versions
     ]
     return page(shown, params, "Parameters", 50)

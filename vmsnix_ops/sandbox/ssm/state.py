@@ -15,7 +15,7 @@ class Version:
 
     number: int
     value: str
-    kind: str  # String or StringList
+    kind: str  # String, StringList or SecureString
     data_type: str  # text or aws:ec2:image
     modified: datetime
     principal: str
@@ -23,6 +23,8 @@ class Version:
     allowed_pattern: str
     tier: str
     labels: list[str] = field(default_factory=list)
+    key: str = ""  # ARN of the KMS key of a SecureString
+    alias: str = ""  # and how the caller named it
 
 
 @dataclass(slots=True)

@@ -1,0 +1,143 @@
+"""SecureString parameters: who may decrypt them.
+
+Sources: "Restricting decryption of SecureString parameter values" and "AWS KMS encryption for AWS Systems
+Manager Parameter Store SecureString parameters" in the Systems Manager User Guide.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.sandbox.asking import ONCE, refused
+from vmsnix_ops.sandbox import Access, Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECRET, OPEN, NAME = "hunter2 and more", "ami-0123", "/app/password"
+KEY = "arn:aws:kms:us-east-1:012345678901:key/01234567-89ab-cdef-0123-456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
+    with sandbox(speed=5000, enforce_iam=True) as aws:
+        yield aws, aws.remember()
+
+
+@pytest.fixture
+def aws(enforcing: tuple[Sandbox, bytes]) -> Sandbox:
+    served, memory = enforcing
+    served.recall(memory)
+    return served
+
+
+def reader(aws: Sandbox, *more: dict[str, Any]) -> Any:
+    iam = aws.client("iam")
+    name = f"carol-{len(iam.list_users()['Users'])}"
+    iam.create_user(UserName=name)
+    may_read = {"Effect": "Allow", "Action": ["ssm:*"], "Resource": "*"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [may_read, *more]})
+    iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=document)
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    access = Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account)
+    return access.client("ssm", config=ONCE)
+
+
+def put_secret(aws: Sandbox, **more: Any) -> None:
+    ssm = aws.client("ssm")
+    ssm.put_parameter(Name=NAME, Value=SECRET, Type="SecureString", **more)
+    ssm.put_parameter(Name="/app/ami", Value=OPEN, Type="String")
+
+
+def reads(ssm: Any, *, decrypt: bool = True) -> list[list[str]]:
+    """Return what each of the operations that read values shows."""
+    asked = {"WithDecryption": decrypt}
+    history = ssm.get_parameter_history(Name=NAME, **asked)["Parameters"]
+    return [
+        [ssm.get_parameter(Name=NAME, **asked)["Parameter"]["Value"]],
+        [one["Value"] for one in ssm.get_parameters(Names=[NAME], **asked)["Parameters"]],
+        [one["Value"] for one in history],
+        [
+            one["Value"]
+            for one in ssm.get_parameters_by_path(Path="/app", **asked)["Parameters"]
+            if one["Name"] == NAME
+        ],
+    ]
+
+
+NO_DECRYPTION = {
+    "Effect": "Deny",
+    "Action": "kms:Decrypt",
+    "Resource": "*",
+    "Condition": {"StringLike": {"kms:ViaService": "ssm.*.amazonaws.com"}},
+}
+
+
+def test_without_decryption_a_secret_is_ciphertext(aws: Sandbox) -> None:
+    put_secret(aws)
+    for values in reads(reader(aws, NO_DECRYPTION), decrypt=False):
+        (value,) = values
+        assert value
+        assert SECRET not in value
+
+
+def test_the_managed_key_lets_everybody_of_the_account_decrypt(aws: Sandbox) -> None:
+    put_secret(aws)
+    assert reads(reader(aws)) == [[SECRET]] * 4
+
+
+def test_a_deny_of_decryption_through_parameter_store_keeps_secrets(aws: Sandbox) -> None:
+    put_secret(aws)
+    ssm = reader(aws, NO_DECRYPTION)
+    asked = {"WithDecryption": True}
+    for operation, more in (
+        ("get_parameter", {"Name": NAME}),
+        ("get_parameter", {"Name": f"{NAME}:1"}),
+        ("get_parameter", {"Name": f"arn:aws:ssm:us-east-1:{aws.account}:parameter{NAME}"}),
+        ("get_parameters", {"Names": ["/app/ami", NAME]}),
+        ("get_parameter_history", {"Name": NAME}),
+        ("get_parameters_by_path", {"Path": "/app"}),
+        ("get_parameters_by_path", {"Path": "/", "Recursive": True}),
+    ):
+        with refused("AccessDeniedException", "kms:Decrypt"):
+            getattr(ssm, operation)(**more, **asked)
+    assert ssm.get_parameter(Name="/app/ami", **asked)["Parameter"]["Value"] == OPEN
+
+
+def test_a_deny_through_another_service_keeps_nothing(aws: Sandbox) -> None:
+    put_secret(aws)
+    other = NO_DECRYPTION | {"Condition": {"StringLike": {"kms:ViaService": "s3.*.amazonaws.com"}}}
+    assert reads(reader(aws, other)) == [[SECRET]] * 4
+
+
+def test_a_customer_key_needs_the_right_to_use_it(aws: Sandbox) -> None:
+    put_secret(aws, KeyId=KEY)
+    with refused("AccessDeniedException", "no identity-based policy allows the kms:Decrypt action"):
+        reads(reader(aws))
+    context = {
+        "StringEquals": {
+            "kms:EncryptionContext:PARAMETER_ARN": f"arn:aws:ssm:us-east-1:{aws.account}:parameter{NAME}"
+        }
+    }
+    allowed = {"Effect": "Allow", "Action": "kms:Decrypt", "Resource": KEY, "Condition": context}
+    assert reads(reader(aws, allowed)) == [[SECRET]] * 4
+
+
+def test_to_write_with_a_customer_key_needs_the_right_to_encrypt(aws: Sandbox) -> None:
+    asked = {"Name": NAME, "Value": SECRET, "Type": "SecureString"}
+    reader(aws).put_parameter(**asked)
+    with refused("AccessDeniedException", "kms:Encrypt"):
+        reader(aws).put_parameter(**asked, Overwrite=True, KeyId=KEY)
+    (described,) = aws.client("ssm").describe_parameters()["Parameters"]
+    assert (described["Type"], described["KeyId"]) == ("SecureString", "alias/aws/ssm")
+
+
+def test_an_unknown_key_and_a_key_for_a_plain_text_are_refused(aws: Sandbox) -> None:
+    ssm = aws.client("ssm", config=ONCE)
+    with refused("InvalidKeyId"):
+        ssm.put_parameter(Name=NAME, Value="x", Type="SecureString", KeyId="alias/unknown")
+    with refused("ValidationException"):
+        ssm.put_parameter(Name=NAME, Value="x", Type="String", KeyId=KEY)
