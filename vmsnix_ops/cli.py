@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -134,6 +135,33 @@ def _interrupted_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def _provide_home() -> None:
+    """Set HOME to a private temporary folder where there is none to write to, as in many containers.
+
+    The state folder, Jupyter and Nix all want one.
+    """
+    try:
+        home = Path.home()
+    except (KeyError, RuntimeError):  # neither HOME nor an entry in the list of users
+        home = None
+    if home is not None and os.access(home, os.W_OK):
+        return
+    import stat
+    import tempfile
+
+    folder = Path(tempfile.gettempdir()) / f"vmsnix-home-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return  # what needs a home folder says so
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        return  # made by somebody else, who could read or change what is in it
+    os.environ["HOME"] = str(folder)
+    if COMPLETING not in os.environ:
+        click.echo(f"No home folder can be written to: using {folder}. Set HOME or VMSNIX_STATE.", err=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; an error is one clear text on standard error.
 
@@ -144,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         sys.excepthook = _crash
+    _provide_home()
     try:
         with _interrupted_by_signals():
             result = cli.main(

@@ -179,6 +179,16 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
     )
 
 
+def user_name() -> str:
+    """Return who runs this process; ``uid N`` where the system has no name, as in many containers."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
 def _default_state() -> Path:
     from platformdirs import user_state_path
 

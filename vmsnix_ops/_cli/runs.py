@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.evidence import Archive, Entry
     from vmsnix_ops.settings import Settings
 
-STATUSES = ("done", "failed", "partly", "interrupted", "running", "lost")
+STATUSES = ("done", "failed", "partly", "interrupted", "running", "lost", "unreadable")
 SHOWN = 20
 FACTS = (
     ("started_at", "started"),

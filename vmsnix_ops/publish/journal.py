@@ -8,7 +8,6 @@ one row a step.
 from __future__ import annotations
 
 import fcntl
-import getpass
 import json
 import os
 import socket
@@ -25,6 +24,7 @@ from vmsnix_ops.publish.values import PublishResult, StepTiming
 from vmsnix_ops.records import slowness
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_tables import RunTables, save_again
+from vmsnix_ops.settings import user_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,7 +217,7 @@ def record_run(run: RunContext, tables: Tables, status: str, started_at: datetim
         "started_at": started_at,
         "finished_at": finished,
         "seconds": (finished - started_at).total_seconds(),
-        "user": getpass.getuser(),
+        "user": user_name(),
         "host": socket.gethostname(),
         "version": __version__,
         **more,

@@ -407,15 +407,18 @@ class Tables:
         at once, as writers on several machines do.
         """
         lock = self._lock_of(table)
+        descriptor = -1
         with self._translated(table, "written"):
             lock.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            with suppress(PermissionError):  # another user's
+                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            with suppress(OSError):  # a network file system without locks
+            with suppress(OSError, ValueError):  # a network file system without locks; no lock of ours
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def _lock_of(self, table: str) -> Path:
         """Return the lock's file: beside a local table; for one on S3 in this user's cache folder."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import getpass
 import json
 import platform
 import re
@@ -17,6 +16,7 @@ from vmsnix_ops.redaction import HINT
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks.secrets import Redactor
 from vmsnix_ops.runbooks.verdict import PARTLY, Failure, Verdict
+from vmsnix_ops.settings import user_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,7 +78,7 @@ def about(
         "started_at": started.isoformat(timespec="milliseconds"),
         "parameters": settled(runbook, given),
         "sandbox": environment.get("VMSNIX_SANDBOX") or None,
-        "user": getpass.getuser(),
+        "user": user_name(),
         "host": platform.node(),
         "cwd": str(cwd),
         "package_version": __version__,  # `version` is the image's, where there is one

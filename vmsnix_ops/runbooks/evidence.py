@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9-]+-[0-9a-f]{6}")
 AT_ONCE = 16  # entries that are read from S3 side by side
-RUNNING, LOST = "running", "lost"
+RUNNING, LOST, UNREADABLE = "running", "lost", "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class Entry:
     values
         The whole content of ``result.json``.
     status
-        ``done``, ``failed``, ``partly``, ``interrupted``, ``running``; or ``lost``, when it died without a
-        word.
+        ``done``, ``failed``, ``partly``, ``interrupted``, ``running``; ``lost`` when its process is gone
+        without a verdict; ``unreadable`` when its files cannot be read.
     """
 
     run_id: str
@@ -243,11 +243,20 @@ class Archive:
 
     def _read_all(self, ids: list[str]) -> Iterator[Entry]:
         if not self.remote:
-            yield from filter(None, map(self._read, ids))
+            yield from filter(None, map(self._listed, ids))
             return
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for some in _batched(ids, AT_ONCE):  # no more than a few beyond those that are wanted
-                yield from filter(None, pool.map(self._read, some))
+                yield from filter(None, pool.map(self._listed, some))
+
+    def _listed(self, run_id: str) -> Entry | None:
+        """Return a run as a list shows it: one that cannot be read hides no other."""
+        try:
+            return self._read(run_id)
+        except ArchiveError as error:
+            return Entry(
+                run_id, {"run_id": run_id, "runbook": run_id[17:-7], "error": str(error)}, UNREADABLE
+            )
 
     def _read(self, run_id: str) -> Entry | None:
         """Return a run; ``None`` when what looks like one has no entry."""
