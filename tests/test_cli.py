@@ -387,6 +387,19 @@ def test_lab_listens_on_this_machine_only_and_asks_the_network_for_nothing(tmp_p
     assert json.loads(settings.read_text()) == {"fetchNews": "false", "checkForUpdates": False}
 
 
+def test_two_labs_share_their_files_and_not_the_folder_in_which_they_were_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        environment = lab._private(tmp_path / "lab", {})
+        kernels.append((tmp_path / "lab" / "share" / "kernels" / "python3" / "kernel.json").read_text())
+        assert str(tmp_path / name) in environment.values()
+    assert kernels[0] == kernels[1]
+
+
 def test_lab_opens_a_checkout_s_own_notebooks_and_a_copy_of_installed_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

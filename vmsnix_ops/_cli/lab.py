@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # What JupyterLab asks the network for, unless it is told not to.
 QUIET = {"fetchNews": "false", "checkForUpdates": False}
 STOP_SECONDS = 15
+STARTED_IN = "VMSNIX_LAB_FOLDER"  # in a kernel's environment: the folder in which the lab was started
 CONSOLE = "console.ipynb"
 """What is open at first."""
 
@@ -91,7 +92,8 @@ def _private(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
     _make_room(folder / "workspaces")
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     kernel = folder / "share" / "kernels" / "python3" / "kernel.json"
-    go_home = f"import os; os.chdir({str(Path.cwd())!r}); del os"
+    # The folder comes from the environment: two labs share these files, and not the folder.
+    go_home = f"import os; os.chdir(os.environ[{STARTED_IN!r}]); del os"
     spec = {
         "argv": kernels.argv(f"--InteractiveShellApp.exec_lines={go_home}"),
         "display_name": "Python 3 (vmsnix)",
@@ -104,6 +106,7 @@ def _private(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
     others = environment.get("JUPYTER_PATH", "")
     return {
         **kernels.python_path(environment),
+        STARTED_IN: str(Path.cwd()),
         "JUPYTER_PATH": os.pathsep.join(part for part in (str(folder / "share"), others) if part),
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),

@@ -21,7 +21,7 @@ from vmsnix_ops.aws.session import Client, calling, retrying
 from vmsnix_ops.aws.waiting import Sighting, wait
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.image import ZEROS
-from vmsnix_ops.disk.survey import check_unchanged
+from vmsnix_ops.disk.survey import changed, still_identified
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import boto3
 
-    from vmsnix_ops.disk.source import Stamp
+    from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.progress import Step
     from vmsnix_ops.records.tables import Tables
 
@@ -49,24 +49,21 @@ class Task:
     ----------
     wanted
         What to upload.
-    disk_bytes
-        Size of its disk.
+    seen
+        Its identity.
     descriptor
         An open file that is the disk, byte for byte, where its format had to be converted; else -1.
     blocks
         Index to SHA-256 (hex) of every block that it stores; empty text for one that is zero. They are bound
         to the digest of the file: the blocks that are sent are compared with them.
-    stamp
-        Of the file.
     session, ec2, ebs, tables, step, pushing
         What it works with.
     """
 
     wanted: Upload
-    disk_bytes: int
+    seen: Survey
     descriptor: int
     blocks: Digests
-    stamp: Stamp | None
     session: boto3.Session
     ec2: Client
     ebs: Client
@@ -137,7 +134,7 @@ class PendingUpload:
 
     def carry_out(self) -> DirectSnapshot:
         """Begin or go on, send what is not there, and seal it."""
-        size_gib = -(-self.task.disk_bytes // GIB)
+        size_gib = -(-self.task.seen.disk_bytes // GIB)
         parent, done = self._begin(size_gib)
         known = parent.blocks
         held = held_blocks(self.task.blocks, known)
@@ -310,14 +307,18 @@ class PendingUpload:
                 pushing=self.task.pushing,
             )
         except BlockRefusedError:
-            check_unchanged(self.task.wanted.path, self.task.stamp)  # which says more than AWS's refusal
+            self._check_file()  # which says more than AWS's refusal
             raise
         finally:
             self.journal.close()
         # Every block was compared when it was sent. This finds a change elsewhere, which somebody made by
         # mistake and wants to hear of.
-        check_unchanged(self.task.wanted.path, self.task.stamp)
+        self._check_file()
         return throttled
+
+    def _check_file(self) -> None:
+        if not still_identified(self.task.wanted.path, self.task.seen):
+            raise changed(str(self.task.wanted.path))
 
     def _state(self, snapshot_id: str) -> str:
         """Return the snapshot's state; empty when EC2 does not (yet, or any more) know it."""

@@ -22,7 +22,7 @@ from vmsnix_ops.aws.block_worker import THROTTLED
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.disk.digests import Digests
-from vmsnix_ops.disk.survey import block_digests, changed, check_unchanged, identify, open_identified
+from vmsnix_ops.disk.survey import block_digests, changed, identify, open_identified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,10 +86,9 @@ def upload(
         return _upload(
             Task(
                 wanted,
-                seen.disk_bytes,
+                seen,
                 descriptor,
                 known,
-                seen.stamp,
                 session,
                 ec2,
                 ebs,
@@ -181,7 +180,6 @@ def _identified(wanted: Upload, step: Step | None) -> Iterator[tuple[Survey, int
     seen = wanted.seen or identify(wanted.path, blocks=True)
     if seen.digest != wanted.digest:
         raise changed(str(wanted.path))
-    check_unchanged(wanted.path, seen.stamp)
     if seen.blocks is not None:
         yield seen, -1, seen.blocks
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.disk.boot_sector import boot_sector
@@ -81,10 +82,13 @@ def make_sample_image(
     (folder / "nix-support").mkdir(parents=True, exist_ok=True)
     path = folder.absolute() / f"{name}.{EXTENSIONS[format]}"
     blocks = _content(message, seed, disk_bytes, data_bytes)
+    # Another process may be making the same image, or publishing it: it never sees half of it.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     if format == "raw":
-        _write_raw(path, blocks, disk_bytes)
+        _write_raw(unfinished, blocks, disk_bytes)
     else:
-        write_vhd(path, blocks, size=disk_bytes, kind="dynamic" if format == "vhd" else "fixed")
+        write_vhd(unfinished, blocks, size=disk_bytes, kind="dynamic" if format == "vhd" else "fixed")
+    unfinished.replace(path)
     _write_nix_support(path, NIX_FORMATS[format], disk_bytes, label=label, system=system, boot_mode=boot_mode)
     return folder
 

@@ -189,20 +189,6 @@ def open_identified(path: Path, seen: Survey) -> Iterator[DiskImage]:
         yield image
 
 
-def check_unchanged(path: Path, stamp: Stamp | None) -> None:
-    """Refuse a file that is not what it was when its stamp was taken.
-
-    This is quick, finds mistakes, and proves nothing: a stamp can be set back.
-
-    Raises
-    ------
-    ImageChangedError
-        It changed, or is gone.
-    """
-    if stamp is not None and stamp_of(path) != stamp:
-        raise changed(str(path))
-
-
 def still_identified(path: Path, seen: Survey) -> bool:
     """Return whether a file holds the bytes that were identified.
 
@@ -248,7 +234,7 @@ class IdentifiedSource(ByteSource):
         Its identity.
     """
 
-    KEPT = 2 * MOST_THREADS  # ranges that were checked and are in memory
+    KEPT = MOST_THREADS + 2  # ranges that were checked and are in memory
 
     def __init__(self, file: ByteSource, seen: Survey) -> None:
         self.path, self.name, self.size = None, file.name, seen.file_bytes
