@@ -61,6 +61,7 @@ from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Self
 
 
 class VmsnixError(Exception):
@@ -246,9 +247,9 @@ class AwsError(VmsnixError):
         self.request_id, self.status_message = request_id, status_message
         super().__init__(what, why=why, cure=cure)
 
-    def with_cure(self, cure: str) -> AwsError:
-        """Return what AWS said with a cure of who knows what was being done."""
-        return AwsError(
+    def with_cure(self, cure: str) -> Self:
+        """Return the same error with the cure of a caller who knows what was being done."""
+        return type(self)(
             self.what,
             why=self.why,
             cure=cure,

@@ -69,9 +69,8 @@ class Fleet:
         own = (
             tags if tags is not None else {tagging.IMAGE: image, tagging.DIGEST: digest or f"d{self.number}"}
         )
-        # A data volume's snapshot may come from elsewhere and carry no tag of ours.
         made = snapshots or tuple(
-            self.snapshot(days=days, region=region, tags=own if not n else {"Name": "data"})
+            self.snapshot(days=days, region=region, tags=own | ({"Name": "data"} if n else {}))
             for n in range(devices)
         )
         names = ("/dev/sda1", *(f"/dev/sd{letter}" for letter in "bcdefgh"))

@@ -62,9 +62,29 @@ def test_it_stays_until_its_grace_is_over_and_then_goes_with_all_its_snapshots(f
     retirement.finish(result)
 
 
+def test_a_snapshot_without_our_tag_is_neither_changed_nor_deleted(fleet: Fleet) -> None:
+    """A data volume's snapshot may come from elsewhere; the AMI that uses it makes it no snapshot of ours."""
+    foreign = fleet.snapshot(tags={"Name": "payroll"})
+    fleet.lend(foreign)
+    ami = fleet.ami(snapshots=(fleet.snapshot(tags={tagging.DIGEST: "x"}), foreign), days=60)
+    plan = fleet.plan(allow_shared=True)
+    (one,) = plan.going
+    assert one.kept_snapshots == ((foreign, f"not ours: it has no tag {tagging.DIGEST}"),)
+    plan.apply()
+    fleet.apply(now=fleet.later(), min_age_days=30, allow_shared=True)
+    assert ami not in fleet.amis()
+    assert fleet.snapshots() == {foreign}
+    row = fleet.row("snapshots", foreign)
+    assert row.tags == {"Name": "payroll"}
+    ec2 = fleet.client("ec2")
+    shared = ec2.describe_snapshot_attribute(SnapshotId=foreign, Attribute="createVolumePermission")
+    assert shared["CreateVolumePermissions"] == [{"UserId": FRIEND}]
+
+
 def test_snapshots_that_another_ami_needs_stay(fleet: Fleet) -> None:
     shared = fleet.snapshot(tags={tagging.DIGEST: "x"})
-    going = fleet.ami(snapshots=(shared, fleet.snapshot()), days=60)
+    own = fleet.snapshot(tags={tagging.DIGEST: "y"})
+    going = fleet.ami(snapshots=(shared, own), days=60)
     staying = fleet.ami(snapshots=(shared,), days=1)
     plan = fleet.plan()
     (one,) = plan.going

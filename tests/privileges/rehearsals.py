@@ -132,28 +132,51 @@ def the_name_is_lost(**changes: Any) -> Run:
             BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": account.snapshot()}}],
             VirtualizationType="hvm",
         )
-        with pytest.raises(errors.NameTakenError):
+        with pytest.raises(errors.NameTakenError) as caught:
             plan.register(snapshot)
         there = [one["SnapshotId"] for one in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]]
-        assert snapshot.snapshot_id not in there
+        if snapshot.snapshot_id in there:
+            raise caught.value
 
     return run
 
 
-def why_all_blocks_are_sent(account: Account, actions: Actions) -> str:
-    """Publish directly after an earlier version of the image, and return why nothing of it could be used."""
+def publish_the_next_version(account: Account, actions: Actions) -> str:
+    """Publish directly after an earlier version of the image; return why nothing of that could be used."""
     publish.run(account.plan(JOBS["direct"].actions(), via="direct"))
     newer = make_sample_image(account.image.parent / "newer", seed="newer")
     plan = account.plan(actions, via="direct", image=str(newer))
     sent = plan.upload(plan.build())
     assert publish.run(plan).ami_id
-    return sent.direct.why_full if sent.direct else ""
+    assert sent.direct is not None
+    return sent.direct.why_full
 
 
-def snapshots_are_encrypted(account: Account, actions: Actions) -> None:
-    """Publish directly where snapshots are encrypted by default."""
-    account.aws.client("ec2").enable_ebs_encryption_by_default()
-    publish.run(account.plan(actions, via="direct"))
+def why_all_blocks_are_sent(*, encrypted: bool = False) -> Tell:
+    """Return a publish of the next version that reports why it sent all blocks."""
+
+    def told(account: Account, actions: Actions) -> str:
+        if encrypted:
+            account.aws.client("ec2").enable_ebs_encryption_by_default()
+        return publish_the_next_version(account, actions)
+
+    return told
+
+
+def compare_what_was_imported(account: Account, actions: Actions) -> Any:
+    """Compare an image with the snapshot that somebody else imported, and change nothing."""
+    publish.run(account.plan(policies.publisher_actions()))
+    plan = account.plan(actions, via="direct", verify="whole", dry_run=True)
+    before = account.aws.client("ec2").describe_images(Owners=["self"])["Images"]
+    publish.run(plan)
+    assert "read back" in plan.import_snapshot(plan.upload(plan.build())).verified
+    assert account.aws.client("ec2").describe_images(Owners=["self"])["Images"] == before
+    return plan
+
+
+def warnings_of_a_comparison(account: Account, actions: Actions) -> str:
+    plan = compare_what_was_imported(account, actions)
+    return " ".join(check.cure for check in plan.checks if check.outcome == "warn")
 
 
 # Promote and roll back
@@ -225,6 +248,16 @@ def copies_are_encrypted(account: Account, actions: Actions) -> None:
     ec2.modify_ebs_default_kms_key_id(KmsKeyId=key)
     session = account.session(actions, regions=(REGION, "eu-west-1"))
     _raise(promote.plan(**_everything(account, session, make_ami(account.aws))).apply())
+
+
+def the_source_got_tags(account: Account, actions: Actions) -> None:
+    """Promote an AMI, and again when it has one tag more."""
+    session, ami = account.session(actions, regions=(REGION, "eu-west-1")), make_ami(account.aws)
+    _raise(promote.plan(**_everything(account, session, ami)).apply())
+    account.aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "team", "Value": "web"}])
+    _raise(promote.plan(**_everything(account, session, ami)).apply())
+    copies = account.aws.client("ec2", "eu-west-1").describe_images(Owners=["self"])["Images"]
+    assert {"Key": "team", "Value": "web"} in copies[0]["Tags"]
 
 
 def rollback_notes(account: Account, actions: Actions) -> str:
@@ -459,27 +492,36 @@ REHEARSALS: dict[str, Rehearsal] = {
         only_when={
             "s3:AbortMultipartUpload": two_uploads_are_left,
             "ec2:CancelImportTask": it_is_interrupted,
-            "ec2:DeleteSnapshot": the_name_is_lost(),
+            "ec2:CreateTags of our resources": publish_by(tags={"team": "web"}),
         },
         told=dict.fromkeys(IN_CHECKS, warnings_of()),
     ),
     "direct": Rehearsal(
         publish_by(via="direct"),
-        only_when={
-            "ec2:DeleteSnapshot": the_name_is_lost(via="direct"),
-            "ec2:GetEbsDefaultKmsKeyId": snapshots_are_encrypted,
-        },
+        only_when={"ec2:DeleteSnapshot": the_name_is_lost(via="direct")},
+        told={"ec2:DescribeRegions": warnings_of(via="direct")},
+    ),
+    "incremental": Rehearsal(
+        publish_the_next_version,
         told={
-            "ec2:DescribeRegions": warnings_of(via="direct"),
-            "ebs:ListSnapshotBlocks": why_all_blocks_are_sent,
+            **dict.fromkeys(
+                (
+                    "ec2:GetEbsEncryptionByDefault",
+                    "ebs:ListSnapshotBlocks",
+                    "ebs:StartSnapshot with a parent",
+                ),
+                why_all_blocks_are_sent(),
+            ),
+            "ec2:GetEbsDefaultKmsKeyId": why_all_blocks_are_sent(encrypted=True),
         },
+        more_than="direct",
     ),
     "public": Rehearsal(
-        publish_by(public=True),
-        told=dict.fromkeys(PUBLIC_IN_CHECKS, warnings_of(public=True)),
-        more_than="import",
+        publish_by(via="direct", public=True),
+        told=dict.fromkeys(PUBLIC_IN_CHECKS, warnings_of(via="direct", public=True)),
+        more_than="direct",
     ),
-    "verify": Rehearsal(publish_by(verify="whole"), more_than="import"),
+    "verify": Rehearsal(publish_by(via="direct", verify="whole"), more_than="direct"),
     "audit": Rehearsal(
         audit,
         told=dict.fromkeys(audit_policies.auditor_actions(), what_an_audit_could_not_read)
@@ -502,11 +544,19 @@ REHEARSALS: dict[str, Rehearsal] = {
     "promote": Rehearsal(
         promote_by(),
         told={"ec2:DescribeRegions": promote_warnings(), "ec2:DescribeInstances": rollback_notes},
-        only_when={"ec2:GetEbsDefaultKmsKeyId": copies_are_encrypted},
+        only_when={
+            "ec2:GetEbsDefaultKmsKeyId": copies_are_encrypted,
+            "ec2:CreateTags of our resources": the_source_got_tags,
+        },
     ),
     "smoke test": Rehearsal(smoke_test, told={"ec2:DescribeRegions": smoke_warnings}),
     "first spot test": Rehearsal(first_spot_test, more_than="smoke test"),
     "verify AMIs": Rehearsal(verify_what_was_promoted),
+    "verify blocks": Rehearsal(
+        compare_what_was_imported,
+        told={"ec2:DescribeRegions": warnings_of_a_comparison},
+        more_than="verify AMIs",
+    ),
     "public promotion": Rehearsal(
         promote_by(public=True),
         told={"servicequotas:GetServiceQuota": promote_warnings(public=True)},

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 OTHERS = ("vmimport-role", "vmimport-trust", "audit-member-trust", "bucket", "github-oidc-trust")
 """Policies of what is no caller: a service's role, a bucket, and who may take a role."""
+NEED_BUCKET = ("publisher", "archivist", "bootstrap", "vmimport-role", "bucket")
+"""Policies that read or change objects or the bucket itself."""
 
 
 @click.command("iam-policy")
 @click.argument("kind", type=click.Choice([*jobs.KINDS, *OTHERS]))
 @click.option(
-    "--bucket", default="", help="Bucket of the uploads; by default the settings', else every bucket."
+    "--bucket", default="", help="Bucket of the uploads, or of the archive; by default the settings'."
 )
 @click.option("--account", default="*", show_default=True, help="Account id, 12 digits.")
 @click.option("--region", "regions", multiple=True, help="Hold it to this region; may be given again.")
@@ -32,10 +34,17 @@ OTHERS = ("vmimport-role", "vmimport-trust", "audit-member-trust", "bucket", "gi
     show_default=True,
     help="Of a publisher: the way to the snapshot.",
 )
-@click.option("--public", is_flag=True, help="Of a publisher or promoter: may make AMIs public.")
+@click.option("--public", is_flag=True, help="Of a promoter or a publisher via direct: may make AMIs public.")
 @click.option("--announce", is_flag=True, help="Of a promoter: may tell SNS topics.")
+@click.option(
+    "--topic", default="", help="Of a promoter with --announce: ARN of the topic; by default every one."
+)
 @click.option("--spot", is_flag=True, help="Of a smoke-tester: may launch the account's first spot instance.")
-@click.option("--verify", is_flag=True, help="Of a publisher: may read snapshots back.")
+@click.option("--verify", is_flag=True, help="Of a publisher via direct: may read snapshots back.")
+@click.option(
+    "--incremental", is_flag=True, help="Of a publisher via direct: may start from an earlier snapshot."
+)
+@click.option("--blocks", is_flag=True, help="Of a verifier: may read and download the bytes of snapshots.")
 @click.option("--external-id", default="", help="Of audit-member-trust: what an auditor must know besides.")
 @click.option("--repository", default="", help="Of github-oidc-trust: owner/name.")
 @click.option(
@@ -54,8 +63,11 @@ def iam_policy(
     via: str,
     public: bool,
     announce: bool,
+    topic: str,
     spot: bool,
     verify: bool,
+    incremental: bool,
+    blocks: bool,
     external_id: str,
     repository: str,
     subject: str,
@@ -64,6 +76,7 @@ def iam_policy(
 
     The actions are those that the code itself declares.
     """
+    from vmsnix_ops import errors
     from vmsnix_ops.audit import policies as audit
     from vmsnix_ops.aws import policies
     from vmsnix_ops.settings import load
@@ -74,7 +87,14 @@ def iam_policy(
         home, _, prefix = settings.archive.removeprefix("s3://").partition("/")
         home = home if settings.archive.startswith("s3://") else None
         key_prefix = f"{prefix}/" if home and prefix else ""
+    if kind in NEED_BUCKET and not (kind == "publisher" and via == "direct") and not (bucket or home):
+        raise errors.UsageError(
+            f"No bucket was given for the policy {kind}.",
+            why="It would cover the objects of every bucket.",
+            cure="Add --bucket NAME, or set it in vmsnix.toml.",
+        )
     place = policies.Place(
+        topic=topic,
         account=account,
         regions=regions,
         bucket=bucket or home or "*",
@@ -86,7 +106,8 @@ def iam_policy(
     )
     if kind in jobs.KINDS:
         options: dict[str, dict[str, Any]] = {
-            "publisher": {"via": via, "public": public, "verify": verify},
+            "publisher": {"via": via, "public": public, "verify": verify, "incremental": incremental},
+            "verifier": {"blocks": blocks},
             "promoter": {"public": public, "announce": announce},
             "smoke-tester": {"spot": spot},
         }

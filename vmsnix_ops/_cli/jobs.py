@@ -46,8 +46,9 @@ _PUBLISH = "vmsnix_ops.aws.policies:publisher_actions"
 JOBS: dict[str, Job] = {
     "import": Job("publisher", _PUBLISH),
     "direct": Job("publisher", _PUBLISH, {"via": "direct"}),
-    "public": Job("publisher", _PUBLISH, {"public": True}),
-    "verify": Job("publisher", _PUBLISH, {"verify": True}),
+    "incremental": Job("publisher", _PUBLISH, {"via": "direct", "incremental": True}),
+    "public": Job("publisher", _PUBLISH, {"via": "direct", "public": True}),
+    "verify": Job("publisher", _PUBLISH, {"via": "direct", "verify": True}),
     "promote": Job("promoter", "vmsnix_ops.publish.policies:promoter_actions"),
     "public promotion": Job("promoter", "vmsnix_ops.publish.policies:promoter_actions", {"public": True}),
     "announced promotion": Job(
@@ -58,6 +59,7 @@ JOBS: dict[str, Job] = {
         "smoke-tester", "vmsnix_ops.publish.policies:smoke_tester_actions", {"spot": True}
     ),
     "verify AMIs": Job("verifier", "vmsnix_ops.publish.policies:verifier_actions"),
+    "verify blocks": Job("verifier", "vmsnix_ops.publish.policies:verifier_actions", {"blocks": True}),
     "audit": Job("auditor", "vmsnix_ops.audit.policies:auditor_actions"),
     "audited": Job("audit-member", "vmsnix_ops.audit.policies:member_actions"),
     "retire": Job("retirer", "vmsnix_ops.audit.retirement_policy:retirer_actions"),

@@ -9,38 +9,47 @@ from vmsnix_ops._cli.jobs import JOBS, KINDS
 from vmsnix_ops.aws.permissions import PERMISSIONS
 
 TARGETS = {
-    "everything": "`*`, held to regions by `aws:RequestedRegion`",
+    "everything": "`*`, limited to regions by `aws:RequestedRegion`",
     "global": "`*`",
     "bucket": "the bucket",
     "objects": "its objects below the key prefix",
     "role": "the role `vmimport`",
+    "passed role": "the role `vmimport`, only to VM Import",
     "principals": "users and roles of the account",
     "policies": "policies called `vmsnix*`",
-    "tagged at creation": "import tasks, snapshots, images",
-    "snapshots": "snapshots",
+    "new resources": "resources that the policy's own creating actions make (`ec2:CreateAction`)",
+    "imported snapshots": "snapshots of the volume `vol-ffffffff` without our tags, `Name`, a backup's tags",
+    "registrations": "a new image, of snapshots with the tag `vmsnix:digest`",
+    "copies": "a new image and its snapshots, of images with the tag `vmsnix:digest`",
+    "snapshots without a parent": "new snapshots without a parent",
+    "snapshots of any parent": "new snapshots of any parent",
     "our snapshots": "snapshots with the tag `vmsnix:digest`",
     "our images": "images with the tag `vmsnix:digest`",
-    "our resources": "images and snapshots with the tag `vmsnix:digest`",
-    "parameters": "parameters of the account",
-    "launches": "instances and what belongs to them, images, snapshots",
+    "our tags": "images and snapshots with the tag `vmsnix:digest`, every tag but that one",
+    "our imports": "import tasks with the tag `vmsnix:digest`",
+    "parameters": "parameters of the account, without decrypting",
+    "launches": "a new instance and what belongs to it, of images with the tag `vmsnix:digest`",
     "our instances": "instances with the tag `vmsnix:smoke`",
     "spot role": "EC2's role `AWSServiceRoleForEC2Spot`",
-    "pointers": "parameters below the pointers' prefix, `/vmsnix`",
-    "topics": "the topic",
+    "pointers": "parameters below the prefix of the channels, `/vmsnix`, without decrypting",
+    "topics": "the topic of `--topic`, else every topic of the account",
     "audit roles": "the role `vmsnix-auditor` of other accounts",
 }
 
 HEAD = """# Permissions
 
-<!-- Written by `python -m vmsnix_ops._cli.permissions_page`: change vmsnix_ops/aws/permissions.py. -->
+<!-- Written by `python -m vmsnix_ops._cli.permissions_page`: change that module and aws/permissions.py. -->
 
-Every function that calls AWS declares the IAM actions that it needs, and a job's policy is the sum of its
-functions. `vmsnix iam-policy` prints them, for any partition:
+Every function that calls AWS declares the permissions that it needs, and the policy of a job is their sum.
+`vmsnix iam-policy` prints the policies, for any partition. Account, region and bucket limit them; the bucket
+is that of `vmsnix.toml` unless given:
 
 ```sh
 vmsnix iam-policy publisher --bucket acme-vmsnix-images --account 012345678901 --region eu-central-1
 vmsnix iam-policy publisher --via direct --public --verify
-vmsnix iam-policy promoter --region eu-central-1 --region eu-west-1 --public --announce
+vmsnix iam-policy publisher --via direct --incremental
+vmsnix iam-policy promoter --region eu-central-1 --region eu-west-1 --public --announce --topic ARN
+vmsnix iam-policy verifier --blocks
 KINDS
 vmsnix iam-policy vmimport-role --bucket acme-vmsnix-images
 vmsnix iam-policy vmimport-trust
@@ -48,13 +57,74 @@ vmsnix iam-policy bucket --bucket acme-vmsnix-images
 vmsnix iam-policy github-oidc-trust --account 012345678901 --repository acme/images
 ```
 
-The tests run every job against the sandbox with exactly its policy, and once more without each single action:
+The tests run every job against the sandbox with exactly its policy, and once more without each permission:
 the job then ends with an error that names the action, or, where only a check needs it, with a warning.
 
-A publisher needs `iam:PassRole` only for `vmimport` and only for the service `vmie.amazonaws.com`. History on
-S3 (`history = "s3://..."`) needs `s3:ListBucket` on that bucket and `s3:GetObject`, `s3:PutObject`,
-`s3:DeleteObject` below its prefix; an archive there (`archive = "s3://..."`) needs what
+History on S3 (`history = "s3://..."`) needs `s3:ListBucket` on that bucket and `s3:GetObject`,
+`s3:PutObject`, `s3:DeleteObject` below its prefix. An archive there (`archive = "s3://..."`) needs what
 `vmsnix iam-policy archivist` prints.
+
+## What is ours
+
+A resource is ours when it has the tag `vmsnix:digest`. A policy's holder may change, delete, share and read
+only what is ours, and cannot make a foreign resource ours:
+
+- **Existing resources** get new tags only if they have the tag `vmsnix:digest`, and that tag itself can
+  neither be changed nor removed.
+- **New resources** get tags only inside the call that creates them (`ec2:CreateAction`).
+- **Whatever creates a resource names its source.** AMIs are registered of our snapshots, copied from our
+  AMIs, and launched only if they are ours. `${*}` in an ARN of these policies matches the new resource,
+  which has no ID yet, and never an existing one.
+- **Roles**: only `vmimport` can be passed, and only to VM Import (`vmie.amazonaws.com`).
+- **Secrets**: who may read parameters cannot decrypt them. An explicit Deny on `kms:Decrypt` through
+  Systems Manager is part of each such policy.
+
+The tests attack every policy with a foreign AMI, a foreign snapshot with data, a secret and a role.
+
+## Which jobs are separate, and why
+
+AWS has no condition for two sources. Who may use these sources cannot also share or read what comes of them,
+so `vmsnix iam-policy` refuses to print one policy for both:
+
+- **`publisher`** (via import) tags the snapshot that VM Import made. It may not delete, share or read
+  snapshots, nor make AMIs public.
+- **`publisher --via direct --incremental`** starts a snapshot from any other one. It may not share or read
+  snapshots, nor make AMIs public.
+- **`publisher --via direct`** starts snapshots without a parent only, so its uploads are full ones. With
+  `--public` and `--verify` it may also share and read them.
+
+Do not attach two of these to one identity, nor one of the first two together with `promoter`, `retirer` or
+`verifier --blocks`. What the first two may not do is done so:
+
+- **Compare with the image:** with the policy of `verifier --blocks`, run
+  `vmsnix publish-ami --image FILE --via direct --verify whole --dry-run`. A dry run changes nothing.
+- **Make public:** with the policy of `promoter --public`, run `vmsnix promote-ami --ami AMI --public`.
+- **Undo a publish via import:** run `vmsnix undo RUN` with the publisher's policy, which removes the upload
+  and the import, and again with the retirer's, which removes the snapshot. Each run reports what is left.
+
+## What remains
+
+- **A copy without tags can be made ours.** VM Import leaves its snapshot untagged. Its parent volume,
+  `vol-ffffffff`, is also that of every snapshot that was copied from another region or account. A publisher
+  via import can tag such a copy if it has no `Name`, no `vmsnix:` tag and no tag of AWS Backup or Data
+  Lifecycle Manager. The publisher cannot read, share or delete it, and can register a private AMI of it.
+  Others whose policy covers our resources (`promoter`, `retirer`, `verifier --blocks`) can then act on it:
+  a retirement deletes snapshots without an AMI after the retention period. Tag copies that you keep, or
+  publish via direct.
+- **An incremental publisher can start from any snapshot.** `ebs:ParentSnapshot` compares the ARN of the
+  parent and not its tags. The child holds the parent's data and is ours. The publisher cannot read or share
+  it, and can register a private AMI of it.
+- **A smoke tester can start our AMIs with any user data**, in any subnet and with any security group of
+  the account, but without an instance profile.
+- **A promoter decides what a channel serves.** `ssm:PutParameter` covers every channel below the prefix,
+  and `sns:Publish` every topic of the account unless `--topic` names one.
+- **Bootstrap's rights equal an administrator's.** Who may write the policy and the trust of a role can give
+  that role every right and then take it. Use `bootstrap` once, with an administrator's credentials.
+- **Not verified against AWS:** that `ebs:StartSnapshot` sets `ec2:CreateAction` when it tags a snapshot. AWS
+  documents the key for EC2's own actions. If AWS refuses a direct upload for this, the error names the
+  policy; publish via import instead.
+
+## Permissions by action
 
 """
 
@@ -63,21 +133,29 @@ def page() -> str:
     """Return the page."""
     jobs = {name: job.actions() for name, job in JOBS.items()}
     lines = ["| action | on | for | jobs |", "|---|---|---|---|"]
-    for action, permission in PERMISSIONS.items():
-        used = [name for name, actions in jobs.items() if action in actions]
-        if "import" in used:  # what every publish via import needs, its variants need, too
-            used = [job for job in used if job not in ("public", "verify")]
+    for name, permission in PERMISSIONS.items():
+        used = [job for job, names in jobs.items() if name in names]
+        if "direct" in used:  # what every direct publish needs, its variants need, too
+            used = [job for job in used if job not in ("incremental", "public", "verify")]
         if "smoke test" in used:
             used = [job for job in used if job != "first spot test"]
         if "promote" in used:
             used = [job for job in used if not job.endswith(" promotion")]
-        cells = (f"`{action}`", TARGETS[permission.target], permission.why, ", ".join(used) or "none yet")
+        if "verify AMIs" in used:
+            used = [job for job in used if job != "verify blocks"]
+        cells = (
+            f"`{permission.action}`",
+            TARGETS[permission.target],
+            permission.why,
+            ", ".join(used) or "none yet",
+        )
         lines.append(f"| {' | '.join(cells)} |")
     note = (
-        "\n`sts:GetCallerIdentity` needs no permission. *import* and *direct* are the two ways of a publish; "
+        "\n`sts:GetCallerIdentity` needs no permission. *import* and *direct* are the two methods of a "
+        "publish; *incremental*, *public* and *verify* are what these parameters add to *direct*.\n"
     )
-    note += "*public* and *verify* are what these parameters of it add.\n"
-    others = "\n".join(f"vmsnix iam-policy {kind}" for kind in KINDS if kind not in ("publisher", "promoter"))
+    shown = ("publisher", "promoter")
+    others = "\n".join(f"vmsnix iam-policy {kind}" for kind in KINDS if kind not in shown)
     return HEAD.replace("KINDS", others) + "\n".join(lines) + "\n" + note
 
 

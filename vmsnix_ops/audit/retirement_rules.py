@@ -327,6 +327,8 @@ def _with_snapshots(view: View, decisions: Iterable[Decision]) -> Iterator[Decis
             others = [a.ami_id for a in holders[snapshot_id] if a.ami_id not in {one.resource_id, *before}]
             if snapshot_id not in view.snapshots:
                 stays.append((snapshot_id, "it is another account's, or gone"))
+            elif not _ours(view.snapshots[snapshot_id].tags):
+                stays.append((snapshot_id, f"not ours: it has no tag {tagging.DIGEST}"))
             elif others:
                 stays.append((snapshot_id, f"{', '.join(others)} needs it"))
             elif named := _told(view.references.names(snapshot_id)):  # a launch makes a volume of it

@@ -17,6 +17,7 @@ from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
 from vmsnix_ops.aws.block_journal import Beginning, BlockJournal
 from vmsnix_ops.aws.block_values import DirectSnapshot, Upload
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
+from vmsnix_ops.aws.permissions import denied_action
 from vmsnix_ops.aws.session import Client, calling, retrying
 from vmsnix_ops.aws.waiting import Sighting, wait
 from vmsnix_ops.disk.digests import Digests
@@ -38,6 +39,9 @@ TIMEOUT_MINUTES = 60
 SEALED_SECONDS = 20.0  # in which a snapshot that somebody completed shows it
 MOST_TOKENS = 50  # that are tried: each names an attempt that ended
 GONE = ("ResourceNotFoundException", "ConflictException", "ValidationException")
+IMPORT_POLICY = "vmsnix iam-policy publisher"
+DIRECT_POLICY = "vmsnix iam-policy publisher --via direct"
+INCREMENTAL_POLICY = f"{DIRECT_POLICY} --incremental"
 _ZERO = hashlib.sha256(ZEROS).hexdigest()
 
 
@@ -178,20 +182,35 @@ class PendingUpload:
         if continued is not None:
             return continued
         parent = manifests.Parent(why="an incremental upload was not wanted")
-        if self.task.wanted.incremental:
-            parent = manifests.choose_parent(
-                self.task.ec2,
-                self.task.ebs,
-                self.task.tables,
-                image=self.task.wanted.image,
-                size_gib=size_gib,
-            )
+        try:
+            if self.task.wanted.incremental:
+                parent = manifests.choose_parent(
+                    self.task.ec2,
+                    self.task.ebs,
+                    self.task.tables,
+                    image=self.task.wanted.image,
+                    size_gib=size_gib,
+                )
+            if parent.snapshot_id:
+                self._start(size_gib, parent)
+        except errors.AccessDeniedError as error:
+            # Starting from another snapshot is a right of its own, and only saves time.
+            action = denied_action(error.why, error.operation) or "a right"
+            parent = manifests.Parent(why=f"{action} is not allowed; {INCREMENTAL_POLICY} allows it")
+        if not self.snapshot_id:
+            try:
+                self._start(size_gib, parent)
+            except errors.AccessDeniedError as error:
+                raise error.with_cure(
+                    f"Compare the caller's policy with {DIRECT_POLICY}. It allows tags on a new snapshot "
+                    "only inside a creating action (ec2:CreateAction). If AWS does not set that key here, "
+                    f"publish via import: --via import, with the policy of {IMPORT_POLICY}."
+                ) from error
         self.task.tell(
             f"only what differs from {parent.snapshot_id}"
             if parent.snapshot_id
             else f"a full upload: {parent.why}"
         )
-        self._start(size_gib, parent)
         self.journal.begin(Beginning(self.snapshot_id, self.attempt, parent.snapshot_id))
         return parent, set()
 

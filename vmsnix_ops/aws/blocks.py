@@ -48,13 +48,11 @@ def find(session: boto3.Session, region: str, digest: str) -> str:
 
 @needs(
     "ec2:DescribeSnapshots",
-    "ec2:GetEbsEncryptionByDefault",
-    "ec2:GetEbsDefaultKmsKeyId",
+    "ec2:CreateTags",
     "ec2:DeleteSnapshot",
     "ebs:StartSnapshot",
     "ebs:PutSnapshotBlock",
     "ebs:CompleteSnapshot",
-    "ebs:ListSnapshotBlocks",
 )
 def upload(
     session: boto3.Session,
@@ -130,7 +128,7 @@ def _upload(task: Task) -> DirectSnapshot:
     raise RuntimeError("unreachable: the last attempt returns or raises")  # pragma: no cover
 
 
-@needs("ec2:DescribeSnapshots", "ec2:CreateTags", "ec2:DeleteSnapshot")
+@needs("ec2:DescribeSnapshots", "ec2:CreateTags of our resources", "ec2:DeleteSnapshot")
 def finish(
     session: boto3.Session,
     wanted: Upload,
@@ -156,8 +154,10 @@ def finish(
         BlockJournal(wanted.journal).remove()
         raise
     if made.outcome == "created":
+        # The digest is on it since StartSnapshot; a policy lets nobody set that tag on an existing resource.
+        added = {key: value for key, value in wanted.tags.items() if key != tagging.DIGEST}
         with calling(f"tag the snapshot {made.snapshot_id}"):
-            ec2.create_tags(Resources=[made.snapshot_id], Tags=tagging.to_list(wanted.tags))
+            ec2.create_tags(Resources=[made.snapshot_id], Tags=tagging.to_list(added))
     if made.blocks:
         manifests.save(
             tables,

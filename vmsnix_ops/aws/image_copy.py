@@ -116,7 +116,7 @@ def missing_tags(source: Ami, made: Ami) -> dict[str, str]:
     }
 
 
-@needs("ec2:CreateTags")
+@needs("ec2:CreateTags of our resources")
 def carry_tags(ec2: Client, source: Ami, made: Ami) -> None:
     """Give a copy and its snapshots what `missing_tags` names. Safe to run twice."""
     missing = missing_tags(source, made)

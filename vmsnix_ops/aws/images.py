@@ -550,7 +550,7 @@ def share_with_everybody(ec2: Client, ami_id: str) -> None:
         ) from error
 
 
-@needs("ec2:CreateTags")
+@needs("ec2:CreateTags of our resources")
 def add_tags(ec2: Client, ami_id: str, tags: Mapping[str, str]) -> None:
     """Add or change tags of an AMI. Safe to run twice."""
     with calling(f"tag {ami_id}"):

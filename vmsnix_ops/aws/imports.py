@@ -166,6 +166,8 @@ def usable(ec2: Client, digest: str, *, kms_key: str = "") -> tuple[ImportTask |
     "ec2:DescribeImportSnapshotTasks",
     "ec2:ImportSnapshot",
     "ec2:CreateTags",
+    "ec2:CreateTags of our resources",
+    "ec2:CreateTags of an imported snapshot",
     "iam:PassRole",
 )
 def import_snapshot(
@@ -372,12 +374,33 @@ def _follow(ec2: Client, task_id: str, step: Step | None, pace: Pace) -> Sightin
 def _finish(ec2: Client, task: ImportTask, tags: Mapping[str, str], *, reused: bool) -> ImportedSnapshot:
     """Tag the snapshot (ImportSnapshot tags only the task) and wait until it can be used."""
     with calling(f"tag the snapshot {task.snapshot_id}"):
-        retrying(
-            lambda: ec2.create_tags(Resources=[task.snapshot_id], Tags=tagging.to_list(tags)),
-            "InvalidSnapshot.NotFound",
-        )
+        retrying(lambda: _tag(ec2, task.snapshot_id, tags), "InvalidSnapshot.NotFound")
     size = wait_for_snapshot(ec2, task.snapshot_id)
     return ImportedSnapshot(task.snapshot_id, size, task.task_id, "reused" if reused else "created")
+
+
+def _tag(ec2: Client, snapshot_id: str, tags: Mapping[str, str]) -> None:
+    """Give a snapshot that VM Import made our tags, in one call, and then the operator's own.
+
+    The policy allows our tags on a snapshot that has none, and others only on one that is ours already.
+    """
+
+    def set_tags(wanted: Mapping[str, str]) -> None:
+        if wanted:
+            ec2.create_tags(Resources=[snapshot_id], Tags=tagging.to_list(wanted))
+
+    def is_ours() -> bool:
+        (snapshot,) = ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
+        return tagging.DIGEST in tagging.to_dict(snapshot.get("Tags"))
+
+    ours = {key: value for key, value in tags.items() if key in tagging.PUBLISHED}
+    if not is_ours():
+        try:
+            set_tags(ours)
+        except ec2.exceptions.ClientError:
+            if not is_ours():  # another publisher of this image was faster
+                raise
+    set_tags({key: value for key, value in tags.items() if key not in ours})
 
 
 @needs("ec2:DescribeSnapshots")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.permissions import denied_action
+from vmsnix_ops.aws.permissions import denied_action, needs
 from vmsnix_ops.aws.session import Client, calling
 from vmsnix_ops.disk.digests import SUM, Digests
 
@@ -103,6 +103,13 @@ def load(tables: Tables, snapshot_id: str) -> Digests:
     return Digests(next(same) for _, same in groupby(pairs, key=itemgetter(0)))
 
 
+@needs(
+    "ec2:DescribeSnapshots",
+    "ec2:GetEbsEncryptionByDefault",
+    "ec2:GetEbsDefaultKmsKeyId",
+    "ebs:ListSnapshotBlocks",
+    "ebs:StartSnapshot with a parent",
+)
 def choose_parent(ec2: Client, ebs: Client, tables: Tables, *, image: str, size_gib: int) -> Parent:
     """Return the snapshot of the same image to start from, or why a full upload is needed.
 

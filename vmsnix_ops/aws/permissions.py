@@ -5,6 +5,10 @@ makes. `vmsnix_ops.aws.policies` sums up the functions of a job, and that is the
 no function declares cannot get into one. The tests run each job with exactly its policy, and with every
 single action taken away.
 
+Some actions appear more than once, because a job may need them on one kind of resource and not on another:
+``ec2:CreateTags`` while a resource is created is another permission than ``ec2:CreateTags of our resources``.
+The first word of a permission's name is the IAM action.
+
 Source of the resources and condition keys: "Actions, resources, and condition keys" for Amazon EC2, Amazon
 EBS, Amazon S3 and IAM in the Service Authorization Reference; what DescribeImageReferences looks at for its
 caller, from "Identify resources referencing specified AMIs" in the EC2 User Guide.
@@ -25,15 +29,21 @@ Target = Literal[
     "bucket",
     "objects",
     "role",
+    "passed role",  # the same role, and only to VM Import
     "principals",  # users and roles of the account
     "policies",  # managed policies of the account whose names begin with vmsnix
-    "tagged at creation",  # import tasks, snapshots and images
-    "snapshots",
+    "new resources",  # while the job creates them
+    "imported snapshots",  # snapshots without tags that VM Import made
+    "registrations",  # a new image, of our snapshots
+    "copies",  # a new image and its snapshots, of our images
+    "snapshots without a parent",
+    "snapshots of any parent",
     "our snapshots",  # those with the tag vmsnix:digest
     "our images",
-    "our resources",  # both
+    "our tags",  # tags of both, but not the tag vmsnix:digest itself
+    "our imports",  # import tasks with the tag vmsnix:digest
     "parameters",  # those of the account, and those that AWS publishes
-    "launches",  # an instance, and all that comes with it
+    "launches",  # a new instance and what belongs to it, of our images
     "our instances",  # those of smoke tests, with the tag vmsnix:smoke
     "spot role",  # EC2's own role for spot instances
     "pointers",  # parameters below the pointers' prefix
@@ -48,17 +58,23 @@ class Permission:
 
     Attributes
     ----------
-    action
-        Such as ``"ec2:RegisterImage"``.
+    name
+        The IAM action, such as ``"ec2:RegisterImage"``; where one action has several permissions, more words
+        follow it.
     target
         What it is allowed on.
     why
         What it is for, as the documentation says it.
     """
 
-    action: str
+    name: str
     target: Target
     why: str
+
+    @property
+    def action(self) -> str:
+        """The IAM action."""
+        return self.name.partition(" ")[0]
 
 
 _ALL = (
@@ -97,20 +113,22 @@ _ALL = (
     Permission("ssm:GetParameters", "parameters", "which AMIs they point at"),
     Permission("ec2:DescribeImportSnapshotTasks", "everything", "follow an import"),
     Permission("ec2:ImportSnapshot", "everything", "import"),
-    Permission("ec2:CancelImportTask", "everything", "stop an import after an interrupt"),
-    Permission("ec2:RegisterImage", "everything", "register"),
-    Permission("ec2:CreateTags", "tagged at creation", "tag what is created"),
+    Permission("ec2:CancelImportTask", "our imports", "stop an import after an interrupt"),
+    Permission("ec2:RegisterImage", "registrations", "register"),
+    Permission("ec2:CreateTags", "new resources", "tag a resource while it is created"),
+    Permission("ec2:CreateTags of our resources", "our tags", "add or change tags"),
+    Permission("ec2:CreateTags of an imported snapshot", "imported snapshots", "tag what VM Import made"),
     Permission("ec2:DeleteSnapshot", "our snapshots", "remove snapshots that nothing needs"),
     Permission("ec2:DisableImage", "our images", "retire an AMI"),
     Permission("ec2:EnableImage", "our images", "restore a retired AMI"),
     Permission("ec2:DeregisterImage", "our images", "remove a retired AMI"),
-    Permission("ec2:DeleteTags", "our resources", "forget that an AMI was retired"),
+    Permission("ec2:DeleteTags", "our tags", "remove the tags of a retirement"),
     Permission("ec2:ModifyImageAttribute", "our images", "share an AMI, or stop"),
     Permission("ec2:RunInstances", "launches", "launch an instance of an AMI to test it"),
     Permission("ec2:TerminateInstances", "our instances", "terminate it"),
     Permission("ec2:DescribeInstanceStatus", "everything", "does it pass its checks"),
     Permission("ec2:GetConsoleOutput", "our instances", "what does it say"),
-    Permission("ec2:CopyImage", "tagged at creation", "copy an AMI to another region"),
+    Permission("ec2:CopyImage", "copies", "copy an AMI to another region"),
     Permission("ec2:DescribeSnapshotAttribute", "everything", "with whom is a snapshot shared"),
     Permission("ec2:DescribeLockedSnapshots", "everything", "which snapshots cannot be deleted"),
     Permission("ec2:ModifySnapshotAttribute", "our snapshots", "share a snapshot, or stop"),
@@ -121,14 +139,15 @@ _ALL = (
     Permission("ec2:GetImageBlockPublicAccessState", "everything", "may AMIs be public"),
     Permission("ec2:GetEbsEncryptionByDefault", "everything", "will snapshots be encrypted"),
     Permission("ec2:GetEbsDefaultKmsKeyId", "everything", "with which key will snapshots be encrypted"),
-    Permission("ebs:StartSnapshot", "snapshots", "begin a snapshot"),
+    Permission("ebs:StartSnapshot", "snapshots without a parent", "begin a snapshot"),
+    Permission("ebs:StartSnapshot with a parent", "snapshots of any parent", "begin an incremental snapshot"),
     Permission("ebs:PutSnapshotBlock", "our snapshots", "write its blocks"),
     Permission("ebs:CompleteSnapshot", "our snapshots", "seal it"),
-    Permission("ebs:ListSnapshotBlocks", "our snapshots", "which blocks its predecessor has"),
+    Permission("ebs:ListSnapshotBlocks", "our snapshots", "list the blocks of a snapshot"),
     Permission("ebs:GetSnapshotBlock", "our snapshots", "read blocks back, to verify or download"),
     Permission("iam:CreateServiceLinkedRole", "spot role", "make it, for an account's first spot instance"),
     Permission("iam:GetRole", "role", "who may take the role of VM Import"),
-    Permission("iam:PassRole", "role", "let VM Import use its role"),
+    Permission("iam:PassRole", "passed role", "let VM Import use its role"),
     Permission("iam:SimulatePrincipalPolicy", "principals", "what do role and caller lack"),
     Permission("iam:CreateRole", "role", "make the role"),
     Permission("iam:UpdateAssumeRolePolicy", "role", "let VM Import take it"),
@@ -150,8 +169,8 @@ _ALL = (
     Permission("sns:Publish", "topics", "tell a topic where a channel points"),
     Permission("servicequotas:GetServiceQuota", "global", "how many AMIs there may be"),
 )
-PERMISSIONS: dict[str, Permission] = {permission.action: permission for permission in _ALL}
-"""Every action that this package ever asks for, by name."""
+PERMISSIONS: dict[str, Permission] = {permission.name: permission for permission in _ALL}
+"""Every permission that this package ever needs, by name."""
 
 _NEEDS: dict[str, tuple[str, ...]] = {}
 _HIDDEN = {

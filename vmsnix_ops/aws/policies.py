@@ -21,6 +21,7 @@ from vmsnix_ops.aws import (
     buckets,
     images,
     imports,
+    manifests,
     preflight_account,
     preflight_bucket,
     preflight_limits,
@@ -41,7 +42,8 @@ _ACCOUNT = re.compile(r"[0-9]{12}|\*")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|\*")
 _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,2}-[0-9]+")
 _PARTITION = re.compile(r"aws(-[a-z]+)*")
-_TAGGED_AT_LAUNCH = re.compile(r":(instance|spot-instances-request|volume)/")
+_TOPIC = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[\w-]{1,256}(\.fifo)?", re.ASCII)
+_NO_TOPIC = "arn:aws:sns:us-east-1:000000000000:none"
 _ROLE = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
 _KEYS = re.compile(r"(?!.*\.\.)[\w!.'()/ -]{0,512}", re.ASCII)  # S3's safe characters: no wildcard among them
 _POINTERS = re.compile(r"(?!.*\.\.)(/[\w.-]+)+", re.ASCII)  # of Parameter Store
@@ -65,6 +67,8 @@ class Place:
         First part of the names of the channels' pointers.
     audit_role
         Name of the role that an auditor takes in other accounts.
+    topic
+        ARN of the SNS topic that a promoter tells; empty for every topic of the account.
 
     Raises
     ------
@@ -80,6 +84,7 @@ class Place:
     partition: str = "aws"
     pointer_prefix: str = "/vmsnix"
     audit_role: str = "vmsnix-auditor"
+    topic: str = ""
 
     def __post_init__(self) -> None:
         shapes = [
@@ -89,6 +94,7 @@ class Place:
             ("role", self.role_name, _ROLE, "IAM allows 64 letters, digits and +=,.@-_."),
             ("key prefix", self.key_prefix, _KEYS, "It would be another path, or stand for many."),
             ("prefix of pointers", self.pointer_prefix, _POINTERS, "It is called like /vmsnix."),
+            ("topic", self.topic or _NO_TOPIC, _TOPIC, "It is called like arn:aws:sns:REGION:ACCOUNT:NAME."),
             ("partition", self.partition, _PARTITION, "There are aws, aws-cn and aws-us-gov."),
             *(("region", name, _REGION, "A region is called like eu-central-1.") for name in self.regions),
         ]
@@ -119,112 +125,225 @@ class Place:
         return f"arn:{self.partition}:s3:::{self.bucket}"
 
 
-def resources(target: Target, place: Place) -> list[str]:
-    """Return the ARNs that a permission of this target is given on."""
-    ec2 = [f"arn:{place.partition}:ec2:{region}:" for region in place.regions or ("*",)]
-    iam = f"arn:{place.partition}:iam::{place.account}"
-    everywhere = [f"{region}:{place.account}:" for region in place.regions or ("*",)]
-    known: dict[Target, list[str]] = {
-        "everything": ["*"],
-        "global": ["*"],
-        "bucket": [place.bucket_arn],
-        "objects": [f"{place.bucket_arn}/{place.key_prefix}*"],
-        "role": [place.role_arn],
-        "principals": [f"{iam}:role/*", f"{iam}:user/*"],
-        "policies": [f"{iam}:policy/vmsnix*"],
-        "tagged at creation": [
-            f"{home}{owner}:{kind}/*"
-            for home in ec2
-            for owner, kind in (("", "image"), ("", "snapshot"), (place.account, "import-snapshot-task"))
-        ],
-        "snapshots": [f"{home}:snapshot/*" for home in ec2],
-        "our snapshots": [f"{home}:snapshot/*" for home in ec2],
-        "our images": [f"{home}:image/*" for home in ec2],
-        "audit roles": [f"arn:{place.partition}:iam::*:role/{place.audit_role}"],
-        "our resources": [f"{home}:{kind}/*" for home in ec2 for kind in ("image", "snapshot")],
-        "parameters": [
-            f"arn:{place.partition}:ssm:{region}:{owned}"
-            for region in place.regions or ("*",)
-            for owned in dict.fromkeys((f"{place.account}:parameter/*", ":parameter/aws/service/*"))
-        ],
-        "launches": launched(place) + [f"{home}:{kind}/*" for home in ec2 for kind in ("image", "snapshot")],
-        "spot role": [f"{iam}:role/aws-service-role/{SPOT}/AWSServiceRoleForEC2Spot"],
-        "our instances": [f"{home}{place.account}:instance/*" for home in ec2],
-        "pointers": [
-            f"arn:{place.partition}:ssm:{where}parameter{place.pointer_prefix}{end}"
-            for where in everywhere
-            for end in ("", "/*")
-        ],
-        "topics": [f"arn:{place.partition}:sns:{where}*" for where in everywhere],
-    }
-    return known[target]
+def statements(names: Iterable[str], place: Place) -> list[dict[str, Any]]:
+    """Return the statements that allow these permissions where they are needed, and nothing else.
 
+    Three rules hold for every statement (tests/privileges/test_statements.py):
 
-def launched(place: Place) -> list[str]:
-    """Return the ARNs of what a launch makes or uses besides the AMI."""
-    kinds = (
-        "instance",
-        "network-interface",
-        "security-group",
-        "spot-instances-request",
-        "subnet",
-        "volume",
-    )
-    home = f"arn:{place.partition}:ec2"
-    return [
-        f"{home}:{region}:{place.account}:{kind}/*" for region in place.regions or ("*",) for kind in kinds
-    ]
-
-
-def condition(action: str, target: Target, place: Place) -> dict[str, Any]:
-    """Return the condition that narrows a permission further; empty when there is none."""
-    if action == "iam:PassRole":
-        return {"StringEquals": {"iam:PassedToService": preflight_role.SERVICE}}
-    if target == "spot role":
-        return {"StringEquals": {"iam:AWSServiceName": SPOT}}
-    if target == "our instances":
-        return {"StringLike": {f"aws:ResourceTag/{tagging.SMOKE}": "?*"}}
-    if target in ("our snapshots", "our images", "our resources"):
-        return {"StringLike": {f"aws:ResourceTag/{tagging.DIGEST}": "?*"}}
-    if target == "everything" and place.regions:
-        return {"StringEquals": {"aws:RequestedRegion": list(place.regions)}}
-    return {}
-
-
-def document(actions: Iterable[str], place: Place) -> dict[str, Any]:
-    """Return the policy that allows these actions where they are needed, and nothing else.
+    - ``ec2:CreateTags`` is allowed on what is ours already, on what a creating action of this same policy
+      makes (``ec2:CreateAction``), or on a snapshot that only VM Import makes. What the *request* says
+      (``aws:RequestTag``, ``aws:TagKeys``) never decides alone: it describes the tags, not the resource.
+    - Whatever creates something is conditioned on what it is created from. A new resource's ARN ends with a
+      literal ``*``, so ``${*}`` matches it and never an existing one ("Example: Copying snapshots" in the
+      EBS User Guide).
+    - Who may read parameters may not decrypt them.
 
     Parameters
     ----------
-    actions
+    names
         Keys of `vmsnix_ops.aws.permissions.PERMISSIONS`.
     place
         Where.
     """
-    actions = tuple(actions)
-    groups: dict[tuple[Target, bool], list[str]] = {}
-    for action in actions:
-        target = PERMISSIONS[action].target
-        groups.setdefault((target, action == "iam:PassRole"), []).append(action)
-    statements = []
-    for (target, _), group in groups.items():
-        statement: dict[str, Any] = {
-            "Sid": _sid(target, group),
-            "Effect": "Allow",
-            "Action": sorted(group),
-            "Resource": resources(target, place),
-        }
-        if target == "tagged at creation" and "ec2:RunInstances" in actions:
-            statement["Resource"] += [arn for arn in launched(place) if _TAGGED_AT_LAUNCH.search(arn)]
-        narrowed = condition(group[0], target, place)
-        statements.append(statement | ({"Condition": narrowed} if narrowed else {}))
-    return {"Version": VERSION, "Statement": statements}
+    names = tuple(names)
+    groups: dict[Target, list[str]] = {}
+    for name in names:
+        groups.setdefault(PERMISSIONS[name].target, []).append(PERMISSIONS[name].action)
+    found: list[dict[str, Any]] = []
+    for target, actions in groups.items():
+        grants = _new_resources(names, place) if target == "new resources" else _grants(target, place)
+        for sid, resources, condition in grants:
+            found.append({"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": resources})
+            if condition:
+                found[-1]["Condition"] = condition
+    if any(name.startswith("ssm:Get") for name in names):
+        found.append(NO_SECRETS)
+    return found
 
 
-def _sid(target: str, group: list[str]) -> str:
-    words = "pass role" if group == ["iam:PassRole"] else target
-    words = "in these regions" if words == "everything" else words
-    return "".join(word.capitalize() for word in words.split())
+Grant = tuple[str, list[str], dict[str, Any]]
+"""Name, resources and condition of a statement."""
+
+OURS = {"StringLike": {f"aws:ResourceTag/{tagging.DIGEST}": "?*"}}
+NO_SECRETS: dict[str, Any] = {
+    # Who may read a parameter may decrypt it with AWS's own key, unless an explicit Deny says otherwise: the
+    # policy of that key lets in everybody in the account ("AWS managed key policies" in the KMS guide).
+    "Sid": "NoSecrets",
+    "Effect": "Deny",
+    "Action": ["kms:Decrypt"],
+    "Resource": ["*"],
+    "Condition": {"StringLike": {"kms:ViaService": "ssm.*"}},
+}
+CREATED = {
+    "ec2:ImportSnapshot": ("import-snapshot-task",),
+    "ec2:RegisterImage": ("image",),
+    "ec2:CopyImage": ("image", "snapshot"),
+    "ec2:RunInstances": ("instance", "spot-instances-request", "volume"),
+}
+"""Actions that tag what they create, and the kinds of resources that they create."""
+BACKUPS = ("aws:backup:source-resource", "aws:dlm:lifecycle-policy-id")
+"""Tags of snapshots that AWS Backup and Data Lifecycle Manager made."""
+
+
+def _grants(target: Target, place: Place) -> list[Grant]:
+    """Return the statements of one target."""
+    iam = f"arn:{place.partition}:iam::{place.account}"
+    images, snapshots = _ec2(place, "image/*"), _ec2(place, "snapshot/*")
+    here = {"StringEquals": {"aws:RequestedRegion": list(place.regions)}} if place.regions else {}
+    known: dict[Target, list[Grant]] = {
+        "everything": [("InTheseRegions", ["*"], here)],
+        "global": [("Global", ["*"], {})],
+        "bucket": [("Bucket", [place.bucket_arn], {})],
+        "objects": [("Objects", [f"{place.bucket_arn}/{place.key_prefix}*"], {})],
+        "role": [("Role", [place.role_arn], {})],
+        "passed role": [
+            ("PassRole", [place.role_arn], {"StringEquals": {"iam:PassedToService": preflight_role.SERVICE}})
+        ],
+        "principals": [("Principals", [f"{iam}:role/*", f"{iam}:user/*"], {})],
+        "policies": [("Policies", [f"{iam}:policy/vmsnix*"], {})],
+        "imported snapshots": [("TagImportedSnapshots", snapshots, _made_by_vm_import(place))],
+        "registrations": [
+            ("NewImages", images, {}),
+            ("OfOurSnapshots", _ec2(place, "snapshot/snap-*"), OURS),
+        ],
+        "copies": [
+            ("NewCopies", _ec2(place, "image/${*}", "snapshot/${*}"), {}),
+            ("OfOurImages", _ec2(place, "image/ami-*", "snapshot/snap-*"), OURS),
+        ],
+        "snapshots without a parent": [
+            ("NewSnapshots", snapshots, {"Null": {"ebs:ParentSnapshot": "true"}}),
+        ],
+        # AWS compares the parent's ARN, and no tag of it.
+        "snapshots of any parent": [
+            ("NewSnapshotsOfAnyParent", snapshots, {"Null": {"ebs:ParentSnapshot": "false"}})
+        ],
+        "our snapshots": [("OurSnapshots", snapshots, OURS)],
+        "our images": [("OurImages", images, OURS)],
+        "our tags": [
+            (
+                "TagOurResources",
+                images + snapshots,
+                OURS
+                | {
+                    "ForAllValues:StringNotEqualsIgnoreCase": {"aws:TagKeys": [tagging.DIGEST]},
+                    "Null": {"aws:TagKeys": "false"},  # DeleteTags without keys removes every tag
+                },
+            )
+        ],
+        "our imports": [("OurImports", _ec2(place, "import-snapshot-task/*"), OURS)],
+        "parameters": [
+            (
+                "Parameters",
+                [
+                    f"arn:{place.partition}:ssm:{region}:{owned}"
+                    for region in place.regions or ("*",)
+                    for owned in dict.fromkeys((f"{place.account}:parameter/*", ":parameter/aws/service/*"))
+                ],
+                {},
+            )
+        ],
+        "launches": [
+            (
+                "NewInstances",
+                # An interface is a new one: an existing one belongs to something else.
+                _ec2(
+                    place,
+                    "instance/*",
+                    "network-interface/${*}",
+                    "security-group/*",
+                    "spot-instances-request/*",
+                    "subnet/*",
+                    "volume/*",
+                ),
+                {},
+            ),
+            ("OfOurImages", _ec2(place, "image/ami-*", "snapshot/snap-*"), OURS),
+        ],
+        "our instances": [
+            (
+                "OurInstances",
+                _ec2(place, "instance/*"),
+                {"StringLike": {f"aws:ResourceTag/{tagging.SMOKE}": "?*"}},
+            )
+        ],
+        "spot role": [
+            (
+                "SpotRole",
+                [f"{iam}:role/aws-service-role/{SPOT}/AWSServiceRoleForEC2Spot"],
+                {"StringEquals": {"iam:AWSServiceName": SPOT}},
+            )
+        ],
+        "pointers": [
+            (
+                "Pointers",
+                [
+                    f"arn:{place.partition}:ssm:{region}:{place.account}:parameter{place.pointer_prefix}{end}"
+                    for region in place.regions or ("*",)
+                    for end in ("", "/*")
+                ],
+                {},
+            )
+        ],
+        "topics": [
+            (
+                "Topics",
+                [place.topic]
+                if place.topic
+                else [
+                    f"arn:{place.partition}:sns:{region}:{place.account}:*"
+                    for region in place.regions or ("*",)
+                ],
+                {},
+            )
+        ],
+        "audit roles": [("AuditRoles", [f"arn:{place.partition}:iam::*:role/{place.audit_role}"], {})],
+    }
+    return known[target]
+
+
+def _ec2(place: Place, *kinds: str) -> list[str]:
+    """Return ARNs of EC2 in the place's regions; those of images and snapshots have no account."""
+    return [
+        f"arn:{place.partition}:ec2:{region}:{owner}:{kind}"
+        for region in place.regions or ("*",)
+        for kind in kinds
+        for owner in ["" if kind.partition("/")[0] in ("image", "snapshot") else place.account]
+    ]
+
+
+def _new_resources(names: tuple[str, ...], place: Place) -> list[Grant]:
+    """Return the statements that allow tags inside the creating actions of this policy, and nowhere else."""
+    grants: list[Grant] = []
+    creating = [action for action in CREATED if action in names]
+    if creating:
+        kinds = sorted({f"{kind}/*" for action in creating for kind in CREATED[action]})
+        named = [action.partition(":")[2] for action in creating]
+        grants.append(("TagNewResources", _ec2(place, *kinds), {"StringEquals": {"ec2:CreateAction": named}}))
+    if any(name.startswith("ebs:StartSnapshot") for name in names):
+        # Which value StartSnapshot sets is not documented, so any will do: no other action of this policy
+        # creates a snapshot.
+        inside = {"Null": {"ec2:CreateAction": "false"}}
+        grants.append(("TagNewSnapshots", _ec2(place, "snapshot/*"), inside))
+    return grants
+
+
+def _made_by_vm_import(place: Place) -> dict[str, Any]:
+    """Return the condition that holds for a snapshot that VM Import made, and for a copy without any tag.
+
+    VM Import tags its task and not its snapshot, so that nothing else tells whose it is. The parent volume
+    of both, ``vol-ffffffff``, does not exist (DescribeSnapshots in the EC2 API Reference).
+    """
+    absent = [tagging.NAME, *(key for key in tagging.OWN if key != tagging.NAME), *BACKUPS]
+    return {
+        "ArnLike": {"ec2:ParentVolume": f"arn:{place.partition}:ec2:*:*:volume/vol-ffffffff"},
+        "Null": {"aws:TagKeys": "false"} | {f"aws:ResourceTag/{key}": "true" for key in absent},
+        "ForAllValues:StringEquals": {"aws:TagKeys": list(tagging.PUBLISHED)},
+    }
+
+
+def document(names: Iterable[str], place: Place) -> dict[str, Any]:
+    """Return the policy of these permissions; see `statements`."""
+    return {"Version": VERSION, "Statement": statements(names, place)}
 
 
 def preflight_actions(*, via: str = "import", public: bool = False) -> tuple[str, ...]:
@@ -258,18 +377,48 @@ def thorough_actions() -> tuple[str, ...]:
     return tuple(action for action in PERMISSIONS if action in found)
 
 
-def publisher_actions(*, via: str = "import", public: bool = False, verify: bool = False) -> tuple[str, ...]:
-    """Return what a publish needs.
+def publisher_actions(
+    *, via: str = "import", public: bool = False, verify: bool = False, incremental: bool = False
+) -> tuple[str, ...]:
+    """Return the permissions of who publishes.
+
+    Who may make a foreign snapshot ours (an import tags a snapshot without tags, an incremental upload starts
+    from any parent) may neither share nor read one: that is for the promoter's and the verifier's policies.
 
     Parameters
     ----------
     via
         ``"import"`` or ``"direct"``.
     public
-        Whether its AMIs are made public.
+        Whether its AMIs are made public; only via direct.
     verify
-        Whether snapshots are read back.
+        Whether snapshots are read back; only via direct.
+    incremental
+        Whether an upload may start from an earlier snapshot; only via direct.
+
+    Raises
+    ------
+    vmsnix_ops.errors.UsageError
+        One policy would allow both.
     """
+    if via == "import" and (public or verify):
+        raise errors.UsageError(
+            f"A publisher via import cannot have {'--public' if public else '--verify'}.",
+            why="It tags snapshots that VM Import made and did not tag, and AWS cannot distinguish these "
+            "from copies of other snapshots. Who may do that must not share or read snapshots.",
+            cure="Use --via direct, or give that right to somebody else: vmsnix iam-policy "
+            f"{'promoter --public' if public else 'verifier --blocks'}.",
+        )
+    if via == "import" and incremental:
+        raise errors.UsageError("Only a direct upload is incremental.", cure="Add --via direct.")
+    if incremental and (public or verify):
+        raise errors.UsageError(
+            f"An incremental publisher cannot have {'--public' if public else '--verify'}.",
+            why="It may start from any snapshot, because AWS cannot compare the tags of a parent. Who may do "
+            "that must not share or read snapshots.",
+            cure="Leave --incremental out, or give that right to somebody else: vmsnix iam-policy "
+            f"{'promoter --public' if public else 'verifier --blocks'}.",
+        )
     functions: list[Any] = [
         images.find_by_name,
         images.describe,
@@ -277,25 +426,24 @@ def publisher_actions(*, via: str = "import", public: bool = False, verify: bool
         images.add_tags,
         imports.find_snapshot,
         imports.wait_for_snapshot,
-        imports.delete_snapshot,
     ]
     if via == "import":
         functions += [buckets.upload, buckets.delete, imports.tasks, imports.import_snapshot, imports.cancel]
     else:
-        functions += [blocks.find, blocks.upload, blocks.finish]
+        functions += [blocks.find, blocks.upload, blocks.finish, imports.delete_snapshot]
+    if incremental:
+        functions.append(manifests.choose_parent)
     if verify:
         functions.append(block_reading.verify)
     if public:
         functions.append(images.share_with_everybody)
     found = {*needs_of(*functions), *preflight_actions(via=via, public=public)}
-    return tuple(action for action in PERMISSIONS if action in found)
+    return tuple(name for name in PERMISSIONS if name in found)
 
 
-def publisher(
-    place: Place, *, via: str = "import", public: bool = False, verify: bool = False
-) -> dict[str, Any]:
-    """Return the policy of who publishes; the parameters are those of `publisher_actions`."""
-    return document(publisher_actions(via=via, public=public, verify=verify), place)
+def publisher(place: Place) -> dict[str, Any]:
+    """Return the policy of who publishes via import."""
+    return document(publisher_actions(), place)
 
 
 def import_role(place: Place) -> dict[str, Any]:

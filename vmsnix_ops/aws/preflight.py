@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.aws import (
+    images,
     policies,
     preflight_account,
     preflight_bucket,
@@ -13,6 +14,7 @@ from vmsnix_ops.aws import (
     preflight_role,
 )
 from vmsnix_ops.aws.checks import Check, checked
+from vmsnix_ops.aws.permissions import needs_of
 from vmsnix_ops.aws.session import client
 
 if TYPE_CHECKING:
@@ -131,14 +133,25 @@ def _rights(
 ) -> list[Check]:
     """Check the caller's rights for the way that is asked for; for the other one, a lack is no failure."""
     iam = client(session, "iam", place.regions[0])
-    asked = policies.publisher_actions(via=via, public=public)
-    name = f"rights to publish via {via}"
-    checks = [checked(name, lambda: preflight_rights.rights(iam, who, place, name=name, actions=asked))]
+
+    def check(name: str, actions: Iterable[str], printed: str) -> Check:
+        return checked(
+            name,
+            lambda: preflight_rights.rights(iam, who, place, name=name, actions=actions, printed=printed),
+        )
+
+    may_share = public and via == "direct"
+    asked = policies.publisher_actions(via=via, public=may_share)
+    printed = f"vmsnix iam-policy publisher --via {via}{' --public' if may_share else ''}"
+    checks = [check(f"rights to publish via {via}", asked, printed)]
+    if public and not may_share:  # with the publisher's own policy, nobody may
+        name, sharing = "rights to make AMIs public", needs_of(images.share_with_everybody)
+        checks.append(check(name, sharing, "vmsnix iam-policy promoter --public"))
     if via == "direct":
         return checks
     direct = tuple(action for action in policies.publisher_actions(via="direct") if action.startswith("ebs:"))
     name = "EBS direct"
-    check = checked(name, lambda: preflight_rights.rights(iam, who, place, name=name, actions=direct))
-    if check.outcome == "fail":
-        check = Check(name, "warn", check.evidence, "Only via=direct needs it. " + check.cure)
-    return [*checks, check]
+    lacking = check(name, direct, "vmsnix iam-policy publisher --via direct")
+    if lacking.outcome == "fail":
+        lacking = Check(name, "warn", lacking.evidence, "Only via=direct needs it. " + lacking.cure)
+    return [*checks, lacking]

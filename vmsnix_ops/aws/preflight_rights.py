@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import policies
-from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import Check
-from vmsnix_ops.aws.permissions import PERMISSIONS, Target, needs
+from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.preflight_role import unknown_principal
 from vmsnix_ops.aws.session import Client, code_of
 from vmsnix_ops.aws.simulation import lacking
@@ -20,7 +19,9 @@ if TYPE_CHECKING:
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def rights(iam: Client, who: Identity, place: policies.Place, *, name: str, actions: Iterable[str]) -> Check:
+def rights(
+    iam: Client, who: Identity, place: policies.Place, *, name: str, actions: Iterable[str], printed: str
+) -> Check:
     """Check whether the caller may do all of this.
 
     Parameters
@@ -34,20 +35,23 @@ def rights(iam: Client, who: Identity, place: policies.Place, *, name: str, acti
     name
         Of the check.
     actions
-        What is asked.
+        Keys of `vmsnix_ops.aws.permissions.PERMISSIONS`.
+    printed
+        The command that prints the policy with these permissions.
     """
     if who.is_root:
         return Check(name, "pass", "the root user may do everything")
-    by_target: dict[Target, list[str]] = {}
-    for action in actions:
-        if action not in ("iam:PassRole", "iam:SimulatePrincipalPolicy"):  # looked at on their own
-            by_target.setdefault(PERMISSIONS[action].target, []).append(action)
-    keys = {"aws:RequestedRegion": place.regions[0], f"aws:ResourceTag/{tagging.DIGEST}": "0" * 64}
-    lacks: list[str] = []
+    lacks: dict[str, None] = {}
     try:
-        for target, group in by_target.items():
-            exact = [_one(arn) for arn in policies.resources(target, place)]
-            lacks += lacking(iam, who.policy_source, group, exact, keys)
+        for statement in policies.statements(actions, place):
+            # iam:PassRole and iam:SimulatePrincipalPolicy have checks of their own.
+            asked = [
+                action for action in statement["Action"] if not action.startswith(("iam:Pass", "iam:Sim"))
+            ]
+            if statement["Effect"] == "Allow" and asked:
+                resources = [_one(arn) for arn in statement["Resource"]]
+                keys = {"aws:RequestedRegion": place.regions[0], **_keys(statement.get("Condition", {}))}
+                lacks |= dict.fromkeys(lacking(iam, who.policy_source, asked, resources, keys))
     except errors.AwsError as error:
         if code_of(error) != "NoSuchEntity":
             raise
@@ -56,9 +60,21 @@ def rights(iam: Client, who: Identity, place: policies.Place, *, name: str, acti
         raise errors.VmsnixError(
             f"The caller lacks {', '.join(sorted(lacks))}.",
             why=f"The policies of {who.policy_source} do not allow it here.",
-            cure="Attach the policy that vmsnix iam-policy publisher prints.",
+            cure=f"Attach the policy that {printed} prints.",
         )
     return Check(name, "pass", f"{who.policy_source.rpartition('/')[2]} may do all of it")
+
+
+def _keys(condition: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return condition keys of a call that this condition allows."""
+    found = {key: "x" for key, absent in condition.get("Null", {}).items() if absent == "false"}
+    for operator, keys in condition.items():
+        if operator == "Null" or "Not" in operator:
+            continue
+        for key, values in keys.items():
+            value = values if isinstance(values, str) else values[0]
+            found[key] = value.replace("?*", "0" * 64).replace("*", "0")
+    return found
 
 
 def _one(arn: str) -> str:

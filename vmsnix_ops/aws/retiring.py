@@ -107,7 +107,12 @@ def fits(names: Iterable[str]) -> bool:
     return len(_lines(names)) <= MOST_PARTS
 
 
-@needs("ec2:CreateTags", "ec2:DisableImage", "ec2:DescribeImageAttribute", "ec2:DescribeSnapshotAttribute")
+@needs(
+    "ec2:CreateTags of our resources",
+    "ec2:DisableImage",
+    "ec2:DescribeImageAttribute",
+    "ec2:DescribeSnapshotAttribute",
+)
 def retire(
     ec2: Client, ami: Ami, snapshot_ids: Iterable[str], *, run_id: str, at: datetime, grace: timedelta
 ) -> Mark:
@@ -122,7 +127,7 @@ def retire(
     ec2, ami
         Which one.
     snapshot_ids
-        Those of its snapshots that belong to this account and to no other AMI.
+        Those of its snapshots that are ours (`vmsnix:digest`) and belong to no other AMI.
     run_id, at
         What does it, and when.
     grace
@@ -155,12 +160,11 @@ def retire(
     return noted
 
 
-@needs("ec2:CreateTags", "ec2:DescribeSnapshots", "ec2:DescribeSnapshotAttribute")
+@needs("ec2:CreateTags of our resources", "ec2:DescribeSnapshots", "ec2:DescribeSnapshotAttribute")
 def retire_snapshot(ec2: Client, snapshot_id: str, noted: Mark, ami: Ami | None = None) -> Mark:
     """Make a snapshot private, note when it was retired, with which AMI, and who could use it; return that.
 
-    Safe to run twice. A snapshot of our AMI gets our tags where it lacks them: a data volume's may come from
-    elsewhere, and only what carries `vmsnix:digest` may be removed later.
+    Safe to run twice. The snapshot carries `vmsnix:digest` already: nothing makes a foreign one ours.
     """
     tags, shared = _snapshot_tags(ec2, snapshot_id), sharing.of_snapshot(ec2, snapshot_id)
     known = mark(tags)
@@ -171,9 +175,7 @@ def retire_snapshot(ec2: Client, snapshot_id: str, noted: Mark, ami: Ami | None 
         _union(known.shared_with if known else (), shared.names()),
         with_ami=ami.ami_id if ami else "",
     )
-    ours = (tagging.DIGEST, tagging.IMAGE, tagging.RUN) if ami else ()
-    missing = {name: ami.tags[name] for name in ours if ami and name in ami.tags and name not in tags}
-    tag(ec2, [snapshot_id], {**missing, **own.tags()})
+    tag(ec2, [snapshot_id], own.tags())
     sharing.revoke_snapshot(ec2, snapshot_id, shared)
     return own
 
@@ -300,7 +302,7 @@ def look(ec2: Client, ami_id: str) -> Ami | None:
     return images.read(answer["Images"][0], ec2.meta.region_name) if answer["Images"] else None
 
 
-@needs("ec2:CreateTags")
+@needs("ec2:CreateTags of our resources")
 def tag(ec2: Client, resources: list[str], tags: Mapping[str, str]) -> None:
     """Add or change tags of AMIs or snapshots. Safe to run twice."""
     with calling(f"tag {', '.join(resources)}"):

@@ -32,14 +32,10 @@ DEPRECATED_BEFORE = "vmsnix:deprecated-before"
 STATE_BEFORE = "vmsnix:state-before"
 RETIRED_WITH = "vmsnix:retired-with"  # snapshots: the AMI that they went with
 
+PUBLISHED = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION)
+"""Tags of a snapshot that a publish made."""
 OWN = (
-    NAME,
-    IMAGE,
-    DIGEST,
-    RUN,
-    FLAKE,
-    DERIVATION,
-    VERSION,
+    *PUBLISHED,
     EVIDENCE,
     UEFI_DATA,
     SMOKE,

@@ -44,12 +44,17 @@ def may_pass_later(error: errors.VmsnixError) -> bool:
     return False
 
 
-def drop_snapshot(plan: Plan, snapshot: SnapshotStep, step: Step) -> None:
+def drop_snapshot(
+    plan: Plan, snapshot: SnapshotStep, step: Step, error: errors.VmsnixError | None = None
+) -> None:
     """Delete the snapshot of this run after another publisher's AMI won; name it where it may be another's.
 
     A snapshot is this run's own when this run made it and it carries this run's tag. AWS refuses to delete
     one that an AMI uses. Two publishers of different AMIs may share an import: the other one finds the
     winner's snapshot when it is run again.
+
+    A publisher via import may not delete snapshots (`vmsnix_ops.aws.policies.publisher_actions`): the
+    message, and a note on `error`, the reason for which the snapshot is dropped, then name the policy.
     """
     ec2 = plan.client("ec2")
     found = snapshots.find(ec2, [snapshot.snapshot_id]).get(snapshot.snapshot_id)
@@ -59,8 +64,15 @@ def drop_snapshot(plan: Plan, snapshot: SnapshotStep, step: Step) -> None:
     if snapshot.outcome == "created" and found.tags.get(tagging.RUN) == plan.run_id:
         try:
             imports.delete_snapshot(ec2, snapshot.snapshot_id)
-        except errors.AwsError as error:
-            problem = error.why or error.what
+        except errors.AccessDeniedError as refused:
+            problem = refused.why
+            if error is not None:
+                error.add_note(
+                    f"The snapshot {snapshot.snapshot_id} is kept. {refused.why} Delete it with the policy "
+                    f"of vmsnix iam-policy retirer: vmsnix undo {plan.run_id}."
+                )
+        except errors.AwsError as refused:
+            problem = refused.why or refused.what
         else:
             step.message(f"{snapshot.snapshot_id} of this run is deleted: no AMI uses it")
             return

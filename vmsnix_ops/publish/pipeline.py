@@ -316,8 +316,8 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
             ami, outcome = images.register(
                 ec2, wanted, digest=built.digest, snapshot_gib=snapshot.size_gib, step=entry.step
             )
-        except errors.NameTakenError:
-            leftovers.drop_snapshot(plan, snapshot, entry.step)
+        except errors.NameTakenError as error:
+            leftovers.drop_snapshot(plan, snapshot, entry.step, error)
             if plan.via == "import":
                 leftovers.clean_bucket(plan, built)
             raise
@@ -331,7 +331,7 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
         if missing and not plan.dry_run:
             images.add_tags(ec2, ami.ami_id, missing)
         if plan.public and not ami.public and not plan.dry_run:
-            images.share_with_everybody(ec2, ami.ami_id)
+            _share_with_everybody(plan, ami.ami_id)
         entry.outcome = "planned" if plan.dry_run else outcome
         entry.detail.update(ami_id=ami.ami_id, name=ami.name, snapshot_id=snapshot.snapshot_id)
         registered = RegisteredAmi(
@@ -408,6 +408,20 @@ def _held(plan: Plan, built: Built) -> bool:
     return imports.usable(ec2, built.digest)[0] is not None
 
 
+def _share_with_everybody(plan: Plan, ami_id: str) -> None:
+    """Make the AMI public. A publisher via import may not; the error then names who may."""
+    try:
+        images.share_with_everybody(plan.client("ec2"), ami_id)
+    except errors.AccessDeniedError as error:
+        if plan.via != "import":
+            raise
+        raise error.with_cure(
+            "A publisher via import may not share AMIs. This one is registered and private; make it public "
+            f"with the policy of vmsnix iam-policy promoter --public: vmsnix promote-ami --ami {ami_id} "
+            f"--region {plan.region} --public --confirm-public {plan.account} --no-dry-run."
+        ) from error
+
+
 def _pushing(plan: Plan) -> Pushing:
     return Pushing(ceiling=plan.settings.put_ceiling)
 
@@ -435,10 +449,18 @@ def _verify(plan: Plan, snapshot: SnapshotStep, sent: Digests | None) -> Snapsho
                 step=entry.step,
                 pushing=_pushing(plan),
             )
-        except errors.SnapshotFailedError:
+        except errors.SnapshotFailedError as error:
             if snapshot.outcome == "created":
-                leftovers.drop_snapshot(plan, snapshot, entry.step)
+                leftovers.drop_snapshot(plan, snapshot, entry.step, error)
             raise
+        except errors.AccessDeniedError as error:
+            if plan.via != "import":
+                raise
+            raise error.with_cure(
+                "A publisher via import may not read snapshots. Publish without --verify; then compare with "
+                "the policy of vmsnix iam-policy verifier --blocks: vmsnix publish-ami --image "
+                f"{built.path} --region {plan.region} --via direct --verify {plan.verify} --dry-run."
+            ) from error
         entry.bytes = compared.blocks * BLOCK_BYTES
         text = f"{compared.blocks} of {compared.of} blocks were read back and are the image's"
         if not still_identified(built.path, built.seen):

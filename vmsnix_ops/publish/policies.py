@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmsnix_ops.aws import (
+    block_reading,
     deprecation,
     image_copy,
     images,
@@ -36,6 +37,7 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
         images.ours,
         snapshots.find,
         image_copy.copy,
+        image_copy.carry_tags,
         sharing.make_private,
         sharing.check_key_of_copies,
         deprecation.deprecate,
@@ -75,6 +77,22 @@ def smoke_tester_actions(*, spot: bool = False) -> tuple[str, ...]:
     )
 
 
-def verifier_actions() -> tuple[str, ...]:
-    """Return what a verification needs: to look, and nothing else."""
-    return needs_of(images.find, snapshots.find, sharing.of_image, sharing.of_snapshot, parameters.find)
+def verifier_actions(*, blocks: bool = False) -> tuple[str, ...]:
+    """Return the permissions of who compares what was published with the records, and changes nothing.
+
+    Parameters
+    ----------
+    blocks
+        Whether the bytes of snapshots are read: to compare them with an image
+        (``publish-ami --via direct --verify whole --dry-run``), and to download them.
+    """
+    functions: list[Any] = [
+        images.find,
+        snapshots.find,
+        sharing.of_image,
+        sharing.of_snapshot,
+        parameters.find,
+    ]
+    if blocks:
+        functions += [preflight_account.region, images.find_by_name, block_reading.verify]
+    return needs_of(*functions)

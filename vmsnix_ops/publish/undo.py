@@ -82,19 +82,36 @@ class Undo:
     def apply(self) -> tuple[Leftover, ...]:
         """Remove it all and return what was removed. Safe to run twice: what is gone is no error.
 
+        What the caller may not remove is kept and the rest is removed: of a publish via import, the bucket
+        is the publisher's and the snapshot the retirer's. What was removed stands in the journal, so that
+        the next caller need not be allowed to remove it once more.
+
         Raises
         ------
         vmsnix_ops.errors.RunError
             The run is under way.
+        vmsnix_ops.errors.AccessDeniedError
+            The caller may not remove some of it; the error names the policy for each.
         vmsnix_ops.errors.AwsError
             AWS refused; what was not reached stays for the next try.
         """
+        removed: list[str] = []
+        refused: list[tuple[Leftover, errors.AccessDeniedError]] = []
         with _nobody_at_work(self.path, self.run_id):
-            for leftover in self.leftovers:
-                _remove(self, leftover)
-            with self.path.open("a", encoding="utf-8") as file:
-                removed = [str(leftover) for leftover in self.leftovers]
-                file.write(json.dumps({"run_id": self.run_id, "step": "rollback", "removed": removed}) + "\n")
+            try:
+                for leftover in self.leftovers:
+                    try:
+                        _remove(self, leftover)
+                    except errors.AccessDeniedError as error:
+                        refused.append((leftover, error))
+                    else:
+                        removed.append(str(leftover))
+            finally:
+                with self.path.open("a", encoding="utf-8") as file:
+                    done = {"run_id": self.run_id, "step": "rollback", "status": "done", "removed": removed}
+                    file.write(json.dumps(done) + "\n")
+        if refused:
+            raise _not_allowed(self.run_id, refused)
         return self.leftovers
 
 
@@ -122,7 +139,9 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
     with _nobody_at_work(path, run_id):
         lines = _read(path)
     known: dict[str, Any] = {}
+    removed: set[str] = set()
     for row in lines:
+        removed.update(row.get("removed", ()))
         known |= {key: row[key] for key in ("region", "account", "via") if key in row}
         known |= {key: value for key, value in (row.get("detail") or {}).items() if key in ("digest", "url")}
         if row["step"] == "finish" and row["status"] in ("finished", "reused"):
@@ -141,8 +160,33 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
             why=f"These credentials are of {found.account}.",
             cure="Use credentials of that account.",
         )
-    leftovers = tuple(_leftovers(session, settings, run_id, digest, known))
+    found_now = _leftovers(session, settings, run_id, digest, known)
+    leftovers = tuple(leftover for leftover in found_now if str(leftover) not in removed)
     return Undo(run_id, region, found.account, digest, leftovers, path, session)
+
+
+_POLICIES = {
+    "import": "vmsnix iam-policy publisher",
+    "snapshot": "vmsnix iam-policy retirer",
+    "upload": "vmsnix iam-policy publisher",
+}
+"""The command that prints the policy with which each kind of leftover is removed."""
+
+
+def _not_allowed(
+    run_id: str, refused: list[tuple[Leftover, errors.AccessDeniedError]]
+) -> errors.AccessDeniedError:
+    first = refused[0][1]
+    policies = dict.fromkeys(_POLICIES[leftover.kind] for leftover, _ in refused)
+    return errors.AccessDeniedError(
+        f"Not removed: {', '.join(' '.join(str(leftover).split()) for leftover, _ in refused)}.",
+        why=first.why,
+        cure=f"Run vmsnix undo {run_id} again with the policy of {' and of '.join(policies)}. That policy "
+        "covers snapshots with the tag vmsnix:digest; one without needs an administrator.",
+        code=first.code,
+        operation=first.operation,
+        request_id=first.request_id,
+    )
 
 
 def _leftovers(

@@ -1,0 +1,200 @@
+"""What one policy may not do, another one does: a publish with the policies of several people."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.aws.account import make_ami
+from tests.privileges.account import BUCKET, REGION, Account
+from vmsnix_ops import errors, publish
+from vmsnix_ops._cli.jobs import JOBS
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.publish.undo import plan_undo
+
+if TYPE_CHECKING:
+    from vmsnix_ops.publish.undo import Undo
+
+IMPORTING, DIRECT = JOBS["import"].actions(), JOBS["direct"].actions()
+
+
+def test_a_publisher_via_import_is_told_who_may_make_its_ami_public(account: Account) -> None:
+    with pytest.raises(errors.AccessDeniedError, match="iam-policy promoter --public") as caught:
+        publish.run(account.plan(IMPORTING, public=True))
+    (image,) = account.aws.client("ec2").describe_images(Owners=["self"])["Images"]
+    assert f"vmsnix promote-ami --ami {image['ImageId']} --region {REGION} --public" in str(caught.value)
+    assert not image["Public"]
+
+
+def test_a_publisher_via_import_is_told_who_may_compare(account: Account) -> None:
+    with pytest.raises(errors.AccessDeniedError, match="iam-policy verifier --blocks") as caught:
+        publish.run(account.plan(IMPORTING, verify="whole"))
+    told = re.search(r"vmsnix publish-ami --image \S+ --region \S+ (.*)\.", str(caught.value))
+    assert told is not None
+    assert told[1] == "--via direct --verify whole --dry-run"
+    publish.run(account.plan(IMPORTING))
+    verifier = account.plan(JOBS["verify blocks"].actions(), via="direct", verify="whole", dry_run=True)
+    publish.run(verifier)
+    compared = verifier.import_snapshot(verifier.upload(verifier.build())).verified
+    assert "are the image's" in compared
+
+
+def test_a_verifier_reports_a_snapshot_with_other_bytes(account: Account) -> None:
+    plan = account.plan(IMPORTING)
+    publish.run(plan)
+    ec2 = account.aws.client("ec2")
+    (image,) = ec2.describe_images(Owners=["self"])["Images"]
+    snapshot = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
+    content = account.aws.world.tables.table(account.aws.account, REGION, "snapshots")[snapshot].blocks
+    content.clear()
+    verifier = account.plan(JOBS["verify blocks"].actions(), via="direct", verify="whole", dry_run=True)
+    with pytest.raises(errors.SnapshotFailedError, match="does not hold the image"):
+        publish.run(verifier)
+    assert ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"], "a verifier deletes nothing"
+
+
+def unfinished(account: Account) -> tuple[str, str]:
+    """Publish via import up to the snapshot; return the run and the snapshot."""
+    plan = account.plan(IMPORTING)
+    snapshot = plan.import_snapshot(plan.upload(plan.build()))
+    return plan.run_id, snapshot.snapshot_id
+
+
+def undo_by(account: Account, run_id: str, job: str) -> Undo:
+    return plan_undo(run_id, session=account.session(JOBS[job].actions()))
+
+
+def test_an_import_is_undone_by_its_publisher_and_the_retirer(account: Account) -> None:
+    run_id, snapshot = unfinished(account)
+    with pytest.raises(errors.AccessDeniedError, match="iam-policy retirer") as caught:
+        undo_by(account, run_id, "import").apply()
+    assert f"Not removed: snapshot {snapshot}." in str(caught.value)
+    assert f"vmsnix undo {run_id}" in str(caught.value)
+    assert not account.aws.client("s3").list_objects_v2(Bucket=BUCKET).get("Contents")
+    left = undo_by(account, run_id, "retire")
+    assert [leftover.kind for leftover in left.leftovers] == ["snapshot"]
+    left.apply()
+    assert account.aws.client("ec2").describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
+    assert undo_by(account, run_id, "retire").leftovers == ()
+
+
+def test_the_order_of_the_two_does_not_matter(account: Account) -> None:
+    run_id, _ = unfinished(account)
+    with pytest.raises(errors.AccessDeniedError, match="policy of vmsnix iam-policy publisher"):
+        undo_by(account, run_id, "retire").apply()
+    assert account.aws.client("ec2").describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
+    undo_by(account, run_id, "import").apply()
+    assert not account.aws.client("s3").list_objects_v2(Bucket=BUCKET).get("Contents")
+
+
+def test_a_lost_name_is_reported_with_the_snapshot_that_is_kept(account: Account) -> None:
+    plan = account.plan(IMPORTING)
+    snapshot = plan.import_snapshot(plan.upload(plan.build()))
+    account.aws.client("ec2").register_image(
+        Name=snapshot.built.ami_name,
+        RootDeviceName="/dev/sda1",
+        BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": account.snapshot()}}],
+        VirtualizationType="hvm",
+    )
+    with pytest.raises(errors.NameTakenError) as caught:
+        plan.register(snapshot)
+    (note,) = caught.value.__notes__
+    assert f"The snapshot {snapshot.snapshot_id} is kept" in note
+    assert f"vmsnix undo {plan.run_id}" in note
+
+
+def test_a_snapshot_that_another_publisher_tagged_first_is_used(account: Account) -> None:
+    """Two publishers wait for one import: the second finds the tags that the first one set."""
+    first, second = account.plan(IMPORTING), account.plan(IMPORTING, tags={"team": "web"})
+    built = first.build()
+    made = first.import_snapshot(first.upload(built))
+    publish.run(second)
+    (snapshot,) = account.aws.client("ec2").describe_snapshots(OwnerIds=["self"])["Snapshots"]
+    assert snapshot["SnapshotId"] == made.snapshot_id
+
+
+def refuse_tags(account: Account) -> None:
+    """Let StartSnapshot refuse tags, as AWS may where it does not set ec2:CreateAction."""
+    message = (
+        f"User: arn:aws:iam::{account.aws.account}:user/ci is not authorized to perform: ec2:CreateTags on "
+        f"resource: arn:aws:ec2:{REGION}::snapshot/* because no identity-based policy allows it"
+    )
+    rule = {"op": "ebs:StartSnapshot", "do": "error", "code": "AccessDeniedException", "http": 403}
+    account.aws.faults.add({**rule, "message": message})
+
+
+def test_a_direct_upload_whose_tags_aws_refuses_names_the_policy_and_the_other_method(
+    account: Account,
+) -> None:
+    refuse_tags(account)
+    with pytest.raises(errors.AccessDeniedError) as caught:
+        publish.run(account.plan(DIRECT, via="direct"))
+    told = str(caught.value)
+    assert "ec2:CreateTags" in told
+    assert "vmsnix iam-policy publisher --via direct" in told
+    assert "--via import" in told
+
+
+@pytest.mark.parametrize("job", ["direct", "verify", "public", "import"])
+def test_no_publisher_starts_from_another_snapshot_unless_it_may(account: Account, job: str) -> None:
+    parent = account.snapshot()
+    ebs = account.session(JOBS[job].actions()).client("ebs")
+    with pytest.raises(ebs.exceptions.AccessDeniedException, match="ebs:StartSnapshot"):
+        ebs.start_snapshot(VolumeSize=1, ParentSnapshotId=parent, Tags=[{"Key": "a", "Value": "b"}])
+
+
+def test_a_full_upload_says_which_policy_makes_it_an_incremental_one(account: Account) -> None:
+    publish.run(account.plan(JOBS["incremental"].actions(), via="direct"))
+    newer = _newer(account)
+    plan = account.plan((*JOBS["public"].actions(), "ebs:ListSnapshotBlocks"), via="direct", image=newer)
+    sent = plan.upload(plan.build())
+    assert sent.direct is not None
+    assert sent.direct.parent_id == ""
+    assert "vmsnix iam-policy publisher --via direct --incremental" in sent.direct.why_full
+
+
+def _newer(account: Account) -> str:
+    from vmsnix_ops.disk.sample import make_sample_image
+
+    return str(make_sample_image(account.image.parent / "newer", seed="newer"))
+
+
+@pytest.mark.parametrize("tags", [{}, {"Name": "backup"}, {"aws:dlm:lifecycle-policy-id": "policy-1"}])
+def test_an_import_s_publisher_tags_only_what_has_no_tag_at_all(
+    account: Account, tags: dict[str, str]
+) -> None:
+    ec2 = account.aws.client("ec2")
+    copied = ec2.copy_snapshot(SourceSnapshotId=account.snapshot(), SourceRegion=REGION)["SnapshotId"]
+    account.aws.clock.advance(3600)
+    account.aws.world.tables.table(account.aws.account, REGION, "snapshots")[copied].tags.update(tags)
+    publisher = account.session(IMPORTING).client("ec2")
+    ours: dict[str, Any] = {"Resources": [copied], "Tags": [{"Key": tagging.DIGEST, "Value": "0" * 64}]}
+    for foreign in ([{"Key": "team", "Value": "x"}], [{"Key": tagging.SMOKE, "Value": "x"}]):
+        with pytest.raises(publisher.exceptions.ClientError, match="ec2:CreateTags"):
+            publisher.create_tags(Resources=[copied], Tags=foreign)
+    if tags:
+        with pytest.raises(publisher.exceptions.ClientError, match="ec2:CreateTags"):
+            publisher.create_tags(**ours)
+        return
+    publisher.create_tags(**ours)  # this is what remains; with it, nothing more may be done
+    for call, asked in (
+        ("delete_snapshot", {}),
+        ("modify_snapshot_attribute", {"CreateVolumePermission": {"Add": [{"Group": "all"}]}}),
+    ):
+        with pytest.raises(publisher.exceptions.ClientError, match="UnauthorizedOperation"):
+            getattr(publisher, call)(SnapshotId=copied, **asked)
+
+
+def test_who_changes_tags_of_ours_leaves_the_digest(account: Account) -> None:
+    ami = make_ami(account.aws)
+    retirer = account.session(JOBS["retire"].actions()).client("ec2")
+    retirer.create_tags(Resources=[ami], Tags=[{"Key": tagging.RETIRED, "Value": "2026-11-28T00:00:00Z"}])
+    retirer.delete_tags(Resources=[ami], Tags=[{"Key": tagging.RETIRED}])
+    for key in (tagging.DIGEST, "VMSNIX:Digest"):
+        with pytest.raises(retirer.exceptions.ClientError, match="ec2:CreateTags"):
+            retirer.create_tags(Resources=[ami], Tags=[{"Key": key, "Value": "1" * 64}])
+    for tags in ([{"Key": tagging.DIGEST}], []):
+        with pytest.raises(retirer.exceptions.ClientError, match="ec2:DeleteTags"):
+            retirer.delete_tags(Resources=[ami], Tags=tags)

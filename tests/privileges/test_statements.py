@@ -1,0 +1,194 @@
+"""What holds of every statement of every policy that vmsnix prints."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmsnix_ops import errors
+from vmsnix_ops._cli.iam_policy import OTHERS
+from vmsnix_ops._cli.jobs import JOBS
+from vmsnix_ops.aws import policies
+from vmsnix_ops.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ACCOUNT, BUCKET = "012345678901", "acme-images"
+OURS = {"StringLike": {"aws:ResourceTag/vmsnix:digest": "?*"}}
+SOURCES = {
+    "ec2:CopyImage": {"image", "snapshot"},
+    "ec2:RegisterImage": {"snapshot"},
+    "ec2:RunInstances": {"image", "snapshot"},
+}
+"""Creating actions, and the kinds of resources that they create from."""
+CREATING = {*SOURCES, "ec2:ImportSnapshot", "ebs:StartSnapshot"}
+
+
+def printed() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every policy of a job, for one region and for all of them."""
+    for (name, job), regions in itertools.product(JOBS.items(), ((), ("eu-central-1", "us-east-1"))):
+        place = policies.Place(account=ACCOUNT, bucket=BUCKET, regions=regions)
+        yield f"{name}{'' if regions else ', every region'}", policies.document(job.actions(), place)
+
+
+POLICIES = dict(printed())
+
+
+def allowed(policy: str, action: str) -> list[dict[str, Any]]:
+    """Return the statements that allow an action."""
+    statements = POLICIES[policy]["Statement"]
+    return [one for one in statements if one["Effect"] == "Allow" and action in one["Action"]]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_tags_are_allowed_by_what_the_resource_is_and_not_by_what_the_request_says(policy: str) -> None:
+    for statement in allowed(policy, "ec2:CreateTags") + allowed(policy, "ec2:DeleteTags"):
+        condition = statement.get("Condition", {})
+        keys = {key for operator in condition.values() for key in operator}
+        on_the_resource = {
+            key
+            for key in keys
+            if key.startswith(("aws:ResourceTag/", "ec2:ParentVolume", "ec2:CreateAction"))
+        }
+        assert on_the_resource, statement
+        absent = {key for key, value in condition.get("Null", {}).items() if value == "true"}
+        assert on_the_resource - absent, f"only the absence of a tag is required: {statement}"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_tag_by_which_policies_decide_is_never_changed_on_what_exists(policy: str) -> None:
+    for statement in allowed(policy, "ec2:CreateTags") + allowed(policy, "ec2:DeleteTags"):
+        condition = statement["Condition"]
+        if OURS["StringLike"].items() <= condition.get("StringLike", {}).items():
+            unchanged = condition["ForAllValues:StringNotEqualsIgnoreCase"]
+            assert unchanged == {"aws:TagKeys": ["vmsnix:digest"]}
+            assert condition["Null"] == {"aws:TagKeys": "false"}, "without keys all tags are removed"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_whatever_creates_is_conditioned_on_its_source(policy: str) -> None:
+    for action, kinds in SOURCES.items():
+        for statement in allowed(policy, action):
+            existing = [arn for arn in statement["Resource"] if arn.split(":")[5].partition("/")[0] in kinds]
+            reaches = [arn for arn in existing if not arn.endswith("${*}")]
+            assert not reaches or statement.get("Condition") == OURS, statement
+    for statement in allowed(policy, "ebs:StartSnapshot"):
+        parent = statement["Condition"]["Null"]["ebs:ParentSnapshot"]
+        assert parent == "true" or policy.startswith("incremental"), statement
+    if allowed(policy, "ec2:ImportSnapshot"):
+        (passing,) = allowed(policy, "iam:PassRole")
+        assert passing["Resource"] == [f"arn:aws:iam::{ACCOUNT}:role/vmimport"]
+        assert passing["Condition"] == {"StringEquals": {"iam:PassedToService": "vmie.amazonaws.com"}}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_who_may_make_a_foreign_snapshot_ours_may_neither_delete_share_nor_read_one(policy: str) -> None:
+    imports = any("ec2:ParentVolume" in json.dumps(one) for one in allowed(policy, "ec2:CreateTags"))
+    starts = [one["Condition"]["Null"]["ebs:ParentSnapshot"] for one in allowed(policy, "ebs:StartSnapshot")]
+    shares = ("ec2:ModifySnapshotAttribute", "ec2:ModifyImageAttribute")
+    reads = (
+        "ebs:GetSnapshotBlock",
+        "ec2:RunInstances",
+        "ec2:CreateVolume",
+        "ec2:CopySnapshot",
+        "ec2:CopyImage",
+    )
+    if imports or "false" in starts:
+        for action in (*shares, *reads, *(("ec2:DeleteSnapshot", "ec2:DeregisterImage") if imports else ())):
+            assert not allowed(policy, action), action
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nothing_that_creates_is_unknown_to_these_tests(policy: str) -> None:
+    for statement in POLICIES[policy]["Statement"]:
+        for action in statement["Action"]:
+            name = action.partition(":")[2]
+            creates = name.startswith(("Copy", "Create", "Import", "Register", "Run", "Start", "Restore"))
+            own = action.startswith(("s3:", "iam:")) or action == "ec2:CreateTags"
+            assert not creates or own or action in CREATING, action
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_who_reads_parameters_decrypts_none(policy: str) -> None:
+    statements = POLICIES[policy]["Statement"]
+    reading = [action for one in statements for action in one["Action"] if action.startswith("ssm:Get")]
+    denied = [one for one in statements if one["Effect"] == "Deny"]
+    expected = {"StringLike": {"kms:ViaService": "ssm.*"}}
+    assert [(one["Action"], one["Resource"], one["Condition"]) for one in denied] == (
+        [(["kms:Decrypt"], ["*"], expected)] if reading else []
+    )
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_only_what_is_ours_is_cancelled_terminated_or_read(policy: str) -> None:
+    for action in ("ec2:CancelImportTask", "ec2:TerminateInstances", "ec2:GetConsoleOutput"):
+        for statement in allowed(policy, action):
+            tags = [
+                key
+                for key in statement["Condition"]["StringLike"]
+                if key.startswith("aws:ResourceTag/vmsnix:")
+            ]
+            assert tags, statement
+
+
+def test_only_vm_import_takes_its_role() -> None:
+    (statement,) = policies.import_trust()["Statement"]
+    assert statement["Principal"] == {"Service": "vmie.amazonaws.com"}
+
+
+def test_the_role_of_vm_import_reads_the_images_alone() -> None:
+    place = policies.Place(account=ACCOUNT, bucket=BUCKET, key_prefix="images/")
+    reading = [one for one in policies.import_role(place)["Statement"] if "s3:GetObject" in one["Action"]]
+    assert [one["Resource"] for one in reading] == [[f"arn:aws:s3:::{BUCKET}/images/*"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        (["--public"], "promoter --public"),
+        (["--verify"], "verifier --blocks"),
+        (["--incremental"], "--via direct"),
+        (["--via", "direct", "--incremental", "--public"], "promoter --public"),
+        (["--via", "direct", "--incremental", "--verify"], "verifier --blocks"),
+    ],
+)
+def test_a_policy_that_would_do_both_is_refused_and_names_the_other_one(
+    options: list[str], instead: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["iam-policy", "publisher", "--bucket", BUCKET, *options]) == errors.UsageError.exit_code
+    assert instead in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("kind", ["publisher", "archivist", "bootstrap", "vmimport-role", "bucket"])
+def test_no_policy_covers_the_objects_of_every_bucket_by_accident(
+    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["iam-policy", kind]) == errors.UsageError.exit_code
+    assert "--bucket NAME" in " ".join(capsys.readouterr().err.split())
+    assert main(["iam-policy", kind, "--bucket", "acme-images"]) == 0
+    assert "arn:aws:s3:::*" not in capsys.readouterr().out
+
+
+def test_a_promoter_tells_one_topic(capsys: pytest.CaptureFixture[str]) -> None:
+    topic = "arn:aws:sns:eu-west-1:012345678901:images"
+    assert main(["iam-policy", "promoter", "--announce", "--topic", topic]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    (telling,) = [one for one in printed["Statement"] if "sns:Publish" in one["Action"]]
+    assert telling["Resource"] == [topic]
+    assert main(["iam-policy", "promoter", "--announce", "--topic", "images"]) != 0
+
+
+def test_policies_of_roles_and_buckets_are_known_to_these_tests() -> None:
+    assert set(OTHERS) == {
+        "vmimport-role",
+        "vmimport-trust",
+        "audit-member-trust",
+        "bucket",
+        "github-oidc-trust",
+    }
