@@ -101,7 +101,7 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
     elif how == "ami":
         fleet.ami("other", days=1, snapshots=(resource_id,))
     elif how == "import":
-        fleet.aws.prepare(bucket="late", region=REGION)
+        fleet.aws.prepare(bucket="late", region=REGION, key_prefix="")
         fleet.client("s3").put_object(Bucket="late", Key="image.raw", Body=bytes(2**20))
         fleet.ec2.import_snapshot(
             DiskContainer={"Format": "RAW", "UserBucket": {"S3Bucket": "late", "S3Key": "image.raw"}},

@@ -203,6 +203,86 @@ def test_role_trouble_4_the_role_may_not_read_the_bucket(aws: Sandbox, look: Any
     assert "s3:GetObject" in check.evidence
 
 
+def _reads(*resources: str, action: str = "s3:GetObject") -> dict[str, Any]:
+    """Return the policy for the images of the bucket with one statement more."""
+    document = policies.import_role(policies.Place(bucket=BUCKET))
+    more = {"Effect": "Allow", "Action": action, "Resource": list(resources)}
+    return document | {"Statement": [*document["Statement"], more]} if resources else document
+
+
+@pytest.mark.parametrize(
+    ("document", "outcome"),
+    [
+        (_reads(), "pass"),
+        (_reads(f"arn:aws:s3:::{BUCKET}/vmsnix/2026/*"), "pass"),
+        (_reads("arn:aws:s3:::images-of-eu/vmsnix/*"), "pass"),  # the same role serves other regions
+        (_reads("*", action="s3:PutObject"), "pass"),
+        (_reads("*"), "warn"),
+        (_reads("*", action="*"), "warn"),
+        (_reads("*", action="s3:Get*"), "warn"),
+        (_reads("arn:aws:s3:::*"), "warn"),
+        (_reads("arn:aws:s3:::*/*", action="s3:*"), "warn"),
+        (_reads(f"arn:aws:s3:::{BUCKET}/*"), "warn"),
+        (_reads(f"arn:aws:s3:::{BUCKET}*"), "warn"),
+        (_reads(f"arn:aws:s3:::{BUCKET}-*/vmsnix/*"), "warn"),
+        (_reads("arn:aws:s3:::vmsnix-*/*"), "warn"),
+        (_reads("arn:aws:s3:::*-images/*"), "warn"),
+        (_reads(f"arn:aws:s3:::{BUCKET}/vmsnix*"), "warn"),
+        (_reads(f"arn:aws:s3:::{BUCKET}/*.vhd"), "warn"),
+        (_reads(f"arn:aws:s3:::{BUCKET}/*/secret"), "warn"),
+        (_reads("arn:aws:s3:::*/vmsnix/*"), "warn"),
+    ],
+)
+def test_a_role_that_reads_more_than_the_images_is_warned_of(
+    aws: Sandbox, look: Any, document: dict[str, Any], outcome: str
+) -> None:
+    iam = aws.client("iam")
+    iam.put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=json.dumps(document))
+    check = look()["vmimport role's rights"]
+    assert check.outcome == outcome, check.evidence
+    if outcome == "warn":
+        assert f"arn:aws:s3:::{BUCKET}/vmsnix/*" in check.evidence
+        assert "vmsnix iam-policy vmimport-role" in check.cure
+
+
+def test_a_role_with_a_policy_of_aws_is_warned_of(aws: Sandbox, look: Any) -> None:
+    arn = "arn:aws:iam::aws:policy/AmazonS3ReadOnlyAccess"
+    aws.client("iam").attach_role_policy(RoleName="vmimport", PolicyArn=arn)
+    assert look()["vmimport role's rights"].outcome == "warn"
+
+
+def test_a_role_that_is_kept_from_more_than_the_images_passes(aws: Sandbox, look: Any) -> None:
+    document = _reads("*")
+    images = [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{BUCKET}/vmsnix/*"]
+    document["Statement"].append({"Effect": "Deny", "Action": "s3:*", "NotResource": images})
+    iam = aws.client("iam")
+    iam.put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=json.dumps(document))
+    assert look()["vmimport role's rights"].outcome == "pass"
+
+
+@pytest.mark.parametrize("prefix", ["", "a/b/", "images-"])
+def test_objects_beside_any_prefix_are_found(prefix: str) -> None:
+    found = preflight_role.beyond_images(BUCKET, prefix)
+    assert not [one for one in found if one.startswith(f"arn:aws:s3:::{BUCKET}/{prefix}")]
+    for folder in ("", "a/") if prefix == "a/b/" else ("",) if prefix else ():
+        assert [one for one in found if one.startswith(f"arn:aws:s3:::{BUCKET}/{folder}")]
+
+
+def test_a_bucket_policy_that_lets_the_role_read_more_is_warned_of(aws: Sandbox, look: Any) -> None:
+    document = json.dumps(_reads())
+    aws.client("iam").put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=document)
+    arn = f"arn:aws:iam::{aws.account}:role/vmimport"
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"AWS": arn},
+        "Action": "s3:GetObject",
+        "Resource": f"arn:aws:s3:::{BUCKET}/*",
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    aws.client("s3").put_bucket_policy(Bucket=BUCKET, Policy=policy)
+    assert look()["vmimport role's rights"].outcome == "warn"
+
+
 def test_a_role_that_the_bucket_policy_names_is_warned_of_only(aws: Sandbox, look: Any) -> None:
     aws.client("iam").delete_role_policy(RoleName="vmimport", PolicyName="vmimport")
     arn = f"arn:aws:iam::{aws.account}:role/vmimport"

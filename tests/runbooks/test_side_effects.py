@@ -181,7 +181,7 @@ def test_it_may_terminate_the_instances_of_smoke_tests_and_no_others(aws: Any, e
 
 
 def test_the_snapshot_of_an_import_is_known_before_it_has_tags(aws: Any, ec2: Any) -> None:
-    aws.prepare(bucket="vm-images", region=REGION)
+    aws.prepare(bucket="vm-images", region=REGION, key_prefix="")
     aws.client("s3").put_object(Bucket="vm-images", Key="disk.raw", Body=bytes(1 << 20))
     tags = [{"ResourceType": "import-snapshot-task", "Tags": [{"Key": "vmsnix:digest", "Value": DIGEST}]}]
     disk = {"Format": "RAW", "UserBucket": {"S3Bucket": "vm-images", "S3Key": "disk.raw"}}

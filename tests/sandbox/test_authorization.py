@@ -143,8 +143,8 @@ def test_a_dry_run_says_whether_it_would_be_allowed(strict: Sandbox) -> None:
 def test_an_import_needs_the_right_to_pass_its_role(strict: Sandbox, service: str, allowed: bool) -> None:
     passing = allow("iam:PassRole", Condition={"StringEquals": {"iam:PassedToService": service}})
     ec2 = as_user(strict, allow("ec2:ImportSnapshot"), passing).client("ec2", config=ONCE)
-    strict.client("s3").put_object(Bucket="vmsnix-images", Key="k", Body=b"x")
-    source = {"Format": "RAW", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "k"}}
+    strict.client("s3").put_object(Bucket="vmsnix-images", Key="vmsnix/k", Body=b"x")
+    source = {"Format": "RAW", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "vmsnix/k"}}
     if allowed:
         assert ec2.import_snapshot(DiskContainer=source)["ImportTaskId"]
         return

@@ -214,9 +214,11 @@ def test_an_instance_with_a_profile_needs_the_right_to_pass_its_role(aws: Sandbo
 
 
 def test_an_import_needs_its_task_and_its_snapshot(aws: Sandbox) -> None:
-    aws.client("s3").put_object(Bucket="vmsnix-images", Key="k", Body=b"x")
+    aws.client("s3").put_object(Bucket="vmsnix-images", Key="vmsnix/k", Body=b"x")
     task, passing = "arn:aws:ec2:*:*:import-snapshot-task/*", allow("iam:PassRole")
-    asked = {"DiskContainer": {"Format": "RAW", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "k"}}}
+    asked = {
+        "DiskContainer": {"Format": "RAW", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "vmsnix/k"}}
+    }
     for resources, allowed in (([task], False), ([SNAPSHOTS], False), ([task, SNAPSHOTS], True)):
         ec2 = user(aws, passing, allow("ec2:ImportSnapshot", resource=resources)).client("ec2", config=ONCE)
         assert may(ec2, "import_snapshot", **asked) is allowed
@@ -287,8 +289,8 @@ def test_snapshots_without_a_volume_have_the_parent_volume_of_nobody(aws: Sandbo
     if made == "copied":
         found = ec2.copy_snapshot(SourceSnapshotId=found, SourceRegion=REGION)["SnapshotId"]
     if made == "imported":
-        aws.client("s3").put_object(Bucket="vmsnix-images", Key="k", Body=b"x")
-        source = {"Format": "RAW", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "k"}}
+        aws.client("s3").put_object(Bucket="vmsnix-images", Key="vmsnix/k", Body=b"x")
+        source = {"Format": "RAW", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "vmsnix/k"}}
         task = ec2.import_snapshot(DiskContainer=source)["ImportTaskId"]
         aws.clock.advance(3600)
         (shown,) = ec2.describe_import_snapshot_tasks(ImportTaskIds=[task])["ImportSnapshotTasks"]

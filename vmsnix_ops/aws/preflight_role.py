@@ -9,6 +9,7 @@ Source: "Required permissions for VM Import/Export" in the VM Import/Export User
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
@@ -16,7 +17,7 @@ from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.documents import listed, statements
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of
-from vmsnix_ops.aws.simulation import lacking
+from vmsnix_ops.aws.simulation import allowed_on, lacking
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ SERVICE = "vmie.amazonaws.com"
 EXTERNAL_ID = "vmimport"
 NEW_ROLE_SECONDS = 120  # a role this young may not be known to EC2 yet
 READS_BUCKET = ("s3:GetBucketLocation", "s3:ListBucket")
+NOBODYS = "other7f3a"  # a word that is in no name of a bucket
 READS_OBJECTS = ("s3:GetObject",)
 MAKES_SNAPSHOTS = (
     "ec2:ModifySnapshotAttribute",
@@ -110,10 +112,15 @@ def trust_of(document: Any) -> str:
 
 @needs("iam:SimulatePrincipalPolicy")
 def role_rights(iam: Client, s3: Client, arn: str, bucket: str, key_prefix: str) -> Check:
-    """Check whether the role may read this bucket and make a snapshot.
+    """Check whether the role may read the images of this bucket, nothing else, and make a snapshot.
 
-    A bucket policy that names the role may allow what the role's own policies do not; the simulation does not
-    see it, so that is warned of instead of failed.
+    A bucket policy that names the role may allow what the role's own policies do not. The simulation does not
+    include it, so a role that lacks a permission is a warning then and no failure.
+
+    Whoever may start an import makes the role read for him: what the role can read beyond the images, the
+    caller can read as the disk of a snapshot. The simulation answers for one ARN at a time, so the check asks
+    for objects that a policy with a wildcard would include. A policy that names another bucket in full is not
+    found.
     """
     name, partition = arn.rpartition("/")[2], arn.split(":")[1]
     home = f"arn:{partition}:s3:::{bucket}"
@@ -132,15 +139,78 @@ def role_rights(iam: Client, s3: Client, arn: str, bucket: str, key_prefix: str)
         )
     if makes:
         return Check("vmimport role's rights", "warn", f"the role lacks {', '.join(makes)}", cure)
-    return Check("vmimport role's rights", "pass", f"{name} may read {bucket} and make snapshots")
+    examples = beyond_images(bucket, key_prefix, partition)
+    beyond = allowed_on(iam, arn, "s3:GetObject", examples) or _allowed_by_bucket_policy(
+        s3, bucket, arn, examples
+    )
+    if beyond:
+        images = f"{home}/{key_prefix}*"
+        evidence = f"{name} may read more than {images}, for example {beyond[0]}"
+        why = "Whoever may import a snapshot can read it too."
+        cure = f"{why} Replace the role's policies with the one for the images alone: {cure}"
+        return Check("vmimport role's rights", "warn", evidence, cure, facts={"beyond": beyond})
+    return Check(
+        "vmimport role's rights", "pass", f"{name} may read the images of {bucket} and make snapshots"
+    )
+
+
+def beyond_images(bucket: str, key_prefix: str, partition: str = "aws") -> list[str]:
+    """Return ARNs of objects that a policy for the images of a bucket excludes and wider policies include.
+
+    Objects beside the prefix, beside each folder above it, and with the suffix of an image; buckets whose
+    names begin or end like this one, and one that has nothing in common with it.
+    """
+    names = ("secret", "image.vhd")
+    folders = key_prefix.split("/")[:-1]
+    keys = [
+        f"{''.join(f'{folder}/' for folder in folders[:depth])}{folders[depth]}-other/{name}"
+        for depth in range(len(folders))
+        for name in names
+    ]
+    keys += (
+        [f"{key_prefix}-other/{name}" for name in names]
+        if key_prefix and not key_prefix.endswith("/")
+        else []
+    )
+    keys += [f"other/{name}" for name in names] if key_prefix else []
+    keys = [key for key in dict.fromkeys(keys) if not key.startswith(key_prefix)]
+    words = bucket.split("-")
+    others = ["-".join([*words[:count], NOBODYS]) for count in range(len(words), 0, -1)]
+    others += ["-".join([NOBODYS, *words[count:]]) for count in range(len(words))]
+    others += [NOBODYS]
+    homes = [(bucket, key) for key in keys]
+    homes += [(other, f"{key_prefix}{name}") for other in others for name in names]
+    homes += [(other, name) for other in others for name in names]
+    return [f"arn:{partition}:s3:::{home}/{key}" for home, key in homes]
 
 
 def _named_by_bucket_policy(s3: Client, bucket: str, arn: str) -> bool:
+    return any(s.get("Effect") == "Allow" and arn in str(s.get("Principal")) for s in _policy(s3, bucket))
+
+
+def _allowed_by_bucket_policy(s3: Client, bucket: str, arn: str, examples: list[str]) -> list[str]:
+    """Return those of the objects that the bucket policy lets the role read, conditions left aside."""
+    found: list[str] = []
+    for statement in _policy(s3, bucket):
+        principal = statement.get("Principal")
+        named = listed(principal.get("AWS")) if isinstance(principal, dict) else [principal]
+        actions = [str(action).lower() for action in listed(statement.get("Action"))]
+        if (
+            statement.get("Effect") == "Allow"
+            and {"*", arn} & set(named)
+            and any(fnmatchcase("s3:getobject", action) for action in actions)
+        ):
+            found += [
+                one for one in examples if any(fnmatchcase(one, p) for p in listed(statement.get("Resource")))
+            ]
+    return found
+
+
+def _policy(s3: Client, bucket: str) -> list[dict[str, Any]]:
     try:
-        policy = s3.get_bucket_policy(Bucket=bucket)["Policy"]
+        return statements(s3.get_bucket_policy(Bucket=bucket)["Policy"])
     except s3.exceptions.ClientError:
-        return False  # there is none, or it may not be read: the role's own policies are what is known
-    return any(s.get("Effect") == "Allow" and arn in str(s.get("Principal")) for s in statements(policy))
+        return []  # there is none, or it may not be read: the role's own policies are what is known
 
 
 @needs("iam:SimulatePrincipalPolicy")

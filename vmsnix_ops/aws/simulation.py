@@ -6,7 +6,7 @@ boundaries; policies of buckets and of the organization are not part of its answ
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
@@ -43,6 +43,25 @@ def lacking(
     vmsnix_ops.errors.AwsError
         ``NoSuchEntity``: there is no such user or role.
     """
+    results = _simulated(iam, principal, actions, resources, keys)
+    refused = {result["EvalActionName"]: None for result in results if result["EvalDecision"] != "allowed"}
+    return list(refused)
+
+
+@needs("iam:SimulatePrincipalPolicy")
+def allowed_on(iam: Client, principal: str, action: str, resources: Iterable[str]) -> list[str]:
+    """Return those of the resources on which an action is allowed; the parameters are those of `lacking`."""
+    results = _simulated(iam, principal, [action], resources, None)
+    return [result["EvalResourceName"] for result in results if result["EvalDecision"] == "allowed"]
+
+
+def _simulated(
+    iam: Client,
+    principal: str,
+    actions: Iterable[str],
+    resources: Iterable[str],
+    keys: Mapping[str, str] | None,
+) -> list[dict[str, Any]]:
     entries = [
         {"ContextKeyName": name, "ContextKeyValues": [value], "ContextKeyType": "string"}
         for name, value in (keys or {}).items()
@@ -54,6 +73,4 @@ def lacking(
             ResourceArns=list(resources),
             ContextEntries=entries,
         )
-        results = [result for page in pages for result in page["EvaluationResults"]]
-    refused = {result["EvalActionName"]: None for result in results if result["EvalDecision"] != "allowed"}
-    return list(refused)
+        return [result for page in pages for result in page["EvaluationResults"]]

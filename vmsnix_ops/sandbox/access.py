@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 DEFAULT_REGION = "us-east-1"
 DEFAULT_BUCKET = "vmsnix-images"
 DEFAULT_ROLE = "vmimport"
+DEFAULT_PREFIX = "vmsnix/"
 
 
 class Access:
@@ -87,9 +88,13 @@ class Access:
         return self.session(region).client(service, **options)
 
     def prepare(
-        self, bucket: str = DEFAULT_BUCKET, region: str = DEFAULT_REGION, role: str = DEFAULT_ROLE
+        self,
+        bucket: str = DEFAULT_BUCKET,
+        region: str = DEFAULT_REGION,
+        role: str = DEFAULT_ROLE,
+        key_prefix: str = DEFAULT_PREFIX,
     ) -> None:
-        """Make a bucket, and a role for VM Import that may read it.
+        """Make a bucket, and a role for VM Import that may read the objects below a prefix of it.
 
         Safe to run again. Source: "Required permissions for VM Import/Export" in the VM Import/Export User
         Guide.
@@ -105,7 +110,8 @@ class Access:
             iam.create_role(RoleName=role, AssumeRolePolicyDocument=json.dumps(trust_policy()))
         except iam.exceptions.EntityAlreadyExistsException:
             iam.update_assume_role_policy(RoleName=role, PolicyDocument=json.dumps(trust_policy()))
-        iam.put_role_policy(RoleName=role, PolicyName=role, PolicyDocument=json.dumps(role_policy(bucket)))
+        document = json.dumps(role_policy(bucket, key_prefix))
+        iam.put_role_policy(RoleName=role, PolicyName=role, PolicyDocument=document)
 
 
 @lru_cache
@@ -131,8 +137,8 @@ def trust_policy() -> dict[str, Any]:
     }
 
 
-def role_policy(bucket: str) -> dict[str, Any]:
-    """Return what VM Import's role needs in order to import from one bucket."""
+def role_policy(bucket: str, key_prefix: str = "") -> dict[str, Any]:
+    """Return what VM Import's role needs in order to import the objects below a prefix of a bucket."""
     arn = f"arn:aws:s3:::{bucket}"
     return {
         "Version": "2012-10-17",
@@ -140,7 +146,7 @@ def role_policy(bucket: str) -> dict[str, Any]:
             {
                 "Effect": "Allow",
                 "Action": ["s3:GetBucketLocation", "s3:GetObject", "s3:ListBucket"],
-                "Resource": [arn, f"{arn}/*"],
+                "Resource": [arn, f"{arn}/{key_prefix}*"],
             },
             {
                 "Effect": "Allow",
