@@ -86,6 +86,59 @@ def test_github_s_trust_refuses_what_lets_strangers_in(repository: str) -> None:
         policies.github_trust(policies.Place(account="012345678901"), repository=repository)
 
 
+EVERY_WORKFLOW = [
+    "*",
+    "**",
+    "*:*",
+    "*main",
+    "r*",
+    "ref*",
+    "ref:*",
+    "ref:r*",
+    "ref:refs/*",
+    "ref:refs/heads/*",
+]
+EVERY_WORKFLOW += [
+    "ref:refs/heads/**",
+    "ref:refs/tags/*",
+    "ref:refs/pull/*",
+    "environment:*",
+    "e*:production",
+]
+EVERY_WORKFLOW += ["pull*", "*:environment:production"]
+
+
+@pytest.mark.parametrize("subject", EVERY_WORKFLOW)
+def test_a_subject_of_every_workflow_needs_a_second_word(subject: str) -> None:
+    place, asked = policies.Place(account="012345678901"), {"repository": "acme/images", "subject": subject}
+    with pytest.raises(errors.ParameterError, match="--any-subject"):
+        policies.github_trust(place, **asked)
+    (statement,) = policies.github_trust(place, **asked, any_subject=True)["Statement"]
+    allowed = statement["Condition"]["StringLike"]["token.actions.githubusercontent.com:sub"]
+    assert allowed == f"repo:acme/images:{subject}"
+
+
+@pytest.mark.parametrize("subject", ["ref:refs/heads/release/*", "environment:prod*", "pull_request"])
+def test_a_subject_that_fixes_something_needs_no_second_word(subject: str) -> None:
+    assert policies.github_trust(
+        policies.Place(account="012345678901"), repository="acme/images", subject=subject
+    )
+
+
+def test_the_command_asks_for_the_second_word() -> None:
+    asked = [
+        "github-oidc-trust",
+        "--account",
+        "012345678901",
+        "--repository",
+        "acme/images",
+        "--subject",
+        "*",
+    ]
+    assert main(["iam-policy", *asked]) == 2
+    assert main(["iam-policy", *asked, "--any-subject"]) == 0
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"account": "12"}, {"bucket": "a/../b"}, {"regions": ("eu",)}, {"role_name": "a/b"}, {"partition": "x"}],

@@ -53,6 +53,11 @@ NEED_BUCKET = ("publisher", "archivist", "bootstrap", "vmimport-role", "bucket")
     show_default=True,
     help="Of github-oidc-trust: which workflows of the repository.",
 )
+@click.option(
+    "--any-subject",
+    is_flag=True,
+    help="Of github-oidc-trust: accept a subject that matches every workflow, such as '*'.",
+)
 def iam_policy(
     kind: str,
     bucket: str,
@@ -71,6 +76,7 @@ def iam_policy(
     external_id: str,
     repository: str,
     subject: str,
+    any_subject: bool,
 ) -> None:
     """Print the smallest policy of a job, or a trust policy, as JSON.
 
@@ -119,6 +125,8 @@ def iam_policy(
         "vmimport-trust": policies.import_trust,
         "audit-member-trust": lambda: audit.member_trust(place, external_id=external_id),
         "bucket": lambda: policies.tls_only(place),
-        "github-oidc-trust": lambda: policies.github_trust(place, repository=repository, subject=subject),
+        "github-oidc-trust": lambda: policies.github_trust(
+            place, repository=repository, subject=subject, any_subject=any_subject
+        ),
     }
     echo(json(documents[kind](), indent=2))

@@ -38,6 +38,7 @@ SPOT = "spot.amazonaws.com"
 GITHUB = "token.actions.githubusercontent.com"
 _REPOSITORY = re.compile(r"[A-Za-z0-9-]{1,39}/[A-Za-z0-9._-]{1,100}")
 _SUBJECT = re.compile(r"[A-Za-z0-9:/._*-]+")
+_SUBJECTS = ("ref:refs/heads/", "ref:refs/pull/", "ref:refs/tags/", "environment:")
 _ACCOUNT = re.compile(r"[0-9]{12}|\*")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|\*")
 _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,2}-[0-9]+")
@@ -511,7 +512,9 @@ def tls_statement(place: Place) -> dict[str, Any]:
     }
 
 
-def github_trust(place: Place, *, repository: str, subject: str = "ref:refs/heads/main") -> dict[str, Any]:
+def github_trust(
+    place: Place, *, repository: str, subject: str = "ref:refs/heads/main", any_subject: bool = False
+) -> dict[str, Any]:
     """Return the trust policy of a role that a GitHub repository's workflows take, without any stored key.
 
     Parameters
@@ -522,11 +525,14 @@ def github_trust(place: Place, *, repository: str, subject: str = "ref:refs/head
         ``owner/name``.
     subject
         Which workflows of it: ``ref:refs/heads/main``, ``environment:production``, ``pull_request``, ...
+    any_subject
+        Whether a subject may match every workflow, such as ``*``: who may push a branch may take the role.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        The repository or the subject cannot be right, or would let in more than one repository.
+        The repository or the subject cannot be right, would let in more than one repository, or matches every
+        workflow without `any_subject`.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise errors.ParameterError(
@@ -537,6 +543,13 @@ def github_trust(place: Place, *, repository: str, subject: str = "ref:refs/head
     if not _SUBJECT.fullmatch(subject):
         raise errors.ParameterError(
             f"The subject {subject!r} cannot be right.", cure="Give ref:refs/heads/main, for example."
+        )
+    if not any_subject and _any_workflow(subject):
+        raise errors.ParameterError(
+            f"The subject {subject!r} matches every branch, tag or environment of {repository}.",
+            why="Whoever may push a branch there could take the role, with all that its policies allow.",
+            cure="Name what may take it (--subject ref:refs/heads/main, --subject environment:production), "
+            "or add --any-subject.",
         )
     if place.account == "*":
         raise errors.ParameterError("No account was given.", cure="Give the account of the role: --account.")
@@ -557,6 +570,12 @@ def github_trust(place: Place, *, repository: str, subject: str = "ref:refs/head
             }
         ],
     }
+
+
+def _any_workflow(subject: str) -> bool:
+    """Return whether a subject fixes neither branch nor tag nor environment before its first wildcard."""
+    fixed, wildcard, _ = subject.partition("*")
+    return bool(wildcard) and (":" not in fixed or any(kind.startswith(fixed) for kind in _SUBJECTS))
 
 
 def _audience(partition: str) -> str:

@@ -85,7 +85,7 @@ class Rehearsal:
         return self.client("s3")
 
     def prepare(self, bucket: str, role: str = "vmimport") -> None:
-        """Make a bucket and a role that VM Import may use for it."""
+        """Make a bucket and a role that VM Import may use for all of it."""
         self.s3.create_bucket(Bucket=bucket)
         iam, trust = self.client("iam"), json.dumps(access.trust_policy())
         iam.create_role(RoleName=role, AssumeRolePolicyDocument=trust)

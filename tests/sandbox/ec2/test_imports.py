@@ -40,7 +40,7 @@ def fixed_vhd(disk: bytes, *, size: int | None = None, damage: bool = False) -> 
 
 @pytest.fixture
 def ready(aws: Rehearsal) -> Rehearsal:
-    aws.prepare(BUCKET, key_prefix="")
+    aws.prepare(BUCKET)
     return aws
 
 
@@ -306,7 +306,7 @@ def test_a_role_that_does_not_trust_vm_import_has_the_same_text(
 def test_a_role_of_another_name_can_be_given(ready: Rehearsal) -> None:
     with refused("InvalidParameter", "The service role importer provided does not exist"):
         start(ready, RoleName="importer")
-    ready.prepare(BUCKET, role="importer", key_prefix="")
+    ready.prepare(BUCKET, role="importer")
     upload(ready, fixed_vhd(b"\1" * MIB))
     assert finished(ready, start(ready, RoleName="importer"))["Status"] == "completed"
 

@@ -144,7 +144,7 @@ def test_the_console_is_silent_for_a_disk_without_message(aws: Rehearsal) -> Non
 def test_the_console_shows_what_a_sample_image_prints(aws: Rehearsal, tmp_path: Path) -> None:
     from vmsnix_ops.disk.sample import make_sample_image
 
-    aws.prepare("vmsnix-images", key_prefix="")
+    aws.prepare("vmsnix-images")
     make_sample_image(tmp_path, message="hello from the sample image", name="sample")
     aws.s3.put_object(Bucket="vmsnix-images", Key="s", Body=next(tmp_path.rglob("*.vhd")).read_bytes())
     container = {"Format": "VHD", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "s"}}
