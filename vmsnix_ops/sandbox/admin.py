@@ -15,10 +15,12 @@ get here from another site, because requests with an Origin header are refused.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from .core import AwsError, load_json
 from .wire.http import Request, Response
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from .world import World
 
 PREFIX = "/_vmsnix/"
+MOST_BYTES = 2**20
+MOST_SKEW_SECONDS = 10 * 365 * 86400
 
 
 def answer(world: World, request: Request) -> Response:
@@ -33,11 +37,11 @@ def answer(world: World, request: Request) -> Response:
     if "origin" in request.headers:
         return _json({"error": "not for browsers"}, 403)
     name = request.path.removeprefix(PREFIX)
-    content = request.body.read()
     try:
-        value: Any = json.loads(content) if content else {}
-        found = _route(world, request, name, value)
-    except (ValueError, TypeError) as error:
+        content = request.body.read(MOST_BYTES)
+        value: Any = load_json(content) if content else {}
+        found = _route(world, request, name, dict(value))
+    except (ValueError, TypeError, OverflowError, AwsError) as error:
         return _json({"error": str(error)}, 400)
     return (
         _json({"error": f"there is no {request.method} {request.path}"}, 404)
@@ -83,7 +87,10 @@ def _clock(world: World, value: dict[str, Any]) -> dict[str, Any]:
     if "advance" in value:
         world.clock.advance(float(value["advance"]))
     if "skew" in value:
-        world.clock.skew = timedelta(seconds=float(value["skew"]))
+        skew = float(value["skew"])
+        if not math.isfinite(skew) or abs(skew) > MOST_SKEW_SECONDS:
+            raise ValueError(f"skew must be at most {MOST_SKEW_SECONDS} seconds, not {skew}")
+        world.clock.skew = timedelta(seconds=skew)
     return {
         "speed": world.clock.speed,
         "skew": world.clock.skew.total_seconds(),

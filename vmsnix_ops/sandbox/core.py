@@ -11,6 +11,9 @@ bytes, or a list of `wire.http.FileRange`, which go to the socket without passin
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -44,6 +47,32 @@ class AwsError(Exception):
         self.code, self.message, self.status, self.extra = code, message, status, extra
 
 
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def load_json(text: bytes | str) -> Any:
+    """Return the value of a JSON text that a client sent.
+
+    Raises
+    ------
+    ValueError
+        The text is not JSON as RFC 8259 defines it, is nested too deeply, or has text that is not Unicode.
+    """
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+        if (b"\\u" if isinstance(text, bytes) else "\\u") in text and SURROGATE.search(  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False)
+        ):
+            raise ValueError("half a surrogate pair is not Unicode")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
+
+
 class Clock:
     """Real timestamps, scaled ages.
 
@@ -54,12 +83,26 @@ class Clock:
     ----------
     speed
         How many sandbox seconds pass in one real second.
+
+    Raises
+    ------
+    ValueError
+        A speed or a step is not a number of seconds from 0 to `MOST_SECONDS`.
     """
 
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
         self.skew = timedelta(0)  # how far the sandbox believes to be ahead, for rehearsing clock skew
         self._steps: list[tuple[datetime, float]] = []  # when `advance` was called, and by how many seconds
+
+    @property
+    def speed(self) -> float:
+        """How many sandbox seconds pass in one real second."""
+        return self._speed
+
+    @speed.setter
+    def speed(self, speed: float) -> None:
+        self._speed = _seconds("speed", speed)
 
     def now(self) -> datetime:
         """Return the real time, in UTC."""
@@ -71,7 +114,7 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         """Let everything that there is become older by this many sandbox seconds."""
-        self._steps.append((self.now(), seconds))
+        self._steps.append((self.now(), _seconds("advance", seconds)))
 
     def forget(self) -> None:
         """Take back every `advance`: what they aged is gone.
@@ -97,6 +140,15 @@ class Clock:
 
     def _advanced(self, since: datetime | None) -> float:
         return sum(seconds for at, seconds in self._steps if since is None or at >= since)
+
+
+MOST_SECONDS = 100 * 365 * 86400.0
+
+
+def _seconds(name: str, seconds: float) -> float:
+    if not (math.isfinite(seconds) and 0 <= seconds <= MOST_SECONDS):
+        raise ValueError(f"{name} must be a number from 0 to {MOST_SECONDS:.0f}, not {seconds}")
+    return seconds
 
 
 @dataclass

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 import uuid
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .credentials import Credential
     from .faults import Fault
+    from .wire.http import BadRequestError
     from .wire.models import Service
     from .world import World
 
@@ -95,6 +96,16 @@ class Dispatcher:
         request_id, now = _request_id(service), self.world.clock.now()
         exchange = Exchange(request, service, authorization, path, request_id, now)
         return self._exchange(exchange)
+
+    def refuse(self, error: BadRequestError) -> Response:
+        """Return the answer to what is no request, in the form of the service that it seems to be for."""
+        service, path = models.service("s3"), ""
+        if error.request is not None:
+            path = error.request.raw_path
+            with suppress(MalformedAuthorizationError, AwsError):
+                service = self._service_of(error.request, signature.read_authorization(error.request))
+        refused = AwsError(error.code, str(error), status=error.status)
+        return answers.write_error(service, refused, _request_id(service), resource=path)
 
     @staticmethod
     def _service_of(request: Request, authorization: Authorization | None) -> Service:

@@ -22,6 +22,19 @@ from typing import Any
 
 ACTIONS = ("error", "delay", "hang", "drop", "reset", "outcome", "blank", "set")
 MOMENTS = ("before", "after", "body")
+TYPES: dict[type, tuple[str, ...]] = {
+    str: ("op", "do", "when", "of", "code", "message"),
+    int: ("http", "keep"),
+    Mapping: ("where", "extra", "outcome", "values"),
+}
+"""Rules come as JSON too: what must be of which type to strike."""
+
+
+def _each(value: Any) -> Iterable[Any]:
+    """Return the members of a list, or what may stand alone."""
+    if value is None:
+        return ()
+    return [value] if isinstance(value, int) else value
 
 
 @dataclass
@@ -74,6 +87,14 @@ class Fault:
     struck: int = 0
 
     def __post_init__(self) -> None:
+        for kind, names in TYPES.items():
+            for name in names:
+                if not isinstance(getattr(self, name), kind):
+                    raise TypeError(f"{name}={getattr(self, name)!r} is of the wrong type")
+        for name, kind in (("nth", int), ("fields", str)):
+            values = getattr(self, name)
+            if isinstance(values, str) or not all(isinstance(one, kind) for one in _each(values)):
+                raise TypeError(f"{name}={values!r} is of the wrong type")
         if self.do not in ACTIONS:
             raise ValueError(f"do={self.do!r} is none of {', '.join(ACTIONS)}")
         if self.when not in MOMENTS:
@@ -84,6 +105,12 @@ class Fault:
             raise ValueError(f"of={self.of!r} is neither 'answer' nor 'request'")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability={self.probability!r} is not between 0 and 1")
+        if self.seconds is not None and not 0 <= self.seconds <= threading.TIMEOUT_MAX:
+            raise ValueError(f"seconds={self.seconds!r} is not a number of seconds")
+        if not 100 <= self.http <= 599:
+            raise ValueError(f"http={self.http!r} is not an HTTP status")
+        if not self.keep >= 0:
+            raise ValueError(f"keep={self.keep!r} is not a number of bytes")
         if self.do in {"blank", "set"}:
             self.when = "after"
 

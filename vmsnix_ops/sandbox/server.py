@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import socket
+import struct
 import threading
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from . import operations
 from .dispatch import Dispatcher
-from .wire.body import DisconnectedError
-from .wire.http import BadRequestError, Request, Response, abort, close, read_request, write_response
+from .wire.body import TIMEOUT_TEXT, DisconnectedError, TooSlowError
+from .wire.http import (
+    BadRequestError,
+    Incoming,
+    Request,
+    abort,
+    close,
+    linger,
+    read_request,
+    write_response,
+)
 
 if TYPE_CHECKING:
-    import io
     from types import TracebackType
 
     from .world import World
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 HOST = "127.0.0.1"
+MOST_CONNECTIONS = 1000  # each has a thread
 DRAIN_LIMIT = 64 * 2**20  # a refused upload longer than this is cheaper to cut off than to read
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a client may take, in seconds."""
+
+    idle: float = 300.0  # between two requests
+    head: float = 30.0  # for a request line and its headers
+    silence: float = 60.0  # for the body without a byte, and for reading nothing of an answer
+    per_byte: float = 1 / 1024  # more for each byte of the body
+
+
+LIMITS = Limits()
 
 
 class Server:
@@ -88,34 +113,52 @@ class Server:
                 if self._dispatcher.stopping.is_set():
                     return
                 logger.exception("the sandbox could not accept a connection")
+                self._dispatcher.stopping.wait(0.1)  # such as without a free file descriptor
                 continue
             thread = threading.Thread(
                 target=self._serve, args=(connection,), name="sandbox-connection", daemon=True
             )
             with self._guard:
-                self._connections[connection] = thread
+                full = len(self._connections) >= MOST_CONNECTIONS
+                if not full:
+                    self._connections[connection] = thread
+            if full:
+                abort(connection)
+                continue
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        source = connection.makefile("rb")
         try:
-            while self._serve_one(connection, source):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            limit = struct.pack("ll", int(LIMITS.silence), int(LIMITS.silence % 1 * 1e6))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            incoming = Incoming(connection)
+            source: Any = io.BufferedReader(incoming, 64 * 1024)
+            while self._serve_one(connection, source, incoming):
                 pass
-        except (OSError, DisconnectedError):
-            logger.debug("a client went away")
+        except OSError:
+            logger.debug("a client went away, or was too slow")
         finally:
             with self._guard:
                 self._connections.pop(connection, None)
             close(connection)
 
-    def _serve_one(self, connection: socket.socket, source: io.BufferedReader) -> bool:
+    def _serve_one(self, connection: socket.socket, source: io.BufferedReader, incoming: Incoming) -> bool:
         """Answer one request; return whether the connection can be used again."""
-        try:
-            request = read_request(source, lambda: connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n"))
-        except BadRequestError as error:
-            write_response(connection, Response(400, body=f"{error}\n".encode()), head_only=False, close=True)
+        incoming.allow(LIMITS.idle)
+        if not source.peek(1):
             return False
+        incoming.allow(LIMITS.head)
+        try:
+            request = read_request(
+                source,
+                lambda: connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n"),
+                lambda: incoming.allow(LIMITS.silence, per_byte=LIMITS.per_byte),
+            )
+        except BadRequestError as error:
+            return self._refuse(connection, error)
+        except TooSlowError:
+            return self._refuse(connection, BadRequestError(TIMEOUT_TEXT, status=408, code="RequestTimeout"))
         if request is None:
             return False
         try:
@@ -126,10 +169,18 @@ class Server:
         if response.drop:
             abort(connection) if response.cut_after is not None else close(connection)
             return False
-        wants_close = request.headers.get("connection", "").lower() == "close"
-        keep = not wants_close and self._leave_clean(request)
+        keep = request.keeps_alive and self._leave_clean(request)
         head_only = request.method == "HEAD"
-        return write_response(connection, response, head_only=head_only, close=not keep)
+        if write_response(connection, response, head_only=head_only, close=not keep):
+            return True
+        if response.cut_after is None:
+            linger(connection)
+        return False
+
+    def _refuse(self, connection: socket.socket, error: BadRequestError) -> bool:
+        write_response(connection, self._dispatcher.refuse(error), head_only=False, close=True)
+        linger(connection)
+        return False
 
     @staticmethod
     def _leave_clean(request: Request) -> bool:

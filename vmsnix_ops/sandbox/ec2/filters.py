@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from vmsnix_ops.sandbox.core import AwsError, Params
+from vmsnix_ops.sandbox.core import AwsError, Params, load_json
 from vmsnix_ops.sandbox.wire.errors import not_emulated
 from vmsnix_ops.sandbox.wire.models import service
 
@@ -203,7 +203,7 @@ def _after(params: Params) -> str | None:
     if not token:
         return None
     try:
-        fingerprint, after = json.loads(base64.urlsafe_b64decode(token.encode()))
+        fingerprint, after = load_json(base64.urlsafe_b64decode(token.encode()))
     except (ValueError, TypeError, binascii.Error) as error:
         raise AwsError("InvalidNextToken", f"The token '{token}' is invalid") from error
     if fingerprint != _fingerprint(params):

@@ -5,11 +5,10 @@ Source: "IAM JSON policy element reference" in the IAM User Guide.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 from urllib.parse import quote
 
-from ..core import AwsError
+from ..core import AwsError, load_json
 
 VERSIONS = {"2012-10-17", "2008-10-17"}
 PRINCIPAL_KINDS = {"AWS", "Service", "Federated", "CanonicalUser"}
@@ -32,7 +31,7 @@ def check(text: str, *, trust: bool) -> str:
         ``MalformedPolicyDocument``.
     """
     try:
-        document = json.loads(text)
+        document = load_json(text)
     except ValueError:
         raise _malformed("This policy contains invalid Json") from None
     if not isinstance(document, dict) or set(document) - {"Version", "Id", "Statement"}:

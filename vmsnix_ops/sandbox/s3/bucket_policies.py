@@ -13,7 +13,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..core import AwsError
+from ..core import AwsError, load_json
 from ..iam import evaluation
 from ..iam.documents import PRINCIPAL_KINDS, listed, statements
 from ..iam.evaluation import ALLOWED, DELEGATED, EXPLICIT_DENY, evaluate, evaluate_resource_policy, matches
@@ -52,7 +52,7 @@ def parse(text: str, bucket: str) -> dict[str, Any]:
         ``MalformedPolicy``.
     """
     try:
-        document = json.loads(text)
+        document = load_json(text)
     except ValueError:
         raise _malformed("Policies must be valid JSON and the first byte must be '{'") from None
     if not isinstance(document, dict) or not document.get("Statement"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import io
+import re
 from typing import TYPE_CHECKING
 
 from ..core import AwsError
@@ -22,8 +23,15 @@ MEMORY_LIMIT = 16 * 2**20
 LINE_LIMIT = 16 * 1024
 
 
+MOST_TRAILERS = 100
+
+
 class DisconnectedError(ConnectionError):
     """The client went away in the middle of a request."""
+
+
+class TooSlowError(TimeoutError):
+    """The client sent nothing, or next to nothing, for too long."""
 
 
 class HttpBody(io.RawIOBase):
@@ -42,16 +50,18 @@ class HttpBody(io.RawIOBase):
     """
 
     def __init__(
-        self, source: io.BufferedReader, length: int, *, chunked: bool, before_read: Callable[[], None]
+        self,
+        source: io.BufferedReader,
+        length: int,
+        *,
+        chunked: bool,
+        before_read: Callable[[], None] | None = None,
     ) -> None:
         self._source, self._remaining, self._chunked = source, 0 if chunked else length, chunked
-        self._before_read: Callable[[], None] | None = before_read
+        self._before_read = before_read
+        self.untouched = True  # nothing was read yet
         self.finished = not chunked and length == 0
-
-    @property
-    def untouched(self) -> bool:
-        """Whether nothing was read yet."""
-        return self._before_read is not None
+        self.broken = False  # nobody knows where the next request begins
 
     def readable(self) -> bool:
         """Return True: this is for reading."""
@@ -62,22 +72,34 @@ class HttpBody(io.RawIOBase):
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         if self.finished:
             return 0
-        if self._before_read is not None:
-            announce = self._before_read
-            self._before_read = None
-            announce()
-        if self._chunked and self._remaining == 0 and not self._next_chunk():
-            return 0
+        if self.untouched:
+            self.untouched = False
+            if self._before_read is not None:
+                self._before_read()
         try:
-            count = self._source.readinto(view[: self._remaining])
+            return self._read(view)
+        except TooSlowError:
+            self.broken = True
+            raise AwsError("RequestTimeout", TIMEOUT_TEXT) from None
+        except AwsError:
+            self.broken = True
+            raise
+        except DisconnectedError:
+            raise
         except ConnectionError as error:  # the client was killed
             raise DisconnectedError("the connection was reset in the middle of a request body") from error
+
+    def _read(self, view: memoryview) -> int:
+        if self._chunked and self._remaining == 0 and not self._next_chunk():
+            return 0
+        count = self._source.readinto(view[: self._remaining])
         if not count:
             raise DisconnectedError("the connection ended in the middle of a request body")
         self._remaining -= count
         if self._remaining == 0:
             if self._chunked:
-                self._line()
+                if self._line():
+                    raise _incomplete()
             else:
                 self.finished = True
         return count
@@ -85,14 +107,19 @@ class HttpBody(io.RawIOBase):
     def _line(self) -> bytes:
         line = self._source.readline(LINE_LIMIT)
         if not line.endswith(b"\n"):
+            if len(line) == LINE_LIMIT:
+                raise _incomplete()
             raise DisconnectedError("the connection ended in the middle of a chunk")
         return line.strip()
 
     def _next_chunk(self) -> bool:
         self._remaining = _hexadecimal(self._line().partition(b";")[0])
         if self._remaining == 0:
-            while self._line():  # trailers, which AWS does not use at this level
-                pass
+            for _ in range(MOST_TRAILERS):  # which AWS does not use at this level
+                if not self._line():
+                    break
+            else:
+                raise _incomplete()
             self.finished = True
         return not self.finished
 
@@ -127,7 +154,7 @@ class ChunkSigner:
     def _compare(self, algorithm: str, signature: str, rest: str) -> None:
         text = f"{algorithm}\n{self._timestamp}\n{self._scope}\n{self._previous}\n{rest}"
         expected = hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
-        if not hmac.compare_digest(expected, signature):
+        if not hmac.compare_digest(expected.encode(), signature.encode()):
             raise AwsError(
                 "SignatureDoesNotMatch",
                 "The request signature we calculated does not match the signature you provided. "
@@ -173,7 +200,8 @@ class AwsChunkedBody(io.RawIOBase):
             self._hash.update(view[:count])
         self._remaining -= count
         if self._remaining == 0:
-            self._line()
+            if self._line():
+                raise _incomplete()
             if self._signer is not None:
                 self._signer.check(self._signature, self._hash.hexdigest())
         return count
@@ -200,6 +228,8 @@ class AwsChunkedBody(io.RawIOBase):
     def _read_trailers(self) -> None:
         covered = b""
         while line := self._line():
+            if len(self.trailers) == MOST_TRAILERS or len(covered) > LINE_LIMIT:
+                raise _incomplete()
             name, _, value = line.decode("utf-8", "replace").partition(":")
             if name.strip().lower() == "x-amz-trailer-signature":
                 if self._signer is not None:
@@ -207,8 +237,9 @@ class AwsChunkedBody(io.RawIOBase):
                 continue
             covered += line.strip() + b"\n"
             self.trailers[name.strip().lower()] = value.strip()
-        while self._inner.read(BUFFER):  # whatever follows the last empty line belongs to this request
-            pass
+        while more := self._inner.read(LINE_LIMIT):  # it belongs to this request
+            if more.strip():
+                raise _incomplete()
 
 
 class Body:
@@ -327,13 +358,24 @@ class Body:
         """
         if self.http.finished:
             return True
+        if self.http.broken:
+            return False
         buffer = memoryview(bytearray(64 * 1024))
         total = 0
-        while count := self.http.readinto(buffer):
-            total += count
-            if total > limit:
-                return False
+        try:
+            while count := self.http.readinto(buffer):
+                total += count
+                if total > limit:
+                    return False
+        except AwsError:  # the request was answered already
+            return False
         return True
+
+
+TIMEOUT_TEXT = (
+    "Your socket connection to the server was not read from or written to within the timeout period. "
+    "Idle connections will be closed."
+)
 
 
 def _incomplete() -> AwsError:
@@ -344,7 +386,6 @@ def _incomplete() -> AwsError:
 
 
 def _hexadecimal(text: bytes) -> int:
-    try:
-        return int(text, 16)
-    except ValueError:
-        raise _incomplete() from None
+    if not re.fullmatch(rb"[0-9A-Fa-f]{1,15}", text.strip()):
+        raise _incomplete()
+    return int(text, 16)

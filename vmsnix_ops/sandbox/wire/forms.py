@@ -5,19 +5,25 @@ Source: botocore.serialize, read backwards; "Query Requests" in the Amazon EC2 A
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import parse_qsl
 
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
+from ..core import AwsError
 from . import errors, scalars
 
 Tree = dict[str, Any]  # text at the leaves
+MOST_BRANCHES = 30  # names in a key
 
 
 def read_form(text: str) -> dict[str, str]:
     """Return the pairs of a form; a key that is there twice keeps its last value."""
-    return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=100_000))
+    try:
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=100_000))
+    except ValueError:
+        raise AwsError("MalformedQueryString", "The query string contains too many parameters") from None
 
 
 class FormParser:
@@ -52,6 +58,8 @@ class FormParser:
 
     def _plant(self, tree: Tree, key: str, value: str) -> None:
         *branches, leaf = key.split(".")
+        if len(branches) > MOST_BRANCHES:
+            raise errors.unknown_parameter(key[:200], self._protocol)
         for branch in branches:
             below = tree.setdefault(branch, {})
             if not isinstance(below, dict):
@@ -136,7 +144,7 @@ class FormParser:
 
     def _numbers(self, tree: Tree, path: str) -> list[str]:
         for key in tree:
-            if not key.isdecimal():
+            if not re.fullmatch("[0-9]{1,9}", key):
                 raise errors.unknown_parameter(_join(path, key), self._protocol)
         return sorted(tree, key=int)
 

@@ -6,27 +6,96 @@ second on every S3 upload; hence this module.
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import socket
+import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import cached_property
 from http.client import responses
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_plus
 
-from .body import LINE_LIMIT, Body, DisconnectedError, HttpBody
+from .body import LINE_LIMIT, Body, DisconnectedError, HttpBody, TooSlowError
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
 MAX_HEADERS = 200
+HEAD_LIMIT = 128 * 1024
+REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (/[!-~]*) HTTP/1\.([01])[ \t]*\r?\n")
+HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00-\x08\x0a-\x1f\x7f]*?)\r?\n")
+BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 class BadRequestError(Exception):
-    """What arrived is not HTTP, or not HTTP that this server speaks."""
+    """What arrived is not HTTP, or not HTTP that this server speaks.
+
+    Parameters
+    ----------
+    why
+        What is wrong with it.
+    status, code
+        HTTP status and AWS's code of the answer.
+    request
+        As much of the request as was understood.
+    """
+
+    def __init__(
+        self, why: str, *, status: int = 400, code: str = "BadRequest", request: Request | None = None
+    ) -> None:
+        super().__init__(why)
+        self.status, self.code, self.request = status, code, request
+
+
+class Incoming(io.RawIOBase):
+    """What a client sends, as long as it comes in time.
+
+    Parameters
+    ----------
+    connection
+        The client's socket.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.allow(0.0)
+
+    def allow(self, seconds: float, *, per_byte: float = 0.0) -> None:
+        """Give the client so much time from now on, and so much more for each byte that came.
+
+        Parameters
+        ----------
+        seconds
+            Also the longest silence; 0 is without end.
+        per_byte
+            Further seconds for each byte.
+        """
+        self._started, self._seconds, self._per_byte, self._received = monotonic(), seconds, per_byte, 0
+        # The kernel's own limit: with Python's, each read would cost another system call.
+        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+    def readable(self) -> bool:
+        """Return True: this is for reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer with what came; 0 at the end."""
+        try:
+            count = self._connection.recv_into(buffer)
+        except BlockingIOError:
+            raise TooSlowError("nothing came") from None
+        self._received += count
+        allowed = self._seconds + self._per_byte * self._received
+        if self._seconds and monotonic() - self._started > allowed:
+            raise TooSlowError("next to nothing came")
+        return count
 
 
 @dataclass
@@ -38,6 +107,7 @@ class Request:
     headers: dict[str, str]  # by lower-case name; repeated ones joined with commas
     body: Body
     expects_continue: bool = False
+    keeps_alive: bool = True  # whether the client may send another one on the same connection
 
     @cached_property
     def raw_path(self) -> str:
@@ -94,7 +164,9 @@ class Response:
     drop: bool = False  # a fault: the connection closes without an answer
 
 
-def read_request(source: io.BufferedReader, announce: Callable[[], None]) -> Request | None:
+def read_request(
+    source: io.BufferedReader, announce: Callable[[], None], begin_body: Callable[[], None]
+) -> Request | None:
     """Read the head of the next request; None when the client closed the connection.
 
     Parameters
@@ -103,6 +175,8 @@ def read_request(source: io.BufferedReader, announce: Callable[[], None]) -> Req
         The connection.
     announce
         Sends ``100 Continue``.
+    begin_body
+        Called before the body is read, whose time begins then: a fault may have held the request before.
 
     Raises
     ------
@@ -114,35 +188,81 @@ def read_request(source: io.BufferedReader, announce: Callable[[], None]) -> Req
         line = source.readline(LINE_LIMIT)
     if not line:
         return None
-    parts = line.decode("utf-8", "surrogateescape").split()
-    if len(parts) != 3 or not parts[2].startswith("HTTP/1.") or not parts[1].startswith("/"):
-        raise BadRequestError("not an HTTP/1.1 request line")
+    if len(line) == LINE_LIMIT and not line.endswith(b"\n"):
+        raise BadRequestError("The request line is too long", status=414)
+    parts = REQUEST_LINE.fullmatch(line)
+    if parts is None:
+        raise BadRequestError("This is not an HTTP/1.1 request line")
+    method, target, version = (part.decode("ascii") for part in parts.groups())
     headers = _read_headers(source)
-    chunked = headers.get("transfer-encoding", "").lower() == "chunked"
-    length = headers.get("content-length", "0")
-    if not length.isdecimal():
-        raise BadRequestError("Content-Length is not a number")
-    expects = headers.get("expect", "").lower() == "100-continue"
+    request = Request(method.upper(), target, headers, Body(HttpBody(source, 0, chunked=False)))
+    request.keeps_alive = _keeps_alive(headers, version)
+    _check_encoding(request)
+    length, chunked = _framing(request, version)
+    request.expects_continue = headers.get("expect", "").lower() == "100-continue"
 
-    def nothing() -> None:
-        return None
+    def before_read() -> None:
+        begin_body()
+        if request.expects_continue:
+            announce()
 
-    body = HttpBody(source, int(length), chunked=chunked, before_read=announce if expects else nothing)
-    return Request(parts[0].upper(), parts[1], headers, Body(body), expects)
+    request.body = Body(HttpBody(source, length, chunked=chunked, before_read=before_read))
+    return request
 
 
 def _read_headers(source: io.BufferedReader) -> dict[str, str]:
     headers: dict[str, str] = {}
+    size = 0
     for _ in range(MAX_HEADERS):
-        line = source.readline(4 * LINE_LIMIT)
+        line = source.readline(HEAD_LIMIT)
+        size += len(line)
+        if size > HEAD_LIMIT:
+            break
         if line in {b"\r\n", b"\n"}:
             return headers
-        name, colon, value = line.decode("utf-8", "surrogateescape").partition(":")
-        if not colon or not line.endswith(b"\n"):
-            raise BadRequestError("a header line without a colon, or too long")
-        name, value = name.strip().lower(), value.strip()
+        parts = HEADER_LINE.fullmatch(line)
+        if parts is None:
+            raise BadRequestError("A header line is not a name, a colon and a value")
+        name = parts[1].decode("ascii").lower()
+        try:
+            value = parts[2].strip().decode("utf-8")
+        except UnicodeDecodeError:
+            raise BadRequestError(f"The header {name} is not UTF-8") from None
         headers[name] = f"{headers[name]},{value}" if name in headers else value
-    raise BadRequestError("too many headers")
+    text = "Your request header section exceeds the maximum allowed request header section size."
+    raise BadRequestError(text, status=431, code="RequestHeaderSectionTooLarge")
+
+
+def _keeps_alive(headers: dict[str, str], version: str) -> bool:
+    wishes = {word.strip().lower() for word in headers.get("connection", "").split(",")}
+    return "close" not in wishes and (version != "0" or "keep-alive" in wishes)
+
+
+def _check_encoding(request: Request) -> None:
+    """Refuse a path or a query whose percent-encoding is wrong, or is not of UTF-8."""
+    right = BAD_PERCENT.search(request.target) is None
+    try:
+        unquote(request.target, errors="strict")
+    except UnicodeDecodeError:
+        right = False
+    if not right:
+        raise BadRequestError("Couldn't parse the specified URI.", code="InvalidURI", request=request)
+
+
+def _framing(request: Request, version: str) -> tuple[int, bool]:
+    """Return the body's length and whether it comes in chunks.
+
+    A request with both, or with a length of several values, could be read by something in between in another
+    way than here (RFC 9112, 6.3), so it is refused.
+    """
+    encoding = request.headers.get("transfer-encoding")
+    length = request.headers.get("content-length")
+    if encoding is not None and (encoding.lower() != "chunked" or length is not None or version == "0"):
+        text = "Transfer-Encoding must be chunked, of HTTP/1.1, and without Content-Length"
+        raise BadRequestError(text, request=request)
+    if length is not None and not re.fullmatch("[0-9]{1,18}", length):
+        raise BadRequestError("Content-Length is not a number of bytes", request=request)
+    return int(length or 0), encoding is not None
 
 
 def write_response(connection: socket.socket, response: Response, *, head_only: bool, close: bool) -> bool:
@@ -186,10 +306,26 @@ def _send_files(connection: socket.socket, ranges: Iterable[FileRange], limit: i
         if length <= 0:
             return
         with one.path.open("rb") as file:
-            sent = connection.sendfile(file, one.offset, length)
-        if sent != length:
-            raise DisconnectedError(f"{one.path} is shorter than it should be")
+            offset, left = one.offset, length
+            while left:  # not `socket.sendfile`, which waits without end for a client that does not read
+                sent = os.sendfile(connection.fileno(), file.fileno(), offset, left)
+                if sent == 0:
+                    raise DisconnectedError(f"{one.path} is shorter than it should be")
+                offset, left = offset + sent, left - sent
         limit -= length
+
+
+def linger(connection: socket.socket, seconds: float = 2.0) -> None:
+    """End a connection whose client may still send, so that it can read the answer.
+
+    Closed with bytes unread, TCP would reset the connection and take the answer away.
+    """
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        source = Incoming(connection)
+        source.allow(seconds)
+        while source.readinto(bytearray(64 * 1024)):
+            pass
 
 
 def abort(connection: socket.socket) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
-from ..core import AwsError
+from ..core import AwsError, load_json
 from . import errors, scalars
 
 NUMBERS = {"integer": int, "long": int, "float": float, "double": float}
@@ -25,12 +25,10 @@ def read(shape: StructureShape | None, body: bytes, protocol: str) -> dict[str, 
         members.
     """
     try:
-        value = json.loads(body) if body else {}
-    except ValueError:
+        value = load_json(body) if body else {}
+        return {} if shape is None else parse(shape, value, "", protocol)
+    except (ValueError, RecursionError):
         raise AwsError("SerializationException", "The request body is no JSON") from None
-    if shape is None:
-        return {}
-    return parse(shape, value, "", protocol)  # type: ignore[no-any-return]
 
 
 def parse(shape: Shape, value: Any, path: str, protocol: str) -> Any:
@@ -59,12 +57,15 @@ def _scalar(shape: Shape, value: Any, path: str, protocol: str) -> Any:
             return scalars.parse_time(value, "iso8601")
         if kind == "blob":
             return scalars.parse(shape, value)
-    except (ValueError, TypeError, scalars.BadValueError):
+    except (ValueError, TypeError, OverflowError, OSError, scalars.BadValueError):
         raise errors.bad_value(path, str(value)[:80], kind, protocol) from None
     if kind in NUMBERS:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise errors.bad_value(path, str(value)[:80], kind, protocol)
-        return NUMBERS[kind](value)
+        try:
+            return NUMBERS[kind](value)
+        except OverflowError:  # 1e999 is infinite
+            raise errors.bad_value(path, str(value)[:80], kind, protocol) from None
     return _expect(value, bool if kind == "boolean" else str, path, protocol)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from .http import Request
 
+MOST_BYTES = 2**20  # of a document that is read as a whole: its objects take many times as much
 SIGNATURE_KEYS = frozenset(
     {
         "X-Amz-Algorithm",
@@ -83,7 +84,7 @@ def identify(request: Request, service: Service, path: str) -> Target:
 def _identify_form(request: Request, service: Service) -> Target:
     form = {key: value for key, value in request.query.items() if key not in SIGNATURE_KEYS | TRANSPORT_KEYS}
     if request.method == "POST":
-        form |= read_form(request.body.read().decode("utf-8", "replace"))
+        form |= read_form(request.body.read(MOST_BYTES).decode("utf-8", "replace"))
     action, version = form.pop("Action", ""), form.pop("Version", "")
     if not action:
         raise AwsError("MissingAction", "The request is missing an action or a required parameter")
@@ -109,7 +110,7 @@ def parse(request: Request, target: Target) -> dict[str, Any]:
     if target.form is not None:
         return FormParser(protocol).parse(shape, target.form)
     if target.route is None:
-        return jsons.read(shape, request.body.read(), protocol)
+        return jsons.read(shape, request.body.read(MOST_BYTES), protocol)
     params = _parse_rest(request, target, shape, protocol) if shape is not None else {}
     known = target.route.knows_query | SIGNATURE_KEYS | TRANSPORT_KEYS
     for key in request.query:
@@ -162,7 +163,7 @@ def _parse_payload(request: Request, shape: StructureShape, protocol: str) -> di
             content = request.body.read()
             _check_digests(request, shape, content)
             return {payload: content if member.type_name == "blob" else content.decode("utf-8", "replace")}
-        content = request.body.read()
+        content = request.body.read(4 * MOST_BYTES if protocol == "rest-xml" else MOST_BYTES)
         if protocol == "rest-xml":
             _check_digests(request, shape, content)
         if not content:
@@ -171,7 +172,7 @@ def _parse_payload(request: Request, shape: StructureShape, protocol: str) -> di
         return {payload: value}
     if protocol == "rest-json":
         body_members = [m for m in shape.members.values() if "location" not in m.serialization]
-        return jsons.read(shape, request.body.read(), protocol) if body_members else {}
+        return jsons.read(shape, request.body.read(MOST_BYTES), protocol) if body_members else {}
     request.body.read()
     return {}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
+import re
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -39,18 +41,30 @@ def parse(shape: Shape, text: str, *, timestamp_format: str = "iso8601") -> Any:
     kind = shape.type_name
     try:
         if kind in {"integer", "long"}:
-            return int(text)
+            return _integer(text)
         if kind in {"float", "double"}:
-            return float(text)
+            return _finite(text)
         if kind == "boolean":
             return _boolean(text)
         if kind == "blob":
             return base64.b64decode(text, validate=True)
         if kind == "timestamp":
             return parse_time(text, shape.serialization.get("timestampFormat", timestamp_format))
-    except (ValueError, binascii.Error, OverflowError):
+    except (ValueError, TypeError, binascii.Error, OverflowError, OSError):
         raise BadValueError(text, kind) from None
     return text
+
+
+def _integer(text: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(text)
+    return number
 
 
 def _boolean(text: str) -> bool:

@@ -119,7 +119,7 @@ def _from_query(request: Request) -> Authorization:
         )
     except KeyError as missing:
         raise MalformedAuthorizationError(f"the query lacks {missing}") from None
-    except ValueError:
+    except (ValueError, OverflowError):
         raise MalformedAuthorizationError("X-Amz-Expires is not a number") from None
 
 
@@ -195,7 +195,7 @@ def matches(
             digest = hashlib.sha256(canonical.encode("utf-8", "surrogateescape")).hexdigest()
             text = f"{ALGORITHM}\n{authorization.stamp}\n{authorization.scope}\n{digest}"
             expected = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
-            if hmac.compare_digest(expected, authorization.signature):
+            if hmac.compare_digest(expected.encode(), authorization.signature.encode()):
                 return True
     return False
 
