@@ -39,7 +39,10 @@ def as_unnamed(folder: Path, *words: str, **variables: str) -> subprocess.Comple
 
 @pytest.fixture(scope="module")
 def _can_be_unnamed() -> None:
-    if shutil.which("unshare") is None or subprocess.run([*UNNAMED, "true"], check=False).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*UNNAMED, "true"], check=False, timeout=120).returncode
+    ):
         pytest.skip("this machine allows no user namespaces")
 
 

@@ -7,13 +7,12 @@ import shutil
 import struct
 import subprocess
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.publish.test_publish import bytes_of
-from tests.support import require
+from tests.support import join, require, wait_until
 from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import buckets
 from vmsnix_ops.disk import boot
@@ -169,16 +168,14 @@ def test_bytes_that_change_between_two_parts_delete_the_upload(
     built = wanted.build()
 
     def change() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not left().uploads:
-            time.sleep(0.01)
+        wait_until(lambda: left().uploads, "the upload")
         flip(raw, 40 * MIB)
 
     thread = threading.Thread(target=change)
     thread.start()
     with pytest.raises(errors.ImageChangedError, match="changed"):
         wanted.upload(built)
-    thread.join()
+    join(thread)
     assert "CompleteMultipartUpload" not in {call.operation for call in aws.calls}
     assert left().nothing
 
@@ -257,11 +254,12 @@ def foreign_snapshot(aws: Sandbox, digest: str, blocks: dict[int, bytes], size_g
             ChecksumAlgorithm="SHA256",
         )
     ebs.complete_snapshot(SnapshotId=snapshot_id, ChangedBlocksCount=len(blocks))
-    deadline = time.monotonic() + 60
     ec2 = aws.client("ec2", REGION)
-    while ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"][0]["State"] != "completed":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+
+    def state() -> str:
+        return str(ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"][0]["State"])
+
+    wait_until(lambda: state() == "completed", "the snapshot's completion")
     return str(snapshot_id)
 
 
@@ -370,9 +368,9 @@ def test_an_image_that_qemu_img_must_read_is_converted_from_identified_bytes(
 ) -> None:
     path, other = tmp_path / "packed", tmp_path / "other"
     command = [require("qemu-img"), "convert", "-f", "raw", *options]
-    subprocess.run([*command, str(raw), str(path)], check=True)
+    subprocess.run([*command, str(raw), str(path)], check=True, timeout=120)
     flip(raw, 5 * MIB)
-    subprocess.run([*command, str(raw), str(other)], check=True)
+    subprocess.run([*command, str(raw), str(other)], check=True, timeout=120)
     wanted = plan(image=str(path), via="direct")
     built = wanted.build()
     if change == "renamed over":

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.support import wait_until
 from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import images, imports
 from vmsnix_ops.disk.sample import make_sample_image
@@ -53,10 +53,10 @@ def direct(plan, **changes):
 
 
 def wait_for_import(aws):
-    deadline = time.monotonic() + 60
-    while not any(call.operation == "ImportSnapshot" and call.outcome == "ok" for call in aws.calls):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    def begun() -> bool:
+        return any(call.operation == "ImportSnapshot" and call.outcome == "ok" for call in aws.calls)
+
+    wait_until(begun, "the import")
 
 
 def both_snapshots(aws, first, second):
@@ -192,10 +192,9 @@ def test_a_failed_copy_of_our_name_does_not_stop_a_publish(aws, plan):
         Encrypted=True,
         KmsKeyId="arn:aws:kms:us-east-1:012345678901:key/12345678-1234-1234-1234-123456789012",
     )["ImageId"]
-    deadline = time.monotonic() + 60
-    while ec2.describe_images(ImageIds=[failed])["Images"][0]["State"] != "failed":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(
+        lambda: ec2.describe_images(ImageIds=[failed])["Images"][0]["State"] == "failed", "the failed copy"
+    )
     said = Said()
     result = publish.run(direct(plan, region=EUROPE, progress=said.progress))
     assert result.outcome == "created"
