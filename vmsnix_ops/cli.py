@@ -21,7 +21,7 @@ import click
 
 from vmsnix_ops import __version__
 from vmsnix_ops.errors import VmsnixError, nearest
-from vmsnix_ops.text import echo, write
+from vmsnix_ops.text import echo, lines, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,6 +51,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 class Commands(click.Group):
     """The commands of `COMMANDS`, and every runbook by its name."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help text; descriptions of notebooks are from outside, and click wraps them."""
+        return lines(super().get_help(ctx))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names that ``--help`` lists: the commands, then the runbooks."""

@@ -179,6 +179,13 @@ def github_value(name: str, value: object) -> str:
     return f"{name}<<{word}\n{text}\n{word}\n"
 
 
+def visible(text: str) -> str:
+    """Return text with visible escapes for hidden characters; line ends and tabs are kept."""
+    if text.isprintable():
+        return text
+    return "".join(map(_visible_in_lines, re.sub(r"\r\n?", "\n", text)))
+
+
 def markdown(value: object) -> str:
     """Return a value as one line of Markdown text; it can stand in a table and at the start of a line.
 
@@ -206,10 +213,7 @@ _MARKDOWN = re.compile(
 
 def html(value: object) -> str:
     """Return a value as HTML, for text and for attributes in quotes. Line ends and tabs are kept."""
-    text = str(value)
-    if not text.isprintable():
-        text = "".join(map(_visible_in_lines, re.sub(r"\r\n?", "\n", text)))
-    return _escape(text, quote=True)
+    return _escape(visible(str(value)), quote=True)
 
 
 def html_link(target: object) -> str:

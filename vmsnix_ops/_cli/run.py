@@ -12,6 +12,7 @@ import click
 
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.evidence import RUN_ID
+from vmsnix_ops.text import lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -64,6 +65,10 @@ class DeclaredType(ParamType):
 class RunbookCommand(click.Command):
     """A runbook as a command: its own parameters are listed before the options of every run."""
 
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help text; what a notebook says is from outside, and click wraps it."""
+        return lines(super().get_help(ctx))
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse a word without a name; the run of a publish has a command of its own."""
         words = super().parse_args(ctx, args)
@@ -91,6 +96,10 @@ class RunbookCommand(click.Command):
 
 class Runbooks(click.Group):
     """Every runbook is a command of this group."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help text; what a notebook says is from outside, and click wraps it."""
+        return lines(super().get_help(ctx))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names of the runbooks."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from html import unescape
 from html.parser import HTMLParser
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.progress import human_seconds
-from vmsnix_ops.text import html
+from vmsnix_ops.text import html, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,13 +148,13 @@ class _Cleaner(HTMLParser):
             self.parts.append(f"</{tag}>")
 
     def handle_data(self, data: str) -> None:
-        self._write(_harmless_style(data) if self._style else data)
+        self._write(_harmless_style(data) if self._style else visible(data))
 
     def handle_entityref(self, name: str) -> None:
         self._write(f"&{name};")
 
     def handle_charref(self, name: str) -> None:
-        self._write(f"&#{name};")
+        self._write(html(unescape(f"&#{name};")))
 
     def _write(self, text: str) -> None:
         if not self._inside:
