@@ -382,22 +382,9 @@ def test_lab_listens_on_this_machine_only_and_asks_the_network_for_nothing(tmp_p
     command = lab._command(tmp_path, 0, no_browser=True)
     assert "--ServerApp.ip=127.0.0.1" in command
     assert "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate" in command
-    environment = lab._private(tmp_path, {})
+    environment = lab._private(tmp_path, {}, tmp_path / "kernel")
     (settings,) = Path(environment["JUPYTERLAB_SETTINGS_DIR"]).rglob("notification.jupyterlab-settings")
     assert json.loads(settings.read_text()) == {"fetchNews": "false", "checkForUpdates": False}
-
-
-def test_two_labs_share_their_files_and_not_the_folder_in_which_they_were_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kernels = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        monkeypatch.chdir(tmp_path / name)
-        environment = lab._private(tmp_path / "lab", {})
-        kernels.append((tmp_path / "lab" / "share" / "kernels" / "python3" / "kernel.json").read_text())
-        assert str(tmp_path / name) in environment.values()
-    assert kernels[0] == kernels[1]
 
 
 def test_lab_opens_a_checkout_s_own_notebooks_and_a_copy_of_installed_ones(
@@ -421,3 +408,42 @@ def test_jupyterlab_is_optional() -> None:
         find_spec("jupyterlab") is None
         or subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
     )
+
+
+def test_a_second_lab_leaves_the_kernel_of_the_first(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[str] = []
+    started: list[bool] = []
+
+    def serve(_command: list[str], environment: dict[str, str]) -> int:
+        spec = Path(environment["JUPYTER_PATH"].split(os.pathsep)[0]) / "kernels" / "python3" / "kernel.json"
+        served.append(spec.read_text())
+        started.append(str(Path.cwd()) in environment.values())
+        if len(served) == 1:
+            monkeypatch.chdir(tmp_path / "second")
+            assert say("lab", "--no-browser")[0] == 0
+            assert spec.read_text() == served[0]
+        return 0
+
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path / "first")
+    monkeypatch.setattr(lab, "_serve", serve)
+    assert say("lab", "--no-browser")[0] == 0
+    assert started == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("user", "options", "hint"), [(0, (), True), (0, ("--", "--allow-root"), False), (1000, (), False)]
+)
+def test_lab_as_root_says_how_to_allow_it(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, options: tuple[str, ...], hint: bool
+) -> None:
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(lab, "_serve", lambda _command, _environment: 1)
+    code, _, complaint = say("lab", "--no-browser", *options)
+    assert code == 1
+    assert ("vmsnix lab -- --allow-root" in complaint) is hint

@@ -161,6 +161,11 @@ def test_a_value_that_does_not_fit_is_refused_with_its_place(tmp_path: Path, tex
     assert caught.value.exit_code == 2
 
 
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "vmsnix.toml").write_bytes(b"\xef\xbb\xbfregion = 'eu-west-3'\n")
+    assert load(tmp_path, {}).region == "eu-west-3"
+
+
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vmsnix.toml").write_bytes(b'region = "\xff"')
     with pytest.raises(SettingsError, match=r"not UTF-8.*Byte 10"):

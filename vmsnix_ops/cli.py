@@ -101,6 +101,10 @@ class Commands(click.Group):
 
         with formatter.section("Runbooks"):
             formatter.write_dl([(book.name, book.description or book.title) for book in catalog.runbooks()])
+        unusable = catalog.broken()
+        if unusable:
+            with formatter.section("Unusable notebooks"):
+                formatter.write_dl([(error.what, f"{error.why} {error.cure}") for error in unusable])
 
 
 def _runbook_names() -> tuple[str, ...]:

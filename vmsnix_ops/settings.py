@@ -218,7 +218,7 @@ def _from_file(path: Path | None) -> dict[str, _Given]:
     if path is None:
         return {}
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a mark
         values = tomllib.loads(text)
     except OSError as error:
         raise SettingsError(

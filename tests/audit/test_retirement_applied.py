@@ -48,6 +48,21 @@ def test_a_retired_ami_is_private_deprecated_disabled_and_says_so(fleet: Fleet) 
     assert snapshot in fleet.snapshots()
 
 
+@pytest.mark.parametrize(("others", "error"), [(0, errors.RunFailedError), (1, errors.PartlyDoneError)])
+def test_an_ami_that_was_named_and_is_kept_fails_the_run_with_its_reasons(
+    fleet: Fleet, others: int, error: type[errors.VmsnixError]
+) -> None:
+    kept = fleet.ami("kept", days=1)
+    amis = [kept, *(fleet.ami(f"old-{number}") for number in range(others))]
+    dry = fleet.plan(amis=amis)
+    assert [one.resource_id for one in dry.going] == amis[1:]
+    result = fleet.apply(amis=amis)
+    with pytest.raises(error, match=f"{kept}: made"):
+        retirement.finish(result)
+    again = fleet.apply(amis=amis[1:] or [kept], min_age_days=0)
+    retirement.finish(again)  # what is retired already is as it was asked for
+
+
 def test_it_stays_until_its_grace_is_over_and_then_goes_with_all_its_snapshots(fleet: Fleet) -> None:
     ami, other = fleet.ami(devices=3), fleet.ami("other", days=1)
     kept = fleet.held(other)

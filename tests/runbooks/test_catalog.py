@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vmsnix_ops.cli import main
 from vmsnix_ops.errors import RunError, UnknownRunbookError
 from vmsnix_ops.runbooks import catalog
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.runbooks.shelf import Shelf
 
 
@@ -51,14 +54,14 @@ def test_a_runbook_says_what_it_is_for(shelf: Shelf) -> None:
 def test_undeclared_side_effects_are_refused(shelf: Shelf, side_effects: str) -> None:
     shelf.put("20-publish-ami.ipynb", side_effects=side_effects)
     with pytest.raises(RunError, match="side_effects"):
-        catalog.runbooks(shelf.folder)
+        catalog.find("publish-ami", shelf.folder)
 
 
 @pytest.mark.parametrize("parameters", ["dry_run: bool = False", "region: str = ''", "dry_run: str = 'True'"])
 def test_a_runbook_that_destroys_must_be_a_dry_run_by_default(shelf: Shelf, parameters: str) -> None:
     shelf.put("60-retire-ami.ipynb", side_effects="destroys", parameters=parameters)
     with pytest.raises(RunError, match="dry_run: bool = True"):
-        catalog.runbooks(shelf.folder)
+        catalog.find("retire-ami", shelf.folder)
     shelf.put("60-retire-ami.ipynb", side_effects="destroys", parameters="dry_run: bool = True")
     assert catalog.find("retire-ami", shelf.folder).side_effects == "destroys"
 
@@ -68,6 +71,61 @@ def test_a_broken_notebook_is_named(shelf: Shelf, content: str) -> None:
     (shelf.folder / "20-publish-ami.ipynb").write_text(content)
     with pytest.raises(RunError, match=r"20-publish-ami\.ipynb is not a runbook"):
         catalog.find("publish-ami", shelf.folder)
+
+
+def spoil(path: Path, how: str) -> None:
+    """Put something at a path that is called like a runbook and is none."""
+    good = path.with_name("10-good.ipynb").read_text()
+    if how == "a folder":
+        path.mkdir()
+    elif how == "a dangling link":
+        path.symlink_to(path.parent / "nowhere")
+    elif how == "not readable":
+        path.write_text(good)
+        path.chmod(0)
+    else:
+        contents = {
+            "empty": b"",
+            "not JSON": b"{",
+            "not UTF-8": b"\xff\xfe",
+            "a mark of byte order": b"\xef\xbb\xbf" + good.encode(),
+            "deep": b"[" * 100_000,
+            "foreign": b'{"nbformat": 4, "metadata": {}, "cells": []}',
+            "cells that are none": b'{"metadata": {"vmsnix": {"side_effects": "creates"}}, "cells": [1]}',
+            "no dictionary": b'{"metadata": [], "cells": [{}]}',
+            "no Python": good.replace("count: int = 1", "count: = ").encode(),
+            "a strange type": good.replace("count: int", "count: 'x y'").encode(),
+            "NUL": good.replace("how often", "how \\u0000 often").encode(),
+        }
+        path.write_bytes(contents[how])
+
+
+HOWS = (
+    "a folder", "a dangling link", "empty", "not JSON", "not UTF-8", "a mark of byte order", "deep",
+    "foreign", "cells that are none", "no dictionary", "no Python", "a strange type", "NUL",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_broken_notebook_disables_itself_alone_and_says_why(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    monkeypatch.setattr(catalog, "default_folder", lambda: shelf.folder)
+    shelf.put("10-good.ipynb", "print(name)")
+    spoil(shelf.folder / "20-publish-ami.ipynb", how)
+    assert [book.name for book in catalog.runbooks(shelf.folder)] == ["good"]
+    (error,) = catalog.broken(shelf.folder)
+    assert error.what == "20-publish-ami.ipynb is not a runbook."
+    assert error.why
+    assert error.cure
+    for words in (["--help"], ["runbooks"], ["run", "--help"], ["run", "good", "--help"]):
+        assert main(words) == 0
+        shown = capsys.readouterr()
+        assert "good" in shown.out
+        if words in (["--help"], ["runbooks"]):
+            assert "20-publish-ami.ipynb is not a runbook" in shown.out + shown.err
+    assert main(["run", "publish-ami"]) == 1
+    assert "20-publish-ami.ipynb is not a runbook" in capsys.readouterr().err
 
 
 def test_a_missing_folder_is_named(shelf: Shelf) -> None:

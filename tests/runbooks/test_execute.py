@@ -455,6 +455,16 @@ def test_a_notebook_that_spoils_its_result_file_still_gets_a_result(shelf: Shelf
     assert json.loads(Path(outcome.result).read_text())["status"] == "done"
 
 
+def test_pythonstartup_does_not_run_in_an_evidence_kernel(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("print('my own start-up')\nmine = 1")
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "mine.py"))
+    shelf.run("print('mine' in globals())")
+    assert "False" in shelf.screen.getvalue()
+    assert "my own" not in shelf.screen.getvalue()
+
+
 def test_the_users_own_ipython_profile_is_not_loaded(
     shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,7 +84,7 @@ def _serve(stage: Stage) -> None:
     exports = [
         f"export {name}={shlex.quote(value)}"
         for name, value in stage.environment.items()
-        if name.startswith("AWS_")
+        if name.startswith("AWS_") or name.upper() == "NO_PROXY"
     ]
     lines = ["", "The sandbox goes on serving; Ctrl-C stops it. In another shell:", *exports, ""]
     write(sys.stderr, "\n".join(lines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import threading
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -53,12 +55,16 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
             cure="pip install 'vmsnix-ops[lab]'",
         )
     state = load().state
-    with rehearsal() if sandbox else nullcontext() as stage:
+    with (
+        rehearsal() if sandbox else nullcontext() as stage,
+        # Of this process alone: a second lab can run another interpreter.
+        TemporaryDirectory(prefix="vmsnix-kernel-") as kernel,
+    ):
         environment = {**os.environ, **(stage.environment if stage is not None else {})}
         if stage is not None:
             echo(f"SANDBOX: these notebooks work against {stage.url}, not against AWS.", err=True)
         try:
-            environment |= _private(state / "lab", environment)
+            environment |= _private(state / "lab", environment, Path(kernel))
             notebooks = _notebooks(state)
         except OSError as error:
             raise RunError(
@@ -67,7 +73,14 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
                 cure="Correct the permissions, or name another folder with VMSNIX_STATE.",
             ) from error
         command = _command(notebooks, port or _free_port(), no_browser=no_browser)
-        return _serve([*command, *options], environment)
+        code = _serve([*command, *options], environment)
+    if code and os.geteuid() == 0 and not re.search(r"allow.root", " ".join(options)):
+        raise RunError(
+            "JupyterLab ended with an error.",
+            why="It does not run as root unless that is allowed, which is fine in a container of your own.",
+            cure="Start it as another user, or allow it: vmsnix lab -- --allow-root",
+        )
+    return code
 
 
 def _notebooks(state: Path) -> Path:
@@ -85,14 +98,13 @@ def _notebooks(state: Path) -> Path:
     return copy
 
 
-def _private(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Write settings and a kernel of our own, and return the variables that make JupyterLab use them."""
+def _private(folder: Path, environment: Mapping[str, str], share: Path) -> dict[str, str]:
+    """Write settings and (into `share`) a kernel, and return the variables that make JupyterLab use them."""
     from vmsnix_ops.runbooks import kernels
 
     _make_room(folder / "workspaces")
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    kernel = folder / "share" / "kernels" / "python3" / "kernel.json"
-    # The folder comes from the environment: two labs share these files, and not the folder.
+    kernel = share / "kernels" / "python3" / "kernel.json"
     go_home = f"import os; os.chdir(os.environ[{STARTED_IN!r}]); del os"
     spec = {
         "argv": kernels.argv(f"--InteractiveShellApp.exec_lines={go_home}"),
@@ -107,7 +119,7 @@ def _private(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
     return {
         **kernels.python_path(environment),
         STARTED_IN: str(Path.cwd()),
-        "JUPYTER_PATH": os.pathsep.join(part for part in (str(folder / "share"), others) if part),
+        "JUPYTER_PATH": os.pathsep.join(part for part in (str(share), others) if part),
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
     }

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 BUCKET = "vmsnix-images"
 SPEED = 60.0  # sandbox seconds in one real second: an import of minutes takes seconds
-LOCAL = "127.0.0.1,localhost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +103,6 @@ def rehearsal(
             | {
                 "AWS_REGION": region,
                 "AWS_DEFAULT_REGION": region,
-                "NO_PROXY": LOCAL,
-                "no_proxy": LOCAL,
                 "VMSNIX_SANDBOX": aws.url,
                 "VMSNIX_BUCKET": BUCKET,
                 "VMSNIX_REGION": region,

@@ -9,10 +9,12 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every parameter.")
 def runbooks(as_json: bool) -> None:
     """List the runbooks: what each is for, and what it may do to the world."""
-    from vmsnix_ops._cli.output import cell, console, new_table, show_json
+    from vmsnix_ops._cli.output import cell, console, new_table, show_error, show_json
     from vmsnix_ops.runbooks import catalog
 
     books = catalog.runbooks()
+    for error in catalog.broken():
+        show_error(error.what, error.why, error.cure)
     if as_json:
         show_json(
             [

@@ -16,6 +16,7 @@ from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit import costs, rows
 from vmsnix_ops.audit.joining import joined
 from vmsnix_ops.audit.values import Inventory, Read, Unread
@@ -47,10 +48,12 @@ Thoroughness = Literal["auto", "yes", "no"]
 REGIONS_AT_ONCE = 8
 PAGE = 1000
 DEADLINE_MINUTES = 180.0
+LONGEST_MINUTES = 7 * 24 * 60
 ONE_BY_ONE = 500
 """AMIs of a region up to which, by default, AWS is also asked about each one."""
 
 
+@typed
 def scan(
     *,
     regions: Iterable[str] = (),
@@ -94,8 +97,8 @@ def scan(
     """
     settings, session = load(), session or default_session()
     home = settings.region or session.region_name or "us-east-1"
-    asked = where.asked(session, regions, home=settings.region)
     limit = checked(settings, one_by_one, deadline_minutes)
+    asked = where.asked(session, regions, home=settings.region)
     run, now = current_run("audit-inventory"), datetime.now(UTC)
     with _interruptible(limit):
         members = sessions_of(
@@ -148,9 +151,10 @@ def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> Lim
         raise errors.ParameterError(
             f"one_by_one cannot be {one_by_one!r}.", cure=f"Choose {', '.join(get_args(Thoroughness))}."
         )
-    if not deadline_minutes > 0:
+    if not 0 < deadline_minutes <= LONGEST_MINUTES:
         raise errors.ParameterError(
-            f"deadline_minutes cannot be {deadline_minutes!r}.", cure="Give more than 0 minutes."
+            f"deadline_minutes cannot be {deadline_minutes!r}.",
+            cure=f"Give more than 0 minutes, and at most {LONGEST_MINUTES}.",
         )
     for region in settings.snapshot_prices.keys() - {"default"}:
         try:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import MOST_DAYS, in_range
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit import changes as comparing
 from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit import page, views
@@ -87,6 +89,7 @@ class Worst:
         return page.table_of(self.frame) + (f"<p>{self.more}</p>" if self.more else "")
 
 
+@typed
 def check(
     *,
     old_days: int = 365,
@@ -109,8 +112,7 @@ def check(
         One of them cannot be right.
     """
     _bad(fail_on)
-    if old_days < 0:
-        raise errors.ParameterError(f"old_days cannot be {old_days}.", cure="Give a number of days.")
+    in_range("old_days", old_days, 0, MOST_DAYS, "days")
     known = frozenset(known_accounts)
     for one in sorted(known):
         if not _KNOWN.fullmatch(one):
@@ -125,6 +127,7 @@ def check(
 _KNOWN = re.compile(r"[0-9]{12}|arn:[\w-]+:organizations::[0-9]{12}:(?:organization|ou)/[\w/-]+")
 
 
+@typed
 def judge(
     inventory: Inventory,
     *,
@@ -214,14 +217,15 @@ def finish(audit: Audit) -> None:
     write_result(run, values)
 
 
-def require(audit: Audit, severity: str = NEVER) -> None:
+@typed
+def require(audit: Audit, fail_on: str = NEVER) -> None:
     """Fail where anything is as bad as this, or could not be read, so that a nightly job turns red.
 
     Parameters
     ----------
     audit
         The audit.
-    severity
+    fail_on
         ``"critical"``, ``"high"``, ``"medium"``, ``"low"`` or ``"never"``.
 
     Raises
@@ -233,7 +237,7 @@ def require(audit: Audit, severity: str = NEVER) -> None:
     vmsnix_ops.errors.PartlyDoneError
         Nothing is, and not everything could be read: what is there may be worse than what was seen.
     """
-    bad = _bad(severity)
+    bad = _bad(fail_on)
     found = audit.findings[audit.findings["severity"].isin(bad) & (audit.findings["rule"] != "unread")]
     if len(found):
         first = found.iloc[0]

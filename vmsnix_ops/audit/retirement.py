@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit import retirement_result, retirement_view
 from vmsnix_ops.audit.retirement_decide import decide
 from vmsnix_ops.audit.retirement_plan import Plan, Result
@@ -27,7 +28,7 @@ from vmsnix_ops.aws import preflight_account
 from vmsnix_ops.aws.identity import identity
 from vmsnix_ops.aws.regions import chosen as chosen_regions
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.progress import current
+from vmsnix_ops.progress import counted, current
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import load
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "Result", "finish", "plan"]
 
 
+@typed
 def plan(
     *,
     action: Work = "retire",
@@ -146,6 +148,7 @@ def finish(result: Result) -> None:
     status, wrong = retirement_result.write(result)
     none = status == "failed"
     if not wrong:
+        _require_named(result)
         return
     if none and plan.unread:
         raise next(iter(plan.unread.values()))
@@ -154,6 +157,35 @@ def finish(result: Result) -> None:
     kind = errors.VmsnixError if none else errors.PartlyDoneError
     raise kind(
         what, why=" ".join(wrong[:3]), cure="Cure it and run the same command again: it does the rest."
+    )
+
+
+def _require_named(result: Result) -> None:
+    """Raise when AMIs that were asked for by their ids were left as they are.
+
+    Raises
+    ------
+    vmsnix_ops.errors.PartlyDoneError
+        Some of them were.
+    vmsnix_ops.errors.RunFailedError
+        All of them were.
+    """
+    plan = result.plan
+    going = {one.resource_id for one in plan.going}
+    kept = [
+        one
+        for one in plan.decisions
+        if one.resource_id in plan.rules.amis
+        and one.resource_id not in going
+        and dict(one.facts).get("state") != "disabled"  # retired already
+    ]
+    if plan.dry_run or plan.work != "retire" or not kept:
+        return
+    kind = errors.PartlyDoneError if going else errors.RunFailedError
+    raise kind(
+        f"{len(kept)} of {counted(len(plan.rules.amis), 'AMI')} in amis cannot be retired.",
+        why=" ".join(f"{one.resource_id}: {'; '.join(one.reasons)}." for one in kept[:3]),
+        cure="Change the rule that keeps them, or leave them out of amis.",
     )
 
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit import costs, rows
 from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, Thoroughness, checked, read_region
 from vmsnix_ops.audit.joining import joined
@@ -68,6 +69,7 @@ class Door:
             return _OPEN[self]
 
 
+@typed
 def scan(
     client: Any,
     *,
@@ -99,8 +101,8 @@ def scan(
     """
     settings, session = load(), session or default_session()
     home = settings.region or session.region_name or "us-east-1"
-    asked = where.asked(session, regions, home=settings.region)
     limit = checked(settings, one_by_one, deadline_minutes)
+    asked = where.asked(session, regions, home=settings.region)
     run, now = current_run("audit-inventory"), datetime.now(UTC)
     entries = each_once(tuple(accounts) or settings.audit_accounts)
     if not entries:

@@ -10,6 +10,7 @@ import logging
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from vmsnix_ops import __version__, errors
@@ -116,8 +117,16 @@ def _make(
             "No AWS region was given.",
             cure="Give the parameter region, set region in vmsnix.toml, or set AWS_REGION.",
         ) from error
+    if config.proxies is None and _is_loopback(made.meta.endpoint_url):
+        # A proxy would look for this machine's sandbox on its own.
+        made = session.client(service, region_name=region or None, config=config.merge(Config(proxies={})))
     record(made)
     return made
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.errors import BuildFailedError, ImageNotFoundError, NixError, ParameterError, SettingsError
 from vmsnix_ops.nix.build_log import BuildLog, Standing, derivation_name
 from vmsnix_ops.nix.command import FEATURES, Answer, error_lines, explain, explanation, find_nix, run
@@ -134,6 +135,7 @@ class BuildPlan:
         return facts_html(self.facts())
 
 
+@typed
 def plan_build(
     image: str,
     *,

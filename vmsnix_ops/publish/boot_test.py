@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import in_range
 from vmsnix_ops.disk import boot
 from vmsnix_ops.disk.survey import changed, still_identified
 from vmsnix_ops.progress import Progress, current
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish.values import Built
 
 CONSOLE = "console.log"
+LONGEST_BOOT = 7 * 86_400
+"""Seconds after which nobody waits for a machine any more."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
@@ -141,6 +145,7 @@ class BootPlan(_Shown):
         ]
 
 
+@typed
 def plan_boot(
     image: str,
     *,
@@ -178,8 +183,7 @@ def plan_boot(
         raise errors.ParameterError(
             "No image was given.", cure="Name a flake attribute, a result, a directory or an image file."
         )
-    if deadline < 0:
-        raise errors.ParameterError(f"A deadline of {deadline} s is over.", cure="Give seconds, or 0.")
+    in_range("deadline", deadline, 0, LONGEST_BOOT, "seconds")
     expect = expect or boot.EXPECT
     boot.check(expect, accelerator)
     settings = settings or load()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import account, bootstrap, cloudformation, policies
 from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.session import session as default_session
@@ -63,6 +64,7 @@ class Bootstrap:
         """Return the same as a CloudFormation template, in JSON."""
         return json.dumps(cloudformation.template(self.place), indent=2)
 
+    @typed
     def template(self, place: str) -> str:
         """Show the same as a CloudFormation template, or write it into a file, when that is asked for.
 
@@ -125,6 +127,7 @@ class Bootstrap:
         return f'<table class="vmsnix"><caption>{title}</caption>{cells}</table>'
 
 
+@typed
 def plan(
     *,
     region: str = "",

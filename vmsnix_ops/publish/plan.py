@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import account, regions
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_reading import VERIFIES, Verify
@@ -203,6 +204,7 @@ class Plan:
         return html_table(rows, caption=f"Publish {self.image} to {self.region}, account {self.account}")
 
 
+@typed
 def plan(
     *,
     image: str,

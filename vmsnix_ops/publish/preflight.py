@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import account, regions
 from vmsnix_ops.aws.checks import checked
 from vmsnix_ops.aws.session import client
@@ -60,6 +61,7 @@ class Checklist:
         return f'<table class="vmsnix">{head}{cells}</table>'
 
 
+@typed
 def check(
     *,
     region: str = "",

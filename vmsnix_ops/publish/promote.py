@@ -19,6 +19,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import MOST_DAYS, in_range
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import deprecation, parameters, sharing, snapshots
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish import channels, promote_checks, promote_records, promote_steps
@@ -185,6 +187,7 @@ class Plan(PlanTable):
         return [*found, *(["Nothing of this will be done: dry_run is set."] if self.dry_run else [])]
 
 
+@typed
 def plan(
     *,
     ami: str = "",
@@ -249,6 +252,7 @@ def plan(
         one of the other regions is no error here; the plan shows it.
     """
     settings = settings or load()
+    in_range("deprecate_days", deprecate_days, 0, MOST_DAYS, "days")
     share, revoke = promote_checks.audiences(share_with, revoke_from, public=public)
     check_public(public, confirm_public)
     if channel:

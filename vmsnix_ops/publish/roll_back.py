@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import parameters
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, enabled, named
@@ -118,6 +119,7 @@ class Plan(PlanTable):
         return [*found, *(["Nothing of this will be done: dry_run is set."] if self.dry_run else [])]
 
 
+@typed
 def plan(
     *,
     image: str,

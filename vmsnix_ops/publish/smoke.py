@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import instances, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
@@ -155,6 +156,7 @@ class SmokeResult:
         return html_table(self.rows())
 
 
+@typed
 def plan(
     *,
     ami: str = "",

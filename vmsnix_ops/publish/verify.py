@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import drift as fields
 from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws.account import identity
@@ -81,6 +82,7 @@ class Report:
         return len(self.drift) - self.unread
 
 
+@typed
 def check(
     *,
     regions: Iterable[str] = (),
@@ -175,6 +177,7 @@ def _nothing_known(image: str, why: str) -> errors.ParameterError:
     )
 
 
+@typed
 def finish(report: Report, *, fail_on_drift: bool = True) -> None:
     """Write ``result.json`` and ``drift.csv``, and fail when something differs.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import history
 from vmsnix_ops.region_names import known_regions
@@ -45,6 +46,7 @@ class Chosen:
         return f"<p>{html(self.words)}</p>"
 
 
+@typed
 def choose(tables: Tables, *, image: str = "", region: str = "", via: str = "") -> Chosen:
     """Return the steps of an image, a region and a path; of all where nothing is given.
 

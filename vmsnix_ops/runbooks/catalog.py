@@ -69,20 +69,33 @@ def default_folder() -> Path:
 
 
 def runbooks(folder: Path | None = None) -> tuple[Runbook, ...]:
-    """Return all runbooks in the order of their numbers.
+    """Return all runbooks in the order of their numbers, without those of `broken`.
 
     Parameters
     ----------
     folder
         Where the notebooks are; `default_folder` when not given. Files that are not called like a runbook
         (``console.ipynb``) are none.
-
-    Raises
-    ------
-    RunError
-        When a notebook is broken, or does not declare what a runbook must.
     """
-    return tuple(read(path) for path in _files(folder))
+    return tuple(found for path in _files(folder) if isinstance(found := _try(path), Runbook))
+
+
+def broken(folder: Path | None = None) -> tuple[RunError, ...]:
+    """Return an error for every notebook that cannot be used; it disables no other one.
+
+    Parameters
+    ----------
+    folder
+        As for `runbooks`.
+    """
+    return tuple(found for path in _files(folder) if isinstance(found := _try(path), RunError))
+
+
+def _try(path: Path) -> Runbook | RunError:
+    try:
+        return read(path)
+    except RunError as error:
+        return error
 
 
 def find(name: str, folder: Path | None = None) -> Runbook:
@@ -122,6 +135,14 @@ def read(path: Path) -> Runbook:
     RunError
         When it cannot be read, or does not declare what a runbook must.
     """
+    try:
+        return _read(path)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        why = f"Its content is not that of a runbook: {type(error).__name__}: {error}."
+        raise _broken(path, why, "Restore it from version control, or move it to another folder.") from error
+
+
+def _read(path: Path) -> Runbook:
     notebook = _load(path)
     named = FILE_NAME.match(path.name)
     if named is None:
@@ -165,9 +186,13 @@ def _load(path: Path) -> Mapping[str, object]:
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _broken(path, f"It cannot be read: {error.strerror}.", "Correct its permissions.") from error
+        raise _broken(path, f"It cannot be read: {error.strerror}.", "Correct or remove it.") from error
     except ValueError as error:
-        raise _broken(path, f"It is not JSON: {error}.", "Restore it from version control.") from error
+        raise _broken(
+            path,
+            f"It is not JSON: {error}.",
+            "Restore it from version control, or move it to another folder.",
+        ) from error
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise _broken(path, "It is not a notebook of format 4.", "Save it again in JupyterLab.")
     return notebook

@@ -326,8 +326,9 @@ def _last_started(notebook: Any) -> int:
 
 def _kernel_environment(prepared: _evidence.Run, ipython: str) -> dict[str, str]:
     """Return the variables of the kernel: the caller's, who the run is, and nothing of the user's IPython."""
+    own = {name: value for name, value in prepared.environment.items() if name not in kernels.STARTUP}
     return {
-        **prepared.environment,
+        **own,
         **kernels.python_path(prepared.environment),
         "VMSNIX_RUN_ID": prepared.folder.run_id,
         "VMSNIX_RUNBOOK": prepared.runbook.name,

@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import in_range
 from vmsnix_ops.errors import ConfirmationError, PlanError
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.run_context import current_run
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.fleet_plan import Plan
     from vmsnix_ops.runbooks.fleet_table import Board
 
+MOST_WORKERS = 1000
 LEASE_SECONDS = 60.0
 """How long a run elsewhere that gives no sign of life is waited for before it counts as dead."""
 
@@ -179,6 +182,7 @@ class Fleet:
         return archives.RunFolder(fleet, local, remote, os.environ)
 
 
+@typed
 def plan(
     file: str | Path,
     *,
@@ -221,6 +225,7 @@ def plan(
     SettingsError
         When ``vmsnix.toml`` or a variable is wrong.
     """
+    in_range("workers", workers, 0, MOST_WORKERS)
     read = read_plan(Path(file))
     read = replace(
         read,

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LAUNCH = ("-m", "ipykernel_launcher", "-f", "{connection_file}", "--ext=vmsnix_ops.runbooks._kernel")
+# What would run in a kernel before its first cell, beside the user's own IPython. A sitecustomize, and the
+# configuration of IPython in /etc, belong to the installation and run all the same.
+STARTUP = frozenset({"PYTHONSTARTUP", "IPYTHON_STARTUP"})
 # ipykernel 7 warns about unencrypted TCP in every run unless the manager encrypts, which the spec must allow.
 METADATA: dict[str, object] = {"supported_encryption": ["curve"]}
 

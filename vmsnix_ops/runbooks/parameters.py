@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.runbooks.secrets import find_secret
@@ -56,6 +56,46 @@ def check(runbook: Runbook, given: Mapping[str, object]) -> dict[str, object]:
             )
         checked[known] = convert(declared[known], value)
     return checked
+
+
+def settle(runbook: str, namespace: dict[str, Any]) -> None:
+    """Convert a notebook's parameters to their declared types, or refuse them; its first call.
+
+    papermill passes a parameter as what it takes it for: ``false`` is a text, which is true, and an account
+    id is a number without its leading zero. It only warns of a name that the notebook does not have.
+
+    Parameters
+    ----------
+    runbook
+        Name of the runbook.
+    namespace
+        Variables of the notebook, ``globals()``; the converted values replace the given ones.
+
+    Raises
+    ------
+    ParameterError
+        For a value that does not fit its type, and for a name that the runbook does not declare.
+    """
+    from vmsnix_ops.runbooks import catalog
+
+    declared = catalog.find(runbook)
+    names = {parameter.name for parameter in declared.parameters}
+    given = {name: namespace[name] for name in names if name in namespace}
+    if len(namespace.get("In") or ()) == _CELLS_BEFORE:
+        # Fresh from papermill: whatever else is there came from a parameter that the notebook does not have.
+        given |= {
+            name: value
+            for name, value in namespace.items()
+            if isinstance(value, str | bool | int | float | list | dict)
+            and not name.startswith("_")
+            and name not in ("In", "Out")
+        }
+    namespace.update(check(declared, given))
+
+
+_CELLS_BEFORE = (
+    4  # IPython's empty first entry, the parameters, papermill's, and the cell that calls `settle`
+)
 
 
 def split(pairs: Iterable[str]) -> dict[str, str]:
@@ -134,7 +174,10 @@ def _convert(kind: Type, value: object) -> object:
 
 def _text(_kind: Type, value: object) -> str:
     if not isinstance(value, str):
-        raise _UnfitError(f"It is of type {type(value).__name__}, and text is never made of numbers here.")
+        raise _UnfitError(
+            f"It is of type {type(value).__name__}, and numbers lose leading zeros. With papermill, "
+            "give it as text: -r NAME VALUE."
+        )
     if "\0" in value:
         raise _UnfitError("It holds a NUL character.")
     return value

@@ -9,12 +9,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import boto3
 
 DEFAULT_REGION = "us-east-1"
 DEFAULT_BUCKET = "vmsnix-images"
 DEFAULT_ROLE = "vmimport"
 DEFAULT_PREFIX = "vmsnix/"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Access:
@@ -49,6 +52,7 @@ class Access:
             "AWS_ALLOW_HTTP": "true",  # deltalake's object store refuses plain HTTP otherwise
             "AWS_CONFIG_FILE": os.devnull,  # an operator's own profiles must not lead elsewhere
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            **unproxied(os.environ),
         }
 
     def session(self, region: str | None = None) -> boto3.Session:
@@ -66,10 +70,10 @@ class Access:
 
         class SandboxSession(boto3.Session):  # type: ignore[misc]
             def client(self, *args: Any, **kwargs: Any) -> Any:
-                return super().client(*args, **({"endpoint_url": url} | kwargs))
+                return super().client(*args, **_direct(url, kwargs))
 
             def resource(self, *args: Any, **kwargs: Any) -> Any:
-                return super().resource(*args, **({"endpoint_url": url} | kwargs))
+                return super().resource(*args, **_direct(url, kwargs))
 
         # The operator's AWS_PROFILE names a profile that does not exist here.
         core = botocore.session.Session(session_vars={"profile": (None, [], None, None)})
@@ -112,6 +116,30 @@ class Access:
             iam.update_assume_role_policy(RoleName=role, PolicyDocument=json.dumps(trust_policy()))
         document = json.dumps(role_policy(bucket, key_prefix))
         iam.put_role_policy(RoleName=role, PolicyName=role, PolicyDocument=document)
+
+
+def _direct(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a client that reaches the sandbox without a proxy."""
+    from botocore.config import Config
+
+    given = options.get("config")
+    config = Config(proxies={}) if given is None else given.merge(Config(proxies={}))
+    return {"endpoint_url": url} | options | {"config": config}
+
+
+def unproxied(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that keep this machine out of any proxy, beside what they except already.
+
+    Programs read one of the two spellings, some the first that is set.
+
+    >>> unproxied({"no_proxy": "corp.example"})["NO_PROXY"]
+    'corp.example,127.0.0.1,localhost,::1'
+    """
+    words = [
+        word.strip() for name in ("NO_PROXY", "no_proxy") for word in environment.get(name, "").split(",")
+    ]
+    value = "*" if "*" in words else ",".join(dict.fromkeys([*filter(None, words), *LOOPBACK]))
+    return {"NO_PROXY": value, "no_proxy": value}
 
 
 @lru_cache

@@ -24,6 +24,8 @@ SHOWN = (
     "AWS_REGION",
     "AWS_EC2_METADATA_DISABLED",
     "AWS_ALLOW_HTTP",
+    "NO_PROXY",
+    "no_proxy",
 )
 
 

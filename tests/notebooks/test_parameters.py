@@ -1,0 +1,264 @@
+"""Every notebook checks its parameters itself, also under plain papermill; so do the functions behind it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmsnix_ops import settings
+from vmsnix_ops.errors import ParameterError, VmsnixError
+from vmsnix_ops.runbooks import catalog
+from vmsnix_ops.runbooks.declarations import Parameter
+from vmsnix_ops.sandbox import Sandbox, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+BOOKS = catalog.runbooks(FOLDER)
+PARAMETERS = [(book, parameter) for book in BOOKS for parameter in book.parameters]
+WRONG: dict[str, list[object]] = {
+    "str": [12345678901, True, 1.5, ["x"], {"a": "b"}, None],
+    "bool": ["maybe", "", 2, 1.0, ["x"], None],
+    "int": ["x", "1.5", True, 1.5, ["x"], None],
+    "float": ["x", True, float("nan"), "inf", ["x"], None],
+    "list": [5, True, {"a": "b"}, [12345678901], None],
+    "dict": ["x", ["a"], 5, True, {"a": 1}, None],
+}
+# Of a type that Python would take without a word, and mean something else.
+WRONG_ARGUMENTS: dict[str, list[object]] = {
+    "str": [True, ["x"], 5],
+    "bool": ["false", "", 0],
+    "int": ["3", True],
+    "float": ["3", True],
+    "list": ["xz", {"a": "b"}, [5]],
+    "dict": ["a=b", ["a"], {"a": 1}],
+}
+
+
+def name_of(value: object) -> str:
+    if isinstance(value, catalog.Runbook):
+        return value.name
+    return value.name if isinstance(value, Parameter) else repr(value)
+
+
+each_parameter = pytest.mark.parametrize(("book", "parameter"), PARAMETERS, ids=name_of)
+
+
+def cells(book: catalog.Runbook) -> list[str]:
+    """Return the code cells of a notebook."""
+    content = json.loads(book.path.read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
+
+
+def namespace(book: catalog.Runbook, **given: object) -> dict[str, Any]:
+    """Return the variables of a notebook after its parameters cell and papermill's."""
+    variables: dict[str, Any] = {}
+    exec(cells(book)[0], variables)
+    return variables | given
+
+
+def execute(source: str, variables: dict[str, Any]) -> None:
+    exec(source, variables)
+
+
+@each_parameter
+def test_the_first_call_refuses_a_value_of_another_type_and_names_it(
+    book: catalog.Runbook, parameter: Parameter
+) -> None:
+    for value in WRONG[parameter.type.kind]:
+        with pytest.raises(ParameterError) as refused:
+            execute(cells(book)[1], namespace(book, **{parameter.name: value}))
+        assert refused.value.what.startswith(f"{parameter.name}: ")
+        assert refused.value.cure
+
+
+@each_parameter
+def test_the_first_call_reads_what_papermill_passes_as_text(
+    book: catalog.Runbook, parameter: Parameter
+) -> None:
+    texts: dict[str, list[tuple[object, object]]] = {
+        "str": [("012345678901", "012345678901")],
+        "bool": [("false", False), ("False", False), ("no", False), ("true", True), (True, True)],
+        "int": [("3", 3), (3, 3)],
+        "float": [("3", 3.0), (3, 3.0), ("0.5", 0.5)],
+        "list": [("xz", ["xz"]), ("a,b", ["a", "b"]), ('["012345678901"]', ["012345678901"]), ("", [])],
+        "dict": [("a=b", {"a": "b"}), ("", {})],
+    }
+    for given, wanted in texts[parameter.type.kind]:
+        if parameter.choices:
+            given = wanted = parameter.choices[-1]
+        variables = namespace(book, **{parameter.name: given})
+        execute(cells(book)[1], variables)
+        assert (variables[parameter.name], type(variables[parameter.name])) == (wanted, type(wanted))
+
+
+@each_parameter
+def test_a_choice_that_is_none_is_refused(book: catalog.Runbook, parameter: Parameter) -> None:
+    if parameter.choices:
+        with pytest.raises(ParameterError, match=f"{parameter.name}: 'imprt' is not one of"):
+            execute(cells(book)[1], namespace(book, **{parameter.name: "imprt"}))
+
+
+@each_parameter
+def test_the_functions_behind_it_refuse_a_value_of_another_type(
+    book: catalog.Runbook, parameter: Parameter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    late = {  # used by a later call, which gets the result of an earlier one
+        ("bootstrap", "cloudformation"): "plan.template(cloudformation)",
+        ("verify-amis", "fail_on_drift"): "verify.finish(found, fail_on_drift=fail_on_drift)",
+        ("audit-inventory", "fail_on"): "reports.require(None, fail_on)",
+    }
+    imports = {
+        "bootstrap": "from vmsnix_ops.publish import bootstrap\nplan = bootstrap.Bootstrap(*[None] * 4)",
+        "verify-amis": "from vmsnix_ops.publish import verify\nfound = None",
+        "audit-inventory": "from vmsnix_ops.audit import reports",
+    }
+    for value in WRONG_ARGUMENTS[parameter.type.kind]:
+        variables = namespace(book, **{parameter.name: value})
+        if (book.name, parameter.name) in late:
+            execute(imports[book.name], variables)
+            sources = [late[book.name, parameter.name]]
+        else:
+            sources = cells(book)[2:4]
+        with pytest.raises(ParameterError) as refused:
+            execute("\n".join(sources), variables)
+        named = {"plan": "file", "cloudformation": "place"}.get(parameter.name, parameter.name)
+        assert named in refused.value.what
+
+
+NUMBERS = [one for one in PARAMETERS if one[1].type.kind in ("int", "float")]
+
+
+@pytest.mark.parametrize("value", [-1, 99_999_999_999, 10**30])
+@pytest.mark.parametrize(("book", "parameter"), NUMBERS, ids=name_of)
+def test_a_number_out_of_range_is_refused_before_any_call(
+    book: catalog.Runbook, parameter: Parameter, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from botocore.client import BaseClient
+
+    def call(*_arguments: object, **_options: object) -> None:
+        pytest.fail("AWS was asked")
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", call)
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
+    monkeypatch.setenv("VMSNIX_REGION", "us-east-1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fleet.toml").write_text('name = "x"\n')
+    variables = namespace(book, **{parameter.name: value})
+    with pytest.raises(ParameterError, match=parameter.name):
+        execute("\n".join(cells(book)[1:4]), variables)
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[Sandbox]:
+    with sandbox(speed=10_000) as served:
+        yield served
+
+
+CHANGED = {
+    "region": "eu-west-3",
+    "bucket": "another-bucket-x",
+    "role_name": "another-role",
+    "prefix": "another",
+}
+SAME = [one for one in PARAMETERS if one[1].name in settings.FIELDS]
+FILTERS = {("import-timings", "region")}  # it chooses rows; empty: all
+
+
+def test_settings_that_notebooks_have_are_all_walked() -> None:
+    assert {parameter.name for _, parameter in SAME} == {*CHANGED, "flake"}
+
+
+@pytest.mark.parametrize(("book", "parameter"), SAME, ids=name_of)
+def test_a_setting_is_used_where_the_parameter_is_left_empty(
+    book: catalog.Runbook,
+    parameter: Parameter,
+    aws: Sandbox,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert parameter.default == ""
+    if (book.name, parameter.name) in FILTERS:
+        assert "all" in parameter.help
+        return
+    from vmsnix_ops.disk.sample import make_sample_image
+
+    aws.reset()
+    for name, value in aws.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VMSNIX_PROGRESS", "silent")
+    monkeypatch.chdir(tmp_path)
+    changed = CHANGED.get(parameter.name, str(tmp_path / "another-flake"))
+    content = {"region": "us-east-1", "bucket": "vmsnix-images", "state": str(tmp_path / "state")}
+    content |= {parameter.name: changed}
+    (tmp_path / "vmsnix.toml").write_text(
+        "".join(f"{key} = {json.dumps(text)}\n" for key, text in content.items())
+    )
+    aws.prepare(bucket=content["bucket"], region=content["region"], role="another-role")
+    variables = namespace(book)
+    if book.name in ("preflight", "publish-ami"):
+        variables["image"] = str(make_sample_image(tmp_path / "image"))
+    if book.name in ("promote-ami", "smoke-test"):
+        variables["image"] = "nothing-here"
+    seen = ""
+    try:
+        for source in cells(book)[1:3]:
+            execute(source, variables)
+    except VmsnixError as error:
+        seen = str(error)
+    seen += "".join(str(variables.get(name, "")) for name in ("plan", "checks"))
+    seen += repr([(call.region, call.params) for call in aws.calls])
+    assert changed in seen
+
+
+def run_papermill(tmp_path: Path, book: str, *words: str) -> tuple[int, str]:
+    """Run the parameters cell and the first call of a notebook by papermill's own command."""
+    content = json.loads(catalog.find(book, FOLDER).path.read_text(encoding="utf-8"))
+    code = [cell for cell in content["cells"] if cell["cell_type"] == "code"][:2]
+    names = [parameter.name for parameter in catalog.find(book, FOLDER).parameters]
+    shown = {**code[1], "id": "shown", "source": f"print([{', '.join(names)}])"}
+    path = tmp_path / "try.ipynb"
+    path.write_text(json.dumps({**content, "cells": [*code, shown]}))
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", str(path), str(tmp_path / "out.ipynb"), "--log-output", *words],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_papermill_s_own_command_protects_as_the_command_line_does(tmp_path: Path) -> None:
+    words = ("-p", "allow_shared", "false", "-p", "dry_run", "False", "-p", "images", "ecs-node")
+    code, shown = run_papermill(tmp_path, "retire-amis", *words)
+    assert code == 0, shown
+    assert "['retire', [], ['ecs-node'], [], 3, 30.0, 30.0, 14.0, 7.0, True, False, 25, False, '']" in shown
+
+
+@pytest.mark.parametrize(
+    ("book", "words", "told"),
+    [
+        ("promote-ami", ("-p", "unprotect", "fasle"), "unprotect: 'fasle' is not true or false"),
+        ("publish-ami", ("-p", "confirm_public", "012345678901"), "confirm_public: 12345678901 is not text"),
+        (
+            "promote-ami",
+            ("-p", "dryrun", "True"),
+            "promote-ami has no parameter 'dryrun'",
+        ),
+    ],
+)
+def test_papermill_s_own_command_refuses_what_does_not_fit(
+    tmp_path: Path, book: str, words: tuple[str, ...], told: str
+) -> None:
+    code, shown = run_papermill(tmp_path, book, *words)
+    assert code != 0
+    assert told in shown

@@ -1,0 +1,151 @@
+"""Check the arguments of functions that notebooks and programs call, by their annotations.
+
+papermill passes ``false`` as a text, which is true, and ``xz`` where a list is expected, which is then read
+letter by letter. A function with `checked` refuses both, and names the argument and the fix.
+
+>>> @checked
+... def retire(regions: Sequence[str] = (), *, dry_run: bool = True) -> None: ...
+>>> try:
+...     retire("eu-west-1")
+... except ParameterError as error:
+...     print(error)
+regions: 'eu-west-1' is not a list of texts. It is a text. Write ['eu-west-1'].
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import ParamSpec, TypeVar
+
+from vmsnix_ops.errors import ParameterError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LISTS = frozenset({"list", "tuple", "set", "frozenset", "Sequence", "Iterable", "Collection", "Set"})
+MAPPINGS = frozenset({"dict", "Mapping"})
+NAMES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+
+MOST_DAYS = 36_500
+"""A hundred years: more is a slip, and far more is no date."""
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Refuse arguments that are not what the function's annotations say.
+
+    Only texts, truths, numbers, and lists and mappings of these are checked.
+    """
+    signature = inspect.signature(function)
+    kinds = {
+        name: ast.parse(parameter.annotation, mode="eval").body
+        for name, parameter in signature.parameters.items()
+        if isinstance(parameter.annotation, str)
+    }
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in kinds and not _fits(kinds[name], value):
+                raise _refusal(name, kinds[name], value)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def in_range(name: str, value: float, low: float, high: float, unit: str = "") -> None:
+    """Refuse a number that is out of range.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        It is.
+    """
+    if not low <= value <= high:
+        words = f" {unit}" if unit else ""
+        raise ParameterError(
+            f"{name} cannot be {value!r}.",
+            why=f"It is out of range: {low:g} to {high:g}{words}.",
+            cure=f"Give {name} a value from {low:g} to {high:g}.",
+        )
+
+
+def _fits(kind: ast.expr, value: object) -> bool:
+    if isinstance(kind, ast.BinOp):
+        return _fits(kind.left, value) or _fits(kind.right, value)
+    if isinstance(kind, ast.Constant):
+        return value is None if kind.value is None else True
+    if isinstance(kind, ast.Name):
+        return _fits_name(kind.id, value)
+    if isinstance(kind, ast.Subscript) and isinstance(kind.value, ast.Name):
+        inner = kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice]
+        if kind.value.id in LISTS:
+            return _is_list(value) and all(_fits(inner[0], item) for item in _items(value))
+        if kind.value.id in MAPPINGS:
+            return isinstance(value, Mapping) and all(_fits(inner[-1], item) for item in value.values())
+    return True  # a class of ours, which fails by itself
+
+
+def _fits_name(name: str, value: object) -> bool:
+    if name == "str":
+        return isinstance(value, str)
+    if name == "bool":
+        return isinstance(value, bool)
+    if name == "int":
+        return isinstance(value, int) and not isinstance(value, bool)
+    if name == "float":
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if name == "Path":
+        return hasattr(value, "__fspath__")
+    if name in LISTS:
+        return _is_list(value)
+    return isinstance(value, Mapping) if name in MAPPINGS else True
+
+
+def _is_list(value: object) -> bool:
+    return not isinstance(value, str | bytes | bool | int | float | Mapping) and hasattr(value, "__iter__")
+
+
+def _items(value: object) -> list[object]:
+    """Return the items of a list; those of an iterator are left for the function to read."""
+    return list(value) if isinstance(value, Sequence | Set) else []
+
+
+def _refusal(name: str, kind: ast.expr, value: object) -> ParameterError:
+    cure = f"Give {name} {_described(kind)}."
+    if isinstance(value, str):
+        if "list of" in _described(kind):
+            cure = f"Write {[value]!r}."
+        elif _described(kind) == NAMES[bool]:
+            cure = "Write True or False without quotes."
+    elif _described(kind) == NAMES[str]:
+        cure = f"Write it in quotes: {str(value)!r}."
+    what = f"It is {_named(value)}."
+    return ParameterError(f"{name}: {value!r} is not {_described(kind)}.", why=what, cure=cure)
+
+
+def _described(kind: ast.expr) -> str:
+    if isinstance(kind, ast.BinOp):
+        parts = [side for side in (kind.left, kind.right) if not isinstance(side, ast.Constant)]
+        return " or ".join(_described(side) for side in parts)
+    if isinstance(kind, ast.Name):
+        known = {one.__name__: words for one, words in NAMES.items()}
+        known |= dict.fromkeys(LISTS, "a list") | dict.fromkeys(MAPPINGS, "a mapping")
+        return known.get(kind.id, kind.id)
+    if isinstance(kind, ast.Subscript) and isinstance(kind.value, ast.Name):
+        inner = kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice]
+        one = _described(inner[0 if kind.value.id in LISTS else -1]).partition(" ")[2]
+        return f"a {'list' if kind.value.id in LISTS else 'mapping'} of {one or 'value'}s"
+    return ast.unparse(kind)
+
+
+def _named(value: object) -> str:
+    if value is None:
+        return "None"
+    for kind in (bool, str, int, float):
+        if isinstance(value, kind):
+            return NAMES[kind]
+    return "a mapping" if isinstance(value, Mapping) else f"a {type(value).__name__}"
