@@ -102,8 +102,8 @@ class Runbooks(click.Group):
         return lines(super().get_help(ctx))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the names of the runbooks."""
-        return list(catalog.names())
+        """Return the names of the runbooks that can be used; help reads each of them."""
+        return [book.name for book in catalog.runbooks()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:  # noqa: ARG002 - click's signature
         """Return the command of a runbook; `UnknownRunbookError` names the nearest."""

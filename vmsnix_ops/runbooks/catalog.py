@@ -137,7 +137,9 @@ def read(path: Path) -> Runbook:
     """
     try:
         return _read(path)
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except RunError:
+        raise
+    except Exception as error:  # anything can stand in a file of somebody else
         why = f"Its content is not that of a runbook: {type(error).__name__}: {error}."
         raise _broken(path, why, "Restore it from version control, or move it to another folder.") from error
 
