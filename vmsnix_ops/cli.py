@@ -167,7 +167,7 @@ def _provide_home() -> None:
         return  # made by somebody else, who could read or change what is in it
     os.environ["HOME"] = str(folder)
     if COMPLETING not in os.environ:
-        click.echo(f"No home folder can be written to: using {folder}. Set HOME or VMSNIX_STATE.", err=True)
+        echo(f"No home folder can be written to: using {folder}. Set HOME or VMSNIX_STATE.", err=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -153,10 +153,10 @@ def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, san
         done = records.rebuild(place, table, records.rows_that_fit(table, found[table]))
         kept = f" The old table is {done.kept_as}." if done.kept_as else ""
         lost = f" {done.unreadable} of its files cannot be read." if done.unreadable else ""
-        click.echo(f"{table}: {done.read} rows kept, {done.added} restored from runs.{lost}{kept}")
+        echo(f"{table}: {done.read} rows kept, {done.added} restored from runs.{lost}{kept}")
     if "amis" in chosen and not sandbox:
         result = sync_amis(regions=regions, tables=place)
-        click.echo(f"amis: {result.added} added from AWS in {', '.join(result.regions)}.")
+        echo(f"amis: {result.added} added from AWS in {', '.join(result.regions)}.")
 
 
 def _read(table: str, wanted: dict[str, Any], *, sandbox: bool) -> pd.DataFrame:

@@ -167,12 +167,12 @@ def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sa
     if as_json:
         show_json([asdict(one) for one in found])
     elif not found:
-        click.echo("No run needs to be repaired.")
+        echo("No run needs to be repaired.")
     else:
         for one in found:
-            click.echo(f"{one.run_id}  {one.status}")
+            echo(line(f"{one.run_id}  {one.status}"))
             for problem in one.problems:
-                click.echo(f"  {problem}")
+                echo(line(f"  {problem}"))
     return 3 if any(one.problems for one in found) else 0
 
 
