@@ -17,7 +17,6 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import ParamSpec, TypeVar
 
@@ -97,7 +96,7 @@ def _fits_name(name: str, value: object) -> bool:
     if name == "int":
         return isinstance(value, int) and not isinstance(value, bool)
     if name == "float":
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool)
     if name == "Path":
         return hasattr(value, "__fspath__")
     if name in LISTS:
