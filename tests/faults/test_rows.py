@@ -152,7 +152,7 @@ def test_a_broken_connection_is_overcome(publishers, cut):
 
 
 def test_an_answer_that_is_cut_off_is_told_and_the_next_run_goes_on(publishers):
-    fault(publishers, "ec2:DescribeSnapshots", nth=1, do="drop", when="body", keep=100)
+    fault(publishers, "ec2:ImportSnapshot", nth=1, do="drop", when="body", keep=100)
     with pytest.raises(errors.AwsError, match="cut off"):
         run(publishers)
     run(publishers)
@@ -222,6 +222,7 @@ def test_row_20_a_snapshot_that_expired_is_begun_anew_and_nothing_is_left(publis
     from tests.faults.publishers import Kill
 
     state = publishers.state
+    publishers.aws.clock.speed = 100  # the second snapshot must not expire while its workers start
     publishers.publishers.run(publishers.job(state, "direct", Kill("ebs:CompleteSnapshot", 1, "before")))
     publishers.aws.clock.advance(2 * 3600)
     (ended,) = publishers.publishers.run(publishers.job(state, "direct"))
