@@ -99,9 +99,9 @@ class Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
         from vmsnix_ops.runbooks import catalog
 
+        books, unusable = catalog.read_all()
         with formatter.section("Runbooks"):
-            formatter.write_dl([(book.name, book.description or book.title) for book in catalog.runbooks()])
-        unusable = catalog.broken()
+            formatter.write_dl([(book.name, book.description or book.title) for book in books])
         if unusable:
             with formatter.section("Unusable notebooks"):
                 formatter.write_dl([(error.what, f"{error.why} {error.cure}") for error in unusable])

@@ -26,14 +26,11 @@ labels of a plot                      `plot_label`
 
 from __future__ import annotations
 
-import csv as _csv
 import io
 import json as _json
 import re
-import secrets
 import sys
 from contextlib import suppress
-from html import escape as _escape
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -175,7 +172,9 @@ def github_value(name: str, value: object) -> str:
     text = lines(value)
     if "\n" not in text:
         return f"{name}={text}\n"
-    word = f"end_{secrets.token_hex(16)}"
+    from secrets import token_hex
+
+    word = f"end_{token_hex(16)}"
     return f"{name}<<{word}\n{text}\n{word}\n"
 
 
@@ -213,7 +212,10 @@ _MARKDOWN = re.compile(
 
 def html(value: object) -> str:
     """Return a value as HTML, for text and for attributes in quotes. Line ends and tabs are kept."""
-    return _escape(visible(str(value)), quote=True)
+    return visible(str(value)).translate(_ENTITIES)
+
+
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 
 
 def html_link(target: object) -> str:
@@ -246,9 +248,7 @@ def write_csv(frame: pd.DataFrame, target: Path | TextIO, *, date_format: str | 
         if not hasattr(kind, "tz") and kind.kind in "OUT":
             # As objects: pandas would make numbers with a decimal point of whole ones.
             safe[name] = type(frame[name])([_cell(value) for value in frame[name]], frame.index, dtype=object)
-    safe.rename(columns=_cell).to_csv(
-        target, index=False, date_format=date_format, quoting=_csv.QUOTE_MINIMAL
-    )
+    safe.rename(columns=_cell).to_csv(target, index=False, date_format=date_format)
 
 
 def json(value: object, *, indent: int | None = None) -> str:

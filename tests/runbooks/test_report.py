@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
 import pytest
 
 from vmsnix_ops.runbooks.report import clean, render
+
+if TYPE_CHECKING:
+    from tests.runbooks.shelf import Shelf
 
 VALUES = {
     "runbook": "publish-ami",
@@ -149,3 +154,15 @@ def test_it_follows_the_reader_s_light_or_dark_theme() -> None:
 def test_hostile_values_are_text() -> None:
     text = page(code("x"), runbook="<script>alert(1)</script>", image_name="<img src=x onerror=alert(1)>")
     assert Loads(text).found == []
+
+
+def test_a_long_name_in_a_frame_is_shown_whole(shelf: Shelf) -> None:
+    name = "altf4llc-ecs-node-26.05.20261122.0123456-x86_64-linux-" + "d" * 64
+    outcome = shelf.run(
+        "import pandas\nfrom vmsnix_ops.records.shown import of_frame",
+        f"frame = pandas.DataFrame({{'name': [{name!r}]}})\nframe",
+        "of_frame(frame)",
+    )
+    report = Path(outcome.report).read_text()
+    assert report.count(name) == report.count(name[:30]) >= 3
+    assert Path(outcome.log).read_text().count(name) == 2

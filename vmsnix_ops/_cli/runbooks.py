@@ -12,8 +12,8 @@ def runbooks(as_json: bool) -> None:
     from vmsnix_ops._cli.output import cell, console, new_table, show_error, show_json
     from vmsnix_ops.runbooks import catalog
 
-    books = catalog.runbooks()
-    for error in catalog.broken():
+    books, unusable = catalog.read_all()
+    for error in unusable:
         show_error(error.what, error.why, error.cure)
     if as_json:
         show_json(

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from vmsnix_ops.runbooks.side_effects import Level
 
 ERROR_FILE = ".error.json"
@@ -22,11 +24,35 @@ PARTS = ("code", "operation", "request_id", "status_message", "offset", "field",
 def load_ipython_extension(shell: Any) -> None:
     """Keep the error of every cell from now on, and guard what the run does to AWS."""
     shell.events.register("post_run_cell", _keep_error)
+    _show_whole_frames(shell)
     level, folder = os.environ.get("VMSNIX_SIDE_EFFECTS"), os.environ.get("VMSNIX_RUN_DIR")
     if level and folder:
         from vmsnix_ops.runbooks import _guard
 
         _guard.install(cast("Level", level), os.environ.get("VMSNIX_RUNBOOK", "The notebook"), Path(folder))
+
+
+def _show_whole_frames(shell: Any) -> None:
+    """Show texts in frames whole; pandas cuts them after 50 characters, which costs a name its digest."""
+
+    def as_html(frame: Any) -> Any:
+        with _uncut():
+            return frame._repr_html_()
+
+    def as_text(frame: Any, printer: Any, _cycle: bool) -> None:
+        with _uncut():
+            printer.text(repr(frame))
+
+    formatters = shell.display_formatter.formatters
+    for module in ("pandas", "pandas.core.frame"):  # of pandas 3, and of the ones before
+        formatters["text/html"].for_type_by_name(module, "DataFrame", as_html)
+        formatters["text/plain"].for_type_by_name(module, "DataFrame", as_text)
+
+
+def _uncut() -> AbstractContextManager[None]:
+    import pandas as pd
+
+    return pd.option_context("display.max_colwidth", None)
 
 
 def _keep_error(result: Any) -> None:

@@ -77,7 +77,7 @@ def runbooks(folder: Path | None = None) -> tuple[Runbook, ...]:
         Where the notebooks are; `default_folder` when not given. Files that are not called like a runbook
         (``console.ipynb``) are none.
     """
-    return tuple(found for path in _files(folder) if isinstance(found := _try(path), Runbook))
+    return read_all(folder)[0]
 
 
 def broken(folder: Path | None = None) -> tuple[RunError, ...]:
@@ -88,14 +88,19 @@ def broken(folder: Path | None = None) -> tuple[RunError, ...]:
     folder
         As for `runbooks`.
     """
-    return tuple(found for path in _files(folder) if isinstance(found := _try(path), RunError))
+    return read_all(folder)[1]
 
 
-def _try(path: Path) -> Runbook | RunError:
-    try:
-        return read(path)
-    except RunError as error:
-        return error
+def read_all(folder: Path | None = None) -> tuple[tuple[Runbook, ...], tuple[RunError, ...]]:
+    """Return what `runbooks` and `broken` return, and read each notebook once."""
+    books: list[Runbook] = []
+    errors: list[RunError] = []
+    for path in _files(folder):
+        try:
+            books.append(read(path))
+        except RunError as error:
+            errors.append(error)
+    return tuple(books), tuple(errors)
 
 
 def find(name: str, folder: Path | None = None) -> Runbook:
