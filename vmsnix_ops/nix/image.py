@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmsnix_ops.disk.firmware import read_firmware
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.errors import ImageFormatError, ImageNotFoundError
 from vmsnix_ops.progress import human_bytes
@@ -23,10 +24,26 @@ from vmsnix_ops.text import html
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmsnix_ops.disk.firmware import Firmware
+
 DESCRIPTION = Path("nix-support") / "image-info.json"
+PRODUCTS = Path("nix-support") / "hydra-build-products"
+REPART = "repart-output.json"
 SYSTEMS = ("x86_64-linux", "aarch64-linux")
 BOOT_MODES = ("legacy-bios", "uefi", "uefi-preferred")
 UNKNOWN_VERSION = "unknown"
+
+# Files of an output that are disk images, also packed ones, which are refused by what their bytes say.
+_IMAGES = (
+    ".img",
+    ".qcow2",
+    ".raw",
+    ".vhd",
+    ".vhdx",
+    ".vmdk",
+    *(f"{kind}{packed}" for kind in (".img", ".raw", ".vhd") for packed in (".zst", ".xz", ".gz", ".bz2")),
+)
+_NO_IMAGES = frozenset({"doc", "json", "log", "manifest", "sbom", "iso", "report", "text", "txt"})
 
 # A VHD's size is rounded up to whole cylinders, of at most 16 heads and 255 sectors of 512 bytes.
 _CYLINDER_BYTES = 16 * 255 * 512
@@ -150,11 +167,10 @@ def read_image(
         Name of the image. By default that of the file, without the version and the system that Nix puts
         behind it.
     system
-        What the image runs on. Needed only for an image file that is not ``x86_64-linux``: a Nix output says
-        it itself, and a `system` that contradicts it is refused.
+        What the image runs on, for one that does not tell it: a description or the boot loader on the disk
+        does. A `system` that contradicts them is refused.
     boot_mode
-        How it boots, for an image file; by default ``legacy-bios`` on x86_64 and ``uefi`` on aarch64, as
-        nixpkgs builds them.
+        How it boots; by default as the description says, or as the bytes of the disk show.
 
     Returns
     -------
@@ -174,7 +190,7 @@ def read_image(
             raise _not_found(given)
         found = given.resolve()
         if found.is_dir():
-            return _read_output(given, found, name, system)
+            return _read_output(given, found, name, system, boot_mode)
         return _read_file(found, name, system, boot_mode)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
         raise ImageNotFoundError(
@@ -212,11 +228,8 @@ def _not_found(given: Path) -> ImageNotFoundError:
 
 
 def _read_file(found: Path, name: str | None, system: str | None, boot_mode: str | None) -> BuiltImage:
-    system = system or SYSTEMS[0]
-    boot_mode = boot_mode or ("legacy-bios" if system == "x86_64-linux" else "uefi")
-    _check_choice(found, "system", system, SYSTEMS)
-    _check_choice(found, "boot_mode", boot_mode, BOOT_MODES)
-    disk_format, size = _look_at(found)
+    disk_format, size, firmware = _look_at(found)
+    system, boot_mode = _tell(found, firmware, system, boot_mode)
     return BuiltImage(
         path=found,
         name=name or found.stem,
@@ -229,23 +242,68 @@ def _read_file(found: Path, name: str | None, system: str | None, boot_mode: str
     )
 
 
-def _read_output(given: Path, folder: Path, name: str | None, system: str | None) -> BuiltImage:
+def _tell(found: Path, firmware: Firmware, system: str | None, boot_mode: str | None) -> tuple[str, str]:
+    """Return system and boot mode of an image without description, or refuse it when nothing tells them.
+
+    What was given counts, unless the disk has UEFI boot loaders for other systems only.
+    """
+    for key, value, known in (("system", system, SYSTEMS), ("boot_mode", boot_mode, BOOT_MODES)):
+        if value:
+            _check_choice(found, key, value, known)
+    if system and firmware.uefi and system not in firmware.systems:
+        raise ImageFormatError(
+            f"The image {found} is for {' and '.join(sorted(firmware.systems))}, not for {system}.",
+            why=f"The disk has {firmware}.",
+            cure=f"Pass --system {min(firmware.systems)}, or give the image for {system}.",
+            field="system",
+        )
+    systems = firmware.systems
+    if boot_mode == "legacy-bios":  # which is x86 only
+        systems = systems & {SYSTEMS[0]} if systems else frozenset({SYSTEMS[0]})
+    system = system or (next(iter(systems)) if len(systems) == 1 else None)
+    if not system:
+        raise ImageFormatError(
+            f"The system that the image {found} is for is unknown.",
+            why=f"It has no description (image-info.json), and the disk has {firmware}.",
+            cure=f"Pass {' or '.join(f'--system {one}' for one in SYSTEMS if one in (systems or SYSTEMS))}.",
+            field="system",
+        )
+    # aarch64 boots by UEFI only.
+    mode = boot_mode or firmware.boot_mode(system) or ("uefi" if system != SYSTEMS[0] else "")
+    if not mode:
+        raise ImageFormatError(
+            f"How the image {found} boots is unknown.",
+            why=f"It has no description (image-info.json), and the disk has {firmware}.",
+            cure=f"Pass --boot-mode {', '.join(BOOT_MODES)}.",
+            field="boot_mode",
+        )
+    return system, mode
+
+
+def _read_output(
+    given: Path, folder: Path, name: str | None, system: str | None, boot_mode: str | None
+) -> BuiltImage:
     description = folder / DESCRIPTION
     if not description.is_file():
-        candidates = sorted(child.name for child in folder.iterdir() if child.is_file())[:3]
-        raise ImageNotFoundError(
-            f"The directory {given} is not a built image.",
-            why=f"It has no {DESCRIPTION}.",
-            cure=f"Give the image file itself, such as {given / candidates[0]}."
-            if candidates
-            else "Give the directory that 'nix build' made of an image, or an image file.",
-        )
+        image = _undescribed(given, folder)
+        built = _read_file(image, name, system, boot_mode)
+        return replace(built, store_path=store_object(folder))
     info = _description(description)
     label = _text(description, info, "label", default=UNKNOWN_VERSION)
-    built_for = _text(description, info, "system", default=system or SYSTEMS[0])
-    boots = _text(
-        description, info, "boot_mode", default="legacy-bios" if built_for == SYSTEMS[0] else "uefi"
-    )
+    disk = _the_disk(description, info)
+    image = _inside(description, folder, _text(description, disk, "file"))
+    disk_format, size, firmware = _look_at(image)
+    _check_size(description, disk, size)
+    if "system" in info and "boot_mode" in info:
+        built_for, boots = _text(description, info, "system"), _text(description, info, "boot_mode")
+    else:
+        # What a description leaves out, the disk may tell.
+        built_for, boots = _tell(
+            image,
+            firmware,
+            _text(description, info, "system", default=system) if "system" in info or system else None,
+            _text(description, info, "boot_mode") if "boot_mode" in info else boot_mode,
+        )
     _check_choice(description, "system", built_for, SYSTEMS)
     _check_choice(description, "boot_mode", boots, BOOT_MODES)
     if system is not None and system != built_for:
@@ -259,10 +317,6 @@ def _read_output(given: Path, folder: Path, name: str | None, system: str | None
     if not isinstance(register_image, dict):
         raise _wrong_field(description, "registerImage", register_image, "an object")
 
-    disk = _the_disk(description, info)
-    image = _inside(description, folder, _text(description, disk, "file"))
-    disk_format, size = _look_at(image)
-    _check_size(description, disk, size)
     return BuiltImage(
         path=image,
         name=name or _stated_name(info) or _name_of(image.stem, label, built_for),
@@ -276,13 +330,56 @@ def _read_output(given: Path, folder: Path, name: str | None, system: str | None
     )
 
 
-def _look_at(image: Path) -> tuple[str, int]:
-    """Return format and virtual size, from the bytes."""
+def _undescribed(given: Path, folder: Path) -> Path:
+    """Return the one disk image of an output without image-info.json.
+
+    Hydra's list of products names it, as sd-image and most image builders of nixpkgs write it; else it is the
+    only image of a store object, or of a folder that systemd-repart made. Any other folder may hold anything.
+    """
+    products = folder / PRODUCTS
+    named: list[Path] = []
+    if products.is_file():
+        for line in products.read_text(encoding="utf-8", errors="replace").splitlines():
+            words = line.split(None, 2)
+            if len(words) == 3 and words[0] == "file" and words[1] not in _NO_IMAGES:
+                named.append(_inside(products, folder, words[2].strip().strip('"')))
+    images = list(dict.fromkeys(named))
+    if not images:
+        places = [folder] if (folder / REPART).is_file() or store_object(folder) else []
+        places += [folder / "sd-image"] if (folder / "sd-image").is_dir() else []
+        images = sorted(
+            child.resolve()
+            for place in places
+            for child in place.iterdir()
+            if child.is_file() and child.name.lower().endswith(_IMAGES)
+        )
+        images = list(dict.fromkeys(images))
+    if len(images) == 1:
+        return images[0]
+    if images:
+        listed = ", ".join(image.name for image in images[:5])
+        raise ImageNotFoundError(
+            f"The directory {given} has {len(images)} images: {listed}.",
+            why=f"It has no {DESCRIPTION} that says which of them is meant.",
+            cure=f"Give the image file itself, such as {images[0]}.",
+        )
+    candidates = sorted(child.name for child in folder.iterdir() if child.is_file())[:3]
+    raise ImageNotFoundError(
+        f"The directory {given} is not a built image.",
+        why=f"It has no {DESCRIPTION}, no {PRODUCTS} that names an image, and no {REPART}.",
+        cure=f"Give the image file itself, such as {given / candidates[0]}."
+        if candidates
+        else "Give the directory that 'nix build' made of an image, or an image file.",
+    )
+
+
+def _look_at(image: Path) -> tuple[str, int, Firmware]:
+    """Return format, virtual size, and what the disk can boot on, from the bytes."""
     if not image.is_file():
         # A pipe would block for ever and a device is not an image.
         raise ImageFormatError(f"{image} is not a regular file.", cure="Give an image file.")
     with open_image(image) as disk:
-        return disk.format, disk.size
+        return disk.format, disk.size, read_firmware(disk)
 
 
 def _description(description: Path) -> dict[str, object]:

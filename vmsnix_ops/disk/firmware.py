@@ -1,0 +1,306 @@
+"""What a disk can boot on, as its bytes show: partition table, EFI system partition, BIOS boot code.
+
+A machine of EC2 that boots by UEFI starts ``EFI/BOOT/BOOTX64.EFI`` or ``BOOTAA64.EFI`` of an EFI system
+partition; one that boots by BIOS starts the code in the disk's first sector, which is x86. Nothing here
+trusts the disk: whatever cannot be read counts as not there.
+
+Sources: "UEFI Specification 2.10", chapters 3.5.1 (removable media) and 5 (GPT); "Microsoft FAT32 File System
+Specification".
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.disk.image import SECTOR
+from vmsnix_ops.errors import ImageFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmsnix_ops.disk.image import DiskImage
+
+LOADERS = {"BOOTX64.EFI": "x86_64-linux", "BOOTAA64.EFI": "aarch64-linux"}
+"""File in EFI/BOOT that the firmware starts, and the system that it is for."""
+
+EFI_SYSTEM = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
+BASIC_DATA = uuid.UUID("ebd0a0a2-b9e5-4433-87c0-68b6b72699c7")
+BIOS_BOOT = uuid.UUID("21686148-6449-6e6f-744e-656564454649")
+LEGACY_BOOTABLE = 1 << 2  # attribute of a GPT partition
+FAT_TYPES = frozenset({0x01, 0x04, 0x06, 0x0B, 0x0C, 0x0E, 0xEF})  # of an MBR partition
+EFI_TYPE, PROTECTIVE = 0xEF, 0xEE
+BOOT_LOADERS = (b"GRUB", b"LILO", b"LIMINE", b"Limine", b"SYSLINUX", b"ISOLINUX", b"EXTLINUX")
+MOST_ENTRIES, MOST_CLUSTERS, MOST_ROOT_BYTES = 1024, 512, 1 << 20
+_SIGNATURE = b"EFI PART"
+_MACHINES = {0x8664: "x86_64-linux", 0xAA64: "aarch64-linux"}
+
+
+@dataclass(frozen=True, slots=True)
+class Firmware:
+    """What the bytes of a disk show.
+
+    Attributes
+    ----------
+    table
+        ``"gpt"``, ``"mbr"`` or ``"none"``.
+    uefi
+        Systems for which the disk has a UEFI boot loader.
+    bios
+        Whether it has BIOS boot code.
+    """
+
+    table: str
+    uefi: frozenset[str]
+    bios: bool
+
+    @property
+    def systems(self) -> frozenset[str]:
+        """The systems that it can boot."""
+        return self.uefi | ({"x86_64-linux"} if self.bios else set())
+
+    def boot_mode(self, system: str) -> str:
+        """Return EC2's boot mode for a system; empty when the bytes do not show one."""
+        bios = self.bios and system == "x86_64-linux"
+        if system in self.uefi:
+            return "uefi-preferred" if bios else "uefi"
+        return "legacy-bios" if bios else ""
+
+    def __str__(self) -> str:
+        names = {system: name for name, system in LOADERS.items()}
+        found = [f"EFI/BOOT/{names[system]}" for system in sorted(self.uefi)]
+        found += ["BIOS boot code"] if self.bios else []
+        kind = {"gpt": "a GPT", "mbr": "an MBR", "none": "no partition table"}[self.table]
+        return f"{kind}, {' and '.join(found) or 'neither a UEFI boot loader nor BIOS boot code'}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Partition:
+    start: int  # in bytes
+    size: int
+    fat: bool  # may hold a boot loader for UEFI
+    efi: bool
+    bios: bool  # for a BIOS: the boot partition of GRUB, or marked active
+
+
+def read_firmware(image: DiskImage) -> Firmware:
+    """Return what a disk can boot on.
+
+    Raises
+    ------
+    ImageFormatError
+        The disk was partitioned for sectors of 4,096 bytes, and EC2's disks have sectors of 512.
+    ImageError
+        The image is damaged where it is read.
+    """
+    first = image.read(0, SECTOR).ljust(SECTOR, b"\0")
+    check_sector_size(image)
+    gpt = list(_gpt(image))
+    has_gpt = image.read(SECTOR, 8) == _SIGNATURE
+    has_mbr = first[510:512] == b"\x55\xaa" and any(first[at + 4] for at in (446, 462, 478, 494))
+    partitions = gpt if has_gpt else list(_mbr(image, first)) if has_mbr else []
+    uefi = frozenset(
+        system for one in partitions if one.fat for system in _loaders(image, one.start, one.size)
+    )
+    return Firmware(
+        "gpt" if has_gpt else "mbr" if has_mbr else "none", uefi, _has_boot_code(first, partitions)
+    )
+
+
+def check_sector_size(image: DiskImage) -> None:
+    """Refuse a disk that was partitioned for sectors of 4,096 bytes.
+
+    Raises
+    ------
+    ImageFormatError
+        It was.
+    """
+    if image.read(4096, 8) == _SIGNATURE and image.read(SECTOR, 8) != _SIGNATURE:
+        raise ImageFormatError(
+            f"{image.source.name} was partitioned for sectors of 4,096 bytes.",
+            why="Its GPT is at byte 4096. EC2's disks have sectors of 512 bytes, where a GPT is at byte 512.",
+            cure="Build the image with sectors of 512 bytes (systemd-repart --sector-size=512).",
+            offset=4096,
+            field="GPT header",
+        )
+
+
+def _has_boot_code(first: bytes, partitions: list[_Partition]) -> bool:
+    """Whether a BIOS would start this disk.
+
+    Code alone is no evidence: partitioning tools write some that only starts an active partition.
+    """
+    code = first[:440]
+    if first[510:512] != b"\x55\xaa" or not any(code):
+        return False
+    return any(name in code for name in BOOT_LOADERS) or any(one.bios for one in partitions)
+
+
+def _mbr(image: DiskImage, first: bytes) -> Iterator[_Partition]:
+    for at in (446, 462, 478, 494):
+        status, kind, start, count = struct.unpack_from("<B3xB3xII", first, at)
+        if kind and count and kind != PROTECTIVE and start * SECTOR < image.size:
+            efi = kind == EFI_TYPE
+            active = status == 0x80 and not efi
+            yield _Partition(start * SECTOR, count * SECTOR, kind in FAT_TYPES, efi, active)
+
+
+def _gpt(image: DiskImage) -> Iterator[_Partition]:
+    header = image.read(SECTOR, 92)
+    if len(header) < 92 or not header.startswith(_SIGNATURE):
+        return
+    table, count, size = struct.unpack_from("<QII", header, 72)
+    if not 128 <= size <= 4096 or table * SECTOR >= image.size:
+        return
+    entries = image.read(table * SECTOR, min(count, MOST_ENTRIES) * size)
+    for at in range(0, len(entries) - 127, size):
+        kind = uuid.UUID(bytes_le=entries[at : at + 16])
+        start, end, attributes = struct.unpack_from("<QQQ", entries, at + 32)
+        if kind.int and start <= end and start * SECTOR < image.size:
+            efi = kind == EFI_SYSTEM
+            bios = kind == BIOS_BOOT or bool(attributes & LEGACY_BOOTABLE)
+            size_bytes = (end - start + 1) * SECTOR
+            yield _Partition(start * SECTOR, size_bytes, efi or kind == BASIC_DATA, efi, bios)
+
+
+def _loaders(image: DiskImage, start: int, size: int) -> Iterator[str]:
+    """Yield the systems for which the FAT file system at `start` has a boot loader."""
+    volume = _Fat.open(image, start, size)
+    folder = volume.root() if volume is not None else b""
+    for name in ("EFI", "BOOT"):
+        if volume is None:
+            return
+        found = _entry(folder, name)
+        if found is None or not found.is_folder:
+            return
+        folder = volume.chain(found.cluster)
+    for name, system in LOADERS.items():
+        found = _entry(folder, name)
+        if volume is not None and found is not None and not found.is_folder and found.size:
+            machine = _machine(volume.cluster(found.cluster))
+            if machine in ("", system):
+                yield system
+
+
+def _machine(head: bytes) -> str:
+    """Return the system that an EFI program is for; empty when its first bytes do not show it."""
+    if not head.startswith(b"MZ") or len(head) < 64:
+        return ""
+    at = int.from_bytes(head[60:64], "little")
+    if head[at : at + 4] != b"PE\0\0":
+        return ""
+    return _MACHINES.get(int.from_bytes(head[at + 4 : at + 6], "little"), "another")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    is_folder: bool
+    cluster: int
+    size: int
+
+
+def _entry(folder: bytes, wanted: str) -> _Entry | None:
+    """Return an entry of a FAT folder by its name, long or short, in any case."""
+    long = ""
+    for at in range(0, len(folder) - 31, 32):
+        entry = folder[at : at + 32]
+        if entry[0] == 0:
+            return None
+        if entry[0] == 0xE5:
+            long = ""
+            continue
+        if entry[11] & 0x3F == 0x0F:  # a part of a long name; they come last part first
+            part = (entry[1:11] + entry[14:26] + entry[28:32]).decode("utf-16-le", "replace")
+            long = part.partition("\0")[0] + long
+            continue
+        base, extension = (text.decode("latin-1").rstrip() for text in (entry[:8], entry[8:11]))
+        short = f"{base}.{extension}" if extension else base
+        volume_label = entry[11] & 0x08
+        if not volume_label and wanted in (long.upper(), short.upper()):
+            high, low, size = struct.unpack("<H4xHI", entry[20:32])
+            return _Entry(bool(entry[11] & 0x10), high << 16 | low, size)
+        long = ""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Fat:
+    """A FAT12, FAT16 or FAT32 file system, as far as a firmware reads it."""
+
+    image: DiskImage
+    start: int
+    fat: int  # byte of the first table
+    fat_bytes: int
+    bits: int
+    root_at: int
+    root_bytes: int
+    root_cluster: int
+    data_at: int
+    cluster_bytes: int
+    clusters: int
+
+    @classmethod
+    def open(cls, image: DiskImage, start: int, size: int) -> _Fat | None:
+        """Return the file system at `start`; ``None`` when there is none."""
+        head = image.read(start, SECTOR)
+        if len(head) < SECTOR or head[510:512] != b"\x55\xaa":
+            return None
+        sector, per_cluster, reserved, tables, roots, small = struct.unpack_from("<HBHBHH", head, 11)
+        fat_sectors = struct.unpack_from("<H", head, 22)[0] or struct.unpack_from("<I", head, 36)[0]
+        total = small or struct.unpack_from("<I", head, 32)[0]
+        known = sector in (512, 1024, 2048, 4096) and per_cluster and per_cluster & (per_cluster - 1) == 0
+        if not (known and reserved and tables and fat_sectors and total):
+            return None
+        root_sectors = -(-roots * 32 // sector)
+        data = reserved + tables * fat_sectors + root_sectors
+        clusters = (total - data) // per_cluster
+        if clusters < 1 or data * sector >= size:
+            return None
+        # The number of clusters alone tells the kind; some tools make small FAT32 file systems all the same.
+        fat32 = not struct.unpack_from("<H", head, 22)[0]
+        bits = 32 if fat32 else 12 if clusters < 4085 else 16
+        return cls(
+            image,
+            start,
+            start + reserved * sector,
+            fat_sectors * sector,
+            bits,
+            start + (reserved + tables * fat_sectors) * sector,
+            min(root_sectors * sector, MOST_ROOT_BYTES),
+            struct.unpack_from("<I", head, 44)[0] if fat32 else 0,
+            start + data * sector,
+            per_cluster * sector,
+            clusters,
+        )
+
+    def root(self) -> bytes:
+        """Return the entries of the root folder."""
+        if self.bits == 32:
+            return self.chain(self.root_cluster)
+        return self.image.read(self.root_at, self.root_bytes)
+
+    def chain(self, cluster: int) -> bytes:
+        """Return the clusters of a folder, one after the other; at most so many."""
+        parts, seen = [], set[int]()
+        while 2 <= cluster < self.clusters + 2 and cluster not in seen and len(seen) < MOST_CLUSTERS:
+            seen.add(cluster)
+            parts.append(self.cluster(cluster))
+            cluster = self._next(cluster)
+        return b"".join(parts)
+
+    def cluster(self, number: int) -> bytes:
+        """Return one cluster; empty when there is no such cluster."""
+        if not 2 <= number < self.clusters + 2:
+            return b""
+        return self.image.read(self.data_at + (number - 2) * self.cluster_bytes, self.cluster_bytes)
+
+    def _next(self, cluster: int) -> int:
+        at = cluster * self.bits // 8
+        if at + 4 > self.fat_bytes + 2:
+            return 0
+        value = int.from_bytes(self.image.read(self.fat + at, 4)[: 4 if self.bits == 32 else 2], "little")
+        if self.bits == 12:
+            return value >> 4 if cluster % 2 else value & 0xFFF
+        return value & 0x0FFFFFFF
