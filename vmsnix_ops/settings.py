@@ -67,6 +67,9 @@ class Settings:
         First word of every AMI name.
     key_prefix
         First part of every S3 key; empty, or ends with ``/``.
+    kms_key
+        KMS key (ARN or id) that encrypts uploaded objects, snapshots and AMIs; empty: as bucket and account
+        encrypt by default.
     allowed_accounts
         Account ids, 12 digits each, in which anything may be changed; empty allows every account.
     history
@@ -103,6 +106,7 @@ class Settings:
     role_name: str
     prefix: str
     key_prefix: str
+    kms_key: str
     allowed_accounts: tuple[str, ...]
     history: str
     archive: str
@@ -165,6 +169,7 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         role_name=_take(given, "role_name", _text, "vmimport"),
         prefix=_take(given, "prefix", _text, "altf4llc"),
         key_prefix=_take(given, "key_prefix", _key_prefix, "vmsnix/"),
+        kms_key=_take(given, "kms_key", _text, ""),
         allowed_accounts=_take(given, "allowed_accounts", _accounts, ()),
         history=_take(given, "history", _location, str(state / "history")),
         archive=_take(given, "archive", _location, str(state / "archive")),

@@ -46,5 +46,32 @@ def test_the_root_device_comes_first():
     assert ami.size_gib == 12
 
 
-def test_empty_tags_are_not_sent():
-    assert tags.to_list({"a": "1", "b": ""}) == [{"Key": "a", "Value": "1"}]
+def test_empty_tags_of_ours_are_not_sent_and_those_of_an_operator_are():
+    sent = tags.to_list({"a": "1", "b": "", "vmsnix:flake": ""})
+    assert sent == [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": ""}]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"k" * 128: "v"}, "AWS allows 127 in a key"),
+        ({"k": "v" * 256}, "255 in a value"),
+        ({"": "v"}, "no key"),
+        ({" ": "v"}, "no key"),
+        ({"aws:mine": "v"}, "reserved"),
+        ({"AWS:mine": "v"}, "reserved"),
+        ({"vmsnix:mine": "v"}, "reserved"),
+        ({"Vmsnix:digest": "v"}, "reserved"),
+        ({"Name": "v"}, "reserved"),
+        ({"k": 5}, "not text"),
+        ({f"k{number}": "v" for number in range(50)}, "50 tags are too many"),
+    ],
+)
+def test_tags_that_aws_or_vmsnix_cannot_take_are_refused(given, says):
+    with pytest.raises(errors.ParameterError, match=says):
+        tags.check(given)
+
+
+def test_the_longest_tags_are_accepted():
+    longest = {"k" * 127: "v" * 255, "empty": ""}
+    assert tags.check(longest) == longest

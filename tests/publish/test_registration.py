@@ -491,3 +491,36 @@ def test_a_root_volume_smaller_than_the_disk_is_refused(plan, image, tmp_path):
     ask(large, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 2}}])
     with pytest.raises(errors.ImageFormatError, match=r"has 2 GiB, and the disk needs [34] GiB"):
         plan(image=str(large))
+
+
+# Tags
+
+
+@pytest.mark.parametrize("via", ["import", "direct"])
+def test_an_empty_tag_and_the_longest_ones_are_set_once_for_all(aws, plan, via):
+    asked = {"tags": {"team": "", "k" * 127: "v" * 255}}
+    asked |= {} if via == "import" else {"via": "direct", "bucket": "", "role_name": ""}
+    made = publish.run(plan(**asked))
+    ec2 = aws.client("ec2", REGION)
+    snapshot = ec2.describe_snapshots(SnapshotIds=[made.snapshot_id])["Snapshots"][0]
+    for one in (describe(aws, made.ami_id), snapshot):
+        tags = {tag["Key"]: tag["Value"] for tag in one["Tags"]}
+        assert asked["tags"].items() <= tags.items()
+    again = publish.run(plan(**asked))
+    assert (again.ami_id, again.outcome) == (made.ami_id, "reused")
+    assert publish.run(plan(**{**asked, "tags": {"late": ""}})).ami_id == made.ami_id
+    assert {"Key": "late", "Value": ""} in describe(aws, made.ami_id)["Tags"]
+
+
+@pytest.mark.parametrize("tags", [{"k" * 128: ""}, {"k": "v" * 256}, {"vmsnix:digest": "x"}, {"": "x"}])
+def test_tags_that_cannot_be_set_are_refused_before_aws_is_asked(aws, plan, tags):
+    before = len(list(aws.calls))
+    with pytest.raises(errors.ParameterError):
+        plan(tags=tags)
+    assert len(list(aws.calls)) == before
+
+
+def test_a_file_name_that_s3_takes_in_no_tag_is_published(plan, image):
+    file = next(image.glob("*.vhd"))
+    odd = file.rename(file.with_name("nixos~1, (copy) & more.vhd"))
+    assert publish.run(plan(image=str(odd))).outcome == "created"

@@ -27,6 +27,7 @@ NEED_BUCKET = ("publisher", "archivist", "bootstrap", "vmimport-role", "bucket")
 @click.option("--region", "regions", multiple=True, help="Hold it to this region; may be given again.")
 @click.option("--partition", default="aws", show_default=True, help="aws, aws-cn or aws-us-gov.")
 @click.option("--role-name", default="", help="Service role of VM Import; by default the settings'.")
+@click.option("--kms-key", default="", help="ARN of the KMS key of a publisher or vmimport-role.")
 @click.option(
     "--via",
     type=click.Choice(["import", "direct"]),
@@ -65,6 +66,7 @@ def iam_policy(
     regions: tuple[str, ...],
     partition: str,
     role_name: str,
+    kms_key: str,
     via: str,
     public: bool,
     announce: bool,
@@ -106,6 +108,7 @@ def iam_policy(
         bucket=bucket or home or "*",
         key_prefix=key_prefix,
         role_name=role_name or settings.role_name,
+        kms_key=_key(kms_key or settings.kms_key),
         partition=partition,
         audit_role=settings.audit_role,
         pointer_prefix=settings.pointer_prefix,
@@ -118,7 +121,8 @@ def iam_policy(
             "smoke-tester": {"spot": spot},
         }
         actions = jobs.job_of(kind).actions(**options.get(kind, {}))
-        echo(json(policies.document(actions, place), indent=2))
+        policy = policies.document(actions, place)
+        echo(json(policies.with_key(policy, place) if kind == "publisher" else policy, indent=2))
         return
     documents: dict[str, Callable[[], dict[str, Any]]] = {
         "vmimport-role": lambda: policies.import_role(place),
@@ -130,3 +134,17 @@ def iam_policy(
         ),
     }
     echo(json(documents[kind](), indent=2))
+
+
+def _key(kms_key: str) -> str:
+    """Return the ARN of a key, or refuse what a policy cannot name."""
+    from vmsnix_ops import errors
+    from vmsnix_ops.aws import keys
+
+    if kms_key and not keys.KEY_ARN.fullmatch(keys.shape(kms_key)):
+        raise errors.ParameterError(
+            f"The kms_key {kms_key!r} is not an ARN.",
+            why="A policy names a key by its ARN.",
+            cure="Pass --kms-key arn:aws:kms:REGION:ACCOUNT:key/ID.",
+        )
+    return kms_key

@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import block_engine, imports, manifests
+from vmsnix_ops.aws import block_engine, imports, keys, manifests
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
 from vmsnix_ops.aws.block_journal import Beginning, BlockJournal
@@ -190,6 +190,7 @@ class PendingUpload:
                     self.task.tables,
                     image=self.task.wanted.image,
                     size_gib=size_gib,
+                    kms_key=self.task.wanted.kms_key,
                 )
             if parent.snapshot_id:
                 self._start(size_gib, parent)
@@ -244,6 +245,9 @@ class PendingUpload:
         self._remove_expired()
         # The run's tag is added when the snapshot is complete: a token goes with the same parameters only.
         tags = {key: value for key, value in self.task.wanted.tags.items() if key != tagging.RUN}
+        key = self.task.wanted.kms_key
+        if not key and self.task.wanted.incremental:
+            tags |= self._default_key()
         request: dict[str, Any] = {
             "VolumeSize": size_gib,
             "Tags": tagging.to_list(tags),
@@ -253,9 +257,12 @@ class PendingUpload:
             "Timeout": TIMEOUT_MINUTES,
         }
         if parent.snapshot_id:
+            # A child is encrypted as its parent; to say it as well is refused.
             request["ParentSnapshotId"] = parent.snapshot_id
+        elif key:
+            request |= {"Encrypted": True, "KmsKeyArn": key}
         for number in range(self.attempt, self.attempt + MOST_TOKENS):
-            token = f"vmsnix-{self.task.wanted.digest[:40]}-{number}"
+            token = f"vmsnix-{self.task.wanted.digest[:40]}{keys.mark(key)}-{number}"
             try:
                 with calling("start a snapshot"):
                     answer = self.task.ebs.start_snapshot(**request, ClientToken=token)
@@ -277,10 +284,21 @@ class PendingUpload:
             cure="Wait a day until AWS forgets the tokens, or publish via import.",
         )
 
+    def _default_key(self) -> dict[str, str]:
+        """Return the tag by which a later upload knows the key of a snapshot that an alias encrypts."""
+        try:
+            with calling("read how snapshots are encrypted by default"):
+                default = manifests.default_key(self.task.ec2)
+        except errors.AccessDeniedError:
+            return {}  # only later uploads miss it, which are full ones then
+        return {tagging.KEY: default} if "alias/" in default else {}
+
     def _stop_when_completed(self, state: str) -> None:
         """Begin no second snapshot when the one of this token or journal holds the bytes already."""
         found = (
-            imports.find_snapshot(self.task.ec2, self.task.wanted.digest) if state == "completed" else None
+            imports.find_snapshot(self.task.ec2, self.task.wanted.digest, kms_key=self.task.wanted.kms_key)
+            if state == "completed"
+            else None
         )
         if found:
             raise CompletedMeanwhile(found)

@@ -35,6 +35,8 @@ class Upload:
         File that remembers acknowledged blocks.
     incremental
         Whether to start from an earlier snapshot.
+    kms_key
+        ARN of the key that is to encrypt it; empty: as the account encrypts by default.
     seen
         The identity of the image; the upload finds it out where it is not given.
     """
@@ -46,6 +48,7 @@ class Upload:
     tags: Mapping[str, str]
     journal: Path
     incremental: bool = True
+    kms_key: str = ""
     seen: Survey | None = None
 
 

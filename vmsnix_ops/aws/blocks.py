@@ -40,9 +40,9 @@ _MAY_PASS_LATER = THROTTLED | error_codes.SERVER_FAULTS | {"ConnectionFailed", "
 
 
 @needs("ec2:DescribeSnapshots")
-def find(session: boto3.Session, region: str, digest: str) -> str:
+def find(session: boto3.Session, region: str, digest: str, *, kms_key: str = "") -> str:
     """Return the id of the completed snapshot that holds an image; empty when there is none."""
-    found = imports.find_snapshot(client(session, "ec2", region), digest)
+    found = imports.find_snapshot(client(session, "ec2", region), digest, kms_key=kms_key)
     return found[0] if found else ""
 
 
@@ -99,7 +99,7 @@ def upload(
 
 def _upload(task: Task) -> DirectSnapshot:
     """Find the snapshot, or make it: in one pending snapshot, and in another when that expires meanwhile."""
-    found = imports.find_snapshot(task.ec2, task.wanted.digest)
+    found = imports.find_snapshot(task.ec2, task.wanted.digest, kms_key=task.wanted.kms_key)
     if found:
         return _reused(found, task)
     attempt = 0
@@ -114,7 +114,7 @@ def _upload(task: Task) -> DirectSnapshot:
             raise
         except errors.AwsError as error:
             if running.sealed(error):  # by another machine that publishes the same image
-                found = imports.find_snapshot(task.ec2, task.wanted.digest)
+                found = imports.find_snapshot(task.ec2, task.wanted.digest, kms_key=task.wanted.kms_key)
                 if found:
                     return _reused(found, task)
             expired = running.expired(error)

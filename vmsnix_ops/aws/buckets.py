@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_PARTS", "PART_BYTES", "StoredObject", "check_stored", "delete", "exists", "split", "upload"]
 
+_NOT_IN_TAGS = re.compile(r"[^\w .:/=+@-]")  # S3 takes letters, digits, spaces and + - = . _ : / @
 THREADS = 10  # so at most THREADS x PART_BYTES of an image are in memory
 
 
@@ -104,6 +106,7 @@ def upload(
     bucket: str,
     key: str,
     tags: Mapping[str, str],
+    kms_key: str = "",
     step: Step | None = None,
 ) -> StoredObject:
     """Put a file into S3 under this key, or find that it is there.
@@ -124,6 +127,8 @@ def upload(
         Where to.
     tags
         Tags of the object.
+    kms_key
+        ARN of the key that is to encrypt it; empty: as the bucket encrypts by default.
     step
         Where progress is shown, in bytes.
 
@@ -139,7 +144,7 @@ def upload(
         The file cannot be read. The unfinished upload is deleted.
     """
     with errors_of(bucket, f"upload {path.name} to s3://{bucket}/{key}"):
-        found = _find(s3, seen, bucket=bucket, key=key)
+        found = _find(s3, seen, bucket=bucket, key=key, kms_key=kms_key)
         if found:
             if step is not None:
                 step.at(found.bytes)
@@ -148,7 +153,7 @@ def upload(
             if file.size != seen.file_bytes:
                 at = min(file.size, seen.file_bytes)
                 raise changed(str(path), at, max(file.size, seen.file_bytes) - at)
-            upload_id = _open(s3, bucket=bucket, key=key, tags=tags)
+            upload_id = _open(s3, bucket=bucket, key=key, tags=tags, kms_key=kms_key)
             try:
                 sent, checksum = _send(s3, file, seen, bucket=bucket, key=key, upload_id=upload_id, step=step)
             except errors.ImageError:
@@ -159,7 +164,7 @@ def upload(
                 # Another machine that publishes the same image may have completed this very upload.
                 if code_of(error) != "NoSuchUpload":
                     raise
-                found = _find(s3, seen, bucket=bucket, key=key)
+                found = _find(s3, seen, bucket=bucket, key=key, kms_key=kms_key)
                 if found is None:
                     raise
                 return found
@@ -207,13 +212,13 @@ def exists(s3: Client, *, bucket: str, key: str) -> bool:
         return _head(s3, bucket, key) is not None
 
 
-def _find(s3: Client, seen: Survey, *, bucket: str, key: str) -> StoredObject | None:
+def _find(s3: Client, seen: Survey, *, bucket: str, key: str, kms_key: str = "") -> StoredObject | None:
     """Return the object when it holds exactly the identified bytes; the upload replaces any other.
 
     The evidence is S3's composite SHA-256, which S3 made of the parts that it received.
     """
     head = _head(s3, bucket, key)
-    if head is None or not _holds(head, seen):
+    if head is None or not _holds(head, seen) or (kms_key and head.get("SSEKMSKeyId") != kms_key):
         return None
     return StoredObject(bucket, key, seen.file_bytes, composite(seen), "reused", 0)
 
@@ -234,7 +239,7 @@ def _head(s3: Client, bucket: str, key: str) -> dict[str, Any] | None:
     return head
 
 
-def _open(s3: Client, *, bucket: str, key: str, tags: Mapping[str, str]) -> str:
+def _open(s3: Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_key: str) -> str:
     """Return the upload to go on with: the oldest one of this key, which is ours when there was none.
 
     Two publishers that start at the same moment may both create one. Both then see both, both take the
@@ -243,12 +248,13 @@ def _open(s3: Client, *, bucket: str, key: str, tags: Mapping[str, str]) -> str:
     if not _resumable(s3, bucket, key):
         from urllib.parse import urlencode
 
+        encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
         s3.create_multipart_upload(
             Bucket=bucket,
             Key=key,
             ChecksumAlgorithm="SHA256",
             ChecksumType="COMPOSITE",
-            ServerSideEncryption="AES256",
+            **encryption,
             Tagging=urlencode(_object_tags(tags)),
         )
     uploads = _resumable(s3, bucket, key)
@@ -266,7 +272,7 @@ def _open(s3: Client, *, bucket: str, key: str, tags: Mapping[str, str]) -> str:
 def _object_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """S3 allows ten tags an object; the first few of ours tell what it is."""
     wanted = (tagging.IMAGE, tagging.DIGEST, tagging.RUN)
-    return {key: tags[key] for key in wanted if tags.get(key)}
+    return {key: _NOT_IN_TAGS.sub("-", tags[key])[: tagging.LONGEST_VALUE] for key in wanted if tags.get(key)}
 
 
 def _resumable(s3: Client, bucket: str, key: str) -> list[dict[str, Any]]:

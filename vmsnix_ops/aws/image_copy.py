@@ -119,10 +119,10 @@ def missing_tags(source: Ami, made: Ami) -> dict[str, str]:
 @needs("ec2:CreateTags of our resources")
 def carry_tags(ec2: Client, source: Ami, made: Ami) -> None:
     """Give a copy and its snapshots what `missing_tags` names. Safe to run twice."""
-    missing = missing_tags(source, made)
+    missing = tagging.to_list(missing_tags(source, made))
     if missing:
         with calling(f"tag {made.ami_id}"):
-            ec2.create_tags(Resources=[made.ami_id, *made.snapshot_ids], Tags=tagging.to_list(missing))
+            ec2.create_tags(Resources=[made.ami_id, *made.snapshot_ids], Tags=missing)
 
 
 @needs("ec2:DescribeImages", "ec2:DescribeSnapshots", "ec2:CopyImage", "ec2:CreateTags")

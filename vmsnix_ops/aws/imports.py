@@ -8,12 +8,11 @@ try.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import snapshots
+from vmsnix_ops.aws import keys, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
@@ -113,8 +112,7 @@ class Source:
 
     def token(self, digest: str, attempt: int) -> str:
         """Return the ClientToken: the same for everything that makes the same snapshot."""
-        key = f"-{hashlib.sha256(self.kms_key.encode()).hexdigest()[:8]}" if self.kms_key else ""
-        return f"vmsnix-{digest[:40]}{key}-{attempt}"
+        return f"vmsnix-{digest[:40]}{keys.mark(self.kms_key)}-{attempt}"
 
 
 @needs("ec2:DescribeSnapshots")

@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.aws import snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.permissions import denied_action, needs
 from vmsnix_ops.aws.session import Client, calling
@@ -110,12 +111,14 @@ def load(tables: Tables, snapshot_id: str) -> Digests:
     "ebs:ListSnapshotBlocks",
     "ebs:StartSnapshot with a parent",
 )
-def choose_parent(ec2: Client, ebs: Client, tables: Tables, *, image: str, size_gib: int) -> Parent:
+def choose_parent(
+    ec2: Client, ebs: Client, tables: Tables, *, image: str, size_gib: int, kms_key: str = ""
+) -> Parent:
     """Return the snapshot of the same image to start from, or why a full upload is needed.
 
-    A parent must be completed, ours, in this region, no larger than the new one, encrypted as a new snapshot
-    would be, and hold exactly the blocks that its manifest names: a manifest that is wrong by one block would
-    make a wrong image.
+    A parent must be completed, ours, in this region, no larger than the new one, and hold exactly the blocks
+    that its manifest names: a manifest that is wrong by one block would make a wrong image. It must be
+    encrypted as the new snapshot is to be: a child gets its parent's key, and StartSnapshot takes no other.
 
     Parameters
     ----------
@@ -127,6 +130,8 @@ def choose_parent(ec2: Client, ebs: Client, tables: Tables, *, image: str, size_
         Name of the image (the tag ``vmsnix:image``).
     size_gib
         Volume size of the new snapshot.
+    kms_key
+        ARN of the key that is to encrypt it; empty: as the account encrypts by default.
     """
     filters = [
         {"Name": f"tag:{tagging.IMAGE}", "Values": [image]},
@@ -135,8 +140,7 @@ def choose_parent(ec2: Client, ebs: Client, tables: Tables, *, image: str, size_
     with calling("look for a previous snapshot of this image"):
         pages = ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
         found = [snapshot for page in pages for snapshot in page["Snapshots"]]
-        encrypted = bool(ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"])
-        key = str(ec2.get_ebs_default_kms_key_id()["KmsKeyId"]) if encrypted else ""
+        key = kms_key or default_key(ec2)
     found.sort(key=lambda snapshot: (snapshot["StartTime"], snapshot["SnapshotId"]), reverse=True)
     if not found:
         return Parent(why=f"there is no earlier snapshot of {image} in this region and account")
@@ -147,6 +151,13 @@ def choose_parent(ec2: Client, ebs: Client, tables: Tables, *, image: str, size_
             return Parent(str(snapshot["SnapshotId"]), blocks)
         why = why or f"{snapshot['SnapshotId']} {reason}"
     return Parent(why=why)
+
+
+def default_key(ec2: Client) -> str:
+    """Return the key of new snapshots, an ARN or ``alias/aws/ebs``; empty when they are not encrypted."""
+    if not ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"]:
+        return ""
+    return str(ec2.get_ebs_default_kms_key_id()["KmsKeyId"])
 
 
 def listed(ebs: Client, snapshot_id: str) -> Listed:
@@ -184,11 +195,16 @@ def _usable(
     if bool(snapshot.get("Encrypted")) != bool(key):
         return (
             Digests(),
-            "is not encrypted, but new snapshots are" if key else "is encrypted, but new ones are not",
+            "is not encrypted, but the new snapshot is to be"
+            if key
+            else "is encrypted, but new ones are not",
         )
-    if key and _key_id(str(snapshot.get("KmsKeyId") or "")) != _key_id(key) and "alias/" not in key:
-        return _NOTHING, "is encrypted with another key than new snapshots here"
-    if snapshot.get("StorageTier") == "archive":
+    # EC2 does not show which key an alias is; a snapshot that was begun with this alias says so in a tag.
+    if key and "alias/" in key and tagging.to_dict(snapshot.get("Tags")).get(tagging.KEY) != key:
+        return _NOTHING, f"is encrypted with {snapshot.get('KmsKeyId')}, which may be another key than {key}"
+    if key and "alias/" not in key and _key_id(str(snapshot.get("KmsKeyId") or "")) != _key_id(key):
+        return _NOTHING, "is encrypted with another key than the new snapshot is to be"
+    if snapshots.read(snapshot).archived:
         return _NOTHING, "is archived"
     blocks = load(tables, str(snapshot["SnapshotId"]))
     if not blocks:

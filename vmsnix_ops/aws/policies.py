@@ -21,6 +21,7 @@ from vmsnix_ops.aws import (
     buckets,
     images,
     imports,
+    keys,
     manifests,
     preflight_account,
     preflight_bucket,
@@ -62,6 +63,8 @@ class Place:
         Regions to which the policy is held; empty for every region.
     bucket, key_prefix, role_name
         As for a publish; the bucket ``"*"`` is every bucket.
+    kms_key
+        ARN of the KMS key that encrypts uploads, snapshots and AMIs; empty for none.
     partition
         ``"aws"``, ``"aws-cn"`` or ``"aws-us-gov"``.
     pointer_prefix
@@ -82,6 +85,7 @@ class Place:
     bucket: str = "*"
     key_prefix: str = "vmsnix/"
     role_name: str = "vmimport"
+    kms_key: str = ""
     partition: str = "aws"
     pointer_prefix: str = "/vmsnix"
     audit_role: str = "vmsnix-auditor"
@@ -444,7 +448,13 @@ def publisher_actions(
 
 def publisher(place: Place) -> dict[str, Any]:
     """Return the policy of who publishes via import."""
-    return document(publisher_actions(), place)
+    return with_key(document(publisher_actions(), place), place)
+
+
+def with_key(policy: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Return a publisher's policy that allows the use of the place's key, too."""
+    used = keys.statement(place.kms_key, keys.CALLER_ACTIONS)
+    return {**policy, "Statement": [*policy["Statement"], *used]}
 
 
 def import_role(place: Place) -> dict[str, Any]:
@@ -475,6 +485,7 @@ def import_role(place: Place) -> dict[str, Any]:
                 ],
                 "Resource": ["*"],
             },
+            *keys.statement(place.kms_key, keys.ROLE_ACTIONS),
         ],
     }
 

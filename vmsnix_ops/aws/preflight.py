@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops.aws import (
     images,
+    keys,
     policies,
     preflight_account,
     preflight_bucket,
@@ -35,6 +36,7 @@ def preflight(
     key_prefix: str = "vmsnix/",
     via: str = "import",
     public: bool = False,
+    kms_key: str = "",
     thorough: bool = False,
 ) -> list[Check]:
     """Check credentials, account, region, bucket and service role; `thorough` looks at much more.
@@ -60,6 +62,8 @@ def preflight(
         ``"import"``, or ``"direct"``, which needs neither bucket nor role.
     public
         Whether the AMI shall be public.
+    kms_key
+        KMS key that is to encrypt upload, snapshot and AMI; empty for the defaults.
     thorough
         Look also at what does not stop a publish, and at every right that the caller needs.
     """
@@ -86,6 +90,7 @@ def preflight(
         role_name=role_name or "vmimport",
         partition=who.partition,
     )
+    key = keys.arn(kms_key, region=region, who=who)
     if via == "import" and bucket:
         checks += _bucket(session, place, thorough=thorough)
     if via == "import" and role_name:
@@ -100,6 +105,14 @@ def preflight(
                         "vmimport role's rights",
                         lambda: preflight_role.role_rights(iam, s3, arn, bucket, key_prefix),
                     )
+                )
+            if key:
+                checks.append(
+                    checked("vmimport role's key", lambda: preflight_role.key_rights(iam, arn, key, bucket))
+                )
+            elif bucket and thorough:
+                checks.append(
+                    checked("bucket's key", lambda: preflight_role.bucket_key_rights(iam, s3, arn, bucket))
                 )
             checks.append(checked("pass role", lambda: preflight_role.pass_role(iam, who, arn)))
     if public or thorough:

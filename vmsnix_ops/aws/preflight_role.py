@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.aws import keys
 from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.documents import listed, statements
 from vmsnix_ops.aws.permissions import needs
@@ -182,6 +183,44 @@ def beyond_images(bucket: str, key_prefix: str, partition: str = "aws") -> list[
     homes += [(other, f"{key_prefix}{name}") for other in others for name in names]
     homes += [(other, name) for other in others for name in names]
     return [f"arn:{partition}:s3:::{home}/{key}" for home, key in homes]
+
+
+@needs("iam:SimulatePrincipalPolicy")
+def key_rights(iam: Client, arn: str, key: str, bucket: str) -> Check:
+    """Check whether the role's own policies let it encrypt snapshots with a key.
+
+    A key policy may allow it as well, and must not refuse it; neither is seen here.
+    """
+    lacks = lacking(iam, arn, keys.SIMULATED, [key])
+    name = arn.rpartition("/")[2]
+    if lacks:
+        raise errors.RoleError(
+            f"The role {name} may not use the key {key}.",
+            why=f"Its policies do not allow {', '.join(lacks)} on it, and an import would fail.",
+            cure=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints its policy; "
+            "vmsnix bootstrap sets it when kms_key is in vmsnix.toml.",
+        )
+    return Check("vmimport role's key", "pass", f"{name} may use {key}, if its key policy lets it")
+
+
+@needs("iam:SimulatePrincipalPolicy", "s3:GetEncryptionConfiguration")
+def bucket_key_rights(iam: Client, s3: Client, arn: str, bucket: str) -> Check:
+    """Check whether the role may decrypt what the bucket encrypts by default with a customer's key."""
+    with calling(f"read how the bucket {bucket} encrypts"):
+        answer = s3.get_bucket_encryption(Bucket=bucket)
+    rules = answer["ServerSideEncryptionConfiguration"]["Rules"]
+    found = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("KMSMasterKeyID", "") for rule in rules]
+    key = next((one for one in found if one), "")
+    name = arn.rpartition("/")[2]
+    if not key.startswith("arn:") or ":alias/" in key:
+        return Check("bucket's key", "pass", f"{key or 'a key of S3'}: not checked further")
+    if lacking(iam, arn, ["kms:Decrypt"], [key]):
+        raise errors.RoleError(
+            f"The role {name} may not decrypt what the bucket {bucket} encrypts.",
+            why=f"The bucket's default key is {key}, and the role's policies do not allow kms:Decrypt on it.",
+            cure=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints one that does.",
+        )
+    return Check("bucket's key", "pass", f"{name} may decrypt with {key}, if its key policy lets it")
 
 
 def _named_by_bucket_policy(s3: Client, bucket: str, arn: str) -> bool:

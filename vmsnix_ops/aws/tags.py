@@ -22,6 +22,7 @@ FLAKE = "vmsnix:flake"
 DERIVATION = "vmsnix:drv"
 VERSION = "vmsnix:version"
 EVIDENCE = "vmsnix:evidence"  # of an AMI: where the entry of its run is, in an archive on S3
+KEY = "vmsnix:kms-key"  # of a snapshot: the alias of the default key that it was begun with
 UEFI_DATA = "vmsnix:uefi-data"  # of an AMI registered with UEFI data: a digest of them
 SMOKE = "vmsnix:smoke"  # instances of smoke tests: the AMI that is tested
 RETIRED = "vmsnix:retired"  # what is retired: since when; see vmsnix_ops.aws.retiring
@@ -37,6 +38,7 @@ PUBLISHED = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION)
 OWN = (
     *PUBLISHED,
     EVIDENCE,
+    KEY,
     UEFI_DATA,
     SMOKE,
     RETIRED,
@@ -47,18 +49,25 @@ OWN = (
     STATE_BEFORE,
     RETIRED_WITH,
 )
+RESERVED = ("aws:", "vmsnix:")
 MOST = 50  # AWS: tags a resource
-LONGEST_KEY, LONGEST_VALUE = 128, 256
+LONGEST_KEY, LONGEST_VALUE = 127, 255
+"""Characters that every service takes: those of EBS, the smaller ones.
+
+EC2's own API model has 127 and 256, the EBS direct APIs' 127 and 255, S3's 128 and 256. The same tags go to
+all of them, by either method.
+"""
 
 
 def to_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return tags in the shape of the EC2 API, without empty values and without secrets.
+    """Return tags in the shape of the EC2 API, without secrets, and without empty ones of ours.
 
-    The address of a flake may carry a password, and everybody who may describe an image reads its tags.
+    The address of a flake may carry a password, and everybody who may describe an image reads its tags. An
+    operator's tag may be empty; of ours, an empty one says nothing.
     """
     redactor = Redactor(secret_values())
     clean = ((key, redactor.text(value)[:LONGEST_VALUE]) for key, value in tags.items())
-    return [{"Key": key, "Value": value} for key, value in clean if value]
+    return [{"Key": key, "Value": value} for key, value in clean if value or key not in OWN]
 
 
 def to_dict(tags: Iterable[Mapping[str, Any]] | None) -> dict[str, str]:
@@ -80,10 +89,17 @@ def check(tags: Mapping[str, str]) -> dict[str, str]:
         For a reserved key, too long a key or value, a secret, or too many tags.
     """
     for key, value in tags.items():
-        if key in OWN or key.lower().startswith("aws:"):
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise errors.ParameterError(
+                f"The tag {key!r} is not text.",
+                why=f"Its value is {value!r}.",
+                cure="Put key and value in quotes.",
+            )
+        if key in OWN or key.strip().lower().startswith(RESERVED):
             raise errors.ParameterError(
                 f"The tag {key!r} is reserved.",
-                cure="Choose a key that begins neither with vmsnix: nor with aws:.",
+                why="vmsnix sets Name and the keys that begin with vmsnix:, AWS those that begin with aws:.",
+                cure="Choose another key.",
             )
         secret = find_secret(f"{key}={value}") or find_secret(value)
         if secret:
@@ -92,13 +108,18 @@ def check(tags: Mapping[str, str]) -> dict[str, str]:
                 why="Everybody who may describe a resource reads its tags.",
                 cure="Leave it out, and change the secret if the command line was recorded somewhere.",
             )
-        if not 1 <= len(key) <= LONGEST_KEY or len(value) > LONGEST_VALUE:
+        if not key.strip():
+            raise errors.ParameterError("A tag has no key.", cure="Write key=value.")
+        if len(key) > LONGEST_KEY or len(value) > LONGEST_VALUE:
             raise errors.ParameterError(
-                f"The tag {key!r} is too long.",
-                why=f"AWS allows {LONGEST_KEY} characters in a key and {LONGEST_VALUE} in a value.",
+                f"The tag {key[:40]!r} is too long: {len(key)} and {len(value)} characters.",
+                why=f"AWS allows {LONGEST_KEY} in a key and {LONGEST_VALUE} in a value.",
+                cure="Shorten it.",
             )
     if len(tags) + len(OWN) > MOST:
         raise errors.ParameterError(
-            f"{len(tags)} tags are too many.", why=f"AWS allows {MOST}, and {len(OWN)} are ours."
+            f"{len(tags)} tags are too many.",
+            why=f"AWS allows {MOST} for a resource, and {len(OWN)} are ours.",
+            cure=f"Give at most {MOST - len(OWN)}.",
         )
     return dict(tags)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import account, bootstrap, cloudformation, policies
+from vmsnix_ops.aws import account, bootstrap, cloudformation, keys, policies
 from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.records.result import write_result
@@ -172,6 +172,7 @@ def plan(
         bucket=bucket,
         key_prefix=settings.key_prefix,
         role_name=role_name or settings.role_name,
+        kms_key=keys.arn(settings.kms_key, region=region, who=who),
         partition=who.partition,
     )
     return Bootstrap(place, tuple(bootstrap.look(session, place)), dry_run, session)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import blocks, images, imports
+from vmsnix_ops.aws import blocks, images, imports, keys
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.publish import registration as registering
 from vmsnix_ops.publish.values import Built
@@ -97,13 +97,15 @@ def block_upload(plan: Plan, built: Built) -> blocks.Upload:
     """Return what the direct way uploads, and where it remembers the blocks that arrived."""
     if built.path is None:
         raise RuntimeError("a built image with a digest has a path")
+    name = f"{plan.account}-{plan.region}-{built.digest}{keys.mark(plan.kms_key)}"
     return blocks.Upload(
         path=built.path,
         digest=built.digest,
         image=built.name,
         region=plan.region,
         tags=tags(plan, built),
-        journal=plan.settings.state / "blocks" / f"{plan.account}-{plan.region}-{built.digest}",
+        journal=plan.settings.state / "blocks" / name,
         incremental=plan.incremental,
+        kms_key=plan.kms_key,
         seen=built.seen,
     )

@@ -202,6 +202,7 @@ def upload(plan: Plan, built: Built) -> UploadStep:
                 bucket=plan.bucket,
                 key=identity.key(plan, built),
                 tags=identity.tags(plan, built),
+                kms_key=plan.kms_key,
                 step=entry.step,
             )
         entry.outcome, entry.bytes = stored.outcome, stored.sent_bytes
@@ -254,7 +255,12 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
             entry.detail.update(snapshot_id=done.snapshot_id)
             return SnapshotStep(done.outcome, built, done.snapshot_id, done.size_gib)
         wanted = imports.Source(
-            plan.bucket, identity.key(plan, built), built.format, plan.role_name, _patience(plan)
+            plan.bucket,
+            identity.key(plan, built),
+            built.format,
+            plan.role_name,
+            _patience(plan),
+            plan.kms_key,
         )
         with (
             interruptible(
@@ -401,11 +407,13 @@ def _held(plan: Plan, built: Built) -> bool:
         return True
     if plan.via == "direct":
         # A snapshot is looked for by the upload itself, which may have to write down what it holds.
-        return plan.dry_run and bool(blocks.find(plan.session, plan.region, built.digest))
+        return plan.dry_run and bool(
+            blocks.find(plan.session, plan.region, built.digest, kms_key=plan.kms_key)
+        )
     ec2 = plan.client("ec2")
-    if imports.find_snapshot(ec2, built.digest):
+    if imports.find_snapshot(ec2, built.digest, kms_key=plan.kms_key):
         return True
-    return imports.usable(ec2, built.digest)[0] is not None
+    return imports.usable(ec2, built.digest, kms_key=plan.kms_key)[0] is not None
 
 
 def _share_with_everybody(plan: Plan, ami_id: str) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import account, regions
+from vmsnix_ops.aws import account, keys, regions
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_reading import VERIFIES, Verify
 from vmsnix_ops.aws.session import Client, client
@@ -299,8 +299,14 @@ def plan(
     )
     if boot_expect:
         disk_boot.check(boot_expect, "auto")
-    own_tags = tagging.check(tags or {})
+    own_tags, kms_key = tagging.check(tags or {}), keys.shape(kms_key or settings.kms_key)
     check_public(public, confirm_public)
+    if public and kms_key:
+        raise errors.ParameterError(
+            "A public AMI cannot be encrypted with a key.",
+            why="public and kms_key are both set, and others could not launch it.",
+            cure="Leave one of them out.",
+        )
 
     # First, because it needs no call of AWS.
     readable, _ = image_check(
@@ -321,10 +327,12 @@ def plan(
         key_prefix=settings.key_prefix,
         via=via,
         public=public,
+        kms_key=kms_key,
     )
     account.require(checks)
     facts = {key: value for check in checks for key, value in check.facts.items()}
     check_public(public, confirm_public, facts["account"])
+    kms_key = keys.arn(kms_key, region=region, who=facts["identity"])
 
     run = current_run("publish-ami")
     tables = RunTables(settings, run)

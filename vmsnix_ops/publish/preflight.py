@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import account, regions
+from vmsnix_ops.aws import account, keys, regions
 from vmsnix_ops.aws.checks import checked
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
@@ -73,6 +73,7 @@ def check(
     system: str = "",
     boot_mode: str = "",
     root_device: str = "",
+    kms_key: str = "",
     public: bool = False,
     session: boto3.Session | None = None,
 ) -> Checklist:
@@ -80,7 +81,7 @@ def check(
 
     Parameters
     ----------
-    region, bucket, role_name, prefix, via, system, boot_mode, root_device, public
+    region, bucket, role_name, prefix, via, system, boot_mode, root_device, kms_key, public
         As for `vmsnix_ops.publish.plan`; empty takes the settings'.
     image
         As there; empty leaves out the checks of the image and of its AMI's name.
@@ -104,6 +105,7 @@ def check(
         key_prefix=settings.key_prefix,
         via=via,
         public=public,
+        kms_key=keys.shape(kms_key or settings.kms_key),
         thorough=True,
     )
     if not bucket and via == "import":

@@ -261,9 +261,21 @@ def _item(kind: Type, value: object, place: str) -> object:
 
 def _json(text: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
+        if isinstance(error, _UnfitError):
+            raise
         raise _UnfitError(f"It is not JSON: {error}.") from error
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of JSON whose keys are given once each: of two values one would be lost."""
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _UnfitError(f"The key {key!r} is given twice.")
+        found[key] = value
+    return found
 
 
 _CONVERTERS = {

@@ -47,7 +47,8 @@ def test_tags_have_limits(aws: Rehearsal) -> None:
         ({"Key": "one-more", "Value": ""}, "TagLimitExceeded"),
         ({"Key": "aws:mine", "Value": ""}, "InvalidParameterValue"),
         ({"Key": "k" * 128, "Value": ""}, "InvalidParameterValue"),
-        ({"Key": "key-0", "Value": "v" * 256}, "InvalidParameterValue"),
+        ({"Key": "key-0", "Value": "v" * 257}, "InvalidParameterValue"),
     ):
         with refused(code):
             aws.ec2.create_tags(Resources=[snapshot], Tags=[tag])
+    aws.ec2.create_tags(Resources=[snapshot], Tags=[{"Key": "key-0", "Value": "v" * 256}])

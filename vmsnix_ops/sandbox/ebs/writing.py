@@ -17,7 +17,7 @@ from vmsnix_ops.sandbox.core import AwsError, Params, operation
 from vmsnix_ops.sandbox.ebs import refusals
 from vmsnix_ops.sandbox.ec2 import encryption, ids
 from vmsnix_ops.sandbox.ec2.state import BLOCK_BYTES, GIB, Snapshot, Upload
-from vmsnix_ops.sandbox.ec2.tags import checked, tag_list
+from vmsnix_ops.sandbox.ec2.tags import EBS_VALUE_LENGTH, checked, tag_list
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
@@ -62,7 +62,7 @@ def start_snapshot(context: Context, params: Params) -> dict[str, Any]:
     parent = _parent(context, params)
     encrypted, key = _encryption(context, params, parent)
     try:
-        tags = checked(params.get("Tags") or [])
+        tags = checked(params.get("Tags") or [], longest=EBS_VALUE_LENGTH)
     except AwsError as error:
         raise refusals.invalid("INVALID_TAG", error.message) from error
     table, clock = context.table("snapshots"), context.clock

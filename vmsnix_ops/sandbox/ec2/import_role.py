@@ -65,3 +65,12 @@ def may(context: Context, role_name: str, action: str, resource: str) -> bool:
         principal=session,
         documents=documents_of(context, role),
     )
+
+
+def may_use_key(context: Context, role_name: str, action: str, key: str) -> bool:
+    """Tell whether the role's own policies let it use a customer's key; key policies are not emulated."""
+    role = context.table("roles", region="").get(role_name)
+    if role is None:
+        return False
+    asked = evaluation.Question(action, key, {"aws:requestedregion": [context.region]})
+    return evaluation.evaluate(documents_of(context, role), asked) == evaluation.ALLOWED

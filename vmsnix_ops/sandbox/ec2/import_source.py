@@ -19,7 +19,7 @@ from vmsnix_ops.sandbox.ec2 import import_role
 from vmsnix_ops.sandbox.ec2.state import BLOCK_BYTES, ImportTask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.sandbox.core import Context
@@ -90,11 +90,19 @@ def require_present(context: Context, task: ImportTask) -> None:
         # Without the right to list, S3 does not tell what exists: it answers 403.
         listing = import_role.may(context, task.role_name, "s3:ListBucket", task.bucket)
         reason = "404 Not Found" if listing else "403 Forbidden"
+    elif not _may_decrypt(context, task, bucket.objects[task.key].headers):
+        reason = "403 Forbidden"
     elif task.etag and bucket.objects[task.key].etag != task.etag:
         # What AWS says then is not known; half of one image and half of another must not become a snapshot.
         raise UnusableError(f"{VALIDATION} [The given resource was changed while it was read]")
     if reason:
         raise UnusableError(f"{VALIDATION} [We do not have access to the given resource. Reason {reason}]")
+
+
+def _may_decrypt(context: Context, task: ImportTask, headers: Mapping[str, object]) -> bool:
+    """Tell whether the role may decrypt an object that a customer's key encrypts; key policies allow it."""
+    key = str(headers.get("SSEKMSKeyId") or "")
+    return not key.startswith("arn:") or import_role.may_use_key(context, task.role_name, "kms:Decrypt", key)
 
 
 @contextmanager

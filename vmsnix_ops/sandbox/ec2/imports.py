@@ -24,7 +24,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import encryption, idempotency, ids, import_source
+from vmsnix_ops.sandbox.ec2 import encryption, idempotency, ids, import_role, import_source
 from vmsnix_ops.sandbox.ec2.filters import page
 from vmsnix_ops.sandbox.ec2.state import GIB, ImportTask, Snapshot
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
@@ -40,6 +40,9 @@ ACTIVE_TASKS = 20
 """Import tasks of a region at the same time (documented quota)."""
 
 FORMATS = ("VHD", "VHDX", "VMDK", "RAW")
+
+KEY_ACTIONS = ("kms:CreateGrant", "kms:DescribeKey", "kms:ReEncryptFrom", "kms:ReEncryptTo")
+"""What the role needs on a customer's key, among others ("Required permissions for VM Import/Export")."""
 
 _busy: set[str] = set()
 """Tasks whose source somebody reads at this moment; guarded by the state lock."""
@@ -206,6 +209,9 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
         text = f"You have reached the limit of {ACTIVE_TASKS} concurrent import tasks."  # text from memory
         raise AwsError("ResourceCountLimitExceeded", text)
     chosen = encryption.choose(context, wanted=params.get("Encrypted"), key=params.get("KmsKeyId"))
+    usable = not params.get("KmsKeyId") or all(
+        import_role.may_use_key(context, role_name, action, chosen.key) for action in KEY_ACTIONS
+    )
     task = ImportTask(
         task_id=ids.new_id("import-snap"),
         owner=context.account,
@@ -224,7 +230,7 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
         snapshot_id=ids.new_id("snap"),
         # The text for a bad key is from memory.
         message=context.outcome.get("status_message")
-        or (f"ClientError: {encryption.NOT_ACCESSIBLE}" if chosen.failure else ""),
+        or (f"ClientError: {encryption.NOT_ACCESSIBLE}" if chosen.failure or not usable else ""),
     )
     table[task.task_id] = task
     idempotency.remember(context, params, task.task_id)

@@ -1,7 +1,7 @@
 """CreateTags, DeleteTags, DescribeTags, and the tags given when something is created.
 
-Sources: "Tag your Amazon EC2 resources" (50 tags a resource, keys of 127 and values of 255 characters,
-``aws:`` reserved).
+Sources: "Tag your Amazon EC2 resources" (50 tags a resource, ``aws:`` reserved); "Tag" of the Amazon EC2 API
+Reference (keys of 127 and values of 256 characters) and of the EBS direct APIs (127 and 255).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.sandbox.core import Context
 
-MAXIMUM_TAGS, KEY_LENGTH, VALUE_LENGTH = 50, 127, 255
+MAXIMUM_TAGS, KEY_LENGTH, VALUE_LENGTH, EBS_VALUE_LENGTH = 50, 127, 256, 255
 
 
 def tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
@@ -26,7 +26,7 @@ def tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-def checked(tags: Iterable[dict[str, Any]]) -> dict[str, str]:
+def checked(tags: Iterable[dict[str, Any]], *, longest: int = VALUE_LENGTH) -> dict[str, str]:
     """Return the tags of a request as a dictionary, or refuse them as EC2 does."""
     found: dict[str, str] = {}
     for tag in tags:
@@ -41,8 +41,8 @@ def checked(tags: Iterable[dict[str, Any]]) -> dict[str, str]:
             raise AwsError(
                 "InvalidParameterValue", f"Tag key exceeds the maximum length of {KEY_LENGTH} characters"
             )
-        if len(value) > VALUE_LENGTH:
-            text = f"Tag value exceeds the maximum length of {VALUE_LENGTH} characters"
+        if len(value) > longest:
+            text = f"Tag value exceeds the maximum length of {longest} characters"
             raise AwsError("InvalidParameterValue", text)
         if key in found:
             raise AwsError("InvalidParameterValue", f"Duplicate tag key '{key}' specified.")

@@ -95,13 +95,21 @@ def check_key(key: str) -> None:
         raise AwsError("KeyTooLongError", "Your key is too long", Size=length, MaxSizeAllowed=1024)
 
 
-def headers_of(params: Params) -> dict[str, Any]:
-    """Return the members that are kept with an object."""
+def headers_of(params: Params, bucket: Bucket | None = None) -> dict[str, Any]:
+    """Return the members that are kept with an object.
+
+    How an object is encrypted is only recorded: there is no KMS in the sandbox.
+    """
     kept = {name: params[name] for name in HEADERS if name in params}
     kept.setdefault("ContentType", "binary/octet-stream")
-    kept.setdefault("ServerSideEncryption", "AES256")  # since January 2023 every new object is encrypted
-    if kept["ServerSideEncryption"] == "aws:kms":
-        raise AwsError("NotImplemented", "The sandbox does not emulate SSE-KMS for objects.", status=501)
+    if "ServerSideEncryption" not in kept:
+        kept |= default_encryption(bucket)
+    if kept["ServerSideEncryption"] not in ("AES256", "aws:kms"):
+        text = f"The sandbox does not emulate the encryption {kept['ServerSideEncryption']} for objects."
+        raise AwsError("NotImplemented", text, status=501)
+    if "SSEKMSKeyId" in kept and kept["ServerSideEncryption"] != "aws:kms":
+        text = "Server Side Encryption with KMS managed key requires HTTP header x-amz-server-side-encryption"
+        raise AwsError("InvalidArgument", text)
     encoding = kept.get("ContentEncoding", "")
     if "aws-chunked" in encoding:  # belongs to the transport
         rest = ",".join(part.strip() for part in encoding.split(",") if part.strip() != "aws-chunked")
@@ -109,6 +117,18 @@ def headers_of(params: Params) -> dict[str, Any]:
         if rest:
             kept["ContentEncoding"] = rest
     return kept
+
+
+def default_encryption(bucket: Bucket | None) -> dict[str, Any]:
+    """Return how a bucket encrypts what comes without a wish; since January 2023 it always does."""
+    rules = bucket.settings.get("encryption", {}).get("Rules", []) if bucket is not None else []
+    for rule in rules:
+        default = rule.get("ApplyServerSideEncryptionByDefault", {})
+        if default.get("SSEAlgorithm"):
+            key = default.get("KMSMasterKeyID")
+            found = {"ServerSideEncryption": default["SSEAlgorithm"]}
+            return found | ({"SSEKMSKeyId": key} if key else {})
+    return {"ServerSideEncryption": "AES256"}
 
 
 def shown_headers(stored: StoredObject) -> dict[str, Any]:
@@ -273,6 +293,10 @@ def parse_tags(text: str) -> dict[str, str]:
     return check_tags([{"Key": key, "Value": value} for key, value in pairs], limit=10)
 
 
+_NOT_IN_TAGS = re.compile(r"[^\w .:/=+@-]")
+"""S3 takes letters, digits, spaces and ``+ - = . _ : / @`` ("Object tagging" of the S3 User Guide)."""
+
+
 def check_tags(tags: list[dict[str, str]], *, limit: int) -> dict[str, str]:
     """Return a list of tags as a dictionary, after the checks that S3 makes."""
     keys = [tag["Key"] for tag in tags]
@@ -288,7 +312,7 @@ def check_tags(tags: list[dict[str, str]], *, limit: int) -> dict[str, str]:
     for tag in tags:
         if not 1 <= len(tag["Key"]) <= 128 or tag["Key"].lower().startswith("aws:"):
             raise AwsError("InvalidTag", "The TagKey you have provided is invalid", TagKey=tag["Key"])
-        if len(tag["Value"]) > 256:
+        if len(tag["Value"]) > 256 or _NOT_IN_TAGS.search(tag["Value"]):
             raise AwsError("InvalidTag", "The TagValue you have provided is invalid", TagValue=tag["Value"])
     return {tag["Key"]: tag["Value"] for tag in tags}
 

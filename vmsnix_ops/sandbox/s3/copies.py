@@ -85,7 +85,7 @@ def copy_object(context: Context, params: Params) -> dict[str, Any]:
         parts=tuple(_link(context, part) for part in source.parts),
         etag=etag,
         modified=context.clock.now(),
-        headers=headers_of(params) if replaces else dict(source.headers),
+        headers=headers_of(params, bucket) if replaces else dict(source.headers),
         metadata=check_metadata(params.get("Metadata", {})) if replaces else dict(source.metadata),
         checksums=checksums,
         tags=tags,

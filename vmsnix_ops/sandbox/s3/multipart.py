@@ -78,7 +78,7 @@ def create_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
         principal=context.principal,
         algorithm=algorithm,
         checksum_type=kind,
-        headers=headers_of(params),
+        headers=headers_of(params, bucket),
         metadata=check_metadata(params.get("Metadata", {})),
         tags=parse_tags(params.get("Tagging", "")),
     )
@@ -89,6 +89,8 @@ def create_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
         "UploadId": upload.upload_id,
         "ServerSideEncryption": upload.headers["ServerSideEncryption"],
     }
+    if "SSEKMSKeyId" in upload.headers:
+        answer["SSEKMSKeyId"] = upload.headers["SSEKMSKeyId"]
     if algorithm is not None:
         answer |= {"ChecksumAlgorithm": algorithm.upper(), "ChecksumType": kind}
     return answer

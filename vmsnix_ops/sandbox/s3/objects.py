@@ -78,8 +78,9 @@ def put_object(context: Context, params: Params) -> dict[str, Any]:
     check_key(params["Key"])
     check_acl(params)
     with context.lock:
-        check_written(bucket_of(context, params), params["Key"], params)
-    headers, metadata = headers_of(params), check_metadata(params.get("Metadata", {}))
+        bucket = bucket_of(context, params)
+        check_written(bucket, params["Key"], params)
+    headers, metadata = headers_of(params, bucket), check_metadata(params.get("Metadata", {}))
     tags = parse_tags(params.get("Tagging", ""))
     part = receive(context, params["Body"], params, 1)
     stored = StoredObject(

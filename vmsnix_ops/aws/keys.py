@@ -1,0 +1,108 @@
+"""KMS keys that encrypt uploads, snapshots and AMIs.
+
+A key is named by its ARN or id. An alias is not accepted: it can be moved to another key at any time, and
+nothing that a snapshot shows could be compared with it.
+
+Sources: "Required permissions for VM Import/Export"; "StartSnapshot" (``KmsKeyArn``) in the EBS direct APIs
+Reference; "Permissions for IAM users" of "Amazon EBS encryption"; "Protecting data with SSE-KMS".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+
+if TYPE_CHECKING:
+    from vmsnix_ops.aws.identity import Identity
+
+_ID = r"(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32})"
+KEY_ID = re.compile(_ID)
+KEY_ARN = re.compile(rf"arn:(aws(?:-[a-z]+)*):kms:([a-z0-9-]+):([0-9]{{12}}):key/{_ID}")
+ROLE_ACTIONS = (
+    "kms:CreateGrant",
+    "kms:Decrypt",
+    "kms:DescribeKey",
+    "kms:Encrypt",
+    "kms:GenerateDataKey*",
+    "kms:ReEncrypt*",
+)
+"""What VM Import's role needs on the key."""
+
+CALLER_ACTIONS = (
+    "kms:CreateGrant",
+    "kms:Decrypt",
+    "kms:DescribeKey",
+    "kms:GenerateDataKey*",
+    "kms:ReEncrypt*",
+)
+"""What a publisher needs on the key."""
+
+SIMULATED = (
+    "kms:CreateGrant",
+    "kms:Decrypt",
+    "kms:DescribeKey",
+    "kms:Encrypt",
+    "kms:GenerateDataKey",
+    "kms:GenerateDataKeyWithoutPlaintext",
+    "kms:ReEncryptFrom",
+    "kms:ReEncryptTo",
+)
+"""The actions behind `ROLE_ACTIONS`, as IAM's simulator takes them."""
+
+
+def shape(kms_key: str) -> str:
+    """Return a key's ARN or id as it was given, or refuse what is neither; empty stays empty.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        It is an alias, or nothing of KMS.
+    """
+    if not kms_key or KEY_ID.fullmatch(kms_key) or KEY_ARN.fullmatch(kms_key):
+        return kms_key
+    if "alias/" in kms_key:
+        alias = kms_key[kms_key.index("alias/") :]
+        raise errors.ParameterError(
+            f"The kms_key {kms_key!r} is an alias.",
+            why="An alias can be moved to another key, so that two publishes would not be encrypted alike.",
+            cure=f"Pass the key's ARN: aws kms describe-key --key-id {alias} --query KeyMetadata.Arn",
+        )
+    raise errors.ParameterError(
+        f"The kms_key {kms_key!r} is not the ARN of a KMS key.",
+        cure="Pass one such as arn:aws:kms:eu-west-1:012345678901:key/12345678-1234-1234-1234-123456789012.",
+    )
+
+
+def arn(kms_key: str, *, region: str, who: Identity) -> str:
+    """Return the ARN of a key that can be used in a region; empty stays empty.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        As `shape`, or it is a key of another region.
+    """
+    if KEY_ID.fullmatch(shape(kms_key)):
+        return f"arn:{who.partition}:kms:{region}:{who.account}:key/{kms_key}"
+    found = KEY_ARN.fullmatch(kms_key)
+    if found is not None and found[2] != region:
+        raise errors.ParameterError(
+            f"The key {kms_key} is in {found[2]}, and the publish is to {region}.",
+            why="EBS encrypts with a key of the snapshot's own region.",
+            cure=f"Pass a key of {region} as kms_key.",
+        )
+    return kms_key
+
+
+def mark(kms_key: str) -> str:
+    """Return what tells apart client tokens and journals of the same bytes under different keys."""
+    return f"-{hashlib.sha256(kms_key.encode()).hexdigest()[:8]}" if kms_key else ""
+
+
+def statement(kms_key: str, actions: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the statement of a policy that allows a key's use; none without a key."""
+    if not kms_key:
+        return []
+    return [{"Sid": "UseTheKey", "Effect": "Allow", "Action": list(actions), "Resource": [kms_key]}]
