@@ -1,4 +1,4 @@
-"""Which AWS regions there are, as far as botocore knows; AWS is not asked."""
+"""Which AWS regions and partitions there are, as far as botocore knows; AWS is not asked."""
 
 from __future__ import annotations
 
@@ -6,13 +6,45 @@ from functools import cache
 
 
 @cache
-def known_regions() -> frozenset[str]:
-    """Return every region that botocore knows, in all partitions."""
+def _partitions() -> dict[str, str]:
     import botocore.session
 
     session = botocore.session.Session()
-    return frozenset(
-        region
+    return {
+        region: partition
         for partition in session.get_available_partitions()
         for region in session.get_available_regions("ec2", partition)
-    )
+    }
+
+
+@cache
+def known_regions() -> frozenset[str]:
+    """Return every region that botocore knows, in all partitions."""
+    return frozenset(_partitions())
+
+
+def partitions() -> tuple[str, ...]:
+    """Return every partition that botocore knows: ``aws``, ``aws-cn``, ``aws-us-gov``, ``aws-eusc``, ..."""
+    import botocore.session
+
+    return tuple(botocore.session.Session().get_available_partitions())
+
+
+@cache
+def partition_of(region: str) -> str:
+    """Return the partition of a region, also of one that is newer than botocore, by the form of its name.
+
+    Examples
+    --------
+    >>> partition_of("cn-north-1"), partition_of("us-gov-east-1"), partition_of("eusc-de-east-1")
+    ('aws-cn', 'aws-us-gov', 'aws-eusc')
+    """
+    if region in _partitions():
+        return _partitions()[region]
+    import botocore.session
+    from botocore.exceptions import UnknownRegionError
+
+    try:
+        return str(botocore.session.Session().get_partition_for_region(region))
+    except UnknownRegionError:
+        return "aws"

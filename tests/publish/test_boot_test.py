@@ -39,7 +39,7 @@ def test_an_image_that_does_not_boot_is_not_uploaded(
     broken = tmp_path / "broken.img"
     broken.write_bytes(bytes(2**20))
     with pytest.raises(BootFailedError, match="cannot boot"):
-        publish.run(plan(image=str(broken), boot_test=True))
+        publish.run(plan(image=str(broken), boot_mode="legacy-bios", boot_test=True))
     assert left().nothing
 
 

@@ -195,10 +195,10 @@ def test_a_smaller_image_of_the_same_volume_size_leaves_nothing_behind_its_end(a
         file.seek(446)
         file.write(bytes(64))
     changed(raw, block=size // BLOCK - 1, fill=7)
-    publish.run(direct(image=str(raw)))
+    publish.run(direct(image=str(raw), boot_mode="legacy-bios"))
     with raw.open("r+b") as file:
         file.truncate(size - BLOCK)
-    second = publish.run(direct(image=str(raw)))
+    second = publish.run(direct(image=str(raw), boot_mode="legacy-bios"))
     assert bytes_of(aws, second.snapshot_id, size) == raw.read_bytes() + bytes(BLOCK)
 
 

@@ -25,7 +25,9 @@ NEED_BUCKET = ("publisher", "archivist", "bootstrap", "vmimport-role", "bucket")
 )
 @click.option("--account", default="*", show_default=True, help="Account id, 12 digits.")
 @click.option("--region", "regions", multiple=True, help="Hold it to this region; may be given again.")
-@click.option("--partition", default="aws", show_default=True, help="aws, aws-cn or aws-us-gov.")
+@click.option(
+    "--partition", default="", help="aws, aws-cn, aws-us-gov, aws-eusc, ...; by default that of the regions."
+)
 @click.option("--role-name", default="", help="Service role of VM Import; by default the settings'.")
 @click.option("--kms-key", default="", help="ARN of the KMS key of a publisher or vmimport-role.")
 @click.option(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import boto3
 
 LEFTOVER_DAYS = 7
+VERSION_DAYS = 1  # S3's least
 MOST_VERSIONS = 5  # of a managed policy, IAM's limit
 Verdict = Literal["create", "change", "keep"]
 
@@ -205,15 +206,22 @@ def _make_tls(clients: Clients, place: policies.Place) -> None:
     clients.s3.put_bucket_policy(Bucket=place.bucket, Policy=json.dumps(policy))
 
 
-def lifecycle_rule(place: policies.Place) -> dict[str, Any]:
-    """Return the rule that removes what a dead machine left in the bucket."""
-    return {
-        "ID": "vmsnix-leftovers",
-        "Status": "Enabled",
-        "Filter": {"Prefix": place.key_prefix},
-        "Expiration": {"Days": LEFTOVER_DAYS},
-        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": LEFTOVER_DAYS},
-    }
+def lifecycle_rules(place: policies.Place) -> list[dict[str, Any]]:
+    """Return the rules that delete what a dead machine left in the bucket, and what versioning keeps of it.
+
+    Delete markers need a rule of their own: S3 refuses them beside an age in days.
+    """
+    below = {"Status": "Enabled", "Filter": {"Prefix": place.key_prefix}}
+    return [
+        {
+            "ID": "vmsnix-leftovers",
+            **below,
+            "Expiration": {"Days": LEFTOVER_DAYS},
+            "NoncurrentVersionExpiration": {"NoncurrentDays": VERSION_DAYS},
+            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": LEFTOVER_DAYS},
+        },
+        {"ID": "vmsnix-delete-markers", **below, "Expiration": {"ExpiredObjectDeleteMarker": True}},
+    ]
 
 
 def _rules(clients: Clients, place: policies.Place) -> list[dict[str, Any]]:
@@ -231,14 +239,16 @@ def _lifecycle(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     if not rules:
         return "create", what
     check = preflight_bucket.lifecycle(clients.s3, place.bucket, place.key_prefix)
-    return ("keep" if check.outcome == "pass" else "change"), what
+    expires = preflight_bucket.expires_versions(rules, place.key_prefix)
+    return ("keep" if check.outcome == "pass" and expires else "change"), what
 
 
 def _make_lifecycle(clients: Clients, place: policies.Place) -> None:
-    ours = lifecycle_rule(place)
-    others = [rule for rule in _rules(clients, place) if rule.get("ID") != ours["ID"]]
+    ours = lifecycle_rules(place)
+    names = {rule["ID"] for rule in ours}
+    others = [rule for rule in _rules(clients, place) if rule.get("ID") not in names]
     clients.s3.put_bucket_lifecycle_configuration(
-        Bucket=place.bucket, LifecycleConfiguration={"Rules": [*others, ours]}
+        Bucket=place.bucket, LifecycleConfiguration={"Rules": [*others, *ours]}
     )
 
 

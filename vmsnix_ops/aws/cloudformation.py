@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.aws import policies
-from vmsnix_ops.aws.bootstrap import LEFTOVER_DAYS
+from vmsnix_ops.aws.bootstrap import LEFTOVER_DAYS, VERSION_DAYS
 from vmsnix_ops.aws.preflight_bucket import BLOCKS
 
 if TYPE_CHECKING:
@@ -28,7 +28,14 @@ def template(place: Place) -> dict[str, Any]:
         "Status": "Enabled",
         "Prefix": place.key_prefix,
         "ExpirationInDays": LEFTOVER_DAYS,
+        "NoncurrentVersionExpiration": {"NoncurrentDays": VERSION_DAYS},
         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": LEFTOVER_DAYS},
+    }
+    markers = {
+        "Id": "vmsnix-delete-markers",
+        "Status": "Enabled",
+        "Prefix": place.key_prefix,
+        "ExpiredObjectDeleteMarker": True,
     }
     encryption = {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
     return {
@@ -43,7 +50,7 @@ def template(place: Place) -> dict[str, Any]:
                     "BucketName": place.bucket,
                     "PublicAccessBlockConfiguration": dict.fromkeys(BLOCKS, True),
                     "BucketEncryption": {"ServerSideEncryptionConfiguration": [encryption]},
-                    "LifecycleConfiguration": {"Rules": [rule]},
+                    "LifecycleConfiguration": {"Rules": [rule, markers]},
                 },
             },
             "BucketPolicy": {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.session import calling, client
+from vmsnix_ops.region_names import partition_of
 
 if TYPE_CHECKING:
     import boto3
@@ -34,7 +35,7 @@ class Identity:
 
     @property
     def partition(self) -> str:
-        """``aws``, ``aws-cn`` or ``aws-us-gov``."""
+        """``aws``, ``aws-cn``, ``aws-us-gov``, ``aws-eusc``, ..."""
         return self.arn.split(":")[1]
 
     @property
@@ -56,7 +57,17 @@ REFUSED = frozenset({"AuthFailure", "InvalidClientTokenId", "UnrecognizedClientE
 
 
 def not_enabled(region: str, why: str) -> errors.RegionError:
-    """Return the error that says how to enable a region."""
+    """Return the error for a region that does not accept good credentials.
+
+    Only regions of the partition ``aws`` can be enabled; others want credentials of their own partition.
+    """
+    partition = partition_of(region)
+    if partition != "aws":
+        return errors.RegionError(
+            f"The region {region} does not accept these credentials.",
+            why=f"It is in the partition {partition}, whose accounts and credentials are separate. {why}",
+            cure=f"Use credentials of an account in {partition}, or choose a region of your own partition.",
+        )
     return errors.RegionError(
         f"The region {region} is not enabled for this account.",
         why=why,
@@ -78,7 +89,7 @@ def identity(session: boto3.Session, region: str | None = None) -> Identity:
         return _asked(session, region)
     except errors.CredentialsError as error:
         region = region or session.region_name
-        enabled = _always_enabled(session, region)
+        enabled = _always_enabled(region)
         if error.code not in REFUSED or region in (None, enabled):
             raise
         try:
@@ -88,18 +99,20 @@ def identity(session: boto3.Session, region: str | None = None) -> Identity:
         raise not_enabled(region, error.why) from error
 
 
-_ALWAYS_ENABLED = {"aws-cn": "cn-north-1", "aws-us-gov": "us-gov-west-1"}
+_ALWAYS_ENABLED = {
+    "aws": "us-east-1",
+    "aws-cn": "cn-north-1",
+    "aws-eusc": "eusc-de-east-1",
+    "aws-us-gov": "us-gov-west-1",
+}
 
 
-def _always_enabled(session: boto3.Session, region: str | None) -> str:
-    """Return a region of the same partition that every account has."""
-    from botocore.exceptions import UnknownRegionError
+def _always_enabled(region: str | None) -> str | None:
+    """Return a region of the same partition that every account has; the region itself where none is known.
 
-    try:
-        partition = session.get_partition_for_region(region) if region else ""
-    except UnknownRegionError:
-        partition = ""
-    return _ALWAYS_ENABLED.get(partition, "us-east-1")
+    Credentials of one partition are never sent to another.
+    """
+    return _ALWAYS_ENABLED.get(partition_of(region), region) if region else "us-east-1"
 
 
 def _asked(session: boto3.Session, region: str | None) -> Identity:

@@ -21,9 +21,12 @@ from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.progress import Step
 
-FORMATS = {"vhd": "VHD", "raw": "RAW"}  # of SnapshotDiskContainer.Format, those that we offer
+FORMATS = {"vhd": "VHD", "raw": "RAW", "vmdk": "VMDK"}  # SnapshotDiskContainer.Format
+VMDK = "streamOptimized"  # the only VMDK that VM Import takes ("VM Import/Export requirements")
+VHD_BYTES = 2040 * 2**30  # the largest VHD
 FAILED = frozenset({"deleted", "deleting", "cancelled", "cancelling", "error"})
 CANCELLED_BY_AWS = "AWS initiated task cancellation"
 DEADLINE_SECONDS = 60 * 60.0
@@ -113,6 +116,26 @@ class Source:
     def token(self, digest: str, attempt: int) -> str:
         """Return the ClientToken: the same for everything that makes the same snapshot."""
         return f"vmsnix-{digest[:40]}{keys.mark(self.kms_key)}-{attempt}"
+
+
+def check_format(name: str, disk: DiskImage) -> None:
+    """Refuse an image that VM Import does not take, with the command that makes one that it takes.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ImageFormatError
+        It is of another format.
+    """
+    if disk.format in FORMATS and (disk.format != "vmdk" or disk.subformat == VMDK):
+        return
+    kind, stem = f"{disk.subformat} {disk.format}".strip(), name.rpartition(".")[0] or name
+    # A VHD cannot be larger; a raw image can.
+    output = f"vpc {name} {stem}.vhd" if disk.size <= VHD_BYTES else f"raw {name} {stem}.img"
+    raise errors.ImageFormatError(
+        f"{name} is a {kind} image, which VM Import does not take.",
+        why=f"It takes VHD, raw, and VMDK of the kind {VMDK}.",
+        cure=f"Publish it with --via direct, or convert it: qemu-img convert -O {output}",
+    )
 
 
 @needs("ec2:DescribeSnapshots")

@@ -91,6 +91,7 @@ _ALL = (
     Permission("s3:GetBucketPolicy", "bucket", "is TLS required"),
     Permission("s3:GetEncryptionConfiguration", "bucket", "is the bucket encrypted"),
     Permission("s3:GetLifecycleConfiguration", "bucket", "are leftovers removed"),
+    Permission("s3:GetBucketVersioning", "bucket", "are removed objects kept as versions"),
     Permission("s3:CreateBucket", "bucket", "make the bucket"),
     Permission("s3:PutBucketPublicAccessBlock", "bucket", "make it private"),
     Permission("s3:PutEncryptionConfiguration", "bucket", "encrypt it"),

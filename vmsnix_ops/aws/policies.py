@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import errors
+from vmsnix_ops import errors, region_names
 from vmsnix_ops.aws import (
     block_reading,
     blocks,
@@ -66,7 +66,8 @@ class Place:
     kms_key
         ARN of the KMS key that encrypts uploads, snapshots and AMIs; empty for none.
     partition
-        ``"aws"``, ``"aws-cn"`` or ``"aws-us-gov"``.
+        ``"aws"``, ``"aws-cn"``, ``"aws-us-gov"``, ``"aws-eusc"``, ...; empty: that of the regions, else
+        ``"aws"``.
     pointer_prefix
         First part of the names of the channels' pointers.
     audit_role
@@ -86,12 +87,21 @@ class Place:
     key_prefix: str = "vmsnix/"
     role_name: str = "vmimport"
     kms_key: str = ""
-    partition: str = "aws"
+    partition: str = ""
     pointer_prefix: str = "/vmsnix"
     audit_role: str = "vmsnix-auditor"
     topic: str = ""
 
     def __post_init__(self) -> None:
+        found = sorted({region_names.partition_of(region) for region in self.regions})
+        if len(found) > 1 or (self.partition and found and found != [self.partition]):
+            told = ", ".join(f"{name} is in {region_names.partition_of(name)}" for name in self.regions)
+            raise errors.ParameterError(
+                "A policy holds in one partition.",
+                why=f"{told}{f', and {self.partition} was asked for' if self.partition else ''}.",
+                cure="Print one policy for each partition.",
+            )
+        object.__setattr__(self, "partition", self.partition or (found[0] if found else "aws"))
         shapes = [
             ("account", self.account, _ACCOUNT, "An account id has 12 digits."),
             ("bucket", self.bucket, _NAME, "S3 allows 3 to 63 lower-case letters, digits, dots and dashes."),
@@ -100,7 +110,7 @@ class Place:
             ("key prefix", self.key_prefix, _KEYS, "It would be another path, or stand for many."),
             ("prefix of pointers", self.pointer_prefix, _POINTERS, "It is called like /vmsnix."),
             ("topic", self.topic or _NO_TOPIC, _TOPIC, "It is called like arn:aws:sns:REGION:ACCOUNT:NAME."),
-            ("partition", self.partition, _PARTITION, "There are aws, aws-cn and aws-us-gov."),
+            ("partition", self.partition, _PARTITION, f"There are {', '.join(region_names.partitions())}."),
             *(("region", name, _REGION, "A region is called like eu-central-1.") for name in self.regions),
         ]
         for name, value, shape, why in shapes:
@@ -373,6 +383,7 @@ def thorough_actions() -> tuple[str, ...]:
         preflight_bucket.encrypted,
         preflight_bucket.tls_only,
         preflight_bucket.lifecycle,
+        preflight_bucket.versions,
         preflight_limits.quotas,
         preflight_limits.public_sharing,
         preflight_limits.pending_snapshots,

@@ -137,6 +137,7 @@ def _bucket(session: boto3.Session, place: policies.Place, *, thorough: bool) ->
             checked("bucket encrypted", lambda: preflight_bucket.encrypted(s3, name)),
             checked("bucket TLS only", lambda: preflight_bucket.tls_only(s3, name)),
             checked("bucket leftovers", lambda: preflight_bucket.lifecycle(s3, name, place.key_prefix)),
+            checked("bucket versions", lambda: preflight_bucket.versions(s3, name, place.key_prefix)),
         ]
     return checks
 

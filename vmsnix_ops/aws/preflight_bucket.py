@@ -5,7 +5,7 @@ Sources: the operations' pages in the Amazon S3 API Reference; "Security best pr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import buckets
@@ -14,6 +14,9 @@ from vmsnix_ops.aws.documents import listed, statements
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
 from vmsnix_ops.progress import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 BLOCKS = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
 BOOTSTRAP = "Run vmsnix bootstrap --no-dry-run, which sets it."
@@ -133,6 +136,73 @@ def lifecycle(s3: Client, name: str, key_prefix: str) -> Check:
         what for what, found in (("unfinished uploads", uploads), ("objects", objects)) if not found
     )
     return Check("bucket leftovers", "warn", f"nothing removes {left} below {key_prefix!r}", BOOTSTRAP)
+
+
+@needs("s3:GetBucketVersioning", "s3:GetLifecycleConfiguration")
+def versions(s3: Client, name: str, key_prefix: str) -> Check:
+    """Check whether removed images stay in the bucket as versions that nothing deletes."""
+    with calling(f"read the versioning of the bucket {name}"):
+        state = str(s3.get_bucket_versioning(Bucket=name).get("Status") or "")
+        answer = _document(s3, "get_bucket_lifecycle_configuration", name, "NoSuchLifecycleConfiguration")
+    if not state:
+        return Check("bucket versions", "pass", "the bucket keeps no versions")
+    if expires_versions(answer.get("Rules", []), key_prefix):
+        return Check("bucket versions", "pass", f"versioning is {state}; old versions of images expire")
+    evidence = f"versioning is {state}, and nothing deletes old versions below {key_prefix!r}"
+    return Check("bucket versions", "warn", evidence, BOOTSTRAP)
+
+
+def expires_versions(rules: Iterable[dict[str, Any]], key_prefix: str) -> bool:
+    """Whether lifecycle rules delete old versions of images, and the markers that their removal left."""
+    found = [rule for rule in rules if _covers(rule, key_prefix)]
+    old = any("NoncurrentVersionExpiration" in rule for rule in found)
+    # A rule that expires objects by their age deletes markers that are as old.
+    markers = any(
+        rule.get("Expiration", {}).get("ExpiredObjectDeleteMarker") or rule.get("Expiration", {}).get("Days")
+        for rule in found
+    )
+    return old and markers
+
+
+def overlapping(places: Mapping[str, str], bucket: str, key_prefix: str) -> list[str]:
+    """Return the names of those places on S3 that share keys with the images of a bucket.
+
+    Parameters
+    ----------
+    places
+        Name to ``s3://bucket/prefix``; other places are ignored.
+    bucket, key_prefix
+        Where images go. A lifecycle rule deletes everything there after some days.
+    """
+    found = []
+    for name, place in places.items():
+        scheme, _, rest = place.partition("://")
+        its_bucket, _, prefix = rest.partition("/")
+        prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        shared = prefix.startswith(key_prefix) or key_prefix.startswith(prefix)
+        if scheme == "s3" and its_bucket == bucket and shared:
+            found.append(name)
+    return found
+
+
+def kept_apart(places: Mapping[str, str], bucket: str, key_prefix: str) -> Check:
+    """Check that neither archive nor history lies where lifecycle rules delete images.
+
+    Raises
+    ------
+    vmsnix_ops.errors.BucketError
+        One of them does.
+    """
+    found = overlapping(places, bucket, key_prefix)
+    if found:
+        raise errors.BucketError(
+            f"The {' and the '.join(found)} in s3://{bucket} would be deleted with old images.",
+            why=f"{', '.join(f'{name} is {places[name]}' for name in found)}; images go to "
+            f"s3://{bucket}/{key_prefix}, where a lifecycle rule deletes everything after some days.",
+            cure="Set key_prefix in vmsnix.toml to a prefix of its own, such as vmsnix/images/ beside "
+            "vmsnix/archive, or use another bucket.",
+        )
+    return Check("bucket prefixes", "pass", f"only images are below s3://{bucket}/{key_prefix}")
 
 
 def _covers(rule: dict[str, Any], key_prefix: str) -> bool:

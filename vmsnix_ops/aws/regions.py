@@ -9,6 +9,7 @@ from vmsnix_ops.aws import preflight_account
 from vmsnix_ops.aws.paging import patiently
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, client
+from vmsnix_ops.region_names import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -93,11 +94,19 @@ def named(names: Iterable[str]) -> tuple[str, ...]:
     Raises
     ------
     vmsnix_ops.errors.RegionError
-        There is no region of that name; names the nearest.
+        There is no region of that name; names the nearest. Or the regions are in different partitions.
     """
     found = tuple(dict.fromkeys(names))
     for name in found:
         preflight_account.region_name(name)
+    partitions = {partition_of(name): name for name in reversed(found)}
+    if len(partitions) > 1:
+        raise errors.RegionError(
+            "The regions are in different partitions.",
+            why=", ".join(f"{name} is in {partition}" for partition, name in sorted(partitions.items()))
+            + ".",
+            cure="Run the job once for each partition, with credentials of an account there.",
+        )
     return found
 
 

@@ -83,7 +83,8 @@ class DiskImage:
     format
         ``vhd``, ``raw``, ``qcow2``, ``vhdx`` or ``vmdk``.
     subformat
-        ``fixed`` or ``dynamic`` for a VHD, else empty.
+        ``fixed`` or ``dynamic`` for a VHD, ``streamOptimized`` or another word of its own for a VMDK, else
+        empty.
     size
         Bytes of the disk as a machine sees it.
     file_bytes

@@ -14,6 +14,7 @@ Sources of the fields: QEMU's ``docs/interop/qcow2.txt``; VMware, *Virtual Disk 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import threading
@@ -40,7 +41,8 @@ MAX_RUNS = 500_000
 """Most stored ranges that are kept in memory (24 bytes each); an image in more pieces is converted."""
 
 COPY_CHUNK = 1 << 20
-WHOLE_CURE = "Make one whole file of it first: qemu-img convert -O vpc INPUT OUTPUT.vhd."
+# Raw, because a VHD ends at 2,040 GiB, and both methods of publishing take it.
+WHOLE_CURE = "Make one whole file of it first: qemu-img convert -O raw INPUT OUTPUT.img."
 
 
 class Runs:
@@ -145,9 +147,14 @@ def open_with_qemu(source: ByteSource, head: bytes) -> DiskImage:
         file = source.path or _spool(source, stack)
         size = _disk_size(source, file, kind)
         runs = _map(source, file, kind, size)
+        image: DiskImage
         if runs is not None:
-            return MappedImage(source, size, kind, runs)
-        return ConvertedImage(source, size, kind, file, stack.pop_all())
+            image = MappedImage(source, size, kind, runs)
+        else:
+            image = ConvertedImage(source, size, kind, file, stack.pop_all())
+        if kind == "vmdk":
+            image.subformat = _vmdk_subformat(source, head)
+        return image
 
 
 def _check_qcow2(source: ByteSource, head: bytes) -> None:
@@ -190,6 +197,14 @@ def _check_vmdk(source: ByteSource, head: bytes) -> None:
         if hint >= 0:
             why = "The image holds only what differs from another file, its parent."
             raise damaged(source.name, "VMDK", "parentFileNameHint", at + hint, why, cure=WHOLE_CURE)
+
+
+def _vmdk_subformat(source: ByteSource, head: bytes) -> str:
+    """Return ``createType`` of a VMDK's descriptor, such as ``streamOptimized``; empty when it has none."""
+    at = int.from_bytes(head[28:36], "little") * SECTOR or SECTOR
+    text = source.read(at, min(20 * SECTOR, source.size - at)) if at < source.size else b""
+    found = re.search(rb'createType\s*=\s*"([A-Za-z0-9]{1,40})"', text)
+    return found[1].decode() if found else ""
 
 
 def _check_vhdx(source: ByteSource) -> None:

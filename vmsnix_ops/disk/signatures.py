@@ -11,7 +11,7 @@ QCOW2 = b"QFI\xfb"
 VMDK = b"KDMV"
 
 _UNPACK = "Unpack it first, and name the disk image that is in it."
-_CONVERT = "Convert it first: qemu-img convert -O vpc INPUT OUTPUT.vhd."
+_CONVERT = "Convert it first: qemu-img convert -O raw INPUT OUTPUT.img."
 _NO_DISK = "Name the disk image itself (nix-support/image-info.json of a Nix output says which file it is)."
 
 FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (

@@ -83,13 +83,15 @@ class BootPlan(_Shown):
 
     Attributes
     ----------
-    image
-        As it was given.
+    image, system, boot_mode
+        As for `plan_boot`.
     expect, user_data, public_key, deadline, accelerator
         As for `vmsnix_ops.disk.boot.boot`.
     """
 
     image: str
+    system: str
+    boot_mode: str
     expect: str
     user_data: str
     public_key: str
@@ -111,13 +113,19 @@ class BootPlan(_Shown):
         """
         from vmsnix_ops.nix import build as nix
 
-        image = nix.resolve(self.image, flake=self.settings.flake, progress=self.progress)
+        image = nix.resolve(
+            self.image,
+            system=self.system or None,
+            boot_mode=self.boot_mode or None,
+            flake=self.settings.flake,
+            progress=self.progress,
+        )
         with self.progress.step("boot") as step, interruptible("boot test", "Nothing was changed."):
             booted = boot.boot(
                 image.path,
                 expect=self.expect,
                 system=image.system,
-                boot_mode=image.boot_mode,
+                boot_mode=self.boot_mode or image.boot_mode,
                 user_data=self.user_data,
                 public_key=self.public_key,
                 deadline=self.deadline,
@@ -149,6 +157,8 @@ class BootPlan(_Shown):
 def plan_boot(
     image: str,
     *,
+    system: str = "",
+    boot_mode: str = "",
     expect: str = "",
     user_data: str = "",
     public_key: str = "",
@@ -163,6 +173,8 @@ def plan_boot(
     ----------
     image
         A flake attribute, a ``result`` link, a Nix output directory, or an image file.
+    system, boot_mode
+        What it is for and how it boots, for an image file that does not tell it.
     expect
         Regular expression for the line of the console to wait for; by default the one of a NixOS that is up.
     user_data, public_key
@@ -189,6 +201,8 @@ def plan_boot(
     settings = settings or load()
     return BootPlan(
         image,
+        system,
+        boot_mode,
         expect,
         user_data,
         public_key,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import account, bootstrap, cloudformation, keys, policies
+from vmsnix_ops.aws import account, bootstrap, cloudformation, keys, policies, preflight_bucket
 from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.records.result import write_result
@@ -175,6 +175,9 @@ def plan(
         kms_key=keys.arn(settings.kms_key, region=region, who=who),
         partition=who.partition,
     )
+    # The lifecycle rule that a bootstrap makes would delete them.
+    kept = {"archive": settings.archive, "history": settings.history}
+    preflight_bucket.kept_apart(kept, bucket, settings.key_prefix)
     return Bootstrap(place, tuple(bootstrap.look(session, place)), dry_run, session)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmsnix_ops import errors
 from vmsnix_ops.aws import blocks, images, imports, keys
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.publish import registration as registering
@@ -20,13 +19,8 @@ if TYPE_CHECKING:
 
 def describe(plan: Plan, image: BuiltImage, disk: DiskImage, seen: Survey) -> Built:
     """Return what is known of an image before AWS is asked; refuse a format that its way cannot take."""
-    if plan.via == "import" and disk.format not in imports.FORMATS:
-        raise errors.ImageFormatError(
-            f"{image.path.name} is a {disk.format} image, which VM Import does not take.",
-            why=f"It takes {' and '.join(imports.FORMATS)}.",
-            cure="Publish it via direct, or convert it: "
-            f"qemu-img convert -O vpc {image.path.name} {image.path.stem}.vhd",
-        )
+    if plan.via == "import":
+        imports.check_format(image.path.name, disk)
     name = images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{seen.digest[:8]}")
     wanted = registering.registration(
         image, name=name, disk_bytes=disk.size, root_device=plan.root_device, boot_mode=plan.boot_mode

@@ -235,7 +235,8 @@ def plan(
     ----------
     image
         What to publish: a flake attribute (``ecs-node``, ``./nix#ecs-node``), a ``result`` link, a Nix output
-        directory, or an image file (VHD or raw; with ``via="direct"`` also qcow2, VHDX and VMDK).
+        directory, or an image file (VHD, raw or stream-optimized VMDK; with ``via="direct"`` also qcow2, VHDX
+        and any VMDK).
     region
         Where to; by default the settings' region, else AWS's own (``AWS_REGION``, the profile).
     bucket

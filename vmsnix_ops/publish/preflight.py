@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import account, keys, regions
+from vmsnix_ops.aws import account, keys, preflight_bucket, regions
 from vmsnix_ops.aws.checks import checked
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
@@ -108,6 +108,11 @@ def check(
         kms_key=keys.shape(kms_key or settings.kms_key),
         thorough=True,
     )
+    if bucket and via == "import":
+        kept = {"archive": settings.archive, "history": settings.history}
+        checks.append(
+            checked("bucket prefixes", lambda: preflight_bucket.kept_apart(kept, bucket, settings.key_prefix))
+        )
     if not bucket and via == "import":
         cure = "Give bucket, or set it in vmsnix.toml; vmsnix bootstrap makes one."
         checks.append(account.Check("bucket", "warn", "no bucket was named", cure))

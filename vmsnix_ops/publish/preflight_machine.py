@@ -43,12 +43,8 @@ def image(
     found = nix.resolve(given, system=system or None, boot_mode=boot_mode or None)
     with open_image(found.path) as disk:
         kind = f"{disk.format} {disk.subformat}".strip()
-        if via == "import" and disk.format not in imports.FORMATS:
-            raise errors.ImageFormatError(
-                f"{found.path.name} is a {disk.format} image, which VM Import does not take.",
-                why=f"It takes {' and '.join(imports.FORMATS)}.",
-                cure="Publish it via direct, or convert it with qemu-img.",
-            )
+        if via == "import":
+            imports.check_format(found.path.name, disk)
         registration(
             found, name="unknown", disk_bytes=disk.size, root_device=root_device, boot_mode=boot_mode
         )

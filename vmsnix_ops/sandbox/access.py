@@ -8,6 +8,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from .wire import regions
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -114,7 +116,7 @@ class Access:
             iam.create_role(RoleName=role, AssumeRolePolicyDocument=json.dumps(trust_policy()))
         except iam.exceptions.EntityAlreadyExistsException:
             iam.update_assume_role_policy(RoleName=role, PolicyDocument=json.dumps(trust_policy()))
-        document = json.dumps(role_policy(bucket, key_prefix))
+        document = json.dumps(role_policy(bucket, key_prefix, region=region))
         iam.put_role_policy(RoleName=role, PolicyName=role, PolicyDocument=document)
 
 
@@ -165,9 +167,9 @@ def trust_policy() -> dict[str, Any]:
     }
 
 
-def role_policy(bucket: str, key_prefix: str = "") -> dict[str, Any]:
+def role_policy(bucket: str, key_prefix: str = "", *, region: str = "us-east-1") -> dict[str, Any]:
     """Return what VM Import's role needs in order to import the objects below a prefix of a bucket."""
-    arn = f"arn:aws:s3:::{bucket}"
+    arn = f"arn:{regions.partition_of(region)}:s3:::{bucket}"
     return {
         "Version": "2012-10-17",
         "Statement": [

@@ -17,7 +17,7 @@ from . import admin, credentials, faults
 from .calls import summary
 from .core import OPERATIONS, AwsError, Context
 from .ec2 import places
-from .wire import answers, errors, models, requests, signature
+from .wire import answers, errors, models, regions, requests, signature
 from .wire.body import ChunkSigner, DisconnectedError
 from .wire.http import Request, Response
 from .wire.signature import Authorization, MalformedAuthorizationError
@@ -245,7 +245,7 @@ class Dispatcher:
             operation=exchange.operation,
             region=exchange.region,
             account=caller.account,
-            principal=caller.principal,
+            principal=regions.in_partition(caller.principal, exchange.region),
             access_key=caller.access_key,
             request_id=exchange.request_id,
             clock=world.clock,

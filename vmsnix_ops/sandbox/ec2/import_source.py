@@ -126,6 +126,7 @@ def _image(reader: objects.ObjectReader, task: ImportTask) -> Iterator[DiskImage
     try:
         with open_image(reader) as image:
             _require(image.format == task.image_format.lower(), unsupported)
+            _require(not vmdk or image.subformat == "streamOptimized", unsupported)
             yield image
     except (UnusableError, OSError):
         raise

@@ -137,6 +137,12 @@ def _check_lifecycle(document: dict[str, Any]) -> dict[str, Any]:
     for number, rule in enumerate(rules):
         if not actions & set(rule):
             raise AwsError("InvalidRequest", "At least one action needs to be specified in a rule")
+        expiration = rule.get("Expiration", {})
+        if expiration.get("ExpiredObjectDeleteMarker") and {"Days", "Date"} & set(expiration):
+            raise AwsError(
+                "MalformedXML",
+                "The XML you provided was not well-formed or did not validate against our published schema",
+            )
         rule.setdefault("ID", f"rule-{number}")
     if len({rule["ID"] for rule in rules}) != len(rules):
         raise AwsError("InvalidArgument", "Rule ID must be unique. Found same ID for more than one rule")

@@ -32,3 +32,8 @@ def partition_of(region: str) -> str:
 def regions_of(partition: str) -> list[str]:
     """Return the regions of a partition, sorted."""
     return sorted(region for region, its_partition in _partitions().items() if its_partition == partition)
+
+
+def in_partition(arn: str, region: str) -> str:
+    """Return an ARN as a region shows it: the accounts of the sandbox are in every partition."""
+    return f"arn:{partition_of(region)}:{arn.split(':', 2)[2]}" if arn.startswith("arn:") else arn
