@@ -183,8 +183,19 @@ _register(
 
 @operation("s3", "GetBucketVersioning", honours=GET)
 def get_versioning(context: Context, params: Params) -> dict[str, Any]:
-    """Return the versioning state of a bucket that never had any: an empty document."""
-    bucket_of(context, params)
+    """Return the versioning state of a bucket; an empty document when nobody ever set it."""
+    state = bucket_of(context, params).settings.get("versioning")
+    return {"Status": state} if state else {}
+
+
+@operation("s3", "PutBucketVersioning", honours=[*PUT, "VersioningConfiguration"])
+def put_versioning(context: Context, params: Params) -> dict[str, Any]:
+    """Suspend versioning, which leaves objects as they are without it; versions are not emulated."""
+    bucket = bucket_of(context, params)
+    status = params.get("VersioningConfiguration", {}).get("Status")
+    if status != "Suspended":
+        raise AwsError("NotImplemented", "The sandbox does not emulate versions of objects.", status=501)
+    bucket.settings["versioning"] = status
     return {}
 
 
