@@ -102,7 +102,7 @@ def test_what_others_put_there_stays(aws: Sandbox) -> None:
     ]
     assert plan().apply().todo == ()
     rules = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
-    assert [rule["ID"] for rule in rules] == ["theirs", "vmsnix-leftovers"]
+    assert [rule["ID"] for rule in rules] == ["theirs", "vmsnix-leftovers", "vmsnix-delete-markers"]
     assert statement in json.loads(s3.get_bucket_policy(Bucket=BUCKET)["Policy"])["Statement"]
     assert trust in iam.get_role(RoleName="vmimport")["Role"]["AssumeRolePolicyDocument"]["Statement"]
 
