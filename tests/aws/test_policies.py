@@ -43,7 +43,9 @@ def test_a_publisher_cannot_delete_a_snapshot_that_is_not_ours(account: Account)
 
 
 def test_no_policy_is_longer_than_iam_takes() -> None:
-    place = policies.Place(account="012345678901", regions=("eu-central-1", "ap-southeast-1"), bucket="b" * 63)
+    place = policies.Place(
+        account="012345678901", regions=("eu-central-1", "ap-southeast-1"), bucket="b" * 63
+    )
     for job in JOBS.values():
         text = json.dumps(policies.document(job.actions(), place), separators=(",", ":"))
         assert len(text) < 6144, job
