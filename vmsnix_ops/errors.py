@@ -32,6 +32,7 @@
     │   │   └── NameTakenError
     │   ├── CopyFailedError
     │   ├── PointerError
+    │   │   └── OverwrittenValueError  a channel was changed between plan and write
     │   ├── SmokeTestError
     │   ├── QuotaError
     │   └── DeadlineError
@@ -48,6 +49,7 @@
     ├── DriftError                 AWS is not as the tables say
     ├── InterruptedRunError        Ctrl-C or SIGTERM; says how to go on
     └── PartlyDoneError            exit code 3: some regions done, some not
+        └── UnrecordedActError     an irreversible act was not announced, so it was not done
 
 Every error says what happened, why, and what to do; ``str(error)`` is those sentences in that order.
 """
@@ -60,7 +62,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Self
 
 
@@ -308,6 +310,27 @@ class PointerError(AwsError):
     """A channel's pointer could not be moved, or must not point there."""
 
 
+class OverwrittenValueError(PointerError):
+    """A channel was set, and the write replaced a value that the plan did not know.
+
+    The run ends as partial and changes nothing more: which value is right, a person decides.
+
+    Parameters
+    ----------
+    what, why, cure
+        As for `VmsnixError`.
+    overwritten
+        The same as data: ``name``, ``region``, ``version``, ``value`` and ``writer`` of what was replaced,
+        ``written`` (the version that replaced it) and the ``command`` that returns to it.
+    """
+
+    def __init__(
+        self, what: str, *, why: str = "", cure: str = "", overwritten: Mapping[str, str | int] | None = None
+    ) -> None:
+        self.overwritten = dict(overwritten or {})
+        super().__init__(what, why=why, cure=cure)
+
+
 class SmokeTestError(AwsError):
     """An instance of the AMI did not start, did not pass its checks, or did not say what it should."""
 
@@ -372,6 +395,10 @@ class PartlyDoneError(VmsnixError):
     """Some targets are done and some are not."""
 
     exit_code = 3
+
+
+class UnrecordedActError(PartlyDoneError):
+    """An irreversible act was not done, because the line that announces it could not be written."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

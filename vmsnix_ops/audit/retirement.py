@@ -22,7 +22,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit import retirement_result, retirement_view
 from vmsnix_ops.audit.retirement_decide import decide
-from vmsnix_ops.audit.retirement_plan import Plan, Result
+from vmsnix_ops.audit.retirement_plan import DONE, Plan, Result
 from vmsnix_ops.audit.retirement_values import Decision, Rules
 from vmsnix_ops.aws import preflight_account
 from vmsnix_ops.aws.identity import identity
@@ -145,8 +145,14 @@ def finish(result: Result) -> None:
         Nothing at all was done: the first error.
     """
     plan = result.plan
-    status, wrong = retirement_result.write(result)
-    none = status == "failed"
+    try:
+        status, wrong = retirement_result.write(result)
+    except errors.RecordsError as unsaved:  # it must not hide what was done
+        status, wrong = retirement_result.verdict(result)
+        if not wrong:
+            raise
+        wrong.append(str(unsaved))
+    none = status == "failed" and result.unrecorded is None
     if not wrong:
         _require_named(result)
         return
@@ -154,6 +160,13 @@ def finish(result: Result) -> None:
         raise next(iter(plan.unread.values()))
     whole = len(plan.regions) + len(plan.going)
     what = f"{len(wrong)} of {whole} regions, AMIs and snapshots did not come as planned."
+    if result.unrecorded is not None:
+        done = [f"{one.outcome} {one.decision.resource_id}" for one in result.outcomes if one.outcome in DONE]
+        raise errors.UnrecordedActError(
+            f"The run stopped early. Done: {', '.join(done) or 'nothing'}.",
+            why=f"{result.unrecorded.what} {result.unrecorded.why}",
+            cure=result.unrecorded.cure,
+        )
     kind = errors.VmsnixError if none else errors.PartlyDoneError
     raise kind(
         what, why=" ".join(wrong[:3]), cure="Cure it and run the same command again: it does the rest."

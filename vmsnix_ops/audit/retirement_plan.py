@@ -96,7 +96,8 @@ class Plan:
             return Result(self, ())
         self._check_confirmed()
         try:
-            return Result(self, retirement_apply.apply(self))
+            outcomes, unrecorded = retirement_apply.apply(self)
+            return Result(self, outcomes, unrecorded)
         except retirement_apply.InterruptedInBetween as stopped:
             from vmsnix_ops.audit import retirement_result
 
@@ -228,10 +229,13 @@ class Result:
         Which one.
     outcomes
         One for each AMI and orphan that had to go, in the order in which they came; none of a dry run.
+    unrecorded
+        Why the run stopped early: an irreversible act could not be announced on the disk.
     """
 
     plan: Plan
     outcomes: tuple[Outcome, ...]
+    unrecorded: errors.UnrecordedActError | None = None
 
     @property
     def trouble(self) -> tuple[Outcome, ...]:

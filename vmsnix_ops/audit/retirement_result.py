@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 Status = Literal["done", "partly", "failed", "interrupted"]
 
 
+def verdict(result: Result) -> tuple[Status, list[str]]:
+    """Return what became of the whole, and what is not as planned."""
+    plan, wrong = result.plan, [str(error) for error in result.plan.unread.values()]
+    wrong += [f"{one.decision.resource_id}: {one.words}" for one in result.trouble]
+    # Where one region was read and had nothing to do, that is done, too.
+    none = len(plan.unread) == len(plan.regions) or bool(
+        result.outcomes and all(one.outcome not in DONE for one in result.outcomes)
+    )
+    return ("failed" if none and result.unrecorded is None else "partly") if wrong else "done", wrong
+
+
 def write(result: Result, *, interrupted: bool = False) -> tuple[Status, list[str]]:
     """Write both, and return what became of the whole and what is not as planned.
 
@@ -26,19 +37,15 @@ def write(result: Result, *, interrupted: bool = False) -> tuple[Status, list[st
     interrupted
         Whether somebody asked the run to stop.
     """
-    plan, wrong = result.plan, [str(error) for error in result.plan.unread.values()]
-    wrong += [f"{one.decision.resource_id}: {one.words}" for one in result.trouble]
-    # Where one region was read and had nothing to do, that is done, too.
-    none = len(plan.unread) == len(plan.regions) or bool(
-        result.outcomes and all(one.outcome not in DONE for one in result.outcomes)
-    )
+    plan = result.plan
+    status, wrong = verdict(result)
     counts = {name: sum(one.outcome == name for one in result.outcomes) for name in OUTCOMES}
     try:
         path: Path | None = (file := plan.run.folder / "plan.csv")
         write_csv(plan.frame(), file)
     except OSError as error:  # what was done is told nevertheless
         path, wrong = None, [*wrong, f"plan.csv could not be written: {error}."]
-    status: Status = ("failed" if none else "partly") if wrong else "done"
+        status = "partly" if status == "done" else status
     write_result(
         plan.run,
         {

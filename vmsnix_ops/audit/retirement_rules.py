@@ -120,6 +120,10 @@ class _Region:
             staying.append(f"retired on {_day(known.at)}, can be restored until {_day(known.grace_until)}")
         if retired or ami.state == "failed":
             staying += self._locked(ami.ami_id)
+        if tagging.RESTORING in ami.tags:
+            staying.append(
+                f"the run {ami.tags[tagging.RESTORING]} restores it, or was interrupted: restore it"
+            )
         if staying and known is not None and not retired:
             staying.append(
                 f"its retirement of {_day(known.at)} was interrupted, or undone by hand: restore it"
@@ -234,6 +238,9 @@ class _Region:
             staying.append(f"retired on {_day(known.at)}, is kept until {_day(known.grace_until)}")
         if known is not None:
             staying += self._locked(snapshot.snapshot_id)
+        if tagging.RESTORING in snapshot.tags:
+            run = snapshot.tags[tagging.RESTORING]
+            staying.append(f"the run {run} restores it, or was interrupted: restore it")
         if staying:
             return "keep", staying
         if known is not None and known.with_ami:

@@ -193,6 +193,26 @@ def one_by_one(
     return evidence.References(ec2.meta.region_name, {name: tuple(some) for name, some in found.items()})
 
 
+@needs("ssm:GetParametersByPath", "ec2:DescribeInstances")
+def used_now(place: Place, prefix: str, ami_id: str) -> list[str]:
+    """Return the channels that name an AMI and the instances that run from it, as they are this moment.
+
+    These are what promotions, rollbacks and smoke tests write, so two calls tell whether one has begun with
+    the AMI. Everything else that may use it is read by `right_before`.
+    """
+    names = [one.name for one in parameters.pointers(place.clients.ssm, prefix) if one.value == ami_id]
+    filters = [{"Name": "image-id", "Values": [ami_id]}]
+    with calling(f"list the instances of {ami_id}"):
+        found = items(place.ec2, "describe_instances", "Reservations", Filters=filters, MaxResults=PAGE)
+        running = [
+            one["InstanceId"]
+            for reservation in found
+            for one in reservation["Instances"]
+            if one["State"]["Name"] != "terminated"
+        ]
+    return [f"parameter {name}" for name in names] + [f"instance {name}" for name in running]
+
+
 @needs("ec2:DescribeImages")
 def owner(ec2: Client, ami_id: str) -> str:
     """Return the account that owns an AMI which we may see; empty when there is none."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images, snapshots
+from vmsnix_ops.aws import images, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
@@ -52,7 +52,7 @@ class Copy:
         The tags are given and not only carried (``CopyImageTags``), because snapshots carry none. They are
         the source's own, so that the same copy is asked for with the same words, whoever asks.
         """
-        tags = {key: value for key, value in self.source.tags.items() if not key.startswith("aws:")}
+        tags = _carried(self.source)
         request: dict[str, Any] = {
             "Name": self.source.name,
             "SourceImageId": self.source.ami_id,
@@ -109,10 +109,15 @@ def find(ec2: Client, wanted: Copy) -> Ami | None:
 
 def missing_tags(source: Ami, made: Ami) -> dict[str, str]:
     """Return the tags of the source that its copy lacks, or has otherwise."""
+    return {key: value for key, value in _carried(source).items() if made.tags.get(key) != value}
+
+
+def _carried(source: Ami) -> dict[str, str]:
+    """Return the tags that a copy shares with its source: not those of AWS, nor of a retirement."""
     return {
         key: value
         for key, value in source.tags.items()
-        if not key.startswith("aws:") and made.tags.get(key) != value
+        if not key.startswith("aws:") and not retiring.is_mark(key)
     }
 
 

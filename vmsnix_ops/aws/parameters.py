@@ -3,18 +3,23 @@
 A pointer is called ``/vmsnix/<image>/<channel>`` and has the data type ``aws:ec2:image``, so that launch
 templates and CloudFormation resolve it and Parameter Store itself refuses what is no AMI. It keeps its last
 hundred values, with when and by whom: that history, and no table of ours, tells what a channel was.
+
+Parameter Store has no conditional write. So every write says which version it was planned for, and the
+version that AWS answers with is compared with it: a higher one means that the write has overwritten a value
+which the plan never saw.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import shlex
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.permissions import needs
-from vmsnix_ops.aws.session import Client, calling, code_of, retrying
+from vmsnix_ops.aws.session import Client, calling, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
 if TYPE_CHECKING:
@@ -22,6 +27,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 IMAGE_TYPE = "aws:ec2:image"
+MOST_LEVELS = 15  # of a name; AWS
+MOST_CHARACTERS = 1011  # of a parameter's ARN, and so of its name with what stands before it; AWS
+BEFORE_THE_NAME = len("arn:aws-us-gov:ssm:ap-southeast-99:123456789012:parameter")
+VERSIONS_KEPT = 100
 VISIBLE_SECONDS = 60.0
 LOST_SECONDS = 5.0  # how long to look for a change whose answer was lost
 
@@ -42,6 +51,8 @@ class Pointer:
         When the value was set, in UTC.
     data_type
         ``"aws:ec2:image"``, or ``"text"`` for one that nobody checks.
+    kind
+        ``"String"``, ``"StringList"`` or ``"SecureString"``.
     """
 
     name: str
@@ -50,6 +61,7 @@ class Pointer:
     version: int
     modified_at: datetime
     data_type: str
+    kind: str = "String"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,8 @@ class PointerVersion:
         When it was set, in UTC, and the ARN of who set it.
     description
         What was written beside it.
+    labels
+        The labels of this version; AWS does not drop a version that has one.
     """
 
     version: int
@@ -73,15 +87,99 @@ class PointerVersion:
     modified_at: datetime
     modified_by: str
     description: str = ""
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The value that a plan saw, and that a write replaces.
+
+    Attributes
+    ----------
+    version
+        Its number; 0 when there was no such parameter.
+    value
+        The AMI id; empty when there was none.
+    """
+
+    version: int = 0
+    value: str = ""
+
+    @classmethod
+    def of(cls, pointer: Pointer | None) -> Planned:
+        """Return what a read showed."""
+        return cls(pointer.version, pointer.value) if pointer else cls()
+
+
+@dataclass(frozen=True, slots=True)
+class Overwritten:
+    """A change of a channel that nobody planned for, and that a write has replaced.
+
+    Attributes
+    ----------
+    name, region
+        Which parameter.
+    version, value, writer
+        The value that was replaced, its number, and the ARN of who set it. Without a value the parameter had
+        been deleted, or its history does not say.
+    written
+        Number of the value that replaced it.
+    command
+        The command that sets the channel to that value again.
+    """
+
+    name: str
+    region: str
+    version: int
+    value: str
+    writer: str
+    written: int
+    command: str
+
+    def __str__(self) -> str:
+        if not self.version:
+            return "the parameter had been deleted after the plan was made, and this run made it again"
+        if not self.value:
+            return f"version {self.version}, which the parameter's history does not show"
+        return f"version {self.version}, {self.value}, set by {self.writer} after the plan was made"
+
+    def error(self) -> errors.OverwrittenValueError:
+        """Return the error that a run which overwrote it ends with."""
+        return errors.OverwrittenValueError(
+            f"This run overwrote a value of {self.name} in {self.region} that its plan did not know.",
+            why=f"Overwritten: {self}. This run wrote version {self.written}, and nothing after it.",
+            cure=f"Decide which AMI the channel must name. Back to the overwritten state: {self.command}",
+            overwritten=asdict(self),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What `point` did.
+
+    Attributes
+    ----------
+    outcome
+        ``"created"`` (a new value) or ``"reused"`` (it named the AMI already).
+    version
+        Number of the value that names the AMI.
+    overwritten
+        The change that was replaced without having been planned for, if there was one.
+    """
+
+    outcome: Literal["created", "reused"]
+    version: int
+    overwritten: Overwritten | None = field(default=None)
 
 
 def pointer_name(prefix: str, image: str, channel: str) -> str:
-    """Return the name of a pointer.
+    """Return the name of a channel's parameter.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        The image's name cannot stand in it.
+        Parameter Store would refuse that name. Source of the limits: "Requirements and constraints for
+        parameter names" in the AWS Systems Manager User Guide.
 
     Examples
     --------
@@ -90,11 +188,74 @@ def pointer_name(prefix: str, image: str, channel: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", image):
         raise errors.ParameterError(
-            f"The image {image!r} cannot have pointers.",
+            f"The image {image!r} cannot have channels.",
             why="Parameter Store takes letters, digits, dots, dashes and underscores.",
             cure="Give the image another name in its flake.",
         )
-    return f"{prefix}/{image}/{channel}"
+    name = f"{prefix}/{image}/{channel}"
+    why = ""
+    if not re.fullmatch(r"(/[A-Za-z0-9_.-]+)+", name):
+        why = "A name has levels of letters, digits, dots, dashes and underscores, each after a slash."
+    elif re.match(r"/(aws|ssm)", name, re.IGNORECASE):
+        why = "AWS keeps names that begin with aws or ssm, in upper or lower case, for itself."
+    elif name.count("/") > MOST_LEVELS:
+        why = f"It has {name.count('/')} levels; AWS allows {MOST_LEVELS}."
+    elif BEFORE_THE_NAME + len(name) > MOST_CHARACTERS:
+        why = (
+            f"It has {len(name)} characters; AWS allows {MOST_CHARACTERS}, of which the ARN before the name "
+            f"takes up to {BEFORE_THE_NAME}."
+        )
+    if why:
+        shown = name if len(name) <= 120 else f"{name[:117]}..."
+        raise errors.ParameterError(
+            f"Parameter Store would refuse the name {shown}.",
+            why=why,
+            cure="Change pointer_prefix or channels in vmsnix.toml.",
+        )
+    return name
+
+
+def check_kind(pointer: Pointer) -> None:
+    """Refuse a parameter that can never become a channel: AWS changes neither its type nor its data type.
+
+    Raises
+    ------
+    vmsnix_ops.errors.PointerError
+        With the commands that replace it.
+    """
+    if pointer.kind == "String" and pointer.data_type == IMAGE_TYPE:
+        return
+    what = f"is of type {pointer.kind}"
+    if pointer.kind == "String":
+        what = f"has the data type {pointer.data_type}"
+    where = f"--region {pointer.region} --name {shlex.quote(pointer.name)}"
+    raise errors.PointerError(
+        f"The parameter {pointer.name} in {pointer.region} {what}.",
+        why=f"A channel is a String of the data type {IMAGE_TYPE}, which launch templates resolve, and AWS "
+        "changes neither of an existing parameter.",
+        cure="Delete it and promote again, which makes a new one; its history is lost, and launches that "
+        f"resolve it fail in between: aws ssm delete-parameter {where}",
+    )
+
+
+def check_room(name: str, known: list[PointerVersion], region: str) -> None:
+    """Refuse a parameter that takes no further value: it has a hundred, and the oldest has a label.
+
+    Raises
+    ------
+    vmsnix_ops.errors.PointerError
+        With the command that removes the label.
+    """
+    if len(known) < VERSIONS_KEPT or not known[0].labels:
+        return
+    oldest = known[0]
+    raise errors.PointerError(
+        f"The parameter {name} in {region} takes no further value.",
+        why=f"It has {len(known)} versions, and AWS does not drop the oldest ({oldest.version}) while it has "
+        f"the label {', '.join(oldest.labels)}.",
+        cure=f"Remove the label: aws ssm unlabel-parameter-version --region {region} --name {name} "
+        f"--parameter-version {oldest.version} --labels {' '.join(oldest.labels)}",
+    )
 
 
 @needs("ssm:GetParameter")
@@ -135,6 +296,7 @@ def history(ssm: Client, name: str) -> list[PointerVersion]:
             modified_at=one["LastModifiedDate"],
             modified_by=str(one.get("LastModifiedUser", "")),
             description=str(one.get("Description", "")),
+            labels=tuple(one.get("Labels") or ()),
         )
         for page in pages
         for one in page["Parameters"]
@@ -142,60 +304,95 @@ def history(ssm: Client, name: str) -> list[PointerVersion]:
     return sorted(found, key=lambda version: version.version)
 
 
-@needs("ssm:GetParameter", "ssm:PutParameter", "ssm:AddTagsToResource")
+@needs("ssm:GetParameter", "ssm:PutParameter", "ssm:AddTagsToResource", "ssm:GetParameterHistory")
 def point(
     ssm: Client,
     name: str,
     ami_id: str,
     *,
+    planned: Planned,
     description: str,
     tags: Mapping[str, str],
     pace: Pace | None = None,
-) -> tuple[Pointer, Literal["created", "reused"]]:
-    """Let a pointer name an AMI, and wait until it does.
+) -> Moved:
+    """Set a channel to an AMI, wait until a read shows it, and report what the write has replaced.
 
-    Safe to run twice: a pointer that names the AMI already is left alone, so that its history has an entry
+    Safe to run twice: a parameter that names the AMI already is unchanged, so that its history has an entry
     for every change; and a second one of the same only where AWS's answer to the first was lost. After an
-    error the pointer is looked at once more: what it names then is what counts.
+    error the history is read: what it says then is what counts.
 
     Parameters
     ----------
     ssm, name, ami_id
-        Which pointer, and where to.
+        Which parameter, and the AMI.
+    planned
+        The value that the plan saw.
     description
-        Kept beside the value, for who reads the history.
+        Kept beside the value; it names the run, by which a lost answer's value is recognised.
     tags
         Of the parameter, when it is made.
     pace
-        How often to look.
+        How often to read.
 
     Raises
     ------
     vmsnix_ops.errors.PointerError
-        Parameter Store accepted the value and did not take it: it checks later whether there is such an AMI.
+        The parameter is not what the plan saw, cannot be a channel, or Parameter Store accepted the value and
+        did not take it: it checks later whether there is such an AMI.
     """
     before = find(ssm, name)
-    if before is not None and before.value == ami_id and before.data_type == IMAGE_TYPE:
-        return before, "reused"
+    if before is not None:
+        check_kind(before)
+        if before.value == ami_id:
+            return Moved("reused", before.version)
+    if Planned.of(before) != planned:
+        raise changed_meanwhile(name, ssm.meta.region_name, before)
+    description = description[:1024]
     request = {
         "Name": name,
         "Value": ami_id,
         "Type": "String",
         "DataType": IMAGE_TYPE,
-        "Description": description[:1024],
+        "Description": description,
     }
     pace = pace or Pace(quickest=0.2, slowest=2.0)
+    ours = _Ours(ami_id, description, planned.version)
     try:
         with calling(f"point {name} to {ami_id}"):
-            version = int(_put(ssm, request, tags, overwrite=before is not None)["Version"])
+            version = int(_put(ssm, request, tags, overwrite=bool(planned.version))["Version"])
     except errors.AwsError as error:
-        if error.code:  # AWS itself refused
+        # An attempt whose answer was lost may have made the parameter before this one was refused.
+        if error.code not in ("", "ParameterAlreadyExists"):
             raise
-        seen = _after_a_lost_answer(ssm, name, ami_id, pace)
-        if seen is None:
+        version = _after_a_lost_answer(ssm, name, ours, pace)
+        if not version and error.code:
+            raise changed_meanwhile(name, ssm.meta.region_name, find(ssm, name)) from error
+        if not version:
             raise
-        return seen, "created"
-    return _settled(ssm, name, ami_id, version, pace), "created"
+    _settle(ssm, name, ami_id, version, pace)
+    return Moved("created", version, _overwritten(ssm, name, planned, version, ours, pace))
+
+
+def changed_meanwhile(name: str, region: str, now: Pointer | None) -> errors.PointerError:
+    """Return the refusal of a plan whose channel somebody has changed since."""
+    return errors.PointerError(
+        f"Somebody changed {name} in {region} after the plan was made.",
+        why=f"It names {now.value} now (version {now.version})." if now else "It was deleted.",
+        cure="Make a new plan.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ours:
+    """By what a value of this run is recognised: also one whose answer was lost."""
+
+    value: str
+    description: str
+    after: int
+
+    def wrote(self, one: PointerVersion) -> bool:
+        same = (one.value, one.description) == (self.value, self.description)
+        return same and one.version > self.after
 
 
 def _put(
@@ -204,52 +401,122 @@ def _put(
     """Set the value. Tags can be given only when a parameter is made."""
     if not overwrite:
         request = {**request, "Tags": tagging.to_list(tags)}
-    try:
-        answer: Mapping[str, Any] = retrying(
-            lambda: ssm.put_parameter(**request, Overwrite=overwrite), "TooManyUpdates", seconds=20
-        )
-    except ssm.exceptions.ClientError as error:
-        if overwrite or code_of(error) != "ParameterAlreadyExists":
-            raise
-        answer = _put(ssm, {k: v for k, v in request.items() if k != "Tags"}, tags, overwrite=True)
+    answer: Mapping[str, Any] = retrying(
+        lambda: ssm.put_parameter(**request, Overwrite=overwrite), "TooManyUpdates", seconds=20
+    )
     return answer
 
 
-def _after_a_lost_answer(ssm: Client, name: str, ami_id: str, pace: Pace) -> Pointer | None:
-    """Return the pointer when it names the AMI although no answer said so; wait a moment for that."""
+def _after_a_lost_answer(ssm: Client, name: str, ours: _Ours, pace: Pace) -> int:
+    """Return the version that this run wrote although no answer said so; wait a moment for it. 0: none."""
 
-    def look() -> Sighting[Pointer | None]:
-        seen = find(ssm, name)
-        there = seen is not None and seen.value == ami_id and seen.data_type == IMAGE_TYPE
-        return Sighting("done" if there else "waiting", seen)
+    def look() -> Sighting[int]:
+        wrote = [one.version for one in history(ssm, name) if ours.wrote(one)]
+        return Sighting("done" if wrote else "waiting", max(wrote, default=0))
 
     try:
         return wait(look, what=f"the parameter {name}", deadline=LOST_SECONDS, pace=pace).value
     except errors.AwsError:
-        return None
+        return 0
 
 
-def _settled(ssm: Client, name: str, ami_id: str, version: int, pace: Pace) -> Pointer:
+def _settle(ssm: Client, name: str, ami_id: str, version: int, pace: Pace) -> None:
+    """Wait until a read shows the value, or a later one: who changed the channel after us knew ours."""
+
     def look() -> Sighting[Pointer | None]:
         seen = find(ssm, name)
-        there = seen is not None and (seen.version > version or (seen.value == ami_id))
+        there = seen is not None and (seen.version > version or seen.value == ami_id)
         return Sighting("done" if there else "waiting", seen, state="not there yet" if not there else "there")
 
     try:
-        seen = wait(look, what=f"the parameter {name}", deadline=VISIBLE_SECONDS, pace=pace).value
+        wait(look, what=f"the parameter {name}", deadline=VISIBLE_SECONDS, pace=pace)
     except errors.DeadlineError as error:
         raise errors.PointerError(
             f"Parameter Store did not point {name} to {ami_id}.",
             why="It accepts such a value at once, checks then whether the caller sees an AMI of that id, and "
             "drops the value when not.",
-            cure=f"See whether {ami_id} is there (ec2:DescribeImages), and run the same command again.",
+            cure=f"Check that {ami_id} exists (ec2:DescribeImages), and run the same command again.",
         ) from error
-    if seen is None or seen.value != ami_id:
-        raise errors.PointerError(
-            f"Somebody else pointed {name} to {seen.value if seen else 'nothing'} at the same time.",
-            cure="Agree on who does it, and run the command again.",
+
+
+def _overwritten(
+    ssm: Client, name: str, planned: Planned, version: int, ours: _Ours, pace: Pace
+) -> Overwritten | None:
+    """Return the change that our write has replaced and that the plan did not see; ``None`` without one.
+
+    AWS's version number is what decides. The history tells a foreign value from a first try of ours whose
+    answer was lost, and names the writer. Where it cannot be read, the number alone counts.
+    """
+    try:
+        known = _whole_history(ssm, name, version, pace)
+    except errors.AwsError:
+        known = []
+    again = sum(ours.wrote(one) for one in known if one.version < version)
+    foreign = [one for one in known if one.version < version and not ours.wrote(one)]
+    newest = foreign[-1] if foreign else None
+    found = Planned(newest.version, newest.value) if newest else Planned()
+    # The number alone is not enough: a parameter that was deleted and made again counts from 1.
+    if version == planned.version + 1 + again and (found == planned or not known):
+        return None
+    region = ssm.meta.region_name
+    where = f"--region {region} --name {shlex.quote(name)}"
+    if newest is not None and found != planned:
+        command = (
+            f"aws ssm put-parameter {where} --type String --data-type {IMAGE_TYPE} --overwrite "
+            f"--value {shlex.quote(newest.value)}"
         )
-    return seen
+        return Overwritten(name, region, newest.version, newest.value, newest.modified_by, version, command)
+    if known and newest is None:
+        return Overwritten(name, region, 0, "", "", version, f"aws ssm delete-parameter {where}")
+    command = f"aws ssm get-parameter-history {where}"  # what was there is not known, nor is its value
+    return Overwritten(name, region, version - 1, "", "", version, command)
+
+
+def _whole_history(ssm: Client, name: str, version: int, pace: Pace) -> list[PointerVersion]:
+    """Return the history up to a version that was just written; wait until a read shows it."""
+
+    def look() -> Sighting[list[PointerVersion]]:
+        known = history(ssm, name)
+        there = any(one.version >= version for one in known)
+        return Sighting("done" if there else "waiting", known)
+
+    return wait(look, what=f"the history of {name}", deadline=VISIBLE_SECONDS, pace=pace).value
+
+
+@needs("ssm:GetParameter", "ssm:PutParameter", "ssm:DeleteParameter")
+def put_back(
+    ssm: Client, name: str, moved: Moved, before: Planned, *, description: str, pace: Pace | None = None
+) -> str:
+    """Give a channel the value that it had before `point`, and return what became of it, as a sentence.
+
+    Only the value that `point` wrote is replaced: what somebody set after it is kept. A channel that had no
+    value is deleted again.
+
+    Raises
+    ------
+    vmsnix_ops.errors.AwsError
+        AWS refused.
+    """
+    now, region = find(ssm, name), ssm.meta.region_name
+    if now is None:
+        return f"{name} in {region} was deleted in the meantime."
+    if now.version > moved.version:
+        return f"{name} in {region} names {now.value} now: somebody changed it in the meantime."
+    if not before.version:
+        with calling(f"delete {name}, which this run made"):
+            ssm.delete_parameter(Name=name)
+        return f"{name} in {region} did not exist before and was deleted again."
+    with calling(f"set {name} to {before.value} again"):
+        request = {"Name": name, "Value": before.value, "Type": "String", "DataType": IMAGE_TYPE}
+        answer = _put(ssm, request | {"Description": description[:1024]}, {}, overwrite=True)
+    version = int(answer["Version"])
+    _settle(ssm, name, before.value, version, pace or Pace(quickest=0.2, slowest=2.0))
+    if version != moved.version + 1:
+        return (
+            f"{name} in {region} names {before.value} again, as version {version}; somebody set it in the "
+            f"meantime: aws ssm get-parameter-history --region {region} --name {shlex.quote(name)}"
+        )
+    return f"{name} in {region} names {before.value} again."
 
 
 def _read(one: Mapping[str, Any], region: str) -> Pointer:
@@ -260,4 +527,5 @@ def _read(one: Mapping[str, Any], region: str) -> Pointer:
         version=int(one.get("Version", 0)),
         modified_at=one["LastModifiedDate"],
         data_type=str(one.get("DataType", "text")),
+        kind=str(one.get("Type", "String")),
     )

@@ -164,6 +164,7 @@ _ALL = (
     Permission("ssm:GetParameterHistory", "pointers", "where a channel pointed, and who changed it"),
     Permission("ssm:GetParametersByPath", "pointers", "which channels there are"),
     Permission("ssm:PutParameter", "pointers", "point a channel to an AMI"),
+    Permission("ssm:DeleteParameter", "pointers", "delete a new pointer whose AMI is being retired"),
     Permission("ssm:AddTagsToResource", "pointers", "tag a new pointer"),
     Permission("sts:AssumeRole", "audit roles", "look into other accounts"),
     Permission("sns:GetTopicAttributes", "topics", "is the topic there"),

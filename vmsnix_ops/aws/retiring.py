@@ -12,14 +12,23 @@ is changed, and removed after everything is restored.
 ``vmsnix:deprecated-before``  its deprecation date, or ``never``
 ``vmsnix:state-before``       ``disabled`` when somebody else had disabled it already, else ``available``
 ``vmsnix:retired-with``       of a snapshot: its AMI, by which it is found should the AMI go and it stay
+``vmsnix:restoring``          the run that restores it: nobody may delete it
+``vmsnix:deleting``           the run that is about to delete it: nobody may restore it
 ============================  ==========================================================================
+
+The tags are also what jobs that run at the same time see of each other. AWS has no transaction over an AMI,
+a parameter and an instance. So each of two jobs writes first (the retirement its mark, a promotion its
+channel, a smoke test its instance), waits until its own write can be read, and then reads what the other one
+writes, several times over `PAUSES`: reads may be some moments old. Whichever write came second, its writer
+sees the first one. Both may then give up; both can never win.
 
 AWS itself makes an AMI private when it disables it, and forgets with whom it was shared.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -28,9 +37,10 @@ from vmsnix_ops.aws import deprecation, images, sharing
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, retrying
+from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.sharing import Audience
@@ -39,9 +49,21 @@ NEVER = "never"
 MOST_PARTS = 10
 """Tags that may hold with whom something was shared; 19 accounts fit into each."""
 
+_MARKS = (
+    tagging.GRACE_UNTIL,
+    tagging.RETIRED_BY,
+    tagging.DEPRECATED_BEFORE,
+    tagging.RETIRED_WITH,
+    tagging.STATE_BEFORE,
+    tagging.RESTORING,
+)
 GONE = ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound")
 IN_USE_SECONDS = 60.0
 UNSEEN_SECONDS = 10.0
+RESTORED = "somebody restored it at the same time"
+MARK_SECONDS = 60.0  # how long to wait until a mark can be read
+PAUSES = (0.0, 0.5, 1.5)
+"""Seconds before each of the reads that look for another job's write; AWS states no bound for stale reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +124,111 @@ def mark(tags: Mapping[str, str]) -> Mark | None:
     )
 
 
+def without_marks(ami: Ami) -> Ami:
+    """Return an AMI without the tags of retirements, restorations and deletions."""
+    return replace(ami, tags={key: value for key, value in ami.tags.items() if not is_mark(key)})
+
+
+def without_claim(ami: Ami) -> Ami:
+    """Return an AMI without the tag of a deletion."""
+    return replace(ami, tags={key: value for key, value in ami.tags.items() if key != tagging.DELETING})
+
+
+def is_mark(key: str) -> bool:
+    """Tell whether a tag belongs to a retirement, restoration or deletion of the resource that has it."""
+    return key in (tagging.RETIRED, *_MARKS, tagging.DELETING) or key.startswith(tagging.SHARED_WITH)
+
+
 def fits(names: Iterable[str]) -> bool:
     """Tell whether tags can hold that something was shared with all of these."""
     return len(_lines(names)) <= MOST_PARTS
+
+
+def looks() -> Iterator[None]:
+    """Yield as often as another job's write is read, with the pauses in between."""
+    for pause in PAUSES:
+        time.sleep(pause)
+        yield
+
+
+def marked_by(ami: Ami) -> str:
+    """Return which retirement marked an AMI, in words; empty when none did."""
+    if tagging.RETIRED not in ami.tags:
+        return ""
+    run = ami.tags.get(tagging.RETIRED_BY, "")
+    return f"the run {run}" if run else "a run whose name its tags do not say"
+
+
+def check_unmarked(ami: Ami) -> None:
+    """Refuse to use an AMI that is being retired.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegistrationError
+        It carries the mark of a retirement; with the command that removes it.
+    """
+    who = marked_by(ami)
+    if not who:
+        return
+    fix = images.restoring(ami)
+    if mark(ami.tags) is None:  # somebody changed its dates, so that a restoration does not know it
+        where = f"--region {ami.region} --resources {ami.ami_id}"
+        fix = f"aws ec2 delete-tags {where} --tags Key={tagging.RETIRED}"
+    raise errors.RegistrationError(
+        f"The AMI {ami.ami_id} in {ami.region} is being retired.",
+        why=f"The tag {tagging.RETIRED} says so, set by {who}.",
+        cure=f"Choose another AMI. If that run is dead, remove the mark: {fix}.",
+    )
+
+
+@needs("ec2:DescribeImageAttribute")
+def note(ec2: Client, ami: Ami, *, run_id: str, at: datetime, grace: timedelta) -> Mark:
+    """Return what the mark of a retirement says of an AMI as it is now. Nothing is changed."""
+    known, shared = mark(ami.tags), sharing.of_image(ec2, ami.ami_id)
+    return Mark(
+        at,
+        at + grace,
+        run_id,
+        _union(known.shared_with if known else (), shared.names()),
+        known.deprecated_before if known else ami.deprecated_at,
+        state_before=ami.state,
+    )
+
+
+@needs("ec2:CreateTags of our resources", "ec2:DescribeImages")
+def announce(ec2: Client, ami: Ami, noted: Mark) -> Ami:
+    """Write the mark on an AMI, wait until it can be read, and return the AMI as it is then.
+
+    Raises
+    ------
+    vmsnix_ops.errors.AwsError
+        The mark cannot be read within `MARK_SECONDS`, the AMI is gone, or another run marked it after us.
+    """
+    tag(ec2, [ami.ami_id], noted.tags())
+
+    def read() -> Sighting[Ami | None]:
+        seen = look(ec2, ami.ami_id)
+        there = seen is not None and seen.tags.get(tagging.RETIRED_BY) == noted.run_id
+        return Sighting("done" if there else "waiting", seen, state="not marked yet")
+
+    what = f"the mark of {ami.ami_id}"
+    seen = wait(read, what=what, deadline=MARK_SECONDS, pace=Pace(quickest=0.2, slowest=5.0)).value
+    if seen is None:
+        raise RuntimeError("a mark was read of an AMI that is not there")
+    return seen
+
+
+@needs("ec2:CreateTags of our resources", "ec2:DeleteTags")
+def take_back(ec2: Client, ami: Ami, noted: Mark) -> None:
+    """Remove the mark of `announce`; an earlier retirement's mark stays as it was. Safe to run twice."""
+    ours = {key for key, value in noted.tags().items() if value}
+    new = [{"Key": key} for key in sorted(ours - ami.tags.keys())]
+    if new:
+        with calling(f"remove the mark of {ami.ami_id}"):
+            ec2.delete_tags(Resources=[ami.ami_id], Tags=new)
+    old = {key: ami.tags[key] for key in sorted(ours & ami.tags.keys())}
+    if old:
+        tag(ec2, [ami.ami_id], old)
 
 
 @needs(
@@ -113,10 +237,8 @@ def fits(names: Iterable[str]) -> bool:
     "ec2:DescribeImageAttribute",
     "ec2:DescribeSnapshotAttribute",
 )
-def retire(
-    ec2: Client, ami: Ami, snapshot_ids: Iterable[str], *, run_id: str, at: datetime, grace: timedelta
-) -> Mark:
-    """Make an AMI and its snapshots private, deprecate and disable it, and note what it was before.
+def retire(ec2: Client, ami: Ami, snapshot_ids: Iterable[str], noted: Mark) -> None:
+    """Make a marked AMI and its snapshots private, deprecate and disable it.
 
     Safe to run twice, and to go on with after a death at any call: the tags come first, and a second run
     adds to what they say and takes nothing from it. Grace counts from the latest run, so that an AMI which
@@ -125,39 +247,96 @@ def retire(
     Parameters
     ----------
     ec2, ami
-        Which one.
+        Which one, as it was before it was marked.
     snapshot_ids
         Those of its snapshots that are ours (`vmsnix:digest`) and belong to no other AMI.
-    run_id, at
-        What does it, and when.
-    grace
-        How long it can be restored at least.
+    noted
+        What `note` returned, and `announce` wrote on an AMI that is not disabled.
     """
-    known, shared = mark(ami.tags), sharing.of_image(ec2, ami.ami_id)
-    before = ami.deprecated_at
-    noted = Mark(
-        at,
-        at + grace,
-        run_id,
-        _union(known.shared_with if known else (), shared.names()),
-        known.deprecated_before if known else before,
-        state_before=ami.state,
-    )
-    disabled = ami.state == "disabled"  # by somebody else: it is out of everybody's reach already
-    if not disabled:
-        tag(ec2, [ami.ami_id], noted.tags())
     for snapshot_id in snapshot_ids:
         retire_snapshot(ec2, snapshot_id, noted, ami)
-    if disabled:
+    if ami.state == "disabled":  # by somebody else: it is out of everybody's reach already
         tag(ec2, [ami.ami_id], noted.tags())  # last: disabled and with these tags it counts as retired
-        return noted
-    sharing.revoke(ec2, ami.ami_id, shared)
-    if before is None or before > at:
+        return
+    sharing.revoke(ec2, ami.ami_id, sharing.of_image(ec2, ami.ami_id))
+    if ami.deprecated_at is None or ami.deprecated_at > noted.at:
         # AWS takes no date that has passed by the time it looks.
         deprecation.deprecate(ec2, ami.ami_id, datetime.now(UTC) + timedelta(minutes=1))
     with calling(f"disable {ami.ami_id}"):
         ec2.disable_image(ImageId=ami.ami_id)
-    return noted
+
+
+@needs("ec2:DescribeImages")
+def still_marked(ec2: Client, ami_id: str, noted: Mark) -> str:
+    """Return why a retired AMI is not as this run left it, in words; empty when it is.
+
+    A restoration that ran at the same time has removed the mark.
+    """
+    for _ in looks():
+        seen = look(ec2, ami_id)
+        if seen is None:
+            return "it is gone"
+        by = seen.tags.get(tagging.RETIRED_BY, "")
+        if not by:
+            return RESTORED
+        if by != noted.run_id:
+            return f"the run {by} retired it at the same time"
+    return ""
+
+
+@needs("ec2:CreateTags of our resources", "ec2:DescribeImages", "ec2:DescribeSnapshots", "ec2:DeleteTags")
+def claim(ec2: Client, resource: str, key: str, run_id: str) -> str:
+    """Say on an AMI or a snapshot that a run deletes or restores it; return who does the other, or nothing.
+
+    A deletion and a restoration of one thing at the same time see each other's tag. The one that sees the
+    other one's removes its own again and must do nothing.
+
+    Parameters
+    ----------
+    ec2, resource
+        The AMI or the snapshot.
+    key
+        ``vmsnix:deleting`` or ``vmsnix:restoring``.
+    run_id
+        The run that claims it.
+    """
+    other = tagging.RESTORING if key == tagging.DELETING else tagging.DELETING
+    tag(ec2, [resource], {key: run_id})
+
+    def read() -> Sighting[dict[str, str]]:
+        tags = _tags_of(ec2, resource)
+        return Sighting("done" if tags.get(key) == run_id else "waiting", tags, state="not tagged yet")
+
+    wait(read, what=f"the tag {key} of {resource}", deadline=MARK_SECONDS, pace=Pace(0.2, 5.0))
+    for _ in looks():
+        holder = _tags_of(ec2, resource).get(other, "")
+        if holder:
+            disclaim(ec2, resource, key)
+            return holder
+    return ""
+
+
+@needs("ec2:DeleteTags")
+def disclaim(ec2: Client, resource: str, key: str) -> None:
+    """Remove the tag of `claim`. Safe to run twice."""
+    with calling(f"remove the tag {key} of {resource}"):
+        ec2.delete_tags(Resources=[resource], Tags=[{"Key": key}])
+
+
+def claimed(resource: str, key: str, run_id: str, region: str) -> str:
+    """Return what to say of something that another run has claimed, with the way out."""
+    doing = "deleting" if key == tagging.DELETING else "restoring"
+    return (
+        f"the run {run_id} is {doing} it; if that run is dead: aws ec2 delete-tags --region {region} "
+        f"--resources {resource} --tags Key={key}"
+    )
+
+
+def _tags_of(ec2: Client, resource: str) -> dict[str, str]:
+    if resource.startswith("snap-"):
+        return _snapshot_tags(ec2, resource)
+    seen = look(ec2, resource)
+    return dict(seen.tags) if seen else {}
 
 
 @needs("ec2:CreateTags of our resources", "ec2:DescribeSnapshots", "ec2:DescribeSnapshotAttribute")
@@ -311,16 +490,8 @@ def tag(ec2: Client, resources: list[str], tags: Mapping[str, str]) -> None:
 
 @needs("ec2:DeleteTags")
 def untag(ec2: Client, resource: str, tags: Mapping[str, str]) -> None:
-    """Remove the tags of a retirement, last of all. Safe to run twice."""
-    names = (
-        tagging.RETIRED,
-        tagging.GRACE_UNTIL,
-        tagging.RETIRED_BY,
-        tagging.DEPRECATED_BEFORE,
-        tagging.RETIRED_WITH,
-        tagging.STATE_BEFORE,
-        *map(_part, range(1, MOST_PARTS + 1)),
-    )
+    """Remove the tags of a retirement, last of all, and that of its restoration. Safe to run twice."""
+    names = (tagging.RETIRED, *_MARKS, *map(_part, range(1, MOST_PARTS + 1)))
     present = [{"Key": name} for name in names if name in tags]
     if present:
         with calling(f"remove the tags of the retirement of {resource}"):

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from vmsnix_ops import __version__, errors
 from vmsnix_ops.aws import error_codes
+from vmsnix_ops.aws.irreversible import announce_before
 from vmsnix_ops.aws.permissions import denied_action
 from vmsnix_ops.aws.recording import record
 
@@ -121,6 +122,7 @@ def _make(
         # A proxy would look for this machine's sandbox on its own.
         made = session.client(service, region_name=region or None, config=config.merge(Config(proxies={})))
     record(made)
+    announce_before(made)
     return made
 
 

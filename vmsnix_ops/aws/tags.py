@@ -32,6 +32,8 @@ SHARED_WITH = "vmsnix:shared-with"
 DEPRECATED_BEFORE = "vmsnix:deprecated-before"
 STATE_BEFORE = "vmsnix:state-before"
 RETIRED_WITH = "vmsnix:retired-with"  # snapshots: the AMI that they went with
+DELETING = "vmsnix:deleting"  # the run that is about to delete it
+RESTORING = "vmsnix:restoring"  # the run that is restoring it
 
 PUBLISHED = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION)
 """Tags of a snapshot that a publish made."""
@@ -48,6 +50,8 @@ OWN = (
     DEPRECATED_BEFORE,
     STATE_BEFORE,
     RETIRED_WITH,
+    DELETING,
+    RESTORING,
 )
 RESERVED = ("aws:", "vmsnix:")
 MOST = 50  # AWS: tags a resource

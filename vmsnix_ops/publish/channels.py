@@ -6,16 +6,16 @@ a setting, so that a mistyped one is refused and not made.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images, parameters
+from vmsnix_ops.aws import images, parameters, retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.evidence import AMI_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.session import Client
@@ -115,7 +115,8 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
     Raises
     ------
     vmsnix_ops.errors.RegistrationError
-        It belongs to another account, was not published by us, or is disabled, deprecated or not available.
+        It belongs to another account, was not published by us, is disabled, deprecated or not available, or
+        carries the mark of a retirement.
     """
     where = f"The AMI {ami.ami_id} in {ami.region}"
     if ami.account != owner:
@@ -136,6 +137,7 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
             why="Nothing can be launched from it.",
             cure=f"Bring it back: {images.restoring(ami)}." if ami.state == "disabled" else "Choose another.",
         )
+    retiring.check_unmarked(ami)
     if ami.deprecated_at is not None and ami.deprecated_at <= now:
         raise errors.RegistrationError(
             f"{where} is deprecated since {ami.deprecated_at:%Y-%m-%d %H:%M} UTC.",
@@ -143,3 +145,30 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
             cure="Choose another, or take the date away first (aws ec2 disable-image-deprecation).",
         )
     return ami
+
+
+def check_now(ec2: Client, ami_id: str, *, owner: str) -> None:
+    """Refuse an AMI that is being retired or can no longer be used, as it is this moment.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegistrationError
+        As for `check_usable`, or it is gone.
+    """
+    found = images.find(ec2, [ami_id]).get(ami_id)
+    if found is None:
+        raise errors.RegistrationError(
+            f"The AMI {ami_id} in {ec2.meta.region_name} is gone.",
+            why="Somebody deregistered it in the meantime.",
+            cure="Choose another.",
+        )
+    check_usable(found, owner=owner, now=datetime.now(UTC))
+
+
+def check_again(ec2: Client, ami_id: str, *, owner: str) -> None:
+    """Do as `check_now` after an AMI was put to use: several times, because a read may be some moments old.
+
+    `vmsnix_ops.aws.retiring` says why.
+    """
+    for _ in retiring.looks():
+        check_now(ec2, ami_id, owner=owner)

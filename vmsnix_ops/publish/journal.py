@@ -21,7 +21,7 @@ from vmsnix_ops.errors import InterruptedRunError, RecordsError
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish.outcomes import recorded
 from vmsnix_ops.publish.values import PublishResult, StepTiming
-from vmsnix_ops.records import slowness
+from vmsnix_ops.records import acts, slowness
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_tables import RunTables, save_again
 from vmsnix_ops.settings import user_name
@@ -91,16 +91,25 @@ class Journal:
         """
         started = datetime.now(UTC)
         face = self.progress if shown else silent()
-        with self._at_work(), face.step(name, total=total, unit=unit) as step:
+        with (
+            self._at_work(),
+            acts.recording(self.run.folder, self.run.run_id),
+            face.step(name, total=total, unit=unit) as step,
+        ):
             self._write(name, "started", region=self.region, account=self.account, via=self.via)
             entry = Entry(step)
             try:
                 yield entry
             except BaseException as error:
                 entry.detail["error"] = str(error) or type(error).__name__
-                self._close(name, "failed", started, entry)
                 interrupted = isinstance(error, KeyboardInterrupt | InterruptedRunError)
-                self._record_run("interrupted" if interrupted else "failed", error=str(entry.detail["error"]))
+                try:
+                    self._close(name, "failed", started, entry)
+                    self._record_run(
+                        "interrupted" if interrupted else "failed", error=str(entry.detail["error"])
+                    )
+                except (OSError, RecordsError) as unsaved:  # it must not hide why the step failed
+                    error.add_note(f"The failure could not be recorded: {unsaved}")
                 raise
             self._close(name, "reused" if entry.outcome == "reused" else "finished", started, entry)
 

@@ -30,6 +30,8 @@ COLUMNS = {
 """Columns of `Outcomes.frame`, and their meaning."""
 
 ANNOUNCE = "announce"
+CONFLICT = "conflict"
+"""Step of the row that says that a channel was changed between plan and write."""
 MARKED = {"done": "✓ done", "already so": "✓ already so", "failed": "✗ failed"}
 
 
@@ -120,7 +122,14 @@ class Outcomes:
         if not self.failed:
             return "done"
         fine = any(row.outcome in ("done", "already so", "planned") for row in self.rows)
-        return "partly" if fine else "failed"
+        unrecorded = any(isinstance(row.error, errors.UnrecordedActError) for row in self.failed)
+        return "partly" if fine or unrecorded else "failed"
+
+    @property
+    def conflicts(self) -> tuple[errors.OverwrittenValueError, ...]:
+        """Changes of a channel that were overwritten without having been planned for."""
+        found = (row.error for row in self.rows)
+        return tuple(error for error in found if isinstance(error, errors.OverwrittenValueError))
 
     def error(self) -> errors.VmsnixError | None:
         """Return what the run ends with; ``None`` when nothing failed that counts."""
@@ -139,7 +148,11 @@ class Outcomes:
                 why=told,
                 cure="Mend what is named, or leave those regions out, and make the plan again.",
             )
-        return errors.PartlyDoneError(f"{self.job} is done in part: in {sound}.", why=told, cure=self.cure)
+        unrecorded = [row.error for row in self.failed if isinstance(row.error, errors.UnrecordedActError)]
+        kind = errors.UnrecordedActError if unrecorded else errors.PartlyDoneError
+        # Running it again is no answer to a conflict: a person decides which value is right.
+        cure = " ".join(error.cure for error in self.conflicts) or self.cure
+        return kind(f"{self.job} is done in part: in {sound}.", why=told, cure=cure)
 
     def frame(self) -> pd.DataFrame:
         """Return one row a region and step, with the columns `COLUMNS`."""

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import block_reading, blocks, buckets, images, imports, snapshots
+from vmsnix_ops.aws import block_reading, blocks, buckets, images, imports, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.block_engine import Pushing
 from vmsnix_ops.aws.block_wire import BLOCK_BYTES
@@ -97,6 +97,8 @@ def build(plan: Plan) -> Built:
         if existing is None:
             return built
         _check_existing(plan, built, existing)
+        if existing.state != "disabled":  # a retired one is refused with its own words when it is registered
+            retiring.check_unmarked(existing)
         if existing.deprecated:
             entry.step.message(images.deprecation(existing))
         return replace(built, ami_id=existing.ami_id, snapshot_id=next(iter(existing.snapshot_ids), ""))
@@ -327,6 +329,7 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
             if plan.via == "import":
                 leftovers.clean_bucket(plan, built)
             raise
+        retiring.check_unmarked(ami)
         if ami.snapshot_ids and snapshot.snapshot_id not in ami.snapshot_ids:
             # Another publisher of these bytes was faster: its snapshot is the AMI's, and what is reported.
             _check_existing(plan, built, ami)

@@ -44,6 +44,7 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
         deprecation.protect,
         deprecation.unprotect,
         parameters.point,
+        parameters.put_back,
         parameters.history,
         channel_history.running,
     ]

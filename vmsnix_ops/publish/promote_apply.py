@@ -1,6 +1,9 @@
 """Carrying a promotion out: all regions at once, each by itself, and everything written down.
 
 A region ends at its first failure and the others go on. What a region came to is recorded as soon as it ends.
+
+A channel that somebody changed between plan and write ends the promotion everywhere: nothing more is changed,
+and a person decides which value is right.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from vmsnix_ops.progress import Step as Shown
 from vmsnix_ops.publish import announcements, channels, promote_records, promote_steps
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
-from vmsnix_ops.publish.outcomes import Outcomes, StepOutcome, recorded
-from vmsnix_ops.records.result import write_result
+from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, StepOutcome, recorded
+from vmsnix_ops.records import acts
+from vmsnix_ops.records.result import write_then_raise
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish.promote_steps import Spot
 
 JOB = "The promotion"
+HALTED = "a channel was changed between plan and write; nothing more is changed"
+UNRECORDED = "an act that cannot be undone could not be announced on the disk; nothing more is changed"
 PLANNED: dict[Verdict, Outcome] = {
     "to do": "planned",
     "already so": "already so",
@@ -52,12 +58,12 @@ def apply(plan: Plan) -> Outcomes:
     """
     if plan.dry_run:
         return Outcomes(JOB, tuple(_planned(plan)), plan.run.run_id, dry_run=True)
-    stop = threading.Event()
+    stop, halted = threading.Event(), list[str]()
     spots = [replace(each, ami=None, still_wanted=lambda: _stop_if(stop)) for each in plan.spots]
     done: dict[str, list[StepOutcome]] = {}
     with stopping(), ThreadPoolExecutor(len(spots), thread_name_prefix="promote") as pool:
         running = {
-            pool.submit(_region, plan, target, each): each
+            pool.submit(_region, plan, target, each, halted): each
             for target, each in zip(plan.targets, spots, strict=True)
         }
         try:
@@ -79,7 +85,9 @@ def apply(plan: Plan) -> Outcomes:
                 raise _interrupted() from error
             raise
     rows = [row for target in plan.targets for row in done[target.region]]
-    if plan.topic:
+    if plan.topic and halted:
+        rows.append(StepOutcome(plan.topic.split(":")[3], ANNOUNCE, "skipped", why=halted[0]))
+    elif plan.topic:
         rows += _announce(plan, spots, rows)
     outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id)
     return record_outcomes(plan.run, plan.tables, outcomes, plan.started_at, **_run_columns(plan))
@@ -97,7 +105,7 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
     """
     source = plan.wanted.source
     amis = {row.region: row.ami_id for row in outcomes.rows if row.ami_id}
-    write_result(
+    write_then_raise(
         plan.run,
         {
             "status": outcomes.status,
@@ -112,12 +120,11 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
             "pointer": plan.wanted.pointer or None,
             "amis": amis,
             "outcomes": [outcomes.plain(row) for row in outcomes.rows],
+            "overwritten": [error.overwritten for error in outcomes.conflicts],
             "seconds": round(sum(row.seconds for row in outcomes.rows), 3),
         },
+        outcomes.error(),
     )
-    error = outcomes.error()
-    if error is not None:
-        raise error
 
 
 def _planned(plan: Plan) -> list[StepOutcome]:
@@ -138,16 +145,24 @@ def _planned(plan: Plan) -> list[StepOutcome]:
     return rows + announcements.planned(plan.topic)
 
 
-def _region(plan: Plan, target: Target, spot: Spot) -> list[StepOutcome]:
-    """Carry out the steps of one region, up to the first that fails."""
+def _region(plan: Plan, target: Target, spot: Spot, halted: list[str]) -> list[StepOutcome]:
+    """Carry out the steps of one region, up to the first that fails, or that ends the whole promotion.
+
+    `halted` says why nothing more is changed anywhere; it is empty as long as the promotion goes on.
+    """
     rows: list[StepOutcome] = []
     failed = ""
-    with plan.progress.step(spot.region, total=100, unit="percent") as shown:
+    with (
+        acts.recording(plan.run.folder, plan.run.run_id),
+        plan.progress.step(spot.region, total=100, unit="percent") as shown,
+    ):
         spot.shown = shown
-        for step in promote_steps.steps(plan.wanted, home=spot.is_home):
+        steps = promote_steps.steps(plan.wanted, home=spot.is_home)
+        for step in steps:
             row = StepOutcome(spot.region, step.name, "skipped", best_effort=target.best_effort)
-            if failed:
-                rows.append(replace(row, why=f"after the failed {failed}", ami_id=spot.ami_id))
+            if failed or halted:
+                why = f"after the failed {failed}" if failed else halted[0]
+                rows.append(replace(row, why=why, ami_id=spot.ami_id))
                 continue
             started = time.monotonic()
             try:
@@ -157,12 +172,31 @@ def _region(plan: Plan, target: Target, spot: Spot) -> list[StepOutcome]:
                 if spot.is_home:
                     _look_again(plan, spot)
                 row = _step(step, spot, row)
+                if step is steps[-1] and "done" in {row.outcome, *(one.outcome for one in rows)}:
+                    _check_again(plan, spot, step)
             except errors.InterruptedRunError:
                 raise
             except errors.VmsnixError as error:
                 row, failed = replace(row, outcome="failed", why=str(error), error=error), step.name
+                if isinstance(error, errors.UnrecordedActError):
+                    halted.append(UNRECORDED)
                 shown.message(f"{step.name} failed: {error}")
             rows.append(replace(row, ami_id=spot.ami_id, seconds=round(time.monotonic() - started, 3)))
+            if spot.moved is not None and spot.moved.overwritten is not None:
+                halted.append(HALTED)
+                overwrote = spot.moved.overwritten.error()
+                spot.pointed_to = spot.moved.overwritten.value
+                # It counts also where a failure would not: somebody else's value was replaced.
+                rows.append(
+                    StepOutcome(
+                        spot.region,
+                        CONFLICT,
+                        "failed",
+                        why=str(overwrote),
+                        ami_id=spot.ami_id,
+                        error=overwrote,
+                    )
+                )
     return rows
 
 
@@ -174,6 +208,31 @@ def _step(step: promote_steps.Step, spot: Spot, row: StepOutcome) -> StepOutcome
         spot.shown.message(f"{step.name}: {looked.what}")
     step.do(spot)
     return replace(row, outcome="done", what=looked.what)
+
+
+def _check_again(plan: Plan, spot: Spot, step: promote_steps.Step) -> None:
+    """Check once more that nobody retires the AMI of a region, after everything there was written.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegistrationError
+        Somebody does; the channel has its earlier value again, if we set it and nobody else did since.
+    """
+    try:
+        channels.check_again(spot.ec2, spot.ami_id, owner=plan.account)
+    except errors.VmsnixError as error:
+        if not isinstance(step, promote_steps.Point) or spot.moved is None:
+            raise
+        if spot.moved.overwritten is not None:
+            what = f"{plan.wanted.pointer} in {spot.region} still names it."  # nothing more is changed
+        else:
+            try:
+                what = step.give_back(spot)
+            except errors.VmsnixError as second:
+                what = f"{plan.wanted.pointer} in {spot.region} still names it: {second}"
+        raise errors.RegistrationError(
+            error.what, why=f"{error.why} {what}".strip(), cure=error.cure
+        ) from error
 
 
 def _look_again(plan: Plan, spot: Spot) -> None:
@@ -192,7 +251,7 @@ def _look_again(plan: Plan, spot: Spot) -> None:
 def _record(plan: Plan, spot: Spot, future: Future[list[StepOutcome]]) -> list[StepOutcome]:
     """Write down what a region came to; where that fails, what was done is done, and the others go on."""
     rows = future.result()
-    failed = any(row.outcome == "failed" for row in rows)
+    failed = any(row.outcome in ("failed", "skipped") for row in rows if row.step != CONFLICT)
 
     def look_back() -> None:
         if spot.ami is not None:

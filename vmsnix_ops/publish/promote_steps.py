@@ -82,8 +82,10 @@ class Spot:
         The AMI there; ``None`` while it is still to be copied.
     pointed_to
         Where the pointer pointed before it was moved.
-    planned_version
-        Version of the pointer's value that the plan saw, 0 when there was none; ``None`` when nobody looked.
+    planned
+        The channel's value that the plan saw; ``None`` when nobody looked.
+    moved
+        What setting the channel did.
     shown, still_wanted
         Where progress is shown; what raises when the operator asked to stop.
     """
@@ -97,7 +99,8 @@ class Spot:
     quotas: Client = None
     ami: Ami | None = None
     pointed_to: str = ""
-    planned_version: int | None = None
+    planned: parameters.Planned | None = None
+    moved: parameters.Moved | None = None
     shown: Shown | None = None
     still_wanted: Callable[[], None] = lambda: None
 
@@ -291,29 +294,31 @@ class Unprotect:
 
 
 class Point:
-    """Points the channel to the AMI."""
+    """Sets the channel to the AMI.
+
+    The AMI is read once more after the channel was set: a retirement that marked it in between does not see
+    the channel in time, or has seen it and gives up. So this promotion gives up, too, and gives the channel
+    its earlier value back; see `vmsnix_ops.aws.retiring`.
+    """
 
     name = "point"
 
     def look(self, spot: Spot) -> Looked:
-        """Look where it points now, and whether that is still what the plan was made for."""
+        """Read which AMI the channel names, and whether that is still what the plan was made for."""
         name = spot.wanted.pointer
         found = parameters.find(spot.ssm, name)
-        version = found.version if found else 0
-        spot.pointed_to = found.value if found else ""
-        so = found is not None and spot.ami is not None and found.value == spot.ami_id
-        if so and found is not None and found.data_type == parameters.IMAGE_TYPE:
+        if found is not None:
+            parameters.check_kind(found)
+        now = parameters.Planned.of(found)
+        spot.pointed_to = now.value
+        if found is not None and spot.ami is not None and found.value == spot.ami_id:
             spot.pointed_to = ""
             return Looked(True, f"{name} points there")
-        if spot.planned_version not in (None, version):
-            raise errors.PointerError(
-                f"Somebody moved {name} in {spot.region} after the plan was made.",
-                why=f"It points to {spot.pointed_to or 'nothing'}.",
-                cure="Make a new plan.",
-            )
-        spot.planned_version = version
-        if so:
-            return Looked(False, f"{name}, whose type is text, becomes one that AWS checks")
+        if spot.planned not in (None, now):
+            raise parameters.changed_meanwhile(name, spot.region, found)
+        if spot.planned is None and found is not None:
+            parameters.check_room(name, parameters.history(spot.ssm, name), spot.region)
+        spot.planned = now
         before = self._before(spot) if found else "a new pointer"
         return Looked(False, f"{name}, {before}, to {spot.ami_id or 'the copy'} ({spot.wanted.source.name})")
 
@@ -334,13 +339,28 @@ class Point:
         return f"which points to {before} ({known.name})"
 
     def do(self, spot: Spot) -> None:
-        """Move it."""
-        parameters.point(
+        """Set it."""
+        planned = spot.planned or parameters.Planned()
+        spot.moved = parameters.point(
             spot.ssm,
             spot.wanted.pointer,
             spot.ami_id,
+            planned=planned,
             description=spot.wanted.description,
             tags=pointer_tags(spot.wanted.source),
+        )
+
+    def give_back(self, spot: Spot) -> str:
+        """Give the channel the value that it had before `do`, and return what became of it, as a sentence."""
+        if spot.moved is None or spot.moved.outcome == "reused":
+            return f"{spot.wanted.pointer} in {spot.region} named it before."
+        earlier = spot.planned or parameters.Planned()
+        return parameters.put_back(
+            spot.ssm,
+            spot.wanted.pointer,
+            spot.moved,
+            earlier,
+            description=f"taken back: {spot.wanted.description}",
         )
 
 

@@ -24,9 +24,9 @@ from vmsnix_ops.publish.channel_history import Entry, frame
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
-from vmsnix_ops.publish.outcomes import Outcomes, PlanTable, StepOutcome, recorded
+from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, PlanTable, StepOutcome, recorded
 from vmsnix_ops.publish.roll_back_choice import Target
-from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.result import write_then_raise
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.images import Ami
 
 JOB = "The rollback"
+HALTED = "the channel was changed between plan and write; nothing more is changed"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -227,7 +228,11 @@ def apply(plan: Plan) -> Outcomes:
     try:
         with stopping():
             for target in plan.targets:
-                rows += _roll_back(plan, target)
+                if any(row.step == CONFLICT for row in rows):
+                    row = StepOutcome(target.region, "point", "skipped", why=HALTED)
+                    rows.append(row)
+                else:
+                    rows += _roll_back(plan, target)
     except KeyboardInterrupt as error:
         moved = [row.region for row in rows if row.step == "point" and row.outcome != "failed"]
         interrupted = errors.InterruptedRunError(
@@ -237,7 +242,9 @@ def apply(plan: Plan) -> Outcomes:
         )
         record_run(plan.run, plan.tables, "interrupted", plan.started_at, **where, error=str(interrupted))
         raise interrupted from error
-    if plan.topic:
+    if plan.topic and any(row.step == CONFLICT for row in rows):
+        rows.append(StepOutcome(plan.topic.split(":")[3], ANNOUNCE, "skipped", why=HALTED))
+    elif plan.topic:
         rows += _announce(plan, rows)
     outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id, _cure(plan))
     return record_outcomes(plan.run, plan.tables, outcomes, plan.started_at, **where)
@@ -255,7 +262,7 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
     """
     first = next((target for target in plan.targets if target.target), None)
     back = first.target if first else None
-    write_result(
+    write_then_raise(
         plan.run,
         {
             "status": outcomes.status,
@@ -271,11 +278,10 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
             "amis": {row.region: row.ami_id for row in outcomes.rows if row.ami_id},
             "before": {t.region: t.now.ami_id for t in plan.targets if t.now},
             "outcomes": [outcomes.plain(row) for row in outcomes.rows],
+            "overwritten": [error.overwritten for error in outcomes.conflicts],
         },
+        outcomes.error(),
     )
-    error = outcomes.error()
-    if error is not None:
-        raise error
 
 
 def _known_regions(tables: RunTables, image: str, channel: str, home: str) -> tuple[str, ...]:
@@ -299,11 +305,16 @@ def _cure(plan: Plan) -> str:
 
 
 def _roll_back(plan: Plan, target: Target) -> list[StepOutcome]:
-    """Move the pointer of one region and record it; a pointer that was moved and not recorded is moved."""
+    """Set the channel of one region and record it; one that was set and not recorded is recorded."""
     row = _planned(target)
     now, then = target.now, target.target
+    rows, before = [row], now.ami_id if now else ""
     if row.outcome == "planned" and now and then:
-        row = _move(plan, target, row, now, then)
+        row, overwritten = _move(plan, target, row, now, then)
+        rows = [row]
+        if overwritten is not None:
+            before, error = overwritten.value, overwritten.error()
+            rows.append(StepOutcome(target.region, CONFLICT, "failed", why=str(error), error=error))
 
     def record() -> None:
         if row.outcome == "failed" or now is None or then is None:
@@ -311,38 +322,64 @@ def _roll_back(plan: Plan, target: Target) -> list[StepOutcome]:
         known = promote_records.latest(plan.tables, target.region, plan.image, plan.channel)
         recorded_as = known.get("ami_id", then.ami_id)
         if row.outcome == "done" or recorded_as != then.ami_id:
-            _record(plan, target, then, before=recorded_as if target.so else now.ami_id)
+            _record(plan, target, then, before=recorded_as if target.so else before)
 
     def record_step() -> None:
-        promote_records.write_rows(plan.tables, plan.run, [row], image=plan.image)
+        promote_records.write_rows(plan.tables, plan.run, rows, image=plan.image)
 
-    return recorded([row], target.region, record, record_step)
+    return recorded(rows, target.region, record, record_step)
 
 
-def _move(plan: Plan, target: Target, row: StepOutcome, now: Entry, then: Ami) -> StepOutcome:
-    started = time.monotonic()
+def _move(
+    plan: Plan, target: Target, row: StepOutcome, now: Entry, then: Ami
+) -> tuple[StepOutcome, parameters.Overwritten | None]:
+    started, overwritten = time.monotonic(), None
     try:
         with plan.progress.step(target.region):
-            seen = parameters.find(target.ssm, plan.pointer)
-            if seen is None or seen.version != now.version:
-                raise errors.PointerError(
-                    f"Somebody moved {plan.pointer} in {target.region} after the plan was made.",
-                    why=f"It points to {seen.value if seen else 'nothing'}.",
-                    cure="Make a new plan.",
-                )
             # The plan may be hours old.
             roll_back_choice.check_usable(target.ec2, then.ami_id, account=plan.account)
             note = roll_back_choice.note(then, now, plan.run.run_id)
             own = {tagging.IMAGE: plan.image}
-            parameters.point(target.ssm, plan.pointer, then.ami_id, description=note, tags=own)
+            planned = parameters.Planned(now.version, now.ami_id)
+            moved = parameters.point(
+                target.ssm, plan.pointer, then.ami_id, planned=planned, description=note, tags=own
+            )
+            overwritten = moved.overwritten
+            _check_again(plan, target, then, moved, planned)
     except errors.VmsnixError as error:
-        return replace(row, outcome="failed", why=str(error), error=error)
-    return replace(
+        return replace(row, outcome="failed", why=str(error), error=error), overwritten
+    row = replace(
         row,
         outcome="done",
         what=f"from {_told(now.ami_id, now.name)}",
         seconds=round(time.monotonic() - started, 3),
     )
+    return row, overwritten
+
+
+def _check_again(
+    plan: Plan, target: Target, then: Ami, moved: parameters.Moved, planned: parameters.Planned
+) -> None:
+    """Check once more that nobody retires the AMI, after the channel was set to it.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegistrationError
+        Somebody does; the channel has its earlier value again, if we set it and nobody else did since.
+    """
+    try:
+        channels.check_again(target.ec2, then.ami_id, owner=plan.account)
+    except errors.VmsnixError as error:
+        what = f"{plan.pointer} in {target.region} still names it."
+        if moved.overwritten is None and moved.outcome == "created":
+            note = f"{then.name} is being retired: taken back by the run {plan.run.run_id}"
+            try:
+                what = parameters.put_back(target.ssm, plan.pointer, moved, planned, description=note)
+            except errors.VmsnixError as second:
+                what = f"{what[:-1]}: {second}"
+        raise errors.RegistrationError(
+            error.what, why=f"{error.why} {what}".strip(), cure=error.cure
+        ) from error
 
 
 def _announce(plan: Plan, rows: list[StepOutcome]) -> list[StepOutcome]:

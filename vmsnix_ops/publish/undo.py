@@ -24,11 +24,12 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.account import identity
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.records import acts
 from vmsnix_ops.settings import load
 from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import boto3
 
@@ -65,6 +66,8 @@ class Undo:
         Of the run.
     leftovers
         What it left, in the order in which it goes.
+    find
+        Finds it again, as it is this moment.
     """
 
     run_id: str
@@ -74,6 +77,7 @@ class Undo:
     leftovers: tuple[Leftover, ...]
     path: Path = field(repr=False)
     session: boto3.Session = field(repr=False, compare=False)
+    find: Callable[[], tuple[Leftover, ...]] = field(default=tuple, repr=False, compare=False)
 
     def __str__(self) -> str:
         if not self.leftovers:
@@ -83,6 +87,9 @@ class Undo:
     def apply(self) -> tuple[Leftover, ...]:
         """Remove it all and return what was removed. Safe to run twice: what is gone is no error.
 
+        Everything is found once more before anything is removed: what another run has begun to use since is
+        kept. Each removal is announced on the disk first (`vmsnix_ops.records.acts`).
+
         What the caller may not remove is kept and the rest is removed: of a publish via import, the bucket
         is the publisher's and the snapshot the retirer's. What was removed stands in the journal, so that
         the next caller need not be allowed to remove it once more.
@@ -90,30 +97,57 @@ class Undo:
         Raises
         ------
         vmsnix_ops.errors.RunError
-            The run is under way.
+            The run is under way, or registered its AMI in the meantime.
+        vmsnix_ops.errors.UnrecordedActError
+            A removal could not be announced; it says what was removed before.
         vmsnix_ops.errors.AccessDeniedError
             The caller may not remove some of it; the error names the policy for each.
         vmsnix_ops.errors.AwsError
             AWS refused; what was not reached stays for the next try.
         """
-        removed: list[str] = []
+        removed: list[Leftover] = []
         refused: list[tuple[Leftover, errors.AccessDeniedError]] = []
-        with _nobody_at_work(self.path, self.run_id):
+        with _nobody_at_work(self.path, self.run_id), acts.recording(self.path.parent, self.run_id):
+            still = self.find()
             try:
                 for leftover in self.leftovers:
+                    if leftover not in still:
+                        continue
                     try:
                         _remove(self, leftover)
                     except errors.AccessDeniedError as error:
                         refused.append((leftover, error))
+                    except errors.UnrecordedActError as error:
+                        done = ", ".join(one.name for one in removed) or "nothing"
+                        raise errors.UnrecordedActError(
+                            f"The undo of {self.run_id} stopped early. Removed: {done}.",
+                            why=f"{error.what} {error.why}",
+                            cure=error.cure,
+                        ) from error
                     else:
-                        removed.append(str(leftover))
+                        removed.append(leftover)
             finally:
-                with self.path.open("a", encoding="utf-8") as file:
-                    done = {"run_id": self.run_id, "step": "rollback", "status": "done", "removed": removed}
-                    file.write(json.dumps(done) + "\n")
+                unnoted = self._note(removed)
         if refused:
             raise _not_allowed(self.run_id, refused)
-        return self.leftovers
+        if unnoted is not None:
+            raise unnoted
+        return tuple(removed)
+
+    def _note(self, removed: list[Leftover]) -> errors.PartlyDoneError | None:
+        """Write into the journal what was removed; return what to say where that fails: it hides nothing."""
+        told = [str(leftover) for leftover in removed]
+        line = {"run_id": self.run_id, "step": "rollback", "status": "done", "removed": told}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            return errors.PartlyDoneError(
+                f"Removed: {', '.join(one.name for one in removed) or 'nothing'}.",
+                why=f"It could not be noted in {self.path}: {error.strerror}.",
+                cure="Make room on the disk; vmsnix undo shows what is left.",
+            )
+        return None
 
 
 @typed
@@ -162,9 +196,12 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
             why=f"These credentials are of {found.account}.",
             cure="Use credentials of that account.",
         )
-    found_now = _leftovers(session, settings, run_id, digest, known)
-    leftovers = tuple(leftover for leftover in found_now if str(leftover) not in removed)
-    return Undo(run_id, region, found.account, digest, leftovers, path, session)
+
+    def find() -> tuple[Leftover, ...]:
+        found_now = _leftovers(session, settings, run_id, digest, known)
+        return tuple(leftover for leftover in found_now if str(leftover) not in removed)
+
+    return Undo(run_id, region, found.account, digest, find(), path, session, find)
 
 
 _POLICIES = {
@@ -239,6 +276,7 @@ def _snapshots(ec2: Any, digest: str, made: set[str]) -> dict[str, dict[str, str
 
 def _remove(undo: Undo, leftover: Leftover) -> None:
     if leftover.kind == "journal":
+        acts.announce("delete file", leftover.name)
         os.unlink(leftover.name)  # noqa: PTH108 (a plain path, as it was shown)
         return
     if leftover.kind == "upload":

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.errors import RecordsError, SchemaError
+from vmsnix_ops.errors import RecordsError, SchemaError, VmsnixError
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import echo, json_text
 
@@ -135,6 +135,24 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
             cure="See to the folder's permissions and the disk's space, and run again.",
         ) from error
     return path
+
+
+def write_then_raise(run: RunContext, result: Mapping[str, object], error: VmsnixError | None) -> None:
+    """Write ``result.json``, then end the run as it deserves: a file that cannot be written hides no error.
+
+    Raises
+    ------
+    vmsnix_ops.errors.VmsnixError
+        `error`, when there is one; else that the file could not be written.
+    """
+    try:
+        write_result(run, result)
+    except RecordsError as unsaved:
+        if error is None:
+            raise
+        error.add_note(str(unsaved))
+    if error is not None:
+        raise error
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -111,6 +111,12 @@ def _our_instances(client: Any, asked: Mapping[str, Any]) -> bool:
     return bool(found) and all(tagging.SMOKE in tagging.to_dict(one.get("Tags")) for one in found)
 
 
+def _first_value(client: Any, asked: Mapping[str, Any]) -> bool:
+    """Whether a parameter has had one value only: a promotion takes back the channel that it made."""
+    pages = client.get_paginator("get_parameter_history").paginate(Name=asked["Name"])
+    return sum(len(page["Parameters"]) for page in pages) == 1
+
+
 CLEAN_UPS: Mapping[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     "ec2:CancelImportTask": _our_import,
     "ec2:DeleteSnapshot": _our_snapshot,
@@ -120,6 +126,7 @@ CLEAN_UPS: Mapping[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     "iam:DeletePolicyVersion": lambda _client, asked: ":policy/vmsnix" in asked["PolicyArn"],
     "s3:AbortMultipartUpload": lambda _client, _asked: True,  # nobody can read an unfinished upload
     "s3:DeleteObject": lambda _client, asked: bool(CONTENT_KEY.fullmatch(asked["Key"])),
+    "ssm:DeleteParameter": _first_value,
 }
 """What a runbook that creates may take away although another run made it, and when."""
 

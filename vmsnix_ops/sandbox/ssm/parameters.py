@@ -97,13 +97,17 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
     key = secrets.key_of(context, params.get("KeyId")) if kind == "SecureString" else ""
     if existing is not None and kind != existing.newest.kind:
         raise AwsError("HierarchyTypeMismatchException", "Parameter type can't be changed.")
+    data_type = params.get("DataType") or (existing.newest.data_type if existing is not None else "text")
+    if existing is not None and data_type != existing.newest.data_type:
+        # Seen in public reports: AWS changes the data type of no existing parameter. The text is from memory.
+        raise AwsError("ValidationException", "The data type of an existing parameter can't be changed.")
     tier = params.get("Tier", "Standard")
-    _check_value(params, tier, kind)
+    _check_value(params, tier, kind, data_type)
     return Version(
         number=1 if existing is None else existing.newest.number + 1,
         value=params["Value"],
         kind=kind,
-        data_type=params.get("DataType", "text"),
+        data_type=data_type,
         modified=context.clock.now(),
         principal=context.principal,
         description=params.get("Description", existing.newest.description if existing is not None else ""),
@@ -114,8 +118,8 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
     )
 
 
-def _check_value(params: Params, tier: str, kind: str) -> None:
-    value, data_type = params["Value"], params.get("DataType", "text")
+def _check_value(params: Params, tier: str, kind: str, data_type: str) -> None:
+    value = params["Value"]
     if not value:
         raise AwsError(
             "ValidationException",

@@ -1,0 +1,108 @@
+"""The lines that announce irreversible acts: written and synchronised before AWS is asked to do them.
+
+A run that deletes, deregisters or stops sharing something writes one line of ``acts.jsonl`` first, so that
+what a killed process did can be found without AWS. If the line cannot be written, the act is not done.
+
+>>> from pathlib import Path
+>>> with recording(Path("runs/one"), "one"):  # doctest: +SKIP
+...     announce("ec2:DeleteSnapshot", "snap-0123456789abcdef0", "eu-central-1")
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.errors import UnrecordedActError, VmsnixError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FILE_NAME = "acts.jsonl"
+_PLACE: ContextVar[tuple[Path, str] | None] = ContextVar("vmsnix_acts", default=None)
+
+
+@contextmanager
+def recording(folder: Path, run_id: str) -> Iterator[None]:
+    """Let the acts of this block, in this thread, be announced in the folder of a run."""
+    token = _PLACE.set((folder, run_id))
+    try:
+        yield
+    finally:
+        _PLACE.reset(token)
+
+
+def announce(act: str, resource: str, region: str = "") -> None:
+    """Write that an irreversible act comes next; return when the line is on the disk.
+
+    Outside of `recording` the line goes into the state folder.
+
+    Parameters
+    ----------
+    act
+        The call, such as ``"ec2:DeregisterImage"``.
+    resource
+        What it is done to.
+    region
+        AWS region.
+
+    Raises
+    ------
+    vmsnix_ops.errors.UnrecordedActError
+        The line could not be written; the act must not be done.
+    """
+    place = _PLACE.get()
+    if place is None:
+        from vmsnix_ops.settings import load
+
+        folder, run_id = load().state, ""
+        make = True
+    else:
+        (folder, run_id), make = place, False
+    line = {
+        "at": datetime.now(UTC).isoformat(),
+        "run_id": run_id or None,
+        "act": act,
+        "resource": resource,
+        "region": region or None,
+    }
+    path = folder / FILE_NAME
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _append(path, json.dumps(line) + "\n")
+    except OSError as error:
+        why = f"The line that announces it could not be written to {path}: {error.strerror or error}."
+        if isinstance(error.__context__, VmsnixError):  # a failure that was being cleaned up after
+            why += f" It was to be done because the run had failed: {error.__context__}"
+        raise UnrecordedActError(
+            f"{act} of {resource} was not done.",
+            why=why,
+            cure="Make room or correct the folder's permissions, then run the same command again: it does "
+            "what is left.",
+        ) from error
+
+
+def _append(path: Path, text: str) -> None:
+    """Append a whole line and synchronise it, and the folder's entry when the file is new."""
+    new = not path.exists()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        data = text.encode()
+        if os.write(descriptor, data) != len(data):  # a full disk takes a part
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if new:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
