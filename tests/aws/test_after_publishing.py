@@ -122,15 +122,16 @@ def test_a_protected_ami_cannot_be_deregistered_until_the_protection_is_lifted(
 # Pointers
 
 
-def point(aws: Sandbox, name: str, ami: str) -> Any:
-    tags = {"vmsnix:image": "ecs-node"}
-    return parameters.point(aws.client("ssm"), name, ami, description="by a test", tags=tags)
+def point(aws: Sandbox, name: str, ami: str) -> str:
+    ssm, tags = aws.client("ssm"), {"vmsnix:image": "ecs-node"}
+    planned = parameters.Planned.of(parameters.find(ssm, name))
+    return parameters.point(ssm, name, ami, planned=planned, description="by a test", tags=tags).outcome
 
 
 def test_a_pointer_is_made_moved_and_left_alone_when_it_is_right(aws: Sandbox) -> None:
     first, second = make_ami(aws), make_ami(aws, version="26.12")
     name = parameters.pointer_name("/vmsnix", "ecs-node", "stable")
-    outcomes = [point(aws, name, ami)[1] for ami in (first, first, second, second)]
+    outcomes = [point(aws, name, ami) for ami in (first, first, second, second)]
     assert outcomes == ["created", "reused", "created", "reused"]
     ssm = aws.client("ssm")
     history = parameters.history(ssm, name)
@@ -144,7 +145,7 @@ def test_a_pointer_is_made_moved_and_left_alone_when_it_is_right(aws: Sandbox) -
 def test_two_who_point_at_once_come_one_after_the_other(aws: Sandbox) -> None:
     busy = {"op": "ssm:PutParameter", "nth": [1, 2], "do": "error", "code": "TooManyUpdates", "http": 400}
     aws.faults.add(busy)
-    assert point(aws, "/vmsnix/ecs-node/stable", make_ami(aws))[1] == "created"
+    assert point(aws, "/vmsnix/ecs-node/stable", make_ami(aws)) == "created"
 
 
 def test_a_pointer_to_an_ami_that_is_not_there_is_an_error(aws: Sandbox, monkeypatch: Any) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images, snapshots
+from vmsnix_ops.aws import images, parameters, snapshots
 from vmsnix_ops.progress import counted
 from vmsnix_ops.publish import channels
 from vmsnix_ops.publish.channel_history import Entry, entries
@@ -72,9 +72,14 @@ def note(then: Ami, now: Entry, run_id: str) -> str:
 def look(target: Target, pointer: str) -> Target:
     """Return a region with what its channel pointed to; what is wrong there is part of the plan."""
     try:
-        return replace(target, entries=entries(target.ec2, target.ssm, pointer))
+        target = replace(target, entries=entries(target.ec2, target.ssm, pointer))
+        found = parameters.find(target.ssm, pointer)
+        if found is not None:
+            parameters.check_kind(found)
+            parameters.check_room(pointer, parameters.history(target.ssm, pointer), target.region)
     except errors.VmsnixError as error:
         return replace(target, problem=error)
+    return target
 
 
 def without(target: Target, pointer: str) -> Target:
@@ -102,7 +107,10 @@ def choose(targets: Iterable[Target], to: str, *, account: str) -> list[Target]:
     targets = list(targets)
     known = [entry for target in targets for entry in target.entries]
     digests = {entry.digest for entry in known if to and to in (entry.ami_id, entry.name)} - {""}
-    return [_chosen(target, to, digests, account) if target.entries else target for target in targets]
+    return [
+        _chosen(target, to, digests, account) if target.entries and not target.problem else target
+        for target in targets
+    ]
 
 
 def check_usable(ec2: Client, ami_id: str, *, account: str) -> Ami:

@@ -196,6 +196,8 @@ class Dispatcher:
                 "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", status=412
             )
         exchange.entered = True
+        if not exchange.operation.startswith(READ_ONLY):
+            self.world.remember_for_stale_reads(service.name)
         with self.world.lock if operation.locks else nullcontext():
             result = operation.handler(context, params)
         exchange.ran = True
@@ -238,8 +240,11 @@ class Dispatcher:
     def _context(self, exchange: Exchange, caller: Credential) -> Context:
         world = self.world
         outcome: dict[str, Any] = {}
+        tables = world.tables
         for rule in exchange.struck:
             outcome |= rule.outcome
+            if rule.do == "stale" and exchange.operation.startswith(READ_ONLY):
+                tables = world.tables_for_read(exchange.service.name, rule) or tables
         return Context(
             service=exchange.service.name,
             operation=exchange.operation,
@@ -249,7 +254,7 @@ class Dispatcher:
             access_key=caller.access_key,
             request_id=exchange.request_id,
             clock=world.clock,
-            tables=world.tables,
+            tables=tables,
             blocks=world.blocks,
             folder=world.folder,
             lock=world.lock,

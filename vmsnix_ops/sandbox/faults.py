@@ -9,6 +9,7 @@
     faults.add({"op": "ec2:ImportSnapshot", "do": "outcome", "outcome": {"status_message": "SERVER_ERROR :
     ..."}}) faults.add({"op": "ec2:CopyImage", "where": {"region": "eu-west-1"}, "do": "hang"})
     faults.add({"op": "ec2:DescribeImportSnapshotTasks", "nth": 1, "do": "blank", "fields": ["SnapshotId"]})
+    faults.add({"op": "ec2:DescribeImages", "do": "stale", "reads": 2})
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-ACTIONS = ("error", "delay", "hang", "drop", "reset", "outcome", "blank", "set")
+ACTIONS = ("error", "delay", "hang", "drop", "reset", "outcome", "blank", "set", "stale")
 MOMENTS = ("before", "after", "body")
 TYPES: dict[type, tuple[str, ...]] = {
     str: ("op", "do", "when", "of", "code", "message"),
@@ -82,9 +83,12 @@ class Fault:
     outcome: Mapping[str, Any] = field(default_factory=dict)
     fields: Iterable[str] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
+    reads: int = 1
     number: int = 0
     seen: int = 0  # calls that matched, except for nth and probability
     struck: int = 0
+    _change: int = 0  # of a ``stale`` rule: the change after which it counts, and the reads since
+    _read: int = 0
 
     def __post_init__(self) -> None:
         for kind, names in TYPES.items():
@@ -111,6 +115,8 @@ class Fault:
             raise ValueError(f"http={self.http!r} is not an HTTP status")
         if not self.keep >= 0:
             raise ValueError(f"keep={self.keep!r} is not a number of bytes")
+        if self.reads < 1:
+            raise ValueError(f"reads={self.reads!r} is not at least 1")
         if self.do in {"blank", "set"}:
             self.when = "after"
 
@@ -119,6 +125,13 @@ class Fault:
         return fnmatch.fnmatchcase(name, self.op) and all(
             fnmatch.fnmatchcase(facts.get(key, ""), pattern) for key, pattern in self.where.items()
         )
+
+    def is_stale(self, change: int) -> bool:
+        """Count a read, and return whether it shall not show the change of this number; 0 is none."""
+        if change != self._change:
+            self._change, self._read = change, 0
+        self._read += 1
+        return change > 0 and self._read <= self.reads
 
     def counts(self) -> bool:
         """Return whether the matching call that was just seen is one of `nth`."""
@@ -150,7 +163,7 @@ class Faults:
         ValueError
             When the rule has an unknown key or value.
         """
-        known = {one.name for one in fields(Fault)} - {"number", "seen", "struck"}
+        known = {one.name for one in fields(Fault)} - {"number", "seen", "struck", "_change", "_read"}
         if not isinstance(rule, Fault):
             if unknown := set(rule) - known:
                 raise ValueError(

@@ -17,7 +17,7 @@ from .blocks import BlockStore
 from .calls import CallLog
 from .core import Clock, Tables
 from .credentials import Credential
-from .faults import Faults
+from .faults import Fault, Faults
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 STATE_FILE = "tables.json"
@@ -57,6 +57,9 @@ class World:
         self.lock = threading.RLock()
         self.faults = Faults()
         self.calls = CallLog()
+        self._changes: dict[
+            str, tuple[int, bytes]
+        ] = {}  # by service: how many, and the state before the last
         self.authorize = Authorizer(enforce=enforce_iam)  # asked before every operation
         self.account = account
         self._temporary = state is None
@@ -102,6 +105,7 @@ class World:
             self._add_first_key()
         self.calls.clear()
         self.faults.clear()
+        self._changes.clear()
         self.clock.forget()
         self.changed()
 
@@ -120,8 +124,22 @@ class World:
             self.tables.replace(Tables(state_file.load(memory)))
         self.calls.clear()
         self.faults.clear()
+        self._changes.clear()
         self.clock.forget()
         self.changed()
+
+    def remember_for_stale_reads(self, service: str) -> None:
+        """Keep the state before a call that changes something, when a rule may answer reads from it."""
+        if any(rule.do == "stale" for rule in self.faults.rules):
+            number, _ = self._changes.get(service, (0, b""))
+            self._changes[service] = (number + 1, self.remember())
+
+    def tables_for_read(self, service: str, rule: Fault) -> Tables | None:
+        """Return the state before a service's last change while a rule lets reads be stale, else None."""
+        number, before = self._changes.get(service, (0, b""))
+        if not rule.is_stale(number):
+            return None
+        return Tables(state_file.load(before))
 
     def _load(self) -> Tables:
         """Return the kept tables; a file that cannot be read is left as it is."""

@@ -1,0 +1,270 @@
+"""Before each irreversible act one line is on the disk; where it cannot be written, the act is not done."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.audit.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
+from vmsnix_ops import errors
+from vmsnix_ops.audit import retirement
+from vmsnix_ops.aws import irreversible
+from vmsnix_ops.aws.session import client
+from vmsnix_ops.progress import silent
+from vmsnix_ops.publish import promote
+from vmsnix_ops.records import acts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["fleet", "fleet_sandbox"]
+ROOT = Path(__file__).parents[2]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / acts.FILE_NAME
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def taken_away(fleet: Fleet) -> list[str]:
+    """Return the calls that ran and cannot be undone."""
+    found = []
+    for (service, operation), resource_of in irreversible.IRREVERSIBLE.items():
+        for call in fleet.aws.calls.of(f"{service}:{operation}", ran=True):
+            if resource_of(call.params):
+                found.append(f"{service}:{operation} {resource_of(call.params)}")
+    return sorted(found)
+
+
+# How the disk fails
+
+
+def folder_is_a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
+def folder_is_gone(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def file_is_a_folder(folder: Path) -> None:
+    (folder / acts.FILE_NAME).unlink(missing_ok=True)
+    (folder / acts.FILE_NAME).mkdir()
+
+
+@contextmanager
+def files_may_not_grow() -> Iterator[None]:
+    """Let every write beyond the first bytes of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+BROKEN = [folder_is_a_file, folder_is_gone, file_is_a_folder]
+
+
+def test_a_line_is_whole_private_and_there_before_the_act(tmp_path: Path) -> None:
+    with acts.recording(tmp_path, "run-1"):
+        acts.announce("ec2:DeleteSnapshot", "snap-1", REGION)
+        acts.announce("ec2:DeregisterImage", "ami-1", REGION)
+    first, second = lines(tmp_path)
+    assert (first["act"], first["resource"], first["region"], first["run_id"]) == (
+        "ec2:DeleteSnapshot",
+        "snap-1",
+        REGION,
+        "run-1",
+    )
+    assert second["resource"] == "ami-1"
+    assert (tmp_path / acts.FILE_NAME).stat().st_mode & 0o077 == 0
+
+
+def test_a_full_disk_refuses_the_act_and_leaves_no_half_line(tmp_path: Path) -> None:
+    with acts.recording(tmp_path, "run-1"), files_may_not_grow():
+        with pytest.raises(errors.UnrecordedActError) as caught:
+            acts.announce("ec2:DeleteSnapshot", "snap-1", REGION)
+        assert caught.value.exit_code == 3
+    assert "ec2:DeleteSnapshot of snap-1 was not done" in str(caught.value)
+
+
+def test_every_irreversible_call_of_our_clients_is_announced(fleet: Fleet, tmp_path: Path) -> None:
+    ami, snapshot = fleet.ami(), fleet.snapshot()
+    ec2 = client(fleet.aws.session(REGION), "ec2")
+    removed = {"Remove": [{"UserId": FRIEND}]}
+    with acts.recording(tmp_path, "run-1"):
+        ec2.modify_image_attribute(ImageId=ami, LaunchPermission={"Add": [{"UserId": FRIEND}]})
+        assert lines(tmp_path) == []  # can be undone
+        ec2.modify_image_attribute(ImageId=ami, LaunchPermission=removed)
+        ec2.modify_snapshot_attribute(
+            SnapshotId=snapshot, Attribute="createVolumePermission", CreateVolumePermission=removed
+        )
+        ec2.modify_snapshot_attribute(
+            SnapshotId=snapshot,
+            Attribute="createVolumePermission",
+            OperationType="remove",
+            UserIds=[FRIEND],
+        )
+        ec2.disable_image(ImageId=ami)
+        ec2.deregister_image(ImageId=ami)
+        ec2.delete_snapshot(SnapshotId=snapshot)
+    assert [f"{one['act']} {one['resource']}" for one in lines(tmp_path)] == [
+        f"ec2:ModifyImageAttribute {ami}",
+        f"ec2:ModifySnapshotAttribute {snapshot}",
+        f"ec2:ModifySnapshotAttribute {snapshot}",
+        f"ec2:DisableImage {ami}",
+        f"ec2:DeregisterImage {ami}",
+        f"ec2:DeleteSnapshot {snapshot}",
+    ]
+
+
+@pytest.mark.parametrize("breaks", BROKEN)
+@pytest.mark.parametrize("days", [0, 20])
+def test_a_retirement_that_can_announce_nothing_does_nothing_and_ends_with_3(
+    fleet: Fleet, breaks: Callable[[Path], None], days: int
+) -> None:
+    first, second = fleet.ami(days=90), fleet.ami(days=80)
+    if days:
+        fleet.apply()
+    plan = fleet.plan(now=fleet.later(days))
+    breaks(plan.run.folder)
+    before, states = taken_away(fleet), fleet.amis()
+    result = plan.apply()
+    assert [one.outcome for one in result.outcomes] == ["failed", "skipped"]
+    with pytest.raises(errors.PartlyDoneError, match="Done: nothing") as caught:
+        retirement.finish(result)
+    assert caught.value.exit_code == 3
+    assert "could not be written" in str(caught.value)
+    assert (taken_away(fleet), fleet.amis()) == (before, states)
+    assert all("vmsnix:deleting" not in fleet.tags(one) for one in (first, second))
+
+
+def test_a_retirement_stops_in_order_when_the_disk_fills_up_and_tells_what_was_done(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = fleet.ami(days=90), fleet.ami(days=80)
+    fleet.apply()
+    plan = fleet.plan(now=fleet.later())
+    announce, kept = acts.announce, fleet.held(first)
+
+    def full(act: str, resource: str, region: str = "") -> None:
+        if act == "ec2:DeleteSnapshot":
+            raise errors.UnrecordedActError(f"{act} of {resource} was not done.", why="No space left.")
+        announce(act, resource, region)
+
+    monkeypatch.setattr(acts, "announce", full)
+    result = plan.apply()
+    assert [one.outcome for one in result.outcomes] == ["deleted", "skipped"]
+    with pytest.raises(errors.PartlyDoneError, match=f"Done: deleted {first}") as caught:
+        retirement.finish(result)
+    assert caught.value.exit_code == 3
+    assert fleet.amis() == {second: "disabled"}
+    assert set(kept) <= fleet.snapshots()
+    monkeypatch.undo()
+    for name, value in fleet.aws.environment.items():
+        monkeypatch.setenv(name, value)
+    again = fleet.apply(now=fleet.later())
+    assert {one.outcome for one in again.outcomes} == {"deleted"}
+    assert (fleet.amis(), fleet.snapshots()) == ({}, set())
+
+
+@pytest.mark.parametrize("breaks", BROKEN)
+def test_a_promotion_that_cannot_announce_a_revocation_changes_nothing_more(
+    fleet: Fleet, breaks: Callable[[Path], None]
+) -> None:
+    ami = fleet.ami()
+    fleet.share(ami, FRIEND)
+    plan = promote.plan(
+        ami=ami,
+        channel="stable",
+        revoke_from=[FRIEND],
+        region=REGION,
+        dry_run=False,
+        progress=silent(),
+        session=fleet.session,
+    )
+    breaks(plan.run.folder)
+    found = plan.apply()
+    assert {row.step: row.outcome for row in found.rows if row.step != "record"} == {
+        "revoke": "failed",
+        "point": "skipped",
+    }
+    with pytest.raises(errors.PartlyDoneError) as caught:
+        promote.finish(plan, found)
+    assert caught.value.exit_code == 3
+    assert "could not be written" in str(caught.value)
+    assert fleet.permissions(ami) == [{"UserId": FRIEND}]
+
+
+KILLED = """
+import os, signal, sys
+from datetime import datetime
+from vmsnix_ops.audit import retirement
+from vmsnix_ops.progress import silent
+from vmsnix_ops.records import acts
+
+announce = acts.announce
+
+def announce_and_die(act, resource, region=""):
+    announce(act, resource, region)
+    if act == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+acts.announce = announce_and_die
+plan = retirement.plan(
+    regions=["us-east-1"], keep_last=0, dry_run=False, confirm=sys.argv[2], progress=silent(),
+    now=datetime.fromisoformat(sys.argv[3]), allow_shared=True,
+)
+plan.apply()
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "days"),
+    [
+        ("retire-amis:retire", 0),
+        ("ec2:ModifyImageAttribute", 0),
+        ("ec2:DisableImage", 0),
+        ("retire-amis:delete", 20),
+        ("ec2:DeregisterImage", 20),
+        ("ec2:DeleteSnapshot", 20),
+    ],
+)
+def test_killed_right_after_the_line_the_same_command_finishes(
+    fleet: Fleet, tmp_path: Path, act: str, days: int
+) -> None:
+    ami = fleet.ami()
+    fleet.share(ami, FRIEND)
+    if days:
+        fleet.apply(allow_shared=True)
+    before = taken_away(fleet)
+    now = fleet.later(days)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    asked = [sys.executable, "-c", KILLED, act, fleet.aws.account, now.isoformat()]
+    ended = subprocess.run(asked, env=environment, timeout=120, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    (journal,) = (path for path in (tmp_path / "state").rglob(acts.FILE_NAME) if act in path.read_text())
+    last = lines(journal.parent)[-1]
+    assert last["act"] == act
+    assert f"{act} {last['resource']}" not in set(taken_away(fleet)) - set(before)  # announced, not done
+    fleet.apply(now=now, allow_shared=True)
+    if days:
+        assert (fleet.amis(), fleet.snapshots()) == ({}, set())
+    else:
+        assert fleet.amis() == {ami: "disabled"}
+        fleet.apply(action="restore")
+        assert fleet.permissions(ami) == [{"UserId": FRIEND}]

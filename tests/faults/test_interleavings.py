@@ -1,0 +1,171 @@
+"""Retiring an AMI while another job begins to use it: both may lose, both never win, whatever the order."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.audit.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
+from tests.faults.interleaving import Actor, every_order
+from vmsnix_ops import errors
+from vmsnix_ops.aws import parameters, retiring
+from vmsnix_ops.progress import silent
+from vmsnix_ops.publish import promote, roll_back, smoke
+from vmsnix_ops.records.tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["fleet", "fleet_sandbox"]
+CHANNEL = "/vmsnix/web/stable"
+WHOLE = bool(os.environ.get("VMSNIX_WHOLE_TESTS"))
+"""Stop at every read of the other job's write, and not only at the first: hundreds of orders for each."""
+pytestmark = pytest.mark.usefixtures("nothing_is_recorded")
+USERS = ("promote", "promote the first", "roll back", "smoke test")
+
+
+@pytest.fixture
+def nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no tables: they decide nothing here, and cost most of the time."""
+    monkeypatch.setattr(Tables, "append", lambda *_words, **_more: None)
+
+
+class World:
+    """An account with two AMIs and a channel, and the two jobs that want one of the AMIs."""
+
+    def __init__(self, fleet: Fleet, user: str) -> None:
+        self.fleet, self.user = fleet, user
+        self.before, self.ami = fleet.ami(days=80), fleet.ami(days=60)
+        fleet.share(self.ami, FRIEND)
+        if user == "roll back":
+            fleet.point(CHANNEL, self.ami)
+        if user != "promote the first":
+            fleet.point(CHANNEL, self.before)
+        else:
+            self.before = ""
+        self.retirer = Actor("retire", fleet.aws.session(REGION), self._decides_retirement)
+        self.user_of_it = Actor("use", fleet.aws.session(REGION), self._decides_use)
+        self.marked = self.read = self.used = False
+        self.retirement = fleet.plan(
+            amis=[self.ami], allow_shared=True, session=self.retirer.session, launched_days=0
+        )
+        assert [one.resource_id for one in self.retirement.going] == [self.ami]
+        self.use = self._use()
+        self.memory = fleet.aws.world.remember()
+
+    def _use(self) -> Callable[[], Any]:
+        asked: dict[str, Any] = {"dry_run": False, "progress": silent(), "session": self.user_of_it.session}
+        if self.user == "smoke test":
+            tested = smoke.plan(ami=self.ami, region=REGION, **asked)
+            return lambda: smoke.run(tested)
+        asked |= {"image": "web", "channel": "stable", "region": REGION}
+        if self.user == "roll back":
+            return roll_back.plan(to=self.ami, **asked).apply
+        return promote.plan(ami=self.ami, **asked).apply
+
+    def _decides_retirement(self, call: str, asked: Mapping[str, Any]) -> bool:
+        if call == "ec2:CreateTags" and asked["Resources"] == [self.ami]:
+            self.marked = True
+            return True
+        if call == "ec2:DisableImage":
+            return True
+        if WHOLE:
+            return self.marked and call in ("ssm:GetParameters", "ssm:GetParametersByPath")
+        # The first read after the mark, of whatever may name the AMI.
+        first = self.marked and not self.read and call == "ssm:GetParameters"
+        self.read = self.read or first
+        return first
+
+    def _decides_use(self, call: str, asked: Mapping[str, Any]) -> bool:
+        if call in ("ssm:PutParameter", "ec2:RunInstances", "ssm:DeleteParameter"):
+            self.used = True
+            return True
+        # The first read after the write; in a long run also those after it was taken back.
+        first = self.used and call == "ec2:DescribeImages"
+        self.used = self.used and (WHOLE or not first)
+        return first
+
+    def begin(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        self.fleet.aws.world.recall(self.memory)
+        self.marked = self.read = self.used = False
+        says = {"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": "NixOS"}}
+        self.fleet.aws.faults.add(says)
+        return self.retirement.apply, self.use
+
+    @property
+    def actors(self) -> tuple[Actor, Actor]:
+        return self.retirer, self.user_of_it
+
+    def verdict(self, *, stale: bool = False) -> tuple[bool, bool]:
+        """Return which of the two won, after a look at whether the account is as they say."""
+        if stale:
+            self.fleet.aws.faults.clear()
+        if self.user_of_it.error is not None:
+            raise self.user_of_it.error
+        if isinstance(self.retirer.error, errors.StalePlanError):  # it saw the other one before it began
+            retired = False
+        elif self.retirer.error is not None:
+            raise self.retirer.error
+        else:
+            (one,) = self.retirer.result.outcomes
+            retired = one.outcome == "retired"
+            assert one.outcome in ("retired", "changed"), one
+        found = self.user_of_it.result
+        used = found.passed if self.user == "smoke test" else found.status == "done"
+        named = parameters.find(self.fleet.client("ssm"), CHANNEL)
+        assert self.fleet.amis()[self.ami] == ("disabled" if retired else "available")
+        if not retired:
+            assert not any(retiring.is_mark(key) for key in self.fleet.tags(self.ami))
+            assert self.fleet.permissions(self.ami) == [{"UserId": FRIEND}]
+        if self.user == "smoke test":
+            assert self._alive() == []
+        else:
+            assert (named.value if named else "") == (self.ami if used else self.before)
+        if not used:
+            error = found.error if self.user == "smoke test" else found.error()
+            assert isinstance(error, errors.RegistrationError)
+        return retired, used
+
+    def _alive(self) -> list[str]:
+        states = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+        found = self.fleet.ec2.describe_instances(Filters=states)["Reservations"]
+        return [one["InstanceId"] for group in found for one in group["Instances"]]
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_in_every_order_a_retired_ami_is_in_no_use(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, user: str
+) -> None:
+    monkeypatch.setattr(retiring, "PAUSES", (0.0,))
+    world, seen = World(fleet, user), {}
+    for order in every_order(world.actors, world.begin):
+        seen[order] = world.verdict()
+    assert [order for order, both in seen.items() if both == (True, True)] == []
+    assert (True, False) in seen.values()
+    assert (False, True) in seen.values()
+    assert len(seen) >= 35  # two jobs of four and of three turns
+
+
+@pytest.mark.parametrize(
+    ("user", "reads"),
+    [(user, reads) for user in USERS for reads in (1, 2) if WHOLE or user == "promote" or reads == 2],
+)
+def test_in_every_order_with_stale_reads_a_retired_ami_is_in_no_use(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, user: str, reads: int
+) -> None:
+    """After every write, the first reads of each kind still show the state before it."""
+    monkeypatch.setattr(retiring, "PAUSES", (0.0, 0.0, 0.0))
+    world, seen = World(fleet, user), {}
+
+    def begin() -> tuple[Callable[[], Any], Callable[[], Any]]:
+        jobs = world.begin()
+        for op in ("ssm:GetParameter*", "ec2:DescribeInstances", "ec2:DescribeImages"):
+            fleet.aws.faults.add({"op": op, "do": "stale", "reads": reads})
+        return jobs
+
+    for order in every_order(world.actors, begin):
+        seen[order] = world.verdict(stale=True)
+    assert [order for order, both in seen.items() if both == (True, True)] == []
+    assert {True} < {won for both in seen.values() for won in both}

@@ -1,0 +1,355 @@
+"""A channel that somebody else changes between plan and write: nobody's change is lost without a word."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.aws.account import make_ami
+from tests.publish.promoting import (
+    EUROPE,
+    HOME,
+    WEST,
+    ami,
+    aws,
+    outcomes,
+    plan,
+    pointed,
+    served,
+    session,
+)
+from vmsnix_ops import errors
+from vmsnix_ops.aws import parameters
+from vmsnix_ops.progress import silent
+from vmsnix_ops.publish import promote, roll_back
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmsnix_ops.sandbox import Sandbox
+
+__all__ = ["ami", "aws", "served", "session"]
+NAME = "/vmsnix/ecs-node/stable"
+SHUT = "arn:aws:iam::012345678901:user/operator"
+
+
+def put(aws: Sandbox, value: str, region: str = HOME, *, name: str = NAME) -> int:
+    ssm = aws.client("ssm", region)
+    wanted = {"Name": name, "Value": value, "Type": "String", "DataType": "aws:ec2:image"}
+    version: int = ssm.put_parameter(**wanted, Overwrite=True)["Version"]
+    aws.clock.advance(60)
+    return version
+
+
+def history(aws: Sandbox, region: str = HOME) -> list[str]:
+    return [one.value for one in parameters.history(aws.client("ssm", region), NAME)]
+
+
+def right_before_the_write(
+    monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object], *, looks: int = 2
+) -> None:
+    """Let something happen after a job's last look at a channel and before its write.
+
+    A promotion looks in its step and once more in the write itself, a rollback only there.
+    """
+    find, seen = parameters.find, list[str]()
+
+    def looked(ssm: Any, name: str) -> Any:
+        found = find(ssm, name)
+        seen.append(name)
+        if len(seen) == looks:
+            meanwhile()
+        return found
+
+    monkeypatch.setattr(parameters, "find", looked)
+
+
+def result(run_folder: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_folder / "result.json").read_text())
+    return found
+
+
+def test_a_move_between_plan_and_write_is_overwritten_and_told(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, theirs = make_ami(aws, version="26.10"), make_ami(aws, version="26.12")
+    put(aws, first)
+    made = plan(ami=ami, channel="stable")
+    right_before_the_write(monkeypatch, lambda: put(aws, theirs))
+    found = promote.apply(made)
+    assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
+    assert found.status == "partly"
+    with pytest.raises(errors.PartlyDoneError) as caught:
+        promote.finish(made, found)
+    assert caught.value.exit_code == 3
+    told = str(caught.value)
+    assert f"version 2, {theirs}, set by {SHUT}" in told
+    command = (
+        f"aws ssm put-parameter --region {HOME} --name {NAME} --type String --data-type aws:ec2:image "
+        f"--overwrite --value {theirs}"
+    )
+    assert command in told
+    assert "again does what is left" not in told
+    assert history(aws) == [first, theirs, ami]  # it does not decide by itself
+    (overwritten,) = result(made.run.folder)["overwritten"]
+    assert overwritten == {
+        "name": NAME,
+        "region": HOME,
+        "version": 2,
+        "value": theirs,
+        "writer": SHUT,
+        "written": 3,
+        "command": command,
+    }
+    row = open_tables(load()).read("promotions").iloc[-1]
+    assert (row["ami_id"], row["previous_ami_id"], row["channel"]) == (ami, theirs, "stable")
+
+
+def test_a_conflict_in_a_region_whose_failure_does_not_count_counts(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = promote.apply(plan(ami=ami, channel="stable", regions=[EUROPE]))
+    assert first.status == "done"
+    there = pointed(aws, EUROPE)
+    newer = make_ami(aws, version="26.12")
+    promote.apply(plan(ami=newer, regions=[EUROPE]))
+    made = plan(ami=newer, channel="stable", best_effort=[EUROPE])
+
+    def theirs() -> None:
+        put(aws, there, EUROPE)
+        put(aws, there, EUROPE)
+
+    put_once = parameters._put
+
+    def late(ssm: Any, request: dict[str, Any], tags: Any, **more: Any) -> Any:
+        if ssm.meta.region_name == EUROPE:
+            theirs()
+        return put_once(ssm, request, tags, **more)
+
+    monkeypatch.setattr(parameters, "_put", late)
+    found = promote.apply(made)
+    assert "conflict failed" in outcomes(found)[EUROPE]
+    assert isinstance(found.error(), errors.PartlyDoneError)
+
+
+def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollback goes region by region: the second one is not reached; nobody is told of it as done."""
+    topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
+    old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
+    for one in (old, new):
+        assert promote.apply(plan(ami=one, channel="stable", regions=[EUROPE])).status == "done"
+    there = pointed(aws, EUROPE)
+    asked: dict[str, Any] = {"image": "ecs-node", "channel": "stable", "dry_run": False, "topic": topic}
+    made = roll_back.plan(**asked, progress=silent())
+    right_before_the_write(monkeypatch, lambda: put(aws, new), looks=1)
+    found = made.apply()
+    assert outcomes(found)[HOME] == ["point done", "conflict failed", "announce skipped"]
+    assert outcomes(found)[EUROPE] == ["point skipped"]
+    assert pointed(aws, EUROPE) == there
+    assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
+    with pytest.raises(errors.PartlyDoneError, match=f"version 3, {new}, set by"):
+        roll_back.finish(made, found)
+
+
+def test_two_promotions_at_once_end_with_one_that_is_done_and_one_that_tells(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = make_ami(aws, version="26.10"), make_ami(aws, version="26.12")
+    put(aws, first)
+    ours, theirs = plan(ami=ami, channel="stable"), plan(ami=other, channel="stable")
+    ended: list[Any] = []
+    right_before_the_write(monkeypatch, lambda: ended.append(promote.apply(theirs)))
+    ended.append(promote.apply(ours))
+    assert [one.status for one in ended] == ["done", "partly"]
+    assert history(aws) == [first, other, ami]
+
+
+def test_the_one_that_was_overwritten_after_its_own_write_is_done(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = make_ami(aws, version="26.10"), make_ami(aws, version="26.12")
+    put(aws, first)
+    put_once = parameters._put
+
+    def early(ssm: Any, request: dict[str, Any], tags: Any, **more: Any) -> Any:
+        answer = put_once(ssm, request, tags, **more)
+        put(aws, other)
+        return answer
+
+    made = plan(ami=ami, channel="stable")
+    monkeypatch.setattr(parameters, "_put", early)
+    assert promote.apply(made).status == "done"
+    assert history(aws) == [first, ami, other]
+
+
+def test_a_first_value_that_somebody_else_gave_in_the_meantime_is_kept(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = make_ami(aws, version="26.12")
+    made = plan(ami=ami, channel="stable")
+    right_before_the_write(monkeypatch, lambda: put(aws, theirs))
+    found = promote.apply(made)
+    assert outcomes(found) == {HOME: ["point failed"]}
+    assert f"It names {theirs} now" in found.failed[0].why
+    assert history(aws) == [theirs]
+
+
+def test_a_channel_that_was_deleted_in_the_meantime_is_told(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(aws, make_ami(aws, version="26.10"))
+    made = plan(ami=ami, channel="stable")
+    right_before_the_write(monkeypatch, lambda: aws.client("ssm").delete_parameter(Name=NAME))
+    found = promote.apply(made)
+    assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
+    assert "had been deleted after the plan was made" in found.failed[0].why
+    assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in found.failed[0].why
+
+
+@pytest.mark.parametrize("again", [1, 2, 3])
+def test_a_channel_that_was_deleted_and_made_again_is_told_whatever_its_number(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch, again: int
+) -> None:
+    """Its version counts from 1 again, and may be the planned one by chance."""
+    first, theirs = make_ami(aws, version="26.10"), make_ami(aws, version="26.12")
+    put(aws, first)
+    put(aws, make_ami(aws, version="26.09"))
+    made = plan(ami=ami, channel="stable")
+
+    def meanwhile() -> None:
+        aws.client("ssm").delete_parameter(Name=NAME)
+        for _ in range(again):
+            put(aws, theirs)
+
+    right_before_the_write(monkeypatch, meanwhile)
+    found = promote.apply(made)
+    assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
+    assert f"version {again}, {theirs}" in found.failed[0].why
+
+
+def test_a_lost_answer_whose_retry_writes_twice_is_no_conflict(aws: Sandbox, ami: str) -> None:
+    put(aws, make_ami(aws, version="26.10"))
+    made = plan(ami=ami, channel="stable", regions=[WEST])
+    lost = aws.faults.add({"op": "ssm:PutParameter", "nth": [1, 2], "do": "drop", "when": "after"})
+    try:
+        found = promote.apply(made)
+    finally:
+        aws.faults.clear()
+    assert lost.struck
+    assert found.status == "done"
+    assert (pointed(aws, HOME), len(pointed(aws, WEST))) == (ami, 21)
+
+
+def test_what_cannot_be_read_afterwards_is_judged_by_its_number(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(aws, make_ami(aws, version="26.10"))
+    made = plan(ami=ami, channel="stable")
+    denied = {"op": "ssm:GetParameterHistory", "do": "error", "code": "AccessDeniedException", "http": 400}
+    aws.faults.add(denied)
+    right_before_the_write(monkeypatch, lambda: put(aws, make_ami(aws, version="26.12")))
+    try:
+        found = promote.apply(made)
+    finally:
+        aws.faults.clear()
+    assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
+    assert "version 2, which the parameter's history does not show" in found.failed[0].why
+
+
+# What the plan finds
+
+
+def kind_of(aws: Sandbox, **changes: str) -> None:
+    assert pointed(aws, HOME)  # Parameter Store has checked the value
+    parameter = aws.world.tables.table(aws.account, HOME, "parameters")[NAME]
+    for name, value in changes.items():
+        setattr(parameter.newest, name, value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kind": "StringList", "data_type": "text"}, "is of type StringList"),
+        ({"kind": "SecureString", "data_type": "text"}, "is of type SecureString"),
+        ({"data_type": "text"}, "has the data type text"),
+        ({"data_type": "aws:ssm:integration"}, "has the data type aws:ssm:integration"),
+    ],
+)
+@pytest.mark.parametrize("same", [True, False])
+def test_the_plan_refuses_a_parameter_that_can_be_no_channel_with_the_fix(
+    aws: Sandbox, ami: str, changes: dict[str, str], said: str, same: bool
+) -> None:
+    put(aws, ami if same else make_ami(aws, version="26.10"))
+    kind_of(aws, **changes)
+    (step,) = plan(ami=ami, channel="stable").targets[0].steps
+    assert step.verdict == "refused"
+    assert said in step.what
+    assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in step.what
+    found = promote.apply(plan(ami=ami, channel="stable", dry_run=True))
+    assert isinstance(found.error(), errors.PointerError)
+
+
+def test_a_rollback_plan_refuses_a_parameter_that_can_be_no_channel(aws: Sandbox) -> None:
+    for version in ("26.10", "26.11"):
+        put(aws, make_ami(aws, version=version))
+    kind_of(aws, data_type="text")
+    (target,) = roll_back.plan(image="ecs-node", channel="stable", progress=silent()).targets
+    assert "has the data type text" in str(target.problem)
+
+
+def test_aws_changes_the_data_type_of_no_parameter(aws: Sandbox, ami: str) -> None:
+    ssm = aws.client("ssm")
+    ssm.put_parameter(Name=NAME, Value=ami, Type="String")
+    with pytest.raises(ssm.exceptions.ClientError, match="data type"):
+        put(aws, ami)
+
+
+def test_the_plan_refuses_a_channel_that_takes_no_further_value(aws: Sandbox, ami: str) -> None:
+    put(aws, make_ami(aws, version="26.10"))
+    ssm = aws.client("ssm")
+    ssm.label_parameter_version(Name=NAME, ParameterVersion=1, Labels=["known-good"])
+    assert pointed(aws, HOME)
+    parameter = aws.world.tables.table(aws.account, HOME, "parameters")[NAME]
+    parameter.versions += [parameter.versions[0].__class__(**fields(parameter, n)) for n in range(2, 101)]
+    (step,) = plan(ami=ami, channel="stable").targets[0].steps
+    assert step.verdict == "refused"
+    assert "takes no further value" in step.what
+    assert "--parameter-version 1 --labels known-good" in step.what
+
+
+def fields(parameter: Any, number: int) -> dict[str, Any]:
+    first = parameter.versions[0]
+    names = [name for name in first.__slots__ if name not in ("number", "labels")]
+    return {name: getattr(first, name) for name in names} | {"number": number}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "image", "said"),
+    [
+        ("/vmsnix", "a/b", "letters, digits, dots"),
+        ("/vmsnix", "ä", "letters, digits, dots"),
+        ("/aws/vmsnix", "web", "aws or ssm"),
+        ("/AWS-images", "web", "aws or ssm"),
+        ("/ssm", "web", "aws or ssm"),
+        ("/Ssmages", "web", "aws or ssm"),
+        ("/a" * 14, "web", "16 levels; AWS allows 15"),
+        ("/" + "a" * 950, "web", "AWS allows 1011"),
+        ("/with space", "web", "A name has levels"),
+        ("vmsnix", "web", "A name has levels"),
+        ("/vmsnix/", "web", "A name has levels"),
+    ],
+)
+def test_a_name_that_parameter_store_refuses_is_refused_first(prefix: str, image: str, said: str) -> None:
+    with pytest.raises(errors.ParameterError, match=said):
+        parameters.pointer_name(prefix, image, "stable")
+
+
+def test_the_longest_and_deepest_name_is_taken(aws: Sandbox) -> None:
+    assert parameters.pointer_name("/a" * 13, "web", "stable").count("/") == 15
+    most = parameters.MOST_CHARACTERS - parameters.BEFORE_THE_NAME
+    longest = parameters.pointer_name("/" + "a" * (most - len("//web/stable")), "web", "stable")
+    assert len(longest) == most
