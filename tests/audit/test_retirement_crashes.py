@@ -11,7 +11,7 @@ from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
 READS = ("Describe", "Get", "List")
-RETIRING, RESTORING, REMOVING = 7, 7, 3
+RETIRING, RESTORING, REMOVING = 7, 8, 4
 """How many calls of each job change something, for an AMI with two snapshots that others may use."""
 
 
@@ -91,7 +91,7 @@ def test_retiring(fleet: Fleet, at: int) -> None:
     assert as_it_is(fleet, ami) == before
 
 
-@pytest.mark.parametrize("at", points(RESTORING, 2, 7))
+@pytest.mark.parametrize("at", points(RESTORING, 1, 2, 8))
 def test_restoring(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
     before = as_it_is(fleet, ami)
@@ -103,7 +103,7 @@ def test_restoring(fleet: Fleet, at: int) -> None:
     assert as_it_is(fleet, ami) == before
 
 
-@pytest.mark.parametrize("at", points(REMOVING, 2, 3))
+@pytest.mark.parametrize("at", points(REMOVING, 1, 2, 3, 4))
 def test_removing(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
     fleet.apply(allow_shared=True)

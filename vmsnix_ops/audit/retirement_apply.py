@@ -299,6 +299,11 @@ class _Doing:
         stays = known is not None and known.state_before == "disabled"
         lost = self._not_restored(ami.ami_id, "disabled" if stays else "available")
         if lost:
+            # Somebody disabled it after we enabled it. Without its tags nobody could restore it again.
+            tags = {key: value for key, value in ami.tags.items() if retiring.is_mark(key)}
+            now = retiring.look(self.ec2, ami.ami_id)
+            if now is not None and now.state == "disabled" and not retiring.marked_by(now):
+                retiring.tag(self.ec2, [ami.ami_id], tags)
             return Outcome(self.one, "failed", f"{lost}: make a new plan and restore it again")
         self._record("restored", shared_with=list(shared.names()))
         self._record_ami(ami)
