@@ -16,16 +16,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.audit.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
-from vmsnix_ops import errors
+from tests.faults.account import BUCKET, look
+from tests.faults.publishers import Kill
+from vmsnix_ops import errors, publish
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import irreversible
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import promote
+from vmsnix_ops.publish.undo import plan_undo
 from vmsnix_ops.records import acts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.faults.crash_sweep import Sweep
 
 __all__ = ["fleet", "fleet_sandbox"]
 ROOT = Path(__file__).parents[2]
@@ -268,3 +273,65 @@ def test_killed_right_after_the_line_the_same_command_finishes(
         assert fleet.amis() == {ami: "disabled"}
         fleet.apply(action="restore")
         assert fleet.permissions(ami) == [{"UserId": FRIEND}]
+
+
+def test_a_publish_that_cannot_announce_its_cleaning_up_says_so_and_keeps_the_object(
+    publishers: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
+    announce = acts.announce
+
+    def full(act: str, resource: str, region: str = "") -> None:
+        file_is_a_folder(plan.journal.run.folder)
+        announce(act, resource, region)
+
+    monkeypatch.setattr(acts, "announce", full)
+    with pytest.raises(errors.PartlyDoneError) as caught:
+        publish.run(plan)
+    assert caught.value.exit_code == 3
+    account = look(publishers.aws)
+    (ami,) = account.amis
+    assert f"The AMI {ami} is registered." in str(caught.value)
+    assert len(account.objects) == 1
+    monkeypatch.setattr(acts, "announce", announce)
+    again = publish.run(
+        publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
+    )
+    assert again.ami_id == ami
+    assert list(look(publishers.aws).leftovers()) == []
+
+
+def test_an_undo_that_can_announce_nothing_removes_nothing(
+    publishers: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publishers.publishers.run(
+        publishers.job(publishers.state, "import", Kill("ec2:RegisterImage", 1, "before"))
+    )
+    (journal,) = (publishers.state / "runs").glob("*/journal.jsonl")
+    undo = plan_undo(journal.parent.name)
+    assert undo.leftovers
+    file_is_a_folder(journal.parent)
+    before = look(publishers.aws)
+    with pytest.raises(errors.PartlyDoneError, match="Removed: nothing") as caught:
+        undo.apply()
+    assert caught.value.exit_code == 3
+    assert look(publishers.aws) == before
+    (journal.parent / acts.FILE_NAME).rmdir()
+    assert undo.apply() == undo.leftovers
+    assert look(publishers.aws).empty
+    assert {one["act"] for one in lines(journal.parent)} >= {"ec2:DeleteSnapshot", "s3:DeleteObject"}
+
+
+def test_an_undo_keeps_what_another_run_began_to_use_since_it_was_shown(publishers: Sweep) -> None:
+    publishers.publishers.run(
+        publishers.job(publishers.state, "import", Kill("ec2:RegisterImage", 1, "before"))
+    )
+    (journal,) = (publishers.state / "runs").glob("*/journal.jsonl")
+    undo = plan_undo(journal.parent.name)
+    (snapshot,) = (one.name for one in undo.leftovers if one.kind == "snapshot")
+    made = publish.run(
+        publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
+    )
+    assert made.snapshot_id == snapshot
+    assert snapshot not in [one.name for one in undo.apply()]
+    assert list(look(publishers.aws).leftovers()) == []

@@ -260,6 +260,22 @@ def the_source_got_tags(account: Account, actions: Actions) -> None:
     assert {"Key": "team", "Value": "web"} in copies[0]["Tags"]
 
 
+def a_first_value_is_taken_back(account: Account, actions: Actions) -> None:
+    """Promote an AMI to a new channel, and find that somebody retires it in the meantime."""
+    session, ec2 = account.session(actions, regions=(REGION, "eu-west-1")), account.aws.client("ec2")
+    ami = make_ami(account.aws)
+
+    def mark(**_: Any) -> None:
+        ec2.create_tags(Resources=[ami], Tags=[{"Key": tagging.RETIRED, "Value": "2026-11-28T00:00:00Z"}])
+
+    session.events.register("after-call.ssm.PutParameter", mark)
+    wanted = {"ami": ami, "channel": "stable", "dry_run": False, "progress": silent(), "session": session}
+    (row,) = [one for one in promote.plan(**wanted).apply().rows if one.step == "point"]
+    assert row.error is not None
+    if "was deleted again" not in row.why:
+        raise row.error
+
+
 def rollback_notes(account: Account, actions: Actions) -> str:
     """Plan a rollback, and return what the plan says."""
     for version in ("26.11", "26.12"):
@@ -547,6 +563,7 @@ REHEARSALS: dict[str, Rehearsal] = {
         only_when={
             "ec2:GetEbsDefaultKmsKeyId": copies_are_encrypted,
             "ec2:CreateTags of our resources": the_source_got_tags,
+            "ssm:DeleteParameter": a_first_value_is_taken_back,
         },
     ),
     "smoke test": Rehearsal(smoke_test, told={"ec2:DescribeRegions": smoke_warnings}),

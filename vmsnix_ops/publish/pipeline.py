@@ -364,16 +364,26 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
     Safe to run twice: what is gone is no error, and an AMI that the tables know is recorded again only where
     they lack what was asked for. The object stays while an import of these bytes still runs, since it would
     fail without it.
+
+    Raises
+    ------
+    vmsnix_ops.errors.UnrecordedActError
+        The AMI is registered and recorded; the object was not deleted, because that could not be announced on
+        the disk.
     """
     built = ami.built
     planned = plan.dry_run or not ami.ami_id
+    unrecorded: errors.UnrecordedActError | None = None
     kept = "The AMI is registered; the next run removes the uploaded object and records it."
     with plan.journal.step("finish") as entry, interruptible("last step", kept):
         entry.outcome = "planned"
         if not planned:
             entry.outcome = ami.outcome
             if plan.via == "import":
-                leftovers.clean_bucket(plan, built)
+                try:
+                    leftovers.clean_bucket(plan, built)
+                except errors.UnrecordedActError as error:
+                    unrecorded = error
             with plan.journal.saving():
                 _record(plan, ami)
             with plan.journal.saving():
@@ -401,6 +411,10 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
         problems=plan.journal.save_again(),
     )
     plan.journal.finish(result)
+    if unrecorded is not None:
+        raise errors.UnrecordedActError(
+            f"The AMI {ami.ami_id} is registered. {unrecorded.what}", why=unrecorded.why, cure=unrecorded.cure
+        ) from unrecorded
     return replace(result, problems=plan.journal.problems)
 
 
