@@ -98,6 +98,7 @@ def tests_are_quick() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     quick.share_models(patch)
     quick.pause_briefly(patch)
+    quick.keep_bytecode(patch)
     yield
     patch.undo()
 

@@ -1,4 +1,4 @@
-"""What makes tests quick and changes nothing that they look at: shared models, short pauses.
+"""What makes tests quick and changes nothing that they look at: shared models, short pauses, kept bytecode.
 
 The sandbox's clock is thousands of times faster than ours, and a pause that is right for AWS is an age there.
 """
@@ -28,6 +28,11 @@ def share_models(patch: pytest.MonkeyPatch) -> None:
         return made[name]
 
     patch.setattr(creator, "_create_client_class", remembered)
+
+
+def keep_bytecode(patch: pytest.MonkeyPatch) -> None:
+    """Let the programs that tests start compile the package once, whatever this shell's variables say."""
+    patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
 
 
 def pause_briefly(patch: pytest.MonkeyPatch) -> None:

@@ -212,7 +212,7 @@ def test_leftovers_of_uploads(own: Owner, audit: Any, monkeypatch: pytest.Monkey
     found = audit(unfinished_hours=0)
     assert set(found.by("s3-leftover")) == {key, upload}
     assert set(found.by("dead-upload")) == {direct}
-    assert key in shlex.split(found.by("s3-leftover")[upload]["cure"])
+    assert f"--key={key}" in shlex.split(found.by("s3-leftover")[upload]["cure"])
 
 
 def test_a_failed_import_and_a_running_one(own: Owner, audit: Any) -> None:

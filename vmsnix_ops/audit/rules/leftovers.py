@@ -137,7 +137,7 @@ def s3_leftover(facts: Facts) -> pd.DataFrame:
         some[sure & ~read_now],
         "No import that runs reads it; publishing removes what it uploaded.",
         evidence="{source}",
-        cure="aws s3api delete-object --bucket {bucket} --key {name}",
+        cure="aws s3api delete-object --bucket {bucket} --key={name}",
         bucket=bucket,
     )
     unsure = found(
@@ -152,7 +152,7 @@ def s3_leftover(facts: Facts) -> pd.DataFrame:
         some[uploads],
         "This multipart upload was begun and not ended; its parts are billed and are in no listing.",
         evidence="{source}",
-        cure="aws s3api abort-multipart-upload --bucket {bucket} --key {name} --upload-id {upload}",
+        cure="aws s3api abort-multipart-upload --bucket {bucket} --key={name} --upload-id={upload}",
         bucket=bucket,
         upload=some["resource_id"],
     )

@@ -140,7 +140,7 @@ class _Lost:
         if one.kind == "launch-configuration" and not self._groups():
             return (
                 f"aws autoscaling delete-launch-configuration {self._where} "
-                f"--launch-configuration-name {shlex.quote(one.id)}"
+                f"--launch-configuration-name={shlex.quote(one.id)}"
             )
         return self._group() if one.kind == "auto-scaling-group" else ""
 
@@ -209,7 +209,7 @@ class _Lost:
         one = self.pointer.evidence
         group = (
             f"aws autoscaling update-auto-scaling-group {self._where} "
-            f"--auto-scaling-group-name {shlex.quote(one.id)} --launch-template "
+            f"--auto-scaling-group-name={shlex.quote(one.id)} --launch-template "
         )
         if one.detail.startswith("launch configuration "):
             return f"{group}Version='$Default',LaunchTemplateName=<TEMPLATE>"

@@ -1,0 +1,109 @@
+"""The AWS CLI without its start: one process imports it once, and each `aws` of a shell is a fork of that.
+
+Usage: with fast_aws(folder): …; then a program `aws` that behaves as the installed one is in the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SERVICES = ("ec2", "autoscaling", "ssm", "s3", "sts")
+CLIENT = """\
+#!{python} -ISE
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    socket.send_fds(server, [b"."], [0, 1, 2])
+    server.sendall(json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode() + b"\\n")
+    sys.exit(int(server.makefile().readline() or 1))
+"""
+
+
+@contextmanager
+def fast_aws(folder: Path, program: str) -> Iterator[Path]:
+    """Put a quick `aws` into a folder, as long as the installed one is a Python program.
+
+    Parameters
+    ----------
+    folder
+        Where to put it.
+    program
+        The installed AWS CLI.
+    """
+    first = Path(program).resolve().read_bytes()[:200].partition(b"\n")[0].decode("utf-8", "replace")
+    python = first.removeprefix("#!").strip()
+    if "python" not in python or " " in python:
+        yield Path(program).parent
+        return
+    address = str(folder / "aws.socket")
+    ready, told = os.pipe()
+    server = subprocess.Popen([python, __file__, address, str(told)], pass_fds=[told])
+    os.close(told)
+    try:
+        assert os.read(ready, 1) == b".", "the AWS CLI cannot be imported"
+        client = folder / "aws"
+        client.write_text(CLIENT.format(python=sys.executable, address=address))
+        client.chmod(0o755)
+        yield folder
+    finally:
+        os.close(ready)
+        server.kill()
+        server.wait(60)
+
+
+def serve(address: str, told: int) -> None:
+    """Import the AWS CLI, say so, and fork for each client."""
+    from awscli.clidriver import create_clidriver  # type: ignore[import-not-found]
+
+    driver = create_clidriver()
+    for name in SERVICES:
+        driver.session.get_service_model(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(16)
+        os.write(told, b".")
+        while True:  # ends: its parent kills it
+            client, _ = listener.accept()
+            if os.fork() == 0:
+                answer(client, driver)
+            client.close()
+
+
+def answer(client: socket.socket, driver: object) -> None:
+    """Run one command in this fork and end it."""
+    status = 255
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _, descriptors, _, _ = socket.recv_fds(client, 1, 3)
+        arguments, environment, folder = json.loads(client.makefile().readline())
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        sys.argv = ["aws", *arguments]
+        try:
+            status = driver.main(arguments)  # type: ignore[attr-defined]
+        except SystemExit as end:
+            status = int(end.code or 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        client.sendall(f"{status}\n".encode())
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))
