@@ -205,7 +205,7 @@ def test_a_file_system_that_real_tools_made(tmp_path):
             ["mmd", "-i", str(volume), "::efi", "::efi/boot"],
             ["mcopy", "-i", str(volume), str(loader), "::efi/boot/bootaa64.efi"],
         ):
-            subprocess.run(command, check=True, capture_output=True)
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
         assert firmware(gpt((EFI, volume.read_bytes()))) == (["aarch64-linux"], False)
 
 
@@ -287,7 +287,11 @@ def as_file(tmp_path, disk, kind):
             kind="dynamic",
         )
         return path
-    subprocess.run([require("qemu-img"), "convert", "-f", "raw", "-O", kind, str(raw), str(path)], check=True)
+    subprocess.run(
+        [require("qemu-img"), "convert", "-f", "raw", "-O", kind, str(raw), str(path)],
+        check=True,
+        timeout=120,
+    )
     return path
 
 

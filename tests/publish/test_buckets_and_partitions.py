@@ -156,7 +156,7 @@ def test_regions_of_two_partitions_are_refused():
 
 def converted(raw, kind, path, *options):
     command = [require("qemu-img"), "convert", "-f", "raw", "-O", kind, *options, str(raw), str(path)]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, timeout=120)
     return path
 
 
@@ -178,13 +178,15 @@ def test_what_vm_import_does_not_take_is_refused_with_a_command_that_works(plan,
             plan(image=str(path))
         command = str(caught.value).partition("convert it: ")[2].split()
         monkeypatch.chdir(tmp_path)
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, timeout=120)
         assert publish.run(plan(image=command[-1])).outcome in ("created", "reused")
 
 
 def test_a_disk_beyond_the_largest_vhd_is_not_to_be_converted_to_one(plan, tmp_path):
     path = tmp_path / "large.qcow2"
-    subprocess.run([require("qemu-img"), "create", "-q", "-f", "qcow2", str(path), "2041G"], check=True)
+    subprocess.run(
+        [require("qemu-img"), "create", "-q", "-f", "qcow2", str(path), "2041G"], check=True, timeout=120
+    )
     with pytest.raises(errors.ImageFormatError) as caught:
         plan(image=str(path), system="x86_64-linux", boot_mode="uefi")
     assert "-O vpc" not in str(caught.value)
@@ -193,7 +195,9 @@ def test_a_disk_beyond_the_largest_vhd_is_not_to_be_converted_to_one(plan, tmp_p
 
 def test_a_disk_larger_than_a_file_can_be_is_reported_as_that(tmp_path):
     path = tmp_path / "large.vhdx"
-    subprocess.run([require("qemu-img"), "create", "-q", "-f", "vhdx", str(path), "17T"], check=True)
+    subprocess.run(
+        [require("qemu-img"), "create", "-q", "-f", "vhdx", str(path), "17T"], check=True, timeout=120
+    )
     with open_image(path) as disk:
         try:
             disk.read(0, 512)
