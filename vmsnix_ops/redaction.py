@@ -1,65 +1,191 @@
-"""Finds what must never be kept, and takes it out.
+"""Finds what must never be kept, and takes it out: of texts, notebooks, pictures and files.
 
-An executed notebook is evidence that many people read. Two nets catch what slipped into it: the shapes that
-credentials have, and the very values that this process was given as secrets by its environment.
+An executed notebook is evidence that many people read. A secret is known by its shape (an access key, a
+private key), by its variable (``*_TOKEN``, ``*_PASSWORD``), or because AWS calls are signed with it
+(`remember`). Text is searched as it is and as a reader sees it: without colours and markup, with escapes
+resolved.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import bz2
+import html
+import io
 import json
+import lzma
 import os
 import re
+import struct
+import threading
+import zipfile
+import zlib
+from bisect import bisect_right
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+from vmsnix_ops.region_names import looks_like_region
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Sequence
 
+_BETWEEN = r"[\s\\\"'|:=,>)\]}]{1,40}"  # between a name and its value: in code, JSON, a table, markup
+_PATTERNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (
+        "private key",
+        ("private key",),
+        r"(?P<secret>-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
+        r".*?(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|\Z))",
+    ),
+    ("AWS access key", ("akia", "asia"), r"\b(?P<secret>(?:AKIA|ASIA)[A-Z0-9]{16})\b"),
+    (
+        "AWS secret access key",
+        ("secret",),
+        rf"(?i:secret[_ -]?(?:access[_ -]?)?key){_BETWEEN}(?P<secret>[A-Za-z0-9/+]{{40}})(?![A-Za-z0-9/+=])",
+    ),
+    (
+        "AWS session token",
+        ("token",),
+        rf"(?i:(?:session|security)[_ -]?token){_BETWEEN}(?P<secret>[A-Za-z0-9/+=%_-]{{32,}})",
+    ),
+    (
+        "AWS session token",
+        ("iqojb3jpz2lu", "fwogzxivyxdz", "fqogzxivyxdz"),
+        r"(?P<secret>(?:IQoJb3JpZ2lu|FwoGZXIvYXdz|FQoGZXIvYXdz)[A-Za-z0-9/+=%]{40,})",
+    ),
+    ("signature of an AWS request", ("signature=",), r"(?:X-Amz-)?Signature=(?P<secret>[0-9a-fA-F]{64})"),
+    ("signature of a presigned URL", ("signature=",), r"[?&;]Signature=(?P<secret>[A-Za-z0-9/+=%]{20,})"),
+    ("credential of a presigned URL", ("x-amz-credential=",), r"X-Amz-Credential=(?P<secret>[^&\s\"'<>]+)"),
+    (
+        "authorization header",
+        ("authorization",),
+        r"(?i:authorization)[\\\"']*\s*[:=]\s*[\\\"']*\w+\s+(?P<secret>[\w.~+/=-]{16,})",
+    ),
+    ("password in a URL", ("://",), r"://[^/\s:@\"'<>]+:(?P<secret>[^@\s/\"'<>]{3,})@"),
+    (
+        "GitHub token",
+        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+        r"\b(?P<secret>gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,})",
+    ),
+    ("web token", ("eyj",), r"\b(?P<secret>eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"),
+    ("age key", ("age-secret-key-1",), r"(?P<secret>AGE-SECRET-KEY-1[A-Z0-9]{40,})"),
+    ("Nix signing key", ("==",), r"(?<=:)(?P<secret>[A-Za-z0-9+/]{86}==)"),
+)
 SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (label, re.compile(pattern, re.DOTALL))
-    for label, pattern in (
-        (
-            "private key",
-            r"(?P<secret>-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
-            r".*?(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|\Z))",
-        ),
-        ("AWS access key", r"\b(?P<secret>(?:AKIA|ASIA)[A-Z0-9]{16})\b"),
-        (
-            "AWS secret access key",
-            r"(?i:secret_?(?:access_?)?key)[\\\"']*\s*[:=]\s*[\\\"']*(?P<secret>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])",
-        ),
-        (
-            "AWS session token",
-            r"(?i:(?:session|security)[_-]?token)[\\\"']*\s*[:=]\s*[\\\"']*(?P<secret>[A-Za-z0-9/+=%_-]{32,})",
-        ),
-        ("AWS session token", r"(?P<secret>(?:IQoJb3JpZ2lu|FwoGZXIvYXdz|FQoGZXIvYXdz)[A-Za-z0-9/+=%]{40,})"),
-        ("signature of an AWS request", r"(?:X-Amz-)?Signature=(?P<secret>[0-9a-fA-F]{64})"),
-        ("signature of a presigned URL", r"[?&;]Signature=(?P<secret>[A-Za-z0-9/+=%]{20,})"),
-        ("credential of a presigned URL", r"X-Amz-Credential=(?P<secret>[^&\s\"'<>]+)"),
-        (
-            "authorization header",
-            r"(?i:authorization)[\\\"']*\s*[:=]\s*[\\\"']*\w+\s+(?P<secret>[\w.~+/=-]{16,})",
-        ),
-        ("password in a URL", r"://[^/\s:@\"'<>]+:(?P<secret>[^@\s/\"'<>]{3,})@"),
-        ("GitHub token", r"\b(?P<secret>gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,})"),
-        ("web token", r"\b(?P<secret>eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"),
-        ("age key", r"(?P<secret>AGE-SECRET-KEY-1[A-Z0-9]{40,})"),
-        ("Nix signing key", r"(?<=:)(?P<secret>[A-Za-z0-9+/]{86}==)"),
-    )
+    (label, re.compile(pattern, re.DOTALL)) for label, _, pattern in _PATTERNS
 )
 """What a secret is called, and the shape by which it is known; the group ``secret`` is what is taken out."""
 
+_TRIGGERS = tuple(words for _, words, _ in _PATTERNS)  # one of them, in lower case, is in every match
+
 HINT = (
-    r"AKIA|ASIA|PRIVATE KEY|(?i:secret_?(?:access_?)?key|(?:session|security)[_-]?token|authorization)"
+    r"AKIA|ASIA|PRIVATE KEY"
+    r"|(?i:secret[_ -]?(?:access[_ -]?)?key|(?:session|security)[_ -]?token|authorization)"
     r"|IQoJb3JpZ2lu|FwoGZXIvYXdz|FQoGZXIvYXdz|Signature=|X-Amz-Credential=|://[^/\s:@]+:|gh[pousr]_|github_pat_"
-    r"|eyJ|AGE-SECRET-KEY-1|:[A-Za-z0-9+/]{86}=="
+    r"|eyJ|AGE-SECRET-KEY-1|:[A-Za-z0-9+/]{86}==|;base64,"
+    # what can hide one from all that
+    "|[\x00-\x08\x0b\x0c\x0e-\x1f\x9b\xad\u200b-\u200f\u2060-\u2064\ufeff]"
+    r"|</?[A-Za-z]|<!--|&[#A-Za-z]|\\|%[0-9A-Fa-f][0-9A-Fa-f]|[A-Za-z0-9+/_-]{60}\n"
 )
 """Matches every text that one of `SHAPES` matches, and few others; in the syntax that RE2 has, too."""
 
-SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|PRIVATE_KEY|API_KEY")
-NO_SECRET_NAME = re.compile(r"(FILE|PATH|DIR|URL|URI|ARN|NAME|ENDPOINT)$")
-SHORTEST = 16  # a shorter value could be an ordinary word, which must not vanish from reports
+SECRET_NAME = re.compile(
+    r"SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|WEBHOOK|PRIVATE_?KEY|API_?KEY|AUTH_CONFIG"
+    r"|PASS$|_PWD$|(^|_)KEY$|(^|_)AUTH$|_PAT$"
+)
+NO_SECRET_NAME = re.compile(
+    r"((FILE|PATH|DIR|DIRECTORY|HOME|ROOT|SOCK|URL|URI|ARN|NAME|ENDPOINT|REGION|EXPIRATION)$|PUBLIC)"
+)
+ALWAYS_SECRET_NAME = re.compile(r"WEBHOOK")
+SHORTEST = 8  # a shorter value could be an ordinary word, which must not vanish from reports
+LONG = 16  # a value of this length is no ordinary word: it is taken out also inside of other words
+
+ENVIRONMENT, IN_USE = "secret of the environment", "credentials in use"
+
+_HARMLESS = re.compile(
+    r"""(?ix)
+      true|false|yes|no|on|off|none|null|default|auto|always|never|enabled|disabled|required|optional
+    | [+-]?\d[\d_,.]*(e[+-]?\d+)?%?            # a number, an account id, a version
+    | 0x[0-9a-f]+
+    | \d{4}-\d\d-\d\d([t ][\d:.]+(z|[+-]\d\d:?\d\d)?)?
+    | arn:aws[a-z-]*:\S*
+    | (ami|snap|vol|i|r|lt|vpc|subnet|sg|eni|rtb|igw|acl|nat|pl|vpce|tgw|import-(snap|ami))-[0-9a-f]{8,17}
+    | sha(256|512)[:-]\S+
+    """
+)
+_PUBLIC_KEY = re.compile(
+    r"(ssh-\w+|ecdsa-sha2-[\w-]+|sk-[\w@.-]+)\s+AAAA[\w+/=]+.*"
+    r"|-----BEGIN (?:[A-Z0-9]+ )*(?:PUBLIC KEY(?: BLOCK)?|CERTIFICATE)-----.*"
+    r"|([\w.-]+:[A-Za-z0-9+/]{43}=\s*)+"
+    r"|age1[a-z0-9]{58}",
+    re.DOTALL,
+)
+_AWS_ID = re.compile(r"[a-z]{1,12}(-[a-z]{2,4})?-(?:[0-9a-f]{17}|[0-9a-f]{8})")
+_RUN_ID = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9-]+-[0-9a-f]{6}")
+_WORD, _TOKEN = re.compile(r"[A-Za-z0-9-]*"), re.compile(r"[\w./:@+~=-]*")
+_NOTE = "[secret removed: "
+
+# What a reader does not see, or sees as something else. All begin with one class of characters, so that the
+# rest of a long text is passed over quickly.
+_HIDDEN = re.compile(
+    r"""(?x)
+    [\x00\x1b\x9b\xad\u200b-\u200f\u2060-\u2064\ufeff<&\\%\n]
+    (?: (?<=\x1b) (?: \[[0-?]*[ -/]*[@-~]                            # colours, cursor movements
+                   | \][^\x07\x1b\n]*(?:\x07|\x1b\\)?                # titles, hyperlinks
+                   | [PX^_][^\x1b]*\x1b\\ | [ -/]*[0-~] )
+      | (?<=\x9b) [0-?]*[ -/]*[@-~]
+      | (?<=<) (?: /?[A-Za-z][^<>]{0,2000}> | !--[^<>]{0,500}--> )
+      | (?<=&) (?: \#\d{1,7} | \#[xX][0-9a-fA-F]{1,6} | [A-Za-z][A-Za-z0-9]{1,30} ) ;
+      | (?<=\\) (?: u[0-9a-fA-F]{4} | x[0-9a-fA-F]{2} | [/\\"'nrtbf] )
+      | (?<=%) [0-9A-Fa-f]{2} (?:%[0-9A-Fa-f]{2})*
+      | (?<=\n) (?<=[A-Za-z0-9+/_-]{60}\n) (?=[A-Za-z0-9+/_=-])          # base64 in lines
+      | (?<=[\x00\xad\u200b-\u200f\u2060-\u2064\ufeff])
+    )
+    """
+)
+_STRUCK_OVER = re.compile(r"[^\n]\x08")  # bold in a manual page
+_INLINE = re.compile(
+    r"</?(?:span|b|i|u|s|q|a|em|strong|code|font|mark|small|big|sub|sup|ins|del|wbr|tt|var|kbd|samp|tspan|abbr)\b"
+)
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
+_SHOWN = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|</?[A-Za-z][^<>]{0,2000}>")  # what stays when a secret goes
+_DATA_URI = re.compile(r";base64,(?P<secret>[A-Za-z0-9+/=_-]{16,})")
+_PRINTABLE = re.compile(rb"[\x08-\x0d\x1b\x20-\x7e]{8,}")
+_DEPTH = 3  # escapes in escapes: JSON in JSON, in HTML
+_UNPACKED_BYTES = 64 * 1024 * 1024
+
+_known: dict[str, None] = {}
+_listeners: list[Callable[[Sequence[str]], None]] = []
+_known_lock = threading.Lock()
+
+
+def remember(*values: str | None) -> None:
+    """Treat these values as secret in this process from now on, such as the keys that sign AWS calls."""
+    with _known_lock:
+        candidates = [value for value in values if value and len(value) >= SHORTEST and value not in _known]
+        new = [value for value in candidates if not _is_harmless(value)]
+        _known.update(dict.fromkeys(new))
+    if new:
+        for listener in tuple(_listeners):
+            listener(new)
+
+
+def remembered() -> tuple[str, ...]:
+    """Return the values that `remember` was given."""
+    return tuple(_known)
+
+
+def listen(listener: Callable[[Sequence[str]], None]) -> None:
+    """Call `listener` with the values that `remember` has been given and is given."""
+    _listeners.append(listener)
+    if _known:
+        listener(tuple(_known))
 
 
 def find_secret(text: str) -> str:
@@ -68,10 +194,10 @@ def find_secret(text: str) -> str:
     >>> find_secret("ami-0123456789abcdef0")
     ''
     """
-    for label, shape in SHAPES:
-        if shape.search(text):
-            return label
-    return ""
+    found = next(_shaped(text), None) or next(
+        (span for view in _views(text) for span in _shaped(view.text)), None
+    )
+    return found[2] if found else ""
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -83,64 +209,225 @@ def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ..
         Variables; ``os.environ`` when not given.
     """
     environment = os.environ if environment is None else environment
-    found = {
-        value
-        for name, value in environment.items()
-        if SECRET_NAME.search(name.upper())
-        and not NO_SECRET_NAME.search(name.upper())
-        and len(value) >= SHORTEST
-        and not value.startswith("/")
-    }
+    found: set[str] = set()
+    for name, value in environment.items():
+        upper = name.upper()
+        if not SECRET_NAME.search(upper):
+            continue
+        if NO_SECRET_NAME.search(upper) and not ALWAYS_SECRET_NAME.search(upper):
+            continue
+        found.update(_secrets_in(value))
     return tuple(sorted(found, key=len, reverse=True))
+
+
+def _secrets_in(value: str) -> Iterator[str]:
+    """Yield what is secret of the value of a variable: all of it, and its lines and members by themselves."""
+    value = value.strip()
+    if len(value) < SHORTEST or _is_harmless(value):
+        return
+    yield value
+    if value[0] in "{[":
+        with suppress(ValueError, RecursionError):
+            yield from _members(json.loads(value), secret=False)
+    lines = value.splitlines()
+    if len(lines) > 1:
+        yield from (line.strip() for line in lines if len(line.strip()) >= LONG and "-----" not in line)
+
+
+def _members(value: Any, *, secret: bool) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _members(item, secret=bool(SECRET_NAME.search(re.sub(r"\W", "_", str(key)).upper())))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _members(item, secret=secret)
+    elif isinstance(value, str) and secret and len(value) >= SHORTEST and not _is_harmless(value):
+        yield value
+
+
+def _is_harmless(value: str) -> bool:
+    """Whether a value is no secret whatever its variable is called."""
+    if _HARMLESS.fullmatch(value) or _PUBLIC_KEY.fullmatch(value) or looks_like_region(value):
+        return True
+    return "/" in value and "://" not in value and _exists(value)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.lexists(os.path.expanduser(path))  # noqa: PTH111 - the text may be no path at all
+    except (OSError, ValueError):
+        return False
+
+
+Span = tuple[int, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Needle:
+    """A form in which a known secret may be written."""
+
+    text: str
+    label: str
+    whole_words: bool  # only where no letter or digit stands beside it
+    short: bool
+    like_an_id: bool = False  # letters, digits and dashes
+
+
+@lru_cache(maxsize=4096)
+def _forms(value: str, label: str) -> tuple[_Needle, ...]:
+    plain = re.fullmatch(r"[0-9a-fA-F]+", value) is not None or len(value) < LONG
+    written = {value}
+    for _ in range(2):
+        for form in tuple(written):
+            written |= {json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1], repr(form)[1:-1]}
+            written |= {html.escape(form), html.escape(form, quote=False)}
+            written |= {
+                quote(form),
+                quote(form, safe=""),
+                quote(form, safe="").lower(),
+                form.replace("/", r"\/"),
+            }
+    like_an_id = _WORD.fullmatch(value) is not None
+    found = [_Needle(form, label, plain, len(value) < LONG, like_an_id) for form in written]
+    raw = value.encode("utf-8", "surrogatepass")
+    encoded = {raw.hex(), raw.hex().upper()}
+    for offset in range(3):
+        text = base64.b64encode(bytes(offset) + raw).decode("ascii")
+        first = (0, 2, 3)[offset]
+        last = (
+            len(text) - (0, 3, 2)[(offset + len(raw)) % 3]
+        )  # what depends on the bytes around it is left out
+        if last - first >= SHORTEST:
+            core = text[first:last]
+            encoded |= {core, core.replace("+", "-").replace("/", "_"), quote(core, safe="")}
+    return (*found, *(_Needle(form, label, whole_words=False, short=False) for form in encoded))
+
+
+@dataclass(frozen=True, slots=True)
+class _Removed:
+    """In the place of a picture."""
+
+    note: str
 
 
 @dataclass
 class Redactor:
-    """Takes secrets out of texts and notebooks, and counts them.
+    """Takes secrets out of texts, notebooks and files, and counts them.
 
     Parameters
     ----------
     values
-        Values that are secret whatever their shape, such as those of `secret_values`.
+        Values that are secret whatever their shape, such as those of `secret_values`. Those of `remember` are
+        secret, too.
     """
 
     values: tuple[str, ...] = ()
     found: dict[str, int] = field(default_factory=dict)
+    _needles: list[_Needle] = field(default_factory=list, repr=False)
+    _prefixes: dict[str, list[_Needle]] = field(default_factory=dict, repr=False)
+    _seen: int = field(default=-1, repr=False)
 
     def text(self, text: str) -> str:
         """Return the text with a note in the place of every secret."""
-        for value in self.values:
-            if value in text:
-                self._count("secret of the environment", text.count(value))
-                text = text.replace(value, _note("secret of the environment"))
-        for label, shape in SHAPES:
-            text = shape.sub(partial(self._replace, label), text)
-        return text
+        return self.pieces([text])[0]
+
+    def pieces(self, pieces: Sequence[str]) -> list[str]:
+        """Return texts that belong together, such as the chunks of a stream; a secret may cross them."""
+        clean = list(pieces)
+        for _ in range(_DEPTH):
+            spans = self._spans("".join(clean) if len(clean) > 1 else clean[0]) if clean else []
+            if not spans:
+                break
+            for _start, _end, label in spans:
+                self.found[label] = self.found.get(label, 0) + 1
+            clean = _cut(clean, spans)
+        return clean
+
+    def state(self) -> int:
+        """Return a number that changes when there is more to redact."""
+        return len(remembered())
+
+    def known(self) -> tuple[str, ...]:
+        """Return every form in which a known secret may be written."""
+        return tuple(needle.text for needle in self._known_forms())
 
     def anything(self, value: Any) -> Any:
-        """Return a JSON-like value with every text in it redacted; pictures are left alone."""
+        """Return a JSON-like value with every text in it redacted: keys, members, pictures."""
         if isinstance(value, str):
             return self.text(value)
-        if isinstance(value, list):
-            return [self.anything(item) for item in value]
-        if isinstance(value, dict):
-            return {
-                key: item if _is_picture(key) else self.anything(_joined(item)) for key, item in value.items()
-            }
+        if isinstance(value, list | tuple):
+            redacted = [self.anything(item) for item in value]
+            return redacted if isinstance(value, list) else tuple(redacted)
+        if isinstance(value, Mapping):
+            return self._mapping(value)
+        if isinstance(value, PurePath):
+            text = self.text(str(value))
+            return value if text == str(value) else Path(text)
+        if isinstance(value, bytes):
+            return self.content(value)
         return value
 
     def json(self, text: str) -> str:
         """Return JSON with every text in it redacted, so that it stays JSON; other text as `text` does."""
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return self.text(text)
         if isinstance(value, dict | list):
-            return json.dumps(self.anything(value), ensure_ascii=False)
+            redacted = self.anything(value)
+            if redacted == value:
+                return text
+            indent = len(found[1]) if (found := re.match(r"[\[{]\r?\n( +)", text)) else None
+            return json.dumps(redacted, ensure_ascii=False, indent=indent)
         return self.text(text)
 
+    def content(self, content: bytes, name: str = "") -> bytes:
+        """Return the content of a file without secrets.
+
+        A text keeps everything else; of a picture, an archive or another binary file a note is left when it
+        holds a secret.
+
+        Parameters
+        ----------
+        content
+            The bytes.
+        name
+            Of the file; by its suffix JSON stays JSON.
+        """
+        text = _as_text(content)
+        if text is None:
+            label = self.binary(content)
+            return f"{_note(label)}\n".encode() if label else content
+        suffix = PurePath(name).suffix
+        if suffix == ".jsonl":
+            clean = "".join(self._json_line(line) for line in text.splitlines(keepends=True))
+        elif suffix in (".json", ".ipynb"):
+            clean = self.json(text)
+        else:
+            clean = self.text(text)
+        clean = clean if clean == text else self.text(clean)
+        return content if clean == text else clean.encode("utf-8", "surrogatepass")
+
+    def binary(self, content: bytes) -> str:
+        """Return what kind of secret is in bytes that are no text, or an empty string."""
+        for part in _unpacked(content):
+            for form in (part, part.replace(b"\0", b"")) if b"\0" in part else (part,):  # UTF-16
+                shown = "\n".join(run.decode("latin-1") for run in _PRINTABLE.findall(form))
+                label = next((label for _, _, label in self._spans(shown)), "") or next(
+                    (
+                        needle.label
+                        for needle in self._known_forms()
+                        if not needle.whole_words and needle.text.encode("utf-8", "surrogatepass") in form
+                    ),
+                    "",
+                )
+                if label:
+                    self.found[label] = self.found.get(label, 0) + 1
+                    return label
+        return ""
+
     def notebook(self, notebook: Any) -> None:
-        """Redact a notebook in place: sources, outputs and metadata.
+        """Redact a notebook in place: sources, outputs, attachments and all metadata.
 
         Parameters
         ----------
@@ -148,27 +435,129 @@ class Redactor:
             ``nbformat.NotebookNode`` of format 4.
         """
         for cell in notebook.cells:
-            cell.source = self.text(cell.source)
-            for output in cell.get("outputs", []):
-                for key in ("text", "ename", "evalue", "traceback", "data"):
-                    if key in output:
-                        output[key] = self._output(key, output[key])
+            outputs = cell.get("outputs", [])
+            streams = [output for output in outputs if output.get("output_type") == "stream"]
+            for output in streams:
+                output["text"] = _joined(output.get("text", ""))
+            names = {str(output.get("name")) for output in streams}
+            for chosen in ([o for o in streams if str(o.get("name")) == name] for name in sorted(names)):
+                texts = self.pieces([output["text"] for output in chosen])
+                for output, text in zip(chosen, texts, strict=True):
+                    output["text"] = text
+            cell["source"] = _joined(cell.get("source", ""))
+            for output in outputs:
+                if isinstance(lines := output.get("traceback"), list):
+                    whole = "\n".join(map(str, lines))
+                    clean = self.text(whole)
+                    output["traceback"] = lines if clean == whole else clean.split("\n")
+            identifier = cell.get("id")
+            clean_cell = _node(self._mapping(cell))
+            cell.update(clean_cell)
+            if identifier is not None:
+                cell["id"] = identifier
         for key, value in list(notebook.metadata.items()):
-            notebook.metadata[key] = _node(self.anything(value))
+            del notebook.metadata[key]
+            notebook.metadata[self.text(str(key))] = _node(self.anything(value))
 
-    def _output(self, key: str, value: Any) -> Any:
-        redacted = self.anything(_joined(value) if key == "text" else value)
-        return _node(redacted)
+    def _json_line(self, line: str) -> str:
+        text = line.rstrip("\r\n")
+        return self.json(text) + line[len(text) :]
 
-    def _replace(self, label: str, match: re.Match[str]) -> str:
-        if match["secret"].startswith("[secret removed"):
-            return match[0]
-        self._count(label, 1)
-        start, end = match.span("secret")
-        return match.string[match.start() : start] + _note(label) + match.string[end : match.end()]
+    def _mapping(self, value: Mapping[Any, Any]) -> dict[Any, Any]:
+        clean: dict[Any, Any] = {}
+        notes: list[str] = []
+        named = next((str(value[key]) for key in ("Key", "key", "Name", "name") if key in value), "")
+        for key, item in value.items():
+            wanted = self.text(key) if isinstance(key, str) else key
+            number = 2
+            while wanted in clean and wanted != key:
+                wanted, number = f"{self.text(str(key))} {number}", number + 1
+            if isinstance(key, str) and _is_binary_type(key):
+                kept = self._picture(item)
+                if isinstance(kept, _Removed):
+                    notes.append(f"{kept.note}: a picture ({wanted}) is left out")
+                else:
+                    clean[wanted] = kept
+            else:
+                clean[wanted] = self._member(named if key in ("Value", "value") else str(key), _joined(item))
+        if notes:
+            clean["text/plain"] = "\n".join(filter(None, (*notes, str(clean.get("text/plain", "")))))
+        return clean
 
-    def _count(self, label: str, times: int) -> None:
-        self.found[label] = self.found.get(label, 0) + times
+    def _member(self, name: str, item: Any) -> Any:
+        """Redact the value of a key: a name and its value may be a secret only together."""
+        redacted = self.anything(item)
+        if redacted == item and isinstance(item, str) and name:
+            before = f"{name}="
+            spans = [span for span in self._spans(before + item) if span[0] >= len(before)]
+            if spans:
+                for _start, _end, label in spans:
+                    self.found[label] = self.found.get(label, 0) + 1
+                return _cut([before + item], spans)[0][len(before) :]
+        return redacted
+
+    def _picture(self, item: Any) -> Any:
+        payload = item if isinstance(item, str) else "".join(map(str, item)) if isinstance(item, list) else ""
+        if not payload:
+            return self.anything(item)
+        content = _from_base64(payload)
+        label = self.binary(content) if content is not None else ""
+        if label:
+            return _Removed(_note(label))
+        clean = self.text(payload)
+        return item if clean == payload else clean
+
+    def _known_forms(self) -> list[_Needle]:
+        known = remembered()
+        if self._seen != len(known):
+            labelled = dict.fromkeys(known, IN_USE) | dict.fromkeys(self.values, ENVIRONMENT)
+            needles = {
+                needle.text: needle
+                for value, label in sorted(labelled.items(), key=lambda pair: len(pair[0]))
+                for needle in _forms(value, label)
+            }
+            self._needles = list(needles.values())
+            self._prefixes = {}
+            for needle in self._needles:
+                self._prefixes.setdefault(needle.text[:SHORTEST], []).append(needle)
+            self._seen = len(known)
+        return self._needles
+
+    def _spans(self, text: str) -> list[Span]:
+        """Return where secrets are, in order and without overlaps."""
+        found = [*self._known_in(text), *_shaped(text)]
+        if ";base64," in text:
+            found += self._data_uris(text)
+        for view in _views(text):
+            found += [
+                (*view.original(start, end), label)
+                for start, end, label in (*self._known_in(view.text), *_shaped(view.text))
+            ]
+        return _merged([span for span in found if not text.startswith(_NOTE, span[0])])
+
+    def _data_uris(self, text: str) -> Iterator[Span]:
+        for match in _DATA_URI.finditer(text):
+            content = _from_base64(match["secret"])
+            label = Redactor(self.values).binary(content) if content is not None else ""
+            if label:
+                yield (*match.span("secret"), label)
+
+    def _known_in(self, text: str) -> Iterator[Span]:
+        """Yield where known secrets are; linear in the text, whatever their number."""
+        needles = self._known_forms()
+        if len(needles) > max(len(text), 64):
+            prefixes = self._prefixes
+            for start in range(len(text) - SHORTEST + 1):
+                for needle in prefixes.get(text[start : start + SHORTEST], ()):
+                    if text.startswith(needle.text, start) and _counts(text, start, needle):
+                        yield start, start + len(needle.text), needle.label
+            return
+        for needle in needles:
+            start = text.find(needle.text)
+            while start >= 0:
+                if _counts(text, start, needle):
+                    yield start, start + len(needle.text), needle.label
+                start = text.find(needle.text, start + len(needle.text))
 
 
 class LineRedactor:
@@ -180,19 +569,36 @@ class LineRedactor:
         Who knows what is secret.
     """
 
+    LONGEST = 1_000_000  # characters of a line without an end that are waited for
+    OVERLAP = 20_000  # of these so many stay, in which a secret may have begun
+
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self._rest = ""
+        self._rest: list[str] = []
+        self._size = 0
         self._in_key = False
 
     def feed(self, text: str) -> str:
         """Return what can be shown now that this text has come."""
-        whole, newline, self._rest = (self._rest + text).rpartition("\n")
-        return self._lines(whole + newline) if newline else ""
+        whole, newline, rest = text.rpartition("\n")
+        if newline:
+            before = "".join(self._rest)
+            self._rest, self._size = [rest], len(rest)
+            return self._lines(before + whole + newline)
+        self._rest.append(rest)
+        self._size += len(rest)
+        if self._size <= self.LONGEST:
+            return ""
+        line = self._redactor.text("".join(self._rest))
+        cut = max(len(line) - self.OVERLAP, 0)
+        note = line.rfind(_NOTE, max(cut - 200, 0), cut)  # no note is cut in two
+        cut = cut if note < 0 or "]" in line[note:cut] else note
+        self._rest, self._size = [line[cut:]], len(line) - cut
+        return line[:cut]
 
     def flush(self) -> str:
         """Return what is left, at the end of the stream."""
-        rest, self._rest = self._rest, ""
+        rest, self._rest, self._size = "".join(self._rest), [], 0
         return self._lines(rest)
 
     def _lines(self, text: str) -> str:
@@ -206,12 +612,229 @@ class LineRedactor:
         return self._redactor.text("".join(shown))
 
 
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A text as a reader sees it, and where each part of it stands in the original."""
+
+    text: str
+    starts: list[int]  # of each part in the view
+    places: list[tuple[int, int, bool]]  # start and end of the part in the original; whether it is unchanged
+    above: _View | None  # the view that it was made of
+
+    def original(self, start: int, end: int) -> tuple[int, int]:
+        """Return the place in the original of a place in the view."""
+        first, last = bisect_right(self.starts, start) - 1, bisect_right(self.starts, end - 1) - 1
+        begin, finish, same = self.places[first]
+        begin = begin + start - self.starts[first] if same else begin
+        after, finish, same = self.places[last]
+        finish = after + end - self.starts[last] if same else finish
+        return self.above.original(begin, finish) if self.above is not None else (begin, finish)
+
+
+def _views(text: str) -> Iterator[_View]:
+    """Yield the text with less and less of what hides words: colours, markup, escapes."""
+    above: _View | None = None
+    for _ in range(_DEPTH):
+        pattern = _HIDDEN if "\b" not in text else _STRUCK_OVER
+        if not pattern.search(text):
+            return
+        parts: list[str] = []
+        starts: list[int] = []
+        places: list[tuple[int, int, bool]] = []
+        size = done = 0
+        for match in pattern.finditer(text):
+            begin, end = match.span()
+            shown = _shown(match[0])
+            for part, place in ((text[done:begin], (done, begin, True)), (shown, (begin, end, False))):
+                if part:
+                    parts.append(part)
+                    starts.append(size)
+                    places.append(place)
+                    size += len(part)
+            done = end
+        if done < len(text):
+            parts.append(text[done:])
+            starts.append(size)
+            places.append((done, len(text), True))
+        if not parts:
+            return
+        above = _View("".join(parts), starts, places, above)
+        yield above
+        text = above.text
+
+
+def _shown(hidden: str) -> str:
+    """Return what a reader sees of something that `_HIDDEN` matches."""
+    first = hidden[0]
+    if first == "<":
+        return "" if hidden.startswith("<!") or _INLINE.match(hidden) else " "
+    if first == "&":
+        return html.unescape(hidden)
+    if first == "%" and len(hidden) > 2:
+        return unquote(hidden, errors="replace")
+    if first == "\\":
+        kind = hidden[1]
+        return chr(int(f"0x{hidden[2:]}", 0)) if kind in "ux" else _ESCAPES.get(kind, kind)
+    return ""
+
+
+def _shaped(text: str) -> Iterator[Span]:
+    lowered = text.lower() if text else ""
+    for (label, shape), triggers in zip(SHAPES, _TRIGGERS, strict=True):
+        if any(trigger in lowered for trigger in triggers):
+            for match in shape.finditer(text):
+                yield (*match.span("secret"), label)
+
+
+def _counts(text: str, start: int, needle: _Needle) -> bool:
+    """Whether a known value here is the secret, and not a part of an id, an ARN, a path or a digest."""
+    end = start + len(needle.text)
+    if needle.whole_words and (
+        (needle.text[0].isalnum() and text[start - 1 : start].isalnum())
+        or (needle.text[-1].isalnum() and text[end : end + 1].isalnum())
+    ):
+        return False
+    if needle.like_an_id:
+        word = _around(text, start, end, _WORD)
+        if _AWS_ID.fullmatch(word) or _RUN_ID.fullmatch(word):
+            return False
+    if not needle.short:
+        return True
+    token = _around(text, start, end, _TOKEN)
+    if token.startswith("arn:aws") and token.count(":") >= 5:
+        return False
+    # A part of a path that there is: the folder of a user, of a project.
+    slash = token.find("/")
+    place = token[slash:] if slash >= 0 else ""
+    within = place.find(needle.text)
+    return not (place and within > 0 and _exists(place[: within + len(needle.text)]))
+
+
+def _around(text: str, start: int, end: int, kind: re.Pattern[str]) -> str:
+    """Return the run of characters of a kind around a place, as far as 300 to each side."""
+    before = kind.match(text[max(start - 300, 0) : start][::-1])
+    after = kind.match(text, end, end + 300)
+    left = start - (before.end() if before else 0)
+    return text[left : after.end() if after else end]
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for start, end, label in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if end <= start:
+            continue
+        if merged and start < merged[-1][1]:
+            if end > merged[-1][1]:
+                merged[-1] = (merged[-1][0], end, merged[-1][2])
+        else:
+            merged.append((start, end, label))
+    return merged
+
+
+def _cut(pieces: list[str], spans: list[Span]) -> list[str]:
+    """Replace spans of the joined pieces; the note stands in the piece where the secret begins."""
+    clean, offset, number = [], 0, 0
+    for piece in pieces:
+        last = offset + len(piece)
+        parts, done = [], offset
+        while number < len(spans) and spans[number][0] < last:
+            start, end, label = spans[number]
+            stop = min(end, last)
+            if start >= offset:
+                parts.append(piece[done - offset : start - offset])
+                # Colours and markup around the secret stay as they were.
+                kept = _SHOWN.findall(piece[start - offset : stop - offset])
+                parts += [_note(label), *kept]
+            done = stop
+            if end > last:
+                break
+            number += 1
+        parts.append(piece[done - offset :])
+        clean.append("".join(parts))
+        offset = last
+    return clean
+
+
 def _note(label: str) -> str:
-    return f"[secret removed: {label}]"
+    return f"{_NOTE}{label}]"
 
 
-def _is_picture(key: str) -> bool:
-    return key.startswith("image/") and key != "image/svg+xml"
+def _as_text(content: bytes) -> str | None:
+    if b"\0" in content:
+        return None
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _from_base64(payload: str) -> bytes | None:
+    try:
+        text = "".join(payload.split()).replace("-", "+").replace("_", "/")
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _is_binary_type(key: str) -> bool:
+    """Whether a key of a MIME bundle announces base64: a picture, a sound, a document."""
+    kind, slash, name = key.partition("/")
+    return (
+        bool(slash)
+        and (
+            kind in ("image", "audio", "video", "font")
+            or key in ("application/pdf", "application/octet-stream")
+        )
+        and not name.startswith("svg")
+    )
+
+
+def _unpacked(content: bytes) -> Iterator[bytes]:
+    """Yield bytes, and what is packed in them: texts of a PNG, members of a ZIP, what was compressed."""
+    yield content
+    try:
+        if content.startswith(b"\x89PNG\r\n\x1a\n"):
+            yield from _png_texts(content)
+        elif content.startswith(b"PK\x03\x04"):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                for info in archive.infolist():
+                    yield info.filename.encode()
+                    with archive.open(info) as member:
+                        yield member.read(_UNPACKED_BYTES)
+        elif content.startswith(b"\x1f\x8b"):
+            yield zlib.decompressobj(31).decompress(content, _UNPACKED_BYTES)
+        elif content.startswith(b"BZh"):
+            yield bz2.BZ2Decompressor().decompress(content, _UNPACKED_BYTES)
+        elif content.startswith(b"\xfd7zXZ\0"):
+            yield lzma.LZMADecompressor().decompress(content, _UNPACKED_BYTES)
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+        NotImplementedError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+    ):
+        return  # it only began like one
+
+
+def _png_texts(content: bytes) -> Iterator[bytes]:
+    offset = 8
+    while offset + 8 <= len(content):
+        (size,) = struct.unpack_from(">I", content, offset)
+        kind, data = content[offset + 4 : offset + 8], content[offset + 8 : offset + 8 + size]
+        if kind in (b"zTXt", b"iTXt"):
+            yield data
+            for start in range(len(data)):
+                if data[start : start + 1] == b"\x78":  # where zlib's header may be
+                    try:
+                        yield zlib.decompressobj().decompress(data[start:], _UNPACKED_BYTES)
+                    except zlib.error:
+                        continue
+                    break
+        offset += 12 + size
 
 
 def _joined(value: Any) -> Any:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
+
+_REGION = re.compile(r"[a-z]{2}(?:-[a-z]{2,8}){1,2}-\d[a-z]?")
+
+
+def looks_like_region(text: str) -> bool:
+    """Whether a text has the form of a region or an availability zone, such as ``us-gov-west-1``."""
+    return _REGION.fullmatch(text) is not None
 
 
 @cache

@@ -83,11 +83,11 @@ def test_the_environment_says_which_values_are_secret() -> None:
         "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/secrets/token-file",
         "HOME": "/home/somebody-with-a-name",
     }
-    assert set(secret_values(environment)) == {"a-value-without-any-shape", "b" * 20}
+    assert set(secret_values(environment)) == {"a-value-without-any-shape", "b" * 20}  # 5 letters are a word
     assert "without-any" not in Redactor(secret_values(environment)).text("x a-value-without-any-shape y")
 
 
-def test_a_notebook_is_cleaned_everywhere_but_in_its_pictures() -> None:
+def test_a_notebook_is_cleaned_everywhere_and_in_its_pictures() -> None:
     secret, core = SECRETS["access key"]
     cell = nbformat.v4.new_code_cell(f"print('{secret}')")
     cell.outputs = [
@@ -99,8 +99,7 @@ def test_a_notebook_is_cleaned_everywhere_but_in_its_pictures() -> None:
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"parameters": {"x": secret}}})
     Redactor().notebook(notebook)
     text = nbformat.writes(notebook)
-    assert text.count(core) == 1
-    assert cell.outputs[1].data["image/png"] == secret
+    assert core not in text
     nbformat.validate(notebook)
 
 

@@ -1,0 +1,369 @@
+"""A secret is found however it is written, and what is no secret stays whatever the environment says."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import io
+import json
+import os
+import random
+import re
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import nbformat
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmsnix_ops import redaction
+from vmsnix_ops.redaction import LineRedactor, Redactor, find_secret, secret_values
+
+VALUE = "Zq7/hunter+Xk29=pL"  # known from the environment, without a shape of its own
+SHORT = "hunter22x"
+KEY = "A1/b" * 10
+ACCESS = "AKIA" + "ABCDEFGHIJKLMNOP"
+ENVIRONMENT = {"SERVICE_TOKEN": VALUE, "DB_PASSWORD": SHORT}
+
+
+def redactor(**environment: str) -> Redactor:
+    return Redactor(secret_values(environment or ENVIRONMENT))
+
+
+COLOURED = {
+    "the traceback of IPython": f"\x1b[38;5;28maws_secret_access_key\x1b[39m=\x1b[33m'{KEY}'\x1b[39m)",
+    "colours inside of the value": "aws_secret_access_key=" + "\x1b[1m".join((KEY[:9], KEY[9:20], KEY[20:])),
+    "a title in between": f"secret_access_key\x1b]0;title\x07 = {KEY}",
+    "a hyperlink around it": f"secret_key=\x1b]8;;https://a/b\x1b\\{KEY}\x1b]8;;\x1b\\",
+    "a hyperlink to it": f"\x1b]8;;https://b/k?X-Amz-Signature={'0a' * 32}\x1b\\here\x1b]8;;\x1b\\",
+    "struck over": "secret_key=" + "".join(f"{letter}\b{letter}" for letter in KEY),
+    "spans": f'<span class="n">aws_secret_access_key</span><span class="o">=</span><span>{KEY}</span>',
+    "a span inside of the value": f"<b>secret_key</b>: {KEY[:5]}<span>{KEY[5:]}</span>",
+    "entities": f"aws_secret_access_key&#x3D;&quot;{KEY.replace('/', '&#x2F;')}&quot;",
+    "a table": f"<tr><td>AWS_SECRET_ACCESS_KEY</td><td>{KEY}</td></tr>",
+    "a printed table": f"AWS_SECRET_ACCESS_KEY   {KEY}",
+    "JSON with escaped slashes": json.dumps({"SecretAccessKey": KEY}).replace("/", r"\/"),
+    "JSON in JSON in HTML": html.escape(json.dumps(json.dumps({"SecretAccessKey": KEY.replace("/", "/")}))),
+    "unicode escapes": "secret_key\\u003d" + KEY.replace("/", "\\u002f"),
+    "a query": "secret_access_key%3D" + quote(KEY, safe=""),
+    "zero-width spaces": "secret_key=" + "\u200b".join(KEY),
+}
+
+
+@pytest.mark.parametrize("case", COLOURED)
+def test_colours_markup_and_escapes_do_not_hide_a_key(case: str) -> None:
+    text = COLOURED[case]
+    clean = Redactor().text(f"before {text} after")
+    assert find_secret(text)
+    assert "[secret removed" in clean
+    assert clean.startswith("before ")
+    assert clean.endswith(" after")
+    for part in (KEY[:5], KEY[-12:], "0a0a0a"):
+        assert part not in clean
+
+
+FORMS = {
+    "itself": VALUE,
+    "in lines of colour": "".join(f"\x1b[3{n % 8}m{letter}\x1b[0m" for n, letter in enumerate(VALUE)),
+    "a URL": quote(VALUE, safe=""),
+    "a URL in lower case": quote(VALUE, safe="").lower(),
+    "JSON": json.dumps(VALUE),
+    "JSON with escaped slashes": json.dumps(VALUE).replace("/", r"\/"),
+    "HTML": html.escape(VALUE),
+    "hexadecimal": VALUE.encode().hex(),
+    **{
+        f"base64 after {len(before)} bytes, {name}": encode(before + VALUE.encode() + b" and more").decode()
+        for before in (b"", b"u", b"u:", b"us:")
+        for name, encode in (("standard", base64.b64encode), ("for URLs", base64.urlsafe_b64encode))
+    },
+    "base64 in a URL": quote(base64.b64encode(f"user:{VALUE}".encode()).decode(), safe=""),
+    "base64 in lines": base64.encodebytes(b"x" * 50 + VALUE.encode() + b"x" * 90).decode(),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_a_known_secret_is_found_in_every_form(case: str) -> None:
+    text = FORMS[case]
+    clean = redactor().text(f"before {text} after")
+    assert "[secret removed" in clean
+    assert VALUE not in clean
+    for word in clean.replace("[secret removed: secret of the environment]", " ").split():
+        if len(word) > 7:
+            assert word not in VALUE
+    for run in re.findall(r"[A-Za-z0-9+/]{8,}", clean.translate(str.maketrans("-_", "+/"))):
+        for shift in range(4):  # nothing that can be decoded is left of it
+            kept = base64.b64decode(run[shift:] + "A" * (-len(run[shift:]) % 4))
+            assert VALUE[:8].encode() not in kept
+
+
+SECRET_VARIABLES = {
+    "X_PASS": "/not/there/at-all",
+    "X_PASSWORD": "12ab45cd",
+    "ENCRYPTION_KEY": "0123456789abcdef" * 4,
+    "KEY": "k" * 9,
+    "CLOUD_CREDENTIALS": "user=a;pw=b",
+    "BASIC_AUTH": "user:pass",
+    "SLACK_WEBHOOK_URL": "https://hooks.example/T0/B0/xyz",
+    "MYSQL_PWD": "letmein99",
+    "SSHPASS": "opensesame",
+    "GH_PAT": "pat-abcdefgh",
+    "GPG_PASSPHRASE": "correct horse",
+    "lower_case_token": "abcdefgh",
+}
+HARMLESS_VARIABLES = {
+    "A_TOKEN": "true",
+    "B_TOKEN": "disabled",
+    "C_KEY": "1234567890",
+    "D_KEY": "12,345,678.25",
+    "E_PASS": "eu-central-1",
+    "F_KEY": "us-gov-west-1",
+    "G_AUTH": "012345678901",
+    "H_CREDENTIALS": os.getcwd(),  # noqa: PTH109
+    "I_KEY": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIabcdefghijklmnopqrst me@here",
+    "J_KEY": "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=",
+    "K_KEY": "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYI\n-----END PUBLIC KEY-----",
+    "L_SECRET": "arn:aws:secretsmanager:us-east-1:012345678901:secret:name-AbCdEf",
+    "M_KEY": "ami-0123456789abcdef0",
+    "N_PASSWORD": "short",
+    "O_TOKEN_FILE": "/var/run/secrets/token-file",
+    "P_PUBLIC_KEY": "anything-at-all",
+    "Q_PASS": "2026-11-28T10:00:00Z",
+    "KEYBOARD": "not-a-secret",
+    "AUTHOR": "somebody",
+    "PASSAGE": "not-a-secret",
+}
+
+
+@pytest.mark.parametrize("name", SECRET_VARIABLES)
+def test_a_variable_that_is_called_secret_is_secret(name: str) -> None:
+    value = SECRET_VARIABLES[name]
+    assert secret_values({name: value}) == (value,)
+    assert value not in Redactor(secret_values({name: value})).text(f"it is '{value}'.")
+
+
+@pytest.mark.parametrize("name", HARMLESS_VARIABLES)
+def test_a_value_that_cannot_be_secret_is_none(name: str) -> None:
+    assert secret_values({name: HARMLESS_VARIABLES[name]}) == ()
+
+
+def test_the_parts_of_a_secret_are_secret() -> None:
+    private = (
+        "-----BEGIN " + "PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END " + "PRIVATE KEY-----"
+    )
+    account = json.dumps(
+        {"type": "service_account", "private_key": private, "deep": {"client_secret": "s3cr3t-abc"}}
+    )
+    known = secret_values({"GCP_CREDENTIALS": account, "DEPLOY_KEY": private})
+    clean = Redactor(known).text("a s3cr3t-abc b MIIEvQIBADANBgkqhkiG9w0BAQEFAASC c service_account")
+    assert clean.count("[secret removed") == 2
+    assert "service_account" in clean
+
+
+ARN = "arn:aws:iam::012345678901:role/vmimport"
+SURVIVORS = [
+    "ami-0123456789abcdef0",
+    "snap-0fedcba9876543210 vol-ffffffff import-snap-0123456789abcdef0",
+    ARN,
+    "arn:aws:ssm:eu-central-1:012345678901:parameter/vmsnix/ecs-node/stable",
+    "012345678901",
+    "1,234,567 blocks, 42 AMIs, 99.5 %",
+    "20261128T183600Z-publish-ami-0a1b2c",
+    "eu-central-1",
+    str(Path.cwd()),
+    "sha256 " + "0123456789abcdef" * 4,
+    "da39a3ee5e6b4b0d3255bfef95601890afd80709",
+    "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=",
+]
+PARTS = sorted({part for text in SURVIVORS[:9] for part in text.replace(",", " ").split()})
+NAMES = st.sampled_from(
+    ["X_TOKEN", "Y_PASS", "Z_KEY", "A_AUTH", "B_WEBHOOK", "C_CREDENTIALS", "SECRET", "D_PASSWORD"]
+)
+
+
+def pieces() -> Any:
+    """Return values that an environment may have: anything, what we print, and any part of it."""
+    part = st.builds(
+        lambda text, start, size: text[start : start + size],
+        st.sampled_from(["".join(PARTS), "0123456789abcdef" * 4, "da39a3ee5e6b4b0d3255bfef95601890afd80709"]),
+        st.integers(0, 150),
+        st.integers(0, 15),
+    )
+    return st.text(max_size=40) | st.sampled_from(PARTS) | part.filter(lambda text: text.isalnum())
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.dictionaries(NAMES, pieces(), max_size=5))
+def test_ids_arns_counts_paths_and_digests_survive_any_environment(environment: dict[str, str]) -> None:
+    clean = Redactor(secret_values(environment))
+    for text in SURVIVORS:
+        assert clean.text(text) == text
+        assert clean.text(f'{{"value": "{text}", "n": 1}}') == f'{{"value": "{text}", "n": 1}}'
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.text(max_size=30), max_size=6), st.integers(0, 5))
+def test_chunks_of_a_stream_are_redacted_as_one_text(texts: list[str], at: int) -> None:
+    cut = len(VALUE) * at // 6
+    chunks = [*texts[:at], VALUE[:cut], VALUE[cut:], *texts[at:]]
+    clean = redactor().pieces(chunks)
+    assert len(clean) == len(chunks)
+    assert VALUE not in "".join(clean)
+
+
+def png(*chunks: tuple[bytes, bytes]) -> str:
+    whole = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (*chunks, (b"IEND", b""))
+    )
+    return base64.b64encode(whole).decode()
+
+
+PICTURES = {
+    "a text of a PNG": png((b"tEXt", b"note\0" + VALUE.encode())),
+    "a packed text of a PNG": png((b"zTXt", b"note\0\0" + zlib.compress(f"x {ACCESS} y".encode()))),
+    "a long text of a PNG": png((b"iTXt", b"n\0\1\0\0\0" + zlib.compress(VALUE.encode()))),
+    "a JPEG": base64.b64encode(b"\xff\xd8\xff\xfe\0\x20" + ACCESS.encode() + b"\xff\xd9").decode(),
+    "no picture at all": ACCESS,
+}
+
+
+@pytest.mark.parametrize("case", PICTURES)
+def test_a_picture_with_a_secret_is_left_out(case: str) -> None:
+    bundle = {"image/png": PICTURES[case], "text/plain": "<Figure>"}
+    kept = json.dumps(redactor().anything(bundle))
+    assert PICTURES[case] not in kept
+    assert "[secret removed" in kept
+
+
+def test_a_picture_without_one_stays() -> None:
+    noise = bytes(random.Random(1).randrange(256) for _ in range(200_000))
+    bundle = {
+        "image/png": png((b"IDAT", noise), (b"tEXt", b"Software\0Matplotlib")),
+        "text/plain": "<Figure>",
+    }
+    assert redactor().anything(bundle) == bundle
+
+
+def test_a_notebook_is_clean_in_every_corner() -> None:
+    def data(**more: str) -> dict[str, Any]:
+        uri = f"<img src='data:image/png;base64,{PICTURES['a text of a PNG']}'>"
+        svg = f"<svg><text>{VALUE[:6]}<tspan>{VALUE[6:]}</tspan></text></svg>"
+        return {"text/html": [f"<i>{VALUE}</i>\n", uri], "image/svg+xml": svg, "text/plain": VALUE, **more}
+
+    cell = nbformat.v4.new_code_cell(f"key = '{VALUE}'")
+    cell.metadata[VALUE] = {"tags": [VALUE]}
+    cell.outputs = [
+        nbformat.v4.new_output("stream", name="stdout", text=f"a {VALUE[:7]}"),
+        nbformat.v4.new_output("stream", name="stderr", text="between"),
+        nbformat.v4.new_output(
+            "stream", name="stdout", text=[f"{VALUE[7:]}\n", "aws_secret_access_key=\n", KEY]
+        ),
+        nbformat.v4.new_output("display_data", data(), metadata={VALUE: SHORT}),
+        nbformat.v4.new_output("display_data", {"application/json": {VALUE: 1, "SecretAccessKey": KEY}}),
+        nbformat.v4.new_output("display_data", {"application/json": [{"Key": "secret_key", "Value": KEY}]}),
+        nbformat.v4.new_output("error", ename=VALUE, evalue=VALUE, traceback=["secret_access_key=", KEY]),
+    ]
+    note = nbformat.v4.new_markdown_cell(f"![{VALUE}](attachment:a.png)")
+    note.attachments = {f"{VALUE}.png": {"image/png": PICTURES["a text of a PNG"]}}
+    notebook = nbformat.v4.new_notebook(cells=[cell, note], metadata={"x": {VALUE: [VALUE]}, VALUE: 1})
+    redactor().notebook(notebook)
+    text = nbformat.writes(notebook)
+    for secret in (
+        VALUE,
+        json.dumps(VALUE)[1:-1],
+        KEY,
+        SHORT,
+        PICTURES["a text of a PNG"],
+        VALUE[7:],
+        VALUE[:7],
+    ):
+        assert secret not in text
+    nbformat.validate(notebook)
+    assert "between" in text
+
+
+FILES: dict[str, bytes] = {
+    "notes": VALUE.encode(),
+    "table.tsv": f"a\t{VALUE}\n".encode(),
+    "data.json": json.dumps({"SecretAccessKey": KEY, VALUE: ["x"]}, indent=2).encode(),
+    "lines.jsonl": json.dumps({"a": VALUE}).encode()
+    + b"\n"
+    + json.dumps({"secret_key": KEY}).encode()
+    + b"\n",
+    "wide.txt": f"it is {VALUE}".encode("utf-16"),
+    "latin.txt": b"caf\xe9 " + VALUE.encode(),
+    "packed.gz": gzip.compress(VALUE.encode()),
+    "program.bin": b"\x7fELF\0\0" + ACCESS.encode() + b"\0",
+}
+
+
+@pytest.mark.parametrize("name", [*FILES, "book.xlsx"])
+def test_a_file_of_any_kind_is_kept_without_its_secret(name: str) -> None:
+    content = FILES.get(name)
+    if content is None:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as book:
+            book.writestr("xl/sheet.xml", f"<c>{VALUE}</c>" * 50)
+        content = packed.getvalue()
+    clean = redactor().content(content, name)
+    assert clean != content
+    assert VALUE.encode() not in clean
+    assert KEY.encode() not in clean
+    assert b"[secret removed" in clean
+    if name.endswith("json"):
+        json.loads(clean)
+    if name.endswith("jsonl"):
+        assert [list(json.loads(line)) for line in clean.splitlines()] == [["a"], ["secret_key"]]
+
+
+def test_a_file_without_one_is_the_same_to_the_byte() -> None:
+    for content in (b'{"a":   1}\r\n', b"\xff\xfe\0", bytes(range(256)), "caf\u00e9".encode(), b""):
+        assert redactor().content(content, "a.json") is content
+
+
+def test_credentials_in_use_are_secret_from_the_moment_they_are_known() -> None:
+    value = "in-use/" + "q" * 30
+    before = redactor()
+    assert before.text(value) == value
+    redaction.remember(value, None, "", "short")
+    assert before.text(f"x{value}y") == "x[secret removed: credentials in use]y"
+
+
+def test_many_credentials_do_not_make_texts_slow() -> None:
+    values = tuple(f"secret-{number:030d}" for number in range(3000))
+    many = Redactor(values)
+    assert many.text(f"a {values[7]} b") == "a [secret removed: secret of the environment] b"
+    for _ in range(2000):
+        many.text("ami-0123456789abcdef0 is in use")
+
+
+def test_large_texts_are_redacted_in_linear_time() -> None:
+    clean = redactor()
+    for piece in (
+        "line of output\n",
+        f"{SHORT} ",
+        "secret_key ",
+        "<a",
+        "<!--",
+        "\x1b]",
+        "\x1bP",
+        "/a/hunter22x",
+        "&a",
+    ):
+        clean.text(piece * (3_000_000 // len(piece)))
+
+
+def test_a_line_without_an_end_does_not_grow_for_ever_and_hides_nothing() -> None:
+    lines = LineRedactor(redactor())
+    shown = []
+    for number in range(400):
+        shown.append(lines.feed("x" * 9_990 + " " + (VALUE[:9] if number % 2 else VALUE[9:] + " ")))
+    shown.append(lines.flush())
+    assert VALUE not in "".join(shown)
+    assert sum(1 for text in shown if text) > 2
