@@ -24,7 +24,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # `_faces` are the faces of `progress`; `_cli` are the commands of `cli`.
 FLOORS: list[set[str]] = [
-    {"settings", "errors", "progress", "redaction", "region_names", "text", "arguments", "_faces"},
+    {
+        "settings",
+        "errors",
+        "progress",
+        "redaction",
+        "files",
+        "credentials",
+        "region_names",
+        "text",
+        "arguments",
+        "_faces",
+    },
     {"disk"},
     {"nix", "records"},
     {"aws"},

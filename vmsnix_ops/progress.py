@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
+from vmsnix_ops import files
 from vmsnix_ops.text import write, write_command
 
 Forecast = Callable[[float], float | None]
@@ -353,5 +354,5 @@ class EventFile(Seldom):
 
     def _write(self, event: Event) -> None:
         # Whoever follows may be gone, and the folder with them; the work goes on.
-        with suppress(OSError), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**asdict(event), "at": time.time()}) + "\n")
+        with suppress(OSError):
+            files.append_line(self.path, json.dumps({**asdict(event), "at": time.time()}))

@@ -23,6 +23,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from vmsnix_ops import files
 from vmsnix_ops.errors import SettingsError, nearest
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ NOT_SETTINGS: tuple[str, ...] = (
     "VMSNIX_FAILED",  # tests: the file for the names of those that failed
     "VMSNIX_REQUIRE",  # tests: the tools that this machine must have
     "VMSNIX_SANDBOX",  # the work goes to a sandbox
+    "VMSNIX_SECRETS",  # set by the runner: the descriptor by which a kernel reports its credentials
 )
 """Variables that begin like settings and are none."""
 
@@ -79,6 +81,9 @@ class Settings:
         ``s3://bucket/prefix``.
     state
         Local folder for everything that has no other place (runs, journals).
+    shared
+        Whether others on this machine may read what is written below `state`, `archive` and `history`, as far
+        as the umask lets them. By default only the user who runs vmsnix may (modes 0700 and 0600).
     flake
         Flake in which image names without a ``#`` are looked up.
     channels
@@ -111,6 +116,7 @@ class Settings:
     history: str
     archive: str
     state: Path
+    shared: bool
     flake: str
     channels: tuple[str, ...]
     pointer_prefix: str
@@ -163,6 +169,8 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
     given |= _from_environment(environment, start)
 
     state = _take(given, "state", _path, None) or _default_state()
+    shared = _take(given, "shared", _flag, default=False)
+    files.share(shared)
     return Settings(
         region=_take(given, "region", _text, None),
         bucket=_take(given, "bucket", _text, None),
@@ -174,6 +182,7 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         history=_take(given, "history", _location, str(state / "history")),
         archive=_take(given, "archive", _location, str(state / "archive")),
         state=state,
+        shared=shared,
         flake=_take(given, "flake", _flake, "./nix"),
         channels=_take(given, "channels", _channels, ("candidate", "stable")),
         pointer_prefix=_take(given, "pointer_prefix", _pointer_prefix, "/vmsnix"),
@@ -295,6 +304,16 @@ def _take(
     given: Mapping[str, _Given], name: str, check: Callable[[_Given], Value], default: Default
 ) -> Value | Default:
     return check(given[name]) if name in given else default
+
+
+def _flag(given: _Given) -> bool:
+    words = {"true": True, "1": True, "false": False, "0": False}
+    value = words.get(given.value.lower()) if isinstance(given.value, str) else given.value
+    if not isinstance(value, bool):
+        raise given.refuse(
+            f"It is {_kind(given.value)} where true or false is expected.", "Write true or false."
+        )
+    return value
 
 
 def _text(given: _Given) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmsnix_ops import __version__
+from vmsnix_ops import __version__, files
 from vmsnix_ops.errors import RunError, ToolMissingError
 from vmsnix_ops.publish.interrupts import stop_signals
 from vmsnix_ops.text import echo
@@ -91,10 +90,10 @@ def _notebooks(state: Path) -> Path:
     if folder.name != "_notebooks":
         return folder
     copy = state / "notebooks" / __version__
-    copy.mkdir(parents=True, exist_ok=True)
+    files.make_folder(copy)
     for source in folder.glob("*.ipynb"):
         if not (copy / source.name).exists():  # what somebody edited stays
-            shutil.copyfile(source, copy / source.name)
+            files.write(copy / source.name, source.read_bytes())
     return copy
 
 
@@ -113,8 +112,8 @@ def _private(folder: Path, environment: Mapping[str, str], share: Path) -> dict[
         "metadata": kernels.METADATA,
     }
     for path, content in ((settings, QUIET), (kernel, spec)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        files.make_folder(path.parent)
+        files.write(path, json.dumps(content, indent=2))
     others = environment.get("JUPYTER_PATH", "")
     return {
         **kernels.python_path(environment),
@@ -129,7 +128,7 @@ def _make_room(workspaces: Path) -> None:
     """Begin with the side bar closed, so that the console has the width; how people leave it, it stays."""
     from jupyterlab_server.workspaces_handler import WorkspacesManager
 
-    workspaces.mkdir(parents=True, exist_ok=True)
+    files.make_folder(workspaces)
     if not any(workspaces.iterdir()):
         layout = {"left": {"collapsed": True, "visible": True}}
         WorkspacesManager(str(workspaces)).save(

@@ -335,6 +335,7 @@ def _open(archive: Archive, entry: Entry) -> None:
     import webbrowser
     from pathlib import Path
 
+    from vmsnix_ops import files
     from vmsnix_ops.errors import ToolMissingError
     from vmsnix_ops.runbooks.archive import REPORT
 
@@ -342,8 +343,8 @@ def _open(archive: Archive, entry: Entry) -> None:
     path = Path(str(entry.values["files"][REPORT]["place"]))
     if archive.remote:
         path = archive.work.parent / "opened" / f"{entry.run_id}.html"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        files.make_folder(path.parent)
+        files.write(path, content)
     sys.stdout.flush()
     if not webbrowser.open(path.as_uri()):
         raise ToolMissingError(

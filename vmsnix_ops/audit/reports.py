@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import errors
+from vmsnix_ops import errors, files
 from vmsnix_ops.arguments import MOST_DAYS, in_range
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit import changes as comparing
@@ -16,6 +17,7 @@ from vmsnix_ops.audit import page, views
 from vmsnix_ops.nix.versions import all_wanted
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.secrets import frame_without_secrets
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 from vmsnix_ops.text import json_text, line, write_csv
@@ -178,16 +180,18 @@ def write(audit: Audit, folder: Path) -> dict[str, Path]:
     }
     paths: dict[str, Path] = {}
     for name, frame in frames.items():
+        frames[name] = clean = frame_without_secrets(frame)
         paths[f"{name}.csv"] = folder / f"{name}.csv"
-        write_csv(frame, paths[f"{name}.csv"], date_format="%Y-%m-%dT%H:%M:%S.%fZ")
+        text = io.StringIO()
+        write_csv(clean, text, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
+        files.write(paths[f"{name}.csv"], text.getvalue())
         paths[f"{name}.parquet"] = folder / f"{name}.parquet"
-        frame.to_parquet(paths[f"{name}.parquet"], index=False)
+        with files.private_umask():
+            clean.to_parquet(paths[f"{name}.parquet"], index=False)
     paths["audit.json"] = folder / "audit.json"
-    with paths["audit.json"].open("w", encoding="utf-8") as file:
-        file.writelines(_json(audit, frames))
+    files.write(paths["audit.json"], "".join(_json(audit, frames)))
     paths["audit.html"] = folder / "audit.html"
-    text = page.render(audit.inventory, audit.findings, audit.changes)
-    paths["audit.html"].write_text(text, encoding="utf-8")
+    files.write(paths["audit.html"], page.render(audit.inventory, audit.findings, audit.changes))
     return paths
 
 

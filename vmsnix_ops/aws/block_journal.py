@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
+from vmsnix_ops import files
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
@@ -74,8 +76,8 @@ class BlockJournal:
     def begin(self, beginning: Beginning) -> None:
         """Start anew."""
         self.close()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w", encoding="utf-8")
+        files.make_folder(self.path.parent)
+        self._file = files.open_text(self.path)
         self._file.write(json.dumps(asdict(beginning)) + "\n")
         self._file.flush()
 
@@ -85,7 +87,7 @@ class BlockJournal:
         text = self.path.read_text(encoding="utf-8")
         with self.path.open("r+", encoding="utf-8") as file:
             file.truncate(len(text[: text.rfind("\n") + 1].encode()))
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = files.open_text(self.path, append=True)
 
     def add(self, done: Sequence[int]) -> None:
         """Write down blocks that are done, by their indices."""
@@ -146,7 +148,7 @@ def locked(
     remove
         Whether to delete the lock file at the end.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     file = _lock(path, on_busy, step)
     try:
         me = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now(), "doing": doing}
@@ -163,7 +165,7 @@ def locked(
 def _lock(path: Path, on_busy: Callable[[str], bool], step: Step | None) -> int:
     """Return the locked file."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = files.create(path, os.O_RDWR)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vmsnix_ops import errors
+from vmsnix_ops import errors, files
 from vmsnix_ops.aws import block_engine, manifests
 from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
 from vmsnix_ops.aws.block_journal import Beginning, BlockJournal, locked
@@ -211,8 +211,11 @@ def _fetch(
     journal = BlockJournal(path.with_name(f"{path.name}.part.journal"))
     size = found.size_gib * GIB
     done = _done_before(journal, part, snapshot_id, size)
-    with part.open("ab") as file:
-        file.truncate(size)
+    descriptor = files.create(part, os.O_WRONLY)
+    try:
+        os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
     items = [item for item in sorted(found.tokens.items()) if item[0] not in done]
     if step is not None:
         step.at(0, len(items) * BLOCK_BYTES)
@@ -281,7 +284,7 @@ def _done_before(journal: BlockJournal, part: Path, snapshot_id: str, size: int)
             why=f"A download writes to that name first, and {journal.path.name} is not beside it.",
             cure="Name another file, or remove this one.",
         )
-    part.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(part.parent)
     part.unlink(missing_ok=True)
     journal.begin(Beginning(snapshot_id))
     return set()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
-from vmsnix_ops import errors
+from vmsnix_ops import errors, files
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import line, write
 
@@ -62,7 +62,7 @@ def record(client: Any) -> None:
         return
     folder = Path(named)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
     except OSError as error:
         raise errors.SettingsError(
             f"AWS's answers cannot be recorded in {folder}.",
@@ -77,7 +77,7 @@ def record(client: Any) -> None:
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         name = f"{answer['service']}.{answer['operation']}.{answer['status']}.{digest}.json"
         with suppress(OSError):
-            (folder / name).write_text(text + "\n", encoding="utf-8")
+            files.write(folder / name, text + "\n")
 
     client.meta.events.register("before-parse", before_parse)
 

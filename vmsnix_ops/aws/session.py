@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-from vmsnix_ops import __version__, errors
+from vmsnix_ops import __version__, credentials, errors
 from vmsnix_ops.aws import error_codes
 from vmsnix_ops.aws.irreversible import announce_before
 from vmsnix_ops.aws.permissions import denied_action
@@ -37,6 +37,7 @@ def session(region: str | None = None, profile: str | None = None) -> boto3.Sess
     import boto3
     from botocore.exceptions import ProfileNotFound
 
+    credentials.watch()
     try:
         return boto3.Session(region_name=region or None, profile_name=profile)
     except ProfileNotFound as error:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from vmsnix_ops import files
 from vmsnix_ops.disk import boot_machine
 from vmsnix_ops.disk.boot_console import Console, Finding
 from vmsnix_ops.disk.boot_machine import Accelerator, Hardware, find_hardware
@@ -178,7 +179,7 @@ def _attempt(guest: _Guest, hardware: Hardware) -> Booted:
         command = boot_machine.command(
             hardware, overlay, metadata, memory_mib=guest.memory_mib, cores=guest.cores, folder=place
         )
-        guest.console.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(guest.console.parent)
         with Console(guest.console, guest.expect) as heard, _running(command, seconds) as machine:
             started = time.monotonic()
             found = _listen(machine.stdout, heard, started + seconds)  # type: ignore[arg-type]  # a pipe

@@ -6,18 +6,22 @@ last lines.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from vmsnix_ops import files
 from vmsnix_ops.progress import counted
+from vmsnix_ops.redaction import LineRedactor, Redactor, secret_values
 from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
+RAW = ("utf-8", "surrogateescape")
 KEPT_BYTES = 8 * 2**20
 """How much of the console is written down as it came."""
 
@@ -63,7 +67,8 @@ class Console:
     """
 
     def __init__(self, path: Path, expect: re.Pattern[str]) -> None:
-        self._file = path.open("wb")
+        self._file = os.fdopen(files.create(path), "wb")
+        self._redactor = LineRedactor(Redactor(secret_values()))
         self._expect = expect
         self._line = ""
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -72,7 +77,8 @@ class Console:
     def feed(self, data: bytes) -> Finding | None:
         """Take some bytes; return the first line in them that decides, if there is one."""
         room = max(KEPT_BYTES - self.bytes, 0)
-        self._file.write(data[:room])
+        # Byte for byte what came, where it holds no secret.
+        self._file.write(self._redactor.feed(data[:room].decode(*RAW)).encode(*RAW))
         self.bytes += len(data)
         *whole, self._line = (self._line + data.decode("utf-8", "replace")).split("\n")
         for line in whole:
@@ -97,6 +103,7 @@ class Console:
         """End the file; what was left out of its middle is told, and the last lines follow."""
         if self._file.closed:
             return
+        self._file.write(self._redactor.flush().encode(*RAW))
         if self.bytes > KEPT_BYTES:
             told = f"\n[{counted(self.bytes - KEPT_BYTES, 'more byte')}; the last lines:]\n"
             self._file.write((told + "\n".join(self.tail()) + "\n").encode())

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmsnix_ops import files
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.errors import BuildFailedError, ImageNotFoundError, NixError, ParameterError, SettingsError
 from vmsnix_ops.nix.build_log import BuildLog, Standing, derivation_name
@@ -349,7 +350,7 @@ def _looks_like_a_path(text: str) -> bool:
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
     except OSError as error:
         raise SettingsError(
             f"The folder {folder} cannot be made.",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import __version__
+from vmsnix_ops import __version__, files
 from vmsnix_ops.errors import InterruptedRunError, RecordsError
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish.outcomes import recorded
@@ -118,8 +118,8 @@ class Journal:
         """Hold the journal's lock, so that nobody undoes what is under way; death releases it too."""
         descriptor = -1
         with self.saving():
-            self.run.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            files.make_folder(self.run.folder)
+            descriptor = files.create(self._path, os.O_RDWR)
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         try:
@@ -208,10 +208,8 @@ class Journal:
             "status": status,
             **more,
         }
-        with self.saving(), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, default=str) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self.saving():
+            files.append_line(self._path, json.dumps(line, default=str), durable=True)
 
 
 def record_run(run: RunContext, tables: Tables, status: str, started_at: datetime, **more: Any) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import errors
+from vmsnix_ops import errors, files
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import buckets, images, imports
 from vmsnix_ops.aws import tags as tagging
@@ -139,8 +139,7 @@ class Undo:
         told = [str(leftover) for leftover in removed]
         line = {"run_id": self.run_id, "step": "rollback", "status": "done", "removed": told}
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            files.append_line(self.path, json.dumps(line))
         except OSError as error:
             return errors.PartlyDoneError(
                 f"Removed: {', '.join(one.name for one in removed) or 'nothing'}.",

@@ -18,7 +18,9 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from vmsnix_ops import files
 from vmsnix_ops.errors import UnrecordedActError, VmsnixError
+from vmsnix_ops.redaction import Redactor, secret_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,8 +77,8 @@ def announce(act: str, resource: str, region: str = "") -> None:
     path = folder / FILE_NAME
     try:
         if make:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _append(path, json.dumps(line) + "\n")
+            files.make_folder(folder)
+        _append(path, Redactor(secret_values()).json(json.dumps(line)) + "\n")
     except OSError as error:
         why = f"The line that announces it could not be written to {path}: {error.strerror or error}."
         if isinstance(error.__context__, VmsnixError):  # a failure that was being cleaned up after
@@ -92,7 +94,7 @@ def announce(act: str, resource: str, region: str = "") -> None:
 def _append(path: Path, text: str) -> None:
     """Append a whole line and synchronise it, and the folder's entry when the file is new."""
     new = not path.exists()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = files.create(path, os.O_WRONLY | os.O_APPEND)
     try:
         data = text.encode()
         if os.write(descriptor, data) != len(data):  # a full disk takes a part

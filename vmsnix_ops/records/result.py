@@ -7,13 +7,12 @@ own.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import files
 from vmsnix_ops.errors import RecordsError, SchemaError, VmsnixError
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import echo, json_text
@@ -127,7 +126,7 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
         ) from error
     path = run.folder / FILE_NAME
     try:
-        _replace(path, text)
+        files.write(path, text)
     except OSError as error:
         raise RecordsError(
             f"The result of the run cannot be written to {path}.",
@@ -213,21 +212,6 @@ def _plain(value: object) -> object:
         return item()
     message = f"{value!r} is a {type(value).__name__}"
     raise TypeError(message)
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            # mkstemp makes files for their owner alone; a result is for whoever may enter the folder.
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def reference_page() -> str:

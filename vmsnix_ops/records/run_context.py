@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmsnix_ops import files
 from vmsnix_ops.errors import RecordsError, SettingsError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def current_run(
     named = environment.get("VMSNIX_RUN_DIR", "") if managed else ""
     folder = Path(named).absolute() if named else _state(settings, environment) / "runs" / run_id
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
     except OSError as error:
         raise RecordsError(
             f"The folder of the run cannot be made: {folder}.",

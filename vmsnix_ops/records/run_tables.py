@@ -15,11 +15,13 @@ import uuid
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import files
 from vmsnix_ops.errors import RecordsError
 from vmsnix_ops.records import schemas
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.secrets import without_secrets
 from vmsnix_ops.records.tables import Tables
+from vmsnix_ops.redaction import Redactor, secret_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -184,10 +186,10 @@ def _plain(data: pa.Table) -> list[dict[str, Any]]:
 
 def _write(path: Path, line: Mapping[str, Any]) -> bool:
     """Append one line with one write, so that threads do not mix; return whether it was written."""
-    text = json.dumps(line, ensure_ascii=False).encode()
+    text = Redactor(secret_values()).json(json.dumps(line, ensure_ascii=False)).encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        files.make_folder(path.parent)
+        descriptor = files.create(path, os.O_WRONLY | os.O_APPEND)
         try:
             # A line that a full disk cut before this one must not swallow it.
             return os.write(descriptor, b"\n" + text + b"\n") == len(text) + 2

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from vmsnix_ops import credentials as credentials_module
 from vmsnix_ops.errors import RecordsError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def _from_botocore(given: Mapping[str, str], region: str | None) -> tuple[dict[s
     import botocore.exceptions
     import botocore.session
 
+    credentials_module.watch()
     try:
         session = botocore.session.Session(profile=given.get("AWS_PROFILE") or None)
         credentials = session.get_credentials()

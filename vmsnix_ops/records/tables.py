@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmsnix_ops.errors import CommitConflictError, RecordsError, SchemaError
+from vmsnix_ops.files import create, make_folder, private_umask
 from vmsnix_ops.records import schemas
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.secrets import without_secrets
@@ -293,14 +294,15 @@ class Tables:
         import pyarrow.fs as pa_fs
 
         schema, new = schemas.schema(table), f"{table}.new-{moment}"
-        deltalake.write_deltalake(
-            self._place(new),
-            data,
-            name=schema.name,
-            description=schema.description,
-            configuration=CONFIGURATION,
-            storage_options=self._options(),
-        )
+        with private_umask():
+            deltalake.write_deltalake(
+                self._place(new),
+                data,
+                name=schema.name,
+                description=schema.description,
+                configuration=CONFIGURATION,
+                storage_options=self._options(),
+            )
         if files.get_file_info(table).type != pa_fs.FileType.NotFound:
             _move(files, table, f"{table}.damaged-{moment}", whole=not self.remote)
         _move(files, new, table, whole=not self.remote)
@@ -310,7 +312,7 @@ class Tables:
         import pyarrow.fs as pa_fs
 
         if not self.remote:
-            Path(self.location).mkdir(parents=True, exist_ok=True)
+            make_folder(Path(self.location))
             return pa_fs.SubTreeFileSystem(self.location, pa_fs.LocalFileSystem())
         from deltalake.fs import DeltaStorageHandler
 
@@ -325,7 +327,7 @@ class Tables:
             return None
         now = int(time.time() * 1000)
         commit = deltalake.CommitProperties(app_transactions=[deltalake.Transaction(name, 1, now)])
-        with self._translated(schema.name, "written"):
+        with self._translated(schema.name, "written"), private_umask():
             if delta is None:
                 deltalake.write_deltalake(
                     self._place(schema.name),
@@ -354,7 +356,7 @@ class Tables:
         delta = self._open(table)
         if delta is None:
             return None
-        with self._translated(table, "compacted"):
+        with self._translated(table, "compacted"), private_umask():
             before = len(delta.file_uris())
             delta.optimize.compact()
             delta.create_checkpoint()
@@ -409,9 +411,9 @@ class Tables:
         lock = self._lock_of(table)
         descriptor = -1
         with self._translated(table, "written"):
-            lock.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(lock.parent)
             with suppress(PermissionError):  # another user's
-                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                descriptor = create(lock, os.O_RDWR)
         try:
             with suppress(OSError, ValueError):  # a network file system without locks; no lock of ours
                 fcntl.flock(descriptor, fcntl.LOCK_EX)

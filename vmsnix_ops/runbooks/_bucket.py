@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import credentials
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.errors import ArchiveError
 
@@ -129,6 +130,7 @@ def _client(
     import boto3
     from botocore.config import Config
 
+    credentials.watch()
     session = boto3.session.Session(
         aws_access_key_id=key,
         aws_secret_access_key=secret,

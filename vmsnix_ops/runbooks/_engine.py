@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmsnix_ops.runbooks._interrupts import Interrupter
+    from vmsnix_ops.runbooks.secrets import Inbox
 
 ENGINE = "vmsnix"
 QUIET = logging.getLogger("vmsnix_ops.runbooks.engine")
@@ -42,6 +43,9 @@ QUIET.propagate = False
 STARTUP_SECONDS = 120  # a loaded CI machine is slow to start a kernel
 SHUTDOWN_SECONDS = 1.0  # a graceful shutdown stalls for 3.3 s in one run of ten otherwise
 IOPUB_SECONDS = 120  # output that is still under way when the cell has ended
+
+
+SETTLING = frozenset({"display_data", "execute_result", "error", "clear_output"})
 
 
 class KernelStartError(Exception):
@@ -68,6 +72,8 @@ class Session:
         Takes what the kernel's process says outside of cells: crashes, and noise while it ends.
     save
         Called with the notebook after every cell, so that a killed run leaves its evidence.
+    inbox
+        Learns the credentials of the kernel.
     waiting
         Called while the kernel starts.
     notebook
@@ -82,6 +88,7 @@ class Session:
     kernel_log: Path
     save: Callable[[Any], None]
     waiting: Callable[[], None]
+    inbox: Inbox
     notebook: Any = None
     cells_started: int = 0
 
@@ -174,13 +181,16 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
                 self.session.save(self.nb)
 
     def process_message(self, message: Any, cell: Any, cell_index: int) -> Any:
+        self.session.inbox.drain()  # first: what is printed next may be a secret that it has just got
         kind, content = message["msg_type"], message["content"]
+        if kind in SETTLING:
+            self._settle(cell)
         if kind == "display_data" and MESSAGE in content["data"]:
             text = self.session.live.progress(content["data"][MESSAGE])
             kind = message["msg_type"] = message["header"]["msg_type"] = "stream"
             content = message["content"] = {"name": "stdout", "text": text}
         elif kind == "stream":
-            self.session.live.stream(content["name"], content["text"])
+            content["text"] = self.session.live.stream(content["name"], content["text"])
         if kind == "stream":
             if not content["text"]:
                 return None
@@ -208,18 +218,32 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
             return data
         return {"text/plain": f"[... an output of {size:,} characters is left out ...]"}
 
+    def _settle(self, cell: Any) -> None:
+        """Append the unfinished lines that were held back until it was known whether they hold a secret."""
+        for name, text in self.session.live.settle():
+            kept = self._kept.setdefault(name, Kept(self._cell_limit()))
+            head = kept.feed(text)
+            if head:
+                self._kept_total += len(head)
+                self._append(cell, name, head)
+
+    def _append(self, cell: Any, name: str, text: str) -> None:
+        streams = [output for output in cell.outputs if output.get("name") == name]
+        if streams:
+            streams[-1]["text"] += text
+        else:
+            cell.outputs.append(_stream(name, text))
+
     def _close_cell(self, cell: Any) -> None:
         """Append the end of what was printed to a cell whose middle was left out."""
+        self.session.inbox.drain()
+        self._settle(cell)
         for name, kept in self._kept.items():
             end = kept.end()
             if not end:
                 continue
             self._kept_total += len(end)
-            streams = [output for output in cell.outputs if output.get("name") == name]
-            if streams:
-                streams[-1]["text"] += end
-            else:
-                cell.outputs.append(_stream(name, end))
+            self._append(cell, name, end)
 
 
 class _Engine(Engine):  # type: ignore[misc]
@@ -256,7 +280,11 @@ class _Engine(Engine):  # type: ignore[misc]
         )
         with session.kernel_log.open("ab") as words:
             client.execute(
-                cwd=str(session.cwd), env=dict(session.environment), stdout=words, stderr=subprocess.STDOUT
+                cwd=str(session.cwd),
+                env={**session.environment, "VMSNIX_SECRETS": str(session.inbox.descriptor)},
+                stdout=words,
+                stderr=subprocess.STDOUT,
+                pass_fds=(session.inbox.descriptor,),
             )
 
 

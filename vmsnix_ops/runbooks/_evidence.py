@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import platform
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import ArchiveError, RunError, VmsnixError
 from vmsnix_ops.records.result import KEYS, runs_row
-from vmsnix_ops.redaction import HINT
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks.secrets import Redactor
 from vmsnix_ops.runbooks.verdict import PARTLY, Failure, Verdict
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.settings import Settings
 
 
-TEXTS = frozenset({".csv", ".html", ".json", ".jsonl", ".md", ".txt", ".log", ".toml", ".yaml", ".yml"})
 OWN = {archives.NOTEBOOK: "notebook", archives.REPORT: "report", archives.LOG: "log"}
 
 
@@ -95,7 +92,7 @@ def write_notebook(
     scan = Redactor(redactor.values)
     scan.notebook(kept)
     text = nbformat.writes(kept)  # type: ignore[no-untyped-call]
-    archives.write_whole(folder.path(archives.NOTEBOOK), text)
+    folder.write(archives.NOTEBOOK, text)
     return kept, scan.found
 
 
@@ -128,13 +125,14 @@ def keep(
     try:
         from vmsnix_ops.runbooks import report
 
-        archives.write_whole(folder.path(archives.REPORT), report.render(kept, values))
+        folder.write(archives.REPORT, report.render(kept, values))
     except Exception as error:  # noqa: BLE001 - the run is over; a page that fails must not hide its verdict
         problems.append(f"The report could not be made: {type(error).__name__}: {error}")
     if record:
         problems += [f"The history is not complete: {text}" for text in _save_rows(run)]
+    folder.clean()
+    found |= redactor.found
     others = [name for name in folder.names() if name not in OWN]
-    found |= _clean(folder, others, redactor)
     bring(folder, values, [archives.NOTEBOOK, archives.REPORT, *others])
     if found:
         live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
@@ -182,22 +180,6 @@ def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) 
         "files": {},
         "problems": [],
     }
-
-
-def _clean(folder: archives.RunFolder, names: list[str], redactor: Redactor) -> dict[str, int]:
-    """Take the secrets out of what the notebook left beside its result; return what was removed."""
-    scan = Redactor(redactor.values)
-    for name in names:
-        path = folder.path(name)
-        if path.suffix not in TEXTS or path.is_symlink():
-            continue
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        if not re.search(HINT, text) and not any(value in text for value in scan.values):
-            continue
-        clean = scan.text(text)
-        if clean != text:
-            path.write_text(clean, encoding="utf-8", errors="surrogateescape")
-    return scan.found
 
 
 def bring(folder: archives.RunFolder, values: dict[str, Any], names: list[str]) -> None:

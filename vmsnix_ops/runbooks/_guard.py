@@ -9,6 +9,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import files
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
@@ -60,8 +62,7 @@ def refusals(folder: Path) -> list[dict[str, str]]:
 
 
 def _note(path: Path, error: SideEffectsError) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"what": error.what, "why": error.why, "cure": error.cure}) + "\n")
+    files.append_line(path, json.dumps({"what": error.what, "why": error.why, "cure": error.cure}))
 
 
 def _hook(module: ModuleType, guard: Callable[[], Guard]) -> None:

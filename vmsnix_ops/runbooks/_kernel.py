@@ -12,6 +12,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vmsnix_ops import credentials, files
+from vmsnix_ops.redaction import remember
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -30,6 +33,22 @@ def load_ipython_extension(shell: Any) -> None:
         from vmsnix_ops.runbooks import _guard
 
         _guard.install(cast("Level", level), os.environ.get("VMSNIX_RUNBOOK", "The notebook"), Path(folder))
+    _know_secrets()
+    if folder:  # what a run writes is private; a notebook in JupyterLab keeps its user's umask
+        files.share(os.environ.get("VMSNIX_SHARED") == "true")
+        files.be_private()
+
+
+def _know_secrets() -> None:
+    """Learn the credentials of this process, and tell them to the runner before anything can print them."""
+    credentials.watch()
+    remember(*credentials.of_files())
+    descriptor = os.environ.pop("VMSNIX_SECRETS", "")
+    if not descriptor:
+        return
+    from vmsnix_ops.runbooks.secrets import report_to
+
+    report_to(int(descriptor))
 
 
 def _show_whole_frames(shell: Any) -> None:
@@ -60,8 +79,7 @@ def _keep_error(result: Any) -> None:
     folder = os.environ.get("VMSNIX_RUN_DIR")
     if error is None or folder is None:
         return
-    path = Path(folder) / ERROR_FILE
-    path.write_text(json.dumps(describe(error), default=str), encoding="utf-8")
+    files.write(Path(folder) / ERROR_FILE, json.dumps(describe(error), default=str))
 
 
 def describe(error: BaseException) -> dict[str, object]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import re
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
+from vmsnix_ops import files
 from vmsnix_ops.progress import Event, Lines, counted
 from vmsnix_ops.runbooks.secrets import LineRedactor, Redactor
 from vmsnix_ops.text import lines as as_lines
@@ -121,7 +122,7 @@ class Live:
         on_event: Reporter | None = None,
         folds: bool = False,
     ) -> None:
-        self._log = log.open("w", encoding="utf-8")
+        self._log = files.open_text(log)
         self._screen = screen
         self._streams: dict[str, LineRedactor] = {}
         self._redactor = redactor
@@ -130,15 +131,20 @@ class Live:
         self._progress = io.StringIO()
         self._lines_of = Lines(self._progress, folds=folds)
 
-    def stream(self, name: str, text: str) -> None:
-        """Take a piece of standard output or standard error."""
+    def stream(self, name: str, text: str) -> str:
+        """Take a piece of standard output or standard error; return what may be kept of it now.
+
+        A line without its end is held back, until `settle`: its secret may only have begun.
+        """
         lines = self._streams.setdefault(name, LineRedactor(self._redactor))
-        self._show(as_lines(lines.feed(plain(text))))
+        clean = lines.feed(text)
+        self._show(as_lines(plain(clean)))
+        return clean
 
     def progress(self, data: dict[str, Any]) -> str:
         """Take an event of a step, and return the lines that it is worth, if any."""
         event = Event(**data)
-        event = replace(event, message=self._redactor.text(event.message))
+        event = Event(**self._redactor.anything(asdict(event)))
         if self._on_event is not None:
             self._on_event(event)
         self._lines_of(event)
@@ -155,19 +161,21 @@ class Live:
         text = "".join(data.get("text/plain", "")).rstrip()
         if text and not NO_TEXT_OF_ITS_OWN.match(text):
             self.settle()
-            self._show(as_lines(self._redactor.text(plain(text))) + "\n")
+            self._show(as_lines(plain(self._redactor.text(text))) + "\n")
 
     def note(self, text: str, *, screen: bool = True) -> None:
         """Write a line of the runner's own."""
         self.settle()
-        self._show(as_lines(self._redactor.text(plain(text))) + "\n", screen=screen)
+        self._show(as_lines(plain(self._redactor.text(text))) + "\n", screen=screen)
 
-    def settle(self) -> None:
-        """Show the unfinished lines that are still held back."""
-        for lines in self._streams.values():
-            rest = as_lines(lines.flush())
-            if rest:
-                self._show(rest if rest.endswith("\n") else rest + "\n")
+    def settle(self) -> list[tuple[str, str]]:
+        """Show the unfinished lines that are still held back, and return them with their streams."""
+        settled = [(name, rest) for name, lines in self._streams.items() if (rest := lines.flush())]
+        for _, rest in settled:
+            text = as_lines(plain(rest))
+            if text:
+                self._show(text if text.endswith("\n") else text + "\n")
+        return settled
 
     def close(self) -> None:
         """Show what is left and close the log."""

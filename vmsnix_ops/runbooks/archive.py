@@ -22,8 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import credentials, files
 from vmsnix_ops.aws.permissions import needs_of
 from vmsnix_ops.errors import ArchiveError
+from vmsnix_ops.redaction import Redactor, remember, secret_values
 from vmsnix_ops.runbooks import _bucket
 from vmsnix_ops.text import json as as_json
 
@@ -73,13 +75,17 @@ class RunFolder:
         ``s3://bucket/prefix`` when that is where the archive is, else empty.
     environment
         Variables with which S3 is reached, when they differ from this process's.
+    redactor
+        Who knows what is secret: nothing is written or sent without it.
     """
 
     run_id: str
     local: Path
     remote: str
     environment: Mapping[str, str]
+    redactor: Redactor = field(default_factory=Redactor, repr=False)
     _alive: list[int] = field(default_factory=list)
+    _seen: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def entry(self) -> str:
@@ -92,7 +98,12 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, object]) -> None:
         """Write a JSON file whole or not at all."""
-        write_whole(self.path(name), as_json(value, indent=2) + "\n")
+        clean = self.redactor.anything(value)
+        self.write(name, as_json(clean, indent=2) + "\n")
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file whole or not at all, and without secrets."""
+        files.write(self.path(name), content, redactor=self.redactor)
 
     def names(self) -> list[str]:
         """Return the names of all files that the run has left, such as ``"findings.csv"``, but the entry."""
@@ -113,7 +124,7 @@ class RunFolder:
         path = self.path(name)
         if not path.is_file():
             return None
-        content = path.read_bytes()
+        content = self._clean(path)
         digest = hashlib.sha256(content).hexdigest()
         place = f"{self.remote}/objects/{digest}/{path.name}" if self.remote else str(path)
         if self.remote:
@@ -138,7 +149,7 @@ class RunFolder:
         self.rest()
         if not self.remote:
             return
-        entry = self.path(RESULT).read_bytes()
+        entry = self._clean(self.path(RESULT))
         with self._explained(self.entry):
             _bucket.put(self.environment, self.entry, entry)
         if done:
@@ -150,6 +161,50 @@ class RunFolder:
         with suppress(OSError):  # not empty
             self.local.rmdir()
 
+    def clean(self) -> None:
+        """Take the secrets out of everything that lies in the folder, whoever wrote it.
+
+        Files are only rewritten when they hold a secret. Links that name one, and names of files that do, are
+        replaced.
+        """
+        for folder, folders, names in os.walk(self.local, topdown=False):
+            for name in sorted((*folders, *names)):
+                path = Path(folder, name)
+                if name == ALIVE:
+                    continue
+                with suppress(FileNotFoundError):  # of a process that is still at work
+                    self._clean_name(path)
+
+    def _clean_name(self, path: Path) -> None:
+        if path.is_symlink():
+            target = str(path.readlink())
+            clean = self.redactor.text(target)
+            if clean != target:
+                path.unlink()
+                files.write(path, f"a link to {clean}\n", redactor=self.redactor)
+        if path.is_file():
+            self._clean(path)
+        name = self.redactor.text(path.name)
+        if name != path.name:
+            path.rename(path.with_name(name.replace("/", "_")))
+
+    def _clean(self, path: Path) -> bytes:
+        """Return the content of a file without secrets, after taking them out of the file."""
+        status = path.stat()
+        seen = (status.st_mtime_ns, status.st_size, self.redactor.state())
+        content = path.read_bytes()
+        if self._seen.get(path) == seen:
+            return content
+        clean = self.redactor.content(content, path.name)
+        if clean != content:
+            if path.is_symlink():  # what it leads to is not ours
+                path.unlink()
+            files.write(path, clean, redactor=self.redactor)
+            status = path.stat()
+            seen = (status.st_mtime_ns, status.st_size, self.redactor.state())
+        self._seen[path] = seen
+        return clean
+
     def rest(self) -> None:
         """Tell everybody that the run's process has nothing more to do."""
         while self._alive:
@@ -158,7 +213,7 @@ class RunFolder:
 
     def live(self) -> None:
         """Tell everybody that the run's process is alive, until `rest` or its death."""
-        descriptor = os.open(self.path(ALIVE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = files.create(self.path(ALIVE), os.O_RDWR)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._alive.append(descriptor)
@@ -200,9 +255,11 @@ def open_folder(
     """
     remote = str(archive).rstrip("/") if _bucket.is_remote(archive) else ""
     local = (work if remote else Path(archive)).absolute() / run_id
-    folder = RunFolder(run_id, local, remote, environment)
+    credentials.watch()
+    remember(*credentials.of_files(environment))
+    folder = RunFolder(run_id, local, remote, environment, Redactor(secret_values(environment)))
     try:
-        local.mkdir(parents=True)
+        files.make_folder(local, new=True)
         folder.live()  # first: an entry that says "running" without it belongs to a lost run
         folder.write_json(RESULT, started)
     except OSError as error:
@@ -240,10 +297,3 @@ def is_alive(folder: Path) -> bool:
 def archivist_actions() -> tuple[str, ...]:
     """Return what keeping evidence in a bucket needs, and reading it."""
     return needs_of(_bucket.put, _bucket.put_once, _bucket.get, _bucket.folders)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old one or the new one, never a half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

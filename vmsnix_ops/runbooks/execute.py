@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -27,7 +27,7 @@ from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks._interrupts import signals
 from vmsnix_ops.runbooks._kernel import ERROR_FILE
 from vmsnix_ops.runbooks._output import Limits, Live
-from vmsnix_ops.runbooks.secrets import Redactor, secret_values
+from vmsnix_ops.runbooks.secrets import Inbox, Redactor
 from vmsnix_ops.runbooks.verdict import Failure, Verdict, judge, kept_error
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _run(
     *,
     record: bool,
 ) -> RunOutcome:
-    redactor = Redactor(secret_values(prepared.environment))
+    redactor = prepared.folder.redactor
     clock = time.monotonic()
     with ExitStack() as stack:
         stopper = stack.enter_context(signals(interrupter))
@@ -284,8 +284,10 @@ def _execute(
 
     def save(executed: Any) -> None:
         _evidence.write_notebook(prepared.folder, executed, redactor)
+        with suppress(OSError):  # at the end it is done once more, and then it counts
+            prepared.folder.clean()
 
-    with tempfile.TemporaryDirectory(prefix="vmsnix-ipython-") as ipython:
+    with tempfile.TemporaryDirectory(prefix="vmsnix-ipython-") as ipython, closing(Inbox()) as inbox:
         kernel_log = Path(ipython) / "kernel.log"
         session = _engine.Session(
             environment=_kernel_environment(prepared, ipython),
@@ -295,6 +297,7 @@ def _execute(
             interrupter=stopper,
             kernel_log=kernel_log,
             save=save,
+            inbox=inbox,
             waiting=partial(_imports.warm_up, record=record),
         )
         crash = None
@@ -330,6 +333,7 @@ def _kernel_environment(prepared: _evidence.Run, ipython: str) -> dict[str, str]
     return {
         **own,
         **kernels.python_path(prepared.environment),
+        "VMSNIX_SHARED": "true" if prepared.settings.shared else "false",
         "VMSNIX_RUN_ID": prepared.folder.run_id,
         "VMSNIX_RUNBOOK": prepared.runbook.name,
         "VMSNIX_RUN_DIR": str(prepared.folder.local),

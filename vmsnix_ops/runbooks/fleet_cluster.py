@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from vmsnix_ops import files
 from vmsnix_ops.errors import FleetError, PlanError, ToolMissingError, nearest
+from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import lines
 
 if TYPE_CHECKING:
@@ -254,10 +256,10 @@ def new_certificate() -> tuple[str, str]:
 
 
 class _Safe(logging.Formatter):
-    """Keeps text from outside inside its own record."""
+    """Keeps text from outside inside its own record, and secrets out of it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return lines(super().format(record), indent="  | ")
+        return lines(Redactor(secret_values()).text(super().format(record)), indent="  | ")
 
 
 @contextmanager
@@ -265,8 +267,8 @@ def _log_to(path: Path) -> Iterator[None]:
     """Send what Dask logs to a file, and leave its loggers as they were."""
     import distributed  # noqa: F401 - sets its loggers up when it is first imported, which must be before
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    files.make_folder(path.parent)
+    handler = logging.StreamHandler(files.open_text(path, append=True))
     handler.setFormatter(_Safe("%(asctime)s %(name)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger.handlers[:], logger.propagate) for logger in loggers]
@@ -278,3 +280,4 @@ def _log_to(path: Path) -> Iterator[None]:
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
             logger.handlers[:], logger.propagate = handlers, propagate
         handler.close()
+        handler.stream.close()

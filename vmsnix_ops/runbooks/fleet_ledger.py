@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vmsnix_ops import files
 from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.errors import ArchiveError
-from vmsnix_ops.runbooks.archive import write_whole
+from vmsnix_ops.redaction import Redactor, secret_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,19 +87,19 @@ class FolderLedger:
         """Replace a document under the folder's lock; see `Ledger.write`."""
         text = _text(value)
         try:
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder((self.folder / name).parent)
             with self._locked():
                 kept = self.read(name)
                 if (kept.version if kept else None) != last:
                     raise StaleError(name)
-                write_whole(self.folder / name, text)
+                files.write(self.folder / name, text)
         except OSError as error:
             raise _refused("written", str(self.folder / name), error) from error
         return hashlib.sha256(text.encode()).hexdigest()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = files.create(self.folder / ".lock", os.O_RDWR)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -204,7 +205,8 @@ def change(
 
 
 def _text(value: Document) -> str:
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n"
+    return Redactor(secret_values()).json(text)
 
 
 def _parsed(text: bytes, place: str) -> Document:

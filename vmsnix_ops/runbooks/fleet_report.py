@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from importlib.resources import files
+from importlib.resources import files as resources
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import files
 from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks.report import POLICY
@@ -111,8 +112,8 @@ def write(
     }
     values = redactor.anything(values)
     documents = redactor.anything([dict(document) for document in outcome.documents])
-    folder.local.mkdir(parents=True, exist_ok=True)
-    archives.write_whole(folder.path(archives.REPORT), page(values, documents, folder.local))
+    files.make_folder(folder.local)
+    folder.write(archives.REPORT, page(values, documents, folder.local))
     folder.write_json(archives.FLEET, {"fleet": values, "targets": documents})
     for name in (archives.REPORT, archives.FLEET, archives.LOG):
         kept = folder.keep(name)
@@ -127,7 +128,7 @@ def write(
 
 def page(values: Mapping[str, Any], documents: Sequence[Document], folder: Path) -> str:
     """Return the page: what there is to know of the fleet, then every target with its tries over time."""
-    style = (files("vmsnix_ops.runbooks") / "_report" / "report.css").read_text(encoding="utf-8") + STYLE
+    style = (resources("vmsnix_ops.runbooks") / "_report" / "report.css").read_text(encoding="utf-8") + STYLE
     status = html(str(values["status"]))
     title = f"Fleet {values['fleet']}: {values['status']}"
     counts = ", ".join(f"{count} {state}" for state, count in sorted(values["targets"].items()))

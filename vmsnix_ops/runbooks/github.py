@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.progress import human_bytes, human_seconds
+from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import github_value, markdown, markdown_code
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def tell(values: Mapping[str, Any], environment: Mapping[str, str]) -> None:
             continue
         try:
             with Path(place).open("a", encoding="utf-8") as file:
-                file.write(text)
+                file.write(Redactor(secret_values(environment)).text(text))
         except OSError as error:
             raise RunError(
                 f"{variable} cannot be written: {place}.",

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vmsnix_ops import files
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.runbooks import archive, catalog
 from vmsnix_ops.runbooks._interrupts import Interrupter
@@ -35,7 +36,7 @@ def main(folder: Path) -> None:
     watch.start()
     outcome: dict[str, Any] = {key: request[key] for key in ("run_id", "runbook")}
     try:
-        with (folder / SCREEN).open("w", encoding="utf-8") as screen:
+        with files.open_text(folder / SCREEN) as screen:
             outcome |= asdict(
                 run(
                     catalog.read(Path(request["notebook"])),
@@ -51,7 +52,7 @@ def main(folder: Path) -> None:
     over.set()
     if outcome["verdict"] == "interrupted" and stopper.requested:
         outcome |= _undo(request["run_id"], Path(request["run_folder"]))
-    archive.write_whole(folder / OUTCOME, json.dumps(outcome, default=str))
+    files.write(folder / OUTCOME, json.dumps(outcome, default=str))
 
 
 def _watch(wish: Path, stopper: Interrupter, over: threading.Event) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.runbooks import archive
 from vmsnix_ops.runbooks.evidence import open_archive
@@ -66,7 +67,7 @@ def bring(run_id: str, place: Place) -> Evidence:
     folder = Path(os.environ.get("JPY_SESSION_NAME", "")).absolute().parent / FOLDER / run_id
     where = f"{settings.archive.rstrip('/')}/{run_id}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         problem = _copy(shelf, entry, folder)
         _clear(folder.parent)
     except OSError as error:
@@ -86,12 +87,10 @@ def bring(run_id: str, place: Place) -> Evidence:
 def _copy(shelf: Archive, entry: Entry, folder: Path) -> str:
     """Copy what there is; return what is wrong with the rest."""
     problems = []
-    archive.write_whole(
-        folder / archive.RESULT, json.dumps(entry.values, indent=2, ensure_ascii=False) + "\n"
-    )
+    files.write(folder / archive.RESULT, json.dumps(entry.values, indent=2, ensure_ascii=False) + "\n")
     for name in FILES:
         try:
-            (folder / name).write_bytes(shelf.fetch(entry, name))
+            files.write(folder / name, shelf.fetch(entry, name))
         except ArchiveError as error:
             problems.append(f"{error.what} {error.why}".strip())
     return " ".join(problems)

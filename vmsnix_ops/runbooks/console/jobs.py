@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import files
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.records.run_context import new_run_id
-from vmsnix_ops.runbooks import archive, kernels, parameters
+from vmsnix_ops.runbooks import kernels, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,7 +86,7 @@ class Job:
 
     def cancel(self, *, at_once: bool = False) -> None:
         """Ask it to stop: its notebook is interrupted and cleans up; with `at_once` its kernel is killed."""
-        archive.write_whole(self.folder / CANCEL, "2" if at_once else "1")
+        files.write(self.folder / CANCEL, "2" if at_once else "1")
 
 
 def start(
@@ -133,8 +134,8 @@ def start(
         "started_at": time.time(),
     }
     try:
-        folder.mkdir(parents=True, mode=0o700)
-        archive.write_whole(folder / REQUEST, json.dumps(request, default=str))
+        files.make_folder(folder, new=True)
+        files.write(folder / REQUEST, json.dumps(request, default=str))
         _spawn(folder, place, Path.cwd() if cwd is None else cwd)
     except OSError as error:
         raise RunError(
@@ -187,7 +188,7 @@ def _spawn(folder: Path, place: Place, cwd: Path) -> None:
     environment.pop("JPY_SESSION_NAME", None)
     environment.pop("JPY_PARENT_PID", None)
     program = [sys.executable, "-m", "vmsnix_ops.runbooks.console._job", str(folder)]
-    with (folder / LOCK).open("w") as lock, (folder / WORDS).open("w") as words:
+    with files.open_text(folder / LOCK) as lock, files.open_text(folder / WORDS) as words:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the process inherits it, and keeps it until its end
         subprocess.run(
             ["sh", "-c", SHELL, "sh", *program],

@@ -1,0 +1,211 @@
+"""Knows which AWS credentials this process uses, so that `vmsnix_ops.redaction` takes them out of evidence.
+
+Credentials that are not in the environment come from profiles, SSO, roles, the instance, a container or
+a program. `watch` gets them from botocore at the moment when botocore has them, before anybody else can
+print them; `of_files` reads those that are in AWS's own files, and calls nobody.
+"""
+
+from __future__ import annotations
+
+import configparser
+import functools
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.redaction import remember
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import ModuleType
+
+HOOKED = ("botocore.credentials", "botocore.client", "botocore.tokens")
+SECRET_KEYS = frozenset(
+    {
+        "accesstoken",
+        "authorizationtoken",
+        "aws_secret_access_key",
+        "aws_session_token",
+        "clientsecret",
+        "refreshtoken",
+        "secretaccesskey",
+        "secretbinary",
+        "secretstring",
+        "sessiontoken",
+        "sso_client_secret",
+    }
+)
+LARGEST_FILE = 1_000_000  # bytes; a cache of SSO has 2,000
+
+
+def watch() -> None:
+    """Remember every secret key and token that botocore gets in this process, from now on.
+
+    botocore is heavy, and not every process imports it, so this waits for its import. Safe to repeat.
+    """
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Finder())
+    for name in HOOKED:
+        if name in sys.modules:
+            _hook(sys.modules[name])
+
+
+def of_files(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the secrets in AWS's own files: all profiles, and what SSO and assumed roles have cached.
+
+    Parameters
+    ----------
+    environment
+        Variables that name the files; ``os.environ`` by default.
+    """
+    given = os.environ if environment is None else environment
+    home = Path(given.get("HOME") or "~").expanduser()
+    found: list[str] = []
+    for variable, name in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
+        path = Path(given[variable]).expanduser() if given.get(variable) else home / ".aws" / name
+        parser = configparser.RawConfigParser(strict=False, default_section="", allow_no_value=True)
+        try:
+            parser.read_string(_read(path))
+        except configparser.Error:
+            continue
+        for section in parser.sections():
+            found += [value for key, value in parser.items(section) if key in SECRET_KEYS and value]
+    for folder in ("sso/cache", "cli/cache", "login/cache"):
+        try:
+            paths = sorted((home / ".aws" / folder).glob("*.json"))
+        except OSError:
+            continue
+        for path in paths:
+            try:
+                found += _secrets(json.loads(_read(path) or "null"))
+            except (ValueError, RecursionError):
+                continue
+    token_files = ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
+    found += [_read(Path(given[name])).strip() for name in token_files if given.get(name)]
+    return tuple(dict.fromkeys(filter(None, found)))
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > LARGEST_FILE or not path.is_file():
+            return ""
+        return path.read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError):
+        return ""
+
+
+def _secrets(value: Any, depth: int = 6) -> Iterator[str]:
+    """Yield the secrets in an answer of AWS, or in what was kept of one."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, bytes):
+                item = item.decode("utf-8", "replace")
+            if isinstance(item, str) and str(key).replace("-", "").lower() in SECRET_KEYS:
+                yield item
+            elif isinstance(item, dict | list) and depth:
+                yield from _secrets(item, depth - 1)
+    elif isinstance(value, list) and depth:
+        for item in value:
+            yield from _secrets(item, depth - 1)
+
+
+def _hook(module: ModuleType) -> None:
+    if module.__name__ == "botocore.credentials":
+        for kind in (module.Credentials, module.RefreshableCredentials):
+            for name in ("__init__", "_set_from_data"):
+                if name in vars(kind):
+                    _remember_after(kind, name)
+    elif module.__name__ == "botocore.client":
+        _hook_answers(module)
+
+
+def _remember_after(kind: Any, name: str) -> None:
+    original = getattr(kind, name)
+
+    @functools.wraps(original)
+    def method(self: Any, *given: Any, **more: Any) -> Any:
+        answer = original(self, *given, **more)
+        values = vars(self)  # as they are: reading the property of one that refreshes would refresh it
+        remember(*(_text(values.get(key)) for key in ("secret_key", "token", "_secret_key", "_token")))
+        return answer
+
+    setattr(kind, name, method)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _hook_answers(module: ModuleType) -> None:
+    """Remember the secrets that an operation answers with, such as the keys of AssumeRole."""
+    original = module.BaseClient._make_api_call
+
+    @functools.wraps(original)
+    def call(self: Any, operation_name: str, api_params: dict[str, Any]) -> Any:
+        answer = original(self, operation_name, api_params)
+        service = self.meta.service_model.service_name
+        if service in (
+            "sts",
+            "sso",
+            "sso-oidc",
+            "iam",
+            "cognito-identity",
+            "secretsmanager",
+            "ecr",
+            "signin",
+        ):
+            remember(*_secrets(answer))
+        elif service == "ssm":
+            remember(*_secure_strings(answer))
+        return answer
+
+    module.BaseClient._make_api_call = call
+
+
+def _secure_strings(answer: Any) -> Iterator[str]:
+    parameters = [answer.get("Parameter"), *answer.get("Parameters", ())]
+    for parameter in parameters:
+        if isinstance(parameter, dict) and parameter.get("Type") == "SecureString":
+            yield str(parameter.get("Value", ""))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Hooks botocore's modules when they have been imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in HOOKED:
+            return None
+        for finder in sys.meta_path:  # another guard may wait for the same module
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader)
+                return spec
+        return None
+
+
+class _Loader(importlib.abc.Loader):
+    """Loads a module as another loader does, and hooks it."""
+
+    def __init__(self, original: Any) -> None:
+        self._original = original
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._original.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._original.exec_module(module)
+        _hook(module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
