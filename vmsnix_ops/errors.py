@@ -38,6 +38,7 @@
     │   └── DeadlineError
     ├── RecordsError
     │   ├── SchemaError
+    │   ├── UnsavedError           exit code 3: the work is done, its record could not be saved
     │   └── CommitConflictError
     ├── RunError
     │   ├── RunFailedError
@@ -349,6 +350,12 @@ class RecordsError(VmsnixError):
 
 class SchemaError(RecordsError):
     """A frame does not have the documented columns."""
+
+
+class UnsavedError(RecordsError):
+    """The work is done, and its record could not be saved."""
+
+    exit_code = 3
 
 
 class CommitConflictError(RecordsError):

@@ -66,6 +66,13 @@ class Changes:
     frame: pd.DataFrame = field(repr=False)
     since: Mapping[tuple[str, str], datetime]
 
+    @classmethod
+    def none(cls) -> Changes:
+        """Return that nothing was compared."""
+        import pandas as pd
+
+        return cls(pd.DataFrame(columns=list(COLUMNS)), {})
+
     def count(self, change: str) -> int:
         """Return how many resources were ``added``, are ``gone`` or ``changed``."""
         return int((self.frame["change"] == change).sum())
@@ -135,7 +142,7 @@ def since_last(inventory: Inventory, tables: Tables) -> Changes:
     places = [place for place in looked if place not in blind]
     before = _before(inventory, places, tables) if places else {}
     if not before:
-        return Changes(pd.DataFrame(columns=list(COLUMNS)), {})
+        return Changes.none()
     columns = [*IDENTITY, *COMPARED, "monthly_usd"]
     then = _rows_of(before, tables, columns)
     keys = _keys(inventory.frame)

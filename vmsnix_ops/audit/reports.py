@@ -16,7 +16,7 @@ from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit import page, views
 from vmsnix_ops.nix.versions import all_wanted
 from vmsnix_ops.progress import counted
-from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.result import saving, write_result
 from vmsnix_ops.records.secrets import frame_without_secrets
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -42,11 +42,14 @@ class Audit:
     ----------
     inventory, findings, changes
         What was seen, what is wrong with it, and what changed.
+    problems
+        What could not be read from the tables or written to them, as sentences.
     """
 
     inventory: Inventory
     findings: pd.DataFrame
     changes: Changes
+    problems: tuple[str, ...] = ()
 
     def summary(self) -> pd.DataFrame:
         """Return how many findings each rule has."""
@@ -160,10 +163,18 @@ def judge(
     """
     tables = tables or open_tables(load())
     measure = check(old_days=old_days, known_accounts=known_accounts, packages=packages)
-    changed = comparing.since_last(inventory, tables)
+    problems = []
+    try:
+        changed = comparing.since_last(inventory, tables)
+    except errors.RecordsError as error:
+        changed = comparing.Changes.none()
+        problems.append(f"What changed since the last audit is not known. {error}")
     found = judging.evaluate(inventory, measure=measure, tables=tables)
-    comparing.store(inventory, tables)
-    return Audit(inventory, found, changed)
+    try:
+        comparing.store(inventory, tables)
+    except errors.RecordsError as error:
+        problems.append(f"The next audit cannot compare itself with this one. {error}")
+    return Audit(inventory, found, changed, tuple(problems))
 
 
 def write(audit: Audit, folder: Path) -> dict[str, Path]:
@@ -198,12 +209,14 @@ def write(audit: Audit, folder: Path) -> dict[str, Path]:
 def finish(audit: Audit) -> None:
     """Write the report beside ``result.json``, and ``result.json`` itself."""
     run = audit.inventory.run
-    paths = write(audit, run.folder)
+    with saving(run.folder):
+        paths = write(audit, run.folder)
     summary = audit.summary()
     shown = summary[["severity", "rule", "findings"]]
     by_severity = audit.findings["severity"].value_counts()
     values: dict[str, Any] = {
-        "status": "partly" if audit.inventory.unread else "done",
+        "status": "partly" if audit.inventory.unread or audit.problems else "done",
+        "problems": list(audit.problems),
         "inventory": paths["inventory.csv"],
         "findings": paths["findings.csv"],
         "page": paths["audit.html"],

@@ -7,13 +7,14 @@ own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
-from vmsnix_ops.errors import RecordsError, SchemaError, VmsnixError
+from vmsnix_ops.errors import RecordsError, SchemaError, UnsavedError, VmsnixError
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import echo, json_text
 
@@ -109,7 +110,7 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
     SchemaError
         When a documented key has a value of another type, or a value cannot stand in JSON.
     RecordsError
-        When the file cannot be written.
+        When the file cannot be written; `UnsavedError`, exit code 3.
     """
     whole = {**dict.fromkeys(KEYS), "run_id": run.run_id, "runbook": run.runbook, **result}
     whole = Redactor(secret_values()).anything(whole)
@@ -125,15 +126,29 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
             cure="Give plain values: text, finite numbers, lists, mappings, times and paths.",
         ) from error
     path = run.folder / FILE_NAME
-    try:
+    with saving(path):
         files.write(path, text)
-    except OSError as error:
-        raise RecordsError(
-            f"The result of the run cannot be written to {path}.",
-            why=f"{error.strerror}.",
-            cure="See to the folder's permissions and the disk's space, and run again.",
-        ) from error
     return path
+
+
+@contextmanager
+def saving(place: Path) -> Iterator[None]:
+    """Turn a failure to write what a job has found or done into an error that says that it is done.
+
+    Raises
+    ------
+    UnsavedError
+        The block raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnsavedError(
+            f"The work is done, and its record could not be saved in {place}.",
+            why=f"{error.strerror or error}.",
+            cure="Free space on the disk or correct the folder's permissions. The same command again changes "
+            "nothing that is done, and saves the record.",
+        ) from error
 
 
 def write_then_raise(run: RunContext, result: Mapping[str, object], error: VmsnixError | None) -> None:

@@ -129,7 +129,7 @@ def keep(
     except Exception as error:  # noqa: BLE001 - the run is over; a page that fails must not hide its verdict
         problems.append(f"The report could not be made: {type(error).__name__}: {error}")
     if record:
-        problems += [f"The history is not complete: {text}" for text in _save_rows(run)]
+        problems += [text for text in _save_rows(run) if text not in problems]
     folder.clean()
     found |= redactor.found
     others = [name for name in folder.names() if name not in OWN]
@@ -163,9 +163,10 @@ def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) 
         written = json.loads(run.folder.path(archives.RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         written = {}  # removed or broken by the notebook; what the runner knows is written anew
+    written = written if isinstance(written, dict) else {}
     return {
         **dict.fromkeys(KEYS),
-        **(written if isinstance(written, dict) else {}),
+        **written,
         **run.about(),
         "status": judged,
         "exit_code": 0,
@@ -178,7 +179,7 @@ def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) 
         "log": "",
         "result": run.folder.entry,
         "files": {},
-        "problems": [],
+        "problems": [str(one) for one in written.get("problems") or ()],
     }
 
 

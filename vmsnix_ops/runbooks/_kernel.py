@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,7 +80,8 @@ def _keep_error(result: Any) -> None:
     folder = os.environ.get("VMSNIX_RUN_DIR")
     if error is None or folder is None:
         return
-    files.write(Path(folder) / ERROR_FILE, json.dumps(describe(error), default=str))
+    with suppress(OSError):  # the notebook shows the error, too
+        files.write(Path(folder) / ERROR_FILE, json.dumps(describe(error), default=str))
 
 
 def describe(error: BaseException) -> dict[str, object]:

@@ -10,6 +10,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from vmsnix_ops import errors
 from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
@@ -139,11 +140,13 @@ def _describe(output: Any, number: int, kept: Mapping[str, Any]) -> Failure:
             cure="Raise one of the errors of vmsnix_ops.errors instead.",
             cell=number,
         )
+    ours = getattr(errors, name, None)
     return Failure(
         name,
         f"Cell {number} failed: {name}: {text}".rstrip(": ") if text else f"Cell {number} failed: {name}.",
         why=_place(output),
         cure="The executed notebook holds the whole traceback.",
+        exit_code=int(getattr(ours, "exit_code", 1)),
         cell=number,
     )
 
