@@ -143,6 +143,20 @@ def _interrupted_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def _provide_streams() -> None:
+    """Open standard streams that the caller has closed, as a shell's ``>&-`` does.
+
+    Otherwise the next file that is opened would become one of them, and programs would write into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if getattr(sys, name) is None:
+                setattr(sys, name, os.fdopen(opened, "r" if number == 0 else "w", encoding="utf-8"))
+
+
 def _provide_home() -> None:
     """Set HOME to a private temporary folder where there is none to write to, as in many containers.
 
@@ -180,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         sys.excepthook = _crash
+    _provide_streams()
     _provide_home()
     try:
         with _interrupted_by_signals():
@@ -199,8 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         echo("\nInterrupted.", err=True)
         return 1
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from vmsnix_ops._cli.output import give_up_output
+
+        give_up_output()
         return 1
     return result if isinstance(result, int) else 0
 

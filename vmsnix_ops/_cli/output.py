@@ -82,6 +82,11 @@ def watch(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
         face.close()
 
 
+def give_up_output() -> None:
+    """Send standard output nowhere from now on: Python would fail once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def show_error(what: str, why: str = "", cure: str = "") -> None:
     """Write an error to standard error: what happened, why, and what to do."""
     from rich.text import Text

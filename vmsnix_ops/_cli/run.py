@@ -327,7 +327,7 @@ def execute(
     cwd
         Where relative paths count from; this process's folder by default.
     """
-    from vmsnix_ops._cli.output import show_failure, show_json, show_outcome, watch
+    from vmsnix_ops._cli.output import give_up_output, show_failure, show_json, show_outcome, watch
     from vmsnix_ops._cli.rehearsal import rehearsal
     from vmsnix_ops.runbooks.execute import run as run_runbook
 
@@ -347,11 +347,16 @@ def execute(
             screen=screen,
             on_event=on_event,
         )
-    if as_json:
-        show_json(outcome.values)
-        show_failure(outcome)
-    else:
-        show_outcome(outcome)
+    try:
+        if as_json:
+            show_json(outcome.values)
+            show_failure(outcome)
+        else:
+            show_outcome(outcome)
+        sys.stdout.flush()
+    except (OSError, SystemExit):  # nobody reads the output (rich exits then), or its disk is full
+        give_up_output()
+        return outcome.exit_code or 3
     return outcome.exit_code
 
 

@@ -127,6 +127,7 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
         ) from error
     path = run.folder / FILE_NAME
     with saving(path):
+        files.make_folder(run.folder)
         files.write(path, text)
     return path
 

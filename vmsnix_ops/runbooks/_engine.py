@@ -129,6 +129,24 @@ def execute(notebook: Any, parameters: dict[str, object], session: Session) -> N
         session.notebook.cells = [cell for cell in session.notebook.cells if not _is_marker(cell)]
 
 
+def _merge_streams(cell: Any) -> None:
+    """Make one output of each stream of a cell, as a terminal shows it: a carriage return overwrites."""
+    merged: dict[str, Any] = {}
+    kept = []
+    for output in cell.get("outputs", []):
+        if output["output_type"] == "stream" and output["name"] in merged:
+            merged[output["name"]]["text"] += output["text"]
+            continue
+        if output["output_type"] == "stream":
+            merged[output["name"]] = output
+        kept.append(output)
+    for output in merged.values():
+        lines = output["text"].split("\n")
+        output["text"] = "\n".join(line[:-1].rpartition("\r")[2] + line[-1:] for line in lines)
+    if kept:
+        cell.outputs = kept
+
+
 def _is_marker(cell: Any) -> bool:
     """Tell papermill's inserted error cells, which shift all indexes, from the notebook's own."""
     return ERROR_MARKER_TAG in cell.metadata.get("tags", [])
@@ -244,6 +262,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
                 continue
             self._kept_total += len(end)
             self._append(cell, name, end)
+        _merge_streams(cell)
 
 
 class _Engine(Engine):  # type: ignore[misc]
@@ -275,7 +294,7 @@ class _Engine(Engine):  # type: ignore[misc]
             startup_timeout=start_timeout,
             iopub_timeout=IOPUB_SECONDS,
             store_widget_state=False,
-            coalesce_streams=True,
+            coalesce_streams=False,  # its search for carriage returns takes minutes for a long line
             log=QUIET,
         )
         with session.kernel_log.open("ab") as words:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import platform
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.errors import ArchiveError, RunError, VmsnixError
+from vmsnix_ops import files
+from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.records.result import KEYS, runs_row
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks.secrets import Redactor
@@ -17,7 +19,7 @@ from vmsnix_ops.runbooks.verdict import PARTLY, Failure, Verdict
 from vmsnix_ops.settings import user_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from vmsnix_ops.runbooks import catalog
@@ -82,18 +84,20 @@ def about(
     }
 
 
-def write_notebook(
-    folder: archives.RunFolder, notebook: Any, redactor: Redactor
-) -> tuple[Any, dict[str, int]]:
-    """Write the notebook without secrets; return it and what was removed. The running one is left alone."""
-    import nbformat
-
+def without_secrets(notebook: Any, redactor: Redactor) -> tuple[Any, dict[str, int]]:
+    """Return a copy of the notebook without secrets, and how many were removed, by kind."""
     kept = copy.deepcopy(notebook)
     scan = Redactor(redactor.values)
     scan.notebook(kept)
-    text = nbformat.writes(kept)  # type: ignore[no-untyped-call]
-    folder.write(archives.NOTEBOOK, text)
     return kept, scan.found
+
+
+def write_notebook(folder: archives.RunFolder, notebook: Any) -> None:
+    """Write a notebook that has no secrets."""
+    import nbformat
+
+    text = nbformat.writes(notebook)  # type: ignore[no-untyped-call]
+    folder.write(archives.NOTEBOOK, text)
 
 
 def keep(
@@ -107,9 +111,10 @@ def keep(
     *,
     record: bool,
 ) -> dict[str, Any]:
-    """Keep all evidence of a judged run, and say what could not be kept.
+    """Keep all evidence of a judged run, and list what could not be kept among its ``problems``.
 
-    The entry, ``result.json``, comes last: it names only what is there.
+    Nothing that fails here changes the verdict, or stops what comes after it. The entry, ``result.json``,
+    comes last: it names only what is there.
 
     Returns
     -------
@@ -120,41 +125,57 @@ def keep(
     values = redactor.anything(_values(run, judged, failure, seconds))
     problems: list[str] = values["problems"]
     notebook.metadata["vmsnix_run"] = {key: values[key] for key in ("run_id", "runbook", "status", "failure")}
-    kept, found = write_notebook(folder, notebook, redactor)
+    kept, found = without_secrets(notebook, redactor)
     found = {**redactor.found, **found}
-    try:
+    with _collecting(problems, "The folder of the run cannot be written"):
+        files.make_folder(folder.local)  # the notebook may have removed it
+    with _collecting(problems, "The notebook could not be saved"):
+        write_notebook(folder, kept)
+    with _collecting(problems, "The report could not be made"):
         from vmsnix_ops.runbooks import report
 
         folder.write(archives.REPORT, report.render(kept, values))
-    except Exception as error:  # noqa: BLE001 - the run is over; a page that fails must not hide its verdict
-        problems.append(f"The report could not be made: {type(error).__name__}: {error}")
     if record:
         problems += [text for text in _save_rows(run) if text not in problems]
-    folder.clean()
+    others: list[str] = []
+    with _collecting(problems, "The files of the run could not be searched for secrets"):
+        folder.clean()
+        others = [name for name in folder.names() if name not in OWN]
     found |= redactor.found
-    others = [name for name in folder.names() if name not in OWN]
     bring(folder, values, [archives.NOTEBOOK, archives.REPORT, *others])
     if found:
         live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
     values["secrets_removed"] = found
     if record:
-        try:
+        with _collecting(problems, "The run is not in the history"):
             _record(run, values)
-        except VmsnixError as error:
-            problems.append(f"The run is not in the history: {error}")
+    problems += live.problems
     for problem in problems:
         live.note(problem, screen=False)
     live.close()
+    problems += [problem for problem in live.problems if problem not in problems]
+    if not folder.path(archives.LOG).is_file():
+        problems.append(f"The log is lost: {folder.path(archives.LOG)} was removed while the run wrote it.")
     bring(folder, values, [archives.LOG])
-    values = _close(run, redactor.anything(values), judged, failure)
-    from vmsnix_ops.runbooks import github
+    clean: dict[str, Any] = redactor.anything(values)
+    _close(run, clean, judged, failure)
+    with _collecting(clean["problems"], "The summary of the CI job could not be written"):
+        from vmsnix_ops.runbooks import github
 
+        github.tell(clean, run.environment)
+    clean["exit_code"] = _exit_code(judged, failure, clean["problems"])
+    return clean
+
+
+@contextmanager
+def _collecting(problems: list[str], what: str) -> Iterator[None]:
+    """Add an error of the block to the problems."""
     try:
-        github.tell(values, run.environment)
-    except RunError as error:
-        values["problems"].append(str(error))
-        values["exit_code"] = _exit_code(judged, failure, values["problems"])
-    return values
+        yield
+    except VmsnixError as error:
+        problems.append(f"{what}: {error}")
+    except Exception as error:  # noqa: BLE001 - the run is over: whatever fails must not hide its verdict
+        problems.append(f"{what}: {type(error).__name__}: {error}.")
 
 
 def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) -> dict[str, Any]:
@@ -189,7 +210,7 @@ def bring(folder: archives.RunFolder, values: dict[str, Any], names: list[str]) 
         path = str(folder.path(name))
         try:
             kept = folder.keep(name)
-        except ArchiveError as error:
+        except (ArchiveError, OSError) as error:
             values["problems"].append(str(error))
             place = path
         else:
@@ -204,18 +225,22 @@ def bring(folder: archives.RunFolder, values: dict[str, Any], names: list[str]) 
                 values[key] = place
 
 
-def _close(run: Run, values: dict[str, Any], judged: Verdict, failure: Failure | None) -> dict[str, Any]:
+def _close(run: Run, values: dict[str, Any], judged: Verdict, failure: Failure | None) -> None:
     """Write the entry; where S3 refuses it stays on this machine."""
-    values["exit_code"] = _exit_code(judged, failure, values["problems"])
-    run.folder.write_json(archives.RESULT, values)
-    try:
-        run.folder.close(done=judged == "done" and not values["problems"])
-    except ArchiveError as error:
-        values["problems"].append(str(error))
+    problems = values["problems"]
+
+    def write() -> None:
+        values["exit_code"] = _exit_code(judged, failure, problems)
+        with _collecting(problems, "The entry of the run could not be written"):
+            run.folder.write_json(archives.RESULT, values)
+
+    write()
+    before = len(problems)
+    with _collecting(problems, "The entry of the run is not in the archive"):
+        run.folder.close(done=judged == "done" and not problems)
+    if len(problems) > before:
         values["result"] = str(run.folder.path(archives.RESULT))
-        values["exit_code"] = _exit_code(judged, failure, values["problems"])
-        run.folder.write_json(archives.RESULT, values)
-    return values
+        write()
 
 
 def _exit_code(judged: Verdict, failure: Failure | None, problems: list[str]) -> int:

@@ -7,6 +7,7 @@ import importlib.abc
 import importlib.machinery
 import json
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
@@ -55,9 +56,10 @@ def refusals(folder: Path) -> list[dict[str, str]]:
     path = folder / REFUSALS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    except OSError:
         return []
-    path.unlink()
+    with suppress(OSError):
+        path.unlink()
     return [json.loads(line) for line in lines]
 
 

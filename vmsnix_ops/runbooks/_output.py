@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,6 +20,7 @@ from vmsnix_ops.text import lines as as_lines
 from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from vmsnix_ops.progress import Reporter
@@ -110,6 +112,11 @@ class Live:
         Shows how far the steps are, instead of lines on the screen.
     folds
         Whether every step is a fold of GitHub Actions.
+
+    Attributes
+    ----------
+    problems
+        Why the log or the screen lacks something, as sentences.
     """
 
     def __init__(
@@ -128,6 +135,7 @@ class Live:
         self._redactor = redactor
         self._room = limit
         self._on_event = on_event
+        self.problems: dict[str, None] = {}
         self._progress = io.StringIO()
         self._lines_of = Lines(self._progress, folds=folds)
 
@@ -146,7 +154,8 @@ class Live:
         event = Event(**data)
         event = Event(**self._redactor.anything(asdict(event)))
         if self._on_event is not None:
-            self._on_event(event)
+            with self._collecting("The progress was not shown to its end"):
+                self._on_event(event)
         self._lines_of(event)
         text = self._progress.getvalue()
         self._progress.seek(0)
@@ -180,7 +189,8 @@ class Live:
     def close(self) -> None:
         """Show what is left and close the log."""
         self.settle()
-        self._log.close()
+        with self._collecting("The log is not complete"):
+            self._log.close()
 
     def _show(self, text: str, *, screen: bool = True) -> None:
         """Write lines that are safe already; a workflow command among them is the runner's own."""
@@ -188,11 +198,24 @@ class Live:
             return
         # The log first: what somebody has seen is kept, even when this process is killed next.
         if self._room > 0:
-            self._log.write(text[: self._room])
-            self._log.flush()
+            with self._collecting("The log is not complete"):
+                self._log.write(text[: self._room])
+                self._log.flush()
             self._room -= len(text)
             if self._room <= 0:
-                self._log.write("\n[... the log is full; the rest is left out ...]\n")
+                with self._collecting("The log is not complete"):
+                    self._log.write("\n[... the log is full; the rest is left out ...]\n")
         if screen and self._screen is not None:
-            self._screen.write(text)
-            self._screen.flush()
+            screen_, self._screen = self._screen, None
+            with self._collecting("The output was not shown to its end"):
+                screen_.write(text)
+                screen_.flush()
+                self._screen = screen_
+
+    @contextmanager
+    def _collecting(self, problem: str) -> Iterator[None]:
+        """Collect an error of the block: a full disk or a closed terminal must not stop the run."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed in this process
+            self.problems.setdefault(f"{problem}: {getattr(error, 'strerror', None) or error}.")

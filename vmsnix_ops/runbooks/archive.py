@@ -209,7 +209,8 @@ class RunFolder:
         """Tell everybody that the run's process has nothing more to do."""
         while self._alive:
             os.close(self._alive.pop())
-        self.path(ALIVE).unlink(missing_ok=True)
+        with suppress(OSError):  # gone, or something else is in its place
+            self.path(ALIVE).unlink()
 
     def live(self) -> None:
         """Tell everybody that the run's process is alive, until `rest` or its death."""

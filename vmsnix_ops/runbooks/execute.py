@@ -283,8 +283,8 @@ def _execute(
     notebook = nbformat.read(prepared.runbook.path, as_version=4)  # type: ignore[no-untyped-call]
 
     def save(executed: Any) -> None:
-        _evidence.write_notebook(prepared.folder, executed, redactor)
         with suppress(OSError):  # at the end it is done once more, and then it counts
+            _evidence.write_notebook(prepared.folder, _evidence.without_secrets(executed, redactor)[0])
             prepared.folder.clean()
 
     with tempfile.TemporaryDirectory(prefix="vmsnix-ipython-") as ipython, closing(Inbox()) as inbox:

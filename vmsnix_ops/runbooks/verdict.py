@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,9 +95,10 @@ def kept_error(path: Path) -> dict[str, Any]:
     """Return the error that the kernel kept, and remove the file; empty when there is none."""
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (OSError, ValueError):
         return {}
-    path.unlink()
+    with suppress(OSError):
+        path.unlink()
     return described if isinstance(described, dict) else {}
 
 

@@ -1,0 +1,205 @@
+"""Evidence that cannot be saved stops no work: the run goes on, ends partial, and says what is missing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.runbooks.test_signals import PROGRAM, ROOT, WAITS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.runbooks.shelf import Shelf
+
+WORK = """
+from pathlib import Path
+import os
+worked = Path(os.environ["WORKED"])
+print("first line", flush=True)
+worked.write_text("first")
+"""
+GOES_ON = """
+print("x" * 200_000, flush=True)
+worked.write_text("second")
+"""
+REMOVE_FOLDER = "import shutil; shutil.rmtree(os.environ['VMSNIX_RUN_DIR'])"
+REPLACE_FOLDER = REMOVE_FOLDER + "\nPath(os.environ['VMSNIX_RUN_DIR']).write_text('in the way')"
+FILL_DISK = """
+with suppress(OSError), open(os.environ["VMSNIX_RUN_DIR"] + "/filler", "wb") as filler:
+    while True:
+        filler.write(bytes(65536))
+        filler.flush()
+"""
+
+
+@pytest.fixture
+def worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "worked"
+    monkeypatch.setenv("WORKED", str(path))
+    return path
+
+
+@pytest.mark.parametrize("fault", [REMOVE_FOLDER, REPLACE_FOLDER], ids=["removed", "replaced"])
+def test_a_run_whose_folder_vanishes_does_its_work_and_ends_partial(
+    shelf: Shelf, worked: Path, fault: str
+) -> None:
+    outcome = shelf.run(WORK, fault, GOES_ON)
+    assert worked.read_text() == "second"
+    assert outcome.exit_code == 3
+    assert outcome.problems
+    assert "first line" in shelf.screen.getvalue()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_run_on_a_full_disk_does_its_work_and_ends_partial(
+    shelf: Shelf, worked: Path, small_disk: Path
+) -> None:
+    shelf.archive = small_disk / "archive"
+    outcome = shelf.run("from contextlib import suppress\n" + WORK, FILL_DISK, GOES_ON)
+    assert worked.read_text() == "second"
+    assert outcome.exit_code == 3
+    assert any(os.strerror(errno.ENOSPC) in problem for problem in outcome.problems)
+    # The first entry is whole: nothing was torn by the disk that filled up.
+    entry = json.loads((shelf.archive / outcome.run_id / "result.json").read_text())
+    assert entry["run_id"] == outcome.run_id
+
+
+def start(shelf: Shelf, *, stdout: int | None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.replace("print(outcome.result, flush=True)\n", ""),
+         str(shelf.folder), str(shelf.archive)],
+        cwd=ROOT,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "VMSNIX_STATE": str(shelf.archive.parent / "state")},
+    )  # fmt: skip
+
+
+def test_a_reader_that_closes_the_output_stops_no_run(shelf: Shelf, worked: Path) -> None:
+    shelf.put("10-try-this.ipynb", WORK, GOES_ON, GOES_ON)
+    process = start(shelf, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert b"first line" in process.stdout.readline()
+    process.stdout.close()  # as `| head -1` does
+    _, complained = process.communicate(timeout=120)
+    assert worked.read_text() == "second"
+    assert process.returncode == 3
+    assert b"Traceback" not in complained
+    (folder,) = shelf.archive.iterdir()
+    entry = json.loads((folder / "result.json").read_text())
+    assert entry["status"] == "done"
+    assert any(os.strerror(errno.EPIPE) in problem for problem in entry["problems"])
+    assert "x" * 1000 in (folder / "log.txt").read_text()
+
+
+def test_a_run_whose_terminal_is_closed_cleans_up_and_keeps_the_evidence(shelf: Shelf) -> None:
+    shelf.put("10-try-this.ipynb", WAITS, "print('never')")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.environ["VMSNIX_STATE"] = str(shelf.archive.parent / "state")
+        os.execv(sys.executable, [sys.executable, "-c", PROGRAM, str(shelf.folder), str(shelf.archive)])
+    try:
+        wait_for_words(terminal, b"under way")
+    finally:
+        os.close(terminal)  # the kernel sends SIGHUP, and every write to the terminal fails from now on
+        ended = wait_for_end(child)
+    assert ended is not None
+    (folder,) = shelf.archive.iterdir()
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "interrupted"
+    assert "cleaned up" in (folder / "notebook.ipynb").read_text()
+
+
+def test_a_command_works_with_closed_standard_streams(shelf: Shelf, worked: Path) -> None:
+    shelf.put("10-try-this.ipynb", WORK, GOES_ON)
+    program = f"""
+import sys
+from pathlib import Path
+from vmsnix_ops.cli import main
+from vmsnix_ops.runbooks import catalog
+catalog.default_folder = lambda: Path({str(shelf.folder)!r})
+sys.exit(main(["run", "try-this"]))
+"""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, program],
+        cwd=ROOT,
+        env={**os.environ, "VMSNIX_STATE": str(shelf.archive.parent / "state")},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert worked.read_text() == "second"
+
+
+@pytest.mark.parametrize("output", ["| head -1", "> /dev/full"])
+def test_a_run_whose_results_nobody_could_read_ends_partial(
+    shelf: Shelf, worked: Path, output: str, tmp_path: Path
+) -> None:
+    shelf.put("10-try-this.ipynb", WORK, GOES_ON)
+    program = f"""
+import sys
+from pathlib import Path
+from vmsnix_ops.cli import main
+from vmsnix_ops.runbooks import catalog
+catalog.default_folder = lambda: Path({str(shelf.folder)!r})
+sys.exit(main(["run", "try-this"]))
+"""
+    code = tmp_path / "code"
+    done = subprocess.run(
+        ["sh", "-c", f'{{ "$0" -c "$1"; echo $? > {code}; }} {output}', sys.executable, program],
+        cwd=ROOT,
+        env={**os.environ, "VMSNIX_STATE": str(shelf.archive.parent / "state")},
+        timeout=120,
+        check=False,
+        capture_output=True,
+    )
+    assert code.read_text().strip() == "3"
+    assert worked.read_text() == "second"
+    assert b"Traceback" not in done.stderr
+
+
+def wait_for_words(terminal: int, words: bytes, *, seconds: float = 60.0) -> None:
+    """Read a pseudo-terminal until it has shown the words."""
+    deadline, shown = time.monotonic() + seconds, b""
+    while words not in shown:  # ends: at the deadline
+        ready, _, _ = select.select([terminal], [], [], max(deadline - time.monotonic(), 0))
+        assert ready, f"{words!r} was not shown within {seconds} s: {shown!r}"
+        shown += os.read(terminal, 4096)
+
+
+def wait_for_end(child: int, *, seconds: float = 60.0) -> int | None:
+    """Return the wait status of a child process; kill it and return None when it does not end."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
