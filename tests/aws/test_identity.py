@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import boto3
 import pytest
 
 from vmsnix_ops.aws import identity
@@ -20,4 +19,4 @@ from vmsnix_ops.aws import identity
 )
 def test_credentials_are_asked_for_in_their_own_partition(region: str | None, elsewhere: str) -> None:
     """Those of China are unknown in Virginia, whatever they are worth."""
-    assert identity._always_enabled(boto3.Session(), region) == elsewhere
+    assert identity._always_enabled(region) == elsewhere

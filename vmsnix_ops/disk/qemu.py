@@ -28,17 +28,20 @@ from vmsnix_ops.disk import qemu_img, signatures
 from vmsnix_ops.disk.damage import damaged
 from vmsnix_ops.disk.image import SECTOR, DiskImage, Extent
 from vmsnix_ops.disk.source import ByteSource, PathSource
+from vmsnix_ops.errors import ImageError, ImageFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmsnix_ops.errors import ImageFormatError
 
 MAX_SIZE = 64 << 40
 """64 TiB: the largest EBS volume. A size field beyond it lies, or is of no use here."""
 
 MAX_RUNS = 500_000
 """Most stored ranges that are kept in memory (24 bytes each); an image in more pieces is converted."""
+
+LARGE_FILE = 2 << 40
+"""Bytes from which a file system may refuse a file for its size alone."""
 
 COPY_CHUNK = 1 << 20
 # Raw, because a VHD ends at 2,040 GiB, and both methods of publishing take it.
@@ -282,11 +285,28 @@ def _spool(source: ByteSource, stack: ExitStack) -> Path:
     return path
 
 
+def _check_file_size(output: Path, name: str, size: int) -> None:
+    """Refuse a disk that is larger than any file of this file system can be, however much room there is."""
+    if size < LARGE_FILE:
+        return
+    try:
+        with output.open("wb") as file:
+            file.truncate(size)
+    except OSError as error:
+        raise ImageError(
+            f"The disk in {name} is larger than a file can be in {qemu_img.temporary_folder()}.",
+            why=f"It has {size} bytes, and the file system refuses a file of that size ({error.strerror}; "
+            "ext4 ends at 16 TiB).",
+            cure="Set TMPDIR to a folder on a file system with larger files, such as XFS, or give raw.",
+        ) from error
+
+
 def _convert(file: Path, name: str, kind: str, size: int) -> PathSource:
     """Return the disk as a sparse raw file that is already unlinked, so that nothing can leave it behind."""
     folder = Path(tempfile.mkdtemp(prefix="vmsnix-", dir=qemu_img.temporary_folder()))
     try:
         output = folder / "disk.raw"
+        _check_file_size(output, name, size)
         options = qemu_img.image_options(kind, file)
         for _line in qemu_img.lines(["convert", *options, "-O", "raw", str(output)], name=name, kind=kind):
             pass

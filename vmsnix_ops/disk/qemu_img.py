@@ -96,13 +96,7 @@ def _refuse(complaint: str, status: int, name: str, kind: str) -> None:
     """Raise the error that fits what ``qemu-img`` said."""
     said = complaint.strip().split("\n")[0].removeprefix("qemu-img: ")
     why = f"qemu-img says: {said.rstrip('.') or f'nothing, and ended with status {status}'}."
-    if "File too large" in complaint:
-        raise ImageError(
-            f"The disk in {name} is larger than a file can be in {temporary_folder()}.",
-            why=f"{why} The file system limits the size of one file (ext4: 16 TiB).",
-            cure="Set TMPDIR to a folder on a file system with larger files, such as XFS, or give raw.",
-        )
-    if "No space left" in complaint:
+    if "No space left" in complaint or "File too large" in complaint:
         cure = "Make room, or set TMPDIR to a folder with as much free space as the image holds data."
         raise ImageError(f"There is no room in {temporary_folder()} to unpack {name}.", why=why, cure=cure)
     if re.search("Failed to get .*lock", complaint):
