@@ -69,10 +69,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mount, check=False, capture_output=True, timeout=120).returncode
+    ):
         pytest.skip("only root may mount a file system")
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=120)
 
 
 def test_a_run_on_a_full_disk_does_its_work_and_ends_partial(
@@ -195,7 +198,7 @@ def wait_for_words(terminal: int, words: bytes, *, seconds: float = 60.0) -> Non
 def wait_for_end(child: int, *, seconds: float = 60.0) -> int | None:
     """Return the wait status of a child process; kill it and return None when it does not end."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline:  # ends: at the deadline
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return status
