@@ -16,6 +16,7 @@ from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import smoke
 from vmsnix_ops.publish.journal import Journal
 from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.sandbox.ec2 import instances as sandbox_instances
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["aws", "served", "session"]
 BOOT = "Starting systemd\r\n<<< Welcome to NixOS 26.11 (x86_64) - ttyS0 >>>\r\nip-10-0-0-1 login: "
+
+
+@pytest.fixture(autouse=True)
+def terminated_instances_stay_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS lists them for an hour, which at this clock's speed is over before a busy machine has looked."""
+    monkeypatch.setattr(sandbox_instances, "TERMINATED_SECONDS", 1e9)
 
 
 def says(aws: Sandbox, text: str = BOOT, **outcome: Any) -> None:
