@@ -107,7 +107,7 @@ EVERY_WORKFLOW += [
     "environment:*",
     "e*:production",
 ]
-EVERY_WORKFLOW += ["pull*", "*:environment:production"]
+EVERY_WORKFLOW += ["pull*", "*:environment:production", "pull_request"]
 
 
 @pytest.mark.parametrize("subject", EVERY_WORKFLOW)
@@ -120,7 +120,7 @@ def test_a_subject_of_every_workflow_needs_a_second_word(subject: str) -> None:
     assert allowed == f"repo:acme/images:{subject}"
 
 
-@pytest.mark.parametrize("subject", ["ref:refs/heads/release/*", "environment:prod*", "pull_request"])
+@pytest.mark.parametrize("subject", ["ref:refs/heads/release/*", "environment:prod*", "ref:refs/tags/v*"])
 def test_a_subject_that_fixes_something_needs_no_second_word(subject: str) -> None:
     assert policies.github_trust(
         policies.Place(account="012345678901"), repository="acme/images", subject=subject

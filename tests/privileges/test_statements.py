@@ -11,6 +11,7 @@ import pytest
 from vmsnix_ops import errors
 from vmsnix_ops._cli.iam_policy import OTHERS
 from vmsnix_ops._cli.jobs import JOBS
+from vmsnix_ops._cli.permissions_page import page
 from vmsnix_ops.aws import policies
 from vmsnix_ops.cli import main
 
@@ -173,6 +174,34 @@ def test_no_policy_covers_the_objects_of_every_bucket_by_accident(
     assert "--bucket NAME" in " ".join(capsys.readouterr().err.split())
     assert main(["iam-policy", kind, "--bucket", "acme-images"]) == 0
     assert "arn:aws:s3:::*" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("archive", ["s3://acme-images", "s3://acme-images/vmsnix/runs"])
+def test_an_archivist_cannot_replace_an_upload(
+    archive: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vmsnix.toml").write_text(f'bucket = "acme-images"\narchive = "{archive}"\n')
+    assert main(["iam-policy", "archivist"]) == errors.UsageError.exit_code
+    assert "s3://acme-images/evidence" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "vmsnix.toml").write_text('bucket = "acme-images"\narchive = "s3://acme-images/evidence"\n')
+    assert main(["iam-policy", "archivist"]) == 0
+    assert "arn:aws:s3:::acme-images/evidence/*" in capsys.readouterr().out
+
+
+def test_the_page_names_every_job_that_must_not_be_a_publisher_s() -> None:
+    """Who makes a foreign snapshot ours must not launch, share, read or delete what is ours."""
+    (warning,) = [text for text in page().split("\n\n") if text.startswith("Do not attach")]
+    reaching = {
+        "ebs:GetSnapshotBlock",
+        "ec2:DeleteSnapshot",
+        "ec2:ModifyImageAttribute",
+        "ec2:ModifySnapshotAttribute",
+        "ec2:RunInstances",
+    }
+    for job in JOBS.values():
+        if job.kind != "publisher" and reaching & set(job.actions()):
+            assert f"`{job.kind}" in warning
 
 
 def test_a_promoter_tells_one_topic(capsys: pytest.CaptureFixture[str]) -> None:

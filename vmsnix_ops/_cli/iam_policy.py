@@ -103,6 +103,15 @@ def iam_policy(
             why="It would cover the objects of every bucket.",
             cure="Add --bucket NAME, or set it in vmsnix.toml.",
         )
+    if kind == "archivist" and (bucket or home) == settings.bucket:
+        uploads = settings.key_prefix
+        if uploads.startswith(key_prefix) or key_prefix.startswith(uploads):
+            raise errors.UsageError(
+                "The archive and the uploads are in one place.",
+                why=f"An archivist could replace an image below s3://{settings.bucket}/{uploads} "
+                "before it is imported.",
+                cure=f'Set archive = "s3://{settings.bucket}/evidence" in vmsnix.toml, or another bucket.',
+            )
     place = policies.Place(
         topic=topic,
         account=account,

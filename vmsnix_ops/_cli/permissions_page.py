@@ -93,8 +93,8 @@ so `vmsnix iam-policy` refuses to print one policy for both:
 - **`publisher --via direct`** starts snapshots without a parent only, so its uploads are full ones. With
   `--public` and `--verify` it may also share and read them.
 
-Do not attach two of these to one identity, nor one of the first two together with `promoter`, `retirer` or
-`verifier --blocks`. What the first two may not do is done so:
+Do not attach two of these to one identity, nor one of the first two together with `promoter`, `retirer`,
+`smoke-tester` or `verifier --blocks`. What the first two may not do is done so:
 
 - **Compare with the image:** with the policy of `verifier --blocks`, run
   `vmsnix publish-ami --image FILE --via direct --verify whole --dry-run`. A dry run changes nothing.
@@ -108,14 +108,21 @@ Do not attach two of these to one identity, nor one of the first two together wi
   `vol-ffffffff`, is also that of every snapshot that was copied from another region or account. A publisher
   via import can tag such a copy if it has no `Name`, no `vmsnix:` tag and no tag of AWS Backup or Data
   Lifecycle Manager. The publisher cannot read, share or delete it, and can register a private AMI of it.
-  Others whose policy covers our resources (`promoter`, `retirer`, `verifier --blocks`) can then act on it:
-  a retirement deletes snapshots without an AMI after the retention period. Tag copies that you keep, or
-  publish via direct.
+  Others whose policy covers our resources (`promoter`, `retirer`, `smoke-tester`, `verifier --blocks`) can
+  then act on it: a retirement deletes snapshots without an AMI after the retention period. Tag copies that
+  you keep, or publish via direct.
 - **An incremental publisher can start from any snapshot.** `ebs:ParentSnapshot` compares the ARN of the
   parent and not its tags. The child holds the parent's data and is ours. The publisher cannot read or share
   it, and can register a private AMI of it.
+- **A smoke test runs what a publisher registered.** An AMI of either of these publishers can have such a
+  snapshot as a second disk, and its system can read that disk. Start smoke tests in a subnet without a way
+  out, and let nobody who publishes read their console output.
 - **A smoke tester can start our AMIs with any user data**, in any subnet and with any security group of
   the account, but without an instance profile.
+- **Auditor, audit member and retirer read user data.** Launch templates, launch configurations and
+  container recipes are read whole, and so are parameters that are no SecureStrings. Keep secrets out of all
+  of these.
+- **An archivist can replace evidence** below the prefix of `archive`. Keep it in a bucket with versions.
 - **A promoter decides what a channel serves.** `ssm:PutParameter` covers every channel below the prefix,
   and `sns:Publish` every topic of the account unless `--topic` names one.
 - **Bootstrap's rights equal an administrator's.** Who may write the policy and the trust of a role can give

@@ -546,9 +546,10 @@ def github_trust(
     repository
         ``owner/name``.
     subject
-        Which workflows of it: ``ref:refs/heads/main``, ``environment:production``, ``pull_request``, ...
+        Which workflows of it: ``ref:refs/heads/main``, ``environment:production``, ...
     any_subject
-        Whether a subject may match every workflow, such as ``*``: who may push a branch may take the role.
+        Whether a subject may match every workflow, such as ``*`` and ``pull_request``: who may push
+        a branch may take the role.
 
     Raises
     ------
@@ -568,7 +569,7 @@ def github_trust(
         )
     if not any_subject and _any_workflow(subject):
         raise errors.ParameterError(
-            f"The subject {subject!r} matches every branch, tag or environment of {repository}.",
+            f"The subject {subject!r} fixes no branch, tag or environment of {repository}.",
             why="Whoever may push a branch there could take the role, with all that its policies allow.",
             cure="Name what may take it (--subject ref:refs/heads/main, --subject environment:production), "
             "or add --any-subject.",
@@ -596,6 +597,8 @@ def github_trust(
 
 def _any_workflow(subject: str) -> bool:
     """Return whether a subject fixes neither branch nor tag nor environment before its first wildcard."""
+    if subject == "pull_request":  # who may push a branch may open a pull request of it
+        return True
     fixed, wildcard, _ = subject.partition("*")
     return bool(wildcard) and (":" not in fixed or any(kind.startswith(fixed) for kind in _SUBJECTS))
 
