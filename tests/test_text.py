@@ -191,6 +191,8 @@ ALLOWED = {
     "aws/block_worker.py": r"sys\.stdout\.write",  # JSON to the process that started it
     "publish/interrupts.py": r"os\.write",  # a fixed text, in a signal handler
     "runbooks/_interrupts.py": r"os\.write",
+    "records/acts.py": r"os\.write",  # a file of JSON lines
+    "redaction.py": r"html\.escape",  # to find a secret in this form
     "records/run_tables.py": r"os\.write",  # a table file of JSON lines
     "runbooks/_output.py": r"self\._(log|screen)\.write",  # lines that are safe, or the runner's own commands
 }
