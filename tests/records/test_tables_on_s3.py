@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmsnix_ops.errors import RecordsError
+from vmsnix_ops.records.rebuild import rebuild
 from vmsnix_ops.records.storage import storage_options
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.sandbox import Sandbox, sandbox
@@ -52,6 +53,23 @@ def test_tables_live_on_s3_as_in_a_folder(tables: Tables) -> None:
     (compaction,) = tables.compact()
     assert (compaction.files_before, compaction.files_after) == (3, 1)
     assert len(tables.read("steps")) == 3
+
+
+def test_a_damaged_table_on_s3_is_rebuilt_and_kept_beside(aws: Sandbox, tables: Tables) -> None:
+    for number in range(3):
+        tables.append("steps", [STEP | {"step": f"step-{number}"}])
+    before = tables.read("steps")
+    s3, prefix = aws.client("s3"), PLACE.removeprefix("s3://acme-records/")
+    log = f"{prefix}/steps/_delta_log/"
+    keys = [one["Key"] for one in s3.list_objects_v2(Bucket="acme-records", Prefix=log)["Contents"]]
+    s3.put_object(Bucket="acme-records", Key=max(key for key in keys if key.endswith(".json")), Body=b"torn")
+    with pytest.raises(RecordsError, match="vmsnix history rebuild steps"):
+        tables.read("steps")
+    assert rebuild(tables, "steps", []).read == 3
+    again = tables.read("steps")
+    assert sorted(again["step"]) == sorted(before["step"])
+    tables.append("steps", [STEP | {"step": "more"}])
+    assert len(tables.read("steps")) == 4
 
 
 def test_every_commit_is_conditional(aws: Sandbox, tables: Tables) -> None:

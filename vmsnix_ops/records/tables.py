@@ -314,9 +314,19 @@ class Tables:
         if not self.remote:
             make_folder(Path(self.location))
             return pa_fs.SubTreeFileSystem(self.location, pa_fs.LocalFileSystem())
-        from deltalake.fs import DeltaStorageHandler
-
-        return pa_fs.PyFileSystem(DeltaStorageHandler(self.location, self._options()))
+        options = self._options() or {}
+        scheme, _, host = options.get("AWS_ENDPOINT_URL", "").rpartition("://")
+        return pa_fs.SubTreeFileSystem(
+            self.location.removeprefix("s3://"),
+            pa_fs.S3FileSystem(
+                access_key=options["AWS_ACCESS_KEY_ID"],
+                secret_key=options["AWS_SECRET_ACCESS_KEY"],
+                session_token=options.get("AWS_SESSION_TOKEN"),
+                region=options["AWS_REGION"],
+                scheme=scheme or "https",
+                endpoint_override=host.rstrip("/") or None,
+            ),
+        )
 
     def _append(self, schema: Schema, data: pa.Table, name: str, *, look_first: bool) -> int | None:
         """Append once; return the version that was made, ``None`` when this append had been made before."""
