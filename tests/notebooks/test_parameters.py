@@ -168,6 +168,7 @@ CHANGED = {
     "bucket": "another-bucket-x",
     "role_name": "another-role",
     "prefix": "another",
+    "kms_key": "arn:aws:kms:us-east-1:012345678901:key/0123abcd-0123-0123-0123-0123456789ab",
 }
 SAME = [one for one in PARAMETERS if one[1].name in settings.FIELDS]
 FILTERS = {("import-timings", "region")}  # it chooses rows; empty: all
@@ -202,7 +203,8 @@ def test_a_setting_is_used_where_the_parameter_is_left_empty(
     (tmp_path / "vmsnix.toml").write_text(
         "".join(f"{key} = {json.dumps(text)}\n" for key, text in content.items())
     )
-    aws.prepare(bucket=content["bucket"], region=content["region"], role="another-role")
+    role = "another-role" if parameter.name == "role_name" else "vmimport"
+    aws.prepare(bucket=content["bucket"], region=content["region"], role=role)
     variables = namespace(book)
     if book.name in ("preflight", "publish-ami"):
         variables["image"] = str(make_sample_image(tmp_path / "image"))

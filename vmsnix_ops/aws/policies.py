@@ -44,6 +44,7 @@ _ACCOUNT = re.compile(r"[0-9]{12}|\*")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|\*")
 _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,2}-[0-9]+")
 _PARTITION = re.compile(r"aws(-[a-z]+)*")
+_KMS_KEY = re.compile(r"(arn:aws(-[a-z]+)*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+)?")
 _TOPIC = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[\w-]{1,256}(\.fifo)?", re.ASCII)
 _NO_TOPIC = "arn:aws:sns:us-east-1:000000000000:none"
 _ROLE = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
@@ -109,6 +110,7 @@ class Place:
             ("role", self.role_name, _ROLE, "IAM allows 64 letters, digits and +=,.@-_."),
             ("key prefix", self.key_prefix, _KEYS, "It would be another path, or stand for many."),
             ("prefix of pointers", self.pointer_prefix, _POINTERS, "It is called like /vmsnix."),
+            ("KMS key", self.kms_key, _KMS_KEY, "It is named like arn:aws:kms:REGION:ACCOUNT:key/ID."),
             ("topic", self.topic or _NO_TOPIC, _TOPIC, "It is called like arn:aws:sns:REGION:ACCOUNT:NAME."),
             ("partition", self.partition, _PARTITION, f"There are {', '.join(region_names.partitions())}."),
             *(("region", name, _REGION, "A region is called like eu-central-1.") for name in self.regions),
