@@ -206,7 +206,7 @@ def test_resolve_reads_an_image_on_a_machine_without_nix(
 ) -> None:
     built = build("ecs-node", progress=silent())
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert resolve(built.path).drv_path is None
+    assert resolve(built.path.parent).drv_path is None
 
 
 @pytest.mark.parametrize(

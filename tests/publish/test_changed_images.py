@@ -78,12 +78,12 @@ def renamed_over(path: Path) -> None:
 
 
 def block_table(path: Path) -> None:
-    """Change places of two blocks in the table of a dynamic VHD; it stays a sound image."""
+    """Change places of two blocks in the table of a dynamic VHD; it stays a bootable image."""
     with path.open("rb") as file:
-        file.seek(TABLE)
+        file.seek(TABLE + 4)  # block 0 has the partition table
         first, second = struct.unpack(">II", file.read(8))
     assert 0xFFFFFFFF not in (first, second)
-    write_quietly(path, TABLE, struct.pack(">II", second, first))
+    write_quietly(path, TABLE + 4, struct.pack(">II", second, first))
 
 
 def crc64(data: bytes, state: int = 2**64 - 1) -> int:
@@ -163,7 +163,7 @@ def test_bytes_that_change_between_two_parts_delete_the_upload(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(buckets, "THREADS", 1)
-    aws.faults.add({"op": "s3:UploadPart", "do": "delay", "seconds": 1.0})
+    aws.faults.add({"op": "s3:UploadPart", "do": "delay", "nth": 1, "seconds": 8.0})
     wanted = plan(image=str(raw))
     built = wanted.build()
 

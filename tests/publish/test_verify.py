@@ -152,7 +152,9 @@ def drop_snapshot(aws: Sandbox, ami: str) -> None:
 def repoint(aws: Sandbox, ami: str) -> None:
     other = make_ami(aws, version="other")
     put = {"Name": "/vmsnix/ecs-node/stable", "Value": other, "Type": "String", "DataType": "aws:ec2:image"}
-    aws.client("ssm").put_parameter(**put, Overwrite=True)
+    ssm = aws.client("ssm")
+    ssm.delete_parameter(Name=put["Name"])  # AWS changes no data type of a parameter that exists
+    ssm.put_parameter(**put)
     aws.clock.advance(5)
 
 
@@ -162,7 +164,9 @@ def unpoint(aws: Sandbox, ami: str) -> None:
 
 def untype(aws: Sandbox, ami: str) -> None:
     put = {"Name": "/vmsnix/ecs-node/stable", "Value": ami, "Type": "String", "DataType": "text"}
-    aws.client("ssm").put_parameter(**put, Overwrite=True)
+    ssm = aws.client("ssm")
+    ssm.delete_parameter(Name=put["Name"])  # AWS changes the data type of no parameter that exists
+    ssm.put_parameter(**put)
 
 
 def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
