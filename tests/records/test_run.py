@@ -134,7 +134,14 @@ def test_a_missing_result_is_empty_and_a_broken_one_is_an_error(run: RunContext)
         read_result(run.folder)
 
 
-def test_a_folder_that_is_gone_says_so(run: RunContext) -> None:
+def test_a_folder_that_is_gone_is_made_again(run: RunContext) -> None:
     run.folder.rmdir()
-    with pytest.raises(RecordsError, match="cannot be written to"):
+    assert write_result(run, {}).is_file()
+
+
+def test_a_result_that_cannot_be_written_says_that_the_work_is_done(run: RunContext) -> None:
+    run.folder.rmdir()
+    run.folder.write_text("in the way")
+    with pytest.raises(RecordsError, match="The work is done, and its record could not be saved") as caught:
         write_result(run, {})
+    assert caught.value.exit_code == 3
