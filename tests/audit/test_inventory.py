@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
+from tests.support import join, wait_until
 from vmsnix_ops import errors, publish
 from vmsnix_ops.audit import findings, inventory, policies, views
 from vmsnix_ops.aws.policies import Place, document
@@ -169,14 +170,23 @@ def test_a_scan_ends_when_its_time_is_up(own: Owner) -> None:
     assert all("deadline_minutes" in one.error.cure for one in found.unread)
 
 
-def test_an_interrupted_scan_ends_soon_and_says_that_it_begins_anew(own: Owner) -> None:
-    own.aws.faults.add({"op": "ec2:DescribeSnapshots", "do": "error", "code": "Throttling", "http": 400})
-    began = time.monotonic()
+def test_an_interrupted_scan_ends_and_says_that_it_begins_anew(own: Owner) -> None:
+    throttled = {"op": "ec2:DescribeSnapshots", "do": "error", "code": "Throttling", "http": 400}
+    rule = own.aws.faults.add(
+        throttled
+    )  # for ever: only the interrupt ends the scan before its patience does
     main = threading.main_thread().ident
-    threading.Timer(1.5, signal.pthread_kill, [main, signal.SIGINT]).start()
+    assert main is not None
+
+    def interrupt() -> None:
+        wait_until(lambda: rule.struck, "the throttled call")
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with pytest.raises(errors.InterruptedRunError, match="begins anew"):
         own.scan(regions=["all"])
-    assert time.monotonic() - began < 10
+    join(thread)
 
 
 def test_throttling_and_dropped_connections_are_waited_out_everywhere(
