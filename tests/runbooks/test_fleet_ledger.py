@@ -126,15 +126,14 @@ def test_a_dead_process_of_this_machine_is_seen_at_once(monkeypatch: pytest.Monk
         "import json; from vmsnix_ops.runbooks.fleet_lease import Owner;"
         "print(json.dumps(Owner.this_process().as_dict()), flush=True); input()"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
     import json
 
-    document = {"state": "running", "owner": json.loads(read_line(process)), "beat": 3}
-    assert not Watch(60).has_ended(document)
-    kill(process)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        document = {"state": "running", "owner": json.loads(read_line(process)), "beat": 3}
+        assert not Watch(60).has_ended(document)
+        kill(process)
     assert Watch(60).has_ended(document)
     # The same number with another birth is another process.
     assert Owner.is_dead(Owner.this_process().as_dict() | {"born": "1"})
