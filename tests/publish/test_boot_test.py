@@ -65,5 +65,5 @@ def test_a_boot_by_itself_is_planned_first(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "instance id, user data" in shown
     with pytest.raises(ParameterError, match="No image was given"):
         publish.plan_boot("")
-    with pytest.raises(ParameterError, match="is over"):
+    with pytest.raises(ParameterError, match="out of range"):
         publish.plan_boot("result", deadline=-1)

@@ -55,7 +55,7 @@ def test_what_cannot_be_recorded_of_a_region_does_not_stop_the_others(
     append = Tables.append
 
     def taken(tables: Tables, table: str, rows: Any, **more: Any) -> None:
-        if table == "promotions" and rows[0]["region"] == HOME:  # which ends first
+        if table == "promotions" and rows.to_pylist()[0]["region"] == HOME:  # which ends first
             raise errors.CommitConflictError("Others were faster.")
         append(tables, table, rows, **more)
 
