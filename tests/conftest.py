@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from tests import hanging, parts, quick
+from vmsnix_ops import redaction
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -101,6 +102,15 @@ def tests_are_quick() -> Iterator[None]:
     quick.keep_bytecode(patch)
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def secrets_are_known_in_one_test_alone() -> Iterator[None]:
+    """Forget the credentials that a test used: every later text would be searched for them, too."""
+    before = dict(redaction._known)
+    yield
+    redaction._known.clear()
+    redaction._known.update(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,11 +12,12 @@ import pytest
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags
+from vmsnix_ops.records import secrets
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.secrets import without_secrets
 from vmsnix_ops.records.tables import Tables
-from vmsnix_ops.redaction import HINT, SHAPES, Redactor, find_secret
+from vmsnix_ops.redaction import HINT, SHAPES, Redactor, find_secret, remember
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +76,14 @@ def test_a_row_of_a_table_keeps_none(case: str, tmp_path: Path) -> None:
             assert bare(file.read_bytes().decode("latin-1"))
 
 
+@pytest.fixture(params=["few rows", "many rows"])
+def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redact a table as one of few rows, and as one of many."""
+    if request.param == "many rows":
+        monkeypatch.setattr(secrets, "FEW_ROWS", 0)
+
+
+@pytest.mark.usefixtures("rows")
 def test_a_value_that_the_environment_calls_secret_is_found_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -84,17 +93,33 @@ def test_a_value_that_the_environment_calls_secret_is_found_by_itself(
     assert kept == ["all is well", "it said [secret removed: secret of the environment]", None]
 
 
+@pytest.mark.usefixtures("rows")
+def test_credentials_in_use_are_found_whatever_is_in_them() -> None:
+    values = [
+        "a.b*c+d?e(f)g[h]",
+        "slash/and+plus/1234==",
+        "back\\slash 'quote' #",
+        *map("{:040d}x".format, range(600)),
+    ]
+    remember(*values)
+    clean = without_secrets(pa.table({"text": [f"key {value}, and more" for value in values]}))
+    assert set(clean.column("text").to_pylist()) == {"key [secret removed: credentials in use], and more"}
+
+
+@pytest.mark.usefixtures("rows")
 def test_a_table_without_secrets_is_not_touched() -> None:
     data = pa.table({"text": ["ami-0123456789abcdef0", None], "number": [1, 2]})
     assert without_secrets(data) is data
 
 
+@pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("case", PLANTED)
 def test_the_hint_never_misses_what_a_shape_finds(case: str) -> None:
     column = pa.table({"text": [PLANTED[case]]})
     assert bare(without_secrets(column).column("text").to_pylist()[0])
 
 
+@pytest.mark.usefixtures("rows")
 def test_the_hint_never_misses_what_a_shape_finds_by_chance() -> None:
     chance = random.Random(5)
     starts = [
