@@ -18,6 +18,8 @@ import lzma
 import os
 import re
 import struct
+import sys
+import tarfile
 import threading
 import zipfile
 import zlib
@@ -25,7 +27,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -84,13 +86,18 @@ SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 
 _TRIGGERS = tuple(words for _, words, _ in _PATTERNS)  # one of them, in lower case, is in every match
 
+_INVISIBLE = (  # characters that take no room: joiners, directions of writing, variants of the letter before
+    "\x00\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff"
+)
+
 HINT = (
     r"AKIA|ASIA|PRIVATE KEY"
     r"|(?i:secret[_ -]?(?:access[_ -]?)?key|(?:session|security)[_ -]?token|authorization)"
     r"|IQoJb3JpZ2lu|FwoGZXIvYXdz|FQoGZXIvYXdz|Signature=|X-Amz-Credential=|://[^/\s:@]+:|gh[pousr]_|github_pat_"
     r"|eyJ|AGE-SECRET-KEY-1|:[A-Za-z0-9+/]{86}==|;base64,"
     # what can hide one from all that
-    "|[\x00-\x08\x0b\x0c\x0e-\x1f\x9b\xad\u200b-\u200f\u2060-\u2064\ufeff]"
+    rf"|[\x01-\x08\x0b\x0c\x0e-\x1f\x9b{_INVISIBLE}]"
     r"|</?[A-Za-z]|<!--|&[#A-Za-z]|\\|%[0-9A-Fa-f][0-9A-Fa-f]|[A-Za-z0-9+/_-]{60}\n"
 )
 """Matches every text that one of `SHAPES` matches, and few others; in the syntax that RE2 has, too."""
@@ -134,18 +141,19 @@ _NOTE = "[secret removed: "
 # What a reader does not see, or sees as something else. All begin with one class of characters, so that the
 # rest of a long text is passed over quickly.
 _HIDDEN = re.compile(
-    r"""(?x)
-    [\x00\x1b\x9b\xad\u200b-\u200f\u2060-\u2064\ufeff<&\\%\n]
+    rf"""(?x)
+    [\x1b\x9b{_INVISIBLE}<&\\%\n]
     (?: (?<=\x1b) (?: \[[0-?]*[ -/]*[@-~]                            # colours, cursor movements
                    | \][^\x07\x1b\n]*(?:\x07|\x1b\\)?                # titles, hyperlinks
                    | [PX^_][^\x1b]*\x1b\\ | [ -/]*[0-~] )
       | (?<=\x9b) [0-?]*[ -/]*[@-~]
-      | (?<=<) (?: /?[A-Za-z][^<>]{0,2000}> | !--[^<>]{0,500}--> )
-      | (?<=&) (?: \#\d{1,7} | \#[xX][0-9a-fA-F]{1,6} | [A-Za-z][A-Za-z0-9]{1,30} ) ;
-      | (?<=\\) (?: u[0-9a-fA-F]{4} | x[0-9a-fA-F]{2} | [/\\"'nrtbf] )
-      | (?<=%) [0-9A-Fa-f]{2} (?:%[0-9A-Fa-f]{2})*
-      | (?<=\n) (?<=[A-Za-z0-9+/_-]{60}\n) (?=[A-Za-z0-9+/_=-])          # base64 in lines
-      | (?<=[\x00\xad\u200b-\u200f\u2060-\u2064\ufeff])
+      | (?<=<) (?: /?[A-Za-z][^<>]{{0,2000}}> | !--[^<>]{{0,500}}--> )
+      | (?<=&) (?: (?: \#\d{{1,7}} | \#[xX][0-9a-fA-F]{{1,6}} ) ;? | [A-Za-z][A-Za-z0-9]{{1,30}} ; )
+      | (?<=\\) (?: u[0-9a-fA-F]{{4}} | U[0-9a-fA-F]{{8}} | x[0-9a-fA-F]{{2}} | [0-3][0-7]{{2}}
+                   | [!-/:-@\[-`{{-~nrtbf] )
+      | (?<=%) [0-9A-Fa-f]{{2}} (?:%[0-9A-Fa-f]{{2}})*
+      | (?<=\n) (?<=[A-Za-z0-9+/_-]{{60}}\n) (?=[A-Za-z0-9+/_=-])          # base64 in lines
+      | (?<=[{_INVISIBLE}])
     )
     """
 )
@@ -155,10 +163,18 @@ _INLINE = re.compile(
 )
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
 _SHOWN = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|</?[A-Za-z][^<>]{0,2000}>")  # what stays when a secret goes
-_DATA_URI = re.compile(r";base64,(?P<secret>[A-Za-z0-9+/=_-]{16,})")
+_ENCODED = re.compile(r"[A-Za-z0-9+/_-]{20,}(?:[ \t]*\r?\n[ \t>|]*[A-Za-z0-9+/_-]{4,})*={0,2}")  # base64
+_WRAPPED = re.compile(  # the end of a line and the beginning of the next, also in a frame
+    r"(?<![ \t])[ \t]*(?:[|\u2502\u2503][ \t]*)?\r?\n[ \t>]*(?:[|\u2502\u2503][ \t]*)?"
+)
+_HEXADECIMAL = re.compile(r"[0-9a-f]+")
+_DOTS = ("...", "\u2026")
 _PRINTABLE = re.compile(rb"[\x08-\x0d\x1b\x20-\x7e]{8,}")
 _DEPTH = 3  # escapes in escapes: JSON in JSON, in HTML
-_UNPACKED_BYTES = 64 * 1024 * 1024
+_OVERLAP = 64 * 1024
+_NESTED = 4  # archives in archives, base64 in base64
+_UNPACKED_BYTES = 64 * 1024 * 1024  # at once; what is larger is searched piece by piece
+_UNPACKED_IN_ALL = 4 * 1024**3
 
 _known: dict[str, None] = {}
 _listeners: list[Callable[[Sequence[str]], None]] = []
@@ -290,7 +306,8 @@ def _forms(value: str, label: str) -> tuple[_Needle, ...]:
     like_an_id = _WORD.fullmatch(value) is not None
     found = [_Needle(form, label, plain, len(value) < LONG, like_an_id) for form in written]
     raw = value.encode("utf-8", "surrogatepass")
-    encoded = {raw.hex(), raw.hex().upper()}
+    encoded = {raw.hex(), raw.hex(":"), raw.hex(" ")}
+    encoded |= {text.upper() for text in encoded}
     for offset in range(3):
         text = base64.b64encode(bytes(offset) + raw).decode("ascii")
         first = (0, 2, 3)[offset]
@@ -325,6 +342,7 @@ class Redactor:
     found: dict[str, int] = field(default_factory=dict)
     _needles: list[_Needle] = field(default_factory=list, repr=False)
     _prefixes: dict[str, list[_Needle]] = field(default_factory=dict, repr=False)
+    _long: dict[str, str] = field(default_factory=dict, repr=False)
     _seen: int = field(default=-1, repr=False)
 
     def text(self, text: str) -> str:
@@ -410,19 +428,24 @@ class Redactor:
 
     def binary(self, content: bytes) -> str:
         """Return what kind of secret is in bytes that are no text, or an empty string."""
+        label = self._label(content, 0)
+        if label:
+            self.found[label] = self.found.get(label, 0) + 1
+        return label
+
+    def _label(self, content: bytes, depth: int) -> str:
+        needles = [
+            (needle.text.encode("utf-8", "surrogatepass"), needle.label)
+            for needle in self._known_forms()
+            if not needle.whole_words
+        ]
         for part in _unpacked(content):
             for form in (part, part.replace(b"\0", b"")) if b"\0" in part else (part,):  # UTF-16
                 shown = "\n".join(run.decode("latin-1") for run in _PRINTABLE.findall(form))
-                label = next((label for _, _, label in self._spans(shown)), "") or next(
-                    (
-                        needle.label
-                        for needle in self._known_forms()
-                        if not needle.whole_words and needle.text.encode("utf-8", "surrogatepass") in form
-                    ),
-                    "",
+                label = next((label for _, _, label in self._spans(shown, depth)), "") or next(
+                    (label for needle, label in needles if needle in form), ""
                 )
                 if label:
-                    self.found[label] = self.found.get(label, 0) + 1
                     return label
         return ""
 
@@ -520,27 +543,63 @@ class Redactor:
             self._prefixes = {}
             for needle in self._needles:
                 self._prefixes.setdefault(needle.text[:SHORTEST], []).append(needle)
+            self._long = {value: label for value, label in labelled.items() if len(value) >= LONG}
             self._seen = len(known)
         return self._needles
 
-    def _spans(self, text: str) -> list[Span]:
+    def _spans(self, text: str, depth: int = 0) -> list[Span]:
         """Return where secrets are, in order and without overlaps."""
-        found = [*self._known_in(text), *_shaped(text)]
-        if ";base64," in text:
-            found += self._data_uris(text)
+        found = [*self._known_in(text), *_shaped(text), *self._cut_short(text), *self._encoded(text, depth)]
         for view in _views(text):
             found += [
                 (*view.original(start, end), label)
-                for start, end, label in (*self._known_in(view.text), *_shaped(view.text))
+                for start, end, label in (
+                    *self._known_in(view.text),
+                    *_shaped(view.text),
+                    *self._cut_short(view.text),
+                )
             ]
+        if "\n" in text and self._known_forms():
+            # Only known values: a shape could begin in one line and end in the next, which is another thing.
+            whole = _view(text, _WRAPPED, None)
+            if whole is not None:
+                found += [
+                    (*whole.original(start, end), label) for start, end, label in self._known_in(whole.text)
+                ]
         return _merged([span for span in found if not text.startswith(_NOTE, span[0])])
 
-    def _data_uris(self, text: str) -> Iterator[Span]:
-        for match in _DATA_URI.finditer(text):
-            content = _from_base64(match["secret"])
-            label = Redactor(self.values).binary(content) if content is not None else ""
+    def _encoded(self, text: str, depth: int) -> Iterator[Span]:
+        """Yield base64 in which there is a secret: user data, a picture, a document, base64 itself."""
+        if depth >= _NESTED:
+            return
+        for match in _ENCODED.finditer(text):
+            if _HEXADECIMAL.fullmatch(match[0]):  # a digest
+                continue
+            payload = re.sub(r"[\s>|=]+", "", match[0])
+            content = _from_base64(payload[: len(payload) - (len(payload) % 4 == 1)])
+            if content is None or not (
+                _PRINTABLE.search(content) or content.startswith(_PACKED) or b"\0" in content[1:4]
+            ):
+                continue
+            label = self._label(content, depth + 1)
             if label:
-                yield (*match.span("secret"), label)
+                yield (*match.span(), label)
+
+    def _cut_short(self, text: str) -> Iterator[Span]:
+        """Yield the beginning or the end of a known secret of which dots stand for the rest."""
+        if "..." not in text and "\u2026" not in text:
+            return
+        self._known_forms()
+        for value, label in self._long.items():
+            for place in _places(text, value[:SHORTEST]):
+                end = place + _same(value, text[place : place + len(value)])
+                if text.startswith(_DOTS, end):
+                    yield place, end, label
+            for place in _places(text, value[-SHORTEST:]):
+                end = place + SHORTEST
+                start = end - _same(value[::-1], text[max(end - len(value), 0) : end][::-1])
+                if text.endswith(_DOTS, 0, start):
+                    yield start, end, label
 
     def _known_in(self, text: str) -> Iterator[Span]:
         """Yield where known secrets are; linear in the text, whatever their number."""
@@ -558,6 +617,20 @@ class Redactor:
                 if _counts(text, start, needle):
                     yield start, start + len(needle.text), needle.label
                 start = text.find(needle.text, start + len(needle.text))
+
+
+def _places(text: str, part: str) -> Iterator[int]:
+    """Yield where a part of a text begins."""
+    place = text.find(part)
+    while place >= 0:
+        yield place
+        place = text.find(part, place + 1)
+
+
+def _same(one: str, other: str) -> int:
+    """Return how many characters two texts have in common at their beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 class LineRedactor:
@@ -635,32 +708,36 @@ def _views(text: str) -> Iterator[_View]:
     """Yield the text with less and less of what hides words: colours, markup, escapes."""
     above: _View | None = None
     for _ in range(_DEPTH):
-        pattern = _HIDDEN if "\b" not in text else _STRUCK_OVER
-        if not pattern.search(text):
+        above = _view(text, _HIDDEN if "\b" not in text else _STRUCK_OVER, above)
+        if above is None:
             return
-        parts: list[str] = []
-        starts: list[int] = []
-        places: list[tuple[int, int, bool]] = []
-        size = done = 0
-        for match in pattern.finditer(text):
-            begin, end = match.span()
-            shown = _shown(match[0])
-            for part, place in ((text[done:begin], (done, begin, True)), (shown, (begin, end, False))):
-                if part:
-                    parts.append(part)
-                    starts.append(size)
-                    places.append(place)
-                    size += len(part)
-            done = end
-        if done < len(text):
-            parts.append(text[done:])
-            starts.append(size)
-            places.append((done, len(text), True))
-        if not parts:
-            return
-        above = _View("".join(parts), starts, places, above)
         yield above
         text = above.text
+
+
+def _view(text: str, pattern: re.Pattern[str], above: _View | None) -> _View | None:
+    """Return the text as it is read without what the pattern matches; ``None`` when it matches nothing."""
+    parts: list[str] = []
+    starts: list[int] = []
+    places: list[tuple[int, int, bool]] = []
+    size = done = 0
+    for match in pattern.finditer(text):
+        begin, end = match.span()
+        shown = _shown(match[0])
+        for part, place in ((text[done:begin], (done, begin, True)), (shown, (begin, end, False))):
+            if part:
+                parts.append(part)
+                starts.append(size)
+                places.append(place)
+                size += len(part)
+        done = end
+    if not done:
+        return None
+    if done < len(text):
+        parts.append(text[done:])
+        starts.append(size)
+        places.append((done, len(text), True))
+    return _View("".join(parts), starts, places, above) if parts else None
 
 
 def _shown(hidden: str) -> str:
@@ -673,8 +750,10 @@ def _shown(hidden: str) -> str:
     if first == "%" and len(hidden) > 2:
         return unquote(hidden, errors="replace")
     if first == "\\":
-        kind = hidden[1]
-        return chr(int(f"0x{hidden[2:]}", 0)) if kind in "ux" else _ESCAPES.get(kind, kind)
+        kind, number = hidden[1], hidden[2:]
+        if kind in "uUx":
+            return chr(min(int(number, 16), sys.maxunicode))
+        return chr(int(hidden[1:], 8)) if number else _ESCAPES.get(kind, kind)
     return ""
 
 
@@ -789,35 +868,130 @@ def _is_binary_type(key: str) -> bool:
     )
 
 
-def _unpacked(content: bytes) -> Iterator[bytes]:
+_PACKED = (
+    b"\x89PNG\r\n\x1a\n",
+    b"PK\x03\x04",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ\0",
+    b"\x5d\0\0",
+    b"\x28\xb5\x2f\xfd",
+    b"\x04\x22\x4d\x18",
+    b"%PDF",
+    b"PAR1",
+    b"ARROW1",
+    b"x\x01",
+    b"x\x5e",
+    b"x\x9c",
+    b"x\xda",
+)
+
+
+def _unpacked(content: bytes, depth: int = 0, budget: list[int] | None = None) -> Iterator[bytes]:
     """Yield bytes, and what is packed in them: texts of a PNG, members of a ZIP, what was compressed."""
+    budget = [_UNPACKED_IN_ALL] if budget is None else budget
+    budget[0] -= len(content)
     yield content
+    if depth >= _NESTED:
+        return
     try:
-        if content.startswith(b"\x89PNG\r\n\x1a\n"):
-            yield from _png_texts(content)
-        elif content.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                for info in archive.infolist():
-                    yield info.filename.encode()
-                    with archive.open(info) as member:
-                        yield member.read(_UNPACKED_BYTES)
-        elif content.startswith(b"\x1f\x8b"):
-            yield zlib.decompressobj(31).decompress(content, _UNPACKED_BYTES)
-        elif content.startswith(b"BZh"):
-            yield bz2.BZ2Decompressor().decompress(content, _UNPACKED_BYTES)
-        elif content.startswith(b"\xfd7zXZ\0"):
-            yield lzma.LZMADecompressor().decompress(content, _UNPACKED_BYTES)
+        for part in _parts_of(content):
+            if budget[0] <= 0:
+                return
+            yield from _unpacked(part, depth + 1, budget)
     except (
+        ImportError,
         ValueError,
         OSError,
         RuntimeError,
         NotImplementedError,
         EOFError,
+        struct.error,
         zlib.error,
         lzma.LZMAError,
+        tarfile.TarError,
         zipfile.BadZipFile,
     ):
         return  # it only began like one
+
+
+def _parts_of(content: bytes) -> Iterator[bytes]:
+    """Yield what is packed in bytes of a kind that is known."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        yield from _png_texts(content)
+    elif content.startswith(b"\x1f\x8b"):
+        yield from _streams(content, lambda: zlib.decompressobj(31))
+    elif content.startswith(b"BZh"):
+        yield from _streams(content, bz2.BZ2Decompressor)
+    elif content.startswith((b"\xfd7zXZ\0", b"\x5d\0\0")):
+        yield from _streams(content, lzma.LZMADecompressor)
+    elif content.startswith((b"x\x01", b"x\x5e", b"x\x9c", b"x\xda")):
+        yield from _streams(content, zlib.decompressobj)
+    elif content.startswith((b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")):
+        import pyarrow as pa
+
+        name = "zstd" if content[0] == 0x28 else "lz4"
+        yield pa.CompressedInputStream(pa.BufferReader(content), name).read(_UNPACKED_BYTES)
+    elif content.startswith((b"PAR1", b"ARROW1")):
+        yield from _table_texts(content)
+    elif content.startswith(b"%PDF"):
+        for found in re.finditer(rb"stream\r?\n", content):
+            with suppress(zlib.error):
+                yield zlib.decompressobj().decompress(memoryview(content)[found.end() :], _UNPACKED_BYTES)
+    elif content[257:262] == b"ustar":
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            for entry in archive:
+                yield f"{entry.name}\n{entry.linkname}".encode("utf-8", "replace")
+                member = archive.extractfile(entry) if entry.isreg() else None
+                if member is not None:
+                    yield from iter(partial(member.read, _UNPACKED_BYTES), b"")
+    elif b"PK\x05\x06" in content[-66_000:]:  # something else may stand before a ZIP
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            for info in packed.infolist():
+                yield info.filename.encode("utf-8", "replace") + b"\n" + info.comment
+                with packed.open(info) as inner:
+                    yield from iter(partial(inner.read, _UNPACKED_BYTES), b"")
+
+
+def _streams(content: bytes, make: Callable[[], Any]) -> Iterator[bytes]:
+    """Yield what one compressed stream after another contains; the pieces of a large one overlap."""
+    rest = content
+    while rest:
+        stream, end = make(), b""
+        while rest and not stream.eof:
+            part = stream.decompress(rest, _UNPACKED_BYTES)
+            rest = getattr(stream, "unconsumed_tail", b"")  # zlib alone hands back what it has not read
+            yield end + part
+            end = part[-_OVERLAP:]
+            while not rest and not stream.eof and len(part) == _UNPACKED_BYTES:
+                part = stream.decompress(b"", _UNPACKED_BYTES)
+                yield end + part
+                end = part[-_OVERLAP:]
+        if not stream.eof:
+            return
+        rest = stream.unused_data
+
+
+def _table_texts(content: bytes) -> Iterator[bytes]:
+    """Yield the schema and the values of a Parquet or Arrow file."""
+    import pyarrow as pa
+
+    if content.startswith(b"PAR1"):
+        import pyarrow.parquet as pq
+
+        file = pq.ParquetFile(pa.BufferReader(content))
+        schema, batches = file.schema_arrow, file.iter_batches()
+    else:
+        reader = pa.ipc.open_file(pa.BufferReader(content))
+        schema, batches = reader.schema, (reader.get_batch(n) for n in range(reader.num_record_batches))
+    yield schema.to_string(truncate_metadata=False).encode("utf-8", "replace")
+    for batch in batches:
+        for column in batch.columns:
+            texts = (
+                value.decode("latin-1") if isinstance(value, bytes) else str(value)
+                for value in column.to_pylist()
+            )
+            yield "\n".join(texts).encode("utf-8", "surrogatepass")
 
 
 def _png_texts(content: bytes) -> Iterator[bytes]:

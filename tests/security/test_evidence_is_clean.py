@@ -6,6 +6,7 @@ import ast
 import base64
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -201,6 +202,69 @@ def test_a_run_full_of_secrets_keeps_none(remote: bool, shelf: Shelf, aws: Any, 
     row = Tables(tmp_path / "history").read("runs").iloc[0]
     assert "[secret removed" in str(row["parameters"]) + str(row["error"])
     assert outcome.values["secrets_removed"]["credentials in use"] >= 1
+
+
+HARD_TO_CLEAN = """
+import os
+from pathlib import Path
+folder = Path(os.environ["VMSNIX_RUN_DIR"])
+for number, name in enumerate((os.environ["DB_PASSWORD"], os.environ["OTHER_PASSWORD"])):
+    (folder / f"a-{name}.txt").write_text(f"file {number}")
+    (folder / f"d-{name}").mkdir()
+    (folder / f"d-{name}" / "inner").write_text(f"inner {number}")
+    (folder / ("l" * 230 + "-" + name + ".txt")).write_text(f"long {number}")
+os.mkfifo(folder / "pipe")
+(folder / "loop").symlink_to("loop")
+(folder / "zz-last").write_text(os.environ["DB_PASSWORD"])
+"""
+
+
+def test_names_that_become_equal_or_too_long_hide_no_file_and_lose_none(
+    shelf: Shelf, aws: Any, tmp_path: Path
+) -> None:
+    put(shelf, HARD_TO_CLEAN)
+    other = "gatherer9"
+    outcome = run(
+        "try-this",
+        folder=shelf.folder,
+        archive=shelf.archive,
+        environment=environment(tmp_path, aws) | {"OTHER_PASSWORD": other},
+        cwd=tmp_path,
+        screen=shelf.screen,
+    )
+    assert outcome.verdict == "done"
+    assert outcome.problems == ()
+    assert leaks(shelf.archive) == {}
+    assert not [path for path in shelf.archive.rglob("*") if other in path.name]
+    texts = [path.read_text() for path in shelf.archive.rglob("*") if path.is_file()]
+    assert {f"{kind} {number}" for kind in ("file", "inner", "long") for number in (0, 1)} <= set(texts)
+
+
+def test_a_file_that_cannot_be_read_hides_no_other_and_is_listed(tmp_path: Path) -> None:
+    for name in ("aa-before", f"mm {SHORT}", "zz-after"):
+        (tmp_path / name).write_text(SHORT)
+    (tmp_path / f"mm {SHORT}").chmod(0)
+    program = (
+        "import sys; from pathlib import Path; from vmsnix_ops.runbooks.archive import RunFolder\n"
+        "from vmsnix_ops.redaction import Redactor\n"
+        "folder = RunFolder('r1', Path(sys.argv[1]), '', {}, Redactor((sys.argv[2],)))\n"
+        "print(*folder.clean(), *folder.names(), sep='\\n')"
+    )
+    as_user = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    if as_user and shutil.which("setpriv") is None:
+        pytest.skip("this user can read every file")
+    shown = subprocess.run(
+        [*as_user, sys.executable, "-c", program, str(tmp_path), SHORT],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    assert SHORT not in shown
+    assert "could not be searched for secrets: Permission denied" in shown
+    assert leaks(tmp_path) == {str(path): [SHORT] for path in tmp_path.glob("mm*")}
+    assert "[secret removed" in next(tmp_path.glob("mm*")).name
 
 
 def test_a_killed_run_has_kept_none(shelf: Shelf, aws: Any, tmp_path: Path) -> None:

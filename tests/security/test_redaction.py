@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import gzip
 import html
 import io
 import json
+import lzma
 import os
 import random
 import re
 import struct
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,6 +21,8 @@ from typing import Any
 from urllib.parse import quote
 
 import nbformat
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,6 +73,11 @@ def test_colours_markup_and_escapes_do_not_hide_a_key(case: str) -> None:
         assert part not in clean
 
 
+def in_lines(content: bytes, width: int, end: str) -> str:
+    text = base64.b64encode(content).decode()
+    return end.join(text[start : start + width] for start in range(0, len(text), width))
+
+
 FORMS = {
     "itself": VALUE,
     "in lines of colour": "".join(f"\x1b[3{n % 8}m{letter}\x1b[0m" for n, letter in enumerate(VALUE)),
@@ -84,6 +94,25 @@ FORMS = {
     },
     "base64 in a URL": quote(base64.b64encode(f"user:{VALUE}".encode()).decode(), safe=""),
     "base64 in lines": base64.encodebytes(b"x" * 50 + VALUE.encode() + b"x" * 90).decode(),
+    **{
+        f"base64 in lines of {width} that end in {end!r}": in_lines(b"x" * 40 + VALUE.encode(), width, end)
+        for width in (8, 16, 64)
+        for end in ("\n", "\r\n", "\n      ")
+    },
+    "base64 in base64": base64.b64encode(base64.b64encode(b"user:" + VALUE.encode())).decode(),
+    "user data": base64.b64encode(gzip.compress(b"#!/bin/sh\n" + VALUE.encode())).decode(),
+    "the command of PowerShell": base64.b64encode(f"'{VALUE}'".encode("utf-16-le")).decode(),
+    "hexadecimal with colons": VALUE.encode().hex(":"),
+    "hexadecimal with spaces": VALUE.encode().hex(" ").upper(),
+    "octal escapes": "".join(f"\\{byte:03o}" for byte in VALUE.encode()),
+    "long unicode escapes": "".join(f"\\U{ord(letter):08x}" for letter in VALUE),
+    "entities without an end": "".join(f"&#{ord(letter)}" for letter in VALUE),
+    "escapes of Markdown": VALUE.replace("+", r"\+").replace("=", r"\="),
+    "variants of letters": "\ufe0f".join(VALUE),
+    "directions of writing": "\u2066".join(VALUE),
+    "two lines of a frame": f"\u2502 {VALUE[:7]} \u2502\n\u2502 {VALUE[7:]} \u2502",
+    "a table that cuts it short": f"{VALUE[:12]}...",
+    "the end of a text that was cut": f"\u2026{VALUE[-12:]}",
 }
 
 
@@ -96,6 +125,7 @@ def test_a_known_secret_is_found_in_every_form(case: str) -> None:
     for word in clean.replace("[secret removed: secret of the environment]", " ").split():
         if len(word) > 7:
             assert word not in VALUE
+    clean = clean.replace("[secret removed: secret of the environment]", " ")
     for run in re.findall(r"[A-Za-z0-9+/]{8,}", clean.translate(str.maketrans("-_", "+/"))):
         for shift in range(4):  # nothing that can be decoded is left of it
             kept = base64.b64decode(run[shift:] + "A" * (-len(run[shift:]) % 4))
@@ -288,6 +318,29 @@ def test_a_notebook_is_clean_in_every_corner() -> None:
     assert "between" in text
 
 
+def zipped(name: str, content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return packed.getvalue()
+
+
+def tarred(name: str, content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def parquet(codec: str) -> bytes:
+    packed = io.BytesIO()
+    rows = pa.table({"text": [f"row {number} {VALUE}" for number in range(200)]})
+    pq.write_table(rows, packed, compression=codec)
+    return packed.getvalue()
+
+
 FILES: dict[str, bytes] = {
     "notes": VALUE.encode(),
     "table.tsv": f"a\t{VALUE}\n".encode(),
@@ -300,17 +353,26 @@ FILES: dict[str, bytes] = {
     "latin.txt": b"caf\xe9 " + VALUE.encode(),
     "packed.gz": gzip.compress(VALUE.encode()),
     "program.bin": b"\x7fELF\0\0" + ACCESS.encode() + b"\0",
+    "twice.gz": gzip.compress(gzip.compress(VALUE.encode())),
+    "second.gz": gzip.compress(b"first") + gzip.compress(VALUE.encode()),
+    "second.bz2": bz2.compress(b"first") + bz2.compress(VALUE.encode()),
+    "second.xz": lzma.compress(b"first") + lzma.compress(VALUE.encode()),
+    "old.lzma": lzma.compress(VALUE.encode(), lzma.FORMAT_ALONE),
+    "stream.z": zlib.compress(b"first " * 9 + VALUE.encode()),
+    "book.xlsx": zipped("sheet.xml", VALUE.encode() * 50),
+    "name.zip": zipped(VALUE, b"a"),
+    "nested.zip": zipped("inner.zip", zipped("deep.gz", gzip.compress(VALUE.encode()))),
+    "begins-as-a-script.pyz": b"#!/usr/bin/env python3\n" + zipped("main.py", VALUE.encode()),
+    "nested.tar": tarred("inner.zip", zipped("deep", VALUE.encode() * 9)),
+    "nested.tar.gz": gzip.compress(tarred("inner.zip", zipped("deep", VALUE.encode() * 9))),
+    "page.pdf": b"%PDF-1.4\nstream\n" + zlib.compress(b"(" + VALUE.encode() + b") Tj") + b"\nendstream\n",
+    **{f"{codec}.parquet": parquet(codec) for codec in ("snappy", "zstd", "gzip")},
 }
 
 
-@pytest.mark.parametrize("name", [*FILES, "book.xlsx"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_of_any_kind_is_kept_without_its_secret(name: str) -> None:
-    content = FILES.get(name)
-    if content is None:
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as book:
-            book.writestr("xl/sheet.xml", f"<c>{VALUE}</c>" * 50)
-        content = packed.getvalue()
+    content = FILES[name]
     clean = redactor().content(content, name)
     assert clean != content
     assert VALUE.encode() not in clean
@@ -341,6 +403,14 @@ def test_many_credentials_do_not_make_texts_slow() -> None:
     assert many.text(f"a {values[7]} b") == "a [secret removed: secret of the environment] b"
     for _ in range(2000):
         many.text("ami-0123456789abcdef0 is in use")
+
+
+def test_a_secret_beyond_the_piece_that_is_searched_at_once_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_UNPACKED_BYTES", 1000)
+    for before in (990, 5000):
+        content = bytes(random.Random(1).choices(b"abc \n", k=before)) + VALUE.encode()
+        for packed in (gzip.compress(content), bz2.compress(content), lzma.compress(content)):
+            assert redactor().binary(packed)
 
 
 def test_large_texts_are_redacted_in_linear_time() -> None:

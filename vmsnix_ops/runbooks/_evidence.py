@@ -139,7 +139,7 @@ def keep(
         problems += [text for text in _save_rows(run) if text not in problems]
     others: list[str] = []
     with _collecting(problems, "The files of the run could not be searched for secrets"):
-        folder.clean()
+        problems += folder.clean()
         others = [name for name in folder.names() if name not in OWN]
     found |= redactor.found
     bring(folder, values, [archives.NOTEBOOK, archives.REPORT, *others])

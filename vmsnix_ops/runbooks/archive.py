@@ -19,7 +19,7 @@ import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import credentials, files
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 NOTEBOOK, REPORT, RESULT, LOG = "notebook.ipynb", "report.html", "result.json", "log.txt"
 JOURNAL = "journal.jsonl"  # a publish writes it, and whoever undoes it reads it
 FLEET = "fleet.json"  # the targets of a fleet
+LONGEST_NAME = 255  # bytes
 ALIVE = ".running"  # locked while the run's process lives
 
 
@@ -107,9 +108,15 @@ class RunFolder:
 
     def names(self) -> list[str]:
         """Return the names of all files that the run has left, such as ``"findings.csv"``, but the entry."""
-        found = (path.relative_to(self.local) for path in self.local.rglob("*") if path.is_file())
-        shown = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
-        return sorted(name for name in shown if name != RESULT)
+        found = []
+        for folder, folders, names in os.walk(self.local):  # passes over what cannot be read
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                path = Path(folder, name)
+                with suppress(OSError):
+                    if not name.startswith(".") and path.is_file():
+                        found.append(path.relative_to(self.local).as_posix())
+        return sorted(name for name in found if name != RESULT)
 
     def keep(self, name: str) -> Kept | None:
         """Bring a finished file to where it is kept; ``None`` when the run has no such file.
@@ -161,32 +168,49 @@ class RunFolder:
         with suppress(OSError):  # not empty
             self.local.rmdir()
 
-    def clean(self) -> None:
+    def clean(self) -> list[str]:
         """Take the secrets out of everything that lies in the folder, whoever wrote it.
 
         Files are only rewritten when they hold a secret. Links that name one, and names of files that do, are
         replaced.
+
+        Returns
+        -------
+        list of str
+            What could not be searched, as sentences; everything else is clean.
         """
-        for folder, folders, names in os.walk(self.local, topdown=False):
+        problems = []
+
+        def collect(error: OSError, path: str) -> None:
+            if not isinstance(error, FileNotFoundError):  # of a process that is still at work
+                place = self.redactor.text(os.path.relpath(path, self.local))
+                problems.append(f"{place} could not be searched for secrets: {error.strerror}.")
+
+        walk = os.walk(self.local, topdown=False, onerror=lambda error: collect(error, str(error.filename)))
+        for folder, folders, names in walk:
             for name in sorted((*folders, *names)):
-                path = Path(folder, name)
                 if name == ALIVE:
                     continue
-                with suppress(FileNotFoundError):  # of a process that is still at work
-                    self._clean_name(path)
+                try:
+                    self._clean_name(Path(folder, name))
+                except OSError as error:
+                    collect(error, str(Path(folder, name)))
+        return problems
 
     def _clean_name(self, path: Path) -> None:
-        if path.is_symlink():
-            target = str(path.readlink())
-            clean = self.redactor.text(target)
-            if clean != target:
-                path.unlink()
-                files.write(path, f"a link to {clean}\n", redactor=self.redactor)
-        if path.is_file():
-            self._clean(path)
-        name = self.redactor.text(path.name)
-        if name != path.name:
-            path.rename(path.with_name(name.replace("/", "_")))
+        try:
+            if path.is_symlink():
+                target = str(path.readlink())
+                clean = self.redactor.text(target)
+                if clean != target:
+                    path.unlink()
+                    files.write(path, f"a link to {clean}\n", redactor=self.redactor)
+            if path.is_file():
+                self._clean(path)
+        finally:  # a file that cannot be read has a name, too
+            name = self.redactor.text(path.name)
+            if name != path.name:
+                path.rename(_free_name(path, name))
 
     def _clean(self, path: Path) -> bytes:
         """Return the content of a file without secrets, after taking them out of the file."""
@@ -199,7 +223,11 @@ class RunFolder:
         if clean != content:
             if path.is_symlink():  # what it leads to is not ours
                 path.unlink()
-            files.write(path, clean, redactor=self.redactor)
+            try:
+                files.write(path, clean, redactor=self.redactor)
+            except OSError:  # a full disk; its own room is enough for it, and it must not stay as it is
+                path.unlink()
+                files.write(path, clean, redactor=self.redactor)
             status = path.stat()
             seen = (status.st_mtime_ns, status.st_size, self.redactor.state())
         self._seen[path] = seen
@@ -224,6 +252,21 @@ class RunFolder:
             f"The run could not be archived: {place}.",
             f"Correct the bucket or the rights; the files of this run are in {self.local}.",
         )
+
+
+def _free_name(path: Path, name: str) -> Path:
+    """Return a path beside another one that has a name, shortened to what file systems take, and is free."""
+    name = name.replace("/", "_")
+    number = 1
+    while True:
+        suffix = PurePath(name).suffix if len(PurePath(name).suffix) < 20 else ""
+        end = (f" {number}" if number > 1 else "") + suffix
+        stem = name.removesuffix(suffix).encode("utf-8", "surrogateescape")
+        shown = stem[: LONGEST_NAME - len(os.fsencode(end))].decode("utf-8", "ignore")
+        free = path.with_name(f"{shown}{end}")
+        if not os.path.lexists(free):
+            return free
+        number += 1
 
 
 def open_folder(
