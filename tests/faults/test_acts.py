@@ -69,11 +69,11 @@ def file_is_a_folder(folder: Path) -> None:
 
 
 @contextmanager
-def files_may_not_grow() -> Iterator[None]:
+def files_may_not_grow(beyond: int = 1) -> Iterator[None]:
     """Let every write beyond the first bytes of a file fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (beyond, hard))
     try:
         yield
     finally:
@@ -105,6 +105,18 @@ def test_a_full_disk_refuses_the_act_and_leaves_no_half_line(tmp_path: Path) -> 
             acts.announce("ec2:DeleteSnapshot", "snap-1", REGION)
         assert caught.value.exit_code == 3
     assert "ec2:DeleteSnapshot of snap-1 was not done" in str(caught.value)
+
+
+def test_half_a_line_of_a_full_disk_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / acts.FILE_NAME
+    with acts.recording(tmp_path, "run-1"):
+        acts.announce("ec2:DeleteSnapshot", "snap-1", REGION)
+        with files_may_not_grow(path.stat().st_size + 40), pytest.raises(errors.UnrecordedActError):
+            acts.announce("ec2:DeleteSnapshot", "snap-2", REGION)
+        acts.announce("ec2:DeleteSnapshot", "snap-3", REGION)
+    first, half, last = path.read_text().splitlines()
+    assert len(half) == 40
+    assert [json.loads(line)["resource"] for line in (first, last)] == ["snap-1", "snap-3"]
 
 
 def test_every_irreversible_call_of_our_clients_is_announced(fleet: Fleet, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import pytest
 from tests.publish.test_publish import bytes_of
 from tests.support import join, require, wait_until
 from vmsnix_ops import errors, publish
-from vmsnix_ops.aws import buckets
+from vmsnix_ops.aws import buckets, imports
 from vmsnix_ops.disk import boot
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.progress import Event, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -304,6 +305,54 @@ def test_an_object_that_was_replaced_between_upload_and_import_is_not_imported(
         wanted.import_snapshot(source)
     assert "ImportSnapshot" not in {call.operation for call in aws.calls}
     assert left().snapshots == []
+
+
+@pytest.mark.parametrize("attempts", [2, 3])
+def test_an_import_that_aws_cancelled_is_not_started_again_with_a_replaced_object(
+    aws: Sandbox, plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path, attempts: int
+) -> None:
+    said: dict[str, Any] = {"status_message": imports.CANCELLED_BY_AWS}
+    nth = list(range(1, attempts))
+    aws.faults.add({"op": "ec2:ImportSnapshot", "do": "outcome", "nth": nth, "outcome": said})
+    begun = 0
+
+    def replace(event: Event) -> None:
+        nonlocal begun
+        if imports.CANCELLED_BY_AWS in event.message and "starting again" in event.message:
+            begun += 1
+            if begun == attempts - 1:
+                (key,) = left().objects
+                in_place(raw)
+                aws.client("s3", REGION).put_object(Bucket=BUCKET, Key=key, Body=raw.read_bytes())
+
+    with pytest.raises(errors.UploadError, match="replaced after it was uploaded"):
+        publish.run(plan(image=str(raw), progress=Progress(replace)))
+    assert begun == attempts - 1
+    assert (left().snapshots, left().amis) == ([], [])
+
+
+def test_an_object_that_is_replaced_while_it_is_imported_becomes_no_ami(
+    aws: Sandbox, plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path
+) -> None:
+    content = raw.read_bytes()
+    replaced = False
+
+    def replace(event: Event) -> None:
+        nonlocal replaced
+        if event.step == "import" and "active" in event.message and not replaced:
+            replaced = True
+            (key,) = left().objects
+            aws.client("s3", REGION).put_object(Bucket=BUCKET, Key=key, Body=b"\1" * len(content))
+
+    with pytest.raises(errors.UploadError, match="replaced after it was uploaded") as caught:
+        publish.run(plan(image=str(raw), progress=Progress(replace)))
+    assert replaced
+    (snapshot,) = left().snapshots
+    assert f"aws ec2 delete-snapshot --snapshot-id {snapshot} --region {REGION}" in caught.value.cure
+    assert left().amis == []
+    aws.client("ec2", REGION).delete_snapshot(SnapshotId=snapshot)
+    again = publish.run(plan(image=str(raw), verify="whole"))
+    assert bytes_of(aws, again.snapshot_id, len(content)) == content
 
 
 def test_an_upload_that_is_continued_sends_identified_bytes_only(

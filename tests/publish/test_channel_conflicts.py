@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,9 +22,11 @@ from tests.publish.promoting import (
     session,
 )
 from vmsnix_ops import errors
-from vmsnix_ops.aws import parameters
-from vmsnix_ops.progress import silent
+from vmsnix_ops.aws import image_copy, parameters, retiring
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.progress import Progress, silent
 from vmsnix_ops.publish import promote, roll_back
+from vmsnix_ops.records import acts
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
@@ -258,6 +261,88 @@ def test_what_cannot_be_read_afterwards_is_judged_by_its_number(
         aws.faults.clear()
     assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
     assert "version 2, which the parameter's history does not show" in found.failed[0].why
+
+
+# What is taken back because the AMI is being retired
+
+
+def right_after_the_write(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object] = lambda: None
+) -> None:
+    """Let a retirement mark the AMI, and something else happen, right after the channel was set to it."""
+    monkeypatch.setattr(retiring, "PAUSES", (0.0,))
+    write = parameters.point
+    mark = {tagging.RETIRED: "2026-01-01T00:00:00Z", tagging.RETIRED_BY: "another-run"}
+
+    def write_and_mark(ssm: Any, *words: Any, **more: Any) -> parameters.Moved:
+        moved = write(ssm, *words, **more)
+        aws.client("ec2").create_tags(Resources=[ami], Tags=tagging.to_list(mark))
+        meanwhile()
+        return moved
+
+    monkeypatch.setattr(parameters, "point", write_and_mark)
+
+
+@pytest.mark.parametrize("again", [1, 2, 3, 4])
+def test_a_channel_that_was_deleted_and_made_again_is_not_taken_back(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch, again: int
+) -> None:
+    """Whatever its number: this run wrote version 3."""
+    monkeypatch.setattr(parameters, "LOST_SECONDS", 0.5)
+    first, theirs = make_ami(aws, version="26.10"), make_ami(aws, version="26.12")
+    put(aws, theirs)
+    put(aws, first)
+    made = plan(ami=ami, channel="stable")
+
+    def meanwhile() -> None:
+        aws.client("ssm").delete_parameter(Name=NAME)
+        for _ in range(again):
+            put(aws, theirs)
+
+    right_after_the_write(aws, ami, monkeypatch, meanwhile)
+    found = promote.apply(made)
+    assert outcomes(found) == {HOME: ["point failed"]}
+    assert f"names {theirs} now" in found.failed[0].why
+    assert history(aws) == [theirs] * again
+
+
+def test_a_new_channel_that_somebody_made_again_is_not_deleted(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = make_ami(aws, version="26.12")
+    made = plan(ami=ami, channel="stable")
+
+    def meanwhile() -> None:
+        aws.client("ssm").delete_parameter(Name=NAME)
+        put(aws, theirs)
+
+    right_after_the_write(aws, ami, monkeypatch, meanwhile)
+    assert f"names {theirs} now" in promote.apply(made).failed[0].why
+    assert history(aws) == [theirs]
+
+
+def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promotion_everywhere(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    copy = image_copy.copy
+
+    def copy_late(*words: Any, **more: Any) -> Any:
+        assert ended.wait(60)
+        return copy(*words, **more)
+
+    progress = Progress(lambda event: ended.set() if "point failed" in event.message else None)
+    made = plan(ami=ami, channel="stable", regions=[EUROPE], progress=progress)
+    monkeypatch.setattr(image_copy, "copy", copy_late)
+    right_after_the_write(aws, ami, monkeypatch, (made.run.folder / acts.FILE_NAME).mkdir)
+    found = promote.apply(made)
+    assert outcomes(found) == {HOME: ["point failed"], EUROPE: ["copy done", "point skipped"]}
+    with pytest.raises(errors.UnrecordedActError) as caught:
+        promote.finish(made, found)
+    assert caught.value.exit_code == 3
+    assert f"{NAME} in {HOME} still names it" in str(caught.value)
+    assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in str(caught.value)
+    assert pointed(aws, HOME) == ami
 
 
 # What the plan finds

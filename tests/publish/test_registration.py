@@ -224,6 +224,55 @@ def test_an_ami_that_is_pending_for_days_is_refused_before_the_upload(aws, plan,
     assert changes() == []
 
 
+@pytest.mark.parametrize("shown", [[], [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp3"}}]])
+@pytest.mark.parametrize("via", ["import", "direct"])
+def test_an_ami_that_aws_still_makes_is_waited_for_and_compared_when_it_is_available(
+    aws, plan, left, changes, via, shown
+):
+    """A promotion copies it into this region. It shows neither its snapshot nor, at first, its disks."""
+    made = publish.run(direct(plan))
+    ec2 = aws.client("ec2", EUROPE)
+    aws.prepare(bucket="vmsnix-images-europe", region=EUROPE)
+    tags = describe(aws, made.ami_id)["Tags"]
+    aws.clock.speed = 1.0
+    copy = ec2.copy_image(
+        Name=made.image_name,
+        SourceImageId=made.ami_id,
+        SourceRegion=REGION,
+        TagSpecifications=[{"ResourceType": kind, "Tags": tags} for kind in ("image", "snapshot")],
+    )["ImageId"]
+    values = {"BlockDeviceMappings": shown}
+    aws.faults.add({"op": "ec2:DescribeImages", "do": "set", "when": "after", "values": values})
+    asked = (
+        plan(region=EUROPE, bucket="vmsnix-images-europe") if via == "import" else direct(plan, region=EUROPE)
+    )
+    built = asked.build()
+    assert built.ami_id == copy
+    changes()
+    source = asked.upload(built)
+    aws.faults.clear()
+    aws.clock.speed = 2000.0
+    result = asked.finish(asked.register(asked.import_snapshot(source)))
+    assert (result.outcome, result.ami_id) == ("reused", copy)
+    held = ec2.describe_images(ImageIds=[copy])["Images"][0]["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
+    assert result.snapshot_id == held
+    assert not {"ImportSnapshot", "StartSnapshot", "RegisterImage"} & set(changes())
+
+
+def test_an_ami_that_turns_out_to_have_other_disks_is_refused_when_it_is_available(aws, plan, image, changes):
+    ask(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 20}}])
+    publish.run(plan())
+    ask(image, BlockDeviceMappings=[])
+    pending = {"State": "pending", "BlockDeviceMappings": []}
+    changes()
+    aws.faults.add(
+        {"op": "ec2:DescribeImages", "do": "set", "when": "after", "nth": [1, 2], "values": pending}
+    )
+    with pytest.raises(errors.NameTakenError, match="20 GiB"):
+        publish.run(plan())
+    assert changes() == []
+
+
 def test_a_disabled_ami_is_refused_before_the_upload(aws, plan, changes):
     made = publish.run(plan())
     aws.client("ec2", REGION).disable_image(ImageId=made.ami_id)
@@ -330,6 +379,21 @@ def test_the_other_way_round_is_refused_too(plan, image):
     ask(image, BlockDeviceMappings=[])
     with pytest.raises(errors.NameTakenError, match="20 GiB"):
         publish.run(plan())
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_a_further_disk_that_is_encrypted_otherwise_is_refused(plan, image, encrypted):
+    def mappings(**more):
+        return [{"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 8, **more}}]
+
+    first, second = mappings(Encrypted=not encrypted), mappings(Encrypted=encrypted)
+    ask(image, RootDeviceName="/dev/sda1", BlockDeviceMappings=first)
+    publish.run(plan())
+    ask(image, BlockDeviceMappings=second)
+    with pytest.raises(errors.NameTakenError, match="encryption of disk /dev/sdb"):
+        publish.run(plan())
+    ask(image, BlockDeviceMappings=first if encrypted else mappings(Encrypted=True))
+    assert publish.run(plan()).outcome == "reused"
 
 
 def test_an_ami_without_session_tokens_is_not_reused(aws, plan):

@@ -91,7 +91,7 @@ def find(ec2: Client, wanted: Copy) -> Ami | None:
     if not named:
         return None
     existing = min(named, key=lambda ami: ami.state != "available")
-    images.check_same(existing, digest=wanted.source.digest, facts=wanted.source.facts())
+    images.check_same(existing, digest=wanted.source.digest, facts=_facts(wanted.source))
     if existing.stuck:
         images.holder([existing])  # raises
     if existing.state == "disabled":
@@ -105,6 +105,11 @@ def find(ec2: Client, wanted: Copy) -> Ami | None:
         for snapshot in snapshots.check_whole(ec2, existing):
             _check_key(existing, snapshot, wanted.kms_key)
     return existing
+
+
+def _facts(source: Ami) -> dict[str, str]:
+    """Return what a copy must have of its source; AWS encrypts the disks of a copy by the copy's own key."""
+    return {name: fact for name, fact in source.facts().items() if not name.startswith(images.ENCRYPTION)}
 
 
 def missing_tags(source: Ami, made: Ami) -> dict[str, str]:
@@ -172,6 +177,8 @@ def copy(
     else:
         ami_id = existing.ami_id
     ami = _available(ec2, ami_id, step, pace or Pace(), still_wanted)
+    if existing is not None and existing.state != "available":
+        images.check_same(ami, digest=wanted.source.digest, facts=_facts(wanted.source))
     for snapshot in snapshots.check_whole(ec2, ami):
         _check_key(ami, snapshot, wanted.kms_key)
     return ami, outcome

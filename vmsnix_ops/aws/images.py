@@ -26,10 +26,16 @@ NAME_SECONDS = 30.0  # in which an AMI shows itself that was registered by someb
 FAILED = frozenset({"failed", "error", "invalid", "deregistered"})
 """States in which an AMI can never be used; its name is free again, or needs a deregistration."""
 
+UNFINISHED = frozenset({"pending", "transient"})
+"""States in which AWS still makes an AMI."""
+
 STUCK = timedelta(hours=48)
 """An AMI that is pending for longer never becomes available: AWS gives a time-based copy at most 48 hours."""
 
 _VOLUME_DEFAULTS: dict[str, dict[str, int]] = {"gp3": {"Iops": 3000, "Throughput": 125}}
+ENCRYPTION = "encryption of disk "
+"""How the facts that say whether a disk without a snapshot is encrypted begin."""
+
 FILTER_VALUES = 200  # AWS: values of one filter
 NAME_LENGTH = range(3, 129)
 _REFUSED_IN_NAMES = re.compile(r"[^A-Za-z0-9()\[\] ./'@_-]")  # RegisterImage, parameter Name
@@ -168,8 +174,12 @@ def _facts(
         "UEFI data": uefi or "none",
     }
     for mapping in mappings:
-        if "NoDevice" not in mapping:  # DescribeImages does not show these
-            facts[f"disk {mapping['DeviceName']}"] = _disk(mapping)
+        name, ebs = mapping["DeviceName"], mapping.get("Ebs")
+        if "NoDevice" in mapping:  # DescribeImages does not show these
+            continue
+        facts[f"disk {name}"] = _disk(mapping)
+        if ebs is not None and name != root_device and not ebs.get("SnapshotId"):
+            facts[f"{ENCRYPTION}{name}"] = "yes" if ebs.get("Encrypted") else "no"
     return facts
 
 
@@ -272,7 +282,7 @@ class Ami:
     @property
     def stuck(self) -> bool:
         """Whether it has been pending for so long that it will never be available."""
-        return self.state in ("pending", "transient") and datetime.now(UTC) - self.created_at > STUCK
+        return self.state in UNFINISHED and datetime.now(UTC) - self.created_at > STUCK
 
     @property
     def digest(self) -> str:
@@ -315,7 +325,7 @@ def find_by_name(ec2: Client, name: str) -> Ami | None:
 
 def usable(ami: Ami) -> bool:
     """Return whether instances can be launched from an AMI, now or when AWS has finished it."""
-    return ami.state in ("available", "pending", "transient") and not ami.stuck
+    return ami.state in {"available", *UNFINISHED} and not ami.stuck
 
 
 def holder(found: Iterable[Ami]) -> Ami | None:
@@ -476,14 +486,20 @@ def register(
                     lambda: _must_find(ec2, registration.name), "NotYetVisible", seconds=NAME_SECONDS
                 )
                 ami_id = existing.ami_id
+    wanted = registration.facts(snapshot_gib=snapshot_gib)
     if existing is not None:
-        check_same(existing, digest=digest, facts=registration.facts(snapshot_gib=snapshot_gib))
+        check_same(existing, digest=digest, facts=wanted)
         ami_id = existing.ami_id
-    return _available(ec2, ami_id, step, pace or Pace()), outcome
+    made = wait_available(ec2, ami_id, step=step, pace=pace)
+    if existing is not None and existing.state != "available":
+        check_same(made, digest=digest, facts=wanted)
+    return made, outcome
 
 
 def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
     """Raise `NameTakenError` unless the AMI of our name has the same bytes and is registered the same way.
+
+    Disks are compared when it is available: an AMI that AWS still makes may not show them yet.
 
     Parameters
     ----------
@@ -506,6 +522,9 @@ def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
     there, different = existing.facts(), []
     for name in dict.fromkeys([*facts, *there]):
         wanted, found = facts.get(name, "none"), there.get(name, "none")
+        disk = name.startswith(("disk ", ENCRYPTION))
+        if (disk and existing.state in UNFINISHED) or (name.startswith(ENCRYPTION) and name not in facts):
+            continue
         if name.startswith("disk ") and " GiB" not in wanted:  # the size follows from the snapshot
             found = re.sub(r"\d+ GiB, ", "", found)
         if wanted != found:
@@ -668,7 +687,18 @@ def restoring(ami: Ami) -> str:
     return f"vmsnix retire-amis --action restore --amis {ami.ami_id} --regions {ami.region}"
 
 
-def _available(ec2: Client, ami_id: str, step: Step | None, pace: Pace) -> Ami:
+@needs("ec2:DescribeImages")
+def wait_available(ec2: Client, ami_id: str, *, step: Step | None = None, pace: Pace | None = None) -> Ami:
+    """Wait until an AMI is available, and return it.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegistrationError
+        It failed, or is disabled.
+    vmsnix_ops.errors.DeadlineError
+        It was still pending after `AVAILABLE_SECONDS`.
+    """
+
     def look() -> Sighting[Ami]:
         ami = describe(ec2, ami_id)
         outcome: Literal["waiting", "done", "failed"] = "waiting"
@@ -679,7 +709,9 @@ def _available(ec2: Client, ami_id: str, step: Step | None, pace: Pace) -> Ami:
         return Sighting(outcome, ami, None, ami.state)
 
     try:
-        seen = wait(look, what=f"the AMI {ami_id}", deadline=AVAILABLE_SECONDS, step=step, pace=pace)
+        seen = wait(
+            look, what=f"the AMI {ami_id}", deadline=AVAILABLE_SECONDS, step=step, pace=pace or Pace()
+        )
     except errors.DeadlineError as error:
         command = f"aws ec2 deregister-image --image-id {ami_id} --region {ec2.meta.region_name}"
         raise errors.DeadlineError(

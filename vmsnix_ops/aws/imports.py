@@ -19,7 +19,7 @@ from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.progress import Step
@@ -197,6 +197,7 @@ def import_snapshot(
     *,
     digest: str,
     tags: Mapping[str, str],
+    check: Callable[[], None] = lambda: None,
     step: Step | None = None,
     pace: Pace | None = None,
 ) -> ImportedSnapshot:
@@ -208,8 +209,20 @@ def import_snapshot(
     share one task. An import that AWS itself cancelled is started again, at most twice, without another
     upload.
 
+    Parameters
+    ----------
+    ec2, source, digest, tags
+        Of which region, what to import, and the tags of the snapshot.
+    check
+        Raises when the object holds other bytes than those of the digest. AWS reads it again for each import,
+        some time after it was asked to, so this is called before each and after the one that succeeded.
+    step, pace
+        Where progress is shown, and how often to look.
+
     Raises
     ------
+    vmsnix_ops.errors.UploadError
+        From `check`.
     vmsnix_ops.errors.ImportFailedError
         With AWS's ``StatusMessage``.
     vmsnix_ops.errors.RoleError
@@ -222,9 +235,11 @@ def import_snapshot(
         return ImportedSnapshot(found[0], found[1], "", "reused")
     running, attempt = usable(ec2, digest, kms_key=source.kms_key)
     for _ in range(MOST_ATTEMPTS):
+        check()
         task = running or _start(ec2, source, digest=digest, attempt=attempt, tags=tags)
         last = _follow(ec2, task.task_id, step, pace or Pace()).value
         if last.status not in FAILED:
+            _check_imported(ec2, last, check)
             # A task that another publisher started is that publisher's, and so is its snapshot.
             own = running is None and task.tags.get(tagging.RUN) == tags.get(tagging.RUN)
             return _finish(ec2, last, tags, reused=not own)
@@ -234,6 +249,21 @@ def import_snapshot(
         if step is not None:
             step.message(f"{last.task_id}: {last.message}; starting again")
     raise failure(last, source)
+
+
+def _check_imported(ec2: Client, task: ImportTask, check: Callable[[], None]) -> None:
+    """Refuse the snapshot of an object that was replaced while AWS imported it.
+
+    It has no tags yet, but the next run would find it by its task: so it must be deleted first.
+    """
+    try:
+        check()
+    except errors.UploadError as error:
+        delete = snapshots.deleting(task.snapshot_id, ec2.meta.region_name)
+        raise error.with_cure(
+            f"Delete the snapshot {task.snapshot_id}, which may hold other bytes: {delete}. Then find out "
+            "who writes to the bucket, and run the same command again."
+        ) from error
 
 
 @needs("ec2:DescribeImportSnapshotTasks", "ec2:CancelImportTask")

@@ -161,14 +161,15 @@ class Moved:
     ----------
     outcome
         ``"created"`` (a new value) or ``"reused"`` (it named the AMI already).
-    version
-        Number of the value that names the AMI.
+    version, value
+        Number of the value that names the AMI, and the AMI id.
     overwritten
         The change that was replaced without having been planned for, if there was one.
     """
 
     outcome: Literal["created", "reused"]
     version: int
+    value: str
     overwritten: Overwritten | None = field(default=None)
 
 
@@ -344,7 +345,7 @@ def point(
     if before is not None:
         check_kind(before)
         if before.value == ami_id:
-            return Moved("reused", before.version)
+            return Moved("reused", before.version, ami_id)
     if Planned.of(before) != planned:
         raise changed_meanwhile(name, ssm.meta.region_name, before)
     description = description[:1024]
@@ -370,7 +371,7 @@ def point(
         if not version:
             raise
     _settle(ssm, name, ami_id, version, pace)
-    return Moved("created", version, _overwritten(ssm, name, planned, version, ours, pace))
+    return Moved("created", version, ami_id, _overwritten(ssm, name, planned, version, ours, pace))
 
 
 def changed_meanwhile(name: str, region: str, now: Pointer | None) -> errors.PointerError:
@@ -489,18 +490,19 @@ def put_back(
 ) -> str:
     """Give a channel the value that it had before `point`, and return what became of it, as a sentence.
 
-    Only the value that `point` wrote is replaced: what somebody set after it is kept. A channel that had no
-    value is deleted again.
+    Only the value that `point` wrote is replaced: what somebody set after it is kept, also in a parameter
+    that was deleted and made again, whose versions count from 1. A channel that was new is deleted again.
 
     Raises
     ------
     vmsnix_ops.errors.AwsError
         AWS refused.
     """
-    now, region = find(ssm, name), ssm.meta.region_name
+    pace = pace or Pace(quickest=0.2, slowest=2.0)
+    now, region = _not_older(ssm, name, moved.version, pace), ssm.meta.region_name
     if now is None:
         return f"{name} in {region} was deleted in the meantime."
-    if now.version > moved.version:
+    if (now.version, now.value) != (moved.version, moved.value):
         return f"{name} in {region} names {now.value} now: somebody changed it in the meantime."
     if not before.version:
         with calling(f"delete {name}, which this run made"):
@@ -510,13 +512,29 @@ def put_back(
         request = {"Name": name, "Value": before.value, "Type": "String", "DataType": IMAGE_TYPE}
         answer = _put(ssm, request | {"Description": description[:1024]}, {}, overwrite=True)
     version = int(answer["Version"])
-    _settle(ssm, name, before.value, version, pace or Pace(quickest=0.2, slowest=2.0))
+    _settle(ssm, name, before.value, version, pace)
     if version != moved.version + 1:
         return (
             f"{name} in {region} names {before.value} again, as version {version}; somebody set it in the "
             f"meantime: aws ssm get-parameter-history --region {region} --name {shlex.quote(name)}"
         )
     return f"{name} in {region} names {before.value} again."
+
+
+def _not_older(ssm: Client, name: str, version: int, pace: Pace) -> Pointer | None:
+    """Return the parameter as a read shows it that is no older than a version which was seen before.
+
+    Where only older ones are seen for `LOST_SECONDS`, the parameter was deleted and made again.
+    """
+
+    def look() -> Sighting[Pointer | None]:
+        seen = find(ssm, name)
+        return Sighting("done" if seen is None or seen.version >= version else "waiting", seen)
+
+    try:
+        return wait(look, what=f"the parameter {name}", deadline=LOST_SECONDS, pace=pace).value
+    except errors.DeadlineError:
+        return find(ssm, name)
 
 
 def _read(one: Mapping[str, Any], region: str) -> Pointer:

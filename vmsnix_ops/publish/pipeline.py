@@ -238,10 +238,16 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
             entry.outcome = "planned"
             return SnapshotStep("planned", built)
         ec2 = plan.client("ec2")
-        if built.snapshot_id:
+        snapshot_id = built.snapshot_id
+        if built.ami_id and not snapshot_id:
+            # AWS still makes it, for a promotion or another publisher, and does not show its snapshot yet.
+            existing = images.wait_available(ec2, built.ami_id, step=entry.step)
+            _check_existing(plan, built, existing)
+            snapshot_id = existing.snapshot_ids[0]
+        if snapshot_id:
             entry.outcome = "reused"
-            size = imports.wait_for_snapshot(ec2, built.snapshot_id)
-            return SnapshotStep("reused", built, built.snapshot_id, size)
+            size = imports.wait_for_snapshot(ec2, snapshot_id)
+            return SnapshotStep("reused", built, snapshot_id, size)
         _expect(plan, built, entry)
         if source.direct is not None:
             kept = "The snapshot is complete or will be; the next run finds it."
@@ -270,14 +276,14 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
             ),
             leftovers.clean_failure(plan, built),
         ):
-            if source.url and built.seen is not None:
-                # Hours may lie between the two cells of a notebook, and others write to buckets too.
-                buckets.check_stored(
-                    plan.client("s3"), seen=built.seen, bucket=plan.bucket, key=identity.key(plan, built)
-                )
             try:
                 made = imports.import_snapshot(
-                    ec2, wanted, digest=built.digest, tags=identity.tags(plan, built), step=entry.step
+                    ec2,
+                    wanted,
+                    digest=built.digest,
+                    tags=identity.tags(plan, built),
+                    check=lambda: _check_stored(plan, source),
+                    step=entry.step,
                 )
             except KeyboardInterrupt:
                 # One that another publisher started is that publisher's to cancel.
@@ -286,6 +292,15 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
         entry.outcome, entry.bytes = made.outcome, built.file_bytes
         entry.detail.update(snapshot_id=made.snapshot_id, task_id=made.task_id)
         return SnapshotStep(made.outcome, built, made.snapshot_id, made.size_gib, made.task_id)
+
+
+def _check_stored(plan: Plan, source: UploadStep) -> None:
+    """Refuse an uploaded object that was replaced: hours may lie between two cells of a notebook."""
+    built = source.built
+    if source.url and built.seen is not None:
+        buckets.check_stored(
+            plan.client("s3"), seen=built.seen, bucket=plan.bucket, key=identity.key(plan, built)
+        )
 
 
 def _expect(plan: Plan, built: Built, entry: Entry) -> None:

@@ -217,22 +217,28 @@ def _check_again(plan: Plan, spot: Spot, step: promote_steps.Step) -> None:
     ------
     vmsnix_ops.errors.RegistrationError
         Somebody does; the channel has its earlier value again, if we set it and nobody else did since.
+    vmsnix_ops.errors.UnrecordedActError
+        Somebody does, and the channel that this run made could not be deleted again.
     """
     try:
         channels.check_again(spot.ec2, spot.ami_id, owner=plan.account)
     except errors.VmsnixError as error:
         if not isinstance(step, promote_steps.Point) or spot.moved is None:
             raise
+        kind: type[errors.VmsnixError] = errors.RegistrationError
+        fix = error.cure
         if spot.moved.overwritten is not None:
             what = f"{plan.wanted.pointer} in {spot.region} still names it."  # nothing more is changed
         else:
             try:
                 what = step.give_back(spot)
             except errors.VmsnixError as second:
-                what = f"{plan.wanted.pointer} in {spot.region} still names it: {second}"
-        raise errors.RegistrationError(
-            error.what, why=f"{error.why} {what}".strip(), cure=error.cure
-        ) from error
+                what = f"{plan.wanted.pointer} in {spot.region} still names it. {second.what} {second.why}"
+                if isinstance(second, errors.UnrecordedActError):
+                    kind = errors.UnrecordedActError  # which ends the promotion in every region
+                    where = f"--region {spot.region} --name {plan.wanted.pointer}"
+                    fix = f"{error.cure} Delete the channel: aws ssm delete-parameter {where}"
+        raise kind(error.what, why=f"{error.why} {what}".strip(), cure=fix) from error
 
 
 def _look_again(plan: Plan, spot: Spot) -> None:

@@ -94,9 +94,12 @@ def announce(act: str, resource: str, region: str = "") -> None:
 def _append(path: Path, text: str) -> None:
     """Append a whole line and synchronise it, and the folder's entry when the file is new."""
     new = not path.exists()
-    descriptor = files.create(path, os.O_WRONLY | os.O_APPEND)
+    descriptor = files.create(path, os.O_RDWR | os.O_APPEND)
     try:
         data = text.encode()
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data  # a full disk or a power cut left half a line, which must not spoil this one
         if os.write(descriptor, data) != len(data):  # a full disk takes a part
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(descriptor)
