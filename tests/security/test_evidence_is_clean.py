@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.runbooks.shelf import Shelf, make_shelf, notebook
+from vmsnix_ops import files
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.runbooks.execute import run
 from vmsnix_ops.sandbox import sandbox
@@ -333,22 +334,26 @@ def modes(*roots: Path) -> dict[str, str]:
     }
 
 
-def test_state_archive_and_history_are_for_their_owner_only(shelf: Shelf, aws: Any, tmp_path: Path) -> None:
-    put(
-        shelf,
-        "from pathlib import Path\nimport os\n(Path(os.environ['VMSNIX_RUN_DIR']) / 'own').write_text('x')",
-    )
-    before = os.umask(0o022)
+def run_with_umask(mask: int, shelf: Shelf, aws: Any, cwd: Path) -> None:
+    before = os.umask(mask)
     try:
         run(
             "try-this",
             folder=shelf.folder,
             archive=shelf.archive,
-            environment=environment(tmp_path, aws),
-            cwd=tmp_path,
+            environment=environment(cwd, aws),
+            cwd=cwd,
         )
     finally:
         os.umask(before)
+
+
+def test_state_archive_and_history_are_for_their_owner_only(shelf: Shelf, aws: Any, tmp_path: Path) -> None:
+    put(
+        shelf,
+        "from pathlib import Path\nimport os\n(Path(os.environ['VMSNIX_RUN_DIR']) / 'own').write_text('x')",
+    )
+    run_with_umask(0o022, shelf, aws, tmp_path)
     assert modes(shelf.archive, tmp_path / "history") == {}
     assert (tmp_path / "history" / "runs").is_dir()
 
@@ -356,19 +361,9 @@ def test_state_archive_and_history_are_for_their_owner_only(shelf: Shelf, aws: A
 def test_the_setting_shared_lets_the_umask_decide(shelf: Shelf, aws: Any, tmp_path: Path) -> None:
     put(shelf, "print('x')")
     (tmp_path / "vmsnix.toml").write_text("shared = true\n")
-    before = os.umask(0o027)
     try:
-        run(
-            "try-this",
-            folder=shelf.folder,
-            archive=shelf.archive,
-            environment=environment(tmp_path, aws),
-            cwd=tmp_path,
-        )
+        run_with_umask(0o027, shelf, aws, tmp_path)
     finally:
-        os.umask(before)
-        from vmsnix_ops import files
-
         files.share(False)
     (folder,) = shelf.archive.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750

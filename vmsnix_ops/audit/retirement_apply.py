@@ -415,7 +415,7 @@ class _Doing:
             snapshot,
             dict(snapshot_facts(snapshot, references, importing)),
             dict(snapshot_facts(replace(snapshot, tags=unclaimed), references, importing)),
-            tuple(retiring.holding(self.ec2, snapshot_id)),
+            tuple(images.of_snapshot(self.ec2, snapshot_id)),
         )
 
     def _delete_snapshot(self, snapshot: Snapshot, before: Mapping[str, str]) -> Outcome:

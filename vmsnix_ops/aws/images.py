@@ -134,17 +134,7 @@ class Registration:
         """
         root = {**({"VolumeSize": snapshot_gib} if snapshot_gib else {}), **self.root_volume}
         mappings = [{"DeviceName": self.root_device, "Ebs": root}, *self.disks]
-        return _facts(
-            self.architecture,
-            self.boot_mode,
-            self.root_device,
-            self.ena_support,
-            self.tpm_support,
-            self.imds_support,
-            self.sriov_support,
-            uefi_digest(self.uefi_data),
-            mappings,
-        )
+        return _facts(self, uefi_digest(self.uefi_data), mappings)
 
 
 def uefi_digest(uefi_data: str) -> str:
@@ -152,25 +142,15 @@ def uefi_digest(uefi_data: str) -> str:
     return hashlib.sha256(uefi_data.encode()).hexdigest()[:32] if uefi_data else ""
 
 
-def _facts(
-    architecture: str,
-    boot_mode: str,
-    root_device: str,
-    ena: bool,
-    tpm: str,
-    imds: str,
-    sriov: str,
-    uefi: str,
-    mappings: Iterable[Mapping[str, Any]],
-) -> dict[str, str]:
+def _facts(wanted: Registration | Ami, uefi: str, mappings: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     facts = {
-        "architecture": architecture,
-        "boot mode": boot_mode or "not set",
-        "root device": root_device,
-        "ENA support": "yes" if ena else "no",
-        "TPM support": tpm or "none",
-        "IMDS support": imds or "v1 and v2",
-        "SR-IOV support": sriov or "none",
+        "architecture": wanted.architecture,
+        "boot mode": wanted.boot_mode or "not set",
+        "root device": wanted.root_device,
+        "ENA support": "yes" if wanted.ena_support else "no",
+        "TPM support": wanted.tpm_support or "none",
+        "IMDS support": wanted.imds_support or "v1 and v2",
+        "SR-IOV support": wanted.sriov_support or "none",
         "UEFI data": uefi or "none",
     }
     for mapping in mappings:
@@ -178,7 +158,7 @@ def _facts(
         if "NoDevice" in mapping:  # DescribeImages does not show these
             continue
         facts[f"disk {name}"] = _disk(mapping)
-        if ebs is not None and name != root_device and not ebs.get("SnapshotId"):
+        if ebs is not None and name != wanted.root_device and not ebs.get("SnapshotId"):
             facts[f"{ENCRYPTION}{name}"] = "yes" if ebs.get("Encrypted") else "no"
     return facts
 
@@ -262,17 +242,7 @@ class Ami:
 
     def facts(self) -> dict[str, str]:
         """Return how it is registered: every field in which two AMIs of the same bytes may differ."""
-        return _facts(
-            self.architecture,
-            self.boot_mode,
-            self.root_device,
-            self.ena_support,
-            self.tpm_support,
-            self.imds_support,
-            self.sriov_support,
-            self.tags.get(tagging.UEFI_DATA, ""),
-            self.mappings,
-        )
+        return _facts(self, self.tags.get(tagging.UEFI_DATA, ""), self.mappings)
 
     @property
     def deprecated(self) -> bool:

@@ -438,7 +438,7 @@ def remove_snapshot(ec2: Client, snapshot_id: str, *, of: str = "") -> tuple[str
     of
         The AMI that was just deregistered and may still be listed.
     """
-    holders = tuple(ami_id for ami_id in holding(ec2, snapshot_id) if ami_id != of)
+    holders = tuple(ami_id for ami_id in images.of_snapshot(ec2, snapshot_id) if ami_id != of)
     if holders:
         return holders
     try:
@@ -453,19 +453,6 @@ def remove_snapshot(ec2: Client, snapshot_id: str, *, of: str = "") -> tuple[str
         if error.code not in GONE:
             raise
     return ()
-
-
-@needs("ec2:DescribeImages")
-def holding(ec2: Client, snapshot_id: str) -> list[str]:
-    """Return this account's AMIs that have a snapshot behind any of their block devices."""
-    with calling(f"look which AMIs need {snapshot_id}"):
-        pages = ec2.get_paginator("describe_images").paginate(
-            Owners=["self"],
-            Filters=[{"Name": "block-device-mapping.snapshot-id", "Values": [snapshot_id]}],
-            IncludeDeprecated=True,
-            IncludeDisabled=True,
-        )
-        return [str(image["ImageId"]) for page in pages for image in page["Images"]]
 
 
 @needs("ec2:DescribeImages")
