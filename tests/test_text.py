@@ -162,7 +162,14 @@ def test_an_output_of_a_job_keeps_to_its_name(word: str) -> None:
     written = text.github_value("error", word) + text.github_value("ami_id", "ami-1")
     assert list(read_github_file(written)) == ["error", "ami_id"]
     assert read_github_file(written)["ami_id"] == "ami-1"
-    assert text.github_value(f"a{word}", "x") in ("", f"a{word}=x\n")
+    named = re.fullmatch(r"[A-Za-z0-9_-]+", word) is not None
+    assert text.github_value(f"a{word}", "x") == (f"a{word}=x\n" if named else "")
+
+
+def test_a_value_cannot_know_the_line_that_ends_it() -> None:
+    ends = [text.github_value("error", "a\nb").splitlines()[-1] for _ in range(2)]
+    assert ends[0] != ends[1]
+    assert all(len(end) >= 32 for end in ends)
 
 
 @pytest.mark.parametrize("word", [*HOSTILE, "50%0A::error::x", "a,b:c%0D"])

@@ -38,6 +38,18 @@ def test_the_newest_stay_of_each_image_and_architecture(fleet: Fleet) -> None:
     assert "one of the newest 2 of web (arm64)" in why(plan, arm)
 
 
+def test_an_ami_that_is_not_ours_takes_no_place_among_the_newest(fleet: Fleet) -> None:
+    ours = fleet.ami(days=90)
+    fleet.ami(days=80, tags={tagging.IMAGE: "web"})
+    assert why(fleet.plan(keep_last=1), ours) == "keep: one of the newest 1 of web (x86_64)"
+
+
+def test_a_disabled_ami_takes_no_place_among_the_newest(fleet: Fleet) -> None:
+    usable, disabled = fleet.ami(days=90), fleet.ami(days=80)
+    fleet.ec2.disable_image(ImageId=disabled)
+    assert why(fleet.plan(keep_last=1), usable) == "keep: one of the newest 1 of web (x86_64)"
+
+
 def test_an_instance_keeps_its_ami(fleet: Fleet) -> None:
     ami = fleet.ami()
     run = fleet.ec2.run_instances(ImageId=ami, InstanceType="t3.micro", MinCount=1, MaxCount=1)

@@ -227,6 +227,15 @@ def test_the_ceiling_bounds_the_rate(aws, upload):
     assert time.monotonic() - started > 30 / 10 - 1
 
 
+def test_throttled_blocks_are_sent_more_slowly(aws, image, upload):
+    aws.faults.add({"op": PUT, "do": "error", "nth": [1, 20], **THROTTLED})
+    started = time.monotonic()
+    made = upload.run(Pushing(1, 8, ceiling=20))
+    # A worker may send five blocks at once; then 10 a second, then 5. Without slowing: 1.3 seconds.
+    assert time.monotonic() - started > 14 / 10 + 11 / 5 - 0.5
+    assert arrived(aws, made, image)
+
+
 def test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work() -> None:
     waiting, working = Gate(20), Gate(20)
     seen = []

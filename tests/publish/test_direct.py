@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ import pytest
 from tests.publish.test_publish import bytes_of
 from tests.support import require
 from vmsnix_ops import errors, publish
-from vmsnix_ops.aws import blocks
+from vmsnix_ops.aws import block_reading, blocks
+from vmsnix_ops.aws.block_engine import Pushing
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.disk.survey import survey
@@ -262,6 +264,35 @@ def test_a_manifest_that_does_not_match_what_aws_lists(direct, raw):
     assert f"{first.snapshot_id} holds other blocks" in why_full(direct(image=str(raw)))
 
 
+def test_a_manifest_with_as_many_blocks_at_other_indices_is_not_trusted(aws, direct, raw):
+    first = publish.run(direct(image=str(raw)))
+    tables = open_tables(load())
+    rows = tables.read("manifests").sort_values("block", ignore_index=True)
+    rows.loc[len(rows) - 1, "block"] = 900
+    shutil.rmtree(load().state / "history" / "manifests")
+    tables.append("manifests", rows)
+    changed(raw, block=3, fill=7)
+    wanted = direct(image=str(raw))
+    assert f"{first.snapshot_id} holds other blocks" in why_full(wanted)
+    assert holds(aws, publish.run(wanted).snapshot_id, raw)
+
+
+# ---------------------------------------------------------------- rate
+
+
+def test_the_setting_put_ceiling_bounds_the_blocks_that_all_workers_send_a_second(
+    aws, direct, raw, monkeypatch
+):
+    ceiling = 3
+    monkeypatch.setenv("VMSNIX_PUT_CEILING", str(ceiling))
+    wanted = direct(image=str(raw))
+    built, started = wanted.build(), time.monotonic()
+    wanted.upload(built)
+    seconds, workers = time.monotonic() - started, Pushing().workers()
+    # Each worker sends its first block at once.
+    assert seconds > (puts(aws) - workers) / ceiling - 0.5
+
+
 # ---------------------------------------------------------------- verify
 
 
@@ -273,6 +304,18 @@ def test_a_snapshot_is_read_back_and_compared(aws, plan, raw, via, verify):
     gets = [call for call in aws.calls if call.operation == "GetSnapshotBlock"]
     with open_image(raw) as disk:
         assert len(gets) >= len(list(disk.blocks(BLOCK)))
+
+
+def gets(aws) -> int:
+    return sum(call.operation == "GetSnapshotBlock" and call.outcome == "ok" for call in aws.calls)
+
+
+@pytest.mark.parametrize(("verify", "compared"), [("none", 0), ("sample", 5), ("whole", None)])
+def test_a_sample_reads_some_blocks_back_and_whole_reads_all(aws, direct, raw, monkeypatch, verify, compared):
+    monkeypatch.setattr(block_reading, "SAMPLE", 5)
+    publish.run(direct(image=str(raw), verify=verify))
+    assert puts(aws) > 5
+    assert gets(aws) == (puts(aws) if compared is None else compared)
 
 
 def but_identified(source, raw, **change):

@@ -182,6 +182,35 @@ def test_a_value_that_cannot_be_secret_is_none(name: str) -> None:
     assert secret_values({name: HARMLESS_VARIABLES[name]}) == ()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "SECRET_PATH",
+        "TOKEN_DIR",
+        "CREDENTIALS_DIRECTORY",
+        "API_KEY_HOME",
+        "SECRETS_ROOT",
+        "AUTH_TOKEN_SOCK",
+        "ACTIONS_ID_TOKEN_REQUEST_URL",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "TOKEN_ISSUER_ARN",
+        "DB_SECRET_NAME",
+        "TOKEN_ENDPOINT",
+        "SECRETS_REGION",
+        "AWS_CREDENTIAL_EXPIRATION",
+        "PUBLIC_KEY",
+        "token_file",
+    ],
+)
+def test_a_variable_that_says_where_a_secret_is_holds_none(name: str) -> None:
+    value = "not/there:whatever-it-says"
+    assert secret_values({name: value}) == ()
+    assert secret_values({name.upper() + "_TOKEN": value}) == (() if name == "PUBLIC_KEY" else (value,)), (
+        "a word in the middle of a name does not count, except PUBLIC"
+    )
+
+
 def test_the_parts_of_a_secret_are_secret() -> None:
     private = (
         "-----BEGIN " + "PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END " + "PRIVATE KEY-----"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import queue
 import sys
@@ -96,7 +97,7 @@ class Pace:
 
     def __init__(self, ceiling: float) -> None:
         self.ceiling = self.rate = ceiling
-        self._next = self._cut = time.monotonic()
+        self._next, self._cut = time.monotonic(), -math.inf
         self._lock = threading.Lock()
 
     def wait(self) -> None:
