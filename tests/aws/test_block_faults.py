@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
+from itertools import pairwise
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -12,9 +15,11 @@ from tests.aws.test_block_resume import BLOCK, REGION, Upload, aws, image, puts,
 from tests.publish.test_publish import bytes_of
 from tests.support import join, wait_until
 from vmsnix_ops import errors
-from vmsnix_ops.aws import block_engine, block_pending
+from vmsnix_ops.aws import block_engine, block_pending, block_worker
 from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
-from vmsnix_ops.aws.block_worker import LOOK_SECONDS, Gate, Pace
+from vmsnix_ops.aws.block_wire import Answer, Keys, Target
+from vmsnix_ops.aws.block_worker import LOOK_SECONDS, Gate, Job, Pace, Worker
+from vmsnix_ops.disk.formats import open_image
 
 __all__ = ["aws", "image"]
 PUT = "ebs:PutSnapshotBlock"
@@ -227,13 +232,29 @@ def test_the_ceiling_bounds_the_rate(aws, upload):
     assert time.monotonic() - started > 30 / 10 - 1
 
 
-def test_throttled_blocks_are_sent_more_slowly(aws, image, upload):
-    aws.faults.add({"op": PUT, "do": "error", "nth": [1, 20], **THROTTLED})
-    started = time.monotonic()
-    made = upload.run(Pushing(1, 8, ceiling=20))
-    # A worker may send five blocks at once; then 10 a second, then 5. Without slowing: 1.3 seconds.
-    assert time.monotonic() - started > 14 / 10 + 11 / 5 - 0.5
-    assert arrived(aws, made, image)
+def test_throttled_blocks_are_sent_more_slowly(monkeypatch, image) -> None:
+    now, sent = [1000.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(block_worker, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    job = Job("put", "snap-0123456789abcdef0", str(image), raw=True, threads=1, rate=20, budget=60)
+    worker = Worker(job, Target("http://127.0.0.1:1", REGION), Keys("key", "secret"))
+
+    def put(*_arguments: object, **_more: object) -> Answer:
+        sent.append(now[0])
+        return Answer(400, "RequestThrottledException") if len(sent) in (1, 21) else Answer(201)
+
+    monkeypatch.setattr(worker, "wire", SimpleNamespace(put=put, keys=worker.wire.keys))
+    with open_image(image) as disk:
+        for index in [number for number in range(40) if number % 4 != 3]:
+            data = disk.read(index * BLOCK, BLOCK)
+            worker.put(disk, index, hashlib.sha256(data).hexdigest())
+    gaps = [round(later - earlier, 2) for earlier, later in pairwise(sent)]
+    # Of the turns that follow a throttled answer the first two are those that were given out before.
+    assert gaps[2:20] == [0.1] * 18
+    assert gaps[22:] == [0.2] * 9
 
 
 def test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work() -> None:

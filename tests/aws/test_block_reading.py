@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import boto3
 import pytest
@@ -117,14 +116,6 @@ def test_the_command_goes_by_the_settings_region(snapshot, tmp_path, monkeypatch
     monkeypatch.setenv("VMSNIX_REGION", REGION)
     assert main(["download", snapshot, str(tmp_path / "copy.raw")]) == 0
     assert "30 blocks fetched" in capsys.readouterr().out
-
-
-def test_the_command_goes_by_the_settings_put_ceiling(snapshot, tmp_path, monkeypatch):
-    monkeypatch.setenv("VMSNIX_PUT_CEILING", "6")
-    started = time.monotonic()
-    assert main(["download", snapshot, str(tmp_path / "copy.raw"), "--region", REGION]) == 0
-    # Each worker fetches its first block at once.
-    assert time.monotonic() - started > (30 - Pushing().workers()) / 6 - 0.5
 
 
 def start_download(snapshot, path):

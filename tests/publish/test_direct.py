@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,9 @@ import pytest
 from tests.publish.test_publish import bytes_of
 from tests.support import require
 from vmsnix_ops import errors, publish
-from vmsnix_ops.aws import block_reading, blocks
+from vmsnix_ops.aws import block_engine, block_reading, blocks
 from vmsnix_ops.aws.block_engine import Pushing
+from vmsnix_ops.cli import main
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.disk.survey import survey
@@ -46,6 +46,20 @@ def raw(tmp_path):
     path = tmp_path / "disk.img"
     shutil.copy(next(p for p in output.iterdir() if p.is_file()), path)
     return path
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """Collect the rate that each set of workers is started with, a worker."""
+    found, job = [], block_engine.Job
+
+    def collect(*arguments):
+        made = job(*arguments)
+        found.append(made.rate)
+        return made
+
+    monkeypatch.setattr(block_engine, "Job", collect)
+    return found
 
 
 def changed(path: Path, *, block: int, fill: int) -> None:
@@ -280,17 +294,20 @@ def test_a_manifest_with_as_many_blocks_at_other_indices_is_not_trusted(aws, dir
 # ---------------------------------------------------------------- rate
 
 
-def test_the_setting_put_ceiling_bounds_the_blocks_that_all_workers_send_a_second(
-    aws, direct, raw, monkeypatch
+def test_the_setting_put_ceiling_is_shared_by_all_workers_of_an_upload(direct, raw, monkeypatch, rates):
+    monkeypatch.setenv("VMSNIX_PUT_CEILING", "250")
+    publish.run(direct(image=str(raw)))
+    assert [rate * Pushing().workers() for rate in rates] == [250]
+
+
+def test_the_setting_put_ceiling_is_shared_by_all_workers_of_a_download(
+    direct, raw, tmp_path, monkeypatch, rates
 ):
-    ceiling = 3
-    monkeypatch.setenv("VMSNIX_PUT_CEILING", str(ceiling))
-    wanted = direct(image=str(raw))
-    built, started = wanted.build(), time.monotonic()
-    wanted.upload(built)
-    seconds, workers = time.monotonic() - started, Pushing().workers()
-    # Each worker sends its first block at once.
-    assert seconds > (puts(aws) - workers) / ceiling - 0.5
+    made = publish.run(direct(image=str(raw)))
+    rates.clear()
+    monkeypatch.setenv("VMSNIX_PUT_CEILING", "250")
+    assert main(["download", made.snapshot_id, str(tmp_path / "copy.raw"), "--region", REGION]) == 0
+    assert [rate * Pushing().workers() for rate in rates] == [250]
 
 
 # ---------------------------------------------------------------- verify
