@@ -208,6 +208,24 @@ def test_the_ceiling_of_puts_is_a_number_in_the_file_and_in_a_variable(tmp_path:
     assert load(tmp_path, {"VMSNIX_PUT_CEILING": "4000"}).put_ceiling == 4000
 
 
+@pytest.mark.parametrize(
+    "pair",
+    ["[inf, 0.01]", "[0.05, inf]", "[nan, 0.01]", "[-0.05, 0.01]", "[0.05]", "[0.05, 0.01, 0.2]", "0.05"],
+)
+def test_a_price_that_cannot_be_is_refused(tmp_path: Path, pair: str) -> None:
+    write(tmp_path, f"[snapshot_prices]\neu-central-1 = {pair}\n")
+    with pytest.raises(SettingsError, match="prices of eu-central-1"):
+        load(tmp_path, {})
+
+
+@pytest.mark.parametrize("account", ["0123456789012", "01234567890", "012345678901\\n", "\u0660" * 12, ""])
+@pytest.mark.parametrize("name", ["allowed_accounts", "audit_accounts"])
+def test_an_account_id_has_exactly_12_digits(tmp_path: Path, name: str, account: str) -> None:
+    write(tmp_path, f'{name} = ["012345678901", "{account}"]\n')
+    with pytest.raises(SettingsError, match="not an account id"):
+        load(tmp_path, {})
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "true", "2.5", '"many"', "1000000"])
 def test_a_ceiling_that_cannot_be_is_refused(tmp_path: Path, value: str) -> None:
     write(tmp_path, f"put_ceiling = {value}\n")
