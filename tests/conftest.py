@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import ipaddress
 import os
 import signal
@@ -102,6 +103,14 @@ def tests_are_quick() -> Iterator[None]:
     quick.keep_bytecode(patch)
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def no_interrupt_is_lost() -> None:
+    """Take Hypothesis out of the garbage collector: an interrupt inside its callback never arrives."""
+    gc.callbacks[:] = [
+        one for one in gc.callbacks if not str(getattr(one, "__module__", "")).startswith("hypothesis")
+    ]
 
 
 @pytest.fixture(autouse=True)
