@@ -405,7 +405,19 @@ class PartlyDoneError(VmsnixError):
 
 
 class UnrecordedActError(PartlyDoneError):
-    """An irreversible act was not done, because the line that announces it could not be written."""
+    """An irreversible act was not done, because the line that announces it could not be written.
+
+    Parameters
+    ----------
+    what, why, cure
+        As for `VmsnixError`.
+    announced
+        What was announced before it, and done, since the job began with this resource.
+    """
+
+    def __init__(self, what: str, *, why: str = "", cure: str = "", announced: Iterable[str] = ()) -> None:
+        super().__init__(what, why=why, cure=cure)
+        self.announced = tuple(announced)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

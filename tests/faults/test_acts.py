@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ from tests.faults.publishers import Kill
 from vmsnix_ops import errors, publish
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import irreversible
+from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import promote
@@ -197,6 +199,73 @@ def test_a_retirement_stops_in_order_when_the_disk_fills_up_and_tells_what_was_d
     again = fleet.apply(now=fleet.later())
     assert {one.outcome for one in again.outcomes} == {"deleted"}
     assert (fleet.amis(), fleet.snapshots()) == ({}, set())
+
+
+def full_at(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """Let the disk be full from the announcement of one kind of act on."""
+    append = acts._append
+
+    def full(path: Path, text: str) -> None:
+        if json.loads(text)["act"] == at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(path, text)
+
+    monkeypatch.setattr(acts, "_append", full)
+
+
+@pytest.mark.parametrize(
+    ("at", "before"),
+    [
+        ("ec2:ModifySnapshotAttribute", []),
+        ("ec2:ModifyImageAttribute", ["ModifySnapshotAttribute"]),
+        ("ec2:DisableImage", ["ModifySnapshotAttribute", "ModifyImageAttribute"]),
+    ],
+)
+def test_a_retirement_that_stops_within_an_ami_lists_what_was_taken_away_from_it(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, at: str, before: list[str]
+) -> None:
+    first, second = fleet.ami(days=90, devices=2), fleet.ami(days=80)
+    fleet.share(first, FRIEND)
+    for snapshot in fleet.held(first):
+        fleet.lend(snapshot)
+    plan = fleet.plan(allow_shared=True)
+    with monkeypatch.context() as patch:
+        full_at(patch, at)
+        result = plan.apply()
+    with pytest.raises(errors.UnrecordedActError) as caught:
+        retirement.finish(result)
+    assert caught.value.exit_code == 3
+    assert f"Done: a part of the retirement of {first}." in caught.value.what
+    done = {"ModifySnapshotAttribute": fleet.held(first), "ModifyImageAttribute": [first]}
+    for act, resources in done.items():
+        for taken in resources:
+            listed = f"ec2:{act} of {taken}" in caught.value.why.partition("Done before it")[2]
+            assert listed == (act in before)
+    assert tagging.RETIRED not in fleet.tags(second)
+    assert [one.outcome for one in fleet.apply(allow_shared=True).outcomes] == ["retired", "retired"]
+    fleet.apply(action="restore")
+    assert fleet.permissions(first) == [{"UserId": FRIEND}]
+
+
+def test_a_promotion_that_stops_within_a_revocation_lists_what_was_revoked(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami = fleet.ami()
+    fleet.share(ami, FRIEND)
+    fleet.lend(*fleet.held(ami))
+    plan = promote.plan(
+        ami=ami,
+        revoke_from=[FRIEND],
+        region=REGION,
+        dry_run=False,
+        progress=silent(),
+        session=fleet.session,
+    )
+    full_at(monkeypatch, "ec2:ModifySnapshotAttribute")
+    with pytest.raises(errors.PartlyDoneError) as caught:
+        promote.finish(plan, plan.apply())
+    assert caught.value.exit_code == 3
+    assert f"Done before it: ec2:ModifyImageAttribute of {ami}." in str(caught.value)
 
 
 @pytest.mark.parametrize("breaks", BROKEN)

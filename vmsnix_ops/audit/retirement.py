@@ -162,6 +162,10 @@ def finish(result: Result) -> None:
     what = f"{len(wrong)} of {whole} regions, AMIs and snapshots did not come as planned."
     if result.unrecorded is not None:
         done = [f"{one.outcome} {one.decision.resource_id}" for one in result.outcomes if one.outcome in DONE]
+        begun = next((one.decision for one in reversed(result.outcomes) if one.outcome == "failed"), None)
+        if begun is not None and begun.action == "retire" and result.unrecorded.announced:
+            # Its mark is written, and some of its permissions may be gone: nobody can promote it.
+            done.append(f"a part of the retirement of {begun.resource_id}")
         raise errors.UnrecordedActError(
             f"The run stopped early. Done: {', '.join(done) or 'nothing'}.",
             why=f"{result.unrecorded.what} {result.unrecorded.why}",

@@ -118,10 +118,7 @@ def apply(plan: Plan) -> tuple[tuple[Outcome, ...], errors.UnrecordedActError | 
     tables, unwritten = open_tables(load()), False
     outcomes: list[Outcome] = []
     stopped: errors.UnrecordedActError | None = None
-    with (
-        acts.recording(plan.run.folder, plan.run.run_id),
-        plan.progress.step(plan.work, total=len(plan.going)) as step,
-    ):
+    with plan.progress.step(plan.work, total=len(plan.going)) as step:
         for one in plan.going:
             if stopped is not None:
                 outcomes.append(Outcome(one, "skipped", f"the run stopped before its turn. {stopped}"))
@@ -133,7 +130,8 @@ def apply(plan: Plan) -> tuple[tuple[Outcome, ...], errors.UnrecordedActError | 
                 step.message(f"{one.action} {one.resource_id} in {one.region}")
                 doing = _Doing(plan, one, tables)
                 try:
-                    outcomes.append(doing.do())
+                    with acts.recording(plan.run.folder, plan.run.run_id):
+                        outcomes.append(doing.do())
                 except KeyboardInterrupt as error:
                     raise InterruptedInBetween(plan, outcomes) from error
                 unwritten = unwritten or doing.unwritten is not None

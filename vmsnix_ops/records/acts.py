@@ -15,6 +15,7 @@ import json
 import os
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -27,13 +28,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_NAME = "acts.jsonl"
-_PLACE: ContextVar[tuple[Path, str] | None] = ContextVar("vmsnix_acts", default=None)
+LISTED = 10
+"""How many acts an error lists; `FILE_NAME` has all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    folder: Path
+    run_id: str
+    announced: list[str] = field(default_factory=list)
+
+
+_PLACE: ContextVar[_Place | None] = ContextVar("vmsnix_acts", default=None)
 
 
 @contextmanager
 def recording(folder: Path, run_id: str) -> Iterator[None]:
-    """Let the acts of this block, in this thread, be announced in the folder of a run."""
-    token = _PLACE.set((folder, run_id))
+    """Let the acts of this block, in this thread, be announced in the folder of a run.
+
+    An act that cannot be announced is reported with those of the same block that were done before it.
+    """
+    token = _PLACE.set(_Place(folder, run_id))
     try:
         yield
     finally:
@@ -63,32 +78,38 @@ def announce(act: str, resource: str, region: str = "") -> None:
     if place is None:
         from vmsnix_ops.settings import load
 
-        folder, run_id = load().state, ""
-        make = True
+        place, make = _Place(load().state, ""), True
     else:
-        (folder, run_id), make = place, False
+        make = False
     line = {
         "at": datetime.now(UTC).isoformat(),
-        "run_id": run_id or None,
+        "run_id": place.run_id or None,
         "act": act,
         "resource": resource,
         "region": region or None,
     }
-    path = folder / FILE_NAME
+    path = place.folder / FILE_NAME
     try:
         if make:
-            files.make_folder(folder)
+            files.make_folder(place.folder)
         _append(path, Redactor(secret_values()).json(json.dumps(line)) + "\n")
     except OSError as error:
         why = f"The line that announces it could not be written to {path}: {error.strerror or error}."
         if isinstance(error.__context__, VmsnixError):  # a failure that was being cleaned up after
             why += f" It was to be done because the run had failed: {error.__context__}"
+        if place.announced:
+            done = list(place.announced)
+            if len(done) > LISTED:
+                done[:-LISTED] = [f"{len(done) - LISTED} acts"]
+            why += f" Done before it: {', '.join(done)}."
         raise UnrecordedActError(
             f"{act} of {resource} was not done.",
             why=why,
+            announced=place.announced,
             cure="Make room or correct the folder's permissions, then run the same command again: it does "
             "what is left.",
         ) from error
+    place.announced.append(f"{act} of {resource}")
 
 
 def _append(path: Path, text: str) -> None:
