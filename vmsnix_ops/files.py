@@ -6,8 +6,10 @@ files with 0600, unless the setting ``shared`` says that the group may read (the
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
@@ -61,6 +63,24 @@ def open_text(path: Path, *, append: bool = False) -> TextIO:
     """Open a text file to write; what goes in is the caller's to redact."""
     flags = os.O_WRONLY | (os.O_APPEND if append else os.O_TRUNC)
     return open(create(path, flags), "a" if append else "w", encoding="utf-8")
+
+
+def read(path: Path) -> bytes:
+    """Return the content of a file; a pipe or a device of that name, which would never end, is refused.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "It is not a regular file", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None) -> None:

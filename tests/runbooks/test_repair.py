@@ -93,3 +93,131 @@ def test_a_killed_run_is_marked_lost_by_repair(shelf: Shelf, history: Path, say:
     assert "lost" in say("runs", "repair")[1]
     (folder,) = shelf.archive.iterdir()
     assert json.loads((folder / "result.json").read_text())["status"] == "lost"
+
+
+def deeply(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def as_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def as_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def cut(path: Path) -> None:
+    path.write_text(path.read_text()[:100])
+
+
+def wrong(**values: object) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return write
+
+
+WRONG = {
+    "numbers": wrong(parameters=3, problems=5, files=5, steps=5, image=5, runbook=5, started_at=5, slow=5),
+    "texts": wrong(parameters="x", problems="abc", failure="x", seconds="x", exit_code="x", steps=["x"]),
+    "lists": wrong(status=["done"], ami_id=["ami"], error=["x"], finished_at=["x"], user=["x"], slow=["x"]),
+    "no time": wrong(started_at="yesterday"),
+    "no number": wrong(seconds=float("nan")),
+    "files without places": wrong(files={"report.html": {}, "log.txt": 5}),
+}
+
+
+@pytest.mark.parametrize("damage", [deeply, as_pipe, as_folder, as_loop, cut, *WRONG.values()])
+def test_a_damaged_entry_hides_no_other_run(
+    shelf: Shelf, history: Path, say: Say, damage: Callable[[Path], None]
+) -> None:
+    good, bad = shelf.run("print(1)", record=True), shelf.run("print(2)", record=True)
+    damage(shelf.archive / bad.run_id / "result.json")
+    for words in (("runs",), ("runs", "--json"), ("runs", "--runbook", "try-this")):
+        code, said, complained = say(*words)
+        assert code == 0, complained
+        assert good.run_id in said
+        assert bad.run_id in said or damage in (deeply, cut)  # nothing is known of it
+    assert say("runs", "--ami", "ami-1")[0] == 0
+    assert say("runs", "show", bad.run_id)[0] in (0, 1, 2)
+    assert say("runs", "repair")[0] in (0, 3)
+    (history / "runs" / "_delta_log" / "00000000000000000000.json").write_text("{")
+    assert say("history", "rebuild", "runs")[0] == 0
+    assert set(Tables(history).read("runs")["run_id"]) == {good.run_id, bad.run_id}
+
+
+LINES = (
+    '{"table": "steps"}',
+    '{"table": "steps", "once": "a", "rows": 5}',
+    '{"table": "steps", "once": "b", "rows": [5]}',
+    '{"table": "steps", "once": ["c"], "rows": []}',
+    '{"table": ["steps"], "once": "d", "rows": []}',
+    '{"saved": {"a": 1}}',
+    '{"table": "steps", "once": "e", "rows": [{"run_id": 5}]}',
+    '{"table": "steps", "once": "f", "rows": [{"run_id": "x", "step": "x", "started_at": "then"}]}',
+    "[" * 100_000,
+)
+
+
+def test_a_line_that_is_no_row_hides_no_other_line(shelf: Shelf, history: Path, say: Say) -> None:
+    (history / "steps").write_text("in the way")
+    outcome = shelf.run(RECORDS, record=True)
+    kept = shelf.archive / outcome.run_id / "rows.jsonl"
+    kept.write_text("\n".join((*LINES, kept.read_text())))
+    (history / "steps").unlink()
+    say("runs", "repair")
+    assert list(Tables(history).read("steps")["run_id"]) == [outcome.run_id]
+    (history / "steps" / "_delta_log" / "00000000000000000000.json").write_text("{")
+    for path in (history / "steps").glob("*.parquet"):
+        path.unlink()
+    assert say("history", "rebuild", "steps")[0] == 0
+    assert list(Tables(history).read("steps")["run_id"]) == [outcome.run_id]
+
+
+SPOILS = """
+import os
+from pathlib import Path
+entry = Path(os.environ["VMSNIX_RUN_DIR"]) / "result.json"
+entry.unlink()
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "os.mkfifo(entry)",
+        "entry.write_text('[' * 100_000)",
+        'entry.write_text(\'{"problems": 5, "steps": 7, "failure": "x"}\')',
+        "os.mkfifo(entry.with_name('.error.json')); raise ValueError('it ends so')",
+    ],
+)
+def test_a_notebook_that_spoils_its_entry_ends_with_its_verdict(shelf: Shelf, how: str) -> None:
+    outcome = shelf.run(SPOILS + how)
+    assert outcome.verdict == ("failed" if "raise" in how else "done")
+    if "mkfifo(entry)" not in how:
+        assert json.loads((shelf.archive / outcome.run_id / "result.json").read_text())["runbook"]
+
+
+def test_repair_searches_a_killed_run_for_secrets(
+    shelf: Shelf, history: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVICE_TOKEN", "Zq7/hunter+Xk29=pL0")
+    running = Running(
+        shelf,
+        "import os; from pathlib import Path\n"
+        "(Path(os.environ['VMSNIX_RUN_DIR']) / 'kept').write_text(os.environ['SERVICE_TOKEN'])\n" + WAITS,
+    )
+    running.process.kill()
+    os.kill(running.helper, signal.SIGTERM)
+    running.end()
+    assert "lost" in say("runs", "repair")[1]
+    (kept,) = shelf.archive.glob("*/kept")
+    assert kept.read_text() == "[secret removed: secret of the environment]"

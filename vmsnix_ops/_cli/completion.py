@@ -6,7 +6,6 @@ asks AWS.
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +83,8 @@ def _of_the_flake() -> list[str]:
 
 def _of_past_runs() -> list[str]:
     """Return the images of the newest runs in an archive on this machine."""
+    from vmsnix_ops import files
+    from vmsnix_ops.records.result import parse
     from vmsnix_ops.settings import load
 
     with suppress(VmsnixError, OSError):
@@ -92,7 +93,8 @@ def _of_past_runs() -> list[str]:
             return []
         found = []
         for folder in sorted(Path(archive).iterdir(), reverse=True)[:REMEMBERED]:
-            with suppress(OSError, ValueError, AttributeError):
-                found.append(json.loads((folder / "result.json").read_bytes())["parameters"].get("image"))
+            with suppress(OSError):
+                given = parse(files.read(folder / "result.json")).get("parameters") or {}
+                found.append(given.get("image"))
         return [image for image in found if isinstance(image, str)]
     return []

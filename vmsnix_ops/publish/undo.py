@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -310,12 +310,10 @@ def _journal(settings: Settings, run_id: str) -> Path:
 def _read(path: Path) -> list[dict[str, Any]]:
     """Return the journal's lines; a last one that a crash tore is left out."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
+    for text in files.read(path).split(b"\n"):
+        with suppress(ValueError, RecursionError):
             lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return [line for line in lines if "step" in line and "status" in line]
+    return [line for line in lines if isinstance(line, dict) and "step" in line and "status" in line]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,40 @@ def write_then_raise(run: RunContext, result: Mapping[str, object], error: Vmsni
         raise error
 
 
+def parse(content: bytes | None) -> dict[str, Any]:
+    """Return what a ``result.json`` says, whoever wrote it; nothing when it is absent, torn or foreign.
+
+    A documented key whose value is of another type than `KEYS` says is ``null``.
+    """
+    try:
+        values = json.loads(content or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    return {key: _as_documented(key, value) for key, value in values.items()}
+
+
+def _as_documented(key: str, value: Any) -> Any:
+    kind: Any = KEYS[key][0] if key in KEYS else object
+    if value is None or not isinstance(value, kind) or (isinstance(value, bool) and key in KEYS):
+        return None
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    if key in ("steps", "slow", "tables"):
+        return [one for one in value if isinstance(one, dict)]
+    if key == "problems":
+        return [str(one) for one in value]
+    if key == "files":
+        texts = ("place", "sha256")
+        return {
+            name: one
+            for name, one in value.items()
+            if isinstance(one, dict) and all(isinstance(one.get(text), str) for text in texts)
+        }
+    return value
+
+
 def read_result(folder: Path) -> dict[str, Any]:
     """Return what ``result.json`` in the folder of a run says; an empty mapping when there is none.
 
@@ -180,10 +215,10 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE_NAME
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(files.read(path))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordsError(
             f"The result of a run cannot be read from {path}.", why=f"{error}.", cure="Run the runbook again."
         ) from error

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
-from vmsnix_ops.errors import RecordsError
+from vmsnix_ops.errors import RecordsError, SchemaError
 from vmsnix_ops.records import schemas
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.secrets import without_secrets
@@ -112,10 +112,21 @@ def _lines(content: bytes) -> Iterator[dict[str, Any]]:
     for line in content.split(b"\n"):
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict) and ("saved" in found or found.get("table") in KEPT):
+        if not isinstance(found, dict):
+            continue
+        if isinstance(found.get("saved"), str):
+            yield {"saved": found["saved"]}
+        elif (
+            found.get("table") in KEPT and isinstance(found.get("once"), str) and _are_rows(found.get("rows"))
+        ):
             yield found
+
+
+def _are_rows(rows: object) -> bool:
+    """Whether a value is a list of rows whose times can be read."""
+    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
 def save_again(folder: Path, tables: Tables) -> list[str]:
@@ -132,7 +143,7 @@ def save_again(folder: Path, tables: Tables) -> list[str]:
     """
     path, problems = folder / FILE_NAME, {}
     try:
-        lines = list(_lines(path.read_bytes()))
+        lines = list(_lines(files.read(path)))
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -143,6 +154,8 @@ def save_again(folder: Path, tables: Tables) -> list[str]:
             continue
         try:
             tables.append(line["table"], rows_from(line), once=line["once"])
+        except SchemaError as error:  # of another version, or edited: no retry saves it, and the others fit
+            problems[line["once"]] = str(error)
         except RecordsError as error:
             problems[line["table"]] = str(error)
         else:
@@ -153,7 +166,7 @@ def save_again(folder: Path, tables: Tables) -> list[str]:
 def has_unsaved(folder: Path) -> bool:
     """Whether rows of a run have not reached the tables, as far as its folder can be read."""
     try:
-        lines = list(_lines((folder / FILE_NAME).read_bytes()))
+        lines = list(_lines(files.read(folder / FILE_NAME)))
     except OSError:
         return False
     return bool({line["once"] for line in lines if "table" in line} - {line.get("saved") for line in lines})
@@ -162,10 +175,17 @@ def has_unsaved(folder: Path) -> bool:
 def rows_from(line: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a line with their times as times; columns that the schema lacks are left out."""
     schema = schemas.schema(line["table"])
+
+    def moment(value: Any) -> Any:
+        try:
+            return datetime.fromisoformat(value)
+        except (TypeError, ValueError):
+            return value  # which does not fit the schema
+
     times = {column.name for column in schema.columns if column.kind == "time"}
     return [
         {
-            name: datetime.fromisoformat(value) if name in times and value else value
+            name: moment(value) if name in times and value else value
             for name, value in row.items()
             if name in schema.names
         }

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 import platform
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, VmsnixError
-from vmsnix_ops.records.result import KEYS, runs_row
+from vmsnix_ops.records.result import KEYS, parse, runs_row
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks.secrets import Redactor
 from vmsnix_ops.runbooks.verdict import PARTLY, Failure, Verdict
@@ -180,11 +179,9 @@ def _collecting(problems: list[str], what: str) -> Iterator[None]:
 
 def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) -> dict[str, Any]:
     """Return the content of ``result.json``: what the notebook wrote, then what the runner knows."""
-    try:
-        written = json.loads(run.folder.path(archives.RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        written = {}  # removed or broken by the notebook; what the runner knows is written anew
-    written = written if isinstance(written, dict) else {}
+    written: dict[str, Any] = {}
+    with suppress(OSError):  # removed by the notebook; what the runner knows is written anew
+        written = parse(files.read(run.folder.path(archives.RESULT)))
     return {
         **dict.fromkeys(KEYS),
         **written,
@@ -200,7 +197,7 @@ def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) 
         "log": "",
         "result": run.folder.entry,
         "files": {},
-        "problems": [str(one) for one in written.get("problems") or ()],
+        "problems": written.get("problems") or [],
     }
 
 

@@ -55,12 +55,16 @@ def refusals(folder: Path) -> list[dict[str, str]]:
     """Return what was refused in a run, and remove the note."""
     path = folder / REFUSALS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = files.read(path).split(b"\n")
     except OSError:
         return []
     with suppress(OSError):
         path.unlink()
-    return [json.loads(line) for line in lines]
+    refused = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):  # cut by a full disk
+            refused.append(json.loads(line))
+    return refused
 
 
 def _note(path: Path, error: SideEffectsError) -> None:

@@ -329,12 +329,17 @@ def open_folder(
 def is_alive(folder: Path) -> bool:
     """Whether the process of the run that works in a local folder is alive, as its lock shows."""
     try:
-        with (folder / ALIVE).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        file = os.open(folder / ALIVE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     except OSError:
+        return True  # of another user: nobody can tell
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
         return True  # locked; or a file system without locks, where nobody can tell
+    finally:
+        os.close(file)
     return False
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from vmsnix_ops.errors import RunError, UnknownRunbookError, nearest
+from vmsnix_ops.files import read as read_file
 from vmsnix_ops.runbooks.declarations import Parameter, read_parameters
 
 if TYPE_CHECKING:
@@ -191,10 +192,10 @@ def _broken(path: Path, why: str, cure: str) -> RunError:
 
 def _load(path: Path) -> Mapping[str, object]:
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook = json.loads(read_file(path).decode("utf-8"))
     except OSError as error:
         raise _broken(path, f"It cannot be read: {error.strerror}.", "Correct or remove it.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(
             path,
             f"It is not JSON: {error}.",

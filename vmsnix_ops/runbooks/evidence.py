@@ -7,7 +7,6 @@ questions over many runs are asked of.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import socket
@@ -18,9 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, UnknownRunError, nearest
 from vmsnix_ops.records import run_tables
-from vmsnix_ops.records.result import runs_row
+from vmsnix_ops.records.result import parse, runs_row
 from vmsnix_ops.runbooks import _bucket
 from vmsnix_ops.runbooks import archive as archives
 
@@ -56,7 +56,7 @@ class Entry:
     @property
     def runbook(self) -> str:
         """Name of its runbook."""
-        return str(self.values.get("runbook") or "")
+        return str(self.values.get("runbook") or self.run_id[17:-7])
 
     @property
     def parameters(self) -> Mapping[str, object]:
@@ -193,8 +193,7 @@ class Archive:
         ArchiveError
             When it is not there, cannot be read, or is not what was kept.
         """
-        files = entry.values.get("files")
-        kept = files.get(name) if isinstance(files, dict) else None
+        kept = (entry.values.get("files") or {}).get(name)
         if not isinstance(kept, dict):
             raise ArchiveError(
                 f"The run {entry.run_id} has no {name}.",
@@ -228,7 +227,7 @@ class Archive:
             When the archive cannot be read.
         """
         for entry in self._read_all(self.ids()):
-            with suppress(ArchiveError, KeyError, TypeError, ValueError):
+            with suppress(KeyError, TypeError, ValueError):
                 if entry.values.get("finished_at"):
                     yield "runs", runs_row(entry.values)
             with suppress(ArchiveError, OSError):
@@ -238,7 +237,7 @@ class Archive:
     def _kept_rows(self, entry: Entry) -> bytes:
         local = (self.work if self.remote else Path(self.place)) / entry.run_id / run_tables.FILE_NAME
         if local.is_file():
-            return local.read_bytes()
+            return files.read(local)
         return self.fetch(entry, run_tables.FILE_NAME)
 
     def _read_all(self, ids: list[str]) -> Iterator[Entry]:
@@ -261,9 +260,9 @@ class Archive:
     def _read(self, run_id: str) -> Entry | None:
         """Return a run; ``None`` when what looks like one has no entry."""
         local = (self.work if self.remote else Path(self.place)) / run_id
-        values = _parsed(_local(local / archives.RESULT))
+        values = parse(_local(local / archives.RESULT))
         if values.get("status") in (None, RUNNING) and self.remote:
-            values = _parsed(self._content(f"{self.place.rstrip('/')}/{run_id}/{archives.RESULT}"))
+            values = parse(self._content(f"{self.place.rstrip('/')}/{run_id}/{archives.RESULT}"))
         if not values:
             return None
         status = str(values.get("status") or RUNNING)
@@ -310,22 +309,13 @@ def open_archive(
 
 def _local(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return files.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ArchiveError(
             f"The evidence cannot be read: {path}.", why=f"{error.strerror}.", cure="Correct its permissions."
         ) from error
-
-
-def _parsed(content: bytes | None) -> dict[str, Any]:
-    """Return what an entry says; nothing when it is absent or torn."""
-    try:
-        values = json.loads(content or b"{}")
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _batched(ids: list[str], size: int) -> Iterator[list[str]]:

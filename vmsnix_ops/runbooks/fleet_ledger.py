@@ -76,7 +76,7 @@ class FolderLedger:
     def read(self, name: str) -> Kept | None:
         """Return a document, ``None`` when there is none."""
         try:
-            text = (self.folder / name).read_bytes()
+            text = files.read(self.folder / name)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -212,13 +212,13 @@ def _text(value: Document) -> str:
 def _parsed(text: bytes, place: str) -> Document:
     try:
         value = json.loads(text)
-    except ValueError as error:
+        return dict(value)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ArchiveError(
             f"The ledger holds something that is not JSON: {place}.",
             why=f"{error}.",
             cure="Move it away; the target is run again, which doubles nothing.",
         ) from error
-    return dict(value)
 
 
 def _refused(done: str, place: str, error: OSError) -> ArchiveError:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import credentials, files
 from vmsnix_ops.errors import ArchiveError, RecordsError
 from vmsnix_ops.records import run_tables
-from vmsnix_ops.records.result import runs_row
+from vmsnix_ops.records.result import parse, runs_row
 from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.redaction import Redactor, remember, secret_values
 from vmsnix_ops.runbooks import _evidence
 from vmsnix_ops.runbooks import archive as archives
 from vmsnix_ops.runbooks.evidence import LOST, RUNNING, Archive
@@ -69,10 +70,10 @@ def repair(archive: Archive, settings: Settings, *, run_id: str = "") -> Iterato
 def _repair(path: Path, archive: Archive | None, tables: Tables) -> Repaired | None:
     """Repair the run in a folder; None when nothing was wrong with it."""
     try:
-        values: dict[str, Any] = json.loads((path / archives.RESULT).read_text(encoding="utf-8"))
-        before = values["status"], list(values.get("problems") or [])
-    except (OSError, ValueError, KeyError, TypeError):
-        values, before = {}, (LOST, [])
+        values = parse(files.read(path / archives.RESULT))
+    except OSError:
+        values = {}
+    before = values.get("status") or LOST, values.get("problems") or []
     unsaved = run_tables.has_unsaved(path)
     remote = archive is not None and archive.remote  # whole runs leave no local folder
     if not (unsaved or before[1] or before[0] == RUNNING or remote):
@@ -80,13 +81,15 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> Repaired | N
     problems = run_tables.save_again(path, tables)
     if not values:
         return Repaired(path.name, LOST, tuple(problems))
-    if values["status"] == RUNNING:
+    if values.get("status") in (None, RUNNING):
         values["status"] = LOST
     elif values.get("finished_at"):
         try:
             tables.append("runs", [runs_row(values)], once=path.name)
         except RecordsError as error:
             problems.append(str(error))
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"{path / archives.RESULT} does not say when the run began and ended: {error}.")
     values["problems"] = problems
     if archive is not None:
         try:
@@ -99,7 +102,11 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> Repaired | N
 def _archive(path: Path, archive: Archive, values: dict[str, Any]) -> None:
     """Bring every file to where the archive is, and write the entry anew."""
     place = archive.place.rstrip("/") if archive.remote else ""
-    folder = archives.RunFolder(path.name, path, place, archive.environment)
+    credentials.watch()
+    remember(*credentials.of_files(archive.environment))
+    redactor = Redactor(secret_values(archive.environment))
+    folder = archives.RunFolder(path.name, path, place, archive.environment, redactor)
+    values["problems"] += folder.clean()  # a killed run has not searched what its last cell wrote
     values["files"] = dict(values.get("files") or {})
     _evidence.bring(folder, values, folder.names())
     if not values["problems"] and values["status"] == "done":

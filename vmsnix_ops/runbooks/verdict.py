@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from vmsnix_ops import errors
+from vmsnix_ops import errors, files
 from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def judge(
 def kept_error(path: Path) -> dict[str, Any]:
     """Return the error that the kernel kept, and remove the file; empty when there is none."""
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        described = json.loads(files.read(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     with suppress(OSError):
         path.unlink()
