@@ -136,6 +136,7 @@ _PUBLIC_KEY = re.compile(
 _AWS_ID = re.compile(r"[a-z]{1,12}(-[a-z]{2,4})?-(?:[0-9a-f]{17}|[0-9a-f]{8})")
 _RUN_ID = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9-]+-[0-9a-f]{6}")
 _WORD, _TOKEN = re.compile(r"[A-Za-z0-9-]*"), re.compile(r"[\w./:@+~=-]*")
+_NAME = re.compile(r"[a-z0-9]+([-_./][a-z0-9]+)*|[A-Za-z]+([-_/][A-Za-z]+)*")  # of a resource or a folder
 _NOTE = "[secret removed: "
 
 # What a reader does not see, or sees as something else. All begin with one class of characters, so that the
@@ -271,6 +272,13 @@ def _is_harmless(value: str) -> bool:
 def _exists(path: str) -> bool:
     try:
         return os.path.lexists(os.path.expanduser(path))  # noqa: PTH111 - the text may be no path at all
+    except (OSError, ValueError):
+        return False
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
     except (OSError, ValueError):
         return False
 
@@ -777,16 +785,16 @@ def _counts(text: str, start: int, needle: _Needle) -> bool:
         word = _around(text, start, end, _WORD)
         if _AWS_ID.fullmatch(word) or _RUN_ID.fullmatch(word):
             return False
-    if not needle.short:
+    if not needle.short and not _NAME.fullmatch(needle.text):
         return True
     token = _around(text, start, end, _TOKEN)
     if token.startswith("arn:aws") and token.count(":") >= 5:
         return False
-    # A part of a path that there is: the folder of a user, of a project.
+    # A part of a path that there is: the folder of a user, of a project. A file's name is no such part.
     slash = token.find("/")
     place = token[slash:] if slash >= 0 else ""
     within = place.find(needle.text)
-    return not (place and within > 0 and _exists(place[: within + len(needle.text)]))
+    return not (place and within > 0 and _is_folder(place[: within + len(needle.text)]))
 
 
 def _around(text: str, start: int, end: int, kind: re.Pattern[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -194,6 +195,58 @@ def test_rebuilding_a_whole_table_changes_no_row(tmp_path: Path) -> None:
     before = tables.read("steps")
     assert rebuild(tables, "steps", [step(3), step(7)]).added == 1
     assert len(tables.read("steps")) == len(before) + 1
+
+
+def test_rows_that_differ_in_one_value_are_all_kept_and_restored(tmp_path: Path) -> None:
+    rows = [
+        {**step(1), "image": "a"},
+        {**step(1), "image": "b", "seconds": float("nan")},
+        {**step(1), "image": "b", "status": "failed"},
+    ]
+    tables = Tables(tmp_path)
+    tables.append("steps", rows)
+    tables.compact("steps")
+    before = tables.read("steps")
+    for number in (0, 1):  # complete, then again
+        assert (rebuild(tables, "steps", rows).added, number) == (0, number)
+        assert len(tables.read("steps")) == len(before) == 3
+    shutil.rmtree(tmp_path / "steps")
+    tables.append("steps", rows[:1])
+    assert rebuild(tables, "steps", rows).added == 2
+    assert sorted(tables.read("steps")["image"]) == ["a", "b", "b"]
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_rebuild_that_was_killed_between_its_moves_is_finished_by_the_next(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vmsnix_ops.sandbox import sandbox
+
+    with ExitStack() as stack:
+        location: str | Path = tmp_path
+        if place == "bucket":
+            served = stack.enter_context(sandbox())
+            served.prepare(bucket="evidence")
+            for name, value in served.environment.items():
+                monkeypatch.setenv(name, value)
+            location = "s3://evidence/history"
+        tables = Tables(location)
+        for number in range(3):
+            tables.append("steps", [step(number)])
+        moved, original = [], tables_module._move
+
+        def dies(*given: object, **more: object) -> None:
+            if moved:
+                raise KeyboardInterrupt
+            original(*given, **more)  # type: ignore[arg-type]
+            moved.append(given)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(tables_module, "_move", dies)
+            with pytest.raises(KeyboardInterrupt):
+                rebuild(tables, "steps", [])
+        assert rebuild(tables, "steps", []).read == 3
+        assert len(tables.read("steps")) == 3
 
 
 def test_a_reader_sees_every_row_all_through_compaction_and_vacuum(tmp_path: Path) -> None:

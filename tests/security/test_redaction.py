@@ -265,6 +265,29 @@ def test_ids_arns_counts_paths_and_digests_survive_any_environment(environment: 
         assert clean.text(f'{{"value": "{text}", "n": 1}}') == f'{{"value": "{text}", "n": 1}}'
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1234abcd-12ab-34cd-56ef-1234567890ab",
+        "my-company-images-eu",
+        "VmsnixPublisherRole",
+        "vmsnix/ecs-node/stable",
+    ],
+)
+def test_a_name_in_an_arn_or_a_path_survives_whatever_its_length(value: str, tmp_path: Path) -> None:
+    clean = redactor(KMS_KEY=value)
+    (tmp_path / value).mkdir(parents=True)
+    for text in (f"arn:aws:kms:us-east-1:012345678901:key/{value}", f"{tmp_path / value}/result.json"):
+        assert clean.text(text) == text
+    assert value not in clean.text(f"KMS_KEY={value}")
+
+
+@pytest.mark.parametrize("value", [SHORT, VALUE.replace("/", "_")])
+def test_the_name_of_a_file_hides_no_secret(value: str, tmp_path: Path) -> None:
+    (tmp_path / f"a-{value}").touch()
+    assert value not in redactor(X_PASSWORD=value).text(f"wrote {tmp_path}/a-{value} (1 byte)")
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.text(max_size=30), max_size=6), st.integers(0, 5))
 def test_chunks_of_a_stream_are_redacted_as_one_text(texts: list[str], at: int) -> None:

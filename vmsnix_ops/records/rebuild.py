@@ -7,6 +7,7 @@ table is kept beside the new one until somebody deletes it.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "promotions": ("run_id", "region", "ami_id", "channel", "promoted_at"),
     "retirements": ("run_id", "region", "resource_id", "action", "done_at"),
 }
-"""The columns that tell two rows of a table apart; all columns where a table is not listed."""
+"""The columns by which a row that a run has kept is found in the table; all where it is not listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +83,44 @@ def rebuild(tables: Tables, table: str, rows: Iterable[Mapping[str, Any]]) -> Re
     schema = schemas.schema(table)
     key = KEYS.get(table, schema.names)
     with tables.replacing(table) as (files, old):
-        found, unreadable = _salvage(files, schema) if old else ([], 0)
+        folders = [*([table] if old else ()), *_moved(files, table)]
+        salvaged = [_salvage(files, schema, folder) for folder in folders]
+        found = [data for some, _ in salvaged for data in some]
+        unreadable = sum(number for _, number in salvaged)
         own = pa.concat_tables([*found, schema.arrow().empty_table()])
-        seen: set[tuple[Any, ...]] = set()
-        own = own.filter(pa.array(_first(own, key, seen), pa.bool_()))
+        own = own.filter(pa.array(_new(own), pa.bool_()))
         kept = to_arrow(schema, list(rows))
-        more = kept.filter(pa.array(_first(kept, key, seen), pa.bool_()))
-        moment = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        more = kept.filter(pa.array(_missing(kept, own, key), pa.bool_()))
+        moment = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
         tables.put_in_place(files, table, pa.concat_tables([own, more]), moment)
     return Rebuilt(table, own.num_rows, more.num_rows, unreadable, f"{table}.damaged-{moment}" if old else "")
 
 
-def _salvage(files: pa_fs.FileSystem, schema: Schema) -> tuple[list[pa.Table], int]:
+def _moved(files: pa_fs.FileSystem, table: str) -> list[str]:
+    """Return the folders that rebuilds have left beside a table, when one was killed between its moves.
+
+    Then the table has no commit.
+    """
+    import pyarrow.fs as pa_fs
+
+    log = files.get_file_info(pa_fs.FileSelector(f"{table}/_delta_log", allow_not_found=True))
+    if any(info.type == pa_fs.FileType.File for info in log):
+        return []
+    found = files.get_file_info(pa_fs.FileSelector("", allow_not_found=True))
+    names = (f"{table}.new-", f"{table}.damaged-")
+    return sorted(info.base_name for info in found if info.base_name.startswith(names))
+
+
+def _salvage(files: pa_fs.FileSystem, schema: Schema, folder: str) -> tuple[list[pa.Table], int]:
     """Return the rows of every data file that can be read, and how many cannot."""
     import pyarrow as pa
     import pyarrow.fs as pa_fs
     import pyarrow.parquet as pq
 
     found, unreadable = [], 0
-    if files.get_file_info(schema.name).type == pa_fs.FileType.File:
+    if files.get_file_info(folder).type == pa_fs.FileType.File:
         return [], 1
-    for info in files.get_file_info(pa_fs.FileSelector(schema.name, recursive=True)):
+    for info in files.get_file_info(pa_fs.FileSelector(folder, recursive=True)):
         if info.type != pa_fs.FileType.File or "/_delta_log/" in info.path or info.extension != "parquet":
             continue
         try:
@@ -126,14 +144,36 @@ def _fitted(data: pa.Table, schema: Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema.arrow())
 
 
-def _first(data: pa.Table, names: tuple[str, ...], seen: set[tuple[Any, ...]]) -> list[bool]:
-    """Return for every row whether it is the first with its key, and add the keys to `seen`."""
-    first = []
-    for row in data.select(names).to_pylist():
-        key = tuple(row[name] for name in names)
-        first.append(key not in seen)
-        seen.add(key)
-    return first
+def _new(data: pa.Table) -> list[bool]:
+    """Return for every row whether none before it is the same: compacting copies rows to another file."""
+    new, seen = [], set()
+    for row in data.to_pylist():
+        text = repr(row)  # in which one missing number is like another
+        new.append(text not in seen)
+        seen.add(text)
+    return new
+
+
+def _missing(kept: pa.Table, own: pa.Table, key: tuple[str, ...]) -> list[bool]:
+    """Return for every row that runs have kept whether the table lacks it.
+
+    Several rows can have one key. The table lacks as many of them as runs have kept more than it has.
+    """
+
+    def key_of(row: Mapping[str, Any]) -> str:
+        return repr([row[name] for name in key])
+
+    rows = own.to_pylist()
+    there = {repr(row) for row in rows}
+    candidates = list(zip(kept.to_pylist(), _new(kept), strict=True))
+    lacking = Counter(key_of(row) for row, new in candidates if new)
+    lacking.subtract(map(key_of, rows))
+    missing = []
+    for row, new in candidates:
+        lacks = new and repr(row) not in there and lacking[key_of(row)] > 0
+        lacking[key_of(row)] -= lacks
+        missing.append(lacks)
+    return missing
 
 
 def rows_that_fit(table: str, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
