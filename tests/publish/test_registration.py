@@ -504,6 +504,7 @@ REFUSED = [
     ("TpmSupport", {"TpmSupport": "v2.0", "BootMode": "uefi-preferred"}),
     ("UefiData", {"UefiData": "dmFyaWFibGVz"}),
     ("UefiData", {"UefiData": "not base64!", "BootMode": "uefi"}),
+    ("UefiData", {"UefiData": "\u00e4\u00f6", "BootMode": "uefi"}),
     ("BlockDeviceMappings", {"BlockDeviceMappings": {"DeviceName": "/dev/sda1"}}),
     ("BlockDeviceMappings", {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1"}]}),
     (
@@ -522,6 +523,15 @@ REFUSED = [
             {"VolumeType": "io2"},
             {"VolumeType": "gp2", "Throughput": 200},
             {"Iops": True},
+            {"Iops": 2_999},
+            {"Iops": 80_001},
+            {"Throughput": 124},
+            {"Throughput": 2_001},
+            {"VolumeSize": 65_537},
+            {"VolumeType": "gp2", "VolumeSize": 16_385},
+            {"VolumeType": "standard", "VolumeSize": 1_025},
+            {"VolumeType": "io1", "Iops": 99, "VolumeSize": 8},
+            {"VolumeType": "io2", "Iops": 100},
         )
     ),
     *(
@@ -533,6 +543,10 @@ REFUSED = [
             {"Ebs": {"SnapshotId": "snap-0123456789abcdef0", "VolumeSize": 8}},
             {"Ebs": {"VolumeType": "gp3"}},
             {"Ebs": {"VolumeSize": 8}, "VirtualName": "ephemeral0"},
+            {"Ebs": {"VolumeSize": 124, "VolumeType": "st1"}},
+            {"VirtualName": "ephemeral24"},
+            {"VirtualName": "disk"},
+            {"NoDevice": "yes"},
         )
     ),
 ]

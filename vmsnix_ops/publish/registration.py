@@ -9,7 +9,6 @@ NitroTPM" and "UEFI variables" in the Amazon EC2 User Guide.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -44,8 +43,21 @@ _OURS = {
     "KernelId": "images are hvm",
     "RamdiskId": "images are hvm",
 }
-_ROOT_TYPES = ("gp2", "gp3", "io1", "io2", "standard")
-_TYPES = (*_ROOT_TYPES, "st1", "sc1")
+_SIZES = {
+    "gp2": (1, 16_384),
+    "gp3": (1, 65_536),
+    "io1": (4, 16_384),
+    "io2": (4, 65_536),
+    "sc1": (125, 16_384),
+    "st1": (125, 16_384),
+    "standard": (1, 1_024),
+}
+_IOPS = {"gp3": (3_000, 80_000), "io1": (100, 64_000), "io2": (100, 256_000)}
+_THROUGHPUT = {"gp3": (125, 2_000)}
+# Of each number: the unit, and the smallest and largest value by volume type (EbsBlockDevice).
+_RANGES = {"VolumeSize": (" GiB", _SIZES), "Iops": ("", _IOPS), "Throughput": (" MiB/s", _THROUGHPUT)}
+_NO_ROOT_TYPES = ("sc1", "st1")
+_INSTANCE_STORE = re.compile(r"ephemeral(1?[0-9]|2[0-3])")
 _EBS = {
     "DeleteOnTermination": bool,
     "Encrypted": bool,
@@ -144,7 +156,7 @@ def _check_firmware(image: BuiltImage, asked: Mapping[str, Any], architecture: s
             _refuse(image, "UefiData", "UEFI data need the boot mode uefi, and the boot mode is legacy-bios.")
         try:
             data = base64.b64decode(asked["UefiData"], validate=True)
-        except binascii.Error:
+        except ValueError:
             _refuse(image, "UefiData", "It is not base64.")
         if len(data) > UEFI_DATA_BYTES:
             _refuse(image, "UefiData", f"It has {len(data)} bytes; EC2 takes {UEFI_DATA_BYTES}.")
@@ -182,13 +194,20 @@ def _devices(
             "BlockDeviceMappings",
             f"The root volume has {size} GiB, and the disk needs {smallest} GiB.",
         )
+    low, high = _SIZES[root["VolumeType"]]
+    if not low <= int(size or smallest) <= high:
+        _refuse(
+            image,
+            "BlockDeviceMappings",
+            f"The root volume has {size or smallest} GiB; {root['VolumeType']} has {low} to {high} GiB.",
+        )
     if "Encrypted" in root:
         _refuse(
             image,
             "BlockDeviceMappings",
             "Encrypted of the root volume follows from its snapshot: use the parameter kms_key.",
         )
-    if root["VolumeType"] not in _ROOT_TYPES:
+    if root["VolumeType"] in _NO_ROOT_TYPES:
         _refuse(image, "BlockDeviceMappings", f"A root volume cannot be of type {root['VolumeType']}.")
     return device, root, tuple({"DeviceName": name, **mapping} for name, mapping in mappings.items())
 
@@ -213,8 +232,10 @@ def _mappings(image: BuiltImage, given: Any) -> dict[str, dict[str, Any]]:
             refuse(f"{device} must have one of Ebs, NoDevice and VirtualName, and has {sorted(mapping)}.")
         if "Ebs" in mapping:
             mapping["Ebs"] = _ebs(device, mapping["Ebs"], refuse)
-        elif not isinstance(next(iter(mapping.values())), str):
-            refuse(f"{next(iter(mapping))} of {device} must be a text.")
+        elif mapping.get("NoDevice", "") != "":
+            refuse(f"NoDevice of {device} is {mapping['NoDevice']!r} and must be an empty text.")
+        elif "VirtualName" in mapping and not _INSTANCE_STORE.fullmatch(str(mapping["VirtualName"])):
+            refuse(f"VirtualName of {device} is {mapping['VirtualName']!r} and must be ephemeral0 to 23.")
         found[device] = mapping
     root = str(image.register_image.get("RootDeviceName") or ROOT_DEVICE)
     for device, mapping in found.items():
@@ -235,14 +256,18 @@ def _ebs(device: str, given: Any, refuse: Callable[[str], NoReturn]) -> dict[str
         if type(value) is not _EBS[key] or (type(value) is int and value < 1):
             refuse(f"{key} of {device} is {value!r} and must be a {_EBS[key].__name__}.")
     kind = ebs.get("VolumeType", "gp3")
-    if kind not in _TYPES:
-        refuse(f"VolumeType of {device} is {kind!r} and must be one of {', '.join(_TYPES)}.")
+    if kind not in _SIZES:
+        refuse(f"VolumeType of {device} is {kind!r} and must be one of {', '.join(_SIZES)}.")
     if kind in ("io1", "io2") and "Iops" not in ebs:
         refuse(f"{device} is of type {kind} and has no Iops.")
-    if "Iops" in ebs and kind not in ("gp3", "io1", "io2"):
-        refuse(f"{device} is of type {kind}, which has no Iops.")
-    if "Throughput" in ebs and kind != "gp3":
-        refuse(f"{device} is of type {kind}, which has no Throughput.")
+    for key, (unit, ranges) in _RANGES.items():
+        if key not in ebs:
+            continue
+        if kind not in ranges:
+            refuse(f"{device} is of type {kind}, which has no {key}.")
+        low, high = ranges[kind]
+        if not low <= ebs[key] <= high:
+            refuse(f"{key} of {device} is {ebs[key]}{unit}; {kind} has {low} to {high}{unit}.")
     return {"VolumeType": kind, **ebs}
 
 
