@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -14,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import botocore.session
 import pytest
+from botocore import xform_name
 
 from tests.audit.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
 from tests.faults.account import BUCKET, look
@@ -149,6 +153,71 @@ def test_every_irreversible_call_of_our_clients_is_announced(fleet: Fleet, tmp_p
         f"ec2:DeregisterImage {ami}",
         f"ec2:DeleteSnapshot {snapshot}",
     ]
+
+
+TAKES_AWAY = [
+    ("ec2", "CancelImportTask", {"ImportTaskId": "import-snap-0123456789abcdef0"}),
+    ("ec2", "DeleteSnapshot", {"SnapshotId": "snap-0123456789abcdef0"}),
+    ("ec2", "DeregisterImage", {"ImageId": "ami-0123456789abcdef0"}),
+    ("ec2", "DisableImage", {"ImageId": "ami-0123456789abcdef0"}),
+    (
+        "ec2",
+        "ModifyImageAttribute",
+        {"ImageId": "ami-0123456789abcdef0", "OperationType": "remove", "UserGroups": ["all"]},
+    ),
+    (
+        "ec2",
+        "ModifyImageAttribute",
+        {"ImageId": "ami-0123456789abcdef0", "LaunchPermission": {"Remove": [{"Group": "all"}]}},
+    ),
+    (
+        "ec2",
+        "ModifySnapshotAttribute",
+        {"SnapshotId": "snap-0123456789abcdef0", "OperationType": "remove", "GroupNames": ["all"]},
+    ),
+    ("iam", "DeletePolicyVersion", {"PolicyArn": "arn:aws:iam::012345678901:policy/one", "VersionId": "v1"}),
+    ("s3", "AbortMultipartUpload", {"Bucket": "bucket", "Key": "image.vhd", "UploadId": "1"}),
+    ("s3", "DeleteObject", {"Bucket": "bucket", "Key": "image.vhd"}),
+    ("ssm", "DeleteParameter", {"Name": "/vmsnix/web/stable"}),
+]
+CAN_BE_UNDONE = {"DeleteTags", "DisableImageDeprecation", "DisableImageDeregistrationProtection"}
+COSTS_MORE_WHEN_IT_RUNS_ON = {"TerminateInstances"}
+TAKING = r"(Abort|Cancel|Delete|Deregister|Detach|Disable|Purge|Release|Remove|Reset|Revoke|Terminate)\w+"
+
+
+@pytest.mark.parametrize(("service", "operation", "asked"), TAKES_AWAY)
+def test_a_call_that_cannot_be_announced_is_not_made(
+    fleet: Fleet, tmp_path: Path, service: str, operation: str, asked: dict[str, Any]
+) -> None:
+    method = getattr(client(fleet.aws.session(REGION), service), xform_name(operation))
+    before = len(list(fleet.aws.calls))
+    with (
+        acts.recording(tmp_path / "gone", "run-1"),
+        pytest.raises(errors.UnrecordedActError, match=f"{service}:{operation} of .* was not done"),
+    ):
+        method(**asked)
+    assert len(list(fleet.aws.calls)) == before
+
+
+def test_every_call_of_the_package_that_takes_something_away_is_announced() -> None:
+    models = botocore.session.get_session()
+    known = {
+        xform_name(name): name
+        for service in ("autoscaling", "ebs", "ec2", "iam", "s3", "sns", "ssm")
+        for name in models.get_service_model(service).operation_names
+        if re.fullmatch(TAKING, name)
+    }
+    package = ROOT / "vmsnix_ops"
+    used = {
+        known[node.attr]
+        for path in package.rglob("*.py")
+        if package / "sandbox" not in path.parents
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in known
+    }
+    announced = {operation for _, operation in irreversible.IRREVERSIBLE}
+    assert used - announced == CAN_BE_UNDONE | COSTS_MORE_WHEN_IT_RUNS_ON
+    assert announced == {operation for _, operation, _ in TAKES_AWAY}
 
 
 @pytest.mark.parametrize("breaks", BROKEN)

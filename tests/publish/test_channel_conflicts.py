@@ -348,6 +348,23 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
 # What the plan finds
 
 
+@pytest.mark.parametrize(
+    ("until", "fix"),
+    [
+        ("2026-02-01T00:00:00Z", "vmsnix retire-amis --action restore --amis {ami} --regions {region}"),
+        ("soon", "aws ec2 delete-tags --region {region} --resources {ami} --tags Key=vmsnix:retired"),
+    ],
+)
+def test_an_ami_that_is_being_retired_is_refused_with_the_command_that_frees_it(
+    aws: Sandbox, ami: str, until: str, fix: str
+) -> None:
+    mark = {tagging.RETIRED: "2026-01-01T00:00:00Z", tagging.GRACE_UNTIL: until, tagging.RETIRED_BY: "a-run"}
+    aws.client("ec2").create_tags(Resources=[ami], Tags=tagging.to_list(mark))
+    with pytest.raises(errors.RegistrationError, match=r"is being retired.*set by the run a-run") as caught:
+        plan(ami=ami, channel="stable")
+    assert fix.format(ami=ami, region=HOME) in caught.value.cure
+
+
 def kind_of(aws: Sandbox, **changes: str) -> None:
     assert pointed(aws, HOME)  # Parameter Store has checked the value
     parameter = aws.world.tables.table(aws.account, HOME, "parameters")[NAME]
