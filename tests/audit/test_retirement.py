@@ -123,6 +123,23 @@ def test_an_ami_that_others_may_launch_stays_unless_it_is_allowed(fleet: Fleet) 
     assert f"shared with {FRIEND}, who lose it" in why(fleet.plan(allow_shared=True), ami)
 
 
+@pytest.mark.parametrize("days", [0, 20])
+def test_an_ami_that_a_run_restores_stays(fleet: Fleet, days: int) -> None:
+    ami = fleet.ami()
+    if days:
+        fleet.apply()
+    fleet.ec2.create_tags(Resources=[ami], Tags=[{"Key": tagging.RESTORING, "Value": "run-1"}])
+    found = why(fleet.plan(now=fleet.later(days)), ami)
+    assert found == "keep: the run run-1 restores it, or was interrupted: restore it"
+
+
+def test_an_orphan_that_a_run_restores_stays(fleet: Fleet) -> None:
+    own = {tagging.IMAGE: "web", tagging.DIGEST: "d", tagging.RESTORING: "run-1"}
+    snapshot = fleet.snapshot(tags=own)
+    found = why(fleet.plan(), snapshot)
+    assert found == "keep: the run run-1 restores it, or was interrupted: restore it"
+
+
 def test_an_ami_that_was_launched_lately_stays(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.row("images", ami).last_launched = datetime.now(UTC) - timedelta(days=5)

@@ -176,6 +176,7 @@ def test_protection_that_comes_after_the_look_is_respected_and_told(fleet: Fleet
     result = plan.apply()
     assert [one.outcome for one in result.outcomes] == ["protected"]
     assert ami in fleet.amis()
+    assert tagging.DELETING not in fleet.tags(ami)  # with it nobody could restore the AMI
     assert len(fleet.snapshots()) == 1
     with pytest.raises(errors.VmsnixError, match="protected from deregistration"):
         retirement.finish(result)

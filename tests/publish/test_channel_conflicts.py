@@ -25,7 +25,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import image_copy, parameters, retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.progress import Progress, silent
-from vmsnix_ops.publish import promote, roll_back
+from vmsnix_ops.publish import promote, promote_records, roll_back
 from vmsnix_ops.records import acts
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
@@ -156,6 +156,33 @@ def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pyt
     assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
     with pytest.raises(errors.PartlyDoneError, match=f"version 3, {new}, set by"):
         roll_back.finish(made, found)
+
+
+def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
+    theirs, ended = make_ami(aws, version="26.12"), threading.Event()
+    put(aws, make_ami(aws, version="26.10"))
+    copy, write = image_copy.copy, promote_records.write_rows
+
+    def copy_late(*words: Any, **more: Any) -> Any:
+        assert ended.wait(60)
+        return copy(*words, **more)
+
+    def written(*words: Any, **more: Any) -> None:
+        write(*words, **more)
+        ended.set()  # the first region has ended
+
+    made = plan(ami=ami, channel="stable", regions=[EUROPE], topic=topic)
+    monkeypatch.setattr(image_copy, "copy", copy_late)
+    monkeypatch.setattr(promote_records, "write_rows", written)
+    right_before_the_write(monkeypatch, lambda: put(aws, theirs))
+    found = promote.apply(made)
+    assert outcomes(found)[HOME] == ["point done", "conflict failed", "announce skipped"]
+    assert outcomes(found)[EUROPE] == ["copy done", "point skipped"]
+    assert pointed(aws, EUROPE) == ""
+    assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
 
 
 def test_two_promotions_at_once_end_with_one_that_is_done_and_one_that_tells(
