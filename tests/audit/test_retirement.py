@@ -133,6 +133,15 @@ def test_an_ami_that_a_run_restores_stays(fleet: Fleet, days: int) -> None:
     assert found == "keep: the run run-1 restores it, or was interrupted: restore it"
 
 
+def test_an_ami_that_failed_stays_as_long_as_an_orphan_and_not_as_long_as_an_ami(fleet: Fleet) -> None:
+    old, new = fleet.ami(days=8), fleet.ami(days=2)
+    for ami in (old, new):
+        fleet.row("images", ami).failure = "the copy failed"
+    plan = fleet.plan(orphan_days=7, min_age_days=30, keep_last=3)
+    assert why(plan, old) == "delete: it never became available; made 8 days ago"
+    assert why(plan, new) == "keep: made 2 days ago, less than 7 days"
+
+
 def test_an_orphan_that_a_run_restores_stays(fleet: Fleet) -> None:
     own = {tagging.IMAGE: "web", tagging.DIGEST: "d", tagging.RESTORING: "run-1"}
     snapshot = fleet.snapshot(tags=own)

@@ -10,6 +10,7 @@ import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -103,6 +104,36 @@ def test_a_line_is_whole_private_and_there_before_the_act(tmp_path: Path) -> Non
     )
     assert second["resource"] == "ami-1"
     assert (tmp_path / acts.FILE_NAME).stat().st_mode & 0o077 == 0
+
+
+def test_a_line_and_its_new_file_are_on_the_disk_before_the_act(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synchronised, fsync = list[tuple[int, int]](), os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        seen = os.fstat(descriptor)
+        synchronised.append((seen.st_ino, seen.st_size if stat.S_ISREG(seen.st_mode) else 0))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with acts.recording(tmp_path, "run-1"):
+        acts.announce("ec2:DeleteSnapshot", "snap-1", REGION)
+        path = tmp_path / acts.FILE_NAME
+        assert synchronised == [(path.stat().st_ino, path.stat().st_size), (tmp_path.stat().st_ino, 0)]
+        acts.announce("ec2:DeleteSnapshot", "snap-2", REGION)
+        assert synchronised[2:] == [(path.stat().st_ino, path.stat().st_size)]
+
+
+def test_a_secret_in_the_name_of_a_resource_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPLOY_TOKEN", "horse-battery-staple")
+    with acts.recording(tmp_path, "run-1"):
+        acts.announce("delete file", "/srv/horse-battery-staple/image.vhd")
+    (line,) = lines(tmp_path)
+    assert "horse" not in (tmp_path / acts.FILE_NAME).read_text()
+    assert line["resource"].endswith("/image.vhd")
 
 
 def test_a_full_disk_refuses_the_act_and_leaves_no_half_line(tmp_path: Path) -> None:
