@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -12,9 +13,10 @@ import pytest
 
 from tests.aws.test_block_resume import BLOCK, FOLDER, REGION, Upload, aws, image
 from tests.support import kill, wait_until
-from vmsnix_ops import errors
+from vmsnix_ops import errors, files
 from vmsnix_ops.aws import block_reading
 from vmsnix_ops.aws.block_engine import Pushing
+from vmsnix_ops.aws.block_journal import locked
 from vmsnix_ops.cli import main
 
 __all__ = ["aws", "image"]
@@ -206,3 +208,22 @@ def test_a_file_that_appears_during_the_download_is_not_overwritten(aws, snapsho
     path.unlink()
     aws.faults.clear()
     assert download(snapshot, path).fetched == 0
+
+
+def test_a_lock_file_that_its_holder_deleted_meanwhile_locks_nothing(tmp_path, monkeypatch):
+    path, create, opened = tmp_path / "disk.raw.part.lock", files.create, []
+
+    def opened_before_it_was_deleted(place, flags):
+        opened.append(create(place, flags))
+        if len(opened) == 1:
+            place.unlink()
+        return opened[-1]
+
+    monkeypatch.setattr(files, "create", opened_before_it_was_deleted)
+    with (
+        locked(path, "downloads", on_busy=lambda _: False),
+        path.open("rb") as file,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert len(opened) == 2

@@ -368,3 +368,10 @@ def test_the_setting_shared_lets_the_umask_decide(shelf: Shelf, aws: Any, tmp_pa
     (folder,) = shelf.archive.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
     assert stat.S_IMODE((folder / "notebook.ipynb").stat().st_mode) == 0o640
+
+
+def test_a_file_that_cannot_be_replaced_leaves_no_part_of_the_new_one(tmp_path: Path) -> None:
+    (tmp_path / "result.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        files.write(tmp_path / "result.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
