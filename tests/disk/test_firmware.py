@@ -367,6 +367,28 @@ def test_the_image_of_an_output_in_the_style_of_hydra_is_found(tmp_path):
     assert found.system == "aarch64-linux"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "file raw {out}/nixos.img nixos.img",
+        'file raw "{out}/nixos.img"',
+        "file\traw   {out}/nixos.img  ",
+        "file raw nixos.img",
+    ],
+)
+def test_a_line_of_products_is_read_as_hydra_reads_it(tmp_path, line):
+    folder = output(tmp_path, {"nixos.img": gpt((EFI, fat(ARM)))}, f"{line}\n")
+    assert read_image(folder).path == folder / "nixos.img"
+
+
+@pytest.mark.parametrize("path", ["a\0b.img", "loop/nixos.img", "x" * 300])
+def test_a_product_that_cannot_be_a_file_is_refused(tmp_path, path):
+    folder = output(tmp_path, {"readme.txt": b""}, f"file raw {{out}}/{path}\n")
+    (folder / "loop").symlink_to("loop")
+    with pytest.raises(errors.ImageFormatError, match=r"'file' of .* cannot be used"):
+        read_image(folder)
+
+
 @pytest.mark.parametrize("name", ["image.raw", "sd-image/nixos.img"])
 def test_the_only_image_of_a_folder_is_found(tmp_path, name):
     folder = output(tmp_path, {name: gpt((EFI, fat(X86))), "repart-output.json": b"[]"})

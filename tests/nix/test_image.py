@@ -250,6 +250,7 @@ def test_a_description_that_belongs_to_another_image(output: Path) -> None:
         ({"file": None, "disks": None}, "file"),
         ({"file": ""}, "file"),
         ({"file": "a\0b"}, "file"),
+        ({"file": "x" * 300}, "file"),
         ({"file": None, "disks": {"root": "sample.vhd"}}, "disks"),
         ({"logical_bytes": "much"}, "logical_bytes"),
         ({"logical_bytes": True}, "logical_bytes"),
@@ -265,7 +266,7 @@ def test_names_the_field_of_a_description_that_cannot_be_used(
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "[" * 100_000])
 def test_a_description_that_is_no_json_object(output: Path, text: str) -> None:
     (output / DESCRIPTION).write_text(text, encoding="latin-1")
     with pytest.raises(ImageFormatError):

@@ -45,6 +45,9 @@ _IMAGES = (
 )
 _NO_IMAGES = frozenset({"doc", "json", "log", "manifest", "sbom", "iso", "report", "text", "txt"})
 
+# A line of Hydra's list of products: type, subtype, path, and perhaps which file of it to open first.
+_PRODUCT = re.compile(r"""file\s+(?P<kind>\S+)\s+(?:"(?P<quoted>[^"]+)"|(?P<plain>[^\s"]+))(?:\s+[^\s"]+)?""")
+
 # A VHD's size is rounded up to whole cylinders, of at most 16 heads and 255 sectors of 512 bytes.
 _CYLINDER_BYTES = 16 * 255 * 512
 
@@ -340,9 +343,9 @@ def _undescribed(given: Path, folder: Path) -> Path:
     named: list[Path] = []
     if products.is_file():
         for line in products.read_text(encoding="utf-8", errors="replace").splitlines():
-            words = line.split(None, 2)
-            if len(words) == 3 and words[0] == "file" and words[1] not in _NO_IMAGES:
-                named.append(_inside(products, folder, words[2].strip().strip('"')))
+            product = _PRODUCT.fullmatch(line.strip())
+            if product and product["kind"] not in _NO_IMAGES:
+                named.append(_inside(products, folder, product["quoted"] or product["plain"] or ""))
     images = list(dict.fromkeys(named))
     if not images:
         places = [folder] if (folder / REPART).is_file() or store_object(folder) else []
@@ -385,7 +388,7 @@ def _look_at(image: Path) -> tuple[str, int, Firmware]:
 def _description(description: Path) -> dict[str, object]:
     try:
         info = json.loads(description.read_text(encoding="utf-8"))
-    except ValueError as error:  # both JSON and UTF-8 errors
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, lists in lists without end
         raise ImageFormatError(
             f"{description} is not JSON.", why=f"{error}.", cure="Build the image again."
         ) from error
@@ -427,7 +430,11 @@ def _inside(description: Path, folder: Path, file: str) -> Path:
         if match is None or not match["inside"]:
             raise _escapes(description, file)
         stated = Path(match["inside"])
-    image = (folder / stated).resolve()
+    try:
+        image = (folder / stated).resolve()
+        missing = not image.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, too long, a NUL
+        raise _wrong_field(description, "file", file, "the path of the image") from error
     # A link to another object of the same store is fine: that is how symlinkJoin and runCommand share big
     # files.
     same_store = (
@@ -435,7 +442,7 @@ def _inside(description: Path, folder: Path, file: str) -> Path:
     )
     if not image.is_relative_to(folder) and not (same_store and ".." not in stated.parts):
         raise _escapes(description, file)
-    if not image.exists():
+    if missing:
         raise ImageNotFoundError(
             f"The image {image} does not exist.",
             why=f"{description} names it in 'file'; the output may have been copied in part.",
