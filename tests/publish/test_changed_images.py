@@ -431,6 +431,40 @@ def test_an_image_that_qemu_img_must_read_is_converted_from_identified_bytes(
     assert left().nothing
 
 
+@pytest.mark.parametrize("writes", [in_place, renamed_over], ids=["in place", "renamed over"])
+def test_a_boot_test_of_other_bytes_is_refused_also_when_the_image_is_put_back(
+    plan: Callable[..., publish.Plan],
+    left: Callable[[], Left],
+    raw: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writes: Callable[[Path], None],
+) -> None:
+    def boot_another(path: Path, *, console: Path, **_more: object) -> boot.Booted:
+        writes(path)
+        booted = boot.Booted("up", 1.0, "tcg", "", console, ())
+        writes(path)  # flips the same bit again
+        return booted
+
+    monkeypatch.setattr(boot, "boot", boot_another)
+    with pytest.raises(errors.ImageChangedError, match="changed"):
+        publish.run(plan(image=str(raw), boot_test=True))
+    assert left().nothing
+
+
+def test_an_image_that_changed_before_its_boot_test_is_not_booted(
+    plan: Callable[..., publish.Plan], raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_words: object, **_more: object) -> None:
+        raise AssertionError("it was booted")
+
+    monkeypatch.setattr(boot, "boot", never)
+    wanted = plan(image=str(raw), boot_test=True)
+    built = wanted.build()
+    in_place(raw)
+    with pytest.raises(errors.ImageChangedError):
+        wanted.boot(built)
+
+
 def test_a_boot_test_that_writes_into_the_image_is_found(
     plan: Callable[..., publish.Plan],
     left: Callable[[], Left],

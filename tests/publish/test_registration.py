@@ -381,6 +381,20 @@ def test_the_other_way_round_is_refused_too(plan, image):
         publish.run(plan())
 
 
+def test_what_becomes_of_a_further_disk_on_termination_is_always_said(aws, plan, image):
+    """AWS's default is not ours to guess, and the next publish compares what the AMI has."""
+    ask(
+        image,
+        RootDeviceName="/dev/sda1",
+        BlockDeviceMappings=[{"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 8}}],
+    )
+    publish.run(plan())
+    (call,) = (call for call in aws.calls if call.operation == "RegisterImage")
+    told = [mapping["Ebs"]["DeleteOnTermination"] for mapping in call.params["BlockDeviceMappings"]]
+    assert told == [True, True]
+    assert publish.run(plan()).outcome == "reused"
+
+
 @pytest.mark.parametrize("encrypted", [True, False])
 def test_a_further_disk_that_is_encrypted_otherwise_is_refused(plan, image, encrypted):
     def mappings(**more):

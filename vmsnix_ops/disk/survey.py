@@ -203,6 +203,29 @@ def still_identified(path: Path, seen: Survey) -> bool:
         return file.size == seen.file_bytes and file.digest() == seen.digest
 
 
+@contextmanager
+def unchanged(path: Path, seen: Survey) -> Iterator[None]:
+    """Let a block read a file by its path, and refuse it unless it was the identified one all the time.
+
+    A file that was changed and changed back has the identified bytes again, but not its earlier inode times.
+
+    Raises
+    ------
+    ImageChangedError
+        It holds other bytes before or after the block, or something wrote to it in between.
+    """
+
+    def state() -> tuple[Stamp | None, int]:
+        return stamp_of(path), path.stat().st_ctime_ns
+
+    if not still_identified(path, seen):
+        raise changed(str(path))
+    before = state()
+    yield
+    if not still_identified(path, seen) or state() != before:
+        raise changed(str(path))
+
+
 def changed(name: str, offset: int | None = None, length: int = 0) -> ImageChangedError:
     """Return the error for an image that changed after it was identified, or while it was.
 

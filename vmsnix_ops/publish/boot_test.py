@@ -6,6 +6,7 @@ It stands between build and upload, when it is asked for, and by itself as the r
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.arguments import in_range
 from vmsnix_ops.disk import boot
-from vmsnix_ops.disk.survey import changed, still_identified
+from vmsnix_ops.disk.survey import unchanged
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.interrupts import interruptible
 from vmsnix_ops.publish.values import _Shown
@@ -236,9 +237,8 @@ def boot_test(plan: Plan, built: Built) -> BootStep:
         if built.ami_id:
             entry.outcome = "reused"
             return BootStep("reused")
-        done = _step(_boot(plan, built, built.path, entry.step))
-        if built.seen is not None and not still_identified(built.path, built.seen):
-            raise changed(str(built.path))
+        with nullcontext() if built.seen is None else unchanged(built.path, built.seen):
+            done = _step(_boot(plan, built, built.path, entry.step))
         entry.detail.update(line=done.line, accelerator=done.accelerator, console=done.console)
         return done
 

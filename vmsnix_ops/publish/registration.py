@@ -268,7 +268,8 @@ def _ebs(device: str, given: Any, refuse: Callable[[str], NoReturn]) -> dict[str
         low, high = ranges[kind]
         if not low <= ebs[key] <= high:
             refuse(f"{key} of {device} is {ebs[key]}{unit}; {kind} has {low} to {high}{unit}.")
-    return {"VolumeType": kind, **ebs}
+    # Said, and not left to a default of AWS: what an AMI has can then be compared with what is asked for.
+    return {"VolumeType": kind, "DeleteOnTermination": True, **ebs}
 
 
 def _refuse(image: BuiltImage, field: str, why: str) -> NoReturn:
