@@ -18,7 +18,7 @@ from tests.publish.test_publish import bytes_of
 from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.aws import blocks
 from vmsnix_ops.aws.block_engine import Pushing
-from vmsnix_ops.aws.block_journal import BlockJournal
+from vmsnix_ops.aws.block_journal import Beginning, BlockJournal
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.sandbox import sandbox
 
@@ -200,3 +200,18 @@ def test_without_the_parents_manifest_a_killed_upload_is_not_continued(aws, imag
     assert made.parent_id == ""
     assert set(snapshots(aws)) == {first.snapshot_id, made.snapshot_id}
     assert bytes_of(aws, made.snapshot_id, image.stat().st_size) == image.read_bytes()
+
+
+def test_a_block_whose_line_was_cut_off_is_sent_again(tmp_path):
+    journal = BlockJournal(tmp_path / "journal")
+    journal.begin(Beginning("snap-0123456789abcdef0"))
+    journal.add([7, 123])
+    journal.close()
+    for cut_off in ("1", "12", "124"):  # of 1240
+        with journal.path.open("a") as file:
+            file.write(cut_off)
+        found = journal.read()
+        assert found is not None
+        assert found[1] == {7, 123}
+        journal.resume()  # which removes the half line
+        journal.close()

@@ -117,7 +117,10 @@ def test_a_trust_that_is_open_to_any_id_is_put_right(aws: Sandbox) -> None:
     assert statement["Condition"] == {"StringEquals": {"sts:Externalid": "vmimport"}}
 
 
-def test_a_publisher_s_policy_that_is_out_of_date_gets_a_new_version(aws: Sandbox) -> None:
+@pytest.mark.parametrize(("default", "oldest"), [("v5", "v1"), ("v2", "v3")])
+def test_a_publisher_s_policy_that_is_out_of_date_gets_a_new_version(
+    aws: Sandbox, default: str, oldest: str
+) -> None:
     plan().apply()
     iam = aws.client("iam")
     arn = f"arn:aws:iam::{aws.account}:policy/vmsnix-publisher-{BUCKET}"
@@ -129,9 +132,16 @@ def test_a_publisher_s_policy_that_is_out_of_date_gets_a_new_version(aws: Sandbo
     )
     for _ in range(4):  # IAM keeps five versions at most
         iam.create_policy_version(PolicyArn=arn, PolicyDocument=old, SetAsDefault=True)
+    iam.set_default_policy_version(PolicyArn=arn, VersionId=default)
+    if default == "v2":
+        iam.delete_policy_version(PolicyArn=arn, VersionId="v1")  # the default is the oldest now
+        iam.create_policy_version(PolicyArn=arn, PolicyDocument=old)
     assert [part.name for part in plan().todo] == ["publisher policy"]
     assert plan().apply().todo == ()
-    assert len(iam.list_policy_versions(PolicyArn=arn)["Versions"]) == 5
+    versions = {one["VersionId"] for one in iam.list_policy_versions(PolicyArn=arn)["Versions"]}
+    assert len(versions) == 5
+    assert oldest not in versions
+    assert default in versions
 
 
 def test_a_second_region_takes_nothing_from_the_first(aws: Sandbox) -> None:

@@ -578,6 +578,16 @@ def test_what_cannot_be_registered_is_refused_by_name_before_the_upload(plan, im
     assert changes() == []
 
 
+def test_an_image_for_arm64_with_legacy_bios_is_refused_before_the_upload(plan, image, changes):
+    ask(image, BootMode="legacy-bios")
+    path = image / "nix-support" / "image-info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"system": "aarch64-linux"}))
+    changes()
+    with pytest.raises(errors.ImageError, match="cannot boot by legacy-bios"):
+        plan()
+    assert changes() == []
+
+
 def test_a_root_volume_smaller_than_the_disk_is_refused(plan, image, tmp_path):
     large = make_sample_image(tmp_path / "large", name="sample", size=3 * 2**30, data_bytes=2**20)
     ask(large, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 2}}])

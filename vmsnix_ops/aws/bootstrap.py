@@ -336,10 +336,9 @@ def _make_policy(clients: Clients, place: policies.Place) -> None:
         return
     versions = clients.iam.list_policy_versions(PolicyArn=arn)["Versions"]
     if len(versions) >= MOST_VERSIONS:
-        oldest = min(
-            (v for v in versions if not v["IsDefaultVersion"]), key=lambda version: version["CreateDate"]
-        )
-        clients.iam.delete_policy_version(PolicyArn=arn, VersionId=oldest["VersionId"])
+        others = (v["VersionId"] for v in versions if not v["IsDefaultVersion"])
+        oldest = min(others, key=lambda name: int(name.removeprefix("v")))  # dates have whole seconds
+        clients.iam.delete_policy_version(PolicyArn=arn, VersionId=oldest)
     clients.iam.create_policy_version(PolicyArn=arn, PolicyDocument=text, SetAsDefault=True)
 
 
