@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import boto3
 import pytest
@@ -99,6 +100,32 @@ def test_a_file_is_never_overwritten(snapshot, tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(errors.UsageError, match="is there already"):
         download(snapshot, tmp_path / "mine")
+
+
+def test_a_link_that_leads_nowhere_is_refused_before_anything_is_fetched(aws, snapshot, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "missing.raw")
+    with pytest.raises(errors.UsageError, match="there already"):
+        download(snapshot, tmp_path / "link")
+    assert fetched(aws) == 0
+    assert not (tmp_path / "link.part").exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "x" * 243, "file/disk.raw"])
+def test_a_file_that_cannot_be_made_is_refused_before_anything_is_fetched(aws, snapshot, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.UsageError, match="Nothing can be downloaded to"):
+        download(snapshot, tmp_path / name)
+    assert fetched(aws) == 0
+
+
+def test_one_file_by_two_paths_is_one_download(aws, snapshot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    download(snapshot, tmp_path / "link" / "copy.raw")
+    with pytest.raises(errors.UsageError, match="there already"):
+        download(snapshot, Path("link/../folder/copy.raw"))
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["copy.raw"]
 
 
 def test_a_snapshot_that_does_not_exist(aws, tmp_path):

@@ -37,6 +37,9 @@ ZERO = hashlib.sha256(ZEROS).hexdigest()
 SAMPLE = 256
 """Blocks of a sample: 128 MiB. It finds a snapshot of which 2 % is wrong with a chance of 99 %."""
 
+JOURNAL = ".part.journal"
+"""What the name of a download's journal has behind the file's."""
+
 Verify = Literal["none", "sample", "whole"]
 VERIFIES: tuple[Verify, ...] = ("none", "sample", "whole")
 
@@ -170,7 +173,7 @@ def download(
     Raises
     ------
     vmsnix_ops.errors.UsageError
-        The file is there already, or an unfinished one of that name that no download made.
+        The file is there already or cannot be made, or an unfinished one of that name that no download made.
     vmsnix_ops.errors.RunError
         Another process downloads to this file.
     vmsnix_ops.errors.AwsError
@@ -178,6 +181,7 @@ def download(
     """
     _check_free(path)
     found = manifests.listed(client(session, "ebs", region), snapshot_id)
+    _check_folder(path)
 
     def refuse(holder: str) -> bool:
         raise errors.RunError(
@@ -208,7 +212,7 @@ def _fetch(
 ) -> Downloaded:
     """Fetch what is not there yet, and give the file its name."""
     part = path.with_name(f"{path.name}.part")
-    journal = BlockJournal(path.with_name(f"{path.name}.part.journal"))
+    journal = BlockJournal(path.with_name(f"{path.name}{JOURNAL}"))
     size = found.size_gib * GIB
     done = _done_before(journal, part, snapshot_id, size)
     descriptor = files.create(part, os.O_WRONLY)
@@ -244,12 +248,27 @@ def _fetch(
 
 
 def _check_free(path: Path) -> None:
-    if path.exists():
+    if os.path.lexists(path):  # also a symbolic link that leads nowhere
         raise errors.UsageError(
             f"{path} is there already.",
             why="A download never overwrites a file.",
             cure="Name another file, or remove this one.",
         )
+
+
+def _check_folder(path: Path) -> None:
+    """Make the folder of a download, and refuse one in which its files cannot be."""
+    try:
+        files.make_folder(path.parent)
+        path.with_name(f"{path.name}{JOURNAL}").lstat()  # the longest name that is used
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise errors.UsageError(
+            f"Nothing can be downloaded to {path}.",
+            why=f"The system says: {error.strerror or error}. It also needs the name with {JOURNAL}.",
+            cure="Name another file.",
+        ) from error
 
 
 def _give_name(part: Path, path: Path) -> None:
