@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -215,3 +216,50 @@ def test_a_block_whose_line_was_cut_off_is_sent_again(tmp_path):
         assert found[1] == {7, 123}
         journal.resume()  # which removes the half line
         journal.close()
+
+
+def test_a_disk_that_takes_no_journal_stops_no_upload(aws, image, tmp_path, monkeypatch):
+    upload = Upload(image, tmp_path / "full")
+    original = os.open
+
+    def full(path, flags, *more, **named):
+        if flags & os.O_CREAT and Path(os.fsdecode(path)).name.startswith("journal"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        return original(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", full)
+    made = upload.run()
+    assert bytes_of(aws, made.snapshot_id, image.stat().st_size) == image.read_bytes()
+    assert snapshots(aws) == {made.snapshot_id: "completed"}
+
+
+def test_a_journal_that_a_full_disk_has_torn_gets_no_more_lines(tmp_path, monkeypatch):
+    journal = BlockJournal(tmp_path / "journal")
+    journal.begin(Beginning("snap-1"))
+    journal.add([1, 2])
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, text):
+            self.file.write(text[:3])  # "3\n4" of "3\n45\n"
+            self.file.flush()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self):
+            self.file.close()
+
+    journal._file = Full(journal._file)
+    journal.add([3, 45])
+    assert os.strerror(errno.ENOSPC) in journal.problem
+    journal.add([6])  # there is room again: "46" was never sent
+    journal.close()
+    assert BlockJournal(journal.path).read() == (Beginning("snap-1"), {1, 2, 3})
+
+
+def test_a_download_does_not_go_on_without_its_journal(tmp_path):
+    journal = BlockJournal(tmp_path / "in-the-way" / "journal", required=True)
+    (tmp_path / "in-the-way").touch()
+    with pytest.raises(OSError, match="exists"):
+        journal.begin(Beginning("snap-1"))

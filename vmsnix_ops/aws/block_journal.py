@@ -2,7 +2,8 @@
 
 The first line says which snapshot it belongs to; every further line is the index of a block. Lines are
 appended when AWS has acknowledged the blocks, so a killed run loses at most what was under way, and sending
-that again is harmless. A torn last line, which a power cut can leave, is ignored.
+that again is harmless. A torn last line, which a power cut can leave, is ignored. A disk that takes no more
+lines stops no work: without its journal a killed run sends everything again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
@@ -54,18 +55,32 @@ class BlockJournal:
     ----------
     path
         Its file.
+    required
+        Whether the work must not go on without it: by its journal a download knows whose the file beside it
+        is.
+
+    Attributes
+    ----------
+    problem
+        Why it is not written any more, as a sentence; empty while it is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, required: bool = False) -> None:
         self.path = path
+        self.required = required
+        self.problem = ""
         self._file: IO[str] | None = None
 
     def read(self) -> tuple[Beginning, set[int]] | None:
         """Return what it belongs to and the blocks that are done, or ``None``."""
         try:
-            lines = self.path.read_text(encoding="utf-8").split("\n")
+            lines = files.read(self.path).decode("utf-8").split("\n")
             beginning = Beginning(**json.loads(lines[0]))
         except FileNotFoundError:
+            return None
+        except OSError:
+            if self.required:
+                raise
             return None
         except (ValueError, TypeError):
             return None  # killed while its first line was written: nothing had been sent yet
@@ -76,36 +91,54 @@ class BlockJournal:
     def begin(self, beginning: Beginning) -> None:
         """Start anew."""
         self.close()
-        files.make_folder(self.path.parent)
-        self._file = files.open_text(self.path)
-        self._file.write(json.dumps(asdict(beginning)) + "\n")
-        self._file.flush()
+        with self._collecting():
+            files.make_folder(self.path.parent)
+            self._file = files.open_text(self.path)
+            self._file.write(json.dumps(asdict(beginning)) + "\n")
+            self._file.flush()
 
     def resume(self) -> None:
         """Go on where it ended."""
         self.close()
-        text = self.path.read_text(encoding="utf-8")
-        with self.path.open("r+", encoding="utf-8") as file:
-            file.truncate(len(text[: text.rfind("\n") + 1].encode()))
-        self._file = files.open_text(self.path, append=True)
+        with self._collecting():
+            os.truncate(self.path, files.read(self.path).rfind(b"\n") + 1)
+            self._file = files.open_text(self.path, append=True)
 
     def add(self, done: Sequence[int]) -> None:
         """Write down blocks that are done, by their indices."""
+        if self.problem:  # a later line would be joined to the torn one, and be another number
+            return
         if self._file is None:
             raise RuntimeError("the journal was neither begun nor resumed")
-        self._file.write("".join(f"{index}\n" for index in done))
-        self._file.flush()
+        with self._collecting():
+            self._file.write("".join(f"{index}\n" for index in done))
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file and keep it."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what is left of a line that the disk did not take
+                self._file.close()
             self._file = None
 
     def remove(self) -> None:
         """Forget everything: the work is done, or will not be continued."""
         self.close()
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _collecting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self.required:
+                raise
+            self.problem = (
+                f"The journal {self.path} cannot be written ({error.strerror}): if this run is stopped, "
+                "everything is sent again."
+            )
+            self.close()
 
 
 @contextmanager
@@ -117,7 +150,13 @@ def alone(journal: Path, step: Step | None) -> Iterator[None]:
             step.message(f"{holder}; waiting for it")
         return True
 
-    with locked(journal.with_name(f"{journal.name}.lock"), "uploads this image", on_busy=tell, step=step):
+    with ExitStack() as stack:
+        try:
+            lock = journal.with_name(f"{journal.name}.lock")
+            stack.enter_context(locked(lock, "uploads this image", on_busy=tell, step=step))
+        except OSError as error:  # a full or read-only disk, on which no journal can be shared either
+            if step is not None:
+                step.message(f"{journal.parent} cannot be locked ({error.strerror}); going on")
         yield
 
 
@@ -152,13 +191,15 @@ def locked(
     file = _lock(path, on_busy, step)
     try:
         me = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now(), "doing": doing}
-        os.truncate(file, 0)
-        os.pwrite(file, json.dumps(me).encode(), 0)
+        with suppress(OSError):  # a full disk: nobody learns who it is, and the lock counts
+            os.truncate(file, 0)
+            os.pwrite(file, json.dumps(me).encode(), 0)
         yield
     finally:
-        os.truncate(file, 0)
-        if remove:
-            path.unlink(missing_ok=True)  # still locked, so that it is the file that others would find
+        with suppress(OSError):
+            os.truncate(file, 0)
+            if remove:
+                path.unlink(missing_ok=True)  # still locked, so that it is the file that others would find
         os.close(file)
 
 

@@ -348,6 +348,8 @@ class PendingUpload:
             raise
         finally:
             self.journal.close()
+            if self.journal.problem:
+                self.task.tell(self.journal.problem)
         # Every block was compared when it was sent. This finds a change elsewhere, which somebody made by
         # mistake and wants to hear of.
         self._check_file()

@@ -212,7 +212,7 @@ def _fetch(
 ) -> Downloaded:
     """Fetch what is not there yet, and give the file its name."""
     part = path.with_name(f"{path.name}.part")
-    journal = BlockJournal(path.with_name(f"{path.name}{JOURNAL}"))
+    journal = BlockJournal(path.with_name(f"{path.name}{JOURNAL}"), required=True)
     size = found.size_gib * GIB
     done = _done_before(journal, part, snapshot_id, size)
     descriptor = files.create(part, os.O_WRONLY)

@@ -309,7 +309,7 @@ def open_folder(
     except OSError as error:
         raise ArchiveError(
             f"The archive cannot be written: {archive}.",
-            why=f"{error.strerror}: {error.filename}.",
+            why=f"{error.strerror}: {error.filename or local}.",
             cure="Correct its permissions, or name another with --archive or VMSNIX_ARCHIVE.",
         ) from error
     if remote:
