@@ -6,11 +6,10 @@ region).
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import checks, encryption, images
+from vmsnix_ops.sandbox.ec2 import checks, encryption, images, sharing
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
@@ -23,23 +22,6 @@ MEMBERS = {
     "OrganizationArns": "OrganizationArn",
     "OrganizationalUnitArns": "OrganizationalUnitArn",
 }
-SHAPES = {
-    "UserId": re.compile(r"\d{12}"),
-    "Group": re.compile("all"),
-    "OrganizationArn": re.compile(r"arn:aws[a-z-]*:organizations::\d{12}:organization/o-[a-z0-9]{10,32}"),
-    "OrganizationalUnitArn": re.compile(
-        r"arn:aws[a-z-]*:organizations::\d{12}:ou/o-[a-z0-9]{10,32}/ou-[a-z0-9-]{8,68}"
-    ),
-}
-
-
-def check_grantee(item: str, value: str) -> None:
-    """Refuse an account, group, organization or unit that cannot be one."""
-    if not SHAPES[item].fullmatch(value):
-        name = item[0].lower() + item[1:]
-        raise AwsError(
-            "InvalidAMIAttributeItemValue", f'Invalid attribute item value "{value}" for {name} item type.'
-        )
 
 
 def _permissions(params: Params) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -53,7 +35,7 @@ def _permissions(params: Params) -> tuple[list[dict[str, str]], list[dict[str, s
         (added if params["OperationType"] == "add" else removed).extend(flat)
     for entry in added + removed:
         for item, value in entry.items():
-            check_grantee(item, value)
+            sharing.check_grantee(item, value)
     return added, removed
 
 

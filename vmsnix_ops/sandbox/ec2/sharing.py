@@ -6,11 +6,32 @@ and ``units``, lists of ARNs): the Organizations service itself is not emulated.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
+
+from vmsnix_ops.sandbox.core import AwsError
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
     from vmsnix_ops.sandbox.ec2.state import Image
+
+SHAPES = {
+    "UserId": re.compile(r"\d{12}"),
+    "Group": re.compile("all"),
+    "OrganizationArn": re.compile(r"arn:aws[a-z-]*:organizations::\d{12}:organization/o-[a-z0-9]{10,32}"),
+    "OrganizationalUnitArn": re.compile(
+        r"arn:aws[a-z-]*:organizations::\d{12}:ou/o-[a-z0-9]{10,32}/ou-[a-z0-9-]{8,68}"
+    ),
+}
+
+
+def check_grantee(item: str, value: str) -> None:
+    """Refuse an account, group, organization or unit that cannot be one."""
+    if not SHAPES[item].fullmatch(value):
+        name = item[0].lower() + item[1:]
+        raise AwsError(
+            "InvalidAMIAttributeItemValue", f'Invalid attribute item value "{value}" for {name} item type.'
+        )
 
 
 def may_launch(image: Image, context: Context) -> bool:

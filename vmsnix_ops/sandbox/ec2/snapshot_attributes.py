@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
 from vmsnix_ops.sandbox.ec2 import checks, encryption, ids
-from vmsnix_ops.sandbox.ec2.image_attributes import check_grantee
+from vmsnix_ops.sandbox.ec2.sharing import check_grantee
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
