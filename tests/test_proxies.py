@@ -12,7 +12,7 @@ import pytest
 
 from vmsnix_ops.aws.session import client, session
 from vmsnix_ops.sandbox import sandbox
-from vmsnix_ops.sandbox.access import unproxied
+from vmsnix_ops.sandbox.authorization import unproxied
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,16 +16,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmsnix_ops.sandbox.authorization import Access
+from vmsnix_ops.sandbox.calls import Call, CallLog
+from vmsnix_ops.sandbox.core import AwsError, Clock
+from vmsnix_ops.sandbox.credentials import DEFAULT_ACCOUNT
+from vmsnix_ops.sandbox.faults import Fault, Faults
+from vmsnix_ops.sandbox.process import SandboxProcess, sandbox_process
+from vmsnix_ops.sandbox.seeding import REGIONS, Seeded, populate
+from vmsnix_ops.sandbox.server import Server
+from vmsnix_ops.sandbox.world import World
+
 from . import credentials
-from .access import Access
-from .calls import Call, CallLog
-from .core import AwsError, Clock
-from .credentials import DEFAULT_ACCOUNT
-from .faults import Fault, Faults
-from .process import SandboxProcess, sandbox_process
-from .seeding import REGIONS, Seeded, populate
-from .server import Server
-from .world import World
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

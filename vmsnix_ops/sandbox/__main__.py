@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from .serve import serve
+from vmsnix_ops.sandbox.serve import serve
 
 
 def main() -> int:

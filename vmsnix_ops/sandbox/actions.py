@@ -13,18 +13,21 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
+from vmsnix_ops.sandbox.core import AwsError
+from vmsnix_ops.sandbox.ec2 import common as ids
+from vmsnix_ops.sandbox.ec2 import common as parameters
+from vmsnix_ops.sandbox.ec2 import instances, places, templates
+from vmsnix_ops.sandbox.iam.evaluation import DELEGATED, Question, evaluate_resource_policy
+from vmsnix_ops.sandbox.iam.policies import listed
+from vmsnix_ops.sandbox.ssm import common as secrets
+
 from . import credentials, objects
-from .core import AwsError
-from .ec2 import ids, launching, parameters, places, templates
-from .iam.documents import listed
-from .iam.evaluation import DELEGATED, Question, evaluate_resource_policy
 from .ssm import common as parameter_store
-from .ssm import secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from .core import Context, Params
+    from vmsnix_ops.sandbox.core import Context, Params
 
 S3_ACTIONS: dict[str, str] = {
     "AbortMultipartUpload": "AbortMultipartUpload",
@@ -315,7 +318,7 @@ def _launch(context: Context, params: Params) -> Iterator[Demand]:
     image = _found(context, image_id, context.region)
     devices = list(asked.get("BlockDeviceMappings") or ())
     with suppress(AwsError):  # devices that do not fit are refused by the operation itself
-        devices = launching.devices(image, devices) if image is not None else devices
+        devices = instances.instance_devices(image, devices) if image is not None else devices
     for device in devices:
         keys = _volume_keys(context, device.get("Ebs") or {}, zone)
         yield Demand(action, ec2_arn(context, "volume", "*"), _request_tags(asked, "volume") | keys | through)

@@ -20,12 +20,12 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from .core import AwsError, load_json
-from .wire.http import Request, Response
+from vmsnix_ops.sandbox.core import AwsError, load_json
+from vmsnix_ops.sandbox.wire.http import Request, Response
 
 if TYPE_CHECKING:
-    from .faults import Fault
-    from .world import World
+    from vmsnix_ops.sandbox.faults import Fault
+    from vmsnix_ops.sandbox.world import World
 
 PREFIX = "/_vmsnix/"
 MOST_BYTES = 2**20

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from .core import AwsError, Clock, Tables
+from vmsnix_ops.sandbox.core import AwsError, Clock, Tables
+
 from .wire import regions, signature
 
 if TYPE_CHECKING:
-    from .wire.http import Request
-    from .wire.models import Service
-    from .wire.signature import Authorization
+    from vmsnix_ops.sandbox.wire.http import Request
+    from vmsnix_ops.sandbox.wire.models import Service
+    from vmsnix_ops.sandbox.wire.signature import Authorization
 
 DEFAULT_ACCOUNT = "012345678901"  # begins with a zero on purpose: an account id is a text
 DEFAULT_ACCESS_KEY = "AKIAVMSNIXSANDBOX000"

@@ -13,23 +13,24 @@ from dataclasses import dataclass, field
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.sandbox.calls import summary
+from vmsnix_ops.sandbox.core import OPERATIONS, AwsError, Context
+from vmsnix_ops.sandbox.wire.body import ChunkSigner, DisconnectedError
+from vmsnix_ops.sandbox.wire.http import Request, Response
+from vmsnix_ops.sandbox.wire.signature import Authorization, MalformedAuthorizationError
+
 from . import admin, credentials, faults
-from .calls import summary
-from .core import OPERATIONS, AwsError, Context
 from .ec2 import places
 from .wire import answers, errors, models, regions, requests, signature
-from .wire.body import ChunkSigner, DisconnectedError
-from .wire.http import Request, Response
-from .wire.signature import Authorization, MalformedAuthorizationError
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from .credentials import Credential
-    from .faults import Fault
-    from .wire.http import BadRequestError
-    from .wire.models import Service
-    from .world import World
+    from vmsnix_ops.sandbox.credentials import Credential
+    from vmsnix_ops.sandbox.faults import Fault
+    from vmsnix_ops.sandbox.wire.http import BadRequestError
+    from vmsnix_ops.sandbox.wire.models import Service
+    from vmsnix_ops.sandbox.world import World
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 LOCAL_HOST = re.compile(

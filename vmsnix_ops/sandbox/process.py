@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib import request
 
-from .access import Access
+from vmsnix_ops.sandbox.authorization import Access
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

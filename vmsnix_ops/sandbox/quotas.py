@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .core import AwsError, operation
+from vmsnix_ops.sandbox.core import AwsError, operation
 
 if TYPE_CHECKING:
-    from .core import Context, Params
+    from vmsnix_ops.sandbox.core import Context, Params
 
 SERVICES = {
     "ec2": "Amazon Elastic Compute Cloud (Amazon EC2)",

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from .autoscaling.common import Configuration, Group
-from .ec2.state import Image, Instance, Snapshot
-from .ec2.templates import LaunchTemplate, Version
-from .ssm import state as ssm
+from vmsnix_ops.sandbox.autoscaling import Configuration, Group
+from vmsnix_ops.sandbox.ec2.state import Image, Instance, Snapshot
+from vmsnix_ops.sandbox.ec2.templates import LaunchTemplate, Version
+from vmsnix_ops.sandbox.ssm import common as ssm
+
 from .wire import regions as known_regions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .core import Tables
+    from vmsnix_ops.sandbox.core import Tables
 
 REGIONS = (
     "us-east-1", "us-east-2", "us-west-1", "us-west-2", "ca-central-1", "sa-east-1", "eu-central-1",

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, TextIO
 
-from . import Sandbox
+from vmsnix_ops.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable

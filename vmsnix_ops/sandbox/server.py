@@ -11,10 +11,9 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import operations
-from .dispatch import Dispatcher
-from .wire.body import TIMEOUT_TEXT, DisconnectedError, TooSlowError
-from .wire.http import (
+from vmsnix_ops.sandbox.dispatch import Dispatcher
+from vmsnix_ops.sandbox.wire.body import TIMEOUT_TEXT, DisconnectedError, TooSlowError
+from vmsnix_ops.sandbox.wire.http import (
     BadRequestError,
     Incoming,
     Request,
@@ -25,10 +24,12 @@ from .wire.http import (
     write_response,
 )
 
+from . import operations
+
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from .world import World
+    from vmsnix_ops.sandbox.world import World
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 HOST = "127.0.0.1"

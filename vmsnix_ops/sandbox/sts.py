@@ -8,14 +8,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.iam.evaluation import Question, trusts
+
 from . import credentials
-from .core import AwsError, operation
-from .iam.evaluation import Question, trusts
 
 if TYPE_CHECKING:
-    from .core import Context, Params
-    from .credentials import Credential
-    from .iam.state import Role
+    from vmsnix_ops.sandbox.core import Context, Params
+    from vmsnix_ops.sandbox.credentials import Credential
+    from vmsnix_ops.sandbox.iam.common import Role
 
 SESSION_NAME = re.compile(r"[\w+=,.@-]{2,64}")
 ROLE_ARN = re.compile(r"arn:aws[\w-]*:iam::(\d{12}):role/(?:.*/)?([^/]+)")

@@ -11,13 +11,14 @@ import tempfile
 import threading
 from pathlib import Path
 
+from vmsnix_ops.sandbox.authorization import Authorizer
+from vmsnix_ops.sandbox.calls import CallLog
+from vmsnix_ops.sandbox.core import Clock, Tables
+from vmsnix_ops.sandbox.credentials import Credential
+from vmsnix_ops.sandbox.faults import Fault, Faults
+from vmsnix_ops.sandbox.objects import BlockStore
+
 from . import credentials, state_file
-from .authorization import Authorizer
-from .blocks import BlockStore
-from .calls import CallLog
-from .core import Clock, Tables
-from .credentials import Credential
-from .faults import Fault, Faults
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 STATE_FILE = "tables.json"

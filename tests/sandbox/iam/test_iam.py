@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.sandbox.asking import Asker, refused
-from vmsnix_ops.sandbox.access import role_policy, trust_policy
+from vmsnix_ops.sandbox.authorization import role_policy, trust_policy
 
 TRUST = json.dumps(trust_policy())
 READ = json.dumps(role_policy("images"))

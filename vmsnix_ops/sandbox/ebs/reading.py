@@ -1,17 +1,23 @@
-"""ListSnapshotBlocks, ListChangedBlocks and GetSnapshotBlock.
+"""Block tokens and page tokens: short, signed, and good for a while only.
 
-Sources: the reference pages of the operations; "Read snapshots using the EBS direct APIs".
+Source: "Read snapshots using the EBS direct APIs": block tokens are good for seven days, page tokens for 60
+minutes. AWS does not tell how its tokens look; they must match ``^[A-Za-z0-9+/=]+$``.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+import struct
 from bisect import bisect_left
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import Params, operation
-from vmsnix_ops.sandbox.ebs import refusals
-from vmsnix_ops.sandbox.ebs.tokens import BLOCK_LIFE, PAGE_LIFE, Signer
+from vmsnix_ops.sandbox.ebs import writing
 from vmsnix_ops.sandbox.ec2.state import BLOCK_BYTES, Snapshot
 from vmsnix_ops.sandbox.wire.http import FileRange
 
@@ -19,6 +25,65 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vmsnix_ops.sandbox.core import Context
+
+
+BLOCK_LIFE, PAGE_LIFE = timedelta(days=7), timedelta(minutes=60)
+_CONTENT = struct.Struct(">QI")
+_SIGNATURE_BYTES = 16
+
+
+class Signer:
+    """Makes and checks the tokens of one purpose, such as reading one snapshot.
+
+    Parameters
+    ----------
+    context
+        The call; the key is kept with the sandbox's state.
+    purpose
+        What the tokens are good for; a token of another purpose is refused.
+    life
+        How long its tokens are good.
+    expires
+        When tokens made here end.
+    """
+
+    def __init__(
+        self, context: Context, purpose: str, life: timedelta, expires: datetime | None = None
+    ) -> None:
+        table = context.tables.table("", "", "ebs_secret")
+        key = table.setdefault("key", secrets.token_bytes(32))
+        self._base = hashlib.blake2b(purpose.encode(), key=key, digest_size=_SIGNATURE_BYTES)
+        self._clock, self._life = context.clock, life
+        self._expires = int(expires.timestamp()) if expires is not None else 0
+
+    def token(self, number: int) -> str:
+        """Return the token of a block index or a page's start."""
+        content = _CONTENT.pack(number, self._expires)
+        return base64.b64encode(content + self._sign(content)).decode("ascii")
+
+    def number(self, token: str) -> int | None:
+        """Return what a token stands for; None when it is not one of these, or has expired."""
+        try:
+            raw = base64.b64decode(token, validate=True)
+        except (binascii.Error, ValueError):
+            return None
+        content, signature = raw[: _CONTENT.size], raw[_CONTENT.size :]
+        if len(content) < _CONTENT.size or not hmac.compare_digest(signature, self._sign(content)):
+            return None
+        number, expires = _CONTENT.unpack(content)
+        end = datetime.fromtimestamp(expires, UTC)
+        return None if self._clock.passed(end, since=end - self._life) else int(number)
+
+    def _sign(self, content: bytes) -> bytes:
+        signing = self._base.copy()
+        signing.update(content)
+        return signing.digest()
+
+
+# ListSnapshotBlocks, ListChangedBlocks and GetSnapshotBlock.
+#
+# Sources: the reference pages of the operations; "Read snapshots using the EBS direct APIs".
+
 
 LEAST_RESULTS, MOST_RESULTS = 100, 10_000
 
@@ -30,12 +95,12 @@ def _page(
     size = params.get("MaxResults", MOST_RESULTS)
     if not LEAST_RESULTS <= size <= MOST_RESULTS:
         text = f"MaxResults must be between {LEAST_RESULTS} and {MOST_RESULTS}, not {size}."
-        raise refusals.invalid("INVALID_PARAMETER_VALUE", text)
+        raise writing.invalid("INVALID_PARAMETER_VALUE", text)
     start = params.get("StartingBlockIndex", 0)
     if params.get("NextToken"):  # documented: StartingBlockIndex is ignored then
         found = Signer(context, purpose, PAGE_LIFE).number(params["NextToken"])
         if found is None:
-            raise refusals.invalid("INVALID_PAGE_TOKEN", "The page token is not valid, or has expired.")
+            raise writing.invalid("INVALID_PAGE_TOKEN", "The page token is not valid, or has expired.")
         start = found
     ordered = sorted(indices)
     first = bisect_left(ordered, start)
@@ -65,7 +130,7 @@ def _signer(context: Context, snapshot: Snapshot, answer: dict[str, Any] | None 
 )
 def list_snapshot_blocks(context: Context, params: Params) -> dict[str, Any]:
     """Return the blocks of a snapshot, its parents' included, by ascending index."""
-    snapshot = refusals.readable(context, params["SnapshotId"])
+    snapshot = writing.readable(context, params["SnapshotId"])
     shown, token = _page(context, params, f"list {snapshot.snapshot_id}", snapshot.blocks)
     answer = _envelope(context, snapshot, token)
     signer = _signer(context, snapshot, answer)
@@ -79,13 +144,13 @@ def list_snapshot_blocks(context: Context, params: Params) -> dict[str, Any]:
 )
 def list_changed_blocks(context: Context, params: Params) -> dict[str, Any]:
     """Return the blocks that differ between two related snapshots; without the first, those of the second."""
-    second = refusals.readable(context, params["SecondSnapshotId"])
+    second = writing.readable(context, params["SecondSnapshotId"])
     first = None
     if params.get("FirstSnapshotId"):
-        first = refusals.readable(context, params["FirstSnapshotId"])
+        first = writing.readable(context, params["FirstSnapshotId"])
         if first.lineage != second.lineage:
             text = f"The snapshots '{first.snapshot_id}' and '{second.snapshot_id}' are unrelated."
-            raise refusals.invalid("UNRELATED_SNAPSHOTS", text)
+            raise writing.invalid("UNRELATED_SNAPSHOTS", text)
     before: dict[int, bytes] = first.blocks if first is not None else {}
     after = second.blocks
     changed = [index for index in before.keys() | after.keys() if before.get(index) != after.get(index)]
@@ -108,10 +173,10 @@ def list_changed_blocks(context: Context, params: Params) -> dict[str, Any]:
 @operation("ebs", "GetSnapshotBlock", honours=("BlockIndex", "BlockToken", "SnapshotId"), locks=False)
 def get_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
     """Return one block with its checksum."""
-    snapshot = refusals.readable(context, params["SnapshotId"])
+    snapshot = writing.readable(context, params["SnapshotId"])
     index = params["BlockIndex"]
     if _signer(context, snapshot).number(params["BlockToken"]) != index or index not in snapshot.blocks:
-        raise refusals.invalid(
+        raise writing.invalid(
             "INVALID_BLOCK_TOKEN", "The block token is not valid for this block, or has expired."
         )
     digest = snapshot.blocks[index]

@@ -1,8 +1,7 @@
-"""StartSnapshot, PutSnapshotBlock and CompleteSnapshot.
+"""How the EBS direct APIs say no, and how they find a snapshot.
 
-Sources: the reference pages of the operations; "Amazon EBS direct APIs": the block size, the aggregated
-checksum, the timeout, the quota of pending snapshots. Rates are not limited here: fault rules throttle
-(``RequestThrottledException``).
+Source: "Errors" of the six operations' reference pages; the reasons are the enumerations of botocore's model.
+The texts are from memory.
 """
 
 from __future__ import annotations
@@ -11,16 +10,67 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ebs import refusals
-from vmsnix_ops.sandbox.ec2 import encryption, ids
+from vmsnix_ops.sandbox.ec2 import common, encryption
 from vmsnix_ops.sandbox.ec2.state import BLOCK_BYTES, GIB, Snapshot, Upload
 from vmsnix_ops.sandbox.ec2.tags import EBS_VALUE_LENGTH, checked, tag_list
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
+
+
+SNAPSHOT_ID = re.compile(r"snap-([0-9a-f]{8}|[0-9a-f]{17})")
+
+
+def invalid(reason: str, text: str) -> AwsError:
+    """Return a ValidationException with its reason."""
+    return AwsError("ValidationException", text, status=400, Reason=reason)
+
+
+def missing(snapshot_id: str) -> AwsError:
+    """Return a ResourceNotFoundException for a snapshot."""
+    text = f"The snapshot '{snapshot_id}' does not exist."
+    return AwsError("ResourceNotFoundException", text, status=404, Reason="SNAPSHOT_NOT_FOUND")
+
+
+def own(context: Context, snapshot_id: str) -> Snapshot:
+    """Return a snapshot of the caller's account in this region."""
+    found: Snapshot | None = context.table("snapshots").get(snapshot_id)
+    if found is None:
+        if not SNAPSHOT_ID.fullmatch(snapshot_id):
+            raise invalid("INVALID_SNAPSHOT_ID", f"The snapshot ID '{snapshot_id}' is not valid.")
+        raise missing(snapshot_id)
+    return found
+
+
+def readable(context: Context, snapshot_id: str) -> Snapshot:
+    """Return a completed snapshot that the caller owns or that was shared with it."""
+    if not SNAPSHOT_ID.fullmatch(snapshot_id):
+        raise invalid("INVALID_SNAPSHOT_ID", f"The snapshot ID '{snapshot_id}' is not valid.")
+    for (_, region), table in context.tables.everywhere("snapshots").items():
+        if region == context.region and snapshot_id in table:
+            found: Snapshot = table[snapshot_id]
+            break
+    else:
+        raise missing(snapshot_id)
+    if not found.readable_by(context.account):
+        text = f"You are not allowed to read the snapshot '{snapshot_id}'."
+        raise AwsError("AccessDeniedException", text, status=403, Reason="UNAUTHORIZED_ACCOUNT")
+    state = found.state(context.clock)
+    if state != "completed":
+        raise invalid("INVALID_SNAPSHOT_ID", f"The snapshot '{snapshot_id}' is not completed: it is {state}.")
+    return found
+
+
+# StartSnapshot, PutSnapshotBlock and CompleteSnapshot.
+#
+# Sources: the reference pages of the operations; "Amazon EBS direct APIs": the block size, the aggregated
+# checksum, the timeout, the quota of pending snapshots. Rates are not limited here: fault rules throttle
+# (``RequestThrottledException``).
+
 
 PENDING_SNAPSHOTS = 100
 """Snapshots of an account and region that were started and not completed (documented quota)."""
@@ -53,18 +103,18 @@ def start_snapshot(context: Context, params: Params) -> dict[str, Any]:
         return _started(context, known)
     size, minutes = params["VolumeSize"], params.get("Timeout", TIMEOUT_MINUTES)
     if not 1 <= size <= LARGEST_GIB:
-        raise refusals.invalid(
+        raise invalid(
             "INVALID_VOLUME_SIZE", f"The volume size {size} is not between 1 and {LARGEST_GIB} GiB."
         )
     if not LEAST_MINUTES <= minutes <= MOST_MINUTES:
         text = f"The timeout {minutes} is not between {LEAST_MINUTES} and {MOST_MINUTES} minutes."
-        raise refusals.invalid("INVALID_PARAMETER_VALUE", text)
+        raise invalid("INVALID_PARAMETER_VALUE", text)
     parent = _parent(context, params)
     encrypted, key = _encryption(context, params, parent)
     try:
         tags = checked(params.get("Tags") or [], longest=EBS_VALUE_LENGTH)
     except AwsError as error:
-        raise refusals.invalid("INVALID_TAG", error.message) from error
+        raise invalid("INVALID_TAG", error.message) from error
     table, clock = context.table("snapshots"), context.clock
     pending = [s for s in table.values() if s.upload is not None and not s.upload.expired(clock)]
     if len(pending) >= PENDING_SNAPSHOTS:
@@ -74,7 +124,7 @@ def start_snapshot(context: Context, params: Params) -> dict[str, Any]:
             status=402,
             Reason="DEPENDENCY_SERVICE_QUOTA_EXCEEDED",
         )
-    now, snapshot_id = clock.now(), ids.new_id("snap")
+    now, snapshot_id = clock.now(), common.new_id("snap")
     snapshot = Snapshot(
         snapshot_id=snapshot_id,
         owner=context.account,
@@ -116,14 +166,14 @@ def _parent(context: Context, params: Params) -> Snapshot | None:
     parent_id = params.get("ParentSnapshotId")
     if parent_id is None:
         return None
-    parent = refusals.own(context, parent_id)
+    parent = own(context, parent_id)
     state = parent.state(context.clock)
     if state != "completed":
         text = f"The parent snapshot '{parent_id}' is not completed: it is {state}."
-        raise refusals.invalid("INVALID_DEPENDENCY_REQUEST", text)
+        raise invalid("INVALID_DEPENDENCY_REQUEST", text)
     if parent.size_gib > params["VolumeSize"]:
         text = f"The volume size must not be below the {parent.size_gib} GiB of the parent snapshot."
-        raise refusals.invalid("INVALID_VOLUME_SIZE", text)
+        raise invalid("INVALID_VOLUME_SIZE", text)
     return parent
 
 
@@ -133,14 +183,14 @@ def _encryption(context: Context, params: Params, parent: Snapshot | None) -> tu
         if "Encrypted" in params or "KmsKeyArn" in params:
             # Documented: with a parent, Encrypted must be omitted and the parent's key is used.
             text = "Encrypted and KmsKeyArn cannot be given together with ParentSnapshotId."
-            raise refusals.invalid("INVALID_PARAMETER_VALUE", text)
+            raise invalid("INVALID_PARAMETER_VALUE", text)
         return parent.encrypted, parent.kms_key
     if params.get("KmsKeyArn") and not params.get("Encrypted"):
         text = "KmsKeyArn can only be given together with Encrypted."
-        raise refusals.invalid("INVALID_PARAMETER_VALUE", text)
+        raise invalid("INVALID_PARAMETER_VALUE", text)
     chosen = encryption.choose(context, wanted=params.get("Encrypted"), key=params.get("KmsKeyArn"))
     if chosen.failure:
-        raise refusals.invalid("INVALID_CUSTOMER_KEY", chosen.failure)
+        raise invalid("INVALID_CUSTOMER_KEY", chosen.failure)
     return chosen.encrypted, chosen.key
 
 
@@ -168,10 +218,10 @@ def _upload(context: Context, snapshot: Snapshot) -> Upload:
     """Return the upload of a snapshot that can be written."""
     if snapshot.upload is None:
         text = f"The snapshot '{snapshot.snapshot_id}' is not pending: no block can be written to it."
-        raise refusals.invalid("INVALID_SNAPSHOT_ID", text)
+        raise invalid("INVALID_SNAPSHOT_ID", text)
     if snapshot.upload.expired(context.clock):
         text = f"Nothing was written to the snapshot '{snapshot.snapshot_id}' before its timeout."
-        raise refusals.invalid("WRITE_REQUEST_TIMEOUT", text)
+        raise invalid("WRITE_REQUEST_TIMEOUT", text)
     return snapshot.upload
 
 
@@ -191,25 +241,23 @@ def _upload(context: Context, snapshot: Snapshot) -> Upload:
 )
 def put_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
     """Write one block; the lock is held only to note its digest."""
-    snapshot = refusals.own(context, params["SnapshotId"])
+    snapshot = own(context, params["SnapshotId"])
     upload = _upload(context, snapshot)
     index = params["BlockIndex"]
     if not 0 <= index < snapshot.size_gib * BLOCKS_PER_GIB:
         text = f"The block index {index} is beyond the volume of {snapshot.size_gib} GiB."
-        raise refusals.invalid("INVALID_BLOCK", text)
+        raise invalid("INVALID_BLOCK", text)
     if params["DataLength"] != BLOCK_BYTES:
         text = f"The data length must be {BLOCK_BYTES} bytes, not {params['DataLength']}."
-        raise refusals.invalid("INVALID_PARAMETER_VALUE", text)
+        raise invalid("INVALID_PARAMETER_VALUE", text)
     if params["ChecksumAlgorithm"] != "SHA256":
-        raise refusals.invalid("INVALID_PARAMETER_VALUE", "The checksum algorithm must be SHA256.")
+        raise invalid("INVALID_PARAMETER_VALUE", "The checksum algorithm must be SHA256.")
     progress = params.get("Progress", 0)
     if not 0 <= progress <= 100:
-        raise refusals.invalid(
-            "INVALID_PARAMETER_VALUE", f"The progress {progress} is not between 0 and 100."
-        )
+        raise invalid("INVALID_PARAMETER_VALUE", f"The progress {progress} is not between 0 and 100.")
     digest = bytes.fromhex(context.blocks.put(_read_block(context)))
     if digest != decoded(params["Checksum"]):
-        raise refusals.invalid("INVALID_BLOCK", "The checksum does not match the data of the block.")
+        raise invalid("INVALID_BLOCK", "The checksum does not match the data of the block.")
     with context.lock:
         # Another request may have sealed the snapshot, or it may have expired, while this one was read.
         upload = _upload(context, snapshot)
@@ -224,11 +272,11 @@ def _read_block(context: Context) -> bytearray:
     block, filled = bytearray(BLOCK_BYTES), 0
     for piece in context.body.chunks():
         if filled + len(piece) > BLOCK_BYTES:
-            raise refusals.invalid("INVALID_BLOCK", f"The block has more than {BLOCK_BYTES} bytes.")
+            raise invalid("INVALID_BLOCK", f"The block has more than {BLOCK_BYTES} bytes.")
         block[filled : filled + len(piece)] = piece
         filled += len(piece)
     if filled != BLOCK_BYTES:
-        raise refusals.invalid("INVALID_BLOCK", f"The block has {filled} bytes, not {BLOCK_BYTES}.")
+        raise invalid("INVALID_BLOCK", f"The block has {filled} bytes, not {BLOCK_BYTES}.")
     return block
 
 
@@ -256,14 +304,14 @@ def complete_snapshot(context: Context, params: Params) -> dict[str, Any]:
 
     A fault rule's outcome may give ``status_message``: the snapshot then becomes ``error`` with it.
     """
-    snapshot = refusals.own(context, params["SnapshotId"])
+    snapshot = own(context, params["SnapshotId"])
     if snapshot.upload is None and snapshot.direct:
         return {"Status": snapshot.state(context.clock)}  # asked again, perhaps because the answer was lost
     upload = _upload(context, snapshot)
     count = params["ChangedBlocksCount"]
     if count != len(upload.written):
         text = f"ChangedBlocksCount is {count}, but {len(upload.written)} blocks were written."
-        raise refusals.invalid("INVALID_PARAMETER_VALUE", text)
+        raise invalid("INVALID_PARAMETER_VALUE", text)
     _check_aggregate(params, upload)
     snapshot.blocks = snapshot.blocks | upload.written
     snapshot.upload = None
@@ -285,10 +333,10 @@ def _check_aggregate(params: Params, upload: Upload) -> None:
         "SHA256",
     ):
         text = "Checksum, ChecksumAlgorithm (SHA256) and ChecksumAggregationMethod (LINEAR) belong together."
-        raise refusals.invalid("INVALID_PARAMETER_VALUE", text)
+        raise invalid("INVALID_PARAMETER_VALUE", text)
     aggregate = hashlib.sha256()
     for index in sorted(upload.written):
         aggregate.update(upload.written[index])
     if aggregate.digest() != decoded(params["Checksum"]):
         text = "The checksum does not match the checksums of the blocks that were written."
-        raise refusals.invalid("INVALID_PARAMETER_VALUE", text)
+        raise invalid("INVALID_PARAMETER_VALUE", text)

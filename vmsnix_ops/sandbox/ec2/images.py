@@ -5,17 +5,19 @@ Sources: the reference pages of the operations; "Image" and "EbsBlockDevice" of 
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import copy
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import checks, ids, imports, mappings, sharing
+from vmsnix_ops.sandbox.ec2 import common, encryption, imports, sharing, snapshots
 from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
 from vmsnix_ops.sandbox.ec2.state import Image
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context
+
 
 LAUNCH_REPORT_SECONDS = 24 * 3600.0
 """LastLaunchedTime is reported 24 hours after a launch (documented)."""
@@ -47,7 +49,7 @@ def image_view(image: Image, clock: Clock) -> dict[str, Any]:
         "RootDeviceType": "ebs",
         "BlockDeviceMappings": image.mappings,
         "EnaSupport": image.ena,
-        "DeregistrationProtection": protection(image, clock),
+        "DeregistrationProtection": protection_of(image, clock),
     }
     optional = {
         "Description": image.description,
@@ -66,7 +68,7 @@ def image_view(image: Image, clock: Clock) -> dict[str, Any]:
     return view
 
 
-def protection(image: Image, clock: Clock) -> str:
+def protection_of(image: Image, clock: Clock) -> str:
     """Return the state of deregistration protection; a cooldown ends 24 hours after it was lifted."""
     if image.protection_lifted is not None and clock.age(image.protection_lifted) < 24 * 3600:
         return "disabled-cooldown"
@@ -148,14 +150,14 @@ def _readers(clock: Clock) -> dict[str, Reader]:
 def describe_images(context: Context, params: Params) -> dict[str, Any]:
     """Return images that this account owns or may launch."""
     clock = context.clock
-    images = [i for i in ids.everywhere(context, ids.IMAGE) if sharing.may_launch(i, context)]
+    images = [i for i in common.everywhere(context, common.IMAGE) if sharing.may_launch(i, context)]
     asked = params.get("ImageIds") or []
     if asked:
         known = {i.image_id: i for i in images}
         for image_id in asked:
-            ids.check_id(ids.IMAGE, image_id)
+            common.check_id(common.IMAGE, image_id)
             if image_id not in known:
-                raise ids.not_found(ids.IMAGE, image_id)
+                raise common.not_found(common.IMAGE, image_id)
         images = [known[image_id] for image_id in dict.fromkeys(asked)]
     if not params.get("IncludeDisabled"):
         images = [i for i in images if not i.disabled or i.state(clock) != "disabled"]
@@ -197,9 +199,9 @@ def usable(context: Context, image_id: str, *, region: str | None = None) -> Ima
     AwsError
         It is malformed, unknown in the region or not shared with this account.
     """
-    image: Image | None = ids.find_anywhere(context, ids.IMAGE, image_id, region=region)
+    image: Image | None = common.find_anywhere(context, common.IMAGE, image_id, region=region)
     if image is None or not sharing.may_launch(image, context):
-        raise ids.not_found(ids.IMAGE, image_id)
+        raise common.not_found(common.IMAGE, image_id)
     return image
 
 
@@ -207,7 +209,7 @@ def check_name(context: Context, name: str | None) -> str:
     """Return a name that is free, or refuse it as malformed or taken."""
     if not name:
         raise AwsError("MissingParameter", "The request must contain the parameter Name")
-    checks.image_name(name)
+    common.image_name(name)
     for image in context.table("images").values():
         if image.name == name and image.state(context.clock) != "failed":
             text = f"AMI name {name} is already in use by AMI {image.image_id}"
@@ -239,12 +241,12 @@ def register_image(context: Context, params: Params) -> dict[str, Any]:
     """Register an image whose root device starts from a snapshot."""
     imports.settle(context)
     with context.lock:
-        checks.registration(params)
+        common.registration(params)
         tags = at_creation(params, "image")["image"]
         name = check_name(context, params.get("Name"))
-        devices = mappings.of_image(context, params)
+        devices = of_image(context, params)
         image = Image(
-            image_id=ids.new_id("ami"),
+            image_id=common.new_id("ami"),
             owner=context.account,
             region=context.region,
             name=name,
@@ -264,3 +266,519 @@ def register_image(context: Context, params: Params) -> dict[str, Any]:
         )
         context.table("images")[image.image_id] = image
     return {"ImageId": image.image_id}
+
+
+# Block device mappings of images and instances.
+#
+# Sources: "EbsBlockDevice" of the API reference (sizes, IOPS and throughput by volume type); texts from
+# public transcripts where not marked otherwise.
+
+SIZES = {
+    "standard": (1, 1024),
+    "gp2": (1, 16384),
+    "gp3": (1, 65536),
+    "io1": (4, 16384),
+    "io2": (4, 65536),
+    "st1": (125, 16384),
+    "sc1": (125, 16384),
+}
+"""GiB from and to, for each volume type."""
+
+IOPS = {"gp3": (3000, 80000), "io1": (100, 64000), "io2": (100, 256000)}
+THROUGHPUT = (125, 2000)
+
+
+def _error(text: str) -> AwsError:
+    return AwsError("InvalidBlockDeviceMapping", text)
+
+
+def check_volume(kind: str, size: int, iops: int | None, throughput: int | None) -> None:
+    """Refuse a size, IOPS or throughput that the volume type does not have."""
+    common.one_of("volumeType", kind, SIZES)
+    smallest, largest = SIZES[kind]
+    if not smallest <= size <= largest:
+        text = f"Volume of {size}GiB is invalid for volume type {kind}: between {smallest} and {largest}."
+        raise AwsError("InvalidParameterValue", text)  # text from memory
+    if kind in ("io1", "io2") and iops is None:
+        raise AwsError("MissingParameter", f"The parameter iops must be specified for {kind} volumes.")
+    if iops is not None:
+        if kind not in IOPS:
+            text = f"The parameter iops is not supported for {kind} volumes."
+            raise AwsError("InvalidParameterCombination", text)
+        if not IOPS[kind][0] <= iops <= IOPS[kind][1]:
+            text = f"Volume iops of {iops} is not between {IOPS[kind][0]} and {IOPS[kind][1]}."
+            raise AwsError("InvalidParameterValue", text)
+    if throughput is not None:
+        if kind != "gp3":
+            text = f"The parameter throughput is not supported for {kind} volumes."
+            raise AwsError("InvalidParameterCombination", text)
+        if not THROUGHPUT[0] <= throughput <= THROUGHPUT[1]:
+            text = f"Throughput of {throughput} is not between {THROUGHPUT[0]} and {THROUGHPUT[1]}."
+            raise AwsError("InvalidParameterValue", text)
+
+
+def of_image(context: Context, params: Params) -> list[dict[str, Any]]:
+    """Return the mapping of an image that is registered, as DescribeImages shows it.
+
+    Raises
+    ------
+    AwsError
+        The root device has no snapshot, a snapshot is unknown or pending, a volume is smaller than its
+        snapshot.
+    """
+    root = params.get("RootDeviceName", "/dev/sda1")
+    wanted = params.get("BlockDeviceMappings") or []
+    shown, seen = [], set()
+    for mapping in wanted:
+        device = mapping.get("DeviceName", "")
+        if not device or device in seen:
+            raise _error(f"The device '{device}' is used in more than one block-device mapping")
+        seen.add(device)
+        if "Ebs" in mapping:
+            shown.append({"DeviceName": device, "Ebs": _ebs(context, mapping["Ebs"])})
+        else:
+            shown.append({k: v for k, v in mapping.items() if k in ("DeviceName", "VirtualName", "NoDevice")})
+    if not any(m["DeviceName"] == root and "SnapshotId" in m.get("Ebs", {}) for m in shown):
+        raise _error("No root snapshot specified in device mapping.")
+    return shown
+
+
+def _ebs(context: Context, ebs: Params) -> dict[str, Any]:
+    honoured = {
+        "DeleteOnTermination",
+        "Encrypted",
+        "Iops",
+        "SnapshotId",
+        "Throughput",
+        "VolumeSize",
+        "VolumeType",
+    }
+    for member in ebs:
+        if member not in honoured:
+            text = f"The parameter {member} is not supported in an image's block device mapping."
+            raise AwsError("UnsupportedOperation", text)  # text from memory
+    kind = ebs.get("VolumeType", "gp2")
+    shown: dict[str, Any] = {"DeleteOnTermination": ebs.get("DeleteOnTermination", True)}
+    size, encrypted = ebs.get("VolumeSize"), bool(ebs.get("Encrypted"))
+    if "SnapshotId" in ebs:
+        snapshot = snapshots.usable(context, ebs["SnapshotId"])
+        if "Encrypted" in ebs:
+            # Documented: the encryption state cannot be given with a snapshot; text from memory.
+            text = "The parameter encrypted cannot be used with the parameter snapshotId."
+            raise AwsError("InvalidParameterCombination", text)
+        size = snapshot.size_gib if size is None else size
+        encrypted = snapshot.encrypted
+        check_fits(size, snapshot.snapshot_id, snapshot.size_gib)
+        shown["SnapshotId"] = snapshot.snapshot_id
+    if size is None:
+        raise AwsError("MissingParameter", "Either a snapshot ID or a volume size must be specified.")
+    check_volume(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
+    shown |= {"VolumeSize": size, "VolumeType": kind, "Encrypted": encrypted}
+    return shown | {k: ebs[k] for k in ("Iops", "Throughput") if k in ebs}
+
+
+def check_fits(size: int, snapshot_id: str, snapshot_gib: int) -> None:
+    """Refuse a volume that is smaller than the snapshot that it starts from."""
+    if size < snapshot_gib:
+        raise _error(
+            f"Volume of size {size}GB is smaller than snapshot '{snapshot_id}', "
+            f"expect size >= {snapshot_gib}GB"
+        )
+
+
+# How images come to rest: deprecation, disabling, protection, deregistration.
+#
+# Sources: the reference pages of the operations; "Deprecate an AMI", "Disable an AMI", "Protect an AMI from
+# deregistration" of the EC2 user guide.
+
+YEAR = timedelta(days=365.25)
+
+
+@operation("ec2", "EnableImageDeprecation", honours=("DeprecateAt", "ImageId"))
+def enable_image_deprecation(context: Context, params: Params) -> dict[str, Any]:
+    """Set the date from which an image is deprecated, to the minute."""
+    image = own(context, params["ImageId"])
+    moment: datetime = params["DeprecateAt"]
+    now = context.clock.now()
+    limit = image.created + 2 * YEAR if image.public() else now + 10 * YEAR
+    if not now <= moment <= limit:
+        text = f"Value ({timestamp(moment)}) for parameter DeprecateAt is invalid."  # text from memory
+        raise AwsError("InvalidParameterValue", text)
+    half_up = moment + timedelta(seconds=30)
+    image.deprecate_at = half_up.replace(second=0, microsecond=0)
+    image.deprecation_set = now
+    return {"Return": True}
+
+
+@operation("ec2", "DisableImageDeprecation", honours=("ImageId",))
+def disable_image_deprecation(context: Context, params: Params) -> dict[str, Any]:
+    """Take the deprecation date away."""
+    own(context, params["ImageId"]).deprecate_at = None
+    return {"Return": True}
+
+
+@operation("ec2", "DisableImage", honours=("ImageId",))
+def disable_image(context: Context, params: Params) -> dict[str, Any]:
+    """Make an image unlaunchable, unlisted and private again."""
+    image = own(context, params["ImageId"])
+    if image.state(context.clock) not in ("available", "disabled"):
+        text = f"The image {image.image_id} is in the state {image.state(context.clock)}."  # text from memory
+        raise AwsError("IncorrectState", text)
+    image.disabled = True
+    image.permissions.clear()
+    return {"Return": True}
+
+
+@operation("ec2", "EnableImage", honours=("ImageId",))
+def enable_image(context: Context, params: Params) -> dict[str, Any]:
+    """Make a disabled image available; whoever it was shared with does not come back."""
+    own(context, params["ImageId"]).disabled = False
+    return {"Return": True}
+
+
+@operation("ec2", "EnableImageDeregistrationProtection", honours=("ImageId", "WithCooldown"))
+def enable_image_deregistration_protection(context: Context, params: Params) -> dict[str, Any]:
+    """Protect an image from being deregistered."""
+    image = own(context, params["ImageId"])
+    image.protection = "enabled-with-cooldown" if params.get("WithCooldown") else "enabled-without-cooldown"
+    image.protection_lifted = None
+    return {"Return": "true"}
+
+
+@operation("ec2", "DisableImageDeregistrationProtection", honours=("ImageId",))
+def disable_image_deregistration_protection(context: Context, params: Params) -> dict[str, Any]:
+    """Lift the protection, at once or 24 hours later when it was enabled with a cooldown."""
+    image = own(context, params["ImageId"])
+    if image.protection == "enabled-with-cooldown":
+        image.protection_lifted = image.protection_lifted or context.clock.now()
+    else:
+        image.protection = "disabled"
+    return {"Return": "true"}
+
+
+@operation("ec2", "DeregisterImage", honours=("DeleteAssociatedSnapshots", "ImageId"))
+def deregister_image(context: Context, params: Params) -> dict[str, Any]:
+    """Deregister an image and, when asked, delete those of its snapshots that no other image needs."""
+    image = own(context, params["ImageId"])
+    protection = protection_of(image, context.clock)
+    if protection != "disabled":
+        # The code is documented; the text is from memory.
+        text = f"The image {image.image_id} cannot be deregistered: its protection is {protection}."
+        raise AwsError("OperationNotPermitted", text)
+    del context.table("images")[image.image_id]
+    _release(context, image)
+    if not params.get("DeleteAssociatedSnapshots"):
+        return {"Return": True}
+    results = []
+    table = context.table("snapshots")
+    for snapshot_id in image.snapshot_ids():
+        if snapshots.using_images(context, snapshot_id):
+            results.append({"SnapshotId": snapshot_id, "ReturnCode": "skipped"})
+        elif snapshot_id in table and snapshots.locked(table[snapshot_id], context.clock):
+            results.append({"SnapshotId": snapshot_id, "ReturnCode": "client-error"})  # a guess
+        elif snapshot_id in table:
+            del table[snapshot_id]
+            results.append({"SnapshotId": snapshot_id, "ReturnCode": "success"})
+        else:  # it belongs to another account that shared it
+            results.append({"SnapshotId": snapshot_id, "ReturnCode": "missing-permissions"})
+    return {"Return": True, "DeleteSnapshotResults": results}
+
+
+def _release(context: Context, image: Image) -> None:
+    """Note on the image's snapshots that they were in use until now."""
+    table = context.table("snapshots")
+    for snapshot_id in image.snapshot_ids():
+        if snapshot_id in table:
+            table[snapshot_id].released = context.clock.now()
+
+
+# Image attributes, launch permissions, and the account's block on public images.
+#
+# Sources: the reference pages of the operations; "Block public access to your AMIs"; quota "Public AMIs" (5 a
+# region).
+
+PUBLIC_IMAGES = 5
+MEMBERS = {
+    "UserIds": "UserId",
+    "UserGroups": "Group",
+    "OrganizationArns": "OrganizationArn",
+    "OrganizationalUnitArns": "OrganizationalUnitArn",
+}
+
+
+def _permissions(params: Params) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Return the launch permissions to add and to remove, from either form of the request."""
+    structure = params.get("LaunchPermission") or {}
+    added = [dict(entry) for entry in structure.get("Add") or []]
+    removed = [dict(entry) for entry in structure.get("Remove") or []]
+    flat = [{item: value} for member, item in MEMBERS.items() for value in params.get(member) or []]
+    if flat:
+        common.one_of("operationType", params.get("OperationType", ""), ("add", "remove"))
+        (added if params["OperationType"] == "add" else removed).extend(flat)
+    for entry in added + removed:
+        for item, value in entry.items():
+            sharing.check_grantee(item, value)
+    return added, removed
+
+
+@operation(
+    "ec2",
+    "ModifyImageAttribute",
+    honours=(
+        "Attribute",
+        "Description",
+        "ImageId",
+        "ImdsSupport",
+        "LaunchPermission",
+        "OperationType",
+        "OrganizationArns",
+        "OrganizationalUnitArns",
+        "UserGroups",
+        "UserIds",
+        "Value",
+    ),
+)
+def modify_image_attribute(context: Context, params: Params) -> dict[str, Any]:
+    """Change the description, the IMDS requirement or the launch permissions of an image."""
+    image = own(context, params["ImageId"])
+    attribute = params.get("Attribute")
+    common.one_of("attribute", attribute, ("description", "imdsSupport", "launchPermission"))
+    description = params.get("Description", {}).get("Value")
+    imds = params.get("ImdsSupport", {}).get("Value")
+    if attribute == "description":
+        description = params.get("Value", description)
+    if attribute == "imdsSupport":
+        imds = params.get("Value", imds)
+    common.one_of("imdsSupport", imds, ("v2.0",))
+    common.description(description)
+    added, removed = _permissions(params)
+    if description is None and imds is None and not added and not removed:
+        raise AwsError("InvalidParameterCombination", "No attributes specified.")
+    _check_sharing(context, image, added)
+    if description is not None:
+        image.description = description
+    image.imds = imds or image.imds
+    image.permissions = [p for p in image.permissions if p not in removed]
+    image.permissions.extend(p for p in added if p not in image.permissions)
+    return {}
+
+
+def _check_sharing(context: Context, image: Image, added: list[dict[str, str]]) -> None:
+    if not added:
+        return
+    state = image.state(context.clock)
+    if state != "available":
+        text = f"The image {image.image_id} is {state} and cannot be shared."  # text from memory
+        raise AwsError("InvalidAMIID.Unavailable" if state != "disabled" else "OperationNotPermitted", text)
+    for snapshot_id in image.snapshot_ids():
+        snapshot = context.table("snapshots").get(snapshot_id)
+        if snapshot is not None and snapshot.encrypted and encryption.managed(context, snapshot.kms_key):
+            # Code and text: public transcripts, of Packer among others.
+            text = "Snapshots encrypted with the AWS Managed CMK can't be shared. Specify another snapshot."
+            raise AwsError("InvalidParameter", text)
+    if {"Group": "all"} not in added or image.public():
+        return
+    if _blocked(context) == "block-new-sharing":
+        raise AwsError(
+            "OperationNotPermitted",
+            "You can't publicly share this image because block public access for AMIs is enabled "
+            "for this account.",
+        )
+    if any(mapping.get("Ebs", {}).get("Encrypted") for mapping in image.mappings):
+        # Documented: an image with encrypted volumes cannot be public; text from memory.
+        raise AwsError("OperationNotPermitted", f"The image {image.image_id} has encrypted snapshots.")
+    if sum(1 for other in context.table("images").values() if other.public()) >= PUBLIC_IMAGES:
+        # Text from memory.
+        text = f"You have reached your quota of {PUBLIC_IMAGES} public images in this region."
+        raise AwsError("ResourceLimitExceeded", text)
+
+
+@operation("ec2", "ResetImageAttribute", honours=("Attribute", "ImageId"))
+def reset_image_attribute(context: Context, params: Params) -> dict[str, Any]:
+    """Take all launch permissions away."""
+    common.one_of("attribute", params["Attribute"], ("launchPermission",))
+    own(context, params["ImageId"]).permissions.clear()
+    return {}
+
+
+@operation("ec2", "DescribeImageAttribute", honours=("Attribute", "ImageId"))
+def describe_image_attribute(context: Context, params: Params) -> dict[str, Any]:
+    """Return one attribute of an image of this account."""
+    image = own(context, params["ImageId"])
+    attribute = params["Attribute"]
+    if attribute == "blockDeviceMapping":
+        # Documented: the attribute is deprecated and answers AuthFailure; DescribeImages shows the devices.
+        raise AwsError("AuthFailure", "Unauthorized attempt to access restricted resource")
+    answer: dict[str, Any] = {"ImageId": image.image_id}
+    if attribute == "launchPermission":
+        return answer | {"LaunchPermissions": list(image.permissions)}
+    if attribute == "productCodes":
+        return answer | {"ProductCodes": []}
+    view = image_view(image, context.clock)
+    values = {
+        "description": ("Description", image.description),
+        "kernel": ("KernelId", ""),
+        "ramdisk": ("RamdiskId", ""),
+        "sriovNetSupport": ("SriovNetSupport", image.sriov),
+        "bootMode": ("BootMode", image.boot_mode),
+        "tpmSupport": ("TpmSupport", image.tpm),
+        "uefiData": ("UefiData", image.uefi_data),
+        "lastLaunchedTime": ("LastLaunchedTime", view.get("LastLaunchedTime", "")),
+        "imdsSupport": ("ImdsSupport", image.imds),
+        "deregistrationProtection": ("DeregistrationProtection", view["DeregistrationProtection"]),
+    }
+    common.one_of("attribute", attribute, (*values, "blockDeviceMapping", "launchPermission", "productCodes"))
+    name, value = values[attribute]
+    return answer | {name: {"Value": value} if value else {}}
+
+
+def _blocked(context: Context) -> str:
+    return str(context.table("ec2_settings").get("image_block", "unblocked"))
+
+
+@operation("ec2", "EnableImageBlockPublicAccess", honours=("ImageBlockPublicAccessState",))
+def enable_image_block_public_access(context: Context, params: Params) -> dict[str, Any]:
+    """Refuse from now on to make images of this region public."""
+    state = params["ImageBlockPublicAccessState"]
+    common.one_of("imageBlockPublicAccessState", state, ("block-new-sharing",))
+    context.table("ec2_settings")["image_block"] = state
+    return {"ImageBlockPublicAccessState": state}
+
+
+@operation("ec2", "DisableImageBlockPublicAccess")
+def disable_image_block_public_access(context: Context, _params: Params) -> dict[str, Any]:
+    """Allow images to be made public."""
+    context.table("ec2_settings")["image_block"] = "unblocked"
+    return {"ImageBlockPublicAccessState": "unblocked"}
+
+
+@operation("ec2", "GetImageBlockPublicAccessState")
+def get_image_block_public_access_state(context: Context, _params: Params) -> dict[str, Any]:
+    """Tell whether images may be made public."""
+    return {"ImageBlockPublicAccessState": _blocked(context), "ManagedBy": "account"}
+
+
+# CopyImage: an image of its own in this region, with snapshots of its own.
+#
+# The copy is ``pending`` first. When the key cannot be used it becomes ``failed`` later; the reason stands in
+# StateMessage of its snapshot only. Other than RegisterImage it minds no name that is taken: who copies twice
+# has two images of one name. Sources: the reference page of CopyImage; public transcripts of failed copies,
+# and of copies that were made twice.
+
+SETTLE_SECONDS = 5.0
+"""How much later than its last snapshot a copied image becomes available."""
+
+
+@operation(
+    "ec2",
+    "CopyImage",
+    honours=(
+        "ClientToken",
+        "CopyImageTags",
+        "Description",
+        "Encrypted",
+        "KmsKeyId",
+        "Name",
+        "SnapshotCopyCompletionDurationMinutes",
+        "SourceImageId",
+        "SourceRegion",
+        "TagSpecifications",
+    ),
+)
+def copy_image(context: Context, params: Params) -> dict[str, Any]:
+    """Begin a copy of an image from another region, or within this one.
+
+    A fault rule's outcome may give ``state_message``: the copy then fails with it.
+    """
+    known = common.earlier(context, params)
+    if known in context.table("images"):
+        return {"ImageId": known}
+    tags = at_creation(params, "image", "snapshot")
+    source = usable(context, params["SourceImageId"], region=params["SourceRegion"])
+    state = source.state(context.clock)
+    if state != "available":
+        text = f"The image {source.image_id} is not available: it is {state}."  # text from memory
+        raise AwsError("InvalidAMIID.Unavailable", text)
+    name = params.get("Name")
+    if not name:
+        raise AwsError("MissingParameter", "The request must contain the parameter Name")
+    common.image_name(name)  # which may be taken: see above
+    common.description(params.get("Description"))
+    minutes = params.get("SnapshotCopyCompletionDurationMinutes")
+    snapshots.check_minutes(minutes)
+    snapshots.check_copy_limit(context, len(source.snapshot_ids()))
+    own_tags = dict(source.tags) if params.get("CopyImageTags") and source.owner == context.account else {}
+    image = Image(
+        image_id=common.new_id("ami"),
+        owner=context.account,
+        region=context.region,
+        name=name,
+        created=context.clock.now(),
+        architecture=source.architecture,
+        root_device=source.root_device,
+        mappings=copy.deepcopy(source.mappings),
+        description=params.get("Description", ""),
+        virtualization=source.virtualization,
+        boot_mode=source.boot_mode,
+        tpm=source.tpm,
+        ena=source.ena,
+        sriov=source.sriov,
+        imds=source.imds,
+        uefi_data=source.uefi_data,
+        tags=own_tags | tags["image"],
+        source_image=source.image_id,
+        source_region=source.region,
+    )
+    _copy_snapshots(context, params, image, source, tags["snapshot"])
+    context.table("images")[image.image_id] = image
+    common.remember(context, params, image.image_id)
+    return {"ImageId": image.image_id}
+
+
+def _copy_snapshots(
+    context: Context, params: Params, image: Image, source: Image, tags: dict[str, str]
+) -> None:
+    """Give every device of the copy a snapshot of its own, and the copy its duration and outcome."""
+    made: dict[str, str] = {}
+    originals = {
+        snapshot_id: _original(context, source, snapshot_id) for snapshot_id in source.snapshot_ids()
+    }
+    choices = {
+        snapshot_id: encryption.choose(
+            context,
+            wanted=params.get("Encrypted"),
+            key=params.get("KmsKeyId"),
+            source=original.encrypted,
+            old=original.kms_key if source.region == context.region else "",
+        )
+        for snapshot_id, original in originals.items()
+    }
+    for snapshot_id, original in originals.items():
+        milliseconds = int(context.clock.now().timestamp() * 1000)
+        duplicate = snapshots.copy_of(
+            context,
+            original,
+            choices[snapshot_id],
+            description=f"Copied for DestinationAmi {image.image_id} from SourceAmi {source.image_id} "
+            f"for SourceSnapshot {snapshot_id}. Task created on {milliseconds:,}.",
+            tags=dict(tags),
+            minutes=params.get("SnapshotCopyCompletionDurationMinutes"),
+        )
+        duplicate.failure = str(context.outcome.get("state_message", duplicate.failure))
+        made[snapshot_id] = duplicate.snapshot_id
+        image.failure = image.failure or duplicate.failure
+        image.seconds = max(image.seconds, duplicate.seconds + SETTLE_SECONDS)
+    for mapping in image.mappings:
+        ebs = mapping.get("Ebs", {})
+        if ebs.get("SnapshotId") in made:
+            ebs["Encrypted"] = choices[ebs["SnapshotId"]].encrypted
+            ebs["SnapshotId"] = made[ebs["SnapshotId"]]
+
+
+def _original(context: Context, source: Image, snapshot_id: str) -> Any:
+    """Return a source image's snapshot, which must be shared as well as the image to be copied."""
+    original = common.find_anywhere(context, common.SNAPSHOT, snapshot_id, region=source.region)
+    if original is None or not original.readable_by(context.account):
+        text = "You do not have permission to access the storage of this ami"
+        raise AwsError("InvalidRequest", text)
+    return original

@@ -1,36 +1,307 @@
-"""ImportSnapshot, DescribeImportSnapshotTasks and CancelImportTask.
+"""The service role of VM Import: may VM Import assume it, and what may it read.
 
-How far a task is follows from its age on the sandbox's clock; the work behind it is done when somebody looks,
-outside the state lock, for some seconds at a time. A task goes through
-
-========== ============= ========================= ======================================================
-age        Status        StatusMessage             what is done at the first look
-========== ============= ========================= ======================================================
-0 s        active        pending
-20 s       active        validated                 the source is opened and its format checked
-40 s       active        downloading/converting    the blocks that hold data are read
-180 s +    completed     (none)                    the source must still be there; the snapshot appears
-failure    deleting,     the reason                nothing stays
-           then deleted
-========== ============= ========================= ======================================================
-
-Sources: public transcripts of describe-import-snapshot-tasks, and the reference pages of the operations; the
-times are guesses of the right size (2 to 15 minutes a task).
+Source: "Required permissions for VM Import/Export": the trust policy names ``vmie.amazonaws.com`` with the
+external id ``vmimport``, the role's policy allows to read the bucket. The policy of the bucket counts too,
+for the role and for its sessions. Assumption: the name of a session, which no page gives.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
+from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.sandbox import objects
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import encryption, idempotency, ids, import_role, import_source
+from vmsnix_ops.sandbox.ec2 import common, encryption
 from vmsnix_ops.sandbox.ec2.filters import page
-from vmsnix_ops.sandbox.ec2.state import GIB, ImportTask, Snapshot
+from vmsnix_ops.sandbox.ec2.state import BLOCK_BYTES, GIB, ImportTask, Snapshot
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
+from vmsnix_ops.sandbox.iam import evaluation
+from vmsnix_ops.sandbox.iam.evaluation import documents_of
+from vmsnix_ops.sandbox.s3 import buckets
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.sandbox.core import Context
+
+
+SERVICE = "vmie.amazonaws.com"
+QUESTION = evaluation.Question("sts:AssumeRole", "*", {"sts:externalid": ["vmimport"]})
+
+
+def check(context: Context, role_name: str, bucket: str, key: str) -> None:
+    """Refuse a role that VM Import cannot use for a bucket.
+
+    A role that reaches the bucket, but not this object of it, is found out later: then the task fails.
+
+    Raises
+    ------
+    AwsError
+        AWS has one text for all of it: no such role, VM Import may not assume it, the bucket is not its own.
+    """
+    reads = may(context, role_name, "s3:GetObject", f"{bucket}/{key}")
+    reaches = any(
+        may(context, role_name, action, bucket) for action in ("s3:GetBucketLocation", "s3:ListBucket")
+    )
+    if not reads and not reaches:
+        raise AwsError(
+            "InvalidParameter",
+            f"The service role {role_name} provided does not exist or does not have sufficient permissions",
+        )
+
+
+def may(context: Context, role_name: str, action: str, resource: str) -> bool:
+    """Tell whether VM Import, with this role, may do something to an S3 resource, such as ``bucket/key``."""
+    role = context.table("roles", region="").get(role_name)
+    if role is None or not evaluation.trusts(role.trust_policy, SERVICE, "", QUESTION):
+        return False
+    keys = {
+        "aws:principalaccount": [context.account],
+        "aws:principalarn": [role.arn],
+        "aws:principalisawsservice": ["false"],
+        "aws:principaltype": ["AssumedRole"],
+        "aws:requestedregion": [context.region],
+        "aws:securetransport": ["true"],
+        "aws:viaawsservice": ["false"],
+    }
+    asked = evaluation.Question(action, f"arn:{context.partition}:s3:::{resource}", keys)
+    session = f"arn:{context.partition}:sts::{context.account}:assumed-role/{role.name}/vmimport"
+    return not buckets.why_not(
+        context.tables,
+        asked,
+        account=context.account,
+        principal=session,
+        documents=documents_of(context, role),
+    )
+
+
+def may_use_key(context: Context, role_name: str, action: str, key: str) -> bool:
+    """Tell whether the role's own policies let it use a customer's key; key policies are not emulated."""
+    role = context.table("roles", region="").get(role_name)
+    if role is None:
+        return False
+    asked = evaluation.Question(action, key, {"aws:requestedregion": [context.region]})
+    return evaluation.evaluate(documents_of(context, role), asked) == evaluation.ALLOWED
+
+
+# What VM Import reads: an S3 object, as the service role may see it, and the disk image in it.
+#
+# Failure texts are from public transcripts where not marked otherwise.
+
+
+logger = logging.getLogger("vmsnix_ops.sandbox")
+
+LOOK_SECONDS = 10.0
+"""Real seconds that one look at a task spends on reading its source; clients wait for a minute by default."""
+
+NOT_LOCAL = "The given S3 object is not local to the region"
+VALIDATION = "ClientError: Disk validation failed"
+
+
+class UnusableError(Exception):
+    """The source cannot be imported; the text is the task's StatusMessage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the check of a source found: its format, the bytes of the file and of the disk in it."""
+
+    image_format: str
+    file_bytes: int
+    disk_bytes: int
+
+
+def location(container: Params) -> tuple[str, str, str]:
+    """Return bucket, key and URL that a DiskContainer names; the URL is "" when it names a bucket.
+
+    Raises
+    ------
+    AwsError
+        It names none, or both, or a URL that is not one of S3.
+    """
+    bucket, url = container.get("UserBucket") or {}, container.get("Url", "")
+    if bool(bucket) == bool(url):
+        text = "Exactly one of UserBucket and Url must be given."  # text from memory
+        raise AwsError("InvalidParameter", text)
+    if not url:
+        if not bucket.get("S3Bucket") or not bucket.get("S3Key"):
+            raise AwsError("MissingParameter", "The request must contain the parameters S3Bucket and S3Key")
+        return bucket["S3Bucket"], bucket["S3Key"], ""
+    parts = urlsplit(url)
+    path = unquote(parts.path).lstrip("/")
+    if parts.scheme == "s3" and parts.netloc and path:
+        return parts.netloc, path, url
+    host = parts.netloc.split(":")[0]
+    if parts.scheme == "https" and host.endswith(".amazonaws.com") and ".s3" in host and path:
+        return host.split(".s3")[0], path, url
+    raise AwsError("InvalidParameter", f"The URL '{url}' is not one of an S3 object.")  # text from memory
+
+
+def check_access(context: Context, role_name: str, bucket: str, key: str) -> None:
+    """Refuse at once what ImportSnapshot refuses at once: the role, and a bucket elsewhere."""
+    check(context, role_name, bucket, key)
+    found = objects.find_bucket(context.tables, bucket)
+    if found is not None and found.region != context.region:
+        raise AwsError("InvalidParameter", NOT_LOCAL)
+
+
+def require_present(context: Context, task: ImportTask) -> None:
+    """Fail the task when its object is gone, or out of the role's reach."""
+    bucket = objects.find_bucket(context.tables, task.bucket)
+    reason = ""
+    if not may(context, task.role_name, "s3:GetObject", f"{task.bucket}/{task.key}"):
+        reason = "403 Forbidden"
+    elif bucket is None or task.key not in bucket.objects:
+        # Without the right to list, S3 does not tell what exists: it answers 403.
+        listing = may(context, task.role_name, "s3:ListBucket", task.bucket)
+        reason = "404 Not Found" if listing else "403 Forbidden"
+    elif not _may_decrypt(context, task, bucket.objects[task.key].headers):
+        reason = "403 Forbidden"
+    elif task.etag and bucket.objects[task.key].etag != task.etag:
+        # What AWS says then is not known; half of one image and half of another must not become a snapshot.
+        raise UnusableError(f"{VALIDATION} [The given resource was changed while it was read]")
+    if reason:
+        raise UnusableError(f"{VALIDATION} [We do not have access to the given resource. Reason {reason}]")
+
+
+def _may_decrypt(context: Context, task: ImportTask, headers: Mapping[str, object]) -> bool:
+    """Tell whether the role may decrypt an object that a customer's key encrypts; key policies allow it."""
+    key = str(headers.get("SSEKMSKeyId") or "")
+    return not key.startswith("arn:") or may_use_key(context, task.role_name, "kms:Decrypt", key)
+
+
+@contextmanager
+def _reader(context: Context, task: ImportTask) -> Iterator[objects.ObjectReader]:
+    require_present(context, task)
+    try:
+        reader = objects.open_object(context.tables, context.folder, task.bucket, task.key)
+        with reader:
+            yield reader
+    except FileNotFoundError as error:  # it was deleted while it was read
+        reason = "We do not have access to the given resource. Reason 404 Not Found"
+        raise UnusableError(f"{VALIDATION} [{reason}]") from error
+
+
+@contextmanager
+def _image(reader: objects.ObjectReader, task: ImportTask) -> Iterator[DiskImage]:
+    """Open the source as what the request says that it is; whatever is wrong with it fails the task."""
+    vmdk = task.image_format == "VMDK"
+    text = "Unsupported VMDK File Format" if vmdk else "Unsupported specified file format"
+    unsupported = UnusableError(f"{VALIDATION} [{text}]")
+    try:
+        with open_image(reader) as image:
+            _require(image.format == task.image_format.lower(), unsupported)
+            _require(not vmdk or image.subformat == "streamOptimized", unsupported)
+            yield image
+    except (UnusableError, OSError):
+        raise
+    except Exception as error:
+        # The classes of `disk`'s errors are in a module that the sandbox must not know; a program that is
+        # missing here is no fault of the image.
+        if type(error).__name__ == "ToolMissingError":
+            raise
+        logger.info("%s: %s", task.task_id, error)
+        raise unsupported from error
+
+
+def _require(condition: bool, error: UnusableError) -> None:
+    if not condition:
+        raise error
+
+
+def inspect(context: Context, task: ImportTask) -> Found:
+    """Open the source and check that it is what it was said to be.
+
+    Raises
+    ------
+    UnusableError
+        It is not there, not readable, empty, or of another format. RAW takes any bytes, a VHD's too.
+    """
+    with _reader(context, task) as reader:
+        bucket = objects.find_bucket(context.tables, task.bucket)
+        stored = bucket.objects.get(task.key) if bucket is not None else None
+        task.etag = stored.etag if stored is not None else ""
+        if reader.size == 0:
+            raise UnusableError(f"{VALIDATION} [Unsupported specified file format]")
+        if task.image_format == "RAW":
+            return Found("raw", reader.size, reader.size)
+        with _image(reader, task) as image:
+            return Found(image.format, reader.size, image.size)
+
+
+def read_blocks(context: Context, task: ImportTask) -> None:
+    """Put blocks that are not all zeros into the block store, for a few seconds at most.
+
+    A large disk takes several looks at its task, so that no answer takes longer than a client waits. The task
+    is changed under the state lock, and marked as read when nothing is left.
+
+    Raises
+    ------
+    UnusableError
+        The source is gone, or damaged where it was not looked at before.
+    """
+    kept: dict[int, bytes] = {}
+    enough = time.monotonic() + LOOK_SECONDS
+    done = True
+    with _reader(context, task) as reader:
+        for index, data in _blocks(reader, task):
+            kept[index] = bytes.fromhex(context.blocks.put(data))
+            if time.monotonic() > enough:
+                done = False
+                break
+    with context.lock:
+        task.blocks.update(kept)
+        task.next_block = max(kept, default=task.next_block - 1) + 1
+        task.read = done
+
+
+def _blocks(reader: objects.ObjectReader, task: ImportTask) -> Iterator[tuple[int, bytes | memoryview]]:
+    """Yield the blocks that hold data and were not read yet."""
+    if task.image_format == "RAW":
+        yield from _raw_blocks(reader, task.next_block)
+        return
+    with _image(reader, task) as image:
+        for block in image.blocks(BLOCK_BYTES, first=task.next_block):
+            yield block.index, block.data
+
+
+def _raw_blocks(reader: objects.ObjectReader, first: int) -> Iterator[tuple[int, bytes]]:
+    zeros = bytes(BLOCK_BYTES)
+    reader.seek(first * BLOCK_BYTES)
+    index = first
+    while data := reader.read(BLOCK_BYTES):
+        block = data.ljust(BLOCK_BYTES, b"\0")
+        if block != zeros:
+            yield index, block
+        index += 1
+
+
+# ImportSnapshot, DescribeImportSnapshotTasks and CancelImportTask.
+#
+# How far a task is follows from its age on the sandbox's clock; the work behind it is done when somebody
+# looks, outside the state lock, for some seconds at a time. A task goes through
+#
+# ========== ============= ========================= ======================================================
+# age        Status        StatusMessage             what is done at the first look
+# ========== ============= ========================= ======================================================
+# 0 s        active        pending
+# 20 s       active        validated                 the source is opened and its format checked
+# 40 s       active        downloading/converting    the blocks that hold data are read
+# 180 s +    completed     (none)                    the source must still be there; the snapshot appears
+# failure    deleting,     the reason                nothing stays
+#            then deleted
+# ========== ============= ========================= ======================================================
+#
+# Sources: public transcripts of describe-import-snapshot-tasks, and the reference pages of the operations;
+# the times are guesses of the right size (2 to 15 minutes a task).
 
 CHECK_SECONDS, CONVERT_SECONDS, BASE_SECONDS, SECONDS_PER_GIB, DELETING_SECONDS = 20.0, 40.0, 180.0, 30.0, 5.0
 LISTED_SECONDS = 7 * 24 * 3600.0
@@ -73,7 +344,7 @@ def _advance(context: Context, task: ImportTask) -> None:
         _busy.add(task.task_id)
     try:
         _work(context, task, age)
-    except import_source.UnusableError as error:
+    except UnusableError as error:
         with context.lock:
             if not task.outcome:
                 _end(context, task, "deleted", str(error))
@@ -84,14 +355,14 @@ def _advance(context: Context, task: ImportTask) -> None:
 
 def _work(context: Context, task: ImportTask, age: float) -> None:
     if task.message:  # it was decided at the start how this one ends
-        raise import_source.UnusableError(task.message)
+        raise UnusableError(task.message)
     if not task.detected:
-        found = import_source.inspect(context, task)
+        found = inspect(context, task)
         task.size_bytes, task.disk_gib = found.file_bytes, max(1, math.ceil(found.disk_bytes / GIB))
         task.detected = found.image_format
     if age >= CONVERT_SECONDS and not task.read:
-        import_source.read_blocks(context, task)
-    import_source.require_present(context, task)
+        read_blocks(context, task)
+    require_present(context, task)
     if task.read and context.clock.age(task.created) >= seconds(task):
         _complete(context, task)
 
@@ -192,7 +463,7 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
     validated.
     """
     table = context.table("import_tasks")
-    known = idempotency.earlier(context, params)
+    known = common.earlier(context, params)
     if known in table:
         return task_view(context, table[known])
     container = params.get("DiskContainer") or {}
@@ -201,19 +472,19 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
         # From memory.
         text = f"Unsupported disk image format '{container.get('Format', '')}': use VHD, VMDK or RAW."
         raise AwsError("InvalidParameter", text)
-    bucket, key, url = import_source.location(container)
+    bucket, key, url = location(container)
     tags = at_creation(params, "import-snapshot-task")["import-snapshot-task"]
     role_name = params.get("RoleName", "vmimport")
-    import_source.check_access(context, role_name, bucket, key)
+    check_access(context, role_name, bucket, key)
     if sum(1 for t in table.values() if not t.outcome) >= ACTIVE_TASKS:
         text = f"You have reached the limit of {ACTIVE_TASKS} concurrent import tasks."  # text from memory
         raise AwsError("ResourceCountLimitExceeded", text)
     chosen = encryption.choose(context, wanted=params.get("Encrypted"), key=params.get("KmsKeyId"))
     usable = not params.get("KmsKeyId") or all(
-        import_role.may_use_key(context, role_name, action, chosen.key) for action in KEY_ACTIONS
+        may_use_key(context, role_name, action, chosen.key) for action in KEY_ACTIONS
     )
     task = ImportTask(
-        task_id=ids.new_id("import-snap"),
+        task_id=common.new_id("import-snap"),
         owner=context.account,
         region=context.region,
         created=context.clock.now(),
@@ -227,13 +498,13 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
         encrypted=chosen.encrypted,
         kms_key=chosen.key,
         tags=tags,
-        snapshot_id=ids.new_id("snap"),
+        snapshot_id=common.new_id("snap"),
         # The text for a bad key is from memory.
         message=context.outcome.get("status_message")
         or (f"ClientError: {encryption.NOT_ACCESSIBLE}" if chosen.failure or not usable else ""),
     )
     table[task.task_id] = task
-    idempotency.remember(context, params, task.task_id)
+    common.remember(context, params, task.task_id)
     return task_view(context, task)
 
 
@@ -257,7 +528,7 @@ def describe_import_snapshot_tasks(context: Context, params: Params) -> dict[str
         ]:
             del table[task_id]
         asked = params.get("ImportTaskIds") or []
-        found = [ids.find_own(context, ids.IMPORT_TASK, task_id) for task_id in dict.fromkeys(asked)]
+        found = [common.find_own(context, common.IMPORT_TASK, task_id) for task_id in dict.fromkeys(asked)]
         shown, token = page(found if asked else table.values(), params, lambda t: t.task_id)
         answer: dict[str, Any] = {"ImportSnapshotTasks": [task_view(context, task) for task in shown]}
     return answer | ({"NextToken": token} if token else {})
@@ -269,7 +540,7 @@ def cancel_import_task(context: Context, params: Params) -> dict[str, Any]:
     task_id = params.get("ImportTaskId")
     if not task_id:
         raise AwsError("MissingParameter", "The request must contain the parameter ImportTaskId")
-    task: ImportTask = ids.find_own(context, ids.IMPORT_TASK, task_id)
+    task: ImportTask = common.find_own(context, common.IMPORT_TASK, task_id)
     if task.outcome:
         status = _state(context, task)["Status"]
         text = f"The import task {task_id} is {status} and cannot be cancelled."  # from memory

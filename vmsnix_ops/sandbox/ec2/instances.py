@@ -1,33 +1,246 @@
-"""RunInstances, DescribeInstances, TerminateInstances.
+"""A few instance types: what an image needs to be launched on one, and no more.
 
-An instance is not run: it goes through the states that one would, and its volumes hold the image's blocks.
-Networks are not emulated. Sources: the reference pages of the operations; error texts from public transcripts
-where not marked otherwise.
+Figures from "Amazon EC2 instance types".
 """
 
 from __future__ import annotations
 
+import base64
+import copy
+import json
 import re
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import (
-    idempotency,
-    ids,
-    images,
-    instance_types,
-    launching,
-    places,
-    spot_role,
-    templates,
-    volumes,
-)
+from vmsnix_ops.sandbox.credentials import unique_id
+from vmsnix_ops.sandbox.ec2 import common, images, places, templates, volumes
 from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
 from vmsnix_ops.sandbox.ec2.state import Instance
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
+from vmsnix_ops.sandbox.iam.common import Role
 
 if TYPE_CHECKING:
-    from vmsnix_ops.sandbox.core import Context
+    from vmsnix_ops.sandbox.core import Clock, Context, Params
+    from vmsnix_ops.sandbox.ec2.state import Image
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceType:
+    """An instance type: architectures and boot modes that it takes, virtual processors, memory in MiB."""
+
+    name: str
+    architectures: tuple[str, ...]
+    boot_modes: tuple[str, ...]
+    processors: int
+    memory_mib: int
+    nitro: bool = True
+    burstable: bool = False
+
+
+_BOTH = ("legacy-bios", "uefi")
+_TYPES = (
+    InstanceType("t2.micro", ("i386", "x86_64"), ("legacy-bios",), 1, 1024, nitro=False, burstable=True),
+    InstanceType("t3.nano", ("x86_64",), _BOTH, 2, 512, burstable=True),
+    InstanceType("t3.micro", ("x86_64",), _BOTH, 2, 1024, burstable=True),
+    InstanceType("t3.small", ("x86_64",), _BOTH, 2, 2048, burstable=True),
+    InstanceType("t3.medium", ("x86_64",), _BOTH, 2, 4096, burstable=True),
+    InstanceType("t3a.micro", ("x86_64",), _BOTH, 2, 1024, burstable=True),
+    InstanceType("t3a.small", ("x86_64",), _BOTH, 2, 2048, burstable=True),
+    InstanceType("t4g.nano", ("arm64",), ("uefi",), 2, 512, burstable=True),
+    InstanceType("t4g.micro", ("arm64",), ("uefi",), 2, 1024, burstable=True),
+    InstanceType("t4g.small", ("arm64",), ("uefi",), 2, 2048, burstable=True),
+    InstanceType("t4g.medium", ("arm64",), ("uefi",), 2, 4096, burstable=True),
+    InstanceType("m5.large", ("x86_64",), _BOTH, 2, 8192),
+    InstanceType("m6g.large", ("arm64",), ("uefi",), 2, 8192),
+    InstanceType("m6i.large", ("x86_64",), _BOTH, 2, 8192),
+    InstanceType("m7g.large", ("arm64",), ("uefi",), 2, 8192),
+    InstanceType("m7i.large", ("x86_64",), _BOTH, 2, 8192),
+    InstanceType("c7g.large", ("arm64",), ("uefi",), 2, 4096),
+    InstanceType("c7i.large", ("x86_64",), _BOTH, 2, 4096),
+)
+TYPES = {kind.name: kind for kind in _TYPES}
+
+_READERS: dict[str, Reader] = {
+    "bare-metal": lambda _t: [False],
+    "burstable-performance-supported": lambda t: [t.burstable],
+    "current-generation": lambda t: [t.name != "t2.micro"],
+    "hypervisor": lambda t: ["nitro" if t.nitro else "xen"],
+    "instance-type": lambda t: [t.name],
+    "memory-info.size-in-mib": lambda t: [t.memory_mib],
+    "nitro-tpm-support": lambda t: ["supported" if t.nitro and "uefi" in t.boot_modes else "unsupported"],
+    "processor-info.supported-architecture": lambda t: t.architectures,
+    "supported-boot-mode": lambda t: t.boot_modes,
+    "supported-root-device-type": lambda _t: ["ebs"],
+    "supported-usage-class": lambda _t: ["on-demand", "spot"],
+    "supported-virtualization-type": lambda _t: ["hvm"],
+    "vcpu-info.default-vcpus": lambda t: [t.processors],
+}
+
+
+def find(name: str) -> InstanceType:
+    """Return an instance type.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidInstanceType``: AWS does not have it, or the sandbox does not.
+    """
+    if name not in TYPES:
+        raise AwsError("InvalidInstanceType", f"The following supplied instance types do not exist: [{name}]")
+    return TYPES[name]
+
+
+def _view(kind: InstanceType) -> dict[str, Any]:
+    tpm = kind.nitro and "uefi" in kind.boot_modes
+    return {
+        "InstanceType": kind.name,
+        "CurrentGeneration": kind.name != "t2.micro",
+        "BareMetal": False,
+        "BurstablePerformanceSupported": kind.burstable,
+        "Hypervisor": "nitro" if kind.nitro else "xen",
+        "MemoryInfo": {"SizeInMiB": kind.memory_mib},
+        "NitroTpmSupport": "supported" if tpm else "unsupported",
+        "ProcessorInfo": {"SupportedArchitectures": list(kind.architectures)},
+        "SupportedBootModes": list(kind.boot_modes),
+        "SupportedRootDeviceTypes": ["ebs"],
+        "SupportedUsageClasses": ["on-demand", "spot"],
+        "SupportedVirtualizationTypes": ["hvm"],
+        "VCpuInfo": {"DefaultVCpus": kind.processors},
+    }
+
+
+@operation("ec2", "DescribeInstanceTypes", honours=("Filters", "InstanceTypes", "MaxResults", "NextToken"))
+def describe_instance_types(_context: Context, params: Params) -> dict[str, Any]:
+    """Return the instance types that the sandbox has, with the attributes that it knows."""
+    found = [find(name) for name in params.get("InstanceTypes") or TYPES]
+    kept = select(found, params, _READERS, tags=False, operation="DescribeInstanceTypes")
+    shown, token = page(
+        kept, params, lambda t: t.name, smallest=5, largest=100, default=100, not_with="InstanceTypes"
+    )
+    return {"InstanceTypes": [_view(kind) for kind in shown]} | ({"NextToken": token} if token else {})
+
+
+# What a launch takes from the image and the instance type, and when the two do not fit.
+#
+# Sources: "Instance launch behavior with boot modes", "Configure the AMI" (IMDSv2), "EBS volume lifecycle".
+
+METADATA = {
+    "HttpTokens": ("optional", "required"),
+    "HttpEndpoint": ("enabled", "disabled"),
+    "HttpProtocolIpv6": ("disabled", "enabled"),
+    "InstanceMetadataTags": ("disabled", "enabled"),
+}
+
+
+def check(context: Context, image: Image, kind: InstanceType, asked: Params) -> None:
+    """Refuse an image that cannot be launched now, or not on this type."""
+    state = image.state(context.clock)
+    if state != "available":
+        raise AwsError(
+            "InvalidAMIID.Unavailable", f"The image ID '{image.image_id}' is not available: it is {state}"
+        )
+    if image.architecture not in kind.architectures:
+        raise AwsError(
+            "InvalidParameterValue",
+            f"The architecture '{','.join(kind.architectures)}' of the specified instance type does not "
+            f"match the architecture '{image.architecture}' of the specified AMI. Specify an instance type "
+            "and an AMI "
+            "that have matching architectures, and try again. You can use 'describe-instance-types' or "
+            "'describe-images' to discover the architecture of the instance type or AMI.",
+        )
+    if image.boot_mode and boot_mode(image, kind) not in kind.boot_modes:
+        # The code is documented, the text is from memory.
+        text = f"The boot mode '{image.boot_mode}' of the AMI is not one of the instance type '{kind.name}'."
+        raise AwsError("InvalidParameterValue", text)
+    if kind.nitro and not image.ena:
+        raise AwsError(
+            "InvalidParameterCombination",
+            "Enhanced networking with the Elastic Network Adapter (ENA) is required for the "
+            f"'{kind.name}' instance type. Ensure that you are using an AMI that is enabled for ENA.",
+        )
+    if image.tpm and not kind.nitro:
+        text = f"The instance type '{kind.name}' does not support NitroTPM."  # text from memory
+        raise AwsError("InvalidParameterCombination", text)
+    market = asked.get("InstanceMarketOptions") or {}
+    common.one_of("marketType", market.get("MarketType"), ("spot",))
+    common.one_of(
+        "instanceInitiatedShutdownBehavior",
+        asked.get("InstanceInitiatedShutdownBehavior"),
+        ("stop", "terminate"),
+    )
+    for member, allowed in METADATA.items():
+        common.one_of(member, (asked.get("MetadataOptions") or {}).get(member), allowed)
+
+
+def instance_profile(context: Context, asked: Params) -> dict[str, Any]:
+    """Return the instance profile of a launch as DescribeInstances shows it; empty without one.
+
+    Instance profiles are not emulated: each role has one of its own name, as the console makes it.
+    """
+    profile = asked.get("IamInstanceProfile") or {}
+    if not profile:
+        return {}
+    name = (profile.get("Name") or profile.get("Arn", "")).rpartition("/")[2]
+    if name not in context.table("roles", region=""):
+        text = f"Value ({name}) for parameter iamInstanceProfile.name is invalid. "
+        raise AwsError("InvalidParameterValue", f"{text}Invalid IAM Instance Profile name")
+    home = f"arn:{context.partition}:iam::{context.account}"
+    shown = {"Arn": f"{home}:instance-profile/{name}", "Id": unique_id("AIPA", home, name)}
+    return {"IamInstanceProfile": shown}
+
+
+def boot_mode(image: Image, kind: InstanceType) -> str:
+    """Return the boot mode that an instance of this image on this type has."""
+    if image.boot_mode == "uefi-preferred":
+        return "uefi" if "uefi" in kind.boot_modes else "legacy-bios"
+    if image.boot_mode:
+        return image.boot_mode
+    return "uefi" if kind.boot_modes == ("uefi",) else "legacy-bios"
+
+
+def details(image: Image, kind: InstanceType, asked: Params) -> dict[str, Any]:
+    """Return what DescribeInstances shows beyond the instance's own fields."""
+    required = image.imds == "v2.0"
+    metadata = {name: allowed[0] for name, allowed in METADATA.items()}
+    metadata["HttpTokens"] = "required" if required else "optional"
+    options = {"State": "applied", "HttpPutResponseHopLimit": 2 if required else 1} | metadata
+    shown: dict[str, Any] = {
+        "MetadataOptions": options | (asked.get("MetadataOptions") or {}),
+        "EnaSupport": image.ena,
+        "EbsOptimized": False,
+        "CurrentInstanceBootMode": boot_mode(image, kind),
+    }
+    if image.boot_mode:
+        shown["BootMode"] = image.boot_mode
+    if image.tpm:
+        shown["TpmSupport"] = image.tpm
+    if (asked.get("InstanceMarketOptions") or {}).get("MarketType") == "spot":
+        shown |= {"InstanceLifecycle": "spot", "SpotInstanceRequestId": common.new_id("sir")}
+    return shown
+
+
+def instance_devices(image: Image, wanted: list[Params]) -> list[Params]:
+    """Return the image's block devices with the launch's changes."""
+    found = {m["DeviceName"]: copy.deepcopy(m) for m in image.mappings if "Ebs" in m}
+    for mapping in wanted:
+        device = mapping.get("DeviceName", "")
+        if "NoDevice" in mapping:
+            found.pop(device, None)
+        elif "Ebs" in mapping:
+            known = found.setdefault(device, {"DeviceName": device, "Ebs": {}})
+            known["Ebs"].update(mapping["Ebs"])
+    if image.root_device not in found:
+        raise AwsError("InvalidBlockDeviceMapping", "The root device cannot be left out.")  # text from memory
+    return list(found.values())
+
+
+# RunInstances, DescribeInstances, TerminateInstances.
+#
+# An instance is not run: it goes through the states that one would, and its volumes hold the image's blocks.
+# Networks are not emulated. Sources: the reference pages of the operations; error texts from public
+# transcripts where not marked otherwise.
 
 CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48}
 TERMINATED_SECONDS = 3600.0
@@ -163,7 +376,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     status checks that fail.
     """
     tidy(context)
-    known = idempotency.earlier(context, params)
+    known = common.earlier(context, params)
     if known is not None:
         return _launched_before(context, known)
     asked = templates.resolve(context, params)
@@ -171,21 +384,21 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     if not image_id:
         raise AwsError("MissingParameter", "The request must contain the parameter ImageId")
     image = images.usable(context, image_id)
-    kind = instance_types.find(asked.get("InstanceType", "m1.small"))
-    launching.check(context, image, kind, asked)
-    profile = launching.instance_profile(context, asked)
-    if spot_role.lacks(context, asked):
-        spot_role.make(context)
+    kind = find(asked.get("InstanceType", "m1.small"))
+    check(context, image, kind, asked)
+    profile = instance_profile(context, asked)
+    if lacks(context, asked):
+        make(context)
     zone = (asked.get("Placement") or {}).get("AvailabilityZone") or places.zones(context.region)[0]
     places.check_zone(context, zone)
-    devices = launching.devices(image, asked.get("BlockDeviceMappings") or [])
+    devices = instance_devices(image, asked.get("BlockDeviceMappings") or [])
     count = _count(context, kind, params)
     given = at_creation(asked, "instance", "volume", "spot-instances-request")
-    reservation = ids.new_id("r")
+    reservation = common.new_id("r")
     started = []
     for index in range(count):
         instance = Instance(
-            instance_id=ids.new_id("i"),
+            instance_id=common.new_id("i"),
             reservation_id=reservation,
             owner=context.account,
             image_id=image.image_id,
@@ -194,7 +407,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
             launched=context.clock.now(),
             architecture=image.architecture,
             root_device=image.root_device,
-            details=launching.details(image, kind, asked) | profile,
+            details=details(image, kind, asked) | profile,
             tags=dict(given["instance"]),
             token=params.get("ClientToken", ""),
             launch_index=index,
@@ -208,7 +421,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
         context.table("instances")[instance.instance_id] = instance
         started.append(instance)
     image.last_launched = context.clock.now()
-    idempotency.remember(context, params, reservation)
+    common.remember(context, params, reservation)
     return _reservation(context, reservation, started)
 
 
@@ -223,7 +436,7 @@ def _launched_before(context: Context, reservation: str) -> dict[str, Any]:
     return _reservation(context, reservation, found)
 
 
-def _count(context: Context, kind: instance_types.InstanceType, params: Params) -> int:
+def _count(context: Context, kind: InstanceType, params: Params) -> int:
     """Return how many instances to launch: as many as the quota lets, at least MinCount."""
     least, most = params["MinCount"], params["MaxCount"]
     if not 1 <= least <= most:
@@ -232,7 +445,7 @@ def _count(context: Context, kind: instance_types.InstanceType, params: Params) 
         )
         raise AwsError("InvalidParameterValue", text)
     alive = [i for i in context.table("instances").values() if i.terminating is None]
-    used = sum(instance_types.find(i.kind).processors for i in alive)
+    used = sum(find(i.kind).processors for i in alive)
     room = (VCPU_LIMIT - used) // kind.processors
     if room < least:
         raise AwsError(
@@ -282,7 +495,7 @@ def describe_instances(context: Context, params: Params) -> dict[str, Any]:
     """Return instances, grouped by the call that launched them."""
     tidy(context)
     asked = params.get("InstanceIds") or []
-    found = [ids.find_own(context, ids.INSTANCE, i) for i in dict.fromkeys(asked)]
+    found = [common.find_own(context, common.INSTANCE, i) for i in dict.fromkeys(asked)]
     kept = select(
         found if asked else context.table("instances").values(),
         params,
@@ -303,7 +516,7 @@ def describe_instances(context: Context, params: Params) -> dict[str, Any]:
 def terminate_instances(context: Context, params: Params) -> dict[str, Any]:
     """Begin to terminate instances, all or none of them."""
     tidy(context)
-    found = [ids.find_own(context, ids.INSTANCE, i) for i in dict.fromkeys(params["InstanceIds"])]
+    found = [common.find_own(context, common.INSTANCE, i) for i in dict.fromkeys(params["InstanceIds"])]
     for instance in found:
         if instance.protected:
             raise AwsError(
@@ -323,3 +536,159 @@ def terminate_instances(context: Context, params: Params) -> dict[str, Any]:
             }
         )
     return {"TerminatingInstances": changes}
+
+
+# DescribeInstanceAttribute and ModifyInstanceAttribute: what DescribeInstances does not show of a launch.
+
+
+@operation("ec2", "DescribeInstanceAttribute", honours=("Attribute", "InstanceId"))
+def describe_instance_attribute(context: Context, params: Params) -> dict[str, Any]:
+    """Return one attribute of an instance."""
+    instance: Instance = common.find_own(context, common.INSTANCE, params["InstanceId"])
+    values: dict[str, tuple[str, object]] = {
+        "disableApiTermination": ("DisableApiTermination", instance.protected),
+        "instanceInitiatedShutdownBehavior": ("InstanceInitiatedShutdownBehavior", instance.shutdown),
+        "instanceType": ("InstanceType", instance.kind),
+        "rootDeviceName": ("RootDeviceName", instance.root_device),
+        "userData": ("UserData", instance.user_data),
+    }
+    common.one_of("attribute", params["Attribute"], values)
+    name, value = values[params["Attribute"]]
+    return {"InstanceId": instance.instance_id, name: {} if value == "" else {"Value": value}}
+
+
+@operation("ec2", "ModifyInstanceAttribute", honours=("DisableApiTermination", "InstanceId"))
+def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any]:
+    """Protect an instance from termination, or lift the protection."""
+    instance: Instance = common.find_own(context, common.INSTANCE, params["InstanceId"])
+    if "DisableApiTermination" not in params:
+        raise AwsError("InvalidParameterCombination", "No attributes specified.")
+    instance.protected = bool(params["DisableApiTermination"].get("Value"))
+    return {}
+
+
+# DescribeInstanceStatus and GetConsoleOutput.
+#
+# Status checks say ``initializing`` for some minutes after a launch; the console's text comes later than the
+# instance. Sources: the reference pages of the operations.
+
+CHECKED_SECONDS = 240.0
+"""How long the checks of a new instance say ``initializing``; a guess of the right size."""
+
+CONSOLE_SECONDS = 60.0
+"""How long after its start an instance has printed all that it prints here, and that is posted."""
+
+CONSOLE_BYTES = 65_536
+
+
+def _health(instance: Instance, clock: Clock) -> tuple[str, str]:
+    """Return the status and the detail of both checks."""
+    if instance.state(clock) != "running":
+        return "not-applicable", "not-applicable"
+    if clock.age(instance.launched) < CHECKED_SECONDS:
+        return "initializing", "initializing"
+    return ("impaired", "failed") if instance.impaired else ("ok", "passed")
+
+
+def _check(instance: Instance, clock: Clock) -> dict[str, Any]:
+    status, detail = _health(instance, clock)
+    details = [] if status == "not-applicable" else [{"Name": "reachability", "Status": detail}]
+    return {"Status": status, "Details": details}
+
+
+@operation(
+    "ec2",
+    "DescribeInstanceStatus",
+    honours=("Filters", "IncludeAllInstances", "InstanceIds", "MaxResults", "NextToken"),
+)
+def describe_instance_status(context: Context, params: Params) -> dict[str, Any]:
+    """Return the status checks of running instances; of all with ``IncludeAllInstances``."""
+    tidy(context)
+    clock = context.clock
+    asked = params.get("InstanceIds") or []
+    found = [common.find_own(context, common.INSTANCE, i) for i in dict.fromkeys(asked)]
+    candidates = found if asked else list(context.table("instances").values())
+    if not params.get("IncludeAllInstances"):
+        candidates = [i for i in candidates if i.state(clock) == "running"]
+    readers = {
+        "availability-zone": lambda i: [i.zone],
+        "instance-state-code": lambda i: [CODES[i.state(clock)]],
+        "instance-state-name": lambda i: [i.state(clock)],
+        "instance-status.reachability": lambda i: [_health(i, clock)[1]],
+        "instance-status.status": lambda i: [_health(i, clock)[0]],
+        "system-status.reachability": lambda i: [_health(i, clock)[1]],
+        "system-status.status": lambda i: [_health(i, clock)[0]],
+    }
+    kept = select(candidates, params, readers, tags=False, operation="DescribeInstanceStatus")
+    shown, token = page(kept, params, lambda i: i.instance_id, smallest=5, not_with="InstanceIds")
+    statuses = [
+        {
+            "InstanceId": i.instance_id,
+            "AvailabilityZone": i.zone,
+            "InstanceState": state_view(i.state(clock)),
+            "InstanceStatus": _check(i, clock),
+            "SystemStatus": _check(i, clock),
+        }
+        for i in shown
+    ]
+    return {"InstanceStatuses": statuses} | ({"NextToken": token} if token else {})
+
+
+@operation("ec2", "GetConsoleOutput", honours=("InstanceId", "Latest"))
+def get_console_output(context: Context, params: Params) -> dict[str, Any]:
+    """Return what an instance printed: the text that was posted some time after its start, or the latest.
+
+    ``Latest`` shows the text grow line by line; only instances of the Nitro system have it. AWS keeps the
+    last 64 KiB.
+    """
+    instance: Instance = common.find_own(context, common.INSTANCE, params["InstanceId"])
+    clock, latest = context.clock, bool(params.get("Latest"))
+    if latest and not find(instance.kind).nitro:
+        text = "This instance type does not support retrieving the latest console logs."
+        raise AwsError("UnsupportedOperation", text)
+    answer: dict[str, Any] = {"InstanceId": instance.instance_id, "Timestamp": clock.now()}
+    age = clock.age(instance.launched)
+    lines = instance.console.splitlines(keepends=True)
+    if age < CONSOLE_SECONDS:
+        lines = lines[: int(len(lines) * age / CONSOLE_SECONDS)] if latest else []
+    if lines:
+        kept = "".join(lines).encode()[-CONSOLE_BYTES:]
+        answer["Output"] = base64.b64encode(kept).decode("ascii")
+        posted = instance.launched + timedelta(seconds=CONSOLE_SECONDS / clock.speed)
+        answer["Timestamp"] = clock.now() if latest else min(clock.now(), posted)
+    return answer
+
+
+# EC2's own role for spot instances, which the first one of an account makes.
+#
+# Source: "Service-linked role for Spot Instance requests" in the EC2 User Guide: whoever asks for it needs
+# ``iam:CreateServiceLinkedRole``; the code of the refusal is in "Error codes for the Amazon EC2 API".
+
+SERVICE, NAME = "spot.amazonaws.com", "AWSServiceRoleForEC2Spot"
+PATH = f"/aws-service-role/{SERVICE}/"
+ACTION = "iam:CreateServiceLinkedRole"
+
+
+def arn(context: Context) -> str:
+    """Return the role's ARN in the account."""
+    return f"arn:{context.partition}:iam::{context.account}:role{PATH}{NAME}"
+
+
+def lacks(context: Context, params: Params) -> bool:
+    """Tell whether a launch asks for a spot instance in an account without the role."""
+    market = (params.get("InstanceMarketOptions") or {}).get("MarketType")
+    return market == "spot" and NAME not in context.table("roles", region="")
+
+
+def make(context: Context) -> None:
+    """Make the role."""
+    trust = {"Effect": "Allow", "Principal": {"Service": SERVICE}, "Action": "sts:AssumeRole"}
+    created = context.clock.now().replace(microsecond=0)
+    context.table("roles", region="")[NAME] = Role(
+        name=NAME,
+        arn=arn(context),
+        role_id=unique_id("AROA", arn(context), created.isoformat()),
+        path=PATH,
+        created=created,
+        trust_policy=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import checks, ids, instances, parameters
+from vmsnix_ops.sandbox.ec2 import common, instances
 from vmsnix_ops.sandbox.ec2.filters import page
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def _wanted(params: Params) -> dict[str, list[str]]:
         wanted = {kind: [] for kind in RESOURCE_TYPES}
     for request in params.get("ResourceTypes") or []:
         kind = request.get("ResourceType", "")
-        checks.one_of("resourceType", kind, RESOURCE_TYPES)
+        common.one_of("resourceType", kind, RESOURCE_TYPES)
         values: list[str] = []
         for option in request.get("ResourceTypeOptions") or []:
-            checks.one_of("optionName", option.get("OptionName"), (OPTIONS.get(kind, ""),))
+            common.one_of("optionName", option.get("OptionName"), (OPTIONS.get(kind, ""),))
             values += option.get("OptionValues") or []
         wanted[kind] = values
     if not wanted:
@@ -51,7 +51,7 @@ def _wanted(params: Params) -> dict[str, list[str]]:
 def _instances(context: Context, states: list[str]) -> Iterator[tuple[str, str]]:
     instances.tidy(context)
     for state in states:
-        checks.one_of("state-name", state, STATES)
+        common.one_of("state-name", state, STATES)
     for instance in context.table("instances").values():
         if not states or instance.state(context.clock) in states:
             yield instance.image_id, f"instance/{instance.instance_id}"
@@ -65,7 +65,7 @@ def _templates(context: Context, depths: list[str]) -> Iterator[tuple[str, str]]
     for template in context.table("launch_templates").values():
         newest = sorted(template.versions, reverse=True)[:depth]
         for image_id in {template.versions[number].data.get("ImageId", "") for number in newest}:
-            found = parameters.image_or_none(context, image_id) or image_id
+            found = common.image_or_none(context, image_id) or image_id
             yield found, f"launch-template/{template.template_id}"
 
 
@@ -78,7 +78,7 @@ def describe_image_references(context: Context, params: Params) -> dict[str, Any
     """Return what refers to the given images in this region; Image Builder has no recipes here."""
     asked = set(params["ImageIds"])
     for image_id in asked:
-        ids.check_id(ids.IMAGE, image_id)
+        common.check_id(common.IMAGE, image_id)
     found: list[dict[str, str]] = []
     for kind, values in _wanted(params).items():
         service = "ec2"
@@ -89,7 +89,7 @@ def describe_image_references(context: Context, params: Params) -> dict[str, Any
         elif kind == "ssm:Parameter":
             service, pairs = (
                 "ssm",
-                [(value, f"parameter{name}") for value, name in parameters.images(context)],
+                [(value, f"parameter{name}") for value, name in common.images(context)],
             )
         else:
             pairs = []

@@ -5,16 +5,21 @@ Sources: the reference pages of the four operations; quotas of "Amazon EBS quota
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import encryption, ids, imports, snapshot_locks, snapshot_tiers
+from vmsnix_ops.sandbox.ec2 import common, encryption, imports
 from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
-from vmsnix_ops.sandbox.ec2.state import Snapshot
+from vmsnix_ops.sandbox.ec2.sharing import check_grantee
+from vmsnix_ops.sandbox.ec2.state import Lock, Snapshot
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from vmsnix_ops.sandbox.core import Clock, Context
+
 
 CREATE_SECONDS, COPY_SECONDS, SECONDS_PER_STORED_GIB = 20.0, 40.0, 15.0
 """How long a snapshot stays pending; guesses of the right size, AWS promises nothing."""
@@ -42,7 +47,7 @@ def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
         "Description": snapshot.description,
         "VolumeSize": snapshot.size_gib,
         "Encrypted": snapshot.encrypted,
-        **snapshot_tiers.view(snapshot),
+        **tier_view(snapshot),
     }
     if state == "completed":
         view["CompletionTime"] = snapshot.completed_at(clock)
@@ -74,7 +79,7 @@ def _readers(clock: Clock) -> dict[str, Reader]:
         "snapshot-id": lambda s: [s.snapshot_id],
         "start-time": lambda s: [s.started.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
         "status": lambda s: [s.state(clock)],
-        "storage-tier": lambda s: [snapshot_tiers.view(s)["StorageTier"]],
+        "storage-tier": lambda s: [tier_view(s)["StorageTier"]],
         "transfer-type": lambda s: one(_transfer(s) if s.copied else None),
         "volume-id": lambda s: [s.volume_id],
         "volume-size": lambda s: [s.size_gib],
@@ -103,14 +108,14 @@ def describe_snapshots(context: Context, params: Params) -> dict[str, Any]:
     """Return snapshots that this account owns or may use."""
     imports.settle(context)
     with context.lock:
-        candidates = ids.everywhere(context, ids.SNAPSHOT)
+        candidates = common.everywhere(context, common.SNAPSHOT)
         asked = params.get("SnapshotIds") or []
         if asked:
             visible = {s.snapshot_id: s for s in candidates if s.readable_by(context.account)}
             for snapshot_id in asked:
-                ids.check_id(ids.SNAPSHOT, snapshot_id)
+                common.check_id(common.SNAPSHOT, snapshot_id)
                 if snapshot_id not in visible:
-                    raise ids.not_found(ids.SNAPSHOT, snapshot_id)
+                    raise common.not_found(common.SNAPSHOT, snapshot_id)
             candidates = [visible[snapshot_id] for snapshot_id in dict.fromkeys(asked)]
         owners, restorable = params.get("OwnerIds") or [], params.get("RestorableByUserIds") or []
         candidates = [s for s in candidates if _may_see(s, context, owners, restorable)]
@@ -130,13 +135,13 @@ def usable(
     AwsError
         It is unknown here, belongs to others who did not share it, or is not completed.
     """
-    snapshot: Snapshot | None = ids.find_anywhere(context, ids.SNAPSHOT, snapshot_id, region=region)
+    snapshot: Snapshot | None = common.find_anywhere(context, common.SNAPSHOT, snapshot_id, region=region)
     if snapshot is None or not (shared or snapshot.readable_by(context.account)):
-        raise ids.not_found(ids.SNAPSHOT, snapshot_id)
+        raise common.not_found(common.SNAPSHOT, snapshot_id)
     state = snapshot.state(context.clock)
     if state != "completed":
         raise AwsError("IncorrectState", f"Snapshot is in invalid state - {state}")
-    snapshot_tiers.check_not_archived(snapshot)
+    check_not_archived(snapshot)
     return snapshot
 
 
@@ -148,7 +153,7 @@ def pending_seconds(base: float, block_count: int) -> float:
 @operation("ec2", "CreateSnapshot", honours=("Description", "VolumeId", "TagSpecifications"))
 def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """Begin a snapshot of a volume's blocks as they are now."""
-    volume = ids.find_own(context, ids.VOLUME, params["VolumeId"])
+    volume = common.find_own(context, common.VOLUME, params["VolumeId"])
     table, clock = context.table("snapshots"), context.clock
     if any(
         s.volume_id == volume.volume_id and clock.age(s.started) < VOLUME_RATE_SECONDS for s in table.values()
@@ -160,7 +165,7 @@ def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
         )
     now = clock.now()
     snapshot = Snapshot(
-        snapshot_id=ids.new_id("snap"),
+        snapshot_id=common.new_id("snap"),
         owner=context.account,
         region=context.region,
         size_gib=volume.size_gib,
@@ -204,7 +209,7 @@ def copy_of(
     """Add a pending copy of a snapshot to the caller's region and return it; it shares the blocks."""
     now = context.clock.now()
     snapshot = Snapshot(
-        snapshot_id=ids.new_id("snap"),
+        snapshot_id=common.new_id("snap"),
         owner=context.account,
         region=context.region,
         size_gib=source.size_gib,
@@ -277,13 +282,300 @@ def using_images(context: Context, snapshot_id: str) -> list[str]:
 @operation("ec2", "DeleteSnapshot", honours=("SnapshotId",))
 def delete_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """Delete a snapshot that no image needs; a pending upload may be deleted too."""
-    snapshot: Snapshot = ids.find_own(context, ids.SNAPSHOT, params["SnapshotId"])
+    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
     users = using_images(context, snapshot.snapshot_id)
     fresh = snapshot.released is not None and context.clock.age(snapshot.released) < RELEASE_SECONDS
     if users or fresh:
         by = f" by {users[0]}" if users else ""
         text = f"The snapshot {snapshot.snapshot_id} is currently in use{by}"
         raise AwsError("InvalidSnapshot.InUse", text)
-    snapshot_locks.check_unlocked(snapshot, context.clock)
+    check_unlocked(snapshot, context.clock)
     del context.table("snapshots")[snapshot.snapshot_id]
     return {}
+
+
+# Who may use a snapshot, and the account's block on public snapshots.
+#
+# Sources: the reference pages of the operations; "Block public access for Amazon EBS snapshots".
+
+ATTRIBUTES = ("createVolumePermission", "productCodes")
+
+
+def _permissions(params: Params) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    structure = params.get("CreateVolumePermission") or {}
+    added = [dict(entry) for entry in structure.get("Add") or []]
+    removed = [dict(entry) for entry in structure.get("Remove") or []]
+    flat = [{"UserId": user} for user in params.get("UserIds") or []]
+    flat += [{"Group": group} for group in params.get("GroupNames") or []]
+    if flat:
+        common.one_of("operationType", params.get("OperationType", ""), ("add", "remove"))
+        (added if params["OperationType"] == "add" else removed).extend(flat)
+    for entry in added + removed:
+        for item, value in entry.items():
+            check_grantee(item, value)
+    return added, removed
+
+
+@operation(
+    "ec2",
+    "ModifySnapshotAttribute",
+    honours=("Attribute", "CreateVolumePermission", "GroupNames", "OperationType", "SnapshotId", "UserIds"),
+)
+def modify_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
+    """Share a snapshot with accounts or with everybody, or stop sharing it."""
+    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
+    common.one_of("attribute", params.get("Attribute"), ATTRIBUTES[:1])
+    added, removed = _permissions(params)
+    if not added and not removed:
+        raise AwsError("InvalidParameterCombination", "No attributes specified.")
+    if {"Group": "all"} in added and not snapshot.public:
+        _check_public(context, snapshot)
+    if added and snapshot.encrypted and encryption.managed(context, snapshot.kms_key):
+        # Code and text: public transcripts, of Packer among others.
+        raise AwsError("OperationNotPermitted", "Encrypted snapshots with EBS default key cannot be shared")
+    for entry in removed:
+        if "Group" in entry:
+            snapshot.public = False
+        elif entry.get("UserId") in snapshot.users:
+            snapshot.users.remove(entry["UserId"])
+    for entry in added:
+        if "Group" in entry:
+            snapshot.public = True
+        elif entry["UserId"] not in snapshot.users:
+            snapshot.users.append(entry["UserId"])
+    return {}
+
+
+def _check_public(context: Context, snapshot: Snapshot) -> None:
+    if _blocked(context) != "unblocked":
+        # The code is documented, the text is from memory.
+        text = "You can't publicly share this snapshot because block public access for snapshots is enabled."
+        raise AwsError("OperationNotPermitted", text)
+    if snapshot.encrypted:
+        # Documented: encrypted snapshots cannot be public; text from memory.
+        text = f"The snapshot {snapshot.snapshot_id} is encrypted and cannot be shared publicly."
+        raise AwsError("OperationNotPermitted", text)
+
+
+@operation("ec2", "ResetSnapshotAttribute", honours=("Attribute", "SnapshotId"))
+def reset_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
+    """Make a snapshot private again."""
+    common.one_of("attribute", params["Attribute"], ATTRIBUTES[:1])
+    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
+    snapshot.users.clear()
+    snapshot.public = False
+    return {}
+
+
+@operation("ec2", "DescribeSnapshotAttribute", honours=("Attribute", "SnapshotId"))
+def describe_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
+    """Return with whom a snapshot of this account is shared."""
+    common.one_of("attribute", params["Attribute"], ATTRIBUTES)
+    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
+    answer: dict[str, Any] = {"SnapshotId": snapshot.snapshot_id}
+    if params["Attribute"] == "productCodes":
+        return answer | {"ProductCodes": []}
+    permissions = [{"UserId": user} for user in snapshot.users]
+    return answer | {"CreateVolumePermissions": permissions + ([{"Group": "all"}] if snapshot.public else [])}
+
+
+def _blocked(context: Context) -> str:
+    return str(context.table("ec2_settings").get("snapshot_block", "unblocked"))
+
+
+@operation("ec2", "EnableSnapshotBlockPublicAccess", honours=("State",))
+def enable_snapshot_block_public_access(context: Context, params: Params) -> dict[str, Any]:
+    """Refuse to make snapshots public; with ``block-all-sharing``, those that are become private as well."""
+    common.one_of("state", params["State"], ("block-all-sharing", "block-new-sharing"))
+    context.table("ec2_settings")["snapshot_block"] = params["State"]
+    return {"State": params["State"]}
+
+
+@operation("ec2", "DisableSnapshotBlockPublicAccess")
+def disable_snapshot_block_public_access(context: Context, _params: Params) -> dict[str, Any]:
+    """Allow snapshots to be made public."""
+    context.table("ec2_settings")["snapshot_block"] = "unblocked"
+    return {"State": "unblocked"}
+
+
+@operation("ec2", "GetSnapshotBlockPublicAccessState")
+def get_snapshot_block_public_access_state(context: Context, _params: Params) -> dict[str, Any]:
+    """Tell whether snapshots may be made public."""
+    return {"State": _blocked(context), "ManagedBy": "account"}
+
+
+# Locked snapshots: LockSnapshot, UnlockSnapshot, DescribeLockedSnapshots.
+#
+# Sources: the reference pages of the three operations; "Amazon EBS snapshot lock" of the EBS user guide. A
+# governance lock ends when somebody unlocks it; one of compliance only while its cooling-off period runs.
+
+LOCK_DAYS, HOURS = range(1, 36501), range(1, 73)
+
+
+def state(lock: Lock, clock: Clock) -> str:
+    """Return the ``LockState``: the mode, ``compliance-cooloff`` or ``expired``."""
+    if clock.passed(lock.expires, since=lock.created):
+        return "expired"
+    if lock.mode == "compliance" and lock.cool_off and not _cooled_off(lock, clock):
+        return "compliance-cooloff"
+    return lock.mode
+
+
+def locked(snapshot: Snapshot, clock: Clock) -> bool:
+    """Tell whether a snapshot cannot be deleted."""
+    return snapshot.lock is not None and state(snapshot.lock, clock) != "expired"
+
+
+def check_unlocked(snapshot: Snapshot, clock: Clock) -> None:
+    """Refuse to delete a snapshot while it is locked."""
+    if locked(snapshot, clock):
+        # Documented that it is refused, whoever asks; code and text are from memory.
+        text = f"The snapshot {snapshot.snapshot_id} is locked and cannot be deleted."
+        raise AwsError("OperationNotPermitted", text)
+
+
+def _cooled_off(lock: Lock, clock: Clock) -> bool:
+    return clock.passed(lock.created + timedelta(hours=lock.cool_off), since=lock.created)
+
+
+def _view(snapshot: Snapshot, lock: Lock, clock: Clock) -> dict[str, Any]:
+    view: dict[str, Any] = {
+        "SnapshotId": snapshot.snapshot_id,
+        "LockState": state(lock, clock),
+        "LockDuration": max((lock.expires - lock.created).days, 1),
+        "LockCreatedOn": lock.created,
+        "LockDurationStartTime": lock.created,
+        "LockExpiresOn": lock.expires,
+    }
+    if lock.cool_off:
+        view["CoolOffPeriod"] = lock.cool_off
+        view["CoolOffPeriodExpiresOn"] = lock.created + timedelta(hours=lock.cool_off)
+    return view
+
+
+@operation(
+    "ec2",
+    "LockSnapshot",
+    honours=("CoolOffPeriod", "ExpirationDate", "LockDuration", "LockMode", "SnapshotId"),
+)
+def lock_snapshot(context: Context, params: Params) -> dict[str, Any]:
+    """Lock a snapshot for some days or until a date, or lock it for longer."""
+    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
+    mode, cool_off = params["LockMode"], params.get("CoolOffPeriod") or 0
+    common.one_of("lockMode", mode, ("compliance", "governance"))
+    if cool_off and (mode != "compliance" or cool_off not in HOURS):
+        text = f"Value ({cool_off}) for parameter coolOffPeriod is invalid."  # text from memory
+        raise AwsError("InvalidParameterValue", text)
+    now = context.clock.now()
+    lock = Lock(mode, now, _expiry(params, now), cool_off)
+    before = snapshot.lock
+    if before is not None and state(before, context.clock) == "compliance":
+        if mode != "compliance" or cool_off or lock.expires < before.expires:
+            # Documented: it can only be locked for longer; code and text are from memory.
+            raise AwsError("OperationNotPermitted", "A lock in compliance mode can only be extended.")
+        lock = Lock(mode, before.created, lock.expires, before.cool_off)
+    snapshot.lock = lock
+    return _view(snapshot, lock, context.clock)
+
+
+def _expiry(params: Params, now: datetime) -> datetime:
+    days: int | None = params.get("LockDuration")
+    date: datetime | None = params.get("ExpirationDate")
+    if days is not None and date is not None:  # the code is from memory, as the texts here are
+        text = "The parameters lockDuration and expirationDate cannot be used together."
+        raise AwsError("InvalidParameterCombination", text)
+    if days is not None:
+        if days not in LOCK_DAYS:
+            raise AwsError("InvalidParameterValue", f"Value ({days}) for parameter lockDuration is invalid.")
+        return now + timedelta(days=days)
+    if date is None:
+        text = "The request must contain the parameter lockDuration or expirationDate"
+        raise AwsError("MissingParameter", text)
+    if date <= now:
+        raise AwsError("InvalidParameterValue", "The expiration date must be in the future.")
+    return date
+
+
+@operation("ec2", "UnlockSnapshot", honours=("SnapshotId",))
+def unlock_snapshot(context: Context, params: Params) -> dict[str, Any]:
+    """End a lock, unless it is one of compliance whose cooling-off period is over."""
+    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
+    if snapshot.lock is not None and state(snapshot.lock, context.clock) == "compliance":
+        # Documented that it is refused; code and text are from memory.
+        text = f"The snapshot {snapshot.snapshot_id} is locked in compliance mode and cannot be unlocked."
+        raise AwsError("OperationNotPermitted", text)
+    snapshot.lock = None
+    return {"SnapshotId": snapshot.snapshot_id}
+
+
+@operation("ec2", "DescribeLockedSnapshots", honours=("Filters", "MaxResults", "NextToken", "SnapshotIds"))
+def describe_locked_snapshots(context: Context, params: Params) -> dict[str, Any]:
+    """Return this account's snapshots that are or were locked, with what is known of their locks."""
+    asked = params.get("SnapshotIds") or []
+    if asked:
+        found = [common.find_own(context, common.SNAPSHOT, name) for name in dict.fromkeys(asked)]
+    else:
+        found = list(context.table("snapshots").values())
+    locked = [one for one in found if one.lock is not None]
+    readers = {"lock-state": lambda one: [state(one.lock, context.clock)]}
+    kept = select(locked, params, readers, tags=False)
+    shown, token = page(kept, params, lambda one: one.snapshot_id, smallest=5)
+    views = [_view(one, one.lock, context.clock) | {"OwnerId": one.owner} for one in shown]
+    return {"Snapshots": views} | ({"NextToken": token} if token else {})
+
+
+# The archive tier of snapshots: ModifySnapshotTier and RestoreSnapshotTier.
+#
+# Sources: the reference pages of the two operations; "Archive Amazon EBS snapshots" of the EBS user guide:
+# only completed snapshots that no enabled AMI uses, and a restore takes up to 72 hours. Here both happen at
+# once. Codes are documented; texts are from memory.
+
+RESTORE_DAYS = range(1, 181)
+
+
+@operation("ec2", "ModifySnapshotTier", honours=("SnapshotId", "StorageTier"))
+def modify_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
+    """Archive a snapshot."""
+    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
+    common.one_of("storageTier", params.get("StorageTier", "archive"), ("archive",))
+    state = snapshot.state(context.clock)
+    if state != "completed" or snapshot.archived:
+        state = "archived" if snapshot.archived else state
+        raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is {state}.")
+    for image in context.table("images").values():
+        if snapshot.snapshot_id in image.snapshot_ids() and not image.disabled:
+            text = f"The snapshot {snapshot.snapshot_id} is currently in use by {image.image_id}"
+            raise AwsError("InvalidSnapshot.InUse", text)
+    snapshot.archived, snapshot.restored_until = True, None
+    return {"SnapshotId": snapshot.snapshot_id, "TieringStartTime": context.clock.now()}
+
+
+@operation("ec2", "RestoreSnapshotTier", honours=("PermanentRestore", "SnapshotId", "TemporaryRestoreDays"))
+def restore_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
+    """Bring a snapshot back from the archive tier, for good or for some days."""
+    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
+    days, permanent = params.get("TemporaryRestoreDays"), bool(params.get("PermanentRestore"))
+    if permanent == (days is not None) or (days is not None and days not in RESTORE_DAYS):
+        text = "Exactly one of permanentRestore and temporaryRestoreDays (1 to 180) must be given."
+        raise AwsError("InvalidParameterCombination", text)
+    if not snapshot.archived:
+        raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is not archived.")
+    now = context.clock.now()
+    snapshot.archived = not permanent
+    snapshot.restored_until = None if permanent else now + timedelta(days=days or 0)
+    answer = {"SnapshotId": snapshot.snapshot_id, "RestoreStartTime": now, "IsPermanentRestore": permanent}
+    return answer if permanent else {**answer, "RestoreDuration": days}
+
+
+def tier_view(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what DescribeSnapshots shows of the tier; one restored for some days is a standard one."""
+    if snapshot.archived and snapshot.restored_until is None:
+        return {"StorageTier": "archive"}
+    shown: dict[str, Any] = {"StorageTier": "standard"}
+    return shown | ({"RestoreExpiryTime": snapshot.restored_until} if snapshot.restored_until else {})
+
+
+def check_not_archived(snapshot: Snapshot) -> None:
+    """Refuse to use a snapshot that lies in the archive."""
+    if snapshot.archived and snapshot.restored_until is None:
+        raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is archived.")

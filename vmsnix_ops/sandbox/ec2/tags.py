@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import ids
+from vmsnix_ops.sandbox.ec2 import common
 from vmsnix_ops.sandbox.ec2.filters import page, select
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ def at_creation(params: Params, *resource_types: str) -> dict[str, dict[str, str
 
 
 def _resource(context: Context, resource_id: str) -> Any:
-    for kind in ids.KINDS:
+    for kind in common.KINDS:
         if resource_id.startswith(kind.prefix + "-"):
-            return ids.find_own(context, kind, resource_id)
+            return common.find_own(context, kind, resource_id)
     raise AwsError("InvalidID", f"The ID '{resource_id}' is not valid")
 
 
@@ -136,7 +136,7 @@ def describe_tags(context: Context, params: Params) -> dict[str, Any]:
     """Return tags of this account's resources, one entry a tag."""
     found = [
         _Tag(resource_id, kind.resource_type, key, value)
-        for kind in ids.KINDS
+        for kind in common.KINDS
         for resource_id, resource in context.table(kind.table).items()
         for key, value in resource.tags.items()
     ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import idempotency, ids, parameters
+from vmsnix_ops.sandbox.ec2 import common
 from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
 
@@ -65,7 +65,7 @@ def _version_view(
 ) -> dict[str, Any]:
     data = copy.deepcopy(version.data)
     if resolve_alias and "ImageId" in data:
-        data["ImageId"] = parameters.image_of(context, data["ImageId"])
+        data["ImageId"] = common.image_of(context, data["ImageId"])
     view: dict[str, Any] = {
         "LaunchTemplateId": template.template_id,
         "LaunchTemplateName": template.name,
@@ -85,7 +85,7 @@ def find(context: Context, params: Params) -> LaunchTemplate:
         text = "You must specify either a launch template ID or a launch template name, but not both."
         raise AwsError("InvalidParameterCombination", text)
     if template_id:
-        found: LaunchTemplate = ids.find_own(context, ids.LAUNCH_TEMPLATE, template_id)
+        found: LaunchTemplate = common.find_own(context, common.LAUNCH_TEMPLATE, template_id)
         return found
     for template in context.table("launch_templates").values():
         if template.name == name:
@@ -123,7 +123,7 @@ def merged(context: Context, params: Params) -> Params:
 
 
 def _image(context: Context, asked: Params) -> Params:
-    return {"ImageId": parameters.image_of(context, asked["ImageId"])} if "ImageId" in asked else {}
+    return {"ImageId": common.image_of(context, asked["ImageId"])} if "ImageId" in asked else {}
 
 
 @operation(
@@ -140,7 +140,7 @@ def _image(context: Context, asked: Params) -> Params:
 def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
     """Create a launch template with its first version."""
     table = context.table("launch_templates")
-    known = idempotency.earlier(context, params)
+    known = common.earlier(context, params)
     if known in table:
         return {"LaunchTemplate": _view(table[known])}
     name = params["LaunchTemplateName"]
@@ -153,12 +153,12 @@ def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
             "InvalidLaunchTemplateName.AlreadyExistsException", "Launch template name already in use."
         )
     now = context.clock.now()
-    template = LaunchTemplate(ids.new_id("lt"), name, now, context.principal)
+    template = LaunchTemplate(common.new_id("lt"), name, now, context.principal)
     template.tags = at_creation(params, "launch-template")["launch-template"]
     description = params.get("VersionDescription", "")
     template.versions[1] = Version(1, description, now, context.principal, params["LaunchTemplateData"])
     table[template.template_id] = template
-    idempotency.remember(context, params, template.template_id)
+    common.remember(context, params, template.template_id)
     return {"LaunchTemplate": _view(template)}
 
 
@@ -179,7 +179,7 @@ def create_launch_template_version(context: Context, params: Params) -> dict[str
     """Add a version, on top of another one when the request names it."""
     template = find(context, params)
     alias = bool(params.get("ResolveAlias"))
-    known = idempotency.earlier(context, params)
+    known = common.earlier(context, params)
     if known is not None:
         return {
             "LaunchTemplateVersion": _version_view(
@@ -196,7 +196,7 @@ def create_launch_template_version(context: Context, params: Params) -> dict[str
         copy.deepcopy(base) | params["LaunchTemplateData"],
     )
     template.versions[version.number] = version
-    idempotency.remember(context, params, str(version.number))
+    common.remember(context, params, str(version.number))
     return {"LaunchTemplateVersion": _version_view(context, template, version, resolve_alias=alias)}
 
 

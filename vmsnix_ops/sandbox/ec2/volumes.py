@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import encryption, idempotency, ids, mappings, places, snapshots
+from vmsnix_ops.sandbox.ec2 import common, encryption, images, places, snapshots
 from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
 from vmsnix_ops.sandbox.ec2.state import Volume
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
@@ -93,11 +93,11 @@ def make_volume(
     if ebs.get("SnapshotId"):
         snapshot = snapshots.usable(context, ebs["SnapshotId"], shared=through_image)
         size = snapshot.size_gib if size is None else size
-        mappings.check_fits(size, snapshot.snapshot_id, snapshot.size_gib)
+        images.check_fits(size, snapshot.snapshot_id, snapshot.size_gib)
     if size is None:
         raise AwsError("MissingParameter", "The request must contain the parameter size/snapshot")
     kind = ebs.get("VolumeType", "gp2")
-    mappings.check_volume(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
+    images.check_volume(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
     chosen = encryption.choose(
         context,
         wanted=True if snapshot is not None and snapshot.encrypted else ebs.get("Encrypted"),
@@ -109,7 +109,7 @@ def make_volume(
         raise AwsError(
             "InvalidKmsKey.InvalidState", f"The key ID '{chosen.key}' is not accessible"
         )  # text from memory
-    number = ids.new_id("vol")
+    number = common.new_id("vol")
     volume = Volume(
         volume_id=number,
         size_gib=size,
@@ -153,7 +153,7 @@ def _usual_iops(kind: str, size: int) -> int | None:
 )
 def create_volume(context: Context, params: Params) -> dict[str, Any]:
     """Create an empty volume, or one with the blocks of a snapshot."""
-    known = idempotency.earlier(context, params)
+    known = common.earlier(context, params)
     if known in context.table("volumes"):
         return volume_view(context.table("volumes")[known], context.clock)
     zone = params.get("AvailabilityZone")
@@ -163,7 +163,7 @@ def create_volume(context: Context, params: Params) -> dict[str, Any]:
     tags = at_creation(params, "volume")["volume"]
     ebs = dict(params) | ({"VolumeSize": params["Size"]} if "Size" in params else {})
     volume = make_volume(context, ebs, zone, tags)
-    idempotency.remember(context, params, volume.volume_id)
+    common.remember(context, params, volume.volume_id)
     return volume_view(volume, context.clock)
 
 
@@ -171,7 +171,7 @@ def create_volume(context: Context, params: Params) -> dict[str, Any]:
 def describe_volumes(context: Context, params: Params) -> dict[str, Any]:
     """Return the account's volumes in this region."""
     asked = params.get("VolumeIds") or []
-    found = [ids.find_own(context, ids.VOLUME, i) for i in dict.fromkeys(asked)]
+    found = [common.find_own(context, common.VOLUME, i) for i in dict.fromkeys(asked)]
     kept = select(
         found if asked else context.table("volumes").values(),
         params,
@@ -186,7 +186,7 @@ def describe_volumes(context: Context, params: Params) -> dict[str, Any]:
 @operation("ec2", "DeleteVolume", honours=("VolumeId",))
 def delete_volume(context: Context, params: Params) -> dict[str, Any]:
     """Delete a volume that is attached to nothing."""
-    volume: Volume = ids.find_own(context, ids.VOLUME, params["VolumeId"])
+    volume: Volume = common.find_own(context, common.VOLUME, params["VolumeId"])
     if volume.instance_id:
         text = f"Volume {volume.volume_id} is currently attached to {volume.instance_id}"
         raise AwsError("VolumeInUse", text)

@@ -1,5 +1,5 @@
 """AWS IAM: roles, users, policies, access keys, and what they allow."""
 
-from . import access_keys, attachments, inline_policies, policies, roles, simulation, users
+from vmsnix_ops.sandbox.iam import evaluation, identities, policies
 
-__all__ = ["access_keys", "attachments", "inline_policies", "policies", "roles", "simulation", "users"]
+__all__ = ["evaluation", "identities", "policies"]

@@ -1,16 +1,5 @@
 """Amazon S3: buckets, their settings, objects, multipart uploads."""
 
-from . import attributes, buckets, copies, deletion, listing, multipart, objects, settings, tagging, uploads
+from vmsnix_ops.sandbox.s3 import buckets, listing, multipart, objects
 
-__all__ = [
-    "attributes",
-    "buckets",
-    "copies",
-    "deletion",
-    "listing",
-    "multipart",
-    "objects",
-    "settings",
-    "tagging",
-    "uploads",
-]
+__all__ = ["buckets", "listing", "multipart", "objects"]

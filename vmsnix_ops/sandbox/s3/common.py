@@ -12,15 +12,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
-from ..core import AwsError
-from ..objects import Bucket, Part, StoredObject, find_bucket, object_path
-from ..wire.checksums import ALGORITHMS, Digests, decode, size
+from vmsnix_ops.sandbox.core import AwsError
+from vmsnix_ops.sandbox.objects import Bucket, Part, StoredObject, find_bucket, object_path
+from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, Digests, decode, size
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from ..core import Context, Params
-    from ..wire.body import Body
+    from vmsnix_ops.sandbox.core import Context, Params
+    from vmsnix_ops.sandbox.wire.body import Body
 
 # Parameters that every handler understands in the same way, or that concern the transport only.
 OWNER = ("ExpectedBucketOwner",)

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..core import AwsError, operation
-from .common import bucket_of, owner_id, quoted
+from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.s3.common import bucket_of, owner_id, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..core import Context, Params
-    from ..objects import Bucket, StoredObject
+    from vmsnix_ops.sandbox.core import Context, Params
+    from vmsnix_ops.sandbox.objects import Bucket, StoredObject
 
 MAX_KEYS = 1000
 BEHIND = "\U0010ffff"  # sorts behind every character that a key has

@@ -1,28 +1,30 @@
-"""Multipart uploads: create, parts, complete, abort.
+"""Looking at multipart uploads that are not finished.
 
-Completing copies nothing: the object is the list of its parts. Sources: CreateMultipartUpload, UploadPart,
-UploadPartCopy, CompleteMultipartUpload, AbortMultipartUpload in the Amazon S3 API Reference; "Checking object
-integrity" in the Amazon S3 User Guide.
+Sources: ListParts, ListMultipartUploads in the Amazon S3 API Reference.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from ..core import AwsError, operation
-from ..objects import Part, StoredObject, Upload
-from ..wire import checksums
-from .common import (
+from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.objects import ObjectReader, Part, StoredObject, Upload, object_path
+from vmsnix_ops.sandbox.s3.common import (
     CHECKSUM_MEMBERS,
+    OBJECT_LIMIT,
     bucket_of,
     check_acl,
     check_key,
     check_metadata,
     check_written,
+    copy_source,
     headers_of,
+    owner_id,
     parse_tags,
     quoted,
     receive,
@@ -30,11 +32,150 @@ from .common import (
     replace_object,
     shown_checksums,
 )
-from .objects import WRITE
+from vmsnix_ops.sandbox.s3.listing import encoder, limit_of
+from vmsnix_ops.sandbox.s3.objects import WRITE
+from vmsnix_ops.sandbox.wire.body import BUFFER
+from vmsnix_ops.sandbox.wire.checksums import Digests
+
+from ..wire import checksums
 
 if TYPE_CHECKING:
-    from ..core import Context, Params
-    from ..objects import Bucket
+    from vmsnix_ops.sandbox.core import Context, Params
+    from vmsnix_ops.sandbox.objects import Bucket
+
+
+@operation(
+    "s3",
+    "ListParts",
+    honours=["Bucket", "Key", "UploadId", "MaxParts", "PartNumberMarker", "ExpectedBucketOwner"],
+)
+def list_parts(context: Context, params: Params) -> dict[str, Any]:
+    """List the parts of an upload, by number."""
+    bucket = bucket_of(context, params)
+    upload = upload_of(bucket, params)
+    limit, marker = limit_of(params, "MaxParts"), params.get("PartNumberMarker", 0)
+    waiting = [part for number, part in sorted(upload.parts.items()) if number > marker]
+    shown = waiting[:limit]
+    answer: dict[str, Any] = {
+        "Bucket": bucket.name,
+        "Key": upload.key,
+        "UploadId": upload.upload_id,
+        "PartNumberMarker": marker,
+        "NextPartNumberMarker": shown[-1].number if shown else 0,
+        "MaxParts": limit,
+        "IsTruncated": len(waiting) > limit,
+        "Parts": [
+            {
+                "PartNumber": part.number,
+                "LastModified": part.modified,
+                "ETag": quoted(part.md5),
+                "Size": part.size,
+                **shown_checksums(part.checksums),
+            }
+            for part in shown
+        ],
+        **_who(bucket, upload),
+    }
+    if upload.algorithm is not None:
+        answer |= {"ChecksumAlgorithm": upload.algorithm.upper(), "ChecksumType": upload.checksum_type}
+    return answer
+
+
+def _who(bucket: Bucket, upload: Upload) -> dict[str, Any]:
+    return {
+        "Initiator": {"ID": upload.principal, "DisplayName": upload.principal.rpartition("/")[2]},
+        "Owner": {"ID": owner_id(bucket.account)},
+        "StorageClass": upload.headers.get("StorageClass", "STANDARD"),
+    }
+
+
+@operation(
+    "s3",
+    "ListMultipartUploads",
+    honours=[
+        "Bucket",
+        "Delimiter",
+        "EncodingType",
+        "KeyMarker",
+        "MaxUploads",
+        "Prefix",
+        "UploadIdMarker",
+        "ExpectedBucketOwner",
+    ],
+)
+def list_multipart_uploads(context: Context, params: Params) -> dict[str, Any]:
+    """List uploads that were neither completed nor aborted, by key and then by age."""
+    bucket, encode = bucket_of(context, params), encoder(params)
+    prefix, delimiter = params.get("Prefix", ""), params.get("Delimiter", "")
+    key_marker, id_marker = params.get("KeyMarker", ""), params.get("UploadIdMarker", "")
+    limit = limit_of(params, "MaxUploads")
+    shown: list[Upload] = []
+    prefixes: list[str] = []
+    last, truncated = ("", ""), False
+    for upload in _behind(bucket, prefix, key_marker, id_marker):
+        cut = upload.key.find(delimiter, len(prefix)) if delimiter else -1
+        common = upload.key[: cut + len(delimiter)] if cut >= 0 else None
+        if common is not None and (common in prefixes or key_marker.startswith(common)):
+            continue
+        if len(shown) + len(prefixes) >= limit:
+            truncated = True
+            break
+        if common is None:
+            shown.append(upload)
+            last = (upload.key, upload.upload_id)
+        else:
+            prefixes.append(common)
+            last = (common, "")
+    answer: dict[str, Any] = {
+        "Bucket": bucket.name,
+        "KeyMarker": encode(key_marker),
+        "UploadIdMarker": id_marker,
+        "MaxUploads": limit,
+        "IsTruncated": truncated,
+        "Uploads": [_entry(bucket, upload, encode) for upload in shown],
+        "CommonPrefixes": [{"Prefix": encode(common)} for common in prefixes],
+        "Prefix": encode(prefix),
+    }
+    if delimiter:
+        answer["Delimiter"] = encode(delimiter)
+    if "EncodingType" in params:
+        answer["EncodingType"] = "url"
+    if truncated:
+        answer |= {"NextKeyMarker": encode(last[0]), "NextUploadIdMarker": last[1]}
+    return answer
+
+
+def _behind(bucket: Bucket, prefix: str, key_marker: str, id_marker: str) -> list[Upload]:
+    """Return the uploads behind the markers, in order."""
+    ordered = sorted(
+        bucket.uploads.values(), key=lambda upload: (upload.key, upload.initiated, upload.upload_id)
+    )
+    matching = [upload for upload in ordered if upload.key.startswith(prefix)]
+    if not key_marker:
+        return matching
+    later = [upload for upload in matching if upload.key > key_marker]
+    same = [upload for upload in matching if upload.key == key_marker]
+    ids = [upload.upload_id for upload in same]
+    return (same[ids.index(id_marker) + 1 :] if id_marker in ids else []) + later
+
+
+def _entry(bucket: Bucket, upload: Upload, encode: Any) -> dict[str, Any]:
+    entry = {
+        "Key": encode(upload.key),
+        "UploadId": upload.upload_id,
+        "Initiated": upload.initiated,
+        **_who(bucket, upload),
+    }
+    if upload.algorithm is not None:
+        entry |= {"ChecksumAlgorithm": upload.algorithm.upper(), "ChecksumType": upload.checksum_type}
+    return entry
+
+
+# Multipart uploads: create, parts, complete, abort.
+#
+# Completing copies nothing: the object is the list of its parts. Sources: CreateMultipartUpload, UploadPart,
+# UploadPartCopy, CompleteMultipartUpload, AbortMultipartUpload in the Amazon S3 API Reference; "Checking
+# object integrity" in the Amazon S3 User Guide.
 
 PART_MINIMUM = 5 * 2**20  # bytes, of every part but the last
 PART_NUMBERS = range(1, 10_001)
@@ -365,3 +506,166 @@ def abort_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
     del bucket.uploads[upload.upload_id]
     remove_parts(context, list(upload.parts.values()))
     return {"__status__": 204}
+
+
+# Copies: of whole objects, whose part files are linked and not copied, and of ranges into parts.
+#
+# Sources: CopyObject, UploadPartCopy in the Amazon S3 API Reference.
+
+
+SOURCE = ("CopySource", "CopySourceIfMatch", "CopySourceIfNoneMatch")
+SOURCE_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+
+
+@operation(
+    "s3",
+    "CopyObject",
+    honours=[
+        *WRITE,
+        *SOURCE,
+        "MetadataDirective",
+        "TaggingDirective",
+        "ChecksumAlgorithm",
+        "IfMatch",
+        "IfNoneMatch",
+        "ExpectedSourceBucketOwner",
+    ],
+)
+def copy_object(context: Context, params: Params) -> dict[str, Any]:
+    """Copy an object; its metadata and tags go with it unless the directives say otherwise."""
+    check_key(params["Key"])
+    check_acl(params)
+    bucket = bucket_of(context, params)
+    source_bucket, source = copy_source(context, params)
+    check_written(bucket, params["Key"], params)
+    replaces = params.get("MetadataDirective", "COPY") == "REPLACE"
+    changes = replaces or "StorageClass" in params or "WebsiteRedirectLocation" in params
+    if source_bucket is bucket and source.key == params["Key"] and not changes:
+        raise AwsError(
+            "InvalidRequest",
+            "This copy request is illegal because it is trying to copy an object to itself without "
+            "changing the "
+            "object's metadata, storage class, website redirect location or encryption attributes.",
+        )
+    if source.size > OBJECT_LIMIT:
+        raise AwsError(
+            "InvalidRequest",
+            "The specified copy source is larger than the maximum allowable size for a copy source: "
+            f"{OBJECT_LIMIT}",
+        )
+    tags = (
+        parse_tags(params.get("Tagging", ""))
+        if params.get("TaggingDirective") == "REPLACE"
+        else dict(source.tags)
+    )
+    etag, checksums = _whole_digests(context, source, params.get("ChecksumAlgorithm"))
+    stored = StoredObject(
+        key=params["Key"],
+        parts=tuple(_link(context, part) for part in source.parts),
+        etag=etag,
+        modified=context.clock.now(),
+        headers=headers_of(params, bucket) if replaces else dict(source.headers),
+        metadata=check_metadata(params.get("Metadata", {})) if replaces else dict(source.metadata),
+        checksums=checksums,
+        tags=tags,
+    )
+    replace_object(context, bucket, stored)
+    return {
+        "CopyObjectResult": {
+            "ETag": quoted(etag),
+            "LastModified": stored.modified,
+            "ChecksumType": "FULL_OBJECT" if checksums else None,
+            **shown_checksums(checksums),
+        },
+        "ServerSideEncryption": stored.headers["ServerSideEncryption"],
+    }
+
+
+def _link(context: Context, part: Part) -> Part:
+    """Give a part file a second name, so that original and copy can be deleted independently."""
+    copy = replace(part, file=secrets.token_hex(16))
+    path = copy.path(context.folder)
+    path.parent.mkdir(exist_ok=True)
+    path.hardlink_to(part.path(context.folder))
+    return copy
+
+
+def _whole_digests(
+    context: Context, source: StoredObject, algorithm: str | None
+) -> tuple[str, dict[str, str]]:
+    """Return ETag and checksums of a copy, which is one piece even where its source was uploaded in parts."""
+    wanted = {algorithm.lower()} if algorithm else set(source.checksums)
+    if not source.multipart and wanted == set(source.checksums):
+        return source.etag, source.checksums
+    digests = Digests({"md5", *wanted})
+    with _reader(context, source) as reader:
+        buffer = memoryview(bytearray(BUFFER))
+        while count := reader.readinto(buffer):
+            digests.update(buffer[:count])
+    return digests.hex("md5"), {name: digests.base64(name) for name in wanted}
+
+
+def _reader(context: Context, source: StoredObject) -> ObjectReader:
+    return ObjectReader([(part.path(context.folder), part.size) for part in source.parts])
+
+
+@operation(
+    "s3",
+    "UploadPartCopy",
+    honours=[
+        *SOURCE,
+        "Bucket",
+        "Key",
+        "UploadId",
+        "PartNumber",
+        "CopySourceRange",
+        "ExpectedBucketOwner",
+        "ExpectedSourceBucketOwner",
+    ],
+    locks=False,
+)
+def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
+    """Make a part of an object's bytes."""
+    check_part_number(params["PartNumber"])
+    with context.lock:
+        upload = upload_of(bucket_of(context, params), params)
+        _, source = copy_source(context, params)
+    start, end = _copied_range(source, params)
+    algorithms = {upload.algorithm} if upload.algorithm else set()
+    digests = Digests({"md5", *algorithms})
+    file = secrets.token_hex(16)
+    path = object_path(context.folder, file)
+    path.parent.mkdir(exist_ok=True)
+    with _reader(context, source) as reader, path.open("wb", buffering=0) as target:
+        reader.seek(start)
+        while start < end:
+            piece = memoryview(reader.read(min(BUFFER, end - start)) or b"")
+            target.write(piece)
+            digests.update(piece)
+            start += len(piece)
+    part = Part(
+        number=params["PartNumber"],
+        file=file,
+        size=path.stat().st_size,
+        md5=digests.hex("md5"),
+        checksums={name: digests.base64(name) for name in algorithms},
+        modified=context.clock.now(),
+    )
+    store_part(context, params, part)
+    result = {"ETag": quoted(part.md5), "LastModified": part.modified, **shown_checksums(part.checksums)}
+    return {"CopyPartResult": result, "ServerSideEncryption": upload.headers["ServerSideEncryption"]}
+
+
+def _copied_range(source: StoredObject, params: Params) -> tuple[int, int]:
+    text = params.get("CopySourceRange")
+    if text is None:
+        return 0, source.size
+    match = SOURCE_RANGE.fullmatch(text)
+    if match is None or int(match[1]) > int(match[2]) or int(match[2]) >= source.size:
+        raise AwsError(
+            "InvalidArgument",
+            f"Range specified is not valid for source object of size: {source.size}",
+            ArgumentName="x-amz-copy-source-range",
+            ArgumentValue=text,
+        )
+    return int(match[1]), int(match[2]) + 1

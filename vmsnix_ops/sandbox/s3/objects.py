@@ -9,15 +9,16 @@ import re
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..core import AwsError, operation
-from ..objects import StoredObject, file_ranges
-from .common import (
+from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.objects import StoredObject, file_ranges
+from vmsnix_ops.sandbox.s3.common import (
     CHECKSUM_MEMBERS,
     HEADERS,
     bucket_of,
     check_acl,
     check_key,
     check_metadata,
+    check_tags,
     check_written,
     failed_condition,
     headers_of,
@@ -25,14 +26,18 @@ from .common import (
     parse_tags,
     quoted,
     receive,
+    remove_parts,
     replace_object,
     shown_checksums,
     shown_headers,
 )
+from vmsnix_ops.sandbox.s3.listing import limit_of
 
 if TYPE_CHECKING:
-    from ..core import Context, Params
-    from ..wire.http import FileRange
+    from vmsnix_ops.sandbox.core import Context, Params
+    from vmsnix_ops.sandbox.objects import Bucket
+    from vmsnix_ops.sandbox.wire.http import FileRange
+
 
 SMALL = 256 * 1024  # bytes; read at once rather than opened again for sending
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -249,3 +254,137 @@ def _part_range(stored: StoredObject, number: int) -> tuple[int, int, bool]:
     if not parts:
         return 0, stored.size, True
     return sum(part.size for part in parts[: number - 1]), parts[number - 1].size, True
+
+
+# What S3 knows about an object beside its bytes.
+#
+# Source: GetObjectAttributes in the Amazon S3 API Reference.
+
+KNOWN = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
+
+
+@operation(
+    "s3",
+    "GetObjectAttributes",
+    honours=["Bucket", "Key", "ObjectAttributes", "MaxParts", "PartNumberMarker", "ExpectedBucketOwner"],
+)
+def get_object_attributes(context: Context, params: Params) -> dict[str, Any]:
+    """Return the attributes that were asked for; composite checksums come without their "-N" here."""
+    stored = object_of(bucket_of(context, params), params["Key"])
+    wanted = set(params["ObjectAttributes"])
+    if not wanted <= KNOWN:
+        raise AwsError(
+            "InvalidArgument", "Invalid attribute name specified.", ArgumentName="x-amz-object-attributes"
+        )
+    answer: dict[str, Any] = {"LastModified": stored.modified}
+    if "ETag" in wanted:
+        answer["ETag"] = stored.etag
+    if "ObjectSize" in wanted:
+        answer["ObjectSize"] = stored.size
+    if "StorageClass" in wanted:
+        answer["StorageClass"] = stored.headers.get("StorageClass", "STANDARD")
+    if "Checksum" in wanted and stored.checksums:
+        plain = {name: value.partition("-")[0] for name, value in stored.checksums.items()}
+        answer["Checksum"] = {**shown_checksums(plain), "ChecksumType": stored.checksum_type}
+    if "ObjectParts" in wanted and stored.multipart:
+        answer["ObjectParts"] = _parts(stored, params)
+    return answer
+
+
+def _parts(stored: StoredObject, params: Params) -> dict[str, Any]:
+    if not stored.checksums:  # the parts themselves are told of checksummed uploads only
+        return {"TotalPartsCount": len(stored.parts)}
+    marker, limit = params.get("PartNumberMarker", 0), limit_of(params, "MaxParts")
+    waiting = [part for part in stored.parts if part.number > marker]
+    shown = waiting[:limit]
+    return {
+        "TotalPartsCount": len(stored.parts),
+        "PartNumberMarker": marker,
+        "NextPartNumberMarker": shown[-1].number if shown else 0,
+        "MaxParts": limit,
+        "IsTruncated": len(waiting) > limit,
+        "Parts": [
+            {"PartNumber": part.number, "Size": part.size, **shown_checksums(part.checksums)}
+            for part in shown
+        ],
+    }
+
+
+# Tags of objects.
+#
+# Sources: GetObjectTagging, PutObjectTagging, DeleteObjectTagging in the Amazon S3 API Reference.
+
+NAMES = ("Bucket", "Key", "ExpectedBucketOwner")
+
+
+@operation("s3", "GetObjectTagging", honours=NAMES)
+def get_object_tagging(context: Context, params: Params) -> dict[str, Any]:
+    """Return the tags of an object."""
+    stored = object_of(bucket_of(context, params), params["Key"])
+    return {"TagSet": [{"Key": key, "Value": value} for key, value in stored.tags.items()]}
+
+
+@operation("s3", "PutObjectTagging", honours=[*NAMES, "Tagging", "ContentMD5", "ChecksumAlgorithm"])
+def put_object_tagging(context: Context, params: Params) -> dict[str, Any]:
+    """Replace the tags of an object."""
+    stored = object_of(bucket_of(context, params), params["Key"])
+    stored.tags = check_tags(params["Tagging"]["TagSet"], limit=10)
+    return {}
+
+
+@operation("s3", "DeleteObjectTagging", honours=NAMES)
+def delete_object_tagging(context: Context, params: Params) -> dict[str, Any]:
+    """Remove the tags of an object."""
+    object_of(bucket_of(context, params), params["Key"]).tags = {}
+    return {"__status__": 204}
+
+
+# Deleting objects, one by one or a thousand at once.
+#
+# Sources: DeleteObject, DeleteObjects in the Amazon S3 API Reference.
+
+MOST = 1000
+
+
+def _delete(context: Context, bucket: Bucket, key: str, etag: str | None) -> None:
+    stored = bucket.objects.get(key)
+    if etag is not None and stored is not None and etag.strip('"') not in {"*", stored.etag}:
+        raise failed_condition("If-Match")
+    if stored is not None:
+        del bucket.objects[key]
+        remove_parts(context, stored.parts)
+
+
+@operation("s3", "DeleteObject", honours=["Bucket", "Key", "IfMatch", "ExpectedBucketOwner"])
+def delete_object(context: Context, params: Params) -> dict[str, Any]:
+    """Delete an object; deleting what is not there succeeds too."""
+    _delete(context, bucket_of(context, params), params["Key"], params.get("IfMatch"))
+    return {"__status__": 204}
+
+
+@operation(
+    "s3",
+    "DeleteObjects",
+    honours=["Bucket", "Delete", "ChecksumAlgorithm", "ExpectedBucketOwner"],
+)
+def delete_objects(context: Context, params: Params) -> dict[str, Any]:
+    """Delete many objects and tell the outcome of each."""
+    bucket = bucket_of(context, params)
+    if not any(name == "content-md5" or name.startswith("x-amz-checksum-") for name in context.headers):
+        raise AwsError(
+            "InvalidRequest", "Missing required header for this request: Content-MD5 OR x-amz-checksum-*"
+        )
+    listed, quiet = params["Delete"]["Objects"], params["Delete"].get("Quiet", False)
+    if not 1 <= len(listed) <= MOST:
+        raise AwsError(
+            "MalformedXML",
+            "The XML you provided was not well-formed or did not validate against our published schema",
+        )
+    deleted, errors = [], []
+    for entry in listed:
+        try:
+            _delete(context, bucket, entry["Key"], entry.get("ETag"))
+            deleted.append({"Key": entry["Key"]})
+        except AwsError as error:
+            errors.append({"Key": entry["Key"], "Code": error.code, "Message": error.message})
+    return {"Deleted": [] if quiet else deleted, "Errors": errors}

@@ -1,5 +1,5 @@
 """AWS Systems Manager: Parameter Store."""
 
-from . import labels, parameters, queries, tags
+from vmsnix_ops.sandbox.ssm import parameters
 
-__all__ = ["labels", "parameters", "queries", "tags"]
+__all__ = ["parameters"]

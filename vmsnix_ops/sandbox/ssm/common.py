@@ -1,23 +1,74 @@
-"""Names, selectors and answers of parameters.
-
-Source: "Working with Parameter Store" in the AWS Systems Manager User Guide; GetParameter in the API
-Reference.
-"""
+"""What Parameter Store remembers, in table ``parameters`` of each region by name."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
+import uuid
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..core import AwsError
-from . import secrets
-from .state import Parameter
+from vmsnix_ops.sandbox.core import AwsError
 
 if TYPE_CHECKING:
-    from ..core import Context, Params
-    from .state import Unchecked, Version
+    from datetime import datetime
+
+    from vmsnix_ops.sandbox.core import Context, Params
+
+
+@dataclass(slots=True)
+class Version:
+    """One version of a parameter."""
+
+    number: int
+    value: str
+    kind: str  # String, StringList or SecureString
+    data_type: str  # text or aws:ec2:image
+    modified: datetime
+    principal: str
+    description: str
+    allowed_pattern: str
+    tier: str
+    labels: list[str] = field(default_factory=list)
+    key: str = ""  # ARN of the KMS key of a SecureString
+    alias: str = ""  # and how the caller named it
+
+
+@dataclass(slots=True)
+class Parameter:
+    """A parameter with its versions, the newest last."""
+
+    name: str
+    arn: str
+    versions: list[Version]
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def newest(self) -> Version:
+        """The version that counts."""
+        return self.versions[-1]
+
+
+@dataclass(slots=True)
+class Unchecked:
+    """A value of the type aws:ec2:image that Parameter Store accepted and has not checked yet.
+
+    In table ``unchecked_parameters`` of each region by the id of the request, in their order.
+    """
+
+    name: str
+    arn: str
+    version: Version
+    tags: dict[str, str]
+
+
+# Names, selectors and answers of parameters.
+#
+# Source: "Working with Parameter Store" in the AWS Systems Manager User Guide; GetParameter in the API
+# Reference.
+
 
 NAME = re.compile(r"[a-zA-Z0-9_.\-/]+")
 CHECK_SECONDS = 1.0
@@ -105,7 +156,7 @@ def show(parameter: Parameter, version: Version, selector: str, params: Params) 
     shown = {
         "Name": parameter.name,
         "Type": version.kind,
-        "Value": secrets.shown_value(version, params),
+        "Value": shown_value(version, params),
         "Version": version.number,
         "LastModifiedDate": version.modified,
         "ARN": parameter.arn,
@@ -192,3 +243,46 @@ def check_name(name: str) -> None:
         raise AwsError(
             "HierarchyLevelLimitExceededException", "A parameter hierarchy can have a maximum of 15 levels."
         )
+
+
+# SecureString parameters: their KMS keys, and how they look without decryption.
+#
+# There is no KMS in the sandbox. ``alias/aws/ssm`` is the key that AWS manages; a customer key is one of the
+# caller's account and region, by id or ARN. Sources: "AWS KMS encryption for AWS Systems Manager Parameter
+# Store SecureString parameters" and "Restricting decryption of SecureString parameter values" in the Systems
+# Manager User Guide.
+
+DEFAULT_ALIAS = "alias/aws/ssm"
+_KEY_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|mrk-[0-9a-f]{32}")
+
+
+def managed_key(context: Context) -> str:
+    """Return the ARN of the key that AWS manages for Parameter Store in this account and region."""
+    number = uuid.uuid5(uuid.NAMESPACE_OID, f"{context.account} {context.region} {DEFAULT_ALIAS}")
+    return f"arn:{context.partition}:kms:{context.region}:{context.account}:key/{number}"
+
+
+def key_of(context: Context, key_id: str | None) -> str:
+    """Return the ARN of the key that a request names; the managed key when it names none.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidKeyId`` for a key that is not one of this account and region.
+    """
+    here = f"arn:{context.partition}:kms:{context.region}:{context.account}:"
+    name = (key_id or DEFAULT_ALIAS).removeprefix(here)
+    if name == DEFAULT_ALIAS:
+        return managed_key(context)
+    number = name.removeprefix("key/")
+    if not _KEY_ID.fullmatch(number):
+        raise AwsError("InvalidKeyId", f"Key '{key_id}' is not found")  # text from memory
+    return f"{here}key/{number}"
+
+
+def shown_value(version: Version, params: Params) -> str:
+    """Return the value of a version; of a SecureString its ciphertext, unless decryption is asked for."""
+    if not version.key or params.get("WithDecryption"):
+        return version.value
+    digest = hashlib.sha512(f"{version.key} {version.number} {version.value}".encode()).digest()
+    return base64.b64encode(b"\x01\x01" + digest).decode()

@@ -10,22 +10,27 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..core import AwsError, operation
-from . import secrets
-from .common import (
+from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.ssm import common
+from vmsnix_ops.sandbox.ssm.common import (
     VERSIONS_KEPT,
+    Parameter,
+    Unchecked,
+    Version,
     check_name,
+    describe,
     keep,
+    page,
     parameter_of,
     parameters,
     plain_name,
     select,
     show,
 )
-from .state import Parameter, Unchecked, Version
 
 if TYPE_CHECKING:
-    from ..core import Context, Params
+    from vmsnix_ops.sandbox.core import Context, Params
+
 
 IMAGE_ID = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
 DATA_TYPES = {"text", "aws:ec2:image"}
@@ -94,7 +99,7 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
         raise AwsError("ValidationException", "A parameter type is required when you create a parameter.")
     if params.get("KeyId") and kind != "SecureString":
         raise AwsError("ValidationException", f"KeyId is not supported for the parameter type {kind}.")
-    key = secrets.key_of(context, params.get("KeyId")) if kind == "SecureString" else ""
+    key = common.key_of(context, params.get("KeyId")) if kind == "SecureString" else ""
     if existing is not None and kind != existing.newest.kind:
         raise AwsError("HierarchyTypeMismatchException", "Parameter type can't be changed.")
     data_type = params.get("DataType") or (existing.newest.data_type if existing is not None else "text")
@@ -114,7 +119,7 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
         allowed_pattern=params.get("AllowedPattern", ""),
         tier="Standard" if tier == "Intelligent-Tiering" else tier,
         key=key,
-        alias=params.get("KeyId", secrets.DEFAULT_ALIAS) if key else "",
+        alias=params.get("KeyId", common.DEFAULT_ALIAS) if key else "",
     )
 
 
@@ -208,3 +213,171 @@ def delete_parameters(context: Context, params: Params) -> dict[str, Any]:
         "DeletedParameters": deleted,
         "InvalidParameters": [n for n in params["Names"] if n not in deleted],
     }
+
+
+# Looking at many parameters: by path, history, descriptions.
+#
+# Sources: GetParametersByPath, GetParameterHistory, DescribeParameters in the AWS Systems Manager API
+# Reference.
+
+
+@operation(
+    "ssm", "GetParametersByPath", honours=["Path", "Recursive", "WithDecryption", "MaxResults", "NextToken"]
+)
+def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
+    """Return the parameters below a path; directly below it unless recursive."""
+    path = params["Path"]
+    if not path.startswith("/"):
+        raise AwsError(
+            "ValidationException",
+            "The parameter doesn't meet the parameter name requirements. The parameter name must begin "
+            "with a forward "
+            'slash "/".',
+        )
+    prefix = path if path.endswith("/") else f"{path}/"
+    found = [
+        show(parameter, parameter.newest, "", params)
+        for name, parameter in sorted(parameters(context).items())
+        if name.startswith(prefix) and (params.get("Recursive") or "/" not in name[len(prefix) :])
+    ]
+    return page(found, params, "Parameters", 10)
+
+
+@operation("ssm", "GetParameterHistory", honours=["Name", "WithDecryption", "MaxResults", "NextToken"])
+def get_parameter_history(context: Context, params: Params) -> dict[str, Any]:
+    """Return all versions of a parameter, the oldest first."""
+    parameter = parameter_of(context, params["Name"])
+    shown = [
+        describe(parameter, version)
+        | {"Value": common.shown_value(version, params), "Labels": version.labels}
+        for version in parameter.versions
+    ]
+    return page(shown, params, "Parameters", 50)
+
+
+@operation("ssm", "DescribeParameters", honours=["ParameterFilters", "MaxResults", "NextToken"])
+def describe_parameters(context: Context, params: Params) -> dict[str, Any]:
+    """Describe parameters, without their values."""
+    found = [parameter for _, parameter in sorted(parameters(context).items())]
+    for condition in params.get("ParameterFilters", []):
+        found = [parameter for parameter in found if _matches(parameter, condition)]
+    shown = [describe(parameter, parameter.newest) | {"ARN": parameter.arn} for parameter in found]
+    return page(shown, params, "Parameters", 50)
+
+
+def _matches(parameter: Parameter, condition: dict[str, Any]) -> bool:
+    """Return whether a parameter meets one of the filters that are emulated."""
+    key, option, values = condition["Key"], condition.get("Option"), condition.get("Values", [])
+    if key == "Name" and option in {None, "Equals"}:
+        return parameter.name in values
+    if key == "Name" and option == "BeginsWith":
+        return parameter.name.startswith(tuple(values))
+    if key == "Name" and option == "Contains":
+        return any(value in parameter.name for value in values)
+    if key == "Path" and option in {"Recursive", "OneLevel", None}:
+        return any(_below(parameter.name, value, recursive=option == "Recursive") for value in values)
+    if key == "Type" and option in {None, "Equals"}:
+        return parameter.newest.kind in values
+    if key == "DataType" and option in {None, "Equals"}:
+        return parameter.newest.data_type in values
+    if key.startswith("tag:") and option in {None, "Equals"}:
+        value = parameter.tags.get(key.removeprefix("tag:"))
+        return value is not None and (not values or value in values)
+    raise AwsError(
+        "NotImplemented", f"The sandbox does not emulate the filter {key} {option or ''}.", status=501
+    )
+
+
+def _below(name: str, path: str, *, recursive: bool) -> bool:
+    prefix = f"{path.rstrip('/')}/"
+    return name.startswith(prefix) and (recursive or "/" not in name[len(prefix) :])
+
+
+# Labels of versions.
+#
+# Sources: LabelParameterVersion, UnlabelParameterVersion in the AWS Systems Manager API Reference.
+
+LABEL = re.compile(r"(?!\d)(?!(?i:aws|ssm))[a-zA-Z0-9_.\-]{1,100}")
+LABELS_MOST = 10
+
+
+def _version(parameter: Parameter, number: int | None) -> Version:
+    if number is None:
+        return parameter.newest
+    for version in parameter.versions:
+        if version.number == number:
+            return version
+    raise AwsError(
+        "ParameterVersionNotFound",
+        f"Systems Manager could not find version {number} of {parameter.name}. Verify the version and try "
+        "again.",
+    )
+
+
+@operation("ssm", "LabelParameterVersion", honours=["Name", "ParameterVersion", "Labels"])
+def label_parameter_version(context: Context, params: Params) -> dict[str, Any]:
+    """Give a version labels; a label that another version has moves here."""
+    parameter = parameter_of(context, params["Name"])
+    version = _version(parameter, params.get("ParameterVersion"))
+    valid = [label for label in params["Labels"] if LABEL.fullmatch(label)]
+    if len({*version.labels, *valid}) > LABELS_MOST:
+        raise AwsError(
+            "ParameterVersionLabelLimitExceeded", "A parameter version can have a maximum of ten labels."
+        )
+    for other in parameter.versions:
+        other.labels = [label for label in other.labels if label not in valid]
+    version.labels += valid
+    invalid = [label for label in params["Labels"] if label not in valid]
+    return {"InvalidLabels": invalid, "ParameterVersion": version.number}
+
+
+@operation("ssm", "UnlabelParameterVersion", honours=["Name", "ParameterVersion", "Labels"])
+def unlabel_parameter_version(context: Context, params: Params) -> dict[str, Any]:
+    """Take labels from a version."""
+    version = _version(parameter_of(context, params["Name"]), params["ParameterVersion"])
+    removed = [label for label in params["Labels"] if label in version.labels]
+    version.labels = [label for label in version.labels if label not in removed]
+    return {"RemovedLabels": removed, "InvalidLabels": [n for n in params["Labels"] if n not in removed]}
+
+
+# Tags of parameters.
+#
+# Sources: AddTagsToResource, RemoveTagsFromResource, ListTagsForResource in the AWS Systems Manager API
+# Reference.
+
+RESOURCE = ("ResourceType", "ResourceId")
+
+
+def _tagged(context: Context, params: Params) -> Parameter:
+    if params["ResourceType"] != "Parameter":
+        raise AwsError("NotImplemented", "The sandbox tags parameters only.", status=501)
+    found = parameters(context).get(params["ResourceId"])
+    if found is None:
+        raise AwsError("InvalidResourceId", "The resource ID isn't valid.")
+    return found
+
+
+@operation("ssm", "AddTagsToResource", honours=[*RESOURCE, "Tags"])
+def add_tags_to_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Add or replace tags."""
+    parameter = _tagged(context, params)
+    tags = parameter.tags | {tag["Key"]: tag["Value"] for tag in params["Tags"]}
+    if len(tags) > 50:
+        raise AwsError("TooManyTagsError", "The Targets parameter includes too many tags.")
+    parameter.tags = tags
+    return {}
+
+
+@operation("ssm", "RemoveTagsFromResource", honours=[*RESOURCE, "TagKeys"])
+def remove_tags_from_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Remove tags; keys that are not there do not matter."""
+    parameter = _tagged(context, params)
+    for key in params["TagKeys"]:
+        parameter.tags.pop(key, None)
+    return {}
+
+
+@operation("ssm", "ListTagsForResource", honours=RESOURCE)
+def list_tags_for_resource(context: Context, params: Params) -> dict[str, Any]:
+    """List the tags of a parameter."""
+    return {"TagList": [{"Key": key, "Value": value} for key, value in _tagged(context, params).tags.items()]}

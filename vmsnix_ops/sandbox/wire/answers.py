@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from . import jsons, scalars, xml
-from .http import FileRange, Response
+from vmsnix_ops.sandbox.wire import jsons, models, xml
+from vmsnix_ops.sandbox.wire.http import FileRange, Response
 
 if TYPE_CHECKING:
     from botocore.model import OperationModel, StructureShape
 
-    from ..core import AwsError
-    from .models import Service
+    from vmsnix_ops.sandbox.core import AwsError
+    from vmsnix_ops.sandbox.wire.models import Service
 
 # The root elements of S3's answers that botocore's model does not know, because its parser ignores them.
 # Source: Amazon S3 API Reference, "Response Syntax" of each operation.
@@ -112,7 +112,7 @@ def _write_headers(shape: StructureShape, result: dict[str, Any], response: Resp
         elif member.type_name == "list":
             response.headers[key] = ",".join(str(part) for part in value)
         else:
-            response.headers[key] = scalars.text_of(member, value, timestamp_format="rfc822")
+            response.headers[key] = models.text_of(member, value, timestamp_format="rfc822")
 
 
 def _write_rest_body(

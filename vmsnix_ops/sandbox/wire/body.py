@@ -8,13 +8,13 @@ import io
 import re
 from typing import TYPE_CHECKING
 
-from ..core import AwsError
+from vmsnix_ops.sandbox.core import AwsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from .checksums import Digests
+    from vmsnix_ops.sandbox.wire.checksums import Digests
 
 BUFFER = (
     256 * 1024

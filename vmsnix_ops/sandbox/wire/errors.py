@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..core import AwsError
+from vmsnix_ops.sandbox.core import AwsError
 
 NOT_EMULATED = "NotImplemented"
 

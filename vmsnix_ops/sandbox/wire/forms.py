@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl
 
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
-from ..core import AwsError
-from . import errors, scalars
+from vmsnix_ops.sandbox.core import AwsError
+from vmsnix_ops.sandbox.wire import errors, models
 
 Tree = dict[str, Any]  # text at the leaves
 MOST_BRANCHES = 30  # names in a key
@@ -79,8 +79,8 @@ class FormParser:
         if isinstance(node, dict):
             raise errors.unknown_parameter(f"{path}.{next(iter(node))}", self._protocol)
         try:
-            return scalars.parse(shape, node)
-        except scalars.BadValueError as error:
+            return models.parse(shape, node)
+        except models.BadValueError as error:
             raise errors.bad_value(path, error.text, error.expected, self._protocol) from None
 
     def _branch(self, node: Any, path: str) -> Tree:

@@ -20,7 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_plus
 
-from .body import LINE_LIMIT, Body, DisconnectedError, HttpBody, TooSlowError
+from vmsnix_ops.sandbox.wire.body import LINE_LIMIT, Body, DisconnectedError, HttpBody, TooSlowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

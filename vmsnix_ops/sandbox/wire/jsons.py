@@ -9,8 +9,8 @@ from typing import Any
 
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
-from ..core import AwsError, load_json
-from . import errors, scalars
+from vmsnix_ops.sandbox.core import AwsError, load_json
+from vmsnix_ops.sandbox.wire import errors, models
 
 NUMBERS = {"integer": int, "long": int, "float": float, "double": float}
 
@@ -54,10 +54,10 @@ def _scalar(shape: Shape, value: Any, path: str, protocol: str) -> Any:
     kind = shape.type_name
     try:
         if kind == "timestamp":
-            return scalars.parse_time(value, "iso8601")
+            return models.parse_time(value, "iso8601")
         if kind == "blob":
-            return scalars.parse(shape, value)
-    except (ValueError, TypeError, OverflowError, OSError, scalars.BadValueError):
+            return models.parse(shape, value)
+    except (ValueError, TypeError, OverflowError, OSError, models.BadValueError):
         raise errors.bad_value(path, str(value)[:80], kind, protocol) from None
     if kind in NUMBERS:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -103,6 +103,6 @@ def _plain(shape: Shape, value: Any) -> Any:
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, datetime):
         if shape.serialization.get("timestampFormat") == "iso8601":
-            return scalars.time_text(value, "iso8601")
-        return scalars.unix_time(value)
+            return models.time_text(value, "iso8601")
+        return models.unix_time(value)
     return value

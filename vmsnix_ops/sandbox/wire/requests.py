@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..core import AwsError
-from . import checksums, errors, jsons, scalars, xml
-from .forms import FormParser, read_form
-from .models import TRANSPORT_KEYS, Route, Service
+from vmsnix_ops.sandbox.core import AwsError
+from vmsnix_ops.sandbox.wire import checksums, errors, jsons, models, xml
+from vmsnix_ops.sandbox.wire.forms import FormParser, read_form
+from vmsnix_ops.sandbox.wire.models import TRANSPORT_KEYS, Route, Service
 
 if TYPE_CHECKING:
     from botocore.model import OperationModel, StructureShape
 
-    from .http import Request
+    from vmsnix_ops.sandbox.wire.http import Request
 
 MOST_BYTES = 2**20  # of a document that is read as a whole: its objects take many times as much
 SIGNATURE_KEYS = frozenset(
@@ -141,10 +141,10 @@ def _parse_rest(request: Request, target: Target, shape: StructureShape, protoco
         form = "rfc822" if location == "header" else "iso8601"
         try:
             if member.type_name == "list":
-                params[name] = [scalars.parse(member.member, part.strip()) for part in raw.split(",")]
+                params[name] = [models.parse(member.member, part.strip()) for part in raw.split(",")]
             else:
-                params[name] = scalars.parse(member, raw, timestamp_format=form)
-        except scalars.BadValueError as error:
+                params[name] = models.parse(member, raw, timestamp_format=form)
+        except models.BadValueError as error:
             raise errors.bad_value(key, error.text, error.expected, protocol) from None
     params |= _parse_payload(request, shape, protocol)
     for name in shape.required_members:

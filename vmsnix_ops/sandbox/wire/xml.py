@@ -9,8 +9,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
-from ..core import AwsError
-from . import scalars
+from vmsnix_ops.sandbox.core import AwsError
+from vmsnix_ops.sandbox.wire import models
 
 HEADER = '<?xml version="1.0" encoding="UTF-8"?>\n'
 SCHEMA_INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
@@ -58,7 +58,7 @@ class XmlWriter:
             return self._list(name, shape, value)
         if isinstance(shape, MapShape):
             return self._map(name, shape, value)
-        return element(name, text(scalars.text_of(shape, value, timestamp_format=self._timestamp_format)))
+        return element(name, text(models.text_of(shape, value, timestamp_format=self._timestamp_format)))
 
     def _list(self, name: str, shape: ListShape, values: list[Any]) -> str:
         if shape.serialization.get("flattened"):
@@ -117,7 +117,7 @@ def read(shape: Shape, body: bytes) -> Any:
             raise malformed()
         root = ET.fromstring(document)  # noqa: S314 - entities were refused above
         return _value(shape, root)
-    except (ET.ParseError, ValueError, RecursionError, scalars.BadValueError):
+    except (ET.ParseError, ValueError, RecursionError, models.BadValueError):
         raise malformed() from None
 
 
@@ -130,7 +130,7 @@ def _value(shape: Shape, node: ET.Element) -> Any:
         return _structure(shape, node)
     if isinstance(shape, ListShape):
         return [_value(shape.member, child) for child in node]
-    return scalars.parse(shape, (node.text or "").strip() if shape.type_name != "string" else node.text or "")
+    return models.parse(shape, (node.text or "").strip() if shape.type_name != "string" else node.text or "")
 
 
 def _structure(shape: StructureShape, node: ET.Element) -> dict[str, Any]:

@@ -1,21 +1,81 @@
-"""Topics: create, list, look at, delete.
+"""Publish: a message for a topic.
 
-Nobody subscribes here; the messages that a topic was given stay with it. Sources: CreateTopic, ListTopics,
-GetTopicAttributes, DeleteTopic in the Amazon SNS API Reference.
+Sources: Publish in the Amazon SNS API Reference; "Message deduplication for FIFO topics" in its Developer
+Guide.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..core import AwsError, operation
+from vmsnix_ops.sandbox.core import AwsError, operation
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from ..core import Context, Params
+    from vmsnix_ops.sandbox.core import Context, Params
+
+
+LARGEST = 256 * 1024
+DEDUPLICATION_SECONDS = 300.0
+
+
+@operation(
+    "sns",
+    "Publish",
+    honours=["TopicArn", "Subject", "Message", "MessageGroupId", "MessageDeduplicationId"],
+)
+def publish(context: Context, params: Params) -> dict[str, Any]:
+    """Give a topic a message; a FIFO topic drops one that it was given in the last five minutes."""
+    topic = find(context, params.get("TopicArn", ""))
+    text, subject = params["Message"], params.get("Subject", "")
+    if not text:
+        raise AwsError("InvalidParameter", "Invalid parameter: Empty message")
+    if len(text.encode()) > LARGEST:
+        raise AwsError("InvalidParameter", "Invalid parameter: Message too long")
+    if "Subject" in params and (not 1 <= len(subject) <= 100 or not subject.isprintable()):
+        raise AwsError("InvalidParameter", "Invalid parameter: Subject")
+    message = Message(str(uuid.uuid4()), subject, text, context.clock.now())
+    if topic.fifo:
+        message.group, message.deduplication = _order(topic, params)
+        for earlier in topic.messages:
+            recent = context.clock.age(earlier.at) < DEDUPLICATION_SECONDS
+            if recent and earlier.deduplication == message.deduplication:
+                return {"MessageId": earlier.message_id}
+    elif "MessageDeduplicationId" in params:
+        raise AwsError(
+            "InvalidParameter",
+            "Invalid parameter: The request includes MessageDeduplicationId parameter that is not valid for "
+            "this topic type",
+        )
+    topic.messages.append(message)
+    return {"MessageId": message.message_id}
+
+
+def _order(topic: Topic, params: Params) -> tuple[str, str]:
+    """Return group and deduplication id of a message for a FIFO topic."""
+    group = params.get("MessageGroupId", "")
+    if not group:
+        text = "Invalid parameter: The MessageGroupId parameter is required for FIFO topics"
+        raise AwsError("InvalidParameter", text)
+    given = params.get("MessageDeduplicationId", "")
+    if not given and topic.attributes.get("ContentBasedDeduplication", "false").lower() != "true":
+        raise AwsError(
+            "InvalidParameter",
+            "Invalid parameter: The topic should either have ContentBasedDeduplication enabled or "
+            "MessageDeduplicationId provided explicitly",
+        )
+    return group, given or hashlib.sha256(params["Message"].encode()).hexdigest()
+
+
+# Topics: create, list, look at, delete.
+#
+# Nobody subscribes here; the messages that a topic was given stay with it. Sources: CreateTopic, ListTopics,
+# GetTopicAttributes, DeleteTopic in the Amazon SNS API Reference.
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,256}")
 FIFO_NAME = re.compile(r"[A-Za-z0-9_-]{1,251}\.fifo")

@@ -1,23 +1,217 @@
-"""Auto Scaling groups: create, describe, change what they launch and how many, delete.
+"""What Auto Scaling remembers, its names and its pages.
 
-A group launches what it lacks and terminates what it has too much when its sizes are set. It does not watch
-its instances: one that somebody else terminates is not replaced, and nothing scales by itself.
+Sources: the reference pages of the operations and "Common Errors" in the Amazon EC2 Auto Scaling API
+Reference; texts as public transcripts show them where not marked otherwise.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import copy
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+import re
+import uuid
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vmsnix_ops.sandbox.autoscaling import configurations
-from vmsnix_ops.sandbox.autoscaling.common import Group, arn, check_name, invalid, page
 from vmsnix_ops.sandbox.core import AwsError, operation
-from vmsnix_ops.sandbox.ec2 import instances, places, templates
+from vmsnix_ops.sandbox.ec2 import images, instances, places, templates
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
     from vmsnix_ops.sandbox.core import Context, Params
     from vmsnix_ops.sandbox.ec2.state import Instance
+
+
+Item = TypeVar("Item")
+NAME = re.compile(r"[\u0020-\u0039\u003b-\uD7FF\uE000-\uFFFD\r\n\t]{1,255}")  # a colon is refused
+USUAL_PAGE, LARGEST_PAGE = 50, 100
+
+
+@dataclass(slots=True)
+class Configuration:
+    """A launch configuration; `asked` is the request that made it."""
+
+    name: str
+    arn: str
+    created: datetime
+    asked: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Group:
+    """An Auto Scaling group. Which instances it has, their tag ``aws:autoscaling:groupName`` says.
+
+    `source` holds the one member that says what it launches, as DescribeAutoScalingGroups shows it, `origins`
+    what each instance was launched from.
+    """
+
+    name: str
+    arn: str
+    created: datetime
+    source: dict[str, Any]
+    zones: list[str]
+    least: int
+    most: int
+    desired: int
+    tags: list[dict[str, Any]] = field(default_factory=list)
+    origins: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def invalid(text: str) -> AwsError:
+    """Return the refusal that Auto Scaling has for nearly everything."""
+    return AwsError("ValidationError", text)
+
+
+def check_name(name: str, what: str) -> str:
+    """Return a name, or refuse it."""
+    if not NAME.fullmatch(name):
+        raise invalid(f"Invalid {what} name: {name!r}")  # text from memory
+    return name
+
+
+def arn(context: Context, kind: str, name: str) -> str:
+    """Return a fresh ARN of a kind, such as ``autoScalingGroup``."""
+    home = f"arn:{context.partition}:autoscaling:{context.region}:{context.account}"
+    return f"{home}:{kind}:{uuid.uuid4()}:{kind}Name/{name}"
+
+
+def page(
+    items: Sequence[Item], params: Params, member: str, view: Callable[[Item], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return one page of items that are in the order of their names.
+
+    Raises
+    ------
+    AwsError
+        ``ValidationError`` for ``MaxRecords`` out of its bounds, ``InvalidNextToken``.
+    """
+    size = params.get("MaxRecords", USUAL_PAGE)
+    if not 1 <= size <= LARGEST_PAGE:
+        text = f"The value '{size}' of the parameter maxRecords is not between 1 and {LARGEST_PAGE}."
+        raise invalid(text)  # text from memory
+    start = 0
+    if params.get("NextToken"):
+        try:
+            start = int(base64.b64decode(params["NextToken"], validate=True).decode().removeprefix("after "))
+        except (binascii.Error, ValueError):
+            raise AwsError("InvalidNextToken", "The token is not valid.") from None
+    answer: dict[str, Any] = {member: [view(item) for item in items[start : start + size]]}
+    if start + size < len(items):
+        answer["NextToken"] = base64.b64encode(f"after {start + size}".encode()).decode()
+    return answer
+
+
+# Launch configurations: create, describe, delete.
+#
+# AWS gives them to accounts that had them before 2023 only; here every account may have them, because the old
+# ones are what an audit must find.
+
+
+def find_configuration(context: Context, name: str) -> Configuration:
+    """Return a launch configuration by its name or ARN."""
+    for known in context.table("launch_configurations").values():
+        if name in (known.name, known.arn):
+            return known  # type: ignore[no-any-return]
+    raise invalid(f"Launch configuration name not found - Launch configuration {name} not found")
+
+
+def launch(configuration: Configuration) -> dict[str, Any]:
+    """Return what RunInstances is asked for on behalf of a launch configuration."""
+    wanted = ("ImageId", "InstanceType", "UserData", "BlockDeviceMappings", "MetadataOptions")
+    return {name: configuration.asked[name] for name in wanted if name in configuration.asked}
+
+
+def _view(configuration: Configuration) -> dict[str, Any]:
+    asked = configuration.asked
+    empty = {"KeyName": "", "UserData": "", "KernelId": "", "RamdiskId": ""}
+    return {
+        **empty,
+        "SecurityGroups": [],
+        "ClassicLinkVPCSecurityGroups": [],
+        "BlockDeviceMappings": [],
+        "InstanceMonitoring": {"Enabled": True},
+        "EbsOptimized": False,
+        **asked,
+        "LaunchConfigurationName": configuration.name,
+        "LaunchConfigurationARN": configuration.arn,
+        "CreatedTime": configuration.created,
+    }
+
+
+@operation(
+    "autoscaling",
+    "CreateLaunchConfiguration",
+    honours=(
+        "BlockDeviceMappings",
+        "EbsOptimized",
+        "ImageId",
+        "InstanceMonitoring",
+        "InstanceType",
+        "LaunchConfigurationName",
+        "MetadataOptions",
+        "UserData",
+    ),
+)
+def create_launch_configuration(context: Context, params: Params) -> dict[str, Any]:
+    """Create a launch configuration of an image that this account may launch."""
+    table, name = (
+        context.table("launch_configurations"),
+        check_name(params["LaunchConfigurationName"], "launch configuration"),
+    )
+    if name in table:
+        text = (
+            "Launch Configuration by this name already exists - A launch configuration already exists "
+            f"with the name {name}"
+        )
+        raise AwsError("AlreadyExists", text)
+    for member in ("ImageId", "InstanceType"):
+        if not params.get(member):
+            text = "Valid requests must contain either the InstanceID parameter or both the ImageId and "
+            raise invalid(f"{text}InstanceType parameters.")
+    try:
+        images.usable(context, params["ImageId"])
+        instances.find(params["InstanceType"])
+    except AwsError as error:
+        raise invalid(f"AMI {params['ImageId']} is invalid: {error.message}") from None
+    asked = {key: value for key, value in params.items() if key != "LaunchConfigurationName"}
+    where = arn(context, "launchConfiguration", name)
+    table[name] = Configuration(name, where, context.clock.now(), asked)
+    return {}
+
+
+@operation(
+    "autoscaling",
+    "DescribeLaunchConfigurations",
+    honours=("LaunchConfigurationNames", "MaxRecords", "NextToken"),
+)
+def describe_launch_configurations(context: Context, params: Params) -> dict[str, Any]:
+    """Return launch configurations; names that do not exist are left out."""
+    names = params.get("LaunchConfigurationNames")
+    known = sorted(context.table("launch_configurations").items())
+    found = [one for name, one in known if not names or name in names or one.arn in names]
+    return page(found, params, "LaunchConfigurations", _view)
+
+
+@operation("autoscaling", "DeleteLaunchConfiguration", honours=("LaunchConfigurationName",))
+def delete_launch_configuration(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a launch configuration that no group uses."""
+    configuration = find_configuration(context, params["LaunchConfigurationName"])
+    for group in context.table("auto_scaling_groups").values():
+        if group.source.get("LaunchConfigurationName") == configuration.name:
+            text = f"Cannot delete launch configuration {configuration.name} because it is attached to "
+            raise AwsError("ResourceInUse", f"{text}AutoScalingGroup {group.name}")
+    del context.table("launch_configurations")[configuration.name]
+    return {}
+
+
+# Auto Scaling groups: create, describe, change what they launch and how many, delete.
+#
+# A group launches what it lacks and terminates what it has too much when its sizes are set. It does not watch
+# its instances: one that somebody else terminates is not replaced, and nothing scales by itself.
+
 
 NAME_TAG = "aws:autoscaling:groupName"
 SOURCES = ("LaunchConfigurationName", "LaunchTemplate", "MixedInstancesPolicy")
@@ -59,7 +253,7 @@ def _source(context: Context, params: Params) -> dict[str, Any]:
         text = "Valid requests must contain either LaunchTemplate, LaunchConfigurationName, InstanceId or "
         raise invalid(f"{text}MixedInstancesPolicy parameter.")
     if given == ["LaunchConfigurationName"]:
-        return {given[0]: configurations.find(context, params[given[0]]).name}
+        return {given[0]: find_configuration(context, params[given[0]]).name}
     if given == ["LaunchTemplate"]:
         return {given[0]: _template(context, params[given[0]])}
     policy = copy.deepcopy(params[given[0]])
@@ -75,7 +269,7 @@ def _source(context: Context, params: Params) -> dict[str, Any]:
 def _launch(context: Context, source: dict[str, Any]) -> dict[str, Any]:
     """Return what RunInstances is asked for: of a mixed policy the first override."""
     if "LaunchConfigurationName" in source:
-        return configurations.launch(configurations.find(context, source["LaunchConfigurationName"]))
+        return launch(find_configuration(context, source["LaunchConfigurationName"]))
     if "LaunchTemplate" in source:
         override: dict[str, Any] = {}
         wanted = source["LaunchTemplate"]
