@@ -183,6 +183,20 @@ def test_what_cannot_be_looked_at_right_before_its_turn_stays(
     assert "Auto Scaling groups" in one.detail
 
 
+def test_a_snapshot_that_an_ami_was_made_of_lately_stays_when_its_ami_goes(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami, made = fleet.ami(), list[str]()
+    fleet.apply()
+    (held,) = fleet.held(ami)
+    plan = fleet.plan(now=fleet.later())
+    after_the_check(monkeypatch, lambda: made.append(fleet.ami("other", days=1, snapshots=(held,))))
+    (one,) = plan.apply().outcomes
+    assert (one.outcome, one.words) == ("deleted", f"{held} stays: {made[0]} needs it")
+    assert fleet.snapshots() == {held}
+    assert fleet.aws.calls.of("ec2:DeleteSnapshot") == []
+
+
 def test_a_snapshot_that_a_launch_uses_lately_stays_when_its_ami_goes(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

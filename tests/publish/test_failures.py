@@ -11,6 +11,8 @@ import pytest
 from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import imports
 from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.publish.undo import plan_undo
+from vmsnix_ops.settings import load
 
 BUCKET, REGION = "vmsnix-images", "us-east-1"
 
@@ -394,3 +396,13 @@ def test_the_image_may_lie_about_its_own_place(plan, image):
     described.write_text(described.read_text().replace(".vhd", ".gone"))
     with pytest.raises(errors.ImageError):
         publish.run(plan(image=str(Path(image))))
+
+
+def test_an_undo_with_the_credentials_of_another_account_is_refused(aws):
+    folder = load().state / "runs" / "20261128T100000Z-publish-ami-0a1b2c"
+    folder.mkdir(parents=True)
+    row = {"step": "upload", "status": "done", "region": REGION, "account": "111122223333"}
+    (folder / "journal.jsonl").write_text(json.dumps(row | {"detail": {"digest": "d" * 64}}) + "\n")
+    with pytest.raises(errors.CredentialsError, match="worked in the account 111122223333") as caught:
+        plan_undo(folder.name)
+    assert aws.account in caught.value.why
