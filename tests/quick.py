@@ -13,13 +13,19 @@ if TYPE_CHECKING:
 
 
 def share_models(patch: pytest.MonkeyPatch) -> None:
-    """Let all sessions of this process share botocore's models and client classes: half a publish's work."""
+    """Let all sessions of this process share botocore's models and client classes: half a publish's work.
+
+    The words of its User-Agent header too, which botocore cleans letter by letter for every request.
+    """
     import botocore.client
     import botocore.session
+    import botocore.useragent
 
     creator = botocore.client.ClientCreator
     # Sessions only: clients change the models that they read, and the sandbox's server has its own.
     patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
+    clean = "sanitize_user_agent_string_component"
+    patch.setattr(botocore.useragent, clean, cache(getattr(botocore.useragent, clean)))
     make, made = creator._create_client_class, {}
 
     def remembered(self: Any, name: str, model: Any) -> Any:
