@@ -62,7 +62,7 @@ def notebook() -> dict[str, Any]:
 
 def one_after_the_other(plan: Path, runs: int, environment: dict[str, str]) -> None:
     """Run the same runs in this process, without Dask."""
-    from vmsnix_ops.runbooks.execute import run
+    from vmsnix_ops.runbooks.execution.execute import run
 
     for number in range(runs):
         outcome = run("look", {"number": number}, folder=plan.parent / "notebooks", environment=environment)
@@ -73,7 +73,7 @@ def one_after_the_other(plan: Path, runs: int, environment: dict[str, str]) -> N
 def on_workers(plan: Path, workers: int, environment: dict[str, str]) -> None:
     """Run the plan as a fleet."""
     from vmsnix_ops.runbooks import fleet
-    from vmsnix_ops.runbooks.fleet_table import Board
+    from vmsnix_ops.runbooks.fleet.table import Board
 
     outcome = fleet.plan(
         plan,

@@ -37,7 +37,7 @@ execute_notebook(notebook, out, kernel_name="python3", progress_bar=False)
 """
 RUN = """
 from pathlib import Path
-from vmsnix_ops.runbooks.execute import run
+from vmsnix_ops.runbooks.execution.execute import run
 assert run("empty-book", folder=Path("{folder}"), record={record}).verdict == "done"
 """
 

@@ -2,8 +2,8 @@
 
 Prints a JSON object with ``seconds``, ``cpu_seconds`` and ``sent`` (blocks). Libraries and clients are loaded
 before the clock starts; not so for the upload to S3, which is compared with a program that has to start too.
-What is compared is written here in the open: ours as `vmsnix_ops.aws.blocks` does it, and the same work
-through plain boto3.
+What is compared is written here in the open: ours as `vmsnix_ops.aws.ebs_direct.blocks` does it, and the same
+work through plain boto3.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def direct(image: str, manifest: str = "", look: Look = "blocks", ceiling: float
     """
     import boto3
 
-    from vmsnix_ops.aws import block_engine
-    from vmsnix_ops.aws.block_journal import Beginning, BlockJournal
-    from vmsnix_ops.aws.block_pending import aggregate, held_blocks
+    from vmsnix_ops.aws.ebs_direct import engine
+    from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal
+    from vmsnix_ops.aws.ebs_direct.pending import aggregate, held_blocks
     from vmsnix_ops.disk.digests import Digests
     from vmsnix_ops.disk.formats import open_image
     from vmsnix_ops.disk.survey import block_digests, survey
@@ -93,7 +93,7 @@ def direct(image: str, manifest: str = "", look: Look = "blocks", ceiling: float
         journal.begin(Beginning(SNAPSHOT))
         held = held_blocks(blocks or Digests(), known)
         changed = Digests((index, found) for index, found in held.pairs() if known.get(index) != found)
-        block_engine.run(
+        engine.run(
             "put",
             changed.items(),
             session=session,
@@ -101,7 +101,7 @@ def direct(image: str, manifest: str = "", look: Look = "blocks", ceiling: float
             snapshot_id=SNAPSHOT,
             path=Path(image),
             on_done=journal.add,
-            pushing=block_engine.Pushing(ceiling=ceiling),
+            pushing=engine.Pushing(ceiling=ceiling),
         )
         aggregate(digest for _, digest in changed.pairs())
         journal.close()

@@ -17,9 +17,8 @@ import pytest
 
 from tests.command_line import say, shelf
 from vmsnix_ops import __version__
-from vmsnix_ops._cli import lab, rehearsal
-from vmsnix_ops._cli.output import watch
-from vmsnix_ops.cli import COMMANDS
+from vmsnix_ops.cli import COMMANDS, lab, rehearsal
+from vmsnix_ops.cli.output import watch
 from vmsnix_ops.errors import ToolMissingError
 from vmsnix_ops.runbooks import catalog
 
@@ -403,7 +402,7 @@ def test_lab_opens_a_checkout_s_own_notebooks_and_a_copy_of_installed_ones(
 
 
 def test_jupyterlab_is_optional() -> None:
-    program = "import sys; sys.modules['jupyterlab'] = None; import vmsnix_ops.runbooks._engine"
+    program = "import sys; sys.modules['jupyterlab'] = None; import vmsnix_ops.runbooks.execution._engine"
     assert (
         find_spec("jupyterlab") is None
         or subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0

@@ -190,18 +190,18 @@ WRITERS = re.compile(
 )
 ALLOWED = {
     "text.py": r".*",
-    "_faces.py": r"Console",  # given the stream of this module
-    "_cli/output.py": r"Console",
-    "disk/boot.py": r"Console",  # the serial console of a machine
+    "progress/_displays.py": r"Console",  # given the stream of this module
+    "cli/output.py": r"Console",
+    "boot/run.py": r"Console",  # the serial console of a machine
     "runbooks/console/__init__.py": r"Console",  # the console in JupyterLab
-    "aws/block_engine.py": r"stream\.write",  # JSON to a worker process
-    "aws/block_worker.py": r"sys\.stdout\.write",  # JSON to the process that started it
+    "aws/ebs_direct/engine.py": r"stream\.write",  # JSON to a worker process
+    "aws/ebs_direct/worker.py": r"sys\.stdout\.write",  # JSON to the process that started it
     "publish/interrupts.py": r"os\.write",  # a fixed text, in a signal handler
-    "runbooks/_interrupts.py": r"os\.write",
+    "runbooks/execution/_interrupts.py": r"os\.write",
     "records/acts.py": r"os\.write",  # a file of JSON lines
     "redaction.py": r"html\.escape",  # to find a secret in this form
     "records/run_tables.py": r"os\.write",  # a table file of JSON lines
-    "runbooks/_output.py": r"self\._(log|screen)\.write",  # lines that are safe, or the runner's own commands
+    "runbooks/execution/_output.py": r"self\._(log|screen)\.write",  # safe lines, the runner's own commands
 }
 
 

@@ -22,7 +22,7 @@ from tests.fast_aws import fast_aws
 from tests.support import require
 from vmsnix_ops.audit import policies
 from vmsnix_ops.audit.findings import Measure, about, evaluate
-from vmsnix_ops.aws.policies import Place, document
+from vmsnix_ops.aws.iam.policies import Place, document
 from vmsnix_ops.cli import COMMANDS
 from vmsnix_ops.nix.versions import wanted
 from vmsnix_ops.records.tables import open_tables

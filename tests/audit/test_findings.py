@@ -17,8 +17,8 @@ from vmsnix_ops import errors
 from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit.findings import Measure, evaluate
 from vmsnix_ops.audit.sync import sync
+from vmsnix_ops.channels import verify
 from vmsnix_ops.nix.versions import wanted
-from vmsnix_ops.publish import verify
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:

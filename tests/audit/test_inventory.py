@@ -16,7 +16,7 @@ from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from tests.support import join, wait_until
 from vmsnix_ops import errors, publish
 from vmsnix_ops.audit import findings, inventory, policies, views
-from vmsnix_ops.aws.policies import Place, document
+from vmsnix_ops.aws.iam.policies import Place, document
 from vmsnix_ops.records import schemas
 
 if TYPE_CHECKING:

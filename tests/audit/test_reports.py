@@ -12,7 +12,7 @@ import pytest
 from tests.audit.account import DIGEST, REGION, Owner
 from vmsnix_ops import errors
 from vmsnix_ops.audit import reports, views
-from vmsnix_ops.runbooks.github import summary
+from vmsnix_ops.runbooks.evidence.github import summary
 
 if TYPE_CHECKING:
     from pathlib import Path

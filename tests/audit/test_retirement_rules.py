@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmsnix_ops.audit.retirement_rules import candidates, decide
-from vmsnix_ops.audit.retirement_values import Decision, Rules, View
+from vmsnix_ops.audit.retirement.rules import candidates, decide
+from vmsnix_ops.audit.retirement.values import Decision, Rules, View
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.images import Ami

@@ -11,8 +11,8 @@ import pytest
 from tests.audit.account import FRIEND, REGION, STRANGER, Owner
 from tests.audit.test_inventory import friend
 from vmsnix_ops.audit import spread
-from vmsnix_ops.runbooks.fleet_cluster import connected
-from vmsnix_ops.runbooks.fleet_plan import Dask
+from vmsnix_ops.runbooks.fleet.cluster import connected
+from vmsnix_ops.runbooks.fleet.plan import Dask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,10 +15,11 @@ from tests.aws.test_block_resume import BLOCK, REGION, Upload, aws, image, puts,
 from tests.publish.test_publish import bytes_of
 from tests.support import join, wait_until
 from vmsnix_ops import errors
-from vmsnix_ops.aws import block_engine, block_pending, block_worker
-from vmsnix_ops.aws.block_engine import BlockRefusedError, Pushing
-from vmsnix_ops.aws.block_wire import Answer, Keys, Target
-from vmsnix_ops.aws.block_worker import LOOK_SECONDS, Gate, Job, Pace, Worker
+from vmsnix_ops.aws.ebs_direct import engine, pending
+from vmsnix_ops.aws.ebs_direct import worker as block_worker
+from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, Pushing
+from vmsnix_ops.aws.ebs_direct.wire import Answer, Keys, Target
+from vmsnix_ops.aws.ebs_direct.worker import LOOK_SECONDS, Gate, Job, Pace, Worker
 from vmsnix_ops.disk.formats import open_image
 
 __all__ = ["aws", "image"]
@@ -84,7 +85,7 @@ def test_a_snapshot_that_expires_under_the_upload_is_begun_anew(aws, image, uplo
 
 
 def test_a_block_that_is_refused_for_good_leaves_nothing(aws, upload, monkeypatch):
-    monkeypatch.setattr(block_pending, "SEALED_SECONDS", 1)  # for another machine, of which there is none
+    monkeypatch.setattr(pending, "SEALED_SECONDS", 1)  # for another machine, of which there is none
     aws.faults.add({"op": PUT, "do": "error", "nth": 9, "http": 400, "code": "ValidationException"})
     with pytest.raises(BlockRefusedError, match="ValidationException"):
         upload.run()
@@ -110,7 +111,7 @@ def test_an_image_that_changes_under_the_upload_is_refused_and_leaves_nothing(aw
 
 
 def test_an_image_that_changes_where_nothing_is_sent_is_refused_too(aws, image, upload, monkeypatch):
-    first, send = upload.run().snapshot_id, block_engine.run
+    first, send = upload.run().snapshot_id, engine.run
     with image.open("r+b") as file:
         file.write(b"changed")
 
@@ -121,7 +122,7 @@ def test_an_image_that_changes_where_nothing_is_sent_is_refused_too(aws, image, 
             file.write(b"changed")
         return throttled
 
-    monkeypatch.setattr(block_engine, "run", run)
+    monkeypatch.setattr(engine, "run", run)
     with pytest.raises(errors.ImageError, match="changed"):
         Upload(image, upload.journal.parent).run()
     assert snapshots(aws) == {first: "completed"}

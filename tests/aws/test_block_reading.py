@@ -15,9 +15,9 @@ import pytest
 from tests.aws.test_block_resume import BLOCK, FOLDER, REGION, Upload, aws, image
 from tests.support import kill, wait_until
 from vmsnix_ops import errors, files
-from vmsnix_ops.aws import block_reading
-from vmsnix_ops.aws.block_engine import Pushing
-from vmsnix_ops.aws.block_journal import locked
+from vmsnix_ops.aws.ebs_direct import reading
+from vmsnix_ops.aws.ebs_direct.engine import Pushing
+from vmsnix_ops.aws.ebs_direct.journal import locked
 from vmsnix_ops.cli import main
 
 __all__ = ["aws", "image"]
@@ -35,7 +35,7 @@ def fetched(aws) -> int:
 
 def download(snapshot, path):
     session = boto3.Session(region_name=REGION)
-    return block_reading.download(
+    return reading.download(
         session, region=REGION, snapshot_id=snapshot, path=path, pushing=Pushing(2, 8, read_seconds=2)
     )
 

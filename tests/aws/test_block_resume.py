@@ -17,9 +17,9 @@ import pytest
 
 from tests.publish.test_publish import bytes_of
 from tests.support import DEADLINE, kill, wait_until
-from vmsnix_ops.aws import blocks
-from vmsnix_ops.aws.block_engine import Pushing
-from vmsnix_ops.aws.block_journal import Beginning, BlockJournal
+from vmsnix_ops.aws.ebs_direct import blocks
+from vmsnix_ops.aws.ebs_direct.engine import Pushing
+from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.sandbox import sandbox
 

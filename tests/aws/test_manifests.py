@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmsnix_ops.aws import manifests
+from vmsnix_ops.aws.ebs_direct import manifests
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.records.tables import Tables
 

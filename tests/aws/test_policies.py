@@ -10,12 +10,12 @@ import pytest
 
 from tests.privileges.conftest import account, enforcing
 from vmsnix_ops import errors
-from vmsnix_ops._cli.jobs import JOBS, KINDS
-from vmsnix_ops._cli.permissions_page import page
-from vmsnix_ops.aws import policies
-from vmsnix_ops.aws.documents import same
-from vmsnix_ops.aws.permissions import PERMISSIONS, needs, needs_of
+from vmsnix_ops.aws.iam import policies
+from vmsnix_ops.aws.iam.documents import same
+from vmsnix_ops.aws.iam.permissions import PERMISSIONS, needs, needs_of
 from vmsnix_ops.cli import main
+from vmsnix_ops.cli.jobs import JOBS, KINDS
+from vmsnix_ops.cli.permissions_page import page
 
 if TYPE_CHECKING:
     from tests.privileges.account import Account
@@ -178,7 +178,7 @@ def test_the_command_prints_a_policy(
 
 def test_the_page_of_permissions_is_what_the_code_declares() -> None:
     written = (Path(__file__).parents[2] / "docs/reference/permissions.md").read_text(encoding="utf-8")
-    assert written == page(), "run python -m vmsnix_ops._cli.permissions_page"
+    assert written == page(), "run python -m vmsnix_ops.cli.permissions_page"
 
 
 def test_every_action_of_the_table_belongs_to_a_job() -> None:

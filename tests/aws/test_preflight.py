@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import account, policies, preflight_account, preflight_limits, preflight_role
+from vmsnix_ops.aws import account
+from vmsnix_ops.aws.iam import policies
+from vmsnix_ops.aws.preflight import account as preflight_account
+from vmsnix_ops.aws.preflight import limits, role
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.publish import preflight, preflight_machine
 from vmsnix_ops.sandbox import Access, Sandbox, sandbox
@@ -262,7 +265,7 @@ def test_a_role_that_is_kept_from_more_than_the_images_passes(aws: Sandbox, look
 
 @pytest.mark.parametrize("prefix", ["", "a/b/", "images-"])
 def test_objects_beside_any_prefix_are_found(prefix: str) -> None:
-    found = preflight_role.beyond_images(BUCKET, prefix)
+    found = role.beyond_images(BUCKET, prefix)
     assert not [one for one in found if one.startswith(f"arn:aws:s3:::{BUCKET}/{prefix}")]
     for folder in ("", "a/") if prefix == "a/b/" else ("",) if prefix else ():
         assert [one for one in found if one.startswith(f"arn:aws:s3:::{BUCKET}/{folder}")]
@@ -322,8 +325,8 @@ def test_a_role_that_the_bucket_policy_names_is_warned_of_only(aws: Sandbox, loo
 )
 def test_what_a_trust_policy_is_to_vm_import(trust: dict[str, Any], verdict: str) -> None:
     document = trust if "Statement" in trust else {"Statement": [trust]}
-    assert preflight_role.trust_of(document) == verdict
-    assert preflight_role.trust_of(json.dumps(document)) == verdict
+    assert role.trust_of(document) == verdict
+    assert role.trust_of(json.dumps(document)) == verdict
 
 
 def test_direct_needs_neither_bucket_nor_role(look: Any) -> None:
@@ -360,7 +363,7 @@ def test_a_quota_that_is_nearly_used_up(aws: Sandbox, look: Any) -> None:
 def test_unfinished_snapshots_that_fill_the_account(
     aws: Sandbox, look: Any, monkeypatch: pytest.MonkeyPatch, number: int, outcome: str
 ) -> None:
-    monkeypatch.setattr(preflight_limits, "PENDING_SNAPSHOTS", 10)
+    monkeypatch.setattr(limits, "PENDING_SNAPSHOTS", 10)
     aws.clock.speed = 1  # they stay pending
     for _ in range(number // 10):
         aws.client("ebs").start_snapshot(VolumeSize=1)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import boto3
 
-from vmsnix_ops.aws import blocks
-from vmsnix_ops.aws.block_engine import Pushing
+from vmsnix_ops.aws.ebs_direct import blocks
+from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.records.tables import Tables
 
 

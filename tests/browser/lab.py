@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import contextlib, json, sys
 from pathlib import Path
-from vmsnix_ops._cli import rehearsal
+from vmsnix_ops.cli import rehearsal
 from vmsnix_ops.cli import main
 from vmsnix_ops.runbooks import catalog
 catalog.default_folder = lambda: Path(sys.argv[1])

@@ -17,8 +17,8 @@ import pytest
 from tests.disk.images import qemu_make
 from tests.disk.small_linux import UP, make_small_linux
 from tests.support import DEADLINE, require, wait_until
-from vmsnix_ops.disk import boot_machine
-from vmsnix_ops.disk.boot import boot
+from vmsnix_ops.boot import machine
+from vmsnix_ops.boot.run import boot
 from vmsnix_ops.disk.sample import MESSAGE, make_sample_image
 from vmsnix_ops.errors import BootFailedError, ImageError, ParameterError, ToolMissingError
 
@@ -152,7 +152,7 @@ def test_an_image_of_another_architecture_names_its_qemu(
 
 
 def test_kvm_is_not_emulated_when_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot_machine, "_why_no_kvm", lambda _: "this machine has no /dev/kvm")
+    monkeypatch.setattr(machine, "_why_no_kvm", lambda _: "this machine has no /dev/kvm")
     with pytest.raises(ToolMissingError, match=r"KVM was asked for.*no /dev/kvm.*auto"):
         boot(sample(tmp_path / "sample"), accelerator="kvm")
 
@@ -167,7 +167,7 @@ def test_a_kvm_that_fails_is_replaced_by_emulation(tmp_path: Path, monkeypatch: 
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(boot_machine, "_why_no_kvm", lambda _: "")
+    monkeypatch.setattr(machine, "_why_no_kvm", lambda _: "")
     image, told = sample(tmp_path / "sample"), list[str]()
     booted = boot(image, expect=re.escape(MESSAGE), on_message=told.append)
     assert booted.accelerator == "tcg"
@@ -195,9 +195,7 @@ def test_what_cannot_be_waited_for_is_refused(tmp_path: Path, options: dict[str,
 def test_no_machine_outlives_its_test(tmp_path: Path, temporary: Path, number: signal.Signals) -> None:
     image = sample(tmp_path / "sample")
     seconds = 600 if number == signal.SIGINT else 2
-    script = (
-        f"from vmsnix_ops.disk.boot import boot; boot({str(image)!r}, expect='never', deadline={seconds})"
-    )
+    script = f"from vmsnix_ops.boot.run import boot; boot({str(image)!r}, expect='never', deadline={seconds})"
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: bool(machines(temporary)))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnix_ops.disk.boot_console import KEPT_BYTES, LONGEST_LINE, Console, clean
+from vmsnix_ops.boot.console import KEPT_BYTES, LONGEST_LINE, Console, clean
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnix_ops.disk import boot_metadata
-from vmsnix_ops.disk.boot_metadata import Answer, Request, answer, serve
+from vmsnix_ops.boot import metadata
+from vmsnix_ops.boot.metadata import Answer, Request, answer, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,7 +89,7 @@ def test_the_program_answers_one_request_after_another_and_keeps_them(tmp_path: 
     told, log = tmp_path / "told", tmp_path / "log"
     told.write_text(json.dumps({"pages": PAGES, "secret": SECRET.hex(), "log": str(log)}))
     asked = f"PUT /latest/api/token HTTP/1.1\r\n{TTL}: 60\r\n\r\nGET /latest/user-data HTTP/1.1\r\n\r\n"
-    command = [sys.executable, "-I", "-S", boot_metadata.__file__, str(told)]
+    command = [sys.executable, "-I", "-S", metadata.__file__, str(told)]
     done = subprocess.run(command, input=asked.encode(), capture_output=True, check=True, timeout=30)
     assert done.stdout.count(b"HTTP/1.1 ") == 2
     assert b"HTTP/1.1 401 Unauthorized" in done.stdout

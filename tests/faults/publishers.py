@@ -204,8 +204,8 @@ def publisher(job: dict[str, Any]) -> int:
         setattr(sys.modules[module], name, value)
 
     from vmsnix_ops import publish
+    from vmsnix_ops.channels import promote
     from vmsnix_ops.progress import silent
-    from vmsnix_ops.publish import promote
 
     result: dict[str, Any]
     try:
@@ -239,7 +239,7 @@ def warm() -> None:
         "pyarrow.compute",
         "deltalake",
         "stamina",
-        "vmsnix_ops.publish.promote_apply",
+        "vmsnix_ops.channels.promote_apply",
     )
     for name in names:
         importlib.import_module(name)

@@ -29,8 +29,8 @@ from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import irreversible
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import client
+from vmsnix_ops.channels import promote
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import promote
 from vmsnix_ops.publish.undo import plan_undo
 from vmsnix_ops.records import acts
 

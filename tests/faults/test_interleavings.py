@@ -12,8 +12,9 @@ from tests.faults.interleaving import Actor, every_order
 from vmsnix_ops import errors
 from vmsnix_ops.aws import parameters, retiring
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.channels import promote, roll_back
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import promote, roll_back, smoke
+from vmsnix_ops.publish import smoke
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmsnix_ops.runbooks.execute import RunOutcome, run
+from vmsnix_ops.runbooks.execution.execute import RunOutcome, run
 
 FIXTURE = Path(__file__).parent / "fixture"
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from tests.aws.account import make_ami
 from tests.notebooks.test_run import Stage, stage
-from vmsnix_ops.runbooks.execute import run
+from vmsnix_ops.runbooks.execution.execute import run
 
 if TYPE_CHECKING:
-    from vmsnix_ops.runbooks.execute import RunOutcome
+    from vmsnix_ops.runbooks.execution.execute import RunOutcome
 
 __all__ = ["stage"]
 HOME, EUROPE = "us-east-1", "eu-west-1"

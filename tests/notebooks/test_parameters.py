@@ -118,7 +118,7 @@ def test_the_functions_behind_it_refuse_a_value_of_another_type(
     }
     imports = {
         "bootstrap": "from vmsnix_ops.publish import bootstrap\nplan = bootstrap.Bootstrap(*[None] * 4)",
-        "verify-amis": "from vmsnix_ops.publish import verify\nfound = None",
+        "verify-amis": "from vmsnix_ops.channels import verify\nfound = None",
         "audit-inventory": "from vmsnix_ops.audit import reports",
     }
     for value in WRONG_ARGUMENTS[parameter.type.kind]:

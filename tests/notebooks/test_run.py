@@ -16,7 +16,7 @@ import pytest
 from tests.support import require
 from vmsnix_ops.disk.sample import MESSAGE, make_sample_image
 from vmsnix_ops.runbooks import catalog
-from vmsnix_ops.runbooks.execute import RunOutcome, run
+from vmsnix_ops.runbooks.execution.execute import RunOutcome, run
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import publish
-from vmsnix_ops.aws import policies
+from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.progress import silent
 from vmsnix_ops.sandbox import Access, Sandbox
 

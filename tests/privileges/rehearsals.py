@@ -1,4 +1,4 @@
-"""How each job of `vmsnix_ops._cli.jobs` is rehearsed with more or fewer rights than it needs.
+"""How each job of `vmsnix_ops.cli.jobs` is rehearsed with more or fewer rights than it needs.
 
 A rehearsal does the whole job, so that every action of its policy is needed; it raises what the job raises.
 An action that is needed only when something happens has a rehearsal of its own in `only_when`.
@@ -17,16 +17,18 @@ from tests.audit.account import Owner
 from tests.aws.account import make_ami
 from tests.privileges.account import BUCKET, REGION, Account
 from vmsnix_ops import errors, publish
-from vmsnix_ops._cli.jobs import JOBS
 from vmsnix_ops.audit import inventory, retirement
 from vmsnix_ops.audit import policies as audit_policies
-from vmsnix_ops.aws import bootstrap, images, imports, policies
+from vmsnix_ops.aws import bootstrap, images, imports
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.iam import policies
+from vmsnix_ops.channels import promote, roll_back, verify
+from vmsnix_ops.cli.jobs import JOBS
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import preflight, promote, roll_back, smoke, verify
+from vmsnix_ops.publish import preflight, smoke
 from vmsnix_ops.records.run_context import new_run_id
-from vmsnix_ops.runbooks import archive, evidence
+from vmsnix_ops.runbooks.evidence import archive, runs
 
 if TYPE_CHECKING:
     from vmsnix_ops.publish.outcomes import Outcomes
@@ -489,7 +491,7 @@ def keep_and_read_evidence(account: Account, actions: Actions) -> None:
         "AWS_REGION": REGION,
     }
     work, run_id = account.image.parent / "runs", new_run_id("publish-ami")
-    shelf = evidence.Archive(f"s3://{BUCKET}/vmsnix/archive", work, environment)
+    shelf = runs.Archive(f"s3://{BUCKET}/vmsnix/archive", work, environment)
     entry: dict[str, object] = {"run_id": run_id, "runbook": "publish-ami", "status": "running"}
     folder = archive.open_folder(shelf.place, run_id, entry, work=work, environment=environment)
     folder.path(archive.REPORT).write_text("the page")

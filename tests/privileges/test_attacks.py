@@ -18,9 +18,9 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.privileges.account import BUCKET, REGION, Account
-from vmsnix_ops._cli.jobs import JOBS
-from vmsnix_ops.aws import policies
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.iam import policies
+from vmsnix_ops.cli.jobs import JOBS
 
 if TYPE_CHECKING:
     import boto3

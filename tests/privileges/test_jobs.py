@@ -9,8 +9,8 @@ import pytest
 from tests.privileges.account import without
 from tests.privileges.rehearsals import REHEARSALS, rehearsal, removals
 from vmsnix_ops import errors
-from vmsnix_ops._cli.jobs import JOBS
-from vmsnix_ops.aws.permissions import PERMISSIONS
+from vmsnix_ops.aws.iam.permissions import PERMISSIONS
+from vmsnix_ops.cli.jobs import JOBS
 
 if TYPE_CHECKING:
     from tests.privileges.account import Account

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops import errors
-from vmsnix_ops._cli.iam_policy import OTHERS
-from vmsnix_ops._cli.jobs import JOBS
-from vmsnix_ops._cli.permissions_page import page
-from vmsnix_ops.aws import policies
+from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.cli import main
+from vmsnix_ops.cli.iam_policy import OTHERS
+from vmsnix_ops.cli.jobs import JOBS
+from vmsnix_ops.cli.permissions_page import page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

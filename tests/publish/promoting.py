@@ -8,8 +8,9 @@ import pytest
 
 from tests.aws.account import make_ami, thrifty
 from vmsnix_ops.aws import parameters
+from vmsnix_ops.channels import promote, verify
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import home, promote, verify
+from vmsnix_ops.publish import home
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:

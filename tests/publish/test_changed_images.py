@@ -15,7 +15,7 @@ from tests.publish.test_publish import bytes_of
 from tests.support import join, require, wait_until
 from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import buckets, imports
-from vmsnix_ops.disk import boot
+from vmsnix_ops.boot import run
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import Event, Progress
@@ -439,13 +439,13 @@ def test_a_boot_test_of_other_bytes_is_refused_also_when_the_image_is_put_back(
     monkeypatch: pytest.MonkeyPatch,
     writes: Callable[[Path], None],
 ) -> None:
-    def boot_another(path: Path, *, console: Path, **_more: object) -> boot.Booted:
+    def boot_another(path: Path, *, console: Path, **_more: object) -> run.Booted:
         writes(path)
-        booted = boot.Booted("up", 1.0, "tcg", "", console, ())
+        booted = run.Booted("up", 1.0, "tcg", "", console, ())
         writes(path)  # flips the same bit again
         return booted
 
-    monkeypatch.setattr(boot, "boot", boot_another)
+    monkeypatch.setattr(run, "boot", boot_another)
     with pytest.raises(errors.ImageChangedError, match="changed"):
         publish.run(plan(image=str(raw), boot_test=True))
     assert left().nothing
@@ -457,7 +457,7 @@ def test_an_image_that_changed_before_its_boot_test_is_not_booted(
     def never(*_words: object, **_more: object) -> None:
         raise AssertionError("it was booted")
 
-    monkeypatch.setattr(boot, "boot", never)
+    monkeypatch.setattr(run, "boot", never)
     wanted = plan(image=str(raw), boot_test=True)
     built = wanted.build()
     in_place(raw)
@@ -472,11 +472,11 @@ def test_a_boot_test_that_writes_into_the_image_is_found(
     via: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def write(path: Path, *, console: Path, **_more: object) -> boot.Booted:
+    def write(path: Path, *, console: Path, **_more: object) -> run.Booted:
         in_place(path)
-        return boot.Booted("up", 1.0, "tcg", "", console, ())
+        return run.Booted("up", 1.0, "tcg", "", console, ())
 
-    monkeypatch.setattr(boot, "boot", write)
+    monkeypatch.setattr(run, "boot", write)
     with pytest.raises(errors.ImageChangedError, match="changed"):
         publish.run(plan(image=str(raw), via=via, boot_test=True))
     assert left().nothing

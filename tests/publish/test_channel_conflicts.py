@@ -24,8 +24,8 @@ from tests.publish.promoting import (
 from vmsnix_ops import errors
 from vmsnix_ops.aws import image_copy, parameters, retiring
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.channels import promote, promote_records, roll_back
 from vmsnix_ops.progress import Progress, silent
-from vmsnix_ops.publish import promote, promote_records, roll_back
 from vmsnix_ops.records import acts
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load

@@ -13,8 +13,8 @@ import pytest
 from tests.publish.test_publish import bytes_of
 from tests.support import require
 from vmsnix_ops import errors, publish
-from vmsnix_ops.aws import block_engine, block_reading, blocks
-from vmsnix_ops.aws.block_engine import Pushing
+from vmsnix_ops.aws.ebs_direct import blocks, engine, reading
+from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.cli import main
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
@@ -51,14 +51,14 @@ def raw(tmp_path):
 @pytest.fixture
 def rates(monkeypatch):
     """Collect the rate that each set of workers is started with, a worker."""
-    found, job = [], block_engine.Job
+    found, job = [], engine.Job
 
     def collect(*arguments):
         made = job(*arguments)
         found.append(made.rate)
         return made
 
-    monkeypatch.setattr(block_engine, "Job", collect)
+    monkeypatch.setattr(engine, "Job", collect)
     return found
 
 
@@ -329,7 +329,7 @@ def gets(aws) -> int:
 
 @pytest.mark.parametrize(("verify", "compared"), [("none", 0), ("sample", 5), ("whole", None)])
 def test_a_sample_reads_some_blocks_back_and_whole_reads_all(aws, direct, raw, monkeypatch, verify, compared):
-    monkeypatch.setattr(block_reading, "SAMPLE", 5)
+    monkeypatch.setattr(reading, "SAMPLE", 5)
     publish.run(direct(image=str(raw), verify=verify))
     assert puts(aws) > 5
     assert gets(aws) == (puts(aws) if compared is None else compared)

@@ -27,7 +27,7 @@ from tests.publish.promoting import (
 )
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, sharing, snapshots
-from vmsnix_ops.publish import channel_history, promote, verify
+from vmsnix_ops.channels import history, promote, verify
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
@@ -158,7 +158,7 @@ def test_a_history_that_may_not_be_read_says_so(aws: Sandbox, ami: str) -> None:
     denied = {"op": "ssm:GetParameterHistory", "do": "error", "code": "AccessDeniedException", "http": 400}
     aws.faults.add(denied)
     try:
-        shown = str(channel_history.show(plan(channel="stable").history()))
+        shown = str(history.show(plan(channel="stable").history()))
     finally:
         aws.faults.clear()
     assert "points to nothing" not in shown

@@ -26,7 +26,7 @@ from tests.publish.promoting import (
 )
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images
-from vmsnix_ops.publish import promote
+from vmsnix_ops.channels import promote
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 

@@ -22,7 +22,7 @@ from tests.publish.promoting import (
     session,
 )
 from vmsnix_ops import errors
-from vmsnix_ops.publish import promote, promote_apply, verify
+from vmsnix_ops.channels import promote, promote_apply, verify
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.sandbox import Access, Sandbox
 from vmsnix_ops.settings import load

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from vmsnix_ops import errors, publish
+from vmsnix_ops.channels import verify
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
-from vmsnix_ops.publish import verify
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load

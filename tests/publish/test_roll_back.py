@@ -12,9 +12,9 @@ from tests.aws.account import make_ami
 from tests.publish.promoting import EUROPE, HOME, WEST, ami, aws, outcomes, pointed, served, session
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, parameters
+from vmsnix_ops.channels import history, promote, roll_back, roll_back_choice
+from vmsnix_ops.channels.history import COLUMNS
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import channel_history, promote, roll_back, roll_back_choice
-from vmsnix_ops.publish.channel_history import COLUMNS
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 
@@ -234,7 +234,7 @@ def test_who_may_not_count_instances_may_roll_back(aws: Sandbox) -> None:
     try:
         plan = back()
         assert plan.history()["instances"].isna().all()
-        assert "unknown" in str(channel_history.show(plan.history()))
+        assert "unknown" in str(history.show(plan.history()))
         assert plan.apply().status == "done"
     finally:
         aws.faults.clear()

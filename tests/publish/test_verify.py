@@ -14,8 +14,8 @@ from vmsnix_ops.audit import retirement
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.aws import drift as drift_fields
 from vmsnix_ops.aws import images
+from vmsnix_ops.channels import promote, roll_back, verify
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import promote, roll_back, verify
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 

@@ -16,9 +16,9 @@ from tests.publish.conftest import aws, image, plan
 from tests.publish.promoting import HOME, WEST
 from vmsnix_ops import publish
 from vmsnix_ops.audit.sync import sync
+from vmsnix_ops.channels import promote
 from vmsnix_ops.errors import RecordsError
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import promote
 from vmsnix_ops.records import run_tables
 from vmsnix_ops.records import tables as tables_module
 from vmsnix_ops.records.rebuild import KEYS, rebuild

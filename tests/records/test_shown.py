@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from vmsnix_ops.records.shown import of_frame
+from vmsnix_ops.display import of_frame
 
 
 def test_a_frame_is_shown_as_people_write_numbers() -> None:

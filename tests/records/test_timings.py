@@ -11,8 +11,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
 from tests.records.synthetic import history
-from vmsnix_ops import errors
-from vmsnix_ops.records import choice, figures, shown, slowness, timing_plots, timings
+from vmsnix_ops import display, errors
+from vmsnix_ops.records import choice, figures, slowness, timing_plots, timings
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.schemas import schema
 from vmsnix_ops.records.tables import Tables
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from vmsnix_ops.records.shown import Shown
+    from vmsnix_ops.display import Shown
 
 START = pd.Timestamp("2026-11-01", tz="UTC")
 
@@ -447,7 +447,7 @@ def test_what_is_usual_is_written_for_each_image_and_region(team: pd.DataFrame) 
     row = table.loc[("gc-fwd", "us-east-1", "import", "import")]
     texts = [text.get_text() for text in panel.texts]
     assert texts[:2] == ["median", "p90"]
-    assert [shown.seconds(row[f"p{n}_seconds"]) for n in (50, 90)] in [
+    assert [display.seconds(row[f"p{n}_seconds"]) for n in (50, 90)] in [
         texts[n : n + 2] for n in range(len(texts))
     ]
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.runbooks.execute import RunOutcome, run
+from vmsnix_ops.runbooks.execution.execute import RunOutcome, run
 
 if TYPE_CHECKING:
     from pathlib import Path

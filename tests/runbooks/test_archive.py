@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops.errors import ArchiveError
-from vmsnix_ops.runbooks import _bucket, archive
+from vmsnix_ops.runbooks.evidence import _bucket, archive
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 
 from vmsnix_ops.errors import ArchiveError, UnknownRunError
 from vmsnix_ops.records.run_context import new_run_id
-from vmsnix_ops.runbooks import archive
-from vmsnix_ops.runbooks.evidence import Archive
+from vmsnix_ops.runbooks.evidence import archive
+from vmsnix_ops.runbooks.evidence.runs import Archive
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:

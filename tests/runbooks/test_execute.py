@@ -15,10 +15,10 @@ import pytest
 from tests.support import join, wait_until
 from vmsnix_ops.errors import ArchiveError, ParameterError, RunError, UnknownRunbookError
 from vmsnix_ops.records.result import KEYS
-from vmsnix_ops.runbooks import _engine
-from vmsnix_ops.runbooks._interrupts import Interrupter
-from vmsnix_ops.runbooks._output import Limits
-from vmsnix_ops.runbooks.execute import run
+from vmsnix_ops.runbooks.execution import _engine
+from vmsnix_ops.runbooks.execution._interrupts import Interrupter
+from vmsnix_ops.runbooks.execution._output import Limits
+from vmsnix_ops.runbooks.execution.execute import run
 
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf

@@ -25,17 +25,17 @@ import pytest
 from tests.support import join, wait_until
 from vmsnix_ops.errors import FleetError, PartlyDoneError, ToolMissingError
 from vmsnix_ops.runbooks import fleet
-from vmsnix_ops.runbooks.fleet_cluster import check_workers, connected
-from vmsnix_ops.runbooks.fleet_ledger import Document, open_ledger
-from vmsnix_ops.runbooks.fleet_plan import Dask
-from vmsnix_ops.runbooks.fleet_run import Runner, Stop
-from vmsnix_ops.runbooks.fleet_table import Lines
+from vmsnix_ops.runbooks.fleet.cluster import check_workers, connected
+from vmsnix_ops.runbooks.fleet.ledger import Document, open_ledger
+from vmsnix_ops.runbooks.fleet.plan import Dask
+from vmsnix_ops.runbooks.fleet.run import Runner, Stop
+from vmsnix_ops.runbooks.fleet.table import Lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.runbooks.shelf import Shelf
-    from vmsnix_ops.runbooks.fleet_outcome import Outcome
+    from vmsnix_ops.runbooks.fleet.outcome import Outcome
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEYxx"  # the shape of one; nobody's
 
@@ -115,7 +115,7 @@ def yard(shelf: Shelf, tmp_path: Path) -> Yard:
 
 @pytest.fixture
 def on_the_cluster(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmsnix_ops.runbooks.fleet_run.connected", lambda *_, **__: nullcontext(cluster))
+    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.run.connected", lambda *_, **__: nullcontext(cluster))
 
 
 def states(outcome: Outcome) -> dict[str, str]:
@@ -304,7 +304,7 @@ def test_without_dask_the_cure_is_one_line(yard: Yard, monkeypatch: pytest.Monke
 
 
 def test_a_scheduler_that_does_not_answer_is_named(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmsnix_ops.runbooks.fleet_cluster.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.cluster.CONNECT_SECONDS", 1)
     planned = yard.plan('[[entry]]\nrunbook = "work"', scheduler="tcp://127.0.0.1:9")
     with pytest.raises(FleetError, match=r"The scheduler tcp://127.0.0.1:9 does not answer"):
         planned.apply()

@@ -22,7 +22,7 @@ from tests.faults.account import BUCKET, REGION, look
 from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.records.tables import Tables
-from vmsnix_ops.runbooks.fleet_cluster import new_certificate
+from vmsnix_ops.runbooks.fleet.cluster import new_certificate
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:

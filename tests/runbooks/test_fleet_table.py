@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from vmsnix_ops.runbooks.fleet_table import Board, Lines, Terminal, Widget, board_for_here
+from vmsnix_ops.runbooks.fleet.table import Board, Lines, Terminal, Widget, board_for_here
 
 TARGETS = [("a", "publish/a"), ("b", "publish/<b>"), ("c", "publish/c")]
 

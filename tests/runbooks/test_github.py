@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmsnix_ops.errors import RunError
-from vmsnix_ops.runbooks.github import outputs, summary, tell
+from vmsnix_ops.runbooks.evidence.github import outputs, summary, tell
 
 if TYPE_CHECKING:
     from pathlib import Path

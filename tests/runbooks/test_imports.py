@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import join
-from vmsnix_ops.runbooks._imports import GRAMMAR, without_grammar
+from vmsnix_ops.runbooks.execution._imports import GRAMMAR, without_grammar
 
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
@@ -44,7 +44,7 @@ def test_a_run_loads_no_grammar_and_no_plots(shelf: Shelf) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from vmsnix_ops.runbooks.execute import run
+from vmsnix_ops.runbooks.execution.execute import run
 early = [name for name in ("papermill", "nbformat", "boto3", "pandas", "jinja2") if name in sys.modules]
 outcome = run("try-this", folder=Path({str(shelf.folder)!r}), archive={str(shelf.archive)!r}, record=False)
 late = [name for name in ({GRAMMAR!r}, "pandas", "deltalake", "matplotlib")

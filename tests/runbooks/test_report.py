@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import nbformat
 import pytest
 
-from vmsnix_ops.runbooks.report import clean, render
+from vmsnix_ops.runbooks.evidence.report import clean, render
 
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
@@ -159,7 +159,7 @@ def test_hostile_values_are_text() -> None:
 def test_a_long_name_in_a_frame_is_shown_whole(shelf: Shelf) -> None:
     name = "altf4llc-ecs-node-26.05.20261122.0123456-x86_64-linux-" + "d" * 64
     outcome = shelf.run(
-        "import pandas\nfrom vmsnix_ops.records.shown import of_frame",
+        "import pandas\nfrom vmsnix_ops.display import of_frame",
         f"frame = pandas.DataFrame({{'name': [{name!r}]}})\nframe",
         "of_frame(frame)",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import nbformat
 import pytest
 
-from vmsnix_ops.runbooks.secrets import LineRedactor, Redactor, find_secret, secret_values
+from vmsnix_ops.runbooks.evidence.secrets import LineRedactor, Redactor, find_secret, secret_values
 
 # Put together here, so that nobody's scanner takes this file for a leak.
 KEY = "A" * 40

@@ -8,9 +8,9 @@ import pytest
 from botocore.session import Session
 
 from tests.support import wait_until
-from vmsnix_ops.aws.permissions import PERMISSIONS
+from vmsnix_ops.aws.iam.permissions import PERMISSIONS
 from vmsnix_ops.errors import ConfirmationError, SideEffectsError
-from vmsnix_ops.runbooks.side_effects import MADE, TAKEN, TAKES_AWAY, Guard, is_read, level
+from vmsnix_ops.runbooks.execution.side_effects import MADE, TAKEN, TAKES_AWAY, Guard, is_read, level
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def test_a_notebook_that_says_it_creates_cannot_take_away_and_a_dry_run_cannot_c
     ami = image(aws, "kept too")
     tell = 'name: str = ""  # the AMI\n'
     options: dict[str, Any] = {"folder": shelf.folder, "archive": shelf.archive, "record": False}
-    from vmsnix_ops.runbooks.execute import run
+    from vmsnix_ops.runbooks.execution.execute import run
 
     options |= {"environment": aws.environment}
     shelf.put("10-make-things.ipynb", HIDE, parameters=tell, side_effects="creates")
@@ -280,7 +280,7 @@ def test_a_notebook_that_says_it_creates_cannot_take_away_and_a_dry_run_cannot_c
 
 
 def test_what_destroys_wants_to_be_confirmed_and_then_may(shelf: Shelf, aws: Any, ec2: Any) -> None:
-    from vmsnix_ops.runbooks.execute import run
+    from vmsnix_ops.runbooks.execution.execute import run
 
     ami = image(aws, "going")
     shelf.put(

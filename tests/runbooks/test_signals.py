@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import read_line, wait_until
-from vmsnix_ops.runbooks.evidence import Archive
+from vmsnix_ops.runbooks.evidence.runs import Archive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 from pathlib import Path
-from vmsnix_ops.runbooks.execute import run
+from vmsnix_ops.runbooks.execution.execute import run
 outcome = run("try-this", folder=Path(sys.argv[1]), archive=sys.argv[2], screen=sys.stdout, record=False)
 print(outcome.result, flush=True)
 sys.exit(outcome.exit_code)

@@ -19,9 +19,9 @@ from markdown_it import MarkdownIt
 from tests.audit.conftest import own, served
 from tests.command_line import say, shelf
 from tests.hostile import HOSTILE, assert_safe_lines, hidden, read_github_file
-from vmsnix_ops import progress
+from vmsnix_ops import display, progress
 from vmsnix_ops.records import history as histories
-from vmsnix_ops.records import shown, timing_plots
+from vmsnix_ops.records import timing_plots
 from vmsnix_ops.records.schemas import SCHEMAS
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.text import line
@@ -95,7 +95,7 @@ from pathlib import Path
 from vmsnix_ops.progress import current
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
-from vmsnix_ops.records.shown import shown
+from vmsnix_ops.display import shown
 words = json.loads(Path(name).read_text())
 with current().step("evil") as step:
     for word in words:
@@ -322,7 +322,7 @@ def test_an_audit_and_a_retirement_write_hostile_names_as_text(own: Owner, tmp_p
 
 @pytest.mark.parametrize("word", EVIL)
 def test_a_table_keeps_its_rows_and_columns(word: str) -> None:
-    table = shown.shown([word, "b"], [[word, "x"], ["y", word]], title=word)
+    table = display.shown([word, "b"], [[word, "x"], ["y", word]], title=word)
     assert_safe_lines(str(table))
     assert len(str(table).split("\n")) == 4
     page = Page(table._repr_html_())
@@ -333,7 +333,7 @@ def test_a_table_keeps_its_rows_and_columns(word: str) -> None:
 def test_progress_shows_hostile_text_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from vmsnix_ops._faces import terminal_face
+    from vmsnix_ops.progress._displays import terminal_face
 
     for folds in (False, True):
         stream = io.StringIO()

@@ -20,7 +20,7 @@ import pytest
 from tests.runbooks.shelf import Shelf, make_shelf, notebook
 from vmsnix_ops import files
 from vmsnix_ops.records.tables import Tables
-from vmsnix_ops.runbooks.execute import run
+from vmsnix_ops.runbooks.execution.execute import run
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -77,12 +77,12 @@ FAILS = "raise ValueError(f'it was {known} and \\x1b[1m{short}\\x1b[0m')"
 
 PACKAGE = ROOT / "vmsnix_ops"
 WRITES_BESIDE = {
-    "cli.py": "the home folder of a user without one",
+    "cli/__init__.py": "the home folder of a user without one",
     "files.py": "what all others call",
     "publish/bootstrap.py": "the template that the operator asks for, at a path of theirs",
-    "runbooks/_engine.py": "what a dying kernel says, in a temporary folder that only its owner may enter",
-    "runbooks/github.py": "files that GitHub Actions made",
-    "_cli/permissions_page.py": "a page of the documentation",
+    "runbooks/execution/_engine.py": "what a dying kernel says, in a private temporary folder",
+    "runbooks/evidence/github.py": "files that GitHub Actions made",
+    "cli/permissions_page.py": "a page of the documentation",
 }
 """Modules that write without `files`, and what."""
 
@@ -106,8 +106,8 @@ def writes(path: Path) -> list[int]:
 
 def test_every_module_writes_evidence_through_the_same_functions() -> None:
     modules = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
-    # Disk images, and the sandbox, which is no part of the evidence.
-    others = [name for name in modules if not name.startswith(("sandbox/", "disk/"))]
+    # Disk images, machines that boot them, and the sandbox, which are no part of the evidence.
+    others = [name for name in modules if not name.startswith(("sandbox/", "disk/", "boot/"))]
     assert {name for name in others if writes(modules[name])} == set(WRITES_BESIDE)
 
 
@@ -246,7 +246,7 @@ def test_a_file_that_cannot_be_read_hides_no_other_and_is_listed(tmp_path: Path)
         (tmp_path / name).write_text(SHORT)
     (tmp_path / f"mm {SHORT}").chmod(0)
     program = (
-        "import sys; from pathlib import Path; from vmsnix_ops.runbooks.archive import RunFolder\n"
+        "import sys; from pathlib import Path; from vmsnix_ops.runbooks.evidence.archive import RunFolder\n"
         "from vmsnix_ops.redaction import Redactor\n"
         "folder = RunFolder('r1', Path(sys.argv[1]), '', {}, Redactor((sys.argv[2],)))\n"
         "print(*folder.clean(), *folder.names(), sep='\\n')"
@@ -272,7 +272,7 @@ def test_a_killed_run_has_kept_none(shelf: Shelf, aws: Any, tmp_path: Path) -> N
     stops = "print(known, short, flush=True)\nprint('under way', flush=True)\nimport time\ntime.sleep(300)"
     put(shelf, LEAVES, PRINTS, USES, stops)
     program = (
-        "import sys; from pathlib import Path; from vmsnix_ops.runbooks.execute import run\n"
+        "import sys; from pathlib import Path; from vmsnix_ops.runbooks.execution.execute import run\n"
         f"run('try-this', {{'note': {KNOWN!r}}}, folder=Path(sys.argv[1]), archive='s3://evidence/runs',"
         " screen=sys.stdout)"
     )

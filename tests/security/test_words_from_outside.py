@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops import errors, publish
-from vmsnix_ops.aws import buckets, images, policies
+from vmsnix_ops.aws import buckets, images
+from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.cli import main
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent

@@ -24,9 +24,9 @@ from vmsnix_ops.aws import leftovers, references
 from vmsnix_ops.aws import regions as where
 from vmsnix_ops.aws.accounts import accounts as sessions_of
 from vmsnix_ops.aws.buckets import errors_of
+from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.identity import REFUSED, not_enabled
 from vmsnix_ops.aws.paging import Limit, items, limited
-from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.references import Clients, References
 from vmsnix_ops.aws.session import Client, calling, client
 from vmsnix_ops.aws.session import session as default_session

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.audit import inventory
 from vmsnix_ops.aws import accounts, images, launch_sources, leftovers, references, regions
-from vmsnix_ops.aws.permissions import needs_of
-from vmsnix_ops.aws.policies import VERSION
+from vmsnix_ops.aws.iam.permissions import needs_of
+from vmsnix_ops.aws.iam.policies import VERSION
 
 if TYPE_CHECKING:
-    from vmsnix_ops.aws.policies import Place
+    from vmsnix_ops.aws.iam.policies import Place
 
 
 def member_actions() -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def member_actions() -> tuple[str, ...]:
 
 def auditor_actions() -> tuple[str, ...]:
     """Return what an audit needs in its own account: that, the bucket's leftovers, and roles elsewhere."""
-    from vmsnix_ops.aws.permissions import PERMISSIONS
+    from vmsnix_ops.aws.iam.permissions import PERMISSIONS
 
     own = needs_of(leftovers.region_of, leftovers.objects, leftovers.uploads, accounts.assume, images.ours)
     found = {*own, *member_actions()}

@@ -84,7 +84,7 @@ def scan(
     Parameters
     ----------
     client
-        ``distributed.Client``; `vmsnix_ops.runbooks.fleet_cluster.connected` makes one.
+        ``distributed.Client``; `vmsnix_ops.runbooks.fleet.cluster.connected` makes one.
     regions, accounts, one_by_one, deadline_minutes
         As for `vmsnix_ops.audit.inventory.scan`.
     session

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.identity import identity
 from vmsnix_ops.aws.paging import Limit, Waits, insist
-from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
 

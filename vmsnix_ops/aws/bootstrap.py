@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import policies, preflight_bucket, preflight_role
-from vmsnix_ops.aws.documents import listed, same, statements
-from vmsnix_ops.aws.permissions import needs, needs_of
+from vmsnix_ops.aws.iam import policies
+from vmsnix_ops.aws.iam.documents import listed, same, statements
+from vmsnix_ops.aws.iam.permissions import needs, needs_of
+from vmsnix_ops.aws.preflight import bucket, role
 from vmsnix_ops.aws.session import Client, calling, client, code_of
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _answer(call: Callable[[], dict[str, Any]], *missing: str) -> dict[str, Any]
 
 def _bucket(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     try:
-        preflight_bucket.bucket(clients.s3, place.bucket, place.regions[0], place.account)
+        bucket.bucket(clients.s3, place.bucket, place.regions[0], place.account)
     except errors.BucketError as error:
         if error.code != "NoSuchBucket":
             raise
@@ -162,14 +163,14 @@ def _block(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
         "NoSuchBucket",
     )
     on = (answer or {}).get("PublicAccessBlockConfiguration", {})
-    whole = all(on.get(setting) for setting in preflight_bucket.BLOCKS)
+    whole = all(on.get(setting) for setting in bucket.BLOCKS)
     return ("keep" if whole else "change" if on else "create"), "all public access to the bucket is blocked"
 
 
 def _make_block(clients: Clients, place: policies.Place) -> None:
     clients.s3.put_public_access_block(
         Bucket=place.bucket,
-        PublicAccessBlockConfiguration=dict.fromkeys(preflight_bucket.BLOCKS, True),
+        PublicAccessBlockConfiguration=dict.fromkeys(bucket.BLOCKS, True),
     )
 
 
@@ -196,7 +197,7 @@ def _bucket_statements(clients: Clients, place: policies.Place) -> list[dict[str
 
 def _tls(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     held = _bucket_statements(clients, place)
-    there = any(preflight_bucket.requires_tls(statement) for statement in held)
+    there = any(bucket.requires_tls(statement) for statement in held)
     return ("keep" if there else "change" if held else "create"), "requests without TLS are refused"
 
 
@@ -238,8 +239,8 @@ def _lifecycle(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     what = f"leftovers below {place.key_prefix!r} go after {LEFTOVER_DAYS} days"
     if not rules:
         return "create", what
-    check = preflight_bucket.lifecycle(clients.s3, place.bucket, place.key_prefix)
-    expires = preflight_bucket.expires_versions(rules, place.key_prefix)
+    check = bucket.lifecycle(clients.s3, place.bucket, place.key_prefix)
+    expires = bucket.expires_versions(rules, place.key_prefix)
     return ("keep" if check.outcome == "pass" and expires else "change"), what
 
 
@@ -260,7 +261,7 @@ def _role(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     what = f"{place.role_name}, which VM Import and nobody else may take"
     if answer is None:
         return "create", what
-    trust = preflight_role.trust_of(answer["Role"]["AssumeRolePolicyDocument"])
+    trust = role.trust_of(answer["Role"]["AssumeRolePolicyDocument"])
     return ("keep" if trust == "trusted" else "change"), what
 
 
@@ -285,7 +286,7 @@ def _make_role(clients: Clients, place: policies.Place) -> None:
 
 def _is_vm_import(statement: dict[str, Any]) -> bool:
     principal = statement.get("Principal")
-    return isinstance(principal, dict) and listed(principal.get("Service")) == [preflight_role.SERVICE]
+    return isinstance(principal, dict) and listed(principal.get("Service")) == [role.SERVICE]
 
 
 def _role_policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, code_of
 from vmsnix_ops.disk.source import ByteSource, PathSource
 from vmsnix_ops.disk.survey import MOST_PARTS, PART_BYTES, changed, part_bytes

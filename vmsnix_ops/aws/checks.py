@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws.permissions import denied_action
+from vmsnix_ops.aws.iam.permissions import denied_action
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.aws import policies
 from vmsnix_ops.aws.bootstrap import LEFTOVER_DAYS, VERSION_DAYS
-from vmsnix_ops.aws.preflight_bucket import BLOCKS
+from vmsnix_ops.aws.iam import policies
+from vmsnix_ops.aws.preflight.bucket import BLOCKS
 
 if TYPE_CHECKING:
-    from vmsnix_ops.aws.policies import Place
+    from vmsnix_ops.aws.iam.policies import Place
 
 
 def template(place: Place) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, retrying
 
 if TYPE_CHECKING:

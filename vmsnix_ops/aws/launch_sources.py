@@ -9,8 +9,8 @@ from typing import Any
 
 from vmsnix_ops.aws.error_codes import RETRYABLE
 from vmsnix_ops.aws.evidence import AMI_ID, Evidence
+from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import items, patiently
-from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, code_of
 
 Found = Iterator[tuple[str, Evidence]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import patiently
-from vmsnix_ops.aws.permissions import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 

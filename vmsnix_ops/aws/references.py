@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.evidence import AMI_ID, Evidence
+from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.launch_sources import Found, Templates, scaling, values
 from vmsnix_ops.aws.paging import Limit, items, limited, patiently, quick_times
-from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, client, code_of
 from vmsnix_ops.aws.session import session as default_session
 

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 
 from vmsnix_ops import __version__, credentials, errors
 from vmsnix_ops.aws import error_codes
+from vmsnix_ops.aws.iam.permissions import denied_action
 from vmsnix_ops.aws.irreversible import announce_before
-from vmsnix_ops.aws.permissions import denied_action
 from vmsnix_ops.aws.recording import record
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images
-from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import Client, calling, retrying
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import items
-from vmsnix_ops.aws.permissions import needs
 from vmsnix_ops.aws.session import Client, calling
 
 if TYPE_CHECKING:

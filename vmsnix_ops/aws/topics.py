@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.checks import Check
-from vmsnix_ops.aws.permissions import needs
+from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import calling, client
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.arguments import in_range
-from vmsnix_ops.disk import boot
+from vmsnix_ops.boot import run as boot
 from vmsnix_ops.disk.survey import unchanged
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.interrupts import interruptible
@@ -25,7 +25,7 @@ from vmsnix_ops.settings import Settings, load
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmsnix_ops.disk.boot import Booted
+    from vmsnix_ops.boot.run import Booted
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.progress import Step
     from vmsnix_ops.publish.plan import Plan
@@ -87,7 +87,7 @@ class BootPlan(_Shown):
     image, system, boot_mode
         As for `plan_boot`.
     expect, user_data, public_key, deadline, accelerator
-        As for `vmsnix_ops.disk.boot.boot`.
+        As for `vmsnix_ops.boot.run.boot`.
     """
 
     image: str

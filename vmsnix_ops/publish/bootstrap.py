@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import account, bootstrap, cloudformation, keys, policies, preflight_bucket
+from vmsnix_ops.aws import account, bootstrap, cloudformation, keys
 from vmsnix_ops.aws.checks import require
+from vmsnix_ops.aws.iam import policies
+from vmsnix_ops.aws.preflight import bucket as preflight_bucket
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.aws import blocks, images, imports, keys
+from vmsnix_ops.aws import images, imports, keys
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.ebs_direct import blocks
 from vmsnix_ops.publish import registration as registering
 from vmsnix_ops.publish.values import Built
 

@@ -53,7 +53,7 @@ def drop_snapshot(
     one that an AMI uses. Two publishers of different AMIs may share an import: the other one finds the
     winner's snapshot when it is run again.
 
-    A publisher via import may not delete snapshots (`vmsnix_ops.aws.policies.publisher_actions`): the
+    A publisher via import may not delete snapshots (`vmsnix_ops.aws.iam.policies.publisher_actions`): the
     message, and a note on `error`, the reason for which the snapshot is dropped, then name the policy.
     """
     ec2 = plan.client("ec2")

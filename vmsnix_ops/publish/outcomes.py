@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from vmsnix_ops import errors
+from vmsnix_ops import display, errors
 from vmsnix_ops.progress import counted
-from vmsnix_ops.records import shown
 from vmsnix_ops.text import html, line
 
 if TYPE_CHECKING:
@@ -51,9 +50,9 @@ class PlanTable:
         """Return what the table does not say."""
         return []
 
-    def _shown(self) -> shown.Shown:
+    def _shown(self) -> display.Shown:
         header, lines = self._table()
-        return shown.shown(header, lines, title=self.title)
+        return display.shown(header, lines, title=self.title)
 
     def __str__(self) -> str:
         return "\n".join([str(self._shown()), *map(line, self.notes())])
@@ -173,13 +172,13 @@ class Outcomes:
         header, lines = self._table()
         return pd.DataFrame(lines, columns=header)
 
-    def steps(self) -> shown.Shown:
+    def steps(self) -> display.Shown:
         """Return one row a region and step for people: what was done, how long it took, and why not."""
         rows = [
-            (_region(row), row.step, row.outcome, shown.seconds(row.seconds or None), row.why or row.what)
+            (_region(row), row.step, row.outcome, display.seconds(row.seconds or None), row.why or row.what)
             for row in self.rows
         ]
-        return shown.shown(("region", "step", "outcome", "took", "what, or why not"), rows, right=("took",))
+        return display.shown(("region", "step", "outcome", "took", "what, or why not"), rows, right=("took",))
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         by_region: dict[str, list[StepOutcome]] = {}
@@ -196,11 +195,13 @@ class Outcomes:
             lines.append([_region(rows[0]), ami_id, *(outcome.get(step, "") for step in steps), why])
         return ["region", "ami_id", *steps, "why"], lines
 
-    def _shown(self) -> shown.Shown:
+    def _shown(self) -> display.Shown:
         header, lines = self._table()
         marked = MARKED | ({"failed": "✗ refused"} if self.dry_run else {})
         title = f"{self.job} (dry run)" if self.dry_run else self.job
-        return shown.shown(header, [[marked.get(cell, cell) for cell in line] for line in lines], title=title)
+        return display.shown(
+            header, [[marked.get(cell, cell) for cell in line] for line in lines], title=title
+        )
 
     def __str__(self) -> str:
         return str(self._shown())

@@ -17,10 +17,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import block_reading, blocks, buckets, images, imports, retiring, snapshots
+from vmsnix_ops.aws import buckets, images, imports, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.block_engine import Pushing
-from vmsnix_ops.aws.block_wire import BLOCK_BYTES
+from vmsnix_ops.aws.ebs_direct import blocks, reading
+from vmsnix_ops.aws.ebs_direct.engine import Pushing
+from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.survey import block_digests, open_identified, still_identified, survey
@@ -156,8 +157,8 @@ def upload(plan: Plan, built: Built) -> UploadStep:
 
     Safe to run twice: nothing is sent when an AMI, a snapshot or a running import already has these bytes; an
     object is used again only when its checksum is the image's; an upload that was cut off is continued. For
-    blocks see `vmsnix_ops.aws.blocks.upload`. What is sent are the bytes that `build` identified, however
-    long ago: the buffer that is sent is compared with their digests.
+    blocks see `vmsnix_ops.aws.ebs_direct.blocks.upload`. What is sent are the bytes that `build` identified,
+    however long ago: the buffer that is sent is compared with their digests.
 
     Raises
     ------
@@ -215,8 +216,9 @@ def upload(plan: Plan, built: Built) -> UploadStep:
 def import_snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
     """Make a snapshot of the uploaded image with VM Import, or (direct) wait for the one that was uploaded.
 
-    Safe to run twice: see `vmsnix_ops.aws.imports.import_snapshot` and `vmsnix_ops.aws.blocks.finish`. An
-    interrupt cancels an import. When the plan wants it, the snapshot is then read back and compared.
+    Safe to run twice: see `vmsnix_ops.aws.imports.import_snapshot` and
+    `vmsnix_ops.aws.ebs_direct.blocks.finish`. An interrupt cancels an import. When the plan wants it, the
+    snapshot is then read back and compared.
 
     Raises
     ------
@@ -480,7 +482,7 @@ def _verify(plan: Plan, snapshot: SnapshotStep, sent: Digests | None) -> Snapsho
             with open_identified(built.path, built.seen) as disk:
                 blocks = block_digests(disk)
         try:
-            compared = block_reading.verify(
+            compared = reading.verify(
                 plan.session,
                 region=plan.region,
                 snapshot_id=snapshot.snapshot_id,

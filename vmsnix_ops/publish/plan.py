@@ -21,10 +21,11 @@ from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import account, keys, regions
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.block_reading import VERIFIES, Verify
+from vmsnix_ops.aws.ebs_direct.reading import VERIFIES, Verify
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.disk import boot as disk_boot
+from vmsnix_ops.boot import run as disk_boot
+from vmsnix_ops.display import html_table
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
@@ -33,7 +34,6 @@ from vmsnix_ops.publish.preflight_machine import image as image_check
 from vmsnix_ops.publish.registration import DEVICE, ROOT_DEVICE
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
-from vmsnix_ops.records.shown import html_table
 from vmsnix_ops.settings import Settings, load
 from vmsnix_ops.text import line
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import account, keys, preflight_bucket, regions
+from vmsnix_ops.aws import account, keys, regions
 from vmsnix_ops.aws.checks import checked
+from vmsnix_ops.aws.preflight import bucket as preflight_bucket
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.publish import preflight_machine as machine

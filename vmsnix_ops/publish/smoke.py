@@ -18,8 +18,9 @@ from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import instances, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
+from vmsnix_ops.display import html_table
 from vmsnix_ops.progress import Progress, current
-from vmsnix_ops.publish import channels
+from vmsnix_ops.publish import served
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import Entry, Journal, record_run
@@ -27,7 +28,6 @@ from vmsnix_ops.publish.smoke_ending import Seen, end, outcome
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
-from vmsnix_ops.records.shown import html_table
 from vmsnix_ops.text import line, lines, plain
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def plan(
     Parameters
     ----------
     ami, image
-        What to test: as for `vmsnix_ops.publish.promote.plan`.
+        What to test: as for `vmsnix_ops.channels.promote.plan`.
     region
         Where; by default the settings' region, else AWS's own.
     instance_type
@@ -204,8 +204,8 @@ def plan(
         raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
     home = checked_home(region, settings=settings, session=session)
     ec2 = home.client("ec2")
-    found = channels.find_ami(ec2, home.client("ssm"), ami, image=image, settings=home.settings)
-    tested = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
+    found = served.find_ami(ec2, home.client("ssm"), ami, image=image, settings=home.settings)
+    tested = served.check_usable(found, owner=home.account, now=datetime.now(UTC))
     snapshots.check_whole(ec2, tested)
     kind = instance_type or instances.TYPES.get(tested.architecture, "")
     if not kind:
@@ -322,12 +322,12 @@ def _test(plan: Plan, seen: Seen) -> None:
         entry.detail.update(terminated=[one.instance_id for one in left])
     with _step(plan, seen, "launch") as entry:
         # A notebook's plan may be hours old.
-        channels.check_now(ec2, plan.ami.ami_id, owner=plan.ami.account)
+        served.check_now(ec2, plan.ami.ami_id, owner=plan.ami.account)
         seen.asked = True
         seen.instance_id = instances.launch(ec2, plan.wanted)
         entry.detail.update(instance_id=seen.instance_id, instance_type=plan.wanted.instance_type)
         # A retirement that marked the AMI in between may not have seen the instance; see aws.retiring.
-        channels.check_again(ec2, plan.ami.ami_id, owner=plan.ami.account)
+        served.check_again(ec2, plan.ami.ami_id, owner=plan.ami.account)
         instances.wait_running(ec2, seen.instance_id, step=entry.step)
     with _step(plan, seen, "checks") as entry:
         instances.wait_checks(ec2, seen.instance_id, step=entry.step)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from vmsnix_ops.records.shown import html_table
+from vmsnix_ops.display import html_table
 from vmsnix_ops.text import lines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmsnix_ops.aws.blocks import DirectSnapshot
+    from vmsnix_ops.aws.ebs_direct.blocks import DirectSnapshot
     from vmsnix_ops.aws.images import Registration
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.records.slowness import SlowStep

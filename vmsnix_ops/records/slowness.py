@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.records import shown
+from vmsnix_ops import display
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,8 +61,8 @@ class SlowStep:
     earlier: int
 
     def __str__(self) -> str:
-        usual = f"usual is {shown.seconds(self.usual_seconds)}, by the {self.earlier} before it"
-        return f"{self.step} took {shown.seconds(self.seconds)}; {usual}"
+        usual = f"usual is {display.seconds(self.usual_seconds)}, by the {self.earlier} before it"
+        return f"{self.step} took {display.seconds(self.seconds)}; {usual}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values, as ``result.json`` holds it, with the sentence that tells it."""

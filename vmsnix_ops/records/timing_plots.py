@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from vmsnix_ops import display
 from vmsnix_ops.progress import counted
-from vmsnix_ops.records import shown
 from vmsnix_ops.records.figures import (
     ALARM,
     GROUND,
@@ -164,8 +164,8 @@ def plot_compare(steps: pd.DataFrame) -> Figure:
             axes.barh(row, length, height * 0.86, left=begin, color=_colour(path), alpha=strength)
             begin += length
         rate = part["seconds_per_gib"]
-        per_gib = "" if rate != rate else f" ({shown.quantity(rate, 's/GiB')})"
-        _write(axes, begin, row, shown.seconds(begin * one) + per_gib)
+        per_gib = "" if rate != rate else f" ({display.quantity(rate, 's/GiB')})"
+        _write(axes, begin, row, display.seconds(begin * one) + per_gib)
     named = [image if regions == 1 else f"{image}\n{region}" for image, region in places]
     axes.set_yticks(range(len(places)), named)
     axes.set_ylim(len(places) - 0.5, -0.5)
@@ -225,7 +225,7 @@ def _usual(axes: Axes, rows: pd.DataFrame, names: list[str], paths: list[str], o
         axes.barh(place, median / one, height * 0.86, color=_colour(path))
         axes.plot([median / one, high / one], [place, place], color=INK, linewidth=1.2)
         for column, value in zip(_COLUMNS, (median, high), strict=True):
-            _beside(axes, place, column, shown.seconds(value), color=INK, va="center")
+            _beside(axes, place, column, display.seconds(value), color=INK, va="center")
     axes.set_yticks(range(len(names)), names)
     tidy(axes, grid="x")
 

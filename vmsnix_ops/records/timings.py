@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import errors
-from vmsnix_ops.records import shown
+from vmsnix_ops import display, errors
 from vmsnix_ops.records.slowness import FEWEST, GROUP, measured
 
 if TYPE_CHECKING:
@@ -258,17 +257,17 @@ def compare(steps: pd.DataFrame, *, by: Sequence[str] = ("image", "region")) -> 
     return table.reset_index()
 
 
-def show_summary(table: pd.DataFrame) -> shown.Shown:
+def show_summary(table: pd.DataFrame) -> display.Shown:
     """Return a summary for people."""
     keys = [name for name in GROUP if name in table]
     rows = [
         [
             *(row[name] for name in keys),
             row["count"],
-            *(shown.seconds(row[f"{name}_seconds"]) for name in ("p50", "p90", "p99", "max", "last")),
-            shown.change(row["change"]),
-            shown.quantity(row["seconds_per_gib"], "s/GiB"),
-            shown.quantity(row["mib_per_second"], "MiB/s"),
+            *(display.seconds(row[f"{name}_seconds"]) for name in ("p50", "p90", "p99", "max", "last")),
+            display.change(row["change"]),
+            display.quantity(row["seconds_per_gib"], "s/GiB"),
+            display.quantity(row["mib_per_second"], "MiB/s"),
             row["failed"] or "",
             row["reused"] or "",
             f"{row['slow']}{', the last too' if row['last_slow'] else ''}" if row["slow"] else "",
@@ -277,74 +276,74 @@ def show_summary(table: pd.DataFrame) -> shown.Shown:
     ]
     figures = ("n", "p50", "p90", "p99", "longest", "last", "trend", "per GiB", "rate")
     columns = [*(_HEADINGS.get(name, name) for name in keys), *figures, "failed", "reused", "slow"]
-    return shown.shown(columns, rows, right=columns[len(keys) : -1], nothing=_NOTHING)
+    return display.shown(columns, rows, right=columns[len(keys) : -1], nothing=_NOTHING)
 
 
-def show_slow(table: pd.DataFrame) -> shown.Shown:
+def show_slow(table: pd.DataFrame) -> display.Shown:
     """Return slow steps for people."""
     rows = [
         [
-            shown.moment(row["started_at"]),
+            display.moment(row["started_at"]),
             *(row[name] for name in GROUP),
-            shown.seconds(row["seconds"]),
-            shown.seconds(row["usual_seconds"]),
-            shown.seconds(row["limit_seconds"]),
+            display.seconds(row["seconds"]),
+            display.seconds(row["usual_seconds"]),
+            display.seconds(row["limit_seconds"]),
             row["run_id"],
         ]
         for row in table.to_dict("records")
     ]
     columns = ("started (UTC)", "step", "path", "image", "region", "took", "usual", "limit", "run")
-    return shown.shown(
+    return display.shown(
         columns, rows, right=("took", "usual", "limit"), nothing="No step was slow by its own history."
     )
 
 
-def show_compare(table: pd.DataFrame) -> shown.Shown:
+def show_compare(table: pd.DataFrame) -> display.Shown:
     """Return the comparison of direct upload with import for people."""
     rows = [
         [
             row["image"],
             row["region"],
-            shown.size(row["image_bytes"]),
+            display.size(row["image_bytes"]),
             *(
                 cell
                 for via in ("import", "direct")
                 for cell in (
                     row[f"{via}_count"],
-                    shown.seconds(row[f"{via}_p50_seconds"]),
-                    shown.quantity(row[f"{via}_seconds_per_gib"], "s/GiB"),
-                    shown.size(row[f"{via}_sent_bytes"]),
+                    display.seconds(row[f"{via}_p50_seconds"]),
+                    display.quantity(row[f"{via}_seconds_per_gib"], "s/GiB"),
+                    display.size(row[f"{via}_sent_bytes"]),
                 )
             ),
-            shown.quantity(row["times_as_fast"], "x"),
+            display.quantity(row["times_as_fast"], "x"),
         ]
         for row in table.to_dict("records")
     ]
     parts = [f"{via}: {name}" for via in ("import", "direct") for name in ("n", "p50", "per GiB", "sent")]
     columns = ("image", "region", "size", *parts, "speed-up")
     nothing = "No such run has made a snapshot."
-    return shown.shown(columns, rows, right=columns[2:], nothing=nothing)
+    return display.shown(columns, rows, right=columns[2:], nothing=nothing)
 
 
-def show_steps(steps: pd.DataFrame, *, last: int = 20) -> shown.Shown:
+def show_steps(steps: pd.DataFrame, *, last: int = 20) -> display.Shown:
     """Return the newest steps for people."""
     newest = steps.sort_values("started_at", ascending=False, kind="stable").head(last)
     rows = [
         [
-            shown.moment(row["started_at"]),
+            display.moment(row["started_at"]),
             row["step"],
             row["status"],
             row["via"],
             row["image"],
             row["region"],
-            shown.seconds(row["seconds"]),
-            shown.size(row["bytes"]),
+            display.seconds(row["seconds"]),
+            display.size(row["bytes"]),
             row["run_id"],
         ]
         for row in newest.to_dict("records")
     ]
     columns = ("started (UTC)", "step", "status", "path", "image", "region", "took", "bytes", "run")
-    return shown.shown(columns, rows, right=("took", "bytes"), nothing=_NOTHING)
+    return display.shown(columns, rows, right=("took", "bytes"), nothing=_NOTHING)
 
 
 _HEADINGS = {"via": "path"}

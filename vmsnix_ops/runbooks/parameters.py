@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import ParameterError, nearest
-from vmsnix_ops.runbooks.secrets import find_secret
+from vmsnix_ops.runbooks.evidence.secrets import find_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

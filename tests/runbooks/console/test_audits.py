@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops.errors import ArchiveError
-from vmsnix_ops.runbooks import _bucket
 from vmsnix_ops.runbooks.console.audits import last_audit
+from vmsnix_ops.runbooks.evidence import _bucket
 from vmsnix_ops.sandbox import sandbox
 from vmsnix_ops.settings import load
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from vmsnix_ops._cli import run as run_command
+from vmsnix_ops.cli import run as run_command
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.console.fields import Suggestion
 from vmsnix_ops.runbooks.console.forms import Form, command_line, plan_html

@@ -17,11 +17,12 @@ from typing import Any
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import VmsnixError
-from vmsnix_ops.runbooks import archive, catalog
-from vmsnix_ops.runbooks._interrupts import Interrupter
-from vmsnix_ops.runbooks._kernel import describe
+from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.console.jobs import CANCEL, OUTCOME, REQUEST, SCREEN
-from vmsnix_ops.runbooks.execute import run
+from vmsnix_ops.runbooks.evidence import archive
+from vmsnix_ops.runbooks.execution._interrupts import Interrupter
+from vmsnix_ops.runbooks.execution._kernel import describe
+from vmsnix_ops.runbooks.execution.execute import run
 
 WATCH_SECONDS = 0.1
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.runbooks.console.places import Place
-    from vmsnix_ops.runbooks.evidence import Entry
+    from vmsnix_ops.runbooks.evidence.runs import Entry
 
 AUDIT = "audit-inventory"
 NO_AUDIT = "No audit has been recorded here yet."
@@ -119,7 +119,7 @@ def last_audit(place: Place, name: str) -> tuple[pd.DataFrame, Entry | None]:
     """
     import pandas as pd
 
-    from vmsnix_ops.runbooks.evidence import open_archive
+    from vmsnix_ops.runbooks.evidence.runs import open_archive
 
     archive = open_archive(place.settings(), environment=place.environment)
     file = f"{name}.csv"

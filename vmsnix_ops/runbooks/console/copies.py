@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, VmsnixError
-from vmsnix_ops.runbooks import archive
-from vmsnix_ops.runbooks.evidence import open_archive
+from vmsnix_ops.runbooks.evidence import archive
+from vmsnix_ops.runbooks.evidence.runs import open_archive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmsnix_ops.runbooks.console.places import Place
-    from vmsnix_ops.runbooks.evidence import Archive, Entry
+    from vmsnix_ops.runbooks.evidence.runs import Archive, Entry
 
 FOLDER = "runs"
 KEPT = 30

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.progress import Event
-from vmsnix_ops.runbooks import archive
 from vmsnix_ops.runbooks.console.jobs import EVENTS, OUTCOME, SCREEN, WORDS
-from vmsnix_ops.runbooks.secrets import Redactor, secret_values
+from vmsnix_ops.runbooks.evidence import archive
+from vmsnix_ops.runbooks.evidence.secrets import Redactor, secret_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

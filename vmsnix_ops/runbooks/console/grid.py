@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from vmsnix_ops.records import shown
+from vmsnix_ops import display
 from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _cell(column: Column, value: Any) -> str:
 
 def text_of(kind: str, value: Any) -> str:
     """Return a value as people read it; empty when there is none."""
-    if shown.missing(value):
+    if display.missing(value):
         return ""
     if kind == "usd":
         return f"{float(value):,.2f}"
@@ -212,7 +212,7 @@ def text_of(kind: str, value: Any) -> str:
 
 def plain(value: Any) -> str:
     """Return a value as plain text, which is also what is searched."""
-    if shown.missing(value):
+    if display.missing(value):
         return ""
     if type(value).__name__ in ("bool", "bool_"):
         return "yes" if value else "no"
@@ -220,7 +220,7 @@ def plain(value: Any) -> str:
 
 
 WRITERS: dict[str, Any] = {
-    "time": shown.moment,
-    "seconds": shown.seconds,
-    "bytes": shown.size,
+    "time": display.moment,
+    "seconds": display.seconds,
+    "bytes": display.size,
 }

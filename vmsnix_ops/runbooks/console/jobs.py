@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import files
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.records.run_context import new_run_id
-from vmsnix_ops.runbooks import kernels, parameters
+from vmsnix_ops.runbooks import parameters
+from vmsnix_ops.runbooks.execution import kernels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

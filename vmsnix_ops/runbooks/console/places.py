@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import settings as settings_module
 from vmsnix_ops.errors import RunError
-from vmsnix_ops.runbooks import kernels
+from vmsnix_ops.runbooks.execution import kernels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,7 +133,7 @@ class SandboxHost:
     def __init__(self) -> None:
         environment = {**os.environ, **kernels.python_path(os.environ)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vmsnix_ops._cli.stage"],
+            [sys.executable, "-m", "vmsnix_ops.cli.stage"],
             stdin=subprocess.PIPE,  # it ends when this closes, also when this process is killed
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

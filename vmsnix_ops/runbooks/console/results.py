@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from vmsnix_ops.progress import human_seconds
-from vmsnix_ops.runbooks import archive
 from vmsnix_ops.runbooks.console.live import steps_html
+from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.text import html, html_link
 
 if TYPE_CHECKING:

@@ -1,1 +1,0 @@
-"""The commands of ``vmsnix``, one module each, imported when they are called."""

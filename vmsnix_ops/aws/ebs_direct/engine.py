@@ -1,0 +1,328 @@
+"""Runs worker processes over the blocks of a snapshot, both ways.
+
+The caller gives an iterable of work and is told what is done; this module keeps every worker busy, hands on
+refreshed credentials, and turns a worker's last word into an error. It holds no block itself: memory does not
+grow with the image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import error_codes
+from vmsnix_ops.aws.ebs_direct import wire
+from vmsnix_ops.aws.ebs_direct.worker import CHANGED, THROTTLED, Job
+from vmsnix_ops.disk.survey import NEXT_TIME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from pathlib import Path
+
+    import boto3
+
+BATCH = 16  # blocks a message: 8 MiB of image
+CONNECTIONS = 64
+CEILING = 1000.0  # puts a second; AWS's own worked example for one account
+BUDGET_SECONDS = 300.0
+TOTAL_SECONDS = 6 * 3600.0
+
+Item = tuple[int, str]
+"""A block's index, and its SHA-256 in hex (put), its token (get), or both with a space between (compare)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pushing:
+    """How hard to push.
+
+    Attributes
+    ----------
+    processes
+        Worker processes; by default as many as there are cores, at most four.
+    connections
+        Requests at once, over all workers.
+    ceiling
+        Requests a second, over all workers, at most. Throttled answers slow a worker down below that by
+        themselves.
+    budget_seconds
+        How long to keep trying one block.
+    read_seconds
+        How long one request may hang before it is given up and sent again; twice as long each time after.
+    total_seconds
+        How long all of it may take.
+    """
+
+    processes: int = 0
+    connections: int = CONNECTIONS
+    ceiling: float = CEILING
+    budget_seconds: float = BUDGET_SECONDS
+    read_seconds: float = 20.0
+    total_seconds: float = TOTAL_SECONDS
+
+    def workers(self) -> int:
+        """Return the number of processes."""
+        return self.processes or min(os.cpu_count() or 1, 4)
+
+
+class BlockRefusedError(errors.AwsError):
+    """AWS's final word on a block; `code` is AWS's, and `index` the block."""
+
+    def __init__(self, code: str, message: str, index: int, *, reason: str = "", operation: str = "") -> None:
+        self.index = index
+        cure = "Running the same command again goes on from the blocks that arrived."
+        why = f"{code}: {message}"
+        if code in THROTTLED:
+            cause = error_codes.throttle_cause(code, reason, operation)
+            why = f"{why.rstrip('.')}. {cause}" if cause else why
+            cure = (
+                "Lower put_ceiling in vmsnix.toml or VMSNIX_PUT_CEILING (blocks per second), or run the same "
+                "command again later: it continues from the blocks that arrived."
+            )
+        super().__init__(
+            f"Block {index} could not be moved." if index >= 0 else "A worker for blocks failed.",
+            why=why,
+            cure=cure,
+            code=code,
+        )
+
+
+def run(
+    verb: Literal["put", "get", "compare"],
+    items: Collection[Item],
+    *,
+    session: boto3.Session,
+    region: str,
+    snapshot_id: str,
+    path: Path | None = None,
+    descriptor: int = -1,
+    on_done: Callable[[Sequence[int]], None],
+    pushing: Pushing = Pushing(),
+) -> int:
+    """Put, get or compare blocks and return how many answers were throttled.
+
+    Parameters
+    ----------
+    verb
+        ``"put"`` from an image, ``"get"`` into a file, or ``"compare"`` with digests.
+    items
+        What to do, in this order.
+    session, region
+        Who and where.
+    snapshot_id
+        Of the snapshot.
+    path
+        The image to read, or the existing file to write; ``None`` to compare.
+    descriptor
+        An open file that is the disk itself, byte for byte, to read instead of the image.
+    on_done
+        Called in this thread with the indices of every batch that is done: what a journal may rely upon.
+    pushing
+        How hard to push.
+
+    Raises
+    ------
+    BlockRefusedError
+        A block was refused for good, or for longer than the budget. The others may have arrived.
+    vmsnix_ops.errors.ImageChangedError
+        The image holds other bytes than the digest of a block names, or cannot be read any more.
+    vmsnix_ops.errors.CredentialsError
+        The credentials expired and the session had no newer ones.
+    vmsnix_ops.errors.AccessDeniedError
+        The caller may not do this.
+    vmsnix_ops.errors.DeadlineError
+        The whole took longer than it was given.
+    """
+    if not items:
+        return 0
+    count = min(pushing.workers(), len(items))
+    place = f"/dev/fd/{descriptor}" if descriptor >= 0 else str(path.absolute()) if path else ""
+    job = Job(
+        verb,
+        snapshot_id,
+        place,
+        descriptor >= 0,
+        max(pushing.connections // count, 1),
+        pushing.ceiling / count,
+        pushing.budget_seconds,
+    )
+    deadline = time.monotonic() + pushing.total_seconds
+    with _Crew(job, session, count, descriptor) as crew:
+        # They start meanwhile: a client of botocore takes as long to make as they take.
+        crew.open(wire.target(session, region, read_seconds=pushing.read_seconds))
+        return crew.carry_out(items, on_done, deadline=deadline)
+
+
+class _Crew:
+    """The worker processes of one run. Leaving the block ends them, whatever they are doing."""
+
+    def __init__(self, job: Job, session: boto3.Session, count: int, descriptor: int) -> None:
+        self.job, self.session, self.descriptor = job, session, descriptor
+        self.keys = wire.keys(session)
+        self.inbox: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
+        self.listeners: list[threading.Thread] = []
+        self.workers = [self._start(number) for number in range(count)]
+        self.throttled = [0] * count
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
+        for listener in self.listeners:
+            listener.join()  # it reads what its worker said last
+        for worker in self.workers:
+            for stream in (worker.stdin, worker.stdout):
+                if stream is not None:
+                    _close(stream)
+
+    def open(self, where: wire.Target) -> None:
+        """Tell every worker its job."""
+        for number in range(len(self.workers)):
+            self._tell(number, {"job": asdict(self.job), "target": asdict(where), "keys": asdict(self.keys)})
+
+    def carry_out(
+        self, items: Collection[Item], on_done: Callable[[Sequence[int]], None], *, deadline: float
+    ) -> int:
+        """Keep every worker supplied until nothing is left and all is done."""
+        left = _batches(items, self.job.threads * len(self.workers))
+        waiting = [0] * len(self.workers)
+        depth = self.job.threads + 2  # one batch a thread, and a little that lies ready
+        for _ in range(depth):
+            for number in range(len(self.workers)):
+                waiting[number] += self._supply(number, left)
+        while any(waiting):
+            try:
+                number, message = self.inbox.get(timeout=max(deadline - time.monotonic(), 0))
+            except queue.Empty:
+                raise _too_long(self.job) from None
+            if message is None:
+                raise BlockRefusedError("WorkerDied", f"with exit code {self.workers[number].wait()}", -1)
+            if "done" in message:
+                on_done(message["done"])
+                self.throttled[number] = message["throttled"]
+                waiting[number] -= 1
+                self._hand_on_keys()
+                waiting[number] += self._supply(number, left)
+            elif "keys" in message:
+                self._hand_on_keys(number)
+            else:
+                raise _failure(message["failed"], self.job)
+        return sum(self.throttled)
+
+    def _supply(self, number: int, left: Iterator[Sequence[Item]]) -> int:
+        """Give a worker its next batch; return how many it got."""
+        batch = next(left, None)
+        if batch is None:
+            return 0
+        self._tell(number, {"blocks": batch})
+        return 1
+
+    def _hand_on_keys(self, asking: int | None = None) -> None:
+        """Give the workers the session's credentials when they changed; botocore refreshes them in time."""
+        fresh = wire.keys(self.session)
+        if fresh != self.keys:
+            self.keys = fresh
+            for number in range(len(self.workers)):
+                self._tell(number, {"keys": asdict(fresh)})
+        elif asking is not None:
+            self._tell(asking, {"keys": asdict(fresh)})
+
+    def _tell(self, number: int, message: dict[str, Any]) -> None:
+        stream = self._input(number)
+        try:
+            stream.write(json.dumps(message) + "\n")
+            stream.flush()
+        except BrokenPipeError:
+            return  # its last word, or its end, is on the way to the inbox
+
+    def _input(self, number: int) -> IO[str]:
+        stream = self.workers[number].stdin
+        if stream is None:
+            raise RuntimeError("a worker was started without an input")
+        return stream
+
+    def _start(self, number: int) -> subprocess.Popen[str]:
+        # A session of its own: Ctrl-C is for the parent, who ends its workers when it has written its
+        # journal.
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "vmsnix_ops.aws.ebs_direct.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            pass_fds=(self.descriptor,) if self.descriptor >= 0 else (),
+        )
+        listener = threading.Thread(target=self._listen, args=(number, worker), daemon=True)
+        self.listeners.append(listener)
+        listener.start()
+        return worker
+
+    def _listen(self, number: int, worker: subprocess.Popen[str]) -> None:
+        for line in worker.stdout or ():
+            self.inbox.put((number, json.loads(line)))
+        self.inbox.put((number, None))
+
+
+def _batches(items: Collection[Item], threads: int) -> Iterator[Sequence[Item]]:
+    """Cut the work into messages: small ones when there is little of it, so that every thread gets some."""
+    size = max(1, min(BATCH, len(items) // (2 * threads)))
+    left = iter(items)
+    while batch := list(islice(left, size)):
+        yield batch
+
+
+def _close(stream: IO[str]) -> None:
+    try:
+        stream.close()
+    except BrokenPipeError:
+        return  # the worker was faster
+
+
+def _too_long(job: Job) -> errors.DeadlineError:
+    return errors.DeadlineError(
+        f"Gave up moving the blocks of {job.snapshot_id}.",
+        why="The whole took longer than it was given.",
+        cure="Running the same command again goes on from the blocks that arrived.",
+    )
+
+
+def _failure(said: dict[str, Any], job: Job) -> errors.VmsnixError:
+    code, message, index = said["code"], said["message"], said["index"]
+    if code == CHANGED:
+        start = index * wire.BLOCK_BYTES
+        where = f"Bytes {start} to {start + wire.BLOCK_BYTES} of the disk (block {index}): "
+        return errors.ImageChangedError(
+            f"{job.path} changed after it was identified.",
+            why=f"{where if index >= 0 else ''}{message.rstrip('.')}.",
+            cure=NEXT_TIME,
+            offset=start if index >= 0 else None,
+        )
+    if code in error_codes.EXPIRED | error_codes.CREDENTIALS:
+        return errors.CredentialsError(
+            f"The credentials were refused at block {index}.",
+            why=f"{code}: {message}",
+            cure="Log in again; running the same command again goes on from the blocks that arrived.",
+            code=code,
+        )
+    if code in error_codes.DENIED:
+        return errors.AccessDeniedError(
+            f"Block {index} could not be moved.",
+            why=f"{code}: {message}",
+            cure="Allow ebs:PutSnapshotBlock (to upload) or ebs:GetSnapshotBlock (to verify or download) in "
+            "the caller's IAM policy; docs/reference/permissions.md lists all.",
+            code=code,
+        )
+    operation = "PutSnapshotBlock" if job.verb == "put" else "GetSnapshotBlock"
+    return BlockRefusedError(code, message, index, reason=said["reason"], operation=operation)

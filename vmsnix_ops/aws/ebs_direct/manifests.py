@@ -1,0 +1,228 @@
+"""Which bytes a snapshot of ours holds: one SHA-256 for each of its blocks, kept beside the tables.
+
+With the manifest of the previous image, the next upload knows what is there already without reading it back.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count, groupby, islice
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import snapshots
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.iam.permissions import denied_action, needs
+from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.disk.digests import SUM, Digests
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from vmsnix_ops.records.tables import Tables
+
+CANDIDATES = 5  # previous snapshots that are looked at, newest first
+PAGE = 10_000
+_NOTHING = Digests()
+PART = 32_768  # blocks that are appended to the table at once: 16 GiB of disk
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The snapshot that an incremental upload starts from.
+
+    Attributes
+    ----------
+    snapshot_id
+        Such as ``snap-0123456789abcdef0``; empty when there is none to start from.
+    blocks
+        Every block that it holds.
+    why
+        Why there is none, for the operator.
+    """
+
+    snapshot_id: str = ""
+    blocks: Digests = field(default_factory=Digests, repr=False)
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The blocks that AWS says a snapshot holds.
+
+    Attributes
+    ----------
+    size_gib
+        Size of a volume made from it.
+    tokens
+        Index to block token; tokens are good for seven days.
+    """
+
+    size_gib: int
+    tokens: Mapping[int, str]
+
+
+def save(tables: Tables, *, snapshot_id: str, region: str, digest: str, image: str, blocks: Digests) -> None:
+    """Keep the manifest of a snapshot. Safe to run twice: the table takes every part of it once.
+
+    A manifest of which only some parts were kept is none: `choose_parent` compares it with what AWS lists.
+    """
+    import pandas as pd
+
+    same: dict[str, Any] = {
+        "snapshot_id": snapshot_id,
+        "region": region,
+        "digest": digest,
+        "image": image,
+        "recorded_at": datetime.now(UTC),
+    }
+    left = blocks.pairs()
+    for number in count():
+        part = list(islice(left, PART))
+        if not part:
+            return
+        once = f"manifest-{snapshot_id}-{number}" if number else f"manifest-{snapshot_id}"
+        tables.append("manifests", pd.DataFrame(part, columns=["block", "sha256"]).assign(**same), once=once)
+
+
+def load(tables: Tables, snapshot_id: str) -> Digests:
+    """Return the manifest of a snapshot; empty when none was kept or the table cannot be read."""
+    where = [("snapshot_id", "==", snapshot_id)]
+    indices, sums = array("I"), bytearray()
+    try:
+        for batch in tables.batches("manifests", columns=["block", "sha256"], where=where):
+            indices.extend(batch.column("block").to_pylist())
+            sums += bytes.fromhex("".join(batch.column("sha256").to_pylist()))
+    except errors.RecordsError:
+        return Digests()  # the upload is a full one
+    # Parts come in any order, and compacting the table may mix them.
+    order = sorted(range(len(indices)), key=indices.__getitem__)
+    pairs = ((indices[at], sums[at * SUM : (at + 1) * SUM].hex()) for at in order)
+    return Digests(next(same) for _, same in groupby(pairs, key=itemgetter(0)))
+
+
+@needs(
+    "ec2:DescribeSnapshots",
+    "ec2:GetEbsEncryptionByDefault",
+    "ec2:GetEbsDefaultKmsKeyId",
+    "ebs:ListSnapshotBlocks",
+    "ebs:StartSnapshot with a parent",
+)
+def choose_parent(
+    ec2: Client, ebs: Client, tables: Tables, *, image: str, size_gib: int, kms_key: str = ""
+) -> Parent:
+    """Return the snapshot of the same image to start from, or why a full upload is needed.
+
+    A parent must be completed, ours, in this region, no larger than the new one, and hold exactly the blocks
+    that its manifest names: a manifest that is wrong by one block would make a wrong image. It must be
+    encrypted as the new snapshot is to be: a child gets its parent's key, and StartSnapshot takes no other.
+
+    Parameters
+    ----------
+    ec2, ebs
+        Clients of the region.
+    tables
+        Where manifests are kept.
+    image
+        Name of the image (the tag ``vmsnix:image``).
+    size_gib
+        Volume size of the new snapshot.
+    kms_key
+        ARN of the key that is to encrypt it; empty: as the account encrypts by default.
+    """
+    filters = [
+        {"Name": f"tag:{tagging.IMAGE}", "Values": [image]},
+        {"Name": "status", "Values": ["completed"]},
+    ]
+    with calling("look for a previous snapshot of this image"):
+        pages = ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
+        found = [snapshot for page in pages for snapshot in page["Snapshots"]]
+        key = kms_key or default_key(ec2)
+    found.sort(key=lambda snapshot: (snapshot["StartTime"], snapshot["SnapshotId"]), reverse=True)
+    if not found:
+        return Parent(why=f"there is no earlier snapshot of {image} in this region and account")
+    why = ""
+    for snapshot in found[:CANDIDATES]:
+        blocks, reason = _usable(ebs, tables, snapshot, size_gib=size_gib, key=key)
+        if blocks:
+            return Parent(str(snapshot["SnapshotId"]), blocks)
+        why = why or f"{snapshot['SnapshotId']} {reason}"
+    return Parent(why=why)
+
+
+def default_key(ec2: Client) -> str:
+    """Return the key of new snapshots, an ARN or ``alias/aws/ebs``; empty when they are not encrypted."""
+    if not ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"]:
+        return ""
+    return str(ec2.get_ebs_default_kms_key_id()["KmsKeyId"])
+
+
+def listed(ebs: Client, snapshot_id: str) -> Listed:
+    """Return the blocks that AWS says the snapshot holds.
+
+    Raises
+    ------
+    vmsnix_ops.errors.AwsError
+        There is no such completed snapshot, or the caller may not read it.
+    """
+    size_gib, tokens = 0, dict[int, str]()
+    for page in _pages(ebs, snapshot_id):
+        size_gib = int(page["VolumeSize"])
+        tokens.update((int(block["BlockIndex"]), str(block["BlockToken"])) for block in page["Blocks"])
+    return Listed(size_gib, tokens)
+
+
+def _pages(ebs: Client, snapshot_id: str) -> Iterator[Mapping[str, Any]]:
+    request: dict[str, Any] = {"SnapshotId": snapshot_id, "MaxResults": PAGE}
+    with calling(f"list the blocks of {snapshot_id}"):
+        while True:
+            answer = ebs.list_snapshot_blocks(**request)
+            yield answer
+            if not answer.get("NextToken"):
+                return
+            request["NextToken"] = answer["NextToken"]
+
+
+def _usable(
+    ebs: Client, tables: Tables, snapshot: Mapping[str, Any], *, size_gib: int, key: str
+) -> tuple[Digests, str]:
+    """Return the manifest, or an empty one and the reason why this snapshot will not do."""
+    if int(snapshot["VolumeSize"]) > size_gib:
+        return _NOTHING, f"is larger ({snapshot['VolumeSize']} GiB) than the new image ({size_gib} GiB)"
+    if bool(snapshot.get("Encrypted")) != bool(key):
+        return (
+            Digests(),
+            "is not encrypted, but the new snapshot is to be"
+            if key
+            else "is encrypted, but new ones are not",
+        )
+    # EC2 does not show which key an alias is; a snapshot that was begun with this alias says so in a tag.
+    if key and "alias/" in key and tagging.to_dict(snapshot.get("Tags")).get(tagging.KEY) != key:
+        return _NOTHING, f"is encrypted with {snapshot.get('KmsKeyId')}, which may be another key than {key}"
+    if key and "alias/" not in key and _key_id(str(snapshot.get("KmsKeyId") or "")) != _key_id(key):
+        return _NOTHING, "is encrypted with another key than the new snapshot is to be"
+    if snapshots.read(snapshot).archived:
+        return _NOTHING, "is archived"
+    blocks = load(tables, str(snapshot["SnapshotId"]))
+    if not blocks:
+        return _NOTHING, "has no manifest in the tables, or they cannot be read"
+    try:
+        pages = _pages(ebs, str(snapshot["SnapshotId"]))
+        there = array("I", (int(block["BlockIndex"]) for page in pages for block in page["Blocks"]))
+    except errors.AwsError as error:
+        lacking = denied_action(error.why, error.operation)
+        return (
+            Digests(),
+            f"cannot be listed ({f'{lacking} is not allowed' if lacking else error.code or error.why})",
+        )
+    if len(there) != len(blocks) or any(index not in blocks for index in there):
+        return _NOTHING, f"holds other blocks ({len(there)}) than its manifest names ({len(blocks)})"
+    return blocks, ""
+
+
+def _key_id(arn: str) -> str:
+    """Return the last part of a key's ARN, because EC2 does not always name the whole of it."""
+    return arn.rpartition("/")[2]

@@ -1,0 +1,601 @@
+"""Policies: what each job needs and not an action more, in any partition.
+
+`document` turns a job's actions into a policy; the functions below it are the jobs of this room. What other
+rooms do (audits, for example) sums up its own functions the same way: ``document(needs_of(scan), place)``.
+`vmsnix_ops.cli.jobs` lists them all.
+
+Sources: the Service Authorization Reference (see `vmsnix_ops.aws.iam.permissions`); "Required permissions for
+VM Import/Export"; "Configuring OpenID Connect in Amazon Web Services" in GitHub's documentation.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors, region_names
+from vmsnix_ops.aws import buckets, images, imports, keys
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.ebs_direct import blocks, manifests, reading
+from vmsnix_ops.aws.iam.permissions import PERMISSIONS, Target, needs_of
+from vmsnix_ops.aws.preflight import account as preflight_account
+from vmsnix_ops.aws.preflight import bucket as preflight_bucket
+from vmsnix_ops.aws.preflight import limits, role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+VERSION = "2012-10-17"
+SPOT = "spot.amazonaws.com"
+GITHUB = "token.actions.githubusercontent.com"
+_REPOSITORY = re.compile(r"[A-Za-z0-9-]{1,39}/[A-Za-z0-9._-]{1,100}")
+_SUBJECT = re.compile(r"[A-Za-z0-9:/._*-]+")
+_SUBJECTS = ("ref:refs/heads/", "ref:refs/pull/", "ref:refs/tags/", "environment:")
+_ACCOUNT = re.compile(r"[0-9]{12}|\*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|\*")
+_REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,2}-[0-9]+")
+_PARTITION = re.compile(r"aws(-[a-z]+)*")
+_KMS_KEY = re.compile(r"(arn:aws(-[a-z]+)*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+)?")
+_TOPIC = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[\w-]{1,256}(\.fifo)?", re.ASCII)
+_NO_TOPIC = "arn:aws:sns:us-east-1:000000000000:none"
+_ROLE = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
+_KEYS = re.compile(r"(?!.*\.\.)[\w!.'()/ -]{0,512}", re.ASCII)  # S3's safe characters: no wildcard among them
+_POINTERS = re.compile(r"(?!.*\.\.)(/[\w.-]+)+", re.ASCII)  # of Parameter Store
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a policy shall hold.
+
+    Attributes
+    ----------
+    account
+        Twelve digits, or ``"*"``.
+    regions
+        Regions to which the policy is held; empty for every region.
+    bucket, key_prefix, role_name
+        As for a publish; the bucket ``"*"`` is every bucket.
+    kms_key
+        ARN of the KMS key that encrypts uploads, snapshots and AMIs; empty for none.
+    partition
+        ``"aws"``, ``"aws-cn"``, ``"aws-us-gov"``, ``"aws-eusc"``, ...; empty: that of the regions, else
+        ``"aws"``.
+    pointer_prefix
+        First part of the names of the channels' pointers.
+    audit_role
+        Name of the role that an auditor takes in other accounts.
+    topic
+        ARN of the SNS topic that a promoter tells; empty for every topic of the account.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        One of them cannot be right.
+    """
+
+    account: str = "*"
+    regions: tuple[str, ...] = ()
+    bucket: str = "*"
+    key_prefix: str = "vmsnix/"
+    role_name: str = "vmimport"
+    kms_key: str = ""
+    partition: str = ""
+    pointer_prefix: str = "/vmsnix"
+    audit_role: str = "vmsnix-auditor"
+    topic: str = ""
+
+    def __post_init__(self) -> None:
+        found = sorted({region_names.partition_of(region) for region in self.regions})
+        if len(found) > 1 or (self.partition and found and found != [self.partition]):
+            told = ", ".join(f"{name} is in {region_names.partition_of(name)}" for name in self.regions)
+            raise errors.ParameterError(
+                "A policy holds in one partition.",
+                why=f"{told}{f', and {self.partition} was asked for' if self.partition else ''}.",
+                cure="Print one policy for each partition.",
+            )
+        object.__setattr__(self, "partition", self.partition or (found[0] if found else "aws"))
+        shapes = [
+            ("account", self.account, _ACCOUNT, "An account id has 12 digits."),
+            ("bucket", self.bucket, _NAME, "S3 allows 3 to 63 lower-case letters, digits, dots and dashes."),
+            ("role", self.audit_role, _ROLE, "IAM allows 64 letters, digits and +=,.@-_."),
+            ("role", self.role_name, _ROLE, "IAM allows 64 letters, digits and +=,.@-_."),
+            ("key prefix", self.key_prefix, _KEYS, "It would be another path, or stand for many."),
+            ("prefix of pointers", self.pointer_prefix, _POINTERS, "It is called like /vmsnix."),
+            ("KMS key", self.kms_key, _KMS_KEY, "It is named like arn:aws:kms:REGION:ACCOUNT:key/ID."),
+            ("topic", self.topic or _NO_TOPIC, _TOPIC, "It is called like arn:aws:sns:REGION:ACCOUNT:NAME."),
+            ("partition", self.partition, _PARTITION, f"There are {', '.join(region_names.partitions())}."),
+            *(("region", name, _REGION, "A region is called like eu-central-1.") for name in self.regions),
+        ]
+        for name, value, shape, why in shapes:
+            if not shape.fullmatch(value):
+                raise errors.ParameterError(
+                    f"The {name} {value!r} cannot be right.", why=why, cure="Correct it."
+                )
+
+    @property
+    def role_arn(self) -> str:
+        """ARN of VM Import's role."""
+        return f"arn:{self.partition}:iam::{self.account}:role/{self.role_name}"
+
+    @property
+    def policy_name(self) -> str:
+        """Name of the publisher's policy; each bucket, and so each region, has its own."""
+        return f"vmsnix-publisher-{self.bucket}"
+
+    @property
+    def role_policy_name(self) -> str:
+        """Name of the role's policy for this bucket, beside those for others: the role serves all regions."""
+        return f"vmsnix-{self.bucket}"
+
+    @property
+    def bucket_arn(self) -> str:
+        """ARN of the bucket."""
+        return f"arn:{self.partition}:s3:::{self.bucket}"
+
+
+def statements(names: Iterable[str], place: Place) -> list[dict[str, Any]]:
+    """Return the statements that allow these permissions where they are needed, and nothing else.
+
+    Three rules hold for every statement (tests/privileges/test_statements.py):
+
+    - ``ec2:CreateTags`` is allowed on what is ours already, on what a creating action of this same policy
+      makes (``ec2:CreateAction``), or on a snapshot that only VM Import makes. What the *request* says
+      (``aws:RequestTag``, ``aws:TagKeys``) never decides alone: it describes the tags, not the resource.
+    - Whatever creates something is conditioned on what it is created from. A new resource's ARN ends with a
+      literal ``*``, so ``${*}`` matches it and never an existing one ("Example: Copying snapshots" in the
+      EBS User Guide).
+    - Who may read parameters may not decrypt them.
+
+    Parameters
+    ----------
+    names
+        Keys of `vmsnix_ops.aws.iam.permissions.PERMISSIONS`.
+    place
+        Where.
+    """
+    names = tuple(names)
+    groups: dict[Target, list[str]] = {}
+    for name in names:
+        groups.setdefault(PERMISSIONS[name].target, []).append(PERMISSIONS[name].action)
+    found: list[dict[str, Any]] = []
+    for target, actions in groups.items():
+        grants = _new_resources(names, place) if target == "new resources" else _grants(target, place)
+        for sid, resources, condition in grants:
+            found.append({"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": resources})
+            if condition:
+                found[-1]["Condition"] = condition
+    if any(name.startswith("ssm:Get") for name in names):
+        found.append(NO_SECRETS)
+    return found
+
+
+Grant = tuple[str, list[str], dict[str, Any]]
+"""Name, resources and condition of a statement."""
+
+OURS = {"StringLike": {f"aws:ResourceTag/{tagging.DIGEST}": "?*"}}
+NO_SECRETS: dict[str, Any] = {
+    # Who may read a parameter may decrypt it with AWS's own key, unless an explicit Deny says otherwise: the
+    # policy of that key lets in everybody in the account ("AWS managed key policies" in the KMS guide).
+    "Sid": "NoSecrets",
+    "Effect": "Deny",
+    "Action": ["kms:Decrypt"],
+    "Resource": ["*"],
+    "Condition": {"StringLike": {"kms:ViaService": "ssm.*"}},
+}
+CREATED = {
+    "ec2:ImportSnapshot": ("import-snapshot-task",),
+    "ec2:RegisterImage": ("image",),
+    "ec2:CopyImage": ("image", "snapshot"),
+    "ec2:RunInstances": ("instance", "spot-instances-request", "volume"),
+}
+"""Actions that tag what they create, and the kinds of resources that they create."""
+BACKUPS = ("aws:backup:source-resource", "aws:dlm:lifecycle-policy-id")
+"""Tags of snapshots that AWS Backup and Data Lifecycle Manager made."""
+
+
+def _grants(target: Target, place: Place) -> list[Grant]:
+    """Return the statements of one target."""
+    iam = f"arn:{place.partition}:iam::{place.account}"
+    images, snapshots = _ec2(place, "image/*"), _ec2(place, "snapshot/*")
+    here = {"StringEquals": {"aws:RequestedRegion": list(place.regions)}} if place.regions else {}
+    known: dict[Target, list[Grant]] = {
+        "everything": [("InTheseRegions", ["*"], here)],
+        "global": [("Global", ["*"], {})],
+        "bucket": [("Bucket", [place.bucket_arn], {})],
+        "objects": [("Objects", [f"{place.bucket_arn}/{place.key_prefix}*"], {})],
+        "role": [("Role", [place.role_arn], {})],
+        "passed role": [
+            ("PassRole", [place.role_arn], {"StringEquals": {"iam:PassedToService": role.SERVICE}})
+        ],
+        "principals": [("Principals", [f"{iam}:role/*", f"{iam}:user/*"], {})],
+        "policies": [("Policies", [f"{iam}:policy/vmsnix*"], {})],
+        "imported snapshots": [("TagImportedSnapshots", snapshots, _made_by_vm_import(place))],
+        "registrations": [
+            ("NewImages", images, {}),
+            ("OfOurSnapshots", _ec2(place, "snapshot/snap-*"), OURS),
+        ],
+        "copies": [
+            ("NewCopies", _ec2(place, "image/${*}", "snapshot/${*}"), {}),
+            ("OfOurImages", _ec2(place, "image/ami-*", "snapshot/snap-*"), OURS),
+        ],
+        "snapshots without a parent": [
+            ("NewSnapshots", snapshots, {"Null": {"ebs:ParentSnapshot": "true"}}),
+        ],
+        # AWS compares the parent's ARN, and no tag of it.
+        "snapshots of any parent": [
+            ("NewSnapshotsOfAnyParent", snapshots, {"Null": {"ebs:ParentSnapshot": "false"}})
+        ],
+        "our snapshots": [("OurSnapshots", snapshots, OURS)],
+        "our images": [("OurImages", images, OURS)],
+        "our tags": [
+            (
+                "TagOurResources",
+                images + snapshots,
+                OURS
+                | {
+                    "ForAllValues:StringNotEqualsIgnoreCase": {"aws:TagKeys": [tagging.DIGEST]},
+                    "Null": {"aws:TagKeys": "false"},  # DeleteTags without keys removes every tag
+                },
+            )
+        ],
+        "our imports": [("OurImports", _ec2(place, "import-snapshot-task/*"), OURS)],
+        "parameters": [
+            (
+                "Parameters",
+                [
+                    f"arn:{place.partition}:ssm:{region}:{owned}"
+                    for region in place.regions or ("*",)
+                    for owned in dict.fromkeys((f"{place.account}:parameter/*", ":parameter/aws/service/*"))
+                ],
+                {},
+            )
+        ],
+        "launches": [
+            (
+                "NewInstances",
+                # An interface is a new one: an existing one belongs to something else.
+                _ec2(
+                    place,
+                    "instance/*",
+                    "network-interface/${*}",
+                    "security-group/*",
+                    "spot-instances-request/*",
+                    "subnet/*",
+                    "volume/*",
+                ),
+                {},
+            ),
+            ("OfOurImages", _ec2(place, "image/ami-*", "snapshot/snap-*"), OURS),
+        ],
+        "our instances": [
+            (
+                "OurInstances",
+                _ec2(place, "instance/*"),
+                {"StringLike": {f"aws:ResourceTag/{tagging.SMOKE}": "?*"}},
+            )
+        ],
+        "spot role": [
+            (
+                "SpotRole",
+                [f"{iam}:role/aws-service-role/{SPOT}/AWSServiceRoleForEC2Spot"],
+                {"StringEquals": {"iam:AWSServiceName": SPOT}},
+            )
+        ],
+        "pointers": [
+            (
+                "Pointers",
+                [
+                    f"arn:{place.partition}:ssm:{region}:{place.account}:parameter{place.pointer_prefix}{end}"
+                    for region in place.regions or ("*",)
+                    for end in ("", "/*")
+                ],
+                {},
+            )
+        ],
+        "topics": [
+            (
+                "Topics",
+                [place.topic]
+                if place.topic
+                else [
+                    f"arn:{place.partition}:sns:{region}:{place.account}:*"
+                    for region in place.regions or ("*",)
+                ],
+                {},
+            )
+        ],
+        "audit roles": [("AuditRoles", [f"arn:{place.partition}:iam::*:role/{place.audit_role}"], {})],
+    }
+    return known[target]
+
+
+def _ec2(place: Place, *kinds: str) -> list[str]:
+    """Return ARNs of EC2 in the place's regions; those of images and snapshots have no account."""
+    return [
+        f"arn:{place.partition}:ec2:{region}:{owner}:{kind}"
+        for region in place.regions or ("*",)
+        for kind in kinds
+        for owner in ["" if kind.partition("/")[0] in ("image", "snapshot") else place.account]
+    ]
+
+
+def _new_resources(names: tuple[str, ...], place: Place) -> list[Grant]:
+    """Return the statements that allow tags inside the creating actions of this policy, and nowhere else."""
+    grants: list[Grant] = []
+    creating = [action for action in CREATED if action in names]
+    if creating:
+        kinds = sorted({f"{kind}/*" for action in creating for kind in CREATED[action]})
+        named = [action.partition(":")[2] for action in creating]
+        grants.append(("TagNewResources", _ec2(place, *kinds), {"StringEquals": {"ec2:CreateAction": named}}))
+    if any(name.startswith("ebs:StartSnapshot") for name in names):
+        # Which value StartSnapshot sets is not documented, so any will do: no other action of this policy
+        # creates a snapshot.
+        inside = {"Null": {"ec2:CreateAction": "false"}}
+        grants.append(("TagNewSnapshots", _ec2(place, "snapshot/*"), inside))
+    return grants
+
+
+def _made_by_vm_import(place: Place) -> dict[str, Any]:
+    """Return the condition that holds for a snapshot that VM Import made, and for a copy without any tag.
+
+    VM Import tags its task and not its snapshot, so that nothing else tells whose it is. The parent volume
+    of both, ``vol-ffffffff``, does not exist (DescribeSnapshots in the EC2 API Reference).
+    """
+    absent = [tagging.NAME, *(key for key in tagging.OWN if key != tagging.NAME), *BACKUPS]
+    return {
+        "ArnLike": {"ec2:ParentVolume": f"arn:{place.partition}:ec2:*:*:volume/vol-ffffffff"},
+        "Null": {"aws:TagKeys": "false"} | {f"aws:ResourceTag/{key}": "true" for key in absent},
+        "ForAllValues:StringEquals": {"aws:TagKeys": list(tagging.PUBLISHED)},
+    }
+
+
+def document(names: Iterable[str], place: Place) -> dict[str, Any]:
+    """Return the policy of these permissions; see `statements`."""
+    return {"Version": VERSION, "Statement": statements(names, place)}
+
+
+def preflight_actions(*, via: str = "import", public: bool = False) -> tuple[str, ...]:
+    """Return what the checks of a publish look at."""
+    functions: list[Any] = [preflight_account.region]
+    if via == "import":
+        functions += [
+            preflight_bucket.bucket,
+            role.role,
+            role.role_rights,
+            role.pass_role,
+        ]
+    if public:
+        functions.append(limits.public_sharing)
+    return needs_of(*functions)
+
+
+def thorough_actions() -> tuple[str, ...]:
+    """Return what the preflight runbook looks at: those of a publish, and more."""
+    functions = (
+        preflight_bucket.private,
+        preflight_bucket.encrypted,
+        preflight_bucket.tls_only,
+        preflight_bucket.lifecycle,
+        preflight_bucket.versions,
+        limits.quotas,
+        limits.public_sharing,
+        limits.pending_snapshots,
+        images.find_by_name,
+    )
+    found = {*needs_of(*functions), *preflight_actions()}
+    return tuple(action for action in PERMISSIONS if action in found)
+
+
+def publisher_actions(
+    *, via: str = "import", public: bool = False, verify: bool = False, incremental: bool = False
+) -> tuple[str, ...]:
+    """Return the permissions of who publishes.
+
+    Who may make a foreign snapshot ours (an import tags a snapshot without tags, an incremental upload starts
+    from any parent) may neither share nor read one: that is for the promoter's and the verifier's policies.
+
+    Parameters
+    ----------
+    via
+        ``"import"`` or ``"direct"``.
+    public
+        Whether its AMIs are made public; only via direct.
+    verify
+        Whether snapshots are read back; only via direct.
+    incremental
+        Whether an upload may start from an earlier snapshot; only via direct.
+
+    Raises
+    ------
+    vmsnix_ops.errors.UsageError
+        One policy would allow both.
+    """
+    if via == "import" and (public or verify):
+        raise errors.UsageError(
+            f"A publisher via import cannot have {'--public' if public else '--verify'}.",
+            why="It tags snapshots that VM Import made and did not tag, and AWS cannot distinguish these "
+            "from copies of other snapshots. Who may do that must not share or read snapshots.",
+            cure="Use --via direct, or give that right to somebody else: vmsnix iam-policy "
+            f"{'promoter --public' if public else 'verifier --blocks'}.",
+        )
+    if via == "import" and incremental:
+        raise errors.UsageError("Only a direct upload is incremental.", cure="Add --via direct.")
+    if incremental and (public or verify):
+        raise errors.UsageError(
+            f"An incremental publisher cannot have {'--public' if public else '--verify'}.",
+            why="It may start from any snapshot, because AWS cannot compare the tags of a parent. Who may do "
+            "that must not share or read snapshots.",
+            cure="Leave --incremental out, or give that right to somebody else: vmsnix iam-policy "
+            f"{'promoter --public' if public else 'verifier --blocks'}.",
+        )
+    functions: list[Any] = [
+        images.find_by_name,
+        images.describe,
+        images.register,
+        images.add_tags,
+        imports.find_snapshot,
+        imports.wait_for_snapshot,
+    ]
+    if via == "import":
+        functions += [buckets.upload, buckets.delete, imports.tasks, imports.import_snapshot, imports.cancel]
+    else:
+        functions += [blocks.find, blocks.upload, blocks.finish, imports.delete_snapshot]
+    if incremental:
+        functions.append(manifests.choose_parent)
+    if verify:
+        functions.append(reading.verify)
+    if public:
+        functions.append(images.share_with_everybody)
+    found = {*needs_of(*functions), *preflight_actions(via=via, public=public)}
+    return tuple(name for name in PERMISSIONS if name in found)
+
+
+def publisher(place: Place) -> dict[str, Any]:
+    """Return the policy of who publishes via import."""
+    return with_key(document(publisher_actions(), place), place)
+
+
+def with_key(policy: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Return a publisher's policy that allows the use of the place's key, too."""
+    used = keys.statement(place.kms_key, keys.CALLER_ACTIONS)
+    return {**policy, "Statement": [*policy["Statement"], *used]}
+
+
+def import_role(place: Place) -> dict[str, Any]:
+    """Return the policy of VM Import's own role: read the bucket, make snapshots."""
+    return {
+        "Version": VERSION,
+        "Statement": [
+            {
+                "Sid": "ReadTheBucket",
+                "Effect": "Allow",
+                "Action": ["s3:GetBucketLocation", "s3:ListBucket"],
+                "Resource": [place.bucket_arn],
+            },
+            {
+                "Sid": "ReadTheImages",
+                "Effect": "Allow",
+                "Action": ["s3:GetObject"],
+                "Resource": [f"{place.bucket_arn}/{place.key_prefix}*"],
+            },
+            {
+                "Sid": "MakeSnapshots",
+                "Effect": "Allow",
+                "Action": [
+                    "ec2:CopySnapshot",
+                    "ec2:Describe*",
+                    "ec2:ModifySnapshotAttribute",
+                    "ec2:RegisterImage",
+                ],
+                "Resource": ["*"],
+            },
+            *keys.statement(place.kms_key, keys.ROLE_ACTIONS),
+        ],
+    }
+
+
+def import_trust() -> dict[str, Any]:
+    """Return the trust policy that lets VM Import, and nobody else, take its role."""
+    return {
+        "Version": VERSION,
+        "Statement": [
+            {
+                "Sid": "VmImport",
+                "Effect": "Allow",
+                "Principal": {"Service": role.SERVICE},
+                "Action": "sts:AssumeRole",
+                "Condition": {"StringEquals": {"sts:Externalid": role.EXTERNAL_ID}},
+            }
+        ],
+    }
+
+
+def tls_only(place: Place) -> dict[str, Any]:
+    """Return the bucket policy that refuses every request without TLS."""
+    return {"Version": VERSION, "Statement": [tls_statement(place)]}
+
+
+def tls_statement(place: Place) -> dict[str, Any]:
+    """Return the one statement of `tls_only`."""
+    return {
+        "Sid": "TlsOnly",
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:*",
+        "Resource": [place.bucket_arn, f"{place.bucket_arn}/*"],
+        "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+    }
+
+
+def github_trust(
+    place: Place, *, repository: str, subject: str = "ref:refs/heads/main", any_subject: bool = False
+) -> dict[str, Any]:
+    """Return the trust policy of a role that a GitHub repository's workflows take, without any stored key.
+
+    Parameters
+    ----------
+    place
+        Its account and partition; the account must be given.
+    repository
+        ``owner/name``.
+    subject
+        Which workflows of it: ``ref:refs/heads/main``, ``environment:production``, ...
+    any_subject
+        Whether a subject may match every workflow, such as ``*`` and ``pull_request``: who may push
+        a branch may take the role.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        The repository or the subject cannot be right, would let in more than one repository, or matches every
+        workflow without `any_subject`.
+    """
+    if not _REPOSITORY.fullmatch(repository):
+        raise errors.ParameterError(
+            f"The repository {repository!r} cannot be right.",
+            why="A wildcard or a missing owner would let strangers in.",
+            cure="Give owner/name.",
+        )
+    if not _SUBJECT.fullmatch(subject):
+        raise errors.ParameterError(
+            f"The subject {subject!r} cannot be right.", cure="Give ref:refs/heads/main, for example."
+        )
+    if not any_subject and _any_workflow(subject):
+        raise errors.ParameterError(
+            f"The subject {subject!r} fixes no branch, tag or environment of {repository}.",
+            why="Whoever may push a branch there could take the role, with all that its policies allow.",
+            cure="Name what may take it (--subject ref:refs/heads/main, --subject environment:production), "
+            "or add --any-subject.",
+        )
+    if place.account == "*":
+        raise errors.ParameterError("No account was given.", cure="Give the account of the role: --account.")
+    return {
+        "Version": VERSION,
+        "Statement": [
+            {
+                "Sid": "GitHubActions",
+                "Effect": "Allow",
+                "Principal": {
+                    "Federated": f"arn:{place.partition}:iam::{place.account}:oidc-provider/{GITHUB}"
+                },
+                "Action": "sts:AssumeRoleWithWebIdentity",
+                "Condition": {
+                    "StringEquals": {f"{GITHUB}:aud": _audience(place.partition)},
+                    "StringLike": {f"{GITHUB}:sub": f"repo:{repository}:{subject}"},
+                },
+            }
+        ],
+    }
+
+
+def _any_workflow(subject: str) -> bool:
+    """Return whether a subject fixes neither branch nor tag nor environment before its first wildcard."""
+    if subject == "pull_request":  # who may push a branch may open a pull request of it
+        return True
+    fixed, wildcard, _ = subject.partition("*")
+    return bool(wildcard) and (":" not in fixed or any(kind.startswith(fixed) for kind in _SUBJECTS))
+
+
+def _audience(partition: str) -> str:
+    return "sts.amazonaws.com.cn" if partition == "aws-cn" else "sts.amazonaws.com"

@@ -1,0 +1,107 @@
+"""Checks of quotas, and of what stands against a public AMI.
+
+Quota codes: "Amazon EC2 endpoints and quotas" in the AWS General Reference; at most 100 pending snapshots:
+"Quotas for EBS direct APIs" there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws.checks import Check
+from vmsnix_ops.aws.iam.permissions import needs
+from vmsnix_ops.aws.session import Client, calling
+
+AMIS, PUBLIC_AMIS = "L-B665C33B", "L-0E3CBAB9"
+PENDING_SNAPSHOTS = 100
+NEARLY = 0.9  # of a quota
+
+
+@needs("ec2:DescribeImages", "servicequotas:GetServiceQuota")
+def quotas(ec2: Client, service_quotas: Client, *, public: bool, one_more: bool = True) -> Check:
+    """Check whether there is room for one more AMI, for one more that is public, or for both.
+
+    Parameters
+    ----------
+    ec2, service_quotas
+        Clients of the region.
+    public
+        Whether an AMI shall be public.
+    one_more
+        Whether an AMI shall be made.
+    """
+    with calling("count our AMIs"):
+        pages = ec2.get_paginator("describe_images").paginate(
+            Owners=["self"],
+            IncludeDisabled=True,
+            IncludeDeprecated=True,
+            PaginationConfig={"PageSize": 500},
+        )
+        found = [image for page in pages for image in page["Images"]]
+    counted = [("AMIs", AMIS, len(found))] if one_more else []
+    if public:
+        counted.append(("public AMIs", PUBLIC_AMIS, sum(bool(image.get("Public")) for image in found)))
+    lines, full, nearly = [], [], False
+    for what, code, number in counted:
+        with calling(f"ask for the quota of {what}"):
+            answer = service_quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)
+        most = int(answer["Quota"]["Value"])
+        lines.append(f"{number} of {most} {what}")
+        nearly |= number >= most * NEARLY
+        if number >= most:
+            full.append(what)
+    cure = "Deregister AMIs that nobody needs, or ask AWS for a higher quota."
+    if full:
+        raise errors.QuotaError(
+            f"There is no room for more {' and '.join(full)}.", why=", ".join(lines), cure=cure
+        )
+    return Check("quotas", "warn" if nearly else "pass", ", ".join(lines), cure if nearly else "")
+
+
+@needs("ec2:DescribeSnapshots")
+def pending_snapshots(ec2: Client) -> Check:
+    """Check whether there are so many unfinished snapshots that no new one can be begun."""
+    with calling("count pending snapshots"):
+        pages = ec2.get_paginator("describe_snapshots").paginate(
+            OwnerIds=["self"], Filters=[{"Name": "status", "Values": ["pending"]}]
+        )
+        number = sum(len(page["Snapshots"]) for page in pages)
+    evidence = f"{number} of {PENDING_SNAPSHOTS}"
+    if number < PENDING_SNAPSHOTS * NEARLY:
+        return Check("pending snapshots", "pass", evidence)
+    cure = "Delete those that dead uploads left behind; the inventory runbook lists them."
+    return Check("pending snapshots", "fail" if number >= PENDING_SNAPSHOTS else "warn", evidence, cure)
+
+
+@needs("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionByDefault")
+def public_sharing(ec2: Client, *, public: bool) -> Check:
+    """Check whether an AMI of this account and region may be public. Fails only when one shall be."""
+    region = ec2.meta.region_name
+    with calling("look whether AMIs may be public"):
+        state: dict[str, Any] = ec2.get_image_block_public_access_state()
+        encryption: dict[str, Any] = ec2.get_ebs_encryption_by_default()
+    blocked = state["ImageBlockPublicAccessState"] == "block-new-sharing"
+    encrypted = bool(encryption["EbsEncryptionByDefault"])
+    facts = [
+        f"block public access for AMIs is {'on' if blocked else 'off'}",
+        f"snapshots are {'' if encrypted else 'not '}encrypted by default",
+    ]
+    evidence = "; ".join(facts)
+    if not public:
+        return Check("public AMIs", "pass", f"private is asked for; {evidence}")
+    if blocked:
+        raise errors.AwsError(
+            f"No AMI can be made public in {region}.",
+            why="Block public access for AMIs is on.",
+            cure="Turn it off (aws ec2 disable-image-block-public-access), or leave the AMI private.",
+            code="OperationNotPermitted",
+        )
+    if encrypted:
+        raise errors.AwsError(
+            f"No AMI can be made public in {region}.",
+            why="Snapshots are encrypted by default here, and an AMI of one cannot be public.",
+            cure="Use an account or region without encryption by default, or leave the AMI private.",
+            code="InvalidParameter",
+        )
+    return Check("public AMIs", "pass", evidence)

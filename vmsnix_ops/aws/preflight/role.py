@@ -1,0 +1,283 @@
+"""Checks of the service role of VM Import.
+
+ImportSnapshot has one text for four causes: there is no such role, it is too young to be known everywhere,
+the caller may not pass it, it may not read the bucket. Here they are told apart before anything is uploaded.
+
+Source: "Required permissions for VM Import/Export" in the VM Import/Export User Guide.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import errors
+from vmsnix_ops.aws import keys
+from vmsnix_ops.aws.checks import Check
+from vmsnix_ops.aws.iam.documents import listed, statements
+from vmsnix_ops.aws.iam.permissions import needs
+from vmsnix_ops.aws.iam.simulation import allowed_on, lacking
+from vmsnix_ops.aws.session import Client, calling, code_of
+from vmsnix_ops.progress import counted
+
+if TYPE_CHECKING:
+    from vmsnix_ops.aws.identity import Identity
+
+SERVICE = "vmie.amazonaws.com"
+EXTERNAL_ID = "vmimport"
+NEW_ROLE_SECONDS = 120  # a role this young may not be known to EC2 yet
+READS_BUCKET = ("s3:GetBucketLocation", "s3:ListBucket")
+NOBODYS = "other7f3a"  # a word that is in no name of a bucket
+READS_OBJECTS = ("s3:GetObject",)
+MAKES_SNAPSHOTS = (
+    "ec2:ModifySnapshotAttribute",
+    "ec2:CopySnapshot",
+    "ec2:RegisterImage",
+    "ec2:DescribeSnapshots",
+)
+PRINT_POLICY = (
+    "vmsnix iam-policy vmimport-role --bucket {bucket} prints its policy; vmsnix bootstrap sets it."
+)
+
+
+@needs("iam:GetRole")
+def role(iam: Client, name: str) -> Check:
+    """Check whether the role exists, and whether VM Import may take it."""
+    try:
+        with calling(f"look at the role {name}"):
+            found = iam.get_role(RoleName=name)["Role"]
+    except errors.AwsError as error:
+        if code_of(error) != "NoSuchEntity":
+            raise
+        raise errors.RoleError(
+            f"The role {name} does not exist.",
+            why="VM Import reads the uploaded image through a service role of your account.",
+            cure="Create it (vmsnix bootstrap --no-dry-run), or name another with the parameter role_name.",
+            code="NoSuchEntity",
+            operation=error.operation,
+            request_id=error.request_id,
+        ) from error
+    age = (datetime.now(UTC) - found["CreateDate"]).total_seconds()
+    facts = {"age_seconds": age, "arn": found["Arn"], "new": age < NEW_ROLE_SECONDS}
+    trust = trust_of(found["AssumeRolePolicyDocument"])
+    if trust == "nobody":
+        raise errors.RoleError(
+            f"The role {name} does not trust VM Import.",
+            why=f"Its trust policy does not let {SERVICE} assume it.",
+            cure=f"Allow the service {SERVICE} sts:AssumeRole, with the condition sts:Externalid = "
+            f'"{EXTERNAL_ID}"; vmsnix iam-policy vmimport-trust prints it.',
+        )
+    if trust == "refuses":
+        raise errors.RoleError(
+            f"The role {name} does not trust VM Import.",
+            why=f"It asks for another sts:Externalid than {EXTERNAL_ID!r}, which VM Import sends.",
+            cure="Correct the condition; vmsnix iam-policy vmimport-trust prints it.",
+        )
+    evidence = str(found["Arn"])
+    if facts["new"]:
+        evidence += f", made {counted(round(age), 'second')} ago: "
+        evidence += "EC2 may not know it yet, and a publish waits for that"
+    if trust == "open":
+        cure = "Add the condition that vmsnix iam-policy vmimport-trust prints; vmsnix bootstrap sets it."
+        return Check(
+            "vmimport role", "warn", f"{evidence}; no condition on sts:Externalid", cure, facts=facts
+        )
+    return Check("vmimport role", "pass", evidence, facts=facts)
+
+
+def trust_of(document: Any) -> str:
+    """Return what a trust policy is to VM Import: trusted, open (to any id), refuses or nobody."""
+    verdict = "nobody"
+    for statement in statements(document):
+        principal = statement.get("Principal", {})
+        services = listed(principal.get("Service")) if isinstance(principal, dict) else []
+        actions = [str(action).lower() for action in listed(statement.get("Action"))]
+        named = any(str(s).startswith(SERVICE) for s in services)
+        if statement.get("Effect") != "Allow" or not named:
+            continue
+        if not {"sts:assumerole", "sts:*", "*"} & set(actions):
+            continue
+        wanted = [
+            str(value)
+            for operator, keys in statement.get("Condition", {}).items()
+            for key, values in keys.items()
+            if key.lower() == "sts:externalid" and operator.startswith("String")
+            for value in listed(values)
+        ]
+        if EXTERNAL_ID in wanted:
+            return "trusted"
+        verdict = "open" if not wanted else ("refuses" if verdict == "nobody" else verdict)
+    return verdict
+
+
+@needs("iam:SimulatePrincipalPolicy")
+def role_rights(iam: Client, s3: Client, arn: str, bucket: str, key_prefix: str) -> Check:
+    """Check whether the role may read the images of this bucket, nothing else, and make a snapshot.
+
+    A bucket policy that names the role may allow what the role's own policies do not. The simulation does not
+    include it, so a role that lacks a permission is a warning then and no failure.
+
+    Whoever may start an import makes the role read for him: what the role can read beyond the images, the
+    caller can read as the disk of a snapshot. The simulation answers for one ARN at a time, so the check asks
+    for objects that a policy with a wildcard would include. A policy that names another bucket in full is not
+    found.
+    """
+    name, partition = arn.rpartition("/")[2], arn.split(":")[1]
+    home = f"arn:{partition}:s3:::{bucket}"
+    lacks = lacking(iam, arn, READS_BUCKET, [home])
+    lacks += lacking(iam, arn, READS_OBJECTS, [f"{home}/{key_prefix}image.vhd"])
+    makes = lacking(iam, arn, MAKES_SNAPSHOTS, ["*"])
+    cure = PRINT_POLICY.format(bucket=bucket)
+    if lacks and _named_by_bucket_policy(s3, bucket, arn):
+        evidence = f"the role lacks {', '.join(lacks)}, and the bucket policy may allow it"
+        return Check("vmimport role's rights", "warn", evidence, cure)
+    if lacks:
+        raise errors.RoleError(
+            f"The role {name} may not read the bucket {bucket}.",
+            why=f"Its policies do not allow {', '.join(lacks)} there.",
+            cure=cure,
+        )
+    if makes:
+        return Check("vmimport role's rights", "warn", f"the role lacks {', '.join(makes)}", cure)
+    examples = beyond_images(bucket, key_prefix, partition)
+    beyond = allowed_on(iam, arn, "s3:GetObject", examples) or _allowed_by_bucket_policy(
+        s3, bucket, arn, examples
+    )
+    if beyond:
+        images = f"{home}/{key_prefix}*"
+        evidence = f"{name} may read more than {images}, for example {beyond[0]}"
+        why = "Whoever may import a snapshot can read it too."
+        cure = f"{why} Replace the role's policies with the one for the images alone: {cure}"
+        return Check("vmimport role's rights", "warn", evidence, cure, facts={"beyond": beyond})
+    return Check(
+        "vmimport role's rights", "pass", f"{name} may read the images of {bucket} and make snapshots"
+    )
+
+
+def beyond_images(bucket: str, key_prefix: str, partition: str = "aws") -> list[str]:
+    """Return ARNs of objects that a policy for the images of a bucket excludes and wider policies include.
+
+    Objects beside the prefix, beside each folder above it, and with the suffix of an image; buckets whose
+    names begin or end like this one, and one that has nothing in common with it.
+    """
+    names = ("secret", "image.vhd")
+    folders = key_prefix.split("/")[:-1]
+    keys = [
+        f"{''.join(f'{folder}/' for folder in folders[:depth])}{folders[depth]}-other/{name}"
+        for depth in range(len(folders))
+        for name in names
+    ]
+    keys += (
+        [f"{key_prefix}-other/{name}" for name in names]
+        if key_prefix and not key_prefix.endswith("/")
+        else []
+    )
+    keys += [f"other/{name}" for name in names] if key_prefix else []
+    keys = [key for key in dict.fromkeys(keys) if not key.startswith(key_prefix)]
+    words = bucket.split("-")
+    others = ["-".join([*words[:count], NOBODYS]) for count in range(len(words), 0, -1)]
+    others += ["-".join([NOBODYS, *words[count:]]) for count in range(len(words))]
+    others += [NOBODYS]
+    homes = [(bucket, key) for key in keys]
+    homes += [(other, f"{key_prefix}{name}") for other in others for name in names]
+    homes += [(other, name) for other in others for name in names]
+    return [f"arn:{partition}:s3:::{home}/{key}" for home, key in homes]
+
+
+@needs("iam:SimulatePrincipalPolicy")
+def key_rights(iam: Client, arn: str, key: str, bucket: str) -> Check:
+    """Check whether the role's own policies let it encrypt snapshots with a key.
+
+    A key policy may allow it as well, and must not refuse it; neither is seen here.
+    """
+    lacks = lacking(iam, arn, keys.SIMULATED, [key])
+    name = arn.rpartition("/")[2]
+    if lacks:
+        raise errors.RoleError(
+            f"The role {name} may not use the key {key}.",
+            why=f"Its policies do not allow {', '.join(lacks)} on it, and an import would fail.",
+            cure=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints its policy; "
+            "vmsnix bootstrap sets it when kms_key is in vmsnix.toml.",
+        )
+    return Check("vmimport role's key", "pass", f"{name} may use {key}, if its key policy lets it")
+
+
+@needs("iam:SimulatePrincipalPolicy", "s3:GetEncryptionConfiguration")
+def bucket_key_rights(iam: Client, s3: Client, arn: str, bucket: str) -> Check:
+    """Check whether the role may decrypt what the bucket encrypts by default with a customer's key."""
+    with calling(f"read how the bucket {bucket} encrypts"):
+        answer = s3.get_bucket_encryption(Bucket=bucket)
+    rules = answer["ServerSideEncryptionConfiguration"]["Rules"]
+    found = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("KMSMasterKeyID", "") for rule in rules]
+    key = next((one for one in found if one), "")
+    name = arn.rpartition("/")[2]
+    if not key.startswith("arn:") or ":alias/" in key:
+        return Check("bucket's key", "pass", f"{key or 'a key of S3'}: not checked further")
+    if lacking(iam, arn, ["kms:Decrypt"], [key]):
+        raise errors.RoleError(
+            f"The role {name} may not decrypt what the bucket {bucket} encrypts.",
+            why=f"The bucket's default key is {key}, and the role's policies do not allow kms:Decrypt on it.",
+            cure=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints one that does.",
+        )
+    return Check("bucket's key", "pass", f"{name} may decrypt with {key}, if its key policy lets it")
+
+
+def _named_by_bucket_policy(s3: Client, bucket: str, arn: str) -> bool:
+    return any(s.get("Effect") == "Allow" and arn in str(s.get("Principal")) for s in _policy(s3, bucket))
+
+
+def _allowed_by_bucket_policy(s3: Client, bucket: str, arn: str, examples: list[str]) -> list[str]:
+    """Return those of the objects that the bucket policy lets the role read, conditions left aside."""
+    found: list[str] = []
+    for statement in _policy(s3, bucket):
+        principal = statement.get("Principal")
+        named = listed(principal.get("AWS")) if isinstance(principal, dict) else [principal]
+        actions = [str(action).lower() for action in listed(statement.get("Action"))]
+        if (
+            statement.get("Effect") == "Allow"
+            and {"*", arn} & set(named)
+            and any(fnmatchcase("s3:getobject", action) for action in actions)
+        ):
+            found += [
+                one for one in examples if any(fnmatchcase(one, p) for p in listed(statement.get("Resource")))
+            ]
+    return found
+
+
+def _policy(s3: Client, bucket: str) -> list[dict[str, Any]]:
+    try:
+        return statements(s3.get_bucket_policy(Bucket=bucket)["Policy"])
+    except s3.exceptions.ClientError:
+        return []  # there is none, or it may not be read: the role's own policies are what is known
+
+
+@needs("iam:SimulatePrincipalPolicy")
+def pass_role(iam: Client, who: Identity, arn: str) -> Check:
+    """Check whether the caller may hand the role to VM Import."""
+    if who.is_root:
+        return Check("pass role", "pass", "the root user may pass every role")
+    name = arn.rpartition("/")[2]
+    try:
+        lacks = lacking(iam, who.policy_source, ["iam:PassRole"], [arn], {"iam:PassedToService": SERVICE})
+    except errors.AwsError as error:
+        if code_of(error) != "NoSuchEntity":
+            raise
+        return unknown_principal("pass role", who)
+    if lacks:
+        raise errors.RoleError(
+            f"The caller may not pass the role {name} to VM Import.",
+            why=f"The policies of {who.policy_source} do not allow iam:PassRole on {arn}.",
+            cure=f"Allow iam:PassRole on {arn}, with iam:PassedToService = {SERVICE}.",
+        )
+    return Check("pass role", "pass", f"{who.policy_source.rpartition('/')[2]} may pass {name}")
+
+
+def unknown_principal(name: str, who: Identity) -> Check:
+    """Return the warning for a caller whose policies cannot be found by the ARN of its session."""
+    return Check(
+        name,
+        "warn",
+        f"not checked: IAM knows no {who.policy_source}",
+        "A role with a path (AWS SSO's, for example) cannot be simulated from its session.",
+    )

@@ -1,0 +1,262 @@
+"""The machine that an image is booted in: which QEMU, accelerator and firmware, and its command line.
+
+As near to EC2 as QEMU comes: the disk is NVMe, the console is the first serial port, and the only thing that
+the network reaches is the metadata service. The image is never written: the machine writes to an overlay that
+goes with it.
+
+Sources: QEMU's ``qemu(1)`` (``-netdev user``, ``restrict``, ``guestfwd``) and ``docs/interop/firmware.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vmsnix_ops.boot import metadata as boot_metadata
+from vmsnix_ops.errors import BootFailedError, ImageError, ToolMissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Accelerator = Literal["kvm", "tcg"]
+
+QEMU_FORMATS = {"vhd": "vpc", "raw": "raw", "qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk"}
+"""What QEMU calls the formats of `vmsnix_ops.disk.formats`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A processor architecture, as Nix, QEMU and Debian name it."""
+
+    qemu: str
+    machine: str
+    kvm_hosts: tuple[str, ...]
+    debian: str
+
+
+ARCHITECTURES = {
+    "x86_64-linux": Architecture("x86_64", "q35,graphics=off", ("x86_64", "amd64"), "qemu-system-x86"),
+    "aarch64-linux": Architecture("aarch64", "virt", ("aarch64", "arm64"), "qemu-system-arm"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """A machine that this computer can run.
+
+    Attributes
+    ----------
+    program
+        Path of QEMU.
+    accelerator
+        ``"kvm"``, or ``"tcg"``: emulated, five to twenty times slower.
+    why
+        Why it is emulated; empty when it is not.
+    firmware
+        Code and template of the variables of a UEFI firmware; ``None`` for a BIOS.
+    """
+
+    program: str
+    architecture: Architecture
+    accelerator: Accelerator
+    why: str
+    firmware: tuple[Path, Path] | None
+
+
+def find_hardware(system: str, boot_mode: str, accelerator: str) -> Hardware:
+    """Return how this computer can run an image.
+
+    Parameters
+    ----------
+    system
+        Nix system of the image.
+    boot_mode
+        As EC2 names it; ``"legacy-bios"`` boots a BIOS, everything else UEFI.
+    accelerator
+        ``"auto"`` takes KVM where it works.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ImageError
+        The image is for an architecture that EC2 does not have.
+    vmsnix_ops.errors.ToolMissingError
+        QEMU, its firmware, or the KVM that was asked for is not on this machine.
+    """
+    if system not in ARCHITECTURES:
+        raise ImageError(
+            f"An image for {system or 'an unknown system'} cannot be booted.",
+            why=f"Machines for {' and '.join(ARCHITECTURES)} are known.",
+            cure="Build the image for one of them, or say which system it is for.",
+        )
+    architecture = ARCHITECTURES[system]
+    program = shutil.which(f"qemu-system-{architecture.qemu}")
+    if program is None:
+        raise ToolMissingError(
+            f"The image is for {system}, and qemu-system-{architecture.qemu} is not on this machine.",
+            why="The boot test runs the image in QEMU.",
+            cure=f"Install it (nix shell nixpkgs#qemu, or apt install {architecture.debian}), or leave the "
+            "boot test out.",
+        )
+    why = _why_no_kvm(architecture)
+    if why and accelerator == "kvm":
+        raise ToolMissingError(
+            "KVM was asked for and cannot be used.",
+            why=why,
+            cure="Run on a machine with KVM, or take accelerator auto, which emulates and is slow.",
+        )
+    if accelerator == "tcg":
+        why = "emulation was asked for"
+    firmware = None if boot_mode == "legacy-bios" else _find_firmware(program, architecture)
+    return Hardware(program, architecture, "tcg" if why else "kvm", why, firmware)
+
+
+def _why_no_kvm(architecture: Architecture) -> str:
+    """Return why KVM cannot run this architecture here; empty when it can."""
+    host = platform.machine().lower()
+    if host not in architecture.kvm_hosts:
+        return f"this machine is {host}, and the image is for {architecture.qemu}"
+    if not Path("/dev/kvm").exists():
+        return "this machine has no /dev/kvm"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "this user may not use /dev/kvm"
+    return ""
+
+
+def _find_firmware(program: str, architecture: Architecture) -> tuple[Path, Path]:
+    """Return code and variables of the plainest UEFI firmware that this computer's QEMU knows of."""
+    beside = Path(program).resolve().parent.parent / "share/qemu"
+    folders = [Path("/etc/qemu"), beside, Path("/usr/local/share/qemu"), Path("/usr/share/qemu")]
+    descriptions = {
+        file.name: file for folder in reversed(folders) for file in folder.glob("firmware/*.json")
+    }
+    found = [
+        _firmware(json.loads(file.read_text(encoding="utf-8")), architecture)
+        for _, file in sorted(descriptions.items())
+    ]
+    for pair in found:
+        if pair is not None and all(path.is_file() for path in pair):
+            return pair
+    raise ToolMissingError(
+        f"The image boots by UEFI, and there is no UEFI firmware for {architecture.qemu} on this machine.",
+        why=f"None is described in {', '.join(str(folder / 'firmware') for folder in folders)}.",
+        cure="Install one (Debian: ovmf, or qemu-efi-aarch64; in nixpkgs QEMU brings it).",
+    )
+
+
+def _firmware(description: dict[str, Any], architecture: Architecture) -> tuple[Path, Path] | None:
+    """Return the two files of a firmware, when it fits and asks for no secure boot."""
+    fits = any(target.get("architecture") == architecture.qemu for target in description.get("targets", ()))
+    mapping = description.get("mapping", {})
+    special = {"requires-smm", "enrolled-keys", "amd-sev-es", "amd-sev-snp", "intel-tdx"} & {
+        *description.get("features", ())
+    }
+    if not fits or special or mapping.get("device") != "flash" or "nvram-template" not in mapping:
+        return None
+    return Path(mapping["executable"]["filename"]), Path(mapping["nvram-template"]["filename"])
+
+
+def make_overlay(image: Path, image_format: str, folder: Path) -> Path:
+    """Return a fresh qcow2 image that takes the machine's writes, so that the image itself gets none.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ToolMissingError
+        ``qemu-img`` is not installed.
+    vmsnix_ops.errors.BootFailedError
+        ``qemu-img`` refuses the image.
+    """
+    program = shutil.which("qemu-img")
+    if program is None:
+        raise ToolMissingError(
+            "qemu-img is not on this machine.",
+            why="The boot test writes to an overlay that qemu-img makes, so that the image stays as it is.",
+            cure="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils).",
+        )
+    overlay = folder / "overlay.qcow2"
+    # As JSON, so that no character of the path can mean anything to QEMU.
+    backing = {"driver": image_format, "file": {"driver": "file", "filename": str(image.absolute())}}
+    done = subprocess.run(
+        [
+            program,
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            image_format,
+            "-b",
+            f"json:{json.dumps(backing)}",
+            str(overlay),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    if done.returncode:
+        raise BootFailedError(
+            f"{image.name} cannot be booted.",
+            why=f"qemu-img says: {done.stderr.strip().removeprefix('qemu-img: ') or done.returncode}.",
+            cure="Build the image again, or look whether another program holds it.",
+        )
+    return overlay
+
+
+def command(
+    hardware: Hardware, overlay: Path, metadata: Path, *, memory_mib: int, cores: int, folder: Path
+) -> list[str]:
+    """Return QEMU's command line.
+
+    Parameters
+    ----------
+    hardware
+        From `find_hardware`.
+    overlay
+        From `make_overlay`.
+    metadata
+        What `vmsnix_ops.boot.metadata` is told.
+    memory_mib, cores
+        Size of the machine.
+    folder
+        Where the firmware's variables are kept while it runs.
+    """
+    answering = shlex.join([sys.executable, "-I", "-S", boot_metadata.__file__, str(metadata)])
+    network = (
+        "user,id=network,restrict=on,ipv6=off,net=169.254.0.0/16,host=169.254.0.1,dhcpstart=169.254.0.10,"
+        f"guestfwd=tcp:{boot_metadata.ADDRESS}:80-cmd:{_quoted(answering)}"
+    )
+    return [
+        hardware.program,
+        *("-name", "vmsnix-boot-test", "-nodefaults", "-no-user-config", "-no-reboot"),
+        *("-machine", hardware.architecture.machine, "-accel", hardware.accelerator),
+        *("-cpu", "host" if hardware.accelerator == "kvm" else "max"),
+        *("-m", str(memory_mib), "-smp", str(cores), "-display", "none", "-monitor", "none"),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-drive", f"if=none,id=root,format=qcow2,cache=unsafe,file={_quoted(str(overlay))}"),
+        *("-device", "nvme,drive=root,serial=vol0123456789abcdef0,bootindex=0"),
+        *("-netdev", network, "-device", "virtio-net-pci,netdev=network,romfile="),
+        *("-device", "virtio-rng-pci"),
+        *_firmware_options(hardware, folder),
+    ]
+
+
+def _firmware_options(hardware: Hardware, folder: Path) -> Iterable[str]:
+    if hardware.firmware is None:
+        return
+    code, template = hardware.firmware
+    variables = shutil.copy(template, folder / "variables.fd")
+    yield from ("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={_quoted(str(code))}")
+    yield from ("-drive", f"if=pflash,unit=1,format=raw,file={_quoted(str(variables))}")
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a value of one of QEMU's comma-separated options."""
+    return text.replace(",", ",,")

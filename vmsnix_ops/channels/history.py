@@ -1,0 +1,160 @@
+"""What a channel pointed to, since when, who changed it, what became of each AMI, and what runs from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from vmsnix_ops import display, errors
+from vmsnix_ops.aws import images, parameters
+from vmsnix_ops.aws.iam.permissions import needs
+from vmsnix_ops.aws.session import Client, calling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import pandas as pd
+
+COLUMNS = {
+    "region": "AWS region",
+    "since": "when the channel was pointed to it, UTC",
+    "until": "when it was pointed elsewhere, UTC; empty for where it points now",
+    "ami_id": "the AMI",
+    "name": "its name",
+    "state": "its state as AWS names it; deprecated once its date has passed; gone",
+    "instances": "instances that run from it now, in this account and region; empty when not allowed",
+    "last_launched": "when an instance was last launched from it, UTC; AWS tells it a day later",
+    "changed_by": "who pointed the channel to it: an ARN",
+    "note": "what was written beside it",
+}
+"""Columns of `frame`, and their meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One value of a channel; the fields are `COLUMNS`.
+
+    Attributes
+    ----------
+    version
+        Its number in Parameter Store.
+    digest
+        Of the AMI's image; empty when it is gone.
+    usable
+        Whether the AMI can be launched and is not deprecated.
+    """
+
+    region: str
+    version: int
+    ami_id: str
+    since: datetime
+    until: datetime | None
+    changed_by: str
+    note: str
+    name: str
+    digest: str
+    state: str
+    usable: bool
+    instances: int | None
+    last_launched: datetime | None
+
+
+@needs("ec2:DescribeInstances")
+def running(ec2: Client, ami_ids: Iterable[str]) -> dict[str, int]:
+    """Return how many instances run from each of these AMIs, those that just start or stop included."""
+    counted = dict.fromkeys(ami_ids, 0)
+    if not counted:
+        return counted
+    with calling("count the instances of each AMI"):
+        pages = ec2.get_paginator("describe_instances").paginate(
+            Filters=[
+                {"Name": "image-id", "Values": list(counted)},
+                {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]},
+            ]
+        )
+        for page in pages:
+            for reservation in page["Reservations"]:
+                for instance in reservation["Instances"]:
+                    counted[instance["ImageId"]] += 1
+    return counted
+
+
+def entries(ec2: Client, ssm: Client, pointer: str) -> tuple[Entry, ...]:
+    """Return every value that AWS still knows of a pointer, the oldest first; empty when there is none."""
+    versions = parameters.history(ssm, pointer)
+    ids = [version.value for version in versions if version.value.startswith("ami-")]
+    known = images.find(ec2, ids) if ids else {}
+    try:
+        counted = running(ec2, dict.fromkeys(ids))
+    except errors.AccessDeniedError:
+        counted = {}  # nice to know, and no reason not to point a channel elsewhere
+    now, found = datetime.now(UTC), []
+    for number, version in enumerate(versions):
+        ami = known.get(version.value)
+        deprecated = ami is not None and ami.deprecated_at is not None and ami.deprecated_at <= now
+        state = "gone" if ami is None else "deprecated" if deprecated else ami.state
+        found.append(
+            Entry(
+                region=ec2.meta.region_name,
+                version=version.version,
+                ami_id=version.value,
+                since=version.modified_at,
+                until=versions[number + 1].modified_at if number + 1 < len(versions) else None,
+                changed_by=version.modified_by,
+                note=version.description,
+                name=ami.name if ami else "",
+                digest=ami.digest if ami else "",
+                state=state,
+                usable=state == "available",
+                instances=counted.get(version.value),
+                last_launched=ami.launched_at if ami else None,
+            )
+        )
+    return tuple(found)
+
+
+def frame(regions: Iterable[Iterable[Entry]], unread: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Return entries as a frame with the columns `COLUMNS`, the newest of each region first.
+
+    Parameters
+    ----------
+    regions
+        What is known of each region.
+    unread
+        Regions of which nothing is known, and why.
+    """
+    import pandas as pd
+
+    rows = [
+        {name: getattr(entry, name) for name in COLUMNS}
+        for known in regions
+        for entry in reversed(tuple(known))
+    ]
+    blank = dict.fromkeys(("ami_id", "name", "changed_by"), "")
+    for region, why in (unread or {}).items():
+        rows.append(blank | {"region": region, "state": "unknown", "note": why})
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    for name in ("since", "until", "last_launched"):
+        table[name] = pd.to_datetime(table[name], utc=True)
+    return table.astype({"instances": pd.Int64Dtype()})
+
+
+def show(table: pd.DataFrame) -> display.Shown:
+    """Return that frame for people."""
+    columns = ("region", "since (UTC)", "until", "AMI", "name", "state", "instances", "changed by", "note")
+    rows = [
+        [
+            row["region"],
+            display.moment(row["since"]),
+            "now" if row["ami_id"] and display.missing(row["until"]) else display.moment(row["until"]),
+            row["ami_id"],
+            row["name"],
+            row["state"],
+            "unknown" if display.missing(row["instances"]) else row["instances"],
+            row["changed_by"].rpartition(":")[2],
+            row["note"],
+        ]
+        for row in table.to_dict("records")
+    ]
+    return display.shown(columns, rows, right=("instances",), nothing="It points to nothing yet.")

@@ -1,0 +1,421 @@
+"""Rolling a channel back: it points to the AMI that it pointed to before, in one step in each region.
+
+Parameter Store's history says what it was; no table of ours is asked. A rollback is a value like any other:
+naming the AMI returns to where it was. The same command again, at night and in a hurry, finds its own work
+and leaves it alone. Not to be confused with ``vmsnix undo``, which removes what an unfinished publish left.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.aws import parameters
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.regions import ALL, enabled, named
+from vmsnix_ops.channels import announcements, promote_checks, promote_records, roll_back_choice
+from vmsnix_ops.channels.history import Entry, frame
+from vmsnix_ops.channels.roll_back_choice import Target
+from vmsnix_ops.progress import Progress, current
+from vmsnix_ops.publish import served
+from vmsnix_ops.publish.home import checked_home
+from vmsnix_ops.publish.interrupts import stopping
+from vmsnix_ops.publish.journal import record_outcomes, record_run
+from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, PlanTable, StepOutcome, recorded
+from vmsnix_ops.records.result import write_then_raise
+from vmsnix_ops.records.run_context import RunContext, current_run
+from vmsnix_ops.records.run_tables import RunTables
+from vmsnix_ops.settings import Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import boto3
+    import pandas as pd
+
+    from vmsnix_ops.aws.checks import Check
+    from vmsnix_ops.aws.images import Ami
+
+JOB = "The rollback"
+HALTED = "the channel was changed between plan and write; nothing more is changed"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(PlanTable):
+    """A rollback that has been looked at and not begun. Make it with `plan`; printed, it shows what happens.
+
+    Attributes
+    ----------
+    image, channel, pointer
+        Which channel, and the name of its parameter.
+    account
+        Whose it is.
+    targets
+        Region by region.
+    left_out
+        Regions that the tables know the channel in and that have it no more.
+    topic
+        ARN of an SNS topic that is told; empty for none.
+    checks
+        What was checked of credentials, account, region and topic.
+    dry_run
+        `apply` does nothing.
+    """
+
+    image: str
+    channel: str
+    pointer: str
+    account: str
+    targets: tuple[Target, ...]
+    left_out: tuple[str, ...]
+    topic: str
+    checks: tuple[Check, ...]
+    dry_run: bool
+    session: boto3.Session = field(repr=False, compare=False)
+    run: RunContext = field(repr=False, compare=False)
+    tables: RunTables = field(repr=False, compare=False)
+    progress: Progress = field(repr=False, compare=False)
+    started_at: datetime = field(repr=False, compare=False)
+
+    @property
+    def title(self) -> str:
+        """One line: what becomes what."""
+        return f"Roll {self.channel} of {self.image} back, account {self.account}"
+
+    def history(self) -> pd.DataFrame:
+        """Return what the channel pointed to, who changed it, and what runs from each AMI; newest first."""
+        return frame(target.entries for target in self.targets)
+
+    def apply(self) -> Outcomes:
+        """Move the pointers; see `apply`."""
+        return apply(self)
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        rows = []
+        for target in self.targets:
+            now = _told(target.now.ami_id, target.now.name) if target.now else "nothing"
+            then = _told(target.target.ami_id, target.target.name) if target.target else ""
+            verdict = "refused" if target.problem else "already so" if target.so else "to do"
+            rows.append([target.region, verdict, now, then, str(target.problem or "")])
+        return ["region", "verdict", "points to", "will point to", "why"], rows
+
+    def notes(self) -> list[str]:
+        """Return what the table does not say."""
+        found = [
+            f"{target.region} was rolled back already, at {target.now.since:%H:%M} UTC, "
+            f"from {target.before}; --to {target.before} returns there."
+            for target in self.targets
+            if target.so and target.before and target.now
+        ]
+        if any(entry.instances is None for target in self.targets for entry in target.entries):
+            found.append("Instances are not counted: allow ec2:DescribeInstances to have them counted.")
+        found += [f"{region} has no such channel any more; it is left out." for region in self.left_out]
+        found += [
+            f"{check.name}: {check.evidence} {check.cure}" for check in self.checks if check.outcome == "warn"
+        ]
+        return [*found, *(["Nothing of this will be done: dry_run is set."] if self.dry_run else [])]
+
+
+@typed
+def plan(
+    *,
+    image: str,
+    channel: str,
+    to: str = "",
+    region: str = "",
+    regions: Iterable[str] = (),
+    topic: str = "",
+    dry_run: bool = True,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    session: boto3.Session | None = None,
+) -> Plan:
+    """Look at what the channel pointed to, and return what will happen. Nothing is changed.
+
+    Parameters
+    ----------
+    image, channel
+        Which channel.
+    to
+        Id or name of the AMI to go back to, the same image in every region; nothing: the one before. Without
+        it, a channel that was rolled back within the last hour stays as it is, and one that was rolled back
+        earlier is refused.
+    region, regions
+        Where; by default the region, and every other one that the tables know the channel in. ``["all"]``:
+        every enabled region that has the channel.
+    topic
+        ARN of an SNS topic to tell.
+    dry_run
+        `apply` only repeats the plan.
+    settings, progress, session
+        Where they do not come from the surroundings.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        There is no such channel, or the regions would not end with the same image.
+    vmsnix_ops.errors.PointerError
+        The channel points to nothing anywhere.
+    """
+    settings, asked = settings or load(), tuple(regions)
+    served.check(channel, settings)
+    pointer = parameters.pointer_name(settings.pointer_prefix, image, channel)
+    promote_checks.check_topic(topic)
+    home = checked_home(region, settings=settings, session=session)
+    run = current_run("rollback", settings=settings)
+    tables = RunTables(settings, run)
+    if asked == (ALL,):
+        chosen = enabled(home.client("ec2"))
+    else:
+        chosen = named(asked or _known_regions(tables, image, channel, home.region))
+    # Clients are made one after the other: sessions are not thread safe, clients are.
+    spots = [
+        Target(name, ec2=home.client_of("ec2", name), ssm=home.client_of("ssm", name)) for name in chosen
+    ]
+    with ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool:
+        looked = list(pool.map(lambda spot: roll_back_choice.look(spot, pointer), spots))
+    if not any(target.entries for target in looked):
+        raise next((t.problem for t in looked if t.problem), None) or errors.PointerError(
+            f"The channel {channel} of {image} points to nothing in {', '.join(chosen)}.",
+            why=f"There is no parameter {pointer}.",
+            cure="Promote an AMI to it first (vmsnix promote-ami).",
+        )
+    lacking = [target for target in looked if not target.entries and not target.problem]
+    if asked in ((), (ALL,)):  # nobody named these regions
+        looked = [target for target in looked if target not in lacking]
+    else:
+        looked = [roll_back_choice.without(one, pointer) if one in lacking else one for one in looked]
+    targets = roll_back_choice.choose(looked, to, account=home.account)
+    roll_back_choice.check_alike(targets, to=to)
+    return Plan(
+        image=image,
+        channel=channel,
+        pointer=pointer,
+        account=home.account,
+        targets=tuple(targets),
+        left_out=tuple(target.region for target in lacking) if not asked else (),
+        topic=topic,
+        checks=(*home.checks, *promote_checks.topic_checks(topic, home.session)),
+        dry_run=dry_run,
+        session=home.session,
+        run=run,
+        tables=tables,
+        progress=progress or current(),
+        started_at=datetime.now(UTC),
+    )
+
+
+def apply(plan: Plan) -> Outcomes:
+    """Move the pointers, one call a region, and return what became of it. In a dry run nothing is moved.
+
+    Safe to run twice: a plan is for the values that it saw. A pointer that was moved meanwhile, by somebody
+    or by an earlier run of this plan, is left alone, and so is one whose AMI can no longer be used.
+
+    Raises
+    ------
+    vmsnix_ops.errors.InterruptedRunError
+        The operator asked to stop.
+    """
+    if plan.dry_run:
+        would = [_planned(target) for target in plan.targets] + announcements.planned(plan.topic)
+        return Outcomes(JOB, tuple(would), plan.run.run_id, dry_run=True)
+    home, rows = plan.targets[0].region, list[StepOutcome]()
+    where = {"region": home, "account": plan.account, "image": plan.image}
+    try:
+        with stopping():
+            for target in plan.targets:
+                if any(row.step == CONFLICT for row in rows):
+                    row = StepOutcome(target.region, "point", "skipped", why=HALTED)
+                    rows.append(row)
+                else:
+                    rows += _roll_back(plan, target)
+    except KeyboardInterrupt as error:
+        moved = [row.region for row in rows if row.step == "point" and row.outcome != "failed"]
+        interrupted = errors.InterruptedRunError(
+            "The rollback was interrupted.",
+            why=f"Rolled back so far: {', '.join(moved) or 'nothing, or the region that it was at'}.",
+            cure=_cure(plan),
+        )
+        record_run(plan.run, plan.tables, "interrupted", plan.started_at, **where, error=str(interrupted))
+        raise interrupted from error
+    if plan.topic and any(row.step == CONFLICT for row in rows):
+        rows.append(StepOutcome(plan.topic.split(":")[3], ANNOUNCE, "skipped", why=HALTED))
+    elif plan.topic:
+        rows += _announce(plan, rows)
+    outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id, _cure(plan))
+    return record_outcomes(plan.run, plan.tables, outcomes, plan.started_at, **where)
+
+
+def finish(plan: Plan, outcomes: Outcomes) -> None:
+    """Write ``result.json``, and end the run as it deserves.
+
+    Raises
+    ------
+    vmsnix_ops.errors.PartlyDoneError
+        Some regions are rolled back and some are not: exit code 3.
+    vmsnix_ops.errors.VmsnixError
+        None is.
+    """
+    first = next((target for target in plan.targets if target.target), None)
+    back = first.target if first else None
+    write_then_raise(
+        plan.run,
+        {
+            "status": outcomes.status,
+            "dry_run": plan.dry_run,
+            "ami_id": back.ami_id if back else None,
+            "image_name": back.name if back else None,
+            "region": plan.targets[0].region,
+            "account": plan.account,
+            "image": plan.image,
+            "digest": back.digest if back else None,
+            "channel": plan.channel,
+            "pointer": plan.pointer,
+            "amis": {row.region: row.ami_id for row in outcomes.rows if row.ami_id},
+            "before": {t.region: t.now.ami_id for t in plan.targets if t.now},
+            "outcomes": [outcomes.plain(row) for row in outcomes.rows],
+            "overwritten": [error.overwritten for error in outcomes.conflicts],
+        },
+        outcomes.error(),
+    )
+
+
+def _known_regions(tables: RunTables, image: str, channel: str, home: str) -> tuple[str, ...]:
+    where = [("image", "==", image), ("channel", "==", channel)]
+    known = tables.read("promotions", columns=["region"], where=where)["region"]
+    return (home, *sorted(known))
+
+
+def _planned(target: Target) -> StepOutcome:
+    """Return what a dry run comes to in one region."""
+    row = StepOutcome(target.region, "point", "planned", ami_id=target.target.ami_id if target.target else "")
+    if target.problem is not None:
+        return replace(row, outcome="failed", why=str(target.problem), error=target.problem)
+    return replace(row, outcome="already so") if target.so else row
+
+
+def _cure(plan: Plan) -> str:
+    """Return how to go on; with a name the command means the same whenever it is given."""
+    name = next((target.target.name for target in plan.targets if target.target), "NAME")
+    return f"Run it again with --to {name}: that does what is left, and nothing twice."
+
+
+def _roll_back(plan: Plan, target: Target) -> list[StepOutcome]:
+    """Set the channel of one region and record it; one that was set and not recorded is recorded."""
+    row = _planned(target)
+    now, then = target.now, target.target
+    rows, before = [row], now.ami_id if now else ""
+    if row.outcome == "planned" and now and then:
+        row, overwritten = _move(plan, target, row, now, then)
+        rows = [row]
+        if overwritten is not None:
+            before, error = overwritten.value, overwritten.error()
+            rows.append(StepOutcome(target.region, CONFLICT, "failed", why=str(error), error=error))
+
+    def record() -> None:
+        if row.outcome == "failed" or now is None or then is None:
+            return
+        known = promote_records.latest(plan.tables, target.region, plan.image, plan.channel)
+        recorded_as = known.get("ami_id", then.ami_id)
+        if row.outcome == "done" or recorded_as != then.ami_id:
+            _record(plan, target, then, before=recorded_as if target.so else before)
+
+    def record_step() -> None:
+        promote_records.write_rows(plan.tables, plan.run, rows, image=plan.image)
+
+    return recorded(rows, target.region, record, record_step)
+
+
+def _move(
+    plan: Plan, target: Target, row: StepOutcome, now: Entry, then: Ami
+) -> tuple[StepOutcome, parameters.Overwritten | None]:
+    started, overwritten = time.monotonic(), None
+    try:
+        with plan.progress.step(target.region):
+            # The plan may be hours old.
+            roll_back_choice.check_usable(target.ec2, then.ami_id, account=plan.account)
+            note = roll_back_choice.note(then, now, plan.run.run_id)
+            own = {tagging.IMAGE: plan.image}
+            planned = parameters.Planned(now.version, now.ami_id)
+            moved = parameters.point(
+                target.ssm, plan.pointer, then.ami_id, planned=planned, description=note, tags=own
+            )
+            overwritten = moved.overwritten
+            _check_again(plan, target, then, moved, planned)
+    except errors.VmsnixError as error:
+        return replace(row, outcome="failed", why=str(error), error=error), overwritten
+    row = replace(
+        row,
+        outcome="done",
+        what=f"from {_told(now.ami_id, now.name)}",
+        seconds=round(time.monotonic() - started, 3),
+    )
+    return row, overwritten
+
+
+def _check_again(
+    plan: Plan, target: Target, then: Ami, moved: parameters.Moved, planned: parameters.Planned
+) -> None:
+    """Check once more that nobody retires the AMI, after the channel was set to it.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegistrationError
+        Somebody does; the channel has its earlier value again, if we set it and nobody else did since.
+    """
+    try:
+        served.check_again(target.ec2, then.ami_id, owner=plan.account)
+    except errors.VmsnixError as error:
+        what = f"{plan.pointer} in {target.region} still names it."
+        if moved.overwritten is None and moved.outcome == "created":
+            note = f"{then.name} is being retired: taken back by the run {plan.run.run_id}"
+            try:
+                what = parameters.put_back(target.ssm, plan.pointer, moved, planned, description=note)
+            except errors.VmsnixError as second:
+                what = f"{what[:-1]}: {second}"
+        raise errors.RegistrationError(
+            error.what, why=f"{error.why} {what}".strip(), cure=error.cure
+        ) from error
+
+
+def _announce(plan: Plan, rows: list[StepOutcome]) -> list[StepOutcome]:
+    """Tell the topic of every region that points where it shall."""
+    so = {row.region: row.ami_id for row in rows if row.outcome in ("done", "already so")}
+    back = next((target.target for target in plan.targets if target.target), None)
+    content = {
+        "image": plan.image,
+        "channel": plan.channel,
+        "name": back.name if back else "",
+        "digest": back.digest if back else "",
+        "account": plan.account,
+        "amis": dict(sorted(so.items())),
+    }
+    return announcements.announce(plan.topic, content, run=plan.run, tables=plan.tables, session=plan.session)
+
+
+def _record(plan: Plan, target: Target, then: Ami, *, before: str) -> None:
+    row = {
+        "run_id": plan.run.run_id,
+        "promoted_at": datetime.now(UTC),
+        "how": "roll back",
+        "ami_id": then.ami_id,
+        "region": target.region,
+        "account": plan.account,
+        "name": then.name,
+        "image": plan.image,
+        "version": then.tags.get(tagging.VERSION),
+        "digest": then.digest,
+        "channel": plan.channel,
+        "pointer": plan.pointer,
+        "previous_ami_id": before,
+    }
+    plan.tables.append("promotions", [row])
+
+
+def _told(ami_id: str, name: str) -> str:
+    return f"{ami_id} ({name})" if name else ami_id

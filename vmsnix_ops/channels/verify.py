@@ -1,0 +1,302 @@
+"""Verifying: is every published AMI still what was recorded of it? Field by field, region by region.
+
+What was recorded is put together by `vmsnix_ops.records.recorded_amis`. An AMI that was never promoted is
+shared with nobody; else what the tables do not know is not compared. Tags that somebody added are no drift;
+tags of ours that are gone or changed are.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import display as shown
+from vmsnix_ops import errors
+from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.aws import drift as fields
+from vmsnix_ops.aws import images, snapshots
+from vmsnix_ops.aws.account import identity
+from vmsnix_ops.aws.drift import Difference
+from vmsnix_ops.aws.regions import ALL, named
+from vmsnix_ops.aws.session import Client, client
+from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.progress import counted
+from vmsnix_ops.records.recorded_amis import recorded
+from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.settings import load
+from vmsnix_ops.text import write_csv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import boto3
+    import pandas as pd
+
+
+REGIONS_AT_ONCE, AMIS_AT_ONCE = 8, 8
+COLUMNS = {
+    "region": "AWS region",
+    "ami_id": "the AMI; empty for a region that could not be read, and for a pointer to nothing",
+    "name": "its name, as it was recorded",
+    "image": "short name of the image",
+    "field": "what differs",
+    "recorded": "what the tables say",
+    "found": "what AWS says",
+    "meaning": "what that means",
+}
+"""Columns of the drift, one row a field that differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verification found.
+
+    Attributes
+    ----------
+    drift
+        Columns as in `COLUMNS`.
+    regions
+        One row a region: ``region``, ``amis``, ``drifted``, ``fields``, ``unread``.
+    """
+
+    drift: pd.DataFrame
+    regions: pd.DataFrame
+
+    def show(self) -> shown.Shown:
+        """Return the drift for people."""
+        names = ("region", "ami_id", "name", "field", "recorded", "found", "meaning")
+        rows = [[row[name] for name in names] for row in self.drift.to_dict("records")]
+        return shown.shown(names, rows, nothing="Everything is as it was recorded.")
+
+    @property
+    def unread(self) -> int:
+        """How many things could not be looked at."""
+        return int((self.drift["field"] == "access").sum())
+
+    @property
+    def drifted(self) -> int:
+        """How many fields differ."""
+        return len(self.drift) - self.unread
+
+
+@typed
+def check(
+    *,
+    regions: Iterable[str] = (),
+    image: str = "",
+    tables: Tables | None = None,
+    session: boto3.Session | None = None,
+) -> Report:
+    """Compare every AMI that the tables know with what AWS says. Nothing is changed.
+
+    A region, or an AMI, that cannot be read is part of the drift (``access``) and does not stop the others.
+
+    Parameters
+    ----------
+    regions
+        Where; by default, and with ``["all"]``, everywhere that the tables know an AMI.
+    image
+        Only AMIs of this image.
+    tables, session
+        Where they do not come from the surroundings.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        The tables know no AMI there.
+    vmsnix_ops.errors.RegionError
+        There is no such region.
+    vmsnix_ops.errors.AwsError
+        No region at all says whose credentials these are.
+    """
+    import pandas as pd
+
+    settings, session = load(), session or default_session()
+    tables = tables or open_tables(settings)
+    asked = tuple(regions)
+    expected = recorded(tables, regions=() if asked == (ALL,) else named(asked), image=image)
+    if not expected:
+        raise _nothing_known(image, f"Looked in {settings.history}.")
+    account = _account(session, [settings.region, session.region_name, *(row["region"] for row in expected)])
+    expected = [row for row in expected if row.get("account") in (None, account)]
+    if not expected:
+        raise _nothing_known(image, f"Those that {settings.history} knows are not of the account {account}.")
+    chosen = named(row["region"] for row in expected)
+    clients = {  # in one thread: sessions are not thread safe, clients are
+        name: (client(session, "ec2", name), client(session, "ssm", name)) for name in chosen
+    }
+
+    def look(name: str) -> list[tuple[Mapping[str, Any], Difference]]:
+        return list(_region(*clients[name], [row for row in expected if row["region"] == name]))
+
+    with ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="verify") as pool:
+        found = [pair for pairs in pool.map(look, chosen) for pair in pairs]
+    drift = pd.DataFrame([_shown(row, one) for row, one in found], columns=list(COLUMNS)).astype(str)
+    rows = [
+        {
+            "region": name,
+            "amis": sum(row["region"] == name for row in expected),
+            "drifted": len(
+                {row["ami_id"] for row, one in found if row["region"] == name and one.field != "access"}
+            ),
+            "fields": sum(row["region"] == name and one.field != "access" for row, one in found),
+            "unread": sum(row["region"] == name and one.field == "access" for row, one in found),
+        }
+        for name in chosen
+    ]
+    return Report(drift, pd.DataFrame(rows))
+
+
+def _account(session: boto3.Session, regions: Iterable[str | None]) -> str:
+    """Return whose credentials these are, from the first region that says it: one may refuse to.
+
+    Raises
+    ------
+    vmsnix_ops.errors.AwsError
+        All of them refuse; in the words of the first.
+    """
+    first: errors.AwsError | None = None
+    for region in dict.fromkeys(name for name in regions if name):
+        try:
+            return identity(session, region).account
+        except errors.AwsError as error:
+            first = first or error
+    if first is None:
+        raise RuntimeError("unreachable: every AMI is recorded with its region")  # pragma: no cover
+    raise first
+
+
+def _nothing_known(image: str, why: str) -> errors.ParameterError:
+    return errors.ParameterError(
+        f"The tables know no AMI{f' of {image}' if image else ''} to compare with.",
+        why=why,
+        cure="Publish or promote one, or fill the tables from the tags: vmsnix history sync.",
+    )
+
+
+@typed
+def finish(report: Report, *, fail_on_drift: bool = True) -> None:
+    """Write ``result.json`` and ``drift.csv``, and fail when something differs.
+
+    Raises
+    ------
+    vmsnix_ops.errors.DriftError
+        Something differs.
+    vmsnix_ops.errors.PartlyDoneError
+        Nothing differs in what could be read: exit code 3.
+    """
+    run = current_run("verify-amis")
+    path = run.folder / "drift.csv"
+    write_csv(report.drift, path)
+    error = _error(report) if fail_on_drift else None
+    status = "done" if error is None else "partly" if isinstance(error, errors.PartlyDoneError) else "failed"
+    write_result(
+        run,
+        {
+            "status": status,
+            "amis": int(report.regions["amis"].sum()),
+            "drifted": report.drifted,
+            "unread": report.unread,
+            "drift": report.drift.to_dict("records"),
+            "csv": path,
+        },
+    )
+    if error is not None:
+        raise error
+
+
+def _error(report: Report) -> errors.VmsnixError | None:
+    if report.drifted:
+        drift = report.drift[report.drift["field"] != "access"]
+        first = drift.iloc[0]
+        number = f"{report.drifted} field{'s' if report.drifted > 1 else ''}"
+        why = (
+            f"For example {first['field']} of {first['ami_id'] or first['name']} in {first['region']}: "
+            f"recorded {first['recorded'] or 'nothing'}, found {first['found'] or 'nothing'}."
+        )
+        return errors.DriftError(
+            f"Published AMIs are not as they were recorded, in {number}.",
+            why=f"{why} {_unread(report)}".strip(),
+            cure=_cure(drift),
+        )
+    if report.unread:
+        return errors.PartlyDoneError(
+            "What could be looked at is as it was recorded.",
+            why=_unread(report),
+            cure="Allow what is missing, and run it again.",
+        )
+    return None
+
+
+def _unread(report: Report) -> str:
+    """Return how much could not be looked at, and the first reason."""
+    if not report.unread:
+        return ""
+    first = report.drift[report.drift["field"] == "access"].iloc[0]
+    where = f"{first['ami_id']} in {first['region']}" if first["ami_id"] else first["region"]
+    return f"{counted(report.unread, 'thing')} could not be looked at, first {where}: {first['found']}"
+
+
+def _cure(drift: pd.DataFrame) -> str:
+    """Return how to put it right, and how the tables learn it where AWS is right."""
+    promised = drift["field"].isin(fields.PROMISED)
+    pointed, broken = drift["field"] == "pointer", drift["field"].isin(fields.BROKEN)
+    cures = []
+    if promised.any():
+        cures.append("vmsnix promote-ami shares, revokes, dates and points (vmsnix rollback points back).")
+    if (promised & ~pointed).any():
+        first = drift[promised & ~pointed].iloc[0]
+        cures.append(
+            "Where AWS is right, a promotion that changes nothing records what it finds: vmsnix promote-ami "
+            f"--ami {first['ami_id']} --region {first['region']} and --protect or --unprotect, as it is."
+        )
+    if broken.any():
+        cures.append("An AMI that cannot be launched is deregistered, and published again.")
+    if not promised.all():
+        regions = " ".join(f"--region {name}" for name in sorted(set(drift[~promised]["region"])))
+        cures.append(
+            "Tags come back with aws ec2 create-tags. Where AWS is right, take tags and registration over: "
+            f"vmsnix history sync {regions}."
+        )
+    return " ".join(cures)
+
+
+def _region(
+    ec2: Client, ssm: Client, expected: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], Difference]]:
+    """Yield what differs in one region."""
+    try:
+        known = images.find(ec2, [row["ami_id"] for row in expected])
+        held = snapshots.find(ec2, [one for ami in known.values() for one in ami.snapshot_ids])
+    except errors.AwsError as error:
+        nobody = {"region": ec2.meta.region_name, "ami_id": "", "name": "", "image": ""}
+        yield nobody, Difference("access", "", str(error))
+        return
+
+    def look(row: dict[str, Any]) -> list[Difference]:
+        ami, found = known.get(row["ami_id"]), []
+        comparisons: list[Callable[[], Iterable[Difference]]] = [
+            lambda: fields.registration(row, ami, held),
+            lambda: fields.promised(ec2, row, ami, held),
+            lambda: fields.pointers(ssm, row),
+        ]
+        for compare in comparisons:
+            try:
+                found += list(compare())
+            except errors.AwsError as error:
+                found.append(Difference("access", "", str(error)))
+        return found
+
+    with ThreadPoolExecutor(AMIS_AT_ONCE, thread_name_prefix="compare") as pool:
+        for row, differences in zip(expected, pool.map(look, expected), strict=True):
+            for one in differences:
+                yield row, one
+
+
+def _shown(row: Mapping[str, Any], one: Difference) -> dict[str, str]:
+    shown = {name: str(row.get(name, "")) for name in ("region", "ami_id", "name", "image")}
+    more = {"field": one.field, "recorded": one.recorded, "found": one.found}
+    return {**shown, **more, "meaning": fields.meaning(one.field)}

@@ -1,0 +1,233 @@
+"""``vmsnix``: the runbooks from a shell.
+
+Thin: a command reads its words, calls the package, and prints. Every runbook is a command of its own, whose
+options are its notebook's parameters. Exit codes: 0 done, 1 failed, 2 wrong use, 3 partly done.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import signal
+import sys
+import threading
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vmsnix_ops import __version__
+from vmsnix_ops.errors import VmsnixError, nearest
+from vmsnix_ops.text import echo, lines, write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import FrameType, TracebackType
+
+    from click.shell_completion import CompletionItem
+
+COMPLETING = "_VMSNIX_COMPLETE"  # set by the shell's completion, as click wants it
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("vmsnix_ops.cli.demo:demo", "Publish an image to a sandbox, from nothing to the AMI."),
+    "runbooks": ("vmsnix_ops.cli.runbooks:runbooks", "List the runbooks."),
+    "run": ("vmsnix_ops.cli.run:run", "Run a runbook and keep the evidence."),
+    "runs": ("vmsnix_ops.cli.runs:runs", "List past runs, and open their evidence."),
+    "rerun": ("vmsnix_ops.cli.runs:rerun", "Run a runbook again with the parameters of a past run."),
+    "history": ("vmsnix_ops.cli.history:history", "Ask the tables of runs, steps and AMIs."),
+    "fleet": ("vmsnix_ops.cli.fleet:fleet", "Run many runbooks at once, as a plan file says."),
+    "diff": ("vmsnix_ops.cli.diff:diff", "Show which packages differ between two AMIs."),
+    "undo": ("vmsnix_ops.cli.undo:undo", "Undo a publish that did not finish."),
+    "completion": ("vmsnix_ops.cli.completion:completion", "Print what a shell needs to complete words."),
+    "iam-policy": ("vmsnix_ops.cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
+    "download": ("vmsnix_ops.cli.download:download", "Write a snapshot into a sparse raw file."),
+    "lab": ("vmsnix_ops.cli.lab:lab", "Open the runbooks in JupyterLab."),
+    "sandbox": ("vmsnix_ops.cli.sandbox:sandbox", "Serve a local AWS for rehearsals."),
+}
+"""Name, where the command is, and what it does; nothing is imported before it is called."""
+
+
+class Commands(click.Group):
+    """The commands of `COMMANDS`, and every runbook by its name."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help text; descriptions of notebooks are from outside, and click wraps them."""
+        return lines(super().get_help(ctx))
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names that ``--help`` lists: the commands, then the runbooks."""
+        return list(dict.fromkeys([*COMMANDS, *_runbook_names()]))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Return a command, imported now; ``None`` when there is none."""
+        if cmd_name in COMMANDS:
+            module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+            command = getattr(importlib.import_module(module), attribute)
+            return command if isinstance(command, click.Command) else None
+        if cmd_name.removesuffix(".ipynb").lstrip("0123456789-") in _runbook_names():
+            from vmsnix_ops.cli.run import runbook_command
+
+            return runbook_command(cmd_name)
+        return None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands that begin so, without importing any."""
+        from click.shell_completion import CompletionItem
+
+        known = [(name, text) for name, (_, text) in COMMANDS.items()]
+        known += [(name, "runbook") for name in _runbook_names()]
+        found = [CompletionItem(name, help=text) for name, text in known if name.startswith(incomplete)]
+        # An option, or nothing: click knows those.
+        return found or click.Command.shell_complete(self, ctx, incomplete)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the words name; an unknown one is answered with the nearest."""
+        name = args[0]
+        missing = not ctx.resilient_parsing and self.get_command(ctx, name) is None
+        if missing and not name.startswith("-"):
+            hint = nearest(name, self.list_commands(ctx))
+            raise click.UsageError(f"There is no command {name!r}. {hint}".rstrip(), ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """Write the two lists of ``--help`` without importing a command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        from vmsnix_ops.runbooks import catalog
+
+        books, unusable = catalog.read_all()
+        with formatter.section("Runbooks"):
+            formatter.write_dl([(book.name, book.description or book.title) for book in books])
+        if unusable:
+            with formatter.section("Unusable notebooks"):
+                formatter.write_dl([(error.what, f"{error.why} {error.cure}") for error in unusable])
+
+
+def _runbook_names() -> tuple[str, ...]:
+    from vmsnix_ops.runbooks import catalog
+
+    return catalog.names()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vmsnix")
+def cli() -> None:
+    """Operations runbooks for NixOS machine images on AWS.
+
+    `vmsnix demo` shows the whole way of an image on a sandbox, without an AWS account.
+    """
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise `KeyboardInterrupt`, so that every command's ``finally`` runs.
+
+    A signal that is ignored (SIGHUP under ``nohup``) or handled already is left alone.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers if main_thread else []:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in numbers if main_thread else []:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _provide_streams() -> None:
+    """Open standard streams that the caller has closed, as a shell's ``>&-`` does.
+
+    Otherwise the next file that is opened would become one of them, and programs would write into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if getattr(sys, name) is None:
+                setattr(sys, name, os.fdopen(opened, "r" if number == 0 else "w", encoding="utf-8"))
+
+
+def _provide_home() -> None:
+    """Set HOME to a private temporary folder where there is none to write to, as in many containers.
+
+    The state folder, Jupyter and Nix all want one.
+    """
+    try:
+        home = Path.home()
+    except (KeyError, RuntimeError):  # neither HOME nor an entry in the list of users
+        home = None
+    if home is not None and os.access(home, os.W_OK):
+        return
+    import stat
+    import tempfile
+
+    folder = Path(tempfile.gettempdir()) / f"vmsnix-home-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return  # what needs a home folder says so
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        return  # made by somebody else, who could read or change what is in it
+    os.environ["HOME"] = str(folder)
+    if COMPLETING not in os.environ:
+        echo(f"No home folder can be written to: using {folder}. Set HOME or VMSNIX_STATE.", err=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; an error is one clear text on standard error.
+
+    Parameters
+    ----------
+    arguments
+        The words; those of this process by default.
+    """
+    if arguments is None:
+        sys.excepthook = _crash
+    _provide_streams()
+    _provide_home()
+    try:
+        with _interrupted_by_signals():
+            result = cli.main(
+                args=list(arguments) if arguments is not None else None,
+                prog_name="vmsnix",
+                standalone_mode=False,
+            )
+    except VmsnixError as error:
+        return 1 if COMPLETING in os.environ else _say(error)  # a word half typed is no error
+    except click.ClickException as error:
+        shown = io.StringIO()
+        error.show(file=shown)  # it can name words and files from outside
+        write(sys.stderr, shown.getvalue())
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        echo("\nInterrupted.", err=True)
+        return 1
+    except BrokenPipeError:
+        from vmsnix_ops.cli.output import give_up_output
+
+        give_up_output()
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _say(error: VmsnixError) -> int:
+    from vmsnix_ops.cli.output import show_error
+
+    show_error(error.what, error.why, error.cure)
+    return error.exit_code
+
+
+def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write the traceback of an error that nobody expected; its message can come from outside."""
+    write(sys.stderr, "".join(traceback.format_exception(kind, error, trace)))

@@ -1,0 +1,91 @@
+"""``vmsnix demo``: the whole way of an image, from nothing to the AMI, on a sandbox."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import click
+
+from vmsnix_ops.errors import RunError
+from vmsnix_ops.text import line, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmsnix_ops.cli.rehearsal import Stage
+
+NAME = "vmsnix-demo"
+
+
+@click.command()
+@click.option(
+    "--image",
+    metavar="IMAGE",
+    help="A flake attribute, result link, image folder or file; by default a small image that is made here.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+@click.option(
+    "--keep", is_flag=True, help="Go on serving the sandbox afterwards, for a look with other tools."
+)
+def demo(image: str | None, as_json: bool, keep: bool) -> int:
+    """Publish an image to a sandbox through the notebook 20-publish-ami, and show what came of it.
+
+    Needs neither an AWS account nor Nix. Nothing outside of this machine is reached.
+    """
+    from vmsnix_ops.cli.output import show_failure, show_json, show_outcome, watch
+    from vmsnix_ops.cli.rehearsal import rehearsal
+    from vmsnix_ops.runbooks.execution.execute import run
+
+    with rehearsal(name=NAME, keep=False) as stage:
+        chosen = image or str(_sample(stage.state / "image"))
+        with watch(as_json=as_json) as (screen, on_event):
+            write(
+                screen,
+                f"A sandbox serves on {stage.url}. Everything of this demo goes to {line(stage.state)}.\n",
+            )
+            outcome = run(
+                "publish-ami",
+                {"image": chosen},
+                environment=stage.environment,
+                screen=screen,
+                on_event=on_event,
+            )
+        if as_json:
+            show_json({**outcome.values, "state": str(stage.state)})
+            show_failure(outcome)
+            sys.stdout.flush()
+        else:
+            show_outcome(outcome)
+        if keep and outcome.verdict == "done":
+            _serve(stage)
+    return outcome.exit_code
+
+
+def _sample(folder: Path) -> Path:
+    """Make a small image in a folder of ours."""
+    from vmsnix_ops.disk.sample import make_sample_image
+
+    try:
+        return make_sample_image(folder)
+    except OSError as error:
+        raise RunError(
+            f"The image of the demo cannot be written to {folder}.",
+            why=f"{error.strerror}.",
+            cure="Correct the folder's permissions, or name another with VMSNIX_STATE.",
+        ) from error
+
+
+def _serve(stage: Stage) -> None:
+    """Go on until Ctrl-C."""
+    import shlex
+
+    exports = [
+        f"export {name}={shlex.quote(value)}"
+        for name, value in stage.environment.items()
+        if name.startswith("AWS_") or name.upper() == "NO_PROXY"
+    ]
+    lines = ["", "The sandbox goes on serving; Ctrl-C stops it. In another shell:", *exports, ""]
+    write(sys.stderr, "\n".join(lines))
+    threading.Event().wait()

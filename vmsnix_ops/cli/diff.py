@@ -1,0 +1,45 @@
+"""``vmsnix diff``: what differs inside two AMIs."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from vmsnix_ops.text import echo, write_csv
+
+
+@click.command()
+@click.argument("before", metavar="AMI")
+@click.argument("after", metavar="AMI")
+@click.option("--all", "everything", is_flag=True, help="Show packages that were only rebuilt, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+def diff(before: str, after: str, everything: bool, as_json: bool, as_csv: bool) -> None:
+    """Show which packages differ between two published AMIs.
+
+    An AMI is named by its id, its name, or the digest of its image. The older one comes first.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other.")
+    from vmsnix_ops.audit.diff import diff as compare
+    from vmsnix_ops.cli.output import cell, console, new_table, show_json
+    from vmsnix_ops.progress import human_bytes
+
+    found = compare(before, after)
+    if as_json:
+        rows = json.loads(found.frame.to_json(orient="records"))
+        show_json({"before": before, "after": after, "bytes": found.bytes, "packages": rows})
+        return
+    if as_csv:
+        write_csv(found.frame, sys.stdout)
+        return
+    table = new_table("change", "package", "before", "after", "size", right=("size",))
+    shown = found.frame if everything else found.frame[found.frame["change"] != "rebuilt"]
+    for row in shown.to_dict("records"):
+        size = f"{'+' if row['bytes'] >= 0 else '-'}{human_bytes(abs(row['bytes']))}"
+        table.add_row(*(cell(row[column]) for column in ("change", "name", "before", "after")), size)
+    if len(shown):
+        console().print(table)
+    echo(found)

@@ -1,0 +1,57 @@
+"""``vmsnix download``: a snapshot as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vmsnix_ops.text import echo, line
+
+
+@click.command()
+@click.argument("snapshot_id", metavar="SNAPSHOT")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--region", default="", help="Region of the snapshot; by default the settings', else AWS's own."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
+    """Write the snapshot SNAPSHOT into the sparse raw file PATH.
+
+    A download that was cut off goes on where it ended.
+    """
+    from vmsnix_ops import progress
+    from vmsnix_ops.aws import regions
+    from vmsnix_ops.aws.ebs_direct import reading
+    from vmsnix_ops.aws.ebs_direct.engine import Pushing
+    from vmsnix_ops.aws.session import session as default_session
+    from vmsnix_ops.cli.output import show_json
+    from vmsnix_ops.settings import load
+
+    settings, session = load(), default_session()
+    region = regions.home(session, region, settings.region)
+    face = progress.silent() if as_json else progress.current()
+    with face.step("download", unit="bytes") as step:
+        done = reading.download(
+            session,
+            region=region,
+            snapshot_id=snapshot_id,
+            path=path,
+            step=step,
+            pushing=Pushing(ceiling=settings.put_ceiling),
+        )
+    if as_json:
+        show_json(
+            {
+                "snapshot_id": done.snapshot_id,
+                "path": str(done.path),
+                "bytes": done.bytes,
+                "fetched_blocks": done.fetched,
+            }
+        )
+        return
+    echo(
+        f"{line(done.path)}: a disk of {progress.human_bytes(done.bytes)}, "
+        f"{progress.counted(done.fetched, 'block')} fetched"
+    )

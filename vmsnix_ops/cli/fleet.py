@@ -1,0 +1,102 @@
+"""``vmsnix fleet PLAN``."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmsnix_ops.text import echo, line
+
+if TYPE_CHECKING:
+    from vmsnix_ops.runbooks.fleet import Fleet
+
+
+@click.command()
+@click.argument("plan", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--dry-run/--no-dry-run", default=True, show_default=True, help="Only show what would be run.")
+@click.option(
+    "--scheduler",
+    default="",
+    metavar="ADDRESS",
+    help="Dask scheduler (tls://HOST:PORT).  [default: the plan's, else workers of this machine]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Worker processes of this machine; 0: one a core.",
+)
+@click.option(
+    "--ledger",
+    default="",
+    metavar="PLACE",
+    help="Where what is done is remembered: a folder, or s3://bucket/prefix.  [default: <state>/fleets]",
+)
+@click.option(
+    "--archive", default="", metavar="PLACE", help="Where the evidence goes.  [default: the setting archive]"
+)
+@click.option("--fresh", is_flag=True, help="Begin a new round although the last one is not all done.")
+@click.option(
+    "--yes", is_flag=True, help="Confirm that targets which destroy shall do so, with --no-dry-run."
+)
+@click.option("--sandbox", is_flag=True, help="Run against a local sandbox instead of AWS.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print result.json instead of words; the plan, in a dry run."
+)
+def fleet(
+    plan: Path,
+    dry_run: bool,
+    scheduler: str,
+    workers: int,
+    ledger: str,
+    archive: str,
+    fresh: bool,
+    yes: bool,
+    sandbox: bool,
+    as_json: bool,
+) -> int:
+    """Run many runbooks at once, as a plan file says, and keep one report of all.
+
+    PLAN is a TOML file: images, regions, accounts and parameters, what waits for what, retries. It is
+    checked whole, shown, and with --no-dry-run carried out. Started again, it goes on with what is left.
+    """
+    import sys
+
+    from vmsnix_ops.cli.output import show_error, show_json
+    from vmsnix_ops.cli.rehearsal import rehearsal
+    from vmsnix_ops.runbooks import fleet as fleets
+    from vmsnix_ops.runbooks.fleet.table import Lines
+
+    with rehearsal() if sandbox else nullcontext() as stage:
+        ready = fleets.plan(
+            plan,
+            scheduler=scheduler,
+            workers=workers,
+            ledger=ledger or (str(stage.state / "fleets") if stage else ""),
+            archive=archive or (stage.environment["VMSNIX_ARCHIVE"] if stage else ""),
+            fresh=fresh,
+            dry_run=dry_run,
+            environment=stage.environment if stage else None,
+        )
+        echo(ready, err=as_json)
+        if dry_run:
+            if as_json:
+                show_json({"fleet": ready.plan.name, "dry_run": True, "targets": _rows(ready)})
+            return 0
+        outcome = ready.apply(confirmed=yes, board=Lines(sys.stderr) if as_json else None)
+    if as_json:
+        show_json(outcome.values)
+    else:
+        echo(f"report    {line(outcome.values['report'])}\nresult    {line(outcome.values['result'])}")
+    error = outcome.error()
+    if error is not None:
+        show_error(error.what, error.why, error.cure)
+    return outcome.exit_code
+
+
+def _rows(ready: Fleet) -> list[dict[str, Any]]:
+    """Return the targets of a plan as plain values."""
+    return [{str(name): value for name, value in row.items()} for row in ready.frame().to_dict("records")]

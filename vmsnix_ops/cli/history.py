@@ -1,0 +1,196 @@
+"""``vmsnix history``: what the tables remember of runs, steps, AMIs and their ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmsnix_ops.text import echo, write_csv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+
+COLUMNS = {
+    "runs": ("started_at", "runbook", "status", "seconds", "image_name", "ami_id", "run_id"),
+    "steps": ("started_at", "step", "status", "seconds", "bytes", "image", "region", "run_id"),
+    "amis": ("created_at", "ami_id", "name", "region", "state", "size_gib", "public"),
+    "retirements": ("done_at", "action", "resource_id", "name", "region", "grace_until", "run_id"),
+}
+"""Columns that a terminal shows; ``--json`` and ``--csv`` give all."""
+
+FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
+    "runs": (
+        ("runbook", "Only this runbook."),
+        ("status", "Only this status: done, failed, partly, interrupted."),
+        ("image", "Only this image."),
+        ("region", "Only this region."),
+        ("run-id", "Only this run."),
+    ),
+    "steps": (
+        ("step", "Only this step."),
+        ("status", "Only this status: finished, failed, reused."),
+        ("image", "Only this image."),
+        ("region", "Only this region."),
+        ("via", "Only this way of making the snapshot."),
+        ("run-id", "Only this run."),
+    ),
+    "amis": (
+        ("ami-id", "Only this AMI."),
+        ("name", "Only AMIs of this name."),
+        ("image", "Only this image."),
+        ("region", "Only this region."),
+        ("digest", "Only AMIs with these bytes."),
+        ("run-id", "Only AMIs of this run."),
+    ),
+    "retirements": (
+        ("resource-id", "Only this AMI or snapshot."),
+        ("action", "Only this: retired, restored, deleted."),
+        ("kind", "Only this kind: ami, snapshot."),
+        ("image", "Only this image."),
+        ("region", "Only this region."),
+        ("run-id", "Only what this run did."),
+    ),
+}
+
+
+@click.group()
+def history() -> None:
+    """Ask the tables of runs, steps, AMIs and retirements.
+
+    The tables hold a row for each, of everybody who shares the history. `vmsnix runs` lists the archive
+    instead: the evidence of runs, which can be opened and repeated.
+    """
+
+
+def _table_command(table: str, text: str) -> None:
+    filters = [click.Option([f"--{name}"], help=about) for name, about in FILTERS[table]]
+    output = [
+        click.Option(["--last"], type=click.IntRange(min=1), metavar="N", help="Only the newest N."),
+        click.Option(["--sandbox"], is_flag=True, help="The history of rehearsals (runs with --sandbox)."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, all columns."),
+        click.Option(["--csv", "as_csv"], is_flag=True, help="Print CSV, all columns."),
+    ]
+    history.add_command(click.Command(table, callback=_reader(table), params=[*filters, *output], help=text))
+
+
+def _reader(table: str) -> Callable[..., None]:
+    def read(sandbox: bool, as_json: bool, as_csv: bool, **wanted: Any) -> None:
+        if as_json and as_csv:
+            raise click.UsageError("--json and --csv exclude each other.")
+        from vmsnix_ops.cli.output import show_json_text
+
+        frame = _read(table, wanted, sandbox=sandbox)
+        if as_json:
+            rows = frame.to_json(orient="records", date_format="iso", date_unit="ms", indent=2)
+            show_json_text(rows)
+        elif as_csv:
+            write_csv(frame, sys.stdout, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
+        elif frame.empty:
+            echo("There are none.")
+        else:
+            _show(frame[[column for column in COLUMNS[table] if column in frame]])
+
+    return read
+
+
+_table_command("runs", "Runs of runbooks, newest first.")
+_table_command("steps", "Steps of runs, newest first.")
+_table_command("amis", "AMIs that were published or found, newest first.")
+_table_command("retirements", "AMIs and snapshots that were retired, restored or removed, latest first.")
+
+
+@history.command()
+@click.option("--region", "regions", multiple=True, metavar="REGION", help="Look here; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sync(regions: tuple[str, ...], as_json: bool) -> None:
+    """Rebuild the table of AMIs from the tags in AWS."""
+    from dataclasses import asdict
+
+    from vmsnix_ops.audit.sync import sync as sync_amis
+    from vmsnix_ops.cli.output import show_json
+    from vmsnix_ops.progress import counted
+
+    result = sync_amis(regions=regions)
+    if as_json:
+        show_json(asdict(result))
+        return
+    places = ", ".join(result.regions)
+    echo(
+        f"{counted(result.found, 'AMI')} in {places}: "
+        f"{result.added} added, {result.changed} changed, {result.gone} gone."
+    )
+
+
+@history.command()
+@click.argument("tables", nargs=-1, metavar="[TABLE]...")
+@click.option("--region", "regions", multiple=True, metavar="REGION", help="Regions whose AMIs to read.")
+@click.option("--archive", default="", metavar="FOLDER", help="Another archive than the setting's.")
+@click.option("--sandbox", is_flag=True, help="The history of the sandbox's runs.")
+def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, sandbox: bool) -> None:
+    """Rebuild damaged tables from their own files, the archive of runs, and AWS.
+
+    Without TABLE: runs, steps, amis, promotions and retirements. Every row that can still be read is kept;
+    rows that are lost come from the runs in the archive and, for amis, from the tags in AWS. The old table is
+    kept beside the new one. On S3, let no run write meanwhile.
+    """
+    from vmsnix_ops.audit.sync import sync as sync_amis
+    from vmsnix_ops.cli.runs import load_settings, open_archive
+    from vmsnix_ops.records import rebuild as records
+    from vmsnix_ops.records.schemas import schema
+    from vmsnix_ops.records.tables import open_tables
+
+    chosen = [schema(name).name for name in tables] or list(records.KEYS)
+    place, found = open_tables(load_settings(sandbox=sandbox)), defaultdict(list)
+    for table, row in open_archive(archive, sandbox=sandbox).rows():
+        found[table].append(row)
+    for table in chosen:
+        done = records.rebuild(place, table, records.rows_that_fit(table, found[table]))
+        kept = f" The old table is {done.kept_as}." if done.kept_as else ""
+        lost = f" {done.unreadable} of its files cannot be read." if done.unreadable else ""
+        echo(f"{table}: {done.read} rows kept, {done.added} restored from runs.{lost}{kept}")
+    if "amis" in chosen and not sandbox:
+        result = sync_amis(regions=regions, tables=place)
+        echo(f"amis: {result.added} added from AWS in {', '.join(result.regions)}.")
+
+
+def _read(table: str, wanted: dict[str, Any], *, sandbox: bool) -> pd.DataFrame:
+    from vmsnix_ops.records import history as records
+    from vmsnix_ops.records.tables import open_tables
+    from vmsnix_ops.settings import load
+
+    environment = dict(os.environ)
+    if sandbox:
+        from vmsnix_ops.cli.rehearsal import places
+
+        environment |= places(load().state / "sandbox")
+    frame: pd.DataFrame = getattr(records, table)(open_tables(load(environment=environment)), **wanted)
+    return frame
+
+
+def _show(frame: pd.DataFrame) -> None:
+    from vmsnix_ops.cli.output import cell, console, new_table
+
+    table = new_table(
+        *frame.columns,
+        right=("seconds", "bytes", "size_gib"),
+        unbroken=[column for column in frame.columns if column.endswith("_id")],
+    )
+    for row in frame.itertuples(index=False):
+        table.add_row(*(cell(_text(value)) for value in row))
+    console().print(table)
+
+
+def _text(value: Any) -> str:
+    import pandas as pd
+
+    if pd.isna(value):
+        return ""
+    if isinstance(value, pd.Timestamp):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,161 @@
+"""``vmsnix iam-policy``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmsnix_ops.cli import jobs
+from vmsnix_ops.text import echo, json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OTHERS = ("vmimport-role", "vmimport-trust", "audit-member-trust", "bucket", "github-oidc-trust")
+"""Policies of what is no caller: a service's role, a bucket, and who may take a role."""
+NEED_BUCKET = ("publisher", "archivist", "bootstrap", "vmimport-role", "bucket")
+"""Policies that read or change objects or the bucket itself."""
+
+
+@click.command("iam-policy")
+@click.argument("kind", type=click.Choice([*jobs.KINDS, *OTHERS]))
+@click.option(
+    "--bucket", default="", help="Bucket of the uploads, or of the archive; by default the settings'."
+)
+@click.option("--account", default="*", show_default=True, help="Account id, 12 digits.")
+@click.option("--region", "regions", multiple=True, help="Hold it to this region; may be given again.")
+@click.option(
+    "--partition", default="", help="aws, aws-cn, aws-us-gov, aws-eusc, ...; by default that of the regions."
+)
+@click.option("--role-name", default="", help="Service role of VM Import; by default the settings'.")
+@click.option("--kms-key", default="", help="ARN of the KMS key of a publisher or vmimport-role.")
+@click.option(
+    "--via",
+    type=click.Choice(["import", "direct"]),
+    default="import",
+    show_default=True,
+    help="Of a publisher: the way to the snapshot.",
+)
+@click.option("--public", is_flag=True, help="Of a promoter or a publisher via direct: may make AMIs public.")
+@click.option("--announce", is_flag=True, help="Of a promoter: may tell SNS topics.")
+@click.option(
+    "--topic", default="", help="Of a promoter with --announce: ARN of the topic; by default every one."
+)
+@click.option("--spot", is_flag=True, help="Of a smoke-tester: may launch the account's first spot instance.")
+@click.option("--verify", is_flag=True, help="Of a publisher via direct: may read snapshots back.")
+@click.option(
+    "--incremental", is_flag=True, help="Of a publisher via direct: may start from an earlier snapshot."
+)
+@click.option("--blocks", is_flag=True, help="Of a verifier: may read and download the bytes of snapshots.")
+@click.option("--external-id", default="", help="Of audit-member-trust: what an auditor must know besides.")
+@click.option("--repository", default="", help="Of github-oidc-trust: owner/name.")
+@click.option(
+    "--subject",
+    default="ref:refs/heads/main",
+    show_default=True,
+    help="Of github-oidc-trust: which workflows of the repository.",
+)
+@click.option(
+    "--any-subject",
+    is_flag=True,
+    help="Of github-oidc-trust: accept a subject that matches every workflow, such as '*'.",
+)
+def iam_policy(
+    kind: str,
+    bucket: str,
+    account: str,
+    regions: tuple[str, ...],
+    partition: str,
+    role_name: str,
+    kms_key: str,
+    via: str,
+    public: bool,
+    announce: bool,
+    topic: str,
+    spot: bool,
+    verify: bool,
+    incremental: bool,
+    blocks: bool,
+    external_id: str,
+    repository: str,
+    subject: str,
+    any_subject: bool,
+) -> None:
+    """Print the smallest policy of a job, or a trust policy, as JSON.
+
+    The actions are those that the code itself declares.
+    """
+    from vmsnix_ops import errors
+    from vmsnix_ops.audit import policies as audit
+    from vmsnix_ops.aws.iam import policies
+    from vmsnix_ops.settings import load
+
+    settings = load()
+    home, key_prefix = settings.bucket, settings.key_prefix
+    if kind == "archivist":  # another bucket than that of uploads
+        home, _, prefix = settings.archive.removeprefix("s3://").partition("/")
+        home = home if settings.archive.startswith("s3://") else None
+        key_prefix = f"{prefix}/" if home and prefix else ""
+    if kind in NEED_BUCKET and not (kind == "publisher" and via == "direct") and not (bucket or home):
+        raise errors.UsageError(
+            f"No bucket was given for the policy {kind}.",
+            why="It would cover the objects of every bucket.",
+            cure="Add --bucket NAME, or set it in vmsnix.toml.",
+        )
+    if kind == "archivist" and (bucket or home) == settings.bucket:
+        uploads = settings.key_prefix
+        if uploads.startswith(key_prefix) or key_prefix.startswith(uploads):
+            raise errors.UsageError(
+                "The archive and the uploads are in one place.",
+                why=f"An archivist could replace an image below s3://{settings.bucket}/{uploads} "
+                "before it is imported.",
+                cure=f'Set archive = "s3://{settings.bucket}/evidence" in vmsnix.toml, or another bucket.',
+            )
+    place = policies.Place(
+        topic=topic,
+        account=account,
+        regions=regions,
+        bucket=bucket or home or "*",
+        key_prefix=key_prefix,
+        role_name=role_name or settings.role_name,
+        kms_key=_key(kms_key or settings.kms_key),
+        partition=partition,
+        audit_role=settings.audit_role,
+        pointer_prefix=settings.pointer_prefix,
+    )
+    if kind in jobs.KINDS:
+        options: dict[str, dict[str, Any]] = {
+            "publisher": {"via": via, "public": public, "verify": verify, "incremental": incremental},
+            "verifier": {"blocks": blocks},
+            "promoter": {"public": public, "announce": announce},
+            "smoke-tester": {"spot": spot},
+        }
+        actions = jobs.job_of(kind).actions(**options.get(kind, {}))
+        policy = policies.document(actions, place)
+        echo(json(policies.with_key(policy, place) if kind == "publisher" else policy, indent=2))
+        return
+    documents: dict[str, Callable[[], dict[str, Any]]] = {
+        "vmimport-role": lambda: policies.import_role(place),
+        "vmimport-trust": policies.import_trust,
+        "audit-member-trust": lambda: audit.member_trust(place, external_id=external_id),
+        "bucket": lambda: policies.tls_only(place),
+        "github-oidc-trust": lambda: policies.github_trust(
+            place, repository=repository, subject=subject, any_subject=any_subject
+        ),
+    }
+    echo(json(documents[kind](), indent=2))
+
+
+def _key(kms_key: str) -> str:
+    """Return the ARN of a key, or refuse what a policy cannot name."""
+    from vmsnix_ops import errors
+    from vmsnix_ops.aws import keys
+
+    if kms_key and not keys.KEY_ARN.fullmatch(keys.shape(kms_key)):
+        raise errors.ParameterError(
+            f"The kms_key {kms_key!r} is not an ARN.",
+            why="A policy names a key by its ARN.",
+            cure="Pass --kms-key arn:aws:kms:REGION:ACCOUNT:key/ID.",
+        )
+    return kms_key

@@ -1,0 +1,184 @@
+"""``vmsnix lab``: JupyterLab on the runbooks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from vmsnix_ops import __version__, files
+from vmsnix_ops.errors import RunError, ToolMissingError
+from vmsnix_ops.publish.interrupts import stop_signals
+from vmsnix_ops.text import echo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# What JupyterLab asks the network for, unless it is told not to.
+QUIET = {"fetchNews": "false", "checkForUpdates": False}
+STOP_SECONDS = 15
+STARTED_IN = "VMSNIX_LAB_FOLDER"  # in a kernel's environment: the folder in which the lab was started
+CONSOLE = "console.ipynb"
+"""What is open at first."""
+
+
+@click.command()
+@click.option("--sandbox", is_flag=True, help="Work against a local sandbox instead of AWS.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; 0 takes a free one.")
+@click.option("--no-browser", is_flag=True, help="Print the address instead of opening a browser.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTERLAB_OPTIONS]")
+def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) -> int:
+    """Open the console and the runbooks in JupyterLab, on 127.0.0.1 only.
+
+    Relative paths in parameters count from the folder in which this is typed, as they do for `vmsnix run`.
+    """
+    from vmsnix_ops.cli.rehearsal import rehearsal
+    from vmsnix_ops.settings import load
+
+    if find_spec("jupyterlab") is None:
+        raise ToolMissingError(
+            "JupyterLab is not installed.",
+            why="It is left out of the installation for servers and CI.",
+            cure="pip install 'vmsnix-ops[lab]'",
+        )
+    state = load().state
+    with (
+        rehearsal() if sandbox else nullcontext() as stage,
+        # Of this process alone: a second lab can run another interpreter.
+        TemporaryDirectory(prefix="vmsnix-kernel-") as kernel,
+    ):
+        environment = {**os.environ, **(stage.environment if stage is not None else {})}
+        if stage is not None:
+            echo(f"SANDBOX: these notebooks work against {stage.url}, not against AWS.", err=True)
+        try:
+            environment |= _private(state / "lab", environment, Path(kernel))
+            notebooks = _notebooks(state)
+        except OSError as error:
+            raise RunError(
+                "JupyterLab cannot be prepared.",
+                why=f"{error.strerror}: {error.filename}.",
+                cure="Correct the permissions, or name another folder with VMSNIX_STATE.",
+            ) from error
+        command = _command(notebooks, port or _free_port(), no_browser=no_browser)
+        code = _serve([*command, *options], environment)
+    if code and os.geteuid() == 0 and not re.search(r"allow.root", " ".join(options)):
+        raise RunError(
+            "JupyterLab ended with an error.",
+            why="It does not run as root unless that is allowed, which is fine in a container of your own.",
+            cure="Start it as another user, or allow it: vmsnix lab -- --allow-root",
+        )
+    return code
+
+
+def _notebooks(state: Path) -> Path:
+    """Return a folder of notebooks to edit: the checkout's own, or a copy of the installed ones."""
+    from vmsnix_ops.runbooks import catalog
+
+    folder = catalog.default_folder()
+    if folder.name != "_notebooks":
+        return folder
+    copy = state / "notebooks" / __version__
+    files.make_folder(copy)
+    for source in folder.glob("*.ipynb"):
+        if not (copy / source.name).exists():  # what somebody edited stays
+            files.write(copy / source.name, source.read_bytes())
+    return copy
+
+
+def _private(folder: Path, environment: Mapping[str, str], share: Path) -> dict[str, str]:
+    """Write settings and (into `share`) a kernel, and return the variables that make JupyterLab use them."""
+    from vmsnix_ops.runbooks.execution import kernels
+
+    _make_room(folder / "workspaces")
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    kernel = share / "kernels" / "python3" / "kernel.json"
+    go_home = f"import os; os.chdir(os.environ[{STARTED_IN!r}]); del os"
+    spec = {
+        "argv": kernels.argv(f"--InteractiveShellApp.exec_lines={go_home}"),
+        "display_name": "Python 3 (vmsnix)",
+        "language": "python",
+        "metadata": kernels.METADATA,
+    }
+    for path, content in ((settings, QUIET), (kernel, spec)):
+        files.make_folder(path.parent)
+        files.write(path, json.dumps(content, indent=2))
+    others = environment.get("JUPYTER_PATH", "")
+    return {
+        **kernels.python_path(environment),
+        STARTED_IN: str(Path.cwd()),
+        "JUPYTER_PATH": os.pathsep.join(part for part in (str(share), others) if part),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+    }
+
+
+def _make_room(workspaces: Path) -> None:
+    """Begin with the side bar closed, so that the console has the width; how people leave it, it stays."""
+    from jupyterlab_server.workspaces_handler import WorkspacesManager
+
+    files.make_folder(workspaces)
+    if not any(workspaces.iterdir()):
+        layout = {"left": {"collapsed": True, "visible": True}}
+        WorkspacesManager(str(workspaces)).save(
+            "default", json.dumps({"data": {"layout-restorer:data": layout}, "metadata": {"id": "default"}})
+        )
+
+
+def _command(notebooks: Path, port: int, *, no_browser: bool) -> list[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        f"--ServerApp.root_dir={notebooks}",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        f"--LabApp.default_url=/lab/tree/{CONSOLE}",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.extension_manager=readonly",
+        "--KernelManager.transport_encryption=auto",
+        "--KernelManager.shutdown_wait_time=1.0",
+    ]
+    return [*command, "--no-browser"] if no_browser else command
+
+
+def _free_port() -> int:
+    """Return a port that is free now; JupyterLab would look for one around 8888."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _serve(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run JupyterLab until it ends; it answers Ctrl-C itself; SIGTERM and SIGHUP end it."""
+    server = subprocess.Popen(command, env=dict(environment))
+
+    def stop(_number: int, _frame: object) -> None:
+        server.terminate()
+        # JupyterLab waits for ever for a kernel that is just starting.
+        last = threading.Timer(STOP_SECONDS, server.kill)
+        last.daemon = True
+        last.start()
+
+    before = {
+        number: signal.signal(number, signal.SIG_IGN if number is signal.SIGINT else stop)
+        for number in stop_signals()
+    }
+    try:
+        code = server.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0 if code in (0, -signal.SIGTERM, -signal.SIGKILL) else 1

@@ -1,0 +1,163 @@
+"""How commands speak: errors, tables, and what became of a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from vmsnix_ops.progress import human_bytes, human_seconds
+from vmsnix_ops.text import CommandFree, echo, json, json_text, line, lines
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from vmsnix_ops.progress import Reporter
+    from vmsnix_ops.runbooks.execution.execute import RunOutcome
+
+COLOURS = {"done": "green", "failed": "red", "partly": "yellow", "interrupted": "yellow"}
+PLACES = ("notebook", "report", "result", "log")
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """Return a console that honours ``NO_COLOR`` and writes plain text to files and pipes, never cut.
+
+    Brackets in a text are brackets, and not markup.
+    """
+    from rich.console import Console
+
+    stream = sys.stdout if stream is None else stream
+    return Console(
+        file=CommandFree(stream),  # type: ignore[arg-type]  # rich names the wider type
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=None if stream.isatty() else 160,
+    )
+
+
+def new_table(*columns: str, right: Collection[str] = (), unbroken: Collection[str] = ()) -> Table:
+    """Return an empty table; `right` and `unbroken` name columns of numbers and of words without a break."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(
+            line(column), justify="right" if column in right else "left", no_wrap=column in unbroken
+        )
+    return table
+
+
+def cell(value: object, style: str = "") -> Text:
+    """Return a value from outside as one line for a table or a console."""
+    from rich.text import Text
+
+    return Text(line(value), style=style)
+
+
+@contextmanager
+def watch(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
+    """Yield where a run's lines go, and who shows how far its steps are.
+
+    Bars on a terminal; lines everywhere else, which the runner makes. Standard output belongs to the JSON,
+    when that is wanted.
+    """
+    if as_json:
+        yield sys.stderr, None
+        return
+    if not sys.stdout.isatty() or console().is_dumb_terminal or os.environ.get("GITHUB_ACTIONS") == "true":
+        yield sys.stdout, None
+        return
+    from vmsnix_ops.progress._displays import terminal_face
+
+    face = terminal_face()
+    try:
+        yield cast("TextIO", CommandFree()), face
+    finally:
+        face.close()
+
+
+def give_up_output() -> None:
+    """Send standard output nowhere from now on: Python would fail once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def show_error(what: str, why: str = "", cure: str = "") -> None:
+    """Write an error to standard error: what happened, why, and what to do."""
+    from rich.text import Text
+
+    screen, indent = console(sys.stderr), " " * 7
+    screen.print(Text.assemble(("Error: ", "bold red"), (lines(what, indent=indent), "bold")), soft_wrap=True)
+    for part in (why, cure):
+        if part:
+            screen.print(Text(indent + lines(part, indent=indent)), soft_wrap=True)
+
+
+def show_json(value: object) -> None:
+    """Write one JSON object to standard output."""
+    echo(json(value, indent=2))
+
+
+def show_json_text(text: str) -> None:
+    """Write JSON that is text already to standard output."""
+    echo(json_text(text))
+
+
+def show_outcome(outcome: RunOutcome) -> None:
+    """Write what became of a run: what it made, how long its steps took, and where the evidence is."""
+    from rich.text import Text
+
+    screen = console()
+    values = outcome.values
+    if values.get("ami_id"):
+        name = values.get("image_name") or ""
+        screen.print(Text.assemble((line(values["ami_id"]), "bold green"), f"  {line(name)}"))
+    steps = values.get("steps")
+    if isinstance(steps, list) and steps:
+        screen.print(steps_table(steps))
+    show_slow(values)
+    took = f" in {human_seconds(outcome.seconds)}"
+    screen.print(Text.assemble(outcome.runbook, " ", (outcome.verdict, COLOURS[outcome.verdict]), took))
+    for name in PLACES:
+        if getattr(outcome, name):
+            screen.print(cell(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)
+    sys.stdout.flush()
+    show_failure(outcome)
+
+
+def show_slow(values: Mapping[str, Any]) -> None:
+    """Write which steps of a run were slow by their own history, where one was."""
+    from rich.text import Text
+
+    for step in values.get("slow") or ():
+        console().print(Text.assemble(("slow      ", "yellow"), line(step["text"])), soft_wrap=True)
+
+
+def show_failure(outcome: RunOutcome) -> None:
+    """Write to standard error what ended a run, and what of its evidence could not be kept."""
+    if outcome.error is not None:
+        show_error(outcome.error.what, outcome.error.why, outcome.error.cure)
+        request = outcome.error.detail.get("request_id")
+        if request:
+            console(sys.stderr).print(cell(f"       AWS request id: {request}"), soft_wrap=True)
+    for problem in outcome.problems:
+        show_error(problem)
+
+
+def steps_table(steps: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a run's steps as a table: step, status, time, bytes."""
+    table = new_table("step", "status", "time", "bytes", right=("time", "bytes"))
+    for step in steps:
+        moved = float(step.get("bytes") or 0)
+        table.add_row(
+            cell(step.get("step", "")),
+            cell(step.get("status", "")),
+            human_seconds(float(step.get("seconds") or 0)),
+            human_bytes(moved) if moved else "",
+        )
+    return table

@@ -1,0 +1,173 @@
+"""Writes docs/reference/permissions.md from what the code declares.
+
+Run ``python -m vmsnix_ops.cli.permissions_page`` after a change.
+"""
+
+from __future__ import annotations
+
+from vmsnix_ops.aws.iam.permissions import PERMISSIONS
+from vmsnix_ops.cli.jobs import JOBS, KINDS
+
+TARGETS = {
+    "everything": "`*`, limited to regions by `aws:RequestedRegion`",
+    "global": "`*`",
+    "bucket": "the bucket",
+    "objects": "its objects below the key prefix",
+    "role": "the role `vmimport`",
+    "passed role": "the role `vmimport`, only to VM Import",
+    "principals": "users and roles of the account",
+    "policies": "policies called `vmsnix*`",
+    "new resources": "resources that the policy's own creating actions make (`ec2:CreateAction`)",
+    "imported snapshots": "snapshots of the volume `vol-ffffffff` without our tags, `Name`, a backup's tags",
+    "registrations": "a new image, of snapshots with the tag `vmsnix:digest`",
+    "copies": "a new image and its snapshots, of images with the tag `vmsnix:digest`",
+    "snapshots without a parent": "new snapshots without a parent",
+    "snapshots of any parent": "new snapshots of any parent",
+    "our snapshots": "snapshots with the tag `vmsnix:digest`",
+    "our images": "images with the tag `vmsnix:digest`",
+    "our tags": "images and snapshots with the tag `vmsnix:digest`, every tag but that one",
+    "our imports": "import tasks with the tag `vmsnix:digest`",
+    "parameters": "parameters of the account, without decrypting",
+    "launches": "a new instance and what belongs to it, of images with the tag `vmsnix:digest`",
+    "our instances": "instances with the tag `vmsnix:smoke`",
+    "spot role": "EC2's role `AWSServiceRoleForEC2Spot`",
+    "pointers": "parameters below the prefix of the channels, `/vmsnix`, without decrypting",
+    "topics": "the topic of `--topic`, else every topic of the account",
+    "audit roles": "the role `vmsnix-auditor` of other accounts",
+}
+
+HEAD = """# Permissions
+
+<!-- Written by `python -m vmsnix_ops.cli.permissions_page`: change it and aws/iam/permissions.py. -->
+
+Every function that calls AWS declares the permissions that it needs, and the policy of a job is their sum.
+`vmsnix iam-policy` prints the policies, for any partition. Account, region and bucket limit them; the bucket
+is that of `vmsnix.toml` unless given:
+
+```sh
+vmsnix iam-policy publisher --bucket acme-vmsnix-images --account 012345678901 --region eu-central-1
+vmsnix iam-policy publisher --via direct --public --verify
+vmsnix iam-policy publisher --via direct --incremental
+vmsnix iam-policy promoter --region eu-central-1 --region eu-west-1 --public --announce --topic ARN
+vmsnix iam-policy verifier --blocks
+KINDS
+vmsnix iam-policy vmimport-role --bucket acme-vmsnix-images
+vmsnix iam-policy vmimport-trust
+vmsnix iam-policy bucket --bucket acme-vmsnix-images
+vmsnix iam-policy github-oidc-trust --account 012345678901 --repository acme/images
+```
+
+The tests run every job against the sandbox with exactly its policy, and once more without each permission:
+the job then ends with an error that names the action, or, where only a check needs it, with a warning.
+
+History on S3 (`history = "s3://..."`) needs `s3:ListBucket` on that bucket and `s3:GetObject`,
+`s3:PutObject`, `s3:DeleteObject` below its prefix. An archive there (`archive = "s3://..."`) needs what
+`vmsnix iam-policy archivist` prints.
+
+## What is ours
+
+A resource is ours when it has the tag `vmsnix:digest`. A policy's holder may change, delete, share and read
+only what is ours, and cannot make a foreign resource ours:
+
+- **Existing resources** get new tags only if they have the tag `vmsnix:digest`, and that tag itself can
+  neither be changed nor removed.
+- **New resources** get tags only inside the call that creates them (`ec2:CreateAction`).
+- **Whatever creates a resource names its source.** AMIs are registered of our snapshots, copied from our
+  AMIs, and launched only if they are ours. `${*}` in an ARN of these policies matches the new resource,
+  which has no ID yet, and never an existing one.
+- **Roles**: only `vmimport` can be passed, and only to VM Import (`vmie.amazonaws.com`).
+- **Secrets**: who may read parameters cannot decrypt them. An explicit Deny on `kms:Decrypt` through
+  Systems Manager is part of each such policy.
+
+The tests attack every policy with a foreign AMI, a foreign snapshot with data, a secret and a role.
+
+## Which jobs are separate, and why
+
+AWS has no condition for two sources. Who may use these sources cannot also share or read what comes of them,
+so `vmsnix iam-policy` refuses to print one policy for both:
+
+- **`publisher`** (via import) tags the snapshot that VM Import made. It may not delete, share or read
+  snapshots, nor make AMIs public.
+- **`publisher --via direct --incremental`** starts a snapshot from any other one. It may not share or read
+  snapshots, nor make AMIs public.
+- **`publisher --via direct`** starts snapshots without a parent only, so its uploads are full ones. With
+  `--public` and `--verify` it may also share and read them.
+
+Do not attach two of these to one identity, nor one of the first two together with `promoter`, `retirer`,
+`smoke-tester` or `verifier --blocks`. What the first two may not do is done so:
+
+- **Compare with the image:** with the policy of `verifier --blocks`, run
+  `vmsnix publish-ami --image FILE --via direct --verify whole --dry-run`. A dry run changes nothing.
+- **Make public:** with the policy of `promoter --public`, run `vmsnix promote-ami --ami AMI --public`.
+- **Undo a publish via import:** run `vmsnix undo RUN` with the publisher's policy, which removes the upload
+  and the import, and again with the retirer's, which removes the snapshot. Each run reports what is left.
+
+## What remains
+
+- **A copy without tags can be made ours.** VM Import leaves its snapshot untagged. Its parent volume,
+  `vol-ffffffff`, is also that of every snapshot that was copied from another region or account. A publisher
+  via import can tag such a copy if it has no `Name`, no `vmsnix:` tag and no tag of AWS Backup or Data
+  Lifecycle Manager. The publisher cannot read, share or delete it, and can register a private AMI of it.
+  Others whose policy covers our resources (`promoter`, `retirer`, `smoke-tester`, `verifier --blocks`) can
+  then act on it: a retirement deletes snapshots without an AMI after the retention period. Tag copies that
+  you keep, or publish via direct.
+- **An incremental publisher can start from any snapshot.** `ebs:ParentSnapshot` compares the ARN of the
+  parent and not its tags. The child holds the parent's data and is ours. The publisher cannot read or share
+  it, and can register a private AMI of it.
+- **A smoke test runs what a publisher registered.** An AMI of either of these publishers can have such a
+  snapshot as a second disk, and its system can read that disk. Start smoke tests in a subnet without a way
+  out, and let nobody who publishes read their console output.
+- **A smoke tester can start our AMIs with any user data**, in any subnet and with any security group of
+  the account, but without an instance profile.
+- **Auditor, audit member and retirer read user data.** Launch templates, launch configurations and
+  container recipes are read whole, and so are parameters that are no SecureStrings. Keep secrets out of all
+  of these.
+- **An archivist can replace evidence** below the prefix of `archive`. Keep it in a bucket with versions.
+- **A promoter decides what a channel serves.** `ssm:PutParameter` covers every channel below the prefix,
+  and `sns:Publish` every topic of the account unless `--topic` names one.
+- **Bootstrap's rights equal an administrator's.** Who may write the policy and the trust of a role can give
+  that role every right and then take it. Use `bootstrap` once, with an administrator's credentials.
+- **Not verified against AWS:** that `ebs:StartSnapshot` sets `ec2:CreateAction` when it tags a snapshot. AWS
+  documents the key for EC2's own actions. If AWS refuses a direct upload for this, the error names the
+  policy; publish via import instead.
+
+## Permissions by action
+
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    jobs = {name: job.actions() for name, job in JOBS.items()}
+    lines = ["| action | on | for | jobs |", "|---|---|---|---|"]
+    for name, permission in PERMISSIONS.items():
+        used = [job for job, names in jobs.items() if name in names]
+        if "direct" in used:  # what every direct publish needs, its variants need, too
+            used = [job for job in used if job not in ("incremental", "public", "verify")]
+        if "smoke test" in used:
+            used = [job for job in used if job != "first spot test"]
+        if "promote" in used:
+            used = [job for job in used if not job.endswith(" promotion")]
+        if "verify AMIs" in used:
+            used = [job for job in used if job != "verify blocks"]
+        cells = (
+            f"`{permission.action}`",
+            TARGETS[permission.target],
+            permission.why,
+            ", ".join(used) or "none yet",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    note = (
+        "\n`sts:GetCallerIdentity` needs no permission. *import* and *direct* are the two methods of a "
+        "publish; *incremental*, *public* and *verify* are what these parameters add to *direct*.\n"
+    )
+    shown = ("publisher", "promoter")
+    others = "\n".join(f"vmsnix iam-policy {kind}" for kind in KINDS if kind not in shown)
+    return HEAD.replace("KINDS", others) + "\n".join(lines) + "\n" + note
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    target = Path(__file__).parents[2] / "docs/reference/permissions.md"
+    target.write_text(page(), encoding="utf-8")

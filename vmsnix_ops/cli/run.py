@@ -1,0 +1,369 @@
+"""``vmsnix run NAME``: options, types, choices and help come from the notebook's parameters cell."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmsnix_ops.runbooks import catalog, parameters
+from vmsnix_ops.runbooks.evidence.runs import RUN_ID
+from vmsnix_ops.text import lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from click.shell_completion import CompletionItem
+
+    from vmsnix_ops.runbooks.declarations import Parameter
+
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # generic since click 8.4 only
+
+PREFIX = "parameter_"  # keeps a runbook's parameters apart from the options of every run
+OWN = ("json", "archive", "sandbox", "param", "help", "yes", "rollback")
+
+
+class DeclaredType(ParamType):
+    """A type as the parameters cell declares it."""
+
+    def __init__(self, parameter: Parameter) -> None:
+        self.parameter = parameter
+        self.name = str(parameter.type)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 - click's signature
+        """Return what stands for the value in ``--help``."""
+        kind = self.parameter.type
+        if kind.choices:
+            return f"[{'|'.join(str(choice) for choice in kind.choices if choice != '')}]"
+        words = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER", "list": "A,B", "dict": "KEY=VALUE"}
+        return words.get(kind.kind, "TEXT")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002 - click's signature
+        """Return the value as declared; `ParameterError` says what is wrong with it."""
+        return parameters.convert(self.parameter, value)
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        param: click.Parameter,  # noqa: ARG002 - click's signature
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Return the choices that begin so, or the images."""
+        from vmsnix_ops.cli import completion
+
+        if self.parameter.name == "image":
+            return completion.images(incomplete)
+        return completion.items((str(choice) for choice in self.parameter.choices), incomplete)
+
+
+class RunbookCommand(click.Command):
+    """A runbook as a command: its own parameters are listed before the options of every run."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help text; what a notebook says is from outside, and click wraps it."""
+        return lines(super().get_help(ctx))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse a word without a name; the run of a publish has a command of its own."""
+        words = super().parse_args(ctx, args)
+        if not words or ctx.resilient_parsing:
+            return words
+        undo = (
+            f" To undo an unfinished publish: vmsnix undo {words[0]}." if RUN_ID.fullmatch(words[0]) else ""
+        )
+        raise click.UsageError(f"{words[0]!r} has no name; parameters are given as --name value.{undo}", ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write two lists: the runbook's parameters, the options of every run."""
+        own: list[tuple[str, str]] = []
+        every: list[tuple[str, str]] = []
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record is not None:
+                (own if (option.name or "").startswith(PREFIX) else every).append(record)
+        if own:
+            with formatter.section("Parameters"):
+                formatter.write_dl(own)
+        with formatter.section("Options"):
+            formatter.write_dl(every)
+
+
+class Runbooks(click.Group):
+    """Every runbook is a command of this group."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help text; what a notebook says is from outside, and click wraps it."""
+        return lines(super().get_help(ctx))
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names of the runbooks that can be used; help reads each of them."""
+        return [book.name for book in catalog.runbooks()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:  # noqa: ARG002 - click's signature
+        """Return the command of a runbook; `UnknownRunbookError` names the nearest."""
+        return runbook_command(cmd_name)
+
+
+@click.command(cls=Runbooks, subcommand_metavar="NAME [PARAMETERS]...")
+def run() -> None:
+    """Run a runbook through papermill and keep the evidence: executed notebook, report, result, log.
+
+    `vmsnix run NAME --help` lists the parameters of a runbook.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A run that is to be repeated.
+
+    Attributes
+    ----------
+    run_id
+        Which one.
+    parameters
+        All that it had.
+    cwd
+        The folder that it worked in.
+    sandbox
+        Whether it is repeated on a sandbox.
+    """
+
+    run_id: str
+    parameters: Mapping[str, object]
+    cwd: str
+    sandbox: bool
+
+
+def runbook_command(name: str, past: Past | None = None) -> click.Command:
+    """Return the command of one runbook, made from its parameters cell.
+
+    Parameters
+    ----------
+    name
+        Of the runbook.
+    past
+        A run whose parameters hold where no others are given, instead of the notebook's defaults.
+
+    Raises
+    ------
+    UnknownRunbookError
+        When there is no such runbook.
+    """
+    runbook = catalog.find(name)
+    effects = {
+        "read_only": "It changes nothing.",
+        "creates": "It creates things.",
+        "destroys": "It destroys things, unless dry_run is true, which it is by default.",
+    }
+    return RunbookCommand(
+        name=runbook.name,
+        help=f"{runbook.description or runbook.title}\n\n{effects[runbook.side_effects]}",
+        short_help=runbook.description or runbook.title,
+        callback=_callback(runbook, past),
+        params=[*map(_option, runbook.parameters), *_every_run(runbook)],
+        context_settings={"help_option_names": ["-h", "--help"], "allow_extra_args": True},
+    )
+
+
+def _option(parameter: Parameter) -> click.Option:
+    flag = parameter.name.replace("_", "-")
+    name = f"{PREFIX}{parameter.name}"
+    # The choices stand in the option's own column already.
+    text = parameter.help.replace(f" ({', '.join(map(str, parameter.choices))})", "")
+    if flag in OWN:
+        text = f"{text} (only as -p {parameter.name}=VALUE)".strip()
+        flag = f"parameter-{flag}"
+    shown = _shown_default(parameter)
+    if parameter.type.kind == "bool" and not parameter.type.optional:
+        return click.Option([f"--{flag}/--no-{flag}", name], default=None, help=f"{text}{shown}")
+    return click.Option(
+        [f"--{flag}", name],
+        type=DeclaredType(parameter),
+        default=None,
+        multiple=parameter.type.kind in ("list", "dict"),
+        help=f"{text}{shown}",
+    )
+
+
+def _shown_default(parameter: Parameter) -> str:
+    if parameter.default in (None, "", [], {}):
+        return ""
+    shown = str(parameter.default).lower() if isinstance(parameter.default, bool) else parameter.default
+    return f"  [default: {shown}]"
+
+
+def _every_run(runbook: catalog.Runbook) -> list[click.Option]:
+    options = [
+        click.Option(
+            ["-p", "--param", "pairs"],
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="A parameter, as another way to write --name value.",
+        ),
+        click.Option(["--sandbox"], is_flag=True, help="Run against a local sandbox instead of AWS."),
+        click.Option(
+            ["--archive"],
+            metavar="FOLDER",
+            help="Where the evidence goes: a folder, or s3://bucket/prefix.  [default: the setting archive]",
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print result.json instead of words."),
+    ]
+    if runbook.side_effects == "destroys":
+        options.append(
+            click.Option(["--yes"], is_flag=True, help="Confirm that it shall destroy, with --no-dry-run.")
+        )
+    if runbook.name == "publish-ami":
+        text = "Undo this run, which did not finish, instead; with --dry-run only show what it left."
+        options.append(click.Option(["--rollback"], metavar="RUN", help=text))
+    return options
+
+
+def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]:
+    def run_it(
+        pairs: tuple[str, ...],
+        sandbox: bool,
+        archive: str | None,
+        as_json: bool,
+        yes: bool = False,
+        rollback: str | None = None,
+        **options: object,
+    ) -> int:
+        given = _given(runbook, options, pairs)
+        if rollback is not None:
+            return _undo(rollback, given, as_json=as_json)
+        if past is None:
+            return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json, yes=yes)
+        from vmsnix_ops.runbooks.execution.repeat import same_parameters
+
+        return execute(
+            runbook,
+            same_parameters(runbook, past.parameters, given),
+            sandbox=sandbox or past.sandbox,
+            archive=archive,
+            as_json=as_json,
+            yes=yes,
+            cwd=Path(past.cwd) if past.cwd and Path(past.cwd).is_dir() else None,
+        )
+
+    return run_it
+
+
+def _undo(run_id: str, given: Mapping[str, object], *, as_json: bool) -> int:
+    """Undo a run as ``vmsnix undo`` does; what it was asked for stands in its journal."""
+    from vmsnix_ops.cli.undo import undo_run
+    from vmsnix_ops.errors import ParameterError
+
+    others = sorted(set(given) - {"dry_run"})
+    if others:
+        raise ParameterError(
+            f"With --rollback nothing is published, so {', '.join(others)} cannot be given.",
+            why="What the run was asked for stands in its journal.",
+            cure="Give --rollback alone, or with --dry-run.",
+        )
+    return undo_run(run_id, dry_run=given.get("dry_run", False) is True, as_json=as_json)
+
+
+def _given(
+    runbook: catalog.Runbook, options: Mapping[str, object], pairs: tuple[str, ...]
+) -> dict[str, object]:
+    """Return the parameters that the words gave; several lists or mappings for one name become one."""
+    from vmsnix_ops.errors import ParameterError
+
+    given: dict[str, object] = {}
+    for option, value in options.items():
+        if value is None or value == ():
+            continue
+        merged: object = value
+        if isinstance(value, tuple):
+            merged = {} if isinstance(value[0], dict) else []
+            for part in value:
+                merged = {**merged, **part} if isinstance(merged, dict) else [*_items(merged), *part]
+        given[option.removeprefix(PREFIX)] = merged
+    checked = parameters.check(runbook, dict(parameters.split(pairs)))
+    for name in checked:
+        if name in given:
+            raise ParameterError(
+                f"The parameter {name!r} is given twice.",
+                why="Once by its option and once with -p.",
+                cure="Give it once.",
+            )
+    return given | checked
+
+
+def _items(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def execute(
+    runbook: catalog.Runbook,
+    given: Mapping[str, object],
+    *,
+    sandbox: bool,
+    archive: str | None,
+    as_json: bool,
+    yes: bool = False,
+    cwd: Path | None = None,
+) -> int:
+    """Run a runbook, show what became of it, and return the exit code.
+
+    Parameters
+    ----------
+    runbook, given
+        The runbook and its parameters.
+    sandbox
+        Against a local sandbox instead of AWS.
+    archive
+        Where the evidence goes; the setting by default.
+    as_json
+        Print ``result.json``; the notebook's lines, and the error, go to standard error then.
+    yes
+        Whether it is confirmed that a runbook which destroys shall do so; asked on a terminal otherwise.
+    cwd
+        Where relative paths count from; this process's folder by default.
+    """
+    from vmsnix_ops.cli.output import give_up_output, show_failure, show_json, show_outcome, watch
+    from vmsnix_ops.cli.rehearsal import rehearsal
+    from vmsnix_ops.runbooks.execution.execute import run as run_runbook
+
+    checked = parameters.check(runbook, given)  # before a sandbox starts for nothing
+    confirmed = yes or _confirmed(runbook, checked)
+    with (
+        rehearsal() if sandbox else nullcontext() as stage,
+        watch(as_json=as_json) as (screen, on_event),
+    ):
+        outcome = run_runbook(
+            runbook,
+            checked,
+            archive=archive,
+            environment=stage.environment if stage is not None else None,
+            cwd=cwd,
+            confirmed=confirmed,
+            screen=screen,
+            on_event=on_event,
+        )
+    try:
+        if as_json:
+            show_json(outcome.values)
+            show_failure(outcome)
+        else:
+            show_outcome(outcome)
+        sys.stdout.flush()
+    except (OSError, SystemExit):  # nobody reads the output (rich exits then), or its disk is full
+        give_up_output()
+        return outcome.exit_code or 3
+    return outcome.exit_code
+
+
+def _confirmed(runbook: catalog.Runbook, given: Mapping[str, object]) -> bool:
+    """Ask on a terminal whether a runbook shall destroy; elsewhere the runner refuses."""
+    if runbook.side_effects != "destroys" or given.get("dry_run", True) is True:
+        return False
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return click.confirm(f"{runbook.name} will destroy things, as its dry run shows them. Go on?", err=True)

@@ -1,0 +1,352 @@
+"""``vmsnix runs`` and ``vmsnix rerun``: past runs, and one of them again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmsnix_ops.text import echo, json, line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from click.shell_completion import CompletionItem
+
+    from vmsnix_ops.runbooks.evidence.runs import Archive, Entry
+    from vmsnix_ops.settings import Settings
+
+STATUSES = ("done", "failed", "partly", "interrupted", "running", "lost", "unreadable")
+SHOWN = 20
+FACTS = (
+    ("started_at", "started"),
+    ("user", "by"),
+    ("host", "on"),
+    ("cwd", "in"),
+    ("region", "region"),
+    ("account", "account"),
+    ("image_name", "image"),
+    ("ami_id", "AMI"),
+    ("snapshot_id", "snapshot"),
+    ("sandbox", "sandbox"),
+)
+PLACES = ("notebook", "report", "log", "result")
+
+
+def _places(command: Callable[..., Any]) -> Any:
+    """Add the options that say which archive is meant."""
+    command = click.option(
+        "--archive",
+        default="",
+        metavar="FOLDER",
+        help="Another archive: a folder, or s3://bucket/prefix.  [default: the setting archive]",
+    )(command)
+    return click.option("--sandbox", is_flag=True, help="The archive of rehearsals (runs with --sandbox).")(
+        command
+    )
+
+
+def _ids(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a run's id, from an archive on this machine; one on S3 would be too slow."""
+    from vmsnix_ops.cli import completion
+
+    sandbox = any(level.params.get("sandbox") for level in (ctx, ctx.parent) if level is not None)
+    archive = open_archive("", sandbox=sandbox)
+    return [] if archive.remote else completion.items(archive.ids()[:SHOWN], incomplete)
+
+
+def _runbooks(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from vmsnix_ops.cli import completion
+    from vmsnix_ops.runbooks import catalog
+
+    return completion.items(catalog.names(), incomplete)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--runbook", default="", shell_complete=_runbooks, help="Only this runbook.")
+@click.option("--image", default="", help="Only this image.")
+@click.option(
+    "--status",
+    type=click.Choice(STATUSES),
+    metavar="STATUS",
+    help="Only this status: " + ", ".join(STATUSES) + ".",
+)
+@click.option("--ami", default="", metavar="AMI", help="Only runs that made this AMI.")
+@click.option(
+    "--last",
+    type=click.IntRange(min=1),
+    default=SHOWN,
+    show_default=True,
+    metavar="N",
+    help="Only the newest N.",
+)
+@click.option("--all", "everything", is_flag=True, help="Not only the newest.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the whole result.json of each.")
+@_places
+@click.pass_context
+def runs(
+    ctx: click.Context,
+    runbook: str,
+    image: str,
+    status: str | None,
+    ami: str,
+    last: int,
+    everything: bool,
+    as_json: bool,
+    archive: str,
+    sandbox: bool,
+) -> None:
+    """List past runs with their evidence, newest first; `vmsnix runs show ID` opens one.
+
+    This reads the archive: what can be opened (`vmsnix runs show`) and repeated (`vmsnix rerun`).
+    `vmsnix history` reads the tables: rows for questions over many runs, steps and AMIs.
+    """
+    ctx.obj = (archive, sandbox)
+    if ctx.invoked_subcommand is not None:
+        return
+    from vmsnix_ops.cli.output import show_json
+
+    found = open_archive(archive, sandbox=sandbox).entries(
+        runbook=runbook, image=image, status=status or "", ami=ami, last=None if everything else last
+    )
+    if as_json:
+        show_json([{**one.values, "status": one.status} for one in found])
+    elif found:
+        _list(found)
+    else:
+        echo("There are none.")
+
+
+@runs.command()
+@click.argument("run_id", metavar="ID", shell_complete=_ids)
+@click.option("--open", "in_browser", is_flag=True, help="Open the report in the browser.")
+@click.option("--json", "as_json", is_flag=True, help="Print its result.json.")
+@_places
+@click.pass_obj
+def show(
+    above: tuple[str, bool], run_id: str, in_browser: bool, as_json: bool, archive: str, sandbox: bool
+) -> None:
+    """Show a run: what it was given, what became of it, how long its steps took, where its evidence is.
+
+    ID may be shortened to as much of its beginning, or to its last six digits, as no other run has.
+    """
+    from vmsnix_ops.cli.output import show_json
+
+    place = open_archive(archive or above[0], sandbox=sandbox or above[1])
+    found = place.find(run_id)
+    if as_json:
+        show_json({**found.values, "status": found.status})
+    else:
+        _show(found)
+    if in_browser:
+        _open(place, found)
+
+
+@runs.command()
+@click.argument("run_id", metavar="[ID]", default="", shell_complete=_ids)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_places
+@click.pass_obj
+def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
+    """Save what runs on this machine could not save: rows of the tables, evidence on S3.
+
+    Without ID, all runs are repaired. A run whose process is gone without a verdict is marked "lost"; a run
+    that is under way is left alone. Exit code 3: something still cannot be saved.
+    """
+    from dataclasses import asdict
+
+    from vmsnix_ops.cli.output import show_json
+    from vmsnix_ops.runbooks.evidence.repair import repair as repair_runs
+
+    settings = load_settings(sandbox=sandbox or above[1])
+    place = open_archive(archive or above[0], sandbox=sandbox or above[1])
+    wanted = place.find(run_id).run_id if run_id else ""
+    found = list(repair_runs(place, settings, run_id=wanted))
+    if as_json:
+        show_json([asdict(one) for one in found])
+    elif not found:
+        echo("No run needs to be repaired.")
+    else:
+        for one in found:
+            echo(line(f"{one.run_id}  {one.status}"))
+            for problem in one.problems:
+                echo(line(f"  {problem}"))
+    return 3 if any(one.problems for one in found) else 0
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--sandbox", is_flag=True, help="Repeat it on a local sandbox instead of AWS.")
+@click.option(
+    "--from",
+    "place",
+    default="",
+    metavar="FOLDER",
+    help="The archive that has the run.  [default: the setting archive]",
+)
+@click.argument("run_id", metavar="ID", shell_complete=_ids)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]...")
+@click.pass_context
+def rerun(ctx: click.Context, run_id: str, words: tuple[str, ...], place: str, sandbox: bool) -> int:
+    """Run a runbook once more, with the parameters that a past run had.
+
+    ID may be shortened, as for `vmsnix runs show`. Parameters behind it replace single ones, as in
+    `vmsnix run NAME`; the options of every run stand there, too. It works in the folder in which the run
+    did, where that is still there.
+    """
+    from vmsnix_ops.cli.run import Past, runbook_command
+
+    sandbox = sandbox or "--sandbox" in words
+    found = _past_run(run_id, place, sandbox=sandbox)
+    past = Past(found.run_id, found.parameters, str(found.values.get("cwd") or ""), sandbox)
+    command = runbook_command(found.runbook, past)
+    name = f"{ctx.command_path} {run_id}"
+    with command.make_context(name, list(words)) as inner:
+        code: int = command.invoke(inner)
+    return code
+
+
+def _past_run(run_id: str, place: str, *, sandbox: bool) -> Entry:
+    """Return the run that is to be repeated; a rehearsal stays one."""
+    from vmsnix_ops.errors import UnknownRunError, UsageError
+
+    try:
+        found = open_archive(place, sandbox=sandbox).find(run_id)
+    except UnknownRunError:
+        if place or not sandbox:
+            raise
+        found = open_archive("", sandbox=False).find(run_id)  # a run of the real AWS, to be rehearsed
+    if found.values.get("sandbox") and not sandbox and not os.environ.get("VMSNIX_SANDBOX"):
+        raise UsageError(
+            f"The run {found.run_id} was a rehearsal on a sandbox.",
+            why="Repeated like this it would work in the real AWS.",
+            cure="Give --sandbox; or use `vmsnix run` for the real one.",
+        )
+    return found
+
+
+def open_archive(place: str, *, sandbox: bool) -> Archive:
+    """Return the archive that the options mean."""
+    from vmsnix_ops.runbooks.evidence import runs as evidence
+
+    return evidence.open_archive(load_settings(sandbox=sandbox), place=place)
+
+
+def load_settings(*, sandbox: bool) -> Settings:
+    """Return the settings, or those of the sandbox's runs."""
+    from vmsnix_ops.settings import load
+
+    environment = dict(os.environ)
+    if sandbox:
+        from vmsnix_ops.cli.rehearsal import places
+
+        environment |= places(load().state / "sandbox")
+    return load(environment=environment)
+
+
+def _list(entries: list[Entry]) -> None:
+    from vmsnix_ops.cli.output import COLOURS, cell, console, new_table
+    from vmsnix_ops.progress import human_seconds
+
+    columns = ("started", "runbook", "status", "took", "image", "result", "run")
+    table = new_table(*columns, right=("took",), unbroken=("run", "started"))
+    for one in entries:
+        seconds = one.values.get("seconds")
+        failure = one.values.get("failure")
+        table.add_row(
+            cell(str(one.values.get("started_at") or "")[:19].replace("T", " ")),
+            cell(one.runbook),
+            cell(one.status, COLOURS.get(one.status, "")),
+            human_seconds(seconds) if isinstance(seconds, int | float) else "",
+            cell(one.image),
+            cell(one.values.get("ami_id") or (failure or {}).get("what") or ""),
+            cell(one.run_id),
+        )
+    console().print(table)
+
+
+def _show(entry: Entry) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from vmsnix_ops.cli.output import COLOURS, cell, console, show_slow, steps_table
+    from vmsnix_ops.progress import human_seconds
+
+    values, screen = entry.values, console()
+    seconds = values.get("seconds")
+    took = f" in {human_seconds(seconds)}" if isinstance(seconds, int | float) else ""
+    screen.print(
+        Text.assemble(f"{line(entry.runbook)} ", (line(entry.status), COLOURS.get(entry.status, "")), took)
+    )
+    _explain(entry)
+    facts: list[tuple[str, object]] = [(name, values[key]) for key, name in FACTS if values.get(key)]
+    for title, rows in (("", facts), ("parameters", list(entry.parameters.items()))):
+        if not rows:
+            continue
+        table = Table(
+            box=None,
+            padding=(0, 2, 0, 0),
+            show_header=False,
+            title=title,
+            title_justify="left",
+            title_style="dim",
+        )
+        for name, value in rows:
+            table.add_row(cell(name), cell(_plain(value)))
+        screen.print(table)
+    steps = values.get("steps")
+    if isinstance(steps, list) and steps:
+        screen.print(steps_table(steps))
+    show_slow(values)
+    for problem in values.get("problems") or []:
+        screen.print(cell(problem, "yellow"), soft_wrap=True)
+    for name in PLACES:
+        if values.get(name):
+            screen.print(cell(f"{name:<9} {values[name]}"), soft_wrap=True)
+    where = " --sandbox" if values.get("sandbox") else ""
+    screen.print(
+        Text.assemble(("again     ", "dim"), f"vmsnix rerun{where} {line(entry.run_id)}"), soft_wrap=True
+    )
+
+
+def _explain(entry: Entry) -> None:
+    """Say why a run did not do its job."""
+    from vmsnix_ops.cli.output import cell, console
+
+    failure: Mapping[str, Any] = entry.values.get("failure") or {}
+    if entry.status == "lost":
+        failure = {
+            "what": "Its process died without a word.",
+            "why": "It was killed, or its machine went down.",
+            "cure": "Run it again with the same parameters: it goes on where it stopped.",
+        }
+    for part, style in (("what", "bold"), ("why", ""), ("cure", "")):
+        if failure.get(part):
+            console().print(cell(f"  {failure[part]}", style), soft_wrap=True)
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json(value)
+
+
+def _open(archive: Archive, entry: Entry) -> None:
+    """Open a run's report in the browser, from a copy of our own when it is on S3."""
+    import webbrowser
+    from pathlib import Path
+
+    from vmsnix_ops import files
+    from vmsnix_ops.errors import ToolMissingError
+    from vmsnix_ops.runbooks.evidence.archive import REPORT
+
+    content = archive.fetch(entry, REPORT)
+    path = Path(str(entry.values["files"][REPORT]["place"]))
+    if archive.remote:
+        path = archive.work.parent / "opened" / f"{entry.run_id}.html"
+        files.make_folder(path.parent)
+        files.write(path, content)
+    sys.stdout.flush()
+    if not webbrowser.open(path.as_uri()):
+        raise ToolMissingError(
+            "There is no browser to open the report in.", cure=f"Set BROWSER, or open it yourself: {path}"
+        )

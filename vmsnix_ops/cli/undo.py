@@ -1,0 +1,40 @@
+"""``vmsnix undo RUN``: undo a publish that did not finish."""
+
+from __future__ import annotations
+
+import click
+
+from vmsnix_ops.text import echo
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+def undo(run_id: str, dry_run: bool, as_json: bool) -> int:
+    """Remove what an unfinished publish left in AWS: object, uploads, import, snapshots without an AMI.
+
+    RUN is its id, as `vmsnix history` shows it. A run that finished is refused. To go on instead, give the
+    same command again. `vmsnix publish-ami --rollback RUN` does the same.
+    """
+    return undo_run(run_id, dry_run=dry_run, as_json=as_json)
+
+
+def undo_run(run_id: str, *, dry_run: bool, as_json: bool) -> int:
+    """Show what a run left, remove it unless `dry_run`, and return the exit code."""
+    from dataclasses import asdict
+
+    from vmsnix_ops.cli.output import show_json
+    from vmsnix_ops.publish.undo import plan_undo
+
+    plan = plan_undo(run_id)
+    if not as_json:
+        echo(plan)
+    if not dry_run:
+        plan.apply()
+        if not as_json and plan.leftovers:
+            echo("All of it is removed.")
+    if as_json:
+        leftovers = [asdict(leftover) for leftover in plan.leftovers]
+        show_json({"run_id": plan.run_id, "dry_run": dry_run, "removed": leftovers})
+    return 0

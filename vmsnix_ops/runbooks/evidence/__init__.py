@@ -1,0 +1,1 @@
+"""The archive of runs: run folders, redaction, reports, GitHub outputs, repair."""

@@ -1,0 +1,1 @@
+"""Run a notebook with papermill: kernel, signals, output, verdict."""

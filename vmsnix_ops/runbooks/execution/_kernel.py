@@ -1,0 +1,95 @@
+"""Loaded into the kernels that we start: keeps the parts of an error, and side effects in bounds.
+
+The error that a kernel sends over is text. The classes of `vmsnix_ops.errors` carry more (why, cure, exit
+code, AWS's request id), and the runner needs that to say one clear thing. IPython loads this module as an
+extension.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from vmsnix_ops import credentials, files
+from vmsnix_ops.redaction import remember
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from vmsnix_ops.runbooks.execution.side_effects import Level
+
+ERROR_FILE = ".error.json"
+PARTS = ("code", "operation", "request_id", "status_message", "offset", "field", "derivation", "log")
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Keep the error of every cell from now on, and guard what the run does to AWS."""
+    shell.events.register("post_run_cell", _keep_error)
+    _show_whole_frames(shell)
+    level, folder = os.environ.get("VMSNIX_SIDE_EFFECTS"), os.environ.get("VMSNIX_RUN_DIR")
+    if level and folder:
+        from vmsnix_ops.runbooks.execution import _guard
+
+        _guard.install(cast("Level", level), os.environ.get("VMSNIX_RUNBOOK", "The notebook"), Path(folder))
+    _know_secrets()
+    if folder:  # what a run writes is private; a notebook in JupyterLab keeps its user's umask
+        files.share(os.environ.get("VMSNIX_SHARED") == "true")
+        files.be_private()
+
+
+def _know_secrets() -> None:
+    """Learn the credentials of this process, and tell them to the runner before anything can print them."""
+    credentials.watch()
+    remember(*credentials.of_files())
+    descriptor = os.environ.pop("VMSNIX_SECRETS", "")
+    if not descriptor:
+        return
+    from vmsnix_ops.runbooks.evidence.secrets import report_to
+
+    report_to(int(descriptor))
+
+
+def _show_whole_frames(shell: Any) -> None:
+    """Show texts in frames whole; pandas cuts them after 50 characters, which costs a name its digest."""
+
+    def as_html(frame: Any) -> Any:
+        with _uncut():
+            return frame._repr_html_()
+
+    def as_text(frame: Any, printer: Any, _cycle: bool) -> None:
+        with _uncut():
+            printer.text(repr(frame))
+
+    formatters = shell.display_formatter.formatters
+    for module in ("pandas", "pandas.core.frame"):  # of pandas 3, and of the ones before
+        formatters["text/html"].for_type_by_name(module, "DataFrame", as_html)
+        formatters["text/plain"].for_type_by_name(module, "DataFrame", as_text)
+
+
+def _uncut() -> AbstractContextManager[None]:
+    import pandas as pd
+
+    return pd.option_context("display.max_colwidth", None)
+
+
+def _keep_error(result: Any) -> None:
+    error = result.error_in_exec or result.error_before_exec
+    folder = os.environ.get("VMSNIX_RUN_DIR")
+    if error is None or folder is None:
+        return
+    with suppress(OSError):  # the notebook shows the error, too
+        files.write(Path(folder) / ERROR_FILE, json.dumps(describe(error), default=str))
+
+
+def describe(error: BaseException) -> dict[str, object]:
+    """Return the parts of an error: those of `VmsnixError`, or its class and text."""
+    from vmsnix_ops.errors import VmsnixError
+
+    described: dict[str, object] = {"type": type(error).__name__}
+    if isinstance(error, VmsnixError):
+        described |= {"what": error.what, "why": error.why, "cure": error.cure, "exit_code": error.exit_code}
+        described["detail"] = {part: getattr(error, part) for part in PARTS if getattr(error, part, None)}
+    return described

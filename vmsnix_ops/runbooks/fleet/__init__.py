@@ -1,0 +1,289 @@
+"""Many runs at once: a plan file carried out by worker processes, here or anywhere, through Dask.
+
+>>> from vmsnix_ops.runbooks import fleet
+>>> plan = fleet.plan("nightly.toml", dry_run=False)  # doctest: +SKIP
+>>> outcome = plan.apply()  # doctest: +SKIP
+>>> outcome.status, outcome.counts  # doctest: +SKIP
+('partly', {'done': 7, 'failed': 1})
+
+A fleet that was cut off (the client, a worker or the scheduler killed, or targets that failed) goes on when
+it is started again: what is done stays done, the rest is run. Once all is done, the next start is a new
+round.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import in_range
+from vmsnix_ops.errors import ConfirmationError, PlanError
+from vmsnix_ops.progress import counted
+from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.runbooks.evidence import archive as archives
+from vmsnix_ops.runbooks.fleet.cluster import check_address, need_dask
+from vmsnix_ops.runbooks.fleet.ledger import open_ledger
+from vmsnix_ops.runbooks.fleet.outcome import Outcome
+from vmsnix_ops.runbooks.fleet.plan import read_plan
+from vmsnix_ops.runbooks.fleet.rounds import close_round, open_round, states, unfinished_round, unrun
+from vmsnix_ops.runbooks.fleet.run import Runner, Stop
+from vmsnix_ops.settings import load
+from vmsnix_ops.text import line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
+    from vmsnix_ops.runbooks.fleet.plan import Plan
+    from vmsnix_ops.runbooks.fleet.table import Board
+
+MOST_WORKERS = 1000
+LEASE_SECONDS = 60.0
+"""How long a run elsewhere that gives no sign of life is waited for before it counts as dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What will be run; nothing of it has started.
+
+    Attributes
+    ----------
+    plan
+        The plan file, checked.
+    ledger
+        Where it is remembered what is done: a folder, or ``s3://bucket/prefix``.
+    archive
+        Where the evidence goes.
+    dry_run
+        `apply` only looks.
+    fresh
+        `apply` begins a new round even if the last one is not all done.
+    lease_seconds
+        As `LEASE_SECONDS`.
+    round
+        The unfinished round that goes on; empty when a new one begins.
+    states
+        What the ledger knows of its targets, by key.
+    environment
+        Variables for the workers of a cluster of this machine; never shown.
+    """
+
+    plan: Plan
+    ledger: str
+    archive: str
+    dry_run: bool
+    fresh: bool
+    lease_seconds: float
+    round: str
+    states: Mapping[str, str]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def frame(self) -> pd.DataFrame:
+        """Return the targets as a table: `Plan.frame` with ``state``, what the ledger knows of each."""
+        frame = self.plan.frame()
+        frame.insert(1, "state", [self.states[target.key] for target in self.plan.targets])
+        return frame
+
+    def __str__(self) -> str:
+        lines = [line(self._title())]
+        width = max((len(target.name) for target in self.plan.targets), default=0)
+        lines += [
+            line(f"  {self.states[target.key]:<8} {target.name:<{width}}  {target.described()}")
+            for target in self.plan.targets
+        ]
+        if self.dry_run:
+            lines.append("  nothing of this will be run: dry_run is set")
+        return "\n".join(lines)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        from vmsnix_ops.runbooks.fleet.report import plan_table
+
+        note = "; nothing of this will be run: dry_run is set" if self.dry_run else ""
+        return plan_table(self._title() + note, self.plan.targets, self.states)
+
+    def _title(self) -> str:
+        going = f"goes on with {self.round}" if self.round else "a new round"
+        where = self.plan.dask.scheduler or "this machine"
+        return f"Fleet {self.plan.name}: {counted(len(self.plan.targets), 'target')} on {where}, {going}"
+
+    def apply(
+        self, *, confirmed: bool = False, board: Board | None = None, stop: Stop | None = None
+    ) -> Outcome:
+        """Run what is not done yet, and write the report; in a dry run do nothing.
+
+        Safe to do again, also while another start of the same fleet runs: what is done is not run again,
+        what runs is waited for. Ctrl-C and SIGTERM ask the runs to stop and clean up.
+
+        Parameters
+        ----------
+        confirmed
+            Whether somebody confirmed that targets which destroy shall do so.
+        board
+            The live table; by default the one that fits where this process runs.
+        stop
+            By which another thread can stop the fleet.
+
+        Raises
+        ------
+        ConfirmationError
+            When targets would destroy, and nobody has confirmed it; nothing has run.
+        FleetError
+            When Dask is missing, no scheduler answers or no worker fits; or when the scheduler went away in
+            the middle, after a report of what was done until then.
+        ArchiveError
+            When the ledger cannot be written.
+        """
+        if self.dry_run:
+            documents = [unrun(target, self.states[target.key]) for target in self.plan.targets]
+            return Outcome(self.plan.name, "", True, tuple(documents), 0.0, "")
+        destroying = [target.name for target in self.plan.targets if target.effects == "destroys"]
+        if destroying and not confirmed:
+            raise ConfirmationError(
+                f"{counted(len(destroying), 'target')} would destroy, and nobody has confirmed it.",
+                why=f"{destroying[0]} has dry_run = false.",
+                cure="Look at a dry run first; then confirm with --yes (in Python: apply(confirmed=True)).",
+            )
+        from vmsnix_ops.runbooks.fleet.report import write
+        from vmsnix_ops.runbooks.fleet.table import board_for_here
+
+        need_dask()
+        ledger = open_ledger(self.ledger)
+        fleet = open_round(ledger, self.plan.name, fresh=self.fresh)
+        session = secrets.token_hex(6)
+        folder = self._folder(fleet)
+        clock, started = time.monotonic(), datetime.now(UTC)
+        runner = Runner(self, ledger, fleet, session, stop or Stop())
+        if board is None:
+            board = board_for_here()
+        trouble = runner.run(board, folder.path(archives.LOG))
+        seconds = round(time.monotonic() - clock, 3)
+        outcome = Outcome(self.plan.name, fleet, False, tuple(runner.documents), seconds, session)
+        outcome = replace(outcome, values=write(outcome, folder, started, str(trouble) if trouble else None))
+        if outcome.status == "done":
+            close_round(ledger, self.plan.name, fleet)
+        if trouble is not None:
+            raise trouble
+        return outcome
+
+    def _folder(self, fleet: str) -> archives.RunFolder:
+        """Return the round's place in the archive, beside those of its runs."""
+        remote = self.archive.rstrip("/") if self.archive.startswith("s3://") else ""
+        local = (load().state / "runs" if remote else Path(self.archive).absolute()) / fleet
+        return archives.RunFolder(fleet, local, remote, os.environ)
+
+
+@typed
+def plan(
+    file: str | Path,
+    *,
+    scheduler: str = "",
+    workers: int = 0,
+    ledger: str = "",
+    archive: str = "",
+    fresh: bool = False,
+    dry_run: bool = True,
+    lease_seconds: float = LEASE_SECONDS,
+    environment: Mapping[str, str] | None = None,
+) -> Fleet:
+    """Read and check a plan file, and return what there is to run. Nothing is started.
+
+    Parameters
+    ----------
+    file
+        The plan; `vmsnix_ops.runbooks.fleet.plan` says what stands in it.
+    scheduler, workers
+        Instead of what the plan says below ``[dask]``.
+    ledger
+        Where the fleet is remembered: a folder, or ``s3://bucket/prefix``; ``<state>/fleets`` by default.
+        With workers on other machines they must reach it, too.
+    archive
+        Where the evidence goes: the folder of the round with report and result, and beside it those of its
+        runs; the setting ``archive`` by default.
+    fresh
+        Begin a new round also when the last one is not all done.
+    dry_run
+        Only look.
+    lease_seconds
+        As `LEASE_SECONDS`.
+    environment
+        Variables for the workers of a cluster of this machine, on top of this process's.
+
+    Raises
+    ------
+    PlanError
+        Says all that is wrong with the plan.
+    SettingsError
+        When ``vmsnix.toml`` or a variable is wrong.
+    """
+    in_range("workers", workers, 0, MOST_WORKERS)
+    read = read_plan(Path(file))
+    read = replace(
+        read,
+        dask=replace(
+            read.dask, scheduler=scheduler or read.dask.scheduler, workers=workers or read.dask.workers
+        ),
+    )
+    check_address(read.dask)
+    if read.dask.scheduler and environment:
+        raise PlanError(
+            "Workers of a scheduler cannot be given an environment.",
+            why="Variables hold credentials, which are never sent; the workers have their own.",
+            cure="Start the workers with them, or leave scheduler out.",
+        )
+    settings = load()
+    places = settings.allowed_accounts
+    for account in read.accounts.values():
+        if places and account.id and account.id not in places:
+            raise PlanError(
+                f"The account {account.name} ({account.id}) is not an allowed one.",
+                why=f"The setting allowed_accounts has {', '.join(places)}.",
+                cure="Add it to vmsnix.toml, or take it out of the plan.",
+            )
+    place = ledger or str(settings.state / "fleets")
+    unfinished = "" if fresh else unfinished_round(open_ledger(place), read.name)
+    return Fleet(
+        plan=read,
+        ledger=place if place.startswith("s3://") else str(Path(place).absolute()),
+        archive=archive or str(settings.archive),
+        dry_run=dry_run,
+        fresh=fresh,
+        lease_seconds=lease_seconds,
+        round=unfinished,
+        states=states(open_ledger(place), read.targets, unfinished),
+        environment=environment or {},
+    )
+
+
+def finish(outcome: Outcome) -> None:
+    """Write ``result.json`` of the run that this is, and raise what is left undone as its error.
+
+    Raises
+    ------
+    PartlyDoneError, RunFailedError, InterruptedRunError
+        When targets are not done.
+    """
+    from vmsnix_ops.records.result import write_result
+
+    error = outcome.error()
+    values: dict[str, object] = {
+        "status": outcome.status,
+        "fleet": outcome.name,
+        "round": outcome.round,
+        "fleet_report": outcome.values.get("report"),
+        "dry_run": outcome.dry_run,
+        "targets": outcome.counts,
+        "error": str(error) if error else None,
+    }
+    write_result(current_run("fleet"), values)
+    if error is not None:
+        raise error

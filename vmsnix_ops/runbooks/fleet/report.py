@@ -1,0 +1,223 @@
+"""What is left of a fleet: one static page, the targets as JSON, and ``result.json``.
+
+The page follows the rules of `vmsnix_ops.runbooks.evidence.report`: no scripts, nothing remote.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from importlib.resources import files as resources
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops import files
+from vmsnix_ops.progress import human_seconds
+from vmsnix_ops.runbooks.evidence import archive as archives
+from vmsnix_ops.runbooks.evidence.report import POLICY
+from vmsnix_ops.runbooks.evidence.secrets import Redactor, secret_values
+from vmsnix_ops.text import html, html_link
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vmsnix_ops.runbooks.fleet.entries import Target
+    from vmsnix_ops.runbooks.fleet.ledger import Document
+    from vmsnix_ops.runbooks.fleet.outcome import Outcome
+
+COLOURS = {
+    "done": "--done",
+    "failed": "--failed",
+    "lost": "--failed",
+    "partly": "--partly",
+    "interrupted": "--partly",
+}
+STYLE = """
+body { max-width: 80rem; }
+td:nth-child(-n+4) { white-space: nowrap; }
+td.done { color: var(--done); } td.failed { color: var(--failed); }
+td.partly, td.interrupted, td.skipped { color: var(--partly); }
+.run { color: var(--soft); font: .8em var(--mono); }
+.lane { position: relative; height: 1.1rem; min-width: 12rem; background: var(--raised); border-radius: 3px; }
+.bar { position: absolute; top: .15rem; bottom: .15rem; min-width: 2px; border-radius: 2px; }
+"""
+
+
+def rows(documents: Sequence[Document]) -> list[dict[str, Any]]:
+    """Return the targets as rows of plain values."""
+    return [
+        {
+            "target": document["target"],
+            "runbook": document["runbook"],
+            "state": document["state"],
+            "tries": len(document["attempts"]),
+            "seconds": sum(attempt.get("seconds") or 0 for attempt in document["attempts"]),
+            "run_id": document["attempts"][-1].get("run_id", "") if document["attempts"] else "",
+            "error": document["error"],
+            "ami_id": None,
+            "report": None,
+            **document["result"],
+        }
+        for document in documents
+    ]
+
+
+def write(
+    outcome: Outcome, folder: archives.RunFolder, started: datetime, trouble: str | None
+) -> dict[str, Any]:
+    """Write ``report.html``, ``fleet.json`` and ``result.json``, and tell the CI job that this is part of.
+
+    Parameters
+    ----------
+    outcome
+        What became of the fleet.
+    folder
+        The round's place in the archive; the entry (``result.json``) comes last, and replaces that of an
+        earlier start.
+    started
+        When this start began.
+    trouble
+        What went wrong with the fleet as a whole.
+
+    Returns
+    -------
+    dict
+        Content of ``result.json``.
+
+    Raises
+    ------
+    ArchiveError
+        When S3 refuses; the files stay on this machine, and the error says where.
+    """
+    from vmsnix_ops.records.result import KEYS
+    from vmsnix_ops.runbooks.evidence import github
+
+    redactor = Redactor(secret_values())
+    error = outcome.error()
+    values: dict[str, Any] = {
+        **dict.fromkeys(KEYS),
+        "run_id": outcome.round,
+        "runbook": "fleet",
+        "status": outcome.status,
+        "exit_code": outcome.exit_code,
+        "fleet": outcome.name,
+        "targets": outcome.counts,
+        "started_at": started.isoformat(timespec="milliseconds"),
+        "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "seconds": outcome.seconds,
+        "error": trouble or (str(error) if error else None),
+        "result": folder.entry,
+        "files": {},
+        "problems": [],
+    }
+    values = redactor.anything(values)
+    documents = redactor.anything([dict(document) for document in outcome.documents])
+    files.make_folder(folder.local)
+    folder.write(archives.REPORT, page(values, documents, folder.local))
+    folder.write_json(archives.FLEET, {"fleet": values, "targets": documents})
+    for name in (archives.REPORT, archives.FLEET, archives.LOG):
+        kept = folder.keep(name)
+        if kept is not None:
+            values["files"][name] = kept.to_json()
+    values["report"] = values["files"][archives.REPORT]["place"]
+    folder.write_json(archives.RESULT, values)
+    folder.close(done=True)
+    github.tell(values, os.environ)
+    return values
+
+
+def page(values: Mapping[str, Any], documents: Sequence[Document], folder: Path) -> str:
+    """Return the page: what there is to know of the fleet, then every target with its tries over time."""
+    style = (resources("vmsnix_ops.runbooks") / "_report" / "report.css").read_text(encoding="utf-8") + STYLE
+    status = html(str(values["status"]))
+    title = f"Fleet {values['fleet']}: {values['status']}"
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(values["targets"].items()))
+    facts = {
+        "targets": counts,
+        "round": values["run_id"],
+        "started": values["started_at"],
+        "took": human_seconds(values["seconds"]),
+    }
+    shown = "".join(f"<div><dt>{name}</dt><dd>{html(str(fact))}</dd></div>" for name, fact in facts.items())
+    error = f'<div class="error" role="alert"><p>{html(values["error"])}</p></div>' if values["error"] else ""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{html(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f'<header class="{status}">\n<h1>Fleet {html(str(values["fleet"]))} '
+        f'<span class="status">{status}</span></h1>\n{error}<dl>{shown}</dl>\n</header>\n'
+        f"<main>\n{_targets(documents, folder)}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def plan_table(title: str, targets: Sequence[Target], states: Mapping[str, str]) -> str:
+    """Return a plan as an HTML table."""
+    body = "".join(
+        f"<tr><td>{states[target.key]}</td><th>{html(target.name)}</th>"
+        f"<td>{html(target.described())}</td></tr>"
+        for target in targets
+    )
+    return f'<table class="vmsnix"><caption>{html(title)}</caption>{body}</table>'
+
+
+def outcome_table(outcome: Outcome) -> str:
+    """Return what became of a fleet as an HTML table."""
+    body = "".join(
+        f"<tr><td>{row['state']}</td><th>{html(row['target'])}</th><td>{row['tries'] or ''}</td>"
+        f"<td>{human_seconds(row['seconds']) if row['seconds'] else ''}</td>"
+        f"<td>{html(row['ami_id'] or '')}</td><td>{html(row['error'] or '')}</td></tr>"
+        for row in rows(outcome.documents)
+    )
+    return f'<table class="vmsnix"><caption>{html(str(outcome))}</caption>{body}</table>'
+
+
+def _targets(documents: Sequence[Document], folder: Path) -> str:
+    times = [span for document in documents for attempt in document["attempts"] if (span := _span(attempt))]
+    first = min((begin for begin, _ in times), default=0.0)
+    whole = max((end for _, end in times), default=first) - first or 1.0
+    body = "".join(
+        _row(row, document, folder, first, whole)
+        for row, document in zip(rows(documents), documents, strict=True)
+    )
+    return (
+        '<div class="table"><table><thead><tr><th>target</th><th>state</th><th>tries</th><th>time</th>'
+        f"<th>over {human_seconds(whole)}</th><th>result</th></tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _row(row: Mapping[str, Any], document: Document, folder: Path, first: float, whole: float) -> str:
+    name = html(row["target"])
+    if link := _link(row["report"], folder):
+        name = f'<a href="{link}">{name}</a>'
+    if row["run_id"]:  # by which its evidence is found in a bucket, too, where no browser follows a link
+        name += f'<div class="run">{html(row["run_id"])}</div>'
+    told = " ".join(html(str(row[key])) for key in ("ami_id", "error") if row[key])
+    bars = "".join(
+        f'<div class="bar" style="left:{100 * (span[0] - first) / whole:.2f}%;'
+        f"width:{100 * (span[1] - span[0]) / whole:.2f}%;"
+        f'background:var({COLOURS.get(attempt["verdict"], "--soft")})"></div>'
+        for attempt in document["attempts"]
+        if (span := _span(attempt))
+    )
+    return (
+        f"<tr><td>{name}</td>"
+        f'<td class="{row["state"]}">{row["state"]}</td><td>{row["tries"] or ""}</td>'
+        f"<td>{human_seconds(row['seconds']) if row['seconds'] else ''}</td>"
+        f'<td><div class="lane">{bars}</div></td><td>{told}</td></tr>'
+    )
+
+
+def _span(attempt: Mapping[str, Any]) -> tuple[float, float] | None:
+    if not attempt.get("started_at"):
+        return None
+    begin = datetime.fromisoformat(attempt["started_at"]).timestamp()
+    return begin, begin + (attempt.get("seconds") or 0.0)
+
+
+def _link(report: str | None, folder: Path) -> str:
+    """Return the way from the page to a run's report: relative, so that the folder may be moved."""
+    if not report or str(report).startswith("s3://"):
+        return ""
+    return html_link(os.path.relpath(report, folder))
