@@ -5,19 +5,24 @@ The sandbox's clock is thousands of times faster than ours, and a pause that is 
 
 from __future__ import annotations
 
-from functools import cache
+import inspect
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
 
 
 def share_models(patch: pytest.MonkeyPatch) -> None:
-    """Let all sessions of this process share botocore's models and client classes: half a publish's work.
+    """Let all sessions of this process share what botocore works out anew for each: half a publish's work.
 
-    The words of its User-Agent header too, which botocore cleans letter by letter for every request.
+    These are its models and client classes, the names of its events and the arguments of their handlers, and
+    the words of its User-Agent header, which it cleans letter by letter for every request.
     """
     import botocore.client
+    import botocore.hooks
     import botocore.session
     import botocore.useragent
 
@@ -26,6 +31,10 @@ def share_models(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
     clean = "sanitize_user_agent_string_component"
     patch.setattr(botocore.useragent, clean, cache(getattr(botocore.useragent, clean)))
+    aliaser = botocore.hooks.EventAliaser
+    alias, shared = aliaser._alias_event_name, aliaser(None)
+    patch.setattr(aliaser, "_alias_event_name", lambda _self, name: alias(shared, name))
+    patch.setattr(botocore.hooks, "accepts_kwargs", partial(_accepts_kwargs, botocore.hooks.accepts_kwargs))
     make, made = creator._create_client_class, {}
 
     def remembered(self: Any, name: str, model: Any) -> Any:
@@ -34,6 +43,11 @@ def share_models(patch: pytest.MonkeyPatch) -> None:
         return made[name]
 
     patch.setattr(creator, "_create_client_class", remembered)
+
+
+def _accepts_kwargs(slowly: Callable[[Any], Any], handler: Any) -> Any:
+    code = getattr(getattr(handler, "__func__", handler), "__code__", None)
+    return slowly(handler) if code is None else code.co_flags & inspect.CO_VARKEYWORDS
 
 
 def keep_bytecode(patch: pytest.MonkeyPatch) -> None:

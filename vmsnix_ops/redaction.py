@@ -557,6 +557,8 @@ class Redactor:
 
     def _spans(self, text: str, depth: int = 0) -> list[Span]:
         """Return where secrets are, in order and without overlaps."""
+        if len(text) < SHORTEST:
+            return []
         found = [*self._known_in(text), *_shaped(text), *self._cut_short(text), *self._encoded(text, depth)]
         for view in _views(text):
             found += [

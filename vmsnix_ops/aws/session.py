@@ -7,6 +7,7 @@ same everywhere, and stands inside `calling`, so that a person never sees a bare
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -111,6 +112,8 @@ def _make(
         s3={"payload_signing_enabled": False},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
+        # A proxy would look for this machine's sandbox on its own.
+        proxies={} if _is_loopback(os.environ.get("AWS_ENDPOINT_URL", "")) else None,
     )
     try:
         made = session.client(service, region_name=region or None, config=config)
@@ -119,16 +122,20 @@ def _make(
             "No AWS region was given.",
             cure="Give the parameter region, set region in vmsnix.toml, or set AWS_REGION.",
         ) from error
-    if config.proxies is None and _is_loopback(made.meta.endpoint_url):
-        # A proxy would look for this machine's sandbox on its own.
-        made = session.client(service, region_name=region or None, config=config.merge(Config(proxies={})))
+    local = _is_loopback(made.meta.endpoint_url)
+    if local != (config.proxies is not None):  # the endpoint is another one than the environment's
+        config = config.merge(Config(proxies={} if local else None))
+        made = session.client(service, region_name=region or None, config=config)
     record(made)
     announce_before(made)
     return made
 
 
 def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:  # no URL: botocore refuses it
+        return False
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
