@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors
 from vmsnix_ops.audit.retirement import apply as retirement_apply
-from vmsnix_ops.audit.retirement.decide import Work, decide
+from vmsnix_ops.audit.retirement.decisions import Work, decide
 from vmsnix_ops.progress import counted
 from vmsnix_ops.text import line
 
