@@ -158,6 +158,7 @@ def test_in_every_order_a_retired_ami_is_in_no_use(
     assert len(seen) >= 20
 
 
+@pytest.mark.long(seconds=50)
 @pytest.mark.parametrize(
     ("user", "reads"),
     [(user, reads) for user in USERS for reads in (1, 2) if WHOLE or user == "promote" or reads == 2],
