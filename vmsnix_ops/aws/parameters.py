@@ -490,8 +490,9 @@ def put_back(
 ) -> str:
     """Give a channel the value that it had before `point`, and return what became of it, as a sentence.
 
-    Only the value that `point` wrote is replaced: what somebody set after it is kept, also in a parameter
-    that was deleted and made again, whose versions count from 1. A channel that was new is deleted again.
+    Only the value that `point` wrote is replaced: a value that another writer set after it is kept, also in a
+    parameter that was deleted and made again, whose versions count from 1. A channel that was new is deleted
+    again.
 
     Raises
     ------

@@ -219,7 +219,7 @@ def _check_again(plan: Plan, spot: Spot, step: promote_steps.Step) -> None:
     vmsnix_ops.errors.RegistrationError
         Somebody does; the channel has its earlier value again, if we set it and nobody else did since.
     vmsnix_ops.errors.UnrecordedActError
-        Somebody does, and the channel that this run made could not be deleted again.
+        The AMI is being retired, and the channel that this run made could not be deleted again.
     """
     try:
         served.check_again(spot.ec2, spot.ami_id, owner=plan.account)

@@ -1,4 +1,4 @@
-"""How programs reach a sandbox: environment, boto3 sessions and clients, and a prepared account."""
+"""Credentials for a sandbox, and which calls their policies allow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Auto Scaling remembers, its names and its pages.
+"""Auto Scaling as far as it refers to images: launch configurations and groups.
 
 Sources: the reference pages of the operations and "Common Errors" in the Amazon EC2 Auto Scaling API
 Reference; texts as public transcripts show them where not marked otherwise.

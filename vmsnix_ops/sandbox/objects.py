@@ -1,4 +1,4 @@
-"""Blocks of snapshots as files named by their content, so that equal blocks are kept once."""
+"""Stored bytes: objects of S3, and blocks of snapshots as files named by their content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publish: a message for a topic.
+"""SNS as far as announcements need it: topics, and the messages published to them.
 
 Sources: Publish in the Amazon SNS API Reference; "Message deduplication for FIFO topics" in its Developer
 Guide.

@@ -165,7 +165,7 @@ def finish(result: Result) -> None:
         done = [f"{one.outcome} {one.decision.resource_id}" for one in result.outcomes if one.outcome in DONE]
         begun = next((one.decision for one in reversed(result.outcomes) if one.outcome == "failed"), None)
         if begun is not None and begun.action == "retire" and result.unrecorded.announced:
-            # Its mark is written, and some of its permissions may be gone: nobody can promote it.
+            # It has the mark, and may have lost permissions already: a promotion would refuse it.
             done.append(f"a part of the retirement of {begun.resource_id}")
         raise errors.UnrecordedActError(
             f"The run stopped early. Done: {', '.join(done) or 'nothing'}.",

@@ -191,7 +191,7 @@ def locked(
     file = _lock(path, on_busy, step)
     try:
         me = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now(), "doing": doing}
-        with suppress(OSError):  # a full disk: nobody learns who it is, and the lock counts
+        with suppress(OSError):  # a full disk: the lock is taken, but its owner is not recorded
             os.truncate(file, 0)
             os.pwrite(file, json.dumps(me).encode(), 0)
         yield

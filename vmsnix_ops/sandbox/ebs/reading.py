@@ -1,4 +1,4 @@
-"""Block tokens and page tokens: short, signed, and good for a while only.
+"""Read and compare the blocks of snapshots; block tokens and page tokens.
 
 Source: "Read snapshots using the EBS direct APIs": block tokens are good for seven days, page tokens for 60
 minutes. AWS does not tell how its tokens look; they must match ``^[A-Za-z0-9+/=]+$``.

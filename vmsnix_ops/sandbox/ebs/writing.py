@@ -1,4 +1,4 @@
-"""How the EBS direct APIs say no, and how they find a snapshot.
+"""Start, fill and complete snapshots; the errors of the EBS direct APIs.
 
 Source: "Errors" of the six operations' reference pages; the reasons are the enumerations of botocore's model.
 The texts are from memory.

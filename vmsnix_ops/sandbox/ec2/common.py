@@ -1,4 +1,4 @@
-"""Ids of the right shape, and how EC2 says that one is malformed or unknown.
+"""What several EC2 operations share: ids, checks of parameters, client tokens.
 
 Sources: the client error codes of the Amazon EC2 developer guide; texts as public transcripts show them.
 """

@@ -1,4 +1,4 @@
-"""RegisterImage, DescribeImages and what an image looks like.
+"""Images: register, describe, attributes, copy, deregister, and their block device mappings.
 
 Sources: the reference pages of the operations; "Image" and "EbsBlockDevice" of the API reference.
 """

@@ -1,4 +1,4 @@
-"""The service role of VM Import: may VM Import assume it, and what may it read.
+"""VM Import: its service role, what it reads, and the tasks of ImportSnapshot.
 
 Source: "Required permissions for VM Import/Export": the trust policy names ``vmie.amazonaws.com`` with the
 external id ``vmimport``, the role's policy allows to read the bucket. The policy of the bucket counts too,

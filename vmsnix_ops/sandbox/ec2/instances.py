@@ -1,4 +1,4 @@
-"""A few instance types: what an image needs to be launched on one, and no more.
+"""Instances: a few types, launching, states, attributes, status checks.
 
 Figures from "Amazon EC2 instance types".
 """

@@ -1,4 +1,4 @@
-"""DescribeSnapshots, CreateSnapshot, CopySnapshot and DeleteSnapshot.
+"""Snapshots: describe, create, copy, delete, attributes, locks, the archive tier.
 
 Sources: the reference pages of the four operations; quotas of "Amazon EBS quotas".
 """

@@ -1,4 +1,7 @@
-"""What IAM remembers. Roles, users and policies are global: ``context.table("roles", region="")`` by name."""
+"""The tables of IAM, and what several of its operations share.
+
+Roles, users and policies are global: ``context.table("roles", region="")`` by name.
+"""
 
 from __future__ import annotations
 

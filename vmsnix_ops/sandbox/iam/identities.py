@@ -1,4 +1,4 @@
-"""Users.
+"""Users, access keys, roles, and the policies attached to them or written into them.
 
 Sources: CreateUser, GetUser, ListUsers, DeleteUser in the IAM API Reference.
 """

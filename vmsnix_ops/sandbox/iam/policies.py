@@ -1,4 +1,4 @@
-"""Policy documents: what IAM accepts, and how it shows them.
+"""Managed policies, and the documents that IAM accepts.
 
 Source: "IAM JSON policy element reference" in the IAM User Guide.
 """

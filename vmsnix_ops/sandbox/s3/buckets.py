@@ -1,4 +1,4 @@
-"""Buckets: create, head, list, delete, location.
+"""Buckets: create, head, list, delete, location, settings, policies.
 
 Sources: CreateBucket, HeadBucket, ListBuckets, DeleteBucket, GetBucketLocation in the Amazon S3 API
 Reference; "Bucket naming rules" in the Amazon S3 User Guide.

@@ -1,4 +1,4 @@
-"""Looking at multipart uploads that are not finished.
+"""Multipart uploads: list, create, upload parts, complete, abort; copies of objects and parts.
 
 Sources: ListParts, ListMultipartUploads in the Amazon S3 API Reference.
 """

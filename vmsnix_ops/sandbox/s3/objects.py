@@ -1,4 +1,4 @@
-"""Objects: put, get, head.
+"""Objects: put, get, head, attributes, tags, delete.
 
 Sources: PutObject, GetObject, HeadObject in the Amazon S3 API Reference; RFC 9110 for ranges and conditions.
 """

@@ -1,4 +1,4 @@
-"""What Parameter Store remembers, in table ``parameters`` of each region by name."""
+"""The table ``parameters`` of each region, and what several operations of Parameter Store share."""
 
 from __future__ import annotations
 

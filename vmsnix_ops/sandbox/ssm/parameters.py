@@ -1,4 +1,4 @@
-"""Parameters: put, get, delete.
+"""Parameters: put, get, delete, describe, history, labels, tags.
 
 Sources: PutParameter, GetParameter, GetParameters, DeleteParameter, DeleteParameters in the AWS Systems
 Manager API Reference; "Using native parameter support in Parameter Store for Amazon Machine Image IDs" in its

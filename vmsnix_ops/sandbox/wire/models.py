@@ -1,4 +1,4 @@
-"""Single values between text and Python: numbers, booleans, times, blobs."""
+"""botocore's service models, and single values between text and Python."""
 
 from __future__ import annotations
 
