@@ -180,6 +180,14 @@ def register_then_share(thief: Thief) -> bool:
     return won
 
 
+def register_a_bundle_then_share(thief: Thief) -> bool:
+    """Register a bundle in S3, with which no snapshot is named, and then share, copy or launch it."""
+    location, tags = f"{BUCKET}/payroll/image.manifest.xml", _at_creation("image")
+    asked: dict[str, Any] = {"Name": "bundle", "ImageLocation": location, "TagSpecifications": tags}
+    made = thief.does("ec2", "register_image", VirtualizationType="hvm", **asked)
+    return made is not None and (thief.shares(ami=made["ImageId"]) or _launches(thief, made["ImageId"]))
+
+
 def child_then_read(thief: Thief) -> bool:
     child = _child(thief)
     return bool(child) and thief.reads(child)
@@ -255,6 +263,7 @@ ATTACKS: tuple[Attack, ...] = (
     tag_then_read,
     tag_then_terminate,
     register_then_share,
+    register_a_bundle_then_share,
     launch_with_user_data,
     launch_ours_with_a_foreign_disk,
     tag_then_delete,
@@ -345,6 +354,7 @@ def victim(account: Account) -> Victim:
     run = ec2.run_instances(ImageId=ami, InstanceType="t3.small", MinCount=1, MaxCount=1)
     s3.put_object(Bucket=BUCKET, Key="payroll/disk.raw", Body=b"\0" * 2**20)
     s3.put_object(Bucket=BUCKET, Key="payroll/2026.csv", Body=b"salaries")
+    s3.put_object(Bucket=BUCKET, Key="payroll/image.manifest.xml", Body=b"<manifest/>")
     s3.put_object(Bucket=BUCKET, Key="vmsnix/x.raw", Body=b"\0" * 2**20)
     for name in ("/app/password", "/vmsnix/password"):
         ssm.put_parameter(Name=name, Value=SECRET, Type="SecureString")

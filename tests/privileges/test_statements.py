@@ -77,7 +77,10 @@ def test_whatever_creates_is_conditioned_on_its_source(policy: str) -> None:
         for statement in allowed(policy, action):
             existing = [arn for arn in statement["Resource"] if arn.split(":")[5].partition("/")[0] in kinds]
             reaches = [arn for arn in existing if not arn.endswith("${*}")]
-            assert not reaches or statement.get("Condition") == OURS, statement
+            condition = dict(statement.get("Condition", {}))
+            if action == "ec2:RunInstances" and any(":image/" in arn for arn in reaches):
+                assert condition.pop("StringEquals") == {"ec2:RootDeviceType": "ebs"}, statement
+            assert not reaches or condition == OURS, statement
     for statement in allowed(policy, "ebs:StartSnapshot"):
         parent = statement["Condition"]["Null"]["ebs:ParentSnapshot"]
         assert parent == "true" or policy.startswith("incremental"), statement
@@ -85,6 +88,18 @@ def test_whatever_creates_is_conditioned_on_its_source(policy: str) -> None:
         (passing,) = allowed(policy, "iam:PassRole")
         assert passing["Resource"] == [f"arn:aws:iam::{ACCOUNT}:role/vmimport"]
         assert passing["Condition"] == {"StringEquals": {"iam:PassedToService": "vmie.amazonaws.com"}}
+
+
+BUNDLE_BLIND = {"ec2:RegisterImage", "ec2:CopyImage", "ec2:CreateTags", "ec2:DeleteTags"}
+"""Actions on images that AWS does not condition on the type of the root device; tags alone give nothing."""
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_image_of_a_bundle_in_s3_is_of_no_use(policy: str) -> None:
+    for statement in POLICIES[policy]["Statement"]:
+        on_images = [arn for arn in statement["Resource"] if ":image/" in arn]
+        for action in set(statement["Action"]) - BUNDLE_BLIND if on_images else ():
+            assert statement["Condition"]["StringEquals"] == {"ec2:RootDeviceType": "ebs"}, action
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -24,11 +24,11 @@ TARGETS = {
     "snapshots without a parent": "new snapshots without a parent",
     "snapshots of any parent": "new snapshots of any parent",
     "our snapshots": "snapshots with the tag `vmsnix:digest`",
-    "our images": "images with the tag `vmsnix:digest`",
+    "our images": "EBS-backed images with the tag `vmsnix:digest`",
     "our tags": "images and snapshots with the tag `vmsnix:digest`, every tag but that one",
     "our imports": "import tasks with the tag `vmsnix:digest`",
     "parameters": "parameters of the account, without decrypting",
-    "launches": "a new instance and what belongs to it, of images with the tag `vmsnix:digest`",
+    "launches": "a new instance and what belongs to it, of EBS-backed images with the tag `vmsnix:digest`",
     "our instances": "instances with the tag `vmsnix:smoke`",
     "spot role": "EC2's role `AWSServiceRoleForEC2Spot`",
     "pointers": "parameters below the prefix of the channels, `/vmsnix`, without decrypting",
@@ -75,6 +75,8 @@ only what is ours, and cannot make a foreign resource ours:
 - **Whatever creates a resource names its source.** AMIs are registered of our snapshots, copied from our
   AMIs, and launched only if they are ours. `${*}` in an ARN of these policies matches the new resource,
   which has no ID yet, and never an existing one.
+- **AMIs of a bundle in S3** (instance store) cannot be shared, launched or changed: these actions are allowed
+  only on AMIs whose `ec2:RootDeviceType` is `ebs`.
 - **Roles**: only `vmimport` can be passed, and only to VM Import (`vmie.amazonaws.com`).
 - **Secrets**: who may read parameters cannot decrypt them. An explicit Deny on `kms:Decrypt` through
   Systems Manager is part of each such policy.
@@ -114,6 +116,9 @@ Do not attach two of these to one identity, nor one of the first two together wi
 - **An incremental publisher can start from any snapshot.** `ebs:ParentSnapshot` compares the ARN of the
   parent and not its tags. The child holds the parent's data and is ours. The publisher cannot read or share
   it, and can register a private AMI of it.
+- **A publisher can register a bundle in S3**, also somebody else's, if the bucket lets EC2 read it.
+  `RegisterImage` then names no snapshot, and AWS has no condition key for the bundle. The AMI is private, has
+  our tags, and no policy here can use it. Deregister it as an administrator.
 - **A smoke test runs what a publisher registered.** An AMI of either of these publishers can have such a
   snapshot as a second disk, and its system can read that disk. Start smoke tests in a subnet without a way
   out, and let nobody who publishes read their console output.

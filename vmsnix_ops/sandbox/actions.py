@@ -411,7 +411,7 @@ def _existing_keys(context: Context, resource_id: str, region: str = "") -> dict
             "ec2:imagetype": ["machine"],
             "ec2:owner": [found.owner],
             "ec2:public": [str(found.public()).lower()],
-            "ec2:rootdevicetype": ["ebs"],
+            "ec2:rootdevicetype": [found.root_type],
         }
     elif kind == "snapshot":
         volume = f"arn:{context.partition}:ec2:{found.region}:{found.owner}:volume/{found.volume_id}"

@@ -129,9 +129,21 @@ def test_a_tpm_needs_uefi(aws: Rehearsal) -> None:
         aws.image(BootMode="legacy-bios", TpmSupport="v2.0")
 
 
-def test_instance_store_images_are_refused_loudly(aws: Rehearsal) -> None:
-    with refused("NotImplemented", "ImageLocation"):
-        aws.image(ImageLocation="bucket/image.manifest.xml")
+def test_an_image_of_a_bundle_is_registered_and_neither_copied_nor_launched(aws: Rehearsal) -> None:
+    location, bundle = "bundles/image.manifest.xml", {"Name": "bundle", "VirtualizationType": "hvm"}
+    with refused("InvalidManifest"):
+        aws.ec2.register_image(ImageLocation=location, **bundle)
+    s3 = aws.client("s3")
+    s3.create_bucket(Bucket="bundles")
+    s3.put_object(Bucket="bundles", Key="image.manifest.xml", Body=b"<manifest/>")
+    ami = aws.ec2.register_image(ImageLocation=location, **bundle)["ImageId"]
+    shown = aws.describe(ami)
+    assert (shown["RootDeviceType"], shown["ImageLocation"]) == ("instance-store", location)
+    assert shown["BlockDeviceMappings"] == []
+    with refused("NotImplemented", "RunInstances"):
+        aws.ec2.run_instances(ImageId=ami, InstanceType="t3.small", MinCount=1, MaxCount=1)
+    with refused("NotImplemented", "CopyImage"):
+        aws.ec2.copy_image(Name="copy", SourceImageId=ami, SourceRegion="us-east-1")
 
 
 def test_ids_are_told_apart_from_unknown_ones(aws: Rehearsal) -> None:

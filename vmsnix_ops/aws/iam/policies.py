@@ -137,7 +137,7 @@ class Place:
 def statements(names: Iterable[str], place: Place) -> list[dict[str, Any]]:
     """Return the statements that allow these permissions where they are needed, and nothing else.
 
-    Three rules hold for every statement (tests/privileges/test_statements.py):
+    Four rules hold for every statement (tests/privileges/test_statements.py):
 
     - ``ec2:CreateTags`` is allowed on what is ours already, on what a creating action of this same policy
       makes (``ec2:CreateAction``), or on a snapshot that only VM Import makes. What the *request* says
@@ -145,6 +145,7 @@ def statements(names: Iterable[str], place: Place) -> list[dict[str, Any]]:
     - Whatever creates something is conditioned on what it is created from. A new resource's ARN ends with a
       literal ``*``, so ``${*}`` matches it and never an existing one ("Example: Copying snapshots" in the
       EBS User Guide).
+    - An AMI without snapshots, registered of a bundle in S3, may not be shared, launched or changed.
     - Who may read parameters may not decrypt them.
 
     Parameters
@@ -174,6 +175,13 @@ Grant = tuple[str, list[str], dict[str, Any]]
 """Name, resources and condition of a statement."""
 
 OURS = {"StringLike": {f"aws:ResourceTag/{tagging.DIGEST}": "?*"}}
+OUR_IMAGES = {
+    # AWS has no condition for the bundle in S3 of which RegisterImage makes an instance store, and asks for
+    # no snapshot. So nobody may use what was registered like that: these actions have the type of the root
+    # device as a key, RegisterImage, CopyImage and DeleteTags have not.
+    **OURS,
+    "StringEquals": {"ec2:RootDeviceType": "ebs"},
+}
 NO_SECRETS: dict[str, Any] = {
     # Who may read a parameter may decrypt it with AWS's own key, unless an explicit Deny says otherwise: the
     # policy of that key lets in everybody in the account ("AWS managed key policies" in the KMS guide).
@@ -227,7 +235,7 @@ def _grants(target: Target, place: Place) -> list[Grant]:
             ("NewSnapshotsOfAnyParent", snapshots, {"Null": {"ebs:ParentSnapshot": "false"}})
         ],
         "our snapshots": [("OurSnapshots", snapshots, OURS)],
-        "our images": [("OurImages", images, OURS)],
+        "our images": [("OurImages", images, OUR_IMAGES)],
         "our tags": [
             (
                 "TagOurResources",
@@ -266,7 +274,8 @@ def _grants(target: Target, place: Place) -> list[Grant]:
                 ),
                 {},
             ),
-            ("OfOurImages", _ec2(place, "image/ami-*", "snapshot/snap-*"), OURS),
+            ("OfOurImages", _ec2(place, "image/ami-*"), OUR_IMAGES),
+            ("WithOurSnapshots", _ec2(place, "snapshot/snap-*"), OURS),
         ],
         "our instances": [
             (

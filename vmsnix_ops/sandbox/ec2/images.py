@@ -14,6 +14,8 @@ from vmsnix_ops.sandbox.ec2 import common, encryption, imports, sharing, snapsho
 from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
 from vmsnix_ops.sandbox.ec2.state import Image
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
+from vmsnix_ops.sandbox.objects import find_bucket
+from vmsnix_ops.sandbox.wire.errors import not_emulated
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context
@@ -33,7 +35,7 @@ def image_view(image: Image, clock: Clock) -> dict[str, Any]:
     state = image.state(clock)
     view: dict[str, Any] = {
         "ImageId": image.image_id,
-        "ImageLocation": f"{image.owner}/{image.name}",
+        "ImageLocation": image.location or f"{image.owner}/{image.name}",
         "ImageType": "machine",
         "Name": image.name,
         "OwnerId": image.owner,
@@ -46,7 +48,7 @@ def image_view(image: Image, clock: Clock) -> dict[str, Any]:
         "PlatformDetails": "Linux/UNIX",
         "UsageOperation": "RunInstances",
         "RootDeviceName": image.root_device,
-        "RootDeviceType": "ebs",
+        "RootDeviceType": image.root_type,
         "BlockDeviceMappings": image.mappings,
         "EnaSupport": image.ena,
         "DeregistrationProtection": protection_of(image, clock),
@@ -110,7 +112,7 @@ def _readers(clock: Clock) -> dict[str, Reader]:
         "image-type": lambda _i: ["machine"],
         "is-public": lambda i: [i.public()],
         "kernel-id": _never,
-        "manifest-location": lambda i: [f"{i.owner}/{i.name}"],
+        "manifest-location": lambda i: [i.location or f"{i.owner}/{i.name}"],
         "name": lambda i: [i.name],
         "owner-alias": _never,  # only AWS's own images have one
         "owner-id": lambda i: [i.owner],
@@ -120,7 +122,7 @@ def _readers(clock: Clock) -> dict[str, Reader]:
         "public-ssm-parameter-name": _never,
         "ramdisk-id": _never,
         "root-device-name": lambda i: [i.root_device],
-        "root-device-type": lambda _i: ["ebs"],
+        "root-device-type": lambda i: [i.root_type],
         "source-image-id": lambda i: one(i.source_image),
         "source-image-region": lambda i: one(i.source_region),
         "source-instance-id": lambda i: one(i.source_instance),
@@ -226,6 +228,7 @@ def check_name(context: Context, name: str | None) -> str:
         "BootMode",
         "Description",
         "EnaSupport",
+        "ImageLocation",
         "ImdsSupport",
         "Name",
         "RootDeviceName",
@@ -238,13 +241,18 @@ def check_name(context: Context, name: str | None) -> str:
     locks=False,
 )
 def register_image(context: Context, params: Params) -> dict[str, Any]:
-    """Register an image whose root device starts from a snapshot."""
+    """Register an image whose root device starts from a snapshot, or from a bundle in S3.
+
+    EC2 reads a bundle by the bucket's ACL for it and not with the caller's rights; ACLs are not emulated, so
+    any manifest in a bucket of the account will do, and its content is not read.
+    """
     imports.settle(context)
     with context.lock:
         common.registration(params)
         tags = at_creation(params, "image")["image"]
         name = check_name(context, params.get("Name"))
         devices = of_image(context, params)
+        _check_manifest(context, params.get("ImageLocation", ""))
         image = Image(
             image_id=common.new_id("ami"),
             owner=context.account,
@@ -263,6 +271,7 @@ def register_image(context: Context, params: Params) -> dict[str, Any]:
             imds=params.get("ImdsSupport", ""),
             uefi_data=params.get("UefiData", ""),
             tags=tags,
+            location=params.get("ImageLocation", ""),
         )
         context.table("images")[image.image_id] = image
     return {"ImageId": image.image_id}
@@ -338,9 +347,19 @@ def of_image(context: Context, params: Params) -> list[dict[str, Any]]:
             shown.append({"DeviceName": device, "Ebs": _ebs(context, mapping["Ebs"])})
         else:
             shown.append({k: v for k, v in mapping.items() if k in ("DeviceName", "VirtualName", "NoDevice")})
-    if not any(m["DeviceName"] == root and "SnapshotId" in m.get("Ebs", {}) for m in shown):
+    rooted = any(m["DeviceName"] == root and "SnapshotId" in m.get("Ebs", {}) for m in shown)
+    if not rooted and not params.get("ImageLocation"):
         raise _error("No root snapshot specified in device mapping.")
     return shown
+
+
+def _check_manifest(context: Context, location: str) -> None:
+    """Refuse a bundle whose manifest EC2 cannot read."""
+    bucket, _, key = location.partition("/")
+    found = find_bucket(context.tables, bucket)
+    if location and (found is None or found.account != context.account or key not in found.objects):
+        text = f"HTTP 403 (Forbidden) response for URL http://s3.amazonaws.com:80/{location}"
+        raise AwsError("InvalidManifest", text)
 
 
 def _ebs(context: Context, ebs: Params) -> dict[str, Any]:
@@ -699,6 +718,8 @@ def copy_image(context: Context, params: Params) -> dict[str, Any]:
     if state != "available":
         text = f"The image {source.image_id} is not available: it is {state}."  # text from memory
         raise AwsError("InvalidAMIID.Unavailable", text)
+    if source.location:
+        raise not_emulated("ec2", "CopyImage", "an image with an instance store")
     name = params.get("Name")
     if not name:
         raise AwsError("MissingParameter", "The request must contain the parameter Name")

@@ -20,6 +20,7 @@ from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
 from vmsnix_ops.sandbox.ec2.state import Instance
 from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
 from vmsnix_ops.sandbox.iam.common import Role
+from vmsnix_ops.sandbox.wire.errors import not_emulated
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context, Params
@@ -384,6 +385,8 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     if not image_id:
         raise AwsError("MissingParameter", "The request must contain the parameter ImageId")
     image = images.usable(context, image_id)
+    if image.location:
+        raise not_emulated("ec2", "RunInstances", "an image with an instance store")
     kind = find(asked.get("InstanceType", "m1.small"))
     check(context, image, kind, asked)
     profile = instance_profile(context, asked)

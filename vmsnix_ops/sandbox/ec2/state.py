@@ -114,7 +114,10 @@ class Snapshot:
 
 @dataclass(slots=True)
 class Image:
-    """An AMI. `mappings` is the block device mapping as DescribeImages shows it."""
+    """An AMI. `mappings` is the block device mapping as DescribeImages shows it.
+
+    `location` is the manifest in S3 of an image whose root device is an instance store; else empty.
+    """
 
     image_id: str
     owner: str
@@ -146,6 +149,12 @@ class Image:
     source_instance: str = ""
     last_launched: datetime | None = None
     token: str = ""
+    location: str = ""
+
+    @property
+    def root_type(self) -> str:
+        """Where its root device comes from: ``ebs`` or ``instance-store``."""
+        return "instance-store" if self.location else "ebs"
 
     def state(self, clock: Clock) -> str:
         """Return ``pending``, ``available``, ``failed`` or ``disabled``."""
