@@ -108,10 +108,23 @@ EVERY_WORKFLOW += [
     "e*:production",
 ]
 EVERY_WORKFLOW += ["pull*", "*:environment:production", "pull_request"]
+MORE_THAN_NAMED = [
+    "ref:refs/heads/main*",
+    "ref:refs/heads/m*n",
+    "ref:refs/heads/release/1*",
+    "ref:refs/heads/*/main",
+    "ref:refs/tags/v*",
+    "ref:refs/tags/v1.*",
+    "ref:refs/pull/1*",
+    "environment:prod*",
+    "environment:production*",
+    "environment:production*:ref:refs/heads/main",
+    "job_workflow_ref:acme/images*",
+]
 
 
-@pytest.mark.parametrize("subject", EVERY_WORKFLOW)
-def test_a_subject_of_every_workflow_needs_a_second_word(subject: str) -> None:
+@pytest.mark.parametrize("subject", [*EVERY_WORKFLOW, *MORE_THAN_NAMED])
+def test_a_subject_that_matches_what_it_does_not_name_needs_a_second_word(subject: str) -> None:
     place, asked = policies.Place(account="012345678901"), {"repository": "acme/images", "subject": subject}
     with pytest.raises(errors.ParameterError, match="--any-subject"):
         policies.github_trust(place, **asked)
@@ -120,11 +133,36 @@ def test_a_subject_of_every_workflow_needs_a_second_word(subject: str) -> None:
     assert allowed == f"repo:acme/images:{subject}"
 
 
-@pytest.mark.parametrize("subject", ["ref:refs/heads/release/*", "environment:prod*", "ref:refs/tags/v*"])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "ref:refs/heads/main",
+        "ref:refs/tags/v1.0",
+        "environment:production",
+        "environment:production:*",
+        "environment:production:ref:refs/heads/*",
+        "ref:refs/heads/release/*",
+        "ref:refs/tags/images/*",
+        "ref:refs/heads/release/*/hotfix",
+    ],
+)
 def test_a_subject_that_fixes_something_needs_no_second_word(subject: str) -> None:
     assert policies.github_trust(
         policies.Place(account="012345678901"), repository="acme/images", subject=subject
     )
+
+
+@pytest.mark.parametrize("repository", ["acme/images", "acme/other"])
+def test_a_subject_with_its_repository_is_refused(repository: str) -> None:
+    """It would print repo:acme/images:repo:..., which matches no workflow at all."""
+    subject = f"repo:{repository}:ref:refs/heads/main*"
+    with pytest.raises(errors.ParameterError, match="--repository"):
+        policies.github_trust(
+            policies.Place(account="012345678901"),
+            repository="acme/images",
+            subject=subject,
+            any_subject=True,
+        )
 
 
 def test_the_command_asks_for_the_second_word() -> None:
@@ -148,6 +186,19 @@ def test_the_command_asks_for_the_second_word() -> None:
 def test_a_place_refuses_what_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(errors.ParameterError, match="cannot be right"):
         policies.Place(**wrong)
+
+
+@pytest.mark.parametrize(
+    "region", ["mars-north-1", "eu-central-3", "us-east-11", "eu-central-1a", "EU-WEST-1"]
+)
+def test_a_region_that_is_none_is_refused(region: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One mistyped region among others would silently print a policy without it."""
+    for kind in ("publisher", "auditor", "github-oidc-trust"):
+        asked = ["iam-policy", kind, "--bucket", "acme-images", "--region", "eu-west-1", "--region", region]
+        assert main(asked) != 0
+        caught = capsys.readouterr()
+        assert region in caught.err
+        assert caught.out == ""
 
 
 def test_an_unknown_action_is_refused_when_it_is_declared() -> None:

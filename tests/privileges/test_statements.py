@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.privileges.account import BUCKET as IMAGES
 from vmsnix_ops import errors
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.cli import main
 from vmsnix_ops.cli.iam_policy import OTHERS
-from vmsnix_ops.cli.jobs import JOBS
+from vmsnix_ops.cli.jobs import JOBS, KINDS
 from vmsnix_ops.cli.permissions_page import page
+from vmsnix_ops.sandbox import Access
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.privileges.account import Account
 
 ACCOUNT, BUCKET = "012345678901", "acme-images"
 OURS = {"StringLike": {"aws:ResourceTag/vmsnix:digest": "?*"}}
@@ -204,6 +209,52 @@ def test_an_archivist_cannot_replace_an_upload(
     assert "arn:aws:s3:::acme-images/evidence/*" in capsys.readouterr().out
 
 
+def test_an_archivist_of_a_bucket_that_may_have_uploads_keeps_out_of_them(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a bucket in vmsnix.toml nothing tells whether --bucket is that of the uploads."""
+    iam, s3 = account.aws.client("iam"), account.aws.client("s3")
+    s3.put_object(Bucket=IMAGES, Key="vmsnix/image.vhd", Body=b"image")
+    assert main(["iam-policy", "archivist", "--bucket", IMAGES]) == 0
+    iam.create_user(UserName="ci")
+    iam.put_user_policy(UserName="ci", PolicyName="only", PolicyDocument=capsys.readouterr().out)
+    key = iam.create_access_key(UserName="ci")["AccessKey"]
+    access = Access(account.aws.url, key["AccessKeyId"], key["SecretAccessKey"], account.aws.account)
+    archivist = access.client("s3")
+    archivist.put_object(Bucket=IMAGES, Key="evidence/run/result.json", Body=b"{}")
+    with pytest.raises(archivist.exceptions.ClientError, match="AccessDenied"):
+        archivist.put_object(Bucket=IMAGES, Key="vmsnix/image.vhd", Body=b"other")
+    with pytest.raises(archivist.exceptions.ClientError, match="AccessDenied"):
+        archivist.create_multipart_upload(Bucket=IMAGES, Key="vmsnix/image.vhd")
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "refused"),
+    [
+        ('archive = "s3://evidence"\n', ["--bucket", "acme-images"], "--bucket names acme-images"),
+        ('archive = "s3://evidence/vmsnix/runs"\n', [], "in one place"),
+        ('bucket = "acme-images"\n', ["--bucket", "acme-images"], "in one place"),
+        ('bucket = "acme-images"\n', ["--bucket", "evidence"], ""),
+        ('bucket = "acme-images"\narchive = "s3://evidence/vmsnix"\n', [], ""),
+        ('archive = "s3://evidence/runs"\n', ["--bucket", "evidence"], ""),
+    ],
+)
+def test_an_archivist_s_bucket_agrees_with_the_settings(
+    settings: str,
+    options: list[str],
+    refused: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vmsnix.toml").write_text(settings)
+    assert main(["iam-policy", "archivist", *options]) == (errors.UsageError.exit_code if refused else 0)
+    caught = capsys.readouterr()
+    assert refused in " ".join(caught.err.split())
+    assert '"Deny"' not in caught.out, "another bucket than that of the uploads has no such prefix"
+
+
 def test_the_page_names_every_job_that_must_not_be_a_publisher_s() -> None:
     """Who makes a foreign snapshot ours must not launch, share, read or delete what is ours."""
     (warning,) = [text for text in page().split("\n\n") if text.startswith("Do not attach")]
@@ -226,6 +277,77 @@ def test_a_promoter_tells_one_topic(capsys: pytest.CaptureFixture[str]) -> None:
     (telling,) = [one for one in printed["Statement"] if "sns:Publish" in one["Action"]]
     assert telling["Resource"] == [topic]
     assert main(["iam-policy", "promoter", "--announce", "--topic", "images"]) != 0
+
+
+KEY = "arn:aws:kms:eu-central-1:012345678901:key/12345678-1234-1234-1234-123456789012"
+WITH_A_KEY = {
+    **{kind: [kind] for kind in (*KINDS, *OTHERS)},
+    "publisher via direct": ["publisher", "--via", "direct"],
+    "incremental publisher": ["publisher", "--via", "direct", "--incremental"],
+    "public publisher": ["publisher", "--via", "direct", "--public", "--verify"],
+}
+KMS = ("kms:Decrypt", "kms:CreateGrant", "kms:GenerateDataKey", "kms:ReEncryptFrom", "kms:ReEncryptTo")
+
+
+def printed_with_a_key(capsys: pytest.CaptureFixture[str], policy: str, key: str = KEY) -> dict[str, Any]:
+    """Return what the command prints of a policy for an account with a KMS key."""
+    asked = ["iam-policy", *WITH_A_KEY[policy], "--bucket", BUCKET, "--account", ACCOUNT, "--kms-key", key]
+    asked += ["--repository", "acme/images"] if policy == "github-oidc-trust" else []
+    assert main(asked) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+@pytest.mark.parametrize("policy", WITH_A_KEY)
+def test_nobody_uses_a_key_directly(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The role of VM Import is the exception: AWS does not say through which service it uses a key."""
+    for statement in printed_with_a_key(capsys, policy)["Statement"]:
+        named = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        uses = [one for one in KMS if any(fnmatch.fnmatch(one, action) for action in named)]
+        if statement["Effect"] != "Allow" or not uses:
+            continue
+        assert statement["Resource"] == [KEY]
+        if policy == "vmimport-role":
+            continue
+        services = statement["Condition"]["StringLike"]["kms:ViaService"]
+        assert set(services) <= {"ec2.eu-central-1.*", "s3.eu-central-1.*"}
+        if "kms:CreateGrant" in uses:
+            assert uses == ["kms:CreateGrant"]
+            assert statement["Condition"]["Bool"] == {"kms:GrantIsForAWSResource": "true"}
+
+
+@pytest.mark.parametrize("policy", [name for name in WITH_A_KEY if "publisher" in name])
+def test_a_publisher_decrypts_through_ebs_and_not_directly(
+    account: Account, policy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    iam = account.aws.client("iam")
+    user = iam.create_user(UserName="ci")["User"]["Arn"]
+    iam.put_user_policy(
+        UserName="ci", PolicyName="only", PolicyDocument=json.dumps(printed_with_a_key(capsys, policy))
+    )
+
+    def allowed_to(**context: str) -> set[str]:
+        entries = [
+            {
+                "ContextKeyName": f"kms:{name}",
+                "ContextKeyType": "string",
+                "ContextKeyValues": [value],
+            }
+            for name, value in context.items()
+        ]
+        asked = {"PolicySourceArn": user, "ActionNames": KMS, "ResourceArns": [KEY]}
+        found = iam.simulate_principal_policy(**asked, ContextEntries=entries)["EvaluationResults"]
+        return {one["EvalActionName"] for one in found if one["EvalDecision"] == "allowed"}
+
+    here, domain = "eu-central-1", "amazonaws.com"
+    assert allowed_to() == set()
+    assert allowed_to(GrantIsForAWSResource="true") == set()
+    assert allowed_to(ViaService=f"ec2.{here}.{domain}") == {*KMS} - {"kms:CreateGrant"}
+    assert allowed_to(ViaService=f"ec2.{here}.{domain}", GrantIsForAWSResource="true") == {*KMS}
+    for other in (f"ssm.{here}.{domain}", f"ec2.eu-west-1.{domain}", f"lambda.{here}.{domain}"):
+        assert allowed_to(ViaService=other, GrantIsForAWSResource="true") == set()
+    uploads = {*KMS} - {"kms:CreateGrant"} if policy == "publisher" else set()
+    assert allowed_to(ViaService=f"s3.{here}.{domain}") == uploads
 
 
 def test_policies_of_roles_and_buckets_are_known_to_these_tests() -> None:

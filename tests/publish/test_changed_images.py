@@ -279,6 +279,27 @@ def test_a_snapshot_is_compared_with_what_was_identified_and_not_with_the_file_o
         wanted.import_snapshot(source)
 
 
+def test_a_snapshot_that_differs_and_cannot_be_deleted_is_not_said_to_contain_the_image(
+    aws: Sandbox, plan: Callable[..., publish.Plan], raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    wanted = plan(
+        image=str(raw), via="direct", verify="whole", progress=Progress(lambda e: said.append(e.message))
+    )
+
+    def differs(*_: Any, **__: Any) -> str:
+        raise errors.SnapshotFailedError("The snapshot does not hold the image.")
+
+    monkeypatch.setattr("vmsnix_ops.aws.ebs_direct.reading.verify", differs)
+    refused = {"code": "SnapshotLocked", "http": 400, "message": "The snapshot is locked."}
+    aws.faults.add({"op": "ec2:DeleteSnapshot", "do": "error", **refused})
+    with pytest.raises(errors.SnapshotFailedError):
+        wanted.import_snapshot(wanted.upload(wanted.build()))
+    (told,) = [text for text in said if "it was not deleted" in text]
+    assert "does not contain the image" in told
+    assert "same bytes" not in told
+
+
 def test_an_object_that_is_there_is_used_by_its_digest_and_the_file_is_not_read_again(
     aws: Sandbox, plan: Callable[..., publish.Plan], raw: Path
 ) -> None:

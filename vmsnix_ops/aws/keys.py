@@ -31,15 +31,6 @@ ROLE_ACTIONS = (
 )
 """What VM Import's role needs on the key."""
 
-CALLER_ACTIONS = (
-    "kms:CreateGrant",
-    "kms:Decrypt",
-    "kms:DescribeKey",
-    "kms:GenerateDataKey*",
-    "kms:ReEncrypt*",
-)
-"""What a publisher needs on the key."""
-
 SIMULATED = (
     "kms:CreateGrant",
     "kms:Decrypt",
@@ -101,8 +92,50 @@ def mark(kms_key: str) -> str:
     return f"-{hashlib.sha256(kms_key.encode()).hexdigest()[:8]}" if kms_key else ""
 
 
-def statement(kms_key: str, actions: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return the statement of a policy that allows a key's use; none without a key."""
+def caller_statements(kms_key: str, *, via: str) -> list[dict[str, Any]]:
+    """Return the statements that let a publisher use a key through AWS's services only; none without a key.
+
+    EBS calls KMS as ``ec2.REGION...`` with the publisher's rights, its direct APIs too, and S3 as
+    ``s3.REGION...`` when it encrypts an upload ("kms:ViaService" in the KMS Developer Guide; the managed
+    policy AWSBackupServiceRolePolicyForIndexing lets the EBS direct APIs read like this). The rest of the
+    name is the partition's domain, which AWS sets. A grant must be for a service as well ("Permissions for
+    IAM users" of "Amazon EBS encryption").
+
+    Parameters
+    ----------
+    kms_key
+        ARN of the key.
+    via
+        ``"import"`` or ``"direct"``: a direct upload does not use S3.
+    """
     if not kms_key:
         return []
-    return [{"Sid": "UseTheKey", "Effect": "Allow", "Action": list(actions), "Resource": [kms_key]}]
+    region = kms_key.split(":")[3]
+    ebs, s3 = f"ec2.{region}.*", f"s3.{region}.*"
+    through = {"StringLike": {"kms:ViaService": [ebs, s3] if via == "import" else [ebs]}}
+    granting = {
+        "StringLike": {"kms:ViaService": [ebs]},
+        "Bool": {"kms:GrantIsForAWSResource": "true"},
+    }
+    used = ["kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKey*", "kms:ReEncrypt*"]
+    return [
+        {"Sid": "UseTheKey", "Effect": "Allow", "Action": used, "Resource": [kms_key], "Condition": through},
+        {
+            "Sid": "LetEbsUseTheKey",
+            "Effect": "Allow",
+            "Action": ["kms:CreateGrant"],
+            "Resource": [kms_key],
+            "Condition": granting,
+        },
+    ]
+
+
+def role_statements(kms_key: str) -> list[dict[str, Any]]:
+    """Return the statement that lets VM Import's role use a key; none without a key.
+
+    It has no ``kms:ViaService``: AWS lists the actions that the role needs, and not through which service VM
+    Import uses them. Nobody but VM Import may take the role.
+    """
+    if not kms_key:
+        return []
+    return [{"Sid": "UseTheKey", "Effect": "Allow", "Action": list(ROLE_ACTIONS), "Resource": [kms_key]}]

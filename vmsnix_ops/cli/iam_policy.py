@@ -59,7 +59,7 @@ NEED_BUCKET = ("publisher", "archivist", "bootstrap", "vmimport-role", "bucket")
 @click.option(
     "--any-subject",
     is_flag=True,
-    help="Of github-oidc-trust: accept a subject that matches every workflow, such as '*'.",
+    help="Of github-oidc-trust: accept a subject that matches what it does not name, such as '*' or 'main*'.",
 )
 def iam_policy(
     kind: str,
@@ -97,21 +97,31 @@ def iam_policy(
         home, _, prefix = settings.archive.removeprefix("s3://").partition("/")
         home = home if settings.archive.startswith("s3://") else None
         key_prefix = f"{prefix}/" if home and prefix else ""
+        if home and bucket and bucket != home:
+            raise errors.UsageError(
+                f"The archive is in {home}, and --bucket names {bucket}.",
+                why=f"archive is {settings.archive} in vmsnix.toml.",
+                cure=f"Leave out --bucket, or print the policy of another archive: "
+                f"VMSNIX_ARCHIVE=s3://{bucket}/evidence vmsnix iam-policy archivist.",
+            )
     if kind in NEED_BUCKET and not (kind == "publisher" and via == "direct") and not (bucket or home):
         raise errors.UsageError(
             f"No bucket was given for the policy {kind}.",
             why="It would cover the objects of every bucket.",
             cure="Add --bucket NAME, or set it in vmsnix.toml.",
         )
-    if kind == "archivist" and (bucket or home) == settings.bucket:
-        uploads = settings.key_prefix
-        if uploads.startswith(key_prefix) or key_prefix.startswith(uploads):
+    keep_out = False
+    uploads = settings.key_prefix
+    if kind == "archivist" and (uploads.startswith(key_prefix) or key_prefix.startswith(uploads)):
+        if settings.bucket == (bucket or home) or (not settings.bucket and key_prefix.startswith(uploads)):
             raise errors.UsageError(
                 "The archive and the uploads are in one place.",
-                why=f"An archivist could replace an image below s3://{settings.bucket}/{uploads} "
-                "before it is imported.",
-                cure=f'Set archive = "s3://{settings.bucket}/evidence" in vmsnix.toml, or another bucket.',
+                why=f"An archivist could replace an image below s3://{bucket or home}/{uploads} before it is "
+                "imported.",
+                cure=f'Set archive = "s3://{bucket or home}/evidence" in vmsnix.toml, or another bucket.',
             )
+        if not settings.bucket:  # this may be the bucket of the uploads
+            keep_out = True
     place = policies.Place(
         topic=topic,
         account=account,
@@ -133,7 +143,9 @@ def iam_policy(
         }
         actions = jobs.job_of(kind).actions(**options.get(kind, {}))
         policy = policies.document(actions, place)
-        echo(json(policies.with_key(policy, place) if kind == "publisher" else policy, indent=2))
+        if keep_out:
+            policy["Statement"].append(policies.no_uploads(place, uploads))
+        echo(json(policies.with_key(policy, place, via=via) if kind == "publisher" else policy, indent=2))
         return
     documents: dict[str, Callable[[], dict[str, Any]]] = {
         "vmimport-role": lambda: policies.import_role(place),

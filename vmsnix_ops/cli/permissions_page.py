@@ -81,6 +81,11 @@ only what is ours, and cannot make a foreign resource ours:
 - **Secrets**: who may read parameters cannot decrypt them. An explicit Deny on `kms:Decrypt` through
   Systems Manager is part of each such policy.
 
+- **A KMS key** (`--kms-key`, or `kms_key` of `vmsnix.toml`) is used by a publisher through EBS and S3 only
+  (`kms:ViaService`), and granted only to services of AWS (`kms:GrantIsForAWSResource`). Nobody but VM Import
+  may take the role `vmimport`; its policy has no such condition, because AWS does not document through which
+  service VM Import uses the key.
+
 The tests attack every policy with a foreign AMI, a foreign snapshot with data, a secret and a role.
 
 ## Which jobs are separate, and why
@@ -127,7 +132,8 @@ Do not attach two of these to one identity, nor one of the first two together wi
 - **Auditor, audit member and retirer read user data.** Launch templates, launch configurations and
   container recipes are read whole, and so are parameters that are no SecureStrings. Keep secrets out of all
   of these.
-- **An archivist can replace evidence** below the prefix of `archive`. Keep it in a bucket with versions.
+- **An archivist can replace evidence** below the prefix of `archive`. Keep it in a bucket with versions. An
+  explicit Deny keeps an archivist out of the uploads where `vmsnix.toml` does not say which bucket has them.
 - **A promoter decides what a channel serves.** `ssm:PutParameter` covers every channel below the prefix,
   and `sns:Publish` every topic of the account unless `--topic` names one.
 - **Bootstrap's rights equal an administrator's.** Who may write the policy and the trust of a role can give

@@ -47,7 +47,9 @@ def may_pass_later(error: errors.VmsnixError) -> bool:
 def drop_snapshot(
     plan: Plan, snapshot: SnapshotStep, step: Step, error: errors.VmsnixError | None = None
 ) -> None:
-    """Delete the snapshot of this run after another publisher's AMI won; name it where it may be another's.
+    """Delete the snapshot of this run that no AMI will use; name it where it may be another's.
+
+    It is dropped after another publisher's AMI won, and after a comparison that found other bytes in it.
 
     A snapshot is this run's own when this run made it and it carries this run's tag. AWS refuses to delete
     one that an AMI uses. Two publishers of different AMIs may share an import: the other one finds the
@@ -76,9 +78,11 @@ def drop_snapshot(
         else:
             step.message(f"{snapshot.snapshot_id} of this run is deleted: no AMI uses it")
             return
+    contains = "does not contain" if isinstance(error, errors.SnapshotFailedError) else "contains"
     step.message(
-        f"{snapshot.snapshot_id} has the same bytes, no AMI uses it, and it was not deleted ({problem}). To "
-        f"delete it: {snapshots.deleting(snapshot.snapshot_id, plan.region)}"
+        f"{snapshot.snapshot_id} {contains} the image, no AMI uses it, and "
+        f"it was not deleted ({problem}). To delete it: "
+        f"{snapshots.deleting(snapshot.snapshot_id, plan.region)}"
     )
 
 

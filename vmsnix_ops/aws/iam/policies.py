@@ -72,6 +72,8 @@ class Place:
     ------
     vmsnix_ops.errors.ParameterError
         One of them cannot be right.
+    vmsnix_ops.errors.RegionError
+        There is no region of that name; names the nearest.
     """
 
     account: str = "*"
@@ -112,6 +114,8 @@ class Place:
                 raise errors.ParameterError(
                     f"The {name} {value!r} cannot be right.", why=why, cure="Correct it."
                 )
+        for name in self.regions:
+            preflight_account.region_name(name)
 
     @property
     def role_arn(self) -> str:
@@ -146,7 +150,7 @@ def statements(names: Iterable[str], place: Place) -> list[dict[str, Any]]:
       literal ``*``, so ``${*}`` matches it and never an existing one ("Example: Copying snapshots" in the
       EBS User Guide).
     - An AMI without snapshots, registered of a bundle in S3, may not be shared, launched or changed.
-    - Who may read parameters may not decrypt them.
+    - Who may read parameters may not decrypt them. A key is used through EBS and S3, never directly.
 
     Parameters
     ----------
@@ -465,10 +469,20 @@ def publisher(place: Place) -> dict[str, Any]:
     return with_key(document(publisher_actions(), place), place)
 
 
-def with_key(policy: dict[str, Any], place: Place) -> dict[str, Any]:
+def with_key(policy: dict[str, Any], place: Place, *, via: str = "import") -> dict[str, Any]:
     """Return a publisher's policy that allows the use of the place's key, too."""
-    used = keys.statement(place.kms_key, keys.CALLER_ACTIONS)
+    used = keys.caller_statements(place.kms_key, via=via)
     return {**policy, "Statement": [*policy["Statement"], *used]}
+
+
+def no_uploads(place: Place, key_prefix: str) -> dict[str, Any]:
+    """Return the statement that keeps an archivist from the images below a prefix of the archive's bucket."""
+    return {
+        "Sid": "NoUploads",
+        "Effect": "Deny",
+        "Action": ["s3:PutObject", "s3:DeleteObject"],
+        "Resource": [f"{place.bucket_arn}/{key_prefix}*"],
+    }
 
 
 def import_role(place: Place) -> dict[str, Any]:
@@ -499,7 +513,7 @@ def import_role(place: Place) -> dict[str, Any]:
                 ],
                 "Resource": ["*"],
             },
-            *keys.statement(place.kms_key, keys.ROLE_ACTIONS),
+            *keys.role_statements(place.kms_key),
         ],
     }
 
@@ -551,14 +565,14 @@ def github_trust(
     subject
         Which workflows of it: ``ref:refs/heads/main``, ``environment:production``, ...
     any_subject
-        Whether a subject may match every workflow, such as ``*`` and ``pull_request``: who may push
-        a branch may take the role.
+        Whether a subject may match what it does not name, such as ``*``, ``pull_request`` and
+        ``ref:refs/heads/main*``: who may push a branch may take the role.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        The repository or the subject cannot be right, would let in more than one repository, or matches every
-        workflow without `any_subject`.
+        The repository or the subject cannot be right, would let in more than one repository, or matches what
+        it does not name without `any_subject`.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise errors.ParameterError(
@@ -570,12 +584,19 @@ def github_trust(
         raise errors.ParameterError(
             f"The subject {subject!r} cannot be right.", cure="Give ref:refs/heads/main, for example."
         )
-    if not any_subject and _any_workflow(subject):
+    if subject.startswith("repo:"):
         raise errors.ParameterError(
-            f"The subject {subject!r} fixes no branch, tag or environment of {repository}.",
-            why="Whoever may push a branch there could take the role, with all that its policies allow.",
+            f"The subject {subject!r} begins with a repository.",
+            why=f"The policy puts repo:{repository}: in front of the subject.",
+            cure="Give the repository as --repository and the rest as --subject.",
+        )
+    reason = "" if any_subject else _matches_more(subject)
+    if reason:
+        raise errors.ParameterError(
+            f"The subject {subject!r} {reason}.",
+            why=f"Whoever may push to {repository} could take the role, with all that its policies allow.",
             cure="Name what may take it (--subject ref:refs/heads/main, --subject environment:production), "
-            "or add --any-subject.",
+            "put the wildcard behind a '/' (ref:refs/heads/release/*), or add --any-subject.",
         )
     if place.account == "*":
         raise errors.ParameterError("No account was given.", cure="Give the account of the role: --account.")
@@ -598,12 +619,21 @@ def github_trust(
     }
 
 
-def _any_workflow(subject: str) -> bool:
-    """Return whether a subject fixes neither branch nor tag nor environment before its first wildcard."""
-    if subject == "pull_request":  # who may push a branch may open a pull request of it
-        return True
+def _matches_more(subject: str) -> str:
+    """Return what is wrong with a subject that matches more than it names; empty if it does not.
+
+    A wildcard is accepted behind a whole name only: ``release/*`` are the branches below ``release/``, but
+    ``main*`` is also the branch ``main-evil``, and ``prod*`` an environment that a workflow creates by naming
+    it. Who may open a pull request decides what its workflow does.
+    """
+    if subject == "pull_request":
+        return "is every pull request"
     fixed, wildcard, _ = subject.partition("*")
-    return bool(wildcard) and (":" not in fixed or any(kind.startswith(fixed) for kind in _SUBJECTS))
+    if not wildcard:
+        return ""
+    if ":" not in fixed or any(kind.startswith(fixed) for kind in _SUBJECTS):
+        return "fixes no branch, tag or environment"
+    return "" if fixed.endswith(("/", ":")) else f"matches every name that begins with {fixed!r}"
 
 
 def _audience(partition: str) -> str:
