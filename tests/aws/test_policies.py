@@ -119,7 +119,10 @@ MORE_THAN_NAMED = [
     "environment:prod*",
     "environment:production*",
     "environment:production*:ref:refs/heads/main",
-    "job_workflow_ref:acme/images*",
+    "job_workflow_ref:*",
+    "job_workflow_ref:acme/images/*",
+    "ref:refs/pull/1/*",
+    "event_name:*",
 ]
 
 

@@ -187,6 +187,25 @@ def test_an_import_s_publisher_tags_only_what_has_no_tag_at_all(
             getattr(publisher, call)(SnapshotId=copied, **asked)
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"name": "lower", "team": "", "Größe/é 100%": "ä@=:+"},
+        {"Digest": "0" * 64, "vmsnix": "x", "digest": "1"},
+        {f"key-{number:02}": str(number) for number in range(25)},
+    ],
+    ids=["odd characters", "nearly ours", "many"],
+)
+def test_an_operator_s_tags_are_set_with_the_import_s_policy(account: Account, tags: dict[str, str]) -> None:
+    publish.run(account.plan(IMPORTING, tags=tags))
+    publish.run(account.plan(IMPORTING, tags=tags | {"later": "yes"}))
+    ec2 = account.aws.client("ec2")
+    (snapshot,) = ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
+    (image,) = ec2.describe_images(Owners=["self"])["Images"]
+    assert tags.items() <= tagging.to_dict(snapshot["Tags"]).items()
+    assert (tags | {"later": "yes"}).items() <= tagging.to_dict(image["Tags"]).items()
+
+
 def test_who_changes_tags_of_ours_leaves_the_digest(account: Account) -> None:
     ami = make_ami(account.aws)
     retirer = account.session(JOBS["retire"].actions()).client("ec2")

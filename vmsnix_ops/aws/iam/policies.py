@@ -31,7 +31,7 @@ SPOT = "spot.amazonaws.com"
 GITHUB = "token.actions.githubusercontent.com"
 _REPOSITORY = re.compile(r"[A-Za-z0-9-]{1,39}/[A-Za-z0-9._-]{1,100}")
 _SUBJECT = re.compile(r"[A-Za-z0-9:/._*-]+")
-_SUBJECTS = ("ref:refs/heads/", "ref:refs/pull/", "ref:refs/tags/", "environment:")
+_SUBJECTS = ("ref:refs/heads/", "ref:refs/tags/", "environment:")
 _ACCOUNT = re.compile(r"[0-9]{12}|\*")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|\*")
 _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,2}-[0-9]+")
@@ -631,7 +631,7 @@ def _matches_more(subject: str) -> str:
     fixed, wildcard, _ = subject.partition("*")
     if not wildcard:
         return ""
-    if ":" not in fixed or any(kind.startswith(fixed) for kind in _SUBJECTS):
+    if not any(fixed.startswith(kind) and fixed != kind for kind in _SUBJECTS):
         return "fixes no branch, tag or environment"
     return "" if fixed.endswith(("/", ":")) else f"matches every name that begins with {fixed!r}"
 
