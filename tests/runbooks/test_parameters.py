@@ -36,6 +36,13 @@ def convert(declaration: str, value: object) -> object:
         ("a: bool = False", "TRUE", True),
         ("a: bool = False", "yes", True),
         ("a: bool = False", True, True),
+        ("a: bool = True", 0, False),
+        ("a: bool = False", 1, True),
+        ("a: bool | None = None", 0, False),
+        ("a: list[bool] = []", [0, 1], [False, True]),
+        ("a: list[int] = []", 5, [5]),
+        ("a: list[float] = []", 1.5, [1.5]),
+        ("a: dict[str, bool] = {}", {"a": 0}, {"a": False}),
         ("a: int = 0", "08", 8),
         ("a: int = 0", " -5 ", -5),
         ("a: float = 0.0", "1e3", 1000.0),
@@ -65,7 +72,7 @@ def test_text_becomes_what_the_cell_declares(declaration: str, given: object, va
     [
         ("flag: bool = True", "maybe", "Say true or false"),
         ("flag: bool = True", "", "Say true or false"),
-        ("flag: bool = True", 1, "Say true or false"),
+        ("flag: bool = True", 2, "Say true or false"),
         ("count: int = 1", "1.5", "digits"),
         ("count: int = 1", "0x10", "digits"),
         ("count: int = 1", True, "bool"),
@@ -122,3 +129,42 @@ def test_pairs_are_split_at_the_first_equals_sign() -> None:
 def test_a_pair_that_is_none_is_refused(pairs: list[str]) -> None:
     with pytest.raises(ParameterError):
         parameters.split(pairs)
+
+
+TYPES = ("str", "bool", "int", "float", "list[str]", "list[int]", "list[float]", "list[bool]")
+TYPES += ("dict[str, str]", "dict[str, bool]", "Literal['a', 'b']", "Literal[0, 1]")
+WORDS = ("0", "1", "2", "-1", "08", "1.0", "1.5", "1e3", "True", "False", "true", "no", "None", "nan", "inf")
+WORDS += ("", "a", "a,b", "1,2", "a=1", "[]", "[0]", "{}", '{"a": 0}', "1_000", "9" * 400, "[" * 100_000)
+
+
+@pytest.mark.parametrize("optional", ["", " | None"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_word_means_the_same_however_it_is_given(kind: str, optional: str) -> None:
+    """papermill makes numbers, truths and None of some words; the command line passes all of them as text.
+
+    What both accept is the same value; only text that lost something (leading zeros) is refused.
+    """
+    from papermill.cli import _resolve_type
+
+    declaration = f"a: {kind}{optional} = None"
+
+    def answer(value: object) -> object:
+        try:
+            return convert(declaration, value)
+        except ParameterError as error:
+            assert repr(value)[:40] in str(error)
+            return error
+
+    for word in WORDS:
+        typed, plain = answer(_resolve_type(word)), answer(word)
+        if not isinstance(typed, ParameterError):
+            assert typed == plain, word
+            assert type(typed) is type(plain), word
+        elif not isinstance(plain, ParameterError):
+            assert "-r NAME VALUE" in str(typed) or _resolve_type(word) is None, (word, str(typed))
+
+
+@pytest.mark.parametrize("given", [2, -1, 1.0, 0.0, [], {}, [True], "2", "1.0", ""])
+def test_what_is_no_truth_is_refused(given: object) -> None:
+    with pytest.raises(ParameterError, match="1, 0 are understood"):
+        convert("a: bool = True", given)

@@ -186,7 +186,8 @@ def _text(_kind: Type, value: object) -> str:
 def _truth(_kind: Type, value: object) -> bool:
     if isinstance(value, bool):
         return value
-    word = value.strip().lower() if isinstance(value, str) else ""
+    # papermill makes numbers of 1 and 0, whose words are understood, too.
+    word = str(value).strip().lower() if isinstance(value, str | int) else ""
     if word in TRUE:
         return True
     if word in FALSE:
@@ -212,6 +213,8 @@ def _number(_kind: Type, value: object) -> float:
         number = float(value)
     except ValueError:
         raise _UnfitError("Write it like 1.5.") from None
+    except OverflowError:
+        raise _UnfitError("It is too large.") from None
     if not math.isfinite(number):
         raise _UnfitError("It must be finite.")
     return number
@@ -224,6 +227,8 @@ def _list(kind: Type, value: object) -> list[object]:
             value = _json(text)
         else:
             value = [word.strip() for word in text.split(",")] if text else []
+    if isinstance(value, bool | int | float):  # of one item, as papermill reads it
+        value = [value]
     if not isinstance(value, list | tuple):
         raise _UnfitError("Write items with commas between, or a JSON list.")
     return [_item(kind, item, f"Item {number}") for number, item in enumerate(value, 1)]
@@ -266,6 +271,8 @@ def _json(text: str) -> object:
         if isinstance(error, _UnfitError):
             raise
         raise _UnfitError(f"It is not JSON: {error}.") from error
+    except RecursionError:
+        raise _UnfitError("It is nested too deeply.") from None
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
