@@ -150,7 +150,9 @@ def test_a_run_under_way_is_running_and_a_dead_one_is_lost(shelf: Archive) -> No
     assert [one.run_id for one in shelf.entries(status="lost")] == [run_id]
 
 
-def test_a_torn_entry_is_no_run_and_hides_no_other(shelf: Archive, aws: Any, tmp_path: Path) -> None:
+def test_a_torn_entry_is_listed_as_unreadable_and_hides_no_other(
+    shelf: Archive, aws: Any, tmp_path: Path
+) -> None:
     torn = new_run_id("publish-ami", now=START + timedelta(hours=5))
     if shelf.remote:
         key = f"{tmp_path.name}/{torn}/result.json"
@@ -158,7 +160,10 @@ def test_a_torn_entry_is_no_run_and_hides_no_other(shelf: Archive, aws: Any, tmp
     else:
         (tmp_path / "archive" / torn).mkdir()
         (tmp_path / "archive" / torn / "result.json").write_text('{"run_')
-    assert len(shelf.entries()) == 3
+    assert [one.run_id for one in shelf.entries(status="unreadable")] == [torn]
+    assert len(shelf.entries()) == 4
+    with pytest.raises(ArchiveError, match="damaged"):
+        shelf.find(torn)
 
 
 def test_an_archive_that_is_not_there_holds_nothing(tmp_path: Path) -> None:

@@ -152,11 +152,11 @@ def test_a_word_means_the_same_however_it_is_given(kind: str, optional: str) -> 
         try:
             return convert(declaration, value)
         except ParameterError as error:
-            assert repr(value)[:40] in str(error)
             return error
 
     for word in WORDS:
         typed, plain = answer(_resolve_type(word)), answer(word)
+        assert not isinstance(plain, ParameterError) or word[:40] in str(plain)
         if not isinstance(typed, ParameterError):
             assert typed == plain, word
             assert type(typed) is type(plain), word

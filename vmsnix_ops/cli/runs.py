@@ -162,7 +162,7 @@ def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sa
 
     settings = load_settings(sandbox=sandbox or above[1])
     place = open_archive(archive or above[0], sandbox=sandbox or above[1])
-    wanted = place.find(run_id).run_id if run_id else ""
+    wanted = place.full_id(run_id) if run_id else ""
     found = list(repair_runs(place, settings, run_id=wanted))
     if as_json:
         show_json([asdict(one) for one in found])

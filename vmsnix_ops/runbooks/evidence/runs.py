@@ -157,14 +157,27 @@ class Archive:
         ArchiveError
             When the archive cannot be read.
         """
+        found = self._read(self.full_id(word))
+        if found is None:
+            raise self._unknown(word, self.ids())
+        return found
+
+    def full_id(self, word: str) -> str:
+        """Return the id of a run as `find` does, also of one whose entry cannot be read.
+
+        Raises
+        ------
+        UnknownRunError
+            When there is none, which names the nearest, or several.
+        ArchiveError
+            When the archive cannot be read.
+        """
         ids = self.ids()
         fitting = [name for name in ids if name == word] or [
             name for name in ids if word and (name.startswith(word) or name.endswith(f"-{word}"))
         ]
         if len(fitting) == 1:
-            found = self._read(fitting[0])
-            if found is not None:
-                return found
+            return fitting[0]
         if len(fitting) > 1:
             shown = ", ".join(fitting[:5]) + (", ..." if len(fitting) > 5 else "")
             raise UnknownRunError(
@@ -172,7 +185,10 @@ class Archive:
                 why=f"They are {shown}.",
                 cure="Give more of the id.",
             )
-        raise UnknownRunError(
+        raise self._unknown(word, ids)
+
+    def _unknown(self, word: str, ids: list[str]) -> UnknownRunError:
+        return UnknownRunError(
             f"There is no run {word!r} in {self.place}.",
             why=nearest(word, ids) or ("" if ids else "The archive holds no runs yet."),
             cure="`vmsnix runs` lists them; --archive and --sandbox look elsewhere.",
@@ -258,13 +274,29 @@ class Archive:
             )
 
     def _read(self, run_id: str) -> Entry | None:
-        """Return a run; ``None`` when what looks like one has no entry."""
+        """Return a run; ``None`` when what looks like one has no entry.
+
+        Raises
+        ------
+        ArchiveError
+            Its entry cannot be read, or is no whole ``result.json``.
+        """
         local = (self.work if self.remote else Path(self.place)) / run_id
-        values = parse(_local(local / archives.RESULT))
+        place = str(local / archives.RESULT)
+        content = _local(local / archives.RESULT)
+        values = parse(content)
         if values.get("status") in (None, RUNNING) and self.remote:
-            values = parse(self._content(f"{self.place.rstrip('/')}/{run_id}/{archives.RESULT}"))
+            place = f"{self.place.rstrip('/')}/{run_id}/{archives.RESULT}"
+            kept = self._content(place)
+            content, values = (content, values) if kept is None and not values else (kept, parse(kept))
         if not values:
-            return None
+            if content is None:
+                return None
+            raise ArchiveError(
+                f"The entry of the run {run_id} is damaged: {place}.",
+                why=f"Its {len(content)} bytes are not a whole result.json.",
+                cure=f"Restore it from the tables, on the machine of the run: vmsnix runs repair {run_id}.",
+            )
         status = str(values.get("status") or RUNNING)
         return Entry(run_id, values, LOST if status == RUNNING and self._is_lost(local, values) else status)
 
