@@ -99,6 +99,8 @@ def tests_are_quick() -> Iterator[None]:
     """Share models and shorten pauses; see tests/quick.py."""
     patch = pytest.MonkeyPatch()
     quick.share_models(patch)
+    quick.share_clients(patch)
+    quick.share_data_of_images(patch)
     quick.pause_briefly(patch)
     quick.keep_bytecode(patch)
     yield

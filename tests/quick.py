@@ -1,4 +1,4 @@
-"""What makes tests quick and changes nothing that they look at: shared models, short pauses, kept bytecode.
+"""What makes tests quick and changes nothing that they look at: shared clients and models, short pauses.
 
 The sandbox's clock is thousands of times faster than ours, and a pause that is right for AWS is an age there.
 """
@@ -6,7 +6,10 @@ The sandbox's clock is thousands of times faster than ours, and a pause that is 
 from __future__ import annotations
 
 import inspect
-from functools import cache, partial
+import os
+import socket
+from contextlib import suppress
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ def share_models(patch: pytest.MonkeyPatch) -> None:
     """
     import botocore.client
     import botocore.hooks
+    import botocore.model
     import botocore.session
     import botocore.useragent
 
@@ -43,6 +47,90 @@ def share_models(patch: pytest.MonkeyPatch) -> None:
         return made[name]
 
     patch.setattr(creator, "_create_client_class", remembered)
+    discovery = botocore.model.ServiceModel.endpoint_discovery_operation._fget
+    found: dict[str, Any] = {}
+
+    def searched_once(model: Any) -> Any:  # it reads all operations, hundreds of them, for every client
+        if model.service_name not in found:
+            found[model.service_name] = discovery(model)
+        return found[model.service_name]
+
+    patch.setattr(botocore.model.ServiceModel, "endpoint_discovery_operation", property(searched_once))
+
+
+def share_clients(patch: pytest.MonkeyPatch) -> None:
+    """Let tests share AWS clients: all sandboxes of this process have one address and one key, one by one.
+
+    Shared are those of plain sessions with keys of the environment; a test that gives its session or client
+    handlers makes another one.
+    """
+    import boto3
+    from botocore.credentials import Credentials
+    from botocore.retries.quota import RetryQuota
+
+    from vmsnix_ops.aws import session as sessions
+    from vmsnix_ops.sandbox import Access, server
+
+    listen, own_port = server._listen, listening_port()
+
+    def listen_again(port: int) -> Any:
+        if port == 0:
+            with suppress(OSError):  # a second sandbox beside the first
+                return listen(own_port)
+        return listen(port)
+
+    patch.setattr(server, "_listen", listen_again)
+
+    make, made, quotas = sessions._make, {}, []
+
+    class Quota(RetryQuota):  # type: ignore[misc]
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            quotas.append(self)
+
+    patch.setattr("botocore.retries.quota.RetryQuota", Quota)
+
+    def shared(session: Any, *asked: Any) -> Any:
+        keys = session.get_credentials()
+        plain = type(session) is boto3.Session and type(keys) is Credentials
+        if not plain or "VMSNIX_RECORD" in os.environ:
+            return make(session, *asked)
+        about = sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_") or "proxy" in k.lower())
+        key = (session.profile_name, keys.get_frozen_credentials(), *about, *asked)
+        if key not in made:
+            before = len(quotas)
+            made[key] = make(session, *asked), quotas[before:]
+        client, its_quotas = made[key]
+        for quota in its_quotas:  # the retries of earlier tests do not count
+            quota._available_capacity = quota._max_capacity
+        return client
+
+    patch.setattr(sessions, "_make", shared)
+    client, clients = Access.client, {}
+
+    def client_of(access: Any, service: str, region: str = "us-east-1", **options: Any) -> Any:
+        if options:
+            return client(access, service, region, **options)
+        key = (access.url, access.access_key, access.secret_key, service, region)
+        if key not in clients:
+            clients[key] = client(access, service, region)
+        return clients[key]
+
+    patch.setattr(Access, "client", client_of)
+
+
+def share_data_of_images(patch: pytest.MonkeyPatch) -> None:
+    """Let sample images share the bytes that look random: to make them takes longer than all else."""
+    from vmsnix_ops.disk import sample
+
+    patch.setattr(sample, "_data", lru_cache(4)(sample._data))
+
+
+def listening_port() -> int:
+    """Return a TCP port of 127.0.0.1 that is free now."""
+    with socket.socket() as tried:
+        tried.bind(("127.0.0.1", 0))
+        return int(tried.getsockname()[1])
 
 
 def _accepts_kwargs(slowly: Callable[[Any], Any], handler: Any) -> Any:

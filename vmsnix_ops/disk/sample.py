@@ -95,7 +95,7 @@ def make_sample_image(
 
 def _content(message: str, seed: str, disk_bytes: int, data_bytes: int) -> Iterator[Block]:
     """Yield the blocks of the disk: boot sector, then runs of data with a hole of a quarter block between."""
-    data = memoryview(hashlib.shake_128(f"vmsnix {seed}\n{message}".encode()).digest(data_bytes))
+    data = memoryview(_data(f"vmsnix {seed}\n{message}", data_bytes))
     sectors = disk_bytes // SECTOR - PARTITION_START
     first = boot_sector(message, partition_start=PARTITION_START, partition_sectors=sectors)
     yield Block(0, first.ljust(DEFAULT_BLOCK, b"\0"))
@@ -104,6 +104,11 @@ def _content(message: str, seed: str, disk_bytes: int, data_bytes: int) -> Itera
     run = DEFAULT_BLOCK * 3 // 4
     for number, at in enumerate(range(0, len(data), run)):
         yield Block(1 + number, bytes(data[at : at + run]).ljust(DEFAULT_BLOCK, b"\0"))
+
+
+def _data(seed: str, length: int) -> bytes:
+    """Return bytes that look random; the same ones for the same words."""
+    return hashlib.shake_128(seed.encode()).digest(length)
 
 
 def _write_raw(path: Path, blocks: Iterator[Block], size: int) -> None:

@@ -21,7 +21,6 @@ from vmsnix_ops.records import schemas
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.secrets import without_secrets
 from vmsnix_ops.records.tables import Tables
-from vmsnix_ops.redaction import Redactor, secret_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -68,14 +67,15 @@ class RunTables(Tables):
         Rows of other tables than `KEPT` only save later work. Where they cannot be written the error is
         collected in `problems`, not raised.
         """
-        data = without_secrets(to_arrow(schemas.schema(table), rows))
+        schema = schemas.schema(table)
+        data = without_secrets(to_arrow(schema, rows))
         if data.num_rows == 0:
             return
         once = once or f"{self.run.run_id}/{uuid.uuid4().hex}"
         path = self.run.folder / FILE_NAME
         kept = table in KEPT and _write(path, {"table": table, "once": once, "rows": _plain(data)})
         try:
-            super().append(table, data, once=once)
+            self._append_clean(schema, data, once)
         except RecordsError as error:
             if table in KEPT:
                 raise
@@ -205,8 +205,11 @@ def _plain(data: pa.Table) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, line: Mapping[str, Any]) -> bool:
-    """Append one line with one write, so that threads do not mix; return whether it was written."""
-    text = Redactor(secret_values()).json(json.dumps(line, ensure_ascii=False)).encode()
+    """Append one line with one write, so that threads do not mix; return whether it was written.
+
+    The rows must be free of secrets already.
+    """
+    text = json.dumps(line, ensure_ascii=False).encode()
     try:
         files.make_folder(path.parent)
         descriptor = files.create(path, os.O_WRONLY | os.O_APPEND)

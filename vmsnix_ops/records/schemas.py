@@ -18,6 +18,7 @@ flag     bool                      ``boolean``              bool
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.errors import SchemaError, nearest
@@ -97,6 +98,7 @@ class Schema:
             cure="Correct the name.",
         )
 
+    @cache  # noqa: B019 - there are as many as tables
     def arrow(self) -> pa.Schema:
         """Return the schema as Delta Lake stores it; descriptions and units are field metadata."""
         import pyarrow as pa

@@ -149,9 +149,13 @@ class Tables:
             When the table cannot be written, or is damaged.
         """
         schema = schemas.schema(table)
-        data = without_secrets(to_arrow(schema, rows))
+        self._append_clean(schema, without_secrets(to_arrow(schema, rows)), once)
+
+    def _append_clean(self, schema: Schema, data: pa.Table, once: str | None) -> None:
+        """Append rows that fit the schema and contain no secret."""
         if data.num_rows == 0:
             return
+        table = schema.name
         # A lost answer makes a commit that happened look like a conflict with somebody else. The name tells.
         name = once or uuid.uuid4().hex
 
