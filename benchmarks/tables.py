@@ -77,7 +77,7 @@ def ask(question: str, way: str, place: str, rows: int) -> Any:
     """Answer one question one way; the answer is plain numbers."""
     from datetime import UTC, datetime
 
-    from vmsnix_ops.records import dask_tables, slowness, timings
+    from vmsnix_ops.records import dask_tables, timings
     from vmsnix_ops.records.tables import Tables
 
     tables, lazy = Tables(place), way == "dask"
@@ -93,10 +93,10 @@ def ask(question: str, way: str, place: str, rows: int) -> Any:
         where = [("started_at", ">=", middle), ("started_at", "<", end), ("step", "==", "import")]
         mean = read("steps", columns=["seconds", "started_at", "step"], where=where)["seconds"].mean()
         return round(float(mean.compute() if lazy else mean), 6)
-    columns = [*slowness.GROUP, "status", "seconds", "bytes", "items", "started_at"]
+    columns = [*timings.GROUP, "status", "seconds", "bytes", "items", "started_at"]
     frame = read("steps", columns=columns, where=[("region", "==", REGIONS[0])])
     found = dask_tables.summary(frame) if lazy else timings.summary(frame)
-    return json.loads(found.sort_values(list(slowness.GROUP)).to_json(orient="values", double_precision=6))
+    return json.loads(found.sort_values(list(timings.GROUP)).to_json(orient="values", double_precision=6))
 
 
 def work(question: str, way: str, place: str, rows: int) -> None:

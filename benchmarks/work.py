@@ -2,8 +2,8 @@
 
 Prints a JSON object with ``seconds``, ``cpu_seconds`` and ``sent`` (blocks). Libraries and clients are loaded
 before the clock starts; not so for the upload to S3, which is compared with a program that has to start too.
-What is compared is written here in the open: ours as `vmsnix_ops.aws.ebs_direct.blocks` does it, and the same
-work through plain boto3.
+What is compared is written here in the open: ours as `vmsnix_ops.aws.ebs_direct.writing` does it, and the
+same work through plain boto3.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def direct(image: str, manifest: str = "", look: Look = "blocks", ceiling: float
 
     from vmsnix_ops.aws.ebs_direct import engine
     from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal
-    from vmsnix_ops.aws.ebs_direct.pending import aggregate, held_blocks
+    from vmsnix_ops.aws.ebs_direct.writing import aggregate, held_blocks
     from vmsnix_ops.disk.digests import Digests
     from vmsnix_ops.disk.formats import open_image
     from vmsnix_ops.disk.survey import block_digests, survey

@@ -14,8 +14,17 @@ from botocore.httpsession import where
 
 from tests.support import require
 from vmsnix_ops import errors
-from vmsnix_ops.aws.ebs_direct.connection import CertificateRefused, Connection, ConnectionFailed, Way
-from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES, BlockWire, Keys, Target, target
+from vmsnix_ops.aws.ebs_direct.wire import (
+    BLOCK_BYTES,
+    BlockWire,
+    CertificateRefused,
+    Connection,
+    ConnectionFailed,
+    Keys,
+    Target,
+    Way,
+    target,
+)
 
 HEAD = b"PUT / HTTP/1.1\r\nhost: here\r\n\r\n"
 BLOCK = bytes(range(256)) * 2048

@@ -15,7 +15,7 @@ from tests.aws.test_block_resume import BLOCK, REGION, Upload, aws, image, puts,
 from tests.publish.test_publish import bytes_of
 from tests.support import join, wait_until
 from vmsnix_ops import errors
-from vmsnix_ops.aws.ebs_direct import engine, pending
+from vmsnix_ops.aws.ebs_direct import engine, writing
 from vmsnix_ops.aws.ebs_direct import worker as block_worker
 from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, Pushing
 from vmsnix_ops.aws.ebs_direct.wire import Answer, Keys, Target
@@ -85,7 +85,7 @@ def test_a_snapshot_that_expires_under_the_upload_is_begun_anew(aws, image, uplo
 
 
 def test_a_block_that_is_refused_for_good_leaves_nothing(aws, upload, monkeypatch):
-    monkeypatch.setattr(pending, "SEALED_SECONDS", 1)  # for another machine, of which there is none
+    monkeypatch.setattr(writing, "SEALED_SECONDS", 1)  # for another machine, of which there is none
     aws.faults.add({"op": PUT, "do": "error", "nth": 9, "http": 400, "code": "ValidationException"})
     with pytest.raises(BlockRefusedError, match="ValidationException"):
         upload.run()

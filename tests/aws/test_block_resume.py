@@ -17,7 +17,7 @@ import pytest
 
 from tests.publish.test_publish import bytes_of
 from tests.support import DEADLINE, kill, wait_until
-from vmsnix_ops.aws.ebs_direct import blocks
+from vmsnix_ops.aws.ebs_direct import writing
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal
 from vmsnix_ops.records.tables import Tables
@@ -54,9 +54,9 @@ class Upload:
         self.tables = Tables(self.history)
 
     @property
-    def wanted(self) -> blocks.Upload:
+    def wanted(self) -> writing.Upload:
         tags = {"Name": "victim", "vmsnix:image": "victim", "vmsnix:digest": self.digest, "vmsnix:run": "1"}
-        return blocks.Upload(self.image, self.digest, "victim", REGION, tags, self.journal)
+        return writing.Upload(self.image, self.digest, "victim", REGION, tags, self.journal)
 
     def start(self) -> subprocess.Popen[bytes]:
         words = [str(self.image), self.digest, str(self.journal), str(self.history), REGION]
@@ -69,10 +69,10 @@ class Upload:
 
     def run(
         self, pushing: Pushing | None = None, session: boto3.Session | None = None
-    ) -> blocks.DirectSnapshot:
+    ) -> writing.DirectSnapshot:
         session = session or boto3.Session(region_name=REGION)
-        made = blocks.upload(session, self.wanted, tables=self.tables, pushing=pushing or Pushing(2, 8))
-        return blocks.finish(session, self.wanted, made, tables=self.tables)
+        made = writing.upload(session, self.wanted, tables=self.tables, pushing=pushing or Pushing(2, 8))
+        return writing.finish(session, self.wanted, made, tables=self.tables)
 
 
 def snapshots(aws) -> dict[str, str]:
@@ -179,7 +179,7 @@ def test_a_machine_without_the_journal_goes_on_in_the_same_snapshot(aws, image, 
 def test_a_run_that_died_after_the_seal_keeps_its_manifest_later(aws, image, tmp_path):
     upload = Upload(image, tmp_path / "records")
     session = boto3.Session(region_name=REGION)
-    sealed = blocks.upload(session, upload.wanted, tables=upload.tables, pushing=Pushing(2, 8))
+    sealed = writing.upload(session, upload.wanted, tables=upload.tables, pushing=Pushing(2, 8))
     wait_until(lambda: snapshots(aws)[sealed.snapshot_id] == "completed", "the snapshot's completion")
     again = upload.run()
     assert (again.snapshot_id, again.outcome, again.sent) == (sealed.snapshot_id, "reused", 0)

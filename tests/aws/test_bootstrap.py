@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops import errors, publish
-from vmsnix_ops.aws.cloudformation import template
+from vmsnix_ops.aws.bootstrap import template
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent

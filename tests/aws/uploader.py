@@ -7,14 +7,14 @@ from pathlib import Path
 
 import boto3
 
-from vmsnix_ops.aws.ebs_direct import blocks
+from vmsnix_ops.aws.ebs_direct import writing
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.records.tables import Tables
 
 
-def wanted(image: str, digest: str, journal: str, region: str) -> blocks.Upload:
+def wanted(image: str, digest: str, journal: str, region: str) -> writing.Upload:
     tags = {"Name": "victim", "vmsnix:image": "victim", "vmsnix:digest": digest, "vmsnix:run": "1"}
-    return blocks.Upload(Path(image), digest, "victim", region, tags, Path(journal))
+    return writing.Upload(Path(image), digest, "victim", region, tags, Path(journal))
 
 
 def main() -> None:
@@ -22,8 +22,8 @@ def main() -> None:
     session, tables = boto3.Session(region_name=region), Tables(history)
     job = wanted(image, digest, journal, region)
     pushing = Pushing(processes=2, connections=8)
-    made = blocks.upload(session, job, tables=tables, pushing=pushing)
-    print(blocks.finish(session, job, made, tables=tables).snapshot_id)
+    made = writing.upload(session, job, tables=tables, pushing=pushing)
+    print(writing.finish(session, job, made, tables=tables).snapshot_id)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from tests.support import require
-from vmsnix_ops.disk import vhd_layout
+from vmsnix_ops.disk import vhd
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.disk.vhd_writer import write_vhd
+from vmsnix_ops.disk.vhd import write_vhd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +54,7 @@ def write_ours(path: Path, disk: bytes, kind: str) -> Path:
     """Write a disk with our own writer."""
     raw = write_raw(path.with_suffix(".source"), disk)
     with open_image(raw) as image:
-        write_vhd(path, image.blocks(vhd_layout.DEFAULT_BLOCK), size=image.size, kind=kind)  # type: ignore[arg-type]
+        write_vhd(path, image.blocks(vhd.DEFAULT_BLOCK), size=image.size, kind=kind)  # type: ignore[arg-type]
     return path
 
 
@@ -138,5 +138,5 @@ def edited(image: bytes, changes: Mapping[str, int], *, checksums: bool = True) 
     if checksums:
         for base, length in ((0, 512), (512, 1024), (tail, 512)):
             if data[base : base + 8] in (b"conectix", b"cxsparse"):
-                data[base : base + length] = vhd_layout.with_checksum(bytes(data[base : base + length]))
+                data[base : base + length] = vhd.with_checksum(bytes(data[base : base + length]))
     return bytes(data)

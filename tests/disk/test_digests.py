@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnix_ops.aws.ebs_direct.pending import held_blocks
+from vmsnix_ops.aws.ebs_direct.writing import held_blocks
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.image import ZEROS
 

@@ -19,8 +19,7 @@ from vmsnix_ops.disk.firmware import read_firmware
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.image import Block
 from vmsnix_ops.disk.sample import make_sample_image
-from vmsnix_ops.disk.vhd_layout import geometry_size
-from vmsnix_ops.disk.vhd_writer import write_vhd
+from vmsnix_ops.disk.vhd import geometry_size, write_vhd
 from vmsnix_ops.nix.image import read_image
 
 MIB, SECTOR = 2**20, 512

@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from tests.disk.images import BLOCK, MIB, scattered, write_ours, write_raw
 from vmsnix_ops.disk.formats import DiskImage, open_image
 from vmsnix_ops.disk.image import Block
-from vmsnix_ops.disk.vhd_layout import DEFAULT_BLOCK
-from vmsnix_ops.disk.vhd_writer import write_vhd
+from vmsnix_ops.disk.vhd import DEFAULT_BLOCK, write_vhd
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,9 +11,8 @@ import pytest
 
 from tests.disk.images import MIB, qemu_bytes, whole
 from tests.support import require
-from vmsnix_ops.disk.boot_sector import TEXT_LIMIT, boot_sector
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.disk.sample import TEXT_LIMIT, boot_sector, make_sample_image
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from tests.disk.images import BLOCK, MIB, scattered, write_ours, write_raw
 from tests.disk.test_image import build, disks
 from tests.support import require
-from vmsnix_ops.disk import vhd_layout, vhd_writer
+from vmsnix_ops.disk import vhd
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.disk.qemu_img import lines
+from vmsnix_ops.disk.qemu import lines
 from vmsnix_ops.disk.survey import (
     block_digests,
     open_identified,
@@ -186,15 +186,15 @@ def test_blocks_that_lie_scattered_in_the_file_are_found_too(tmp_path: Path) -> 
 def write_vhd_of_small_blocks(path: Path, disk: bytes, block: int) -> Path:
     """Write a dynamic VHD whose blocks are small, and in the file in any order."""
     count, at = len(disk) // block, 2048
-    footer = vhd_writer._footer(len(disk), "dynamic", bytes(16))
-    header = vhd_layout.DynamicHeader(vhd_layout.NO_OFFSET, 1536, vhd_layout.VERSION, count, block, 0)
+    footer = vhd._footer(len(disk), "dynamic", bytes(16))
+    header = vhd.DynamicHeader(vhd.NO_OFFSET, 1536, vhd.VERSION, count, block, 0)
     table, body = [0] * count, bytearray()
     at = 1536 + -(-count * 4 // 512) * 512
     order = list(range(count))
     random.Random(2).shuffle(order)
     for index in order:
         table[index] = (at + len(body)) // 512
-        body += b"\xff" * vhd_layout.bitmap_bytes(block) + disk[index * block : (index + 1) * block]
+        body += b"\xff" * vhd.bitmap_bytes(block) + disk[index * block : (index + 1) * block]
     entries = b"".join(sector.to_bytes(4, "big") for sector in table)
     path.write_bytes(footer + header.pack() + entries.ljust(at - 1536, b"\xff") + body + footer)
     return path

@@ -23,7 +23,7 @@ from tests.disk.images import (
 )
 from tests.support import require
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.disk.vhd_layout import DEFAULT_BLOCK
+from vmsnix_ops.disk.vhd import DEFAULT_BLOCK
 from vmsnix_ops.errors import ImageFormatError
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tests.disk.images import MIB, qemu_bytes, scattered, whole, write_ours
 from tests.support import require
 from vmsnix_ops.disk.image import Block
-from vmsnix_ops.disk.vhd_layout import DEFAULT_BLOCK, geometry, geometry_size
-from vmsnix_ops.disk.vhd_writer import write_vhd
+from vmsnix_ops.disk.vhd import DEFAULT_BLOCK, geometry, geometry_size, write_vhd
 
 if TYPE_CHECKING:
     from pathlib import Path

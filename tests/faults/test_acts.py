@@ -26,7 +26,7 @@ from tests.faults.account import BUCKET, look
 from tests.faults.publishers import Kill
 from vmsnix_ops import errors, publish
 from vmsnix_ops.audit import retirement
-from vmsnix_ops.aws import irreversible
+from vmsnix_ops.aws import session
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.channels import promote
@@ -51,7 +51,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def taken_away(fleet: Fleet) -> list[str]:
     """Return the calls that ran and cannot be undone."""
     found = []
-    for (service, operation), resource_of in irreversible.IRREVERSIBLE.items():
+    for (service, operation), resource_of in session.IRREVERSIBLE.items():
         for call in fleet.aws.calls.of(f"{service}:{operation}", ran=True):
             if resource_of(call.params):
                 found.append(f"{service}:{operation} {resource_of(call.params)}")
@@ -246,7 +246,7 @@ def test_every_call_of_the_package_that_takes_something_away_is_announced() -> N
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in known
     }
-    announced = {operation for _, operation in irreversible.IRREVERSIBLE}
+    announced = {operation for _, operation in session.IRREVERSIBLE}
     assert used - announced == CAN_BE_UNDONE | COSTS_MORE_WHEN_IT_RUNS_ON
     assert announced == {operation for _, operation, _ in TAKES_AWAY}
 

@@ -20,8 +20,8 @@ from vmsnix_ops.errors import (
     VmsnixError,
 )
 from vmsnix_ops.nix.build import build, names_a_file, plan_build, resolve, split_image
+from vmsnix_ops.nix.command import parse_outputs
 from vmsnix_ops.nix.flake import host_system
-from vmsnix_ops.nix.store import parse_outputs
 from vmsnix_ops.progress import Event, Progress, silent
 
 FIXTURE = Path(__file__).parent / "fixture"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnix_ops.nix.build_log import BuildLog, Standing, derivation_name
+from vmsnix_ops.nix.build import BuildLog, Standing, derivation_name
 
 DATA = Path(__file__).parent / "data"
 STORE = "/nix/store/00000000000000000000000000000000-"

@@ -11,7 +11,7 @@ import pytest
 from vmsnix_ops.errors import NixError
 from vmsnix_ops.nix.build import build
 from vmsnix_ops.nix.closure import closure, parse_path_info, split_name
-from vmsnix_ops.nix.store import query
+from vmsnix_ops.nix.command import query
 from vmsnix_ops.progress import silent
 
 HASH = "00000000000000000000000000000000"

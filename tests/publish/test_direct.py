@@ -13,7 +13,7 @@ import pytest
 from tests.publish.test_publish import bytes_of
 from tests.support import require
 from vmsnix_ops import errors, publish
-from vmsnix_ops.aws.ebs_direct import blocks, engine, reading
+from vmsnix_ops.aws.ebs_direct import engine, reading, writing
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.cli import main
 from vmsnix_ops.disk.formats import open_image
@@ -119,7 +119,7 @@ def test_zero_blocks_are_not_sent(aws, direct, raw):
 
 
 def test_what_the_digest_step_hashed_is_not_hashed_again(direct, monkeypatch):
-    monkeypatch.setattr(blocks, "block_digests", None)
+    monkeypatch.setattr(writing, "block_digests", None)
     assert publish.run(direct()).outcome == "created"
 
 

@@ -11,7 +11,7 @@ import pytest
 from vmsnix_ops import errors, publish
 from vmsnix_ops.nix import build as nix
 from vmsnix_ops.nix.image import read_image
-from vmsnix_ops.records import history, slowness
+from vmsnix_ops.records import history, timings
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
@@ -31,7 +31,7 @@ def earlier(step, seconds, **changes):
 @pytest.fixture
 def hair_trigger(monkeypatch):
     """In the sandbox everything is fast: call slow also what took less than a second more than usual."""
-    monkeypatch.setattr(slowness, "SECONDS", 0.0)
+    monkeypatch.setattr(timings, "SECONDS", 0.0)
 
 
 def test_a_step_slower_than_its_history_is_told_at_the_end(plan, hair_trigger):
@@ -65,7 +65,7 @@ def test_a_history_that_cannot_be_read_ends_no_publish(plan, monkeypatch):
     def broken(*_given, **_more):
         raise errors.RecordsError("The table 'steps' is damaged.")
 
-    monkeypatch.setattr(slowness, "measured", broken)
+    monkeypatch.setattr(timings, "measured", broken)
     wanted = plan()
     result = publish.run(wanted)
     assert result.ami_id

@@ -13,8 +13,7 @@ import pytest
 
 from vmsnix_ops.errors import RecordsError
 from vmsnix_ops.records.rebuild import rebuild
-from vmsnix_ops.records.storage import storage_options
-from vmsnix_ops.records.tables import Tables
+from vmsnix_ops.records.tables import Tables, storage_options
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from matplotlib.text import Text
 
 from tests.records.synthetic import history
 from vmsnix_ops import display, errors
-from vmsnix_ops.records import choice, figures, slowness, timing_plots, timings
+from vmsnix_ops.records import figures, timing_plots, timings
+from vmsnix_ops.records import history as choice
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.schemas import schema
 from vmsnix_ops.records.tables import Tables
@@ -139,9 +140,9 @@ def test_what_happens_every_few_runs_is_no_alarm() -> None:
 
 
 def test_only_the_latest_fifty_are_a_history() -> None:
-    became_faster = [{"seconds": 100.0}] * 60 + [{"seconds": 10.0}] * slowness.WINDOW
+    became_faster = [{"seconds": 100.0}] * 60 + [{"seconds": 10.0}] * timings.WINDOW
     late = timings.slow(steps(*became_faster, {"seconds": 40.0}))
-    assert list(late["run_id"]) == [f"r{60 + slowness.WINDOW}"]
+    assert list(late["run_id"]) == [f"r{60 + timings.WINDOW}"]
 
 
 def test_more_bytes_excuse_more_time() -> None:
@@ -169,8 +170,8 @@ def test_a_build_without_a_cache_is_held_against_builds_without_a_cache() -> Non
     ("items", "digits"), [(None, -1), (0, 0), (1, 1), (9, 1), (10, 2), (999, 3), (1000, 4)]
 )
 def test_work_is_told_apart_by_order_of_magnitude(items: int | None, digits: int) -> None:
-    assert slowness._magnitude(steps({"items": items})).tolist() == [digits]
-    assert slowness._magnitude(steps({}).drop(columns="items")).tolist() == [-1]
+    assert timings._magnitude(steps({"items": items})).tolist() == [digits]
+    assert timings._magnitude(steps({}).drop(columns="items")).tolist() == [-1]
 
 
 def test_builds_without_a_cache_are_no_alarm_in_four_months_of_a_team(team: pd.DataFrame) -> None:
@@ -279,7 +280,7 @@ def test_the_trend_is_by_week() -> None:
 
 def test_the_trend_mixes_no_images_regions_or_paths(team: pd.DataFrame) -> None:
     table = timings.trend(team, every="MS")
-    assert not table.duplicated([*slowness.GROUP, "period"]).any()
+    assert not table.duplicated([*timings.GROUP, "period"]).any()
     assert len(table[["image", "region"]].drop_duplicates()) == 6
     means = table[table["step"] == "upload"].groupby(["image", "region", "via"])["p50_seconds"]
     assert (means.max() / means.min()).max() < 1.8

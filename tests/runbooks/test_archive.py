@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops.errors import ArchiveError
-from vmsnix_ops.runbooks.evidence import _bucket, archive
+from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -157,5 +157,5 @@ def test_the_profile_of_a_run_is_who_archives(
     (tmp_path / "config").write_text("\n".join(lines) + "\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     environment = {name: value for name, value in keys.items() if "KEY" not in name}
-    _bucket.put({**environment, "AWS_PROFILE": "other"}, f"s3://{BUCKET}/by-profile", b"evidence")
+    archive.put({**environment, "AWS_PROFILE": "other"}, f"s3://{BUCKET}/by-profile", b"evidence")
     assert content(aws, f"s3://{BUCKET}/by-profile") == b"evidence"

@@ -26,16 +26,16 @@ from tests.support import join, wait_until
 from vmsnix_ops.errors import FleetError, PartlyDoneError, ToolMissingError
 from vmsnix_ops.runbooks import fleet
 from vmsnix_ops.runbooks.fleet.cluster import check_workers, connected
+from vmsnix_ops.runbooks.fleet.engine import Runner, Stop
 from vmsnix_ops.runbooks.fleet.ledger import Document, open_ledger
 from vmsnix_ops.runbooks.fleet.plan import Dask
-from vmsnix_ops.runbooks.fleet.run import Runner, Stop
 from vmsnix_ops.runbooks.fleet.table import Lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.runbooks.shelf import Shelf
-    from vmsnix_ops.runbooks.fleet.outcome import Outcome
+    from vmsnix_ops.runbooks.fleet.report import Outcome
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEYxx"  # the shape of one; nobody's
 
@@ -115,7 +115,7 @@ def yard(shelf: Shelf, tmp_path: Path) -> Yard:
 
 @pytest.fixture
 def on_the_cluster(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.run.connected", lambda *_, **__: nullcontext(cluster))
+    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.engine.connected", lambda *_, **__: nullcontext(cluster))
 
 
 def states(outcome: Outcome) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 
 from vmsnix_ops.cli import main
 from vmsnix_ops.runbooks import fleet
-from vmsnix_ops.runbooks.fleet.outcome import Outcome
+from vmsnix_ops.runbooks.fleet.report import Outcome
 
 if TYPE_CHECKING:
     from pathlib import Path

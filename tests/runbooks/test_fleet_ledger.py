@@ -12,8 +12,7 @@ import pytest
 
 from tests.support import join, kill, read_line
 from vmsnix_ops.errors import ArchiveError, AwsError
-from vmsnix_ops.runbooks.fleet.lease import Owner, Watch
-from vmsnix_ops.runbooks.fleet.ledger import Document, Ledger, StaleError, change, open_ledger
+from vmsnix_ops.runbooks.fleet.ledger import Document, Ledger, Owner, StaleError, Watch, change, open_ledger
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:
@@ -121,9 +120,9 @@ def running(owner: Owner, beat: int) -> Document:
 
 
 def test_a_dead_process_of_this_machine_is_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.lease.KERNEL_SECONDS", 0.0)
+    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.ledger.KERNEL_SECONDS", 0.0)
     code = (
-        "import json; from vmsnix_ops.runbooks.fleet.lease import Owner;"
+        "import json; from vmsnix_ops.runbooks.fleet.ledger import Owner;"
         "print(json.dumps(Owner.this_process().as_dict()), flush=True); input()"
     )
     import json

@@ -14,13 +14,10 @@ from vmsnix_ops.errors import ArchiveError
 from vmsnix_ops.nix import command
 from vmsnix_ops.runbooks.execution.execute import RunOutcome
 from vmsnix_ops.runbooks.execution.verdict import Failure
-from vmsnix_ops.runbooks.fleet import task
-from vmsnix_ops.runbooks.fleet.accounts import CREDENTIALS, Account, environment_of
-from vmsnix_ops.runbooks.fleet.entries import Target
-from vmsnix_ops.runbooks.fleet.lease import Owner
-from vmsnix_ops.runbooks.fleet.ledger import Document, change, open_ledger
-from vmsnix_ops.runbooks.fleet.plan import nix_config
-from vmsnix_ops.runbooks.fleet.task import Job, run_target
+from vmsnix_ops.runbooks.fleet import engine
+from vmsnix_ops.runbooks.fleet.engine import Job, run_target
+from vmsnix_ops.runbooks.fleet.ledger import Document, Owner, change, open_ledger
+from vmsnix_ops.runbooks.fleet.plan import CREDENTIALS, Account, Target, environment_of, nix_config
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -59,7 +56,7 @@ class Worker:
 
     def found(self, **values: Any) -> None:
         """Leave a document in the ledger as another worker would."""
-        whole = task._blank(self.job, "running") | {"owner": ELSEWHERE.as_dict()} | values
+        whole = engine._blank(self.job, "running") | {"owner": ELSEWHERE.as_dict()} | values
         change(open_ledger(self.job.ledger), self.job.document, lambda _: whole)  # the run may be beating
 
 
@@ -71,8 +68,8 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
     made = Worker(
         Job(target, FLEET, f"session-{tmp_path.name}", ledger, str(tmp_path), str(tmp_path), "", {}, 0.6)
     )
-    monkeypatch.setattr(task, "run", made.play)
-    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.lease.KERNEL_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "run", made.play)
+    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.ledger.KERNEL_SECONDS", 0.0)
     return made
 
 
@@ -228,14 +225,14 @@ def test_a_fleet_that_is_stopped_interrupts_its_runs_and_begins_no_more(worker: 
     retries(worker, 3)
 
     def stopped(options: dict[str, Any]) -> str:
-        assert task.stop("another session") == 0
-        assert task.stop(worker.job.session) == 1
+        assert engine.stop("another session") == 0
+        assert engine.stop(worker.job.session) == 1
         assert options["interrupter"].requested
         return "failed"
 
     worker.outcomes = [stopped]
     assert len(run_target(worker.job)["attempts"]) == 1
-    task._HERE.stopped.discard("another session")
+    engine._HERE.stopped.discard("another session")
     assert (
         run_target(replace(worker.job, target=replace(worker.job.target, key="other")))["state"]
         == "interrupted"

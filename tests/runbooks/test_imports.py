@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import join
-from vmsnix_ops.runbooks.execution._imports import GRAMMAR, without_grammar
+from vmsnix_ops.runbooks.execution.execute import GRAMMAR, without_grammar
 
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf

@@ -8,7 +8,7 @@ import pytest
 
 from vmsnix_ops.errors import ParameterError
 from vmsnix_ops.runbooks import catalog
-from vmsnix_ops.runbooks.execution.repeat import same_parameters
+from vmsnix_ops.runbooks.execution.execute import same_parameters
 
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf

@@ -20,7 +20,8 @@ from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit import costs, rows
 from vmsnix_ops.audit.joining import joined
 from vmsnix_ops.audit.values import Inventory, Read, Unread
-from vmsnix_ops.aws import leftovers, references
+from vmsnix_ops.aws import buckets as leftovers
+from vmsnix_ops.aws import references
 from vmsnix_ops.aws import regions as where
 from vmsnix_ops.aws.accounts import accounts as sessions_of
 from vmsnix_ops.aws.buckets import errors_of

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import inventory
-from vmsnix_ops.aws import accounts, images, launch_sources, leftovers, references, regions
+from vmsnix_ops.aws import accounts, buckets, images, references, regions
 from vmsnix_ops.aws.iam.permissions import needs_of
 from vmsnix_ops.aws.iam.policies import VERSION
 
@@ -20,8 +20,8 @@ def member_actions() -> tuple[str, ...]:
         regions.enabled,
         inventory.read_region,
         references.instances,
-        launch_sources.Templates.read,
-        launch_sources.scaling,
+        references.Templates.read,
+        references.scaling,
         references.parameters,
         references.image_references,
         references.launch_permissions,
@@ -32,7 +32,7 @@ def auditor_actions() -> tuple[str, ...]:
     """Return what an audit needs in its own account: that, the bucket's leftovers, and roles elsewhere."""
     from vmsnix_ops.aws.iam.permissions import PERMISSIONS
 
-    own = needs_of(leftovers.region_of, leftovers.objects, leftovers.uploads, accounts.assume, images.ours)
+    own = needs_of(buckets.region_of, buckets.objects, buckets.uploads, accounts.assume, images.ours)
     found = {*own, *member_actions()}
     return tuple(action for action in PERMISSIONS if action in found)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from vmsnix_ops.aws.leftovers import Leftover
+    from vmsnix_ops.aws.buckets import Leftover
 
 NAMES = schemas.INVENTORY.names
 PACK = 1000  # rows that stay Python's own

@@ -20,10 +20,14 @@ from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.iam.documents import listed, same, statements
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.preflight import bucket, role
+from vmsnix_ops.aws.preflight.bucket import BLOCKS
 from vmsnix_ops.aws.session import Client, calling, client, code_of
 
 if TYPE_CHECKING:
     import boto3
+
+    from vmsnix_ops.aws.iam.policies import Place
+
 
 LEFTOVER_DAYS = 7
 VERSION_DAYS = 1  # S3's least
@@ -355,3 +359,78 @@ _PARTS: tuple[tuple[str, _Look, _Make], ...] = (
     ("role policy", _role_policy, _make_role_policy),
     ("publisher policy", _policy, _make_policy),
 )
+
+
+# The same as `vmsnix_ops.aws.bootstrap`, as a CloudFormation template.
+
+
+def template(place: Place) -> dict[str, Any]:
+    """Return a template that makes the bucket, the role and the policies.
+
+    Deploy it in the place's region, with ``--capabilities CAPABILITY_NAMED_IAM``. Deleting the stack keeps
+    the bucket.
+
+    Parameters
+    ----------
+    place
+        With account, bucket and one region.
+    """
+    rule = {
+        "Id": "vmsnix-leftovers",
+        "Status": "Enabled",
+        "Prefix": place.key_prefix,
+        "ExpirationInDays": LEFTOVER_DAYS,
+        "NoncurrentVersionExpiration": {"NoncurrentDays": VERSION_DAYS},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": LEFTOVER_DAYS},
+    }
+    markers = {
+        "Id": "vmsnix-delete-markers",
+        "Status": "Enabled",
+        "Prefix": place.key_prefix,
+        "ExpiredObjectDeleteMarker": True,
+    }
+    encryption = {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+    return {
+        "AWSTemplateFormatVersion": "2010-09-09",
+        "Description": "What vmsnix needs once in an account: bucket, role of VM Import, publisher's policy",
+        "Resources": {
+            "Bucket": {
+                "Type": "AWS::S3::Bucket",
+                "DeletionPolicy": "Retain",
+                "UpdateReplacePolicy": "Retain",
+                "Properties": {
+                    "BucketName": place.bucket,
+                    "PublicAccessBlockConfiguration": dict.fromkeys(BLOCKS, True),
+                    "BucketEncryption": {"ServerSideEncryptionConfiguration": [encryption]},
+                    "LifecycleConfiguration": {"Rules": [rule, markers]},
+                },
+            },
+            "BucketPolicy": {
+                "Type": "AWS::S3::BucketPolicy",
+                "Properties": {"Bucket": {"Ref": "Bucket"}, "PolicyDocument": policies.tls_only(place)},
+            },
+            "ImportRole": {
+                "Type": "AWS::IAM::Role",
+                "Properties": {
+                    "RoleName": place.role_name,
+                    "Description": "Read by VM Import: uploaded images",
+                    "AssumeRolePolicyDocument": policies.import_trust(),
+                    "Policies": [
+                        {"PolicyName": place.role_policy_name, "PolicyDocument": policies.import_role(place)}
+                    ],
+                },
+            },
+            "PublisherPolicy": {
+                "Type": "AWS::IAM::ManagedPolicy",
+                "Properties": {
+                    "ManagedPolicyName": place.policy_name,
+                    "Description": "What a publish of vmsnix via import needs",
+                    "PolicyDocument": policies.publisher(place),
+                },
+            },
+        },
+        "Outputs": {
+            "Bucket": {"Value": {"Ref": "Bucket"}},
+            "PublisherPolicy": {"Value": {"Ref": "PublisherPolicy"}},
+        },
+    }

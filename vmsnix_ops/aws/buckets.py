@@ -22,16 +22,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
+from vmsnix_ops.aws.paging import patiently
 from vmsnix_ops.aws.session import Client, calling, code_of
 from vmsnix_ops.disk.source import ByteSource, PathSource
 from vmsnix_ops.disk.survey import MOST_PARTS, PART_BYTES, changed, part_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from datetime import datetime
     from pathlib import Path
 
+    from vmsnix_ops.aws.session import Client
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.progress import Step
+
 
 __all__ = ["MOST_PARTS", "PART_BYTES", "StoredObject", "check_stored", "delete", "exists", "split", "upload"]
 
@@ -389,3 +393,81 @@ def missing(bucket: str) -> errors.BucketError:
         cure=f"Create it (aws s3 mb s3://{bucket}), or name another with the parameter bucket.",
         code="NoSuchBucket",
     )
+
+
+# What uploads leave in a bucket: objects that no import needs, and multipart uploads without an end.
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something that costs money in a bucket.
+
+    Attributes
+    ----------
+    kind
+        ``"object"`` or ``"multipart-upload"``.
+    id
+        Its key, or the upload's id.
+    key
+        Its key.
+    since
+        When it was written or begun.
+    bytes
+        What is billed.
+    """
+
+    kind: str
+    id: str
+    key: str
+    since: datetime
+    bytes: int
+
+
+@needs("s3:ListBucket")
+def region_of(s3: Client, bucket: str) -> str:
+    """Return the region of a bucket."""
+    return str(patiently(s3, "head_bucket", Bucket=bucket).get("BucketRegion") or "us-east-1")
+
+
+@needs("s3:ListBucket")
+def objects(s3: Client, bucket: str, prefix: str) -> Iterator[Leftover]:
+    """Yield the objects below a prefix."""
+    request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+    while True:
+        answer = patiently(s3, "list_objects_v2", **request)
+        for one in answer.get("Contents") or ():
+            yield Leftover("object", one["Key"], one["Key"], one["LastModified"], one["Size"])
+        if not answer.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = answer["NextContinuationToken"]
+
+
+@needs("s3:ListBucketMultipartUploads", "s3:ListMultipartUploadParts")
+def uploads(s3: Client, bucket: str, prefix: str) -> Iterator[Leftover]:
+    """Yield the unfinished multipart uploads below a prefix, with the bytes of their parts."""
+    request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+    while True:
+        answer = patiently(s3, "list_multipart_uploads", **request)
+        for one in answer.get("Uploads") or ():
+            held = _part_bytes(s3, bucket, one["Key"], one["UploadId"])
+            yield Leftover("multipart-upload", one["UploadId"], one["Key"], one["Initiated"], held)
+        if not answer.get("IsTruncated"):
+            return
+        request |= {
+            "KeyMarker": answer["NextKeyMarker"],
+            "UploadIdMarker": answer["NextUploadIdMarker"],
+        }
+
+
+def _part_bytes(s3: Client, bucket: str, key: str, upload_id: str) -> int:
+    request: dict[str, Any] = {"Bucket": bucket, "Key": key, "UploadId": upload_id}
+    total = 0
+    while True:
+        try:
+            answer = patiently(s3, "list_parts", **request)
+        except s3.exceptions.NoSuchUpload:  # it ended meanwhile
+            return total
+        total += sum(int(part["Size"]) for part in answer.get("Parts") or ())
+        if not answer.get("IsTruncated"):
+            return total
+        request["PartNumberMarker"] = answer["NextPartNumberMarker"]

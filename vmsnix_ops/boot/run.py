@@ -29,7 +29,7 @@ from vmsnix_ops.boot import machine as boot_machine
 from vmsnix_ops.boot.console import Console, Finding
 from vmsnix_ops.boot.machine import Accelerator, Hardware, find_hardware
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.disk.qemu_img import temporary_folder
+from vmsnix_ops.disk.qemu import temporary_folder
 from vmsnix_ops.errors import BootFailedError, ParameterError
 
 if TYPE_CHECKING:

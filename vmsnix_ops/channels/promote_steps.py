@@ -15,8 +15,8 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import deprecation, image_copy, images, parameters, sharing
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import checked, require
-from vmsnix_ops.aws.evidence import AMI_ID
 from vmsnix_ops.aws.preflight import account, limits
+from vmsnix_ops.aws.references import AMI_ID
 from vmsnix_ops.aws.sharing import Audience
 from vmsnix_ops.publish import served
 

@@ -239,7 +239,7 @@ def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]
             return _undo(rollback, given, as_json=as_json)
         if past is None:
             return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json, yes=yes)
-        from vmsnix_ops.runbooks.execution.repeat import same_parameters
+        from vmsnix_ops.runbooks.execution.execute import same_parameters
 
         return execute(
             runbook,

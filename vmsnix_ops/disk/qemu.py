@@ -1,21 +1,14 @@
-"""qcow2, VHDX and VMDK images, with the help of ``qemu-img``.
-
-Opening asks ``qemu-img`` where the disk's data lie in the file (``map``). Where it can say so, they are read
-right there, and nothing is converted. Where it cannot (compressed images, VHDX), the first read converts the
-disk to a sparse raw file in a temporary folder, which is gone as soon as it is open.
-
-An image that leads to another file (a backing file, a parent, external data or extents) is refused before
-``qemu-img`` sees it: an image must not be able to put other files of this machine into a published disk.
-
-Sources of the fields: QEMU's ``docs/interop/qcow2.txt``; VMware, *Virtual Disk Format 5.0*; Microsoft,
-*[MS-VHDX]*.
-"""
+"""qcow2, VHDX and VMDK images, with the help of ``qemu-img``, whose memory and time are limited."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 from array import array
@@ -24,14 +17,115 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.disk import qemu_img, signatures
-from vmsnix_ops.disk.damage import damaged
-from vmsnix_ops.disk.image import SECTOR, DiskImage, Extent
+from vmsnix_ops.disk import signatures
+from vmsnix_ops.disk.image import SECTOR, DiskImage, Extent, damaged
 from vmsnix_ops.disk.source import ByteSource, PathSource
-from vmsnix_ops.errors import ImageError, ImageFormatError
+from vmsnix_ops.errors import ImageError, ImageFormatError, ToolMissingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+
+# Runs ``qemu-img``, with bounds: its memory is limited, and it never outlives the call.
+#
+# QEMU's own probing is never used. The format is always given, and the file always as a file, so that nothing
+# in a name or in an image can make ``qemu-img`` open something else.
+
+MEMORY_LIMIT = 2 << 30
+"""Bytes of address space that ``qemu-img`` may use. It needs less than half; a damaged image wants more."""
+
+
+def image_options(kind: str, path: Path) -> list[str]:
+    """Return the arguments that name an image and its format, whatever characters its path holds."""
+    filename = str(path.absolute()).replace(",", ",,")
+    return ["--image-opts", f"driver={kind},file.driver=file,file.filename={filename}"]
+
+
+def lines(arguments: Sequence[str], *, name: str, kind: str, accepted: Sequence[int] = (0,)) -> Iterator[str]:
+    """Run ``qemu-img`` and yield the lines that it prints, as they come.
+
+    Parameters
+    ----------
+    arguments
+        Its arguments, verb first.
+    name, kind
+        What to call the image in errors, and its format.
+    accepted
+        Exit statuses that are no error.
+
+    Raises
+    ------
+    ToolMissingError
+        ``qemu-img`` is not installed.
+    ImageFormatError
+        ``qemu-img`` refuses the image; its own words are the reason.
+    ImageError
+        There is no room for its output, or another program holds the image.
+    """
+    program = shutil.which("qemu-img")
+    if program is None:
+        raise ToolMissingError(
+            f"{name} is a {kind} image, and qemu-img is not on this machine.",
+            why="Only VHD and raw images are read without it.",
+            cure="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils), or build a VHD.",
+        )
+    environment = {**os.environ, "LC_ALL": "C"}
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(
+            [program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            env=environment,
+        )
+        with process:
+            try:
+                _limit_memory(process.pid)
+                yield from process.stdout or ()
+                status = process.wait()
+            finally:
+                if process.poll() is None:
+                    process.kill()
+        if status not in accepted:
+            complaints.seek(0)
+            _refuse(complaints.read(20_000).decode(errors="replace"), status, name, kind)
+
+
+def _limit_memory(pid: int) -> None:
+    """Bound the address space of a program that has just started (it may be over already), on Linux."""
+    if sys.platform != "linux":
+        return
+    try:
+        resource.prlimit(pid, resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    except ProcessLookupError:
+        return
+
+
+def _refuse(complaint: str, status: int, name: str, kind: str) -> None:
+    """Raise the error that fits what ``qemu-img`` said."""
+    said = complaint.strip().split("\n")[0].removeprefix("qemu-img: ")
+    why = f"qemu-img says: {said.rstrip('.') or f'nothing, and ended with status {status}'}."
+    if "No space left" in complaint or "File too large" in complaint:
+        cure = "Make room, or set TMPDIR to a folder with as much free space as the image holds data."
+        raise ImageError(f"There is no room in {temporary_folder()} to unpack {name}.", why=why, cure=cure)
+    if re.search("Failed to get .*lock", complaint):
+        cure = "Stop the machine that runs from this image, or copy the image first."
+        raise ImageError(f"{name} is in use by another program.", why=why, cure=cure)
+    raise ImageFormatError(
+        f"{name} is not a sound {kind} image: qemu-img refuses it.",
+        why=why,
+        cure="Build the image again, or copy it again from where it came from.",
+        field="as named by qemu-img",
+    )
+
+
+def temporary_folder() -> Path:
+    """Return the folder for large temporary files: ``TMPDIR``, else ``/var/tmp`` (``/tmp`` may be memory)."""
+    large = Path("/var/tmp")  # noqa: S108 - only a fresh private folder is made in it
+    if "TMPDIR" not in os.environ and os.access(large, os.W_OK):
+        return large
+    return Path(tempfile.gettempdir())
 
 
 MAX_SIZE = 64 << 40
@@ -219,14 +313,14 @@ def _check_vhdx(source: ByteSource) -> None:
 
 def _disk_size(source: ByteSource, file: Path, kind: str) -> int:
     """Return the size of the disk, after ``qemu-img`` has found no damage in the image's own tables."""
-    options = qemu_img.image_options(kind, file)
-    text = "".join(qemu_img.lines(["info", "--output=json", *options], name=source.name, kind=kind))
+    options = image_options(kind, file)
+    text = "".join(lines(["info", "--output=json", *options], name=source.name, kind=kind))
     size = json.loads(text)["virtual-size"]
     if not isinstance(size, int) or not 0 < size <= MAX_SIZE or size % SECTOR:
         why = f"It is {size} bytes; it must be a multiple of {SECTOR}, and EBS has no disk beyond {MAX_SIZE}."
         raise damaged(source.name, kind, "virtual size", None, why)
     # 3 is leaked clusters, which waste room and nothing else; 63 is a format without a check.
-    for _line in qemu_img.lines(["check", "-q", *options], name=source.name, kind=kind, accepted=(0, 3, 63)):
+    for _line in lines(["check", "-q", *options], name=source.name, kind=kind, accepted=(0, 3, 63)):
         pass
     return size
 
@@ -234,8 +328,8 @@ def _disk_size(source: ByteSource, file: Path, kind: str) -> int:
 def _map(source: ByteSource, file: Path, kind: str, size: int) -> Runs | None:
     """Return where the data lie in the file, or ``None`` where ``qemu-img`` cannot say so for all of them."""
     runs, end = Runs(), 0
-    arguments = ["map", "--output=json", *qemu_img.image_options(kind, file)]
-    for line in qemu_img.lines(arguments, name=source.name, kind=kind):
+    arguments = ["map", "--output=json", *image_options(kind, file)]
+    for line in lines(arguments, name=source.name, kind=kind):
         text = line.strip().strip("[],")
         if not text:
             continue
@@ -271,9 +365,7 @@ def _check_overlap(source: ByteSource, kind: str, runs: Runs) -> None:
 
 def _spool(source: ByteSource, stack: ExitStack) -> Path:
     """Return a file with the bytes of a reader, sparse, which goes when the image is closed."""
-    folder = stack.enter_context(
-        tempfile.TemporaryDirectory(prefix="vmsnix-", dir=qemu_img.temporary_folder())
-    )
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vmsnix-", dir=temporary_folder()))
     path, zeros = Path(folder) / "image", bytes(COPY_CHUNK)
     with path.open("wb") as file:
         for offset in range(0, source.size, COPY_CHUNK):
@@ -294,7 +386,7 @@ def _check_file_size(output: Path, name: str, size: int) -> None:
             file.truncate(size)
     except OSError as error:
         raise ImageError(
-            f"The disk in {name} is larger than a file can be in {qemu_img.temporary_folder()}.",
+            f"The disk in {name} is larger than a file can be in {temporary_folder()}.",
             why=f"It has {size} bytes, and the file system refuses a file of that size ({error.strerror}; "
             "ext4 ends at 16 TiB).",
             cure="Set TMPDIR to a folder on a file system with larger files, such as XFS, or give raw.",
@@ -303,12 +395,12 @@ def _check_file_size(output: Path, name: str, size: int) -> None:
 
 def _convert(file: Path, name: str, kind: str, size: int) -> PathSource:
     """Return the disk as a sparse raw file that is already unlinked, so that nothing can leave it behind."""
-    folder = Path(tempfile.mkdtemp(prefix="vmsnix-", dir=qemu_img.temporary_folder()))
+    folder = Path(tempfile.mkdtemp(prefix="vmsnix-", dir=temporary_folder()))
     try:
         output = folder / "disk.raw"
         _check_file_size(output, name, size)
-        options = qemu_img.image_options(kind, file)
-        for _line in qemu_img.lines(["convert", *options, "-O", "raw", str(output)], name=name, kind=kind):
+        options = image_options(kind, file)
+        for _line in lines(["convert", *options, "-O", "raw", str(output)], name=name, kind=kind):
             pass
         raw = PathSource(output)
         if raw.size != size:

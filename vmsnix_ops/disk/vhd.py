@@ -1,55 +1,191 @@
-"""VHD images, fixed and dynamic.
-
-A **fixed** VHD is the disk followed by a footer. A **dynamic** VHD stores only the blocks that were ever
-written: a copy of the footer, a header, the block allocation table (BAT: for each block the sector at which
-it starts in the file), the blocks (each led by a bitmap of its sectors; a sector whose bit is 0 was never
-written and reads as zeros), the footer.
-
-Decisions:
-
-- The size of the disk is the footer's ``current_size``, as for Hyper-V and EC2, never the product of its
-  geometry.
-- Both footers of a dynamic VHD must be right. A damaged one could be replaced by the other, but AWS would
-  refuse the file, and damage in one place is a reason to doubt the rest.
-- A fixed VHD is as long as its ``current_size`` says: a longer file would lose its end silently, a shorter
-  one was cut.
-
-Source: Microsoft, *Virtual Hard Disk Image Format Specification*, version 1.0 (October 2006).
-"""
+"""VHD images, fixed and dynamic: their structures, how they are read, how they are written."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+import struct
 import sys
 from array import array
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from vmsnix_ops.disk.damage import damaged
-from vmsnix_ops.disk.image import SECTOR, DiskImage, Extent
-from vmsnix_ops.disk.vhd_layout import (
-    DIFFERENCING,
-    FIXED,
-    FOOTER_BYTES,
-    FOOTER_COOKIE,
-    FOOTER_OFFSETS,
-    HEADER_BYTES,
-    HEADER_COOKIE,
-    HEADER_OFFSETS,
-    KINDS,
-    MAX_SIZE,
-    UNALLOCATED,
-    VERSION,
-    DynamicHeader,
-    Footer,
-    bitmap_bytes,
-    checksum,
-)
+from vmsnix_ops.disk.image import SECTOR, Block, DiskImage, Extent, damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from vmsnix_ops.disk.source import ByteSource
     from vmsnix_ops.errors import ImageFormatError
+
+
+# The structures of a VHD file, as bytes and as records.
+#
+# Source of the field names, offsets, checksum and geometry: Microsoft, *Virtual Hard Disk Image Format
+# Specification*, version 1.0 (October 2006). All numbers in a VHD are big-endian.
+
+FOOTER_COOKIE = b"conectix"
+HEADER_COOKIE = b"cxsparse"
+FOOTER_BYTES = 512
+HEADER_BYTES = 1024
+UNALLOCATED = 0xFFFFFFFF
+NO_OFFSET = 0xFFFFFFFFFFFFFFFF
+VERSION = 0x00010000
+DEFAULT_BLOCK = 2 * 1024 * 1024
+
+FIXED, DYNAMIC, DIFFERENCING = 2, 3, 4
+KINDS = {FIXED: "fixed", DYNAMIC: "dynamic", DIFFERENCING: "differencing"}
+
+MAX_SIZE = 0xFF000000 * SECTOR
+"""2040 GiB: the largest disk of a dynamic VHD."""
+
+_FOOTER = struct.Struct(">8sIIQI4sI4sQQHBBII16sB")
+_HEADER = struct.Struct(">8sQQIIII")
+_CHECKSUM_AT = {FOOTER_BYTES: 64, HEADER_BYTES: 36}
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """The footer, and its copy at the start of a dynamic VHD. Sizes in bytes.
+
+    `current_size` is the size of the disk: what Hyper-V and EC2 go by. The product of the geometry may be
+    less, because cylinders are whole; QEMU rounds the size up to a whole geometry when it creates a VHD.
+    """
+
+    features: int
+    version: int
+    data_offset: int
+    timestamp: int
+    creator_application: bytes
+    creator_version: int
+    creator_host: bytes
+    original_size: int
+    current_size: int
+    cylinders: int
+    heads: int
+    sectors: int
+    disk_type: int
+    checksum: int
+    identifier: bytes
+    saved_state: int
+
+    @classmethod
+    def parse(cls, data: bytes) -> Footer:
+        """Read the fields from 512 bytes; checks nothing."""
+        return cls(*_FOOTER.unpack_from(data)[1:])
+
+    def pack(self) -> bytes:
+        """Return the 512 bytes, with the checksum put right."""
+        fields = (
+            FOOTER_COOKIE, self.features, self.version, self.data_offset, self.timestamp,
+            self.creator_application, self.creator_version, self.creator_host, self.original_size,
+            self.current_size, self.cylinders, self.heads, self.sectors, self.disk_type, 0, self.identifier,
+            self.saved_state,
+        )  # fmt: skip
+        return with_checksum(_FOOTER.pack(*fields).ljust(FOOTER_BYTES, b"\0"))
+
+
+FOOTER_OFFSETS = {
+    "cookie": 0, "version": 12, "data_offset": 16, "current_size": 48, "disk_type": 60, "checksum": 64,
+}  # fmt: skip
+"""Where the fields of the footer stand that can be wrong, in bytes from its start."""
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicHeader:
+    """The header of a dynamic VHD: where its block allocation table (BAT) is, and how large a block is."""
+
+    data_offset: int
+    table_offset: int
+    version: int
+    max_table_entries: int
+    block_size: int
+    checksum: int
+
+    @classmethod
+    def parse(cls, data: bytes) -> DynamicHeader:
+        """Read the fields from 1024 bytes; checks nothing."""
+        return cls(*_HEADER.unpack_from(data)[1:])
+
+    def pack(self) -> bytes:
+        """Return the 1024 bytes, with the checksum put right."""
+        fields = (
+            self.data_offset,
+            self.table_offset,
+            self.version,
+            self.max_table_entries,
+            self.block_size,
+            0,
+        )
+        return with_checksum(_HEADER.pack(HEADER_COOKIE, *fields).ljust(HEADER_BYTES, b"\0"))
+
+
+HEADER_OFFSETS = {
+    "cookie": 0, "table_offset": 16, "version": 24, "max_table_entries": 28, "block_size": 32, "checksum": 36,
+}  # fmt: skip
+"""Where the fields of the dynamic header stand, in bytes from its start."""
+
+
+def checksum(data: bytes) -> int:
+    """Return the one's complement of the sum of a footer's or header's bytes, without the checksum's own."""
+    at = _CHECKSUM_AT[len(data)]
+    return ~(sum(data) - sum(data[at : at + 4])) & 0xFFFFFFFF
+
+
+def with_checksum(data: bytes) -> bytes:
+    """Return a footer or header with its checksum field filled in."""
+    at = _CHECKSUM_AT[len(data)]
+    return data[:at] + checksum(data).to_bytes(4, "big") + data[at + 4 :]
+
+
+def bitmap_bytes(block_size: int) -> int:
+    """Return how long the sector bitmap in front of a block is: a bit a sector, padded to whole sectors.
+
+    >>> bitmap_bytes(2 * 1024 * 1024)
+    512
+    """
+    return -(-block_size // (SECTOR * 8 * SECTOR)) * SECTOR
+
+
+def geometry(sectors: int) -> tuple[int, int, int]:
+    """Return cylinders, heads and sectors per track for a disk of so many sectors (the format's appendix).
+
+    >>> geometry(8388608)
+    (8322, 16, 63)
+    """
+    sectors = min(sectors, 65535 * 16 * 255)
+    if sectors >= 65535 * 16 * 63:
+        per_track, heads, tracks = 255, 16, sectors // 255
+    else:
+        per_track = 17
+        tracks = sectors // per_track
+        heads = max((tracks + 1023) // 1024, 4)
+        if tracks >= heads * 1024 or heads > 16:
+            per_track, heads, tracks = 31, 16, sectors // 31
+        if tracks >= heads * 1024:
+            per_track, heads, tracks = 63, 16, sectors // 63
+    return tracks // heads, heads, per_track
+
+
+def geometry_size(size: int) -> int:
+    """Return the least size that is a whole geometry and holds `size` bytes, as ``qemu-img`` makes new VHDs.
+
+    Disks beyond the largest geometry (127.5 GiB) keep their size.
+
+    >>> geometry_size(4096 * 1024 * 1024)
+    4295467008
+    """
+    wanted = -(-size // SECTOR)
+    if wanted >= 65535 * 16 * 255:
+        return wanted * SECTOR
+    trial = wanted
+    while True:
+        cylinders, heads, per_track = geometry(trial)
+        if cylinders * heads * per_track >= wanted:
+            return cylinders * heads * per_track * SECTOR
+        trial += 1
+
 
 MAX_BLOCKS = 2 * 1024 * 1024
 """Most blocks of a table that is read: 4 TiB of the usual blocks of 2 MiB; the table takes 8 MiB then."""
@@ -323,3 +459,98 @@ def _check_table(
             if sector < start + sectors and sector + length > start:
                 raise wrong(index, f"It puts block {index} at byte {sector * SECTOR}, on top of {what}.")
         previous_end, previous = sector + length, index
+
+
+# Writes VHDs, dynamic and fixed. The same input gives the same bytes, on any machine and at any time.
+#
+# The identifier of the disk derives from its content; its timestamp is zero, which is 2000-01-01 in VHDs.
+
+
+# Readers that know a VHD's creator decide by this name whether the size or the geometry counts. This one,
+# QEMU's own for images of an exact size, makes all of them take the size.
+CREATOR = b"qem2"
+
+
+def write_vhd(
+    path: Path, blocks: Iterable[Block], *, size: int, kind: Literal["dynamic", "fixed"] = "dynamic"
+) -> None:
+    """Write a disk as a VHD.
+
+    Parameters
+    ----------
+    path
+        The file to write; replaced when it is there.
+    blocks
+        The disk's content in blocks of 2 MiB, ascending; ``image.blocks(DEFAULT_BLOCK)`` of an opened image,
+        for example. Blocks that are left out are zero.
+    size
+        Bytes of the disk, a multiple of 512; taken as they are (`vhd_layout.geometry_size` rounds up as
+        nixpkgs' images do).
+    kind
+        ``dynamic`` stores only the given blocks; ``fixed`` is as long as the disk, with holes where nothing
+        was given.
+
+    Raises
+    ------
+    ValueError
+        When the size is not a multiple of 512 or beyond 2040 GiB, or a block does not fit.
+    """
+    if size <= 0 or size % SECTOR or size > MAX_SIZE:
+        message = f"a VHD of {size} bytes cannot be: it must be a multiple of {SECTOR} up to {MAX_SIZE}"
+        raise ValueError(message)
+    count = -(-size // DEFAULT_BLOCK)
+    content = hashlib.sha256(f"{kind} {size}".encode())
+    table = [UNALLOCATED] * count
+    table_at = FOOTER_BYTES + HEADER_BYTES
+    bitmap = b"\xff" * bitmap_bytes(DEFAULT_BLOCK)
+    with path.open("wb") as file:
+        at, previous = table_at + -(-count * 4 // SECTOR) * SECTOR, -1
+        for block in blocks:
+            if len(block.data) != DEFAULT_BLOCK or not previous < block.index < count:
+                message = (
+                    f"block {block.index} of {len(block.data)} bytes does not fit after block {previous}"
+                )
+                raise ValueError(message)
+            previous = block.index
+            content.update(block.index.to_bytes(8, "big"))
+            content.update(block.data)
+            if kind == "dynamic":
+                table[block.index] = at // SECTOR
+                file.seek(at)
+                file.write(bitmap)
+                file.write(block.data)
+                at += len(bitmap) + DEFAULT_BLOCK
+            else:
+                file.seek(block.index * DEFAULT_BLOCK)
+                file.write(memoryview(block.data)[: size - block.index * DEFAULT_BLOCK])
+        footer = _footer(size, kind, content.digest()[:16])
+        file.seek(at if kind == "dynamic" else size)
+        file.write(footer)
+        if kind == "dynamic":
+            header = DynamicHeader(NO_OFFSET, table_at, VERSION, count, DEFAULT_BLOCK, 0)
+            entries = b"".join(sector.to_bytes(4, "big") for sector in table)
+            file.seek(0)
+            file.write(footer + header.pack() + entries.ljust(-(-len(entries) // SECTOR) * SECTOR, b"\xff"))
+
+
+def _footer(size: int, kind: str, identifier: bytes) -> bytes:
+    """Return the footer of a disk."""
+    cylinders, heads, sectors = geometry(size // SECTOR)
+    return Footer(
+        features=2,  # a reserved bit that the specification wants set
+        version=VERSION,
+        data_offset=FOOTER_BYTES if kind == "dynamic" else NO_OFFSET,
+        timestamp=0,
+        creator_application=CREATOR,
+        creator_version=VERSION,
+        creator_host=b"Wi2k",
+        original_size=size,
+        current_size=size,
+        cylinders=cylinders,
+        heads=heads,
+        sectors=sectors,
+        disk_type=DYNAMIC if kind == "dynamic" else FIXED,
+        checksum=0,
+        identifier=identifier,
+        saved_state=0,
+    ).pack()

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.errors import NixError
-from vmsnix_ops.nix.build import resolve, run_build
-from vmsnix_ops.nix.build_log import derivation_name
-from vmsnix_ops.nix.command import FEATURES, Answer, explain, find_nix, run, version
+from vmsnix_ops.nix.build import derivation_name, resolve, run_build
+from vmsnix_ops.nix.command import FEATURES, Answer, explain, find_nix, query, run, version
 from vmsnix_ops.nix.image import BuiltImage
-from vmsnix_ops.nix.store import query
 from vmsnix_ops.progress import Progress, current
 
 if TYPE_CHECKING:

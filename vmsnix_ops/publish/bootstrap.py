@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import account, bootstrap, cloudformation, keys
+from vmsnix_ops.aws import account, bootstrap, keys
+from vmsnix_ops.aws import bootstrap as cloudformation
 from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.preflight import bucket as preflight_bucket

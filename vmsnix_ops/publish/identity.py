@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops.aws import images, imports, keys
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.ebs_direct import blocks
+from vmsnix_ops.aws.ebs_direct import writing
 from vmsnix_ops.publish import registration as registering
 from vmsnix_ops.publish.values import Built
 
@@ -88,12 +88,12 @@ def tags(plan: Plan, built: Built) -> dict[str, str]:
     }
 
 
-def block_upload(plan: Plan, built: Built) -> blocks.Upload:
+def block_upload(plan: Plan, built: Built) -> writing.Upload:
     """Return what the direct way uploads, and where it remembers the blocks that arrived."""
     if built.path is None:
         raise RuntimeError("a built image with a digest has a path")
     name = f"{plan.account}-{plan.region}-{built.digest}{keys.mark(plan.kms_key)}"
-    return blocks.Upload(
+    return writing.Upload(
         path=built.path,
         digest=built.digest,
         image=built.name,

@@ -21,7 +21,7 @@ from vmsnix_ops.errors import InterruptedRunError, RecordsError
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish.outcomes import recorded
 from vmsnix_ops.publish.values import PublishResult, StepTiming
-from vmsnix_ops.records import acts, slowness
+from vmsnix_ops.records import acts, timings
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_tables import RunTables, save_again
 from vmsnix_ops.settings import user_name
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from vmsnix_ops.progress import Progress, Step, Unit
     from vmsnix_ops.publish.outcomes import Outcomes
     from vmsnix_ops.records.run_context import RunContext
-    from vmsnix_ops.records.slowness import SlowStep
     from vmsnix_ops.records.tables import Tables
+    from vmsnix_ops.records.timings import SlowStep
 
 
 @dataclass
@@ -140,7 +140,7 @@ class Journal:
         By then the work is done, so that a table which cannot be read must not end the run as failed.
         """
         try:
-            return slowness.of_run(
+            return timings.of_run(
                 self.tables, self.run.run_id, image=self.image, region=self.region, via=self.via
             )
         except RecordsError:

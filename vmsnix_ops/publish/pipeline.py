@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.aws import buckets, images, imports, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.ebs_direct import blocks, reading
+from vmsnix_ops.aws.ebs_direct import reading
+from vmsnix_ops.aws.ebs_direct import writing as blocks
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.disk.digests import Digests
@@ -157,7 +158,7 @@ def upload(plan: Plan, built: Built) -> UploadStep:
 
     Safe to run twice: nothing is sent when an AMI, a snapshot or a running import already has these bytes; an
     object is used again only when its checksum is the image's; an upload that was cut off is continued. For
-    blocks see `vmsnix_ops.aws.ebs_direct.blocks.upload`. What is sent are the bytes that `build` identified,
+    blocks see `vmsnix_ops.aws.ebs_direct.writing.upload`. What is sent are the bytes that `build` identified,
     however long ago: the buffer that is sent is compared with their digests.
 
     Raises
@@ -217,7 +218,7 @@ def import_snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
     """Make a snapshot of the uploaded image with VM Import, or (direct) wait for the one that was uploaded.
 
     Safe to run twice: see `vmsnix_ops.aws.imports.import_snapshot` and
-    `vmsnix_ops.aws.ebs_direct.blocks.finish`. An interrupt cancels an import. When the plan wants it, the
+    `vmsnix_ops.aws.ebs_direct.writing.finish`. An interrupt cancels an import. When the plan wants it, the
     snapshot is then read back and compared.
 
     Raises

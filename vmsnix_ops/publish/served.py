@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, parameters, retiring
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.evidence import AMI_ID
+from vmsnix_ops.aws.references import AMI_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,10 +11,10 @@ from vmsnix_ops.text import lines
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmsnix_ops.aws.ebs_direct.blocks import DirectSnapshot
+    from vmsnix_ops.aws.ebs_direct.writing import DirectSnapshot
     from vmsnix_ops.aws.images import Registration
     from vmsnix_ops.disk.survey import Survey
-    from vmsnix_ops.records.slowness import SlowStep
+    from vmsnix_ops.records.timings import SlowStep
 
 Outcome = Literal["created", "reused", "planned"]
 """Made in this run, found from an earlier one, or (in a dry run) not made."""

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.errors import ToolMissingError
 from vmsnix_ops.records import schemas
 from vmsnix_ops.records.frames import to_frame
-from vmsnix_ops.records.storage import storage_options
-from vmsnix_ops.records.tables import expression
+from vmsnix_ops.records.tables import expression, storage_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -148,9 +147,9 @@ def summary(steps: Any) -> pd.DataFrame:
     steps
         Of `read`.
     """
-    from vmsnix_ops.records import slowness, timings
+    from vmsnix_ops.records import timings
 
-    keys = list(slowness.GROUP)
+    keys = list(timings.GROUP)
     used = steps[[*keys, "status", "seconds", "bytes", "items", "started_at"]]
     first = used.groupby(keys, dropna=False)["started_at"].min().reset_index()
     figures = by_group(used, keys, timings.summary)

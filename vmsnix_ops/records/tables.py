@@ -19,16 +19,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
+from vmsnix_ops import credentials as credentials_module
 from vmsnix_ops.errors import CommitConflictError, RecordsError, SchemaError
 from vmsnix_ops.files import create, make_folder, private_umask
 from vmsnix_ops.records import schemas
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.secrets import without_secrets
-from vmsnix_ops.records.storage import storage_options as s3_options
 from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     import pyarrow as pa
     import pyarrow.dataset as pa_dataset
@@ -38,6 +41,86 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.frames import Rows
     from vmsnix_ops.records.schemas import Schema
     from vmsnix_ops.settings import Settings
+
+
+# How Delta Lake reaches S3: the same environment, profile and endpoint that boto3 would use.
+
+_SIGN_IN = "Sign in (aws sso login), or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def storage_options(
+    environment: Mapping[str, str] | None = None, *, region: str | None = None
+) -> dict[str, str]:
+    """Return what ``deltalake`` must be told to work on S3.
+
+    ``deltalake`` has its own S3 client, which does not know everything that boto3 does (SSO,
+    ``credential_process``), so botocore finds the credentials wherever the environment does not name them.
+    Commits are conditional PUTs (``If-None-Match``), which S3 honours since November 2024: no lock table is
+    needed.
+
+    Parameters
+    ----------
+    environment
+        The ``AWS_*`` variables; ``os.environ`` by default.
+    region
+        Region where the environment names none.
+
+    Raises
+    ------
+    RecordsError
+        When there are no credentials.
+    """
+    given = os.environ if environment is None else environment
+    options = {
+        "aws_conditional_put": "etag",
+        "AWS_EC2_METADATA_DISABLED": given.get("AWS_EC2_METADATA_DISABLED", "false"),
+    }
+    endpoint = given.get("AWS_ENDPOINT_URL_S3") or given.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        options["AWS_ENDPOINT_URL"] = endpoint
+        parts = urlsplit(endpoint)
+        # Plain HTTP is for this machine only, unless somebody asks for it by name.
+        if parts.scheme == "http" and (parts.hostname in LOOPBACK or given.get("AWS_ALLOW_HTTP") == "true"):
+            options["AWS_ALLOW_HTTP"] = "true"
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    if given.get("AWS_ACCESS_KEY_ID") and given.get("AWS_SECRET_ACCESS_KEY"):
+        options |= {name: given[name] for name in names if given.get(name)}
+        found_region = given.get("AWS_REGION") or given.get("AWS_DEFAULT_REGION") or region
+    else:
+        credentials, found_region = _from_botocore(given, region)
+        options |= credentials
+    options["AWS_REGION"] = found_region or "us-east-1"
+    return options
+
+
+def _from_botocore(given: Mapping[str, str], region: str | None) -> tuple[dict[str, str], str | None]:
+    import botocore.exceptions
+    import botocore.session
+
+    credentials_module.watch()
+    try:
+        session = botocore.session.Session(profile=given.get("AWS_PROFILE") or None)
+        credentials = session.get_credentials()
+        frozen = credentials.get_frozen_credentials() if credentials else None
+        found_region = given.get("AWS_REGION") or session.get_config_variable("region") or region
+    except botocore.exceptions.BotoCoreError as error:
+        raise RecordsError(
+            "The history on S3 cannot be reached: the AWS configuration has no usable credentials.",
+            why=f"{error}.",
+            cure=_SIGN_IN,
+        ) from error
+    if frozen is None:
+        raise RecordsError(
+            "The history on S3 cannot be reached: there are no AWS credentials.",
+            why="Neither the environment, nor a profile, nor this machine's role has any.",
+            cure=_SIGN_IN,
+        )
+    options = {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key}
+    if frozen.token:
+        options["AWS_SESSION_TOKEN"] = frozen.token
+    return options, found_region
+
 
 Result = TypeVar("Result")
 Where = Sequence[tuple[str, str, object]]
@@ -484,7 +567,7 @@ class Tables:
         return f"{self.location}/{table}"
 
     def _options(self) -> dict[str, str] | None:
-        return s3_options(self._environment, region=self.region) if self.remote else None
+        return storage_options(self._environment, region=self.region) if self.remote else None
 
     @contextmanager
     def _translated(self, table: str, done: str) -> Iterator[None]:

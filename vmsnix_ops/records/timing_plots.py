@@ -26,8 +26,7 @@ from vmsnix_ops.records.figures import (
     saying,
     tidy,
 )
-from vmsnix_ops.records.slowness import FEWEST, measured
-from vmsnix_ops.records.timings import SNAPSHOT_STEPS, snapshots
+from vmsnix_ops.records.timings import FEWEST, SNAPSHOT_STEPS, measured, snapshots
 from vmsnix_ops.text import plot_label
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops.errors import ArchiveError
-from vmsnix_ops.runbooks.console.audits import last_audit
-from vmsnix_ops.runbooks.evidence import _bucket
+from vmsnix_ops.runbooks.console.tabs import last_audit
+from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.sandbox import sandbox
 from vmsnix_ops.settings import load
 
@@ -37,8 +37,8 @@ def keep(place: Any, content: bytes) -> None:
     kept = f"{ARCHIVE}/objects/some/findings.csv"
     files = {"findings.csv": {"place": kept, "sha256": hashlib.sha256(FINDINGS).hexdigest(), "bytes": 1}}
     entry = {"runbook": "audit-inventory", "status": "done", "started_at": "2026-11-25T10:00:00+00:00"}
-    _bucket.put(place.environment, kept, content)
-    _bucket.put(
+    archive.put(place.environment, kept, content)
+    archive.put(
         place.environment, f"{ARCHIVE}/{RUN}/result.json", json.dumps({**entry, "files": files}).encode()
     )
 

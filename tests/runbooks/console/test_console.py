@@ -11,7 +11,7 @@ import pytest
 from vmsnix_ops.runbooks import console
 from vmsnix_ops.runbooks.console import jobs, places
 from vmsnix_ops.runbooks.console.app import Console
-from vmsnix_ops.runbooks.console.following import Follower, Look
+from vmsnix_ops.runbooks.console.jobs import Follower, Look
 
 if TYPE_CHECKING:
     from collections.abc import Callable

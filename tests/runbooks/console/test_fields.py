@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from vmsnix_ops.errors import ParameterError
-from vmsnix_ops.runbooks.console import fields
-from vmsnix_ops.runbooks.console.fields import Suggestion, make_field
+from vmsnix_ops.runbooks.console import forms
+from vmsnix_ops.runbooks.console.forms import Suggestion, make_field
 from vmsnix_ops.runbooks.console.suggestions import source_of
 from vmsnix_ops.runbooks.declarations import read_parameters
 
@@ -21,26 +21,26 @@ def field(declaration: str, calls: list[int] | None = None) -> Any:
 @pytest.mark.parametrize(
     ("declaration", "kind"),
     [
-        ('image: str = "ecs-node"  # which', fields.TextField),
-        ("image: str | None = None  # which", fields.TextField),
-        ('via: str = "import"  # the way (import: S3; direct: neither)', fields.ChoiceField),
-        ('via: Literal["import", "direct"] = "import"  # the way', fields.ChoiceField),
-        ("keep: int = 3  # how many", fields.NumberField),
-        ("factor: float = 1.5  # how much", fields.NumberField),
-        ("keep: int | None = None  # how many", fields.TextField),
-        ("dry_run: bool = True  # look only", fields.FlagField),
-        ("known: bool | None = None  # perhaps", fields.ChoiceField),
-        ("regions: list[str] = []  # where", fields.ListField),
-        ("tags: dict[str, str] = {}  # more", fields.MappingField),
+        ('image: str = "ecs-node"  # which', forms.TextField),
+        ("image: str | None = None  # which", forms.TextField),
+        ('via: str = "import"  # the way (import: S3; direct: neither)', forms.ChoiceField),
+        ('via: Literal["import", "direct"] = "import"  # the way', forms.ChoiceField),
+        ("keep: int = 3  # how many", forms.NumberField),
+        ("factor: float = 1.5  # how much", forms.NumberField),
+        ("keep: int | None = None  # how many", forms.TextField),
+        ("dry_run: bool = True  # look only", forms.FlagField),
+        ("known: bool | None = None  # perhaps", forms.ChoiceField),
+        ("regions: list[str] = []  # where", forms.ListField),
+        ("tags: dict[str, str] = {}  # more", forms.MappingField),
     ],
 )
 def test_a_type_has_its_field_which_shows_and_gives_back_the_default(
-    declaration: str, kind: type[fields.Field]
+    declaration: str, kind: type[forms.Field]
 ) -> None:
     made = field(declaration)
     assert type(made) is kind
     default = made.parameter.default
-    assert made.given() == ("" if default is None and kind is fields.TextField else default)
+    assert made.given() == ("" if default is None and kind is forms.TextField else default)
 
 
 @pytest.mark.parametrize(

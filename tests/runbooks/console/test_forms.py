@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 from vmsnix_ops.cli import run as run_command
 from vmsnix_ops.runbooks import catalog
-from vmsnix_ops.runbooks.console.fields import Suggestion
-from vmsnix_ops.runbooks.console.forms import Form, command_line, plan_html
+from vmsnix_ops.runbooks.console.forms import Form, Suggestion, command_line, plan_html
 
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf

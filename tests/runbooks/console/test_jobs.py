@@ -15,8 +15,7 @@ from tests.support import wait_until
 from vmsnix_ops.errors import ParameterError
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.console import jobs
-from vmsnix_ops.runbooks.console.following import Follower
-from vmsnix_ops.runbooks.console.jobs import Job
+from vmsnix_ops.runbooks.console.jobs import Follower, Job
 from vmsnix_ops.runbooks.console.places import Place
 
 if TYPE_CHECKING:

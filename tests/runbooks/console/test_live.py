@@ -7,11 +7,18 @@ from typing import Any
 import pytest
 
 from vmsnix_ops.progress import Event
-from vmsnix_ops.runbooks.console import live
-from vmsnix_ops.runbooks.console.copies import Evidence
-from vmsnix_ops.runbooks.console.following import Look, StepState
-from vmsnix_ops.runbooks.console.live import LiveView, log_html, steps_html
-from vmsnix_ops.runbooks.console.results import ResultView, links_html, report_html, summary_html
+from vmsnix_ops.runbooks.console import runner
+from vmsnix_ops.runbooks.console.jobs import Look, StepState
+from vmsnix_ops.runbooks.console.runner import (
+    Evidence,
+    LiveView,
+    ResultView,
+    links_html,
+    log_html,
+    report_html,
+    steps_html,
+    summary_html,
+)
 
 HALF = Event("upload", "advanced", 5 * 2**20, 10 * 2**20, "bytes", "", 2.0)
 
@@ -68,7 +75,7 @@ def test_a_double_click_on_cancel_does_not_kill(monkeypatch: pytest.MonkeyPatch)
     assert asked == [False]
     assert view.cancel_button.disabled
     assert view.insist_button.layout.display == "none"
-    monkeypatch.setattr(live, "INSIST_SECONDS", -1.0)
+    monkeypatch.setattr(runner, "INSIST_SECONDS", -1.0)
     view.show(seen(cancelled=True))
     assert view.insist_button.layout.display == ""
     view.insist_button.click()

@@ -9,7 +9,7 @@ import pytest
 
 from vmsnix_ops.errors import RunError, VmsnixError
 from vmsnix_ops.runbooks.console import suggestions
-from vmsnix_ops.runbooks.console.fields import Suggestion
+from vmsnix_ops.runbooks.console.forms import Suggestion
 from vmsnix_ops.runbooks.console.places import Place
 from vmsnix_ops.runbooks.console.suggestions import Found, Suggestions, at_once
 from vmsnix_ops.sandbox import sandbox

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.evidence import AMI_ID
+from vmsnix_ops.aws.references import AMI_ID
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.audit.findings import Facts, rule
-from vmsnix_ops.aws.launch_sources import ALIAS
+from vmsnix_ops.aws.references import ALIAS
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:

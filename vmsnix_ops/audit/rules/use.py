@@ -7,8 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.audit.findings import Facts, found, publish_again, rule, together
-from vmsnix_ops.aws.evidence import Evidence
-from vmsnix_ops.aws.references import SETTLED
+from vmsnix_ops.aws.references import SETTLED, Evidence
 
 if TYPE_CHECKING:
     import pandas as pd

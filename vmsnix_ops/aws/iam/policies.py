@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors, region_names
 from vmsnix_ops.aws import buckets, images, imports, keys
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.ebs_direct import blocks, manifests, reading
+from vmsnix_ops.aws.ebs_direct import manifests, reading, writing
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS, Target, needs_of
 from vmsnix_ops.aws.preflight import account as preflight_account
 from vmsnix_ops.aws.preflight import bucket as preflight_bucket
@@ -453,7 +453,7 @@ def publisher_actions(
     if via == "import":
         functions += [buckets.upload, buckets.delete, imports.tasks, imports.import_snapshot, imports.cancel]
     else:
-        functions += [blocks.find, blocks.upload, blocks.finish, imports.delete_snapshot]
+        functions += [writing.find, writing.upload, writing.finish, imports.delete_snapshot]
     if incremental:
         functions.append(manifests.choose_parent)
     if verify:

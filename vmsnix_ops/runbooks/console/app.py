@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from vmsnix_ops.runbooks.console import look
-from vmsnix_ops.runbooks.console.audits import FindingsTab, InventoryTab
+from vmsnix_ops.runbooks.console import bar
 from vmsnix_ops.runbooks.console.bar import PlaceBar
 from vmsnix_ops.runbooks.console.runner import RunPage
-from vmsnix_ops.runbooks.console.tabs import HistoryTab, TimingsTab
+from vmsnix_ops.runbooks.console.tabs import FindingsTab, HistoryTab, InventoryTab, TimingsTab
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +55,7 @@ class Console:
         panes = {RUN: self.run.widget} | {title: tab.widget for title, tab in self.tabs.items()}
         self._panes = panes
         self.widget: Any = ipywidgets.VBox(
-            [ipywidgets.HTML(look.style()), self.bar.widget, self.strip, *panes.values()]
+            [ipywidgets.HTML(bar.style()), self.bar.widget, self.strip, *panes.values()]
         )
         self.widget.add_class("vmsnix-console")
         if runbook:

@@ -3,18 +3,72 @@
 from __future__ import annotations
 
 import threading
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import ipywidgets
 
 from vmsnix_ops.errors import VmsnixError
-from vmsnix_ops.runbooks.console import look, places
+from vmsnix_ops.runbooks.console import places
 from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmsnix_ops.runbooks.console.places import Who
+    from vmsnix_ops.runbooks.console.places import Place, Who
+
+
+# How the console looks: one style sheet, in JupyterLab's own variables, so that it follows the theme.
+
+EFFECTS = {
+    "read_only": ("vmsnix-good", "looks, changes nothing"),
+    "creates": ("vmsnix-mixed", "creates"),
+    "destroys": ("vmsnix-bad", "destroys"),
+}
+
+
+def style() -> str:
+    """Return the style sheet as an HTML element."""
+    text = (files("vmsnix_ops.runbooks.console") / "console.css").read_text(encoding="utf-8")
+    return f"<style>{text}</style>"
+
+
+def banner(place: Place, who: Who | None) -> str:
+    """Return the words that say where everything goes; nobody shall take a rehearsal for production.
+
+    Parameters
+    ----------
+    place
+        The place.
+    who
+        Whose account it is; ``None`` while AWS is being asked.
+    """
+    if place.sandbox:
+        kind, title = "vmsnix-sandbox", "SANDBOX"
+        words = "A rehearsal on this machine. Nothing reaches AWS."
+    else:
+        kind, title = "vmsnix-production", "PRODUCTION AWS"
+        words = "What runs here is real, and costs money."
+    if who is None:
+        facts = "Asking whose account this is ..."
+    elif who.account:
+        region = who.region or "none set"
+        facts = f"Account <b>{who.account}</b>, region <b>{html(region)}</b>"
+    else:
+        facts = "Account unknown"
+    problem = f'<p class="vmsnix-problem" role="alert">{html(who.problem)}</p>' if who and who.problem else ""
+    more = html(" ".join(filter(None, (who.arn if who else "", place.url))))
+    return (
+        f'<div class="vmsnix-banner {kind}" title="{more}"><b class="vmsnix-where">{title}</b>'
+        f"<div><p>{words}</p><p>{facts}</p>{problem}</div></div>"
+    )
+
+
+def effect(side_effects: str) -> str:
+    """Return what a runbook does to the world, as a badge."""
+    kind, words = EFFECTS[side_effects]
+    return f'<span class="vmsnix-badge {kind}">{words}</span>'
+
 
 AWS, SANDBOX = "AWS", "Sandbox"
 
@@ -96,7 +150,7 @@ class PlaceBar:
 
     def _moved(self) -> None:
         self.who = None
-        self._banner.value = look.banner(self.place, None)
+        self._banner.value = banner(self.place, None)
         self._changed()
         place = self.place
 
@@ -104,7 +158,7 @@ class PlaceBar:
             who = places.who(place)
             if place is self.place:  # the switch may have been pressed in the meantime
                 self.who = who
-                self._banner.value = look.banner(place, who)
+                self._banner.value = banner(place, who)
                 self._changed()
 
         threading.Thread(target=ask, name="whose account", daemon=True).start()

@@ -2,30 +2,465 @@
 
 from __future__ import annotations
 
+import json
+import os
 import secrets
+import shutil
 import threading
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from vmsnix_ops.errors import VmsnixError
+from vmsnix_ops import files
+from vmsnix_ops.errors import ArchiveError, VmsnixError
+from vmsnix_ops.progress import counted, human_bytes, human_seconds
 from vmsnix_ops.runbooks import catalog
-from vmsnix_ops.runbooks.console import copies, jobs, look
-from vmsnix_ops.runbooks.console.following import Follower
+from vmsnix_ops.runbooks.console import bar as look
+from vmsnix_ops.runbooks.console import jobs
 from vmsnix_ops.runbooks.console.forms import DRY_RUN, Form, command_line, plan_html
-from vmsnix_ops.runbooks.console.live import LiveView
-from vmsnix_ops.runbooks.console.results import ResultView
+from vmsnix_ops.runbooks.console.jobs import Follower
 from vmsnix_ops.runbooks.console.suggestions import Suggestions, at_once, source_of
-from vmsnix_ops.text import html
+from vmsnix_ops.runbooks.evidence import archive
+from vmsnix_ops.runbooks.evidence.runs import open_archive
+from vmsnix_ops.text import html, html_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from vmsnix_ops.progress import Event
     from vmsnix_ops.runbooks.console.bar import PlaceBar
-    from vmsnix_ops.runbooks.console.following import Look
-    from vmsnix_ops.runbooks.console.jobs import Job
+    from vmsnix_ops.runbooks.console.jobs import Job, Look, StepState
+    from vmsnix_ops.runbooks.console.places import Place
     from vmsnix_ops.runbooks.console.suggestions import Found
+    from vmsnix_ops.runbooks.evidence.runs import Archive, Entry
+
+
+# The evidence of a run where JupyterLab can open it: copied below the folder of the notebook that is open.
+#
+# The archive lies in the state folder or on S3, outside of what a Jupyter server shows. What is opened here
+# is a copy: whoever edits it leaves the evidence as it was.
+
+FOLDER = "runs"
+KEPT = 30
+"""Runs whose copies are kept; older ones are copied again when somebody asks."""
+
+FILES = (archive.NOTEBOOK, archive.REPORT, archive.LOG)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The files of a run.
+
+    Attributes
+    ----------
+    place
+        Folder or ``s3://`` location of the archive.
+    links
+        File name to its path relative to the notebook that is open: what JupyterLab can open.
+    report
+        The report as HTML text; empty when there is none.
+    values
+        Content of ``result.json``.
+    problem
+        What is missing, and why.
+    """
+
+    place: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
+    report: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+def bring(run_id: str, place: Place) -> Evidence:
+    """Copy the files of a run below the folder of the notebook that is open, and return where they are."""
+    try:
+        settings = place.settings()
+        shelf = open_archive(settings, environment=place.environment)
+        entry = shelf.find(run_id)
+    except VmsnixError as error:
+        return Evidence(problem=str(error))
+    folder = Path(os.environ.get("JPY_SESSION_NAME", "")).absolute().parent / FOLDER / run_id
+    where = f"{settings.archive.rstrip('/')}/{run_id}"
+    try:
+        files.make_folder(folder)
+        problem = _copy(shelf, entry, folder)
+        _clear(folder.parent)
+    except OSError as error:
+        problem = f"The files cannot be copied: {error.strerror}: {error.filename}."
+        return Evidence(where, values=entry.values, problem=problem)
+    names = [name for name in (*FILES, archive.RESULT) if (folder / name).is_file()]
+    report = folder / archive.REPORT
+    return Evidence(
+        where,
+        {name: f"{FOLDER}/{run_id}/{name}" for name in names},
+        report.read_text(encoding="utf-8") if report.is_file() else "",
+        entry.values,
+        problem,
+    )
+
+
+def _copy(shelf: Archive, entry: Entry, folder: Path) -> str:
+    """Copy what there is; return what is wrong with the rest."""
+    problems = []
+    files.write(folder / archive.RESULT, json.dumps(entry.values, indent=2, ensure_ascii=False) + "\n")
+    for name in FILES:
+        try:
+            files.write(folder / name, shelf.fetch(entry, name))
+        except ArchiveError as error:
+            problems.append(f"{error.what} {error.why}".strip())
+    return " ".join(problems)
+
+
+def _clear(copies: Path) -> None:
+    """Remove the copies that were made longest ago."""
+    ordered = sorted(copies.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in ordered[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+# A run while it happens: a bar a step with rate and time to go, the last lines of the log, Cancel.
+#
+# Pages are made here as HTML text, from what `jobs.Follower` saw; all of it is escaped.
+
+MARKS = {"finished": "✓", "failed": "✗"}
+STOPPING = "stopping: the notebook cleans up, and what a publish began is undone"
+INSIST_SECONDS = 3.0
+"""How long after the first wish to stop the second can be pressed: a double click must not kill."""
+
+
+class LiveView:
+    """Shows how far a run is.
+
+    Parameters
+    ----------
+    cancel
+        Called with False to stop it, with True to stop it at once.
+
+    Attributes
+    ----------
+    widget
+        The view as it is shown.
+    """
+
+    def __init__(self, cancel: Callable[[bool], None]) -> None:
+        self._ask = cancel
+        self._asked_at = 0.0
+        self._head = ipywidgets.HTML("")
+        self._steps = ipywidgets.HTML("")
+        self._log = ipywidgets.HTML("")
+        self.cancel_button = ipywidgets.Button(description="Cancel", button_style="warning")
+        self.cancel_button.tooltip = "Interrupt the notebook, and undo what a publish began"
+        self.cancel_button.on_click(self._on_cancel)
+        self.insist_button = ipywidgets.Button(description="Stop at once", button_style="danger")
+        self.insist_button.tooltip = "Kill the notebook's kernel; what it began may be left behind"
+        self.insist_button.on_click(self._on_insist)
+        top = ipywidgets.HBox([self._head, self.cancel_button, self.insist_button])
+        top.add_class("vmsnix-live-head")
+        self.widget = ipywidgets.VBox([top, self._steps, self._log])
+        self.widget.add_class("vmsnix-live")
+        self.begin("")
+
+    def begin(self, title: str, place: str = "") -> None:
+        """Show a run that has just begun."""
+        self._title, self._place, self._asked_at = title, place, 0.0
+        self._steps.value = self._log.value = ""
+        self._head.value = _head(title, place, "starting", "") + whole_bar(None)
+        self.cancel_button.disabled = False
+        self.insist_button.layout.display = "none"
+
+    def show(self, look: Look) -> None:
+        """Show how far the run is."""
+        if look.cancelled and not self._asked_at:
+            self._asked_at = time.monotonic()
+        self.cancel_button.disabled = look.cancelled
+        patience = time.monotonic() - self._asked_at > INSIST_SECONDS
+        self.insist_button.layout.display = "" if look.cancelled and patience else "none"
+        state = STOPPING if look.cancelled else "running"
+        cells = f"cell {min(look.cells_done + 1, look.cells)} of {look.cells}" if look.cells else ""
+        parts = [human_seconds(look.seconds), *([cells] if cells else [])]
+        share = look.cells_done / look.cells if look.cells else None
+        self._head.value = _head(self._title, self._place, state, ", ".join(parts)) + whole_bar(share)
+        self._steps.value = steps_html(look.steps)
+        self._log.value = log_html(look.tail)
+
+    def _on_cancel(self, _button: object) -> None:
+        if not self._asked_at:
+            self._asked_at = time.monotonic()
+            self.cancel_button.disabled = True
+            self._ask(False)
+
+    def _on_insist(self, _button: object) -> None:
+        self.insist_button.layout.display = "none"
+        self._ask(True)
+
+
+def steps_html(steps: tuple[StepState, ...], *, notes: bool = True) -> str:
+    """Return the table of steps: name, bar, how far, how fast, how long, and what each said last."""
+    if not steps:
+        return ""
+    rows = "".join(_step_row(step, notes=notes) for step in steps)
+    return (
+        '<table class="vmsnix-steps"><thead><tr><th>step</th><th></th><th>done</th><th>rate</th>'
+        f"<th>time</th><th>to go</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def whole_bar(share: float | None) -> str:
+    """Return a thin bar for the notebook as a whole: the share of its cells that ran, if that is known."""
+    kind, width = ("", f"width: {100 * share:.0f}%") if share is not None else ("vmsnix-unknown", "")
+    return f'<div class="vmsnix-bar vmsnix-whole {kind}"><div style="{width}"></div></div>'
+
+
+def log_html(lines: tuple[str, ...]) -> str:
+    """Return the last lines of a log; the newest is in view (the box grows from its bottom)."""
+    if not lines:
+        return ""
+    text = html("\n".join(lines))
+    return f'<div class="vmsnix-log" tabindex="0" role="log" aria-label="Log"><pre>{text}</pre></div>'
+
+
+def _head(title: str, place: str, state: str, more: str) -> str:
+    where = f' <span class="vmsnix-quiet">{html(place)}</span>' if place else ""
+    return f'<h3>{html(title)}{where}</h3><p role="status"><b>{html(state)}</b> {html(more)}</p>'
+
+
+def _step_row(step: StepState, *, notes: bool) -> str:
+    event = step.event
+    seconds = event.seconds if step.ended else event.seconds + max(time.time() - step.heard_at, 0.0)
+    note = step.notes[-1] if notes and step.notes and event.kind != "finished" else ""
+    cells = [
+        f"<th>{MARKS.get(event.kind, '')} {html(event.step)}</th>",
+        f"<td>{_bar(event)}</td>",
+        f"<td>{html(_amount(event))}</td>",
+        f"<td>{html(_rate(event))}</td>",
+        f"<td>{human_seconds(seconds)}</td>",
+        f"<td>{_to_go(event)}</td>",
+    ]
+    state = event.kind if step.ended else "running"
+    row = f'<tr class="vmsnix-step-{state}">{"".join(cells)}</tr>'
+    if note:
+        row += f'<tr class="vmsnix-note"><td></td><td colspan="5">{html(note)}</td></tr>'
+    return row
+
+
+def _bar(event: Event) -> str:
+    kind = {"finished": "vmsnix-good", "failed": "vmsnix-bad"}.get(event.kind, "")
+    label = f'role="progressbar" aria-label="{html(event.step)}"'
+    share = _share(event)
+    if share is None:
+        return f'<div class="vmsnix-bar vmsnix-unknown" {label}><div></div></div>'
+    percent = f"{100 * share:.0f}"
+    return (
+        f'<div class="vmsnix-bar {kind}" {label} aria-valuenow="{percent}" aria-valuemin="0" '
+        f'aria-valuemax="100"><div style="width: {percent}%"></div></div>'
+    )
+
+
+def _share(event: Event) -> float | None:
+    """Return how much is done, from 0 to 1; ``None`` while nobody knows."""
+    if event.kind == "finished":
+        return 1.0
+    if event.total:
+        return min(max(event.done / event.total, 0.0), 1.0)
+    return 0.05 if event.kind == "failed" else None
+
+
+def _amount(event: Event) -> str:
+    if event.unit == "percent":
+        return f"{event.done:.0f} %"
+    if event.unit == "bytes":
+        done = human_bytes(event.done)
+        return f"{done} of {human_bytes(event.total)}" if event.total else (done if event.done else "")
+    if event.total:
+        return f"{event.done:g} of {counted(int(event.total), event.unit.removesuffix('s'))}"
+    return f"{event.done:g} {event.unit}" if event.done else ""
+
+
+def _rate(event: Event) -> str:
+    return f"{human_bytes(event.rate)}/s" if event.unit == "bytes" and event.rate else ""
+
+
+def _to_go(event: Event) -> str:
+    eta = event.eta if event.kind in ("advanced", "message") else None
+    return human_seconds(eta) if eta else ""
+
+
+__all__ = ["LiveView", "log_html", "steps_html"]
+
+
+# What became of a run: the verdict, what it made, the files of its evidence, and its report in the page.
+
+
+VERDICTS = {
+    "done": ("✓", "vmsnix-good", "done"),
+    "partly": ("!", "vmsnix-mixed", "partly done"),
+    "failed": ("✗", "vmsnix-bad", "failed"),
+    "interrupted": ("■", "vmsnix-mixed", "interrupted"),
+}
+MADE = ("ami_id", "image_name", "snapshot_id", "region", "account")
+WORDS = {
+    archive.NOTEBOOK: "Executed notebook",
+    archive.REPORT: "HTML report",
+    archive.RESULT: "result.json",
+    archive.LOG: "Log",
+}
+
+
+class ResultView:
+    """Shows one run that is over.
+
+    Attributes
+    ----------
+    widget
+        The view as it is shown.
+    """
+
+    def __init__(self) -> None:
+        self._summary = ipywidgets.HTML("")
+        # Only what goes through JupyterLab's own renderers has its links opened by JupyterLab.
+        self._links = ipywidgets.Output()
+        self._links.add_class("vmsnix-links")
+        self.report_button = ipywidgets.ToggleButton(description="Show the report", value=False)
+        self.report_button.observe(self._on_report, "value")
+        self._report = ipywidgets.HTML("")
+        self._text = ""
+        self._steps = ipywidgets.HTML("")
+        self.widget = ipywidgets.VBox(
+            [self._summary, self._links, self._steps, self.report_button, self._report]
+        )
+        self.widget.add_class("vmsnix-result")
+        self.clear()
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self._summary.value = ""
+        self._links.outputs = ()
+        self._set_report("", opened=False)
+
+    def show(
+        self,
+        values: Mapping[str, Any],
+        evidence: Evidence,
+        seen: Look | None = None,
+        *,
+        open_report: bool = False,
+    ) -> None:
+        """Show a run.
+
+        Parameters
+        ----------
+        values
+            As ``result.json`` has them, or a row of the history.
+        evidence
+            Its files.
+        seen
+            How it went, for a run that was followed to its end.
+        open_report
+            Show its report at once.
+        """
+        self._summary.value = summary_html(values)
+        undone = "undone" in values  # then what the step says of going on is no longer true
+        self._steps.value = steps_html(seen.steps, notes=not undone) if seen else ""
+        self._links.outputs = (
+            {
+                "output_type": "display_data",
+                "metadata": {},
+                "data": {"text/html": links_html(evidence), "text/plain": ""},
+            },
+        )
+        self._set_report(evidence.report, opened=open_report)
+
+    def _set_report(self, text: str, *, opened: bool) -> None:
+        self._text = text
+        self.report_button.layout.display = "" if text else "none"
+        self.report_button.value = bool(text) and opened
+        self._on_report()
+
+    def _on_report(self, _change: object = None) -> None:
+        shown = self.report_button.value and self._text
+        self.report_button.description = "Hide the report" if shown else "Show the report"
+        self._report.value = report_html(self._text) if shown else ""
+
+
+def summary_html(values: Mapping[str, Any]) -> str:
+    """Return the verdict, the error with its cure, and what the run made."""
+    verdict = str(values.get("verdict") or values.get("status") or "failed")
+    mark, style, word = VERDICTS.get(verdict, VERDICTS["failed"])
+    took = values.get("seconds")
+    between = "in" if verdict == "done" else "after"
+    time = f" {between} {human_seconds(took)}" if isinstance(took, int | float) else ""
+    about = f"{values.get('runbook', '')}: {word}{time}"
+    dry = ' <span class="vmsnix-chip">dry run: nothing was changed</span>' if _dry(values) else ""
+    made = [(key, values[key]) for key in MADE if values.get(key)]
+    rows = "".join(
+        f"<tr><th>{key.replace('_', ' ')}</th><td><code>{html(str(value))}</code></td></tr>"
+        for key, value in made
+    )
+    table = f"<table>{rows}</table>" if rows else ""
+    undone = _undone(values)
+    error = _error(values.get("failure") or values.get("error"), undone="undone" in values)
+    problems = "".join(f"<p>{html(str(problem))}</p>" for problem in values.get("problems") or ())
+    slow = "".join(f"<p>Slow: {html(str(step['text']))}</p>" for step in values.get("slow") or ())
+    return (
+        f'<div class="vmsnix-verdict {style}" role="status"><h3>{mark} {html(about)}{dry}</h3>'
+        f"{error}{problems}{slow}{undone}{table}"
+        f'<p class="vmsnix-quiet">run {html(str(values.get("run_id", "")))}</p></div>'
+    )
+
+
+def links_html(evidence: Evidence) -> str:
+    """Return links to the files, which JupyterLab opens in tabs of its own, and where the archive is."""
+    links = " ".join(
+        f'<a href="{html_link(path)}">{html(WORDS.get(name, name))}</a>'
+        for name, path in evidence.links.items()
+    )
+    problem = f'<p class="vmsnix-warning">{html(evidence.problem)}</p>' if evidence.problem else ""
+    place = (
+        f'<p class="vmsnix-quiet">Kept in <code>{html(evidence.place)}</code></p>' if evidence.place else ""
+    )
+    return f'<div class="vmsnix-files">{links}{problem}{place}</div>'
+
+
+def report_html(report: str) -> str:
+    """Return a report in a frame of its own, in which nothing runs."""
+    return (
+        f'<iframe class="vmsnix-report" title="Report of the run" sandbox="" srcdoc="{html(report)}">'
+        "</iframe>"
+    )
+
+
+def _undone(values: Mapping[str, Any]) -> str:
+    """Return what a cancelled publish had begun and what became of it."""
+    if values.get("undo_problem"):
+        words = f"It could not be undone: {values['undo_problem']}"
+        return f'<p class="vmsnix-error">{html(words)}</p>'
+    if "undone" not in values:
+        return ""
+    if not values["undone"]:
+        return "<p>It had made nothing yet: there was nothing to undo.</p>"
+    rows = "".join(f"<li><code>{html(str(one))}</code></li>" for one in values["undone"])
+    return f"<p>What it had begun was removed:</p><ul>{rows}</ul>"
+
+
+def _dry(values: Mapping[str, Any]) -> bool:
+    given = values.get("parameters")
+    return isinstance(given, dict) and given.get("dry_run") is True and values.get("status") == "done"
+
+
+def _error(error: object, *, undone: bool) -> str:
+    if not error:
+        return ""
+    if not isinstance(error, dict):
+        return f"<p><b>{html(str(error))}</b></p>"
+    parts = [f"<p><b>{html(str(error.get('what') or error.get('type')))}</b></p>"]
+    if not undone:  # otherwise they tell what was kept, and it was not
+        parts += [f"<p>{html(str(error[part]))}</p>" for part in ("why", "cure") if error.get(part)]
+    return "".join(parts)
+
 
 EVERY_SECONDS = 0.3
 """Between two looks at a run."""
@@ -121,7 +556,7 @@ class RunPage:
     def look_at(self, row: Mapping[str, Any]) -> None:
         """Show what became of an earlier run, a row of the table `runs`."""
         if self.job is None:
-            evidence = copies.bring(str(row["run_id"]), self._bar.place)
+            evidence = bring(str(row["run_id"]), self._bar.place)
             self.result.show({**row, **evidence.values}, evidence, open_report=True)
             self._turn_to(self._result_page)
 
@@ -203,11 +638,10 @@ class RunPage:
         if not self._placed:  # where runs go is not settled yet
             return
         form, place = self._form, self._bar.place
-        for name, field in form.fields.items():
-            source = source_of(field.parameter)
+        for name, one in form.fields.items():
+            source = source_of(one.parameter)
             if not source:
                 continue
-
             known = at_once(place, source)
             form.suggest(name, source, known)
             self._suggestions.ask(place, source, self._offer_to(form, name, source, known))
@@ -277,7 +711,7 @@ class RunPage:
 
     def _end(self, job: Job, seen: Look) -> None:
         outcome = dict(seen.outcome or {})
-        evidence = copies.bring(job.run_id, self._bar.place)
+        evidence = bring(job.run_id, self._bar.place)
         values = {"seconds": seen.seconds, **evidence.values, **outcome}
         dry = job.given.get(DRY_RUN) is True
         self.result.show(values, evidence, seen, open_report=dry and outcome.get("verdict") == "done")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.errors import VmsnixError
-from vmsnix_ops.runbooks.console.fields import Suggestion
+from vmsnix_ops.runbooks.console.forms import Suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable

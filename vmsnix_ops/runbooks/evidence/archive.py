@@ -12,25 +12,157 @@ file once, at the end.
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import credentials, files
-from vmsnix_ops.aws.iam.permissions import needs_of
+from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.errors import ArchiveError
 from vmsnix_ops.redaction import Redactor, remember, secret_values
-from vmsnix_ops.runbooks.evidence import _bucket
 from vmsnix_ops.text import json as as_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+
+# The few calls to S3 that an archive in a bucket needs.
+
+CONTENT_TYPES = {
+    "ipynb": "application/x-ipynb+json",
+    "csv": "text/csv; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+    "json": "application/json",
+    "jsonl": "application/x-ndjson",
+    "txt": "text/plain; charset=utf-8",
+}
+ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
+UNKNOWN = frozenset({"403", "AccessDenied"})  # what a HEAD is answered with by who may only write
+
+
+def is_remote(archive: str | Path) -> bool:
+    """Whether an archive is in a bucket."""
+    return str(archive).startswith("s3://")
+
+
+def split(place: str) -> tuple[str, str]:
+    """Return bucket and key of an ``s3://`` location."""
+    bucket, _, key = place.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+@needs("s3:PutObject")
+def put(environment: Mapping[str, str], place: str, content: bytes) -> None:
+    """Write an object. S3 compares the bytes that arrive with their SHA-256."""
+    bucket, key = split(place)
+    client(environment).put_object(
+        Bucket=bucket,
+        Key=key,
+        Body=content,
+        ContentType=CONTENT_TYPES.get(key.rpartition(".")[2], "application/octet-stream"),
+        ChecksumSHA256=base64.b64encode(hashlib.sha256(content).digest()).decode(),
+    )
+
+
+@needs("s3:GetObject", "s3:ListBucket", "s3:PutObject")
+def put_once(environment: Mapping[str, str], place: str, content: bytes) -> None:
+    """Write an object whose key derives from its content, unless it is there already."""
+    from botocore.exceptions import ClientError
+
+    bucket, key = split(place)
+    try:
+        there = client(environment).head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in ABSENT | UNKNOWN:
+            raise
+    else:
+        if there["ContentLength"] == len(content):
+            return
+    put(environment, place, content)
+
+
+@needs("s3:GetObject", "s3:ListBucket")
+def get(environment: Mapping[str, str], place: str) -> bytes | None:
+    """Return an object's content, or ``None`` when there is none."""
+    from botocore.exceptions import ClientError
+
+    bucket, key = split(place)
+    try:
+        content: bytes = client(environment).get_object(Bucket=bucket, Key=key)["Body"].read()
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ABSENT:
+            return None
+        raise
+    return content
+
+
+@needs("s3:ListBucket")
+def folders(environment: Mapping[str, str], archive: str) -> list[str]:
+    """Return the names of what looks like a folder directly below a location."""
+    bucket, prefix = split(archive.rstrip("/") + "/")
+    pages = client(environment).get_paginator("list_objects_v2")
+    return [
+        str(found["Prefix"]).removeprefix(prefix).rstrip("/")
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        for found in page.get("CommonPrefixes", [])
+    ]
+
+
+@contextmanager
+def explained(what: str, cure: str) -> Iterator[None]:
+    """Turn what boto3 raises into one error of ours."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError, Boto3Error) as error:
+        raise ArchiveError(what, why=f"{error}.", cure=cure) from error
+
+
+def client(environment: Mapping[str, str]) -> Any:
+    """Return an S3 client that follows the run's variables, which may be those of a sandbox."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+    key, secret, token, profile = (environment.get(name) or None for name in names)
+    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    # As everywhere in AWS, keys in the environment count more than a profile.
+    return _client(key, secret, token, None if key else profile, region or None, endpoint or None)
+
+
+@lru_cache(maxsize=8)
+def _client(
+    key: str | None,
+    secret: str | None,
+    token: str | None,
+    profile: str | None,
+    region: str | None,
+    endpoint: str | None,
+) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    credentials.watch()
+    session = boto3.session.Session(
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+        aws_session_token=token,
+        profile_name=profile,
+        region_name=region,
+    )
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 6}, connect_timeout=10, max_pool_connections=16
+    )
+    return session.client("s3", endpoint_url=endpoint, config=config)
+
 
 NOTEBOOK, REPORT, RESULT, LOG = "notebook.ipynb", "report.html", "result.json", "log.txt"
 JOURNAL = "journal.jsonl"  # a publish writes it, and whoever undoes it reads it
@@ -136,7 +268,7 @@ class RunFolder:
         place = f"{self.remote}/objects/{digest}/{path.name}" if self.remote else str(path)
         if self.remote:
             with self._explained(place):
-                _bucket.put_once(self.environment, place, content)
+                put_once(self.environment, place, content)
         return Kept(place, digest, len(content))
 
     def close(self, *, done: bool) -> None:
@@ -158,7 +290,7 @@ class RunFolder:
             return
         entry = self._clean(self.path(RESULT))
         with self._explained(self.entry):
-            _bucket.put(self.environment, self.entry, entry)
+            put(self.environment, self.entry, entry)
         if done:
             shutil.rmtree(self.local)
             return
@@ -248,7 +380,7 @@ class RunFolder:
         self._alive.append(descriptor)
 
     def _explained(self, place: str) -> Any:
-        return _bucket.explained(
+        return explained(
             f"The run could not be archived: {place}.",
             f"Correct the bucket or the rights; the files of this run are in {self.local}.",
         )
@@ -297,7 +429,7 @@ def open_folder(
     ArchiveError
         When the archive cannot be written.
     """
-    remote = str(archive).rstrip("/") if _bucket.is_remote(archive) else ""
+    remote = str(archive).rstrip("/") if is_remote(archive) else ""
     local = (work if remote else Path(archive)).absolute() / run_id
     credentials.watch()
     remember(*credentials.of_files(environment))
@@ -314,11 +446,11 @@ def open_folder(
         ) from error
     if remote:
         try:
-            with _bucket.explained(
+            with explained(
                 f"The archive cannot be written: {archive}.",
                 "Correct the bucket or the rights, or name another with --archive. Nothing has run.",
             ):
-                _bucket.put(environment, folder.entry, folder.path(RESULT).read_bytes())
+                put(environment, folder.entry, folder.path(RESULT).read_bytes())
         except ArchiveError:
             folder.rest()
             shutil.rmtree(local)
@@ -345,4 +477,4 @@ def is_alive(folder: Path) -> bool:
 
 def archivist_actions() -> tuple[str, ...]:
     """Return what keeping evidence in a bucket needs, and reading it."""
-    return needs_of(_bucket.put, _bucket.put_once, _bucket.get, _bucket.folders)
+    return needs_of(put, put_once, get, folders)

@@ -21,7 +21,7 @@ from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, UnknownRunError, nearest
 from vmsnix_ops.records import run_tables
 from vmsnix_ops.records.result import parse, runs_row
-from vmsnix_ops.runbooks.evidence import _bucket
+from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence import archive as archives
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Archive:
     @property
     def remote(self) -> bool:
         """Whether it is in a bucket."""
-        return _bucket.is_remote(self.place)
+        return archive.is_remote(self.place)
 
     def ids(self) -> list[str]:
         """Return the ids of all runs, newest first; none when there is no archive yet.
@@ -112,7 +112,7 @@ class Archive:
         """
         if self.remote:
             with self._explained():
-                names = _bucket.folders(self.environment, self.place)
+                names = archive.folders(self.environment, self.place)
         else:
             try:
                 names = [path.name for path in Path(self.place).iterdir()]
@@ -306,13 +306,13 @@ class Archive:
         return here and not archives.is_alive(local)
 
     def _content(self, place: str) -> bytes | None:
-        if not _bucket.is_remote(place):
+        if not archive.is_remote(place):
             return _local(Path(place))
         with self._explained():
-            return _bucket.get(self.environment, place)
+            return archive.get(self.environment, place)
 
     def _explained(self) -> Any:
-        return _bucket.explained(
+        return archive.explained(
             f"The archive cannot be read: {self.place}.",
             "Correct the bucket or the rights, or name another with --archive.",
         )

@@ -31,9 +31,11 @@ def load_ipython_extension(shell: Any) -> None:
     _show_whole_frames(shell)
     level, folder = os.environ.get("VMSNIX_SIDE_EFFECTS"), os.environ.get("VMSNIX_RUN_DIR")
     if level and folder:
-        from vmsnix_ops.runbooks.execution import _guard
+        from vmsnix_ops.runbooks.execution import side_effects
 
-        _guard.install(cast("Level", level), os.environ.get("VMSNIX_RUNBOOK", "The notebook"), Path(folder))
+        side_effects.install(
+            cast("Level", level), os.environ.get("VMSNIX_RUNBOOK", "The notebook"), Path(folder)
+        )
     _know_secrets()
     if folder:  # what a run writes is private; a notebook in JupyterLab keeps its user's umask
         files.share(os.environ.get("VMSNIX_SHARED") == "true")

@@ -8,11 +8,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.abc
 import os
 import sys
 import tempfile
+import threading
 import time
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -20,23 +23,91 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmsnix_ops import settings as settings_module
-from vmsnix_ops.errors import ConfirmationError, RunError
+from vmsnix_ops.errors import ConfirmationError, ParameterError, RunError
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import writing
 from vmsnix_ops.runbooks.evidence.secrets import Inbox, Redactor
-from vmsnix_ops.runbooks.execution import _guard, _imports, kernels, side_effects
+from vmsnix_ops.runbooks.execution import kernels, side_effects
 from vmsnix_ops.runbooks.execution._interrupts import signals
 from vmsnix_ops.runbooks.execution._kernel import ERROR_FILE
 from vmsnix_ops.runbooks.execution._output import Limits, Live
 from vmsnix_ops.runbooks.execution.verdict import Failure, Verdict, judge, kept_error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
     from vmsnix_ops.progress import Reporter
+    from vmsnix_ops.runbooks.catalog import Runbook
+    from vmsnix_ops.runbooks.declarations import Parameter
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
+
+
+# When the runner's heavy libraries are imported: each as late as possible, and not in the way.
+#
+# Measured by ``python -m benchmarks.overhead``.
+
+GRAMMAR = "rfc3987_syntax"
+AFTERWARDS = ("nbconvert.exporters.html", "pygments.formatters")
+HISTORY = ("pandas", "pyarrow.dataset", "deltalake")
+
+
+def warm_up(*, record: bool) -> None:
+    """Import what a run needs after its last cell while its kernel starts, which is mostly waiting.
+
+    Parameters
+    ----------
+    record
+        Whether the run gets a row in the history.
+    """
+    names = AFTERWARDS + (HISTORY if record else ())
+
+    def load() -> None:
+        for name in names:
+            with suppress(Exception):  # who needs it imports it again, and says what is wrong
+                importlib.import_module(name)
+
+    if any(name not in sys.modules for name in names):
+        threading.Thread(target=load, name="vmsnix-imports", daemon=True).start()
+
+
+@contextmanager
+def without_grammar() -> Iterator[None]:
+    """Let jsonschema be imported in this block without its check of internationalized addresses.
+
+    JupyterLab brings a library for that, which compiles a grammar of its own at import: a second and more
+    at the start of every run, for a check that no notebook asks for.
+    """
+    if "jsonschema" in sys.modules or GRAMMAR in sys.modules:
+        yield
+        return
+    finder = _Absent(threading.get_ident())
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _Absent(importlib.abc.MetaPathFinder):
+    """Makes a library look as if it were not installed, for one thread."""
+
+    def __init__(self, thread: int) -> None:
+        self._thread = thread
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - importlib's signature
+        target: ModuleType | None = None,  # noqa: ARG002 - importlib's signature
+    ) -> ModuleSpec | None:
+        if fullname == GRAMMAR and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError(f"{GRAMMAR} is left out", name=GRAMMAR)
+        return None
+
 
 KERNEL_WORDS = 10_000  # characters of a dead kernel's own output that the log keeps
 
@@ -240,7 +311,7 @@ def _run(
             crash=crash,
             kept=kept_error(prepared.folder.path(ERROR_FILE)),
         )
-        refused = _guard.refusals(prepared.folder.local)
+        refused = side_effects.refusals(prepared.folder.local)
         if failure is None and refused:  # the notebook went on as if nothing had been
             judged, failure = "failed", _refusal(refused[0])
         if failure is not None:
@@ -277,7 +348,7 @@ def _execute(
     record: bool,
 ) -> tuple[Any, Failure | None]:
     """Execute the notebook; return it as far as it came, and what ended it from outside of its cells."""
-    with _imports.without_grammar():
+    with without_grammar():
         import nbformat
 
         from vmsnix_ops.runbooks.execution import _engine
@@ -300,7 +371,7 @@ def _execute(
             kernel_log=kernel_log,
             save=save,
             inbox=inbox,
-            waiting=partial(_imports.warm_up, record=record),
+            waiting=partial(warm_up, record=record),
         )
         crash = None
         try:
@@ -344,3 +415,70 @@ def _kernel_environment(prepared: writing.Run, ipython: str) -> dict[str, str]:
         "VMSNIX_RUN_ENTRY": prepared.folder.entry if prepared.folder.remote else "",
         "IPYTHONDIR": ipython,
     }
+
+
+# A run once more, with the same parameters.
+
+
+def same_parameters(
+    runbook: Runbook, recorded: Mapping[str, object], given: Mapping[str, object]
+) -> dict[str, object]:
+    """Return the parameters of a run, to be used again, with some of them replaced.
+
+    All of them are settled by the record, also those that had their default: a default that has changed
+    since does not change what is repeated.
+
+    Parameters
+    ----------
+    runbook
+        As it is now.
+    recorded
+        Every parameter that the run had, as ``result.json`` has them.
+    given
+        What shall be another this time.
+
+    Raises
+    ------
+    ParameterError
+        When the runbook takes other parameters than it did, which are named; a parameter that is new or
+        of another type may be given. And when a given one does not fit.
+    """
+    settled = parameters.check(runbook, given)
+    declared = {parameter.name: parameter for parameter in runbook.parameters}
+    lost = [name for name in recorded if name not in declared]
+    new = [name for name in declared if name not in recorded and name not in settled]
+    other = [
+        name
+        for name, value in recorded.items()
+        if name in declared and name not in settled and not _fits(declared[name], value)
+    ]
+    changes = [
+        f"{words} {', '.join(names)}"
+        for words, names in (
+            ("it no longer takes", lost),
+            ("it has taken since", new),
+            ("of another type or with other choices now:", other),
+        )
+        if names
+    ]
+    if changes:
+        raise ParameterError(
+            f"The parameters of {runbook.name} have changed since that run.",
+            why=f"{'; '.join(changes)}."[0].upper() + f"{'; '.join(changes)}."[1:],
+            cure=f"Run it anew: `vmsnix run {runbook.name} --help` lists its parameters."
+            if lost
+            else "Give these, behind the id.",
+        )
+    return {**recorded, **settled}
+
+
+def _fits(parameter: Parameter, value: object) -> bool:
+    if isinstance(value, str) and parameter.type.kind != "str":
+        return False  # text is parsed when people give it; a record has values
+    if isinstance(value, str) and "[secret removed" in value:
+        return False
+    try:
+        parameters.convert(parameter, value)
+    except ParameterError:
+        return False
+    return True

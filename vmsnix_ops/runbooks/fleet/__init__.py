@@ -28,11 +28,17 @@ from vmsnix_ops.progress import counted
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.fleet.cluster import check_address, need_dask
-from vmsnix_ops.runbooks.fleet.ledger import open_ledger
-from vmsnix_ops.runbooks.fleet.outcome import Outcome
+from vmsnix_ops.runbooks.fleet.engine import Runner, Stop
+from vmsnix_ops.runbooks.fleet.ledger import (
+    close_round,
+    open_ledger,
+    open_round,
+    states,
+    unfinished_round,
+    unrun,
+)
 from vmsnix_ops.runbooks.fleet.plan import read_plan
-from vmsnix_ops.runbooks.fleet.rounds import close_round, open_round, states, unfinished_round, unrun
-from vmsnix_ops.runbooks.fleet.run import Runner, Stop
+from vmsnix_ops.runbooks.fleet.report import Outcome
 from vmsnix_ops.settings import load
 from vmsnix_ops.text import line
 

@@ -11,19 +11,27 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
+import threading
+import time
 import uuid
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmsnix_ops import files
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.errors import ArchiveError
+from vmsnix_ops.errors import ArchiveError, VmsnixError
+from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.redaction import Redactor, secret_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from vmsnix_ops.runbooks.execution._interrupts import Interrupter
+    from vmsnix_ops.runbooks.fleet.plan import Target
+
 
 Document = dict[str, Any]
 
@@ -227,3 +235,217 @@ def _refused(done: str, place: str, error: OSError) -> ArchiveError:
         why=f"{error.strerror}.",
         cure="Correct its permissions, or name another place with ledger.",
     )
+
+
+# Who runs a target, and whether that run is still alive.
+#
+# Who runs a target holds its lease: the document says ``running``, and its ``beat`` counts up while the run
+# lives. A lease ends when its beat stood still for `Watch.seconds` by the clock of the one who waits; the
+# clocks of other machines are never trusted. On the same machine a dead process is seen at once.
+
+
+KERNEL_SECONDS = 2.0  # a kernel looks once a second whether the process that started it is still there
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that runs a target.
+
+    Attributes
+    ----------
+    id
+        New for every claim.
+    machine
+        Host, boot and process namespace, within which a process id means something.
+    pid, born
+        The process, and when it started in the kernel's count, since ids are used again.
+    host
+        What people call the machine.
+    """
+
+    id: str
+    machine: str
+    pid: int
+    born: str
+    host: str
+
+    @classmethod
+    def this_process(cls) -> Owner:
+        """Return this process as the owner of a new claim."""
+        pid = os.getpid()
+        return cls(uuid.uuid4().hex, _machine(), pid, _born(pid), socket.gethostname())
+
+    @staticmethod
+    def is_dead(owner: Mapping[str, Any]) -> bool:
+        """Tell whether an owner's process surely has ended; of another machine's nobody here can tell."""
+        return bool(owner["machine"] == _machine() and _born(owner["pid"]) != owner["born"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as a document holds it."""
+        return asdict(self)
+
+
+@dataclass
+class Watch:
+    """Watches the lease of somebody else until it has ended.
+
+    Attributes
+    ----------
+    seconds
+        How long a beat may stand still.
+    """
+
+    seconds: float
+    _seen: tuple[str, int] | None = None
+    _since: float = field(default_factory=time.monotonic)
+
+    def has_ended(self, document: Mapping[str, Any]) -> bool:
+        """Tell whether the run of a ``running`` document is dead; ask again and again."""
+        if Owner.is_dead(document["owner"]):
+            time.sleep(KERNEL_SECONDS)  # its kernel may live a moment longer
+            return True
+        seen = (document["owner"]["id"], document["beat"])
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+        return time.monotonic() - self._since > self.seconds
+
+
+class Beating:
+    """Counts the document's beat up in a thread, and stops the run when the lease is lost."""
+
+    def __init__(
+        self, ledger: Ledger, name: str, document: Document, interrupter: Interrupter, seconds: float
+    ) -> None:
+        self.document = document
+        self.lost = ""
+        self._ledger, self._name, self._interrupter = ledger, name, interrupter
+        self._seconds = seconds
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="fleet-beat", daemon=True)
+        self._good = time.monotonic()
+
+    def __enter__(self) -> Beating:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        every = self._seconds / 6
+        while not self._over.wait(every if self.document["beat"] else 0):
+            try:
+                self.write(self.document | {"beat": self.document["beat"] + 1})
+                self._good = time.monotonic()
+            except StaleError:
+                self.lost = "another run took the target over."
+            except VmsnixError as error:
+                # Those who wait may take over soon; until then this may pass.
+                if time.monotonic() - self._good > self._seconds * 2 / 3:
+                    self.lost = str(error)
+            if self.lost:
+                self._interrupter.interrupt()
+                return
+
+    def write(self, document: Document) -> None:
+        """Replace our own document.
+
+        Raises
+        ------
+        StaleError
+            When it is not ours any more.
+        """
+        owner = document["owner"]["id"]
+
+        def ours(now: Document | None) -> Document:
+            if now is None or now["owner"]["id"] != owner or now["state"] != "running":
+                raise StaleError(self._name)
+            return document
+
+        change(self._ledger, self._name, ours)
+        self.document = document
+
+
+def _machine() -> str:
+    def read(path: str) -> str:
+        with suppress(OSError):
+            return Path(path).read_text(encoding="ascii").strip()
+        return ""
+
+    namespace = ""
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - a name, not a path
+    return f"{socket.gethostname()} {read('/proc/sys/kernel/random/boot_id')} {namespace}"
+
+
+def _born(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot; empty when there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]  # a zombie has ended
+
+
+# The rounds of a fleet in its ledger: which is under way, and how far it is.
+
+
+def open_round(ledger: Ledger, name: str, *, fresh: bool) -> str:
+    """Return the round that is under way, or begin one; of two clients that begin one, both get the same."""
+    begun = new_run_id(f"fleet-{name}")
+
+    def decide(now: Document | None) -> Document | None:
+        if now is not None and not now["closed"] and not fresh:
+            return None
+        return {"fleet": name, "round": begun, "closed": False}
+
+    document = change(ledger, f"fleets/{name}.json", decide)
+    fleet = str(document["round"]) if document else begun
+    change(ledger, f"fleets/{fleet}.json", lambda now: None if now else {"fleet": name, "round": fleet})
+    return fleet
+
+
+def close_round(ledger: Ledger, name: str, fleet: str) -> None:
+    """Close a round, all of whose targets are done: the next start begins a new one."""
+
+    def decide(now: Document | None) -> Document | None:
+        return {**now, "closed": True} if now and now["round"] == fleet and not now["closed"] else None
+
+    change(ledger, f"fleets/{name}.json", decide)
+
+
+def unfinished_round(ledger: Ledger, name: str) -> str:
+    """Return the round that is under way; empty when there is none."""
+    kept = ledger.read(f"fleets/{name}.json")
+    return "" if kept is None or kept.value["closed"] else str(kept.value["round"])
+
+
+def states(ledger: Ledger, targets: Sequence[Target], fleet: str) -> dict[str, str]:
+    """Return the state of each target in a round, by key; ``planned`` where nothing is known."""
+    return {
+        target.key: last_word(ledger, target, fleet)["state"] if fleet else "planned" for target in targets
+    }
+
+
+def last_word(ledger: Ledger, target: Target, fleet: str) -> Document:
+    """Return what the ledger says of a target in a round."""
+    kept = ledger.read(f"targets/{target.key}.json")
+    if kept is None or kept.value["fleet"] != fleet:
+        return unrun(target, "planned")
+    return {**kept.value, "target": target.name}
+
+
+def unrun(target: Target, state: str) -> Document:
+    """Return the document of a target that was never run."""
+    return {
+        "target": target.name,
+        "key": target.key,
+        "runbook": target.runbook,
+        "state": state,
+        "attempts": [],
+        "error": None,
+        "result": {},
+        "session": "",
+    }
