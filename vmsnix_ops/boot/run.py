@@ -39,7 +39,7 @@ EXPECT = r"login:|Reached target .*(Multi-User System|multi-user\.target)"
 """What a NixOS image says on its console when it is up."""
 
 DEADLINE_SECONDS = {"kvm": 300.0, "tcg": 1800.0}
-AFTERWARDS_SECONDS = 1.0  # to hear what follows a panic: the trace says why
+SILENCE_SECONDS, AFTERWARDS_SECONDS = 2.0, 10.0  # to hear what follows a panic: the trace says why
 GRACE_SECONDS = 5.0
 LONGEST_READ = 65_536
 ACCELERATORS = ("auto", "kvm", "tcg")
@@ -284,11 +284,12 @@ def _running(command: list[str], seconds: float) -> Iterator[subprocess.Popen[by
 
 
 def _listen(output: IO[bytes], console: Console, until: float) -> Finding | None:
-    """Read until a line decides, the output ends, or the time is over."""
+    """Read until a line decides, the output ends, or the time is over; after a failure also until silence."""
     found: Finding | None = None
+    silence = float("inf")
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)
-        while (left := until - time.monotonic()) > 0 and selector.select(left):
+        while (left := until - time.monotonic()) > 0 and selector.select(min(left, silence)):
             data = output.read1(LONGEST_READ)  # type: ignore[attr-defined]  # a buffered reader
             if not data:
                 return found
@@ -297,7 +298,7 @@ def _listen(output: IO[bytes], console: Console, until: float) -> Finding | None
                 found = seen
                 if seen.kind == "expected":
                     return seen
-                until = min(until, time.monotonic() + AFTERWARDS_SECONDS)
+                until, silence = min(until, time.monotonic() + AFTERWARDS_SECONDS), SILENCE_SECONDS
     return found
 
 
