@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,27 +32,32 @@ class Account:
         The sandbox; its own clients may do everything.
     image
         A small image to publish.
+    users
+        Sessions of ``user-0`` and so on, which may do nothing yet; their clients are shared by tests.
     """
 
     aws: Sandbox
     image: Path
+    users: list[boto3.Session]
     number: int = 0
 
     def place(self, regions: tuple[str, ...] = (REGION,)) -> policies.Place:
         """Return where the policies hold."""
         return policies.Place(account=self.aws.account, regions=regions, bucket=BUCKET)
 
-    def session(self, actions: Iterable[str], *, regions: tuple[str, ...] = (REGION,)) -> boto3.Session:
-        """Return a session of a new user whose policy has just these actions, in these regions."""
-        iam = self.aws.client("iam")
-        self.number += 1
-        name = f"user-{self.number}"
-        iam.create_user(UserName=name)
+    def session(
+        self, actions: Iterable[str], *, regions: tuple[str, ...] = (REGION,), new: bool = False
+    ) -> boto3.Session:
+        """Return a session of another user, whose policy has just these actions, in these regions.
+
+        One that is given event handlers must be new: clients that it has already would not call them.
+        """
+        number, self.number = self.number, self.number + 1
+        session = new_user(self.aws, number) if new or number >= len(self.users) else self.users[number]
         document = json.dumps(policies.document(actions, self.place(regions)))
-        iam.put_user_policy(UserName=name, PolicyName="only", PolicyDocument=document)
-        key = iam.create_access_key(UserName=name)["AccessKey"]
-        access = Access(self.aws.url, key["AccessKeyId"], key["SecretAccessKey"], self.aws.account)
-        return access.session(REGION)
+        iam = self.aws.client("iam")
+        iam.put_user_policy(UserName=f"user-{number}", PolicyName="only", PolicyDocument=document)
+        return session
 
     def plan(self, actions: Iterable[str], **changes: Any) -> publish.Plan:
         """Return a plan of that user to publish the image; keywords change what is asked for."""
@@ -76,6 +82,15 @@ class Account:
         made: str = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
         self.aws.clock.advance(3600)
         return made
+
+
+def new_user(aws: Sandbox, number: int) -> boto3.Session:
+    """Make a user, where there is none of that number, and return a session with a key of his."""
+    iam, name = aws.client("iam"), f"user-{number}"
+    with suppress(iam.exceptions.EntityAlreadyExistsException):
+        iam.create_user(UserName=name)
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    return Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account).session(REGION)
 
 
 def without(actions: Iterable[str], action: str) -> tuple[str, ...]:

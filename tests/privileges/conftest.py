@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.privileges.account import BUCKET, REGION, Account
+from tests.privileges.account import BUCKET, REGION, Account, new_user
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
@@ -14,25 +14,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import boto3
+
 SPEED = 5000
 
 
 @pytest.fixture(scope="module")
-def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
-    """A sandbox that enforces IAM, with bucket and role, and the memory of that."""
+def enforcing() -> Iterator[tuple[Sandbox, list[boto3.Session], bytes]]:
+    """A sandbox that enforces IAM, with bucket, role and users, the users' sessions, and the memory of it."""
     with sandbox(speed=SPEED, enforce_iam=True) as aws:
         aws.prepare(bucket=BUCKET, region=REGION)
-        yield aws, aws.remember()
+        users = [new_user(aws, number) for number in range(4)]
+        yield aws, users, aws.remember()
 
 
 @pytest.fixture
-def account(enforcing: tuple[Sandbox, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Account:
+def account(
+    enforcing: tuple[Sandbox, list[boto3.Session], bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Account:
     """An account in which nobody may do anything yet; this process's environment points to it."""
-    aws, memory = enforcing
+    aws, users, memory = enforcing
     aws.recall(memory)
     aws.clock.speed = SPEED
     for name, value in aws.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
-    return Account(aws, make_sample_image(tmp_path / "image"))
+    return Account(aws, make_sample_image(tmp_path / "image"), users)

@@ -264,7 +264,8 @@ def the_source_got_tags(account: Account, actions: Actions) -> None:
 
 def a_first_value_is_taken_back(account: Account, actions: Actions) -> None:
     """Promote an AMI to a new channel, and find that somebody retires it in the meantime."""
-    session, ec2 = account.session(actions, regions=(REGION, "eu-west-1")), account.aws.client("ec2")
+    session = account.session(actions, regions=(REGION, "eu-west-1"), new=True)
+    ec2 = account.aws.client("ec2")
     ami = make_ami(account.aws)
 
     def mark(**_: Any) -> None:
