@@ -281,6 +281,23 @@ def test_an_ami_that_somebody_enabled_by_hand_is_given_its_whole_grace_again(fle
     assert "can be restored until" in why(fleet.plan(now=fleet.later(25)), ami)
 
 
+def test_a_second_retirement_forgets_nothing_of_the_first(fleet: Fleet) -> None:
+    """Somebody enabled it by hand and shared it with others: both audiences and the first date come back."""
+    ami, first, second = fleet.ami(), "101010101010", "202020202020"
+    date = datetime(2031, 5, 1, tzinfo=UTC)
+    fleet.ec2.enable_image_deprecation(ImageId=ami, DeprecateAt=date)
+    fleet.share(ami, first)
+    fleet.apply(allow_shared=True)
+    fleet.ec2.enable_image(ImageId=ami)
+    fleet.share(ami, second)
+    fleet.apply(allow_shared=True)
+    assert fleet.permissions(ami) == []
+    fleet.apply(action="restore")
+    assert sorted(one["UserId"] for one in fleet.permissions(ami)) == [first, second]
+    (image,) = fleet.ec2.describe_images(ImageIds=[ami])["Images"]
+    assert image["DeprecationTime"].startswith("2031-05-01")
+
+
 def test_publishing_what_was_retired_says_how_to_bring_it_back(fleet: Fleet) -> None:
     ami = fleet.ami(digest="d")
     wanted = images.Registration(f"web-{fleet.number}", "x86_64", "", "/dev/sda1", fleet.held(ami)[0])

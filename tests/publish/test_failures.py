@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.aws.account import make_ami
 from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import imports
+from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.publish.undo import plan_undo
 from vmsnix_ops.settings import load
@@ -406,3 +408,77 @@ def test_an_undo_with_the_credentials_of_another_account_is_refused(aws):
     with pytest.raises(errors.CredentialsError, match="worked in the account 111122223333") as caught:
         plan_undo(folder.name)
     assert aws.account in caught.value.why
+
+
+RUN, OTHER = "20261128T100000Z-publish-ami-0a1b2c", "20261128T100100Z-publish-ami-3d4e5f"
+DIGEST = "d" * 64
+KEY = f"vmsnix/{DIGEST}.vhd"
+
+
+@pytest.fixture
+def died(aws):
+    """A run of the import method that uploaded its image and left no more than its journal."""
+    folder = load().state / "runs" / RUN
+    folder.mkdir(parents=True)
+    row = {"step": "upload", "status": "done", "region": REGION, "account": aws.account, "via": "import"}
+    detail = {"digest": DIGEST, "url": f"s3://{BUCKET}/{KEY}"}
+    (folder / "journal.jsonl").write_text(json.dumps(row | {"detail": detail}) + "\n")
+    aws.client("s3").put_object(Bucket=BUCKET, Key=KEY, Body=bytes(2**20))
+
+
+def start_import(aws, run: str) -> str:
+    """Start an import of the upload that ends in an hour of real time; return its task."""
+    aws.clock.speed = 1.0
+    source = {"Format": "RAW", "UserBucket": {"S3Bucket": BUCKET, "S3Key": KEY}}
+    tags = tagging.specification("import-snapshot-task", {tagging.DIGEST: DIGEST, tagging.RUN: run})
+    asked = {"DiskContainer": source, "TagSpecifications": tags}
+    return aws.client("ec2").import_snapshot(**asked)["ImportTaskId"]
+
+
+@pytest.mark.parametrize(
+    ("importing", "kinds"),
+    [((), {"upload"}), ((RUN,), {"import", "upload"}), ((OTHER,), set()), ((RUN, OTHER), {"import"})],
+    ids=["no import", "its own", "of another run", "both"],
+)
+def test_an_undo_keeps_what_the_import_of_another_run_reads(aws, died, left, importing, kinds):
+    tasks = {run: start_import(aws, run) for run in importing}
+    plan = plan_undo(RUN)
+    assert {leftover.kind for leftover in plan.leftovers} == kinds
+    plan.apply()
+    assert left().running == [task for run, task in tasks.items() if run == OTHER]
+    assert bool(left().objects) == (OTHER in importing)
+
+
+def test_an_import_that_began_after_the_plan_of_an_undo_keeps_its_upload(aws, died, left):
+    plan = plan_undo(RUN)
+    assert [leftover.kind for leftover in plan.leftovers] == ["upload"]
+    start_import(aws, OTHER)
+    assert plan.apply() == ()
+    assert left().objects == [KEY]
+
+
+def test_an_undo_keeps_a_snapshot_of_its_run_that_another_run_registered(aws, died, left):
+    ami = make_ami(aws, digest=DIGEST, tags={tagging.RUN: RUN})
+    aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": tagging.RUN, "Value": OTHER}])
+    plan = plan_undo(RUN)
+    assert [leftover.kind for leftover in plan.leftovers] == ["upload"]
+    aws.calls.clear()
+    plan.apply()
+    assert calls(aws, "DeleteSnapshot") == 0
+    assert (left().amis, len(left().snapshots)) == ([ami], 1)
+
+
+def test_a_snapshot_that_was_registered_after_the_plan_of_an_undo_is_kept(aws, died, left):
+    ami = make_ami(aws, digest=DIGEST, tags={tagging.RUN: RUN})
+    ec2 = aws.client("ec2")
+    (image,) = ec2.describe_images(ImageIds=[ami])["Images"]
+    ec2.deregister_image(ImageId=ami)
+    plan = plan_undo(RUN)
+    assert [leftover.kind for leftover in plan.leftovers] == ["snapshot", "upload"]
+    tags = tagging.specification("image", {tagging.DIGEST: DIGEST, tagging.RUN: OTHER})
+    asked = {"Architecture": "x86_64", "VirtualizationType": "hvm", "RootDeviceName": image["RootDeviceName"]}
+    snapshot = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
+    devices = [{"DeviceName": image["RootDeviceName"], "Ebs": {"SnapshotId": snapshot}}]
+    ec2.register_image(Name="taken", BlockDeviceMappings=devices, TagSpecifications=tags, **asked)
+    assert [leftover.kind for leftover in plan.apply()] == ["upload"]
+    assert left().snapshots == [snapshot]

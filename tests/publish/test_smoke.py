@@ -240,6 +240,31 @@ def test_ctrl_c_while_the_instance_is_terminated_asks_aws_once_more(
     assert alive(aws) == []
 
 
+@pytest.mark.parametrize("second", ["console", "terminate", "both"])
+def test_a_second_ctrl_c_while_the_test_cleans_up_terminates_the_instance(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    """The first one came in the wait for the checks; the second one before AWS is asked to terminate."""
+    monkeypatch.setattr(instances, "wait_checks", interrupted)
+    hit: set[str] = set()
+    calls = {"console": instances.console, "terminate": instances.terminate}
+    for name in ("console", "terminate") if second == "both" else (second,):
+
+        def once(*given: Any, _name: str = name, _call: Any = calls[name], **more: Any) -> Any:
+            if launched(aws) and _name not in hit:
+                hit.add(_name)
+                raise KeyboardInterrupt
+            return _call(*given, **more)
+
+        monkeypatch.setattr(instances, name, once)
+    with pytest.raises(errors.InterruptedRunError) as caught:
+        smoke.run(plan(make_ami(aws)))
+    assert hit == ({"console", "terminate"} if second == "both" else {second})
+    (instance,) = launched(aws)
+    assert instance["InstanceId"] in caught.value.why
+    assert alive(aws) == []
+
+
 def refuse_to_terminate(aws: Sandbox) -> None:
     words = "You are not authorized to perform: ec2:TerminateInstances"
     denied = {"op": "ec2:TerminateInstances", "do": "error", "http": 403, "message": words}

@@ -208,6 +208,14 @@ def test_a_target_that_kills_its_workers_is_given_up(worker: Worker) -> None:
     assert worker.ran == []
 
 
+def test_deaths_in_an_earlier_session_do_not_count(worker: Worker) -> None:
+    lost = {"verdict": "lost", "session": "earlier", "error": "died"}
+    worker.found(beat=1, session="earlier", attempts=[lost] * 5, attempt={"session": "earlier"})
+    document = run_target(worker.job)
+    assert document["state"] == "done"
+    assert [attempt["verdict"] for attempt in document["attempts"]] == [*["lost"] * 6, "done"]
+
+
 def test_a_run_whose_lease_was_lost_is_stopped(worker: Worker) -> None:
     def taken_over(options: dict[str, Any]) -> str:
         worker.found(beat=0, id="new")
