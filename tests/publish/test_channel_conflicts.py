@@ -21,6 +21,7 @@ from tests.publish.promoting import (
     served,
     session,
 )
+from tests.support import join
 from vmsnix_ops import errors
 from vmsnix_ops.aws import image_copy, parameters, retiring
 from vmsnix_ops.aws import tags as tagging
@@ -196,6 +197,44 @@ def test_two_promotions_at_once_end_with_one_that_is_done_and_one_that_tells(
     ended.append(promote.apply(ours))
     assert [one.status for one in ended] == ["done", "partly"]
     assert history(aws) == [first, other, ami]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+def test_a_promotion_and_a_rollback_at_once_in_three_regions_lose_no_change(
+    aws: Sandbox, seconds: float
+) -> None:
+    """Wherever one of them wrote, exactly one is done without a warning; the history has every value."""
+    regions = [HOME, WEST, EUROPE]
+    old, now, new = (make_ami(aws, version=f"26.{number}") for number in (10, 11, 12))
+    for value in (old, now):
+        assert promote.apply(plan(ami=value, channel="stable", regions=regions)).status == "done"
+    assert promote.apply(plan(ami=new, channel="candidate", regions=regions)).status == "done"  # copies it
+    forward = plan(ami=new, channel="stable", regions=regions)
+    asked = {"image": "ecs-node", "channel": "stable", "regions": regions, "dry_run": False}
+    back = roll_back.plan(**asked, progress=silent())
+    if seconds:  # both have read the channel before either of them writes
+        aws.faults.add({"op": "ssm:PutParameter", "do": "delay", "when": "before", "seconds": seconds})
+    both, found = threading.Barrier(2, timeout=60), dict[str, Any]()
+
+    def act(name: str, job: Callable[[], Any]) -> None:
+        both.wait()
+        found[name] = job()
+
+    jobs = {"forward": lambda: promote.apply(forward), "back": lambda: roll_back.apply(back)}
+    threads = [threading.Thread(target=act, args=one) for one in jobs.items()]
+    for thread in threads:
+        thread.start()
+    join(*threads)
+    somewhere = 0
+    for region in regions:
+        values = history(aws, region)[2:]
+        told = {name: outcomes(one).get(region, []) for name, one in found.items()}
+        wrote = [name for name, rows in told.items() if "point done" in rows]
+        clean = [name for name in wrote if not any("failed" in row for row in told[name])]
+        assert len(values) == len(wrote), (region, told, values)
+        assert len(clean) == bool(wrote), (region, told)
+        somewhere += len(wrote)
+    assert somewhere
 
 
 def test_the_one_that_was_overwritten_after_its_own_write_is_done(
@@ -454,6 +493,23 @@ def fields(parameter: Any, number: int) -> dict[str, Any]:
     first = parameter.versions[0]
     names = [name for name in first.__slots__ if name not in ("number", "labels")]
     return {name: getattr(first, name) for name in names} | {"number": number}
+
+
+def test_an_advanced_parameter_is_promoted_and_rolled_back_and_stays_advanced(aws: Sandbox, ami: str) -> None:
+    """A request without a tier would make it a standard one, which AWS refuses."""
+    ssm, first = aws.client("ssm"), make_ami(aws, version="26.10")
+    wanted = {"Name": NAME, "Value": first, "Type": "String", "DataType": "aws:ec2:image"}
+    ssm.put_parameter(**wanted, Tier="Advanced")
+    aws.clock.advance(60)
+    with pytest.raises(ssm.exceptions.ClientError, match="can't downgrade"):
+        ssm.put_parameter(**wanted, Overwrite=True)
+    made = plan(ami=ami, channel="stable")
+    assert promote.apply(made).status == "done"
+    back = roll_back.plan(image="ecs-node", channel="stable", dry_run=False, progress=silent())
+    assert roll_back.apply(back).status == "done"
+    assert history(aws) == [first, ami, first]
+    tiers = [one["Tier"] for one in ssm.get_parameter_history(Name=NAME)["Parameters"]]
+    assert tiers == ["Advanced"] * 3
 
 
 @pytest.mark.parametrize(

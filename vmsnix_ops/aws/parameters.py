@@ -80,6 +80,8 @@ class PointerVersion:
         What was written beside it.
     labels
         The labels of this version; AWS does not drop a version that has one.
+    tier
+        ``"Standard"`` or ``"Advanced"``.
     """
 
     version: int
@@ -88,6 +90,7 @@ class PointerVersion:
     modified_by: str
     description: str = ""
     labels: tuple[str, ...] = ()
+    tier: str = "Standard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +301,7 @@ def history(ssm: Client, name: str) -> list[PointerVersion]:
             modified_by=str(one.get("LastModifiedUser", "")),
             description=str(one.get("Description", "")),
             labels=tuple(one.get("Labels") or ()),
+            tier=str(one.get("Tier") or "Standard"),
         )
         for page in pages
         for one in page["Parameters"]
@@ -374,6 +378,19 @@ def point(
     return Moved("created", version, ami_id, _overwritten(ssm, name, planned, version, ours, pace))
 
 
+def _tier(ssm: Client, name: str) -> dict[str, str]:
+    """Return the tier with which an existing parameter takes a value; its policies stay as they are.
+
+    A request without a tier is one of the account's default tier, usually the standard one, and AWS makes no
+    advanced parameter standard ("Tier" and "Policies" of PutParameter in the Systems Manager API Reference).
+    """
+    try:
+        known = history(ssm, name)
+    except errors.AwsError:
+        return {}
+    return {"Tier": "Advanced"} if known and known[-1].tier == "Advanced" else {}
+
+
 def changed_meanwhile(name: str, region: str, now: Pointer | None) -> errors.PointerError:
     """Return the refusal of a plan whose channel somebody has changed since."""
     return errors.PointerError(
@@ -399,9 +416,8 @@ class _Ours:
 def _put(
     ssm: Client, request: dict[str, Any], tags: Mapping[str, str], *, overwrite: bool
 ) -> Mapping[str, Any]:
-    """Set the value. Tags can be given only when a parameter is made."""
-    if not overwrite:
-        request = {**request, "Tags": tagging.to_list(tags)}
+    """Set the value. Tags can be given only when a parameter is made, and its tier is kept afterwards."""
+    request |= _tier(ssm, request["Name"]) if overwrite else {"Tags": tagging.to_list(tags)}
     answer: Mapping[str, Any] = retrying(
         lambda: ssm.put_parameter(**request, Overwrite=overwrite), "TooManyUpdates", seconds=20
     )
@@ -464,7 +480,7 @@ def _overwritten(
     if newest is not None and found != planned:
         command = (
             f"aws ssm put-parameter {where} --type String --data-type {IMAGE_TYPE} --overwrite "
-            f"--value {shlex.quote(newest.value)}"
+            f"--value {shlex.quote(newest.value)}{' --tier Advanced' if newest.tier == 'Advanced' else ''}"
         )
         return Overwritten(name, region, newest.version, newest.value, newest.modified_by, version, command)
     if known and newest is None:
@@ -484,7 +500,7 @@ def _whole_history(ssm: Client, name: str, version: int, pace: Pace) -> list[Poi
     return wait(look, what=f"the history of {name}", deadline=VISIBLE_SECONDS, pace=pace).value
 
 
-@needs("ssm:GetParameter", "ssm:PutParameter", "ssm:DeleteParameter")
+@needs("ssm:GetParameter", "ssm:GetParameterHistory", "ssm:PutParameter", "ssm:DeleteParameter")
 def put_back(
     ssm: Client, name: str, moved: Moved, before: Planned, *, description: str, pace: Pace | None = None
 ) -> str:

@@ -107,6 +107,16 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
         # Seen in public reports: AWS changes the data type of no existing parameter. The text is from memory.
         raise AwsError("ValidationException", "The data type of an existing parameter can't be changed.")
     tier = params.get("Tier", "Standard")
+    if existing is not None and existing.newest.tier == "Advanced":
+        # Without a tier a request is of the default tier, which is the standard one ("Tier" of PutParameter).
+        if tier == "Standard":
+            raise AwsError(
+                "ValidationException",
+                "This parameter uses the advanced-parameter tier. You can't downgrade a parameter from the "
+                "advanced-parameter tier to the standard-parameter tier. If necessary, you can delete the "
+                "advanced parameter and recreate it as a standard parameter.",
+            )
+        tier = "Advanced"
     _check_value(params, tier, kind, data_type)
     return Version(
         number=1 if existing is None else existing.newest.number + 1,
