@@ -61,21 +61,21 @@ class RunTables(Tables):
         self.run = run
         self.problems: dict[str, None] = {}
 
-    def append(self, table: str, rows: Rows, *, once: str | None = None) -> None:
+    def append(self, table: str, rows: Rows, *, once: str | None = None, clean: bool = False) -> None:
         """Add rows to a table as `Tables.append` does; the copy is kept also when that fails.
 
         Rows of other tables than `KEPT` only save later work. Where they cannot be written the error is
         collected in `problems`, not raised.
         """
-        schema = schemas.schema(table)
-        data = without_secrets(to_arrow(schema, rows))
+        data = to_arrow(schemas.schema(table), rows)
+        data = data if clean else without_secrets(data)
         if data.num_rows == 0:
             return
         once = once or f"{self.run.run_id}/{uuid.uuid4().hex}"
         path = self.run.folder / FILE_NAME
         kept = table in KEPT and _write(path, {"table": table, "once": once, "rows": _plain(data)})
         try:
-            self._append_clean(schema, data, once)
+            super().append(table, data, once=once, clean=True)
         except RecordsError as error:
             if table in KEPT:
                 raise
