@@ -76,10 +76,6 @@ bench-overhead *OPTIONS:
 bench-fleet *OPTIONS:
     {{ python }} -m benchmarks.fleet {{ OPTIONS }}
 
-# Ask a table of ten million rows through pandas and through Dask, such as `just bench-tables --rows 1000000`
-bench-tables *OPTIONS:
-    {{ python }} -m benchmarks.tables {{ OPTIONS }}
-
 # Run every test: quick, browser, foreign and long ones, with many more random examples (takes hours)
 nightly *OPTIONS:
     pytest --parts=all --hypothesis-profile=nightly {{ OPTIONS }}
