@@ -47,7 +47,13 @@ def _can_be_unnamed() -> None:
 
 
 @pytest.mark.usefixtures("_can_be_unnamed")
-@pytest.mark.parametrize("variables", [{}, {"HOME": "/proc"}], ids=["no HOME", "HOME cannot be written"])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param({}, id="no HOME"),
+        pytest.param({"HOME": "/proc"}, id="HOME cannot be written", marks=pytest.mark.long(seconds=10)),
+    ],
+)
 def test_a_user_without_name_and_home_runs_a_runbook(tmp_path: Path, variables: dict[str, str]) -> None:
     done = as_unnamed(tmp_path, "run", "import-timings", **variables)
     assert done.returncode == 0, done.stderr

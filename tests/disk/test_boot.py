@@ -104,7 +104,7 @@ def test_an_image_that_never_boots_ends_at_the_deadline(tmp_path: Path, temporar
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("lines", ["cat", "tr -d '\\n'"])
+@pytest.mark.parametrize("lines", ["tr -d '\\n'", pytest.param("cat", marks=pytest.mark.long(seconds=15))])
 def test_a_flood_of_the_console_is_bounded(linux: Path, lines: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "KEPT_BYTES", 50_000)
     flood = f"yes | head -c 200000 | {lines}\npoweroff -f\n"

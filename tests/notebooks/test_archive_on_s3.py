@@ -118,6 +118,7 @@ def test_an_ami_leads_to_the_notebook_that_made_it(team: Team, published: dict[s
     assert ami in team.get(entry["report"]).decode()
 
 
+@pytest.mark.long(seconds=60)
 def test_a_fleet_leaves_its_round_and_its_runs_in_the_bucket(team: Team, published: dict[str, Any]) -> None:
     make_sample_image(team.folder / "router", name="router", seed="router")
     (team.folder / "nightly.toml").write_text(PLAN)

@@ -33,6 +33,7 @@ def test_it_may_do_what_it_needs_only_when_something_happens(account: Account, j
     rehearsal(job).only_when[action](account, JOBS[job].actions())
 
 
+@pytest.mark.long(seconds=1)
 @pytest.mark.parametrize(("job", "action"), removals())
 def test_without_one_action_it_names_that_action(account: Account, job: str, action: str) -> None:
     known, lacking = rehearsal(job), without(JOBS[job].actions(), action)

@@ -167,7 +167,10 @@ def storm(tmp_path: Path, aws: Sandbox) -> Iterator[Storm]:
 
 @pytest.mark.parametrize(
     ("seed", "kills"),
-    [(0, 3), *(pytest.param(seed, 12, marks=pytest.mark.long(seconds=300)) for seed in (1, 2))],
+    [
+        pytest.param(0, 3, marks=pytest.mark.long(seconds=60)),
+        *(pytest.param(seed, 12, marks=pytest.mark.long(seconds=300)) for seed in (1, 2)),
+    ],
 )
 def test_whatever_is_killed_starting_again_finishes_the_rest_and_doubles_nothing(
     storm: Storm, aws: Sandbox, seed: int, kills: int

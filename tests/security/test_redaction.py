@@ -478,7 +478,7 @@ def test_large_texts_are_redacted_in_linear_time() -> None:
         "/a/hunter22x",
         "&a",
     ):
-        clean.text(piece * (3_000_000 // len(piece)))
+        clean.text(piece * (600_000 // len(piece)))
 
 
 def test_a_line_without_an_end_does_not_grow_for_ever_and_hides_nothing() -> None:

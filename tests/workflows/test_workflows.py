@@ -184,6 +184,7 @@ def test_publish_builds_checks_and_publishes(nix: Path, checkout: Path, aws: Any
     assert sorted(evidence) == ["build-image", "preflight", "publish-ami"]
 
 
+@pytest.mark.long(seconds=15)
 def test_a_dry_run_by_hand_publishes_nothing(nix: Path, checkout: Path, aws: Any) -> None:  # noqa: F811
     from tests.nix.conftest import FIXTURE
 
@@ -198,6 +199,7 @@ def test_a_dry_run_by_hand_publishes_nothing(nix: Path, checkout: Path, aws: Any
     assert aws.client("ec2", "eu-west-1").describe_images(Owners=["self"])["Images"] == before == []
 
 
+@pytest.mark.long(seconds=15)
 def test_audit_looks_and_reports(checkout: Path, aws: Any) -> None:
     job = job_of("audit.yml", checkout, aws)
     assert job.run() == 0, job.printed
