@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+MOST_CLIENTS = 64  # each takes a megabyte or more
+
 
 def share_models(patch: pytest.MonkeyPatch) -> None:
     """Let all sessions of this process share what botocore works out anew for each: half a publish's work.
@@ -98,8 +100,10 @@ def share_clients(patch: pytest.MonkeyPatch) -> None:
         about = sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_") or "proxy" in k.lower())
         key = (session.profile_name, keys.get_frozen_credentials(), *about, *asked)
         if key not in made:
-            before = len(quotas)
-            made[key] = make(session, *asked), quotas[before:]
+            quotas.clear()
+            made[key] = make(session, *asked), tuple(quotas)
+            if len(made) > MOST_CLIENTS:
+                del made[next(iter(made))]
         client, its_quotas = made[key]
         for quota in its_quotas:  # the retries of earlier tests do not count
             quota._available_capacity = quota._max_capacity
@@ -114,6 +118,8 @@ def share_clients(patch: pytest.MonkeyPatch) -> None:
         key = (access.url, access.access_key, access.secret_key, service, region)
         if key not in clients:
             clients[key] = client(access, service, region)
+            if len(clients) > MOST_CLIENTS:
+                del clients[next(iter(clients))]
         return clients[key]
 
     patch.setattr(Access, "client", client_of)
