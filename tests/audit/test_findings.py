@@ -14,7 +14,7 @@ import pytest
 
 from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from vmsnix_ops import errors
-from vmsnix_ops.audit import findings as judging
+from vmsnix_ops.audit import findings
 from vmsnix_ops.audit.findings import Measure, evaluate
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.channels import verify
@@ -50,7 +50,7 @@ def audit(own: Owner, tmp_path: Path) -> Callable[..., Found]:
         scanned = own.scan(regions=regions or [REGION])
         judged = evaluate(scanned, measure=Measure(**measure), tables=Tables(tmp_path / "history"))
         for rule, severities in judged.groupby("rule")["severity"]:
-            assert set(severities) <= set(judging.about()[str(rule)][0])
+            assert set(severities) <= set(findings.about()[str(rule)][0])
         return Found(scanned, judged)
 
     return run
@@ -68,13 +68,13 @@ def test_an_ami_as_it_should_be_has_only_unencrypted_and_unused(own: Owner, audi
     found = audit()
     about = found.frame[found.frame["resource_id"] == ami]
     assert sorted(about["rule"]) == ["unencrypted", "unreferenced"]
-    assert list(found.frame.columns) == list(judging.COLUMNS)
+    assert list(found.frame.columns) == list(findings.COLUMNS)
 
 
 def test_nothing_is_found_where_nothing_is(audit: Any) -> None:
     found = audit()
-    assert (len(found.frame), list(found.frame.columns)) == (0, list(judging.COLUMNS))
-    assert len(judging.summary(found.frame)) == 0
+    assert (len(found.frame), list(found.frame.columns)) == (0, list(findings.COLUMNS))
+    assert len(findings.summary(found.frame)) == 0
 
 
 def test_public_and_shared_amis(own: Owner, audit: Any) -> None:
@@ -344,7 +344,7 @@ def test_a_hurried_scan_says_so(own: Owner, tmp_path: Path) -> None:
 def test_the_worst_come_first_and_rules_are_chosen_by_name(own: Owner, audit: Any) -> None:
     own.share(own.ami(), "all")
     found = audit()
-    order = [judging.SEVERITIES.index(one) for one in found.frame["severity"]]
+    order = [findings.SEVERITIES.index(one) for one in found.frame["severity"]]
     assert order == sorted(order)
     assert set(evaluate(found.inventory, rules=["public"])["rule"]) == {"public"}
     with pytest.raises(errors.ParameterError, match="Did you mean 'public'"):
@@ -358,8 +358,8 @@ def test_names_that_people_chose_are_quoted_for_the_shell(own: Owner, audit: Any
 
 
 def test_every_rule_says_what_it_finds() -> None:
-    for name, (severities, about) in judging.about().items():
-        assert set(severities) <= set(judging.SEVERITIES), name
+    for name, (severities, about) in findings.about().items():
+        assert set(severities) <= set(findings.SEVERITIES), name
         assert severities, name
         assert about.startswith("Find "), name
 
@@ -378,6 +378,6 @@ def test_the_page_has_every_rule_as_it_is() -> None:
     told = {name: (severity, text) for name, severity, text in rows}
     code = {
         name: (", ".join(severities), about.removeprefix("Find ").rstrip("."))
-        for name, (severities, about) in judging.about().items()
+        for name, (severities, about) in findings.about().items()
     }
     assert told == code

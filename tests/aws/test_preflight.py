@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import account
+from vmsnix_ops.aws import checks, identity, service_role
+from vmsnix_ops.aws import identity as preflight_account
+from vmsnix_ops.aws import quotas as limits
 from vmsnix_ops.aws.iam import policies
-from vmsnix_ops.aws.preflight import account as preflight_account
-from vmsnix_ops.aws.preflight import limits, role
 from vmsnix_ops.disk.sample import make_sample_image
-from vmsnix_ops.publish import preflight, preflight_machine
+from vmsnix_ops.publish import preflight
 from vmsnix_ops.sandbox import Access, Sandbox, sandbox
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def test_nothing_is_changed(aws: Sandbox, look: Any, tmp_path: Path) -> None:
 
 
 def test_the_table_has_evidence_and_a_cure_for_everything_that_did_not_pass(look: Any) -> None:
-    frame = account.frame(look(role_name="no-such-role").values())
+    frame = checks.frame(look(role_name="no-such-role").values())
     assert list(frame.columns) == ["check", "outcome", "evidence", "cure"]
     troubled = frame[frame["outcome"] != "pass"]
     assert len(troubled)
@@ -118,7 +118,9 @@ def test_a_clock_that_is_off(aws: Sandbox, look: Any) -> None:
     aws.clock.skew = timedelta(minutes=30)
     refused = look()["credentials"]
     assert (refused.outcome, refused.cure) == ("fail", "Set this machine's clock (NTP).")
-    late = preflight_account.clock(account.Identity("012345678901", "arn:aws:iam::012345678901:root", 400.0))
+    late = preflight_account.check_clock(
+        identity.Identity("012345678901", "arn:aws:iam::012345678901:root", 400.0)
+    )
     assert late.outcome == "fail"
 
 
@@ -265,7 +267,7 @@ def test_a_role_that_is_kept_from_more_than_the_images_passes(aws: Sandbox, look
 
 @pytest.mark.parametrize("prefix", ["", "a/b/", "images-"])
 def test_objects_beside_any_prefix_are_found(prefix: str) -> None:
-    found = role.beyond_images(BUCKET, prefix)
+    found = service_role.beyond_images(BUCKET, prefix)
     assert not [one for one in found if one.startswith(f"arn:aws:s3:::{BUCKET}/{prefix}")]
     for folder in ("", "a/") if prefix == "a/b/" else ("",) if prefix else ():
         assert [one for one in found if one.startswith(f"arn:aws:s3:::{BUCKET}/{folder}")]
@@ -325,8 +327,8 @@ def test_a_role_that_the_bucket_policy_names_is_warned_of_only(aws: Sandbox, loo
 )
 def test_what_a_trust_policy_is_to_vm_import(trust: dict[str, Any], verdict: str) -> None:
     document = trust if "Statement" in trust else {"Statement": [trust]}
-    assert role.trust_of(document) == verdict
-    assert role.trust_of(json.dumps(document)) == verdict
+    assert service_role.trust_of(document) == verdict
+    assert service_role.trust_of(json.dumps(document)) == verdict
 
 
 def test_direct_needs_neither_bucket_nor_role(look: Any) -> None:
@@ -447,17 +449,17 @@ def test_a_name_that_belongs_to_other_bytes(aws: Sandbox, look: Any, tmp_path: P
 
 def test_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path / "not" / "yet"
-    assert preflight_machine.disk_space(deep, enough_gib=0.0).outcome == "pass"
-    assert preflight_machine.disk_space(deep, enough_gib=1e9).outcome == "warn"
-    monkeypatch.setattr(preflight_machine, "NO_SPACE_GIB", 1e8)
-    full = preflight_machine.disk_space(deep, enough_gib=1e9)
+    assert preflight.check_disk_space(deep, enough_gib=0.0).outcome == "pass"
+    assert preflight.check_disk_space(deep, enough_gib=1e9).outcome == "warn"
+    monkeypatch.setattr(preflight, "NO_SPACE_GIB", 1e8)
+    full = preflight.check_disk_space(deep, enough_gib=1e9)
     assert (full.outcome, bool(full.cure)) == ("fail", True)
 
 
 def test_a_tool_that_is_missing_fails_only_the_job_that_needs_it() -> None:
-    needed = preflight_machine.tool("no-such-program", needed="the image must be built", for_what="building")
+    needed = preflight.check_tool("no-such-program", needed="the image must be built", for_what="building")
     assert (needed.outcome, type(needed.error)) == ("fail", errors.ToolMissingError)
-    assert preflight_machine.tool("no-such-program", needed="", for_what="building").outcome == "warn"
+    assert preflight.check_tool("no-such-program", needed="", for_what="building").outcome == "warn"
 
 
 @pytest.mark.parametrize(
@@ -508,6 +510,6 @@ def test_every_check_is_one_of_those_that_are_tested(look: Any, tmp_path: Path) 
 
 
 def test_a_caller_with_a_session_is_looked_up_by_its_role() -> None:
-    session = account.Identity("012345678901", "arn:aws-cn:sts::012345678901:assumed-role/publisher/ci")
+    session = identity.Identity("012345678901", "arn:aws-cn:sts::012345678901:assumed-role/publisher/ci")
     assert session.policy_source == "arn:aws-cn:iam::012345678901:role/publisher"
     assert session.partition == "aws-cn"

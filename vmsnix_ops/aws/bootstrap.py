@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
+from vmsnix_ops.aws import buckets, service_role
+from vmsnix_ops.aws.buckets import BLOCKS
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.iam.documents import listed, same, statements
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
-from vmsnix_ops.aws.preflight import bucket, role
-from vmsnix_ops.aws.preflight.bucket import BLOCKS
 from vmsnix_ops.aws.session import Client, calling, client, code_of
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _answer(call: Callable[[], dict[str, Any]], *missing: str) -> dict[str, Any]
 
 def _bucket(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     try:
-        bucket.bucket(clients.s3, place.bucket, place.regions[0], place.account)
+        buckets.check_bucket(clients.s3, place.bucket, place.regions[0], place.account)
     except errors.BucketError as error:
         if error.code != "NoSuchBucket":
             raise
@@ -167,14 +167,14 @@ def _block(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
         "NoSuchBucket",
     )
     on = (answer or {}).get("PublicAccessBlockConfiguration", {})
-    whole = all(on.get(setting) for setting in bucket.BLOCKS)
+    whole = all(on.get(setting) for setting in buckets.BLOCKS)
     return ("keep" if whole else "change" if on else "create"), "all public access to the bucket is blocked"
 
 
 def _make_block(clients: Clients, place: policies.Place) -> None:
     clients.s3.put_public_access_block(
         Bucket=place.bucket,
-        PublicAccessBlockConfiguration=dict.fromkeys(bucket.BLOCKS, True),
+        PublicAccessBlockConfiguration=dict.fromkeys(buckets.BLOCKS, True),
     )
 
 
@@ -201,7 +201,7 @@ def _bucket_statements(clients: Clients, place: policies.Place) -> list[dict[str
 
 def _tls(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     held = _bucket_statements(clients, place)
-    there = any(bucket.requires_tls(statement) for statement in held)
+    there = any(buckets.requires_tls(statement) for statement in held)
     return ("keep" if there else "change" if held else "create"), "requests without TLS are refused"
 
 
@@ -243,8 +243,8 @@ def _lifecycle(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     what = f"leftovers below {place.key_prefix!r} go after {LEFTOVER_DAYS} days"
     if not rules:
         return "create", what
-    check = bucket.lifecycle(clients.s3, place.bucket, place.key_prefix)
-    expires = bucket.expires_versions(rules, place.key_prefix)
+    check = buckets.check_lifecycle(clients.s3, place.bucket, place.key_prefix)
+    expires = buckets.expires_versions(rules, place.key_prefix)
     return ("keep" if check.outcome == "pass" and expires else "change"), what
 
 
@@ -265,7 +265,7 @@ def _role(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     what = f"{place.role_name}, which VM Import and nobody else may take"
     if answer is None:
         return "create", what
-    trust = role.trust_of(answer["Role"]["AssumeRolePolicyDocument"])
+    trust = service_role.trust_of(answer["Role"]["AssumeRolePolicyDocument"])
     return ("keep" if trust == "trusted" else "change"), what
 
 
@@ -290,7 +290,7 @@ def _make_role(clients: Clients, place: policies.Place) -> None:
 
 def _is_vm_import(statement: dict[str, Any]) -> bool:
     principal = statement.get("Principal")
-    return isinstance(principal, dict) and listed(principal.get("Service")) == [role.SERVICE]
+    return isinstance(principal, dict) and listed(principal.get("Service")) == [service_role.SERVICE]
 
 
 def _role_policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:

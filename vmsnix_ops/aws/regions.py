@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
+from vmsnix_ops.aws import identity
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import patiently
-from vmsnix_ops.aws.preflight import account
 from vmsnix_ops.aws.session import Client, calling, client
 from vmsnix_ops.region_names import partition_of
 
@@ -98,7 +98,7 @@ def named(names: Iterable[str]) -> tuple[str, ...]:
     """
     found = tuple(dict.fromkeys(names))
     for name in found:
-        account.region_name(name)
+        identity.check_region_name(name)
     partitions = {partition_of(name): name for name in reversed(found)}
     if len(partitions) > 1:
         raise errors.RegionError(

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmsnix_ops.aws import deprecation, image_copy, images, instances, parameters, sharing, snapshots, topics
+from vmsnix_ops.aws import (
+    deprecation,
+    identity,
+    image_copy,
+    images,
+    instances,
+    parameters,
+    quotas,
+    sharing,
+    snapshots,
+    topics,
+)
 from vmsnix_ops.aws.ebs_direct import reading
 from vmsnix_ops.aws.iam.permissions import needs_of
-from vmsnix_ops.aws.preflight import account, limits
 from vmsnix_ops.channels import history
 
 
@@ -22,7 +32,7 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
         Whether a topic is told.
     """
     functions: list[Any] = [
-        account.region,
+        identity.check_region,
         images.find,
         images.ours,
         snapshots.find,
@@ -39,7 +49,7 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
         history.running,
     ]
     if public:
-        functions += [limits.public_sharing, limits.quotas]
+        functions += [quotas.check_public_sharing, quotas.check_quotas]
     if announce:
         functions += [topics.check, topics.announce]
     return needs_of(*functions)
@@ -55,7 +65,7 @@ def smoke_tester_actions(*, spot: bool = False) -> tuple[str, ...]:
     """
     return needs_of(
         *((instances.spot_options,) if spot else ()),
-        account.region,
+        identity.check_region,
         images.find,
         images.ours,
         snapshots.find,
@@ -85,5 +95,5 @@ def verifier_actions(*, blocks: bool = False) -> tuple[str, ...]:
         parameters.find,
     ]
     if blocks:
-        functions += [account.region, images.find_by_name, reading.verify]
+        functions += [identity.check_region, images.find_by_name, reading.verify]
     return needs_of(*functions)

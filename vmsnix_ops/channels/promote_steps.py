@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import deprecation, image_copy, images, parameters, sharing
+from vmsnix_ops.aws import deprecation, identity, image_copy, images, parameters, sharing
+from vmsnix_ops.aws import quotas as limits
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import checked, require
-from vmsnix_ops.aws.preflight import account, limits
 from vmsnix_ops.aws.references import AMI_ID
 from vmsnix_ops.aws.sharing import Audience
 from vmsnix_ops.publish import served
@@ -111,7 +111,7 @@ class Spot:
             It is not enabled for this account.
         """
         if not self.is_home:
-            enabled = checked("region", lambda: account.region(self.home, self.region))
+            enabled = checked("region", lambda: identity.check_region(self.home, self.region))
             require([enabled])
 
     @property
@@ -194,10 +194,10 @@ class Share:
 
     def _check_public(self, spot: Spot) -> str:
         """Refuse what AWS would refuse of a public AMI; return what could not be looked at."""
-        limits.public_sharing(spot.ec2, public=True)
+        limits.check_public_sharing(spot.ec2, public=True)
         room = checked(
             "quotas",
-            lambda: limits.quotas(spot.ec2, spot.quotas, public=True, one_more=spot.ami is None),
+            lambda: limits.check_quotas(spot.ec2, spot.quotas, public=True, one_more=spot.ami is None),
         )
         require([room])
         return f" ({room.name} {room.evidence} {room.cure})" if room.outcome == "warn" else ""

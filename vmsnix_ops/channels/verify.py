@@ -16,8 +16,8 @@ from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import drift as fields
 from vmsnix_ops.aws import images, snapshots
-from vmsnix_ops.aws.account import identity
 from vmsnix_ops.aws.drift import Difference
+from vmsnix_ops.aws.identity import identity
 from vmsnix_ops.aws.regions import ALL, named
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import account, bootstrap, keys
+from vmsnix_ops.aws import bootstrap, buckets, keys
 from vmsnix_ops.aws import bootstrap as cloudformation
 from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.iam import policies
-from vmsnix_ops.aws.preflight import bucket as preflight_bucket
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.publish.preflight import checks_in_aws
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import load
@@ -166,7 +166,7 @@ def plan(
                 f"No {name} was given.",
                 cure=f"Give {name}, or set it in vmsnix.toml or VMSNIX_{name.upper()}.",
             )
-    checks = account.preflight(session, region=region, allowed_accounts=settings.allowed_accounts)
+    checks = checks_in_aws(session, region=region, allowed_accounts=settings.allowed_accounts)
     require(checks)
     who = next(check.facts["identity"] for check in checks if "identity" in check.facts)
     place = policies.Place(
@@ -180,7 +180,7 @@ def plan(
     )
     # The lifecycle rule that a bootstrap makes would delete them.
     kept = {"archive": settings.archive, "history": settings.history}
-    preflight_bucket.kept_apart(kept, bucket, settings.key_prefix)
+    buckets.check_kept_apart(kept, bucket, settings.key_prefix)
     return Bootstrap(place, tuple(bootstrap.look(session, place)), dry_run, session)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.aws import account, regions
+from vmsnix_ops.aws import regions
+from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.publish.preflight import checks_in_aws
 from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def checked_home(
     """
     settings, session = settings or load(), session or default_session()
     region = regions.home(session, region, settings.region)
-    checks = account.preflight(session, region=region, allowed_accounts=settings.allowed_accounts)
-    account.require(checks)
+    checks = checks_in_aws(session, region=region, allowed_accounts=settings.allowed_accounts)
+    require(checks)
     number = next(str(check.facts["account"]) for check in checks if "account" in check.facts)
     return Home(region, number, tuple(checks), settings, session)

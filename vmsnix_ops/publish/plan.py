@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import account, keys, regions
+from vmsnix_ops.aws import keys, regions
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.ebs_direct.reading import VERIFIES, Verify
 from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
@@ -30,7 +31,8 @@ from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.journal import Journal
-from vmsnix_ops.publish.preflight_machine import image as image_check
+from vmsnix_ops.publish.preflight import check_image as image_check
+from vmsnix_ops.publish.preflight import checks_in_aws
 from vmsnix_ops.publish.registration import DEVICE, ROOT_DEVICE
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     import boto3
     import pandas as pd
 
-    from vmsnix_ops.aws.account import Check
+    from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.publish.boot_test import BootStep
     from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
@@ -319,7 +321,7 @@ def plan(
         root_device=root_device,
     )
     checks = [readable]
-    checks += account.preflight(
+    checks += checks_in_aws(
         session,
         region=region,
         bucket=bucket,
@@ -330,7 +332,7 @@ def plan(
         public=public,
         kms_key=kms_key,
     )
-    account.require(checks)
+    require(checks)
     facts = {key: value for check in checks for key, value in check.facts.items()}
     check_public(public, confirm_public, facts["account"])
     kms_key = keys.arn(kms_key, region=region, who=facts["identity"])

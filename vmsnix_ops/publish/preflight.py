@@ -1,27 +1,363 @@
-"""The preflight runbook: the checks of `vmsnix_ops.aws.account` as a table and a verdict."""
+"""The preflight runbook: whether what a publish needs is there, in AWS, on this machine, in the image."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import account, keys, regions
-from vmsnix_ops.aws.checks import checked
-from vmsnix_ops.aws.preflight import bucket as preflight_bucket
-from vmsnix_ops.aws.session import client
+from vmsnix_ops.aws import buckets, identity, images, imports, keys, regions, service_role
+from vmsnix_ops.aws import quotas as limits
+from vmsnix_ops.aws.checks import Check, checked, frame, require
+from vmsnix_ops.aws.iam import policies
+from vmsnix_ops.aws.iam.permissions import needs, needs_of
+from vmsnix_ops.aws.iam.simulation import lacking
+from vmsnix_ops.aws.service_role import unknown_principal
+from vmsnix_ops.aws.session import Client, client, code_of
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.publish import preflight_machine as machine
+from vmsnix_ops.publish.registration import registration
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import Settings, load
 from vmsnix_ops.text import html, line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     import boto3
     import pandas as pd
 
+    from vmsnix_ops.aws.identity import Identity
+    from vmsnix_ops.aws.session import Client
     from vmsnix_ops.nix.image import BuiltImage
+
+
+# Whether what we need is there: the checks before a byte moves.
+
+
+def checks_in_aws(
+    session: boto3.Session,
+    *,
+    region: str,
+    bucket: str = "",
+    role_name: str = "",
+    allowed_accounts: Iterable[str] = (),
+    key_prefix: str = "vmsnix/",
+    via: str = "import",
+    public: bool = False,
+    kms_key: str = "",
+    thorough: bool = False,
+) -> list[Check]:
+    """Check credentials, account, region, bucket and service role; `thorough` looks at much more.
+
+    Nothing is changed. Later checks are left out when the credentials or the region already fail, since they
+    could only repeat it. A check that the caller may not make is a warning.
+
+    Parameters
+    ----------
+    session
+        Whose credentials are checked.
+    region
+        Where the AMI shall be.
+    bucket
+        Bucket of the upload; empty to leave its checks out.
+    role_name
+        Service role of VM Import; empty to leave its checks out.
+    allowed_accounts
+        When given, any other account fails.
+    key_prefix
+        First part of the keys in the bucket.
+    via
+        ``"import"``, or ``"direct"``, which needs neither bucket nor role.
+    public
+        Whether the AMI shall be public.
+    kms_key
+        KMS key that is to encrypt upload, snapshot and AMI; empty for the defaults.
+    thorough
+        Look also at what does not stop a publish, and at every right that the caller needs.
+    """
+    named = checked("region name", lambda: identity.check_region_name(region))
+    if named.outcome == "fail":
+        return [named]
+    known = checked("credentials", lambda: identity.check_credentials(session, region))
+    checks = [named, known]
+    if known.outcome == "fail":
+        return checks
+    who: Identity = known.facts["identity"]
+    allowed = tuple(allowed_accounts)
+    ec2, iam = client(session, "ec2", region), client(session, "iam", region)
+    checks += [
+        checked("clock", lambda: identity.check_clock(who)),
+        checked("account", lambda: identity.check_account(who.account, allowed)),
+        checked("region", lambda: identity.check_region(ec2, region)),
+    ]
+    place = policies.Place(
+        account=who.account,
+        regions=(region,),
+        bucket=bucket or "*",
+        key_prefix=key_prefix,
+        role_name=role_name or "vmimport",
+        partition=who.partition,
+    )
+    key = keys.arn(kms_key, region=region, who=who)
+    if via == "import" and bucket:
+        checks += _bucket(session, place, thorough=thorough)
+    if via == "import" and role_name:
+        s3 = client(session, "s3", region)
+        role = checked("vmimport role", lambda: service_role.check_role(iam, role_name))
+        checks.append(role)
+        if role.outcome != "fail":
+            arn = str(role.facts.get("arn") or place.role_arn)
+            if bucket:
+                checks.append(
+                    checked(
+                        "vmimport role's rights",
+                        lambda: service_role.check_role_rights(iam, s3, arn, bucket, key_prefix),
+                    )
+                )
+            if key:
+                checks.append(
+                    checked(
+                        "vmimport role's key", lambda: service_role.check_key_rights(iam, arn, key, bucket)
+                    )
+                )
+            elif bucket and thorough:
+                checks.append(
+                    checked(
+                        "bucket's key", lambda: service_role.check_bucket_key_rights(iam, s3, arn, bucket)
+                    )
+                )
+            checks.append(checked("pass role", lambda: service_role.check_pass_role(iam, who, arn)))
+    if public or thorough:
+        checks.append(checked("public AMIs", lambda: limits.check_public_sharing(ec2, public=public)))
+    if thorough:
+        quotas = client(session, "service-quotas", region)
+        checks += [
+            checked("quotas", lambda: limits.check_quotas(ec2, quotas, public=public)),
+            checked("pending snapshots", lambda: limits.check_pending_snapshots(ec2)),
+            *_rights(session, who, place, via=via, public=public),
+        ]
+    return checks
+
+
+def _bucket(session: boto3.Session, place: policies.Place, *, thorough: bool) -> list[Check]:
+    region, name = place.regions[0], place.bucket
+    s3 = client(session, "s3", region)
+    checks = [checked("bucket", lambda: buckets.check_bucket(s3, name, region, place.account))]
+    if thorough and checks[-1].outcome != "fail":
+        checks += [
+            checked("bucket private", lambda: buckets.check_private(s3, name)),
+            checked("bucket encrypted", lambda: buckets.check_encrypted(s3, name)),
+            checked("bucket TLS only", lambda: buckets.check_tls_only(s3, name)),
+            checked("bucket leftovers", lambda: buckets.check_lifecycle(s3, name, place.key_prefix)),
+            checked("bucket versions", lambda: buckets.check_versions(s3, name, place.key_prefix)),
+        ]
+    return checks
+
+
+def _rights(
+    session: boto3.Session, who: Identity, place: policies.Place, *, via: str, public: bool
+) -> list[Check]:
+    """Check the caller's rights for the way that is asked for; for the other one, a lack is no failure."""
+    iam = client(session, "iam", place.regions[0])
+
+    def check(name: str, actions: Iterable[str], printed: str) -> Check:
+        return checked(
+            name,
+            lambda: check_rights(iam, who, place, name=name, actions=actions, printed=printed),
+        )
+
+    may_share = public and via == "direct"
+    asked = policies.publisher_actions(via=via, public=may_share)
+    printed = f"vmsnix iam-policy publisher --via {via}{' --public' if may_share else ''}"
+    checks = [check(f"rights to publish via {via}", asked, printed)]
+    if public and not may_share:  # with the publisher's own policy, nobody may
+        name, sharing = "rights to make AMIs public", needs_of(images.share_with_everybody)
+        checks.append(check(name, sharing, "vmsnix iam-policy promoter --public"))
+    if via == "direct":
+        return checks
+    direct = tuple(action for action in policies.publisher_actions(via="direct") if action.startswith("ebs:"))
+    name = "EBS direct"
+    lacking = check(name, direct, "vmsnix iam-policy publisher --via direct")
+    if lacking.outcome == "fail":
+        lacking = Check(name, "warn", lacking.evidence, "Only via=direct needs it. " + lacking.cure)
+    return [*checks, lacking]
+
+
+# The check of the caller's rights: every action of a publish, asked of IAM's simulator.
+
+
+@needs("iam:SimulatePrincipalPolicy")
+def check_rights(
+    iam: Client, who: Identity, place: policies.Place, *, name: str, actions: Iterable[str], printed: str
+) -> Check:
+    """Check whether the caller may do all of this.
+
+    Parameters
+    ----------
+    iam
+        Client.
+    who
+        The caller.
+    place
+        With account, bucket and one region.
+    name
+        Of the check.
+    actions
+        Keys of `vmsnix_ops.aws.iam.permissions.PERMISSIONS`.
+    printed
+        The command that prints the policy with these permissions.
+    """
+    if who.is_root:
+        return Check(name, "pass", "the root user may do everything")
+    lacks: dict[str, None] = {}
+    try:
+        for statement in policies.statements(actions, place):
+            # iam:PassRole and iam:SimulatePrincipalPolicy have checks of their own.
+            asked = [
+                action for action in statement["Action"] if not action.startswith(("iam:Pass", "iam:Sim"))
+            ]
+            if statement["Effect"] == "Allow" and asked:
+                resources = [_one(arn) for arn in statement["Resource"]]
+                context = {"aws:RequestedRegion": place.regions[0], **_keys(statement.get("Condition", {}))}
+                lacks |= dict.fromkeys(lacking(iam, who.policy_source, asked, resources, context))
+    except errors.AwsError as error:
+        if code_of(error) != "NoSuchEntity":
+            raise
+        return unknown_principal(name, who)
+    if lacks:
+        raise errors.VmsnixError(
+            f"The caller lacks {', '.join(sorted(lacks))}.",
+            why=f"The policies of {who.policy_source} do not allow it here.",
+            cure=f"Attach the policy that {printed} prints.",
+        )
+    return Check(name, "pass", f"{who.policy_source.rpartition('/')[2]} may do all of it")
+
+
+def _keys(condition: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return condition keys of a call that this condition allows."""
+    found = {key: "x" for key, absent in condition.get("Null", {}).items() if absent == "false"}
+    for operator, conditions in condition.items():
+        if operator == "Null" or "Not" in operator:
+            continue
+        for key, values in conditions.items():
+            value = values if isinstance(values, str) else values[0]
+            found[key] = value.replace("?*", "0" * 64).replace("*", "0")
+    return found
+
+
+def _one(arn: str) -> str:
+    """Return one resource that an ARN with a wildcard at its end stands for."""
+    return f"{arn[:-1]}0123456789abcdef0" if len(arn) > 1 and arn.endswith("*") else arn
+
+
+# Checks of this machine and of the image: readable, its name free, room on the disk, the tools there.
+
+GIB = 2**30
+LITTLE_SPACE_GIB = 10.0  # a NixOS image and its build need about this much
+NO_SPACE_GIB = 0.5
+NEED_QEMU_IMG = frozenset({"qcow2", "vhdx", "vmdk"})
+
+
+def check_image(
+    given: str, *, flake: str, via: str, system: str = "", boot_mode: str = "", root_device: str = ""
+) -> tuple[Check, BuiltImage | None]:
+    """Check whether the image is readable and of a format that this way takes.
+
+    A flake attribute is evaluated and not built.
+
+    Returns
+    -------
+    tuple
+        The check, and the image where there are bytes of it.
+    """
+    from vmsnix_ops.disk.formats import open_image
+    from vmsnix_ops.nix import build as nix
+
+    if not nix.names_a_file(given):
+        nix.plan_build(given, flake=flake, system=system or None)
+        return Check("image", "pass", f"{given} would be built"), None
+    found = nix.resolve(given, system=system or None, boot_mode=boot_mode or None)
+    with open_image(found.path) as disk:
+        kind = f"{disk.format} {disk.subformat}".strip()
+        if via == "import":
+            imports.check_format(found.path.name, disk)
+        registration(
+            found, name="unknown", disk_bytes=disk.size, root_device=root_device, boot_mode=boot_mode
+        )
+        size = f"{disk.file_bytes / GIB:.2f} GiB file, {disk.size / GIB:.2f} GiB disk"
+    return Check("image", "pass", f"{found.name} {found.version}, {found.system}: {kind}, {size}"), found
+
+
+def check_name_free(
+    ec2: Client, built: BuiltImage, *, prefix: str, root_device: str = "", boot_mode: str = ""
+) -> Check:
+    """Check whether the AMI's name is free, or belongs to the same bytes; reads the whole image."""
+    from vmsnix_ops.disk.formats import open_image
+
+    with open_image(built.path) as disk:
+        digest, size = disk.digest(), disk.size
+    name = images.clean_name(f"{prefix}-{built.name}-{built.version}-{built.system}-{digest[:8]}")
+    wanted = registration(built, name=name, disk_bytes=size, root_device=root_device, boot_mode=boot_mode)
+    existing = images.holder(images.named(ec2, name))
+    if existing is None:
+        return Check("name", "pass", f"{name} is free")
+    images.check_same(existing, digest=digest, facts=wanted.facts())
+    evidence = f"{name} is {existing.ami_id}, made of the same bytes"
+    if existing.deprecated:
+        return Check("name", "warn", f"{evidence}; {images.deprecation(existing)}")
+    return Check("name", "pass", evidence)
+
+
+def check_disk_space(folder: Path, *, enough_gib: float = LITTLE_SPACE_GIB) -> Check:
+    """Check how much room there is where runs are kept.
+
+    Parameters
+    ----------
+    folder
+        It may not exist yet; then its nearest parent counts.
+    enough_gib
+        What is enough, in GiB.
+    """
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free / GIB
+    evidence, cure = (
+        f"{free:.1f} GiB free in {there}",
+        "Remove what nobody needs (nix-collect-garbage, old runs).",
+    )
+    if free < min(NO_SPACE_GIB, enough_gib):
+        return Check("disk space", "fail", evidence, cure)
+    return Check(
+        "disk space", "warn" if free < enough_gib else "pass", evidence, "" if free >= enough_gib else cure
+    )
+
+
+def check_tool(name: str, *, needed: str, for_what: str) -> Check:
+    """Check whether a program is on PATH.
+
+    Parameters
+    ----------
+    name
+        The program.
+    needed
+        Why this very job cannot do without; empty when it can.
+    for_what
+        What it is for, otherwise.
+    """
+    path = shutil.which(name)
+    if path is not None:
+        return Check(name, "pass", path)
+    if needed:
+        cure = f"Install {name}, or choose what does not need it."
+        error = errors.ToolMissingError(f"{name} is not on PATH.", why=needed, cure=cure)
+        return Check(name, "fail", f"not on PATH; {needed}", cure, error)
+    return Check(
+        name, "warn", f"not on PATH; needed only for {for_what}", f"Install {name} when you need it."
+    )
+
 
 _COLOURS = {"pass": "#2e7d32", "warn": "#b26a00", "fail": "#c62828"}
 
@@ -31,7 +367,7 @@ class Checklist:
     """The checks of one region, shown as a table."""
 
     region: str
-    checks: tuple[account.Check, ...]
+    checks: tuple[Check, ...]
 
     @property
     def failed(self) -> int:
@@ -40,7 +376,7 @@ class Checklist:
 
     def frame(self) -> pd.DataFrame:
         """Return the checks as a table: ``check``, ``outcome``, ``evidence``, ``cure``."""
-        return account.frame(self.checks)
+        return frame(self.checks)
 
     def __str__(self) -> str:
         rows = [
@@ -97,7 +433,7 @@ def check(
     settings, session = load(), session or default_session()
     region = regions.home(session, region, settings.region)
     bucket = bucket or settings.bucket or ""
-    checks = account.preflight(
+    checks = checks_in_aws(
         session,
         region=region,
         bucket=bucket,
@@ -112,11 +448,14 @@ def check(
     if bucket and via == "import":
         kept = {"archive": settings.archive, "history": settings.history}
         checks.append(
-            checked("bucket prefixes", lambda: preflight_bucket.kept_apart(kept, bucket, settings.key_prefix))
+            checked(
+                "bucket prefixes",
+                lambda: buckets.check_kept_apart(kept, bucket, settings.key_prefix),
+            )
         )
     if not bucket and via == "import":
         cure = "Give bucket, or set it in vmsnix.toml; vmsnix bootstrap makes one."
-        checks.append(account.Check("bucket", "warn", "no bucket was named", cure))
+        checks.append(Check("bucket", "warn", "no bucket was named", cure))
     checks += _machine(
         session if all(c.outcome != "fail" for c in checks[:2]) else None,
         settings,
@@ -140,15 +479,15 @@ def _machine(
     via: str,
     asked: dict[str, str],
     system: str,
-) -> list[account.Check]:
+) -> list[Check]:
     """Check the image and this machine; without a session (the credentials failed) no name is looked for."""
     from vmsnix_ops.nix import build as nix
 
-    checks: list[account.Check] = []
+    checks: list[Check] = []
     found: list[BuiltImage] = []
 
-    def look_at_image() -> account.Check:
-        outcome, built = machine.image(image, flake=settings.flake, via=via, system=system, **asked)
+    def look_at_image() -> Check:
+        outcome, built = check_image(image, flake=settings.flake, via=via, system=system, **asked)
         found.extend([built] if built is not None else [])
         return outcome
 
@@ -156,14 +495,14 @@ def _machine(
         checks.append(checked("image", look_at_image))
     if found and session is not None:
         ec2 = client(session, "ec2", region)
-        checks.append(checked("name", lambda: machine.name_free(ec2, found[0], prefix=prefix, **asked)))
+        checks.append(checked("name", lambda: check_name_free(ec2, found[0], prefix=prefix, **asked)))
     builds = bool(image) and not nix.names_a_file(image)
-    reads = bool(found) and found[0].format in machine.NEED_QEMU_IMG
+    reads = bool(found) and found[0].format in NEED_QEMU_IMG
     return [
         *checks,
-        checked("disk space", lambda: machine.disk_space(settings.state)),
-        machine.tool("nix", needed="the image must be built" if builds else "", for_what="building images"),
-        machine.tool(
+        checked("disk space", lambda: check_disk_space(settings.state)),
+        check_tool("nix", needed="the image must be built" if builds else "", for_what="building images"),
+        check_tool(
             "qemu-img",
             needed="the image's format is read with it" if reads else "",
             for_what="qcow2, VHDX and VMDK images",
@@ -180,4 +519,4 @@ def finish(checklist: Checklist) -> None:
     ]
     status = "failed" if checklist.failed else "done"
     write_result(run, {"status": status, "region": checklist.region, "checks": rows})
-    account.require(checklist.checks)
+    require(checklist.checks)

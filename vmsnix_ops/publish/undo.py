@@ -21,7 +21,7 @@ from vmsnix_ops import errors, files
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import buckets, images, imports
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.account import identity
+from vmsnix_ops.aws.identity import identity
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.records import acts

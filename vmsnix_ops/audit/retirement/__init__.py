@@ -25,8 +25,8 @@ from vmsnix_ops.audit.retirement import view
 from vmsnix_ops.audit.retirement.decisions import decide
 from vmsnix_ops.audit.retirement.plan import DONE, Plan, Result
 from vmsnix_ops.audit.retirement.values import Decision, Rules
+from vmsnix_ops.aws import identity as preflight_account
 from vmsnix_ops.aws.identity import identity
-from vmsnix_ops.aws.preflight import account as preflight_account
 from vmsnix_ops.aws.regions import chosen as chosen_regions
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import counted, current
@@ -112,7 +112,7 @@ def plan(
     )
     chosen = chosen_regions(session, regions, home=settings.region)
     account = _account(session, chosen)
-    preflight_account.account(account, settings.allowed_accounts)
+    preflight_account.check_account(account, settings.allowed_accounts)
     moment = now or datetime.now(UTC)
     prefix = settings.pointer_prefix
     places = {region: view.Place.of(session, region, account) for region in chosen}

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit.retirement.values import View
-from vmsnix_ops.aws import images, imports, parameters, retiring, snapshots
-from vmsnix_ops.aws import references as evidence
+from vmsnix_ops.aws import images, imports, parameters, references, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import items
@@ -28,12 +27,12 @@ class Place:
 
     region: str
     account: str
-    clients: evidence.Clients
+    clients: references.Clients
 
     @classmethod
     def of(cls, session: boto3.Session, region: str, account: str) -> Place:
         """Return the clients of a region."""
-        return cls(region, account, evidence.Clients.of(session, region))
+        return cls(region, account, references.Clients.of(session, region))
 
     @property
     def ec2(self) -> Client:
@@ -62,7 +61,7 @@ def look(place: Place, *, prefix: str) -> View:
         account=place.account,
         amis=owned_amis(place.ec2),
         snapshots=snapshots.owned(place.ec2),
-        references=evidence.gather(place.clients),
+        references=references.gather(place.clients),
         channels=channels(place.clients.ssm, prefix),
         importing=importing(place.ec2),
         asked=frozenset(),
@@ -83,14 +82,14 @@ def ask(place: Place, view: View, resource_ids: Collection[str]) -> View:
     try:
         more = one_by_one(place.ec2, held, loose)
     except errors.AwsError as error:
-        more = evidence.References(place.region, {}, {"references and permissions": error})
+        more = references.References(place.region, {}, {"references and permissions": error})
     asked = (view.asked or frozenset()).union(resource_ids)
     return replace(view, references=_merged(view.references, more), asked=asked)
 
 
 def right_before(
     place: Place, *, amis: Mapping[str, Collection[str]] | None = None, loose: Collection[str] = ()
-) -> evidence.References:
+) -> references.References:
     """Return all evidence about a few AMIs and snapshots as it is this moment; see `one_by_one`.
 
     Raises
@@ -98,18 +97,18 @@ def right_before(
     vmsnix_ops.errors.AwsError
         Some of it cannot be read, so that nobody knows.
     """
-    found = evidence.gather(place.clients)
+    found = references.gather(place.clients)
     for error in found.unread.values():
         raise error
     return _merged(found, one_by_one(place.ec2, amis or {}, loose))
 
 
-def _merged(one: evidence.References, other: evidence.References) -> evidence.References:
+def _merged(one: references.References, other: references.References) -> references.References:
     by_ami = {
         ami_id: tuple(dict.fromkeys((*one.of(ami_id), *other.of(ami_id))))
         for ami_id in {*one.by_ami, *other.by_ami}
     }
-    return evidence.References(one.region, by_ami, {**one.unread, **other.unread}, one.aliases)
+    return references.References(one.region, by_ami, {**one.unread, **other.unread}, one.aliases)
 
 
 @needs("ec2:DescribeImages")
@@ -160,7 +159,7 @@ def channels(ssm: Client, prefix: str) -> dict[str, tuple[str, ...]]:
 )
 def one_by_one(
     ec2: Client, amis: Mapping[str, Collection[str]], loose: Collection[str] = ()
-) -> evidence.References:
+) -> references.References:
     """Return what can be asked about single AMIs and snapshots: EC2's own search, who may use them, locks.
 
     Parameters
@@ -173,24 +172,24 @@ def one_by_one(
     loose
         Snapshots that no AMI holds.
     """
-    found: dict[str, dict[evidence.Evidence, None]] = {}
+    found: dict[str, dict[references.Evidence, None]] = {}
     held = {name for names in amis.values() for name in names}
     locked = snapshots.locks(ec2)
     for resource_id, names in {**amis, **{name: [name] for name in loose}}.items():
         for name in locked.keys() & set(names):
-            found.setdefault(resource_id, {})[evidence.Evidence("snapshot-lock", name, locked[name])] = None
+            found.setdefault(resource_id, {})[references.Evidence("snapshot-lock", name, locked[name])] = None
     with calling(f"look who uses AMIs and snapshots of {ec2.meta.region_name}"):
-        for read in (evidence.image_references, evidence.launch_permissions):
+        for read in (references.image_references, references.launch_permissions):
             for ami_id, one in read(ec2, list(amis)):
                 found.setdefault(ami_id, {})[one] = None
-        for snapshot_id, one in evidence.snapshot_permissions(ec2, sorted(held.union(loose))):
+        for snapshot_id, one in references.snapshot_permissions(ec2, sorted(held.union(loose))):
             if snapshot_id in loose:
                 found.setdefault(snapshot_id, {})[one] = None
             for ami_id in (ami_id for ami_id, names in amis.items() if snapshot_id in names):
                 found.setdefault(ami_id, {})[
-                    evidence.Evidence(f"snapshot-{one.kind}", one.id, snapshot_id)
+                    references.Evidence(f"snapshot-{one.kind}", one.id, snapshot_id)
                 ] = None
-    return evidence.References(ec2.meta.region_name, {name: tuple(some) for name, some in found.items()})
+    return references.References(ec2.meta.region_name, {name: tuple(some) for name, some in found.items()})
 
 
 @needs("ssm:GetParametersByPath", "ec2:DescribeInstances")

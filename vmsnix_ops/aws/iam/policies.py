@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors, region_names
-from vmsnix_ops.aws import buckets, images, imports, keys
+from vmsnix_ops.aws import buckets, identity, images, imports, keys, quotas, service_role
+from vmsnix_ops.aws import buckets as preflight_bucket
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import manifests, reading, writing
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS, Target, needs_of
-from vmsnix_ops.aws.preflight import account as preflight_account
-from vmsnix_ops.aws.preflight import bucket as preflight_bucket
-from vmsnix_ops.aws.preflight import limits, role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -115,7 +113,7 @@ class Place:
                     f"The {name} {value!r} cannot be right.", why=why, cure="Correct it."
                 )
         for name in self.regions:
-            preflight_account.region_name(name)
+            identity.check_region_name(name)
 
     @property
     def role_arn(self) -> str:
@@ -218,7 +216,7 @@ def _grants(target: Target, place: Place) -> list[Grant]:
         "objects": [("Objects", [f"{place.bucket_arn}/{place.key_prefix}*"], {})],
         "role": [("Role", [place.role_arn], {})],
         "passed role": [
-            ("PassRole", [place.role_arn], {"StringEquals": {"iam:PassedToService": role.SERVICE}})
+            ("PassRole", [place.role_arn], {"StringEquals": {"iam:PassedToService": service_role.SERVICE}})
         ],
         "principals": [("Principals", [f"{iam}:role/*", f"{iam}:user/*"], {})],
         "policies": [("Policies", [f"{iam}:policy/vmsnix*"], {})],
@@ -370,30 +368,30 @@ def document(names: Iterable[str], place: Place) -> dict[str, Any]:
 
 def preflight_actions(*, via: str = "import", public: bool = False) -> tuple[str, ...]:
     """Return what the checks of a publish look at."""
-    functions: list[Any] = [preflight_account.region]
+    functions: list[Any] = [identity.check_region]
     if via == "import":
         functions += [
-            preflight_bucket.bucket,
-            role.role,
-            role.role_rights,
-            role.pass_role,
+            preflight_bucket.check_bucket,
+            service_role.check_role,
+            service_role.check_role_rights,
+            service_role.check_pass_role,
         ]
     if public:
-        functions.append(limits.public_sharing)
+        functions.append(quotas.check_public_sharing)
     return needs_of(*functions)
 
 
 def thorough_actions() -> tuple[str, ...]:
     """Return what the preflight runbook looks at: those of a publish, and more."""
     functions = (
-        preflight_bucket.private,
-        preflight_bucket.encrypted,
-        preflight_bucket.tls_only,
-        preflight_bucket.lifecycle,
-        preflight_bucket.versions,
-        limits.quotas,
-        limits.public_sharing,
-        limits.pending_snapshots,
+        preflight_bucket.check_private,
+        preflight_bucket.check_encrypted,
+        preflight_bucket.check_tls_only,
+        preflight_bucket.check_lifecycle,
+        preflight_bucket.check_versions,
+        quotas.check_quotas,
+        quotas.check_public_sharing,
+        quotas.check_pending_snapshots,
         images.find_by_name,
     )
     found = {*needs_of(*functions), *preflight_actions()}
@@ -526,9 +524,9 @@ def import_trust() -> dict[str, Any]:
             {
                 "Sid": "VmImport",
                 "Effect": "Allow",
-                "Principal": {"Service": role.SERVICE},
+                "Principal": {"Service": service_role.SERVICE},
                 "Action": "sts:AssumeRole",
-                "Condition": {"StringEquals": {"sts:Externalid": role.EXTERNAL_ID}},
+                "Condition": {"StringEquals": {"sts:Externalid": service_role.EXTERNAL_ID}},
             }
         ],
     }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.records.result import KEYS, parse, runs_row
-from vmsnix_ops.runbooks.evidence import archive as archives
+from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.secrets import Redactor
 from vmsnix_ops.runbooks.execution.verdict import PARTLY, Failure, Verdict
 from vmsnix_ops.settings import user_name
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.settings import Settings
 
 
-OWN = {archives.NOTEBOOK: "notebook", archives.REPORT: "report", archives.LOG: "log"}
+OWN = {archive.NOTEBOOK: "notebook", archive.REPORT: "report", archive.LOG: "log"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Run:
     settings: Settings
     environment: Mapping[str, str]
     cwd: Path
-    folder: archives.RunFolder
+    folder: archive.RunFolder
     started: datetime
 
     @property
@@ -91,12 +91,12 @@ def without_secrets(notebook: Any, redactor: Redactor) -> tuple[Any, dict[str, i
     return kept, scan.found
 
 
-def write_notebook(folder: archives.RunFolder, notebook: Any) -> None:
+def write_notebook(folder: archive.RunFolder, notebook: Any) -> None:
     """Write a notebook that has no secrets."""
     import nbformat
 
     text = nbformat.writes(notebook)  # type: ignore[no-untyped-call]
-    folder.write(archives.NOTEBOOK, text)
+    folder.write(archive.NOTEBOOK, text)
 
 
 def keep(
@@ -133,7 +133,7 @@ def keep(
     with _collecting(problems, "The report could not be made"):
         from vmsnix_ops.runbooks.evidence import report
 
-        folder.write(archives.REPORT, report.render(kept, values))
+        folder.write(archive.REPORT, report.render(kept, values))
     if record:
         problems += [text for text in _save_rows(run) if text not in problems]
     others: list[str] = []
@@ -141,7 +141,7 @@ def keep(
         problems += folder.clean()
         others = [name for name in folder.names() if name not in OWN]
     found |= redactor.found
-    bring(folder, values, [archives.NOTEBOOK, archives.REPORT, *others])
+    bring(folder, values, [archive.NOTEBOOK, archive.REPORT, *others])
     if found:
         live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
     values["secrets_removed"] = found
@@ -153,9 +153,9 @@ def keep(
         live.note(problem, screen=False)
     live.close()
     problems += [problem for problem in live.problems if problem not in problems]
-    if not folder.path(archives.LOG).is_file():
-        problems.append(f"The log is lost: {folder.path(archives.LOG)} was removed while the run wrote it.")
-    bring(folder, values, [archives.LOG])
+    if not folder.path(archive.LOG).is_file():
+        problems.append(f"The log is lost: {folder.path(archive.LOG)} was removed while the run wrote it.")
+    bring(folder, values, [archive.LOG])
     clean: dict[str, Any] = redactor.anything(values)
     _close(run, clean, judged, failure)
     with _collecting(clean["problems"], "The summary of the CI job could not be written"):
@@ -181,7 +181,7 @@ def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) 
     """Return the content of ``result.json``: what the notebook wrote, then what the runner knows."""
     written: dict[str, Any] = {}
     with suppress(OSError):  # removed by the notebook; what the runner knows is written anew
-        written = parse(files.read(run.folder.path(archives.RESULT)))
+        written = parse(files.read(run.folder.path(archive.RESULT)))
     return {
         **dict.fromkeys(KEYS),
         **written,
@@ -201,7 +201,7 @@ def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) 
     }
 
 
-def bring(folder: archives.RunFolder, values: dict[str, Any], names: list[str]) -> None:
+def bring(folder: archive.RunFolder, values: dict[str, Any], names: list[str]) -> None:
     """Bring files to where they are kept and name the places; where S3 refuses they stay on this machine."""
     for name in names:
         path = str(folder.path(name))
@@ -229,14 +229,14 @@ def _close(run: Run, values: dict[str, Any], judged: Verdict, failure: Failure |
     def write() -> None:
         values["exit_code"] = _exit_code(judged, failure, problems)
         with _collecting(problems, "The entry of the run could not be written"):
-            run.folder.write_json(archives.RESULT, values)
+            run.folder.write_json(archive.RESULT, values)
 
     write()
     before = len(problems)
     with _collecting(problems, "The entry of the run is not in the archive"):
         run.folder.close(done=judged == "done" and not problems)
     if len(problems) > before:
-        values["result"] = str(run.folder.path(archives.RESULT))
+        values["result"] = str(run.folder.path(archive.RESULT))
         write()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import files
 from vmsnix_ops.errors import InterruptedRunError, PartlyDoneError, RunFailedError
 from vmsnix_ops.progress import counted, human_seconds
-from vmsnix_ops.runbooks.evidence import archive as archives
+from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.report import POLICY
 from vmsnix_ops.runbooks.evidence.secrets import Redactor, secret_values
 from vmsnix_ops.text import html, html_link, line
@@ -153,7 +153,7 @@ def rows(documents: Sequence[Document]) -> list[dict[str, Any]]:
 
 
 def write(
-    outcome: Outcome, folder: archives.RunFolder, started: datetime, trouble: str | None
+    outcome: Outcome, folder: archive.RunFolder, started: datetime, trouble: str | None
 ) -> dict[str, Any]:
     """Write ``report.html``, ``fleet.json`` and ``result.json``, and tell the CI job that this is part of.
 
@@ -203,14 +203,14 @@ def write(
     values = redactor.anything(values)
     documents = redactor.anything([dict(document) for document in outcome.documents])
     files.make_folder(folder.local)
-    folder.write(archives.REPORT, page(values, documents, folder.local))
-    folder.write_json(archives.FLEET, {"fleet": values, "targets": documents})
-    for name in (archives.REPORT, archives.FLEET, archives.LOG):
+    folder.write(archive.REPORT, page(values, documents, folder.local))
+    folder.write_json(archive.FLEET, {"fleet": values, "targets": documents})
+    for name in (archive.REPORT, archive.FLEET, archive.LOG):
         kept = folder.keep(name)
         if kept is not None:
             values["files"][name] = kept.to_json()
-    values["report"] = values["files"][archives.REPORT]["place"]
-    folder.write_json(archives.RESULT, values)
+    values["report"] = values["files"][archive.REPORT]["place"]
+    folder.write_json(archive.RESULT, values)
     folder.close(done=True)
     github.tell(values, os.environ)
     return values

@@ -24,6 +24,7 @@ from vmsnix_ops.progress import counted
 if TYPE_CHECKING:
     from vmsnix_ops.aws.identity import Identity
 
+
 SERVICE = "vmie.amazonaws.com"
 EXTERNAL_ID = "vmimport"
 NEW_ROLE_SECONDS = 120  # a role this young may not be known to EC2 yet
@@ -42,7 +43,7 @@ PRINT_POLICY = (
 
 
 @needs("iam:GetRole")
-def role(iam: Client, name: str) -> Check:
+def check_role(iam: Client, name: str) -> Check:
     """Check whether the role exists, and whether VM Import may take it."""
     try:
         with calling(f"look at the role {name}"):
@@ -112,7 +113,7 @@ def trust_of(document: Any) -> str:
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def role_rights(iam: Client, s3: Client, arn: str, bucket: str, key_prefix: str) -> Check:
+def check_role_rights(iam: Client, s3: Client, arn: str, bucket: str, key_prefix: str) -> Check:
     """Check whether the role may read the images of this bucket, nothing else, and make a snapshot.
 
     A bucket policy that names the role may allow what the role's own policies do not. The simulation does not
@@ -186,7 +187,7 @@ def beyond_images(bucket: str, key_prefix: str, partition: str = "aws") -> list[
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def key_rights(iam: Client, arn: str, key: str, bucket: str) -> Check:
+def check_key_rights(iam: Client, arn: str, key: str, bucket: str) -> Check:
     """Check whether the role's own policies let it encrypt snapshots with a key.
 
     A key policy may allow it as well, and must not refuse it; neither is seen here.
@@ -204,7 +205,7 @@ def key_rights(iam: Client, arn: str, key: str, bucket: str) -> Check:
 
 
 @needs("iam:SimulatePrincipalPolicy", "s3:GetEncryptionConfiguration")
-def bucket_key_rights(iam: Client, s3: Client, arn: str, bucket: str) -> Check:
+def check_bucket_key_rights(iam: Client, s3: Client, arn: str, bucket: str) -> Check:
     """Check whether the role may decrypt what the bucket encrypts by default with a customer's key."""
     with calling(f"read how the bucket {bucket} encrypts"):
         answer = s3.get_bucket_encryption(Bucket=bucket)
@@ -253,7 +254,7 @@ def _policy(s3: Client, bucket: str) -> list[dict[str, Any]]:
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def pass_role(iam: Client, who: Identity, arn: str) -> Check:
+def check_pass_role(iam: Client, who: Identity, arn: str) -> Check:
     """Check whether the caller may hand the role to VM Import."""
     if who.is_root:
         return Check("pass role", "pass", "the root user may pass every role")

@@ -19,7 +19,7 @@ NEARLY = 0.9  # of a quota
 
 
 @needs("ec2:DescribeImages", "servicequotas:GetServiceQuota")
-def quotas(ec2: Client, service_quotas: Client, *, public: bool, one_more: bool = True) -> Check:
+def check_quotas(ec2: Client, service_quotas: Client, *, public: bool, one_more: bool = True) -> Check:
     """Check whether there is room for one more AMI, for one more that is public, or for both.
 
     Parameters
@@ -60,7 +60,7 @@ def quotas(ec2: Client, service_quotas: Client, *, public: bool, one_more: bool 
 
 
 @needs("ec2:DescribeSnapshots")
-def pending_snapshots(ec2: Client) -> Check:
+def check_pending_snapshots(ec2: Client) -> Check:
     """Check whether there are so many unfinished snapshots that no new one can be begun."""
     with calling("count pending snapshots"):
         pages = ec2.get_paginator("describe_snapshots").paginate(
@@ -75,7 +75,7 @@ def pending_snapshots(ec2: Client) -> Check:
 
 
 @needs("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionByDefault")
-def public_sharing(ec2: Client, *, public: bool) -> Check:
+def check_public_sharing(ec2: Client, *, public: bool) -> Check:
     """Check whether an AMI of this account and region may be public. Fails only when one shall be."""
     region = ec2.meta.region_name
     with calling("look whether AMIs may be public"):
