@@ -52,10 +52,8 @@ def test_asked_once_it_says_how_to_go_on(publishers, number):
 
 
 def test_asked_twice_it_stops_at_once(publishers):
-    held = {"op": "s3:UploadPart", "do": "hang", "seconds": 20}
-    started = time.monotonic()
+    held = {"op": "s3:UploadPart", "do": "hang", "seconds": 10_000}  # longer than any test may take
     ended = stop_in(publishers, held, signal.SIGINT, signal.SIGINT)
     assert ended.status == -signal.SIGINT
-    assert time.monotonic() - started < 19  # it did not wait for the answer that hangs
     publish.run(publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()))
     assert list(look(publishers.aws).leftovers()) == []

@@ -221,7 +221,7 @@ def test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up(yard: Yard, on_the
     text = """
         [[entry]]
         runbook = "work"
-        parameters = { seconds = 60.0, name = "a" }
+        parameters = { seconds = 10000.0, name = "a" }
         [[entry]]
         name = "after"
         runbook = "work"
@@ -240,7 +240,6 @@ def test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up(yard: Yard, on_the
     join(thread)
     assert outcome.status == "interrupted"
     assert yard.trace() == ["begin a", "end a"]
-    assert outcome.seconds < 50
 
 
 def test_a_worker_that_does_not_see_the_ledger_is_heard(yard: Yard, on_the_cluster: None) -> None:
