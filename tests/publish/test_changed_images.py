@@ -364,7 +364,9 @@ def test_an_object_that_is_replaced_while_it_is_imported_becomes_no_ami(
             replaced = True
             (key,) = left().objects
             aws.client("s3", REGION).put_object(Bucket=BUCKET, Key=key, Body=b"\1" * len(content))
+            aws.clock.speed = 2000
 
+    aws.clock.speed = 20  # slow enough to be seen while it is active
     with pytest.raises(errors.UploadError, match="replaced after it was uploaded") as caught:
         publish.run(plan(image=str(raw), progress=Progress(replace)))
     assert replaced

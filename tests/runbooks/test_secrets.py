@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import resource
+import socket
+from contextlib import ExitStack, closing
+
 import nbformat
 import pytest
 
-from vmsnix_ops.runbooks.evidence.secrets import LineRedactor, Redactor, find_secret, secret_values
+from tests.support import wait_until
+from vmsnix_ops.redaction import remembered
+from vmsnix_ops.runbooks.evidence.secrets import Inbox, LineRedactor, Redactor, find_secret, secret_values
 
 # Put together here, so that nobody's scanner takes this file for a leak.
 KEY = "A" * 40
@@ -127,3 +135,22 @@ def test_a_private_key_that_comes_line_by_line_is_not_shown() -> None:
 def test_long_lines_are_looked_through_in_linear_time() -> None:
     for piece in ("y", "a1", "://a", "=", "secret_key ", "eyJaaaaaaaaaa."):
         Redactor().text(piece * (2_000_000 // len(piece)))
+
+
+def test_a_process_with_a_thousand_open_files_learns_the_credentials_of_a_kernel() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard < 1200:
+        pytest.skip("this machine allows fewer than 1,200 open files")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 1200), hard))
+    try:
+        with ExitStack() as files:
+            while files.enter_context(open(os.devnull)).fileno() < 1030:  # noqa: PTH123
+                pass
+            inbox = files.enter_context(closing(Inbox()))
+            kernel = files.enter_context(socket.socket(fileno=os.dup(inbox.descriptor)))
+            for value in ("the first secret of a kernel", "the second secret of a kernel"):
+                kernel.send(json.dumps([value]).encode())
+                wait_until(lambda value=value: value in remembered(), "the secret")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

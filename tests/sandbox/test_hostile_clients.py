@@ -9,6 +9,7 @@ import random
 import re
 import socket
 import time
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -467,9 +468,10 @@ def test_a_crowd_of_silent_clients_keeps_nobody_out_for_ever(
     aws: Asker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "MOST_CONNECTIONS", 20)
-    crowd = [socket.create_connection(("127.0.0.1", aws.port), timeout=30) for _ in range(60)]
-    for one in crowd:
-        one.close()
+    with ExitStack() as crowd:
+        for _ in range(60):
+            with suppress(OSError):  # some are turned away before they are connected
+                crowd.enter_context(socket.create_connection(("127.0.0.1", aws.port), timeout=30))
     wait_until(lambda: send(aws, head(aws, first="GET / HTTP/1.1"))[0], "an answer")
 
 

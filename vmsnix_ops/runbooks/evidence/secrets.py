@@ -69,11 +69,10 @@ class Inbox:
     def _keep_reading(self) -> None:
         import select
 
+        ready = select.poll()  # unlike `select` it takes descriptors above 1023
+        ready.register(self._ours, select.POLLIN)
         while not self._over:
-            try:
-                select.select([self._ours], [], [])
-            except (OSError, ValueError):
-                break
+            ready.poll()
             with self._lock:
                 if not self._read(socket.MSG_DONTWAIT) and self._is_shut():
                     break
