@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vmsnix_ops.audit.costs import DEFAULT, GIB, OBJECT_USD, Prices, monthly_usd, total_usd
+from vmsnix_ops.audit.inventory import DEFAULT, GIB, OBJECT_USD, Prices, monthly_usd, total_usd
 from vmsnix_ops.errors import SettingsError
 from vmsnix_ops.settings import load
 

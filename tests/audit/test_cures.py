@@ -21,7 +21,8 @@ from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from tests.fast_aws import fast_aws
 from tests.support import require
 from vmsnix_ops.audit import policies
-from vmsnix_ops.audit.findings import Measure, about, evaluate
+from vmsnix_ops.audit.finding import Measure
+from vmsnix_ops.audit.findings import about, evaluate
 from vmsnix_ops.aws.iam.policies import Place, document
 from vmsnix_ops.cli import COMMANDS
 from vmsnix_ops.nix.versions import wanted

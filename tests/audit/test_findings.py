@@ -14,8 +14,9 @@ import pytest
 
 from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from vmsnix_ops import errors
-from vmsnix_ops.audit import findings
-from vmsnix_ops.audit.findings import Measure, evaluate
+from vmsnix_ops.audit import finding, findings
+from vmsnix_ops.audit.finding import Measure
+from vmsnix_ops.audit.findings import evaluate
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.channels import verify
 from vmsnix_ops.nix.versions import wanted
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from vmsnix_ops.audit.values import Inventory
+    from vmsnix_ops.audit.inventory import Inventory
 
 TAGS = {"owner": "platform", **DIGEST}
 
@@ -68,12 +69,12 @@ def test_an_ami_as_it_should_be_has_only_unencrypted_and_unused(own: Owner, audi
     found = audit()
     about = found.frame[found.frame["resource_id"] == ami]
     assert sorted(about["rule"]) == ["unencrypted", "unreferenced"]
-    assert list(found.frame.columns) == list(findings.COLUMNS)
+    assert list(found.frame.columns) == list(finding.COLUMNS)
 
 
 def test_nothing_is_found_where_nothing_is(audit: Any) -> None:
     found = audit()
-    assert (len(found.frame), list(found.frame.columns)) == (0, list(findings.COLUMNS))
+    assert (len(found.frame), list(found.frame.columns)) == (0, list(finding.COLUMNS))
     assert len(findings.summary(found.frame)) == 0
 
 
@@ -344,7 +345,7 @@ def test_a_hurried_scan_says_so(own: Owner, tmp_path: Path) -> None:
 def test_the_worst_come_first_and_rules_are_chosen_by_name(own: Owner, audit: Any) -> None:
     own.share(own.ami(), "all")
     found = audit()
-    order = [findings.SEVERITIES.index(one) for one in found.frame["severity"]]
+    order = [finding.SEVERITIES.index(one) for one in found.frame["severity"]]
     assert order == sorted(order)
     assert set(evaluate(found.inventory, rules=["public"])["rule"]) == {"public"}
     with pytest.raises(errors.ParameterError, match="Did you mean 'public'"):
@@ -359,7 +360,7 @@ def test_names_that_people_chose_are_quoted_for_the_shell(own: Owner, audit: Any
 
 def test_every_rule_says_what_it_finds() -> None:
     for name, (severities, about) in findings.about().items():
-        assert set(severities) <= set(findings.SEVERITIES), name
+        assert set(severities) <= set(finding.SEVERITIES), name
         assert severities, name
         assert about.startswith("Find "), name
 

@@ -17,11 +17,11 @@ import pytest
 
 from tests.audit.account import FRIEND, REGION, Owner
 from tests.support import require
-from vmsnix_ops.audit import costs, views
+from vmsnix_ops.audit import inventory, views
 from vmsnix_ops.audit.findings import evaluate
 
 if TYPE_CHECKING:
-    from vmsnix_ops.audit.values import Inventory
+    from vmsnix_ops.audit.inventory import Inventory
 
 AMIS, REFERENCED, UNREFERENCED, UNKNOWN = 138, 12, 115, 11
 TERABYTES = 1.9
@@ -91,10 +91,12 @@ def test_every_kind_of_reference_was_needed_to_find_the_twelve(scanned: Inventor
 
 
 def test_it_costs_what_is_stored_and_not_what_the_volumes_could_hold(scanned: Inventory) -> None:
-    by_volume = views.totals(scanned)["size_gib"] * costs.DEFAULT[0]
-    by_bytes = costs.total_usd(scanned.frame)
+    by_volume = views.totals(scanned)["size_gib"] * inventory.DEFAULT[0]
+    by_bytes = inventory.total_usd(scanned.frame)
     held = scanned.frame[scanned.frame["kind"] == "snapshot"]
-    assert by_bytes == pytest.approx(float(held["stored_bytes"].sum()) / 2**30 * costs.DEFAULT[0], abs=0.02)
+    assert by_bytes == pytest.approx(
+        float(held["stored_bytes"].sum()) / 2**30 * inventory.DEFAULT[0], abs=0.02
+    )
     assert by_bytes < by_volume / 4
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmsnix_ops.audit.retirement.rules import candidates, decide
-from vmsnix_ops.audit.retirement.values import Decision, Rules, View
+from vmsnix_ops.audit.retirement.decide import candidates, decide_by_rules
+from vmsnix_ops.audit.retirement.view import Decision, Rules, View
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.images import Ami
@@ -135,7 +135,7 @@ rule_sets = st.builds(
 @settings(deadline=None)
 @given(views(), rule_sets)
 def test_nothing_goes_that_any_rule_keeps(view: View, rules: Rules) -> None:
-    decisions = decide([view], rules, NOW)
+    decisions = decide_by_rules([view], rules, NOW)
     amis = {ami.ami_id: ami for ami in view.amis}
     going = [one for one in decisions if one.goes]
     assert sorted(one.resource_id for one in decisions if one.kind == "ami") == sorted(amis)
@@ -165,7 +165,7 @@ def test_nothing_goes_that_any_rule_keeps(view: View, rules: Rules) -> None:
 @settings(deadline=None)
 @given(views(), rule_sets)
 def test_the_newest_of_each_image_stay_usable(view: View, rules: Rules) -> None:
-    going = {one.resource_id for one in decide([view], rules, NOW) if one.goes}
+    going = {one.resource_id for one in decide_by_rules([view], rules, NOW) if one.goes}
     groups: dict[tuple[str, str], list[Ami]] = {}
     for ami in view.amis:
         if ami.digest and ami.state == "available":
@@ -178,7 +178,7 @@ def test_the_newest_of_each_image_stay_usable(view: View, rules: Rules) -> None:
 @settings(deadline=None)
 @given(views(), rule_sets)
 def test_no_snapshot_goes_that_an_ami_which_stays_needs(view: View, rules: Rules) -> None:
-    decisions = decide([view], rules, NOW)
+    decisions = decide_by_rules([view], rules, NOW)
     removed = {one.resource_id for one in decisions if one.action == "delete" and one.kind == "ami"}
     held = {name for ami in view.amis if ami.ami_id not in removed for name in ami.snapshot_ids}
     deleted = [name for one in decisions if one.action == "delete" for name in one.snapshots]
@@ -195,7 +195,7 @@ def test_no_snapshot_goes_that_an_ami_which_stays_needs(view: View, rules: Rules
 def test_the_same_account_gives_the_same_plan_and_another_moment_only_ages_it(
     view: View, rules: Rules
 ) -> None:
-    first, again = decide([view], rules, NOW), decide([view], rules, NOW)
+    first, again = decide_by_rules([view], rules, NOW), decide_by_rules([view], rules, NOW)
     assert [one.fingerprint for one in first] == [one.fingerprint for one in again]
     assert all(one.changes(other) == () for one, other in zip(first, again, strict=True))
     # What goes is among what was worth asking about.
@@ -204,7 +204,7 @@ def test_the_same_account_gives_the_same_plan_and_another_moment_only_ages_it(
 
 
 def only(view: View, **rules: Any) -> Decision:
-    (one,) = decide([view], Rules(**{"keep_last": 0, **rules}), NOW)
+    (one,) = decide_by_rules([view], Rules(**{"keep_last": 0, **rules}), NOW)
     return one
 
 
@@ -282,7 +282,9 @@ def test_nothing_goes_that_aws_was_not_asked_about() -> None:
     copy = dataclasses.replace(copied, ami_id="ami-3", region="eu-west-1")
     used = References("eu-west-1", {"ami-3": (Evidence("instance", "i-1", "running"),)})
     there = see([copy], region="eu-west-1", references=used)
-    found = {one.resource_id: one for one in decide([here, there], Rules(keep_last=0, max_count=1), NOW)}
+    found = {
+        one.resource_id: one for one in decide_by_rules([here, there], Rules(keep_last=0, max_count=1), NOW)
+    }
     assert "a copy is in use" in found["ami-1"].reasons[0]
     assert found["ami-2"].action == "keep"
     assert "no more than 1 go in one run" in found["ami-2"].reasons[0]

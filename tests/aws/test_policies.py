@@ -14,7 +14,7 @@ from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.iam.documents import same
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS, needs, needs_of
 from vmsnix_ops.cli import main
-from vmsnix_ops.cli.jobs import JOBS, KINDS
+from vmsnix_ops.cli.iam_policy import JOBS, KINDS
 from vmsnix_ops.cli.permissions_page import page
 
 if TYPE_CHECKING:

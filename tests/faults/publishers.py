@@ -239,7 +239,7 @@ def warm() -> None:
         "pyarrow.compute",
         "deltalake",
         "stamina",
-        "vmsnix_ops.channels.promote_apply",
+        "vmsnix_ops.channels.promote",
     )
     for name in names:
         importlib.import_module(name)

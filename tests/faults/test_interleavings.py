@@ -12,7 +12,7 @@ from tests.faults.interleaving import Actor, every_order
 from vmsnix_ops import errors
 from vmsnix_ops.aws import parameters, retiring
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.channels import promote, roll_back
+from vmsnix_ops.channels import promote, rollback
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import smoke
 from vmsnix_ops.records.tables import Tables
@@ -64,7 +64,7 @@ class World:
             return lambda: smoke.run(tested)
         asked |= {"image": "web", "channel": "stable", "region": REGION}
         if self.user == "roll back":
-            return roll_back.plan(to=self.ami, **asked).apply
+            return rollback.plan(to=self.ami, **asked).apply
         return promote.plan(ami=self.ami, **asked).apply
 
     def _decides_retirement(self, call: str, asked: Mapping[str, Any]) -> bool:

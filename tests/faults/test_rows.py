@@ -65,7 +65,7 @@ def test_row_05_an_image_that_aws_refuses_leaves_no_object_for_the_next_run(publ
 
 def test_row_06_the_object_stays_as_long_as_an_import_reads_it(publishers):
     from tests.faults.publishers import Kill
-    from vmsnix_ops.publish.leftovers import clean_bucket
+    from vmsnix_ops.publish.pipeline import clean_bucket
 
     publishers.aws.clock.speed = 10  # the import outlives the publisher that started it
     publishers.publishers.run(

@@ -1,4 +1,4 @@
-"""How each job of `vmsnix_ops.cli.jobs` is rehearsed with more or fewer rights than it needs.
+"""How each job of `vmsnix_ops.cli.iam_policy` is rehearsed with more or fewer rights than it needs.
 
 A rehearsal does the whole job, so that every action of its policy is needed; it raises what the job raises.
 An action that is needed only when something happens has a rehearsal of its own in `only_when`.
@@ -22,8 +22,8 @@ from vmsnix_ops.audit import policies as audit_policies
 from vmsnix_ops.aws import bootstrap, images, imports
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam import policies
-from vmsnix_ops.channels import promote, roll_back, verify
-from vmsnix_ops.cli.jobs import JOBS
+from vmsnix_ops.channels import promote, rollback, verify
+from vmsnix_ops.cli.iam_policy import JOBS
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import preflight, smoke
@@ -195,7 +195,7 @@ def promote_by(**changes: Any) -> Run:
             _raise(promote.plan(**wanted).apply())
         _raise(promote.plan(**wanted | {"protect": False, "unprotect": True}).apply())
         back = {"channel": "stable", "dry_run": False, "progress": silent(), "session": session}
-        _raise(roll_back.plan(image="ecs-node", regions=[REGION, "eu-west-1"], **back).apply())
+        _raise(rollback.plan(image="ecs-node", regions=[REGION, "eu-west-1"], **back).apply())
 
     return run
 
@@ -285,7 +285,7 @@ def rollback_notes(account: Account, actions: Actions) -> str:
         ami = make_ami(account.aws, version=version)
         _raise(promote.plan(**_everything(account, account.aws.session(), ami)).apply())
     back = {"channel": "stable", "progress": silent(), "session": account.session(actions)}
-    return str(roll_back.plan(image="ecs-node", regions=[REGION], **back))
+    return str(rollback.plan(image="ecs-node", regions=[REGION], **back))
 
 
 def first_spot_test(account: Account, actions: Actions) -> None:

@@ -20,7 +20,7 @@ from tests.aws.account import make_ami
 from tests.privileges.account import BUCKET, REGION, Account
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam import policies
-from vmsnix_ops.cli.jobs import JOBS
+from vmsnix_ops.cli.iam_policy import JOBS
 
 if TYPE_CHECKING:
     import boto3

@@ -10,7 +10,7 @@ from tests.privileges.account import without
 from tests.privileges.rehearsals import REHEARSALS, rehearsal, removals
 from vmsnix_ops import errors
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS
-from vmsnix_ops.cli.jobs import JOBS
+from vmsnix_ops.cli.iam_policy import JOBS
 
 if TYPE_CHECKING:
     from tests.privileges.account import Account

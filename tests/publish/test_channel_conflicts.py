@@ -25,7 +25,7 @@ from tests.support import join
 from vmsnix_ops import errors
 from vmsnix_ops.aws import image_copy, parameters, retiring
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.channels import promote, promote_records, roll_back
+from vmsnix_ops.channels import promote, records, rollback
 from vmsnix_ops.progress import Progress, silent
 from vmsnix_ops.records import acts
 from vmsnix_ops.records.tables import open_tables
@@ -148,7 +148,7 @@ def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pyt
         assert promote.apply(plan(ami=one, channel="stable", regions=[EUROPE])).status == "done"
     there = pointed(aws, EUROPE)
     asked: dict[str, Any] = {"image": "ecs-node", "channel": "stable", "dry_run": False, "topic": topic}
-    made = roll_back.plan(**asked, progress=silent())
+    made = rollback.plan(**asked, progress=silent())
     right_before_the_write(monkeypatch, lambda: put(aws, new), looks=1)
     found = made.apply()
     assert outcomes(found)[HOME] == ["point done", "conflict failed", "announce skipped"]
@@ -156,7 +156,7 @@ def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pyt
     assert pointed(aws, EUROPE) == there
     assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
     with pytest.raises(errors.PartlyDoneError, match=f"version 3, {new}, set by"):
-        roll_back.finish(made, found)
+        rollback.finish(made, found)
 
 
 def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
@@ -165,7 +165,7 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     theirs, ended = make_ami(aws, version="26.12"), threading.Event()
     put(aws, make_ami(aws, version="26.10"))
-    copy, write = image_copy.copy, promote_records.write_rows
+    copy, write = image_copy.copy, records.write_rows
 
     def copy_late(*words: Any, **more: Any) -> Any:
         assert ended.wait(60)
@@ -177,7 +177,7 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
 
     made = plan(ami=ami, channel="stable", regions=[EUROPE], topic=topic)
     monkeypatch.setattr(image_copy, "copy", copy_late)
-    monkeypatch.setattr(promote_records, "write_rows", written)
+    monkeypatch.setattr(records, "write_rows", written)
     right_before_the_write(monkeypatch, lambda: put(aws, theirs))
     found = promote.apply(made)
     assert outcomes(found)[HOME] == ["point done", "conflict failed", "announce skipped"]
@@ -211,7 +211,7 @@ def test_a_promotion_and_a_rollback_at_once_in_three_regions_lose_no_change(
     assert promote.apply(plan(ami=new, channel="candidate", regions=regions)).status == "done"  # copies it
     forward = plan(ami=new, channel="stable", regions=regions)
     asked = {"image": "ecs-node", "channel": "stable", "regions": regions, "dry_run": False}
-    back = roll_back.plan(**asked, progress=silent())
+    back = rollback.plan(**asked, progress=silent())
     if seconds:  # both have read the channel before either of them writes
         aws.faults.add({"op": "ssm:PutParameter", "do": "delay", "when": "before", "seconds": seconds})
     both, found = threading.Barrier(2, timeout=60), dict[str, Any]()
@@ -220,7 +220,7 @@ def test_a_promotion_and_a_rollback_at_once_in_three_regions_lose_no_change(
         both.wait()
         found[name] = job()
 
-    jobs = {"forward": lambda: promote.apply(forward), "back": lambda: roll_back.apply(back)}
+    jobs = {"forward": lambda: promote.apply(forward), "back": lambda: rollback.apply(back)}
     threads = [threading.Thread(target=act, args=one) for one in jobs.items()]
     for thread in threads:
         thread.start()
@@ -465,7 +465,7 @@ def test_a_rollback_plan_refuses_a_parameter_that_can_be_no_channel(aws: Sandbox
     for version in ("26.10", "26.11"):
         put(aws, make_ami(aws, version=version))
     kind_of(aws, data_type="text")
-    (target,) = roll_back.plan(image="ecs-node", channel="stable", progress=silent()).targets
+    (target,) = rollback.plan(image="ecs-node", channel="stable", progress=silent()).targets
     assert "has the data type text" in str(target.problem)
 
 
@@ -505,8 +505,8 @@ def test_an_advanced_parameter_is_promoted_and_rolled_back_and_stays_advanced(aw
         ssm.put_parameter(**wanted, Overwrite=True)
     made = plan(ami=ami, channel="stable")
     assert promote.apply(made).status == "done"
-    back = roll_back.plan(image="ecs-node", channel="stable", dry_run=False, progress=silent())
-    assert roll_back.apply(back).status == "done"
+    back = rollback.plan(image="ecs-node", channel="stable", dry_run=False, progress=silent())
+    assert rollback.apply(back).status == "done"
     assert history(aws) == [first, ami, first]
     tiers = [one["Tier"] for one in ssm.get_parameter_history(Name=NAME)["Parameters"]]
     assert tiers == ["Advanced"] * 3

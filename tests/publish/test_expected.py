@@ -9,7 +9,7 @@ import pytest
 
 from vmsnix_ops import publish
 from vmsnix_ops.progress import Lines, Progress
-from vmsnix_ops.publish.expected import Expectation, expected
+from vmsnix_ops.publish.pipeline import Expectation, expected
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 

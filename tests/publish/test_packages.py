@@ -11,7 +11,7 @@ import pytest
 from vmsnix_ops import publish
 from vmsnix_ops.audit.diff import diff
 from vmsnix_ops.errors import NixError
-from vmsnix_ops.publish import packages
+from vmsnix_ops.publish import pipeline
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
@@ -47,7 +47,7 @@ def built_by_nix(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(real(plan), derivation="/nix/store/x.drv", store_path="/nix/store/x")
 
     monkeypatch.setattr(publish.Plan, "build", build)
-    monkeypatch.setattr(packages, "closure", lambda _image: INSIDE)
+    monkeypatch.setattr(pipeline, "closure", lambda _image: INSIDE)
 
 
 def rows() -> pd.DataFrame:
@@ -76,11 +76,11 @@ def test_contents_that_cannot_be_listed_stop_no_publish(
     def broken(_image: object) -> pd.DataFrame:
         raise NixError("What is inside cannot be told.", why="No NixOS system went into it.")
 
-    monkeypatch.setattr(packages, "closure", broken)
+    monkeypatch.setattr(pipeline, "closure", broken)
     told, planned = Told(), plan()
     built = planned.build()
     step: Any = told
-    assert packages.record(planned.journal.tables, built, run_id="r", step=step) == 0
+    assert pipeline.record(planned.journal.tables, built, run_id="r", step=step) == 0
     assert told.texts == [
         "its packages are not recorded: What is inside cannot be told. No NixOS system went into it."
     ]

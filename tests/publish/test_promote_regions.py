@@ -22,7 +22,7 @@ from tests.publish.promoting import (
     session,
 )
 from vmsnix_ops import errors
-from vmsnix_ops.channels import promote, promote_apply, verify
+from vmsnix_ops.channels import promote, verify
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.sandbox import Access, Sandbox
 from vmsnix_ops.settings import load
@@ -160,7 +160,7 @@ def test_what_fails_everywhere_is_a_failure_and_not_partly_done(aws: Sandbox, am
     assert isinstance(error, errors.AwsError)
     assert error.exit_code == 1
     with pytest.raises(errors.AwsError, match="ParameterLimitExceeded"):
-        promote_apply.finish(plan(channel="stable"), found)
+        promote.finish(plan(channel="stable"), found)
 
 
 def test_an_interrupt_ends_it_and_the_same_command_goes_on(
@@ -172,7 +172,7 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(
         def interrupt(_running: Any) -> Any:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(promote_apply, "as_completed", interrupt)
+        monkeypatch.setattr(promote, "as_completed", interrupt)
         with pytest.raises(errors.InterruptedRunError, match="go on in AWS"):
             promote.apply(plan(channel="stable", regions=[EUROPE]))
         monkeypatch.undo()
@@ -189,7 +189,7 @@ def test_what_a_region_came_to_while_it_was_interrupted_is_recorded(
         wait(running)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(promote_apply, "as_completed", interrupt)
+    monkeypatch.setattr(promote, "as_completed", interrupt)
     with pytest.raises(errors.InterruptedRunError):
         promote.apply(plan(channel="stable", regions=[WEST]))
     tables = open_tables(load())

@@ -12,7 +12,7 @@ from tests.aws.account import make_ami
 from tests.publish.promoting import EUROPE, HOME, WEST, ami, aws, outcomes, pointed, served, session
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, parameters
-from vmsnix_ops.channels import history, promote, roll_back, roll_back_choice
+from vmsnix_ops.channels import history, promote, rollback
 from vmsnix_ops.channels.history import COLUMNS
 from vmsnix_ops.progress import silent
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -37,8 +37,8 @@ def promoted(aws: Sandbox, *versions: str, regions: tuple[str, ...] = ()) -> lis
     return made
 
 
-def back(**asked: Any) -> roll_back.Plan:
-    return roll_back.plan(**({"image": "ecs-node", "channel": "stable"} | USUAL | asked))
+def back(**asked: Any) -> rollback.Plan:
+    return rollback.plan(**({"image": "ecs-node", "channel": "stable"} | USUAL | asked))
 
 
 def test_it_points_back_and_naming_the_other_returns(aws: Sandbox) -> None:
@@ -75,7 +75,7 @@ def test_a_rollback_of_yesterday_is_not_rolled_back_without_a_name(
 ) -> None:
     oldest, _, _ = promoted(aws, "26.10", "26.11", "26.12")
     back().apply()
-    monkeypatch.setattr(roll_back_choice, "LATELY", timedelta(days=-999))
+    monkeypatch.setattr(rollback, "LATELY", timedelta(days=-999))
     (target,) = back().targets
     told = str(target.problem)
     assert "was rolled back already in us-east-1" in told
@@ -126,7 +126,7 @@ def test_an_ami_that_cannot_be_used_is_refused_and_an_older_one_is_offered(
     assert text in str(target.problem)
     assert "--to: altf4llc-ecs-node-26.10" in str(target.problem)
     with pytest.raises(errors.PointerError, match=text):
-        roll_back.finish(plan, plan.apply())
+        rollback.finish(plan, plan.apply())
     assert pointed(aws, HOME) == new
     assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point done"]}
     assert outcomes(back(to=oldest).apply()) == {HOME: ["point already so"]}  # naming it makes it repeatable

@@ -14,7 +14,7 @@ from vmsnix_ops.audit import retirement
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.aws import drift as drift_fields
 from vmsnix_ops.aws import images
-from vmsnix_ops.channels import promote, roll_back, verify
+from vmsnix_ops.channels import promote, rollback, verify
 from vmsnix_ops.progress import silent
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
@@ -398,7 +398,7 @@ def test_a_later_promotion_and_a_rollback_are_what_counts(aws: Sandbox, ami: str
     promote.apply(promote.plan(ami=newer, **USUAL))
     assert drift() == {}
     back = {"image": "ecs-node", "channel": "stable", "regions": [HOME], "progress": silent()}
-    roll_back.plan(**back, dry_run=False).apply()
+    rollback.plan(**back, dry_run=False).apply()
     assert drift() == {}
     repoint(aws, ami)
     assert set(drift()) == {"pointer"}

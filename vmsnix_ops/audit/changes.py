@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from vmsnix_ops.audit.values import Inventory
+    from vmsnix_ops.audit.inventory import Inventory
     from vmsnix_ops.records.tables import Tables
 
 STORED = ("object", "multipart-upload")

@@ -7,42 +7,590 @@ finding, and makes the use of what stands there unknown.
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.audit import costs, rows
-from vmsnix_ops.audit.joining import joined
-from vmsnix_ops.audit.values import Inventory, Read, Unread
-from vmsnix_ops.aws import buckets as leftovers
-from vmsnix_ops.aws import references
+from vmsnix_ops.aws import buckets, references
 from vmsnix_ops.aws import regions as where
+from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.accounts import accounts as sessions_of
 from vmsnix_ops.aws.buckets import errors_of
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.identity import REFUSED, not_enabled
 from vmsnix_ops.aws.paging import Limit, items, limited
-from vmsnix_ops.aws.references import Clients, References
+from vmsnix_ops.aws.references import Clients, Evidence, References
 from vmsnix_ops.aws.session import Client, calling, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import current
+from vmsnix_ops.records import schemas
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     import boto3
+    import pandas as pd
     import pyarrow as pa
 
     from vmsnix_ops.aws.accounts import Account
+    from vmsnix_ops.aws.buckets import Leftover
+    from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.settings import Settings
+
+
+# What a scan hands on: what was read, what could not be, and the inventory of it all.
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Something that could not be read.
+
+    Attributes
+    ----------
+    account, region
+        Where; the region is empty for a whole account.
+    source
+        What.
+    error
+        Why, and what to do.
+    bucket
+        The bucket that could not be read; empty where something else could not. Nothing but what it holds is
+        unknown then.
+    """
+
+    account: str
+    region: str
+    source: str
+    error: errors.AwsError
+    bucket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """Something that names an AMI which this account does not own.
+
+    Attributes
+    ----------
+    account, region, ami_id
+        Where and what it names; what stands for no AMI at all is kept as it is, such as the
+        ``resolve:ssm:...`` of a parameter that is gone.
+    evidence
+        What names it.
+    owner
+        Whose AMI that is; empty when there is no such AMI, or none that this account may see.
+    unshared
+        The scanned account that owns it and does not let this account launch it; empty where there is none.
+    """
+
+    account: str
+    region: str
+    ami_id: str
+    evidence: Evidence
+    owner: str
+    unshared: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What one scan saw.
+
+    Attributes
+    ----------
+    frame
+        Columns as `vmsnix_ops.records.schemas.INVENTORY` documents them; AMIs first, oldest first.
+    run
+        The run that scanned.
+    scanned_at
+        When it started, UTC.
+    places
+        The accounts and regions that were read, each with the number of AMIs; also those without any.
+    unread
+        What could not be read.
+    pointers
+        What names AMIs of accounts that were not scanned, or AMIs that its own account cannot launch.
+    hurried
+        The accounts and regions that have so many AMIs that AWS was not asked about each one. Who else may
+        launch those is unknown, and so is their use unless something names them.
+    buckets
+        The account and name of each bucket that was looked into, with its region.
+    """
+
+    frame: pd.DataFrame = field(repr=False)
+    run: RunContext = field(repr=False)
+    scanned_at: datetime
+    places: Mapping[tuple[str, str], int]
+    unread: tuple[Unread, ...] = ()
+    pointers: tuple[Pointer, ...] = ()
+    hurried: tuple[tuple[str, str], ...] = ()
+    buckets: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def amis(self) -> pd.DataFrame:
+        """The AMIs: the first rows of the frame, and so no copy of them."""
+        return self.frame.iloc[: int((self.frame["kind"] == "ami").sum())]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What was read of one account and region, or of a bucket.
+
+    Attributes
+    ----------
+    account, region
+        Where.
+    found
+        What uses AMIs.
+    amis
+        How many AMIs there are.
+    holders
+        The AMIs that hold each snapshot.
+    unread
+        What could not be read.
+    hurried
+        Whether AWS was not asked about each AMI.
+    strangers
+        The owners of AMIs that are named here and belong to others; empty for what cannot be seen from here.
+    guests
+        AMIs of other scanned accounts that may be launched here, and about which AWS was asked here.
+    bucket
+        The bucket, if it is one.
+    closed
+        Whether the region let nobody in: it is not enabled.
+    """
+
+    account: str
+    region: str
+    found: References
+    amis: int
+    holders: Mapping[str, list[str]]
+    unread: tuple[Unread, ...]
+    hurried: bool = False
+    strangers: Mapping[str, str] = field(default_factory=dict)
+    guests: frozenset[str] = frozenset()
+    bucket: str = ""
+    closed: bool = False
+
+
+# What snapshots cost, by the bytes that they hold.
+#
+# AWS bills a snapshot by its stored blocks, not by the size of its volume, and ``FullSnapshotSizeInBytes``
+# tells them: the whole size of what a volume of it would hold. A snapshot that shares blocks with an older
+# one of the same volume is billed for its own blocks only, which AWS does not tell, so the figure is a
+# ceiling. Where even that is unknown, the volume's size takes its place and the row is marked as estimated;
+# so a pending snapshot counts by its volume until AWS tells more. One that failed stores nothing and costs
+# nothing.
+
+GIB = 2**30
+DEFAULT = (0.05, 0.0125)
+"""USD a GiB and month, standard and archive tier: AWS's list price in us-east-1."""
+
+OBJECT_USD = 0.023
+"""USD a GiB and month of S3 Standard in us-east-1, for what uploads left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a GiB of snapshot costs a month.
+
+    Attributes
+    ----------
+    by_region
+        USD in the standard and in the archive tier, from the setting ``snapshot_prices``; ``default`` holds
+        for regions that are not named. Prices differ by up to two thirds between regions, so set those that
+        you use.
+    """
+
+    by_region: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def of(self, region: str, *, archive: bool = False) -> float:
+        """Return the USD of a GiB and month in a region."""
+        pair = self.by_region.get(region) or self.by_region.get("default") or DEFAULT
+        return pair[1] if archive else pair[0]
+
+
+def monthly_usd(frame: pd.DataFrame, prices: Prices) -> pd.Series[float]:
+    """Return what each row of an inventory costs a month; 0 where it stores nothing.
+
+    Parameters
+    ----------
+    frame
+        Columns ``kind``, ``region``, ``state``, ``tier``, ``stored_bytes``, ``size_gib``.
+    prices
+        Of snapshots.
+    """
+    import pandas as pd
+
+    whole = frame["size_gib"].astype("Float64") * GIB
+    size = frame["stored_bytes"].astype("Float64").fillna(whole).fillna(0.0) / GIB
+    size = size.mask((frame["state"] == "error").fillna(value=False), 0.0)
+    archive = (frame["tier"] == "archive").fillna(value=False)
+    regions = frame["region"].astype(object)
+    standard = regions.map({name: prices.of(name) for name in regions.unique()})
+    archived = regions.map({name: prices.of(name, archive=True) for name in regions.unique()})
+    price = standard.where(~archive, archived)
+    price = price.where(~frame["kind"].isin(["object", "multipart-upload"]), OBJECT_USD)
+    return pd.Series(size.to_numpy("float64") * price.to_numpy("float64"), index=frame.index).round(4)
+
+
+def total_usd(frame: pd.DataFrame) -> float:
+    """Return what all rows cost a month; AMIs count by their snapshots, which have rows of their own."""
+    return float(frame.loc[frame["kind"] != "ami", "monthly_usd"].sum())
+
+
+# One answer of AWS, one row of the inventory: columns are filled, and what AWS said is forgotten at once.
+#
+# An account may hold a hundred thousand AMIs. A dictionary for each would take gigabytes, so rows go straight
+# into columns; times stay the texts that they came as until a whole column is parsed at once. Fields that are
+# absent (a half-deleted AMI, a task that just began) leave holes, never an error.
+
+NAMES = schemas.INVENTORY.names
+PACK = 1000  # rows that stay Python's own
+NO_VOLUME = "vol-ffffffff"  # of snapshots that were copied, imported or uploaded
+
+
+class Columns:
+    """The growing columns of one account and region.
+
+    Parameters
+    ----------
+    run_id, scanned_at, account, region
+        The same for every row.
+    """
+
+    def __init__(self, run_id: str, scanned_at: datetime, account: str, region: str) -> None:
+        self.run_id, self.scanned_at, self.account, self.region = run_id, scanned_at, account, region
+        self._values: dict[str, list[Any]] = {name: [] for name in NAMES if name not in _SAME}
+        self._packed: list[pa.Table] = []
+        self._length = 0
+
+    def add(self, **row: Any) -> None:
+        """Add a row; columns left out are empty."""
+        for name, values in self._values.items():
+            values.append(row.get(name))
+        self._length += 1
+        if self._length == PACK:
+            self._pack()
+
+    def arrow(self) -> pa.Table:
+        """Return the rows as a table of the schema, and forget them."""
+        import pyarrow as pa
+
+        self._pack()
+        packed, self._packed = self._packed, []
+        return pa.concat_tables(packed)
+
+    def _pack(self) -> None:
+        """Put the rows since the last time into arrow's memory, a fifth of what Python's texts take."""
+        import pyarrow as pa
+
+        schema = schemas.INVENTORY.arrow()
+        same = {
+            "run_id": self.run_id,
+            "scanned_at": self.scanned_at,
+            "account": self.account,
+            "region": self.region,
+        }
+        arrays = []
+        for column in schema:
+            if column.name in same:
+                arrays.append(pa.repeat(pa.scalar(same[column.name], column.type), self._length))
+                continue
+            values, self._values[column.name] = self._values[column.name], []
+            arrays.append(
+                _times(values) if pa.types.is_timestamp(column.type) else pa.array(values, column.type)
+            )
+        self._packed.append(pa.Table.from_arrays(arrays, schema=schema))
+        self._length = 0
+
+
+_SAME = frozenset({"run_id", "scanned_at", "account", "region"})
+
+
+def _times(values: list[Any]) -> pa.Array:
+    """Return times as EC2 spells them in images (text) and in snapshots (datetime)."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = pa.timestamp("us", tz="UTC")
+    texts = pa.array([value if isinstance(value, str) and value else None for value in values], pa.string())
+    moments = pa.array([value if isinstance(value, datetime) else None for value in values], kind)
+    return pc.coalesce(moments, texts.cast(kind))
+
+
+def snapshots(
+    columns: Columns, found: Iterable[Mapping[str, Any]], public: Collection[str] | None = None
+) -> dict[str, tuple[int | None, int]]:
+    """Add snapshots, and return the stored bytes and the GiB of each.
+
+    `public` are those that everybody may use; None where nobody could tell.
+
+    A pending one that comes from no volume and is no copy is being written through the EBS direct APIs, or
+    was until its writer died.
+    """
+    sizes: dict[str, tuple[int | None, int]] = {}
+    for snapshot in found:
+        tags = tagging.to_dict(snapshot.get("Tags"))
+        size, stored = int(snapshot.get("VolumeSize") or 0), snapshot.get("FullSnapshotSizeInBytes")
+        sizes[snapshot["SnapshotId"]] = (stored, size)
+        pending = snapshot.get("State") == "pending"
+        direct = pending and snapshot.get("VolumeId") == NO_VOLUME and not _is_made_by_aws(snapshot)
+        columns.add(
+            kind="direct-upload" if direct else "snapshot",
+            resource_id=snapshot["SnapshotId"],
+            name=tags.get(tagging.NAME),
+            state=snapshot.get("State"),
+            created_at=snapshot.get("StartTime"),
+            size_gib=size,
+            stored_bytes=stored,
+            estimated=stored is None,
+            tier=snapshot.get("StorageTier"),
+            public=None if public is None else snapshot["SnapshotId"] in public,
+            encrypted=bool(snapshot.get("Encrypted")),
+            source=_source(snapshot),
+            message=snapshot.get("StateMessage"),
+            image=tags.get(tagging.IMAGE),
+            digest=tags.get(tagging.DIGEST),
+            tags=_json(tags),
+        )
+    return sizes
+
+
+def _is_made_by_aws(snapshot: Mapping[str, Any]) -> bool:
+    """Tell whether a snapshot is a copy or an import, by what AWS says of it or how AWS describes it."""
+    described = str(snapshot.get("Description") or "")
+    return "TransferType" in snapshot or described.startswith(
+        ("Copied for ", "[Copied ", "Created by AWS-VMImport", "imported from")
+    )
+
+
+def _source(snapshot: Mapping[str, Any]) -> str | None:
+    """Return the volume or the description: what tells a backup of a volume from an image's snapshot."""
+    volume = snapshot.get("VolumeId")
+    return volume if volume and volume != NO_VOLUME else snapshot.get("Description") or None
+
+
+def images(
+    columns: Columns,
+    found: Iterable[Mapping[str, Any]],
+    sizes: Mapping[str, tuple[int | None, int]],
+    holders: dict[str, list[str]],
+    launched: dict[str, str],
+) -> None:
+    """Add AMIs; note in `holders` which of them hold each snapshot, in `launched` their last launches."""
+    for image in found:
+        launched[image["ImageId"]] = image.get("LastLaunchedTime") or ""
+        volumes = [device["Ebs"] for device in image.get("BlockDeviceMappings") or () if "Ebs" in device]
+        held = [volume["SnapshotId"] for volume in volumes if volume.get("SnapshotId")]
+        for snapshot_id in held:
+            holders.setdefault(snapshot_id, []).append(image["ImageId"])
+        stored = [sizes.get(snapshot_id, (None, 0))[0] for snapshot_id in held]
+        known = [size for size in stored if size is not None]
+        tags = tagging.to_dict(image.get("Tags"))
+        columns.add(
+            kind="ami",
+            resource_id=image["ImageId"],
+            name=image.get("Name"),
+            state=image.get("State"),
+            created_at=image.get("CreationDate"),
+            size_gib=sum(int(volume.get("VolumeSize") or 0) for volume in volumes),
+            stored_bytes=sum(known) if len(known) == len(stored) else None,
+            estimated=len(known) != len(stored),
+            public=bool(image.get("Public")),
+            encrypted=bool(volumes) and all(volume.get("Encrypted") for volume in volumes),
+            last_launched_at=image.get("LastLaunchedTime"),
+            deprecated_at=image.get("DeprecationTime"),
+            snapshots=json.dumps(held),
+            imds_support=image.get("ImdsSupport") or "",
+            boot_mode=image.get("BootMode") or "",
+            root_device=image.get("RootDeviceName") or "",
+            source=image.get("SourceImageId"),
+            message=(image.get("StateReason") or {}).get("Message"),
+            image=tags.get(tagging.IMAGE),
+            digest=tags.get(tagging.DIGEST),
+            tags=_json(tags),
+        )
+
+
+def import_tasks(columns: Columns, found: Iterable[Mapping[str, Any]]) -> None:
+    """Add imports; AWS lists those that ended for a week."""
+    for task in found:
+        detail, tags = task.get("SnapshotTaskDetail") or {}, tagging.to_dict(task.get("Tags"))
+        place = detail.get("UserBucket") or {}
+        columns.add(
+            kind="import-task",
+            resource_id=task["ImportTaskId"],
+            name=tags.get(tagging.NAME),
+            state=detail.get("Status"),
+            message=detail.get("StatusMessage"),
+            source=f"s3://{place['S3Bucket']}/{place.get('S3Key', '')}" if place.get("S3Bucket") else None,
+            # Completed ones alone have a snapshot that can be trusted.
+            snapshots=json.dumps([detail["SnapshotId"]] if detail.get("SnapshotId") else []),
+            image=tags.get(tagging.IMAGE),
+            digest=tags.get(tagging.DIGEST),
+            tags=_json(tags),
+        )
+
+
+def leftovers(columns: Columns, bucket: str, found: Iterable[Leftover]) -> None:
+    """Add what uploads left in a bucket."""
+    for one in found:
+        columns.add(
+            kind=one.kind,
+            resource_id=one.id,
+            name=one.key,
+            state="unfinished" if one.kind == "multipart-upload" else "stored",
+            created_at=one.since,
+            stored_bytes=one.bytes,
+            estimated=False,
+            source=f"s3://{bucket}/{one.key}",
+        )
+
+
+def _json(tags: Mapping[str, str]) -> str:
+    return json.dumps(tags, sort_keys=True, ensure_ascii=False)
+
+
+# Many accounts and regions, one inventory: what uses each resource, wherever that was seen.
+
+
+def joined(
+    found: list[Read],
+    tables: list[pa.Table],
+    unread: list[Unread],
+    run: RunContext,
+    now: datetime,
+    prices: Prices,
+) -> Inventory:
+    """Return one inventory of all that was read; what one account sees counts for the AMIs of another."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from vmsnix_ops.records import schemas
+    from vmsnix_ops.records.frames import to_frame
+
+    evidence: dict[tuple[str, str], list[Evidence]] = {}
+    # Of a hurried place AWS was not asked who may launch each AMI: that is as unknown as in a blind one.
+    blind = {(one.account, one.region) for read in found for one in read.unread if one.source in _PROOF}
+    hurried = {(read.account, read.region) for read in found if read.hurried}
+    guests = {(read.account, read.region): read.guests for read in found if read.guests}
+    seen = {place: some for place, some in guests.items() if place not in blind}
+    for read in found:
+        for ami_id, some in read.found.by_ami.items():
+            known = evidence.setdefault((read.region, ami_id), [])
+            known += [_seen_from(one, read.account) if ami_id in read.strangers else one for one in some]
+    table = pa.concat_tables([schemas.INVENTORY.arrow().empty_table(), *tables])
+    tables.clear()
+    holders = {(read.region, key): held for read in found for key, held in read.holders.items()}
+    used, proofs = _use(table, evidence, holders, blind, hurried, seen, now)
+    for name, values in (("referenced", used), ("evidence", proofs)):
+        number, field_ = table.schema.get_field_index(name), table.schema.field(name)
+        table = table.set_column(number, field_, pa.array(values, field_.type))
+    order = [(name, "ascending") for name in ("kind", "created_at", "resource_id")]
+    # Sorted in arrow, which copies once; what it was copied from goes before pandas sees it.
+    table = table.take(pc.sort_indices(table, sort_keys=order))
+    frame = to_frame(table)
+    frame["monthly_usd"] = monthly_usd(frame, prices)
+    places: dict[tuple[str, str], int] = {}
+    for read in found:
+        if not read.bucket and not read.closed:
+            places[read.account, read.region] = places.get((read.account, read.region), 0) + read.amis
+    return Inventory(
+        frame,
+        run,
+        now,
+        places,
+        (*unread, *(one for read in found for one in read.unread)),
+        tuple(_pointers(found, frame)),
+        tuple((read.account, read.region) for read in found if read.hurried),
+        {(read.account, read.bucket): read.region for read in found if read.bucket},
+    )
+
+
+def _pointers(found: list[Read], frame: pd.DataFrame) -> Iterator[Pointer]:
+    """Yield what names AMIs that are not its account's, as that account sees them."""
+    scanned = {read.account for read in found}
+    hidden = {ami_id for read in found for ami_id, owner in read.strangers.items() if not owner}
+    known = frame[frame["resource_id"].isin(hidden) & (frame["kind"] == "ami")]
+    owners = dict(zip(known["resource_id"], known["account"], strict=True))
+    for read in found:
+        for ami_id, owner in read.strangers.items():
+            if owner in scanned:
+                continue
+            for one in read.found.names(ami_id):
+                unshared = "" if owner else owners.get(ami_id, "")
+                yield Pointer(read.account, read.region, ami_id, one, owner, unshared)
+
+
+_PROOF = frozenset(
+    {"instances", "launch templates", "Auto Scaling groups", "parameters", "image references"}
+    | {"launch permissions", "AMIs", references.PARAMETERS_OF_TEMPLATES}
+)
+"""Sources without which nobody can say that an AMI is not used."""
+
+
+_EVERYBODY = Evidence("shared-with", "all", "everybody")
+
+
+def _seen_from(one: Evidence, account: str) -> Evidence:
+    return Evidence(one.kind, one.id, ", ".join(filter(None, [one.detail, f"account {account}"])))
+
+
+def _use(
+    table: pa.Table,
+    evidence: Mapping[tuple[str, str], list[Evidence]],
+    holders: Mapping[tuple[str, str], list[str]],
+    blind: set[tuple[str, str]],
+    hurried: set[tuple[str, str]],
+    seen: Mapping[tuple[str, str], frozenset[str]],
+    now: datetime,
+) -> tuple[list[bool | None], list[str]]:
+    """Return, for each row, whether it is used and the evidence as JSON.
+
+    That an AMI is shared with an account is a hint only while nobody looked there: `seen` are the AMIs of
+    others about which AWS was asked in each place.
+    """
+    used: list[bool | None] = []
+    proofs: list[str] = []
+    columns = [
+        table.column(name).to_pylist()
+        for name in ("kind", "account", "region", "resource_id", "public", "created_at")
+    ]
+    for kind, account, region, resource_id, public, created_at in zip(*columns, strict=True):
+        if kind == "ami":
+            some = evidence.get((region, resource_id), [])
+            if public and _EVERYBODY not in some:  # known also where AWS was not asked about each AMI
+                some = [*some, _EVERYBODY]
+            open_ = [
+                one
+                for one in some
+                if one.kind != "shared-with" or resource_id not in seen.get((one.id, region), ())
+            ]
+            settled = created_at is None or created_at < now - references.SETTLED
+            complete = settled and (account, region) not in blind and (account, region) not in hurried
+            used.append(references.judge(open_, complete=complete, now=now))
+            proofs.append(json.dumps([[one.kind, one.id, one.detail] for one in some]) if some else "[]")
+        elif kind in ("snapshot", "direct-upload"):
+            held = holders.get((region, resource_id), [])
+            some = evidence.get((region, resource_id), [])
+            unknown = not held and (account, region) in blind
+            used.append(None if unknown else bool(held or some))
+            proofs.append(
+                json.dumps([["ami", one, ""] for one in held] + [[s.kind, s.id, s.detail] for s in some])
+            )
+        else:
+            used.append(None)
+            proofs.append("[]")
+    return used, proofs
+
 
 Thoroughness = Literal["auto", "yes", "no"]
 
@@ -119,7 +667,7 @@ def scan(
 
         def read(account: str, clients: Clients) -> tuple[Read, pa.Table]:
             try:
-                columns = rows.Columns(run.run_id, now, account, clients.region)
+                columns = Columns(run.run_id, now, account, clients.region)
                 result = read_region(clients, columns, one_by_one, family)
                 return result, columns.arrow()
             finally:
@@ -143,7 +691,7 @@ def scan(
     tables = [table for _, table in found]
     reads = [one for one, _ in found]
     found.clear()  # so that the join alone holds the tables, and can let them go
-    return joined(reads, tables, unread, run, now, costs.Prices(settings.snapshot_prices))
+    return joined(reads, tables, unread, run, now, Prices(settings.snapshot_prices))
 
 
 def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> Limit:
@@ -212,7 +760,7 @@ def _places(
 @needs("ec2:DescribeSnapshots", "ec2:DescribeImages", "ec2:DescribeImportSnapshotTasks")
 def read_region(
     clients: Clients,
-    columns: rows.Columns,
+    columns: Columns,
     one_by_one: Thoroughness,
     family: frozenset[str] = frozenset(),
 ) -> Read:
@@ -249,11 +797,11 @@ def read_region(
         listed = items(ec2, "describe_snapshots", "Snapshots", RestorableByUserIds=["all"], **own)
         public = {one["SnapshotId"] for one in listed}
     with reading("snapshots"):
-        sizes = rows.snapshots(columns, items(ec2, "describe_snapshots", "Snapshots", **own), public)
+        sizes = snapshots(columns, items(ec2, "describe_snapshots", "Snapshots", **own), public)
     if (closed := _closed(unread)) is not None:
         return Read(account, region, References(region, {}), 0, {}, (closed,), closed=True)
     with reading("AMIs"):
-        rows.images(
+        images(
             columns,
             items(ec2, "describe_images", "Images", MaxResults=PAGE, Owners=["self"], **_HIDDEN),
             sizes,
@@ -264,9 +812,9 @@ def read_region(
         # What was registered between the two lists is in one of them only.
         lost = [one for one in holders if one not in sizes]
         if lost and not any(one.source == "snapshots" for one in unread):
-            rows.snapshots(columns, _by_id(ec2, "snapshot", lost, OwnerIds=["self"]))
+            snapshots(columns, _by_id(ec2, "snapshot", lost, OwnerIds=["self"]))
     with reading("imports"):
-        rows.import_tasks(
+        import_tasks(
             columns, items(ec2, "describe_import_snapshot_tasks", "ImportSnapshotTasks", MaxResults=PAGE)
         )
     hurried = one_by_one == "no" or (one_by_one == "auto" and len(launched) > ONE_BY_ONE)
@@ -337,14 +885,14 @@ def _bucket(
 ) -> tuple[Read, pa.Table]:
     """Read what uploads left in one bucket."""
     region, unread = "", []
-    columns = rows.Columns(*when, account, home)
+    columns = Columns(*when, account, home)
     try:
         with errors_of(name, f"read the bucket {name}"):
-            region = leftovers.region_of(limited(client(session, "s3", home, attempts=2), limit), name)
+            region = buckets.region_of(limited(client(session, "s3", home, attempts=2), limit), name)
             s3 = limited(client(session, "s3", region, attempts=2), limit)
             columns.region = region
-            for look in (leftovers.objects, leftovers.uploads):
-                rows.leftovers(columns, name, look(s3, name, settings.key_prefix))
+            for look in (buckets.objects, buckets.uploads):
+                leftovers(columns, name, look(s3, name, settings.key_prefix))
     except errors.AwsError as error:
         unread.append(Unread(account, region, f"bucket {name}", error, name))
     read = Read(account, region, References(region, {}), 0, {}, tuple(unread), bucket=name)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.audit.changes import Changes
-    from vmsnix_ops.audit.values import Inventory
+    from vmsnix_ops.audit.inventory import Inventory
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 MOST = 100

@@ -1,4 +1,4 @@
-"""The policies of who audits, and of the role that lets an auditor look into another account."""
+"""The policies of who audits, of the role in another account, and of who retires."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import inventory
-from vmsnix_ops.aws import accounts, buckets, images, references, regions
+from vmsnix_ops.audit.retirement import view
+from vmsnix_ops.aws import (
+    accounts,
+    buckets,
+    deprecation,
+    images,
+    references,
+    regions,
+    retiring,
+    sharing,
+    snapshots,
+)
 from vmsnix_ops.aws.iam.permissions import needs_of
 from vmsnix_ops.aws.iam.policies import VERSION
 
@@ -65,3 +76,45 @@ def member_trust(place: Place, *, external_id: str = "") -> dict[str, Any]:
     if external_id:
         statement["Condition"] = {"StringEquals": {"sts:ExternalId": external_id}}
     return {"Version": VERSION, "Statement": [statement]}
+
+
+# What who retires must be allowed: to look, and to change and remove only what carries our tag.
+
+
+def retirer_actions() -> tuple[str, ...]:
+    """Return what retiring, removing and restoring need."""
+    return needs_of(
+        regions.enabled,
+        view.owned_amis,
+        snapshots.owned,
+        snapshots.find,
+        snapshots.locks,
+        view.importing,
+        view.channels,
+        view.one_by_one,
+        references.instances,
+        references.Templates.read,
+        references.scaling,
+        references.parameters,
+        references.image_references,
+        references.launch_permissions,
+        references.snapshot_permissions,
+        sharing.of_snapshot,
+        sharing.share,
+        sharing.revoke,
+        sharing.share_snapshot,
+        sharing.revoke_snapshot,
+        deprecation.deprecate,
+        deprecation.undeprecate,
+        view.used_now,
+        retiring.note,
+        retiring.announce,
+        retiring.take_back,
+        retiring.claim,
+        retiring.retire,
+        retiring.retire_snapshot,
+        retiring.restore,
+        retiring.restore_snapshot,
+        retiring.deregister,
+        retiring.remove_snapshot,
+    )

@@ -14,6 +14,7 @@ from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit import changes as comparing
 from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit import page, views
+from vmsnix_ops.audit.finding import SEVERITIES, Measure
 from vmsnix_ops.nix.versions import all_wanted
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.result import saving, write_result
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.audit.changes import Changes
-    from vmsnix_ops.audit.values import Inventory
+    from vmsnix_ops.audit.inventory import Inventory
 
 NEVER = "never"
 
@@ -57,7 +58,7 @@ class Audit:
 
     def worst(self, *severities: str, most: int = 10) -> Worst:
         """Return the findings of these severities, at most so many of each rule, as people read them."""
-        chosen = self.findings[self.findings["severity"].isin(severities or judging.SEVERITIES)]
+        chosen = self.findings[self.findings["severity"].isin(severities or SEVERITIES)]
         return Worst(chosen.groupby(["severity", "rule"], sort=False).head(most), len(chosen))
 
 
@@ -101,7 +102,7 @@ def check(
     known_accounts: Iterable[str] = (),
     packages: Iterable[str] = (),
     fail_on: str = NEVER,
-) -> judging.Measure:
+) -> Measure:
     """Return what an audit measures by; so that a slip is told before a long scan, and not after it.
 
     Parameters
@@ -126,7 +127,7 @@ def check(
                 why="An account id has 12 digits, dashes left out; the others are named by their ARN.",
                 cure="Correct it in known_accounts.",
             )
-    return judging.Measure(old_days=old_days, known_accounts=known, packages=all_wanted(packages))
+    return Measure(old_days=old_days, known_accounts=known, packages=all_wanted(packages))
 
 
 _KNOWN = re.compile(r"[0-9]{12}|arn:[\w-]+:organizations::[0-9]{12}:(?:organization|ou)/[\w/-]+")
@@ -221,7 +222,7 @@ def finish(audit: Audit) -> None:
         "findings": paths["findings.csv"],
         "page": paths["audit.html"],
         **views.totals(audit.inventory),
-        **{f"findings_{severity}": int(by_severity.get(severity, 0)) for severity in judging.SEVERITIES},
+        **{f"findings_{severity}": int(by_severity.get(severity, 0)) for severity in SEVERITIES},
         "changes": str(audit.changes),
         "tables": [
             {
@@ -278,14 +279,14 @@ def _bad(severity: str) -> tuple[str, ...]:
     """Return the severities that are as bad as this."""
     if severity == NEVER:
         return ()
-    if severity not in judging.SEVERITIES:
-        known = (*judging.SEVERITIES, NEVER)
+    if severity not in SEVERITIES:
+        known = (*SEVERITIES, NEVER)
         raise errors.ParameterError(
             f"There is no severity {severity!r}.",
             why=errors.nearest(severity, known),
             cure=f"Choose {', '.join(known)}.",
         )
-    return judging.SEVERITIES[: judging.SEVERITIES.index(severity) + 1]
+    return SEVERITIES[: SEVERITIES.index(severity) + 1]
 
 
 ROWS_AT_ONCE = 5000

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.audit import costs
+from vmsnix_ops.audit import inventory as costs
 from vmsnix_ops.records import figures
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from vmsnix_ops.audit.values import Inventory
+    from vmsnix_ops.audit.inventory import Inventory
 
 SHOWN = {
     "ami": (

@@ -7,41 +7,51 @@ region        ami_id                 copy        point       why
 eu-central-1  ami-0123456789abcdef0              done
 eu-west-1     ami-0fedcba9876543210  done        already so
 
-Every step finds or creates (`vmsnix_ops.channels.promote_steps`), so a promotion that died, or that was
+Every step finds or creates (`vmsnix_ops.channels.steps`), so a promotion that died, or that was
 refused in one of its regions, is finished by running it again.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import MOST_DAYS, in_range
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import deprecation, parameters, sharing, snapshots
-from vmsnix_ops.channels import promote_checks, promote_records, promote_steps
+from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, snapshots
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.channels import records
+from vmsnix_ops.channels import steps as each_region
 from vmsnix_ops.channels.history import entries, frame
-from vmsnix_ops.channels.promote_steps import Spot, Wanted
+from vmsnix_ops.channels.steps import Spot, Wanted
 from vmsnix_ops.progress import Progress, counted, current
-from vmsnix_ops.publish import served
+from vmsnix_ops.progress import Step as Shown
 from vmsnix_ops.publish.home import checked_home
-from vmsnix_ops.publish.outcomes import PlanTable
+from vmsnix_ops.publish.interrupts import stopping
+from vmsnix_ops.publish.journal import record_outcomes, record_run
+from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, PlanTable, StepOutcome, recorded
 from vmsnix_ops.publish.plan import check_public
+from vmsnix_ops.records import acts
+from vmsnix_ops.records.result import write_then_raise
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from concurrent.futures import Future
 
     import boto3
     import pandas as pd
 
     from vmsnix_ops.aws.checks import Check
-    from vmsnix_ops.publish.outcomes import Outcomes
+    from vmsnix_ops.publish.outcomes import Outcome
+
 
 Verdict = Literal["to do", "already so", "refused", "not looked at"]
 
@@ -141,10 +151,8 @@ class Plan(PlanTable):
         return f"Promote {source.name}{to} in {counted(len(self.targets), 'region')}, account {self.account}"
 
     def apply(self) -> Outcomes:
-        """Carry it out; see `vmsnix_ops.channels.promote_apply.apply`."""
-        from vmsnix_ops.channels import promote_apply
-
-        return promote_apply.apply(self)
+        """Carry it out; see `apply`."""
+        return apply(self)
 
     def history(self) -> pd.DataFrame:
         """Return what the channel pointed to in the regions of the plan, as it is now; empty without one.
@@ -254,29 +262,29 @@ def plan(
     """
     settings = settings or load()
     in_range("deprecate_days", deprecate_days, 0, MOST_DAYS, "days")
-    share, revoke = promote_checks.audiences(share_with, revoke_from, public=public)
+    share, revoke = each_region.audiences(share_with, revoke_from, public=public)
     check_public(public, confirm_public)
     if channel:
-        served.check(channel, settings)
-    promote_checks.check_protection(protect=protect, unprotect=unprotect)
+        channels.check(channel, settings)
+    each_region.check_protection(protect=protect, unprotect=unprotect)
     home = checked_home(region, settings=settings, session=session)
     check_public(public, confirm_public, home.account)
-    promote_checks.check_topic(topic)
-    others, willing = promote_checks.regions_of(home, tuple(regions), tuple(best_effort))
+    each_region.check_topic(topic)
+    others, willing = each_region.regions_of(home, tuple(regions), tuple(best_effort))
     keys = dict(kms_keys or {})
-    promote_checks.check_keys(keys, home.region, others)
+    each_region.check_keys(keys, home.region, others)
 
     ec2 = home.client("ec2")
     if not ami and not image:
         raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
-    found = served.find_ami(ec2, home.client("ssm"), ami, image=image, settings=settings)
-    source = served.check_usable(found, owner=home.account, now=datetime.now(UTC))
+    found = channels.find_ami(ec2, home.client("ssm"), ami, image=image, settings=settings)
+    source = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
     held = snapshots.check_whole(ec2, source)
-    image = promote_checks.image_of(source, image)
+    image = each_region.image_of(source, image)
     moment = source.created_at + timedelta(days=deprecate_days) if deprecate_days else None
     if moment is not None:
         deprecation.check_date(source, moment, public=public or source.public)
-    topic_there = promote_checks.topic_checks(topic, home.session)
+    topic_there = each_region.topic_checks(topic, home.session)
     run = current_run("promote-ami", settings=settings)
     wanted = Wanted(
         source=source,
@@ -304,8 +312,8 @@ def plan(
     ]
     spots[0].ami = source
     for each in spots:
-        promote_steps.refuse_encrypted_public(each)
-    if not any(promote_steps.steps(wanted, home=each.is_home) for each in spots):
+        each_region.refuse_encrypted_public(each)
+    if not any(each_region.steps(wanted, home=each.is_home) for each in spots):
         raise errors.ParameterError(
             "There is nothing to do.",
             why="Neither a channel nor regions, sharing, a date or protection were given.",
@@ -341,23 +349,11 @@ def plan(
     )
 
 
-def apply(plan: Plan) -> Outcomes:
-    """Carry out a plan; see `vmsnix_ops.channels.promote_apply.apply`."""
-    return plan.apply()
-
-
-def finish(plan: Plan, outcomes: Outcomes) -> None:
-    """Write ``result.json`` and end the run; see `vmsnix_ops.channels.promote_apply.finish`."""
-    from vmsnix_ops.channels import promote_apply
-
-    promote_apply.finish(plan, outcomes)
-
-
 def _look(spot: Spot, tables: RunTables, *, best_effort: bool) -> Target:
     """Look at one region; whatever is wrong there is part of the plan."""
     planned: list[Planned] = []
     refused = ""
-    for step in promote_steps.steps(spot.wanted, home=spot.is_home):
+    for step in each_region.steps(spot.wanted, home=spot.is_home):
         if refused:
             planned.append(Planned(step.name, "not looked at", f"after the refused {refused}"))
             continue
@@ -372,6 +368,339 @@ def _look(spot: Spot, tables: RunTables, *, best_effort: bool) -> Target:
     strangers = sharing.Audience()
     if spot.ami is not None and not refused:
         known = spot.wanted.share.names() + spot.wanted.revoke.names()
-        there = promote_records.strangers(tables, spot.ec2, spot.ami)
+        there = records.strangers(tables, spot.ec2, spot.ami)
         strangers = sharing.audience([name for name in there.names() if name not in known])
     return Target(spot.region, best_effort, spot.kms_key, spot.ami_id, tuple(planned), strangers)
+
+
+# Carrying a promotion out: all regions at once, each by itself, and everything written down.
+#
+# A region ends at its first failure and the others go on. What a region came to is recorded as soon as it
+# ends.
+#
+# A channel that somebody changed between plan and write ends the promotion everywhere: nothing more is
+# changed, and a person decides which value is right.
+
+JOB = "The promotion"
+HALTED = "a channel was changed between plan and write; nothing more is changed"
+UNRECORDED = "an act that cannot be undone could not be announced on the disk; nothing more is changed"
+PLANNED: dict[Verdict, Outcome] = {
+    "to do": "planned",
+    "already so": "already so",
+    "refused": "failed",
+    "not looked at": "skipped",
+}
+"""What a dry run comes to."""
+
+
+def apply(plan: Plan) -> Outcomes:
+    """Do everything that the plan lists, and return what became of it. In a dry run nothing is done.
+
+    Safe to run twice, and after a crash at any point: every step looks first, copies have ClientTokens of
+    their content, and a message goes out once the tables do not know it. SIGINT and SIGTERM end it between
+    two looks; the second one at once.
+
+    Raises
+    ------
+    vmsnix_ops.errors.InterruptedRunError
+        The operator asked to stop.
+    """
+    if plan.dry_run:
+        return Outcomes(JOB, tuple(_planned(plan)), plan.run.run_id, dry_run=True)
+    stop, halted = threading.Event(), list[str]()
+    spots = [replace(each, ami=None, still_wanted=lambda: _stop_if(stop)) for each in plan.spots]
+    done: dict[str, list[StepOutcome]] = {}
+    with stopping(), ThreadPoolExecutor(len(spots), thread_name_prefix="promote") as pool:
+        running = {
+            pool.submit(_region, plan, target, each, halted): each
+            for target, each in zip(plan.targets, spots, strict=True)
+        }
+        try:
+            for future in as_completed(running):
+                each = running[future]
+                done[each.region] = _record(plan, each, future)
+        except BaseException as error:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            for future, each in running.items():
+                if each.region not in done and not future.cancelled() and future.exception() is None:
+                    done[each.region] = _record(plan, each, future)
+            interrupted = isinstance(error, KeyboardInterrupt)
+            record_run(
+                plan.run, plan.tables, "interrupted" if interrupted else "failed", plan.started_at,
+                **_run_columns(plan), error=str(error) or type(error).__name__,
+            )  # fmt: skip
+            if interrupted:
+                raise _interrupted() from error
+            raise
+    rows = [row for target in plan.targets for row in done[target.region]]
+    if plan.topic and halted:
+        rows.append(StepOutcome(plan.topic.split(":")[3], ANNOUNCE, "skipped", why=halted[0]))
+    elif plan.topic:
+        rows += _announce(plan, spots, rows)
+    outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id)
+    return record_outcomes(plan.run, plan.tables, outcomes, plan.started_at, **_run_columns(plan))
+
+
+def finish(plan: Plan, outcomes: Outcomes) -> None:
+    """Write ``result.json``, and end the run as it deserves.
+
+    Raises
+    ------
+    vmsnix_ops.errors.PartlyDoneError
+        Something is as wanted and something is not: exit code 3.
+    vmsnix_ops.errors.VmsnixError
+        Nothing is as wanted.
+    """
+    source = plan.wanted.source
+    amis = {row.region: row.ami_id for row in outcomes.rows if row.ami_id}
+    write_then_raise(
+        plan.run,
+        {
+            "status": outcomes.status,
+            "dry_run": plan.dry_run,
+            "ami_id": source.ami_id,
+            "image_name": source.name,
+            "region": source.region,
+            "account": plan.account,
+            "image": plan.image,
+            "digest": source.digest,
+            "channel": plan.channel or None,
+            "pointer": plan.wanted.pointer or None,
+            "amis": amis,
+            "outcomes": [outcomes.plain(row) for row in outcomes.rows],
+            "overwritten": [error.overwritten for error in outcomes.conflicts],
+            "seconds": round(sum(row.seconds for row in outcomes.rows), 3),
+        },
+        outcomes.error(),
+    )
+
+
+def _planned(plan: Plan) -> list[StepOutcome]:
+    """Return what a dry run comes to: what would be done, and what would be refused."""
+    rows = []
+    for target in plan.targets:
+        for step in target.steps:
+            row = StepOutcome(
+                target.region,
+                step.step,
+                PLANNED[step.verdict],
+                ami_id=target.ami_id,
+                best_effort=target.best_effort,
+                error=step.problem,
+            )
+            sound = step.verdict in ("to do", "already so")
+            rows.append(replace(row, what=step.what) if sound else replace(row, why=step.what))
+    return rows + records.planned(plan.topic)
+
+
+def _region(plan: Plan, target: Target, spot: Spot, halted: list[str]) -> list[StepOutcome]:
+    """Carry out the steps of one region, up to the first that fails, or that ends the whole promotion.
+
+    `halted` says why nothing more is changed anywhere; it is empty as long as the promotion goes on.
+    """
+    rows: list[StepOutcome] = []
+    failed = ""
+    with (
+        acts.recording(plan.run.folder, plan.run.run_id),
+        plan.progress.step(spot.region, total=100, unit="percent") as shown,
+    ):
+        spot.shown = shown
+        steps = each_region.steps(plan.wanted, home=spot.is_home)
+        for step in steps:
+            row = StepOutcome(spot.region, step.name, "skipped", best_effort=target.best_effort)
+            if failed or halted:
+                why = f"after the failed {failed}" if failed else halted[0]
+                rows.append(replace(row, why=why, ami_id=spot.ami_id))
+                continue
+            started = time.monotonic()
+            try:
+                spot.still_wanted()
+                if not rows:
+                    spot.check_region()
+                if spot.is_home:
+                    _look_again(plan, spot)
+                row = _step(step, spot, row)
+                if step is steps[-1] and "done" in {row.outcome, *(one.outcome for one in rows)}:
+                    _check_again(plan, spot, step)
+            except errors.InterruptedRunError:
+                raise
+            except errors.VmsnixError as error:
+                row, failed = replace(row, outcome="failed", why=str(error), error=error), step.name
+                if isinstance(error, errors.UnrecordedActError):
+                    halted.append(UNRECORDED)
+                shown.message(f"{step.name} failed: {error}")
+            rows.append(replace(row, ami_id=spot.ami_id, seconds=round(time.monotonic() - started, 3)))
+            if spot.moved is not None and spot.moved.overwritten is not None:
+                halted.append(HALTED)
+                overwrote = spot.moved.overwritten.error()
+                spot.pointed_to = spot.moved.overwritten.value
+                # It counts also where a failure would not: somebody else's value was replaced.
+                rows.append(
+                    StepOutcome(
+                        spot.region,
+                        CONFLICT,
+                        "failed",
+                        why=str(overwrote),
+                        ami_id=spot.ami_id,
+                        error=overwrote,
+                    )
+                )
+    return rows
+
+
+def _step(step: each_region.Step, spot: Spot, row: StepOutcome) -> StepOutcome:
+    looked = step.look(spot)
+    if looked.so:
+        return replace(row, outcome="already so", what=looked.what)
+    if isinstance(spot.shown, Shown):
+        spot.shown.message(f"{step.name}: {looked.what}")
+    step.do(spot)
+    return replace(row, outcome="done", what=looked.what)
+
+
+def _check_again(plan: Plan, spot: Spot, step: each_region.Step) -> None:
+    """Check once more that nobody retires the AMI of a region, after everything there was written.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegistrationError
+        Somebody does; the channel has its earlier value again, if we set it and nobody else did since.
+    vmsnix_ops.errors.UnrecordedActError
+        The AMI is being retired, and the channel that this run made could not be deleted again.
+    """
+    try:
+        channels.check_again(spot.ec2, spot.ami_id, owner=plan.account)
+    except errors.VmsnixError as error:
+        if not isinstance(step, each_region.Point) or spot.moved is None:
+            raise
+        kind: type[errors.VmsnixError] = errors.RegistrationError
+        fix = error.cure
+        if spot.moved.overwritten is not None:
+            what = f"{plan.wanted.pointer} in {spot.region} still names it."  # nothing more is changed
+        else:
+            try:
+                what = step.give_back(spot)
+            except errors.VmsnixError as second:
+                what = f"{plan.wanted.pointer} in {spot.region} still names it. {second.what} {second.why}"
+                if isinstance(second, errors.UnrecordedActError):
+                    kind = errors.UnrecordedActError  # which ends the promotion in every region
+                    where = f"--region {spot.region} --name {plan.wanted.pointer}"
+                    fix = f"{error.cure} Delete the channel: aws ssm delete-parameter {where}"
+        raise kind(error.what, why=f"{error.why} {what}".strip(), cure=fix) from error
+
+
+def _look_again(plan: Plan, spot: Spot) -> None:
+    """See whether the AMI is still one to promote: the plan may be hours old."""
+    source = plan.wanted.source
+    found = images.find(spot.ec2, [source.ami_id]).get(source.ami_id)
+    if found is None:
+        raise errors.RegistrationError(
+            f"The AMI {source.ami_id} in {source.region} is gone.",
+            why="Somebody deregistered it after the plan was made.",
+            cure="Make a new plan.",
+        )
+    spot.ami = channels.check_usable(found, owner=plan.account, now=datetime.now(UTC))
+
+
+def _record(plan: Plan, spot: Spot, future: Future[list[StepOutcome]]) -> list[StepOutcome]:
+    """Write down what a region came to; where that fails, what was done is done, and the others go on."""
+    rows = future.result()
+    failed = any(row.outcome in ("failed", "skipped") for row in rows if row.step != CONFLICT)
+
+    def look_back() -> None:
+        if spot.ami is not None:
+            _record_ami(plan, spot, pointed=not failed)
+
+    return recorded(rows, spot.region, look_back, lambda: _write_steps(plan, rows))
+
+
+def _announce(plan: Plan, spots: list[Spot], rows: list[StepOutcome]) -> list[StepOutcome]:
+    """Tell the topic of every region that is as wanted."""
+    failed = {row.region for row in rows if row.outcome == "failed" and row.step != "record"}
+    amis = {spot.region: spot.ami_id for spot in spots if spot.ami_id and spot.region not in failed}
+    source = plan.wanted.source
+    content = {
+        "image": plan.image,
+        "channel": plan.channel,
+        "name": source.name,
+        "digest": source.digest,
+        "account": plan.account,
+        "amis": dict(sorted(amis.items())),
+    }
+    return records.announce(plan.topic, content, run=plan.run, tables=plan.tables, session=plan.session)
+
+
+def _write_steps(plan: Plan, rows: list[StepOutcome]) -> None:
+    digest = plan.wanted.source.digest
+    records.write_rows(plan.tables, plan.run, rows, image=plan.image, digest=digest)
+
+
+def _run_columns(plan: Plan) -> dict[str, Any]:
+    source = plan.wanted.source
+    return {
+        "region": source.region,
+        "account": plan.account,
+        "image": plan.image,
+        "image_name": source.name,
+        "ami_id": source.ami_id,
+    }
+
+
+def _stop_if(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise _interrupted()
+
+
+def _interrupted() -> errors.InterruptedRunError:
+    return errors.InterruptedRunError(
+        "The promotion was interrupted.",
+        why="Copies that run go on in AWS; what was done stays.",
+        cure="Run the same command again to go on.",
+    )
+
+
+def _record_ami(plan: Plan, spot: Spot, *, pointed: bool = True) -> None:
+    """Record what the AMI of one region is now, as AWS says it; safe to run twice.
+
+    A row is only written when it says something new of the AMI or of the channel, so that a promotion that
+    died between its last step and this is recorded by the next one, and one that finds everything done adds
+    nothing.
+
+    Parameters
+    ----------
+    plan, spot
+        Which promotion, and which region of it.
+    pointed
+        Whether the channel points to the AMI; not so where a step of the region failed.
+    """
+    channel = plan.channel if pointed else ""
+    ami = images.describe(spot.ec2, spot.ami_id)
+    source = plan.wanted.source
+    records.record_ami(plan.tables, ami)
+    row = {
+        "run_id": plan.run.run_id,
+        "promoted_at": datetime.now(UTC),
+        "how": "promote",
+        "ami_id": ami.ami_id,
+        "region": ami.region,
+        "account": ami.account,
+        "name": ami.name,
+        "image": plan.image,
+        "version": ami.tags.get(tagging.VERSION),
+        "digest": ami.digest,
+        "source_ami_id": source.ami_id if ami.region != source.region else None,
+        "source_region": source.region if ami.region != source.region else None,
+        "channel": channel or None,
+        "pointer": plan.wanted.pointer or None if pointed else None,
+        "previous_ami_id": spot.pointed_to or None,
+        **records.facts(spot.ec2, ami),
+    }
+    of_channel, of_ami = (
+        records.latest(plan.tables, ami.region, plan.image, channel),
+        records.latest_of(plan.tables, ami),
+    )
+    if not records.same(of_channel, row, ("ami_id", "channel", *records.FACTS)) or not records.same(
+        of_ami, row, records.FACTS
+    ):
+        plan.tables.append("promotions", [row])

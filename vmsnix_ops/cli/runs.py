@@ -158,7 +158,7 @@ def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sa
     from dataclasses import asdict
 
     from vmsnix_ops.cli.output import show_json
-    from vmsnix_ops.runbooks.evidence.repair import repair as repair_runs
+    from vmsnix_ops.runbooks.evidence.runs import repair as repair_runs
 
     settings = load_settings(sandbox=sandbox or above[1])
     place = open_archive(archive or above[0], sandbox=sandbox or above[1])

@@ -1,21 +1,293 @@
-"""Who an image is in AWS: name, key, tags and registration, derived from its bytes and its description."""
+"""Who an image is in AWS: name, key, tags, registration; from its bytes, its description, the operator."""
 
 from __future__ import annotations
 
+import base64
+import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from vmsnix_ops import errors
 from vmsnix_ops.aws import images, imports, keys
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import writing
-from vmsnix_ops.publish import registration as registering
 from vmsnix_ops.publish.values import Built
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from vmsnix_ops.disk.formats import DiskImage
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.publish.plan import Plan
+
+
+# How an AMI is registered: as its image asks (``registerImage``), and as the operator asks where they do.
+#
+# What an image asks for is followed or refused by name, and refused before anything is uploaded.
+#
+# Sources: "RegisterImage" and "EbsBlockDevice" in the Amazon EC2 API Reference; "Instance type requirements
+# for NitroTPM" and "UEFI variables" in the Amazon EC2 User Guide.
+
+DEVICE = re.compile(r"/dev/(sd[a-z][1-9]?[0-9]?|xvd[a-z]{1,2})")
+"""EC2's device names for HVM."""
+
+ROOT_DEVICE = "/dev/sda1"  # RegisterImage's default, too
+GIB = 2**30
+UEFI_DATA_BYTES = 64 * 1024  # EC2's limit
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "Architecture": tuple(images.ARCHITECTURES.values()),
+    "BootMode": ("legacy-bios", "uefi", "uefi-preferred"),
+    "EnaSupport": (True, False),
+    "ImdsSupport": ("v2.0",),
+    "SriovNetSupport": ("simple",),
+    "TpmSupport": ("v2.0",),
+    "VirtualizationType": ("hvm",),
+}
+_TEXTS = ("Description", "RootDeviceName", "UefiData")
+_OURS = {
+    "Name": "the name follows from prefix, image and digest",
+    "TagSpecifications": "give tags with the parameter tags",
+    "ImageLocation": "the AMI starts from a snapshot",
+    "KernelId": "images are hvm",
+    "RamdiskId": "images are hvm",
+}
+_SIZES = {
+    "gp2": (1, 16_384),
+    "gp3": (1, 65_536),
+    "io1": (4, 16_384),
+    "io2": (4, 65_536),
+    "sc1": (125, 16_384),
+    "st1": (125, 16_384),
+    "standard": (1, 1_024),
+}
+_IOPS = {"gp3": (3_000, 80_000), "io1": (100, 64_000), "io2": (100, 256_000)}
+_THROUGHPUT = {"gp3": (125, 2_000)}
+# Of each number: the unit, and the smallest and largest value by volume type (EbsBlockDevice).
+_RANGES = {"VolumeSize": (" GiB", _SIZES), "Iops": ("", _IOPS), "Throughput": (" MiB/s", _THROUGHPUT)}
+_NO_ROOT_TYPES = ("sc1", "st1")
+_INSTANCE_STORE = re.compile(r"ephemeral(1?[0-9]|2[0-3])")
+_EBS = {
+    "DeleteOnTermination": bool,
+    "Encrypted": bool,
+    "Iops": int,
+    "Throughput": int,
+    "VolumeSize": int,
+    "VolumeType": str,
+}
+
+
+def registration_of(
+    image: BuiltImage, *, name: str, disk_bytes: int, root_device: str = "", boot_mode: str = ""
+) -> images.Registration:
+    """Return how the AMI of an image is to be registered, without snapshot and tags.
+
+    Parameters
+    ----------
+    image
+        With what it asks for.
+    name
+        Of the AMI.
+    disk_bytes
+        Size of its disk.
+    root_device, boot_mode
+        The operator's; empty: the image's own, or its default.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ImageFormatError
+        The image asks for something that cannot be had, or that vmsnix does not support; names the field.
+    """
+    asked = _checked({k: v for k, v in image.register_image.items() if v is not None}, image)
+    architecture = images.ARCHITECTURES.get(image.system, "")
+    if not architecture:
+        raise errors.ImageError(
+            f"There is no EC2 architecture for {image.system or 'an unknown system'}.",
+            why=f"EC2 runs {' and '.join(images.ARCHITECTURES)}.",
+            cure="Build the image for one of them.",
+        )
+    if asked.get("Architecture", architecture) != architecture:
+        _refuse(
+            image, "Architecture", f"It is {asked['Architecture']!r}, but the image is for {image.system}."
+        )
+    mode = boot_mode or str(asked.get("BootMode") or image.boot_mode)
+    _check_firmware(image, asked, architecture, mode)
+    device, root, disks = _devices(image, asked, root_device, disk_bytes)
+    return images.Registration(
+        name=name,
+        architecture=architecture,
+        boot_mode=mode,
+        root_device=device,
+        snapshot_id="",
+        description=str(asked.get("Description") or f"NixOS {image.version} {image.name}"[:255]),
+        root_volume=root,
+        disks=disks,
+        imds_support=str(asked.get("ImdsSupport") or "v2.0"),
+        tpm_support=str(asked.get("TpmSupport") or ""),
+        ena_support=bool(asked.get("EnaSupport", True)),
+        uefi_data=str(asked.get("UefiData") or ""),
+    )
+
+
+def _checked(asked: Mapping[str, Any], image: BuiltImage) -> Mapping[str, Any]:
+    """Return ``registerImage``, every key known and every value one that EC2 takes."""
+    for key, value in asked.items():
+        if key in _OURS:
+            _refuse(image, key, f"An image cannot choose it: {_OURS[key]}.")
+        if key in _CHOICES:
+            choices = _CHOICES[key]
+            if value not in choices or type(value) is not type(choices[0]):
+                _refuse(image, key, f"It is {value!r} and must be {' or '.join(map(repr, choices))}.")
+        elif key in _TEXTS:
+            if not isinstance(value, str) or len(value) > (
+                255 if key == "Description" else UEFI_DATA_BYTES * 2
+            ):
+                _refuse(image, key, "It must be a text that is not too long.")
+        elif key != "BlockDeviceMappings":
+            _refuse(image, key, "vmsnix does not support this parameter of RegisterImage.")
+    if "RootDeviceName" in asked and not DEVICE.fullmatch(asked["RootDeviceName"]):
+        _refuse(image, "RootDeviceName", f"{asked['RootDeviceName']!r} is not a device name of EC2.")
+    return asked
+
+
+def _check_firmware(image: BuiltImage, asked: Mapping[str, Any], architecture: str, mode: str) -> None:
+    """Refuse combinations of boot mode, TPM and UEFI data that EC2 refuses."""
+    if architecture == "arm64" and mode == "legacy-bios":
+        raise errors.ImageError(
+            f"The image {image.name} is for {image.system} and cannot boot by legacy-bios.",
+            why="arm64 instances boot by UEFI only.",
+            cure="Set the boot mode to uefi.",
+        )
+    if asked.get("TpmSupport") and mode != "uefi":
+        _refuse(image, "TpmSupport", f"A TPM needs the boot mode uefi, and the boot mode is {mode}.")
+    if asked.get("UefiData"):
+        if mode == "legacy-bios":
+            _refuse(image, "UefiData", "UEFI data need the boot mode uefi, and the boot mode is legacy-bios.")
+        try:
+            data = base64.b64decode(asked["UefiData"], validate=True)
+        except ValueError:
+            _refuse(image, "UefiData", "It is not base64.")
+        if len(data) > UEFI_DATA_BYTES:
+            _refuse(image, "UefiData", f"It has {len(data)} bytes; EC2 takes {UEFI_DATA_BYTES}.")
+
+
+def _devices(
+    image: BuiltImage, asked: Mapping[str, Any], root_device: str, disk_bytes: int
+) -> tuple[str, dict[str, Any], tuple[dict[str, Any], ...]]:
+    """Return the root device's name, its volume, and the mappings of further disks."""
+    mappings = _mappings(image, asked.get("BlockDeviceMappings", []))
+    own = str(asked.get("RootDeviceName") or ROOT_DEVICE)
+    if mappings and "RootDeviceName" not in asked and own not in mappings:
+        _refuse(
+            image,
+            "RootDeviceName",
+            f"It is missing, and BlockDeviceMappings has {', '.join(mappings)}: the root disk is unknown.",
+        )
+    device = root_device or own
+    root: dict[str, Any] = {"VolumeType": "gp3", "DeleteOnTermination": True}
+    given = mappings.pop(own, None)
+    if given is not None:
+        if "Ebs" not in given:
+            _refuse(image, "BlockDeviceMappings", f"The root device {own} is not an EBS volume.")
+        root |= given["Ebs"]
+    if device in mappings:
+        _refuse(
+            image,
+            "BlockDeviceMappings",
+            f"{device} is a further disk of the image and cannot be the root device.",
+        )
+    size, smallest = root.get("VolumeSize"), max(1, -(-disk_bytes // GIB))
+    if size is not None and int(size) < smallest:
+        _refuse(
+            image,
+            "BlockDeviceMappings",
+            f"The root volume has {size} GiB, and the disk needs {smallest} GiB.",
+        )
+    low, high = _SIZES[root["VolumeType"]]
+    if not low <= int(size or smallest) <= high:
+        _refuse(
+            image,
+            "BlockDeviceMappings",
+            f"The root volume has {size or smallest} GiB; {root['VolumeType']} has {low} to {high} GiB.",
+        )
+    if "Encrypted" in root:
+        _refuse(
+            image,
+            "BlockDeviceMappings",
+            "Encrypted of the root volume follows from its snapshot: use the parameter kms_key.",
+        )
+    if root["VolumeType"] in _NO_ROOT_TYPES:
+        _refuse(image, "BlockDeviceMappings", f"A root volume cannot be of type {root['VolumeType']}.")
+    return device, root, tuple({"DeviceName": name, **mapping} for name, mapping in mappings.items())
+
+
+def _mappings(image: BuiltImage, given: Any) -> dict[str, dict[str, Any]]:
+    """Return the block device mappings by device name, every member checked."""
+
+    def refuse(why: str) -> NoReturn:
+        _refuse(image, "BlockDeviceMappings", why)
+
+    if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
+        refuse("It must be a list of objects.")
+    found: dict[str, dict[str, Any]] = {}
+    for entry in given:
+        mapping = {key: value for key, value in entry.items() if value is not None}
+        device = mapping.pop("DeviceName", "")
+        if not isinstance(device, str) or not DEVICE.fullmatch(device):
+            refuse(f"{device!r} is not a device name of EC2.")
+        if device in found:
+            refuse(f"{device} is given twice.")
+        if len(mapping) != 1 or not {"Ebs", "NoDevice", "VirtualName"} & set(mapping):
+            refuse(f"{device} must have one of Ebs, NoDevice and VirtualName, and has {sorted(mapping)}.")
+        if "Ebs" in mapping:
+            mapping["Ebs"] = _ebs(device, mapping["Ebs"], refuse)
+        elif mapping.get("NoDevice", "") != "":
+            refuse(f"NoDevice of {device} is {mapping['NoDevice']!r} and must be an empty text.")
+        elif "VirtualName" in mapping and not _INSTANCE_STORE.fullmatch(str(mapping["VirtualName"])):
+            refuse(f"VirtualName of {device} is {mapping['VirtualName']!r} and must be ephemeral0 to 23.")
+        found[device] = mapping
+    root = str(image.register_image.get("RootDeviceName") or ROOT_DEVICE)
+    for device, mapping in found.items():
+        if device != root and "Ebs" in mapping and "VolumeSize" not in mapping["Ebs"]:
+            refuse(f"{device} has no VolumeSize.")
+    return found
+
+
+def _ebs(device: str, given: Any, refuse: Callable[[str], NoReturn]) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        refuse(f"Ebs of {device} must be an object.")
+    ebs = {key: value for key, value in given.items() if value is not None}
+    for key, value in ebs.items():
+        if key == "SnapshotId":
+            refuse(f"{device} has a snapshot of its own, which exists in one region only.")
+        if key not in _EBS:
+            refuse(f"vmsnix does not support {key} of {device}.")
+        if type(value) is not _EBS[key] or (type(value) is int and value < 1):
+            refuse(f"{key} of {device} is {value!r} and must be a {_EBS[key].__name__}.")
+    kind = ebs.get("VolumeType", "gp3")
+    if kind not in _SIZES:
+        refuse(f"VolumeType of {device} is {kind!r} and must be one of {', '.join(_SIZES)}.")
+    if kind in ("io1", "io2") and "Iops" not in ebs:
+        refuse(f"{device} is of type {kind} and has no Iops.")
+    for key, (unit, ranges) in _RANGES.items():
+        if key not in ebs:
+            continue
+        if kind not in ranges:
+            refuse(f"{device} is of type {kind}, which has no {key}.")
+        low, high = ranges[kind]
+        if not low <= ebs[key] <= high:
+            refuse(f"{key} of {device} is {ebs[key]}{unit}; {kind} has {low} to {high}{unit}.")
+    # Said, and not left to a default of AWS: what an AMI has can then be compared with what is asked for.
+    return {"VolumeType": kind, "DeleteOnTermination": True, **ebs}
+
+
+def _refuse(image: BuiltImage, field: str, why: str) -> NoReturn:
+    raise errors.ImageFormatError(
+        f"The image {image.name} cannot be registered as it asks: {field} of registerImage.",
+        why=why,
+        cure="Correct vmsnix.image.registerImage in the image's configuration, and build the image again.",
+        field=field,
+    )
 
 
 def describe(plan: Plan, image: BuiltImage, disk: DiskImage, seen: Survey) -> Built:
@@ -23,7 +295,7 @@ def describe(plan: Plan, image: BuiltImage, disk: DiskImage, seen: Survey) -> Bu
     if plan.via == "import":
         imports.check_format(image.path.name, disk)
     name = images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{seen.digest[:8]}")
-    wanted = registering.registration(
+    wanted = registration_of(
         image, name=name, disk_bytes=disk.size, root_device=plan.root_device, boot_mode=plan.boot_mode
     )
     return Built(

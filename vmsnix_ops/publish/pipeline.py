@@ -12,12 +12,15 @@ the work is kept, and the next run goes on from there.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from bisect import bisect_right
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from statistics import median
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import buckets, images, imports, retiring, snapshots
+from vmsnix_ops.aws import buckets, error_codes, images, imports, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import reading
 from vmsnix_ops.aws.ebs_direct import writing as blocks
@@ -26,18 +29,203 @@ from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.survey import block_digests, open_identified, still_identified, survey
+from vmsnix_ops.errors import NixError, RecordsError, ToolMissingError
+from vmsnix_ops.nix.closure import closure
 from vmsnix_ops.progress import human_seconds
-from vmsnix_ops.publish import identity, leftovers, packages
-from vmsnix_ops.publish.expected import expected
+from vmsnix_ops.publish import identity
 from vmsnix_ops.publish.interrupts import interruptible, stopping
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 from vmsnix_ops.records import history
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.nix.image import BuiltImage
+    from vmsnix_ops.progress import Step
     from vmsnix_ops.publish.journal import Entry
     from vmsnix_ops.publish.plan import Plan
+    from vmsnix_ops.records.run_tables import RunTables
+    from vmsnix_ops.records.tables import Tables
+
+
+# How long a step will take, by the records of earlier runs with images of about the same size.
+
+ALIKE = 1.5  # sizes that differ by no more than this factor are about the same
+FEWEST = 3  # earlier steps from which an expectation is told
+LATEST = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What earlier steps of the same kind and size took.
+
+    Attributes
+    ----------
+    seconds
+        Of each, in ascending order.
+    """
+
+    seconds: tuple[float, ...]
+
+    @property
+    def usual(self) -> float:
+        """The median, in seconds."""
+        return median(self.seconds)
+
+    def remaining(self, elapsed: float) -> float | None:
+        """Return how many seconds are to go after so many.
+
+        The median of those earlier steps that had not ended by then either; ``None`` when this one is slower
+        than all of them, so that nothing is known.
+
+        Examples
+        --------
+        >>> Expectation((60.0, 100.0, 300.0)).remaining(20)
+        80.0
+        >>> Expectation((60.0, 100.0, 300.0)).remaining(150)
+        150.0
+        """
+        slower = self.seconds[bisect_right(self.seconds, elapsed) :]
+        return median(slower) - elapsed if slower else None
+
+
+def expected(tables: Tables, *, step: str, via: str, region: str, size: int) -> Expectation | None:
+    """Return what the latest finished steps of this kind and size took.
+
+    ``None`` when there are too few, or the table cannot be read.
+
+    Parameters
+    ----------
+    tables
+        Where the steps are recorded.
+    step, via, region
+        Which steps count.
+    size
+        Bytes of the image's file.
+    """
+    kinds = [("step", "==", step), ("via", "==", via), ("region", "==", region), ("status", "==", "finished")]
+    sizes = [("bytes", ">=", int(size / ALIKE)), ("bytes", "<=", int(size * ALIKE))]
+    try:
+        found = tables.read("steps", columns=["started_at", "seconds"], where=[*kinds, *sizes])
+    except RecordsError:
+        return None
+    if len(found) < FEWEST:
+        return None
+    latest = found.sort_values("started_at")["seconds"].tail(LATEST)
+    return Expectation(tuple(sorted(float(seconds) for seconds in latest)))
+
+
+# What is inside a published image, for questions such as "which AMIs hold openssl older than 3.0.15".
+
+
+def record(tables: RunTables, built: Built, *, run_id: str, step: Step) -> int:
+    """Write the packages of an image into the table ``packages``, and return how many.
+
+    Safe to run twice: the packages of a digest are written once. A file that Nix did not build here has
+    none to tell, and an image whose contents Nix cannot list is published all the same: the step says why.
+    """
+    if not built.derivation:
+        return 0
+    if len(tables.read_or_empty("packages", columns=["name"], where=[("digest", "==", built.digest)])):
+        return 0
+    try:
+        inside = closure(built.store_path or str(built.path))
+    except (NixError, ToolMissingError) as error:
+        step.message(f"its packages are not recorded: {error.what} {error.why}")
+        return 0
+    facts = {
+        "digest": built.digest,
+        "image": built.name,
+        "image_version": built.version or None,
+        "system": built.system,
+        "run_id": run_id,
+        "recorded_at": datetime.now(UTC),
+    }
+    tables.append("packages", inside.assign(**facts), once=f"{built.digest}/packages")
+    return len(inside)
+
+
+# What a publish leaves behind: nothing, unless another try can use it.
+
+
+@contextmanager
+def clean_failure(plan: Plan, built: Built) -> Iterator[None]:
+    """Leave nothing in the bucket when the same call would fail again."""
+    try:
+        yield
+    except errors.VmsnixError as error:
+        if not may_pass_later(error):
+            try:
+                buckets.delete(plan.client("s3"), bucket=plan.bucket, key=identity.key(plan, built))
+            except errors.AwsError as second:
+                error.add_note(f"What was uploaded could not be removed either. {second}")
+        raise
+
+
+def may_pass_later(error: errors.VmsnixError) -> bool:
+    """Whether another try of the same call may go through, so that what was done is worth keeping."""
+    if isinstance(
+        error, errors.CredentialsError | errors.DeadlineError | errors.QuotaError | errors.InterruptedRunError
+    ):
+        return True
+    kinds = (errors.BucketError, errors.RoleError, errors.ImportFailedError, errors.UploadError)
+    if isinstance(error, errors.AwsError) and not isinstance(error, kinds):
+        return error.code in error_codes.RETRYABLE or not error.code
+    return False
+
+
+def drop_snapshot(
+    plan: Plan, snapshot: SnapshotStep, step: Step, error: errors.VmsnixError | None = None
+) -> None:
+    """Delete the snapshot of this run that no AMI will use; name it where it may be another's.
+
+    It is dropped after another publisher's AMI won, and after a comparison that found other bytes in it.
+
+    A snapshot is this run's own when this run made it and it carries this run's tag. AWS refuses to delete
+    one that an AMI uses. Two publishers of different AMIs may share an import: the other one finds the
+    winner's snapshot when it is run again.
+
+    A publisher via import may not delete snapshots (`vmsnix_ops.aws.iam.policies.publisher_actions`): the
+    message, and a note on `error`, the reason for which the snapshot is dropped, then name the policy.
+    """
+    ec2 = plan.client("ec2")
+    found = snapshots.find(ec2, [snapshot.snapshot_id]).get(snapshot.snapshot_id)
+    if found is None or plan.dry_run or images.of_snapshot(ec2, snapshot.snapshot_id):
+        return
+    problem = "this run did not make it"
+    if snapshot.outcome == "created" and found.tags.get(tagging.RUN) == plan.run_id:
+        try:
+            imports.delete_snapshot(ec2, snapshot.snapshot_id)
+        except errors.AccessDeniedError as refused:
+            problem = refused.why
+            if error is not None:
+                error.add_note(
+                    f"The snapshot {snapshot.snapshot_id} is kept. {refused.why} Delete it with the policy "
+                    f"of vmsnix iam-policy retirer: vmsnix undo {plan.run_id}."
+                )
+        except errors.AwsError as refused:
+            problem = refused.why or refused.what
+        else:
+            step.message(f"{snapshot.snapshot_id} of this run is deleted: no AMI uses it")
+            return
+    contains = "does not contain" if isinstance(error, errors.SnapshotFailedError) else "contains"
+    step.message(
+        f"{snapshot.snapshot_id} {contains} the image, no AMI uses it, and "
+        f"it was not deleted ({problem}). To delete it: "
+        f"{snapshots.deleting(snapshot.snapshot_id, plan.region)}"
+    )
+
+
+def clean_bucket(plan: Plan, built: Built) -> None:
+    """Remove the uploaded object, unless an import still reads it."""
+    running = [
+        task
+        for task in imports.tasks(plan.client("ec2"), built.digest)
+        if task.status not in imports.FAILED | {"completed"}
+    ]
+    if not running:
+        buckets.delete(plan.client("s3"), bucket=plan.bucket, key=identity.key(plan, built))
 
 
 def run(plan: Plan) -> PublishResult:
@@ -198,7 +386,7 @@ def upload(plan: Plan, built: Built) -> UploadStep:
                 throttled=made.throttled,
             )
             return UploadStep(made.outcome, built, "", made.sent_bytes, made)
-        with leftovers.clean_failure(plan, built):
+        with clean_failure(plan, built):
             stored = buckets.upload(
                 plan.client("s3", connections=buckets.THREADS + 2),
                 built.path,  # type: ignore[arg-type]  # a built image with a digest has a path
@@ -277,7 +465,7 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
             interruptible(
                 "import", "Its own import is cancelled; the uploaded image is kept for the next run."
             ),
-            leftovers.clean_failure(plan, built),
+            clean_failure(plan, built),
         ):
             try:
                 made = imports.import_snapshot(
@@ -343,15 +531,15 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
                 ec2, wanted, digest=built.digest, snapshot_gib=snapshot.size_gib, step=entry.step
             )
         except errors.NameTakenError as error:
-            leftovers.drop_snapshot(plan, snapshot, entry.step, error)
+            drop_snapshot(plan, snapshot, entry.step, error)
             if plan.via == "import":
-                leftovers.clean_bucket(plan, built)
+                clean_bucket(plan, built)
             raise
         retiring.check_unmarked(ami)
         if ami.snapshot_ids and snapshot.snapshot_id not in ami.snapshot_ids:
             # Another publisher of these bytes was faster: its snapshot is the AMI's, and what is reported.
             _check_existing(plan, built, ami)
-            leftovers.drop_snapshot(plan, snapshot, entry.step)
+            drop_snapshot(plan, snapshot, entry.step)
             size = imports.wait_for_snapshot(ec2, ami.snapshot_ids[0])
             snapshot = SnapshotStep("reused", built, ami.snapshot_ids[0], size)
         missing = {key: value for key, value in plan.tags.items() if ami.tags.get(key) != value}
@@ -399,13 +587,13 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
             entry.outcome = ami.outcome
             if plan.via == "import":
                 try:
-                    leftovers.clean_bucket(plan, built)
+                    clean_bucket(plan, built)
                 except errors.UnrecordedActError as error:
                     unrecorded = error
             with plan.journal.saving():
                 _record(plan, ami)
             with plan.journal.saving():
-                packages.record(plan.journal.tables, built, run_id=plan.run_id, step=entry.step)
+                record(plan.journal.tables, built, run_id=plan.run_id, step=entry.step)
     result = PublishResult(
         dry_run=plan.dry_run,
         ami_id=ami.ami_id,
@@ -494,7 +682,7 @@ def _verify(plan: Plan, snapshot: SnapshotStep, sent: Digests | None) -> Snapsho
             )
         except errors.SnapshotFailedError as error:
             if snapshot.outcome == "created":
-                leftovers.drop_snapshot(plan, snapshot, entry.step, error)
+                drop_snapshot(plan, snapshot, entry.step, error)
             raise
         except errors.AccessDeniedError as error:
             if plan.via != "import":

@@ -30,10 +30,10 @@ from vmsnix_ops.display import html_table
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
+from vmsnix_ops.publish.identity import DEVICE, ROOT_DEVICE
 from vmsnix_ops.publish.journal import Journal
 from vmsnix_ops.publish.preflight import check_image as image_check
 from vmsnix_ops.publish.preflight import checks_in_aws
-from vmsnix_ops.publish.registration import DEVICE, ROOT_DEVICE
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load

@@ -17,7 +17,7 @@ from vmsnix_ops.aws.iam.simulation import lacking
 from vmsnix_ops.aws.service_role import unknown_principal
 from vmsnix_ops.aws.session import Client, client, code_of
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.publish.registration import registration
+from vmsnix_ops.publish.identity import registration_of
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import Settings, load
@@ -285,7 +285,7 @@ def check_image(
         kind = f"{disk.format} {disk.subformat}".strip()
         if via == "import":
             imports.check_format(found.path.name, disk)
-        registration(
+        registration_of(
             found, name="unknown", disk_bytes=disk.size, root_device=root_device, boot_mode=boot_mode
         )
         size = f"{disk.file_bytes / GIB:.2f} GiB file, {disk.size / GIB:.2f} GiB disk"
@@ -301,7 +301,7 @@ def check_name_free(
     with open_image(built.path) as disk:
         digest, size = disk.digest(), disk.size
     name = images.clean_name(f"{prefix}-{built.name}-{built.version}-{built.system}-{digest[:8]}")
-    wanted = registration(built, name=name, disk_bytes=size, root_device=root_device, boot_mode=boot_mode)
+    wanted = registration_of(built, name=name, disk_bytes=size, root_device=root_device, boot_mode=boot_mode)
     existing = images.holder(images.named(ec2, name))
     if existing is None:
         return Check("name", "pass", f"{name} is free")

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.audit.retirement import result as retirement_result
+from vmsnix_ops.audit.retirement import _plan as retirement_result
 from vmsnix_ops.audit.retirement import view
-from vmsnix_ops.audit.retirement.decisions import decide
-from vmsnix_ops.audit.retirement.plan import DONE, Plan, Result
-from vmsnix_ops.audit.retirement.values import Decision, Rules
+from vmsnix_ops.audit.retirement._plan import DONE, Plan, Result
+from vmsnix_ops.audit.retirement.decide import decide
+from vmsnix_ops.audit.retirement.view import Decision, Rules
 from vmsnix_ops.aws import identity as preflight_account
 from vmsnix_ops.aws.identity import identity
 from vmsnix_ops.aws.regions import chosen as chosen_regions
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     import boto3
 
-    from vmsnix_ops.audit.retirement.decisions import Work
+    from vmsnix_ops.audit.retirement.decide import Work
     from vmsnix_ops.audit.retirement.view import Place
     from vmsnix_ops.progress import Progress
 
@@ -75,9 +75,9 @@ def plan(
     regions
         Where; ``["all"]`` for every enabled one, by default the settings' region, else AWS's own.
     keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count, allow_shared, orphans
-        As for `vmsnix_ops.audit.retirement.values.Rules`.
+        As for `vmsnix_ops.audit.retirement.view.Rules`.
     images, amis
-        As for `vmsnix_ops.audit.retirement.values.Rules`.
+        As for `vmsnix_ops.audit.retirement.view.Rules`.
     dry_run
         `Plan.apply` does nothing.
     confirm

@@ -2,7 +2,7 @@
 
 `document` turns a job's actions into a policy; the functions below it are the jobs of this room. What other
 rooms do (audits, for example) sums up its own functions the same way: ``document(needs_of(scan), place)``.
-`vmsnix_ops.cli.jobs` lists them all.
+`vmsnix_ops.cli.iam_policy` lists them all.
 
 Sources: the Service Authorization Reference (see `vmsnix_ops.aws.iam.permissions`); "Required permissions for
 VM Import/Export"; "Configuring OpenID Connect in Amazon Web Services" in GitHub's documentation.

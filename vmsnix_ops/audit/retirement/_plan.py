@@ -5,25 +5,27 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import display, errors
-from vmsnix_ops.audit.retirement import apply as retirement_apply
-from vmsnix_ops.audit.retirement.decisions import Work, decide
+from vmsnix_ops.audit.retirement import _apply as retirement_apply
+from vmsnix_ops.audit.retirement.decide import Work, decide
 from vmsnix_ops.progress import counted
-from vmsnix_ops.text import line
+from vmsnix_ops.records.result import write_result
+from vmsnix_ops.text import line, write_csv
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     import pandas as pd
 
-    from vmsnix_ops.audit.retirement.apply import Outcome
-    from vmsnix_ops.audit.retirement.values import Decision, Rules
-    from vmsnix_ops.audit.retirement.view import Place
+    from vmsnix_ops.audit.retirement._apply import Outcome
+    from vmsnix_ops.audit.retirement.view import Decision, Place, Rules
     from vmsnix_ops.progress import Progress
     from vmsnix_ops.records.run_context import RunContext
+
 
 VERBS = {"retire": "retire", "delete": "remove for good", "restore": "restore", "keep": "keep"}
 FINGERPRINT = re.compile(r"[0-9a-f]{16}")
@@ -98,10 +100,8 @@ class Plan:
             outcomes, unrecorded = retirement_apply.apply(self)
             return Result(self, outcomes, unrecorded)
         except retirement_apply.InterruptedInBetween as stopped:
-            from vmsnix_ops.audit.retirement import result as retirement_result
-
             result = Result(self, stopped.outcomes)
-            retirement_result.write(result, interrupted=True)
+            write(result, interrupted=True)
             done = sum(one.outcome in DONE for one in result.outcomes)
             raise errors.InterruptedRunError(
                 f"The retirement was interrupted: {done} of {len(self.going)} done.",
@@ -328,3 +328,58 @@ def _line(one: Decision) -> str:
     with_it = f", with {', '.join(one.snapshots)}" if one.snapshots else ""
     what = f"{VERBS[one.action]:<15} {one.resource_id} {one.name} in {one.region}{with_it}"
     return f"{what}: {'; '.join(one.reasons)}"
+
+
+# What ``result.json`` and ``plan.csv`` say of a retirement, also of one that was interrupted.
+
+
+Status = Literal["done", "partly", "failed", "interrupted"]
+
+
+def verdict(result: Result) -> tuple[Status, list[str]]:
+    """Return what became of the whole, and what is not as planned."""
+    plan, wrong = result.plan, [str(error) for error in result.plan.unread.values()]
+    wrong += [f"{one.decision.resource_id}: {one.words}" for one in result.trouble]
+    # Where one region was read and had nothing to do, that is done, too.
+    none = len(plan.unread) == len(plan.regions) or bool(
+        result.outcomes and all(one.outcome not in DONE for one in result.outcomes)
+    )
+    return ("failed" if none and result.unrecorded is None else "partly") if wrong else "done", wrong
+
+
+def write(result: Result, *, interrupted: bool = False) -> tuple[Status, list[str]]:
+    """Write both, and return what became of the whole and what is not as planned.
+
+    Parameters
+    ----------
+    result
+        What became of each.
+    interrupted
+        Whether somebody asked the run to stop.
+    """
+    plan = result.plan
+    status, wrong = verdict(result)
+    counts = {name: sum(one.outcome == name for one in result.outcomes) for name in OUTCOMES}
+    try:
+        path: Path | None = (file := plan.run.folder / "plan.csv")
+        write_csv(plan.frame(), file)
+    except OSError as error:  # what was done is told nevertheless
+        path, wrong = None, [*wrong, f"plan.csv could not be written: {error}."]
+        status = "partly" if status == "done" else status
+    write_result(
+        plan.run,
+        {
+            "status": "interrupted" if interrupted else status,
+            "dry_run": plan.dry_run,
+            "account": plan.account,
+            "regions": list(plan.regions),
+            "plan": path,
+            "fingerprint": plan.fingerprint,
+            "going": [one.resource_id for one in plan.going],
+            "kept": sum(not one.goes for one in plan.decisions),
+            "trouble": wrong,
+            **counts,
+            "outcomes": [one.plain() for one in result.outcomes],
+        },
+    )
+    return status, wrong

@@ -6,30 +6,35 @@ An AMI goes only when every rule lets it go. One reason to stay is enough, and a
 from __future__ import annotations
 
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from vmsnix_ops.audit.retirement.values import Decision
-from vmsnix_ops.aws import retiring
+from vmsnix_ops import errors
+from vmsnix_ops.audit.retirement import view as retirement_view
+from vmsnix_ops.audit.retirement.view import Decision, Place, Rules, View, owned_amis
+from vmsnix_ops.aws import retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.references import References
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from vmsnix_ops.audit.retirement.values import Action, Rules, View
+    from vmsnix_ops.audit.retirement.view import Action, Place, Rules
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.references import Evidence
     from vmsnix_ops.aws.snapshots import Snapshot
+
 
 SEARCH = "DescribeImageReferences"  # what evidence of it has as its detail
 TOLD = 3
 """How many signs of use one reason names; the number of the others follows."""
 
 
-def decide(views: Iterable[View], rules: Rules, now: datetime) -> tuple[Decision, ...]:
+def decide_by_rules(views: Iterable[View], rules: Rules, now: datetime) -> tuple[Decision, ...]:
     """Return what becomes of every AMI and every orphan of the regions that were seen.
 
     Parameters
@@ -378,3 +383,189 @@ def _days(days: float) -> str:
 
 def _day(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d}"
+
+
+# Bring back what was retired: which AMIs and snapshots, and as what they were.
+
+
+def look_at_retired(place: Place) -> View:
+    """Return the AMIs and snapshots of a region; nobody's use matters here."""
+    return View(
+        region=place.region,
+        account=place.account,
+        amis=owned_amis(place.ec2),
+        snapshots=snapshots.owned(place.ec2),
+        references=References(place.region, {}),
+    )
+
+
+def decide_what_returns(views: Iterable[View], rules: Rules, now: datetime) -> tuple[Decision, ...]:
+    """Return what becomes of every AMI, and of every orphan that was retired.
+
+    Parameters
+    ----------
+    views
+        What was seen.
+    rules
+        Which: its `images`, its `amis`, and whether `orphans`.
+    now
+        Against which deprecation dates are held.
+    """
+    return tuple(one for view in views for one in _region(view, rules, now))
+
+
+def _region(view: View, rules: Rules, now: datetime) -> Iterator[Decision]:
+    for ami in view.amis:
+        yield _ami(view, ami, rules, now)
+    if rules.orphans and not rules.amis:
+        for snapshot in orphans(view):
+            if retiring.mark(snapshot.tags) is not None:
+                yield _orphan(view, snapshot, rules)
+
+
+def _ami(view: View, ami: Ami, rules: Rules, now: datetime) -> Decision:
+    decision = Decision.of_ami(view, ami, *_verdict(ami, rules, now))
+    if not decision.goes:
+        return decision
+    missing = [name for name in dict.fromkeys(ami.snapshot_ids) if name not in view.snapshots]
+    if missing:
+        half = f"{', '.join(missing)} is gone, or another account's: see whether it can be launched"
+        decision = replace(decision, reasons=(*decision.reasons, half))
+    marked = [
+        name
+        for name in dict.fromkeys(ami.snapshot_ids)
+        if name in view.snapshots and retiring.mark(view.snapshots[name].tags) is not None
+    ]
+    return replace(decision, snapshots=tuple(marked))
+
+
+def _verdict(ami: Ami, rules: Rules, now: datetime) -> tuple[Action, tuple[str, ...]]:
+    known = retiring.mark(ami.tags)
+    if not ami.digest:
+        return "keep", (f"not ours: it has no tag {tagging.DIGEST}",)
+    if rules.images and ami.tags.get(tagging.IMAGE) not in rules.images:
+        return "keep", (f"not asked for: only {', '.join(rules.images)}",)
+    if rules.amis and ami.ami_id not in rules.amis:
+        return "keep", ("not asked for: only the AMIs that were named",)
+    if known is None and ami.state == "disabled" and rules.amis:
+        return "restore", ("disabled by somebody else: with whom it was shared is not known",)
+    if known is None:
+        return "keep", (f"not retired by us: it is {ami.state}",)
+    before = known.deprecated_before
+    date = "no deprecation date" if before is None else f"deprecated from {before:%Y-%m-%d %H:%M} UTC on"
+    if before is not None and before <= now:
+        date = f"stays deprecated, as it would be since {before:%Y-%m-%d}"
+    if known.state_before == "disabled":
+        return "restore", (f"retired on {known.at:%Y-%m-%d}", "stays disabled, as it was before")
+    with_whom = ", ".join(known.shared_with) or "nobody"
+    return "restore", (f"retired on {known.at:%Y-%m-%d}", f"shared with {with_whom}", date)
+
+
+def _orphan(view: View, snapshot: Snapshot, rules: Rules) -> Decision:
+    known = retiring.mark(snapshot.tags)
+    action: Action = "restore"
+    reasons = ["no AMI holds it", f"retired on {known.at:%Y-%m-%d}" if known else ""]
+    if known is not None and known.with_ami:
+        action, reasons = "keep", [f"its AMI {known.with_ami} is gone"]
+    elif rules.images and snapshot.tags.get(tagging.IMAGE) not in rules.images:
+        action, reasons = "keep", [f"not asked for: only {', '.join(rules.images)}"]
+    return Decision.of_snapshot(view, snapshot, action, reasons)
+
+
+# Look at all regions of a retirement at once, and decide about what was seen.
+
+
+Work = Literal["retire", "restore"]
+AT_ONCE = 8  # regions
+ASKED_AT_ONCE = 50
+"""AMIs and orphans about which is asked, at least, before looking how many of them go."""
+
+
+def decide(
+    places: Iterable[Place],
+    work: Work,
+    rules: Rules,
+    now: datetime,
+    prefix: str,
+    *,
+    only: frozenset[str] | None = None,
+) -> tuple[tuple[Decision, ...], dict[str, errors.VmsnixError]]:
+    """Return what becomes of everything in these regions, and which of them could not be looked at.
+
+    One that refuses does not end the others. One in which anything that may use an AMI could not be read is
+    told, too, and nothing goes there.
+
+    Parameters
+    ----------
+    places
+        The regions.
+    work, rules, now, prefix
+        As for `vmsnix_ops.audit.retirement._plan`; `prefix` is that of the channels' pointers.
+    only
+        A plan is looked at again: what goes by it. Nothing else goes, and these need no turn.
+    """
+    by_region = {place.region: place for place in places}
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="retire") as pool:
+
+        def look(place: Place) -> View | errors.VmsnixError:
+            try:
+                if work == "restore":
+                    return look_at_retired(place)
+                return retirement_view.look(place, prefix=prefix)
+            except errors.AwsError as error:
+                return error
+
+        found = dict(zip(by_region, pool.map(look, by_region.values()), strict=True))
+        unread = {region: one for region, one in found.items() if isinstance(one, errors.VmsnixError)}
+        views = {region: one for region, one in found.items() if not isinstance(one, errors.VmsnixError)}
+        if work == "restore":
+            return decide_what_returns(views.values(), rules, now), unread
+
+        def ask(asked: tuple[str, list[str]]) -> View:
+            region, resource_ids = asked
+            return retirement_view.ask(by_region[region], views[region], resource_ids)
+
+        while questions := _questions(views.values(), rules, now, only):
+            views |= dict(zip(questions, pool.map(ask, questions.items()), strict=True))
+    for region, view in views.items():
+        if view.references.unread:
+            unread[region] = _incomplete(region, view.references.unread)
+    if only is not None:
+        rules = replace(rules, max_count=len(only))
+    return decide_by_rules(views.values(), rules, now), unread
+
+
+def _questions(
+    views: Collection[View], rules: Rules, now: datetime, only: frozenset[str] | None
+) -> Mapping[str, list[str]]:
+    """Return about what to ask next, by region: the oldest that would go, until as many go as may.
+
+    Some of those asked about turn out to be shared or in use, and keep copies elsewhere, too. So it is looked
+    how many are left, and asked on about newer ones; else what stays for ever would keep them from a turn.
+    """
+    asked = {name for view in views for name in view.asked or ()}
+    left = candidates(views, rules, now)
+    unknown = [one for one in left if one.resource_id not in asked]
+    if only is not None:
+        return _by_region(one for one in unknown if one.resource_id in only)
+    if len(left) - len(unknown) >= rules.max_count:
+        return {}
+    # More with every round, because each round looks at everything that may go.
+    return _by_region(unknown[: max(ASKED_AT_ONCE, len(asked) // 2)])
+
+
+def _by_region(candidates: Iterable[Candidate]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for one in candidates:
+        found[one.region].append(one.resource_id)
+    return found
+
+
+def _incomplete(region: str, sources: Mapping[str, errors.AwsError]) -> errors.VmsnixError:
+    """Return what to say of a region in which nobody can tell what is used."""
+    first = next(iter(sources.values()))
+    return errors.VmsnixError(
+        f"Nothing goes in {region}: whether its AMIs are used is not known.",
+        why=f"Could not read {', '.join(sources)}. {first.why}".strip(),
+        cure=first.cure or "Run it again.",
+    )

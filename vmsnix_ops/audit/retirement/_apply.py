@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit.retirement import view
-from vmsnix_ops.audit.retirement.values import Decision, ami_facts, snapshot_facts
+from vmsnix_ops.audit.retirement.view import Decision, ami_facts, snapshot_facts
 from vmsnix_ops.aws import images, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.references import References
@@ -32,7 +32,7 @@ from vmsnix_ops.settings import load
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from vmsnix_ops.audit.retirement.plan import Plan
+    from vmsnix_ops.audit.retirement._plan import Plan
     from vmsnix_ops.audit.retirement.view import Place
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.snapshots import Snapshot

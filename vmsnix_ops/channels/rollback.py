@@ -1,28 +1,22 @@
-"""Rolling a channel back: it points to the AMI that it pointed to before, in one step in each region.
-
-Parameter Store's history says what it was; no table of ours is asked. A rollback is a value like any other:
-naming the AMI returns to where it was. The same command again, at night and in a hurry, finds its own work
-and leaves it alone. Not to be confused with ``vmsnix undo``, which removes what an unfinished publish left.
-"""
+"""Which AMI a channel goes back to in a region, or why it cannot go anywhere."""
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import parameters
+from vmsnix_ops.aws import channels, images, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, enabled, named
-from vmsnix_ops.channels import announcements, promote_checks, promote_records, roll_back_choice
-from vmsnix_ops.channels.history import Entry, frame
-from vmsnix_ops.channels.roll_back_choice import Target
-from vmsnix_ops.progress import Progress, current
-from vmsnix_ops.publish import served
+from vmsnix_ops.channels import records, steps
+from vmsnix_ops.channels.history import Entry, entries, frame
+from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
@@ -40,6 +34,200 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.aws.session import Client
+
+
+LATELY = timedelta(hours=1)
+"""How long a second rollback without a name is taken for the first one again."""
+_NOTE = re.compile(r"rolled back from (?P<before>.+) by the run (?P<run>\S+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One region.
+
+    Attributes
+    ----------
+    region
+        Where.
+    entries
+        What the channel pointed to there, the oldest first.
+    target
+        The AMI that it will point to; ``None`` when that cannot be.
+    problem
+        Why not.
+    """
+
+    region: str
+    entries: tuple[Entry, ...] = ()
+    target: Ami | None = None
+    problem: errors.VmsnixError | None = field(default=None, compare=False)
+    ec2: Client = field(default=None, repr=False, compare=False)
+    ssm: Client = field(default=None, repr=False, compare=False)
+
+    @property
+    def now(self) -> Entry | None:
+        """Where it points now."""
+        return self.entries[-1] if self.entries else None
+
+    @property
+    def so(self) -> bool:
+        """Whether it points to the target already."""
+        return self.now is not None and self.target is not None and self.now.ami_id == self.target.ami_id
+
+    @property
+    def before(self) -> str:
+        """What it was rolled back from, when that was its last change; empty otherwise."""
+        found = _NOTE.search(self.now.note) if self.now else None
+        return found["before"] if found else ""
+
+
+def note_of(then: Ami, now: Entry, run_id: str) -> str:
+    """Return what is written beside the pointer; `Target.before` reads it."""
+    return f"{then.name}, rolled back from {now.name or now.ami_id} by the run {run_id}"
+
+
+def look(target: Target, pointer: str) -> Target:
+    """Return a region with what its channel pointed to; what is wrong there is part of the plan."""
+    try:
+        target = replace(target, entries=entries(target.ec2, target.ssm, pointer))
+        found = parameters.find(target.ssm, pointer)
+        if found is not None:
+            parameters.check_kind(found)
+            parameters.check_room(pointer, parameters.history(target.ssm, pointer), target.region)
+    except errors.VmsnixError as error:
+        return replace(target, problem=error)
+    return target
+
+
+def without(target: Target, pointer: str) -> Target:
+    """Return a region that was asked for and has no such channel."""
+    problem = errors.PointerError(
+        f"There is no parameter {pointer} in {target.region}.",
+        cure="Leave the region out, or promote an AMI there first.",
+    )
+    return replace(target, problem=problem)
+
+
+def choose(targets: Iterable[Target], to: str, *, account: str) -> list[Target]:
+    """Return the regions with the AMI that each will point to.
+
+    Parameters
+    ----------
+    targets
+        The regions, looked at.
+    to
+        Id or name of the AMI to go back to; an id means the same image in the other regions, too. Nothing:
+        the one before.
+    account
+        Who must own it.
+    """
+    targets = list(targets)
+    known = [entry for target in targets for entry in target.entries]
+    digests = {entry.digest for entry in known if to and to in (entry.ami_id, entry.name)} - {""}
+    return [
+        _chosen(target, to, digests, account) if target.entries and not target.problem else target
+        for target in targets
+    ]
+
+
+def check_usable(ec2: Client, ami_id: str, *, account: str) -> Ami:
+    """Return an AMI that a channel may go back to, as it is now.
+
+    Raises
+    ------
+    vmsnix_ops.errors.PointerError
+        It is gone.
+    vmsnix_ops.errors.RegistrationError
+        It is disabled, deprecated, half deleted, or not ours.
+    """
+    found = images.find(ec2, [ami_id]).get(ami_id)
+    if found is None:
+        raise errors.PointerError(
+            f"The AMI {ami_id}, to which the channel pointed before, is gone from {ec2.meta.region_name}.",
+            why="It was deregistered.",
+        )
+    channels.check_usable(found, owner=account, now=datetime.now(UTC))
+    snapshots.check_whole(ec2, found)
+    return found
+
+
+def check_alike(targets: Iterable[Target], *, to: str) -> None:
+    """Refuse to leave regions with different images; what was rolled back a moment ago may lie ahead.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        The one before is not the same everywhere.
+    """
+    sound = [target for target in targets if target.target is not None and target.now is not None]
+    then = {target.target.digest for target in sound if target.target}
+    # What is gone has no digest any more, and tells nothing.
+    now = {target.now.digest for target in sound if target.now and not target.so} - {""}
+    if len(then) <= 1 and (to or len(now) <= 1):
+        return
+    told = "; ".join(
+        f"{t.region} {t.now.name or t.now.ami_id}, before {t.target.name}"
+        for t in sound
+        if t.now and t.target
+    )
+    raise errors.ParameterError(
+        "The regions point to different images, so that the one before is not the same everywhere.",
+        why=f"{told}. A promotion was cut off, or somebody moved one of them.",
+        cure="Name the AMI that all shall point to: --to NAME.",
+    )
+
+
+def _chosen(target: Target, to: str, digests: set[str], account: str) -> Target:
+    try:
+        entry = _entry(target, to, digests)
+        try:
+            return replace(target, target=check_usable(target.ec2, entry.ami_id, account=account))
+        except (errors.PointerError, errors.RegistrationError) as error:
+            cure = f"{error.cure} {_others(target.entries, entry.ami_id)}".strip()
+            raise errors.PointerError(error.what, why=error.why, cure=cure) from error
+    except errors.VmsnixError as error:
+        return replace(target, problem=error)
+
+
+def _entry(target: Target, to: str, digests: set[str]) -> Entry:
+    """Return the value to go back to."""
+    known, now = target.entries, target.entries[-1]
+    if to:
+        wanted = [one for one in known if to in (one.ami_id, one.name) or one.digest in digests]
+    elif target.before and datetime.now(UTC) - now.since < LATELY:
+        return now  # the same command again
+    elif target.before:
+        raise errors.PointerError(
+            f"The channel was rolled back already in {target.region}, on {now.since:%Y-%m-%d %H:%M} UTC.",
+            why=f"It pointed to {target.before} before; the one before now is that one.",
+            cure=f"Say where to: --to {target.before} returns there. {_others(known)}",
+        )
+    else:
+        wanted = [one for one in known if one.ami_id != now.ami_id]
+    if not wanted:
+        what = f"never pointed to {to}" if to else f"never pointed to anything but {now.ami_id}"
+        raise errors.PointerError(
+            f"The channel {what} in {target.region}.",
+            why=f"Its history has {counted(len(known), 'value')}, since {known[0].since:%Y-%m-%d}.",
+            cure=_others(known),
+        )
+    return wanted[-1]
+
+
+def _others(known: tuple[Entry, ...], *refused: str) -> str:
+    """Return which AMIs there are to choose from."""
+    not_these = {known[-1].ami_id, *refused}
+    names = dict.fromkeys(e.name for e in reversed(known) if e.usable and e.ami_id not in not_these)
+    return f"Choose with --to: {', '.join(list(names)[:5])}." if names else "Promote another AMI."
+
+
+# Rolling a channel back: it points to the AMI that it pointed to before, in one step in each region.
+#
+# Parameter Store's history says what it was; no table of ours is asked. A rollback is a value like any other:
+# naming the AMI returns to where it was. The same command again, at night and in a hurry, finds its own work
+# and leaves it alone. Not to be confused with ``vmsnix undo``, which removes what an unfinished publish left.
+
 
 JOB = "The rollback"
 HALTED = "the channel was changed between plan and write; nothing more is changed"
@@ -163,9 +351,9 @@ def plan(
         The channel points to nothing anywhere.
     """
     settings, asked = settings or load(), tuple(regions)
-    served.check(channel, settings)
+    channels.check(channel, settings)
     pointer = parameters.pointer_name(settings.pointer_prefix, image, channel)
-    promote_checks.check_topic(topic)
+    steps.check_topic(topic)
     home = checked_home(region, settings=settings, session=session)
     run = current_run("rollback", settings=settings)
     tables = RunTables(settings, run)
@@ -178,7 +366,7 @@ def plan(
         Target(name, ec2=home.client_of("ec2", name), ssm=home.client_of("ssm", name)) for name in chosen
     ]
     with ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool:
-        looked = list(pool.map(lambda spot: roll_back_choice.look(spot, pointer), spots))
+        looked = list(pool.map(lambda spot: look(spot, pointer), spots))
     if not any(target.entries for target in looked):
         raise next((t.problem for t in looked if t.problem), None) or errors.PointerError(
             f"The channel {channel} of {image} points to nothing in {', '.join(chosen)}.",
@@ -189,9 +377,9 @@ def plan(
     if asked in ((), (ALL,)):  # nobody named these regions
         looked = [target for target in looked if target not in lacking]
     else:
-        looked = [roll_back_choice.without(one, pointer) if one in lacking else one for one in looked]
-    targets = roll_back_choice.choose(looked, to, account=home.account)
-    roll_back_choice.check_alike(targets, to=to)
+        looked = [without(one, pointer) if one in lacking else one for one in looked]
+    targets = choose(looked, to, account=home.account)
+    check_alike(targets, to=to)
     return Plan(
         image=image,
         channel=channel,
@@ -200,7 +388,7 @@ def plan(
         targets=tuple(targets),
         left_out=tuple(target.region for target in lacking) if not asked else (),
         topic=topic,
-        checks=(*home.checks, *promote_checks.topic_checks(topic, home.session)),
+        checks=(*home.checks, *steps.topic_checks(topic, home.session)),
         dry_run=dry_run,
         session=home.session,
         run=run,
@@ -222,7 +410,7 @@ def apply(plan: Plan) -> Outcomes:
         The operator asked to stop.
     """
     if plan.dry_run:
-        would = [_planned(target) for target in plan.targets] + announcements.planned(plan.topic)
+        would = [_planned(target) for target in plan.targets] + records.planned(plan.topic)
         return Outcomes(JOB, tuple(would), plan.run.run_id, dry_run=True)
     home, rows = plan.targets[0].region, list[StepOutcome]()
     where = {"region": home, "account": plan.account, "image": plan.image}
@@ -320,13 +508,13 @@ def _roll_back(plan: Plan, target: Target) -> list[StepOutcome]:
     def record() -> None:
         if row.outcome == "failed" or now is None or then is None:
             return
-        known = promote_records.latest(plan.tables, target.region, plan.image, plan.channel)
+        known = records.latest(plan.tables, target.region, plan.image, plan.channel)
         recorded_as = known.get("ami_id", then.ami_id)
         if row.outcome == "done" or recorded_as != then.ami_id:
             _record(plan, target, then, before=recorded_as if target.so else before)
 
     def record_step() -> None:
-        promote_records.write_rows(plan.tables, plan.run, rows, image=plan.image)
+        records.write_rows(plan.tables, plan.run, rows, image=plan.image)
 
     return recorded(rows, target.region, record, record_step)
 
@@ -338,8 +526,8 @@ def _move(
     try:
         with plan.progress.step(target.region):
             # The plan may be hours old.
-            roll_back_choice.check_usable(target.ec2, then.ami_id, account=plan.account)
-            note = roll_back_choice.note(then, now, plan.run.run_id)
+            check_usable(target.ec2, then.ami_id, account=plan.account)
+            note = note_of(then, now, plan.run.run_id)
             own = {tagging.IMAGE: plan.image}
             planned = parameters.Planned(now.version, now.ami_id)
             moved = parameters.point(
@@ -369,7 +557,7 @@ def _check_again(
         Somebody does; the channel has its earlier value again, if we set it and nobody else did since.
     """
     try:
-        served.check_again(target.ec2, then.ami_id, owner=plan.account)
+        channels.check_again(target.ec2, then.ami_id, owner=plan.account)
     except errors.VmsnixError as error:
         what = f"{plan.pointer} in {target.region} still names it."
         if moved.overwritten is None and moved.outcome == "created":
@@ -395,7 +583,7 @@ def _announce(plan: Plan, rows: list[StepOutcome]) -> list[StepOutcome]:
         "account": plan.account,
         "amis": dict(sorted(so.items())),
     }
-    return announcements.announce(plan.topic, content, run=plan.run, tables=plan.tables, session=plan.session)
+    return records.announce(plan.topic, content, run=plan.run, tables=plan.tables, session=plan.session)
 
 
 def _record(plan: Plan, target: Target, then: Ami, *, before: str) -> None:

@@ -1,26 +1,28 @@
-"""What a promotion leaves in the tables: its steps, copied AMIs, and what each AMI was promoted to."""
+"""What a promotion or a rollback leaves: rows in the tables, and a message to an SNS topic."""
 
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.aws import images, sharing, snapshots
-from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops import errors
+from vmsnix_ops.aws import images, sharing, snapshots, topics
+from vmsnix_ops.publish.outcomes import ANNOUNCE, StepOutcome, recorded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    import boto3
     import pandas as pd
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.session import Client
-    from vmsnix_ops.channels.promote import Plan
-    from vmsnix_ops.channels.promote_steps import Spot
-    from vmsnix_ops.publish.outcomes import StepOutcome
     from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.records.run_tables import RunTables
+
 
 SHARED = ("shared_with", "snapshots_shared_with")
 STATUS = {"done": "finished", "already so": "reused", "failed": "failed"}
@@ -51,47 +53,6 @@ def facts(ec2: Client, ami: Ami) -> dict[str, Any]:
         "encrypted": bool(held) and all(one.encrypted for one in held.values()),
         "kms_key": first.kms_key or None if first else None,
     }
-
-
-def write(plan: Plan, spot: Spot, *, pointed: bool = True) -> None:
-    """Record what the AMI of one region is now, as AWS says it; safe to run twice.
-
-    A row is only written when it says something new of the AMI or of the channel, so that a promotion that
-    died between its last step and this is recorded by the next one, and one that finds everything done adds
-    nothing.
-
-    Parameters
-    ----------
-    plan, spot
-        Which promotion, and which region of it.
-    pointed
-        Whether the channel points to the AMI; not so where a step of the region failed.
-    """
-    channel = plan.channel if pointed else ""
-    ami = images.describe(spot.ec2, spot.ami_id)
-    source = plan.wanted.source
-    record_ami(plan.tables, ami)
-    row = {
-        "run_id": plan.run.run_id,
-        "promoted_at": datetime.now(UTC),
-        "how": "promote",
-        "ami_id": ami.ami_id,
-        "region": ami.region,
-        "account": ami.account,
-        "name": ami.name,
-        "image": plan.image,
-        "version": ami.tags.get(tagging.VERSION),
-        "digest": ami.digest,
-        "source_ami_id": source.ami_id if ami.region != source.region else None,
-        "source_region": source.region if ami.region != source.region else None,
-        "channel": channel or None,
-        "pointer": plan.wanted.pointer or None if pointed else None,
-        "previous_ami_id": spot.pointed_to or None,
-        **facts(spot.ec2, ami),
-    }
-    of_channel, of_ami = latest(plan.tables, ami.region, plan.image, channel), latest_of(plan.tables, ami)
-    if not _same(of_channel, row, ("ami_id", "channel", *FACTS)) or not _same(of_ami, row, FACTS):
-        plan.tables.append("promotions", [row])
 
 
 def record_ami(tables: RunTables, ami: Ami) -> None:
@@ -167,7 +128,8 @@ def write_rows(
         tables.append("steps", written)
 
 
-def _same(before: dict[str, Any], row: dict[str, Any], names: Iterable[str]) -> bool:
+def same(before: dict[str, Any], row: dict[str, Any], names: Iterable[str]) -> bool:
+    """Whether a recorded row says the same under these names as another one."""
     return bool(before) and all(_plain(before.get(name)) == _plain(row.get(name)) for name in names)
 
 
@@ -180,3 +142,65 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(UTC)
     return bool(value) if hasattr(value, "item") else value
+
+
+# Telling an SNS topic where a channel points, once for each time that it is pointed somewhere.
+
+
+def announce(
+    topic: str,
+    content: Mapping[str, Any],
+    *,
+    run: RunContext,
+    tables: RunTables,
+    session: boto3.Session,
+) -> list[StepOutcome]:
+    """Send a message unless it is the last that this topic was told of the channel; say what became of it.
+
+    Parameters
+    ----------
+    topic
+        ARN of the topic.
+    content
+        What it is told, as JSON: ``image``, ``channel``, ``name``, ``digest``, ``account``, and ``amis`` by
+        region.
+    run, tables, session
+        Who tells it, and where that is written down.
+    """
+    where, started = topic.split(":")[3], time.monotonic()
+    row = StepOutcome(where, ANNOUNCE, "skipped", f"to {topic}")
+    if not content["amis"]:
+        return [replace(row, why="there is nothing to tell")]
+    message = json.dumps(content, sort_keys=True)
+    image, channel = str(content["image"]), str(content["channel"])
+    try:
+        if _last(tables, topic, image, channel) == message:
+            return [replace(row, outcome="already so")]
+        subject = f"{image} {channel or 'AMI'}: {content['name']}"
+        told = topics.announce(topic, subject, message, group=image, session=session)
+    except errors.VmsnixError as error:
+        return [replace(row, outcome="failed", why=str(error), error=error)]
+    row = replace(row, outcome="done", seconds=round(time.monotonic() - started, 3))
+    detail = {"topic": topic, "channel": channel, "message": message, "message_id": told}
+
+    def record() -> None:
+        digest = str(content["digest"])
+        write_rows(tables, run, [row], image=image, digest=digest, detail=detail)
+
+    return recorded([row], where, record)
+
+
+def planned(topic: str) -> list[StepOutcome]:
+    """Return what a dry run would tell, when there is a topic."""
+    return [StepOutcome(topic.split(":")[3], ANNOUNCE, "planned", f"to {topic}")] if topic else []
+
+
+def _last(tables: RunTables, topic: str, image: str, channel: str) -> str:
+    """Return what a topic was told last of a channel: a channel may point to the same AMI a second time."""
+    where = [("step", "==", ANNOUNCE), ("image", "==", image), ("status", "==", "finished")]
+    frame = tables.read_or_empty("steps", columns=["detail", "finished_at"], where=where).sort_values(
+        "finished_at"
+    )
+    told = [json.loads(detail) for detail in frame["detail"]]
+    ours = [one for one in told if (one.get("topic"), one.get("channel")) == (topic, channel)]
+    return str(ours[-1]["message"]) if ours else ""

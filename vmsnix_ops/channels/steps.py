@@ -1,31 +1,130 @@
-"""The steps of a promotion in one region. Each looks first; what is so already is left alone.
-
-That makes them safe to run twice, in any order of crashes: looking is the same in the plan, in the first run
-and in the one that goes on after it. The order matters: what points comes last, so that nobody is pointed to
-an AMI that is not there, or that one may not launch.
-"""
+"""The steps of a promotion in one region, each of which looks first, and what is checked before them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import deprecation, identity, image_copy, images, parameters, sharing
+from vmsnix_ops.aws import channels, deprecation, identity, image_copy, images, parameters, sharing, topics
 from vmsnix_ops.aws import quotas as limits
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import checked, require
 from vmsnix_ops.aws.references import AMI_ID
+from vmsnix_ops.aws.regions import ALL, enabled, named
 from vmsnix_ops.aws.sharing import Audience
-from vmsnix_ops.publish import served
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
+    import boto3
+
+    from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.session import Client
     from vmsnix_ops.progress import Step as Shown
+    from vmsnix_ops.publish.home import Home
+
+
+def audiences(
+    share_with: Iterable[str], revoke_from: Iterable[str], *, public: bool
+) -> tuple[sharing.Audience, sharing.Audience]:
+    """Return who gets and who loses it; refuse who would do both, and a public that slipped in."""
+    share, revoke = sharing.audience(share_with), sharing.audience(revoke_from)
+    if share.public:
+        raise errors.ParameterError(
+            "public is nobody to share with.",
+            why="What is public cannot be taken back from who copied it.",
+            cure="Set public and confirm_public if everybody shall launch the AMI.",
+        )
+    share = replace(share, public=public)
+    both = share.within(revoke)
+    if both:
+        raise errors.ParameterError(
+            f"{both} cannot be given and taken away at once.", cure="Leave one of the two out."
+        )
+    return share, revoke
+
+
+def regions_of(
+    home: Home, regions: tuple[str, ...], best_effort: tuple[str, ...]
+) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the other regions, and those among them whose failure does not count."""
+    if ALL in regions or ALL in best_effort:
+        every = enabled(home.client("ec2"))
+        best_effort = every if ALL in best_effort else best_effort
+    else:
+        every = ()
+    asked = (name for name in (*regions, *every, *best_effort) if name not in (ALL, home.region))
+    # A region that is named counts as it is named, whatever "all" says of it.
+    return named(asked), frozenset(best_effort) - frozenset(regions) - {home.region}
+
+
+def check_protection(*, protect: bool, unprotect: bool) -> None:
+    """Refuse a promotion that would do both."""
+    if protect and unprotect:
+        raise errors.ParameterError(
+            "The protection cannot be set and lifted at once.", cure="Leave one of the two out."
+        )
+
+
+def check_keys(keys: Mapping[str, str], home: str, others: tuple[str, ...]) -> None:
+    """Refuse a key for a region that nothing is copied to, and a key of another region."""
+    for region, key in keys.items():
+        if region not in others:
+            raise errors.ParameterError(
+                f"There is a key for {region}, where nothing is copied to.",
+                why="It is the AMI's own region." if region == home else errors.nearest(region, others),
+                cure="Leave it out, or add the region to regions.",
+            )
+        if key.startswith("arn:") and f":kms:{region}:" not in key:
+            raise errors.ParameterError(
+                f"The key for {region} is of another region.",
+                why=f"It is {key}.",
+                cure=f"Name a key of {region}.",
+            )
+
+
+def check_topic(topic: str) -> None:
+    """Refuse what is no ARN of an SNS topic."""
+    if topic and (topic.count(":") != 5 or not topic.startswith("arn:") or ":sns:" not in topic):
+        raise errors.ParameterError(
+            f"The topic {topic!r} is no ARN of an SNS topic.",
+            cure="Give one such as arn:aws:sns:eu-central-1:012345678901:images.",
+        )
+
+
+def topic_checks(topic: str, session: boto3.Session) -> list[Check]:
+    """Return whether the topic is there, when one was given; nobody should learn it after the pointers moved.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        There is none of that ARN.
+    """
+    checks = [checked("topic", lambda: topics.check(topic, session=session))] if topic else []
+    require(checks)
+    return checks
+
+
+def image_of(source: Ami, image: str) -> str:
+    """Return the image of an AMI; an operator who names another one is wrong about one of the two."""
+    own = source.tags[tagging.IMAGE]
+    if image and image != own:
+        raise errors.ParameterError(
+            f"The AMI {source.ami_id} is one of the image {own!r}.",
+            why=f"{image!r} was given.",
+            cure="Leave image out, or name another AMI.",
+        )
+    return own
+
+
+# The steps of a promotion in one region. Each looks first; what is so already is left alone.
+#
+# That makes them safe to run twice, in any order of crashes: looking is the same in the plan, in the first
+# run and in the one that goes on after it. The order matters: what points comes last, so that nobody is
+# pointed to an AMI that is not there, or that one may not launch.
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +249,7 @@ class Copy:
         source = spot.wanted.source
         found = image_copy.find(spot.ec2, image_copy.Copy(source, spot.kms_key))
         if found is not None and found.state == "available":
-            spot.ami = served.check_usable(found, owner=source.account, now=datetime.now(UTC))
+            spot.ami = channels.check_usable(found, owner=source.account, now=datetime.now(UTC))
             lacking = image_copy.missing_tags(source, found)
             if lacking:
                 return Looked(False, f"give {found.ami_id} the tags {', '.join(sorted(lacking))}")

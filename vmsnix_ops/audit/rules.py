@@ -1,0 +1,888 @@
+"""The rules of an audit, by what they are about. Each is one function: which rows, why, and what cures it.
+
+A cure is a command that makes its finding go when it is pasted. Where a person has to choose something, the
+command holds a hole such as ``<AMI>``, which every shell refuses until it is filled; where no command is
+enough, or none is right for everybody, the reason says what is left to decide.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.audit.finding import Facts, found, publish_again, rule, together
+from vmsnix_ops.aws import drift
+from vmsnix_ops.aws.images import Ami
+from vmsnix_ops.aws.references import ALIAS, SETTLED, Evidence
+from vmsnix_ops.aws.snapshots import Snapshot
+from vmsnix_ops.progress import counted
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    import pandas as pd
+
+    from vmsnix_ops.audit.inventory import Pointer
+    from vmsnix_ops.settings import Settings
+
+
+# Who may use it, and how well it is kept: sharing, encryption, metadata.
+
+LONGEST_NAME = 128
+COPY = "-encrypted"
+MEMBERS = {"organization": "OrganizationArn", "organizational unit": "OrganizationalUnitArn"}
+"""How a launch permission calls whom an AMI is shared with, by our word for it; accounts are ``UserId``."""
+
+
+@rule("high")
+def public(facts: Facts) -> pd.DataFrame:
+    """Find AMIs that everybody may launch."""
+    amis = facts.amis
+    return found(
+        amis[amis["public"].fillna(value=False)],
+        "Every AWS account may launch it and read its disk.",
+        evidence="Public is true",
+        cure="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
+        "--launch-permission {change}",
+        change="Remove=[{Group=all}]",
+    )
+
+
+@rule("high")
+def public_snapshot(facts: Facts) -> pd.DataFrame:
+    """Find snapshots that everybody may read, whether an AMI holds them or not."""
+    held = facts.of("snapshot")
+    return found(
+        held[held["public"].fillna(value=False)],
+        "Every AWS account may make volumes of it, and read them.",
+        evidence="createVolumePermission is all",
+        cure="aws ec2 modify-snapshot-attribute --region {region} --snapshot-id {resource_id} "
+        "--attribute createVolumePermission --operation-type remove --group-names all",
+    )
+
+
+@rule("high")
+def shared_with_unknown(facts: Facts) -> pd.DataFrame:
+    """Find AMIs that are shared with accounts, organizations or units which nobody declared known."""
+    known = facts.measure.known_accounts | {account for account, _ in facts.inventory.places}
+    amis = facts.amis
+    amis = amis[amis["evidence"].str.contains('"shared-with"', regex=False)]
+    strangers = amis["evidence"].map(lambda text: _strangers(text, known))
+    some = strangers.map(bool).astype(bool)
+    amis, strangers = amis[some], strangers[some]
+    return found(
+        amis,
+        "It is shared with {strangers}, which nobody declared known.",
+        evidence="launch permission",
+        cure="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
+        "--launch-permission {change}",
+        strangers=strangers.map(lambda some: ", ".join(who for who, _ in some)),
+        change=strangers.map(
+            lambda some: (
+                "Remove=[" + ",".join(f"{{{MEMBERS.get(kind, 'UserId')}={who}}}" for who, kind in some) + "]"
+            )
+        ),
+    )
+
+
+def _strangers(evidence: str, known: frozenset[str] | set[str]) -> list[tuple[str, str]]:
+    shared = [(who, detail) for kind, who, detail in json.loads(evidence) if kind == "shared-with"]
+    return [(who, detail) for who, detail in shared if who != "all" and who not in known]
+
+
+@rule("medium")
+def unencrypted(facts: Facts) -> pd.DataFrame:
+    """Find AMIs that can be launched and whose disk is not encrypted."""
+    amis = facts.amis
+    some = amis[
+        ~amis["encrypted"].fillna(value=False) & (amis["size_gib"] > 0) & (amis["state"] == "available")
+    ]
+    return found(
+        some,
+        "Its disk is not encrypted; so are volumes made from it, unless the account encrypts by default. The "
+        "command makes an encrypted copy: move its users there and retire this one; until then this stays.",
+        evidence="Encrypted is false for a block device",
+        cure="aws ec2 copy-image --region {region} --source-region {region} --source-image-id {resource_id} "
+        "--name {copy} --encrypted --copy-image-tags",
+        copy=some["name"].fillna("").str.slice(0, LONGEST_NAME - len(COPY)) + COPY,
+    )
+
+
+@rule("medium")
+def no_imdsv2(facts: Facts) -> pd.DataFrame:
+    """Find AMIs whose instances answer metadata requests without a session token."""
+    amis = facts.amis
+    some = amis[(amis["imds_support"] != "v2.0") & (amis["state"] == "available")]
+    used = (some["referenced"] == True).fillna(value=False)  # noqa: E712
+    warning = " It is used: try one instance with --metadata-options HttpTokens=required first."
+    return found(
+        some,
+        "Its instances answer metadata requests without a token (IMDSv1), unless the launch forbids it. The "
+        "command cannot be undone: what is launched from then on refuses programs that ask without a token."
+        "{warning}",
+        evidence="ImdsSupport is not v2.0",
+        cure="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} --imds-support v2.0",
+        warning=used.map({True: warning, False: ""}),
+    )
+
+
+# Whose it is, and whether it is still what was published.
+
+
+@rule("low")
+def untagged(facts: Facts) -> pd.DataFrame:
+    """Find AMIs and snapshots without tags: nobody knows whose they are."""
+    some = facts.of("ami", "snapshot")
+    return found(
+        some[some["tags"] == "{}"],
+        "It has no tags, so nobody knows whose it is.",
+        evidence="no tags",
+        cure="aws ec2 create-tags --region {region} --resources {resource_id} --tags Key=owner,Value=<TEAM>",
+    )
+
+
+@rule("info")
+def not_published_by_us(facts: Facts) -> pd.DataFrame:
+    """Find AMIs that something else published, or that this history does not know."""
+    amis, recorded = facts.amis, facts.recorded
+    foreign = found(
+        amis[amis["digest"].isna()],
+        "It carries no tag of ours: something else made it. A person knows whether that is as it should be.",
+        evidence="no tag vmsnix:digest",
+        cure="aws ec2 describe-images --region {region} --image-ids {resource_id}",
+    )
+    if not len(recorded):
+        return foreign
+    known = set(recorded["ami_id"])
+    lost = amis[amis["digest"].notna() & ~amis["resource_id"].isin(known)]
+    unknown = found(
+        lost,
+        "It carries our tags, but this history does not know it.",
+        evidence="no row in the table amis",
+        cure="vmsnix history sync --region {region}",
+    )
+    return together(foreign, unknown)
+
+
+@rule("medium")
+def drifted(facts: Facts) -> pd.DataFrame:
+    """Find AMIs that differ from what was recorded when they were published and promoted."""
+    expected = {(row["ami_id"], row["region"]): row for row in facts.expected}
+    amis = facts.amis[facts.amis["resource_id"].isin({ami_id for ami_id, _ in expected})]
+    held = _snapshots(facts, amis)
+    blind = {(one.account, one.region) for one in facts.inventory.unread if one.source == "snapshots"}
+    words = []
+    for row in amis.to_dict("records"):
+        ami = _seen(row)
+        then = dict(expected.get((ami.ami_id, ami.region), {}))
+        if (ami.account, ami.region) in blind:
+            ami = replace(ami, snapshot_ids=())
+            then.pop("snapshot_id", None)
+        known = {name: value for name, value in then.items() if name not in _UNSEEN}
+        found_ = [*drift.registration(known, ami, held), *drift.dated(known, ami)] if known else []
+        words.append("; ".join(_told(one) for one in found_))
+    some = amis.assign(difference=words).query("difference != ''")
+    return found(
+        some,
+        "It is not as it was recorded: {difference}. The command compares it in full, and says what puts it "
+        "right, and what takes over what AWS has; a person decides.",
+        evidence="tables amis, promotions and retirements",
+        cure="vmsnix run verify-amis --regions {region}",
+    )
+
+
+_UNSEEN = ("architecture", "ena_support", "tpm_support", "description")
+"""What a verification compares and no inventory holds."""
+
+
+def _seen(row: dict[Hashable, Any]) -> Ami:
+    """Return an AMI as the inventory saw it."""
+    import pandas as pd
+
+    given: dict[str, Any] = {str(name): None if pd.isna(one) else one for name, one in row.items()}
+    return Ami(
+        ami_id=given["resource_id"],
+        name=given["name"] or "",
+        region=given["region"],
+        account=given["account"],
+        state=given["state"] or "",
+        created_at=given["created_at"],
+        architecture="",
+        boot_mode=given["boot_mode"] or "",
+        root_device=given["root_device"] or "",
+        snapshot_ids=tuple(json.loads(given["snapshots"] or "[]")),
+        size_gib=int(given["size_gib"] or 0),
+        public=bool(given["public"]),
+        imds_support=given["imds_support"] or "",
+        ena_support=False,
+        tpm_support="",
+        tags=json.loads(given["tags"] or "{}"),
+        deprecated_at=given["deprecated_at"],
+    )
+
+
+def _snapshots(facts: Facts, amis: pd.DataFrame) -> dict[str, Snapshot]:
+    """Return the snapshots of some AMIs by id, as the inventory saw them."""
+    wanted = {one for text in amis["snapshots"].fillna("[]") for one in json.loads(text)}
+    rows = facts.of("snapshot", "direct-upload")
+    return {
+        row["resource_id"]: Snapshot(
+            row["resource_id"],
+            row["state"],
+            row["created_at"],
+            int(row["size_gib"]),
+            json.loads(row["tags"]),
+        )
+        for row in rows[rows["resource_id"].isin(wanted)].to_dict("records")
+    }
+
+
+def _told(one: drift.Difference) -> str:
+    return f"{one.field} was {one.recorded or 'nothing'}, is {one.found or 'nothing'}"
+
+
+# Whether it is used, and whether what uses it can still launch it.
+
+
+@rule("low")
+def unreferenced(facts: Facts) -> pd.DataFrame:
+    """Find AMIs that nothing uses."""
+    amis = facts.amis
+    unused = (amis["referenced"] == False).fillna(value=False) & (amis["state"] == "available")  # noqa: E712
+    reason = (
+        "No instance, launch template, group or parameter names it, nobody else may launch it, and it was "
+        "not launched lately."
+    )
+    evidence, ours = "no evidence of use in any source", amis["digest"].notna()
+    # The runbook retires what we published, and has its own safeguards; it leaves other people's AMIs alone.
+    one = found(
+        amis[unused & ours],
+        reason + " The command shows whether the rules let it go now (they keep the newest three of an "
+        "image, and what is younger than 30 days) and what to add so that it does; a person decides.",
+        evidence=evidence,
+        cure="vmsnix run retire-amis --regions {region} --amis {resource_id}",
+    )
+    other = found(
+        amis[unused & ~ours],
+        reason + " Disabled, it cannot be launched, and can be enabled again.",
+        evidence=evidence,
+        cure="aws ec2 disable-image --region {region} --image-id {resource_id}",
+    )
+    return together(one, other)
+
+
+@rule("info")
+def use_unknown(facts: Facts) -> pd.DataFrame:
+    """Find AMIs that nothing we see names, but that others may use."""
+    amis = facts.amis
+    some = amis[amis["referenced"].isna() & (amis["state"] == "available")]
+    young = some["created_at"] > facts.now - SETTLED
+    words = some["evidence"].map(_words).astype("str")
+    words = words.where(words != "", "a source could not be read")
+    return found(
+        some,
+        "Nothing that we can see names it, but that is not the whole truth: do not remove it by this alone. "
+        "The command shows who may launch it; a person decides.",
+        evidence=words.where(
+            ~young | (some["evidence"] != "[]"), "younger than two days, and AWS tells launches a day late"
+        ),
+        cure="aws ec2 describe-image-attribute --region {region} --image-id {resource_id} "
+        "--attribute launchPermission",
+    )
+
+
+def _words(evidence: str) -> str:
+    return "; ".join(str(Evidence(*one)) for one in json.loads(evidence))
+
+
+@rule("high")
+def deprecated_in_use(facts: Facts) -> pd.DataFrame:
+    """Find deprecated AMIs that are still used."""
+    amis = facts.amis
+    some = amis[(amis["deprecated_at"] < facts.now) & _used(amis)]
+    return found(
+        some,
+        "It is deprecated since {since}, and is still used: move its users to a newer one, or keep it, with "
+        "the command.",
+        evidence=some["evidence"].map(_words).astype("str"),
+        cure="aws ec2 disable-image-deprecation --region {region} --image-id {resource_id}",
+        since=some["deprecated_at"].dt.strftime("%Y-%m-%d"),
+    )
+
+
+@rule("critical", "low")
+def disabled_in_use(facts: Facts) -> pd.DataFrame:
+    """Find disabled AMIs that are still used; critical where the next launch takes one, and fails."""
+    amis = facts.amis
+    some = amis[(amis["state"] == "disabled") & _used(amis)]
+    launches = some["evidence"].map(lambda text: any(Evidence(*one).launches for one in json.loads(text)))
+    result = {True: "the next launch takes it, and fails", False: "it cannot be launched again"}
+    return found(
+        some,
+        "It is disabled, and is still named: {result}. Move what names it to another one, or enable it.",
+        evidence=some["evidence"].map(_words).astype("str"),
+        cure="aws ec2 enable-image --region {region} --image-id {resource_id}",
+        result=launches.map(result),
+    ).assign(severity=launches.map({True: "critical", False: "low"}))
+
+
+@rule("low")
+def old(facts: Facts) -> pd.DataFrame:
+    """Find AMIs that are older than images should become, and that nobody said will go."""
+    amis = facts.amis
+    aged = amis["created_at"] < facts.now - timedelta(days=facts.measure.old_days)
+    some = amis[aged & amis["deprecated_at"].isna() & (amis["state"] == "available")]
+    some = some.assign(age=(facts.now - some["created_at"]).dt.days)
+    reason = "It is {age} days old; its packages are as old."
+    evidence, day, used = "created {day}", some["created_at"].dt.strftime("%Y-%m-%d"), _used(some)
+    # Who uses it would be told a month later that it is deprecated, and would be no further.
+    one = found(
+        some[used],
+        reason + " It is used: publish a newer one, move its users there, and retire this one; until then "
+        "this stays.",
+        evidence=evidence,
+        cure=publish_again(some[used]),
+        day=day,
+    )
+    other = found(
+        some[~used],
+        reason + " The command lets it go out of the lists in 30 days.",
+        evidence=evidence,
+        cure="aws ec2 enable-image-deprecation --region {region} --image-id {resource_id} "
+        f"--deprecate-at {facts.now + timedelta(days=30):%Y-%m-%dT00:00:00Z}",
+        day=day,
+    )
+    return together(one, other)
+
+
+def _used(amis: pd.DataFrame) -> pd.Series[bool]:
+    return (amis["referenced"] == True).fillna(value=False)  # noqa: E712
+
+
+# What names AMIs that are not there, or that others may take away.
+
+_THROUGH_CONFIGURATION = re.compile(r"launch configuration (.+), \d+ wanted")
+_THROUGH_TEMPLATE = re.compile(r"(mixed instances, )?launch template (\S+), version (\S+), \d+ wanted")
+
+
+@rule("critical", "low", "info")
+def pointer_to_missing(facts: Facts) -> pd.DataFrame:
+    """Find what names an AMI that is not there; critical where the next launch takes it, and fails."""
+    import pandas as pd
+
+    lost = [one for one in facts.inventory.pointers if not one.owner]
+    beside: dict[tuple[str, str, str], _Beside] = {}
+    for one in lost:
+        beside.setdefault((one.account, one.region, one.ami_id), _Beside()).add(one)
+    settings = load()
+    judged = [_Lost(one, beside[one.account, one.region, one.ami_id], settings) for one in lost]
+    return pd.DataFrame(
+        [
+            {
+                "severity": one.severity,
+                "account": one.pointer.account,
+                "region": one.pointer.region,
+                "kind": one.pointer.evidence.kind,
+                "resource_id": one.pointer.evidence.id,
+                "name": one.pointer.ami_id,
+                "reason": one.reason,
+                "evidence": str(one.pointer.evidence),
+                "cure": one.cure,
+            }
+            for one in judged
+        ]
+    )
+
+
+@dataclass(slots=True)
+class _Beside:
+    """What names the same AMI: the groups by what they launch it through, and templates by name."""
+
+    configurations: dict[str, list[str]] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    templates: dict[str, Pointer] = field(default_factory=dict)
+
+    def add(self, pointer: Pointer) -> None:
+        one = pointer.evidence
+        if one.kind == "launch-template":
+            self.templates[_template_name(pointer)] = pointer
+        elif one.kind == "auto-scaling-group":
+            configuration = _THROUGH_CONFIGURATION.fullmatch(one.detail)
+            template = _THROUGH_TEMPLATE.fullmatch(one.detail)
+            if configuration:
+                self.configurations.setdefault(configuration[1], []).append(one.id)
+            if template:
+                self.groups.setdefault(template[2], []).append(one.id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """Something that names an AMI which it cannot launch.
+
+    Attributes
+    ----------
+    pointer
+        It.
+    beside
+        All that name the same in its account and region.
+    settings
+        Which parameters are channels.
+    """
+
+    pointer: Pointer
+    beside: _Beside
+    settings: Settings
+
+    @property
+    def severity(self) -> str:
+        if self.pointer.evidence.kind == "instance":
+            return "info"
+        return "critical" if self.pointer.evidence.launches or self._groups() else "low"
+
+    @property
+    def reason(self) -> str:
+        evidence, name = self.pointer.evidence, self.pointer.ami_id
+        if evidence.kind == "instance":
+            return (
+                f"It runs on, but its AMI {name} is gone, or is not shared with this account any more: it "
+                "cannot be launched again. A person decides when it is replaced."
+            )
+        if self.pointer.unshared:
+            return (
+                f"It names {name} of account {self.pointer.unshared}, which is not shared with this account. "
+                f"The command shares it, and is for account {self.pointer.unshared}."
+            )
+        words = f"It names {name}, which does not exist here, or is not shared with this account any more."
+        if name.startswith(ALIAS):
+            words = f"It launches what the parameter {name.removeprefix(ALIAS)} holds, and that is no AMI."
+        elif not name.startswith("ami-"):
+            words = f"It names {name!r}, which is no AMI id."
+        return words + self._advice()
+
+    def _advice(self) -> str:
+        kind, groups = self.pointer.evidence.kind, ", ".join(self._groups())
+        if kind in ("launch-template", "launch-configuration") and groups and not self.cure:
+            return f" The group {groups} launches it by this: cure that first."
+        if kind == "parameter" and not self.pointer.evidence.launches:
+            return " It is a text that mentions the AMI; a person knows what it shall say."
+        if self._channel(self.pointer.evidence.id):
+            return " If no earlier AMI is left to go back to, promote another one (vmsnix promote-ami)."
+        return "" if self.cure else " A person decides what it shall launch."
+
+    @property
+    def cure(self) -> str:
+        one = self.pointer.evidence
+        if self.pointer.unshared and one.kind != "instance":
+            return (
+                f"aws ec2 modify-image-attribute --region {self.pointer.region} --image-id "
+                f"{self.pointer.ami_id} --launch-permission 'Add=[{{UserId={self.pointer.account}}}]'"
+            )
+        if one.kind == "parameter":
+            return self._move(one.id) if one.launches else ""
+        if one.kind == "launch-template":
+            return self._template()
+        if one.kind == "launch-configuration" and not self._groups():
+            return (
+                f"aws autoscaling delete-launch-configuration {self._where} "
+                f"--launch-configuration-name={shlex.quote(one.id)}"
+            )
+        return self._group() if one.kind == "auto-scaling-group" else ""
+
+    @property
+    def _where(self) -> str:
+        return f"--region {self.pointer.region}"
+
+    def _groups(self) -> list[str]:
+        """Return the groups that launch it by this template or launch configuration, whatever its version."""
+        one = self.pointer.evidence
+        if one.kind == "launch-configuration":
+            return self.beside.configurations.get(one.id, [])
+        if one.kind == "launch-template":
+            return self.beside.groups.get(_template_name(self.pointer), [])
+        return []
+
+    def _template(self) -> str:
+        """Return what gives a template another AMI, where a launch takes it, or removes old versions."""
+        one = self.pointer.evidence
+        aliases = [word for word in one.detail.split(", ") if word.startswith(ALIAS)]
+        if aliases:
+            return self._parameter(aliases)
+        template, versions = f"{self._where} --launch-template-id {one.id}", one.versions
+        remove = f"aws ec2 delete-launch-template-versions {template} --versions "
+        remove += " ".join(str(number) for number in versions)
+        launched = {what: number for number, what in versions.items() if what}
+        if not launched:
+            return "" if self._groups() else remove
+        default = next((number for what, number in launched.items() if "default" in what), None)
+        make = _new_version(template, default or launched["latest"])
+        if default:
+            make = f'aws ec2 modify-launch-template {template} --default-version "$({make})"'
+        return f"{make} && {remove}"
+
+    def _parameter(self, aliases: list[str]) -> str:
+        """Return what lets the parameter that templates resolve hold an AMI."""
+        name = aliases[0].removeprefix(ALIAS)
+        if len(aliases) > 1 or ":" in name:  # a version or a label of it, or another account's
+            return ""
+        if not self.pointer.ami_id.startswith(ALIAS):
+            return self._move(name)
+        channel = self._channel(name)
+        if channel:
+            return _vmsnix("promote-ami", *channel, self.pointer.region)
+        return (
+            f"aws ssm put-parameter {self._where} --name {shlex.quote(name)} --type String "
+            "--data-type aws:ec2:image --value <AMI>"
+        )
+
+    def _move(self, parameter: str) -> str:
+        channel = self._channel(parameter)
+        if channel:
+            return _vmsnix("rollback", *channel, self.pointer.region)
+        return (
+            f"aws ssm put-parameter {self._where} --name {shlex.quote(parameter)} --overwrite --value <AMI>"
+        )
+
+    def _channel(self, parameter: str) -> tuple[str, str] | None:
+        """Return image and channel of a parameter of ours."""
+        rest = parameter.removeprefix(f"{self.settings.pointer_prefix}/").split("/")
+        ours = parameter.startswith(f"{self.settings.pointer_prefix}/") and len(rest) == 2
+        return (rest[0], rest[1]) if ours and rest[1] in self.settings.channels else None
+
+    def _group(self) -> str:
+        """Return what lets a group launch another AMI: a change of its template, or of the group."""
+        one = self.pointer.evidence
+        group = (
+            f"aws autoscaling update-auto-scaling-group {self._where} "
+            f"--auto-scaling-group-name={shlex.quote(one.id)} --launch-template "
+        )
+        if one.detail.startswith("launch configuration "):
+            return f"{group}Version='$Default',LaunchTemplateName=<TEMPLATE>"
+        match = _THROUGH_TEMPLATE.fullmatch(one.detail)
+        if match is None:
+            return ""
+        mixed, name, version = match.groups()
+        named = self.beside.templates.get(name)
+        if named is None:
+            return ""
+        template = _Lost(named, self.beside, self.settings)
+        if not version.isdecimal() or ALIAS in template.pointer.evidence.detail:
+            return template.cure
+        # Of a group with mixed instances, the same command would drop everything but the template.
+        make = _new_version(f"{self._where} --launch-template-name {name}", int(version))
+        return "" if mixed else f'{group}LaunchTemplateName={name},Version="$({make})"'
+
+
+def _template_name(pointer: Pointer) -> str:
+    return pointer.evidence.detail.split(", version")[0]
+
+
+def _new_version(template: str, source: int) -> str:
+    """Return what makes a version like another but for its AMI, and prints its number."""
+    return (
+        f"aws ec2 create-launch-template-version {template} --source-version {source} "
+        "--query LaunchTemplateVersion.VersionNumber --output text --launch-template-data ImageId=<AMI>"
+    )
+
+
+def _vmsnix(runbook: str, image: str, channel: str, region: str) -> str:
+    return (
+        f"vmsnix {runbook} --image {shlex.quote(image)} --channel {channel} --region {region} "
+        f"{f'--regions {region} ' if runbook == 'rollback' else ''}--no-dry-run"
+    )
+
+
+@rule("info")
+def pointer_to_others(facts: Facts) -> pd.DataFrame:
+    """Find parameters, templates and groups that name an AMI of another account."""
+    import pandas as pd
+
+    rows = [
+        {
+            "account": one.account,
+            "region": one.region,
+            "kind": one.evidence.kind,
+            "resource_id": one.evidence.id,
+            "name": one.ami_id,
+            "reason": f"It names {one.ami_id} of account {one.owner}, which may take it away at any time. "
+            "The command makes a copy, where that account shares the snapshot, too: point there; until then "
+            "this stays.",
+            "evidence": str(one.evidence),
+            "cure": f"aws ec2 copy-image --region {one.region} --source-region {one.region} "
+            f"--source-image-id {one.ami_id} --name <NAME>",
+        }
+        for one in facts.inventory.pointers
+        if one.owner and one.evidence.kind != "instance"
+    ]
+    return pd.DataFrame(rows)
+
+
+# What is left behind: orphans, halves, failures, unfinished work.
+
+FAILED = ("failed", "error", "invalid")
+OF_AN_IMAGE = (
+    r"^(?:Created by CreateImage\(|Copied for (?:Source|Destination)Ami|Created by AWS-VMImport|"
+    r"\[Copied |imported from)"
+)
+"""How AWS describes snapshots that it made for an AMI."""
+IMPORT_RUNS = ("active", "pending", "converting", "updating", "validating")
+IMPORT_ENDED = ("deleted", "deleting", "error", "cancelled")
+MAKING = timedelta(days=1)
+"""A snapshot so young may be one that a publish is about to register."""
+YOUNG = timedelta(minutes=5)
+"""Snapshots and AMIs are listed one after the other, and clocks differ: what came between proves nothing."""
+
+
+@rule("medium")
+def orphan_snapshot(facts: Facts) -> pd.DataFrame:
+    """Find snapshots that were made for an AMI and that no AMI holds any more."""
+    held = facts.of("snapshot")
+    unused = (held["referenced"] == False).fillna(value=False) & (held["state"] == "completed")  # noqa: E712
+    unused &= ~(held["created_at"] > facts.now - MAKING)
+    ours = held["digest"].notna() | held["source"].fillna("").str.contains(OF_AN_IMAGE)
+    return found(
+        held[unused & ours],
+        "It was made for an AMI, and no AMI holds it.",
+        evidence="{origin}",
+        cure="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
+        origin=held["source"]
+        .fillna("")
+        .where(held["digest"].isna(), "vmsnix:digest=" + held["digest"].fillna("")),
+    )
+
+
+@rule("medium")
+def half_deleted(facts: Facts) -> pd.DataFrame:
+    """Find AMIs that name a snapshot which is not there."""
+    amis = facts.amis
+    amis = amis[~(amis["created_at"] > facts.now - YOUNG)]
+    present = set(facts.of("snapshot", "direct-upload")["resource_id"])
+    blind = {(one.account, one.region) for one in facts.inventory.unread if one.source == "snapshots"}
+    lists = amis["snapshots"].fillna("[]")
+    lost = [
+        ", ".join(one for one in (json.loads(text) if place not in blind else ()) if one not in present)
+        for text, place in zip(lists, zip(amis["account"], amis["region"], strict=True), strict=True)
+    ]
+    some = amis.assign(lost=lost).query("lost != ''")
+    free = (some["referenced"] == False).fillna(value=False)  # noqa: E712
+    reason = "Its snapshot {lost} is not in this account: it is deleted, or another account's."
+    evidence = "DescribeSnapshots does not list {lost}"
+    one = found(
+        some[free],
+        reason,
+        evidence=evidence,
+        cure="aws ec2 deregister-image --region {region} --image-id {resource_id}",
+    )
+    other = found(
+        some[~free],
+        reason + " It is used, or nobody can tell: move its users to another AMI first; a person decides.",
+        evidence=evidence,
+    )
+    return together(one, other)
+
+
+@rule("high")
+def failed(facts: Facts) -> pd.DataFrame:
+    """Find copies and registrations that failed, and why."""
+    reasons = _failures(facts)
+    amis = facts.amis[facts.amis["state"].isin(FAILED)]
+    held = facts.of("snapshot")
+    held = held[held["state"].isin(FAILED)]
+    said = [
+        message or "; ".join(reasons[one] for one in json.loads(some) if one in reasons) or "nothing"
+        for message, some in zip(amis["message"].fillna(""), amis["snapshots"].fillna("[]"), strict=True)
+    ]
+    one = found(
+        amis,
+        "It is {state}; AWS says: {said}",
+        evidence="state {state}",
+        cure="aws ec2 deregister-image --region {region} --image-id {resource_id}",
+        said=said,
+    )
+    other = found(
+        held,
+        "It is in state {state}; AWS says: {said}",
+        evidence="state {state}",
+        cure="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
+        said=held["message"].fillna("nothing"),
+    )
+    return together(one, other)
+
+
+def _failures(facts: Facts) -> dict[str, str]:
+    """Return why snapshots failed: that of a failed copy tells what the AMI does not."""
+    held = facts.of("snapshot")
+    some = held[held["state"].isin(FAILED) & held["message"].notna()]
+    return dict(zip(some["resource_id"], some["message"], strict=True))
+
+
+@rule("medium")
+def dead_upload(facts: Facts) -> pd.DataFrame:
+    """Find direct uploads that nobody finished; they count against the account's pending snapshots."""
+    return found(
+        facts.unfinished(facts.of("direct-upload")),
+        "It is written through the EBS direct APIs since {created_at}, and is not finished.",
+        evidence="state pending, from no volume and no copy",
+        cure="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
+    )
+
+
+@rule("low")
+def s3_leftover(facts: Facts) -> pd.DataFrame:
+    """Find objects and multipart uploads that publishing left in the bucket."""
+    some = facts.unfinished(facts.of("object", "multipart-upload"))
+    uploads = some["kind"] == "multipart-upload"
+    bucket = some["source"].str.removeprefix("s3://").str.split("/").str[0].fillna("")
+    tasks = facts.of("import-task")
+    read_now = some["source"].isin(tasks.loc[tasks["state"].isin(IMPORT_RUNS), "source"])
+    # VM Import reads only from a bucket of its own region, so the imports there are all that count.
+    blind = {(one.account, one.region) for one in facts.inventory.unread if one.source == "imports"}
+    looked = set(facts.inventory.places) - blind
+    sure = ~uploads & some.index.isin(
+        [row for row, *place in some[["account", "region"]].itertuples() if tuple(place) in looked]
+    )
+    one = found(
+        some[sure & ~read_now],
+        "No import that runs reads it; publishing removes what it uploaded.",
+        evidence="{source}",
+        cure="aws s3api delete-object --bucket {bucket} --key={name}",
+        bucket=bucket,
+    )
+    unsure = found(
+        some[~sure & ~uploads],
+        "Whether an import reads it is unknown: the imports of its region were not read. The command reads "
+        "them; a person decides.",
+        evidence="{source}",
+        cure="vmsnix run audit-inventory --regions {region} --buckets {bucket}",
+        bucket=bucket,
+    )
+    other = found(
+        some[uploads],
+        "This multipart upload was begun and not ended; its parts are billed and are in no listing.",
+        evidence="{source}",
+        cure="aws s3api abort-multipart-upload --bucket {bucket} --key={name} --upload-id={upload}",
+        bucket=bucket,
+        upload=some["resource_id"],
+    )
+    return together(one, unsure, other)
+
+
+@rule("low", "info")
+def import_tasks(facts: Facts) -> pd.DataFrame:
+    """Find imports that failed in the last week, and imports that run."""
+    tasks = facts.of("import-task")
+    running = tasks[tasks["state"].isin(IMPORT_RUNS)]
+    ended = tasks[tasks["state"].isin(IMPORT_ENDED) & tasks["message"].notna()]
+    one = found(
+        running,
+        "It runs; a publish that waits for it shows it too. AWS says: {said}",
+        evidence="{source}",
+        cure="aws ec2 cancel-import-task --region {region} --import-task-id {resource_id}",
+        said=running["message"].fillna("nothing"),
+    ).assign(severity="info")
+    other = found(
+        ended,
+        "It failed: {message} Nothing has to be removed: AWS lists it for a week; until then this stays.",
+        evidence="{source}",
+        cure=publish_again(ended),
+        message=ended["message"].str.removesuffix(".") + ".",
+    ).assign(severity="low")
+    return together(one, other)
+
+
+# What is inside: images with a package that was asked for, and images of which nobody knows.
+
+
+@rule("high")
+def contains_package(facts: Facts) -> pd.DataFrame:
+    """Find AMIs that contain a package which was asked for, such as openssl older than 3.0.15."""
+    packages, parts = facts.packages, []
+    for wanted in facts.measure.packages:
+        rows = packages[packages["name"] == wanted.name]
+        versions = {version: wanted.matches(version) for version in rows["version"].fillna("").unique()}
+        rows = rows[rows["version"].fillna("").map(versions).astype(bool)]
+        if not len(rows):
+            continue
+        inside = rows.groupby("digest")["version"].agg(lambda some: ", ".join(sorted(set(some.dropna()))))
+        amis = facts.amis[facts.amis["digest"].isin(inside.index)]
+        parts.append(
+            found(
+                amis,
+                f"It contains {wanted.name} {{versions}} ({wanted} was asked for). Publish one that is built "
+                "of newer packages, promote it, and retire this one; until then this stays.",
+                evidence="table packages",
+                cure=publish_again(amis),
+                versions=amis["digest"].map(inside),
+            )
+        )
+    return together(*parts) if parts else found(facts.amis.head(0), "")
+
+
+@rule("medium")
+def contents_unknown(facts: Facts) -> pd.DataFrame:
+    """Find AMIs of which nobody recorded what is inside, when packages were asked for."""
+    amis = facts.amis
+    if not facts.measure.packages:
+        return found(amis.head(0), "")
+    asked = ", ".join(str(wanted) for wanted in facts.measure.packages)
+    unknown, ours = ~amis["digest"].isin(facts.known_digests), amis["digest"].notna()
+    reason = f"Nobody recorded what is inside it, so it cannot be said whether it contains {asked}."
+    one = found(
+        amis[unknown & ours],
+        reason + " What is published now is recorded: promote that, and retire this one; until then this "
+        "stays.",
+        evidence="no rows in the table packages",
+        cure=publish_again(amis[unknown & ours]),
+    )
+    other = found(
+        amis[unknown & ~ours],
+        reason + " Something else made it: a person must look inside.",
+        evidence="no tag vmsnix:digest",
+    )
+    return together(one, other)
+
+
+# What an audit does not know.
+
+
+@rule("high")
+def unread(facts: Facts) -> pd.DataFrame:
+    """Find accounts, regions and sources that could not be read."""
+    import pandas as pd
+
+    rows = [
+        {
+            "account": one.account,
+            "region": one.region,
+            "kind": "region" if one.region else "account",
+            "resource_id": one.source,
+            "reason": f"{one.error.what} What is there, and what uses it, is unknown.",
+            "evidence": one.error.why,
+            "cure": one.error.cure,
+        }
+        for one in facts.inventory.unread
+    ]
+    return pd.DataFrame(rows)
+
+
+@rule("info")
+def not_asked_one_by_one(facts: Facts) -> pd.DataFrame:
+    """Find regions with so many AMIs that AWS was not asked, for each, who else may launch it."""
+    import pandas as pd
+
+    places = [
+        (account, region, counted(facts.inventory.places.get((account, region), 0), "AMI"))
+        for account, region in facts.inventory.hurried
+    ]
+    frame = pd.DataFrame(places, columns=["account", "region", "name"]).assign(
+        kind="region", resource_id=[region for _, region, _ in places]
+    )
+    return found(
+        frame,
+        "{name}: AWS was not asked for each which other accounts may launch it.",
+        cure="vmsnix run audit-inventory --regions {region} --accounts {account} --one-by-one yes",
+    )
