@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         aws.prepare(bucket=BUCKET, region=REGION)
         image = make_sample_image(folder, name="tools")
         plan = publish.plan(image=str(image), region=REGION, bucket=BUCKET, tags={"team": "platform"})
-        yield World(aws, publish.run(plan), dict(os.environ))
+        yield World(aws, plan.apply(), dict(os.environ))
 
 
 def aws_cli(world: World, *arguments: str) -> str:

@@ -12,8 +12,7 @@ from rich.console import Console
 
 from tests.support import join
 from vmsnix_ops import progress
-from vmsnix_ops.progress import Event, Lines, Progress, describe
-from vmsnix_ops.progress._displays import terminal_face, widget_face
+from vmsnix_ops.progress import Event, Lines, Progress, describe, terminal_face, widget_face
 
 if TYPE_CHECKING:
     from pathlib import Path

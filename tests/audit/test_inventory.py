@@ -418,7 +418,7 @@ def test_boto3_and_the_scan_see_the_same(own: Owner) -> None:
 
 
 def test_a_published_ami_is_found_as_what_it_is(aws: Any, plan: Callable[..., publish.Plan]) -> None:
-    result = publish.run(plan())
+    result = plan().apply()
     found = inventory.scan(regions=[REGION], session=aws.session())
     one = row(found, result.ami_id)
     assert (one["name"], one["image"], one["digest"]) == (result.image_name, "sample", result.digest)

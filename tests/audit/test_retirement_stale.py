@@ -9,7 +9,7 @@ import pytest
 from tests.audit.fleet import FRIEND, OTHER, REGION, Fleet
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
-from vmsnix_ops.audit.retirement import _apply
+from vmsnix_ops.audit.retirement import _plan
 from vmsnix_ops.aws import tags as tagging
 
 if TYPE_CHECKING:
@@ -163,14 +163,14 @@ def test_everything_that_uses_an_orphan_is_looked_at_right_before_its_turn(
 
 def after_the_check(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
     """Let something happen when a plan was found to hold, and nothing of it is done yet."""
-    check = _apply._check_still_holds
+    check = _plan._check_still_holds
 
     def checked(plan: retirement.Plan) -> Any:
         found = check(plan)
         meanwhile()
         return found
 
-    monkeypatch.setattr(_apply, "_check_still_holds", checked)
+    monkeypatch.setattr(_plan, "_check_still_holds", checked)
 
 
 def test_what_cannot_be_looked_at_right_before_its_turn_stays(

@@ -6,7 +6,6 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from vmsnix_ops import publish
 from vmsnix_ops.audit.sync import GONE, sync
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import open_tables
@@ -20,7 +19,7 @@ def latest():
 
 
 def test_a_lost_table_comes_back_as_it_was(plan):
-    publish.run(plan())
+    plan().apply()
     before = latest().iloc[0]
     shutil.rmtree(Path(load().history) / "amis")
     found = sync(regions=[REGION])
@@ -42,14 +41,14 @@ def test_a_lost_table_comes_back_as_it_was(plan):
 
 
 def test_a_second_sync_finds_nothing_to_write(plan):
-    publish.run(plan())
+    plan().apply()
     sync(regions=[REGION])
     again = sync(regions=[REGION])
     assert (again.added, again.changed, again.gone) == (0, 0, 0)
 
 
 def test_an_ami_that_was_changed_elsewhere_gets_a_row(aws, plan):
-    result = publish.run(plan())
+    result = plan().apply()
     aws.client("ec2", REGION).create_tags(Resources=[result.ami_id], Tags=[{"Key": "owner", "Value": "ops"}])
     assert sync(regions=[REGION]).changed == 1
     assert "owner" in latest().iloc[0]["tags"]
@@ -57,7 +56,7 @@ def test_an_ami_that_was_changed_elsewhere_gets_a_row(aws, plan):
 
 
 def test_whatever_aws_says_otherwise_is_taken_over(aws, plan):
-    result, ec2 = publish.run(plan()), aws.client("ec2", REGION)
+    result, ec2 = plan().apply(), aws.client("ec2", REGION)
     moment = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(days=99)
     changes = [
         lambda: ec2.modify_image_attribute(ImageId=result.ami_id, Description={"Value": "mine"}),
@@ -74,7 +73,7 @@ def test_whatever_aws_says_otherwise_is_taken_over(aws, plan):
 
 
 def test_an_ami_that_is_gone_is_marked(aws, plan):
-    result = publish.run(plan())
+    result = plan().apply()
     aws.client("ec2", REGION).deregister_image(ImageId=result.ami_id)
     assert sync(regions=[REGION]).gone == 1
     assert latest().iloc[0]["state"] == GONE

@@ -56,7 +56,7 @@ def test_an_empty_account_can_publish_afterwards(aws: Sandbox, tmp_path: Path) -
     assert plan().apply().todo == ()
     image = make_sample_image(tmp_path / "image")
     wanted = publish.plan(image=str(image), region=REGION, bucket=BUCKET, progress=silent())
-    assert publish.run(wanted).ami_id
+    assert wanted.apply().ami_id
 
 
 def test_bootstrapping_twice_changes_nothing(aws: Sandbox) -> None:

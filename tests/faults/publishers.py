@@ -215,7 +215,7 @@ def publisher(job: dict[str, Any]) -> int:
             result = {"status": done.status, "outcomes": [done.plain(row) for row in done.rows]}
         else:
             plan = publish.plan(**job["plan"], progress=silent(), session=session)
-            result = publish.run(plan).as_dict()
+            result = plan.apply().as_dict()
     except BaseException as error:  # noqa: BLE001 (an interrupt too is told to the parent)
         answer.write_text(json.dumps({"error": type(error).__name__, "text": str(error)}))
         return getattr(error, "exit_code", 1)

@@ -468,16 +468,14 @@ def test_a_publish_that_cannot_announce_its_cleaning_up_says_so_and_keeps_the_ob
 
     monkeypatch.setattr(acts, "announce", full)
     with pytest.raises(errors.PartlyDoneError) as caught:
-        publish.run(plan)
+        plan.apply()
     assert caught.value.exit_code == 3
     account = look(publishers.aws)
     (ami,) = account.amis
     assert f"The AMI {ami} is registered." in str(caught.value)
     assert len(account.objects) == 1
     monkeypatch.setattr(acts, "announce", announce)
-    again = publish.run(
-        publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
-    )
+    again = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
     assert again.ami_id == ami
     assert list(look(publishers.aws).leftovers()) == []
 
@@ -510,9 +508,7 @@ def test_an_undo_keeps_what_another_run_began_to_use_since_it_was_shown(publishe
     (journal,) = (publishers.state / "runs").glob("*/journal.jsonl")
     undo = plan_undo(journal.parent.name)
     (snapshot,) = (one.name for one in undo.leftovers if one.kind == "snapshot")
-    made = publish.run(
-        publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
-    )
+    made = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
     assert made.snapshot_id == snapshot
     assert snapshot not in [one.name for one in undo.apply()]
     assert list(look(publishers.aws).leftovers()) == []

@@ -14,7 +14,7 @@ from vmsnix_ops.progress import silent
 
 def run(publishers, **changes):
     asked = {"image": str(publishers.image), "region": REGION, "bucket": BUCKET, "progress": silent()}
-    return publish.run(publish.plan(**{**asked, **changes}))
+    return publish.plan(**{**asked, **changes}).apply()
 
 
 def done(publishers, name):

@@ -47,7 +47,7 @@ def test_asked_once_it_says_how_to_go_on(publishers, number):
     assert "Run the same command again" in ended.text
     publishers.aws.clock.speed = 5000
     assert look(publishers.aws).running == []
-    publish.run(publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()))
+    publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
     assert list(look(publishers.aws).leftovers()) == []
 
 
@@ -55,5 +55,5 @@ def test_asked_twice_it_stops_at_once(publishers):
     held = {"op": "s3:UploadPart", "do": "hang", "seconds": 10_000}  # longer than any test may take
     ended = stop_in(publishers, held, signal.SIGINT, signal.SIGINT)
     assert ended.status == -signal.SIGINT
-    publish.run(publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()))
+    publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
     assert list(look(publishers.aws).leftovers()) == []

@@ -54,7 +54,7 @@ def test_what_a_killed_publish_left_is_removed(publishers, via, call, nth, kinds
     ] == []
     plan_undo(run_id).apply()  # once more changes nothing
     publishers.aws.clock.speed = SPEED
-    publish.run(publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()))
+    publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
     assert list(look(publishers.aws).leftovers()) == []
 
 
@@ -77,7 +77,7 @@ def test_an_undo_publishes_nothing():
 
 def test_a_run_that_finished_is_refused(publishers):
     plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
-    publish.run(plan)
+    plan.apply()
     with pytest.raises(errors.RunError, match="finished"):
         plan_undo(plan.run_id)
     assert list(look(publishers.aws).leftovers()) == []

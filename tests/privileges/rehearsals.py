@@ -16,7 +16,7 @@ import pytest
 from tests.audit.account import Owner
 from tests.aws.account import make_ami
 from tests.privileges.account import BUCKET, REGION, Account
-from vmsnix_ops import errors, publish
+from vmsnix_ops import errors
 from vmsnix_ops.audit import inventory, retirement
 from vmsnix_ops.audit import policies as audit_policies
 from vmsnix_ops.aws import bootstrap, images, imports
@@ -68,7 +68,7 @@ def publish_by(**changes: Any) -> Run:
 
     def run(account: Account, actions: Actions) -> None:
         plan = account.plan(actions, **changes)
-        assert publish.run(plan).ami_id
+        assert plan.apply().ami_id
         assert {check.outcome for check in plan.checks} == {"pass"}
 
     return run
@@ -79,7 +79,7 @@ def warnings_of(**changes: Any) -> Tell:
 
     def told(account: Account, actions: Actions) -> str:
         plan = account.plan(actions, **changes)
-        assert publish.run(plan).ami_id
+        assert plan.apply().ami_id
         return " ".join(check.cure for check in plan.checks if check.outcome == "warn")
 
     return told
@@ -93,7 +93,7 @@ def two_uploads_are_left(account: Account, actions: Actions) -> None:
         account.aws.client("s3").create_multipart_upload(
             Bucket=BUCKET, Key=key, ChecksumAlgorithm="SHA256", ChecksumType="COMPOSITE"
         )
-    publish.run(account.plan(actions))
+    account.plan(actions).apply()
 
 
 class Stop:
@@ -145,11 +145,11 @@ def the_name_is_lost(**changes: Any) -> Run:
 
 def publish_the_next_version(account: Account, actions: Actions) -> str:
     """Publish directly after an earlier version of the image; return why nothing of that could be used."""
-    publish.run(account.plan(JOBS["direct"].actions(), via="direct"))
+    account.plan(JOBS["direct"].actions(), via="direct").apply()
     newer = make_sample_image(account.image.parent / "newer", seed="newer")
     plan = account.plan(actions, via="direct", image=str(newer))
     sent = plan.upload(plan.build())
-    assert publish.run(plan).ami_id
+    assert plan.apply().ami_id
     assert sent.direct is not None
     return sent.direct.why_full
 
@@ -167,10 +167,10 @@ def why_all_blocks_are_sent(*, encrypted: bool = False) -> Tell:
 
 def compare_what_was_imported(account: Account, actions: Actions) -> Any:
     """Compare an image with the snapshot that somebody else imported, and change nothing."""
-    publish.run(account.plan(policies.publisher_actions()))
+    account.plan(policies.publisher_actions()).apply()
     plan = account.plan(actions, via="direct", verify="whole", dry_run=True)
     before = account.aws.client("ec2").describe_images(Owners=["self"])["Images"]
-    publish.run(plan)
+    plan.apply()
     assert "read back" in plan.import_snapshot(plan.upload(plan.build())).verified
     assert account.aws.client("ec2").describe_images(Owners=["self"])["Images"] == before
     return plan

@@ -9,7 +9,7 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.privileges.account import BUCKET, REGION, Account
-from vmsnix_ops import errors, publish
+from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.cli.iam_policy import JOBS
 from vmsnix_ops.publish.undo import plan_undo
@@ -22,7 +22,7 @@ IMPORTING, DIRECT = JOBS["import"].actions(), JOBS["direct"].actions()
 
 def test_a_publisher_via_import_is_told_who_may_make_its_ami_public(account: Account) -> None:
     with pytest.raises(errors.AccessDeniedError, match="iam-policy promoter --public") as caught:
-        publish.run(account.plan(IMPORTING, public=True))
+        account.plan(IMPORTING, public=True).apply()
     (image,) = account.aws.client("ec2").describe_images(Owners=["self"])["Images"]
     assert f"vmsnix promote-ami --ami {image['ImageId']} --region {REGION} --public" in str(caught.value)
     assert not image["Public"]
@@ -30,20 +30,20 @@ def test_a_publisher_via_import_is_told_who_may_make_its_ami_public(account: Acc
 
 def test_a_publisher_via_import_is_told_who_may_compare(account: Account) -> None:
     with pytest.raises(errors.AccessDeniedError, match="iam-policy verifier --blocks") as caught:
-        publish.run(account.plan(IMPORTING, verify="whole"))
+        account.plan(IMPORTING, verify="whole").apply()
     told = re.search(r"vmsnix publish-ami --image \S+ --region \S+ (.*)\.", str(caught.value))
     assert told is not None
     assert told[1] == "--via direct --verify whole --dry-run"
-    publish.run(account.plan(IMPORTING))
+    account.plan(IMPORTING).apply()
     verifier = account.plan(JOBS["verify blocks"].actions(), via="direct", verify="whole", dry_run=True)
-    publish.run(verifier)
+    verifier.apply()
     compared = verifier.import_snapshot(verifier.upload(verifier.build())).verified
     assert "are the image's" in compared
 
 
 def test_a_verifier_reports_a_snapshot_with_other_bytes(account: Account) -> None:
     plan = account.plan(IMPORTING)
-    publish.run(plan)
+    plan.apply()
     ec2 = account.aws.client("ec2")
     (image,) = ec2.describe_images(Owners=["self"])["Images"]
     snapshot = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
@@ -51,7 +51,7 @@ def test_a_verifier_reports_a_snapshot_with_other_bytes(account: Account) -> Non
     content.clear()
     verifier = account.plan(JOBS["verify blocks"].actions(), via="direct", verify="whole", dry_run=True)
     with pytest.raises(errors.SnapshotFailedError, match="does not hold the image"):
-        publish.run(verifier)
+        verifier.apply()
     assert ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"], "a verifier deletes nothing"
 
 
@@ -110,7 +110,7 @@ def test_a_snapshot_that_another_publisher_tagged_first_is_used(account: Account
     first, second = account.plan(IMPORTING), account.plan(IMPORTING, tags={"team": "web"})
     built = first.build()
     made = first.import_snapshot(first.upload(built))
-    publish.run(second)
+    second.apply()
     (snapshot,) = account.aws.client("ec2").describe_snapshots(OwnerIds=["self"])["Snapshots"]
     assert snapshot["SnapshotId"] == made.snapshot_id
 
@@ -130,7 +130,7 @@ def test_a_direct_upload_whose_tags_aws_refuses_names_the_policy_and_the_other_m
 ) -> None:
     refuse_tags(account)
     with pytest.raises(errors.AccessDeniedError) as caught:
-        publish.run(account.plan(DIRECT, via="direct"))
+        account.plan(DIRECT, via="direct").apply()
     told = str(caught.value)
     assert "ec2:CreateTags" in told
     assert "vmsnix iam-policy publisher --via direct" in told
@@ -146,7 +146,7 @@ def test_no_publisher_starts_from_another_snapshot_unless_it_may(account: Accoun
 
 
 def test_a_full_upload_says_which_policy_makes_it_an_incremental_one(account: Account) -> None:
-    publish.run(account.plan(JOBS["incremental"].actions(), via="direct"))
+    account.plan(JOBS["incremental"].actions(), via="direct").apply()
     newer = _newer(account)
     plan = account.plan((*JOBS["public"].actions(), "ebs:ListSnapshotBlocks"), via="direct", image=newer)
     sent = plan.upload(plan.build())
@@ -197,8 +197,8 @@ def test_an_import_s_publisher_tags_only_what_has_no_tag_at_all(
     ids=["odd characters", "nearly ours", "many"],
 )
 def test_an_operator_s_tags_are_set_with_the_import_s_policy(account: Account, tags: dict[str, str]) -> None:
-    publish.run(account.plan(IMPORTING, tags=tags))
-    publish.run(account.plan(IMPORTING, tags=tags | {"later": "yes"}))
+    account.plan(IMPORTING, tags=tags).apply()
+    account.plan(IMPORTING, tags=tags | {"later": "yes"}).apply()
     ec2 = account.aws.client("ec2")
     (snapshot,) = ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
     (image,) = ec2.describe_images(Owners=["self"])["Images"]

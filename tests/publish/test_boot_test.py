@@ -25,10 +25,10 @@ def test_an_image_boots_before_it_is_uploaded_and_once(plan: Callable[..., Plan]
     require("qemu-system")
     first, again = (plan(boot_test=True, boot_expect=MESSAGE) for _ in range(2))
     assert "boot it in QEMU" in str(first)
-    publish.run(first)
+    first.apply()
     assert [timing.step for timing in first.journal.timings][:4] == ["build", "digest", "boot", "upload"]
     assert MESSAGE in (first.journal.run.folder / CONSOLE).read_text()
-    publish.run(again)
+    again.apply()
     assert {timing.step: timing.status for timing in again.journal.timings}["boot"] == "reused"
 
 
@@ -39,7 +39,7 @@ def test_an_image_that_does_not_boot_is_not_uploaded(
     broken = tmp_path / "broken.img"
     broken.write_bytes(bytes(2**20))
     with pytest.raises(BootFailedError, match="cannot boot"):
-        publish.run(plan(image=str(broken), boot_mode="legacy-bios", boot_test=True))
+        plan(image=str(broken), boot_mode="legacy-bios", boot_test=True).apply()
     assert left().nothing
 
 

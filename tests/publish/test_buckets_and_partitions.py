@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests.support import require
-from vmsnix_ops import errors, publish
+from vmsnix_ops import errors
 from vmsnix_ops.aws import identity, regions
 from vmsnix_ops.aws.session import session
 from vmsnix_ops.cli import main
@@ -129,7 +129,7 @@ def test_a_policy_for_regions_of_two_partitions_is_refused(capsys):
 def test_an_import_works_in_every_partition_after_a_bootstrap(aws, plan, region):
     aws.reset()  # the role of another partition is another role
     bootstrap.plan(region=region, bucket="bucket-there", dry_run=False).apply()
-    assert publish.run(plan(region=region, bucket="bucket-there")).outcome == "created"
+    assert plan(region=region, bucket="bucket-there").apply().outcome == "created"
 
 
 @pytest.mark.parametrize("region", ["cn-north-1", "us-gov-east-1", "eusc-de-east-1"])
@@ -168,7 +168,7 @@ def raw(tmp_path):
 
 def test_a_stream_optimized_vmdk_is_imported(aws, plan, raw, tmp_path):
     path = converted(raw, "vmdk", tmp_path / "sample.vmdk", "-o", "subformat=streamOptimized")
-    assert publish.run(plan(image=str(path), verify="whole")).outcome == "created"
+    assert plan(image=str(path), verify="whole").apply().outcome == "created"
 
 
 def test_what_vm_import_does_not_take_is_refused_with_a_command_that_works(plan, raw, tmp_path, monkeypatch):
@@ -179,7 +179,7 @@ def test_what_vm_import_does_not_take_is_refused_with_a_command_that_works(plan,
         command = str(caught.value).partition("convert it: ")[2].split()
         monkeypatch.chdir(tmp_path)
         subprocess.run(command, check=True, timeout=120)
-        assert publish.run(plan(image=command[-1])).outcome in ("created", "reused")
+        assert plan(image=command[-1]).apply().outcome in ("created", "reused")
 
 
 def test_a_disk_beyond_the_largest_vhd_is_not_to_be_converted_to_one(plan, tmp_path):

@@ -140,7 +140,7 @@ def test_bytes_that_changed_between_identity_and_upload_are_refused_and_nothing_
     assert f"ytes {caught.value.offset} to" in str(caught.value)
     assert "run the same command again" in caught.value.cure
     assert left().nothing
-    again = publish.run(plan(image=str(path), via=via))
+    again = plan(image=str(path), via=via).apply()
     assert again.digest != built.digest
 
 
@@ -347,7 +347,7 @@ def test_an_import_that_aws_cancelled_is_not_started_again_with_a_replaced_objec
                 aws.client("s3", REGION).put_object(Bucket=BUCKET, Key=key, Body=raw.read_bytes())
 
     with pytest.raises(errors.UploadError, match="replaced after it was uploaded"):
-        publish.run(plan(image=str(raw), progress=Progress(replace)))
+        plan(image=str(raw), progress=Progress(replace)).apply()
     assert begun == attempts - 1
     assert (left().snapshots, left().amis) == ([], [])
 
@@ -368,13 +368,13 @@ def test_an_object_that_is_replaced_while_it_is_imported_becomes_no_ami(
 
     aws.clock.speed = 20  # slow enough to be seen while it is active
     with pytest.raises(errors.UploadError, match="replaced after it was uploaded") as caught:
-        publish.run(plan(image=str(raw), progress=Progress(replace)))
+        plan(image=str(raw), progress=Progress(replace)).apply()
     assert replaced
     (snapshot,) = left().snapshots
     assert f"aws ec2 delete-snapshot --snapshot-id {snapshot} --region {REGION}" in caught.value.cure
     assert left().amis == []
     aws.client("ec2", REGION).delete_snapshot(SnapshotId=snapshot)
-    again = publish.run(plan(image=str(raw), verify="whole"))
+    again = plan(image=str(raw), verify="whole").apply()
     assert bytes_of(aws, again.snapshot_id, len(content)) == content
 
 
@@ -401,7 +401,7 @@ def test_an_upload_that_is_continued_sends_identified_bytes_only(
 def test_an_incremental_upload_of_a_file_that_changed_is_refused(
     plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path, changed: int
 ) -> None:
-    first = publish.run(plan(image=str(raw), via="direct"))
+    first = plan(image=str(raw), via="direct").apply()
     flip(raw, 3 * BLOCK + 1)
     wanted = plan(image=str(raw), via="direct")
     built = wanted.build()
@@ -414,7 +414,7 @@ def test_an_incremental_upload_of_a_file_that_changed_is_refused(
 def test_an_incremental_upload_goes_by_bytes_and_not_by_times(
     aws: Sandbox, plan: Callable[..., publish.Plan], raw: Path
 ) -> None:
-    publish.run(plan(image=str(raw), via="direct"))
+    plan(image=str(raw), via="direct").apply()
     flip(raw, 3 * BLOCK)
     content = raw.read_bytes()
     wanted = plan(image=str(raw), via="direct")
@@ -470,7 +470,7 @@ def test_a_boot_test_of_other_bytes_is_refused_also_when_the_image_is_put_back(
 
     monkeypatch.setattr(run, "boot", boot_another)
     with pytest.raises(errors.ImageChangedError, match="changed"):
-        publish.run(plan(image=str(raw), boot_test=True))
+        plan(image=str(raw), boot_test=True).apply()
     assert left().nothing
 
 
@@ -501,5 +501,5 @@ def test_a_boot_test_that_writes_into_the_image_is_found(
 
     monkeypatch.setattr(run, "boot", write)
     with pytest.raises(errors.ImageChangedError, match="changed"):
-        publish.run(plan(image=str(raw), via=via, boot_test=True))
+        plan(image=str(raw), via=via, boot_test=True).apply()
     assert left().nothing

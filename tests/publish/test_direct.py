@@ -12,7 +12,7 @@ import pytest
 
 from tests.publish.test_publish import bytes_of
 from tests.support import require
-from vmsnix_ops import errors, publish
+from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct import engine, reading, writing
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.cli import main
@@ -94,7 +94,7 @@ def test_an_image_of_every_format_becomes_an_ami_that_holds_its_bytes_whatever_t
     aws.faults.add({**fault, "do": "error", "code": "RequestThrottledException", "http": 400})
     aws.faults.add({**fault, "do": "error", "code": "InternalServerException"})
     aws.faults.add({**fault, "do": "reset", "when": "body", "of": "request", "keep": 100_000})
-    result = publish.run(direct(image=str(path)))
+    result = direct(image=str(path)).apply()
     assert result.via == "direct"
     data = plain.read_bytes()
     assert bytes_of(aws, result.snapshot_id, len(data)) == data
@@ -105,14 +105,14 @@ def test_an_image_of_every_format_becomes_an_ami_that_holds_its_bytes_whatever_t
 
 def test_neither_bucket_nor_role_are_looked_at(aws, direct):
     before = len(list(aws.calls))
-    publish.run(direct())
+    direct().apply()
     services = {(call.service, call.operation) for call in list(aws.calls)[before:]}
     assert not [operation for service, operation in services if service in ("s3", "iam")]
     assert ("ec2", "ImportSnapshot") not in services
 
 
 def test_zero_blocks_are_not_sent(aws, direct, raw):
-    publish.run(direct(image=str(raw)))
+    direct(image=str(raw)).apply()
     with open_image(raw) as disk:
         assert puts(aws) == len(list(disk.blocks(BLOCK)))
         assert puts(aws) < disk.size // BLOCK
@@ -120,7 +120,7 @@ def test_zero_blocks_are_not_sent(aws, direct, raw):
 
 def test_what_the_digest_step_hashed_is_not_hashed_again(direct, monkeypatch):
     monkeypatch.setattr(writing, "block_digests", None)
-    assert publish.run(direct()).outcome == "created"
+    assert direct().apply().outcome == "created"
 
 
 def test_an_image_that_changed_since_its_digest_was_taken_is_not_uploaded(direct, raw, left):
@@ -133,7 +133,7 @@ def test_an_image_that_changed_since_its_digest_was_taken_is_not_uploaded(direct
 
 
 def test_the_snapshot_carries_the_tags_of_the_ami(aws, direct):
-    result = publish.run(direct(tags={"team": "ops"}))
+    result = direct(tags={"team": "ops"}).apply()
     ec2 = aws.client("ec2", REGION)
     ami = ec2.describe_images(ImageIds=[result.ami_id])["Images"][0]
     snapshot = ec2.describe_snapshots(SnapshotIds=[result.snapshot_id])["Snapshots"][0]
@@ -143,9 +143,9 @@ def test_the_snapshot_carries_the_tags_of_the_ami(aws, direct):
 
 
 def test_running_it_again_returns_the_same_ami_and_changes_nothing(direct, changes):
-    first = publish.run(direct())
+    first = direct().apply()
     changes()
-    second = publish.run(direct())
+    second = direct().apply()
     assert (second.ami_id, second.outcome) == (first.ami_id, "reused")
     assert changes() == []
 
@@ -153,7 +153,7 @@ def test_running_it_again_returns_the_same_ami_and_changes_nothing(direct, chang
 def test_a_dry_run_changes_nothing(direct, changes, left):
     changes()
     wanted = direct(dry_run=True)
-    assert publish.run(wanted).ami_id == ""
+    assert wanted.apply().ami_id == ""
     assert changes() == []
     assert left().nothing
     assert "block by block" in str(wanted)
@@ -162,7 +162,7 @@ def test_a_dry_run_changes_nothing(direct, changes, left):
 
 def test_result_and_tables_say_how_it_went(direct):
     wanted = direct()
-    result = publish.run(wanted)
+    result = wanted.apply()
     written = json.loads((wanted.journal.run.folder / "result.json").read_text())
     assert written["via"] == "direct"
     tables = open_tables(load())
@@ -179,7 +179,7 @@ def test_result_and_tables_say_how_it_went(direct):
 
 
 def test_nothing_is_left_of_the_journal(direct):
-    publish.run(direct())
+    direct().apply()
     left = [path for path in (load().state / "blocks").iterdir() if path.suffix != ".lock"]
     assert left == []  # the empty lock file stays: removing it would let two publishers hold it
 
@@ -188,19 +188,19 @@ def test_nothing_is_left_of_the_journal(direct):
 
 
 def test_only_changed_blocks_are_sent_and_vanished_ones_become_zero(aws, direct, raw):
-    first = publish.run(direct(image=str(raw)))
+    first = direct(image=str(raw)).apply()
     sent = puts(aws)
     changed(raw, block=3, fill=7)
     changed(raw, block=5, fill=0)
     changed(raw, block=40, fill=9)
-    second = publish.run(direct(image=str(raw)))
+    second = direct(image=str(raw)).apply()
     assert puts(aws) - sent == 3
     assert second.snapshot_id != first.snapshot_id
     assert holds(aws, second.snapshot_id, raw)
     parent = next(call for call in reversed(list(aws.calls)) if call.operation == "StartSnapshot")
     assert parent.params["ParentSnapshotId"] == first.snapshot_id
     changed(raw, block=41, fill=1)
-    third = publish.run(direct(image=str(raw)))
+    third = direct(image=str(raw)).apply()
     assert puts(aws) - sent == 4
     assert holds(aws, third.snapshot_id, raw)
 
@@ -211,10 +211,10 @@ def test_a_smaller_image_of_the_same_volume_size_leaves_nothing_behind_its_end(a
         file.seek(446)
         file.write(bytes(64))
     changed(raw, block=size // BLOCK - 1, fill=7)
-    publish.run(direct(image=str(raw), boot_mode="legacy-bios"))
+    direct(image=str(raw), boot_mode="legacy-bios").apply()
     with raw.open("r+b") as file:
         file.truncate(size - BLOCK)
-    second = publish.run(direct(image=str(raw), boot_mode="legacy-bios"))
+    second = direct(image=str(raw), boot_mode="legacy-bios").apply()
     assert bytes_of(aws, second.snapshot_id, size) == raw.read_bytes() + bytes(BLOCK)
 
 
@@ -227,13 +227,13 @@ def why_full(plan) -> str:
 
 
 def test_a_full_upload_on_request(direct, raw):
-    publish.run(direct(image=str(raw)))
+    direct(image=str(raw)).apply()
     changed(raw, block=3, fill=7)
     assert "not wanted" in why_full(direct(image=str(raw), incremental=False))
 
 
 def test_a_parent_that_is_gone(aws, direct, raw):
-    first = publish.run(direct(image=str(raw)))
+    first = direct(image=str(raw)).apply()
     ec2 = aws.client("ec2", REGION)
     ec2.deregister_image(ImageId=first.ami_id)
     ec2.delete_snapshot(SnapshotId=first.snapshot_id)
@@ -242,14 +242,14 @@ def test_a_parent_that_is_gone(aws, direct, raw):
 
 
 def test_a_parent_without_manifest(direct, raw):
-    publish.run(direct(image=str(raw)))
+    direct(image=str(raw)).apply()
     shutil.rmtree(load().state / "history" / "manifests")
     changed(raw, block=3, fill=7)
     assert "has no manifest" in why_full(direct(image=str(raw)))
 
 
 def test_a_parent_that_is_encrypted_otherwise(aws, direct, raw):
-    publish.run(direct(image=str(raw)))
+    direct(image=str(raw)).apply()
     aws.client("ec2", REGION).enable_ebs_encryption_by_default()
     changed(raw, block=3, fill=7)
     plan = direct(image=str(raw))
@@ -257,12 +257,12 @@ def test_a_parent_that_is_encrypted_otherwise(aws, direct, raw):
 
 
 def test_a_parent_in_another_region(aws, direct, raw):
-    publish.run(direct(image=str(raw)))
+    direct(image=str(raw)).apply()
     assert "in this region" in why_full(direct(image=str(raw), region="eu-west-1"))
 
 
 def test_a_parent_in_another_account(aws, direct, raw, monkeypatch):
-    publish.run(direct(image=str(raw)))
+    direct(image=str(raw)).apply()
     for name, value in aws.other_account("111122223333").environment.items():
         monkeypatch.setenv(name, value)
     changed(raw, block=3, fill=7)
@@ -270,7 +270,7 @@ def test_a_parent_in_another_account(aws, direct, raw, monkeypatch):
 
 
 def test_a_manifest_that_does_not_match_what_aws_lists(direct, raw):
-    first = publish.run(direct(image=str(raw)))
+    first = direct(image=str(raw)).apply()
     tables = open_tables(load())
     row = tables.read("manifests").iloc[:1].assign(block=900)
     tables.append("manifests", row)
@@ -279,7 +279,7 @@ def test_a_manifest_that_does_not_match_what_aws_lists(direct, raw):
 
 
 def test_a_manifest_with_as_many_blocks_at_other_indices_is_not_trusted(aws, direct, raw):
-    first = publish.run(direct(image=str(raw)))
+    first = direct(image=str(raw)).apply()
     tables = open_tables(load())
     rows = tables.read("manifests").sort_values("block", ignore_index=True)
     rows.loc[len(rows) - 1, "block"] = 900
@@ -288,7 +288,7 @@ def test_a_manifest_with_as_many_blocks_at_other_indices_is_not_trusted(aws, dir
     changed(raw, block=3, fill=7)
     wanted = direct(image=str(raw))
     assert f"{first.snapshot_id} holds other blocks" in why_full(wanted)
-    assert holds(aws, publish.run(wanted).snapshot_id, raw)
+    assert holds(aws, wanted.apply().snapshot_id, raw)
 
 
 # ---------------------------------------------------------------- rate
@@ -296,14 +296,14 @@ def test_a_manifest_with_as_many_blocks_at_other_indices_is_not_trusted(aws, dir
 
 def test_the_setting_put_ceiling_is_shared_by_all_workers_of_an_upload(direct, raw, monkeypatch, rates):
     monkeypatch.setenv("VMSNIX_PUT_CEILING", "250")
-    publish.run(direct(image=str(raw)))
+    direct(image=str(raw)).apply()
     assert [rate * Pushing().workers() for rate in rates] == [250]
 
 
 def test_the_setting_put_ceiling_is_shared_by_all_workers_of_a_download(
     direct, raw, tmp_path, monkeypatch, rates
 ):
-    made = publish.run(direct(image=str(raw)))
+    made = direct(image=str(raw)).apply()
     rates.clear()
     monkeypatch.setenv("VMSNIX_PUT_CEILING", "250")
     assert main(["download", made.snapshot_id, str(tmp_path / "copy.raw"), "--region", REGION]) == 0
@@ -316,7 +316,7 @@ def test_the_setting_put_ceiling_is_shared_by_all_workers_of_a_download(
 @pytest.mark.parametrize("via", ["direct", "import"])
 @pytest.mark.parametrize("verify", ["sample", "whole"])
 def test_a_snapshot_is_read_back_and_compared(aws, plan, raw, via, verify):
-    result = publish.run(plan(image=str(raw), via=via, verify=verify))
+    result = plan(image=str(raw), via=via, verify=verify).apply()
     assert "verify" in {step.step for step in result.steps}
     gets = [call for call in aws.calls if call.operation == "GetSnapshotBlock"]
     with open_image(raw) as disk:
@@ -330,7 +330,7 @@ def gets(aws) -> int:
 @pytest.mark.parametrize(("verify", "compared"), [("none", 0), ("sample", 5), ("whole", None)])
 def test_a_sample_reads_some_blocks_back_and_whole_reads_all(aws, direct, raw, monkeypatch, verify, compared):
     monkeypatch.setattr(reading, "SAMPLE", 5)
-    publish.run(direct(image=str(raw), verify=verify))
+    direct(image=str(raw), verify=verify).apply()
     assert puts(aws) > 5
     assert gets(aws) == (puts(aws) if compared is None else compared)
 

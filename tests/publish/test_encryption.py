@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.publish.test_direct import BLOCK, changed, raw  # noqa: F401 (a fixture)
-from vmsnix_ops import errors, publish
+from vmsnix_ops import errors
 from vmsnix_ops.publish import preflight
 
 REGION, BUCKET = "us-east-1", "vmsnix-images"
@@ -60,24 +60,24 @@ def test_a_key_encrypts_object_snapshot_and_ami(aws, plan, allowed, given):
     assert key_of(aws, result.snapshot_id) == KEY
     ami = aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"][0]
     assert ami["BlockDeviceMappings"][0]["Ebs"]["Encrypted"]
-    assert publish.run(plan(kms_key=KEY)).ami_id == result.ami_id
+    assert plan(kms_key=KEY).apply().ami_id == result.ami_id
 
 
 @pytest.mark.parametrize("via", ["import", "direct"])
 def test_a_snapshot_under_another_key_is_neither_reused_nor_registered(aws, plan, allowed, via):
     make = direct if via == "direct" else lambda plan, **changes: plan(**changes)
-    plain = publish.run(make(plan))
+    plain = make(plan).apply()
     for key in (KEY, OTHER):
         with pytest.raises(errors.NameTakenError, match="encrypted with another key"):
-            publish.run(make(plan, kms_key=key))
-    first = publish.run(make(plan, kms_key=KEY, prefix="first"))
-    second = publish.run(make(plan, kms_key=OTHER, prefix="second"))
+            make(plan, kms_key=key).apply()
+    first = make(plan, kms_key=KEY, prefix="first").apply()
+    second = make(plan, kms_key=OTHER, prefix="second").apply()
     assert [key_of(aws, one.snapshot_id) for one in (plain, first, second)] == ["", KEY, OTHER]
 
 
 def test_the_key_of_the_settings_is_used(aws, plan, monkeypatch):
     monkeypatch.setenv("VMSNIX_KMS_KEY", KEY)
-    assert key_of(aws, publish.run(direct(plan)).snapshot_id) == KEY
+    assert key_of(aws, direct(plan).apply().snapshot_id) == KEY
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_preflight_checks_the_role_with_the_buckets_key(aws, plan):
     checks = preflight.check(region=REGION, bucket=BUCKET)
     assert [check.outcome for check in checks.checks if check.name == "bucket's key"] == ["fail"]
     with pytest.raises(errors.ImportFailedError, match="403"):
-        publish.run(plan())
+        plan().apply()
 
 
 # Parents of incremental uploads
@@ -130,7 +130,7 @@ def why_full(plan):
 
 
 def test_a_parent_is_one_under_the_wanted_key(aws, plan, raw):  # noqa: F811
-    publish.run(direct(plan, image=str(raw)))
+    direct(plan, image=str(raw)).apply()
     changed(raw, block=3, fill=7)
     why, snapshot = why_full(direct(plan, image=str(raw), kms_key=KEY))
     assert "is not encrypted, but the new snapshot is to be" in why
@@ -146,7 +146,7 @@ def test_a_parent_is_one_under_the_wanted_key(aws, plan, raw):  # noqa: F811
 def test_a_snapshot_under_a_customers_key_is_no_parent_where_the_default_is_an_alias(aws, plan, raw):  # noqa: F811
     ec2 = aws.client("ec2", REGION)
     ec2.enable_ebs_encryption_by_default()
-    publish.run(direct(plan, image=str(raw), kms_key=KEY))
+    direct(plan, image=str(raw), kms_key=KEY).apply()
     changed(raw, block=3, fill=7)
     why, snapshot = why_full(direct(plan, image=str(raw)))
     assert "which may be another key than alias/aws/ebs" in why

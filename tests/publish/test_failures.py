@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.aws.account import make_ami
-from vmsnix_ops import errors, publish
+from vmsnix_ops import errors
 from vmsnix_ops.aws import imports
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.disk.sample import make_sample_image
@@ -48,7 +48,7 @@ def test_a_truncated_vhd(plan, image, tmp_path, left):
     data = next(image.glob("*.vhd")).read_bytes()
     broken.write_bytes(data[: len(data) // 2])
     with pytest.raises(errors.ImageFormatError):
-        publish.run(plan(image=str(broken)))
+        plan(image=str(broken)).apply()
     assert left().nothing
 
 
@@ -58,7 +58,7 @@ def test_a_vhd_with_a_wrong_checksum_names_the_field(plan, image, tmp_path):
     data[-512 + 64] ^= 0xFF
     broken.write_bytes(data)
     with pytest.raises(errors.ImageFormatError) as caught:
-        publish.run(plan(image=str(broken)))
+        plan(image=str(broken)).apply()
     assert caught.value.offset is not None
     assert caught.value.field
 
@@ -68,7 +68,7 @@ def test_row_23_a_wrong_name_does_not_mislead(aws, plan, tmp_path, made, named):
     output = make_sample_image(tmp_path / "x", name="x", format=made, data_bytes=2**20)
     source = next(path for path in output.iterdir() if path.is_file())
     shutil.copy(source, tmp_path / named)
-    publish.run(plan(image=str(tmp_path / named)))
+    plan(image=str(tmp_path / named)).apply()
     task = aws.client("ec2", REGION).describe_import_snapshot_tasks()["ImportSnapshotTasks"][0]
     assert task["SnapshotTaskDetail"]["Format"] == made.upper()
 
@@ -165,13 +165,13 @@ def test_a_parameter_that_cannot_be_right(plan, parameter, value):
 
 
 def test_row_11_a_name_that_belongs_to_other_bytes(aws, plan, left):
-    result = publish.run(plan())
+    result = plan().apply()
     ec2 = aws.client("ec2", REGION)
     ec2.create_tags(Resources=[result.ami_id], Tags=[{"Key": "vmsnix:digest", "Value": "f" * 64}])
     ec2.create_tags(Resources=[result.snapshot_id], Tags=[{"Key": "vmsnix:digest", "Value": "f" * 64}])
     before = left()
     with pytest.raises(errors.NameTakenError, match=result.ami_id):
-        publish.run(plan())
+        plan().apply()
     assert left() == before
 
 
@@ -189,12 +189,12 @@ def test_an_upload_that_was_cut_off_is_continued(aws, plan, image, left):
         }
     )
     with pytest.raises(errors.CredentialsError):
-        publish.run(plan())
+        plan().apply()
     assert len(left().uploads) == 1
     aws.faults.clear()
     sent = calls(aws, "UploadPart")
     wanted = plan()
-    publish.run(wanted)
+    wanted.apply()
     size = next(image.glob("*.vhd")).stat().st_size
     upload = next(timing for timing in wanted.journal.timings if timing.step == "upload")
     assert upload.bytes < size
@@ -225,7 +225,7 @@ def test_an_object_with_our_bytes_is_not_sent_again(aws, plan):
 def test_a_denied_upload_names_the_action_and_leaves_nothing(aws, plan, left):
     aws.faults.add({"op": "s3:UploadPart", "do": "error", "code": "AccessDenied", "http": 403})
     with pytest.raises(errors.AccessDeniedError, match="UploadPart"):
-        publish.run(plan())
+        plan().apply()
     aws.faults.clear()
     assert left().nothing
 
@@ -235,7 +235,7 @@ def test_throttling_is_waited_out(aws, plan):
     aws.faults.add(
         {"op": "ec2:DescribeSnapshots", "nth": 1, "do": "error", "code": "RequestLimitExceeded", "http": 503}
     )
-    assert publish.run(plan()).ami_id
+    assert plan().apply().ami_id
 
 
 # ---------------------------------------------------------------- while it imports
@@ -252,7 +252,7 @@ def test_a_failed_import_ends_at_once_with_the_message(aws, plan, left):
         }
     )
     with pytest.raises(errors.ImportFailedError, match="Disk validation failed") as caught:
-        publish.run(plan())
+        plan().apply()
     assert "Unsupported" in caught.value.status_message
     assert left().nothing
 
@@ -266,7 +266,7 @@ def test_an_import_that_aws_cancelled_is_started_again_without_an_upload(aws, pl
             "outcome": {"status_message": "SERVER_ERROR : conversion : AWS initiated task cancellation"},
         }
     )
-    assert publish.run(plan()).ami_id
+    assert plan().apply().ami_id
     assert calls(aws, "ImportSnapshot") == 2
     assert calls(aws, "CompleteMultipartUpload") == 1
 
@@ -280,7 +280,7 @@ def test_row_07_fields_that_are_empty_while_pending_are_not_trusted(aws, plan):
             "fields": ["Progress", "StatusMessage"],
         }
     )
-    assert publish.run(plan()).snapshot_id.startswith("snap-")
+    assert plan().apply().snapshot_id.startswith("snap-")
 
 
 def test_row_02_a_role_that_lost_its_rights_is_named_and_nothing_is_left(aws, plan, left):
@@ -297,7 +297,7 @@ def test_row_02_a_role_that_lost_its_rights_is_named_and_nothing_is_left(aws, pl
     wanted = plan()
     object.__setattr__(wanted, "checks", ())  # as if the role were old, so that nobody waits for it to appear
     with pytest.raises(errors.RoleError, match="iam:PassRole"):
-        publish.run(wanted)
+        wanted.apply()
     assert left().nothing
 
 
@@ -313,22 +313,22 @@ def test_row_02_a_role_made_a_moment_ago_is_waited_for(aws, plan):
             "permissions",
         }
     )
-    assert publish.run(plan()).ami_id
+    assert plan().apply().ami_id
 
 
 def test_row_09_a_crash_before_the_snapshot_was_tagged_finds_it_through_the_task(aws, plan, left):
     aws.faults.add({"op": "ec2:CreateTags", "do": "error", "code": "ExpiredToken", "http": 400})
     with pytest.raises(errors.CredentialsError):
-        publish.run(plan())
+        plan().apply()
     aws.faults.clear()
-    publish.run(plan())
+    plan().apply()
     assert calls(aws, "ImportSnapshot") == 1
     assert len(left().snapshots) == 1
 
 
 def test_a_lost_answer_to_the_import_starts_no_second_one(aws, plan, left):
     aws.faults.add({"op": "ec2:ImportSnapshot", "nth": 1, "do": "drop", "when": "after"})
-    publish.run(plan())
+    plan().apply()
     assert len(left().snapshots) == 1
 
 
@@ -337,7 +337,7 @@ def test_a_lost_answer_to_the_import_starts_no_second_one(aws, plan, left):
 
 def test_row_12_a_lost_answer_to_the_registration_makes_no_second_ami(aws, plan, left):
     aws.faults.add({"op": "ec2:RegisterImage", "nth": 1, "do": "drop", "when": "after"})
-    result = publish.run(plan())
+    result = plan().apply()
     assert left().amis == [result.ami_id]
 
 
@@ -351,7 +351,7 @@ def test_row_10_a_snapshot_that_is_not_yet_seen_is_waited_for(aws, plan):
             "http": 400,
         }
     )
-    assert publish.run(plan()).ami_id
+    assert plan().apply().ami_id
 
 
 def test_row_10_an_ami_that_is_not_yet_seen_is_waited_for(aws, plan):
@@ -365,16 +365,16 @@ def test_row_10_an_ami_that_is_not_yet_seen_is_waited_for(aws, plan):
             "http": 400,
         }
     )
-    assert publish.run(plan()).ami_id
+    assert plan().apply().ami_id
 
 
 def test_row_13_a_quota_at_the_last_step_keeps_the_snapshot_for_the_next_run(aws, plan, left):
     aws.faults.add({"op": "ec2:RegisterImage", "do": "error", "code": "AMIQuotaExceeded", "http": 400})
     with pytest.raises(errors.QuotaError):
-        publish.run(plan())
+        plan().apply()
     assert len(left().snapshots) == 1
     aws.faults.clear()
-    publish.run(plan())
+    plan().apply()
     assert calls(aws, "ImportSnapshot") == 1
     assert left().objects == []
 
@@ -387,7 +387,7 @@ def test_a_failed_run_is_recorded(aws, plan, image):
     checked = plan()
     shutil.rmtree(image)
     with pytest.raises(errors.ImageNotFoundError):
-        publish.run(checked)
+        checked.apply()
     run = history.runs(open_tables(load())).iloc[0]
     assert run["status"] == "failed"
     assert image.name in run["error"]
@@ -397,7 +397,7 @@ def test_the_image_may_lie_about_its_own_place(plan, image):
     described = image / "nix-support" / "image-info.json"
     described.write_text(described.read_text().replace(".vhd", ".gone"))
     with pytest.raises(errors.ImageError):
-        publish.run(plan(image=str(Path(image))))
+        plan(image=str(Path(image))).apply()
 
 
 def test_an_undo_with_the_credentials_of_another_account_is_refused(aws):

@@ -10,14 +10,13 @@ import sys
 import pytest
 
 from tests.support import wait_until
-from vmsnix_ops import publish
 
 BUCKET, REGION = "vmsnix-images", "us-east-1"
 PUBLISHER = """
 import sys
 from vmsnix_ops import errors, publish
 try:
-    publish.run(publish.plan(image=sys.argv[1], region="us-east-1", bucket="vmsnix-images"))
+    publish.plan(image=sys.argv[1], region="us-east-1", bucket="vmsnix-images").apply()
 except errors.InterruptedRunError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
@@ -64,7 +63,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(aws, plan, image, left, 
     assert "Run the same command again" in ended.stderr
     assert left().running == []
     aws.faults.clear()
-    result = publish.run(plan())
+    result = plan().apply()
     there = left()
     assert there.amis == [result.ami_id]
     assert there.snapshots == [result.snapshot_id]

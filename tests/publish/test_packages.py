@@ -55,18 +55,18 @@ def rows() -> pd.DataFrame:
 
 
 def test_a_publish_records_what_is_inside(plan: Callable[..., publish.Plan], built_by_nix: None) -> None:
-    result = publish.run(plan())
+    result = plan().apply()
     found = rows().sort_values("bytes")
     assert list(found["name"]) == ["openssl", "etc"]
     assert set(found["digest"]) == {result.digest}
     assert set(found["run_id"]) == {result.run_id}
-    publish.run(plan())
+    plan().apply()
     assert len(rows()) == 2
     assert len(diff(result.ami_id, result.image_name).frame) == 0
 
 
 def test_a_file_that_nix_did_not_build_has_none(plan: Callable[..., publish.Plan]) -> None:
-    assert publish.run(plan()).ami_id
+    assert plan().apply().ami_id
     assert len(rows()) == 0
 
 
@@ -84,4 +84,4 @@ def test_contents_that_cannot_be_listed_stop_no_publish(
     assert told.texts == [
         "its packages are not recorded: What is inside cannot be told. No NixOS system went into it."
     ]
-    assert publish.run(plan()).ami_id
+    assert plan().apply().ami_id

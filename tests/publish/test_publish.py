@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmsnix_ops import errors, publish
+from vmsnix_ops import errors
 from vmsnix_ops.channels import verify
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
@@ -38,7 +38,7 @@ def bytes_of(aws, snapshot_id: str, size: int) -> bytes:
 @pytest.mark.parametrize("kind", ["vhd", "raw"])
 def test_an_image_becomes_an_ami_that_holds_its_bytes(aws, plan, tmp_path, left, kind):
     output = make_sample_image(tmp_path / kind, name="sample", format=kind, data_bytes=9 * 2**20)
-    result = publish.run(plan(image=str(output), tags={"team": "ops"}))
+    result = plan(image=str(output), tags={"team": "ops"}).apply()
 
     ami = aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"][0]
     device = ami["BlockDeviceMappings"][0]
@@ -65,9 +65,9 @@ def test_an_image_becomes_an_ami_that_holds_its_bytes(aws, plan, tmp_path, left,
 
 
 def test_running_it_again_returns_the_same_ami_and_changes_nothing(plan, changes):
-    first = publish.run(plan())
+    first = plan().apply()
     changes()
-    second = publish.run(plan())
+    second = plan().apply()
     assert (second.ami_id, second.snapshot_id) == (first.ami_id, first.snapshot_id)
     assert second.outcome == "reused"
     assert [step for step in changes() if step != "DeleteObject"] == []
@@ -77,7 +77,7 @@ def test_running_it_again_returns_the_same_ami_and_changes_nothing(plan, changes
 def test_a_dry_run_shows_the_plan_and_changes_nothing(plan, changes, left):
     changes()
     wanted = plan(dry_run=True)
-    result = publish.run(wanted)
+    result = wanted.apply()
     assert changes() == []
     assert left().nothing
     assert result.dry_run
@@ -89,15 +89,15 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(plan, changes, left):
 
 
 def test_a_dry_run_of_a_published_image_names_its_ami(plan, changes):
-    first = publish.run(plan())
+    first = plan().apply()
     changes()
-    assert publish.run(plan(dry_run=True)).ami_id == first.ami_id
+    assert plan(dry_run=True).apply().ami_id == first.ami_id
     assert changes() == []
 
 
 def test_every_step_is_journaled_and_in_the_tables(plan):
     wanted = plan()
-    result = publish.run(wanted)
+    result = wanted.apply()
     journal = [
         json.loads(line) for line in (wanted.journal.run.folder / "journal.jsonl").read_text().splitlines()
     ]
@@ -117,7 +117,7 @@ def test_every_step_is_journaled_and_in_the_tables(plan):
 
 def test_the_result_is_written_for_machines(plan):
     wanted = plan()
-    result = publish.run(wanted)
+    result = wanted.apply()
     written = json.loads((wanted.journal.run.folder / "result.json").read_text())
     for key in ("ami_id", "snapshot_id", "image_name", "region", "digest", "run_id"):
         assert written[key] == getattr(result, key)
@@ -126,26 +126,26 @@ def test_the_result_is_written_for_machines(plan):
 
 
 def test_a_public_ami_can_be_launched_by_everybody(aws, plan):
-    result = publish.run(plan(public=True, confirm_public=aws.account))
+    result = plan(public=True, confirm_public=aws.account).apply()
     assert aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"][0]["Public"]
 
 
 def test_what_a_second_publish_adds_is_recorded_and_nothing_drifts(aws, plan):
-    publish.run(plan())
+    plan().apply()
     assert verify.check().drift.empty
     asked = {"public": True, "confirm_public": aws.account, "tags": {"team": "images"}}
     for _ in range(2):
-        publish.run(plan(**asked))
+        plan(**asked).apply()
         assert verify.check().drift.empty
     assert len(history.amis(open_tables(load()), all_rows=True)) == 2
 
 
 def test_what_somebody_else_changed_is_not_recorded_by_a_second_publish(aws, plan):
-    made = publish.run(plan())
+    made = plan().apply()
     aws.client("ec2", REGION).modify_image_attribute(
         ImageId=made.ami_id, LaunchPermission={"Add": [{"Group": "all"}]}
     )
-    publish.run(plan())
+    plan().apply()
     assert list(verify.check().drift["field"]) == ["public"]
 
 
@@ -179,15 +179,15 @@ def test_a_public_ami_needs_two_parameters_that_agree(aws, plan, left, public, c
 
 
 def test_another_root_device_is_registered_and_not_mixed_up(plan):
-    publish.run(plan())
+    plan().apply()
     with pytest.raises(errors.NameTakenError, match="/dev/xvda"):
-        publish.run(plan(root_device="/dev/xvda"))
-    result = publish.run(plan(root_device="/dev/xvda", prefix="other"))
+        plan(root_device="/dev/xvda").apply()
+    result = plan(root_device="/dev/xvda", prefix="other").apply()
     assert result.image_name.startswith("other-")
 
 
 def test_an_image_file_without_a_description_is_published_too(aws, plan, image):
     file = next(Path(image).glob("*.vhd"))
-    result = publish.run(plan(image=str(file)))
+    result = plan(image=str(file)).apply()
     assert result.image == "sample"
     assert result.system == "x86_64-linux"

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.support import wait_until
-from vmsnix_ops import errors, publish
+from vmsnix_ops import errors
 from vmsnix_ops.aws import images, imports
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import Progress
@@ -182,7 +182,7 @@ def test_an_interrupted_run_does_not_cancel_the_import_of_another(aws, plan, lef
 
 
 def test_a_failed_copy_of_our_name_does_not_stop_a_publish(aws, plan):
-    source = publish.run(direct(plan))
+    source = direct(plan).apply()
     ec2 = aws.client("ec2", EUROPE)
     failed = ec2.copy_image(
         Name=source.image_name,
@@ -196,7 +196,7 @@ def test_a_failed_copy_of_our_name_does_not_stop_a_publish(aws, plan):
         lambda: ec2.describe_images(ImageIds=[failed])["Images"][0]["State"] == "failed", "the failed copy"
     )
     said = Said()
-    result = publish.run(direct(plan, region=EUROPE, progress=said.progress))
+    result = direct(plan, region=EUROPE, progress=said.progress).apply()
     assert result.outcome == "created"
     assert result.ami_id != failed
     assert ec2.describe_images(ImageIds=[result.ami_id])["Images"][0]["State"] == "available"
@@ -205,22 +205,22 @@ def test_a_failed_copy_of_our_name_does_not_stop_a_publish(aws, plan):
 
 def test_a_name_that_aws_keeps_for_an_unusable_ami_is_freed_by_the_command(aws, plan, monkeypatch):
     monkeypatch.setattr(images, "NAME_SECONDS", 0.5)
-    publish.run(plan())
+    plan().apply()
     for state in ("failed", "error", "invalid", "deregistered"):
         aws.faults.clear()
         aws.faults.add({"op": "ec2:DescribeImages", "do": "set", "when": "after", "values": {"State": state}})
         with pytest.raises(errors.RegistrationError, match=r"aws ec2 deregister-image --image-id ami-"):
-            publish.run(plan())
+            plan().apply()
 
 
 def test_an_ami_that_is_pending_for_days_is_refused_before_the_upload(aws, plan, changes):
-    publish.run(plan())
+    plan().apply()
     changes()
     old = (datetime.now(UTC) - timedelta(days=3)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     values = {"State": "pending", "CreationDate": old}
     aws.faults.add({"op": "ec2:DescribeImages", "do": "set", "when": "after", "values": values})
     with pytest.raises(errors.RegistrationError, match=r"never became available.*deregister-image"):
-        publish.run(plan())
+        plan().apply()
     assert changes() == []
 
 
@@ -230,7 +230,7 @@ def test_an_ami_that_aws_still_makes_is_waited_for_and_compared_when_it_is_avail
     aws, plan, left, changes, via, shown
 ):
     """A promotion copies it into this region. It shows neither its snapshot nor, at first, its disks."""
-    made = publish.run(direct(plan))
+    made = direct(plan).apply()
     ec2 = aws.client("ec2", EUROPE)
     aws.prepare(bucket="vmsnix-images-europe", region=EUROPE)
     tags = describe(aws, made.ami_id)["Tags"]
@@ -261,7 +261,7 @@ def test_an_ami_that_aws_still_makes_is_waited_for_and_compared_when_it_is_avail
 
 def test_an_ami_that_turns_out_to_have_other_disks_is_refused_when_it_is_available(aws, plan, image, changes):
     ask(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 20}}])
-    publish.run(plan())
+    plan().apply()
     ask(image, BlockDeviceMappings=[])
     pending = {"State": "pending", "BlockDeviceMappings": []}
     changes()
@@ -269,17 +269,17 @@ def test_an_ami_that_turns_out_to_have_other_disks_is_refused_when_it_is_availab
         {"op": "ec2:DescribeImages", "do": "set", "when": "after", "nth": [1, 2], "values": pending}
     )
     with pytest.raises(errors.NameTakenError, match="20 GiB"):
-        publish.run(plan())
+        plan().apply()
     assert changes() == []
 
 
 def test_a_disabled_ami_is_refused_before_the_upload(aws, plan, changes):
-    made = publish.run(plan())
+    made = plan().apply()
     aws.client("ec2", REGION).disable_image(ImageId=made.ami_id)
     changes()
     for dry_run in (True, False):
         with pytest.raises(errors.RegistrationError, match="--action restore"):
-            publish.run(plan(dry_run=dry_run))
+            plan(dry_run=dry_run).apply()
     assert changes() == []
 
 
@@ -287,13 +287,13 @@ def test_a_disabled_ami_is_refused_before_the_upload(aws, plan, changes):
 @pytest.mark.parametrize("days", [None, 3])
 def test_an_archived_snapshot_of_our_bytes_is_not_registered(aws, plan, via, days):
     asked = {} if via == "import" else {"via": "direct", "bucket": "", "role_name": ""}
-    first = publish.run(plan(**asked))
+    first = plan(**asked).apply()
     ec2 = aws.client("ec2", REGION)
     ec2.deregister_image(ImageId=first.ami_id)
     ec2.modify_snapshot_tier(SnapshotId=first.snapshot_id, StorageTier="archive")
     if days:
         ec2.restore_snapshot_tier(SnapshotId=first.snapshot_id, TemporaryRestoreDays=days)
-    second = publish.run(plan(**asked))
+    second = plan(**asked).apply()
     assert second.outcome == "created"
     assert second.snapshot_id != first.snapshot_id
     ec2.deregister_image(ImageId=second.ami_id)
@@ -302,11 +302,11 @@ def test_an_archived_snapshot_of_our_bytes_is_not_registered(aws, plan, via, day
         with pytest.raises(ec2.exceptions.ClientError, match="is archived"):
             ec2.modify_snapshot_tier(SnapshotId=first.snapshot_id)
     ec2.restore_snapshot_tier(SnapshotId=first.snapshot_id, PermanentRestore=True)
-    assert publish.run(plan(**asked)).snapshot_id == first.snapshot_id
+    assert plan(**asked).apply().snapshot_id == first.snapshot_id
 
 
 def test_a_snapshot_that_is_not_completed_is_not_found(aws, plan):
-    digest = publish.run(plan()).digest
+    digest = plan().apply().digest
     ec2 = aws.client("ec2", REGION)
     assert imports.find_snapshot(ec2, digest)
     for state in ("pending", "error", "recoverable", "recovering"):
@@ -319,7 +319,7 @@ def test_a_snapshot_that_is_not_completed_is_not_found(aws, plan):
 
 
 def test_an_ami_whose_snapshot_is_archived_is_not_reused(aws, plan):
-    made = publish.run(plan())
+    made = plan().apply()
     ec2 = aws.client("ec2", REGION)
     ec2.disable_image(ImageId=made.ami_id)
     ec2.modify_snapshot_tier(SnapshotId=made.snapshot_id, StorageTier="archive")
@@ -327,7 +327,7 @@ def test_an_ami_whose_snapshot_is_archived_is_not_reused(aws, plan):
     with pytest.raises(
         errors.RegistrationError, match=f"restore-snapshot-tier --snapshot-id {made.snapshot_id}"
     ):
-        publish.run(plan())
+        plan().apply()
 
 
 # The same bytes, registered otherwise
@@ -360,25 +360,25 @@ OTHERWISE = [
 
 
 def test_the_same_bytes_registered_otherwise_are_refused_by_name(plan, image, changes):
-    publish.run(plan())
+    plan().apply()
     plain = (image / "nix-support" / "image-info.json").read_text()
     changes()
     for field, wanted in OTHERWISE:
         (image / "nix-support" / "image-info.json").write_text(plain)
         ask(image, **wanted)
         with pytest.raises(errors.NameTakenError, match=field):
-            publish.run(plan())
+            plan().apply()
     assert changes() == []
-    assert publish.run(plan(prefix="other")).outcome == "created"
-    assert publish.run(plan(prefix="other")).outcome == "reused"
+    assert plan(prefix="other").apply().outcome == "created"
+    assert plan(prefix="other").apply().outcome == "reused"
 
 
 def test_the_other_way_round_is_refused_too(plan, image):
     ask(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 20}}])
-    publish.run(plan())
+    plan().apply()
     ask(image, BlockDeviceMappings=[])
     with pytest.raises(errors.NameTakenError, match="20 GiB"):
-        publish.run(plan())
+        plan().apply()
 
 
 def test_what_becomes_of_a_further_disk_on_termination_is_always_said(aws, plan, image):
@@ -388,11 +388,11 @@ def test_what_becomes_of_a_further_disk_on_termination_is_always_said(aws, plan,
         RootDeviceName="/dev/sda1",
         BlockDeviceMappings=[{"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 8}}],
     )
-    publish.run(plan())
+    plan().apply()
     (call,) = (call for call in aws.calls if call.operation == "RegisterImage")
     told = [mapping["Ebs"]["DeleteOnTermination"] for mapping in call.params["BlockDeviceMappings"]]
     assert told == [True, True]
-    assert publish.run(plan()).outcome == "reused"
+    assert plan().apply().outcome == "reused"
 
 
 @pytest.mark.parametrize("encrypted", [True, False])
@@ -402,32 +402,32 @@ def test_a_further_disk_that_is_encrypted_otherwise_is_refused(plan, image, encr
 
     first, second = mappings(Encrypted=not encrypted), mappings(Encrypted=encrypted)
     ask(image, RootDeviceName="/dev/sda1", BlockDeviceMappings=first)
-    publish.run(plan())
+    plan().apply()
     ask(image, BlockDeviceMappings=second)
     with pytest.raises(errors.NameTakenError, match="encryption of disk /dev/sdb"):
-        publish.run(plan())
+        plan().apply()
     ask(image, BlockDeviceMappings=first if encrypted else mappings(Encrypted=True))
-    assert publish.run(plan()).outcome == "reused"
+    assert plan().apply().outcome == "reused"
 
 
 def test_an_ami_without_session_tokens_is_not_reused(aws, plan):
-    publish.run(plan())
+    plan().apply()
     aws.faults.add({"op": "ec2:DescribeImages", "do": "blank", "when": "after", "fields": ["ImdsSupport"]})
     with pytest.raises(errors.NameTakenError, match=r"IMDS support: v1 and v2, and v2\.0 was asked for"):
-        publish.run(plan())
+        plan().apply()
 
 
 def test_another_architecture_is_refused(aws, plan):
-    publish.run(plan())
+    plan().apply()
     aws.faults.add(
         {"op": "ec2:DescribeImages", "do": "set", "when": "after", "values": {"Architecture": "arm64"}}
     )
     with pytest.raises(errors.NameTakenError, match="architecture: arm64, and x86_64 was asked for"):
-        publish.run(plan())
+        plan().apply()
 
 
 def test_a_deprecated_ami_that_is_reused_is_reported_as_deprecated(aws, plan):
-    made = publish.run(plan())
+    made = plan().apply()
     aws.client("ec2", REGION).enable_image_deprecation(
         ImageId=made.ami_id, DeprecateAt=datetime.now(UTC) + timedelta(minutes=1)
     )
@@ -440,7 +440,7 @@ def test_a_deprecated_ami_that_is_reused_is_reported_as_deprecated(aws, plan):
         }
     )
     said = Said()
-    result = publish.run(plan(progress=said.progress))
+    result = plan(progress=said.progress).apply()
     assert (result.outcome, result.ami_id) == ("reused", made.ami_id)
     assert result.deprecated_at == "2026-01-02T03:04:00Z"
     assert f"aws ec2 disable-image-deprecation --image-id {made.ami_id}" in str(said)
@@ -471,7 +471,7 @@ def test_what_an_image_asks_for_is_registered(aws, plan, image):
             {"DeviceName": "/dev/sdc", "VirtualName": "ephemeral0"},
         ],
     )
-    result = publish.run(plan())
+    result = plan().apply()
     ami = describe(aws, result.ami_id)
     assert (ami["BootMode"], ami["TpmSupport"], ami["RootDeviceName"]) == ("uefi", "v2.0", "/dev/xvda")
     assert ami["Description"] == "An image of ours"
@@ -486,7 +486,7 @@ def test_what_an_image_asks_for_is_registered(aws, plan, image):
     assert local["VirtualName"] == "ephemeral0"
     uefi = aws.client("ec2", REGION).describe_image_attribute(ImageId=result.ami_id, Attribute="uefiData")
     assert base64.b64decode(uefi["UefiData"]["Value"]) == b"variables"
-    assert publish.run(plan()).outcome == "reused"
+    assert plan().apply().outcome == "reused"
 
 
 def test_a_parameter_wins_only_when_it_is_given(aws, plan, image):
@@ -495,9 +495,9 @@ def test_a_parameter_wins_only_when_it_is_given(aws, plan, image):
         RootDeviceName="/dev/xvda",
         BlockDeviceMappings=[{"DeviceName": "/dev/xvda", "Ebs": {"VolumeType": "gp2"}}],
     )
-    ami = describe(aws, publish.run(plan()).ami_id)
+    ami = describe(aws, plan().apply().ami_id)
     assert ami["RootDeviceName"] == ami["BlockDeviceMappings"][0]["DeviceName"] == "/dev/xvda"
-    ami = describe(aws, publish.run(plan(root_device="/dev/sda1", boot_mode="uefi", prefix="b")).ami_id)
+    ami = describe(aws, plan(root_device="/dev/sda1", boot_mode="uefi", prefix="b").apply().ami_id)
     assert ami["RootDeviceName"] == ami["BlockDeviceMappings"][0]["DeviceName"] == "/dev/sda1"
     assert ami["BlockDeviceMappings"][0]["Ebs"]["VolumeType"] == "gp2"
     assert ami["BootMode"] == "uefi"
@@ -602,15 +602,15 @@ def test_a_root_volume_smaller_than_the_disk_is_refused(plan, image, tmp_path):
 def test_an_empty_tag_and_the_longest_ones_are_set_once_for_all(aws, plan, via):
     asked = {"tags": {"team": "", "k" * 127: "v" * 255}}
     asked |= {} if via == "import" else {"via": "direct", "bucket": "", "role_name": ""}
-    made = publish.run(plan(**asked))
+    made = plan(**asked).apply()
     ec2 = aws.client("ec2", REGION)
     snapshot = ec2.describe_snapshots(SnapshotIds=[made.snapshot_id])["Snapshots"][0]
     for one in (describe(aws, made.ami_id), snapshot):
         tags = {tag["Key"]: tag["Value"] for tag in one["Tags"]}
         assert asked["tags"].items() <= tags.items()
-    again = publish.run(plan(**asked))
+    again = plan(**asked).apply()
     assert (again.ami_id, again.outcome) == (made.ami_id, "reused")
-    assert publish.run(plan(**{**asked, "tags": {"late": ""}})).ami_id == made.ami_id
+    assert plan(**{**asked, "tags": {"late": ""}}).apply().ami_id == made.ami_id
     assert {"Key": "late", "Value": ""} in describe(aws, made.ami_id)["Tags"]
 
 
@@ -625,4 +625,4 @@ def test_tags_that_cannot_be_set_are_refused_before_aws_is_asked(aws, plan, tags
 def test_a_file_name_that_s3_takes_in_no_tag_is_published(plan, image):
     file = next(image.glob("*.vhd"))
     odd = file.rename(file.with_name("nixos~1, (copy) & more.vhd"))
-    assert publish.run(plan(image=str(odd))).outcome == "created"
+    assert plan(image=str(odd)).apply().outcome == "created"

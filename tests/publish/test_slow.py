@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from vmsnix_ops import errors, publish
+from vmsnix_ops import errors
 from vmsnix_ops.nix import build as nix
 from vmsnix_ops.nix.image import read_image
 from vmsnix_ops.records import history, timings
@@ -39,7 +39,7 @@ def test_a_step_slower_than_its_history_is_told_at_the_end(plan, hair_trigger):
     tables.append("steps", earlier("import", 0.001))
     tables.append("steps", earlier("register", 3600.0))
     wanted = plan()
-    result = publish.run(wanted)
+    result = wanted.apply()
     (slow,) = result.slow
     assert (slow.step, slow.usual_seconds, slow.limit_seconds) == ("import", 0.001, 0.002)
     assert slow.earlier == BEFORE
@@ -56,7 +56,7 @@ def test_the_history_of_other_images_regions_and_paths_is_not_its_own(plan, hair
     tables = open_tables(load())
     for other in ({"image": "other"}, {"region": "eu-west-1"}, {"via": "direct"}):
         tables.append("steps", earlier("import", 0.001, **other))
-    result = publish.run(plan())
+    result = plan().apply()
     assert result.slow == ()
     assert "slow" not in str(result)
 
@@ -67,14 +67,14 @@ def test_a_history_that_cannot_be_read_ends_no_publish(plan, monkeypatch):
 
     monkeypatch.setattr(timings, "measured", broken)
     wanted = plan()
-    result = publish.run(wanted)
+    result = wanted.apply()
     assert result.ami_id
     assert result.slow is None
     assert json.loads((wanted.journal.run.folder / "result.json").read_text())["slow"] is None
 
 
 def test_a_dry_run_is_not_measured(plan):
-    assert publish.run(plan(dry_run=True)).slow is None
+    assert plan(dry_run=True).apply().slow is None
 
 
 def test_the_row_of_a_build_has_the_image_that_was_built(plan, image, monkeypatch):

@@ -120,7 +120,7 @@ def test_a_published_image_runs_the_whole_way(
 ) -> None:
     image = make_sample_image(tmp_path / "image", data_bytes=2**20)
     monkeypatch.setattr(aws.clock, "speed", 500.0)  # a direct upload has an hour between two blocks
-    made = publish.run(publish.plan(image=str(image), via="direct", progress=silent(), session=session))
+    made = publish.plan(image=str(image), via="direct", progress=silent(), session=session).apply()
     aws.clock.speed = 20000
     result = smoke.run(plan(made.ami_id, pattern="sample image: ok$"))
     assert result.passed, result.error

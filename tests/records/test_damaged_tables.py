@@ -14,7 +14,6 @@ import pytest
 
 from tests.publish.conftest import aws, image, plan
 from tests.publish.promoting import HOME, WEST
-from vmsnix_ops import publish
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.channels import promote
 from vmsnix_ops.errors import RecordsError
@@ -27,6 +26,8 @@ from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vmsnix_ops import publish
 
 __all__ = ["aws", "image", "plan"]
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -100,7 +101,7 @@ def test_a_publish_with_damaged_tables_registers_the_ami_and_lists_what_is_not_r
     for name in ("runs", "steps", "amis"):
         Tables(history).append(name, [row_of(name)])
         damage(history / name)
-    result = publish.run(plan())
+    result = plan().apply()
     assert result.ami_id
     if damage is not lose_data_files:  # which stops no append
         assert result.as_dict()["status"] == "partly"
@@ -123,7 +124,7 @@ def row_of(table: str) -> dict[str, object]:
 def test_a_promotion_with_damaged_tables_sets_the_channel_and_ends_partial(
     aws: object, plan: Callable[..., publish.Plan], damage: Callable[[Path], None]
 ) -> None:
-    ami_id = publish.run(plan()).ami_id
+    ami_id = plan().apply().ami_id
     history = Path(load().history)
     Tables(history).append("promotions", [row_of("promotions")])
     for name in ("steps", "amis", "promotions"):
@@ -147,7 +148,7 @@ def test_rows_that_did_not_reach_a_table_are_saved_later_and_once(
     history.mkdir(parents=True)
     (history / "steps").write_text("in the way")
     made = plan()
-    result = publish.run(made)
+    result = made.apply()
     assert result.problems
     (history / "steps").unlink()
     for _ in range(2):
@@ -166,7 +167,7 @@ def test_a_damaged_table_is_rebuilt_row_for_row(
     aws: object, plan: Callable[..., publish.Plan], damage: Callable[[Path], None]
 ) -> None:
     made = plan()
-    publish.run(made)
+    made.apply()
     tables = open_tables(load())
     before = {name: tables.read(name) for name in ("runs", "steps", "amis")}
     lines = [

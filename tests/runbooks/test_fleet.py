@@ -28,7 +28,7 @@ from vmsnix_ops.runbooks import fleet
 from vmsnix_ops.runbooks.fleet.cluster import check_workers, connected
 from vmsnix_ops.runbooks.fleet.engine import Runner, Stop
 from vmsnix_ops.runbooks.fleet.ledger import Document, open_ledger
-from vmsnix_ops.runbooks.fleet.plan import Dask
+from vmsnix_ops.runbooks.fleet.plan_file import Dask
 from vmsnix_ops.runbooks.fleet.table import Lines
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 
 from vmsnix_ops.errors import PlanError
 from vmsnix_ops.runbooks import fleet
-from vmsnix_ops.runbooks.fleet.plan import Plan, nix_config, read_plan
+from vmsnix_ops.runbooks.fleet.plan_file import Plan, nix_config, read_plan
 
 if TYPE_CHECKING:
     from pathlib import Path

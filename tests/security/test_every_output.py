@@ -333,7 +333,7 @@ def test_a_table_keeps_its_rows_and_columns(word: str) -> None:
 def test_progress_shows_hostile_text_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from vmsnix_ops.progress._displays import terminal_face
+    from vmsnix_ops.progress import terminal_face
 
     for folds in (False, True):
         stream = io.StringIO()

@@ -77,7 +77,7 @@ def test_the_name_in_an_image_s_description_stays_a_name(here: Path, word: str) 
     info.write_text(json.dumps(told))
     with sandbox(speed=2000) as aws:
         aws.prepare()
-        result = publish.run(plan(image=str(folder), session=aws.session()))
+        result = plan(image=str(folder), session=aws.session()).apply()
         assert set(result.image_name) <= set(
             "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789()[] ./'@_-"
         )

@@ -30,7 +30,8 @@ FILES = {
 
 @click.command()
 @click.argument("shell", type=click.Choice(tuple(FILES)))
-def completion(shell: str) -> None:
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
     """Print what a shell needs to complete runbooks, options, choices, images and run ids.
 
     For this shell only: eval "$(vmsnix completion bash)". For all: put that line into ~/.bashrc or ~/.zshrc;
@@ -38,12 +39,10 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from vmsnix_ops.cli import COMPLETING, cli
-
     known = get_completion_class(shell)
     if known is None:  # click has all three
         raise click.UsageError(f"There is no completion for {shell}.")
-    source = known(cli, {}, "vmsnix", COMPLETING).source()
+    source = known(context.find_root().command, {}, "vmsnix", "_VMSNIX_COMPLETE").source()
     # What click writes for fish splits a line at each comma, and so cuts descriptions at their first one.
     echo(source.replace('string split ","', 'string split --max 1 ","'))
 

@@ -73,7 +73,7 @@ def watch(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
     if not sys.stdout.isatty() or console().is_dumb_terminal or os.environ.get("GITHUB_ACTIONS") == "true":
         yield sys.stdout, None
         return
-    from vmsnix_ops.progress._displays import terminal_face
+    from vmsnix_ops.progress import terminal_face
 
     face = terminal_face()
     try:

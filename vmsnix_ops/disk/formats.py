@@ -137,12 +137,14 @@ def open_image(source: Path | str | BinaryReader | ByteSource) -> DiskImage:
     data = open_source(source)
     data.record(True)
     try:
-        return _open(data)
+        image = _open(data)
     except BaseException:
         data.close()
         raise
     finally:
         data.record(False)
+    image.reopen = open_image
+    return image
 
 
 def _open(source: ByteSource) -> DiskImage:

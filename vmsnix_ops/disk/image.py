@@ -144,6 +144,7 @@ class DiskImage:
 
     def __init__(self, source: ByteSource, size: int) -> None:
         self.source, self.size = source, size
+        self.reopen: Callable[[Path], DiskImage] | None = None  # how another process opens it
         self.file_bytes = source.size
 
     @property
@@ -341,12 +342,10 @@ class DiskImage:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[[Path], DiskImage], tuple[Path]]:
-        from vmsnix_ops.disk.formats import open_image
-
-        if self.path is None:
+        if self.path is None or self.reopen is None:
             message = "an image that was opened from a reader cannot be sent to another process"
             raise TypeError(message)
-        return open_image, (self.path.absolute(),)
+        return self.reopen, (self.path.absolute(),)
 
     def __repr__(self) -> str:
         kind = " ".join(part for part in (self.subformat, self.format) if part)

@@ -2,14 +2,13 @@
 
 >>> from vmsnix_ops import publish
 >>> plan = publish.plan(image="result", region="eu-central-1")  # doctest: +SKIP
->>> publish.run(plan).ami_id  # doctest: +SKIP
+>>> plan.apply().ami_id  # doctest: +SKIP
 'ami-0123456789abcdef0'
 """
 
 from __future__ import annotations
 
 from vmsnix_ops.publish.boot_test import BootPlan, BootStep, plan_boot
-from vmsnix_ops.publish.pipeline import run
 from vmsnix_ops.publish.plan import Plan, plan
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
@@ -24,5 +23,4 @@ __all__ = [
     "UploadStep",
     "plan",
     "plan_boot",
-    "run",
 ]

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from vmsnix_ops.boot.run import Booted
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.progress import Step
-    from vmsnix_ops.publish.plan import Plan
     from vmsnix_ops.publish.values import Built
+    from vmsnix_ops.publish.wanted import Wanted
 
 CONSOLE = "console.log"
 LONGEST_BOOT = 7 * 86_400
@@ -215,7 +215,7 @@ def plan_boot(
     )
 
 
-def boot_test(plan: Plan, built: Built) -> BootStep:
+def boot_test(plan: Wanted, built: Built) -> BootStep:
     """Boot the image that is about to be published, when the plan wants it.
 
     Safe to run twice: the machine writes to an overlay, and bytes that an AMI holds already are not booted.
@@ -243,7 +243,7 @@ def boot_test(plan: Plan, built: Built) -> BootStep:
         return done
 
 
-def _boot(plan: Plan, built: Built, path: Path, step: Step) -> Booted:
+def _boot(plan: Wanted, built: Built, path: Path, step: Step) -> Booted:
     return boot.boot(
         path,
         expect=plan.boot_expect or boot.EXPECT,

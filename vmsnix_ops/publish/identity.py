@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.disk.formats import DiskImage
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.nix.image import BuiltImage
-    from vmsnix_ops.publish.plan import Plan
+    from vmsnix_ops.publish.wanted import Wanted
 
 
 # How an AMI is registered: as its image asks (``registerImage``), and as the operator asks where they do.
@@ -290,7 +290,7 @@ def _refuse(image: BuiltImage, field: str, why: str) -> NoReturn:
     )
 
 
-def describe(plan: Plan, image: BuiltImage, disk: DiskImage, seen: Survey) -> Built:
+def describe(plan: Wanted, image: BuiltImage, disk: DiskImage, seen: Survey) -> Built:
     """Return what is known of an image before AWS is asked; refuse a format that its way cannot take."""
     if plan.via == "import":
         imports.check_format(image.path.name, disk)
@@ -322,31 +322,31 @@ def describe(plan: Plan, image: BuiltImage, disk: DiskImage, seen: Survey) -> Bu
     )
 
 
-def registration(plan: Plan, built: Built, snapshot_id: str = "") -> images.Registration:
+def registration(plan: Wanted, built: Built, snapshot_id: str = "") -> images.Registration:
     """Return what the AMI is registered with: what the image asks for, and what the operator chose."""
     if built.registration is None:
         raise RuntimeError("a built image with a digest has a registration")
     return replace(built.registration, snapshot_id=snapshot_id, tags=tags(plan, built) | _evidence(plan))
 
 
-def _evidence(plan: Plan) -> dict[str, str]:
+def _evidence(plan: Wanted) -> dict[str, str]:
     """Return the tag that leads from an AMI to the evidence of its run; none without an archive for all."""
     entry = plan.journal.run.entry
     # A tag that is cut leads nowhere.
     return {tagging.EVIDENCE: entry} if 0 < len(entry) <= tagging.LONGEST_VALUE else {}
 
 
-def key(plan: Plan, built: Built) -> str:
+def key(plan: Wanted, built: Built) -> str:
     """Return the key of the object in S3: the digest, so that the same bytes have the same key everywhere."""
     return f"{plan.key_prefix}{built.digest}.{built.format}"
 
 
-def url(plan: Plan, built: Built) -> str:
+def url(plan: Wanted, built: Built) -> str:
     """Return the object's address, as the AWS CLI writes it."""
     return f"s3://{plan.bucket}/{key(plan, built)}"
 
 
-def tags(plan: Plan, built: Built) -> dict[str, str]:
+def tags(plan: Wanted, built: Built) -> dict[str, str]:
     """Return the tags of everything that this publish creates."""
     return {
         tagging.NAME: built.ami_name,
@@ -360,7 +360,7 @@ def tags(plan: Plan, built: Built) -> dict[str, str]:
     }
 
 
-def block_upload(plan: Plan, built: Built) -> writing.Upload:
+def block_upload(plan: Wanted, built: Built) -> writing.Upload:
     """Return what the direct way uploads, and where it remembers the blocks that arrived."""
     if built.path is None:
         raise RuntimeError("a built image with a digest has a path")

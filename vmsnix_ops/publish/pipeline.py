@@ -33,7 +33,7 @@ from vmsnix_ops.errors import NixError, RecordsError, ToolMissingError
 from vmsnix_ops.nix.closure import closure
 from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.publish import identity
-from vmsnix_ops.publish.interrupts import interruptible, stopping
+from vmsnix_ops.publish.interrupts import interruptible
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 from vmsnix_ops.records import history
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.progress import Step
     from vmsnix_ops.publish.journal import Entry
-    from vmsnix_ops.publish.plan import Plan
+    from vmsnix_ops.publish.wanted import Wanted
     from vmsnix_ops.records.run_tables import RunTables
     from vmsnix_ops.records.tables import Tables
 
@@ -150,7 +150,7 @@ def record(tables: RunTables, built: Built, *, run_id: str, step: Step) -> int:
 
 
 @contextmanager
-def clean_failure(plan: Plan, built: Built) -> Iterator[None]:
+def clean_failure(plan: Wanted, built: Built) -> Iterator[None]:
     """Leave nothing in the bucket when the same call would fail again."""
     try:
         yield
@@ -176,7 +176,7 @@ def may_pass_later(error: errors.VmsnixError) -> bool:
 
 
 def drop_snapshot(
-    plan: Plan, snapshot: SnapshotStep, step: Step, error: errors.VmsnixError | None = None
+    plan: Wanted, snapshot: SnapshotStep, step: Step, error: errors.VmsnixError | None = None
 ) -> None:
     """Delete the snapshot of this run that no AMI will use; name it where it may be another's.
 
@@ -217,7 +217,7 @@ def drop_snapshot(
     )
 
 
-def clean_bucket(plan: Plan, built: Built) -> None:
+def clean_bucket(plan: Wanted, built: Built) -> None:
     """Remove the uploaded object, unless an import still reads it."""
     running = [
         task
@@ -228,21 +228,7 @@ def clean_bucket(plan: Plan, built: Built) -> None:
         buckets.delete(plan.client("s3"), bucket=plan.bucket, key=identity.key(plan, built))
 
 
-def run(plan: Plan) -> PublishResult:
-    """Carry out a plan: the lines of the notebook, for people who write programs.
-
-    Safe to run twice, as every step is. SIGINT and SIGTERM end it cleanly; the second one at once.
-    """
-    with stopping():
-        built = plan.build()
-        plan.boot(built)
-        source = plan.upload(built)
-        snapshot = plan.import_snapshot(source)
-        ami = plan.register(snapshot)
-        return plan.finish(ami)
-
-
-def build(plan: Plan) -> Built:
+def build(plan: Wanted) -> Built:
     """Build the image or find it, read it, and find out what AWS already has of it.
 
     Safe to run twice: Nix builds nothing twice, and reading changes nothing. A damaged image ends here,
@@ -294,7 +280,7 @@ def build(plan: Plan) -> Built:
         return replace(built, ami_id=existing.ami_id, snapshot_id=next(iter(existing.snapshot_ids), ""))
 
 
-def _check_existing(plan: Plan, built: Built, existing: Ami) -> None:
+def _check_existing(plan: Wanted, built: Built, existing: Ami) -> None:
     """Refuse an AMI of our name that is not what this publish would make, or cannot be launched."""
     wanted, ec2 = identity.registration(plan, built), plan.client("ec2")
     images.check_same(existing, digest=built.digest, facts=wanted.facts())
@@ -314,7 +300,7 @@ def _check_existing(plan: Plan, built: Built, existing: Ami) -> None:
         )
 
 
-def _image(plan: Plan) -> BuiltImage | None:
+def _image(plan: Wanted) -> BuiltImage | None:
     """Return the image, built; in a dry run ``None`` for one that a build would have to make."""
     from vmsnix_ops.nix import build as nix
 
@@ -341,7 +327,7 @@ def _image(plan: Plan) -> BuiltImage | None:
         return image
 
 
-def upload(plan: Plan, built: Built) -> UploadStep:
+def upload(plan: Wanted, built: Built) -> UploadStep:
     """Put the image's bytes where VM Import reads them, or (direct) straight into a snapshot.
 
     Safe to run twice: nothing is sent when an AMI, a snapshot or a running import already has these bytes; an
@@ -402,7 +388,7 @@ def upload(plan: Plan, built: Built) -> UploadStep:
         return UploadStep(stored.outcome, built, stored.url, stored.sent_bytes)
 
 
-def import_snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
+def import_snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
     """Make a snapshot of the uploaded image with VM Import, or (direct) wait for the one that was uploaded.
 
     Safe to run twice: see `vmsnix_ops.aws.imports.import_snapshot` and
@@ -422,7 +408,7 @@ def import_snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
     return _verify(plan, snapshot, source.direct.blocks if source.direct is not None else None)
 
 
-def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
+def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
     built = source.built
     with plan.journal.step("import", total=100, unit="percent") as entry:
         if source.outcome == "planned":
@@ -485,7 +471,7 @@ def _snapshot(plan: Plan, source: UploadStep) -> SnapshotStep:
         return SnapshotStep(made.outcome, built, made.snapshot_id, made.size_gib, made.task_id)
 
 
-def _check_stored(plan: Plan, source: UploadStep) -> None:
+def _check_stored(plan: Wanted, source: UploadStep) -> None:
     """Refuse an uploaded object that was replaced: hours may lie between two cells of a notebook."""
     built = source.built
     if source.url and built.seen is not None:
@@ -494,7 +480,7 @@ def _check_stored(plan: Plan, source: UploadStep) -> None:
         )
 
 
-def _expect(plan: Plan, built: Built, entry: Entry) -> None:
+def _expect(plan: Wanted, built: Built, entry: Entry) -> None:
     """Tell how long it usually takes, and let the step show the time to go by that."""
     known = expected(
         plan.journal.tables, step="import", via=plan.via, region=plan.region, size=built.file_bytes
@@ -504,7 +490,7 @@ def _expect(plan: Plan, built: Built, entry: Entry) -> None:
         entry.step.expect(known.remaining)
 
 
-def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
+def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
     """Register the AMI as the image asks for it, and wait until it is available.
 
     Safe to run twice: see `vmsnix_ops.aws.images.register`.
@@ -564,7 +550,7 @@ def register(plan: Plan, snapshot: SnapshotStep) -> RegisteredAmi:
     return registered
 
 
-def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
+def finish(plan: Wanted, ami: RegisteredAmi) -> PublishResult:
     """Remove the uploaded object, record the AMI, write ``result.json``.
 
     Safe to run twice: what is gone is no error, and an AMI that the tables know is recorded again only where
@@ -624,7 +610,7 @@ def finish(plan: Plan, ami: RegisteredAmi) -> PublishResult:
     return replace(result, problems=plan.journal.problems)
 
 
-def _held(plan: Plan, built: Built) -> bool:
+def _held(plan: Wanted, built: Built) -> bool:
     """Whether an AMI, a snapshot or a running import already has these bytes, so that no upload is needed."""
     if built.ami_id:
         return True
@@ -639,7 +625,7 @@ def _held(plan: Plan, built: Built) -> bool:
     return imports.usable(ec2, built.digest, kms_key=plan.kms_key)[0] is not None
 
 
-def _share_with_everybody(plan: Plan, ami_id: str) -> None:
+def _share_with_everybody(plan: Wanted, ami_id: str) -> None:
     """Make the AMI public. A publisher via import may not; the error then names who may."""
     try:
         images.share_with_everybody(plan.client("ec2"), ami_id)
@@ -653,11 +639,11 @@ def _share_with_everybody(plan: Plan, ami_id: str) -> None:
         ) from error
 
 
-def _pushing(plan: Plan) -> Pushing:
+def _pushing(plan: Wanted) -> Pushing:
     return Pushing(ceiling=plan.settings.put_ceiling)
 
 
-def _verify(plan: Plan, snapshot: SnapshotStep, sent: Digests | None) -> SnapshotStep:
+def _verify(plan: Wanted, snapshot: SnapshotStep, sent: Digests | None) -> SnapshotStep:
     """Read the snapshot back and compare it with the image as it was identified."""
     built = snapshot.built
     if built.path is None or built.seen is None:
@@ -703,12 +689,12 @@ def _verify(plan: Plan, snapshot: SnapshotStep, sent: Digests | None) -> Snapsho
     return replace(snapshot, verified=text)
 
 
-def _patience(plan: Plan) -> float:
+def _patience(plan: Wanted) -> float:
     """Seconds to wait for the role, which EC2 does not see in the first moments of its life."""
     return 30.0 if any(check.facts.get("new") for check in plan.checks) else 0.0
 
 
-def _record(plan: Plan, ami: RegisteredAmi) -> None:
+def _record(plan: Wanted, ami: RegisteredAmi) -> None:
     """Record the AMI, unless the tables have it with all that this run was told to give it.
 
     A run that was told nothing new takes nothing over that somebody else changed: a verification finds it.

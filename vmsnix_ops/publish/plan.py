@@ -13,17 +13,16 @@ A plan is made once and printed; the steps take nothing else. The notebook reads
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import keys, regions
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import require
-from vmsnix_ops.aws.ebs_direct.reading import VERIFIES, Verify
-from vmsnix_ops.aws.session import Client, client
+from vmsnix_ops.aws.ebs_direct.reading import VERIFIES
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.boot import run as disk_boot
 from vmsnix_ops.display import html_table
@@ -31,9 +30,11 @@ from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.identity import DEVICE, ROOT_DEVICE
+from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import Journal
 from vmsnix_ops.publish.preflight import check_image as image_check
 from vmsnix_ops.publish.preflight import checks_in_aws
+from vmsnix_ops.publish.wanted import Via, Wanted
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
@@ -45,11 +46,9 @@ if TYPE_CHECKING:
     import boto3
     import pandas as pd
 
-    from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.publish.boot_test import BootStep
     from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
-Via = Literal["import", "direct"]
 VIAS: tuple[Via, ...] = ("import", "direct")
 SYSTEMS = ("x86_64-linux", "aarch64-linux")
 BOOT_MODES = ("legacy-bios", "uefi", "uefi-preferred")
@@ -60,65 +59,12 @@ _PREFIX = re.compile(r"[A-Za-z0-9()\[\] ./'@_-]{0,40}")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Wanted):
     """A publish that has been checked and not begun.
 
-    Make it with `plan`. Printed, or as the last line of a cell, it shows what will happen.
-
-    Attributes
-    ----------
-    image
-        Flake attribute, ``result``, directory or file, as it was given.
-    region, account
-        Where the AMI will be.
-    bucket, key_prefix
-        Where the bytes go on their way.
-    prefix
-        First part of the AMI's name.
-    via
-        ``"import"``: S3 and VM Import; ``"direct"``: straight into a snapshot.
-    incremental, verify, boot_test, boot_expect
-        As for `plan`.
-    system, boot_mode, root_device, role_name, kms_key, public, tags
-        As for `plan`.
-    dry_run
-        Every step looks and tells what it would do, and none changes anything.
-    checks
-        What the preflight found.
+    Make it with `plan`. Printed, or as the last line of a cell, it shows what will happen. Its attributes are
+    those of `vmsnix_ops.publish.wanted.Wanted`.
     """
-
-    image: str
-    region: str
-    account: str
-    bucket: str
-    key_prefix: str
-    prefix: str
-    via: Via
-    incremental: bool
-    verify: Verify
-    boot_test: bool
-    boot_expect: str
-    system: str
-    boot_mode: str
-    root_device: str
-    role_name: str
-    kms_key: str
-    public: bool
-    tags: Mapping[str, str]
-    dry_run: bool
-    checks: tuple[Check, ...]
-    settings: Settings = field(repr=False, compare=False)
-    session: boto3.Session = field(repr=False, compare=False)
-    journal: Journal = field(repr=False, compare=False)
-
-    @property
-    def run_id(self) -> str:
-        """Key of this run in the tables."""
-        return self.journal.run.run_id
-
-    def client(self, service: str, *, connections: int = 16) -> Client:
-        """Return a client for the plan's region."""
-        return client(self.session, service, self.region, connections=connections)
 
     def build(self) -> Built:
         """Build the image, or find the one that was built; see `vmsnix_ops.publish.pipeline.build`."""
@@ -143,6 +89,16 @@ class Plan:
     def finish(self, ami: RegisteredAmi) -> PublishResult:
         """Clean up and write ``result.json``; see `vmsnix_ops.publish.pipeline.finish`."""
         return pipeline.finish(self, ami)
+
+    def apply(self) -> PublishResult:
+        """Take all steps: the lines of the notebook, for people who write programs.
+
+        Safe to run twice, as every step is. SIGINT and SIGTERM end it cleanly; the second one at once.
+        """
+        with stopping():
+            built = self.build()
+            self.boot(built)
+            return self.finish(self.register(self.import_snapshot(self.upload(built))))
 
     def timings(self) -> pd.DataFrame:
         """Return this run's steps so far: ``step``, ``status``, ``seconds``, ``bytes``."""

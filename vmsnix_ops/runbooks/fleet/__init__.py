@@ -37,7 +37,7 @@ from vmsnix_ops.runbooks.fleet.ledger import (
     unfinished_round,
     unrun,
 )
-from vmsnix_ops.runbooks.fleet.plan import read_plan
+from vmsnix_ops.runbooks.fleet.plan_file import read_plan
 from vmsnix_ops.runbooks.fleet.report import Outcome
 from vmsnix_ops.settings import load
 from vmsnix_ops.text import line
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from vmsnix_ops.runbooks.fleet.plan import Plan
+    from vmsnix_ops.runbooks.fleet.plan_file import Plan
     from vmsnix_ops.runbooks.fleet.table import Board
 
 MOST_WORKERS = 1000
@@ -168,7 +168,17 @@ class Fleet:
         session = secrets.token_hex(6)
         folder = self._folder(fleet)
         clock, started = time.monotonic(), datetime.now(UTC)
-        runner = Runner(self, ledger, fleet, session, stop or Stop())
+        runner = Runner(
+            plan=self.plan,
+            ledger=ledger,
+            ledger_place=self.ledger,
+            archive=self.archive,
+            round=fleet,
+            session=session,
+            stop=stop or Stop(),
+            lease_seconds=self.lease_seconds,
+            environment=self.environment,
+        )
         if board is None:
             board = board_for_here()
         trouble = runner.run(board, folder.path(archives.LOG))
@@ -206,7 +216,7 @@ def plan(
     Parameters
     ----------
     file
-        The plan; `vmsnix_ops.runbooks.fleet.plan` says what stands in it.
+        The plan; `vmsnix_ops.runbooks.fleet.plan_file` says what stands in it.
     scheduler, workers
         Instead of what the plan says below ``[dask]``.
     ledger

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from vmsnix_ops.runbooks.fleet.plan import Dask, Target
+    from vmsnix_ops.runbooks.fleet.plan_file import Dask, Target
 
 CONNECT_SECONDS = 30
 WORKERS_SECONDS = 60

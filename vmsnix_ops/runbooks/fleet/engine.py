@@ -26,14 +26,13 @@ from vmsnix_ops.runbooks.execution._interrupts import Interrupter, signals
 from vmsnix_ops.runbooks.execution.execute import run
 from vmsnix_ops.runbooks.fleet.cluster import check_workers, connected
 from vmsnix_ops.runbooks.fleet.ledger import Beating, Owner, StaleError, Watch, change, last_word, open_ledger
-from vmsnix_ops.runbooks.fleet.plan import environment_of, nix_config
+from vmsnix_ops.runbooks.fleet.plan_file import environment_of, nix_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmsnix_ops.runbooks.fleet import Fleet
     from vmsnix_ops.runbooks.fleet.ledger import Document, Ledger
-    from vmsnix_ops.runbooks.fleet.plan import Target
+    from vmsnix_ops.runbooks.fleet.plan_file import Plan, Target
     from vmsnix_ops.runbooks.fleet.table import Board
 
 
@@ -391,25 +390,49 @@ class Stop(Interrupter):
 
 @dataclass
 class Runner:
-    """Hands the targets to Dask and collects what becomes of them."""
+    """Hands the targets to Dask and collects what becomes of them.
 
-    fleet: Fleet
+    Attributes
+    ----------
+    plan
+        The plan file, checked.
+    ledger
+        Where it is remembered what is done.
+    ledger_place, archive
+        How the workers find it, and where the evidence of their runs goes.
+    round, session
+        The round of the fleet, and this start of it.
+    stop
+        By which another thread can stop it.
+    lease_seconds
+        How long a run that gives no sign of life is waited for.
+    environment
+        Variables for the workers of a cluster of this machine.
+    documents
+        What became of each target, in the end.
+    """
+
+    plan: Plan
     ledger: Ledger
+    ledger_place: str
+    archive: str
     round: str
     session: str
     stop: Stop
+    lease_seconds: float
+    environment: Mapping[str, str]
     documents: list[Document] = field(default_factory=list)
     _told: dict[str, Document] = field(default_factory=dict)
 
     def run(self, board: Board, log: Path) -> FleetError | None:
         """Run everything; return what went wrong with the fleet as a whole."""
-        targets = self.fleet.plan.targets
-        board.begin([(target.key, target.name) for target in targets], self.fleet.plan.name)
+        targets = self.plan.targets
+        board.begin([(target.key, target.name) for target in targets], self.plan.name)
         trouble: FleetError | None = None
         try:
             with (
                 signals(self.stop),
-                connected(self.fleet.plan.dask, log=log, environment=self.fleet.environment) as client,
+                connected(self.plan.dask, log=log, environment=self.environment) as client,
             ):
                 check_workers(client, targets)
                 trouble = self._attend(client, board)
@@ -424,7 +447,7 @@ class Runner:
         # For the eye only: what counts comes with the futures, and from the ledger.
         client.subscribe_topic(topic(self.session), lambda event: board.tell(event[1]))
         futures: dict[str, Any] = {}
-        for number, target in enumerate(self.fleet.plan.targets):
+        for number, target in enumerate(self.plan.targets):
             futures[target.name] = client.submit(
                 run_target,
                 self._job(target),
@@ -464,23 +487,22 @@ class Runner:
         return self._told.get(self._name(target), document) if document["state"] == "planned" else document
 
     def _job(self, target: Target) -> Job:
-        plan = self.fleet.plan
-        own = nix_config(plan.nix)
+        own = nix_config(self.plan.nix)
         return Job(
             target=target,
             fleet=self.round,
             session=self.session,
-            ledger=self.fleet.ledger,
-            archive=self.fleet.archive,
-            folder=str(plan.folder),
-            notebooks=str(plan.notebooks or ""),
+            ledger=self.ledger_place,
+            archive=self.archive,
+            folder=str(self.plan.folder),
+            notebooks=str(self.plan.notebooks or ""),
             environment={"NIX_CONFIG": own} if own else {},
-            lease_seconds=self.fleet.lease_seconds,
+            lease_seconds=self.lease_seconds,
         )
 
     def _scheduler_lost(self) -> FleetError:
         return FleetError(
-            f"The scheduler {self.fleet.plan.dask.scheduler or 'of this machine'} is gone.",
+            f"The scheduler {self.plan.dask.scheduler or 'of this machine'} is gone.",
             why="Its connection broke.",
             cure="Start it and the fleet again: what is done stays done, and the rest is run.",
         )

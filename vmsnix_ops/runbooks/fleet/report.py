@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.runbooks.fleet.ledger import Document
-    from vmsnix_ops.runbooks.fleet.plan import Target
+    from vmsnix_ops.runbooks.fleet.plan_file import Target
 
 
 # What became of a fleet: one document a target, and what they add up to.

@@ -184,7 +184,7 @@ class Terminal(Board):
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__()
-        from vmsnix_ops.progress._displays import _console
+        from vmsnix_ops.progress import _console
 
         self.console = console or _console()
         self._live: Any = None

@@ -1,0 +1,80 @@
+"""What a publish is asked for, checked: the data of a plan, which its steps work by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from vmsnix_ops.aws.session import Client, client
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import boto3
+
+    from vmsnix_ops.aws.checks import Check
+    from vmsnix_ops.aws.ebs_direct.reading import Verify
+    from vmsnix_ops.publish.journal import Journal
+    from vmsnix_ops.settings import Settings
+
+Via = Literal["import", "direct"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The data of a `vmsnix_ops.publish.plan.Plan`.
+
+    Attributes
+    ----------
+    image
+        Flake attribute, ``result``, directory or file, as it was given.
+    region, account
+        Where the AMI will be.
+    bucket, key_prefix
+        Where the bytes go on their way.
+    prefix
+        First part of the AMI's name.
+    via
+        ``"import"``: S3 and VM Import; ``"direct"``: straight into a snapshot.
+    incremental, verify, boot_test, boot_expect
+        As for `plan`.
+    system, boot_mode, root_device, role_name, kms_key, public, tags
+        As for `plan`.
+    dry_run
+        Every step looks and tells what it would do, and none changes anything.
+    checks
+        What the preflight found.
+    """
+
+    image: str
+    region: str
+    account: str
+    bucket: str
+    key_prefix: str
+    prefix: str
+    via: Via
+    incremental: bool
+    verify: Verify
+    boot_test: bool
+    boot_expect: str
+    system: str
+    boot_mode: str
+    root_device: str
+    role_name: str
+    kms_key: str
+    public: bool
+    tags: Mapping[str, str]
+    dry_run: bool
+    checks: tuple[Check, ...]
+    settings: Settings = field(repr=False, compare=False)
+    session: boto3.Session = field(repr=False, compare=False)
+    journal: Journal = field(repr=False, compare=False)
+
+    @property
+    def run_id(self) -> str:
+        """Key of this run in the tables."""
+        return self.journal.run.run_id
+
+    def client(self, service: str, *, connections: int = 16) -> Client:
+        """Return a client for the plan's region."""
+        return client(self.session, service, self.region, connections=connections)
