@@ -211,7 +211,7 @@ def publisher(job: dict[str, Any]) -> int:
     try:
         session = boto3.Session(botocore_session=core, region_name="us-east-1")
         if job["does"] == "promote":
-            done = promote.apply(promote.plan(**job["plan"], progress=silent(), session=session))
+            done = promote.plan(**job["plan"], progress=silent(), session=session).apply()
             result = {"status": done.status, "outcomes": [done.plain(row) for row in done.rows]}
         else:
             plan = publish.plan(**job["plan"], progress=silent(), session=session)

@@ -61,7 +61,7 @@ class World:
         asked: dict[str, Any] = {"dry_run": False, "progress": silent(), "session": self.user_of_it.session}
         if self.user == "smoke test":
             tested = smoke.plan(ami=self.ami, region=REGION, **asked)
-            return lambda: smoke.run(tested)
+            return lambda: tested.apply()
         asked |= {"image": "web", "channel": "stable", "region": REGION}
         if self.user == "roll back":
             return rollback.plan(to=self.ami, **asked).apply

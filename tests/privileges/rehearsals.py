@@ -299,7 +299,7 @@ def smoke_test(account: Account, actions: Actions, *, spot: bool = False) -> Non
     said = {"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": "Welcome to NixOS"}}
     account.aws.faults.add(said)
     plan = smoke.plan(ami="candidate", image="ecs-node", spot=spot, **_tester(account, ami, actions))
-    smoke.finish(plan, smoke.run(plan))
+    smoke.finish(plan, plan.apply())
 
 
 def _tester(account: Account, ami: str, actions: Actions) -> dict[str, Any]:

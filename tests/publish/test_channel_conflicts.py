@@ -84,7 +84,7 @@ def test_a_move_between_plan_and_write_is_overwritten_and_told(
     put(aws, first)
     made = plan(ami=ami, channel="stable")
     right_before_the_write(monkeypatch, lambda: put(aws, theirs))
-    found = promote.apply(made)
+    found = made.apply()
     assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
     assert found.status == "partly"
     with pytest.raises(errors.PartlyDoneError) as caught:
@@ -116,11 +116,11 @@ def test_a_move_between_plan_and_write_is_overwritten_and_told(
 def test_a_conflict_in_a_region_whose_failure_does_not_count_counts(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = promote.apply(plan(ami=ami, channel="stable", regions=[EUROPE]))
+    first = plan(ami=ami, channel="stable", regions=[EUROPE]).apply()
     assert first.status == "done"
     there = pointed(aws, EUROPE)
     newer = make_ami(aws, version="26.12")
-    promote.apply(plan(ami=newer, regions=[EUROPE]))
+    plan(ami=newer, regions=[EUROPE]).apply()
     made = plan(ami=newer, channel="stable", best_effort=[EUROPE])
 
     def theirs() -> None:
@@ -135,7 +135,7 @@ def test_a_conflict_in_a_region_whose_failure_does_not_count_counts(
         return put_once(ssm, request, tags, **more)
 
     monkeypatch.setattr(parameters, "_put", late)
-    found = promote.apply(made)
+    found = made.apply()
     assert "conflict failed" in outcomes(found)[EUROPE]
     assert isinstance(found.error(), errors.PartlyDoneError)
 
@@ -145,7 +145,7 @@ def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pyt
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
     for one in (old, new):
-        assert promote.apply(plan(ami=one, channel="stable", regions=[EUROPE])).status == "done"
+        assert plan(ami=one, channel="stable", regions=[EUROPE]).apply().status == "done"
     there = pointed(aws, EUROPE)
     asked: dict[str, Any] = {"image": "ecs-node", "channel": "stable", "dry_run": False, "topic": topic}
     made = rollback.plan(**asked, progress=silent())
@@ -179,7 +179,7 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
     monkeypatch.setattr(image_copy, "copy", copy_late)
     monkeypatch.setattr(records, "write_rows", written)
     right_before_the_write(monkeypatch, lambda: put(aws, theirs))
-    found = promote.apply(made)
+    found = made.apply()
     assert outcomes(found)[HOME] == ["point done", "conflict failed", "announce skipped"]
     assert outcomes(found)[EUROPE] == ["copy done", "point skipped"]
     assert pointed(aws, EUROPE) == ""
@@ -193,8 +193,8 @@ def test_two_promotions_at_once_end_with_one_that_is_done_and_one_that_tells(
     put(aws, first)
     ours, theirs = plan(ami=ami, channel="stable"), plan(ami=other, channel="stable")
     ended: list[Any] = []
-    right_before_the_write(monkeypatch, lambda: ended.append(promote.apply(theirs)))
-    ended.append(promote.apply(ours))
+    right_before_the_write(monkeypatch, lambda: ended.append(theirs.apply()))
+    ended.append(ours.apply())
     assert [one.status for one in ended] == ["done", "partly"]
     assert history(aws) == [first, other, ami]
 
@@ -207,8 +207,8 @@ def test_a_promotion_and_a_rollback_at_once_in_three_regions_lose_no_change(
     regions = [HOME, WEST, EUROPE]
     old, now, new = (make_ami(aws, version=f"26.{number}") for number in (10, 11, 12))
     for value in (old, now):
-        assert promote.apply(plan(ami=value, channel="stable", regions=regions)).status == "done"
-    assert promote.apply(plan(ami=new, channel="candidate", regions=regions)).status == "done"  # copies it
+        assert plan(ami=value, channel="stable", regions=regions).apply().status == "done"
+    assert plan(ami=new, channel="candidate", regions=regions).apply().status == "done"  # copies it
     forward = plan(ami=new, channel="stable", regions=regions)
     asked = {"image": "ecs-node", "channel": "stable", "regions": regions, "dry_run": False}
     back = rollback.plan(**asked, progress=silent())
@@ -220,7 +220,7 @@ def test_a_promotion_and_a_rollback_at_once_in_three_regions_lose_no_change(
         both.wait()
         found[name] = job()
 
-    jobs = {"forward": lambda: promote.apply(forward), "back": lambda: rollback.apply(back)}
+    jobs = {"forward": lambda: forward.apply(), "back": lambda: back.apply()}
     threads = [threading.Thread(target=act, args=one) for one in jobs.items()]
     for thread in threads:
         thread.start()
@@ -251,7 +251,7 @@ def test_the_one_that_was_overwritten_after_its_own_write_is_done(
 
     made = plan(ami=ami, channel="stable")
     monkeypatch.setattr(parameters, "_put", early)
-    assert promote.apply(made).status == "done"
+    assert made.apply().status == "done"
     assert history(aws) == [first, ami, other]
 
 
@@ -261,7 +261,7 @@ def test_a_first_value_that_somebody_else_gave_in_the_meantime_is_kept(
     theirs = make_ami(aws, version="26.12")
     made = plan(ami=ami, channel="stable")
     right_before_the_write(monkeypatch, lambda: put(aws, theirs))
-    found = promote.apply(made)
+    found = made.apply()
     assert outcomes(found) == {HOME: ["point failed"]}
     assert f"It names {theirs} now" in found.failed[0].why
     assert history(aws) == [theirs]
@@ -273,7 +273,7 @@ def test_a_channel_that_was_deleted_in_the_meantime_is_told(
     put(aws, make_ami(aws, version="26.10"))
     made = plan(ami=ami, channel="stable")
     right_before_the_write(monkeypatch, lambda: aws.client("ssm").delete_parameter(Name=NAME))
-    found = promote.apply(made)
+    found = made.apply()
     assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
     assert "had been deleted after the plan was made" in found.failed[0].why
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in found.failed[0].why
@@ -295,7 +295,7 @@ def test_a_channel_that_was_deleted_and_made_again_is_told_whatever_its_number(
             put(aws, theirs)
 
     right_before_the_write(monkeypatch, meanwhile)
-    found = promote.apply(made)
+    found = made.apply()
     assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
     assert f"version {again}, {theirs}" in found.failed[0].why
 
@@ -305,7 +305,7 @@ def test_a_lost_answer_whose_retry_writes_twice_is_no_conflict(aws: Sandbox, ami
     made = plan(ami=ami, channel="stable", regions=[WEST])
     lost = aws.faults.add({"op": "ssm:PutParameter", "nth": [1, 2], "do": "drop", "when": "after"})
     try:
-        found = promote.apply(made)
+        found = made.apply()
     finally:
         aws.faults.clear()
     assert lost.struck
@@ -322,7 +322,7 @@ def test_what_cannot_be_read_afterwards_is_judged_by_its_number(
     aws.faults.add(denied)
     right_before_the_write(monkeypatch, lambda: put(aws, make_ami(aws, version="26.12")))
     try:
-        found = promote.apply(made)
+        found = made.apply()
     finally:
         aws.faults.clear()
     assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
@@ -366,7 +366,7 @@ def test_a_channel_that_was_deleted_and_made_again_is_not_taken_back(
             put(aws, theirs)
 
     right_after_the_write(aws, ami, monkeypatch, meanwhile)
-    found = promote.apply(made)
+    found = made.apply()
     assert outcomes(found) == {HOME: ["point failed"]}
     assert f"names {theirs} now" in found.failed[0].why
     assert history(aws) == [theirs] * again
@@ -383,7 +383,7 @@ def test_a_new_channel_that_somebody_made_again_is_not_deleted(
         put(aws, theirs)
 
     right_after_the_write(aws, ami, monkeypatch, meanwhile)
-    assert f"names {theirs} now" in promote.apply(made).failed[0].why
+    assert f"names {theirs} now" in made.apply().failed[0].why
     assert history(aws) == [theirs]
 
 
@@ -401,7 +401,7 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
     made = plan(ami=ami, channel="stable", regions=[EUROPE], progress=progress)
     monkeypatch.setattr(image_copy, "copy", copy_late)
     right_after_the_write(aws, ami, monkeypatch, (made.run.folder / acts.FILE_NAME).mkdir)
-    found = promote.apply(made)
+    found = made.apply()
     assert outcomes(found) == {HOME: ["point failed"], EUROPE: ["copy done", "point skipped"]}
     with pytest.raises(errors.UnrecordedActError) as caught:
         promote.finish(made, found)
@@ -457,7 +457,7 @@ def test_the_plan_refuses_a_parameter_that_can_be_no_channel_with_the_fix(
     assert step.verdict == "refused"
     assert said in step.what
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in step.what
-    found = promote.apply(plan(ami=ami, channel="stable", dry_run=True))
+    found = plan(ami=ami, channel="stable", dry_run=True).apply()
     assert isinstance(found.error(), errors.PointerError)
 
 
@@ -504,9 +504,9 @@ def test_an_advanced_parameter_is_promoted_and_rolled_back_and_stays_advanced(aw
     with pytest.raises(ssm.exceptions.ClientError, match="can't downgrade"):
         ssm.put_parameter(**wanted, Overwrite=True)
     made = plan(ami=ami, channel="stable")
-    assert promote.apply(made).status == "done"
+    assert made.apply().status == "done"
     back = rollback.plan(image="ecs-node", channel="stable", dry_run=False, progress=silent())
-    assert rollback.apply(back).status == "done"
+    assert back.apply().status == "done"
     assert history(aws) == [first, ami, first]
     tiers = [one["Tier"] for one in ssm.get_parameter_history(Name=NAME)["Parameters"]]
     assert tiers == ["Advanced"] * 3

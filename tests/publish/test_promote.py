@@ -27,7 +27,7 @@ from tests.publish.promoting import (
 )
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, sharing, snapshots
-from vmsnix_ops.channels import history, promote, verify
+from vmsnix_ops.channels import history, verify
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
@@ -53,7 +53,7 @@ def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
     shown = str(plan(**EVERYTHING))
     assert "  copy       to do" in shown
     assert changes(aws)[-1].startswith(("CreateVolume", "RegisterImage")) or "CopyImage" not in changes(aws)
-    found = promote.apply(plan(**EVERYTHING))
+    found = plan(**EVERYTHING).apply()
     per_region = ["share done", "revoke already so", "deprecate done", "protect done", "point done"]
     assert outcomes(found) == {
         HOME: per_region,
@@ -79,7 +79,7 @@ def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
         assert (held.encrypted, held.kms_key) == ((True, KEY) if region == EUROPE else (False, ""))
 
     before = changes(aws)
-    again = promote.apply(plan(**EVERYTHING))
+    again = plan(**EVERYTHING).apply()
     assert {row.outcome for row in again.rows} == {"already so"}
     assert changes(aws) == before
 
@@ -100,7 +100,7 @@ def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
 
 def test_a_dry_run_shows_the_plan_and_changes_nothing(aws: Sandbox, ami: str) -> None:
     before = changes(aws)
-    found = promote.apply(plan(**EVERYTHING, dry_run=True))
+    found = plan(**EVERYTHING, dry_run=True).apply()
     assert changes(aws) == before
     assert {row.outcome for row in found.rows} == {"planned", "already so"}
     assert found.error() is None
@@ -111,7 +111,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(aws: Sandbox, ami: str) ->
 def test_the_plan_and_the_outcome_are_tables_in_a_notebook(aws: Sandbox, ami: str) -> None:
     made = plan(channel="stable", regions=[WEST])
     assert f"/vmsnix/ecs-node/stable, a new pointer, to {ami}" in made._repr_html_()
-    done = promote.apply(made)
+    done = made.apply()
     assert "✓ done" in done._repr_html_()
     frame = done.regions()
     assert list(frame.columns) == ["region", "ami_id", "copy", "point", "why"]
@@ -124,15 +124,15 @@ def test_the_plan_and_the_outcome_are_tables_in_a_notebook(aws: Sandbox, ami: st
 def test_a_channel_that_somebody_moved_after_the_plan_is_left_alone(aws: Sandbox, ami: str) -> None:
     made = plan(ami=ami, channel="stable", regions=[WEST])
     other = make_ami(aws, version="26.12")
-    promote.apply(plan(ami=other, channel="stable"))
-    found = promote.apply(made)
+    plan(ami=other, channel="stable").apply()
+    found = made.apply()
     assert outcomes(found) == {HOME: ["point failed"], WEST: ["copy done", "point done"]}
     assert "after the plan was made" in found.failed[0].why
     assert pointed(aws, HOME) == other
 
 
 def test_an_ami_for_other_machines_is_not_what_the_channel_is_for(aws: Sandbox, ami: str) -> None:
-    promote.apply(plan(ami=ami, channel="stable"))
+    plan(ami=ami, channel="stable").apply()
     arm = make_ami(aws, version="26.12", Architecture="arm64", BootMode="uefi")
     with pytest.raises(errors.ParameterError, match="AMIs for arm64 and x86_64") as caught:
         plan(channel="stable")  # which of the two is the newest?
@@ -140,13 +140,13 @@ def test_an_ami_for_other_machines_is_not_what_the_channel_is_for(aws: Sandbox, 
     (target,) = plan(ami=arm, channel="stable").targets
     assert target.steps[0].verdict == "refused"
     assert "points to an AMI for x86_64" in target.steps[0].what
-    assert outcomes(promote.apply(plan(ami=arm, channel="stable")))[HOME] == ["point failed"]
+    assert outcomes(plan(ami=arm, channel="stable").apply())[HOME] == ["point failed"]
     assert pointed(aws, HOME) == ami
-    assert promote.apply(plan(ami=arm, channel="candidate")).status == "done"
+    assert plan(ami=arm, channel="candidate").apply().status == "done"
 
 
 def test_the_plan_names_what_the_channel_points_to(aws: Sandbox, ami: str) -> None:
-    promote.apply(plan(channel="stable"))
+    plan(channel="stable").apply()
     make_ami(aws, version="26.12")
     shown = str(plan(channel="stable"))
     assert f"which points to {ami} (altf4llc-ecs-node-26.11)" in shown
@@ -154,7 +154,7 @@ def test_the_plan_names_what_the_channel_points_to(aws: Sandbox, ami: str) -> No
 
 
 def test_a_history_that_may_not_be_read_says_so(aws: Sandbox, ami: str) -> None:
-    promote.apply(plan(channel="stable"))
+    plan(channel="stable").apply()
     denied = {"op": "ssm:GetParameterHistory", "do": "error", "code": "AccessDeniedException", "http": 400}
     aws.faults.add(denied)
     try:
@@ -171,9 +171,9 @@ def test_a_history_that_may_not_be_read_says_so(aws: Sandbox, ami: str) -> None:
 def test_accounts_get_the_snapshots_too_and_lose_both(aws: Sandbox, ami: str) -> None:
     ec2 = aws.client("ec2")
     (snapshot,) = images.describe(ec2, ami).snapshot_ids
-    promote.apply(plan(share_with=[OTHER, ORGANIZATION]))
+    plan(share_with=[OTHER, ORGANIZATION]).apply()
     assert sharing.of_snapshot(ec2, snapshot).accounts == (OTHER,)
-    found = promote.apply(plan(revoke_from=[OTHER]))
+    found = plan(revoke_from=[OTHER]).apply()
     assert outcomes(found)[HOME] == ["revoke done"]
     assert sharing.of_image(ec2, ami) == sharing.audience([ORGANIZATION])
     assert not sharing.of_snapshot(ec2, snapshot)
@@ -192,13 +192,13 @@ def test_public_needs_the_account_once_more_and_respects_the_block(aws: Sandbox,
     ec2.enable_image_block_public_access(ImageBlockPublicAccessState="block-new-sharing")
     made = plan(**agreed, channel="stable")
     assert [step.verdict for step in made.targets[0].steps] == ["refused", "not looked at"]
-    found = promote.apply(made)
+    found = made.apply()
     assert "disable-image-block-public-access" in found.failed[0].why
     assert pointed(aws, HOME) == ""  # nobody is pointed to what could not be shared
     ec2.disable_image_block_public_access()
-    assert promote.apply(plan(**agreed)).status == "done"
+    assert plan(**agreed).apply().status == "done"
     assert sharing.of_image(ec2, ami).public
-    assert promote.apply(plan(revoke_from=["public"])).status == "done"
+    assert plan(revoke_from=["public"]).apply().status == "done"
     assert not sharing.of_image(ec2, ami)
 
 
@@ -214,15 +214,15 @@ def test_who_was_let_in_by_others_is_told(aws: Sandbox, ami: str) -> None:
     ec2.modify_image_attribute(ImageId=ami, **share)
     made = plan(channel="stable", share_with=[OTHER])
     assert f"is shared with {stranger}, too, which nobody recorded" in str(made)
-    promote.apply(made)
+    made.apply()
     assert "nobody recorded" not in str(plan(channel="stable"))
 
 
 def test_what_one_channel_gave_and_another_took_is_no_drift(aws: Sandbox, ami: str) -> None:
     third = "109876543210"
-    promote.apply(plan(channel="candidate", share_with=[OTHER]))
-    promote.apply(plan(channel="stable", share_with=[third]))
-    promote.apply(plan(channel="candidate", revoke_from=[third]))
+    plan(channel="candidate", share_with=[OTHER]).apply()
+    plan(channel="stable", share_with=[third]).apply()
+    plan(channel="candidate", revoke_from=[third]).apply()
     assert verify.check().drift.empty
 
 
@@ -241,8 +241,8 @@ def test_no_more_public_amis_than_aws_allows_are_planned(aws: Sandbox, ami: str)
 def test_a_topic_is_told_once_for_the_same_content(aws: Sandbox, ami: str) -> None:
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     asked = {"channel": "stable", "regions": [WEST], "topic": topic}
-    assert outcomes(promote.apply(plan(**asked)))[HOME][-1] == "announce done"
-    assert outcomes(promote.apply(plan(**asked)))[HOME][-1] == "announce already so"
+    assert outcomes(plan(**asked).apply())[HOME][-1] == "announce done"
+    assert outcomes(plan(**asked).apply())[HOME][-1] == "announce already so"
     (message,) = aws.world.tables.table(aws.account, HOME, "topics")[topic].messages
     told = json.loads(message.text)
     assert (told["channel"], told["amis"][HOME]) == ("stable", ami)
@@ -253,7 +253,7 @@ def test_a_topic_that_is_not_there_leaves_the_rest_done(aws: Sandbox, ami: str) 
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     made = plan(channel="stable", topic=topic)
     aws.client("sns").delete_topic(TopicArn=topic)
-    found = promote.apply(made)
+    found = made.apply()
     assert outcomes(found)[HOME] == ["point done", "announce failed"]
     error = found.error()
     assert isinstance(error, errors.PartlyDoneError)
@@ -265,7 +265,7 @@ def test_a_topic_that_is_not_there_leaves_the_rest_done(aws: Sandbox, ami: str) 
 def test_an_ami_that_was_disabled_after_the_plan_is_not_promoted(aws: Sandbox, ami: str) -> None:
     made = plan(channel="stable")
     aws.client("ec2").disable_image(ImageId=ami)
-    found = promote.apply(made)
+    found = made.apply()
     assert "is disabled" in found.failed[0].why
     assert pointed(aws, HOME) == ""
     assert aws.calls.of("ssm:PutParameter") == []  # no launch could read it in between
@@ -273,11 +273,11 @@ def test_an_ami_that_was_disabled_after_the_plan_is_not_promoted(aws: Sandbox, a
 
 def test_the_ami_is_found_by_name_by_channel_and_by_being_the_newest(aws: Sandbox, ami: str) -> None:
     newer = make_ami(aws, version="26.12")
-    promote.apply(plan(ami="altf4llc-ecs-node-26.11", channel="candidate"))
+    plan(ami="altf4llc-ecs-node-26.11", channel="candidate").apply()
     assert pointed(aws, HOME, "candidate") == ami
-    promote.apply(plan(ami="candidate", channel="stable"))
+    plan(ami="candidate", channel="stable").apply()
     assert pointed(aws, HOME) == ami
-    promote.apply(plan(channel="stable"))
+    plan(channel="stable").apply()
     assert pointed(aws, HOME) == newer
     with pytest.raises(errors.PointerError, match="points to nothing"):
         plan(ami="candidate", image="other-node", channel="stable")

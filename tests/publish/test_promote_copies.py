@@ -40,11 +40,11 @@ def test_a_failed_copy_tells_its_snapshot_s_message_and_the_next_try_is_a_new_on
     aws: Sandbox, ami: str
 ) -> None:
     wrong = "11111111-1111-1111-1111-11111111111X"
-    found = promote.apply(plan(regions=[EUROPE], kms_keys={EUROPE: wrong}))
+    found = plan(regions=[EUROPE], kms_keys={EUROPE: wrong}).apply()
     (failed,) = found.failed
     assert "Given key ID is not accessible" in failed.why
     assert "kms:CreateGrant" in failed.why
-    again = promote.apply(plan(regions=[EUROPE]))
+    again = plan(regions=[EUROPE]).apply()
     assert outcomes(again)[EUROPE] == ["copy done"]
     assert sorted(image["State"] for image in copies(aws, EUROPE)) == ["available", "failed"]
 
@@ -57,9 +57,9 @@ def test_a_copy_that_failed_by_chance_is_made_anew_with_another_token(aws: Sandb
         "outcome": {"state_message": "Internal error"},
     }
     aws.faults.add(chance)
-    (failed,) = promote.apply(plan(regions=[EUROPE])).failed
+    (failed,) = plan(regions=[EUROPE]).apply().failed
     assert "Internal error" in failed.why
-    assert outcomes(promote.apply(plan(regions=[EUROPE])))[EUROPE] == ["copy done"]
+    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy done"]
     tokens = [call.params["ClientToken"] for call in aws.calls.of("ec2:CopyImage", ran=True)]
     assert len(set(tokens)) == 2  # the first one was used up by the copy that failed
 
@@ -73,34 +73,34 @@ def test_the_copy_limit_is_waited_out(aws: Sandbox, ami: str) -> None:
         "http": 400,
     }
     aws.faults.add(limit)
-    assert outcomes(promote.apply(plan(regions=[EUROPE])))[EUROPE] == ["copy done"]
+    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy done"]
     assert len(list(aws.calls.of("ec2:CopyImage"))) == 3
 
 
 def test_a_lost_answer_makes_no_second_copy(aws: Sandbox, ami: str) -> None:
     aws.faults.add({"op": "ec2:CopyImage", "nth": 1, "do": "drop", "when": "after"})
-    assert outcomes(promote.apply(plan(regions=[EUROPE])))[EUROPE] == ["copy done"]
+    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy done"]
     assert len(copies(aws, EUROPE)) == 1
 
 
 def test_two_promoters_at_once_make_one_copy(aws: Sandbox, ami: str) -> None:
     plans = [plan(channel="stable", regions=[EUROPE]) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(promote.apply, plans))
+        found = list(pool.map(promote.Plan.apply, plans))
     # In each region one of them sets the channel first; the other one reports that its plan is stale there.
     assert {one.status for one in found} <= {"done", "partly"}
     for region in (HOME, EUROPE):
         assert any("point done" in outcomes(one)[region] for one in found)
     (copy,) = copies(aws, EUROPE)
     assert (pointed(aws, HOME), pointed(aws, EUROPE)) == (ami, copy["ImageId"])
-    assert promote.apply(plan(channel="stable", regions=[EUROPE])).status == "done"
+    assert plan(channel="stable", regions=[EUROPE]).apply().status == "done"
 
 
 def test_a_protection_is_lifted_in_every_region(aws: Sandbox, ami: str) -> None:
-    promote.apply(plan(regions=[EUROPE], protect=True))
+    plan(regions=[EUROPE], protect=True).apply()
     asked: dict[str, Any] = {"regions": [EUROPE, WEST], "unprotect": True}
     assert "so that it can be deregistered" in str(plan(**asked))
-    found = promote.apply(plan(**asked))
+    found = plan(**asked).apply()
     assert outcomes(found) == {
         HOME: ["unprotect done"],
         EUROPE: ["copy already so", "unprotect done"],
@@ -118,7 +118,7 @@ def test_a_protection_is_lifted_in_every_region(aws: Sandbox, ami: str) -> None:
 def test_a_name_that_was_taken_a_moment_ago_is_looked_for(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    promote.apply(plan(regions=[EUROPE]))
+    plan(regions=[EUROPE]).apply()
     made = plan(regions=[EUROPE])
     seen, named = [], images.named
 
@@ -136,7 +136,7 @@ def test_a_name_that_was_taken_a_moment_ago_is_looked_for(
         "http": 400,
     }
     aws.faults.add(taken)
-    assert promote.apply(made).status == "done"
+    assert made.apply().status == "done"
     assert len(copies(aws, EUROPE)) == 1
 
 
@@ -144,7 +144,7 @@ def test_a_copy_that_is_not_seen_yet_is_not_made_twice(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names are no help: AWS copies under a name that is taken. The ClientToken is."""
-    promote.apply(plan(regions=[EUROPE]))
+    plan(regions=[EUROPE]).apply()
     made, seen, named = plan(regions=[EUROPE]), [], images.named
 
     def late(ec2: Any, name: str) -> Any:
@@ -153,36 +153,36 @@ def test_a_copy_that_is_not_seen_yet_is_not_made_twice(
         return named(ec2, name) if len(seen) > 1 else []
 
     monkeypatch.setattr(images, "named", late)
-    assert promote.apply(made).status == "done"
+    assert made.apply().status == "done"
     assert len(copies(aws, EUROPE)) == 1
 
 
 def test_a_copy_is_described_as_its_source(aws: Sandbox) -> None:
     ami_id = make_ami(aws, Description="ecs-node 26.11, built from main")
-    assert promote.apply(plan(ami=ami_id, regions=[EUROPE])).status == "done"
+    assert plan(ami=ami_id, regions=[EUROPE]).apply().status == "done"
     assert copies(aws, EUROPE)[0]["Description"] == "ecs-node 26.11, built from main"
 
 
 def test_tags_that_the_source_got_later_are_carried(aws: Sandbox, ami: str) -> None:
-    promote.apply(plan(regions=[EUROPE]))
+    plan(regions=[EUROPE]).apply()
     aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "team", "Value": "platform"}])
     made = plan(regions=[EUROPE])
     assert "the tags team" in made.targets[1].steps[0].what
-    assert outcomes(promote.apply(made))[EUROPE] == ["copy done"]
+    assert outcomes(made.apply())[EUROPE] == ["copy done"]
     (image,) = copies(aws, EUROPE)
     assert {"Key": "team", "Value": "platform"} in image["Tags"]
     snapshot_id = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
     (snapshot,) = aws.client("ec2", EUROPE).describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
     assert {"Key": "team", "Value": "platform"} in snapshot["Tags"]
-    assert outcomes(promote.apply(plan(regions=[EUROPE])))[EUROPE] == ["copy already so"]
+    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy already so"]
 
 
 def test_a_copy_that_was_deprecated_is_not_pointed_to(aws: Sandbox, ami: str) -> None:
-    promote.apply(plan(regions=[EUROPE]))
+    plan(regions=[EUROPE]).apply()
     (image,) = copies(aws, EUROPE)
     there = aws.world.tables.table(aws.account, EUROPE, "images")[image["ImageId"]]
     there.deprecate_at = datetime.now(UTC) - timedelta(days=1)
-    found = promote.apply(plan(channel="stable", regions=[EUROPE]))
+    found = plan(channel="stable", regions=[EUROPE]).apply()
     assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
     assert "is deprecated since" in found.failed[0].why
     assert not pointed(aws, EUROPE)
@@ -194,16 +194,16 @@ def test_a_copy_that_aws_would_not_let_us_share_is_not_made(aws: Sandbox, ami: s
     made = plan(regions=[EUROPE], share_with=[OTHER])
     assert [step.verdict for step in made.targets[1].steps] == ["refused", "not looked at"]
     assert "--kms-keys eu-west-1=KEY" in made.targets[1].steps[0].what
-    assert outcomes(promote.apply(made))[EUROPE] == ["copy failed", "share skipped"]
+    assert outcomes(made.apply())[EUROPE] == ["copy failed", "share skipped"]
     assert not copies(aws, EUROPE)
     ec2.modify_ebs_default_kms_key_id(KmsKeyId=KEY)  # one of ours, which others can be allowed to use
-    assert promote.apply(plan(regions=[EUROPE], share_with=[OTHER])).status == "done"
+    assert plan(regions=[EUROPE], share_with=[OTHER]).apply().status == "done"
 
 
 def test_an_encrypted_copy_that_is_there_tells_why_it_cannot_be_shared(aws: Sandbox, ami: str) -> None:
     aws.client("ec2", EUROPE).enable_ebs_encryption_by_default()
-    promote.apply(plan(regions=[EUROPE]))
-    (failed,) = promote.apply(plan(regions=[EUROPE], share_with=[OTHER])).failed
+    plan(regions=[EUROPE]).apply()
+    (failed,) = plan(regions=[EUROPE], share_with=[OTHER]).apply().failed
     assert "EBS default key cannot be shared" in failed.why
     assert "promote it again with --kms-keys" in failed.why
 
@@ -212,7 +212,7 @@ def test_what_was_just_copied_and_is_not_seen_is_waited_for(aws: Sandbox, ami: s
     for operation in ("ModifyImageAttribute", "ModifySnapshotAttribute", "EnableImageDeprecation"):
         code = "InvalidSnapshot.NotFound" if "Snapshot" in operation else "InvalidAMIID.NotFound"
         aws.faults.add({"op": f"ec2:{operation}", "nth": [1, 2], "do": "error", "code": code, "http": 400})
-    found = promote.apply(plan(regions=[EUROPE], share_with=[OTHER], deprecate_days=30))
+    found = plan(regions=[EUROPE], share_with=[OTHER], deprecate_days=30).apply()
     assert found.status == "done", found
 
 
@@ -226,6 +226,6 @@ def test_a_name_with_other_bytes_is_refused_in_the_plan(aws: Sandbox, ami: str) 
 def test_a_copy_that_is_encrypted_otherwise_is_not_taken_for_the_one_that_is_wanted(
     aws: Sandbox, ami: str
 ) -> None:
-    promote.apply(plan(regions=[EUROPE]))
-    found = promote.apply(plan(regions=[EUROPE], kms_keys={EUROPE: KEY}))
+    plan(regions=[EUROPE]).apply()
+    found = plan(regions=[EUROPE], kms_keys={EUROPE: KEY}).apply()
     assert "encrypted otherwise" in found.failed[0].why

@@ -34,7 +34,7 @@ def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> Non
     broken = {"op": "ec2:CopyImage", "where": {"region": EUROPE}, "do": "error", "code": "InternalError",
               "message": "dead", "http": 400}  # fmt: skip
     aws.faults.add(broken)
-    found = promote.apply(plan(channel="stable", regions=[WEST, EUROPE]))
+    found = plan(channel="stable", regions=[WEST, EUROPE]).apply()
     assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
     assert outcomes(found)[WEST] == ["copy done", "point done"]
     error = found.error()
@@ -43,7 +43,7 @@ def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> Non
     assert "2 of 3 regions" in error.what
     assert "dead" in error.why
     aws.faults.clear()
-    again = promote.apply(plan(channel="stable", regions=[WEST, EUROPE]))
+    again = plan(channel="stable", regions=[WEST, EUROPE]).apply()
     assert outcomes(again)[WEST] == ["copy already so", "point already so"]
     assert outcomes(again)[EUROPE] == ["copy done", "point done"]
     assert again.error() is None
@@ -61,10 +61,10 @@ def test_what_cannot_be_recorded_of_a_region_does_not_stop_the_others(
 
     with monkeypatch.context() as patch:
         patch.setattr(Tables, "append", taken)
-        found = promote.apply(plan(channel="stable", regions=[WEST]))
+        found = plan(channel="stable", regions=[WEST]).apply()
     assert outcomes(found) == {HOME: ["point done", "record failed"], WEST: ["copy done", "point done"]}
     assert isinstance(found.error(), errors.PartlyDoneError)
-    again = promote.apply(plan(channel="stable", regions=[WEST]))
+    again = plan(channel="stable", regions=[WEST]).apply()
     assert again.error() is None
     assert set(open_tables(load()).read("promotions")["region"]) == {HOME, WEST}
 
@@ -75,7 +75,7 @@ def test_a_best_effort_region_is_told_and_does_not_count(aws: Sandbox, ami: str)
     )
     made = plan(channel="stable", regions=[WEST], best_effort=[EUROPE, WEST])
     assert [(t.region, t.best_effort) for t in made.targets] == [(HOME, False), (WEST, False), (EUROPE, True)]
-    found = promote.apply(made)
+    found = made.apply()
     assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
     assert found.status == "done"
 
@@ -84,7 +84,7 @@ def test_a_region_that_is_not_enabled_is_refused_in_the_plan_and_fails_alone(aws
     made = plan(channel="stable", regions=["af-south-1"])
     assert [step.verdict for step in made.targets[1].steps] == ["refused", "not looked at"]
     assert "not enabled" in made.targets[1].steps[0].what
-    found = promote.apply(made)
+    found = made.apply()
     assert outcomes(found)[HOME] == ["point done"]
     assert outcomes(found)["af-south-1"] == ["copy failed", "point skipped"]
     assert isinstance(found.error(), errors.PartlyDoneError)
@@ -102,7 +102,7 @@ def test_what_was_done_before_a_failure_is_recorded(aws: Sandbox, ami: str) -> N
     denied = {"op": "ssm:PutParameter", "do": "error", "code": "AccessDeniedException", "http": 400}
     aws.faults.add(denied)
     try:
-        found = promote.apply(plan(channel="stable", share_with=[OTHER]))
+        found = plan(channel="stable", share_with=[OTHER]).apply()
     finally:
         aws.faults.clear()
     assert outcomes(found)[HOME] == ["share done", "point failed"]
@@ -110,13 +110,13 @@ def test_what_was_done_before_a_failure_is_recorded(aws: Sandbox, ami: str) -> N
     assert json.loads(row["shared_with"]) == [OTHER]
     assert str(row["channel"]) in ("<NA>", "nan")
     assert verify.check().drift.empty
-    promote.apply(plan(channel="stable", share_with=[OTHER]))
+    plan(channel="stable", share_with=[OTHER]).apply()
     assert list(open_tables(load()).read("promotions")["channel"].dropna()) == ["stable"]
 
 
 def test_a_dry_run_ends_as_the_promotion_would(aws: Sandbox, ami: str) -> None:
     asked: dict[str, Any] = {"channel": "stable", "dry_run": True}
-    partly = promote.apply(plan(regions=["af-south-1"], **asked))
+    partly = plan(regions=["af-south-1"], **asked).apply()
     assert outcomes(partly)["af-south-1"] == ["copy failed", "point skipped"]
     assert outcomes(partly)[HOME] == ["point planned"]
     error = partly.error()
@@ -124,7 +124,7 @@ def test_a_dry_run_ends_as_the_promotion_would(aws: Sandbox, ami: str) -> None:
     assert "✗ refused" in str(partly)
     assert "would be done in part: in 1 of 2 regions" in error.what
     assert "af-south-1, copy: The region af-south-1 is not enabled" in error.why
-    assert promote.apply(plan(best_effort=["af-south-1"], **asked)).error() is None
+    assert plan(best_effort=["af-south-1"], **asked).apply().error() is None
     assert "not enabled" in str(partly.frame().query("region == 'af-south-1'")["why"].iloc[0])
 
 
@@ -138,7 +138,7 @@ def test_a_denied_region_fails_with_the_action_and_the_others_go_on(aws: Sandbox
     iam.put_user_policy(UserName="promoter", PolicyName="only", PolicyDocument=document)
     key = iam.create_access_key(UserName="promoter")["AccessKey"]
     session = Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account).session(HOME)
-    found = promote.apply(plan(channel="stable", regions=[WEST, EUROPE], session=session))
+    found = plan(channel="stable", regions=[WEST, EUROPE], session=session).apply()
     assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
     assert "ec2:CopyImage" in found.failed[0].why
     assert outcomes(found)[WEST] == ["copy done", "point done"]
@@ -154,7 +154,7 @@ def test_what_fails_everywhere_is_a_failure_and_not_partly_done(aws: Sandbox, am
             "http": 400,
         }
     )
-    found = promote.apply(plan(channel="stable"))
+    found = plan(channel="stable").apply()
     assert found.status == "failed"
     error = found.error()
     assert isinstance(error, errors.AwsError)
@@ -174,7 +174,7 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(
 
         monkeypatch.setattr(promote, "as_completed", interrupt)
         with pytest.raises(errors.InterruptedRunError, match="go on in AWS"):
-            promote.apply(plan(channel="stable", regions=[EUROPE]))
+            plan(channel="stable", regions=[EUROPE]).apply()
         monkeypatch.undo()
     finally:
         aws.clock.speed = 20000
@@ -191,7 +191,7 @@ def test_what_a_region_came_to_while_it_was_interrupted_is_recorded(
 
     monkeypatch.setattr(promote, "as_completed", interrupt)
     with pytest.raises(errors.InterruptedRunError):
-        promote.apply(plan(channel="stable", regions=[WEST]))
+        plan(channel="stable", regions=[WEST]).apply()
     tables = open_tables(load())
     assert set(tables.read("promotions")["region"]) == {HOME, WEST}
     assert set(tables.read("steps")["step"]) == {"copy", "point"}
@@ -208,7 +208,7 @@ def test_tables_that_cannot_be_written_lose_no_outcome(
         raise errors.RecordsError(f"The table {table!r} cannot be written.", why="The disk is full.")
 
     monkeypatch.setattr(Tables, "append", full)
-    found = promote.apply(made)
+    found = made.apply()
     assert outcomes(found) == {
         HOME: ["point done", "record failed", "announce done", "record failed"],  # what was told, too
         WEST: ["copy done", "point done", "record failed"],

@@ -32,7 +32,7 @@ def promoted(aws: Sandbox, *versions: str, regions: tuple[str, ...] = ()) -> lis
     made = []
     for version in versions:
         made.append(make_ami(aws, version=version))
-        found = promote.apply(promote.plan(ami=made[-1], channel="stable", regions=regions, **USUAL))
+        found = promote.plan(ami=made[-1], channel="stable", regions=regions, **USUAL).apply()
         assert found.status == "done"
     return made
 
@@ -245,7 +245,7 @@ def test_a_topic_is_told_where_the_channel_points(aws: Sandbox) -> None:
     asked: dict[str, Any] = {"channel": "stable", "topic": topic, **USUAL}
     old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
     for ami_id in (old, new):
-        promote.apply(promote.plan(ami=ami_id, **asked))
+        promote.plan(ami=ami_id, **asked).apply()
     assert outcomes(back(topic=topic, dry_run=True).apply())[HOME] == ["point planned", "announce planned"]
     assert outcomes(back(topic=topic).apply())[HOME] == ["point done", "announce done"]
     assert outcomes(back(topic=topic).apply())[HOME] == ["point already so", "announce already so"]

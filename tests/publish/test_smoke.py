@@ -59,7 +59,7 @@ def launched(aws: Sandbox) -> list[dict[str, Any]]:
 def test_an_ami_that_boots_passes_and_nothing_is_left(aws: Sandbox) -> None:
     ami = make_ami(aws)
     says(aws)
-    result = smoke.run(plan(ami))
+    result = plan(ami).apply()
     assert result.passed
     assert result.terminated
     assert "Welcome to NixOS" in result.console
@@ -92,7 +92,7 @@ def test_the_type_follows_the_architecture_and_the_operator(
     says(aws)
     extra = {"EnaSupport": False} if kind == "t2.micro" else {}
     ami = make_ami(aws, **registration, **extra)
-    assert smoke.run(plan(ami, **asked)).passed
+    assert plan(ami, **asked).apply().passed
     (instance,) = launched(aws)
     assert instance["InstanceType"] == kind
     assert (instance.get("InstanceLifecycle") == "spot") is spot
@@ -102,7 +102,7 @@ def test_running_it_again_uses_the_next_token(aws: Sandbox) -> None:
     ami = make_ami(aws)
     says(aws)
     for _ in range(3):
-        assert smoke.run(plan(ami)).passed
+        assert plan(ami).apply().passed
     calls = list(aws.calls.of("ec2:RunInstances"))
     assert [call.outcome for call in calls].count("IdempotentInstanceTerminated") == 3  # one, then two
     assert len({call.params["ClientToken"] for call in calls if call.outcome == "ok"}) == 3
@@ -110,7 +110,7 @@ def test_running_it_again_uses_the_next_token(aws: Sandbox) -> None:
 
 def test_a_dry_run_launches_nothing(aws: Sandbox) -> None:
     made = plan(make_ami(aws), dry_run=True)
-    assert smoke.run(made).instance_id == ""
+    assert made.apply().instance_id == ""
     assert launched(aws) == []
     assert "nothing of this will be done" in str(made)
 
@@ -122,7 +122,7 @@ def test_a_published_image_runs_the_whole_way(
     monkeypatch.setattr(aws.clock, "speed", 500.0)  # a direct upload has an hour between two blocks
     made = publish.plan(image=str(image), via="direct", progress=silent(), session=session).apply()
     aws.clock.speed = 20000
-    result = smoke.run(plan(made.ami_id, pattern="sample image: ok$"))
+    result = plan(made.ami_id, pattern="sample image: ok$").apply()
     assert result.passed, result.error
     assert result.console.strip() == MESSAGE  # what its own boot sector says
 
@@ -132,7 +132,7 @@ def test_a_published_image_runs_the_whole_way(
 
 def fail(aws: Sandbox, **asked: Any) -> errors.VmsnixError:
     ami = make_ami(aws)
-    result = smoke.run(plan(ami, **asked))
+    result = plan(ami, **asked).apply()
     assert not result.passed
     assert alive(aws) == []
     assert result.error is not None
@@ -160,7 +160,7 @@ def test_a_console_without_the_pattern_shows_its_last_line(
 def test_a_silent_console_is_told(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smoke, "CONSOLE_SECONDS", 0.5)
     assert "It said nothing." in fail(aws).why
-    result = smoke.run(plan(make_ami(aws, version="other"), pattern=""))
+    result = plan(make_ami(aws, version="other"), pattern="").apply()
     assert result.passed  # it was only to be read
 
 
@@ -199,7 +199,7 @@ def test_an_empty_answer_of_the_checks_is_waited_out(aws: Sandbox) -> None:
     says(aws)
     empty = {"op": "ec2:DescribeInstanceStatus", "nth": [1, 2], "do": "set"}
     aws.faults.add({**empty, "values": {"InstanceStatuses": []}})
-    result = smoke.run(plan(make_ami(aws)))
+    result = plan(make_ami(aws)).apply()
     assert result.passed, result.error
 
 
@@ -210,7 +210,7 @@ def interrupted(*_given: Any, **_more: Any) -> None:
 def test_ctrl_c_terminates_the_instance(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instances, "wait_checks", interrupted)
     with pytest.raises(errors.InterruptedRunError) as caught:
-        smoke.run(plan(make_ami(aws)))
+        plan(make_ami(aws)).apply()
     (instance,) = launched(aws)
     assert f"{instance['InstanceId']} was terminated." in caught.value.why
     assert alive(aws) == []
@@ -219,7 +219,7 @@ def test_ctrl_c_terminates_the_instance(aws: Sandbox, monkeypatch: pytest.Monkey
 def test_ctrl_c_before_a_launch_says_that_nothing_runs(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instances, "left_behind", interrupted)
     with pytest.raises(errors.InterruptedRunError, match="No instance runs"):
-        smoke.run(plan(make_ami(aws)))
+        plan(make_ami(aws)).apply()
 
 
 def test_ctrl_c_while_the_instance_is_terminated_asks_aws_once_more(
@@ -236,7 +236,7 @@ def test_ctrl_c_while_the_instance_is_terminated_asks_aws_once_more(
 
     monkeypatch.setattr(instances, "terminate", at_first_interrupted)
     with pytest.raises(errors.InterruptedRunError, match="was terminated"):
-        smoke.run(plan(make_ami(aws)))
+        plan(make_ami(aws)).apply()
     assert alive(aws) == []
 
 
@@ -258,7 +258,7 @@ def test_a_second_ctrl_c_while_the_test_cleans_up_terminates_the_instance(
 
         monkeypatch.setattr(instances, name, once)
     with pytest.raises(errors.InterruptedRunError) as caught:
-        smoke.run(plan(make_ami(aws)))
+        plan(make_ami(aws)).apply()
     assert hit == ({"console", "terminate"} if second == "both" else {second})
     (instance,) = launched(aws)
     assert instance["InstanceId"] in caught.value.why
@@ -287,7 +287,7 @@ def test_ctrl_c_while_aws_refuses_to_terminate_names_the_instance_and_the_comman
     made = plan(make_ami(aws))
     refuse_to_terminate(aws)
     with pytest.raises(errors.InterruptedRunError, match="was interrupted") as caught:
-        smoke.run(made)
+        made.apply()
     told_to_terminate(aws, caught.value)
     assert "being terminated" not in str(caught.value)
 
@@ -301,7 +301,7 @@ def test_an_instance_that_runs_on_is_told_whatever_else_failed(
     says(aws, **outcome)
     made = plan(make_ami(aws))
     refuse_to_terminate(aws)
-    result = smoke.run(made)
+    result = made.apply()
     assert result.error is not None
     assert not result.terminated
     assert result.instance_id == told_to_terminate(aws, result.error)
@@ -318,14 +318,14 @@ def test_a_mistake_of_ours_is_raised_and_carries_the_instance_that_runs_on(
     made = plan(make_ami(aws))
     refuse_to_terminate(aws)
     with pytest.raises(ZeroDivisionError) as caught:
-        smoke.run(made)
+        made.apply()
     assert f"--instance-ids {alive(aws)[0]}" in caught.value.__notes__[0]
 
 
 def test_a_launch_whose_answer_never_comes_leaves_nothing(aws: Sandbox) -> None:
     made = plan(make_ami(aws))
     aws.faults.add({"op": "ec2:RunInstances", "do": "error", "when": "after", "http": 400, "code": "Odd"})
-    result = smoke.run(made)
+    result = made.apply()
     assert not result.passed
     assert len(launched(aws)) == 1
     assert alive(aws) == []
@@ -335,7 +335,7 @@ def test_an_instance_that_cannot_be_looked_for_is_told(aws: Sandbox) -> None:
     made = plan(make_ami(aws))
     aws.faults.add({"op": "ec2:RunInstances", "do": "error", "when": "after", "http": 400, "code": "Odd"})
     aws.faults.add({"op": "ec2:DescribeInstances", "do": "error", "nth": 2, "http": 400, "code": "Other"})
-    error = smoke.run(made).error
+    error = made.apply().error
     assert error is not None
     assert "An instance of the test may run on" in error.what
     assert "Name=tag-key,Values=vmsnix:smoke" in error.cure
@@ -357,7 +357,7 @@ def test_a_full_disk_does_not_keep_the_instance_running(
         write(journal, name, status, **more)
 
     monkeypatch.setattr(Journal, "_write", out_of_space)
-    result = smoke.run(made)
+    result = made.apply()
     assert isinstance(result.error, errors.RecordsError)
     assert "No space left on device" in result.error.why
     assert f"{result.instance_id} is being terminated" in result.error.why
@@ -379,7 +379,7 @@ def test_nothing_is_written_down_before_the_instance_goes(
         close(journal, name, status, *more)
 
     monkeypatch.setattr(Journal, "_close", look)
-    assert not smoke.run(made).passed
+    assert not made.apply().passed
     assert running == {"checks": []}
 
 
@@ -391,12 +391,12 @@ def test_the_next_test_terminates_what_a_killed_one_left(
     ec2 = aws.client("ec2")
     left = instances.launch(ec2, plan(ami).wanted)
     busy = instances.launch(ec2, plan(other).wanted)  # a test of another AMI that is under way
-    result = smoke.run(plan(ami))
+    result = plan(ami).apply()
     assert result.passed
     assert result.instance_id != left
     assert alive(aws) == [busy]
     monkeypatch.setattr(instances, "OVERDUE", -instances.OVERDUE)  # an hour later
-    assert smoke.run(plan(ami)).passed
+    assert plan(ami).apply().passed
     assert alive(aws) == []
 
 
@@ -404,7 +404,7 @@ def test_a_lost_answer_launches_no_second_instance(aws: Sandbox) -> None:
     ami = make_ami(aws)
     says(aws)
     aws.faults.add({"op": "ec2:RunInstances", "nth": 1, "do": "drop", "when": "after"})
-    assert smoke.run(plan(ami)).passed
+    assert plan(ami).apply().passed
     assert len(launched(aws)) == 1
 
 

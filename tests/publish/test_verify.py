@@ -37,7 +37,7 @@ def ami(aws: Sandbox) -> str:
     """An AMI that was promoted to two regions, shared, dated and protected."""
     made = make_ami(aws)
     wanted = {"regions": [EUROPE], "share_with": [OTHER], "deprecate_days": 365, "protect": True}
-    assert promote.apply(promote.plan(ami=made, **wanted, **USUAL)).status == "done"
+    assert promote.plan(ami=made, **wanted, **USUAL).apply().status == "done"
     return made
 
 
@@ -332,7 +332,7 @@ def as_it_is(aws: Sandbox, ami: str, region: str) -> None:
     kept = "unprotect" if seen.protection == "disabled" else "protect"
     before = len(changes(aws))
     made = promote.plan(ami=ami, region=region, dry_run=False, progress=silent(), **{kept: True})
-    assert promote.apply(made).status == "done"
+    assert made.apply().status == "done"
     assert len(changes(aws)) == before
 
 
@@ -363,7 +363,7 @@ def test_an_ami_that_was_retired_is_private_and_one_that_was_restored_shared_as_
 ) -> None:
     made = make_ami(aws)
     wanted: dict[str, Any] = {"share_with": [OTHER], "deprecate_days": 365}
-    promote.apply(promote.plan(ami=made, dry_run=False, progress=silent(), **wanted))
+    promote.plan(ami=made, dry_run=False, progress=silent(), **wanted).apply()
     rules: dict[str, Any] = {"amis": [made], "dry_run": False, "confirm": "1", "session": session}
     later = datetime.now(UTC) + timedelta(days=300)
     out = {"keep_last": 0, "min_age_days": 1, "allow_shared": True, "now": later}
@@ -395,7 +395,7 @@ def test_a_tag_that_somebody_added_is_no_drift(aws: Sandbox, ami: str) -> None:
 
 def test_a_later_promotion_and_a_rollback_are_what_counts(aws: Sandbox, ami: str) -> None:
     newer = make_ami(aws, version="26.12")
-    promote.apply(promote.plan(ami=newer, **USUAL))
+    promote.plan(ami=newer, **USUAL).apply()
     assert drift() == {}
     back = {"image": "ecs-node", "channel": "stable", "regions": [HOME], "progress": silent()}
     rollback.plan(**back, dry_run=False).apply()

@@ -2,7 +2,7 @@
 
 >>> from vmsnix_ops.channels import promote
 >>> plan = promote.plan(image="ecs-node", channel="stable", regions=["eu-west-1"])  # doctest: +SKIP
->>> print(promote.apply(plan))  # doctest: +SKIP
+>>> print(plan.apply())  # doctest: +SKIP
 region        ami_id                 copy        point       why
 eu-central-1  ami-0123456789abcdef0              done
 eu-west-1     ami-0fedcba9876543210  done        already so
@@ -151,8 +151,18 @@ class Plan(PlanTable):
         return f"Promote {source.name}{to} in {counted(len(self.targets), 'region')}, account {self.account}"
 
     def apply(self) -> Outcomes:
-        """Carry it out; see `apply`."""
-        return apply(self)
+        """Do everything that the plan lists, and return what became of it. In a dry run nothing is done.
+
+        Safe to run twice, and after a crash at any point: every step looks first, copies have ClientTokens of
+        their content, and a message goes out once the tables do not know it. SIGINT and SIGTERM end it
+        between two looks; the second one at once.
+
+        Raises
+        ------
+        vmsnix_ops.errors.InterruptedRunError
+            The operator asked to stop.
+        """
+        return _apply(self)
 
     def history(self) -> pd.DataFrame:
         """Return what the channel pointed to in the regions of the plan, as it is now; empty without one.
@@ -393,18 +403,7 @@ PLANNED: dict[Verdict, Outcome] = {
 """What a dry run comes to."""
 
 
-def apply(plan: Plan) -> Outcomes:
-    """Do everything that the plan lists, and return what became of it. In a dry run nothing is done.
-
-    Safe to run twice, and after a crash at any point: every step looks first, copies have ClientTokens of
-    their content, and a message goes out once the tables do not know it. SIGINT and SIGTERM end it between
-    two looks; the second one at once.
-
-    Raises
-    ------
-    vmsnix_ops.errors.InterruptedRunError
-        The operator asked to stop.
-    """
+def _apply(plan: Plan) -> Outcomes:
     if plan.dry_run:
         return Outcomes(JOB, tuple(_planned(plan)), plan.run.run_id, dry_run=True)
     stop, halted = threading.Event(), list[str]()

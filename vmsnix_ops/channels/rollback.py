@@ -280,8 +280,18 @@ class Plan(PlanTable):
         return frame(target.entries for target in self.targets)
 
     def apply(self) -> Outcomes:
-        """Move the pointers; see `apply`."""
-        return apply(self)
+        """Move the pointers, one call a region, and return what became of it. In a dry run nothing is moved.
+
+        Safe to run twice: a plan is for the values that it saw. A pointer that was moved meanwhile, by
+        somebody or by an earlier run of this plan, is left alone, and so is one whose AMI can no longer be
+        used.
+
+        Raises
+        ------
+        vmsnix_ops.errors.InterruptedRunError
+            The operator asked to stop.
+        """
+        return _apply(self)
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         rows = []
@@ -398,17 +408,7 @@ def plan(
     )
 
 
-def apply(plan: Plan) -> Outcomes:
-    """Move the pointers, one call a region, and return what became of it. In a dry run nothing is moved.
-
-    Safe to run twice: a plan is for the values that it saw. A pointer that was moved meanwhile, by somebody
-    or by an earlier run of this plan, is left alone, and so is one whose AMI can no longer be used.
-
-    Raises
-    ------
-    vmsnix_ops.errors.InterruptedRunError
-        The operator asked to stop.
-    """
+def _apply(plan: Plan) -> Outcomes:
     if plan.dry_run:
         would = [_planned(target) for target in plan.targets] + records.planned(plan.topic)
         return Outcomes(JOB, tuple(would), plan.run.run_id, dry_run=True)

@@ -252,6 +252,20 @@ class Plan:
         """One line."""
         return f"Smoke test of {self.ami.name} in {self.ami.region}, account {self.ami.account}"
 
+    def apply(self) -> SmokeResult:
+        """Test, and return what came of it; a test that failed is no exception here, see `finish`.
+
+        Safe to run twice, and after a crash at any point: instances are found again by their tag and
+        terminated, and the token of a launch carries the attempt. SIGINT and SIGTERM terminate the instance
+        first; the second one ends the process at once, and the next test terminates it.
+
+        Raises
+        ------
+        vmsnix_ops.errors.InterruptedRunError
+            The operator asked to stop; it says what became of the instance.
+        """
+        return _apply(self)
+
     def __str__(self) -> str:
         rows = [f"  {name:<9} {text}" for name, text in self.lines()]
         return "\n".join(map(line, [self.title, *rows]))
@@ -392,18 +406,7 @@ def plan(
     return Plan(tested, wanted, pattern, home.checks, dry_run, ec2, journal)
 
 
-def run(plan: Plan) -> SmokeResult:
-    """Test, and return what came of it; a test that failed is no exception here, see `finish`.
-
-    Safe to run twice, and after a crash at any point: instances are found again by their tag and terminated,
-    and the token of a launch carries the attempt. SIGINT and SIGTERM terminate the instance first; the
-    second one ends the process at once, and the next test terminates it.
-
-    Raises
-    ------
-    vmsnix_ops.errors.InterruptedRunError
-        The operator asked to stop; it says what became of the instance.
-    """
+def _apply(plan: Plan) -> SmokeResult:
     if plan.dry_run:
         return SmokeResult("", "", terminated=True, steps=())
     journal, seen = plan.journal, Seen()
