@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,14 +117,14 @@ def test_every_package_has_a_layer() -> None:
     [
         ("vmsnix_ops.disk.vhd", "from vmsnix_ops.aws import images"),
         ("vmsnix_ops.nix.build", "from vmsnix_ops.records import tables"),
-        ("vmsnix_ops.aws.images", "def late():\n    import vmsnix_ops.publish.plan"),
+        ("vmsnix_ops.aws.images", "def late():\n    import vmsnix_ops.publish._plan"),
         ("vmsnix_ops.audit.findings", "from ..publish import plan"),
         ("vmsnix_ops.settings", "from .aws.session import client"),
         ("vmsnix_ops.errors", "from vmsnix_ops import publish"),
         ("vmsnix_ops.sandbox.server", "from vmsnix_ops.errors import VmsnixError"),
         ("vmsnix_ops.runbooks.execution.execute", "from vmsnix_ops import sandbox"),
         ("vmsnix_ops.aws.waiting", "if TYPE_CHECKING:\n    from vmsnix_ops.runbooks import catalog"),
-        ("vmsnix_ops.publish.plan", "import importlib\nimportlib.import_module('vmsnix_ops.cli')"),
+        ("vmsnix_ops.publish._plan", "import importlib\nimportlib.import_module('vmsnix_ops.cli')"),
     ],
 )
 def test_an_import_from_above_is_found(module: str, source: str, tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_an_import_from_above_is_found(module: str, source: str, tmp_path: Path)
         ("vmsnix_ops.sandbox.ec2.imports", "from vmsnix_ops.disk.formats import open_image"),
         ("vmsnix_ops.cli", "from vmsnix_ops.sandbox import sandbox"),
         ("vmsnix_ops.aws.images", "from vmsnix_ops.aws import session\nfrom .waiting import wait"),
-        ("vmsnix_ops.publish.plan", "from vmsnix_ops import __version__, disk, nix, records"),
+        ("vmsnix_ops.publish._plan", "from vmsnix_ops import __version__, disk, nix, records"),
         ("vmsnix_ops.progress", "from vmsnix_ops.progress import widget_face"),
     ],
 )
@@ -146,6 +147,37 @@ def test_an_import_from_below_is_fine(module: str, source: str, tmp_path: Path) 
     path = tmp_path / f"{module.rpartition('.')[2]}.py"
     path.write_text(source)
     assert complaints(path, module) == []
+
+
+def test_no_module_imports_another_in_a_circle() -> None:
+    """Imports inside functions and below TYPE_CHECKING count too."""
+    modules = {name_of(path): path for path in MODULES}
+    graph = {
+        name: {
+            target if target in modules else target.rpartition(".")[0] for _, target in imported(path, name)
+        }
+        & modules.keys() - {name}
+        for name, path in modules.items()
+    }
+    tuple(TopologicalSorter(graph).static_order())  # names the circle
+
+
+def test_no_name_of_a_package_hides_a_module_of_it() -> None:
+    program = """
+import importlib, pkgutil, sys, types
+import vmsnix_ops
+for found in pkgutil.walk_packages(vmsnix_ops.__path__, "vmsnix_ops."):
+    if not found.name.endswith(("__main__", "_kernel")):
+        importlib.import_module(found.name)
+for name in [name for name in sys.modules if name.startswith("vmsnix_ops.")]:
+    package, _, leaf = name.rpartition(".")
+    if not isinstance(getattr(sys.modules[package], leaf), types.ModuleType):
+        print(name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize("module", ["vmsnix_ops", "vmsnix_ops.cli"])

@@ -170,7 +170,7 @@ def test_no_more_go_than_may_the_oldest_first(fleet: Fleet) -> None:
 
 
 def test_no_more_amis_are_asked_about_than_may_go(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmsnix_ops.audit.retirement.decide.ASKED_AT_ONCE", 2)
+    monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.ASKED_AT_ONCE", 2)
     made = [fleet.ami(days=90 - n) for n in range(6)]
     fleet.share(made[0], FRIEND)
     fleet.aws.calls.clear()
@@ -183,7 +183,7 @@ def test_what_stays_for_ever_does_not_keep_newer_ones_from_a_turn(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest have copies in use elsewhere, which is known only when all regions were looked at."""
-    monkeypatch.setattr("vmsnix_ops.audit.retirement.decide.ASKED_AT_ONCE", 1)
+    monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.ASKED_AT_ONCE", 1)
     there = fleet.client("ec2", OTHER)
     for number in range(2):
         fleet.ami(days=90 - number, digest=f"same{number}")
@@ -205,7 +205,7 @@ def test_the_oldest_of_all_regions_go_first(fleet: Fleet) -> None:
 def test_orphans_are_asked_about_only_while_they_may_go(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmsnix_ops.audit.retirement.decide.ASKED_AT_ONCE", 1)
+    monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.ASKED_AT_ONCE", 1)
     old, lent, young = (fleet.snapshot(days=days, tags={tagging.DIGEST: "d"}) for days in (90, 80, 1))
     fleet.lend(lent)
     fleet.aws.calls.clear()

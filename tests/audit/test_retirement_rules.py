@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmsnix_ops.audit.retirement.decide import candidates, decide_by_rules
+from vmsnix_ops.audit.retirement.decisions import candidates, decide_by_rules
 from vmsnix_ops.audit.retirement.view import Decision, Rules, View
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging

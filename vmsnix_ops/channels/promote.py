@@ -31,11 +31,11 @@ from vmsnix_ops.channels.history import entries, frame
 from vmsnix_ops.channels.steps import Spot, Wanted
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.progress import Step as Shown
+from vmsnix_ops.publish._plan import check_public
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
 from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, PlanTable, StepOutcome, recorded
-from vmsnix_ops.publish.plan import check_public
 from vmsnix_ops.records import acts
 from vmsnix_ops.records.result import write_then_raise
 from vmsnix_ops.records.run_context import RunContext, current_run

@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
+from vmsnix_ops.publish._plan import Plan, plan
 from vmsnix_ops.publish.boot_test import BootPlan, BootStep, plan_boot
-from vmsnix_ops.publish.plan import Plan, plan
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
 __all__ = [

@@ -23,7 +23,7 @@ from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit.retirement import _plan as retirement_result
 from vmsnix_ops.audit.retirement import view
 from vmsnix_ops.audit.retirement._plan import DONE, Plan, Result
-from vmsnix_ops.audit.retirement.decide import decide
+from vmsnix_ops.audit.retirement.decisions import decide
 from vmsnix_ops.audit.retirement.view import Decision, Rules
 from vmsnix_ops.aws import identity as preflight_account
 from vmsnix_ops.aws.identity import identity
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     import boto3
 
-    from vmsnix_ops.audit.retirement.decide import Work
+    from vmsnix_ops.audit.retirement.decisions import Work
     from vmsnix_ops.audit.retirement.view import Place
     from vmsnix_ops.progress import Progress
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import display, errors
 from vmsnix_ops.audit.retirement import view
-from vmsnix_ops.audit.retirement.decide import Work, decide
+from vmsnix_ops.audit.retirement.decisions import Work, decide
 from vmsnix_ops.audit.retirement.view import Decision, ami_facts, snapshot_facts
 from vmsnix_ops.aws import images, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
