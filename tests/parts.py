@@ -19,6 +19,8 @@ HERE = Path(__file__).parent
 QUICK = (
     "audit",
     "aws",
+    "boot",
+    "channels",
     "disk",
     "faults",
     "nix",

@@ -15,26 +15,26 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TIMING = (
     "tests/runbooks/console/test_jobs.py",
-    "tests/runbooks/test_signals.py",
-    "tests/runbooks/test_execute.py::test_an_interrupt_lets_the_notebook_clean_up",
-    "tests/runbooks/test_execute.py::test_a_notebook_that_does_not_stop_is_stopped",
-    "tests/runbooks/test_fleet.py::test_a_worker_that_is_killed_loses_nothing",
-    "tests/runbooks/test_fleet.py::test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up",
-    "tests/runbooks/test_fleet_kills.py::"
+    "tests/runbooks/execution/test_signals.py",
+    "tests/runbooks/execution/test_execute.py::test_an_interrupt_lets_the_notebook_clean_up",
+    "tests/runbooks/execution/test_execute.py::test_a_notebook_that_does_not_stop_is_stopped",
+    "tests/runbooks/fleet/test_fleet.py::test_a_worker_that_is_killed_loses_nothing",
+    "tests/runbooks/fleet/test_fleet.py::test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up",
+    "tests/runbooks/fleet/test_kills.py::"
     "test_whatever_is_killed_starting_again_finishes_the_rest_and_doubles_nothing[0-3]",
-    "tests/runbooks/test_fleet_ledger.py",
-    "tests/runbooks/test_fleet_task.py",
+    "tests/runbooks/fleet/test_ledger.py",
+    "tests/runbooks/fleet/test_task.py",
     "tests/publish/test_interrupts.py",
     "tests/faults/test_stopping.py",
-    "tests/aws/test_block_resume.py",
-    "tests/aws/test_block_faults.py",
-    "tests/aws/test_block_reading.py::test_a_killed_download_goes_on",
+    "tests/aws/ebs_direct/test_resume.py",
+    "tests/aws/ebs_direct/test_faults.py",
+    "tests/aws/ebs_direct/test_reading.py::test_a_killed_download_goes_on",
     "tests/aws/test_paging.py::test_who_waits_is_stopped_at_once",
     "tests/records/test_tables.py::test_readers_never_stumble_over_the_first_commit",
     "tests/records/test_tables.py::test_many_processes_lose_nothing_and_double_nothing[3-10]",
     "tests/records/test_tables_on_s3.py::test_many_processes_lose_nothing_and_double_nothing_on_s3[3-5-3]",
     "tests/nix/test_command.py",
-    "tests/disk/test_boot.py::test_no_machine_outlives_its_test",
+    "tests/boot/test_boot.py::test_no_machine_outlives_its_test",
     "tests/sandbox/test_state.py::test_serving_in_the_foreground_prints_exports_and_stops_cleanly",
 )
 """The tests that depend most on timing: signals, kills, leases and races."""

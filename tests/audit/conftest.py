@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.audit.account import Owner
-from tests.audit.fleet import fleet, fleet_sandbox
+from tests.audit.retirement.fleet import fleet, fleet_sandbox
 from tests.publish.conftest import aws, image, plan
 from vmsnix_ops.sandbox import Sandbox, sandbox
 

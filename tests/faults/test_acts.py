@@ -21,7 +21,7 @@ import botocore.session
 import pytest
 from botocore import xform_name
 
-from tests.audit.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
+from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
 from tests.faults.account import BUCKET, look
 from tests.faults.publishers import Kill
 from vmsnix_ops import errors, publish

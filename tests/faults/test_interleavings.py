@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.audit.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
+from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
 from tests.faults.interleaving import Actor, every_order
 from vmsnix_ops import errors
 from vmsnix_ops.aws import parameters, retiring

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.channels.promoting import HOME, WEST
 from tests.publish.conftest import aws, image, plan
-from tests.publish.promoting import HOME, WEST
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.channels import promote
 from vmsnix_ops.errors import RecordsError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.publish.promoting import (
+from tests.channels.promoting import (
     EUROPE,
     HOME,
     WEST,

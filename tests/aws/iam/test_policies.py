@@ -231,7 +231,7 @@ def test_the_command_prints_a_policy(
 
 
 def test_the_page_of_permissions_is_what_the_code_declares() -> None:
-    written = (Path(__file__).parents[2] / "docs/reference/permissions.md").read_text(encoding="utf-8")
+    written = (Path(__file__).parents[3] / "docs/reference/permissions.md").read_text(encoding="utf-8")
     assert written == page(), "run python -m vmsnix_ops.cli.permissions_page"
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.boot.small_linux import UP, make_small_linux
 from tests.disk.images import qemu_make
-from tests.disk.small_linux import UP, make_small_linux
 from tests.support import DEADLINE, require, wait_until
 from vmsnix_ops.boot import console, machine
 from vmsnix_ops.boot.run import boot

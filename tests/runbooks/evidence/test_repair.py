@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.command_line import say
-from tests.runbooks.test_signals import WAITS, Running
+from tests.runbooks.execution.test_signals import WAITS, Running
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:

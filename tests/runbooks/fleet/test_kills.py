@@ -28,7 +28,7 @@ from vmsnix_ops.sandbox import Sandbox, sandbox
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PARTS = ("client", "worker", "scheduler")
 PLAN = f"""
 name = "storm"

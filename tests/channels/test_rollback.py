@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.publish.promoting import EUROPE, HOME, WEST, ami, aws, outcomes, pointed, served, session
+from tests.channels.promoting import EUROPE, HOME, WEST, ami, aws, outcomes, pointed, served, session
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, parameters
 from vmsnix_ops.channels import history, promote, rollback

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.audit.fleet import FRIEND, REGION, Fleet
+from tests.audit.retirement.fleet import FRIEND, REGION, Fleet
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.audit.fleet import FRIEND, OTHER, REGION, Fleet
+from tests.audit.retirement.fleet import FRIEND, OTHER, REGION, Fleet
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.audit.retirement import _plan

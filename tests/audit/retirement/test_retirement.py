@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.audit.fleet import FRIEND, OTHER, REGION, Fleet, why
+from tests.audit.retirement.fleet import FRIEND, OTHER, REGION, Fleet, why
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import tags as tagging

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.publish.promoting import EUROPE, HOME, OTHER, aws, changes, copies, served, session
+from tests.channels.promoting import EUROPE, HOME, OTHER, aws, changes, copies, served, session
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.audit.sync import sync

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.runbooks.test_signals import PROGRAM, ROOT, WAITS
+from tests.runbooks.execution.test_signals import PROGRAM, ROOT, WAITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

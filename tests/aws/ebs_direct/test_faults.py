@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import boto3
 import pytest
 
-from tests.aws.test_block_resume import BLOCK, REGION, Upload, aws, image, puts, snapshots
+from tests.aws.ebs_direct.test_resume import BLOCK, REGION, Upload, aws, image, puts, snapshots
 from tests.publish.test_publish import bytes_of
 from tests.support import join, wait_until
 from vmsnix_ops import errors

@@ -14,7 +14,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
-    from tests.audit.fleet import Fleet
+    from tests.audit.retirement.fleet import Fleet
 
 
 def unwritable(monkeypatch: pytest.MonkeyPatch, table: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.runbooks.shelf import Shelf
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import sys
 from pathlib import Path

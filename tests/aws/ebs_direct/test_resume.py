@@ -24,7 +24,7 @@ from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.sandbox import sandbox
 
 REGION, BLOCK = "us-east-1", 524_288
-FOLDER = Path(__file__).parents[2]
+FOLDER = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ class Upload:
     def start(self) -> subprocess.Popen[bytes]:
         words = [str(self.image), self.digest, str(self.journal), str(self.history), REGION]
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.aws.uploader", *words],
+            [sys.executable, "-m", "tests.aws.ebs_direct.uploader", *words],
             cwd=FOLDER,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

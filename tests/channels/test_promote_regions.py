@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.publish.promoting import (
+from tests.channels.promoting import (
     EUROPE,
     HOME,
     OTHER,

@@ -12,7 +12,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.aws.test_block_resume import BLOCK, FOLDER, REGION, Upload, aws, image
+from tests.aws.ebs_direct.test_resume import BLOCK, FOLDER, REGION, Upload, aws, image
 from tests.support import kill, wait_until
 from vmsnix_ops import errors, files
 from vmsnix_ops.aws.ebs_direct import reading

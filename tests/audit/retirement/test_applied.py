@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.audit.fleet import FRIEND, REGION, Fleet, why
+from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, why
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import images
