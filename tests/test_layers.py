@@ -47,7 +47,17 @@ LAYER = {package: number for number, packages in enumerate(LAYERS, 1) for packag
 LOWEST = 1
 ENTRANCE = {"cli", "__main__"}
 WITHIN_A_LAYER = {("channels", "publish")}  # (importing, imported)
-HEAVY = ["boto3", "botocore", "pandas", "pyarrow", "papermill", "deltalake", "matplotlib", "ipywidgets"]
+HEAVY = [
+    "boto3",
+    "botocore",
+    "pandas",
+    "pyarrow",
+    "papermill",
+    "deltalake",
+    "matplotlib",
+    "ipywidgets",
+    "pydantic",
+]
 
 
 def package_of(module: str) -> str:
@@ -89,8 +99,8 @@ def complaints(path: Path, name: str) -> list[str]:
             continue
         if package == "sandbox":
             allowed = other == "disk"
-        elif other == "sandbox":
-            allowed = package in ENTRANCE
+        elif other == "sandbox" or not package:
+            allowed = package in {*ENTRANCE, ""}  # the package itself names its public modules
         elif (package in ENTRANCE and other in ENTRANCE) or (package, other) in WITHIN_A_LAYER:
             allowed = True
         elif LAYER.get(package) == LOWEST:
@@ -156,9 +166,10 @@ def test_no_module_imports_another_in_a_circle() -> None:
         name: {
             target if target in modules else target.rpartition(".")[0] for _, target in imported(path, name)
         }
-        & modules.keys() - {name}
+        & modules.keys() - {name, "vmsnix_ops"}
         for name, path in modules.items()
     }
+    graph.pop("vmsnix_ops")  # names the public modules, and imports none of them before it is used
     tuple(TopologicalSorter(graph).static_order())  # names the circle
 
 

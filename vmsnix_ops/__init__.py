@@ -1,6 +1,76 @@
 """Operations runbooks as notebooks for NixOS machine images on AWS.
 
-Importing this package is cheap: boto3, pandas and their like are imported by the functions that need them.
+`__all__` is the public API: one module a job, each with its verbs (`plan`, `check`, `read`). Everything else
+is private and may change.
+
+>>> from vmsnix_ops import promote
+>>> plan = promote.plan(image="ecs-node", channel="stable", regions=["eu-west-1"])  # doctest: +SKIP
+>>> result = plan.apply()  # doctest: +SKIP
+
+Importing this package is cheap: a module is imported when it is first used, and boto3, pandas and their like
+by the functions that need them.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from vmsnix_ops import audit, errors, publish, sandbox, settings
+    from vmsnix_ops.audit import retirement as retire
+    from vmsnix_ops.channels import promote, rollback, verify
+    from vmsnix_ops.nix import build as build_image
+    from vmsnix_ops.publish import boot_test as boot_image
+    from vmsnix_ops.publish import bootstrap, preflight
+    from vmsnix_ops.publish import smoke as smoke_test
+    from vmsnix_ops.records import history
+    from vmsnix_ops.runbooks import fleet
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "audit",
+    "boot_image",
+    "bootstrap",
+    "build_image",
+    "errors",
+    "fleet",
+    "history",
+    "preflight",
+    "promote",
+    "publish",
+    "retire",
+    "rollback",
+    "sandbox",
+    "settings",
+    "smoke_test",
+    "verify",
+]
+
+_MODULES = {
+    "boot_image": "publish.boot_test",
+    "bootstrap": "publish.bootstrap",
+    "build_image": "nix.build",
+    "fleet": "runbooks.fleet",
+    "history": "records.history",
+    "preflight": "publish.preflight",
+    "promote": "channels.promote",
+    "retire": "audit.retirement",
+    "rollback": "channels.rollback",
+    "smoke_test": "publish.smoke",
+    "verify": "channels.verify",
+}
+"""Where a public module is, when not at its own name."""
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in __all__:
+        raise AttributeError(f"module 'vmsnix_ops' has no attribute {name!r}", name=name)
+    return import_module(f"vmsnix_ops.{_MODULES.get(name, name)}")
+
+
+def __dir__() -> list[str]:
+    return __all__
