@@ -14,7 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
 
@@ -102,3 +102,20 @@ def read_line(process: subprocess.Popen[str], words: str = "", *, deadline: floa
                 return line
     complaints = process.stderr.read() if process.stderr is not None else ""
     pytest.fail(f"the program ended without printing {words or 'a line'!r}: {complaints}")
+
+
+def few(values: Iterable[Any], quick: int, *, seconds: float) -> list[Any]:
+    """Return parameters of which only the first belong to the quick tests, and the others to the long ones.
+
+    Parameters
+    ----------
+    values
+        Values, or tuples of values, for ``pytest.mark.parametrize``; the most different ones first.
+    quick
+        How many are quick.
+    seconds
+        What each of the others takes.
+    """
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    long = pytest.mark.long(seconds=seconds)
+    return [pytest.param(*row, marks=() if at < quick else long) for at, row in enumerate(rows)]

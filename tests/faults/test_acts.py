@@ -24,6 +24,7 @@ from botocore import xform_name
 from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
 from tests.faults.account import BUCKET, look
 from tests.faults.publishers import Kill
+from tests.support import few
 from vmsnix_ops import errors, publish
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import session
@@ -421,14 +422,18 @@ plan.apply()
 
 @pytest.mark.parametrize(
     ("act", "days"),
-    [
-        ("retire-amis:retire", 0),
-        ("ec2:ModifyImageAttribute", 0),
-        ("ec2:DisableImage", 0),
-        ("retire-amis:delete", 20),
-        ("ec2:DeregisterImage", 20),
-        ("ec2:DeleteSnapshot", 20),
-    ],
+    few(
+        [
+            ("ec2:DisableImage", 0),
+            ("retire-amis:delete", 20),
+            ("ec2:DeleteSnapshot", 20),
+            ("retire-amis:retire", 0),
+            ("ec2:ModifyImageAttribute", 0),
+            ("ec2:DeregisterImage", 20),
+        ],
+        3,
+        seconds=3,
+    ),
 )
 def test_killed_right_after_the_line_the_same_command_finishes(
     fleet: Fleet, tmp_path: Path, act: str, days: int

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.publish.test_publish import bytes_of
-from tests.support import join, require, wait_until
+from tests.support import few, join, require, wait_until
 from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import buckets, imports
 from vmsnix_ops.boot import run
@@ -112,15 +112,17 @@ def same_crc64(path: Path) -> None:
     write_quietly(path, at, new)
 
 
-CHANGES = {
-    "raw": [in_place, renamed_over, same_crc64],
-    "vhd": [in_place, renamed_over, block_table],
-}
+CHANGES = [
+    ("raw", same_crc64),
+    ("vhd", block_table),
+    ("vhd", renamed_over),
+    ("raw", in_place),
+    ("raw", renamed_over),
+    ("vhd", in_place),
+]
 
 
-@pytest.mark.parametrize(
-    ("kind", "change"), [(kind, change) for kind, changes in CHANGES.items() for change in changes]
-)
+@pytest.mark.parametrize(("kind", "change"), few(CHANGES, 3, seconds=2))
 def test_bytes_that_changed_between_identity_and_upload_are_refused_and_nothing_is_left(
     plan: Callable[..., publish.Plan],
     left: Callable[[], Left],
@@ -429,7 +431,7 @@ def test_an_incremental_upload_goes_by_bytes_and_not_by_times(
 
 
 @pytest.mark.parametrize("options", [["-O", "qcow2"], ["-c", "-O", "qcow2"], ["-O", "vhdx"]])
-@pytest.mark.parametrize("change", ["renamed over", "in place"])
+@pytest.mark.parametrize("change", few(["in place", "renamed over"], 1, seconds=3))
 def test_an_image_that_qemu_img_must_read_is_converted_from_identified_bytes(
     plan: Callable[..., publish.Plan],
     left: Callable[[], Left],

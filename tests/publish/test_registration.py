@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.support import wait_until
+from tests.support import few, wait_until
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, imports
 from vmsnix_ops.disk.sample import make_sample_image
@@ -225,7 +225,7 @@ def test_an_ami_that_is_pending_for_days_is_refused_before_the_upload(aws, plan,
 
 
 @pytest.mark.parametrize("shown", [[], [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp3"}}]])
-@pytest.mark.parametrize("via", ["import", "direct"])
+@pytest.mark.parametrize("via", few(["import", "direct"], 1, seconds=3))
 def test_an_ami_that_aws_still_makes_is_waited_for_and_compared_when_it_is_available(
     aws, plan, left, changes, via, shown
 ):
@@ -284,7 +284,7 @@ def test_a_disabled_ami_is_refused_before_the_upload(aws, plan, changes):
 
 
 @pytest.mark.parametrize("via", ["import", "direct"])
-@pytest.mark.parametrize("days", [None, 3])
+@pytest.mark.parametrize("days", few([None, 3], 1, seconds=3))
 def test_an_archived_snapshot_of_our_bytes_is_not_registered(aws, plan, via, days):
     asked = {} if via == "import" else {"via": "direct", "bucket": "", "role_name": ""}
     first = plan(**asked).apply()

@@ -32,8 +32,7 @@ class BlockStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        for number in range(256):
-            (folder / f"{number:02x}").mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, digest: str) -> Path:
         """Return the file of a block, by the hexadecimal SHA-256 of its bytes."""
@@ -44,6 +43,7 @@ class BlockStore:
         digest = hashlib.sha256(data).hexdigest()
         path = self.path(digest)
         if not path.exists():
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             temporary = path.with_name(f"{digest}.{os.urandom(4).hex()}")
             temporary.write_bytes(data)
             temporary.replace(path)  # two writers of the same block both succeed

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ import pytest
 
 from tests.command_line import say
 from tests.runbooks.execution.test_signals import WAITS, Running
+from tests.runbooks.shelf import make_shelf
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
@@ -47,6 +50,40 @@ def history(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VMSNIX_HISTORY", str(folder))
     monkeypatch.setenv("VMSNIX_ARCHIVE", str(shelf.archive))
     return folder
+
+
+@dataclass(frozen=True)
+class Past:
+    """Two runs, kept in an archive and a history; each test begins with them."""
+
+    archive: Path
+    history: Path
+    first: str
+    second: str
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Past:
+    folder = tmp_path_factory.mktemp("past")
+    history = folder / "history"
+    history.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VMSNIX_HISTORY", str(history))
+        shelf = make_shelf(folder, folder / "archive", patch)
+        first, second = shelf.run("print(1)", record=True), shelf.run("print(2)", record=True)
+    shutil.copytree(shelf.archive, folder / "copies" / "archive")
+    shutil.copytree(history, folder / "copies" / "history")
+    return Past(shelf.archive, history, first.run_id, second.run_id)
+
+
+@pytest.fixture
+def past(two_runs: Past, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Past:
+    for place, variable in ((two_runs.archive, "VMSNIX_ARCHIVE"), (two_runs.history, "VMSNIX_HISTORY")):
+        shutil.rmtree(place)
+        shutil.copytree(place.parent / "copies" / place.name, place)
+        monkeypatch.setenv(variable, str(place))
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    return two_runs
 
 
 def test_rows_that_a_run_could_not_save_are_saved_by_repair(shelf: Shelf, history: Path, say: Say) -> None:
@@ -137,38 +174,32 @@ WRONG = {
 
 
 @pytest.mark.parametrize("damage", [deeply, as_pipe, as_folder, as_loop, cut, *WRONG.values()])
-def test_a_damaged_entry_hides_no_other_run(
-    shelf: Shelf, history: Path, say: Say, damage: Callable[[Path], None]
-) -> None:
-    good, bad = shelf.run("print(1)", record=True), shelf.run("print(2)", record=True)
-    damage(shelf.archive / bad.run_id / "result.json")
+def test_a_damaged_entry_hides_no_other_run(past: Past, say: Say, damage: Callable[[Path], None]) -> None:
+    damage(past.archive / past.second / "result.json")
     for words in (("runs",), ("runs", "--json"), ("runs", "--runbook", "try-this")):
         code, said, complained = say(*words)
         assert code == 0, complained
-        assert good.run_id in said
-        assert bad.run_id in said
+        assert past.first in said
+        assert past.second in said
     assert say("runs", "--ami", "ami-1")[0] == 0
-    assert say("runs", "show", bad.run_id)[0] in (0, 1, 2)
+    assert say("runs", "show", past.second)[0] in (0, 1, 2)
     assert say("runs", "repair")[0] in (0, 3)
-    (history / "runs" / "_delta_log" / "00000000000000000000.json").write_text("{")
+    (past.history / "runs" / "_delta_log" / "00000000000000000000.json").write_text("{")
     assert say("history", "rebuild", "runs")[0] == 0
-    assert set(Tables(history).read("runs")["run_id"]) == {good.run_id, bad.run_id}
+    assert set(Tables(past.history).read("runs")["run_id"]) == {past.first, past.second}
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"run_id": "x", "sta', "[]", "{}", "null", "\0" * 300])
-def test_a_damaged_entry_is_listed_and_restored_from_the_tables(
-    shelf: Shelf, history: Path, say: Say, content: str
-) -> None:
-    outcome = shelf.run("print(1)", record=True)
-    entry = shelf.archive / outcome.run_id / "result.json"
+def test_a_damaged_entry_is_listed_and_restored_from_the_tables(past: Past, say: Say, content: str) -> None:
+    entry = past.archive / past.second / "result.json"
     whole = json.loads(entry.read_text())
     entry.write_text(content)
-    (listed,) = json.loads(say("runs", "--json")[1])
-    assert (listed["run_id"], listed["status"]) == (outcome.run_id, "unreadable")
-    code, _, complained = say("runs", "show", outcome.run_id)
+    listed = {one["run_id"]: one["status"] for one in json.loads(say("runs", "--json")[1])}
+    assert listed == {past.first: "done", past.second: "unreadable"}
+    code, _, complained = say("runs", "show", past.second)
     assert code == 1
-    assert f"vmsnix runs repair {outcome.run_id}" in " ".join(complained.split())
-    assert say("runs", "repair", outcome.run_id)[0] == 0
+    assert f"vmsnix runs repair {past.second}" in " ".join(complained.split())
+    assert say("runs", "repair", past.second)[0] == 0
     restored = json.loads(entry.read_text())
     for key in ("run_id", "runbook", "status", "exit_code", "started_at", "parameters", "user", "host"):
         assert restored[key] == whole[key], key
