@@ -217,7 +217,7 @@ def test_a_promotion_and_a_rollback_at_once_in_three_regions_lose_no_change(
     both, found = threading.Barrier(2, timeout=60), dict[str, Any]()
 
     def act(name: str, job: Callable[[], Any]) -> None:
-        both.wait()
+        both.wait(DEADLINE)
         found[name] = job()
 
     jobs = {"forward": lambda: forward.apply(), "back": lambda: back.apply()}
