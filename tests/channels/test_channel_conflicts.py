@@ -21,7 +21,7 @@ from tests.channels.promoting import (
     served,
     session,
 )
-from tests.support import join
+from tests.support import DEADLINE, join
 from vmsnix_ops import errors
 from vmsnix_ops.aws import image_copy, parameters, retiring
 from vmsnix_ops.aws import tags as tagging

@@ -145,8 +145,8 @@ def test_a_process_with_a_thousand_open_files_learns_the_credentials_of_a_kernel
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 1200), hard))
     try:
         with ExitStack() as files:
-            while files.enter_context(open(os.devnull)).fileno() < 1030:  # noqa: PTH123
-                pass
+            for _ in range(1030):
+                files.enter_context(open(os.devnull))  # noqa: PTH123
             inbox = files.enter_context(closing(Inbox()))
             kernel = files.enter_context(socket.socket(fileno=os.dup(inbox.descriptor)))
             for value in ("the first secret of a kernel", "the second secret of a kernel"):
