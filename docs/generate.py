@@ -79,7 +79,7 @@ def runbooks_page() -> str:
     lines = ["# Runbooks", "", table(), ""]
     for runbook in runbooks():
         lines += [f"## {runbook.name}", "", f"{runbook.description}", ""]
-        lines += [f"`vmsnix run {runbook.name}`; the notebook is `notebooks/{runbook.path.name}`.", ""]
+        lines += [f"`vmsnix {runbook.short_name}`; the notebook is `notebooks/{runbook.path.name}`.", ""]
         lines += ["| parameter | type | default | meaning |", "|---|---|---|---|"]
         for parameter in runbook.parameters:
             kind = str(parameter.type).replace("|", "\\|")

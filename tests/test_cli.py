@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -44,11 +45,135 @@ def test_the_version_is_the_package_s(say: Say) -> None:
     assert say("--version") == (0, f"vmsnix, version {__version__}\n", "")
 
 
-def test_help_lists_every_command_and_every_runbook(say: Say) -> None:
+def test_help_lists_every_runbook_and_every_command_once(say: Say) -> None:
     code, printed, _ = say("--help")
     assert code == 0
-    for name in (*COMMANDS, *catalog.names()):
-        assert f"  {name} " in printed
+    listed = [
+        name
+        for line in printed[printed.index("Runbooks:") :].splitlines()
+        if re.match(r"  [a-z]", line)
+        for name in line[2:].split("  ")[0].split(", ")
+    ]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {*COMMANDS, *catalog.names(), *catalog.SHORT_NAMES} - {"run"}
+    assert all(len(line) <= 80 for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("words", [(), ("run",), ("help",), ("help", "run")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("publish", "publish-ami"),
+        ("promote", "promote-ami"),
+        ("verify", "verify-amis"),
+        ("audit", "audit-inventory"),
+        ("retire", "retire-amis"),
+        ("timings", "import-timings"),
+        ("smoke-test", "25-smoke-test"),
+        ("rollback", "90-rollback"),
+    ],
+)
+def test_a_short_name_is_the_same_runbook(say: Say, short: str, full: str, words: tuple[str, ...]) -> None:
+    more = () if "help" in words else ("--help",)
+    one, other = say(*words, short, *more), say(*words, full, *more)
+    assert one[0] == other[0] == 0
+    assert one[1].replace(f" {short} ", f" {full} ", 1) == other[1]
+
+
+def test_results_of_a_short_name_have_the_full_name(shelf: Shelf, say: Say) -> None:
+    shelf.put("20-publish-ami.ipynb")
+    (result,) = [json.loads(say("publish", "--json")[1])]
+    assert result["runbook"] == "publish-ami"
+    assert "-publish-ami-" in result["run_id"]
+    assert say("rerun", result["run_id"], "--json")[0] == 0
+    for name in ("publish", "publish-ami", "20-publish-ami"):
+        for command in (("runs",), ("history", "runs")):
+            assert len(json.loads(say(*command, "--json", "--runbook", name)[1])) == 2, (command, name)
+    assert say("runs", "--json", "--runbook", "promote") == (0, "[]\n", "")
+
+
+def test_a_runbook_called_like_a_short_name_is_that_runbook(shelf: Shelf, say: Say) -> None:
+    shelf.put("20-publish-ami.ipynb")
+    shelf.put("21-publish.ipynb", "print('mine')")
+    assert "mine" in say("publish")[1]
+    assert "  publish-ami " in say("--help")[1]
+
+
+@pytest.mark.parametrize("command", ["publish-ami", "publish", "run publish-ami", "20-publish-ami"])
+@pytest.mark.parametrize(
+    ("option", "run_id"),
+    [
+        (("--rollback", "20261125T193321Z-publish-ami-aca377"), "20261125T193321Z-publish-ami-aca377"),
+        (("--rollback=abc", "--region", "eu-west-1"), "abc"),
+        (("--dry-run", "--rollback"), "RUN"),
+    ],
+)
+def test_a_rollback_of_a_publish_is_refused_and_names_the_commands(
+    say: Say, command: str, option: tuple[str, ...], run_id: str
+) -> None:
+    code, printed, complaint = say(*command.split(), *option)
+    assert (code, printed) == (2, "")
+    said = " ".join(complaint.split())
+    assert f"To undo an unfinished publish: vmsnix undo {run_id}." in said
+    assert "To move a channel back: vmsnix rollback." in said
+
+
+@pytest.mark.parametrize(
+    ("words", "other"),
+    [
+        ("help", "--help"),
+        ("help publish", "publish --help"),
+        ("help run", "run --help"),
+        ("help runs show", "runs show --help"),
+        ("help history steps", "history steps --help"),
+        ("help fleet", "run fleet --help"),
+        ("help undo", "undo --help"),
+        ("runbooks", "list"),
+    ],
+)
+def test_both_print_the_same(say: Say, words: str, other: str) -> None:
+    one, same = say(*words.split()), say(*other.split())
+    assert one[0] == same[0] == 0
+    assert one[1].replace(" run fleet ", " fleet ") == same[1].replace(" run fleet ", " fleet ")
+
+
+def test_version_lists_what_a_report_of_a_problem_needs(say: Say) -> None:
+    import platform
+    from importlib.metadata import version
+
+    code, printed, _ = say("version")
+    assert code == 0
+    facts = dict(line.split(maxsplit=1) for line in printed.splitlines())
+    assert facts["vmsnix"] == __version__
+    assert (facts["python"], facts["boto3"]) == (platform.python_version(), version("boto3"))
+    assert json.loads(say("version", "--json")[1])["botocore"] == version("botocore")
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("echo 'nix (Nix) 2.28.3'", "2.28.3"),
+        ("exit 1", "not found"),
+        ("true", "not found"),
+        ("", "not found"),
+    ],
+)
+def test_version_shows_nix_where_it_is(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, found: str
+) -> None:
+    if script:
+        (tmp_path / "nix").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nix").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, printed, _ = say("version")
+    assert code == 0
+    assert f"nix       {found}\n" in printed
+
+
+def test_a_rollback_and_an_undo_say_first_what_they_change(say: Say) -> None:
+    first = {name: " ".join(say("help", name)[1].split("\n\n")[1].split()) for name in ("rollback", "undo")}
+    assert first["rollback"].startswith("Move a channel back to an earlier AMI")
+    assert first["undo"].startswith("Undo a publish that did not finish")
 
 
 def test_a_word_without_a_name_is_refused_and_a_publish_is_undone_elsewhere(say: Say) -> None:
@@ -61,7 +186,18 @@ def test_a_word_without_a_name_is_refused_and_a_publish_is_undone_elsewhere(say:
 
 
 @pytest.mark.parametrize(
-    "line", ["--help", "--version", "run --help", "run publish-ami --help", "runs --help", "completion zsh"]
+    "line",
+    [
+        "--help",
+        "--version",
+        "help",
+        "version",
+        "help publish",
+        "run --help",
+        "run publish-ami --help",
+        "runs --help",
+        "completion zsh",
+    ],
 )
 def test_help_imports_nothing_heavy(line: str) -> None:
     program = (
@@ -81,28 +217,55 @@ def test_every_command_has_help(say: Say, name: str) -> None:
     assert printed.startswith(f"Usage: vmsnix {name}")
 
 
-def test_an_unknown_command_is_answered_with_the_nearest(say: Say) -> None:
-    code, _, complaint = say("publsh-ami")
-    assert code == 2
-    assert "There is no command 'publsh-ami'. Did you mean 'publish-ami'?" in complaint
-
-
-def test_an_unknown_runbook_is_answered_with_the_nearest(say: Say) -> None:
-    code, printed, complaint = say("run", "publsh-ami")
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("publsh-ami", "publish-ami"),
+        ("publsh", "publish"),
+        ("PUBLISH", "publish"),
+        ("build", "build-image"),
+        ("rollbck", "rollback"),
+        ("lst", "list"),
+        ("hlep", "help"),
+        ("help retier", "retire"),
+        ("runs shw", "show"),
+        ("help runs shw", "show"),
+        ("history rnus", "runs"),
+    ],
+)
+def test_an_unknown_command_is_answered_with_the_nearest(say: Say, words: str, nearest: str) -> None:
+    code, printed, complaint = say(*words.split())
     assert (code, printed) == (2, "")
-    assert complaint.startswith("Error: There is no runbook 'publsh-ami'.\n")
-    assert "Did you mean 'publish-ami'?" in complaint
+    assert words.split()[-1] in complaint
+    assert f"Did you mean '{nearest}'?" in complaint
 
 
-def test_runbooks_are_listed_with_their_side_effects(say: Say) -> None:
-    code, printed, _ = say("runbooks")
+def test_help_of_something_without_subcommands_is_refused(say: Say) -> None:
+    code, _, complaint = say("help", "publish", "now")
+    assert code == 2
+    assert "`vmsnix publish` has no subcommand 'now'." in complaint
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("publsh-ami", "publish-ami"), ("promte", "promote")])
+def test_an_unknown_runbook_is_answered_with_the_nearest(say: Say, name: str, nearest: str) -> None:
+    code, printed, complaint = say("run", name)
+    assert (code, printed) == (2, "")
+    assert complaint.startswith(f"Error: There is no runbook {name!r}.\n")
+    assert f"Did you mean {nearest!r}?" in complaint
+    assert "`vmsnix list`" in complaint
+
+
+def test_runbooks_are_listed_with_their_effects(say: Say) -> None:
+    code, printed, _ = say("list")
     assert code == 0
-    line = next(line for line in printed.splitlines() if line.startswith("publish-ami"))
+    line = next(line for line in printed.splitlines() if line.startswith("publish "))
+    assert line.split()[1] == "20-publish-ami"
     assert line.split()[-1] == "creates"
 
 
-def test_runbooks_as_json_hold_every_parameter(say: Say) -> None:
-    books = {book["name"]: book for book in json.loads(say("runbooks", "--json")[1])}
+def test_runbooks_as_json_contain_every_parameter(say: Say) -> None:
+    books = {book["name"]: book for book in json.loads(say("list", "--json")[1])}
+    assert books["publish-ami"]["short_name"] == "publish"
     parameters = {parameter["name"]: parameter for parameter in books["publish-ami"]["parameters"]}
     assert parameters["dry_run"] == {
         "name": "dry_run",

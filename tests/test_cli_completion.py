@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,15 +60,21 @@ def offered(
     ("line", "words"),
     [
         ("vmsnix rer", ["rerun"]),
-        ("vmsnix publish", ["publish-ami"]),
-        ("vmsnix run publish", ["publish-ami"]),
+        ("vmsnix pub", ["publish"]),
+        ("vmsnix publish-", ["publish-ami"]),
+        ("vmsnix run pub", ["publish"]),
+        ("vmsnix run publish-", ["publish-ami"]),
+        ("vmsnix publish --via d", ["direct"]),
+        ("vmsnix help prom", ["promote"]),
+        ("vmsnix help publish ", []),
         ("vmsnix run publish-ami --via ", ["import", "direct"]),
         ("vmsnix publish-ami --via d", ["direct"]),
         ("vmsnix run publish-ami --image e", ["ecs-node"]),
         ("vmsnix run publish-ami --no-dry", ["--no-dry-run"]),
         ("vmsnix run publish-ami --region eu-west-1 --role", ["--role-name"]),
         ("vmsnix runs --status l", ["lost"]),
-        ("vmsnix runs --runbook aud", ["audit-inventory"]),
+        ("vmsnix runs --runbook aud", ["audit"]),
+        ("vmsnix runs --runbook audit-", ["audit-inventory"]),
         ("vmsnix completion ", ["bash", "zsh", "fish"]),
         ("vmsnix no-such-command --", ["--version", "--help"]),
         ("vmsnix run no-such-runbook --", []),
@@ -78,7 +85,9 @@ def test_words_are_completed(offered: Callable[[str], list[str]], line: str, wor
 
 
 def test_runbooks_of_the_catalog_are_all_offered(offered: Callable[[str], list[str]]) -> None:
-    assert offered("vmsnix run ") == list(catalog.names())
+    typed = [book.short_name for book in catalog.runbooks()]
+    assert offered("vmsnix run ") == typed
+    assert set(typed) <= set(offered("vmsnix "))
 
 
 def test_ids_and_images_of_past_runs_are_offered(offered: Callable[[str], list[str]], tmp_path: Path) -> None:
@@ -181,8 +190,8 @@ def test_zsh_completes(tmp_path: Path) -> None:
         press_tab("vmsnix run publish-ami --verify s")[0].rstrip() == "vmsnix run publish-ami --verify sample"
     )
     line, shown = press_tab("vmsnix run p")
-    assert line == "vmsnix run p"  # preflight, publish-ami, promote-ami
-    assert f"publish-ami  -- {PUBLISH}" in shown
+    assert line == "vmsnix run p"  # preflight, publish, promote
+    assert re.search(f"publish +-- {PUBLISH}", shown)
 
 
 def test_fish_completes(tmp_path: Path) -> None:
@@ -194,4 +203,4 @@ def test_fish_completes(tmp_path: Path) -> None:
     choice, folder, runbook = in_shell(tmp_path, "fish", "--no-config", "-c", script).splitlines()
     assert choice == "sample"
     assert folder.split("\t")[0] == "./notebooks/"
-    assert runbook.startswith(f"publish-ami\t{PUBLISH}")
+    assert runbook.startswith(f"publish\t{PUBLISH}")

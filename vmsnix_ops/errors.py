@@ -430,5 +430,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     >>> nearest("zzz", ["region", "bucket"])
     ''
     """
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    choices = list(known)
+    match = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    match = match or difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.5)
     return f"Did you mean {match[0]!r}?" if match else ""

@@ -85,6 +85,11 @@ def test_a_rollback_of_yesterday_is_not_rolled_back_without_a_name(
     assert pointed(aws, HOME) == oldest
 
 
+def test_a_plan_says_in_its_first_line_that_it_moves_a_channel_back(aws: Sandbox) -> None:
+    promoted(aws, "26.11", "26.12")
+    assert str(back()).startswith("Move channel stable of ecs-node back to an earlier AMI, account ")
+
+
 def test_a_dry_run_moves_nothing(aws: Sandbox) -> None:
     _, new = promoted(aws, "26.11", "26.12")
     assert {row.outcome for row in back(dry_run=True).apply().rows} == {"planned"}

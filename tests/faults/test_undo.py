@@ -58,21 +58,13 @@ def test_what_a_killed_publish_left_is_removed(publishers, via, call, nth, kinds
     assert list(look(publishers.aws).leftovers()) == []
 
 
-@pytest.mark.parametrize("words", ["undo", "publish-ami --rollback"])
-def test_the_command_shows_first_and_removes_then(publishers, words):
+def test_the_command_shows_first_and_removes_then(publishers):
     run_id = killed(publishers, "import", "s3:CompleteMultipartUpload")
-    shown = CliRunner().invoke(cli, [*words.split(), run_id, "--dry-run"])
+    shown = CliRunner().invoke(cli, ["undo", run_id, "--dry-run"])
     assert f"s3://{BUCKET}/" in shown.output
     assert look(publishers.aws).objects
-    assert CliRunner().invoke(cli, [*words.split(), run_id]).exit_code == 0
+    assert CliRunner().invoke(cli, ["undo", run_id]).exit_code == 0
     assert look(publishers.aws).empty
-
-
-def test_an_undo_publishes_nothing():
-    with pytest.raises(errors.ParameterError, match="region cannot be given"):
-        CliRunner().invoke(
-            cli, ["publish-ami", "--rollback", "x", "--region", REGION], catch_exceptions=False
-        )
 
 
 def test_a_run_that_finished_is_refused(publishers):

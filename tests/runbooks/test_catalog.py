@@ -31,8 +31,10 @@ def test_a_notebook_without_a_number_is_no_runbook(shelf: Shelf) -> None:
     assert catalog.runbooks(shelf.folder) == ()
 
 
-@pytest.mark.parametrize("name", ["publish-ami", "20-publish-ami", "20-publish-ami.ipynb"])
-def test_a_runbook_is_found_with_and_without_its_number(shelf: Shelf, name: str) -> None:
+@pytest.mark.parametrize("name", ["publish", "publish-ami", "20-publish-ami", "20-publish-ami.ipynb"])
+def test_a_runbook_is_found_by_its_short_name_and_with_and_without_its_number(
+    shelf: Shelf, name: str
+) -> None:
     path = shelf.put("20-publish-ami.ipynb")
     assert catalog.find(name, shelf.folder).path == path
 

@@ -273,7 +273,7 @@ class Plan(PlanTable):
     @property
     def title(self) -> str:
         """One line: what becomes what."""
-        return f"Roll {self.channel} of {self.image} back, account {self.account}"
+        return f"Move channel {self.channel} of {self.image} back to an earlier AMI, account {self.account}"
 
     def history(self) -> pd.DataFrame:
         """Return what the channel pointed to, who changed it, and what runs from each AMI; newest first."""

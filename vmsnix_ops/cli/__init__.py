@@ -1,7 +1,7 @@
 """``vmsnix``: the runbooks from a shell.
 
-Thin: a command reads its words, calls the package, and prints. Every runbook is a command of its own, whose
-options are its notebook's parameters. Exit codes: 0 done, 1 failed, 2 wrong use, 3 partly done.
+A command reads its arguments, calls the package and prints. Every runbook is a command, whose options are the
+parameters of its notebook. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partial.
 """
 
 from __future__ import annotations
@@ -31,86 +31,119 @@ if TYPE_CHECKING:
 
 COMPLETING = "_VMSNIX_COMPLETE"  # set by the shell's completion, as click wants it
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("vmsnix_ops.cli.demo:demo", "Publish an image to a sandbox, from nothing to the AMI."),
-    "runbooks": ("vmsnix_ops.cli.runbooks:runbooks", "List the runbooks."),
-    "run": ("vmsnix_ops.cli.run:run", "Run a runbook and keep the evidence."),
+    "help": ("vmsnix_ops.cli.about:show_help", "Show the help of a runbook or a command."),
+    "list": ("vmsnix_ops.cli.about:list_runbooks", "List the runbooks with purpose and effect."),
+    "run": ("vmsnix_ops.cli.run:run", "Run a runbook; `vmsnix run NAME` is the same as `vmsnix NAME`."),
+    "demo": ("vmsnix_ops.cli.demo:demo", "Publish a small image to a local sandbox."),
+    "fleet": ("vmsnix_ops.cli.fleet:fleet", "Run many runbooks at once, as a plan file says."),
+    "undo": ("vmsnix_ops.cli.undo:undo", "Undo a publish that did not finish."),
     "runs": ("vmsnix_ops.cli.runs:runs", "List past runs, and open their evidence."),
     "rerun": ("vmsnix_ops.cli.runs:rerun", "Run a runbook again with the parameters of a past run."),
-    "history": ("vmsnix_ops.cli.history:history", "Ask the tables of runs, steps and AMIs."),
-    "fleet": ("vmsnix_ops.cli.fleet:fleet", "Run many runbooks at once, as a plan file says."),
+    "history": ("vmsnix_ops.cli.history:history", "Query the tables of runs, steps and AMIs."),
     "diff": ("vmsnix_ops.cli.diff:diff", "Show which packages differ between two AMIs."),
-    "undo": ("vmsnix_ops.cli.undo:undo", "Undo a publish that did not finish."),
-    "completion": ("vmsnix_ops.cli.completion:completion", "Print what a shell needs to complete words."),
-    "iam-policy": ("vmsnix_ops.cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
     "download": ("vmsnix_ops.cli.download:download", "Write a snapshot into a sparse raw file."),
+    "iam-policy": ("vmsnix_ops.cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
     "lab": ("vmsnix_ops.cli.lab:lab", "Open the runbooks in JupyterLab."),
-    "sandbox": ("vmsnix_ops.cli.sandbox:sandbox", "Serve a local AWS for rehearsals."),
+    "sandbox": ("vmsnix_ops.cli.sandbox:sandbox", "Serve a local AWS on 127.0.0.1."),
+    "completion": ("vmsnix_ops.cli.completion:completion", "Print the completion script of a shell."),
+    "version": ("vmsnix_ops.cli.about:version", "Print the versions of vmsnix, Python, boto3 and Nix."),
 }
 """Name, where the command is, and what it does; nothing is imported before it is called."""
 
+RUNBOOK_COMMANDS = ("fleet",)
+"""Runbooks whose command is in `COMMANDS`; ``--help`` lists them among the runbooks."""
+OTHER_NAMES = {"runbooks": "list"}
+"""Earlier names of commands. They work and are not listed."""
+
 
 class Commands(click.Group):
-    """The commands of `COMMANDS`, and every runbook by its name."""
+    """The commands of `COMMANDS`, and every runbook by its full and its short name."""
 
     def get_help(self, ctx: click.Context) -> str:
         """Return the help text; descriptions of notebooks are from outside, and click wraps them."""
         return lines(super().get_help(ctx))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the names that ``--help`` lists: the commands, then the runbooks."""
-        return list(dict.fromkeys([*COMMANDS, *_runbook_names()]))
+        """Return the names that ``--help`` lists, each once: runbooks by what people type, then commands.
+
+        ``run`` is left out, because ``vmsnix run NAME`` is the same as ``vmsnix NAME``.
+        """
+        from vmsnix_ops.runbooks import catalog
+
+        short = catalog.short_names()
+        books = [short.get(name, name) for name in catalog.names()]
+        return list(dict.fromkeys([*books, *(name for name in COMMANDS if name != "run")]))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Return a command, imported now; ``None`` when there is none."""
-        if cmd_name in COMMANDS:
-            module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-            command = getattr(importlib.import_module(module), attribute)
-            return command if isinstance(command, click.Command) else None
-        if cmd_name.removesuffix(".ipynb").lstrip("0123456789-") in _runbook_names():
-            from vmsnix_ops.cli.run import runbook_command
+        known = OTHER_NAMES.get(cmd_name, cmd_name)
+        if known in COMMANDS:
+            return load_command(known)
+        from vmsnix_ops.runbooks import catalog
 
-            return runbook_command(cmd_name)
-        return None
+        full_name = catalog.full_name(cmd_name)
+        if full_name not in catalog.names():
+            return None
+        from vmsnix_ops.cli.run import runbook_command
+
+        return load_command(full_name) if full_name in RUNBOOK_COMMANDS else runbook_command(full_name)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Return the commands that begin so, without importing any."""
+        """Return the runbooks and commands that begin so, without importing any."""
         from click.shell_completion import CompletionItem
 
-        known = [(name, text) for name, (_, text) in COMMANDS.items()]
-        known += [(name, "runbook") for name in _runbook_names()]
-        found = [CompletionItem(name, help=text) for name, text in known if name.startswith(incomplete)]
+        texts = {name: text for name, (_, text) in COMMANDS.items()}
+        found = [
+            CompletionItem(name, help=texts.get(name, "runbook"))
+            for name in [*self.list_commands(ctx), "run"]
+            if name.startswith(incomplete)
+        ]
+        if not found:  # a full name, for whom the short one is not enough
+            from vmsnix_ops.runbooks import catalog
+
+            full = catalog.names() if incomplete else ()
+            found = [CompletionItem(name, help="runbook") for name in full if name.startswith(incomplete)]
         # An option, or nothing: click knows those.
         return found or click.Command.shell_complete(self, ctx, incomplete)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the words name; an unknown one is answered with the nearest."""
+        """Find the command of a name; an unknown name is answered with the nearest."""
         name = args[0]
         missing = not ctx.resilient_parsing and self.get_command(ctx, name) is None
         if missing and not name.startswith("-"):
-            hint = nearest(name, self.list_commands(ctx))
-            raise click.UsageError(f"There is no command {name!r}. {hint}".rstrip(), ctx)
+            from vmsnix_ops.runbooks import catalog
+
+            hint = nearest(name, [*self.list_commands(ctx), "run", *catalog.names()])
+            raise click.UsageError(f"There is no command {name!r}. {hint or 'vmsnix help lists all.'}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """Write the two lists of ``--help`` without importing a command."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
         from vmsnix_ops.runbooks import catalog
 
         books, unusable = catalog.read_all()
         with formatter.section("Runbooks"):
-            formatter.write_dl([(book.name, book.description or book.title) for book in books])
+            formatter.write_dl(
+                [
+                    (", ".join(dict.fromkeys([book.short_name, book.name])), book.description or book.title)
+                    for book in books
+                ]
+            )
+        listed = {book.name for book in books} | {"run"}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items() if name not in listed])
         if unusable:
             with formatter.section("Unusable notebooks"):
                 formatter.write_dl([(error.what, f"{error.why} {error.cure}") for error in unusable])
 
 
-def _runbook_names() -> tuple[str, ...]:
-    from vmsnix_ops.runbooks import catalog
-
-    return catalog.names()
+def load_command(name: str) -> click.Command | None:
+    """Return a command of `COMMANDS`, imported now."""
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    return command if isinstance(command, click.Command) else None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -118,7 +151,8 @@ def _runbook_names() -> tuple[str, ...]:
 def cli() -> None:
     """Operations runbooks for NixOS machine images on AWS.
 
-    `vmsnix demo` shows the whole way of an image on a sandbox, without an AWS account.
+    `vmsnix demo` publishes a small image to a local sandbox, without an AWS account. `vmsnix help NAME` shows
+    the options of a runbook or a command. `vmsnix run NAME` is the same as `vmsnix NAME`.
     """
 
 

@@ -56,6 +56,24 @@ def items(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
     ]
 
 
+def runbooks(incomplete: str) -> list[CompletionItem]:
+    """Return the runbooks that begin so, by the name to type; full names where no short one begins so."""
+    from click.shell_completion import CompletionItem
+
+    from vmsnix_ops.runbooks import catalog
+
+    books = catalog.runbooks()
+    for typed in ([book.short_name for book in books], [book.name for book in books]):
+        found = [
+            CompletionItem(name, help=book.description or book.title)
+            for name, book in zip(typed, books, strict=True)
+            if name.startswith(incomplete)
+        ]
+        if found:
+            return found
+    return []
+
+
 def images(incomplete: str) -> list[CompletionItem]:
     """Return images that begin so: those of the flake's folder, and those of past runs; else files.
 

@@ -1,4 +1,4 @@
-"""``vmsnix fleet PLAN``."""
+"""``vmsnix fleet PLAN``; ``vmsnix run fleet`` is the same command."""
 
 from __future__ import annotations
 
@@ -13,9 +13,20 @@ from vmsnix_ops.text import echo, line
 if TYPE_CHECKING:
     from vmsnix_ops.runbooks.fleet import Fleet
 
+DEFAULT_PLAN = "fleet.toml"
+
 
 @click.command()
-@click.argument("plan", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument(
+    "plan_file", metavar="[PLAN]", required=False, type=click.Path(path_type=Path, dir_okay=False)
+)
+@click.option(
+    "--plan",
+    "named",
+    metavar="PLAN",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The plan file, as another way to write PLAN.  [default: fleet.toml]",
+)
 @click.option("--dry-run/--no-dry-run", default=True, show_default=True, help="Only show what would be run.")
 @click.option(
     "--scheduler",
@@ -47,7 +58,8 @@ if TYPE_CHECKING:
     "--json", "as_json", is_flag=True, help="Print result.json instead of words; the plan, in a dry run."
 )
 def fleet(
-    plan: Path,
+    plan_file: Path | None,
+    named: Path | None,
     dry_run: bool,
     scheduler: str,
     workers: int,
@@ -65,6 +77,8 @@ def fleet(
     """
     import sys
 
+    if plan_file is not None and named is not None:
+        raise click.UsageError("Two plan files were given. Give PLAN or --plan, not both.")
     from vmsnix_ops.cli.output import show_error, show_json
     from vmsnix_ops.cli.rehearsal import rehearsal
     from vmsnix_ops.runbooks import fleet as fleets
@@ -72,7 +86,7 @@ def fleet(
 
     with rehearsal() if sandbox else nullcontext() as stage:
         ready = fleets.plan(
-            plan,
+            plan_file or named or Path(DEFAULT_PLAN),
             scheduler=scheduler,
             workers=workers,
             ledger=ledger or (str(stage.state / "fleets") if stage else ""),

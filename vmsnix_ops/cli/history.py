@@ -85,6 +85,10 @@ def _reader(table: str) -> Callable[..., None]:
             raise click.UsageError("--json and --csv exclude each other.")
         from vmsnix_ops.cli.output import show_json_text
 
+        if wanted.get("runbook"):
+            from vmsnix_ops.runbooks import catalog
+
+            wanted["runbook"] = catalog.full_name(wanted["runbook"])
         frame = _read(table, wanted, sandbox=sandbox)
         if as_json:
             rows = frame.to_json(orient="records", date_format="iso", date_unit="ms", indent=2)

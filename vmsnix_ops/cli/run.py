@@ -26,7 +26,7 @@ else:
     ParamType = click.ParamType  # generic since click 8.4 only
 
 PREFIX = "parameter_"  # keeps a runbook's parameters apart from the options of every run
-OWN = ("json", "archive", "sandbox", "param", "help", "yes", "rollback")
+OWN = ("json", "archive", "sandbox", "param", "help", "yes")
 
 
 class DeclaredType(ParamType):
@@ -70,14 +70,22 @@ class RunbookCommand(click.Command):
         return lines(super().get_help(ctx))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse a word without a name; the run of a publish has a command of its own."""
-        words = super().parse_args(ctx, args)
+        """Refuse an argument without a name, and name the command that was probably meant."""
+        given = list(args)
+        try:
+            words = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if self.name == "publish-ami" and error.option_name == "--rollback":
+                raise click.UsageError(_no_rollback(given), ctx) from error
+            raise
         if not words or ctx.resilient_parsing:
             return words
-        undo = (
-            f" To undo an unfinished publish: vmsnix undo {words[0]}." if RUN_ID.fullmatch(words[0]) else ""
-        )
-        raise click.UsageError(f"{words[0]!r} has no name; parameters are given as --name value.{undo}", ctx)
+        hint = ""
+        if RUN_ID.fullmatch(words[0]):
+            hint = f" To undo an unfinished publish: vmsnix undo {words[0]}."
+        elif words[0] == "help":
+            hint = f" To show the options: {ctx.command_path} --help."
+        raise click.UsageError(f"{words[0]!r} has no name; parameters are given as --name value.{hint}", ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write two lists: the runbook's parameters, the options of every run."""
@@ -94,6 +102,18 @@ class RunbookCommand(click.Command):
             formatter.write_dl(every)
 
 
+def _no_rollback(args: list[str]) -> str:
+    """Return the error for ``publish-ami --rollback RUN``, which earlier versions had."""
+    place = next(number for number, word in enumerate(args) if word.split("=")[0] == "--rollback")
+    run_id = args[place].partition("=")[2] or "".join(args[place + 1 : place + 2])
+    if not run_id or run_id.startswith("-"):
+        run_id = "RUN"
+    return (
+        "publish-ami has no option --rollback, because two commands undo different things. "
+        f"To undo an unfinished publish: vmsnix undo {run_id}. To move a channel back: vmsnix rollback."
+    )
+
+
 class Runbooks(click.Group):
     """Every runbook is a command of this group."""
 
@@ -103,18 +123,27 @@ class Runbooks(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names of the runbooks that can be used; help reads each of them."""
-        return [book.name for book in catalog.runbooks()]
+        return [book.short_name for book in catalog.runbooks()]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:  # noqa: ARG002 - click's signature
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Return the command of a runbook; `UnknownRunbookError` names the nearest."""
-        return runbook_command(cmd_name)
+        from vmsnix_ops.cli import RUNBOOK_COMMANDS, load_command
+
+        name = catalog.full_name(cmd_name)
+        return load_command(name) if name in RUNBOOK_COMMANDS else runbook_command(name)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the runbooks that begin so, by the name to type; a full name where no short one fits."""
+        from vmsnix_ops.cli import completion
+
+        return completion.runbooks(incomplete) or super().shell_complete(ctx, incomplete)
 
 
 @click.command(cls=Runbooks, subcommand_metavar="NAME [PARAMETERS]...")
 def run() -> None:
     """Run a runbook through papermill and keep the evidence: executed notebook, report, result, log.
 
-    `vmsnix run NAME --help` lists the parameters of a runbook.
+    `vmsnix run NAME` is the same as `vmsnix NAME`. `vmsnix help NAME` lists the parameters of a runbook.
     """
 
 
@@ -218,9 +247,6 @@ def _every_run(runbook: catalog.Runbook) -> list[click.Option]:
         options.append(
             click.Option(["--yes"], is_flag=True, help="Confirm that it shall destroy, with --no-dry-run.")
         )
-    if runbook.name == "publish-ami":
-        text = "Undo this run, which did not finish, instead; with --dry-run only show what it left."
-        options.append(click.Option(["--rollback"], metavar="RUN", help=text))
     return options
 
 
@@ -231,12 +257,9 @@ def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]
         archive: str | None,
         as_json: bool,
         yes: bool = False,
-        rollback: str | None = None,
         **options: object,
     ) -> int:
         given = _given(runbook, options, pairs)
-        if rollback is not None:
-            return _undo(rollback, given, as_json=as_json)
         if past is None:
             return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json, yes=yes)
         from vmsnix_ops.runbooks.execution.execute import same_parameters
@@ -252,21 +275,6 @@ def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]
         )
 
     return run_it
-
-
-def _undo(run_id: str, given: Mapping[str, object], *, as_json: bool) -> int:
-    """Undo a run as ``vmsnix undo`` does; what it was asked for stands in its journal."""
-    from vmsnix_ops.cli.undo import undo_run
-    from vmsnix_ops.errors import ParameterError
-
-    others = sorted(set(given) - {"dry_run"})
-    if others:
-        raise ParameterError(
-            f"With --rollback nothing is published, so {', '.join(others)} cannot be given.",
-            why="What the run was asked for stands in its journal.",
-            cure="Give --rollback alone, or with --dry-run.",
-        )
-    return undo_run(run_id, dry_run=given.get("dry_run", False) is True, as_json=as_json)
 
 
 def _given(

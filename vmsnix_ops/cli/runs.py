@@ -59,9 +59,8 @@ def _ids(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> li
 
 def _runbooks(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from vmsnix_ops.cli import completion
-    from vmsnix_ops.runbooks import catalog
 
-    return completion.items(catalog.names(), incomplete)
+    return completion.runbooks(incomplete)
 
 
 @click.group(invoke_without_command=True)
@@ -107,7 +106,9 @@ def runs(
     if ctx.invoked_subcommand is not None:
         return
     from vmsnix_ops.cli.output import show_json
+    from vmsnix_ops.runbooks import catalog
 
+    runbook = catalog.full_name(runbook) if runbook else ""
     found = open_archive(archive, sandbox=sandbox).entries(
         runbook=runbook, image=image, status=status or "", ami=ami, last=None if everything else last
     )

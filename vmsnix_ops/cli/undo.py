@@ -12,16 +12,11 @@ from vmsnix_ops.text import echo
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
 def undo(run_id: str, dry_run: bool, as_json: bool) -> int:
-    """Remove what an unfinished publish left in AWS: object, uploads, import, snapshots without an AMI.
+    """Undo a publish that did not finish: delete its object, uploads, import and snapshots without an AMI.
 
-    RUN is its id, as `vmsnix history` shows it. A run that finished is refused. To go on instead, give the
-    same command again. `vmsnix publish-ami --rollback RUN` does the same.
+    RUN is the id of the run, as `vmsnix runs` lists it. A run that finished is refused. To continue the
+    publish instead, give the same command again. To move a channel back, use `vmsnix rollback`.
     """
-    return undo_run(run_id, dry_run=dry_run, as_json=as_json)
-
-
-def undo_run(run_id: str, *, dry_run: bool, as_json: bool) -> int:
-    """Show what a run left, remove it unless `dry_run`, and return the exit code."""
     from dataclasses import asdict
 
     from vmsnix_ops.cli.output import show_json

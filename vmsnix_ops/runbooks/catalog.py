@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 SideEffects = Literal["read_only", "creates", "destroys"]
 """What a runbook may do: look, add, or take away."""
 
+SHORT_NAMES: Mapping[str, str] = {
+    "publish": "publish-ami",
+    "promote": "promote-ami",
+    "verify": "verify-amis",
+    "audit": "audit-inventory",
+    "timings": "import-timings",
+    "retire": "retire-amis",
+}
+"""Short names that people may type for a runbook. Results, tables and reports contain the full name."""
+
 FILE_NAME = re.compile(r"^(?P<number>\d\d)-(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)\.ipynb$")
 
 
@@ -58,6 +68,11 @@ class Runbook:
     def slug(self) -> str:
         """Name with number, as the file has it: ``20-publish-ami``."""
         return self.path.stem
+
+    @property
+    def short_name(self) -> str:
+        """The name to type: ``publish`` for ``publish-ami``, ``rollback`` for ``rollback``."""
+        return short_names(self.path.parent).get(self.name, self.name)
 
 
 def default_folder() -> Path:
@@ -105,7 +120,7 @@ def read_all(folder: Path | None = None) -> tuple[tuple[Runbook, ...], tuple[Run
 
 
 def find(name: str, folder: Path | None = None) -> Runbook:
-    """Return the runbook of that name, with or without its number.
+    """Return the runbook of that name: ``publish-ami``, ``20-publish-ami`` or its short name ``publish``.
 
     Raises
     ------
@@ -115,17 +130,39 @@ def find(name: str, folder: Path | None = None) -> Runbook:
         When its notebook is broken.
     """
     files = _files(folder)
-    wanted = name.removesuffix(".ipynb")
+    wanted = full_name(name, folder)
     for path in files:
-        if wanted in (path.stem, _name(path)):
+        if wanted == _name(path):
             return read(path)
     names = [_name(path) for path in files]
     raise UnknownRunbookError(
         f"There is no runbook {name!r}.",
-        why=nearest(wanted, [*names, *(path.stem for path in files)])
+        why=nearest(wanted, [*names, *short_names(folder).values(), *(path.stem for path in files)])
         or (f"The runbooks are {', '.join(names)}." if names else "There are no notebooks."),
-        cure="`vmsnix runbooks` lists them.",
+        cure="`vmsnix list` lists them.",
     )
+
+
+def full_name(name: str, folder: Path | None = None) -> str:
+    """Return the full name of a runbook: ``publish-ami`` for ``publish`` or ``20-publish-ami``.
+
+    A name that no runbook has is returned unchanged: the archive can contain runs of a runbook that was
+    deleted since.
+    """
+    wanted = name.removesuffix(".ipynb")
+    for path in _files(folder):
+        if wanted in (path.stem, _name(path)):
+            return _name(path)
+    return SHORT_NAMES[wanted] if wanted in short_names(folder).values() else name
+
+
+def short_names(folder: Path | None = None) -> dict[str, str]:
+    """Return the short name of each runbook that has one, by full name.
+
+    A runbook that is itself called like a short name hides that short name.
+    """
+    known = names(folder)
+    return {full: short for short, full in SHORT_NAMES.items() if full in known and short not in known}
 
 
 def names(folder: Path | None = None) -> tuple[str, ...]:

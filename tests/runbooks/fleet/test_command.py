@@ -42,6 +42,23 @@ def test_a_plan_is_only_shown_unless_it_is_said_otherwise(
     assert [(one["target"], one["state"]) for one in told["targets"]] == [("greet", "planned")]
 
 
+@pytest.mark.parametrize(
+    "words", ["fleet --plan PLAN", "run fleet PLAN", "run fleet --plan PLAN", "run fleet"]
+)
+def test_every_spelling_is_the_same_command(
+    plan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    plan.rename(plan.with_name("fleet.toml"))  # the default
+    monkeypatch.chdir(plan.parent)
+    assert main(words.replace("PLAN", "fleet.toml").split()) == 0
+    assert "Fleet try: 1 target on this machine, a new round" in capsys.readouterr().out
+
+
+def test_two_plan_files_are_refused(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fleet", str(plan), "--plan", str(plan)]) == 2
+    assert "Give PLAN or --plan, not both." in capsys.readouterr().err
+
+
 def test_a_plan_that_is_wrong_is_wrong_use(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan.write_text(plan.read_text().replace('"greet"', '"gret"'))
     assert main(["fleet", str(plan), "--no-dry-run"]) == 2

@@ -53,6 +53,14 @@ class Plans:
 # What a plan stands for
 
 
+def test_a_plan_may_name_a_runbook_by_its_short_name(plans: Plans, shelf: Shelf) -> None:
+    shelf.put("30-promote-ami.ipynb", parameters=PARAMETERS)
+    short = plans.read('[[entry]]\nname = "one"\nrunbook = "promote"\n')
+    full = plans.read('[[entry]]\nname = "one"\nrunbook = "promote-ami"\n')
+    assert [target.runbook for target in short.targets] == ["promote-ami"]
+    assert [target.key for target in short.targets] == [target.key for target in full.targets]
+
+
 def test_an_entry_is_a_target_for_every_combination(plans: Plans) -> None:
     entry = """
         [[entry]]

@@ -1,0 +1,123 @@
+"""``vmsnix help``, ``vmsnix version`` and ``vmsnix list``: what there is, and how it is called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vmsnix_ops import __version__
+from vmsnix_ops.text import echo
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+LIBRARIES = ("boto3", "botocore")
+NIX_SECONDS = 10
+
+
+def _topics(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the names of commands and runbooks, without importing any."""
+    root = ctx.find_root()
+    return [] if ctx.params.get("names") else root.command.shell_complete(root, incomplete)
+
+
+@click.command("help")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_topics)
+@click.pass_context
+def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Show the help of a runbook or a command; without NAME, list all of them.
+
+    `vmsnix help publish` and `vmsnix publish --help` are the same, and so are `vmsnix help runs show` and
+    `vmsnix runs show --help`.
+    """
+    context = ctx.find_root()
+    for name in names:
+        command = context.command
+        if not isinstance(command, click.Group):
+            raise click.UsageError(f"`{context.command_path}` has no subcommand {name!r}.", ctx)
+        _, found, _ = command.resolve_command(context, [name])
+        if found is None:  # an option, which is no command
+            raise click.UsageError(f"{name!r} is not a command.", ctx)
+        context = click.Context(found, info_name=name, parent=context)
+    echo(context.command.get_help(context))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def version(as_json: bool) -> None:
+    """Print the versions of vmsnix, Python, boto3, botocore and Nix."""
+    import platform
+    from importlib import metadata
+
+    versions = {"vmsnix": __version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = ""
+    versions["nix"] = _nix_version()
+    if as_json:
+        from vmsnix_ops.text import json
+
+        echo(json(versions, indent=2))
+        return
+    for name, found in versions.items():
+        echo(f"{name:<9} {found or 'not found'}")
+
+
+def _nix_version() -> str:
+    """Return the version of the Nix on PATH; empty when there is none that answers."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            ["nix", "--version"], capture_output=True, text=True, timeout=NIX_SECONDS, check=False
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return ""
+    words = done.stdout.split()
+    return words[-1] if done.returncode == 0 and words else ""
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every parameter.")
+def list_runbooks(as_json: bool) -> None:
+    """List the runbooks with their purpose and effect: read only, creates or destroys."""
+    from vmsnix_ops.cli.output import cell, console, new_table, show_error, show_json
+    from vmsnix_ops.runbooks import catalog
+
+    books, unusable = catalog.read_all()
+    for error in unusable:
+        show_error(error.what, error.why, error.cure)
+    if as_json:
+        show_json(
+            [
+                {
+                    "name": book.name,
+                    "short_name": book.short_name,
+                    "number": book.number,
+                    "title": book.title,
+                    "description": book.description,
+                    "side_effects": book.side_effects,
+                    "notebook": str(book.path),
+                    "parameters": [
+                        {
+                            "name": parameter.name,
+                            "type": str(parameter.type),
+                            "default": parameter.default,
+                            "choices": list(parameter.choices),
+                            "help": parameter.help,
+                        }
+                        for parameter in book.parameters
+                    ],
+                }
+                for book in books
+            ]
+        )
+        return
+    table = new_table("runbook", "notebook", "purpose", "effect", unbroken=("runbook", "notebook"))
+    for book in books:
+        purpose, effect = book.description or book.title, book.side_effects.replace("_", " ")
+        table.add_row(*map(cell, (book.short_name, book.slug, purpose, effect)))
+    console().print(table)
