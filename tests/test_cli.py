@@ -350,6 +350,71 @@ def test_wrong_words_end_with_2_before_anything_runs(
     assert not shelf.archive.exists()
 
 
+@pytest.mark.parametrize(
+    ("declared", "words", "shown"),
+    [
+        ("region: str = ''", ("--regions", "a"), "'a'"),
+        ("region: str = ''", ("-p", "regions=a"), "'a'"),
+        ("region: str = ''", ("--regions", "a", "--regions", "a"), "'a'"),
+        ("regions: list[str] = []", ("--region", "a"), "['a']"),
+        ("regions: list[str] = []", ("-p", "region=a"), "['a']"),
+    ],
+)
+def test_one_region_is_taken_as_region_and_as_regions_with_a_hint(
+    shelf: Shelf, say: Say, declared: str, words: tuple[str, ...], shown: str
+) -> None:
+    name = declared.partition(":")[0]
+    other = {"region": "regions", "regions": "region"}[name]
+    shelf.put("10-try-this.ipynb", f"print('got', repr({name}))", parameters=declared)
+    for command in (("try-this",), ("run", "try-this")):
+        code, printed, hint = say(*command, *words)
+        assert code == 0
+        assert f"got {shown}\n" in printed
+        assert hint.startswith("Hint: try-this takes ")
+        assert hint.endswith(f"{other} is read as {name}.\n")
+    run_id = json.loads(say("runs", "--json", "--last", "1")[1])[0]["run_id"]
+    assert f"got {shown}\n" in say("rerun", run_id)[1]
+    assert "got 'b'" in say("rerun", run_id, f"--{other}", "b")[1].replace("['b']", "'b'")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--region eu-west-1 --region eu-central-1",
+        "--regions eu-west-1,eu-central-1",
+        "--region eu-west-1,eu-central-1 --regions eu-west-1",
+    ],
+)
+def test_a_command_takes_regions_one_by_one_and_with_commas(say: Say, words: str) -> None:
+    code, printed, _ = say("iam-policy", "auditor", *words.split())
+    assert code == 0
+    assert '"eu-west-1",' in printed
+    assert '"eu-central-1"' in printed
+    assert printed == say("iam-policy", "auditor", "--region", "eu-west-1", "--region", "eu-central-1")[1]
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ("region: str = ''", ("--regions", "a,b")),
+        ("region: str = ''", ("--regions", "a", "--regions", "b")),
+        ("region: str = ''", ("--region", "a", "--region", "b")),
+        ("region: str = ''", ("--region", "a,b")),
+        ("region: str = ''", ("-p", "regions=a,b")),
+        ("regions: list[str] = []", ("--region", "a,b")),
+        ("regions: list[str] = []", ("--region", "a", "--region", "b")),
+    ],
+)
+def test_several_regions_for_one_are_refused_before_anything_runs(
+    shelf: Shelf, say: Say, declared: str, words: tuple[str, ...]
+) -> None:
+    shelf.put("10-try-this.ipynb", parameters=declared)
+    code, printed, complaint = say("try-this", *words)
+    assert (code, printed) == (2, "")
+    assert " takes one region.\n       2 were given: a, b.\n" in complaint
+    assert not shelf.archive.exists()
+
+
 def test_json_is_the_only_thing_on_standard_output(shelf: Shelf, say: Say) -> None:
     shelf.put("10-try-this.ipynb", "print('a line')")
     code, printed, watched = say("run", "try-this", "--json")

@@ -13,7 +13,7 @@ import pytest
 from tests.support import few
 from vmsnix_ops import settings
 from vmsnix_ops.errors import ParameterError, VmsnixError
-from vmsnix_ops.runbooks import catalog
+from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.declarations import Parameter
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
@@ -77,6 +77,22 @@ def test_the_first_call_refuses_a_value_of_another_type_and_names_it(
             execute(cells(book)[1], namespace(book, **{parameter.name: value}))
         assert refused.value.what.startswith(f"{parameter.name}: ")
         assert refused.value.cure
+
+
+OTHER_NAMES = [(book, *names) for book in BOOKS for names in parameters.other_names(book).items()]
+
+
+@pytest.mark.parametrize(("book", "other", "name"), OTHER_NAMES, ids=name_of)
+def test_the_first_call_takes_one_value_under_the_other_name(
+    book: catalog.Runbook, other: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variables = namespace(book, **{other: "eu-west-1"})
+    execute(cells(book)[1], variables)
+    assert variables[name] in ("eu-west-1", ["eu-west-1"])
+    assert other not in variables
+    assert f"{other} is read as {name}.\n" in capsys.readouterr().err
+    with pytest.raises(ParameterError, match="2 were given: a, b"):
+        execute(cells(book)[1], namespace(book, **{other: "a,b"}))
 
 
 @each_parameter

@@ -168,3 +168,68 @@ def test_a_word_means_the_same_however_it_is_given(kind: str, optional: str) -> 
 def test_what_is_no_truth_is_refused(given: object) -> None:
     with pytest.raises(ParameterError, match="1, 0 are understood"):
         convert("a: bool = True", given)
+
+
+ONE = "region: str = ''\nimage: str = 'ecs-node'\nami: str = ''"
+MANY = "regions: list[str] = ['all']\nimages: list[str] = []\naccounts: list[str] = []"
+BOTH = "region: str = ''\nregions: list[str] = []"
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "taken"),
+    [
+        (ONE, {"regions": "eu-west-1"}, {"region": "eu-west-1"}),
+        (ONE, {"regions": ["eu-west-1"]}, {"region": "eu-west-1"}),
+        (ONE, {"regions": '["eu-west-1"]'}, {"region": "eu-west-1"}),
+        (ONE, {"regions": ["eu-west-1", " eu-west-1"]}, {"region": "eu-west-1"}),
+        (ONE, {"regions": []}, {"region": ""}),
+        (ONE, {"regions": ""}, {"region": ""}),
+        (ONE, {"images": "gc-fwd", "amis": ["ami-1"]}, {"image": "gc-fwd", "ami": "ami-1"}),
+        (ONE, {"image": "./a,b.img"}, {"image": "./a,b.img"}),
+        (MANY, {"region": "eu-west-1"}, {"regions": ["eu-west-1"]}),
+        (MANY, {"region": "all"}, {"regions": ["all"]}),
+        (MANY, {"region": ["eu-west-1"]}, {"regions": ["eu-west-1"]}),
+        (MANY, {"account": "012345678901"}, {"accounts": ["012345678901"]}),
+        (MANY, {"image": "ecs-node"}, {"images": ["ecs-node"]}),
+        (MANY, {"region": ""}, {"regions": []}),
+        (BOTH, {"region": "a", "regions": "b,c"}, {"region": "a", "regions": ["b", "c"]}),
+    ],
+)
+def test_one_value_is_taken_under_the_name_for_one_and_for_many(
+    shelf: Shelf, declared: str, given: dict[str, object], taken: dict[str, object]
+) -> None:
+    shelf.put("20-publish-ami.ipynb", parameters=declared)
+    assert parameters.check(catalog.find("publish", shelf.folder), given) == taken
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "words"),
+    [
+        (ONE, {"regions": "a,b"}, ["publish-ami takes one region.", "2 were given: a, b.", "fleet"]),
+        (ONE, {"regions": ["a", "b", "c"]}, ["3 were given: a, b, c."]),
+        (ONE, {"regions": "all"}, ["publish-ami takes one region.", "'all' means every region."]),
+        (ONE, {"region": "a,b"}, ["publish-ami takes one region.", "2 were given: a, b."]),
+        (ONE, {"region": ["a", "b"]}, ["2 were given: a, b."]),
+        (ONE, {"amis": "ami-1,ami-2"}, ["publish-ami takes one AMI.", "2 were given"]),
+        (ONE, {"regions": "[a"}, ["not JSON"]),
+        (ONE, {"regions": 5}, ["region: 5 is not text."]),
+        (ONE, {"region": "a", "regions": "a"}, ["'region' is given twice.", "as region and once as regions"]),
+        (ONE, {"regions": "AKIAIOSFODNN7EXAMPLE,b"}, ["region was given a secret"]),
+        (MANY, {"region": "a,b"}, ["region takes one region.", "2 were given: a, b.", "as regions: a,b."]),
+        (MANY, {"region": ["a", "b"]}, ["Give them as regions: a,b."]),
+        (MANY, {"account": 12345678901}, ["accounts: [12345678901]", "leading zeros"]),
+        (MANY, {"regions": "a", "region": "b"}, ["'regions' is given twice."]),
+        (BOTH, {"region": "a,b"}, ["Give one as region, and further ones as regions."]),
+        ("keep: int = 3", {"region": "a"}, ["has no parameter 'region'"]),
+        ("dry_run: bool = True", {"dry-run": True, "dry_run": False}, ["'dry_run' is given twice."]),
+    ],
+)
+def test_several_values_for_one_are_refused_with_the_reason(
+    shelf: Shelf, declared: str, given: dict[str, object], words: list[str]
+) -> None:
+    shelf.put("20-publish-ami.ipynb", parameters=declared)
+    with pytest.raises(ParameterError) as refused:
+        parameters.check(catalog.find("publish", shelf.folder), given)
+    for word in words:
+        assert word in str(refused.value)
+    assert "AKIA" not in str(refused.value)

@@ -50,8 +50,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name, where the command is, and what it does; nothing is imported before it is called."""
 
-RUNBOOK_COMMANDS = ("fleet",)
-"""Runbooks whose command is in `COMMANDS`; ``--help`` lists them among the runbooks."""
 OTHER_NAMES = {"runbooks": "list"}
 """Earlier names of commands. They work and are not listed."""
 
@@ -78,15 +76,16 @@ class Commands(click.Group):
         """Return a command, imported now; ``None`` when there is none."""
         known = OTHER_NAMES.get(cmd_name, cmd_name)
         if known in COMMANDS:
-            return load_command(known)
+            module, _, attribute = COMMANDS[known][0].partition(":")
+            command = getattr(importlib.import_module(module), attribute)
+            return command if isinstance(command, click.Command) else None
         from vmsnix_ops.runbooks import catalog
 
-        full_name = catalog.full_name(cmd_name)
-        if full_name not in catalog.names():
+        if catalog.full_name(cmd_name) not in catalog.names():
             return None
-        from vmsnix_ops.cli.run import runbook_command
+        from vmsnix_ops.cli.run import command_of
 
-        return load_command(full_name) if full_name in RUNBOOK_COMMANDS else runbook_command(full_name)
+        return command_of(cmd_name)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Return the runbooks and commands that begin so, without importing any."""
@@ -137,13 +136,6 @@ class Commands(click.Group):
         if unusable:
             with formatter.section("Unusable notebooks"):
                 formatter.write_dl([(error.what, f"{error.why} {error.cure}") for error in unusable])
-
-
-def load_command(name: str) -> click.Command | None:
-    """Return a command of `COMMANDS`, imported now."""
-    module, _, attribute = COMMANDS[name][0].partition(":")
-    command = getattr(importlib.import_module(module), attribute)
-    return command if isinstance(command, click.Command) else None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmsnix_ops.cli.arguments import region_option
 from vmsnix_ops.text import echo, write_csv
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ _table_command("retirements", "AMIs and snapshots that were retired, restored or
 
 
 @history.command()
-@click.option("--region", "regions", multiple=True, metavar="REGION", help="Look here; may be repeated.")
+@region_option("Region to scan; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def sync(regions: tuple[str, ...], as_json: bool) -> None:
     """Rebuild the table of AMIs from the tags in AWS."""
@@ -133,7 +134,7 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
 
 @history.command()
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
-@click.option("--region", "regions", multiple=True, metavar="REGION", help="Regions whose AMIs to read.")
+@region_option("Region whose AMIs to read; may be repeated.")
 @click.option("--archive", default="", metavar="FOLDER", help="Another archive than the setting's.")
 @click.option("--sandbox", is_flag=True, help="The history of the sandbox's runs.")
 def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, sandbox: bool) -> None:

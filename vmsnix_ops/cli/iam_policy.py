@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmsnix_ops.cli.arguments import region_option
 from vmsnix_ops.text import echo, json
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ NEED_BUCKET = ("publisher", "archivist", "bootstrap", "vmimport-role", "bucket")
     "--bucket", default="", help="Bucket of the uploads, or of the archive; by default the settings'."
 )
 @click.option("--account", default="*", show_default=True, help="Account id, 12 digits.")
-@click.option("--region", "regions", multiple=True, help="Hold it to this region; may be given again.")
+@region_option("Limit the policy to this region; may be repeated.")
 @click.option(
     "--partition", default="", help="aws, aws-cn, aws-us-gov, aws-eusc, ...; by default that of the regions."
 )

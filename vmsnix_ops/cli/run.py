@@ -12,7 +12,7 @@ import click
 
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.evidence.runs import RUN_ID
-from vmsnix_ops.text import lines
+from vmsnix_ops.text import echo, lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -125,18 +125,24 @@ class Runbooks(click.Group):
         """Return the names of the runbooks that can be used; help reads each of them."""
         return [book.short_name for book in catalog.runbooks()]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:  # noqa: ARG002 - click's signature
         """Return the command of a runbook; `UnknownRunbookError` names the nearest."""
-        from vmsnix_ops.cli import RUNBOOK_COMMANDS, load_command
-
-        name = catalog.full_name(cmd_name)
-        return load_command(name) if name in RUNBOOK_COMMANDS else runbook_command(name)
+        return command_of(cmd_name)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Return the runbooks that begin so, by the name to type; a full name where no short one fits."""
         from vmsnix_ops.cli import completion
 
         return completion.runbooks(incomplete) or super().shell_complete(ctx, incomplete)
+
+
+def command_of(name: str) -> click.Command:
+    """Return the command of a runbook: for a fleet the one that takes a plan file, else `runbook_command`."""
+    if catalog.full_name(name) == "fleet":
+        from vmsnix_ops.cli.fleet import fleet
+
+        return fleet
+    return runbook_command(name)
 
 
 @click.command(cls=Runbooks, subcommand_metavar="NAME [PARAMETERS]...")
@@ -195,7 +201,7 @@ def runbook_command(name: str, past: Past | None = None) -> click.Command:
         help=f"{runbook.description or runbook.title}\n\n{effects[runbook.side_effects]}",
         short_help=runbook.description or runbook.title,
         callback=_callback(runbook, past),
-        params=[*map(_option, runbook.parameters), *_every_run(runbook)],
+        params=[*map(_option, runbook.parameters), *_other_names(runbook), *_every_run(runbook)],
         context_settings={"help_option_names": ["-h", "--help"], "allow_extra_args": True},
     )
 
@@ -215,9 +221,18 @@ def _option(parameter: Parameter) -> click.Option:
         [f"--{flag}", name],
         type=DeclaredType(parameter),
         default=None,
-        multiple=parameter.type.kind in ("list", "dict"),
+        # Of one region, two must be refused, where click would take the last.
+        multiple=parameter.type.kind in ("list", "dict") or parameter.name in parameters.PLURALS,
         help=f"{text}{shown}",
     )
+
+
+def _other_names(runbook: catalog.Runbook) -> list[click.Option]:
+    """Return options for the names that are read as another parameter; ``--help`` does not list them."""
+    return [
+        click.Option([f"--{name}", f"{PREFIX}{name}"], multiple=True, hidden=True)
+        for name in parameters.other_names(runbook)
+    ]
 
 
 def _shown_default(parameter: Parameter) -> str:
@@ -287,13 +302,10 @@ def _given(
     for option, value in options.items():
         if value is None or value == ():
             continue
-        merged: object = value
-        if isinstance(value, tuple):
-            merged = {} if isinstance(value[0], dict) else []
-            for part in value:
-                merged = {**merged, **part} if isinstance(merged, dict) else [*_items(merged), *part]
+        merged = _merged(value) if isinstance(value, tuple) else value
         given[option.removeprefix(PREFIX)] = merged
-    checked = parameters.check(runbook, dict(parameters.split(pairs)))
+    by_pair = parameters.split(pairs)
+    checked = parameters.check(runbook, by_pair)
     for name in checked:
         if name in given:
             raise ParameterError(
@@ -301,11 +313,20 @@ def _given(
                 why="Once by its option and once with -p.",
                 cure="Give it once.",
             )
-    return given | checked
+    names = [*given, *by_pair]
+    given = parameters.check(runbook, given | checked)
+    for hint in parameters.hints(runbook, names):
+        echo(hint, err=True)
+    return given
 
 
-def _items(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
+def _merged(values: tuple[Any, ...]) -> object:
+    """Return the values of an option that was given several times as one list, mapping or value."""
+    if isinstance(values[0], dict):
+        return {key: value for part in values for key, value in part.items()}
+    if isinstance(values[0], list):
+        return [item for part in values for item in part]
+    return values[0] if len(set(values)) == 1 else list(values)
 
 
 def execute(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.runbooks.evidence.secrets import find_secret
+from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 TRUE = frozenset({"true", "yes", "on", "1"})
 FALSE = frozenset({"false", "no", "off", "0"})
 NONE = frozenset({"", "none", "null"})
+
+
+PLURALS = {"account": "accounts", "ami": "amis", "bucket": "buckets", "image": "images", "region": "regions"}
+"""What a runbook takes one or many of, as the parameter of one and the parameter of many are called."""
 
 
 class _UnfitError(ValueError):
@@ -38,24 +43,112 @@ def check(runbook: Runbook, given: Mapping[str, object]) -> dict[str, object]:
     given
         Name to value. Text is parsed by the declared type; any other value must already be of it.
 
+    ``regions`` is accepted where a runbook has ``region`` alone, and the other way round, with one value;
+    the same holds for the other names of `PLURALS`.
+
     Raises
     ------
     ParameterError
-        For a name that the runbook does not declare, a value that does not fit its type, and a value that
-        is a secret, because parameters are kept in the executed notebook.
+        For a name that the runbook does not declare, a value that does not fit its type, several values where
+        a runbook takes one, a parameter that is given twice, and a value that is a secret, because parameters
+        are kept in the executed notebook.
     """
     declared = {parameter.name: parameter for parameter in runbook.parameters}
+    others = other_names(runbook)
     checked: dict[str, object] = {}
+    names: dict[str, str] = {}
     for name, value in given.items():
         known = name if name in declared else name.replace("-", "_")
-        if known not in declared:
+        target = others.get(known, known)
+        if target not in declared:
             raise ParameterError(
                 f"{runbook.name} has no parameter {name!r}.",
                 why=nearest(known, declared) or f"It has {', '.join(declared)}.",
-                cure=f"`vmsnix run {runbook.name} --help` lists them.",
+                cure=f"`vmsnix help {runbook.short_name}` lists them.",
             )
-        checked[known] = convert(declared[known], value)
+        if target in checked:
+            raise ParameterError(
+                f"The parameter {target!r} is given twice.",
+                why=f"Once as {names[target]} and once as {name}.",
+                cure="Give it once.",
+            )
+        _refuse_secret(declared[target], value)
+        checked[target] = convert(declared[target], _counted(runbook, declared[target], known, value))
+        names[target] = name
     return checked
+
+
+def other_names(runbook: Runbook) -> dict[str, str]:
+    """Return the names that are read as another parameter: ``regions`` where there is ``region`` alone."""
+    kinds = {parameter.name: parameter.type.kind for parameter in runbook.parameters}
+    found: dict[str, str] = {}
+    for one, many in PLURALS.items():
+        if kinds.get(one) == "str" and many not in kinds:
+            found[many] = one
+        elif kinds.get(many) == "list" and one not in kinds:
+            found[one] = many
+    return found
+
+
+def hints(runbook: Runbook, given: Iterable[str]) -> list[str]:
+    """Return a sentence for each given name that is read as another parameter; see `other_names`."""
+    others = other_names(runbook)
+    found = []
+    for name in given:
+        if name in others:
+            target = others[name]
+            taken = f"one {_noun(target)}" if target in PLURALS else f"several {_noun(target)}"
+            found.append(f"Hint: {runbook.name} takes {taken}, so {name} is read as {target}.")
+    return found
+
+
+def _counted(runbook: Runbook, parameter: Parameter, name: str, value: object) -> object:
+    """Return a value for one where a runbook takes one, and for many where it takes many.
+
+    Only a region is searched for commas under its own name: an image can be a file whose name has one.
+    """
+    takes_one = parameter.name in PLURALS and parameter.type.kind == "str"
+    if name == parameter.name:
+        several = isinstance(value, list | tuple) and len(value) > 1
+        if not takes_one or not (several or (name == "region" and isinstance(value, str))):
+            return value
+    try:
+        items = list(dict.fromkeys(_split_items(value)))
+    except _UnfitError as error:
+        raise _unfit(parameter, value, error) from error
+    if len(items) > 1:
+        why = f"{len(items)} were given: {', '.join(map(str, items))}."
+        if not takes_one:
+            fix = f"Give them as {parameter.name}: {','.join(map(str, items))}."
+            raise ParameterError(f"{name} takes one {_noun(name)}.", why=why, cure=fix)
+        many = PLURALS[parameter.name]
+        fix = "Run it once for each, or write a fleet plan (`vmsnix help fleet`)."
+        if any(other.name == many for other in runbook.parameters):
+            fix = f"Give one as {parameter.name}, and further ones as {many}."
+        raise ParameterError(f"{runbook.name} takes one {_noun(parameter.name)}.", why=why, cure=fix)
+    if takes_one and parameter.name == "region" and items == ["all"]:
+        raise ParameterError(
+            f"{runbook.name} takes one region.", why="'all' means every region.", cure="Give one region."
+        )
+    if takes_one:
+        return items[0] if items else ""
+    return items
+
+
+def _split_items(value: object) -> list[object]:
+    """Return the items of a list, of a JSON list, or of text with commas between; any other value is one."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith("["):
+            return _split_items(_json(text))
+        return [word.strip() for word in text.split(",") if word.strip()]
+    if isinstance(value, list | tuple):
+        return [item for part in value for item in (_split_items(part) if isinstance(part, str) else [part])]
+    return [] if value is None else [value]
+
+
+def _noun(name: str) -> str:
+    return name.replace("ami", "AMI")
 
 
 def settle(runbook: str, namespace: dict[str, Any]) -> None:
@@ -79,9 +172,13 @@ def settle(runbook: str, namespace: dict[str, Any]) -> None:
     from vmsnix_ops.runbooks import catalog
 
     declared = catalog.find(runbook)
-    names = {parameter.name for parameter in declared.parameters}
-    given = {name: namespace[name] for name in names if name in namespace}
-    if len(namespace.get("In") or ()) == _CELLS_BEFORE:
+    defaults = {parameter.name: parameter.default for parameter in declared.parameters}
+    given = {name: namespace[name] for name in defaults if name in namespace}
+    others = other_names(declared)
+    cells = len(namespace.get("In") or ())
+    if cells <= _CELLS_BEFORE:  # no later cell has set a variable of such a name
+        given |= {name: namespace[name] for name in others if name in namespace}
+    if cells == _CELLS_BEFORE:
         # Fresh from papermill: whatever else is there came from a parameter that the notebook does not have.
         given |= {
             name: value
@@ -90,7 +187,14 @@ def settle(runbook: str, namespace: dict[str, Any]) -> None:
             and not name.startswith("_")
             and name not in ("In", "Out")
         }
+    for other, name in others.items():
+        if other in given and given.get(name) == defaults[name]:
+            given.pop(name, None)  # the parameters cell set it, and nobody else
     namespace.update(check(declared, given))
+    for hint in hints(declared, given):
+        echo(hint, err=True)
+    for other in others.keys() & given.keys():
+        del namespace[other]
 
 
 _CELLS_BEFORE = (
@@ -127,6 +231,14 @@ def convert(parameter: Parameter, value: object) -> object:
     ParameterError
         When it does not fit, or when it is a secret.
     """
+    _refuse_secret(parameter, value)
+    try:
+        return _convert(parameter.type, value)
+    except _UnfitError as error:
+        raise _unfit(parameter, value, error) from error
+
+
+def _refuse_secret(parameter: Parameter, value: object) -> None:
     secret = find_secret(json.dumps(value, default=str))
     if secret:
         # The value itself is left out of the message, which ends up in logs.
@@ -135,15 +247,14 @@ def convert(parameter: Parameter, value: object) -> object:
             why="Parameters are kept in the executed notebook, the report and the history.",
             cure="Pass it by the environment, or by AWS's own configuration.",
         )
-    try:
-        converted = _convert(parameter.type, value)
-    except _UnfitError as error:
-        raise ParameterError(
-            f"{parameter.name}: {value!r} is not {_described(parameter.type)}.",
-            why=str(error),
-            cure=f"{parameter.name} is declared as {parameter.type}; its default is {parameter.default!r}.",
-        ) from error
-    return converted
+
+
+def _unfit(parameter: Parameter, value: object, error: _UnfitError) -> ParameterError:
+    return ParameterError(
+        f"{parameter.name}: {value!r} is not {_described(parameter.type)}.",
+        why=str(error),
+        cure=f"{parameter.name} is declared as {parameter.type}; its default is {parameter.default!r}.",
+    )
 
 
 def _described(kind: Type) -> str:

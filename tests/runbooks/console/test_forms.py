@@ -118,3 +118,23 @@ def test_the_command_line_gives_the_run_the_same_parameters(
     assert done.exception is None
     assert {name: given[name] for name in form.values()} == form.values()
     assert given["sandbox"] is True
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "values", "problem"),
+    [
+        ("region: str = ''", {"regions": ["eu-west-1"]}, {"region": "eu-west-1"}, ""),
+        ("region: str = ''", {"regions": ["a", "b"]}, {}, "2 were given: a, b."),
+        ("region: str = ''", {"region": "a, b"}, {}, "2 were given: a, b."),
+        ("regions: list[str] = ['all']", {"region": "eu-west-1"}, {"regions": ["eu-west-1"]}, ""),
+    ],
+)
+def test_a_form_takes_one_value_under_either_name(
+    shelf: Shelf, declared: str, given: dict[str, Any], values: dict[str, Any], problem: str
+) -> None:
+    shelf.put("10-try-this.ipynb", parameters=declared)
+    form = Form(catalog.find("try-this", shelf.folder), lambda: None)
+    form.fill(given)
+    assert form.values() == values
+    assert problem in " ".join(form.problems.values())
+    assert bool(problem) == bool(form.problems)

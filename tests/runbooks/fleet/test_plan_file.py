@@ -53,6 +53,17 @@ class Plans:
 # What a plan stands for
 
 
+def test_a_parameter_may_have_the_name_for_one_or_for_many(plans: Plans) -> None:
+    (target,) = plans.read('[[entry]]\nrunbook = "look"\nparameters = { region = "eu-west-1" }\n').targets
+    assert target.given == {"regions": ["eu-west-1"]}
+    with pytest.raises(PlanError, match="2 were given: a, b"):
+        plans.read('[[entry]]\nrunbook = "greet"\nparameters = { regions = ["a", "b"] }\n')
+    with pytest.raises(PlanError, match="'regions' is given twice"):
+        plans.read(
+            '[[entry]]\nrunbook = "look"\nregions = ["a"]\nparameters = { region = "b" }\n',
+        )
+
+
 def test_a_plan_may_name_a_runbook_by_its_short_name(plans: Plans, shelf: Shelf) -> None:
     shelf.put("30-promote-ami.ipynb", parameters=PARAMETERS)
     short = plans.read('[[entry]]\nname = "one"\nrunbook = "promote"\n')

@@ -422,7 +422,20 @@ class Form:
         return self._values.get(name)
 
     def fill(self, values: Mapping[str, object]) -> None:
-        """Show these values; what they do not name gets its default."""
+        """Show these values; what they do not name gets its default.
+
+        ``regions`` fills ``region`` where the runbook has that alone, and the other way round. Several values
+        for one are shown as they are: the check refuses them with the reason.
+        """
+        values = dict(values)
+        for other, name in parameters.other_names(self.runbook).items():
+            if other in values:
+                value = values.pop(other)
+                try:
+                    values.setdefault(name, parameters.check(self.runbook, {other: value})[name])
+                except ParameterError:
+                    shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+                    values.setdefault(name, shown)
         for name, field in self.fields.items():
             field.fill(values.get(name, field.parameter.default))
         self._on_change()

@@ -544,10 +544,11 @@ class RunPage:
 
     def open(self, runbook: str, values: Mapping[str, object]) -> None:
         """Show the form of a runbook, filled in; values that it does not take any more are left out."""
-        if runbook not in catalog.names():
+        name = catalog.full_name(runbook)
+        if name not in catalog.names():
             self._say(f"There is no runbook {runbook} any more.", wrong=True)
             return
-        self.pick.value = runbook
+        self.pick.value = name
         if values:
             self._form.fill(values)
         if self.job is None:

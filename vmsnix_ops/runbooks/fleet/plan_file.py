@@ -515,9 +515,13 @@ class _Reader:
         checked: dict[str, object] = {}
         for name, value in wanted.items():
             try:
-                checked |= parameters.check(runbook, {name: _filled(value, words)})
+                found = parameters.check(runbook, {name: _filled(value, words)})
             except ParameterError as error:
                 self.faults.add(f"{self.name}: {error.what} {error.why}".rstrip())
+                continue
+            for twice in found.keys() & checked.keys():
+                self.faults.add(f"{self.name}: The parameter {twice!r} is given twice, once as {name}.")
+            checked |= found
         return checked
 
     def _environment(self, layers: list[Any], region: str, account: Account) -> dict[str, str]:
