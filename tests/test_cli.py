@@ -18,7 +18,7 @@ import pytest
 
 from tests.command_line import say, shelf
 from vmsnix_ops import __version__
-from vmsnix_ops.cli import COMMANDS, lab, rehearsal
+from vmsnix_ops.cli import COMMANDS, lab, run_sandbox
 from vmsnix_ops.cli.output import watch
 from vmsnix_ops.errors import ToolMissingError
 from vmsnix_ops.runbooks import catalog
@@ -552,15 +552,17 @@ def test_the_sandbox_prints_what_a_shell_needs_and_serves(tmp_path: Path) -> Non
     assert len(account) == 12
 
 
-def test_a_rehearsal_cannot_reach_the_real_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_the_sandbox_cannot_reach_the_real_aws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
     monkeypatch.setenv("VMSNIX_HISTORY", "s3://production-records/history")
     monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", "999999999999")
     mine = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
     for variable in mine:
         monkeypatch.setenv(variable, "production")
-    with rehearsal.rehearsal(keep=False) as stage:
-        environment = {**os.environ, **stage.environment}
+    with run_sandbox.run_sandbox(keep=False) as served:
+        environment = {**os.environ, **served.environment}
     assert set(mine) & set(environment) == set()
     assert {os.environ[variable] for variable in mine} == {"production"}
     assert environment["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")

@@ -103,7 +103,7 @@ def test_a_report_is_opened_in_the_browser(
     assert complaint.startswith("Error: There is no run '2025' in s3://evidence/runs.\n")
 
 
-def test_a_rehearsal_is_not_repeated_in_the_real_aws(shelf: Shelf, say: Say) -> None:
+def test_a_run_on_the_sandbox_is_not_repeated_in_the_real_aws(shelf: Shelf, say: Say) -> None:
     ran = shelf.folder.parent / "ran"
     shelf.put("10-try-this.ipynb", f"open({str(ran)!r}, 'w').close()")
     folder = shelf.archive / "20261120T080000Z-try-this-0a0b0c"
@@ -112,6 +112,6 @@ def test_a_rehearsal_is_not_repeated_in_the_real_aws(shelf: Shelf, say: Say) -> 
     (folder / "result.json").write_text(json.dumps(entry))
     code, _, complaint = say("rerun", "0a0b0c")
     assert code == 2
-    assert "was a rehearsal on a sandbox" in complaint
+    assert "ran on a sandbox" in complaint
     assert "--sandbox" in complaint
     assert not ran.exists()

@@ -26,17 +26,16 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import contextlib, json, sys
 from pathlib import Path
-from vmsnix_ops.cli import rehearsal
-from vmsnix_ops.cli import main
+from vmsnix_ops.cli import main, run_sandbox
 from vmsnix_ops.runbooks import catalog
 catalog.default_folder = lambda: Path(sys.argv[1])
-begin = rehearsal.rehearsal
+begin = run_sandbox.run_sandbox
 @contextlib.contextmanager
 def told():
-    with begin(speed=float(sys.argv[2])) as stage:
-        print("STAGE", json.dumps(stage.environment), file=sys.stderr, flush=True)
-        yield stage
-rehearsal.rehearsal = told
+    with begin(speed=float(sys.argv[2])) as served:
+        print("SANDBOX-ENVIRONMENT", json.dumps(served.environment), file=sys.stderr, flush=True)
+        yield served
+run_sandbox.run_sandbox = told
 options = ["--LabApp.expose_app_in_browser=True", "--ServerApp.allow_root=True"]
 sys.exit(main(["lab", "--sandbox", "--no-browser", "--", *options]))
 """
@@ -58,7 +57,7 @@ class Lab:
     token: str
     process: subprocess.Popen[str]
     said: list[str] = field(default_factory=list)
-    stage: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     ready: threading.Event = field(default_factory=threading.Event)
 
     def listen(self) -> None:
@@ -67,8 +66,8 @@ class Lab:
         with self.process.stderr as lines:
             for line in lines:
                 self.said.append(line)
-                if line.startswith("STAGE "):
-                    self.stage = json.loads(line.removeprefix("STAGE "))
+                if line.startswith("SANDBOX-ENVIRONMENT "):
+                    self.environment = json.loads(line.removeprefix("SANDBOX-ENVIRONMENT "))
                 address = re.search(r"(http://127\.0\.0\.1:\d+)/lab\S*\?token=(\w+)", line)
                 if address:
                     self.url, self.token = address.groups()
@@ -82,7 +81,9 @@ class Lab:
     def ask(self, name: str, method: str, value: Any = None) -> None:
         """Ask the sandbox itself, such as for a fault."""
         data = None if value is None else json.dumps(value).encode()
-        asked = request.Request(f"{self.stage['VMSNIX_SANDBOX']}/_vmsnix/{name}", data=data, method=method)
+        asked = request.Request(
+            f"{self.environment['VMSNIX_SANDBOX']}/_vmsnix/{name}", data=data, method=method
+        )
         with request.urlopen(asked, timeout=60) as answer:
             answer.read()
 
@@ -90,10 +91,10 @@ class Lab:
     def aws(self) -> Access:
         """The sandbox behind it."""
         return Access(
-            self.stage["AWS_ENDPOINT_URL"],
-            self.stage["AWS_ACCESS_KEY_ID"],
-            self.stage["AWS_SECRET_ACCESS_KEY"],
-            self.stage["VMSNIX_ALLOWED_ACCOUNTS"],
+            self.environment["AWS_ENDPOINT_URL"],
+            self.environment["AWS_ACCESS_KEY_ID"],
+            self.environment["AWS_SECRET_ACCESS_KEY"],
+            self.environment["VMSNIX_ALLOWED_ACCOUNTS"],
         )
 
 

@@ -50,7 +50,7 @@ class Opened:
 
     @property
     def archive(self) -> Path:
-        return Path(self.lab.stage["VMSNIX_ARCHIVE"])
+        return Path(self.lab.environment["VMSNIX_ARCHIVE"])
 
     def open(self, notebook: str, *, alone: bool = False) -> None:
         """Open a notebook with the console, and run it."""
@@ -60,7 +60,7 @@ class Opened:
         self.page.add_style_tag(content="#jupyterlab-splash { display: none }")  # when the theme changes
 
     def runs(self) -> Any:
-        return Tables(self.lab.stage["VMSNIX_HISTORY"]).read("runs")
+        return Tables(self.lab.environment["VMSNIX_HISTORY"]).read("runs")
 
     def pick(self, runbook: str) -> None:
         self.tab("Run")
@@ -102,7 +102,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     with serve(tmp_path_factory.mktemp("lab"), {}, speed=SPEED) as lab, browse(height=800) as browser:
         opened = Opened(lab, browser)
         opened.open("console.ipynb")
-        opened.says("A rehearsal on this machine")
+        opened.says("A local AWS on this machine")
         yield opened
 
 
@@ -243,7 +243,7 @@ def test_cancel_leaves_nothing_behind(console: Opened, published: Published, can
     )
     runs = console.runs()
     assert list(runs["status"]).count("interrupted") == 1
-    tables = Tables(console.lab.stage["VMSNIX_HISTORY"])
+    tables = Tables(console.lab.environment["VMSNIX_HISTORY"])
     assert list(tables.read("amis")["ami_id"]) == [published.ami]
 
 
@@ -296,7 +296,7 @@ def test_the_evidence_opens_in_jupyterlab(console: Opened, published: Published)
 def test_what_destroys_in_production_wants_its_name_and_account_typed(
     production: Opened, published: Published
 ) -> None:
-    account = production.lab.stage["VMSNIX_ALLOWED_ACCOUNTS"]
+    account = production.lab.environment["VMSNIX_ALLOWED_ACCOUNTS"]
     production.says("PRODUCTION AWS")
     production.says("What runs here is real, and costs money.")
     production.says(account)

@@ -14,7 +14,7 @@ from vmsnix_ops.text import line, write
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmsnix_ops.cli.rehearsal import Stage
+    from vmsnix_ops.cli.run_sandbox import RunSandbox
 
 NAME = "vmsnix-demo"
 
@@ -35,31 +35,31 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
     Needs neither an AWS account nor Nix. Nothing outside of this machine is reached.
     """
     from vmsnix_ops.cli.output import show_failure, show_json, show_outcome, watch
-    from vmsnix_ops.cli.rehearsal import rehearsal
+    from vmsnix_ops.cli.run_sandbox import run_sandbox
     from vmsnix_ops.runbooks.execution.execute import run
 
-    with rehearsal(name=NAME, keep=False) as stage:
-        chosen = image or str(_sample(stage.state / "image"))
+    with run_sandbox(name=NAME, keep=False) as served:
+        chosen = image or str(_sample(served.state / "image"))
         with watch(as_json=as_json) as (screen, on_event):
             write(
                 screen,
-                f"A sandbox serves on {stage.url}. Everything of this demo goes to {line(stage.state)}.\n",
+                f"A sandbox serves on {served.url}. Everything of this demo goes to {line(served.state)}.\n",
             )
             outcome = run(
                 "publish-ami",
                 {"image": chosen},
-                environment=stage.environment,
+                environment=served.environment,
                 screen=screen,
                 on_event=on_event,
             )
         if as_json:
-            show_json({**outcome.values, "state": str(stage.state)})
+            show_json({**outcome.values, "state": str(served.state)})
             show_failure(outcome)
             sys.stdout.flush()
         else:
             show_outcome(outcome)
         if keep and outcome.verdict == "done":
-            _serve(stage)
+            _serve(served)
     return outcome.exit_code
 
 
@@ -77,13 +77,13 @@ def _sample(folder: Path) -> Path:
         ) from error
 
 
-def _serve(stage: Stage) -> None:
+def _serve(served: RunSandbox) -> None:
     """Go on until Ctrl-C."""
     import shlex
 
     exports = [
         f"export {name}={shlex.quote(value)}"
-        for name, value in stage.environment.items()
+        for name, value in served.environment.items()
         if name.startswith("AWS_") or name.upper() == "NO_PROXY"
     ]
     lines = ["", "The sandbox goes on serving; Ctrl-C stops it. In another shell:", *exports, ""]

@@ -80,20 +80,20 @@ def fleet(
     if plan_file is not None and named is not None:
         raise click.UsageError("Two plan files were given. Give PLAN or --plan, not both.")
     from vmsnix_ops.cli.output import show_error, show_json
-    from vmsnix_ops.cli.rehearsal import rehearsal
+    from vmsnix_ops.cli.run_sandbox import run_sandbox
     from vmsnix_ops.runbooks import fleet as fleets
     from vmsnix_ops.runbooks.fleet.table import Lines
 
-    with rehearsal() if sandbox else nullcontext() as stage:
+    with run_sandbox() if sandbox else nullcontext() as served:
         ready = fleets.plan(
             plan_file or named or Path(DEFAULT_PLAN),
             scheduler=scheduler,
             workers=workers,
-            ledger=ledger or (str(stage.state / "fleets") if stage else ""),
-            archive=archive or (stage.environment["VMSNIX_ARCHIVE"] if stage else ""),
+            ledger=ledger or (str(served.state / "fleets") if served else ""),
+            archive=archive or (served.environment["VMSNIX_ARCHIVE"] if served else ""),
             fresh=fresh,
             dry_run=dry_run,
-            environment=stage.environment if stage else None,
+            environment=served.environment if served else None,
         )
         echo(ready, err=as_json)
         if dry_run:

@@ -73,7 +73,7 @@ def _table_command(table: str, text: str) -> None:
     filters = [click.Option([f"--{name}"], help=about) for name, about in FILTERS[table]]
     output = [
         click.Option(["--last"], type=click.IntRange(min=1), metavar="N", help="Only the newest N."),
-        click.Option(["--sandbox"], is_flag=True, help="The history of rehearsals (runs with --sandbox)."),
+        click.Option(["--sandbox"], is_flag=True, help="Read the history of runs with --sandbox."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, all columns."),
         click.Option(["--csv", "as_csv"], is_flag=True, help="Print CSV, all columns."),
     ]
@@ -136,7 +136,7 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
 @region_option("Region whose AMIs to read; may be repeated.")
 @click.option("--archive", default="", metavar="FOLDER", help="Another archive than the setting's.")
-@click.option("--sandbox", is_flag=True, help="The history of the sandbox's runs.")
+@click.option("--sandbox", is_flag=True, help="Rebuild the history of runs with --sandbox.")
 def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, sandbox: bool) -> None:
     """Rebuild damaged tables from their own files, the archive of runs, and AWS.
 
@@ -171,9 +171,9 @@ def _read(table: str, wanted: dict[str, Any], *, sandbox: bool) -> pd.DataFrame:
 
     environment = dict(os.environ)
     if sandbox:
-        from vmsnix_ops.cli.rehearsal import places
+        from vmsnix_ops.cli.run_sandbox import record_folders
 
-        environment |= places(load().state / "sandbox")
+        environment |= record_folders(load().state / "sandbox")
     frame: pd.DataFrame = getattr(records, table)(open_tables(load(environment=environment)), **wanted)
     return frame
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # The jobs that have a policy of their own: the one list for ``vmsnix iam-policy``, its page, and its tests.
 #
-# A new job is one line here and one rehearsal in ``tests/privileges/rehearsals.py``; without the rehearsal,
+# A new job is one line here and one run in ``tests/privileges/rehearsals.py``; without it,
 # the test that takes away every single action fails.
 
 

@@ -44,7 +44,7 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
 
     Relative paths in parameters count from the folder in which this is typed, as they do for `vmsnix run`.
     """
-    from vmsnix_ops.cli.rehearsal import rehearsal
+    from vmsnix_ops.cli.run_sandbox import run_sandbox
     from vmsnix_ops.settings import load
 
     if find_spec("jupyterlab") is None:
@@ -55,13 +55,13 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
         )
     state = load().state
     with (
-        rehearsal() if sandbox else nullcontext() as stage,
+        run_sandbox() if sandbox else nullcontext() as served,
         # Of this process alone: a second lab can run another interpreter.
         TemporaryDirectory(prefix="vmsnix-kernel-") as kernel,
     ):
-        environment = {**os.environ, **(stage.environment if stage is not None else {})}
-        if stage is not None:
-            echo(f"SANDBOX: these notebooks work against {stage.url}, not against AWS.", err=True)
+        environment = {**os.environ, **(served.environment if served is not None else {})}
+        if served is not None:
+            echo(f"SANDBOX: these notebooks work against {served.url}, not against AWS.", err=True)
         try:
             environment |= _private(state / "lab", environment, Path(kernel))
             notebooks = _notebooks(state)

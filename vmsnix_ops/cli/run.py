@@ -357,20 +357,20 @@ def execute(
         Where relative paths count from; this process's folder by default.
     """
     from vmsnix_ops.cli.output import give_up_output, show_failure, show_json, show_outcome, watch
-    from vmsnix_ops.cli.rehearsal import rehearsal
+    from vmsnix_ops.cli.run_sandbox import run_sandbox
     from vmsnix_ops.runbooks.execution.execute import run as run_runbook
 
     checked = parameters.check(runbook, given)  # before a sandbox starts for nothing
     confirmed = yes or _confirmed(runbook, checked)
     with (
-        rehearsal() if sandbox else nullcontext() as stage,
+        run_sandbox() if sandbox else nullcontext() as served,
         watch(as_json=as_json) as (screen, on_event),
     ):
         outcome = run_runbook(
             runbook,
             checked,
             archive=archive,
-            environment=stage.environment if stage is not None else None,
+            environment=served.environment if served is not None else None,
             cwd=cwd,
             confirmed=confirmed,
             screen=screen,

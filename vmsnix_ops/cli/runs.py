@@ -43,9 +43,7 @@ def _places(command: Callable[..., Any]) -> Any:
         metavar="FOLDER",
         help="Another archive: a folder, or s3://bucket/prefix.  [default: the setting archive]",
     )(command)
-    return click.option("--sandbox", is_flag=True, help="The archive of rehearsals (runs with --sandbox).")(
-        command
-    )
+    return click.option("--sandbox", is_flag=True, help="Read the archive of runs with --sandbox.")(command)
 
 
 def _ids(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -209,7 +207,7 @@ def rerun(ctx: click.Context, run_id: str, words: tuple[str, ...], place: str, s
 
 
 def _past_run(run_id: str, place: str, *, sandbox: bool) -> Entry:
-    """Return the run that is to be repeated; a rehearsal stays one."""
+    """Return the run that is to be repeated; a run on the sandbox stays there."""
     from vmsnix_ops.errors import UnknownRunError, UsageError
 
     try:
@@ -217,10 +215,12 @@ def _past_run(run_id: str, place: str, *, sandbox: bool) -> Entry:
     except UnknownRunError:
         if place or not sandbox:
             raise
-        found = open_archive("", sandbox=False).find(run_id)  # a run of the real AWS, to be rehearsed
+        found = open_archive("", sandbox=False).find(
+            run_id
+        )  # a run on the real AWS, to be repeated on the sandbox
     if found.values.get("sandbox") and not sandbox and not os.environ.get("VMSNIX_SANDBOX"):
         raise UsageError(
-            f"The run {found.run_id} was a rehearsal on a sandbox.",
+            f"The run {found.run_id} ran on a sandbox.",
             why="Repeated like this it would work in the real AWS.",
             cure="Give --sandbox; or use `vmsnix run` for the real one.",
         )
@@ -240,9 +240,9 @@ def load_settings(*, sandbox: bool) -> Settings:
 
     environment = dict(os.environ)
     if sandbox:
-        from vmsnix_ops.cli.rehearsal import places
+        from vmsnix_ops.cli.run_sandbox import record_folders
 
-        environment |= places(load().state / "sandbox")
+        environment |= record_folders(load().state / "sandbox")
     return load(environment=environment)
 
 

@@ -38,7 +38,7 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "digest": (str, "SHA-256 of the image file, in hexadecimal."),
     "parameters": (dict, "Every parameter with the value that it had."),
     "side_effects": (str, "What the runbook declares: read_only, creates or destroys."),
-    "sandbox": (str, "Address of the sandbox, for a rehearsal."),
+    "sandbox": (str, "Address of the sandbox that the run used."),
     "started_at": (str, "When it began, ISO 8601, UTC."),
     "finished_at": (str, "When it ended, ISO 8601, UTC."),
     "seconds": ((int, float), "How long the run took."),

@@ -1,4 +1,4 @@
-"""A local AWS for rehearsals: truthful about states, limits, checksums and errors.
+"""A local AWS: truthful about states, limits, checksums and errors.
 
 ::
 

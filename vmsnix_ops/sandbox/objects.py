@@ -39,7 +39,7 @@ class BlockStore:
         return self._folder / digest[:2] / digest
 
     def put(self, data: bytes | memoryview) -> str:
-        """Keep a block and return the hexadecimal SHA-256 of its bytes; a rehearsal needs no fsync."""
+        """Keep a block and return the hexadecimal SHA-256 of its bytes; a sandbox needs no fsync."""
         digest = hashlib.sha256(data).hexdigest()
         path = self.path(digest)
         if not path.exists():

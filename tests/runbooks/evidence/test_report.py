@@ -104,7 +104,7 @@ def test_it_shows_the_verdict_and_the_facts() -> None:
         assert fact in text
 
 
-def test_a_rehearsal_is_marked_and_nothing_else_is() -> None:
+def test_a_run_on_the_sandbox_is_marked_and_nothing_else_is() -> None:
     assert '<span class="sandbox">' in page(code("x"), sandbox="http://127.0.0.1:1")
     assert '<span class="sandbox">' not in page(code("x"), sandbox=None)
 

@@ -34,7 +34,7 @@ def style() -> str:
 
 
 def banner(place: Place, who: Who | None) -> str:
-    """Return the words that say where everything goes; nobody shall take a rehearsal for production.
+    """Return the words that say where everything goes; nobody shall take the sandbox for production.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def banner(place: Place, who: Who | None) -> str:
     """
     if place.sandbox:
         kind, title = "vmsnix-sandbox", "SANDBOX"
-        words = "A rehearsal on this machine. Nothing reaches AWS."
+        words = "A local AWS on this machine. Nothing reaches AWS."
     else:
         kind, title = "vmsnix-production", "PRODUCTION AWS"
         words = "What runs here is real, and costs money."

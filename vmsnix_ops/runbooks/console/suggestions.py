@@ -46,7 +46,7 @@ def at_once(place: Place, source: str) -> Found:
         return []
     try:
         return [Suggestion(_sample(place), "A sample image, made on this machine")]
-    except OSError:  # no room, no rights: a rehearsal needs no image of ours
+    except OSError:  # no room, no rights: a run on the sandbox needs no image of ours
         return []
 
 

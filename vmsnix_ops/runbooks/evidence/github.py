@@ -76,8 +76,8 @@ def outputs(values: Mapping[str, Any]) -> str:
 def summary(values: Mapping[str, Any]) -> str:
     """Return a run's result as Markdown for the job's summary page."""
     status = str(values["status"])
-    stage = " (sandbox)" if values.get("sandbox") else ""
-    lines = [f"## {SYMBOLS.get(status, '')} {markdown(values['runbook'])}: {markdown(status)}{stage}", ""]
+    place = " (sandbox)" if values.get("sandbox") else ""
+    lines = [f"## {SYMBOLS.get(status, '')} {markdown(values['runbook'])}: {markdown(status)}{place}", ""]
     error = values.get("failure")
     if error:
         lines += [f"**{markdown(error['what'])}**", ""]
