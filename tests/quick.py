@@ -95,7 +95,7 @@ def share_clients(patch: pytest.MonkeyPatch) -> None:
     def shared(session: Any, *asked: Any) -> Any:
         keys = session.get_credentials()
         plain = type(session) is boto3.Session and type(keys) is Credentials
-        if not plain or "VMSNIX_RECORD" in os.environ:
+        if not plain or "RECORD_AWS_FOLDER" in os.environ:
             return make(session, *asked)
         about = sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_") or "proxy" in k.lower())
         key = (session.profile_name, keys.get_frozen_credentials(), *about, *asked)

@@ -44,7 +44,6 @@ NOT_SETTINGS: tuple[str, ...] = (
     "VMSNIX_PROGRESS",  # "silent" shows no progress; "messages", set by the runner, hands it to the runner
     "VMSNIX_EVENTS",  # set by the console: the file in which progress can be followed
     "VMSNIX_LAB_FOLDER",  # set by `vmsnix lab` for its kernels: the folder in which it was started
-    "VMSNIX_RECORD",  # the folder in which AWS's answers are kept
     "VMSNIX_FAILED",  # tests: the file for the names of those that failed
     "VMSNIX_REQUIRE",  # tests: the tools that this machine must have
     "VMSNIX_SANDBOX",  # the work goes to a sandbox

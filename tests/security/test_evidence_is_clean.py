@@ -82,7 +82,6 @@ WRITES_BESIDE = {
     "publish/bootstrap.py": "the template that the operator asks for, at a path of theirs",
     "runbooks/execution/_engine.py": "what a dying kernel says, in a private temporary folder",
     "runbooks/evidence/github.py": "files that GitHub Actions made",
-    "cli/permissions_page.py": "a page of the documentation",
 }
 """Modules that write without `files`, and what."""
 

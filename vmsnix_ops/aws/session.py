@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary
 from vmsnix_ops import __version__, credentials, errors
 from vmsnix_ops.aws import error_codes
 from vmsnix_ops.aws.iam.permissions import denied_action
-from vmsnix_ops.aws.recording import record
 from vmsnix_ops.records import acts
 
 if TYPE_CHECKING:
@@ -180,7 +179,6 @@ def _make(
     if local != (config.proxies is not None):  # the endpoint is another one than the environment's
         config = config.merge(Config(proxies={} if local else None))
         made = session.client(service, region_name=region or None, config=config)
-    record(made)
     announce_before(made)
     return made
 

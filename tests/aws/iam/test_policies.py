@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from docs.permissions_page import page
 from tests.privileges.conftest import account, enforcing
 from vmsnix_ops import errors
 from vmsnix_ops.aws.iam import policies
@@ -15,7 +16,6 @@ from vmsnix_ops.aws.iam.documents import same
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS, needs, needs_of
 from vmsnix_ops.cli import main
 from vmsnix_ops.cli.iam_policy import JOBS, KINDS
-from vmsnix_ops.cli.permissions_page import page
 
 if TYPE_CHECKING:
     from tests.privileges.account import Account
@@ -232,7 +232,7 @@ def test_the_command_prints_a_policy(
 
 def test_the_page_of_permissions_is_what_the_code_declares() -> None:
     written = (Path(__file__).parents[3] / "docs/reference/permissions.md").read_text(encoding="utf-8")
-    assert written == page(), "run python -m vmsnix_ops.cli.permissions_page"
+    assert written == page(), "run python docs/permissions_page.py"
 
 
 def test_every_action_of_the_table_belongs_to_a_job() -> None:

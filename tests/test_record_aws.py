@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from tests import record_aws
+from tests.record_aws import Cleaner, differences
 from vmsnix_ops import errors
-from vmsnix_ops.aws.recording import Cleaner, differences, main
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.redaction import find_secret
 from vmsnix_ops.sandbox import sandbox
 
+ROOT = Path(__file__).parent.parent
 TOKEN = "IQoJb3JpZ2lu" + "A1b2" * 30
 
 
@@ -32,8 +37,15 @@ def aws(served):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("VMSNIX_RECORD", str(tmp_path / "kept"))
+    record_into(tmp_path / "kept", monkeypatch)
     return tmp_path / "kept"
+
+
+def record_into(folder, monkeypatch):
+    folder.mkdir()
+    for name, value in record_aws.environment(folder).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("BOTOCORE_EXPERIMENTAL__PLUGINS", "vmsnix_record=tests.record_aws")
 
 
 def kept(folder, name="*"):
@@ -120,27 +132,43 @@ def test_equal_answers_are_kept_once(aws, folder):
 
 
 def test_nothing_is_kept_unless_it_is_asked_for(aws, tmp_path, monkeypatch):
-    monkeypatch.delenv("VMSNIX_RECORD", raising=False)
+    monkeypatch.delenv(record_aws.VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     client(aws.session(), "sts").get_caller_identity()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_anything_is_asked(aws, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_is_reported_before_the_command_runs(tmp_path, capsys):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("VMSNIX_RECORD", str(tmp_path / "file" / "below"))
-    with pytest.raises(errors.SettingsError, match="VMSNIX_RECORD"):
-        client(aws.session(), "sts")
+    ran = tmp_path / "ran"
+    assert record_aws.main(["run", str(tmp_path / "file" / "below"), "touch", str(ran)]) == 2
+    assert "Cannot record into" in capsys.readouterr().err
+    assert not ran.exists()
 
 
-def test_a_sandbox_that_answers_as_before_differs_in_nothing(aws, served, tmp_path, monkeypatch):
+def test_a_sandbox_that_answers_as_before_differs_in_nothing(aws, served, tmp_path, monkeypatch, capsys):
     for name in ("one", "two"):
-        monkeypatch.setenv("VMSNIX_RECORD", str(tmp_path / name))
+        record_into(tmp_path / name, monkeypatch)
         aws.recall(served[1])
         ask(aws)
-    said = []
-    assert main([str(tmp_path / "one"), str(tmp_path / "two")], said.append) == 0
-    assert said == ["Nothing differs in what both have.\n"]
+    assert record_aws.main(["compare", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    assert capsys.readouterr().out == "Nothing differs in what both have.\n"
+
+
+def test_a_command_is_recorded_in_whichever_process_it_calls_aws(tmp_path, monkeypatch):
+    """The calls of a runbook are made by the kernel of its notebook, which the command starts."""
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    program = [sys.executable, "-m", "tests.record_aws", "run", str(tmp_path / "kept")]
+    demo = [sys.executable, "-m", "vmsnix_ops", "demo"]
+    done = subprocess.run([*program, *demo], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert kept(tmp_path / "kept", "ec2.RegisterImage.200.*")
+    assert "new answers in" in done.stderr
+
+
+def test_a_command_that_calls_nothing_is_reported(tmp_path, capsys):
+    assert record_aws.main(["run", str(tmp_path / "kept"), "true"]) == 1
+    assert "0 new answers in" in capsys.readouterr().err
 
 
 def test_another_text_another_field_and_another_header_are_told(tmp_path):

@@ -1,35 +1,43 @@
-"""Keeps AWS's real answers, without what is secret in them, so that the sandbox can be compared with them.
+"""Record what AWS answers, without what is secret in it, to compare the sandbox with it.
 
-Some texts and fields of the sandbox could not be seen anywhere but in AWS itself. Who has an account sets
-``VMSNIX_RECORD`` to a folder and works as always: every answer that botocore is about to parse becomes a file
-there, and equal answers one file. Against a sandbox the same makes the other half, and
-``python -m vmsnix_ops.aws.recording REAL OURS`` tells where the two differ.
+Some texts and fields of the sandbox could be checked in AWS itself only. Whoever has an account runs a
+command with its answers recorded, does the same against a sandbox, and compares the two folders:
 
-What is taken out: access keys and all that `vmsnix_ops.redaction` knows, tokens, account ids (each becomes
-another made-up one), request ids, ids of users and of S3's owners. Names of buckets, users and tags stay:
-look through a recording before it is given away.
+    python -m tests.record_aws run real vmsnix publish --image ./result
+    python -m tests.record_aws run ours vmsnix publish --image ./result --sandbox
+    python -m tests.record_aws compare real ours
+
+Every answer that botocore is about to parse becomes a file, and equal answers one file. `run` names this
+module to botocore as a client plugin (BOTOCORE_EXPERIMENTAL__PLUGINS), so that the package needs no code for
+it, in whichever process a client is made.
+
+Removed are access keys and everything else that `vmsnix_ops.redaction` knows, tokens, account ids (each
+becomes another made-up one), request ids, and ids of users and of S3's owners. Names of buckets, users and
+tags are kept: read a recording before you give it away.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
-from vmsnix_ops import errors, files
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import line, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-VARIABLE = "VMSNIX_RECORD"
+ROOT = Path(__file__).parent.parent
+VARIABLE = "RECORD_AWS_FOLDER"
 _MASKED_HEADERS = re.compile(
     r"date|etag|set-cookie|x-amz(n|-cf)?-?(id-2|id|request-?id|trace-id)", re.IGNORECASE
 )
@@ -49,26 +57,14 @@ _ACCOUNT = re.compile(r"(?<![0-9A-Za-z.])[0-9]{12}(?![0-9A-Za-z])")
 MASK = "REMOVED"
 
 
-def record(client: Any) -> None:
-    """Keep every answer to this client, when ``VMSNIX_RECORD`` names a folder.
+def initialize_client_plugin(client: Any) -> None:
+    """Record every answer to a client; botocore calls this for each client that it makes.
 
-    Raises
-    ------
-    vmsnix_ops.errors.SettingsError
-        The folder cannot be made. What cannot be written later is left out: the work goes on.
+    An answer that cannot be written is left out: the work goes on.
     """
-    named = os.environ.get(VARIABLE, "")
-    if not named:
+    folder = os.environ.get(VARIABLE, "")
+    if not folder:
         return
-    folder = Path(named)
-    try:
-        files.make_folder(folder)
-    except OSError as error:
-        raise errors.SettingsError(
-            f"AWS's answers cannot be recorded in {folder}.",
-            why=f"{error.strerror}.",
-            cure=f"Name another folder in {VARIABLE}, or unset it.",
-        ) from error
     clean = Cleaner()
 
     def before_parse(operation_model: Any, response_dict: Mapping[str, Any], **_more: Any) -> None:
@@ -77,9 +73,33 @@ def record(client: Any) -> None:
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         name = f"{answer['service']}.{answer['operation']}.{answer['status']}.{digest}.json"
         with suppress(OSError):
-            files.write(folder / name, text + "\n")
+            (Path(folder) / name).write_text(text + "\n", encoding="utf-8")
 
     client.meta.events.register("before-parse", before_parse)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the variables with which a process records into a folder."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {
+        VARIABLE: str(folder.absolute()),
+        "BOTOCORE_EXPERIMENTAL__PLUGINS": f"vmsnix_record={__spec__.name if __spec__ else __name__}",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+
+
+def run(folder: Path, command: list[str]) -> int:
+    """Run a command with its answers recorded; return its exit code, or 1 when nothing was recorded."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        write(sys.stderr, f"Cannot record into {folder}: {error.strerror}. Name another folder.\n")
+        return 2
+    before = set(folder.glob("*.json"))
+    code = subprocess.run(command, env={**os.environ, **environment(folder)}, check=False).returncode
+    count = len(set(folder.glob("*.json")) - before)
+    write(sys.stderr, f"{count} new answers in {folder}.\n")
+    return code or int(not any(folder.glob("*.json")))
 
 
 class Cleaner:
@@ -158,7 +178,7 @@ def _facts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Return the paths of a body's elements or keys, each with its text; lists count as one element."""
     body = (answer["body"] or "").strip()
     if body.startswith("<"):
-        yield from _elements(ET.fromstring(body), "")  # noqa: S314 - of our own recording
+        yield from _elements(ET.fromstring(body), "")
     elif body.startswith(("{", "[")):
         yield from _members(json.loads(body), "")
 
@@ -181,16 +201,30 @@ def _members(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, str(value)
 
 
-def main(arguments: list[str], say: Callable[[str], Any] | None = None) -> int:
-    """Compare two folders; return 1 when they differ."""
-    found = differences(Path(arguments[0]), Path(arguments[1]))
-    text = "".join(f"{line(one)}\n" for one in found) or "Nothing differs in what both have.\n"
-    if say is None:
-        write(sys.stdout, text)
-    else:
-        say(text)
+def compare(real: Path, ours: Path) -> int:
+    """Print what differs between two folders; return 1 when something does."""
+    found = differences(real, ours)
+    write(sys.stdout, "".join(f"{line(one)}\n" for one in found) or "Nothing differs in what both have.\n")
     return 1 if found else 0
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Record or compare, as the arguments say."""
+    parser = argparse.ArgumentParser(prog="tests.record_aws", description="Record what AWS answers.")
+    commands = parser.add_subparsers(required=True, dest="command")
+    recording = commands.add_parser("run", help="run a command and record what AWS answers to it")
+    recording.add_argument("folder", type=Path)
+    recording.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND ...")
+    comparing = commands.add_parser("compare", help="print what differs between two recordings")
+    comparing.add_argument("real", type=Path)
+    comparing.add_argument("ours", type=Path)
+    given = parser.parse_args(arguments)
+    if given.command == "compare":
+        return compare(given.real, given.ours)
+    if not given.words:
+        recording.error("name the command to run")
+    return run(given.folder, given.words)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

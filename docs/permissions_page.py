@@ -1,6 +1,6 @@
 """Writes docs/reference/permissions.md from what the code declares.
 
-Run ``python -m vmsnix_ops.cli.permissions_page`` after a change.
+Run ``python docs/permissions_page.py`` after a change.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TARGETS = {
 
 HEAD = """# Permissions
 
-<!-- Written by `python -m vmsnix_ops.cli.permissions_page`: change it and aws/iam/permissions.py. -->
+<!-- Written by `python docs/permissions_page.py`: change it and aws/iam/permissions.py. -->
 
 Every function that calls AWS declares the permissions that it needs, and the policy of a job is their sum.
 `vmsnix iam-policy` prints the policies, for any partition. Account, region and bucket limit them; the bucket
@@ -180,5 +180,5 @@ def page() -> str:
 if __name__ == "__main__":
     from pathlib import Path
 
-    target = Path(__file__).parents[2] / "docs/reference/permissions.md"
+    target = Path(__file__).parent / "reference/permissions.md"
     target.write_text(page(), encoding="utf-8")
