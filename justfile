@@ -46,19 +46,19 @@ build NAME:
 
 # Publish an image, such as `just publish-ami ecs-node --dry-run`
 publish-ami NAME *OPTIONS:
-    vmsnix run publish-ami --image {{ NAME }} {{ OPTIONS }}
+    vmsnix publish --image {{ NAME }} {{ OPTIONS }}
 
 # Boot an image in QEMU, such as `just boot-image ecs-node`
 boot-image NAME *OPTIONS:
-    vmsnix run boot-image --image {{ NAME }} {{ OPTIONS }}
+    vmsnix boot-image --image {{ NAME }} {{ OPTIONS }}
 
 # Look at the account before anything is published
 preflight *OPTIONS:
-    vmsnix run preflight {{ OPTIONS }}
+    vmsnix preflight {{ OPTIONS }}
 
 # List every AMI and snapshot of the account
 audit *OPTIONS:
-    vmsnix run audit-inventory {{ OPTIONS }}
+    vmsnix audit {{ OPTIONS }}
 
 # Measure the direct upload against plain boto3 and the machine's limits, such as `just bench-upload --mib 1024 --json FILE`
 bench-upload *OPTIONS:

@@ -26,7 +26,7 @@ START_UP = {
     "python": ["-c", "pass"],
     "click": ["-c", "import click"],
     "vmsnix --help": ["-m", "vmsnix_ops", "--help"],
-    "vmsnix run publish-ami --help": ["-m", "vmsnix_ops", "run", "publish-ami", "--help"],
+    "vmsnix publish --help": ["-m", "vmsnix_ops", "publish", "--help"],
     "vmsnix runs": ["-m", "vmsnix_ops", "runs"],
     "the tab key": ["-m", "vmsnix_ops"],
 }

@@ -104,8 +104,8 @@ Do not attach two of these to one identity, nor one of the first two together wi
 `smoke-tester` or `verifier --blocks`. What the first two may not do is done so:
 
 - **Compare with the image:** with the policy of `verifier --blocks`, run
-  `vmsnix publish-ami --image FILE --via direct --verify whole --dry-run`. A dry run changes nothing.
-- **Make public:** with the policy of `promoter --public`, run `vmsnix promote-ami --ami AMI --public`.
+  `vmsnix publish --image FILE --via direct --verify whole --dry-run`. A dry run changes nothing.
+- **Make public:** with the policy of `promoter --public`, run `vmsnix promote --ami AMI --public`.
 - **Undo a publish via import:** run `vmsnix undo RUN` with the publisher's policy, which removes the upload
   and the import, and again with the retirer's, which removes the snapshot. Each run reports what is left.
 

@@ -16,7 +16,7 @@ from vmsnix_ops.runbooks.catalog import runbooks as read_all
 
 ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(?<=<!-- runbooks -->\n).*(?=<!-- /runbooks -->)", re.DOTALL)
-WORDS = {"read_only": "looks", "creates": "creates", "destroys": "destroys"}
+WORDS = {"read_only": "read-only", "creates": "creates", "destroys": "destroys"}
 
 
 def runbooks() -> tuple[Runbook, ...]:
@@ -26,10 +26,12 @@ def runbooks() -> tuple[Runbook, ...]:
 
 def table() -> str:
     """Return a Markdown table, one line a runbook."""
-    lines = ["| runbook | what it does | to the world |", "|---|---|---|"]
+    lines = ["| command | notebook | what it does | effect |", "|---|---|---|---|"]
     for runbook in runbooks():
         what = runbook.description or runbook.title
-        lines.append(f"| `{runbook.slug}` | {what} | {WORDS[runbook.side_effects]} |")
+        lines.append(
+            f"| `vmsnix {runbook.short_name}` | `{runbook.slug}` | {what} | {WORDS[runbook.side_effects]} |"
+        )
     return "\n".join(lines)
 
 

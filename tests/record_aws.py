@@ -55,6 +55,7 @@ _UNIQUE = re.compile(r"\b(?:AIDA|AROA|AGPA|ANPA|ASCA|AIPA)[A-Z0-9]{12,}\b")
 _UUID = re.compile(r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b")
 _ACCOUNT = re.compile(r"(?<![0-9A-Za-z.])[0-9]{12}(?![0-9A-Za-z])")
 MASK = "REMOVED"
+LONGEST_SECONDS = 24 * 3600  # of the recorded command
 
 
 def initialize_client_plugin(client: Any) -> None:
@@ -96,7 +97,8 @@ def run(folder: Path, command: list[str]) -> int:
         write(sys.stderr, f"Cannot record into {folder}: {error.strerror}. Name another folder.\n")
         return 2
     before = set(folder.glob("*.json"))
-    code = subprocess.run(command, env={**os.environ, **environment(folder)}, check=False).returncode
+    given = {**os.environ, **environment(folder)}
+    code = subprocess.run(command, env=given, check=False, timeout=LONGEST_SECONDS).returncode
     count = len(set(folder.glob("*.json")) - before)
     write(sys.stderr, f"{count} new answers in {folder}.\n")
     return code or int(not any(folder.glob("*.json")))

@@ -317,6 +317,7 @@ def complaint(cure: str) -> str:
     name, *words = [word for word in shlex.split(cure)[1:] if word != "run"]
     if name in COMMANDS:
         return ""
+    name = catalog.full_name(name)
     if name not in catalog.names():
         return f"vmsnix has no {name}"
     known = {f"--{one.name.replace('_', '-')}" for one in catalog.find(name).parameters}
@@ -344,7 +345,7 @@ def test_a_cure_ends_its_finding(story: Story, name: str) -> None:
     ("name", "cure"),
     [
         ("channel", f"rollback --image api --channel stable --region {REGION} --regions {REGION}"),
-        ("channel that is gone", f"promote-ami --image api --channel candidate --region {REGION}"),
+        ("channel that is gone", f"promote --image api --channel candidate --region {REGION}"),
     ],
 )
 def test_a_channel_is_cured_by_our_own_runbooks(story: Story, name: str, cure: str) -> None:

@@ -417,7 +417,7 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
 @pytest.mark.parametrize(
     ("until", "fix"),
     [
-        ("2026-02-01T00:00:00Z", "vmsnix retire-amis --action restore --amis {ami} --regions {region}"),
+        ("2026-02-01T00:00:00Z", "vmsnix retire --action restore --amis {ami} --regions {region}"),
         ("soon", "aws ec2 delete-tags --region {region} --resources {ami} --tags Key=vmsnix:retired"),
     ],
 )

@@ -318,7 +318,7 @@ def test_a_promotion_as_it_is_records_what_it_finds(
     change(aws, ami)
     with pytest.raises(errors.DriftError) as caught:
         verify.finish(verify.check())
-    assert f"vmsnix promote-ami --ami {ami} --region {HOME} and --protect or" in caught.value.cure
+    assert f"vmsnix promote --ami {ami} --region {HOME} and --protect or" in caught.value.cure
     assert "history sync" not in caught.value.cure
     sync(regions=[HOME], session=session)  # takes over nothing that an operator promised
     assert len(drift()) == 1

@@ -24,14 +24,14 @@ def test_a_publisher_via_import_is_told_who_may_make_its_ami_public(account: Acc
     with pytest.raises(errors.AccessDeniedError, match="iam-policy promoter --public") as caught:
         account.plan(IMPORTING, public=True).apply()
     (image,) = account.aws.client("ec2").describe_images(Owners=["self"])["Images"]
-    assert f"vmsnix promote-ami --ami {image['ImageId']} --region {REGION} --public" in str(caught.value)
+    assert f"vmsnix promote --ami {image['ImageId']} --region {REGION} --public" in str(caught.value)
     assert not image["Public"]
 
 
 def test_a_publisher_via_import_is_told_who_may_compare(account: Account) -> None:
     with pytest.raises(errors.AccessDeniedError, match="iam-policy verifier --blocks") as caught:
         account.plan(IMPORTING, verify="whole").apply()
-    told = re.search(r"vmsnix publish-ami --image \S+ --region \S+ (.*)\.", str(caught.value))
+    told = re.search(r"vmsnix publish --image \S+ --region \S+ (.*)\.", str(caught.value))
     assert told is not None
     assert told[1] == "--via direct --verify whole --dry-run"
     account.plan(IMPORTING).apply()

@@ -125,8 +125,8 @@ def test_the_install_is_that_of_the_readme() -> None:
 
 def test_the_runbooks_and_options_exist() -> None:
     text = "".join((WORKFLOWS / name).read_text() for name in NAMES)
-    used = re.findall(r"vmsnix run ([a-z-]+)(.*)", text)
-    assert {name for name, _ in used} == {"build-image", "preflight", "publish-ami", "audit-inventory"}
+    used = re.findall(r"run: \.venv/bin/vmsnix ([a-z-]+)(.*)", text)
+    assert {name for name, _ in used} == {"build-image", "preflight", "publish", "audit"}
     for name, rest in used:
         parameters = {parameter.name for parameter in catalog.find(name).parameters}
         assert set(re.findall(r"--([a-z-]+)", rest)) <= {each.replace("_", "-") for each in parameters}

@@ -216,7 +216,5 @@ def publish_again(rows: pd.DataFrame) -> pd.Series[Any]:
     The flake's reference stands in a tag. It may name a folder of the machine that published it.
     """
     flakes = rows["tags"].map(lambda text: json.loads(text).get(tagging.FLAKE, "")).astype("str")
-    command = fill(
-        "vmsnix run publish-ami --image {flake} --region {region}", rows.assign(flake=flakes), quoted=True
-    )
+    command = fill("vmsnix publish --image {flake} --region {region}", rows.assign(flake=flakes), quoted=True)
     return command.where(flakes != "", "")

@@ -192,7 +192,7 @@ def drifted(facts: Facts) -> pd.DataFrame:
         "It is not as it was recorded: {difference}. The command compares it in full, and says what puts it "
         "right, and what takes over what AWS has; a person decides.",
         evidence="tables amis, promotions and retirements",
-        cure="vmsnix run verify-amis --regions {region}",
+        cure="vmsnix verify --regions {region}",
     )
 
 
@@ -265,7 +265,7 @@ def unreferenced(facts: Facts) -> pd.DataFrame:
         reason + " The command shows whether the rules let it go now (they keep the newest three of an "
         "image, and what is younger than 30 days) and what to add so that it does; a person decides.",
         evidence=evidence,
-        cure="vmsnix run retire-amis --regions {region} --amis {resource_id}",
+        cure="vmsnix retire --regions {region} --amis {resource_id}",
     )
     other = found(
         amis[unused & ~ours],
@@ -471,7 +471,7 @@ class _Lost:
         if kind == "parameter" and not self.pointer.evidence.launches:
             return " It is a text that mentions the AMI; a person knows what it shall say."
         if self._channel(self.pointer.evidence.id):
-            return " If no earlier AMI is left to go back to, promote another one (vmsnix promote-ami)."
+            return " If no earlier AMI is left to go back to, promote another one (vmsnix promote)."
         return "" if self.cure else " A person decides what it shall launch."
 
     @property
@@ -533,7 +533,7 @@ class _Lost:
             return self._move(name)
         channel = self._channel(name)
         if channel:
-            return _vmsnix("promote-ami", *channel, self.pointer.region)
+            return _vmsnix("promote", *channel, self.pointer.region)
         return (
             f"aws ssm put-parameter {self._where} --name {shlex.quote(name)} --type String "
             "--data-type aws:ec2:image --value <AMI>"
@@ -757,7 +757,7 @@ def s3_leftover(facts: Facts) -> pd.DataFrame:
         "Whether an import reads it is unknown: the imports of its region were not read. The command reads "
         "them; a person decides.",
         evidence="{source}",
-        cure="vmsnix run audit-inventory --regions {region} --buckets {bucket}",
+        cure="vmsnix audit --regions {region} --buckets {bucket}",
         bucket=bucket,
     )
     other = found(
@@ -884,5 +884,5 @@ def not_asked_one_by_one(facts: Facts) -> pd.DataFrame:
     return found(
         frame,
         "{name}: AWS was not asked for each which other accounts may launch it.",
-        cure="vmsnix run audit-inventory --regions {region} --accounts {account} --one-by-one yes",
+        cure="vmsnix audit --regions {region} --accounts {account} --one-by-one yes",
     )

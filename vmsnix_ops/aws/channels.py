@@ -129,7 +129,7 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
         raise errors.RegistrationError(
             f"{where} was not published by us.",
             why=f"It lacks the tags {tagging.IMAGE} and {tagging.DIGEST}.",
-            cure="Publish the image with vmsnix publish-ami.",
+            cure="Publish the image with vmsnix publish.",
         )
     if ami.state != "available":
         raise errors.RegistrationError(

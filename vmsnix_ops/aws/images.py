@@ -654,7 +654,7 @@ def deregistering(ami: Ami) -> str:
 
 def restoring(ami: Ami) -> str:
     """Return the command that enables an AMI again, and shares it as it was if we retired it."""
-    return f"vmsnix retire-amis --action restore --amis {ami.ami_id} --regions {ami.region}"
+    return f"vmsnix retire --action restore --amis {ami.ami_id} --regions {ami.region}"
 
 
 @needs("ec2:DescribeImages")

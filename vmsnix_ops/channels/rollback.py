@@ -381,7 +381,7 @@ def plan(
         raise next((t.problem for t in looked if t.problem), None) or errors.PointerError(
             f"The channel {channel} of {image} points to nothing in {', '.join(chosen)}.",
             why=f"There is no parameter {pointer}.",
-            cure="Promote an AMI to it first (vmsnix promote-ami).",
+            cure="Promote an AMI to it first (vmsnix promote).",
         )
     lacking = [target for target in looked if not target.entries and not target.problem]
     if asked in ((), (ALL,)):  # nobody named these regions

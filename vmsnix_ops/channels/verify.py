@@ -246,11 +246,11 @@ def _cure(drift: pd.DataFrame) -> str:
     pointed, broken = drift["field"] == "pointer", drift["field"].isin(fields.BROKEN)
     cures = []
     if promised.any():
-        cures.append("vmsnix promote-ami shares, revokes, dates and points (vmsnix rollback points back).")
+        cures.append("vmsnix promote shares, revokes, dates and points (vmsnix rollback points back).")
     if (promised & ~pointed).any():
         first = drift[promised & ~pointed].iloc[0]
         cures.append(
-            "Where AWS is right, a promotion that changes nothing records what it finds: vmsnix promote-ami "
+            "Where AWS is right, a promotion that changes nothing records what it finds: vmsnix promote "
             f"--ami {first['ami_id']} --region {first['region']} and --protect or --unprotect, as it is."
         )
     if broken.any():

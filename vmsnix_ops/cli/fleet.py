@@ -1,4 +1,4 @@
-"""``vmsnix fleet PLAN``; ``vmsnix run fleet`` is the same command."""
+"""``vmsnix fleet PLAN``; ``vmsnix run fleet PLAN`` is the same command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vmsnix run NAME``: options, types, choices and help come from the notebook's parameters cell."""
+"""The command of a runbook: options, types, choices and help come from its parameters cell."""
 
 from __future__ import annotations
 

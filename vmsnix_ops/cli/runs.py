@@ -191,7 +191,7 @@ def rerun(ctx: click.Context, run_id: str, words: tuple[str, ...], place: str, s
     """Run a runbook once more, with the parameters that a past run had.
 
     ID may be shortened, as for `vmsnix runs show`. Parameters behind it replace single ones, as in
-    `vmsnix run NAME`; the options of every run stand there, too. It works in the folder in which the run
+    `vmsnix NAME`; the options of every run stand there, too. It works in the folder in which the run
     did, where that is still there.
     """
     from vmsnix_ops.cli.run import Past, runbook_command
@@ -222,7 +222,7 @@ def _past_run(run_id: str, place: str, *, sandbox: bool) -> Entry:
         raise UsageError(
             f"The run {found.run_id} ran on a sandbox.",
             why="Repeated like this it would work in the real AWS.",
-            cure="Give --sandbox; or use `vmsnix run` for the real one.",
+            cure="Give --sandbox, or run the runbook by its name on the real AWS.",
         )
     return found
 

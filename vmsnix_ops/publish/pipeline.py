@@ -634,7 +634,7 @@ def _share_with_everybody(plan: Wanted, ami_id: str) -> None:
             raise
         raise error.with_cure(
             "A publisher via import may not share AMIs. This one is registered and private; make it public "
-            f"with the policy of vmsnix iam-policy promoter --public: vmsnix promote-ami --ami {ami_id} "
+            f"with the policy of vmsnix iam-policy promoter --public: vmsnix promote --ami {ami_id} "
             f"--region {plan.region} --public --confirm-public {plan.account} --no-dry-run."
         ) from error
 
@@ -675,7 +675,7 @@ def _verify(plan: Wanted, snapshot: SnapshotStep, sent: Digests | None) -> Snaps
                 raise
             raise error.with_cure(
                 "A publisher via import may not read snapshots. Publish without --verify; then compare with "
-                "the policy of vmsnix iam-policy verifier --blocks: vmsnix publish-ami --image "
+                "the policy of vmsnix iam-policy verifier --blocks: vmsnix publish --image "
                 f"{built.path} --region {plan.region} --via direct --verify {plan.verify} --dry-run."
             ) from error
         entry.bytes = compared.blocks * BLOCK_BYTES

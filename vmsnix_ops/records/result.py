@@ -274,7 +274,7 @@ def reference_page() -> str:
         "<!-- Written by `python -m vmsnix_ops.records.result`: change vmsnix_ops/records/result.py. -->",
         "",
         "What a run says to the machines that come after it. Every key is always there, `null` where a run",
-        "has nothing to say; a runbook adds keys of its own. `vmsnix run ... --json` and",
+        "has nothing to say; a runbook adds keys of its own. `vmsnix NAME --json` and",
         "`vmsnix runs show ID --json` print it.",
         "",
         "In GitHub Actions every plain value is an output of the step.",

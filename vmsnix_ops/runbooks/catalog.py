@@ -43,7 +43,9 @@ class Runbook:
     Attributes
     ----------
     name
-        What people call it: ``publish-ami``.
+        Full name, as results and tables have it: ``publish-ami``.
+    short_name
+        Name to type: ``publish`` for ``publish-ami``, ``rollback`` for ``rollback``.
     number
         Where it stands in the order in which an operator meets them.
     path
@@ -57,6 +59,7 @@ class Runbook:
     """
 
     name: str
+    short_name: str
     number: int
     path: Path
     title: str
@@ -68,11 +71,6 @@ class Runbook:
     def slug(self) -> str:
         """Name with number, as the file has it: ``20-publish-ami``."""
         return self.path.stem
-
-    @property
-    def short_name(self) -> str:
-        """The name to type: ``publish`` for ``publish-ami``, ``rollback`` for ``rollback``."""
-        return short_names(self.path.parent).get(self.name, self.name)
 
 
 def default_folder() -> Path:
@@ -196,6 +194,7 @@ def _read(path: Path) -> Runbook:
     parameters = read_parameters(_parameters_source(notebook, path), place=path.name)
     runbook = Runbook(
         name=named["name"],
+        short_name=short_names(path.parent).get(named["name"], named["name"]),
         number=int(named["number"]),
         path=path,
         title=str(about.get("title", "")) or named["name"],

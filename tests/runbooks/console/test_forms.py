@@ -113,8 +113,8 @@ def test_the_command_line_gives_the_run_the_same_parameters(
         run_command, "execute", lambda _book, values, **options: given.update(values, **options) or 0
     )
     words = shlex.split(command_line(form.runbook, form.values(), sandbox=True))
-    assert words[:3] == ["vmsnix", "run", "try-this"]
-    done = CliRunner().invoke(run_command.run, words[2:], standalone_mode=False)
+    assert words[:2] == ["vmsnix", "try-this"]
+    done = CliRunner().invoke(run_command.run, words[1:], standalone_mode=False)
     assert done.exception is None
     assert {name: given[name] for name in form.values()} == form.values()
     assert given["sandbox"] is True

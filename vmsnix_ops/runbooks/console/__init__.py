@@ -64,7 +64,7 @@ def _what_it_is() -> str:
     return "\n".join(
         [
             "The console is for people: `vmsnix lab` opens it in JupyterLab. Nothing was done here.",
-            "It runs these runbooks, as `vmsnix run NAME` does:",
+            "It runs these runbooks, as `vmsnix NAME` does:",
             *lines,
         ]
     )

@@ -479,7 +479,7 @@ class Form:
 
 def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: bool) -> str:
     """Return the words that do the same in a shell."""
-    words = ["vmsnix", "run", runbook.name]
+    words = ["vmsnix", runbook.short_name]
     for name, value in values.items():
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):

@@ -579,12 +579,17 @@ class RunPage:
 
     @property
     def _form(self) -> Form:
-        return self._forms[self.pick.value]
+        """The form of the runbook that is picked, made when it is first needed.
+
+        The thread that finds out the account can be the first, between a pick and `_on_pick`.
+        """
+        name = self.pick.value
+        with self._lock:
+            if name not in self._forms:
+                self._forms[name] = Form(catalog.find(name), self._on_form)
+            return self._forms[name]
 
     def _on_pick(self, _change: object = None) -> None:
-        book = catalog.find(self.pick.value)
-        if book.name not in self._forms:
-            self._forms[book.name] = Form(book, self._on_form)
         self._fields.children = [self._form.widget]
         self._on_form()
         if self.job is None:

@@ -136,7 +136,7 @@ class HistoryTab(Tab):
             self.columns,
             narrow="runbook",
             sort="-started_at",
-            empty="No run has ended here yet. Runs of the console, of vmsnix run and of CI are listed here.",
+            empty="No runs yet. Runs of the console, of the command line and of CI are listed here.",
             changed=self._on_rows,
         )
         self._which = ipywidgets.Dropdown(options=[], description="Run")

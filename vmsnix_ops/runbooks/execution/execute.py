@@ -465,7 +465,7 @@ def same_parameters(
         raise ParameterError(
             f"The parameters of {runbook.name} have changed since that run.",
             why=f"{'; '.join(changes)}."[0].upper() + f"{'; '.join(changes)}."[1:],
-            cure=f"Run it anew: `vmsnix run {runbook.name} --help` lists its parameters."
+            cure=f"Run it anew: `vmsnix help {runbook.short_name}` lists its parameters."
             if lost
             else "Give these, behind the id.",
         )
