@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.audit import inventory as costs
+from vmsnix_ops.audit.inventory import total_usd
 from vmsnix_ops.records import figures
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def totals(inventory: Inventory) -> dict[str, float]:
         "size_gib": int(frame.loc[held, "size_gib"].sum()),
         "stored_gib": round(float(stored) / 2**30, 1),
         "estimated": int((held & frame["estimated"].fillna(value=False)).sum()),
-        "monthly_usd": round(costs.total_usd(frame), 2),
+        "monthly_usd": round(total_usd(frame), 2),
         "unread": len(inventory.unread),
     }
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import channels, deprecation, identity, image_copy, images, parameters, sharing, topics
-from vmsnix_ops.aws import quotas as limits
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import checked, require
+from vmsnix_ops.aws.quotas import check_public_sharing, check_quotas
 from vmsnix_ops.aws.references import AMI_ID
 from vmsnix_ops.aws.regions import ALL, enabled, named
 from vmsnix_ops.aws.sharing import Audience
@@ -293,10 +293,10 @@ class Share:
 
     def _check_public(self, spot: Spot) -> str:
         """Refuse what AWS would refuse of a public AMI; return what could not be looked at."""
-        limits.check_public_sharing(spot.ec2, public=True)
+        check_public_sharing(spot.ec2, public=True)
         room = checked(
             "quotas",
-            lambda: limits.check_quotas(spot.ec2, spot.quotas, public=True, one_more=spot.ami is None),
+            lambda: check_quotas(spot.ec2, spot.quotas, public=True, one_more=spot.ami is None),
         )
         require([room])
         return f" ({room.name} {room.evidence} {room.cure})" if room.outcome == "warn" else ""

@@ -484,7 +484,7 @@ def write_vhd(
         The disk's content in blocks of 2 MiB, ascending; ``image.blocks(DEFAULT_BLOCK)`` of an opened image,
         for example. Blocks that are left out are zero.
     size
-        Bytes of the disk, a multiple of 512; taken as they are (`vhd_layout.geometry_size` rounds up as
+        Bytes of the disk, a multiple of 512; taken as they are (`geometry_size` rounds up as
         nixpkgs' images do).
     kind
         ``dynamic`` stores only the given blocks; ``fixed`` is as long as the disk, with holes where nothing

@@ -24,7 +24,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.ebs_direct.reading import VERIFIES
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.boot import run as disk_boot
+from vmsnix_ops.boot.run import check as check_boot
 from vmsnix_ops.display import html_table
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
@@ -32,8 +32,7 @@ from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.identity import DEVICE, ROOT_DEVICE
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import Journal
-from vmsnix_ops.publish.preflight import check_image as image_check
-from vmsnix_ops.publish.preflight import checks_in_aws
+from vmsnix_ops.publish.preflight import check_image, checks_in_aws
 from vmsnix_ops.publish.wanted import Via, Wanted
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
@@ -257,7 +256,7 @@ def plan(
         image, bucket, prefix, via, verify, system, boot_mode, root_device or ROOT_DEVICE, role_name
     )
     if boot_expect:
-        disk_boot.check(boot_expect, "auto")
+        check_boot(boot_expect, "auto")
     own_tags, kms_key = tagging.check(tags or {}), keys.shape(kms_key or settings.kms_key)
     check_public(public, confirm_public)
     if public and kms_key:
@@ -268,7 +267,7 @@ def plan(
         )
 
     # First, because it needs no call of AWS.
-    readable, _ = image_check(
+    readable, _ = check_image(
         image,
         flake=settings.flake,
         via=via,

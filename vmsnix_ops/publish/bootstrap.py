@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import bootstrap, buckets, keys
-from vmsnix_ops.aws import bootstrap as cloudformation
 from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.session import session as default_session
@@ -65,7 +64,7 @@ class Bootstrap:
 
     def cloudformation(self) -> str:
         """Return the same as a CloudFormation template, in JSON."""
-        return json.dumps(cloudformation.template(self.place), indent=2)
+        return json.dumps(bootstrap.template(self.place), indent=2)
 
     @typed
     def template(self, place: str) -> str:

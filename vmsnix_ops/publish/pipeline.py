@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.aws import buckets, error_codes, images, imports, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.ebs_direct import reading
-from vmsnix_ops.aws.ebs_direct import writing as blocks
+from vmsnix_ops.aws.ebs_direct import reading, writing
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.disk.digests import Digests
@@ -355,7 +354,7 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
             entry.outcome = "reused"
             return UploadStep("reused", built)
         if plan.via == "direct":
-            made = blocks.upload(
+            made = writing.upload(
                 plan.session,
                 identity.block_upload(plan, built),
                 tables=plan.journal.tables,
@@ -429,7 +428,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
         if source.direct is not None:
             kept = "The snapshot is complete or will be; the next run finds it."
             with interruptible("wait for the snapshot", kept):
-                done = blocks.finish(
+                done = writing.finish(
                     plan.session,
                     identity.block_upload(plan, built),
                     source.direct,
@@ -617,7 +616,7 @@ def _held(plan: Wanted, built: Built) -> bool:
     if plan.via == "direct":
         # A snapshot is looked for by the upload itself, which may have to write down what it holds.
         return plan.dry_run and bool(
-            blocks.find(plan.session, plan.region, built.digest, kms_key=plan.kms_key)
+            writing.find(plan.session, plan.region, built.digest, kms_key=plan.kms_key)
         )
     ec2 = plan.client("ec2")
     if imports.find_snapshot(ec2, built.digest, kms_key=plan.kms_key):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import buckets, identity, images, imports, keys, regions, service_role
-from vmsnix_ops.aws import quotas as limits
 from vmsnix_ops.aws.checks import Check, checked, frame, require
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.iam.simulation import lacking
+from vmsnix_ops.aws.quotas import check_pending_snapshots, check_public_sharing, check_quotas
 from vmsnix_ops.aws.service_role import unknown_principal
 from vmsnix_ops.aws.session import Client, client, code_of
 from vmsnix_ops.aws.session import session as default_session
@@ -132,12 +132,12 @@ def checks_in_aws(
                 )
             checks.append(checked("pass role", lambda: service_role.check_pass_role(iam, who, arn)))
     if public or thorough:
-        checks.append(checked("public AMIs", lambda: limits.check_public_sharing(ec2, public=public)))
+        checks.append(checked("public AMIs", lambda: check_public_sharing(ec2, public=public)))
     if thorough:
         quotas = client(session, "service-quotas", region)
         checks += [
-            checked("quotas", lambda: limits.check_quotas(ec2, quotas, public=public)),
-            checked("pending snapshots", lambda: limits.check_pending_snapshots(ec2)),
+            checked("quotas", lambda: check_quotas(ec2, quotas, public=public)),
+            checked("pending snapshots", lambda: check_pending_snapshots(ec2)),
             *_rights(session, who, place, via=via, public=public),
         ]
     return checks

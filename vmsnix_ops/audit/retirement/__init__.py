@@ -20,13 +20,11 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.audit.retirement import _plan as retirement_result
 from vmsnix_ops.audit.retirement import view
-from vmsnix_ops.audit.retirement._plan import DONE, Plan, Result
+from vmsnix_ops.audit.retirement._plan import DONE, Plan, Result, verdict, write
 from vmsnix_ops.audit.retirement.decisions import decide
 from vmsnix_ops.audit.retirement.view import Decision, Rules
-from vmsnix_ops.aws import identity as preflight_account
-from vmsnix_ops.aws.identity import identity
+from vmsnix_ops.aws.identity import check_account, identity
 from vmsnix_ops.aws.regions import chosen as chosen_regions
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import counted, current
@@ -112,7 +110,7 @@ def plan(
     )
     chosen = chosen_regions(session, regions, home=settings.region)
     account = _account(session, chosen)
-    preflight_account.check_account(account, settings.allowed_accounts)
+    check_account(account, settings.allowed_accounts)
     moment = now or datetime.now(UTC)
     prefix = settings.pointer_prefix
     places = {region: view.Place.of(session, region, account) for region in chosen}
@@ -147,9 +145,9 @@ def finish(result: Result) -> None:
     """
     plan = result.plan
     try:
-        status, wrong = retirement_result.write(result)
+        status, wrong = write(result)
     except errors.RecordsError as unsaved:  # it must not hide what was done
-        status, wrong = retirement_result.verdict(result)
+        status, wrong = verdict(result)
         if not wrong:
             raise
         wrong.append(str(unsaved))

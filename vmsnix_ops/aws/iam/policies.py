@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors, region_names
 from vmsnix_ops.aws import buckets, identity, images, imports, keys, quotas, service_role
-from vmsnix_ops.aws import buckets as preflight_bucket
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import manifests, reading, writing
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS, Target, needs_of
@@ -371,7 +370,7 @@ def preflight_actions(*, via: str = "import", public: bool = False) -> tuple[str
     functions: list[Any] = [identity.check_region]
     if via == "import":
         functions += [
-            preflight_bucket.check_bucket,
+            buckets.check_bucket,
             service_role.check_role,
             service_role.check_role_rights,
             service_role.check_pass_role,
@@ -384,11 +383,11 @@ def preflight_actions(*, via: str = "import", public: bool = False) -> tuple[str
 def thorough_actions() -> tuple[str, ...]:
     """Return what the preflight runbook looks at: those of a publish, and more."""
     functions = (
-        preflight_bucket.check_private,
-        preflight_bucket.check_encrypted,
-        preflight_bucket.check_tls_only,
-        preflight_bucket.check_lifecycle,
-        preflight_bucket.check_versions,
+        buckets.check_private,
+        buckets.check_encrypted,
+        buckets.check_tls_only,
+        buckets.check_lifecycle,
+        buckets.check_versions,
         quotas.check_quotas,
         quotas.check_public_sharing,
         quotas.check_pending_snapshots,

@@ -18,8 +18,8 @@ from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.progress import counted, human_bytes, human_seconds
 from vmsnix_ops.runbooks import catalog
-from vmsnix_ops.runbooks.console import bar as look
 from vmsnix_ops.runbooks.console import jobs
+from vmsnix_ops.runbooks.console.bar import effect
 from vmsnix_ops.runbooks.console.forms import DRY_RUN, Form, command_line, plan_html
 from vmsnix_ops.runbooks.console.jobs import Follower
 from vmsnix_ops.runbooks.console.suggestions import Suggestions, at_once, source_of
@@ -610,7 +610,7 @@ class RunPage:
         form, book = self._form, self._form.runbook
         if self.job is None:
             self._about.value = (
-                f"<h3>{html(book.title)} {look.effect(book.side_effects)}</h3><p>{html(book.description)}</p>"
+                f"<h3>{html(book.title)} {effect(book.side_effects)}</h3><p>{html(book.description)}</p>"
             )
         command = command_line(book, form.values(), sandbox=self._bar.place.sandbox)
         self._plan.value = plan_html(form, place=self._bar.words, command=command)
