@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.channels.promoting import (
-    EUROPE,
-    HOME,
-    WEST,
-    ami,
-    aws,
-    outcomes,
-    plan,
-    pointed,
-    served,
-    session,
-)
+from tests.channels.conftest import EUROPE, HOME, WEST, outcomes, plan, pointed
 from tests.support import DEADLINE, join
 from vmsnix_ops import errors
 from vmsnix_ops.aws import image_copy, parameters, retiring
@@ -36,7 +25,6 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.sandbox import Sandbox
 
-__all__ = ["ami", "aws", "served", "session"]
 NAME = "/vmsnix/ecs-node/stable"
 SHUT = "arn:aws:iam::012345678901:user/operator"
 

@@ -9,22 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.aws.account import make_ami
-from tests.channels.promoting import (
-    EUROPE,
-    HOME,
-    KEY,
-    OTHER,
-    WEST,
-    ami,
-    aws,
-    changes,
-    copies,
-    outcomes,
-    plan,
-    pointed,
-    served,
-    session,
-)
+from tests.channels.conftest import EUROPE, HOME, KEY, OTHER, WEST, changes, copies, outcomes, plan, pointed
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, sharing, snapshots
 from vmsnix_ops.channels import history, verify
@@ -34,7 +19,6 @@ from vmsnix_ops.settings import load
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox import Sandbox
 
-__all__ = ["ami", "aws", "served", "session"]
 ORGANIZATION = "arn:aws:organizations::012345678901:organization/o-abcdefghij"
 
 

@@ -8,27 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.channels.promoting import (
-    EUROPE,
-    HOME,
-    KEY,
-    OTHER,
-    WEST,
-    ami,
-    aws,
-    changes,
-    plan,
-    served,
-    session,
-)
+from tests.channels.conftest import EUROPE, HOME, KEY, OTHER, WEST, changes, plan
 from vmsnix_ops import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmsnix_ops.sandbox import Sandbox
-
-__all__ = ["ami", "aws", "served", "session"]
 
 
 def another_accounts_ami(aws: Sandbox) -> str:

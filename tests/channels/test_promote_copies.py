@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.channels.promoting import (
-    EUROPE,
-    HOME,
-    KEY,
-    OTHER,
-    WEST,
-    ami,
-    aws,
-    copies,
-    outcomes,
-    plan,
-    pointed,
-    served,
-    session,
-)
+from tests.channels.conftest import EUROPE, HOME, KEY, OTHER, WEST, copies, outcomes, plan, pointed
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images
 from vmsnix_ops.channels import promote
@@ -32,8 +18,6 @@ from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox import Sandbox
-
-__all__ = ["ami", "aws", "served", "session"]
 
 
 def test_a_failed_copy_tells_its_snapshot_s_message_and_the_next_try_is_a_new_one(

@@ -8,26 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.channels.promoting import (
-    EUROPE,
-    HOME,
-    OTHER,
-    WEST,
-    ami,
-    aws,
-    outcomes,
-    plan,
-    pointed,
-    served,
-    session,
-)
+from tests.channels.conftest import EUROPE, HOME, OTHER, WEST, outcomes, plan, pointed
 from vmsnix_ops import errors
 from vmsnix_ops.channels import promote, verify
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.sandbox import Access, Sandbox
 from vmsnix_ops.settings import load
-
-__all__ = ["ami", "aws", "served", "session"]
 
 
 def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.channels.promoting import EUROPE, HOME, WEST, ami, aws, outcomes, pointed, served, session
+from tests.channels.conftest import EUROPE, HOME, WEST, outcomes, pointed
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, parameters
 from vmsnix_ops.channels import history, promote, rollback
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.sandbox import Sandbox
 
-__all__ = ["ami", "aws", "served", "session"]
 USUAL: dict[str, Any] = {"dry_run": False, "progress": silent()}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.channels.promoting import EUROPE, HOME, OTHER, aws, changes, copies, served, session
+from tests.channels.conftest import EUROPE, HOME, OTHER, changes, copies
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.audit.sync import sync
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.sandbox import Sandbox
 
-__all__ = ["aws", "served", "session"]
 ORGANIZATION = "arn:aws:organizations::012345678901:organization/o-abcdefghij"
 DIGEST = "snapshot tag vmsnix:digest"
 USUAL: dict[str, Any] = {"dry_run": False, "progress": silent(), "channel": "stable"}

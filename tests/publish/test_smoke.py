@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.channels.promoting import HOME, aws, served, session
+from tests.channels.conftest import HOME, aws, served, session
 from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import instances
 from vmsnix_ops.disk.sample import MESSAGE, make_sample_image

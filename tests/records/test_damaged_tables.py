@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.channels.promoting import HOME, WEST
+from tests.channels.conftest import HOME, WEST
 from tests.publish.conftest import aws, image, plan
 from tests.support import few
 from vmsnix_ops.audit.sync import sync
