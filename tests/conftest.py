@@ -25,7 +25,9 @@ INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 ERRORS = pytest.StashKey[int]()
 
-settings.register_profile("nightly", max_examples=2000)
+settings.register_profile("quick", deadline=None)  # no test measures time
+settings.register_profile("nightly", deadline=None, max_examples=2000)
+settings.load_profile("quick")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -113,6 +115,13 @@ def no_interrupt_is_lost() -> None:
     gc.callbacks[:] = [
         one for one in gc.callbacks if not str(getattr(one, "__module__", "")).startswith("hypothesis")
     ]
+
+
+@pytest.fixture(autouse=True)
+def connections_end_with_their_test() -> Iterator[None]:
+    """Close those of shared clients: the next test has another sandbox, at the same address."""
+    yield
+    quick.close_connections()
 
 
 @pytest.fixture(autouse=True)

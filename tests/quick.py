@@ -83,7 +83,7 @@ def share_clients(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(server, "_listen", listen_again)
 
-    make, made, quotas = sessions._make, {}, []
+    make, quotas = sessions._make, []
 
     class Quota(RetryQuota):  # type: ignore[misc]
         def __init__(self, *given: Any, **more: Any) -> None:
@@ -92,37 +92,50 @@ def share_clients(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr("botocore.retries.quota.RetryQuota", Quota)
 
-    def shared(session: Any, *asked: Any) -> Any:
+    def of_session(session: Any, *asked: Any) -> Any:
         keys = session.get_credentials()
         plain = type(session) is boto3.Session and type(keys) is Credentials
         if not plain or "RECORD_AWS_FOLDER" in os.environ:
             return make(session, *asked)
         about = sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_") or "proxy" in k.lower())
-        key = (session.profile_name, keys.get_frozen_credentials(), *about, *asked)
-        if key not in made:
-            quotas.clear()
-            made[key] = make(session, *asked), tuple(quotas)
-            if len(made) > MOST_CLIENTS:
-                del made[next(iter(made))]
-        client, its_quotas = made[key]
-        for quota in its_quotas:  # the retries of earlier tests do not count
+        quotas.clear()
+        client = _shared(
+            (session.profile_name, keys.get_frozen_credentials(), *about, *asked),
+            lambda: make(session, *asked),
+        )
+        if quotas:
+            client.quotas = tuple(quotas)
+        for quota in client.quotas:  # the retries of earlier tests do not count
             quota._available_capacity = quota._max_capacity
         return client
 
-    patch.setattr(sessions, "_make", shared)
-    client, clients = Access.client, {}
+    patch.setattr(sessions, "_make", of_session)
+    client_of = Access.client
 
-    def client_of(access: Any, service: str, region: str = "us-east-1", **options: Any) -> Any:
+    def of_sandbox(access: Any, service: str, region: str = "us-east-1", **options: Any) -> Any:
         if options:
-            return client(access, service, region, **options)
+            return client_of(access, service, region, **options)
         key = (access.url, access.access_key, access.secret_key, service, region)
-        if key not in clients:
-            clients[key] = client(access, service, region)
-            if len(clients) > MOST_CLIENTS:
-                del clients[next(iter(clients))]
-        return clients[key]
+        return _shared(key, lambda: client_of(access, service, region))
 
-    patch.setattr(Access, "client", client_of)
+    patch.setattr(Access, "client", of_sandbox)
+
+
+_clients: dict[Any, Any] = {}
+
+
+def _shared(key: Any, make: Callable[[], Any]) -> Any:
+    if key not in _clients:
+        if len(_clients) >= MOST_CLIENTS:
+            _clients.pop(next(iter(_clients))).close()
+        _clients[key] = make()
+    return _clients[key]
+
+
+def close_connections() -> None:
+    """Close the connections of all shared clients; a client opens new ones."""
+    for client in tuple(_clients.values()):
+        client.close()
 
 
 def share_data_of_images(patch: pytest.MonkeyPatch) -> None:

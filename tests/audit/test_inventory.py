@@ -175,14 +175,21 @@ def test_an_interrupted_scan_ends_and_says_that_it_begins_anew(own: Owner) -> No
     main = threading.main_thread().ident
     assert main is not None
 
+    ended = threading.Event()
+
     def interrupt() -> None:
+        """Press Ctrl-C, and again, as people do: Python loses one that arrives in a finalizer."""
         wait_until(lambda: rule.struck, "the throttled call")
-        signal.pthread_kill(main, signal.SIGINT)
+        for _ in range(20):
+            signal.pthread_kill(main, signal.SIGINT)
+            if ended.wait(5):
+                return
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(errors.InterruptedRunError, match="begins anew"):
         own.scan(regions=["all"])
+    ended.set()
     join(thread)
 
 
@@ -267,8 +274,8 @@ def test_what_is_registered_between_the_two_lists_is_seen_whole(
         late.append(own.ami())
         read(*given)
 
-    read = inventory.rows.images
-    monkeypatch.setattr(inventory.rows, "images", images)
+    read = inventory.images
+    monkeypatch.setattr(inventory, "images", images)
     found = own.scan(regions=[REGION])
     (held,) = json.loads(row(found, late[0])["snapshots"])
     assert (row(found, held)["kind"], row(found, held)["referenced"]) == ("snapshot", True)
@@ -474,10 +481,10 @@ def test_a_snapshot_whose_use_is_unknown_is_not_drawn_as_held_by_nothing(own: Ow
 
 
 def test_a_copy_that_is_not_marked_as_one_is_no_dead_upload() -> None:
-    columns = inventory.rows.Columns("run", datetime.now(UTC), "012345678901", REGION)
+    columns = inventory.Columns("run", datetime.now(UTC), "012345678901", REGION)
     pending = {"State": "pending", "VolumeId": "vol-ffffffff", "VolumeSize": 1}
     texts = ("Copied for DestinationAmi ami-1 from SourceAmi ami-2", "[Copied snap-1 from us-east-1]", "")
     rows = [{**pending, "SnapshotId": f"snap-{n}", "Description": text} for n, text in enumerate(texts)]
-    inventory.rows.snapshots(columns, rows)
+    inventory.snapshots(columns, rows)
     kinds = columns.arrow().column("kind").to_pylist()
     assert kinds == ["snapshot", "snapshot", "direct-upload"]

@@ -291,7 +291,17 @@ def test_what_no_worker_has_is_named_before_anything_runs(yard: Yard, cluster: A
 def test_no_secret_is_in_what_is_sent(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     planned = yard.plan('[[entry]]\nrunbook = "work"', environment={"AWS_SESSION_TOKEN": SECRET})
-    runner = Runner(planned, open_ledger(planned.ledger), "round", "session", Stop())
+    runner = Runner(
+        plan=planned.plan,
+        ledger=open_ledger(planned.ledger),
+        ledger_place=planned.ledger,
+        archive=planned.archive,
+        round="round",
+        session="session",
+        stop=Stop(),
+        lease_seconds=planned.lease_seconds,
+        environment=planned.environment,
+    )
     assert SECRET.encode() not in pickle.dumps(runner._job(planned.plan.targets[0]))
     assert SECRET not in repr(planned)
 
