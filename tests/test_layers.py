@@ -159,6 +159,23 @@ def test_an_import_from_below_is_fine(module: str, source: str, tmp_path: Path) 
     assert complaints(path, module) == []
 
 
+def test_the_architecture_page_shows_the_packages_that_there_are() -> None:
+    """The tree's lines: a layer's number, packages as ``name/``, deeper ones below theirs."""
+    page = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    tree = page.partition("```text\n")[2].partition("```")[0]
+    shown, above = set(), ""
+    for text in tree.splitlines():
+        names = re.match(r"(?: \d )? *((?:\w+/ ?)+)", text)
+        if names is None:
+            continue
+        deeper = names.start(1) > len(" 7  ")
+        found = names[1].replace("/", "").split()
+        shown |= {f"{above}/{name}" if deeper else name for name in found}
+        above = above if deeper else found[-1]
+    packages = {str(path.parent.relative_to(PACKAGE)) for path in PACKAGE.rglob("__init__.py")} - {"."}
+    assert shown == packages
+
+
 def test_no_module_imports_another_in_a_circle() -> None:
     """Imports inside functions and below TYPE_CHECKING count too."""
     modules = {name_of(path): path for path in MODULES}
