@@ -109,6 +109,13 @@ def test_the_installed_command_lists_its_runbooks(installed: Installed) -> None:
     assert "publish-ami" in listed
 
 
+def test_papermill_lists_the_parameters_that_have_choices(installed: Installed) -> None:
+    (notebook,) = installed.python.parent.parent.rglob("60-retire-amis.ipynb")
+    command = (installed.python, "-m", "papermill", "--help-notebook", notebook)
+    shown = run(*command, cwd=installed.folder, environment=installed.environment)
+    assert 'action: Literal["retire", "restore"] (default "retire")' in shown
+
+
 def test_the_installed_demo_publishes_outside_the_checkout(installed: Installed) -> None:
     printed = run(installed.vmsnix, "demo", "--json", cwd=installed.folder, environment=installed.environment)
     result = json.loads(printed)

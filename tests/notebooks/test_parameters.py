@@ -238,6 +238,19 @@ def test_a_setting_is_used_where_the_parameter_is_left_empty(
     assert changed in seen
 
 
+@pytest.mark.parametrize("book", BOOKS, ids=name_of)
+def test_papermill_infers_every_parameter_with_its_type(book: catalog.Runbook) -> None:
+    from papermill import inspect_notebook
+
+    from vmsnix_ops.runbooks.execution import translator  # noqa: F401 - registers itself
+
+    inferred = {
+        name: (one["inferred_type_name"].replace('"', "'"), one["help"])
+        for name, one in inspect_notebook(str(book.path)).items()
+    }
+    assert inferred == {one.name: (str(one.type), one.help) for one in book.parameters}
+
+
 def run_papermill(tmp_path: Path, book: str, *words: str) -> tuple[int, str]:
     """Run the parameters cell and the first call of a notebook by papermill's own command."""
     content = json.loads(catalog.find(book, FOLDER).path.read_text(encoding="utf-8"))

@@ -209,8 +209,7 @@ def runbook_command(name: str, past: Past | None = None) -> click.Command:
 def _option(parameter: Parameter) -> click.Option:
     flag = parameter.name.replace("_", "-")
     name = f"{PREFIX}{parameter.name}"
-    # The choices stand in the option's own column already.
-    text = parameter.help.replace(f" ({', '.join(map(str, parameter.choices))})", "")
+    text = parameter.help
     if flag in OWN:
         text = f"{text} (only as -p {parameter.name}=VALUE)".strip()
         flag = f"parameter-{flag}"

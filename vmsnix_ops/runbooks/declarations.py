@@ -2,15 +2,15 @@
 
 The cell is read, never run. Its types are a small language on purpose, so that the command line and the
 forms can offer the right thing for each: ``str``, ``bool``, ``int``, ``float``, ``list[...]`` and
-``dict[str, ...]`` of these, ``Literal[...]`` for choices, and ``... | None``. The choices of a text may also
-stand in its help, where people read them: ``via: str = "import"  # way to the snapshot (import, direct)``.
+``dict[str, ...]`` of these, ``Literal[...]`` for choices, and ``... | None``::
+
+    via: Literal["import", "direct"] = "import"  # way to the snapshot
 """
 
 from __future__ import annotations
 
 import ast
 import io
-import re
 import tokenize
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -152,28 +152,7 @@ def _parameter(statement: ast.stmt, comments: dict[int, tuple[str, bool]], place
             "Its type is not one that a parameter can have.",
             "Use str, bool, int, float, list[...], dict[str, ...], Literal[...], each possibly `| None`.",
         )
-    text = _help(statement, comments)
-    return Parameter(name, _with_choices(kind, default, text), default, text)
-
-
-def _with_choices(kind: Type, default: object, text: str) -> Type:
-    """Return a text's type with the choices that its help lists in parentheses.
-
-    They are words with commas between, or ``word: what it means`` with semicolons. The default is one of
-    them, or empty, which stays allowed; otherwise the parentheses hold something else.
-    """
-    if kind.kind != "str" or kind.choices:
-        return kind
-    for inside in re.findall(r"\(([^()]*)\)", text):
-        parts = inside.split(";") if ":" in inside else inside.split(",")
-        words = tuple(part.partition(":")[0].strip() for part in parts)
-        if len(words) < 2 or not all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", word) for word in words):
-            continue
-        if default in words:
-            return replace(kind, choices=words)
-        if default in ("", None):
-            return replace(kind, choices=("", *words) if default == "" else words)
-    return kind
+    return Parameter(name, kind, default, _help(statement, comments))
 
 
 def _help(statement: ast.stmt, comments: dict[int, tuple[str, bool]]) -> str:

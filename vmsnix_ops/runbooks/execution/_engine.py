@@ -26,6 +26,7 @@ from papermill.execute import ERROR_MARKER_TAG, execute_notebook
 
 from vmsnix_ops.progress import MESSAGE
 from vmsnix_ops.runbooks.execution import kernels
+from vmsnix_ops.runbooks.execution import translator as _translator  # noqa: F401 - registers itself
 from vmsnix_ops.runbooks.execution._output import Kept, Limits, Live
 
 if TYPE_CHECKING:
