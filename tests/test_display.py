@@ -1,10 +1,14 @@
-"""Tables for people."""
+"""Plans, results and tables for people."""
 
 from __future__ import annotations
 
-import pandas as pd
+from dataclasses import dataclass
 
-from vmsnix_ops.display import of_frame
+import pandas as pd
+import pytest
+
+from tests.hostile import HOSTILE, assert_safe_lines, hidden
+from vmsnix_ops.display import Displayed, Shown, of_frame, shown
 
 
 def test_a_frame_is_shown_as_people_write_numbers() -> None:
@@ -25,3 +29,58 @@ def test_a_frame_is_shown_as_people_write_numbers() -> None:
         ("-", "-", "-", "-", "no"),
     )
     assert str(of_frame(frame.iloc[:0], title="AMIs")) == "AMIs\nThere are none."
+
+
+@dataclass(frozen=True, slots=True)
+class Everything(Displayed):
+    """All that can be shown, with the same text everywhere."""
+
+    word: str
+    title: str = ""
+
+    def facts(self) -> list[tuple[str, str]]:
+        return [(self.word, "1"), ("name", self.word)]
+
+    def table(self) -> Shown:
+        return shown((self.word, "b"), [(self.word, 2)], right=("b",), title=self.word)
+
+    def notes(self) -> list[str]:
+        return [self.word]
+
+
+def test_title_facts_table_and_notes_are_shown_as_text_html_and_markdown() -> None:
+    whole = Everything("a|b", "Title")
+    assert str(whole) == "Title\n  a|b   1\n  name  a|b\na|b\na|b  b\na|b  2\na|b"
+    assert whole._repr_markdown_() == (
+        "**Title**\n\n|  |  |\n| --- | --- |\n| a\\|b | 1 |\n| name | a\\|b |\n\n"
+        "**a\\|b**\n\n| a\\|b | b |\n| --- | ---: |\n| a\\|b | 2 |\n\na\\|b"
+    )
+    page = whole._repr_html_()
+    assert page.startswith(
+        '<p><b>Title</b></p><table class="vmsnix"><tr><th style="text-align:left">a|b</th>'
+    )
+    assert page.endswith("</table><p>a|b</p>")
+
+
+def test_a_notebook_shows_the_words_and_not_the_fields_of_a_dataclass() -> None:
+    from IPython.lib.pretty import pretty
+
+    whole = Everything("a", "Title")
+    assert pretty(whole) == repr(whole) == str(whole)
+
+
+def test_a_table_without_rows_is_shown_too() -> None:
+    empty = shown(("a",), [], title="AMIs", nothing="No AMIs yet.")
+    assert str(empty) == "AMIs\nNo AMIs yet."
+    assert empty._repr_html_() == "<p>AMIs No AMIs yet.</p>"
+    assert empty._repr_markdown_() == "**AMIs**\n\nNo AMIs yet."
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_text_from_outside_is_safe_in_every_form(word: str) -> None:
+    whole = Everything(word, word)
+    for text in (str(whole), whole._repr_markdown_(), whole._repr_html_()):
+        assert hidden(text) == []
+    assert_safe_lines(str(whole))
+    assert len({row.count(" | ") for row in whole._repr_markdown_().split("\n") if row.startswith("| ")}) == 1
+    assert "<script" not in whole._repr_html_() + whole._repr_markdown_()

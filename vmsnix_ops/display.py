@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops.progress import human_bytes, human_seconds
-from vmsnix_ops.text import html, line
+from vmsnix_ops.text import html, line, lines, markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,9 +26,68 @@ UNBROKEN = 32
 """Texts up to this length stay on one line: identifiers, names, dates."""
 
 
+class Displayed:
+    """A plan, a result or a table that shows itself: as text, as HTML in a notebook, as Markdown.
+
+    A class overrides what it has of `title`, `facts`, `table` and `notes`. They may return any text: it is
+    made safe here.
+    """
+
+    __slots__ = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # A dataclass makes a __repr__ unless its class has one, and a notebook would show that one.
+        cls.__repr__ = Displayed.__repr__  # type: ignore[method-assign]
+
+    @property
+    def title(self) -> str:
+        """One line."""
+        return ""
+
+    def facts(self) -> Iterable[tuple[str, object]]:
+        """Return names and values."""
+        return ()
+
+    def table(self) -> Shown | None:
+        """Return a table."""
+        return None
+
+    def notes(self) -> Iterable[str]:
+        """Return sentences that stand below."""
+        return ()
+
+    def __str__(self) -> str:
+        facts = [(line(name), value) for name, value in self.facts()]
+        indent = "  " if self.title else ""
+        width = len(indent) + max((len(name) for name, _ in facts), default=0) + 2
+        parts = [line(self.title)] if self.title else []
+        parts += [f"{indent + n:<{width}}{lines(v, indent=' ' * width)}".rstrip() for n, v in facts]
+        parts += [] if (table := self.table()) is None else [str(table)]
+        return "\n".join([*parts, *map(line, self.notes())])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        left = 'style="text-align:left"'  # the notebook's own style would align them to the right
+        rows = [f"<tr><th {left}>{html(n)}</th><td {left}>{html(v)}</td></tr>" for n, v in self.facts()]
+        parts = [f"<p><b>{html(self.title)}</b></p>"] if self.title else []
+        parts += [f'<table class="vmsnix">{"".join(rows)}</table>'] if rows else []
+        parts += [] if (table := self.table()) is None else [table._repr_html_()]
+        return "".join([*parts, *(f"<p>{html(note)}</p>" for note in self.notes())])
+
+    def _repr_markdown_(self) -> str:
+        facts = [(name, str(value)) for name, value in self.facts()]
+        parts = [f"**{markdown(self.title)}**"] if self.title else []
+        parts += [Shown(("", ""), tuple(facts))._repr_markdown_()] if facts else []
+        parts += [] if (table := self.table()) is None else [table._repr_markdown_()]
+        return "\n\n".join([*parts, *map(markdown, self.notes())])
+
+
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A table that shows itself: as HTML in notebooks and reports, as aligned text elsewhere.
+class Shown(Displayed):
+    """A table that shows itself.
 
     Attributes
     ----------
@@ -57,18 +116,15 @@ class Shown:
         head = [line(self.title)] if self.title else []
         if not self.rows:
             return "\n".join([*head, line(self.nothing)])
-        lines = [[line(cell) for cell in row] for row in (self.columns, *self.rows)]
-        widths = [max(len(row[place]) for row in lines) for place in range(len(self.columns))]
-        for row in lines:
+        table = [[line(cell) for cell in row] for row in (self.columns, *self.rows)]
+        widths = [max(len(row[place]) for row in table) for place in range(len(self.columns))]
+        for row in table:
             cells = [
                 text.rjust(width) if name in self.right else text.ljust(width)
                 for text, width, name in zip(row, widths, self.columns, strict=True)
             ]
             head.append("  ".join(cells).rstrip())
         return "\n".join(head)
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
 
     def _repr_html_(self) -> str:
         title = html(self.title)
@@ -81,6 +137,14 @@ class Shown:
             for row in self.rows
         )
         return f'<table class="vmsnix">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+    def _repr_markdown_(self) -> str:
+        title = [f"**{markdown(self.title)}**", ""] if self.title else []
+        if not self.rows:
+            return "\n".join([*title, markdown(self.nothing)])
+        rule = ["---:" if name in self.right else "---" for name in self.columns]
+        rows = [map(markdown, self.columns), rule, *(map(markdown, row) for row in self.rows)]
+        return "\n".join([*title, *(f"| {' | '.join(cells)} |" for cells in rows)])
 
     def _cell(self, tag: str, column: str, text: str) -> str:
         style = f"text-align:{'right' if column in self.right else 'left'}"
@@ -129,14 +193,6 @@ def _readable(value: object) -> object:
     if isinstance(value, float) and not missing(value):
         return f"{value:,.0f}" if value == int(value) else f"{value:,.2f}"
     return value
-
-
-def html_table(rows: Iterable[tuple[str, str]], *, caption: str = "") -> str:
-    """Return names and values as an HTML table; the notebook's own style would align them to the right."""
-    left = 'style="text-align:left"'
-    cells = (f"<tr><th {left}>{html(n)}</th><td {left}>{html(v)}</td></tr>" for n, v in rows)
-    head = f"<caption>{html(caption)}</caption>" if caption else ""
-    return f'<table class="vmsnix">{head}{"".join(cells)}</table>'
 
 
 def text(value: object) -> str:

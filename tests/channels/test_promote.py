@@ -88,7 +88,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(aws: Sandbox, ami: str) ->
     assert changes(aws) == before
     assert {row.outcome for row in found.rows} == {"planned", "already so"}
     assert found.error() is None
-    assert "Nothing of this will be done" in str(plan(**EVERYTHING, dry_run=True))
+    assert "Dry run: nothing of this will be done." in str(plan(**EVERYTHING, dry_run=True))
     assert open_tables(load()).read("steps").empty
 
 

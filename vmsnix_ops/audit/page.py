@@ -108,17 +108,6 @@ def _finding(row: dict[Any, Any]) -> tuple[str, str, str, str]:
     return where, what, why, f"<code>{cure}</code>" if cure.startswith(("aws ", "vmsnix ")) else cure
 
 
-def table_of(findings: pd.DataFrame) -> str:
-    """Return findings as a table for a notebook, each with its severity."""
-    rows = [
-        (f"<b>{_safe(row['severity'])}</b><br>{_safe(row['rule'])}", *_finding(row))
-        for row in findings.to_dict("records")
-    ]
-    return _table(("finding", "where", "what", "why", "cure"), rows).replace(
-        '<span class="name">', "<br><span>"
-    )
-
-
 def _changes(changes: Changes | None) -> str:
     if changes is None:
         return '<p class="soft">This scan was not compared with another.</p>\n'

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import errors, files
+from vmsnix_ops import display, errors, files
 from vmsnix_ops.arguments import MOST_DAYS, in_range
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit import changes as comparing
@@ -62,8 +62,8 @@ class Audit:
         return Worst(chosen.groupby(["severity", "rule"], sort=False).head(most), len(chosen))
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Worst:
+@dataclass(frozen=True, slots=True)
+class Worst(display.Displayed):
     """Findings that show themselves: a table in a notebook, lines in a log.
 
     Attributes
@@ -83,7 +83,7 @@ class Worst:
         left = self.whole - len(self.frame)
         return f"{left:,} more in findings.csv." if left else ""
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         lines = []
         for row in self.frame.to_dict("records"):
             words = (row["severity"], row["rule"], row["region"], row["resource_id"])
@@ -91,8 +91,14 @@ class Worst:
             lines += [f"    {line(row['cure'])}"] if row["cure"] else []
         return "\n".join([*lines, self.more] if self.more else lines) or "There are none."
 
-    def _repr_html_(self) -> str:
-        return page.table_of(self.frame) + (f"<p>{self.more}</p>" if self.more else "")
+    def table(self) -> display.Shown:
+        """Return the findings for people."""
+        names = ("severity", "rule", "region", "resource_id", "name", "reason", "cure")
+        return display.shown(names, self.frame[list(names)].to_numpy().tolist())
+
+    def notes(self) -> list[str]:
+        """Return how many are not shown."""
+        return [self.more] if self.more else []
 
 
 @typed

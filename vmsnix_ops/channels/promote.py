@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from vmsnix_ops import errors
+from vmsnix_ops import display, errors
 from vmsnix_ops.arguments import MOST_DAYS, in_range
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, snapshots
@@ -35,7 +35,7 @@ from vmsnix_ops.publish._plan import check_public
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
-from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, PlanTable, StepOutcome, recorded
+from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, StepOutcome, recorded
 from vmsnix_ops.records import acts
 from vmsnix_ops.records.result import write_then_raise
 from vmsnix_ops.records.run_context import RunContext, current_run
@@ -104,8 +104,8 @@ class Target:
     strangers: sharing.Audience = field(default_factory=sharing.Audience)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Plan(PlanTable):
+@dataclass(frozen=True, slots=True)
+class Plan(display.Displayed):
     """A promotion that has been looked at and not begun. Make it with `plan`; printed, it shows what happens.
 
     Attributes
@@ -177,14 +177,15 @@ class Plan(PlanTable):
                 unread[spot.region] = str(error)
         return frame(known, unread)
 
-    def _table(self) -> tuple[list[str], list[list[str]]]:
+    def table(self) -> display.Shown:
+        """Return what will happen, for people."""
         rows = []
         for target in self.targets:
             name = f"{target.region} (best effort)" if target.best_effort else target.region
             rows += [[name, step.step, step.verdict, step.what] for step in target.steps]
         if self.topic:
             rows.append([self.topic.split(":")[3], "announce", "to do", f"to {self.topic}"])
-        return ["region", "step", "verdict", "what"], rows
+        return display.shown(("region", "step", "verdict", "what"), rows)
 
     def notes(self) -> list[str]:
         """Return what the table does not say."""
@@ -203,7 +204,7 @@ class Plan(PlanTable):
         found += [
             f"{check.name}: {check.evidence} {check.cure}" for check in self.checks if check.outcome == "warn"
         ]
-        return [*found, *(["Nothing of this will be done: dry_run is set."] if self.dry_run else [])]
+        return [*found, *(["Dry run: nothing of this will be done."] if self.dry_run else [])]
 
 
 @typed

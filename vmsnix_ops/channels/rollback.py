@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from vmsnix_ops import errors
+from vmsnix_ops import display, errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import channels, images, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
@@ -20,7 +20,7 @@ from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
-from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, PlanTable, StepOutcome, recorded
+from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, StepOutcome, recorded
 from vmsnix_ops.records.result import write_then_raise
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.run_tables import RunTables
@@ -233,8 +233,8 @@ JOB = "The rollback"
 HALTED = "the channel was changed between plan and write; nothing more is changed"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Plan(PlanTable):
+@dataclass(frozen=True, slots=True)
+class Plan(display.Displayed):
     """A rollback that has been looked at and not begun. Make it with `plan`; printed, it shows what happens.
 
     Attributes
@@ -293,14 +293,15 @@ class Plan(PlanTable):
         """
         return _apply(self)
 
-    def _table(self) -> tuple[list[str], list[list[str]]]:
+    def table(self) -> display.Shown:
+        """Return what will happen, for people."""
         rows = []
         for target in self.targets:
             now = _told(target.now.ami_id, target.now.name) if target.now else "nothing"
             then = _told(target.target.ami_id, target.target.name) if target.target else ""
             verdict = "refused" if target.problem else "already so" if target.so else "to do"
             rows.append([target.region, verdict, now, then, str(target.problem or "")])
-        return ["region", "verdict", "points to", "will point to", "why"], rows
+        return display.shown(("region", "verdict", "points to", "will point to", "why"), rows)
 
     def notes(self) -> list[str]:
         """Return what the table does not say."""
@@ -316,7 +317,7 @@ class Plan(PlanTable):
         found += [
             f"{check.name}: {check.evidence} {check.cure}" for check in self.checks if check.outcome == "warn"
         ]
-        return [*found, *(["Nothing of this will be done: dry_run is set."] if self.dry_run else [])]
+        return [*found, *(["Dry run: nothing of this will be done."] if self.dry_run else [])]
 
 
 @typed

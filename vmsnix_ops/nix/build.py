@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import files
 from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.display import Displayed
 from vmsnix_ops.errors import BuildFailedError, ImageNotFoundError, NixError, ParameterError, SettingsError
 from vmsnix_ops.nix.command import (
     FEATURES,
@@ -44,10 +45,10 @@ from vmsnix_ops.nix.flake import (
     host_system,
     provenance,
 )
-from vmsnix_ops.nix.image import BuiltImage, facts_html, read_image
+from vmsnix_ops.nix.image import BuiltImage, read_image
 from vmsnix_ops.progress import Progress, Step, current, human_bytes
 from vmsnix_ops.settings import load
-from vmsnix_ops.text import line, plain
+from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -238,7 +239,7 @@ _FILE_LIKE = re.compile(r"result(-.*)?|.*\.(vhd|img|raw|qcow2|vmdk|vhdx)", re.IG
 
 
 @dataclass(frozen=True, slots=True)
-class BuildPlan:
+class BuildPlan(Displayed):
     """What a build will do. Nothing has happened yet.
 
     Attributes
@@ -259,7 +260,7 @@ class BuildPlan:
     provenance: Provenance
     keep: Path
 
-    def facts(self) -> dict[str, str]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return the plan as an operator reads it; unknown things are left out."""
         origin = self.provenance
         revision = f"{origin.revision or 'none'}{' with uncommitted changes' if origin.dirty else ''}"
@@ -274,7 +275,7 @@ class BuildPlan:
             "source hash": origin.nar_hash or "",
             "kept by": str(self.keep),
         }
-        return {label: value for label, value in shown.items() if value}
+        return [(label, value) for label, value in shown.items() if value]
 
     def build(self, *, progress: Progress | None = None) -> BuiltImage:
         """Build the image, or find it built.
@@ -319,12 +320,6 @@ class BuildPlan:
             dirty=self.provenance.dirty,
             items=end.built + end.fetched,
         )
-
-    def __str__(self) -> str:
-        return "\n".join(f"{label + ':':<13} {line(value)}" for label, value in self.facts().items())
-
-    def _repr_html_(self) -> str:
-        return facts_html(self.facts())
 
 
 @typed

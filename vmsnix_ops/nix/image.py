@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk.firmware import read_firmware
 from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.display import Displayed
 from vmsnix_ops.errors import ImageFormatError, ImageNotFoundError
 from vmsnix_ops.progress import human_bytes
-from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +58,7 @@ _STORE_OBJECT = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltImage:
+class BuiltImage(Displayed):
     """A disk image on this machine, and what is known about where it comes from.
 
     Attributes
@@ -114,7 +114,7 @@ class BuiltImage:
     register_image: Mapping[str, object] = field(default_factory=dict)
     items: int | None = field(default=None, compare=False)  # of the build, not of the image
 
-    def facts(self) -> dict[str, str]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return what an operator wants to see, in reading order; unknown things are left out."""
         shown = {
             "image": self.name,
@@ -131,7 +131,7 @@ class BuiltImage:
         }
         if self.revision is None and not self.dirty:
             del shown["revision"]
-        return {label: value for label, value in shown.items() if value}
+        return [(label, value) for label, value in shown.items() if value]
 
     def result(self) -> dict[str, object]:
         """Return every attribute as JSON can hold it; `name` is ``image``, `version` ``image_version``."""
@@ -142,19 +142,6 @@ class BuiltImage:
             **values,
             "path": str(self.path),
         }
-
-    def _repr_html_(self) -> str:
-        return facts_html(self.facts())
-
-
-def facts_html(facts: Mapping[str, str]) -> str:
-    """Return facts as an HTML table, to the left as the notebook's own style would not have it."""
-    left = "style='text-align:left'"
-    rows = (
-        f"<tr><th {left}>{html(label)}</th><td {left}>{html(value)}</td></tr>"
-        for label, value in facts.items()
-    )
-    return f"<table>{''.join(rows)}</table>"
 
 
 def read_image(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
@@ -25,7 +25,7 @@ from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.ebs_direct.reading import VERIFIES
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.boot.run import check as check_boot
-from vmsnix_ops.display import html_table
+from vmsnix_ops.display import Displayed
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
@@ -37,7 +37,6 @@ from vmsnix_ops.publish.wanted import Via, Wanted
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
-from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +57,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9()\[\] ./'@_-]{0,40}")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(Wanted):
+class Plan(Displayed, Wanted):
     """A publish that has been checked and not begun.
 
     Make it with `plan`. Printed, or as the last line of a cell, it shows what will happen. Its attributes are
@@ -113,8 +112,13 @@ class Plan(Wanted):
         columns = ["created_at", "image", "name", "ami_id", "region", "snapshot_id", "size_gib", "state"]
         return history.amis(self.journal.tables).head(last)[columns]
 
-    def lines(self) -> list[tuple[str, str]]:
-        """Return what will happen, step by step: name of the step and a sentence."""
+    @property
+    def title(self) -> str:
+        """One line."""
+        return f"Publish {self.image} to {self.region}, account {self.account}"
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what will happen, step by step, and what was checked."""
         image = "IMAGE" if Path(self.image).exists() else self.image.split("#")[-1]  # a path does not say it
         name = f"{self.prefix}-{image}-VERSION-SYSTEM-DIGEST"
         who = "everybody" if self.public else f"account {self.account}"
@@ -142,23 +146,7 @@ class Plan(Wanted):
         ]
         if self.dry_run:
             lines.append(("dry run", "nothing of this will be done: every step only looks"))
-        return lines
-
-    def __str__(self) -> str:
-        lines = [line(f"Publish {self.image} to {self.region}, account {self.account}")]
-        lines += [line(f"  {name:<9} {text}") for name, text in self.lines()]
-        lines += [line(f"  checked   {one.name}: {one.outcome}, {one.evidence}") for one in self.checks]
-        return "\n".join(lines)
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        rows = [
-            *self.lines(),
-            *((f"✓ {c.name}" if c.outcome == "pass" else c.name, c.evidence) for c in self.checks),
-        ]
-        return html_table(rows, caption=f"Publish {self.image} to {self.region}, account {self.account}")
+        return [*lines, *(("checked", f"{one.name}: {one.outcome}, {one.evidence}") for one in self.checks)]
 
 
 @typed

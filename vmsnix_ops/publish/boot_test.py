@@ -15,9 +15,9 @@ from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.arguments import in_range
 from vmsnix_ops.boot import run as boot
 from vmsnix_ops.disk.survey import unchanged
+from vmsnix_ops.display import Displayed
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.interrupts import interruptible
-from vmsnix_ops.publish.values import _Shown
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.settings import Settings, load
@@ -36,8 +36,8 @@ LONGEST_BOOT = 7 * 86_400
 """Seconds after which nobody waits for a machine any more."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
-class BootStep(_Shown):
+@dataclass(frozen=True, slots=True)
+class BootStep(Displayed):
     """What came of the boot test.
 
     Attributes
@@ -64,7 +64,7 @@ class BootStep(_Shown):
     console: str = ""
     requests: int = 0
 
-    def rows(self) -> list[tuple[str, str]]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
         if self.outcome != "created":
             return [("outcome", self.outcome)]
@@ -78,8 +78,8 @@ class BootStep(_Shown):
         ]
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class BootPlan(_Shown):
+@dataclass(frozen=True, slots=True)
+class BootPlan(Displayed):
     """A boot test that has been checked and not begun; make it with `plan_boot`.
 
     Attributes
@@ -142,7 +142,7 @@ class BootPlan(_Shown):
         told = {"image": image.name, "version": image.version, "system": image.system}
         return {**told, "line": done.line, "boot_seconds": done.seconds, "accelerator": done.accelerator}
 
-    def rows(self) -> list[tuple[str, str]]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return what will happen."""
         waits = f"at most {self.deadline:.0f} s" if self.deadline else "5 minutes with KVM, 30 without"
         served = [name.replace("_", " ") for name in ("user_data", "public_key") if getattr(self, name)]

@@ -6,7 +6,7 @@ import json
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
@@ -14,11 +14,11 @@ from vmsnix_ops.aws import bootstrap, buckets, keys
 from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.display import Displayed, Shown, shown
 from vmsnix_ops.publish.preflight import checks_in_aws
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import load
-from vmsnix_ops.text import html, line
 
 if TYPE_CHECKING:
     import boto3
@@ -28,7 +28,7 @@ _SHOWN = {"create": "will be made", "change": "will be put right", "keep": "is t
 
 
 @dataclass(frozen=True, slots=True)
-class Bootstrap:
+class Bootstrap(Displayed):
     """What there is to do; nothing of it has been done.
 
     Attributes
@@ -109,24 +109,19 @@ class Bootstrap:
         rows = [(part.name, part.verdict, part.what) for part in self.parts]
         return pd.DataFrame(rows, columns=["part", "verdict", "what"])
 
-    def __str__(self) -> str:
-        lines = [f"Bootstrap {self.place.account} in {self.place.regions[0]}"]
-        lines += [line(f"  {_SHOWN[p.verdict]:<18} {p.name}: {p.what}") for p in self.parts]
-        if self.dry_run and self.todo:
-            lines.append("  nothing of this will be done: dry_run is set")
-        return "\n".join(lines)
+    @property
+    def title(self) -> str:
+        """One line."""
+        return f"Bootstrap {self.place.account} in {self.place.regions[0]}"
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
+    def table(self) -> Shown:
+        """Return the parts for people."""
+        rows = [(part.name, _SHOWN[part.verdict], part.what) for part in self.parts]
+        return shown(("part", "plan", "what"), rows)
 
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th>{html(p.name)}</th><td>{_SHOWN[p.verdict]}</td><td>{html(p.what)}</td></tr>"
-            for p in self.parts
-        )
-        note = "; nothing of this will be done: dry_run is set" if self.dry_run and self.todo else ""
-        title = html(f"Bootstrap {self.place.account} in {self.place.regions[0]}{note}")
-        return f'<table class="vmsnix"><caption>{title}</caption>{cells}</table>'
+    def notes(self) -> list[str]:
+        """Return that it is a dry run."""
+        return ["Dry run: nothing of this will be done."] if self.dry_run and self.todo else []
 
 
 @typed

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import display, errors
 from vmsnix_ops.progress import counted
-from vmsnix_ops.text import html, line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,37 +33,6 @@ CONFLICT = "conflict"
 MARKED = {"done": "✓ done", "already so": "✓ already so", "failed": "✗ failed"}
 
 
-class PlanTable:
-    """Shows a plan for several regions as a table, in a notebook and in a log; a base of such plans."""
-
-    @property
-    def title(self) -> str:
-        """One line: what becomes what."""
-        raise NotImplementedError
-
-    def _table(self) -> tuple[list[str], list[list[str]]]:
-        """Return headings and rows."""
-        raise NotImplementedError
-
-    def notes(self) -> list[str]:
-        """Return what the table does not say."""
-        return []
-
-    def _shown(self) -> display.Shown:
-        header, lines = self._table()
-        return display.shown(header, lines, title=self.title)
-
-    def __str__(self) -> str:
-        return "\n".join([str(self._shown()), *map(line, self.notes())])
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{html(note)}</p>" for note in self.notes())
-        return self._shown()._repr_html_() + notes
-
-
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
     """What became of one step in one region; the fields are `COLUMNS`.
@@ -86,8 +54,8 @@ class StepOutcome:
     error: errors.VmsnixError | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
-class Outcomes:
+@dataclass(frozen=True, slots=True)
+class Outcomes(display.Displayed):
     """All of it; shows itself as one line a region.
 
     Attributes
@@ -195,22 +163,16 @@ class Outcomes:
             lines.append([_region(rows[0]), ami_id, *(outcome.get(step, "") for step in steps), why])
         return ["region", "ami_id", *steps, "why"], lines
 
-    def _shown(self) -> display.Shown:
+    @property
+    def title(self) -> str:
+        """One line."""
+        return f"{self.job} (dry run)" if self.dry_run else self.job
+
+    def table(self) -> display.Shown:
+        """Return one row a region, for people."""
         header, lines = self._table()
         marked = MARKED | ({"failed": "✗ refused"} if self.dry_run else {})
-        title = f"{self.job} (dry run)" if self.dry_run else self.job
-        return display.shown(
-            header, [[marked.get(cell, cell) for cell in line] for line in lines], title=title
-        )
-
-    def __str__(self) -> str:
-        return str(self._shown())
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        return self._shown()._repr_html_()
+        return display.shown(header, [[marked.get(cell, cell) for cell in line] for line in lines])
 
 
 def _region(row: StepOutcome) -> str:

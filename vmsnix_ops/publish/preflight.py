@@ -17,11 +17,11 @@ from vmsnix_ops.aws.quotas import check_pending_snapshots, check_public_sharing,
 from vmsnix_ops.aws.service_role import unknown_principal
 from vmsnix_ops.aws.session import Client, client, code_of
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.display import Displayed, Shown, shown
 from vmsnix_ops.publish.identity import registration_of
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import Settings, load
-from vmsnix_ops.text import html, line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -359,11 +359,11 @@ def check_tool(name: str, *, needed: str, for_what: str) -> Check:
     )
 
 
-_COLOURS = {"pass": "#2e7d32", "warn": "#b26a00", "fail": "#c62828"}
+MARKS = {"pass": "✓ pass", "warn": "! warn", "fail": "✗ fail"}
 
 
 @dataclass(frozen=True, slots=True)
-class Checklist:
+class Checklist(Displayed):
     """The checks of one region, shown as a table."""
 
     region: str
@@ -378,24 +378,10 @@ class Checklist:
         """Return the checks as a table: ``check``, ``outcome``, ``evidence``, ``cure``."""
         return frame(self.checks)
 
-    def __str__(self) -> str:
-        rows = [
-            line(f"{c.outcome:<5} {c.name:<22} {c.evidence}{'  -> ' + c.cure if c.cure else ''}")
-            for c in self.checks
-        ]
-        return "\n".join(rows)
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            f'<tr><td style="color:{_COLOURS[c.outcome]};font-weight:bold">{c.outcome}</td>'
-            f"<td>{html(c.name)}</td><td>{html(c.evidence)}</td><td>{html(c.cure)}</td></tr>"
-            for c in self.checks
-        )
-        head = "<tr><th></th><th>check</th><th>evidence</th><th>cure</th></tr>"
-        return f'<table class="vmsnix">{head}{cells}</table>'
+    def table(self) -> Shown:
+        """Return the checks for people."""
+        rows = [(MARKS[one.outcome], one.name, one.evidence, one.cure) for one in self.checks]
+        return shown(("", "check", "evidence", "cure"), rows)
 
 
 @typed

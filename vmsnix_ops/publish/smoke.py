@@ -11,14 +11,14 @@ import re
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import channels, instances, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
-from vmsnix_ops.display import html_table
+from vmsnix_ops.display import Displayed
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
@@ -27,7 +27,7 @@ from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.redaction import Redactor, secret_values
-from vmsnix_ops.text import line, lines, plain
+from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -207,7 +207,7 @@ SHOWN_LINES = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Displayed):
     """A test that has been looked at and not begun. Make it with `plan`; printed, it shows what will happen.
 
     Attributes
@@ -232,7 +232,7 @@ class Plan:
     ec2: Client = field(repr=False, compare=False)
     journal: Journal = field(repr=False, compare=False)
 
-    def lines(self) -> list[tuple[str, str]]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return what will happen, step by step."""
         wanted = self.wanted
         how = f"{wanted.instance_type}{', spot' if wanted.spot else ''}, IMDSv2 only, no key"
@@ -266,19 +266,9 @@ class Plan:
         """
         return _apply(self)
 
-    def __str__(self) -> str:
-        rows = [f"  {name:<9} {text}" for name, text in self.lines()]
-        return "\n".join(map(line, [self.title, *rows]))
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        return html_table(self.lines(), caption=self.title)
-
-
-@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
-class SmokeResult:
+@dataclass(frozen=True, slots=True)
+class SmokeResult(Displayed):
     """What came of it.
 
     Attributes
@@ -313,21 +303,12 @@ class SmokeResult:
         rows = [(one.step, one.status, round(one.seconds, 2)) for one in self.steps]
         return pd.DataFrame(rows, columns=["step", "status", "seconds"])
 
-    def rows(self) -> list[tuple[str, str]]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
         said = plain(self.console).splitlines()[-SHOWN_LINES:]
         rows = [("outcome", "passed" if self.passed else "failed"), ("instance_id", self.instance_id)]
         rows += [("why", str(self.error))] if self.error else []
         return [*rows, ("terminated", str(self.terminated)), ("console", "\n".join(said) or "(nothing)")]
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<11}  {lines(value, indent=' ' * 13)}" for name, value in self.rows())
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows())
 
 
 @typed

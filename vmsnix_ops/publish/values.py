@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from vmsnix_ops.display import html_table
-from vmsnix_ops.text import lines
+from vmsnix_ops.display import Displayed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,27 +19,8 @@ Outcome = Literal["created", "reused", "planned"]
 """Made in this run, found from an earlier one, or (in a dry run) not made."""
 
 
-class _Shown:
-    """Shows a value as a small table, in a notebook and in a log."""
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Return names and values worth showing."""
-        shown = [(one.name, getattr(self, one.name)) for one in fields(self) if one.repr]  # type: ignore[arg-type]
-        return [(name, str(value)) for name, value in shown if value not in ("", None, (), {})]
-
-    def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.rows()) + 2
-        return "\n".join(f"{name:<{width}}{lines(value, indent=' ' * width)}" for name, value in self.rows())
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows())
-
-
-@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
-class Built(_Shown):
+@dataclass(frozen=True, slots=True)
+class Built(Displayed):
     """A disk image that is ready to be published.
 
     Attributes
@@ -96,9 +76,14 @@ class Built(_Shown):
     seen: Survey | None = field(default=None, repr=False)
     registration: Registration | None = field(default=None, repr=False)
 
+    def facts(self) -> list[tuple[str, str]]:
+        """Return names and values worth showing."""
+        named = [(one.name, getattr(self, one.name)) for one in fields(self) if one.repr]
+        return [(name, str(value)) for name, value in named if value not in ("", None)]
 
-@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
-class UploadStep(_Shown):
+
+@dataclass(frozen=True, slots=True)
+class UploadStep(Displayed):
     """The image's bytes, where the next step can read them.
 
     Attributes
@@ -122,7 +107,7 @@ class UploadStep(_Shown):
     sent_bytes: int = 0
     direct: DirectSnapshot | None = None
 
-    def rows(self) -> list[tuple[str, str]]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
         rows = [("outcome", self.outcome), ("url", self.url), ("sent_bytes", f"{self.sent_bytes:,}")]
         if self.direct is not None:
@@ -133,8 +118,8 @@ class UploadStep(_Shown):
         return rows
 
 
-@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
-class SnapshotStep(_Shown):
+@dataclass(frozen=True, slots=True)
+class SnapshotStep(Displayed):
     """The snapshot that holds the image.
 
     Attributes
@@ -160,15 +145,15 @@ class SnapshotStep(_Shown):
     task_id: str = ""
     verified: str = ""
 
-    def rows(self) -> list[tuple[str, str]]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
         rows = [("outcome", self.outcome), ("snapshot_id", self.snapshot_id)]
         rows += [("size_gib", str(self.size_gib)), ("task_id", self.task_id), ("verified", self.verified)]
         return [(name, value) for name, value in rows if value or name == "snapshot_id"]
 
 
-@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
-class RegisteredAmi(_Shown):
+@dataclass(frozen=True, slots=True)
+class RegisteredAmi(Displayed):
     """The AMI.
 
     Attributes
@@ -195,7 +180,7 @@ class RegisteredAmi(_Shown):
     public: bool = False
     deprecated_at: str = ""
 
-    def rows(self) -> list[tuple[str, str]]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
         rows = [("outcome", self.outcome), ("ami_id", self.ami_id), ("ami_name", self.built.ami_name)]
         rows += [("state", self.state), ("public", str(self.public))]
@@ -212,8 +197,8 @@ class StepTiming:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our table
-class PublishResult(_Shown):
+@dataclass(frozen=True, slots=True)
+class PublishResult(Displayed):
     """What a publish came to; the content of ``result.json``.
 
     Attributes
@@ -265,7 +250,7 @@ class PublishResult(_Shown):
     deprecated_at: str = ""
     problems: tuple[str, ...] = ()
 
-    def rows(self) -> list[tuple[str, str]]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
         hidden = ("steps", "seconds", "slow", "problems")
         rows = [

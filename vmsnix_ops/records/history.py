@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.display import Displayed
 from vmsnix_ops.errors import UsageError
 from vmsnix_ops.progress import counted
 from vmsnix_ops.region_names import known_regions
-from vmsnix_ops.text import html, line
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -235,8 +235,8 @@ PATHS = ("import", "direct")
 """The two ways to a snapshot, as the column `via` has them."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)  # IPython would prefer its repr to our words
-class Chosen:
+@dataclass(frozen=True, slots=True)
+class Chosen(Displayed):
     """Steps that were asked for; shows itself as one line: how many there are, or why there are none.
 
     Attributes
@@ -250,14 +250,9 @@ class Chosen:
     steps: pd.DataFrame
     words: str
 
-    def __str__(self) -> str:
-        return line(self.words)
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html(self.words)}</p>"
+    def notes(self) -> tuple[str]:
+        """Return that line."""
+        return (self.words,)
 
 
 @typed

@@ -370,7 +370,7 @@ def test_an_account_must_be_an_allowed_one(plans: Plans, monkeypatch: pytest.Mon
 def test_a_dry_run_needs_no_dask_and_starts_nothing(plans: Plans, tmp_path: Path) -> None:
     plans.read(ENTRY)
     planned = fleet.plan(plans.path)
-    assert "nothing of this will be run: dry_run is set" in str(planned)
+    assert "Dry run: nothing of this will be run." in str(planned)
     outcome = planned.apply()
     assert (outcome.status, outcome.counts) == ("done", {"planned": 1})
     assert not (tmp_path / "state").exists()

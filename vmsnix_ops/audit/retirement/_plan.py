@@ -21,7 +21,7 @@ from vmsnix_ops.records import acts, history
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
-from vmsnix_ops.text import line, write_csv
+from vmsnix_ops.text import write_csv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ DONE = frozenset({"retired", "deleted", "restored"})
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(display.Displayed):
     """What will become of every AMI and orphan, and why; nothing of it has been done. `apply` does it.
 
     Attributes
@@ -196,7 +196,7 @@ class Plan:
         nothing = "Nothing goes." if going else "Nothing stays."
         return display.shown(columns, rows, right=("stored", "snapshots"), title=title, nothing=nothing)
 
-    def lines(self) -> list[tuple[str, str]]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return the plan in short: what, and how many."""
         counts = {action: [one for one in self.decisions if one.action == action] for action in VERBS}
         lines = []
@@ -210,25 +210,18 @@ class Plan:
             lines.append(("dry run", "nothing of this will be done"))
         return lines
 
-    def __str__(self) -> str:
-        return "\n".join([self._short(), *(line(f"  {_line(one)}") for one in self.going)])
+    def table(self) -> display.Shown | None:
+        """Return what there is to do, for people."""
+        return self.show(going=True)
 
-    def _short(self) -> str:
-        rows = [f"  {name:<15} {text}" for name, text in self.lines()]
-        return "\n".join(map(line, [self._title(), *rows]))
-
-    def _title(self) -> str:
+    @property
+    def title(self) -> str:
+        """One line."""
         return f"{self.work.capitalize()} in {', '.join(self.regions)}, account {self.account}"
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(self._short())  # a notebook shows what goes right below
-
-    def _repr_html_(self) -> str:
-        return display.html_table(self.lines(), caption=self._title())
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Result(display.Displayed):
     """What became of a plan.
 
     Attributes
@@ -267,7 +260,7 @@ class Result:
             )
         return pd.DataFrame(rows, columns=["region", "planned", *OUTCOMES, "kept", "why"])
 
-    def show(self) -> display.Shown:
+    def table(self) -> display.Shown:
         """Return the outcome by region as people read it."""
         frame = self.frame()
         rows = [
@@ -286,9 +279,6 @@ class Result:
         columns = ("AMI or snapshot", "name", "region", "outcome", "detail")
         nothing = "Nothing was done: it is a dry run." if self.plan.dry_run else "There was nothing to do."
         return display.shown(columns, rows, nothing=nothing)
-
-    def __str__(self) -> str:
-        return str(self.show())
 
 
 COLUMNS = {
@@ -331,12 +321,6 @@ def _sizes(decisions: list[Decision]) -> str:
     parts = [f"{display.size(sum(known))} stored"] if known else []
     parts += [f"{sum(unknown)} GiB of volumes whose stored size AWS does not tell"] if unknown else []
     return ", ".join(parts)
-
-
-def _line(one: Decision) -> str:
-    with_it = f", with {', '.join(one.snapshots)}" if one.snapshots else ""
-    what = f"{VERBS[one.action]:<15} {one.resource_id} {one.name} in {one.region}{with_it}"
-    return f"{what}: {'; '.join(one.reasons)}"
 
 
 # What ``result.json`` and ``plan.csv`` say of a retirement, also of one that was interrupted.

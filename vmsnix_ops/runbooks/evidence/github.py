@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.display import shown
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.progress import human_bytes, human_seconds
 from vmsnix_ops.redaction import Redactor, secret_values
@@ -101,7 +102,8 @@ def summary(values: Mapping[str, Any]) -> str:
     for step in values.get("slow") or []:
         lines += ["", f"> Slow: {markdown(step['text'])}"]
     for table in values.get("tables") or []:
-        lines += ["", f"### {markdown(table['title'])}", "", *_any_table(table["columns"], table["rows"])]
+        lines += ["", f"### {markdown(table['title'])}", ""]
+        lines.append(shown(table["columns"], table["rows"])._repr_markdown_())
     for problem in values.get("problems") or []:
         lines += ["", f"> {markdown(problem)}"]
     text = "\n".join(lines) + "\n"
@@ -114,10 +116,6 @@ def _fact(key: str, value: object) -> str:
     if key == "seconds" and isinstance(value, int | float):
         return human_seconds(value)
     return markdown_code(value)
-
-
-def _any_table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> list[str]:
-    return _table([*map(markdown, head)], [[*map(markdown, row)] for row in rows])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

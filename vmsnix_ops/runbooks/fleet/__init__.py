@@ -19,10 +19,11 @@ import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.arguments import in_range
+from vmsnix_ops.display import Displayed, Shown, shown
 from vmsnix_ops.errors import ConfirmationError, PlanError
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.run_context import current_run
@@ -40,7 +41,6 @@ from vmsnix_ops.runbooks.fleet.ledger import (
 from vmsnix_ops.runbooks.fleet.plan_file import read_plan
 from vmsnix_ops.runbooks.fleet.report import Outcome
 from vmsnix_ops.settings import load
-from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,7 @@ LEASE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class Fleet(Displayed):
     """What will be run; nothing of it has started.
 
     Attributes
@@ -97,30 +97,21 @@ class Fleet:
         frame.insert(1, "state", [self.states[target.key] for target in self.plan.targets])
         return frame
 
-    def __str__(self) -> str:
-        lines = [line(self._title())]
-        width = max((len(target.name) for target in self.plan.targets), default=0)
-        lines += [
-            line(f"  {self.states[target.key]:<8} {target.name:<{width}}  {target.described()}")
-            for target in self.plan.targets
-        ]
-        if self.dry_run:
-            lines.append("  nothing of this will be run: dry_run is set")
-        return "\n".join(lines)
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
-
-    def _repr_html_(self) -> str:
-        from vmsnix_ops.runbooks.fleet.report import plan_table
-
-        note = "; nothing of this will be run: dry_run is set" if self.dry_run else ""
-        return plan_table(self._title() + note, self.plan.targets, self.states)
-
-    def _title(self) -> str:
+    @property
+    def title(self) -> str:
+        """One line."""
         going = f"goes on with {self.round}" if self.round else "a new round"
         where = self.plan.dask.scheduler or "this machine"
         return f"Fleet {self.plan.name}: {counted(len(self.plan.targets), 'target')} on {where}, {going}"
+
+    def table(self) -> Shown:
+        """Return the targets for people."""
+        rows = [(self.states[one.key], one.name, one.described()) for one in self.plan.targets]
+        return shown(("state", "target", "what"), rows)
+
+    def notes(self) -> list[str]:
+        """Return that it is a dry run."""
+        return ["Dry run: nothing of this will be run."] if self.dry_run else []
 
     def apply(
         self, *, confirmed: bool = False, board: Board | None = None, stop: Stop | None = None

@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from importlib.resources import files as resources
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import files
+from vmsnix_ops import display, files
 from vmsnix_ops.errors import InterruptedRunError, PartlyDoneError, RunFailedError
 from vmsnix_ops.progress import counted, human_seconds
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.report import POLICY
 from vmsnix_ops.runbooks.evidence.secrets import Redactor, secret_values
-from vmsnix_ops.text import html, html_link, line
+from vmsnix_ops.text import html, html_link
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,14 +26,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.runbooks.fleet.ledger import Document
-    from vmsnix_ops.runbooks.fleet.plan_file import Target
 
 
 # What became of a fleet: one document a target, and what they add up to.
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(display.Displayed):
     """What became of a fleet.
 
     Attributes
@@ -103,16 +102,19 @@ class Outcome:
         kinds = {"partly": PartlyDoneError, "interrupted": InterruptedRunError}
         return kinds.get(self.status, RunFailedError)(what, why=why, cure=cure)
 
-    def _repr_html_(self) -> str:
-
-        return outcome_table(self)
-
-    def __str__(self) -> str:
+    @property
+    def title(self) -> str:
+        """One line."""
         counts = ", ".join(f"{count} {state}" for state, count in sorted(self.counts.items()))
-        return line(f"Fleet {self.name}: {counts}")
+        return f"Fleet {self.name}: {counts}"
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (IPython's protocol)
-        printer.text(str(self))
+    def table(self) -> display.Shown:
+        """Return one row a target, for people."""
+        columns = ("target", "state", "tries", "took", "ami_id", "error")
+        found = [{**row, "took": display.seconds(row["seconds"] or None)} for row in rows(self.documents)]
+        return display.shown(
+            columns, [[row[name] for name in columns] for row in found], right=("tries", "took")
+        )
 
 
 COLOURS = {
@@ -240,27 +242,6 @@ def page(values: Mapping[str, Any], documents: Sequence[Document], folder: Path)
         f'<span class="status">{status}</span></h1>\n{error}<dl>{shown}</dl>\n</header>\n'
         f"<main>\n{_targets(documents, folder)}\n</main>\n</body>\n</html>\n"
     )
-
-
-def plan_table(title: str, targets: Sequence[Target], states: Mapping[str, str]) -> str:
-    """Return a plan as an HTML table."""
-    body = "".join(
-        f"<tr><td>{states[target.key]}</td><th>{html(target.name)}</th>"
-        f"<td>{html(target.described())}</td></tr>"
-        for target in targets
-    )
-    return f'<table class="vmsnix"><caption>{html(title)}</caption>{body}</table>'
-
-
-def outcome_table(outcome: Outcome) -> str:
-    """Return what became of a fleet as an HTML table."""
-    body = "".join(
-        f"<tr><td>{row['state']}</td><th>{html(row['target'])}</th><td>{row['tries'] or ''}</td>"
-        f"<td>{human_seconds(row['seconds']) if row['seconds'] else ''}</td>"
-        f"<td>{html(row['ami_id'] or '')}</td><td>{html(row['error'] or '')}</td></tr>"
-        for row in rows(outcome.documents)
-    )
-    return f'<table class="vmsnix"><caption>{html(str(outcome))}</caption>{body}</table>'
 
 
 def _targets(documents: Sequence[Document], folder: Path) -> str:
