@@ -24,7 +24,7 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
-# The tutorial is run while the pages are built, against a sandbox; a cell that fails fails the build.
+# The tutorial is run while the pages are built, against a sandbox; a failing cell fails the build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
@@ -36,7 +36,7 @@ napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# Annotations name types by their last word, and two rooms may each have an `Answer`.
+# Annotations name types by their last word, and two packages may each have an `Answer`.
 suppress_warnings = ["ref.python"]
 
 html_theme = "furo"

@@ -1,6 +1,6 @@
-"""Pages that are made from the package itself, so that they cannot say anything else than it does.
+"""Write the pages that follow from the code: runbooks, commands, errors, modules.
 
-Called by ``conf.py`` before every build; the pages land in ``docs/_generated`` and are never committed.
+``conf.py`` calls `write_all` before every build. The pages are in ``docs/_generated`` and are not committed.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from runbook_table import runbooks, table
 
 ROOT = Path(__file__).parent.parent
 GENERATED = Path(__file__).parent / "_generated"
-ROOMS = ["disk", "nix", "records", "aws", "publish", "audit", "runbooks", "sandbox"]
-GROUND_FLOOR = ["settings", "errors", "progress", "region_names"]
+PACKAGES = ["disk", "nix", "records", "boot", "aws", "publish", "channels", "audit", "runbooks", "sandbox"]
+MODULES = ["settings", "errors", "progress", "region_names"]
 
 
 def write_all() -> None:
     """Write every page."""
     GENERATED.mkdir(exist_ok=True)
-    pages = {f"room-{room}": room_page(room) for room in ROOMS} | {"room-ground-floor": ground_floor_page()}
+    pages = {f"package-{name}": package_page(name) for name in PACKAGES} | {"package-basics": basics_page()}
     pages |= {"errors": errors_page(), "runbooks": runbooks_page(), "commands": commands_page()}
     for name, page in pages.items():
         path = GENERATED / f"{name}.md"
-        # Untouched when nothing changed, so that Sphinx need not read it again.
+        # Not written when nothing changed, so that Sphinx does not read it again.
         if not path.exists() or path.read_text(encoding="utf-8") != page:
             path.write_text(page, encoding="utf-8")
 
@@ -35,35 +35,37 @@ def automodule(name: str) -> str:
     return f"## `{name}`\n\n```{{eval-rst}}\n{directive}\n```\n"
 
 
-def modules(room: str) -> list[str]:
-    """Return the public modules of a room that say something, the room itself first."""
-    files = sorted((ROOT / "vmsnix_ops" / room).glob("[!_]*.py"))
-    told = [path.stem for path in files if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
-    return [f"vmsnix_ops.{room}", *(f"vmsnix_ops.{room}.{name}" for name in told)]
+def modules(package: str) -> list[str]:
+    """Return the public modules of a package that have a docstring, the package itself first."""
+    files = sorted((ROOT / "vmsnix_ops" / package).glob("[!_]*.py"))
+    documented = [
+        path.stem for path in files if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    return [f"vmsnix_ops.{package}", *(f"vmsnix_ops.{package}.{name}" for name in documented)]
 
 
-def room_page(room: str) -> str:
-    """Return the reference of a room, one section a module."""
-    return f"# vmsnix_ops.{room}\n\n" + "\n".join(automodule(name) for name in modules(room))
+def package_page(package: str) -> str:
+    """Return the reference of a package, with one section for each module."""
+    return f"# vmsnix_ops.{package}\n\n" + "\n".join(automodule(name) for name in modules(package))
 
 
-def ground_floor_page() -> str:
-    """Return the reference of the modules that everything stands on."""
-    sections = "\n".join(automodule(f"vmsnix_ops.{name}") for name in GROUND_FLOOR)
+def basics_page() -> str:
+    """Return the reference of the modules that all packages use."""
+    sections = "\n".join(automodule(f"vmsnix_ops.{name}") for name in MODULES)
     return f"# Settings, errors, progress\n\n{sections}"
 
 
 def errors_page() -> str:
-    """Return the catalogue of errors."""
+    """Return the table of errors."""
     from vmsnix_ops import errors
 
     lines = [
         "# Errors",
         "",
-        "Every error says what happened, why, and what to do. The exit code of `vmsnix` is the error's own:",
-        "0 done, 1 failed, 2 wrong use, 3 partly done.",
+        "Every error says what happened, why, and what to do. `vmsnix` ends with the exit code of the error:",
+        "0 done, 1 failed, 2 wrong usage, 3 partial.",
         "",
-        "| error | a kind of | exit code | when |",
+        "| error | base class | exit code | when |",
         "|---|---|---|---|",
     ]
     for name, error in vars(errors).items():
@@ -107,7 +109,7 @@ def commands_page() -> str:
         title = f"{'#' * min(len(names) + 1, 4)} {' '.join(names)}"
         lines.extend([title, "", "```text", shown, "```", ""])
         for subcommand in subcommands:
-            # A runbook is a command too; its parameters stand on the page of the runbooks.
+            # A runbook is a command too; its parameters are on the page of the runbooks.
             if command is not cli or subcommand.name in COMMANDS:
                 describe(subcommand, [*names, str(subcommand.name)])
 

@@ -1,8 +1,8 @@
-"""The table of runbooks, made from the notebooks' own metadata.
+"""Write the table of runbooks from the metadata of the notebooks.
 
 Usage: python docs/runbook_table.py [--check]
 
-Writes it between the markers in README.md; with ``--check`` only says whether it stands there already.
+Write it between the markers in README.md. With ``--check``, only report whether it is up to date.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def runbooks() -> tuple[Runbook, ...]:
 
 
 def table() -> str:
-    """Return a Markdown table, one line a runbook."""
+    """Return a Markdown table with one line for each runbook."""
     lines = ["| command | notebook | what it does | effect |", "|---|---|---|---|"]
     for runbook in runbooks():
         what = runbook.description or runbook.title
@@ -36,7 +36,7 @@ def table() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the table, or check that it is there."""
+    """Write the table, or check that it is up to date."""
     readme = ROOT / "README.md"
     before = readme.read_text(encoding="utf-8")
     if MARKED.search(before) is None:
@@ -45,9 +45,7 @@ def main(arguments: list[str]) -> int:
     after = MARKED.sub(lambda _match: f"\n{table()}\n\n", before)
     if arguments == ["--check"]:
         if before != after:
-            sys.stderr.write(
-                "The table in README.md is not true any more: run `python docs/runbook_table.py`.\n"
-            )
+            sys.stderr.write("The table in README.md is out of date: run `python docs/runbook_table.py`.\n")
         return int(before != after)
     readme.write_text(after, encoding="utf-8")
     return 0
