@@ -17,6 +17,7 @@ import boto3
 import pytest
 
 from tests.command_line import say, shelf
+from tests.support import few
 from vmsnix_ops import __version__
 from vmsnix_ops.cli import COMMANDS, lab, run_sandbox
 from vmsnix_ops.cli.output import watch
@@ -352,13 +353,17 @@ def test_wrong_words_end_with_2_before_anything_runs(
 
 @pytest.mark.parametrize(
     ("declared", "words", "shown"),
-    [
-        ("region: str = ''", ("--regions", "a"), "'a'"),
-        ("region: str = ''", ("-p", "regions=a"), "'a'"),
-        ("region: str = ''", ("--regions", "a", "--regions", "a"), "'a'"),
-        ("regions: list[str] = []", ("--region", "a"), "['a']"),
-        ("regions: list[str] = []", ("-p", "region=a"), "['a']"),
-    ],
+    few(
+        [
+            ("region: str = ''", ("--regions", "a"), "'a'"),
+            ("region: str = ''", ("-p", "regions=a"), "'a'"),
+            ("region: str = ''", ("--regions", "a", "--regions", "a"), "'a'"),
+            ("regions: list[str] = []", ("--region", "a"), "['a']"),
+            ("regions: list[str] = []", ("-p", "region=a"), "['a']"),
+        ],
+        1,
+        seconds=4,
+    ),
 )
 def test_one_region_is_taken_as_region_and_as_regions_with_a_hint(
     shelf: Shelf, say: Say, declared: str, words: tuple[str, ...], shown: str

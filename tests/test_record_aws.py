@@ -155,6 +155,7 @@ def test_a_sandbox_that_answers_as_before_differs_in_nothing(aws, served, tmp_pa
     assert capsys.readouterr().out == "Nothing differs in what both have.\n"
 
 
+@pytest.mark.long(seconds=15)
 def test_a_command_is_recorded_in_whichever_process_it_calls_aws(tmp_path, monkeypatch):
     """The calls of a runbook are made by the kernel of its notebook, which the command starts."""
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))

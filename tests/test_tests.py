@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import parts, stress
+from tests.support import few
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +114,7 @@ def test_that_comes_after(): pass
 """
 
 
-@pytest.mark.parametrize("processes", ["0", "2"])
+@pytest.mark.parametrize("processes", few(["0", "2"], 1, seconds=6))
 def test_a_test_that_hangs_fails_with_all_stacks_and_its_programs_are_killed(
     project: Path, processes: str
 ) -> None:

@@ -81,17 +81,20 @@ def test_linux_fetches_its_instance_id_key_and_user_data(linux: Path) -> None:
     assert digest(linux) == before
 
 
+@pytest.mark.long(seconds=10)
 def test_linux_boots_by_uefi_too(linux: Path) -> None:
     booted = boot(linux, expect=UP, boot_mode="uefi", deadline=120)
     assert ("GET", "/latest/user-data", 404) in booted.requests
 
 
+@pytest.mark.long(seconds=7)
 def test_a_panic_is_recognised_at_once(linux: Path) -> None:
     with pytest.raises(BootFailedError, match=r"Its kernel panicked: .*Kernel panic - not syncing") as caught:
         boot(linux, expect=UP, user_data="echo c >/proc/sysrq-trigger\n", deadline=600)
     assert any("end Kernel panic" in line for line in caught.value.console)  # what follows is heard, too
 
 
+@pytest.mark.long(seconds=6)
 def test_a_machine_that_turns_itself_off_is_not_waited_for(linux: Path) -> None:
     with pytest.raises(BootFailedError, match="turned itself off"):
         boot(linux, expect=UP, user_data="poweroff -f\n", deadline=600)
@@ -105,6 +108,7 @@ def test_an_image_that_never_boots_ends_at_the_deadline(tmp_path: Path, temporar
 
 
 @pytest.mark.parametrize("lines", ["tr -d '\\n'", pytest.param("cat", marks=pytest.mark.long(seconds=15))])
+@pytest.mark.long(seconds=6)
 def test_a_flood_of_the_console_is_bounded(linux: Path, lines: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "KEPT_BYTES", 50_000)
     flood = f"yes | head -c 200000 | {lines}\npoweroff -f\n"
@@ -123,6 +127,7 @@ def test_a_disk_without_a_boot_sector_is_refused_before_anything_starts(tmp_path
         boot(empty)
 
 
+@pytest.mark.long(seconds=8)
 def test_firmware_that_finds_nothing_says_so(tmp_path: Path) -> None:
     empty = tmp_path / "empty.img"
     empty.write_bytes(bytes(2**20))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.channels.conftest import EUROPE, HOME, WEST, outcomes, plan, pointed
-from tests.support import DEADLINE, join
+from tests.support import DEADLINE, few, join
 from vmsnix_ops import errors
 from vmsnix_ops.aws import image_copy, parameters, retiring
 from vmsnix_ops.aws import tags as tagging
@@ -187,7 +187,7 @@ def test_two_promotions_at_once_end_with_one_that_is_done_and_one_that_tells(
     assert history(aws) == [first, other, ami]
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.2])
+@pytest.mark.parametrize("seconds", few([0.0, 0.2], 1, seconds=5))
 def test_a_promotion_and_a_rollback_at_once_in_three_regions_lose_no_change(
     aws: Sandbox, seconds: float
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.channels.conftest import EUROPE, HOME, OTHER, changes, copies
+from tests.support import few
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.audit.sync import sync
@@ -181,32 +182,36 @@ def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
 
 @pytest.mark.parametrize(
     ("change", "fields"),
-    [
-        (untag, {"tag vmsnix:version": ("26.11", "")}),
-        (retag, {"tag Name": ("altf4llc-ecs-node-26.11", "mine")}),
-        (share, {"shared_with": (OTHER, f"109876543210, {OTHER}")}),
-        (unshare_snapshot, {"snapshots_shared_with": (OTHER, "")}),
-        (publicise_snapshot, {"snapshots_shared_with": (OTHER, f"{OTHER}, public")}),
-        (untag_snapshot, {DIGEST: None}),
-        (describe, {"description": ("", "mine")}),
-        (publicise, {"public": ("False", "True")}),
-        (unprotect, {"protected": ("True", "False")}),
-        (repoint, {"pointer": None}),
-        (unpoint, {"pointer": None}),
-        (untype, {"pointer": None}),
-        (undeprecate, {"deprecated_at": None}),
-        (postpone, {"deprecated_at": None}),
-        (disable, {"state": ("available", "disabled"), "shared_with": (OTHER, "")}),
-        (deregister, {"ami": ("available", "gone")}),
-        (drop_snapshot, {"snapshot_state": ("completed", "gone")}),
-        (as_if(boot_mode="uefi"), {"boot_mode": ("legacy-bios", "uefi")}),
-        (as_if(architecture="arm64"), {"architecture": ("x86_64", "arm64")}),
-        (as_if(root_device="/dev/xvda"), {"root_device": ("/dev/sda1", "/dev/xvda")}),
-        (as_if(imds=""), {"imds_support": ("v2.0", "")}),
-        (as_if(ena=False), {"ena_support": ("True", "False")}),
-        (as_if(tpm="v2.0"), {"tpm_support": ("", "v2.0")}),
-        (as_if(name="mine"), {"name": ("altf4llc-ecs-node-26.11", "mine")}),
-    ],
+    few(
+        [
+            (untag, {"tag vmsnix:version": ("26.11", "")}),
+            (retag, {"tag Name": ("altf4llc-ecs-node-26.11", "mine")}),
+            (share, {"shared_with": (OTHER, f"109876543210, {OTHER}")}),
+            (unshare_snapshot, {"snapshots_shared_with": (OTHER, "")}),
+            (publicise_snapshot, {"snapshots_shared_with": (OTHER, f"{OTHER}, public")}),
+            (untag_snapshot, {DIGEST: None}),
+            (describe, {"description": ("", "mine")}),
+            (publicise, {"public": ("False", "True")}),
+            (unprotect, {"protected": ("True", "False")}),
+            (repoint, {"pointer": None}),
+            (unpoint, {"pointer": None}),
+            (untype, {"pointer": None}),
+            (undeprecate, {"deprecated_at": None}),
+            (postpone, {"deprecated_at": None}),
+            (disable, {"state": ("available", "disabled"), "shared_with": (OTHER, "")}),
+            (deregister, {"ami": ("available", "gone")}),
+            (drop_snapshot, {"snapshot_state": ("completed", "gone")}),
+            (as_if(boot_mode="uefi"), {"boot_mode": ("legacy-bios", "uefi")}),
+            (as_if(architecture="arm64"), {"architecture": ("x86_64", "arm64")}),
+            (as_if(root_device="/dev/xvda"), {"root_device": ("/dev/sda1", "/dev/xvda")}),
+            (as_if(imds=""), {"imds_support": ("v2.0", "")}),
+            (as_if(ena=False), {"ena_support": ("True", "False")}),
+            (as_if(tpm="v2.0"), {"tpm_support": ("", "v2.0")}),
+            (as_if(name="mine"), {"name": ("altf4llc-ecs-node-26.11", "mine")}),
+        ],
+        8,
+        seconds=1,
+    ),
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_each_drift_is_the_field_that_drifted_and_no_other(

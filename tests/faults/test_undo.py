@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from tests.faults.account import BUCKET, REGION, look
 from tests.faults.crash_sweep import SPEED
 from tests.faults.publishers import Kill
+from tests.support import few
 from vmsnix_ops import errors, publish
 from vmsnix_ops.cli import cli
 from vmsnix_ops.progress import silent
@@ -31,14 +32,18 @@ def killed(publishers: Sweep, via: str, call: str, nth: int = 1, moment: str = "
 
 @pytest.mark.parametrize(
     ("via", "call", "nth", "kinds"),
-    [
-        ("import", "s3:UploadPart", 2, {"upload"}),
-        ("import", "s3:CompleteMultipartUpload", 1, {"upload"}),
-        ("import", "ec2:ImportSnapshot", 1, {"import", "upload"}),
-        ("import", "ec2:CreateTags", 1, {"snapshot", "upload"}),
-        ("direct", "ebs:StartSnapshot", 1, {"snapshot"}),
-        ("direct", "ebs:CompleteSnapshot", 1, {"snapshot", "journal"}),
-    ],
+    few(
+        [
+            ("import", "s3:UploadPart", 2, {"upload"}),
+            ("import", "ec2:ImportSnapshot", 1, {"import", "upload"}),
+            ("direct", "ebs:CompleteSnapshot", 1, {"snapshot", "journal"}),
+            ("import", "s3:CompleteMultipartUpload", 1, {"upload"}),
+            ("import", "ec2:CreateTags", 1, {"snapshot", "upload"}),
+            ("direct", "ebs:StartSnapshot", 1, {"snapshot"}),
+        ],
+        3,
+        seconds=3,
+    ),
 )
 def test_what_a_killed_publish_left_is_removed(publishers, via, call, nth, kinds):
     if call == "ec2:ImportSnapshot":

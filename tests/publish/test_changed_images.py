@@ -197,7 +197,7 @@ def test_a_file_that_was_cut_short_or_grew_is_refused_before_an_upload_begins(
     assert left().nothing
 
 
-@pytest.mark.parametrize("name", ["raw", "vhd"])
+@pytest.mark.parametrize("name", few(["raw", "vhd"], 1, seconds=2))
 def test_what_changes_between_upload_and_import_does_not_matter(
     aws: Sandbox,
     plan: Callable[..., publish.Plan],

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.publish.test_direct import BLOCK, changed, raw  # noqa: F401 (a fixture)
+from tests.support import few
 from vmsnix_ops import errors
 from vmsnix_ops.publish import preflight
 
@@ -63,7 +64,7 @@ def test_a_key_encrypts_object_snapshot_and_ami(aws, plan, allowed, given):
     assert plan(kms_key=KEY).apply().ami_id == result.ami_id
 
 
-@pytest.mark.parametrize("via", ["import", "direct"])
+@pytest.mark.parametrize("via", few(["import", "direct"], 1, seconds=3))
 def test_a_snapshot_under_another_key_is_neither_reused_nor_registered(aws, plan, allowed, via):
     make = direct if via == "direct" else lambda plan, **changes: plan(**changes)
     plain = make(plan).apply()

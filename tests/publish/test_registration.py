@@ -76,7 +76,7 @@ def both_snapshots(aws, first, second):
     return found[0], made
 
 
-@pytest.mark.parametrize("winner", ["import", "direct"])
+@pytest.mark.parametrize("winner", few(["import", "direct"], 1, seconds=4))
 def test_import_and_direct_at_once_leave_one_snapshot_and_report_it(aws, plan, left, winner):
     plans = {"import": plan(verify="sample"), "direct": direct(plan, verify="sample")}
     snapshots = dict(zip(plans, both_snapshots(aws, *plans.values()), strict=True))

@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 from tests.audit.conftest import own, served
 from tests.command_line import say, shelf
 from tests.hostile import HOSTILE, assert_safe_lines, hidden, read_github_file
+from tests.support import few
 from vmsnix_ops import display, progress
 from vmsnix_ops.records import history as histories
 from vmsnix_ops.records import timing_plots
@@ -129,7 +130,9 @@ raise RunError("\\n".join(words), why=" ".join(words), cure=words[2])
 """
 
 
-@pytest.mark.parametrize("ends", [WRITE, WRITE + RAISE, "raise ValueError('\\n'.join(words))"])
+@pytest.mark.parametrize(
+    "ends", few([WRITE, WRITE + RAISE, "raise ValueError('\\n'.join(words))"], 1, seconds=4)
+)
 def test_a_run_shows_hostile_text_as_text(shelf: Shelf, tmp_path: Path, ends: str) -> None:
     words = tmp_path / "words.json"
     words.write_text(json.dumps(EVIL))

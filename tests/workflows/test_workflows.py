@@ -164,6 +164,7 @@ def job_of(name: str, checkout: Path, aws: Any, **context: dict[str, str]) -> Jo
     return Job(described, checkout, {"vars": variables, "inputs": {}, **context}, environment, INSTALLS)
 
 
+@pytest.mark.long(seconds=20)
 def test_publish_builds_checks_and_publishes(nix: Path, checkout: Path, aws: Any) -> None:  # noqa: F811
     from tests.nix.conftest import FIXTURE
 

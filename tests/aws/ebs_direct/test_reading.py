@@ -202,6 +202,7 @@ def test_the_lock_of_a_killed_download_does_not_count(aws, snapshot, image, tmp_
     assert not (tmp_path / "copy.raw.part.lock").exists()
 
 
+@pytest.mark.long(seconds=5)
 def test_many_downloads_at_once_make_one_file(aws, snapshot, image, tmp_path):
     path = tmp_path / "copy.raw"
     all_of_them = [start_download(snapshot, path) for _ in range(4)]

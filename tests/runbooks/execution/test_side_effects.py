@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.session import Session
 
-from tests.support import wait_until
+from tests.support import few, wait_until
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS
 from vmsnix_ops.errors import ConfirmationError, SideEffectsError
 from vmsnix_ops.runbooks.execution.side_effects import MADE, TAKEN, TAKES_AWAY, Guard, is_read, level
@@ -233,17 +233,21 @@ def test_a_notebook_that_says_it_only_looks_cannot_deregister(shelf: Shelf, aws:
 
 @pytest.mark.parametrize(
     ("cells", "kept_from"),
-    [
-        ((SIGN,), "s3:DeleteObject"),
-        (
-            ("import boto3\nboto3.client('s3').put_object(Bucket='images', Key='x', Body=b'')",),
-            "s3:PutObject",
-        ),
-        (
-            ("import boto3\nboto3.resource('s3').Bucket('images').upload_file('/etc/hostname', 'x')",),
-            "s3:PutObject",
-        ),
-    ],
+    few(
+        [
+            ((SIGN,), "s3:DeleteObject"),
+            (
+                ("import boto3\nboto3.client('s3').put_object(Bucket='images', Key='x', Body=b'')",),
+                "s3:PutObject",
+            ),
+            (
+                ("import boto3\nboto3.resource('s3').Bucket('images').upload_file('/etc/hostname', 'x')",),
+                "s3:PutObject",
+            ),
+        ],
+        1,
+        seconds=3,
+    ),
     ids=["presigned", "client", "transfer"],
 )
 def test_no_way_of_boto3_leads_around_it(
