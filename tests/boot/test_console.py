@@ -35,6 +35,14 @@ def test_words_after_which_nothing_comes(tmp_path: Path, text: str, meaning: str
     assert (found.kind, found.meaning) == ("failed", meaning)
 
 
+def test_what_follows_the_deciding_line_in_one_piece_is_kept(tmp_path: Path) -> None:
+    with Console(tmp_path / "log", LOGIN) as console:
+        found = console.feed(b"Kernel panic - not syncing: x\nCall Trace:\n---[ end Kernel panic ]---\nmore")
+        assert found is not None
+        assert found.line == "Kernel panic - not syncing: x"
+        assert console.tail() == [found.line, "Call Trace:", "---[ end Kernel panic ]---", "more"]
+
+
 def test_a_prompt_without_an_end_of_line_is_found_however_it_is_cut(tmp_path: Path) -> None:
     pieces = ["\x1b[0;1mhost ", "lo", "gin", ": "]
     with Console(tmp_path / "log", LOGIN) as console:

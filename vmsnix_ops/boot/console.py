@@ -81,18 +81,17 @@ class Console:
         self._file.write(self._redactor.feed(data[:room].decode(*RAW)).encode(*RAW))
         self.bytes += len(data)
         *whole, self._line = (self._line + data.decode("utf-8", "replace")).split("\n")
+        found: Finding | None = None
         for line in whole:
             text = clean(line)
             if text:
                 self._tail.append(text)
-            found = self._judge(text)
-            if found is not None:
-                return found
+            found = found or self._judge(text)
+        last = clean(self._line)
         if len(self._line) > LONGEST_LINE:
-            self._tail.append(clean(self._line))
+            self._tail.append(last)
             self._line = ""
-            return self._judge(self._tail[-1])
-        return self._judge(clean(self._line))
+        return found or self._judge(last)
 
     def tail(self) -> list[str]:
         """Return the last lines that were not empty, at most `TAIL_LINES`, without terminal colours."""
