@@ -54,6 +54,7 @@ def test_the_demo_works_behind_a_proxy(tmp_path: Path, names: tuple[str, ...]) -
     assert json.loads(done.stdout)["ami_id"].startswith("ami-")
 
 
+@pytest.mark.long(seconds=15)
 def test_a_run_on_a_sandbox_works_behind_a_proxy(tmp_path: Path) -> None:
     done = vmsnix(
         tmp_path, "run", "audit-inventory", "--sandbox", "--json", "--regions", "us-east-1", HTTP_PROXY=PROXY

@@ -22,7 +22,7 @@ def together(publishers, *images, via="import"):
 @pytest.mark.parametrize("machines", [1, 2])  # two machines share neither folders nor tables
 @pytest.mark.parametrize("via", ["import", "direct"])
 def test_two_publishers_of_the_same_image_end_with_one_ami(publishers, via, machines):
-    publishers.aws.clock.speed = 500  # a pending snapshot lives for an hour
+    publishers.aws.clock.speed = 200  # a pending snapshot lives for an hour
     if machines == 1:
         ended = together(publishers, publishers.image, publishers.image, via=via)
     else:

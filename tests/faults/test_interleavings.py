@@ -9,6 +9,7 @@ import pytest
 
 from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
 from tests.faults.interleaving import Actor, every_order
+from tests.support import few
 from vmsnix_ops import errors
 from vmsnix_ops.aws import parameters, retiring
 from vmsnix_ops.aws import tags as tagging
@@ -25,7 +26,7 @@ CHANNEL = "/vmsnix/web/stable"
 WHOLE = bool(os.environ.get("VMSNIX_WHOLE_TESTS"))
 """Stop at every read of the other job's write, and not only at the first: hundreds of orders for each."""
 pytestmark = pytest.mark.usefixtures("nothing_is_recorded")
-USERS = ("promote", "promote the first", "roll back", "smoke test")
+USERS = ("promote", "smoke test", "promote the first", "roll back")
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def apart(user: str, order: str) -> bool:
     return user == "smoke test" and "u" not in order.split("r", 2)[-1] and order.count("r") > 1
 
 
-@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("user", few(USERS, 2, seconds=15))
 def test_in_every_order_a_retired_ami_is_in_no_use(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, user: str
 ) -> None:
@@ -237,7 +238,7 @@ class Undoing:
         return took, restored
 
 
-@pytest.mark.parametrize("deletes", [True, False], ids=["delete", "retire"])
+@pytest.mark.parametrize("deletes", few([True, False], 1, seconds=12), ids=["delete", "retire"])
 def test_in_every_order_of_taking_and_restoring_one_ami_it_is_as_the_last_one_says(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, deletes: bool
 ) -> None:

@@ -97,6 +97,7 @@ def shown(notebook: dict[str, Any]) -> str:
     return json.dumps([cell.get("outputs", []) for cell in notebook["cells"]])
 
 
+@pytest.mark.long(seconds=20)
 def test_an_ami_leads_to_the_notebook_that_made_it(team: Team, published: dict[str, Any]) -> None:
     ami, run_id = published["ami_id"], published["run_id"]
     tags = team.tags(ami)

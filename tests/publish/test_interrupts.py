@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support import wait_until
+from tests.support import few, wait_until
 
 BUCKET, REGION = "vmsnix-images", "us-east-1"
 PUBLISHER = """
@@ -37,20 +37,24 @@ def interrupt_when(fault, image) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("slow", "says"),
-    [
-        (
-            {"op": "s3:UploadPart", "do": "delay", "when": "after", "seconds": 1},
-            "parts that arrived are kept",
-        ),
-        (
-            {"op": "ec2:ImportSnapshot", "do": "delay", "when": "after", "seconds": 1},
-            "import is cancelled",
-        ),
-        (
-            {"op": "ec2:RegisterImage", "do": "delay", "when": "after", "seconds": 2},
-            "snapshot is kept",
-        ),
-    ],
+    few(
+        [
+            (
+                {"op": "s3:UploadPart", "do": "delay", "when": "after", "seconds": 1},
+                "parts that arrived are kept",
+            ),
+            (
+                {"op": "ec2:ImportSnapshot", "do": "delay", "when": "after", "seconds": 1},
+                "import is cancelled",
+            ),
+            (
+                {"op": "ec2:RegisterImage", "do": "delay", "when": "after", "seconds": 2},
+                "snapshot is kept",
+            ),
+        ],
+        1,
+        seconds=9,
+    ),
 )
 def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(aws, plan, image, left, slow, says):
     fast = aws.clock.speed

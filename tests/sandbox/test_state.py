@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def test_everything_survives_a_restart(tmp_path: Path) -> None:
-    with sandbox(state=tmp_path, speed=1000) as aws:
+    with sandbox(state=tmp_path, speed=20) as aws:
         aws.prepare(bucket="images")
         aws.client("s3").put_object(Bucket="images", Key="k", Body=b"kept" * 100_000, Metadata={"a": "1"})
         aws.client("ssm").put_parameter(Name="/pointer", Value="v", Type="String")
         snapshot = aws.client("ebs").start_snapshot(VolumeSize=1)["SnapshotId"]
         session = aws.client("sts").get_session_token()["Credentials"]
-    with sandbox(state=tmp_path, speed=1000) as aws:
+    with sandbox(state=tmp_path, speed=20) as aws:
         found = aws.client("s3").get_object(Bucket="images", Key="k")
         assert (found["Body"].read(), found["Metadata"]) == (b"kept" * 100_000, {"a": "1"})
         assert aws.client("ssm").get_parameter(Name="/pointer")["Parameter"]["Value"] == "v"
