@@ -1,4 +1,4 @@
-"""Writes docs/reference/permissions.md from what the code declares.
+"""Write docs/reference/permissions.md from the permissions that the code declares.
 
 Run ``python docs/permissions_page.py`` after a change.
 """
@@ -25,10 +25,10 @@ TARGETS = {
     "snapshots of any parent": "new snapshots of any parent",
     "our snapshots": "snapshots with the tag `vmsnix:digest`",
     "our images": "EBS-backed images with the tag `vmsnix:digest`",
-    "our tags": "images and snapshots with the tag `vmsnix:digest`, every tag but that one",
+    "our tags": "images and snapshots with the tag `vmsnix:digest`, every tag except that one",
     "our imports": "import tasks with the tag `vmsnix:digest`",
     "parameters": "parameters of the account, without decrypting",
-    "launches": "a new instance and what belongs to it, of EBS-backed images with the tag `vmsnix:digest`",
+    "launches": "a new instance and its parts, of EBS-backed images with the tag `vmsnix:digest`",
     "our instances": "instances with the tag `vmsnix:smoke`",
     "spot role": "EC2's role `AWSServiceRoleForEC2Spot`",
     "pointers": "parameters below the prefix of the channels, `/vmsnix`, without decrypting",
@@ -40,9 +40,9 @@ HEAD = """# Permissions
 
 <!-- Written by `python docs/permissions_page.py`: change it and aws/iam/permissions.py. -->
 
-Every function that calls AWS declares the permissions that it needs, and the policy of a job is their sum.
-`vmsnix iam-policy` prints the policies, for any partition. Account, region and bucket limit them; the bucket
-is that of `vmsnix.toml` unless given:
+`vmsnix iam-policy` prints the smallest IAM policy of each job, for any partition. Every function that calls
+AWS declares the permissions that it needs, and the policy of a job is the sum of them. Limit a policy with
+account, region and bucket; the default bucket is that of `vmsnix.toml`:
 
 ```sh
 vmsnix iam-policy publisher --bucket acme-vmsnix-images --account 012345678901 --region eu-central-1
@@ -57,90 +57,92 @@ vmsnix iam-policy bucket --bucket acme-vmsnix-images
 vmsnix iam-policy github-oidc-trust --account 012345678901 --repository acme/images
 ```
 
-The tests run every job against the sandbox with exactly its policy, and once more without each permission:
-the job then ends with an error that names the action, or, where only a check needs it, with a warning.
+The tests run every job on the sandbox with exactly its policy, and once more without each permission.
+Without it the job ends with an error that names the action or, if only a check needs the action, with a
+warning.
 
 History on S3 (`history = "s3://..."`) needs `s3:ListBucket` on that bucket and `s3:GetObject`,
-`s3:PutObject`, `s3:DeleteObject` below its prefix. An archive there (`archive = "s3://..."`) needs what
-`vmsnix iam-policy archivist` prints.
+`s3:PutObject`, `s3:DeleteObject` below its prefix. For an archive on S3 (`archive = "s3://..."`) attach the
+policy of `vmsnix iam-policy archivist`.
 
-## What is ours
+## Which resources a policy can change
 
-A resource is ours when it has the tag `vmsnix:digest`. A policy's holder may change, delete, share and read
-only what is ours, and cannot make a foreign resource ours:
+These policies allow changing, deleting, sharing and reading only resources with the tag `vmsnix:digest` (on
+this page: *our* resources). The holder of a policy cannot make another resource ours:
 
-- **Existing resources** get new tags only if they have the tag `vmsnix:digest`, and that tag itself can
-  neither be changed nor removed.
+- **Existing resources** get new tags only if they have the tag `vmsnix:digest`. That tag itself can neither
+  be changed nor removed.
 - **New resources** get tags only inside the call that creates them (`ec2:CreateAction`).
-- **Whatever creates a resource names its source.** AMIs are registered of our snapshots, copied from our
-  AMIs, and launched only if they are ours. `${*}` in an ARN of these policies matches the new resource,
-  which has no ID yet, and never an existing one.
-- **AMIs of a bundle in S3** (instance store) cannot be shared, launched or changed: these actions are allowed
-  only on AMIs whose `ec2:RootDeviceType` is `ebs`.
+- **A call that creates a resource names its source.** AMIs are registered from our snapshots and copied
+  from our AMIs, and only our AMIs can be launched. `${*}` in an ARN of these policies matches the new
+  resource, which has no ID yet, and never an existing one.
+- **AMIs of a bundle in S3** (instance store) cannot be shared, launched or changed: these actions are
+  allowed only on AMIs whose `ec2:RootDeviceType` is `ebs`.
 - **Roles**: only `vmimport` can be passed, and only to VM Import (`vmie.amazonaws.com`).
-- **Secrets**: who may read parameters cannot decrypt them. An explicit Deny on `kms:Decrypt` through
-  Systems Manager is part of each such policy.
-
-- **A KMS key** (`--kms-key`, or `kms_key` of `vmsnix.toml`) is used by a publisher through EBS and S3 only
-  (`kms:ViaService`), and granted only to services of AWS (`kms:GrantIsForAWSResource`). Nobody but VM Import
-  may take the role `vmimport`; its policy has no such condition, because AWS does not document through which
-  service VM Import uses the key.
+- **Secrets**: a policy that allows reading parameters does not allow decrypting them. An explicit Deny on
+  `kms:Decrypt` through Systems Manager is part of each such policy.
+- **A KMS key** (`--kms-key`, or `kms_key` of `vmsnix.toml`): a publisher may use it only through EBS and S3
+  (`kms:ViaService`), and may grant it only to AWS services (`kms:GrantIsForAWSResource`). The policy of the
+  role `vmimport` has no such condition, because AWS does not document through which service VM Import uses
+  the key; only VM Import may assume this role.
 
 The tests attack every policy with a foreign AMI, a foreign snapshot with data, a secret and a role.
 
-## Which jobs are separate, and why
+## Which policies you must not combine
 
-AWS has no condition for two sources. Who may use these sources cannot also share or read what comes of them,
-so `vmsnix iam-policy` refuses to print one policy for both:
+AWS has no condition that covers two sources of a snapshot. A person who may use these sources must not also
+be able to share or read the result. Therefore `vmsnix iam-policy` refuses to print one policy for both:
 
 - **`publisher`** (via import) tags the snapshot that VM Import made. It may not delete, share or read
   snapshots, nor make AMIs public.
 - **`publisher --via direct --incremental`** starts a snapshot from any other one. It may not share or read
   snapshots, nor make AMIs public.
-- **`publisher --via direct`** starts snapshots without a parent only, so its uploads are full ones. With
-  `--public` and `--verify` it may also share and read them.
+- **`publisher --via direct`** starts only snapshots without a parent, so every upload sends all blocks.
+  With `--public` and `--verify` it may also share and read them.
 
 Do not attach two of these to one identity, nor one of the first two together with `promoter`, `retirer`,
-`smoke-tester` or `verifier --blocks`. What the first two may not do is done so:
+`smoke-tester` or `verifier --blocks`. Use a separate identity for what the first two do not allow:
 
-- **Compare with the image:** with the policy of `verifier --blocks`, run
-  `vmsnix publish --image FILE --via direct --verify whole --dry-run`. A dry run changes nothing.
+- **Compare with the image:** with the policy of `verifier --blocks`, run `vmsnix publish --image FILE --via
+  direct --verify whole --dry-run`. A dry run changes nothing.
 - **Make public:** with the policy of `promoter --public`, run `vmsnix promote --ami AMI --public`.
-- **Undo a publish via import:** run `vmsnix undo RUN` with the publisher's policy, which removes the upload
-  and the import, and again with the retirer's, which removes the snapshot. Each run reports what is left.
+- **Undo a publish via import:** run `vmsnix undo RUN` with the publisher's policy, which deletes the upload
+  and the import, and again with the retirer's policy, which deletes the snapshot. Each run reports what is
+  left.
 
-## What remains
+## Remaining risks
 
 - **A copy without tags can be made ours.** VM Import leaves its snapshot untagged. Its parent volume,
   `vol-ffffffff`, is also that of every snapshot that was copied from another region or account. A publisher
   via import can tag such a copy if it has no `Name`, no `vmsnix:` tag and no tag of AWS Backup or Data
-  Lifecycle Manager. The publisher cannot read, share or delete it, and can register a private AMI of it.
+  Lifecycle Manager. The publisher cannot read, share or delete it, but can register a private AMI of it.
   Others whose policy covers our resources (`promoter`, `retirer`, `smoke-tester`, `verifier --blocks`) can
-  then act on it: a retirement deletes snapshots without an AMI after the retention period. Tag copies that
-  you keep, or publish via direct.
+  then use it: a retirement deletes snapshots without an AMI after the retention period. Tag copies that you
+  want to keep, or publish via direct.
 - **An incremental publisher can start from any snapshot.** `ebs:ParentSnapshot` compares the ARN of the
-  parent and not its tags. The child holds the parent's data and is ours. The publisher cannot read or share
-  it, and can register a private AMI of it.
-- **A publisher can register a bundle in S3**, also somebody else's, if the bucket lets EC2 read it.
-  `RegisterImage` then names no snapshot, and AWS has no condition key for the bundle. The AMI is private, has
-  our tags, and no policy here can use it. Deregister it as an administrator.
+  parent and not its tags. The child contains the parent's data and is ours. The publisher cannot read or
+  share it, but can register a private AMI of it.
+- **A publisher can register a bundle in S3**, also one of another owner, if the bucket lets EC2 read it.
+  `RegisterImage` then names no snapshot, and AWS has no condition key for the bundle. The AMI is private,
+  has our tags, and no policy here can use it. Deregister it as an administrator.
 - **A smoke test runs what a publisher registered.** An AMI of either of these publishers can have such a
-  snapshot as a second disk, and its system can read that disk. Start smoke tests in a subnet without a way
-  out, and let nobody who publishes read their console output.
-- **A smoke tester can start our AMIs with any user data**, in any subnet and with any security group of
-  the account, but without an instance profile.
-- **Auditor, audit member and retirer read user data.** Launch templates, launch configurations and
-  container recipes are read whole, and so are parameters that are no SecureStrings. Keep secrets out of all
-  of these.
+  snapshot as a second disk, and its system can read that disk. Start smoke tests in a subnet without access
+  to other networks, and do not let publishers read the console output.
+- **A smoke tester can start our AMIs with any user data**, in any subnet and with any security group of the
+  account, but without an instance profile.
+- **Auditor, audit member and retirer read user data.** They read complete launch templates, launch
+  configurations, container recipes, and parameters that are no SecureStrings. Keep secrets out of all of
+  these.
 - **An archivist can replace evidence** below the prefix of `archive`. Keep it in a bucket with versions. An
-  explicit Deny keeps an archivist out of the uploads where `vmsnix.toml` does not say which bucket has them.
+  explicit Deny keeps an archivist out of the uploads if `vmsnix.toml` does not say which bucket has them.
 - **A promoter decides what a channel serves.** `ssm:PutParameter` covers every channel below the prefix,
   and `sns:Publish` every topic of the account unless `--topic` names one.
-- **Bootstrap's rights equal an administrator's.** Who may write the policy and the trust of a role can give
-  that role every right and then take it. Use `bootstrap` once, with an administrator's credentials.
-- **Not verified against AWS:** that `ebs:StartSnapshot` sets `ec2:CreateAction` when it tags a snapshot. AWS
-  documents the key for EC2's own actions. If AWS refuses a direct upload for this, the error names the
-  policy; publish via import instead.
+- **The bootstrap policy equals an administrator's.** Anyone who may write the policy and the trust of a
+  role can give that role every permission and then assume it. Use `bootstrap` once, with an administrator's
+  credentials.
+- **Not verified against AWS:** that `ebs:StartSnapshot` sets `ec2:CreateAction` when it tags a snapshot.
+  AWS documents the key for EC2's own actions. If AWS refuses a direct upload for this reason, the error
+  names the policy; publish via import instead.
 
 ## Permissions by action
 
@@ -150,10 +152,10 @@ Do not attach two of these to one identity, nor one of the first two together wi
 def page() -> str:
     """Return the page."""
     jobs = {name: job.actions() for name, job in JOBS.items()}
-    lines = ["| action | on | for | jobs |", "|---|---|---|---|"]
+    lines = ["| action | on | purpose | jobs |", "|---|---|---|---|"]
     for name, permission in PERMISSIONS.items():
         used = [job for job, names in jobs.items() if name in names]
-        if "direct" in used:  # what every direct publish needs, its variants need, too
+        if "direct" in used:  # its variants need the same
             used = [job for job in used if job not in ("incremental", "public", "verify")]
         if "smoke test" in used:
             used = [job for job in used if job != "first spot test"]
