@@ -430,7 +430,7 @@ def test_json_is_the_only_thing_on_standard_output(shelf: Shelf, say: Say) -> No
     assert watched == "a line\n"
 
 
-@pytest.mark.parametrize(("error", "code"), [("RoleError", 1), ("ParameterError", 2), ("PartlyDoneError", 3)])
+@pytest.mark.parametrize(("error", "code"), [("RoleError", 1), ("ParameterError", 2), ("PartialError", 3)])
 def test_a_failed_run_ends_with_its_code_and_one_clear_text(
     shelf: Shelf, say: Say, error: str, code: int
 ) -> None:

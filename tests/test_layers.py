@@ -35,6 +35,7 @@ LAYERS: list[set[str]] = [
         "text",
         "display",
         "arguments",
+        "outcomes",
     },
     {"disk"},
     {"nix", "records", "boot"},

@@ -49,7 +49,7 @@
     ├── StalePlanError             the world changed between plan and apply
     ├── DriftError                 AWS is not as the tables say
     ├── InterruptedRunError        Ctrl-C or SIGTERM; says how to go on
-    └── PartlyDoneError            exit code 3: some regions done, some not
+    └── PartialError            exit code 3: some regions done, some not
         └── UnrecordedActError     an irreversible act was not announced, so it was not done
 
 Every error says what happened, why, and what to do; ``str(error)`` is those sentences in that order.
@@ -398,13 +398,13 @@ class InterruptedRunError(VmsnixError):
     """The operator, or the machine, asked the run to stop."""
 
 
-class PartlyDoneError(VmsnixError):
+class PartialError(VmsnixError):
     """Some targets are done and some are not."""
 
     exit_code = 3
 
 
-class UnrecordedActError(PartlyDoneError):
+class UnrecordedActError(PartialError):
     """An irreversible act was not done, because the line that announces it could not be written.
 
     Parameters

@@ -112,13 +112,13 @@ def test_a_job_may_fail_for_what_an_audit_finds(audit: Audit) -> None:
         reports.require(audit, "high")
 
 
-def test_an_audit_that_could_not_read_everything_is_partly_done(own: Owner) -> None:
+def test_an_audit_that_could_not_read_everything_is_partial(own: Owner) -> None:
     own.aws.faults.add({"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403})
     audit = reports.judge(own.scan(regions=[REGION]))
     reports.finish(audit)
     result = json.loads((audit.inventory.run.folder / "result.json").read_text())
-    assert result["status"] == "partly"
-    with pytest.raises(errors.PartlyDoneError, match=r"partly done.*Auto Scaling groups of"):
+    assert result["status"] == "partial"
+    with pytest.raises(errors.PartialError, match=r"The audit is partial.*Auto Scaling groups of"):
         reports.require(audit)
 
 
@@ -127,7 +127,7 @@ def test_a_gap_is_no_finding_that_fails_a_job(own: Owner) -> None:
     own.template(own.ami(tags=DIGEST))
     audit = reports.judge(own.scan(regions=[REGION]))
     assert set(audit.findings.query("severity in ['critical', 'high']")["rule"]) == {"unread"}
-    with pytest.raises(errors.PartlyDoneError):
+    with pytest.raises(errors.PartialError):
         reports.require(audit, "high")
 
 

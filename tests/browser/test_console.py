@@ -242,7 +242,7 @@ def test_cancel_leaves_nothing_behind(console: Opened, published: Published, can
         (),
     )
     runs = console.runs()
-    assert list(runs["status"]).count("interrupted") == 1
+    assert list(runs["status"]).count("cancelled") == 1
     tables = Tables(console.lab.environment["VMSNIX_HISTORY"])
     assert list(tables.read("amis")["ami_id"]) == [published.ami]
 
@@ -264,7 +264,7 @@ def test_the_history_is_searched_and_repeated(
     console.tab("History")
     console.says(published.ami)
     search = console.page.locator(".vmsnix-tab-history .vmsnix-search input")
-    search.fill("interrupted")
+    search.fill("cancelled")
     console.says(f"1 of {len(console.runs())}")
     console.shoot("history")
     search.fill(published.ami)

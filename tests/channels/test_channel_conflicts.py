@@ -73,9 +73,9 @@ def test_a_move_between_plan_and_write_is_overwritten_and_told(
     made = plan(ami=ami, channel="stable")
     right_before_the_write(monkeypatch, lambda: put(aws, theirs))
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
-    assert found.status == "partly"
-    with pytest.raises(errors.PartlyDoneError) as caught:
+    assert outcomes(found) == {HOME: ["point changed", "conflict failed"]}
+    assert found.status == "partial"
+    with pytest.raises(errors.PartialError) as caught:
         promote.finish(made, found)
     assert caught.value.exit_code == 3
     told = str(caught.value)
@@ -125,7 +125,7 @@ def test_a_conflict_in_a_region_whose_failure_does_not_count_counts(
     monkeypatch.setattr(parameters, "_put", late)
     found = made.apply()
     assert "conflict failed" in outcomes(found)[EUROPE]
-    assert isinstance(found.error(), errors.PartlyDoneError)
+    assert isinstance(found.error(), errors.PartialError)
 
 
 def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +139,11 @@ def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pyt
     made = rollback.plan(**asked, progress=silent())
     right_before_the_write(monkeypatch, lambda: put(aws, new), looks=1)
     found = made.apply()
-    assert outcomes(found)[HOME] == ["point done", "conflict failed", "announce skipped"]
+    assert outcomes(found)[HOME] == ["point changed", "conflict failed", "announce skipped"]
     assert outcomes(found)[EUROPE] == ["point skipped"]
     assert pointed(aws, EUROPE) == there
     assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
-    with pytest.raises(errors.PartlyDoneError, match=f"version 3, {new}, set by"):
+    with pytest.raises(errors.PartialError, match=f"version 3, {new}, set by"):
         rollback.finish(made, found)
 
 
@@ -168,8 +168,8 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
     monkeypatch.setattr(records, "write_rows", written)
     right_before_the_write(monkeypatch, lambda: put(aws, theirs))
     found = made.apply()
-    assert outcomes(found)[HOME] == ["point done", "conflict failed", "announce skipped"]
-    assert outcomes(found)[EUROPE] == ["copy done", "point skipped"]
+    assert outcomes(found)[HOME] == ["point changed", "conflict failed", "announce skipped"]
+    assert outcomes(found)[EUROPE] == ["copy created", "point skipped"]
     assert pointed(aws, EUROPE) == ""
     assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
 
@@ -183,7 +183,7 @@ def test_two_promotions_at_once_end_with_one_that_is_done_and_one_that_tells(
     ended: list[Any] = []
     right_before_the_write(monkeypatch, lambda: ended.append(theirs.apply()))
     ended.append(ours.apply())
-    assert [one.status for one in ended] == ["done", "partly"]
+    assert [one.status for one in ended] == ["done", "partial"]
     assert history(aws) == [first, other, ami]
 
 
@@ -217,7 +217,7 @@ def test_a_promotion_and_a_rollback_at_once_in_three_regions_lose_no_change(
     for region in regions:
         values = history(aws, region)[2:]
         told = {name: outcomes(one).get(region, []) for name, one in found.items()}
-        wrote = [name for name, rows in told.items() if "point done" in rows]
+        wrote = [name for name, rows in told.items() if "point changed" in rows]
         clean = [name for name in wrote if not any("failed" in row for row in told[name])]
         assert len(values) == len(wrote), (region, told, values)
         assert len(clean) == bool(wrote), (region, told)
@@ -262,7 +262,7 @@ def test_a_channel_that_was_deleted_in_the_meantime_is_told(
     made = plan(ami=ami, channel="stable")
     right_before_the_write(monkeypatch, lambda: aws.client("ssm").delete_parameter(Name=NAME))
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
+    assert outcomes(found) == {HOME: ["point changed", "conflict failed"]}
     assert "had been deleted after the plan was made" in found.failed[0].why
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in found.failed[0].why
 
@@ -284,7 +284,7 @@ def test_a_channel_that_was_deleted_and_made_again_is_told_whatever_its_number(
 
     right_before_the_write(monkeypatch, meanwhile)
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
+    assert outcomes(found) == {HOME: ["point changed", "conflict failed"]}
     assert f"version {again}, {theirs}" in found.failed[0].why
 
 
@@ -313,7 +313,7 @@ def test_what_cannot_be_read_afterwards_is_judged_by_its_number(
         found = made.apply()
     finally:
         aws.faults.clear()
-    assert outcomes(found) == {HOME: ["point done", "conflict failed"]}
+    assert outcomes(found) == {HOME: ["point changed", "conflict failed"]}
     assert "version 2, which the parameter's history does not show" in found.failed[0].why
 
 
@@ -390,7 +390,7 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
     monkeypatch.setattr(image_copy, "copy", copy_late)
     right_after_the_write(aws, ami, monkeypatch, (made.run.folder / acts.FILE_NAME).mkdir)
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point failed"], EUROPE: ["copy done", "point skipped"]}
+    assert outcomes(found) == {HOME: ["point failed"], EUROPE: ["copy created", "point skipped"]}
     with pytest.raises(errors.UnrecordedActError) as caught:
         promote.finish(made, found)
     assert caught.value.exit_code == 3
@@ -442,7 +442,7 @@ def test_the_plan_refuses_a_parameter_that_can_be_no_channel_with_the_fix(
     put(aws, ami if same else make_ami(aws, version="26.10"))
     kind_of(aws, **changes)
     (step,) = plan(ami=ami, channel="stable").targets[0].steps
-    assert step.verdict == "refused"
+    assert step.outcome == "failed"
     assert said in step.what
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in step.what
     found = plan(ami=ami, channel="stable", dry_run=True).apply()
@@ -472,7 +472,7 @@ def test_the_plan_refuses_a_channel_that_takes_no_further_value(aws: Sandbox, am
     parameter = aws.world.tables.table(aws.account, HOME, "parameters")[NAME]
     parameter.versions += [parameter.versions[0].__class__(**fields(parameter, n)) for n in range(2, 101)]
     (step,) = plan(ami=ami, channel="stable").targets[0].steps
-    assert step.verdict == "refused"
+    assert step.outcome == "failed"
     assert "takes no further value" in step.what
     assert "--parameter-version 1 --labels known-good" in step.what
 

@@ -35,14 +35,20 @@ EVERYTHING = {
 
 def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
     shown = str(plan(**EVERYTHING))
-    assert "  copy       to do" in shown
+    assert "  copy       planned" in shown
     assert changes(aws)[-1].startswith(("CreateVolume", "RegisterImage")) or "CopyImage" not in changes(aws)
     found = plan(**EVERYTHING).apply()
-    per_region = ["share done", "revoke already so", "deprecate done", "protect done", "point done"]
+    per_region = [
+        "share changed",
+        "revoke unchanged",
+        "deprecate changed",
+        "protect changed",
+        "point changed",
+    ]
     assert outcomes(found) == {
         HOME: per_region,
-        WEST: ["copy done", *per_region],
-        EUROPE: ["copy done", *per_region],
+        WEST: ["copy created", *per_region],
+        EUROPE: ["copy created", *per_region],
     }
     assert found.status == "done"
     source = images.describe(aws.client("ec2", HOME), ami)
@@ -64,7 +70,7 @@ def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
 
     before = changes(aws)
     again = plan(**EVERYTHING).apply()
-    assert {row.outcome for row in again.rows} == {"already so"}
+    assert {row.outcome for row in again.rows} == {"reused", "unchanged"}
     assert changes(aws) == before
 
     tables = open_tables(load())
@@ -77,8 +83,8 @@ def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
     amis = tables.read("amis")
     assert set(amis["source"]) == {"promote"}
     steps = tables.read("steps")
-    assert set(steps[steps["run_id"] == found.run_id]["status"]) == {"finished", "reused"}
-    assert set(steps[steps["run_id"] == again.run_id]["status"]) == {"reused"}
+    assert set(steps[steps["run_id"] == found.run_id]["status"]) == {"created", "changed", "unchanged"}
+    assert set(steps[steps["run_id"] == again.run_id]["status"]) == {"reused", "unchanged"}
     assert list(tables.read("runs")["status"]) == ["done", "done"]
 
 
@@ -86,7 +92,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(aws: Sandbox, ami: str) ->
     before = changes(aws)
     found = plan(**EVERYTHING, dry_run=True).apply()
     assert changes(aws) == before
-    assert {row.outcome for row in found.rows} == {"planned", "already so"}
+    assert {row.outcome for row in found.rows} == {"planned", "unchanged"}
     assert found.error() is None
     assert "Dry run: nothing of this will be done." in str(plan(**EVERYTHING, dry_run=True))
     assert open_tables(load()).read("steps").empty
@@ -96,7 +102,7 @@ def test_the_plan_and_the_outcome_are_tables_in_a_notebook(aws: Sandbox, ami: st
     made = plan(channel="stable", regions=[WEST])
     assert f"/vmsnix/ecs-node/stable, a new pointer, to {ami}" in made._repr_html_()
     done = made.apply()
-    assert "✓ done" in done._repr_html_()
+    assert "✓ changed" in done._repr_html_()
     frame = done.regions()
     assert list(frame.columns) == ["region", "ami_id", "copy", "point", "why"]
     assert len(done.frame()) == 3
@@ -110,7 +116,7 @@ def test_a_channel_that_somebody_moved_after_the_plan_is_left_alone(aws: Sandbox
     other = make_ami(aws, version="26.12")
     plan(ami=other, channel="stable").apply()
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point failed"], WEST: ["copy done", "point done"]}
+    assert outcomes(found) == {HOME: ["point failed"], WEST: ["copy created", "point changed"]}
     assert "after the plan was made" in found.failed[0].why
     assert pointed(aws, HOME) == other
 
@@ -122,7 +128,7 @@ def test_an_ami_for_other_machines_is_not_what_the_channel_is_for(aws: Sandbox, 
         plan(channel="stable")  # which of the two is the newest?
     assert "altf4llc-ecs-node-26.12 (arm64)" in caught.value.why
     (target,) = plan(ami=arm, channel="stable").targets
-    assert target.steps[0].verdict == "refused"
+    assert target.steps[0].outcome == "failed"
     assert "points to an AMI for x86_64" in target.steps[0].what
     assert outcomes(plan(ami=arm, channel="stable").apply())[HOME] == ["point failed"]
     assert pointed(aws, HOME) == ami
@@ -158,7 +164,7 @@ def test_accounts_get_the_snapshots_too_and_lose_both(aws: Sandbox, ami: str) ->
     plan(share_with=[OTHER, ORGANIZATION]).apply()
     assert sharing.of_snapshot(ec2, snapshot).accounts == (OTHER,)
     found = plan(revoke_from=[OTHER]).apply()
-    assert outcomes(found)[HOME] == ["revoke done"]
+    assert outcomes(found)[HOME] == ["revoke changed"]
     assert sharing.of_image(ec2, ami) == sharing.audience([ORGANIZATION])
     assert not sharing.of_snapshot(ec2, snapshot)
 
@@ -175,7 +181,7 @@ def test_public_needs_the_account_once_more_and_respects_the_block(aws: Sandbox,
     ec2 = aws.client("ec2")
     ec2.enable_image_block_public_access(ImageBlockPublicAccessState="block-new-sharing")
     made = plan(**agreed, channel="stable")
-    assert [step.verdict for step in made.targets[0].steps] == ["refused", "not looked at"]
+    assert [step.outcome for step in made.targets[0].steps] == ["failed", "skipped"]
     found = made.apply()
     assert "disable-image-block-public-access" in found.failed[0].why
     assert pointed(aws, HOME) == ""  # nobody is pointed to what could not be shared
@@ -215,7 +221,7 @@ def test_no_more_public_amis_than_aws_allows_are_planned(aws: Sandbox, ami: str)
         taken = make_ami(aws, version=f"25.{number}")
         aws.client("ec2").modify_image_attribute(ImageId=taken, LaunchPermission={"Add": [{"Group": "all"}]})
     (target,) = plan(ami=ami, public=True, confirm_public=aws.account).targets
-    assert target.steps[0].verdict == "refused"
+    assert target.steps[0].outcome == "failed"
     assert "no room for more public AMIs" in target.steps[0].what
 
 
@@ -225,8 +231,8 @@ def test_no_more_public_amis_than_aws_allows_are_planned(aws: Sandbox, ami: str)
 def test_a_topic_is_told_once_for_the_same_content(aws: Sandbox, ami: str) -> None:
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     asked = {"channel": "stable", "regions": [WEST], "topic": topic}
-    assert outcomes(plan(**asked).apply())[HOME][-1] == "announce done"
-    assert outcomes(plan(**asked).apply())[HOME][-1] == "announce already so"
+    assert outcomes(plan(**asked).apply())[HOME][-1] == "announce created"
+    assert outcomes(plan(**asked).apply())[HOME][-1] == "announce unchanged"
     (message,) = aws.world.tables.table(aws.account, HOME, "topics")[topic].messages
     told = json.loads(message.text)
     assert (told["channel"], told["amis"][HOME]) == ("stable", ami)
@@ -238,9 +244,9 @@ def test_a_topic_that_is_not_there_leaves_the_rest_done(aws: Sandbox, ami: str) 
     made = plan(channel="stable", topic=topic)
     aws.client("sns").delete_topic(TopicArn=topic)
     found = made.apply()
-    assert outcomes(found)[HOME] == ["point done", "announce failed"]
+    assert outcomes(found)[HOME] == ["point changed", "announce failed"]
     error = found.error()
-    assert isinstance(error, errors.PartlyDoneError)
+    assert isinstance(error, errors.PartialError)
     assert "in 1 of 1 region" in error.what
     with pytest.raises(errors.ParameterError, match="There is no topic"):
         plan(channel="stable", topic=topic)

@@ -29,7 +29,7 @@ def test_a_failed_copy_tells_its_snapshot_s_message_and_the_next_try_is_a_new_on
     assert "Given key ID is not accessible" in failed.why
     assert "kms:CreateGrant" in failed.why
     again = plan(regions=[EUROPE]).apply()
-    assert outcomes(again)[EUROPE] == ["copy done"]
+    assert outcomes(again)[EUROPE] == ["copy created"]
     assert sorted(image["State"] for image in copies(aws, EUROPE)) == ["available", "failed"]
 
 
@@ -43,7 +43,7 @@ def test_a_copy_that_failed_by_chance_is_made_anew_with_another_token(aws: Sandb
     aws.faults.add(chance)
     (failed,) = plan(regions=[EUROPE]).apply().failed
     assert "Internal error" in failed.why
-    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy done"]
+    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy created"]
     tokens = [call.params["ClientToken"] for call in aws.calls.of("ec2:CopyImage", ran=True)]
     assert len(set(tokens)) == 2  # the first one was used up by the copy that failed
 
@@ -57,13 +57,13 @@ def test_the_copy_limit_is_waited_out(aws: Sandbox, ami: str) -> None:
         "http": 400,
     }
     aws.faults.add(limit)
-    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy done"]
+    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy created"]
     assert len(list(aws.calls.of("ec2:CopyImage"))) == 3
 
 
 def test_a_lost_answer_makes_no_second_copy(aws: Sandbox, ami: str) -> None:
     aws.faults.add({"op": "ec2:CopyImage", "nth": 1, "do": "drop", "when": "after"})
-    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy done"]
+    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy created"]
     assert len(copies(aws, EUROPE)) == 1
 
 
@@ -72,9 +72,9 @@ def test_two_promoters_at_once_make_one_copy(aws: Sandbox, ami: str) -> None:
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(promote.Plan.apply, plans))
     # In each region one of them sets the channel first; the other one reports that its plan is stale there.
-    assert {one.status for one in found} <= {"done", "partly"}
+    assert {one.status for one in found} <= {"done", "partial"}
     for region in (HOME, EUROPE):
-        assert any("point done" in outcomes(one)[region] for one in found)
+        assert any("point changed" in outcomes(one)[region] for one in found)
     (copy,) = copies(aws, EUROPE)
     assert (pointed(aws, HOME), pointed(aws, EUROPE)) == (ami, copy["ImageId"])
     assert plan(channel="stable", regions=[EUROPE]).apply().status == "done"
@@ -86,9 +86,9 @@ def test_a_protection_is_lifted_in_every_region(aws: Sandbox, ami: str) -> None:
     assert "so that it can be deregistered" in str(plan(**asked))
     found = plan(**asked).apply()
     assert outcomes(found) == {
-        HOME: ["unprotect done"],
-        EUROPE: ["copy already so", "unprotect done"],
-        WEST: ["copy done", "unprotect already so"],
+        HOME: ["unprotect changed"],
+        EUROPE: ["copy reused", "unprotect changed"],
+        WEST: ["copy created", "unprotect unchanged"],
     }
     for region in (HOME, EUROPE, WEST):
         (image,) = aws.client("ec2", region).describe_images(Owners=["self"])["Images"]
@@ -152,13 +152,13 @@ def test_tags_that_the_source_got_later_are_carried(aws: Sandbox, ami: str) -> N
     aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "team", "Value": "platform"}])
     made = plan(regions=[EUROPE])
     assert "the tags team" in made.targets[1].steps[0].what
-    assert outcomes(made.apply())[EUROPE] == ["copy done"]
+    assert outcomes(made.apply())[EUROPE] == ["copy created"]
     (image,) = copies(aws, EUROPE)
     assert {"Key": "team", "Value": "platform"} in image["Tags"]
     snapshot_id = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
     (snapshot,) = aws.client("ec2", EUROPE).describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
     assert {"Key": "team", "Value": "platform"} in snapshot["Tags"]
-    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy already so"]
+    assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy reused"]
 
 
 def test_a_copy_that_was_deprecated_is_not_pointed_to(aws: Sandbox, ami: str) -> None:
@@ -176,7 +176,7 @@ def test_a_copy_that_aws_would_not_let_us_share_is_not_made(aws: Sandbox, ami: s
     ec2 = aws.client("ec2", EUROPE)
     ec2.enable_ebs_encryption_by_default()
     made = plan(regions=[EUROPE], share_with=[OTHER])
-    assert [step.verdict for step in made.targets[1].steps] == ["refused", "not looked at"]
+    assert [step.outcome for step in made.targets[1].steps] == ["failed", "skipped"]
     assert "--kms-keys eu-west-1=KEY" in made.targets[1].steps[0].what
     assert outcomes(made.apply())[EUROPE] == ["copy failed", "share skipped"]
     assert not copies(aws, EUROPE)
@@ -203,7 +203,7 @@ def test_what_was_just_copied_and_is_not_seen_is_waited_for(aws: Sandbox, ami: s
 def test_a_name_with_other_bytes_is_refused_in_the_plan(aws: Sandbox, ami: str) -> None:
     make_ami(aws, region=EUROPE, digest="f" * 64)
     made = plan(channel="stable", regions=[EUROPE])
-    assert [step.verdict for step in made.targets[1].steps] == ["refused", "not looked at"]
+    assert [step.outcome for step in made.targets[1].steps] == ["failed", "skipped"]
     assert "is taken" in made.targets[1].steps[0].what
 
 

@@ -22,16 +22,16 @@ def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> Non
     aws.faults.add(broken)
     found = plan(channel="stable", regions=[WEST, EUROPE]).apply()
     assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
-    assert outcomes(found)[WEST] == ["copy done", "point done"]
+    assert outcomes(found)[WEST] == ["copy created", "point changed"]
     error = found.error()
-    assert isinstance(error, errors.PartlyDoneError)
+    assert isinstance(error, errors.PartialError)
     assert error.exit_code == 3
     assert "2 of 3 regions" in error.what
     assert "dead" in error.why
     aws.faults.clear()
     again = plan(channel="stable", regions=[WEST, EUROPE]).apply()
-    assert outcomes(again)[WEST] == ["copy already so", "point already so"]
-    assert outcomes(again)[EUROPE] == ["copy done", "point done"]
+    assert outcomes(again)[WEST] == ["copy reused", "point unchanged"]
+    assert outcomes(again)[EUROPE] == ["copy created", "point changed"]
     assert again.error() is None
 
 
@@ -48,8 +48,11 @@ def test_what_cannot_be_recorded_of_a_region_does_not_stop_the_others(
     with monkeypatch.context() as patch:
         patch.setattr(Tables, "append", taken)
         found = plan(channel="stable", regions=[WEST]).apply()
-    assert outcomes(found) == {HOME: ["point done", "record failed"], WEST: ["copy done", "point done"]}
-    assert isinstance(found.error(), errors.PartlyDoneError)
+    assert outcomes(found) == {
+        HOME: ["point changed", "record failed"],
+        WEST: ["copy created", "point changed"],
+    }
+    assert isinstance(found.error(), errors.PartialError)
     again = plan(channel="stable", regions=[WEST]).apply()
     assert again.error() is None
     assert set(open_tables(load()).read("promotions")["region"]) == {HOME, WEST}
@@ -68,12 +71,12 @@ def test_a_best_effort_region_is_told_and_does_not_count(aws: Sandbox, ami: str)
 
 def test_a_region_that_is_not_enabled_is_refused_in_the_plan_and_fails_alone(aws: Sandbox, ami: str) -> None:
     made = plan(channel="stable", regions=["af-south-1"])
-    assert [step.verdict for step in made.targets[1].steps] == ["refused", "not looked at"]
+    assert [step.outcome for step in made.targets[1].steps] == ["failed", "skipped"]
     assert "not enabled" in made.targets[1].steps[0].what
     found = made.apply()
-    assert outcomes(found)[HOME] == ["point done"]
+    assert outcomes(found)[HOME] == ["point changed"]
     assert outcomes(found)["af-south-1"] == ["copy failed", "point skipped"]
-    assert isinstance(found.error(), errors.PartlyDoneError)
+    assert isinstance(found.error(), errors.PartialError)
 
 
 def test_a_region_counts_as_it_is_named(aws: Sandbox, ami: str) -> None:
@@ -91,7 +94,7 @@ def test_what_was_done_before_a_failure_is_recorded(aws: Sandbox, ami: str) -> N
         found = plan(channel="stable", share_with=[OTHER]).apply()
     finally:
         aws.faults.clear()
-    assert outcomes(found)[HOME] == ["share done", "point failed"]
+    assert outcomes(found)[HOME] == ["share changed", "point failed"]
     (row,) = open_tables(load()).read("promotions").to_dict("records")
     assert json.loads(row["shared_with"]) == [OTHER]
     assert str(row["channel"]) in ("<NA>", "nan")
@@ -102,16 +105,16 @@ def test_what_was_done_before_a_failure_is_recorded(aws: Sandbox, ami: str) -> N
 
 def test_a_dry_run_ends_as_the_promotion_would(aws: Sandbox, ami: str) -> None:
     asked: dict[str, Any] = {"channel": "stable", "dry_run": True}
-    partly = plan(regions=["af-south-1"], **asked).apply()
-    assert outcomes(partly)["af-south-1"] == ["copy failed", "point skipped"]
-    assert outcomes(partly)[HOME] == ["point planned"]
-    error = partly.error()
-    assert isinstance(error, errors.PartlyDoneError)
-    assert "✗ refused" in str(partly)
+    partial = plan(regions=["af-south-1"], **asked).apply()
+    assert outcomes(partial)["af-south-1"] == ["copy failed", "point skipped"]
+    assert outcomes(partial)[HOME] == ["point planned"]
+    error = partial.error()
+    assert isinstance(error, errors.PartialError)
+    assert "✗ failed" in str(partial)
     assert "would be done in part: in 1 of 2 regions" in error.what
     assert "af-south-1, copy: The region af-south-1 is not enabled" in error.why
     assert plan(best_effort=["af-south-1"], **asked).apply().error() is None
-    assert "not enabled" in str(partly.frame().query("region == 'af-south-1'")["why"].iloc[0])
+    assert "not enabled" in str(partial.frame().query("region == 'af-south-1'")["why"].iloc[0])
 
 
 def test_a_denied_region_fails_with_the_action_and_the_others_go_on(aws: Sandbox, ami: str) -> None:
@@ -127,10 +130,10 @@ def test_a_denied_region_fails_with_the_action_and_the_others_go_on(aws: Sandbox
     found = plan(channel="stable", regions=[WEST, EUROPE], session=session).apply()
     assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
     assert "ec2:CopyImage" in found.failed[0].why
-    assert outcomes(found)[WEST] == ["copy done", "point done"]
+    assert outcomes(found)[WEST] == ["copy created", "point changed"]
 
 
-def test_what_fails_everywhere_is_a_failure_and_not_partly_done(aws: Sandbox, ami: str) -> None:
+def test_what_fails_everywhere_is_a_failure_and_not_partial(aws: Sandbox, ami: str) -> None:
     aws.faults.add(
         {
             "op": "ssm:PutParameter",
@@ -181,7 +184,7 @@ def test_what_a_region_came_to_while_it_was_interrupted_is_recorded(
     tables = open_tables(load())
     assert set(tables.read("promotions")["region"]) == {HOME, WEST}
     assert set(tables.read("steps")["step"]) == {"copy", "point"}
-    assert list(tables.read("runs")["status"]) == ["interrupted"]
+    assert list(tables.read("runs")["status"]) == ["cancelled"]
 
 
 def test_tables_that_cannot_be_written_lose_no_outcome(
@@ -196,10 +199,10 @@ def test_tables_that_cannot_be_written_lose_no_outcome(
     monkeypatch.setattr(Tables, "append", full)
     found = made.apply()
     assert outcomes(found) == {
-        HOME: ["point done", "record failed", "announce done", "record failed"],  # what was told, too
-        WEST: ["copy done", "point done", "record failed"],
+        HOME: ["point changed", "record failed", "announce created", "record failed"],  # what was told, too
+        WEST: ["copy created", "point changed", "record failed"],
     }
-    with pytest.raises(errors.PartlyDoneError, match="The disk is full"):
+    with pytest.raises(errors.PartialError, match="The disk is full"):
         promote.finish(made, found)
     result = json.loads((made.run.folder / "result.json").read_text(encoding="utf-8"))
     assert [row["outcome"] for row in result["outcomes"]].count("failed") == 3

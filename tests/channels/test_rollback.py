@@ -45,14 +45,14 @@ def test_it_points_back_and_naming_the_other_returns(aws: Sandbox) -> None:
     plan = back()  # the regions are those that the tables know
     assert [target.region for target in plan.targets] == [HOME, EUROPE]
     assert "altf4llc-ecs-node-26.11" in str(plan)
-    assert outcomes(plan.apply()) == {HOME: ["point done"], EUROPE: ["point done"]}
+    assert outcomes(plan.apply()) == {HOME: ["point changed"], EUROPE: ["point changed"]}
     assert pointed(aws, HOME) == old
     there = images.describe(aws.client("ec2", EUROPE), pointed(aws, EUROPE))
     assert there.name == "altf4llc-ecs-node-26.11"
     assert back(to="altf4llc-ecs-node-26.12").apply().status == "done"
     assert pointed(aws, HOME) == new
     # An id is of one region; the others find the same image.
-    assert outcomes(back(to=old).apply()) == {HOME: ["point done"], EUROPE: ["point done"]}
+    assert outcomes(back(to=old).apply()) == {HOME: ["point changed"], EUROPE: ["point changed"]}
     assert pointed(aws, EUROPE) == there.ami_id
     rows = open_tables(load()).read("promotions", where=[("how", "==", "roll back")])
     assert len(rows) == 6
@@ -61,11 +61,11 @@ def test_it_points_back_and_naming_the_other_returns(aws: Sandbox) -> None:
 def test_the_same_command_again_leaves_its_own_work_alone(aws: Sandbox) -> None:
     """A lost answer, an interrupt, a CI job that is run again: nobody wants the bad AMI back."""
     old, _ = promoted(aws, "26.11", "26.12")
-    assert outcomes(back().apply()) == {HOME: ["point done"]}
+    assert outcomes(back().apply()) == {HOME: ["point changed"]}
     plan = back()
     assert "rolled back already" in str(plan)
     assert "--to altf4llc-ecs-node-26.12 returns there" in str(plan)
-    assert outcomes(plan.apply()) == {HOME: ["point already so"]}
+    assert outcomes(plan.apply()) == {HOME: ["point unchanged"]}
     assert pointed(aws, HOME) == old
 
 
@@ -80,7 +80,7 @@ def test_a_rollback_of_yesterday_is_not_rolled_back_without_a_name(
     assert "was rolled back already in us-east-1" in told
     assert "--to altf4llc-ecs-node-26.12 returns there" in told
     assert "altf4llc-ecs-node-26.10" in told
-    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point done"]}
+    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point changed"]}
     assert pointed(aws, HOME) == oldest
 
 
@@ -132,8 +132,8 @@ def test_an_ami_that_cannot_be_used_is_refused_and_an_older_one_is_offered(
     with pytest.raises(errors.PointerError, match=text):
         rollback.finish(plan, plan.apply())
     assert pointed(aws, HOME) == new
-    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point done"]}
-    assert outcomes(back(to=oldest).apply()) == {HOME: ["point already so"]}  # naming it makes it repeatable
+    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point changed"]}
+    assert outcomes(back(to=oldest).apply()) == {HOME: ["point unchanged"]}  # naming it makes it repeatable
 
 
 def test_a_deprecated_ami_is_refused(aws: Sandbox) -> None:
@@ -154,7 +154,7 @@ def test_a_half_deleted_ami_is_refused(aws: Sandbox) -> None:
 def test_a_rollback_that_was_cut_off_is_finished_by_running_it_again(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
     back(regions=[HOME]).apply()  # as if it had died before the second region
-    assert outcomes(back().apply()) == {HOME: ["point already so"], EUROPE: ["point done"]}
+    assert outcomes(back().apply()) == {HOME: ["point unchanged"], EUROPE: ["point changed"]}
     assert pointed(aws, HOME) == old
 
 
@@ -164,8 +164,8 @@ def test_regions_with_different_images_are_refused(aws: Sandbox) -> None:
     with pytest.raises(errors.ParameterError, match="point to different images"):
         back()
     assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {
-        HOME: ["point done"],
-        EUROPE: ["point done"],
+        HOME: ["point changed"],
+        EUROPE: ["point changed"],
     }
 
 
@@ -182,7 +182,7 @@ def test_a_lost_answer_is_no_failure_when_the_pointer_moved(aws: Sandbox) -> Non
     lost = {"op": "ssm:PutParameter", "do": "drop", "when": "after"}
     aws.faults.add(lost)
     try:
-        assert outcomes(plan.apply()) == {HOME: ["point done"]}
+        assert outcomes(plan.apply()) == {HOME: ["point changed"]}
     finally:
         aws.faults.clear()
     assert pointed(aws, HOME) == old
@@ -208,8 +208,8 @@ def test_an_interrupt_between_regions_is_told_and_the_same_command_finishes(
     assert "--to altf4llc-ecs-node-26.11" in caught.value.cure
     tables = open_tables(load())
     assert list(tables.read("steps", where=[("run_id", "==", plan.run.run_id)])["region"]) == [HOME]
-    assert "interrupted" in set(tables.read("runs")["status"])
-    assert outcomes(back().apply()) == {HOME: ["point already so"], EUROPE: ["point done"]}
+    assert "cancelled" in set(tables.read("runs")["status"])
+    assert outcomes(back().apply()) == {HOME: ["point unchanged"], EUROPE: ["point changed"]}
     assert pointed(aws, HOME) == old
 
 
@@ -228,7 +228,7 @@ def test_a_region_that_lost_the_channel_is_left_out_unless_it_is_named(aws: Sand
     aws.client("ssm", EUROPE).delete_parameter(Name="/vmsnix/ecs-node/stable")
     plan = back()
     assert "eu-west-1 has no such channel any more" in str(plan)
-    assert outcomes(plan.apply()) == {HOME: ["point done"]}
+    assert outcomes(plan.apply()) == {HOME: ["point changed"]}
 
 
 def test_who_may_not_count_instances_may_roll_back(aws: Sandbox) -> None:
@@ -251,8 +251,8 @@ def test_a_topic_is_told_where_the_channel_points(aws: Sandbox) -> None:
     for ami_id in (old, new):
         promote.plan(ami=ami_id, **asked).apply()
     assert outcomes(back(topic=topic, dry_run=True).apply())[HOME] == ["point planned", "announce planned"]
-    assert outcomes(back(topic=topic).apply())[HOME] == ["point done", "announce done"]
-    assert outcomes(back(topic=topic).apply())[HOME] == ["point already so", "announce already so"]
+    assert outcomes(back(topic=topic).apply())[HOME] == ["point changed", "announce created"]
+    assert outcomes(back(topic=topic).apply())[HOME] == ["point unchanged", "announce unchanged"]
     messages = aws.world.tables.table(aws.account, HOME, "topics")[topic].messages
     assert [json.loads(one.text)["amis"][HOME] for one in messages] == [old, new, old]
     with pytest.raises(errors.ParameterError, match="There is no topic"):
@@ -270,9 +270,9 @@ def test_a_pointer_that_moved_after_the_plan_is_left_alone(aws: Sandbox) -> None
 def test_a_region_without_the_channel_is_told_and_the_others_roll_back(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
     found = back(regions=[HOME, WEST]).apply()
-    assert outcomes(found) == {HOME: ["point done"], WEST: ["point failed"]}
+    assert outcomes(found) == {HOME: ["point changed"], WEST: ["point failed"]}
     error = found.error()
-    assert isinstance(error, errors.PartlyDoneError)
+    assert isinstance(error, errors.PartialError)
     assert error.exit_code == 3
     assert pointed(aws, HOME) == old
 
@@ -287,7 +287,7 @@ def test_all_is_every_region_that_has_the_channel(aws: Sandbox) -> None:
 
 def test_a_region_that_is_named_twice_is_rolled_back_once(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
-    assert outcomes(back(regions=[HOME, HOME]).apply()) == {HOME: ["point done"]}
+    assert outcomes(back(regions=[HOME, HOME]).apply()) == {HOME: ["point changed"]}
     assert pointed(aws, HOME) == old
 
 
@@ -305,13 +305,13 @@ def test_what_was_moved_and_not_recorded_is_moved_and_recorded_by_the_next_run(
     with monkeypatch.context() as patch:
         patch.setattr(Tables, "append", full)
         found = back().apply()
-    assert outcomes(found) == {HOME: ["point done", "record failed"]}
+    assert outcomes(found) == {HOME: ["point changed", "record failed"]}
     error = found.error()
-    assert isinstance(error, errors.PartlyDoneError)
+    assert isinstance(error, errors.PartialError)
     name = found.cure.removeprefix("Run it again with --to ").split(":")[0]
     assert name in error.cure
     again = back(to=name).apply()
-    assert outcomes(again) == {HOME: ["point already so"]}
+    assert outcomes(again) == {HOME: ["point unchanged"]}
     row = open_tables(load()).read("promotions").sort_values("promoted_at").iloc[-1]
     assert (row["how"], row["ami_id"], row["previous_ami_id"]) == ("roll back", old, new)
     assert pointed(aws, HOME) == old

@@ -418,7 +418,7 @@ def test_a_region_that_cannot_be_read_is_a_finding_and_the_others_are_compared(
     report = verify.check()
     assert list(report.drift["field"]) == ["access"]
     assert "ec2:DescribeImages" in report.drift["found"][0]
-    with pytest.raises(errors.PartlyDoneError) as caught:
+    with pytest.raises(errors.PartialError) as caught:
         verify.finish(report)
     assert caught.value.exit_code == 3
     unprotect(aws, ami)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.outcomes import SUCCEEDED
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def wrong_tables(state: Path, *, run_id: str, ami_id: str) -> Iterator[str]:
     ]
     if doubled:
         yield f"steps has twice: {doubled}"
-    unknown = set(steps["status"]) - {"finished", "reused"}
+    unknown = set(steps["status"]) - set(SUCCEEDED)
     if unknown:
         yield f"steps has {unknown}"
     missing = {"build", "digest", "register", "finish"} - set(steps["step"][steps["run_id"] == run_id])

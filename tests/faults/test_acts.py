@@ -265,7 +265,7 @@ def test_a_retirement_that_can_announce_nothing_does_nothing_and_ends_with_3(
     before, states = taken_away(fleet), fleet.amis()
     result = plan.apply()
     assert [one.outcome for one in result.outcomes] == ["failed", "skipped"]
-    with pytest.raises(errors.PartlyDoneError, match="Done: nothing") as caught:
+    with pytest.raises(errors.PartialError, match="Done: nothing") as caught:
         retirement.finish(result)
     assert caught.value.exit_code == 3
     assert "could not be written" in str(caught.value)
@@ -289,7 +289,7 @@ def test_a_retirement_stops_in_order_when_the_disk_fills_up_and_tells_what_was_d
     monkeypatch.setattr(acts, "announce", full)
     result = plan.apply()
     assert [one.outcome for one in result.outcomes] == ["deleted", "skipped"]
-    with pytest.raises(errors.PartlyDoneError, match=f"Done: deleted {first}") as caught:
+    with pytest.raises(errors.PartialError, match=f"Done: deleted {first}") as caught:
         retirement.finish(result)
     assert caught.value.exit_code == 3
     assert fleet.amis() == {second: "disabled"}
@@ -363,7 +363,7 @@ def test_a_promotion_that_stops_within_a_revocation_lists_what_was_revoked(
         session=fleet.session,
     )
     full_at(monkeypatch, "ec2:ModifySnapshotAttribute")
-    with pytest.raises(errors.PartlyDoneError) as caught:
+    with pytest.raises(errors.PartialError) as caught:
         promote.finish(plan, plan.apply())
     assert caught.value.exit_code == 3
     assert f"Done before it: ec2:ModifyImageAttribute of {ami}." in str(caught.value)
@@ -390,7 +390,7 @@ def test_a_promotion_that_cannot_announce_a_revocation_changes_nothing_more(
         "revoke": "failed",
         "point": "skipped",
     }
-    with pytest.raises(errors.PartlyDoneError) as caught:
+    with pytest.raises(errors.PartialError) as caught:
         promote.finish(plan, found)
     assert caught.value.exit_code == 3
     assert "could not be written" in str(caught.value)
@@ -472,7 +472,7 @@ def test_a_publish_that_cannot_announce_its_cleaning_up_says_so_and_keeps_the_ob
         announce(act, resource, region)
 
     monkeypatch.setattr(acts, "announce", full)
-    with pytest.raises(errors.PartlyDoneError) as caught:
+    with pytest.raises(errors.PartialError) as caught:
         plan.apply()
     assert caught.value.exit_code == 3
     account = look(publishers.aws)
@@ -496,7 +496,7 @@ def test_an_undo_that_can_announce_nothing_removes_nothing(
     assert undo.leftovers
     file_is_a_folder(journal.parent)
     before = look(publishers.aws)
-    with pytest.raises(errors.PartlyDoneError, match="Removed: nothing") as caught:
+    with pytest.raises(errors.PartialError, match="Removed: nothing") as caught:
         undo.apply()
     assert caught.value.exit_code == 3
     assert look(publishers.aws) == before

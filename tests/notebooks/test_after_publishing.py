@@ -26,19 +26,19 @@ def test_a_promotion_done_in_part_ends_with_three_and_a_channel_is_rolled_back(s
     old, new = (make_ami(stage.aws, version=version) for version in ("26.11", "26.12"))
     busy = {"op": "ssm:PutParameter", "where": {"region": EUROPE}, "do": "error", "code": "Busy", "http": 400}
     stage.aws.faults.add(busy)
-    partly = promote(stage, ami=old, regions=[EUROPE])
+    partial = promote(stage, ami=old, regions=[EUROPE])
     stage.aws.faults.clear()
-    assert (partly.verdict, partly.exit_code) == ("partly", 3)
-    assert partly.error is not None
-    assert "1 of 2 regions" in partly.error.what
-    kept = json.loads(Path(partly.result).read_text())
-    assert kept["status"] == "partly"
+    assert (partial.verdict, partial.exit_code) == ("partial", 3)
+    assert partial.error is not None
+    assert "1 of 2 regions" in partial.error.what
+    kept = json.loads(Path(partial.result).read_text())
+    assert kept["status"] == "partial"
     assert {(row["region"], row["step"]): row["outcome"] for row in kept["outcomes"]} == {
         (HOME, "point"): "done",
         (EUROPE, "copy"): "done",
         (EUROPE, "point"): "failed",
     }
-    assert "Busy" in Path(partly.report).read_text()
+    assert "Busy" in Path(partial.report).read_text()
 
     done = promote(stage, ami=new)
     assert (done.verdict, done.exit_code) == ("done", 0)

@@ -16,7 +16,7 @@ KIND = {"step": "import", "via": "import", "region": "us-east-1"}
 
 
 def row(seconds, size=1000, **changes):
-    common = {"run_id": f"r{seconds}", "status": "finished", "started_at": datetime.now(UTC)}
+    common = {"run_id": f"r{seconds}", "status": "created", "started_at": datetime.now(UTC)}
     return {**common, **KIND, "seconds": seconds, "bytes": size, **changes}
 
 

@@ -103,7 +103,7 @@ def test_every_step_is_journaled_and_in_the_tables(plan):
     ]
     assert [(line["step"], line["status"]) for line in journal if line["step"] == "upload"] == [
         ("upload", "started"),
-        ("upload", "finished"),
+        ("upload", "created"),
     ]
     tables = open_tables(load())
     steps = history.steps(tables, run_id=result.run_id)

@@ -21,7 +21,7 @@ BEFORE = 12
 def earlier(step, seconds, **changes):
     """Return rows of `BEFORE` runs before this one."""
     begin = datetime.now(UTC) - timedelta(days=BEFORE)
-    common = {"step": step, "status": "finished", "image": "sample", "region": "us-east-1", "via": "import"}
+    common = {"step": step, "status": "created", "image": "sample", "region": "us-east-1", "via": "import"}
     return [
         {**common, "run_id": f"r{n}", "started_at": begin + timedelta(days=n), "seconds": seconds, **changes}
         for n in range(BEFORE)
@@ -82,7 +82,7 @@ def test_the_row_of_a_build_has_the_image_that_was_built(plan, image, monkeypatc
     wanted = replace(plan(), image="./nix#sample")
     built = wanted.build()
     (row,) = history.steps(open_tables(load()), step="build").to_dict("records")
-    assert (row["image"], row["status"], row["items"]) == (built.name, "finished", 12)
+    assert (row["image"], row["status"], row["items"]) == (built.name, "created", 12)
 
 
 def test_the_row_of_a_build_that_failed_has_the_image_that_was_asked_for(plan, monkeypatch):

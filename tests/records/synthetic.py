@@ -72,7 +72,7 @@ def _run(
         row = {
             "run_id": run_id,
             "step": step,
-            "status": "finished",
+            "status": "created",
             "started_at": moment,
             "finished_at": moment + pd.Timedelta(seconds, "s"),
             "seconds": seconds,

@@ -29,7 +29,7 @@ def run(run_id: str, hours: float, **more: object) -> dict[str, object]:
 
 
 def step(run_id: str, name: str, hours: float, **more: object) -> dict[str, object]:
-    row = {"run_id": run_id, "step": name, "status": "finished", "started_at": NOON + hours * HOUR}
+    row = {"run_id": run_id, "step": name, "status": "created", "started_at": NOON + hours * HOUR}
     return row | more
 
 

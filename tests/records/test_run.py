@@ -107,7 +107,7 @@ def test_times_paths_and_numpy_numbers_are_written_plainly(run: RunContext) -> N
         ({"ami_id": 5}, "'ami_id' is 5.*It is a int; str"),
         ({"seconds": "5"}, "'seconds' is '5'.*int or float"),
         ({"seconds": True}, "'seconds' is True"),
-        ({"status": "ok"}, "It is one of done, failed, partly, interrupted"),
+        ({"status": "ok"}, "It is one of done, partial, failed, cancelled"),
         ({"steps": {}}, "'steps'.*list"),
         ({"ratio": float("nan")}, "cannot be written as JSON"),
         ({"at": datetime(2026, 1, 2)}, "has no time zone"),  # noqa: DTZ001

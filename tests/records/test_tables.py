@@ -32,7 +32,7 @@ NOON = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 STEP = {
     "run_id": "r1",
     "step": "upload",
-    "status": "finished",
+    "status": "created",
     "started_at": NOON,
     "seconds": 2.5,
     "bytes": 2**40,
@@ -156,7 +156,7 @@ def test_a_misspelt_table_column_or_operator_is_refused(tables: Tables) -> None:
         ({"run_id": None}, "row 1 holds nothing"),
         ({"run_id": Path("/x")}, "PosixPath.*Expected is text"),
         ({"image": "\udcff"}, "'image'.*cannot be stored"),
-        ({"status": "finishd"}, "one of finished, failed, reused.*Did you mean 'finished'"),
+        ({"status": "creatd"}, "one of created, changed, .*Did you mean 'created'"),
         ({"started_at": NOON.replace(tzinfo=None)}, "which has no time zone"),
         ({"started_at": "2026-11-22T12:00:00Z"}, "Expected is a datetime with a time zone"),
         ({"detail": "{no json"}, "text that is not JSON"),
@@ -385,7 +385,7 @@ def test_a_hundred_thousand_rows_go_in_and_one_run_comes_out(tables: Tables) -> 
         {
             "run_id": [f"r{number // 10}" for number in range(rows)],
             "step": "upload",
-            "status": "finished",
+            "status": "created",
             "started_at": pd.Timestamp(NOON) + pd.to_timedelta(np.arange(rows), "s"),
         }
     )

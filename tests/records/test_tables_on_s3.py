@@ -24,7 +24,7 @@ PLACE = "s3://acme-records/history"
 STEP = {
     "run_id": "r1",
     "step": "upload",
-    "status": "finished",
+    "status": "created",
     "started_at": datetime(2026, 11, 22, 12, tzinfo=UTC),
     "seconds": 2.5,
     "bytes": 2**40,

@@ -34,7 +34,7 @@ def steps(*rows: dict[str, object]) -> pd.DataFrame:
         {
             "run_id": f"r{n}",
             "step": "import",
-            "status": "finished",
+            "status": "created",
             "started_at": START + pd.Timedelta(n, "h"),
         }
         | row
@@ -175,7 +175,7 @@ def test_work_is_told_apart_by_order_of_magnitude(items: int | None, digits: int
 
 
 def test_builds_without_a_cache_are_no_alarm_in_four_months_of_a_team(team: pd.DataFrame) -> None:
-    builds = team[(team["step"] == "build") & (team["status"] == "finished")]
+    builds = team[(team["step"] == "build") & (team["status"] == "created")]
     assert (builds["items"] >= 100).sum() > 20
     assert not (timings.slow(team)["step"] == "build").any()
     # Nobody would have been spared by the times alone.
@@ -211,7 +211,7 @@ def test_a_period_that_pandas_does_not_know_is_refused(team: pd.DataFrame) -> No
 @pytest.fixture
 def kept(tmp_path: Path) -> Tables:
     tables = Tables(tmp_path)
-    common = {"run_id": "r", "step": "import", "status": "finished", "started_at": START, "via": "import"}
+    common = {"run_id": "r", "step": "import", "status": "created", "started_at": START, "via": "import"}
     tables.append("steps", [common | {"image": "ecs-node", "region": "eu-central-1"}] * 2)
     tables.append("steps", [common | {"image": "gc-fwd", "region": "us-east-1", "run_id": "q"}])
     return tables
@@ -423,7 +423,7 @@ def collisions(figure: Figure) -> list[tuple[str, str]]:
 
 def test_a_line_of_the_trend_is_of_one_image_region_and_path(team: pd.DataFrame) -> None:
     figure = timing_plots.plot_trend(team)
-    done = team[(team["status"] == "finished") & (team["step"] == "upload")]
+    done = team[(team["status"] == "created") & (team["step"] == "upload")]
     for axes, image in zip(figure.axes[3:6], ("gc-fwd", "ecs-node", "actions-runner"), strict=True):
         lines = [line for line in axes.lines if line.get_linestyle() in ("-", "--")]
         kinds = {(line.get_linestyle(), line.get_color()) for line in lines}

@@ -17,7 +17,7 @@ def main(location: str, writer: str, count: int) -> None:
                 {
                     "run_id": writer,
                     "step": f"step-{number}",
-                    "status": "finished",
+                    "status": "created",
                     "started_at": datetime.now(UTC),
                     "seconds": number,
                 }

@@ -356,7 +356,7 @@ def test_a_plot_draws_dollars_and_backslashes_as_they_are() -> None:
         {
             "run_id": f"r{number}",
             "step": step,
-            "status": "finished",
+            "status": "created",
             "started_at": pd.Timestamp("2026-11-25", tz="UTC") + pd.Timedelta(20 * number, "D"),
             "finished_at": pd.Timestamp("2026-11-25", tz="UTC") + pd.Timedelta(20 * number, "D"),
             "seconds": 10.0,

@@ -106,7 +106,7 @@ def store(inventory: Inventory, tables: Tables) -> None:
             "region": region,
             "kind": kind,
             "resource_id": name,
-            "state": "partly read" if (account, _place(kind, name)) in blind else "read",
+            "state": "read in part" if (account, _place(kind, name)) in blind else "read",
         }
         for account, region, kind, name in looked
     ]

@@ -222,7 +222,7 @@ def finish(audit: Audit) -> None:
     shown = summary[["severity", "rule", "findings"]]
     by_severity = audit.findings["severity"].value_counts()
     values: dict[str, Any] = {
-        "status": "partly" if audit.inventory.unread or audit.problems else "done",
+        "status": "partial" if audit.inventory.unread or audit.problems else "done",
         "problems": list(audit.problems),
         "inventory": paths["inventory.csv"],
         "findings": paths["findings.csv"],
@@ -258,7 +258,7 @@ def require(audit: Audit, fail_on: str = NEVER) -> None:
         There is no such severity.
     vmsnix_ops.errors.AuditError
         Something is. What could not be read is not counted: it is no fault of what is there.
-    vmsnix_ops.errors.PartlyDoneError
+    vmsnix_ops.errors.PartialError
         Nothing is, and not everything could be read: what is there may be worse than what was seen.
     """
     bad = _bad(fail_on)
@@ -274,8 +274,8 @@ def require(audit: Audit, fail_on: str = NEVER) -> None:
     if unread:
         gap = unread[0]
         where = " ".join(filter(None, (gap.account, gap.region)))
-        raise errors.PartlyDoneError(
-            "The audit is partly done: not everything could be read.",
+        raise errors.PartialError(
+            "The audit is partial: not everything could be read.",
             why=f"The first of {len(unread)}: {gap.source} of {where}. {gap.error}",
             cure="Each is a finding with its cure; or leave out the regions and accounts that are not meant.",
         )

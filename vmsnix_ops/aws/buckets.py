@@ -17,7 +17,7 @@ import re
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.session import Client
     from vmsnix_ops.disk.survey import Survey
+    from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
 
 
@@ -68,7 +69,7 @@ class StoredObject:
     key: str
     bytes: int
     checksum: str
-    outcome: Literal["created", "reused"]
+    outcome: StepOutcome
     sent_bytes: int
 
     @property

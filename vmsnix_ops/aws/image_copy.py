@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, retiring, snapshots
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
 
 COPY_SECONDS = 2 * 3600.0
@@ -143,7 +144,7 @@ def copy(
     step: Step | None = None,
     pace: Pace | None = None,
     still_wanted: Callable[[], None] = lambda: None,
-) -> tuple[Ami, Literal["created", "reused"]]:
+) -> tuple[Ami, StepOutcome]:
     """Make the copy, or find it, and wait until it is available.
 
     Safe to run twice: the copy is looked for by its name, which derives from the image's digest; the
@@ -171,7 +172,7 @@ def copy(
         As `find`.
     """
     existing = find(ec2, wanted)
-    outcome: Literal["created", "reused"] = "reused"
+    outcome: StepOutcome = "reused"
     if existing is None:
         ami_id, outcome = _begin(ec2, wanted, step, still_wanted), "created"
     else:

@@ -18,6 +18,7 @@ from vmsnix_ops.progress import counted
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
 
 ARCHITECTURES = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
@@ -425,7 +426,7 @@ def register(
     snapshot_gib: int = 0,
     step: Step | None = None,
     pace: Pace | None = None,
-) -> tuple[Ami, Literal["created", "reused"]]:
+) -> tuple[Ami, StepOutcome]:
     """Register an AMI, or find it, and wait until it is available.
 
     Safe to run twice, although RegisterImage has no ClientToken: the name derives from the image's digest, so
@@ -440,7 +441,7 @@ def register(
         The AMI turned ``failed``.
     """
     existing = holder(named(ec2, registration.name))
-    outcome: Literal["created", "reused"] = "reused"
+    outcome: StepOutcome = "reused"
     if existing is None:
         with calling(f"register the AMI {registration.name}"):
             try:

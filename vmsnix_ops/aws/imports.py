@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vmsnix_ops.disk.image import DiskImage
+    from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
 
 FORMATS = {"vhd": "VHD", "raw": "RAW", "vmdk": "VMDK"}  # SnapshotDiskContainer.Format
@@ -84,7 +85,7 @@ class ImportedSnapshot:
     snapshot_id: str
     size_gib: int
     task_id: str
-    outcome: Literal["created", "reused"]
+    outcome: StepOutcome
 
 
 @dataclass(frozen=True, slots=True)

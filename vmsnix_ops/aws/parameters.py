@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
@@ -25,6 +25,8 @@ from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+
+    from vmsnix_ops.outcomes import StepOutcome
 
 IMAGE_TYPE = "aws:ec2:image"
 MOST_LEVELS = 15  # of a name; AWS
@@ -170,7 +172,7 @@ class Moved:
         The change that was replaced without having been planned for, if there was one.
     """
 
-    outcome: Literal["created", "reused"]
+    outcome: StepOutcome
     version: int
     value: str
     overwritten: Overwritten | None = field(default=None)

@@ -4,8 +4,8 @@
 >>> plan = promote.plan(image="ecs-node", channel="stable", regions=["eu-west-1"])  # doctest: +SKIP
 >>> print(plan.apply())  # doctest: +SKIP
 region        ami_id                 copy        point       why
-eu-central-1  ami-0123456789abcdef0              done
-eu-west-1     ami-0fedcba9876543210  done        already so
+eu-central-1  ami-0123456789abcdef0              changed
+eu-west-1     ami-0fedcba9876543210  created     unchanged
 
 Every step finds or creates (`vmsnix_ops.channels.steps`), so a promotion that died, or that was
 refused in one of its regions, is finished by running it again.
@@ -18,9 +18,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import display, errors
+from vmsnix_ops import display, errors, outcomes
 from vmsnix_ops.arguments import MOST_DAYS, in_range
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, snapshots
@@ -35,7 +35,7 @@ from vmsnix_ops.publish._plan import check_public
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
-from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, StepOutcome, recorded
+from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, RegionStep, recorded
 from vmsnix_ops.records import acts
 from vmsnix_ops.records.result import write_then_raise
 from vmsnix_ops.records.run_context import RunContext, current_run
@@ -50,10 +50,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.aws.checks import Check
-    from vmsnix_ops.publish.outcomes import Outcome
-
-
-Verdict = Literal["to do", "already so", "refused", "not looked at"]
+    from vmsnix_ops.outcomes import StepOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +61,16 @@ class Planned:
     ----------
     step
         Its name.
-    verdict
-        ``"refused"``: AWS or we would not do it as things stand; `what` tells why.
+    outcome
+        ``"planned"``, ``"reused"`` or ``"unchanged"``; ``"failed"``: it would fail, `what` says why.
     what
-        What will happen, or what is so already.
+        What will happen, or what is there already.
     problem
-        Behind a refusal.
+        Behind a failure.
     """
 
     step: str
-    verdict: Verdict
+    outcome: StepOutcome
     what: str
     problem: errors.VmsnixError | None = field(default=None, repr=False, compare=False)
 
@@ -182,14 +179,14 @@ class Plan(display.Displayed):
         rows = []
         for target in self.targets:
             name = f"{target.region} (best effort)" if target.best_effort else target.region
-            rows += [[name, step.step, step.verdict, step.what] for step in target.steps]
+            rows += [[name, step.step, step.outcome, step.what] for step in target.steps]
         if self.topic:
-            rows.append([self.topic.split(":")[3], "announce", "to do", f"to {self.topic}"])
-        return display.shown(("region", "step", "verdict", "what"), rows)
+            rows.append([self.topic.split(":")[3], "announce", "planned", f"to {self.topic}"])
+        return display.shown(("region", "step", "outcome", "what"), rows)
 
     def notes(self) -> list[str]:
         """Return what the table does not say."""
-        refused = any(step.verdict == "refused" for target in self.targets for step in target.steps)
+        refused = any(step.outcome == "failed" for target in self.targets for step in target.steps)
         found = (
             ["A step that is refused fails when it is carried out; the other regions go on."]
             if refused
@@ -366,15 +363,15 @@ def _look(spot: Spot, tables: RunTables, *, best_effort: bool) -> Target:
     refused = ""
     for step in each_region.steps(spot.wanted, home=spot.is_home):
         if refused:
-            planned.append(Planned(step.name, "not looked at", f"after the refused {refused}"))
+            planned.append(Planned(step.name, "skipped", f"after the refused {refused}"))
             continue
         try:
             if not planned:
                 spot.check_region()
             looked = step.look(spot)
-            planned.append(Planned(step.name, "already so" if looked.so else "to do", looked.what))
+            planned.append(Planned(step.name, _found(step) if looked.so else "planned", looked.what))
         except errors.VmsnixError as error:
-            planned.append(Planned(step.name, "refused", str(error), error))
+            planned.append(Planned(step.name, "failed", str(error), error))
             refused = step.name
     strangers = sharing.Audience()
     if spot.ami is not None and not refused:
@@ -395,13 +392,6 @@ def _look(spot: Spot, tables: RunTables, *, best_effort: bool) -> Target:
 JOB = "The promotion"
 HALTED = "a channel was changed between plan and write; nothing more is changed"
 UNRECORDED = "an act that cannot be undone could not be announced on the disk; nothing more is changed"
-PLANNED: dict[Verdict, Outcome] = {
-    "to do": "planned",
-    "already so": "already so",
-    "refused": "failed",
-    "not looked at": "skipped",
-}
-"""What a dry run comes to."""
 
 
 def _apply(plan: Plan) -> Outcomes:
@@ -409,7 +399,7 @@ def _apply(plan: Plan) -> Outcomes:
         return Outcomes(JOB, tuple(_planned(plan)), plan.run.run_id, dry_run=True)
     stop, halted = threading.Event(), list[str]()
     spots = [replace(each, ami=None, still_wanted=lambda: _stop_if(stop)) for each in plan.spots]
-    done: dict[str, list[StepOutcome]] = {}
+    done: dict[str, list[RegionStep]] = {}
     with stopping(), ThreadPoolExecutor(len(spots), thread_name_prefix="promote") as pool:
         running = {
             pool.submit(_region, plan, target, each, halted): each
@@ -427,7 +417,7 @@ def _apply(plan: Plan) -> Outcomes:
                     done[each.region] = _record(plan, each, future)
             interrupted = isinstance(error, KeyboardInterrupt)
             record_run(
-                plan.run, plan.tables, "interrupted" if interrupted else "failed", plan.started_at,
+                plan.run, plan.tables, "cancelled" if interrupted else "failed", plan.started_at,
                 **_run_columns(plan), error=str(error) or type(error).__name__,
             )  # fmt: skip
             if interrupted:
@@ -435,7 +425,7 @@ def _apply(plan: Plan) -> Outcomes:
             raise
     rows = [row for target in plan.targets for row in done[target.region]]
     if plan.topic and halted:
-        rows.append(StepOutcome(plan.topic.split(":")[3], ANNOUNCE, "skipped", why=halted[0]))
+        rows.append(RegionStep(plan.topic.split(":")[3], ANNOUNCE, "skipped", why=halted[0]))
     elif plan.topic:
         rows += _announce(plan, spots, rows)
     outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id)
@@ -447,7 +437,7 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
 
     Raises
     ------
-    vmsnix_ops.errors.PartlyDoneError
+    vmsnix_ops.errors.PartialError
         Something is as wanted and something is not: exit code 3.
     vmsnix_ops.errors.VmsnixError
         Nothing is as wanted.
@@ -476,30 +466,30 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
     )
 
 
-def _planned(plan: Plan) -> list[StepOutcome]:
+def _planned(plan: Plan) -> list[RegionStep]:
     """Return what a dry run comes to: what would be done, and what would be refused."""
     rows = []
     for target in plan.targets:
         for step in target.steps:
-            row = StepOutcome(
+            row = RegionStep(
                 target.region,
                 step.step,
-                PLANNED[step.verdict],
+                step.outcome,
                 ami_id=target.ami_id,
                 best_effort=target.best_effort,
                 error=step.problem,
             )
-            sound = step.verdict in ("to do", "already so")
+            sound = step.outcome in ("planned", *outcomes.SUCCEEDED)
             rows.append(replace(row, what=step.what) if sound else replace(row, why=step.what))
     return rows + records.planned(plan.topic)
 
 
-def _region(plan: Plan, target: Target, spot: Spot, halted: list[str]) -> list[StepOutcome]:
+def _region(plan: Plan, target: Target, spot: Spot, halted: list[str]) -> list[RegionStep]:
     """Carry out the steps of one region, up to the first that fails, or that ends the whole promotion.
 
     `halted` says why nothing more is changed anywhere; it is empty as long as the promotion goes on.
     """
-    rows: list[StepOutcome] = []
+    rows: list[RegionStep] = []
     failed = ""
     with (
         acts.recording(plan.run.folder, plan.run.run_id),
@@ -508,7 +498,7 @@ def _region(plan: Plan, target: Target, spot: Spot, halted: list[str]) -> list[S
         spot.shown = shown
         steps = each_region.steps(plan.wanted, home=spot.is_home)
         for step in steps:
-            row = StepOutcome(spot.region, step.name, "skipped", best_effort=target.best_effort)
+            row = RegionStep(spot.region, step.name, "skipped", best_effort=target.best_effort)
             if failed or halted:
                 why = f"after the failed {failed}" if failed else halted[0]
                 rows.append(replace(row, why=why, ami_id=spot.ami_id))
@@ -521,7 +511,7 @@ def _region(plan: Plan, target: Target, spot: Spot, halted: list[str]) -> list[S
                 if spot.is_home:
                     _look_again(plan, spot)
                 row = _step(step, spot, row)
-                if step is steps[-1] and "done" in {row.outcome, *(one.outcome for one in rows)}:
+                if step is steps[-1] and {row.outcome, *(one.outcome for one in rows)} & set(outcomes.WORKED):
                     _check_again(plan, spot, step)
             except errors.InterruptedRunError:
                 raise
@@ -537,7 +527,7 @@ def _region(plan: Plan, target: Target, spot: Spot, halted: list[str]) -> list[S
                 spot.pointed_to = spot.moved.overwritten.value
                 # It counts also where a failure would not: somebody else's value was replaced.
                 rows.append(
-                    StepOutcome(
+                    RegionStep(
                         spot.region,
                         CONFLICT,
                         "failed",
@@ -549,14 +539,22 @@ def _region(plan: Plan, target: Target, spot: Spot, halted: list[str]) -> list[S
     return rows
 
 
-def _step(step: each_region.Step, spot: Spot, row: StepOutcome) -> StepOutcome:
+def _found(step: each_region.Step) -> StepOutcome:
+    return "reused" if step.name == "copy" else "unchanged"
+
+
+def _made(step: each_region.Step) -> StepOutcome:
+    return "created" if step.name == "copy" else "changed"
+
+
+def _step(step: each_region.Step, spot: Spot, row: RegionStep) -> RegionStep:
     looked = step.look(spot)
     if looked.so:
-        return replace(row, outcome="already so", what=looked.what)
+        return replace(row, outcome=_found(step), what=looked.what)
     if isinstance(spot.shown, Shown):
         spot.shown.message(f"{step.name}: {looked.what}")
     step.do(spot)
-    return replace(row, outcome="done", what=looked.what)
+    return replace(row, outcome=_made(step), what=looked.what)
 
 
 def _check_again(plan: Plan, spot: Spot, step: each_region.Step) -> None:
@@ -603,7 +601,7 @@ def _look_again(plan: Plan, spot: Spot) -> None:
     spot.ami = channels.check_usable(found, owner=plan.account, now=datetime.now(UTC))
 
 
-def _record(plan: Plan, spot: Spot, future: Future[list[StepOutcome]]) -> list[StepOutcome]:
+def _record(plan: Plan, spot: Spot, future: Future[list[RegionStep]]) -> list[RegionStep]:
     """Write down what a region came to; where that fails, what was done is done, and the others go on."""
     rows = future.result()
     failed = any(row.outcome in ("failed", "skipped") for row in rows if row.step != CONFLICT)
@@ -615,7 +613,7 @@ def _record(plan: Plan, spot: Spot, future: Future[list[StepOutcome]]) -> list[S
     return recorded(rows, spot.region, look_back, lambda: _write_steps(plan, rows))
 
 
-def _announce(plan: Plan, spots: list[Spot], rows: list[StepOutcome]) -> list[StepOutcome]:
+def _announce(plan: Plan, spots: list[Spot], rows: list[RegionStep]) -> list[RegionStep]:
     """Tell the topic of every region that is as wanted."""
     failed = {row.region for row in rows if row.outcome == "failed" and row.step != "record"}
     amis = {spot.region: spot.ami_id for spot in spots if spot.ami_id and spot.region not in failed}
@@ -631,7 +629,7 @@ def _announce(plan: Plan, spots: list[Spot], rows: list[StepOutcome]) -> list[St
     return records.announce(plan.topic, content, run=plan.run, tables=plan.tables, session=plan.session)
 
 
-def _write_steps(plan: Plan, rows: list[StepOutcome]) -> None:
+def _write_steps(plan: Plan, rows: list[RegionStep]) -> None:
     digest = plan.wanted.source.digest
     records.write_rows(plan.tables, plan.run, rows, image=plan.image, digest=digest)
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import errors
+from vmsnix_ops import errors, outcomes
 from vmsnix_ops.aws import images, sharing, snapshots, topics
-from vmsnix_ops.publish.outcomes import ANNOUNCE, StepOutcome, recorded
+from vmsnix_ops.publish.outcomes import ANNOUNCE, RegionStep, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 
 SHARED = ("shared_with", "snapshots_shared_with")
-STATUS = {"done": "finished", "already so": "reused", "failed": "failed"}
 FACTS = (
     "shared_with",
     "snapshots_shared_with",
@@ -100,7 +99,7 @@ def _newest(frame: pd.DataFrame) -> dict[str, Any]:
 def write_rows(
     tables: RunTables,
     run: RunContext,
-    rows: Iterable[StepOutcome],
+    rows: Iterable[RegionStep],
     *,
     image: str,
     digest: str = "",
@@ -112,7 +111,7 @@ def write_rows(
         {
             "run_id": run.run_id,
             "step": row.step,
-            "status": STATUS[row.outcome],
+            "status": row.outcome,
             "started_at": now - timedelta(seconds=row.seconds),
             "finished_at": now,
             "seconds": row.seconds,
@@ -122,7 +121,7 @@ def write_rows(
             "detail": detail or {"ami_id": row.ami_id, "what": row.what, "error": row.why or None},
         }
         for row in rows
-        if row.outcome in STATUS
+        if row.outcome in (*outcomes.SUCCEEDED, "failed")
     ]
     if written:
         tables.append("steps", written)
@@ -154,7 +153,7 @@ def announce(
     run: RunContext,
     tables: RunTables,
     session: boto3.Session,
-) -> list[StepOutcome]:
+) -> list[RegionStep]:
     """Send a message unless it is the last that this topic was told of the channel; say what became of it.
 
     Parameters
@@ -168,19 +167,19 @@ def announce(
         Who tells it, and where that is written down.
     """
     where, started = topic.split(":")[3], time.monotonic()
-    row = StepOutcome(where, ANNOUNCE, "skipped", f"to {topic}")
+    row = RegionStep(where, ANNOUNCE, "skipped", f"to {topic}")
     if not content["amis"]:
         return [replace(row, why="there is nothing to tell")]
     message = json.dumps(content, sort_keys=True)
     image, channel = str(content["image"]), str(content["channel"])
     try:
         if _last(tables, topic, image, channel) == message:
-            return [replace(row, outcome="already so")]
+            return [replace(row, outcome="unchanged")]
         subject = f"{image} {channel or 'AMI'}: {content['name']}"
         told = topics.announce(topic, subject, message, group=image, session=session)
     except errors.VmsnixError as error:
         return [replace(row, outcome="failed", why=str(error), error=error)]
-    row = replace(row, outcome="done", seconds=round(time.monotonic() - started, 3))
+    row = replace(row, outcome="created", seconds=round(time.monotonic() - started, 3))
     detail = {"topic": topic, "channel": channel, "message": message, "message_id": told}
 
     def record() -> None:
@@ -190,14 +189,14 @@ def announce(
     return recorded([row], where, record)
 
 
-def planned(topic: str) -> list[StepOutcome]:
+def planned(topic: str) -> list[RegionStep]:
     """Return what a dry run would tell, when there is a topic."""
-    return [StepOutcome(topic.split(":")[3], ANNOUNCE, "planned", f"to {topic}")] if topic else []
+    return [RegionStep(topic.split(":")[3], ANNOUNCE, "planned", f"to {topic}")] if topic else []
 
 
 def _last(tables: RunTables, topic: str, image: str, channel: str) -> str:
     """Return what a topic was told last of a channel: a channel may point to the same AMI a second time."""
-    where = [("step", "==", ANNOUNCE), ("image", "==", image), ("status", "==", "finished")]
+    where = [("step", "==", ANNOUNCE), ("image", "==", image), ("status", "in", outcomes.WORKED)]
     frame = tables.read_or_empty("steps", columns=["detail", "finished_at"], where=where).sort_values(
         "finished_at"
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from vmsnix_ops import display, errors
+from vmsnix_ops import display, errors, outcomes
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import channels, images, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
@@ -20,7 +20,7 @@ from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
-from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, StepOutcome, recorded
+from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, RegionStep, recorded
 from vmsnix_ops.records.result import write_then_raise
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.run_tables import RunTables
@@ -299,9 +299,9 @@ class Plan(display.Displayed):
         for target in self.targets:
             now = _told(target.now.ami_id, target.now.name) if target.now else "nothing"
             then = _told(target.target.ami_id, target.target.name) if target.target else ""
-            verdict = "refused" if target.problem else "already so" if target.so else "to do"
-            rows.append([target.region, verdict, now, then, str(target.problem or "")])
-        return display.shown(("region", "verdict", "points to", "will point to", "why"), rows)
+            outcome = "failed" if target.problem else "unchanged" if target.so else "planned"
+            rows.append([target.region, outcome, now, then, str(target.problem or "")])
+        return display.shown(("region", "outcome", "points to", "will point to", "why"), rows)
 
     def notes(self) -> list[str]:
         """Return what the table does not say."""
@@ -413,13 +413,13 @@ def _apply(plan: Plan) -> Outcomes:
     if plan.dry_run:
         would = [_planned(target) for target in plan.targets] + records.planned(plan.topic)
         return Outcomes(JOB, tuple(would), plan.run.run_id, dry_run=True)
-    home, rows = plan.targets[0].region, list[StepOutcome]()
+    home, rows = plan.targets[0].region, list[RegionStep]()
     where = {"region": home, "account": plan.account, "image": plan.image}
     try:
         with stopping():
             for target in plan.targets:
                 if any(row.step == CONFLICT for row in rows):
-                    row = StepOutcome(target.region, "point", "skipped", why=HALTED)
+                    row = RegionStep(target.region, "point", "skipped", why=HALTED)
                     rows.append(row)
                 else:
                     rows += _roll_back(plan, target)
@@ -430,10 +430,10 @@ def _apply(plan: Plan) -> Outcomes:
             why=f"Rolled back so far: {', '.join(moved) or 'nothing, or the region that it was at'}.",
             cure=_cure(plan),
         )
-        record_run(plan.run, plan.tables, "interrupted", plan.started_at, **where, error=str(interrupted))
+        record_run(plan.run, plan.tables, "cancelled", plan.started_at, **where, error=str(interrupted))
         raise interrupted from error
     if plan.topic and any(row.step == CONFLICT for row in rows):
-        rows.append(StepOutcome(plan.topic.split(":")[3], ANNOUNCE, "skipped", why=HALTED))
+        rows.append(RegionStep(plan.topic.split(":")[3], ANNOUNCE, "skipped", why=HALTED))
     elif plan.topic:
         rows += _announce(plan, rows)
     outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id, _cure(plan))
@@ -445,7 +445,7 @@ def finish(plan: Plan, outcomes: Outcomes) -> None:
 
     Raises
     ------
-    vmsnix_ops.errors.PartlyDoneError
+    vmsnix_ops.errors.PartialError
         Some regions are rolled back and some are not: exit code 3.
     vmsnix_ops.errors.VmsnixError
         None is.
@@ -480,12 +480,12 @@ def _known_regions(tables: RunTables, image: str, channel: str, home: str) -> tu
     return (home, *sorted(known))
 
 
-def _planned(target: Target) -> StepOutcome:
+def _planned(target: Target) -> RegionStep:
     """Return what a dry run comes to in one region."""
-    row = StepOutcome(target.region, "point", "planned", ami_id=target.target.ami_id if target.target else "")
+    row = RegionStep(target.region, "point", "planned", ami_id=target.target.ami_id if target.target else "")
     if target.problem is not None:
         return replace(row, outcome="failed", why=str(target.problem), error=target.problem)
-    return replace(row, outcome="already so") if target.so else row
+    return replace(row, outcome="unchanged") if target.so else row
 
 
 def _cure(plan: Plan) -> str:
@@ -494,7 +494,7 @@ def _cure(plan: Plan) -> str:
     return f"Run it again with --to {name}: that does what is left, and nothing twice."
 
 
-def _roll_back(plan: Plan, target: Target) -> list[StepOutcome]:
+def _roll_back(plan: Plan, target: Target) -> list[RegionStep]:
     """Set the channel of one region and record it; one that was set and not recorded is recorded."""
     row = _planned(target)
     now, then = target.now, target.target
@@ -504,14 +504,14 @@ def _roll_back(plan: Plan, target: Target) -> list[StepOutcome]:
         rows = [row]
         if overwritten is not None:
             before, error = overwritten.value, overwritten.error()
-            rows.append(StepOutcome(target.region, CONFLICT, "failed", why=str(error), error=error))
+            rows.append(RegionStep(target.region, CONFLICT, "failed", why=str(error), error=error))
 
     def record() -> None:
         if row.outcome == "failed" or now is None or then is None:
             return
         known = records.latest(plan.tables, target.region, plan.image, plan.channel)
         recorded_as = known.get("ami_id", then.ami_id)
-        if row.outcome == "done" or recorded_as != then.ami_id:
+        if row.outcome == "changed" or recorded_as != then.ami_id:
             _record(plan, target, then, before=recorded_as if target.so else before)
 
     def record_step() -> None:
@@ -521,8 +521,8 @@ def _roll_back(plan: Plan, target: Target) -> list[StepOutcome]:
 
 
 def _move(
-    plan: Plan, target: Target, row: StepOutcome, now: Entry, then: Ami
-) -> tuple[StepOutcome, parameters.Overwritten | None]:
+    plan: Plan, target: Target, row: RegionStep, now: Entry, then: Ami
+) -> tuple[RegionStep, parameters.Overwritten | None]:
     started, overwritten = time.monotonic(), None
     try:
         with plan.progress.step(target.region):
@@ -540,7 +540,7 @@ def _move(
         return replace(row, outcome="failed", why=str(error), error=error), overwritten
     row = replace(
         row,
-        outcome="done",
+        outcome="changed",
         what=f"from {_told(now.ami_id, now.name)}",
         seconds=round(time.monotonic() - started, 3),
     )
@@ -572,9 +572,9 @@ def _check_again(
         ) from error
 
 
-def _announce(plan: Plan, rows: list[StepOutcome]) -> list[StepOutcome]:
+def _announce(plan: Plan, rows: list[RegionStep]) -> list[RegionStep]:
     """Tell the topic of every region that points where it shall."""
-    so = {row.region: row.ami_id for row in rows if row.outcome in ("done", "already so")}
+    so = {row.region: row.ami_id for row in rows if row.outcome in outcomes.SUCCEEDED}
     back = next((target.target for target in plan.targets if target.target), None)
     content = {
         "image": plan.image,

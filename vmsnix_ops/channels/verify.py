@@ -185,14 +185,14 @@ def finish(report: Report, *, fail_on_drift: bool = True) -> None:
     ------
     vmsnix_ops.errors.DriftError
         Something differs.
-    vmsnix_ops.errors.PartlyDoneError
+    vmsnix_ops.errors.PartialError
         Nothing differs in what could be read: exit code 3.
     """
     run = current_run("verify-amis")
     path = run.folder / "drift.csv"
     write_csv(report.drift, path)
     error = _error(report) if fail_on_drift else None
-    status = "done" if error is None else "partly" if isinstance(error, errors.PartlyDoneError) else "failed"
+    status = "done" if error is None else "partial" if isinstance(error, errors.PartialError) else "failed"
     write_result(
         run,
         {
@@ -223,7 +223,7 @@ def _error(report: Report) -> errors.VmsnixError | None:
             cure=_cure(drift),
         )
     if report.unread:
-        return errors.PartlyDoneError(
+        return errors.PartialError(
             "What could be looked at is as it was recorded.",
             why=_unread(report),
             cure="Allow what is missing, and run it again.",

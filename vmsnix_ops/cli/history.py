@@ -28,7 +28,7 @@ COLUMNS = {
 FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
     "runs": (
         ("runbook", "Only this runbook."),
-        ("status", "Only this status: done, failed, partly, interrupted."),
+        ("status", "Only this status: done, failed, partial, cancelled."),
         ("image", "Only this image."),
         ("region", "Only this region."),
         ("run-id", "Only this run."),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.progress import Reporter
     from vmsnix_ops.runbooks.execution.execute import RunOutcome
 
-COLOURS = {"done": "green", "failed": "red", "partly": "yellow", "interrupted": "yellow"}
+COLOURS = {"done": "green", "failed": "red", "partial": "yellow", "cancelled": "yellow"}
 PLACES = ("notebook", "report", "result", "log")
 
 

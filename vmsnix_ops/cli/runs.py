@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmsnix_ops.outcomes import RUN_STATUSES
 from vmsnix_ops.text import echo, json, line
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.evidence.runs import Archive, Entry
     from vmsnix_ops.settings import Settings
 
-STATUSES = ("done", "failed", "partly", "interrupted", "running", "lost", "unreadable")
+STATUSES = (*RUN_STATUSES, "unreadable")
 SHOWN = 20
 FACTS = (
     ("started_at", "started"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.boot.run import Booted
     from vmsnix_ops.nix.image import BuiltImage
+    from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
     from vmsnix_ops.publish.values import Built
     from vmsnix_ops.publish.wanted import Wanted
@@ -57,7 +58,7 @@ class BootStep(Displayed):
         How many requests the metadata service answered.
     """
 
-    outcome: Literal["created", "reused", "planned", "skipped"]
+    outcome: StepOutcome
     line: str = ""
     seconds: float = 0.0
     accelerator: str = ""

@@ -29,6 +29,7 @@ from vmsnix_ops.settings import user_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Progress, Step, Unit
     from vmsnix_ops.publish.outcomes import Outcomes
     from vmsnix_ops.records.run_context import RunContext
@@ -43,7 +44,7 @@ class Entry:
     step: Step
     bytes: int = 0
     items: int | None = None
-    outcome: str = "created"
+    outcome: StepOutcome = "created"
     detail: dict[str, Any] = field(default_factory=dict)
 
 
@@ -106,12 +107,12 @@ class Journal:
                 try:
                     self._close(name, "failed", started, entry)
                     self._record_run(
-                        "interrupted" if interrupted else "failed", error=str(entry.detail["error"])
+                        "cancelled" if interrupted else "failed", error=str(entry.detail["error"])
                     )
                 except (OSError, RecordsError) as unsaved:  # it must not hide why the step failed
                     error.add_note(f"The failure could not be recorded: {unsaved}")
                 raise
-            self._close(name, "reused" if entry.outcome == "reused" else "finished", started, entry)
+            self._close(name, entry.outcome, started, entry)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors
+from vmsnix_ops.outcomes import SUCCEEDED
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
@@ -13,12 +14,13 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-Outcome = Literal["done", "already so", "failed", "skipped", "planned"]
+    from vmsnix_ops.outcomes import RunStatus, StepOutcome
+
 COLUMNS = {
     "region": "AWS region",
     "step": "what was to be done there",
-    "outcome": "done; already so; failed; skipped, because an earlier step of the region failed; or planned "
-    "(dry run)",
+    "outcome": "created, reused, changed, unchanged or failed; skipped after a failed step of the region; "
+    "planned in a dry run",
     "what": "what was done, or would be",
     "why": "why it failed or was skipped, with AWS's own words",
     "ami_id": "the AMI in this region",
@@ -30,11 +32,11 @@ COLUMNS = {
 ANNOUNCE = "announce"
 CONFLICT = "conflict"
 """Step of the row that says that a channel was changed between plan and write."""
-MARKED = {"done": "✓ done", "already so": "✓ already so", "failed": "✗ failed"}
+MARKED = {**{name: f"✓ {name}" for name in SUCCEEDED}, "failed": "✗ failed"}
 
 
 @dataclass(frozen=True, slots=True)
-class StepOutcome:
+class RegionStep:
     """What became of one step in one region; the fields are `COLUMNS`.
 
     Attributes
@@ -45,7 +47,7 @@ class StepOutcome:
 
     region: str
     step: str
-    outcome: Outcome
+    outcome: StepOutcome
     what: str = ""
     why: str = ""
     ami_id: str = ""
@@ -73,24 +75,24 @@ class Outcomes(display.Displayed):
     """
 
     job: str
-    rows: tuple[StepOutcome, ...]
+    rows: tuple[RegionStep, ...]
     run_id: str
     cure: str = "Running the same command again does what is left, and nothing twice."
     dry_run: bool = False
 
     @property
-    def failed(self) -> tuple[StepOutcome, ...]:
+    def failed(self) -> tuple[RegionStep, ...]:
         """What failed where a failure counts."""
         return tuple(row for row in self.rows if row.outcome == "failed" and not row.best_effort)
 
     @property
-    def status(self) -> Literal["done", "partly", "failed"]:
-        """``"partly"`` when something counts as failed and something else is as it should be."""
+    def status(self) -> RunStatus:
+        """``"partial"`` when something counts as failed and something else is as it should be."""
         if not self.failed:
             return "done"
-        fine = any(row.outcome in ("done", "already so", "planned") for row in self.rows)
+        fine = any(row.outcome in ("planned", *SUCCEEDED) for row in self.rows)
         unrecorded = any(isinstance(row.error, errors.UnrecordedActError) for row in self.failed)
-        return "partly" if fine or unrecorded else "failed"
+        return "partial" if fine or unrecorded else "failed"
 
     @property
     def conflicts(self) -> tuple[errors.OverwrittenValueError, ...]:
@@ -110,13 +112,13 @@ class Outcomes(display.Displayed):
         told = "; ".join(f"{row.region}, {row.step}: {row.why}" for row in self.failed)
         sound = f"{len(regions) - len(bad)} of {counted(len(regions), 'region')}"
         if self.dry_run:
-            return errors.PartlyDoneError(
+            return errors.PartialError(
                 f"{self.job} would be done in part: in {sound}.",
                 why=told,
                 cure="Mend what is named, or leave those regions out, and make the plan again.",
             )
         unrecorded = [row.error for row in self.failed if isinstance(row.error, errors.UnrecordedActError)]
-        kind = errors.UnrecordedActError if unrecorded else errors.PartlyDoneError
+        kind = errors.UnrecordedActError if unrecorded else errors.PartialError
         # Running it again is no answer to a conflict: a person decides which value is right.
         cure = " ".join(error.cure for error in self.conflicts) or self.cure
         return kind(f"{self.job} is done in part: in {sound}.", why=told, cure=cure)
@@ -129,7 +131,7 @@ class Outcomes(display.Displayed):
         return frame.astype({"seconds": float, "best_effort": bool})
 
     @staticmethod
-    def plain(row: StepOutcome) -> dict[str, Any]:
+    def plain(row: RegionStep) -> dict[str, Any]:
         """Return a row as plain values, as ``result.json`` holds it."""
         return {name: getattr(row, name) for name in COLUMNS}
 
@@ -149,7 +151,7 @@ class Outcomes(display.Displayed):
         return display.shown(("region", "step", "outcome", "took", "what, or why not"), rows, right=("took",))
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
-        by_region: dict[str, list[StepOutcome]] = {}
+        by_region: dict[str, list[RegionStep]] = {}
         for row in self.rows:
             by_region.setdefault(row.region, []).append(row)
         # The region with most steps has them in their order; the AMI's own has no copy.
@@ -171,15 +173,14 @@ class Outcomes(display.Displayed):
     def table(self) -> display.Shown:
         """Return one row a region, for people."""
         header, lines = self._table()
-        marked = MARKED | ({"failed": "✗ refused"} if self.dry_run else {})
-        return display.shown(header, [[marked.get(cell, cell) for cell in line] for line in lines])
+        return display.shown(header, [[MARKED.get(cell, cell) for cell in line] for line in lines])
 
 
-def _region(row: StepOutcome) -> str:
+def _region(row: RegionStep) -> str:
     return f"{row.region} (best effort)" if row.best_effort else row.region
 
 
-def recorded(rows: Sequence[StepOutcome], region: str, *records: Callable[[], None]) -> list[StepOutcome]:
+def recorded(rows: Sequence[RegionStep], region: str, *records: Callable[[], None]) -> list[RegionStep]:
     """Return outcomes, and one more where writing them down fails: what was done is done, and told.
 
     Parameters
@@ -199,7 +200,7 @@ def recorded(rows: Sequence[StepOutcome], region: str, *records: Callable[[], No
     known = any(one.step == "record" and one.region == region for one in rows)
     if failures and not known:
         first = failures[0]
-        row = StepOutcome(region, "record", "failed", why=str(first), error=first)
+        row = RegionStep(region, "record", "failed", why=str(first), error=first)
         ami_id = next((one.ami_id for one in rows if one.ami_id), "")
         told.append(replace(row, ami_id=ami_id, best_effort=any(one.best_effort for one in rows)))
     return told

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import TYPE_CHECKING
 
-from vmsnix_ops import errors
+from vmsnix_ops import errors, outcomes
 from vmsnix_ops.aws import buckets, error_codes, images, imports, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import reading, writing
@@ -103,7 +103,12 @@ def expected(tables: Tables, *, step: str, via: str, region: str, size: int) -> 
     size
         Bytes of the image's file.
     """
-    kinds = [("step", "==", step), ("via", "==", via), ("region", "==", region), ("status", "==", "finished")]
+    kinds = [
+        ("step", "==", step),
+        ("via", "==", via),
+        ("region", "==", region),
+        ("status", "in", outcomes.WORKED),
+    ]
     sizes = [("bytes", ">=", int(size / ALIKE)), ("bytes", "<=", int(size * ALIKE))]
     try:
         found = tables.read("steps", columns=["started_at", "seconds"], where=[*kinds, *sizes])

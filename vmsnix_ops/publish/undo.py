@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import errors, files
+from vmsnix_ops import errors, files, outcomes
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import buckets, images, imports
 from vmsnix_ops.aws import tags as tagging
@@ -134,14 +134,14 @@ class Undo:
             raise unnoted
         return tuple(removed)
 
-    def _note(self, removed: list[Leftover]) -> errors.PartlyDoneError | None:
+    def _note(self, removed: list[Leftover]) -> errors.PartialError | None:
         """Write into the journal what was removed; return what to say where that fails: it hides nothing."""
         told = [str(leftover) for leftover in removed]
         line = {"run_id": self.run_id, "step": "rollback", "status": "done", "removed": told}
         try:
             files.append_line(self.path, json.dumps(line))
         except OSError as error:
-            return errors.PartlyDoneError(
+            return errors.PartialError(
                 f"Removed: {', '.join(one.name for one in removed) or 'nothing'}.",
                 why=f"It could not be noted in {self.path}: {error.strerror}.",
                 cure="Make room on the disk; vmsnix undo shows what is left.",
@@ -179,7 +179,7 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
         removed.update(row.get("removed", ()))
         known |= {key: row[key] for key in ("region", "account", "via") if key in row}
         known |= {key: value for key, value in (row.get("detail") or {}).items() if key in ("digest", "url")}
-        if row["step"] == "finish" and row["status"] in ("finished", "reused"):
+        if row["step"] == "finish" and row["status"] in outcomes.SUCCEEDED:
             raise errors.RunError(
                 f"The run {run_id} finished; there is nothing to undo.",
                 cure="To take its AMI out of use, retire it.",

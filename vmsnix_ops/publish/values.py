@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.display import Displayed
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.ebs_direct.writing import DirectSnapshot
     from vmsnix_ops.aws.images import Registration
     from vmsnix_ops.disk.survey import Survey
+    from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.records.timings import SlowStep
 
-Outcome = Literal["created", "reused", "planned"]
 """Made in this run, found from an earlier one, or (in a dry run) not made."""
 
 
@@ -53,7 +53,7 @@ class Built(Displayed):
         What the look at the image told: the direct way goes by its blocks.
     """
 
-    outcome: Outcome
+    outcome: StepOutcome
     name: str
     version: str = ""
     system: str = ""
@@ -101,7 +101,7 @@ class UploadStep(Displayed):
         The snapshot into which the blocks went, when they went there directly.
     """
 
-    outcome: Outcome
+    outcome: StepOutcome
     built: Built
     url: str = ""
     sent_bytes: int = 0
@@ -138,7 +138,7 @@ class SnapshotStep(Displayed):
         What was read back and compared; empty when that was not asked for.
     """
 
-    outcome: Outcome
+    outcome: StepOutcome
     built: Built
     snapshot_id: str = ""
     size_gib: int = 0
@@ -172,7 +172,7 @@ class RegisteredAmi(Displayed):
         When it was deprecated, as ISO 8601 in UTC; empty for one that is not.
     """
 
-    outcome: Outcome
+    outcome: StepOutcome
     built: Built
     snapshot: SnapshotStep
     ami_id: str = ""
@@ -240,7 +240,7 @@ class PublishResult(Displayed):
     system: str
     digest: str
     via: str
-    outcome: Outcome
+    outcome: StepOutcome
     public: bool
     size_gib: int
     seconds: float
@@ -264,6 +264,6 @@ class PublishResult(Displayed):
         """Return the result as plain values, as ``result.json`` holds them."""
         slow = None if self.slow is None else [step.as_dict() for step in self.slow]
         steps = [asdict(timing) for timing in self.steps]
-        status = "partly" if self.problems else "done"
+        status = "partial" if self.problems else "done"
         problems = list(self.problems)
         return {"status": status, **asdict(self), "steps": steps, "slow": slow, "problems": problems}

@@ -14,7 +14,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import files
+from vmsnix_ops import files, outcomes
 from vmsnix_ops.errors import RecordsError, SchemaError, UnsavedError, VmsnixError
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import echo, json_text
@@ -27,8 +27,8 @@ FILE_NAME = "result.json"
 KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "run_id": (str, "The run."),
     "runbook": (str, "The runbook."),
-    "status": (str, "done, failed, partly or interrupted; running until it ends."),
-    "exit_code": (int, "0 done, 1 failed, 2 wrong use, 3 partly done or not all evidence kept."),
+    "status": (str, "done, failed, partial or cancelled; running until it ends."),
+    "exit_code": (int, "0 done, 1 failed, 2 wrong use, 3 partial, or not all evidence kept."),
     "ami_id": (str, "The AMI that was published or found."),
     "snapshot_id": (str, "Snapshot of its root device."),
     "image_name": (str, "Name of the AMI."),
@@ -84,9 +84,6 @@ def runs_row(result: Mapping[str, Any]) -> dict[str, Any]:
         "host": result.get("host"),
         "version": result.get("package_version"),
     }
-
-
-STATUSES = ("done", "failed", "partly", "interrupted")
 
 
 def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
@@ -240,10 +237,10 @@ def _check(key: str, kind: type | tuple[type, ...], value: object) -> None:
             why=f"It is a {type(value).__name__}; {expected} is expected ({KEYS[key][1]})",
             cure="Correct what the runbook returns.",
         )
-    if key == "status" and value is not None and value not in STATUSES:
+    if key == "status" and value is not None and value not in outcomes.VERDICTS:
         raise SchemaError(
             f"The result's status is {value!r}.",
-            why=f"It is one of {', '.join(STATUSES)}.",
+            why=f"It is one of {', '.join(outcomes.VERDICTS)}.",
             cure="Correct what the runbook returns.",
         )
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
+from vmsnix_ops import outcomes
 from vmsnix_ops.errors import SchemaError, nearest
 from vmsnix_ops.text import echo
 
@@ -171,7 +172,7 @@ RUNS = Schema(
             "text",
             "How it ended.",
             required=True,
-            values=("done", "failed", "partly", "interrupted"),
+            values=outcomes.VERDICTS,
         ),
         Column("started_at", "time", "When it started.", "UTC", required=True),
         Column("finished_at", "time", "When it ended.", "UTC"),
@@ -200,9 +201,9 @@ STEPS = Schema(
         Column(
             "status",
             "text",
-            "How it ended; `reused` means that its result was there already.",
+            "How it ended; `reused`: its result existed already; `unchanged`: already as wanted.",
             required=True,
-            values=("finished", "failed", "reused"),
+            values=(*outcomes.SUCCEEDED, "planned", "skipped", "failed"),
         ),
         Column("started_at", "time", "When it started.", "UTC", required=True),
         Column("finished_at", "time", "When it ended.", "UTC"),

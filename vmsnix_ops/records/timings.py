@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import display, errors
+from vmsnix_ops import display, errors, outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,8 +98,8 @@ def of_run(tables: Tables, run_id: str, *, image: str, region: str, via: str) ->
     vmsnix_ops.errors.RecordsError
         When the table cannot be read.
     """
-    same = {"image": image, "region": region, "via": via, "status": "finished"}
-    where = [(name, "==", value) for name, value in same.items()]
+    same = {"image": image, "region": region, "via": via}
+    where = [*((name, "==", value) for name, value in same.items()), ("status", "in", outcomes.WORKED)]
     found = measured(tables.read("steps", columns=COLUMNS, where=where))
     late = found[found["is_slow"] & (found["run_id"] == run_id)]
     return tuple(
@@ -131,7 +131,8 @@ def measured(steps: pd.DataFrame) -> pd.DataFrame:
     import numpy as np
 
     ordered = steps.sort_values("started_at", kind="stable")
-    finished = ordered[(ordered["status"] == "finished") & ordered["seconds"].notna()].reset_index(drop=True)
+    worked = ordered["status"].isin(outcomes.WORKED)
+    finished = ordered[worked & ordered["seconds"].notna()].reset_index(drop=True)
     seconds = finished["seconds"].to_numpy(dtype="float64")
     moved = np.asarray(finished["bytes"].to_numpy(dtype="float64", na_value=np.nan))
     usual, limit = np.full(len(finished), np.nan), np.full(len(finished), np.nan)
@@ -253,10 +254,9 @@ def summary(steps: pd.DataFrame, *, by: Sequence[str] = GROUP) -> pd.DataFrame:
     ordered = steps.sort_values("started_at", kind="stable")
     groups = ordered.groupby(keys, dropna=False, sort=False)
     counts = (
-        pd.DataFrame({status: ordered["status"] == status for status in ("finished", "failed", "reused")})
+        pd.DataFrame({name: ordered["status"].isin(statuses) for name, statuses in _COUNTED.items()})
         .groupby([ordered[name] for name in keys], dropna=False, sort=False)
         .sum()
-        .rename(columns={"finished": "count"})
     )
     finished = measured(ordered)
     by_group = finished.groupby(keys, dropna=False, sort=False)
@@ -370,7 +370,7 @@ def snapshots(steps: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    done = steps[steps["step"].isin(SNAPSHOT_STEPS) & (steps["status"] == "finished")]
+    done = steps[steps["step"].isin(SNAPSHOT_STEPS) & steps["status"].isin(outcomes.WORKED)]
     done = done.sort_values("started_at", kind="stable").drop_duplicates(["run_id", "step"], keep="last")
     upload, making = (done[done["step"] == name].set_index("run_id") for name in SNAPSHOT_STEPS)
     both = upload.add_suffix("_upload").join(making.add_suffix("_import"), how="inner")
@@ -523,5 +523,10 @@ def show_steps(steps: pd.DataFrame, *, last: int = 20) -> display.Shown:
     return display.shown(columns, rows, right=("took", "bytes"), nothing=_NOTHING)
 
 
+_COUNTED: dict[str, tuple[str, ...]] = {
+    "count": outcomes.WORKED,
+    "failed": ("failed",),
+    "reused": ("reused", "unchanged"),
+}
 _HEADINGS = {"via": "path"}
 _NOTHING = "No such step has been recorded."

@@ -48,7 +48,7 @@ def test_a_retired_ami_is_private_deprecated_disabled_and_says_so(fleet: Fleet) 
     assert snapshot in fleet.snapshots()
 
 
-@pytest.mark.parametrize(("others", "error"), [(0, errors.RunFailedError), (1, errors.PartlyDoneError)])
+@pytest.mark.parametrize(("others", "error"), [(0, errors.RunFailedError), (1, errors.PartialError)])
 def test_an_ami_that_was_named_and_is_kept_fails_the_run_with_its_reasons(
     fleet: Fleet, others: int, error: type[errors.VmsnixError]
 ) -> None:

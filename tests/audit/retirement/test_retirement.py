@@ -359,7 +359,7 @@ def test_a_region_that_refuses_does_not_stop_the_others(fleet: Fleet) -> None:
     assert "AccessDenied" in table.loc[OTHER, "why"]
     assert fleet.amis(OTHER) == {there: "available"}
     assert fleet.amis() == {here: "disabled"}
-    with pytest.raises(errors.PartlyDoneError) as caught:
+    with pytest.raises(errors.PartialError) as caught:
         retirement.finish(result)
     assert caught.value.exit_code == 3
-    assert json.loads((result.plan.run.folder / "result.json").read_text())["status"] == "partly"
+    assert json.loads((result.plan.run.folder / "result.json").read_text())["status"] == "partial"

@@ -74,7 +74,7 @@ def test_what_changes_between_the_look_and_its_turn_is_left_alone(
     result = plan.apply()
     assert [one.outcome for one in result.outcomes] == ["retired", "changed"]
     assert fleet.amis() == {first: "disabled", second: "available"}
-    with pytest.raises(errors.PartlyDoneError, match=second):
+    with pytest.raises(errors.PartialError, match=second):
         retirement.finish(result)
 
 
@@ -230,7 +230,7 @@ def test_permissions_lost_between_plan_and_apply_stop_that_region(fleet: Fleet) 
         there: "failed",
     }
     assert fleet.amis(OTHER) == {there: "available"}
-    with pytest.raises(errors.PartlyDoneError, match="instances"):
+    with pytest.raises(errors.PartialError, match="instances"):
         retirement.finish(result)
 
 
@@ -239,7 +239,7 @@ def test_a_region_that_is_not_enabled_does_not_stop_the_others(fleet: Fleet) -> 
     plan = fleet.plan(regions=["ap-east-1", REGION])
     assert [one.resource_id for one in plan.going] == [ami]
     assert list(plan.unread) == ["ap-east-1"]
-    with pytest.raises(errors.PartlyDoneError, match="not enabled"):
+    with pytest.raises(errors.PartialError, match="not enabled"):
         retirement.finish(plan.apply())
     with pytest.raises(errors.RegionError, match="ap-east-1 is not enabled"):
         fleet.plan(regions=["ap-east-1"])

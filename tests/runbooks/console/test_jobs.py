@@ -81,7 +81,7 @@ def test_a_cancelled_run_cleans_up_and_another_console_finds_it_before(
     seen = follower.look()
     assert seen.cancelled
     assert seen.outcome is not None
-    assert seen.outcome["verdict"] == "interrupted"
+    assert seen.outcome["verdict"] == "cancelled"
     assert left.read_text() == "cleaned up"
 
 

@@ -134,7 +134,7 @@ def test_a_run_whose_terminal_is_closed_cleans_up_and_keeps_the_evidence(shelf: 
     assert ended is not None
     (folder,) = shelf.archive.iterdir()
     result = json.loads((folder / "result.json").read_text())
-    assert result["status"] == "interrupted"
+    assert result["status"] == "cancelled"
     assert "cleaned up" in (folder / "notebook.ipynb").read_text()
 
 

@@ -296,7 +296,7 @@ def test_run_ids_sort_by_time_and_differ(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize(
     ("error", "verdict", "exit_code"),
-    [("RoleError", "failed", 1), ("ParameterError", "failed", 2), ("PartlyDoneError", "partly", 3)],
+    [("RoleError", "failed", 1), ("ParameterError", "failed", 2), ("PartialError", "partial", 3)],
 )
 def test_an_error_of_ours_comes_out_as_three_sentences(
     shelf: Shelf, error: str, verdict: str, exit_code: int
@@ -360,19 +360,19 @@ def test_an_interrupt_lets_the_notebook_clean_up(shelf: Shelf, tmp_path: Path) -
         interrupter=stopper,
     )
     join(thread)
-    assert (outcome.verdict, outcome.exit_code) == ("interrupted", 1)
+    assert (outcome.verdict, outcome.exit_code) == ("cancelled", 1)
     assert cleaned.exists()
     assert "cleaned up" in shelf.outputs(outcome)
     assert outcome.error is not None
     assert outcome.error.what == "The run was interrupted in cell 2."
-    assert json.loads(Path(outcome.result).read_text())["status"] == "interrupted"
+    assert json.loads(Path(outcome.result).read_text())["status"] == "cancelled"
 
 
 def test_an_interrupt_before_the_first_cell_runs_nothing(shelf: Shelf) -> None:
     stopper = Interrupter()
     stopper.interrupt()
     outcome = shelf.run("print('never')", interrupter=stopper)
-    assert outcome.verdict == "interrupted"
+    assert outcome.verdict == "cancelled"
     assert shelf.screen.getvalue() == ""
 
 
@@ -392,7 +392,7 @@ def test_a_notebook_that_does_not_stop_is_stopped(shelf: Shelf, tmp_path: Path) 
         interrupter=stopper,
     )
     join(thread)
-    assert outcome.verdict == "interrupted"
+    assert outcome.verdict == "cancelled"
 
 
 @pytest.mark.parametrize("place", ["file", "folder"])

@@ -89,7 +89,7 @@ def test_trap_4_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence(
     assert f"{number.name}: the notebook cleans up" in complained
     assert "Traceback" not in complained
     result = json.loads(Path(printed.split()[-1]).read_text())
-    assert result["status"] == "interrupted"
+    assert result["status"] == "cancelled"
     assert "cleaned up" in Path(result["notebook"]).read_text()
     assert Path(result["report"]).is_file()
     # The programs that the notebook had started were interrupted with it.
@@ -116,7 +116,7 @@ def test_a_second_signal_stops_at_once_and_keeps_the_evidence(shelf: Shelf) -> N
     code, printed, complained = running.end()
     assert code == 1
     assert "stopping at once" in complained
-    assert json.loads(Path(printed.split()[-1]).read_text())["status"] == "interrupted"
+    assert json.loads(Path(printed.split()[-1]).read_text())["status"] == "cancelled"
 
 
 def test_a_killed_run_leaves_what_there_was(shelf: Shelf) -> None:

@@ -23,7 +23,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.support import join, wait_until
-from vmsnix_ops.errors import FleetError, PartlyDoneError, ToolMissingError
+from vmsnix_ops.errors import FleetError, PartialError, ToolMissingError
 from vmsnix_ops.runbooks import fleet
 from vmsnix_ops.runbooks.fleet.cluster import check_workers, connected
 from vmsnix_ops.runbooks.fleet.engine import Runner, Stop
@@ -149,8 +149,8 @@ def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
     outcome = yard.plan(text).apply(board=Lines(screen))
 
     assert states(outcome) == {"first": "done", "flaky": "failed", "last": "skipped"}
-    assert (outcome.status, outcome.exit_code) == ("partly", 3)
-    with pytest.raises(PartlyDoneError, match="2 of 3 targets") as caught:
+    assert (outcome.status, outcome.exit_code) == ("partial", 3)
+    with pytest.raises(PartialError, match="2 of 3 targets") as caught:
         fleet.finish(outcome)
     assert "cure is missing" in str(caught.value)
     assert [len(document["attempts"]) for document in outcome.documents] == [1, 2, 0]
@@ -166,7 +166,7 @@ def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
     assert len(links) == 2
     assert all((report.parent / link).is_file() for link in links)
     result = json.loads(Path(outcome.values["result"]).read_text())
-    assert (result["status"], result["exit_code"]) == ("partly", 3)
+    assert (result["status"], result["exit_code"]) == ("partial", 3)
     assert result["targets"] == {"done": 1, "failed": 1, "skipped": 1}
     kept = json.loads((report.parent / "fleet.json").read_text())["targets"]
     assert [target["state"] for target in kept] == ["done", "failed", "skipped"]
@@ -238,7 +238,7 @@ def test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up(yard: Yard, on_the
     thread.start()
     outcome = planned.apply(board=Lines(io.StringIO()), stop=stop)
     join(thread)
-    assert outcome.status == "interrupted"
+    assert outcome.status == "cancelled"
     assert yard.trace() == ["begin a", "end a"]
 
 

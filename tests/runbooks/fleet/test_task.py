@@ -42,7 +42,7 @@ class Worker:
             outcome = outcome(options)
         if isinstance(outcome, BaseException):
             raise outcome
-        code = {"done": 0, "partly": 3, "wrong": 2}.get(outcome, 1)
+        code = {"done": 0, "partial": 3, "wrong": 2}.get(outcome, 1)
         error = None if outcome == "done" else Failure("SomeError", f"It {outcome}.", exit_code=code)
         verdict = "failed" if outcome == "wrong" else outcome
         values = {"ami_id": "ami-1", "parameters": {"secret": "no"}}
@@ -103,24 +103,24 @@ def test_a_new_round_runs_it_again(worker: Worker) -> None:
 
 def test_retries_are_counted_and_kept(worker: Worker) -> None:
     retries(worker, 2)
-    worker.outcomes = ["failed", "partly", "done"]
+    worker.outcomes = ["failed", "partial", "done"]
     document = run_target(worker.job)
-    assert [attempt["verdict"] for attempt in document["attempts"]] == ["failed", "partly", "done"]
+    assert [attempt["verdict"] for attempt in document["attempts"]] == ["failed", "partial", "done"]
     assert document["error"] is None
 
 
 def test_after_the_last_retry_it_is_what_it_is(worker: Worker) -> None:
     retries(worker, 1)
-    worker.outcomes = ["failed", "partly", "done"]
+    worker.outcomes = ["failed", "partial", "done"]
     document = run_target(worker.job)
-    assert (document["state"], document["error"], len(worker.ran)) == ("partly", "It partly.", 2)
+    assert (document["state"], document["error"], len(worker.ran)) == ("partial", "It partial.", 2)
 
 
-@pytest.mark.parametrize("outcome", ["wrong", "interrupted"])
+@pytest.mark.parametrize("outcome", ["wrong", "cancelled"])
 def test_a_wrong_call_and_an_interrupt_are_not_tried_again(worker: Worker, outcome: str) -> None:
     retries(worker, 3)
     worker.outcomes = [outcome]
-    assert run_target(worker.job)["state"] in ("failed", "interrupted")
+    assert run_target(worker.job)["state"] in ("failed", "cancelled")
     assert len(worker.ran) == 1
 
 
@@ -221,7 +221,7 @@ def test_a_run_whose_lease_was_lost_is_stopped(worker: Worker) -> None:
         worker.found(beat=0, id="new")
         wait_until(lambda: options["interrupter"].requested, "the request to stop")
         worker.found(state="done", result={"ami_id": "ami-theirs"})
-        return "interrupted"
+        return "cancelled"
 
     worker.outcomes = [taken_over]
     document = run_target(worker.job)
@@ -243,7 +243,7 @@ def test_a_fleet_that_is_stopped_interrupts_its_runs_and_begins_no_more(worker: 
     engine._HERE.stopped.discard("another session")
     assert (
         run_target(replace(worker.job, target=replace(worker.job.target, key="other")))["state"]
-        == "interrupted"
+        == "cancelled"
     )
     assert len(worker.ran) == 1
 

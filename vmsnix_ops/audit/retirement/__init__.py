@@ -138,7 +138,7 @@ def finish(result: Result) -> None:
 
     Raises
     ------
-    vmsnix_ops.errors.PartlyDoneError
+    vmsnix_ops.errors.PartialError
         Some of it was not done, or a region could not be looked at. Running it again does the rest.
     vmsnix_ops.errors.VmsnixError
         Nothing at all was done: the first error.
@@ -170,7 +170,7 @@ def finish(result: Result) -> None:
             why=f"{result.unrecorded.what} {result.unrecorded.why}",
             cure=result.unrecorded.cure,
         )
-    kind = errors.VmsnixError if none else errors.PartlyDoneError
+    kind = errors.VmsnixError if none else errors.PartialError
     raise kind(
         what, why=" ".join(wrong[:3]), cure="Cure it and run the same command again: it does the rest."
     )
@@ -181,7 +181,7 @@ def _require_named(result: Result) -> None:
 
     Raises
     ------
-    vmsnix_ops.errors.PartlyDoneError
+    vmsnix_ops.errors.PartialError
         Some of them were.
     vmsnix_ops.errors.RunFailedError
         All of them were.
@@ -197,7 +197,7 @@ def _require_named(result: Result) -> None:
     ]
     if plan.dry_run or plan.work != "retire" or not kept:
         return
-    kind = errors.PartlyDoneError if going else errors.RunFailedError
+    kind = errors.PartialError if going else errors.RunFailedError
     raise kind(
         f"{len(kept)} of {counted(len(plan.rules.amis), 'AMI')} in amis cannot be retired.",
         why=" ".join(f"{one.resource_id}: {'; '.join(one.reasons)}." for one in kept[:3]),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.audit.retirement.view import Decision, Place, Rules
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.snapshots import Snapshot
+    from vmsnix_ops.outcomes import RunStatus
     from vmsnix_ops.progress import Progress
     from vmsnix_ops.records.run_context import RunContext
 
@@ -326,10 +327,7 @@ def _sizes(decisions: list[Decision]) -> str:
 # What ``result.json`` and ``plan.csv`` say of a retirement, also of one that was interrupted.
 
 
-Status = Literal["done", "partly", "failed", "interrupted"]
-
-
-def verdict(result: Result) -> tuple[Status, list[str]]:
+def verdict(result: Result) -> tuple[RunStatus, list[str]]:
     """Return what became of the whole, and what is not as planned."""
     plan, wrong = result.plan, [str(error) for error in result.plan.unread.values()]
     wrong += [f"{one.decision.resource_id}: {one.words}" for one in result.trouble]
@@ -337,10 +335,10 @@ def verdict(result: Result) -> tuple[Status, list[str]]:
     none = len(plan.unread) == len(plan.regions) or bool(
         result.outcomes and all(one.outcome not in DONE for one in result.outcomes)
     )
-    return ("failed" if none and result.unrecorded is None else "partly") if wrong else "done", wrong
+    return ("failed" if none and result.unrecorded is None else "partial") if wrong else "done", wrong
 
 
-def write(result: Result, *, interrupted: bool = False) -> tuple[Status, list[str]]:
+def write(result: Result, *, interrupted: bool = False) -> tuple[RunStatus, list[str]]:
     """Write both, and return what became of the whole and what is not as planned.
 
     Parameters
@@ -358,11 +356,11 @@ def write(result: Result, *, interrupted: bool = False) -> tuple[Status, list[st
         write_csv(plan.frame(), file)
     except OSError as error:  # what was done is told nevertheless
         path, wrong = None, [*wrong, f"plan.csv could not be written: {error}."]
-        status = "partly" if status == "done" else status
+        status = "partial" if status == "done" else status
     write_result(
         plan.run,
         {
-            "status": "interrupted" if interrupted else status,
+            "status": "cancelled" if interrupted else status,
             "dry_run": plan.dry_run,
             "account": plan.account,
             "regions": list(plan.regions),
@@ -443,7 +441,7 @@ class InterruptedInBetween(Exception):  # noqa: N818 (becomes an InterruptedRunE
     """Somebody asked to stop while one of several was under way; what became of all of them."""
 
     def __init__(self, plan: Plan, done: Sequence[Outcome]) -> None:
-        super().__init__("interrupted")
+        super().__init__("cancelled")
         self.at, *rest = plan.going[len(done) :]
         self.outcomes: tuple[Outcome, ...] = (
             *done,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import error_codes, imports, keys
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import boto3
 
     from vmsnix_ops.disk.survey import Survey
+    from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
     from vmsnix_ops.records.tables import Tables
 
@@ -101,7 +102,7 @@ class DirectSnapshot:
 
     snapshot_id: str
     size_gib: int
-    outcome: Literal["created", "reused"]
+    outcome: StepOutcome
     parent_id: str = ""
     why_full: str = ""
     looked_at: int = 0

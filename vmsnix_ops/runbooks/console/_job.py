@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
     except VmsnixError as error:
         outcome |= {"verdict": "failed", "exit_code": error.exit_code, "error": describe(error)}
     over.set()
-    if outcome["verdict"] == "interrupted" and stopper.requested:
+    if outcome["verdict"] == "cancelled" and stopper.requested:
         outcome |= _undo(request["run_id"], Path(request["run_folder"]))
     files.write(folder / OUTCOME, json.dumps(outcome, default=str))
 

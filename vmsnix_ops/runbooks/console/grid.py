@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from vmsnix_ops import display
+from vmsnix_ops import display, outcomes
 from vmsnix_ops.text import html
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROWS = 200
 """Rows that are shown at most; the search finds the others."""
 
-GOOD = frozenset({"done", "finished", "available", "completed", "reused", "created"})
+GOOD = frozenset({"done", "available", "completed", *outcomes.SUCCEEDED})
 BAD = frozenset({"failed", "error", "high", "critical"})
 
 

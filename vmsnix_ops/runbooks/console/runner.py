@@ -297,9 +297,9 @@ __all__ = ["LiveView", "log_html", "steps_html"]
 
 VERDICTS = {
     "done": ("✓", "vmsnix-good", "done"),
-    "partly": ("!", "vmsnix-mixed", "partly done"),
+    "partial": ("!", "vmsnix-mixed", "partial"),
     "failed": ("✗", "vmsnix-bad", "failed"),
-    "interrupted": ("■", "vmsnix-mixed", "interrupted"),
+    "cancelled": ("■", "vmsnix-mixed", "cancelled"),
 }
 MADE = ("ami_id", "image_name", "snapshot_id", "region", "account")
 WORDS = {

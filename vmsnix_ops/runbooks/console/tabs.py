@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
+from vmsnix_ops import outcomes
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.records import figures, history, timing_plots, timings
 from vmsnix_ops.runbooks.console.grid import Column, Grid
@@ -201,7 +202,7 @@ class TimingsTab(Tab):
         steps = self._steps
         if self._image.value:
             steps = steps[steps["image"] == self._image.value]
-        if not (steps["status"] == "finished").any():
+        if not steps["status"].isin(outcomes.WORKED).any():
             words = "No step has been timed here yet. A publish times each of its steps."
             self._shown.value = f'<p class="vmsnix-empty">{words}</p>'
             return

@@ -19,7 +19,7 @@ from vmsnix_ops.text import github_value, markdown, markdown_code
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SYMBOLS = {"done": "✅", "failed": "❌", "partly": "⚠️", "interrupted": "⏹️"}
+SYMBOLS = {"done": "✅", "failed": "❌", "partial": "⚠️", "cancelled": "⏹️"}
 FACTS = (
     "ami_id",
     "image_name",

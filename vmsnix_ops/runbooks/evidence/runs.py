@@ -51,7 +51,7 @@ class Entry:
     values
         The whole content of ``result.json``.
     status
-        ``done``, ``failed``, ``partly``, ``interrupted``, ``running``; ``lost`` when its process is gone
+        ``done``, ``failed``, ``partial``, ``cancelled``, ``running``; ``lost`` when its process is gone
         without a verdict; ``unreadable`` when its files cannot be read.
     """
 

@@ -14,13 +14,14 @@ from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.records.result import KEYS, parse, runs_row
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.secrets import Redactor
-from vmsnix_ops.runbooks.execution.verdict import PARTLY, Failure, Verdict
+from vmsnix_ops.runbooks.execution.verdict import PARTIAL, Failure
 from vmsnix_ops.settings import user_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from vmsnix_ops.outcomes import RunStatus
     from vmsnix_ops.runbooks import catalog
     from vmsnix_ops.runbooks.execution._output import Live
     from vmsnix_ops.settings import Settings
@@ -104,7 +105,7 @@ def keep(
     notebook: Any,
     redactor: Redactor,
     live: Live,
-    judged: Verdict,
+    judged: RunStatus,
     failure: Failure | None,
     seconds: float,
     *,
@@ -177,7 +178,7 @@ def _collecting(problems: list[str], what: str) -> Iterator[None]:
         problems.append(f"{what}: {type(error).__name__}: {error}.")
 
 
-def _values(run: Run, judged: Verdict, failure: Failure | None, seconds: float) -> dict[str, Any]:
+def _values(run: Run, judged: RunStatus, failure: Failure | None, seconds: float) -> dict[str, Any]:
     """Return the content of ``result.json``: what the notebook wrote, then what the runner knows."""
     written: dict[str, Any] = {}
     with suppress(OSError):  # removed by the notebook; what the runner knows is written anew
@@ -222,7 +223,7 @@ def bring(folder: archive.RunFolder, values: dict[str, Any], names: list[str]) -
                 values[key] = place
 
 
-def _close(run: Run, values: dict[str, Any], judged: Verdict, failure: Failure | None) -> None:
+def _close(run: Run, values: dict[str, Any], judged: RunStatus, failure: Failure | None) -> None:
     """Write the entry; where S3 refuses it stays on this machine."""
     problems = values["problems"]
 
@@ -240,10 +241,10 @@ def _close(run: Run, values: dict[str, Any], judged: Verdict, failure: Failure |
         write()
 
 
-def _exit_code(judged: Verdict, failure: Failure | None, problems: list[str]) -> int:
+def _exit_code(judged: RunStatus, failure: Failure | None, problems: list[str]) -> int:
     if failure is not None:
         return failure.exit_code
-    return PARTLY if judged == "partly" or problems else 0
+    return PARTIAL if judged == "partial" or problems else 0
 
 
 def _save_rows(run: Run) -> list[str]:

@@ -33,13 +33,14 @@ from vmsnix_ops.runbooks.execution import kernels, side_effects
 from vmsnix_ops.runbooks.execution._interrupts import signals
 from vmsnix_ops.runbooks.execution._kernel import ERROR_FILE
 from vmsnix_ops.runbooks.execution._output import Limits, Live
-from vmsnix_ops.runbooks.execution.verdict import Failure, Verdict, judge, kept_error
+from vmsnix_ops.runbooks.execution.verdict import Failure, judge, kept_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
+    from vmsnix_ops.outcomes import RunStatus
     from vmsnix_ops.progress import Reporter
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.declarations import Parameter
@@ -123,9 +124,9 @@ class RunOutcome:
     runbook
         Name of the runbook.
     verdict
-        ``done``, ``failed``, ``partly`` (some targets done) or ``interrupted``.
+        ``done``, ``failed``, ``partial`` (some targets done) or ``cancelled``.
     exit_code
-        0 done, 1 failed or interrupted, 2 wrong use, 3 partly done or done but not fully kept.
+        0 done, 1 failed or cancelled, 2 wrong use, 3 partial or done but not fully kept.
     notebook, report, result, log
         Where the evidence is: local paths, or ``s3://`` locations. `report` is empty when it could not be
         made.
@@ -142,7 +143,7 @@ class RunOutcome:
 
     run_id: str
     runbook: str
-    verdict: Verdict
+    verdict: RunStatus
     exit_code: int
     notebook: str
     report: str

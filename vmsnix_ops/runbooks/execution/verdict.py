@@ -9,7 +9,7 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors, files
 from vmsnix_ops.text import plain
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-Verdict = Literal["done", "failed", "partly", "interrupted"]
+    from vmsnix_ops.outcomes import RunStatus
+
 INTERRUPTS = frozenset({"KeyboardInterrupt", "InterruptedRunError"})
-PARTLY = 3
+PARTIAL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Failure:
 
 def judge(
     notebook: Any, *, interrupted: bool, crash: Failure | None = None, kept: Mapping[str, Any] | None = None
-) -> tuple[Verdict, Failure | None]:
+) -> tuple[RunStatus, Failure | None]:
     """Return the verdict on an executed notebook, and the error behind it.
 
     Parameters
@@ -80,7 +81,7 @@ def judge(
     if failure is None and notebook is not None and not _missing(notebook):
         return "done", None
     if interrupted or (failure is not None and failure.type in INTERRUPTS):
-        return "interrupted", _interruption(failure, notebook)
+        return "cancelled", _interruption(failure, notebook)
     if failure is None:
         failure = Failure(
             "RunFailedError",
@@ -88,7 +89,7 @@ def judge(
             why=f"{len(_missing(notebook))} of its cells did not run." if notebook is not None else "",
             cure="The executed notebook shows how far it came.",
         )
-    return ("partly" if failure.exit_code == PARTLY else "failed"), failure
+    return ("partial" if failure.exit_code == PARTIAL else "failed"), failure
 
 
 def kept_error(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 >>> plan = fleet.plan("nightly.toml", dry_run=False)  # doctest: +SKIP
 >>> outcome = plan.apply()  # doctest: +SKIP
 >>> outcome.status, outcome.counts  # doctest: +SKIP
-('partly', {'done': 7, 'failed': 1})
+('partial', {'done': 7, 'failed': 1})
 
 A fleet that was cut off (the client, a worker or the scheduler killed, or targets that failed) goes on when
 it is started again: what is done stays done, the rest is run. Once all is done, the next start is a new
@@ -276,7 +276,7 @@ def finish(outcome: Outcome) -> None:
 
     Raises
     ------
-    PartlyDoneError, RunFailedError, InterruptedRunError
+    PartialError, RunFailedError, InterruptedRunError
         When targets are not done.
     """
     from vmsnix_ops.records.result import write_result

@@ -140,7 +140,7 @@ class _Claim:
         watch = Watch(self.job.lease_seconds)
         while True:
             if self.job.session in _HERE.stopped:
-                return _blank(self.job, "interrupted", error="The fleet was stopped before this run began.")
+                return _blank(self.job, "cancelled", error="The fleet was stopped before this run began.")
             dead: list[str] = []
             if self._runs_elsewhere(watch, dead):
                 self._tell("waiting")
@@ -217,7 +217,7 @@ class _Claim:
             document = beating.document | {"attempts": [*document["attempts"], attempt]}
             document.pop("attempt", None)
             again = (
-                attempt["verdict"] not in ("done", "interrupted")
+                attempt["verdict"] not in ("done", "cancelled")
                 and attempt["exit_code"] != WRONG_USE  # stays wrong
                 and tries <= target.retries
                 and job.session not in _HERE.stopped
@@ -235,7 +235,7 @@ class _Claim:
                 )
             document = waiting.document
             if interrupted:
-                document |= {"state": "interrupted"}
+                document |= {"state": "cancelled"}
                 waiting.write(document)
                 return document
 

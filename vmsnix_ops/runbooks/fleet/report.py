@@ -12,7 +12,7 @@ from importlib.resources import files as resources
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, files
-from vmsnix_ops.errors import InterruptedRunError, PartlyDoneError, RunFailedError
+from vmsnix_ops.errors import InterruptedRunError, PartialError, RunFailedError
 from vmsnix_ops.progress import counted, human_seconds
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.report import POLICY
@@ -69,18 +69,18 @@ class Outcome(display.Displayed):
 
     @property
     def status(self) -> str:
-        """``done``, ``partly`` (some targets done, or a part of some), ``failed`` or ``interrupted``."""
+        """``done``, ``partial`` (some targets done, or a part of some), ``failed`` or ``cancelled``."""
         states = set(self.counts)
         if states <= {"done"} or self.dry_run:
             return "done"
-        if states & {"done", "partly"}:
-            return "partly"
-        return "interrupted" if states & {"interrupted", "planned", "running"} else "failed"
+        if states & {"done", "partial"}:
+            return "partial"
+        return "cancelled" if states & {"cancelled", "planned", "running"} else "failed"
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 failed or interrupted, 3 partly done."""
-        return {"done": 0, "partly": 3}.get(self.status, 1)
+        """0 done, 1 failed or cancelled, 3 partial."""
+        return {"done": 0, "partial": 3}.get(self.status, 1)
 
     def frame(self) -> pd.DataFrame:
         """Return one row a target: ``target``, ``state``, ``tries``, ``seconds``, ``ami_id``, ``error``."""
@@ -89,17 +89,17 @@ class Outcome(display.Displayed):
         columns = ["target", "state", "tries", "seconds", "ami_id", "error"]
         return pd.DataFrame(rows(self.documents), columns=columns)
 
-    def error(self) -> PartlyDoneError | RunFailedError | InterruptedRunError | None:
+    def error(self) -> PartialError | RunFailedError | InterruptedRunError | None:
         """Return what is left as an error, ``None`` when all is done."""
         if self.status == "done":
             return None
         left = [document for document in self.documents if document["state"] != "done"]
         what = f"Not done: {len(left)} of {counted(len(self.documents), 'target')} of the fleet {self.name}."
-        told = next((document for document in left if document["state"] in ("failed", "partly")), left[0])
+        told = next((document for document in left if document["state"] in ("failed", "partial")), left[0])
         why = f"{told['target']}: {told['error'] or told['state']}"
         cure = "Start it again: it goes on with what is left. The report has every target."
-        kinds: dict[str, type[PartlyDoneError | RunFailedError | InterruptedRunError]]
-        kinds = {"partly": PartlyDoneError, "interrupted": InterruptedRunError}
+        kinds: dict[str, type[PartialError | RunFailedError | InterruptedRunError]]
+        kinds = {"partial": PartialError, "cancelled": InterruptedRunError}
         return kinds.get(self.status, RunFailedError)(what, why=why, cure=cure)
 
     @property
@@ -121,14 +121,14 @@ COLOURS = {
     "done": "--done",
     "failed": "--failed",
     "lost": "--failed",
-    "partly": "--partly",
-    "interrupted": "--partly",
+    "partial": "--partial",
+    "cancelled": "--partial",
 }
 STYLE = """
 body { max-width: 80rem; }
 td:nth-child(-n+4) { white-space: nowrap; }
 td.done { color: var(--done); } td.failed { color: var(--failed); }
-td.partly, td.interrupted, td.skipped { color: var(--partly); }
+td.partial, td.cancelled, td.skipped { color: var(--partial); }
 .run { color: var(--soft); font: .8em var(--mono); }
 .lane { position: relative; height: 1.1rem; min-width: 12rem; background: var(--raised); border-radius: 3px; }
 .bar { position: absolute; top: .15rem; bottom: .15rem; min-width: 2px; border-radius: 2px; }

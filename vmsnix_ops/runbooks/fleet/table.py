@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.runbooks.fleet.ledger import Document
 
-ORDER = ("running", "retrying", "waiting", "failed", "partly", "interrupted", "skipped", "planned", "done")
+ORDER = ("running", "retrying", "waiting", "failed", "partial", "cancelled", "skipped", "planned", "done")
 MARKS = {
     "done": "✓",
     "failed": "✗",
-    "partly": "◐",
-    "interrupted": "■",
+    "partial": "◐",
+    "cancelled": "■",
     "skipped": "-",
     "running": "▶",
     "retrying": "↻",
 }
 STYLES = {
-    "done": "green", "failed": "bold red", "partly": "yellow", "interrupted": "yellow", "skipped": "dim",
+    "done": "green", "failed": "bold red", "partial": "yellow", "cancelled": "yellow", "skipped": "dim",
     "running": "bold", "retrying": "yellow", "waiting": "yellow", "planned": "dim",
 }  # fmt: skip
 REFRESH_SECONDS = 0.5

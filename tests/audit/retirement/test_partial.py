@@ -38,14 +38,14 @@ def test_what_is_retired_is_told_where_the_tables_cannot_be_written(
     result = fleet.apply()
     assert [one.outcome for one in result.outcomes] == ["retired"] * 3
     assert set(fleet.amis().values()) == {"disabled"}
-    with pytest.raises(errors.PartlyDoneError, match="No space left") as caught:
+    with pytest.raises(errors.PartialError, match="No space left") as caught:
         retirement.finish(result)
     assert caught.value.exit_code == 3
     written = json.loads((result.plan.run.folder / "result.json").read_text())
-    assert (written["status"], written["retired"]) == ("partly", 3)
+    assert (written["status"], written["retired"]) == ("partial", 3)
     told = {one["resource_id"]: one["outcome"] for one in written["outcomes"]}
     assert told == dict.fromkeys([*amis, orphan], "retired")
-    assert "No space left" in str(result.show())
+    assert "No space left" in str(result.table())
     assert "No space left" in str(result.show_each())
 
 
@@ -62,7 +62,7 @@ def test_nothing_more_is_removed_once_it_cannot_be_written_down(
     assert "could not be written down" in result.outcomes[0].lacking
     assert "could not be written down" in result.outcomes[1].detail
     assert (fleet.amis(), fleet.snapshots()) == ({second: "disabled"}, held)
-    with pytest.raises(errors.PartlyDoneError, match="No space left"):
+    with pytest.raises(errors.PartialError, match="No space left"):
         retirement.finish(result)
     written = json.loads((result.plan.run.folder / "result.json").read_text())
     assert (written["deleted"], written["skipped"]) == (1, 1)
@@ -74,7 +74,7 @@ def test_a_plan_that_cannot_be_written_hides_no_outcome(fleet: Fleet) -> None:
     fleet.ami()
     result = fleet.apply()
     (result.plan.run.folder / "plan.csv").mkdir()
-    with pytest.raises(errors.PartlyDoneError, match=r"plan\.csv could not be written"):
+    with pytest.raises(errors.PartialError, match=r"plan\.csv could not be written"):
         retirement.finish(result)
     assert json.loads((result.plan.run.folder / "result.json").read_text())["retired"] == 1
 
@@ -90,7 +90,7 @@ def test_one_snapshot_that_aws_does_not_delete_does_not_keep_the_others(fleet: F
     assert one.outcome == "deleted"
     assert f"{first} stays: Could not delete" in one.lacking
     assert fleet.snapshots() == {first}
-    with pytest.raises(errors.PartlyDoneError, match=first):
+    with pytest.raises(errors.PartialError, match=first):
         retirement.finish(result)
     assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted"]
     assert fleet.snapshots() == set()
@@ -130,7 +130,7 @@ def test_an_interrupt_tells_what_was_done_and_the_next_plan_does_the_rest(
             plan.apply()
     assert turns[1] in caught.value.why
     result = json.loads((plan.run.folder / "result.json").read_text(encoding="utf-8"))
-    assert result["status"] == "interrupted"
+    assert result["status"] == "cancelled"
     told = {one["resource_id"]: one["outcome"] for one in result["outcomes"]}
     assert list(told.values()) == ["retired", "failed", "skipped"]
     assert set(told) == set(amis)
