@@ -1,6 +1,5 @@
-# The images of vmsnix_ops. Everything here is plain attribute sets and functions: no framework, so that the
-# way from an image's name to its derivation can be read top to bottom. README.md beside this file says what
-# is where.
+# The images of vmsnix_ops. The flake uses plain attribute sets and functions and no framework, so that you can
+# read from top to bottom how an image's name becomes a derivation. README.md beside this file lists the files.
 {
   description = "NixOS machine images for AWS: profiles, mixins, three images and their checks";
 
@@ -21,14 +20,14 @@
       lib = {
         # Build any list of modules in any format, as nixos-generators did.
         inherit (vmsnix) nixosGenerate formats;
-        # The figures of every image on every system: what `just nix-eval` prints.
+        # The figures of every image on every system. `just nix-eval` prints them.
         report = import ./checks/report.nix { inherit self nixpkgs vmsnix; };
       };
 
-      # Each profile and each mixin, for other people's flakes.
+      # Each profile and each mixin, for use in other flakes.
       nixosModules = vmsnix.modules;
 
-      # What the machines run, for deployments: `ecs-node` on x86_64, `ecs-node-aarch64` on Graviton.
+      # The configurations of the machines, for deployments: `ecs-node` for x86_64, `ecs-node-aarch64` for Graviton.
       nixosConfigurations =
         vmsnix.configurations "x86_64-linux"
         // nixpkgs.lib.mapAttrs' (name: nixpkgs.lib.nameValuePair "${name}-aarch64") (
@@ -52,9 +51,9 @@
         }
       );
 
-      # Virtual machine tests need KVM and a binary cache: `nix build ./nix#vmTests.ssh` runs one. They are no
-      # part of `checks`, so that `nix flake check` passes on a machine without KVM; the check `vm-tests`
-      # evaluates them all.
+      # Virtual machine tests need KVM and a binary cache: `nix build ./nix#vmTests.ssh` runs one. They are not in
+      # `checks`, so that `nix flake check` passes on a machine without KVM. The check `vm-tests` evaluates them
+      # all.
       legacyPackages = forEachSystem (
         system:
         {
@@ -69,7 +68,7 @@
         default = import ./shell.nix { pkgs = nixpkgs.legacyPackages.${system}; };
       });
 
-      # nixfmt over a whole tree: `nix fmt ./nix`.
+      # `nix fmt ./nix` formats all files with nixfmt.
       formatter = forEachSystem (system: nixpkgs.legacyPackages.${system}.nixfmt-tree);
     };
 }

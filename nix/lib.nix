@@ -1,4 +1,4 @@
-# What the flake is made of: the systems, the modules, the images, and `nixosGenerate`.
+# The parts of the flake: systems, modules, images, and `nixosGenerate`.
 { inputs }:
 let
   inherit (inputs) nixpkgs srvos;
@@ -20,8 +20,8 @@ let
     github-actions = ./modules/mixins/github-actions;
   };
 
-  # The names that nixos-generators used, where nixpkgs' `system.build.images` calls the same format
-  # otherwise. A name that is not here is passed on as it is.
+  # Format names of nixos-generators that have another name in nixpkgs' `system.build.images`. A name that is
+  # not listed is used unchanged.
   formatAliases = {
     do = "digital-ocean";
     gce = "google-compute";
@@ -42,10 +42,9 @@ rec {
 
   images = import ./images;
 
-  # What every image of this flake is made of before its own file is read: srvos' server defaults (a firewall,
-  # networkd, UTC, no mutable users, no documentation), our four profiles, and ALT-F4's keys. The keys are
-  # given here and not in `profiles.base`, so that a flake that only imports our modules never trusts them by
-  # accident.
+  # The modules of every image of this flake: srvos' server defaults (a firewall, networkd, UTC, no mutable
+  # users, no documentation), our four profiles, the image's own file, and ALT-F4's keys. The keys are set here
+  # and not in `profiles.base`, so that a flake that imports only our modules never trusts them by accident.
   imageModules =
     name: file:
     [
@@ -63,7 +62,7 @@ rec {
       }
     ];
 
-  # One system's configurations, image by image.
+  # The configuration of every image for one system.
   configurations =
     system:
     lib.mapAttrs (
@@ -73,8 +72,8 @@ rec {
       }
     ) images;
 
-  # A configuration's image for EC2. It carries what a list of images shows (vmsnix_ops/nix/flake.py reads
-  # it), so that listing them asks for two options of each machine and not for its derivation.
+  # The EC2 image of a configuration, with description and disk size. vmsnix_ops/nix/flake.py reads these two to
+  # list the images, so that a list evaluates two options of each machine and not its derivation.
   imagePackage =
     machine:
     let
@@ -85,7 +84,7 @@ rec {
       vmsnix = { inherit description diskSize; };
     };
 
-  # nixos-generators' entry point, with its signature, backed by nixpkgs' own image builders.
+  # Build an image. The arguments are those of nixos-generators' function; nixpkgs' own image builders build it.
   #
   # Type: { system, modules, format, specialArgs ? { } } -> derivation
   nixosGenerate =
@@ -106,7 +105,7 @@ rec {
     builders.${known}
       or (throw "nixosGenerate: no image format '${format}'; there are ${lib.concatStringsSep ", " formats}");
 
-  # Every format name that `nixosGenerate` takes.
+  # Every format name that `nixosGenerate` accepts.
   formats = lib.naturalSort (
     lib.attrNames formatAliases
     ++ lib.attrNames (

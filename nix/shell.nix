@@ -1,9 +1,10 @@
 # The development shell: `nix develop ./nix`, from the root of the checkout.
 #
-# The Python environment is the repository's own, locked with hashes (`just setup` makes it): nixpkgs' pandas,
-# deltalake and papermill are older than the package asks for. The shell brings the interpreter, the shared
-# libraries that the wheels are linked against, and what the justfile calls. It refers to nothing outside this
-# folder at evaluation, so that `path:./nix` works too; the checkout is looked up when the shell starts.
+# The shell contains the Python interpreter, the shared libraries that the wheels are linked against, and the
+# programs of the justfile. The Python packages come from the repository's own environment, locked with hashes
+# (`just setup` makes it): nixpkgs' pandas, deltalake and papermill are older than the package requires. During
+# evaluation the shell uses nothing outside this folder, so that `path:./nix` works too; it finds the checkout
+# when it starts.
 { pkgs }:
 pkgs.mkShell {
   packages = [
@@ -27,7 +28,7 @@ pkgs.mkShell {
     if [ -x "$root/.venv/bin/python" ]; then
       export PATH="$root/.venv/bin:$PATH"
     else
-      echo "The Python environment is not there yet. Make it with: just setup" >&2
+      echo "The Python environment does not exist yet. Make it with: just setup" >&2
     fi
     unset root
   '';

@@ -1,5 +1,5 @@
-# `nix flake check`: everything that evaluation alone can tell. The derivations build nothing but a line of
-# text with /bin/sh, so that they work without a binary cache; the work is done while Nix evaluates them.
+# The checks of `nix flake check`, all done by evaluation. Each derivation only writes a line of text with
+# /bin/sh, so that it builds without a binary cache.
 {
   self,
   nixpkgs,
@@ -9,7 +9,7 @@
 let
   inherit (nixpkgs) lib;
 
-  # A derivation that says what was found, or an error that lists what is wrong.
+  # A derivation with a summary, or an error that lists what is wrong.
   verdict =
     name: wrong: summary:
     if wrong != [ ] then
@@ -49,7 +49,7 @@ let
       verdict "module-${name}" (alone.failedAssertions ++ alone.warnings) "evaluates alone: ${alone.drvPath}"
     );
 
-  # A key list is the one thing that must not be forgotten: without it the build has to stop, with a sentence.
+  # Without administrator keys the build must stop with a message.
   noKeys =
     (lib.nixosSystem {
       modules = vmsnix.imageModules "ecs-node" vmsnix.images.ecs-node ++ [
@@ -64,7 +64,7 @@ let
     assertion: !assertion.assertion && lib.hasInfix "vmsnix.admin.keys is empty" assertion.message
   ) noKeys;
 
-  # The seed's three formats of nixosGenerate, on a machine without the profile amazon.
+  # The three formats of the original nixosGenerate, on a machine without the profile amazon.
   generated = lib.genAttrs [ "amazon" "qcow" "raw" ] (
     format:
     builtins.unsafeDiscardStringContext

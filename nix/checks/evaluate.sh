@@ -1,18 +1,18 @@
 #!/bin/sh
-# Evaluate every image on both systems against a nixpkgs tree on this machine, without a network; build nothing.
+# Evaluate every image on both systems with a nixpkgs tree on this machine, without a network. Nothing is built.
 #
 #   NIXPKGS_TREE=/path/to/nixpkgs sh nix/checks/evaluate.sh [--json]
 #
 # NIXPKGS_TREE  a checkout of nixpkgs, or a store path of one (a checkout is added to the store first: about 20 s)
-# SRVOS_TREE    a checkout of srvos; without it the locked one is used, from the store or the network
-# NIX           the nix to use; nixpkgs wants 2.18 or newer
+# SRVOS_TREE    a checkout of srvos; default: the locked one, from the store or the network
+# NIX           the nix to use; nixpkgs requires 2.18 or newer
 #
-# Prints a table (or, with --json, the figures); exit status 1 when an assertion fails, there is a warning, a fact does not hold, or
-# nixosGenerate differs from the package.
+# Prints a table, or with --json the figures. Exit status 1: an assertion or a fact is false, there is a warning, or nixosGenerate
+# differs from the package.
 set -eu
 
 if [ -z "${NIXPKGS_TREE:-}" ]; then
-  echo "NIXPKGS_TREE is not set. Point it at a checkout of nixpkgs: NIXPKGS_TREE=/path/to/nixpkgs just nix-eval" >&2
+  echo "NIXPKGS_TREE is not set. Set it to a checkout of nixpkgs: NIXPKGS_TREE=/path/to/nixpkgs just nix-eval" >&2
   exit 2
 fi
 
@@ -20,7 +20,7 @@ nix() {
   command "${NIX:-nix}" --extra-experimental-features "nix-command flakes" "$@"
 }
 
-# A path in the store is hashed once and for all; any other is hashed at every call.
+# A path in the store is hashed only once; any other path is hashed at every call.
 in_store() {
   case $1 in
     /nix/store/*) echo "$1" ;;

@@ -1,9 +1,9 @@
-# One module on an otherwise empty machine: every profile and mixin must be usable from somebody else's flake,
-# without srvos and without the others.
+# One module on an otherwise empty machine: every profile and mixin must be usable in another flake, without
+# srvos and without the other modules.
 { lib, system }:
 name: module:
 let
-  # No private half of this key exists: its body is the bytes from 0 to 31.
+  # There is no private key for this public key: its body is the bytes from 0 to 31.
   throwaway = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f nobody";
 
   machine = lib.nixosSystem {
@@ -12,8 +12,8 @@ let
       {
         nixpkgs.hostPlatform = system;
         system.stateVersion = lib.mkOverride 1400 "26.05";
-        # A machine needs a root, a boot loader and somebody who can log in to be evaluated at all; the
-        # profiles `amazon` and `base` bring their own.
+        # Evaluation requires a root file system, a boot loader and a user who can log in. The profiles `amazon`
+        # and `base` set their own.
         fileSystems."/" = lib.mkOverride 1400 {
           device = "/dev/disk/by-label/nixos";
           fsType = "ext4";

@@ -1,5 +1,4 @@
-# The figures of every image on every system, as plain data: what checks assert and what `just nix-eval`
-# prints.
+# The figures of every image on every system, as plain data, for the checks and for `just nix-eval`.
 {
   self,
   nixpkgs,
@@ -8,7 +7,7 @@
 let
   inherit (nixpkgs) lib;
   facts = import ./facts.nix { inherit lib; };
-  # A derivation's path as text: the report must not make anybody build an image.
+  # A derivation's path as text without context, so that the report builds no image.
   text = builtins.unsafeDiscardStringContext;
 
   figures =

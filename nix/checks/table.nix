@@ -1,5 +1,4 @@
-# The report as a table for people; `evaluate.sh` applies it. The last line begins with "Good" or with
-# "WRONG".
+# The report as a table for people, used by `evaluate.sh`. The last line begins with "Good" or with "WRONG".
 report:
 let
   inherit (builtins)
@@ -15,7 +14,7 @@ let
     system: map (name: report.${system}.${name} // { inherit system name; }) (attrNames report.${system})
   ) (attrNames report);
 
-  complaints =
+  problems =
     row:
     map (message: "assertion failed: ${message}") row.failedAssertions
     ++ map (message: "warning: ${message}") row.warnings
@@ -33,16 +32,16 @@ let
         "  disk ${toString row.diskSizeMiB} MiB, ${row.bootMode}"
         "  ${row.drvPath}"
       ]
-      ++ map (text: "  ! ${text}") (complaints row)
+      ++ map (text: "  ! ${text}") (problems row)
     );
 
-  wrong = concatMap complaints rows;
+  wrong = concatMap problems rows;
 in
 concatStringsSep "\n" (map line rows)
 + "\n\n"
 + (
   if wrong == [ ] then
-    "Good: ${toString (length rows)} images evaluate as they should.\n"
+    "Good: ${toString (length rows)} images evaluate without errors.\n"
   else
-    "WRONG: ${toString (length wrong)} complaints, see above.\n"
+    "WRONG: ${toString (length wrong)} problems, see above.\n"
 )

@@ -1,5 +1,5 @@
-# The images of this flake, by name. Adding one is one file here and one line below; `nix build ./nix#<name>`
-# then builds it.
+# The images of this flake, by name. To add an image, create a file here and add a line below;
+# `nix build ./nix#<name>` then builds it.
 {
   actions-runner = ./actions-runner.nix;
   ecs-node = ./ecs-node.nix;

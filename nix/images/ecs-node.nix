@@ -1,5 +1,5 @@
-# A node of an ECS cluster: Docker, the ECS agent, and monitoring of both. The cluster's name comes in at
-# launch: user data writes /run/keys/ecs.config with at least a line ECS_CLUSTER=NAME.
+# A node of an ECS cluster: Docker, the ECS agent, and monitoring of both. At launch, user data writes
+# /run/keys/ecs.config with at least the line ECS_CLUSTER=NAME.
 {
   imports = [ ../modules/mixins/ecs-agent ];
 

@@ -1,6 +1,5 @@
-# The one machine of a network that talks to Grafana Cloud: every other machine's Alloy sends it metrics, logs
-# and traces. The token comes in at launch: user data writes /run/keys/grafana-cloud with a line
-# GRAFANA_CLOUD_TOKEN=TOKEN.
+# The only machine of a network that sends to Grafana Cloud: Alloy on every other machine sends metrics, logs
+# and traces to it. At launch, user data writes /run/keys/grafana-cloud with the line GRAFANA_CLOUD_TOKEN=TOKEN.
 {
   imports = [ ../modules/mixins/alloy-forwarder ];
 

@@ -1,8 +1,8 @@
-# Start a service as soon as its secret is there, and not before.
+# Start a service when its secret file exists, and not before.
 #
-# No image holds a secret: user data, SSM or a person puts it on the machine after it has booted. A service
-# that reads it must neither fail at boot nor need somebody to start it later. The condition keeps it from
-# starting without the file; the path unit starts it when the file appears.
+# No image contains a secret: user data, SSM or a person writes it to the machine after boot. A service that
+# reads the file must not fail at boot, and nobody should have to start it later. The condition prevents a start
+# without the file; the path unit starts the service when the file appears.
 #
 # Type: string -> string -> module
 unit: file: {

@@ -1,5 +1,5 @@
-# Alloy accepts the configuration of each image and answers; the forwarder's ports are open, and only the
-# forwarder's.
+# Test that Alloy accepts the configuration of each image and answers, and that only the forwarder's ports are
+# open.
 {
   lib,
   pkgs,
@@ -7,7 +7,7 @@
   ...
 }:
 let
-  # What Grafana Cloud's API says of a stack, as far as the configuration asks. The addresses lead nowhere.
+  # The fields of Grafana Cloud's answer for a stack that the configuration uses. Nothing listens on the addresses.
   stack = pkgs.writeTextDir "instances/altf4llc" (
     builtins.toJSON {
       hmInstancePromUrl = "http://127.0.0.1:9";
@@ -65,10 +65,10 @@ in
                 " GRAFANA_CLOUD_TOKEN=none alloy validate /etc/alloy"
             )
 
-    with subtest("the forwarder takes OTLP from the network"):
+    with subtest("the forwarder accepts OTLP from the network"):
         plain.wait_until_succeeds("nc -z forwarder 4317", timeout=60)
 
-    with subtest("a machine that forwards takes nothing"):
+    with subtest("a machine that only sends accepts nothing"):
         forwarder.fail("nc -z -w 3 plain 4317")
   '';
 }

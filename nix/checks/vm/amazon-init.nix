@@ -1,5 +1,5 @@
-# User data that begins with #! is run at boot, on a read-only /etc, and a service that waits for a secret
-# starts when user data brings it.
+# Test that user data that begins with #! runs at boot with a read-only /etc, and that a service that waits for a
+# secret starts when user data writes the secret.
 {
   lib,
   pkgs,
@@ -27,7 +27,7 @@
             echo CACHIX_AGENT_TOKEN=none > /run/keys/cachix-agent
           ''} /etc/ec2-metadata/user-data
         '';
-        # The real agent would call home; its name and its start are what is tested.
+        # The real agent would connect to Cachix; this test needs only its name and its start.
         systemd.services.cachix-agent.serviceConfig.ExecStart = lib.mkForce (
           pkgs.writeShellScript "agent" ''
             echo "$CACHIX_AGENT_NAME" > /var/lib/agent-name
@@ -48,7 +48,7 @@
         kind = machine.succeed("findmnt --noheadings --output FSTYPE --target /run/ec2-metadata/user-data")
         assert kind.strip() == "tmpfs"
 
-    with subtest("a service starts when its secret appears, under the image's name"):
+    with subtest("a service starts when its secret exists, with the image's name"):
         machine.wait_for_unit("cachix-agent.service")
         machine.wait_until_succeeds("grep --line-regexp test /var/lib/agent-name")
   '';

@@ -1,5 +1,4 @@
-# Tests that boot a machine. They need KVM and a binary cache, and were not run where this was written: see
-# ../../README.md.
+# Tests that boot a machine. They need KVM and a binary cache, and have never been run: see ../../README.md.
 #
 #   nix build ./nix#vmTests.ssh        or all of them: nix build ./nix#vmTests.all
 { pkgs, vmsnix }:

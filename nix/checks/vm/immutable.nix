@@ -1,5 +1,5 @@
-# Nothing changes the store, /etc or the users; what is below /home and /var is there after a reboot, and so
-# is the machine's identity.
+# Test that the store, /etc and the users cannot be changed, and that files below /home and /var and the machine's
+# identity are the same after a reboot.
 { lib, vmsnix, ... }:
 {
   name = "vmsnix-immutable";
@@ -25,7 +25,7 @@
     with subtest("users cannot be added"):
         machine.fail("useradd somebody")
 
-    with subtest("name servers are known all the same"):
+    with subtest("name servers are configured"):
         machine.succeed("test -e /etc/resolv.conf")
 
     with subtest("state survives a reboot"):
@@ -39,7 +39,7 @@
         assert machine.succeed("cat /var/lib/kept /home/altf4/kept").split() == ["kept", "kept"]
         assert machine.succeed("cat /var/lib/ssh/ssh_host_ed25519_key.pub") == key
 
-    with subtest("secrets do not survive it"):
+    with subtest("secrets do not survive a reboot"):
         machine.succeed("echo secret > /run/keys/secret")
         machine.shutdown()
         machine.start()

@@ -1,6 +1,5 @@
-# The administrator logs in with a baked-in key and becomes root; a password, another key, or the root's key
-# at the administrator's door gets nobody in; a machine without user data is still reachable by root's EC2 key
-# pair.
+# Test that the administrator can log in with a key of the image and become root; that a password, another key, or
+# root's key for the administrator are refused; and that root can log in with the EC2 key pair without user data.
 {
   lib,
   pkgs,
@@ -8,7 +7,7 @@
   ...
 }:
 let
-  # nixpkgs' own throwaway keys, made for tests: both halves are public.
+  # nixpkgs' own keys for tests: the private keys are public too.
   keys = import (pkgs.path + "/nixos/tests/ssh-keys.nix") pkgs;
 in
 {
@@ -23,7 +22,7 @@ in
       {
         networking.hostName = "machine";
         vmsnix.admin.keys = [ keys.snakeOilEd25519PublicKey ];
-        # The instance's metadata, as EC2 would have given it: another key pair, for root.
+        # The instance's metadata as on EC2: another key pair, for root.
         systemd.services.fetch-ec2-metadata.script = lib.mkForce ''
           cp ${pkgs.writeText "key" keys.snakeOilPublicKey} /etc/ec2-metadata/public-keys-0-openssh-key
         '';
@@ -46,14 +45,14 @@ in
     with subtest("the administrator logs in and becomes root"):
         assert client.succeed(f"{ssh} -i admin.key altf4@machine sudo id -u").strip() == "0"
 
-    with subtest("the EC2 key pair opens root's account and no other"):
+    with subtest("the EC2 key pair can log in only as root"):
         assert client.succeed(f"{ssh} -i root.key root@machine id -u").strip() == "0"
         client.fail(f"{ssh} -i root.key altf4@machine true")
 
-    with subtest("the administrator's key does not open root's account"):
+    with subtest("the administrator's key cannot log in as root"):
         client.fail(f"{ssh} -i admin.key root@machine true")
 
-    with subtest("passwords are not asked for"):
+    with subtest("passwords are refused"):
         client.fail(
             "ssh -o StrictHostKeyChecking=no -o PreferredAuthentications=password,keyboard-interactive"
             " altf4@machine true </dev/null"

@@ -1,9 +1,8 @@
-# Profile `amazon`: what a machine on EC2 has.
+# Profile `amazon`: settings for a machine on EC2.
 #
-# Gives the SSM agent, amazon-init (user data is run at boot), the instance's EC2 key pair for root, a root
-# partition that grows with its volume, and a serial console. Why: these are what people expect of any AMI. It
-# builds on nixpkgs' amazon-image module and not on srvos' hardware-amazon, which replaces amazon-init by
-# cloud-init.
+# Adds the SSM agent, amazon-init (runs user data at boot), the instance's EC2 key pair for root, a root
+# partition that grows with its volume, and a serial console, as people expect from any AMI. It uses nixpkgs'
+# amazon-image module and not srvos' hardware-amazon, which replaces amazon-init by cloud-init.
 {
   config,
   lib,
@@ -26,28 +25,27 @@ in
       virtualisation.amazon-init.enable = true;
       boot.growPartition = true;
 
-      # The key pair of the instance is written to /root/.ssh by apply-ec2-data. srvos forces SSH to look at
-      # keys below /etc only, which would ignore it; one step below mkForce wins over that. The path is root's
-      # own on purpose: other users, the administrator among them, cannot read it and keep exactly the keys
-      # that the image declares.
+      # apply-ec2-data writes the key pair of the instance to /root/.ssh. srvos forces SSH to read keys only
+      # below /etc, which would ignore it; mkOverride 49 has priority over mkForce. The second path is root's
+      # own on purpose: other users, also the administrator, cannot read it, and keep exactly the keys that the
+      # image declares.
       services.openssh.authorizedKeysFiles = lib.mkOverride 49 [
         "/etc/ssh/authorized_keys.d/%u"
         "/root/.ssh/authorized_keys"
       ];
 
-      # The SSM agent's user ssm-user has a sudo rule without being in wheel. srvos sets and asserts the
-      # contrary.
+      # The SSM agent's user ssm-user has a sudo rule and is not in wheel. srvos allows sudo only to wheel.
       security.sudo.execWheelOnly = lib.mkForce false;
 
-      # EC2's serial console and its console output are the first serial port. The last console named is
-      # /dev/console, and other modules name the screen, which no instance has.
+      # EC2's serial console and its console output use the first serial port. The last console parameter
+      # becomes /dev/console; other modules name the screen, which no instance has.
       systemd.services."serial-getty@ttyS0".enable = true;
       boot.kernelParams = lib.mkAfter [ "console=ttyS0,115200n8" ];
     }
 
-    # nixpkgs' three EC2 services write to /etc. On a read-only /etc the metadata of this boot goes to /run,
-    # which also means that user data (it may hold secrets) never reaches the disk, and the services that
-    # handle host keys see their directory under its usual name.
+    # nixpkgs' three EC2 services write to /etc. If /etc is read-only, the metadata of this boot is written to
+    # /run. So user data, which may contain secrets, is never written to the disk. The services that handle host
+    # keys get the directory of the keys bound to /etc/ssh.
     (lib.mkIf immutableEtc {
       environment.etc."ec2-metadata" = {
         source = "/run/ec2-metadata";

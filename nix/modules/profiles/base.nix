@@ -1,8 +1,8 @@
-# Profile `base`: what every machine has, wherever it runs.
+# Profile `base`: settings for every machine, on EC2 or elsewhere.
 #
-# Gives an administrator with baked-in keys, key-only SSH, sudo, an audit trail of executed programs, and logs
-# that cannot fill the disk. Why: an image must be reachable by its owners before anything else about it
-# works, and must say afterwards who did what on it.
+# Adds an administrator with SSH keys in the image, SSH with keys only, sudo, an audit log of executed programs,
+# and logs that cannot fill the disk. The owners of a machine must always be able to log in, and must be able to
+# find out who did what on it.
 {
   config,
   lib,
@@ -21,7 +21,7 @@ let
     "sk-ecdsa-sha2-nistp256@openssh\\.com"
   ];
 
-  # The comment of a public key: who it belongs to.
+  # The comment of a public key: its owner.
   ownerOf = key: lib.concatStringsSep " " (lib.drop 2 (lib.splitString " " key));
 in
 {
@@ -33,8 +33,8 @@ in
       default = "altf4";
       example = "ops";
       description = ''
-        The administrator's user name. The EC2 key pair of an instance is given to `root` and never touches
-        this user's keys.
+        The administrator's user name. The EC2 key pair of an instance is for `root` and never changes this
+        user's keys.
       '';
     };
 
@@ -50,9 +50,9 @@ in
       default = [ ];
       example = [ "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleEx alice" ];
       description = ''
-        OpenSSH public keys that may log in as the administrator: type, key, and as the comment whose it is.
-        They are part of the image; changing them means a new image or a deployment. There is no default on
-        purpose: a module must not bring its authors' keys.
+        OpenSSH public keys that may log in as the administrator: type, key, and the owner as the comment.
+        They are part of the image; to change them, build a new image or deploy. There is no default on
+        purpose: a module must not contain its authors' keys.
       '';
     };
 
@@ -61,8 +61,8 @@ in
       default = true;
       example = false;
       description = ''
-        Whether the administrator becomes root without a password. The user has none (SSH takes keys only), so
-        that with `false` a password has to be set through `users.users.<name>.hashedPasswordFile`.
+        Let the administrator become root without a password. The user has no password (SSH accepts only
+        keys): with `false`, set one with `users.users.<name>.hashedPasswordFile`.
       '';
     };
   };
@@ -72,13 +72,13 @@ in
       {
         assertion = cfg.keys != [ ];
         message = ''
-          vmsnix.admin.keys is empty, so that nobody could log in as '${cfg.name}'.
+          vmsnix.admin.keys is empty, so nobody could log in as '${cfg.name}'.
           Put your OpenSSH public keys into nix/keys.nix, or set vmsnix.admin.keys in your own flake.
         '';
       }
       {
         assertion = lib.allUnique cfg.keys;
-        message = "vmsnix.admin.keys holds the same key twice.";
+        message = "vmsnix.admin.keys contains the same key twice.";
       }
     ];
 
@@ -90,13 +90,13 @@ in
     users.users.${cfg.name} = {
       isNormalUser = true;
       description = "Administrator";
-      # systemd-journal: reading logs is the administrator's everyday work and needs no root.
+      # systemd-journal lets the administrator read logs without root.
       extraGroups = [
         "systemd-journal"
         "wheel"
       ];
       openssh.authorizedKeys.keys = cfg.keys;
-      # userborn does not manage subordinate ids, and nothing here runs rootless containers.
+      # userborn does not manage subordinate ids. They are not needed: there are no rootless containers.
       autoSubUidGidRange = false;
     };
 
@@ -111,8 +111,8 @@ in
       };
     };
 
-    # Every program that is executed leaves a line, also those of 32-bit programs, which have system call
-    # numbers of their own.
+    # Log a line for every executed program. 32-bit programs need a rule of their own, because their system call
+    # numbers are different.
     security.audit = {
       enable = mkDefault true;
       rules = [
@@ -121,9 +121,8 @@ in
       ++ lib.optional pkgs.stdenv.hostPlatform.isx86_64 "-a exit,always -F arch=b32 -S execve -S execveat";
     };
 
-    # At most 5 files of 16 MiB: without a bound, the audit log of a busy runner fills a 4 GiB disk within
-    # days. When space runs out nevertheless, the daemon complains and stops writing; it never halts the
-    # machine.
+    # At most 5 files of 16 MiB: without a limit, the audit log of a busy runner fills a 4 GiB disk within days.
+    # If the disk is full all the same, the daemon logs that and stops writing; it never halts the machine.
     security.auditd = {
       enable = mkDefault true;
       settings = {
@@ -147,15 +146,15 @@ in
       "flakes"
     ];
 
-    # Old generations go, or deployments fill the disk.
+    # Delete old generations, otherwise deployments fill the disk.
     nix.gc = {
       automatic = mkDefault true;
       dates = mkDefault "weekly";
       options = mkDefault "--delete-older-than 14d";
     };
 
-    # The NixOS release whose conventions for state these machines were first installed with. Raising it is a
-    # migration, not an update.
+    # The NixOS release whose conventions for state these machines use. To raise it, migrate the state; it is not
+    # an ordinary update.
     system.stateVersion = mkDefault "26.05";
   };
 }

@@ -1,11 +1,11 @@
-# Profile `cachix`: the Cachix Deploy agent, by which a running machine gets a new system without a new image.
+# Profile `cachix`: the Cachix Deploy agent, which deploys a new system to a running machine without a new image.
 #
-# Gives `services.cachix-agent` with a name that is never empty and a start that waits for its token. Why:
-# nixpkgs names the agent after `networking.hostName`, which is empty on EC2, and starts it whether or not
-# there is a token, which is a restart every five seconds for ever.
+# Adds `services.cachix-agent` with a name that is never empty, started when its token file exists. nixpkgs alone
+# names the agent after `networking.hostName`, which is empty on EC2, and starts it without a token, so that it
+# would be restarted every five seconds forever.
 #
-# The token file holds CACHIX_AGENT_TOKEN=TOKEN and may hold CACHIX_AGENT_NAME=NAME as well, to give each
-# machine of an image its own name.
+# The token file contains CACHIX_AGENT_TOKEN=TOKEN. It may also contain CACHIX_AGENT_NAME=NAME, to give each machine
+# of an image its own name.
 { config, lib, ... }:
 let
   inherit (lib) mkOption types;
@@ -23,7 +23,7 @@ in
       defaultText = lib.literalExpression "config.vmsnix.image.name";
       example = "ecs-node-blue";
       description = ''
-        Name under which the machine shows up in Cachix Deploy, unless the token file says CACHIX_AGENT_NAME.
+        Name of the machine in Cachix Deploy, unless the token file sets CACHIX_AGENT_NAME.
       '';
     };
 
@@ -31,7 +31,7 @@ in
       type = types.path;
       default = "/run/keys/cachix-agent";
       example = "/var/lib/secrets/cachix-agent";
-      description = "Environment file with CACHIX_AGENT_TOKEN. The agent starts when it is there.";
+      description = "Environment file with CACHIX_AGENT_TOKEN. The agent starts when the file exists.";
     };
   };
 
@@ -39,8 +39,8 @@ in
     {
       services.cachix-agent = {
         enable = true;
-        # systemd puts the variable in; the token file is read after the default below, and so can override
-        # it.
+        # systemd replaces the variable. It reads the token file after the default below, so the file can
+        # override the default.
         name = "\${CACHIX_AGENT_NAME}";
         credentialsFile = toString cfg.tokenFile;
       };

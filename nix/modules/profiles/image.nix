@@ -1,10 +1,10 @@
-# Profile `image`: what an image is called, how large its disk is, and how it has to be registered.
+# Profile `image`: name, disk size and registration of an image.
 #
-# Gives the options `vmsnix.image.*` and carries them into nixpkgs' own image builder for Amazon
-# (`system.build.images.amazon`). Why: nixpkgs knows the disk size and the file name only inside the image
-# variant, so that they cannot be set beside the rest of a machine; and its image-info.json says nothing about
-# registration, so that every uploader has to guess. Here the image carries a ready RegisterImage request (all
-# but the name and the snapshot), under the key `registerImage` that is also proposed for nixpkgs.
+# Adds the options `vmsnix.image.*` and passes them to nixpkgs' own image builder for Amazon
+# (`system.build.images.amazon`). In nixpkgs, disk size and file name are options of the image variant only, so
+# they cannot be set with the rest of a machine. And its image-info.json has no registration parameters, so every
+# uploader has to guess them. Here image-info.json contains a complete RegisterImage request except name and
+# snapshot, under the key `registerImage` that is also proposed for nixpkgs.
 {
   config,
   lib,
@@ -28,9 +28,8 @@ in
       default = "nixos";
       example = "ecs-node";
       description = ''
-        The image's short name: part of the image file's name, of the AMI's name, and the default name of the
-        machine's Cachix agent. The flake sets it to the name under which the image is listed in
-        `nix/images/default.nix`.
+        The image's short name: part of the image file's name and of the AMI's name, and the default name of
+        the machine's Cachix agent. The flake sets it to the image's name in `nix/images/default.nix`.
       '';
     };
 
@@ -38,7 +37,7 @@ in
       type = types.singleLineStr;
       default = "NixOS machine image";
       example = "ECS container instance";
-      description = "One line that says what machines made from this image are for; the AMI's description.";
+      description = "The purpose of machines made from this image, in one line; the AMI's description.";
     };
 
     diskSize = mkOption {
@@ -46,8 +45,8 @@ in
       default = 4 * 1024;
       example = 6 * 1024;
       description = ''
-        Size of the root disk in MiB, or `"auto"` for the smallest disk that holds the system. A volume made
-        from the image may be larger: the partition and its file system grow at boot.
+        Size of the root disk in MiB, or `"auto"` for the smallest possible disk. A volume made from the
+        image may be larger: the partition and its file system grow at boot.
       '';
     };
 
@@ -56,9 +55,9 @@ in
       default = "/dev/sda1";
       example = "/dev/xvda";
       description = ''
-        The root device's name in the AMI. With `/dev/sda1` an instance boots well; only a reinstallation of
-        the boot loader from inside the machine does not find the disk under that name. `/dev/xvda` is what
-        nixpkgs' own images use.
+        The root device's name in the AMI. An instance boots with `/dev/sda1`; only a reinstallation of the
+        boot loader from inside the machine does not find the disk by that name. nixpkgs' own images use
+        `/dev/xvda`.
       '';
     };
 
@@ -68,8 +67,8 @@ in
       defaultText = lib.literalMD "on for images that boot by UEFI on x86_64";
       example = true;
       description = ''
-        Ask for a NitroTPM. It needs UEFI. Off by default on aarch64: an AMI that asks for a TPM cannot be
-        started on an instance type that has none, and not every Graviton type has.
+        Require a NitroTPM. It needs UEFI. Off by default on aarch64: an AMI that requires a TPM cannot be
+        started on an instance type without one, and some Graviton types have none.
       '';
     };
 
@@ -77,7 +76,7 @@ in
       type = types.attrsOf types.anything;
       example = lib.literalExpression ''{ ImdsSupport = "v2.0"; }'';
       description = ''
-        Parameters of EC2's RegisterImage that follow from the image, under EC2's own names; written to
+        Parameters of EC2's RegisterImage that depend on the image, with EC2's own names. They are written to
         image-info.json as `registerImage`. Set a key to override it. The publisher adds the name, the
         description, the snapshot and the tags.
       '';
@@ -89,7 +88,7 @@ in
       example = {
         team = "platform";
       };
-      description = "Further facts about the image; written to image-info.json under `vmsnix`.";
+      description = "More facts about the image, written to image-info.json under `vmsnix`.";
     };
   };
 
@@ -105,7 +104,7 @@ in
       {
         assertion = architectures ? ${system};
         message = ''
-          EC2 has no machines of the platform ${system}; there are ${lib.concatStringsSep " and " (lib.attrNames architectures)}.
+          EC2 has no machines of the platform ${system}; its platforms are ${lib.concatStringsSep " and " (lib.attrNames architectures)}.
         '';
       }
     ];
@@ -116,8 +115,7 @@ in
           Architecture = architectures.${system};
           BootMode = if config.ec2.efi then "uefi" else "legacy-bios";
           EnaSupport = true;
-          # Only session-authenticated access to the instance metadata: what nixpkgs' own metadata service
-          # speaks.
+          # Instance metadata only with session tokens, as nixpkgs' own metadata service uses it.
           ImdsSupport = "v2.0";
           RootDeviceName = cfg.rootDevice;
           SriovNetSupport = "simple";
@@ -142,7 +140,7 @@ in
       };
     };
 
-    # A deferred module: it is read only inside the Amazon variant, where these options exist.
+    # A deferred module: it is evaluated only inside the Amazon variant, where these options exist.
     image.modules.amazon =
       {
         config,
@@ -154,9 +152,8 @@ in
         image.baseName = lib.mkDefault "${cfg.name}-${config.system.nixos.label}-${system}";
         virtualisation.diskSize = cfg.diskSize;
 
-        # The same derivation as nixpkgs', with one more step after the virtual machine has finished: our keys
-        # are added to the file that nixpkgs has just written. A second derivation around the first would hold
-        # every disk twice in the store.
+        # nixpkgs' derivation with one more step after the virtual machine has finished: it adds our keys to
+        # the file that nixpkgs has written. A second derivation around the first would store every disk twice.
         system.build.image = lib.mkForce (
           lib.overrideDerivation config.system.build.amazonImage (original: {
             postVM = original.postVM + ''

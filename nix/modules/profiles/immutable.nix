@@ -1,16 +1,15 @@
-# Profile `immutable`: a main disk that nothing changes after the build, and the places where state lives.
+# Profile `immutable`: the system is not changed after the build; state is in a few folders.
 #
-# Gives a read-only store, a read-only /etc (an overlay of the store, without a writable layer), users that
-# exist only by declaration, and SSH host keys below /var/lib. Why: what runs is what was built; a change is a
-# new image or a deployment, and can be rolled back.
+# Adds a read-only store, a read-only /etc (an overlay of the store, without a writable layer), only declared
+# users, and SSH host keys below /var/lib. So a machine runs exactly what was built. A change needs a new image or
+# a deployment, and can be rolled back.
 #
-# Writable stay /home, /root, /var, /tmp and /run. The root file system itself is mounted read-write, because
-# /nix/var and the store's own database live on it: a deployment through the Cachix agent adds store paths.
-# What is guaranteed is that no file of the running system (the store, /etc, the users) can be edited in
-# place.
+# /home, /root, /var, /tmp and /run are writable. The root file system itself is mounted read-write, because
+# /nix/var and the store's own database are on it: a deployment with the Cachix agent adds store paths. It is
+# guaranteed that no file of the running system (the store, /etc, the users) can be edited in place.
 #
-# The machine's identity (/etc/machine-id) is systemd's transient one, which it derives from the instance's
-# SMBIOS UUID on EC2, so that it is the same after a reboot without being written anywhere.
+# The machine's identity (/etc/machine-id) is systemd's transient one. On EC2 systemd derives it from the
+# instance's SMBIOS UUID, so it is the same after a reboot without being stored.
 { config, lib, ... }:
 {
   options.vmsnix.immutable.sshHostKeyDirectory = lib.mkOption {
@@ -28,25 +27,25 @@
       hostKeys = toString config.vmsnix.immutable.sshHostKeyDirectory;
     in
     {
-      # The overlay on /etc is mounted by systemd in the initial RAM disk.
+      # systemd mounts the overlay on /etc in the initial RAM disk.
       boot.initrd.systemd.enable = true;
       system.etc.overlay = {
         enable = true;
         mutable = false;
       };
 
-      # A read-only /etc needs a writer of passwd and shadow that keeps them elsewhere (/var/lib/nixos).
+      # With a read-only /etc, passwd and shadow have to be written elsewhere: userborn uses /var/lib/nixos.
       services.userborn.enable = true;
       users.mutableUsers = false;
 
-      # nixpkgs' default, said here because the whole profile rests on it.
+      # nixpkgs' default, repeated here because the profile depends on it.
       boot.nixStoreMountOpts = [
         "ro"
         "nodev"
         "nosuid"
       ];
 
-      # Name servers change while a machine runs, and /etc/resolv.conf cannot: resolved keeps it in /run.
+      # Name servers change while a machine runs, but /etc/resolv.conf cannot: resolved writes it to /run.
       networking.useNetworkd = lib.mkDefault true;
       services.resolved.enable = true;
 
@@ -73,8 +72,7 @@
           user = "root";
           group = "root";
         };
-        # Secrets that user data, SSM or a person hands to the machine; on a RAM disk, so that they are gone
-        # after a reboot.
+        # Secrets that user data, SSM or a person writes. This is a RAM disk: a reboot deletes them.
         "/run/keys".d = {
           mode = "0750";
           user = "root";
@@ -82,8 +80,8 @@
         };
       };
 
-      # nixos-rebuild, and amazon-init with a Nix expression as user data, look for and write
-      # configuration.nix here.
+      # nixos-rebuild, and amazon-init with a Nix expression as user data, read and write configuration.nix
+      # here.
       environment.etc.nixos = {
         source = "/var/lib/nixos-configuration";
         mode = "direct-symlink";

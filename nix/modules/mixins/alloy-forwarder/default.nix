@@ -1,10 +1,9 @@
-# Mixin `alloy-forwarder`: the machine that every other machine's Alloy reports to, and that alone holds the
-# Grafana Cloud token.
+# Mixin `alloy-forwarder`: the machine to which Alloy on every other machine sends its data. Only this machine has
+# the Grafana Cloud token.
 #
-# Gives receivers for OTLP (gRPC and HTTP), Prometheus remote write and Loki push on top of the mixin `alloy`,
-# all sent on to Grafana Cloud. Why one machine: one place holds the token, one place needs a way out of the
-# network. The ports are open to whoever reaches the machine: its security group must admit the private
-# network only.
+# Adds receivers for OTLP (gRPC and HTTP), Prometheus remote write and Loki push to the mixin `alloy`, and sends all
+# data to Grafana Cloud. So only one machine needs the token and access to the internet. The ports accept data from
+# everyone who can reach the machine: its security group must allow only the private network.
 {
   imports = [ ../alloy ];
 

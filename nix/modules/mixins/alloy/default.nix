@@ -1,11 +1,12 @@
-# Mixin `alloy`: Grafana Alloy, which sends the machine's metrics, its journal and whatever arrives by OTLP to
+# Mixin `alloy`: Grafana Alloy, which sends the machine's metrics, its journal and all data received by OTLP to
 # one destination.
 #
-# Gives host metrics, Alloy's own metrics and the journal, labelled with the machine's name, and two
-# destinations: the network's forwarder (default) or Grafana Cloud itself. Other mixins add their own `.alloy`
-# files to /etc/alloy, where all of them are one configuration; what they may refer to stands at the head of
-# host.alloy. Differs from the seed in the machine's name: it read /etc/hostname, which does not exist on EC2;
-# the name that EC2 gives is known once apply-ec2-data has run, hence the order below.
+# Adds host metrics, Alloy's own metrics and the journal, labelled with the machine's name, and two destinations:
+# the network's forwarder (default) or Grafana Cloud. Other mixins add their own `.alloy` files to /etc/alloy; all
+# files there are one configuration. The comment at the top of host.alloy lists the components that they may use.
+#
+# Different from the original images: those read the machine's name from /etc/hostname, which does not exist on
+# EC2. EC2's name is set by apply-ec2-data; therefore the order below.
 { config, lib, ... }:
 let
   inherit (lib) mkOption types;
@@ -29,8 +30,8 @@ in
       default = "forwarder";
       example = "grafana-cloud";
       description = ''
-        Where everything goes: to the network's forwarder, or straight to Grafana Cloud (which needs a token
-        on this machine).
+        Destination of all data: the network's forwarder, or Grafana Cloud itself (which needs a token on this
+        machine).
       '';
     };
 
@@ -46,7 +47,7 @@ in
       default = false;
       example = true;
       description = ''
-        Whether the forwarder speaks TLS. The image gc-fwd does not: it is meant for a private network.
+        Use TLS to the forwarder. The image gc-fwd does not support it: it is meant for a private network.
       '';
     };
 
@@ -55,7 +56,7 @@ in
       default = "altf4llc";
       example = "example";
       description = ''
-        Name of the Grafana Cloud stack, whose addresses and user numbers Alloy looks up at start.
+        Name of the Grafana Cloud stack. Alloy requests the stack's addresses and user numbers at start.
       '';
     };
 
@@ -63,7 +64,7 @@ in
       type = types.strMatching "https?://.+";
       default = "https://grafana.com/api";
       example = "https://grafana.example.org/api";
-      description = "Where the stack is looked up.";
+      description = "Address of the API from which Alloy requests the stack.";
     };
 
     grafanaCloud.tokenFile = mkOption {
@@ -72,7 +73,7 @@ in
       example = "/var/lib/secrets/grafana-cloud";
       description = ''
         Environment file with GRAFANA_CLOUD_TOKEN, an access policy token that may write metrics, logs and
-        traces and read stacks. Alloy starts when it is there. Only for the destination `grafana-cloud`.
+        traces and read stacks. Alloy starts when the file exists. Only for the destination `grafana-cloud`.
       '';
     };
   };
@@ -91,13 +92,13 @@ in
 
       systemd.services.alloy = {
         wants = [ "network-online.target" ];
-        # Only an order: on a machine that is not on EC2 there is no apply-ec2-data, and nothing waits.
+        # Only an order: on a machine without apply-ec2-data (not on EC2), nothing waits.
         after = [
           "apply-ec2-data.service"
           "network-online.target"
         ];
-        # Alloy stops when it cannot look up its stack. It is started again for as long as that takes; systemd
-        # would give up after five attempts.
+        # Alloy stops if it cannot read its stack. Restart it without a limit; by default systemd stops after
+        # five attempts.
         startLimitIntervalSec = 0;
         serviceConfig.RestartSec = lib.mkForce 10;
       };

@@ -1,16 +1,16 @@
-# Mixin `docker`: the Docker daemon, its containers' metrics, and a weekly cleaning.
+# Mixin `docker`: the Docker daemon, metrics of its containers, and a weekly clean-up.
 #
-# Gives Docker with its logs in the journal (where Alloy reads them, with the container's name as a label)
-# and, when Alloy runs on the machine, cAdvisor's metrics of every container. Differs from the seed in that
-# Alloy may really read Docker's socket: it runs as a user of its own, which was never a member of the group.
-# Membership is as good as root; Alloy's configuration is part of the image and read-only.
+# Docker writes its logs to the journal, where Alloy reads them, with the container's name as a label. If Alloy
+# runs on the machine, cAdvisor adds metrics of every container. Different from the original images: Alloy runs
+# as its own user, which was not in Docker's group and could not read Docker's socket; here it is a member. A member
+# of this group can become root; Alloy's configuration is part of the image and read-only.
 { config, lib, ... }:
 {
   virtualisation.docker = {
     enable = true;
-    # journald is bounded by the machine's own limit; files of Docker's json logger have none.
+    # journald has a size limit; the files of Docker's json logger have none.
     logDriver = "journald";
-    # Images that nothing has used for a week, or a small disk fills with old versions.
+    # Delete images that were not used for a week; otherwise old versions fill a small disk.
     autoPrune = {
       enable = lib.mkDefault true;
       dates = lib.mkDefault "weekly";

@@ -1,13 +1,13 @@
 # Mixin `ecs-agent`: a machine that joins an ECS cluster and runs its tasks.
 #
-# Gives nixpkgs' ECS agent as a service, task IAM roles, draining before a spot instance is taken away, and
-# the agent's metrics through Alloy. Differs from the seed in two repairs: the agent is part of the image (the
-# seed pulled a container of a fixed old version at every boot, with a port list that host networking
-# ignores), and the packet rules of the credentials address are put in once and taken out again (the seed's
-# were added anew at every reload of the firewall).
+# Adds nixpkgs' ECS agent as a service, task IAM roles, draining before a spot instance is reclaimed, and the
+# agent's metrics through Alloy. Two things are different from the original images. The agent is part of the
+# image; the original pulled a container of a fixed old version at every boot, with a port list that host
+# networking ignores. And the packet rules of the credentials address are added once and removed again; the
+# original added them again at every reload of the firewall.
 #
-# The settings file holds the agent's own variables, one a line; ECS_CLUSTER=NAME is the least. What it says
-# wins over the defaults below.
+# The settings file contains the agent's own variables, one on each line, at least ECS_CLUSTER=NAME. They override
+# the defaults below.
 {
   config,
   lib,
@@ -18,7 +18,7 @@ let
   inherit (lib) mkOption types;
   cfg = config.vmsnix.ecs;
 
-  # Tasks ask for their IAM role's credentials at a fixed link-local address; the agent answers on this port.
+  # Tasks request the credentials of their IAM role from a fixed link-local address; the agent answers on this port.
   credentialsAddress = "169.254.170.2";
   credentialsPort = "51679";
   rules = [
@@ -39,7 +39,7 @@ in
       default = "/run/keys/ecs.config";
       example = "/var/lib/ecs/ecs.config";
       description = ''
-        Environment file of the agent, with at least ECS_CLUSTER. The agent starts when it is there.
+        Environment file of the agent, with at least ECS_CLUSTER. The agent starts when the file exists.
       '';
     };
 
@@ -48,7 +48,7 @@ in
       example = {
         ECS_LOGLEVEL = "debug";
       };
-      description = "The agent's variables that are part of the image; the settings file may override each.";
+      description = "Variables of the agent that are part of the image; the settings file can override each of them.";
     };
   };
 
@@ -70,7 +70,7 @@ in
         ECS_LOG_MAX_FILE_SIZE_MB = "10";
         ECS_LOG_MAX_ROLL_COUNT = "4";
         ECS_LOG_ROLLOVER_TYPE = "size";
-        # An image is updated by an image, never from inside.
+        # To update the agent, build a new image; it must not update itself.
         ECS_UPDATES_ENABLED = "false";
       };
 
@@ -95,7 +95,7 @@ in
         };
       };
 
-      # A packet for a link-local address may be sent on to 127.0.0.1.
+      # Allow packets for a link-local address to be redirected to 127.0.0.1.
       boot.kernel.sysctl."net.ipv4.conf.all.route_localnet" = 1;
 
       networking.firewall = {
@@ -107,8 +107,7 @@ in
           rule: "${iptables} -w -t nat -D ${rule} 2>/dev/null || true"
         ) rules;
 
-        # Tasks report to the machine's Alloy by OTLP, and ask for credentials, from Docker's bridge and from
-        # nowhere else.
+        # From Docker's bridge only: tasks send OTLP to the machine's Alloy, and request credentials.
         interfaces.docker0.allowedTCPPorts = [
           4317
           4318

@@ -1,13 +1,14 @@
 # Mixin `github-actions`: a self-hosted GitHub Actions runner that can use Docker and Nix.
 #
-# Gives one runner for a repository, an organisation or an enterprise, registered under the machine's name,
-# with the tools that workflows expect. It starts when its token is there. Trust: a job may use Docker and is
-# a trusted user of Nix, either of which is as good as root. Only register it where everybody who can start a
-# workflow may have the machine.
+# Adds one runner for a repository, an organisation or an enterprise, registered with the machine's name, with
+# the tools that workflows expect. It starts when its token file exists.
 #
-# Differs from the seed where that breaks on today's nixpkgs: the group is named together with the user, the
-# platform label does not use the removed `pkgs.system`, and the home directory is state below /var/lib and no
-# longer on a RAM disk that the module does not create.
+# A job can become root: it may use Docker and is a trusted user of Nix. Register the runner only where everybody
+# who can start a workflow may have full control of the machine.
+#
+# Different from the original images, where those do not work with the current nixpkgs: the group is set together
+# with the user, the platform label does not use the removed `pkgs.system`, and the home directory is below /var/lib
+# instead of on a RAM disk that the module does not create.
 {
   config,
   lib,
@@ -30,7 +31,7 @@ in
       type = types.strMatching "https://.+";
       default = "https://github.com/ALT-F4-LLC";
       example = "https://github.com/example/repository";
-      description = "The repository, organisation or enterprise that the runner is registered with.";
+      description = "The repository, organisation or enterprise with which the runner registers.";
     };
 
     tokenFile = mkOption {
@@ -38,8 +39,8 @@ in
       default = "/run/keys/github-runner";
       example = "/var/lib/secrets/github-runner";
       description = ''
-        File with a registration token or a personal access token and nothing else. The runner starts when it
-        is there.
+        File with only a registration token or a personal access token. The runner starts when the file
+        exists.
       '';
     };
 
@@ -55,7 +56,7 @@ in
         "nixos"
         "gpu"
       ];
-      description = "Labels by which a workflow's `runs-on` finds the runner, besides GitHub's own.";
+      description = "Labels for a workflow's `runs-on`, in addition to GitHub's own.";
     };
 
     ephemeral = mkOption {
@@ -63,7 +64,7 @@ in
       default = false;
       example = true;
       description = ''
-        Take one job, then register anew with a clean state. Needs a personal access token, because a
+        Run one job, then register again with a clean state. Needs a personal access token, because a
         registration token expires.
       '';
     };
@@ -72,7 +73,7 @@ in
       type = types.listOf types.package;
       default = [ ];
       example = lib.literalExpression "[ pkgs.nodejs ]";
-      description = "Further programs on the path of every job.";
+      description = "More programs in the PATH of every job.";
     };
   };
 
@@ -80,7 +81,7 @@ in
     {
       services.github-runners.runner = {
         enable = true;
-        # The name that the machine has when it registers.
+        # null: the name that the machine has when it registers.
         name = null;
         inherit (cfg) url ephemeral;
         inherit user;
@@ -127,12 +128,12 @@ in
           ])
           ++ cfg.packages;
         serviceOverrides = {
-          # Jobs may install into profiles of their own, and see an empty home besides their work.
+          # Jobs may install into their own profiles. They get an empty home directory, apart from their work.
           ReadWritePaths = [ "/nix/var/nix/profiles/per-user/" ];
           ProtectHome = "tmpfs";
         }
         // lib.optionalAttrs (!cfg.ephemeral) {
-          # A runner that lost the network comes back; nixpkgs restarts ephemeral ones only.
+          # Restart a runner that lost the network; nixpkgs restarts only ephemeral ones.
           Restart = lib.mkForce "on-failure";
           RestartSec = 30;
         };
@@ -151,8 +152,8 @@ in
           "root"
           user
         ];
-        # The daemon makes room by itself when less than 1 GiB is free, until 3 GiB are. The seed asked for 5
-        # GiB on a disk of 6.
+        # If less than 1 GiB is free, the daemon deletes store paths until 3 GiB are free. The original images
+        # required 5 GiB free on a disk of 6.
         min-free = 1024 * 1024 * 1024;
         max-free = 3 * 1024 * 1024 * 1024;
       };
