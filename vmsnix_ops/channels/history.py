@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vmsnix_ops import display, errors
 from vmsnix_ops.aws import images, parameters
@@ -26,9 +27,57 @@ COLUMNS = {
     "instances": "instances that run from it now, in this account and region; empty when not allowed",
     "last_launched": "when an instance was last launched from it, UTC; AWS tells it a day later",
     "changed_by": "who pointed the channel to it: an ARN",
-    "note": "what was written beside it",
+    "note": "why it was set, and by which run; what somebody else wrote beside it",
 }
 """Columns of `frame`, and their meaning."""
+
+How = Literal["promote", "roll back", "take back"]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Why a run set a channel to an AMI. Parameter Store keeps it beside the value, as JSON.
+
+    Attributes
+    ----------
+    how
+        ``"take back"``: the run gave the channel its earlier value again, because it could not be kept.
+    name
+        Name of the AMI: of a value that was taken back, the one that was not kept.
+    run_id
+        The run.
+    before
+        With ``"roll back"``: name or id of the AMI that the channel had until then.
+    """
+
+    how: How
+    name: str
+    run_id: str
+    before: str = ""
+
+    @classmethod
+    def read(cls, text: str) -> Note | None:
+        """Return the note that a parameter's description holds; ``None`` for any other text."""
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(found, dict) or set(found) != {"how", "name", "run_id", "before"}:
+            return None
+        if found["how"] not in get_args(How) or not all(isinstance(one, str) for one in found.values()):
+            return None
+        return cls(**found)
+
+    def text(self) -> str:
+        """Return it as the parameter's description."""
+        return json.dumps(asdict(self))
+
+    def __str__(self) -> str:
+        if self.how == "roll back":
+            return f"{self.name}, rolled back from {self.before} by the run {self.run_id}"
+        if self.how == "take back":
+            return f"set back by the run {self.run_id}: {self.name} could not be kept"
+        return f"{self.name}, promoted by the run {self.run_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +88,8 @@ class Entry:
     ----------
     version
         Its number in Parameter Store.
+    note
+        Why it was set; text where somebody else wrote it.
     digest
         Of the AMI's image; empty when it is gone.
     usable
@@ -51,7 +102,7 @@ class Entry:
     since: datetime
     until: datetime | None
     changed_by: str
-    note: str
+    note: Note | str
     name: str
     digest: str
     state: str
@@ -102,7 +153,7 @@ def entries(ec2: Client, ssm: Client, pointer: str) -> tuple[Entry, ...]:
                 since=version.modified_at,
                 until=versions[number + 1].modified_at if number + 1 < len(versions) else None,
                 changed_by=version.modified_by,
-                note=version.description,
+                note=Note.read(version.description) or version.description,
                 name=ami.name if ami else "",
                 digest=ami.digest if ami else "",
                 state=state,
@@ -127,7 +178,7 @@ def frame(regions: Iterable[Iterable[Entry]], unread: Mapping[str, str] | None =
     import pandas as pd
 
     rows = [
-        {name: getattr(entry, name) for name in COLUMNS}
+        {name: getattr(entry, name) for name in COLUMNS} | {"note": str(entry.note)}
         for known in regions
         for entry in reversed(tuple(known))
     ]

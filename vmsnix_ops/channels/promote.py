@@ -27,7 +27,7 @@ from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, s
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.channels import records
 from vmsnix_ops.channels import steps as each_region
-from vmsnix_ops.channels.history import entries, frame
+from vmsnix_ops.channels.history import Note, entries, frame
 from vmsnix_ops.channels.steps import Spot, Wanted
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.progress import Step as Shown
@@ -303,7 +303,7 @@ def plan(
         protect=protect,
         unprotect=unprotect,
         pointer=parameters.pointer_name(settings.pointer_prefix, image, channel) if channel else "",
-        description=f"{source.name}, promoted by the run {run.run_id}",
+        note=Note("promote", source.name, run.run_id),
     )
     spots = [
         # One after the other: sessions are not thread safe, clients are.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from vmsnix_ops.aws import channels, images, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, enabled, named
 from vmsnix_ops.channels import records, steps
-from vmsnix_ops.channels.history import Entry, entries, frame
+from vmsnix_ops.channels.history import Entry, Note, entries, frame
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 LATELY = timedelta(hours=1)
 """How long a second rollback without a name is taken for the first one again."""
-_NOTE = re.compile(r"rolled back from (?P<before>.+) by the run (?P<run>\S+)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +76,8 @@ class Target:
     @property
     def before(self) -> str:
         """What it was rolled back from, when that was its last change; empty otherwise."""
-        found = _NOTE.search(self.now.note) if self.now else None
-        return found["before"] if found else ""
-
-
-def note_of(then: Ami, now: Entry, run_id: str) -> str:
-    """Return what is written beside the pointer; `Target.before` reads it."""
-    return f"{then.name}, rolled back from {now.name or now.ami_id} by the run {run_id}"
+        note = self.now.note if self.now else None
+        return note.before if isinstance(note, Note) else ""
 
 
 def look(target: Target, pointer: str) -> Target:
@@ -528,11 +521,11 @@ def _move(
         with plan.progress.step(target.region):
             # The plan may be hours old.
             check_usable(target.ec2, then.ami_id, account=plan.account)
-            note = note_of(then, now, plan.run.run_id)
+            note = Note("roll back", then.name, plan.run.run_id, before=now.name or now.ami_id)
             own = {tagging.IMAGE: plan.image}
             planned = parameters.Planned(now.version, now.ami_id)
             moved = parameters.point(
-                target.ssm, plan.pointer, then.ami_id, planned=planned, description=note, tags=own
+                target.ssm, plan.pointer, then.ami_id, planned=planned, description=note.text(), tags=own
             )
             overwritten = moved.overwritten
             _check_again(plan, target, then, moved, planned)
@@ -562,7 +555,7 @@ def _check_again(
     except errors.VmsnixError as error:
         what = f"{plan.pointer} in {target.region} still names it."
         if moved.overwritten is None and moved.outcome == "created":
-            note = f"{then.name} is being retired: taken back by the run {plan.run.run_id}"
+            note = Note("take back", then.name, plan.run.run_id).text()
             try:
                 what = parameters.put_back(target.ssm, plan.pointer, moved, planned, description=note)
             except errors.VmsnixError as second:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.session import Client
+    from vmsnix_ops.channels.history import Note
     from vmsnix_ops.progress import Step as Shown
     from vmsnix_ops.publish.home import Home
 
@@ -143,8 +144,8 @@ class Wanted:
         Whether it can no longer be deregistered, or can again; with neither that stays as it is.
     pointer
         Name of the parameter that shall point to it; empty when none shall.
-    description
-        What is written beside the pointer's value.
+    note
+        Why a channel is set; kept beside its value.
     """
 
     source: Ami
@@ -155,7 +156,7 @@ class Wanted:
     protect: bool = False
     unprotect: bool = False
     pointer: str = ""
-    description: str = ""
+    note: Note | None = None
 
 
 @dataclass
@@ -438,7 +439,7 @@ class Point:
             spot.wanted.pointer,
             spot.ami_id,
             planned=planned,
-            description=spot.wanted.description,
+            description=spot.wanted.note.text() if spot.wanted.note else "",
             tags=pointer_tags(spot.wanted.source),
         )
 
@@ -452,7 +453,7 @@ class Point:
             spot.wanted.pointer,
             spot.moved,
             earlier,
-            description=f"taken back: {spot.wanted.description}",
+            description=replace(spot.wanted.note, how="take back").text() if spot.wanted.note else "",
         )
 
 
