@@ -22,7 +22,7 @@ from tests.fast_aws import fast_aws
 from tests.support import require
 from vmsnix_ops.audit import policies
 from vmsnix_ops.audit.finding import Measure
-from vmsnix_ops.audit.findings import about, evaluate
+from vmsnix_ops.audit.findings import about, as_text, evaluate
 from vmsnix_ops.aws.iam.policies import Place, document
 from vmsnix_ops.cli import COMMANDS
 from vmsnix_ops.nix.versions import wanted
@@ -134,7 +134,7 @@ class Story:
         self.point()
         self.run_an_import()
         self.before = self.judged()
-        cures = {name: self.found(name, self.before).get("cure", "") for name in {**CURED, **DECIDED}}
+        cures = {name: self.found(name, self.before).get("remediation", "") for name in {**CURED, **DECIDED}}
         aws.calls.clear()
         self.refused = {name: shell(cure) for name, cure in cures.items() if "<" in cure}
         self.changed = [name for name in aws.calls.names() if not name.startswith(("ec2:Describe", "sts:"))]
@@ -158,7 +158,7 @@ class Story:
         measure = Measure(
             unfinished_hours=0, known_accounts=frozenset({PARTNER}), packages=(wanted("openssl<3.0.15"),)
         )
-        return evaluate(found, measure=measure, tables=open_tables(load()))
+        return as_text(evaluate(found, measure=measure, tables=open_tables(load())))
 
     def found(self, name: str, findings: pd.DataFrame) -> dict[str, Any]:
         """Return what the rule says of a thing; empty where it does not find it."""
@@ -338,7 +338,7 @@ def test_a_cure_ends_its_finding(story: Story, name: str) -> None:
     done = story.pasted[name]
     assert done is not None, "there is no command"
     assert done.returncode == 0, f"{before['cure']}\n{done.stderr}"
-    assert story.found(name, story.after) == {}, before["cure"]
+    assert story.found(name, story.after) == {}, before["remediation"]
 
 
 @pytest.mark.parametrize(
@@ -350,16 +350,16 @@ def test_a_cure_ends_its_finding(story: Story, name: str) -> None:
 )
 def test_a_channel_is_cured_by_our_own_runbooks(story: Story, name: str, cure: str) -> None:
     found = story.found(name, story.before)
-    assert found["cure"] == f"vmsnix {cure} --no-dry-run"
-    assert complaint(found["cure"]) == ""
+    assert found["remediation"] == f"vmsnix {cure} --no-dry-run"
+    assert complaint(found["remediation"]) == ""
     assert complaint(f"vmsnix {cure} --no-dry-run no") == "no"
 
 
 @pytest.mark.parametrize("name", DECIDED)
 def test_what_a_person_decides_is_said(story: Story, name: str) -> None:
     before = story.found(name, story.before)
-    assert re.search("person|until then this stays|cure that first", before["reason"])
-    done, cure = story.pasted[name], before["cure"]
+    assert re.search("person|until then this stays|fix that first", before["reason"])
+    done, cure = story.pasted[name], before["remediation"]
     if cure.startswith("vmsnix "):
         assert complaint(cure) == ""
     elif cure:

@@ -1,4 +1,4 @@
-"""What is wrong: each rule finds what it is about and nothing else, and its cure is a command that exists."""
+"""What is wrong: each rule finds what it is about and nothing else, and its remediation is a command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from vmsnix_ops import errors
 from vmsnix_ops.audit import finding, findings
-from vmsnix_ops.audit.finding import Measure
+from vmsnix_ops.audit.finding import Command, Measure
 from vmsnix_ops.audit.findings import evaluate
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.channels import verify
@@ -90,7 +90,7 @@ def test_public_and_shared_amis(own: Owner, audit: Any) -> None:
     one = found.by("shared-with-unknown")[stranger]
     assert STRANGER in one["reason"]
     assert FRIEND not in one["reason"]
-    assert "Remove=[{UserId=" + STRANGER + "}]" in shlex.split(one["cure"])
+    assert "Remove=[{UserId=" + STRANGER + "}]" in one["remediation"].argv
     assert set(found.by("use-unknown")) == {public, known, stranger}
 
 
@@ -145,7 +145,7 @@ def test_a_used_ami_is_never_to_be_deregistered(own: Owner, audit: Any) -> None:
     own.launch(half)
     (lost,) = own.aws.world.tables.table(own.account, REGION, "images")[half].snapshot_ids()
     del own.aws.world.tables.table(own.account, REGION, "snapshots")[lost]
-    assert audit().by("half-deleted")[half]["cure"] == ""
+    assert audit().by("half-deleted")[half]["remediation"] is None
 
 
 def test_a_disabled_ami_is_on_its_way_out_and_not_unused(own: Owner, audit: Any) -> None:
@@ -213,7 +213,7 @@ def test_leftovers_of_uploads(own: Owner, audit: Any, monkeypatch: pytest.Monkey
     found = audit(unfinished_hours=0)
     assert set(found.by("s3-leftover")) == {key, upload}
     assert set(found.by("dead-upload")) == {direct}
-    assert f"--key={key}" in shlex.split(found.by("s3-leftover")[upload]["cure"])
+    assert f"--key={key}" in found.by("s3-leftover")[upload]["remediation"].argv
 
 
 def test_a_failed_import_and_a_running_one(own: Owner, audit: Any) -> None:
@@ -255,7 +255,7 @@ def test_what_others_published(own: Owner, audit: Any, tmp_path: Path) -> None:
     record(tmp_path, known)
     found = audit().by("not-published-by-us")
     assert set(found) == {foreign, bare, lost}
-    assert found[lost]["cure"] == f"vmsnix history sync --region {REGION}"
+    assert str(found[lost]["remediation"]) == f"vmsnix history sync --region {REGION}"
 
 
 def test_drift_is_told_field_by_field(own: Owner, audit: Any, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_packages_older_than(own: Owner, audit: Any, tmp_path: Path) -> None:
     assert audit().by("contents-unknown") == {}
 
 
-def test_what_could_not_be_read_is_a_finding_with_a_cure(own: Owner, audit: Any) -> None:
+def test_what_could_not_be_read_is_a_finding_that_says_what_to_do(own: Owner, audit: Any) -> None:
     own.ami(tags=TAGS)
     own.aws.faults.add(
         {"op": "ssm:DescribeParameters", "do": "error", "code": "AccessDeniedException", "http": 400,
@@ -331,7 +331,7 @@ def test_what_could_not_be_read_is_a_finding_with_a_cure(own: Owner, audit: Any)
     found = audit()
     (one,) = found.by("unread").values()
     assert (one["severity"], one["region"], one["resource_id"]) == ("high", REGION, "parameters")
-    assert "ssm:DescribeParameters" in one["cure"]
+    assert "ssm:DescribeParameters" in one["reason"]
     assert found.by("unreferenced") == {}
 
 
@@ -354,8 +354,9 @@ def test_the_worst_come_first_and_rules_are_chosen_by_name(own: Owner, audit: An
 
 def test_names_that_people_chose_are_quoted_for_the_shell(own: Owner, audit: Any) -> None:
     ami = own.ami(tags=TAGS, Name="it's (x) [y] 'z'")
-    cure = audit().by("unencrypted")[ami]["cure"]
-    assert "it's (x) [y] 'z'-encrypted" in shlex.split(cure)
+    fix = audit().by("unencrypted")[ami]["remediation"]
+    assert "it's (x) [y] 'z'-encrypted" in fix.argv
+    assert shlex.split(str(fix)) == list(fix.argv)
 
 
 def test_every_rule_says_what_it_finds() -> None:
@@ -382,3 +383,22 @@ def test_the_page_has_every_rule_as_it_is() -> None:
         for name, (severities, about) in findings.about().items()
     }
     assert told == code
+
+
+def test_a_command_quotes_its_words_and_leaves_placeholders_to_the_shell() -> None:
+    make = Command.of("aws make --name {name} --output text ImageId=<AMI>", name="it's mine")
+    whole = Command.of(
+        "aws use V=$x,Version={version}", version=make, then=Command.of("rm --key={k}", k="a b")
+    )
+    assert str(make) == "aws make --name 'it'\"'\"'s mine' --output text ImageId=<AMI>"
+    assert str(whole) == f"aws use 'V=$x,Version='\"$({make})\" && rm '--key=a b'"
+    assert make.argv == ("aws", "make", "--name", "it's mine", "--output", "text", "ImageId=<AMI>")
+    assert str(Command.of("set --prefix {prefix}", prefix="")) == "set --prefix ''"
+
+
+def test_findings_of_one_rule_share_the_words_of_their_commands(own: Owner, audit: Any) -> None:
+    for _ in range(2):
+        own.ami()
+    first, second = [one["remediation"] for one in audit().by("untagged").values()][:2]
+    assert first.words is second.words
+    assert first.values != second.values

@@ -45,11 +45,14 @@ def test_amis_and_snapshots_have_size_state_and_what_uses_them(own: Owner) -> No
     one = row(found, ami)
     assert (one["kind"], one["state"], one["image"], one["size_gib"]) == ("ami", "available", "web", 3)
     assert (one["public"], one["encrypted"], one["imds_support"]) == (False, False, "v2.0")
-    assert (one["referenced"], json.loads(one["evidence"])[0][:2]) == (True, ["instance", instance])
-    held = json.loads(one["snapshots"])[0]
-    assert (row(found, held)["referenced"], json.loads(row(found, held)["evidence"])) == (
+    assert (one["referenced"], json.loads(one["references"])[0]) == (
         True,
-        [["ami", ami, ""]],
+        {"kind": "instance", "id": instance, "type": "pending"},
+    )
+    held = json.loads(one["snapshots"])[0]
+    assert (row(found, held)["referenced"], json.loads(row(found, held)["references"])) == (
+        True,
+        [{"kind": "ami", "id": ami}],
     )
     assert (row(found, orphan)["referenced"], row(found, orphan)["created_at"].tzinfo is not None) == (
         False,
@@ -286,8 +289,8 @@ def test_one_user_is_one_piece_of_evidence(own: Owner) -> None:
     instance, template = own.launch(ami), own.template(ami)
     own.client("ssm").put_parameter(Name="/app", Type="String", DataType="aws:ec2:image", Value=ami)
     own.aws.clock.advance(60)
-    proof = json.loads(row(own.scan(regions=[REGION]), ami)["evidence"])
-    named = [(kind, name) for kind, name, _ in proof if kind != "launched"]
+    proof = json.loads(row(own.scan(regions=[REGION]), ami)["references"])
+    named = [(one["kind"], one["id"]) for one in proof if one["kind"] != "launched"]
     assert named == [("instance", instance), ("launch-template", template), ("parameter", "/app")]
 
 
@@ -297,7 +300,7 @@ def test_a_public_ami_is_not_unused_whoever_was_asked(own: Owner) -> None:
     for asked in ("yes", "no"):
         one = row(own.scan(regions=[REGION], one_by_one=asked), ami)
         assert one["referenced"] not in (True, False)
-        assert json.loads(one["evidence"]) == [["shared-with", "all", "everybody"]]
+        assert json.loads(one["references"]) == [{"kind": "shared-with", "id": "all", "type": "everybody"}]
 
 
 # Other accounts
@@ -330,8 +333,8 @@ def test_what_another_account_launches_is_evidence_for_our_ami(own: Owner, frien
     instance = friend.launch(ami)
     found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
     assert row(found, ami)["referenced"] is True
-    proof = [one for one in json.loads(row(found, ami)["evidence"]) if one[0] == "instance"]
-    assert (proof[0][1], f"account {FRIEND}" in proof[0][2]) == (instance, True)
+    (proof,) = [one for one in json.loads(row(found, ami)["references"]) if one["kind"] == "instance"]
+    assert (proof["id"], proof["account"]) == (instance, FRIEND)
     assert found.pointers == ()
 
 
@@ -345,7 +348,8 @@ def test_what_is_shared_with_a_scanned_account_alone_is_known(own: Owner, friend
     found = own.scan(**both)
     uses = [row(found, ami)["referenced"] for ami in (only, also, named)]
     assert (uses[0], uses[1] in (True, False), uses[2]) == (False, False, True)
-    assert ["shared-with", FRIEND, "account"] in json.loads(row(found, only)["evidence"])
+    shared = {"kind": "shared-with", "id": FRIEND, "type": "account"}
+    assert shared in json.loads(row(found, only)["references"])
     hidden = {"op": "ec2:DescribeInstances", "do": "error", "code": "UnauthorizedOperation", "http": 403}
     own.aws.faults.add({**hidden, "where": {"principal": f"*{FRIEND}*"}})
     assert row(own.scan(**both), only)["referenced"] not in (True, False)
@@ -385,7 +389,7 @@ def test_what_names_no_ami_of_ours_is_a_pointer(own: Owner) -> None:
     own.client("ec2").deregister_image(ImageId=gone)
     pointers = {one.ami_id: one for one in own.scan(regions=[REGION]).pointers}
     assert {ami: one.owner for ami, one in pointers.items()} == {theirs: STRANGER, gone: ""}
-    assert pointers[gone].evidence.kind == "launch-template"
+    assert pointers[gone].reference.kind == "launch-template"
 
 
 def test_a_pointer_to_an_ami_that_its_owner_does_not_share_is_kept(own: Owner, friend: Owner) -> None:
@@ -393,7 +397,7 @@ def test_a_pointer_to_an_ami_that_its_owner_does_not_share_is_kept(own: Owner, f
     own.launch(ours)
     template = friend.template(ours)
     (one,) = own.scan(regions=[REGION], accounts=[own.account, FRIEND]).pointers
-    assert (one.account, one.ami_id, one.evidence.id) == (FRIEND, ours, template)
+    assert (one.account, one.ami_id, one.reference.id) == (FRIEND, ours, template)
     assert (one.owner, one.unshared) == ("", own.account)
     own.share(ours, FRIEND)
     assert own.scan(regions=[REGION], accounts=[own.account, FRIEND]).pointers == ()
@@ -465,7 +469,7 @@ def test_an_ami_of_another_account_that_was_scanned_and_not_shared_is_missing_th
     theirs = friend.template(ami)
     found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
     (lost,) = found.pointers
-    assert (lost.account, lost.evidence.id, lost.owner) == (FRIEND, theirs, "")
+    assert (lost.account, lost.reference.id, lost.owner) == (FRIEND, theirs, "")
 
 
 def test_a_snapshot_whose_use_is_unknown_is_not_drawn_as_held_by_nothing(own: Owner) -> None:

@@ -70,7 +70,7 @@ def test_the_public_audit_comes_out_as_it_was(scanned: Inventory) -> None:
 
 def test_the_eleven_are_those_that_others_may_use(scanned: Inventory) -> None:
     unknown = scanned.amis[scanned.amis["referenced"].isna()]
-    kinds = [sorted({kind for kind, *_ in json.loads(text)}) for text in unknown["evidence"]]
+    kinds = [sorted({one["kind"] for one in json.loads(text)}) for text in unknown["references"]]
     assert kinds.count(["shared-with"]) == SHARED + PUBLIC
     assert kinds.count(["launched"]) == LAUNCHED
     assert int(unknown["public"].sum()) == PUBLIC
@@ -80,7 +80,7 @@ def test_the_eleven_are_those_that_others_may_use(scanned: Inventory) -> None:
 
 def test_every_kind_of_reference_was_needed_to_find_the_twelve(scanned: Inventory) -> None:
     used = scanned.amis[scanned.amis["referenced"].fillna(value=False)]
-    kinds = {kind for text in used["evidence"] for kind, *_ in json.loads(text)}
+    kinds = {one["kind"] for text in used["references"] for one in json.loads(text)}
     assert kinds >= {
         "instance",
         "launch-template",

@@ -88,7 +88,7 @@ def test_the_page_runs_nothing_and_loads_nothing(audit: Audit, tmp_path: Path) -
     assert "prefers-color-scheme: dark" in page
 
 
-def test_the_page_tells_what_is_wrong_and_what_cures_it(audit: Audit, tmp_path: Path) -> None:
+def test_the_page_tells_what_is_wrong_and_what_fixes_it(audit: Audit, tmp_path: Path) -> None:
     page = reports.write(audit, tmp_path)["audit.html"].read_text()
     (public,) = audit.findings[audit.findings["rule"] == "public"].to_dict("records")
     assert public["resource_id"] in page
@@ -157,13 +157,13 @@ def test_the_second_audit_tells_what_changed(own: Owner, audit: Audit) -> None:
     assert again.changes.count("added") == 2
 
 
-def test_the_worst_are_shown_with_their_cure(audit: Audit) -> None:
+def test_the_worst_are_shown_with_their_fix(audit: Audit) -> None:
     shown: Any = audit.worst("high")
     assert list(shown.frame["rule"]) == ["public"]
-    severity, reason, cure = repr(shown).splitlines()
+    severity, reason, fix = repr(shown).splitlines()
     assert severity.startswith("high public us-east-1 ami-")
     assert "may launch it" in reason
-    assert cure.strip().startswith("aws ec2 modify-image-attribute")
+    assert fix.strip().startswith("aws ec2 modify-image-attribute")
     assert "aws ec2 modify-image-attribute" in shown._repr_html_()
     assert NASTY not in audit.worst()._repr_html_()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.sandbox.ec2.conftest import aws, rehearsal
 from vmsnix_ops.aws import paging
-from vmsnix_ops.aws.references import Evidence, references
+from vmsnix_ops.aws.references import Reference, Through, Version, dump, load, references
 
 if TYPE_CHECKING:
     import pytest
@@ -58,11 +58,13 @@ def test_every_version_of_every_template_counts(aws: Rehearsal) -> None:
     nodes = template(aws, "nodes", first, second, third, fourth, second)
     plain = template(aws, "plain", third)
     found = look(aws)
-    assert found.of(first) == (Evidence("launch-template", nodes, "nodes, version 1 (default)"),)
-    assert found.of(second)[0].detail == "nodes, versions 2, 5 (latest)"
+    assert found.of(first) == (
+        Reference("launch-template", nodes, (Version(1, default=True),), name="nodes"),
+    )
+    assert str(found.of(second)[0]) == f"launch-template {nodes} (nodes, versions 2, 5 (latest))"
     assert set(kinds(found, third)) == {("launch-template", nodes), ("launch-template", plain)}
     assert found.use(fourth) is True
-    assert found.of(second)[0].versions == {2: "", 5: "latest"}
+    assert found.of(second)[0].versions == (Version(2), Version(5, latest=True))
     assert (found.of(second)[0].launches, found.of(fourth)[0].launches) == (True, False)
 
 
@@ -76,13 +78,40 @@ def test_what_stands_for_no_ami_is_kept_as_it_is(aws: Rehearsal) -> None:
     aws.served.client("ssm", REGION).delete_parameter(Name="/p/x")
     found = look(aws)
     (lost,) = found.of("resolve:ssm:/p/x")
-    assert (found.of(image), lost.id, lost.versions) == ((), nodes, {1: "default and latest"})
+    assert (found.of(image), lost.id, lost.versions) == ((), nodes, (Version(1, default=True, latest=True),))
+    assert lost.through == (Through("parameter", "/p/x"),)
 
 
-def test_versions_are_told_from_a_name_that_looks_like_them() -> None:
-    tricky = Evidence("launch-template", "lt-1", "x(default), versions 3, 12 (latest), account 012345678901")
-    assert tricky.versions == {3: "", 12: "latest"}
-    assert not Evidence("launch-template", "lt-1", "x(default), version 3").launches
+def test_a_name_that_looks_like_versions_is_only_a_name() -> None:
+    tricky = Reference("launch-template", "lt-1", (Version(3),), name="x (default), version 12 (latest)")
+    assert not tricky.launches
+    assert str(tricky) == "launch-template lt-1 (x (default), version 12 (latest), version 3)"
+
+
+EACH = (
+    Reference("instance", "i-1", type="running"),
+    Reference("launch-template", "lt-1", (Version(1), Version(2, default=True)), name="nodes"),
+    Reference(
+        "auto-scaling-group", "g", through=(Through("launch-template", "n", "$Latest", True),), capacity=0
+    ),
+    Reference("parameter", "/p/x", (Version(3),), type="aws:ec2:image", account="012345678901"),
+    Reference("launched", "2026-11-01T00:00:00Z"),
+)
+
+
+def test_references_are_read_back_from_json() -> None:
+    assert load(dump(EACH)) == EACH
+    assert (dump([]), load("[]")) == ("[]", ())
+
+
+def test_a_reference_is_shown_as_a_sentence() -> None:
+    assert [str(one) for one in EACH] == [
+        "instance i-1 (running)",
+        "launch-template lt-1 (nodes, versions 1, 2 (default))",
+        "auto-scaling-group g (mixed instances, launch template n, version $Latest, 0 wanted)",
+        "parameter /p/x (aws:ec2:image, version 3, account 012345678901)",
+        "launched 2026-11-01T00:00:00Z (last launch)",
+    ]
 
 
 def test_few_calls_read_many_templates_that_have_no_old_versions(aws: Rehearsal) -> None:
@@ -122,7 +151,7 @@ def test_a_template_may_name_a_parameter(aws: Rehearsal) -> None:
     template(aws, "moving", "resolve:ssm:/golden/ami")
     found = look(aws)
     assert kinds(found, old) == [("launch-template", pinned)]
-    assert found.of(old)[0].detail.endswith("resolve:ssm:/golden/ami:1")
+    assert found.of(old)[0].through == (Through("parameter", "/golden/ami:1"),)
     assert [one.kind for one in found.of(new)] == ["launch-template", "parameter"]
 
 
@@ -157,7 +186,9 @@ def test_parameters_name_amis_by_type_and_by_value(aws: Rehearsal) -> None:
     ssm.put_parameter(Name="fleet", Type="String", Value=f'{{"ami": "{plain}"}}')
     ssm.put_parameter(Name="/list", Type="StringList", Value=f"x,{listed}")
     found = look(aws)
-    assert found.of(typed) == (Evidence("parameter", "/vmsnix/a/stable", "aws:ec2:image, version 1"),)
+    assert found.of(typed) == (
+        Reference("parameter", "/vmsnix/a/stable", (Version(1),), type="aws:ec2:image"),
+    )
     assert kinds(found, plain) == [("parameter", "fleet")]
     assert kinds(found, listed) == [("parameter", "/list")]
 
@@ -186,7 +217,8 @@ def test_groups_and_launch_configurations_count(aws: Rehearsal) -> None:
     assert ("launch-configuration", "legacy") in kinds(found, old)
     assert ("auto-scaling-group", "new") in kinds(found, new)
     assert ("auto-scaling-group", "mixed") in kinds(found, mixed)
-    assert "version $Latest" in next(o.detail for o in found.of(new) if o.kind == "auto-scaling-group")
+    (group,) = [one for one in found.of(new) if one.kind == "auto-scaling-group"]
+    assert group.through[0].version == "$Latest"
 
 
 def test_a_launch_may_make_volumes_of_other_snapshots(aws: Rehearsal) -> None:
@@ -210,7 +242,7 @@ def test_what_others_may_do_is_a_hint_and_no_proof(aws: Rehearsal) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": FRIEND}]})
     found = look(aws, image)
-    assert found.of(image) == (Evidence("shared-with", FRIEND, "account"),)
+    assert found.of(image) == (Reference("shared-with", FRIEND, type="account"),)
     assert (found.names(image), found.use(image)) == ((), None)
     assert look(aws).of(image) == ()
 

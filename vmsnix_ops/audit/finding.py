@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops.aws import tags as tagging
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
     from vmsnix_ops.audit.inventory import Inventory
@@ -36,13 +39,108 @@ COLUMNS: dict[str, str] = {
     "image": "image that it was published as, if we did",
     "reason": "what is wrong, in words",
     "evidence": "what shows it",
-    "cure": "the command that cures it; empty where the reason says what a person has to decide",
+    "remediation": "the command that fixes it; empty where the reason says what a person has to decide",
     "monthly_usd": "what the resource costs, USD a month",
 }
 """Columns of the findings and their meaning."""
 
 _HOLE = re.compile(r"\{(\w+)\}")
-_SAFE = frozenset({"account", "region", "resource_id", "kind"})  # ids of AWS: no shell reads more into them
+_PARTS = re.compile(r"(\{\w+\}|<[A-Z]+>)")
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """A part of a command that a person has to choose; every shell refuses the command until then."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"<{self.name}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that fixes a finding; `str` is the line to paste into a shell, every word quoted.
+
+    Attributes
+    ----------
+    words
+        Its words, each by its parts: text, the number of a value, what a person has to choose, or a command
+        whose output it is. Findings of one rule share them.
+    values
+        To which the numbers in `words` refer.
+    then
+        What to do after it has succeeded.
+    """
+
+    words: tuple[tuple[str | int | Placeholder | Command, ...], ...]
+    values: tuple[str, ...] = ()
+    then: Command | None = None
+
+    @classmethod
+    def of(cls, template: str, /, *, then: Command | None = None, **values: str | Command) -> Command:
+        """Return the command of a template.
+
+        Parameters
+        ----------
+        template
+            Words with spaces between, in which ``{name}`` stands for a value and ``<NAME>`` for what a person
+            has to choose, such as ``aws ssm put-parameter --name {name} --value <AMI>``.
+        then
+            What to do after it.
+        values
+            By name. A text is never split into words; of a command, what it prints is the value.
+        """
+        texts = {name: value for name, value in values.items() if isinstance(value, str)}
+        numbers = dict(zip(texts, range(len(texts)), strict=True))
+        found = {name: numbers.get(name, value) for name, value in values.items()}
+        return cls(_words(template, found), tuple(texts.values()), then)
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The words of the command itself, without `then`; ``<NAME>`` for what a person has to choose."""
+        return tuple("".join(str(self._value(part)) for part in word) for word in self.words)
+
+    def __str__(self) -> str:
+        line = " ".join(map(self._quoted, self.words))
+        return f"{line} && {self.then}" if self.then else line
+
+    def _value(self, part: str | int | Placeholder | Command) -> str | Placeholder | Command:
+        return self.values[part] if isinstance(part, int) else part
+
+    def _quoted(self, word: tuple[str | int | Placeholder | Command, ...]) -> str:
+        """Return a word for a shell: its text quoted, its placeholders not, its commands to be run."""
+        found, text = "", ""
+        for part in map(self._value, word):
+            if isinstance(part, str):
+                text += part
+                continue
+            found += shlex.quote(text) if text else ""
+            found += f'"$({part})"' if isinstance(part, Command) else str(part)
+            text = ""
+        return found + (shlex.quote(text) if text or not found else "")
+
+
+def _words(
+    template: str, holes: Mapping[str, int | str | Command]
+) -> tuple[tuple[str | int | Placeholder | Command, ...], ...]:
+    def part(text: str) -> str | int | Placeholder | Command:
+        if text.startswith("{"):
+            return holes[text[1:-1]]
+        return Placeholder(text[1:-1]) if text.startswith("<") else text
+
+    return tuple(tuple(part(text) for text in _PARTS.split(word) if text) for word in template.split())
+
+
+def commands(template: str, rows: pd.DataFrame) -> pd.Series[Any]:
+    """Return a command for each row, with its values; see `Command.of`."""
+    import pandas as pd
+
+    names = list(dict.fromkeys(_HOLE.findall(template)))
+    words = _words(template, dict(zip(names, range(len(names)), strict=True)))
+    columns = [map(sys.intern, rows[name].astype("str").fillna("")) for name in names]
+    made = [Command(words, values) for values in zip(*columns, strict=True)] if names else []
+    return pd.Series(made, index=rows.index, dtype="object")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +253,7 @@ def found(
     rows: pd.DataFrame,
     reason: str,
     *,
-    cure: str | pd.Series[Any] = "",
+    remediation: str | pd.Series[Any] = "",
     evidence: str | pd.Series[Any] = "",
     **more: Any,
 ) -> pd.DataFrame:
@@ -165,9 +263,10 @@ def found(
     ----------
     rows
         Rows of an inventory.
-    reason, cure, evidence
-        Texts with ``{column}`` where a value of the row stands; in a cure, values that people chose are
-        quoted for the shell.
+    reason, evidence
+        Texts with ``{column}`` where a value of the row stands.
+    remediation
+        A template of `commands`, or a command for each row; empty where none is right for everybody.
     more
         Further columns to fill texts from.
     """
@@ -182,13 +281,15 @@ def found(
     shown = {
         "reason": fill(reason, rows),
         "evidence": evidence if isinstance(evidence, pd.Series) else fill(evidence, rows),
-        "cure": cure if isinstance(cure, pd.Series) else fill(cure, rows, quoted=True),
     }
+    if isinstance(remediation, str):
+        remediation = commands(remediation, rows) if remediation else pd.Series(None, rows.index, "object")
+    shown["remediation"] = remediation
     given = [name for name in COLUMNS if name in rows.columns and name not in shown]
     return rows[given].assign(**shown)
 
 
-def fill(text: str, rows: pd.DataFrame, *, quoted: bool = False) -> pd.Series[Any]:
+def fill(text: str, rows: pd.DataFrame) -> pd.Series[Any]:
     """Return a text for each row, with the row's values in its holes."""
     import pandas as pd
 
@@ -196,8 +297,6 @@ def fill(text: str, rows: pd.DataFrame, *, quoted: bool = False) -> pd.Series[An
     whole = pd.Series(parts[0], index=rows.index, dtype="str")
     for hole, after in zip(parts[1::2], parts[2::2], strict=True):
         values = rows[hole].astype("str").fillna("")
-        if quoted and hole not in _SAFE:
-            values = values.map(shlex.quote).astype("str")
         whole = whole + values + after
     return whole
 
@@ -216,5 +315,5 @@ def publish_again(rows: pd.DataFrame) -> pd.Series[Any]:
     The flake's reference stands in a tag. It may name a folder of the machine that published it.
     """
     flakes = rows["tags"].map(lambda text: json.loads(text).get(tagging.FLAKE, "")).astype("str")
-    command = fill("vmsnix publish --image {flake} --region {region}", rows.assign(flake=flakes), quoted=True)
-    return command.where(flakes != "", "")
+    command = commands("vmsnix publish --image {flake} --region {region}", rows.assign(flake=flakes))
+    return command.where(flakes != "", None)

@@ -1,11 +1,11 @@
-"""What is wrong with what an inventory holds: each finding with its reason, its evidence, and its cure."""
+"""What is wrong with what an inventory holds: each finding with its reason, its evidence and its fix."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.audit import rules as _every_rule  # noqa: F401 - registers them
-from vmsnix_ops.audit.finding import COLUMNS, RULES, SEVERITIES, Facts, Measure, Severity
+from vmsnix_ops.audit.finding import COLUMNS, RULES, SEVERITIES, Command, Facts, Measure, Severity
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.records import history
 from vmsnix_ops.records.recorded_amis import recorded
@@ -42,7 +42,7 @@ def evaluate(
     Returns
     -------
     pandas.DataFrame
-        Columns as in `COLUMNS`.
+        Columns as in `COLUMNS`; `remediation` holds a `Command`, or nothing.
 
     Raises
     ------
@@ -80,8 +80,18 @@ def evaluate(
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    texts = {name: "str" for name in COLUMNS if name != "monthly_usd"}
+    import pandas as pd
+
+    fixes = [one if isinstance(one, Command) else None for one in frame["remediation"]]
+    texts = {name: "str" for name in COLUMNS if name not in ("remediation", "monthly_usd")}
+    frame = frame.assign(remediation=pd.Series(fixes, frame.index, "object"))
     return frame.astype({**texts, "monthly_usd": "float64"})
+
+
+def as_text(findings: pd.DataFrame) -> pd.DataFrame:
+    """Return findings for a file or a table: each remediation as the line to paste, empty without one."""
+    lines = [str(one) if isinstance(one, Command) else "" for one in findings["remediation"]]
+    return findings.assign(remediation=lines).astype({"remediation": "str"})
 
 
 def summary(findings: pd.DataFrame) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from vmsnix_ops.aws.buckets import errors_of
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.identity import REFUSED, not_enabled
 from vmsnix_ops.aws.paging import Limit, items, limited
-from vmsnix_ops.aws.references import Clients, Evidence, References
+from vmsnix_ops.aws.references import Clients, Reference, References
 from vmsnix_ops.aws.session import Client, calling, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import current
@@ -83,7 +83,7 @@ class Pointer:
     account, region, ami_id
         Where and what it names; what stands for no AMI at all is kept as it is, such as the
         ``resolve:ssm:...`` of a parameter that is gone.
-    evidence
+    reference
         What names it.
     owner
         Whose AMI that is; empty when there is no such AMI, or none that this account may see.
@@ -94,7 +94,7 @@ class Pointer:
     account: str
     region: str
     ami_id: str
-    evidence: Evidence
+    reference: Reference
     owner: str
     unshared: str = ""
 
@@ -477,7 +477,7 @@ def joined(
     from vmsnix_ops.records import schemas
     from vmsnix_ops.records.frames import to_frame
 
-    evidence: dict[tuple[str, str], list[Evidence]] = {}
+    uses: dict[tuple[str, str], list[Reference]] = {}
     # Of a hurried place AWS was not asked who may launch each AMI: that is as unknown as in a blind one.
     blind = {(one.account, one.region) for read in found for one in read.unread if one.source in _PROOF}
     hurried = {(read.account, read.region) for read in found if read.hurried}
@@ -485,13 +485,13 @@ def joined(
     seen = {place: some for place, some in guests.items() if place not in blind}
     for read in found:
         for ami_id, some in read.found.by_ami.items():
-            known = evidence.setdefault((read.region, ami_id), [])
-            known += [_seen_from(one, read.account) if ami_id in read.strangers else one for one in some]
+            known = uses.setdefault((read.region, ami_id), [])
+            known += [replace(one, account=read.account) if ami_id in read.strangers else one for one in some]
     table = pa.concat_tables([schemas.INVENTORY.arrow().empty_table(), *tables])
     tables.clear()
     holders = {(read.region, key): held for read in found for key, held in read.holders.items()}
-    used, proofs = _use(table, evidence, holders, blind, hurried, seen, now)
-    for name, values in (("referenced", used), ("evidence", proofs)):
+    used, proofs = _use(table, uses, holders, blind, hurried, seen, now)
+    for name, values in (("referenced", used), ("references", proofs)):
         number, field_ = table.schema.get_field_index(name), table.schema.field(name)
         table = table.set_column(number, field_, pa.array(values, field_.type))
     order = [(name, "ascending") for name in ("kind", "created_at", "resource_id")]
@@ -537,23 +537,19 @@ _PROOF = frozenset(
 """Sources without which nobody can say that an AMI is not used."""
 
 
-_EVERYBODY = Evidence("shared-with", "all", "everybody")
-
-
-def _seen_from(one: Evidence, account: str) -> Evidence:
-    return Evidence(one.kind, one.id, ", ".join(filter(None, [one.detail, f"account {account}"])))
+_EVERYBODY = Reference("shared-with", "all", type="everybody")
 
 
 def _use(
     table: pa.Table,
-    evidence: Mapping[tuple[str, str], list[Evidence]],
+    uses: Mapping[tuple[str, str], list[Reference]],
     holders: Mapping[tuple[str, str], list[str]],
     blind: set[tuple[str, str]],
     hurried: set[tuple[str, str]],
     seen: Mapping[tuple[str, str], frozenset[str]],
     now: datetime,
 ) -> tuple[list[bool | None], list[str]]:
-    """Return, for each row, whether it is used and the evidence as JSON.
+    """Return, for each row, whether it is used, and the references as JSON.
 
     That an AMI is shared with an account is a hint only while nobody looked there: `seen` are the AMIs of
     others about which AWS was asked in each place.
@@ -566,7 +562,7 @@ def _use(
     ]
     for kind, account, region, resource_id, public, created_at in zip(*columns, strict=True):
         if kind == "ami":
-            some = evidence.get((region, resource_id), [])
+            some = uses.get((region, resource_id), [])
             if public and _EVERYBODY not in some:  # known also where AWS was not asked about each AMI
                 some = [*some, _EVERYBODY]
             open_ = [
@@ -577,15 +573,13 @@ def _use(
             settled = created_at is None or created_at < now - references.SETTLED
             complete = settled and (account, region) not in blind and (account, region) not in hurried
             used.append(references.judge(open_, complete=complete, now=now))
-            proofs.append(json.dumps([[one.kind, one.id, one.detail] for one in some]) if some else "[]")
+            proofs.append(references.dump(some))
         elif kind in ("snapshot", "direct-upload"):
             held = holders.get((region, resource_id), [])
-            some = evidence.get((region, resource_id), [])
+            some = uses.get((region, resource_id), [])
             unknown = not held and (account, region) in blind
             used.append(None if unknown else bool(held or some))
-            proofs.append(
-                json.dumps([["ami", one, ""] for one in held] + [[s.kind, s.id, s.detail] for s in some])
-            )
+            proofs.append(references.dump([*(Reference("ami", one) for one in held), *some]))
         else:
             used.append(None)
             proofs.append("[]")

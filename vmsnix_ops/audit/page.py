@@ -88,9 +88,9 @@ def _findings(findings: pd.DataFrame) -> Iterable[str]:
         head += f'<span class="count">{len(rows):,} · {html(str(rule))}</span>'
         yield f'<details class="{severity}"{opened}><summary>{head}</summary>\n'
         yield _table(
-            ("where", "what", "why", "cure"),
-            [_finding(row) for row in rows.head(MOST).to_dict("records")],
-            classes={3: "cure"},
+            ("where", "what", "why", "fix"),
+            [_finding(row) for row in judging.as_text(rows.head(MOST)).to_dict("records")],
+            classes={3: "fix"},
         )
         if len(rows) > MOST:
             yield f'<p class="table soft">{len(rows) - MOST:,} more in findings.csv.</p>\n'
@@ -104,8 +104,8 @@ def _finding(row: dict[Any, Any]) -> tuple[str, str, str, str]:
         f'<code class="id">{_safe(row["resource_id"])}</code><span class="name">{_safe(row["name"])}</span>'
     )
     why = f'{_safe(row["reason"])}<span class="name">{_safe(row["evidence"])}</span>'
-    cure = _safe(row["cure"])
-    return where, what, why, f"<code>{cure}</code>" if cure.startswith(("aws ", "vmsnix ")) else cure
+    remediation = _safe(row["remediation"])
+    return where, what, why, f"<code>{remediation}</code>" if remediation else ""
 
 
 def _changes(changes: Changes | None) -> str:

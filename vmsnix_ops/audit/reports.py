@@ -85,16 +85,17 @@ class Worst(display.Displayed):
 
     def __str__(self) -> str:
         lines = []
-        for row in self.frame.to_dict("records"):
+        for row in judging.as_text(self.frame).to_dict("records"):
             words = (row["severity"], row["rule"], row["region"], row["resource_id"])
             lines += [line(" ".join(str(word) for word in words if word)), f"    {line(row['reason'])}"]
-            lines += [f"    {line(row['cure'])}"] if row["cure"] else []
+            lines += [f"    {line(row['remediation'])}"] if row["remediation"] else []
         return "\n".join([*lines, self.more] if self.more else lines) or "There are none."
 
     def table(self) -> display.Shown:
         """Return the findings for people."""
-        names = ("severity", "rule", "region", "resource_id", "name", "reason", "cure")
-        return display.shown(names, self.frame[list(names)].to_numpy().tolist())
+        names = ("severity", "rule", "region", "resource_id", "name", "reason", "remediation")
+        rows = judging.as_text(self.frame)[list(names)].to_numpy().tolist()
+        return display.shown((*names[:-1], "fix"), rows)
 
     def notes(self) -> list[str]:
         """Return how many are not shown."""
@@ -193,7 +194,7 @@ def write(audit: Audit, folder: Path) -> dict[str, Path]:
     """
     frames = {
         "inventory": audit.inventory.frame,
-        "findings": audit.findings,
+        "findings": judging.as_text(audit.findings),
         "changes": audit.changes.frame,
     }
     paths: dict[str, Path] = {}
@@ -268,7 +269,7 @@ def require(audit: Audit, fail_on: str = NEVER) -> None:
         raise errors.AuditError(
             f"Findings that are {' or '.join(bad)}: {len(found)}.",
             why=f"The first: {first['resource_id']} {first['region']}: {first['reason']}",
-            cure="Each finding has its cure: see findings.csv or audit.html beside the result.",
+            cure="findings.csv and audit.html beside the result have the fix of each.",
         )
     unread = audit.inventory.unread
     if unread:
@@ -277,7 +278,7 @@ def require(audit: Audit, fail_on: str = NEVER) -> None:
         raise errors.PartialError(
             "The audit is partial: not everything could be read.",
             why=f"The first of {len(unread)}: {gap.source} of {where}. {gap.error}",
-            cure="Each is a finding with its cure; or leave out the regions and accounts that are not meant.",
+            cure="Each is a finding that says what to do; or leave out those regions and accounts.",
         )
 
 

@@ -1,23 +1,22 @@
-"""The rules of an audit, by what they are about. Each is one function: which rows, why, and what cures it.
+"""The rules of an audit, by what they are about. Each is one function: which rows, why, and what fixes it.
 
-A cure is a command that makes its finding go when it is pasted. Where a person has to choose something, the
-command holds a hole such as ``<AMI>``, which every shell refuses until it is filled; where no command is
-enough, or none is right for everybody, the reason says what is left to decide.
+A remediation is a command that ends its finding. Where a person has to choose something, the command has a
+placeholder such as ``<AMI>``, which every shell refuses until it is replaced; where no command is enough, or
+none is right for everybody, the reason says what is left to decide.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.audit.finding import Facts, found, publish_again, rule, together
+from vmsnix_ops.audit.finding import Command, Facts, found, publish_again, rule, together
 from vmsnix_ops.aws import drift
 from vmsnix_ops.aws.images import Ami
-from vmsnix_ops.aws.references import ALIAS, SETTLED, Evidence
+from vmsnix_ops.aws.references import ALIAS, SETTLED
+from vmsnix_ops.aws.references import load as load_references
 from vmsnix_ops.aws.snapshots import Snapshot
 from vmsnix_ops.progress import counted
 from vmsnix_ops.settings import load
@@ -47,7 +46,7 @@ def public(facts: Facts) -> pd.DataFrame:
         amis[amis["public"].fillna(value=False)],
         "Every AWS account may launch it and read its disk.",
         evidence="Public is true",
-        cure="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
+        remediation="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
         "--launch-permission {change}",
         change="Remove=[{Group=all}]",
     )
@@ -61,7 +60,7 @@ def public_snapshot(facts: Facts) -> pd.DataFrame:
         held[held["public"].fillna(value=False)],
         "Every AWS account may make volumes of it, and read them.",
         evidence="createVolumePermission is all",
-        cure="aws ec2 modify-snapshot-attribute --region {region} --snapshot-id {resource_id} "
+        remediation="aws ec2 modify-snapshot-attribute --region {region} --snapshot-id {resource_id} "
         "--attribute createVolumePermission --operation-type remove --group-names all",
     )
 
@@ -71,15 +70,15 @@ def shared_with_unknown(facts: Facts) -> pd.DataFrame:
     """Find AMIs that are shared with accounts, organizations or units which nobody declared known."""
     known = facts.measure.known_accounts | {account for account, _ in facts.inventory.places}
     amis = facts.amis
-    amis = amis[amis["evidence"].str.contains('"shared-with"', regex=False)]
-    strangers = amis["evidence"].map(lambda text: _strangers(text, known))
+    amis = amis[amis["references"].str.contains('"shared-with"', regex=False)]
+    strangers = amis["references"].map(lambda text: _strangers(text, known))
     some = strangers.map(bool).astype(bool)
     amis, strangers = amis[some], strangers[some]
     return found(
         amis,
         "It is shared with {strangers}, which nobody declared known.",
         evidence="launch permission",
-        cure="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
+        remediation="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
         "--launch-permission {change}",
         strangers=strangers.map(lambda some: ", ".join(who for who, _ in some)),
         change=strangers.map(
@@ -90,9 +89,9 @@ def shared_with_unknown(facts: Facts) -> pd.DataFrame:
     )
 
 
-def _strangers(evidence: str, known: frozenset[str] | set[str]) -> list[tuple[str, str]]:
-    shared = [(who, detail) for kind, who, detail in json.loads(evidence) if kind == "shared-with"]
-    return [(who, detail) for who, detail in shared if who != "all" and who not in known]
+def _strangers(references: str, known: frozenset[str] | set[str]) -> list[tuple[str, str]]:
+    shared = [(one.id, one.type) for one in load_references(references) if one.kind == "shared-with"]
+    return [(who, kind) for who, kind in shared if who != "all" and who not in known]
 
 
 @rule("medium")
@@ -107,8 +106,8 @@ def unencrypted(facts: Facts) -> pd.DataFrame:
         "Its disk is not encrypted; so are volumes made from it, unless the account encrypts by default. The "
         "command makes an encrypted copy: move its users there and retire this one; until then this stays.",
         evidence="Encrypted is false for a block device",
-        cure="aws ec2 copy-image --region {region} --source-region {region} --source-image-id {resource_id} "
-        "--name {copy} --encrypted --copy-image-tags",
+        remediation="aws ec2 copy-image --region {region} --source-region {region} "
+        "--source-image-id {resource_id} --name {copy} --encrypted --copy-image-tags",
         copy=some["name"].fillna("").str.slice(0, LONGEST_NAME - len(COPY)) + COPY,
     )
 
@@ -126,7 +125,8 @@ def no_imdsv2(facts: Facts) -> pd.DataFrame:
         "command cannot be undone: what is launched from then on refuses programs that ask without a token."
         "{warning}",
         evidence="ImdsSupport is not v2.0",
-        cure="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} --imds-support v2.0",
+        remediation="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
+        "--imds-support v2.0",
         warning=used.map({True: warning, False: ""}),
     )
 
@@ -142,7 +142,8 @@ def untagged(facts: Facts) -> pd.DataFrame:
         some[some["tags"] == "{}"],
         "It has no tags, so nobody knows whose it is.",
         evidence="no tags",
-        cure="aws ec2 create-tags --region {region} --resources {resource_id} --tags Key=owner,Value=<TEAM>",
+        remediation="aws ec2 create-tags --region {region} --resources {resource_id} "
+        "--tags Key=owner,Value=<TEAM>",
     )
 
 
@@ -154,7 +155,7 @@ def not_published_by_us(facts: Facts) -> pd.DataFrame:
         amis[amis["digest"].isna()],
         "It carries no tag of ours: something else made it. A person knows whether that is as it should be.",
         evidence="no tag vmsnix:digest",
-        cure="aws ec2 describe-images --region {region} --image-ids {resource_id}",
+        remediation="aws ec2 describe-images --region {region} --image-ids {resource_id}",
     )
     if not len(recorded):
         return foreign
@@ -164,7 +165,7 @@ def not_published_by_us(facts: Facts) -> pd.DataFrame:
         lost,
         "It carries our tags, but this history does not know it.",
         evidence="no row in the table amis",
-        cure="vmsnix history sync --region {region}",
+        remediation="vmsnix history sync --region {region}",
     )
     return together(foreign, unknown)
 
@@ -192,7 +193,7 @@ def drifted(facts: Facts) -> pd.DataFrame:
         "It is not as it was recorded: {difference}. The command compares it in full, and says what puts it "
         "right, and what takes over what AWS has; a person decides.",
         evidence="tables amis, promotions and retirements",
-        cure="vmsnix verify --regions {region}",
+        remediation="vmsnix verify --regions {region}",
     )
 
 
@@ -265,13 +266,13 @@ def unreferenced(facts: Facts) -> pd.DataFrame:
         reason + " The command shows whether the rules let it go now (they keep the newest three of an "
         "image, and what is younger than 30 days) and what to add so that it does; a person decides.",
         evidence=evidence,
-        cure="vmsnix retire --regions {region} --amis {resource_id}",
+        remediation="vmsnix retire --regions {region} --amis {resource_id}",
     )
     other = found(
         amis[unused & ~ours],
         reason + " Disabled, it cannot be launched, and can be enabled again.",
         evidence=evidence,
-        cure="aws ec2 disable-image --region {region} --image-id {resource_id}",
+        remediation="aws ec2 disable-image --region {region} --image-id {resource_id}",
     )
     return together(one, other)
 
@@ -282,22 +283,22 @@ def use_unknown(facts: Facts) -> pd.DataFrame:
     amis = facts.amis
     some = amis[amis["referenced"].isna() & (amis["state"] == "available")]
     young = some["created_at"] > facts.now - SETTLED
-    words = some["evidence"].map(_words).astype("str")
+    words = some["references"].map(_words).astype("str")
     words = words.where(words != "", "a source could not be read")
     return found(
         some,
         "Nothing that we can see names it, but that is not the whole truth: do not remove it by this alone. "
         "The command shows who may launch it; a person decides.",
         evidence=words.where(
-            ~young | (some["evidence"] != "[]"), "younger than two days, and AWS tells launches a day late"
+            ~young | (some["references"] != "[]"), "younger than two days, and AWS tells launches a day late"
         ),
-        cure="aws ec2 describe-image-attribute --region {region} --image-id {resource_id} "
+        remediation="aws ec2 describe-image-attribute --region {region} --image-id {resource_id} "
         "--attribute launchPermission",
     )
 
 
-def _words(evidence: str) -> str:
-    return "; ".join(str(Evidence(*one)) for one in json.loads(evidence))
+def _words(references: str) -> str:
+    return "; ".join(map(str, load_references(references)))
 
 
 @rule("high")
@@ -309,8 +310,8 @@ def deprecated_in_use(facts: Facts) -> pd.DataFrame:
         some,
         "It is deprecated since {since}, and is still used: move its users to a newer one, or keep it, with "
         "the command.",
-        evidence=some["evidence"].map(_words).astype("str"),
-        cure="aws ec2 disable-image-deprecation --region {region} --image-id {resource_id}",
+        evidence=some["references"].map(_words).astype("str"),
+        remediation="aws ec2 disable-image-deprecation --region {region} --image-id {resource_id}",
         since=some["deprecated_at"].dt.strftime("%Y-%m-%d"),
     )
 
@@ -320,13 +321,13 @@ def disabled_in_use(facts: Facts) -> pd.DataFrame:
     """Find disabled AMIs that are still used; critical where the next launch takes one, and fails."""
     amis = facts.amis
     some = amis[(amis["state"] == "disabled") & _used(amis)]
-    launches = some["evidence"].map(lambda text: any(Evidence(*one).launches for one in json.loads(text)))
+    launches = some["references"].map(lambda text: any(one.launches for one in load_references(text)))
     result = {True: "the next launch takes it, and fails", False: "it cannot be launched again"}
     return found(
         some,
         "It is disabled, and is still named: {result}. Move what names it to another one, or enable it.",
-        evidence=some["evidence"].map(_words).astype("str"),
-        cure="aws ec2 enable-image --region {region} --image-id {resource_id}",
+        evidence=some["references"].map(_words).astype("str"),
+        remediation="aws ec2 enable-image --region {region} --image-id {resource_id}",
         result=launches.map(result),
     ).assign(severity=launches.map({True: "critical", False: "low"}))
 
@@ -346,14 +347,14 @@ def old(facts: Facts) -> pd.DataFrame:
         reason + " It is used: publish a newer one, move its users there, and retire this one; until then "
         "this stays.",
         evidence=evidence,
-        cure=publish_again(some[used]),
+        remediation=publish_again(some[used]),
         day=day,
     )
     other = found(
         some[~used],
         reason + " The command lets it go out of the lists in 30 days.",
         evidence=evidence,
-        cure="aws ec2 enable-image-deprecation --region {region} --image-id {resource_id} "
+        remediation="aws ec2 enable-image-deprecation --region {region} --image-id {resource_id} "
         f"--deprecate-at {facts.now + timedelta(days=30):%Y-%m-%dT00:00:00Z}",
         day=day,
     )
@@ -365,9 +366,6 @@ def _used(amis: pd.DataFrame) -> pd.Series[bool]:
 
 
 # What names AMIs that are not there, or that others may take away.
-
-_THROUGH_CONFIGURATION = re.compile(r"launch configuration (.+), \d+ wanted")
-_THROUGH_TEMPLATE = re.compile(r"(mixed instances, )?launch template (\S+), version (\S+), \d+ wanted")
 
 
 @rule("critical", "low", "info")
@@ -387,12 +385,12 @@ def pointer_to_missing(facts: Facts) -> pd.DataFrame:
                 "severity": one.severity,
                 "account": one.pointer.account,
                 "region": one.pointer.region,
-                "kind": one.pointer.evidence.kind,
-                "resource_id": one.pointer.evidence.id,
+                "kind": one.pointer.reference.kind,
+                "resource_id": one.pointer.reference.id,
                 "name": one.pointer.ami_id,
                 "reason": one.reason,
-                "evidence": str(one.pointer.evidence),
-                "cure": one.cure,
+                "evidence": str(one.pointer.reference),
+                "remediation": one.remediation,
             }
             for one in judged
         ]
@@ -403,21 +401,16 @@ def pointer_to_missing(facts: Facts) -> pd.DataFrame:
 class _Beside:
     """What names the same AMI: the groups by what they launch it through, and templates by name."""
 
-    configurations: dict[str, list[str]] = field(default_factory=dict)
-    groups: dict[str, list[str]] = field(default_factory=dict)
+    groups: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     templates: dict[str, Pointer] = field(default_factory=dict)
 
     def add(self, pointer: Pointer) -> None:
-        one = pointer.evidence
+        one = pointer.reference
         if one.kind == "launch-template":
-            self.templates[_template_name(pointer)] = pointer
+            self.templates[one.name] = pointer
         elif one.kind == "auto-scaling-group":
-            configuration = _THROUGH_CONFIGURATION.fullmatch(one.detail)
-            template = _THROUGH_TEMPLATE.fullmatch(one.detail)
-            if configuration:
-                self.configurations.setdefault(configuration[1], []).append(one.id)
-            if template:
-                self.groups.setdefault(template[2], []).append(one.id)
+            for through in one.through:
+                self.groups.setdefault((through.kind, through.id), []).append(one.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,14 +433,14 @@ class _Lost:
 
     @property
     def severity(self) -> str:
-        if self.pointer.evidence.kind == "instance":
+        if self.pointer.reference.kind == "instance":
             return "info"
-        return "critical" if self.pointer.evidence.launches or self._groups() else "low"
+        return "critical" if self.pointer.reference.launches or self._groups() else "low"
 
     @property
     def reason(self) -> str:
-        evidence, name = self.pointer.evidence, self.pointer.ami_id
-        if evidence.kind == "instance":
+        reference, name = self.pointer.reference, self.pointer.ami_id
+        if reference.kind == "instance":
             return (
                 f"It runs on, but its AMI {name} is gone, or is not shared with this account any more: it "
                 "cannot be launched again. A person decides when it is replaced."
@@ -465,86 +458,116 @@ class _Lost:
         return words + self._advice()
 
     def _advice(self) -> str:
-        kind, groups = self.pointer.evidence.kind, ", ".join(self._groups())
-        if kind in ("launch-template", "launch-configuration") and groups and not self.cure:
-            return f" The group {groups} launches it by this: cure that first."
-        if kind == "parameter" and not self.pointer.evidence.launches:
+        kind, groups = self.pointer.reference.kind, ", ".join(self._groups())
+        if kind in ("launch-template", "launch-configuration") and groups and not self.remediation:
+            return f" The group {groups} launches it by this: fix that first."
+        if kind == "parameter" and not self.pointer.reference.launches:
             return " It is a text that mentions the AMI; a person knows what it shall say."
-        if self._channel(self.pointer.evidence.id):
+        if self._channel(self.pointer.reference.id):
             return " If no earlier AMI is left to go back to, promote another one (vmsnix promote)."
-        return "" if self.cure else " A person decides what it shall launch."
+        return "" if self.remediation else " A person decides what it shall launch."
 
     @property
-    def cure(self) -> str:
-        one = self.pointer.evidence
+    def remediation(self) -> Command | None:
+        one = self.pointer.reference
         if self.pointer.unshared and one.kind != "instance":
-            return (
-                f"aws ec2 modify-image-attribute --region {self.pointer.region} --image-id "
-                f"{self.pointer.ami_id} --launch-permission 'Add=[{{UserId={self.pointer.account}}}]'"
+            return self._command(
+                "aws ec2 modify-image-attribute --region {region} --image-id {ami_id} "
+                "--launch-permission Add=[{UserId={account}}]",
+                ami_id=self.pointer.ami_id,
+                account=self.pointer.account,
             )
         if one.kind == "parameter":
-            return self._move(one.id) if one.launches else ""
+            return self._move(one.id) if one.launches else None
         if one.kind == "launch-template":
             return self._template()
         if one.kind == "launch-configuration" and not self._groups():
-            return (
-                f"aws autoscaling delete-launch-configuration {self._where} "
-                f"--launch-configuration-name={shlex.quote(one.id)}"
+            return self._command(
+                "aws autoscaling delete-launch-configuration --region {region} "
+                "--launch-configuration-name={name}",
+                name=one.id,
             )
-        return self._group() if one.kind == "auto-scaling-group" else ""
+        return self._group() if one.kind == "auto-scaling-group" else None
 
-    @property
-    def _where(self) -> str:
-        return f"--region {self.pointer.region}"
+    def _command(self, template: str, /, *, then: Command | None = None, **values: str | Command) -> Command:
+        return Command.of(template, then=then, region=self.pointer.region, **values)
 
     def _groups(self) -> list[str]:
         """Return the groups that launch it by this template or launch configuration, whatever its version."""
-        one = self.pointer.evidence
-        if one.kind == "launch-configuration":
-            return self.beside.configurations.get(one.id, [])
-        if one.kind == "launch-template":
-            return self.beside.groups.get(_template_name(self.pointer), [])
-        return []
+        one = self.pointer.reference
+        name = one.name if one.kind == "launch-template" else one.id
+        return self.beside.groups.get((one.kind, name), [])
 
-    def _template(self) -> str:
+    def _template(self) -> Command | None:
         """Return what gives a template another AMI, where a launch takes it, or removes old versions."""
-        one = self.pointer.evidence
-        aliases = [word for word in one.detail.split(", ") if word.startswith(ALIAS)]
-        if aliases:
-            return self._parameter(aliases)
-        template, versions = f"{self._where} --launch-template-id {one.id}", one.versions
-        remove = f"aws ec2 delete-launch-template-versions {template} --versions "
-        remove += " ".join(str(number) for number in versions)
-        launched = {what: number for number, what in versions.items() if what}
+        one = self.pointer.reference
+        if one.through:
+            return self._parameter([through.id for through in one.through])
+        if not one.versions:  # only EC2's own search found it
+            return None
+        numbers = " ".join(str(version.number) for version in one.versions)
+        remove = self._command(
+            "aws ec2 delete-launch-template-versions --region {region} --launch-template-id {template} "
+            f"--versions {numbers}",
+            template=one.id,
+        )
+        launched = [version for version in one.versions if version.default or version.latest]
         if not launched:
-            return "" if self._groups() else remove
-        default = next((number for what, number in launched.items() if "default" in what), None)
-        make = _new_version(template, default or launched["latest"])
-        if default:
-            make = f'aws ec2 modify-launch-template {template} --default-version "$({make})"'
-        return f"{make} && {remove}"
+            return None if self._groups() else remove
+        chosen = next((version for version in launched if version.default), launched[0])
+        if not chosen.default:
+            return self._new_version("--launch-template-id", one.id, chosen.number, then=remove)
+        return self._command(
+            "aws ec2 modify-launch-template --region {region} --launch-template-id {template} "
+            "--default-version {version}",
+            template=one.id,
+            version=self._new_version("--launch-template-id", one.id, chosen.number),
+            then=remove,
+        )
 
-    def _parameter(self, aliases: list[str]) -> str:
+    def _new_version(
+        self, option: str, template: str, source: int, *, then: Command | None = None
+    ) -> Command:
+        """Return what makes a version like another but for its AMI, and prints its number."""
+        return self._command(
+            f"aws ec2 create-launch-template-version --region {{region}} {option} {{template}} "
+            f"--source-version {source} --query LaunchTemplateVersion.VersionNumber --output text "
+            "--launch-template-data ImageId=<AMI>",
+            template=template,
+            then=then,
+        )
+
+    def _parameter(self, names: list[str]) -> Command | None:
         """Return what lets the parameter that templates resolve hold an AMI."""
-        name = aliases[0].removeprefix(ALIAS)
-        if len(aliases) > 1 or ":" in name:  # a version or a label of it, or another account's
-            return ""
+        name = names[0]
+        if len(names) > 1 or ":" in name:  # a version or a label of it, or another account's
+            return None
         if not self.pointer.ami_id.startswith(ALIAS):
             return self._move(name)
         channel = self._channel(name)
         if channel:
-            return _vmsnix("promote", *channel, self.pointer.region)
-        return (
-            f"aws ssm put-parameter {self._where} --name {shlex.quote(name)} --type String "
-            "--data-type aws:ec2:image --value <AMI>"
+            return self._command(
+                "vmsnix promote --image {image} --channel {channel} --region {region} --no-dry-run",
+                image=channel[0],
+                channel=channel[1],
+            )
+        return self._command(
+            "aws ssm put-parameter --region {region} --name {name} --type String --data-type aws:ec2:image "
+            "--value <AMI>",
+            name=name,
         )
 
-    def _move(self, parameter: str) -> str:
+    def _move(self, parameter: str) -> Command:
         channel = self._channel(parameter)
         if channel:
-            return _vmsnix("rollback", *channel, self.pointer.region)
-        return (
-            f"aws ssm put-parameter {self._where} --name {shlex.quote(parameter)} --overwrite --value <AMI>"
+            return self._command(
+                "vmsnix rollback --image {image} --channel {channel} --region {region} --regions {region} "
+                "--no-dry-run",
+                image=channel[0],
+                channel=channel[1],
+            )
+        return self._command(
+            "aws ssm put-parameter --region {region} --name {name} --overwrite --value <AMI>", name=parameter
         )
 
     def _channel(self, parameter: str) -> tuple[str, str] | None:
@@ -553,47 +576,29 @@ class _Lost:
         ours = parameter.startswith(f"{self.settings.pointer_prefix}/") and len(rest) == 2
         return (rest[0], rest[1]) if ours and rest[1] in self.settings.channels else None
 
-    def _group(self) -> str:
+    def _group(self) -> Command | None:
         """Return what lets a group launch another AMI: a change of its template, or of the group."""
-        one = self.pointer.evidence
+        one = self.pointer.reference
         group = (
-            f"aws autoscaling update-auto-scaling-group {self._where} "
-            f"--auto-scaling-group-name={shlex.quote(one.id)} --launch-template "
+            "aws autoscaling update-auto-scaling-group --region {region} --auto-scaling-group-name={group} "
+            "--launch-template "
         )
-        if one.detail.startswith("launch configuration "):
-            return f"{group}Version='$Default',LaunchTemplateName=<TEMPLATE>"
-        match = _THROUGH_TEMPLATE.fullmatch(one.detail)
-        if match is None:
-            return ""
-        mixed, name, version = match.groups()
-        named = self.beside.templates.get(name)
+        (through,) = one.through
+        if through.kind == "launch-configuration":
+            return self._command(group + "Version=$Default,LaunchTemplateName=<TEMPLATE>", group=one.id)
+        named = self.beside.templates.get(through.id)
         if named is None:
-            return ""
-        template = _Lost(named, self.beside, self.settings)
-        if not version.isdecimal() or ALIAS in template.pointer.evidence.detail:
-            return template.cure
-        # Of a group with mixed instances, the same command would drop everything but the template.
-        make = _new_version(f"{self._where} --launch-template-name {name}", int(version))
-        return "" if mixed else f'{group}LaunchTemplateName={name},Version="$({make})"'
-
-
-def _template_name(pointer: Pointer) -> str:
-    return pointer.evidence.detail.split(", version")[0]
-
-
-def _new_version(template: str, source: int) -> str:
-    """Return what makes a version like another but for its AMI, and prints its number."""
-    return (
-        f"aws ec2 create-launch-template-version {template} --source-version {source} "
-        "--query LaunchTemplateVersion.VersionNumber --output text --launch-template-data ImageId=<AMI>"
-    )
-
-
-def _vmsnix(runbook: str, image: str, channel: str, region: str) -> str:
-    return (
-        f"vmsnix {runbook} --image {shlex.quote(image)} --channel {channel} --region {region} "
-        f"{f'--regions {region} ' if runbook == 'rollback' else ''}--no-dry-run"
-    )
+            return None
+        if not through.version.isdecimal() or named.reference.through:
+            return _Lost(named, self.beside, self.settings).remediation
+        if through.mixed:  # the same command would drop everything of the group but the template
+            return None
+        return self._command(
+            group + "LaunchTemplateName={template},Version={version}",
+            group=one.id,
+            template=through.id,
+            version=self._new_version("--launch-template-name", through.id, int(through.version)),
+        )
 
 
 @rule("info")
@@ -605,18 +610,22 @@ def pointer_to_others(facts: Facts) -> pd.DataFrame:
         {
             "account": one.account,
             "region": one.region,
-            "kind": one.evidence.kind,
-            "resource_id": one.evidence.id,
+            "kind": one.reference.kind,
+            "resource_id": one.reference.id,
             "name": one.ami_id,
             "reason": f"It names {one.ami_id} of account {one.owner}, which may take it away at any time. "
             "The command makes a copy, where that account shares the snapshot, too: point there; until then "
             "this stays.",
-            "evidence": str(one.evidence),
-            "cure": f"aws ec2 copy-image --region {one.region} --source-region {one.region} "
-            f"--source-image-id {one.ami_id} --name <NAME>",
+            "evidence": str(one.reference),
+            "remediation": Command.of(
+                "aws ec2 copy-image --region {region} --source-region {region} --source-image-id {ami_id} "
+                "--name <NAME>",
+                region=one.region,
+                ami_id=one.ami_id,
+            ),
         }
         for one in facts.inventory.pointers
-        if one.owner and one.evidence.kind != "instance"
+        if one.owner and one.reference.kind != "instance"
     ]
     return pd.DataFrame(rows)
 
@@ -648,7 +657,7 @@ def orphan_snapshot(facts: Facts) -> pd.DataFrame:
         held[unused & ours],
         "It was made for an AMI, and no AMI holds it.",
         evidence="{origin}",
-        cure="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
+        remediation="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
         origin=held["source"]
         .fillna("")
         .where(held["digest"].isna(), "vmsnix:digest=" + held["digest"].fillna("")),
@@ -675,7 +684,7 @@ def half_deleted(facts: Facts) -> pd.DataFrame:
         some[free],
         reason,
         evidence=evidence,
-        cure="aws ec2 deregister-image --region {region} --image-id {resource_id}",
+        remediation="aws ec2 deregister-image --region {region} --image-id {resource_id}",
     )
     other = found(
         some[~free],
@@ -700,14 +709,14 @@ def failed(facts: Facts) -> pd.DataFrame:
         amis,
         "It is {state}; AWS says: {said}",
         evidence="state {state}",
-        cure="aws ec2 deregister-image --region {region} --image-id {resource_id}",
+        remediation="aws ec2 deregister-image --region {region} --image-id {resource_id}",
         said=said,
     )
     other = found(
         held,
         "It is in state {state}; AWS says: {said}",
         evidence="state {state}",
-        cure="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
+        remediation="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
         said=held["message"].fillna("nothing"),
     )
     return together(one, other)
@@ -727,7 +736,7 @@ def dead_upload(facts: Facts) -> pd.DataFrame:
         facts.unfinished(facts.of("direct-upload")),
         "It is written through the EBS direct APIs since {created_at}, and is not finished.",
         evidence="state pending, from no volume and no copy",
-        cure="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
+        remediation="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
     )
 
 
@@ -749,7 +758,7 @@ def s3_leftover(facts: Facts) -> pd.DataFrame:
         some[sure & ~read_now],
         "No import that runs reads it; publishing removes what it uploaded.",
         evidence="{source}",
-        cure="aws s3api delete-object --bucket {bucket} --key={name}",
+        remediation="aws s3api delete-object --bucket {bucket} --key={name}",
         bucket=bucket,
     )
     unsure = found(
@@ -757,14 +766,14 @@ def s3_leftover(facts: Facts) -> pd.DataFrame:
         "Whether an import reads it is unknown: the imports of its region were not read. The command reads "
         "them; a person decides.",
         evidence="{source}",
-        cure="vmsnix audit --regions {region} --buckets {bucket}",
+        remediation="vmsnix audit --regions {region} --buckets {bucket}",
         bucket=bucket,
     )
     other = found(
         some[uploads],
         "This multipart upload was begun and not ended; its parts are billed and are in no listing.",
         evidence="{source}",
-        cure="aws s3api abort-multipart-upload --bucket {bucket} --key={name} --upload-id={upload}",
+        remediation="aws s3api abort-multipart-upload --bucket {bucket} --key={name} --upload-id={upload}",
         bucket=bucket,
         upload=some["resource_id"],
     )
@@ -781,14 +790,14 @@ def import_tasks(facts: Facts) -> pd.DataFrame:
         running,
         "It runs; a publish that waits for it shows it too. AWS says: {said}",
         evidence="{source}",
-        cure="aws ec2 cancel-import-task --region {region} --import-task-id {resource_id}",
+        remediation="aws ec2 cancel-import-task --region {region} --import-task-id {resource_id}",
         said=running["message"].fillna("nothing"),
     ).assign(severity="info")
     other = found(
         ended,
         "It failed: {message} Nothing has to be removed: AWS lists it for a week; until then this stays.",
         evidence="{source}",
-        cure=publish_again(ended),
+        remediation=publish_again(ended),
         message=ended["message"].str.removesuffix(".") + ".",
     ).assign(severity="low")
     return together(one, other)
@@ -815,7 +824,7 @@ def contains_package(facts: Facts) -> pd.DataFrame:
                 f"It contains {wanted.name} {{versions}} ({wanted} was asked for). Publish one that is built "
                 "of newer packages, promote it, and retire this one; until then this stays.",
                 evidence="table packages",
-                cure=publish_again(amis),
+                remediation=publish_again(amis),
                 versions=amis["digest"].map(inside),
             )
         )
@@ -836,7 +845,7 @@ def contents_unknown(facts: Facts) -> pd.DataFrame:
         reason + " What is published now is recorded: promote that, and retire this one; until then this "
         "stays.",
         evidence="no rows in the table packages",
-        cure=publish_again(amis[unknown & ours]),
+        remediation=publish_again(amis[unknown & ours]),
     )
     other = found(
         amis[unknown & ~ours],
@@ -860,9 +869,9 @@ def unread(facts: Facts) -> pd.DataFrame:
             "region": one.region,
             "kind": "region" if one.region else "account",
             "resource_id": one.source,
-            "reason": f"{one.error.what} What is there, and what uses it, is unknown.",
+            "reason": f"{one.error.what} What is there, and what uses it, is unknown. "
+            f"{one.error.cure}".strip(),
             "evidence": one.error.why,
-            "cure": one.error.cure,
         }
         for one in facts.inventory.unread
     ]
@@ -884,5 +893,5 @@ def not_asked_one_by_one(facts: Facts) -> pd.DataFrame:
     return found(
         frame,
         "{name}: AWS was not asked for each which other accounts may launch it.",
-        cure="vmsnix audit --regions {region} --accounts {account} --one-by-one yes",
+        remediation="vmsnix audit --regions {region} --accounts {account} --one-by-one yes",
     )

@@ -1,27 +1,29 @@
 """Who uses an AMI: everything that AWS can show, from every place that can name one.
 
 An AMI that something still names must not go, and public tools have deleted such AMIs because they looked at
-instances only. So evidence is gathered from instances, every version of every launch template, launch
+instances only. So references are read from instances, every version of every launch template, launch
 configurations, Auto Scaling groups, parameters, and DescribeImageReferences, which also knows Image Builder.
 
 That says who *names* an AMI. Two more signs say who *may* need it without naming it where we can look: other
 accounts that may launch it, and when it was last launched. A source that cannot be read is kept in
-`References.unread`: where it is not empty, the absence of evidence proves nothing.
+`References.unread`: where it is not empty, finding no reference proves nothing.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.error_codes import RETRYABLE
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import Limit, items, limited, patiently, quick_times
+from vmsnix_ops.aws.parameters import IMAGE_TYPE
 from vmsnix_ops.aws.session import Client, calling, client, code_of
 from vmsnix_ops.aws.session import session as default_session
 
@@ -33,57 +35,185 @@ if TYPE_CHECKING:
 
 # One sign that an AMI is used, and where ids of AMIs stand in texts.
 
-_VERSION = r"\d+(?: \((?:default|latest|default and latest)\))?"
-_VERSIONS = re.compile(rf", versions? ({_VERSION}(?:, {_VERSION})*)(?:,|$)")
 AMI_ID = re.compile(r"\bami-(?:[0-9a-f]{17}|[0-9a-f]{8})\b")
+
+Kind = Literal[
+    "ami",
+    "instance",
+    "launch-template",
+    "launch-configuration",
+    "auto-scaling-group",
+    "parameter",
+    "image-recipe",
+    "container-recipe",
+    "shared-with",
+    "snapshot-shared-with",
+    "snapshot-lock",
+    "launched",
+]
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Evidence:
-    """One sign that an AMI is used.
+class Version:
+    """A version of a launch template.
+
+    Attributes
+    ----------
+    number
+        Its number.
+    default, latest
+        Whether it is that of the template now.
+    """
+
+    number: int
+    default: bool = False
+    latest: bool = False
+
+    def __str__(self) -> str:
+        marks = [name for name in ("default", "latest") if getattr(self, name)]
+        return f"{self.number}" + (f" ({' and '.join(marks)})" if marks else "")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Through:
+    """What stands between an AMI or snapshot and what uses it.
 
     Attributes
     ----------
     kind
-        One of `NAMES` or `HINTS`.
+        ``"parameter"``: a launch template resolves it; ``"launch-configuration"``, ``"launch-template"`` and
+        ``"override"`` (of a group with mixed instances): the group launches by it; ``"snapshot"``: a snapshot
+        of the AMI is shared, not the AMI.
     id
-        What uses it: an instance, a template, the name of a parameter, an account.
-    detail
-        What a person wants to know of it.
+        Name of the parameter (as after ``resolve:ssm:``), configuration or template, instance type of the
+        override, or id of the snapshot.
+    version
+        Version of the template that the group asks for: a number, ``$Default`` or ``$Latest``.
+    mixed
+        Whether the group has mixed instances.
     """
 
-    kind: str
+    kind: Literal["parameter", "launch-configuration", "launch-template", "override", "snapshot"]
     id: str
-    detail: str = ""
+    version: str = ""
+    mixed: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.id}" + (f" ({self.detail})" if self.detail else "")
+        if self.kind == "parameter":
+            return f"{ALIAS}{self.id}"
+        if self.kind == "snapshot":
+            return self.id
+        if self.kind == "override":
+            return f"override for {self.id or 'its instances'}"
+        words = f"{self.kind.replace('-', ' ')} {self.id}" + (
+            f", version {self.version}" if self.version else ""
+        )
+        return f"mixed instances, {words}" if self.mixed else words
 
-    @property
-    def versions(self) -> dict[int, str]:
-        """The versions of a launch template that name it, each with what it is: ``default and latest``."""
-        found = _VERSIONS.search(self.detail) if self.kind == "launch-template" else None
-        words = found[1].split(", ") if found else ()
-        return {int(word.split()[0]): word.partition("(")[2].rstrip(")") for word in words}
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One sign that an AMI or snapshot is used, or shall be kept; `str` makes a sentence of it.
+
+    Attributes
+    ----------
+    kind
+        One of `NAMES` or `HINTS`; ``"ami"`` for what has a snapshot.
+    id
+        What uses it: an instance, a template, the name of a parameter, an account; the locked snapshot; the
+        time of the last launch.
+    versions
+        The versions of a launch template or parameter that name it.
+    through
+        By what it is named, where that is something else.
+    source
+        `SEARCH` for what only EC2's own search found.
+    name
+        Name of a launch template.
+    type
+        State of an instance, data type of a parameter, with whom it is shared (``"account"``,
+        ``"organization"``, ``"organizational unit"`` or ``"everybody"``), mode and end of a lock.
+    capacity
+        How many instances a group wants.
+    account
+        Account that uses it, where that is not its owner.
+    """
+
+    kind: Kind
+    id: str
+    versions: tuple[Version, ...] = ()
+    through: tuple[Through, ...] = ()
+    source: str = ""
+    name: str = ""
+    type: str = ""
+    capacity: int | None = None
+    account: str = ""
+
+    def __str__(self) -> str:
+        plural = "s" if len(self.versions) > 1 else ""
+        words = [
+            self.name,
+            self.type,
+            f"version{plural} {', '.join(map(str, self.versions))}" if self.versions else "",
+            *map(str, self.through),
+            f"{self.capacity} wanted" if self.capacity is not None else "",
+            "last launch" if self.kind == "launched" else "",
+            self.source,
+            f"account {self.account}" if self.account else "",
+        ]
+        told = ", ".join(filter(None, words))
+        return f"{self.kind} {self.id}" + (f" ({told})" if told else "")
 
     @property
     def launches(self) -> bool:
         """Whether the next launch may take it.
 
-        An old version of a launch template does not (a group that is pinned to it is evidence of its own),
+        An old version of a launch template does not (a group that is pinned to it is a reference of its own),
         nor does a launch configuration by itself, nor a text that mentions an AMI.
         """
         if self.kind == "launch-template":
-            return any(self.versions.values())
+            return any(one.default or one.latest for one in self.versions)
         if self.kind == "parameter":
-            return self.detail.startswith("aws:ec2:image")
+            return self.type == IMAGE_TYPE
         return self.kind in ("auto-scaling-group", "image-recipe", "container-recipe")
+
+    def plain(self) -> dict[str, Any]:
+        """Return it for JSON, without what is empty; `from_plain` reads it."""
+        found: dict[str, Any] = _plain(self)
+        return found
+
+    @classmethod
+    def from_plain(cls, found: Mapping[str, Any]) -> Reference:
+        """Return what `plain` made."""
+        versions = tuple(Version(**one) for one in found.get("versions", ()))
+        through = tuple(Through(**one) for one in found.get("through", ()))
+        return cls(**{**found, "versions": versions, "through": through})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if not isinstance(value, Version | Through | Reference):
+        return value
+    found = {name: getattr(value, name) for name in value.__slots__}
+    return {name: _plain(one) for name, one in found.items() if one or type(one) is int}
+
+
+def dump(references: Iterable[Reference]) -> str:
+    """Return references as JSON, which the column ``references`` of an inventory holds."""
+    found = [one.plain() for one in references]
+    return json.dumps(found) if found else "[]"
+
+
+def load(text: str) -> tuple[Reference, ...]:
+    """Return the references that `dump` wrote."""
+    return tuple(map(Reference.from_plain, json.loads(text))) if text != "[]" else ()
 
 
 # What launches instances, and of which AMI: launch templates, launch configurations, Auto Scaling groups.
 
 
-Found = Iterator[tuple[str, Evidence]]
+Found = Iterator[tuple[str, Reference]]
 ALIAS = "resolve:ssm:"
 _PUBLIC = re.compile(rf"{ALIAS}(?:arn:[^:]+:ssm:[^:]*::parameter)?/aws/service/")
 
@@ -124,7 +254,8 @@ class Templates:
             yield from self._found(template_id, versions)
         for template_id, snapshots in self.snapshots.items():
             for snapshot_id in snapshots:
-                yield snapshot_id, Evidence("launch-template", template_id, self.names.get(template_id, ""))
+                name = self.names.get(template_id, "")
+                yield snapshot_id, Reference("launch-template", template_id, name=name)
 
     def lost(self, *, public: bool) -> Found:
         """Raise why a parameter could not be read that a template names; yields nothing.
@@ -158,27 +289,26 @@ class Templates:
 
     def _found(self, template_id: str, versions: Mapping[int, str]) -> Found:
         by_image: dict[str, list[int]] = {}
-        through: dict[str, set[str]] = {}
+        through: dict[str, set[Through]] = {}
         for number, image in sorted(versions.items()):
             ami_id = self.ami(image)
             if not ami_id:
                 continue
             by_image.setdefault(ami_id, []).append(number)
-            through.setdefault(ami_id, set()).update([image] if image.startswith(ALIAS) else [])
+            alias = [Through("parameter", image.removeprefix(ALIAS))] if image.startswith(ALIAS) else []
+            through.setdefault(ami_id, set()).update(alias)
+        default, newest = self.default.get(template_id), self.newest.get(template_id)
         for ami_id, numbers in by_image.items():
-            words = [self._word(template_id, number) for number in numbers]
-            plural = "s" if len(words) > 1 else ""
-            detail = f"{self.names.get(template_id, '')}, version{plural} {', '.join(words)}"
-            detail += "".join(f", {alias}" for alias in sorted(through[ami_id]))
-            yield ami_id, Evidence("launch-template", template_id, detail)
-
-    def _word(self, template_id: str, number: int) -> str:
-        marks = [
-            mark
-            for mark, marked in (("default", self.default), ("latest", self.newest))
-            if marked.get(template_id) == number
-        ]
-        return f"{number}" + (f" ({' and '.join(marks)})" if marks else "")
+            yield (
+                ami_id,
+                Reference(
+                    "launch-template",
+                    template_id,
+                    tuple(Version(number, number == default, number == newest) for number in numbers),
+                    tuple(sorted(through[ami_id])),
+                    name=self.names.get(template_id, ""),
+                ),
+            )
 
     def ami(self, image: str) -> str:
         """Return the AMI id that an ``ImageId`` stands for; itself when it stands for none.
@@ -188,8 +318,8 @@ class Templates:
         """
         return "" if image in self.unresolved else self.aliases.get(image, image)
 
-    def of_specification(self, asked: Mapping[str, Any]) -> tuple[str, str]:
-        """Return AMI and words of a template as a group names it; both empty when we do not know it."""
+    def of_specification(self, asked: Mapping[str, Any], *, mixed: bool = False) -> tuple[str, Through]:
+        """Return the AMI of a template as a group names it, empty when it is unknown, and the template."""
         by_name = {name: template_id for template_id, name in self.names.items()}
         template_id = asked.get("LaunchTemplateId") or by_name.get(asked.get("LaunchTemplateName", ""), "")
         wanted = str(asked.get("Version") or "$Default")
@@ -197,9 +327,8 @@ class Templates:
         if number is None and wanted.isdecimal():
             number = int(wanted)
         image = self.images.get(template_id, {}).get(number or 0, "")
-        return self.ami(
-            image
-        ), f"launch template {self.names.get(template_id, template_id)}, version {wanted}"
+        name = self.names.get(template_id, template_id)
+        return self.ami(image), Through("launch-template", name, wanted, mixed)
 
 
 def _volumes(asked: Mapping[str, Any]) -> list[str]:
@@ -256,31 +385,30 @@ def scaling(autoscaling: Client, templates: Templates) -> Found:
     for one in items(autoscaling, "describe_launch_configurations", "LaunchConfigurations", MaxRecords=100):
         by_configuration[one["LaunchConfigurationName"]] = one["ImageId"]
         for named in (one["ImageId"], *_volumes(one)):
-            yield named, Evidence("launch-configuration", one["LaunchConfigurationName"])
+            yield named, Reference("launch-configuration", one["LaunchConfigurationName"])
     groups = items(autoscaling, "describe_auto_scaling_groups", "AutoScalingGroups", MaxRecords=100)
     for group in groups:
         for ami_id, through in _launches(group, by_configuration, templates):
             if ami_id:
-                detail = f"{through}, {group['DesiredCapacity']} wanted"
-                yield ami_id, Evidence("auto-scaling-group", group["AutoScalingGroupName"], detail)
+                name, capacity = group["AutoScalingGroupName"], int(group["DesiredCapacity"])
+                yield ami_id, Reference("auto-scaling-group", name, through=(through,), capacity=capacity)
 
 
 def _launches(
     group: Mapping[str, Any], by_configuration: Mapping[str, str], templates: Templates
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[str, Through]]:
     configuration = group.get("LaunchConfigurationName")
     if configuration:
-        yield by_configuration.get(configuration, ""), f"launch configuration {configuration}"
+        yield by_configuration.get(configuration, ""), Through("launch-configuration", configuration)
     if group.get("LaunchTemplate"):
         yield templates.of_specification(group["LaunchTemplate"])
     mixed = (group.get("MixedInstancesPolicy") or {}).get("LaunchTemplate") or {}
     specifications = [mixed, *(mixed.get("Overrides") or ())]
     for asked in filter(None, (one.get("LaunchTemplateSpecification") for one in specifications)):
-        ami_id, through = templates.of_specification(asked)
-        yield ami_id, f"mixed instances, {through}"
+        yield templates.of_specification(asked, mixed=True)
     for override in mixed.get("Overrides") or ():
         if override.get("ImageId"):
-            yield override["ImageId"], f"override for {override.get('InstanceType', 'its instances')}"
+            yield override["ImageId"], Through("override", override.get("InstanceType", ""))
 
 
 __all__ = [
@@ -290,15 +418,19 @@ __all__ = [
     "RECENT_DAYS",
     "SETTLED",
     "Clients",
-    "Evidence",
+    "Reference",
     "References",
     "Templates",
+    "Through",
+    "Version",
+    "dump",
     "gather",
     "image_references",
     "instances",
     "judge",
     "last_launches",
     "launch_permissions",
+    "load",
     "parameters",
     "references",
     "scaling",
@@ -317,10 +449,10 @@ NAMES = frozenset(
         "container-recipe",
     }
 )
-"""Kinds of evidence that name the AMI: it is in use."""
+"""Kinds of references that name the AMI: it is in use."""
 
 HINTS = frozenset({"shared-with", "snapshot-shared-with", "snapshot-lock", "launched"})
-"""Kinds of evidence that it may be in use where we cannot look, or shall be kept."""
+"""Kinds that say that it may be in use where we cannot look, or shall be kept."""
 
 RECENT_DAYS = 90
 """A launch so long ago says nothing about today's use."""
@@ -342,15 +474,15 @@ _LIVE = ("pending", "running", "shutting-down", "stopping", "stopped")
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """The evidence of one region.
+    """What uses the AMIs and snapshots of one region.
 
     Attributes
     ----------
     region
         Where was looked.
     by_ami
-        Evidence by AMI id: of every AMI that anything names, ours or not. Also by snapshot id, of snapshots
-        that a launch makes volumes of, or that are shared and were asked about.
+        By AMI id: of every AMI that anything names, ours or not. Also by snapshot id, of snapshots that a
+        launch makes volumes of, or that are shared and were asked about.
     unread
         Sources that could not be read, each with the error.
     aliases
@@ -358,7 +490,7 @@ class References:
     """
 
     region: str
-    by_ami: Mapping[str, tuple[Evidence, ...]]
+    by_ami: Mapping[str, tuple[Reference, ...]]
     unread: Mapping[str, errors.AwsError] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
 
@@ -367,11 +499,11 @@ class References:
         """Whether every source could be read."""
         return not self.unread
 
-    def of(self, ami_id: str) -> tuple[Evidence, ...]:
-        """Return all evidence for one AMI, what names it first."""
+    def of(self, ami_id: str) -> tuple[Reference, ...]:
+        """Return all references to one AMI, what names it first."""
         return self.by_ami.get(ami_id, ())
 
-    def names(self, ami_id: str) -> tuple[Evidence, ...]:
+    def names(self, ami_id: str) -> tuple[Reference, ...]:
         """Return what names one AMI."""
         return tuple(one for one in self.of(ami_id) if one.kind in NAMES)
 
@@ -384,8 +516,8 @@ class References:
         return judge(self.of(ami_id), complete=self.complete)
 
 
-def judge(found: Iterable[Evidence], *, complete: bool = True, now: datetime | None = None) -> bool | None:
-    """Tell whether evidence means use; `References.use` says when it is None."""
+def judge(found: Iterable[Reference], *, complete: bool = True, now: datetime | None = None) -> bool | None:
+    """Return whether references mean use; `References.use` says when it is None."""
     some = list(found)
     if any(one.kind in NAMES for one in some):
         return True
@@ -445,7 +577,7 @@ def gather(
     guests: Collection[str] = (),
     launched: bool = True,
 ) -> References:
-    """Return the evidence of one account and region; `references` says what of.
+    """Return what uses the AMIs of one account and region; see `references`.
 
     Parameters
     ----------
@@ -458,14 +590,14 @@ def gather(
     launched
         Whether to ask when they were last launched; an inventory knows that already.
     """
-    found: dict[str, set[Evidence]] = {}
+    found: dict[str, set[Reference]] = {}
     unread: dict[str, errors.AwsError] = {}
 
-    def take(source: str, read: Callable[[], Iterable[tuple[str, Evidence]]]) -> None:
+    def take(source: str, read: Callable[[], Iterable[tuple[str, Reference]]]) -> None:
         try:
             with calling(f"read the {source} of {clients.region}"):
-                for ami_id, evidence in read():
-                    found.setdefault(ami_id, set()).add(evidence)
+                for ami_id, one in read():
+                    found.setdefault(ami_id, set()).add(one)
         except errors.AwsError as error:
             unread[source] = error
 
@@ -492,28 +624,28 @@ def gather(
 
 
 def with_launches(found: References, launched: Mapping[str, str]) -> References:
-    """Return the evidence with the last launch of each AMI, as an inventory knows it; empty for never."""
+    """Return references with the last launch of each AMI, as an inventory knows it; empty for never."""
     by_ami = dict(found.by_ami)
     for ami_id, moment in launched.items():
         if moment:
-            by_ami[ami_id] = (*by_ami.get(ami_id, ()), Evidence("launched", moment, "last launch"))
+            by_ami[ami_id] = (*by_ami.get(ami_id, ()), Reference("launched", moment))
     return References(found.region, by_ami, found.unread, found.aliases)
 
 
-def _once(found: set[Evidence]) -> Iterator[Evidence]:
-    """Yield evidence without what EC2's search found as well: its second word adds nothing."""
-    known = {(one.kind, one.id.strip("/")) for one in found if one.detail != SEARCH}
+def _once(found: set[Reference]) -> Iterator[Reference]:
+    """Yield references, those that EC2's search found as well only as we found them, who know more."""
+    known = {(one.kind, one.id.strip("/")) for one in found if one.source != SEARCH}
     for one in found:
-        if one.detail != SEARCH or (one.kind, one.id.strip("/")) not in known:
+        if one.source != SEARCH or (one.kind, one.id.strip("/")) not in known:
             yield one
 
 
 SEARCH = "DescribeImageReferences"
-"""Detail of evidence that EC2's own search found."""
+"""Source of references that EC2's own search found."""
 
 
-def _order(evidence: Evidence) -> tuple[bool, str, str]:
-    return (evidence.kind in HINTS, evidence.kind, evidence.id)
+def _order(one: Reference) -> tuple[bool, str, str, str]:
+    return (one.kind in HINTS, one.kind, one.id, str(one))
 
 
 @needs("ec2:DescribeInstances")
@@ -523,7 +655,7 @@ def instances(ec2: Client) -> Found:
     for reservation in items(ec2, "describe_instances", "Reservations", Filters=states, MaxResults=PAGE):
         for instance in reservation["Instances"]:
             state = instance["State"]["Name"]
-            yield instance["ImageId"], Evidence("instance", instance["InstanceId"], state)
+            yield instance["ImageId"], Reference("instance", instance["InstanceId"], type=state)
 
 
 @needs("ssm:DescribeParameters", "ssm:GetParameters")
@@ -539,10 +671,9 @@ def parameters(ssm: Client) -> Found:
     ]
     refused: dict[str, Exception] = {}
     for parameter in values(ssm, names, refused):
-        kind = parameter.get("DataType", "text")
-        detail = f"{kind}, version {parameter['Version']}"
+        kind, versions = parameter.get("DataType", "text"), (Version(int(parameter["Version"])),)
         for ami_id in set(AMI_ID.findall(parameter["Value"])):
-            yield ami_id, Evidence("parameter", parameter["Name"], detail)
+            yield ami_id, Reference("parameter", parameter["Name"], versions, type=kind)
     for error in refused.values():
         raise error
 
@@ -592,7 +723,7 @@ def image_references(ec2: Client, images: Collection[str]) -> Found:
                 kind, _, name = found["Arn"].split(":", 5)[5].partition("/")
                 if kind == "parameter" and "/" in name:
                     name = f"/{name}"
-                yield found["ImageId"], Evidence(kind, name, SEARCH)
+                yield found["ImageId"], Reference(cast("Kind", kind), name, source=SEARCH)
 
 
 def _kind(kind: str, option: str, values: list[str]) -> dict[str, Any]:
@@ -622,7 +753,7 @@ def launch_permissions(ec2: Client, images: Collection[str]) -> Found:
         for ami_id, permissions in pool.map(ask, images):
             for permission in permissions:
                 for member, who in permission.items():
-                    yield ami_id, Evidence("shared-with", who, _MEMBERS.get(member, member))
+                    yield ami_id, Reference("shared-with", who, type=_MEMBERS.get(member, member))
 
 
 @needs("ec2:DescribeSnapshotAttribute")
@@ -650,7 +781,7 @@ def snapshot_permissions(ec2: Client, snapshot_ids: Collection[str]) -> Found:
         for snapshot_id, permissions in pool.map(ask, snapshot_ids):
             for permission in permissions:
                 for member, who in permission.items():
-                    yield snapshot_id, Evidence("shared-with", who, _MEMBERS.get(member, member))
+                    yield snapshot_id, Reference("shared-with", who, type=_MEMBERS.get(member, member))
 
 
 _MEMBERS = {
@@ -678,4 +809,4 @@ def last_launches(ec2: Client, images: Collection[str]) -> Found:
         )
         for image in shown:
             if image.get("LastLaunchedTime"):
-                yield image["ImageId"], Evidence("launched", image["LastLaunchedTime"], "last launch")
+                yield image["ImageId"], Reference("launched", image["LastLaunchedTime"])

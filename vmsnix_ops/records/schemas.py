@@ -350,7 +350,7 @@ INVENTORY = Schema(
         Column("monthly_usd", "number", "What it costs; an AMI costs what its snapshots do.", "USD a month"),
         Column("tier", "text", "Storage tier of a snapshot.", values=("standard", "archive")),
         Column("referenced", "flag", "Whether it is used; empty where that cannot be known."),
-        Column("evidence", "json", "What uses it."),
+        Column("references", "json", "What uses it: objects with `kind`, `id`, and what else is known."),
         Column("public", "flag", "Whether every AWS account may use it."),
         Column("encrypted", "flag", "Whether its bytes are encrypted."),
         Column("last_launched_at", "time", "When an instance was last launched from it.", "UTC"),

@@ -14,7 +14,7 @@ from vmsnix_ops.audit.retirement.view import Decision, Rules, View
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.images import Ami
-from vmsnix_ops.aws.references import Evidence, References
+from vmsnix_ops.aws.references import Reference, References
 from vmsnix_ops.aws.snapshots import Snapshot
 from vmsnix_ops.errors import AwsError
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 REGION, ACCOUNT = "us-east-1", "012345678901"
-EVIDENCE = [
-    Evidence("instance", "i-1", "running"),
-    Evidence("launch-template", "lt-1", "web, version 1"),
-    Evidence("launch-configuration", "old"),
-    Evidence("auto-scaling-group", "web"),
-    Evidence("parameter", "/vmsnix/web/stable"),
-    Evidence("image-recipe", "recipe"),
-    Evidence("shared-with", "210987654321", "account"),
+REFERENCES = [
+    Reference("instance", "i-1", type="running"),
+    Reference("launch-template", "lt-1", name="web"),
+    Reference("launch-configuration", "old"),
+    Reference("auto-scaling-group", "web"),
+    Reference("parameter", "/vmsnix/web/stable"),
+    Reference("image-recipe", "recipe"),
+    Reference("shared-with", "210987654321", type="account"),
 ]
 
 
@@ -108,7 +108,7 @@ def views(draw: st.DrawFn) -> View:
         )
     names = [ami.ami_id for ami in amis] or ["ami-x"]
     found = draw(
-        st.dictionaries(st.sampled_from(names), st.sets(st.sampled_from(EVIDENCE), max_size=2), max_size=2)
+        st.dictionaries(st.sampled_from(names), st.sets(st.sampled_from(REFERENCES), max_size=2), max_size=2)
     )
     unread = {"instances": AwsError("Denied.")} if draw(st.integers(0, 9)) == 0 else {}
     channels = draw(
@@ -233,7 +233,7 @@ def test_a_public_ami_is_shared_with_everybody() -> None:
 
 
 def test_what_tags_cannot_remember_stays() -> None:
-    many = tuple(Evidence("shared-with", f"{number:012d}", "account") for number in range(300))
+    many = tuple(Reference("shared-with", f"{number:012d}", type="account") for number in range(300))
     view = see([make("ami-1", 90)], references=References(REGION, {"ami-1": many}))
     assert "more than its tags could remember" in only(view, allow_shared=True).reasons[0]
 
@@ -252,14 +252,14 @@ def test_an_orphan_whose_image_is_being_imported_stays() -> None:
     assert only(view).action == "retire"
     busy = dataclasses.replace(view, importing=frozenset({"d"}))
     assert only(busy).reasons == ("an import of this image is under way",)
-    friend = Evidence("shared-with", "210987654321", "account")
+    friend = Reference("shared-with", "210987654321", type="account")
     shared = dataclasses.replace(view, references=References(REGION, {"snap-1": (friend,)}))
     assert only(shared).action == "keep"
     assert only(shared, allow_shared=True).action == "retire"
 
 
 def test_a_snapshot_that_a_launch_makes_volumes_of_stays() -> None:
-    template = Evidence("launch-template", "lt-1", "web")
+    template = Reference("launch-template", "lt-1", name="web")
     named = References(REGION, {"snap-1": (template,)})
     loose = Snapshot(
         "snap-1", "completed", NOW - timedelta(days=90), 2, {tagging.DIGEST: "d"} | retired(40, 14)
@@ -280,7 +280,7 @@ def test_nothing_goes_that_aws_was_not_asked_about() -> None:
     copied = make("ami-1", 90, tags={tagging.DIGEST: "d", tagging.IMAGE: "web"})
     here = see([copied, make("ami-2", 80)], asked=frozenset({"ami-1"}))
     copy = dataclasses.replace(copied, ami_id="ami-3", region="eu-west-1")
-    used = References("eu-west-1", {"ami-3": (Evidence("instance", "i-1", "running"),)})
+    used = References("eu-west-1", {"ami-3": (Reference("instance", "i-1", type="running"),)})
     there = see([copy], region="eu-west-1", references=used)
     found = {
         one.resource_id: one for one in decide_by_rules([here, there], Rules(keep_last=0, max_count=1), NOW)

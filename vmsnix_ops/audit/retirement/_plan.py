@@ -295,7 +295,7 @@ COLUMNS = {
     "reasons": "why",
     "snapshots": "snapshots that go with an AMI",
     "kept_snapshots": "snapshots of an AMI that stay, and why",
-    "fingerprint": "of state and evidence",
+    "fingerprint": "of state and references",
 }
 """Columns of `Plan.frame` and their meaning."""
 

@@ -16,7 +16,7 @@ from vmsnix_ops.audit.retirement import view as retirement_view
 from vmsnix_ops.audit.retirement.view import Decision, Place, Rules, View, owned_amis
 from vmsnix_ops.aws import retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.references import References
+from vmsnix_ops.aws.references import SEARCH, References
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.audit.retirement.view import Action, Place, Rules
     from vmsnix_ops.aws.images import Ami
-    from vmsnix_ops.aws.references import Evidence
+    from vmsnix_ops.aws.references import Reference
     from vmsnix_ops.aws.snapshots import Snapshot
 
 
-SEARCH = "DescribeImageReferences"  # what evidence of it has as its detail
 TOLD = 3
 """How many signs of use one reason names; the number of the others follows."""
 
@@ -177,13 +176,13 @@ class _Region:
             if one.kind == "shared-with":
                 found[who] = who
             elif one.kind == "snapshot-shared-with":
-                found.setdefault(who, f"{who} ({one.detail} only)")
+                found.setdefault(who, f"{who} ({', '.join(map(str, one.through))} only)")
         return sorted(found.values())
 
     def _locked(self, resource_id: str) -> list[str]:
         """Return what keeps an AMI or a snapshot because AWS would not delete a snapshot."""
         locks = [one for one in self.view.references.of(resource_id) if one.kind == "snapshot-lock"]
-        return [f"{one.id} is locked ({one.detail})" for one in locks]
+        return [f"{one.id} is locked ({one.type})" for one in locks]
 
     def _named(self, resource_id: str) -> list[str]:
         """Return what keeps an AMI or a snapshot because something names it, or may."""
@@ -351,10 +350,10 @@ def _with_snapshots(view: View, decisions: Iterable[Decision]) -> Iterator[Decis
         yield replace(one, snapshots=tuple(goes), kept_snapshots=tuple(stays))
 
 
-def _told(evidence: Iterable[Evidence]) -> list[str]:
-    """Return evidence as texts; what both AWS's own search and ours found is told once, by ours."""
+def _told(references: Iterable[Reference]) -> list[str]:
+    """Return references as texts; what both AWS's own search and ours found is told once, by ours."""
     found: dict[tuple[str, str], str] = {}
-    for one in sorted(evidence, key=lambda one: (one.detail != SEARCH, one.kind, one.id)):
+    for one in sorted(references, key=lambda one: (one.source != SEARCH, one.kind, one.id)):
         found[one.kind, one.id] = str(one)
     return sorted(found.values())
 

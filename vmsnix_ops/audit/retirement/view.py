@@ -105,7 +105,7 @@ class View:
     snapshots
         Every snapshot of the account, by id.
     references
-        Evidence of use; its `unread` names what could not be read.
+        What uses the AMIs; its `unread` names what could not be read.
     channels
         The AMIs that each pointer points and pointed to, the present one first.
     importing
@@ -148,7 +148,7 @@ class Decision:
     stored_bytes
         What is billed: what its snapshots hold, by AWS's word; ``None`` where AWS does not say.
     facts
-        State and evidence from which this follows; `fingerprint` sums them up.
+        State and references from which this follows; `fingerprint` sums them up.
     """
 
     kind: Literal["ami", "snapshot"]
@@ -209,7 +209,7 @@ class Decision:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with what is to be done, its state, and its evidence."""
+        """Sixteen hexadecimal digits that change with what is to be done, its state, and what uses it."""
         whole = json.dumps(
             [self.kind, self.resource_id, self.region, self.action, self.snapshots, self.facts]
         )
@@ -235,7 +235,7 @@ class Decision:
 
 
 def ami_facts(ami: Ami, references: References) -> tuple[tuple[str, str], ...]:
-    """Return state and evidence of an AMI as texts that can be compared."""
+    """Return state and references of an AMI as texts that can be compared."""
     return (
         ("state", ami.state),
         ("name", ami.name),
@@ -245,24 +245,24 @@ def ami_facts(ami: Ami, references: References) -> tuple[tuple[str, str], ...]:
         ("protection", ami.protection),
         ("last launch", str(ami.launched_at or "")),
         ("tags", json.dumps(dict(sorted(ami.tags.items())))),
-        ("evidence", _evidence(references, ami.ami_id)),
+        ("references", _told(references, ami.ami_id)),
     )
 
 
 def snapshot_facts(
     snapshot: Snapshot, references: References, importing: Collection[str] = ()
 ) -> tuple[tuple[str, str], ...]:
-    """Return state and evidence of a snapshot as texts that can be compared."""
+    """Return state and references of a snapshot as texts that can be compared."""
     busy = snapshot.tags.get(tagging.DIGEST, "") in importing
     return (
         ("state", snapshot.state),
         ("tags", json.dumps(dict(sorted(snapshot.tags.items())))),
-        ("evidence", _evidence(references, snapshot.snapshot_id)),
+        ("references", _told(references, snapshot.snapshot_id)),
         ("import", "of its image under way" if busy else ""),
     )
 
 
-def _evidence(references: References, resource_id: str) -> str:
+def _told(references: References, resource_id: str) -> str:
     return "; ".join(sorted(str(one) for one in references.of(resource_id) if one.kind != "launched"))
 
 
@@ -296,7 +296,7 @@ class Place:
 
 
 def look(place: Place, *, prefix: str) -> View:
-    """Return what there is in a region, with the evidence that costs the same calls for any number of AMIs.
+    """Return what there is in a region, with the references that cost the same calls for any number of AMIs.
 
     Parameters
     ----------
@@ -345,7 +345,7 @@ def ask(place: Place, view: View, resource_ids: Collection[str]) -> View:
 def right_before(
     place: Place, *, amis: Mapping[str, Collection[str]] | None = None, loose: Collection[str] = ()
 ) -> references.References:
-    """Return all evidence about a few AMIs and snapshots as it is this moment; see `one_by_one`.
+    """Return all references to a few AMIs and snapshots as it is this moment; see `one_by_one`.
 
     Raises
     ------
@@ -427,12 +427,13 @@ def one_by_one(
     loose
         Snapshots that no AMI holds.
     """
-    found: dict[str, dict[references.Evidence, None]] = {}
+    found: dict[str, dict[references.Reference, None]] = {}
     held = {name for names in amis.values() for name in names}
     locked = snapshots.locks(ec2)
     for resource_id, names in {**amis, **{name: [name] for name in loose}}.items():
         for name in locked.keys() & set(names):
-            found.setdefault(resource_id, {})[references.Evidence("snapshot-lock", name, locked[name])] = None
+            lock = references.Reference("snapshot-lock", name, type=locked[name])
+            found.setdefault(resource_id, {})[lock] = None
     with calling(f"look who uses AMIs and snapshots of {ec2.meta.region_name}"):
         for read in (references.image_references, references.launch_permissions):
             for ami_id, one in read(ec2, list(amis)):
@@ -441,9 +442,9 @@ def one_by_one(
             if snapshot_id in loose:
                 found.setdefault(snapshot_id, {})[one] = None
             for ami_id in (ami_id for ami_id, names in amis.items() if snapshot_id in names):
-                found.setdefault(ami_id, {})[
-                    references.Evidence(f"snapshot-{one.kind}", one.id, snapshot_id)
-                ] = None
+                through = (references.Through("snapshot", snapshot_id),)
+                shared = references.Reference("snapshot-shared-with", one.id, through=through, type=one.type)
+                found.setdefault(ami_id, {})[shared] = None
     return references.References(ec2.meta.region_name, {name: tuple(some) for name, some in found.items()})
 
 
