@@ -1,25 +1,25 @@
-# Everything that people and CI do in this repository, one word each. `just` lists it.
+# The tasks of this repository, for people and CI. `just` lists them.
 
 python := justfile_directory() / ".venv/bin/python"
 export PATH := justfile_directory() / ".venv/bin:" + env_var("PATH")
 lock_options := "--quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links"
 
-# List what there is
+# List the tasks
 [private]
 default:
     @just --list
 
-# Make .venv with the locked versions of everything that work on this repository needs
+# Make .venv with the locked versions of all packages for development
 setup:
     python3 -m venv .venv
     {{ python }} -m pip install --quiet --require-hashes -r requirements-test.txt
     {{ python }} -m pip install --quiet --no-deps --no-build-isolation --editable .
 
-# Publish an image to a sandbox, from nothing to the AMI
+# Make a small image and publish it to a sandbox
 demo *OPTIONS:
     vmsnix demo {{ OPTIONS }}
 
-# Run the tests, or some of them, such as `just test tests/nix`
+# Run the quick tests, or the named ones, such as `just test tests/nix`
 test *NAMES:
     pytest {{ NAMES }}
 
@@ -30,13 +30,13 @@ lint:
     mypy
     git ls-files -z '*.ipynb' | xargs -0 --no-run-if-empty nbstripout --keep-id --verify
 
-# Format the code and strip the notebooks of outputs
+# Format the code and remove the outputs of notebooks
 format:
     ruff format .
     ruff check --fix .
     git ls-files -z '*.ipynb' | xargs -0 --no-run-if-empty nbstripout --keep-id
 
-# Open JupyterLab on the runbooks, with a sandbox behind it
+# Open the runbooks in JupyterLab, on a sandbox
 lab *OPTIONS="--sandbox":
     vmsnix lab {{ OPTIONS }}
 
@@ -52,7 +52,7 @@ publish-ami NAME *OPTIONS:
 boot-image NAME *OPTIONS:
     vmsnix boot-image --image {{ NAME }} {{ OPTIONS }}
 
-# Look at the account before anything is published
+# Check the account before publishing
 preflight *OPTIONS:
     vmsnix preflight {{ OPTIONS }}
 
@@ -60,15 +60,15 @@ preflight *OPTIONS:
 audit *OPTIONS:
     vmsnix audit {{ OPTIONS }}
 
-# Measure the direct upload against plain boto3 and the machine's limits, such as `just bench-upload --mib 1024 --json FILE`
+# Compare the direct upload with plain boto3 and the machine's limits, such as `just bench-upload --mib 1024 --json FILE`
 bench-upload *OPTIONS:
     {{ python }} -m benchmarks.upload {{ OPTIONS }}
 
-# Measure the inventory of 100,000 AMIs against plain boto3 paging, such as `just bench-inventory --rounds 1`
+# Compare the inventory of 100,000 AMIs with plain boto3 paging, such as `just bench-inventory --rounds 1`
 bench-inventory *OPTIONS:
     {{ python }} -m benchmarks.inventory {{ OPTIONS }}
 
-# Measure what a run costs beyond plain papermill, and how fast `vmsnix --help` answers
+# Measure the overhead of a run over plain papermill, and the time of `vmsnix --help`
 bench-overhead *OPTIONS:
     {{ python }} -m benchmarks.overhead {{ OPTIONS }}
 
@@ -80,11 +80,11 @@ bench-fleet *OPTIONS:
 nightly *OPTIONS:
     pytest --parts=all --hypothesis-profile=nightly {{ OPTIONS }}
 
-# Run the tests that depend most on timing, or the named ones, again and again on a busy machine, such as `just stress --times 5`
+# Repeat the tests that depend on timing, or the named ones, on a busy machine, such as `just stress --times 5`
 stress *OPTIONS:
     {{ python }} -m tests.stress {{ OPTIONS }}
 
-# Unpack the kernel that the boot test's tests boot (Debian, amd64)
+# Unpack the Linux kernel for the tests of the boot test (Debian, amd64)
 test-linux:
     .ci/test_linux .cache/test-linux
 
@@ -92,30 +92,30 @@ test-linux:
 docs:
     sphinx-build -W --keep-going -b html docs docs/_build/html
 
-# Check the flake: assertions and facts of every image, every module alone (needs Nix and its sources)
+# Check the flake: assertions and facts of every image, every module alone (needs Nix and the flake's inputs)
 check *OPTIONS:
     nix flake check ./nix {{ OPTIONS }}
 
-# Boot an image's services in a virtual machine, such as `just vm-test ssh` (needs KVM and a binary cache)
+# Test an image's services in a virtual machine, such as `just vm-test ssh` (needs KVM and a binary cache)
 vm-test NAME:
     nix build ./nix#vmTests.{{ NAME }}
 
-# Evaluate every image against the nixpkgs in NIXPKGS_TREE, and print the figures
+# Evaluate every image with the nixpkgs in NIXPKGS_TREE, and print the figures
 nix-eval *OPTIONS:
     sh nix/checks/evaluate.sh {{ OPTIONS }}
 
-# Lock the versions anew, with hashes; needs uv; `--upgrade` takes newer ones
+# Lock all versions again, with hashes (needs uv); `--upgrade` locks newer ones
 lock *OPTIONS:
     env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} --all-extras --group build pyproject.toml --output-file requirements-test.txt
     env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} --extra lab --extra fleet --group build --constraint requirements-test.txt pyproject.toml --output-file requirements.txt
     env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} requirements-awscli.in --output-file requirements-awscli.txt
     {{ python }} .ci/environment.py
 
-# Kill a publish at every AWS call, run it again, and look at what is there
+# Kill a publish at every AWS call, run it again, and check the account
 crash-sweep *OPTIONS:
     {{ python }} -m tests.faults.crash_sweep {{ OPTIONS }}
 
-# Publish 200 times while 5 % of all calls go wrong
+# Publish 200 times while 5 % of all calls fail
 soak *OPTIONS:
     {{ python }} -m benchmarks.soak {{ OPTIONS }}
 
