@@ -34,7 +34,7 @@ def test_a_plan_is_only_shown_unless_it_is_said_otherwise(
     assert main(["fleet", str(plan)]) == 0
     shown = capsys.readouterr().out
     assert "Fleet try: 1 target on this machine, a new round" in shown
-    assert "planned  greet  greet" in shown
+    assert "planned  greet   greet" in shown
     assert "Dry run: nothing of this will be run." in shown
     assert main(["fleet", str(plan), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
