@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterable, Iterator
 
+    from vmsnix_ops.records.result import Result
+
 T = TypeVar("T")
 
 PROGRAMS = {"qemu-system": "qemu-system-x86_64"}
@@ -119,3 +121,9 @@ def few(values: Iterable[Any], quick: int, *, seconds: float) -> list[Any]:
     rows = [value if isinstance(value, tuple) else (value,) for value in values]
     long = pytest.mark.long(seconds=seconds)
     return [pytest.param(*row, marks=() if at < quick else long) for at, row in enumerate(rows)]
+
+
+def finish(result: Result) -> None:
+    """Save a result, then raise what the job did not do, as the last cell of a notebook does."""
+    result.save()
+    result.raise_for_status()

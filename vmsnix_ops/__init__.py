@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     from vmsnix_ops import audit, errors, publish, sandbox, settings
     from vmsnix_ops.audit import retirement as retire
     from vmsnix_ops.channels import promote, rollback, verify
-    from vmsnix_ops.nix import build as build_image
     from vmsnix_ops.publish import boot_test as boot_image
-    from vmsnix_ops.publish import bootstrap, preflight
+    from vmsnix_ops.publish import bootstrap, build_image, preflight
     from vmsnix_ops.publish import smoke as smoke_test
     from vmsnix_ops.records import history
-    from vmsnix_ops.runbooks import fleet
+    from vmsnix_ops.runbooks import console, fleet, parameters
 
 __version__ = "0.1.0"
 
@@ -36,9 +35,11 @@ __all__ = [
     "boot_image",
     "bootstrap",
     "build_image",
+    "console",
     "errors",
     "fleet",
     "history",
+    "parameters",
     "preflight",
     "promote",
     "publish",
@@ -53,9 +54,11 @@ __all__ = [
 _MODULES = {
     "boot_image": "publish.boot_test",
     "bootstrap": "publish.bootstrap",
-    "build_image": "nix.build",
+    "build_image": "publish.build_image",
+    "console": "runbooks.console",
     "fleet": "runbooks.fleet",
     "history": "records.history",
+    "parameters": "runbooks.parameters",
     "preflight": "publish.preflight",
     "promote": "channels.promote",
     "retire": "audit.retirement",

@@ -428,7 +428,7 @@ def test_boto3_and_the_scan_see_the_same(own: Owner) -> None:
     assert set(found.frame["resource_id"]) == images | snapshots
 
 
-def test_a_published_ami_is_found_as_what_it_is(aws: Any, plan: Callable[..., publish.Plan]) -> None:
+def test_a_published_ami_is_found_as_what_it_is(aws: Any, plan: Callable[..., publish.PublishPlan]) -> None:
     result = plan().apply()
     found = inventory.scan(regions=[REGION], session=aws.session())
     one = row(found, result.ami_id)

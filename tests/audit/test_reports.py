@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -11,19 +12,19 @@ import pytest
 
 from tests.audit.account import DIGEST, REGION, Owner
 from vmsnix_ops import errors
-from vmsnix_ops.audit import reports, views
+from vmsnix_ops.audit import check, reports, views
 from vmsnix_ops.runbooks.evidence.github import summary
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmsnix_ops.audit.reports import Audit
+    from vmsnix_ops.audit.reports import AuditResult
 
 NASTY = "<script>alert(1)</script>"
 
 
 @pytest.fixture
-def audit(own: Owner) -> Audit:
+def audit(own: Owner) -> AuditResult:
     """An account with an AMI that is public, one that is used, and a name that wants to be a script."""
     own.share(own.ami(tags=DIGEST), "all")
     own.template(own.ami(tags={"owner": "x"}))
@@ -31,7 +32,7 @@ def audit(own: Owner) -> Audit:
     return reports.judge(own.scan(regions=[REGION]))
 
 
-def test_every_form_holds_the_same(audit: Audit, tmp_path: Path) -> None:
+def test_every_form_holds_the_same(audit: AuditResult, tmp_path: Path) -> None:
     paths = reports.write(audit, tmp_path)
     assert set(paths) == {
         *(f"{name}.{form}" for name in ("inventory", "findings", "changes") for form in ("csv", "parquet")),
@@ -78,7 +79,7 @@ def test_many_rows_are_written_some_at_a_time(
     assert {one["resource_id"] for one in whole["inventory"] if one["kind"] == "ami"} == amis
 
 
-def test_the_page_runs_nothing_and_loads_nothing(audit: Audit, tmp_path: Path) -> None:
+def test_the_page_runs_nothing_and_loads_nothing(audit: AuditResult, tmp_path: Path) -> None:
     page = reports.write(audit, tmp_path)["audit.html"].read_text()
     assert NASTY not in page
     assert "&lt;script&gt;" in page
@@ -88,7 +89,7 @@ def test_the_page_runs_nothing_and_loads_nothing(audit: Audit, tmp_path: Path) -
     assert "prefers-color-scheme: dark" in page
 
 
-def test_the_page_tells_what_is_wrong_and_what_fixes_it(audit: Audit, tmp_path: Path) -> None:
+def test_the_page_tells_what_is_wrong_and_what_fixes_it(audit: AuditResult, tmp_path: Path) -> None:
     page = reports.write(audit, tmp_path)["audit.html"].read_text()
     (public,) = audit.findings[audit.findings["rule"] == "public"].to_dict("records")
     assert public["resource_id"] in page
@@ -96,8 +97,8 @@ def test_the_page_tells_what_is_wrong_and_what_fixes_it(audit: Audit, tmp_path: 
     assert "There is no earlier scan to compare with." in page
 
 
-def test_the_result_and_the_summary_of_a_job(audit: Audit) -> None:
-    reports.finish(audit)
+def test_the_result_and_the_summary_of_a_job(audit: AuditResult) -> None:
+    audit.save()
     result = json.loads((audit.inventory.run.folder / "result.json").read_text())
     assert (result["status"], result["amis"], result["findings_high"]) == ("done", 2, 1)
     text = summary(result)
@@ -105,21 +106,21 @@ def test_the_result_and_the_summary_of_a_job(audit: Audit) -> None:
     assert f"### {len(audit.findings)} findings" in text
 
 
-def test_a_job_may_fail_for_what_an_audit_finds(audit: Audit) -> None:
-    reports.require(audit)
-    reports.require(audit, "critical")
+def test_a_job_may_fail_for_what_an_audit_finds(audit: AuditResult) -> None:
+    audit.raise_for_status()
+    replace(audit, fail_on="critical").raise_for_status()
     with pytest.raises(errors.AuditError, match="critical or high: 1"):
-        reports.require(audit, "high")
+        replace(audit, fail_on="high").raise_for_status()
 
 
 def test_an_audit_that_could_not_read_everything_is_partial(own: Owner) -> None:
     own.aws.faults.add({"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403})
     audit = reports.judge(own.scan(regions=[REGION]))
-    reports.finish(audit)
+    audit.save()
     result = json.loads((audit.inventory.run.folder / "result.json").read_text())
     assert result["status"] == "partial"
     with pytest.raises(errors.PartialError, match=r"The audit is partial.*Auto Scaling groups of"):
-        reports.require(audit)
+        audit.raise_for_status()
 
 
 def test_a_gap_is_no_finding_that_fails_a_job(own: Owner) -> None:
@@ -128,7 +129,7 @@ def test_a_gap_is_no_finding_that_fails_a_job(own: Owner) -> None:
     audit = reports.judge(own.scan(regions=[REGION]))
     assert set(audit.findings.query("severity in ['critical', 'high']")["rule"]) == {"unread"}
     with pytest.raises(errors.PartialError):
-        reports.require(audit, "high")
+        replace(audit, fail_on="high").raise_for_status()
 
 
 @pytest.mark.parametrize(
@@ -142,22 +143,17 @@ def test_a_gap_is_no_finding_that_fails_a_job(own: Owner) -> None:
 )
 def test_a_slip_is_told_before_anything_is_read(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(errors.ParameterError, match=said):
-        reports.check(**asked)
+        check(**asked)
 
 
-def test_a_severity_that_is_none_is_refused(audit: Audit) -> None:
-    with pytest.raises(errors.ParameterError, match="high"):
-        reports.require(audit, "hgih")
-
-
-def test_the_second_audit_tells_what_changed(own: Owner, audit: Audit) -> None:
+def test_the_second_audit_tells_what_changed(own: Owner, audit: AuditResult) -> None:
     fresh = own.ami(tags=DIGEST)
     again = reports.judge(own.scan(regions=[REGION]))
     assert fresh in set(again.changes.frame["resource_id"])
     assert again.changes.count("added") == 2
 
 
-def test_the_worst_are_shown_with_their_fix(audit: Audit) -> None:
+def test_the_worst_are_shown_with_their_fix(audit: AuditResult) -> None:
     shown: Any = audit.worst("high")
     assert list(shown.frame["rule"]) == ["public"]
     severity, reason, fix = repr(shown).splitlines()
@@ -168,7 +164,7 @@ def test_the_worst_are_shown_with_their_fix(audit: Audit) -> None:
     assert NASTY not in audit.worst()._repr_html_()
 
 
-def test_no_rule_floods_what_is_shown(audit: Audit) -> None:
+def test_no_rule_floods_what_is_shown(audit: AuditResult) -> None:
     shown = audit.worst(most=1)
     assert shown.frame.groupby("rule").size().max() == 1
     assert f"{len(audit.findings) - len(shown.frame)} more in findings.csv" in repr(shown)

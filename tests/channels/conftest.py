@@ -67,7 +67,7 @@ def pointed(aws: Sandbox, region: str, channel: str = "stable") -> str:
     return found.value if found else ""
 
 
-def plan(**asked: Any) -> promote.Plan:
+def plan(**asked: Any) -> promote.PromotionPlan:
     usual = {"image": "ecs-node", "dry_run": False, "progress": silent()}
     return promote.plan(**(usual | asked))
 

@@ -10,11 +10,11 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.channels.conftest import EUROPE, HOME, WEST, outcomes, plan, pointed
-from tests.support import DEADLINE, few, join
+from tests.support import DEADLINE, few, finish, join
 from vmsnix_ops import errors
 from vmsnix_ops.aws import image_copy, parameters, retiring
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.channels import promote, records, rollback
+from vmsnix_ops.channels import records, rollback
 from vmsnix_ops.progress import Progress, silent
 from vmsnix_ops.records import acts
 from vmsnix_ops.records.tables import open_tables
@@ -76,7 +76,7 @@ def test_a_move_between_plan_and_write_is_overwritten_and_told(
     assert outcomes(found) == {HOME: ["point changed", "conflict failed"]}
     assert found.status == "partial"
     with pytest.raises(errors.PartialError) as caught:
-        promote.finish(made, found)
+        finish(found)
     assert caught.value.exit_code == 3
     told = str(caught.value)
     assert f"version 2, {theirs}, set by {SHUT}" in told
@@ -125,7 +125,7 @@ def test_a_conflict_in_a_region_whose_failure_does_not_count_counts(
     monkeypatch.setattr(parameters, "_put", late)
     found = made.apply()
     assert "conflict failed" in outcomes(found)[EUROPE]
-    assert isinstance(found.error(), errors.PartialError)
+    assert isinstance(found.error, errors.PartialError)
 
 
 def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pyt
     assert pointed(aws, EUROPE) == there
     assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
     with pytest.raises(errors.PartialError, match=f"version 3, {new}, set by"):
-        rollback.finish(made, found)
+        finish(found)
 
 
 def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
@@ -392,7 +392,7 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
     found = made.apply()
     assert outcomes(found) == {HOME: ["point failed"], EUROPE: ["copy created", "point skipped"]}
     with pytest.raises(errors.UnrecordedActError) as caught:
-        promote.finish(made, found)
+        finish(found)
     assert caught.value.exit_code == 3
     assert f"{NAME} in {HOME} still names it" in str(caught.value)
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in str(caught.value)
@@ -446,7 +446,7 @@ def test_the_plan_refuses_a_parameter_that_can_be_no_channel_with_the_fix(
     assert said in step.what
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in step.what
     found = plan(ami=ami, channel="stable", dry_run=True).apply()
-    assert isinstance(found.error(), errors.PointerError)
+    assert isinstance(found.error, errors.PointerError)
 
 
 def test_a_rollback_plan_refuses_a_parameter_that_can_be_no_channel(aws: Sandbox) -> None:

@@ -93,7 +93,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(aws: Sandbox, ami: str) ->
     found = plan(**EVERYTHING, dry_run=True).apply()
     assert changes(aws) == before
     assert {row.outcome for row in found.rows} == {"planned", "unchanged"}
-    assert found.error() is None
+    assert found.error is None
     assert "Dry run: nothing of this will be done." in str(plan(**EVERYTHING, dry_run=True))
     assert open_tables(load()).read("steps").empty
 
@@ -245,7 +245,7 @@ def test_a_topic_that_is_not_there_leaves_the_rest_done(aws: Sandbox, ami: str) 
     aws.client("sns").delete_topic(TopicArn=topic)
     found = made.apply()
     assert outcomes(found)[HOME] == ["point changed", "announce failed"]
-    error = found.error()
+    error = found.error
     assert isinstance(error, errors.PartialError)
     assert "in 1 of 1 region" in error.what
     with pytest.raises(errors.ParameterError, match="There is no topic"):

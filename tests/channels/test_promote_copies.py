@@ -70,7 +70,7 @@ def test_a_lost_answer_makes_no_second_copy(aws: Sandbox, ami: str) -> None:
 def test_two_promoters_at_once_make_one_copy(aws: Sandbox, ami: str) -> None:
     plans = [plan(channel="stable", regions=[EUROPE]) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(promote.Plan.apply, plans))
+        found = list(pool.map(promote.PromotionPlan.apply, plans))
     # In each region one of them sets the channel first; the other one reports that its plan is stale there.
     assert {one.status for one in found} <= {"done", "partial"}
     for region in (HOME, EUROPE):

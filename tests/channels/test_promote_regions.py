@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.channels.conftest import EUROPE, HOME, OTHER, WEST, outcomes, plan, pointed
+from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.channels import promote, verify
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -23,7 +24,7 @@ def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> Non
     found = plan(channel="stable", regions=[WEST, EUROPE]).apply()
     assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
     assert outcomes(found)[WEST] == ["copy created", "point changed"]
-    error = found.error()
+    error = found.error
     assert isinstance(error, errors.PartialError)
     assert error.exit_code == 3
     assert "2 of 3 regions" in error.what
@@ -32,7 +33,7 @@ def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> Non
     again = plan(channel="stable", regions=[WEST, EUROPE]).apply()
     assert outcomes(again)[WEST] == ["copy reused", "point unchanged"]
     assert outcomes(again)[EUROPE] == ["copy created", "point changed"]
-    assert again.error() is None
+    assert again.error is None
 
 
 def test_what_cannot_be_recorded_of_a_region_does_not_stop_the_others(
@@ -52,9 +53,9 @@ def test_what_cannot_be_recorded_of_a_region_does_not_stop_the_others(
         HOME: ["point changed", "record failed"],
         WEST: ["copy created", "point changed"],
     }
-    assert isinstance(found.error(), errors.PartialError)
+    assert isinstance(found.error, errors.PartialError)
     again = plan(channel="stable", regions=[WEST]).apply()
-    assert again.error() is None
+    assert again.error is None
     assert set(open_tables(load()).read("promotions")["region"]) == {HOME, WEST}
 
 
@@ -76,7 +77,7 @@ def test_a_region_that_is_not_enabled_is_refused_in_the_plan_and_fails_alone(aws
     found = made.apply()
     assert outcomes(found)[HOME] == ["point changed"]
     assert outcomes(found)["af-south-1"] == ["copy failed", "point skipped"]
-    assert isinstance(found.error(), errors.PartialError)
+    assert isinstance(found.error, errors.PartialError)
 
 
 def test_a_region_counts_as_it_is_named(aws: Sandbox, ami: str) -> None:
@@ -108,12 +109,12 @@ def test_a_dry_run_ends_as_the_promotion_would(aws: Sandbox, ami: str) -> None:
     partial = plan(regions=["af-south-1"], **asked).apply()
     assert outcomes(partial)["af-south-1"] == ["copy failed", "point skipped"]
     assert outcomes(partial)[HOME] == ["point planned"]
-    error = partial.error()
+    error = partial.error
     assert isinstance(error, errors.PartialError)
     assert "✗ failed" in str(partial)
     assert "would be done in part: in 1 of 2 regions" in error.what
     assert "af-south-1, copy: The region af-south-1 is not enabled" in error.why
-    assert plan(best_effort=["af-south-1"], **asked).apply().error() is None
+    assert plan(best_effort=["af-south-1"], **asked).apply().error is None
     assert "not enabled" in str(partial.frame().query("region == 'af-south-1'")["why"].iloc[0])
 
 
@@ -145,11 +146,11 @@ def test_what_fails_everywhere_is_a_failure_and_not_partial(aws: Sandbox, ami: s
     )
     found = plan(channel="stable").apply()
     assert found.status == "failed"
-    error = found.error()
+    error = found.error
     assert isinstance(error, errors.AwsError)
     assert error.exit_code == 1
     with pytest.raises(errors.AwsError, match="ParameterLimitExceeded"):
-        promote.finish(plan(channel="stable"), found)
+        finish(found)
 
 
 def test_an_interrupt_ends_it_and_the_same_command_goes_on(
@@ -203,7 +204,7 @@ def test_tables_that_cannot_be_written_lose_no_outcome(
         WEST: ["copy created", "point changed", "record failed"],
     }
     with pytest.raises(errors.PartialError, match="The disk is full"):
-        promote.finish(made, found)
+        finish(found)
     result = json.loads((made.run.folder / "result.json").read_text(encoding="utf-8"))
     assert [row["outcome"] for row in result["outcomes"]].count("failed") == 3
     assert pointed(aws, HOME) == ami

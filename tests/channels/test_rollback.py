@@ -10,6 +10,7 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.channels.conftest import EUROPE, HOME, WEST, outcomes, pointed
+from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, parameters
 from vmsnix_ops.channels import history, promote, rollback
@@ -36,7 +37,7 @@ def promoted(aws: Sandbox, *versions: str, regions: tuple[str, ...] = ()) -> lis
     return made
 
 
-def back(**asked: Any) -> rollback.Plan:
+def back(**asked: Any) -> rollback.RollbackPlan:
     return rollback.plan(**({"image": "ecs-node", "channel": "stable"} | USUAL | asked))
 
 
@@ -130,7 +131,7 @@ def test_an_ami_that_cannot_be_used_is_refused_and_an_older_one_is_offered(
     assert text in str(target.problem)
     assert "--to: altf4llc-ecs-node-26.10" in str(target.problem)
     with pytest.raises(errors.PointerError, match=text):
-        rollback.finish(plan, plan.apply())
+        finish(plan.apply())
     assert pointed(aws, HOME) == new
     assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point changed"]}
     assert outcomes(back(to=oldest).apply()) == {HOME: ["point unchanged"]}  # naming it makes it repeatable
@@ -271,7 +272,7 @@ def test_a_region_without_the_channel_is_told_and_the_others_roll_back(aws: Sand
     old, _ = promoted(aws, "26.11", "26.12")
     found = back(regions=[HOME, WEST]).apply()
     assert outcomes(found) == {HOME: ["point changed"], WEST: ["point failed"]}
-    error = found.error()
+    error = found.error
     assert isinstance(error, errors.PartialError)
     assert error.exit_code == 3
     assert pointed(aws, HOME) == old
@@ -306,7 +307,7 @@ def test_what_was_moved_and_not_recorded_is_moved_and_recorded_by_the_next_run(
         patch.setattr(Tables, "append", full)
         found = back().apply()
     assert outcomes(found) == {HOME: ["point changed", "record failed"]}
-    error = found.error()
+    error = found.error
     assert isinstance(error, errors.PartialError)
     name = found.cure.removeprefix("Run it again with --to ").split(":")[0]
     assert name in error.cure

@@ -9,7 +9,7 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.channels.conftest import EUROPE, HOME, OTHER, changes, copies
-from tests.support import few
+from tests.support import few, finish
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.audit.sync import sync
@@ -62,7 +62,7 @@ def test_what_is_as_it_was_has_no_drift(aws: Sandbox, ami: str) -> None:
         HOME: clean,
         EUROPE: clean,
     }
-    verify.finish(report)
+    finish(report)
     calls = list(aws.calls)[before:]
     assert verify.check(regions=["all"]).regions.equals(report.regions)
     assert all(call.operation.startswith(("Describe", "Get")) for call in calls)
@@ -321,7 +321,7 @@ def test_a_promotion_as_it_is_records_what_it_finds(
 ) -> None:
     change(aws, ami)
     with pytest.raises(errors.DriftError) as caught:
-        verify.finish(verify.check())
+        finish(verify.check())
     assert f"vmsnix promote --ami {ami} --region {HOME} and --protect or" in caught.value.cure
     assert "history sync" not in caught.value.cure
     sync(regions=[HOME], session=session)  # takes over nothing that an operator promised
@@ -355,7 +355,7 @@ def test_a_sync_takes_over_what_a_promotion_does_not(
 ) -> None:
     change(aws, ami)
     with pytest.raises(errors.DriftError) as caught:
-        verify.finish(verify.check())
+        finish(verify.check())
     assert f"vmsnix history sync --region {HOME}" in caught.value.cure
     assert "promote-ami" not in caught.value.cure
     sync(regions=[HOME], session=session)
@@ -388,8 +388,8 @@ def test_drift_ends_the_run_and_says_what(aws: Sandbox, ami: str) -> None:
     unprotect(aws, ami)
     report = verify.check()
     with pytest.raises(errors.DriftError, match=f"protected of {ami} in {HOME}"):
-        verify.finish(report)
-    verify.finish(report, fail_on_drift=False)
+        finish(report)
+    finish(verify.check(fail_on_drift=False))
 
 
 def test_a_tag_that_somebody_added_is_no_drift(aws: Sandbox, ami: str) -> None:
@@ -419,12 +419,12 @@ def test_a_region_that_cannot_be_read_is_a_finding_and_the_others_are_compared(
     assert list(report.drift["field"]) == ["access"]
     assert "ec2:DescribeImages" in report.drift["found"][0]
     with pytest.raises(errors.PartialError) as caught:
-        verify.finish(report)
+        finish(report)
     assert caught.value.exit_code == 3
     unprotect(aws, ami)
     assert set(drift()) == {"protected"}
     with pytest.raises(errors.DriftError, match=f"1 thing could not be looked at, first {EUROPE}: .*{words}"):
-        verify.finish(verify.check())
+        finish(verify.check())
 
 
 @pytest.mark.parametrize("refused", [(HOME,), (EUROPE,), (HOME, EUROPE)])

@@ -24,9 +24,8 @@ from botocore import xform_name
 from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
 from tests.faults.account import BUCKET, look
 from tests.faults.publishers import Kill
-from tests.support import few
+from tests.support import few, finish
 from vmsnix_ops import errors, publish
-from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import session
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import client
@@ -266,7 +265,7 @@ def test_a_retirement_that_can_announce_nothing_does_nothing_and_ends_with_3(
     result = plan.apply()
     assert [one.outcome for one in result.outcomes] == ["failed", "skipped"]
     with pytest.raises(errors.PartialError, match="Done: nothing") as caught:
-        retirement.finish(result)
+        finish(result)
     assert caught.value.exit_code == 3
     assert "could not be written" in str(caught.value)
     assert (taken_away(fleet), fleet.amis()) == (before, states)
@@ -290,7 +289,7 @@ def test_a_retirement_stops_in_order_when_the_disk_fills_up_and_tells_what_was_d
     result = plan.apply()
     assert [one.outcome for one in result.outcomes] == ["deleted", "skipped"]
     with pytest.raises(errors.PartialError, match=f"Done: deleted {first}") as caught:
-        retirement.finish(result)
+        finish(result)
     assert caught.value.exit_code == 3
     assert fleet.amis() == {second: "disabled"}
     assert set(kept) <= fleet.snapshots()
@@ -334,7 +333,7 @@ def test_a_retirement_that_stops_within_an_ami_lists_what_was_taken_away_from_it
         full_at(patch, at)
         result = plan.apply()
     with pytest.raises(errors.UnrecordedActError) as caught:
-        retirement.finish(result)
+        finish(result)
     assert caught.value.exit_code == 3
     assert f"Done: a part of the retirement of {first}." in caught.value.what
     done = {"ModifySnapshotAttribute": fleet.held(first), "ModifyImageAttribute": [first]}
@@ -364,7 +363,7 @@ def test_a_promotion_that_stops_within_a_revocation_lists_what_was_revoked(
     )
     full_at(monkeypatch, "ec2:ModifySnapshotAttribute")
     with pytest.raises(errors.PartialError) as caught:
-        promote.finish(plan, plan.apply())
+        finish(plan.apply())
     assert caught.value.exit_code == 3
     assert f"Done before it: ec2:ModifyImageAttribute of {ami}." in str(caught.value)
 
@@ -391,7 +390,7 @@ def test_a_promotion_that_cannot_announce_a_revocation_changes_nothing_more(
         "point": "skipped",
     }
     with pytest.raises(errors.PartialError) as caught:
-        promote.finish(plan, found)
+        finish(found)
     assert caught.value.exit_code == 3
     assert "could not be written" in str(caught.value)
     assert fleet.permissions(ami) == [{"UserId": FRIEND}]

@@ -129,22 +129,17 @@ def test_the_functions_behind_it_refuse_a_value_of_another_type(
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     late = {  # used by a later call, which gets the result of an earlier one
-        ("bootstrap", "cloudformation"): "plan.template(cloudformation)",
-        ("verify-amis", "fail_on_drift"): "verify.finish(found, fail_on_drift=fail_on_drift)",
-        ("audit-inventory", "fail_on"): "reports.require(None, fail_on)",
-    }
-    imports = {
-        "bootstrap": "from vmsnix_ops.publish import bootstrap\nplan = bootstrap.Bootstrap(*[None] * 4)",
-        "verify-amis": "from vmsnix_ops.channels import verify\nfound = None",
-        "audit-inventory": "from vmsnix_ops.audit import reports",
+        ("bootstrap", "cloudformation"): (
+            "from vmsnix_ops import bootstrap\nplan = bootstrap.BootstrapPlan(*[None] * 4)",
+            "plan.template(cloudformation)",
+        ),
     }
     for value in WRONG_ARGUMENTS[parameter.type.kind]:
         variables = namespace(book, **{parameter.name: value})
+        sources = cells(book)[2:4]
         if (book.name, parameter.name) in late:
-            execute(imports[book.name], variables)
-            sources = [late[book.name, parameter.name]]
-        else:
-            sources = cells(book)[2:4]
+            first, *sources = late[book.name, parameter.name]
+            execute(first, variables)
         with pytest.raises(ParameterError) as refused:
             execute("\n".join(sources), variables)
         named = {"plan": "file", "cloudformation": "place"}.get(parameter.name, parameter.name)

@@ -59,7 +59,7 @@ class Account:
         iam.put_user_policy(UserName=f"user-{number}", PolicyName="only", PolicyDocument=document)
         return session
 
-    def plan(self, actions: Iterable[str], **changes: Any) -> publish.Plan:
+    def plan(self, actions: Iterable[str], **changes: Any) -> publish.PublishPlan:
         """Return a plan of that user to publish the image; keywords change what is asked for."""
         asked = {
             "image": str(self.image),

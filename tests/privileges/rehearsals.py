@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.audit.account import Owner
 from tests.aws.account import make_ami
 from tests.privileges.account import BUCKET, REGION, Account
+from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.audit import inventory, retirement
 from vmsnix_ops.audit import policies as audit_policies
@@ -29,9 +30,6 @@ from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import preflight, smoke
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.runbooks.evidence import archive, runs
-
-if TYPE_CHECKING:
-    from vmsnix_ops.publish.outcomes import Outcomes
 
 Actions = tuple[str, ...]
 Run = Callable[[Account, Actions], Any]
@@ -192,10 +190,10 @@ def promote_by(**changes: Any) -> Run:
         for version in ("26.11", "26.12"):
             ami = make_ami(account.aws, version=version)
             wanted = _everything(account, session, ami) | _filled(account, changes)
-            _raise(promote.plan(**wanted).apply())
-        _raise(promote.plan(**wanted | {"protect": False, "unprotect": True}).apply())
+            promote.plan(**wanted).apply().raise_for_status()
+        promote.plan(**wanted | {"protect": False, "unprotect": True}).apply().raise_for_status()
         back = {"channel": "stable", "dry_run": False, "progress": silent(), "session": session}
-        _raise(rollback.plan(image="ecs-node", regions=[REGION, "eu-west-1"], **back).apply())
+        rollback.plan(image="ecs-node", regions=[REGION, "eu-west-1"], **back).apply().raise_for_status()
 
     return run
 
@@ -225,12 +223,6 @@ def _filled(account: Account, changes: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _raise(outcomes: Outcomes) -> None:
-    error = outcomes.error()
-    if error is not None:
-        raise error
-
-
 def promote_warnings(**changes: Any) -> Tell:
     """Plan a promotion, and return what the plan says."""
 
@@ -249,15 +241,15 @@ def copies_are_encrypted(account: Account, actions: Actions) -> None:
     key = "arn:aws:kms:eu-west-1:012345678901:key/0123abcd-0123-0123-0123-0123456789ab"
     ec2.modify_ebs_default_kms_key_id(KmsKeyId=key)
     session = account.session(actions, regions=(REGION, "eu-west-1"))
-    _raise(promote.plan(**_everything(account, session, make_ami(account.aws))).apply())
+    promote.plan(**_everything(account, session, make_ami(account.aws))).apply().raise_for_status()
 
 
 def the_source_got_tags(account: Account, actions: Actions) -> None:
     """Promote an AMI, and again when it has one tag more."""
     session, ami = account.session(actions, regions=(REGION, "eu-west-1")), make_ami(account.aws)
-    _raise(promote.plan(**_everything(account, session, ami)).apply())
+    promote.plan(**_everything(account, session, ami)).apply().raise_for_status()
     account.aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "team", "Value": "web"}])
-    _raise(promote.plan(**_everything(account, session, ami)).apply())
+    promote.plan(**_everything(account, session, ami)).apply().raise_for_status()
     copies = account.aws.client("ec2", "eu-west-1").describe_images(Owners=["self"])["Images"]
     assert {"Key": "team", "Value": "web"} in copies[0]["Tags"]
 
@@ -283,7 +275,7 @@ def rollback_notes(account: Account, actions: Actions) -> str:
     """Plan a rollback, and return what the plan says."""
     for version in ("26.11", "26.12"):
         ami = make_ami(account.aws, version=version)
-        _raise(promote.plan(**_everything(account, account.aws.session(), ami)).apply())
+        promote.plan(**_everything(account, account.aws.session(), ami)).apply().raise_for_status()
     back = {"channel": "stable", "progress": silent(), "session": account.session(actions)}
     return str(rollback.plan(image="ecs-node", regions=[REGION], **back))
 
@@ -299,7 +291,7 @@ def smoke_test(account: Account, actions: Actions, *, spot: bool = False) -> Non
     said = {"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": "Welcome to NixOS"}}
     account.aws.faults.add(said)
     plan = smoke.plan(ami="candidate", image="ecs-node", spot=spot, **_tester(account, ami, actions))
-    smoke.finish(plan, plan.apply())
+    finish(plan.apply())
 
 
 def _tester(account: Account, ami: str, actions: Actions) -> dict[str, Any]:
@@ -310,8 +302,10 @@ def _tester(account: Account, ami: str, actions: Actions) -> dict[str, Any]:
 def verify_what_was_promoted(account: Account, actions: Actions) -> None:
     """Compare an AMI that somebody else promoted with what was recorded."""
     ami = make_ami(account.aws)
-    _raise(promote.plan(**_everything(account, account.aws.session(), ami) | {"regions": []}).apply())
-    verify.finish(verify.check(session=account.session(actions)))
+    promote.plan(
+        **_everything(account, account.aws.session(), ami) | {"regions": []}
+    ).apply().raise_for_status()
+    finish(verify.check(session=account.session(actions)))
 
 
 def smoke_warnings(account: Account, actions: Actions) -> str:
@@ -439,7 +433,7 @@ def retire_by(session: Any, **changes: Any) -> None:
         progress=silent(),
         session=session,
     )
-    retirement.finish(plan.apply())
+    finish(plan.apply())
 
 
 def an_old_ami(account: Account) -> str:

@@ -54,10 +54,10 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def plan(aws: Sandbox, image: Path) -> Callable[..., publish.Plan]:
+def plan(aws: Sandbox, image: Path) -> Callable[..., publish.PublishPlan]:
     """Make plans for the sample image; keywords change what is asked for."""
 
-    def make(**changes: Any) -> publish.Plan:
+    def make(**changes: Any) -> publish.PublishPlan:
         asked: dict[str, Any] = {
             "image": str(image),
             "region": REGION,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import require
-from vmsnix_ops import publish
+from vmsnix_ops import boot_image, publish
 from vmsnix_ops.disk.sample import MESSAGE
 from vmsnix_ops.errors import BootFailedError, ParameterError
 from vmsnix_ops.publish.boot_test import CONSOLE
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.publish.conftest import Left
 
-Plan = publish.Plan
+Plan = publish.PublishPlan
 
 
 def test_an_image_boots_before_it_is_uploaded_and_once(plan: Callable[..., Plan]) -> None:
@@ -60,10 +60,10 @@ def test_an_expression_that_cannot_be_is_refused_with_the_plan(plan: Callable[..
 
 def test_a_boot_by_itself_is_planned_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
-    shown = str(publish.plan_boot("result", user_data="x", deadline=7))
+    shown = str(boot_image.plan("result", user_data="x", deadline=7))
     assert "at most 7 s" in shown
     assert "instance id, user data" in shown
     with pytest.raises(ParameterError, match="No image was given"):
-        publish.plan_boot("")
+        boot_image.plan("")
     with pytest.raises(ParameterError, match="out of range"):
-        publish.plan_boot("result", deadline=-1)
+        boot_image.plan("result", deadline=-1)

@@ -124,7 +124,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("kind", "change"), few(CHANGES, 3, seconds=2))
 def test_bytes_that_changed_between_identity_and_upload_are_refused_and_nothing_is_left(
-    plan: Callable[..., publish.Plan],
+    plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],
     request: pytest.FixtureRequest,
     via: str,
@@ -148,7 +148,7 @@ def test_bytes_that_changed_between_identity_and_upload_are_refused_and_nothing_
 
 @pytest.mark.parametrize("change", [in_place, same_crc64])
 def test_one_byte_is_found_in_the_block_that_is_sent(
-    plan: Callable[..., publish.Plan], raw: Path, change: Callable[[Path], None]
+    plan: Callable[..., publish.PublishPlan], raw: Path, change: Callable[[Path], None]
 ) -> None:
     wanted = plan(image=str(raw), via="direct")
     built = wanted.build()
@@ -160,7 +160,7 @@ def test_one_byte_is_found_in_the_block_that_is_sent(
 
 def test_bytes_that_change_between_two_parts_delete_the_upload(
     aws: Sandbox,
-    plan: Callable[..., publish.Plan],
+    plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],
     raw: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -184,7 +184,7 @@ def test_bytes_that_change_between_two_parts_delete_the_upload(
 
 
 def test_a_file_that_was_cut_short_or_grew_is_refused_before_an_upload_begins(
-    plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path
+    plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path
 ) -> None:
     wanted = plan(image=str(raw))
     built = wanted.build()
@@ -200,7 +200,7 @@ def test_a_file_that_was_cut_short_or_grew_is_refused_before_an_upload_begins(
 @pytest.mark.parametrize("name", few(["raw", "vhd"], 1, seconds=2))
 def test_what_changes_between_upload_and_import_does_not_matter(
     aws: Sandbox,
-    plan: Callable[..., publish.Plan],
+    plan: Callable[..., publish.PublishPlan],
     request: pytest.FixtureRequest,
     via: str,
     name: str,
@@ -220,7 +220,7 @@ def test_what_changes_between_upload_and_import_does_not_matter(
 
 
 def test_verify_does_not_need_the_file_any_more(
-    plan: Callable[..., publish.Plan], raw: Path, via: str
+    plan: Callable[..., publish.PublishPlan], raw: Path, via: str
 ) -> None:
     wanted = plan(image=str(raw), via=via, verify="sample")
     source = wanted.upload(wanted.build())
@@ -229,7 +229,7 @@ def test_verify_does_not_need_the_file_any_more(
 
 
 def test_verify_is_silent_about_a_file_that_was_only_touched(
-    plan: Callable[..., publish.Plan], raw: Path
+    plan: Callable[..., publish.PublishPlan], raw: Path
 ) -> None:
     wanted = plan(image=str(raw), verify="sample")
     source = wanted.upload(wanted.build())
@@ -267,7 +267,7 @@ def foreign_snapshot(aws: Sandbox, digest: str, blocks: dict[int, bytes], size_g
 
 
 def test_a_snapshot_is_compared_with_what_was_identified_and_not_with_the_file_of_now(
-    aws: Sandbox, plan: Callable[..., publish.Plan], raw: Path, via: str
+    aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path, via: str
 ) -> None:
     """The snapshot holds what the file holds now, and the digest names other bytes."""
     wanted = plan(image=str(raw), via=via, verify="whole")
@@ -282,7 +282,7 @@ def test_a_snapshot_is_compared_with_what_was_identified_and_not_with_the_file_o
 
 
 def test_a_snapshot_that_differs_and_cannot_be_deleted_is_not_said_to_contain_the_image(
-    aws: Sandbox, plan: Callable[..., publish.Plan], raw: Path, monkeypatch: pytest.MonkeyPatch
+    aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     wanted = plan(
@@ -303,7 +303,7 @@ def test_a_snapshot_that_differs_and_cannot_be_deleted_is_not_said_to_contain_th
 
 
 def test_an_object_that_is_there_is_used_by_its_digest_and_the_file_is_not_read_again(
-    aws: Sandbox, plan: Callable[..., publish.Plan], raw: Path
+    aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path
 ) -> None:
     content = raw.read_bytes()
     wanted = plan(image=str(raw))
@@ -317,7 +317,7 @@ def test_an_object_that_is_there_is_used_by_its_digest_and_the_file_is_not_read_
 
 
 def test_an_object_that_was_replaced_between_upload_and_import_is_not_imported(
-    aws: Sandbox, plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path
+    aws: Sandbox, plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path
 ) -> None:
     wanted = plan(image=str(raw))
     source = wanted.upload(wanted.build())
@@ -332,7 +332,7 @@ def test_an_object_that_was_replaced_between_upload_and_import_is_not_imported(
 
 @pytest.mark.parametrize("attempts", [2, 3])
 def test_an_import_that_aws_cancelled_is_not_started_again_with_a_replaced_object(
-    aws: Sandbox, plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path, attempts: int
+    aws: Sandbox, plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path, attempts: int
 ) -> None:
     said: dict[str, Any] = {"status_message": imports.CANCELLED_BY_AWS}
     nth = list(range(1, attempts))
@@ -355,7 +355,7 @@ def test_an_import_that_aws_cancelled_is_not_started_again_with_a_replaced_objec
 
 
 def test_an_object_that_is_replaced_while_it_is_imported_becomes_no_ami(
-    aws: Sandbox, plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path
+    aws: Sandbox, plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path
 ) -> None:
     content = raw.read_bytes()
     replaced = False
@@ -381,7 +381,7 @@ def test_an_object_that_is_replaced_while_it_is_imported_becomes_no_ami(
 
 
 def test_an_upload_that_is_continued_sends_identified_bytes_only(
-    aws: Sandbox, plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path, via: str
+    aws: Sandbox, plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path, via: str
 ) -> None:
     operation = "s3:UploadPart" if via == "import" else "ebs:PutSnapshotBlock"
     fault: dict[str, Any] = {"op": operation, "do": "error", "code": "ExpiredToken", "http": 400}
@@ -401,7 +401,7 @@ def test_an_upload_that_is_continued_sends_identified_bytes_only(
 
 @pytest.mark.parametrize("changed", [3 * BLOCK, 17 * MIB], ids=["a block that is sent", "one that is not"])
 def test_an_incremental_upload_of_a_file_that_changed_is_refused(
-    plan: Callable[..., publish.Plan], left: Callable[[], Left], raw: Path, changed: int
+    plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path, changed: int
 ) -> None:
     first = plan(image=str(raw), via="direct").apply()
     flip(raw, 3 * BLOCK + 1)
@@ -414,7 +414,7 @@ def test_an_incremental_upload_of_a_file_that_changed_is_refused(
 
 
 def test_an_incremental_upload_goes_by_bytes_and_not_by_times(
-    aws: Sandbox, plan: Callable[..., publish.Plan], raw: Path
+    aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path
 ) -> None:
     plan(image=str(raw), via="direct").apply()
     flip(raw, 3 * BLOCK)
@@ -433,7 +433,7 @@ def test_an_incremental_upload_goes_by_bytes_and_not_by_times(
 @pytest.mark.parametrize("options", [["-O", "qcow2"], ["-c", "-O", "qcow2"], ["-O", "vhdx"]])
 @pytest.mark.parametrize("change", few(["in place", "renamed over"], 1, seconds=3))
 def test_an_image_that_qemu_img_must_read_is_converted_from_identified_bytes(
-    plan: Callable[..., publish.Plan],
+    plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],
     raw: Path,
     tmp_path: Path,
@@ -458,7 +458,7 @@ def test_an_image_that_qemu_img_must_read_is_converted_from_identified_bytes(
 
 @pytest.mark.parametrize("writes", [in_place, renamed_over], ids=["in place", "renamed over"])
 def test_a_boot_test_of_other_bytes_is_refused_also_when_the_image_is_put_back(
-    plan: Callable[..., publish.Plan],
+    plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],
     raw: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -477,7 +477,7 @@ def test_a_boot_test_of_other_bytes_is_refused_also_when_the_image_is_put_back(
 
 
 def test_an_image_that_changed_before_its_boot_test_is_not_booted(
-    plan: Callable[..., publish.Plan], raw: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Callable[..., publish.PublishPlan], raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_words: object, **_more: object) -> None:
         raise AssertionError("it was booted")
@@ -491,7 +491,7 @@ def test_an_image_that_changed_before_its_boot_test_is_not_booted(
 
 
 def test_a_boot_test_that_writes_into_the_image_is_found(
-    plan: Callable[..., publish.Plan],
+    plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],
     raw: Path,
     via: str,

@@ -41,12 +41,12 @@ class Told:
 @pytest.fixture
 def built_by_nix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every image count as one that Nix built here, with these packages inside."""
-    real = publish.Plan.build
+    real = publish.PublishPlan.build
 
-    def build(plan: publish.Plan) -> Any:
+    def build(plan: publish.PublishPlan) -> Any:
         return replace(real(plan), derivation="/nix/store/x.drv", store_path="/nix/store/x")
 
-    monkeypatch.setattr(publish.Plan, "build", build)
+    monkeypatch.setattr(publish.PublishPlan, "build", build)
     monkeypatch.setattr(pipeline, "closure", lambda _image: INSIDE)
 
 
@@ -54,7 +54,9 @@ def rows() -> pd.DataFrame:
     return open_tables(load()).read("packages")
 
 
-def test_a_publish_records_what_is_inside(plan: Callable[..., publish.Plan], built_by_nix: None) -> None:
+def test_a_publish_records_what_is_inside(
+    plan: Callable[..., publish.PublishPlan], built_by_nix: None
+) -> None:
     result = plan().apply()
     found = rows().sort_values("bytes")
     assert list(found["name"]) == ["openssl", "etc"]
@@ -65,13 +67,13 @@ def test_a_publish_records_what_is_inside(plan: Callable[..., publish.Plan], bui
     assert len(diff(result.ami_id, result.image_name).frame) == 0
 
 
-def test_a_file_that_nix_did_not_build_has_none(plan: Callable[..., publish.Plan]) -> None:
+def test_a_file_that_nix_did_not_build_has_none(plan: Callable[..., publish.PublishPlan]) -> None:
     assert plan().apply().ami_id
     assert len(rows()) == 0
 
 
 def test_contents_that_cannot_be_listed_stop_no_publish(
-    plan: Callable[..., publish.Plan], built_by_nix: None, monkeypatch: pytest.MonkeyPatch
+    plan: Callable[..., publish.PublishPlan], built_by_nix: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_image: object) -> pd.DataFrame:
         raise NixError("What is inside cannot be told.", why="No NixOS system went into it.")

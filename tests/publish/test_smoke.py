@@ -9,6 +9,7 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.channels.conftest import HOME, aws, served, session
+from tests.support import finish
 from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import instances
 from vmsnix_ops.disk.sample import MESSAGE, make_sample_image
@@ -41,7 +42,7 @@ def says(aws: Sandbox, text: str = BOOT, **outcome: Any) -> None:
     aws.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": text, **outcome}})
 
 
-def plan(ami: str = "", **asked: Any) -> smoke.Plan:
+def plan(ami: str = "", **asked: Any) -> smoke.SmokeTestPlan:
     return smoke.plan(**({"ami": ami, "progress": silent()} | asked))
 
 
@@ -137,7 +138,7 @@ def fail(aws: Sandbox, **asked: Any) -> errors.VmsnixError:
     assert alive(aws) == []
     assert result.error is not None
     with pytest.raises(type(result.error)):
-        smoke.finish(plan(ami), result)
+        finish(result)
     return result.error
 
 
@@ -364,7 +365,7 @@ def test_a_full_disk_does_not_keep_the_instance_running(
     assert alive(aws) == []
     made.journal.run.folder.joinpath("result.json").mkdir()  # where the result can be written no more
     with pytest.raises(errors.RecordsError, match=result.instance_id):
-        smoke.finish(made, result)
+        finish(result)
 
 
 def test_nothing_is_written_down_before_the_instance_goes(

@@ -96,7 +96,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", few(DAMAGES, 3, seconds=2))
 def test_a_publish_with_damaged_tables_registers_the_ami_and_lists_what_is_not_recorded(
-    aws: object, plan: Callable[..., publish.Plan], damage: Callable[[Path], None]
+    aws: object, plan: Callable[..., publish.PublishPlan], damage: Callable[[Path], None]
 ) -> None:
     history = Path(load().history)
     for name in ("runs", "steps", "amis"):
@@ -123,7 +123,7 @@ def row_of(table: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("damage", few(DAMAGES, 3, seconds=2))
 def test_a_promotion_with_damaged_tables_sets_the_channel_and_ends_partial(
-    aws: object, plan: Callable[..., publish.Plan], damage: Callable[[Path], None]
+    aws: object, plan: Callable[..., publish.PublishPlan], damage: Callable[[Path], None]
 ) -> None:
     ami_id = plan().apply().ami_id
     history = Path(load().history)
@@ -143,7 +143,7 @@ def test_a_promotion_with_damaged_tables_sets_the_channel_and_ends_partial(
 
 
 def test_rows_that_did_not_reach_a_table_are_saved_later_and_once(
-    aws: object, plan: Callable[..., publish.Plan]
+    aws: object, plan: Callable[..., publish.PublishPlan]
 ) -> None:
     history = Path(load().history)
     history.mkdir(parents=True)
@@ -165,7 +165,7 @@ def use(tables: Tables, name: str) -> None:
 
 @pytest.mark.parametrize("damage", few(DAMAGES, 3, seconds=2))
 def test_a_damaged_table_is_rebuilt_row_for_row(
-    aws: object, plan: Callable[..., publish.Plan], damage: Callable[[Path], None]
+    aws: object, plan: Callable[..., publish.PublishPlan], damage: Callable[[Path], None]
 ) -> None:
     made = plan()
     made.apply()

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from tests.records.synthetic import history
 from vmsnix_ops import display, errors
 from vmsnix_ops.records import figures, timing_plots, timings
-from vmsnix_ops.records import history as choice
+from vmsnix_ops.records import history as recorded
 from vmsnix_ops.records.frames import to_arrow, to_frame
 from vmsnix_ops.records.schemas import schema
 from vmsnix_ops.records.tables import Tables
@@ -218,38 +218,38 @@ def kept(tmp_path: Path) -> Tables:
 
 
 def test_the_steps_asked_for_say_how_many_they_are(kept: Tables) -> None:
-    assert str(choice.choose(kept)) == "3 steps of 2 runs."
-    some = choice.choose(kept, image="ecs-node", region="eu-central-1", via="import")
+    assert str(recorded.read(tables=kept)) == "3 steps of 2 runs."
+    some = recorded.read(tables=kept, image="ecs-node", region="eu-central-1", via="import")
     assert len(some.steps) == 2
     assert str(some) == "2 steps of 1 run of image 'ecs-node', region 'eu-central-1', path 'import'."
 
 
 def test_an_image_without_steps_is_told_with_the_nearest_one(kept: Tables) -> None:
-    found = choice.choose(kept, image="ecs-nod")
+    found = recorded.read(tables=kept, image="ecs-nod")
     assert found.steps.empty
     assert "The table has no step of image 'ecs-nod'. Did you mean 'ecs-node'?" in str(found)
     assert "Recorded images: ecs-node, gc-fwd." in found._repr_html_()
 
 
 def test_a_region_without_steps_is_told_and_one_that_is_none_is_refused(kept: Tables) -> None:
-    assert "Recorded regions: eu-central-1, us-east-1." in str(choice.choose(kept, region="sa-east-1"))
+    assert "Recorded regions: eu-central-1, us-east-1." in str(recorded.read(tables=kept, region="sa-east-1"))
     with pytest.raises(errors.ParameterError, match="Did you mean 'eu-central-1'") as caught:
-        choice.choose(kept, region="eu-centrall-1")
+        recorded.read(tables=kept, region="eu-centrall-1")
     assert caught.value.exit_code == 2
 
 
 def test_a_path_that_is_none_is_refused(kept: Tables) -> None:
     with pytest.raises(errors.ParameterError, match="Did you mean 'direct'"):
-        choice.choose(kept, via="dirct")
+        recorded.read(tables=kept, via="dirct")
 
 
 def test_parts_that_never_met_are_told(kept: Tables) -> None:
-    found = choice.choose(kept, image="ecs-node", region="us-east-1")
+    found = recorded.read(tables=kept, image="ecs-node", region="us-east-1")
     assert str(found) == "The table has no step of image 'ecs-node', region 'us-east-1'."
 
 
 def test_an_empty_table_says_what_to_do(tmp_path: Path) -> None:
-    assert "publish an image first" in str(choice.choose(Tables(tmp_path), image="ecs-node"))
+    assert "publish an image first" in str(recorded.read(tables=Tables(tmp_path), image="ecs-node"))
 
 
 def test_a_tenth_of_a_second_is_nothing_to_speak_of() -> None:

@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from tests.audit.conftest import own, served
 from tests.command_line import say, shelf
 from tests.hostile import HOSTILE, assert_safe_lines, hidden, read_github_file
-from tests.support import few
+from tests.support import few, finish
 from vmsnix_ops import display, progress
 from vmsnix_ops.records import history as histories
 from vmsnix_ops.records import timing_plots
@@ -319,7 +319,7 @@ def test_an_audit_and_a_retirement_write_hostile_names_as_text(own: Owner, tmp_p
     )
     for text in (str(plan), str(plan.show(going=True)), str(plan.show(going=False))):
         assert_safe_lines(text)
-    retirement.finish(plan.apply())
+    finish(plan.apply())
     assert_safe_csv((plan.run.folder / "plan.csv").read_text())
 
 

@@ -40,7 +40,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan(**changes: Any) -> publish.Plan:
+def plan(**changes: Any) -> publish.PublishPlan:
     asked = {"image": "x", "region": "us-east-1", "bucket": "vmsnix-images", "progress": silent(), **changes}
     return publish.plan(**asked)
 

@@ -15,9 +15,10 @@ from vmsnix_ops.audit import changes as comparing
 from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit import page, views
 from vmsnix_ops.audit.finding import SEVERITIES, Measure
+from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, Thoroughness, scan
 from vmsnix_ops.nix.versions import all_wanted
 from vmsnix_ops.progress import counted
-from vmsnix_ops.records.result import saving, write_result
+from vmsnix_ops.records.result import Result, saving, write_result
 from vmsnix_ops.records.secrets import frame_without_secrets
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -27,16 +28,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+    import boto3
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from vmsnix_ops.audit.changes import Changes
     from vmsnix_ops.audit.inventory import Inventory
+    from vmsnix_ops.records.run_context import RunContext
 
 NEVER = "never"
 
 
 @dataclass(frozen=True, slots=True)
-class Audit:
+class AuditResult(Result):
     """A scan, judged and compared with the one before.
 
     Attributes
@@ -45,12 +49,38 @@ class Audit:
         What was seen, what is wrong with it, and what changed.
     problems
         What could not be read from the tables or written to them, as sentences.
+    fail_on
+        Severity from which a finding makes the audit fail: ``"critical"``, ``"high"``, ``"medium"``,
+        ``"low"`` or ``"never"``.
     """
 
     inventory: Inventory
     findings: pd.DataFrame
     changes: Changes
     problems: tuple[str, ...] = ()
+    fail_on: str = NEVER
+
+    @property
+    def run(self) -> RunContext:
+        """The run that the job was part of."""
+        return self.inventory.run
+
+    @property
+    def title(self) -> str:
+        """One line."""
+        return "What there is"
+
+    def table(self) -> display.Shown:
+        """Return how many AMIs, snapshots and leftovers there are and what they cost, for people."""
+        return display.of_frame(views.summary(self.inventory))
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what could not be read or written."""
+        return self.problems
+
+    def frame(self) -> pd.DataFrame:
+        """Return the findings."""
+        return self.findings
 
     def summary(self) -> pd.DataFrame:
         """Return how many findings each rule has."""
@@ -60,6 +90,76 @@ class Audit:
         """Return the findings of these severities, at most so many of each rule, as people read them."""
         chosen = self.findings[self.findings["severity"].isin(severities or SEVERITIES)]
         return Worst(chosen.groupby(["severity", "rule"], sort=False).head(most), len(chosen))
+
+    def show_summary(self) -> display.Shown:
+        """Return `summary` for people."""
+        return display.of_frame(self.summary(), title="Findings by rule")
+
+    def show_changes(self, *, most: int = 200) -> display.Shown:
+        """Return what changed since the last audit, for people."""
+        return display.of_frame(self.changes.frame.head(most), title=str(self.changes))
+
+    def show_inventory(self, kind: str, *, most: int = 200) -> display.Shown:
+        """Return what there is of a kind (``"ami"``, ``"snapshot"``, ...) for people, the oldest first."""
+        return display.of_frame(views.show(self.inventory, kind, most=most))
+
+    def plot(self) -> Figure:
+        """Draw what snapshots of each age cost."""
+        return views.plot(self.inventory)
+
+    @property
+    def error(self) -> errors.VmsnixError | None:
+        """`AuditError` for findings as severe as `fail_on`; else `PartialError` for what was not read.
+
+        What could not be read is no finding here: it is no fault of what is there.
+        """
+        bad = _bad(self.fail_on)
+        found = self.findings[self.findings["severity"].isin(bad) & (self.findings["rule"] != "unread")]
+        if len(found):
+            first = found.iloc[0]
+            return errors.AuditError(
+                f"Findings that are {' or '.join(bad)}: {len(found)}.",
+                why=f"The first: {first['resource_id']} {first['region']}: {first['reason']}",
+                cure="findings.csv and audit.html beside the result have the fix of each.",
+            )
+        unread = self.inventory.unread
+        if not unread:
+            return None
+        gap = unread[0]
+        where = " ".join(filter(None, (gap.account, gap.region)))
+        return errors.PartialError(
+            "The audit is partial: not everything could be read.",
+            why=f"The first of {len(unread)}: {gap.source} of {where}. {gap.error}",
+            cure="Each is a finding that says what to do; or leave out those regions and accounts.",
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` contains it; the report is beside it."""
+        shown = self.summary()[["severity", "rule", "findings"]]
+        by_severity, folder = self.findings["severity"].value_counts(), self.run.folder
+        status = "partial" if self.inventory.unread or self.problems else "done"
+        return {
+            "status": "failed" if isinstance(self.error, errors.AuditError) else status,
+            "problems": list(self.problems),
+            "inventory": folder / "inventory.csv",
+            "findings": folder / "findings.csv",
+            "page": folder / "audit.html",
+            **views.totals(self.inventory),
+            **{f"findings_{severity}": int(by_severity.get(severity, 0)) for severity in SEVERITIES},
+            "changes": str(self.changes),
+            "tables": [
+                {
+                    "title": counted(len(self.findings), "finding"),
+                    "columns": list(shown.columns),
+                    "rows": shown.to_numpy().tolist(),
+                }
+            ],
+        }
+
+    def _write(self) -> Path:
+        with saving(self.run.folder):
+            write(self, self.run.folder)
+        return write_result(self.run, self.as_dict())
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +203,7 @@ class Worst(display.Displayed):
 
 
 @typed
-def check(
+def measure(
     *,
     old_days: int = 365,
     known_accounts: Iterable[str] = (),
@@ -117,7 +217,7 @@ def check(
     old_days, known_accounts, packages
         As for `judge`.
     fail_on
-        As for `require`.
+        As for `check`.
 
     Raises
     ------
@@ -141,14 +241,62 @@ _KNOWN = re.compile(r"[0-9]{12}|arn:[\w-]+:organizations::[0-9]{12}:(?:organizat
 
 
 @typed
+def check(
+    *,
+    regions: Iterable[str] = (),
+    accounts: Iterable[str] = (),
+    buckets: Iterable[str] = (),
+    one_by_one: Thoroughness = "auto",
+    deadline_minutes: float = DEADLINE_MINUTES,
+    known_accounts: Iterable[str] = (),
+    packages: Iterable[str] = (),
+    old_days: int = 365,
+    fail_on: str = NEVER,
+    session: boto3.Session | None = None,
+) -> AuditResult:
+    """List what accounts own, what uses it, what it costs and what is wrong with it. Nothing is changed.
+
+    Parameters
+    ----------
+    regions, accounts, buckets, one_by_one, deadline_minutes, session
+        As for `vmsnix_ops.audit.inventory.scan`.
+    known_accounts, packages, old_days
+        As for `judge`.
+    fail_on
+        Severity from which a finding makes the audit fail: ``"critical"``, ``"high"``, ``"medium"``,
+        ``"low"`` or ``"never"``.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        A parameter or a setting is invalid. AWS was not asked.
+    vmsnix_ops.errors.CredentialsError
+        There are no credentials.
+    vmsnix_ops.errors.InterruptedRunError
+        Ctrl-C.
+    """
+    measure(old_days=old_days, known_accounts=known_accounts, packages=packages, fail_on=fail_on)
+    found = scan(
+        regions=regions,
+        accounts=accounts,
+        buckets=buckets,
+        one_by_one=one_by_one,
+        deadline_minutes=deadline_minutes,
+        session=session,
+    )
+    return judge(found, old_days=old_days, known_accounts=known_accounts, packages=packages, fail_on=fail_on)
+
+
+@typed
 def judge(
     inventory: Inventory,
     *,
     old_days: int = 365,
     known_accounts: Iterable[str] = (),
     packages: Iterable[str] = (),
+    fail_on: str = NEVER,
     tables: Tables | None = None,
-) -> Audit:
+) -> AuditResult:
     """Return the audit of a scan: findings, and the changes since the last one. The scan is kept.
 
     Parameters
@@ -161,6 +309,8 @@ def judge(
         Accounts, organizations and units that AMIs may be shared with.
     packages
         Packages that no image shall contain, such as ``openssl<3.0.15``.
+    fail_on
+        As for `check`.
     tables
         The history; the settings' by default.
 
@@ -170,22 +320,22 @@ def judge(
         A package or a known account cannot be right.
     """
     tables = tables or open_tables(load())
-    measure = check(old_days=old_days, known_accounts=known_accounts, packages=packages)
+    by = measure(old_days=old_days, known_accounts=known_accounts, packages=packages, fail_on=fail_on)
     problems = []
     try:
         changed = comparing.since_last(inventory, tables)
     except errors.RecordsError as error:
         changed = comparing.Changes.none()
         problems.append(f"What changed since the last audit is not known. {error}")
-    found = judging.evaluate(inventory, measure=measure, tables=tables)
+    found = judging.evaluate(inventory, measure=by, tables=tables)
     try:
         comparing.store(inventory, tables)
     except errors.RecordsError as error:
         problems.append(f"The next audit cannot compare itself with this one. {error}")
-    return Audit(inventory, found, changed, tuple(problems))
+    return AuditResult(inventory, found, changed, tuple(problems), fail_on)
 
 
-def write(audit: Audit, folder: Path) -> dict[str, Path]:
+def write(audit: AuditResult, folder: Path) -> dict[str, Path]:
     """Write every form of the report into a folder, and return the files by name.
 
     Parquet and JSON hold every value as it is. CSV is what people open in spreadsheets, which run a cell
@@ -214,74 +364,6 @@ def write(audit: Audit, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def finish(audit: Audit) -> None:
-    """Write the report beside ``result.json``, and ``result.json`` itself."""
-    run = audit.inventory.run
-    with saving(run.folder):
-        paths = write(audit, run.folder)
-    summary = audit.summary()
-    shown = summary[["severity", "rule", "findings"]]
-    by_severity = audit.findings["severity"].value_counts()
-    values: dict[str, Any] = {
-        "status": "partial" if audit.inventory.unread or audit.problems else "done",
-        "problems": list(audit.problems),
-        "inventory": paths["inventory.csv"],
-        "findings": paths["findings.csv"],
-        "page": paths["audit.html"],
-        **views.totals(audit.inventory),
-        **{f"findings_{severity}": int(by_severity.get(severity, 0)) for severity in SEVERITIES},
-        "changes": str(audit.changes),
-        "tables": [
-            {
-                "title": counted(len(audit.findings), "finding"),
-                "columns": list(shown.columns),
-                "rows": shown.to_numpy().tolist(),
-            }
-        ],
-    }
-    write_result(run, values)
-
-
-@typed
-def require(audit: Audit, fail_on: str = NEVER) -> None:
-    """Fail where anything is as bad as this, or could not be read, so that a nightly job turns red.
-
-    Parameters
-    ----------
-    audit
-        The audit.
-    fail_on
-        ``"critical"``, ``"high"``, ``"medium"``, ``"low"`` or ``"never"``.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        There is no such severity.
-    vmsnix_ops.errors.AuditError
-        Something is. What could not be read is not counted: it is no fault of what is there.
-    vmsnix_ops.errors.PartialError
-        Nothing is, and not everything could be read: what is there may be worse than what was seen.
-    """
-    bad = _bad(fail_on)
-    found = audit.findings[audit.findings["severity"].isin(bad) & (audit.findings["rule"] != "unread")]
-    if len(found):
-        first = found.iloc[0]
-        raise errors.AuditError(
-            f"Findings that are {' or '.join(bad)}: {len(found)}.",
-            why=f"The first: {first['resource_id']} {first['region']}: {first['reason']}",
-            cure="findings.csv and audit.html beside the result have the fix of each.",
-        )
-    unread = audit.inventory.unread
-    if unread:
-        gap = unread[0]
-        where = " ".join(filter(None, (gap.account, gap.region)))
-        raise errors.PartialError(
-            "The audit is partial: not everything could be read.",
-            why=f"The first of {len(unread)}: {gap.source} of {where}. {gap.error}",
-            cure="Each is a finding that says what to do; or leave out those regions and accounts.",
-        )
-
-
 def _bad(severity: str) -> tuple[str, ...]:
     """Return the severities that are as bad as this."""
     if severity == NEVER:
@@ -299,7 +381,7 @@ def _bad(severity: str) -> tuple[str, ...]:
 ROWS_AT_ONCE = 5000
 
 
-def _json(audit: Audit, frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+def _json(audit: AuditResult, frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     """Yield one object: what the audit is about, and the rows of every frame, some at a time."""
     whole = {
         "scanned_at": audit.inventory.scanned_at.isoformat(),

@@ -27,7 +27,7 @@ from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, s
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.channels import records
 from vmsnix_ops.channels import steps as each_region
-from vmsnix_ops.channels.history import Note, entries, frame
+from vmsnix_ops.channels.history import Note, entries, frame, show
 from vmsnix_ops.channels.steps import Spot, Wanted
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.progress import Step as Shown
@@ -37,7 +37,6 @@ from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
 from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, RegionStep, recorded
 from vmsnix_ops.records import acts
-from vmsnix_ops.records.result import write_then_raise
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
@@ -102,7 +101,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(display.Displayed):
+class PromotionPlan(display.Displayed):
     """A promotion that has been looked at and not begun. Make it with `plan`; printed, it shows what happens.
 
     Attributes
@@ -147,7 +146,7 @@ class Plan(display.Displayed):
         to = f" to {self.channel}" if self.channel else ""
         return f"Promote {source.name}{to} in {counted(len(self.targets), 'region')}, account {self.account}"
 
-    def apply(self) -> Outcomes:
+    def apply(self) -> PromotionResult:
         """Do everything that the plan lists, and return what became of it. In a dry run nothing is done.
 
         Safe to run twice, and after a crash at any point: every step looks first, copies have ClientTokens of
@@ -173,6 +172,10 @@ class Plan(display.Displayed):
             except errors.VmsnixError as error:
                 unread[spot.region] = str(error)
         return frame(known, unread)
+
+    def show_history(self) -> display.Shown:
+        """Return `history` for people."""
+        return show(self.history())
 
     def table(self) -> display.Shown:
         """Return what will happen, for people."""
@@ -204,6 +207,35 @@ class Plan(display.Displayed):
         return [*found, *(["Dry run: nothing of this will be done."] if self.dry_run else [])]
 
 
+@dataclass(frozen=True, slots=True)
+class PromotionResult(Outcomes):
+    """What became of a promotion, region by region and step by step."""
+
+    job = "The promotion"
+    plan: PromotionPlan
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` contains it."""
+        source = self.plan.wanted.source
+        amis = {row.region: row.ami_id for row in self.rows if row.ami_id}
+        return {
+            "status": self.status,
+            "dry_run": self.plan.dry_run,
+            "ami_id": source.ami_id,
+            "image_name": source.name,
+            "region": source.region,
+            "account": self.plan.account,
+            "image": self.plan.image,
+            "digest": source.digest,
+            "channel": self.plan.channel or None,
+            "pointer": self.plan.wanted.pointer or None,
+            "amis": amis,
+            "outcomes": [self.plain(row) for row in self.rows],
+            "overwritten": [error.overwritten for error in self.conflicts],
+            "seconds": round(sum(row.seconds for row in self.rows), 3),
+        }
+
+
 @typed
 def plan(
     *,
@@ -226,7 +258,7 @@ def plan(
     settings: Settings | None = None,
     progress: Progress | None = None,
     session: boto3.Session | None = None,
-) -> Plan:
+) -> PromotionPlan:
     """Look at the AMI and at every region, and return what will happen. Nothing is changed.
 
     Parameters
@@ -339,7 +371,7 @@ def plan(
             return target
 
         targets = tuple(pool.map(look, spots))
-    return Plan(
+    return PromotionPlan(
         wanted=wanted,
         account=home.account,
         image=image,
@@ -389,14 +421,13 @@ def _look(spot: Spot, tables: RunTables, *, best_effort: bool) -> Target:
 # A channel that somebody changed between plan and write ends the promotion everywhere: nothing more is
 # changed, and a person decides which value is right.
 
-JOB = "The promotion"
 HALTED = "a channel was changed between plan and write; nothing more is changed"
 UNRECORDED = "an act that cannot be undone could not be announced on the disk; nothing more is changed"
 
 
-def _apply(plan: Plan) -> Outcomes:
+def _apply(plan: PromotionPlan) -> PromotionResult:
     if plan.dry_run:
-        return Outcomes(JOB, tuple(_planned(plan)), plan.run.run_id, dry_run=True)
+        return PromotionResult(tuple(_planned(plan)), plan)
     stop, halted = threading.Event(), list[str]()
     spots = [replace(each, ami=None, still_wanted=lambda: _stop_if(stop)) for each in plan.spots]
     done: dict[str, list[RegionStep]] = {}
@@ -428,45 +459,11 @@ def _apply(plan: Plan) -> Outcomes:
         rows.append(RegionStep(plan.topic.split(":")[3], ANNOUNCE, "skipped", why=halted[0]))
     elif plan.topic:
         rows += _announce(plan, spots, rows)
-    outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id)
+    outcomes = PromotionResult(tuple(rows), plan)
     return record_outcomes(plan.run, plan.tables, outcomes, plan.started_at, **_run_columns(plan))
 
 
-def finish(plan: Plan, outcomes: Outcomes) -> None:
-    """Write ``result.json``, and end the run as it deserves.
-
-    Raises
-    ------
-    vmsnix_ops.errors.PartialError
-        Something is as wanted and something is not: exit code 3.
-    vmsnix_ops.errors.VmsnixError
-        Nothing is as wanted.
-    """
-    source = plan.wanted.source
-    amis = {row.region: row.ami_id for row in outcomes.rows if row.ami_id}
-    write_then_raise(
-        plan.run,
-        {
-            "status": outcomes.status,
-            "dry_run": plan.dry_run,
-            "ami_id": source.ami_id,
-            "image_name": source.name,
-            "region": source.region,
-            "account": plan.account,
-            "image": plan.image,
-            "digest": source.digest,
-            "channel": plan.channel or None,
-            "pointer": plan.wanted.pointer or None,
-            "amis": amis,
-            "outcomes": [outcomes.plain(row) for row in outcomes.rows],
-            "overwritten": [error.overwritten for error in outcomes.conflicts],
-            "seconds": round(sum(row.seconds for row in outcomes.rows), 3),
-        },
-        outcomes.error(),
-    )
-
-
-def _planned(plan: Plan) -> list[RegionStep]:
+def _planned(plan: PromotionPlan) -> list[RegionStep]:
     """Return what a dry run comes to: what would be done, and what would be refused."""
     rows = []
     for target in plan.targets:
@@ -484,7 +481,7 @@ def _planned(plan: Plan) -> list[RegionStep]:
     return rows + records.planned(plan.topic)
 
 
-def _region(plan: Plan, target: Target, spot: Spot, halted: list[str]) -> list[RegionStep]:
+def _region(plan: PromotionPlan, target: Target, spot: Spot, halted: list[str]) -> list[RegionStep]:
     """Carry out the steps of one region, up to the first that fails, or that ends the whole promotion.
 
     `halted` says why nothing more is changed anywhere; it is empty as long as the promotion goes on.
@@ -557,7 +554,7 @@ def _step(step: each_region.Step, spot: Spot, row: RegionStep) -> RegionStep:
     return replace(row, outcome=_made(step), what=looked.what)
 
 
-def _check_again(plan: Plan, spot: Spot, step: each_region.Step) -> None:
+def _check_again(plan: PromotionPlan, spot: Spot, step: each_region.Step) -> None:
     """Check once more that nobody retires the AMI of a region, after everything there was written.
 
     Raises
@@ -588,7 +585,7 @@ def _check_again(plan: Plan, spot: Spot, step: each_region.Step) -> None:
         raise kind(error.what, why=f"{error.why} {what}".strip(), cure=fix) from error
 
 
-def _look_again(plan: Plan, spot: Spot) -> None:
+def _look_again(plan: PromotionPlan, spot: Spot) -> None:
     """See whether the AMI is still one to promote: the plan may be hours old."""
     source = plan.wanted.source
     found = images.find(spot.ec2, [source.ami_id]).get(source.ami_id)
@@ -601,7 +598,7 @@ def _look_again(plan: Plan, spot: Spot) -> None:
     spot.ami = channels.check_usable(found, owner=plan.account, now=datetime.now(UTC))
 
 
-def _record(plan: Plan, spot: Spot, future: Future[list[RegionStep]]) -> list[RegionStep]:
+def _record(plan: PromotionPlan, spot: Spot, future: Future[list[RegionStep]]) -> list[RegionStep]:
     """Write down what a region came to; where that fails, what was done is done, and the others go on."""
     rows = future.result()
     failed = any(row.outcome in ("failed", "skipped") for row in rows if row.step != CONFLICT)
@@ -613,7 +610,7 @@ def _record(plan: Plan, spot: Spot, future: Future[list[RegionStep]]) -> list[Re
     return recorded(rows, spot.region, look_back, lambda: _write_steps(plan, rows))
 
 
-def _announce(plan: Plan, spots: list[Spot], rows: list[RegionStep]) -> list[RegionStep]:
+def _announce(plan: PromotionPlan, spots: list[Spot], rows: list[RegionStep]) -> list[RegionStep]:
     """Tell the topic of every region that is as wanted."""
     failed = {row.region for row in rows if row.outcome == "failed" and row.step != "record"}
     amis = {spot.region: spot.ami_id for spot in spots if spot.ami_id and spot.region not in failed}
@@ -629,12 +626,12 @@ def _announce(plan: Plan, spots: list[Spot], rows: list[RegionStep]) -> list[Reg
     return records.announce(plan.topic, content, run=plan.run, tables=plan.tables, session=plan.session)
 
 
-def _write_steps(plan: Plan, rows: list[RegionStep]) -> None:
+def _write_steps(plan: PromotionPlan, rows: list[RegionStep]) -> None:
     digest = plan.wanted.source.digest
     records.write_rows(plan.tables, plan.run, rows, image=plan.image, digest=digest)
 
 
-def _run_columns(plan: Plan) -> dict[str, Any]:
+def _run_columns(plan: PromotionPlan) -> dict[str, Any]:
     source = plan.wanted.source
     return {
         "region": source.region,
@@ -658,7 +655,7 @@ def _interrupted() -> errors.InterruptedRunError:
     )
 
 
-def _record_ami(plan: Plan, spot: Spot, *, pointed: bool = True) -> None:
+def _record_ami(plan: PromotionPlan, spot: Spot, *, pointed: bool = True) -> None:
     """Record what the AMI of one region is now, as AWS says it; safe to run twice.
 
     A row is only written when it says something new of the AMI or of the channel, so that a promotion that

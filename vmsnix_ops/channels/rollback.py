@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, outcomes
 from vmsnix_ops.arguments import checked as typed
@@ -14,13 +14,12 @@ from vmsnix_ops.aws import channels, images, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, enabled, named
 from vmsnix_ops.channels import records, steps
-from vmsnix_ops.channels.history import Entry, Note, entries, frame
+from vmsnix_ops.channels.history import Entry, Note, entries, frame, show
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
 from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, RegionStep, recorded
-from vmsnix_ops.records.result import write_then_raise
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
@@ -222,12 +221,11 @@ def _others(known: tuple[Entry, ...], *refused: str) -> str:
 # and leaves it alone. Not to be confused with ``vmsnix undo``, which removes what an unfinished publish left.
 
 
-JOB = "The rollback"
 HALTED = "the channel was changed between plan and write; nothing more is changed"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(display.Displayed):
+class RollbackPlan(display.Displayed):
     """A rollback that has been looked at and not begun. Make it with `plan`; printed, it shows what happens.
 
     Attributes
@@ -272,7 +270,11 @@ class Plan(display.Displayed):
         """Return what the channel pointed to, who changed it, and what runs from each AMI; newest first."""
         return frame(target.entries for target in self.targets)
 
-    def apply(self) -> Outcomes:
+    def show_history(self) -> display.Shown:
+        """Return `history` for people."""
+        return show(self.history())
+
+    def apply(self) -> RollbackResult:
         """Move the pointers, one call a region, and return what became of it. In a dry run nothing is moved.
 
         Safe to run twice: a plan is for the values that it saw. A pointer that was moved meanwhile, by
@@ -313,6 +315,40 @@ class Plan(display.Displayed):
         return [*found, *(["Dry run: nothing of this will be done."] if self.dry_run else [])]
 
 
+@dataclass(frozen=True, slots=True)
+class RollbackResult(Outcomes):
+    """What became of a rollback, region by region and step by step."""
+
+    job = "The rollback"
+    plan: RollbackPlan
+
+    @property
+    def cure(self) -> str:
+        """How to go on when it is done in part."""
+        return _cure(self.plan)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` contains it."""
+        first = next((target for target in self.plan.targets if target.target), None)
+        back = first.target if first else None
+        return {
+            "status": self.status,
+            "dry_run": self.plan.dry_run,
+            "ami_id": back.ami_id if back else None,
+            "image_name": back.name if back else None,
+            "region": self.plan.targets[0].region,
+            "account": self.plan.account,
+            "image": self.plan.image,
+            "digest": back.digest if back else None,
+            "channel": self.plan.channel,
+            "pointer": self.plan.pointer,
+            "amis": {row.region: row.ami_id for row in self.rows if row.ami_id},
+            "before": {t.region: t.now.ami_id for t in self.plan.targets if t.now},
+            "outcomes": [self.plain(row) for row in self.rows],
+            "overwritten": [error.overwritten for error in self.conflicts],
+        }
+
+
 @typed
 def plan(
     *,
@@ -326,7 +362,7 @@ def plan(
     settings: Settings | None = None,
     progress: Progress | None = None,
     session: boto3.Session | None = None,
-) -> Plan:
+) -> RollbackPlan:
     """Look at what the channel pointed to, and return what will happen. Nothing is changed.
 
     Parameters
@@ -384,7 +420,7 @@ def plan(
         looked = [without(one, pointer) if one in lacking else one for one in looked]
     targets = choose(looked, to, account=home.account)
     check_alike(targets, to=to)
-    return Plan(
+    return RollbackPlan(
         image=image,
         channel=channel,
         pointer=pointer,
@@ -402,10 +438,10 @@ def plan(
     )
 
 
-def _apply(plan: Plan) -> Outcomes:
+def _apply(plan: RollbackPlan) -> RollbackResult:
     if plan.dry_run:
         would = [_planned(target) for target in plan.targets] + records.planned(plan.topic)
-        return Outcomes(JOB, tuple(would), plan.run.run_id, dry_run=True)
+        return RollbackResult(tuple(would), plan)
     home, rows = plan.targets[0].region, list[RegionStep]()
     where = {"region": home, "account": plan.account, "image": plan.image}
     try:
@@ -429,42 +465,8 @@ def _apply(plan: Plan) -> Outcomes:
         rows.append(RegionStep(plan.topic.split(":")[3], ANNOUNCE, "skipped", why=HALTED))
     elif plan.topic:
         rows += _announce(plan, rows)
-    outcomes = Outcomes(JOB, tuple(rows), plan.run.run_id, _cure(plan))
+    outcomes = RollbackResult(tuple(rows), plan)
     return record_outcomes(plan.run, plan.tables, outcomes, plan.started_at, **where)
-
-
-def finish(plan: Plan, outcomes: Outcomes) -> None:
-    """Write ``result.json``, and end the run as it deserves.
-
-    Raises
-    ------
-    vmsnix_ops.errors.PartialError
-        Some regions are rolled back and some are not: exit code 3.
-    vmsnix_ops.errors.VmsnixError
-        None is.
-    """
-    first = next((target for target in plan.targets if target.target), None)
-    back = first.target if first else None
-    write_then_raise(
-        plan.run,
-        {
-            "status": outcomes.status,
-            "dry_run": plan.dry_run,
-            "ami_id": back.ami_id if back else None,
-            "image_name": back.name if back else None,
-            "region": plan.targets[0].region,
-            "account": plan.account,
-            "image": plan.image,
-            "digest": back.digest if back else None,
-            "channel": plan.channel,
-            "pointer": plan.pointer,
-            "amis": {row.region: row.ami_id for row in outcomes.rows if row.ami_id},
-            "before": {t.region: t.now.ami_id for t in plan.targets if t.now},
-            "outcomes": [outcomes.plain(row) for row in outcomes.rows],
-            "overwritten": [error.overwritten for error in outcomes.conflicts],
-        },
-        outcomes.error(),
-    )
 
 
 def _known_regions(tables: RunTables, image: str, channel: str, home: str) -> tuple[str, ...]:
@@ -481,13 +483,13 @@ def _planned(target: Target) -> RegionStep:
     return replace(row, outcome="unchanged") if target.so else row
 
 
-def _cure(plan: Plan) -> str:
+def _cure(plan: RollbackPlan) -> str:
     """Return how to go on; with a name the command means the same whenever it is given."""
     name = next((target.target.name for target in plan.targets if target.target), "NAME")
     return f"Run it again with --to {name}: that does what is left, and nothing twice."
 
 
-def _roll_back(plan: Plan, target: Target) -> list[RegionStep]:
+def _roll_back(plan: RollbackPlan, target: Target) -> list[RegionStep]:
     """Set the channel of one region and record it; one that was set and not recorded is recorded."""
     row = _planned(target)
     now, then = target.now, target.target
@@ -514,7 +516,7 @@ def _roll_back(plan: Plan, target: Target) -> list[RegionStep]:
 
 
 def _move(
-    plan: Plan, target: Target, row: RegionStep, now: Entry, then: Ami
+    plan: RollbackPlan, target: Target, row: RegionStep, now: Entry, then: Ami
 ) -> tuple[RegionStep, parameters.Overwritten | None]:
     started, overwritten = time.monotonic(), None
     try:
@@ -541,7 +543,7 @@ def _move(
 
 
 def _check_again(
-    plan: Plan, target: Target, then: Ami, moved: parameters.Moved, planned: parameters.Planned
+    plan: RollbackPlan, target: Target, then: Ami, moved: parameters.Moved, planned: parameters.Planned
 ) -> None:
     """Check once more that nobody retires the AMI, after the channel was set to it.
 
@@ -565,7 +567,7 @@ def _check_again(
         ) from error
 
 
-def _announce(plan: Plan, rows: list[RegionStep]) -> list[RegionStep]:
+def _announce(plan: RollbackPlan, rows: list[RegionStep]) -> list[RegionStep]:
     """Tell the topic of every region that points where it shall."""
     so = {row.region: row.ami_id for row in rows if row.outcome in outcomes.SUCCEEDED}
     back = next((target.target for target in plan.targets if target.target), None)
@@ -580,7 +582,7 @@ def _announce(plan: Plan, rows: list[RegionStep]) -> list[RegionStep]:
     return records.announce(plan.topic, content, run=plan.run, tables=plan.tables, session=plan.session)
 
 
-def _record(plan: Plan, target: Target, then: Ami, *, before: str) -> None:
+def _record(plan: RollbackPlan, target: Target, then: Ami, *, before: str) -> None:
     row = {
         "run_id": plan.run.run_id,
         "promoted_at": datetime.now(UTC),

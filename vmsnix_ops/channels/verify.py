@@ -8,7 +8,7 @@ tags of ours that are gone or changed are.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display as shown
@@ -23,7 +23,7 @@ from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.recorded_amis import recorded
-from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.result import Result, saving, write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -31,9 +31,12 @@ from vmsnix_ops.text import write_csv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
 
     import boto3
     import pandas as pd
+
+    from vmsnix_ops.records.run_context import RunContext
 
 
 REGIONS_AT_ONCE, AMIS_AT_ONCE = 8, 8
@@ -51,21 +54,35 @@ COLUMNS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class VerificationResult(Result):
     """What a verification found.
 
     Attributes
     ----------
+    run
+        The run that it was part of.
+    fail_on_drift
+        Whether what differs is an error.
     drift
         Columns as in `COLUMNS`.
     regions
         One row a region: ``region``, ``amis``, ``drifted``, ``fields``, ``unread``.
     """
 
+    run: RunContext = field(repr=False)
     drift: pd.DataFrame
     regions: pd.DataFrame
+    fail_on_drift: bool = True
 
-    def show(self) -> shown.Shown:
+    def frame(self) -> pd.DataFrame:
+        """Return the drift: columns as in `COLUMNS`."""
+        return self.drift
+
+    def table(self) -> shown.Shown:
+        """Return how many AMIs and fields of each region differ, for people."""
+        return shown.of_frame(self.regions)
+
+    def show_drift(self) -> shown.Shown:
         """Return the drift for people."""
         names = ("region", "ami_id", "name", "field", "recorded", "found", "meaning")
         rows = [[row[name] for name in names] for row in self.drift.to_dict("records")]
@@ -81,15 +98,39 @@ class Report:
         """How many fields differ."""
         return len(self.drift) - self.unread
 
+    @property
+    def error(self) -> errors.VmsnixError | None:
+        """What differs, as a `DriftError`; else what could not be read, as a `PartialError`."""
+        return _error(self) if self.fail_on_drift else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` contains it."""
+        error = self.error
+        return {
+            "status": "done" if error is None else "partial" if error.exit_code == 3 else "failed",
+            "amis": int(self.regions["amis"].sum()),
+            "drifted": self.drifted,
+            "unread": self.unread,
+            "drift": self.drift.to_dict("records"),
+            "csv": self.run.folder / "drift.csv",
+        }
+
+    def _write(self) -> Path:
+        path = self.run.folder / "drift.csv"
+        with saving(path):
+            write_csv(self.drift, path)
+        return write_result(self.run, self.as_dict())
+
 
 @typed
 def check(
     *,
     regions: Iterable[str] = (),
     image: str = "",
+    fail_on_drift: bool = True,
     tables: Tables | None = None,
     session: boto3.Session | None = None,
-) -> Report:
+) -> VerificationResult:
     """Compare every AMI that the tables know with what AWS says. Nothing is changed.
 
     A region, or an AMI, that cannot be read is part of the drift (``access``) and does not stop the others.
@@ -100,6 +141,8 @@ def check(
         Where; by default, and with ``["all"]``, everywhere that the tables know an AMI.
     image
         Only AMIs of this image.
+    fail_on_drift
+        Whether what differs makes the verification fail.
     tables, session
         Where they do not come from the surroundings.
 
@@ -147,7 +190,7 @@ def check(
         }
         for name in chosen
     ]
-    return Report(drift, pd.DataFrame(rows))
+    return VerificationResult(current_run("verify-amis"), drift, pd.DataFrame(rows), fail_on_drift)
 
 
 def _account(session: boto3.Session, regions: Iterable[str | None]) -> str:
@@ -177,38 +220,7 @@ def _nothing_known(image: str, why: str) -> errors.ParameterError:
     )
 
 
-@typed
-def finish(report: Report, *, fail_on_drift: bool = True) -> None:
-    """Write ``result.json`` and ``drift.csv``, and fail when something differs.
-
-    Raises
-    ------
-    vmsnix_ops.errors.DriftError
-        Something differs.
-    vmsnix_ops.errors.PartialError
-        Nothing differs in what could be read: exit code 3.
-    """
-    run = current_run("verify-amis")
-    path = run.folder / "drift.csv"
-    write_csv(report.drift, path)
-    error = _error(report) if fail_on_drift else None
-    status = "done" if error is None else "partial" if isinstance(error, errors.PartialError) else "failed"
-    write_result(
-        run,
-        {
-            "status": status,
-            "amis": int(report.regions["amis"].sum()),
-            "drifted": report.drifted,
-            "unread": report.unread,
-            "drift": report.drift.to_dict("records"),
-            "csv": path,
-        },
-    )
-    if error is not None:
-        raise error
-
-
-def _error(report: Report) -> errors.VmsnixError | None:
+def _error(report: VerificationResult) -> errors.VmsnixError | None:
     if report.drifted:
         drift = report.drift[report.drift["field"] != "access"]
         first = drift.iloc[0]
@@ -231,7 +243,7 @@ def _error(report: Report) -> errors.VmsnixError | None:
     return None
 
 
-def _unread(report: Report) -> str:
+def _unread(report: VerificationResult) -> str:
     """Return how much could not be looked at, and the first reason."""
     if not report.unread:
         return ""

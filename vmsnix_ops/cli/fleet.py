@@ -11,7 +11,7 @@ import click
 from vmsnix_ops.text import echo, line
 
 if TYPE_CHECKING:
-    from vmsnix_ops.runbooks.fleet import Fleet
+    from vmsnix_ops.runbooks.fleet import FleetPlan
 
 DEFAULT_PLAN = "fleet.toml"
 
@@ -105,12 +105,12 @@ def fleet(
         show_json(outcome.values)
     else:
         echo(f"report    {line(outcome.values['report'])}\nresult    {line(outcome.values['result'])}")
-    error = outcome.error()
+    error = outcome.error
     if error is not None:
         show_error(error.what, error.why, error.cure)
     return outcome.exit_code
 
 
-def _rows(ready: Fleet) -> list[dict[str, Any]]:
+def _rows(ready: FleetPlan) -> list[dict[str, Any]]:
     """Return the targets of a plan as plain values."""
     return [{str(name): value for name, value in row.items()} for row in ready.frame().to_dict("records")]

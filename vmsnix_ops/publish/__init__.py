@@ -8,19 +8,17 @@
 
 from __future__ import annotations
 
-from vmsnix_ops.publish._plan import Plan, plan
-from vmsnix_ops.publish.boot_test import BootPlan, BootStep, plan_boot
+from vmsnix_ops.publish._plan import PublishPlan, plan
+from vmsnix_ops.publish.boot_test import BootStep
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
 __all__ = [
-    "BootPlan",
     "BootStep",
     "Built",
-    "Plan",
+    "PublishPlan",
     "PublishResult",
     "RegisteredAmi",
     "SnapshotStep",
     "UploadStep",
     "plan",
-    "plan_boot",
 ]

@@ -25,7 +25,7 @@ from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.ebs_direct.reading import VERIFIES
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.boot.run import check as check_boot
-from vmsnix_ops.display import Displayed
+from vmsnix_ops.display import Displayed, Shown, of_frame
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
@@ -57,7 +57,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9()\[\] ./'@_-]{0,40}")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(Displayed, Wanted):
+class PublishPlan(Displayed, Wanted):
     """A publish that has been checked and not begun.
 
     Make it with `plan`. Printed, or as the last line of a cell, it shows what will happen. Its attributes are
@@ -98,19 +98,16 @@ class Plan(Displayed, Wanted):
             self.boot(built)
             return self.finish(self.register(self.import_snapshot(self.upload(built))))
 
-    def timings(self) -> pd.DataFrame:
-        """Return this run's steps so far: ``step``, ``status``, ``seconds``, ``bytes``."""
-        import pandas as pd
-
-        rows = [(t.step, t.status, round(t.seconds, 2), t.bytes) for t in self.journal.timings]
-        return pd.DataFrame(rows, columns=["step", "status", "seconds", "bytes"])
-
     def history(self, last: int = 10) -> pd.DataFrame:
         """Return the newest AMIs that the tables know of, whichever image they hold."""
         from vmsnix_ops.records import history
 
         columns = ["created_at", "image", "name", "ami_id", "region", "snapshot_id", "size_gib", "state"]
         return history.amis(self.journal.tables).head(last)[columns]
+
+    def show_history(self) -> Shown:
+        """Return `history` for people."""
+        return of_frame(self.history())
 
     @property
     def title(self) -> str:
@@ -173,7 +170,7 @@ def plan(
     settings: Settings | None = None,
     progress: Progress | None = None,
     session: boto3.Session | None = None,
-) -> Plan:
+) -> PublishPlan:
     """Check everything that can be checked beforehand, and return what will happen. Nothing is changed.
 
     Parameters
@@ -282,7 +279,7 @@ def plan(
 
     run = current_run("publish-ami")
     tables = RunTables(settings, run)
-    return Plan(
+    return PublishPlan(
         image=image,
         region=region,
         account=facts["account"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
@@ -18,12 +18,14 @@ from vmsnix_ops.disk.survey import unchanged
 from vmsnix_ops.display import Displayed
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.interrupts import interruptible
-from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.result import Result
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pandas as pd
 
     from vmsnix_ops.boot.run import Booted
     from vmsnix_ops.nix.image import BuiltImage
@@ -81,12 +83,12 @@ class BootStep(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class BootPlan(Displayed):
-    """A boot test that has been checked and not begun; make it with `plan_boot`.
+    """A boot test that has been checked and not begun; make it with `plan`.
 
     Attributes
     ----------
     image, system, boot_mode
-        As for `plan_boot`.
+        As for `plan`.
     expect, user_data, public_key, deadline, accelerator
         As for `vmsnix_ops.boot.run.boot`.
     """
@@ -103,8 +105,8 @@ class BootPlan(Displayed):
     progress: Progress
     run: RunContext
 
-    def boot(self) -> BootStep:
-        """Build the image unless it is there, boot it, and write ``result.json``.
+    def apply(self) -> BootResult:
+        """Build the image unless it is there, and boot it.
 
         Safe to run twice: nothing but this run's own folder is written.
 
@@ -135,13 +137,7 @@ class BootPlan(Displayed):
                 console=self.run.folder / CONSOLE,
                 on_message=step.message,
             )
-        done = _step(booted)
-        write_result(self.run, {"status": "done", **self._result(image, done)})
-        return done
-
-    def _result(self, image: BuiltImage, done: BootStep) -> dict[str, object]:
-        told = {"image": image.name, "version": image.version, "system": image.system}
-        return {**told, "line": done.line, "boot_seconds": done.seconds, "accelerator": done.accelerator}
+        return BootResult(self, image, _step(booted))
 
     def facts(self) -> list[tuple[str, str]]:
         """Return what will happen."""
@@ -155,8 +151,54 @@ class BootPlan(Displayed):
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class BootResult(Result):
+    """An image that came up.
+
+    Attributes
+    ----------
+    plan
+        What was planned.
+    image
+        What booted.
+    step
+        What came of it.
+    """
+
+    plan: BootPlan
+    image: BuiltImage
+    step: BootStep
+
+    @property
+    def run(self) -> RunContext:
+        """The run that the job was part of."""
+        return self.plan.run
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return names and values worth showing."""
+        return self.step.facts()
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row: ``image``, ``version``, ``system``, ``line``, ``boot_seconds``, ``accelerator``."""
+        import pandas as pd
+
+        return pd.DataFrame([self.as_dict()]).drop(columns="status")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` contains it."""
+        return {
+            "status": "done",
+            "image": self.image.name,
+            "version": self.image.version,
+            "system": self.image.system,
+            "line": self.step.line,
+            "boot_seconds": self.step.seconds,
+            "accelerator": self.step.accelerator,
+        }
+
+
 @typed
-def plan_boot(
+def plan(
     image: str,
     *,
     system: str = "",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
@@ -16,8 +16,7 @@ from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.display import Displayed, Shown, shown
 from vmsnix_ops.publish.preflight import checks_in_aws
-from vmsnix_ops.records.result import write_result
-from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.records.result import Result
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -27,8 +26,38 @@ if TYPE_CHECKING:
 _SHOWN = {"create": "will be made", "change": "will be put right", "keep": "is there"}
 
 
+class _Parts(Displayed):
+    """Shows the parts of an account, and what there is to do about each."""
+
+    __slots__ = ()
+    place: policies.Place
+    parts: tuple[bootstrap.Part, ...]
+
+    @property
+    def todo(self) -> tuple[bootstrap.Part, ...]:
+        """The parts that are missing or wrong."""
+        return tuple(part for part in self.parts if part.verdict != "keep")
+
+    def frame(self) -> pd.DataFrame:
+        """Return the parts as a table: ``part``, ``verdict``, ``what``."""
+        import pandas as pd
+
+        rows = [(part.name, part.verdict, part.what) for part in self.parts]
+        return pd.DataFrame(rows, columns=["part", "verdict", "what"])
+
+    @property
+    def title(self) -> str:
+        """One line."""
+        return f"Bootstrap {self.place.account} in {self.place.regions[0]}"
+
+    def table(self) -> Shown:
+        """Return the parts for people."""
+        rows = [(part.name, _SHOWN[part.verdict], part.what) for part in self.parts]
+        return shown(("part", "plan", "what"), rows)
+
+
 @dataclass(frozen=True, slots=True)
-class Bootstrap(Displayed):
+class BootstrapPlan(_Parts):
     """What there is to do; nothing of it has been done.
 
     Attributes
@@ -46,21 +75,20 @@ class Bootstrap(Displayed):
     dry_run: bool
     session: boto3.Session = field(repr=False, compare=False)
 
-    @property
-    def todo(self) -> tuple[bootstrap.Part, ...]:
-        """The parts that are missing or wrong."""
-        return tuple(part for part in self.parts if part.verdict != "keep")
+    def notes(self) -> list[str]:
+        """Return that it is a dry run."""
+        return ["Dry run: nothing of this will be done."] if self.dry_run and self.todo else []
 
-    def apply(self) -> Bootstrap:
+    def apply(self) -> BootstrapResult:
         """Make what is missing, put right what is wrong, and return what there is then; not in a dry run.
 
         Safe to run twice: the second time, everything is there.
         """
         if self.dry_run:
-            return self
+            return BootstrapResult(self, self.place, self.parts)
         for part in self.todo:
             bootstrap.make(self.session, self.place, part)
-        return replace(self, parts=tuple(bootstrap.look(self.session, self.place)))
+        return BootstrapResult(self, self.place, tuple(bootstrap.look(self.session, self.place)))
 
     def cloudformation(self) -> str:
         """Return the same as a CloudFormation template, in JSON."""
@@ -102,26 +130,34 @@ class Bootstrap(Displayed):
             f"--capabilities CAPABILITY_NAMED_IAM --region {self.place.regions[0]}"
         )
 
-    def frame(self) -> pd.DataFrame:
-        """Return the parts as a table: ``part``, ``verdict``, ``what``."""
-        import pandas as pd
 
-        rows = [(part.name, part.verdict, part.what) for part in self.parts]
-        return pd.DataFrame(rows, columns=["part", "verdict", "what"])
+@dataclass(frozen=True, slots=True)
+class BootstrapResult(_Parts, Result):
+    """What there is after a bootstrap.
 
-    @property
-    def title(self) -> str:
-        """One line."""
-        return f"Bootstrap {self.place.account} in {self.place.regions[0]}"
+    Attributes
+    ----------
+    plan
+        What there was to do.
+    place, parts
+        As in the plan.
+    """
 
-    def table(self) -> Shown:
-        """Return the parts for people."""
-        rows = [(part.name, _SHOWN[part.verdict], part.what) for part in self.parts]
-        return shown(("part", "plan", "what"), rows)
+    runbook = "bootstrap"
+    plan: BootstrapPlan
+    place: policies.Place
+    parts: tuple[bootstrap.Part, ...]
 
-    def notes(self) -> list[str]:
-        """Return that it is a dry run."""
-        return ["Dry run: nothing of this will be done."] if self.dry_run and self.todo else []
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` contains it: what there was to do, and what is left."""
+        return {
+            "status": "done",
+            "dry_run": self.plan.dry_run,
+            "region": self.place.regions[0],
+            "account": self.place.account,
+            "todo": [part.name for part in self.plan.todo],
+            "left": [part.name for part in self.todo],
+        }
 
 
 @typed
@@ -132,7 +168,7 @@ def plan(
     role_name: str = "",
     dry_run: bool = True,
     session: boto3.Session | None = None,
-) -> Bootstrap:
+) -> BootstrapPlan:
     """Look at what the account has, and return what there is to do. Nothing is changed.
 
     Parameters
@@ -175,20 +211,4 @@ def plan(
     # The lifecycle rule that a bootstrap makes would delete them.
     kept = {"archive": settings.archive, "history": settings.history}
     buckets.check_kept_apart(kept, bucket, settings.key_prefix)
-    return Bootstrap(place, tuple(bootstrap.look(session, place)), dry_run, session)
-
-
-def finish(before: Bootstrap, after: Bootstrap) -> None:
-    """Write ``result.json``: what there was to do, and what is left."""
-    run = current_run("bootstrap")
-    write_result(
-        run,
-        {
-            "status": "done",
-            "dry_run": before.dry_run,
-            "region": before.place.regions[0],
-            "account": before.place.account,
-            "todo": [part.name for part in before.todo],
-            "left": [part.name for part in after.todo],
-        },
-    )
+    return BootstrapPlan(place, tuple(bootstrap.look(session, place)), dry_run, session)

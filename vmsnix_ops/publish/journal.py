@@ -14,7 +14,7 @@ import socket
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmsnix_ops import __version__, files
 from vmsnix_ops.errors import InterruptedRunError, RecordsError
@@ -22,7 +22,6 @@ from vmsnix_ops.progress import silent
 from vmsnix_ops.publish.outcomes import recorded
 from vmsnix_ops.publish.values import PublishResult, StepTiming
 from vmsnix_ops.records import acts, timings
-from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_tables import RunTables, save_again
 from vmsnix_ops.settings import user_name
 
@@ -152,7 +151,7 @@ class Journal:
         if not result.dry_run:
             self._record_run("done", image_name=result.image_name, ami_id=result.ami_id)
         with self.saving():
-            write_result(self.run, result.as_dict())
+            result.save()
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -213,6 +212,9 @@ class Journal:
             files.append_line(self._path, json.dumps(line, default=str), durable=True)
 
 
+Some = TypeVar("Some", bound="Outcomes")
+
+
 def record_run(run: RunContext, tables: Tables, status: str, started_at: datetime, **more: Any) -> None:
     """Write the row in ``runs`` of a run that no runner looks after; the first one of a run counts."""
     if run.managed:
@@ -234,13 +236,13 @@ def record_run(run: RunContext, tables: Tables, status: str, started_at: datetim
 
 
 def record_outcomes(
-    run: RunContext, tables: Tables, outcomes: Outcomes, started_at: datetime, **more: Any
-) -> Outcomes:
+    run: RunContext, tables: Tables, outcomes: Some, started_at: datetime, **more: Any
+) -> Some:
     """Write the row in ``runs`` of a job on several regions, as `record_run` does.
 
     Where that fails, what was done is done: the outcomes say so in a row of their own.
     """
-    error = outcomes.error()
+    error = outcomes.error
     failure = {"error": str(error)} if error else {}
 
     def record() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vmsnix_ops import display, errors
 from vmsnix_ops.outcomes import SUCCEEDED
 from vmsnix_ops.progress import counted
+from vmsnix_ops.records.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.outcomes import RunStatus, StepOutcome
+    from vmsnix_ops.records.run_context import RunContext
 
 COLUMNS = {
     "region": "AWS region",
@@ -56,9 +58,17 @@ class RegionStep:
     error: errors.VmsnixError | None = field(default=None, repr=False, compare=False)
 
 
+class _Plan(Protocol):
+    @property
+    def run(self) -> RunContext: ...
+
+    @property
+    def dry_run(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
-class Outcomes(display.Displayed):
-    """All of it; shows itself as one line a region.
+class Outcomes(Result):
+    """All of it; shows itself as one line a region. The base of such results.
 
     Attributes
     ----------
@@ -66,19 +76,28 @@ class Outcomes(display.Displayed):
         What was done, as the beginning of a sentence: ``"The promotion"``.
     rows
         In the order of the regions and steps.
-    run_id
-        Key of the run in the tables.
-    cure
-        How to go on when it is done in part.
-    dry_run
-        Nothing was done: what failed would be refused.
+    plan
+        What was planned.
     """
 
-    job: str
     rows: tuple[RegionStep, ...]
-    run_id: str
-    cure: str = "Running the same command again does what is left, and nothing twice."
-    dry_run: bool = False
+    plan: _Plan
+    job: ClassVar[str] = ""
+
+    @property
+    def run(self) -> RunContext:
+        """The run that the job was part of."""
+        return self.plan.run
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether nothing was done: what failed would be refused."""
+        return self.plan.dry_run
+
+    @property
+    def cure(self) -> str:
+        """How to go on when it is done in part."""
+        return "Running the same command again does what is left, and nothing twice."
 
     @property
     def failed(self) -> tuple[RegionStep, ...]:
@@ -100,8 +119,9 @@ class Outcomes(display.Displayed):
         found = (row.error for row in self.rows)
         return tuple(error for error in found if isinstance(error, errors.OverwrittenValueError))
 
+    @property
     def error(self) -> errors.VmsnixError | None:
-        """Return what the run ends with; ``None`` when nothing failed that counts."""
+        """What the run ends with; ``None`` when nothing failed that counts."""
         if self.status == "done":
             return None
         if self.status == "failed":
@@ -142,7 +162,7 @@ class Outcomes(display.Displayed):
         header, lines = self._table()
         return pd.DataFrame(lines, columns=header)
 
-    def steps(self) -> display.Shown:
+    def show_steps(self) -> display.Shown:
         """Return one row a region and step for people: what was done, how long it took, and why not."""
         rows = [
             (_region(row), row.step, row.outcome, display.seconds(row.seconds or None), row.why or row.what)

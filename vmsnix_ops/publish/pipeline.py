@@ -601,7 +601,7 @@ def finish(plan: Wanted, ami: RegisteredAmi) -> PublishResult:
         size_gib=ami.snapshot.size_gib,
         seconds=round(sum(timing.seconds for timing in plan.journal.timings), 3),
         steps=tuple(plan.journal.timings),
-        run_id=plan.run_id,
+        run=plan.journal.run,
         slow=None if plan.dry_run else plan.journal.slow(),
         deprecated_at=ami.deprecated_at,
         problems=plan.journal.save_again(),

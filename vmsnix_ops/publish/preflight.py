@@ -17,10 +17,9 @@ from vmsnix_ops.aws.quotas import check_pending_snapshots, check_public_sharing,
 from vmsnix_ops.aws.service_role import unknown_principal
 from vmsnix_ops.aws.session import Client, client, code_of
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.display import Displayed, Shown, shown
+from vmsnix_ops.display import Shown, shown
 from vmsnix_ops.publish.identity import registration_of
-from vmsnix_ops.records.result import write_result
-from vmsnix_ops.records.run_context import current_run
+from vmsnix_ops.records.result import Result
 from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -363,8 +362,10 @@ MARKS = {"pass": "✓ pass", "warn": "! warn", "fail": "✗ fail"}
 
 
 @dataclass(frozen=True, slots=True)
-class Checklist(Displayed):
+class PreflightResult(Result):
     """The checks of one region, shown as a table."""
+
+    runbook = "preflight"
 
     region: str
     checks: tuple[Check, ...]
@@ -374,9 +375,26 @@ class Checklist(Displayed):
         """How many checks failed."""
         return sum(check.outcome == "fail" for check in self.checks)
 
+    @property
+    def error(self) -> errors.VmsnixError | None:
+        """The error of the first check that failed."""
+        try:
+            require(self.checks)
+        except errors.VmsnixError as error:
+            return error
+        return None
+
     def frame(self) -> pd.DataFrame:
         """Return the checks as a table: ``check``, ``outcome``, ``evidence``, ``cure``."""
         return frame(self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` contains it."""
+        rows = [
+            {"check": one.name, "outcome": one.outcome, "evidence": one.evidence, "cure": one.cure}
+            for one in self.checks
+        ]
+        return {"status": "failed" if self.failed else "done", "region": self.region, "checks": rows}
 
     def table(self) -> Shown:
         """Return the checks for people."""
@@ -399,7 +417,7 @@ def check(
     kms_key: str = "",
     public: bool = False,
     session: boto3.Session | None = None,
-) -> Checklist:
+) -> PreflightResult:
     """Run the checks of a publish, and many more, and change nothing.
 
     Parameters
@@ -452,7 +470,7 @@ def check(
         asked={"boot_mode": boot_mode, "root_device": root_device},
         system=system,
     )
-    return Checklist(region, tuple(checks))
+    return PreflightResult(region, tuple(checks))
 
 
 def _machine(
@@ -494,15 +512,3 @@ def _machine(
             for_what="qcow2, VHDX and VMDK images",
         ),
     ]
-
-
-def finish(checklist: Checklist) -> None:
-    """Write ``result.json``, and raise the error of the first check that failed."""
-    run = current_run("preflight")
-    rows = [
-        {"check": c.name, "outcome": c.outcome, "evidence": c.evidence, "cure": c.cure}
-        for c in checklist.checks
-    ]
-    status = "failed" if checklist.failed else "done"
-    write_result(run, {"status": status, "region": checklist.region, "checks": rows})
-    require(checklist.checks)

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import channels, instances, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
-from vmsnix_ops.display import Displayed
+from vmsnix_ops.display import Displayed, Shown, seconds, shown
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import Entry, Journal, record_run
-from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.result import Result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.redaction import Redactor, secret_values
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.session import Client
     from vmsnix_ops.publish.values import StepTiming
+    from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.settings import Settings
 
 
@@ -207,7 +208,7 @@ SHOWN_LINES = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(Displayed):
+class SmokeTestPlan(Displayed):
     """A test that has been looked at and not begun. Make it with `plan`; printed, it shows what will happen.
 
     Attributes
@@ -252,8 +253,8 @@ class Plan(Displayed):
         """One line."""
         return f"Smoke test of {self.ami.name} in {self.ami.region}, account {self.ami.account}"
 
-    def apply(self) -> SmokeResult:
-        """Test, and return what came of it; a test that failed is no exception here, see `finish`.
+    def apply(self) -> SmokeTestResult:
+        """Test, and return what came of it; a test that failed has an `error`.
 
         Safe to run twice, and after a crash at any point: instances are found again by their tag and
         terminated, and the token of a launch carries the attempt. SIGINT and SIGTERM terminate the instance
@@ -268,11 +269,13 @@ class Plan(Displayed):
 
 
 @dataclass(frozen=True, slots=True)
-class SmokeResult(Displayed):
+class SmokeTestResult(Result):
     """What came of it.
 
     Attributes
     ----------
+    plan
+        What was tested, and how.
     instance_id
         The instance, which is gone; empty in a dry run.
     console
@@ -285,11 +288,17 @@ class SmokeResult(Displayed):
         Why the test failed; ``None`` when it passed.
     """
 
+    plan: SmokeTestPlan
     instance_id: str
     console: str
     terminated: bool
     steps: tuple[StepTiming, ...]
     error: errors.VmsnixError | None = None
+
+    @property
+    def run(self) -> RunContext:
+        """The run that the job was part of."""
+        return self.plan.journal.run
 
     @property
     def passed(self) -> bool:
@@ -310,6 +319,32 @@ class SmokeResult(Displayed):
         rows += [("why", str(self.error))] if self.error else []
         return [*rows, ("terminated", str(self.terminated)), ("console", "\n".join(said) or "(nothing)")]
 
+    def table(self) -> Shown:
+        """Return how long each step took, for people."""
+        rows = [(one.step, one.status, seconds(one.seconds)) for one in self.steps]
+        return shown(("step", "status", "took"), rows, right=("took",))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` contains it."""
+        plan = self.plan
+        return {
+            "status": "done" if self.passed else "failed",
+            "dry_run": plan.dry_run,
+            "ami_id": plan.ami.ami_id,
+            "image_name": plan.ami.name,
+            "region": plan.ami.region,
+            "account": plan.ami.account,
+            "image": plan.journal.image,
+            "digest": plan.ami.digest,
+            "instance_id": self.instance_id or None,
+            "instance_type": plan.wanted.instance_type,
+            "spot": plan.wanted.spot,
+            "terminated": self.terminated,
+            "console": self.console[-10_000:],
+            "seconds": round(sum(one.seconds for one in self.steps), 3),
+            "steps": [asdict(one) for one in self.steps],
+        }
+
 
 @typed
 def plan(
@@ -325,7 +360,7 @@ def plan(
     settings: Settings | None = None,
     progress: Progress | None = None,
     session: boto3.Session | None = None,
-) -> Plan:
+) -> SmokeTestPlan:
     """Look at the AMI, and return what will happen. Nothing is launched.
 
     Parameters
@@ -384,12 +419,12 @@ def plan(
     )
     journal.image, journal.digest = tested.tags[tagging.IMAGE], tested.digest
     wanted = instances.Launch(tested.ami_id, kind, spot, subnet, tags)
-    return Plan(tested, wanted, pattern, home.checks, dry_run, ec2, journal)
+    return SmokeTestPlan(tested, wanted, pattern, home.checks, dry_run, ec2, journal)
 
 
-def _apply(plan: Plan) -> SmokeResult:
+def _apply(plan: SmokeTestPlan) -> SmokeTestResult:
     if plan.dry_run:
-        return SmokeResult("", "", terminated=True, steps=())
+        return SmokeTestResult(plan, "", "", terminated=True, steps=())
     journal, seen = plan.journal, Seen()
     caught: BaseException | None = None
     with stopping():
@@ -408,46 +443,11 @@ def _apply(plan: Plan) -> SmokeResult:
             journal.run, journal.tables, "done", journal.started_at,
             region=plan.ami.region, account=plan.ami.account, image=journal.image, ami_id=plan.ami.ami_id,
         )  # fmt: skip
-    return SmokeResult(seen.instance_id, seen.console, seen.gone, tuple(journal.timings), error)
-
-
-def finish(plan: Plan, result: SmokeResult) -> None:
-    """Write ``result.json``, and fail when the test failed, also where that cannot be written."""
-    try:
-        _write_result(plan, result)
-    finally:
-        if result.error is not None:
-            raise result.error
-
-
-def _write_result(plan: Plan, result: SmokeResult) -> None:
-    write_result(
-        plan.journal.run,
-        {
-            "status": "done" if result.passed else "failed",
-            "dry_run": plan.dry_run,
-            "ami_id": plan.ami.ami_id,
-            "image_name": plan.ami.name,
-            "region": plan.ami.region,
-            "account": plan.ami.account,
-            "image": plan.journal.image,
-            "digest": plan.ami.digest,
-            "instance_id": result.instance_id or None,
-            "instance_type": plan.wanted.instance_type,
-            "spot": plan.wanted.spot,
-            "terminated": result.terminated,
-            "console": result.console[-10_000:],
-            "seconds": round(sum(one.seconds for one in result.steps), 3),
-            "steps": [
-                {"step": one.step, "status": one.status, "seconds": one.seconds, "bytes": one.bytes}
-                for one in result.steps
-            ],
-        },
-    )
+    return SmokeTestResult(plan, seen.instance_id, seen.console, seen.gone, tuple(journal.timings), error)
 
 
 @contextmanager
-def _step(plan: Plan, seen: Seen, name: str) -> Iterator[Entry]:
+def _step(plan: SmokeTestPlan, seen: Seen, name: str) -> Iterator[Entry]:
     """Run the block as a step of the journal; one that fails ends the instance before it is written down."""
     with plan.journal.step(name) as entry:
         try:
@@ -457,7 +457,7 @@ def _step(plan: Plan, seen: Seen, name: str) -> Iterator[Entry]:
             raise
 
 
-def _test(plan: Plan, seen: Seen) -> None:
+def _test(plan: SmokeTestPlan, seen: Seen) -> None:
     ec2 = plan.ec2
     with plan.journal.step("clear") as entry:
         left = instances.left_behind(ec2, plan.ami.ami_id)
@@ -481,11 +481,11 @@ def _test(plan: Plan, seen: Seen) -> None:
     seen.passed = True
 
 
-def _end(plan: Plan, seen: Seen) -> None:
+def _end(plan: SmokeTestPlan, seen: Seen) -> None:
     end(plan.ec2, plan.ami.ami_id, seen)
 
 
-def _wait_for_the_end(plan: Plan, seen: Seen) -> None:
+def _wait_for_the_end(plan: SmokeTestPlan, seen: Seen) -> None:
     """Wait until the instance is terminated, and write down when that was, or why it is not."""
     with plan.journal.step("terminate") as entry:
         entry.detail.update(instance_id=seen.instance_id or None, others=seen.others)
@@ -496,7 +496,7 @@ def _wait_for_the_end(plan: Plan, seen: Seen) -> None:
         seen.gone = True
 
 
-def _read_console(plan: Plan, seen: Seen) -> None:
+def _read_console(plan: SmokeTestPlan, seen: Seen) -> None:
     """Wait until the console holds the pattern; without one, until it holds anything."""
     pattern = re.compile(plan.pattern or r"\S", re.MULTILINE)
 

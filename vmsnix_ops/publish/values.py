@@ -5,15 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.display import Displayed
+from vmsnix_ops.display import Displayed, Shown, seconds, shown, size
+from vmsnix_ops.errors import UnsavedError
+from vmsnix_ops.progress import counted
+from vmsnix_ops.records.result import Result
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pandas as pd
 
     from vmsnix_ops.aws.ebs_direct.writing import DirectSnapshot
     from vmsnix_ops.aws.images import Registration
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.outcomes import StepOutcome
+    from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.records.timings import SlowStep
 
 """Made in this run, found from an earlier one, or (in a dry run) not made."""
@@ -198,7 +204,7 @@ class StepTiming:
 
 
 @dataclass(frozen=True, slots=True)
-class PublishResult(Displayed):
+class PublishResult(Result):
     """What a publish came to; the content of ``result.json``.
 
     Attributes
@@ -219,8 +225,8 @@ class PublishResult(Displayed):
         Of all steps.
     steps
         Each step's timing.
-    run_id
-        Key of this run in the tables.
+    run
+        The run that published it.
     slow
         The steps that were slow by their own history; ``None`` when that is not known.
     deprecated_at
@@ -245,25 +251,51 @@ class PublishResult(Displayed):
     size_gib: int
     seconds: float
     steps: tuple[StepTiming, ...]
-    run_id: str
+    run: RunContext = field(repr=False)
     slow: tuple[SlowStep, ...] | None = None
     deprecated_at: str = ""
     problems: tuple[str, ...] = ()
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
-        hidden = ("steps", "seconds", "slow", "problems")
+        hidden = ("steps", "seconds", "run", "slow", "problems")
         rows = [
             (field.name, str(getattr(self, field.name))) for field in fields(self) if field.name not in hidden
         ]
         slow = [("slow", str(step)) for step in self.slow or ()]
         problems = [("not recorded", problem) for problem in self.problems]
-        return [*((n, v) for n, v in rows if v), ("seconds", f"{self.seconds:.1f}"), *slow, *problems]
+        rows += [("run_id", self.run.run_id), ("seconds", f"{self.seconds:.1f}")]
+        return [*((name, value) for name, value in rows if value), *slow, *problems]
+
+    def table(self) -> Shown:
+        """Return how long each step took, for people."""
+        rows = [(one.step, one.status, seconds(one.seconds), size(one.bytes or None)) for one in self.steps]
+        return shown(("step", "status", "took", "bytes"), rows, right=("took", "bytes"))
+
+    def frame(self) -> pd.DataFrame:
+        """Return the steps: ``step``, ``status``, ``seconds``, ``bytes``."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(one) for one in self.steps])
+
+    @property
+    def error(self) -> UnsavedError | None:
+        """What could not be recorded, as an error; the AMI is published all the same."""
+        if not self.problems:
+            return None
+        return UnsavedError(
+            f"{self.ami_id} is published, and {counted(len(self.problems), 'record')} could not be saved.",
+            why=self.problems[0],
+            cure="Save them later: vmsnix runs repair.",
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as plain values, as ``result.json`` holds them."""
-        slow = None if self.slow is None else [step.as_dict() for step in self.slow]
-        steps = [asdict(timing) for timing in self.steps]
-        status = "partial" if self.problems else "done"
-        problems = list(self.problems)
-        return {"status": status, **asdict(self), "steps": steps, "slow": slow, "problems": problems}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "run"}
+        return {
+            "status": "partial" if self.problems else "done",
+            **values,
+            "steps": [asdict(timing) for timing in self.steps],
+            "slow": None if self.slow is None else [step.as_dict() for step in self.slow],
+            "problems": list(self.problems),
+        }

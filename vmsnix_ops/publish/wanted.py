@@ -22,7 +22,7 @@ Via = Literal["import", "direct"]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The data of a `vmsnix_ops.publish._plan.Plan`.
+    """The data of a `vmsnix_ops.publish._plan.PublishPlan`.
 
     Attributes
     ----------

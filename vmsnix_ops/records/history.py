@@ -1,4 +1,6 @@
-"""Questions to the tables: which runs, which steps, which AMIs. Every answer is a frame, newest first.
+"""Frames of what the tables recorded: runs, steps, AMIs, promotions, retirements; and timings.
+
+Every frame has the newest row first.
 
 The columns are those of `vmsnix_ops.records.schemas`; a filter left out lets everything pass.
 """
@@ -7,25 +9,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.display import Displayed
 from vmsnix_ops.errors import UsageError
 from vmsnix_ops.progress import counted
+from vmsnix_ops.records import timing_plots, timings
+from vmsnix_ops.records.result import Result
+from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.region_names import known_regions
+from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     import pandas as pd
+    from matplotlib.figure import Figure
 
-    from vmsnix_ops.records.tables import Tables
+    from vmsnix_ops.display import Shown
 
 
 def runs(
-    tables: Tables,
+    tables: Tables | None = None,
     *,
     run_id: str | None = None,
     runbook: str | None = None,
@@ -40,7 +47,7 @@ def runs(
     Parameters
     ----------
     tables
-        Where they are kept.
+        Where they are recorded; by default as ``vmsnix.toml`` says.
     run_id, runbook, status, image, region
         Only runs with this value.
     since
@@ -60,7 +67,7 @@ def runs(
 
 
 def steps(
-    tables: Tables,
+    tables: Tables | None = None,
     *,
     run_id: str | None = None,
     step: str | None = None,
@@ -76,7 +83,7 @@ def steps(
     Parameters
     ----------
     tables
-        Where they are kept.
+        Where they are recorded; by default as ``vmsnix.toml`` says.
     run_id, step, status, image, region, via
         Only steps with this value.
     since, last
@@ -101,7 +108,7 @@ def steps(
 
 
 def amis(
-    tables: Tables,
+    tables: Tables | None = None,
     *,
     ami_id: str | None = None,
     name: str | None = None,
@@ -118,7 +125,7 @@ def amis(
     Parameters
     ----------
     tables
-        Where they are kept.
+        Where they are recorded; by default as ``vmsnix.toml`` says.
     ami_id, name, image, region, run_id, digest
         Only AMIs with this value in the row that counts.
     since, last
@@ -149,7 +156,7 @@ def amis(
 
 
 def retirements(
-    tables: Tables,
+    tables: Tables | None = None,
     *,
     resource_id: str | None = None,
     action: str | None = None,
@@ -165,7 +172,7 @@ def retirements(
     Parameters
     ----------
     tables
-        Where they are kept.
+        Where they are recorded; by default as ``vmsnix.toml`` says.
     resource_id, action, kind, image, region, run_id
         Only rows with this value.
     since, last
@@ -189,8 +196,45 @@ def retirements(
     return _newest(_matching(tables, "retirements", equal, "done_at", since), "done_at", last)
 
 
+def promotions(
+    tables: Tables | None = None,
+    *,
+    ami_id: str | None = None,
+    channel: str | None = None,
+    image: str | None = None,
+    region: str | None = None,
+    run_id: str | None = None,
+    since: datetime | timedelta | None = None,
+    last: int | None = None,
+) -> pd.DataFrame:
+    """Return promotions and rollbacks, the latest first.
+
+    Parameters
+    ----------
+    tables
+        Where they are recorded; by default as ``vmsnix.toml`` says.
+    ami_id, channel, image, region, run_id
+        Only rows with this value.
+    since, last
+        As for `runs`, by the time when it was done.
+
+    Raises
+    ------
+    UsageError
+        When `since` has no time zone, or `last` is negative.
+    RecordsError
+        When the table cannot be read.
+    """
+    equal = {"ami_id": ami_id, "channel": channel, "image": image, "region": region, "run_id": run_id}
+    return _newest(_matching(tables, "promotions", equal, "promoted_at", since), "promoted_at", last)
+
+
+def _open(tables: Tables | None) -> Tables:
+    return open_tables(load()) if tables is None else tables
+
+
 def _matching(
-    tables: Tables,
+    tables: Tables | None,
     table: str,
     equal: dict[str, str | None],
     column: str,
@@ -202,7 +246,7 @@ def _matching(
     moment = _moment(since)
     if moment is not None:
         where.append((column, ">=", moment))
-    return tables.read(table, where=where)
+    return _open(tables).read(table, where=where)
 
 
 def _moment(since: datetime | timedelta | None) -> datetime | None:
@@ -228,16 +272,15 @@ def _newest(frame: pd.DataFrame, column: str, last: int | None) -> pd.DataFrame:
     return frame if last is None else frame.head(last)
 
 
-# The steps that somebody asks for, and a word about it when there are none.
-
-
 PATHS = ("import", "direct")
 """The two ways to a snapshot, as the column `via` has them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen(Displayed):
-    """Steps that were asked for; shows itself as one line: how many there are, or why there are none.
+class Timings(Result):
+    """How long the steps of publishes took. It shows itself as one line: how many there are, or why none.
+
+    The methods without ``show`` return frames; see `vmsnix_ops.records.timings` for their columns.
 
     Attributes
     ----------
@@ -247,6 +290,7 @@ class Chosen(Displayed):
         That line.
     """
 
+    runbook = "import-timings"
     steps: pd.DataFrame
     words: str
 
@@ -254,20 +298,72 @@ class Chosen(Displayed):
         """Return that line."""
         return (self.words,)
 
+    def frame(self) -> pd.DataFrame:
+        """Return the steps."""
+        return self.steps
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` contains it."""
+        return {"status": "done", "recorded_steps": len(self.steps), "slow_steps": len(self.slow())}
+
+    def summary(self, *, by: Sequence[str] = timings.GROUP) -> pd.DataFrame:
+        """Return one row a step, path, image and region (or what `by` names): percentiles, trend, rates."""
+        return timings.summary(self.steps, by=by)
+
+    def slow(self) -> pd.DataFrame:
+        """Return the steps that were slow by their own history, newest first."""
+        return timings.slow(self.steps)
+
+    def trend(self, *, every: str = "W-MON", by: Sequence[str] = timings.GROUP) -> pd.DataFrame:
+        """Return the medians of each week, or of another period as pandas names it."""
+        return timings.trend(self.steps, every=every, by=by)
+
+    def compare(self) -> pd.DataFrame:
+        """Return direct upload beside import, from the file of an image to its snapshot."""
+        return timings.compare(self.steps)
+
+    def show_summary(self) -> Shown:
+        """Return `summary` for people."""
+        return timings.show_summary(self.summary())
+
+    def show_slow(self) -> Shown:
+        """Return `slow` for people."""
+        return timings.show_slow(self.slow())
+
+    def show_compare(self) -> Shown:
+        """Return `compare` for people."""
+        return timings.show_compare(self.compare())
+
+    def show_steps(self, *, last: int = 20) -> Shown:
+        """Return the newest steps for people."""
+        return timings.show_steps(self.steps, last=last)
+
+    def plot_usual(self) -> Figure:
+        """Draw the median and the 90th percentile of each step."""
+        return timing_plots.plot_usual(self.steps)
+
+    def plot_trend(self) -> Figure:
+        """Draw each run as a dot, and their running median."""
+        return timing_plots.plot_trend(self.steps)
+
+    def plot_compare(self) -> Figure:
+        """Draw direct upload beside import."""
+        return timing_plots.plot_compare(self.steps)
+
 
 @typed
-def choose(tables: Tables, *, image: str = "", region: str = "", via: str = "") -> Chosen:
-    """Return the steps of an image, a region and a path; of all where nothing is given.
+def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | None = None) -> Timings:
+    """Return the timings of an image, a region and a path; of all where nothing is given.
 
     An image or a region of which nothing is recorded is no error: it may not have been published yet. The
     words say so, and name the nearest one that is recorded.
 
     Parameters
     ----------
-    tables
-        Where they are kept.
     image, region, via
         Only steps with this value.
+    tables
+        Where they are recorded; by default as ``vmsnix.toml`` says.
 
     Raises
     ------
@@ -284,20 +380,21 @@ def choose(tables: Tables, *, image: str = "", region: str = "", via: str = "") 
             why=errors.nearest(via, PATHS),
             cure=f"Use {' or '.join(map(repr, PATHS))}, or leave via out.",
         )
+    tables = _open(tables)
     wanted = {"image": image, "region": region, "via": via}
     found = steps(tables, image=image or None, region=region or None, via=via or None)
     if len(found):
         runs = counted(found["run_id"].nunique(), "run")
-        return Chosen(found, f"{counted(len(found), 'step')} of {runs}{_of(wanted)}.")
+        return Timings(found, f"{counted(len(found), 'step')} of {runs}{_of(wanted)}.")
     recorded = tables.read("steps", columns=list(wanted)).drop_duplicates()
     if recorded.empty:
-        return Chosen(found, "No step has been recorded yet: publish an image first.")
+        return Timings(found, "No step has been recorded yet: publish an image first.")
     words = [f"The table has no step{_of(wanted)}."]
     for name, value in wanted.items():
         known = sorted(recorded[name].dropna().unique())
         if value and value not in known:
             words += [errors.nearest(value, known), f"Recorded {name}s: {', '.join(known)}."]
-    return Chosen(found, " ".join(filter(None, words)))
+    return Timings(found, " ".join(filter(None, words)))
 
 
 def _of(wanted: dict[str, str]) -> str:

@@ -12,14 +12,18 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vmsnix_ops import files, outcomes
+from vmsnix_ops.display import Displayed
 from vmsnix_ops.errors import RecordsError, SchemaError, UnsavedError, VmsnixError
+from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import echo, json_text
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vmsnix_ops.records.run_context import RunContext
 
 FILE_NAME = "result.json"
@@ -150,22 +154,58 @@ def saving(place: Path) -> Iterator[None]:
         ) from error
 
 
-def write_then_raise(run: RunContext, result: Mapping[str, object], error: VmsnixError | None) -> None:
-    """Write ``result.json``, then end the run as it deserves: a file that cannot be written hides no error.
+class Result(Displayed):
+    """What a job came to. Every job returns one.
 
-    Raises
-    ------
-    vmsnix_ops.errors.VmsnixError
-        `error`, when there is one; else that the file could not be written.
+    A class overrides `frame` and `as_dict`, and `error` where its job can end otherwise than done.
     """
-    try:
-        write_result(run, result)
-    except RecordsError as unsaved:
-        if error is None:
-            raise
-        error.add_note(str(unsaved))
-    if error is not None:
-        raise error
+
+    __slots__ = ()
+    runbook: ClassVar[str] = "interactive"
+
+    @property
+    def run(self) -> RunContext:
+        """The run that the job was part of."""
+        return current_run(self.runbook)
+
+    @property
+    def error(self) -> VmsnixError | None:
+        """Why the job failed, or what it did not do; ``None`` when it is done."""
+        return None
+
+    def frame(self) -> pd.DataFrame:
+        """Return the result as a table."""
+        raise NotImplementedError
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` contains it."""
+        raise NotImplementedError
+
+    def raise_for_status(self) -> None:
+        """Raise what the job did not do as its error; its `exit_code` is 3 when a part of the job is done."""
+        if (error := self.error) is not None:
+            raise error
+
+    def save(self) -> Path:
+        """Write ``result.json`` into the folder of the run, and return its path. Safe to run twice.
+
+        Raises
+        ------
+        vmsnix_ops.errors.VmsnixError
+            The file cannot be written. When the job failed, this is its error, with that as a note: a file
+            that cannot be written must not hide it.
+        """
+        try:
+            return self._write()
+        except RecordsError as unsaved:
+            if (error := self.error) is None:
+                raise
+            error.add_note(str(unsaved))
+            raise error from None
+
+    def _write(self) -> Path:
+        """Write ``result.json``, and what a class adds to it."""
+        return write_result(self.run, self.as_dict())
 
 
 def parse(content: bytes | None) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Fleet:
     def row(self, kind: str, name: str, region: str = REGION) -> Any:
         return self.aws.world.tables.table(self.aws.account, region, kind)[name]
 
-    def plan(self, **changes: Any) -> retirement.Plan:
+    def plan(self, **changes: Any) -> retirement.RetirementPlan:
         """Plan with rules that let everything go which nothing keeps."""
         asked: dict[str, Any] = {
             "regions": [REGION],
@@ -105,7 +105,7 @@ class Fleet:
         }
         return retirement.plan(**(asked | changes))
 
-    def apply(self, **changes: Any) -> retirement.Result:
+    def apply(self, **changes: Any) -> retirement.RetirementResult:
         return self.plan(**changes).apply()
 
     def later(self, days: float = 20) -> datetime:
@@ -178,7 +178,7 @@ def fleet(fleet_sandbox: Fleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     return fleet_sandbox
 
 
-def why(plan: retirement.Plan, resource_id: str) -> str:
+def why(plan: retirement.RetirementPlan, resource_id: str) -> str:
     """Return what a plan says of one AMI or snapshot: its action and its reasons."""
     (one,) = [one for one in plan.decisions if one.resource_id == resource_id]
     return f"{one.action}: {'; '.join(one.reasons)}"

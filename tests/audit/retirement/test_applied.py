@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, why
+from tests.support import finish
 from vmsnix_ops import errors
-from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import images
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.cli import main
@@ -58,9 +58,9 @@ def test_an_ami_that_was_named_and_is_kept_fails_the_run_with_its_reasons(
     assert [one.resource_id for one in dry.going] == amis[1:]
     result = fleet.apply(amis=amis)
     with pytest.raises(error, match=f"{kept}: made"):
-        retirement.finish(result)
+        finish(result)
     again = fleet.apply(amis=amis[1:] or [kept], min_age_days=0)
-    retirement.finish(again)  # what is retired already is as it was asked for
+    finish(again)  # what is retired already is as it was asked for
 
 
 def test_it_stays_until_its_grace_is_over_and_then_goes_with_all_its_snapshots(fleet: Fleet) -> None:
@@ -74,7 +74,7 @@ def test_it_stays_until_its_grace_is_over_and_then_goes_with_all_its_snapshots(f
     assert [one.outcome for one in result.outcomes] == ["deleted"]
     assert fleet.amis() == {other: "available"}
     assert fleet.snapshots() == set(kept)
-    retirement.finish(result)
+    finish(result)
 
 
 def test_a_snapshot_without_our_tag_is_neither_changed_nor_deleted(fleet: Fleet) -> None:
@@ -179,7 +179,7 @@ def test_protection_that_comes_after_the_look_is_respected_and_told(fleet: Fleet
     assert tagging.DELETING not in fleet.tags(ami)  # with it nobody could restore the AMI
     assert len(fleet.snapshots()) == 1
     with pytest.raises(errors.VmsnixError, match="protected from deregistration"):
-        retirement.finish(result)
+        finish(result)
 
 
 def test_restoring_gives_back_permissions_and_deprecation_as_they_were(fleet: Fleet) -> None:
@@ -402,7 +402,7 @@ def test_the_history_is_told_in_a_shell(fleet: Fleet, capsys: pytest.CaptureFixt
 def test_result_json_says_what_went_and_what_did_not(fleet: Fleet) -> None:
     ami = fleet.ami()
     result = fleet.apply()
-    retirement.finish(result)
+    finish(result)
     written = json.loads((result.plan.run.folder / "result.json").read_text())
     assert (written["status"], written["retired"], written["going"]) == ("done", 1, [ami])
     assert ami in Path(written["plan"]).read_text()

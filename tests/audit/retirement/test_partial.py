@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support import finish
 from vmsnix_ops import errors
-from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.records.tables import Tables
@@ -39,7 +39,7 @@ def test_what_is_retired_is_told_where_the_tables_cannot_be_written(
     assert [one.outcome for one in result.outcomes] == ["retired"] * 3
     assert set(fleet.amis().values()) == {"disabled"}
     with pytest.raises(errors.PartialError, match="No space left") as caught:
-        retirement.finish(result)
+        finish(result)
     assert caught.value.exit_code == 3
     written = json.loads((result.plan.run.folder / "result.json").read_text())
     assert (written["status"], written["retired"]) == ("partial", 3)
@@ -63,7 +63,7 @@ def test_nothing_more_is_removed_once_it_cannot_be_written_down(
     assert "could not be written down" in result.outcomes[1].detail
     assert (fleet.amis(), fleet.snapshots()) == ({second: "disabled"}, held)
     with pytest.raises(errors.PartialError, match="No space left"):
-        retirement.finish(result)
+        finish(result)
     written = json.loads((result.plan.run.folder / "result.json").read_text())
     assert (written["deleted"], written["skipped"]) == (1, 1)
     assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted", "deleted"]
@@ -74,8 +74,8 @@ def test_a_plan_that_cannot_be_written_hides_no_outcome(fleet: Fleet) -> None:
     fleet.ami()
     result = fleet.apply()
     (result.plan.run.folder / "plan.csv").mkdir()
-    with pytest.raises(errors.PartialError, match=r"plan\.csv could not be written"):
-        retirement.finish(result)
+    with pytest.raises(errors.UnsavedError, match=r"could not be saved in .*plan\.csv"):
+        finish(result)
     assert json.loads((result.plan.run.folder / "result.json").read_text())["retired"] == 1
 
 
@@ -91,7 +91,7 @@ def test_one_snapshot_that_aws_does_not_delete_does_not_keep_the_others(fleet: F
     assert f"{first} stays: Could not delete" in one.lacking
     assert fleet.snapshots() == {first}
     with pytest.raises(errors.PartialError, match=first):
-        retirement.finish(result)
+        finish(result)
     assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted"]
     assert fleet.snapshots() == set()
 

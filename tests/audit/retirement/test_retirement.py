@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.audit.retirement.fleet import FRIEND, OTHER, REGION, Fleet, why
+from tests.support import finish
 from vmsnix_ops import errors
-from vmsnix_ops.audit import retirement
 from vmsnix_ops.aws import tags as tagging
 
 # What stays
@@ -338,7 +338,7 @@ def test_nothing_goes_where_evidence_cannot_be_read(fleet: Fleet, operation: str
     assert plan.going == ()
     assert "not known whether it is used" in why(plan, ami)
     with pytest.raises(errors.VmsnixError, match=f"Nothing goes in {REGION}"):
-        retirement.finish(plan.apply())
+        finish(plan.apply())
 
 
 def test_a_region_that_refuses_does_not_stop_the_others(fleet: Fleet) -> None:
@@ -360,6 +360,6 @@ def test_a_region_that_refuses_does_not_stop_the_others(fleet: Fleet) -> None:
     assert fleet.amis(OTHER) == {there: "available"}
     assert fleet.amis() == {here: "disabled"}
     with pytest.raises(errors.PartialError) as caught:
-        retirement.finish(result)
+        finish(result)
     assert caught.value.exit_code == 3
     assert json.loads((result.plan.run.folder / "result.json").read_text())["status"] == "partial"

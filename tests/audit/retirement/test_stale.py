@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.audit.retirement.fleet import FRIEND, OTHER, REGION, Fleet
+from tests.support import finish
 from vmsnix_ops import errors
-from vmsnix_ops.audit import retirement
 from vmsnix_ops.audit.retirement import _plan
 from vmsnix_ops.aws import tags as tagging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vmsnix_ops.audit import retirement
 
 
 def changed(fleet: Fleet, ami: str, how: str) -> None:
@@ -75,7 +77,7 @@ def test_what_changes_between_the_look_and_its_turn_is_left_alone(
     assert [one.outcome for one in result.outcomes] == ["retired", "changed"]
     assert fleet.amis() == {first: "disabled", second: "available"}
     with pytest.raises(errors.PartialError, match=second):
-        retirement.finish(result)
+        finish(result)
 
 
 def use(fleet: Fleet, resource_id: str, how: str) -> None:
@@ -165,7 +167,7 @@ def after_the_check(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], Non
     """Let something happen when a plan was found to hold, and nothing of it is done yet."""
     check = _plan._check_still_holds
 
-    def checked(plan: retirement.Plan) -> Any:
+    def checked(plan: retirement.RetirementPlan) -> Any:
         found = check(plan)
         meanwhile()
         return found
@@ -231,7 +233,7 @@ def test_permissions_lost_between_plan_and_apply_stop_that_region(fleet: Fleet) 
     }
     assert fleet.amis(OTHER) == {there: "available"}
     with pytest.raises(errors.PartialError, match="instances"):
-        retirement.finish(result)
+        finish(result)
 
 
 def test_a_region_that_is_not_enabled_does_not_stop_the_others(fleet: Fleet) -> None:
@@ -240,6 +242,6 @@ def test_a_region_that_is_not_enabled_does_not_stop_the_others(fleet: Fleet) -> 
     assert [one.resource_id for one in plan.going] == [ami]
     assert list(plan.unread) == ["ap-east-1"]
     with pytest.raises(errors.PartialError, match="not enabled"):
-        retirement.finish(plan.apply())
+        finish(plan.apply())
     with pytest.raises(errors.RegionError, match="ap-east-1 is not enabled"):
         fleet.plan(regions=["ap-east-1"])

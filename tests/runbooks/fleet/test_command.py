@@ -9,7 +9,7 @@ import pytest
 
 from vmsnix_ops.cli import main
 from vmsnix_ops.runbooks import fleet
-from vmsnix_ops.runbooks.fleet.report import Outcome
+from vmsnix_ops.runbooks.fleet.report import FleetResult
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,8 +83,8 @@ def test_the_exit_code_is_the_fleets(
     code: int,
 ) -> None:
     documents = tuple({"target": state, "state": state, "error": "No."} for state in states)
-    outcome = Outcome("try", "round", False, documents, 1.0, "s", {"report": "R", "result": "S"})
-    monkeypatch.setattr(fleet.Fleet, "apply", lambda *_, **__: outcome)
+    outcome = FleetResult("try", "round", False, documents, 1.0, "s", {"report": "R", "result": "S"})
+    monkeypatch.setattr(fleet.FleetPlan, "apply", lambda *_, **__: outcome)
     assert main(["fleet", str(plan), "--no-dry-run", "--json"]) == code
     told = capsys.readouterr()
     assert json.loads(told.out) == {"report": "R", "result": "S"}

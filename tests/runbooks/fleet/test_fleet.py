@@ -22,7 +22,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support import join, wait_until
+from tests.support import finish, join, wait_until
 from vmsnix_ops.errors import FleetError, PartialError, ToolMissingError
 from vmsnix_ops.runbooks import fleet
 from vmsnix_ops.runbooks.fleet.cluster import check_workers, connected
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.runbooks.shelf import Shelf
-    from vmsnix_ops.runbooks.fleet.report import Outcome
+    from vmsnix_ops.runbooks.fleet.report import FleetResult
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEYxx"  # the shape of one; nobody's
 
@@ -81,7 +81,7 @@ class Yard:
 
     folder: Path
 
-    def plan(self, text: str, **options: Any) -> fleet.Fleet:
+    def plan(self, text: str, **options: Any) -> fleet.FleetPlan:
         path = self.folder / "fleet.toml"
         common = (
             f'name = "yard"\nnotebooks = "notebooks"\n[defaults.environment]\nTRACE = "{self.folder}/trace"\n'
@@ -94,7 +94,7 @@ class Yard:
         path = self.folder / "trace"
         return path.read_text().splitlines() if path.exists() else []
 
-    def running(self, planned: fleet.Fleet, target: str) -> Document:
+    def running(self, planned: fleet.FleetPlan, target: str) -> Document:
         """Wait until a target's notebook has begun, and return its document."""
         key = next(each.key for each in planned.plan.targets if each.name == target)
         name = next(str(each.given["name"]) for each in planned.plan.targets if each.name == target)
@@ -118,7 +118,7 @@ def on_the_cluster(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmsnix_ops.runbooks.fleet.engine.connected", lambda *_, **__: nullcontext(cluster))
 
 
-def states(outcome: Outcome) -> dict[str, str]:
+def states(outcome: FleetResult) -> dict[str, str]:
     return {document["target"]: document["state"] for document in outcome.documents}
 
 
@@ -151,7 +151,7 @@ def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
     assert states(outcome) == {"first": "done", "flaky": "failed", "last": "skipped"}
     assert (outcome.status, outcome.exit_code) == ("partial", 3)
     with pytest.raises(PartialError, match="2 of 3 targets") as caught:
-        fleet.finish(outcome)
+        finish(outcome)
     assert "cure is missing" in str(caught.value)
     assert [len(document["attempts"]) for document in outcome.documents] == [1, 2, 0]
     assert yard.trace().index("begin f") > yard.trace().index("end a")
@@ -253,7 +253,7 @@ def test_a_worker_that_does_not_see_the_ledger_is_heard(yard: Yard, on_the_clust
         patch.setattr(Runner, "_job", elsewhere)
         outcome = planned.apply(board=Lines(io.StringIO()))
     assert outcome.status == "failed"
-    assert "does not see the ledger" in str(outcome.error())
+    assert "does not see the ledger" in str(outcome.error)
     assert yard.trace() == []
 
 

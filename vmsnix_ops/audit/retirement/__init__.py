@@ -4,7 +4,8 @@
 
     plan = retirement.plan(regions=["eu-central-1"])  # look at it: it prints its fingerprint
     result = retirement.plan(regions=["eu-central-1"], dry_run=False, confirm=plan.fingerprint).apply()
-    retirement.finish(result)
+    result.save()
+    result.raise_for_status()
 
 The first run takes an AMI out of use in a way that can be undone (`vmsnix_ops.aws.retiring`). A run after the
 grace days removes it with all its snapshots. `plan(action="restore")` brings back what was retired.
@@ -21,13 +22,13 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit.retirement import view
-from vmsnix_ops.audit.retirement._plan import DONE, Plan, Result, verdict, write
+from vmsnix_ops.audit.retirement._plan import RetirementPlan, RetirementResult
 from vmsnix_ops.audit.retirement.decisions import decide
 from vmsnix_ops.audit.retirement.view import Decision, Rules
 from vmsnix_ops.aws.identity import check_account, identity
 from vmsnix_ops.aws.regions import chosen as chosen_regions
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.progress import counted, current
+from vmsnix_ops.progress import current
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import load
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.audit.retirement.view import Place
     from vmsnix_ops.progress import Progress
 
-__all__ = ["Plan", "Result", "finish", "plan"]
+__all__ = ["RetirementPlan", "RetirementResult", "plan"]
 
 
 @typed
@@ -63,7 +64,7 @@ def plan(
     now: datetime | None = None,
     progress: Progress | None = None,
     session: boto3.Session | None = None,
-) -> Plan:
+) -> RetirementPlan:
     """Look at every AMI, what uses it, and decide by the rules. Nothing is changed.
 
     Parameters
@@ -77,10 +78,10 @@ def plan(
     images, amis
         As for `vmsnix_ops.audit.retirement.view.Rules`.
     dry_run
-        `Plan.apply` does nothing.
+        `RetirementPlan.apply` does nothing.
     confirm
-        Without a dry run: the fingerprint of the plan that was looked at (`Plan.fingerprint`), the number of
-        AMIs and orphans that go, or the account's id.
+        Without a dry run: the fingerprint of the plan that was looked at, the number of AMIs and orphans that
+        go, or the account's id.
     now
         From when ages count; the present by default.
     progress, session
@@ -116,7 +117,7 @@ def plan(
     places = {region: view.Place.of(session, region, account) for region in chosen}
     decisions, unread = decide(places.values(), action, rules, moment, prefix)
     _check_named(places, rules.amis, decisions, unread)
-    return Plan(
+    return RetirementPlan(
         account=account,
         regions=chosen,
         work=action,
@@ -130,78 +131,6 @@ def plan(
         places=places,
         progress=progress or current(),
         prefix=prefix,
-    )
-
-
-def finish(result: Result) -> None:
-    """Write ``result.json``: what went, and what did not; and the whole plan as ``plan.csv`` beside it.
-
-    Raises
-    ------
-    vmsnix_ops.errors.PartialError
-        Some of it was not done, or a region could not be looked at. Running it again does the rest.
-    vmsnix_ops.errors.VmsnixError
-        Nothing at all was done: the first error.
-    """
-    plan = result.plan
-    try:
-        status, wrong = write(result)
-    except errors.RecordsError as unsaved:  # it must not hide what was done
-        status, wrong = verdict(result)
-        if not wrong:
-            raise
-        wrong.append(str(unsaved))
-    none = status == "failed" and result.unrecorded is None
-    if not wrong:
-        _require_named(result)
-        return
-    if none and plan.unread:
-        raise next(iter(plan.unread.values()))
-    whole = len(plan.regions) + len(plan.going)
-    what = f"{len(wrong)} of {whole} regions, AMIs and snapshots did not come as planned."
-    if result.unrecorded is not None:
-        done = [f"{one.outcome} {one.decision.resource_id}" for one in result.outcomes if one.outcome in DONE]
-        begun = next((one.decision for one in reversed(result.outcomes) if one.outcome == "failed"), None)
-        if begun is not None and begun.action == "retire" and result.unrecorded.announced:
-            # It has the mark, and may have lost permissions already: a promotion would refuse it.
-            done.append(f"a part of the retirement of {begun.resource_id}")
-        raise errors.UnrecordedActError(
-            f"The run stopped early. Done: {', '.join(done) or 'nothing'}.",
-            why=f"{result.unrecorded.what} {result.unrecorded.why}",
-            cure=result.unrecorded.cure,
-        )
-    kind = errors.VmsnixError if none else errors.PartialError
-    raise kind(
-        what, why=" ".join(wrong[:3]), cure="Cure it and run the same command again: it does the rest."
-    )
-
-
-def _require_named(result: Result) -> None:
-    """Raise when AMIs that were asked for by their ids were left as they are.
-
-    Raises
-    ------
-    vmsnix_ops.errors.PartialError
-        Some of them were.
-    vmsnix_ops.errors.RunFailedError
-        All of them were.
-    """
-    plan = result.plan
-    going = {one.resource_id for one in plan.going}
-    kept = [
-        one
-        for one in plan.decisions
-        if one.resource_id in plan.rules.amis
-        and one.resource_id not in going
-        and dict(one.facts).get("state") != "disabled"  # retired already
-    ]
-    if plan.dry_run or plan.work != "retire" or not kept:
-        return
-    kind = errors.PartialError if going else errors.RunFailedError
-    raise kind(
-        f"{len(kept)} of {counted(len(plan.rules.amis), 'AMI')} in amis cannot be retired.",
-        why=" ".join(f"{one.resource_id}: {'; '.join(one.reasons)}." for one in kept[:3]),
-        cure="Change the rule that keeps them, or leave them out of amis.",
     )
 
 

@@ -18,7 +18,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.references import References
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import acts, history
-from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.result import Result, saving, write_result
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 from vmsnix_ops.text import write_csv
@@ -43,7 +43,7 @@ DONE = frozenset({"retired", "deleted", "restored"})
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(display.Displayed):
+class RetirementPlan(display.Displayed):
     """What will become of every AMI and orphan, and why; nothing of it has been done. `apply` does it.
 
     Attributes
@@ -89,7 +89,7 @@ class Plan(display.Displayed):
         whole = "\n".join(sorted(one.fingerprint for one in self.going))
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
-    def apply(self) -> Result:
+    def apply(self) -> RetirementResult:
         """Do what the plan says, unless it is a dry run; return what became of each AMI and orphan.
 
         Safe to run again after a death at any call: a new plan finds what is left to do.
@@ -104,14 +104,14 @@ class Plan(display.Displayed):
             The operator asked to stop; ``result.json`` tells what became of each.
         """
         if self.dry_run or not self.going:
-            return Result(self, ())
+            return RetirementResult(self, ())
         self._check_confirmed()
         try:
             outcomes, unrecorded = apply(self)
-            return Result(self, outcomes, unrecorded)
+            return RetirementResult(self, outcomes, unrecorded)
         except InterruptedInBetween as stopped:
-            result = Result(self, stopped.outcomes)
-            write(result, interrupted=True)
+            result = RetirementResult(self, stopped.outcomes, interrupted=True)
+            result.save()
             done = sum(one.outcome in DONE for one in result.outcomes)
             raise errors.InterruptedRunError(
                 f"The retirement was interrupted: {done} of {len(self.going)} done.",
@@ -222,7 +222,7 @@ class Plan(display.Displayed):
 
 
 @dataclass(frozen=True, slots=True)
-class Result(display.Displayed):
+class RetirementResult(Result):
     """What became of a plan.
 
     Attributes
@@ -233,11 +233,55 @@ class Result(display.Displayed):
         One for each AMI and orphan that had to go, in the order in which they came; none of a dry run.
     unrecorded
         Why the run stopped early: an irreversible act could not be announced on the disk.
+    interrupted
+        Whether somebody asked the run to stop.
     """
 
-    plan: Plan
+    plan: RetirementPlan
     outcomes: tuple[Outcome, ...]
     unrecorded: errors.UnrecordedActError | None = None
+    interrupted: bool = False
+
+    @property
+    def run(self) -> RunContext:
+        """The run that the job was part of."""
+        return self.plan.run
+
+    @property
+    def error(self) -> errors.VmsnixError | None:
+        """What was not done: a `PartialError`, or the first error when nothing at all was done."""
+        return _error(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` contains it: what went, and what did not."""
+        plan = self.plan
+        status, wrong = verdict(self)
+        counts = {name: sum(one.outcome == name for one in self.outcomes) for name in OUTCOMES}
+        return {
+            "status": "cancelled" if self.interrupted else status,
+            "dry_run": plan.dry_run,
+            "account": plan.account,
+            "regions": list(plan.regions),
+            "plan": path if (path := plan.run.folder / "plan.csv").is_file() else None,
+            "fingerprint": plan.fingerprint,
+            "going": [one.resource_id for one in plan.going],
+            "kept": sum(not one.goes for one in plan.decisions),
+            "trouble": wrong,
+            **counts,
+            "outcomes": [one.plain() for one in self.outcomes],
+        }
+
+    def _write(self) -> Path:
+        path, unsaved = self.run.folder / "plan.csv", None
+        try:
+            with saving(path):
+                write_csv(self.plan.frame(), path)
+        except errors.UnsavedError as error:
+            unsaved = error
+        written = write_result(self.run, self.as_dict())  # what was done is told nevertheless
+        if unsaved is not None:
+            raise unsaved
+        return written
 
     @property
     def trouble(self) -> tuple[Outcome, ...]:
@@ -297,7 +341,7 @@ COLUMNS = {
     "kept_snapshots": "snapshots of an AMI that stay, and why",
     "fingerprint": "of state and references",
 }
-"""Columns of `Plan.frame` and their meaning."""
+"""Columns of `RetirementPlan.frame` and their meaning."""
 
 OUTCOMES = ("retired", "deleted", "restored", "changed", "protected", "skipped", "failed")
 
@@ -327,7 +371,7 @@ def _sizes(decisions: list[Decision]) -> str:
 # What ``result.json`` and ``plan.csv`` say of a retirement, also of one that was interrupted.
 
 
-def verdict(result: Result) -> tuple[RunStatus, list[str]]:
+def verdict(result: RetirementResult) -> tuple[RunStatus, list[str]]:
     """Return what became of the whole, and what is not as planned."""
     plan, wrong = result.plan, [str(error) for error in result.plan.unread.values()]
     wrong += [f"{one.decision.resource_id}: {one.words}" for one in result.trouble]
@@ -338,42 +382,52 @@ def verdict(result: Result) -> tuple[RunStatus, list[str]]:
     return ("failed" if none and result.unrecorded is None else "partial") if wrong else "done", wrong
 
 
-def write(result: Result, *, interrupted: bool = False) -> tuple[RunStatus, list[str]]:
-    """Write both, and return what became of the whole and what is not as planned.
-
-    Parameters
-    ----------
-    result
-        What became of each.
-    interrupted
-        Whether somebody asked the run to stop.
-    """
-    plan = result.plan
-    status, wrong = verdict(result)
-    counts = {name: sum(one.outcome == name for one in result.outcomes) for name in OUTCOMES}
-    try:
-        path: Path | None = (file := plan.run.folder / "plan.csv")
-        write_csv(plan.frame(), file)
-    except OSError as error:  # what was done is told nevertheless
-        path, wrong = None, [*wrong, f"plan.csv could not be written: {error}."]
-        status = "partial" if status == "done" else status
-    write_result(
-        plan.run,
-        {
-            "status": "cancelled" if interrupted else status,
-            "dry_run": plan.dry_run,
-            "account": plan.account,
-            "regions": list(plan.regions),
-            "plan": path,
-            "fingerprint": plan.fingerprint,
-            "going": [one.resource_id for one in plan.going],
-            "kept": sum(not one.goes for one in plan.decisions),
-            "trouble": wrong,
-            **counts,
-            "outcomes": [one.plain() for one in result.outcomes],
-        },
+def _error(result: RetirementResult) -> errors.VmsnixError | None:
+    """Return what was not done as an error."""
+    plan, (status, wrong) = result.plan, verdict(result)
+    if not wrong:
+        return _kept(plan)
+    none = status == "failed" and result.unrecorded is None
+    if none and plan.unread:
+        return next(iter(plan.unread.values()))
+    if result.unrecorded is not None:
+        done = [f"{one.outcome} {one.decision.resource_id}" for one in result.outcomes if one.outcome in DONE]
+        begun = next((one.decision for one in reversed(result.outcomes) if one.outcome == "failed"), None)
+        if begun is not None and begun.action == "retire" and result.unrecorded.announced:
+            # It has the mark, and may have lost permissions already: a promotion would refuse it.
+            done.append(f"a part of the retirement of {begun.resource_id}")
+        return errors.UnrecordedActError(
+            f"The run stopped early. Done: {', '.join(done) or 'nothing'}.",
+            why=f"{result.unrecorded.what} {result.unrecorded.why}",
+            cure=result.unrecorded.cure,
+        )
+    kind = errors.VmsnixError if none else errors.PartialError
+    whole = len(plan.regions) + len(plan.going)
+    return kind(
+        f"{len(wrong)} of {whole} regions, AMIs and snapshots did not come as planned.",
+        why=" ".join(wrong[:3]),
+        cure="Cure it and run the same command again: it does the rest.",
     )
-    return status, wrong
+
+
+def _kept(plan: RetirementPlan) -> errors.VmsnixError | None:
+    """Return an error when AMIs that were asked for by their ids are kept: some of them, or all."""
+    going = {one.resource_id for one in plan.going}
+    kept = [
+        one
+        for one in plan.decisions
+        if one.resource_id in plan.rules.amis
+        and one.resource_id not in going
+        and dict(one.facts).get("state") != "disabled"  # retired already
+    ]
+    if plan.dry_run or plan.work != "retire" or not kept:
+        return None
+    kind = errors.PartialError if going else errors.RunFailedError
+    return kind(
+        f"{len(kept)} of {counted(len(plan.rules.amis), 'AMI')} in amis cannot be retired.",
+        why=" ".join(f"{one.resource_id}: {'; '.join(one.reasons)}." for one in kept[:3]),
+        cure="Change the rule that keeps them, or leave them out of amis.",
+    )
 
 
 # Do what a plan of a retirement says: one AMI after the other, each looked at once more right before.
@@ -440,7 +494,7 @@ class Outcome:
 class InterruptedInBetween(Exception):  # noqa: N818 (becomes an InterruptedRunError)
     """Somebody asked to stop while one of several was under way; what became of all of them."""
 
-    def __init__(self, plan: Plan, done: Sequence[Outcome]) -> None:
+    def __init__(self, plan: RetirementPlan, done: Sequence[Outcome]) -> None:
         super().__init__("cancelled")
         self.at, *rest = plan.going[len(done) :]
         self.outcomes: tuple[Outcome, ...] = (
@@ -450,7 +504,7 @@ class InterruptedInBetween(Exception):  # noqa: N818 (becomes an InterruptedRunE
         )
 
 
-def apply(plan: Plan) -> tuple[tuple[Outcome, ...], errors.UnrecordedActError | None]:
+def apply(plan: RetirementPlan) -> tuple[tuple[Outcome, ...], errors.UnrecordedActError | None]:
     """Compare the plan with the account, then do it.
 
     Returns
@@ -492,7 +546,7 @@ def apply(plan: Plan) -> tuple[tuple[Outcome, ...], errors.UnrecordedActError | 
     return tuple(outcomes), stopped
 
 
-def _check_still_holds(plan: Plan) -> Mapping[str, errors.VmsnixError]:
+def _check_still_holds(plan: RetirementPlan) -> Mapping[str, errors.VmsnixError]:
     """Return the regions that can no longer be looked at: nothing may be done there."""
     now, unread = plan.look_again()
     changed = []
@@ -532,7 +586,7 @@ class _SnapshotNow:
 class _Doing:
     """Does what is planned for one AMI or snapshot, and writes it down."""
 
-    def __init__(self, plan: Plan, one: Decision, tables: Tables) -> None:
+    def __init__(self, plan: RetirementPlan, one: Decision, tables: Tables) -> None:
         self.plan, self.one, self.tables = plan, one, tables
         self.place: Place = plan.places[one.region]
         self.ec2 = self.place.ec2

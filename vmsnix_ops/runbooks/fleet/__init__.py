@@ -26,7 +26,6 @@ from vmsnix_ops.arguments import in_range
 from vmsnix_ops.display import Displayed, Shown, shown
 from vmsnix_ops.errors import ConfirmationError, PlanError
 from vmsnix_ops.progress import counted
-from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.fleet.cluster import check_address, need_dask
 from vmsnix_ops.runbooks.fleet.engine import Runner, Stop
@@ -39,7 +38,7 @@ from vmsnix_ops.runbooks.fleet.ledger import (
     unrun,
 )
 from vmsnix_ops.runbooks.fleet.plan_file import read_plan
-from vmsnix_ops.runbooks.fleet.report import Outcome
+from vmsnix_ops.runbooks.fleet.report import FleetResult
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ LEASE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet(Displayed):
+class FleetPlan(Displayed):
     """What will be run; nothing of it has started.
 
     Attributes
@@ -115,7 +114,7 @@ class Fleet(Displayed):
 
     def apply(
         self, *, confirmed: bool = False, board: Board | None = None, stop: Stop | None = None
-    ) -> Outcome:
+    ) -> FleetResult:
         """Run what is not done yet, and write the report; in a dry run do nothing.
 
         Safe to do again, also while another start of the same fleet runs: what is done is not run again,
@@ -142,7 +141,7 @@ class Fleet(Displayed):
         """
         if self.dry_run:
             documents = [unrun(target, self.states[target.key]) for target in self.plan.targets]
-            return Outcome(self.plan.name, "", True, tuple(documents), 0.0, "")
+            return FleetResult(self.plan.name, "", True, tuple(documents), 0.0, "")
         destroying = [target.name for target in self.plan.targets if target.effects == "destroys"]
         if destroying and not confirmed:
             raise ConfirmationError(
@@ -174,7 +173,7 @@ class Fleet(Displayed):
             board = board_for_here()
         trouble = runner.run(board, folder.path(archives.LOG))
         seconds = round(time.monotonic() - clock, 3)
-        outcome = Outcome(self.plan.name, fleet, False, tuple(runner.documents), seconds, session)
+        outcome = FleetResult(self.plan.name, fleet, False, tuple(runner.documents), seconds, session)
         outcome = replace(outcome, values=write(outcome, folder, started, str(trouble) if trouble else None))
         if outcome.status == "done":
             close_round(ledger, self.plan.name, fleet)
@@ -201,7 +200,7 @@ def plan(
     dry_run: bool = True,
     lease_seconds: float = LEASE_SECONDS,
     environment: Mapping[str, str] | None = None,
-) -> Fleet:
+) -> FleetPlan:
     """Read and check a plan file, and return what there is to run. Nothing is started.
 
     Parameters
@@ -258,7 +257,7 @@ def plan(
             )
     place = ledger or str(settings.state / "fleets")
     unfinished = "" if fresh else unfinished_round(open_ledger(place), read.name)
-    return Fleet(
+    return FleetPlan(
         plan=read,
         ledger=place if place.startswith("s3://") else str(Path(place).absolute()),
         archive=archive or str(settings.archive),
@@ -269,28 +268,3 @@ def plan(
         states=states(open_ledger(place), read.targets, unfinished),
         environment=environment or {},
     )
-
-
-def finish(outcome: Outcome) -> None:
-    """Write ``result.json`` of the run that this is, and raise what is left undone as its error.
-
-    Raises
-    ------
-    PartialError, RunFailedError, InterruptedRunError
-        When targets are not done.
-    """
-    from vmsnix_ops.records.result import write_result
-
-    error = outcome.error()
-    values: dict[str, object] = {
-        "status": outcome.status,
-        "fleet": outcome.name,
-        "round": outcome.round,
-        "fleet_report": outcome.values.get("report"),
-        "dry_run": outcome.dry_run,
-        "targets": outcome.counts,
-        "error": str(error) if error else None,
-    }
-    write_result(current_run("fleet"), values)
-    if error is not None:
-        raise error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import display, files
 from vmsnix_ops.errors import InterruptedRunError, PartialError, RunFailedError
 from vmsnix_ops.progress import counted, human_seconds
+from vmsnix_ops.records.result import Result
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.report import POLICY
 from vmsnix_ops.runbooks.evidence.secrets import Redactor, secret_values
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome(display.Displayed):
+class FleetResult(Result):
     """What became of a fleet.
 
     Attributes
@@ -51,6 +52,7 @@ class Outcome(display.Displayed):
         Content of ``result.json``; empty after a dry run.
     """
 
+    runbook = "fleet"
     name: str
     round: str
     dry_run: bool
@@ -89,8 +91,9 @@ class Outcome(display.Displayed):
         columns = ["target", "state", "tries", "seconds", "ami_id", "error"]
         return pd.DataFrame(rows(self.documents), columns=columns)
 
+    @property
     def error(self) -> PartialError | RunFailedError | InterruptedRunError | None:
-        """Return what is left as an error, ``None`` when all is done."""
+        """What is left as an error, ``None`` when all is done."""
         if self.status == "done":
             return None
         left = [document for document in self.documents if document["state"] != "done"]
@@ -101,6 +104,18 @@ class Outcome(display.Displayed):
         kinds: dict[str, type[PartialError | RunFailedError | InterruptedRunError]]
         kinds = {"partial": PartialError, "cancelled": InterruptedRunError}
         return kinds.get(self.status, RunFailedError)(what, why=why, cure=cure)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as ``result.json`` of this run contains it; the round has one of its own."""
+        return {
+            "status": self.status,
+            "fleet": self.name,
+            "round": self.round,
+            "fleet_report": self.values.get("report"),
+            "dry_run": self.dry_run,
+            "targets": self.counts,
+            "error": str(self.error) if self.error else None,
+        }
 
     @property
     def title(self) -> str:
@@ -155,7 +170,7 @@ def rows(documents: Sequence[Document]) -> list[dict[str, Any]]:
 
 
 def write(
-    outcome: Outcome, folder: archive.RunFolder, started: datetime, trouble: str | None
+    outcome: FleetResult, folder: archive.RunFolder, started: datetime, trouble: str | None
 ) -> dict[str, Any]:
     """Write ``report.html``, ``fleet.json`` and ``result.json``, and tell the CI job that this is part of.
 
@@ -185,7 +200,7 @@ def write(
     from vmsnix_ops.runbooks.evidence import github
 
     redactor = Redactor(secret_values())
-    error = outcome.error()
+    error = outcome.error
     values: dict[str, Any] = {
         **dict.fromkeys(KEYS),
         "run_id": outcome.round,
