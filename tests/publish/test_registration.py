@@ -444,7 +444,7 @@ def test_a_deprecated_ami_that_is_reused_is_reported_as_deprecated(aws, plan):
     assert (result.outcome, result.ami_id) == ("reused", made.ami_id)
     assert result.deprecated_at == "2026-01-02T03:04:00Z"
     assert f"aws ec2 disable-image-deprecation --image-id {made.ami_id}" in str(said)
-    assert ("deprecated_at", "2026-01-02T03:04:00Z") in result.rows()
+    assert ("deprecated_at", "2026-01-02T03:04:00Z") in result.facts()
 
 
 # What an image asks for

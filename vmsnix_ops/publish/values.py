@@ -264,7 +264,7 @@ class PublishResult(Result):
         ]
         slow = [("slow", str(step)) for step in self.slow or ()]
         problems = [("not recorded", problem) for problem in self.problems]
-        rows += [("run_id", self.run.run_id), ("seconds", f"{self.seconds:.1f}")]
+        rows += [("run_id", self.run_id), ("seconds", f"{self.seconds:.1f}")]
         return [*((name, value) for name, value in rows if value), *slow, *problems]
 
     def table(self) -> Shown:

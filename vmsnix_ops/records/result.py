@@ -169,6 +169,11 @@ class Result(Displayed):
         return current_run(self.runbook)
 
     @property
+    def run_id(self) -> str:
+        """The name of the run, its key in the tables."""
+        return self.run.run_id
+
+    @property
     def error(self) -> VmsnixError | None:
         """Why the job failed, or what it did not do; ``None`` when it is done."""
         return None

@@ -45,7 +45,7 @@ def test_what_is_retired_is_told_where_the_tables_cannot_be_written(
     assert (written["status"], written["retired"]) == ("partial", 3)
     told = {one["resource_id"]: one["outcome"] for one in written["outcomes"]}
     assert told == dict.fromkeys([*amis, orphan], "retired")
-    assert "No space left" in str(result.table())
+    assert "No space left" in str(result)
     assert "No space left" in str(result.show_each())
 
 
