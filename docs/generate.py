@@ -1,11 +1,10 @@
-"""Write the pages that follow from the code: runbooks, commands, errors, modules.
+"""Write the pages that follow from the code: runbooks, commands, errors.
 
 ``conf.py`` calls `write_all` before every build. The pages are in ``docs/_generated`` and are not committed.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
 from pathlib import Path
 
@@ -13,46 +12,17 @@ from runbook_table import runbooks, table
 
 ROOT = Path(__file__).parent.parent
 GENERATED = Path(__file__).parent / "_generated"
-PACKAGES = ["disk", "nix", "records", "boot", "aws", "publish", "channels", "audit", "runbooks", "sandbox"]
-MODULES = ["settings", "errors", "progress", "region_names"]
 
 
 def write_all() -> None:
     """Write every page."""
     GENERATED.mkdir(exist_ok=True)
-    pages = {f"package-{name}": package_page(name) for name in PACKAGES} | {"package-basics": basics_page()}
-    pages |= {"errors": errors_page(), "runbooks": runbooks_page(), "commands": commands_page()}
+    pages = {"errors": errors_page(), "runbooks": runbooks_page(), "commands": commands_page()}
     for name, page in pages.items():
         path = GENERATED / f"{name}.md"
         # Not written when nothing changed, so that Sphinx does not read it again.
         if not path.exists() or path.read_text(encoding="utf-8") != page:
             path.write_text(page, encoding="utf-8")
-
-
-def automodule(name: str) -> str:
-    """Return the directive that shows a module's public names."""
-    directive = f".. automodule:: {name}\n   :members:\n   :member-order: bysource\n   :ignore-module-all:"
-    return f"## `{name}`\n\n```{{eval-rst}}\n{directive}\n```\n"
-
-
-def modules(package: str) -> list[str]:
-    """Return the public modules of a package that have a docstring, the package itself first."""
-    files = sorted((ROOT / "vmsnix_ops" / package).glob("[!_]*.py"))
-    documented = [
-        path.stem for path in files if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    ]
-    return [f"vmsnix_ops.{package}", *(f"vmsnix_ops.{package}.{name}" for name in documented)]
-
-
-def package_page(package: str) -> str:
-    """Return the reference of a package, with one section for each module."""
-    return f"# vmsnix_ops.{package}\n\n" + "\n".join(automodule(name) for name in modules(package))
-
-
-def basics_page() -> str:
-    """Return the reference of the modules that all packages use."""
-    sections = "\n".join(automodule(f"vmsnix_ops.{name}") for name in MODULES)
-    return f"# Settings, errors, progress\n\n{sections}"
 
 
 def errors_page() -> str:

@@ -66,6 +66,62 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Self
 
+__all__ = [
+    "AccessDeniedError",
+    "ArchiveError",
+    "AuditError",
+    "AwsError",
+    "BootFailedError",
+    "BucketError",
+    "BuildFailedError",
+    "CommitConflictError",
+    "ConfirmationError",
+    "CopyFailedError",
+    "CredentialsError",
+    "DeadlineError",
+    "DriftError",
+    "FleetError",
+    "ImageChangedError",
+    "ImageError",
+    "ImageFormatError",
+    "ImageNotFoundError",
+    "ImportFailedError",
+    "InterruptedRunError",
+    "NameTakenError",
+    "NixError",
+    "OverwrittenValueError",
+    "ParameterError",
+    "PartlyDoneError",
+    "PlanError",
+    "PointerError",
+    "QuotaError",
+    "RecordsError",
+    "RegionError",
+    "RegistrationError",
+    "RoleError",
+    "RunError",
+    "RunFailedError",
+    "SchemaError",
+    "SettingsError",
+    "SideEffectsError",
+    "SmokeTestError",
+    "SnapshotFailedError",
+    "StalePlanError",
+    "ToolMissingError",
+    "UnknownImageError",
+    "UnknownRunError",
+    "UnknownRunbookError",
+    "UnrecordedActError",
+    "UnsavedError",
+    "UploadError",
+    "UsageError",
+    "VmsnixError",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class VmsnixError(Exception):
     """Base of every error that this package raises on purpose.

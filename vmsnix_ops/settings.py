@@ -29,6 +29,13 @@ from vmsnix_ops.errors import SettingsError, nearest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+__all__ = ["Settings", "load"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Value = TypeVar("Value")
 Default = TypeVar("Default")
 

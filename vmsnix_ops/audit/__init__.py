@@ -10,3 +10,7 @@ from __future__ import annotations
 from vmsnix_ops.audit.reports import AuditResult, check
 
 __all__ = ["AuditResult", "check"]
+
+
+def __dir__() -> list[str]:
+    return __all__

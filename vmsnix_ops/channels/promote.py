@@ -51,6 +51,12 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.outcomes import StepOutcome
 
+__all__ = ["PromotionPlan", "PromotionResult", "plan"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:

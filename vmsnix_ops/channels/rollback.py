@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.session import Client
 
+__all__ = ["RollbackPlan", "RollbackResult", "plan"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 LATELY = timedelta(hours=1)
 """How long a second rollback without a name is taken for the first one again."""

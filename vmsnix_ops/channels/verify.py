@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.records.run_context import RunContext
 
+__all__ = ["VerificationResult", "check"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 REGIONS_AT_ONCE, AMIS_AT_ONCE = 8, 8
 COLUMNS = {

@@ -22,3 +22,7 @@ __all__ = [
     "UploadStep",
     "plan",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish.values import Built
     from vmsnix_ops.publish.wanted import Wanted
 
+__all__ = ["BootPlan", "BootResult", "plan"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 CONSOLE = "console.log"
 LONGEST_BOOT = 7 * 86_400
 """Seconds after which nobody waits for a machine any more."""

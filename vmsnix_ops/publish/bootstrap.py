@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     import boto3
     import pandas as pd
 
+__all__ = ["BootstrapPlan", "BootstrapResult", "plan"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _SHOWN = {"create": "will be made", "change": "will be put right", "keep": "is there"}
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import display
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.nix import build as nix
+from vmsnix_ops.nix.flake import images
 from vmsnix_ops.records.result import Result
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.progress import Progress
 
-__all__ = ["BuildPlan", "BuildResult", "plan"]
+__all__ = ["BuildPlan", "BuildResult", "images", "plan"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 @dataclass(frozen=True, slots=True)

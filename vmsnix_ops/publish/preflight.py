@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.session import Client
     from vmsnix_ops.nix.image import BuiltImage
 
+__all__ = ["PreflightResult", "check"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 # Whether what we need is there: the checks before a byte moves.
 

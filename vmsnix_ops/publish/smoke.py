@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.settings import Settings
 
+__all__ = ["SmokeTestPlan", "SmokeTestResult", "plan"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 # How a smoke test ends: its instance goes before anything is written down, and one that runs on is told.
 #

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.display import Shown
 
+__all__ = ["Timings", "amis", "promotions", "read", "retirements", "runs", "steps"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def runs(
     tables: Tables | None = None,

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.declarations import Parameter, Type
 
+__all__ = ["settle"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 TRUE = frozenset({"true", "yes", "on", "1"})
 FALSE = frozenset({"false", "no", "off", "0"})
 NONE = frozenset({"", "none", "null"})

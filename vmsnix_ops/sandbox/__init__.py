@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.sandbox.authorization import Access
 from vmsnix_ops.sandbox.calls import Call, CallLog
 from vmsnix_ops.sandbox.core import AwsError, Clock
@@ -42,9 +43,14 @@ __all__ = [
     "Faults",
     "Sandbox",
     "SandboxProcess",
+    "make_sample_image",
     "sandbox",
     "sandbox_process",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Sandbox(Access):

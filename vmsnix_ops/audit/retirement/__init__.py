@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 __all__ = ["RetirementPlan", "RetirementResult", "plan"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 @typed
 def plan(
     *,

@@ -22,6 +22,12 @@ from vmsnix_ops.text import echo, line
 if TYPE_CHECKING:
     from vmsnix_ops.runbooks.console.app import Console
 
+__all__ = ["open_console"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def open_console(*, runbook: str = "", sandbox: bool = False) -> Any:
     """Return the console as a widget; outside of JupyterLab print what it is instead, and return nothing.
@@ -68,6 +74,3 @@ def _what_it_is() -> str:
             *lines,
         ]
     )
-
-
-__all__ = ["open_console"]

@@ -49,6 +49,13 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.fleet.plan_file import Plan
     from vmsnix_ops.runbooks.fleet.table import Board
 
+__all__ = ["FleetPlan", "FleetResult", "plan"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 MOST_WORKERS = 1000
 LEASE_SECONDS = 60.0
 """How long a run elsewhere that gives no sign of life is waited for before it counts as dead."""
