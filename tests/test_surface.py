@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 import vmsnix_ops
+from vmsnix_ops import errors
 from vmsnix_ops.cli import cli
 from vmsnix_ops.display import Displayed
 from vmsnix_ops.records.result import Result
@@ -151,3 +152,10 @@ def test_a_job_has_a_plan_and_a_result_or_a_result_at_once(row: Row) -> None:
         assert inspect.signature(returned.apply).return_annotation == result.__name__
     else:
         assert returned is result
+
+
+def test_every_error_is_public() -> None:
+    found = {
+        name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)
+    }
+    assert found == set(errors.__all__)

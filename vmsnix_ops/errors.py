@@ -91,7 +91,7 @@ __all__ = [
     "NixError",
     "OverwrittenValueError",
     "ParameterError",
-    "PartlyDoneError",
+    "PartialError",
     "PlanError",
     "PointerError",
     "QuotaError",
