@@ -16,12 +16,16 @@ from hypothesis import settings
 
 from tests import hanging, parts, quick
 from vmsnix_ops import redaction
+from vmsnix_ops.runbooks.execution.execute import without_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 NOWHERE = "http://127.0.0.1:9"  # the port "discard": nobody answers there
 INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+with without_grammar():
+    import nbformat  # noqa: F401  (before a test imports it, with a grammar that takes a second)
 
 ERRORS = pytest.StashKey[int]()
 

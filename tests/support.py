@@ -112,15 +112,20 @@ def few(values: Iterable[Any], quick: int, *, seconds: float) -> list[Any]:
     Parameters
     ----------
     values
-        Values, or tuples of values, for ``pytest.mark.parametrize``; the most different ones first.
+        What ``pytest.mark.parametrize`` takes, ``pytest.param`` too; the most different ones first.
     quick
         How many are quick.
     seconds
         What each of the others takes.
     """
-    rows = [value if isinstance(value, tuple) else (value,) for value in values]
     long = pytest.mark.long(seconds=seconds)
-    return [pytest.param(*row, marks=() if at < quick else long) for at, row in enumerate(rows)]
+    found = list[Any]()
+    for at, value in enumerate(values):
+        marks, name = getattr(value, "marks", ()), getattr(value, "id", None)
+        row = getattr(value, "values", value) if marks or name else value  # of a pytest.param
+        row = row if isinstance(row, tuple) else (row,)
+        found.append(pytest.param(*row, marks=marks if at < quick else (*marks, long), id=name))
+    return found
 
 
 def finish(result: Result) -> None:

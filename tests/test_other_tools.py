@@ -105,6 +105,7 @@ def test_the_aws_cli_lists_the_bucket_and_finds_it_cleaned_up(world: World) -> N
     assert aws_cli(world, "s3", "ls", f"s3://{BUCKET}", "--recursive") == ""
 
 
+@pytest.mark.long(seconds=3)
 def test_the_aws_cli_copies_a_file_there_and_back(
     world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

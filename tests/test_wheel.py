@@ -116,6 +116,7 @@ def test_papermill_lists_the_parameters_that_have_choices(installed: Installed) 
     assert 'action: Literal["retire", "restore"] (default "retire")' in shown
 
 
+@pytest.mark.long(seconds=12)
 def test_the_installed_demo_publishes_outside_the_checkout(installed: Installed) -> None:
     printed = run(installed.vmsnix, "demo", "--json", cwd=installed.folder, environment=installed.environment)
     result = json.loads(printed)

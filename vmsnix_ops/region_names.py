@@ -31,6 +31,7 @@ def known_regions() -> frozenset[str]:
     return frozenset(_partitions())
 
 
+@cache
 def partitions() -> tuple[str, ...]:
     """Return every partition that botocore knows: ``aws``, ``aws-cn``, ``aws-us-gov``, ``aws-eusc``, ..."""
     import botocore.session

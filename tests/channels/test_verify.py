@@ -315,7 +315,7 @@ def test_the_date_that_aws_gives_a_public_ami_is_no_drift(aws: Sandbox, days: in
     assert set(drift()) == fields
 
 
-@pytest.mark.parametrize("change", [share, publicise_snapshot, postpone, unprotect])
+@pytest.mark.parametrize("change", few([share, publicise_snapshot, postpone, unprotect], 2, seconds=1))
 def test_a_promotion_as_it_is_records_what_it_finds(
     aws: Sandbox, ami: str, session: boto3.Session, change: Callable[[Sandbox, str], None]
 ) -> None:

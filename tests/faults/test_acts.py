@@ -252,7 +252,7 @@ def test_every_call_of_the_package_that_takes_something_away_is_announced() -> N
 
 
 @pytest.mark.parametrize("breaks", BROKEN)
-@pytest.mark.parametrize("days", [0, 20])
+@pytest.mark.parametrize("days", few([0, 20], 3, seconds=1))
 def test_a_retirement_that_can_announce_nothing_does_nothing_and_ends_with_3(
     fleet: Fleet, breaks: Callable[[Path], None], days: int
 ) -> None:
@@ -315,11 +315,15 @@ def full_at(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
 
 @pytest.mark.parametrize(
     ("at", "before"),
-    [
-        ("ec2:ModifySnapshotAttribute", []),
-        ("ec2:ModifyImageAttribute", ["ModifySnapshotAttribute"]),
-        ("ec2:DisableImage", ["ModifySnapshotAttribute", "ModifyImageAttribute"]),
-    ],
+    few(
+        [
+            ("ec2:ModifySnapshotAttribute", []),
+            ("ec2:ModifyImageAttribute", ["ModifySnapshotAttribute"]),
+            ("ec2:DisableImage", ["ModifySnapshotAttribute", "ModifyImageAttribute"]),
+        ],
+        2,
+        seconds=1,
+    ),
 )
 def test_a_retirement_that_stops_within_an_ami_lists_what_was_taken_away_from_it(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, at: str, before: list[str]

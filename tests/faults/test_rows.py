@@ -8,6 +8,7 @@ import hashlib
 import pytest
 
 from tests.faults.account import BUCKET, REGION, look
+from tests.support import few
 from vmsnix_ops import errors, publish
 from vmsnix_ops.progress import silent
 
@@ -179,7 +180,9 @@ def test_slow_answers_are_only_slow(publishers):
     assert list(look(publishers.aws).leftovers()) == []
 
 
-@pytest.mark.parametrize("operation", ["s3:UploadPart", "ec2:ImportSnapshot", "ec2:RegisterImage"])
+@pytest.mark.parametrize(
+    "operation", few(["s3:UploadPart", "ec2:ImportSnapshot", "ec2:RegisterImage"], 1, seconds=1)
+)
 def test_expired_credentials_say_how_to_go_on_and_the_next_run_does(publishers, operation):
     fault(publishers, operation, do="error", code="ExpiredToken", http=400)
     with pytest.raises(errors.CredentialsError, match="continues where this stopped"):

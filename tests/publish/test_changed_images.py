@@ -330,7 +330,7 @@ def test_an_object_that_was_replaced_between_upload_and_import_is_not_imported(
     assert left().snapshots == []
 
 
-@pytest.mark.parametrize("attempts", [2, 3])
+@pytest.mark.parametrize("attempts", few([2, 3], 1, seconds=2))
 def test_an_import_that_aws_cancelled_is_not_started_again_with_a_replaced_object(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path, attempts: int
 ) -> None:
@@ -399,7 +399,9 @@ def test_an_upload_that_is_continued_sends_identified_bytes_only(
     assert left().nothing
 
 
-@pytest.mark.parametrize("changed", [3 * BLOCK, 17 * MIB], ids=["a block that is sent", "one that is not"])
+@pytest.mark.parametrize(
+    "changed", few([3 * BLOCK, 17 * MIB], 1, seconds=2), ids=["a block that is sent", "one that is not"]
+)
 def test_an_incremental_upload_of_a_file_that_changed_is_refused(
     plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path, changed: int
 ) -> None:
@@ -413,6 +415,7 @@ def test_an_incremental_upload_of_a_file_that_changed_is_refused(
     assert left().snapshots == [first.snapshot_id]
 
 
+@pytest.mark.long(seconds=2)
 def test_an_incremental_upload_goes_by_bytes_and_not_by_times(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path
 ) -> None:

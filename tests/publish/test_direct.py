@@ -78,7 +78,7 @@ def puts(aws) -> int:
 
 
 @pytest.mark.parametrize(
-    "kind", few(["vhd", "raw", "qcow2-compressed", "vhd-fixed", "qcow2", "vhdx", "vmdk"], 3, seconds=3)
+    "kind", few(["vhd", "raw", "qcow2-compressed", "vhd-fixed", "qcow2", "vhdx", "vmdk"], 1, seconds=3)
 )
 def test_an_image_of_every_format_becomes_an_ami_that_holds_its_bytes_whatever_the_network_does(
     aws, direct, raw, tmp_path, left, kind
@@ -207,6 +207,7 @@ def test_only_changed_blocks_are_sent_and_vanished_ones_become_zero(aws, direct,
     assert holds(aws, third.snapshot_id, raw)
 
 
+@pytest.mark.long(seconds=2)
 def test_a_smaller_image_of_the_same_volume_size_leaves_nothing_behind_its_end(aws, direct, raw):
     size = raw.stat().st_size
     with raw.open("r+b") as file:  # no partition, which would have to end before the disk does
@@ -243,6 +244,7 @@ def test_a_parent_that_is_gone(aws, direct, raw):
     assert "no earlier snapshot" in why_full(direct(image=str(raw)))
 
 
+@pytest.mark.long(seconds=2)
 def test_a_parent_without_manifest(direct, raw):
     direct(image=str(raw)).apply()
     shutil.rmtree(load().state / "history" / "manifests")
@@ -258,11 +260,13 @@ def test_a_parent_that_is_encrypted_otherwise(aws, direct, raw):
     assert "is not encrypted" in why_full(plan)
 
 
+@pytest.mark.long(seconds=2)
 def test_a_parent_in_another_region(aws, direct, raw):
     direct(image=str(raw)).apply()
     assert "in this region" in why_full(direct(image=str(raw), region="eu-west-1"))
 
 
+@pytest.mark.long(seconds=2)
 def test_a_parent_in_another_account(aws, direct, raw, monkeypatch):
     direct(image=str(raw)).apply()
     for name, value in aws.other_account("111122223333").environment.items():

@@ -144,6 +144,7 @@ def test_a_parent_is_one_under_the_wanted_key(aws, plan, raw):  # noqa: F811
     assert key_of(aws, snapshot) == OTHER
 
 
+@pytest.mark.long(seconds=3)
 def test_a_snapshot_under_a_customers_key_is_no_parent_where_the_default_is_an_alias(aws, plan, raw):  # noqa: F811
     ec2 = aws.client("ec2", REGION)
     ec2.enable_ebs_encryption_by_default()

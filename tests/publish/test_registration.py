@@ -140,6 +140,7 @@ def test_two_publishers_with_other_prefixes_share_one_import(aws, plan, left):
     assert len({one.ami_id for one in results}) == 2
 
 
+@pytest.mark.long(seconds=2)
 def test_two_regions_at_once_do_not_meet(aws, plan):
     plans = [direct(plan), direct(plan, region=EUROPE)]
     results = []
@@ -395,7 +396,7 @@ def test_what_becomes_of_a_further_disk_on_termination_is_always_said(aws, plan,
     assert plan().apply().outcome == "reused"
 
 
-@pytest.mark.parametrize("encrypted", [True, False])
+@pytest.mark.parametrize("encrypted", few([True, False], 1, seconds=2))
 def test_a_further_disk_that_is_encrypted_otherwise_is_refused(plan, image, encrypted):
     def mappings(**more):
         return [{"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 8, **more}}]
@@ -598,7 +599,7 @@ def test_a_root_volume_smaller_than_the_disk_is_refused(plan, image, tmp_path):
 # Tags
 
 
-@pytest.mark.parametrize("via", ["import", "direct"])
+@pytest.mark.parametrize("via", few(["import", "direct"], 1, seconds=2))
 def test_an_empty_tag_and_the_longest_ones_are_set_once_for_all(aws, plan, via):
     asked = {"tags": {"team": "", "k" * 127: "v" * 255}}
     asked |= {} if via == "import" else {"via": "direct", "bucket": "", "role_name": ""}

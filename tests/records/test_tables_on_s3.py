@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import few
 from vmsnix_ops.errors import RecordsError
 from vmsnix_ops.records.rebuild import rebuild
 from vmsnix_ops.records.tables import Tables, storage_options
@@ -113,7 +114,7 @@ def test_wrong_credentials_are_not_shown(aws: Sandbox) -> None:
     assert environment["AWS_ACCESS_KEY_ID"] not in str(caught.value)
 
 
-@pytest.mark.parametrize("machines", [1, 3])
+@pytest.mark.parametrize("machines", few([3, 1], 1, seconds=3))
 @pytest.mark.parametrize(
     ("writers", "count"), [(3, 5), pytest.param(16, 200, marks=pytest.mark.long(seconds=600))]
 )

@@ -402,6 +402,7 @@ def test_the_pictures_read_on_any_ground(plot: Callable[[pd.DataFrame], Figure],
             assert contrast(text.get_color(), ground) >= 3.5, text.get_text()
 
 
+@pytest.mark.long(seconds=3)
 def test_no_two_words_of_a_picture_collide(team: pd.DataFrame) -> None:
     one_run = team[team["run_id"] == team["run_id"].iloc[0]]
     for frame in (team, one_run):

@@ -13,7 +13,7 @@ import boto3
 import pytest
 
 from tests.aws.ebs_direct.test_resume import BLOCK, FOLDER, REGION, Upload, aws, image
-from tests.support import kill, wait_until
+from tests.support import few, kill, wait_until
 from vmsnix_ops import errors, files
 from vmsnix_ops.aws.ebs_direct import reading
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
@@ -63,13 +63,17 @@ def test_a_block_of_zeros_stays_a_hole(aws, image, tmp_path):
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        pytest.param({"do": "drop", "when": "body", "keep": 200_000, "nth": [1, 4]}, id="cut"),
-        pytest.param(
-            {"do": "error", "probability": 0.3, "code": "RequestThrottledException"}, id="throttled"
-        ),
-        pytest.param({"do": "hang", "nth": [2], "seconds": 60}, id="hung"),
-    ],
+    few(
+        [
+            pytest.param({"do": "drop", "when": "body", "keep": 200_000, "nth": [1, 4]}, id="cut"),
+            pytest.param(
+                {"do": "error", "probability": 0.3, "code": "RequestThrottledException"}, id="throttled"
+            ),
+            pytest.param({"do": "hang", "nth": [2], "seconds": 60}, id="hung"),
+        ],
+        1,
+        seconds=2,
+    ),
 )
 def test_what_passes_is_waited_out(aws, snapshot, image, tmp_path, fault):
     aws.faults.add({"op": GET, **fault})
@@ -160,7 +164,7 @@ def begun(path):
     return journal.exists() and journal.read_text().count("\n") > 1
 
 
-@pytest.mark.parametrize("same", [True, False], ids=["same snapshot", "another snapshot"])
+@pytest.mark.parametrize("same", few([True, False], 1, seconds=2), ids=["same snapshot", "another snapshot"])
 def test_the_second_download_to_a_file_is_refused_and_told_who_writes_it(
     aws, snapshot, image, tmp_path, same
 ):

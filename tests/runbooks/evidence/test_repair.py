@@ -15,6 +15,7 @@ import pytest
 from tests.command_line import say
 from tests.runbooks.execution.test_signals import WAITS, Running
 from tests.runbooks.shelf import make_shelf
+from tests.support import few
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
@@ -285,12 +286,16 @@ entry.unlink()
 
 @pytest.mark.parametrize(
     "how",
-    [
-        "os.mkfifo(entry)",
-        "entry.write_text('[' * 100_000)",
-        'entry.write_text(\'{"problems": 5, "steps": 7, "failure": "x"}\')',
-        "os.mkfifo(entry.with_name('.error.json')); raise ValueError('it ends so')",
-    ],
+    few(
+        [
+            "os.mkfifo(entry)",
+            "entry.write_text('[' * 100_000)",
+            'entry.write_text(\'{"problems": 5, "steps": 7, "failure": "x"}\')',
+            "os.mkfifo(entry.with_name('.error.json')); raise ValueError('it ends so')",
+        ],
+        2,
+        seconds=1,
+    ),
 )
 def test_a_notebook_that_spoils_its_entry_ends_with_its_verdict(shelf: Shelf, how: str) -> None:
     outcome = shelf.run(SPOILS + how)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.runbooks.execution.test_signals import PROGRAM, ROOT, WAITS
+from tests.support import few
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +53,9 @@ def worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.parametrize("fault", [REMOVE_FOLDER, REPLACE_FOLDER], ids=["removed", "replaced"])
+@pytest.mark.parametrize(
+    "fault", few([REMOVE_FOLDER, REPLACE_FOLDER], 1, seconds=2), ids=["removed", "replaced"]
+)
 def test_a_run_whose_folder_vanishes_does_its_work_and_ends_partial(
     shelf: Shelf, worked: Path, fault: str
 ) -> None:
@@ -159,7 +162,7 @@ sys.exit(main(["run", "try-this"]))
     assert worked.read_text() == "second"
 
 
-@pytest.mark.parametrize("output", ["| head -1", "> /dev/full"])
+@pytest.mark.parametrize("output", few(["| head -1", "> /dev/full"], 1, seconds=3))
 def test_a_run_whose_results_nobody_could_read_ends_partial(
     shelf: Shelf, worked: Path, output: str, tmp_path: Path
 ) -> None:

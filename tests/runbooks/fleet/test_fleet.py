@@ -189,6 +189,7 @@ def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
     assert yard.plan(text).round == ""
 
 
+@pytest.mark.long(seconds=12)
 def test_a_worker_that_is_killed_loses_nothing(yard: Yard, on_the_cluster: None) -> None:
     text = """
         [[entry]]
