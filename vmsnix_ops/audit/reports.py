@@ -18,7 +18,7 @@ from vmsnix_ops.audit.finding import SEVERITIES, Measure
 from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, Thoroughness, scan
 from vmsnix_ops.nix.versions import all_wanted
 from vmsnix_ops.progress import counted
-from vmsnix_ops.records.result import Result, saving, write_result
+from vmsnix_ops.records.result import Result, saving
 from vmsnix_ops.records.secrets import frame_without_secrets
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -156,10 +156,9 @@ class AuditResult(Result):
             ],
         }
 
-    def _write(self) -> Path:
-        with saving(self.run.folder):
-            write(self, self.run.folder)
-        return write_result(self.run, self.as_dict())
+    def _write_files(self, folder: Path) -> None:
+        with saving(folder):
+            write(self, folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from vmsnix_ops.aws.session import Client, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.recorded_amis import recorded
-from vmsnix_ops.records.result import Result, saving, write_result
+from vmsnix_ops.records.result import Result, saving
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -84,6 +84,11 @@ class VerificationResult(Result):
         """Return the drift: columns as in `COLUMNS`."""
         return self.drift
 
+    @property
+    def title(self) -> str:
+        """One line."""
+        return "Published AMIs compared with their records"
+
     def table(self) -> shown.Shown:
         """Return how many AMIs and fields of each region differ, for people."""
         return shown.of_frame(self.regions)
@@ -121,11 +126,9 @@ class VerificationResult(Result):
             "csv": self.run.folder / "drift.csv",
         }
 
-    def _write(self) -> Path:
-        path = self.run.folder / "drift.csv"
-        with saving(path):
-            write_csv(self.drift, path)
-        return write_result(self.run, self.as_dict())
+    def _write_files(self, folder: Path) -> None:
+        with saving(folder / "drift.csv"):
+            write_csv(self.drift, folder / "drift.csv")
 
 
 @typed

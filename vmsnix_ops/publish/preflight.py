@@ -402,6 +402,11 @@ class PreflightResult(Result):
         ]
         return {"status": "failed" if self.failed else "done", "region": self.region, "checks": rows}
 
+    @property
+    def title(self) -> str:
+        """One line."""
+        return f"Preflight in {self.region}"
+
     def table(self) -> Shown:
         """Return the checks for people."""
         rows = [(MARKS[one.outcome], one.name, one.evidence, one.cure) for one in self.checks]

@@ -154,6 +154,10 @@ def saving(place: Path) -> Iterator[None]:
         ) from error
 
 
+MOST_ROWS = 200
+"""How many rows of its table a result keeps for the summary of a CI job."""
+
+
 class Result(Displayed):
     """What a job came to. Every job returns one.
 
@@ -200,17 +204,29 @@ class Result(Displayed):
             The file cannot be written. When the job failed, this is its error, with that as a note: a file
             that cannot be written must not hide it.
         """
+        run = self.run
         try:
-            return self._write()
+            try:
+                self._write_files(run.folder)
+            finally:  # what was done is recorded, also where a file beside it cannot be written
+                path = write_result(run, self._values())
         except RecordsError as unsaved:
             if (error := self.error) is None:
                 raise
             error.add_note(str(unsaved))
             raise error from None
+        return path
 
-    def _write(self) -> Path:
-        """Write ``result.json``, and what a class adds to it."""
-        return write_result(self.run, self.as_dict())
+    def _values(self) -> dict[str, Any]:
+        """Return `as_dict` with the table for the summary of a CI job, unless the summary has it already."""
+        values, table = self.as_dict(), self.table()
+        if table is not None and not {"steps", "tables"} & values.keys():
+            rows = [list(row) for row in table.rows[:MOST_ROWS]]
+            values["tables"] = [{"title": self.title, "columns": list(table.columns), "rows": rows}]
+        return values
+
+    def _write_files(self, folder: Path) -> None:
+        """Write what a class adds to ``result.json``."""
 
 
 def parse(content: bytes | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.references import References
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import acts, history
-from vmsnix_ops.records.result import Result, saving, write_result
+from vmsnix_ops.records.result import Result, saving
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 from vmsnix_ops.text import write_csv
@@ -271,17 +271,14 @@ class RetirementResult(Result):
             "outcomes": [one.plain() for one in self.outcomes],
         }
 
-    def _write(self) -> Path:
-        path, unsaved = self.run.folder / "plan.csv", None
-        try:
-            with saving(path):
-                write_csv(self.plan.frame(), path)
-        except errors.UnsavedError as error:
-            unsaved = error
-        written = write_result(self.run, self.as_dict())  # what was done is told nevertheless
-        if unsaved is not None:
-            raise unsaved
-        return written
+    def _write_files(self, folder: Path) -> None:
+        with saving(folder / "plan.csv"):
+            write_csv(self.plan.frame(), folder / "plan.csv")
+
+    @property
+    def title(self) -> str:
+        """One line."""
+        return self.plan.title
 
     @property
     def trouble(self) -> tuple[Outcome, ...]:
