@@ -15,9 +15,12 @@ GENERATED = Path(__file__).parent / "_generated"
 
 
 def write_all() -> None:
-    """Write every page."""
+    """Write every page, and delete pages that are no longer generated."""
     GENERATED.mkdir(exist_ok=True)
     pages = {"errors": errors_page(), "runbooks": runbooks_page(), "commands": commands_page()}
+    for path in GENERATED.glob("*.md"):
+        if path.stem not in pages:  # of an earlier version: Sphinx would include it
+            path.unlink()
     for name, page in pages.items():
         path = GENERATED / f"{name}.md"
         # Not written when nothing changed, so that Sphinx does not read it again.
