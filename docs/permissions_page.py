@@ -103,17 +103,17 @@ be able to share or read the result. Therefore `vmsnix iam-policy` refuses to pr
 Do not attach two of these to one identity, nor one of the first two together with `promoter`, `retirer`,
 `smoke-tester` or `verifier --blocks`. Use a separate identity for what the first two do not allow:
 
-- **Compare with the image:** with the policy of `verifier --blocks`, run `vmsnix publish --image FILE --via
-  direct --verify whole --dry-run`. A dry run changes nothing.
+- **Compare with the image:** with the policy of `verifier --blocks`, run
+  `vmsnix publish --image FILE --via direct --verify whole --dry-run`. A dry run changes nothing.
 - **Make public:** with the policy of `promoter --public`, run `vmsnix promote --ami AMI --public`.
-- **Undo a publish via import:** run `vmsnix undo RUN` with the publisher's policy, which deletes the upload
-  and the import, and again with the retirer's policy, which deletes the snapshot. Each run reports what is
-  left.
+- **Undo a publish via import:** run `vmsnix undo RUN` with the publisher's policy, which deletes
+  the upload and cancels the import, and again with the retirer's policy, which deletes the snapshot. Each
+  run reports what is left.
 
 ## Remaining risks
 
-- **A copy without tags can be made ours.** VM Import leaves its snapshot untagged. Its parent volume,
-  `vol-ffffffff`, is also that of every snapshot that was copied from another region or account. A publisher
+- **A copy without tags can be made ours.** VM Import leaves its snapshot untagged. The snapshot has
+  the parent volume `vol-ffffffff`, as every snapshot that was copied from another region or account. A publisher
   via import can tag such a copy if it has no `Name`, no `vmsnix:` tag and no tag of AWS Backup or Data
   Lifecycle Manager. The publisher cannot read, share or delete it, but can register a private AMI of it.
   Others whose policy covers our resources (`promoter`, `retirer`, `smoke-tester`, `verifier --blocks`) can
@@ -125,9 +125,9 @@ Do not attach two of these to one identity, nor one of the first two together wi
 - **A publisher can register a bundle in S3**, also one of another owner, if the bucket lets EC2 read it.
   `RegisterImage` then names no snapshot, and AWS has no condition key for the bundle. The AMI is private,
   has our tags, and no policy here can use it. Deregister it as an administrator.
-- **A smoke test runs what a publisher registered.** An AMI of either of these publishers can have such a
-  snapshot as a second disk, and its system can read that disk. Start smoke tests in a subnet without access
-  to other networks, and do not let publishers read the console output.
+- **A smoke test runs what a publisher registered.** A publisher via import or an incremental publisher
+  can add such a copy or child to an AMI as a second disk, and the system of the AMI can read that disk. Start
+  smoke tests in a subnet without outgoing connections, and do not let publishers read the console output.
 - **A smoke tester can start our AMIs with any user data**, in any subnet and with any security group of the
   account, but without an instance profile.
 - **Auditor, audit member and retirer read user data.** They read complete launch templates, launch
@@ -137,9 +137,9 @@ Do not attach two of these to one identity, nor one of the first two together wi
   explicit Deny keeps an archivist out of the uploads if `vmsnix.toml` does not say which bucket has them.
 - **A promoter decides what a channel serves.** `ssm:PutParameter` covers every channel below the prefix,
   and `sns:Publish` every topic of the account unless `--topic` names one.
-- **The bootstrap policy equals an administrator's.** Anyone who may write the policy and the trust of a
-  role can give that role every permission and then assume it. Use `bootstrap` once, with an administrator's
-  credentials.
+- **The bootstrap policy is as powerful as an administrator's.** Anyone who may write the policy and the
+  trust of a role can give that role every permission and then assume it. Use `bootstrap` once, with an
+  administrator's credentials.
 - **Not verified against AWS:** that `ebs:StartSnapshot` sets `ec2:CreateAction` when it tags a snapshot.
   AWS documents the key for EC2's own actions. If AWS refuses a direct upload for this reason, the error
   names the policy; publish via import instead.
