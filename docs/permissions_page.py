@@ -112,13 +112,13 @@ Do not attach two of these to one identity, nor one of the first two together wi
 
 ## Remaining risks
 
-- **A copy without tags can be made ours.** VM Import leaves its snapshot untagged. The snapshot has
-  the parent volume `vol-ffffffff`, as every snapshot that was copied from another region or account. A publisher
-  via import can tag such a copy if it has no `Name`, no `vmsnix:` tag and no tag of AWS Backup or Data
-  Lifecycle Manager. The publisher cannot read, share or delete it, but can register a private AMI of it.
-  Others whose policy covers our resources (`promoter`, `retirer`, `smoke-tester`, `verifier --blocks`) can
-  then use it: a retirement deletes snapshots without an AMI after the retention period. Tag copies that you
-  want to keep, or publish via direct.
+- **A copy without tags can be made ours.** VM Import leaves its snapshot untagged. The snapshot has the
+  parent volume `vol-ffffffff`, as every snapshot that was copied from another region or account. A
+  publisher via import can tag such a copy if it has no `Name`, no `vmsnix:` tag and no tag of AWS Backup or
+  Data Lifecycle Manager. The publisher cannot read, share or delete it, but can register a private AMI of
+  it. Others whose policy covers our resources (`promoter`, `retirer`, `smoke-tester`, `verifier --blocks`)
+  can then use it: a retirement deletes snapshots without an AMI after the retention period. Tag copies that
+  you want to keep, or publish via direct.
 - **An incremental publisher can start from any snapshot.** `ebs:ParentSnapshot` compares the ARN of the
   parent and not its tags. The child contains the parent's data and is ours. The publisher cannot read or
   share it, but can register a private AMI of it.
