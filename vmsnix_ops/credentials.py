@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import ModuleType
 
+    import boto3
+    from botocore.session import Session
+
 HOOKED = ("botocore.credentials", "botocore.client", "botocore.tokens")
 SECRET_KEYS = frozenset(
     {
@@ -53,6 +56,19 @@ def watch() -> None:
     for name in HOOKED:
         if name in sys.modules:
             _hook(sys.modules[name])
+
+
+def keys(session: boto3.Session | Session) -> tuple[str, str, str] | None:
+    """Return access key, secret key and session token of a session, or ``None`` when a key is missing.
+
+    botocore refreshes credentials that are about to expire. The session token is ``""`` without one. The keys
+    of a profile may be empty, and botocore accepts such a profile.
+    """
+    found = session.get_credentials()
+    frozen = found.get_frozen_credentials() if found else None
+    if frozen is None or not frozen.access_key or not frozen.secret_key:
+        return None
+    return frozen.access_key, frozen.secret_key, frozen.token or ""
 
 
 def of_files(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:

@@ -187,6 +187,18 @@ def test_credentials_come_from_the_profile_as_with_boto3(
     assert options["AWS_REGION"] == "ap-south-1"
 
 
+def test_a_profile_with_empty_keys_is_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.write_text("[records]\naws_access_key_id =\naws_secret_access_key =\n", encoding="utf-8")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_PROFILE", "records")
+    with pytest.raises(RecordsError, match="no AWS credentials"):
+        storage_options()
+
+
 def test_no_credentials_are_told_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)

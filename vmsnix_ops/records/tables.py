@@ -101,8 +101,7 @@ def _from_botocore(given: Mapping[str, str], region: str | None) -> tuple[dict[s
     credentials_module.watch()
     try:
         session = botocore.session.Session(profile=given.get("AWS_PROFILE") or None)
-        credentials = session.get_credentials()
-        frozen = credentials.get_frozen_credentials() if credentials else None
+        keys = credentials_module.keys(session)
         found_region = given.get("AWS_REGION") or session.get_config_variable("region") or region
     except botocore.exceptions.BotoCoreError as error:
         raise RecordsError(
@@ -110,15 +109,16 @@ def _from_botocore(given: Mapping[str, str], region: str | None) -> tuple[dict[s
             why=f"{error}.",
             cure=_SIGN_IN,
         ) from error
-    if frozen is None:
+    if keys is None:
         raise RecordsError(
             "The history on S3 cannot be reached: there are no AWS credentials.",
             why="Neither the environment, nor a profile, nor this machine's role has any.",
             cure=_SIGN_IN,
         )
-    options = {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key}
-    if frozen.token:
-        options["AWS_SESSION_TOKEN"] = frozen.token
+    access_key, secret_key, token = keys
+    options = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+    if token:
+        options["AWS_SESSION_TOKEN"] = token
     return options, found_region
 
 

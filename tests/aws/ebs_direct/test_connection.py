@@ -23,6 +23,7 @@ from vmsnix_ops.aws.ebs_direct.wire import (
     Keys,
     Target,
     Way,
+    keys,
     target,
 )
 
@@ -289,6 +290,13 @@ def test_a_proxy_over_tls_is_refused_with_a_cure(session, monkeypatch):
     with pytest.raises(errors.ParameterError) as caught:
         target(session(), "us-east-1")
     assert "HTTPS_PROXY" in caught.value.cure
+
+
+def test_a_profile_with_empty_keys_is_no_credentials(monkeypatch, tmp_path):
+    (tmp_path / "credentials").write_text("[empty]\naws_access_key_id =\naws_secret_access_key =\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    with pytest.raises(errors.CredentialsError, match="no AWS credentials"):
+        keys(boto3.Session(profile_name="empty"))
 
 
 def test_a_block_is_as_long_as_it_must_be():

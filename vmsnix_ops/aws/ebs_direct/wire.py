@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from vmsnix_ops import credentials
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -384,15 +386,14 @@ def keys(session: boto3.Session) -> Keys:
     """Return the session's credentials, refreshed by botocore when they are about to expire."""
     from vmsnix_ops.errors import CredentialsError
 
-    found = session.get_credentials()
+    found = credentials.keys(session)
     if found is None:
         raise CredentialsError(
             "There are no AWS credentials to work with.",
             cure="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in (aws sso "
             "login).",
         )
-    frozen = found.get_frozen_credentials()
-    return Keys(frozen.access_key, frozen.secret_key, frozen.token or "")
+    return Keys(*found)
 
 
 class BlockWire:

@@ -225,10 +225,10 @@ def _assumed(account: Account, region: str) -> dict[str, str]:
     """Return the variables of temporary credentials of an account's role."""
     from vmsnix_ops.aws.accounts import assume
     from vmsnix_ops.aws.session import session
+    from vmsnix_ops.credentials import keys
 
     taken = assume(session(region or None), account.role, region=region or "us-east-1")
-    given = taken.get_credentials().get_frozen_credentials()
-    return dict(zip(CREDENTIALS, (given.access_key, given.secret_key, given.token), strict=True))
+    return dict(zip(CREDENTIALS, keys(taken) or (), strict=True))
 
 
 # The entries of a plan file, and the targets that they stand for.
