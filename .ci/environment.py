@@ -10,7 +10,11 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NOT_ON_CONDA_FORGE = {"rust-just", "playwright"}  # known there by other names, so pip brings them
+NOT_ON_CONDA_FORGE = {  # absent, or of another name there, so pip installs them
+    "playwright",
+    "rust-just",
+    "types-boto3-lite",
+}
 
 HEAD = """\
 # Made by `just lock` from pyproject.toml and requirements-test.txt: change those.
@@ -44,7 +48,8 @@ def main() -> None:
         for requirement in requirements:
             name = canonical(re.split(r"[^A-Za-z0-9._-]", requirement)[0])
             if name in NOT_ON_CONDA_FORGE:
-                by_pip.append(f"      - {name}=={versions[name]}\n")
+                extras = "".join(re.findall(r"\[.*\]", requirement))
+                by_pip.append(f"      - {name}{extras}=={versions[name]}\n")
             else:
                 lines.append(f"  - {name}={versions[name]}\n")
     (ROOT / "environment.yml").write_text("".join([*lines, "  - pip:\n", *by_pip]), encoding="utf-8")

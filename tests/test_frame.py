@@ -92,16 +92,21 @@ def test_a_lock_names_no_host_and_no_folder(name: str) -> None:
 # conda
 
 
+def with_extras(requirement: Requirement) -> tuple[str, frozenset[str]]:
+    return canonicalize_name(requirement.name), frozenset(requirement.extras)
+
+
 def test_the_conda_environment_has_what_pyproject_asks_for_in_the_locked_versions() -> None:
     described = project()
     environment = yaml.safe_load(text("environment.yml"))
     *by_conda, by_pip = environment["dependencies"]
     pins = [line.split("=") for line in by_conda if "=" in line and not line.startswith("python ")]
     pins += [line.split("==") for line in by_pip["pip"]]
-    extras = described["project"]["optional-dependencies"]
-    names = {canonicalize_name(requirement.name) for requirement in requirements(*extras)}
+    wanted = requirements(*described["project"]["optional-dependencies"])
     versions = locked("requirements-test.txt")
-    assert dict(pins) == {name: versions[name] for name in names}
+    assert {with_extras(Requirement(name)): version for name, version in pins} == {
+        with_extras(requirement): versions[canonicalize_name(requirement.name)] for requirement in wanted
+    }
 
 
 def test_the_conda_environment_has_a_python_that_pyproject_allows() -> None:

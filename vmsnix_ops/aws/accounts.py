@@ -171,7 +171,7 @@ def assume(
     # One loader for all accounts: EC2's model alone takes a second to read and tens of megabytes to keep.
     core.register_component("data_loader", session._session.get_component("data_loader"))
     # The only door that botocore has for credentials which renew themselves.
-    core._credentials = RefreshableCredentials.create_from_metadata(
+    core._credentials = RefreshableCredentials.create_from_metadata(  # type: ignore[attr-defined]
         metadata=fresh(), refresh_using=fresh, method="sts-assume-role"
     )
     return boto3.Session(botocore_session=core, region_name=session.region_name)

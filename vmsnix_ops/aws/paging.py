@@ -196,5 +196,5 @@ def parse_time(value: Any) -> datetime:
     if moment is None or moment.tzinfo is None:
         from botocore.utils import parse_timestamp
 
-        return parse_timestamp(value)  # type: ignore[no-any-return]
+        return parse_timestamp(value)
     return moment

@@ -154,6 +154,8 @@ def _make(
     from botocore.config import Config
     from botocore.exceptions import NoRegionError
 
+    # A proxy would look for this machine's sandbox on its own.
+    proxies: dict[str, str] | None = {} if _is_loopback(os.environ.get("AWS_ENDPOINT_URL", "")) else None
     config = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=10,
@@ -165,8 +167,7 @@ def _make(
         s3={"payload_signing_enabled": False},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        # A proxy would look for this machine's sandbox on its own.
-        proxies={} if _is_loopback(os.environ.get("AWS_ENDPOINT_URL", "")) else None,
+        proxies=proxies,
     )
     try:
         made = session.client(service, region_name=region or None, config=config)
@@ -176,7 +177,7 @@ def _make(
             cure="Give the parameter region, set region in vmsnix.toml, or set AWS_REGION.",
         ) from error
     local = _is_loopback(made.meta.endpoint_url)
-    if local != (config.proxies is not None):  # the endpoint is another one than the environment's
+    if local != (proxies is not None):  # the endpoint is another one than the environment's
         config = config.merge(Config(proxies={} if local else None))
         made = session.client(service, region_name=region or None, config=config)
     announce_before(made)

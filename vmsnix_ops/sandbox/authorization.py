@@ -89,7 +89,7 @@ class Access:
 
         url = self.url
 
-        class SandboxSession(boto3.Session):  # type: ignore[misc]
+        class SandboxSession(boto3.Session):
             def client(self, *args: Any, **kwargs: Any) -> Any:
                 return super().client(*args, **_direct(url, kwargs))
 

@@ -191,7 +191,7 @@ def _changed_session(environment: Mapping[str, str]) -> boto3.Session:
 
     endpoint = environment.get("AWS_ENDPOINT_URL")
 
-    class Session(boto3.Session):  # type: ignore[misc]
+    class Session(boto3.Session):
         def client(self, *arguments: Any, **options: Any) -> Any:
             return super().client(*arguments, **{"endpoint_url": endpoint, **options})
 

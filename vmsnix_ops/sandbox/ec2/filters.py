@@ -112,7 +112,8 @@ def _reader(name: str, readers: Mapping[str, Reader], *, tags: bool, operation: 
 def documented(operation: str) -> frozenset[str]:
     """Return the filters that an EC2 operation has according to botocore's documentation of it."""
     shape = service("ec2").model.operation_model(operation).input_shape
-    text = shape.members["Filters"].documentation if "Filters" in shape.members else ""
+    members = shape.members if shape else {}
+    text = members["Filters"].documentation if "Filters" in members else ""
     found = re.findall(r"<li> ?<p> ?<code>([^<]+)</code>", text)
     return frozenset(name for name in found if not name.startswith("tag"))
 

@@ -15,7 +15,7 @@ from vmsnix_ops.sandbox.wire import errors, models
 NUMBERS = {"integer": int, "long": int, "float": float, "double": float}
 
 
-def read(shape: StructureShape | None, body: bytes, protocol: str) -> dict[str, Any]:
+def read(shape: Shape | None, body: bytes, protocol: str) -> dict[str, Any]:
     """Return the parameters in a JSON body.
 
     Raises

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from botocore.model import ListShape
+
 from vmsnix_ops.sandbox.core import AwsError
 from vmsnix_ops.sandbox.wire import checksums, errors, jsons, models, xml
 from vmsnix_ops.sandbox.wire.forms import FormParser, read_form
@@ -140,7 +142,7 @@ def _parse_rest(request: Request, target: Target, shape: StructureShape, protoco
             continue
         form = "rfc822" if location == "header" else "iso8601"
         try:
-            if member.type_name == "list":
+            if isinstance(member, ListShape):
                 params[name] = [models.parse(member.member, part.strip()) for part in raw.split(",")]
             else:
                 params[name] = models.parse(member, raw, timestamp_format=form)
