@@ -121,10 +121,9 @@ def few(values: Iterable[Any], quick: int, *, seconds: float) -> list[Any]:
     long = pytest.mark.long(seconds=seconds)
     found = list[Any]()
     for at, value in enumerate(values):
-        marks, name = getattr(value, "marks", ()), getattr(value, "id", None)
-        row = getattr(value, "values", value) if marks or name else value  # of a pytest.param
-        row = row if isinstance(row, tuple) else (row,)
-        found.append(pytest.param(*row, marks=marks if at < quick else (*marks, long), id=name))
+        if not hasattr(value, "marks"):
+            value = pytest.param(*(value if isinstance(value, tuple) else (value,)))
+        found.append(value if at < quick else value._replace(marks=[*value.marks, long]))
     return found
 
 
