@@ -89,7 +89,7 @@ def test_a_home_that_somebody_else_prepared_is_not_used(
 @pytest.mark.usefixtures("_can_be_unnamed")
 def test_a_lock_of_another_user_stops_no_writer(tmp_path: Path) -> None:
     tables = Tables(tmp_path)
-    row = "{'run_id': 'r', 'step': 'x', 'status': 'finished', 'started_at': datetime.now(UTC)}"
+    row = "{'run_id': 'r', 'step': 'x', 'status': 'created', 'started_at': datetime.now(UTC)}"
     program = f"""
 import os, sys
 from datetime import UTC, datetime

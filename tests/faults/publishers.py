@@ -215,7 +215,8 @@ def publisher(job: dict[str, Any]) -> int:
             result = {"status": done.status, "outcomes": [done.plain(row) for row in done.rows]}
         else:
             plan = publish.plan(**job["plan"], progress=silent(), session=session)
-            result = plan.apply().as_dict()
+            made = plan.apply()
+            result = {"run_id": made.run_id, **made.as_dict()}
     except BaseException as error:  # noqa: BLE001 (an interrupt too is told to the parent)
         answer.write_text(json.dumps({"error": type(error).__name__, "text": str(error)}))
         return getattr(error, "exit_code", 1)
