@@ -126,7 +126,7 @@ Do not attach two of these to one identity, nor one of the first two together wi
   `RegisterImage` then names no snapshot, and AWS has no condition key for the bundle. The AMI is private,
   has our tags, and no policy here can use it. Deregister it as an administrator.
 - **A smoke test runs what a publisher registered.** A publisher via import or an incremental publisher
-  can add such a copy or child to an AMI as a second disk, and the system of the AMI can read that disk. Start
+  can add such a copy or child to an AMI as a second disk. The system of the AMI can read that disk. Start
   smoke tests in a subnet without outgoing connections, and do not let publishers read the console output.
 - **A smoke tester can start our AMIs with any user data**, in any subnet and with any security group of the
   account, but without an instance profile.
