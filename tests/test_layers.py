@@ -34,6 +34,7 @@ LAYERS: list[set[str]] = [
         "region_names",
         "text",
         "display",
+        "templates",
         "arguments",
         "outcomes",
     },
@@ -57,6 +58,7 @@ HEAVY = [
     "deltalake",
     "matplotlib",
     "ipywidgets",
+    "jinja2",
     "pydantic",
 ]
 

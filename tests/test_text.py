@@ -84,12 +84,12 @@ def test_html_has_no_element_and_no_attribute_of_the_value(word: str) -> None:
     ["javascript:alert(1)", " JaVa\tScript:alert(1)", "data:text/html,x", "vbscript:x", "\x01javascript:x"],
 )
 def test_a_link_to_a_script_leads_nowhere(target: str) -> None:
-    assert text.html_link(target) == ""
+    assert text.link_target(target) == ""
 
 
 @pytest.mark.parametrize("target", ["../run-1/report.html", "https://x.example/a?b=c:d", "#cell-3"])
 def test_a_link_to_a_page_is_kept(target: str) -> None:
-    assert text.html_link(target) == target
+    assert text.link_target(target) == target
 
 
 @pytest.mark.parametrize("function", [text.markdown, text.markdown_code])

@@ -12,7 +12,7 @@ terminal, CI log, log file            `line` (one line), `lines` (several), `ech
 workflow commands of GitHub Actions   `github_command`, `write_command`
 ``$GITHUB_OUTPUT``, ``$GITHUB_ENV``   `github_value`
 Markdown, also in a table             `markdown`, `markdown_code`
-HTML text and attributes              `html`, `html_link`
+HTML text and attributes              `vmsnix_ops.templates`; `html`, `link_target`
 CSV for spreadsheets                  `write_csv`
 JSON                                  `json`
 labels of a plot                      `plot_label`
@@ -182,7 +182,10 @@ def visible(text: str) -> str:
     """Return text with visible escapes for hidden characters; line ends and tabs are kept."""
     if text.isprintable():
         return text
-    return "".join(map(_visible_in_lines, re.sub(r"\r\n?", "\n", text)))
+    return "\n".join(
+        part if part.isprintable() else "".join(map(_visible_in_lines, part))
+        for part in re.split(r"\r\n|\r|\n", text)
+    )
 
 
 def markdown(value: object) -> str:
@@ -218,15 +221,15 @@ def html(value: object) -> str:
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 
 
-def html_link(target: object) -> str:
-    r"""Return the target of a link for an attribute in quotes; empty when following it could run a script.
+def link_target(target: object) -> str:
+    r"""Return the target of a link for a template; empty when following it could run a script.
 
-    >>> html_link("../a&b/report.html"), html_link("java\tscript:alert(1)")
-    ('../a&amp;b/report.html', '')
+    >>> link_target("../a&b/report.html"), link_target("java\tscript:alert(1)")
+    ('../a&b/report.html', '')
     """
     text = re.sub(r"[\x00-\x20\x7f-\x9f]", "", str(target))
     scheme = re.match(r"[^/?#]*:", text)
-    return "" if scheme and scheme[0].lower() not in ("https:", "http:") else html(text)
+    return "" if scheme and scheme[0].lower() not in ("https:", "http:") else text
 
 
 def write_csv(frame: pd.DataFrame, target: Path | TextIO, *, date_format: str | None = None) -> None:

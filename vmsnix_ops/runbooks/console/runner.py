@@ -25,10 +25,13 @@ from vmsnix_ops.runbooks.console.jobs import Follower
 from vmsnix_ops.runbooks.console.suggestions import Suggestions, at_once, source_of
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.runs import open_archive
-from vmsnix_ops.text import html, html_link
+from vmsnix_ops.templates import fill
+from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from markupsafe import Markup
 
     from vmsnix_ops.progress import Event
     from vmsnix_ops.runbooks.console.bar import PlaceBar
@@ -198,66 +201,41 @@ class LiveView:
         self._ask(True)
 
 
-def steps_html(steps: tuple[StepState, ...], *, notes: bool = True) -> str:
+def steps_html(steps: tuple[StepState, ...], *, notes: bool = True) -> Markup | str:
     """Return the table of steps: name, bar, how far, how fast, how long, and what each said last."""
-    if not steps:
-        return ""
-    rows = "".join(_step_row(step, notes=notes) for step in steps)
-    return (
-        '<table class="vmsnix-steps"><thead><tr><th>step</th><th></th><th>done</th><th>rate</th>'
-        f"<th>time</th><th>to go</th></tr></thead><tbody>{rows}</tbody></table>"
-    )
+    return fill(_STEPS, steps=[_step(step, notes=notes) for step in steps]) if steps else ""
 
 
-def whole_bar(share: float | None) -> str:
+def whole_bar(share: float | None) -> Markup:
     """Return a thin bar for the notebook as a whole: the share of its cells that ran, if that is known."""
-    kind, width = ("", f"width: {100 * share:.0f}%") if share is not None else ("vmsnix-unknown", "")
-    return f'<div class="vmsnix-bar vmsnix-whole {kind}"><div style="{width}"></div></div>'
+    return fill(_WHOLE_BAR, share=share)
 
 
-def log_html(lines: tuple[str, ...]) -> str:
+def log_html(lines: tuple[str, ...]) -> Markup | str:
     """Return the last lines of a log; the newest is in view (the box grows from its bottom)."""
-    if not lines:
-        return ""
-    text = html("\n".join(lines))
-    return f'<div class="vmsnix-log" tabindex="0" role="log" aria-label="Log"><pre>{text}</pre></div>'
+    return fill(_LOG, text="\n".join(lines)) if lines else ""
 
 
-def _head(title: str, place: str, state: str, more: str) -> str:
-    where = f' <span class="vmsnix-quiet">{html(place)}</span>' if place else ""
-    return f'<h3>{html(title)}{where}</h3><p role="status"><b>{html(state)}</b> {html(more)}</p>'
+def _head(title: str, place: str, state: str, more: str) -> Markup:
+    return fill(_HEAD, title=title, place=place, state=state, more=more)
 
 
-def _step_row(step: StepState, *, notes: bool) -> str:
+def _step(step: StepState, *, notes: bool) -> dict[str, object]:
     event = step.event
     seconds = event.seconds if step.ended else event.seconds + max(time.time() - step.heard_at, 0.0)
-    note = step.notes[-1] if notes and step.notes and event.kind != "finished" else ""
-    cells = [
-        f"<th>{MARKS.get(event.kind, '')} {html(event.step)}</th>",
-        f"<td>{_bar(event)}</td>",
-        f"<td>{html(_amount(event))}</td>",
-        f"<td>{html(_rate(event))}</td>",
-        f"<td>{human_seconds(seconds)}</td>",
-        f"<td>{_to_go(event)}</td>",
-    ]
-    state = event.kind if step.ended else "running"
-    row = f'<tr class="vmsnix-step-{state}">{"".join(cells)}</tr>'
-    if note:
-        row += f'<tr class="vmsnix-note"><td></td><td colspan="5">{html(note)}</td></tr>'
-    return row
-
-
-def _bar(event: Event) -> str:
-    kind = {"finished": "vmsnix-good", "failed": "vmsnix-bad"}.get(event.kind, "")
-    label = f'role="progressbar" aria-label="{html(event.step)}"'
     share = _share(event)
-    if share is None:
-        return f'<div class="vmsnix-bar vmsnix-unknown" {label}><div></div></div>'
-    percent = f"{100 * share:.0f}"
-    return (
-        f'<div class="vmsnix-bar {kind}" {label} aria-valuenow="{percent}" aria-valuemin="0" '
-        f'aria-valuemax="100"><div style="width: {percent}%"></div></div>'
-    )
+    return {
+        "name": event.step,
+        "mark": MARKS.get(event.kind, ""),
+        "state": event.kind if step.ended else "running",
+        "percent": None if share is None else f"{100 * share:.0f}",
+        "colour": {"finished": "vmsnix-good", "failed": "vmsnix-bad"}.get(event.kind, ""),
+        "amount": _amount(event),
+        "rate": _rate(event),
+        "took": human_seconds(seconds),
+        "to_go": _to_go(event),
+        "note": step.notes[-1] if notes and step.notes and event.kind != "finished" else "",
+    }
 
 
 def _share(event: Event) -> float | None:
@@ -289,6 +267,46 @@ def _to_go(event: Event) -> str:
     return human_seconds(eta) if eta else ""
 
 
+_HEAD = """\
+<h3>{{ title }}{% if place %} <span class="vmsnix-quiet">{{ place }}</span>{% endif %}</h3>
+<p role="status"><b>{{ state }}</b> {{ more }}</p>
+"""
+
+_WHOLE_BAR = """\
+<div class="vmsnix-bar vmsnix-whole {{ "vmsnix-unknown" if share is none else "" }}">
+<div style="{% if share is not none %}width: {{ "%.0f" % (100 * share) }}%{% endif %}"></div></div>
+"""
+
+_STEPS = """\
+<table class="vmsnix-steps">
+<thead><tr><th>step</th><th></th><th>done</th><th>rate</th><th>time</th><th>to go</th></tr></thead>
+<tbody>
+{% for step in steps %}
+<tr class="vmsnix-step-{{ step.state }}">
+<th>{{ step.mark }} {{ step.name }}</th>
+<td>
+{% if step.percent is none %}
+<div class="vmsnix-bar vmsnix-unknown" role="progressbar" aria-label="{{ step.name }}"><div></div></div>
+{% else %}
+<div class="vmsnix-bar {{ step.colour }}" role="progressbar" aria-label="{{ step.name }}"
+ aria-valuenow="{{ step.percent }}" aria-valuemin="0" aria-valuemax="100">
+<div style="width: {{ step.percent }}%"></div></div>
+{% endif %}
+</td>
+<td>{{ step.amount }}</td><td>{{ step.rate }}</td><td>{{ step.took }}</td><td>{{ step.to_go }}</td>
+</tr>
+{% if step.note %}
+<tr class="vmsnix-note"><td></td><td colspan="5">{{ step.note }}</td></tr>
+{% endif %}
+{% endfor %}
+</tbody></table>
+"""
+
+_LOG = """\
+<div class="vmsnix-log" tabindex="0" role="log" aria-label="Log"><pre>{{ text }}</pre></div>
+"""
+
+
 __all__ = ["LiveView", "log_html", "steps_html"]
 
 
@@ -308,6 +326,42 @@ WORDS = {
     archive.RESULT: "result.json",
     archive.LOG: "Log",
 }
+
+
+_SUMMARY = """\
+<div class="vmsnix-verdict {{ style }}" role="status">
+<h3>{{ about }}{% if dry %} <span class="vmsnix-chip">dry run: nothing was changed</span>{% endif %}</h3>
+{% if error %}<p><b>{{ error }}</b></p>{% endif %}
+{% for words in told %}<p>{{ words }}</p>{% endfor %}
+{% for step in slow %}<p>Slow: {{ step.text }}</p>{% endfor %}
+{% if undo_problem %}
+<p class="vmsnix-error">It could not be undone: {{ undo_problem }}</p>
+{% elif undone %}
+<p>What it had begun was removed:</p>
+<ul>{% for one in undone %}<li><code>{{ one }}</code></li>{% endfor %}</ul>
+{% elif undone is not none %}
+<p>It had made nothing yet: there was nothing to undo.</p>
+{% endif %}
+{% if made %}
+<table>
+{% for name, value in made %}<tr><th>{{ name }}</th><td><code>{{ value }}</code></td></tr>{% endfor %}
+</table>
+{% endif %}
+<p class="vmsnix-quiet">run {{ run_id }}</p>
+</div>
+"""
+
+_LINKS = """\
+<div class="vmsnix-files">
+{% for target, words in links %}<a href="{{ target }}">{{ words }}</a> {% endfor %}
+{% if evidence.problem %}<p class="vmsnix-warning">{{ evidence.problem }}</p>{% endif %}
+{% if evidence.place %}<p class="vmsnix-quiet">Kept in <code>{{ evidence.place }}</code></p>{% endif %}
+</div>
+"""
+
+_REPORT = """\
+<iframe class="vmsnix-report" title="Report of the run" sandbox="" srcdoc="{{ report }}"></iframe>
+"""
 
 
 class ResultView:
@@ -386,64 +440,42 @@ class ResultView:
         self._report.value = report_html(self._text) if shown else ""
 
 
-def summary_html(values: Mapping[str, Any]) -> str:
+def summary_html(values: Mapping[str, Any]) -> Markup:
     """Return the verdict, the error with its cure, and what the run made."""
     verdict = str(values.get("verdict") or values.get("status") or "failed")
     mark, style, word = VERDICTS.get(verdict, VERDICTS["failed"])
     took = values.get("seconds")
     between = "in" if verdict == "done" else "after"
     time = f" {between} {human_seconds(took)}" if isinstance(took, int | float) else ""
-    about = f"{values.get('runbook', '')}: {word}{time}"
-    dry = ' <span class="vmsnix-chip">dry run: nothing was changed</span>' if _dry(values) else ""
-    made = [(key, values[key]) for key in MADE if values.get(key)]
-    rows = "".join(
-        f"<tr><th>{key.replace('_', ' ')}</th><td><code>{html(str(value))}</code></td></tr>"
-        for key, value in made
-    )
-    table = f"<table>{rows}</table>" if rows else ""
-    undone = _undone(values)
-    error = _error(values.get("failure") or values.get("error"), undone="undone" in values)
-    problems = "".join(f"<p>{html(str(problem))}</p>" for problem in values.get("problems") or ())
-    slow = "".join(f"<p>Slow: {html(str(step['text']))}</p>" for step in values.get("slow") or ())
-    return (
-        f'<div class="vmsnix-verdict {style}" role="status"><h3>{mark} {html(about)}{dry}</h3>'
-        f"{error}{problems}{slow}{undone}{table}"
-        f'<p class="vmsnix-quiet">run {html(str(values.get("run_id", "")))}</p></div>'
+    error = values.get("failure") or values.get("error") or {}
+    if not isinstance(error, dict):
+        error = {"what": error}
+    # Why it failed and its cure tell what was kept; after an undo nothing was.
+    told = [] if "undone" in values else [error[part] for part in ("why", "cure") if error.get(part)]
+    return fill(
+        _SUMMARY,
+        style=style,
+        about=f"{mark} {values.get('runbook', '')}: {word}{time}",
+        dry=_dry(values),
+        error=error.get("what") or error.get("type"),
+        told=[*told, *(values.get("problems") or ())],
+        slow=values.get("slow") or (),
+        undone=(values["undone"] or ()) if "undone" in values else None,
+        undo_problem=values.get("undo_problem"),
+        made=[(key.replace("_", " "), values[key]) for key in MADE if values.get(key)],
+        run_id=values.get("run_id", ""),
     )
 
 
-def links_html(evidence: Evidence) -> str:
+def links_html(evidence: Evidence) -> Markup:
     """Return links to the files, which JupyterLab opens in tabs of its own, and where the archive is."""
-    links = " ".join(
-        f'<a href="{html_link(path)}">{html(WORDS.get(name, name))}</a>'
-        for name, path in evidence.links.items()
-    )
-    problem = f'<p class="vmsnix-warning">{html(evidence.problem)}</p>' if evidence.problem else ""
-    place = (
-        f'<p class="vmsnix-quiet">Kept in <code>{html(evidence.place)}</code></p>' if evidence.place else ""
-    )
-    return f'<div class="vmsnix-files">{links}{problem}{place}</div>'
+    links = [(link_target(path), WORDS.get(name, name)) for name, path in evidence.links.items()]
+    return fill(_LINKS, links=links, evidence=evidence)
 
 
-def report_html(report: str) -> str:
+def report_html(report: str) -> Markup:
     """Return a report in a frame of its own, in which nothing runs."""
-    return (
-        f'<iframe class="vmsnix-report" title="Report of the run" sandbox="" srcdoc="{html(report)}">'
-        "</iframe>"
-    )
-
-
-def _undone(values: Mapping[str, Any]) -> str:
-    """Return what a cancelled publish had begun and what became of it."""
-    if values.get("undo_problem"):
-        words = f"It could not be undone: {values['undo_problem']}"
-        return f'<p class="vmsnix-error">{html(words)}</p>'
-    if "undone" not in values:
-        return ""
-    if not values["undone"]:
-        return "<p>It had made nothing yet: there was nothing to undo.</p>"
-    rows = "".join(f"<li><code>{html(str(one))}</code></li>" for one in values["undone"])
-    return f"<p>What it had begun was removed:</p><ul>{rows}</ul>"
+    return fill(_REPORT, report=report)
 
 
 def _dry(values: Mapping[str, Any]) -> bool:
@@ -451,19 +483,12 @@ def _dry(values: Mapping[str, Any]) -> bool:
     return isinstance(given, dict) and given.get("dry_run") is True and values.get("status") == "done"
 
 
-def _error(error: object, *, undone: bool) -> str:
-    if not error:
-        return ""
-    if not isinstance(error, dict):
-        return f"<p><b>{html(str(error))}</b></p>"
-    parts = [f"<p><b>{html(str(error.get('what') or error.get('type')))}</b></p>"]
-    if not undone:  # otherwise they tell what was kept, and it was not
-        parts += [f"<p>{html(str(error[part]))}</p>" for part in ("why", "cure") if error.get(part)]
-    return "".join(parts)
-
-
 EVERY_SECONDS = 0.3
 """Between two looks at a run."""
+
+_ABOUT = "<h3>{{ book.title }} {{ effect }}</h3><p>{{ book.description }}</p>"
+_ASK = "<p>This takes things away {{ place }}. Type <code>{{ phrase }}</code> to confirm.</p>"
+_MESSAGE = '<span class="{{ kind }}" role="status">{{ words }}</span>'
 
 
 class RunPage:
@@ -609,9 +634,7 @@ class RunPage:
     def _draw(self) -> None:
         form, book = self._form, self._form.runbook
         if self.job is None:
-            self._about.value = (
-                f"<h3>{html(book.title)} {effect(book.side_effects)}</h3><p>{html(book.description)}</p>"
-            )
+            self._about.value = fill(_ABOUT, book=book, effect=effect(book.side_effects))
         command = command_line(book, form.values(), sandbox=self._bar.place.sandbox)
         self._plan.value = plan_html(form, place=self._bar.words, command=command)
         dry = form.value(DRY_RUN) is True
@@ -619,10 +642,7 @@ class RunPage:
         self.run_button.button_style = "danger" if form.destroys else "primary"
         self.dry_button.layout.display = "none" if dry or not form.has_dry_run else ""
         self._confirmation.layout.display = "" if form.destroys else "none"
-        self._ask.value = (
-            f"<p>This takes things away {html(self._bar.words)}. Type <code>{self._phrase}</code> "
-            "to confirm.</p>"
-        )
+        self._ask.value = fill(_ASK, place=self._bar.words, phrase=self._phrase)
         busy, wrong = self.job is not None, bool(form.problems)
         self.run_button.disabled = busy or wrong or not self._confirmed
         self.dry_button.disabled = busy or wrong
@@ -744,7 +764,7 @@ class RunPage:
 
     def _say(self, words: str, *, wrong: bool) -> None:
         kind = "vmsnix-error" if wrong else "vmsnix-quiet"
-        self._message.value = f'<span class="{kind}" role="status">{html(words)}</span>' if words else ""
+        self._message.value = fill(_MESSAGE, kind=kind, words=words) if words else ""
 
 
 __all__ = ["RunPage"]

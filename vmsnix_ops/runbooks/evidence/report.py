@@ -14,13 +14,13 @@ from html.parser import HTMLParser
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import templates
 from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.text import html, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 FACTS = (
     "ami_id",
     "image_name",
@@ -50,15 +50,18 @@ def render(notebook: Any, values: Mapping[str, Any]) -> str:
     values
         Content of ``result.json``.
     """
-    title = f"{values['runbook']}: {values['status']}"
-    return (
-        "<!doctype html>\n"
-        '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{html(title)}</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n"
-        f"{_header(values)}<main>\n{clean(_body(notebook))}\n</main>\n</body>\n</html>\n"
+    facts = [(key.replace("_", " "), values[key]) for key in FACTS if values.get(key) not in (None, "")]
+    if isinstance(values.get("seconds"), int | float):
+        facts.append(("took", human_seconds(values["seconds"])))
+    return templates.page(
+        "runbooks/evidence/report.html",
+        style=_style(),
+        facts=facts,
+        error=values.get("failure"),
+        sandbox=values.get("sandbox"),
+        runbook=values["runbook"],
+        status=values["status"],
+        cells=clean(_body(notebook)),
     )
 
 
@@ -92,30 +95,6 @@ def _style() -> str:
     colours = f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
     # The page's own colours come last: the code's background is the page's, not the style's.
     return f"{colours}{own}"
-
-
-def _header(values: Mapping[str, Any]) -> str:
-    status = html(str(values["status"]))
-    facts = [(key.replace("_", " "), values[key]) for key in FACTS if values.get(key) not in (None, "")]
-    if isinstance(values.get("seconds"), int | float):
-        facts.append(("took", human_seconds(values["seconds"])))
-    sandbox = '<span class="sandbox">sandbox</span>' if values.get("sandbox") else ""
-    rows = "".join(f"<div><dt>{html(name)}</dt><dd>{html(str(value))}</dd></div>" for name, value in facts)
-    return (
-        f'<header class="{status}">\n<h1>{html(str(values["runbook"]))} '
-        f'<span class="status">{status}</span>{sandbox}</h1>\n{_error(values.get("failure"))}'
-        f"<dl>{rows}</dl>\n</header>\n"
-    )
-
-
-def _error(error: Mapping[str, Any] | None) -> str:
-    if not error:
-        return ""
-    parts = [f"<p><strong>{html(str(error['what']))}</strong></p>"]
-    parts += [f"<p>{html(str(error[part]))}</p>" for part in ("why", "cure") if error.get(part)]
-    if error.get("cell"):
-        parts.append(f'<p><a href="#cell-{error["cell"]}">Cell {error["cell"]}</a></p>')
-    return f'<div class="error" role="alert">{"".join(parts)}</div>\n'
 
 
 class _Cleaner(HTMLParser):

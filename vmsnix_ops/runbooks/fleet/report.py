@@ -11,14 +11,13 @@ from datetime import UTC, datetime
 from importlib.resources import files as resources
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import display, files
+from vmsnix_ops import display, files, templates
 from vmsnix_ops.errors import InterruptedRunError, PartialError, RunFailedError
 from vmsnix_ops.progress import counted, human_seconds
 from vmsnix_ops.records.result import Result
 from vmsnix_ops.runbooks.evidence import archive
-from vmsnix_ops.runbooks.evidence.report import POLICY
 from vmsnix_ops.runbooks.evidence.secrets import Redactor, secret_values
-from vmsnix_ops.text import html, html_link
+from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,15 +138,6 @@ COLOURS = {
     "partial": "--partial",
     "cancelled": "--partial",
 }
-STYLE = """
-body { max-width: 80rem; }
-td:nth-child(-n+4) { white-space: nowrap; }
-td.done { color: var(--done); } td.failed { color: var(--failed); }
-td.partial, td.cancelled, td.skipped { color: var(--partial); }
-.run { color: var(--soft); font: .8em var(--mono); }
-.lane { position: relative; height: 1.1rem; min-width: 12rem; background: var(--raised); border-radius: 3px; }
-.bar { position: absolute; top: .15rem; bottom: .15rem; min-width: 2px; border-radius: 2px; }
-"""
 
 
 def rows(documents: Sequence[Document]) -> list[dict[str, Any]]:
@@ -235,75 +225,49 @@ def write(
 
 def page(values: Mapping[str, Any], documents: Sequence[Document], folder: Path) -> str:
     """Return the page: what there is to know of the fleet, then every target with its tries over time."""
-    style = (resources("vmsnix_ops.runbooks") / "_report" / "report.css").read_text(encoding="utf-8") + STYLE
-    status = html(str(values["status"]))
-    title = f"Fleet {values['fleet']}: {values['status']}"
-    counts = ", ".join(f"{count} {state}" for state, count in sorted(values["targets"].items()))
+    spans = [[span for one in document["attempts"] if (span := _span(one))] for document in documents]
+    first = min((begin for tries in spans for begin, _, _ in tries), default=0.0)
+    whole = max((end for tries in spans for _, end, _ in tries), default=first) - first or 1.0
+    targets = [
+        {
+            **row,
+            "link": _link(row["report"], folder),
+            "took": human_seconds(row["seconds"]) if row["seconds"] else "",
+            "bars": [
+                (100 * (begin - first) / whole, 100 * (end - begin) / whole, colour)
+                for begin, end, colour in tries
+            ],
+        }
+        for row, tries in zip(rows(documents), spans, strict=True)
+    ]
     facts = {
-        "targets": counts,
+        "targets": ", ".join(f"{count} {state}" for state, count in sorted(values["targets"].items())),
         "round": values["run_id"],
         "started": values["started_at"],
         "took": human_seconds(values["seconds"]),
     }
-    shown = "".join(f"<div><dt>{name}</dt><dd>{html(str(fact))}</dd></div>" for name, fact in facts.items())
-    error = f'<div class="error" role="alert"><p>{html(values["error"])}</p></div>' if values["error"] else ""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{html(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f'<header class="{status}">\n<h1>Fleet {html(str(values["fleet"]))} '
-        f'<span class="status">{status}</span></h1>\n{error}<dl>{shown}</dl>\n</header>\n'
-        f"<main>\n{_targets(documents, folder)}\n</main>\n</body>\n</html>\n"
+    return templates.page(
+        "runbooks/fleet/report.html",
+        style=(resources("vmsnix_ops.runbooks") / "_report" / "report.css").read_text(encoding="utf-8"),
+        fleet=values["fleet"],
+        status=values["status"],
+        error=values["error"],
+        facts=facts,
+        whole=human_seconds(whole),
+        targets=targets,
     )
 
 
-def _targets(documents: Sequence[Document], folder: Path) -> str:
-    times = [span for document in documents for attempt in document["attempts"] if (span := _span(attempt))]
-    first = min((begin for begin, _ in times), default=0.0)
-    whole = max((end for _, end in times), default=first) - first or 1.0
-    body = "".join(
-        _row(row, document, folder, first, whole)
-        for row, document in zip(rows(documents), documents, strict=True)
-    )
-    return (
-        '<div class="table"><table><thead><tr><th>target</th><th>state</th><th>tries</th><th>time</th>'
-        f"<th>over {human_seconds(whole)}</th><th>result</th></tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _row(row: Mapping[str, Any], document: Document, folder: Path, first: float, whole: float) -> str:
-    name = html(row["target"])
-    if link := _link(row["report"], folder):
-        name = f'<a href="{link}">{name}</a>'
-    if row["run_id"]:  # by which its evidence is found in a bucket, too, where no browser follows a link
-        name += f'<div class="run">{html(row["run_id"])}</div>'
-    told = " ".join(html(str(row[key])) for key in ("ami_id", "error") if row[key])
-    bars = "".join(
-        f'<div class="bar" style="left:{100 * (span[0] - first) / whole:.2f}%;'
-        f"width:{100 * (span[1] - span[0]) / whole:.2f}%;"
-        f'background:var({COLOURS.get(attempt["verdict"], "--soft")})"></div>'
-        for attempt in document["attempts"]
-        if (span := _span(attempt))
-    )
-    return (
-        f"<tr><td>{name}</td>"
-        f'<td class="{row["state"]}">{row["state"]}</td><td>{row["tries"] or ""}</td>'
-        f"<td>{human_seconds(row['seconds']) if row['seconds'] else ''}</td>"
-        f'<td><div class="lane">{bars}</div></td><td>{told}</td></tr>'
-    )
-
-
-def _span(attempt: Mapping[str, Any]) -> tuple[float, float] | None:
+def _span(attempt: Mapping[str, Any]) -> tuple[float, float, str] | None:
+    """Return when a try began and ended, and its colour."""
     if not attempt.get("started_at"):
         return None
     begin = datetime.fromisoformat(attempt["started_at"]).timestamp()
-    return begin, begin + (attempt.get("seconds") or 0.0)
+    return begin, begin + (attempt.get("seconds") or 0.0), COLOURS.get(attempt["verdict"], "--soft")
 
 
 def _link(report: str | None, folder: Path) -> str:
     """Return the way from the page to a run's report: relative, so that the folder may be moved."""
     if not report or str(report).startswith("s3://"):
         return ""
-    return html_link(os.path.relpath(report, folder))
+    return link_target(os.path.relpath(report, folder))
