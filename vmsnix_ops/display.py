@@ -12,7 +12,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.progress import human_bytes, human_seconds
-from vmsnix_ops.text import html, line, lines, markdown
+from vmsnix_ops.templates import fill
+from vmsnix_ops.text import line, lines, markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,6 +25,40 @@ UNKNOWN = "-"
 
 UNBROKEN = 32
 """Texts up to this length stay on one line: identifiers, names, dates."""
+
+# The alignment is written at each cell: the notebook's own style would align names to the right.
+_DISPLAYED = """\
+{% if title %}<p><b>{{ title }}</b></p>{% endif %}
+{% for name, value in facts %}
+{% if loop.first %}<table class="vmsnix">{% endif %}
+<tr><th style="text-align:left">{{ name }}</th><td style="text-align:left">{{ value }}</td></tr>
+{% if loop.last %}</table>{% endif %}
+{% endfor %}
+{% if table is not none %}{{ table }}{% endif %}
+{% for note in notes %}<p>{{ note }}</p>{% endfor %}
+"""
+
+_TABLE = """\
+{% macro cell(tag, column, text) %}
+<{{ tag }} style="text-align:{{ "right" if column in table.right else "left" }}
+{%- if text|length <= unbroken %};white-space:nowrap{% endif %}">{{ text }}</{{ tag }}>
+{% endmacro %}
+{% if table.rows %}
+<table class="vmsnix">
+{% if table.title %}<caption style="text-align:left">{{ table.title }}</caption>{% endif %}
+<thead><tr>
+{% for name in table.columns %}{{ cell("th", name, name) }}{% endfor %}
+</tr></thead><tbody>
+{% for row in table.rows %}
+<tr>
+{% for text in row %}{{ cell("td", table.columns[loop.index0], text) }}{% endfor %}
+</tr>
+{% endfor %}
+</tbody></table>
+{%- else %}
+<p>{{ table.title }}{% if table.title and table.nothing %} {% endif %}{{ table.nothing }}</p>
+{%- endif %}
+"""
 
 
 class Displayed:
@@ -70,12 +105,8 @@ class Displayed:
         return str(self)
 
     def _repr_html_(self) -> str:
-        left = 'style="text-align:left"'  # the notebook's own style would align them to the right
-        rows = [f"<tr><th {left}>{html(n)}</th><td {left}>{html(v)}</td></tr>" for n, v in self.facts()]
-        parts = [f"<p><b>{html(self.title)}</b></p>"] if self.title else []
-        parts += [f'<table class="vmsnix">{"".join(rows)}</table>'] if rows else []
-        parts += [] if (table := self.table()) is None else [table._repr_html_()]
-        return "".join([*parts, *(f"<p>{html(note)}</p>" for note in self.notes())])
+        table = self.table()
+        return str(fill(_DISPLAYED, title=self.title, facts=self.facts(), table=table, notes=self.notes()))
 
     def _repr_markdown_(self) -> str:
         facts = [(name, str(value)) for name, value in self.facts()]
@@ -127,16 +158,10 @@ class Shown(Displayed):
         return "\n".join(head)
 
     def _repr_html_(self) -> str:
-        title = html(self.title)
-        title = f'<caption style="text-align:left">{title}</caption>' if title else ""
-        if not self.rows:
-            return f"<p>{html(' '.join(filter(None, (self.title, self.nothing))))}</p>"
-        head = "".join(self._cell("th", name, name) for name in self.columns)
-        body = "".join(
-            f"<tr>{''.join(self._cell('td', c, t) for c, t in zip(self.columns, row, strict=True))}</tr>"
-            for row in self.rows
-        )
-        return f'<table class="vmsnix">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        return str(fill(_TABLE, table=self, unbroken=UNBROKEN))
+
+    # A template shows what has it as HTML, not as text: the table below the facts.
+    __html__ = _repr_html_
 
     def _repr_markdown_(self) -> str:
         title = [f"**{markdown(self.title)}**", ""] if self.title else []
@@ -145,12 +170,6 @@ class Shown(Displayed):
         rule = ["---:" if name in self.right else "---" for name in self.columns]
         rows = [map(markdown, self.columns), rule, *(map(markdown, row) for row in self.rows)]
         return "\n".join([*title, *(f"| {' | '.join(cells)} |" for cells in rows)])
-
-    def _cell(self, tag: str, column: str, text: str) -> str:
-        style = f"text-align:{'right' if column in self.right else 'left'}"
-        if len(text) <= UNBROKEN:
-            style += ";white-space:nowrap"
-        return f'<{tag} style="{style}">{html(text)}</{tag}>'
 
 
 def shown(
