@@ -84,7 +84,7 @@ def on_workers(plan: Path, workers: int, environment: dict[str, str]) -> None:
         ledger=str(plan.parent / "ledger"),
     ).apply(board=Board())
     if outcome.status != "done":
-        raise SystemExit(str(outcome.error()))
+        raise SystemExit(str(outcome.error))
 
 
 def main(arguments: list[str] | None = None) -> int:
