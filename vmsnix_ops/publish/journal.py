@@ -22,6 +22,7 @@ from vmsnix_ops.progress import silent
 from vmsnix_ops.publish.outcomes import recorded
 from vmsnix_ops.publish.values import PublishResult, StepTiming
 from vmsnix_ops.records import acts, timings
+from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_tables import RunTables, save_again
 from vmsnix_ops.settings import user_name
 
@@ -151,7 +152,7 @@ class Journal:
         if not result.dry_run:
             self._record_run("done", image_name=result.image_name, ami_id=result.ami_id)
         with self.saving():
-            result.save()
+            write_result(self.run, result.as_dict())
 
     @contextmanager
     def saving(self) -> Iterator[None]:
