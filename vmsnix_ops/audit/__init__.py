@@ -1,4 +1,4 @@
-"""What is there in AWS, what uses it, what it costs, what is wrong with it, and how to fix that.
+"""List what AWS accounts own, what uses it, what it costs, what is wrong with it, and how to fix that.
 
 >>> from vmsnix_ops import audit
 >>> found = audit.check(regions=["all"], fail_on="high")  # doctest: +SKIP

@@ -1,14 +1,14 @@
-"""Promoting an AMI: copies in other regions, who may launch it, its dates, and the channel that points to it.
+"""Promote an AMI: copy it to regions, share it, set its dates, and set a channel to it.
 
->>> from vmsnix_ops.channels import promote
+>>> from vmsnix_ops import promote
 >>> plan = promote.plan(image="ecs-node", channel="stable", regions=["eu-west-1"])  # doctest: +SKIP
 >>> print(plan.apply())  # doctest: +SKIP
 region        ami_id                 copy        point       why
 eu-central-1  ami-0123456789abcdef0              changed
 eu-west-1     ami-0fedcba9876543210  created     unchanged
 
-Every step finds or creates (`vmsnix_ops.channels.steps`), so a promotion that died, or that was
-refused in one of its regions, is finished by running it again.
+Every step finds its result or creates it (`vmsnix_ops.channels.steps`). To finish a promotion that was
+killed, or that AWS refused in one region, run it again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Which AMI a channel goes back to in a region, or why it cannot go anywhere."""
+"""Set a channel back to the AMI that it had before, in every region.
+
+>>> from vmsnix_ops import rollback
+>>> rollback.plan(image="ecs-node", channel="stable", dry_run=False).apply()  # doctest: +SKIP
+"""
 
 from __future__ import annotations
 

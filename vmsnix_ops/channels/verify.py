@@ -1,8 +1,12 @@
-"""Verifying: is every published AMI still what was recorded of it? Field by field, region by region.
+"""Compare every published AMI with what was recorded of it, field by field, region by region.
 
-What was recorded is put together by `vmsnix_ops.records.recorded_amis`. An AMI that was never promoted is
-shared with nobody; else what the tables do not know is not compared. Tags that somebody added are no drift;
-tags of ours that are gone or changed are.
+>>> from vmsnix_ops import verify
+>>> found = verify.check(regions=["eu-central-1"])  # doctest: +SKIP
+>>> found.show_drift()  # doctest: +SKIP
+
+`vmsnix_ops.records.recorded_amis` puts together what was recorded. An AMI that was never promoted is shared
+with nobody; any other value that the tables do not have is not compared. Tags that somebody added are no
+drift; tags of ours that are missing or changed are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Publishing an image: a plan that can be printed, and the steps that carry it out.
+"""Publish an image as an AMI: a plan, and the steps that carry it out.
 
 >>> from vmsnix_ops import publish
->>> plan = publish.plan(image="result", region="eu-central-1")  # doctest: +SKIP
+>>> plan = publish.plan(image="result", region="eu-central-1", bucket="acme-images")  # doctest: +SKIP
 >>> plan.apply().ami_id  # doctest: +SKIP
 'ami-0123456789abcdef0'
 """

@@ -1,6 +1,9 @@
-"""The boot gate: an image that does not come up in QEMU is not published.
+"""Boot an image in QEMU: as the runbook ``boot-image``, or as a step of a publish before the upload.
 
-It stands between build and upload, when it is asked for, and by itself as the runbook ``boot-image``.
+>>> from vmsnix_ops import boot_image
+>>> plan = boot_image.plan("result")  # doctest: +SKIP
+>>> plan.apply().step.line  # doctest: +SKIP
+'ecs-node login:'
 """
 
 from __future__ import annotations

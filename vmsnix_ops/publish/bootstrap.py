@@ -1,4 +1,9 @@
-"""The bootstrap runbook: what an account still needs before its first publish, shown first and then made."""
+"""Create what an account needs before its first publish: a bucket, a service role, a policy.
+
+>>> from vmsnix_ops import bootstrap
+>>> plan = bootstrap.plan(region="eu-central-1", bucket="acme-images", dry_run=False)  # doctest: +SKIP
+>>> result = plan.apply()  # doctest: +SKIP
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The preflight runbook: whether what a publish needs is there, in AWS, on this machine, in the image."""
+"""Check what a publish needs: in AWS, on this machine, and in the image.
+
+>>> from vmsnix_ops import preflight
+>>> checks = preflight.check(region="eu-central-1", bucket="acme-images", image="result")  # doctest: +SKIP
+>>> checks.raise_for_status()  # doctest: +SKIP
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
-"""The smoke test: an instance of the AMI starts, passes its checks, says what it should, and is gone again.
+"""Smoke-test an AMI: launch an instance, wait for its checks, read its console, terminate it.
+
+>>> from vmsnix_ops import smoke_test
+>>> tested = smoke_test.plan(image="ecs-node", region="eu-central-1").apply()  # doctest: +SKIP
+>>> tested.raise_for_status()  # doctest: +SKIP
 
 One call does it all, because an instance that was launched must be terminated whatever happens: after a
-failure, after Ctrl-C, and, by the next test, after the machine that tested it died. How it ends is in
-`vmsnix_ops.publish.smoke`.
+failure, after Ctrl-C, and, by the next test, after the machine that tested it died.
 """
 
 from __future__ import annotations

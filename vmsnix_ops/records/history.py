@@ -1,8 +1,11 @@
-"""Frames of what the tables recorded: runs, steps, AMIs, promotions, retirements; and timings.
+"""Read what the tables recorded: runs, steps, AMIs, promotions, retirements, and how long steps took.
 
-Every frame has the newest row first.
+>>> from vmsnix_ops import history
+>>> history.amis(image="ecs-node", last=3)  # doctest: +SKIP
+>>> history.read(image="ecs-node").summary()  # doctest: +SKIP
 
-The columns are those of `vmsnix_ops.records.schemas`; a filter left out lets everything pass.
+A frame has the newest row first, and the columns of the page *Tables*. A filter that is left out lets every
+row pass.
 """
 
 from __future__ import annotations

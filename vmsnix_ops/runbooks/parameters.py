@@ -1,7 +1,8 @@
-"""From what people give to what a runbook declares: typed, or refused with the reason.
+"""Convert the parameters of a runbook to their declared types, or refuse them with the reason.
 
-papermill takes a mistyped name for a warning, ``false`` for a true string and an account id for an octal
-number. Here the parameters cell decides, and what does not fit it ends the run before it begins.
+papermill only warns of a misspelled name, passes ``false`` as text, which is true, and reads an account id as
+a number. Here the parameters cell of the notebook decides, and a value that does not fit ends the run before
+it starts.
 """
 
 from __future__ import annotations

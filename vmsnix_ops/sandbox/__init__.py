@@ -1,14 +1,12 @@
-"""A local AWS: truthful about states, limits, checksums and errors.
+"""A local AWS with AWS's states, limits, checksums and errors.
 
-::
+>>> from vmsnix_ops.sandbox import sandbox
+>>> with sandbox(speed=1000) as aws:  # doctest: +SKIP
+...     aws.prepare(bucket="vmsnix-images")
+...     ec2 = aws.client("ec2", "us-east-1")
 
-    with sandbox(speed=1000) as aws:
-        aws.prepare(bucket="vmsnix-images")
-        ec2 = aws.client("ec2", "us-east-1")
-
-It is served on 127.0.0.1 only. Any program that honours ``AWS_ENDPOINT_URL`` can talk to it;
-`Sandbox.environment` has what it needs. botocore is the only dependency. `sandbox_process` starts one in a
-process of its own.
+It listens on 127.0.0.1 only. Any program that reads ``AWS_ENDPOINT_URL`` can use it; `Sandbox.environment`
+has the variables. botocore is the only dependency. `sandbox_process` starts one in a process of its own.
 """
 
 from __future__ import annotations

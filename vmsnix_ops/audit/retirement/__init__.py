@@ -1,17 +1,15 @@
-"""Retire AMIs: a plan with a reason for every one that goes and every one that stays, then what it says.
+"""Retire AMIs that nothing uses, delete them after the retention period, or restore them.
 
-::
+>>> from vmsnix_ops import retire
+>>> plan = retire.plan(regions=["eu-central-1"])  # shows its fingerprint  # doctest: +SKIP
+>>> act = retire.plan(regions=["eu-central-1"], dry_run=False, confirm=plan.fingerprint)  # doctest: +SKIP
+>>> act.apply().raise_for_status()  # doctest: +SKIP
 
-    plan = retirement.plan(regions=["eu-central-1"])  # look at it: it prints its fingerprint
-    result = retirement.plan(regions=["eu-central-1"], dry_run=False, confirm=plan.fingerprint).apply()
-    result.save()
-    result.raise_for_status()
+The first run retires an AMI in a way that can be undone (`vmsnix_ops.aws.retiring`). A run after the grace
+days deletes it with all its snapshots. `plan(action="restore")` brings back what was retired.
 
-The first run takes an AMI out of use in a way that can be undone (`vmsnix_ops.aws.retiring`). A run after the
-grace days removes it with all its snapshots. `plan(action="restore")` brings back what was retired.
-
-A plan is frozen, and it is held against the account again before anything is done: when an AMI of it is used
-now, was shared, tagged or enabled since, nothing is done at all, and the error says what changed.
+A plan is compared with the account again before anything is done. When an AMI of the plan is in use now, or
+was shared, tagged or enabled since, nothing is done, and the error lists what changed.
 """
 
 from __future__ import annotations

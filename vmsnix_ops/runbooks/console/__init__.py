@@ -1,16 +1,13 @@
-"""The operator's home in JupyterLab: pick a runbook, fill its form, see the plan, run it, look at what came.
+"""The console in JupyterLab: choose a runbook, fill in its form, check the plan, run it, see the result.
 
-::
+>>> from vmsnix_ops import console
+>>> console.open_console()  # doctest: +SKIP
 
-    from vmsnix_ops.runbooks import console
-    console.open_console()
+A run is a process of its own (`jobs`). It continues when the notebook that started it is closed; the console
+follows it through files, and finds it again after the kernel was restarted. A `places.Place` alone decides
+what is sent to AWS and what to the sandbox.
 
-A run happens in a process of its own (`jobs`), which outlives the notebook that started it; the console
-follows it through files (`following`), and finds it again after the kernel was restarted. What is sent to
-AWS, and what to the sandbox, is a `places.Place`; nothing else decides where a run goes.
-
-Outside of JupyterLab (papermill, a script) there is nobody to press buttons: the console then says what it
-is, and does nothing.
+Outside of JupyterLab (papermill, a script) the console prints what it is, and does nothing.
 """
 
 from __future__ import annotations

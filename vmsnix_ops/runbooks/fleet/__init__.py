@@ -1,14 +1,13 @@
-"""Many runs at once: a plan file carried out by worker processes, here or anywhere, through Dask.
+"""Run many runbooks at once, as a plan file says, in worker processes of this machine or of a Dask cluster.
 
->>> from vmsnix_ops.runbooks import fleet
+>>> from vmsnix_ops import fleet
 >>> plan = fleet.plan("nightly.toml", dry_run=False)  # doctest: +SKIP
->>> outcome = plan.apply()  # doctest: +SKIP
->>> outcome.status, outcome.counts  # doctest: +SKIP
+>>> result = plan.apply()  # doctest: +SKIP
+>>> result.status, result.counts  # doctest: +SKIP
 ('partial', {'done': 7, 'failed': 1})
 
-A fleet that was cut off (the client, a worker or the scheduler killed, or targets that failed) goes on when
-it is started again: what is done stays done, the rest is run. Once all is done, the next start is a new
-round.
+To continue a fleet that was killed, or in which targets failed, start it again: it runs what is not done.
+Once everything is done, the next start is a new round.
 """
 
 from __future__ import annotations
