@@ -1,4 +1,4 @@
-"""Plan files: what they stand for, and everything that is wrong with them said at once."""
+"""PlanFile files: what they stand for, and everything that is wrong with them said at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from vmsnix_ops.errors import PlanError
 from vmsnix_ops.runbooks import fleet
-from vmsnix_ops.runbooks.fleet.plan_file import Plan, nix_config, read_plan
+from vmsnix_ops.runbooks.fleet.plan_file import PlanFile, nix_config, read_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ class Plans:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "nightly.toml"
 
-    def read(self, text: str) -> Plan:
+    def read(self, text: str) -> PlanFile:
         self.path.write_text(f'notebooks = "notebooks"\n{text}')
         return read_plan(self.path)
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from vmsnix_ops.runbooks.fleet.plan_file import Plan
+    from vmsnix_ops.runbooks.fleet.plan_file import PlanFile
     from vmsnix_ops.runbooks.fleet.table import Board
 
 __all__ = ["FleetPlan", "FleetResult", "plan"]
@@ -62,7 +62,7 @@ LEASE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan(Displayed):
-    """What will be run; nothing of it has started.
+    """The targets that a fleet will run. Nothing has started.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class FleetPlan(Displayed):
     archive
         Where the evidence goes.
     dry_run
-        `apply` only looks.
+        `apply` runs nothing.
     fresh
         `apply` begins a new round even if the last one is not all done.
     lease_seconds
@@ -86,7 +86,7 @@ class FleetPlan(Displayed):
         Variables for the workers of a cluster of this machine; never shown.
     """
 
-    plan: Plan
+    plan: PlanFile
     ledger: str
     archive: str
     dry_run: bool
@@ -97,7 +97,7 @@ class FleetPlan(Displayed):
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def frame(self) -> pd.DataFrame:
-        """Return the targets as a table: `Plan.frame` with ``state``, what the ledger knows of each."""
+        """Return the targets as a table: `PlanFile.frame` with ``state``, what the ledger knows of each."""
         frame = self.plan.frame()
         frame.insert(1, "state", [self.states[target.key] for target in self.plan.targets])
         return frame
@@ -207,7 +207,7 @@ def plan(
     lease_seconds: float = LEASE_SECONDS,
     environment: Mapping[str, str] | None = None,
 ) -> FleetPlan:
-    """Read and check a plan file, and return what there is to run. Nothing is started.
+    """Read and check a plan file, and return what a fleet will run. Nothing is started.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def plan(
     fresh
         Begin a new round also when the last one is not all done.
     dry_run
-        Only look.
+        Run nothing.
     lease_seconds
         As `LEASE_SECONDS`.
     environment

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmsnix_ops.runbooks.fleet.ledger import Document, Ledger
-    from vmsnix_ops.runbooks.fleet.plan_file import Plan, Target
+    from vmsnix_ops.runbooks.fleet.plan_file import PlanFile, Target
     from vmsnix_ops.runbooks.fleet.table import Board
 
 
@@ -412,7 +412,7 @@ class Runner:
         What became of each target, in the end.
     """
 
-    plan: Plan
+    plan: PlanFile
     ledger: Ledger
     ledger_place: str
     archive: str

@@ -658,7 +658,7 @@ class Dask:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlanFile:
     """What a plan file says, checked; nothing of it has been done.
 
     Attributes
@@ -708,7 +708,7 @@ class Plan:
         return pd.DataFrame(rows, columns=["target", "runbook", "parameters", "after", "needs", "retries"])
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> PlanFile:
     """Read a plan file and check all that can be checked before anything starts.
 
     Raises
@@ -735,7 +735,7 @@ def read_plan(path: Path) -> Plan:
     shelf = path.parent.absolute() / notebooks if notebooks else None
     entries = read_entries(faults, values, accounts, shelf)
     targets = order(faults, entries)
-    plan = Plan(
+    plan = PlanFile(
         name=_name(faults, values, path),
         source=path,
         folder=folder,

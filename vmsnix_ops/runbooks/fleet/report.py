@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FleetResult(Result):
-    """What became of a fleet.
+    """The outcome of a fleet, target by target.
 
     Attributes
     ----------
