@@ -41,7 +41,7 @@ NEVER = "never"
 
 @dataclass(frozen=True, slots=True)
 class AuditResult(Result):
-    """A scan, judged and compared with the one before.
+    """The findings of an audit, and what changed since the last one.
 
     Attributes
     ----------

@@ -108,7 +108,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class PromotionPlan(display.Displayed):
-    """A promotion that has been looked at and not begun. Make it with `plan`; printed, it shows what happens.
+    """A checked promotion that has not started. Make it with `plan`.
 
     Attributes
     ----------
@@ -153,7 +153,7 @@ class PromotionPlan(display.Displayed):
         return f"Promote {source.name}{to} in {counted(len(self.targets), 'region')}, account {self.account}"
 
     def apply(self) -> PromotionResult:
-        """Do everything that the plan lists, and return what became of it. In a dry run nothing is done.
+        """Do everything that the plan lists, and return the outcome. A dry run does nothing.
 
         Safe to run twice, and after a crash at any point: every step looks first, copies have ClientTokens of
         their content, and a message goes out once the tables do not know it. SIGINT and SIGTERM end it
@@ -215,7 +215,7 @@ class PromotionPlan(display.Displayed):
 
 @dataclass(frozen=True, slots=True)
 class PromotionResult(Outcomes):
-    """What became of a promotion, region by region and step by step."""
+    """The outcome of a promotion, by region and step."""
 
     job = "The promotion"
     plan: PromotionPlan
@@ -265,7 +265,7 @@ def plan(
     progress: Progress | None = None,
     session: boto3.Session | None = None,
 ) -> PromotionPlan:
-    """Look at the AMI and at every region, and return what will happen. Nothing is changed.
+    """Check the AMI and every region, and return what will happen. Nothing is changed.
 
     Parameters
     ----------

@@ -236,7 +236,7 @@ HALTED = "the channel was changed between plan and write; nothing more is change
 
 @dataclass(frozen=True, slots=True)
 class RollbackPlan(display.Displayed):
-    """A rollback that has been looked at and not begun. Make it with `plan`; printed, it shows what happens.
+    """A checked rollback that has not started. Make it with `plan`.
 
     Attributes
     ----------
@@ -285,7 +285,7 @@ class RollbackPlan(display.Displayed):
         return show(self.history())
 
     def apply(self) -> RollbackResult:
-        """Move the pointers, one call a region, and return what became of it. In a dry run nothing is moved.
+        """Set the channel in each region, and return the outcome. A dry run does nothing.
 
         Safe to run twice: a plan is for the values that it saw. A pointer that was moved meanwhile, by
         somebody or by an earlier run of this plan, is left alone, and so is one whose AMI can no longer be
@@ -327,7 +327,7 @@ class RollbackPlan(display.Displayed):
 
 @dataclass(frozen=True, slots=True)
 class RollbackResult(Outcomes):
-    """What became of a rollback, region by region and step by step."""
+    """The outcome of a rollback, by region and step."""
 
     job = "The rollback"
     plan: RollbackPlan
@@ -373,7 +373,7 @@ def plan(
     progress: Progress | None = None,
     session: boto3.Session | None = None,
 ) -> RollbackPlan:
-    """Look at what the channel pointed to, and return what will happen. Nothing is changed.
+    """Read the earlier values of the channel, and return what will happen. Nothing is changed.
 
     Parameters
     ----------

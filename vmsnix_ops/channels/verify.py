@@ -65,7 +65,7 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class VerificationResult(Result):
-    """What a verification found.
+    """What differs between AWS and the record.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ def check(
     tables: Tables | None = None,
     session: boto3.Session | None = None,
 ) -> VerificationResult:
-    """Compare every AMI that the tables know with what AWS says. Nothing is changed.
+    """Compare every recorded AMI with what AWS returns. Nothing is changed.
 
     A region, or an AMI, that cannot be read is part of the drift (``access``) and does not stop the others.
 

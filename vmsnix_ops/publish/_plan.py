@@ -58,10 +58,9 @@ _PREFIX = re.compile(r"[A-Za-z0-9()\[\] ./'@_-]{0,40}")
 
 @dataclass(frozen=True, slots=True)
 class PublishPlan(Displayed, Wanted):
-    """A publish that has been checked and not begun.
+    """A checked publish that has not started. Make it with `plan`.
 
-    Make it with `plan`. Printed, or as the last line of a cell, it shows what will happen. Its attributes are
-    those of `vmsnix_ops.publish.wanted.Wanted`.
+    Its attributes are those of `vmsnix_ops.publish.wanted.Wanted`.
     """
 
     def build(self) -> Built:
@@ -89,7 +88,7 @@ class PublishPlan(Displayed, Wanted):
         return pipeline.finish(self, ami)
 
     def apply(self) -> PublishResult:
-        """Take all steps: the lines of the notebook, for people who write programs.
+        """Take all steps of the notebook, from `build` to `finish`.
 
         Safe to run twice, as every step is. SIGINT and SIGTERM end it cleanly; the second one at once.
         """
@@ -171,7 +170,7 @@ def plan(
     progress: Progress | None = None,
     session: boto3.Session | None = None,
 ) -> PublishPlan:
-    """Check everything that can be checked beforehand, and return what will happen. Nothing is changed.
+    """Check parameters, image and account, and return what will happen. Nothing is changed.
 
     Parameters
     ----------

@@ -93,7 +93,7 @@ class BootStep(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class BootPlan(Displayed):
-    """A boot test that has been checked and not begun; make it with `plan`.
+    """A checked boot test that has not started. Make it with `plan`.
 
     Attributes
     ----------
@@ -116,7 +116,7 @@ class BootPlan(Displayed):
     run: RunContext
 
     def apply(self) -> BootResult:
-        """Build the image unless it is there, and boot it.
+        """Build the image unless it exists, and boot it.
 
         Safe to run twice: nothing but this run's own folder is written.
 
@@ -163,7 +163,7 @@ class BootPlan(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class BootResult(Result):
-    """An image that came up.
+    """The result of a boot test: the image started.
 
     Attributes
     ----------
@@ -221,7 +221,7 @@ def plan(
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> BootPlan:
-    """Check what a boot test is asked for, and return what will happen. Nothing is started.
+    """Check the parameters of a boot test, and return what will happen. Nothing is started.
 
     Parameters
     ----------

@@ -70,7 +70,7 @@ class _Parts(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class BootstrapPlan(_Parts):
-    """What there is to do; nothing of it has been done.
+    """What a bootstrap will create and change. Nothing has been changed.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class BootstrapPlan(_Parts):
     parts
         Every part and what there is to do about it.
     dry_run
-        `apply` only looks.
+        `apply` changes nothing.
     """
 
     place: policies.Place
@@ -92,7 +92,7 @@ class BootstrapPlan(_Parts):
         return ["Dry run: nothing of this will be done."] if self.dry_run and self.todo else []
 
     def apply(self) -> BootstrapResult:
-        """Make what is missing, put right what is wrong, and return what there is then; not in a dry run.
+        """Create what is missing, change what is wrong, and return what exists then. A dry run does nothing.
 
         Safe to run twice: the second time, everything is there.
         """
@@ -145,7 +145,7 @@ class BootstrapPlan(_Parts):
 
 @dataclass(frozen=True, slots=True)
 class BootstrapResult(_Parts, Result):
-    """What there is after a bootstrap.
+    """What the account has after a bootstrap.
 
     Attributes
     ----------
@@ -181,14 +181,14 @@ def plan(
     dry_run: bool = True,
     session: boto3.Session | None = None,
 ) -> BootstrapPlan:
-    """Look at what the account has, and return what there is to do. Nothing is changed.
+    """Read what the account has, and return what a bootstrap will create and change. Nothing is changed.
 
     Parameters
     ----------
     region, bucket, role_name
         As for `vmsnix_ops.publish.plan`; empty takes the settings'.
     dry_run
-        Only look.
+        Change nothing.
     session
         Whose account it is.
 

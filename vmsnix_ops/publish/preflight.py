@@ -374,7 +374,7 @@ MARKS = {"pass": "✓ pass", "warn": "! warn", "fail": "✗ fail"}
 
 @dataclass(frozen=True, slots=True)
 class PreflightResult(Result):
-    """The checks of one region, shown as a table."""
+    """The checks of a preflight: each passed, failed, or is a warning."""
 
     runbook = "preflight"
 
@@ -434,7 +434,7 @@ def check(
     public: bool = False,
     session: boto3.Session | None = None,
 ) -> PreflightResult:
-    """Run the checks of a publish, and many more, and change nothing.
+    """Check credentials, account, region, bucket, role, permissions, image and machine. Nothing is changed.
 
     Parameters
     ----------

@@ -218,7 +218,7 @@ SHOWN_LINES = 40
 
 @dataclass(frozen=True, slots=True)
 class SmokeTestPlan(Displayed):
-    """A test that has been looked at and not begun. Make it with `plan`; printed, it shows what will happen.
+    """A checked smoke test that has not started. Make it with `plan`.
 
     Attributes
     ----------
@@ -263,7 +263,7 @@ class SmokeTestPlan(Displayed):
         return f"Smoke test of {self.ami.name} in {self.ami.region}, account {self.ami.account}"
 
     def apply(self) -> SmokeTestResult:
-        """Test, and return what came of it; a test that failed has an `error`.
+        """Launch, check, read and terminate an instance; the result of a test that failed has an `error`.
 
         Safe to run twice, and after a crash at any point: instances are found again by their tag and
         terminated, and the token of a launch carries the attempt. SIGINT and SIGTERM terminate the instance
@@ -279,7 +279,7 @@ class SmokeTestPlan(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class SmokeTestResult(Result):
-    """What came of it.
+    """The result of a smoke test.
 
     Attributes
     ----------
@@ -370,7 +370,7 @@ def plan(
     progress: Progress | None = None,
     session: boto3.Session | None = None,
 ) -> SmokeTestPlan:
-    """Look at the AMI, and return what will happen. Nothing is launched.
+    """Check the AMI, and return what will happen. Nothing is launched.
 
     Parameters
     ----------

@@ -205,7 +205,7 @@ class StepTiming:
 
 @dataclass(frozen=True, slots=True)
 class PublishResult(Result):
-    """What a publish came to; the content of ``result.json``.
+    """The result of a publish.
 
     Attributes
     ----------

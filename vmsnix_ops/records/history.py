@@ -176,7 +176,7 @@ def retirements(
     since: datetime | timedelta | None = None,
     last: int | None = None,
 ) -> pd.DataFrame:
-    """Return what was retired, restored and removed, the latest first.
+    """Return retirements, restorations and deletions, the latest first.
 
     Parameters
     ----------
@@ -287,7 +287,9 @@ PATHS = ("import", "direct")
 
 @dataclass(frozen=True, slots=True)
 class Timings(Result):
-    """How long the steps of publishes took. It shows itself as one line: how many there are, or why none.
+    """How long the steps of publishes took.
+
+    It shows itself as one line: how many steps were found, or why none.
 
     The methods without ``show`` return frames; see `vmsnix_ops.records.timings` for their columns.
 

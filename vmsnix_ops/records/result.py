@@ -159,7 +159,7 @@ MOST_ROWS = 200
 
 
 class Result(Displayed):
-    """What a job came to. Every job returns one.
+    """The result of a job. Every job returns one.
 
     A class overrides `frame` and `as_dict`, and `error` where its job can end otherwise than done.
     """

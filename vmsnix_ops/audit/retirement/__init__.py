@@ -67,7 +67,7 @@ def plan(
     progress: Progress | None = None,
     session: boto3.Session | None = None,
 ) -> RetirementPlan:
-    """Look at every AMI, what uses it, and decide by the rules. Nothing is changed.
+    """Read every AMI and its usage, and decide by the rules. Nothing is changed.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ DONE = frozenset({"retired", "deleted", "restored"})
 
 @dataclass(frozen=True, slots=True)
 class RetirementPlan(display.Displayed):
-    """What will become of every AMI and orphan, and why; nothing of it has been done. `apply` does it.
+    """What will be retired, deleted, restored or kept, and why. Nothing has been changed.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class RetirementPlan(display.Displayed):
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     def apply(self) -> RetirementResult:
-        """Do what the plan says, unless it is a dry run; return what became of each AMI and orphan.
+        """Do what the plan says, and return the outcome of each AMI and orphan. A dry run does nothing.
 
         Safe to run again after a death at any call: a new plan finds what is left to do.
 
@@ -223,7 +223,7 @@ class RetirementPlan(display.Displayed):
 
 @dataclass(frozen=True, slots=True)
 class RetirementResult(Result):
-    """What became of a plan.
+    """The outcome of a retirement, by region and by AMI.
 
     Attributes
     ----------
