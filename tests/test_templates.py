@@ -53,4 +53,9 @@ def test_only_style_sheets_cleaned_cells_and_plots_are_inserted_unescaped() -> N
         marked = re.findall(r"\{\{ *(\w+) *\| *safe *\}\}", path.read_text(encoding="utf-8"))
         if marked:
             found[path.relative_to(PACKAGE).as_posix()] = marked
-    assert found == {"page.html": ["style"], "runbooks/evidence/report.html": ["cells"]}
+    assert found == {
+        "page.html": ["style"],
+        "runbooks/console/bar.py": ["style"],
+        "runbooks/console/tabs.py": ["svg"],
+        "runbooks/evidence/report.html": ["cells"],
+    }

@@ -10,10 +10,12 @@ import ipywidgets
 
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.runbooks.console import places
-from vmsnix_ops.text import html
+from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from markupsafe import Markup
 
     from vmsnix_ops.runbooks.console.places import Place, Who
 
@@ -27,13 +29,36 @@ EFFECTS = {
 }
 
 
-def style() -> str:
+_BANNER = """\
+<div class="vmsnix-banner {{ kind }}" title="{{ more }}"><b class="vmsnix-where">{{ title }}</b>
+<div>
+<p>{{ words }}</p>
+{% if who is none %}
+<p>Asking whose account this is ...</p>
+{% elif who.account %}
+<p>Account <b>{{ who.account }}</b>, region <b>{{ who.region or "none set" }}</b></p>
+{% else %}
+<p>Account unknown</p>
+{% endif %}
+{% if who is not none and who.problem %}
+<p class="vmsnix-problem" role="alert">{{ who.problem }}</p>
+{% endif %}
+</div></div>
+"""
+_BADGE = '<span class="vmsnix-badge {{ kind }}">{{ words }}</span>'
+_NOTE = """\
+{% if words %}<p class="vmsnix-quiet">{{ words }}</p>{% endif %}
+"""
+_STYLE = "<style>{{ style | safe }}</style>"
+
+
+def style() -> Markup:
     """Return the style sheet as an HTML element."""
     text = (files("vmsnix_ops.runbooks.console") / "console.css").read_text(encoding="utf-8")
-    return f"<style>{text}</style>"
+    return fill(_STYLE, style=text)
 
 
-def banner(place: Place, who: Who | None) -> str:
+def banner(place: Place, who: Who | None) -> Markup:
     """Return the words that say where everything goes; nobody shall take the sandbox for production.
 
     Parameters
@@ -49,25 +74,14 @@ def banner(place: Place, who: Who | None) -> str:
     else:
         kind, title = "vmsnix-production", "PRODUCTION AWS"
         words = "What runs here is real, and costs money."
-    if who is None:
-        facts = "Asking whose account this is ..."
-    elif who.account:
-        region = who.region or "none set"
-        facts = f"Account <b>{who.account}</b>, region <b>{html(region)}</b>"
-    else:
-        facts = "Account unknown"
-    problem = f'<p class="vmsnix-problem" role="alert">{html(who.problem)}</p>' if who and who.problem else ""
-    more = html(" ".join(filter(None, (who.arn if who else "", place.url))))
-    return (
-        f'<div class="vmsnix-banner {kind}" title="{more}"><b class="vmsnix-where">{title}</b>'
-        f"<div><p>{words}</p><p>{facts}</p>{problem}</div></div>"
-    )
+    more = " ".join(filter(None, (who.arn if who else "", place.url)))
+    return fill(_BANNER, kind=kind, title=title, words=words, who=who, more=more)
 
 
-def effect(side_effects: str) -> str:
+def effect(side_effects: str) -> Markup:
     """Return what a runbook does to the world, as a badge."""
     kind, words = EFFECTS[side_effects]
-    return f'<span class="vmsnix-badge {kind}">{words}</span>'
+    return fill(_BADGE, kind=kind, words=words)
 
 
 AWS, SANDBOX = "AWS", "Sandbox"
@@ -107,7 +121,8 @@ class PlaceBar:
         if self._home.sandbox:
             # Its AWS variables were taken away when it was started, so that there is no way to AWS from here.
             self.switch.layout.display = "none"
-            self._say("JupyterLab was started on the sandbox. <code>vmsnix lab</code> works on AWS.")
+            words = fill("JupyterLab was started on the sandbox. <code>vmsnix lab</code> works on AWS.")
+            self._say(words)
         side = ipywidgets.VBox([self.switch, self._note])
         side.add_class("vmsnix-bar-side")
         self.widget = ipywidgets.HBox([self._banner, side])
@@ -141,7 +156,7 @@ class PlaceBar:
                 self.place = places.sandbox_host().place
             except VmsnixError as error:
                 self.switch.value = AWS
-                self._say(html(str(error)))
+                self._say(str(error))
                 return
         else:
             self.place = self._home
@@ -164,7 +179,7 @@ class PlaceBar:
         threading.Thread(target=ask, name="whose account", daemon=True).start()
 
     def _say(self, words: str) -> None:
-        self._note.value = f'<p class="vmsnix-quiet">{words}</p>' if words else ""
+        self._note.value = fill(_NOTE, words=words)
 
 
 __all__ = ["PlaceBar"]

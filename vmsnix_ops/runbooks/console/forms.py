@@ -10,10 +10,12 @@ import ipywidgets
 
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.runbooks import parameters
-from vmsnix_ops.text import html
+from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from markupsafe import Markup
 
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.declarations import Parameter
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
 # is.
 
 PICK = "▾"
+
+_HELP = """\
+<span class="vmsnix-help">{{ words }}</span>
+{%- if problem %}<span class="vmsnix-help">{{ problem }}</span>{% endif %}
+"""
+_COMPLAINT = '<span class="{{ kind }}" role="alert">{{ problem }}</span>'
+_NAME = '<span class="vmsnix-name">{{ name }}</span>'
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +92,8 @@ class Field:
         self._changed = changed
         self._quiet = False
         self._pick: Any = None
-        self._help_html = f'<span class="vmsnix-help">{_marked(parameter.help)}</span>'
-        self._help = ipywidgets.HTML(self._help_html)
+        self._words = parameter.help[:1].upper() + parameter.help[1:]
+        self._help = ipywidgets.HTML(fill(_HELP, words=self._words, problem=""))
         self._problem = ipywidgets.HTML("")
         self.widget = ipywidgets.VBox([self._control(), self._help, self._problem])
         self.widget.add_class("vmsnix-field")
@@ -112,7 +121,7 @@ class Field:
     def complain(self, problem: str, *, warning: bool = False) -> None:
         """Show what is wrong, or nothing more."""
         kind = "vmsnix-warning" if warning else "vmsnix-error"
-        self._problem.value = f'<span class="{kind}" role="alert">{html(problem)}</span>' if problem else ""
+        self._problem.value = fill(_COMPLAINT, kind=kind, problem=problem) if problem else ""
         (self.widget.add_class if problem and not warning else self.widget.remove_class)("vmsnix-wrong")
 
     def focus(self) -> None:
@@ -123,8 +132,7 @@ class Field:
         """Offer values, or say why there are none to offer; fields with choices of their own need none."""
         if self._pick is not None:
             _offer(self._pick, suggestions)
-            words = f'<span class="vmsnix-help">{html(problem)}</span>'
-            self._help.value = self._help_html + (words if problem else "")
+            self._help.value = fill(_HELP, words=self._words, problem=problem)
 
     def _control(self) -> Any:
         raise NotImplementedError
@@ -232,7 +240,7 @@ class ListField(Field):
         self._box = ipywidgets.VBox([])
         self._pick = _picker(self._add_picked)
         self._add_button = _small_button("+ Add", f"Add a value to {self.parameter.name}", self._on_add)
-        name = ipywidgets.HTML(f'<span class="vmsnix-name">{html(self.parameter.name)}</span>')
+        name = ipywidgets.HTML(fill(_NAME, name=self.parameter.name))
         below = ipywidgets.HBox([self._add_button, self._pick])
         below.add_class("vmsnix-pickable")
         box = ipywidgets.VBox([name, self._box, below])
@@ -348,10 +356,6 @@ def _small_button(text: str, tooltip: str, pressed: Callable[[Any], None]) -> An
     button.add_class("vmsnix-small")
     button.on_click(pressed)
     return button
-
-
-def _marked(text: str) -> str:
-    return html(text[:1].upper() + text[1:])
 
 
 def _shown(value: object) -> str:
@@ -493,7 +497,7 @@ def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: boo
     return shlex.join([*words, "--sandbox"] if sandbox else words)
 
 
-def plan_html(form: Form, *, place: str, command: str) -> str:
+def plan_html(form: Form, *, place: str, command: str) -> Markup:
     """Return what a run would do, in words and as parameters.
 
     Parameters
@@ -505,28 +509,39 @@ def plan_html(form: Form, *, place: str, command: str) -> str:
     command
         The same as a command line.
     """
-    given = form.values()
-    rows = "".join(
-        f"<tr><th>{html(name)}</th><td><code>{html(_plain(value))}</code></td></tr>"
-        for name, value in given.items()
-    )
-    table = f"<table>{rows}</table>" if rows else "<p>Every parameter has its default.</p>"
-    return (
-        f'<div class="vmsnix-plan"><p>{_deed(form)} {html(place)}</p>{table}'
-        f"<details><summary>The same in a shell</summary><pre>{html(command)}</pre></details></div>"
+    return fill(
+        _PLAN,
+        runbook=form.runbook,
+        dry=form.value(DRY_RUN) is True,
+        given=[(name, _plain(value)) for name, value in form.values().items()],
+        place=place,
+        command=command,
     )
 
 
-def _deed(form: Form) -> str:
-    name = f"<b>{html(form.runbook.name)}</b>"
-    if form.value(DRY_RUN) is True:
-        return f"{name} looks and tells, and changes nothing (dry_run),"
-    deeds = {
-        "read_only": f"{name} looks, and changes nothing,",
-        "creates": f"{name} <b>creates</b> what is missing",
-        "destroys": f"{name} <b>destroys</b> what its plan lists",
-    }
-    return deeds[form.runbook.side_effects]
+_PLAN = """\
+<div class="vmsnix-plan">
+<p><b>{{ runbook.name }}</b>
+{% if dry %}
+looks and tells, and changes nothing (dry_run),
+{% elif runbook.side_effects == "read_only" %}
+looks, and changes nothing,
+{% elif runbook.side_effects == "creates" %}
+<b>creates</b> what is missing
+{% else %}
+<b>destroys</b> what its plan lists
+{% endif %}
+{{ place }}</p>
+{% for name, value in given %}
+{% if loop.first %}<table>{% endif %}
+<tr><th>{{ name }}</th><td><code>{{ value }}</code></td></tr>
+{% if loop.last %}</table>{% endif %}
+{% else %}
+<p>Every parameter has its default.</p>
+{% endfor %}
+<details><summary>The same in a shell</summary><pre>{{ command }}</pre></details>
+</div>
+"""
 
 
 def _plain(value: object) -> str:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from vmsnix_ops import display, outcomes
-from vmsnix_ops.text import html
+from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import pandas as pd
+    from markupsafe import Markup
 
 ROWS = 200
 """Rows that are shown at most; the search finds the others."""
@@ -153,31 +154,51 @@ class Grid:
             return
         whole = len(self._frame)
         self._bar.layout.display = "" if whole else "none"
-        more = f", the first {ROWS} are shown" if len(rows) > ROWS else ""
-        self._count.value = f'<span class="vmsnix-quiet">{len(rows)} of {whole}{more}</span>'
+        self._count.value = fill(_COUNT, rows=len(rows), whole=whole, most=ROWS)
         empty = self.empty if not whole else "Nothing matches the search."
         self._table.value = table_html(self._columns, rows.head(ROWS), empty=empty)
         if self._changed is not None:
             self._changed(rows.head(ROWS))
 
 
-def table_html(columns: Sequence[Column], frame: pd.DataFrame, *, empty: str) -> str:
+_COUNT = """\
+<span class="vmsnix-quiet">{{ rows }} of {{ whole }}
+{%- if rows > most %}, the first {{ most }} are shown{% endif %}</span>
+"""
+
+_TABLE = """\
+{% if rows %}
+<div class="vmsnix-scroll" tabindex="0" role="region" aria-label="Table">
+<table class="vmsnix-table">
+<thead><tr>
+{% for column in columns %}
+<th scope="col" class="vmsnix-is-{{ column.kind }}">{{ column.title or column.name }}</th>
+{% endfor %}
+</tr></thead><tbody>
+{% for row in rows %}
+<tr>
+{% for cell in row %}
+<td class="vmsnix-is-{{ cell.kind }}"{% if cell.full %} title="{{ cell.full }}"{% endif %}>
+{%- if cell.badge %}<span class="vmsnix-badge {{ cell.badge }}">{{ cell.text }}</span>
+{%- else %}{{ cell.text }}{% endif %}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody></table></div>
+{% else %}
+<p class="vmsnix-empty">{{ empty }}</p>
+{% endif %}
+"""
+
+
+def table_html(columns: Sequence[Column], frame: pd.DataFrame, *, empty: str) -> Markup:
     """Return a frame as an HTML table, or what to say when it is empty."""
-    if frame.empty:
-        return f'<p class="vmsnix-empty">{html(empty)}</p>'
     there = [column for column in columns if column.name in frame.columns]
-    head = "".join(
-        f'<th scope="col" class="vmsnix-is-{column.kind}">{html(column.title or column.name)}</th>'
-        for column in there
-    )
-    body = "".join(
-        "<tr>" + "".join(_cell(column, value) for column, value in zip(there, row, strict=True)) + "</tr>"
+    rows = [
+        [_cell(column, value) for column, value in zip(there, row, strict=True)]
         for row in frame[[column.name for column in there]].itertuples(index=False, name=None)
-    )
-    return (
-        '<div class="vmsnix-scroll" tabindex="0" role="region" aria-label="Table">'
-        f'<table class="vmsnix-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    ]
+    return fill(_TABLE, columns=there, rows=rows, empty=empty)
 
 
 def _orders(column: Column) -> list[tuple[str, str]]:
@@ -189,13 +210,12 @@ def _orders(column: Column) -> list[tuple[str, str]]:
     return [(f"{title}, A to Z", column.name)]
 
 
-def _cell(column: Column, value: Any) -> str:
-    text = html(text_of(column.kind, value))
+def _cell(column: Column, value: Any) -> dict[str, str]:
+    text, badge = text_of(column.kind, value), ""
     if column.kind == "badge" and text:
-        style = "vmsnix-good" if text in GOOD else ("vmsnix-bad" if text in BAD else "vmsnix-mixed")
-        text = f'<span class="vmsnix-badge {style}">{text}</span>'
-    full = f' title="{html(plain(value))}"' if len(text) > 40 or column.kind == "code" else ""
-    return f'<td class="vmsnix-is-{column.kind}"{full}>{text}</td>'
+        badge = "vmsnix-good" if text in GOOD else ("vmsnix-bad" if text in BAD else "vmsnix-mixed")
+    full = plain(value) if len(text) > 40 or column.kind == "code" else ""
+    return {"kind": column.kind, "text": text, "badge": badge, "full": full}
 
 
 def text_of(kind: str, value: Any) -> str:

@@ -17,12 +17,13 @@ from vmsnix_ops import outcomes
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.records import figures, history, timing_plots, timings
 from vmsnix_ops.runbooks.console.grid import Column, Grid
-from vmsnix_ops.text import html
+from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import pandas as pd
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
     from vmsnix_ops.runbooks.console.places import Place
@@ -87,7 +88,7 @@ class Tab:
             try:
                 self._read(place)
             except (VmsnixError, OSError, ValueError) as error:  # the latter two: a file that is read
-                self._problem.value = f'<p class="vmsnix-error" role="alert">{html(str(error))}</p>'
+                self._problem.value = fill(_PROBLEM, error=error)
                 return
             self._problem.value = ""
             self._read_for = (place.url, ended)
@@ -203,20 +204,28 @@ class TimingsTab(Tab):
         if self._image.value:
             steps = steps[steps["image"] == self._image.value]
         if not steps["status"].isin(outcomes.WORKED).any():
-            words = "No step has been timed here yet. A publish times each of its steps."
-            self._shown.value = f'<p class="vmsnix-empty">{words}</p>'
+            self._shown.value = _NOTHING_TIMED
             return
         pictures = (timing_plots.plot_usual(steps), timing_plots.plot_trend(steps))
         tables = (timings.show_summary(timings.summary(steps)), timings.show_slow(timings.slow(steps)))
         titles = ("Where the time goes", "How it changed", "What is usual", "What was slow")
-        parts = [*(svg(picture) for picture in pictures), *(table._repr_html_() for table in tables)]
-        self._shown.value = "".join(
-            f'<section class="vmsnix-part"><h4>{title}</h4><div class="vmsnix-scroll">{part}</div></section>'
-            for title, part in zip(titles, parts, strict=True)
-        )
+        parts = zip(titles, [*map(svg, pictures), *tables], strict=True)
+        self._shown.value = fill(_PARTS, parts=parts)
 
 
-def svg(figure: Figure) -> str:
+_PROBLEM = '<p class="vmsnix-error" role="alert">{{ error }}</p>'
+_NOTHING_TIMED = """\
+<p class="vmsnix-empty">No step has been timed here yet. A publish times each of its steps.</p>
+"""
+_PARTS = """\
+{% for title, part in parts %}
+<section class="vmsnix-part"><h4>{{ title }}</h4><div class="vmsnix-scroll">{{ part }}</div></section>
+{% endfor %}
+"""
+_SVG = "{{ svg | safe }}"  # of matplotlib, which escapes the texts of a plot
+
+
+def svg(figure: Figure) -> Markup:
     """Return a figure as SVG whose ink and grid follow JupyterLab's theme."""
     import matplotlib as mpl
 
@@ -227,7 +236,7 @@ def svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     for colour, variable in THEME.items():
         text = text.replace(colour, f"var({variable})")
-    return text
+    return fill(_SVG, svg=text)
 
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,6 +253,7 @@ AUDIT = "audit-inventory"
 NO_AUDIT = "No audit has been recorded here yet."
 LOOKED_THROUGH = 5
 """Audits in which a table is looked for."""
+_SEEN = '<p class="vmsnix-quiet">As the audit of {{ when }} saw it.</p>'
 
 
 class AuditTab(Tab):
@@ -358,4 +368,4 @@ def _seen(entry: Entry | None) -> str:
     if entry is None:
         return ""
     when = f"{datetime.fromisoformat(str(entry.values['started_at'])):%Y-%m-%d %H:%M} UTC"
-    return f'<p class="vmsnix-quiet">As the audit of {when} saw it.</p>'
+    return fill(_SEEN, when=when)
