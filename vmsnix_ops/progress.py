@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from vmsnix_ops import files
+from vmsnix_ops.templates import fill
 from vmsnix_ops.text import html, line, lines, write, write_command
 
 if TYPE_CHECKING:
@@ -448,7 +449,7 @@ class WidgetFace:
         import ipywidgets
 
         name = ipywidgets.HTML(
-            f"<b>{html(event.step)}</b>", layout=ipywidgets.Layout(width="9em", flex="0 0 auto")
+            fill("<b>{{ step }}</b>", step=event.step), layout=ipywidgets.Layout(width="9em", flex="0 0 auto")
         )
         bar = ipywidgets.FloatProgress(
             value=0.0,

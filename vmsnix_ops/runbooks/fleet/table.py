@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmsnix_ops.progress import counted, human_seconds, in_jupyter
-from vmsnix_ops.text import html, line, write
+from vmsnix_ops.templates import fill
+from vmsnix_ops.text import line, write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -256,16 +257,22 @@ class Widget(Board):
         """Draw the table as it is now."""
         self._drawn = time.monotonic()
         colours = {"done": "#1a7f37", "failed": "#c4232f", "skipped": "#59636e", "planned": "#59636e"}
-        rows = "".join(
-            f'<tr style="color:{colours.get(line.state, "inherit")}"><td>{MARKS.get(line.state, "")}</td>'
-            f"<td>{html(line.name)}</td><td>{line.state}</td><td>{line.took()}</td>"
-            f"<td>{html(line.error)}</td></tr>"
-            for line in self.sorted()
-        )
-        self.box.value = (
-            f"<b>{html(self.summary())}</b><table><thead><tr><th></th><th>target</th><th>state</th>"
-            f"<th>time</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
-        )
+        lines = [
+            (line, colours.get(line.state, "inherit"), MARKS.get(line.state, "")) for line in self.sorted()
+        ]
+        self.box.value = fill(_TABLE, summary=self.summary(), lines=lines)
+
+
+_TABLE = """\
+<b>{{ summary }}</b><table>
+<thead><tr><th></th><th>target</th><th>state</th><th>time</th><th></th></tr></thead>
+<tbody>
+{% for line, colour, mark in lines %}
+<tr style="color:{{ colour }}"><td>{{ mark }}</td><td>{{ line.name }}</td><td>{{ line.state }}</td>
+<td>{{ line.took() }}</td><td>{{ line.error }}</td></tr>
+{% endfor %}
+</tbody></table>
+"""
 
 
 def board_for_here() -> Board:
