@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnix_ops.errors import SettingsError
-from vmsnix_ops.settings import FIELDS, NOT_SETTINGS, VARIABLES, load
+from vmsnix_ops.settings import FIELDS, NOT_SETTINGS, VARIABLES, RetirementPolicy, load
 
 
 def write(folder: Path, text: str) -> Path:
@@ -29,6 +29,7 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
     assert settings.history == str(settings.state / "history")
     assert settings.archive == str(settings.state / "archive")
     assert settings.put_ceiling == 1000
+    assert settings.retirement == RetirementPolicy(3, 30, 30, 14, 7, 25)
 
 
 def test_the_file_is_found_in_a_parent_and_the_nearest_wins(tmp_path: Path) -> None:
@@ -230,4 +231,20 @@ def test_an_account_id_has_exactly_12_digits(tmp_path: Path, name: str, account:
 def test_a_ceiling_that_cannot_be_is_refused(tmp_path: Path, value: str) -> None:
     write(tmp_path, f"put_ceiling = {value}\n")
     with pytest.raises(SettingsError, match="put_ceiling"):
+        load(tmp_path, {})
+
+
+def test_the_retirement_policy_stands_in_the_file_and_in_variables(tmp_path: Path) -> None:
+    write(tmp_path, "retire_keep_last = 5\nretire_grace_days = 7.5\n")
+    assert load(tmp_path, {}).retirement == RetirementPolicy(keep_last=5, grace_days=7.5)
+    given = {"VMSNIX_RETIRE_KEEP_LAST": "0", "VMSNIX_RETIRE_ORPHAN_DAYS": "1.5"}
+    wanted = RetirementPolicy(keep_last=0, grace_days=7.5, orphan_days=1.5)
+    assert load(tmp_path, given).retirement == wanted
+
+
+@pytest.mark.parametrize("value", ["-1", "true", '"many"', "nan", "inf", "36501"])
+@pytest.mark.parametrize("name", [name for name in FIELDS if name.startswith("retire_")])
+def test_a_number_of_the_policy_that_cannot_be_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    write(tmp_path, f"{name} = {value}\n")
+    with pytest.raises(SettingsError, match=name):
         load(tmp_path, {})

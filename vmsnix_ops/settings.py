@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from vmsnix_ops import files
+from vmsnix_ops.arguments import MOST_DAYS
 from vmsnix_ops.errors import SettingsError, nearest
 
 if TYPE_CHECKING:
@@ -57,6 +58,38 @@ NOT_SETTINGS: tuple[str, ...] = (
     "VMSNIX_SECRETS",  # set by the runner: the descriptor by which a kernel reports its credentials
 )
 """Variables that begin like settings and are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetirementPolicy:
+    """The numbers by which an audit and a retirement decide; their defaults stand here and nowhere else.
+
+    Attributes
+    ----------
+    keep_last
+        How many AMIs are kept of each image and architecture, the newest; and of each channel, the last that
+        it named.
+    min_age_days
+        Keep AMIs that are younger.
+    launched_days
+        Keep AMIs that launched an instance in so many last days. AWS reports launches a day late.
+    grace_days
+        How long a retired AMI or snapshot can be restored, before a later run deletes it.
+    orphan_days
+        Age from which a snapshot without an AMI is an orphan: an unfinished publish may need a younger one.
+    max_count
+        How many AMIs and orphans one run retires or deletes at most, over all regions: the oldest.
+    """
+
+    keep_last: int = 3
+    min_age_days: float = 30
+    launched_days: float = 30
+    grace_days: float = 14
+    orphan_days: float = 7
+    max_count: int = 25
+
+
+_POLICY = RetirementPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +143,11 @@ class Settings:
         What a GiB of snapshot costs a month, in USD, by region: in the standard and in the archive tier.
         ``default`` is for regions that are not named. In the file a table, ``eu-central-1 = [0.054, 0.0135]``
         below ``[snapshot_prices]``; in a variable ``eu-central-1=0.054/0.0135,default=0.05/0.0125``.
+    retire_keep_last, retire_max_count
+        Of the retirement policy, by which audits and retirements decide: how many AMIs are kept, and how many
+        one run retires or deletes at most; see `RetirementPolicy`.
+    retire_min_age_days, retire_launched_days, retire_grace_days, retire_orphan_days
+        Of the same: from which age on; see `RetirementPolicy`.
     """
 
     region: str | None
@@ -131,6 +169,19 @@ class Settings:
     audit_role: str
     audit_external_id: str
     snapshot_prices: Mapping[str, tuple[float, float]]
+    retire_keep_last: int
+    retire_min_age_days: float
+    retire_launched_days: float
+    retire_grace_days: float
+    retire_orphan_days: float
+    retire_max_count: int
+
+    @property
+    def retirement(self) -> RetirementPolicy:
+        """The retirement policy."""
+        return RetirementPolicy(
+            **{field.name: getattr(self, f"retire_{field.name}") for field in fields(RetirementPolicy)}
+        )
 
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Settings))
@@ -192,11 +243,17 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         flake=_take(given, "flake", _flake, "./nix"),
         channels=_take(given, "channels", _channels, ("candidate", "stable")),
         pointer_prefix=_take(given, "pointer_prefix", _pointer_prefix, "/vmsnix"),
-        put_ceiling=_take(given, "put_ceiling", _ceiling, 1000),
+        put_ceiling=_take(given, "put_ceiling", _whole(1, 100_000), 1000),
         audit_accounts=_take(given, "audit_accounts", _accounts, ()),
         audit_role=_take(given, "audit_role", _text, "vmsnix-auditor"),
         audit_external_id=_take(given, "audit_external_id", _text, ""),
         snapshot_prices=_take(given, "snapshot_prices", _prices, {}),
+        retire_keep_last=_take(given, "retire_keep_last", _whole(0, MOST_DAYS), _POLICY.keep_last),
+        retire_min_age_days=_take(given, "retire_min_age_days", _days, _POLICY.min_age_days),
+        retire_launched_days=_take(given, "retire_launched_days", _days, _POLICY.launched_days),
+        retire_grace_days=_take(given, "retire_grace_days", _days, _POLICY.grace_days),
+        retire_orphan_days=_take(given, "retire_orphan_days", _days, _POLICY.orphan_days),
+        retire_max_count=_take(given, "retire_max_count", _whole(0, MOST_DAYS), _POLICY.max_count),
     )
 
 
@@ -401,11 +458,24 @@ def _location(given: _Given) -> str:
     return text.rstrip("/")
 
 
-def _ceiling(given: _Given) -> int:
-    # A variable is text; a number in the file is one already, and true is none.
-    value = int(given.value) if isinstance(given.value, str) and given.value.isdecimal() else given.value
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 100_000:
-        raise given.refuse("It is no whole number from 1 to 100000.", "Write one, such as 1000.")
+def _whole(low: int, high: int) -> Callable[[_Given], int]:
+    def check(given: _Given) -> int:
+        # A variable is text; a number in the file is one already, and true is none.
+        value = int(given.value) if isinstance(given.value, str) and given.value.isdecimal() else given.value
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise given.refuse(f"It is not a whole number from {low} to {high}.", "Write one without quotes.")
+        return value
+
+    return check
+
+
+def _days(given: _Given) -> float:
+    try:
+        value = float(given.value) if isinstance(given.value, str) else given.value
+    except ValueError:
+        value = given.value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MOST_DAYS:
+        raise given.refuse(f"It is not a number of days from 0 to {MOST_DAYS}.", "Write one, such as 30.")
     return value
 
 

@@ -81,7 +81,8 @@ take such a command."""
 
 DECIDED = {
     "unencrypted": "unencrypted",
-    "unused, of ours": "unreferenced",
+    "unused, of ours": "retirement-due",
+    "orphan of ours": "retirement-due",
     "old and used": "old",
     "use unknown": "use-unknown",
     "half and used": "half-deleted",
@@ -176,7 +177,12 @@ class Story:
         for _ in range(2):
             ec2.describe_import_snapshot_tasks()
             own.aws.clock.advance(3600)
-        ids["orphan"] = own.snapshot(tags=TAGS)
+        words = "Copied for DestinationAmi ami-0123456789abcdef0 from SourceAmi ami-0aaaaaaaaaaaaaaaa"
+        copied = ec2.copy_snapshot(SourceRegion=REGION, SourceSnapshotId=own.snapshot(), Description=words)
+        ids["orphan"] = copied["SnapshotId"]
+        ids["orphan of ours"] = own.snapshot(tags=TAGS)
+        for name in ("orphan", "orphan of ours"):
+            snapshots[ids[name]].started -= timedelta(days=30)
         for name in ("half", "half and used"):
             ids[name] = own.ami(tags=FOREIGN)
             del snapshots[images[ids[name]].snapshot_ids()[0]]
@@ -219,6 +225,7 @@ class Story:
         ec2.disable_image(ImageId=ids["disabled"])
         for name in ("old", "old and used"):
             images[ids[name]].created = now - timedelta(days=400)
+        images[ids["unused, of ours"]].created = now - timedelta(days=60)
         ids["public-snapshot"] = own.snapshot(tags=FOREIGN)
         ec2.modify_snapshot_attribute(
             SnapshotId=ids["public-snapshot"],

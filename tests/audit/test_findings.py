@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.audit.inventory import Inventory
 
 TAGS = {"owner": "platform", **DIGEST}
+FOREIGN = {"owner": "platform"}
 
 
 @dataclass
@@ -64,11 +65,11 @@ def record(tmp_path: Path, ami: str, **row: Any) -> None:
     Tables(tmp_path / "history").append("amis", [whole])
 
 
-def test_an_ami_as_it_should_be_has_only_unencrypted_and_unused(own: Owner, audit: Any) -> None:
+def test_an_ami_as_it_should_be_is_only_unencrypted(own: Owner, audit: Any) -> None:
     ami = own.ami(tags=TAGS)
     found = audit()
     about = found.frame[found.frame["resource_id"] == ami]
-    assert sorted(about["rule"]) == ["unencrypted", "unreferenced"]
+    assert sorted(about["rule"]) == ["unencrypted"]
     assert list(found.frame.columns) == list(finding.COLUMNS)
 
 
@@ -107,19 +108,20 @@ def test_imdsv2_tags_and_age(own: Owner, audit: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_use_and_deprecation(own: Owner, audit: Any) -> None:
-    used, unused = own.ami(tags=TAGS), own.ami(tags=TAGS)
+    used, unused, ours = own.ami(tags=FOREIGN), own.ami(tags=FOREIGN), own.ami(tags=TAGS)
     own.template(used)
     image = own.aws.world.tables.table(own.account, REGION, "images")[used]
     image.deprecate_at = datetime.now(UTC) - timedelta(days=3)
     found = audit()
     assert set(found.by("unreferenced")) == {unused}
+    assert ours in set(found.inventory.amis["resource_id"])
     assert set(found.by("deprecated-in-use")) == {used}
     assert "launch-template" in found.by("deprecated-in-use")[used]["evidence"]
 
 
 def test_of_a_young_ami_nothing_is_known_yet(own: Owner, audit: Any) -> None:
     """AWS tells launches a day late, and lists snapshots before AMIs."""
-    ami, settled = own.ami(tags=TAGS), own.ami(tags=TAGS)
+    ami, settled = own.ami(tags=FOREIGN), own.ami(tags=FOREIGN)
     images = own.aws.world.tables.table(own.account, REGION, "images")
     images[ami].created = datetime.now(UTC)
     snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
@@ -149,7 +151,7 @@ def test_a_used_ami_is_never_to_be_deregistered(own: Owner, audit: Any) -> None:
 
 
 def test_a_disabled_ami_is_on_its_way_out_and_not_unused(own: Owner, audit: Any) -> None:
-    ami = own.ami(tags=TAGS)
+    ami = own.ami(tags=FOREIGN)
     own.client("ec2").disable_image(ImageId=ami)
     assert audit().by("unreferenced") == {}
 
@@ -168,11 +170,13 @@ def test_orphans_are_snapshots_of_images_and_not_backups(own: Owner, audit: Any)
         LaunchTemplateName="database", LaunchTemplateData={"ImageId": held, "BlockDeviceMappings": disk}
     )
     snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
-    snapshots[copied].started -= timedelta(days=3)
-    young = own.snapshot(tags=TAGS)  # which a publish may be about to register
-    snapshots[young].started += timedelta(days=3)
+    for one in (backup, ours, copied):
+        snapshots[one].started -= timedelta(days=9)
+    young = own.snapshot(tags=TAGS)  # an unfinished publish may need it
     found = audit()
-    assert set(found.by("orphan-snapshot")) == {ours, copied}
+    assert set(found.by("orphan-snapshot")) == {copied}
+    assert set(found.by("retirement-due")) == {ours}
+    assert young in set(found.inventory.frame["resource_id"])
     assert held in set(found.inventory.amis["resource_id"])
 
 

@@ -15,6 +15,7 @@ from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from tests.support import join, wait_until
 from vmsnix_ops import errors, publish
 from vmsnix_ops.audit import findings, inventory, policies, views
+from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws.iam.policies import Place, document
 from vmsnix_ops.records import schemas
 
@@ -82,7 +83,7 @@ def test_several_regions_are_scanned_together(own: Owner) -> None:
 
 def test_more_than_a_page_is_listed_whole(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     amis = {own.ami() for _ in range(12)}
-    monkeypatch.setattr(inventory, "PAGE", 5)
+    monkeypatch.setattr(images, "PAGE", 5)
     own.aws.calls.clear()
     found = own.scan(regions=[REGION])
     assert set(found.amis["resource_id"]) == amis
@@ -273,12 +274,12 @@ def test_what_is_registered_between_the_two_lists_is_seen_whole(
 ) -> None:
     late: list[str] = []
 
-    def images(*given: Any) -> None:
+    def owned(ec2: Any) -> tuple[images.Ami, ...]:
         late.append(own.ami())
-        read(*given)
+        return read(ec2)
 
-    read = inventory.images
-    monkeypatch.setattr(inventory, "images", images)
+    read = images.owned
+    monkeypatch.setattr(images, "owned", owned)
     found = own.scan(regions=[REGION])
     (held,) = json.loads(row(found, late[0])["snapshots"])
     assert (row(found, held)["kind"], row(found, held)["referenced"]) == ("snapshot", True)
@@ -486,9 +487,10 @@ def test_a_snapshot_whose_use_is_unknown_is_not_drawn_as_held_by_nothing(own: Ow
 
 def test_a_copy_that_is_not_marked_as_one_is_no_dead_upload() -> None:
     columns = inventory.Columns("run", datetime.now(UTC), "012345678901", REGION)
-    pending = {"State": "pending", "VolumeId": "vol-ffffffff", "VolumeSize": 1}
+    now = datetime.now(UTC)
+    pending = {"State": "pending", "VolumeId": "vol-ffffffff", "VolumeSize": 1, "StartTime": now}
     texts = ("Copied for DestinationAmi ami-1 from SourceAmi ami-2", "[Copied snap-1 from us-east-1]", "")
     rows = [{**pending, "SnapshotId": f"snap-{n}", "Description": text} for n, text in enumerate(texts)]
-    inventory.snapshots(columns, rows)
+    inventory.add_snapshots(columns, map(snapshots.read, rows))
     kinds = columns.arrow().column("kind").to_pylist()
     assert kinds == ["snapshot", "snapshot", "direct-upload"]

@@ -37,7 +37,7 @@ def account(own: Owner) -> Owner:
     snapshots = tables.table(own.account, REGION, "snapshots")
     unnamed = [image for number, image in enumerate(images) if number % 12]
     for number, image in enumerate(images):
-        image.last_launched, image.permissions = None, []
+        image.last_launched, image.permissions, image.tags = None, [], {"owner": "somebody"}
         image.created -= timedelta(days=3)
         size = 14 if number % 10 else 15
         image.mappings[0]["Ebs"]["VolumeSize"] = size

@@ -29,7 +29,7 @@ def audit(own: Owner) -> AuditResult:
     own.share(own.ami(tags=DIGEST), "all")
     own.template(own.ami(tags={"owner": "x"}))
     own.snapshot(tags={"Name": NASTY, **DIGEST})
-    return reports.judge(own.scan(regions=[REGION]))
+    return reports.judge(own.scan(regions=[REGION], orphan_days=1))
 
 
 def test_every_form_holds_the_same(audit: AuditResult, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_spreadsheet_computes_nothing_that_somebody_called_so(
     own: Owner, tmp_path: Path, word: str
 ) -> None:
     snapshot = own.snapshot(tags={"Name": word, **DIGEST})
-    audit = reports.judge(own.scan(regions=[REGION]))
+    audit = reports.judge(own.scan(regions=[REGION], orphan_days=1))
     paths = reports.write(audit, tmp_path)
     for name in ("inventory", "findings"):
         told = pd.read_csv(paths[f"{name}.csv"], dtype=str).set_index("resource_id")["name"]

@@ -73,6 +73,8 @@ def test_the_first_call_refuses_a_value_of_another_type_and_names_it(
     book: catalog.Runbook, parameter: Parameter
 ) -> None:
     for value in WRONG[parameter.type.kind]:
+        if value is None and parameter.type.optional:
+            continue
         with pytest.raises(ParameterError) as refused:
             execute(cells(book)[1], namespace(book, **{parameter.name: value}))
         assert refused.value.what.startswith(f"{parameter.name}: ")
@@ -181,13 +183,30 @@ CHANGED = {
     "role_name": "another-role",
     "prefix": "another",
     "kms_key": "arn:aws:kms:us-east-1:012345678901:key/0123abcd-0123-0123-0123-0123456789ab",
+    "retire_keep_last": 8,
+    "retire_min_age_days": 31.5,
+    "retire_launched_days": 32.5,
+    "retire_grace_days": 33.5,
+    "retire_orphan_days": 34.5,
+    "retire_max_count": 26,
 }
-SAME = [one for one in PARAMETERS if one[1].name in settings.FIELDS]
+
+
+def setting_of(parameter: Parameter) -> str:
+    """Return the setting that a parameter overrides; empty for none."""
+    names = (parameter.name, f"retire_{parameter.name}")
+    return next((name for name in names if name in settings.FIELDS), "")
+
+
+SAME = [one for one in PARAMETERS if setting_of(one[1])]
 FILTERS = {("import-timings", "region")}  # it chooses rows; empty: all
 
 
 def test_settings_that_notebooks_have_are_all_walked() -> None:
-    assert {parameter.name for _, parameter in SAME} == {*CHANGED, "flake"}
+    assert {setting_of(parameter) for _, parameter in SAME} == {*CHANGED, "flake"}
+    policy = {name for name in settings.FIELDS if name.startswith("retire_")}
+    for name in ("retire-amis", "audit-inventory"):
+        assert policy <= {setting_of(parameter) for book, parameter in SAME if book.name == name}
 
 
 @pytest.mark.parametrize(("book", "parameter"), SAME, ids=name_of)
@@ -198,7 +217,7 @@ def test_a_setting_is_used_where_the_parameter_is_left_empty(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert parameter.default == ""
+    assert parameter.default == (None if parameter.type.optional else "")
     if (book.name, parameter.name) in FILTERS:
         assert "all" in parameter.help
         return
@@ -209,9 +228,9 @@ def test_a_setting_is_used_where_the_parameter_is_left_empty(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("VMSNIX_PROGRESS", "silent")
     monkeypatch.chdir(tmp_path)
-    changed = CHANGED.get(parameter.name, str(tmp_path / "another-flake"))
-    content = {"region": "us-east-1", "bucket": "vmsnix-images", "state": str(tmp_path / "state")}
-    content |= {parameter.name: changed}
+    changed = CHANGED.get(setting_of(parameter), str(tmp_path / "another-flake"))
+    content: dict[str, Any] = {"region": "us-east-1", "bucket": "vmsnix-images"}
+    content |= {"state": str(tmp_path / "state"), setting_of(parameter): changed}
     (tmp_path / "vmsnix.toml").write_text(
         "".join(f"{key} = {json.dumps(text)}\n" for key, text in content.items())
     )
@@ -222,15 +241,18 @@ def test_a_setting_is_used_where_the_parameter_is_left_empty(
         variables["image"] = str(make_sample_image(tmp_path / "image"))
     if book.name in ("promote-ami", "smoke-test"):
         variables["image"] = "nothing-here"
+    if book.name == "audit-inventory":
+        variables["regions"] = ["us-east-1"]
     seen = ""
     try:
         for source in cells(book)[1:3]:
             execute(source, variables)
     except VmsnixError as error:
         seen = str(error)
-    seen += "".join(str(variables.get(name, "")) for name in ("plan", "checks"))
+    seen += "".join(str(variables.get(name, "")) for name in ("plan", "checks", "found"))
     seen += repr([(call.region, call.params) for call in aws.calls])
-    assert changed in seen
+    number = isinstance(changed, int | float)
+    assert (f"{parameter.name} {changed}" if number else changed) in seen
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=name_of)
@@ -268,7 +290,10 @@ def test_papermill_s_own_command_protects_as_the_command_line_does(tmp_path: Pat
     words = ("-p", "allow_shared", "false", "-p", "dry_run", "False", "-p", "images", "ecs-node")
     code, shown = run_papermill(tmp_path, "retire-amis", *words)
     assert code == 0, shown
-    assert "['retire', [], ['ecs-node'], [], 3, 30.0, 30.0, 14.0, 7.0, True, False, 25, False, '']" in shown
+    assert (
+        "['retire', [], ['ecs-node'], [], None, None, None, None, None, True, False, None, False, '']"
+        in shown
+    )
 
 
 @pytest.mark.parametrize(

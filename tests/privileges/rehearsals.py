@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.audit.account import Owner
+from tests.audit.account import DIGEST, Owner
 from tests.aws.account import make_ami
 from tests.privileges.account import BUCKET, REGION, Account
 from tests.support import finish
@@ -323,9 +323,10 @@ MEMBER = "111122223333"
 def what_an_audit_could_not_read(account: Account, actions: Actions, *, regions: Any = (REGION,)) -> str:
     """Audit this account with these actions, and another by a role; return what could not be read."""
     owner = Owner(account.aws)
-    owner.ami()
+    owner.ami(tags=DIGEST)
     owner.template(owner.ami())
-    owner.client("ssm").put_parameter(Name="/app/ami", Type="String", Value=owner.ami())
+    for name in ("/app/ami", "/vmsnix/web/stable"):
+        owner.client("ssm").put_parameter(Name=name, Type="String", Value=owner.ami())
     account.aws.client("s3").create_multipart_upload(Bucket=BUCKET, Key="vmsnix/left.vhd")
     _let_in(account, audit_policies.member_actions())
     held = () if regions == ["all"] else (REGION,)
@@ -334,6 +335,8 @@ def what_an_audit_could_not_read(account: Account, actions: Actions, *, regions:
         accounts=[account.aws.account, MEMBER],
         buckets=[BUCKET],
         session=account.session(actions, regions=held),
+        keep_last=0,
+        min_age_days=0,
     )
     return " ".join(str(one.error) for one in found.unread)
 
@@ -360,10 +363,12 @@ def _let_in(account: Account, actions: Actions) -> Owner:
 def what_a_member_does_not_show(account: Account, actions: Actions, *, regions: Any = (REGION,)) -> str:
     """Audit another account whose role has these actions; return what could not be read."""
     other = _let_in(account, actions)
+    other.ami(tags=DIGEST)
     other.template(other.ami())
-    other.client("ssm").put_parameter(Name="/app/ami", Type="String", Value=other.ami())
-    auditor = account.session(audit_policies.auditor_actions())
-    found = inventory.scan(regions=regions, accounts=[MEMBER], session=auditor)
+    for name in ("/app/ami", "/vmsnix/web/stable"):
+        other.client("ssm").put_parameter(Name=name, Type="String", Value=other.ami())
+    asked: dict[str, Any] = {"regions": regions, "accounts": [MEMBER], "keep_last": 0, "min_age_days": 0}
+    found = inventory.scan(**asked, session=account.session(audit_policies.auditor_actions()))
     return " ".join(str(one.error) for one in found.unread)
 
 

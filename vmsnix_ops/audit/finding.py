@@ -211,6 +211,14 @@ class Facts:
         """Return the resources of these kinds."""
         return self.frame[self.frame["kind"].isin(kinds)]
 
+    def decisions(self, rows: pd.DataFrame) -> pd.Series[Any]:
+        """Return what a retirement would do with each row; None for what is not ours to retire."""
+        import pandas as pd
+
+        keys = zip(rows["account"], rows["region"], rows["resource_id"], strict=True)
+        known = self.inventory.decisions
+        return pd.Series([known.get(key) for key in keys], rows.index, "object")
+
     def unfinished(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return what is older than unfinished work may be; what has no time is."""
         edge = self.now - timedelta(hours=self.measure.unfinished_hours)
@@ -284,7 +292,7 @@ def found(
     }
     if isinstance(remediation, str):
         remediation = commands(remediation, rows) if remediation else pd.Series(None, rows.index, "object")
-    shown["remediation"] = remediation
+    shown["remediation"] = remediation.reindex(rows.index)
     given = [name for name in COLUMNS if name in rows.columns and name not in shown]
     return rows[given].assign(**shown)
 

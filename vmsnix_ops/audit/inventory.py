@@ -7,6 +7,7 @@ finding, and makes the use of what stands there unknown.
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import buckets, references
+from vmsnix_ops.audit import region as reading
+from vmsnix_ops.audit.region import Place
+from vmsnix_ops.audit.retirement.decisions import Rules, decide
+from vmsnix_ops.aws import buckets, references, snapshots
 from vmsnix_ops.aws import regions as where
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.accounts import accounts as sessions_of
 from vmsnix_ops.aws.buckets import errors_of
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.identity import REFUSED, not_enabled
+from vmsnix_ops.aws.images import UNKNOWN_TIME
 from vmsnix_ops.aws.paging import Limit, items, limited
-from vmsnix_ops.aws.references import Clients, Reference, References
+from vmsnix_ops.aws.references import Reference, References
 from vmsnix_ops.aws.session import Client, calling, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import current
@@ -41,8 +45,13 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from vmsnix_ops.audit.region import Region
+    from vmsnix_ops.audit.retirement.decisions import Decision
     from vmsnix_ops.aws.accounts import Account
     from vmsnix_ops.aws.buckets import Leftover
+    from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.aws.imports import ImportTask
+    from vmsnix_ops.aws.snapshots import Snapshot
     from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.settings import Settings
 
@@ -122,6 +131,10 @@ class Inventory:
         launch those is unknown, and so is their use unless something names them.
     buckets
         The account and name of each bucket that was looked into, with its region.
+    rules
+        The retirement rules by which `decisions` were made.
+    decisions
+        What a retirement would do with each AMI and orphan of ours, by account, region and id.
     """
 
     frame: pd.DataFrame = field(repr=False)
@@ -132,6 +145,8 @@ class Inventory:
     pointers: tuple[Pointer, ...] = ()
     hurried: tuple[tuple[str, str], ...] = ()
     buckets: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    rules: Rules = field(default_factory=Rules)
+    decisions: Mapping[tuple[str, str, str], Decision] = field(default_factory=dict, repr=False)
 
     @property
     def amis(self) -> pd.DataFrame:
@@ -165,6 +180,8 @@ class Read:
         The bucket, if it is one.
     closed
         Whether the region let nobody in: it is not enabled.
+    seen
+        What decides about the retirement of what is there.
     """
 
     account: str
@@ -178,6 +195,7 @@ class Read:
     guests: frozenset[str] = frozenset()
     bucket: str = ""
     closed: bool = False
+    seen: Region | None = None
 
 
 # What snapshots cost, by the bytes that they hold.
@@ -249,12 +267,10 @@ def total_usd(frame: pd.DataFrame) -> float:
 # One answer of AWS, one row of the inventory: columns are filled, and what AWS said is forgotten at once.
 #
 # An account may hold a hundred thousand AMIs. A dictionary for each would take gigabytes, so rows go straight
-# into columns; times stay the texts that they came as until a whole column is parsed at once. Fields that are
-# absent (a half-deleted AMI, a task that just began) leave holes, never an error.
+# into columns. Fields that are absent (a half-deleted AMI, a task that just began) leave holes, no error.
 
 NAMES = schemas.INVENTORY.names
 PACK = 1000  # rows that stay Python's own
-NO_VOLUME = "vol-ffffffff"  # of snapshots that were copied, imported or uploaded
 
 
 class Columns:
@@ -305,9 +321,7 @@ class Columns:
                 arrays.append(pa.repeat(pa.scalar(same[column.name], column.type), self._length))
                 continue
             values, self._values[column.name] = self._values[column.name], []
-            arrays.append(
-                _times(values) if pa.types.is_timestamp(column.type) else pa.array(values, column.type)
-            )
+            arrays.append(pa.array(values, column.type))
         self._packed.append(pa.Table.from_arrays(arrays, schema=schema))
         self._length = 0
 
@@ -315,128 +329,79 @@ class Columns:
 _SAME = frozenset({"run_id", "scanned_at", "account", "region"})
 
 
-def _times(values: list[Any]) -> pa.Array:
-    """Return times as EC2 spells them in images (text) and in snapshots (datetime)."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = pa.timestamp("us", tz="UTC")
-    texts = pa.array([value if isinstance(value, str) and value else None for value in values], pa.string())
-    moments = pa.array([value if isinstance(value, datetime) else None for value in values], kind)
-    return pc.coalesce(moments, texts.cast(kind))
-
-
-def snapshots(
-    columns: Columns, found: Iterable[Mapping[str, Any]], public: Collection[str] | None = None
-) -> dict[str, tuple[int | None, int]]:
-    """Add snapshots, and return the stored bytes and the GiB of each.
-
-    `public` are those that everybody may use; None where nobody could tell.
+def add_snapshots(columns: Columns, found: Iterable[Snapshot], public: Collection[str] | None = None) -> None:
+    """Add snapshots. `public` are those that everybody may use; None where nobody could tell.
 
     A pending one that comes from no volume and is no copy is being written through the EBS direct APIs, or
     was until its writer died.
     """
-    sizes: dict[str, tuple[int | None, int]] = {}
-    for snapshot in found:
-        tags = tagging.to_dict(snapshot.get("Tags"))
-        size, stored = int(snapshot.get("VolumeSize") or 0), snapshot.get("FullSnapshotSizeInBytes")
-        sizes[snapshot["SnapshotId"]] = (stored, size)
-        pending = snapshot.get("State") == "pending"
-        direct = pending and snapshot.get("VolumeId") == NO_VOLUME and not _is_made_by_aws(snapshot)
+    for one in found:
+        direct = one.state == "pending" and not one.volume_id and not one.made_by_aws
         columns.add(
             kind="direct-upload" if direct else "snapshot",
-            resource_id=snapshot["SnapshotId"],
-            name=tags.get(tagging.NAME),
-            state=snapshot.get("State"),
-            created_at=snapshot.get("StartTime"),
-            size_gib=size,
-            stored_bytes=stored,
-            estimated=stored is None,
-            tier=snapshot.get("StorageTier"),
-            public=None if public is None else snapshot["SnapshotId"] in public,
-            encrypted=bool(snapshot.get("Encrypted")),
-            source=_source(snapshot),
-            message=snapshot.get("StateMessage"),
-            image=tags.get(tagging.IMAGE),
-            digest=tags.get(tagging.DIGEST),
-            tags=_json(tags),
+            resource_id=one.snapshot_id,
+            name=one.tags.get(tagging.NAME),
+            state=one.state,
+            created_at=one.created_at,
+            size_gib=one.size_gib,
+            stored_bytes=one.stored_bytes,
+            estimated=one.stored_bytes is None,
+            tier=one.tier or None,
+            public=None if public is None else one.snapshot_id in public,
+            encrypted=one.encrypted,
+            # What tells a backup of a volume from an image's snapshot.
+            source=one.volume_id or one.description or None,
+            message=one.message or None,
+            image=one.tags.get(tagging.IMAGE),
+            digest=one.tags.get(tagging.DIGEST),
+            tags=_json(one.tags),
         )
-    return sizes
 
 
-def _is_made_by_aws(snapshot: Mapping[str, Any]) -> bool:
-    """Tell whether a snapshot is a copy or an import, by what AWS says of it or how AWS describes it."""
-    described = str(snapshot.get("Description") or "")
-    return "TransferType" in snapshot or described.startswith(
-        ("Copied for ", "[Copied ", "Created by AWS-VMImport", "imported from")
-    )
-
-
-def _source(snapshot: Mapping[str, Any]) -> str | None:
-    """Return the volume or the description: what tells a backup of a volume from an image's snapshot."""
-    volume = snapshot.get("VolumeId")
-    return volume if volume and volume != NO_VOLUME else snapshot.get("Description") or None
-
-
-def images(
-    columns: Columns,
-    found: Iterable[Mapping[str, Any]],
-    sizes: Mapping[str, tuple[int | None, int]],
-    holders: dict[str, list[str]],
-    launched: dict[str, str],
-) -> None:
-    """Add AMIs; note in `holders` which of them hold each snapshot, in `launched` their last launches."""
-    for image in found:
-        launched[image["ImageId"]] = image.get("LastLaunchedTime") or ""
-        volumes = [device["Ebs"] for device in image.get("BlockDeviceMappings") or () if "Ebs" in device]
-        held = [volume["SnapshotId"] for volume in volumes if volume.get("SnapshotId")]
-        for snapshot_id in held:
-            holders.setdefault(snapshot_id, []).append(image["ImageId"])
-        stored = [sizes.get(snapshot_id, (None, 0))[0] for snapshot_id in held]
+def add_amis(columns: Columns, found: Iterable[Ami], snapshots: Mapping[str, Snapshot]) -> None:
+    """Add AMIs; `snapshots` are the account's, by id."""
+    for ami in found:
+        stored = [snapshots[one].stored_bytes if one in snapshots else None for one in ami.snapshot_ids]
         known = [size for size in stored if size is not None]
-        tags = tagging.to_dict(image.get("Tags"))
         columns.add(
             kind="ami",
-            resource_id=image["ImageId"],
-            name=image.get("Name"),
-            state=image.get("State"),
-            created_at=image.get("CreationDate"),
-            size_gib=sum(int(volume.get("VolumeSize") or 0) for volume in volumes),
+            resource_id=ami.ami_id,
+            name=ami.name or None,
+            state=ami.state,
+            created_at=None if ami.created_at == UNKNOWN_TIME else ami.created_at,
+            size_gib=ami.size_gib,
             stored_bytes=sum(known) if len(known) == len(stored) else None,
             estimated=len(known) != len(stored),
-            public=bool(image.get("Public")),
-            encrypted=bool(volumes) and all(volume.get("Encrypted") for volume in volumes),
-            last_launched_at=image.get("LastLaunchedTime"),
-            deprecated_at=image.get("DeprecationTime"),
-            snapshots=json.dumps(held),
-            imds_support=image.get("ImdsSupport") or "",
-            boot_mode=image.get("BootMode") or "",
-            root_device=image.get("RootDeviceName") or "",
-            source=image.get("SourceImageId"),
-            message=(image.get("StateReason") or {}).get("Message"),
-            image=tags.get(tagging.IMAGE),
-            digest=tags.get(tagging.DIGEST),
-            tags=_json(tags),
+            public=ami.public,
+            encrypted=ami.encrypted,
+            last_launched_at=ami.launched_at,
+            deprecated_at=ami.deprecated_at,
+            snapshots=json.dumps(ami.snapshot_ids),
+            imds_support=ami.imds_support,
+            boot_mode=ami.boot_mode,
+            root_device=ami.root_device,
+            source=ami.source_ami_id or None,
+            message=ami.message or None,
+            image=ami.tags.get(tagging.IMAGE),
+            digest=ami.tags.get(tagging.DIGEST),
+            tags=_json(ami.tags),
         )
 
 
-def import_tasks(columns: Columns, found: Iterable[Mapping[str, Any]]) -> None:
+def add_imports(columns: Columns, found: Iterable[ImportTask]) -> None:
     """Add imports; AWS lists those that ended for a week."""
     for task in found:
-        detail, tags = task.get("SnapshotTaskDetail") or {}, tagging.to_dict(task.get("Tags"))
-        place = detail.get("UserBucket") or {}
         columns.add(
             kind="import-task",
-            resource_id=task["ImportTaskId"],
-            name=tags.get(tagging.NAME),
-            state=detail.get("Status"),
-            message=detail.get("StatusMessage"),
-            source=f"s3://{place['S3Bucket']}/{place.get('S3Key', '')}" if place.get("S3Bucket") else None,
-            # Completed ones alone have a snapshot that can be trusted.
-            snapshots=json.dumps([detail["SnapshotId"]] if detail.get("SnapshotId") else []),
-            image=tags.get(tagging.IMAGE),
-            digest=tags.get(tagging.DIGEST),
-            tags=_json(tags),
+            resource_id=task.task_id,
+            name=task.tags.get(tagging.NAME),
+            state=task.status,
+            message=task.message or None,
+            source=task.source or None,
+            snapshots=json.dumps([task.snapshot_id] if task.snapshot_id else []),
+            image=task.tags.get(tagging.IMAGE),
+            digest=task.tags.get(tagging.DIGEST),
+            tags=_json(task.tags),
         )
 
 
@@ -469,6 +434,8 @@ def joined(
     run: RunContext,
     now: datetime,
     prices: Prices,
+    rules: Rules,
+    decisions: Mapping[tuple[str, str, str], Decision],
 ) -> Inventory:
     """Return one inventory of all that was read; what one account sees counts for the AMIs of another."""
     import pyarrow as pa
@@ -490,7 +457,7 @@ def joined(
     table = pa.concat_tables([schemas.INVENTORY.arrow().empty_table(), *tables])
     tables.clear()
     holders = {(read.region, key): held for read in found for key, held in read.holders.items()}
-    used, proofs = _use(table, uses, holders, blind, hurried, seen, now)
+    used, proofs = _use(table, uses, holders, blind, hurried, seen, now, rules.launched_days)
     for name, values in (("referenced", used), ("references", proofs)):
         number, field_ = table.schema.get_field_index(name), table.schema.field(name)
         table = table.set_column(number, field_, pa.array(values, field_.type))
@@ -512,6 +479,8 @@ def joined(
         tuple(_pointers(found, frame)),
         tuple((read.account, read.region) for read in found if read.hurried),
         {(read.account, read.bucket): read.region for read in found if read.bucket},
+        rules,
+        decisions,
     )
 
 
@@ -548,6 +517,7 @@ def _use(
     hurried: set[tuple[str, str]],
     seen: Mapping[tuple[str, str], frozenset[str]],
     now: datetime,
+    launched_days: float,
 ) -> tuple[list[bool | None], list[str]]:
     """Return, for each row, whether it is used, and the references as JSON.
 
@@ -572,7 +542,7 @@ def _use(
             ]
             settled = created_at is None or created_at < now - references.SETTLED
             complete = settled and (account, region) not in blind and (account, region) not in hurried
-            used.append(references.judge(open_, complete=complete, now=now))
+            used.append(references.judge(open_, complete=complete, now=now, launched_days=launched_days))
             proofs.append(references.dump(some))
         elif kind in ("snapshot", "direct-upload"):
             held = holders.get((region, resource_id), [])
@@ -604,6 +574,12 @@ def scan(
     buckets: Iterable[str] = (),
     one_by_one: Thoroughness = "auto",
     deadline_minutes: float = DEADLINE_MINUTES,
+    keep_last: int | None = None,
+    min_age_days: float | None = None,
+    launched_days: float | None = None,
+    grace_days: float | None = None,
+    orphan_days: float | None = None,
+    max_count: int | None = None,
     session: boto3.Session | None = None,
 ) -> Inventory:
     """Return everything that these accounts own in these regions, and what uses it.
@@ -624,6 +600,9 @@ def scan(
         is no way to ask that of all at once, so elsewhere an AMI that nothing names is not called unused.
     deadline_minutes
         After so many minutes nothing more is asked; what was not read by then is told, as any other gap is.
+    keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count
+        As for `vmsnix_ops.settings.RetirementPolicy`; by default the settings'. A retirement of the same
+        account and regions with the same numbers decides as the audit does.
     session
         Whose account is scanned, and who takes the roles in others.
 
@@ -641,6 +620,17 @@ def scan(
     settings, session = load(), session or default_session()
     home = settings.region or session.region_name or "us-east-1"
     limit = checked(settings, one_by_one, deadline_minutes)
+    rules = Rules.of(
+        settings.retirement,
+        {
+            "keep_last": keep_last,
+            "min_age_days": min_age_days,
+            "launched_days": launched_days,
+            "grace_days": grace_days,
+            "orphan_days": orphan_days,
+            "max_count": max_count,
+        },
+    )
     asked = where.asked(session, regions, home=settings.region)
     run, now = current_run("audit-inventory"), datetime.now(UTC)
     with _interruptible(limit):
@@ -656,13 +646,14 @@ def scan(
     family = frozenset(account for account, _, _ in places)
     shown = current().step("scan", total=len(places), unit="items")
     pool = ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan")
-    with shown as step, pool, _interruptible(limit, pool):  # which is told first, so that the pool can end
+    # The interrupt is told first, so that the pool can end.
+    with shown as step, _rare_collections(), pool, _interruptible(limit, pool):
         turns = BoundedSemaphore(REGIONS_AT_ONCE + 1)
 
-        def read(account: str, clients: Clients) -> tuple[Read, pa.Table]:
+        def read(place: Place) -> tuple[Read, pa.Table]:
             try:
-                columns = Columns(run.run_id, now, account, clients.region)
-                result = read_region(clients, columns, one_by_one, family)
+                columns = Columns(run.run_id, now, place.account, place.region)
+                result = read_region(place, columns, one_by_one, settings.pointer_prefix, family)
                 return result, columns.arrow()
             finally:
                 step.advance(1)
@@ -673,9 +664,12 @@ def scan(
             # Sessions are not thread safe, so clients are made here; a few at once, because each costs a
             # megabyte and there may be thousands of places.
             turns.acquire()
-            jobs.append(pool.submit(read, account, Clients.of(its_session, region, limit)))
+            jobs.append(pool.submit(read, Place.of(its_session, region, account, limit)))
         found = [job.result() for job in jobs]
     del jobs  # they hold every table
+    with _interruptible(limit):
+        sessions = {account: its_session for account, its_session, _ in places}
+        decisions, undecided = _decide([one for one, _ in found], sessions, rules, now, limit)
     own = next((one for one in members if one.session is session), None)
     wanted = tuple(dict.fromkeys(buckets)) or tuple(filter(None, [settings.bucket]))
     if own is not None and wanted:
@@ -685,7 +679,42 @@ def scan(
     tables = [table for _, table in found]
     reads = [one for one, _ in found]
     found.clear()  # so that the join alone holds the tables, and can let them go
-    return joined(reads, tables, unread, run, now, Prices(settings.snapshot_prices))
+    unread += undecided
+    return joined(reads, tables, unread, run, now, Prices(settings.snapshot_prices), rules, decisions)
+
+
+def _decide(
+    reads: Iterable[Read],
+    sessions: Mapping[str, boto3.Session],
+    rules: Rules,
+    now: datetime,
+    limit: Limit,
+) -> tuple[dict[tuple[str, str, str], Decision], list[Unread]]:
+    """Return what a retirement in each account would do, and what could not be read for that."""
+    by_account: dict[str, dict[str, Region]] = {}
+    for one in reads:
+        if one.seen is not None:
+            by_account.setdefault(one.account, {})[one.region] = one.seen
+    decisions: dict[tuple[str, str, str], Decision] = {}
+    unread: list[Unread] = []
+    for account, regions in by_account.items():
+
+        def place_of(region: str, account: str = account) -> Place:
+            return Place.of(sessions[account], region, account, limit)
+
+        found, undecided = decide(regions, rules, now, place_of, told=_is_told)
+        decisions |= {(account, one.region, one.resource_id): one for one in found if one.digest}
+        for region, error in undecided.items():
+            known = regions[region]
+            if not known.unread and not known.references.unread:  # nobody has told it yet
+                why = errors.AwsError(error.what, why=error.why, cure=error.cure)
+                unread.append(Unread(account, region, reading.ONE_BY_ONE, why))
+    return decisions, unread
+
+
+def _is_told(one: Ami | Snapshot) -> bool:
+    """Return whether a finding may have to say why something is kept: only of what is not whole."""
+    return one.state not in ("available", "disabled", "completed")
 
 
 def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> Limit:
@@ -710,6 +739,17 @@ def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> Lim
             ) from error
     cure = f"Scan fewer regions at once, or give more than {deadline_minutes:g} minutes (deadline_minutes)."
     return Limit(time.time() + 60 * deadline_minutes, cure=cure)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let Python look for garbage less often. Nearly all that a scan reads is kept, and no garbage."""
+    known = gc.get_threshold()
+    gc.set_threshold(50_000, *known[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*known)
 
 
 @contextmanager
@@ -753,119 +793,93 @@ def _places(
 
 @needs("ec2:DescribeSnapshots", "ec2:DescribeImages", "ec2:DescribeImportSnapshotTasks")
 def read_region(
-    clients: Clients,
+    place: Place,
     columns: Columns,
     one_by_one: Thoroughness,
+    prefix: str,
     family: frozenset[str] = frozenset(),
 ) -> Read:
     """Read one account and region, one source after the other.
 
     Parameters
     ----------
-    clients
-        Of the account and region.
+    place
+        The account and region.
     columns
         Where rows go.
     one_by_one
         As for `scan`.
+    prefix
+        First part of the names of the channels' parameters.
     family
         All accounts that are scanned. What this one may launch of the others is looked for here, too.
     """
-    account, region, ec2 = columns.account, clients.region, clients.ec2
-    unread: list[Unread] = []
+    account, region, ec2 = place.account, place.region, place.ec2
+    seen = reading.read(place, prefix=prefix)
+    unread = [Unread(account, region, source, error) for source, error in seen.unread.items()]
+    if reading.WHOLE in seen.unread:
+        return Read(account, region, seen.references, 0, {}, tuple(unread), closed=True)
 
     @contextmanager
-    def reading(source: str) -> Iterator[None]:
+    def trying(source: str) -> Iterator[None]:
         try:
             with calling(f"read the {source} of {region} in account {account}"):
                 yield
         except errors.AwsError as error:
             unread.append(Unread(account, region, source, error))
 
-    sizes: dict[str, tuple[int | None, int]] = {}
-    holders: dict[str, list[str]] = {}
-    launched: dict[str, str] = {}
-    public: set[str] | None = None
-    own = {"OwnerIds": ["self"], "MaxResults": PAGE}
-    with reading("public snapshots"):  # few, so one call
-        listed = items(ec2, "describe_snapshots", "Snapshots", RestorableByUserIds=["all"], **own)
-        public = {one["SnapshotId"] for one in listed}
-    with reading("snapshots"):
-        sizes = snapshots(columns, items(ec2, "describe_snapshots", "Snapshots", **own), public)
-    if (closed := _closed(unread)) is not None:
-        return Read(account, region, References(region, {}), 0, {}, (closed,), closed=True)
-    with reading("AMIs"):
-        images(
-            columns,
-            items(ec2, "describe_images", "Images", MaxResults=PAGE, Owners=["self"], **_HIDDEN),
-            sizes,
-            holders,
-            launched,
-        )
-    with reading("snapshots"):
-        # What was registered between the two lists is in one of them only.
-        lost = [one for one in holders if one not in sizes]
-        if lost and not any(one.source == "snapshots" for one in unread):
-            snapshots(columns, _by_id(ec2, "snapshot", lost, OwnerIds=["self"]))
-    with reading("imports"):
-        import_tasks(
-            columns, items(ec2, "describe_import_snapshot_tasks", "ImportSnapshotTasks", MaxResults=PAGE)
-        )
-    hurried = one_by_one == "no" or (one_by_one == "auto" and len(launched) > ONE_BY_ONE)
+    public: frozenset[str] | None = None
+    with trying("public snapshots"):  # few, so one call
+        public = snapshots.public(ec2)
+    add_snapshots(columns, seen.snapshots.values(), public)
+    add_amis(columns, seen.amis, seen.snapshots)
+    add_imports(columns, seen.imports)
+    own = {ami.ami_id for ami in seen.amis}
+    hurried = one_by_one == "no" or (one_by_one == "auto" and len(own) > ONE_BY_ONE)
     guests: frozenset[str] = frozenset()
     if not hurried and family - {account}:
-        with reading("AMIs of the other accounts"):
+        with trying("AMIs of the other accounts"):
             theirs = {"Owners": sorted(family - {account}), "ExecutableUsers": ["self"]}
             shown = items(ec2, "describe_images", "Images", **theirs, **_HIDDEN)
             guests = frozenset(image["ImageId"] for image in shown)
-    found = references.gather(clients, () if hurried else list(launched), guests=guests, launched=False)
+    found = seen.references
+    if not hurried:
+        found = references.merged(found, references.search(place.clients, own, guests=guests))
     unread += [Unread(account, region, source, error) for source, error in found.unread.items()]
     strangers: dict[str, str] = {}
-    with reading("AMIs of others"):
-        others = [one for one in found.by_ami if one.startswith("ami-") and one not in launched]
-        if not any(one.source == "AMIs" for one in unread):
+    with trying("AMIs of others"):
+        others = [one for one in found.by_ami if one.startswith("ami-") and one not in own]
+        if "AMIs" not in seen.unread:
             strangers = _owners(ec2, others)
     no_ami = [one for one in found.by_ami if not one.startswith(("ami-", "snap-"))]
     strangers |= dict.fromkeys(no_ami, "")
+    launched = {ami.ami_id: ami.launched_at for ami in seen.amis if ami.launched_at is not None}
     return Read(
         account,
         region,
         references.with_launches(found, launched),
-        len(launched),
-        holders,
+        len(own),
+        seen.holders(),
         tuple(unread),
-        hurried and bool(launched),
+        hurried and bool(own),
         strangers,
         guests,
+        seen=seen.deciding(),
     )
-
-
-def _closed(unread: list[Unread]) -> Unread | None:
-    """Return why nothing of a region can be read, so that this is told once and not of every source."""
-    for one in unread:
-        if one.error.code in REFUSED:
-            return replace(one, source="region", error=not_enabled(one.region, one.error.why))
-        if isinstance(one.error, errors.DeadlineError):
-            return replace(one, source="region")
-    return None
 
 
 _HIDDEN = {"IncludeDeprecated": True, "IncludeDisabled": True}
 """What `DescribeImages` leaves out unless it is asked for."""
 
 
-def _by_id(ec2: Client, kind: Literal["image", "snapshot"], ids: list[str], **more: Any) -> Iterator[Any]:
-    """Yield those AMIs or snapshots that there are; a filter, unlike a list of ids, forgives the others."""
-    for start in range(0, len(ids), 200):  # AWS: values of a filter
-        chosen = [{"Name": f"{kind}-id", "Values": ids[start : start + 200]}]
-        yield from items(ec2, f"describe_{kind}s", f"{kind.capitalize()}s", Filters=chosen, **more)
-
-
 def _owners(ec2: Client, ami_ids: list[str]) -> dict[str, str]:
     """Return the owner of each AMI that we may see; of those that do not exist an empty text."""
     owners = dict.fromkeys(ami_ids, "")
-    shown = _by_id(ec2, "image", ami_ids, **_HIDDEN)
-    return owners | {image["ImageId"]: image.get("OwnerId", "?") for image in shown}
+    for start in range(0, len(ami_ids), 200):  # AWS: values of a filter, which, unlike a list, may not exist
+        chosen = [{"Name": "image-id", "Values": ami_ids[start : start + 200]}]
+        shown = items(ec2, "describe_images", "Images", Filters=chosen, **_HIDDEN)
+        owners |= {image["ImageId"]: image.get("OwnerId", "?") for image in shown}
+    return owners
 
 
 def _bucket(

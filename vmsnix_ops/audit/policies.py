@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.audit import inventory
-from vmsnix_ops.audit.retirement import view
+from vmsnix_ops.audit import inventory, region
 from vmsnix_ops.aws import (
     accounts,
     buckets,
     deprecation,
     images,
+    imports,
     references,
     regions,
     retiring,
@@ -27,16 +27,25 @@ if TYPE_CHECKING:
 
 def member_actions() -> tuple[str, ...]:
     """Return what the inventory looks at in any account: to look, and nothing else."""
-    return needs_of(
-        regions.enabled,
-        inventory.read_region,
-        references.instances,
-        references.Templates.read,
-        references.scaling,
-        references.parameters,
-        references.image_references,
-        references.launch_permissions,
-    )
+    return needs_of(regions.enabled, inventory.read_region, *_REGION)
+
+
+_REGION = (
+    images.owned,
+    snapshots.owned,
+    snapshots.locks,
+    imports.listed,
+    region.channels,
+    region.one_by_one,
+    references.instances,
+    references.Templates.read,
+    references.scaling,
+    references.parameters,
+    references.image_references,
+    references.launch_permissions,
+    references.snapshot_permissions,
+)
+"""What reads a region, for an audit and for a retirement."""
 
 
 def auditor_actions() -> tuple[str, ...]:
@@ -85,20 +94,8 @@ def retirer_actions() -> tuple[str, ...]:
     """Return what retiring, removing and restoring need."""
     return needs_of(
         regions.enabled,
-        view.owned_amis,
-        snapshots.owned,
+        *_REGION,
         snapshots.find,
-        snapshots.locks,
-        view.importing,
-        view.channels,
-        view.one_by_one,
-        references.instances,
-        references.Templates.read,
-        references.scaling,
-        references.parameters,
-        references.image_references,
-        references.launch_permissions,
-        references.snapshot_permissions,
         sharing.of_snapshot,
         sharing.share,
         sharing.revoke,
@@ -106,7 +103,7 @@ def retirer_actions() -> tuple[str, ...]:
         sharing.revoke_snapshot,
         deprecation.deprecate,
         deprecation.undeprecate,
-        view.used_now,
+        region.used_now,
         retiring.note,
         retiring.announce,
         retiring.take_back,

@@ -70,6 +70,10 @@ class AuditResult(Result):
         """One line."""
         return "What there is"
 
+    def facts(self) -> list[tuple[str, str]]:
+        """Return by which numbers the retirement of AMIs and snapshots of ours was decided."""
+        return [("retirement policy", str(self.inventory.rules))]
+
     def table(self) -> display.Shown:
         """Return how many AMIs, snapshots and leftovers there are and what they cost, for people."""
         return display.of_frame(views.summary(self.inventory))
@@ -247,6 +251,12 @@ def check(
     buckets: Iterable[str] = (),
     one_by_one: Thoroughness = "auto",
     deadline_minutes: float = DEADLINE_MINUTES,
+    keep_last: int | None = None,
+    min_age_days: float | None = None,
+    launched_days: float | None = None,
+    grace_days: float | None = None,
+    orphan_days: float | None = None,
+    max_count: int | None = None,
     known_accounts: Iterable[str] = (),
     packages: Iterable[str] = (),
     old_days: int = 365,
@@ -259,6 +269,8 @@ def check(
     ----------
     regions, accounts, buckets, one_by_one, deadline_minutes, session
         As for `vmsnix_ops.audit.inventory.scan`.
+    keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count
+        As for `vmsnix_ops.settings.RetirementPolicy`; by default the settings'.
     known_accounts, packages, old_days
         As for `judge`.
     fail_on
@@ -281,6 +293,12 @@ def check(
         buckets=buckets,
         one_by_one=one_by_one,
         deadline_minutes=deadline_minutes,
+        keep_last=keep_last,
+        min_age_days=min_age_days,
+        launched_days=launched_days,
+        grace_days=grace_days,
+        orphan_days=orphan_days,
+        max_count=max_count,
         session=session,
     )
     return judge(found, old_days=old_days, known_accounts=known_accounts, packages=packages, fail_on=fail_on)

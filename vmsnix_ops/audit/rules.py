@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.audit.finding import Command, Facts, found, publish_again, rule, together
+from vmsnix_ops.audit.finding import Command, Facts, commands, fill, found, publish_again, rule, together
 from vmsnix_ops.aws import drift
 from vmsnix_ops.aws.images import Ami
 from vmsnix_ops.aws.references import ALIAS, SETTLED
@@ -252,29 +252,62 @@ def _told(one: drift.Difference) -> str:
 
 @rule("low")
 def unreferenced(facts: Facts) -> pd.DataFrame:
-    """Find AMIs that nothing uses."""
+    """Find AMIs of others that nothing uses."""
     amis = facts.amis
     unused = (amis["referenced"] == False).fillna(value=False) & (amis["state"] == "available")  # noqa: E712
-    reason = (
+    return found(
+        amis[unused & amis["digest"].isna()],
         "No instance, launch template, group or parameter names it, nobody else may launch it, and it was "
-        "not launched lately."
-    )
-    evidence, ours = "no evidence of use in any source", amis["digest"].notna()
-    # The runbook retires what we published, and has its own safeguards; it leaves other people's AMIs alone.
-    one = found(
-        amis[unused & ours],
-        reason + " The command shows whether the rules let it go now (they keep the newest three of an "
-        "image, and what is younger than 30 days) and what to add so that it does; a person decides.",
-        evidence=evidence,
-        remediation="vmsnix retire --regions {region} --amis {resource_id}",
-    )
-    other = found(
-        amis[unused & ~ours],
-        reason + " Disabled, it cannot be launched, and can be enabled again.",
-        evidence=evidence,
+        "not launched lately. Disabled, it cannot be launched, and can be enabled again.",
+        evidence="no reference in any source",
         remediation="aws ec2 disable-image --region {region} --image-id {resource_id}",
     )
-    return together(one, other)
+
+
+@rule("low")
+def retirement_due(facts: Facts) -> pd.DataFrame:
+    """Find AMIs and snapshots of ours that a retirement would retire or delete now."""
+    rows = facts.of("ami", "snapshot", "direct-upload")
+    fixes, _ = _by_retirement(facts, rows)
+    rows = rows[fixes.notna()]
+    decisions = facts.decisions(rows)
+    return found(
+        rows,
+        "A retirement would {action} it: {reasons}. The command shows the plan; a person confirms it.",
+        evidence="the retirement policy",
+        remediation=fixes,
+        action=decisions.map(lambda one: one.action),
+        reasons=decisions.map(lambda one: "; ".join(one.reasons)),
+    )
+
+
+def _by_retirement(facts: Facts, rows: pd.DataFrame) -> tuple[pd.Series[Any], pd.Series[Any]]:
+    """Return, for AMIs and snapshots, the command that retires or deletes each, and what to say of it.
+
+    Of ours nothing else decides that. There is no command for what a retirement would keep now.
+    """
+    import pandas as pd
+
+    decisions = facts.decisions(rows)
+    goes = decisions.map(lambda one: one is not None and one.goes).astype(bool)
+    ami = rows["kind"] == "ami"
+    numbers = facts.inventory.rules.options(load().retirement)
+    plan = " ".join(["vmsnix retire --regions {region}", *numbers])
+    parts = [
+        commands(f"{plan} --amis {{resource_id}}", rows[goes & ami]),
+        commands(plan, rows[goes & ~ami]),
+    ]
+    reasons = decisions.map(lambda one: "; ".join(one.reasons) if one else "its plan says why")
+    words = fill(" A retirement keeps it now: {reasons}; a person decides.", rows.assign(reasons=reasons))
+    words = words.mask(goes, " The command shows how a retirement ends it; a person confirms it.")
+    return pd.concat(parts).reindex(rows.index), words
+
+
+def _removal(facts: Facts, rows: pd.DataFrame, template: str) -> tuple[pd.Series[Any], pd.Series[Any]]:
+    """Return the command that removes each row, and what to say of it: ours by a retirement alone."""
+    ours = rows["digest"].notna()
+    fixes, words = _by_retirement(facts, rows)
+    return fixes.where(ours, commands(template, rows)), words.where(ours, "")
 
 
 @rule("info")
@@ -640,27 +673,22 @@ OF_AN_IMAGE = (
 """How AWS describes snapshots that it made for an AMI."""
 IMPORT_RUNS = ("active", "pending", "converting", "updating", "validating")
 IMPORT_ENDED = ("deleted", "deleting", "error", "cancelled")
-MAKING = timedelta(days=1)
-"""A snapshot so young may be one that a publish is about to register."""
 YOUNG = timedelta(minutes=5)
 """Snapshots and AMIs are listed one after the other, and clocks differ: what came between proves nothing."""
 
 
 @rule("medium")
 def orphan_snapshot(facts: Facts) -> pd.DataFrame:
-    """Find snapshots that were made for an AMI and that no AMI holds any more."""
+    """Find snapshots of others that were made for an AMI and that no AMI has any more."""
     held = facts.of("snapshot")
     unused = (held["referenced"] == False).fillna(value=False) & (held["state"] == "completed")  # noqa: E712
-    unused &= ~(held["created_at"] > facts.now - MAKING)
-    ours = held["digest"].notna() | held["source"].fillna("").str.contains(OF_AN_IMAGE)
+    unused &= ~(held["created_at"] > facts.now - timedelta(days=facts.inventory.rules.orphan_days))
+    others = held["digest"].isna() & held["source"].fillna("").str.contains(OF_AN_IMAGE)
     return found(
-        held[unused & ours],
-        "It was made for an AMI, and no AMI holds it.",
-        evidence="{origin}",
+        held[unused & others],
+        "It was made for an AMI, and no AMI has it.",
+        evidence="{source}",
         remediation="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
-        origin=held["source"]
-        .fillna("")
-        .where(held["digest"].isna(), "vmsnix:digest=" + held["digest"].fillna("")),
     )
 
 
@@ -680,12 +708,10 @@ def half_deleted(facts: Facts) -> pd.DataFrame:
     free = (some["referenced"] == False).fillna(value=False)  # noqa: E712
     reason = "Its snapshot {lost} is not in this account: it is deleted, or another account's."
     evidence = "DescribeSnapshots does not list {lost}"
-    one = found(
-        some[free],
-        reason,
-        evidence=evidence,
-        remediation="aws ec2 deregister-image --region {region} --image-id {resource_id}",
+    fixes, words = _removal(
+        facts, some[free], "aws ec2 deregister-image --region {region} --image-id {resource_id}"
     )
+    one = found(some[free], reason + "{words}", evidence=evidence, remediation=fixes, words=words)
     other = found(
         some[~free],
         reason + " It is used, or nobody can tell: move its users to another AMI first; a person decides.",
@@ -705,19 +731,27 @@ def failed(facts: Facts) -> pd.DataFrame:
         message or "; ".join(reasons[one] for one in json.loads(some) if one in reasons) or "nothing"
         for message, some in zip(amis["message"].fillna(""), amis["snapshots"].fillna("[]"), strict=True)
     ]
+    fixes, words = _removal(
+        facts, amis, "aws ec2 deregister-image --region {region} --image-id {resource_id}"
+    )
     one = found(
         amis,
-        "It is {state}; AWS says: {said}",
+        "It is {state}; AWS says: {said}.{words}",
         evidence="state {state}",
-        remediation="aws ec2 deregister-image --region {region} --image-id {resource_id}",
-        said=said,
+        remediation=fixes,
+        said=[text.rstrip(".") for text in said],
+        words=words,
+    )
+    fixes, words = _removal(
+        facts, held, "aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}"
     )
     other = found(
         held,
-        "It is in state {state}; AWS says: {said}",
+        "It is in state {state}; AWS says: {said}.{words}",
         evidence="state {state}",
-        remediation="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
-        said=held["message"].fillna("nothing"),
+        remediation=fixes,
+        said=held["message"].fillna("nothing").str.rstrip("."),
+        words=words,
     )
     return together(one, other)
 
@@ -732,11 +766,15 @@ def _failures(facts: Facts) -> dict[str, str]:
 @rule("medium")
 def dead_upload(facts: Facts) -> pd.DataFrame:
     """Find direct uploads that nobody finished; they count against the account's pending snapshots."""
+    rows = facts.unfinished(facts.of("direct-upload"))
+    template = "aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}"
+    fixes, words = _removal(facts, rows, template)
     return found(
-        facts.unfinished(facts.of("direct-upload")),
-        "It is written through the EBS direct APIs since {created_at}, and is not finished.",
+        rows,
+        "It is written through the EBS direct APIs since {created_at}, and is not finished.{words}",
         evidence="state pending, from no volume and no copy",
-        remediation="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
+        remediation=fixes,
+        words=words,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
+from vmsnix_ops.aws.paging import items
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 from vmsnix_ops.progress import counted
@@ -38,6 +39,10 @@ ENCRYPTION = "encryption of disk "
 """How the facts that say whether a disk without a snapshot is encrypted begin."""
 
 FILTER_VALUES = 200  # AWS: values of one filter
+PAGE = 1000
+UNKNOWN_TIME = datetime.max.replace(tzinfo=UTC)
+"""Creation time of an AMI for which AWS gives none: it is never old enough to be retired."""
+
 NAME_LENGTH = range(3, 129)
 _REFUSED_IN_NAMES = re.compile(r"[^A-Za-z0-9()\[\] ./'@_-]")  # RegisterImage, parameter Name
 
@@ -187,7 +192,7 @@ class Ami:
     ami_id, name, region, account, state
         Of the AMI; `account` is its owner.
     created_at
-        In UTC.
+        In UTC; `UNKNOWN_TIME` where AWS does not say.
     architecture, boot_mode, root_device
         As registered.
     snapshot_ids
@@ -210,10 +215,14 @@ class Ami:
         As it was given; empty when there is none.
     sriov_support
         As registered.
+    encrypted
+        Whether every volume is.
     mappings
-        Its block devices as DescribeImages shows them.
+        Its block devices as DescribeImages shows them; empty in a list of all AMIs.
     launched_at
         When an instance was last launched from it, as AWS reports it a day later; ``None`` when it does not.
+    message
+        Why it failed, where AWS says it.
     """
 
     ami_id: str
@@ -240,6 +249,8 @@ class Ami:
     description: str = ""
     sriov_support: str = ""
     mappings: tuple[Mapping[str, Any], ...] = ()
+    message: str = ""
+    encrypted: bool = False
 
     def facts(self) -> dict[str, str]:
         """Return how it is registered: every field in which two AMIs of the same bytes may differ."""
@@ -417,6 +428,24 @@ def ours(ec2: Client) -> list[Ami]:
     return sorted(found, key=lambda ami: (ami.created_at, ami.ami_id))
 
 
+@needs("ec2:DescribeImages")
+def owned(ec2: Client) -> tuple[Ami, ...]:
+    """Return every AMI of the account, ours or not, in any state, oldest first."""
+    with calling(f"list the AMIs of {ec2.meta.region_name}"):
+        found = items(
+            ec2,
+            "describe_images",
+            "Images",
+            Owners=["self"],
+            IncludeDeprecated=True,
+            IncludeDisabled=True,
+            MaxResults=PAGE,
+        )
+        # There may be a hundred thousand, and mappings are half of what one takes.
+        amis = [read(image, ec2.meta.region_name, mappings=False) for image in found]
+    return tuple(sorted(amis, key=lambda ami: (ami.created_at, ami.ami_id)))
+
+
 @needs("ec2:DescribeImages", "ec2:RegisterImage", "ec2:CreateTags")
 def register(
     ec2: Client,
@@ -549,8 +578,8 @@ def add_tags(ec2: Client, ami_id: str, tags: Mapping[str, str]) -> None:
         )
 
 
-def read(image: Mapping[str, Any], region: str) -> Ami:
-    """Return an image of DescribeImages as an `Ami`."""
+def read(image: Mapping[str, Any], region: str, *, mappings: bool = True) -> Ami:
+    """Return an image of DescribeImages as an `Ami`, with its mappings or without."""
     devices = sorted(
         (mapping for mapping in image.get("BlockDeviceMappings", ()) if "Ebs" in mapping),
         key=lambda mapping: mapping["DeviceName"] != image.get("RootDeviceName"),
@@ -561,7 +590,7 @@ def read(image: Mapping[str, Any], region: str) -> Ami:
         region=region,
         account=str(image.get("OwnerId", "")),
         state=str(image.get("State", "")),
-        created_at=datetime.fromisoformat(str(image["CreationDate"])),
+        created_at=_moment(image.get("CreationDate")) or UNKNOWN_TIME,
         architecture=str(image.get("Architecture", "")),
         boot_mode=str(image.get("BootMode", "")),
         root_device=str(image.get("RootDeviceName", "")),
@@ -579,7 +608,9 @@ def read(image: Mapping[str, Any], region: str) -> Ami:
         launched_at=_moment(image.get("LastLaunchedTime")),
         description=str(image.get("Description", "")),
         sriov_support=str(image.get("SriovNetSupport", "")),
-        mappings=tuple(image.get("BlockDeviceMappings", ())),
+        mappings=tuple(image.get("BlockDeviceMappings", ())) if mappings else (),
+        encrypted=bool(devices) and all(d["Ebs"].get("Encrypted") for d in devices),
+        message=str((image.get("StateReason") or {}).get("Message") or ""),
     )
 
 

@@ -15,6 +15,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import keys, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
+from vmsnix_ops.aws.paging import items
 from vmsnix_ops.aws.session import Client, calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
@@ -32,6 +33,7 @@ FAILED = frozenset({"deleted", "deleting", "cancelled", "cancelling", "error"})
 CANCELLED_BY_AWS = "AWS initiated task cancellation"
 DEADLINE_SECONDS = 60 * 60.0
 MOST_ATTEMPTS = 3
+PAGE = 1000
 SEEN_SECONDS = 5.0  # in which EC2 shows a snapshot that an import has completed
 
 
@@ -55,6 +57,8 @@ class ImportTask:
         Of the task.
     kms_key
         ARN of the key that encrypts the snapshot; empty for none.
+    source
+        The object that is imported, as ``s3://bucket/key``; empty where AWS does not say.
     """
 
     task_id: str
@@ -64,6 +68,7 @@ class ImportTask:
     snapshot_id: str
     tags: Mapping[str, str]
     kms_key: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,14 @@ def find_snapshot(ec2: Client, digest: str, *, kms_key: str = "") -> tuple[str, 
         if snapshot.usable and (not kms_key or snapshot.kms_key == kms_key):
             return snapshot.snapshot_id, snapshot.size_gib
     return None
+
+
+@needs("ec2:DescribeImportSnapshotTasks")
+def listed(ec2: Client) -> tuple[ImportTask, ...]:
+    """Return every import task that AWS lists; those that ended for a week."""
+    with calling(f"list the imports of {ec2.meta.region_name}"):
+        found = items(ec2, "describe_import_snapshot_tasks", "ImportSnapshotTasks", MaxResults=PAGE)
+        return tuple(map(_read, found))
 
 
 @needs("ec2:DescribeImportSnapshotTasks")
@@ -529,6 +542,7 @@ def _read(answer: Mapping[str, Any]) -> ImportTask:
     detail = answer.get("SnapshotTaskDetail") or {}
     progress = str(detail.get("Progress") or "")
     status = str(detail.get("Status") or "pending")
+    place = detail.get("UserBucket") or {}
     return ImportTask(
         task_id=str(answer["ImportTaskId"]),
         status=status,
@@ -537,4 +551,5 @@ def _read(answer: Mapping[str, Any]) -> ImportTask:
         snapshot_id=str(detail.get("SnapshotId") or "") if status == "completed" else "",
         tags=tagging.to_dict(answer.get("Tags")),
         kms_key=str(detail.get("KmsKeyId") or ""),
+        source=f"s3://{place['S3Bucket']}/{place.get('S3Key', '')}" if place.get("S3Bucket") else "",
     )

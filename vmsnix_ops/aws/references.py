@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -26,6 +26,7 @@ from vmsnix_ops.aws.paging import Limit, items, limited, patiently, quick_times
 from vmsnix_ops.aws.parameters import IMAGE_TYPE
 from vmsnix_ops.aws.session import Client, calling, client, code_of
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.settings import RetirementPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -415,7 +416,6 @@ __all__ = [
     "AMI_ID",
     "HINTS",
     "NAMES",
-    "RECENT_DAYS",
     "SETTLED",
     "Clients",
     "Reference",
@@ -431,9 +431,11 @@ __all__ = [
     "last_launches",
     "launch_permissions",
     "load",
+    "merged",
     "parameters",
     "references",
     "scaling",
+    "search",
     "snapshot_permissions",
     "with_launches",
 ]
@@ -453,9 +455,6 @@ NAMES = frozenset(
 
 HINTS = frozenset({"shared-with", "snapshot-shared-with", "snapshot-lock", "launched"})
 """Kinds that say that it may be in use where we cannot look, or shall be kept."""
-
-RECENT_DAYS = 90
-"""A launch so long ago says nothing about today's use."""
 
 PARAMETERS_OF_TEMPLATES = "parameters of launch templates"
 """Source of what ``resolve:ssm:...`` in launch templates stands for."""
@@ -511,17 +510,23 @@ class References:
         """Tell whether an AMI is used; None where nothing names it and that is not the whole truth.
 
         It is not where a source could not be read, another account may launch it, or it was launched in the
-        last `RECENT_DAYS` days and we do not see by whom.
+        days of the retirement policy and we do not see by whom.
         """
         return judge(self.of(ami_id), complete=self.complete)
 
 
-def judge(found: Iterable[Reference], *, complete: bool = True, now: datetime | None = None) -> bool | None:
+def judge(
+    found: Iterable[Reference],
+    *,
+    complete: bool = True,
+    now: datetime | None = None,
+    launched_days: float = RetirementPolicy().launched_days,
+) -> bool | None:
     """Return whether references mean use; `References.use` says when it is None."""
     some = list(found)
     if any(one.kind in NAMES for one in some):
         return True
-    since = (now or datetime.now(UTC)) - timedelta(days=RECENT_DAYS)
+    since = (now or datetime.now(UTC)) - timedelta(days=launched_days)
     hints = [one for one in some if one.kind != "launched" or datetime.fromisoformat(one.id) >= since]
     return None if hints or not complete else False
 
@@ -547,7 +552,9 @@ def references(
     A source that cannot be read does not end the search; look at `References.unread`.
     """
     session = session or default_session()
-    return gather(Clients.of(session, region), images)
+    clients, chosen = Clients.of(session, region), sorted(images)
+    found = gather(clients)
+    return merged(found, search(clients, chosen, launched=True)) if chosen else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,65 +577,83 @@ class Clients:
         return cls(region, *(limited(quick_times(one), limit) for one in made))
 
 
-def gather(
-    clients: Clients,
-    images: Collection[str] = (),
-    *,
-    guests: Collection[str] = (),
-    launched: bool = True,
+def gather(clients: Clients) -> References:
+    """Return what names the AMIs of one account and region, in the same number of calls for any of them."""
+    templates = Templates()
+    ec2, ssm = clients.ec2, clients.ssm
+    found = _taken(
+        clients.region,
+        {
+            "instances": lambda: instances(ec2),
+            "launch templates": lambda: templates.read(ec2, ssm),
+            PARAMETERS_OF_TEMPLATES: lambda: templates.lost(public=False),
+            PUBLIC_PARAMETERS_OF_TEMPLATES: lambda: templates.lost(public=True),
+            "Auto Scaling groups": lambda: scaling(clients.autoscaling, templates),
+            "parameters": lambda: parameters(ssm),
+        },
+    )
+    return replace(found, aliases=templates.aliases)
+
+
+def search(
+    clients: Clients, images: Collection[str], *, guests: Collection[str] = (), launched: bool = False
 ) -> References:
-    """Return what uses the AMIs of one account and region; see `references`.
+    """Return what AWS tells about single AMIs.
 
     Parameters
     ----------
     clients
         Of the account and region.
     images
-        AMIs to ask about one by one.
+        AMIs of the account: what EC2's own search finds, and who may launch them.
     guests
-        AMIs of other accounts, of which AWS is asked what names them here.
+        AMIs of other accounts: what EC2's own search finds here.
     launched
-        Whether to ask when they were last launched; an inventory knows that already.
+        Whether to ask when they were last launched, too.
     """
+    ec2, chosen = clients.ec2, sorted(images)
+    sources: dict[str, Callable[[], Found]] = {}
+    if chosen or guests:
+        sources["image references"] = lambda: image_references(ec2, [*chosen, *sorted(guests)])
+    if chosen:
+        sources["launch permissions"] = lambda: launch_permissions(ec2, chosen)
+    if chosen and launched:
+        sources["last launches"] = lambda: last_launches(ec2, chosen)
+    return _taken(clients.region, sources)
+
+
+def _taken(region: str, sources: Mapping[str, Callable[[], Found]]) -> References:
+    """Return what some sources tell, one after the other; one that cannot be read ends none of the others."""
     found: dict[str, set[Reference]] = {}
     unread: dict[str, errors.AwsError] = {}
-
-    def take(source: str, read: Callable[[], Iterable[tuple[str, Reference]]]) -> None:
+    for source, read in sources.items():
         try:
-            with calling(f"read the {source} of {clients.region}"):
+            with calling(f"read the {source} of {region}"):
                 for ami_id, one in read():
                     found.setdefault(ami_id, set()).add(one)
         except errors.AwsError as error:
             unread[source] = error
-
-    templates = Templates()
-    take("instances", lambda: instances(clients.ec2))
-    take("launch templates", lambda: templates.read(clients.ec2, clients.ssm))
-    take(PARAMETERS_OF_TEMPLATES, lambda: templates.lost(public=False))
-    take(PUBLIC_PARAMETERS_OF_TEMPLATES, lambda: templates.lost(public=True))
-    take("Auto Scaling groups", lambda: scaling(clients.autoscaling, templates))
-    take("parameters", lambda: parameters(clients.ssm))
-    chosen = sorted(images)
-    if images or guests:
-        take("image references", lambda: image_references(clients.ec2, [*chosen, *sorted(guests)]))
-    if images:
-        take("launch permissions", lambda: launch_permissions(clients.ec2, chosen))
-        if launched:
-            take("last launches", lambda: last_launches(clients.ec2, chosen))
-    return References(
-        clients.region,
-        {ami_id: tuple(sorted(_once(some), key=_order)) for ami_id, some in found.items()},
-        unread,
-        templates.aliases,
-    )
+    return References(region, {ami_id: _sorted(some) for ami_id, some in found.items()}, unread)
 
 
-def with_launches(found: References, launched: Mapping[str, str]) -> References:
-    """Return references with the last launch of each AMI, as an inventory knows it; empty for never."""
+def merged(one: References, other: References) -> References:
+    """Return what two readings of a region tell together."""
+    by_ami = dict(one.by_ami)
+    for ami_id, some in other.by_ami.items():
+        by_ami[ami_id] = _sorted({*by_ami.get(ami_id, ()), *some})
+    aliases = {**one.aliases, **other.aliases}
+    return References(one.region, by_ami, {**one.unread, **other.unread}, aliases)
+
+
+def _sorted(found: set[Reference]) -> tuple[Reference, ...]:
+    return tuple(sorted(_once(found), key=_order))
+
+
+def with_launches(found: References, launched: Mapping[str, datetime]) -> References:
+    """Return references with the last launch of each AMI, as an inventory knows it."""
     by_ami = dict(found.by_ami)
     for ami_id, moment in launched.items():
-        if moment:
-            by_ami[ami_id] = (*by_ami.get(ami_id, ()), Reference("launched", moment))
+        by_ami[ami_id] = (*by_ami.get(ami_id, ()), Reference("launched", moment.isoformat()))
     return References(found.region, by_ami, found.unread, found.aliases)
 
 

@@ -12,13 +12,15 @@ from vmsnix_ops.aws.paging import items
 from vmsnix_ops.aws.session import Client, calling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from vmsnix_ops.aws.images import Ami
 
 AT_ONCE = 200  # values of one filter
 PAGE = 1000
+NO_VOLUME = "vol-ffffffff"  # of snapshots that were copied, imported or uploaded
+_MADE_BY_AWS = ("Copied for ", "[Copied ", "Created by AWS-VMImport", "imported from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,14 @@ class Snapshot:
     archived
         Whether it is in the archive tier, or restored from it for some days only. Nothing can be launched
         from it for long.
+    volume_id
+        The volume that it was made of; empty for a copy, an import or a direct upload.
+    description
+        As AWS or somebody described it.
+    tier
+        Its storage tier.
+    made_by_aws
+        Whether it is a copy or an import, by what AWS says of it or how AWS describes it.
     """
 
     snapshot_id: str
@@ -62,6 +72,10 @@ class Snapshot:
     kms_key: str = ""
     account: str = ""
     archived: bool = False
+    volume_id: str = ""
+    description: str = ""
+    tier: str = ""
+    made_by_aws: bool = False
 
     @property
     def usable(self) -> bool:
@@ -84,6 +98,10 @@ def read(one: Mapping[str, Any]) -> Snapshot:
         kms_key=str(one.get("KmsKeyId") or ""),
         account=str(one.get("OwnerId") or ""),
         archived=one.get("StorageTier") == "archive" or bool(one.get("RestoreExpiryTime")),
+        volume_id="" if one.get("VolumeId") == NO_VOLUME else str(one.get("VolumeId") or ""),
+        description=str(one.get("Description") or ""),
+        tier=str(one.get("StorageTier") or ""),
+        made_by_aws="TransferType" in one or str(one.get("Description") or "").startswith(_MADE_BY_AWS),
     )
 
 
@@ -103,11 +121,23 @@ def find(ec2: Client, snapshot_ids: Iterable[str]) -> dict[str, Snapshot]:
 
 
 @needs("ec2:DescribeSnapshots")
-def owned(ec2: Client) -> dict[str, Snapshot]:
-    """Return every snapshot of the account, in any state, by id."""
+def owned(ec2: Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapshot]:
+    """Return every snapshot of the account, in any state, by id; or those of some ids that there are."""
+    asked: dict[str, Any] = {"OwnerIds": ["self"], "MaxResults": PAGE}
+    parts = [snapshot_ids[start : start + AT_ONCE] for start in range(0, len(snapshot_ids), AT_ONCE)]
+    chosen = [{"Filters": [{"Name": "snapshot-id", "Values": list(part)}]} for part in parts]
     with calling(f"list the snapshots of {ec2.meta.region_name}"):
-        found = items(ec2, "describe_snapshots", "Snapshots", OwnerIds=["self"], MaxResults=PAGE)
-        return {one.snapshot_id: one for one in map(read, found)}
+        lists = [items(ec2, "describe_snapshots", "Snapshots", **asked, **which) for which in chosen or [{}]]
+        return {one.snapshot_id: one for found in lists for one in map(read, found)}
+
+
+@needs("ec2:DescribeSnapshots")
+def public(ec2: Client) -> frozenset[str]:
+    """Return the snapshots of the account that everybody may use."""
+    with calling(f"list the public snapshots of {ec2.meta.region_name}"):
+        asked: dict[str, Any] = {"OwnerIds": ["self"], "RestorableByUserIds": ["all"], "MaxResults": PAGE}
+        found = items(ec2, "describe_snapshots", "Snapshots", **asked)
+        return frozenset(str(one["SnapshotId"]) for one in found)
 
 
 @needs("ec2:DescribeLockedSnapshots")

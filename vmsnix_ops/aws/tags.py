@@ -79,6 +79,11 @@ def to_dict(tags: Iterable[Mapping[str, Any]] | None) -> dict[str, str]:
     return {str(tag["Key"]): str(tag.get("Value", "")) for tag in tags or ()}
 
 
+def ours(tags: Mapping[str, str]) -> bool:
+    """Return whether this package made what has these tags."""
+    return bool(tags.get(DIGEST))
+
+
 def specification(resource: str, tags: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return ``TagSpecifications`` for one kind of resource, such as ``"image"``."""
     return [{"ResourceType": resource, "Tags": to_list(tags)}]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmsnix_ops.audit.retirement.decisions import candidates, decide_by_rules
-from vmsnix_ops.audit.retirement.view import Decision, Rules, View
+from vmsnix_ops.audit.region import Region
+from vmsnix_ops.audit.retirement.decisions import Decision, Rules, candidates, decide_by_rules
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.images import Ami
@@ -56,7 +56,7 @@ def make(name: str, days: float, **changes: Any) -> Ami:
     return Ami(**(base | changes))
 
 
-def see(amis: Iterable[Ami], **changes: Any) -> View:
+def see(amis: Iterable[Ami], **changes: Any) -> Region:
     amis = tuple(sorted(amis, key=lambda ami: (ami.created_at, ami.ami_id)))
     snapshots = {
         one: Snapshot(one, "completed", ami.created_at, 2, dict(ami.tags))
@@ -70,7 +70,7 @@ def see(amis: Iterable[Ami], **changes: Any) -> View:
         "snapshots": snapshots,
         "references": References(REGION, {}),
     }
-    return View(**(base | changes))
+    return Region(**(base | changes))
 
 
 def retired(days_ago: float, grace: float) -> dict[str, str]:
@@ -79,7 +79,7 @@ def retired(days_ago: float, grace: float) -> dict[str, str]:
 
 
 @st.composite
-def views(draw: st.DrawFn) -> View:
+def views(draw: st.DrawFn) -> Region:
     count = draw(st.integers(0, 12))
     amis = []
     for number in range(count):
@@ -134,7 +134,7 @@ rule_sets = st.builds(
 
 @settings(deadline=None)
 @given(views(), rule_sets)
-def test_nothing_goes_that_any_rule_keeps(view: View, rules: Rules) -> None:
+def test_nothing_goes_that_any_rule_keeps(view: Region, rules: Rules) -> None:
     decisions = decide_by_rules([view], rules, NOW)
     amis = {ami.ami_id: ami for ami in view.amis}
     going = [one for one in decisions if one.goes]
@@ -164,7 +164,7 @@ def test_nothing_goes_that_any_rule_keeps(view: View, rules: Rules) -> None:
 
 @settings(deadline=None)
 @given(views(), rule_sets)
-def test_the_newest_of_each_image_stay_usable(view: View, rules: Rules) -> None:
+def test_the_newest_of_each_image_stay_usable(view: Region, rules: Rules) -> None:
     going = {one.resource_id for one in decide_by_rules([view], rules, NOW) if one.goes}
     groups: dict[tuple[str, str], list[Ami]] = {}
     for ami in view.amis:
@@ -177,7 +177,7 @@ def test_the_newest_of_each_image_stay_usable(view: View, rules: Rules) -> None:
 
 @settings(deadline=None)
 @given(views(), rule_sets)
-def test_no_snapshot_goes_that_an_ami_which_stays_needs(view: View, rules: Rules) -> None:
+def test_no_snapshot_goes_that_an_ami_which_stays_needs(view: Region, rules: Rules) -> None:
     decisions = decide_by_rules([view], rules, NOW)
     removed = {one.resource_id for one in decisions if one.action == "delete" and one.kind == "ami"}
     held = {name for ami in view.amis if ami.ami_id not in removed for name in ami.snapshot_ids}
@@ -193,7 +193,7 @@ def test_no_snapshot_goes_that_an_ami_which_stays_needs(view: View, rules: Rules
 @settings(deadline=None)
 @given(views(), rule_sets)
 def test_the_same_account_gives_the_same_plan_and_another_moment_only_ages_it(
-    view: View, rules: Rules
+    view: Region, rules: Rules
 ) -> None:
     first, again = decide_by_rules([view], rules, NOW), decide_by_rules([view], rules, NOW)
     assert [one.fingerprint for one in first] == [one.fingerprint for one in again]
@@ -203,7 +203,7 @@ def test_the_same_account_gives_the_same_plan_and_another_moment_only_ages_it(
     assert going <= {one.resource_id for one in candidates([view], rules, NOW)}
 
 
-def only(view: View, **rules: Any) -> Decision:
+def only(view: Region, **rules: Any) -> Decision:
     (one,) = decide_by_rules([view], Rules(**{"keep_last": 0, **rules}), NOW)
     return one
 

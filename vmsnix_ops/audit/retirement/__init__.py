@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.audit.retirement import view
+from vmsnix_ops.audit.region import Place
 from vmsnix_ops.audit.retirement._plan import RetirementPlan, RetirementResult
-from vmsnix_ops.audit.retirement.decisions import decide
-from vmsnix_ops.audit.retirement.view import Decision, Rules
+from vmsnix_ops.audit.retirement.decisions import Rules, read_and_decide
+from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws.identity import check_account, identity
 from vmsnix_ops.aws.regions import chosen as chosen_regions
 from vmsnix_ops.aws.session import session as default_session
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
     import boto3
 
-    from vmsnix_ops.audit.retirement.decisions import Work
-    from vmsnix_ops.audit.retirement.view import Place
+    from vmsnix_ops.audit.retirement.decisions import Decision, Work
     from vmsnix_ops.progress import Progress
 
 __all__ = ["RetirementPlan", "RetirementResult", "plan"]
@@ -51,12 +50,12 @@ def plan(
     *,
     action: Work = "retire",
     regions: Iterable[str] = (),
-    keep_last: int = 3,
-    min_age_days: float = 30,
-    launched_days: float = 30,
-    grace_days: float = 14,
-    orphan_days: float = 7,
-    max_count: int = 25,
+    keep_last: int | None = None,
+    min_age_days: float | None = None,
+    launched_days: float | None = None,
+    grace_days: float | None = None,
+    orphan_days: float | None = None,
+    max_count: int | None = None,
     allow_shared: bool = False,
     orphans: bool = True,
     images: Iterable[str] = (),
@@ -75,10 +74,10 @@ def plan(
         ``"retire"``, or ``"restore"`` for what is retired: all of it, or `images` or `amis` of it.
     regions
         Where; ``["all"]`` for every enabled one, by default the settings' region, else AWS's own.
-    keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count, allow_shared, orphans
-        As for `vmsnix_ops.audit.retirement.view.Rules`.
-    images, amis
-        As for `vmsnix_ops.audit.retirement.view.Rules`.
+    keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count
+        As for `vmsnix_ops.settings.RetirementPolicy`; by default the settings'.
+    allow_shared, orphans, images, amis
+        As for `vmsnix_ops.audit.retirement.decisions.Rules`.
     dry_run
         `RetirementPlan.apply` does nothing.
     confirm
@@ -99,13 +98,16 @@ def plan(
     settings, session = load(), session or default_session()
     if action not in ("retire", "restore"):
         raise errors.ParameterError(f"action={action!r} is not known.", cure="Give retire or restore.")
-    rules = Rules(
-        keep_last=keep_last,
-        min_age_days=min_age_days,
-        launched_days=launched_days,
-        grace_days=grace_days,
-        orphan_days=orphan_days,
-        max_count=max_count,
+    rules = Rules.of(
+        settings.retirement,
+        {
+            "keep_last": keep_last,
+            "min_age_days": min_age_days,
+            "launched_days": launched_days,
+            "grace_days": grace_days,
+            "orphan_days": orphan_days,
+            "max_count": max_count,
+        },
         allow_shared=allow_shared,
         orphans=orphans,
         images=tuple(images),
@@ -116,8 +118,8 @@ def plan(
     check_account(account, settings.allowed_accounts)
     moment = now or datetime.now(UTC)
     prefix = settings.pointer_prefix
-    places = {region: view.Place.of(session, region, account) for region in chosen}
-    decisions, unread = decide(places.values(), action, rules, moment, prefix)
+    places = {region: Place.of(session, region, account) for region in chosen}
+    decisions, unread = read_and_decide(places, action, rules, moment, prefix)
     _check_named(places, rules.amis, decisions, unread)
     return RetirementPlan(
         account=account,
@@ -158,8 +160,8 @@ def _check_named(
     for ami_id in named:
         if ami_id in known or unread:
             continue
-        owners = [view.owner(place.ec2, ami_id) for place in places.values()]
-        owner = next(filter(None, owners), "")
+        seen = [retiring.look(place.ec2, ami_id) for place in places.values()]
+        owner = next((ami.account for ami in seen if ami is not None), "")
         raise errors.ParameterError(
             f"{ami_id} is not an AMI of this account in {', '.join(places)}.",
             why=f"It belongs to {owner}." if owner else "There is none of that id.",

@@ -10,10 +10,15 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import display, errors
-from vmsnix_ops.audit.retirement import view
-from vmsnix_ops.audit.retirement.decisions import Work, decide
-from vmsnix_ops.audit.retirement.view import Decision, ami_facts, snapshot_facts
-from vmsnix_ops.aws import images, retiring, snapshots
+from vmsnix_ops.audit import region as reading
+from vmsnix_ops.audit.retirement.decisions import (
+    Decision,
+    Work,
+    ami_facts,
+    read_and_decide,
+    snapshot_facts,
+)
+from vmsnix_ops.aws import images, imports, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.references import References
 from vmsnix_ops.progress import counted
@@ -29,7 +34,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from vmsnix_ops.audit.retirement.view import Decision, Place, Rules
+    from vmsnix_ops.audit.region import Place
+    from vmsnix_ops.audit.retirement.decisions import Rules
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.snapshots import Snapshot
     from vmsnix_ops.outcomes import RunStatus
@@ -126,8 +132,8 @@ class RetirementPlan(display.Displayed):
         Also regions in which nothing goes are looked at: what is used there may keep a copy elsewhere.
         """
         only = frozenset(one.resource_id for one in self.going)
-        decisions, unread = decide(
-            self.places.values(), self.work, self.rules, self.now, self.prefix, only=only
+        decisions, unread = read_and_decide(
+            self.places, self.work, self.rules, self.now, self.prefix, only=only
         )
         return {one.resource_id: one for one in decisions}, unread
 
@@ -205,6 +211,8 @@ class RetirementPlan(display.Displayed):
             if found:
                 lines.append((VERBS[action], f"{_what(found)}, {_sizes(found)}"))
         lines += [(f"{region}", f"not looked at: {error}") for region, error in self.unread.items()]
+        if self.work == "retire":
+            lines.append(("policy", str(self.rules)))
         if self.going:
             lines.append(("fingerprint", self.fingerprint))
         if self.dry_run and self.going:
@@ -631,7 +639,7 @@ class _Doing:
         """Return who uses an AMI, as it is this moment."""
         held = snapshots.find(self.ec2, ami.snapshot_ids).values()
         own = [each.snapshot_id for each in held if each.account == self.place.account]
-        return view.right_before(self.place, amis={ami.ami_id: own})
+        return reading.right_before(self.place, amis={ami.ami_id: own})
 
     def _appeared(self, before: Ami, references: References, plain: Callable[[Ami], Ami]) -> str:
         """Return what has changed since our own tag was written on an AMI, in words; empty for nothing.
@@ -683,7 +691,7 @@ class _Doing:
         They read the mark after they wrote; here is read what they write, several times for some moments.
         """
         for _ in retiring.looks():
-            names = view.used_now(self.place, self.plan.prefix, ami.ami_id)
+            names = reading.used_now(self.place, self.plan.prefix, ami.ami_id)
             if names:
                 return f"in use: {', '.join(names)}"
         return ""
@@ -809,8 +817,8 @@ class _Doing:
             return _SnapshotNow(None)
         references, importing = References(one.region, {}), frozenset[str]()
         if one.action != "restore":
-            references = view.right_before(self.place, loose=[snapshot_id])
-            importing = view.importing(self.ec2)
+            references = reading.right_before(self.place, loose=[snapshot_id])
+            importing = reading.importing(imports.listed(self.ec2))
         unclaimed = {key: value for key, value in snapshot.tags.items() if key != tagging.DELETING}
         return _SnapshotNow(
             snapshot,

@@ -5,35 +5,246 @@ An AMI goes only when every rule lets it go. One reason to stay is enough, and a
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.audit.retirement import view as retirement_view
-from vmsnix_ops.audit.retirement.view import Decision, Place, Rules, View, owned_amis
-from vmsnix_ops.aws import retiring, snapshots
+from vmsnix_ops.arguments import MOST_DAYS, in_range
+from vmsnix_ops.audit import region as reading
+from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.references import SEARCH, References
+from vmsnix_ops.aws.references import AMI_ID, SEARCH
 from vmsnix_ops.progress import counted
+from vmsnix_ops.settings import RetirementPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from vmsnix_ops.audit.retirement.view import Action, Place, Rules
+    from vmsnix_ops.audit.region import Place, Region
     from vmsnix_ops.aws.images import Ami
-    from vmsnix_ops.aws.references import Reference
+    from vmsnix_ops.aws.references import Reference, References
     from vmsnix_ops.aws.snapshots import Snapshot
 
+
+# What a retirement decides by, and what it decides: rules, and a decision about each AMI and snapshot.
+
+Action = Literal["keep", "retire", "delete", "restore"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules(RetirementPolicy):
+    """What is retired and deleted: the policy, and for what.
+
+    Attributes
+    ----------
+    allow_shared
+        Whether AMIs are retired that other accounts may launch. Whether they do cannot be seen from here.
+    orphans
+        Whether orphans are retired at all.
+    images, amis
+        Only AMIs of these images, only these AMIs; empty for all.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        A number or an id cannot be right.
+    """
+
+    allow_shared: bool = False
+    orphans: bool = True
+    images: tuple[str, ...] = ()
+    amis: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, policy: RetirementPolicy, numbers: Mapping[str, float | None], **scope: Any) -> Rules:
+        """Return rules with the numbers of a policy, except those that are given."""
+        given = {name: value for name, value in numbers.items() if value is not None}
+        return cls(**{**asdict(policy), **given}, **scope)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{one.name} {getattr(self, one.name):g}" for one in fields(RetirementPolicy))
+
+    def options(self, policy: RetirementPolicy) -> list[str]:
+        """Return the options of ``vmsnix retire`` for the numbers that are not those of a policy."""
+        numbers = {one.name: getattr(self, one.name) for one in fields(RetirementPolicy)}
+        changed = [name for name, value in numbers.items() if value != getattr(policy, name)]
+        return [f"--{name.replace('_', '-')} {numbers[name]:g}" for name in changed]
+
+    def __post_init__(self) -> None:
+        for number in fields(RetirementPolicy):
+            in_range(number.name, getattr(self, number.name), 0, MOST_DAYS)  # refuses NaN, too
+        for ami_id in self.amis:
+            if not AMI_ID.fullmatch(ami_id):
+                raise errors.ParameterError(
+                    f"{ami_id!r} is not the id of an AMI.",
+                    why="One is ami- and 17 or 8 hexadecimal digits.",
+                    cure="Give ids as amis; names of images go into images.",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of one AMI or snapshot, and why.
+
+    Attributes
+    ----------
+    kind
+        ``"ami"`` or ``"snapshot"`` (an orphan).
+    resource_id, name, image, digest, region
+        Which one.
+    action
+        ``"keep"``, ``"retire"`` (can be restored), ``"delete"`` (cannot) or ``"restore"``.
+    reasons
+        Why; of an AMI that stays, everything that keeps it.
+    snapshots
+        What goes with an AMI.
+    kept_snapshots
+        Which of its snapshots stay, and why.
+    created_at, size_gib
+        Of the AMI's volumes, or of the snapshot.
+    stored_bytes
+        What is billed: what its snapshots hold, by AWS's word; ``None`` where AWS does not say.
+    facts
+        State and references from which this follows; `fingerprint` sums them up.
+    """
+
+    kind: Literal["ami", "snapshot"]
+    resource_id: str
+    name: str
+    image: str
+    digest: str
+    region: str
+    action: Action
+    reasons: tuple[str, ...]
+    created_at: datetime
+    size_gib: int
+    stored_bytes: int | None = None
+    snapshots: tuple[str, ...] = ()
+    kept_snapshots: tuple[tuple[str, str], ...] = ()
+    facts: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of_ami(cls, view: Region, ami: Ami, action: Action, reasons: Iterable[str]) -> Decision:
+        """Return what becomes of an AMI; `snapshots` and `kept_snapshots` are for whoever knows them."""
+        return cls(
+            "ami",
+            ami.ami_id,
+            ami.name,
+            ami.tags.get(tagging.IMAGE, ""),
+            ami.digest,
+            view.region,
+            action,
+            tuple(reasons),
+            ami.created_at,
+            ami.size_gib,
+            _stored(view, ami),
+            facts=ami_facts(ami, view.references),
+        )
+
+    @classmethod
+    def of_snapshot(
+        cls, view: Region, snapshot: Snapshot, action: Action, reasons: Iterable[str]
+    ) -> Decision:
+        """Return what becomes of a snapshot that no AMI holds."""
+        return cls(
+            "snapshot",
+            snapshot.snapshot_id,
+            snapshot.tags.get(tagging.NAME, ""),
+            snapshot.tags.get(tagging.IMAGE, ""),
+            snapshot.tags.get(tagging.DIGEST, ""),
+            view.region,
+            action,
+            tuple(reasons),
+            snapshot.created_at,
+            snapshot.size_gib,
+            snapshot.stored_bytes,
+            facts=snapshot_facts(snapshot, view.references, view.importing),
+        )
+
+    @property
+    def goes(self) -> bool:
+        """Whether anything is to be done."""
+        return self.action != "keep"
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with what is to be done, its state, and what uses it."""
+        whole = json.dumps(
+            [self.kind, self.resource_id, self.region, self.action, self.snapshots, self.facts]
+        )
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    def changes(self, now: Decision | None) -> tuple[str, ...]:
+        """Return what is different now, in words; empty when this still holds."""
+        if now is None:
+            return ("it is gone",)
+        if self.fingerprint == now.fingerprint:
+            return ()
+        before, after = dict(self.facts), dict(now.facts)
+        found = [
+            f"{name}: {before.get(name, '') or 'nothing'} before, {after.get(name, '') or 'nothing'} now"
+            for name in dict.fromkeys((*before, *after))
+            if before.get(name, "") != after.get(name, "")
+        ]
+        if self.action != now.action:
+            found.append(f"it would {now.action} it now: {'; '.join(now.reasons)}")
+        if self.snapshots != now.snapshots:
+            found.append(f"snapshots: {', '.join(self.snapshots)} before, {', '.join(now.snapshots)} now")
+        return tuple(found)
+
+
+def ami_facts(ami: Ami, references: References) -> tuple[tuple[str, str], ...]:
+    """Return state and references of an AMI as texts that can be compared."""
+    return (
+        ("state", ami.state),
+        ("name", ami.name),
+        ("snapshots", " ".join(ami.snapshot_ids)),
+        ("public", str(ami.public)),
+        ("deprecated", str(ami.deprecated_at or "")),
+        ("protection", ami.protection),
+        ("last launch", str(ami.launched_at or "")),
+        ("tags", json.dumps(dict(sorted(ami.tags.items())))),
+        ("references", _sentences(references, ami.ami_id)),
+    )
+
+
+def snapshot_facts(
+    snapshot: Snapshot, references: References, importing: Collection[str] = ()
+) -> tuple[tuple[str, str], ...]:
+    """Return state and references of a snapshot as texts that can be compared."""
+    busy = snapshot.tags.get(tagging.DIGEST, "") in importing
+    return (
+        ("state", snapshot.state),
+        ("tags", json.dumps(dict(sorted(snapshot.tags.items())))),
+        ("references", _sentences(references, snapshot.snapshot_id)),
+        ("import", "of its image under way" if busy else ""),
+    )
+
+
+def _sentences(references: References, resource_id: str) -> str:
+    return "; ".join(sorted(str(one) for one in references.of(resource_id) if one.kind != "launched"))
+
+
+def _stored(view: Region, ami: Ami) -> int | None:
+    """Return what the snapshots of an AMI hold; ``None`` when AWS does not say it of all of them."""
+    known = [view.snapshots.get(snapshot_id) for snapshot_id in dict.fromkeys(ami.snapshot_ids)]
+    sizes = [one.stored_bytes if one else None for one in known]
+    return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+# Rules over what was read.
 
 TOLD = 3
 """How many signs of use one reason names; the number of the others follows."""
 
 
-def decide_by_rules(views: Iterable[View], rules: Rules, now: datetime) -> tuple[Decision, ...]:
+def decide_by_rules(views: Iterable[Region], rules: Rules, now: datetime) -> tuple[Decision, ...]:
     """Return what becomes of every AMI and every orphan of the regions that were seen.
 
     Parameters
@@ -45,19 +256,7 @@ def decide_by_rules(views: Iterable[View], rules: Rules, now: datetime) -> tuple
     now
         From when ages count.
     """
-    views = tuple(views)
-    elsewhere = _Elsewhere.of(views)
-    found = [one for view in views for one in _Region(view, rules, now, elsewhere).decisions()]
-    going = sorted((one for one in found if one.goes), key=lambda one: (one.created_at, one.resource_id))
-    asked = {view.region: view.asked for view in views}
-    known = [one for one in going if _is_in(asked[one.region], one.resource_id)]
-    first = {id(one) for one in known[: rules.max_count]}
-    reason = f"would go, but no more than {rules.max_count} go in one run, the oldest first"
-    found = [_kept(one, reason) if one.goes and id(one) not in first else one for one in found]
-    by_region: dict[str, list[Decision]] = defaultdict(list)
-    for one in found:
-        by_region[one.region].append(one)
-    return tuple(one for view in views for one in _with_snapshots(view, by_region[view.region]))
+    return _Account(views, rules, now).decisions()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,47 +268,122 @@ class Candidate:
     region: str
 
 
-def candidates(views: Iterable[View], rules: Rules, now: datetime) -> list[Candidate]:
+class _Account:
+    """Decides about the regions of one account, of which more is learned by and by.
+
+    Attributes
+    ----------
+    regions
+        By name, each with what is known of it.
+    left
+        What would go by what is known, the oldest first: what is worth asking about. It only gets less.
+    """
+
+    def __init__(self, views: Iterable[Region], rules: Rules, now: datetime) -> None:
+        self.rules = rules
+        self.regions = {view.region: _Region(view, rules, now) for view in views}
+        self.left: list[Candidate] = []
+        self._find(None)
+
+    def learn(self, views: Iterable[Region]) -> None:
+        """Take more that is known of some regions."""
+        for view in views:
+            self.regions[view.region].view = view
+        self._find(frozenset((one.region, one.resource_id) for one in self.left))
+
+    def _find(self, among: frozenset[tuple[str, str]] | None) -> None:
+        elsewhere = _Elsewhere.of(region.view for region in self.regions.values())
+        for region in self.regions.values():
+            region.elsewhere = elsewhere
+        self.left = sorted(one for region in self.regions.values() for one in region.candidates(among))
+
+    def decisions(
+        self, *, most: int | None = None, told: Callable[[Ami | Snapshot], bool] = lambda _one: True
+    ) -> tuple[Decision, ...]:
+        """Return what becomes of each; of what is kept only of those that `told` names.
+
+        Parameters
+        ----------
+        most
+            How many go at most, instead of the number of the rules.
+        told
+            Whether to tell of an AMI or snapshot that is kept.
+        """
+        most = self.rules.max_count if most is None else most
+        known = [one for one in self.left if self._is_asked(one)]
+        first = frozenset((one.region, one.resource_id) for one in known[:most])
+        return tuple(
+            one
+            for region in self.regions.values()
+            for one in _with_snapshots(region.view, region.decisions(first, most, told))
+        )
+
+    def questions(self, only: frozenset[str] | None) -> Mapping[str, list[str]]:
+        """Return about what to ask next, by region: the oldest that would go, until as many go as may.
+
+        Some of those asked about turn out to be shared or in use, and keep copies elsewhere, too. So it is
+        looked how many are left, and asked on about newer ones; else what stays for ever would keep them from
+        a turn.
+        """
+        unknown = [one for one in self.left if not self._is_asked(one)]
+        if only is not None:
+            unknown = [one for one in unknown if one.resource_id in only]
+        elif len(self.left) - len(unknown) >= self.rules.max_count:
+            return {}
+        else:
+            # More with every round, because each round looks at everything that may go.
+            asked = sum(len(region.view.asked or ()) for region in self.regions.values())
+            unknown = unknown[: max(ASKED_AT_ONCE, asked // 2)]
+        found: dict[str, list[str]] = defaultdict(list)
+        for one in unknown:
+            found[one.region].append(one.resource_id)
+        return found
+
+    def _is_asked(self, one: Candidate) -> bool:
+        asked = self.regions[one.region].view.asked
+        return asked is None or one.resource_id in asked
+
+
+def candidates(views: Iterable[Region], rules: Rules, now: datetime) -> list[Candidate]:
     """Return what would go if nothing more were known, the oldest first: what is worth asking about."""
-    views = tuple(views)
-    elsewhere = _Elsewhere.of(views)
-    return sorted(one for view in views for one in _Region(view, rules, now, elsewhere).candidates())
-
-
-def orphans(view: View) -> tuple[Snapshot, ...]:
-    """Return the snapshots of ours that no AMI of this account holds, oldest first."""
-    held = {snapshot_id for ami in view.amis for snapshot_id in ami.snapshot_ids}
-    found = [one for one in view.snapshots.values() if one.snapshot_id not in held and _ours(one.tags)]
-    return tuple(sorted(found, key=lambda one: (one.created_at, one.snapshot_id)))
+    return _Account(views, rules, now).left
 
 
 class _Region:
     """Decides about one region."""
 
-    def __init__(self, view: View, rules: Rules, now: datetime, elsewhere: _Elsewhere) -> None:
-        self.view, self.rules, self.now, self.elsewhere = view, rules, now, elsewhere
+    def __init__(self, view: Region, rules: Rules, now: datetime) -> None:
+        self.view, self.rules, self.now = view, rules, now
         self.newer = _newer(view.amis)
         self.in_channel = _in_channels(view.channels, rules.keep_last)
+        self.orphans = view.orphans() if rules.orphans and not rules.amis else ()
+        self.elsewhere = _Elsewhere({}, {})
 
-    def decisions(self) -> list[Decision]:
-        found = [Decision.of_ami(self.view, ami, *self.verdict(ami)) for ami in self.view.amis]
-        return found + [
-            Decision.of_snapshot(self.view, one, *self._orphan_verdict(one)) for one in self._orphans()
-        ]
-
-    def candidates(self) -> Iterator[Candidate]:
+    def decisions(
+        self, first: frozenset[tuple[str, str]], most: int, told: Callable[[Ami | Snapshot], bool]
+    ) -> Iterator[Decision]:
         for ami in self.view.amis:
-            if self.verdict(ami)[0] != "keep":
-                yield Candidate(ami.created_at, ami.ami_id, self.view.region)
-        for one in self._orphans():
-            if self._orphan_verdict(one)[0] != "keep":
-                yield Candidate(one.created_at, one.snapshot_id, self.view.region)
+            goes = (self.view.region, ami.ami_id) in first
+            if goes or told(ami):
+                yield Decision.of_ami(self.view, ami, *_turn(self.verdict(ami), most, goes=goes))
+        for one in self.orphans:
+            goes = (self.view.region, one.snapshot_id) in first
+            if goes or told(one):
+                verdict = _turn(self._orphan_verdict(one), most, goes=goes)
+                yield Decision.of_snapshot(self.view, one, *verdict)
 
-    def _orphans(self) -> tuple[Snapshot, ...]:
-        return orphans(self.view) if self.rules.orphans and not self.rules.amis else ()
+    def candidates(self, among: frozenset[tuple[str, str]] | None) -> Iterator[Candidate]:
+        name = self.view.region
+        for ami in self.view.amis:
+            if (among is None or (name, ami.ami_id) in among) and self.verdict(ami)[0] != "keep":
+                yield Candidate(ami.created_at, ami.ami_id, name)
+        for one in self.orphans:
+            wanted = among is None or (name, one.snapshot_id) in among
+            if wanted and self._orphan_verdict(one)[0] != "keep":
+                yield Candidate(one.created_at, one.snapshot_id, name)
 
     def verdict(self, ami: Ami) -> tuple[Action, list[str]]:
-        if not _ours(ami.tags):
+        if not tagging.ours(ami.tags):
             return "keep", [f"not ours: it has no tag {tagging.DIGEST}"]
         if self.rules.images and ami.tags.get(tagging.IMAGE) not in self.rules.images:
             return "keep", [f"not asked for: only {', '.join(self.rules.images)}"]
@@ -269,7 +543,7 @@ def _newer(amis: Iterable[Ami]) -> dict[str, int]:
         seen = 0
         for ami in sorted(group, key=lambda one: (one.created_at, one.ami_id), reverse=True):
             newer[ami.ami_id] = seen
-            seen += ami.state == "available" and _ours(ami.tags)
+            seen += ami.state == "available" and tagging.ours(ami.tags)
     return newer
 
 
@@ -301,20 +575,20 @@ class _Elsewhere:
     coming: Mapping[tuple[str, str], tuple[str, ...]]
 
     @classmethod
-    def of(cls, views: Iterable[View]) -> _Elsewhere:
+    def of(cls, views: Iterable[Region]) -> _Elsewhere:
         used: dict[str, dict[str, str]] = defaultdict(dict)
         coming: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
         for view in views:
             for ami in view.amis:
-                names = _told(view.references.names(ami.ami_id))
-                if ami.digest and names:
-                    used[ami.digest][view.region] = f"{ami.ami_id} in {view.region} by {_some(names)}"
+                names = view.references.names(ami.ami_id)
+                if names and ami.digest:
+                    used[ami.digest][view.region] = f"{ami.ami_id} in {view.region} by {_some(_told(names))}"
                 if ami.state == "pending" and ami.source_ami_id:
                     coming[ami.source_region, ami.source_ami_id] += (f"{ami.ami_id} in {view.region}",)
         return cls(used, coming)
 
 
-def _with_snapshots(view: View, decisions: Iterable[Decision]) -> Iterator[Decision]:
+def _with_snapshots(view: Region, decisions: Iterable[Decision]) -> Iterator[Decision]:
     """Add to each AMI that goes which of its snapshots go with it, and which stay and why.
 
     A snapshot that several AMIs hold goes with the last of them.
@@ -338,7 +612,7 @@ def _with_snapshots(view: View, decisions: Iterable[Decision]) -> Iterator[Decis
             others = [a.ami_id for a in holders[snapshot_id] if a.ami_id not in {one.resource_id, *before}]
             if snapshot_id not in view.snapshots:
                 stays.append((snapshot_id, "it is another account's, or gone"))
-            elif not _ours(view.snapshots[snapshot_id].tags):
+            elif not tagging.ours(view.snapshots[snapshot_id].tags):
                 stays.append((snapshot_id, f"not ours: it has no tag {tagging.DIGEST}"))
             elif others:
                 stays.append((snapshot_id, f"{', '.join(others)} needs it"))
@@ -358,16 +632,12 @@ def _told(references: Iterable[Reference]) -> list[str]:
     return sorted(found.values())
 
 
-def _is_in(chosen: frozenset[str] | None, name: str) -> bool:
-    return chosen is None or name in chosen
-
-
-def _kept(decision: Decision, reason: str) -> Decision:
-    return replace(decision, action="keep", reasons=(reason, *decision.reasons))
-
-
-def _ours(tags: Mapping[str, str]) -> bool:
-    return bool(tags.get(tagging.DIGEST))
+def _turn(verdict: tuple[Action, list[str]], most: int, *, goes: bool) -> tuple[Action, list[str]]:
+    """Return a verdict, and for what has no turn in this run that it is kept."""
+    action, reasons = verdict
+    if goes or action == "keep":
+        return verdict
+    return "keep", [f"would go, but no more than {most} go in one run, the oldest first", *reasons]
 
 
 def _some(words: Iterable[str]) -> str:
@@ -387,18 +657,7 @@ def _day(moment: datetime) -> str:
 # Bring back what was retired: which AMIs and snapshots, and as what they were.
 
 
-def look_at_retired(place: Place) -> View:
-    """Return the AMIs and snapshots of a region; nobody's use matters here."""
-    return View(
-        region=place.region,
-        account=place.account,
-        amis=owned_amis(place.ec2),
-        snapshots=snapshots.owned(place.ec2),
-        references=References(place.region, {}),
-    )
-
-
-def decide_what_returns(views: Iterable[View], rules: Rules, now: datetime) -> tuple[Decision, ...]:
+def decide_what_returns(views: Iterable[Region], rules: Rules, now: datetime) -> tuple[Decision, ...]:
     """Return what becomes of every AMI, and of every orphan that was retired.
 
     Parameters
@@ -413,16 +672,16 @@ def decide_what_returns(views: Iterable[View], rules: Rules, now: datetime) -> t
     return tuple(one for view in views for one in _region(view, rules, now))
 
 
-def _region(view: View, rules: Rules, now: datetime) -> Iterator[Decision]:
+def _region(view: Region, rules: Rules, now: datetime) -> Iterator[Decision]:
     for ami in view.amis:
         yield _ami(view, ami, rules, now)
     if rules.orphans and not rules.amis:
-        for snapshot in orphans(view):
+        for snapshot in view.orphans():
             if retiring.mark(snapshot.tags) is not None:
                 yield _orphan(view, snapshot, rules)
 
 
-def _ami(view: View, ami: Ami, rules: Rules, now: datetime) -> Decision:
+def _ami(view: Region, ami: Ami, rules: Rules, now: datetime) -> Decision:
     decision = Decision.of_ami(view, ami, *_verdict(ami, rules, now))
     if not decision.goes:
         return decision
@@ -460,7 +719,7 @@ def _verdict(ami: Ami, rules: Rules, now: datetime) -> tuple[Action, tuple[str, 
     return "restore", (f"retired on {known.at:%Y-%m-%d}", f"shared with {with_whom}", date)
 
 
-def _orphan(view: View, snapshot: Snapshot, rules: Rules) -> Decision:
+def _orphan(view: Region, snapshot: Snapshot, rules: Rules) -> Decision:
     known = retiring.mark(snapshot.tags)
     action: Action = "restore"
     reasons = ["no AMI holds it", f"retired on {known.at:%Y-%m-%d}" if known else ""]
@@ -471,7 +730,7 @@ def _orphan(view: View, snapshot: Snapshot, rules: Rules) -> Decision:
     return Decision.of_snapshot(view, snapshot, action, reasons)
 
 
-# Look at all regions of a retirement at once, and decide about what was seen.
+# Decide about all regions of one account, and read what that takes.
 
 
 Work = Literal["retire", "restore"]
@@ -480,8 +739,8 @@ ASKED_AT_ONCE = 50
 """AMIs and orphans about which is asked, at least, before looking how many of them go."""
 
 
-def decide(
-    places: Iterable[Place],
+def read_and_decide(
+    places: Mapping[str, Place],
     work: Work,
     rules: Rules,
     now: datetime,
@@ -489,75 +748,69 @@ def decide(
     *,
     only: frozenset[str] | None = None,
 ) -> tuple[tuple[Decision, ...], dict[str, errors.VmsnixError]]:
-    """Return what becomes of everything in these regions, and which of them could not be looked at.
+    """Return what becomes of everything in these regions, and which of them could not be read.
+
+    Parameters
+    ----------
+    places
+        The regions, by name.
+    work, rules, now, prefix
+        As for `vmsnix_ops.audit.retirement._plan`; `prefix` is that of the channels' parameters.
+    only
+        As for `decide`.
+    """
+    found = reading.read_all(places.values(), prefix=prefix, usage=work == "retire")
+    if work == "restore":
+        read, unread = _readable(found)
+        return decide_what_returns(read.values(), rules, now), unread
+    return decide(found, rules, now, places.__getitem__, only=only)
+
+
+def decide(
+    regions: Mapping[str, Region],
+    rules: Rules,
+    now: datetime,
+    place_of: Callable[[str], Place],
+    *,
+    only: frozenset[str] | None = None,
+    told: Callable[[Ami | Snapshot], bool] = lambda _one: True,
+) -> tuple[tuple[Decision, ...], dict[str, errors.VmsnixError]]:
+    """Return what becomes of everything in the regions of one account, and which could not be read.
 
     One that refuses does not end the others. One in which anything that may use an AMI could not be read is
     told, too, and nothing goes there.
 
     Parameters
     ----------
-    places
-        The regions.
-    work, rules, now, prefix
-        As for `vmsnix_ops.audit.retirement._plan`; `prefix` is that of the channels' pointers.
+    regions
+        What was read of each.
+    rules, now
+        What may go, and from when ages count.
+    place_of
+        Where to ask about single AMIs and snapshots of a region; called by the caller's own thread.
     only
         A plan is looked at again: what goes by it. Nothing else goes, and these need no turn.
+    told
+        Whether to tell of an AMI or snapshot that is kept.
     """
-    by_region = {place.region: place for place in places}
+    read, unread = _readable(regions)
+    account = _Account(read.values(), rules, now)
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="retire") as pool:
-
-        def look(place: Place) -> View | errors.VmsnixError:
-            try:
-                if work == "restore":
-                    return look_at_retired(place)
-                return retirement_view.look(place, prefix=prefix)
-            except errors.AwsError as error:
-                return error
-
-        found = dict(zip(by_region, pool.map(look, by_region.values()), strict=True))
-        unread = {region: one for region, one in found.items() if isinstance(one, errors.VmsnixError)}
-        views = {region: one for region, one in found.items() if not isinstance(one, errors.VmsnixError)}
-        if work == "restore":
-            return decide_what_returns(views.values(), rules, now), unread
-
-        def ask(asked: tuple[str, list[str]]) -> View:
-            region, resource_ids = asked
-            return retirement_view.ask(by_region[region], views[region], resource_ids)
-
-        while questions := _questions(views.values(), rules, now, only):
-            views |= dict(zip(questions, pool.map(ask, questions.items()), strict=True))
-    for region, view in views.items():
-        if view.references.unread:
-            unread[region] = _incomplete(region, view.references.unread)
-    if only is not None:
-        rules = replace(rules, max_count=len(only))
-    return decide_by_rules(views.values(), rules, now), unread
+        while questions := account.questions(only):
+            asked = [(place_of(name), account.regions[name].view, ids) for name, ids in questions.items()]
+            account.learn(pool.map(lambda one: reading.ask(*one), asked))
+    for name, region in account.regions.items():
+        if region.view.references.unread:
+            unread[name] = _incomplete(name, region.view.references.unread)
+    return account.decisions(most=None if only is None else len(only), told=told), unread
 
 
-def _questions(
-    views: Collection[View], rules: Rules, now: datetime, only: frozenset[str] | None
-) -> Mapping[str, list[str]]:
-    """Return about what to ask next, by region: the oldest that would go, until as many go as may.
-
-    Some of those asked about turn out to be shared or in use, and keep copies elsewhere, too. So it is looked
-    how many are left, and asked on about newer ones; else what stays for ever would keep them from a turn.
-    """
-    asked = {name for view in views for name in view.asked or ()}
-    left = candidates(views, rules, now)
-    unknown = [one for one in left if one.resource_id not in asked]
-    if only is not None:
-        return _by_region(one for one in unknown if one.resource_id in only)
-    if len(left) - len(unknown) >= rules.max_count:
-        return {}
-    # More with every round, because each round looks at everything that may go.
-    return _by_region(unknown[: max(ASKED_AT_ONCE, len(asked) // 2)])
-
-
-def _by_region(candidates: Iterable[Candidate]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
-    for one in candidates:
-        found[one.region].append(one.resource_id)
-    return found
+def _readable(
+    regions: Mapping[str, Region],
+) -> tuple[dict[str, Region], dict[str, errors.VmsnixError]]:
+    """Return the regions of which every list was read, and the first error of each of the others."""
+    read = {name: one for name, one in regions.items() if not one.unread}
+    return read, {name: next(iter(one.unread.values())) for name, one in regions.items() if one.unread}
 
 
 def _incomplete(region: str, sources: Mapping[str, errors.AwsError]) -> errors.VmsnixError:

@@ -1,0 +1,153 @@
+"""An audit and a retirement decide by the same rules: what one calls removable is what the other removes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.audit.retirement.fleet import OTHER, REGION
+from vmsnix_ops.audit import inventory, retirement
+from vmsnix_ops.audit.finding import Command
+from vmsnix_ops.audit.findings import evaluate
+from vmsnix_ops.aws import retiring
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
+    from tests.audit.retirement.fleet import Fleet
+
+OURS = {tagging.IMAGE: "web", tagging.DIGEST: "d"}
+REMOVES = {"deregister-image", "disable-image", "delete-snapshot", "retire"}
+POLICIES: list[dict[str, Any]] = [
+    {},
+    {"keep_last": 0},
+    {"keep_last": 1, "max_count": 2},
+    {"keep_last": 0, "min_age_days": 0, "launched_days": 0, "orphan_days": 0},
+    {"keep_last": 0, "launched_days": 90, "orphan_days": 50, "min_age_days": 70},
+    {"max_count": 0},
+]
+
+
+def mark(days_ago: float, grace: float) -> dict[str, str]:
+    at = datetime.now(UTC) - timedelta(days=days_ago)
+    return retiring.Mark(at, at + timedelta(days=grace), "run").tags()
+
+
+def fill(fleet: Fleet) -> None:
+    """Make AMIs and snapshots, ours and others', that rules treat in different ways."""
+    for days in (400, 200, 120, 90, 60, 45, 20, 2):
+        fleet.ami("web", days=days)
+    launched, shared, protected, half = (fleet.ami("db", days=100) for _ in range(4))
+    fleet.row("images", launched).last_launched = datetime.now(UTC) - timedelta(days=40)
+    fleet.share(shared, "210987654321")
+    fleet.ec2.enable_image_deregistration_protection(ImageId=protected, WithCooldown=False)
+    del fleet.aws.world.tables.table(fleet.aws.account, REGION, "snapshots")[fleet.held(half)[0]]
+    used, pointed, lent, volume = (fleet.ami("app", days=150) for _ in range(4))
+    for name, ami in (("nodes", used), ("data", volume)):
+        data: dict[str, Any] = {"ImageId": ami, "InstanceType": "t3.micro"}
+        fleet.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data)
+    fleet.point("/vmsnix/app/stable", pointed)
+    fleet.lend(fleet.held(lent)[0])
+    for region in (REGION, OTHER):  # a copy that is in use keeps the other one
+        copy = fleet.ami("copied", days=80, digest="same", region=region)
+    data = {"ImageId": copy, "InstanceType": "t3.micro"}
+    fleet.client("ec2", OTHER).create_launch_template(LaunchTemplateName="copy", LaunchTemplateData=data)
+    fleet.ami("elsewhere", days=95, region=OTHER)
+    for days in (30, 3):  # the retention period of one is over
+        retired = fleet.ami("gone", days=90, tags={**OURS, **mark(days, 14)})
+        fleet.ec2.disable_image(ImageId=retired)
+    failed = fleet.ami("failed", days=40)
+    fleet.row("images", failed).failure = "the copy failed"
+    for days in (60, 10, 3):
+        fleet.snapshot(days=days, tags=OURS)
+        fleet.snapshot(days=days)
+    fleet.lend(fleet.snapshot(days=60, tags=OURS))
+    fleet.snapshot(days=60, tags={**OURS, **mark(30, 14)})
+    fleet.snapshot(days=60, tags={**OURS, **mark(3, 14)})
+    for days in (20, 2):
+        unfinished = fleet.client("ebs").start_snapshot(VolumeSize=1, Tags=tagging.to_list(OURS))[
+            "SnapshotId"
+        ]
+        fleet.row("snapshots", unfinished).started = datetime.now(UTC) - timedelta(days=days)
+    fleet.ami("other", days=300, tags={"owner": "somebody"})
+
+
+def audited(fleet: Fleet, **asked: Any) -> pd.DataFrame:
+    found = inventory.scan(regions=[REGION, OTHER], session=fleet.session, **asked)
+    assert found.unread == ()
+    return evaluate(found)
+
+
+def going(fleet: Fleet, policy: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a retirement would do, by id."""
+    plan = retirement.plan(
+        regions=[REGION, OTHER], progress=silent(), session=fleet.session, dry_run=True, **policy
+    )
+    assert plan.unread == {}
+    return {one.resource_id: one.action for one in plan.going}
+
+
+def removable(findings: pd.DataFrame) -> set[str]:
+    """Return what of ours any finding would remove."""
+    ours = findings[findings["image"].fillna("") != ""]
+    return {
+        row["resource_id"]
+        for row in ours.to_dict("records")
+        if isinstance(row["remediation"], Command) and REMOVES.intersection(row["remediation"].argv)
+    }
+
+
+def test_what_an_audit_calls_removable_is_what_a_retirement_removes(fleet: Fleet) -> None:
+    fill(fleet)
+    seen = set()
+    for policy in POLICIES:
+        expected = going(fleet, policy)
+        for one_by_one in ("yes", "no"):
+            findings = audited(fleet, one_by_one=one_by_one, **policy)
+            due = findings[findings["rule"] == "retirement-due"]
+            assert set(due["resource_id"]) == set(expected), policy
+            assert removable(findings) == set(expected), policy
+            for row in due.to_dict("records"):
+                assert f"would {expected[row['resource_id']]} it: " in row["reason"]
+        seen.add(frozenset(expected.items()))
+    assert len(seen) == len(POLICIES)
+    assert {action for some in seen for _, action in some} == {"retire", "delete"}
+
+
+def test_a_fix_has_the_numbers_of_its_audit(fleet: Fleet) -> None:
+    ami = fleet.ami(days=60)
+    findings = audited(fleet, keep_last=0, launched_days=12.5)
+    (due,) = findings[findings["rule"] == "retirement-due"]["remediation"]
+    assert str(due) == f"vmsnix retire --regions {REGION} --keep-last 0 --launched-days 12.5 --amis {ami}"
+
+
+def test_the_numbers_of_the_settings_count_for_both(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    ami = fleet.ami(days=60)
+    assert going(fleet, {}) == {}
+    assert audited(fleet).query("rule == 'retirement-due'").empty
+    monkeypatch.setenv("VMSNIX_RETIRE_KEEP_LAST", "0")
+    assert going(fleet, {}) == {ami: "retire"}
+    (due,) = audited(fleet).query("rule == 'retirement-due'").to_dict("records")
+    assert (due["resource_id"], str(due["remediation"])) == (
+        ami,
+        f"vmsnix retire --regions {REGION} --amis {ami}",
+    )
+
+
+@pytest.mark.parametrize("operation", ["ec2:DescribeSnapshotAttribute", "ssm:GetParameterHistory"])
+def test_nothing_is_removable_where_something_could_not_be_read(fleet: Fleet, operation: str) -> None:
+    fleet.ami(days=60)
+    fleet.point("/vmsnix/app/stable", fleet.ami("app", days=60))
+    denied = {"op": operation, "do": "error", "code": "UnauthorizedOperation", "http": 403}
+    fleet.aws.faults.add({**denied, "message": f"You are not authorized to perform: {operation}"})
+    found = inventory.scan(regions=[REGION], session=fleet.session, keep_last=0)
+    findings = evaluate(found)
+    assert removable(findings) == set()
+    (unread,) = findings[findings["rule"] == "unread"].to_dict("records")
+    assert operation in f"{unread['reason']} {unread['evidence']}"
