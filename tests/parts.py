@@ -21,6 +21,7 @@ QUICK = (
     "aws",
     "boot",
     "channels",
+    "cli",
     "disk",
     "faults",
     "nix",

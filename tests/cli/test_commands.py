@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
 
 __all__ = ["say", "shelf"]
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = {"boto3", "botocore", "pandas", "papermill", "nbformat", "rich", "deltalake", "matplotlib"}
 
 

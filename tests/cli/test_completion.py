@@ -20,7 +20,7 @@ from vmsnix_ops.runbooks import catalog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = {
     "boto3",
     "botocore",
