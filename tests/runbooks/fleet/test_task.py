@@ -17,7 +17,7 @@ from vmsnix_ops.runbooks.execution.verdict import Failure
 from vmsnix_ops.runbooks.fleet import engine
 from vmsnix_ops.runbooks.fleet.engine import Job, run_target
 from vmsnix_ops.runbooks.fleet.ledger import Document, Owner, change, open_ledger
-from vmsnix_ops.runbooks.fleet.plan_file import CREDENTIALS, Account, Target, environment_of, nix_config
+from vmsnix_ops.runbooks.fleet.targets import CREDENTIALS, Account, Target, environment_of, nix_config
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from vmsnix_ops.runbooks.fleet.plan_file import Dask, Target
+    from vmsnix_ops.runbooks.fleet.plan_file import Dask
+    from vmsnix_ops.runbooks.fleet.targets import Target
 
 CONNECT_SECONDS = 30
 WORKERS_SECONDS = 60

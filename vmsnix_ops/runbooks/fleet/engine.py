@@ -26,14 +26,15 @@ from vmsnix_ops.runbooks.execution._interrupts import Interrupter, signals
 from vmsnix_ops.runbooks.execution.execute import run
 from vmsnix_ops.runbooks.fleet.cluster import check_workers, connected
 from vmsnix_ops.runbooks.fleet.ledger import Beating, Owner, StaleError, Watch, change, last_word, open_ledger
-from vmsnix_ops.runbooks.fleet.plan_file import environment_of, nix_config
+from vmsnix_ops.runbooks.fleet.targets import environment_of, nix_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmsnix_ops.runbooks.fleet.ledger import Document, Ledger
-    from vmsnix_ops.runbooks.fleet.plan_file import PlanFile, Target
+    from vmsnix_ops.runbooks.fleet.plan_file import PlanFile
     from vmsnix_ops.runbooks.fleet.table import Board
+    from vmsnix_ops.runbooks.fleet.targets import Target
 
 
 WRONG_USE = 2

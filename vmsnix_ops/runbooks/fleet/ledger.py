@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
-    from vmsnix_ops.runbooks.fleet.plan_file import Target
+    from vmsnix_ops.runbooks.fleet.targets import Target
 
 
 Document = dict[str, Any]
