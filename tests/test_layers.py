@@ -59,6 +59,8 @@ HEAVY = [
     "matplotlib",
     "ipywidgets",
     "jinja2",
+    "nh3",
+    "tinycss2",
     "pydantic",
 ]
 

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nbformat
+import pandas as pd
 import pytest
 
+from tests.hostile import hidden
 from vmsnix_ops.runbooks.evidence.report import clean, render
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.runbooks.shelf import Shelf
 
 VALUES = {
@@ -73,6 +77,22 @@ EVIL = [
         html='<SCRIPT SRC=https://example.org/x.js></SCRIPT><object data="https://e.org"></object><b>table</b>'
     ),
     shown(html='<a href="java\nscript:alert(1)">link</a><b>table</b>'),
+    shown(html='<svg onload="alert(1)"><path d="M0 0" onclick="alert(1)"/></svg><b>table</b>'),
+    shown(html='<svg><use href="https://example.org/x.svg#a"/></svg><b>table</b>'),
+    shown(html='<svg><a xlink:href="javascript:alert(1)"/></svg><b>table</b>'),
+    shown(html='<svg><animate onbegin="alert(1)" attributeName="x"/></svg><b>table</b>'),
+    shown(html='<svg><rect fill="url(//e.org/x)" stroke="u\\72l(//e.org/x)"/></svg><b>table</b>'),
+    shown(html='<a href="&#106;avascript:alert(1)">a</a><a href=" vbscript:alert(1)">b</a><b>table</b>'),
+    shown(html='<a href="data:text/html,<script>alert(1)</script>">link</a><b>table</b>'),
+    shown(html='<p style="background:url(//e.org/x); color: red">p</p><b>table</b>'),
+    shown(html="<p style=\"background:u\\72l(//e.org/x);width:image-set('//e.org/x' 1x)\">p</p><b>table</b>"),
+    shown(html="<style>a{color:red}</style><p style='content:url(//e.org)'>p</p><b>table</b>"),
+    shown(html='<style>@\\69mport "//e.org/x";b{background:image("//e.org/x")}</style><b>table</b>'),
+    shown(html='<video poster="//e.org/x"><source src="//e.org/x"></video><b>table</b>'),
+    shown(
+        html='<form action="//e.org"><input name=x><button formaction="//e.org">b</button></form><b>table</b>'
+    ),
+    shown(html='<meta http-equiv="refresh" content="0;url=//e.org"><b>table</b>'),
     shown(javascript="alert(1)", html="<b>table</b>"),
     shown(widget='{"model_id": "x"}', html="<b>table</b>"),
 ]
@@ -86,6 +106,93 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(output: nbformat.Note
     assert "//e.org" not in text
     assert "alert(1)" not in text
     assert "<b>table</b>" in text
+
+
+# Markup that a browser reads in another way when it was written once by a sanitizer ("mutation XSS").
+MUTATIONS = [
+    '<svg></p><style><a id="</style><img src=1 onerror=alert(1)>">',
+    '<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=alert(1)&gt;">',
+    "<form><math><mtext></form><form><mglyph><style></math><img src onerror=alert(1)>",
+    "<svg><desc><style><![CDATA[</style><img src=1 onerror=alert(1)>]]></style></desc></svg>",
+    '<noscript><p title="</noscript><img src=1 onerror=alert(1)>"></noscript>',
+    "<svg><foreignObject><iframe></foreignObject><img src=1 onerror=alert(1)></iframe></svg>",
+    '<textarea><img title="</textarea><img src=1 onerror=alert(1)>"></textarea>',
+    '<style>td[x="</style><script>alert(1)</script>"]{color:red}</style>',
+    '<style>td[x="\\3c/style\\3e\\3cscript\\3e alert(1)"]{color:red}</style>',
+    '<style>td{font-family:"\\3c/style\\3e\\3cscript\\3e alert(1)"}</style>',
+    '<p title="<style>b{color:red}</style><img src=1 onerror=alert(1)>">',
+    "<xmp><p title='</xmp><img src=1 onerror=alert(1)>'></xmp>",
+    "<!--><img src=1 onerror=alert(1)>--><![CDATA[><img src=1 onerror=alert(1)>]]>",
+]
+
+
+@pytest.mark.parametrize("markup", MUTATIONS)
+def test_what_is_left_of_markup_does_not_change_when_it_is_read_again(markup: str) -> None:
+    once = clean(markup)
+    assert Loads(once).found == []
+    assert "<script" not in once
+    rest = once.rpartition("</style>")[2]
+    assert clean(rest) == rest
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<table><tbody><tr><td>1</td></tr></tbody></table>",
+        '<td style="text-align: left; white-space: nowrap">1</td>',
+        '<details open=""><summary>more</summary>text</details>',
+        '<img src="data:image/png;base64,iVBORw0KGgo=" alt="plot">',
+        '<svg viewBox="0 0 9 9"><g transform="rotate(45)"><path d="M0 0L9 9" fill="#fff"></path></g></svg>',
+        '<a href="mailto:ops@x.example">mail</a> <a href="#part">part</a> <a href="other.html">other</a>',
+        '<p style="background-color: rgb(1, 2, 3); width: calc(1em + 2px)">colour</p>',
+    ],
+)
+def test_tables_plots_and_links_are_kept(markup: str) -> None:
+    whole = markup if "<td style" not in markup else f"<table><tbody><tr>{markup}</tr></tbody></table>"
+    assert clean(whole) == whole
+
+
+def test_styles_of_pandas_are_kept_for_their_table_only() -> None:
+    styled = pd.DataFrame({"a": [1, 2]}).style.highlight_max(color="yellow").bar(color="#d65f5f")
+    text = clean(styled.to_html(table_uuid="x"))
+    assert text.startswith("<style>.output {#T_x_row0_col0 {width: 10em; background: linear-gradient(90deg,")
+    assert "#T_x_row1_col0 {background-color: yellow;" in text
+    assert '<td id="T_x_row1_col0" class="data row1 col0">2</td>' in text
+
+
+def test_nothing_lies_over_the_page() -> None:
+    text = clean(
+        '<style>b{position:fixed;z-index:9;color:red}</style><b style="position:fixed;inset:0">x</b>'
+    )
+    assert text == "<style>.output {b {color: red}\n}</style><b>x</b>"
+
+
+@pytest.mark.parametrize("cell", [nbformat.v4.new_markdown_cell, lambda text: code("x", shown(html=text))])
+def test_an_output_cannot_leave_its_place(cell: Callable[[str], nbformat.NotebookNode]) -> None:
+    text = page(cell('</div></section></main><header class="failed"><h1 id="cell-1">failed</h1></header>'))
+    assert text.count("<header") == text.count("</main>") == text.count("</header>") == 1
+    assert '<h1 id="cell-1"' not in text
+
+
+def test_hidden_characters_of_an_output_are_visible() -> None:
+    text = page(code("x  # \u202e", shown(html="<b>&#8238;\u202e</b>", plain="\u202e")))
+    assert "<b>\\u202e\\u202e</b>" in text
+    assert hidden(text) == []
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<div>" * 3000,
+        "<style>" * 20000,
+        "<style" * 20000,
+        f"<p style='width:{'calc(' * 20000}'>",
+        f"<style>a{':is(' * 5000}b{')' * 5000}{{color:red}}</style>",
+        f"<style>a{{width:{'calc(' * 5000}{')' * 5000}}}</style>",
+    ],
+)
+def test_deeply_nested_markup_is_cleaned_quickly(markup: str) -> None:
+    assert len(clean(markup)) < 3 * len(markup)
 
 
 def test_the_page_forbids_the_browser_to_load_or_run_anything() -> None:

@@ -1,25 +1,26 @@
 """An executed notebook as one static page: no scripts, nothing remote, readable in light and dark.
 
 nbconvert renders the cells; its own pages link scripts from content networks, an unpinned one among them,
-so the page around the cells is ours. A content security policy in the page makes the browser keep the
+so the page around the cells is ours. HTML and Markdown of the notebook are cleaned one output at a time, so
+that none can close the element around it. A content security policy in the page makes the browser keep the
 promise.
 """
 
 from __future__ import annotations
 
 import re
-from functools import cache
-from html import unescape
-from html.parser import HTMLParser
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import templates
 from vmsnix_ops.progress import human_seconds
-from vmsnix_ops.text import html, visible
+from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from nh3 import Cleaner
 
 FACTS = (
     "ami_id",
@@ -33,11 +34,52 @@ FACTS = (
     "version",
     "package_version",
 )
-FORBIDDEN = frozenset(
-    {"script", "iframe", "object", "embed", "link", "meta", "base", "form", "applet", "frame", "portal"}
+
+# What HTML and Markdown of a notebook may have; everything else is left out. An element that is not on the
+# list loses its tags and keeps its text. An inline SVG keeps its shapes, but nothing that could contain HTML,
+# run, or refer to something else.
+TEXT = """
+    a abbr b big blockquote br caption center cite code col colgroup dd del details dfn div dl dt em
+    figcaption figure font h1 h2 h3 h4 h5 h6 hr i img input ins kbd li mark ol p pre q s samp section small
+    span strike strong sub summary sup table tbody td tfoot th thead time tr tt u ul var
+"""
+SHAPES = "svg g path rect circle ellipse line polyline polygon text tspan"
+ATTRIBUTES = {
+    "*": "class id style title lang dir role aria-label align",
+    "a": "href",
+    "col": "span width",
+    "details": "open",
+    "font": "color",
+    "img": "src alt width height",
+    "input": "checked",
+    "li": "value",
+    "ol": "start type",
+    "table": "border",
+    "td": "colspan rowspan headers",
+    "th": "colspan rowspan headers scope",
+    "time": "datetime",
+}
+SHAPE_ATTRIBUTES = """
+    viewBox preserveAspectRatio width height x y x1 x2 y1 y2 cx cy r rx ry dx dy d points transform fill
+    fill-opacity stroke stroke-width stroke-opacity stroke-dasharray stroke-linecap stroke-linejoin opacity
+    font-family font-size font-weight text-anchor dominant-baseline
+"""
+WITHOUT_CONTENT = "script style iframe object noscript noembed noframes template title"
+IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,", re.IGNORECASE)
+
+# CSS of an output: colours, sizes and alignment. Nothing is loaded, and nothing is placed over the page.
+PROPERTIES = re.compile(
+    r"background(-color)?|border(-(top|right|bottom|left))?(-(color|style|width|radius))?|border-(collapse|spacing)"
+    r"|caption-side|color|display|empty-cells|fill|font(-(family|size|style|variant|variant-numeric|weight))?"
+    r"|letter-spacing|line-height|list-style-type|(max-|min-)?(height|width)|opacity|overflow(-[xy]|-wrap)?"
+    r"|padding(-(top|right|bottom|left))?|stroke(-width)?|table-layout|text-(align|decoration|overflow|transform)"
+    r"|vertical-align|white-space|word-break"
 )
-VOID = frozenset({"link", "meta", "base", "embed", "frame"})
-LOADS = frozenset({"src", "srcset", "background", "poster", "data", "xlink:href", "action", "formaction"})
+FUNCTIONS = frozenset({"rgb", "rgba", "hsl", "hsla", "calc", "min", "max", "clamp", "var", "linear-gradient"})
+PSEUDO_CLASSES = frozenset({"is", "not", "where", "nth-child", "nth-last-child", "nth-of-type"})
+TOKENS = frozenset(
+    {"ident", "hash", "number", "percentage", "dimension", "string", "literal", "whitespace", "comment"}
+)
 
 
 def render(notebook: Any, values: Mapping[str, Any]) -> str:
@@ -61,16 +103,101 @@ def render(notebook: Any, values: Mapping[str, Any]) -> str:
         sandbox=values.get("sandbox"),
         runbook=values["runbook"],
         status=values["status"],
-        cells=clean(_body(notebook)),
+        cells=_body(notebook),
     )
 
 
 def clean(markup: str) -> str:
-    """Return HTML without anything that runs or loads: scripts, frames, handlers, remote files."""
-    cleaner = _Cleaner()
-    cleaner.feed(markup)
-    cleaner.close()
-    return "".join(cleaner.parts)
+    """Return HTML without anything that runs, loads something, or lies over the rest of the page.
+
+    The result is well-formed: it closes what it opens, and nothing else. Style sheets come first, and hold
+    below an element of the class ``output`` only.
+    """
+    # nh3 either drops a style sheet or keeps it as it is. So the sheets are taken out and their rules written
+    # anew; whatever the pattern takes for a sheet, the result is only what the lists above allow.
+    sheets = re.split(r"<style\b[^<>]*>", markup, flags=re.IGNORECASE)[1:]
+    rules = "".join(_rules(sheet.partition("</")[0]) for sheet in sheets)
+    return (f"<style>.output {{{rules}}}</style>" if rules else "") + str(_cleaner().clean(markup))
+
+
+@cache
+def _cleaner() -> Cleaner:
+    from nh3 import Cleaner
+
+    shapes = SHAPES.split()
+    attributes = {tag: set(names.split()) for tag, names in ATTRIBUTES.items()}
+    return Cleaner(
+        tags={*TEXT.split(), *shapes},
+        attributes=attributes | {shape: set(SHAPE_ATTRIBUTES.split()) for shape in shapes},
+        clean_content_tags=set(WITHOUT_CONTENT.split()),
+        url_schemes={"https", "http", "mailto", "data"},
+        attribute_filter=_attribute,
+        set_tag_attribute_values={"input": {"type": "checkbox", "disabled": ""}},  # of a task list
+        link_rel=None,
+    )
+
+
+def _attribute(_tag: str, name: str, value: str) -> str | None:
+    """Return the value of an attribute that is on the list, ``None`` to leave it out."""
+    kept = True
+    if name == "style":
+        value = _inline(value)
+        kept = value != ""
+    elif name in ("fill", "stroke"):  # of SVG, whose value is CSS
+        kept = _inline(f"{name}: {value}") != ""
+    elif name == "src":
+        kept = IMAGE.match(value) is not None
+    elif name == "href":
+        kept = link_target(value) != "" or value.startswith("mailto:")
+    elif name == "id":
+        kept = not value.startswith("cell-")  # the page's own, of its links
+    return value if kept else None
+
+
+@lru_cache(maxsize=1000)
+def _inline(style: str) -> str:
+    """Return the declarations of an attribute; the cells of a table have few different ones."""
+    import tinycss2
+
+    return _declarations(tinycss2.parse_blocks_contents(style))
+
+
+def _rules(sheet: str) -> str:
+    """Return the plain rules of a style sheet; ``@import``, ``@font-face`` and the like are left out."""
+    import tinycss2
+
+    kept = []
+    for rule in tinycss2.parse_stylesheet(sheet, skip_comments=True, skip_whitespace=True):
+        if rule.type == "qualified-rule":
+            declarations = _declarations(tinycss2.parse_blocks_contents(rule.content))
+            if declarations and _is_plain(rule.prelude, PSEUDO_CLASSES):
+                kept.append(f"{tinycss2.serialize(rule.prelude).strip()} {{{declarations}}}\n")
+    return "".join(kept)
+
+
+def _declarations(found: list[Any]) -> str:
+    import tinycss2
+
+    kept = []
+    for one in found:
+        if one.type == "declaration" and PROPERTIES.fullmatch(one.lower_name) and _is_plain(one.value):
+            important = " !important" if one.important else ""
+            kept.append(f"{one.lower_name}: {tinycss2.serialize(one.value).strip()}{important}")
+    return "; ".join(kept)
+
+
+def _is_plain(tokens: list[Any], functions: frozenset[str] = FUNCTIONS, depth: int = 5) -> bool:
+    """Whether CSS has only words, numbers, colours and the functions of a list, and no end of an element."""
+    return depth > 0 and all(
+        (token.type in TOKENS and "<" not in token.serialize())
+        or (token.type == "[] block" and _is_plain(token.content, functions, depth - 1))
+        or (
+            token.type == "function"
+            and token.lower_name in functions
+            and _is_plain(token.arguments, functions, depth - 1)
+        )
+        for token in tokens
+    )
 
 
 def _body(notebook: Any) -> str:
@@ -81,6 +208,7 @@ def _body(notebook: Any) -> str:
         extra_template_basedirs=[str(files("vmsnix_ops.runbooks") / "_report")],
         exclude_anchor_links=True,
     )
+    exporter.register_filter("clean", clean)
     body, _resources = exporter.from_notebook_node(notebook)
     return str(body)
 
@@ -95,67 +223,3 @@ def _style() -> str:
     colours = f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
     # The page's own colours come last: the code's background is the page's, not the style's.
     return f"{colours}{own}"
-
-
-class _Cleaner(HTMLParser):
-    """Writes HTML anew, without what is forbidden."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=False)
-        self.parts: list[str] = []
-        self._inside: list[str] = []
-        self._style = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in FORBIDDEN:
-            if tag not in VOID:
-                self._inside.append(tag)
-        elif not self._inside:
-            self._style = tag == "style"
-            self.parts.append(f"<{tag}{_attributes(attrs)}>")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in FORBIDDEN and not self._inside:
-            self.parts.append(f"<{tag}{_attributes(attrs)}/>")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in FORBIDDEN:
-            if tag in self._inside:
-                del self._inside[self._inside.index(tag) :]
-        elif not self._inside:
-            self._style = False
-            self.parts.append(f"</{tag}>")
-
-    def handle_data(self, data: str) -> None:
-        self._write(_harmless_style(data) if self._style else visible(data))
-
-    def handle_entityref(self, name: str) -> None:
-        self._write(f"&{name};")
-
-    def handle_charref(self, name: str) -> None:
-        self._write(html(unescape(f"&#{name};")))
-
-    def _write(self, text: str) -> None:
-        if not self._inside:
-            self.parts.append(text)
-
-
-def _attributes(attrs: list[tuple[str, str | None]]) -> str:
-    kept = []
-    for name, value in attrs:
-        text = value or ""
-        scheme = re.sub(r"[\x00-\x20]", "", text).lower()
-        if name.startswith("on") or scheme.startswith(("javascript:", "vbscript:")):
-            continue
-        if name in LOADS and not scheme.startswith("data:image/"):
-            continue
-        if name == "style":
-            text = _harmless_style(text)
-        kept.append(f" {name}" if value is None else f' {name}="{html(text)}"')
-    return "".join(kept)
-
-
-def _harmless_style(text: str) -> str:
-    return re.sub(
-        r"@import[^;]*;?|url\(\s*['\"]?(?!\s*['\"]?(?:data:|#))[^)]*\)", "", text, flags=re.IGNORECASE
-    )
