@@ -164,7 +164,7 @@ def cancelled(console: Opened, published: Published, tmp_path_factory: pytest.Te
     during = look(console.lab.aws)
     console.button("Cancel").dblclick()
     console.lab.ask("clock", "POST", {"speed": SPEED})
-    console.says("publish-ami: interrupted")
+    console.says("publish-ami: cancelled")
     console.shoot("cancelled")
     return Cancelled(before, during, look(console.lab.aws))
 
