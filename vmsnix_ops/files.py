@@ -11,14 +11,17 @@ import fcntl
 import os
 import stat
 import threading
+import tomllib
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vmsnix_ops.redaction import Redactor, secret_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from vmsnix_ops.errors import VmsnixError
 
 _OTHERS = 0o077
 _policy = {"shared": False}
@@ -81,6 +84,32 @@ def read(path: Path) -> bytes:
             return file.read()
     finally:
         os.close(descriptor)
+
+
+def read_toml(path: Path, noun: str, error: type[VmsnixError]) -> tuple[str, dict[str, Any]]:
+    """Return the text of a TOML file and its values.
+
+    Parameters
+    ----------
+    path
+        The file, in UTF-8; a byte order mark, as editors on Windows write it, is skipped.
+    noun
+        The beginning of the error's sentence, such as ``"The plan"``.
+    error
+        What to raise when it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return text, tomllib.loads(text)
+    except OSError as cause:
+        fix = "Correct its permissions, or name another file."
+        raise error(f"{noun} {path} cannot be read.", why=f"{cause.strerror}.", cure=fix) from cause
+    except UnicodeDecodeError as cause:
+        why = f"Byte {cause.start} does not fit."
+        raise error(f"{noun} {path} is not UTF-8 text.", why=why, cure="Save it as UTF-8.") from cause
+    except tomllib.TOMLDecodeError as cause:
+        fix = "Correct that line."
+        raise error(f"{noun} {path} is not valid TOML.", why=f"{cause}.", cure=fix) from cause
 
 
 def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -294,25 +293,7 @@ def _find(start: Path, environment: Mapping[str, str]) -> Path | None:
 def _from_file(path: Path | None) -> dict[str, _Given]:
     if path is None:
         return {}
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a mark
-        values = tomllib.loads(text)
-    except OSError as error:
-        raise SettingsError(
-            f"The settings file {path} cannot be read.",
-            why=f"{error.strerror}.",
-            cure="Correct its permissions, or name another file in VMSNIX_CONFIG.",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(
-            f"The settings file {path} is not UTF-8 text.",
-            why=f"Byte {error.start} does not fit.",
-            cure="Save it as UTF-8.",
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(
-            f"The settings file {path} is not valid TOML.", why=f"{error}.", cure="Correct that line."
-        ) from error
+    text, values = files.read_toml(path, "The settings file", SettingsError)
     given = {}
     for key, value in values.items():
         place = f"{path}, line {_line_of(key, text)}"

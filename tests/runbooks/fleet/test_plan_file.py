@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jsonschema
 import pytest
 
 from vmsnix_ops.errors import PlanError
 from vmsnix_ops.runbooks import fleet
+from vmsnix_ops.runbooks.fleet import plan_file
 from vmsnix_ops.runbooks.fleet.plan_file import PlanFile, read_plan
 from vmsnix_ops.runbooks.fleet.targets import nix_config
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.runbooks.shelf import Shelf
 
+DOCS = Path(__file__).parents[3] / "docs"
+GUIDE = (DOCS / "how-to/fleet.md").read_text(encoding="utf-8")
 PARAMETERS = """\
 image: str = "ecs-node"  # which image
 region: str = ""  # where
@@ -240,7 +246,7 @@ ENTRY = '[[entry]]\nrunbook = "greet"\n'
         (ENTRY + 'accounts = ["12345"]', "An account id has 12 digits"),
         ('[accounts.prod]\nid = "012345678901"\n' + ENTRY + 'accounts = ["prdo"]', "Did you mean 'prod'?"),
         ("[accounts.prod]\nid = 12345678901\n" + ENTRY, 'write "012345678901"'),
-        ('[accounts.prod]\nrole = "publisher"\n' + ENTRY, "is no ARN of a role"),
+        ('[accounts.prod]\nrole = "publisher"\n' + ENTRY, "is not the ARN of a role"),
         (
             '[accounts.p]\nid = "000000000001"\nrole = "arn:aws:iam::000000000002:role/x"\n' + ENTRY,
             "the role is one of 000000000002",
@@ -248,7 +254,7 @@ ENTRY = '[[entry]]\nrunbook = "greet"\n'
         (ENTRY + "retrys = 1", "Did you mean 'retries'?"),
         (ENTRY + "retries = 1000", "is not from 0 to 100"),
         (ENTRY + "retry_wait = -1", "is not from 0 to 3600 seconds"),
-        (ENTRY + "resources = { kvm = 0 }", "is no positive number"),
+        (ENTRY + "resources = { kvm = 0 }", "is not a positive number"),
         (ENTRY + 'after = ["publihs"]', "'publihs' in after is no entry"),
         ('[[entry]]\nname = "tell"\nrunbook = "look"\nimages = ["a"]', "has no parameter 'image'"),
         (ENTRY + '[[entry.override]]\nwhere = { region = "us-east-1" }', "greet lists no region"),
@@ -257,8 +263,8 @@ ENTRY = '[[entry]]\nrunbook = "greet"\n'
         (ENTRY + 'environment = { AWS_SECRET_ACCESS_KEY = "x" }', "plans hold no credentials"),
         ("", "The plan has no [[entry]]"),
         ("nmae = 1\n" + ENTRY, "Did you mean 'name'?"),
-        ('[nix]\nbuilders = ["a"]\n' + ENTRY, "is no setting of Nix"),
-        ('[dask]\nca_file = "nowhere.pem"\n' + ENTRY, "is no file"),
+        ('[nix]\nbuilders = ["a"]\n' + ENTRY, "is not a setting of Nix"),
+        ('[dask]\nca_file = "nowhere.pem"\n' + ENTRY, "is not a file"),
         ("name = ", "is not valid TOML"),
     ],
 )  # fmt: skip
@@ -324,6 +330,71 @@ def test_all_faults_are_said_at_once(plans: Plans) -> None:
     )
     assert "has 3 faults; nothing has started" in said
     assert all(word in said for word in ("'nmae'", 'retries = "two"', "Did you mean 'loud'?"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('folder = 3\n[[entry]]\nrunbook = "greet"', "The plan: folder = 3 is not text."),
+        ("[accounts.p]\nrol = 1\n" + ENTRY, "accounts.p has no key 'rol'. Did you mean 'role'?"),
+        ("accounts = { p = 1 }\n" + ENTRY, "accounts.p is not a table."),
+        ("[defaults]\nretries = -1\n" + ENTRY, "defaults: retries = -1 is not from 0 to 100."),
+        ("[dask]\nworkers = true\n" + ENTRY, "dask: workers = true is not a whole number."),
+        (ENTRY + 'images = ["a", 3]', "greet: images.2 = 3 is not text."),
+        (ENTRY + "matrix = { count = [] }", "greet: matrix.count is empty; leave it out, or list something."),
+        (
+            ENTRY + '[[entry.override]]\nretires = 1\nwhere = { count = 1 }\n[entry.matrix]\ncount = [1]',
+            "greet.override has no key 'retires'. Did you mean 'retries'?",
+        ),
+        ('[[entry]]\nrunbook = 3', "entry 1: runbook = 3 is not text."),
+        ('[[entry]]\nname = "x"', "x names no runbook."),
+    ],
+)  # fmt: skip
+def test_a_fault_names_its_place_and_the_value(plans: Plans, text: str, sentence: str) -> None:
+    assert f" {sentence}" in plans.fault(text)
+
+
+def test_an_entry_with_a_fault_is_still_one_that_others_wait_for(plans: Plans) -> None:
+    said = plans.fault(
+        ENTRY + 'name = "First"\nretries = "x"\n[[entry]]\nrunbook = "look"\nafter = ["First"]'
+    )
+    assert "has 2 faults" in said
+    assert "The name of entry 1 is 'First'" in said
+    assert 'First: retries = "x" is not a whole number.' in said
+
+
+def test_the_value_of_a_credential_is_not_shown(plans: Plans) -> None:
+    said = plans.fault(ENTRY + 'environment = { AWS_SESSION_TOKEN = "hunter22" }')
+    assert "greet: environment.AWS_SESSION_TOKEN is a credential; plans hold no credentials." in said
+    assert "hunter22" not in said
+
+
+# The JSON schema, by which editors complete a plan
+
+SCHEMA = DOCS / "reference/fleet.schema.json"
+
+
+def test_the_published_schema_is_up_to_date() -> None:
+    command = f"python -m {plan_file.__name__} > docs/reference/fleet.schema.json"
+    assert SCHEMA.read_text(encoding="utf-8") == plan_file.json_schema(), f"run {command}"
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        (re.search(r"```toml\n(name = .*?)```", GUIDE, re.DOTALL)[1], True),
+        ('[[entry]]\nrunbook = "greet"\nimages = "one"\n[nix]\nmax-jobs = 0', True),
+        ('[[entry]]\nname = "x"', False),
+        ('[[entry]]\nrunbook = "greet"\nretires = 1', False),
+        ('[[entry]]\nrunbook = "greet"\nretries = 101', False),
+        ('[accounts.p]\nid = "12"\n[[entry]]\nrunbook = "greet"', False),
+        ("", False),
+    ],
+)
+def test_the_schema_fits_plans(text: str, valid: bool) -> None:
+    schema = json.loads(plan_file.json_schema())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert jsonschema.Draft202012Validator(schema).is_valid(tomllib.loads(text)) == valid
 
 
 @pytest.mark.parametrize("secret", ["AKIAABCDEFGHIJKLMNOP", "postgres://user:hunter22@host/db"])

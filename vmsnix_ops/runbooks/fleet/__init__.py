@@ -36,7 +36,6 @@ from vmsnix_ops.runbooks.fleet.ledger import (
     unfinished_round,
     unrun,
 )
-from vmsnix_ops.runbooks.fleet.plan_file import read_plan
 from vmsnix_ops.runbooks.fleet.report import FleetResult
 from vmsnix_ops.settings import load
 
@@ -237,14 +236,12 @@ def plan(
     SettingsError
         When ``vmsnix.toml`` or a variable is wrong.
     """
+    from vmsnix_ops.runbooks.fleet.plan_file import read_plan  # imports pydantic
+
     in_range("workers", workers, 0, MOST_WORKERS)
     read = read_plan(Path(file))
-    read = replace(
-        read,
-        dask=replace(
-            read.dask, scheduler=scheduler or read.dask.scheduler, workers=workers or read.dask.workers
-        ),
-    )
+    given = {"scheduler": scheduler or read.dask.scheduler, "workers": workers or read.dask.workers}
+    read = replace(read, dask=read.dask.model_copy(update=given))
     check_address(read.dask)
     if read.dask.scheduler and environment:
         raise PlanError(

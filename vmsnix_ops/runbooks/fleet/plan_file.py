@@ -23,8 +23,8 @@
     regions = ["eu-central-1", "us-east-1"]
     after = ["publish"]
 
-An entry is a target for every combination of what it lists. The file is read and checked whole; nothing
-has started when one of its lines is wrong, and all that is wrong is said at once.
+An entry is a target for every combination of what it lists. The whole file is checked before anything starts,
+and the error lists every fault.
 """
 
 from __future__ import annotations
@@ -33,12 +33,22 @@ import hashlib
 import itertools
 import json
 import re
-import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
+
+from vmsnix_ops import files
 from vmsnix_ops.errors import ParameterError, PlanError, RunError, UnknownRunbookError, nearest
 from vmsnix_ops.progress import counted
 from vmsnix_ops.region_names import known_regions
@@ -46,192 +56,279 @@ from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.evidence.secrets import find_secret
 from vmsnix_ops.runbooks.execution.side_effects import level
 from vmsnix_ops.runbooks.fleet.targets import CREDENTIALS, Account, Target
+from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import pandas as pd
 
-
-# Collects what is wrong with a plan file, so that a person can put all of it right at once.
-
-Value = TypeVar("Value")
-
-
-class Faults:
-    """What is wrong so far."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def add(self, sentence: str) -> None:
-        """Note a fault, once."""
-        if sentence not in self.found:
-            self.found.append(sentence)
-
-    def unknown(self, table: Mapping[str, Any], keys: Iterable[str], place: str) -> None:
-        """Note the keys that nobody knows."""
-        known = list(keys)
-        for key in table:
-            if key not in known:
-                hint = nearest(key, known) or f"It has {', '.join(known)}."
-                self.add(f"{place} has no key {key!r}. {hint}")
-
-    def take(
-        self, table: Mapping[str, Any], key: str, kind: type[Value], default: Value, place: str
-    ) -> Value:
-        """Return a value of this type, or note that it is of another and return the default."""
-        value = table.get(key, default)
-        right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-        if not right:
-            words = {
-                str: "text",
-                int: "a whole number",
-                dict: "a table",
-                list: "a list",
-                bool: "true or false",
-            }
-            self.add(
-                f"{place}: {key} = {json.dumps(value, default=str)} is not {words.get(kind, kind.__name__)}."
-            )
-            return default
-        return value if isinstance(value, kind) else default
-
-    def texts(self, table: Mapping[str, Any], key: str, place: str) -> list[str]:
-        """Return a list of texts; a single text is a list of one."""
-        value = table.get(key, [])
-        value = [value] if isinstance(value, str) else value
-        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-            self.add(f"{place}: {key} = {json.dumps(value, default=str)} is not a list of texts.")
-            return []
-        if key in table and not value:
-            self.add(f"{place}: {key} is empty; leave it out, or list something.")
-        for item in value:
-            if value.count(item) > 1:
-                self.add(f"{place}: {key} lists {item!r} twice.")
-        return list(dict.fromkeys(value))
-
-    def amounts(self, table: Mapping[str, Any], key: str, place: str) -> dict[str, float]:
-        """Return a table of positive numbers."""
-        found = {}
-        for name, amount in self.take(table, key, dict, {}, place).items():
-            if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < 1e9:
-                self.add(f"{place}: {key}.{name} = {json.dumps(amount, default=str)} is no positive number.")
-            else:
-                found[str(name)] = float(amount)
-        return found
-
-    def error(self, path: Path) -> PlanError:
-        """Return all of it as one error."""
-        count = len(self.found)
-        return PlanError(
-            f"The plan {path} has {counted(count, 'fault')}; nothing has started.",
-            why="\n".join(self.found)
-            if count == 1
-            else "\n" + "\n".join(f"- {text}" for text in self.found) + "\n",
-            cure="Correct the file.",
-        )
+ACCOUNT_ID = r"^[0-9]{12}$"
+ENTRY_NAME = r"^[a-z0-9][a-z0-9._-]*$"
+AXES = ("image", "region", "account")
 
 
-ACCOUNT_KEYS = ("id", "role", "profile")
-ACCOUNT_ID = re.compile(r"[0-9]{12}")
-ROLE = re.compile(r"arn:aws[a-z-]*:iam::(?P<account>[0-9]{12}):role/[\w+=,.@/-]+")
+# The tables of the file. Editors show a field's description; its title completes "... is not ...".
 
 
-def read_accounts(faults: Faults, tables: Mapping[str, Any]) -> dict[str, Account]:
-    """Return the accounts of a plan, by name."""
-    accounts = {}
-    for name, table in tables.items():
-        place = f"accounts.{name}"
-        if not isinstance(table, dict):
-            faults.add(f"{place} is not a table.")
-            continue
-        faults.unknown(table, ACCOUNT_KEYS, place)
-        account = Account(
-            name,
-            *(
-                _account_id(faults, table, place),
-                *(faults.take(table, key, str, "", place) for key in ("role", "profile")),
-            ),
-        )
-        named = ROLE.fullmatch(account.role)
-        if account.role and named is None:
-            faults.add(f"{place}: {account.role!r} is no ARN of a role (arn:aws:iam::ACCOUNT:role/NAME).")
-        elif named and account.id and named["account"] != account.id:
-            faults.add(f"{place}: the role is one of {named['account']}, and the account is {account.id}.")
-        if account.role and account.profile:
-            faults.add(f"{place} has both a role and a profile; give one.")
-        accounts[name] = account
-    return accounts
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
 
 
-def _account_id(faults: Faults, table: Mapping[str, Any], place: str) -> str:
-    value = table.get("id", "")
-    if isinstance(value, int) and not isinstance(value, bool):
-        faults.add(
-            f'{place}: id = {value} is a number, and numbers lose leading zeros; write "{value:012d}".'
-        )
-        return ""
-    text = faults.take(table, "id", str, "", place)
-    if text and not ACCOUNT_ID.fullmatch(text):
-        faults.add(f"{place}: {text!r} is not an account id, which has 12 digits.")
+def _without_repeats(values: list[str]) -> list[str]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"lists {value!r} twice")
+    return values
+
+
+def _quoted(value: object) -> object:
+    if type(value) is int:
+        raise ValueError(f'is a number, and numbers lose leading zeros; write "{value:012d}"')
+    return value
+
+
+def _no_credential(name: str) -> str:
+    if name in CREDENTIALS:
+        raise ValueError("is a credential; plans hold no credentials")
+    return name
+
+
+def _nix_text(value: object) -> object:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if not isinstance(value, str | int) or "\n" in text:
+        raise ValueError("is not a setting of Nix on one line")
     return text
 
 
-# The entries of a plan file, and the targets that they stand for.
+def _file(value: str, info: ValidationInfo) -> str:
+    path = Path(info.context or ".") / Path(value).expanduser()
+    if not path.is_file():
+        raise ValueError("is not a file")
+    return str(path)
 
 
-AXES = {"images": "image", "regions": "region", "accounts": "account"}
-DEFAULT_KEYS = ("parameters", "environment", "resources", "retries", "retry_wait")
-ENTRY_KEYS = ("name", "runbook", *AXES, "matrix", *DEFAULT_KEYS, "after", "override")
-OVERRIDE_KEYS = ("where", "skip", *DEFAULT_KEYS)
-ENTRY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+Texts = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(min_length=1),
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),  # a single text is a list of one
+    AfterValidator(_without_repeats),
+]
+Lists = dict[str, Annotated[list[Any], Field(min_length=1)]]
+Amounts = Annotated[dict[str, Annotated[float, Field(gt=0, lt=1e9)]], Field(title="a positive number")]
+Retries = Annotated[int, Field(ge=0, le=100, title="from 0 to 100")]
+Seconds = Annotated[float, Field(ge=0, le=3600, title="from 0 to 3600 seconds")]
+Variables = dict[Annotated[str, AfterValidator(_no_credential)], str]
+AccountId = Annotated[
+    str,
+    Field(pattern=ACCOUNT_ID, title="an account id, which has 12 digits"),
+    BeforeValidator(_quoted),
+]
+Role = Annotated[
+    str,
+    Field(
+        pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]+$",
+        title="the ARN of a role (arn:aws:iam::ACCOUNT:role/NAME)",
+    ),
+]
+File = Annotated[str, AfterValidator(_file)]
+NixSettings = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^[a-z0-9-]+$")],
+        Annotated[str, BeforeValidator(_nix_text, json_schema_input_type=str | int | bool)],
+    ],
+    Field(title="the name of a setting of Nix"),
+]
+FleetName = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", title="1 to 64 lower-case letters, digits, '.', '_' and '-'"
+    ),
+]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What one ``[[entry]]`` stands for.
+class Table(BaseModel):
+    """A table of a plan file; unknown keys and values of another type are refused."""
 
-    Attributes
-    ----------
-    name
-        Its name, unique in the plan.
-    targets
-        One for each combination of what it lists, without what it waits for.
-    after
-        The entries that it waits for.
-    """
-
-    name: str
-    targets: tuple[Target, ...]
-    after: tuple[str, ...]
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-def read_entries(
-    faults: Faults, values: Mapping[str, Any], accounts: Mapping[str, Account], notebooks: Path | None
-) -> list[Entry]:
-    """Return the entries of a plan with their targets."""
-    defaults = faults.take(values, "defaults", dict, {}, "The plan")
-    faults.unknown(defaults, DEFAULT_KEYS, "defaults")
-    tables = faults.take(values, "entry", list, [], "The plan")
-    if not tables:
-        faults.add("The plan has no [[entry]].")
-    entries: list[Entry] = []
-    for number, table in enumerate(tables, 1):
-        if not isinstance(table, dict):
-            faults.add(f"entry {number} is not a table; write [[entry]].")
-            continue
-        name = faults.take(table, "name", str, "", f"entry {number}") or str(table.get("runbook", number))
-        if not ENTRY_NAME.fullmatch(name):
-            faults.add(
-                f"entry {number}: the name {name!r} has other than small letters, digits, '.', '_', '-'."
+class AccountTable(Table):
+    """An AWS account, and how runs get its credentials."""
+
+    id: AccountId = Field("", description="The runs refuse to change any other account.")
+    role: Role = Field("", description="ARN of a role that each run assumes.")
+    profile: str = Field("", description="Profile of the workers' own AWS configuration.")
+
+
+class RunTable(Table):
+    """What `defaults`, an entry and an override can set."""
+
+    parameters: dict[str, Any] = Field({}, description="May contain {region}, {image} and {account}.")
+    environment: Variables = Field({}, description="Environment variables; never credentials.")
+    resources: Amounts = Field({}, description="What a worker must offer: { kvm = 1 }.")
+    retries: Retries = Field(0, description="How often a failed target is tried again.")
+    retry_wait: Seconds = Field(5, description="Seconds before the first retry; doubled each time.")
+
+
+class OverrideTable(RunTable):
+    """Other values for some targets of an entry."""
+
+    where: dict[str, Any] = Field(min_length=1, title='for which targets: where = { region = "us-east-1" }')
+    skip: bool = Field(False, description="Leave these targets out.")
+
+
+class EntryTable(RunTable):
+    """A runbook, and what it is run for: one target for each combination of the lists."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["runbook"]})
+
+    # The pattern of a name is checked later: an entry with a wrong name can still be named in `after`.
+    name: str = Field("", description="Name of the targets; by default the runbook's.")
+    runbook: str = Field("", description="Name of the runbook.")
+    images: Texts = Field([], description="Each becomes the parameter image.")
+    regions: Texts = Field([], description="Each becomes the parameter region or regions.")
+    accounts: Texts = Field([], description="Names of [accounts], or account ids.")
+    matrix: Lists = Field({}, description='Other parameters: { via = ["import", "direct"] }.')
+    after: Texts = Field([], description="Entries that must be done first.")
+    override: list[OverrideTable] = Field([], description="Other values for some of the targets.")
+
+    def lists(self) -> dict[str, list[Any]]:
+        """Return what the entry lists, by the names that the values have in a target."""
+        lists = dict(zip(AXES, (self.images, self.regions, self.accounts), strict=True))
+        return {axis: values for axis, values in lists.items() if values} | self.matrix
+
+
+class Dask(Table):
+    """Where the runs are run."""
+
+    scheduler: str = Field("", description="Address of a scheduler; by default a cluster of this machine.")
+    workers: Annotated[int, Field(ge=0, title="0 or more")] = Field(
+        0, description="Worker processes of this machine; 0: one for each core."
+    )
+    resources: Amounts = Field({}, description="What each of them offers: { kvm = 1 }.")
+    ca_file: File = Field("", description="Certificate authority, for TLS; by default Dask's configuration.")
+    cert: File = Field("", description="Our certificate.")
+    key: File = Field("", description="Our key.")
+
+
+class PlanTable(Table):
+    """A plan for `vmsnix fleet`."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["entry"]})
+
+    name: FleetName = Field("", description="Name of the fleet in the ledger.")
+    folder: str = Field("", description="Working directory of the runs; by default the folder of the plan.")
+    notebooks: str = Field("", description="Folder of your own runbooks.")
+    defaults: RunTable = Field(
+        RunTable.model_validate({}), description="For every entry whose runbook has the parameter."
+    )
+    accounts: dict[str, AccountTable] = Field({}, description="AWS accounts, each by a name of your choice.")
+    nix: NixSettings = Field({}, description="Settings of Nix, for all runs.")
+    dask: Dask = Field(Dask.model_validate({}), description="Where the runs are run.")
+    entry: list[EntryTable] = Field([], description="What to run.")
+
+
+EXPECTED = {
+    "string_type": "text",
+    "string_too_short": "text of one character or more",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+}
+"""What pydantic expected, by its types of errors; for the others the field's title."""
+
+
+def _checked(values: Mapping[str, Any], folder: Path, faults: list[str]) -> PlanTable:
+    """Return a plan file's document; what is wrong is added to the faults and left out."""
+    while True:
+        try:
+            return PlanTable.model_validate(values, context=folder)
+        except ValidationError as error:
+            found = [_fault(one, values) for one in error.errors(include_url=False)]
+        faults += [sentence for sentence, _ in found]
+        values = _without(values, {place for _, place in found})
+
+
+def _fault(error: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, tuple[int | str, ...]]:
+    """Return an error of pydantic as a sentence, and the place of the value to leave out."""
+    table: type[Table]
+    match error["loc"]:
+        case ("entry", int(number), "override", int(), *rest):
+            table, place = OverrideTable, f"{_entry_name(values['entry'][number], number + 1)}.override"
+        case ("entry", int(number), *rest):
+            table, place = EntryTable, _entry_name(values["entry"][number], number + 1)
+        case ("accounts", name, *rest):
+            table, place = AccountTable, f"accounts.{name}"
+        case ("defaults" | "dask" as place, *rest):
+            table = Dask if place == "dask" else RunTable
+        case (*rest,):
+            table, place = PlanTable, "The plan"
+    kind, outer = error["type"], error["loc"][: len(error["loc"]) - len(rest)]
+    if not rest:
+        return f"{place} is not {EXPECTED[kind]}.", outer
+    first, known = str(rest[0]), table.model_fields
+    if kind == "extra_forbidden":
+        hint = nearest(first, known) or f"It has {', '.join(known)}."
+        return f"{place} has no key {first!r}. {hint}", (*outer, first)
+    field = known[first]
+    if field.is_required() and kind in ("missing", "too_short"):
+        return f"{place} does not say {field.title}.", outer
+    of_key = rest[-1] == "[key]"  # the name of a value, which is not shown
+    key = ".".join(str(part + 1 if isinstance(part, int) else part) for part in rest if part != "[key]")
+    if kind == "too_short":
+        return f"{place}: {key} is empty; leave it out, or list something.", (*outer, first)
+    wrong = str(error["ctx"]["error"]) if kind == "value_error" else ""
+    shown = key if of_key else f"{key} = {json.dumps(error['input'], default=str)}"
+    return f"{place}: {shown} {wrong or f'is not {EXPECTED.get(kind, field.title)}'}.", (*outer, first)
+
+
+def _entry_name(table: Any, number: int) -> str:
+    names = [table.get("name"), table.get("runbook")] if isinstance(table, dict) else []
+    return next((name for name in names if name and isinstance(name, str)), f"entry {number}")
+
+
+def _without(value: Any, places: set[tuple[int | str, ...]], here: tuple[int | str, ...] = ()) -> Any:
+    """Return a document without the values at these places."""
+    if isinstance(value, dict):
+        return {k: _without(v, places, (*here, k)) for k, v in value.items() if (*here, k) not in places}
+    if isinstance(value, list):
+        parts = [((*here, number), part) for number, part in enumerate(value)]
+        return [_without(part, places, place) for place, part in parts if place not in places]
+    return value
+
+
+# From the entries to targets.
+
+
+def _accounts(faults: list[str], plan: PlanTable) -> dict[str, Account]:
+    for name, table in plan.accounts.items():
+        owner = table.role.split(":")[4] if table.role else ""
+        if table.id and owner not in ("", table.id):
+            faults.append(f"accounts.{name}: the role is one of {owner}, and the account is {table.id}.")
+        if table.role and table.profile:
+            faults.append(f"accounts.{name} has both a role and a profile; give one.")
+    return {name: Account(name, **table.model_dump()) for name, table in plan.accounts.items()}
+
+
+def _entries(faults: list[str], plan: PlanTable) -> dict[str, EntryTable]:
+    """Return the entries of a plan by their names."""
+    if not plan.entry:
+        faults.append("The plan has no [[entry]].")
+    entries: dict[str, EntryTable] = {}
+    for number, entry in enumerate(plan.entry, 1):
+        name = entry.name or entry.runbook or f"entry {number}"
+        if entry.name and not re.fullmatch(ENTRY_NAME, name):
+            faults.append(
+                f"The name of entry {number} is {name!r}; use lower-case letters, digits, '.', '_' and '-'."
             )
-        if name in {entry.name for entry in entries}:
-            faults.add(f"There are two entries {name!r}; name them apart.")
-        faults.unknown(table, ENTRY_KEYS, name)
-        after = tuple(faults.texts(table, "after", name))
-        targets = tuple(_Reader(faults, name, table, defaults, accounts, notebooks).targets())
-        entries.append(Entry(name, targets, after))
+        if name in entries:
+            faults.append(f"There are two entries {name!r}; name them apart.")
+            name = f"{name} ({number})"
+        entries[name] = entry
     return entries
 
 
@@ -239,152 +336,104 @@ def read_entries(
 class _Reader:
     """Reads one entry."""
 
-    faults: Faults
+    faults: list[str]
     name: str
-    table: Mapping[str, Any]
-    defaults: Mapping[str, Any]
+    entry: EntryTable
+    defaults: RunTable
     accounts: Mapping[str, Account]
     notebooks: Path | None
 
+    def _add(self, fault: str) -> None:
+        self.faults.append(f"{self.name}{fault}".rstrip())
+
     def targets(self) -> Iterator[Target]:
         """Yield a target for each combination of what the entry lists."""
-        runbook = self._runbook()
-        lists = self._lists(runbook)
-        overrides = [
-            part
-            for part in self.faults.take(self.table, "override", list, [], self.name)
-            if self._fits(part, lists)
-        ]
+        runbook, lists = self._runbook(), self.entry.lists()
+        self._check(runbook, lists)
         for values in itertools.product(*lists.values()):
             axes = dict(zip(lists, values, strict=True))
-            layers = [
-                self.defaults,
-                self.table,
-                *(part for part in overrides if part["where"].items() <= axes.items()),
-            ]
-            if runbook is not None and not any(layer.get("skip") is True for layer in layers):
-                yield self._target(runbook, axes, layers, lists)
+            fitting = [one for one in self.entry.override if one.where.items() <= axes.items()]
+            if runbook is not None and not any(one.skip for one in fitting):
+                yield self._target(runbook, axes, [self.defaults, self.entry, *fitting], lists)
 
     def _runbook(self) -> catalog.Runbook | None:
-        wanted = self.faults.take(self.table, "runbook", str, "", self.name)
-        if not wanted:
-            self.faults.add(f"{self.name} names no runbook.")
+        if not self.entry.runbook:
+            self._add(" names no runbook.")
             return None
         try:
-            return catalog.find(wanted, self.notebooks)
+            return catalog.find(self.entry.runbook, self.notebooks)
         except (UnknownRunbookError, RunError) as error:
-            self.faults.add(f"{self.name}: {error.what} {error.why}".rstrip())
+            self._add(f": {error.what} {error.why}")
             return None
 
-    def _lists(self, runbook: catalog.Runbook | None) -> dict[str, list[Any]]:
-        """Return what the entry lists, by the names that the values have in a target."""
-        lists: dict[str, list[Any]] = {}
-        for key, axis in AXES.items():
-            if key in self.table:
-                lists[axis] = list(self.faults.texts(self.table, key, self.name))
-        for region in lists.get("region", []):
+    def _check(self, runbook: catalog.Runbook | None, lists: Mapping[str, list[Any]]) -> None:
+        """Check that there is what the entry lists, and that its overrides match something."""
+        entry = self.entry
+        for region in entry.regions:
             if region not in known_regions():
-                hint = nearest(region, known_regions())
-                self.faults.add(f"{self.name}: there is no AWS region {region!r}. {hint}".rstrip())
-        for account in lists.get("account", []):
-            if account not in self.accounts and not ACCOUNT_ID.fullmatch(account):
-                hint = (
-                    nearest(account, self.accounts)
-                    or "An account id has 12 digits; other names stand in [accounts]."
-                )
-                self.faults.add(f"{self.name}: there is no account {account!r}. {hint}")
-        if runbook is not None and "image" in lists and not _declares(runbook, "image"):
-            self.faults.add(f"{self.name} lists images, and {runbook.name} has no parameter 'image'.")
-        for parameter, values in self.faults.take(self.table, "matrix", dict, {}, self.name).items():
-            if not isinstance(values, list) or not values:
-                self.faults.add(f"{self.name}: matrix.{parameter} is not a list of values.")
-            elif parameter in lists:
-                self.faults.add(f"{self.name} lists {parameter!r} twice, once in matrix.")
-            else:
-                lists[parameter] = values
-        return lists
-
-    def _fits(self, override: Any, lists: Mapping[str, list[Any]]) -> bool:
-        """Check that an override stands for something."""
-        place = f"{self.name}.override"
-        if (
-            not isinstance(override, dict)
-            or not isinstance(override.get("where"), dict)
-            or not override["where"]
-        ):
-            self.faults.add(f'{place} does not say for which targets: where = {{ region = "us-east-1" }}.')
-            return False
-        self.faults.unknown(override, OVERRIDE_KEYS, place)
-        self.faults.take(override, "skip", bool, False, place)
-        for axis, value in override["where"].items():
-            if axis not in lists:
-                self.faults.add(f"{place}: {self.name} lists no {axis}. {nearest(axis, lists)}".rstrip())
-            elif value not in lists[axis]:
-                hint = nearest(str(value), [str(item) for item in lists[axis]])
-                self.faults.add(f"{place}: {axis} = {value!r} is none of the entry's. {hint}".rstrip())
-        return True
+                self._add(f": there is no AWS region {region!r}. {nearest(region, known_regions())}")
+        for account in entry.accounts:
+            if account not in self.accounts and not re.fullmatch(ACCOUNT_ID, account):
+                known = "An account id has 12 digits; other names stand in [accounts]."
+                self._add(f": there is no account {account!r}. {nearest(account, self.accounts) or known}")
+        if runbook is not None and entry.images and not _declares(runbook, "image"):
+            self._add(f" lists images, and {runbook.name} has no parameter 'image'.")
+        for axis, given in zip(AXES, (entry.images, entry.regions, entry.accounts), strict=True):
+            if given and axis in entry.matrix:
+                self._add(f" lists {axis!r} twice, once in matrix.")
+        for override in entry.override:
+            for axis, value in override.where.items():
+                if axis not in lists:
+                    self._add(f".override: {self.name} lists no {axis}. {nearest(axis, lists)}")
+                elif value not in lists[axis]:
+                    hint = nearest(str(value), [str(item) for item in lists[axis]])
+                    self._add(f".override: {axis} = {value!r} is none of the entry's. {hint}")
 
     def _target(
         self,
         runbook: catalog.Runbook,
         axes: dict[str, Any],
-        layers: list[Any],
+        layers: list[RunTable],
         lists: Mapping[str, list[Any]],
     ) -> Target:
-        account = self._account(axes)
-        words = {
-            "region": axes.get("region"),
-            "image": axes.get("image"),
-            "account": account.id or account.name,
-        }
-        given = self._given(runbook, axes, layers, words)
-        environment = self._environment(layers, axes.get("region", ""), account)
+        named = str(axes.get("account", ""))
+        account = self.accounts.get(named) or Account(named, named if re.fullmatch(ACCOUNT_ID, named) else "")
+        given = self._given(runbook, axes, layers, {**axes, "account": account.id or account.name})
+        environment = _merged(layers, "environment")
+        if region := axes.get("region", ""):
+            environment |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION", "VMSNIX_REGION"), region)
+        if account.id:
+            environment["VMSNIX_ALLOWED_ACCOUNTS"] = account.id  # a wrong credential changes nothing
         whole = {parameter.name: parameter.default for parameter in runbook.parameters} | given
         content = [runbook.name, whole, environment, account.id, account.role, account.profile]
-        key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
-        several = [axis for axis in axes if len(lists[axis]) > 1 or axis in AXES.values()]
-        name = "/".join([self.name, *(_word(axis, axes[axis], lists[axis]) for axis in several)])
-        last: dict[str, Any] = {}
-        for layer in layers:
-            last |= layer
-        retries = self.faults.take(last, "retries", int, 0, self.name)
-        wait = last.get("retry_wait", 5)
-        if not 0 <= retries <= 100:
-            self.faults.add(f"{self.name}: retries = {retries} is not from 0 to 100.")
-        if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait <= 3600:
-            self.faults.add(f"{self.name}: retry_wait = {wait!r} is not from 0 to 3600 seconds.")
-            wait = 5
-        resources: dict[str, float] = {}
-        for layer in layers:
-            resources |= self.faults.amounts(layer, "resources", self.name)
+        several = [axis for axis in axes if len(lists[axis]) > 1 or axis in AXES]
+        last = {key: getattr(layer, key) for layer in layers for key in layer.model_fields_set}
         return Target(
-            name,
+            "/".join([self.name, *(_word(axis, axes[axis], lists[axis]) for axis in several)]),
             self.name,
             runbook.name,
             axes,
             given,
-            key,
+            hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24],
             account,
             environment,
-            resources,
-            retries,
-            float(wait),
+            _merged(layers, "resources"),
+            last.get("retries", 0),
+            float(last.get("retry_wait", 5)),
             effects=level(runbook.side_effects, whole),
         )
 
-    def _account(self, axes: Mapping[str, Any]) -> Account:
-        name = str(axes.get("account", ""))
-        return self.accounts.get(name) or Account(name, name if ACCOUNT_ID.fullmatch(name) else "")
-
     def _given(
-        self, runbook: catalog.Runbook, axes: Mapping[str, Any], layers: list[Any], words: Mapping[str, Any]
+        self,
+        runbook: catalog.Runbook,
+        axes: Mapping[str, Any],
+        layers: list[RunTable],
+        words: Mapping[str, Any],
     ) -> dict[str, object]:
-        wanted: dict[str, object] = {}
-        for layer in layers:
-            own = self.faults.take(layer, "parameters", dict, {}, self.name)
-            # A default is for the runbooks that have such a parameter; an entry must know its own.
-            wanted |= {k: v for k, v in own.items() if layer is not self.defaults or _declares(runbook, k)}
-        wanted |= {axis: value for axis, value in axes.items() if axis not in AXES.values()}
+        # A default is for the runbooks that have such a parameter; an entry must know its own.
+        wanted = {k: v for k, v in self.defaults.parameters.items() if _declares(runbook, k)}
+        wanted |= _merged(layers[1:], "parameters")
+        wanted |= {axis: value for axis, value in axes.items() if axis not in AXES}
         for axis in ("image", "region"):
             if axis in axes and _declares(runbook, axis):
                 wanted[axis] = axes[axis]
@@ -395,28 +444,16 @@ class _Reader:
             try:
                 found = parameters.check(runbook, {name: _filled(value, words)})
             except ParameterError as error:
-                self.faults.add(f"{self.name}: {error.what} {error.why}".rstrip())
+                self._add(f": {error.what} {error.why}")
                 continue
             for twice in found.keys() & checked.keys():
-                self.faults.add(f"{self.name}: The parameter {twice!r} is given twice, once as {name}.")
+                self._add(f": The parameter {twice!r} is given twice, once as {name}.")
             checked |= found
         return checked
 
-    def _environment(self, layers: list[Any], region: str, account: Account) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for layer in layers:
-            for name, value in self.faults.take(layer, "environment", dict, {}, self.name).items():
-                if name in CREDENTIALS:
-                    self.faults.add(f"{self.name}: environment holds {name}; plans hold no credentials.")
-                elif not isinstance(value, str):
-                    self.faults.add(f"{self.name}: environment.{name} is not text.")
-                else:
-                    found[name] = value
-        if region:
-            found |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION", "VMSNIX_REGION"), region)
-        if account.id:
-            found["VMSNIX_ALLOWED_ACCOUNTS"] = account.id  # a wrong credential changes nothing
-        return found
+
+def _merged(layers: list[RunTable], key: str) -> dict[str, Any]:
+    return {name: value for layer in layers for name, value in getattr(layer, key).items()}
 
 
 def _declares(runbook: catalog.Runbook, name: str) -> bool:
@@ -427,9 +464,9 @@ def _filled(value: object, words: Mapping[str, Any]) -> object:
     """Return a text with ``{region}``, ``{image}`` and ``{account}`` replaced, where the target has them."""
     if not isinstance(value, str):
         return value
-    for name, word in words.items():
-        if word:
-            value = value.replace(f"{{{name}}}", str(word))
+    for name in AXES:
+        if words.get(name):
+            value = value.replace(f"{{{name}}}", str(words[name]))
     return value
 
 
@@ -440,99 +477,70 @@ def _word(axis: str, value: object, others: list[Any]) -> str:
         short = re.split(r"[#/]", str(value).rstrip("/"))[-1]
         value = short if shorts.count(short) == 1 else value
     text = re.sub(r"[^\w.+-]+", "-", str(value)).strip("-.") or "empty"
-    return text if axis in AXES.values() else f"{axis}={text}"
+    return text if axis in AXES else f"{axis}={text}"
 
 
 # Which target waits for which: from the entries' ``after`` to an order without cycles.
 
 
-def order(faults: Faults, entries: Sequence[Entry]) -> tuple[Target, ...]:
+def _ordered(
+    faults: list[str], entries: Mapping[str, EntryTable], targets: Mapping[str, Sequence[Target]]
+) -> tuple[Target, ...]:
     """Return all targets, each behind those it waits for.
 
     A target waits for those targets of the entries in ``after`` that have the same value wherever both
     entries list the same (image, region, account or a parameter): the promotion in a region waits for
     the publish there.
     """
-    by_name = {entry.name: entry for entry in entries}
-    for entry in entries:
-        for name in entry.after:
-            if name not in by_name:
-                faults.add(f"{entry.name}: {name!r} in after is no entry. {nearest(name, by_name)}".rstrip())
-    sorter = TopologicalSorter(
-        {entry.name: [name for name in entry.after if name in by_name] for entry in entries}
-    )
+    for name, entry in entries.items():
+        unknown = [other for other in entry.after if other not in entries]
+        faults += [
+            f"{name}: {one!r} in after is no entry. {nearest(one, entries)}".rstrip() for one in unknown
+        ]
+    before = {name: [one for one in entry.after if one in entries] for name, entry in entries.items()}
     try:
-        ordered = [by_name[name] for name in sorter.static_order()]
+        names = list(TopologicalSorter(before).static_order())
     except CycleError as error:
         # graphlib lists a cycle from what is waited for to what waits; the plan file says it the other way.
-        faults.add(f"The entries wait for each other: {' → '.join(reversed(error.args[1]))}.")
-        ordered = list(entries)
-    targets: list[Target] = []
-    for entry in ordered:
-        before = [by_name[name] for name in entry.after if name in by_name]
-        for target in entry.targets:
-            after = [name for other in before for name in _matching(faults, target, other)]
-            targets.append(replace(target, after=tuple(after)))
-    _check_doubles(faults, targets)
-    return tuple(targets)
+        faults.append(f"The entries wait for each other: {' → '.join(reversed(error.args[1]))}.")
+        return ()
+    ordered: list[Target] = []
+    for name in names:
+        for target in targets[name]:
+            after = [
+                found for other in before[name] for found in _matching(faults, target, other, targets[other])
+            ]
+            ordered.append(replace(target, after=tuple(after)))
+    return tuple(ordered)
 
 
-def _matching(faults: Faults, target: Target, other: Entry) -> list[str]:
+def _matching(faults: list[str], target: Target, other: str, candidates: Sequence[Target]) -> list[str]:
     found = [
         candidate.name
-        for candidate in other.targets
+        for candidate in candidates
         if all(target.axes[axis] == value for axis, value in candidate.axes.items() if axis in target.axes)
     ]
-    if other.targets and not found:
-        shared = [axis for axis in other.targets[0].axes if axis in target.axes]
+    if candidates and not found:
+        shared = [axis for axis in candidates[0].axes if axis in target.axes]
         values = " and ".join(f"{axis} {target.axes[axis]}" for axis in shared)
-        faults.add(f"{target.name} is to come after {other.name}, which has no target with {values}.")
+        faults.append(f"{target.name} is to come after {other}, which has no target with {values}.")
     return found
 
 
-def _check_doubles(faults: Faults, targets: Sequence[Target]) -> None:
+def _check_doubles(faults: list[str], targets: Iterable[Target]) -> None:
     names: dict[str, Target] = {}
     keys: dict[str, Target] = {}
     for target in targets:
         if target.key in keys:
-            faults.add(
+            faults.append(
                 f"{target.name} and {keys[target.key].name} are the same: {target.runbook} with the same "
                 "parameters in the same account."
             )
         elif target.name in names:
-            faults.add(
+            faults.append(
                 f"There are two targets {target.name}; rename an entry, or list what tells them apart."
             )
         names[target.name] = keys[target.key] = target
-
-
-KEYS = ("name", "folder", "notebooks", "defaults", "accounts", "nix", "dask", "entry")
-DASK_KEYS = ("scheduler", "workers", "resources", "ca_file", "cert", "key")
-PLAN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-
-@dataclass(frozen=True, slots=True)
-class Dask:
-    """Where the runs go.
-
-    Attributes
-    ----------
-    scheduler
-        Address of a scheduler; empty: a cluster of this machine for the time of the fleet.
-    workers
-        How many worker processes a cluster of this machine has; 0: one a core.
-    resources
-        What each of them offers, such as ``{"kvm": 1}``.
-    ca_file, cert, key
-        Files for TLS with a scheduler elsewhere; empty: as Dask's own configuration says.
-    """
-
-    scheduler: str = ""
-    workers: int = 0
-    resources: Mapping[str, float] = field(default_factory=dict)
-    ca_file: str = ""
-    cert: str = ""
-    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -596,8 +604,7 @@ def read_plan(path: Path) -> PlanFile:
         exist, a value of the wrong type, a region or an account that cannot be, two targets that are the
         same, entries that wait for each other, a secret.
     """
-    text, values = _load(path)
-    faults = Faults()
+    text, values = files.read_toml(path, "The plan", PlanError)
     secret = find_secret(text)
     if secret:
         # Not shown, and no value is shown either: whatever is said next ends up in logs.
@@ -606,86 +613,48 @@ def read_plan(path: Path) -> PlanFile:
             why="Plans are kept in repositories, archives and reports.",
             cure="Leave credentials to the environment of the workers, or name a role or a profile.",
         )
-    faults.unknown(values, KEYS, "The plan")
-    folder = path.parent.absolute() / faults.take(values, "folder", str, "", "The plan")
-    notebooks = faults.take(values, "notebooks", str, "", "The plan")
-    accounts = read_accounts(faults, faults.take(values, "accounts", dict, {}, "The plan"))
-    shelf = path.parent.absolute() / notebooks if notebooks else None
-    entries = read_entries(faults, values, accounts, shelf)
-    targets = order(faults, entries)
-    plan = PlanFile(
-        name=_name(faults, values, path),
-        source=path,
-        folder=folder,
-        notebooks=shelf,
-        targets=targets,
-        accounts=accounts,
-        nix=_nix(faults, values),
-        dask=_dask(faults, values, path.parent.absolute()),
-    )
-    if faults.found:
-        raise faults.error(path)
-    return plan
-
-
-def _load(path: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return text, tomllib.loads(text)
-    except OSError as error:
+    faults: list[str] = []
+    folder = path.parent.absolute()
+    plan = _checked(values, folder, faults)
+    accounts = _accounts(faults, plan)
+    notebooks = folder / plan.notebooks if plan.notebooks else None
+    entries = _entries(faults, plan)
+    targets = {
+        name: tuple(_Reader(faults, name, entry, plan.defaults, accounts, notebooks).targets())
+        for name, entry in entries.items()
+    }
+    ordered = _ordered(faults, entries, targets)
+    _check_doubles(faults, itertools.chain(*targets.values()))
+    if faults:
+        found = list(dict.fromkeys(faults))
         raise PlanError(
-            f"The plan cannot be read: {path}.", why=f"{error.strerror}.", cure="Name another file."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise PlanError(
-            f"The plan {path} is not UTF-8 text.",
-            why=f"Byte {error.start} does not fit.",
-            cure="Save it as UTF-8.",
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(
-            f"The plan {path} is not valid TOML.", why=f"{error}.", cure="Correct that line."
-        ) from error
-
-
-def _name(faults: Faults, values: Mapping[str, Any], path: Path) -> str:
-    """Return the fleet's name; one that nobody gave tells files of the same name apart."""
-    given = faults.take(values, "name", str, "", "The plan")
-    if given and not PLAN_NAME.fullmatch(given):
-        faults.add(
-            f"The plan's name is {given!r}; write small letters, digits, '.', '_' and '-', 64 at most."
+            f"The plan {path} has {counted(len(found), 'fault')}; nothing has started.",
+            why=found[0] if len(found) == 1 else "\n" + "\n".join(f"- {text}" for text in found) + "\n",
+            cure="Correct the file.",
         )
-    if given:
-        return str(given)
+    return PlanFile(
+        name=plan.name or _name(path),
+        source=path,
+        folder=folder / plan.folder,
+        notebooks=notebooks,
+        targets=ordered,
+        accounts=accounts,
+        nix=plan.nix,
+        dask=plan.dask,
+    )
+
+
+def _name(path: Path) -> str:
+    """Return a fleet's name that nobody gave; it tells files of the same name apart."""
     digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:6]
     return re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:56] + f"-{digest}"
 
 
-def _nix(faults: Faults, values: Mapping[str, Any]) -> dict[str, str]:
-    settings = {}
-    for name, value in faults.take(values, "nix", dict, {}, "The plan").items():
-        words = {True: "true", False: "false"}
-        text = words[value] if isinstance(value, bool) else str(value)
-        if not re.fullmatch(r"[a-z0-9-]+", name) or not isinstance(value, str | int) or "\n" in text:
-            faults.add(f"nix: {name} = {json.dumps(value, default=str)} is no setting of Nix on one line.")
-        settings[name] = text
-    return settings
+def json_schema() -> str:
+    """Return the JSON schema of plan files, as ``docs/reference/fleet.schema.json`` has it."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **PlanTable.model_json_schema()}
+    return json.dumps(schema, indent=2) + "\n"
 
 
-def _dask(faults: Faults, values: Mapping[str, Any], folder: Path) -> Dask:
-    table = faults.take(values, "dask", dict, {}, "The plan")
-    faults.unknown(table, DASK_KEYS, "dask")
-    files = {name: faults.take(table, name, str, "", "dask") for name in ("ca_file", "cert", "key")}
-    for name, value in files.items():
-        files[name] = str(folder / Path(value).expanduser()) if value else ""
-        if value and not Path(files[name]).is_file():
-            faults.add(f"dask: {name} = {value!r} is no file.")
-    workers = faults.take(table, "workers", int, 0, "dask")
-    if workers < 0:
-        faults.add(f"dask: workers = {workers} is no number of processes.")
-    return Dask(
-        scheduler=faults.take(table, "scheduler", str, "", "dask"),
-        workers=workers,
-        resources=faults.amounts(table, "resources", "dask"),
-        **files,
-    )
+if __name__ == "__main__":
+    echo(json_schema().removesuffix("\n"))
