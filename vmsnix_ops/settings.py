@@ -61,23 +61,9 @@ NOT_SETTINGS: tuple[str, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class RetirementPolicy:
-    """The numbers by which an audit and a retirement decide; their defaults stand here and nowhere else.
+    """The numbers by which an audit and a retirement decide, and the only place of their defaults.
 
-    Attributes
-    ----------
-    keep_last
-        How many AMIs are kept of each image and architecture, the newest; and of each channel, the last that
-        it named.
-    min_age_days
-        Keep AMIs that are younger.
-    launched_days
-        Keep AMIs that launched an instance in so many last days. AWS reports launches a day late.
-    grace_days
-        How long a retired AMI or snapshot can be restored, before a later run deletes it.
-    orphan_days
-        Age from which a snapshot without an AMI is an orphan: an unfinished publish may need a younger one.
-    max_count
-        How many AMIs and orphans one run retires or deletes at most, over all regions: the oldest.
+    `Settings` explains each; there their names begin with ``retire_``.
     """
 
     keep_last: int = 3
@@ -142,11 +128,19 @@ class Settings:
         What a GiB of snapshot costs a month, in USD, by region: in the standard and in the archive tier.
         ``default`` is for regions that are not named. In the file a table, ``eu-central-1 = [0.054, 0.0135]``
         below ``[snapshot_prices]``; in a variable ``eu-central-1=0.054/0.0135,default=0.05/0.0125``.
-    retire_keep_last, retire_max_count
-        Of the retirement policy, by which audits and retirements decide: how many AMIs are kept, and how many
-        one run retires or deletes at most; see `RetirementPolicy`.
-    retire_min_age_days, retire_launched_days, retire_grace_days, retire_orphan_days
-        Of the same: from which age on; see `RetirementPolicy`.
+    retire_keep_last
+        How many AMIs are kept of each image and architecture, the newest; and of each channel, the last that
+        it named. This and the next five are the retirement policy, by which audits and retirements decide.
+    retire_min_age_days
+        Keep AMIs that are younger.
+    retire_launched_days
+        Keep AMIs that launched an instance in the last days, so many. AWS reports launches a day late.
+    retire_grace_days
+        How long a retired AMI or snapshot can be restored, before a later run deletes it.
+    retire_orphan_days
+        Age from which a snapshot without an AMI is an orphan. An unfinished publish may need a younger one.
+    retire_max_count
+        How many AMIs and orphans one run retires or deletes at most, over all regions: the oldest.
     """
 
     region: str | None
@@ -177,7 +171,7 @@ class Settings:
 
     @property
     def retirement(self) -> RetirementPolicy:
-        """The retirement policy."""
+        """The retirement policy, whose fields are the settings that begin with ``retire_``."""
         return RetirementPolicy(
             **{field.name: getattr(self, f"retire_{field.name}") for field in fields(RetirementPolicy)}
         )

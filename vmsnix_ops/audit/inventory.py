@@ -601,7 +601,7 @@ def scan(
     deadline_minutes
         After so many minutes nothing more is asked; what was not read by then is told, as any other gap is.
     keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count
-        As for `vmsnix_ops.settings.RetirementPolicy`; by default the settings'. A retirement of the same
+        The retirement policy; by default that of `vmsnix_ops.settings.Settings`. A retirement of the same
         account and regions with the same numbers decides as the audit does.
     session
         Whose account is scanned, and who takes the roles in others.

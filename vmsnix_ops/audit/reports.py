@@ -270,7 +270,7 @@ def check(
     regions, accounts, buckets, one_by_one, deadline_minutes, session
         As for `vmsnix_ops.audit.inventory.scan`.
     keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count
-        As for `vmsnix_ops.settings.RetirementPolicy`; by default the settings'.
+        The retirement policy; by default that of `vmsnix_ops.settings.Settings`.
     known_accounts, packages, old_days
         As for `judge`.
     fail_on

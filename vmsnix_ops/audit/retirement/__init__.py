@@ -75,7 +75,7 @@ def plan(
     regions
         Where; ``["all"]`` for every enabled one, by default the settings' region, else AWS's own.
     keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count
-        As for `vmsnix_ops.settings.RetirementPolicy`; by default the settings'.
+        The retirement policy; by default that of `vmsnix_ops.settings.Settings`.
     allow_shared, orphans, images, amis
         As for `vmsnix_ops.audit.retirement.decisions.Rules`.
     dry_run
