@@ -211,12 +211,12 @@ class Facts:
         """Return the resources of these kinds."""
         return self.frame[self.frame["kind"].isin(kinds)]
 
-    def decisions(self, rows: pd.DataFrame) -> pd.Series[Any]:
+    def verdicts(self, rows: pd.DataFrame) -> pd.Series[Any]:
         """Return what a retirement would do with each row; None for what is not ours to retire."""
         import pandas as pd
 
         keys = zip(rows["account"], rows["region"], rows["resource_id"], strict=True)
-        known = self.inventory.decisions
+        known = self.inventory.verdicts
         return pd.Series([known.get(key) for key in keys], rows.index, "object")
 
     def unfinished(self, frame: pd.DataFrame) -> pd.DataFrame:

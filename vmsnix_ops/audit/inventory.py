@@ -21,7 +21,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.audit import region as reading
 from vmsnix_ops.audit.region import Place
-from vmsnix_ops.audit.retirement.decisions import Rules, decide
+from vmsnix_ops.audit.retirement.decisions import Rules, Verdict, decide
 from vmsnix_ops.aws import buckets, references, snapshots
 from vmsnix_ops.aws import regions as where
 from vmsnix_ops.aws import tags as tagging
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from vmsnix_ops.audit.region import Region
-    from vmsnix_ops.audit.retirement.decisions import Decision
     from vmsnix_ops.aws.accounts import Account
     from vmsnix_ops.aws.buckets import Leftover
     from vmsnix_ops.aws.images import Ami
@@ -132,9 +131,10 @@ class Inventory:
     buckets
         The account and name of each bucket that was looked into, with its region.
     rules
-        The retirement rules by which `decisions` were made.
-    decisions
-        What a retirement would do with each AMI and orphan of ours, by account, region and id.
+        The retirement rules by which `verdicts` were made.
+    verdicts
+        What a retirement would do with AMIs and orphans of ours, by account, region and id: with all that it
+        would retire or delete, and why it keeps those that are not whole.
     """
 
     frame: pd.DataFrame = field(repr=False)
@@ -146,7 +146,7 @@ class Inventory:
     hurried: tuple[tuple[str, str], ...] = ()
     buckets: Mapping[tuple[str, str], str] = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
-    decisions: Mapping[tuple[str, str, str], Decision] = field(default_factory=dict, repr=False)
+    verdicts: Mapping[tuple[str, str, str], Verdict] = field(default_factory=dict, repr=False)
 
     @property
     def amis(self) -> pd.DataFrame:
@@ -435,7 +435,7 @@ def joined(
     now: datetime,
     prices: Prices,
     rules: Rules,
-    decisions: Mapping[tuple[str, str, str], Decision],
+    verdicts: Mapping[tuple[str, str, str], Verdict],
 ) -> Inventory:
     """Return one inventory of all that was read; what one account sees counts for the AMIs of another."""
     import pyarrow as pa
@@ -480,7 +480,7 @@ def joined(
         tuple((read.account, read.region) for read in found if read.hurried),
         {(read.account, read.bucket): read.region for read in found if read.bucket},
         rules,
-        decisions,
+        verdicts,
     )
 
 
@@ -669,7 +669,8 @@ def scan(
     del jobs  # they hold every table
     with _interruptible(limit):
         sessions = {account: its_session for account, its_session, _ in places}
-        decisions, undecided = _decide([one for one, _ in found], sessions, rules, now, limit)
+        verdicts, undecided = _decide([one for one, _ in found], sessions, rules, now, limit)
+    found = [(replace(one, seen=None), table) for one, table in found]  # it is large, and has served
     own = next((one for one in members if one.session is session), None)
     wanted = tuple(dict.fromkeys(buckets)) or tuple(filter(None, [settings.bucket]))
     if own is not None and wanted:
@@ -680,7 +681,7 @@ def scan(
     reads = [one for one, _ in found]
     found.clear()  # so that the join alone holds the tables, and can let them go
     unread += undecided
-    return joined(reads, tables, unread, run, now, Prices(settings.snapshot_prices), rules, decisions)
+    return joined(reads, tables, unread, run, now, Prices(settings.snapshot_prices), rules, verdicts)
 
 
 def _decide(
@@ -689,13 +690,13 @@ def _decide(
     rules: Rules,
     now: datetime,
     limit: Limit,
-) -> tuple[dict[tuple[str, str, str], Decision], list[Unread]]:
+) -> tuple[dict[tuple[str, str, str], Verdict], list[Unread]]:
     """Return what a retirement in each account would do, and what could not be read for that."""
     by_account: dict[str, dict[str, Region]] = {}
-    for one in reads:
-        if one.seen is not None:
-            by_account.setdefault(one.account, {})[one.region] = one.seen
-    decisions: dict[tuple[str, str, str], Decision] = {}
+    for read in reads:
+        if read.seen is not None:
+            by_account.setdefault(read.account, {})[read.region] = read.seen
+    verdicts: dict[tuple[str, str, str], Verdict] = {}
     unread: list[Unread] = []
     for account, regions in by_account.items():
 
@@ -703,13 +704,15 @@ def _decide(
             return Place.of(sessions[account], region, account, limit)
 
         found, undecided = decide(regions, rules, now, place_of, told=_is_told)
-        decisions |= {(account, one.region, one.resource_id): one for one in found if one.digest}
+        for one in found:
+            if one.digest:
+                verdicts[account, one.region, one.resource_id] = Verdict(one.action, one.reasons)
         for region, error in undecided.items():
             known = regions[region]
             if not known.unread and not known.references.unread:  # nobody has told it yet
                 why = errors.AwsError(error.what, why=error.why, cure=error.cure)
                 unread.append(Unread(account, region, reading.ONE_BY_ONE, why))
-    return decisions, unread
+    return verdicts, unread
 
 
 def _is_told(one: Ami | Snapshot) -> bool:

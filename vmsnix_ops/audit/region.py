@@ -6,7 +6,6 @@ stands in `Region.unread` and in `References.unread`; nobody may take it for not
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +18,7 @@ from vmsnix_ops.aws.identity import REFUSED, not_enabled
 from vmsnix_ops.aws.paging import items
 from vmsnix_ops.aws.references import Clients, Reference, References, Through
 from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.aws.snapshots import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.imports import ImportTask
     from vmsnix_ops.aws.paging import Limit
-    from vmsnix_ops.aws.snapshots import Snapshot
 
 Found = TypeVar("Found")
 
@@ -118,17 +117,19 @@ class Region:
         orphans = {one.snapshot_id: one for one in self.orphans()}
         # A copy that is being made may not have its tags yet.
         amis = [ami for ami in self.amis if tagging.ours(ami.tags) or ami.state == "pending"]
-        names = {name for ami in amis for name in ami.snapshot_ids}
-        held = {name: replace(one, tags={}) for name, one in self.snapshots.items() if name in names}
+        # Of the snapshots that they have, nobody asks more than whether they are there: one stands for all.
+        names = {name for ami in amis for name in ami.snapshot_ids if name in self.snapshots}
+        held = dict.fromkeys(names, _THERE)
         slim = tuple(replace(ami, tags=_deciding(ami.tags)) for ami in amis)
         return replace(self, amis=slim, snapshots=held | orphans, imports=())
 
 
 def _deciding(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags by which is decided; their names are one text for all, and not one for each AMI."""
-    return {sys.intern(key): value for key, value in tags.items() if key in _KEPT or retiring.is_mark(key)}
+    """Return the tags by which is decided."""
+    return {key: value for key, value in tags.items() if key in _KEPT or retiring.is_mark(key)}
 
 
+_THERE = Snapshot("", "completed", images.UNKNOWN_TIME, 0, {})
 _KEPT = frozenset({tagging.IMAGE, tagging.DIGEST, tagging.RESTORING})
 
 

@@ -270,14 +270,14 @@ def retirement_due(facts: Facts) -> pd.DataFrame:
     rows = facts.of("ami", "snapshot", "direct-upload")
     fixes, _ = _by_retirement(facts, rows)
     rows = rows[fixes.notna()]
-    decisions = facts.decisions(rows)
+    verdicts = facts.verdicts(rows)
     return found(
         rows,
         "A retirement would {action} it: {reasons}. The command shows the plan; a person confirms it.",
         evidence="the retirement policy",
         remediation=fixes,
-        action=decisions.map(lambda one: one.action),
-        reasons=decisions.map(lambda one: "; ".join(one.reasons)),
+        action=verdicts.map(lambda one: one.action),
+        reasons=verdicts.map(lambda one: "; ".join(one.reasons)),
     )
 
 
@@ -288,8 +288,8 @@ def _by_retirement(facts: Facts, rows: pd.DataFrame) -> tuple[pd.Series[Any], pd
     """
     import pandas as pd
 
-    decisions = facts.decisions(rows)
-    goes = decisions.map(lambda one: one is not None and one.goes).astype(bool)
+    verdicts = facts.verdicts(rows)
+    goes = verdicts.map(lambda one: one is not None and one.goes).astype(bool)
     ami = rows["kind"] == "ami"
     numbers = facts.inventory.rules.options(load().retirement)
     plan = " ".join(["vmsnix retire --regions {region}", *numbers])
@@ -297,7 +297,7 @@ def _by_retirement(facts: Facts, rows: pd.DataFrame) -> tuple[pd.Series[Any], pd
         commands(f"{plan} --amis {{resource_id}}", rows[goes & ami]),
         commands(plan, rows[goes & ~ami]),
     ]
-    reasons = decisions.map(lambda one: "; ".join(one.reasons) if one else "its plan says why")
+    reasons = verdicts.map(lambda one: "; ".join(one.reasons) if one else "its plan says why")
     words = fill(" A retirement keeps it now: {reasons}; a person decides.", rows.assign(reasons=reasons))
     words = words.mask(goes, " The command shows how a retirement ends it; a person confirms it.")
     return pd.concat(parts).reindex(rows.index), words

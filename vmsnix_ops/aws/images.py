@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -584,30 +585,31 @@ def read(image: Mapping[str, Any], region: str, *, mappings: bool = True) -> Ami
         (mapping for mapping in image.get("BlockDeviceMappings", ()) if "Ebs" in mapping),
         key=lambda mapping: mapping["DeviceName"] != image.get("RootDeviceName"),
     )
+    same = sys.intern  # a text for all AMIs, and not one for each
     return Ami(
         ami_id=str(image["ImageId"]),
         name=str(image.get("Name", "")),
         region=region,
-        account=str(image.get("OwnerId", "")),
-        state=str(image.get("State", "")),
+        account=same(str(image.get("OwnerId", ""))),
+        state=same(str(image.get("State", ""))),
         created_at=_moment(image.get("CreationDate")) or UNKNOWN_TIME,
-        architecture=str(image.get("Architecture", "")),
-        boot_mode=str(image.get("BootMode", "")),
-        root_device=str(image.get("RootDeviceName", "")),
+        architecture=same(str(image.get("Architecture", ""))),
+        boot_mode=same(str(image.get("BootMode", ""))),
+        root_device=same(str(image.get("RootDeviceName", ""))),
         snapshot_ids=tuple(str(d["Ebs"]["SnapshotId"]) for d in devices if d["Ebs"].get("SnapshotId")),
         size_gib=sum(int(d["Ebs"].get("VolumeSize") or 0) for d in devices),
         public=bool(image.get("Public")),
-        imds_support=str(image.get("ImdsSupport", "")),
+        imds_support=same(str(image.get("ImdsSupport", ""))),
         ena_support=bool(image.get("EnaSupport")),
-        tpm_support=str(image.get("TpmSupport", "")),
+        tpm_support=same(str(image.get("TpmSupport", ""))),
         tags=tagging.to_dict(image.get("Tags")),
         deprecated_at=_moment(image.get("DeprecationTime")),
-        protection=str(image.get("DeregistrationProtection") or "disabled"),
+        protection=same(str(image.get("DeregistrationProtection") or "disabled")),
         source_ami_id=str(image.get("SourceImageId", "")),
-        source_region=str(image.get("SourceImageRegion", "")),
+        source_region=same(str(image.get("SourceImageRegion", ""))),
         launched_at=_moment(image.get("LastLaunchedTime")),
-        description=str(image.get("Description", "")),
-        sriov_support=str(image.get("SriovNetSupport", "")),
+        description=same(str(image.get("Description", ""))),
+        sriov_support=same(str(image.get("SriovNetSupport", ""))),
         mappings=tuple(image.get("BlockDeviceMappings", ())) if mappings else (),
         encrypted=bool(devices) and all(d["Ebs"].get("Encrypted") for d in devices),
         message=str((image.get("StateReason") or {}).get("Message") or ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def read(one: Mapping[str, Any]) -> Snapshot:
     """Return a snapshot from an entry of ``DescribeSnapshots``."""
     return Snapshot(
         snapshot_id=str(one["SnapshotId"]),
-        state=str(one.get("State", "")),
+        state=sys.intern(str(one.get("State", ""))),
         created_at=one["StartTime"],
         size_gib=int(one.get("VolumeSize") or 0),
         tags=tagging.to_dict(one.get("Tags")),
@@ -96,11 +97,11 @@ def read(one: Mapping[str, Any]) -> Snapshot:
         message=str(one.get("StateMessage") or ""),
         encrypted=bool(one.get("Encrypted")),
         kms_key=str(one.get("KmsKeyId") or ""),
-        account=str(one.get("OwnerId") or ""),
+        account=sys.intern(str(one.get("OwnerId") or "")),
         archived=one.get("StorageTier") == "archive" or bool(one.get("RestoreExpiryTime")),
         volume_id="" if one.get("VolumeId") == NO_VOLUME else str(one.get("VolumeId") or ""),
         description=str(one.get("Description") or ""),
-        tier=str(one.get("StorageTier") or ""),
+        tier=sys.intern(str(one.get("StorageTier") or "")),
         made_by_aws="TransferType" in one or str(one.get("Description") or "").startswith(_MADE_BY_AWS),
     )
 

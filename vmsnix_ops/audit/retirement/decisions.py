@@ -1,6 +1,6 @@
-"""Which AMIs and snapshots go and which stay, and why: rules over what was seen, without a call to AWS.
+"""Which AMIs and snapshots are retired, deleted and kept, and why: the rules of retirements and of audits.
 
-An AMI goes only when every rule lets it go. One reason to stay is enough, and all of them are told.
+An AMI is retired only when every rule allows it. One reason to keep it is enough; a decision lists them all.
 """
 
 from __future__ import annotations
@@ -197,6 +197,19 @@ class Decision:
         if self.snapshots != now.snapshots:
             found.append(f"snapshots: {', '.join(self.snapshots)} before, {', '.join(now.snapshots)} now")
         return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a retirement would do with one AMI or orphan, and why: a decision for whoever only asks that."""
+
+    action: Action
+    reasons: tuple[str, ...]
+
+    @property
+    def goes(self) -> bool:
+        """Whether it would be retired or deleted."""
+        return self.action != "keep"
 
 
 def ami_facts(ami: Ami, references: References) -> tuple[tuple[str, str], ...]:
