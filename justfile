@@ -88,6 +88,10 @@ stress *OPTIONS:
 test-linux:
     .ci/test_linux .cache/test-linux
 
+# Write the JSON schemas of plan files, settings and results from the code
+schemas:
+    {{ python }} -m docs.schemas
+
 # Build the documentation; a warning is an error
 docs:
     sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -224,6 +224,7 @@ def test_just_lists_every_recipe_with_a_sentence() -> None:
         (["lab"], "vmsnix lab --sandbox"),
         (["docs"], "sphinx-build -W"),
         (["lock"], "--generate-hashes"),
+        (["schemas"], "-m docs.schemas"),
         (["build", "ecs-node"], "nix build ./nix#ecs-node"),
         (["publish-ami", "ecs-node", "--dry-run"], "vmsnix publish --image ecs-node --dry-run"),
         (["check"], "nix flake check ./nix"),

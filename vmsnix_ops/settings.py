@@ -84,7 +84,7 @@ class Settings:
     Attributes
     ----------
     region
-        Region to work in; ``None`` leaves it to the AWS configuration.
+        Region to work in; by default that of the AWS configuration.
     bucket
         S3 bucket through which images are imported.
     role_name

@@ -333,7 +333,7 @@ def reference_page() -> str:
         "",
         "What a run says to the machines that come after it. Every key is always there, `null` where a run",
         "has nothing to say; a runbook adds keys of its own. `vmsnix NAME --json` and",
-        "`vmsnix runs show ID --json` print it.",
+        "`vmsnix runs show ID --json` print it. Its [JSON schema](result.schema.json) is for programs.",
         "",
         "In GitHub Actions every plain value is an output of the step.",
         "",

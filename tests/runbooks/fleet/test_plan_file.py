@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import re
-import tomllib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jsonschema
 import pytest
 
 from vmsnix_ops.errors import PlanError
 from vmsnix_ops.runbooks import fleet
-from vmsnix_ops.runbooks.fleet import plan_file
 from vmsnix_ops.runbooks.fleet.plan_file import PlanFile, read_plan
 from vmsnix_ops.runbooks.fleet.targets import nix_config
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.runbooks.shelf import Shelf
 
-DOCS = Path(__file__).parents[3] / "docs"
-GUIDE = (DOCS / "how-to/fleet.md").read_text(encoding="utf-8")
 PARAMETERS = """\
 image: str = "ecs-node"  # which image
 region: str = ""  # where
@@ -367,34 +361,6 @@ def test_the_value_of_a_credential_is_not_shown(plans: Plans) -> None:
     said = plans.fault(ENTRY + 'environment = { AWS_SESSION_TOKEN = "hunter22" }')
     assert "greet: environment.AWS_SESSION_TOKEN is a credential; plans hold no credentials." in said
     assert "hunter22" not in said
-
-
-# The JSON schema, by which editors complete a plan
-
-SCHEMA = DOCS / "reference/fleet.schema.json"
-
-
-def test_the_published_schema_is_up_to_date() -> None:
-    command = f"python -m {plan_file.__name__} > docs/reference/fleet.schema.json"
-    assert SCHEMA.read_text(encoding="utf-8") == plan_file.json_schema(), f"run {command}"
-
-
-@pytest.mark.parametrize(
-    ("text", "valid"),
-    [
-        (re.search(r"```toml\n(name = .*?)```", GUIDE, re.DOTALL)[1], True),
-        ('[[entry]]\nrunbook = "greet"\nimages = "one"\n[nix]\nmax-jobs = 0', True),
-        ('[[entry]]\nname = "x"', False),
-        ('[[entry]]\nrunbook = "greet"\nretires = 1', False),
-        ('[[entry]]\nrunbook = "greet"\nretries = 101', False),
-        ('[accounts.p]\nid = "12"\n[[entry]]\nrunbook = "greet"', False),
-        ("", False),
-    ],
-)
-def test_the_schema_fits_plans(text: str, valid: bool) -> None:
-    schema = json.loads(plan_file.json_schema())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    assert jsonschema.Draft202012Validator(schema).is_valid(tomllib.loads(text)) == valid
 
 
 @pytest.mark.parametrize("secret", ["AKIAABCDEFGHIJKLMNOP", "postgres://user:hunter22@host/db"])

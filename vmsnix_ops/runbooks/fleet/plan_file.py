@@ -56,7 +56,6 @@ from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.evidence.secrets import find_secret
 from vmsnix_ops.runbooks.execution.side_effects import level
 from vmsnix_ops.runbooks.fleet.targets import CREDENTIALS, Account, Target
-from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -648,13 +647,3 @@ def _name(path: Path) -> str:
     """Return a fleet's name that nobody gave; it tells files of the same name apart."""
     digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:6]
     return re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:56] + f"-{digest}"
-
-
-def json_schema() -> str:
-    """Return the JSON schema of plan files, as ``docs/reference/fleet.schema.json`` has it."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **PlanTable.model_json_schema()}
-    return json.dumps(schema, indent=2) + "\n"
-
-
-if __name__ == "__main__":
-    echo(json_schema().removesuffix("\n"))
