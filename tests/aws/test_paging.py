@@ -34,7 +34,8 @@ def clients(aws: Rehearsal, limit: paging.Limit | None = None) -> Clients:
 
 
 def describe(ec2: Any, operation: str = "describe_launch_templates") -> dict[str, Any]:
-    return paging.patiently(ec2, operation)
+    answer: dict[str, Any] = paging.patiently(getattr(ec2, operation))
+    return answer
 
 
 @pytest.mark.parametrize(

@@ -130,9 +130,9 @@ def test_all_pages_are_read(aws: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> 
         aws.client("ssm").put_parameter(Name=f"/app/{number:02}", Type="String", Value=image)
     real = paging.patiently
 
-    def small(client: Any, operation: str, **request: Any) -> dict[str, Any]:
+    def small(operation: Any, **request: Any) -> Any:
         sizes = {"MaxResults": 2} if "MaxResults" in request else {}
-        return real(client, operation, **(request | sizes))
+        return real(operation, **(request | sizes))
 
     monkeypatch.setattr(paging, "patiently", small)
     found = look(aws)

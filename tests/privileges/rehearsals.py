@@ -110,13 +110,13 @@ def it_is_interrupted(account: Account, actions: Actions) -> None:
     digest = source.built.digest
     with pytest.raises(KeyboardInterrupt):
         imports.import_snapshot(
-            plan.client("ec2"),
+            plan.ec2,
             where,
             digest=digest,
             tags={tagging.DIGEST: digest},
             step=Stop(),  # type: ignore[arg-type]
         )
-    assert imports.cancel(plan.client("ec2"), digest)
+    assert imports.cancel(plan.ec2, digest)
 
 
 def the_name_is_lost(**changes: Any) -> Run:

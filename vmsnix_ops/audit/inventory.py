@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from threading import BoundedSemaphore
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
@@ -29,9 +29,9 @@ from vmsnix_ops.aws.accounts import accounts as sessions_of
 from vmsnix_ops.aws.buckets import errors_of
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.images import UNKNOWN_TIME
-from vmsnix_ops.aws.paging import Limit, items, limited
+from vmsnix_ops.aws.paging import Limit, limited, pages
 from vmsnix_ops.aws.references import Reference, References
-from vmsnix_ops.aws.session import Client, calling, client
+from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import current
 from vmsnix_ops.records import schemas
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     import boto3
     import pandas as pd
     import pyarrow as pa
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.type_defs import (
+        FilterTypeDef,
+    )
 
     from vmsnix_ops.audit.region import Region
     from vmsnix_ops.aws.accounts import Account
@@ -842,9 +846,9 @@ def read_region(
     guests: frozenset[str] = frozenset()
     if not hurried and family - {account}:
         with trying("AMIs of the other accounts"):
-            theirs = {"Owners": sorted(family - {account}), "ExecutableUsers": ["self"]}
-            shown = items(ec2, "describe_images", "Images", **theirs, **_HIDDEN)
-            guests = frozenset(image["ImageId"] for image in shown)
+            theirs = sorted(family - {account})
+            shown = pages(ec2.describe_images, Owners=theirs, ExecutableUsers=["self"], **_HIDDEN)
+            guests = frozenset(image["ImageId"] for page in shown for image in page["Images"])
     found = seen.references
     if not hurried:
         found = references.merged(found, references.search(place.clients, own, guests=guests))
@@ -871,17 +875,22 @@ def read_region(
     )
 
 
-_HIDDEN = {"IncludeDeprecated": True, "IncludeDisabled": True}
+class _Hidden(TypedDict):
+    IncludeDeprecated: bool
+    IncludeDisabled: bool
+
+
+_HIDDEN: _Hidden = {"IncludeDeprecated": True, "IncludeDisabled": True}
 """What `DescribeImages` leaves out unless it is asked for."""
 
 
-def _owners(ec2: Client, ami_ids: list[str]) -> dict[str, str]:
+def _owners(ec2: EC2Client, ami_ids: list[str]) -> dict[str, str]:
     """Return the owner of each AMI that we may see; of those that do not exist an empty text."""
     owners = dict.fromkeys(ami_ids, "")
     for start in range(0, len(ami_ids), 200):  # AWS: values of a filter, which, unlike a list, may not exist
-        chosen = [{"Name": "image-id", "Values": ami_ids[start : start + 200]}]
-        shown = items(ec2, "describe_images", "Images", Filters=chosen, **_HIDDEN)
-        owners |= {image["ImageId"]: image.get("OwnerId", "?") for image in shown}
+        chosen: list[FilterTypeDef] = [{"Name": "image-id", "Values": ami_ids[start : start + 200]}]
+        for page in pages(ec2.describe_images, Filters=chosen, **_HIDDEN):
+            owners |= {image["ImageId"]: image.get("OwnerId", "?") for image in page["Images"]}
     return owners
 
 

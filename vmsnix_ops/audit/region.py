@@ -15,15 +15,18 @@ from vmsnix_ops.aws import images, imports, parameters, references, retiring, sn
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.identity import REFUSED, not_enabled
-from vmsnix_ops.aws.paging import items
+from vmsnix_ops.aws.paging import pages
 from vmsnix_ops.aws.references import Clients, Reference, References, Through
-from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.aws.session import calling
 from vmsnix_ops.aws.snapshots import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     import boto3
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.type_defs import FilterTypeDef
+    from types_boto3_ssm.client import SSMClient
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.imports import ImportTask
@@ -53,7 +56,7 @@ class Place:
         return cls(region, account, Clients.of(session, region, limit))
 
     @property
-    def ec2(self) -> Client:
+    def ec2(self) -> EC2Client:
         """The region's EC2."""
         return self.clients.ec2
 
@@ -242,7 +245,7 @@ def importing(tasks: Iterable[ImportTask]) -> frozenset[str]:
 
 
 @needs("ssm:GetParametersByPath", "ssm:GetParameterHistory")
-def channels(ssm: Client, prefix: str) -> dict[str, tuple[str, ...]]:
+def channels(ssm: SSMClient, prefix: str) -> dict[str, tuple[str, ...]]:
     """Return the AMIs that each channel names and named, the present one first, each once."""
     found = {}
     for pointer in parameters.pointers(ssm, prefix):
@@ -257,7 +260,9 @@ def channels(ssm: Client, prefix: str) -> dict[str, tuple[str, ...]]:
     "ec2:DescribeSnapshotAttribute",
     "ec2:DescribeLockedSnapshots",
 )
-def one_by_one(ec2: Client, amis: Mapping[str, Collection[str]], loose: Collection[str] = ()) -> References:
+def one_by_one(
+    ec2: EC2Client, amis: Mapping[str, Collection[str]], loose: Collection[str] = ()
+) -> References:
     """Return what can be asked about single AMIs and snapshots: EC2's own search, who may use them, locks.
 
     Parameters
@@ -299,12 +304,12 @@ def used_now(place: Place, prefix: str, ami_id: str) -> list[str]:
     the AMI. Everything else that may use it is read by `right_before`.
     """
     names = [one.name for one in parameters.pointers(place.clients.ssm, prefix) if one.value == ami_id]
-    filters = [{"Name": "image-id", "Values": [ami_id]}]
+    filters: list[FilterTypeDef] = [{"Name": "image-id", "Values": [ami_id]}]
     with calling(f"list the instances of {ami_id}"):
-        found = items(place.ec2, "describe_instances", "Reservations", Filters=filters, MaxResults=PAGE)
         running = [
             one["InstanceId"]
-            for reservation in found
+            for page in pages(place.ec2.describe_instances, Filters=filters, MaxResults=PAGE)
+            for reservation in page["Reservations"]
             for one in reservation["Instances"]
             if one["State"]["Name"] != "terminated"
         ]

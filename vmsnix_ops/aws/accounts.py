@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import boto3
+    from types_boto3_sts.type_defs import AssumeRoleRequestTypeDef
 
 SESSION_NAME = "vmsnix-audit"
 _ACCOUNT = re.compile(r"[0-9]{12}")
@@ -141,7 +142,7 @@ def assume(
     from botocore.credentials import RefreshableCredentials
 
     sts = client(session, "sts", region)
-    asked = {"RoleArn": role_arn, "RoleSessionName": SESSION_NAME}
+    asked: AssumeRoleRequestTypeDef = {"RoleArn": role_arn, "RoleSessionName": SESSION_NAME}
     if external_id:
         asked["ExternalId"] = external_id
 

@@ -13,18 +13,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import buckets, service_role
-from vmsnix_ops.aws.buckets import BLOCKS
+from vmsnix_ops.aws.buckets import ALL_BLOCKED
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.iam.documents import listed, same, statements
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
-from vmsnix_ops.aws.session import Client, calling, client, code_of
+from vmsnix_ops.aws.session import calling, client, if_found
 
 if TYPE_CHECKING:
     import boto3
+    from types_boto3_iam.client import IAMClient
+    from types_boto3_s3.client import S3Client
+    from types_boto3_s3.literals import BucketLocationConstraintType
+    from types_boto3_s3.type_defs import (
+        CreateBucketRequestTypeDef,
+        LifecycleRuleOutputTypeDef,
+        LifecycleRuleTypeDef,
+        PublicAccessBlockConfigurationTypeDef,
+        ServerSideEncryptionRuleTypeDef,
+    )
 
     from vmsnix_ops.aws.iam.policies import Place
 
@@ -58,8 +68,8 @@ class Part:
 class Clients:
     """The clients that the parts are looked at and made with."""
 
-    s3: Client
-    iam: Client
+    s3: S3Client
+    iam: IAMClient
 
 
 @needs(
@@ -130,16 +140,6 @@ def _clients(session: boto3.Session, place: policies.Place) -> Clients:
     return Clients(client(session, "s3", region), client(session, "iam", region))
 
 
-def _answer(call: Callable[[], dict[str, Any]], *missing: str) -> dict[str, Any] | None:
-    """Return the answer of a call; ``None`` when AWS says that there is no such thing."""
-    try:
-        return call()
-    except Exception as error:
-        if code_of(error) not in missing:
-            raise
-        return None
-
-
 # The bucket
 
 
@@ -156,30 +156,33 @@ def _bucket(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
 def _make_bucket(clients: Clients, place: policies.Place) -> None:
     region = place.regions[0]
     # us-east-1 is the one region that must not be named.
-    where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-    _answer(lambda: clients.s3.create_bucket(Bucket=place.bucket, **where), "BucketAlreadyOwnedByYou")
+    request: CreateBucketRequestTypeDef = {"Bucket": place.bucket}
+    if region != "us-east-1":
+        known = cast("BucketLocationConstraintType", region)  # the stubs lag behind AWS's list
+        request["CreateBucketConfiguration"] = {"LocationConstraint": known}
+    if_found(lambda: clients.s3.create_bucket(**request), "BucketAlreadyOwnedByYou")
 
 
 def _block(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
-    answer = _answer(
+    answer = if_found(
         lambda: clients.s3.get_public_access_block(Bucket=place.bucket),
         "NoSuchPublicAccessBlockConfiguration",
         "NoSuchBucket",
     )
-    on = (answer or {}).get("PublicAccessBlockConfiguration", {})
-    whole = all(on.get(setting) for setting in buckets.BLOCKS)
+    on: PublicAccessBlockConfigurationTypeDef = answer["PublicAccessBlockConfiguration"] if answer else {}
+    whole = all(on.get(setting) for setting in buckets.ALL_BLOCKED)
     return ("keep" if whole else "change" if on else "create"), "all public access to the bucket is blocked"
 
 
 def _make_block(clients: Clients, place: policies.Place) -> None:
     clients.s3.put_public_access_block(
         Bucket=place.bucket,
-        PublicAccessBlockConfiguration=dict.fromkeys(buckets.BLOCKS, True),
+        PublicAccessBlockConfiguration=buckets.ALL_BLOCKED,
     )
 
 
 def _encryption(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
-    answer = _answer(
+    answer = if_found(
         lambda: clients.s3.get_bucket_encryption(Bucket=place.bucket),
         "ServerSideEncryptionConfigurationNotFoundError",
         "NoSuchBucket",
@@ -188,12 +191,12 @@ def _encryption(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
 
 
 def _make_encryption(clients: Clients, place: policies.Place) -> None:
-    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+    rule: ServerSideEncryptionRuleTypeDef = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
     clients.s3.put_bucket_encryption(Bucket=place.bucket, ServerSideEncryptionConfiguration={"Rules": [rule]})
 
 
 def _bucket_statements(clients: Clients, place: policies.Place) -> list[dict[str, Any]]:
-    answer = _answer(
+    answer = if_found(
         lambda: clients.s3.get_bucket_policy(Bucket=place.bucket), "NoSuchBucketPolicy", "NoSuchBucket"
     )
     return statements(answer["Policy"]) if answer else []
@@ -211,12 +214,12 @@ def _make_tls(clients: Clients, place: policies.Place) -> None:
     clients.s3.put_bucket_policy(Bucket=place.bucket, Policy=json.dumps(policy))
 
 
-def lifecycle_rules(place: policies.Place) -> list[dict[str, Any]]:
+def lifecycle_rules(place: policies.Place) -> list[LifecycleRuleTypeDef]:
     """Return the rules that delete what a dead machine left in the bucket, and what versioning keeps of it.
 
     Delete markers need a rule of their own: S3 refuses them beside an age in days.
     """
-    below = {"Status": "Enabled", "Filter": {"Prefix": place.key_prefix}}
+    below: LifecycleRuleTypeDef = {"Status": "Enabled", "Filter": {"Prefix": place.key_prefix}}
     return [
         {
             "ID": "vmsnix-leftovers",
@@ -229,8 +232,8 @@ def lifecycle_rules(place: policies.Place) -> list[dict[str, Any]]:
     ]
 
 
-def _rules(clients: Clients, place: policies.Place) -> list[dict[str, Any]]:
-    answer = _answer(
+def _rules(clients: Clients, place: policies.Place) -> list[LifecycleRuleOutputTypeDef]:
+    answer = if_found(
         lambda: clients.s3.get_bucket_lifecycle_configuration(Bucket=place.bucket),
         "NoSuchLifecycleConfiguration",
         "NoSuchBucket",
@@ -261,7 +264,7 @@ def _make_lifecycle(clients: Clients, place: policies.Place) -> None:
 
 
 def _role(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
-    answer = _answer(lambda: clients.iam.get_role(RoleName=place.role_name), "NoSuchEntity")
+    answer = if_found(lambda: clients.iam.get_role(RoleName=place.role_name), "NoSuchEntity")
     what = f"{place.role_name}, which VM Import and nobody else may take"
     if answer is None:
         return "create", what
@@ -271,7 +274,7 @@ def _role(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
 
 def _make_role(clients: Clients, place: policies.Place) -> None:
     trust = policies.import_trust()
-    answer = _answer(lambda: clients.iam.get_role(RoleName=place.role_name), "NoSuchEntity")
+    answer = if_found(lambda: clients.iam.get_role(RoleName=place.role_name), "NoSuchEntity")
     if answer is None:
         clients.iam.create_role(
             RoleName=place.role_name,
@@ -294,7 +297,7 @@ def _is_vm_import(statement: dict[str, Any]) -> bool:
 
 
 def _role_policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
-    answer = _answer(
+    answer = if_found(
         lambda: clients.iam.get_role_policy(RoleName=place.role_name, PolicyName=place.role_policy_name),
         "NoSuchEntity",
     )
@@ -322,7 +325,7 @@ def _policy_arn(place: policies.Place) -> str:
 def _policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     arn = _policy_arn(place)
     what = f"{place.policy_name}, to be attached to who publishes"
-    answer = _answer(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity")
+    answer = if_found(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity")
     if answer is None:
         return "create", what
     version = answer["Policy"]["DefaultVersionId"]
@@ -332,7 +335,7 @@ def _policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
 
 def _make_policy(clients: Clients, place: policies.Place) -> None:
     arn, text = _policy_arn(place), json.dumps(policies.publisher(place))
-    if _answer(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity") is None:
+    if if_found(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity") is None:
         clients.iam.create_policy(
             PolicyName=place.policy_name,
             PolicyDocument=text,
@@ -400,7 +403,7 @@ def template(place: Place) -> dict[str, Any]:
                 "UpdateReplacePolicy": "Retain",
                 "Properties": {
                     "BucketName": place.bucket,
-                    "PublicAccessBlockConfiguration": dict.fromkeys(BLOCKS, True),
+                    "PublicAccessBlockConfiguration": dict(ALL_BLOCKED),
                     "BucketEncryption": {"ServerSideEncryptionConfiguration": [encryption]},
                     "LifecycleConfiguration": {"Rules": [rule, markers]},
                 },

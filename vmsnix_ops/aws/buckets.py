@@ -25,20 +25,34 @@ from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.iam.documents import listed, statements
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import patiently
-from vmsnix_ops.aws.session import Client, calling, code_of
+from vmsnix_ops.aws.session import calling, code_of, if_found
 from vmsnix_ops.disk.source import ByteSource, PathSource
 from vmsnix_ops.disk.survey import MOST_PARTS, PART_BYTES, changed, part_bytes
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
     from pathlib import Path
 
-    from vmsnix_ops.aws.session import Client
+    from types_boto3_s3.client import S3Client
+    from types_boto3_s3.type_defs import (
+        CompletedPartTypeDef,
+        CreateMultipartUploadRequestTypeDef,
+        HeadObjectOutputTypeDef,
+        LifecycleRuleOutputTypeDef,
+        ListMultipartUploadsRequestTypeDef,
+        ListObjectsV2RequestTypeDef,
+        ListPartsRequestTypeDef,
+        MultipartUploadTypeDef,
+        PublicAccessBlockConfigurationTypeDef,
+    )
+
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
+
+    _Sent = tuple[CompletedPartTypeDef, int]  # a part, and the bytes that were sent for it
 
 
 __all__ = ["MOST_PARTS", "PART_BYTES", "StoredObject", "check_stored", "delete", "exists", "split", "upload"]
@@ -107,7 +121,7 @@ def split(size: int) -> list[Part]:
     "s3:AbortMultipartUpload",
 )
 def upload(
-    s3: Client,
+    s3: S3Client,
     path: Path,
     *,
     seen: Survey,
@@ -180,7 +194,7 @@ def upload(
 
 
 @needs("s3:GetObject", "s3:ListBucket")
-def check_stored(s3: Client, *, seen: Survey, bucket: str, key: str) -> None:
+def check_stored(s3: S3Client, *, seen: Survey, bucket: str, key: str) -> None:
     """Refuse an object that holds other bytes than those that were identified.
 
     Safe to run twice: it only reads. An object that is gone is not refused: another publisher of the same
@@ -202,7 +216,7 @@ def check_stored(s3: Client, *, seen: Survey, bucket: str, key: str) -> None:
 
 
 @needs("s3:ListBucketMultipartUploads", "s3:AbortMultipartUpload", "s3:DeleteObject")
-def delete(s3: Client, *, bucket: str, key: str) -> None:
+def delete(s3: S3Client, *, bucket: str, key: str) -> None:
     """Remove an object and every unfinished upload of its key.
 
     Safe to run twice: what is gone already is no error.
@@ -214,13 +228,13 @@ def delete(s3: Client, *, bucket: str, key: str) -> None:
 
 
 @needs("s3:GetObject", "s3:ListBucket")
-def exists(s3: Client, *, bucket: str, key: str) -> bool:
+def exists(s3: S3Client, *, bucket: str, key: str) -> bool:
     """Return whether there is an object of this key, whatever its bytes."""
     with errors_of(bucket, f"look for s3://{bucket}/{key}"):
         return _head(s3, bucket, key) is not None
 
 
-def _find(s3: Client, seen: Survey, *, bucket: str, key: str, kms_key: str = "") -> StoredObject | None:
+def _find(s3: S3Client, seen: Survey, *, bucket: str, key: str, kms_key: str = "") -> StoredObject | None:
     """Return the object when it holds exactly the identified bytes; the upload replaces any other.
 
     The evidence is S3's composite SHA-256, which S3 made of the parts that it received.
@@ -231,23 +245,22 @@ def _find(s3: Client, seen: Survey, *, bucket: str, key: str, kms_key: str = "")
     return StoredObject(bucket, key, seen.file_bytes, composite(seen), "reused", 0)
 
 
-def _holds(head: Mapping[str, Any], seen: Survey) -> bool:
+def _holds(head: HeadObjectOutputTypeDef, seen: Survey) -> bool:
     return head["ContentLength"] == seen.file_bytes and head.get("ChecksumSHA256") == composite(seen)
 
 
-def _head(s3: Client, bucket: str, key: str) -> dict[str, Any] | None:
+def _head(s3: S3Client, bucket: str, key: str) -> HeadObjectOutputTypeDef | None:
     try:
-        head: dict[str, Any] = s3.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+        return s3.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
     except s3.exceptions.ClientError as error:
         if code_of(error) in ("404", "NoSuchKey", "NotFound"):
             # A HEAD has no body, so a missing bucket answers like a missing object.
             s3.head_bucket(Bucket=bucket)
             return None
         raise
-    return head
 
 
-def _open(s3: Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_key: str) -> str:
+def _open(s3: S3Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_key: str) -> str:
     """Return the upload to go on with: the oldest one of this key, which is ours when there was none.
 
     Two publishers that start at the same moment may both create one. Both then see both, both take the
@@ -256,15 +269,16 @@ def _open(s3: Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_key
     if not _resumable(s3, bucket, key):
         from urllib.parse import urlencode
 
-        encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
-        s3.create_multipart_upload(
-            Bucket=bucket,
-            Key=key,
-            ChecksumAlgorithm="SHA256",
-            ChecksumType="COMPOSITE",
-            **encryption,
-            Tagging=urlencode(_object_tags(tags)),
-        )
+        request: CreateMultipartUploadRequestTypeDef = {
+            "Bucket": bucket,
+            "Key": key,
+            "ChecksumAlgorithm": "SHA256",
+            "ChecksumType": "COMPOSITE",
+            "Tagging": urlencode(_object_tags(tags)),
+        }
+        if kms_key:
+            request |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key}
+        s3.create_multipart_upload(**request)
     uploads = _resumable(s3, bucket, key)
     if not uploads:
         raise errors.UploadError(
@@ -283,20 +297,20 @@ def _object_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {key: _NOT_IN_TAGS.sub("-", tags[key])[: tagging.LONGEST_VALUE] for key in wanted if tags.get(key)}
 
 
-def _resumable(s3: Client, bucket: str, key: str) -> list[dict[str, Any]]:
+def _resumable(s3: S3Client, bucket: str, key: str) -> list[MultipartUploadTypeDef]:
     """Unfinished uploads of this key whose parts carry SHA-256, oldest first."""
     found = [u for u in _uploads(s3, bucket, key) if u.get("ChecksumAlgorithm") == "SHA256"]
     return sorted(found, key=lambda upload: (upload["Initiated"], upload["UploadId"]))
 
 
-def _uploads(s3: Client, bucket: str, key: str) -> Iterator[dict[str, Any]]:
+def _uploads(s3: S3Client, bucket: str, key: str) -> Iterator[MultipartUploadTypeDef]:
     for page in s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=key):
         for upload in page.get("Uploads", ()):
             if upload["Key"] == key:
                 yield upload
 
 
-def _abort(s3: Client, bucket: str, key: str, upload_id: str) -> None:
+def _abort(s3: S3Client, bucket: str, key: str, upload_id: str) -> None:
     try:
         s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
     except s3.exceptions.ClientError as error:
@@ -305,13 +319,13 @@ def _abort(s3: Client, bucket: str, key: str, upload_id: str) -> None:
 
 
 def _send(
-    s3: Client, file: ByteSource, seen: Survey, *, bucket: str, key: str, upload_id: str, step: Step | None
+    s3: S3Client, file: ByteSource, seen: Survey, *, bucket: str, key: str, upload_id: str, step: Step | None
 ) -> tuple[int, str]:
     """Send the parts that S3 does not have and complete; return bytes sent and the object's checksum."""
-    where = {"Bucket": bucket, "Key": key, "UploadId": upload_id}
-    held = _held(s3, where)
+    pages = s3.get_paginator("list_parts").paginate(Bucket=bucket, Key=key, UploadId=upload_id)
+    held = {part["PartNumber"]: part for page in pages for part in page.get("Parts", ())}
 
-    def send(part: Part) -> tuple[dict[str, Any], int]:
+    def send(part: Part) -> _Sent:
         digest = seen.part(part.number - 1)
         checksum = base64.b64encode(digest).decode()
         there = held.get(part.number)
@@ -321,14 +335,23 @@ def _send(
             data = file.read(part.offset, part.bytes)
             if hashlib.sha256(data).digest() != digest:
                 raise changed(file.name, part.offset, part.bytes)
-            etag = s3.upload_part(**where, PartNumber=part.number, Body=data, ChecksumSHA256=checksum)["ETag"]
-            sent = part.bytes
+            answer = s3.upload_part(
+                Bucket=bucket,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=part.number,
+                Body=data,
+                ChecksumSHA256=checksum,
+            )
+            etag, sent = answer["ETag"], part.bytes
         if step is not None:
             step.advance(part.bytes)
         return {"PartNumber": part.number, "ETag": etag, "ChecksumSHA256": checksum}, sent
 
     done = _in_parallel(send, split(seen.file_bytes))
-    answer = s3.complete_multipart_upload(**where, MultipartUpload={"Parts": [entry for entry, _ in done]})
+    answer = s3.complete_multipart_upload(
+        Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": [entry for entry, _ in done]}
+    )
     expected = composite(seen)
     if answer.get("ChecksumSHA256", expected) != expected:
         raise errors.UploadError(
@@ -339,15 +362,10 @@ def _send(
     return sum(sent for _, sent in done), expected
 
 
-def _held(s3: Client, where: dict[str, str]) -> dict[int, dict[str, Any]]:
-    pages = s3.get_paginator("list_parts").paginate(**where)
-    return {part["PartNumber"]: part for page in pages for part in page.get("Parts", ())}
-
-
-def _in_parallel(send: Any, parts: list[Part]) -> list[tuple[dict[str, Any], int]]:
+def _in_parallel(send: Callable[[Part], _Sent], parts: list[Part]) -> list[_Sent]:
     """Run `send` for every part; the first failure, or an interrupt, cancels those that have not begun."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="upload")
-    futures: list[Future[tuple[dict[str, Any], int]]] = [pool.submit(send, part) for part in parts]
+    futures: list[Future[_Sent]] = [pool.submit(send, part) for part in parts]
     try:
         wait(futures, return_when=FIRST_EXCEPTION)
         return [future.result() for future in futures if not future.cancelled()]
@@ -428,17 +446,17 @@ class Leftover:
 
 
 @needs("s3:ListBucket")
-def region_of(s3: Client, bucket: str) -> str:
+def region_of(s3: S3Client, bucket: str) -> str:
     """Return the region of a bucket."""
-    return str(patiently(s3, "head_bucket", Bucket=bucket).get("BucketRegion") or "us-east-1")
+    return str(patiently(s3.head_bucket, Bucket=bucket).get("BucketRegion") or "us-east-1")
 
 
 @needs("s3:ListBucket")
-def objects(s3: Client, bucket: str, prefix: str) -> Iterator[Leftover]:
+def objects(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
     """Yield the objects below a prefix."""
-    request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+    request: ListObjectsV2RequestTypeDef = {"Bucket": bucket, "Prefix": prefix}
     while True:
-        answer = patiently(s3, "list_objects_v2", **request)
+        answer = patiently(s3.list_objects_v2, **request)
         for one in answer.get("Contents") or ():
             yield Leftover("object", one["Key"], one["Key"], one["LastModified"], one["Size"])
         if not answer.get("IsTruncated"):
@@ -447,11 +465,11 @@ def objects(s3: Client, bucket: str, prefix: str) -> Iterator[Leftover]:
 
 
 @needs("s3:ListBucketMultipartUploads", "s3:ListMultipartUploadParts")
-def uploads(s3: Client, bucket: str, prefix: str) -> Iterator[Leftover]:
+def uploads(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
     """Yield the unfinished multipart uploads below a prefix, with the bytes of their parts."""
-    request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+    request: ListMultipartUploadsRequestTypeDef = {"Bucket": bucket, "Prefix": prefix}
     while True:
-        answer = patiently(s3, "list_multipart_uploads", **request)
+        answer = patiently(s3.list_multipart_uploads, **request)
         for one in answer.get("Uploads") or ():
             held = _part_bytes(s3, bucket, one["Key"], one["UploadId"])
             yield Leftover("multipart-upload", one["UploadId"], one["Key"], one["Initiated"], held)
@@ -463,12 +481,12 @@ def uploads(s3: Client, bucket: str, prefix: str) -> Iterator[Leftover]:
         }
 
 
-def _part_bytes(s3: Client, bucket: str, key: str, upload_id: str) -> int:
-    request: dict[str, Any] = {"Bucket": bucket, "Key": key, "UploadId": upload_id}
+def _part_bytes(s3: S3Client, bucket: str, key: str, upload_id: str) -> int:
+    request: ListPartsRequestTypeDef = {"Bucket": bucket, "Key": key, "UploadId": upload_id}
     total = 0
     while True:
         try:
-            answer = patiently(s3, "list_parts", **request)
+            answer = patiently(s3.list_parts, **request)
         except s3.exceptions.NoSuchUpload:  # it ended meanwhile
             return total
         total += sum(int(part["Size"]) for part in answer.get("Parts") or ())
@@ -482,12 +500,17 @@ def _part_bytes(s3: Client, bucket: str, key: str, upload_id: str) -> int:
 # Sources: the operations' pages in the Amazon S3 API Reference; "Security best practices for Amazon S3".
 
 
-BLOCKS = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+ALL_BLOCKED: PublicAccessBlockConfigurationTypeDef = {
+    "BlockPublicAcls": True,
+    "IgnorePublicAcls": True,
+    "BlockPublicPolicy": True,
+    "RestrictPublicBuckets": True,
+}
 BOOTSTRAP = "Run vmsnix bootstrap --no-dry-run, which sets it."
 
 
 @needs("s3:ListBucket")
-def check_bucket(s3: Client, name: str, region: str, account: str) -> Check:
+def check_bucket(s3: S3Client, name: str, region: str, account: str) -> Check:
     """Check whether the bucket is there, ours, and in the region."""
     try:
         with calling(f"look at the bucket {name}"):
@@ -524,32 +547,34 @@ def _elsewhere(name: str, where: str, region: str) -> errors.BucketError:
 
 
 @needs("s3:GetBucketPublicAccessBlock", "s3:GetBucketPolicyStatus")
-def check_private(s3: Client, name: str) -> Check:
+def check_private(s3: S3Client, name: str) -> Check:
     """Check that nobody else can read it. A public policy fails; a block with gaps is a warning."""
     with calling(f"look whether the bucket {name} is private"):
-        status = _document(s3, "get_bucket_policy_status", name, "NoSuchBucketPolicy")
-        block = _document(s3, "get_public_access_block", name, "NoSuchPublicAccessBlockConfiguration")
-    if status.get("PolicyStatus", {}).get("IsPublic"):
+        status = if_found(lambda: s3.get_bucket_policy_status(Bucket=name), "NoSuchBucketPolicy")
+        block = if_found(
+            lambda: s3.get_public_access_block(Bucket=name), "NoSuchPublicAccessBlockConfiguration"
+        )
+    if status and status["PolicyStatus"].get("IsPublic"):
         raise errors.BucketError(
             f"The bucket {name} is public.",
             why="Its policy lets everybody in, and an image may hold secrets.",
             cure="Remove that statement from the bucket policy, and " + BOOTSTRAP[0].lower() + BOOTSTRAP[1:],
         )
-    on = block.get("PublicAccessBlockConfiguration", {})
-    off = [setting for setting in BLOCKS if not on.get(setting)]
+    on: PublicAccessBlockConfigurationTypeDef = block["PublicAccessBlockConfiguration"] if block else {}
+    off = [setting for setting in ALL_BLOCKED if not on.get(setting)]
     if off:
         return Check("bucket private", "warn", f"not blocked: {', '.join(off)}", BOOTSTRAP)
     return Check("bucket private", "pass", "public access is blocked, the policy is not public")
 
 
 @needs("s3:GetEncryptionConfiguration")
-def check_encrypted(s3: Client, name: str) -> Check:
+def check_encrypted(s3: S3Client, name: str) -> Check:
     """Check whether it is encrypted by default."""
     with calling(f"look whether the bucket {name} is encrypted"):
-        answer = _document(
-            s3, "get_bucket_encryption", name, "ServerSideEncryptionConfigurationNotFoundError"
+        answer = if_found(
+            lambda: s3.get_bucket_encryption(Bucket=name), "ServerSideEncryptionConfigurationNotFoundError"
         )
-    rules = answer.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
+    rules = answer["ServerSideEncryptionConfiguration"]["Rules"] if answer else []
     ways = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("SSEAlgorithm", "") for rule in rules]
     if not any(ways):
         return Check("bucket encrypted", "warn", "no default encryption", BOOTSTRAP)
@@ -557,11 +582,11 @@ def check_encrypted(s3: Client, name: str) -> Check:
 
 
 @needs("s3:GetBucketPolicy")
-def check_tls_only(s3: Client, name: str) -> Check:
+def check_tls_only(s3: S3Client, name: str) -> Check:
     """Check whether its policy refuses what is not encrypted on the way."""
     with calling(f"look at the policy of the bucket {name}"):
-        answer = _document(s3, "get_bucket_policy", name, "NoSuchBucketPolicy")
-    if any(requires_tls(statement) for statement in statements(answer.get("Policy", "{}"))):
+        answer = if_found(lambda: s3.get_bucket_policy(Bucket=name), "NoSuchBucketPolicy")
+    if answer and any(requires_tls(statement) for statement in statements(answer["Policy"])):
         return Check("bucket TLS only", "pass", "requests without TLS are refused")
     return Check("bucket TLS only", "warn", "the policy does not refuse requests without TLS", BOOTSTRAP)
 
@@ -580,11 +605,10 @@ def requires_tls(statement: dict[str, Any]) -> bool:
 
 
 @needs("s3:GetLifecycleConfiguration")
-def check_lifecycle(s3: Client, name: str, key_prefix: str) -> Check:
+def check_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
     """Check whether S3 itself removes what a dead machine leaves: objects, and unfinished uploads."""
     with calling(f"look at the lifecycle of the bucket {name}"):
-        answer = _document(s3, "get_bucket_lifecycle_configuration", name, "NoSuchLifecycleConfiguration")
-    rules = [rule for rule in answer.get("Rules", []) if _covers(rule, key_prefix)]
+        rules = [rule for rule in _lifecycle_rules(s3, name) if _covers(rule, key_prefix)]
     uploads = [
         rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"]
         for rule in rules
@@ -603,20 +627,20 @@ def check_lifecycle(s3: Client, name: str, key_prefix: str) -> Check:
 
 
 @needs("s3:GetBucketVersioning", "s3:GetLifecycleConfiguration")
-def check_versions(s3: Client, name: str, key_prefix: str) -> Check:
+def check_versions(s3: S3Client, name: str, key_prefix: str) -> Check:
     """Check whether removed images stay in the bucket as versions that nothing deletes."""
     with calling(f"read the versioning of the bucket {name}"):
         state = str(s3.get_bucket_versioning(Bucket=name).get("Status") or "")
-        answer = _document(s3, "get_bucket_lifecycle_configuration", name, "NoSuchLifecycleConfiguration")
+        rules = _lifecycle_rules(s3, name)
     if not state:
         return Check("bucket versions", "pass", "the bucket keeps no versions")
-    if expires_versions(answer.get("Rules", []), key_prefix):
+    if expires_versions(rules, key_prefix):
         return Check("bucket versions", "pass", f"versioning is {state}; old versions of images expire")
     evidence = f"versioning is {state}, and nothing deletes old versions below {key_prefix!r}"
     return Check("bucket versions", "warn", evidence, BOOTSTRAP)
 
 
-def expires_versions(rules: Iterable[dict[str, Any]], key_prefix: str) -> bool:
+def expires_versions(rules: Iterable[LifecycleRuleOutputTypeDef], key_prefix: str) -> bool:
     """Whether lifecycle rules delete old versions of images, and the markers that their removal left."""
     found = [rule for rule in rules if _covers(rule, key_prefix)]
     old = any("NoncurrentVersionExpiration" in rule for rule in found)
@@ -669,19 +693,15 @@ def check_kept_apart(places: Mapping[str, str], bucket: str, key_prefix: str) ->
     return Check("bucket prefixes", "pass", f"only images are below s3://{bucket}/{key_prefix}")
 
 
-def _covers(rule: dict[str, Any], key_prefix: str) -> bool:
+def _covers(rule: LifecycleRuleOutputTypeDef, key_prefix: str) -> bool:
     chosen = rule.get("Filter", {})
     if rule.get("Status") != "Enabled" or set(chosen) - {"Prefix"}:
         return False
     return key_prefix.startswith(chosen.get("Prefix", rule.get("Prefix", "")))
 
 
-def _document(s3: Client, operation: str, name: str, missing: str) -> dict[str, Any]:
-    """Return a document of a bucket; an empty one when there is none."""
-    try:
-        answer: dict[str, Any] = getattr(s3, operation)(Bucket=name)
-    except s3.exceptions.ClientError as error:
-        if error.response["Error"]["Code"] != missing:
-            raise
-        return {}
-    return answer
+def _lifecycle_rules(s3: S3Client, name: str) -> list[LifecycleRuleOutputTypeDef]:
+    answer = if_found(
+        lambda: s3.get_bucket_lifecycle_configuration(Bucket=name), "NoSuchLifecycleConfiguration"
+    )
+    return answer["Rules"] if answer else []

@@ -17,8 +17,10 @@ from vmsnix_ops.aws.references import AMI_ID
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ssm.client import SSMClient
+
     from vmsnix_ops.aws.images import Ami
-    from vmsnix_ops.aws.session import Client
     from vmsnix_ops.settings import Settings
 
 
@@ -39,7 +41,7 @@ def check(channel: str, settings: Settings) -> str:
     )
 
 
-def find_ami(ec2: Client, ssm: Client, wanted: str, *, image: str, settings: Settings) -> Ami:
+def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, settings: Settings) -> Ami:
     """Return the AMI that an operator means.
 
     Parameters
@@ -147,7 +149,7 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
     return ami
 
 
-def check_now(ec2: Client, ami_id: str, *, owner: str) -> None:
+def check_now(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
     """Refuse an AMI that is being retired or can no longer be used, as it is this moment.
 
     Raises
@@ -165,7 +167,7 @@ def check_now(ec2: Client, ami_id: str, *, owner: str) -> None:
     check_usable(found, owner=owner, now=datetime.now(UTC))
 
 
-def check_again(ec2: Client, ami_id: str, *, owner: str) -> None:
+def check_again(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
     """Do as `check_now` after an AMI was put to use: several times, because a read may be some moments old.
 
     `vmsnix_ops.aws.retiring` says why.

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import Client, calling, retrying
+from vmsnix_ops.aws.session import calling, retrying
 
 if TYPE_CHECKING:
+    from types_boto3_ec2.client import EC2Client
+
     from vmsnix_ops.aws.images import Ami
 
 LONGEST = timedelta(days=3652)
@@ -58,7 +60,7 @@ def check_date(ami: Ami, moment: datetime, *, public: bool, now: datetime | None
 
 
 @needs("ec2:EnableImageDeprecation")
-def deprecate(ec2: Client, ami_id: str, moment: datetime) -> None:
+def deprecate(ec2: EC2Client, ami_id: str, moment: datetime) -> None:
     """Set the date from which an AMI is deprecated. Safe to run twice: the later call sets the same date."""
     with calling(f"set the deprecation date of {ami_id}"):
         retrying(
@@ -67,14 +69,14 @@ def deprecate(ec2: Client, ami_id: str, moment: datetime) -> None:
 
 
 @needs("ec2:DisableImageDeprecation")
-def undeprecate(ec2: Client, ami_id: str) -> None:
+def undeprecate(ec2: EC2Client, ami_id: str) -> None:
     """Take the deprecation date away. Safe to run twice."""
     with calling(f"take the deprecation date of {ami_id} away"):
         ec2.disable_image_deprecation(ImageId=ami_id)
 
 
 @needs("ec2:EnableImageDeregistrationProtection")
-def protect(ec2: Client, ami_id: str, *, cooldown: bool = False) -> None:
+def protect(ec2: EC2Client, ami_id: str, *, cooldown: bool = False) -> None:
     """Protect an AMI from being deregistered. Safe to run twice.
 
     Parameters
@@ -91,7 +93,7 @@ def protect(ec2: Client, ami_id: str, *, cooldown: bool = False) -> None:
 
 
 @needs("ec2:DisableImageDeregistrationProtection")
-def unprotect(ec2: Client, ami_id: str) -> None:
+def unprotect(ec2: EC2Client, ami_id: str) -> None:
     """Lift the protection, at once or, when it has a cooldown, 24 hours later. Safe to run twice."""
     with calling(f"lift the deregistration protection of {ami_id}"):
         ec2.disable_image_deregistration_protection(ImageId=ami_id)

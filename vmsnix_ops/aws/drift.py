@@ -16,8 +16,10 @@ from vmsnix_ops.aws import tags as tagging
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ssm.client import SSMClient
+
     from vmsnix_ops.aws.images import Ami
-    from vmsnix_ops.aws.session import Client
     from vmsnix_ops.aws.snapshots import Snapshot
 
 MEANINGS = {
@@ -129,7 +131,7 @@ def dated(row: Mapping[str, Any], ami: Ami) -> Iterator[Difference]:
 
 
 def promised(
-    ec2: Client, row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
+    ec2: EC2Client, row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
 ) -> Iterator[Difference]:
     """Compare what a promotion gives: dates, protection, with whom AMI and snapshots are shared, keys."""
     if ami is None:
@@ -150,7 +152,7 @@ def promised(
     yield from _compare("snapshots_shared_with", *_told_apart(row["snapshots_shared_with"], users))
 
 
-def pointers(ssm: Client, row: Mapping[str, Any]) -> Iterator[Difference]:
+def pointers(ssm: SSMClient, row: Mapping[str, Any]) -> Iterator[Difference]:
     """Compare where the channels point that were pointed to it last."""
     for pointer in row["pointers"]:
         seen = parameters.find(ssm, pointer)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import Client, calling, client
+from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.progress import counted
 from vmsnix_ops.region_names import known_regions, partition_of
 
 if TYPE_CHECKING:
     import boto3
+    from types_boto3_ec2.client import EC2Client
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ def check_account(number: str, allowed: tuple[str, ...]) -> Check:
 
 
 @needs("ec2:DescribeRegions")
-def check_region(ec2: Client, name: str) -> Check:
+def check_region(ec2: EC2Client, name: str) -> Check:
     """Check whether the region is enabled for the account."""
     try:
         with calling(f"look at the region {name}"):

@@ -15,11 +15,13 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import images, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import Client, calling, code_of, retrying
+from vmsnix_ops.aws.session import calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from types_boto3_ec2.client import EC2Client
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.outcomes import StepOutcome
@@ -78,7 +80,7 @@ class Copy:
 
 
 @needs("ec2:DescribeImages", "ec2:DescribeSnapshots")
-def find(ec2: Client, wanted: Copy) -> Ami | None:
+def find(ec2: EC2Client, wanted: Copy) -> Ami | None:
     """Return the copy that is there or on its way, or ``None``. One that failed is none.
 
     Raises
@@ -128,7 +130,7 @@ def _carried(source: Ami) -> dict[str, str]:
 
 
 @needs("ec2:CreateTags of our resources")
-def carry_tags(ec2: Client, source: Ami, made: Ami) -> None:
+def carry_tags(ec2: EC2Client, source: Ami, made: Ami) -> None:
     """Give a copy and its snapshots what `missing_tags` names. Safe to run twice."""
     missing = tagging.to_list(missing_tags(source, made))
     if missing:
@@ -138,7 +140,7 @@ def carry_tags(ec2: Client, source: Ami, made: Ami) -> None:
 
 @needs("ec2:DescribeImages", "ec2:DescribeSnapshots", "ec2:CopyImage", "ec2:CreateTags")
 def copy(
-    ec2: Client,
+    ec2: EC2Client,
     wanted: Copy,
     *,
     step: Step | None = None,
@@ -185,7 +187,7 @@ def copy(
     return ami, outcome
 
 
-def _begin(ec2: Client, wanted: Copy, step: Step | None, still_wanted: Callable[[], None]) -> str:
+def _begin(ec2: EC2Client, wanted: Copy, step: Step | None, still_wanted: Callable[[], None]) -> str:
     """Ask for the copy, with the token of the first attempt that did not fail, and return its id."""
     region = ec2.meta.region_name
     failed = {ami.ami_id for ami in images.named(ec2, wanted.source.name) if ami.state in images.FAILED}
@@ -227,7 +229,7 @@ def _begin(ec2: Client, wanted: Copy, step: Step | None, still_wanted: Callable[
     )
 
 
-def _must_find(ec2: Client, wanted: Copy) -> Ami:
+def _must_find(ec2: EC2Client, wanted: Copy) -> Ami:
     found = find(ec2, wanted)
     if found is None:
         raise errors.CopyFailedError(
@@ -240,7 +242,7 @@ def _must_find(ec2: Client, wanted: Copy) -> Ami:
 
 
 def _available(
-    ec2: Client, ami_id: str, step: Step | None, pace: Pace, still_wanted: Callable[[], None]
+    ec2: EC2Client, ami_id: str, step: Step | None, pace: Pace, still_wanted: Callable[[], None]
 ) -> Ami:
     def look() -> Sighting[Ami]:
         still_wanted()

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import items
-from vmsnix_ops.aws.session import Client, calling, code_of, retrying
+from vmsnix_ops.aws.paging import pages
+from vmsnix_ops.aws.session import calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from types_boto3_ec2.client import EC2Client
 
     from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
@@ -297,7 +299,7 @@ def clean_name(name: str) -> str:
 
 
 @needs("ec2:DescribeImages")
-def find_by_name(ec2: Client, name: str) -> Ami | None:
+def find_by_name(ec2: EC2Client, name: str) -> Ami | None:
     """Return our account's AMI of exactly this name if it can be used, or ``None``.
 
     One that is disabled, failed or has been pending for ever cannot be used; `holder` reports those that
@@ -348,7 +350,7 @@ def disabled(ami: Ami) -> errors.RegistrationError:
 
 
 @needs("ec2:DescribeImages")
-def named(ec2: Client, name: str) -> list[Ami]:
+def named(ec2: EC2Client, name: str) -> list[Ami]:
     """Return our account's AMIs of exactly this name, the most usable first.
 
     There is at most one that has the name, and any number that failed, which do not keep it.
@@ -370,7 +372,7 @@ def named(ec2: Client, name: str) -> list[Ami]:
 
 
 @needs("ec2:DescribeImages")
-def of_snapshot(ec2: Client, snapshot_id: str) -> list[str]:
+def of_snapshot(ec2: EC2Client, snapshot_id: str) -> list[str]:
     """Return the ids of our account's AMIs that start from a snapshot, in any state."""
     with calling(f"look for AMIs of {snapshot_id}"):
         pages = ec2.get_paginator("describe_images").paginate(
@@ -383,7 +385,7 @@ def of_snapshot(ec2: Client, snapshot_id: str) -> list[str]:
 
 
 @needs("ec2:DescribeImages")
-def find(ec2: Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
+def find(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
     """Return those of these AMIs that the caller sees, by id. What is gone is left out and no error."""
     wanted, found = list(dict.fromkeys(ami_ids)), {}
     with calling(f"look at {', '.join(wanted[:3])}{' ...' if len(wanted) > 3 else ''}"):
@@ -399,7 +401,7 @@ def find(ec2: Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
 
 
 @needs("ec2:DescribeImages")
-def describe(ec2: Client, ami_id: str) -> Ami:
+def describe(ec2: EC2Client, ami_id: str) -> Ami:
     """Return one AMI; a moment after its registration too, when AWS does not yet see it."""
     with calling(f"look at the AMI {ami_id}"):
         answer = retrying(
@@ -415,7 +417,7 @@ def describe(ec2: Client, ami_id: str) -> Ami:
 
 
 @needs("ec2:DescribeImages")
-def ours(ec2: Client) -> list[Ami]:
+def ours(ec2: EC2Client) -> list[Ami]:
     """Return every AMI of this account and region that carries a digest tag, oldest first."""
     with calling("list our AMIs"):
         pages = ec2.get_paginator("describe_images").paginate(
@@ -430,26 +432,26 @@ def ours(ec2: Client) -> list[Ami]:
 
 
 @needs("ec2:DescribeImages")
-def owned(ec2: Client) -> tuple[Ami, ...]:
+def owned(ec2: EC2Client) -> tuple[Ami, ...]:
     """Return every AMI of the account, ours or not, in any state, oldest first."""
     with calling(f"list the AMIs of {ec2.meta.region_name}"):
-        found = items(
-            ec2,
-            "describe_images",
-            "Images",
+        found = pages(
+            ec2.describe_images,
             Owners=["self"],
             IncludeDeprecated=True,
             IncludeDisabled=True,
             MaxResults=PAGE,
         )
         # There may be a hundred thousand, and mappings are half of what one takes.
-        amis = [read(image, ec2.meta.region_name, mappings=False) for image in found]
+        amis = [
+            read(image, ec2.meta.region_name, mappings=False) for page in found for image in page["Images"]
+        ]
     return tuple(sorted(amis, key=lambda ami: (ami.created_at, ami.ami_id)))
 
 
 @needs("ec2:DescribeImages", "ec2:RegisterImage", "ec2:CreateTags")
 def register(
-    ec2: Client,
+    ec2: EC2Client,
     registration: Registration,
     *,
     digest: str,
@@ -549,7 +551,7 @@ def _and(names: Iterable[str]) -> str:
 
 
 @needs("ec2:ModifyImageAttribute")
-def share_with_everybody(ec2: Client, ami_id: str) -> None:
+def share_with_everybody(ec2: EC2Client, ami_id: str) -> None:
     """Let every AWS account launch the AMI. Safe to run twice: a permission is there or not.
 
     Raises
@@ -571,7 +573,7 @@ def share_with_everybody(ec2: Client, ami_id: str) -> None:
 
 
 @needs("ec2:CreateTags of our resources")
-def add_tags(ec2: Client, ami_id: str, tags: Mapping[str, str]) -> None:
+def add_tags(ec2: EC2Client, ami_id: str, tags: Mapping[str, str]) -> None:
     """Add or change tags of an AMI. Safe to run twice."""
     with calling(f"tag {ami_id}"):
         retrying(
@@ -656,7 +658,7 @@ def row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None)
     }
 
 
-def _must_find(ec2: Client, name: str) -> Ami:
+def _must_find(ec2: EC2Client, name: str) -> Ami:
     there = named(ec2, name)
     found = holder(there)
     if found is None:
@@ -692,7 +694,7 @@ def restoring(ami: Ami) -> str:
 
 
 @needs("ec2:DescribeImages")
-def wait_available(ec2: Client, ami_id: str, *, step: Step | None = None, pace: Pace | None = None) -> Ami:
+def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None, pace: Pace | None = None) -> Ami:
     """Wait until an AMI is available, and return it.
 
     Raises

@@ -15,12 +15,15 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import keys, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import items
-from vmsnix_ops.aws.session import Client, calling, code_of, retrying
+from vmsnix_ops.aws.paging import pages
+from vmsnix_ops.aws.session import calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.type_defs import SnapshotTypeDef
 
     from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.outcomes import StepOutcome
@@ -145,7 +148,7 @@ def check_format(name: str, disk: DiskImage) -> None:
 
 
 @needs("ec2:DescribeSnapshots")
-def find_snapshot(ec2: Client, digest: str, *, kms_key: str = "") -> tuple[str, int] | None:
+def find_snapshot(ec2: EC2Client, digest: str, *, kms_key: str = "") -> tuple[str, int] | None:
     """Return id and size (GiB) of the oldest snapshot with this digest that an AMI can be made of.
 
     Snapshots that are pending, failed, in the recycle bin or in the archive tier are left out.
@@ -162,15 +165,15 @@ def find_snapshot(ec2: Client, digest: str, *, kms_key: str = "") -> tuple[str, 
 
 
 @needs("ec2:DescribeImportSnapshotTasks")
-def listed(ec2: Client) -> tuple[ImportTask, ...]:
+def listed(ec2: EC2Client) -> tuple[ImportTask, ...]:
     """Return every import task that AWS lists; those that ended for a week."""
     with calling(f"list the imports of {ec2.meta.region_name}"):
-        found = items(ec2, "describe_import_snapshot_tasks", "ImportSnapshotTasks", MaxResults=PAGE)
-        return tuple(map(_read, found))
+        found = pages(ec2.describe_import_snapshot_tasks, MaxResults=PAGE)
+        return tuple(_read(task) for page in found for task in page["ImportSnapshotTasks"])
 
 
 @needs("ec2:DescribeImportSnapshotTasks")
-def tasks(ec2: Client, digest: str) -> list[ImportTask]:
+def tasks(ec2: EC2Client, digest: str) -> list[ImportTask]:
     """Return every import task of this image that AWS still lists."""
     with calling("list the import tasks"):
         pages = ec2.get_paginator("describe_import_snapshot_tasks").paginate()
@@ -179,7 +182,7 @@ def tasks(ec2: Client, digest: str) -> list[ImportTask]:
 
 
 @needs("ec2:DescribeSnapshots", "ec2:DescribeImportSnapshotTasks")
-def usable(ec2: Client, digest: str, *, kms_key: str = "") -> tuple[ImportTask | None, int]:
+def usable(ec2: EC2Client, digest: str, *, kms_key: str = "") -> tuple[ImportTask | None, int]:
     """Return the import of this image that is under way or whose snapshot is there, and how many are not.
 
     AWS lists a completed import for seven days, also when its snapshot was deleted, archived or failed in the
@@ -206,7 +209,7 @@ def usable(ec2: Client, digest: str, *, kms_key: str = "") -> tuple[ImportTask |
     "iam:PassRole",
 )
 def import_snapshot(
-    ec2: Client,
+    ec2: EC2Client,
     source: Source,
     *,
     digest: str,
@@ -265,7 +268,7 @@ def import_snapshot(
     raise failure(last, source)
 
 
-def _check_imported(ec2: Client, task: ImportTask, check: Callable[[], None]) -> None:
+def _check_imported(ec2: EC2Client, task: ImportTask, check: Callable[[], None]) -> None:
     """Refuse the snapshot of an object that was replaced while AWS imported it.
 
     It has no tags yet, but the next run would find it by its task: so it must be deleted first.
@@ -281,7 +284,7 @@ def _check_imported(ec2: Client, task: ImportTask, check: Callable[[], None]) ->
 
 
 @needs("ec2:DescribeImportSnapshotTasks", "ec2:CancelImportTask")
-def cancel(ec2: Client, digest: str, *, run_id: str = "") -> list[str]:
+def cancel(ec2: EC2Client, digest: str, *, run_id: str = "") -> list[str]:
     """Cancel every running import of this image (of one run, when named) and return the task ids.
 
     Safe to run twice.
@@ -323,7 +326,7 @@ def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
     )
 
 
-def _lasts(ec2: Client, snapshot_id: str) -> bool:
+def _lasts(ec2: EC2Client, snapshot_id: str) -> bool:
     """Whether a snapshot can be used; one that was just completed gets a few seconds to be seen."""
     try:
         with calling(f"look at the snapshot {snapshot_id}"):
@@ -340,7 +343,9 @@ def _lasts(ec2: Client, snapshot_id: str) -> bool:
     return found.state in ("pending", "completed") and not found.archived
 
 
-def _start(ec2: Client, source: Source, *, digest: str, attempt: int, tags: Mapping[str, str]) -> ImportTask:
+def _start(
+    ec2: EC2Client, source: Source, *, digest: str, attempt: int, tags: Mapping[str, str]
+) -> ImportTask:
     request: dict[str, Any] = {
         "ClientToken": source.token(digest, attempt),
         "Description": f"{tags.get(tagging.NAME, 'image')} {digest[:12]}",
@@ -373,7 +378,7 @@ def _start(ec2: Client, source: Source, *, digest: str, attempt: int, tags: Mapp
     return _read(answer)
 
 
-def _adopt(ec2: Client, digest: str, kms_key: str) -> ImportTask:
+def _adopt(ec2: EC2Client, digest: str, kms_key: str) -> ImportTask:
     """Return the task that another publisher of the same image started a moment ago."""
     running = [
         task
@@ -414,7 +419,7 @@ def _refused(error: Any, source: Source) -> Exception:
     return error if isinstance(error, Exception) else RuntimeError(message)
 
 
-def _follow(ec2: Client, task_id: str, step: Step | None, pace: Pace) -> Sighting[ImportTask]:
+def _follow(ec2: EC2Client, task_id: str, step: Step | None, pace: Pace) -> Sighting[ImportTask]:
     def look() -> Sighting[ImportTask]:
         with calling(f"look at the import {task_id}"):
             # A task is not always listed in the first moments after it was started.
@@ -436,7 +441,7 @@ def _follow(ec2: Client, task_id: str, step: Step | None, pace: Pace) -> Sightin
     return wait(look, what=f"the import {task_id}", deadline=DEADLINE_SECONDS, step=step, pace=pace)
 
 
-def _finish(ec2: Client, task: ImportTask, tags: Mapping[str, str], *, reused: bool) -> ImportedSnapshot:
+def _finish(ec2: EC2Client, task: ImportTask, tags: Mapping[str, str], *, reused: bool) -> ImportedSnapshot:
     """Tag the snapshot (ImportSnapshot tags only the task) and wait until it can be used."""
     with calling(f"tag the snapshot {task.snapshot_id}"):
         retrying(lambda: _tag(ec2, task.snapshot_id, tags), "InvalidSnapshot.NotFound")
@@ -444,7 +449,7 @@ def _finish(ec2: Client, task: ImportTask, tags: Mapping[str, str], *, reused: b
     return ImportedSnapshot(task.snapshot_id, size, task.task_id, "reused" if reused else "created")
 
 
-def _tag(ec2: Client, snapshot_id: str, tags: Mapping[str, str]) -> None:
+def _tag(ec2: EC2Client, snapshot_id: str, tags: Mapping[str, str]) -> None:
     """Give a snapshot that VM Import made our tags, in one call, and then the operator's own.
 
     The policy allows our tags on a snapshot that has none, and others only on one that is ours already.
@@ -470,7 +475,7 @@ def _tag(ec2: Client, snapshot_id: str, tags: Mapping[str, str]) -> None:
 
 @needs("ec2:DescribeSnapshots")
 def wait_for_snapshot(
-    ec2: Client, snapshot_id: str, *, step: Step | None = None, pace: Pace | None = None
+    ec2: EC2Client, snapshot_id: str, *, step: Step | None = None, pace: Pace | None = None
 ) -> int:
     """Wait until a snapshot is completed and return its size in GiB.
 
@@ -480,7 +485,7 @@ def wait_for_snapshot(
         With the snapshot's ``StateMessage``.
     """
 
-    def look() -> Sighting[dict[str, Any]]:
+    def look() -> Sighting[SnapshotTypeDef]:
         with calling(f"look at the snapshot {snapshot_id}"):
             answer = retrying(
                 lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
@@ -525,7 +530,7 @@ def wait_for_snapshot(
 
 
 @needs("ec2:DeleteSnapshot")
-def delete_snapshot(ec2: Client, snapshot_id: str) -> None:
+def delete_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
     """Delete a snapshot.
 
     Safe to run twice; waits out the moments in which AWS still counts a removed AMI's use of it.

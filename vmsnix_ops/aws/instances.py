@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import Client, calling, code_of, retrying
+from vmsnix_ops.aws.session import calling, code_of, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from types_boto3_ec2.client import EC2Client
 
     from vmsnix_ops.progress import Step
 
@@ -125,7 +127,7 @@ class Instance:
 
 
 @needs("ec2:DescribeInstances")
-def left_behind(ec2: Client, ami_id: str, *, now: datetime | None = None) -> list[Instance]:
+def left_behind(ec2: EC2Client, ami_id: str, *, now: datetime | None = None) -> list[Instance]:
     """Return the instances of earlier tests of this AMI, and those of any test that are overdue.
 
     A test of one AMI owns the AMI's test instances: one that runs at the same time loses its own.
@@ -148,7 +150,7 @@ def left_behind(ec2: Client, ami_id: str, *, now: datetime | None = None) -> lis
 
 
 @needs("ec2:RunInstances", "ec2:CreateTags")
-def launch(ec2: Client, wanted: Launch) -> str:
+def launch(ec2: EC2Client, wanted: Launch) -> str:
     """Launch an instance, and return its id.
 
     Safe to run twice: the ClientToken derives from what is launched, so that a call whose answer was lost
@@ -210,7 +212,7 @@ def _no_spot_role(error: errors.AwsError) -> errors.AccessDeniedError:
 
 
 @needs("ec2:DescribeInstances")
-def describe(ec2: Client, instance_id: str) -> Instance:
+def describe(ec2: EC2Client, instance_id: str) -> Instance:
     """Return an instance; a moment after its launch too, when AWS does not yet see it."""
     with calling(f"look at the instance {instance_id}"):
         answer = retrying(lambda: ec2.describe_instances(InstanceIds=[instance_id]), UNSEEN)
@@ -218,7 +220,7 @@ def describe(ec2: Client, instance_id: str) -> Instance:
 
 
 def wait_running(
-    ec2: Client, instance_id: str, *, step: Step | None = None, pace: Pace | None = None
+    ec2: EC2Client, instance_id: str, *, step: Step | None = None, pace: Pace | None = None
 ) -> Instance:
     """Wait until an instance runs.
 
@@ -244,7 +246,9 @@ def wait_running(
 
 
 @needs("ec2:DescribeInstances", "ec2:DescribeInstanceStatus")
-def wait_checks(ec2: Client, instance_id: str, *, step: Step | None = None, pace: Pace | None = None) -> None:
+def wait_checks(
+    ec2: EC2Client, instance_id: str, *, step: Step | None = None, pace: Pace | None = None
+) -> None:
     """Wait until both status checks of an instance are ``ok``.
 
     Raises
@@ -282,7 +286,7 @@ def wait_checks(ec2: Client, instance_id: str, *, step: Step | None = None, pace
 
 
 @needs("ec2:GetConsoleOutput")
-def console(ec2: Client, instance_id: str) -> str:
+def console(ec2: EC2Client, instance_id: str) -> str:
     """Return what an instance printed on its serial port so far: the latest, where its type can tell it."""
     with calling(f"read the console of {instance_id}"):
         try:
@@ -295,14 +299,14 @@ def console(ec2: Client, instance_id: str) -> str:
 
 
 @needs("ec2:TerminateInstances")
-def terminate(ec2: Client, instance_ids: Iterable[str]) -> None:
+def terminate(ec2: EC2Client, instance_ids: Iterable[str]) -> None:
     """Begin to terminate instances. Safe to run twice: who is gone is no error."""
     for instance_id in instance_ids:  # one by one: AWS terminates all of a call or none
         with calling(f"terminate the instance {instance_id}"):
             _terminate(ec2, instance_id)
 
 
-def _terminate(ec2: Client, instance_id: str) -> None:
+def _terminate(ec2: EC2Client, instance_id: str) -> None:
     try:
         retrying(lambda: ec2.terminate_instances(InstanceIds=[instance_id]), UNSEEN, seconds=10)
     except ec2.exceptions.ClientError as error:
@@ -311,7 +315,7 @@ def _terminate(ec2: Client, instance_id: str) -> None:
 
 
 def wait_terminated(
-    ec2: Client, instance_id: str, *, step: Step | None = None, pace: Pace | None = None
+    ec2: EC2Client, instance_id: str, *, step: Step | None = None, pace: Pace | None = None
 ) -> None:
     """Wait until an instance is terminated."""
 

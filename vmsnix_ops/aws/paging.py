@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 from vmsnix_ops import errors
@@ -20,11 +20,14 @@ from vmsnix_ops.aws.error_codes import RETRYABLE
 from vmsnix_ops.aws.session import code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from vmsnix_ops.aws.session import Client
+    from botocore.client import BaseClient
 
 Answer = TypeVar("Answer")
+AnyClient = TypeVar("AnyClient", bound="BaseClient")
+Page = TypeVar("Page", bound="Mapping[str, object]")
+Request = ParamSpec("Request")
 
 PATIENCE_SECONDS = 600.0
 """How long AWS may throttle without a single answer in between."""
@@ -93,7 +96,7 @@ class Waits:
 _WAITS: WeakKeyDictionary[Any, Waits] = WeakKeyDictionary()
 
 
-def limited(client: Client, limit: Limit) -> Client:
+def limited(client: AnyClient, limit: Limit) -> AnyClient:
     """Return a client whose calls through `patiently` end with this limit, in whatever thread."""
     _WAITS[client] = Waits(limit)
     return client
@@ -138,41 +141,35 @@ def _patience(error: Exception) -> float:
     return LINE_SECONDS if isinstance(cause, HTTPClientError | ResponseParserError) else 0.0
 
 
-def patiently(client: Client, operation: str, **request: Any) -> dict[str, Any]:
+def patiently(operation: Callable[Request, Answer], *args: Request.args, **request: Request.kwargs) -> Answer:
     """Return the answer to one reading call; throttling is waited out for ten minutes.
 
     Parameters
     ----------
-    client
-        A client whose own attempts are few, so that they do not add up.
     operation
-        Method of the client, such as ``"describe_images"``; it must be safe to call twice.
-    request
+        Method of a client, such as ``ec2.describe_images``; it must be safe to call twice. The client's own
+        attempts are few, so that they do not add up.
+    args, request
         Its parameters.
     """
-    call = getattr(client, operation)
-    answer: dict[str, Any] = insist(lambda: call(**request), _WAITS.get(client))
-    return answer
+    client = getattr(operation, "__self__", operation)
+    return insist(lambda: operation(*args, **request), _WAITS.get(client))
 
 
-def pages(client: Client, operation: str, **request: Any) -> Iterator[dict[str, Any]]:
+def pages(
+    operation: Callable[Request, Page], *args: Request.args, **request: Request.kwargs
+) -> Iterator[Page]:
     """Yield the pages of an operation that goes on with ``NextToken``."""
     while True:
-        answer = patiently(client, operation, **request)
+        answer = patiently(operation, *args, **request)
         yield answer
         token = answer.get("NextToken")
         if not token:
             return
-        request = {**request, "NextToken": token}
+        request["NextToken"] = token
 
 
-def items(client: Client, operation: str, member: str, **request: Any) -> Iterator[dict[str, Any]]:
-    """Yield what all pages list as `member`."""
-    for page in pages(client, operation, **request):
-        yield from page.get(member) or ()
-
-
-def quick_times(client: Client) -> Client:
+def quick_times(client: AnyClient) -> AnyClient:
     """Let a client read times as Python itself does, and as botocore does what is left.
 
     A quarter of the time in which botocore reads a page of snapshots goes into guessing how a time is
@@ -183,7 +180,8 @@ def quick_times(client: Client) -> Client:
 
     factory = ResponseParserFactory()
     factory.set_parser_defaults(timestamp_parser=parse_time)
-    client._endpoint._response_parser_factory = factory  # boto3 has no door to it
+    endpoint: Any = vars(client)["_endpoint"]  # boto3 has no door to it
+    endpoint._response_parser_factory = factory
     return client
 
 

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import Client, calling, retrying
+from vmsnix_ops.aws.session import calling, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+
+    from types_boto3_ssm.client import SSMClient
 
     from vmsnix_ops.outcomes import StepOutcome
 
@@ -265,7 +267,7 @@ def check_room(name: str, known: list[PointerVersion], region: str) -> None:
 
 
 @needs("ssm:GetParameter")
-def find(ssm: Client, name: str) -> Pointer | None:
+def find(ssm: SSMClient, name: str) -> Pointer | None:
     """Return a pointer, or ``None`` when there is none of that name."""
     with calling(f"look at the parameter {name}"):
         try:
@@ -276,7 +278,7 @@ def find(ssm: Client, name: str) -> Pointer | None:
 
 
 @needs("ssm:GetParametersByPath")
-def pointers(ssm: Client, prefix: str) -> list[Pointer]:
+def pointers(ssm: SSMClient, prefix: str) -> list[Pointer]:
     """Return every parameter below a prefix such as ``/vmsnix``, by name."""
     with calling(f"list the parameters below {prefix}"):
         pages = ssm.get_paginator("get_parameters_by_path").paginate(Path=prefix, Recursive=True)
@@ -285,7 +287,7 @@ def pointers(ssm: Client, prefix: str) -> list[Pointer]:
 
 
 @needs("ssm:GetParameterHistory")
-def history(ssm: Client, name: str) -> list[PointerVersion]:
+def history(ssm: SSMClient, name: str) -> list[PointerVersion]:
     """Return the values of a pointer, the oldest first; an empty list when there is no such parameter.
 
     AWS keeps the last hundred.
@@ -313,7 +315,7 @@ def history(ssm: Client, name: str) -> list[PointerVersion]:
 
 @needs("ssm:GetParameter", "ssm:PutParameter", "ssm:AddTagsToResource", "ssm:GetParameterHistory")
 def point(
-    ssm: Client,
+    ssm: SSMClient,
     name: str,
     ami_id: str,
     *,
@@ -380,7 +382,7 @@ def point(
     return Moved("created", version, ami_id, _overwritten(ssm, name, planned, version, ours, pace))
 
 
-def _tier(ssm: Client, name: str) -> dict[str, str]:
+def _tier(ssm: SSMClient, name: str) -> dict[str, str]:
     """Return the tier with which an existing parameter takes a value; its policies stay as they are.
 
     A request without a tier is one of the account's default tier, usually the standard one, and AWS makes no
@@ -416,7 +418,7 @@ class _Ours:
 
 
 def _put(
-    ssm: Client, request: dict[str, Any], tags: Mapping[str, str], *, overwrite: bool
+    ssm: SSMClient, request: dict[str, Any], tags: Mapping[str, str], *, overwrite: bool
 ) -> Mapping[str, Any]:
     """Set the value. Tags can be given only when a parameter is made, and its tier is kept afterwards."""
     request |= _tier(ssm, request["Name"]) if overwrite else {"Tags": tagging.to_list(tags)}
@@ -426,7 +428,7 @@ def _put(
     return answer
 
 
-def _after_a_lost_answer(ssm: Client, name: str, ours: _Ours, pace: Pace) -> int:
+def _after_a_lost_answer(ssm: SSMClient, name: str, ours: _Ours, pace: Pace) -> int:
     """Return the version that this run wrote although no answer said so; wait a moment for it. 0: none."""
 
     def look() -> Sighting[int]:
@@ -439,7 +441,7 @@ def _after_a_lost_answer(ssm: Client, name: str, ours: _Ours, pace: Pace) -> int
         return 0
 
 
-def _settle(ssm: Client, name: str, ami_id: str, version: int, pace: Pace) -> None:
+def _settle(ssm: SSMClient, name: str, ami_id: str, version: int, pace: Pace) -> None:
     """Wait until a read shows the value, or a later one: who changed the channel after us knew ours."""
 
     def look() -> Sighting[Pointer | None]:
@@ -459,7 +461,7 @@ def _settle(ssm: Client, name: str, ami_id: str, version: int, pace: Pace) -> No
 
 
 def _overwritten(
-    ssm: Client, name: str, planned: Planned, version: int, ours: _Ours, pace: Pace
+    ssm: SSMClient, name: str, planned: Planned, version: int, ours: _Ours, pace: Pace
 ) -> Overwritten | None:
     """Return the change that our write has replaced and that the plan did not see; ``None`` without one.
 
@@ -491,7 +493,7 @@ def _overwritten(
     return Overwritten(name, region, version - 1, "", "", version, command)
 
 
-def _whole_history(ssm: Client, name: str, version: int, pace: Pace) -> list[PointerVersion]:
+def _whole_history(ssm: SSMClient, name: str, version: int, pace: Pace) -> list[PointerVersion]:
     """Return the history up to a version that was just written; wait until a read shows it."""
 
     def look() -> Sighting[list[PointerVersion]]:
@@ -504,7 +506,7 @@ def _whole_history(ssm: Client, name: str, version: int, pace: Pace) -> list[Poi
 
 @needs("ssm:GetParameter", "ssm:GetParameterHistory", "ssm:PutParameter", "ssm:DeleteParameter")
 def put_back(
-    ssm: Client, name: str, moved: Moved, before: Planned, *, description: str, pace: Pace | None = None
+    ssm: SSMClient, name: str, moved: Moved, before: Planned, *, description: str, pace: Pace | None = None
 ) -> str:
     """Give a channel the value that it had before `point`, and return what became of it, as a sentence.
 
@@ -540,7 +542,7 @@ def put_back(
     return f"{name} in {region} names {before.value} again."
 
 
-def _not_older(ssm: Client, name: str, version: int, pace: Pace) -> Pointer | None:
+def _not_older(ssm: SSMClient, name: str, version: int, pace: Pace) -> Pointer | None:
     """Return the parameter as a read shows it that is no older than a version which was seen before.
 
     Where only older ones are seen for `LOST_SECONDS`, the parameter was deleted and made again.

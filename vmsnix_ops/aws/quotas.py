@@ -6,12 +6,16 @@ Quota codes: "Amazon EC2 endpoints and quotas" in the AWS General Reference; at 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.aws.session import calling
+
+if TYPE_CHECKING:
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_service_quotas.client import ServiceQuotasClient
 
 AMIS, PUBLIC_AMIS = "L-B665C33B", "L-0E3CBAB9"
 PENDING_SNAPSHOTS = 100
@@ -19,7 +23,9 @@ NEARLY = 0.9  # of a quota
 
 
 @needs("ec2:DescribeImages", "servicequotas:GetServiceQuota")
-def check_quotas(ec2: Client, service_quotas: Client, *, public: bool, one_more: bool = True) -> Check:
+def check_quotas(
+    ec2: EC2Client, service_quotas: ServiceQuotasClient, *, public: bool, one_more: bool = True
+) -> Check:
     """Check whether there is room for one more AMI, for one more that is public, or for both.
 
     Parameters
@@ -60,7 +66,7 @@ def check_quotas(ec2: Client, service_quotas: Client, *, public: bool, one_more:
 
 
 @needs("ec2:DescribeSnapshots")
-def check_pending_snapshots(ec2: Client) -> Check:
+def check_pending_snapshots(ec2: EC2Client) -> Check:
     """Check whether there are so many unfinished snapshots that no new one can be begun."""
     with calling("count pending snapshots"):
         pages = ec2.get_paginator("describe_snapshots").paginate(
@@ -75,12 +81,12 @@ def check_pending_snapshots(ec2: Client) -> Check:
 
 
 @needs("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionByDefault")
-def check_public_sharing(ec2: Client, *, public: bool) -> Check:
+def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
     """Check whether an AMI of this account and region may be public. Fails only when one shall be."""
     region = ec2.meta.region_name
     with calling("look whether AMIs may be public"):
-        state: dict[str, Any] = ec2.get_image_block_public_access_state()
-        encryption: dict[str, Any] = ec2.get_ebs_encryption_by_default()
+        state = ec2.get_image_block_public_access_state()
+        encryption = ec2.get_ebs_encryption_by_default()
     blocked = state["ImageBlockPublicAccessState"] == "block-new-sharing"
     encrypted = bool(encryption["EbsEncryptionByDefault"])
     facts = [

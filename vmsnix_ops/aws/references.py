@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from vmsnix_ops import errors
 from vmsnix_ops.aws.error_codes import RETRYABLE
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import Limit, items, limited, patiently, quick_times
+from vmsnix_ops.aws.paging import Limit, limited, pages, patiently, quick_times
 from vmsnix_ops.aws.parameters import IMAGE_TYPE
-from vmsnix_ops.aws.session import Client, calling, client, code_of
+from vmsnix_ops.aws.session import calling, client, code_of
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.settings import RetirementPolicy
 
@@ -32,6 +32,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     import boto3
+    from types_boto3_autoscaling.client import AutoScalingClient
+    from types_boto3_autoscaling.type_defs import AutoScalingGroupTypeDef
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.type_defs import (
+        CreateVolumePermissionTypeDef,
+        DescribeLaunchTemplateVersionsRequestTypeDef,
+        FilterTypeDef,
+        ImageReferenceTypeDef,
+        LaunchPermissionTypeDef,
+        LaunchTemplateVersionTypeDef,
+        ResourceTypeRequestTypeDef,
+    )
+    from types_boto3_ssm.client import SSMClient
+    from types_boto3_ssm.type_defs import ParameterStringFilterTypeDef, ParameterTypeDef
+
+    from vmsnix_ops.aws.session import Options
 
 
 # One sign that an AMI is used, and where ids of AMIs stand in texts.
@@ -232,22 +248,23 @@ class Templates:
     unresolved: dict[str, Exception] = field(default_factory=dict)
 
     @needs("ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions", "ssm:GetParameters")
-    def read(self, ec2: Client, ssm: Client) -> Found:
+    def read(self, ec2: EC2Client, ssm: SSMClient) -> Found:
         """Yield the templates of each AMI, with the versions that name it.
 
         The newest and the default versions of all templates come in few pages; only templates that have more
         are asked one by one.
         """
-        for template in items(ec2, "describe_launch_templates", "LaunchTemplates", MaxResults=200):
-            template_id = template["LaunchTemplateId"]
-            self.names[template_id] = template["LaunchTemplateName"]
-            self.newest[template_id] = template["LatestVersionNumber"]
-            self.default[template_id] = template["DefaultVersionNumber"]
+        for page in pages(ec2.describe_launch_templates, MaxResults=200):
+            for template in page["LaunchTemplates"]:
+                template_id = template["LaunchTemplateId"]
+                self.names[template_id] = template["LaunchTemplateName"]
+                self.newest[template_id] = template["LatestVersionNumber"]
+                self.default[template_id] = template["DefaultVersionNumber"]
         if self.names:
-            self._take(self._versions(ec2, Versions=["$Latest", "$Default"]))
+            self._take(self._versions(ec2, {"Versions": ["$Latest", "$Default"], "MaxResults": 200}))
         for template_id, newest in self.newest.items():
             if {self.default[template_id], newest} != set(range(1, newest + 1)):
-                self._take(self._versions(ec2, LaunchTemplateId=template_id))
+                self._take(self._versions(ec2, {"LaunchTemplateId": template_id, "MaxResults": 200}))
         asked = {image for versions in self.images.values() for image in versions.values()}
         aliases = [image for image in asked if image.startswith(ALIAS)]
         self.aliases |= resolve(ssm, aliases, self.unresolved)
@@ -272,16 +289,17 @@ class Templates:
                 raise error
 
     @staticmethod
-    def _versions(ec2: Client, **which: Any) -> Iterator[dict[str, Any]]:
+    def _versions(
+        ec2: EC2Client, which: DescribeLaunchTemplateVersionsRequestTypeDef
+    ) -> Iterator[LaunchTemplateVersionTypeDef]:
         try:
-            yield from items(
-                ec2, "describe_launch_template_versions", "LaunchTemplateVersions", MaxResults=200, **which
-            )
+            for page in pages(ec2.describe_launch_template_versions, **which):
+                yield from page["LaunchTemplateVersions"]
         except ec2.exceptions.ClientError as error:
             if not code_of(error).startswith("InvalidLaunchTemplateId.NotFound"):
                 raise  # else somebody deleted it meanwhile
 
-    def _take(self, versions: Iterable[Mapping[str, Any]]) -> None:
+    def _take(self, versions: Iterable[LaunchTemplateVersionTypeDef]) -> None:
         for version in versions:
             template_id, data = version["LaunchTemplateId"], version["LaunchTemplateData"]
             if data.get("ImageId"):
@@ -339,7 +357,7 @@ def _volumes(asked: Mapping[str, Any]) -> list[str]:
 
 
 @needs("ssm:GetParameters")
-def resolve(ssm: Client, aliases: Iterable[str], refused: dict[str, Exception]) -> dict[str, str]:
+def resolve(ssm: SSMClient, aliases: Iterable[str], refused: dict[str, Exception]) -> dict[str, str]:
     """Return the AMI id behind each ``resolve:ssm:name``, with version or label, where there is one.
 
     Those that could not be read are put into `refused`, each with the error.
@@ -357,7 +375,7 @@ def resolve(ssm: Client, aliases: Iterable[str], refused: dict[str, Exception]) 
 
 
 @needs("ssm:GetParameters")
-def values(ssm: Client, names: Sequence[str], refused: dict[str, Exception]) -> Iterator[dict[str, Any]]:
+def values(ssm: SSMClient, names: Sequence[str], refused: dict[str, Exception]) -> Iterator[ParameterTypeDef]:
     """Yield parameters by name; those that could not be read are put into `refused`, each with the error.
 
     AWS refuses ten at once when it refuses one of them (a shared parameter, one that a policy leaves out, a
@@ -366,7 +384,7 @@ def values(ssm: Client, names: Sequence[str], refused: dict[str, Exception]) -> 
     for start in range(0, len(names), 10):
         asked = names[start : start + 10]
         try:
-            answer = patiently(ssm, "get_parameters", Names=asked)
+            answer = patiently(ssm.get_parameters, Names=asked)
         except ssm.exceptions.ClientError as error:
             if code_of(error) in RETRYABLE:
                 raise
@@ -380,15 +398,16 @@ def values(ssm: Client, names: Sequence[str], refused: dict[str, Exception]) -> 
 
 
 @needs("autoscaling:DescribeLaunchConfigurations", "autoscaling:DescribeAutoScalingGroups")
-def scaling(autoscaling: Client, templates: Templates) -> Found:
+def scaling(autoscaling: AutoScalingClient, templates: Templates) -> Found:
     """Yield the launch configurations of each AMI, and the groups that launch it by whatever way."""
     by_configuration: dict[str, str] = {}
-    for one in items(autoscaling, "describe_launch_configurations", "LaunchConfigurations", MaxRecords=100):
-        by_configuration[one["LaunchConfigurationName"]] = one["ImageId"]
-        for named in (one["ImageId"], *_volumes(one)):
-            yield named, Reference("launch-configuration", one["LaunchConfigurationName"])
-    groups = items(autoscaling, "describe_auto_scaling_groups", "AutoScalingGroups", MaxRecords=100)
-    for group in groups:
+    for configurations in pages(autoscaling.describe_launch_configurations, MaxRecords=100):
+        for one in configurations["LaunchConfigurations"]:
+            by_configuration[one["LaunchConfigurationName"]] = one["ImageId"]
+            for named in (one["ImageId"], *_volumes(one)):
+                yield named, Reference("launch-configuration", one["LaunchConfigurationName"])
+    groups = pages(autoscaling.describe_auto_scaling_groups, MaxRecords=100)
+    for group in (group for page in groups for group in page["AutoScalingGroups"]):
         for ami_id, through in _launches(group, by_configuration, templates):
             if ami_id:
                 name, capacity = group["AutoScalingGroupName"], int(group["DesiredCapacity"])
@@ -396,7 +415,7 @@ def scaling(autoscaling: Client, templates: Templates) -> Found:
 
 
 def _launches(
-    group: Mapping[str, Any], by_configuration: Mapping[str, str], templates: Templates
+    group: AutoScalingGroupTypeDef, by_configuration: Mapping[str, str], templates: Templates
 ) -> Iterator[tuple[str, Through]]:
     configuration = group.get("LaunchConfigurationName")
     if configuration:
@@ -562,19 +581,21 @@ class Clients:
     """The clients of one account and region; they are made by one thread and used by another."""
 
     region: str
-    ec2: Client
-    autoscaling: Client
-    ssm: Client
+    ec2: EC2Client
+    autoscaling: AutoScalingClient
+    ssm: SSMClient
 
     @classmethod
     def of(cls, session: boto3.Session, region: str, limit: Limit | None = None) -> Clients:
         """Return clients with few attempts of their own: `paging` tries again, for longer, within a limit."""
         limit = limit or Limit()
-        made = (
-            client(session, service, region, attempts=2, connections=AT_ONCE + 2)
-            for service in ("ec2", "autoscaling", "ssm")
+        how: Options = {"attempts": 2, "connections": AT_ONCE + 2}
+        return cls(
+            region,
+            limited(quick_times(client(session, "ec2", region, **how)), limit),
+            limited(quick_times(client(session, "autoscaling", region, **how)), limit),
+            limited(quick_times(client(session, "ssm", region, **how)), limit),
         )
-        return cls(region, *(limited(quick_times(one), limit) for one in made))
 
 
 def gather(clients: Clients) -> References:
@@ -674,25 +695,29 @@ def _order(one: Reference) -> tuple[bool, str, str, str]:
 
 
 @needs("ec2:DescribeInstances")
-def instances(ec2: Client) -> Found:
+def instances(ec2: EC2Client) -> Found:
     """Yield the instances of each AMI; terminated ones need it no more."""
-    states = [{"Name": "instance-state-name", "Values": list(_LIVE)}]
-    for reservation in items(ec2, "describe_instances", "Reservations", Filters=states, MaxResults=PAGE):
+    states: list[FilterTypeDef] = [{"Name": "instance-state-name", "Values": list(_LIVE)}]
+    found = pages(ec2.describe_instances, Filters=states, MaxResults=PAGE)
+    for reservation in (reservation for page in found for reservation in page["Reservations"]):
         for instance in reservation["Instances"]:
             state = instance["State"]["Name"]
             yield instance["ImageId"], Reference("instance", instance["InstanceId"], type=state)
 
 
 @needs("ssm:DescribeParameters", "ssm:GetParameters")
-def parameters(ssm: Client) -> Found:
+def parameters(ssm: SSMClient) -> Found:
     """Yield the parameters that name each AMI: those of the data type of images, and any other plain text.
 
     Secure strings are not read: their text is nobody's business, and no launch can use one.
     """
-    plain = [{"Key": "Type", "Option": "Equals", "Values": ["String", "StringList"]}]
+    plain: list[ParameterStringFilterTypeDef] = [
+        {"Key": "Type", "Option": "Equals", "Values": ["String", "StringList"]}
+    ]
     names = [
         one["Name"]
-        for one in items(ssm, "describe_parameters", "Parameters", ParameterFilters=plain, MaxResults=50)
+        for page in pages(ssm.describe_parameters, ParameterFilters=plain, MaxResults=50)
+        for one in page["Parameters"]
     ]
     refused: dict[str, Exception] = {}
     for parameter in values(ssm, names, refused):
@@ -715,12 +740,12 @@ def parameters(ssm: Client) -> Found:
     "imagebuilder:ListContainerRecipes",
     "imagebuilder:GetContainerRecipe",
 )
-def image_references(ec2: Client, images: Collection[str]) -> Found:
+def image_references(ec2: EC2Client, images: Collection[str]) -> Found:
     """Yield what EC2's own search finds; it alone knows the recipes of Image Builder.
 
     It is asked for ten AMIs at once, the most that it takes. An AMI that went meanwhile is passed over.
     """
-    wanted = [
+    wanted: list[ResourceTypeRequestTypeDef] = [
         _kind("ec2:Instance", "state-name", list(_LIVE)),
         _kind("ec2:LaunchTemplate", "version-depth", ["10000"]),
         {"ResourceType": "ssm:Parameter"},
@@ -730,13 +755,10 @@ def image_references(ec2: Client, images: Collection[str]) -> Found:
     ids = list(images)
     batches = [ids[start : start + 10] for start in range(0, len(ids), 10)]
 
-    def ask(batch: list[str]) -> list[dict[str, Any]]:
+    def ask(batch: list[str]) -> list[ImageReferenceTypeDef]:
         try:
-            return list(
-                items(
-                    ec2, "describe_image_references", "ImageReferences", ImageIds=batch, ResourceTypes=wanted
-                )
-            )
+            answers = pages(ec2.describe_image_references, ImageIds=batch, ResourceTypes=wanted)
+            return [found for answer in answers for found in answer["ImageReferences"]]
         except ec2.exceptions.ClientError as error:
             if code_of(error) not in _GONE:
                 raise
@@ -751,7 +773,11 @@ def image_references(ec2: Client, images: Collection[str]) -> Found:
                 yield found["ImageId"], Reference(cast("Kind", kind), name, source=SEARCH)
 
 
-def _kind(kind: str, option: str, values: list[str]) -> dict[str, Any]:
+def _kind(
+    kind: Literal["ec2:Instance", "ec2:LaunchTemplate"],
+    option: Literal["state-name", "version-depth"],
+    values: list[str],
+) -> ResourceTypeRequestTypeDef:
     return {
         "ResourceType": kind,
         "ResourceTypeOptions": [{"OptionName": option, "OptionValues": values}],
@@ -759,15 +785,15 @@ def _kind(kind: str, option: str, values: list[str]) -> dict[str, Any]:
 
 
 @needs("ec2:DescribeImageAttribute")
-def launch_permissions(ec2: Client, images: Collection[str]) -> Found:
+def launch_permissions(ec2: EC2Client, images: Collection[str]) -> Found:
     """Yield the accounts, organizations and units that may launch each AMI; ``all`` is everybody.
 
     AWS answers this for one AMI a call. One that went meanwhile is passed over.
     """
 
-    def ask(ami_id: str) -> tuple[str, list[dict[str, str]]]:
+    def ask(ami_id: str) -> tuple[str, list[LaunchPermissionTypeDef]]:
         try:
-            answer = patiently(ec2, "describe_image_attribute", ImageId=ami_id, Attribute="launchPermission")
+            answer = patiently(ec2.describe_image_attribute, ImageId=ami_id, Attribute="launchPermission")
         except ec2.exceptions.ClientError as error:
             if code_of(error) not in _GONE:
                 raise
@@ -778,23 +804,20 @@ def launch_permissions(ec2: Client, images: Collection[str]) -> Found:
         for ami_id, permissions in pool.map(ask, images):
             for permission in permissions:
                 for member, who in permission.items():
-                    yield ami_id, Reference("shared-with", who, type=_MEMBERS.get(member, member))
+                    yield ami_id, Reference("shared-with", str(who), type=_MEMBERS.get(member, member))
 
 
 @needs("ec2:DescribeSnapshotAttribute")
-def snapshot_permissions(ec2: Client, snapshot_ids: Collection[str]) -> Found:
+def snapshot_permissions(ec2: EC2Client, snapshot_ids: Collection[str]) -> Found:
     """Yield the accounts that may use each snapshot of this account; ``all`` is everybody.
 
     AWS answers this for one snapshot a call. One that went meanwhile is passed over.
     """
 
-    def ask(snapshot_id: str) -> tuple[str, list[dict[str, str]]]:
+    def ask(snapshot_id: str) -> tuple[str, list[CreateVolumePermissionTypeDef]]:
         try:
             answer = patiently(
-                ec2,
-                "describe_snapshot_attribute",
-                SnapshotId=snapshot_id,
-                Attribute="createVolumePermission",
+                ec2.describe_snapshot_attribute, SnapshotId=snapshot_id, Attribute="createVolumePermission"
             )
         except ec2.exceptions.ClientError as error:
             if code_of(error) != "InvalidSnapshot.NotFound":
@@ -806,7 +829,7 @@ def snapshot_permissions(ec2: Client, snapshot_ids: Collection[str]) -> Found:
         for snapshot_id, permissions in pool.map(ask, snapshot_ids):
             for permission in permissions:
                 for member, who in permission.items():
-                    yield snapshot_id, Reference("shared-with", who, type=_MEMBERS.get(member, member))
+                    yield snapshot_id, Reference("shared-with", str(who), type=_MEMBERS.get(member, member))
 
 
 _MEMBERS = {
@@ -818,20 +841,17 @@ _MEMBERS = {
 
 
 @needs("ec2:DescribeImages")
-def last_launches(ec2: Client, images: Collection[str]) -> Found:
+def last_launches(ec2: EC2Client, images: Collection[str]) -> Found:
     """Yield when each AMI was last launched, by whomever; AWS tells it a day later and keeps it."""
     ids = list(images)
     for start in range(0, len(ids), 200):  # AWS: values of a filter
-        chosen = [{"Name": "image-id", "Values": ids[start : start + 200]}]
-        shown = items(
-            ec2,
-            "describe_images",
-            "Images",
+        shown = pages(
+            ec2.describe_images,
             Owners=["self"],
-            Filters=chosen,
+            Filters=[{"Name": "image-id", "Values": ids[start : start + 200]}],
             IncludeDeprecated=True,
             IncludeDisabled=True,
         )
-        for image in shown:
+        for image in (image for page in shown for image in page["Images"]):
             if image.get("LastLaunchedTime"):
                 yield image["ImageId"], Reference("launched", image["LastLaunchedTime"])

@@ -8,13 +8,14 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import identity
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import patiently
-from vmsnix_ops.aws.session import Client, calling, client
+from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.region_names import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import boto3
+    from types_boto3_ec2.client import EC2Client
 
 ALL = "all"
 ANYWHERE = "us-east-1"
@@ -111,8 +112,8 @@ def named(names: Iterable[str]) -> tuple[str, ...]:
 
 
 @needs("ec2:DescribeRegions")
-def enabled(ec2: Client) -> tuple[str, ...]:
+def enabled(ec2: EC2Client) -> tuple[str, ...]:
     """Return the regions that are enabled for an account."""
     with calling("list the enabled regions"):
-        answer = patiently(ec2, "describe_regions")
+        answer = patiently(ec2.describe_regions)
     return tuple(sorted(region["RegionName"] for region in answer["Regions"]))

@@ -36,11 +36,14 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import deprecation, images, sharing
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import Client, calling, retrying
+from vmsnix_ops.aws.session import calling, retrying
 from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.type_defs import TagTypeDef
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.sharing import Audience
@@ -182,7 +185,7 @@ def check_unmarked(ami: Ami) -> None:
 
 
 @needs("ec2:DescribeImageAttribute")
-def note(ec2: Client, ami: Ami, *, run_id: str, at: datetime, grace: timedelta) -> Mark:
+def note(ec2: EC2Client, ami: Ami, *, run_id: str, at: datetime, grace: timedelta) -> Mark:
     """Return what the mark of a retirement says of an AMI as it is now. Nothing is changed."""
     known, shared = mark(ami.tags), sharing.of_image(ec2, ami.ami_id)
     return Mark(
@@ -196,7 +199,7 @@ def note(ec2: Client, ami: Ami, *, run_id: str, at: datetime, grace: timedelta) 
 
 
 @needs("ec2:CreateTags of our resources", "ec2:DescribeImages")
-def announce(ec2: Client, ami: Ami, noted: Mark) -> Ami:
+def announce(ec2: EC2Client, ami: Ami, noted: Mark) -> Ami:
     """Write the mark on an AMI, wait until it can be read, and return the AMI as it is then.
 
     Raises
@@ -219,10 +222,10 @@ def announce(ec2: Client, ami: Ami, noted: Mark) -> Ami:
 
 
 @needs("ec2:CreateTags of our resources", "ec2:DeleteTags")
-def take_back(ec2: Client, ami: Ami, noted: Mark) -> None:
+def take_back(ec2: EC2Client, ami: Ami, noted: Mark) -> None:
     """Remove the mark of `announce`; an earlier retirement's mark stays as it was. Safe to run twice."""
     ours = {key for key, value in noted.tags().items() if value}
-    new = [{"Key": key} for key in sorted(ours - ami.tags.keys())]
+    new: list[TagTypeDef] = [{"Key": key} for key in sorted(ours - ami.tags.keys())]
     if new:
         with calling(f"remove the mark of {ami.ami_id}"):
             ec2.delete_tags(Resources=[ami.ami_id], Tags=new)
@@ -237,7 +240,7 @@ def take_back(ec2: Client, ami: Ami, noted: Mark) -> None:
     "ec2:DescribeImageAttribute",
     "ec2:DescribeSnapshotAttribute",
 )
-def retire(ec2: Client, ami: Ami, snapshot_ids: Iterable[str], noted: Mark) -> None:
+def retire(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], noted: Mark) -> None:
     """Make a marked AMI and its snapshots private, deprecate and disable it.
 
     Safe to run twice, and to go on with after a death at any call: the tags come first, and a second run
@@ -267,7 +270,7 @@ def retire(ec2: Client, ami: Ami, snapshot_ids: Iterable[str], noted: Mark) -> N
 
 
 @needs("ec2:DescribeImages")
-def still_marked(ec2: Client, ami_id: str, noted: Mark) -> str:
+def still_marked(ec2: EC2Client, ami_id: str, noted: Mark) -> str:
     """Return why a retired AMI is not as this run left it, in words; empty when it is.
 
     A restoration that ran at the same time has removed the mark.
@@ -285,7 +288,7 @@ def still_marked(ec2: Client, ami_id: str, noted: Mark) -> str:
 
 
 @needs("ec2:CreateTags of our resources", "ec2:DescribeImages", "ec2:DescribeSnapshots", "ec2:DeleteTags")
-def claim(ec2: Client, resource: str, key: str, run_id: str) -> str:
+def claim(ec2: EC2Client, resource: str, key: str, run_id: str) -> str:
     """Say on an AMI or a snapshot that a run deletes or restores it; return who does the other, or nothing.
 
     A deletion and a restoration of one thing at the same time see each other's tag. The one that sees the
@@ -317,7 +320,7 @@ def claim(ec2: Client, resource: str, key: str, run_id: str) -> str:
 
 
 @needs("ec2:DeleteTags")
-def disclaim(ec2: Client, resource: str, key: str) -> None:
+def disclaim(ec2: EC2Client, resource: str, key: str) -> None:
     """Remove the tag of `claim`. Safe to run twice."""
     with calling(f"remove the tag {key} of {resource}"):
         ec2.delete_tags(Resources=[resource], Tags=[{"Key": key}])
@@ -332,7 +335,7 @@ def claimed(resource: str, key: str, run_id: str, region: str) -> str:
     )
 
 
-def _tags_of(ec2: Client, resource: str) -> dict[str, str]:
+def _tags_of(ec2: EC2Client, resource: str) -> dict[str, str]:
     if resource.startswith("snap-"):
         return _snapshot_tags(ec2, resource)
     seen = look(ec2, resource)
@@ -340,7 +343,7 @@ def _tags_of(ec2: Client, resource: str) -> dict[str, str]:
 
 
 @needs("ec2:CreateTags of our resources", "ec2:DescribeSnapshots", "ec2:DescribeSnapshotAttribute")
-def retire_snapshot(ec2: Client, snapshot_id: str, noted: Mark, ami: Ami | None = None) -> Mark:
+def retire_snapshot(ec2: EC2Client, snapshot_id: str, noted: Mark, ami: Ami | None = None) -> Mark:
     """Make a snapshot private, note when it was retired, with which AMI, and who could use it; return that.
 
     Safe to run twice. The snapshot carries `vmsnix:digest` already: nothing makes a foreign one ours.
@@ -360,7 +363,7 @@ def retire_snapshot(ec2: Client, snapshot_id: str, noted: Mark, ami: Ami | None 
 
 
 @needs("ec2:EnableImage", "ec2:DeleteTags")
-def restore(ec2: Client, ami: Ami, snapshot_ids: Iterable[str], *, at: datetime) -> Audience:
+def restore(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], *, at: datetime) -> Audience:
     """Enable a retired AMI, share it with whom it was shared with, give it its old deprecation date back.
 
     One that somebody else had disabled before is left so. Safe to run twice, and to go on with after a death
@@ -389,7 +392,7 @@ def restore(ec2: Client, ami: Ami, snapshot_ids: Iterable[str], *, at: datetime)
 
 
 @needs("ec2:DescribeSnapshots", "ec2:ModifySnapshotAttribute", "ec2:DeleteTags")
-def restore_snapshot(ec2: Client, snapshot_id: str) -> None:
+def restore_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
     """Share a snapshot with whom it was shared with, and forget that it was retired. Safe to run twice."""
     tags = _snapshot_tags(ec2, snapshot_id)
     shared = sharing.audience(_shared_with(tags))
@@ -405,7 +408,7 @@ def restore_snapshot(ec2: Client, snapshot_id: str) -> None:
 
 
 @needs("ec2:DeregisterImage")
-def deregister(ec2: Client, ami_id: str) -> Literal["deregistered", "gone", "protected"]:
+def deregister(ec2: EC2Client, ami_id: str) -> Literal["deregistered", "gone", "protected"]:
     """Deregister an AMI; its snapshots stay. Safe to run twice: one that is gone is no error.
 
     Returns
@@ -426,7 +429,7 @@ def deregister(ec2: Client, ami_id: str) -> Literal["deregistered", "gone", "pro
 
 
 @needs("ec2:DescribeImages", "ec2:DeleteSnapshot")
-def remove_snapshot(ec2: Client, snapshot_id: str, *, of: str = "") -> tuple[str, ...]:
+def remove_snapshot(ec2: EC2Client, snapshot_id: str, *, of: str = "") -> tuple[str, ...]:
     """Delete a snapshot unless an AMI needs it, and return the AMIs that do: empty when it is gone.
 
     Safe to run twice. For moments AWS still counts an AMI that was just deregistered: that is waited out.
@@ -456,7 +459,7 @@ def remove_snapshot(ec2: Client, snapshot_id: str, *, of: str = "") -> tuple[str
 
 
 @needs("ec2:DescribeImages")
-def look(ec2: Client, ami_id: str) -> Ami | None:
+def look(ec2: EC2Client, ami_id: str) -> Ami | None:
     """Return an AMI as it is now; ``None`` when it is gone."""
     try:
         with calling(f"look at {ami_id}"):
@@ -469,23 +472,23 @@ def look(ec2: Client, ami_id: str) -> Ami | None:
 
 
 @needs("ec2:CreateTags of our resources")
-def tag(ec2: Client, resources: list[str], tags: Mapping[str, str]) -> None:
+def tag(ec2: EC2Client, resources: list[str], tags: Mapping[str, str]) -> None:
     """Add or change tags of AMIs or snapshots. Safe to run twice."""
     with calling(f"tag {', '.join(resources)}"):
         ec2.create_tags(Resources=resources, Tags=tagging.to_list(tags))
 
 
 @needs("ec2:DeleteTags")
-def untag(ec2: Client, resource: str, tags: Mapping[str, str]) -> None:
+def untag(ec2: EC2Client, resource: str, tags: Mapping[str, str]) -> None:
     """Remove the tags of a retirement, last of all, and that of its restoration. Safe to run twice."""
     names = (tagging.RETIRED, *_MARKS, *map(_part, range(1, MOST_PARTS + 1)))
-    present = [{"Key": name} for name in names if name in tags]
+    present: list[TagTypeDef] = [{"Key": name} for name in names if name in tags]
     if present:
         with calling(f"remove the tags of the retirement of {resource}"):
             ec2.delete_tags(Resources=[resource], Tags=present)
 
 
-def _snapshot_tags(ec2: Client, snapshot_id: str) -> dict[str, str]:
+def _snapshot_tags(ec2: EC2Client, snapshot_id: str) -> dict[str, str]:
     with calling(f"look at the snapshot {snapshot_id}"):
         answer = retrying(
             lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),

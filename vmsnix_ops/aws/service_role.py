@@ -18,10 +18,13 @@ from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.iam.documents import listed, statements
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.iam.simulation import allowed_on, lacking
-from vmsnix_ops.aws.session import Client, calling, code_of
+from vmsnix_ops.aws.session import calling, code_of
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
+    from types_boto3_iam.client import IAMClient
+    from types_boto3_s3.client import S3Client
+
     from vmsnix_ops.aws.identity import Identity
 
 
@@ -43,7 +46,7 @@ PRINT_POLICY = (
 
 
 @needs("iam:GetRole")
-def check_role(iam: Client, name: str) -> Check:
+def check_role(iam: IAMClient, name: str) -> Check:
     """Check whether the role exists, and whether VM Import may take it."""
     try:
         with calling(f"look at the role {name}"):
@@ -113,7 +116,7 @@ def trust_of(document: Any) -> str:
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def check_role_rights(iam: Client, s3: Client, arn: str, bucket: str, key_prefix: str) -> Check:
+def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_prefix: str) -> Check:
     """Check whether the role may read the images of this bucket, nothing else, and make a snapshot.
 
     A bucket policy that names the role may allow what the role's own policies do not. The simulation does not
@@ -187,7 +190,7 @@ def beyond_images(bucket: str, key_prefix: str, partition: str = "aws") -> list[
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def check_key_rights(iam: Client, arn: str, key: str, bucket: str) -> Check:
+def check_key_rights(iam: IAMClient, arn: str, key: str, bucket: str) -> Check:
     """Check whether the role's own policies let it encrypt snapshots with a key.
 
     A key policy may allow it as well, and must not refuse it; neither is seen here.
@@ -205,7 +208,7 @@ def check_key_rights(iam: Client, arn: str, key: str, bucket: str) -> Check:
 
 
 @needs("iam:SimulatePrincipalPolicy", "s3:GetEncryptionConfiguration")
-def check_bucket_key_rights(iam: Client, s3: Client, arn: str, bucket: str) -> Check:
+def check_bucket_key_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str) -> Check:
     """Check whether the role may decrypt what the bucket encrypts by default with a customer's key."""
     with calling(f"read how the bucket {bucket} encrypts"):
         answer = s3.get_bucket_encryption(Bucket=bucket)
@@ -224,11 +227,11 @@ def check_bucket_key_rights(iam: Client, s3: Client, arn: str, bucket: str) -> C
     return Check("bucket's key", "pass", f"{name} may decrypt with {key}, if its key policy lets it")
 
 
-def _named_by_bucket_policy(s3: Client, bucket: str, arn: str) -> bool:
+def _named_by_bucket_policy(s3: S3Client, bucket: str, arn: str) -> bool:
     return any(s.get("Effect") == "Allow" and arn in str(s.get("Principal")) for s in _policy(s3, bucket))
 
 
-def _allowed_by_bucket_policy(s3: Client, bucket: str, arn: str, examples: list[str]) -> list[str]:
+def _allowed_by_bucket_policy(s3: S3Client, bucket: str, arn: str, examples: list[str]) -> list[str]:
     """Return those of the objects that the bucket policy lets the role read, conditions left aside."""
     found: list[str] = []
     for statement in _policy(s3, bucket):
@@ -246,7 +249,7 @@ def _allowed_by_bucket_policy(s3: Client, bucket: str, arn: str, examples: list[
     return found
 
 
-def _policy(s3: Client, bucket: str) -> list[dict[str, Any]]:
+def _policy(s3: S3Client, bucket: str) -> list[dict[str, Any]]:
     try:
         return statements(s3.get_bucket_policy(Bucket=bucket)["Policy"])
     except s3.exceptions.ClientError:
@@ -254,7 +257,7 @@ def _policy(s3: Client, bucket: str) -> list[dict[str, Any]]:
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def check_pass_role(iam: Client, who: Identity, arn: str) -> Check:
+def check_pass_role(iam: IAMClient, who: Identity, arn: str) -> Check:
     """Check whether the caller may hand the role to VM Import."""
     if who.is_root:
         return Check("pass role", "pass", "the root user may pass every role")

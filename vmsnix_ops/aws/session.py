@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import boto3
+    from botocore.client import BaseClient
+    from types_boto3_autoscaling.client import AutoScalingClient
+    from types_boto3_ebs.client import EBSClient
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_iam.client import IAMClient
+    from types_boto3_s3.client import S3Client
+    from types_boto3_service_quotas.client import ServiceQuotasClient
+    from types_boto3_sns.client import SNSClient
+    from types_boto3_ssm.client import SSMClient
+    from types_boto3_sts.client import STSClient
 
 
 # Which calls cannot be undone, and the line that is written before each; see `vmsnix_ops.records.acts`.
@@ -63,7 +73,7 @@ IRREVERSIBLE: Mapping[tuple[str, str], Callable[[Asked], str]] = {
 """Each call with the function that names the resource; an empty name means that this call can be undone."""
 
 
-def announce_before(client: Any) -> None:
+def announce_before(client: BaseClient) -> None:
     """Let every irreversible call of this client write its line first."""
     service = str(client.meta.service_model.service_name)
 
@@ -78,7 +88,6 @@ def announce_before(client: Any) -> None:
             client.meta.events.register(f"provide-client-params.{service}.{operation}", announce)
 
 
-Client = Any  # botocore builds its client classes at run time, so there is no type to name
 Answer = TypeVar("Answer")
 
 # A call that is tried again is no news. Whoever wants to hear of it gives the logger a handler; without any,
@@ -102,6 +111,53 @@ def session(region: str | None = None, profile: str | None = None) -> boto3.Sess
         ) from error
 
 
+class Options(TypedDict, total=False):
+    """The keyword arguments of `client`."""
+
+    connections: int
+    attempts: int
+    read_seconds: float
+
+
+@overload
+def client(
+    session: boto3.Session, service: Literal["autoscaling"], region: str | None = None, **how: Unpack[Options]
+) -> AutoScalingClient: ...
+@overload
+def client(
+    session: boto3.Session, service: Literal["ebs"], region: str | None = None, **how: Unpack[Options]
+) -> EBSClient: ...
+@overload
+def client(
+    session: boto3.Session, service: Literal["ec2"], region: str | None = None, **how: Unpack[Options]
+) -> EC2Client: ...
+@overload
+def client(
+    session: boto3.Session, service: Literal["iam"], region: str | None = None, **how: Unpack[Options]
+) -> IAMClient: ...
+@overload
+def client(
+    session: boto3.Session, service: Literal["s3"], region: str | None = None, **how: Unpack[Options]
+) -> S3Client: ...
+@overload
+def client(
+    session: boto3.Session,
+    service: Literal["service-quotas"],
+    region: str | None = None,
+    **how: Unpack[Options],
+) -> ServiceQuotasClient: ...
+@overload
+def client(
+    session: boto3.Session, service: Literal["sns"], region: str | None = None, **how: Unpack[Options]
+) -> SNSClient: ...
+@overload
+def client(
+    session: boto3.Session, service: Literal["ssm"], region: str | None = None, **how: Unpack[Options]
+) -> SSMClient: ...
+@overload
+def client(
+    session: boto3.Session, service: Literal["sts"], region: str | None = None, **how: Unpack[Options]
+) -> STSClient: ...
 def client(
     session: boto3.Session,
     service: str,
@@ -110,7 +166,7 @@ def client(
     connections: int = 16,
     attempts: int = 6,
     read_seconds: float = 60.0,
-) -> Client:
+) -> Any:
     """Return a client with this package's timeouts and retries; the same one for the same words.
 
     Making a client costs about 50 ms and a new connection, and clients may be shared by threads.
@@ -139,7 +195,7 @@ def client(
         return made[key]
 
 
-_CLIENTS: WeakKeyDictionary[boto3.Session, dict[Any, Client]] = WeakKeyDictionary()
+_CLIENTS: WeakKeyDictionary[boto3.Session, dict[Any, Any]] = WeakKeyDictionary()
 _MAKING = threading.Lock()
 
 
@@ -150,7 +206,7 @@ def _make(
     connections: int,
     attempts: int,
     read_seconds: float,
-) -> Client:
+) -> Any:
     from botocore.config import Config
     from botocore.exceptions import NoRegionError
 
@@ -190,6 +246,16 @@ def _is_loopback(url: str) -> bool:
     except ValueError:  # no URL: botocore refuses it
         return False
     return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def if_found(call: Callable[[], Answer], *missing: str) -> Answer | None:
+    """Return the answer to a call, or ``None`` when AWS answers with one of these codes."""
+    try:
+        return call()
+    except Exception as error:
+        if code_of(error) not in missing:
+            raise
+        return None
 
 
 @contextmanager

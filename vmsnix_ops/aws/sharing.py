@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import Client, calling, retrying
+from vmsnix_ops.aws.session import calling, retrying
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.type_defs import (
+        CreateVolumePermissionModificationsTypeDef,
+        CreateVolumePermissionTypeDef,
+        LaunchPermissionModificationsTypeDef,
+        LaunchPermissionTypeDef,
+    )
 
 UNSEEN = ("InvalidAMIID.NotFound", "InvalidSnapshot.NotFound")  # for a moment after a copy
 PUBLIC = "public"
@@ -29,7 +37,8 @@ _SHAPES = {
         r"arn:aws[a-z-]*:organizations::\d{12}:ou/o-[a-z0-9]{10,32}/ou-[a-z0-9]{4,32}-[a-z0-9]{8,32}"
     ),
 }
-_MEMBERS = {"UserId": "accounts", "OrganizationArn": "organizations", "OrganizationalUnitArn": "units"}
+
+_MEMBERS = ("UserId", "OrganizationArn", "OrganizationalUnitArn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +78,16 @@ class Audience:
         """Return those who are in the other one, too."""
         return _audience([name for name in self.names() if name in other.names()])
 
-    def launch_permissions(self) -> list[dict[str, str]]:
+    def launch_permissions(self) -> list[LaunchPermissionTypeDef]:
         """Return it in the shape of ModifyImageAttribute's ``LaunchPermission``."""
-        entries = [{member: name} for member, field in _MEMBERS.items() for name in getattr(self, field)]
+        entries: list[LaunchPermissionTypeDef] = [{"UserId": name} for name in self.accounts]
+        entries += [{"OrganizationArn": name} for name in self.organizations]
+        entries += [{"OrganizationalUnitArn": name} for name in self.units]
+        return entries + ([{"Group": "all"}] if self.public else [])
+
+    def volume_permissions(self) -> list[CreateVolumePermissionTypeDef]:
+        """Return its accounts and ``public`` in the shape of ``CreateVolumePermission``; it has no others."""
+        entries: list[CreateVolumePermissionTypeDef] = [{"UserId": name} for name in self.accounts]
         return entries + ([{"Group": "all"}] if self.public else [])
 
 
@@ -123,13 +139,13 @@ def _audience(names: Iterable[str]) -> Audience:
 def _read(entries: Iterable[Mapping[str, Any]]) -> Audience:
     names = []
     for entry in entries:
-        names += [str(entry[member]) for member in _MEMBERS if member in entry]
+        names += [str(who) for member, who in entry.items() if member in _MEMBERS]
         names += [PUBLIC] if entry.get("Group") == "all" else []
     return _audience(names)
 
 
 @needs("ec2:DescribeImageAttribute")
-def of_image(ec2: Client, ami_id: str) -> Audience:
+def of_image(ec2: EC2Client, ami_id: str) -> Audience:
     """Return with whom an AMI of this account is shared."""
     with calling(f"look with whom {ami_id} is shared"):
         answer = retrying(
@@ -139,7 +155,7 @@ def of_image(ec2: Client, ami_id: str) -> Audience:
 
 
 @needs("ec2:DescribeSnapshotAttribute")
-def of_snapshot(ec2: Client, snapshot_id: str) -> Audience:
+def of_snapshot(ec2: EC2Client, snapshot_id: str) -> Audience:
     """Return with whom a snapshot of this account is shared."""
     with calling(f"look with whom {snapshot_id} is shared"):
         answer = retrying(
@@ -152,7 +168,7 @@ def of_snapshot(ec2: Client, snapshot_id: str) -> Audience:
 
 
 @needs("ec2:GetEbsEncryptionByDefault", "ec2:GetEbsDefaultKmsKeyId")
-def check_key_of_copies(ec2: Client, *, kms_key: str, encrypted: bool) -> None:
+def check_key_of_copies(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> None:
     """Refuse to make a copy that shall be shared and will be encrypted with AWS's own key.
 
     Source: EBS user guide, "Share an Amazon EBS snapshot": what is encrypted with ``aws/ebs`` is shared with
@@ -189,7 +205,7 @@ def check_key_of_copies(ec2: Client, *, kms_key: str, encrypted: bool) -> None:
 
 
 @needs("ec2:ModifyImageAttribute")
-def share(ec2: Client, ami_id: str, who: Audience) -> None:
+def share(ec2: EC2Client, ami_id: str, who: Audience) -> None:
     """Let these launch an AMI. Safe to run twice: a permission is there or not.
 
     Raises
@@ -199,16 +215,16 @@ def share(ec2: Client, ami_id: str, who: Audience) -> None:
     """
     entries = Audience(who.accounts, who.organizations, who.units).launch_permissions()
     if entries:
-        _modify(ec2, ami_id, f"share {ami_id} with {', '.join(who.names())}", Add=entries)
+        _modify(ec2, ami_id, f"share {ami_id} with {', '.join(who.names())}", {"Add": entries})
     if who.public:
         images.share_with_everybody(ec2, ami_id)
 
 
 @needs("ec2:ModifyImageAttribute")
-def revoke(ec2: Client, ami_id: str, who: Audience) -> None:
+def revoke(ec2: EC2Client, ami_id: str, who: Audience) -> None:
     """Let these no longer launch an AMI. Safe to run twice: who could not is not refused."""
     if who:
-        _modify(ec2, ami_id, f"stop sharing {ami_id} with {who}", Remove=who.launch_permissions())
+        _modify(ec2, ami_id, f"stop sharing {ami_id} with {who}", {"Remove": who.launch_permissions()})
 
 
 @contextmanager
@@ -224,28 +240,30 @@ def _keyed() -> Iterator[None]:
         ) from error
 
 
-def _modify(ec2: Client, ami_id: str, doing: str, **change: list[dict[str, str]]) -> None:
+def _modify(ec2: EC2Client, ami_id: str, doing: str, change: LaunchPermissionModificationsTypeDef) -> None:
     with _keyed(), calling(doing):
         retrying(lambda: ec2.modify_image_attribute(ImageId=ami_id, LaunchPermission=change), *UNSEEN)
 
 
 @needs("ec2:ModifySnapshotAttribute")
-def share_snapshot(ec2: Client, snapshot_id: str, accounts: Iterable[str]) -> None:
+def share_snapshot(ec2: EC2Client, snapshot_id: str, accounts: Iterable[str]) -> None:
     """Let these accounts make volumes and copies of a snapshot. Safe to run twice."""
-    entries = Audience(tuple(accounts)).launch_permissions()
+    entries = Audience(tuple(accounts)).volume_permissions()
     if entries:
-        _modify_snapshot(ec2, snapshot_id, f"share {snapshot_id}", Add=entries)
+        _modify_snapshot(ec2, snapshot_id, f"share {snapshot_id}", {"Add": entries})
 
 
 @needs("ec2:ModifySnapshotAttribute")
-def revoke_snapshot(ec2: Client, snapshot_id: str, who: Audience) -> None:
+def revoke_snapshot(ec2: EC2Client, snapshot_id: str, who: Audience) -> None:
     """Let these no longer use a snapshot. Safe to run twice."""
-    entries = Audience(who.accounts, public=who.public).launch_permissions()
+    entries = who.volume_permissions()
     if entries:
-        _modify_snapshot(ec2, snapshot_id, f"stop sharing {snapshot_id} with {who}", Remove=entries)
+        _modify_snapshot(ec2, snapshot_id, f"stop sharing {snapshot_id} with {who}", {"Remove": entries})
 
 
-def _modify_snapshot(ec2: Client, snapshot_id: str, doing: str, **change: list[dict[str, str]]) -> None:
+def _modify_snapshot(
+    ec2: EC2Client, snapshot_id: str, doing: str, change: CreateVolumePermissionModificationsTypeDef
+) -> None:
     with _keyed(), calling(doing):
         retrying(
             lambda: ec2.modify_snapshot_attribute(
@@ -261,7 +279,7 @@ def _modify_snapshot(ec2: Client, snapshot_id: str, doing: str, **change: list[d
     "ec2:DescribeSnapshotAttribute",
     "ec2:ModifySnapshotAttribute",
 )
-def make_private(ec2: Client, ami_id: str, snapshot_ids: Iterable[str] = ()) -> Audience:
+def make_private(ec2: EC2Client, ami_id: str, snapshot_ids: Iterable[str] = ()) -> Audience:
     """Stop sharing an AMI and its snapshots with anybody, and return with whom the AMI was shared.
 
     Safe to run twice; the second time it returns nobody, so keep what the first one returned.

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import items
-from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.aws.paging import pages
+from vmsnix_ops.aws.session import calling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
+
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.type_defs import FilterTypeDef, SnapshotTypeDef
 
     from vmsnix_ops.aws.images import Ami
 
@@ -84,7 +87,7 @@ class Snapshot:
         return self.state == "completed" and not self.archived
 
 
-def read(one: Mapping[str, Any]) -> Snapshot:
+def read(one: SnapshotTypeDef) -> Snapshot:
     """Return a snapshot from an entry of ``DescribeSnapshots``."""
     return Snapshot(
         snapshot_id=str(one["SnapshotId"]),
@@ -107,7 +110,7 @@ def read(one: Mapping[str, Any]) -> Snapshot:
 
 
 @needs("ec2:DescribeSnapshots")
-def find(ec2: Client, snapshot_ids: Iterable[str]) -> dict[str, Snapshot]:
+def find(ec2: EC2Client, snapshot_ids: Iterable[str]) -> dict[str, Snapshot]:
     """Return those of these snapshots that are there, by id. What is gone is left out and no error."""
     wanted, found = list(dict.fromkeys(snapshot_ids)), {}
     with calling("look at snapshots"):
@@ -122,38 +125,43 @@ def find(ec2: Client, snapshot_ids: Iterable[str]) -> dict[str, Snapshot]:
 
 
 @needs("ec2:DescribeSnapshots")
-def owned(ec2: Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapshot]:
+def owned(ec2: EC2Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapshot]:
     """Return every snapshot of the account, in any state, by id; or those of some ids that there are."""
-    asked: dict[str, Any] = {"OwnerIds": ["self"], "MaxResults": PAGE}
     parts = [snapshot_ids[start : start + AT_ONCE] for start in range(0, len(snapshot_ids), AT_ONCE)]
-    chosen = [{"Filters": [{"Name": "snapshot-id", "Values": list(part)}]} for part in parts]
+    chosen: list[list[FilterTypeDef]] = [[{"Name": "snapshot-id", "Values": part}] for part in parts]
     with calling(f"list the snapshots of {ec2.meta.region_name}"):
-        lists = [items(ec2, "describe_snapshots", "Snapshots", **asked, **which) for which in chosen or [{}]]
-        return {one.snapshot_id: one for found in lists for one in map(read, found)}
-
-
-@needs("ec2:DescribeSnapshots")
-def public(ec2: Client) -> frozenset[str]:
-    """Return the snapshots of the account that everybody may use."""
-    with calling(f"list the public snapshots of {ec2.meta.region_name}"):
-        asked: dict[str, Any] = {"OwnerIds": ["self"], "RestorableByUserIds": ["all"], "MaxResults": PAGE}
-        found = items(ec2, "describe_snapshots", "Snapshots", **asked)
-        return frozenset(str(one["SnapshotId"]) for one in found)
-
-
-@needs("ec2:DescribeLockedSnapshots")
-def locks(ec2: Client) -> dict[str, str]:
-    """Return the snapshots of the account that are locked, so that nobody can delete them, and how long."""
-    held = [{"Name": "lock-state", "Values": ["compliance", "compliance-cooloff", "governance"]}]
-    with calling(f"look which snapshots of {ec2.meta.region_name} are locked"):
-        found = items(ec2, "describe_locked_snapshots", "Snapshots", Filters=held, MaxResults=PAGE)
         return {
-            str(one["SnapshotId"]): f"{one['LockState']}, until {one['LockExpiresOn']:%Y-%m-%d}"
-            for one in found
+            one["SnapshotId"]: read(one)
+            for which in chosen or [[]]
+            for page in pages(ec2.describe_snapshots, OwnerIds=["self"], MaxResults=PAGE, Filters=which)
+            for one in page["Snapshots"]
         }
 
 
-def check_whole(ec2: Client, ami: Ami) -> tuple[Snapshot, ...]:
+@needs("ec2:DescribeSnapshots")
+def public(ec2: EC2Client) -> frozenset[str]:
+    """Return the snapshots of the account that everybody may use."""
+    with calling(f"list the public snapshots of {ec2.meta.region_name}"):
+        found = pages(ec2.describe_snapshots, OwnerIds=["self"], RestorableByUserIds=["all"], MaxResults=PAGE)
+        return frozenset(one["SnapshotId"] for page in found for one in page["Snapshots"])
+
+
+@needs("ec2:DescribeLockedSnapshots")
+def locks(ec2: EC2Client) -> dict[str, str]:
+    """Return the snapshots of the account that are locked, so that nobody can delete them, and how long."""
+    held: list[FilterTypeDef] = [
+        {"Name": "lock-state", "Values": ["compliance", "compliance-cooloff", "governance"]}
+    ]
+    with calling(f"look which snapshots of {ec2.meta.region_name} are locked"):
+        found = pages(ec2.describe_locked_snapshots, Filters=held, MaxResults=PAGE)
+        return {
+            one["SnapshotId"]: f"{one['LockState']}, until {one['LockExpiresOn']:%Y-%m-%d}"
+            for page in found
+            for one in page["Snapshots"]
+        }
+
+
+def check_whole(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
     """Return the snapshots of an AMI that can be launched, or say what it lacks.
 
     Raises
@@ -199,12 +207,13 @@ def deleting(snapshot_id: str, region: str) -> str:
 
 
 @needs("ec2:DescribeSnapshots")
-def of_digest(ec2: Client, digest: str) -> list[Snapshot]:
+def of_digest(ec2: EC2Client, digest: str) -> list[Snapshot]:
     """Return the account's snapshots with the digest tag of an image, in any state, oldest first."""
-    filters = [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]
+    filters: list[FilterTypeDef] = [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]
     with calling("look for snapshots of this image"):
-        found = items(ec2, "describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
-        return sorted(map(read, found), key=lambda one: (one.created_at, one.snapshot_id))
+        pages_found = pages(ec2.describe_snapshots, OwnerIds=["self"], Filters=filters)
+        found = [read(one) for page in pages_found for one in page["Snapshots"]]
+        return sorted(found, key=lambda one: (one.created_at, one.snapshot_id))
 
 
 def _percent(text: object) -> float:

@@ -15,6 +15,9 @@ from vmsnix_ops.redaction import Redactor, find_secret, secret_values
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from types_boto3_ec2.literals import ResourceTypeType
+    from types_boto3_ec2.type_defs import TagSpecificationTypeDef, TagTypeDef
+
 NAME = "Name"
 IMAGE = "vmsnix:image"
 DIGEST = "vmsnix:digest"
@@ -64,7 +67,7 @@ all of them, by either method.
 """
 
 
-def to_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
+def to_list(tags: Mapping[str, str]) -> list[TagTypeDef]:
     """Return tags in the shape of the EC2 API, without secrets, and without empty ones of ours.
 
     The address of a flake may carry a password, and everybody who may describe an image reads its tags. An
@@ -86,7 +89,7 @@ def ours(tags: Mapping[str, str]) -> bool:
     return bool(tags.get(DIGEST))
 
 
-def specification(resource: str, tags: Mapping[str, str]) -> list[dict[str, Any]]:
+def specification(resource: ResourceTypeType, tags: Mapping[str, str]) -> list[TagSpecificationTypeDef]:
     """Return ``TagSpecifications`` for one kind of resource, such as ``"image"``."""
     return [{"ResourceType": resource, "Tags": to_list(tags)}]
 

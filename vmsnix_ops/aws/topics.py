@@ -12,6 +12,7 @@ from vmsnix_ops.aws.session import calling, client
 
 if TYPE_CHECKING:
     import boto3
+    from types_boto3_sns.type_defs import PublishInputTypeDef
 
 LONGEST_SUBJECT = 100
 
@@ -56,7 +57,11 @@ def announce(topic: str, subject: str, message: str, *, group: str, session: bot
     session
         Who sends it.
     """
-    request = {"TopicArn": topic, "Subject": subject[:LONGEST_SUBJECT], "Message": message}
+    request: PublishInputTypeDef = {
+        "TopicArn": topic,
+        "Subject": subject[:LONGEST_SUBJECT],
+        "Message": message,
+    }
     if topic.endswith(".fifo"):
         digest = hashlib.sha256(f"{subject}\n{message}".encode()).hexdigest()
         request |= {"MessageGroupId": group[:128], "MessageDeduplicationId": digest}

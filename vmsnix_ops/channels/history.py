@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 from vmsnix_ops import display, errors
 from vmsnix_ops.aws import images, parameters
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.aws.session import calling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import pandas as pd
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ssm.client import SSMClient
 
 COLUMNS = {
     "region": "AWS region",
@@ -112,7 +114,7 @@ class Entry:
 
 
 @needs("ec2:DescribeInstances")
-def running(ec2: Client, ami_ids: Iterable[str]) -> dict[str, int]:
+def running(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, int]:
     """Return how many instances run from each of these AMIs, those that just start or stop included."""
     counted = dict.fromkeys(ami_ids, 0)
     if not counted:
@@ -131,7 +133,7 @@ def running(ec2: Client, ami_ids: Iterable[str]) -> dict[str, int]:
     return counted
 
 
-def entries(ec2: Client, ssm: Client, pointer: str) -> tuple[Entry, ...]:
+def entries(ec2: EC2Client, ssm: SSMClient, pointer: str) -> tuple[Entry, ...]:
     """Return every value that AWS still knows of a pointer, the oldest first; empty when there is none."""
     versions = parameters.history(ssm, pointer)
     ids = [version.value for version in versions if version.value.startswith("ami-")]

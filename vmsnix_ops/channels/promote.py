@@ -25,6 +25,7 @@ from vmsnix_ops.arguments import MOST_DAYS, in_range
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, snapshots
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.session import client
 from vmsnix_ops.channels import records
 from vmsnix_ops.channels import steps as each_region
 from vmsnix_ops.channels.history import Note, entries, frame, show
@@ -32,7 +33,7 @@ from vmsnix_ops.channels.steps import Spot, Wanted
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.progress import Step as Shown
 from vmsnix_ops.publish._plan import check_public
-from vmsnix_ops.publish.home import checked_home
+from vmsnix_ops.publish.home import ONE_OF_MANY, checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
 from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, RegionStep, recorded
@@ -320,10 +321,10 @@ def plan(
     keys = dict(kms_keys or {})
     each_region.check_keys(keys, home.region, others)
 
-    ec2 = home.client("ec2")
+    ec2 = home.ec2
     if not ami and not image:
         raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
-    found = channels.find_ami(ec2, home.client("ssm"), ami, image=image, settings=settings)
+    found = channels.find_ami(ec2, home.ssm, ami, image=image, settings=settings)
     source = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
     held = snapshots.check_whole(ec2, source)
     image = each_region.image_of(source, image)
@@ -349,10 +350,10 @@ def plan(
             wanted,
             name,
             keys.get(name, ""),
-            home.client_of("ec2", name),
-            home.client_of("ssm", name),
+            client(home.session, "ec2", name, **ONE_OF_MANY),
+            client(home.session, "ssm", name, **ONE_OF_MANY),
             ec2,
-            home.client_of("service-quotas", name) if public else None,
+            client(home.session, "service-quotas", name, **ONE_OF_MANY),
         )
         for name in (home.region, *others)
     ]

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     import boto3
     import pandas as pd
+    from types_boto3_ec2.client import EC2Client
 
     from vmsnix_ops.aws.images import Ami
-    from vmsnix_ops.aws.session import Client
     from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.records.run_tables import RunTables
 
@@ -37,7 +37,7 @@ FACTS = (
 """What may change of an AMI: a promotion that finds everything as recorded records nothing."""
 
 
-def facts(ec2: Client, ami: Ami) -> dict[str, Any]:
+def facts(ec2: EC2Client, ami: Ami) -> dict[str, Any]:
     """Return what AWS says of an AMI that may change after it was registered, as `promotions` has it."""
     held = snapshots.find(ec2, ami.snapshot_ids)
     who = sharing.of_image(ec2, ami.ami_id)
@@ -74,7 +74,7 @@ def latest_of(tables: RunTables, ami: Ami) -> dict[str, Any]:
     return _newest(tables.read_or_empty("promotions", where=where))
 
 
-def strangers(tables: RunTables, ec2: Client, ami: Ami) -> sharing.Audience:
+def strangers(tables: RunTables, ec2: EC2Client, ami: Ami) -> sharing.Audience:
     """Return who may use an AMI or its snapshots although nobody recorded that."""
     row = latest_of(tables, ami)
     known = {who for name in SHARED for who in json.loads(row.get(name) or "[]")}

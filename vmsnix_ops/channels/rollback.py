@@ -17,10 +17,11 @@ from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import channels, images, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, enabled, named
+from vmsnix_ops.aws.session import client
 from vmsnix_ops.channels import records, steps
 from vmsnix_ops.channels.history import Entry, Note, entries, frame, show
 from vmsnix_ops.progress import Progress, counted, current
-from vmsnix_ops.publish.home import checked_home
+from vmsnix_ops.publish.home import ONE_OF_MANY, checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
 from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, RegionStep, recorded
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 
     import boto3
     import pandas as pd
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ssm.client import SSMClient
 
     from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
-    from vmsnix_ops.aws.session import Client
 
 __all__ = ["RollbackPlan", "RollbackResult", "plan"]
 
@@ -69,8 +71,8 @@ class Target:
     entries: tuple[Entry, ...] = ()
     target: Ami | None = None
     problem: errors.VmsnixError | None = field(default=None, compare=False)
-    ec2: Client = field(default=None, repr=False, compare=False)
-    ssm: Client = field(default=None, repr=False, compare=False)
+    ec2: EC2Client = field(kw_only=True, repr=False, compare=False)
+    ssm: SSMClient = field(kw_only=True, repr=False, compare=False)
 
     @property
     def now(self) -> Entry | None:
@@ -133,7 +135,7 @@ def choose(targets: Iterable[Target], to: str, *, account: str) -> list[Target]:
     ]
 
 
-def check_usable(ec2: Client, ami_id: str, *, account: str) -> Ami:
+def check_usable(ec2: EC2Client, ami_id: str, *, account: str) -> Ami:
     """Return an AMI that a channel may go back to, as it is now.
 
     Raises
@@ -408,12 +410,17 @@ def plan(
     run = current_run("rollback", settings=settings)
     tables = RunTables(settings, run)
     if asked == (ALL,):
-        chosen = enabled(home.client("ec2"))
+        chosen = enabled(home.ec2)
     else:
         chosen = named(asked or _known_regions(tables, image, channel, home.region))
     # Clients are made one after the other: sessions are not thread safe, clients are.
     spots = [
-        Target(name, ec2=home.client_of("ec2", name), ssm=home.client_of("ssm", name)) for name in chosen
+        Target(
+            name,
+            ec2=client(home.session, "ec2", name, **ONE_OF_MANY),
+            ssm=client(home.session, "ssm", name, **ONE_OF_MANY),
+        )
+        for name in chosen
     ]
     with ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool:
         looked = list(pool.map(lambda spot: look(spot, pointer), spots))

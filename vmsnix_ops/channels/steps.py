@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     import boto3
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_service_quotas.client import ServiceQuotasClient
+    from types_boto3_ssm.client import SSMClient
 
     from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
-    from vmsnix_ops.aws.session import Client
     from vmsnix_ops.channels.history import Note
     from vmsnix_ops.progress import Step as Shown
     from vmsnix_ops.publish.home import Home
@@ -53,7 +55,7 @@ def regions_of(
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the other regions, and those among them whose failure does not count."""
     if ALL in regions or ALL in best_effort:
-        every = enabled(home.client("ec2"))
+        every = enabled(home.ec2)
         best_effort = every if ALL in best_effort else best_effort
     else:
         every = ()
@@ -186,10 +188,10 @@ class Spot:
     wanted: Wanted
     region: str
     kms_key: str
-    ec2: Client
-    ssm: Client
-    home: Client
-    quotas: Client = None
+    ec2: EC2Client
+    ssm: SSMClient
+    home: EC2Client
+    quotas: ServiceQuotasClient
     ami: Ami | None = None
     pointed_to: str = ""
     planned: parameters.Planned | None = None

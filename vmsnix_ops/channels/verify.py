@@ -23,7 +23,7 @@ from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws.drift import Difference
 from vmsnix_ops.aws.identity import identity
 from vmsnix_ops.aws.regions import ALL, named
-from vmsnix_ops.aws.session import Client, client
+from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.recorded_amis import recorded
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     import boto3
     import pandas as pd
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ssm.client import SSMClient
 
     from vmsnix_ops.records.run_context import RunContext
 
@@ -290,7 +292,7 @@ def _cure(drift: pd.DataFrame) -> str:
 
 
 def _region(
-    ec2: Client, ssm: Client, expected: list[dict[str, Any]]
+    ec2: EC2Client, ssm: SSMClient, expected: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], Difference]]:
     """Yield what differs in one region."""
     try:

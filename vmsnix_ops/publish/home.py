@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops.aws import regions
 from vmsnix_ops.aws.checks import require
-from vmsnix_ops.aws.session import Client, client
+from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.publish.preflight import checks_in_aws
 from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
     import boto3
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ssm.client import SSMClient
 
     from vmsnix_ops.aws.checks import Check
+    from vmsnix_ops.aws.session import Options
+
+ONE_OF_MANY: Options = {"attempts": 4, "read_seconds": 15}
+"""Options for clients of one region of many, which may block for one minute and not for six."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +42,15 @@ class Home:
     settings: Settings = field(repr=False)
     session: boto3.Session = field(repr=False)
 
-    def client(self, service: str) -> Client:
-        """Return a client of the region."""
-        return client(self.session, service, self.region)
+    @property
+    def ec2(self) -> EC2Client:
+        """A client of the region."""
+        return client(self.session, "ec2", self.region)
 
-    def client_of(self, service: str, region: str) -> Client:
-        """Return a client of one region of many, which may hang for a minute and not for six."""
-        return client(self.session, service, region, attempts=4, read_seconds=15)
+    @property
+    def ssm(self) -> SSMClient:
+        """A client of the region."""
+        return client(self.session, "ssm", self.region)
 
 
 def checked_home(

@@ -25,6 +25,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import reading, writing
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
+from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.survey import block_digests, open_identified, still_identified, survey
@@ -161,7 +162,7 @@ def clean_failure(plan: Wanted, built: Built) -> Iterator[None]:
     except errors.VmsnixError as error:
         if not may_pass_later(error):
             try:
-                buckets.delete(plan.client("s3"), bucket=plan.bucket, key=identity.key(plan, built))
+                buckets.delete(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
             except errors.AwsError as second:
                 error.add_note(f"What was uploaded could not be removed either. {second}")
         raise
@@ -193,7 +194,7 @@ def drop_snapshot(
     A publisher via import may not delete snapshots (`vmsnix_ops.aws.iam.policies.publisher_actions`): the
     message, and a note on `error`, the reason for which the snapshot is dropped, then name the policy.
     """
-    ec2 = plan.client("ec2")
+    ec2 = plan.ec2
     found = snapshots.find(ec2, [snapshot.snapshot_id]).get(snapshot.snapshot_id)
     if found is None or plan.dry_run or images.of_snapshot(ec2, snapshot.snapshot_id):
         return
@@ -225,11 +226,11 @@ def clean_bucket(plan: Wanted, built: Built) -> None:
     """Remove the uploaded object, unless an import still reads it."""
     running = [
         task
-        for task in imports.tasks(plan.client("ec2"), built.digest)
+        for task in imports.tasks(plan.ec2, built.digest)
         if task.status not in imports.FAILED | {"completed"}
     ]
     if not running:
-        buckets.delete(plan.client("s3"), bucket=plan.bucket, key=identity.key(plan, built))
+        buckets.delete(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
 
 
 def build(plan: Wanted) -> Built:
@@ -266,7 +267,7 @@ def build(plan: Wanted) -> Built:
         entry.detail.update(digest=built.digest, path=str(built.path), ami_name=built.ami_name)
         if plan.bucket:
             entry.detail["url"] = identity.url(plan, built)  # a rollback finds it by this
-        ec2 = plan.client("ec2")
+        ec2 = plan.ec2
         there = images.named(ec2, built.ami_name)
         for ami in there:
             if ami.state in images.FAILED:
@@ -286,7 +287,7 @@ def build(plan: Wanted) -> Built:
 
 def _check_existing(plan: Wanted, built: Built, existing: Ami) -> None:
     """Refuse an AMI of our name that is not what this publish would make, or cannot be launched."""
-    wanted, ec2 = identity.registration(plan, built), plan.client("ec2")
+    wanted, ec2 = identity.registration(plan, built), plan.ec2
     images.check_same(existing, digest=built.digest, facts=wanted.facts())
     if existing.state != "available":
         return
@@ -378,7 +379,7 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
             return UploadStep(made.outcome, built, "", made.sent_bytes, made)
         with clean_failure(plan, built):
             stored = buckets.upload(
-                plan.client("s3", connections=buckets.THREADS + 2),
+                client(plan.session, "s3", plan.region, connections=buckets.THREADS + 2),
                 built.path,  # type: ignore[arg-type]  # a built image with a digest has a path
                 seen=built.seen,  # type: ignore[arg-type]  # and an identity
                 bucket=plan.bucket,
@@ -418,7 +419,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
         if source.outcome == "planned":
             entry.outcome = "planned"
             return SnapshotStep("planned", built)
-        ec2 = plan.client("ec2")
+        ec2 = plan.ec2
         snapshot_id = built.snapshot_id
         if built.ami_id and not snapshot_id:
             # AWS still makes it, for a promotion or another publisher, and does not show its snapshot yet.
@@ -479,9 +480,7 @@ def _check_stored(plan: Wanted, source: UploadStep) -> None:
     """Refuse an uploaded object that was replaced: hours may lie between two cells of a notebook."""
     built = source.built
     if source.url and built.seen is not None:
-        buckets.check_stored(
-            plan.client("s3"), seen=built.seen, bucket=plan.bucket, key=identity.key(plan, built)
-        )
+        buckets.check_stored(plan.s3, seen=built.seen, bucket=plan.bucket, key=identity.key(plan, built))
 
 
 def _expect(plan: Wanted, built: Built, entry: Entry) -> None:
@@ -515,7 +514,7 @@ def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
         if snapshot.outcome == "planned":
             entry.outcome = "planned"
             return RegisteredAmi("planned", built, snapshot, public=plan.public)
-        ec2, wanted = plan.client("ec2"), identity.registration(plan, built, snapshot.snapshot_id)
+        ec2, wanted = plan.ec2, identity.registration(plan, built, snapshot.snapshot_id)
         try:
             ami, outcome = images.register(
                 ec2, wanted, digest=built.digest, snapshot_gib=snapshot.size_gib, step=entry.step
@@ -623,7 +622,7 @@ def _held(plan: Wanted, built: Built) -> bool:
         return plan.dry_run and bool(
             writing.find(plan.session, plan.region, built.digest, kms_key=plan.kms_key)
         )
-    ec2 = plan.client("ec2")
+    ec2 = plan.ec2
     if imports.find_snapshot(ec2, built.digest, kms_key=plan.kms_key):
         return True
     return imports.usable(ec2, built.digest, kms_key=plan.kms_key)[0] is not None
@@ -632,7 +631,7 @@ def _held(plan: Wanted, built: Built) -> bool:
 def _share_with_everybody(plan: Wanted, ami_id: str) -> None:
     """Make the AMI public. A publisher via import may not; the error then names who may."""
     try:
-        images.share_with_everybody(plan.client("ec2"), ami_id)
+        images.share_with_everybody(plan.ec2, ami_id)
     except errors.AccessDeniedError as error:
         if plan.via != "import":
             raise
@@ -712,7 +711,7 @@ def _record(plan: Wanted, ami: RegisteredAmi) -> None:
         newest = known.fillna({"public": False, "tags": "{}"}).iloc[0]
         if tags.items() <= json.loads(newest["tags"]).items() and (newest["public"] or not plan.public):
             return
-    described = images.describe(plan.client("ec2"), ami.ami_id)
+    described = images.describe(plan.ec2, ami.ami_id)
     row = images.row(described, recorded_at=datetime.now(UTC), source="publish", via=plan.via)
     # What this run changed a moment ago, AWS may not show yet.
     row |= {"public": described.public or plan.public, "tags": {**described.tags, **tags}}

@@ -20,7 +20,7 @@ from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.iam.simulation import lacking
 from vmsnix_ops.aws.quotas import check_pending_snapshots, check_public_sharing, check_quotas
 from vmsnix_ops.aws.service_role import unknown_principal
-from vmsnix_ops.aws.session import Client, client, code_of
+from vmsnix_ops.aws.session import client, code_of
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.display import Shown, shown
 from vmsnix_ops.publish.identity import registration_of
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
     import boto3
     import pandas as pd
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_iam.client import IAMClient
 
     from vmsnix_ops.aws.identity import Identity
-    from vmsnix_ops.aws.session import Client
     from vmsnix_ops.nix.image import BuiltImage
 
 __all__ = ["PreflightResult", "check"]
@@ -202,7 +203,7 @@ def _rights(
 
 @needs("iam:SimulatePrincipalPolicy")
 def check_rights(
-    iam: Client, who: Identity, place: policies.Place, *, name: str, actions: Iterable[str], printed: str
+    iam: IAMClient, who: Identity, place: policies.Place, *, name: str, actions: Iterable[str], printed: str
 ) -> Check:
     """Check whether the caller may do all of this.
 
@@ -303,7 +304,7 @@ def check_image(
 
 
 def check_name_free(
-    ec2: Client, built: BuiltImage, *, prefix: str, root_device: str = "", boot_mode: str = ""
+    ec2: EC2Client, built: BuiltImage, *, prefix: str, root_device: str = "", boot_mode: str = ""
 ) -> Check:
     """Check whether the AMI's name is free, or belongs to the same bytes; reads the whole image."""
     from vmsnix_ops.disk.formats import open_image

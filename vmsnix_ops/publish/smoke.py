@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     import boto3
     import pandas as pd
+    from types_boto3_ec2.client import EC2Client
 
     from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
-    from vmsnix_ops.aws.session import Client
     from vmsnix_ops.publish.values import StepTiming
     from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.settings import Settings
@@ -91,14 +91,14 @@ class Seen:
     refused: dict[str, errors.AwsError] = field(default_factory=dict)
     gone: bool = False
 
-    def read(self, ec2: Client) -> None:
+    def read(self, ec2: EC2Client) -> None:
         """Read the console once more, if there is an instance; what it said before is kept."""
         if self.instance_id:
             text = instances.console(ec2, self.instance_id).replace("\r\n", "\n")
             self.console = Redactor(secret_values()).text(text) or self.console
 
 
-def end(ec2: Client, ami_id: str, seen: Seen) -> None:
+def end(ec2: EC2Client, ami_id: str, seen: Seen) -> None:
     """Ask AWS to terminate the instance of a test, once; what AWS refuses is kept in `Seen.refused`.
 
     Where AWS was asked for an instance and its answer was lost, every instance of the AMI's tests goes.
@@ -124,7 +124,7 @@ def end(ec2: Client, ami_id: str, seen: Seen) -> None:
             seen.ended = True
 
 
-def _terminate(ec2: Client, ami_id: str, seen: Seen) -> None:
+def _terminate(ec2: EC2Client, ami_id: str, seen: Seen) -> None:
     seen.refused.clear()
     ids = [seen.instance_id] if seen.instance_id else []
     if seen.asked and not ids:
@@ -239,7 +239,7 @@ class SmokeTestPlan(Displayed):
     pattern: str
     checks: tuple[Check, ...]
     dry_run: bool
-    ec2: Client = field(repr=False, compare=False)
+    ec2: EC2Client = field(repr=False, compare=False)
     journal: Journal = field(repr=False, compare=False)
 
     def facts(self) -> list[tuple[str, str]]:
@@ -402,8 +402,8 @@ def plan(
     if not ami and not image:
         raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
     home = checked_home(region, settings=settings, session=session)
-    ec2 = home.client("ec2")
-    found = channels.find_ami(ec2, home.client("ssm"), ami, image=image, settings=home.settings)
+    ec2 = home.ec2
+    found = channels.find_ami(ec2, home.ssm, ami, image=image, settings=home.settings)
     tested = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
     snapshots.check_whole(ec2, tested)
     kind = instance_type or instances.TYPES.get(tested.architecture, "")

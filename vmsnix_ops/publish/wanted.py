@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from vmsnix_ops.aws.session import Client, client
+from vmsnix_ops.aws.session import client
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import boto3
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_s3.client import S3Client
 
     from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.ebs_direct.reading import Verify
@@ -75,6 +77,12 @@ class Wanted:
         """Key of this run in the tables."""
         return self.journal.run.run_id
 
-    def client(self, service: str, *, connections: int = 16) -> Client:
-        """Return a client for the plan's region."""
-        return client(self.session, service, self.region, connections=connections)
+    @property
+    def ec2(self) -> EC2Client:
+        """A client of the plan's region."""
+        return client(self.session, "ec2", self.region)
+
+    @property
+    def s3(self) -> S3Client:
+        """A client of the plan's region."""
+        return client(self.session, "s3", self.region)

@@ -16,11 +16,19 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import denied_action, needs
-from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.aws.session import calling
 from vmsnix_ops.disk.digests import SUM, Digests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from types_boto3_ebs.client import EBSClient
+    from types_boto3_ebs.type_defs import (
+        ListSnapshotBlocksRequestTypeDef,
+        ListSnapshotBlocksResponseTypeDef,
+    )
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.type_defs import FilterTypeDef, SnapshotTypeDef
 
     from vmsnix_ops.records.tables import Tables
 
@@ -112,7 +120,7 @@ def load(tables: Tables, snapshot_id: str) -> Digests:
     "ebs:StartSnapshot with a parent",
 )
 def choose_parent(
-    ec2: Client, ebs: Client, tables: Tables, *, image: str, size_gib: int, kms_key: str = ""
+    ec2: EC2Client, ebs: EBSClient, tables: Tables, *, image: str, size_gib: int, kms_key: str = ""
 ) -> Parent:
     """Return the snapshot of the same image to start from, or why a full upload is needed.
 
@@ -133,7 +141,7 @@ def choose_parent(
     kms_key
         ARN of the key that is to encrypt it; empty: as the account encrypts by default.
     """
-    filters = [
+    filters: list[FilterTypeDef] = [
         {"Name": f"tag:{tagging.IMAGE}", "Values": [image]},
         {"Name": "status", "Values": ["completed"]},
     ]
@@ -153,14 +161,14 @@ def choose_parent(
     return Parent(why=why)
 
 
-def default_key(ec2: Client) -> str:
+def default_key(ec2: EC2Client) -> str:
     """Return the key of new snapshots, an ARN or ``alias/aws/ebs``; empty when they are not encrypted."""
     if not ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"]:
         return ""
     return str(ec2.get_ebs_default_kms_key_id()["KmsKeyId"])
 
 
-def listed(ebs: Client, snapshot_id: str) -> Listed:
+def listed(ebs: EBSClient, snapshot_id: str) -> Listed:
     """Return the blocks that AWS says the snapshot holds.
 
     Raises
@@ -175,8 +183,8 @@ def listed(ebs: Client, snapshot_id: str) -> Listed:
     return Listed(size_gib, tokens)
 
 
-def _pages(ebs: Client, snapshot_id: str) -> Iterator[Mapping[str, Any]]:
-    request: dict[str, Any] = {"SnapshotId": snapshot_id, "MaxResults": PAGE}
+def _pages(ebs: EBSClient, snapshot_id: str) -> Iterator[ListSnapshotBlocksResponseTypeDef]:
+    request: ListSnapshotBlocksRequestTypeDef = {"SnapshotId": snapshot_id, "MaxResults": PAGE}
     with calling(f"list the blocks of {snapshot_id}"):
         while True:
             answer = ebs.list_snapshot_blocks(**request)
@@ -187,7 +195,7 @@ def _pages(ebs: Client, snapshot_id: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _usable(
-    ebs: Client, tables: Tables, snapshot: Mapping[str, Any], *, size_gib: int, key: str
+    ebs: EBSClient, tables: Tables, snapshot: SnapshotTypeDef, *, size_gib: int, key: str
 ) -> tuple[Digests, str]:
     """Return the manifest, or an empty one and the reason why this snapshot will not do."""
     if int(snapshot["VolumeSize"]) > size_gib:

@@ -20,7 +20,7 @@ from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal, alone
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.ebs_direct.worker import THROTTLED
 from vmsnix_ops.aws.iam.permissions import denied_action, needs
-from vmsnix_ops.aws.session import Client, calling, client, retrying
+from vmsnix_ops.aws.session import calling, client, retrying
 from vmsnix_ops.aws.waiting import Sighting, wait
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.image import ZEROS
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import boto3
+    from types_boto3_ebs.client import EBSClient
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.type_defs import FilterTypeDef
 
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.outcomes import StepOutcome
@@ -154,8 +157,8 @@ class Task:
     descriptor: int
     blocks: Digests
     session: boto3.Session
-    ec2: Client
-    ebs: Client
+    ec2: EC2Client
+    ebs: EBSClient
     tables: Tables
     step: Step | None
     pushing: Pushing
@@ -394,7 +397,7 @@ class PendingUpload:
         A run that dies between StartSnapshot and the first line of its journal leaves a pending snapshot that
         nobody knows; within `TIMEOUT_MINUTES` the token finds it again, after that it is in error.
         """
-        filters = [
+        filters: list[FilterTypeDef] = [
             {"Name": f"tag:{tagging.DIGEST}", "Values": [self.task.wanted.digest]},
             {"Name": "status", "Values": ["error"]},
         ]

@@ -6,18 +6,21 @@ boundaries; policies of buckets and of the organization are not part of its answ
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import Client, calling
+from vmsnix_ops.aws.session import calling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from types_boto3_iam.client import IAMClient
+    from types_boto3_iam.type_defs import ContextEntryTypeDef, EvaluationResultTypeDef
+
 
 @needs("iam:SimulatePrincipalPolicy")
 def lacking(
-    iam: Client,
+    iam: IAMClient,
     principal: str,
     actions: Iterable[str],
     resources: Iterable[str],
@@ -49,20 +52,20 @@ def lacking(
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def allowed_on(iam: Client, principal: str, action: str, resources: Iterable[str]) -> list[str]:
+def allowed_on(iam: IAMClient, principal: str, action: str, resources: Iterable[str]) -> list[str]:
     """Return those of the resources on which an action is allowed; the parameters are those of `lacking`."""
     results = _simulated(iam, principal, [action], resources, None)
     return [result["EvalResourceName"] for result in results if result["EvalDecision"] == "allowed"]
 
 
 def _simulated(
-    iam: Client,
+    iam: IAMClient,
     principal: str,
     actions: Iterable[str],
     resources: Iterable[str],
     keys: Mapping[str, str] | None,
-) -> list[dict[str, Any]]:
-    entries = [
+) -> list[EvaluationResultTypeDef]:
+    entries: list[ContextEntryTypeDef] = [
         {"ContextKeyName": name, "ContextKeyValues": [value], "ContextKeyType": "string"}
         for name, value in (keys or {}).items()
     ]
