@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, retiring, snapshots
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.type_defs import CopyImageRequestTypeDef
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.outcomes import StepOutcome
@@ -49,14 +50,14 @@ class Copy:
     source: Ami
     kms_key: str = ""
 
-    def request(self, token: str) -> dict[str, Any]:
+    def request(self, token: str) -> CopyImageRequestTypeDef:
         """Return the parameters of ``CopyImage``.
 
         The tags are given and not only carried (``CopyImageTags``), because snapshots carry none. They are
         the source's own, so that the same copy is asked for with the same words, whoever asks.
         """
         tags = _carried(self.source)
-        request: dict[str, Any] = {
+        request: CopyImageRequestTypeDef = {
             "Name": self.source.name,
             "SourceImageId": self.source.ami_id,
             "SourceRegion": self.source.region,

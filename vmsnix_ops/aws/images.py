@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.literals import ArchitectureValuesType, BootModeValuesType
+    from types_boto3_ec2.type_defs import (
+        BlockDeviceMappingTypeDef,
+        EbsBlockDeviceTypeDef,
+        ImageTypeDef,
+        RegisterImageRequestTypeDef,
+    )
 
     from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
 
-ARCHITECTURES = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
+ARCHITECTURES: Mapping[str, ArchitectureValuesType] = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
 AVAILABLE_SECONDS = 15 * 60.0
 NAME_SECONDS = 30.0  # in which an AMI shows itself that was registered by somebody else
 FAILED = frozenset({"failed", "error", "invalid", "deregistered"})
@@ -48,6 +55,11 @@ UNKNOWN_TIME = datetime.max.replace(tzinfo=UTC)
 
 NAME_LENGTH = range(3, 129)
 _REFUSED_IN_NAMES = re.compile(r"[^A-Za-z0-9()\[\] ./'@_-]")  # RegisterImage, parameter Name
+
+
+def default_volume() -> EbsBlockDeviceTypeDef:
+    """Return ``Ebs`` of a root volume for which nobody asks anything else."""
+    return {"VolumeType": "gp3", "DeleteOnTermination": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,46 +99,44 @@ class Registration:
     """
 
     name: str
-    architecture: str
-    boot_mode: str
+    architecture: ArchitectureValuesType
+    boot_mode: BootModeValuesType | Literal[""]
     root_device: str
     snapshot_id: str
     description: str = ""
-    root_volume: Mapping[str, Any] = field(
-        default_factory=lambda: {"VolumeType": "gp3", "DeleteOnTermination": True}
-    )
-    disks: tuple[Mapping[str, Any], ...] = ()
-    imds_support: str = "v2.0"
-    tpm_support: str = ""
+    root_volume: EbsBlockDeviceTypeDef = field(default_factory=default_volume)
+    disks: tuple[BlockDeviceMappingTypeDef, ...] = ()
+    imds_support: Literal["v2.0", ""] = "v2.0"
+    tpm_support: Literal["v2.0", ""] = ""
     ena_support: bool = True
     sriov_support: str = "simple"
     uefi_data: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
-    def request(self) -> dict[str, Any]:
-        """Return the parameters of ``RegisterImage``."""
-        root = {"SnapshotId": self.snapshot_id, **self.root_volume}
-        request: dict[str, Any] = {
+    def request(self) -> RegisterImageRequestTypeDef:
+        """Return the parameters of ``RegisterImage``; those without a value are left out."""
+        root: EbsBlockDeviceTypeDef = {**self.root_volume, "SnapshotId": self.snapshot_id}
+        request: RegisterImageRequestTypeDef = {
             "Name": self.name,
             "Description": self.description,
             "Architecture": self.architecture,
-            "BootMode": self.boot_mode,
             "RootDeviceName": self.root_device,
             "VirtualizationType": "hvm",
             "EnaSupport": self.ena_support,
-            "BlockDeviceMappings": [
-                {"DeviceName": self.root_device, "Ebs": root},
-                *(dict(disk) for disk in self.disks),
-            ],
+            "BlockDeviceMappings": [{"DeviceName": self.root_device, "Ebs": root}, *self.disks],
             "TagSpecifications": tagging.specification("image", self.all_tags()),
         }
-        optional = {
-            "SriovNetSupport": self.sriov_support,
-            "ImdsSupport": self.imds_support,
-            "TpmSupport": self.tpm_support,
-            "UefiData": self.uefi_data,
-        }
-        return request | {name: value for name, value in optional.items() if value}
+        if self.boot_mode:
+            request["BootMode"] = self.boot_mode
+        if self.sriov_support:
+            request["SriovNetSupport"] = self.sriov_support
+        if self.imds_support:
+            request["ImdsSupport"] = self.imds_support
+        if self.tpm_support:
+            request["TpmSupport"] = self.tpm_support
+        if self.uefi_data:
+            request["UefiData"] = self.uefi_data
+        return request
 
     def all_tags(self) -> dict[str, str]:
         """Return the AMI's tags, with the one by which its UEFI data are recognized."""
@@ -141,9 +151,11 @@ class Registration:
         snapshot_gib
             Size of the root's snapshot, which is the size of the root volume when none is asked for.
         """
-        root = {**({"VolumeSize": snapshot_gib} if snapshot_gib else {}), **self.root_volume}
-        mappings = [{"DeviceName": self.root_device, "Ebs": root}, *self.disks]
-        return _facts(self, uefi_digest(self.uefi_data), mappings)
+        root: EbsBlockDeviceTypeDef = {**self.root_volume}
+        if snapshot_gib:
+            root.setdefault("VolumeSize", snapshot_gib)
+        mappings: list[BlockDeviceMappingTypeDef] = [{"DeviceName": self.root_device, "Ebs": root}]
+        return _facts(self, uefi_digest(self.uefi_data), [*mappings, *self.disks])
 
 
 def uefi_digest(uefi_data: str) -> str:
@@ -151,7 +163,9 @@ def uefi_digest(uefi_data: str) -> str:
     return hashlib.sha256(uefi_data.encode()).hexdigest()[:32] if uefi_data else ""
 
 
-def _facts(wanted: Registration | Ami, uefi: str, mappings: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def _facts(
+    wanted: Registration | Ami, uefi: str, mappings: Iterable[BlockDeviceMappingTypeDef]
+) -> dict[str, str]:
     facts = {
         "architecture": wanted.architecture,
         "boot mode": wanted.boot_mode or "not set",
@@ -172,7 +186,7 @@ def _facts(wanted: Registration | Ami, uefi: str, mappings: Iterable[Mapping[str
     return facts
 
 
-def _disk(mapping: Mapping[str, Any]) -> str:
+def _disk(mapping: BlockDeviceMappingTypeDef) -> str:
     if "Ebs" not in mapping:
         return str(mapping.get("VirtualName", ""))
     ebs = mapping["Ebs"]
@@ -251,7 +265,7 @@ class Ami:
     launched_at: datetime | None = None
     description: str = ""
     sriov_support: str = ""
-    mappings: tuple[Mapping[str, Any], ...] = ()
+    mappings: tuple[BlockDeviceMappingTypeDef, ...] = ()
     message: str = ""
     encrypted: bool = False
 
@@ -581,7 +595,7 @@ def add_tags(ec2: EC2Client, ami_id: str, tags: Mapping[str, str]) -> None:
         )
 
 
-def read(image: Mapping[str, Any], region: str, *, mappings: bool = True) -> Ami:
+def read(image: ImageTypeDef, region: str, *, mappings: bool = True) -> Ami:
     """Return an image of DescribeImages as an `Ami`, with its mappings or without."""
     devices = sorted(
         (mapping for mapping in image.get("BlockDeviceMappings", ()) if "Ebs" in mapping),

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from types_boto3_ec2.client import EC2Client
-    from types_boto3_ec2.type_defs import SnapshotTypeDef
+    from types_boto3_ec2.type_defs import (
+        ImportSnapshotRequestTypeDef,
+        ImportSnapshotResultTypeDef,
+        ImportSnapshotTaskTypeDef,
+        SnapshotTypeDef,
+    )
 
     from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.outcomes import StepOutcome
@@ -346,7 +351,7 @@ def _lasts(ec2: EC2Client, snapshot_id: str) -> bool:
 def _start(
     ec2: EC2Client, source: Source, *, digest: str, attempt: int, tags: Mapping[str, str]
 ) -> ImportTask:
-    request: dict[str, Any] = {
+    request: ImportSnapshotRequestTypeDef = {
         "ClientToken": source.token(digest, attempt),
         "Description": f"{tags.get(tagging.NAME, 'image')} {digest[:12]}",
         "DiskContainer": {
@@ -543,7 +548,7 @@ def delete_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
             raise
 
 
-def _read(answer: Mapping[str, Any]) -> ImportTask:
+def _read(answer: ImportSnapshotTaskTypeDef | ImportSnapshotResultTypeDef) -> ImportTask:
     detail = answer.get("SnapshotTaskDetail") or {}
     progress = str(detail.get("Progress") or "")
     status = str(detail.get("Status") or "pending")

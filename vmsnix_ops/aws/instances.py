@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.literals import InstanceTypeType, ResourceTypeType
+    from types_boto3_ec2.type_defs import (
+        InstanceMarketOptionsRequestTypeDef,
+        InstanceTypeDef,
+        RunInstancesRequestTypeDef,
+    )
 
     from vmsnix_ops.progress import Step
 
@@ -67,12 +73,13 @@ class Launch:
     subnet: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
-    def request(self, token: str) -> dict[str, Any]:
+    def request(self, token: str) -> RunInstancesRequestTypeDef:
         """Return the parameters of ``RunInstances``: no key, session tokens only, gone when it shuts down."""
-        kinds = ("instance", "volume", *(("spot-instances-request",) if self.spot else ()))
-        request: dict[str, Any] = {
+        kinds: list[ResourceTypeType] = ["instance", "volume"]
+        kinds += ["spot-instances-request"] if self.spot else []
+        request: RunInstancesRequestTypeDef = {
             "ImageId": self.ami_id,
-            "InstanceType": self.instance_type,
+            "InstanceType": cast("InstanceTypeType", self.instance_type),  # the stubs lag behind AWS's list
             "MinCount": 1,
             "MaxCount": 1,
             "ClientToken": token,
@@ -82,7 +89,9 @@ class Launch:
         }
         if self.spot:
             request["InstanceMarketOptions"] = spot_options()
-        return request | ({"SubnetId": self.subnet} if self.subnet else {})
+        if self.subnet:
+            request["SubnetId"] = self.subnet
+        return request
 
     def token(self, attempt: int) -> str:
         """Return the ClientToken: what is launched, and the attempt, since a terminated one's is used up."""
@@ -91,7 +100,7 @@ class Launch:
 
 
 @needs("iam:CreateServiceLinkedRole")
-def spot_options() -> dict[str, Any]:
+def spot_options() -> InstanceMarketOptionsRequestTypeDef:
     """Return what asks for spare capacity. An account's first spot instance makes EC2's role for them."""
     return {
         "MarketType": "spot",
@@ -336,7 +345,7 @@ def _ended(instance: Instance) -> errors.SmokeTestError:
     )
 
 
-def _read(one: Mapping[str, Any]) -> Instance:
+def _read(one: InstanceTypeDef) -> Instance:
     return Instance(
         instance_id=str(one["InstanceId"]),
         ami_id=str(one.get("ImageId", "")),

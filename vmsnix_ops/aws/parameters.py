@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from types_boto3_ssm.client import SSMClient
+    from types_boto3_ssm.type_defs import ParameterTypeDef, PutParameterRequestTypeDef
 
     from vmsnix_ops.outcomes import StepOutcome
 
@@ -357,7 +358,7 @@ def point(
     if Planned.of(before) != planned:
         raise changed_meanwhile(name, ssm.meta.region_name, before)
     description = description[:1024]
-    request = {
+    request: PutParameterRequestTypeDef = {
         "Name": name,
         "Value": ami_id,
         "Type": "String",
@@ -368,7 +369,7 @@ def point(
     ours = _Ours(ami_id, description, planned.version)
     try:
         with calling(f"point {name} to {ami_id}"):
-            version = int(_put(ssm, request, tags, overwrite=bool(planned.version))["Version"])
+            version = _put(ssm, request, tags, overwrite=bool(planned.version))
     except errors.AwsError as error:
         # An attempt whose answer was lost may have made the parameter before this one was refused.
         if error.code not in ("", "ParameterAlreadyExists"):
@@ -382,8 +383,8 @@ def point(
     return Moved("created", version, ami_id, _overwritten(ssm, name, planned, version, ours, pace))
 
 
-def _tier(ssm: SSMClient, name: str) -> dict[str, str]:
-    """Return the tier with which an existing parameter takes a value; its policies stay as they are.
+def _is_advanced(ssm: SSMClient, name: str) -> bool:
+    """Return whether an existing parameter takes a value in the advanced tier only; its policies are kept.
 
     A request without a tier is one of the account's default tier, usually the standard one, and AWS makes no
     advanced parameter standard ("Tier" and "Policies" of PutParameter in the Systems Manager API Reference).
@@ -391,8 +392,8 @@ def _tier(ssm: SSMClient, name: str) -> dict[str, str]:
     try:
         known = history(ssm, name)
     except errors.AwsError:
-        return {}
-    return {"Tier": "Advanced"} if known and known[-1].tier == "Advanced" else {}
+        return False
+    return bool(known) and known[-1].tier == "Advanced"
 
 
 def changed_meanwhile(name: str, region: str, now: Pointer | None) -> errors.PointerError:
@@ -418,14 +419,18 @@ class _Ours:
 
 
 def _put(
-    ssm: SSMClient, request: dict[str, Any], tags: Mapping[str, str], *, overwrite: bool
-) -> Mapping[str, Any]:
-    """Set the value. Tags can be given only when a parameter is made, and its tier is kept afterwards."""
-    request |= _tier(ssm, request["Name"]) if overwrite else {"Tags": tagging.to_list(tags)}
-    answer: Mapping[str, Any] = retrying(
-        lambda: ssm.put_parameter(**request, Overwrite=overwrite), "TooManyUpdates", seconds=20
-    )
-    return answer
+    ssm: SSMClient, request: PutParameterRequestTypeDef, tags: Mapping[str, str], *, overwrite: bool
+) -> int:
+    """Set the value, and return its version.
+
+    Tags can be given only when a parameter is made, and its tier is kept afterwards.
+    """
+    request["Overwrite"] = overwrite
+    if not overwrite:
+        request["Tags"] = [{"Key": key, "Value": value} for key, value in tagging.clean(tags).items()]
+    elif _is_advanced(ssm, request["Name"]):
+        request["Tier"] = "Advanced"
+    return retrying(lambda: ssm.put_parameter(**request), "TooManyUpdates", seconds=20)["Version"]
 
 
 def _after_a_lost_answer(ssm: SSMClient, name: str, ours: _Ours, pace: Pace) -> int:
@@ -530,9 +535,14 @@ def put_back(
             ssm.delete_parameter(Name=name)
         return f"{name} in {region} did not exist before and was deleted again."
     with calling(f"set {name} to {before.value} again"):
-        request = {"Name": name, "Value": before.value, "Type": "String", "DataType": IMAGE_TYPE}
-        answer = _put(ssm, request | {"Description": description[:1024]}, {}, overwrite=True)
-    version = int(answer["Version"])
+        request: PutParameterRequestTypeDef = {
+            "Name": name,
+            "Value": before.value,
+            "Type": "String",
+            "DataType": IMAGE_TYPE,
+            "Description": description[:1024],
+        }
+        version = _put(ssm, request, {}, overwrite=True)
     _settle(ssm, name, before.value, version, pace)
     if version != moved.version + 1:
         return (
@@ -558,7 +568,7 @@ def _not_older(ssm: SSMClient, name: str, version: int, pace: Pace) -> Pointer |
         return find(ssm, name)
 
 
-def _read(one: Mapping[str, Any], region: str) -> Pointer:
+def _read(one: ParameterTypeDef, region: str) -> Pointer:
     return Pointer(
         name=str(one["Name"]),
         region=region,

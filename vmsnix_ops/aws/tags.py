@@ -67,15 +67,20 @@ all of them, by either method.
 """
 
 
-def to_list(tags: Mapping[str, str]) -> list[TagTypeDef]:
-    """Return tags in the shape of the EC2 API, without secrets, and without empty ones of ours.
+def clean(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return tags without secrets, not too long, and without empty ones of ours.
 
     The address of a flake may carry a password, and everybody who may describe an image reads its tags. An
     operator's tag may be empty; of ours, an empty one says nothing.
     """
     redactor = Redactor(secret_values())
-    clean = ((key, redactor.text(value)[:LONGEST_VALUE]) for key, value in tags.items())
-    return [{"Key": key, "Value": value} for key, value in clean if value or key not in OWN]
+    found = {key: redactor.text(value)[:LONGEST_VALUE] for key, value in tags.items()}
+    return {key: value for key, value in found.items() if value or key not in OWN}
+
+
+def to_list(tags: Mapping[str, str]) -> list[TagTypeDef]:
+    """Return tags in the shape of the EC2 and EBS APIs, as `clean` does."""
+    return [{"Key": key, "Value": value} for key, value in clean(tags).items()]
 
 
 def to_dict(tags: Iterable[Mapping[str, Any]] | None) -> dict[str, str]:

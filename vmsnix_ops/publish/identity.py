@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, imports, keys
@@ -15,6 +15,9 @@ from vmsnix_ops.publish.values import Built
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from types_boto3_ec2.literals import BootModeValuesType
+    from types_boto3_ec2.type_defs import BlockDeviceMappingTypeDef, EbsBlockDeviceTypeDef
 
     from vmsnix_ops.disk.formats import DiskImage
     from vmsnix_ops.disk.survey import Survey
@@ -99,8 +102,8 @@ def registration_of(
         The image asks for something that cannot be had, or that vmsnix does not support; names the field.
     """
     asked = _checked({k: v for k, v in image.register_image.items() if v is not None}, image)
-    architecture = images.ARCHITECTURES.get(image.system, "")
-    if not architecture:
+    architecture = images.ARCHITECTURES.get(image.system)
+    if architecture is None:
         raise errors.ImageError(
             f"There is no EC2 architecture for {image.system or 'an unknown system'}.",
             why=f"EC2 runs {' and '.join(images.ARCHITECTURES)}.",
@@ -116,14 +119,14 @@ def registration_of(
     return images.Registration(
         name=name,
         architecture=architecture,
-        boot_mode=mode,
+        boot_mode=cast("BootModeValuesType", mode),  # the plan and `_checked` allow no other
         root_device=device,
         snapshot_id="",
         description=str(asked.get("Description") or f"NixOS {image.version} {image.name}"[:255]),
         root_volume=root,
         disks=disks,
-        imds_support=str(asked.get("ImdsSupport") or "v2.0"),
-        tpm_support=str(asked.get("TpmSupport") or ""),
+        imds_support=asked.get("ImdsSupport") or "v2.0",
+        tpm_support=asked.get("TpmSupport") or "",
         ena_support=bool(asked.get("EnaSupport", True)),
         uefi_data=str(asked.get("UefiData") or ""),
     )
@@ -173,7 +176,7 @@ def _check_firmware(image: BuiltImage, asked: Mapping[str, Any], architecture: s
 
 def _devices(
     image: BuiltImage, asked: Mapping[str, Any], root_device: str, disk_bytes: int
-) -> tuple[str, dict[str, Any], tuple[dict[str, Any], ...]]:
+) -> tuple[str, EbsBlockDeviceTypeDef, tuple[BlockDeviceMappingTypeDef, ...]]:
     """Return the root device's name, its volume, and the mappings of further disks."""
     mappings = _mappings(image, asked.get("BlockDeviceMappings", []))
     own = str(asked.get("RootDeviceName") or ROOT_DEVICE)
@@ -184,7 +187,7 @@ def _devices(
             f"It is missing, and BlockDeviceMappings has {', '.join(mappings)}: the root disk is unknown.",
         )
     device = root_device or own
-    root: dict[str, Any] = {"VolumeType": "gp3", "DeleteOnTermination": True}
+    root = images.default_volume()
     given = mappings.pop(own, None)
     if given is not None:
         if "Ebs" not in given:
@@ -221,7 +224,7 @@ def _devices(
     return device, root, tuple({"DeviceName": name, **mapping} for name, mapping in mappings.items())
 
 
-def _mappings(image: BuiltImage, given: Any) -> dict[str, dict[str, Any]]:
+def _mappings(image: BuiltImage, given: Any) -> dict[str, BlockDeviceMappingTypeDef]:
     """Return the block device mappings by device name, every member checked."""
 
     def refuse(why: str) -> NoReturn:
@@ -229,7 +232,7 @@ def _mappings(image: BuiltImage, given: Any) -> dict[str, dict[str, Any]]:
 
     if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
         refuse("It must be a list of objects.")
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, BlockDeviceMappingTypeDef] = {}
     for entry in given:
         mapping = {key: value for key, value in entry.items() if value is not None}
         device = mapping.pop("DeviceName", "")
@@ -245,15 +248,15 @@ def _mappings(image: BuiltImage, given: Any) -> dict[str, dict[str, Any]]:
             refuse(f"NoDevice of {device} is {mapping['NoDevice']!r} and must be an empty text.")
         elif "VirtualName" in mapping and not _INSTANCE_STORE.fullmatch(str(mapping["VirtualName"])):
             refuse(f"VirtualName of {device} is {mapping['VirtualName']!r} and must be ephemeral0 to 23.")
-        found[device] = mapping
+        found[device] = cast("BlockDeviceMappingTypeDef", mapping)  # each member was checked
     root = str(image.register_image.get("RootDeviceName") or ROOT_DEVICE)
-    for device, mapping in found.items():
-        if device != root and "Ebs" in mapping and "VolumeSize" not in mapping["Ebs"]:
+    for device, disk in found.items():
+        if device != root and "Ebs" in disk and "VolumeSize" not in disk["Ebs"]:
             refuse(f"{device} has no VolumeSize.")
     return found
 
 
-def _ebs(device: str, given: Any, refuse: Callable[[str], NoReturn]) -> dict[str, Any]:
+def _ebs(device: str, given: Any, refuse: Callable[[str], NoReturn]) -> EbsBlockDeviceTypeDef:
     if not isinstance(given, dict):
         refuse(f"Ebs of {device} must be an object.")
     ebs = {key: value for key, value in given.items() if value is not None}
@@ -278,7 +281,8 @@ def _ebs(device: str, given: Any, refuse: Callable[[str], NoReturn]) -> dict[str
         if not low <= ebs[key] <= high:
             refuse(f"{key} of {device} is {ebs[key]}{unit}; {kind} has {low} to {high}{unit}.")
     # Said, and not left to a default of AWS: what an AMI has can then be compared with what is asked for.
-    return {"VolumeType": kind, "DeleteOnTermination": True, **ebs}
+    checked: EbsBlockDeviceTypeDef = {"VolumeType": kind, "DeleteOnTermination": True}
+    return checked | cast("EbsBlockDeviceTypeDef", ebs)
 
 
 def _refuse(image: BuiltImage, field: str, why: str) -> NoReturn:

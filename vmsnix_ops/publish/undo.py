@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import boto3
+    from types_boto3_ec2.client import EC2Client
+    from types_boto3_ec2.type_defs import FilterTypeDef
 
     from vmsnix_ops.settings import Settings
 
@@ -260,15 +262,15 @@ def _leftovers(
         yield Leftover("journal", str(blocks))
 
 
-def _snapshots(ec2: Any, digest: str, made: set[str]) -> dict[str, dict[str, str]]:
+def _snapshots(ec2: EC2Client, digest: str, made: set[str]) -> dict[str, dict[str, str]]:
     """Return the tags of every snapshot of this image, in any state, also of those not yet tagged."""
-    wanted = [{"Filters": [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]}]
+    wanted: list[FilterTypeDef] = [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]
     if made:
-        wanted.append({"Filters": [{"Name": "snapshot-id", "Values": sorted(made)}]})
+        wanted.append({"Name": "snapshot-id", "Values": sorted(made)})
     found: dict[str, dict[str, str]] = {}
     with calling("look for the snapshots of this image"):
-        for request in wanted:
-            for page in ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], **request):
+        for one_of in wanted:
+            for page in ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=[one_of]):
                 found |= {one["SnapshotId"]: tagging.to_dict(one.get("Tags")) for one in page["Snapshots"]}
     return found
 

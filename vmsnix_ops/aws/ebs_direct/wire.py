@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import boto3
+    from types_boto3_ebs.client import EBSClient
 
 
 # One HTTP/1.1 connection that carries blocks and nothing else.
@@ -364,9 +365,10 @@ def target(session: boto3.Session, region: str, *, read_seconds: float = 20.0) -
 
     from vmsnix_ops import errors
 
-    client = session.client("ebs", region_name=region)
+    client: EBSClient = session.client("ebs", region_name=region)
     endpoint = client.meta.endpoint_url.rstrip("/")
-    configured = client.meta.config.proxies or get_environ_proxies(endpoint)
+    proxies = client.meta.config.proxies  # type: ignore[attr-defined]  # the stubs lack it
+    configured = proxies or get_environ_proxies(endpoint)
     proxy = (configured or {}).get(urllib.parse.urlsplit(endpoint).scheme, "")
     if proxy and "://" not in proxy:
         proxy = f"http://{proxy}"

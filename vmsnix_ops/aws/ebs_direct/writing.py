@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import error_codes, imports, keys
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     import boto3
     from types_boto3_ebs.client import EBSClient
+    from types_boto3_ebs.type_defs import StartSnapshotRequestTypeDef
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ec2.type_defs import FilterTypeDef
 
@@ -336,7 +337,7 @@ class PendingUpload:
         key = self.task.wanted.kms_key
         if not key and self.task.wanted.incremental:
             tags |= self._default_key()
-        request: dict[str, Any] = {
+        request: StartSnapshotRequestTypeDef = {
             "VolumeSize": size_gib,
             "Tags": tagging.to_list(tags),
             "Description": f"{tags.get(tagging.NAME, self.task.wanted.image)} {self.task.wanted.digest[:12]}"[
@@ -350,10 +351,10 @@ class PendingUpload:
         elif key:
             request |= {"Encrypted": True, "KmsKeyArn": key}
         for number in range(self.attempt, self.attempt + MOST_TOKENS):
-            token = f"vmsnix-{self.task.wanted.digest[:40]}{keys.mark(key)}-{number}"
+            request["ClientToken"] = f"vmsnix-{self.task.wanted.digest[:40]}{keys.mark(key)}-{number}"
             try:
                 with calling("start a snapshot"):
-                    answer = self.task.ebs.start_snapshot(**request, ClientToken=token)
+                    answer = self.task.ebs.start_snapshot(**request)
             except errors.AwsError as error:
                 if error.code == "ConflictException":
                     continue  # the token was used for another parent or size: it names another attempt
@@ -481,9 +482,12 @@ class PendingUpload:
     def _completes_by_itself(self) -> bool:
         def look() -> Sighting[None]:
             state = self._state(self.snapshot_id)
-            ended = {"completed": "done", "error": "failed", "": "failed"}
-            outcome: Any = ended.get(state, "waiting")
-            return Sighting(outcome, None)
+            ended: dict[str, Literal["done", "failed"]] = {
+                "completed": "done",
+                "error": "failed",
+                "": "failed",
+            }
+            return Sighting(ended.get(state, "waiting"), None)
 
         try:
             seen = wait(look, what=f"the snapshot {self.snapshot_id}", deadline=SEALED_SECONDS)

@@ -33,6 +33,8 @@ from vmsnix_ops.text import json as as_json
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from types_boto3_s3.client import S3Client
+
 
 # The few calls to S3 that an archive in a bucket needs.
 
@@ -96,7 +98,7 @@ def get(environment: Mapping[str, str], place: str) -> bytes | None:
 
     bucket, key = split(place)
     try:
-        content: bytes = client(environment).get_object(Bucket=bucket, Key=key)["Body"].read()
+        content = client(environment).get_object(Bucket=bucket, Key=key)["Body"].read()
     except ClientError as error:
         if error.response["Error"]["Code"] in ABSENT:
             return None
@@ -128,7 +130,7 @@ def explained(what: str, cure: str) -> Iterator[None]:
         raise ArchiveError(what, why=f"{error}.", cure=cure) from error
 
 
-def client(environment: Mapping[str, str]) -> Any:
+def client(environment: Mapping[str, str]) -> S3Client:
     """Return an S3 client that follows the run's variables, which may be those of a sandbox."""
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
     key, secret, token, profile = (environment.get(name) or None for name in names)
@@ -146,7 +148,7 @@ def _client(
     profile: str | None,
     region: str | None,
     endpoint: str | None,
-) -> Any:
+) -> S3Client:
     import boto3
     from botocore.config import Config
 
@@ -161,7 +163,8 @@ def _client(
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 6}, connect_timeout=10, max_pool_connections=16
     )
-    return session.client("s3", endpoint_url=endpoint, config=config)
+    made: S3Client = session.client("s3", endpoint_url=endpoint, config=config)
+    return made
 
 
 NOTEBOOK, REPORT, RESULT, LOG = "notebook.ipynb", "report.html", "result.json", "log.txt"

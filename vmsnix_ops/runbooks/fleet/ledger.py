@@ -29,6 +29,9 @@ from vmsnix_ops.redaction import Redactor, secret_values
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from types_boto3_s3.client import S3Client
+    from types_boto3_s3.type_defs import GetObjectOutputTypeDef, PutObjectRequestTypeDef
+
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
     from vmsnix_ops.runbooks.fleet.targets import Target
 
@@ -127,7 +130,7 @@ class S3Ledger:
     def __init__(self, location: str) -> None:
         self.bucket, _, prefix = location.removeprefix("s3://").rstrip("/").partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
-        self._client: Any = None
+        self._client: S3Client | None = None
 
     @needs("s3:GetObject", "s3:ListBucket")
     def read(self, name: str) -> Kept | None:
@@ -144,39 +147,46 @@ class S3Ledger:
         """Replace a document if nobody else did; see `Ledger.write`."""
         from vmsnix_ops.aws.session import calling, code_of, retrying
 
-        condition = {"IfNoneMatch": "*"} if last is None else {"IfMatch": last}
         mark = uuid.uuid4().hex
-        request: dict[str, Any] = {"Bucket": self.bucket, "Key": self.prefix + name, **condition}
-        request |= {"Body": _text(value).encode(), "Metadata": {"write": mark}}
+        request: PutObjectRequestTypeDef = {
+            "Bucket": self.bucket,
+            "Key": self.prefix + name,
+            "Body": _text(value).encode(),
+            "ContentType": "application/json",
+            "Metadata": {"write": mark},
+        }
+        if last is None:
+            request["IfNoneMatch"] = "*"
+        else:
+            request["IfMatch"] = last
         with calling(f"write s3://{self.bucket}/{self.prefix}{name}"):
             try:
                 # Two writers at the same moment: S3 asks one of them to try again.
-                answer = retrying(
-                    lambda: self._s3().put_object(**request, ContentType="application/json"),
-                    "ConditionalRequestConflict",
-                )
+                return retrying(lambda: self._s3().put_object(**request), "ConditionalRequestConflict")[
+                    "ETag"
+                ]
             except Exception as error:
                 if code_of(error) not in ("PreconditionFailed", "412", "NoSuchKey", "404"):
                     raise
                 # A lost answer makes our own write look like somebody else's; the mark tells.
                 answer, _ = self._get(name)
-                if answer.get("Metadata", {}).get("write") != mark:
+                if answer is None or answer["Metadata"].get("write") != mark:
                     raise StaleError(name) from error
-            return str(answer["ETag"])
+                return answer["ETag"]
 
-    def _get(self, name: str) -> tuple[dict[str, Any], bytes]:
+    def _get(self, name: str) -> tuple[GetObjectOutputTypeDef | None, bytes]:
         from vmsnix_ops.aws.session import code_of
 
         try:
             answer = self._s3().get_object(Bucket=self.bucket, Key=self.prefix + name)
         except Exception as error:
             if code_of(error) in ("NoSuchKey", "404"):
-                return {}, b""
+                return None, b""
             raise
         with answer["Body"] as body:
             return answer, body.read()
 
-    def _s3(self) -> Any:
+    def _s3(self) -> S3Client:
         if self._client is None:
             from vmsnix_ops.aws.session import client, session
 
