@@ -288,7 +288,7 @@ def _open(s3: S3Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_k
         )
     for other in uploads[1:]:
         _abort(s3, bucket, key, other["UploadId"])
-    return str(uploads[0]["UploadId"])
+    return uploads[0]["UploadId"]
 
 
 def _object_tags(tags: Mapping[str, str]) -> dict[str, str]:
@@ -489,7 +489,7 @@ def _part_bytes(s3: S3Client, bucket: str, key: str, upload_id: str) -> int:
             answer = patiently(s3.list_parts, **request)
         except s3.exceptions.NoSuchUpload:  # it ended meanwhile
             return total
-        total += sum(int(part["Size"]) for part in answer.get("Parts") or ())
+        total += sum(part["Size"] for part in answer.get("Parts") or ())
         if not answer.get("IsTruncated"):
             return total
         request["PartNumberMarker"] = answer["NextPartNumberMarker"]

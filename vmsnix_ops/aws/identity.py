@@ -125,7 +125,7 @@ def _asked(session: boto3.Session, region: str | None) -> Identity:
         answer = client(session, "sts", region).get_caller_identity()
     date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
     skew = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds() if date else 0.0
-    return Identity(str(answer["Account"]), str(answer["Arn"]), skew)
+    return Identity(answer["Account"], answer["Arn"], skew)
 
 
 # Checks of credentials, clock, account and region.

@@ -198,7 +198,7 @@ def _begin(ec2: EC2Client, wanted: Copy, step: Step | None, still_wanted: Callab
         nonlocal told
         still_wanted()
         try:
-            return str(ec2.copy_image(**wanted.request(token))["ImageId"])
+            return ec2.copy_image(**wanted.request(token))["ImageId"]
         except ec2.exceptions.ClientError as error:
             if code_of(error) == "ResourceLimitExceeded" and step is not None and not told:
                 step.message(f"{region} has no room for one more copy yet")

@@ -188,7 +188,7 @@ def _facts(
 
 def _disk(mapping: BlockDeviceMappingTypeDef) -> str:
     if "Ebs" not in mapping:
-        return str(mapping.get("VirtualName", ""))
+        return mapping.get("VirtualName", "")
     ebs = mapping["Ebs"]
     kind = str(ebs.get("VolumeType") or "gp2")  # EC2's default
     told = [kind, f"{ebs['VolumeSize']} GiB" if ebs.get("VolumeSize") else ""]
@@ -395,7 +395,7 @@ def of_snapshot(ec2: EC2Client, snapshot_id: str) -> list[str]:
             IncludeDeprecated=True,
             IncludeDisabled=True,
         )
-        return [str(image["ImageId"]) for page in pages for image in page["Images"]]
+        return [image["ImageId"] for page in pages for image in page["Images"]]
 
 
 @needs("ec2:DescribeImages")
@@ -410,7 +410,7 @@ def find(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
                 IncludeDisabled=True,
             )
             for image in (image for page in pages for image in page["Images"]):
-                found[str(image["ImageId"])] = read(image, ec2.meta.region_name)
+                found[image["ImageId"]] = read(image, ec2.meta.region_name)
     return found
 
 
@@ -494,7 +494,7 @@ def register(
                 answer = retrying(
                     lambda: ec2.register_image(**registration.request()), "InvalidSnapshot.NotFound"
                 )
-                ami_id, outcome = str(answer["ImageId"]), "created"
+                ami_id, outcome = answer["ImageId"], "created"
             except ec2.exceptions.ClientError as error:
                 if code_of(error) != "InvalidAMIName.Duplicate":
                     raise
@@ -603,29 +603,29 @@ def read(image: ImageTypeDef, region: str, *, mappings: bool = True) -> Ami:
     )
     same = sys.intern  # a text for all AMIs, and not one for each
     return Ami(
-        ami_id=str(image["ImageId"]),
-        name=str(image.get("Name", "")),
+        ami_id=image["ImageId"],
+        name=image.get("Name", ""),
         region=region,
-        account=same(str(image.get("OwnerId", ""))),
-        state=same(str(image.get("State", ""))),
+        account=same(image.get("OwnerId", "")),
+        state=same(image.get("State", "")),
         created_at=_moment(image.get("CreationDate")) or UNKNOWN_TIME,
-        architecture=same(str(image.get("Architecture", ""))),
-        boot_mode=same(str(image.get("BootMode", ""))),
-        root_device=same(str(image.get("RootDeviceName", ""))),
-        snapshot_ids=tuple(str(d["Ebs"]["SnapshotId"]) for d in devices if d["Ebs"].get("SnapshotId")),
+        architecture=same(image.get("Architecture", "")),
+        boot_mode=same(image.get("BootMode", "")),
+        root_device=same(image.get("RootDeviceName", "")),
+        snapshot_ids=tuple(d["Ebs"]["SnapshotId"] for d in devices if d["Ebs"].get("SnapshotId")),
         size_gib=sum(int(d["Ebs"].get("VolumeSize") or 0) for d in devices),
         public=bool(image.get("Public")),
-        imds_support=same(str(image.get("ImdsSupport", ""))),
+        imds_support=same(image.get("ImdsSupport", "")),
         ena_support=bool(image.get("EnaSupport")),
-        tpm_support=same(str(image.get("TpmSupport", ""))),
+        tpm_support=same(image.get("TpmSupport", "")),
         tags=tagging.to_dict(image.get("Tags")),
         deprecated_at=_moment(image.get("DeprecationTime")),
         protection=same(str(image.get("DeregistrationProtection") or "disabled")),
-        source_ami_id=str(image.get("SourceImageId", "")),
-        source_region=same(str(image.get("SourceImageRegion", ""))),
+        source_ami_id=image.get("SourceImageId", ""),
+        source_region=same(image.get("SourceImageRegion", "")),
         launched_at=_moment(image.get("LastLaunchedTime")),
-        description=same(str(image.get("Description", ""))),
-        sriov_support=same(str(image.get("SriovNetSupport", ""))),
+        description=same(image.get("Description", "")),
+        sriov_support=same(image.get("SriovNetSupport", "")),
         mappings=tuple(image.get("BlockDeviceMappings", ())) if mappings else (),
         encrypted=bool(devices) and all(d["Ebs"].get("Encrypted") for d in devices),
         message=str((image.get("StateReason") or {}).get("Message") or ""),

@@ -531,7 +531,7 @@ def wait_for_snapshot(
             cure="Run the same command again; a new snapshot will be made.",
             status_message=seen.message,
         )
-    return int(seen.value["VolumeSize"])
+    return seen.value["VolumeSize"]
 
 
 @needs("ec2:DeleteSnapshot")
@@ -554,7 +554,7 @@ def _read(answer: ImportSnapshotTaskTypeDef | ImportSnapshotResultTypeDef) -> Im
     status = str(detail.get("Status") or "pending")
     place = detail.get("UserBucket") or {}
     return ImportTask(
-        task_id=str(answer["ImportTaskId"]),
+        task_id=answer["ImportTaskId"],
         status=status,
         message=str(detail.get("StatusMessage") or ""),
         percent=float(progress) if progress.replace(".", "", 1).isdigit() else None,

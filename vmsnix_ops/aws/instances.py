@@ -186,7 +186,7 @@ def launch(ec2: EC2Client, wanted: Launch) -> str:
                         continue
                     raise
                 (instance,) = answer["Instances"]
-                return str(instance["InstanceId"])
+                return instance["InstanceId"]
     except errors.AwsError as error:
         if error.code == _NO_SPOT_ROLE:
             raise _no_spot_role(error) from error
@@ -275,7 +275,7 @@ def wait_checks(
                 return Sighting("waiting", {}, None, seen.state)
             raise _ended(seen)
         one = answer["InstanceStatuses"][0]
-        checks = {name: str(one[name]["Status"]) for name in ("SystemStatus", "InstanceStatus")}
+        checks = {name: one[name]["Status"] for name in ("SystemStatus", "InstanceStatus")}
         state = ", ".join(
             f"{name.removesuffix('Status').lower()} {status}" for name, status in checks.items()
         )
@@ -347,9 +347,9 @@ def _ended(instance: Instance) -> errors.SmokeTestError:
 
 def _read(one: InstanceTypeDef) -> Instance:
     return Instance(
-        instance_id=str(one["InstanceId"]),
-        ami_id=str(one.get("ImageId", "")),
-        state=str(one["State"]["Name"]),
+        instance_id=one["InstanceId"],
+        ami_id=one.get("ImageId", ""),
+        state=one["State"]["Name"],
         launched_at=one["LaunchTime"],
         reason=str((one.get("StateReason") or {}).get("Message") or one.get("StateTransitionReason") or ""),
         spot=one.get("InstanceLifecycle") == "spot",

@@ -300,11 +300,11 @@ def history(ssm: SSMClient, name: str) -> list[PointerVersion]:
             return []
     found = [
         PointerVersion(
-            version=int(one["Version"]),
-            value=str(one["Value"]),
+            version=one["Version"],
+            value=one["Value"],
             modified_at=one["LastModifiedDate"],
-            modified_by=str(one.get("LastModifiedUser", "")),
-            description=str(one.get("Description", "")),
+            modified_by=one.get("LastModifiedUser", ""),
+            description=one.get("Description", ""),
             labels=tuple(one.get("Labels") or ()),
             tier=str(one.get("Tier") or "Standard"),
         )
@@ -570,10 +570,10 @@ def _not_older(ssm: SSMClient, name: str, version: int, pace: Pace) -> Pointer |
 
 def _read(one: ParameterTypeDef, region: str) -> Pointer:
     return Pointer(
-        name=str(one["Name"]),
+        name=one["Name"],
         region=region,
-        value=str(one.get("Value", "")),
-        version=int(one.get("Version", 0)),
+        value=one.get("Value", ""),
+        version=one.get("Version", 0),
         modified_at=one["LastModifiedDate"],
         data_type=str(one.get("DataType", "text")),
         kind=str(one.get("Type", "String")),

@@ -88,7 +88,7 @@ def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
         state = ec2.get_image_block_public_access_state()
         encryption = ec2.get_ebs_encryption_by_default()
     blocked = state["ImageBlockPublicAccessState"] == "block-new-sharing"
-    encrypted = bool(encryption["EbsEncryptionByDefault"])
+    encrypted = encryption["EbsEncryptionByDefault"]
     facts = [
         f"block public access for AMIs is {'on' if blocked else 'off'}",
         f"snapshots are {'' if encrypted else 'not '}encrypted by default",

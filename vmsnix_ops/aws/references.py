@@ -410,7 +410,7 @@ def scaling(autoscaling: AutoScalingClient, templates: Templates) -> Found:
     for group in (group for page in groups for group in page["AutoScalingGroups"]):
         for ami_id, through in _launches(group, by_configuration, templates):
             if ami_id:
-                name, capacity = group["AutoScalingGroupName"], int(group["DesiredCapacity"])
+                name, capacity = group["AutoScalingGroupName"], group["DesiredCapacity"]
                 yield ami_id, Reference("auto-scaling-group", name, through=(through,), capacity=capacity)
 
 
@@ -721,7 +721,7 @@ def parameters(ssm: SSMClient) -> Found:
     ]
     refused: dict[str, Exception] = {}
     for parameter in values(ssm, names, refused):
-        kind, versions = parameter.get("DataType", "text"), (Version(int(parameter["Version"])),)
+        kind, versions = parameter.get("DataType", "text"), (Version(parameter["Version"]),)
         for ami_id in set(AMI_ID.findall(parameter["Value"])):
             yield ami_id, Reference("parameter", parameter["Name"], versions, type=kind)
     for error in refused.values():

@@ -78,7 +78,7 @@ def check_role(iam: IAMClient, name: str) -> Check:
             why=f"It asks for another sts:Externalid than {EXTERNAL_ID!r}, which VM Import sends.",
             cure="Correct the condition; vmsnix iam-policy vmimport-trust prints it.",
         )
-    evidence = str(found["Arn"])
+    evidence = found["Arn"]
     if facts["new"]:
         evidence += f", made {counted(round(age), 'second')} ago: "
         evidence += "EC2 may not know it yet, and a publish waits for that"

@@ -192,8 +192,8 @@ def check_key_of_copies(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> Non
         return
     region = ec2.meta.region_name
     with calling("look how copies are encrypted"):
-        by_default = bool(ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"])
-        key = str(ec2.get_ebs_default_kms_key_id()["KmsKeyId"]) if by_default or encrypted else ""
+        by_default = ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"]
+        key = ec2.get_ebs_default_kms_key_id()["KmsKeyId"] if by_default or encrypted else ""
     if key.endswith(AWS_KEY):
         because = "snapshots are encrypted by default there" if by_default else "the AMI's snapshots are"
         raise errors.ParameterError(

@@ -90,8 +90,8 @@ class Snapshot:
 def read(one: SnapshotTypeDef) -> Snapshot:
     """Return a snapshot from an entry of ``DescribeSnapshots``."""
     return Snapshot(
-        snapshot_id=str(one["SnapshotId"]),
-        state=sys.intern(str(one.get("State", ""))),
+        snapshot_id=one["SnapshotId"],
+        state=sys.intern(one.get("State", "")),
         created_at=one["StartTime"],
         size_gib=int(one.get("VolumeSize") or 0),
         tags=tagging.to_dict(one.get("Tags")),

@@ -156,7 +156,7 @@ def choose_parent(
     for snapshot in found[:CANDIDATES]:
         blocks, reason = _usable(ebs, tables, snapshot, size_gib=size_gib, key=key)
         if blocks:
-            return Parent(str(snapshot["SnapshotId"]), blocks)
+            return Parent(snapshot["SnapshotId"], blocks)
         why = why or f"{snapshot['SnapshotId']} {reason}"
     return Parent(why=why)
 
@@ -165,7 +165,7 @@ def default_key(ec2: EC2Client) -> str:
     """Return the key of new snapshots, an ARN or ``alias/aws/ebs``; empty when they are not encrypted."""
     if not ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"]:
         return ""
-    return str(ec2.get_ebs_default_kms_key_id()["KmsKeyId"])
+    return ec2.get_ebs_default_kms_key_id()["KmsKeyId"]
 
 
 def listed(ebs: EBSClient, snapshot_id: str) -> Listed:
@@ -178,8 +178,8 @@ def listed(ebs: EBSClient, snapshot_id: str) -> Listed:
     """
     size_gib, tokens = 0, dict[int, str]()
     for page in _pages(ebs, snapshot_id):
-        size_gib = int(page["VolumeSize"])
-        tokens.update((int(block["BlockIndex"]), str(block["BlockToken"])) for block in page["Blocks"])
+        size_gib = page["VolumeSize"]
+        tokens.update((block["BlockIndex"], block["BlockToken"]) for block in page["Blocks"])
     return Listed(size_gib, tokens)
 
 
@@ -198,7 +198,7 @@ def _usable(
     ebs: EBSClient, tables: Tables, snapshot: SnapshotTypeDef, *, size_gib: int, key: str
 ) -> tuple[Digests, str]:
     """Return the manifest, or an empty one and the reason why this snapshot will not do."""
-    if int(snapshot["VolumeSize"]) > size_gib:
+    if snapshot["VolumeSize"] > size_gib:
         return _NOTHING, f"is larger ({snapshot['VolumeSize']} GiB) than the new image ({size_gib} GiB)"
     if bool(snapshot.get("Encrypted")) != bool(key):
         return (
@@ -214,12 +214,12 @@ def _usable(
         return _NOTHING, "is encrypted with another key than the new snapshot is to be"
     if snapshots.read(snapshot).archived:
         return _NOTHING, "is archived"
-    blocks = load(tables, str(snapshot["SnapshotId"]))
+    blocks = load(tables, snapshot["SnapshotId"])
     if not blocks:
         return _NOTHING, "has no manifest in the tables, or they cannot be read"
     try:
-        pages = _pages(ebs, str(snapshot["SnapshotId"]))
-        there = array("I", (int(block["BlockIndex"]) for page in pages for block in page["Blocks"]))
+        pages = _pages(ebs, snapshot["SnapshotId"])
+        there = array("I", (block["BlockIndex"] for page in pages for block in page["Blocks"]))
     except errors.AwsError as error:
         lacking = denied_action(error.why, error.operation)
         return (

@@ -359,7 +359,7 @@ class PendingUpload:
                 if error.code == "ConflictException":
                     continue  # the token was used for another parent or size: it names another attempt
                 raise
-            snapshot_id = str(answer["SnapshotId"])
+            snapshot_id = answer["SnapshotId"]
             state = self._state(snapshot_id)
             self._stop_when_completed(state)
             if answer["Status"] == "pending" and state in ("pending", ""):
@@ -406,7 +406,7 @@ class PendingUpload:
             pages = self.task.ec2.get_paginator("describe_snapshots").paginate(
                 OwnerIds=["self"], Filters=filters
             )
-            found = [str(snapshot["SnapshotId"]) for page in pages for snapshot in page["Snapshots"]]
+            found = [snapshot["SnapshotId"] for page in pages for snapshot in page["Snapshots"]]
         for snapshot_id in found:
             imports.delete_snapshot(self.task.ec2, snapshot_id)
 
@@ -457,7 +457,7 @@ class PendingUpload:
                 if error.response["Error"]["Code"] == "InvalidSnapshot.NotFound":
                     return ""
                 raise
-        return str(answer["Snapshots"][0]["State"])
+        return answer["Snapshots"][0]["State"]
 
     def _seal(self, sent: Digests) -> None:
         """Complete the snapshot, with count and checksum of what was sent."""
