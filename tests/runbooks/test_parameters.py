@@ -207,6 +207,8 @@ def test_one_value_is_taken_under_the_name_for_one_and_for_many(
     [
         (ONE, {"regions": "a,b"}, ["publish-ami takes one region.", "2 were given: a, b.", "fleet"]),
         (ONE, {"regions": ["a", "b", "c"]}, ["3 were given: a, b, c."]),
+        (ONE, {"regions": {"a": 1}}, ["region: {'a': 1} is not text.", "Give a name, or a list of names."]),
+        (ONE, {"regions": [["a"]]}, ["region: [['a']] is not text.", "Give a name, or a list of names."]),
         (ONE, {"regions": "all"}, ["publish-ami takes one region.", "'all' means every region."]),
         (ONE, {"region": "a,b"}, ["publish-ami takes one region.", "2 were given: a, b."]),
         (ONE, {"region": ["a", "b"]}, ["2 were given: a, b."]),

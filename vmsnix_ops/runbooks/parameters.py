@@ -150,8 +150,11 @@ def _split_items(value: object) -> list[object]:
         if text.startswith("["):
             return _split_items(_json(text))
         return [word.strip() for word in text.split(",") if word.strip()]
-    if isinstance(value, list | tuple):
-        return [item for part in value for item in (_split_items(part) if isinstance(part, str) else [part])]
+    items = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(item, list | tuple | dict) for item in items):
+        raise _UnfitError("Give a name, or a list of names.")
+    if items is value:
+        return [item for part in items for item in (_split_items(part) if isinstance(part, str) else [part])]
     return [] if value is None else [value]
 
 
