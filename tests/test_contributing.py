@@ -58,6 +58,7 @@ def test_a_decorated_function_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> N
         found = inventory.scan(regions=["us-east-1"], session=aws.session("us-east-1"))
     (row,) = findings.evaluate(found, rules=["short-name"]).to_dict("records")
     assert (row["resource_id"], row["reason"]) == (ami, "Its name is abc.")
+    assert str(row["remediation"]).endswith(f"--resources {ami} --tags Key=Name,Value=<NAME>")
     assert findings.about()["short-name"] == (("low",), "Find AMIs whose name says nothing.")
 
 
