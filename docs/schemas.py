@@ -20,7 +20,7 @@ from vmsnix_ops.arguments import MOST_DAYS
 from vmsnix_ops.outcomes import VERDICTS
 from vmsnix_ops.records.result import KEYS
 from vmsnix_ops.runbooks.fleet.plan_file import PlanTable
-from vmsnix_ops.settings import RetirementPolicy, Settings, load
+from vmsnix_ops.settings import Settings, load
 
 REFERENCE = Path(__file__).parent / "reference"
 DIALECT = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
@@ -67,7 +67,7 @@ def settings_schema() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "empty.toml").touch()
         defaults = asdict(load(Path(folder), {"VMSNIX_CONFIG": "empty.toml"}))
-    meanings = attributes(Settings) | {f"retire_{k}": v for k, v in attributes(RetirementPolicy).items()}
+    meanings = attributes(Settings)
     properties = {}
     for name, kind in get_type_hints(Settings, localns={"Mapping": Mapping}).items():
         schema = TypeAdapter(kind if kind != str | None else str).json_schema()
@@ -108,9 +108,8 @@ def attributes(documented: type) -> dict[str, str]:
     """Return the meaning of each attribute, from the docstring of a class."""
     text = (inspect.getdoc(documented) or "").partition("Attributes\n----------\n")[2]
     found = {}
-    for names, meaning in re.findall(r"^(\w[\w, ]*)\n((?:    .*\n?)+)", text, re.MULTILINE):
-        sentence = " ".join(meaning.split()).replace("``", "`")
-        found |= dict.fromkeys(names.split(", "), sentence)
+    for name, meaning in re.findall(r"^(\w+)\n((?:    .*\n?)+)", text, re.MULTILINE):
+        found[name] = " ".join(meaning.split()).replace("``", "`")
     return found
 
 
