@@ -46,6 +46,26 @@ def test_the_root_device_comes_first():
     assert ami.size_gib == 12
 
 
+def test_a_registration_leaves_out_the_parameters_without_a_value():
+    bare = images.Registration("web", "x86_64", "", "/dev/sda1", "snap-1", imds_support="", sriov_support="")
+    optional = {"BootMode", "ImdsSupport", "SriovNetSupport", "TpmSupport", "UefiData"}
+    assert optional.isdisjoint(bare.request())
+
+
+def test_a_registration_sends_the_parameters_that_have_a_value():
+    whole = images.Registration(
+        "web", "x86_64", "uefi", "/dev/sda1", "snap-1", tpm_support="v2.0", uefi_data="AAAA"
+    )
+    wanted = {
+        "BootMode": "uefi",
+        "ImdsSupport": "v2.0",
+        "SriovNetSupport": "simple",
+        "TpmSupport": "v2.0",
+        "UefiData": "AAAA",
+    }
+    assert wanted.items() <= whole.request().items()
+
+
 def test_empty_tags_of_ours_are_not_sent_and_those_of_an_operator_are():
     sent = tags.to_list({"a": "1", "b": "", "vmsnix:flake": ""})
     assert sent == [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": ""}]

@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
@@ -190,7 +190,7 @@ def _disk(mapping: BlockDeviceMappingTypeDef) -> str:
     if "Ebs" not in mapping:
         return mapping.get("VirtualName", "")
     ebs = mapping["Ebs"]
-    kind = str(ebs.get("VolumeType") or "gp2")  # EC2's default
+    kind = ebs.get("VolumeType") or "gp2"  # EC2's default
     told = [kind, f"{ebs['VolumeSize']} GiB" if ebs.get("VolumeSize") else ""]
     numbers = {**_VOLUME_DEFAULTS.get(kind, {}), **{k: v for k, v in ebs.items() if v is not None}}
     told += [f"{name} {numbers[name]}" for name in ("Iops", "Throughput") if name in numbers]
@@ -613,14 +613,14 @@ def read(image: ImageTypeDef, region: str, *, mappings: bool = True) -> Ami:
         boot_mode=same(image.get("BootMode", "")),
         root_device=same(image.get("RootDeviceName", "")),
         snapshot_ids=tuple(d["Ebs"]["SnapshotId"] for d in devices if d["Ebs"].get("SnapshotId")),
-        size_gib=sum(int(d["Ebs"].get("VolumeSize") or 0) for d in devices),
+        size_gib=sum((d["Ebs"].get("VolumeSize") or 0) for d in devices),
         public=bool(image.get("Public")),
         imds_support=same(image.get("ImdsSupport", "")),
         ena_support=bool(image.get("EnaSupport")),
         tpm_support=same(image.get("TpmSupport", "")),
         tags=tagging.to_dict(image.get("Tags")),
         deprecated_at=_moment(image.get("DeprecationTime")),
-        protection=same(str(image.get("DeregistrationProtection") or "disabled")),
+        protection=same(image.get("DeregistrationProtection") or "disabled"),
         source_ami_id=image.get("SourceImageId", ""),
         source_region=same(image.get("SourceImageRegion", "")),
         launched_at=_moment(image.get("LastLaunchedTime")),
@@ -632,8 +632,8 @@ def read(image: ImageTypeDef, region: str, *, mappings: bool = True) -> Ami:
     )
 
 
-def _moment(text: Any) -> datetime | None:
-    return datetime.fromisoformat(str(text)) if text else None
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None) -> dict[str, object]:

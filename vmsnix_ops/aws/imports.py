@@ -9,7 +9,7 @@ try.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import keys, snapshots
@@ -22,6 +22,7 @@ from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from botocore.exceptions import ClientError
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ec2.type_defs import (
         ImportSnapshotRequestTypeDef,
@@ -400,7 +401,7 @@ def _adopt(ec2: EC2Client, digest: str, kms_key: str) -> ImportTask:
     return running[0]
 
 
-def _refused(error: Any, source: Source) -> Exception:
+def _refused(error: ClientError, source: Source) -> Exception:
     """Word the refusals of ImportSnapshot that have one cause; others go on as they are."""
     message = str(error.response["Error"].get("Message", ""))
     details = {"code": code_of(error), "operation": "ImportSnapshot", "status_message": message}
@@ -421,7 +422,7 @@ def _refused(error: Any, source: Source) -> Exception:
             cure="Use a bucket of the region that you publish to.",
             **details,
         )
-    return error if isinstance(error, Exception) else RuntimeError(message)
+    return error
 
 
 def _follow(ec2: EC2Client, task_id: str, step: Step | None, pace: Pace) -> Sighting[ImportTask]:
@@ -504,7 +505,7 @@ def wait_for_snapshot(
             outcome = "failed"
         elif state == "completed":
             outcome = "done"
-        percent = float(str(snapshot.get("Progress") or "0").rstrip("%"))
+        percent = float((snapshot.get("Progress") or "0").rstrip("%"))
         return Sighting(outcome, snapshot, percent, state, snapshot.get("StateMessage", ""))
 
     try:
@@ -550,16 +551,16 @@ def delete_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
 
 def _read(answer: ImportSnapshotTaskTypeDef | ImportSnapshotResultTypeDef) -> ImportTask:
     detail = answer.get("SnapshotTaskDetail") or {}
-    progress = str(detail.get("Progress") or "")
-    status = str(detail.get("Status") or "pending")
+    progress = detail.get("Progress") or ""
+    status = detail.get("Status") or "pending"
     place = detail.get("UserBucket") or {}
     return ImportTask(
         task_id=answer["ImportTaskId"],
         status=status,
-        message=str(detail.get("StatusMessage") or ""),
+        message=detail.get("StatusMessage") or "",
         percent=float(progress) if progress.replace(".", "", 1).isdigit() else None,
-        snapshot_id=str(detail.get("SnapshotId") or "") if status == "completed" else "",
+        snapshot_id=(detail.get("SnapshotId") or "") if status == "completed" else "",
         tags=tagging.to_dict(answer.get("Tags")),
-        kms_key=str(detail.get("KmsKeyId") or ""),
+        kms_key=detail.get("KmsKeyId") or "",
         source=f"s3://{place['S3Bucket']}/{place.get('S3Key', '')}" if place.get("S3Bucket") else "",
     )

@@ -304,7 +304,7 @@ def console(ec2: EC2Client, instance_id: str) -> str:
             if code_of(error) != "UnsupportedOperation":
                 raise
             answer = ec2.get_console_output(InstanceId=instance_id)
-    return str(answer.get("Output") or "")
+    return answer.get("Output") or ""
 
 
 @needs("ec2:TerminateInstances")

@@ -306,7 +306,7 @@ def history(ssm: SSMClient, name: str) -> list[PointerVersion]:
             modified_by=one.get("LastModifiedUser", ""),
             description=one.get("Description", ""),
             labels=tuple(one.get("Labels") or ()),
-            tier=str(one.get("Tier") or "Standard"),
+            tier=one.get("Tier") or "Standard",
         )
         for page in pages
         for one in page["Parameters"]
@@ -575,6 +575,6 @@ def _read(one: ParameterTypeDef, region: str) -> Pointer:
         value=one.get("Value", ""),
         version=one.get("Version", 0),
         modified_at=one["LastModifiedDate"],
-        data_type=str(one.get("DataType", "text")),
-        kind=str(one.get("Type", "String")),
+        data_type=one.get("DataType", "text"),
+        kind=one.get("Type", "String"),
     )

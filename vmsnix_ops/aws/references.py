@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
     import boto3
     from types_boto3_autoscaling.client import AutoScalingClient
-    from types_boto3_autoscaling.type_defs import AutoScalingGroupTypeDef
+    from types_boto3_autoscaling.type_defs import (
+        AutoScalingGroupTypeDef,
+        LaunchConfigurationTypeDef,
+        LaunchTemplateSpecificationTypeDef,
+    )
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ec2.type_defs import (
         CreateVolumePermissionTypeDef,
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
         LaunchPermissionTypeDef,
         LaunchTemplateVersionTypeDef,
         ResourceTypeRequestTypeDef,
+        ResponseLaunchTemplateDataTypeDef,
     )
     from types_boto3_ssm.client import SSMClient
     from types_boto3_ssm.type_defs import ParameterStringFilterTypeDef, ParameterTypeDef
@@ -337,11 +342,13 @@ class Templates:
         """
         return "" if image in self.unresolved else self.aliases.get(image, image)
 
-    def of_specification(self, asked: Mapping[str, Any], *, mixed: bool = False) -> tuple[str, Through]:
+    def of_specification(
+        self, asked: LaunchTemplateSpecificationTypeDef, *, mixed: bool = False
+    ) -> tuple[str, Through]:
         """Return the AMI of a template as a group names it, empty when it is unknown, and the template."""
         by_name = {name: template_id for template_id, name in self.names.items()}
         template_id = asked.get("LaunchTemplateId") or by_name.get(asked.get("LaunchTemplateName", ""), "")
-        wanted = str(asked.get("Version") or "$Default")
+        wanted = asked.get("Version") or "$Default"
         number = {"$Default": self.default, "$Latest": self.newest}.get(wanted, {}).get(template_id)
         if number is None and wanted.isdecimal():
             number = int(wanted)
@@ -350,7 +357,7 @@ class Templates:
         return self.ami(image), Through("launch-template", name, wanted, mixed)
 
 
-def _volumes(asked: Mapping[str, Any]) -> list[str]:
+def _volumes(asked: ResponseLaunchTemplateDataTypeDef | LaunchConfigurationTypeDef) -> list[str]:
     """Return the snapshots that a launch makes volumes of, besides those of its AMI."""
     devices = asked.get("BlockDeviceMappings") or ()
     return [device["Ebs"]["SnapshotId"] for device in devices if (device.get("Ebs") or {}).get("SnapshotId")]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import boto3
     from botocore.client import BaseClient
+    from botocore.exceptions import ClientError
     from types_boto3_autoscaling.client import AutoScalingClient
     from types_boto3_ebs.client import EBSClient
     from types_boto3_ec2.client import EC2Client
@@ -292,7 +293,7 @@ def code_of(error: BaseException) -> str:
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def explain(error: Any, doing: str) -> errors.AwsError:
+def explain(error: ClientError, doing: str) -> errors.AwsError:
     """Return our error for a botocore ``ClientError``: what could not be done, AWS's words, the cure."""
     answer = error.response.get("Error", {})
     metadata = error.response.get("ResponseMetadata", {})

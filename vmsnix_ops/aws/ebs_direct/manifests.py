@@ -210,7 +210,7 @@ def _usable(
     # EC2 does not show which key an alias is; a snapshot that was begun with this alias says so in a tag.
     if key and "alias/" in key and tagging.to_dict(snapshot.get("Tags")).get(tagging.KEY) != key:
         return _NOTHING, f"is encrypted with {snapshot.get('KmsKeyId')}, which may be another key than {key}"
-    if key and "alias/" not in key and _key_id(str(snapshot.get("KmsKeyId") or "")) != _key_id(key):
+    if key and "alias/" not in key and _key_id(snapshot.get("KmsKeyId") or "") != _key_id(key):
         return _NOTHING, "is encrypted with another key than the new snapshot is to be"
     if snapshots.read(snapshot).archived:
         return _NOTHING, "is archived"
