@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
@@ -210,7 +211,7 @@ def _begin(ec2: EC2Client, wanted: Copy, step: Step | None, still_wanted: Callab
             token = wanted.token(region, attempt)
             try:
                 ami_id = retrying(
-                    lambda token=token: call(token),  # type: ignore[misc]
+                    partial(call, token),
                     "ResourceLimitExceeded",
                     seconds=LIMIT_SECONDS,
                     attempts=int(LIMIT_SECONDS),

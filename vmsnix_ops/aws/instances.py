@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 from vmsnix_ops import errors
@@ -178,7 +179,7 @@ def launch(ec2: EC2Client, wanted: Launch) -> str:
                 request = wanted.request(wanted.token(attempt))
                 try:
                     answer = retrying(
-                        lambda request=request: ec2.run_instances(**request),  # type: ignore[misc]
+                        partial(ec2.run_instances, **request),
                         "InvalidAMIID.NotFound",
                     )
                 except ec2.exceptions.ClientError as error:

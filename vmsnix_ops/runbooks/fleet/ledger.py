@@ -162,9 +162,7 @@ class S3Ledger:
         with calling(f"write s3://{self.bucket}/{self.prefix}{name}"):
             try:
                 # Two writers at the same moment: S3 asks one of them to try again.
-                return retrying(lambda: self._s3().put_object(**request), "ConditionalRequestConflict")[
-                    "ETag"
-                ]
+                written = retrying(lambda: self._s3().put_object(**request), "ConditionalRequestConflict")
             except Exception as error:
                 if code_of(error) not in ("PreconditionFailed", "412", "NoSuchKey", "404"):
                     raise
@@ -173,6 +171,7 @@ class S3Ledger:
                 if answer is None or answer["Metadata"].get("write") != mark:
                     raise StaleError(name) from error
                 return answer["ETag"]
+            return written["ETag"]
 
     def _get(self, name: str) -> tuple[GetObjectOutputTypeDef | None, bytes]:
         from vmsnix_ops.aws.session import code_of
