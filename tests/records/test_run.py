@@ -52,7 +52,7 @@ def test_a_run_id_cannot_lead_out_of_a_folder(tmp_path: Path, run_id: str) -> No
     if run_id == "":
         assert not current_run(environment=environment).managed
         return
-    with pytest.raises(SettingsError, match="cannot name a run"):
+    with pytest.raises(SettingsError, match="Invalid run id"):
         current_run(environment=environment)
 
 
@@ -66,7 +66,7 @@ def test_run_ids_sort_by_time_and_differ() -> None:
 
 def test_a_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecordsError, match="folder of the run cannot be made"):
+    with pytest.raises(RecordsError, match="Could not create the folder of the run"):
         current_run(environment={"VMSNIX_STATE": str(tmp_path / "file")})
 
 
@@ -104,14 +104,14 @@ def test_times_paths_and_numpy_numbers_are_written_plainly(run: RunContext) -> N
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ({"ami_id": 5}, "'ami_id' is 5.*It is a int; str"),
-        ({"seconds": "5"}, "'seconds' is '5'.*int or float"),
-        ({"seconds": True}, "'seconds' is True"),
-        ({"status": "ok"}, "It is one of done, partial, failed, cancelled"),
+        ({"ami_id": 5}, "'ami_id' in the result: 5.*It is a int, but str is expected"),
+        ({"seconds": "5"}, "'seconds' in the result: '5'.*int or float"),
+        ({"seconds": True}, "'seconds' in the result: True"),
+        ({"status": "ok"}, "The statuses are done, partial, failed, cancelled"),
         ({"steps": {}}, "'steps'.*list"),
-        ({"ratio": float("nan")}, "cannot be written as JSON"),
+        ({"ratio": float("nan")}, "Could not write the result of the run as JSON"),
         ({"at": datetime(2026, 1, 2)}, "has no time zone"),  # noqa: DTZ001
-        ({"client": object()}, "cannot be written as JSON"),
+        ({"client": object()}, "Could not write the result of the run as JSON"),
     ],
 )
 def test_a_result_that_does_not_fit_is_refused_and_the_old_one_stays(
@@ -127,7 +127,7 @@ def test_a_result_that_does_not_fit_is_refused_and_the_old_one_stays(
 def test_a_missing_result_is_empty_and_a_broken_one_is_an_error(run: RunContext) -> None:
     assert read_result(run.folder) == {}
     (run.folder / "result.json").write_text("{")
-    with pytest.raises(RecordsError, match=r"cannot be read from .*result\.json"):
+    with pytest.raises(RecordsError, match=r"Cannot read the result of a run from .*result\.json"):
         read_result(run.folder)
     (run.folder / "result.json").write_text("[]")
     with pytest.raises(RecordsError, match="not a JSON object"):
@@ -142,6 +142,6 @@ def test_a_folder_that_is_gone_is_made_again(run: RunContext) -> None:
 def test_a_result_that_cannot_be_written_says_that_the_work_is_done(run: RunContext) -> None:
     run.folder.rmdir()
     run.folder.write_text("in the way")
-    with pytest.raises(RecordsError, match="The work is done, and its record could not be saved") as caught:
+    with pytest.raises(RecordsError, match="The job completed, but its record could not be saved") as caught:
         write_result(run, {})
     assert caught.value.exit_code == 3

@@ -184,10 +184,10 @@ def test_builds_without_a_cache_are_no_alarm_in_four_months_of_a_team(team: pd.D
 
 BAD_BY: list[tuple[Callable[..., pd.DataFrame], Any, str]] = [
     (timings.summary, ["stepp"], "Did you mean 'step'"),
-    (timings.summary, ["seconds"], "Give by some of step, via, image, region"),
-    (timings.summary, [], "Nothing was given"),
+    (timings.summary, ["seconds"], "Set by to some of step, via, image, region"),
+    (timings.summary, [], "by is empty"),
     (timings.trend, ["regoin"], "Did you mean 'region'"),
-    (timings.compare, ["via"], "Give by some of image, region"),
+    (timings.compare, ["via"], "Set by to some of image, region"),
 ]
 
 
@@ -204,7 +204,7 @@ def test_one_column_may_be_given_as_a_word(team: pd.DataFrame) -> None:
 
 
 def test_a_period_that_pandas_does_not_know_is_refused(team: pd.DataFrame) -> None:
-    with pytest.raises(errors.ParameterError, match=r"'fortnight' is not a length of time"):
+    with pytest.raises(errors.ParameterError, match=r"Invalid length of time 'fortnight'"):
         timings.trend(team, every="fortnight")
 
 
@@ -221,13 +221,13 @@ def test_the_steps_asked_for_say_how_many_they_are(kept: Tables) -> None:
     assert str(recorded.read(tables=kept)) == "3 steps of 2 runs."
     some = recorded.read(tables=kept, image="ecs-node", region="eu-central-1", via="import")
     assert len(some.steps) == 2
-    assert str(some) == "2 steps of 1 run of image 'ecs-node', region 'eu-central-1', path 'import'."
+    assert str(some) == "2 steps of 1 run of image 'ecs-node', region 'eu-central-1', method 'import'."
 
 
 def test_an_image_without_steps_is_told_with_the_nearest_one(kept: Tables) -> None:
     found = recorded.read(tables=kept, image="ecs-nod")
     assert found.steps.empty
-    assert "The table has no step of image 'ecs-nod'. Did you mean 'ecs-node'?" in str(found)
+    assert "No steps of image 'ecs-nod'. Did you mean 'ecs-node'?" in str(found)
     assert "Recorded images: ecs-node, gc-fwd." in found._repr_html_()
 
 
@@ -245,11 +245,11 @@ def test_a_path_that_is_none_is_refused(kept: Tables) -> None:
 
 def test_parts_that_never_met_are_told(kept: Tables) -> None:
     found = recorded.read(tables=kept, image="ecs-node", region="us-east-1")
-    assert str(found) == "The table has no step of image 'ecs-node', region 'us-east-1'."
+    assert str(found) == "No steps of image 'ecs-node', region 'us-east-1'."
 
 
 def test_an_empty_table_says_what_to_do(tmp_path: Path) -> None:
-    assert "publish an image first" in str(recorded.read(tables=Tables(tmp_path), image="ecs-node"))
+    assert "Publish an image first" in str(recorded.read(tables=Tables(tmp_path), image="ecs-node"))
 
 
 def test_a_tenth_of_a_second_is_nothing_to_speak_of() -> None:
@@ -372,7 +372,7 @@ def test_the_pictures_have_axes_with_units_and_no_warning(
 
 
 def test_the_slow_are_ringed(team: pd.DataFrame) -> None:
-    assert "slow by its own history" in words(timing_plots.plot_trend(team))
+    assert "slower than usual" in words(timing_plots.plot_trend(team))
     assert "slow" not in words(timing_plots.plot_trend(steps({"seconds": 4})))
 
 
@@ -462,8 +462,8 @@ def test_the_pictures_say_what_they_leave_out(team: pd.DataFrame) -> None:
         ]
     )
     for plot in (timing_plots.plot_usual, timing_plots.plot_trend):
-        assert "not drawn: 12 images" in words(plot(many))
-        assert "not drawn" not in words(plot(team))
+        assert "not shown: 12 images" in words(plot(many))
+        assert "not shown" not in words(plot(team))
 
 
 @pytest.mark.parametrize("colour", [*figures.PATH_COLOURS.values(), figures.ALARM])

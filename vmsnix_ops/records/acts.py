@@ -94,9 +94,9 @@ def announce(act: str, resource: str, region: str = "") -> None:
             files.make_folder(place.folder)
         _append(path, Redactor(secret_values()).json(json.dumps(line)) + "\n")
     except OSError as error:
-        why = f"The line that announces it could not be written to {path}: {error.strerror or error}."
+        why = f"Could not announce it in {path}: {error.strerror or error}."
         if isinstance(error.__context__, VmsnixError):  # a failure that was being cleaned up after
-            why += f" It was to be done because the run had failed: {error.__context__}"
+            why += f"It was to undo a failed run. The failure: {error.__context__}"
         if place.announced:
             done = list(place.announced)
             if len(done) > LISTED:
@@ -106,8 +106,8 @@ def announce(act: str, resource: str, region: str = "") -> None:
             f"{act} of {resource} was not done.",
             why=why,
             announced=place.announced,
-            cure="Make room or correct the folder's permissions, then run the same command again: it does "
-            "what is left.",
+            cure="Free disk space or correct the folder's permissions, then run the same command again: it "
+            "continues with what is left.",
         ) from error
     place.announced.append(f"{act} of {resource}")
 

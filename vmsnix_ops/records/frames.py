@@ -140,7 +140,7 @@ def _array(schema: Schema, column: Column, values: Sequence[Any]) -> pa.Array:
         raise SchemaError(
             f"Column {column.name!r} of the table {schema.name!r} cannot be stored.",
             why=f"{error}.",
-            cure="Correct the values; a count has 64 bits, and text is Unicode without lone surrogates.",
+            cure="Correct the values: a count has 64 bits, and text is Unicode without lone surrogates.",
         ) from error
 
 
@@ -150,8 +150,8 @@ def _refuse(
     expected = expected or EXPECTED[column.kind]
     unit = f" in {column.unit}" if column.unit and column.kind != "time" else ""
     raise SchemaError(
-        f"Column {column.name!r} of the table {schema.name!r} does not fit: row {row} holds {found}.",
-        why=f"Expected is {expected}{unit}.",
+        f"Invalid value in column {column.name!r} of the table {schema.name!r}: row {row} contains {found}.",
+        why=f"Expected: {expected}{unit}.",
         cure=hint or "Correct the row; nothing was written.",
     )
 
@@ -191,7 +191,7 @@ def _json(value: object) -> str:
             ensure_ascii=False,
         )
     except (TypeError, ValueError) as error:
-        message = f"a value that JSON cannot hold ({error})"
+        message = f"a value that JSON cannot represent ({error})"
         raise _Misfit(message) from error
 
 

@@ -266,8 +266,8 @@ def _moment(since: datetime | timedelta | None) -> datetime | None:
     if since is not None and since.utcoffset() is None:
         raise UsageError(
             f"The time {since.isoformat()} has no time zone.",
-            why="The tables are in UTC, and a guess would be hours off.",
-            cure=f"Write {since.isoformat()}+00:00 for UTC.",
+            why="The tables are in UTC. A local time would be wrong by hours.",
+            cure=f"Use {since.isoformat()}+00:00 for UTC.",
         )
     return since
 
@@ -275,7 +275,7 @@ def _moment(since: datetime | timedelta | None) -> datetime | None:
 def _newest(frame: pd.DataFrame, column: str, last: int | None) -> pd.DataFrame:
     if last is not None and last < 0:
         raise UsageError(
-            f"last={last} is not a number of rows.", why="It is negative.", cure="Give 0 or more."
+            f"last={last} is not a number of rows.", why="It is negative.", cure="Use 0 or more."
         )
     frame = frame.sort_values(column, ascending=False, kind="stable", ignore_index=True)
     return frame if last is None else frame.head(last)
@@ -387,7 +387,7 @@ def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | N
         _check_region(region)
     if via and via not in PATHS:
         raise errors.ParameterError(
-            f"There is no path {via!r} to a snapshot.",
+            f"Invalid method {via!r}: use {' or '.join(map(repr, PATHS))}.",
             why=errors.nearest(via, PATHS),
             cure=f"Use {' or '.join(map(repr, PATHS))}, or leave via out.",
         )
@@ -399,12 +399,15 @@ def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | N
         return Timings(found, f"{counted(len(found), 'step')} of {runs}{_of(wanted)}.")
     recorded = tables.read("steps", columns=list(wanted)).drop_duplicates()
     if recorded.empty:
-        return Timings(found, "No step has been recorded yet: publish an image first.")
-    words = [f"The table has no step{_of(wanted)}."]
+        return Timings(found, "No steps yet. Publish an image first.")
+    words = [f"No steps{_of(wanted)}."]
     for name, value in wanted.items():
         known = sorted(recorded[name].dropna().unique())
         if value and value not in known:
-            words += [errors.nearest(value, known), f"Recorded {name}s: {', '.join(known)}."]
+            words += [
+                errors.nearest(value, known),
+                f"Recorded {_WORDS.get(name, name)}s: {', '.join(known)}.",
+            ]
     return Timings(found, " ".join(filter(None, words)))
 
 
@@ -419,9 +422,9 @@ def _check_region(region: str) -> None:
     if region not in known:
         raise errors.ParameterError(
             f"There is no AWS region {region!r}.",
-            why=errors.nearest(region, known) or "botocore's list of regions does not have it.",
+            why=errors.nearest(region, known) or "It is not in botocore's list of regions.",
             cure="Check the name; if the region is brand new, update botocore.",
         )
 
 
-_WORDS = {"via": "path"}
+_WORDS = {"via": "method"}

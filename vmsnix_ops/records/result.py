@@ -1,6 +1,6 @@
-"""``result.json``: what a run has to say to the machines that come after it.
+"""``result.json``: the result of a run, for programs.
 
-Every documented key is always there; ``null`` where a run has nothing to say. A runbook may add keys of its
+Every documented key is always present; ``null`` where it does not apply. A runbook may add keys of its
 own.
 """
 
@@ -29,43 +29,43 @@ if TYPE_CHECKING:
 FILE_NAME = "result.json"
 
 KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "run_id": (str, "The run."),
-    "runbook": (str, "The runbook."),
-    "status": (str, "done, failed, partial or cancelled; running until it ends."),
-    "exit_code": (int, "0 done, 1 failed, 2 wrong use, 3 partial, or not all evidence kept."),
-    "ami_id": (str, "The AMI that was published or found."),
+    "run_id": (str, "Run ID."),
+    "runbook": (str, "Name of the runbook."),
+    "status": (str, "done, failed, partial or cancelled; running until the run ends."),
+    "exit_code": (int, "0 done, 1 failed, 2 usage error, 3 partial or evidence incomplete."),
+    "ami_id": (str, "AMI that was published or found."),
     "snapshot_id": (str, "Snapshot of its root device."),
     "image_name": (str, "Name of the AMI."),
     "image": (str, "Short name of the image."),
     "region": (str, "AWS region."),
-    "account": (str, "AWS account id, 12 digits."),
+    "account": (str, "AWS account ID, 12 digits."),
     "digest": (str, "SHA-256 of the image file, in hexadecimal."),
-    "parameters": (dict, "Every parameter with the value that it had."),
-    "side_effects": (str, "What the runbook declares: read_only, creates or destroys."),
-    "sandbox": (str, "Address of the sandbox that the run used."),
-    "started_at": (str, "When it began, ISO 8601, UTC."),
-    "finished_at": (str, "When it ended, ISO 8601, UTC."),
-    "seconds": ((int, float), "How long the run took."),
+    "parameters": (dict, "Every parameter with its value."),
+    "side_effects": (str, "Effect that the runbook declares: read_only, creates or destroys."),
+    "sandbox": (str, "Address of the sandbox; null for a run in AWS."),
+    "started_at": (str, "Start of the run, ISO 8601, UTC."),
+    "finished_at": (str, "End of the run, ISO 8601, UTC."),
+    "seconds": ((int, float), "Duration of the run."),
     "steps": (list, "One object per step: step, status, seconds, bytes."),
     "slow": (
         list,
-        "The steps that were slow by their own history, objects with step, seconds, usual_seconds, "
-        "limit_seconds, earlier (how many steps that history has) and text (the same as a sentence); empty "
-        "when none was, null when nobody looked or the history cannot be read.",
+        "Steps that were slower than usual: objects with step, seconds, usual_seconds, limit_seconds, "
+        "earlier (number of earlier steps compared) and text (the same as a sentence). Empty if none was "
+        "slow; null if the history was not or could not be read.",
     ),
-    "tables": (list, "What else the summary of a CI job shows: objects with title, columns, rows."),
-    "error": (str, "The error that ended the run, as sentences."),
-    "failure": (dict, "The same in parts: type, what, why, cure, exit_code, cell, detail."),
-    "problems": (list, "What went wrong after the last cell, such as a history that could not be written."),
-    "notebook": (str, "Place of the executed notebook: a path, or s3://."),
-    "report": (str, "Place of the HTML report."),
-    "log": (str, "Place of the log."),
-    "result": (str, "Place of this file."),
-    "files": (dict, "Every file of the run by its name: place, sha256, bytes."),
-    "secrets_removed": (dict, "How many secrets were taken out of the evidence, by kind."),
-    "user": (str, "Who ran it: the user of the operating system."),
-    "host": (str, "On which machine."),
-    "cwd": (str, "In which folder; relative paths among the parameters count from it."),
+    "tables": (list, "Tables of the CI job summary: objects with title, columns, rows."),
+    "error": (str, "Error that ended the run, as text."),
+    "failure": (dict, "The same error as an object: type, what, why, cure, exit_code, cell, detail."),
+    "problems": (list, "Problems after the last cell, such as a history that could not be written."),
+    "notebook": (str, "Location of the executed notebook: a path or an s3:// URL."),
+    "report": (str, "Location of the HTML report."),
+    "log": (str, "Location of the log."),
+    "result": (str, "Location of this file."),
+    "files": (dict, "Files of the run by name: place, sha256, bytes."),
+    "secrets_removed": (dict, "Number of secrets removed from the evidence, by kind."),
+    "user": (str, "Operating system user that ran it."),
+    "host": (str, "Host name of the machine that ran it."),
+    "cwd": (str, "Working directory; relative paths in the parameters start there."),
     "package_version": (str, "Version of vmsnix_ops."),
 }
 """Documented keys: the type of the value where it is not ``null``, and what it means."""
@@ -123,9 +123,9 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
         text = json_text(text) + "\n"
     except (TypeError, ValueError) as error:
         raise SchemaError(
-            "The result of the run cannot be written as JSON.",
+            "Could not write the result of the run as JSON.",
             why=f"{error}.",
-            cure="Give plain values: text, finite numbers, lists, mappings, times and paths.",
+            cure="Use plain values: text, finite numbers, lists, mappings, times and paths.",
         ) from error
     path = run.folder / FILE_NAME
     with saving(path):
@@ -147,10 +147,10 @@ def saving(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UnsavedError(
-            f"The work is done, and its record could not be saved in {place}.",
+            f"The job completed, but its record could not be saved in {place}.",
             why=f"{error.strerror or error}.",
-            cure="Free space on the disk or correct the folder's permissions. The same command again changes "
-            "nothing that is done, and saves the record.",
+            cure="Free disk space or correct the folder's permissions, then run the same command again: it "
+            "keeps completed work and saves the record.",
         ) from error
 
 
@@ -278,7 +278,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise RecordsError(
-            f"The result of a run cannot be read from {path}.", why=f"{error}.", cure="Run the runbook again."
+            f"Cannot read the result of a run from {path}.", why=f"{error}.", cure="Run the runbook again."
         ) from error
     if not isinstance(result, dict):
         raise RecordsError(
@@ -294,14 +294,14 @@ def _check(key: str, kind: type | tuple[type, ...], value: object) -> None:
     if not right:
         expected = kind.__name__ if isinstance(kind, type) else " or ".join(each.__name__ for each in kind)
         raise SchemaError(
-            f"The result's {key!r} is {value!r}.",
-            why=f"It is a {type(value).__name__}; {expected} is expected ({KEYS[key][1]})",
+            f"Invalid {key!r} in the result: {value!r}.",
+            why=f"It is a {type(value).__name__}, but {expected} is expected ({KEYS[key][1]})",
             cure="Correct what the runbook returns.",
         )
     if key == "status" and value is not None and value not in outcomes.VERDICTS:
         raise SchemaError(
-            f"The result's status is {value!r}.",
-            why=f"It is one of {', '.join(outcomes.VERDICTS)}.",
+            f"Invalid status in the result: {value!r}.",
+            why=f"The statuses are {', '.join(outcomes.VERDICTS)}.",
             cure="Correct what the runbook returns.",
         )
 
@@ -331,9 +331,9 @@ def reference_page() -> str:
         "",
         "<!-- Written by `python -m vmsnix_ops.records.result`: change vmsnix_ops/records/result.py. -->",
         "",
-        "What a run says to the machines that come after it. Every key is always there, `null` where a run",
-        "has nothing to say; a runbook adds keys of its own. `vmsnix NAME --json` and",
-        "`vmsnix runs show ID --json` print it. Its [JSON schema](result.schema.json) is for programs.",
+        "The result of a run for programs. Every key is always present, `null` where it does not apply;",
+        "a runbook can add keys. To print it, use `vmsnix NAME --json` or `vmsnix runs show ID --json`. Its",
+        "[JSON schema](result.schema.json) describes it for programs.",
         "",
         "In GitHub Actions every plain value is an output of the step.",
         "",

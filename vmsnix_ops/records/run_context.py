@@ -101,9 +101,9 @@ def current_run(
     run_id = environment.get("VMSNIX_RUN_ID", "")
     if run_id and not _RUN_ID.fullmatch(run_id):
         raise SettingsError(
-            f"VMSNIX_RUN_ID={run_id!r} cannot name a run.",
-            why="It becomes a folder and a tag: letters, digits, '.', '_' and '-' only, 128 at most.",
-            cure="Unset it; the runner sets it where it is needed.",
+            f"Invalid run id VMSNIX_RUN_ID={run_id!r}.",
+            why="A run id is used as a folder name and a tag: up to 128 letters, digits, '.', '_' and '-'.",
+            cure="Run unset VMSNIX_RUN_ID; vmsnix sets it where it is needed.",
         )
     managed = bool(run_id)
     if managed:
@@ -116,9 +116,9 @@ def current_run(
         files.make_folder(folder)
     except OSError as error:
         raise RecordsError(
-            f"The folder of the run cannot be made: {folder}.",
+            f"Could not create the folder of the run: {folder}.",
             why=f"{error.strerror}.",
-            cure="Correct its permissions, or name another state folder in VMSNIX_STATE.",
+            cure="Correct its permissions, or set VMSNIX_STATE to another folder.",
         ) from error
     entry = environment.get("VMSNIX_RUN_ENTRY", "") if managed else ""
     return RunContext(run_id, runbook, folder, managed, entry)

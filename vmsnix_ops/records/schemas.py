@@ -96,7 +96,7 @@ class Schema:
         raise SchemaError(
             f"The table {self.name!r} has no column {name!r}.",
             why=nearest(name, self.names) or f"Its columns are {', '.join(self.names)}.",
-            cure="Correct the name.",
+            cure="Correct the column's name.",
         )
 
     @cache  # noqa: B019 - there are as many as tables
@@ -144,89 +144,90 @@ def schema(table: str) -> Schema:
         raise SchemaError(
             f"There is no table {table!r}.",
             why=nearest(table, SCHEMAS) or f"The tables are {', '.join(SCHEMAS)}.",
-            cure="Correct the name.",
+            cure="Correct the table's name.",
         )
     return SCHEMAS[table]
 
 
-_RUN_ID = Column("run_id", "text", "The run; joins `runs`, `steps` and `amis`.", required=True)
+_RUN_ID = Column("run_id", "text", "Run ID; joins `runs`, `steps` and `amis`.", required=True)
 _IMAGE = Column("image", "text", "Short name of the image, such as `ecs-node`.")
 _DIGEST = Column("digest", "text", "SHA-256 of the image file, in hexadecimal.")
 _REGION = Column("region", "text", "AWS region.")
-_ACCOUNT = Column("account", "text", "AWS account id, 12 digits.")
+_ACCOUNT = Column("account", "text", "AWS account ID, 12 digits.")
 _VIA = Column(
     "via",
     "text",
-    "How the bytes became a snapshot: VM Import, or the EBS direct APIs.",
+    "Method that created the snapshot: `import` is VM Import, `direct` is the EBS direct APIs.",
     values=("import", "direct"),
 )
 
 RUNS = Schema(
     "runs",
-    "One row is one run of a runbook, written when it ends.",
+    "One row per run of a runbook, written when the run ends.",
     (
         _RUN_ID,
         Column("runbook", "text", "Name of the runbook, such as `publish-ami`.", required=True),
         Column(
             "status",
             "text",
-            "How it ended.",
+            "Outcome of the run.",
             required=True,
             values=outcomes.VERDICTS,
         ),
-        Column("started_at", "time", "When it started.", "UTC", required=True),
-        Column("finished_at", "time", "When it ended.", "UTC"),
-        Column("seconds", "number", "How long it took.", "s"),
+        Column("started_at", "time", "Start of the run.", "UTC", required=True),
+        Column("finished_at", "time", "End of the run.", "UTC"),
+        Column("seconds", "number", "Duration of the run.", "s"),
         _REGION,
         _ACCOUNT,
         _IMAGE,
-        Column("image_name", "text", "Name of the AMI that it published."),
-        Column("ami_id", "text", "The AMI that it published."),
+        Column("image_name", "text", "Name of the published AMI."),
+        Column("ami_id", "text", "ID of the published AMI."),
         Column("notebook", "text", "Path of the executed notebook."),
         Column("report", "text", "Path of the HTML report."),
-        Column("parameters", "json", "The parameters with which it ran."),
-        Column("error", "text", "The error that ended it; empty when it is done."),
-        Column("user", "text", "Who ran it: the user of the operating system."),
-        Column("host", "text", "On which machine."),
+        Column("parameters", "json", "Parameters of the run."),
+        Column("error", "text", "Error that ended the run; empty when the run is done."),
+        Column("user", "text", "Operating system user that ran it."),
+        Column("host", "text", "Host name of the machine that ran it."),
         Column("version", "text", "Version of vmsnix_ops."),
     ),
 )
 
 STEPS = Schema(
     "steps",
-    "One row is one step of one run, written when the step ends.",
+    "One row per step of a run, written when the step ends.",
     (
         _RUN_ID,
         Column("step", "text", "Name of the step, such as `upload`.", required=True),
         Column(
             "status",
             "text",
-            "How it ended; `reused`: its result existed already; `unchanged`: already as wanted.",
+            "Outcome of the step. `reused`: its result existed; `unchanged`: already in the desired state.",
             required=True,
             values=(*outcomes.SUCCEEDED, "planned", "skipped", "failed"),
         ),
-        Column("started_at", "time", "When it started.", "UTC", required=True),
-        Column("finished_at", "time", "When it ended.", "UTC"),
-        Column("seconds", "number", "How long it took.", "s"),
-        Column("bytes", "count", "How many bytes it moved or worked on.", "B"),
+        Column("started_at", "time", "Start of the step.", "UTC", required=True),
+        Column("finished_at", "time", "End of the step.", "UTC"),
+        Column("seconds", "number", "Duration of the step.", "s"),
+        Column("bytes", "count", "Bytes that the step transferred or processed.", "B"),
         Column(
             "items",
             "count",
-            "How much work there was: of a build, derivations built and store paths fetched.",
+            "Number of items that the step processed. For a build: derivations built plus store paths "
+            "fetched.",
         ),
         _IMAGE,
         _DIGEST,
         _REGION,
         _VIA,
-        Column("detail", "json", "What else the step has to say: identifiers, attempts, messages."),
+        Column("detail", "json", "Details of the step: identifiers, attempts, messages."),
     ),
 )
 
 AMIS = Schema(
     "amis",
-    "One row is what was known of one AMI at one time; the latest row of an AMI and region counts.",
+    "One row per recorded state of an AMI in a region; the latest row is the current one.",
     (
-        Column("ami_id", "text", "The AMI.", required=True),
+        Column("ami_id", "text", "AMI ID.", required=True),
         Column("name", "text", "Name of the AMI.", required=True),
         _IMAGE,
         Column("version", "text", "Version of the image."),
@@ -235,31 +236,34 @@ AMIS = Schema(
         Column("region", "text", "AWS region.", required=True),
         _ACCOUNT,
         Column("snapshot_id", "text", "Snapshot of the root device."),
-        Column("run_id", "text", "The run that made it."),
-        Column("created_at", "time", "When AWS created it.", "UTC"),
+        Column("run_id", "text", "Run that published or copied the AMI."),
+        Column("created_at", "time", "Creation time in AWS.", "UTC"),
         Column("recorded_at", "time", "When this row was written.", "UTC", required=True),
         Column("size_gib", "count", "Size of the root volume.", "GiB"),
-        Column("boot_mode", "text", "How it boots.", values=("legacy-bios", "uefi", "uefi-preferred")),
+        Column(
+            "boot_mode", "text", "Boot mode of the AMI.", values=("legacy-bios", "uefi", "uefi-preferred")
+        ),
         Column("root_device", "text", "Device name of the root volume, such as `/dev/sda1`."),
         Column(
             "imds_support",
             "text",
-            "`v2.0` when instances answer to session tokens only; empty text when not.",
+            "`v2.0` if instances require IMDSv2 session tokens; empty text if not.",
         ),
-        Column("tpm_support", "text", "`v2.0` when instances have a TPM; empty text when not."),
-        Column("ena_support", "flag", "Whether it has enhanced networking."),
+        Column("tpm_support", "text", "`v2.0` if instances have a TPM; empty text if not."),
+        Column("ena_support", "flag", "Whether enhanced networking (ENA) is on."),
         _VIA,
         Column("public", "flag", "Whether every AWS account may launch it."),
-        Column("deprecated_at", "time", "From when on it is deprecated; empty without a date.", "UTC"),
-        Column("protected", "flag", "Whether it is protected from deregistration."),
-        Column("description", "text", "What people read of it."),
-        Column("state", "text", "State of the AMI as AWS names it, such as `available`."),
-        Column("flake", "text", "Flake reference from which it was built."),
+        Column("deprecated_at", "time", "Deprecation time; empty if none is set.", "UTC"),
+        Column("protected", "flag", "Whether deregistration protection is on."),
+        Column("description", "text", "Description of the AMI."),
+        Column("state", "text", "State of the AMI in AWS, such as `available`."),
+        Column("flake", "text", "Flake reference that the AMI was built from."),
         Column("drv", "text", "Store path of the derivation."),
         Column(
             "source",
             "text",
-            "Where the row is from: the run that published, copied or retired it, or the tags in AWS.",
+            "Origin of the row: the run that published, copied or retired the AMI, or a sync of the tags in "
+            "AWS.",
             required=True,
             values=("publish", "promote", "retire", "sync"),
         ),
@@ -269,65 +273,65 @@ AMIS = Schema(
 
 PROMOTIONS = Schema(
     "promotions",
-    "One row is what one AMI was promoted to in one region, or that a channel was rolled back to it.",
+    "One row per AMI and region of a promotion or a rollback.",
     (
         _RUN_ID,
-        Column("promoted_at", "time", "When it was done.", "UTC", required=True),
-        Column("how", "text", "What was done.", required=True, values=("promote", "roll back")),
-        Column("ami_id", "text", "The AMI; joins `amis`.", required=True),
+        Column("promoted_at", "time", "Time of the promotion or rollback.", "UTC", required=True),
+        Column("how", "text", "Kind of change.", required=True, values=("promote", "roll back")),
+        Column("ami_id", "text", "AMI ID; joins `amis`.", required=True),
         Column("region", "text", "AWS region.", required=True),
         _ACCOUNT,
         Column("name", "text", "Name of the AMI."),
         _IMAGE,
         Column("version", "text", "Version of the image."),
         _DIGEST,
-        Column("source_ami_id", "text", "The AMI that it was copied from; empty for the original."),
-        Column("source_region", "text", "Where that one is."),
-        Column("channel", "text", "The channel that points to it since; empty when none was moved."),
-        Column("pointer", "text", "Name of the channel's parameter."),
-        Column("previous_ami_id", "text", "Where the channel pointed before."),
-        Column("shared_with", "json", "Accounts, organizations and units that may launch it."),
+        Column("source_ami_id", "text", "AMI that this one is a copy of; empty for the original."),
+        Column("source_region", "text", "Region of that AMI."),
+        Column("channel", "text", "Channel that was set to the AMI; empty if no channel was set."),
+        Column("pointer", "text", "Name of the channel's SSM parameter."),
+        Column("previous_ami_id", "text", "AMI that the channel contained before."),
+        Column(
+            "shared_with", "json", "Accounts, organizations and organizational units that may launch the AMI."
+        ),
         Column("snapshots_shared_with", "json", "Accounts that may use its snapshots."),
         Column("public", "flag", "Whether every AWS account may launch it."),
-        Column("deprecated_at", "time", "From when on it is deprecated.", "UTC"),
-        Column("protected", "flag", "Whether it is protected from deregistration."),
+        Column("deprecated_at", "time", "Deprecation time.", "UTC"),
+        Column("protected", "flag", "Whether deregistration protection is on."),
         Column("encrypted", "flag", "Whether its snapshots are encrypted."),
-        Column("kms_key", "text", "ARN of the key of its root snapshot."),
+        Column("kms_key", "text", "ARN of the KMS key of its root snapshot."),
     ),
 )
 
 PACKAGES = Schema(
     "packages",
-    "One row is one store path in the closure of one published image.",
+    "One row per store path in the closure of a published image.",
     (
         Column("digest", "text", "SHA-256 of the image file, in hexadecimal; joins `amis`.", required=True),
         _IMAGE,
         Column("image_version", "text", "Version of the image."),
         Column("system", "text", "Nix system, such as `x86_64-linux`."),
-        Column("name", "text", "Name of the package, without its version.", required=True),
+        Column("name", "text", "Package name without the version.", required=True),
         Column("version", "text", "Version of the package."),
-        Column("store_path", "text", "Its path in the Nix store.", required=True),
-        Column("bytes", "count", "Size of the path itself (NAR).", "B"),
-        Column("run_id", "text", "The run that recorded it."),
+        Column("store_path", "text", "Path in the Nix store.", required=True),
+        Column("bytes", "count", "NAR size of the path itself.", "B"),
+        Column("run_id", "text", "Run that recorded the row."),
         Column("recorded_at", "time", "When this row was written.", "UTC", required=True),
     ),
 )
 
 INVENTORY = Schema(
     "inventory",
-    "One row is one resource as one scan of an account saw it; a row of kind `region` or `bucket` says "
-    "that it was read.",
+    "One row per resource that a scan found. Rows of kind `region` and `bucket` record that the scan read "
+    "it.",
     (
-        Column("run_id", "text", "The run that scanned.", required=True),
-        Column(
-            "scanned_at", "time", "When the scan started; the same for all its rows.", "UTC", required=True
-        ),
-        Column("account", "text", "AWS account id, 12 digits.", required=True),
+        Column("run_id", "text", "Run that scanned.", required=True),
+        Column("scanned_at", "time", "Start of the scan; equal in all its rows.", "UTC", required=True),
+        Column("account", "text", "AWS account ID, 12 digits.", required=True),
         Column("region", "text", "AWS region.", required=True),
         Column(
             "kind",
             "text",
-            "What it is.",
+            "Kind of resource.",
             required=True,
             values=(
                 "ami",
@@ -340,42 +344,49 @@ INVENTORY = Schema(
                 "bucket",
             ),
         ),
-        Column("resource_id", "text", "Its identifier or key.", required=True),
-        Column("name", "text", "Its name."),
-        Column("state", "text", "Its state as AWS names it."),
-        Column("created_at", "time", "When AWS created it.", "UTC"),
+        Column("resource_id", "text", "Identifier or key of the resource.", required=True),
+        Column("name", "text", "Name of the resource."),
+        Column("state", "text", "State in AWS."),
+        Column("created_at", "time", "Creation time in AWS.", "UTC"),
         Column("size_gib", "count", "Size of its volumes.", "GiB"),
-        Column("stored_bytes", "count", "Bytes that it stores, where AWS tells them.", "B"),
-        Column("estimated", "flag", "Whether the cost had to be taken from the size of the volumes."),
-        Column("monthly_usd", "number", "What it costs; an AMI costs what its snapshots do.", "USD a month"),
+        Column("stored_bytes", "count", "Bytes stored; empty if AWS does not report them.", "B"),
+        Column("estimated", "flag", "Whether the cost is estimated from the volume size."),
+        Column(
+            "monthly_usd",
+            "number",
+            "Monthly cost; the cost of an AMI is that of its snapshots.",
+            "USD per month",
+        ),
         Column("tier", "text", "Storage tier of a snapshot.", values=("standard", "archive")),
-        Column("referenced", "flag", "Whether it is used; empty where that cannot be known."),
-        Column("references", "json", "What uses it: objects with `kind`, `id`, and what else is known."),
+        Column("referenced", "flag", "Whether the resource is referenced; empty if unknown."),
+        Column(
+            "references", "json", "References to the resource: objects with `kind`, `id` and further details."
+        ),
         Column("public", "flag", "Whether every AWS account may use it."),
-        Column("encrypted", "flag", "Whether its bytes are encrypted."),
-        Column("last_launched_at", "time", "When an instance was last launched from it.", "UTC"),
-        Column("deprecated_at", "time", "From when on it is deprecated.", "UTC"),
-        Column("snapshots", "json", "The snapshots that an AMI holds, or that an import made."),
-        Column("imds_support", "text", "`v2.0` where instances of an AMI answer to session tokens only."),
-        Column("boot_mode", "text", "How an AMI boots; empty for the default of the instance type."),
-        Column("root_device", "text", "Device name of an AMI's root volume."),
-        Column("source", "text", "What it was made from: a volume, a description, an AMI, an object."),
-        Column("message", "text", "What AWS says of its state, such as why a copy failed."),
+        Column("encrypted", "flag", "Whether it is encrypted."),
+        Column("last_launched_at", "time", "Last launch of an instance from the AMI.", "UTC"),
+        Column("deprecated_at", "time", "Deprecation time.", "UTC"),
+        Column("snapshots", "json", "Snapshots of an AMI, or the snapshot of an import."),
+        Column("imds_support", "text", "`v2.0` if instances of the AMI require IMDSv2 session tokens."),
+        Column("boot_mode", "text", "Boot mode of an AMI; empty for the default of the instance type."),
+        Column("root_device", "text", "Device name of the AMI's root volume."),
+        Column("source", "text", "Origin of the resource: a volume, a description, an AMI or an object."),
+        Column("message", "text", "State message of AWS, such as why a copy failed."),
         _IMAGE,
         _DIGEST,
-        Column("tags", "json", "Its tags."),
+        Column("tags", "json", "Tags of the resource."),
     ),
 )
 
 MANIFESTS = Schema(
     "manifests",
-    "One row is one block of one snapshot that was uploaded through the EBS direct APIs.",
+    "One row per block of a snapshot that was uploaded through the EBS direct APIs.",
     (
-        Column("snapshot_id", "text", "The snapshot; joins `amis`.", required=True),
+        Column("snapshot_id", "text", "Snapshot ID; joins `amis`.", required=True),
         Column("region", "text", "AWS region.", required=True),
         Column("digest", "text", "SHA-256 of the image file, in hexadecimal; joins `amis`.", required=True),
         _IMAGE,
-        Column("block", "count", "Index of the block, which is 524288 bytes.", required=True),
+        Column("block", "count", "Index of the block; a block has 524288 bytes.", required=True),
         Column("sha256", "text", "SHA-256 of the block, in hexadecimal.", required=True),
         Column("recorded_at", "time", "When this row was written.", "UTC", required=True),
     ),
@@ -383,31 +394,40 @@ MANIFESTS = Schema(
 
 RETIREMENTS = Schema(
     "retirements",
-    "One row is one thing that was done to one AMI or snapshot when it was retired, restored or removed.",
+    "One row per AMI or snapshot that was retired, restored or deleted.",
     (
-        Column("run_id", "text", "The run that did it.", required=True),
-        Column("done_at", "time", "When it was done.", "UTC", required=True),
-        Column("account", "text", "AWS account id, 12 digits.", required=True),
+        Column("run_id", "text", "Run that did it.", required=True),
+        Column("done_at", "time", "Time of the change.", "UTC", required=True),
+        Column("account", "text", "AWS account ID, 12 digits.", required=True),
         Column("region", "text", "AWS region.", required=True),
-        Column("kind", "text", "What it is.", required=True, values=("ami", "snapshot")),
-        Column("resource_id", "text", "Its identifier.", required=True),
+        Column("kind", "text", "Kind of resource.", required=True, values=("ami", "snapshot")),
+        Column("resource_id", "text", "Identifier of the resource.", required=True),
         Column(
             "action",
             "text",
-            "What was done: `retired` and `restored` undo each other, `deleted` is for good.",
+            "Kind of change. `retired` and `restored` undo each other; `deleted` is final.",
             required=True,
             values=("retired", "restored", "deleted"),
         ),
-        Column("name", "text", "Its name."),
+        Column("name", "text", "Name of the resource."),
         _IMAGE,
         _DIGEST,
-        Column("ami_id", "text", "Of a snapshot: the AMI with which it went."),
-        Column("reasons", "json", "Why: the reasons of the plan."),
-        Column("shared_with", "json", "Retired: who could use it. Restored: who can again."),
-        Column("deprecated_before", "time", "Its deprecation date before it was retired.", "UTC"),
-        Column("grace_until", "time", "Until when it can be restored.", "UTC"),
+        Column("ami_id", "text", "AMI that a snapshot was retired, restored or deleted with."),
+        Column("reasons", "json", "Reasons from the plan."),
+        Column(
+            "shared_with", "json", "Accounts and groups that lost access (retired) or regained it (restored)."
+        ),
+        Column("deprecated_before", "time", "Deprecation time before the retirement.", "UTC"),
+        Column(
+            "grace_until",
+            "time",
+            "End of the retention period; the resource can be restored until then.",
+            "UTC",
+        ),
         Column("size_gib", "count", "Size of its volumes.", "GiB"),
-        Column("stored_bytes", "count", "Bytes that its snapshots held, where AWS told them.", "B"),
+        Column(
+            "stored_bytes", "count", "Bytes stored in its snapshots; empty if AWS does not report them.", "B"
+        ),
     ),
 )
 
@@ -426,7 +446,7 @@ def reference_page() -> str:
         "<!-- Written by `python -m vmsnix_ops.records.schemas`: change vmsnix_ops/records/schemas.py. -->",
         "",
         "Delta Lake tables, append-only, in the folder or S3 prefix that the setting `history` names.",
-        "Times are UTC. Read them with `vmsnix_ops.records.history`, or with any reader of Delta Lake.",
+        "Times are UTC. Read them with `vmsnix_ops.records.history` or any Delta Lake reader.",
         "",
         "| kind | in the table | in pandas | note |",
         "|---|---|---|---|",

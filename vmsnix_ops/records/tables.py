@@ -112,7 +112,7 @@ def _from_botocore(given: Mapping[str, str], region: str | None) -> tuple[dict[s
     if keys is None:
         raise RecordsError(
             "The history on S3 cannot be reached: there are no AWS credentials.",
-            why="Neither the environment, nor a profile, nor this machine's role has any.",
+            why="Found none in the environment, in a profile or in this machine's role.",
             cure=_SIGN_IN,
         )
     access_key, secret_key, token = keys
@@ -493,8 +493,8 @@ class Tables:
                 time.sleep(random.uniform(0, 0.05 * 2 ** min(attempt, 6)))  # noqa: S311
         raise CommitConflictError(
             f"The table {table!r} in {self.location} was not changed.",
-            why=f"Other writers kept winning the commit, {ATTEMPTS} times ({_first_line(conflict)}).",
-            cure="Run it again when fewer runs write at once.",
+            why=f"Other writers committed first in all {ATTEMPTS} attempts ({_first_line(conflict)}).",
+            cure="Run it again when fewer runs write at the same time.",
         ) from conflict
 
     @contextmanager
@@ -540,8 +540,8 @@ class Tables:
                 if Path(self.location).exists() and not Path(self.location).is_dir():
                     raise RecordsError(
                         f"The tables cannot be read from {self.location}.",
-                        why="It is a file; tables live in a folder.",
-                        cure="Name a folder or s3://bucket/prefix in the setting history.",
+                        why="It is a file; the tables need a folder.",
+                        cure="Set history in vmsnix.toml to a folder or to s3://bucket/prefix.",
                     ) from None
                 if not self._has_log(table):
                     return None
@@ -586,10 +586,10 @@ class Tables:
         return RecordsError(
             f"The table {table!r} in {self._place(table)} cannot be {done}.",
             why=refusal or f"{_first_line(error)}.",
-            cure="Check the bucket's name and region, and that your credentials may read and write there."
+            cure="Check the bucket's name and region, and that your credentials may read and write in it."
             if refusal
-            else "Check that the place can be reached and written to. If the table is damaged, "
-            f"`vmsnix history rebuild {table}` restores it from its own files, the archive and AWS.",
+            else "Check that the location can be reached and written to. If the table is damaged, run vmsnix "
+            f"history rebuild {table}: it restores the table from its own files, the archive and AWS.",
         )
 
 
@@ -631,7 +631,7 @@ def expression(schema: Schema, where: Where) -> pa_dataset.Expression | None:
             raise SchemaError(
                 f"{operator!r} is not an operator for {name!r}.",
                 why=f"The operators are {', '.join(_OPERATORS)}.",
-                cure="Correct the condition.",
+                cure="Correct the operator.",
             )
         if operator in ("in", "not in") and isinstance(value, Iterable):
             # Of an empty list arrow cannot tell which type its values would have.

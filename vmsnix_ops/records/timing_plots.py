@@ -52,8 +52,8 @@ LEAST_SPAN = "1h"
 STYLES: tuple[tuple[Literal["-", "--", ":"], str], ...] = (("-", "o"), ("--", "D"), (":", "s"))
 """Line and dot of each region, in the order of their runs."""
 
-NO_PATH, UNTOLD = "any path", "not told"
-NOTHING = "No such step has finished."
+NO_PATH, UNTOLD = "any method", "unknown"
+NOTHING = "No finished steps of this kind."
 
 
 def plot_usual(steps: pd.DataFrame) -> Figure:
@@ -138,7 +138,7 @@ def plot_compare(steps: pd.DataFrame) -> Figure:
     """
     made = snapshots(steps).dropna(subset=["image", "via"])
     if made.empty:
-        return saying("No such run has made a snapshot.")
+        return saying("No finished snapshots of this kind.")
     made = made.assign(
         region=made["region"].fillna(UNTOLD).map(plot_label),
         **{n: made[n].map(plot_label) for n in ("image", "via")},
@@ -171,8 +171,8 @@ def plot_compare(steps: pd.DataFrame) -> Figure:
     axes.set_xlim(left=0)
     axes.margins(x=0.3)  # room for the figures
     more = len(counts) - len(places)
-    left_out = f"; not drawn: {counted(more, 'image and region', 'images and regions')}" if more else ""
-    axes.set_xlabel(f"median time from the image's file to its snapshot ({unit}){left_out}")
+    left_out = f"; not shown: {counted(more, 'image and region', 'images and regions')}" if more else ""
+    axes.set_xlabel(f"median time from image file to snapshot ({unit}){left_out}")
     tidy(axes, grid="x")
     handles = [_patch(path) for path in paths]
     what = ("upload", "until the snapshot is complete")
@@ -198,7 +198,7 @@ def _drawn(steps: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         finished = finished[finished[column].isin(drawn)]
         if count > MOST:
             told.append(counted(count - MOST, column))
-    return finished, f"; not drawn: {' and '.join(told)} with fewer runs" if told else ""
+    return finished, f"; not shown: {' and '.join(told)} with fewer runs" if told else ""
 
 
 def _busiest(finished: pd.DataFrame, column: str) -> list[str]:
@@ -288,13 +288,13 @@ def _trend_legend(figure: Figure, paths: list[str], regions: list[str], *, slow:
             for region, (line, dot) in zip(regions, STYLES, strict=False)
         ]
     if slow:
-        handles.append(Line2D([], [], linestyle="", label="slow by its own history", **_RING))
+        handles.append(Line2D([], [], linestyle="", label="slower than usual", **_RING))
     legend(figure, handles)
 
 
 def _title(axes: Axes, *parts: str) -> None:
     told = ", ".join(part for part in parts if part != UNTOLD)
-    axes.set_title(told or "image not told", loc="left", fontsize=10, color=INK)
+    axes.set_title(told or "image unknown", loc="left", fontsize=10, color=INK)
 
 
 def _write(axes: Axes, x: float, y: float, words: str) -> None:

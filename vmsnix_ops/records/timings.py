@@ -71,7 +71,7 @@ class SlowStep:
     earlier: int
 
     def __str__(self) -> str:
-        usual = f"usual is {display.seconds(self.usual_seconds)}, by the {self.earlier} before it"
+        usual = f"usual: {display.seconds(self.usual_seconds)} (median of {self.earlier} earlier steps)"
         return f"{self.step} took {display.seconds(self.seconds)}; {usual}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -211,13 +211,14 @@ def _checked(by: Sequence[str], known: Sequence[str] = GROUP) -> list[str]:
     for name in keys:
         if name not in known:
             raise errors.ParameterError(
-                f"Steps are not told apart by {name!r}.",
+                f"Steps cannot be grouped by {name!r}.",
                 why=errors.nearest(str(name), known),
-                cure=f"Give by some of {', '.join(known)}.",
+                cure=f"Set by to some of {', '.join(known)}.",
             )
     if not keys:
         raise errors.ParameterError(
-            "Nothing was given to tell steps apart by.", cure=f"Give by some of {', '.join(known)}."
+            "by is empty: there is no column to group the steps by.",
+            cure=f"Set by to some of {', '.join(known)}.",
         )
     return keys
 
@@ -342,9 +343,9 @@ def trend(steps: pd.DataFrame, *, every: str = "W-MON", by: Sequence[str] = GROU
         begin = pd.Grouper(key="started_at", freq=every, label="left", closed="left")
     except ValueError as error:
         raise errors.ParameterError(
-            f"{every!r} is not a length of time.",
+            f"Invalid length of time {every!r}.",
             why=f"pandas says: {error}.",
-            cure="Give D (days), W-MON (weeks that begin on Monday) or MS (months).",
+            cure="Use D (days), W-MON (weeks that start on Monday) or MS (months).",
         ) from error
     seconds = finished.groupby([*keys, begin], dropna=False)["seconds"]
     table = pd.DataFrame(
@@ -470,9 +471,7 @@ def show_slow(table: pd.DataFrame) -> display.Shown:
         for row in table.to_dict("records")
     ]
     columns = ("started (UTC)", "step", "path", "image", "region", "took", "usual", "limit", "run")
-    return display.shown(
-        columns, rows, right=("took", "usual", "limit"), nothing="No step was slow by its own history."
-    )
+    return display.shown(columns, rows, right=("took", "usual", "limit"), nothing="No slow steps.")
 
 
 def show_compare(table: pd.DataFrame) -> display.Shown:
@@ -498,7 +497,7 @@ def show_compare(table: pd.DataFrame) -> display.Shown:
     ]
     parts = [f"{via}: {name}" for via in ("import", "direct") for name in ("n", "p50", "per GiB", "sent")]
     columns = ("image", "region", "size", *parts, "speed-up")
-    nothing = "No such run has made a snapshot."
+    nothing = "No finished snapshots of this kind."
     return display.shown(columns, rows, right=columns[2:], nothing=nothing)
 
 
@@ -529,4 +528,4 @@ _COUNTED: dict[str, tuple[str, ...]] = {
     "reused": ("reused", "unchanged"),
 }
 _HEADINGS = {"via": "path"}
-_NOTHING = "No such step has been recorded."
+_NOTHING = "No steps of this kind."
