@@ -36,7 +36,7 @@ def errors_page() -> str:
         "# Errors",
         "",
         "Every error says what happened, why, and what to do. `vmsnix` ends with the exit code of the error:",
-        "0 done, 1 failed, 2 wrong usage, 3 partial.",
+        "0 done, 1 failed, 2 usage error, 3 partial.",
         "",
         "| error | base class | exit code | when |",
         "|---|---|---|---|",

@@ -57,7 +57,7 @@ def _can_be_unnamed() -> None:
 def test_a_user_without_name_and_home_runs_a_runbook(tmp_path: Path, variables: dict[str, str]) -> None:
     done = as_unnamed(tmp_path, "run", "import-timings", **variables)
     assert done.returncode == 0, done.stderr
-    assert "No home folder can be written to" in done.stderr
+    assert "No writable home folder" in done.stderr
     listed = as_unnamed(tmp_path, "runs", **variables)
     assert "import-timings" in listed.stdout
     assert "Traceback" not in done.stderr + listed.stderr

@@ -60,5 +60,5 @@ def test_publish_ami_runs_cell_by_cell_with_live_bars(lab: Lab, browser: Browser
     assert "application/vnd.jupyter.widget-view+json" in text
     assert browser.elsewhere() == []
     assert browser.complaints == []
-    assert any("SANDBOX: these notebooks work against http://127.0.0.1:" in line for line in lab.said)
+    assert any("SANDBOX: these notebooks use http://127.0.0.1:" in line for line in lab.said)
     assert not any("without encryption" in line for line in lab.said)

@@ -174,13 +174,13 @@ def test_version_shows_nix_where_it_is(
 def test_a_rollback_and_an_undo_say_first_what_they_change(say: Say) -> None:
     first = {name: " ".join(say("help", name)[1].split("\n\n")[1].split()) for name in ("rollback", "undo")}
     assert first["rollback"].startswith("Move a channel back to an earlier AMI")
-    assert first["undo"].startswith("Undo a publish that did not finish")
+    assert first["undo"].startswith("Delete what an unfinished publish created")
 
 
 def test_a_word_without_a_name_is_refused_and_a_publish_is_undone_elsewhere(say: Say) -> None:
     code, _, said = say("rollback", "stable")
     assert code == 2
-    assert "'stable' has no name; parameters are given as --name value.\n" in said
+    assert "'stable' is not an option. Use --name value for a parameter.\n" in said
     code, _, said = say("rollback", "20261125T193321Z-publish-ami-aca377")
     assert code == 2
     assert "vmsnix undo 20261125T193321Z-publish-ami-aca377" in said
@@ -296,7 +296,7 @@ def test_options_come_from_the_parameters_cell(shelf: Shelf, say: Say) -> None:
     assert code == 0
     for words in (
         "What it is for.",
-        "It creates things.",
+        "Effect: creates resources.",
         "--name TEXT",
         "whom to greet  [default: world]",
         "--loud / --no-loud",
@@ -601,7 +601,7 @@ def test_a_demo_without_a_place_to_write_says_so(
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "taken"))
     code, printed, complaint = say("demo")
     assert (code, printed) == (1, "")
-    assert complaint.startswith("Error: The image of the demo cannot be written to ")
+    assert complaint.startswith("Error: Could not write the sample image to ")
     assert "VMSNIX_STATE" in complaint
 
 

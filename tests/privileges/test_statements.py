@@ -231,8 +231,8 @@ def test_an_archivist_of_a_bucket_that_may_have_uploads_keeps_out_of_them(
     ("settings", "options", "refused"),
     [
         ('archive = "s3://evidence"\n', ["--bucket", "acme-images"], "--bucket names acme-images"),
-        ('archive = "s3://evidence/vmsnix/runs"\n', [], "in one place"),
-        ('bucket = "acme-images"\n', ["--bucket", "acme-images"], "in one place"),
+        ('archive = "s3://evidence/vmsnix/runs"\n', [], "in the same location"),
+        ('bucket = "acme-images"\n', ["--bucket", "acme-images"], "in the same location"),
         ('bucket = "acme-images"\n', ["--bucket", "evidence"], ""),
         ('bucket = "acme-images"\narchive = "s3://evidence/vmsnix"\n', [], ""),
         ('archive = "s3://evidence/runs"\n', ["--bucket", "evidence"], ""),

@@ -1,7 +1,7 @@
 """``vmsnix``: the runbooks from a shell.
 
 A command reads its arguments, calls the package and prints. Every runbook is a command, whose options are the
-parameters of its notebook. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partial.
+parameters of its notebook. Exit codes: 0 done, 1 failed, 2 usage error, 3 partial.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("vmsnix_ops.cli.about:list_runbooks", "List the runbooks with purpose and effect."),
     "run": ("vmsnix_ops.cli.run:run", "Run a runbook; `vmsnix run NAME` is the same as `vmsnix NAME`."),
     "demo": ("vmsnix_ops.cli.demo:demo", "Publish a small image to a local sandbox."),
-    "fleet": ("vmsnix_ops.cli.fleet:fleet", "Run many runbooks at once, as a plan file says."),
-    "undo": ("vmsnix_ops.cli.undo:undo", "Undo a publish that did not finish."),
-    "runs": ("vmsnix_ops.cli.runs:runs", "List past runs, and open their evidence."),
+    "fleet": ("vmsnix_ops.cli.fleet:fleet", "Run many runbooks from a plan file."),
+    "undo": ("vmsnix_ops.cli.undo:undo", "Delete what an unfinished publish created."),
+    "runs": ("vmsnix_ops.cli.runs:runs", "List past runs and show their evidence."),
     "rerun": ("vmsnix_ops.cli.runs:rerun", "Run a runbook again with the parameters of a past run."),
     "history": ("vmsnix_ops.cli.history:history", "Query the tables of runs, steps and AMIs."),
     "diff": ("vmsnix_ops.cli.diff:diff", "Show which packages differ between two AMIs."),
     "download": ("vmsnix_ops.cli.download:download", "Write a snapshot into a sparse raw file."),
     "iam-policy": ("vmsnix_ops.cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
-    "lab": ("vmsnix_ops.cli.lab:lab", "Open the runbooks in JupyterLab."),
-    "sandbox": ("vmsnix_ops.cli.sandbox:sandbox", "Serve a local AWS on 127.0.0.1."),
+    "lab": ("vmsnix_ops.cli.lab:lab", "Open the runbooks in JupyterLab on this machine."),
+    "sandbox": ("vmsnix_ops.cli.sandbox:sandbox", "Start a local AWS on 127.0.0.1."),
     "completion": ("vmsnix_ops.cli.completion:completion", "Print the completion script of a shell."),
     "version": ("vmsnix_ops.cli.about:version", "Print the versions of vmsnix, Python, boto3 and Nix."),
 }
@@ -115,7 +115,7 @@ class Commands(click.Group):
             from vmsnix_ops.runbooks import catalog
 
             hint = nearest(name, [*self.list_commands(ctx), "run", *catalog.names()])
-            raise click.UsageError(f"There is no command {name!r}. {hint or 'vmsnix help lists all.'}", ctx)
+            raise click.UsageError(f"Unknown command {name!r}. {hint or 'Run vmsnix help to list all.'}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
@@ -207,7 +207,7 @@ def _provide_home() -> None:
         return  # made by somebody else, who could read or change what is in it
     os.environ["HOME"] = str(folder)
     if COMPLETING not in os.environ:
-        echo(f"No home folder can be written to: using {folder}. Set HOME or VMSNIX_STATE.", err=True)
+        echo(f"No writable home folder: using {folder}. Set HOME or VMSNIX_STATE.", err=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

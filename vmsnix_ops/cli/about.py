@@ -38,7 +38,7 @@ def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
             raise click.UsageError(f"`{context.command_path}` has no subcommand {name!r}.", ctx)
         _, found, _ = command.resolve_command(context, [name])
         if found is None:  # an option, which is no command
-            raise click.UsageError(f"{name!r} is not a command.", ctx)
+            raise click.UsageError(f"Unknown command {name!r}.", ctx)
         context = click.Context(found, info_name=name, parent=context)
     echo(context.command.get_help(context))
 
@@ -81,7 +81,7 @@ def _nix_version() -> str:
 
 
 @click.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every parameter.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, including every parameter.")
 def list_runbooks(as_json: bool) -> None:
     """List the runbooks with their purpose and effect: read only, creates or destroys."""
     from vmsnix_ops.cli.output import cell, console, new_table, show_error, show_json

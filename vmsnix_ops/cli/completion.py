@@ -41,7 +41,7 @@ def completion(context: click.Context, shell: str) -> None:
 
     known = get_completion_class(shell)
     if known is None:  # click has all three
-        raise click.UsageError(f"There is no completion for {shell}.")
+        raise click.UsageError(f"No completion for the shell {shell}.")
     source = known(context.find_root().command, {}, "vmsnix", "_VMSNIX_COMPLETE").source()
     # What click writes for fish splits a line at each comma, and so cuts descriptions at their first one.
     echo(source.replace('string split ","', 'string split --max 1 ","'))

@@ -23,12 +23,10 @@ NAME = "vmsnix-demo"
 @click.option(
     "--image",
     metavar="IMAGE",
-    help="A flake attribute, result link, image folder or file; by default a small image that is made here.",
+    help="Flake attribute, result link, image folder or file.  [default: a small sample image]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
-@click.option(
-    "--keep", is_flag=True, help="Go on serving the sandbox afterwards, for a look with other tools."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--keep", is_flag=True, help="Keep the sandbox running afterwards, for other tools.")
 def demo(image: str | None, as_json: bool, keep: bool) -> int:
     """Publish an image to a sandbox through the notebook 20-publish-ami, and show what came of it.
 
@@ -43,7 +41,7 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
         with watch(as_json=as_json) as (screen, on_event):
             write(
                 screen,
-                f"A sandbox serves on {served.url}. Everything of this demo goes to {line(served.state)}.\n",
+                f"A sandbox runs at {served.url}. All files of this demo are in {line(served.state)}.\n",
             )
             outcome = run(
                 "publish-ami",
@@ -71,9 +69,9 @@ def _sample(folder: Path) -> Path:
         return make_sample_image(folder)
     except OSError as error:
         raise RunError(
-            f"The image of the demo cannot be written to {folder}.",
+            f"Could not write the sample image to {folder}.",
             why=f"{error.strerror}.",
-            cure="Correct the folder's permissions, or name another with VMSNIX_STATE.",
+            cure="Correct the folder's permissions, or set VMSNIX_STATE to another folder.",
         ) from error
 
 
@@ -86,6 +84,6 @@ def _serve(served: RunSandbox) -> None:
         for name, value in served.environment.items()
         if name.startswith("AWS_") or name.upper() == "NO_PROXY"
     ]
-    lines = ["", "The sandbox goes on serving; Ctrl-C stops it. In another shell:", *exports, ""]
+    lines = ["", "The sandbox keeps running. To use it in another shell (Ctrl-C stops it):", *exports, ""]
     write(sys.stderr, "\n".join(lines))
     threading.Event().wait()

@@ -13,7 +13,7 @@ from vmsnix_ops.text import echo, write_csv
 @click.command()
 @click.argument("before", metavar="AMI")
 @click.argument("after", metavar="AMI")
-@click.option("--all", "everything", is_flag=True, help="Show packages that were only rebuilt, too.")
+@click.option("--all", "everything", is_flag=True, help="Also show packages that were only rebuilt.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 def diff(before: str, after: str, everything: bool, as_json: bool, as_csv: bool) -> None:
@@ -22,7 +22,7 @@ def diff(before: str, after: str, everything: bool, as_json: bool, as_csv: bool)
     An AMI is named by its id, its name, or the digest of its image. The older one comes first.
     """
     if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other.")
+        raise click.UsageError("Use either --json or --csv, not both.")
     from vmsnix_ops.audit.diff import diff as compare
     from vmsnix_ops.cli.output import cell, console, new_table, show_json
     from vmsnix_ops.progress import human_bytes

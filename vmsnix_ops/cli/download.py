@@ -13,7 +13,7 @@ from vmsnix_ops.text import echo, line
 @click.argument("snapshot_id", metavar="SNAPSHOT")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
-    "--region", default="", help="Region of the snapshot; by default the settings', else AWS's own."
+    "--region", default="", help="Region of the snapshot.  [default: from vmsnix.toml or AWS_REGION]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
@@ -53,5 +53,5 @@ def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
         return
     echo(
         f"{line(done.path)}: a disk of {progress.human_bytes(done.bytes)}, "
-        f"{progress.counted(done.fetched, 'block')} fetched"
+        f"{progress.counted(done.fetched, 'block')} downloaded"
     )

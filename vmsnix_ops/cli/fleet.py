@@ -25,38 +25,40 @@ DEFAULT_PLAN = "fleet.toml"
     "named",
     metavar="PLAN",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The plan file, as another way to write PLAN.  [default: fleet.toml]",
+    help="Plan file; the same as PLAN.  [default: fleet.toml]",
 )
-@click.option("--dry-run/--no-dry-run", default=True, show_default=True, help="Only show what would be run.")
+@click.option(
+    "--dry-run/--no-dry-run", default=True, show_default=True, help="Show what would run, and run nothing."
+)
 @click.option(
     "--scheduler",
     default="",
     metavar="ADDRESS",
-    help="Dask scheduler (tls://HOST:PORT).  [default: the plan's, else workers of this machine]",
+    help="Dask scheduler (tls://HOST:PORT).  [default: from the plan, or workers on this machine]",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
     default=0,
-    help="Worker processes of this machine; 0: one a core.",
+    help="Number of worker processes on this machine; 0 is one per core.",
 )
 @click.option(
     "--ledger",
     default="",
     metavar="PLACE",
-    help="Where what is done is remembered: a folder, or s3://bucket/prefix.  [default: <state>/fleets]",
+    help="Location of the ledger of finished targets: a folder, or s3://bucket/prefix.  [default: "
+    "<state>/fleets]",
 )
 @click.option(
-    "--archive", default="", metavar="PLACE", help="Where the evidence goes.  [default: the setting archive]"
+    "--archive",
+    default="",
+    metavar="PLACE",
+    help="Location of the evidence: a folder, or s3://bucket/prefix.  [default: the setting archive]",
 )
-@click.option("--fresh", is_flag=True, help="Begin a new round although the last one is not all done.")
-@click.option(
-    "--yes", is_flag=True, help="Confirm that targets which destroy shall do so, with --no-dry-run."
-)
+@click.option("--fresh", is_flag=True, help="Start a new round even if the last one is not complete.")
+@click.option("--yes", is_flag=True, help="Confirm targets that destroy, with --no-dry-run.")
 @click.option("--sandbox", is_flag=True, help="Run against a local sandbox instead of AWS.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print result.json instead of words; the plan, in a dry run."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print result.json; in a dry run, the plan.")
 def fleet(
     plan_file: Path | None,
     named: Path | None,
@@ -78,7 +80,7 @@ def fleet(
     import sys
 
     if plan_file is not None and named is not None:
-        raise click.UsageError("Two plan files were given. Give PLAN or --plan, not both.")
+        raise click.UsageError("Two plan files given: use PLAN or --plan, not both.")
     from vmsnix_ops.cli.output import show_error, show_json
     from vmsnix_ops.cli.run_sandbox import run_sandbox
     from vmsnix_ops.runbooks import fleet as fleets

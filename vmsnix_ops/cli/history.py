@@ -27,35 +27,35 @@ COLUMNS = {
 
 FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
     "runs": (
-        ("runbook", "Only this runbook."),
-        ("status", "Only this status: done, failed, partial, cancelled."),
-        ("image", "Only this image."),
-        ("region", "Only this region."),
-        ("run-id", "Only this run."),
+        ("runbook", "Show only runs of this runbook."),
+        ("status", "Show only runs with this status: done, failed, partial, cancelled."),
+        ("image", "Show only runs for this image."),
+        ("region", "Show only runs in this region."),
+        ("run-id", "Show only this run."),
     ),
     "steps": (
-        ("step", "Only this step."),
-        ("status", "Only this status: finished, failed, reused."),
-        ("image", "Only this image."),
-        ("region", "Only this region."),
-        ("via", "Only this way of making the snapshot."),
-        ("run-id", "Only this run."),
+        ("step", "Show only this step."),
+        ("status", "Show only steps with this status: finished, failed, reused."),
+        ("image", "Show only steps for this image."),
+        ("region", "Show only steps in this region."),
+        ("via", "Show only steps of this method: import or direct."),
+        ("run-id", "Show only steps of this run."),
     ),
     "amis": (
-        ("ami-id", "Only this AMI."),
-        ("name", "Only AMIs of this name."),
-        ("image", "Only this image."),
-        ("region", "Only this region."),
-        ("digest", "Only AMIs with these bytes."),
-        ("run-id", "Only AMIs of this run."),
+        ("ami-id", "Show only this AMI."),
+        ("name", "Show only AMIs with this name."),
+        ("image", "Show only AMIs of this image."),
+        ("region", "Show only AMIs in this region."),
+        ("digest", "Show only AMIs with this image digest."),
+        ("run-id", "Show only AMIs of this run."),
     ),
     "retirements": (
-        ("resource-id", "Only this AMI or snapshot."),
-        ("action", "Only this: retired, restored, deleted."),
-        ("kind", "Only this kind: ami, snapshot."),
-        ("image", "Only this image."),
-        ("region", "Only this region."),
-        ("run-id", "Only what this run did."),
+        ("resource-id", "Show only this AMI or snapshot."),
+        ("action", "Show only this change: retired, restored, deleted."),
+        ("kind", "Show only this kind: ami, snapshot."),
+        ("image", "Show only resources of this image."),
+        ("region", "Show only resources in this region."),
+        ("run-id", "Show only changes by this run."),
     ),
 }
 
@@ -72,10 +72,12 @@ def history() -> None:
 def _table_command(table: str, text: str) -> None:
     filters = [click.Option([f"--{name}"], help=about) for name, about in FILTERS[table]]
     output = [
-        click.Option(["--last"], type=click.IntRange(min=1), metavar="N", help="Only the newest N."),
-        click.Option(["--sandbox"], is_flag=True, help="Read the history of runs with --sandbox."),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, all columns."),
-        click.Option(["--csv", "as_csv"], is_flag=True, help="Print CSV, all columns."),
+        click.Option(
+            ["--last"], type=click.IntRange(min=1), metavar="N", help="Show only the newest N rows."
+        ),
+        click.Option(["--sandbox"], is_flag=True, help="Use the history of runs with --sandbox."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON with all columns."),
+        click.Option(["--csv", "as_csv"], is_flag=True, help="Print CSV with all columns."),
     ]
     history.add_command(click.Command(table, callback=_reader(table), params=[*filters, *output], help=text))
 
@@ -83,7 +85,7 @@ def _table_command(table: str, text: str) -> None:
 def _reader(table: str) -> Callable[..., None]:
     def read(sandbox: bool, as_json: bool, as_csv: bool, **wanted: Any) -> None:
         if as_json and as_csv:
-            raise click.UsageError("--json and --csv exclude each other.")
+            raise click.UsageError("Use either --json or --csv, not both.")
         from vmsnix_ops.cli.output import show_json_text
 
         if wanted.get("runbook"):
@@ -97,21 +99,21 @@ def _reader(table: str) -> Callable[..., None]:
         elif as_csv:
             write_csv(frame, sys.stdout, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
         elif frame.empty:
-            echo("There are none.")
+            echo("No rows.")
         else:
             _show(frame[[column for column in COLUMNS[table] if column in frame]])
 
     return read
 
 
-_table_command("runs", "Runs of runbooks, newest first.")
-_table_command("steps", "Steps of runs, newest first.")
-_table_command("amis", "AMIs that were published or found, newest first.")
-_table_command("retirements", "AMIs and snapshots that were retired, restored or removed, latest first.")
+_table_command("runs", "List runs of runbooks, newest first.")
+_table_command("steps", "List steps of runs, newest first.")
+_table_command("amis", "List AMIs that were published or found, newest first.")
+_table_command("retirements", "List AMIs and snapshots that were retired, restored or deleted, newest first.")
 
 
 @history.command()
-@region_option("Region to scan; may be repeated.")
+@region_option("Region to scan; can be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def sync(regions: tuple[str, ...], as_json: bool) -> None:
     """Rebuild the table of AMIs from the tags in AWS."""
@@ -127,15 +129,20 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
         return
     places = ", ".join(result.regions)
     echo(
-        f"{counted(result.found, 'AMI')} in {places}: "
-        f"{result.added} added, {result.changed} changed, {result.gone} gone."
+        f"{counted(result.found, 'AMI')} in {places}: {result.added} added, {result.changed} changed, "
+        f"{result.gone} missing."
     )
 
 
 @history.command()
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
-@region_option("Region whose AMIs to read; may be repeated.")
-@click.option("--archive", default="", metavar="FOLDER", help="Another archive than the setting's.")
+@region_option("Region whose AMIs to read; can be repeated.")
+@click.option(
+    "--archive",
+    default="",
+    metavar="FOLDER",
+    help="Archive to read: a folder, or s3://bucket/prefix.  [default: the setting archive]",
+)
 @click.option("--sandbox", is_flag=True, help="Rebuild the history of runs with --sandbox.")
 def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, sandbox: bool) -> None:
     """Rebuild damaged tables from their own files, the archive of runs, and AWS.
@@ -156,8 +163,8 @@ def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, san
         found[table].append(row)
     for table in chosen:
         done = records.rebuild(place, table, records.rows_that_fit(table, found[table]))
-        kept = f" The old table is {done.kept_as}." if done.kept_as else ""
-        lost = f" {done.unreadable} of its files cannot be read." if done.unreadable else ""
+        kept = f" The old table was renamed to {done.kept_as}." if done.kept_as else ""
+        lost = f" {done.unreadable} of its files could not be read." if done.unreadable else ""
         echo(f"{table}: {done.read} rows kept, {done.added} restored from runs.{lost}{kept}")
     if "amis" in chosen and not sandbox:
         result = sync_amis(regions=regions, tables=place)

@@ -94,45 +94,55 @@ NEED_BUCKET = ("publisher", "archivist", "bootstrap", "vmimport-role", "bucket")
 @click.command("iam-policy")
 @click.argument("kind", type=click.Choice([*KINDS, *OTHERS]))
 @click.option(
-    "--bucket", default="", help="Bucket of the uploads, or of the archive; by default the settings'."
+    "--bucket", default="", help="Bucket of the uploads or of the archive.  [default: from vmsnix.toml]"
 )
-@click.option("--account", default="*", show_default=True, help="Account id, 12 digits.")
-@region_option("Limit the policy to this region; may be repeated.")
+@click.option("--account", default="*", show_default=True, help="AWS account ID, 12 digits.")
+@region_option("Region to limit the policy to; can be repeated.")
 @click.option(
-    "--partition", default="", help="aws, aws-cn, aws-us-gov, aws-eusc, ...; by default that of the regions."
+    "--partition",
+    default="",
+    help="Partition: aws, aws-cn, aws-us-gov, aws-eusc, ...  [default: the partition of the regions]",
 )
-@click.option("--role-name", default="", help="Service role of VM Import; by default the settings'.")
-@click.option("--kms-key", default="", help="ARN of the KMS key of a publisher or vmimport-role.")
+@click.option("--role-name", default="", help="Service role of VM Import.  [default: from vmsnix.toml]")
+@click.option("--kms-key", default="", help="KMS key ARN for a publisher or vmimport-role.")
 @click.option(
     "--via",
     type=click.Choice(["import", "direct"]),
     default="import",
     show_default=True,
-    help="Of a publisher: the way to the snapshot.",
+    help="Publisher: method to create the snapshot.",
 )
-@click.option("--public", is_flag=True, help="Of a promoter or a publisher via direct: may make AMIs public.")
-@click.option("--announce", is_flag=True, help="Of a promoter: may tell SNS topics.")
 @click.option(
-    "--topic", default="", help="Of a promoter with --announce: ARN of the topic; by default every one."
+    "--public", is_flag=True, help="Promoter, or publisher with --via direct: allow making AMIs public."
 )
-@click.option("--spot", is_flag=True, help="Of a smoke-tester: may launch the account's first spot instance.")
-@click.option("--verify", is_flag=True, help="Of a publisher via direct: may read snapshots back.")
+@click.option("--announce", is_flag=True, help="Promoter: allow publishing to SNS topics.")
 @click.option(
-    "--incremental", is_flag=True, help="Of a publisher via direct: may start from an earlier snapshot."
+    "--topic", default="", help="Promoter with --announce: ARN of the topic.  [default: every topic]"
 )
-@click.option("--blocks", is_flag=True, help="Of a verifier: may read and download the bytes of snapshots.")
-@click.option("--external-id", default="", help="Of audit-member-trust: what an auditor must know besides.")
-@click.option("--repository", default="", help="Of github-oidc-trust: owner/name.")
+@click.option(
+    "--spot",
+    is_flag=True,
+    help="Smoke-tester: allow creating the role for the account's first spot instance.",
+)
+@click.option("--verify", is_flag=True, help="Publisher with --via direct: allow reading snapshots back.")
+@click.option("--incremental", is_flag=True, help="Publisher with --via direct: allow incremental snapshots.")
+@click.option(
+    "--blocks", is_flag=True, help="Verifier: allow reading and downloading the bytes of snapshots."
+)
+@click.option(
+    "--external-id", default="", help="audit-member-trust: external ID that an auditor must also send."
+)
+@click.option("--repository", default="", help="github-oidc-trust: repository, as owner/name.")
 @click.option(
     "--subject",
     default="ref:refs/heads/main",
     show_default=True,
-    help="Of github-oidc-trust: which workflows of the repository.",
+    help="github-oidc-trust: workflows of the repository to trust.",
 )
 @click.option(
     "--any-subject",
     is_flag=True,
-    help="Of github-oidc-trust: accept a subject that matches what it does not name, such as '*' or 'main*'.",
+    help="github-oidc-trust: accept a subject with an open wildcard, such as '*' or 'main*'.",
 )
 def iam_policy(
     kind: str,
@@ -172,26 +182,26 @@ def iam_policy(
         key_prefix = f"{prefix}/" if home and prefix else ""
         if home and bucket and bucket != home:
             raise errors.UsageError(
-                f"The archive is in {home}, and --bucket names {bucket}.",
-                why=f"archive is {settings.archive} in vmsnix.toml.",
-                cure=f"Leave out --bucket, or print the policy of another archive: "
-                f"VMSNIX_ARCHIVE=s3://{bucket}/evidence vmsnix iam-policy archivist.",
+                f"--bucket is {bucket}, but the archive is in {home}.",
+                why=f"vmsnix.toml sets archive to {settings.archive}.",
+                cure="Leave out --bucket, or print the policy for that archive: "
+                f"VMSNIX_ARCHIVE=s3://{bucket}/evidence vmsnix iam-policy archivist",
             )
     if kind in NEED_BUCKET and not (kind == "publisher" and via == "direct") and not (bucket or home):
         raise errors.UsageError(
-            f"No bucket was given for the policy {kind}.",
-            why="It would cover the objects of every bucket.",
-            cure="Add --bucket NAME, or set it in vmsnix.toml.",
+            f"No bucket for the policy {kind}.",
+            why="Without one, the policy would apply to the objects of every bucket.",
+            cure="Add --bucket NAME, or set bucket in vmsnix.toml.",
         )
     keep_out = False
     uploads = settings.key_prefix
     if kind == "archivist" and (uploads.startswith(key_prefix) or key_prefix.startswith(uploads)):
         if settings.bucket == (bucket or home) or (not settings.bucket and key_prefix.startswith(uploads)):
             raise errors.UsageError(
-                "The archive and the uploads are in one place.",
-                why=f"An archivist could replace an image below s3://{bucket or home}/{uploads} before it is "
-                "imported.",
-                cure=f'Set archive = "s3://{bucket or home}/evidence" in vmsnix.toml, or another bucket.',
+                "The archive and the uploads are in the same location.",
+                why=f"An archivist could replace an image below s3://{bucket or home}/{uploads} before its "
+                "import.",
+                cure=f'Set archive = "s3://{bucket or home}/evidence" in vmsnix.toml, or use another bucket.',
             )
         if not settings.bucket:  # this may be the bucket of the uploads
             keep_out = True
@@ -240,7 +250,7 @@ def _key(kms_key: str) -> str:
     if kms_key and not keys.KEY_ARN.fullmatch(keys.shape(kms_key)):
         raise errors.ParameterError(
             f"The kms_key {kms_key!r} is not an ARN.",
-            why="A policy names a key by its ARN.",
+            why="A policy needs the ARN of a key.",
             cure="Pass --kms-key arn:aws:kms:REGION:ACCOUNT:key/ID.",
         )
     return kms_key

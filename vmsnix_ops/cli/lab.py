@@ -35,9 +35,9 @@ CONSOLE = "console.ipynb"
 
 
 @click.command()
-@click.option("--sandbox", is_flag=True, help="Work against a local sandbox instead of AWS.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; 0 takes a free one.")
-@click.option("--no-browser", is_flag=True, help="Print the address instead of opening a browser.")
+@click.option("--sandbox", is_flag=True, help="Use a local sandbox instead of AWS.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; 0 chooses a free one.")
+@click.option("--no-browser", is_flag=True, help="Print the address, and do not open a browser.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTERLAB_OPTIONS]")
 def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) -> int:
     """Open the console and the runbooks in JupyterLab, on 127.0.0.1 only.
@@ -50,8 +50,8 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
     if find_spec("jupyterlab") is None:
         raise ToolMissingError(
             "JupyterLab is not installed.",
-            why="It is left out of the installation for servers and CI.",
-            cure="pip install 'vmsnix-ops[lab]'",
+            why="Installations for servers and CI do not include it.",
+            cure="Run pip install 'vmsnix-ops[lab]'",
         )
     state = load().state
     with (
@@ -61,23 +61,23 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
     ):
         environment = {**os.environ, **(served.environment if served is not None else {})}
         if served is not None:
-            echo(f"SANDBOX: these notebooks work against {served.url}, not against AWS.", err=True)
+            echo(f"SANDBOX: these notebooks use {served.url}, not AWS.", err=True)
         try:
             environment |= _private(state / "lab", environment, Path(kernel))
             notebooks = _notebooks(state)
         except OSError as error:
             raise RunError(
-                "JupyterLab cannot be prepared.",
+                "Could not prepare JupyterLab.",
                 why=f"{error.strerror}: {error.filename}.",
-                cure="Correct the permissions, or name another folder with VMSNIX_STATE.",
+                cure="Correct the permissions, or set VMSNIX_STATE to another folder.",
             ) from error
         command = _command(notebooks, port or _free_port(), no_browser=no_browser)
         code = _serve([*command, *options], environment)
     if code and os.geteuid() == 0 and not re.search(r"allow.root", " ".join(options)):
         raise RunError(
-            "JupyterLab ended with an error.",
-            why="It does not run as root unless that is allowed, which is fine in a container of your own.",
-            cure="Start it as another user, or allow it: vmsnix lab -- --allow-root",
+            "JupyterLab failed.",
+            why="It does not run as root unless you allow it. That is safe in your own container.",
+            cure="Start it as another user, or allow root: vmsnix lab -- --allow-root",
         )
     return code
 

@@ -84,8 +84,8 @@ class RunbookCommand(click.Command):
         if RUN_ID.fullmatch(words[0]):
             hint = f" To undo an unfinished publish: vmsnix undo {words[0]}."
         elif words[0] == "help":
-            hint = f" To show the options: {ctx.command_path} --help."
-        raise click.UsageError(f"{words[0]!r} has no name; parameters are given as --name value.{hint}", ctx)
+            hint = f" To list the options: {ctx.command_path} --help."
+        raise click.UsageError(f"{words[0]!r} is not an option. Use --name value for a parameter.{hint}", ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write two lists: the runbook's parameters, the options of every run."""
@@ -109,8 +109,8 @@ def _no_rollback(args: list[str]) -> str:
     if not run_id or run_id.startswith("-"):
         run_id = "RUN"
     return (
-        "publish-ami has no option --rollback, because two commands undo different things. "
-        f"To undo an unfinished publish: vmsnix undo {run_id}. To move a channel back: vmsnix rollback."
+        f"publish-ami has no option --rollback. To undo an unfinished publish: vmsnix undo {run_id}. To move "
+        "a channel back: vmsnix rollback."
     )
 
 
@@ -192,9 +192,9 @@ def runbook_command(name: str, past: Past | None = None) -> click.Command:
     """
     runbook = catalog.find(name)
     effects = {
-        "read_only": "It changes nothing.",
-        "creates": "It creates things.",
-        "destroys": "It destroys things, unless dry_run is true, which it is by default.",
+        "read_only": "Effect: read-only.",
+        "creates": "Effect: creates resources.",
+        "destroys": "Effect: destroys resources, unless dry_run is on (the default).",
     }
     return RunbookCommand(
         name=runbook.name,
@@ -247,19 +247,19 @@ def _every_run(runbook: catalog.Runbook) -> list[click.Option]:
             ["-p", "--param", "pairs"],
             multiple=True,
             metavar="NAME=VALUE",
-            help="A parameter, as another way to write --name value.",
+            help="Set a parameter; the same as --name value.",
         ),
         click.Option(["--sandbox"], is_flag=True, help="Run against a local sandbox instead of AWS."),
         click.Option(
             ["--archive"],
             metavar="FOLDER",
-            help="Where the evidence goes: a folder, or s3://bucket/prefix.  [default: the setting archive]",
+            help="Location of the evidence: a folder, or s3://bucket/prefix.  [default: the setting archive]",
         ),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print result.json instead of words."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print result.json."),
     ]
     if runbook.side_effects == "destroys":
         options.append(
-            click.Option(["--yes"], is_flag=True, help="Confirm that it shall destroy, with --no-dry-run.")
+            click.Option(["--yes"], is_flag=True, help="Confirm that the run may destroy, with --no-dry-run.")
         )
     return options
 
@@ -309,8 +309,8 @@ def _given(
         if name in given:
             raise ParameterError(
                 f"The parameter {name!r} is given twice.",
-                why="Once by its option and once with -p.",
-                cure="Give it once.",
+                why="Its option and -p both set it.",
+                cure="Use one of them.",
             )
     names = [*given, *by_pair]
     given = parameters.check(runbook, given | checked)
@@ -394,4 +394,4 @@ def _confirmed(runbook: catalog.Runbook, given: Mapping[str, object]) -> bool:
         return False
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    return click.confirm(f"{runbook.name} will destroy things, as its dry run shows them. Go on?", err=True)
+    return click.confirm(f"{runbook.name} will destroy what its dry run lists. Continue?", err=True)

@@ -42,9 +42,9 @@ def _places(command: Callable[..., Any]) -> Any:
         "--archive",
         default="",
         metavar="FOLDER",
-        help="Another archive: a folder, or s3://bucket/prefix.  [default: the setting archive]",
+        help="Archive to read: a folder, or s3://bucket/prefix.  [default: the setting archive]",
     )(command)
-    return click.option("--sandbox", is_flag=True, help="Read the archive of runs with --sandbox.")(command)
+    return click.option("--sandbox", is_flag=True, help="Use the archive of runs with --sandbox.")(command)
 
 
 def _ids(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -63,25 +63,25 @@ def _runbooks(_ctx: click.Context, _parameter: click.Parameter, incomplete: str)
 
 
 @click.group(invoke_without_command=True)
-@click.option("--runbook", default="", shell_complete=_runbooks, help="Only this runbook.")
-@click.option("--image", default="", help="Only this image.")
+@click.option("--runbook", default="", shell_complete=_runbooks, help="Show only runs of this runbook.")
+@click.option("--image", default="", help="Show only runs for this image.")
 @click.option(
     "--status",
     type=click.Choice(STATUSES),
     metavar="STATUS",
-    help="Only this status: " + ", ".join(STATUSES) + ".",
+    help="Show only runs with this status: " + ", ".join(STATUSES) + ".",
 )
-@click.option("--ami", default="", metavar="AMI", help="Only runs that made this AMI.")
+@click.option("--ami", default="", metavar="AMI", help="Show only runs that published or found this AMI.")
 @click.option(
     "--last",
     type=click.IntRange(min=1),
     default=SHOWN,
     show_default=True,
     metavar="N",
-    help="Only the newest N.",
+    help="Show only the newest N runs.",
 )
-@click.option("--all", "everything", is_flag=True, help="Not only the newest.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the whole result.json of each.")
+@click.option("--all", "everything", is_flag=True, help="Show all runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the result.json of each run.")
 @_places
 @click.pass_context
 def runs(
@@ -116,13 +116,13 @@ def runs(
     elif found:
         _list(found)
     else:
-        echo("There are none.")
+        echo("No runs.")
 
 
 @runs.command()
 @click.argument("run_id", metavar="ID", shell_complete=_ids)
 @click.option("--open", "in_browser", is_flag=True, help="Open the report in the browser.")
-@click.option("--json", "as_json", is_flag=True, help="Print its result.json.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run's result.json.")
 @_places
 @click.pass_obj
 def show(
@@ -167,7 +167,7 @@ def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sa
     if as_json:
         show_json([asdict(one) for one in found])
     elif not found:
-        echo("No run needs to be repaired.")
+        echo("No runs to repair.")
     else:
         for one in found:
             echo(line(f"{one.run_id}  {one.status}"))
@@ -177,13 +177,13 @@ def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sa
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--sandbox", is_flag=True, help="Repeat it on a local sandbox instead of AWS.")
+@click.option("--sandbox", is_flag=True, help="Run on a local sandbox instead of AWS.")
 @click.option(
     "--from",
     "place",
     default="",
     metavar="FOLDER",
-    help="The archive that has the run.  [default: the setting archive]",
+    help="Archive that contains the run.  [default: the setting archive]",
 )
 @click.argument("run_id", metavar="ID", shell_complete=_ids)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]...")
@@ -222,8 +222,8 @@ def _past_run(run_id: str, place: str, *, sandbox: bool) -> Entry:
     if found.values.get("sandbox") and not sandbox and not os.environ.get("VMSNIX_SANDBOX"):
         raise UsageError(
             f"The run {found.run_id} ran on a sandbox.",
-            why="Repeated like this it would work in the real AWS.",
-            cure="Give --sandbox, or run the runbook by its name on the real AWS.",
+            why="Repeated without --sandbox, it would run in AWS.",
+            cure="Add --sandbox, or run the runbook by its name in AWS.",
         )
     return found
 
@@ -319,9 +319,9 @@ def _explain(entry: Entry) -> None:
     failure: Mapping[str, Any] = entry.values.get("failure") or {}
     if entry.status == "lost":
         failure = {
-            "what": "Its process died without a word.",
-            "why": "It was killed, or its machine went down.",
-            "cure": "Run it again with the same parameters: it goes on where it stopped.",
+            "what": "Its process ended without a result.",
+            "why": "It was killed, or its machine stopped.",
+            "cure": "Run it again with the same parameters: it continues where it stopped.",
         }
     for part, style in (("what", "bold"), ("why", ""), ("cure", "")):
         if failure.get(part):
@@ -349,6 +349,4 @@ def _open(archive: Archive, entry: Entry) -> None:
         files.write(path, content)
     sys.stdout.flush()
     if not webbrowser.open(path.as_uri()):
-        raise ToolMissingError(
-            "There is no browser to open the report in.", cure=f"Set BROWSER, or open it yourself: {path}"
-        )
+        raise ToolMissingError("No browser found for the report.", cure=f"Set BROWSER, or open {path}")

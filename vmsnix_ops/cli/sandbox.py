@@ -9,20 +9,20 @@ import click
 
 @click.command()
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="TCP port on 127.0.0.1; 0 takes a free one."
+    "--port", type=click.IntRange(0, 65535), default=0, help="TCP port on 127.0.0.1; 0 chooses a free one."
 )
 @click.option(
     "--speed",
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Sandbox seconds in one real second.",
+    help="Sandbox seconds per real second.",
 )
 @click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Keep everything here across restarts.",
+    help="Folder that keeps the sandbox's state across restarts.",
 )
 def sandbox(port: int, speed: float, state: Path | None) -> None:
     """Serve a local AWS in the foreground and print the export lines that a shell needs.
@@ -35,4 +35,4 @@ def sandbox(port: int, speed: float, state: Path | None) -> None:
     try:
         serve(port, speed, state)
     except OSError as error:
-        raise RunError("The sandbox cannot serve.", why=f"{error}") from error
+        raise RunError("The sandbox could not start.", why=f"{error}") from error

@@ -9,8 +9,8 @@ from vmsnix_ops.text import echo
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def undo(run_id: str, dry_run: bool, as_json: bool) -> int:
     """Undo a publish that did not finish: delete its object, uploads, import and snapshots without an AMI.
 
@@ -28,7 +28,7 @@ def undo(run_id: str, dry_run: bool, as_json: bool) -> int:
     if not dry_run:
         plan.apply()
         if not as_json and plan.leftovers:
-            echo("All of it is removed.")
+            echo("All of it was deleted.")
     if as_json:
         leftovers = [asdict(leftover) for leftover in plan.leftovers]
         show_json({"run_id": plan.run_id, "dry_run": dry_run, "removed": leftovers})

@@ -104,7 +104,7 @@ def test_rows_that_a_run_could_not_save_are_saved_by_repair(shelf: Shelf, histor
     assert list(tables.read("runs")["run_id"]) == [outcome.run_id]
     entry = json.loads((shelf.archive / outcome.run_id / "result.json").read_text())
     assert (entry["problems"], entry["exit_code"]) == ([], 0)
-    assert "No run needs" in say("runs", "repair")[1]
+    assert "No runs to" in say("runs", "repair")[1]
     assert len(Tables(history).read("steps")) == 1
 
 
@@ -125,7 +125,7 @@ def test_tables_are_rebuilt_from_the_archive(shelf: Shelf, history: Path, say: S
 
 def test_a_killed_run_is_marked_lost_by_repair(shelf: Shelf, history: Path, say: Say) -> None:
     running = Running(shelf, WAITS)
-    assert "No run needs" in say("runs", "repair")[1]  # it is under way
+    assert "No runs to" in say("runs", "repair")[1]  # it is under way
     running.process.kill()
     os.kill(running.helper, signal.SIGTERM)
     running.end()
@@ -205,7 +205,7 @@ def test_a_damaged_entry_is_listed_and_restored_from_the_tables(past: Past, say:
     for key in ("run_id", "runbook", "status", "exit_code", "started_at", "parameters", "user", "host"):
         assert restored[key] == whole[key], key
     assert {"notebook.ipynb", "report.html"} <= set(restored["files"])
-    assert "No run needs" in say("runs", "repair")[1]
+    assert "No runs to" in say("runs", "repair")[1]
 
 
 def test_a_damaged_entry_of_which_the_tables_have_nothing_is_a_lost_run(

@@ -56,7 +56,7 @@ def test_every_spelling_is_the_same_command(
 
 def test_two_plan_files_are_refused(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fleet", str(plan), "--plan", str(plan)]) == 2
-    assert "Give PLAN or --plan, not both." in capsys.readouterr().err
+    assert "use PLAN or --plan, not both." in capsys.readouterr().err
 
 
 def test_a_plan_that_is_wrong_is_wrong_use(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
