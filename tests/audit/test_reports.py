@@ -168,4 +168,4 @@ def test_no_rule_floods_what_is_shown(audit: AuditResult) -> None:
     shown = audit.worst(most=1)
     assert shown.frame.groupby("rule").size().max() == 1
     assert f"{len(audit.findings) - len(shown.frame)} more in findings.csv" in repr(shown)
-    assert repr(audit.worst("critical")) == "No rows."
+    assert repr(audit.worst("critical")) == "There are none."

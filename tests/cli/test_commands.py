@@ -174,7 +174,7 @@ def test_version_shows_nix_where_it_is(
 def test_a_rollback_and_an_undo_say_first_what_they_change(say: Say) -> None:
     first = {name: " ".join(say("help", name)[1].split("\n\n")[1].split()) for name in ("rollback", "undo")}
     assert first["rollback"].startswith("Move a channel back to an earlier AMI")
-    assert first["undo"].startswith("Delete what an unfinished publish created")
+    assert first["undo"].startswith("Undo an unfinished publish")
 
 
 def test_a_word_without_a_name_is_refused_and_a_publish_is_undone_elsewhere(say: Say) -> None:
@@ -463,7 +463,7 @@ def test_an_archive_that_cannot_be_written_is_one_clear_text(shelf: Shelf, say: 
 
 
 def test_runs_are_remembered(shelf: Shelf, say: Say) -> None:
-    assert say("history", "runs") == (0, "There are none.\n", "")
+    assert say("history", "runs") == (0, "No rows.\n", "")
     shelf.put("10-try-this.ipynb")
     shelf.put("20-fail-well.ipynb", "1 / 0")
     say("run", "try-this", "--name", "Ada")
@@ -476,7 +476,7 @@ def test_runs_are_remembered(shelf: Shelf, say: Say) -> None:
     assert json.loads(rows[1]["parameters"])["name"] == "Ada"
     assert len(say("history", "runs", "--csv", "--last", "1")[1].splitlines()) == 2
     assert len(json.loads(say("history", "runs", "--json", "--status", "done")[1])) == 1
-    assert say("history", "runs", "--sandbox")[1] == "There are none.\n"
+    assert say("history", "runs", "--sandbox")[1] == "No rows.\n"
     assert say("history", "runs", "--json", "--csv")[0] == 2
 
 
@@ -527,7 +527,7 @@ def test_a_taken_port_is_one_clear_text(say: Say) -> None:
         taken.listen()
         code, printed, complaint = say("sandbox", "--port", str(taken.getsockname()[1]))
     assert (code, printed) == (1, "")
-    assert complaint.startswith("Error: The sandbox cannot serve.")
+    assert complaint.startswith("Error: The sandbox could not start.")
     assert "port" in complaint
 
 

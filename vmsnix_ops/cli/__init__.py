@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("vmsnix_ops.cli.run:run", "Run a runbook; `vmsnix run NAME` is the same as `vmsnix NAME`."),
     "demo": ("vmsnix_ops.cli.demo:demo", "Publish a small image to a local sandbox."),
     "fleet": ("vmsnix_ops.cli.fleet:fleet", "Run many runbooks from a plan file."),
-    "undo": ("vmsnix_ops.cli.undo:undo", "Delete what an unfinished publish created."),
+    "undo": ("vmsnix_ops.cli.undo:undo", "Undo an unfinished publish."),
     "runs": ("vmsnix_ops.cli.runs:runs", "List past runs and show their evidence."),
     "rerun": ("vmsnix_ops.cli.runs:rerun", "Run a runbook again with the parameters of a past run."),
     "history": ("vmsnix_ops.cli.history:history", "Query the tables of runs, steps and AMIs."),

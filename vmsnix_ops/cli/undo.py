@@ -1,4 +1,4 @@
-"""``vmsnix undo RUN``: undo a publish that did not finish."""
+"""``vmsnix undo RUN``: undo an unfinished publish."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vmsnix_ops.text import echo
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def undo(run_id: str, dry_run: bool, as_json: bool) -> int:
-    """Undo a publish that did not finish: delete its object, uploads, import and snapshots without an AMI.
+    """Undo an unfinished publish: delete its object, uploads, import and snapshots without an AMI.
 
-    RUN is the id of the run, as `vmsnix runs` lists it. A run that finished is refused. To continue the
-    publish instead, give the same command again. To move a channel back, use `vmsnix rollback`.
+    RUN is the run ID that `vmsnix runs` lists. A finished run is refused. To continue the publish instead,
+    run the same command again. To move a channel back, use `vmsnix rollback`.
     """
     from dataclasses import asdict
 
