@@ -85,7 +85,7 @@ def test_a_move_between_plan_and_write_is_overwritten_and_told(
         f"--overwrite --value {theirs}"
     )
     assert command in told
-    assert "again does what is left" not in told
+    assert "does what is left" not in told
     assert history(aws) == [first, theirs, ami]  # it does not decide by itself
     (overwritten,) = result(made.run.folder)["overwritten"]
     assert overwritten == {
@@ -394,7 +394,7 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
     with pytest.raises(errors.UnrecordedActError) as caught:
         finish(found)
     assert caught.value.exit_code == 3
-    assert f"{NAME} in {HOME} still names it" in str(caught.value)
+    assert f"{NAME} in {HOME} still contains it" in str(caught.value)
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in str(caught.value)
     assert pointed(aws, HOME) == ami
 

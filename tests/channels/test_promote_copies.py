@@ -83,7 +83,7 @@ def test_two_promoters_at_once_make_one_copy(aws: Sandbox, ami: str) -> None:
 def test_a_protection_is_lifted_in_every_region(aws: Sandbox, ami: str) -> None:
     plan(regions=[EUROPE], protect=True).apply()
     asked: dict[str, Any] = {"regions": [EUROPE, WEST], "unprotect": True}
-    assert "so that it can be deregistered" in str(plan(**asked))
+    assert "deregistration protection off" in str(plan(**asked))
     found = plan(**asked).apply()
     assert outcomes(found) == {
         HOME: ["unprotect changed"],

@@ -112,7 +112,7 @@ def test_a_dry_run_ends_as_the_promotion_would(aws: Sandbox, ami: str) -> None:
     error = partial.error
     assert isinstance(error, errors.PartialError)
     assert "✗ failed" in str(partial)
-    assert "would be done in part: in 1 of 2 regions" in error.what
+    assert "would be partial: 1 of 2 regions would succeed" in error.what
     assert "af-south-1, copy: The region af-south-1 is not enabled" in error.why
     assert plan(best_effort=["af-south-1"], **asked).apply().error is None
     assert "not enabled" in str(partial.frame().query("region == 'af-south-1'")["why"].iloc[0])
@@ -163,7 +163,7 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(
             raise KeyboardInterrupt
 
         monkeypatch.setattr(promote, "as_completed", interrupt)
-        with pytest.raises(errors.InterruptedRunError, match="go on in AWS"):
+        with pytest.raises(errors.InterruptedRunError, match="continue in AWS"):
             plan(channel="stable", regions=[EUROPE]).apply()
         monkeypatch.undo()
     finally:

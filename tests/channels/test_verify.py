@@ -322,7 +322,7 @@ def test_a_promotion_as_it_is_records_what_it_finds(
     change(aws, ami)
     with pytest.raises(errors.DriftError) as caught:
         finish(verify.check())
-    assert f"vmsnix promote --ami {ami} --region {HOME} and --protect or" in caught.value.cure
+    assert f"vmsnix promote --ami {ami} --region {HOME}, with --protect or" in caught.value.cure
     assert "history sync" not in caught.value.cure
     sync(regions=[HOME], session=session)  # takes over nothing that an operator promised
     assert len(drift()) == 1
@@ -423,7 +423,7 @@ def test_a_region_that_cannot_be_read_is_a_finding_and_the_others_are_compared(
     assert caught.value.exit_code == 3
     unprotect(aws, ami)
     assert set(drift()) == {"protected"}
-    with pytest.raises(errors.DriftError, match=f"1 thing could not be looked at, first {EUROPE}: .*{words}"):
+    with pytest.raises(errors.DriftError, match=f"1 item could not be read, first {EUROPE}: .*{words}"):
         finish(verify.check())
 
 
@@ -444,7 +444,7 @@ def test_a_region_that_refuses_sts_is_a_finding(aws: Sandbox, ami: str, refused:
 
 
 def test_what_is_not_recorded_is_not_compared_save_with_whom_it_is_shared(aws: Sandbox) -> None:
-    with pytest.raises(errors.ParameterError, match="know no AMI"):
+    with pytest.raises(errors.ParameterError, match="No recorded AMI"):
         verify.check()
     made = make_ami(aws)
     record(aws, made, source="sync", without=("imds_support", "ena_support", *YOUNG))

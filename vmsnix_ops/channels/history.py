@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "region": "AWS region",
-    "since": "when the channel was pointed to it, UTC",
-    "until": "when it was pointed elsewhere, UTC; empty for where it points now",
-    "ami_id": "the AMI",
-    "name": "its name",
-    "state": "its state as AWS names it; deprecated once its date has passed; gone",
-    "instances": "instances that run from it now, in this account and region; empty when not allowed",
-    "last_launched": "when an instance was last launched from it, UTC; AWS tells it a day later",
-    "changed_by": "who pointed the channel to it: an ARN",
-    "note": "why it was set, and by which run; what somebody else wrote beside it",
+    "since": "when the channel was set to the AMI, UTC",
+    "until": "when the channel was set to another AMI, UTC; empty for the current AMI",
+    "ami_id": "AMI ID",
+    "name": "AMI name",
+    "state": "state in AWS; deprecated once its date has passed; gone if it no longer exists",
+    "instances": "instances that run from it now, in this account and region; empty if not allowed",
+    "last_launched": "last launch of an instance from it, UTC; AWS reports it a day later",
+    "changed_by": "ARN that set the channel",
+    "note": "why it was set and by which run, or the description that others wrote",
 }
 """Columns of `frame`, and their meaning."""
 
@@ -210,4 +210,4 @@ def show(table: pd.DataFrame) -> display.Shown:
         ]
         for row in table.to_dict("records")
     ]
-    return display.shown(columns, rows, right=("instances",), nothing="It points to nothing yet.")
+    return display.shown(columns, rows, right=("instances",), nothing="The channel has never been set.")

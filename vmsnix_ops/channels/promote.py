@@ -197,21 +197,17 @@ class PromotionPlan(display.Displayed):
     def notes(self) -> list[str]:
         """Return what the table does not say."""
         refused = any(step.outcome == "failed" for target in self.targets for step in target.steps)
-        found = (
-            ["A step that is refused fails when it is carried out; the other regions go on."]
-            if refused
-            else []
-        )
+        found = ["A refused step will fail; the other regions continue."] if refused else []
         found += [
-            f"{target.ami_id} in {target.region} is shared with {target.strangers}, too, which nobody "
-            "recorded. The promotion will record it; --revoke-from takes it away."
+            f"{target.ami_id} in {target.region} is also shared with {target.strangers}, which is not "
+            "recorded. The promotion will record it. To end it, pass --revoke-from."
             for target in self.targets
             if target.strangers
         ]
         found += [
             f"{check.name}: {check.evidence} {check.cure}" for check in self.checks if check.outcome == "warn"
         ]
-        return [*found, *(["Dry run: nothing of this will be done."] if self.dry_run else [])]
+        return [*found, *(["Dry run: nothing will be changed."] if self.dry_run else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +319,7 @@ def plan(
 
     ec2 = home.ec2
     if not ami and not image:
-        raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
+        raise errors.ParameterError("No AMI given.", cure="Add --ami, or --image for the image's newest AMI.")
     found = channels.find_ami(ec2, home.ssm, ami, image=image, settings=settings)
     source = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
     held = snapshots.check_whole(ec2, source)
@@ -362,13 +358,13 @@ def plan(
         each_region.refuse_encrypted_public(each)
     if not any(each_region.steps(wanted, home=each.is_home) for each in spots):
         raise errors.ParameterError(
-            "There is nothing to do.",
-            why="Neither a channel nor regions, sharing, a date or protection were given.",
-            cure="Give at least one of them.",
+            "Nothing to do.",
+            why="No channel, regions, sharing, deprecation date or protection given.",
+            cure="Add at least one of them, such as --channel stable.",
         )
     tables, progress = RunTables(settings, run), progress or current()
     with (
-        progress.step("look at the regions", total=len(spots)) as shown,
+        progress.step("read the regions", total=len(spots)) as shown,
         ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool,
     ):
 
@@ -402,7 +398,7 @@ def _look(spot: Spot, tables: RunTables, *, best_effort: bool) -> Target:
     refused = ""
     for step in each_region.steps(spot.wanted, home=spot.is_home):
         if refused:
-            planned.append(Planned(step.name, "skipped", f"after the refused {refused}"))
+            planned.append(Planned(step.name, "skipped", f"because {refused} was refused"))
             continue
         try:
             if not planned:
@@ -428,8 +424,8 @@ def _look(spot: Spot, tables: RunTables, *, best_effort: bool) -> Target:
 # A channel that somebody changed between plan and write ends the promotion everywhere: nothing more is
 # changed, and a person decides which value is right.
 
-HALTED = "a channel was changed between plan and write; nothing more is changed"
-UNRECORDED = "an act that cannot be undone could not be announced on the disk; nothing more is changed"
+HALTED = "a channel was changed between plan and write; the remaining steps were skipped"
+UNRECORDED = "an irreversible act could not be announced on the disk; the remaining steps were skipped"
 
 
 def _apply(plan: PromotionPlan) -> PromotionResult:
@@ -504,7 +500,7 @@ def _region(plan: PromotionPlan, target: Target, spot: Spot, halted: list[str]) 
         for step in steps:
             row = RegionStep(spot.region, step.name, "skipped", best_effort=target.best_effort)
             if failed or halted:
-                why = f"after the failed {failed}" if failed else halted[0]
+                why = f"because {failed} failed" if failed else halted[0]
                 rows.append(replace(row, why=why, ami_id=spot.ami_id))
                 continue
             started = time.monotonic()
@@ -579,12 +575,12 @@ def _check_again(plan: PromotionPlan, spot: Spot, step: each_region.Step) -> Non
         kind: type[errors.VmsnixError] = errors.RegistrationError
         fix = error.cure
         if spot.moved.overwritten is not None:
-            what = f"{plan.wanted.pointer} in {spot.region} still names it."  # nothing more is changed
+            what = f"{plan.wanted.pointer} in {spot.region} still contains it."  # nothing more is changed
         else:
             try:
                 what = step.give_back(spot)
             except errors.VmsnixError as second:
-                what = f"{plan.wanted.pointer} in {spot.region} still names it. {second.what} {second.why}"
+                what = f"{plan.wanted.pointer} in {spot.region} still contains it. {second.what} {second.why}"
                 if isinstance(second, errors.UnrecordedActError):
                     kind = errors.UnrecordedActError  # which ends the promotion in every region
                     where = f"--region {spot.region} --name {plan.wanted.pointer}"
@@ -598,8 +594,8 @@ def _look_again(plan: PromotionPlan, spot: Spot) -> None:
     found = images.find(spot.ec2, [source.ami_id]).get(source.ami_id)
     if found is None:
         raise errors.RegistrationError(
-            f"The AMI {source.ami_id} in {source.region} is gone.",
-            why="Somebody deregistered it after the plan was made.",
+            f"The AMI {source.ami_id} in {source.region} no longer exists.",
+            why="It was deregistered after the plan was made.",
             cure="Make a new plan.",
         )
     spot.ami = channels.check_usable(found, owner=plan.account, now=datetime.now(UTC))
@@ -657,8 +653,8 @@ def _stop_if(stop: threading.Event) -> None:
 def _interrupted() -> errors.InterruptedRunError:
     return errors.InterruptedRunError(
         "The promotion was interrupted.",
-        why="Copies that run go on in AWS; what was done stays.",
-        cure="Run the same command again to go on.",
+        why="Running copies continue in AWS; completed steps are kept.",
+        cure="Run the same command again to continue.",
     )
 
 

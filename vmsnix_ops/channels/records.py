@@ -169,7 +169,7 @@ def announce(
     where, started = topic.split(":")[3], time.monotonic()
     row = RegionStep(where, ANNOUNCE, "skipped", f"to {topic}")
     if not content["amis"]:
-        return [replace(row, why="there is nothing to tell")]
+        return [replace(row, why="there is nothing to report")]
     message = json.dumps(content, sort_keys=True)
     image, channel = str(content["image"]), str(content["channel"])
     try:

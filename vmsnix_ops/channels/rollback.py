@@ -107,7 +107,7 @@ def look(target: Target, pointer: str) -> Target:
 def without(target: Target, pointer: str) -> Target:
     """Return a region that was asked for and has no such channel."""
     problem = errors.PointerError(
-        f"There is no parameter {pointer} in {target.region}.",
+        f"No parameter {pointer} in {target.region}.",
         cure="Leave the region out, or promote an AMI there first.",
     )
     return replace(target, problem=problem)
@@ -148,7 +148,7 @@ def check_usable(ec2: EC2Client, ami_id: str, *, account: str) -> Ami:
     found = images.find(ec2, [ami_id]).get(ami_id)
     if found is None:
         raise errors.PointerError(
-            f"The AMI {ami_id}, to which the channel pointed before, is gone from {ec2.meta.region_name}.",
+            f"The channel's earlier AMI {ami_id} no longer exists in {ec2.meta.region_name}.",
             why="It was deregistered.",
         )
     channels.check_usable(found, owner=account, now=datetime.now(UTC))
@@ -176,9 +176,9 @@ def check_alike(targets: Iterable[Target], *, to: str) -> None:
         if t.now and t.target
     )
     raise errors.ParameterError(
-        "The regions point to different images, so that the one before is not the same everywhere.",
-        why=f"{told}. A promotion was cut off, or somebody moved one of them.",
-        cure="Name the AMI that all shall point to: --to NAME.",
+        "The regions contain different images, so they have no common earlier AMI.",
+        why=f"{told}. A promotion was interrupted, or one region was changed separately.",
+        cure="Choose the AMI for all regions: --to NAME.",
     )
 
 
@@ -203,16 +203,16 @@ def _entry(target: Target, to: str, digests: set[str]) -> Entry:
         return now  # the same command again
     elif target.before:
         raise errors.PointerError(
-            f"The channel was rolled back already in {target.region}, on {now.since:%Y-%m-%d %H:%M} UTC.",
-            why=f"It pointed to {target.before} before; the one before now is that one.",
-            cure=f"Say where to: --to {target.before} returns there. {_others(known)}",
+            f"The channel in {target.region} was already rolled back on {now.since:%Y-%m-%d %H:%M} UTC.",
+            why=f"The previous AMI is now {target.before}, which it was rolled back from.",
+            cure=f"To return to {target.before}, pass --to {target.before}. {_others(known)}",
         )
     else:
         wanted = [one for one in known if one.ami_id != now.ami_id]
     if not wanted:
-        what = f"never pointed to {to}" if to else f"never pointed to anything but {now.ami_id}"
+        what = f"has never been {to}" if to else f"has only ever been {now.ami_id}"
         raise errors.PointerError(
-            f"The channel {what} in {target.region}.",
+            f"Nothing to roll back to: the channel in {target.region} {what}.",
             why=f"Its history has {counted(len(known), 'value')}, since {known[0].since:%Y-%m-%d}.",
             cure=_others(known),
         )
@@ -223,7 +223,7 @@ def _others(known: tuple[Entry, ...], *refused: str) -> str:
     """Return which AMIs there are to choose from."""
     not_these = {known[-1].ami_id, *refused}
     names = dict.fromkeys(e.name for e in reversed(known) if e.usable and e.ami_id not in not_these)
-    return f"Choose with --to: {', '.join(list(names)[:5])}." if names else "Promote another AMI."
+    return f"Choose one with --to: {', '.join(list(names)[:5])}." if names else "Promote another AMI."
 
 
 # Rolling a channel back: it points to the AMI that it pointed to before, in one step in each region.
@@ -233,7 +233,7 @@ def _others(known: tuple[Entry, ...], *refused: str) -> str:
 # and leaves it alone. Not to be confused with ``vmsnix undo``, which removes what an unfinished publish left.
 
 
-HALTED = "the channel was changed between plan and write; nothing more is changed"
+HALTED = "the channel was changed between plan and write; the remaining steps were skipped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,23 +308,23 @@ class RollbackPlan(display.Displayed):
             then = _told(target.target.ami_id, target.target.name) if target.target else ""
             outcome = "failed" if target.problem else "unchanged" if target.so else "planned"
             rows.append([target.region, outcome, now, then, str(target.problem or "")])
-        return display.shown(("region", "outcome", "points to", "will point to", "why"), rows)
+        return display.shown(("region", "outcome", "current AMI", "new AMI", "why"), rows)
 
     def notes(self) -> list[str]:
         """Return what the table does not say."""
         found = [
-            f"{target.region} was rolled back already, at {target.now.since:%H:%M} UTC, "
-            f"from {target.before}; --to {target.before} returns there."
+            f"{target.region} was already rolled back at {target.now.since:%H:%M} UTC from {target.before}. "
+            f"To return, pass --to {target.before}."
             for target in self.targets
             if target.so and target.before and target.now
         ]
         if any(entry.instances is None for target in self.targets for entry in target.entries):
-            found.append("Instances are not counted: allow ec2:DescribeInstances to have them counted.")
-        found += [f"{region} has no such channel any more; it is left out." for region in self.left_out]
+            found.append("Instances are not counted: this needs ec2:DescribeInstances.")
+        found += [f"Skipped {region}: it has no such channel." for region in self.left_out]
         found += [
             f"{check.name}: {check.evidence} {check.cure}" for check in self.checks if check.outcome == "warn"
         ]
-        return [*found, *(["Dry run: nothing of this will be done."] if self.dry_run else [])]
+        return [*found, *(["Dry run: nothing will be changed."] if self.dry_run else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,9 +426,9 @@ def plan(
         looked = list(pool.map(lambda spot: look(spot, pointer), spots))
     if not any(target.entries for target in looked):
         raise next((t.problem for t in looked if t.problem), None) or errors.PointerError(
-            f"The channel {channel} of {image} points to nothing in {', '.join(chosen)}.",
-            why=f"There is no parameter {pointer}.",
-            cure="Promote an AMI to it first (vmsnix promote).",
+            f"The channel {channel} of {image} has no value in {', '.join(chosen)}.",
+            why=f"No parameter {pointer}.",
+            cure="Promote an AMI to it first: vmsnix promote",
         )
     lacking = [target for target in looked if not target.entries and not target.problem]
     if asked in ((), (ALL,)):  # nobody named these regions
@@ -473,7 +473,7 @@ def _apply(plan: RollbackPlan) -> RollbackResult:
         moved = [row.region for row in rows if row.step == "point" and row.outcome != "failed"]
         interrupted = errors.InterruptedRunError(
             "The rollback was interrupted.",
-            why=f"Rolled back so far: {', '.join(moved) or 'nothing, or the region that it was at'}.",
+            why=f"Rolled back so far: {', '.join(moved) or 'no region, or the current one'}.",
             cure=_cure(plan),
         )
         record_run(plan.run, plan.tables, "cancelled", plan.started_at, **where, error=str(interrupted))
@@ -503,7 +503,7 @@ def _planned(target: Target) -> RegionStep:
 def _cure(plan: RollbackPlan) -> str:
     """Return how to go on; with a name the command means the same whenever it is given."""
     name = next((target.target.name for target in plan.targets if target.target), "NAME")
-    return f"Run it again with --to {name}: that does what is left, and nothing twice."
+    return f"Run it again with --to {name}: it does what is left and repeats nothing."
 
 
 def _roll_back(plan: RollbackPlan, target: Target) -> list[RegionStep]:
@@ -572,7 +572,7 @@ def _check_again(
     try:
         channels.check_again(target.ec2, then.ami_id, owner=plan.account)
     except errors.VmsnixError as error:
-        what = f"{plan.pointer} in {target.region} still names it."
+        what = f"{plan.pointer} in {target.region} still contains it."
         if moved.overwritten is None and moved.outcome == "created":
             note = Note("take back", then.name, plan.run.run_id).text()
             try:

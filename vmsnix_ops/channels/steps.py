@@ -37,15 +37,15 @@ def audiences(
     share, revoke = sharing.audience(share_with), sharing.audience(revoke_from)
     if share.public:
         raise errors.ParameterError(
-            "public is nobody to share with.",
-            why="What is public cannot be taken back from who copied it.",
-            cure="Set public and confirm_public if everybody shall launch the AMI.",
+            "public is not an account to share with.",
+            why="A public AMI can be copied by anyone, which cannot be undone.",
+            cure="To make the AMI public, pass --public and --confirm-public ACCOUNT.",
         )
     share = replace(share, public=public)
     both = share.within(revoke)
     if both:
         raise errors.ParameterError(
-            f"{both} cannot be given and taken away at once.", cure="Leave one of the two out."
+            f"{both} is in both share_with and revoke_from.", cure="Remove it from one of them."
         )
     return share, revoke
 
@@ -68,7 +68,7 @@ def check_protection(*, protect: bool, unprotect: bool) -> None:
     """Refuse a promotion that would do both."""
     if protect and unprotect:
         raise errors.ParameterError(
-            "The protection cannot be set and lifted at once.", cure="Leave one of the two out."
+            "protect and unprotect cannot be used together.", cure="Use only one of them."
         )
 
 
@@ -77,15 +77,15 @@ def check_keys(keys: Mapping[str, str], home: str, others: tuple[str, ...]) -> N
     for region, key in keys.items():
         if region not in others:
             raise errors.ParameterError(
-                f"There is a key for {region}, where nothing is copied to.",
+                f"kms_keys has a key for {region}, but nothing is copied there.",
                 why="It is the AMI's own region." if region == home else errors.nearest(region, others),
-                cure="Leave it out, or add the region to regions.",
+                cure="Remove the key, or add the region to regions.",
             )
         if key.startswith("arn:") and f":kms:{region}:" not in key:
             raise errors.ParameterError(
-                f"The key for {region} is of another region.",
-                why=f"It is {key}.",
-                cure=f"Name a key of {region}.",
+                f"The key for {region} is in another region.",
+                why=f"The key is {key}.",
+                cure=f"Use a key in {region}.",
             )
 
 
@@ -93,8 +93,8 @@ def check_topic(topic: str) -> None:
     """Refuse what is no ARN of an SNS topic."""
     if topic and (topic.count(":") != 5 or not topic.startswith("arn:") or ":sns:" not in topic):
         raise errors.ParameterError(
-            f"The topic {topic!r} is no ARN of an SNS topic.",
-            cure="Give one such as arn:aws:sns:eu-central-1:012345678901:images.",
+            f"{topic!r} is not an SNS topic ARN.",
+            cure="Use an ARN such as arn:aws:sns:eu-central-1:012345678901:images.",
         )
 
 
@@ -116,9 +116,9 @@ def image_of(source: Ami, image: str) -> str:
     own = source.tags[tagging.IMAGE]
     if image and image != own:
         raise errors.ParameterError(
-            f"The AMI {source.ami_id} is one of the image {own!r}.",
-            why=f"{image!r} was given.",
-            cure="Leave image out, or name another AMI.",
+            f"The AMI {source.ami_id} belongs to the image {own!r}.",
+            why=f"image is {image!r}.",
+            cure="Remove image, or choose another AMI.",
         )
     return own
 
@@ -255,10 +255,10 @@ class Copy:
             spot.ami = channels.check_usable(found, owner=source.account, now=datetime.now(UTC))
             lacking = image_copy.missing_tags(source, found)
             if lacking:
-                return Looked(False, f"give {found.ami_id} the tags {', '.join(sorted(lacking))}")
-            return Looked(True, f"{found.ami_id} is there")
+                return Looked(False, f"add the tags {', '.join(sorted(lacking))} to {found.ami_id}")
+            return Looked(True, f"{found.ami_id} exists")
         if found is not None:
-            return Looked(False, f"wait for {found.ami_id}, which is {found.state}")
+            return Looked(False, f"wait for {found.ami_id} ({found.state})")
         if spot.wanted.share:
             encrypted = spot.wanted.source_encrypted
             sharing.check_key_of_copies(spot.ec2, kms_key=spot.kms_key, encrypted=encrypted)
@@ -321,7 +321,7 @@ class Revoke:
         """Find who still has what shall be taken away."""
         revoke = spot.wanted.revoke
         if spot.ami is None:
-            return Looked(True, f"a new copy is shared with nobody, so not with {revoke}")
+            return Looked(True, f"a new copy is not shared with {revoke}")
         still = sharing.of_image(spot.ec2, spot.ami_id).within(revoke)
         for snapshot_id in spot.ami.snapshot_ids:
             more = sharing.of_snapshot(spot.ec2, snapshot_id).within(revoke)
@@ -346,7 +346,7 @@ class Deprecate:
         """Compare the date."""
         moment = deprecation.to_the_minute(self._moment(spot))
         so = spot.ami is not None and spot.ami.deprecated_at == moment
-        return Looked(so, f"from {moment:%Y-%m-%d %H:%M} UTC on")
+        return Looked(so, f"from {moment:%Y-%m-%d %H:%M} UTC")
 
     def do(self, spot: Spot) -> None:
         """Set it."""
@@ -366,7 +366,7 @@ class Protect:
     def look(self, spot: Spot) -> Looked:
         """Look at the protection; one that was lifted and ends within a day is none."""
         so = spot.ami is not None and spot.ami.protection.startswith("enabled")
-        return Looked(so, "from being deregistered")
+        return Looked(so, "deregistration protection on")
 
     def do(self, spot: Spot) -> None:
         """Enable it."""
@@ -381,7 +381,7 @@ class Unprotect:
     def look(self, spot: Spot) -> Looked:
         """Look at the protection; a new copy has none."""
         so = spot.ami is None or not spot.ami.protection.startswith("enabled")
-        return Looked(so, "so that it can be deregistered")
+        return Looked(so, "deregistration protection off")
 
     def do(self, spot: Spot) -> None:
         """Disable it."""
@@ -408,30 +408,33 @@ class Point:
         spot.pointed_to = now.value
         if found is not None and spot.ami is not None and found.value == spot.ami_id:
             spot.pointed_to = ""
-            return Looked(True, f"{name} points there")
+            return Looked(True, f"{name} already contains it")
         if spot.planned not in (None, now):
             raise parameters.changed_meanwhile(name, spot.region, found)
         if spot.planned is None and found is not None:
             parameters.check_room(name, parameters.history(spot.ssm, name), spot.region)
         spot.planned = now
-        before = self._before(spot) if found else "a new pointer"
-        return Looked(False, f"{name}, {before}, to {spot.ami_id or 'the copy'} ({spot.wanted.source.name})")
+        to = f"{spot.ami_id or 'the copy'} ({spot.wanted.source.name})"
+        if found is None:
+            return Looked(False, f"create {name} with {to}")
+        return Looked(False, f"set {name} from {self._before(spot)} to {to}")
 
     def _before(self, spot: Spot) -> str:
         """Return where it points, unless that is an AMI for other machines: fleets would no longer start."""
         before = spot.pointed_to
         known = images.find(spot.ec2, [before]).get(before) if AMI_ID.fullmatch(before) else None
         if known is None:
-            return f"which points to {before}"
+            return before
         new = spot.wanted.source.architecture
         if known.architecture != new:
             raise errors.PointerError(
-                f"{spot.wanted.pointer} in {spot.region} points to an AMI for {known.architecture}.",
-                why=f"{spot.wanted.source.name} is for {new}; what launches from there expects the other.",
-                cure="Give each architecture a channel of its own (channels in vmsnix.toml, such as "
-                f"stable-{new}); or delete the parameter first if the fleet has moved.",
+                f"{spot.wanted.pointer} in {spot.region} contains an AMI for {known.architecture}.",
+                why=f"{spot.wanted.source.name} is for {new}; launches from the channel expect "
+                f"{known.architecture}.",
+                cure=f"Use one channel per architecture (channels in vmsnix.toml, such as stable-{new}). If "
+                f"the fleet has moved to {new}, delete the parameter first.",
             )
-        return f"which points to {before} ({known.name})"
+        return f"{before} ({known.name})"
 
     def do(self, spot: Spot) -> None:
         """Set it."""
@@ -448,7 +451,7 @@ class Point:
     def give_back(self, spot: Spot) -> str:
         """Give the channel the value that it had before `do`, and return what became of it, as a sentence."""
         if spot.moved is None or spot.moved.outcome == "reused":
-            return f"{spot.wanted.pointer} in {spot.region} named it before."
+            return f"{spot.wanted.pointer} in {spot.region} contained it before."
         earlier = spot.planned or parameters.Planned()
         return parameters.put_back(
             spot.ssm,
@@ -482,6 +485,7 @@ def refuse_encrypted_public(spot: Spot) -> None:
     if spot.wanted.share.public and (spot.wanted.source_encrypted or spot.kms_key):
         raise errors.ParameterError(
             f"The AMI in {spot.region} cannot be public.",
-            why="Its snapshots are or shall be encrypted, and AWS makes no such AMI public.",
+            why="Its snapshots are or will be encrypted, and AWS does not allow a public AMI with encrypted "
+            "snapshots.",
             cure="Share it with accounts or an organization, or promote it without a key.",
         )

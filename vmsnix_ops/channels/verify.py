@@ -54,13 +54,13 @@ def __dir__() -> list[str]:
 REGIONS_AT_ONCE, AMIS_AT_ONCE = 8, 8
 COLUMNS = {
     "region": "AWS region",
-    "ami_id": "the AMI; empty for a region that could not be read, and for a pointer to nothing",
-    "name": "its name, as it was recorded",
+    "ami_id": "AMI ID; empty for a region that could not be read, and for a channel without a value",
+    "name": "recorded AMI name",
     "image": "short name of the image",
-    "field": "what differs",
-    "recorded": "what the tables say",
-    "found": "what AWS says",
-    "meaning": "what that means",
+    "field": "field that differs",
+    "recorded": "recorded value",
+    "found": "value in AWS",
+    "meaning": "what the difference means",
 }
 """Columns of the drift, one row a field that differs."""
 
@@ -103,7 +103,7 @@ class VerificationResult(Result):
         """Return the drift for people."""
         names = ("region", "ami_id", "name", "field", "recorded", "found", "meaning")
         rows = [[row[name] for name in names] for row in self.drift.to_dict("records")]
-        return shown.shown(names, rows, nothing="Everything is as it was recorded.")
+        return shown.shown(names, rows, nothing="No differences.")
 
     @property
     def unread(self) -> int:
@@ -177,11 +177,11 @@ def check(
     asked = tuple(regions)
     expected = recorded(tables, regions=() if asked == (ALL,) else named(asked), image=image)
     if not expected:
-        raise _nothing_known(image, f"Looked in {settings.history}.")
+        raise _nothing_known(image, f"Searched {settings.history}.")
     account = _account(session, [settings.region, session.region_name, *(row["region"] for row in expected)])
     expected = [row for row in expected if row.get("account") in (None, account)]
     if not expected:
-        raise _nothing_known(image, f"Those that {settings.history} knows are not of the account {account}.")
+        raise _nothing_known(image, f"The AMIs in {settings.history} do not belong to the account {account}.")
     chosen = named(row["region"] for row in expected)
     clients = {  # in one thread: sessions are not thread safe, clients are
         name: (client(session, "ec2", name), client(session, "ssm", name)) for name in chosen
@@ -229,9 +229,9 @@ def _account(session: boto3.Session, regions: Iterable[str | None]) -> str:
 
 def _nothing_known(image: str, why: str) -> errors.ParameterError:
     return errors.ParameterError(
-        f"The tables know no AMI{f' of {image}' if image else ''} to compare with.",
+        f"No recorded AMI{f' of {image}' if image else ''} to compare with.",
         why=why,
-        cure="Publish or promote one, or fill the tables from the tags: vmsnix history sync.",
+        cure="Publish or promote one, or import the records from the tags: vmsnix history sync",
     )
 
 
@@ -245,15 +245,15 @@ def _error(report: VerificationResult) -> errors.VmsnixError | None:
             f"recorded {first['recorded'] or 'nothing'}, found {first['found'] or 'nothing'}."
         )
         return errors.DriftError(
-            f"Published AMIs are not as they were recorded, in {number}.",
+            f"Published AMIs differ from their records in {number}.",
             why=f"{why} {_unread(report)}".strip(),
             cure=_cure(drift),
         )
     if report.unread:
         return errors.PartialError(
-            "What could be looked at is as it was recorded.",
+            "No differences in what could be read, but the check is incomplete.",
             why=_unread(report),
-            cure="Allow what is missing, and run it again.",
+            cure="Allow the missing actions, then run it again.",
         )
     return None
 
@@ -264,7 +264,7 @@ def _unread(report: VerificationResult) -> str:
         return ""
     first = report.drift[report.drift["field"] == "access"].iloc[0]
     where = f"{first['ami_id']} in {first['region']}" if first["ami_id"] else first["region"]
-    return f"{counted(report.unread, 'thing')} could not be looked at, first {where}: {first['found']}"
+    return f"{counted(report.unread, 'item')} could not be read, first {where}: {first['found']}"
 
 
 def _cure(drift: pd.DataFrame) -> str:
@@ -273,20 +273,23 @@ def _cure(drift: pd.DataFrame) -> str:
     pointed, broken = drift["field"] == "pointer", drift["field"].isin(fields.BROKEN)
     cures = []
     if promised.any():
-        cures.append("vmsnix promote shares, revokes, dates and points (vmsnix rollback points back).")
+        cures.append(
+            "To restore the recorded values: vmsnix promote sets sharing, dates and channels "
+            "(vmsnix rollback sets channels back)."
+        )
     if (promised & ~pointed).any():
         first = drift[promised & ~pointed].iloc[0]
         cures.append(
-            "Where AWS is right, a promotion that changes nothing records what it finds: vmsnix promote "
-            f"--ami {first['ami_id']} --region {first['region']} and --protect or --unprotect, as it is."
+            "If AWS is right, record its values with a promotion that changes nothing: vmsnix promote --ami "
+            f"{first['ami_id']} --region {first['region']}, with --protect or --unprotect to match the AMI."
         )
     if broken.any():
-        cures.append("An AMI that cannot be launched is deregistered, and published again.")
+        cures.append("Deregister an AMI that cannot be launched, and publish it again.")
     if not promised.all():
         regions = " ".join(f"--region {name}" for name in sorted(set(drift[~promised]["region"])))
         cures.append(
-            "Tags come back with aws ec2 create-tags. Where AWS is right, take tags and registration over: "
-            f"vmsnix history sync {regions}."
+            "To restore tags, use aws ec2 create-tags. If AWS is right, record its tags and registration: "
+            f"vmsnix history sync {regions}"
         )
     return " ".join(cures)
 
