@@ -49,7 +49,7 @@ def test_a_dry_run_is_the_default_and_changes_nothing(aws: Sandbox) -> None:
     assert shown.apply().parts == shown.parts
     assert len(shown.todo) == len(shown.parts) == 8
     assert changed(aws) == []
-    assert "nothing of this will be done" in str(shown)
+    assert "nothing will be changed" in str(shown)
 
 
 def test_an_empty_account_can_publish_afterwards(aws: Sandbox, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_another_account_than_those_allowed_is_refused(aws: Sandbox, monkeypatch
 
 @pytest.mark.parametrize("bucket", ["", "*"])
 def test_a_bucket_must_be_named(aws: Sandbox, bucket: str) -> None:
-    with pytest.raises(errors.ParameterError, match="No bucket was given"):
+    with pytest.raises(errors.ParameterError, match="No bucket given"):
         plan(bucket=bucket)
 
 

@@ -499,7 +499,7 @@ def test_an_undo_that_can_announce_nothing_removes_nothing(
     assert undo.leftovers
     file_is_a_folder(journal.parent)
     before = look(publishers.aws)
-    with pytest.raises(errors.PartialError, match="Removed: nothing") as caught:
+    with pytest.raises(errors.PartialError, match="Deleted: nothing") as caught:
         undo.apply()
     assert caught.value.exit_code == 3
     assert look(publishers.aws) == before

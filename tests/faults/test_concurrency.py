@@ -84,7 +84,7 @@ def test_row_11_the_same_name_with_other_bytes_has_one_winner_and_a_clear_answer
     assert (len(won), len(lost)) == (1, 1)
     assert lost[0].error == "NameTakenError"
     assert won[0].result["ami_id"] in lost[0].text
-    assert "Give another prefix" in lost[0].text
+    assert "Use another prefix" in lost[0].text
     account = look(publishers.aws)
     assert list(account.leftovers()) == []
     assert account.digests == (won[0].result["digest"],)

@@ -43,7 +43,7 @@ def test_asked_once_it_says_how_to_go_on(publishers, number):
         number,
     )
     assert (ended.status, ended.error) == (1, "InterruptedRunError")
-    assert "import is cancelled" in ended.text
+    assert "import was cancelled" in ended.text
     assert "Run the same command again" in ended.text
     publishers.aws.clock.speed = 5000
     assert look(publishers.aws).running == []

@@ -89,7 +89,7 @@ def test_a_run_that_registered_its_ami_is_refused(publishers):
 def test_a_run_that_is_under_way_is_refused(publishers):
     run_id = killed(publishers, "import", "s3:UploadPart", moment="before")
     plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
-    with plan.journal.step("upload"), pytest.raises(errors.RunError, match="under way"):
+    with plan.journal.step("upload"), pytest.raises(errors.RunError, match="still running"):
         plan_undo(plan.run_id)
     assert plan_undo(run_id).leftovers
 
@@ -107,5 +107,5 @@ def test_what_another_run_made_of_the_same_image_is_kept(publishers):
 
 def test_an_unknown_run_and_a_wrong_name_are_told(publishers):
     for name in ("no-such-run", "../../etc", ""):
-        with pytest.raises(errors.ParameterError, match="no journal"):
+        with pytest.raises(errors.ParameterError, match="No journal"):
             plan_undo(name)

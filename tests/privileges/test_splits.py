@@ -38,7 +38,7 @@ def test_a_publisher_via_import_is_told_who_may_compare(account: Account) -> Non
     verifier = account.plan(JOBS["verify blocks"].actions(), via="direct", verify="whole", dry_run=True)
     verifier.apply()
     compared = verifier.import_snapshot(verifier.upload(verifier.build())).verified
-    assert "are the image's" in compared
+    assert "match the image" in compared
 
 
 def test_a_verifier_reports_a_snapshot_with_other_bytes(account: Account) -> None:
@@ -70,7 +70,7 @@ def test_an_import_is_undone_by_its_publisher_and_the_retirer(account: Account) 
     run_id, snapshot = unfinished(account)
     with pytest.raises(errors.AccessDeniedError, match="iam-policy retirer") as caught:
         undo_by(account, run_id, "import").apply()
-    assert f"Not removed: snapshot {snapshot}." in str(caught.value)
+    assert f"Not deleted: snapshot {snapshot}." in str(caught.value)
     assert f"vmsnix undo {run_id}" in str(caught.value)
     assert not account.aws.client("s3").list_objects_v2(Bucket=BUCKET).get("Contents")
     left = undo_by(account, run_id, "retire")

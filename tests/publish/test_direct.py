@@ -158,7 +158,7 @@ def test_a_dry_run_changes_nothing(direct, changes, left):
     assert wanted.apply().ami_id == ""
     assert changes() == []
     assert left().nothing
-    assert "block by block" in str(wanted)
+    assert "blocks that differ" in str(wanted)
     assert "s3://" not in str(wanted)
 
 

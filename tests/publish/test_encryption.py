@@ -69,7 +69,7 @@ def test_a_snapshot_under_another_key_is_neither_reused_nor_registered(aws, plan
     make = direct if via == "direct" else lambda plan, **changes: plan(**changes)
     plain = make(plan).apply()
     for key in (KEY, OTHER):
-        with pytest.raises(errors.NameTakenError, match="encrypted with another key"):
+        with pytest.raises(errors.NameTakenError, match="another encryption key"):
             make(plan, kms_key=key).apply()
     first = make(plan, kms_key=KEY, prefix="first").apply()
     second = make(plan, kms_key=OTHER, prefix="second").apply()

@@ -41,11 +41,11 @@ def interrupt_when(fault, image) -> subprocess.CompletedProcess[str]:
         [
             (
                 {"op": "s3:UploadPart", "do": "delay", "when": "after", "seconds": 1},
-                "parts that arrived are kept",
+                "uploaded parts are kept",
             ),
             (
                 {"op": "ec2:ImportSnapshot", "do": "delay", "when": "after", "seconds": 1},
-                "import is cancelled",
+                "import was cancelled",
             ),
             (
                 {"op": "ec2:RegisterImage", "do": "delay", "when": "after", "seconds": 2},

@@ -204,7 +204,7 @@ def test_role_trouble_4_the_role_may_not_read_the_bucket(aws: Sandbox, look: Any
     iam.delete_role_policy(RoleName="vmimport", PolicyName="vmimport")
     other = policies.import_role(policies.Place(bucket="another-bucket"))
     iam.put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=json.dumps(other))
-    check = look()["vmimport role's rights"]
+    check = look()["vmimport role's permissions"]
     assert check.outcome == "fail"
     assert "s3:GetObject" in check.evidence
 
@@ -248,7 +248,7 @@ def test_a_role_that_reads_more_than_the_images_is_warned_of(
 ) -> None:
     iam = aws.client("iam")
     iam.put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=json.dumps(document))
-    check = look()["vmimport role's rights"]
+    check = look()["vmimport role's permissions"]
     assert check.outcome == outcome, check.evidence
     if outcome == "warn":
         assert f"arn:aws:s3:::{BUCKET}/vmsnix/*" in check.evidence
@@ -258,7 +258,7 @@ def test_a_role_that_reads_more_than_the_images_is_warned_of(
 def test_a_role_with_a_policy_of_aws_is_warned_of(aws: Sandbox, look: Any) -> None:
     arn = "arn:aws:iam::aws:policy/AmazonS3ReadOnlyAccess"
     aws.client("iam").attach_role_policy(RoleName="vmimport", PolicyArn=arn)
-    assert look()["vmimport role's rights"].outcome == "warn"
+    assert look()["vmimport role's permissions"].outcome == "warn"
 
 
 def test_a_role_that_is_kept_from_more_than_the_images_passes(aws: Sandbox, look: Any) -> None:
@@ -267,7 +267,7 @@ def test_a_role_that_is_kept_from_more_than_the_images_passes(aws: Sandbox, look
     document["Statement"].append({"Effect": "Deny", "Action": "s3:*", "NotResource": images})
     iam = aws.client("iam")
     iam.put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=json.dumps(document))
-    assert look()["vmimport role's rights"].outcome == "pass"
+    assert look()["vmimport role's permissions"].outcome == "pass"
 
 
 @pytest.mark.parametrize("prefix", ["", "a/b/", "images-"])
@@ -290,7 +290,7 @@ def test_a_bucket_policy_that_lets_the_role_read_more_is_warned_of(aws: Sandbox,
     }
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     aws.client("s3").put_bucket_policy(Bucket=BUCKET, Policy=policy)
-    assert look()["vmimport role's rights"].outcome == "warn"
+    assert look()["vmimport role's permissions"].outcome == "warn"
 
 
 def test_a_role_that_the_bucket_policy_names_is_warned_of_only(aws: Sandbox, look: Any) -> None:
@@ -304,7 +304,7 @@ def test_a_role_that_the_bucket_policy_names_is_warned_of_only(aws: Sandbox, loo
     }
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     aws.client("s3").put_bucket_policy(Bucket=BUCKET, Policy=policy)
-    assert look()["vmimport role's rights"].outcome == "warn"
+    assert look()["vmimport role's permissions"].outcome == "warn"
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_what_a_trust_policy_is_to_vm_import(trust: dict[str, Any], verdict: str
 def test_direct_needs_neither_bucket_nor_role(look: Any) -> None:
     checks = look(via="direct", role_name="no-such-role")
     assert not {"bucket", "vmimport role"} & set(checks)
-    assert checks["rights to publish via direct"].outcome == "pass"
+    assert checks["permissions to publish via direct"].outcome == "pass"
 
 
 def test_public_amis_that_the_account_blocks(aws: Sandbox, look: Any) -> None:
@@ -400,13 +400,15 @@ def test_a_caller_without_rights_fails_for_its_way_and_is_warned_of_the_other(
 ) -> None:
     allowed = set(policies.publisher_actions()) - {"ec2:RegisterImage"}
     checks = look(session=_user(aws, "dave", sorted(allowed)))
-    lacking = checks["rights to publish via import"]
+    lacking = checks["permissions to publish via import"]
     assert (lacking.outcome, "ec2:RegisterImage" in lacking.evidence) == ("fail", True)
     other = checks["EBS direct"]
-    assert (other.outcome, other.cure.startswith("Only via=direct needs it.")) == ("warn", True)
+    assert (other.outcome, other.cure.startswith("Needed only for via=direct.")) == ("warn", True)
     assert "ebs:StartSnapshot" in other.evidence
     assert (
-        look(session=_user(aws, "eve", sorted(allowed)), via="direct")["rights to publish via direct"].outcome
+        look(session=_user(aws, "eve", sorted(allowed)), via="direct")[
+            "permissions to publish via direct"
+        ].outcome
         == "fail"
     )
 
@@ -443,9 +445,9 @@ def test_an_image_of_a_format_that_vm_import_does_not_take(look: Any, tmp_path: 
 def test_a_name_that_belongs_to_other_bytes(aws: Sandbox, look: Any, tmp_path: Path) -> None:
     image = str(make_sample_image(tmp_path / "image"))
     free = look(image=image)["name"]
-    assert free.evidence.endswith("is free")
+    assert free.evidence.endswith("is not in use")
     mapping = {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": _snapshot(aws)}}
-    name = free.evidence.removesuffix(" is free")
+    name = free.evidence.removesuffix(" is not in use")
     aws.client("ec2").register_image(
         Name=name, RootDeviceName="/dev/sda1", BlockDeviceMappings=[mapping], VirtualizationType="hvm"
     )
@@ -494,12 +496,12 @@ NAMED = {
     "bucket prefixes",
     "bucket's key",
     "vmimport role",
-    "vmimport role's rights",
+    "vmimport role's permissions",
     "pass role",
     "public AMIs",
     "quotas",
     "pending snapshots",
-    "rights to publish via import",
+    "permissions to publish via import",
     "EBS direct",
     "image",
     "name",

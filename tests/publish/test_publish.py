@@ -83,7 +83,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(plan, changes, left):
     assert result.dry_run
     assert result.ami_id == ""
     assert result.image_name.startswith("altf4llc-sample-")
-    assert "nothing of this will be done" in str(wanted)
+    assert "nothing will be changed" in str(wanted)
     assert "register altf4llc-IMAGE-VERSION-SYSTEM-DIGEST" in str(wanted)  # a folder does not say its image
     assert len(history.steps(open_tables(load()))) == 0
 
@@ -167,7 +167,7 @@ def test_a_public_ami_is_refused_where_snapshots_are_encrypted_by_default(aws, p
     ("public", "confirmed", "why"),
     [
         (True, "", "confirm_public is not"),
-        (False, "012345678901", "public is not set"),
+        (False, "012345678901", "public is not"),
         (True, "999999999999", "these are the credentials of 012345678901"),
         (True, "yes", "these are the credentials of 012345678901"),
     ],

@@ -573,7 +573,9 @@ def test_what_cannot_be_registered_is_refused_by_name_before_the_upload(plan, im
     for field, wanted in REFUSED:
         (image / "nix-support" / "image-info.json").write_text(plain)
         ask(image, **wanted)
-        with pytest.raises(errors.ImageFormatError, match=f"{field} of registerImage") as caught:
+        with pytest.raises(
+            errors.ImageFormatError, match=f"{field} in its registerImage is invalid"
+        ) as caught:
             plan()
         assert caught.value.field == field
     assert changes() == []
@@ -584,7 +586,7 @@ def test_an_image_for_arm64_with_legacy_bios_is_refused_before_the_upload(plan, 
     path = image / "nix-support" / "image-info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"system": "aarch64-linux"}))
     changes()
-    with pytest.raises(errors.ImageError, match="cannot boot by legacy-bios"):
+    with pytest.raises(errors.ImageError, match="cannot boot with legacy-bios"):
         plan()
     assert changes() == []
 
@@ -592,7 +594,7 @@ def test_an_image_for_arm64_with_legacy_bios_is_refused_before_the_upload(plan, 
 def test_a_root_volume_smaller_than_the_disk_is_refused(plan, image, tmp_path):
     large = make_sample_image(tmp_path / "large", name="sample", size=3 * 2**30, data_bytes=2**20)
     ask(large, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 2}}])
-    with pytest.raises(errors.ImageFormatError, match=r"has 2 GiB, and the disk needs [34] GiB"):
+    with pytest.raises(errors.ImageFormatError, match=r"has 2 GiB, but the disk needs [34] GiB"):
         plan(image=str(large))
 
 

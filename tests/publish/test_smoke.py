@@ -113,7 +113,7 @@ def test_a_dry_run_launches_nothing(aws: Sandbox) -> None:
     made = plan(make_ami(aws), dry_run=True)
     assert made.apply().instance_id == ""
     assert launched(aws) == []
-    assert "nothing of this will be done" in str(made)
+    assert "nothing will be launched" in str(made)
 
 
 def test_a_published_image_runs_the_whole_way(
@@ -160,7 +160,7 @@ def test_a_console_without_the_pattern_shows_its_last_line(
 
 def test_a_silent_console_is_told(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smoke, "CONSOLE_SECONDS", 0.5)
-    assert "It said nothing." in fail(aws).why
+    assert "The console is empty." in fail(aws).why
     result = plan(make_ami(aws, version="other"), pattern="").apply()
     assert result.passed  # it was only to be read
 
@@ -219,7 +219,7 @@ def test_ctrl_c_terminates_the_instance(aws: Sandbox, monkeypatch: pytest.Monkey
 
 def test_ctrl_c_before_a_launch_says_that_nothing_runs(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instances, "left_behind", interrupted)
-    with pytest.raises(errors.InterruptedRunError, match="No instance runs"):
+    with pytest.raises(errors.InterruptedRunError, match="No test instance is running"):
         plan(make_ami(aws)).apply()
 
 
@@ -275,7 +275,7 @@ def refuse_to_terminate(aws: Sandbox) -> None:
 def told_to_terminate(aws: Sandbox, error: errors.VmsnixError) -> str:
     """Return the instance that runs on: the error names it, says why, and how to end it."""
     (instance_id,) = alive(aws)
-    assert f"{instance_id} runs on in {HOME}." in error.what
+    assert f"{instance_id} still runs in {HOME}." in error.what
     assert "ec2:TerminateInstances" in error.why
     assert f"aws ec2 terminate-instances --region {HOME} --instance-ids {instance_id}" in error.cure
     return instance_id
@@ -415,8 +415,8 @@ def test_a_lost_answer_launches_no_second_instance(aws: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("asked", "kind", "text"),
     [
-        ({"pattern": "("}, errors.ParameterError, "no regular expression"),
-        ({"ami": ""}, errors.ParameterError, "No AMI was named"),
+        ({"pattern": "("}, errors.ParameterError, "not a regular expression"),
+        ({"ami": ""}, errors.ParameterError, "No AMI given"),
         ({"ami": "ami-0123456789abcdef0"}, errors.RegistrationError, "There is no AMI"),
         ({"region": "eu-west-7"}, errors.RegionError, "no AWS region"),
     ],

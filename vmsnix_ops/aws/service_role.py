@@ -135,7 +135,7 @@ def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_p
     cure = PRINT_POLICY.format(bucket=bucket)
     if lacks and _named_by_bucket_policy(s3, bucket, arn):
         evidence = f"the role lacks {', '.join(lacks)}, and the bucket policy may allow it"
-        return Check("vmimport role's rights", "warn", evidence, cure)
+        return Check("vmimport role's permissions", "warn", evidence, cure)
     if lacks:
         raise errors.RoleError(
             f"The role {name} may not read the bucket {bucket}.",
@@ -143,7 +143,7 @@ def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_p
             cure=cure,
         )
     if makes:
-        return Check("vmimport role's rights", "warn", f"the role lacks {', '.join(makes)}", cure)
+        return Check("vmimport role's permissions", "warn", f"the role lacks {', '.join(makes)}", cure)
     examples = beyond_images(bucket, key_prefix, partition)
     beyond = allowed_on(iam, arn, "s3:GetObject", examples) or _allowed_by_bucket_policy(
         s3, bucket, arn, examples
@@ -153,9 +153,9 @@ def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_p
         evidence = f"{name} may read more than {images}, for example {beyond[0]}"
         why = "Whoever may import a snapshot can read it too."
         cure = f"{why} Replace the role's policies with the one for the images alone: {cure}"
-        return Check("vmimport role's rights", "warn", evidence, cure, facts={"beyond": beyond})
+        return Check("vmimport role's permissions", "warn", evidence, cure, facts={"beyond": beyond})
     return Check(
-        "vmimport role's rights", "pass", f"{name} may read the images of {bucket} and make snapshots"
+        "vmimport role's permissions", "pass", f"{name} may read the images of {bucket} and make snapshots"
     )
 
 

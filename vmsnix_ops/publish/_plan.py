@@ -118,30 +118,37 @@ class PublishPlan(Displayed, Wanted):
         image = "IMAGE" if Path(self.image).exists() else self.image.split("#")[-1]  # a path does not say it
         name = f"{self.prefix}-{image}-VERSION-SYSTEM-DIGEST"
         who = "everybody" if self.public else f"account {self.account}"
-        lines = [("build", f"build {self.image}, or use it when it is a file, a directory or a result")]
+        lines = [("build", f"build {self.image}; use it unchanged if it is a file, a directory or a result")]
         if self.boot_test:
-            lines.append(("boot", "boot it in QEMU, and go on only when it comes up"))
+            lines.append(("boot", "boot it in QEMU; continue only if it comes up"))
         if self.via == "direct":
-            what = "what differs from the image's last snapshot" if self.incremental else "all its data"
+            what = (
+                ("the blocks that differ from the image's last snapshot")
+                if self.incremental
+                else "all its data"
+            )
             lines += [
-                ("upload", f"put {what} into a snapshot in {self.region}, block by block"),
-                ("import", "wait until that snapshot is completed"),
+                ("upload", f"write {what} to a snapshot in {self.region}"),
+                ("import", "wait until that snapshot is complete"),
             ]
         else:
             lines += [
-                ("upload", f"put it into s3://{self.bucket}/{self.key_prefix}DIGEST, unless it is there"),
-                ("import", f"make a snapshot of it in {self.region} with the role {self.role_name}"),
+                ("upload", f"upload it to s3://{self.bucket}/{self.key_prefix}DIGEST if it does not exist"),
+                ("import", f"import it as a snapshot in {self.region} with the role {self.role_name}"),
             ]
         if self.verify != "none":
             amount = "a sample of its blocks" if self.verify == "sample" else "all its blocks"
             lines.append(("verify", f"read {amount} back and compare them with the image"))
         last = "write the tables and result.json"
         lines += [
-            ("register", f"register {name} with root {self.root_device or 'as the image asks'}, for {who}"),
-            ("finish", last if self.via == "direct" else f"remove the S3 object, {last}"),
+            (
+                "register",
+                f"register {name} with root {self.root_device or 'of the image'}, launchable by {who}",
+            ),
+            ("finish", last if self.via == "direct" else f"delete the S3 object, {last}"),
         ]
         if self.dry_run:
-            lines.append(("dry run", "nothing of this will be done: every step only looks"))
+            lines.append(("dry run", "nothing will be changed: every step only checks"))
         return [*lines, *(("checked", f"{one.name}: {one.outcome}, {one.evidence}") for one in self.checks)]
 
 
@@ -247,7 +254,7 @@ def plan(
         raise errors.ParameterError(
             "A public AMI cannot be encrypted with a key.",
             why="public and kms_key are both set, and others could not launch it.",
-            cure="Leave one of them out.",
+            cure="Use only one of them.",
         )
 
     # First, because it needs no call of AWS.
@@ -315,21 +322,21 @@ def check_public(public: bool, confirmed: str, account: str = "") -> None:
     """
     if public and not confirmed:
         raise errors.ParameterError(
-            "A public AMI needs two parameters that agree.",
-            why="public is set, and confirm_public is not.",
-            cure="Give the id of the account as confirm_public, too; or leave public out.",
+            "Making an AMI public needs two parameters.",
+            why="public is set, but confirm_public is not.",
+            cure="Add --confirm-public ACCOUNT with your account ID, or leave public out.",
         )
     if confirmed and not public:
         raise errors.ParameterError(
-            "A public AMI needs two parameters that agree.",
-            why="confirm_public is given, and public is not set.",
-            cure="Set public, too; or leave confirm_public out.",
+            "Making an AMI public needs two parameters.",
+            why="confirm_public is set, but public is not.",
+            cure="Add --public, or leave confirm_public out.",
         )
     if public and account and confirmed != account:
         raise errors.ParameterError(
-            "The public AMI was confirmed for another account.",
-            why=f"confirm_public is {confirmed!r}; these are the credentials of {account}.",
-            cure="Use the credentials of the account that you mean.",
+            "confirm_public is not this account.",
+            why=f"confirm_public is {confirmed!r}, but these are the credentials of {account}.",
+            cure="Use the credentials of the account that you want to publish in.",
         )
 
 
@@ -346,17 +353,18 @@ def _check_parameters(
 ) -> None:
     if not image:
         raise errors.ParameterError(
-            "No image was given.", cure="Name a flake attribute, a result, a directory or an image file."
+            "No image given.",
+            cure="Add --image with a flake attribute, a result, a directory or an image file.",
         )
     if via not in VIAS:
         raise errors.ParameterError(
-            f"There is no way {via!r} to make a snapshot.",
+            f"Invalid method {via!r}.",
             why=errors.nearest(via, VIAS),
             cure=f"Use {' or '.join(map(repr, VIAS))}.",
         )
     if verify not in VERIFIES:
         raise errors.ParameterError(
-            f"There is no way {verify!r} to verify a snapshot.",
+            f"Invalid verification {verify!r}.",
             why=errors.nearest(verify, VERIFIES),
             cure=f"Use {', '.join(map(repr, VERIFIES))}.",
         )
@@ -367,26 +375,26 @@ def _check_parameters(
             )
     if via == "import" and not bucket:
         raise errors.ParameterError(
-            "No bucket was given.",
-            why="VM Import reads the image from a bucket of yours.",
-            cure="Give bucket, or set it in vmsnix.toml or VMSNIX_BUCKET; via direct needs none.",
+            "No bucket given.",
+            why="VM Import reads the image from one of your buckets.",
+            cure="Add --bucket NAME, set bucket in vmsnix.toml, or use --via direct, which needs no bucket.",
         )
     shapes: list[tuple[str, str, re.Pattern[str], str]] = [
-        ("bucket", bucket, _BUCKET, "S3 allows 3 to 63 lower-case letters, digits, dots and dashes."),
+        ("bucket", bucket, _BUCKET, "use 3 to 63 lower-case letters, digits, dots or dashes"),
         (
             "role_name",
             role_name,
             _ROLE,
-            "IAM allows 64 letters, digits and +=,.@-_; give the name, not the ARN.",
+            "use the name, not the ARN: up to 64 letters, digits or +=,.@-_",
         ),
-        ("root_device", root_device, DEVICE, "EC2 expects a name such as /dev/sda1 or /dev/xvda."),
+        ("root_device", root_device, DEVICE, "use a device name such as /dev/sda1 or /dev/xvda"),
         (
             "prefix",
             prefix,
             _PREFIX,
-            "AMI names allow letters, digits, spaces and ()[]./'@_-; at most 40 of them here.",
+            "use up to 40 letters, digits, spaces or ()[]./'@_-",
         ),
     ]
-    for name, value, shape, why in shapes[2:] if via == "direct" else shapes:
+    for name, value, shape, rule in shapes[2:] if via == "direct" else shapes:
         if not shape.fullmatch(value):
-            raise errors.ParameterError(f"The {name} {value!r} cannot be right.", why=why, cure="Correct it.")
+            raise errors.ParameterError(f"Invalid {name} {value!r}: {rule}.")

@@ -35,7 +35,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-_SHOWN = {"create": "will be made", "change": "will be put right", "keep": "is there"}
+_SHOWN = {"create": "will be created", "change": "will be corrected", "keep": "exists"}
 
 
 class _Parts(Displayed):
@@ -89,7 +89,7 @@ class BootstrapPlan(_Parts):
 
     def notes(self) -> list[str]:
         """Return that it is a dry run."""
-        return ["Dry run: nothing of this will be done."] if self.dry_run and self.todo else []
+        return ["Dry run: nothing will be changed."] if self.dry_run and self.todo else []
 
     def apply(self) -> BootstrapResult:
         """Create what is missing, change what is wrong, and return what exists then. A dry run does nothing.
@@ -126,20 +126,20 @@ class BootstrapPlan(_Parts):
             The file cannot be written.
         """
         if not place:
-            return "Not asked for: cloudformation names a file for it, and - shows it."
+            return "Not written: set cloudformation to a file, or to - to print it."
         if place == "-":
             return self.cloudformation()
         try:
             Path(place).write_text(self.cloudformation() + "\n", encoding="utf-8")
         except OSError as error:
             raise errors.ParameterError(
-                f"The template cannot be written to {place}.",
+                f"Could not write the template to {place}.",
                 why=f"{error.strerror}.",
-                cure="Name a file in a folder that is there and may be written to.",
+                cure="Use a file in an existing folder that you may write to.",
             ) from error
         return (
-            f"Written. aws cloudformation deploy --stack-name vmsnix --template-file {shlex.quote(place)} "
-            f"--capabilities CAPABILITY_NAMED_IAM --region {self.place.regions[0]}"
+            "Template written. To deploy it: aws cloudformation deploy --stack-name vmsnix --template-file "
+            f"{shlex.quote(place)} --capabilities CAPABILITY_NAMED_IAM --region {self.place.regions[0]}"
         )
 
 
@@ -205,8 +205,9 @@ def plan(
     for name, value in (("region", region), ("bucket", bucket)):
         if not value or value == "*":
             raise errors.ParameterError(
-                f"No {name} was given.",
-                cure=f"Give {name}, or set it in vmsnix.toml or VMSNIX_{name.upper()}.",
+                f"No {name} given.",
+                cure=f"Add --{name.replace('_', '-')}, or set {name} in vmsnix.toml or "
+                f"VMSNIX_{name.upper()}.",
             )
     checks = checks_in_aws(session, region=region, allowed_accounts=settings.allowed_accounts)
     require(checks)

@@ -105,8 +105,8 @@ def registration_of(
     architecture = images.ARCHITECTURES.get(image.system)
     if architecture is None:
         raise errors.ImageError(
-            f"There is no EC2 architecture for {image.system or 'an unknown system'}.",
-            why=f"EC2 runs {' and '.join(images.ARCHITECTURES)}.",
+            f"EC2 has no architecture for {image.system or 'an unknown system'}.",
+            why=f"EC2 supports {' and '.join(images.ARCHITECTURES)}.",
             cure="Build the image for one of them.",
         )
     if asked.get("Architecture", architecture) != architecture:
@@ -136,7 +136,7 @@ def _checked(asked: Mapping[str, Any], image: BuiltImage) -> Mapping[str, Any]:
     """Return ``registerImage``, every key known and every value one that EC2 takes."""
     for key, value in asked.items():
         if key in _OURS:
-            _refuse(image, key, f"An image cannot choose it: {_OURS[key]}.")
+            _refuse(image, key, f"An image cannot set it: {_OURS[key]}.")
         if key in _CHOICES:
             choices = _CHOICES[key]
             if value not in choices or type(value) is not type(choices[0]):
@@ -145,7 +145,7 @@ def _checked(asked: Mapping[str, Any], image: BuiltImage) -> Mapping[str, Any]:
             if not isinstance(value, str) or len(value) > (
                 255 if key == "Description" else UEFI_DATA_BYTES * 2
             ):
-                _refuse(image, key, "It must be a text that is not too long.")
+                _refuse(image, key, "It is too long, or not text.")
         elif key != "BlockDeviceMappings":
             _refuse(image, key, "vmsnix does not support this parameter of RegisterImage.")
     if "RootDeviceName" in asked and not DEVICE.fullmatch(asked["RootDeviceName"]):
@@ -157,21 +157,23 @@ def _check_firmware(image: BuiltImage, asked: Mapping[str, Any], architecture: s
     """Refuse combinations of boot mode, TPM and UEFI data that EC2 refuses."""
     if architecture == "arm64" and mode == "legacy-bios":
         raise errors.ImageError(
-            f"The image {image.name} is for {image.system} and cannot boot by legacy-bios.",
-            why="arm64 instances boot by UEFI only.",
-            cure="Set the boot mode to uefi.",
+            f"The image {image.name} is for {image.system} and cannot boot with legacy-bios.",
+            why="arm64 instances boot only with UEFI.",
+            cure="Use the boot mode uefi.",
         )
     if asked.get("TpmSupport") and mode != "uefi":
-        _refuse(image, "TpmSupport", f"A TPM needs the boot mode uefi, and the boot mode is {mode}.")
+        _refuse(image, "TpmSupport", f"A TPM needs the boot mode uefi, but the boot mode is {mode}.")
     if asked.get("UefiData"):
         if mode == "legacy-bios":
-            _refuse(image, "UefiData", "UEFI data need the boot mode uefi, and the boot mode is legacy-bios.")
+            _refuse(
+                image, "UefiData", "UEFI data needs the boot mode uefi, but the boot mode is legacy-bios."
+            )
         try:
             data = base64.b64decode(asked["UefiData"], validate=True)
         except ValueError:
             _refuse(image, "UefiData", "It is not base64.")
         if len(data) > UEFI_DATA_BYTES:
-            _refuse(image, "UefiData", f"It has {len(data)} bytes; EC2 takes {UEFI_DATA_BYTES}.")
+            _refuse(image, "UefiData", f"It has {len(data)} bytes; EC2 allows {UEFI_DATA_BYTES}.")
 
 
 def _devices(
@@ -197,27 +199,28 @@ def _devices(
         _refuse(
             image,
             "BlockDeviceMappings",
-            f"{device} is a further disk of the image and cannot be the root device.",
+            f"{device} is an additional disk of the image and cannot be the root device.",
         )
     size, smallest = root.get("VolumeSize"), max(1, -(-disk_bytes // GIB))
     if size is not None and int(size) < smallest:
         _refuse(
             image,
             "BlockDeviceMappings",
-            f"The root volume has {size} GiB, and the disk needs {smallest} GiB.",
+            f"The root volume has {size} GiB, but the disk needs {smallest} GiB.",
         )
     low, high = _SIZES[root["VolumeType"]]
     if not low <= int(size or smallest) <= high:
         _refuse(
             image,
             "BlockDeviceMappings",
-            f"The root volume has {size or smallest} GiB; {root['VolumeType']} has {low} to {high} GiB.",
+            f"The root volume has {size or smallest} GiB, but {root['VolumeType']} allows {low} to {high} "
+            "GiB.",
         )
     if "Encrypted" in root:
         _refuse(
             image,
             "BlockDeviceMappings",
-            "Encrypted of the root volume follows from its snapshot: use the parameter kms_key.",
+            "The snapshot determines whether the root volume is encrypted: use the parameter kms_key.",
         )
     if root["VolumeType"] in _NO_ROOT_TYPES:
         _refuse(image, "BlockDeviceMappings", f"A root volume cannot be of type {root['VolumeType']}.")
@@ -241,13 +244,16 @@ def _mappings(image: BuiltImage, given: Any) -> dict[str, BlockDeviceMappingType
         if device in found:
             refuse(f"{device} is given twice.")
         if len(mapping) != 1 or not {"Ebs", "NoDevice", "VirtualName"} & set(mapping):
-            refuse(f"{device} must have one of Ebs, NoDevice and VirtualName, and has {sorted(mapping)}.")
+            refuse(f"{device} needs exactly one of Ebs, NoDevice and VirtualName, but has {sorted(mapping)}.")
         if "Ebs" in mapping:
             mapping["Ebs"] = _ebs(device, mapping["Ebs"], refuse)
         elif mapping.get("NoDevice", "") != "":
-            refuse(f"NoDevice of {device} is {mapping['NoDevice']!r} and must be an empty text.")
+            refuse(f"NoDevice of {device} is {mapping['NoDevice']!r}, but must be an empty text.")
         elif "VirtualName" in mapping and not _INSTANCE_STORE.fullmatch(str(mapping["VirtualName"])):
-            refuse(f"VirtualName of {device} is {mapping['VirtualName']!r} and must be ephemeral0 to 23.")
+            refuse(
+                f"VirtualName of {device} is {mapping['VirtualName']!r}, but must be ephemeral0 to "
+                "ephemeral23."
+            )
         found[device] = cast("BlockDeviceMappingTypeDef", mapping)  # each member was checked
     root = str(image.register_image.get("RootDeviceName") or ROOT_DEVICE)
     for device, disk in found.items():
@@ -262,16 +268,16 @@ def _ebs(device: str, given: Any, refuse: Callable[[str], NoReturn]) -> EbsBlock
     ebs = {key: value for key, value in given.items() if value is not None}
     for key, value in ebs.items():
         if key == "SnapshotId":
-            refuse(f"{device} has a snapshot of its own, which exists in one region only.")
+            refuse(f"{device} uses a snapshot, which exists in one region only.")
         if key not in _EBS:
             refuse(f"vmsnix does not support {key} of {device}.")
         if type(value) is not _EBS[key] or (type(value) is int and value < 1):
-            refuse(f"{key} of {device} is {value!r} and must be a {_EBS[key].__name__}.")
+            refuse(f"{key} of {device} is {value!r}, but must be a {_EBS[key].__name__}.")
     kind = ebs.get("VolumeType", "gp3")
     if kind not in _SIZES:
-        refuse(f"VolumeType of {device} is {kind!r} and must be one of {', '.join(_SIZES)}.")
+        refuse(f"VolumeType of {device} is {kind!r}, but must be one of {', '.join(_SIZES)}.")
     if kind in ("io1", "io2") and "Iops" not in ebs:
-        refuse(f"{device} is of type {kind} and has no Iops.")
+        refuse(f"{device} is of type {kind}, but has no Iops.")
     for key, (unit, ranges) in _RANGES.items():
         if key not in ebs:
             continue
@@ -279,7 +285,7 @@ def _ebs(device: str, given: Any, refuse: Callable[[str], NoReturn]) -> EbsBlock
             refuse(f"{device} is of type {kind}, which has no {key}.")
         low, high = ranges[kind]
         if not low <= ebs[key] <= high:
-            refuse(f"{key} of {device} is {ebs[key]}{unit}; {kind} has {low} to {high}{unit}.")
+            refuse(f"{key} of {device} is {ebs[key]}{unit}, but {kind} allows {low} to {high}{unit}.")
     # Said, and not left to a default of AWS: what an AMI has can then be compared with what is asked for.
     checked: EbsBlockDeviceTypeDef = {"VolumeType": kind, "DeleteOnTermination": True}
     return checked | cast("EbsBlockDeviceTypeDef", ebs)
@@ -287,9 +293,9 @@ def _ebs(device: str, given: Any, refuse: Callable[[str], NoReturn]) -> EbsBlock
 
 def _refuse(image: BuiltImage, field: str, why: str) -> NoReturn:
     raise errors.ImageFormatError(
-        f"The image {image.name} cannot be registered as it asks: {field} of registerImage.",
+        f"Cannot register the image {image.name}: {field} in its registerImage is invalid.",
         why=why,
-        cure="Correct vmsnix.image.registerImage in the image's configuration, and build the image again.",
+        cure="Correct vmsnix.image.registerImage in the image's configuration, then build the image again.",
         field=field,
     )
 

@@ -57,7 +57,7 @@ def stopping() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         asked = True
-        announce(f"{signal.Signals(number).name}: stopping cleanly; once more stops at once.")
+        announce(f"{signal.Signals(number).name}: stopping after cleanup; repeat it to stop immediately.")
         raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in stop_signals()}
@@ -78,5 +78,5 @@ def interruptible(what: str, kept: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise InterruptedRunError(
-            f"The {what} was interrupted.", why=kept, cure="Run the same command again to go on."
+            f"The {what} was interrupted.", why=kept, cure="Run the same command again to continue."
         ) from error

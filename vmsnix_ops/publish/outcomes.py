@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "region": "AWS region",
-    "step": "what was to be done there",
+    "step": "step of the job in the region",
     "outcome": "created, reused, changed, unchanged or failed; skipped after a failed step of the region; "
     "planned in a dry run",
-    "what": "what was done, or would be",
-    "why": "why it failed or was skipped, with AWS's own words",
-    "ami_id": "the AMI in this region",
-    "seconds": "how long it took",
-    "best_effort": "whether a failure here is only told and does not count",
+    "what": "what was done, or would be done",
+    "why": "why it failed or was skipped, with AWS's message",
+    "ami_id": "AMI in this region",
+    "seconds": "duration",
+    "best_effort": "whether a failure in this region does not fail the run",
 }
 """Columns of `Outcomes.frame`, and their meaning."""
 
@@ -97,7 +97,7 @@ class Outcomes(Result):
     @property
     def cure(self) -> str:
         """How to go on when it is done in part."""
-        return "Running the same command again does what is left, and nothing twice."
+        return "Run the same command again: it does what is left and repeats nothing."
 
     @property
     def failed(self) -> tuple[RegionStep, ...]:
@@ -133,15 +133,15 @@ class Outcomes(Result):
         sound = f"{len(regions) - len(bad)} of {counted(len(regions), 'region')}"
         if self.dry_run:
             return errors.PartialError(
-                f"{self.job} would be done in part: in {sound}.",
+                f"{self.job} would be partial: {sound} would succeed.",
                 why=told,
-                cure="Mend what is named, or leave those regions out, and make the plan again.",
+                cure="Correct the cause, or leave those regions out, then make the plan again.",
             )
         unrecorded = [row.error for row in self.failed if isinstance(row.error, errors.UnrecordedActError)]
         kind = errors.UnrecordedActError if unrecorded else errors.PartialError
         # Running it again is no answer to a conflict: a person decides which value is right.
         cure = " ".join(error.cure for error in self.conflicts) or self.cure
-        return kind(f"{self.job} is done in part: in {sound}.", why=told, cure=cure)
+        return kind(f"{self.job} is partial: {sound} succeeded.", why=told, cure=cure)
 
     def frame(self) -> pd.DataFrame:
         """Return one row a region and step, with the columns `COLUMNS`."""

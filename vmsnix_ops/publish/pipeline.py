@@ -164,7 +164,7 @@ def clean_failure(plan: Wanted, built: Built) -> Iterator[None]:
             try:
                 buckets.delete(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
             except errors.AwsError as second:
-                error.add_note(f"What was uploaded could not be removed either. {second}")
+                error.add_note(f"The uploaded object could not be deleted either. {second}")
         raise
 
 
@@ -198,7 +198,7 @@ def drop_snapshot(
     found = snapshots.find(ec2, [snapshot.snapshot_id]).get(snapshot.snapshot_id)
     if found is None or plan.dry_run or images.of_snapshot(ec2, snapshot.snapshot_id):
         return
-    problem = "this run did not make it"
+    problem = "another run created it"
     if snapshot.outcome == "created" and found.tags.get(tagging.RUN) == plan.run_id:
         try:
             imports.delete_snapshot(ec2, snapshot.snapshot_id)
@@ -212,13 +212,12 @@ def drop_snapshot(
         except errors.AwsError as refused:
             problem = refused.why or refused.what
         else:
-            step.message(f"{snapshot.snapshot_id} of this run is deleted: no AMI uses it")
+            step.message(f"{snapshot.snapshot_id} of this run was deleted: no AMI uses it")
             return
     contains = "does not contain" if isinstance(error, errors.SnapshotFailedError) else "contains"
     step.message(
-        f"{snapshot.snapshot_id} {contains} the image, no AMI uses it, and "
-        f"it was not deleted ({problem}). To delete it: "
-        f"{snapshots.deleting(snapshot.snapshot_id, plan.region)}"
+        f"{snapshot.snapshot_id} {contains} the image and no AMI uses it, but it was not deleted "
+        f"({problem}). To delete it: {snapshots.deleting(snapshot.snapshot_id, plan.region)}"
     )
 
 
@@ -272,7 +271,8 @@ def build(plan: Wanted) -> Built:
         for ami in there:
             if ami.state in images.FAILED:
                 entry.step.message(
-                    f"{ami.ami_id} of this name is {ami.state} and is not used: {images.deregistering(ami)}"
+                    f"{ami.ami_id} has this name but is {ami.state}; it is not used. To deregister it: "
+                    f"{images.deregistering(ami)}"
                 )
         existing = images.holder(there)
         if existing is None:
@@ -295,11 +295,11 @@ def _check_existing(plan: Wanted, built: Built, existing: Ami) -> None:
     images.check_same(existing, digest=built.digest, facts=wanted.facts(snapshot_gib=root.size_gib))
     if plan.kms_key and root.kms_key != plan.kms_key:
         raise errors.NameTakenError(
-            f"The AMI {existing.name} exists, encrypted with another key.",
+            f"The AMI {existing.name} exists with another encryption key.",
             why=f"{root.snapshot_id} of {existing.ami_id} is "
-            f"{f'encrypted with {root.kms_key}' if root.encrypted else 'not encrypted'}; {plan.kms_key} was "
-            "asked for.",
-            cure="Give another prefix, or deregister that AMI if nobody needs it: "
+            f"{f'encrypted with {root.kms_key}' if root.encrypted else 'not encrypted'}, but kms_key is "
+            f"{plan.kms_key}.",
+            cure="Use another prefix, or deregister that AMI if nothing needs it: "
             f"{images.deregistering(existing)}",
             code="InvalidAMIName.Duplicate",
         )
@@ -349,7 +349,7 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
     """
     with (
         plan.journal.step("upload", total=built.file_bytes or None, unit="bytes") as entry,
-        interruptible("upload", "The parts that arrived are kept, and the next run sends only the others."),
+        interruptible("upload", "The uploaded parts are kept, and the next run sends only the missing ones."),
     ):
         if not built.digest or (plan.dry_run and not _held(plan, built)):
             entry.outcome = "planned"
@@ -432,7 +432,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
             return SnapshotStep("reused", built, snapshot_id, size)
         _expect(plan, built, entry)
         if source.direct is not None:
-            kept = "The snapshot is complete or will be; the next run finds it."
+            kept = "The snapshot is complete or will be; the next run uses it."
             with interruptible("wait for the snapshot", kept):
                 done = writing.finish(
                     plan.session,
@@ -453,9 +453,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
             plan.kms_key,
         )
         with (
-            interruptible(
-                "import", "Its own import is cancelled; the uploaded image is kept for the next run."
-            ),
+            interruptible("import", "Its import was cancelled; the uploaded image is kept for the next run."),
             clean_failure(plan, built),
         ):
             try:
@@ -569,7 +567,7 @@ def finish(plan: Wanted, ami: RegisteredAmi) -> PublishResult:
     built = ami.built
     planned = plan.dry_run or not ami.ami_id
     unrecorded: errors.UnrecordedActError | None = None
-    kept = "The AMI is registered; the next run removes the uploaded object and records it."
+    kept = "The AMI is registered; the next run deletes the uploaded object and records the AMI."
     with plan.journal.step("finish") as entry, interruptible("last step", kept):
         entry.outcome = "planned"
         if not planned:
@@ -636,9 +634,9 @@ def _share_with_everybody(plan: Wanted, ami_id: str) -> None:
         if plan.via != "import":
             raise
         raise error.with_cure(
-            "A publisher via import may not share AMIs. This one is registered and private; make it public "
-            f"with the policy of vmsnix iam-policy promoter --public: vmsnix promote --ami {ami_id} "
-            f"--region {plan.region} --public --confirm-public {plan.account} --no-dry-run."
+            "A publisher via import may not share AMIs. The AMI is registered and private. To make it "
+            "public, use the policy of vmsnix iam-policy promoter --public and run: vmsnix promote --ami "
+            f"{ami_id} --region {plan.region} --public --confirm-public {plan.account} --no-dry-run"
         ) from error
 
 
@@ -653,7 +651,7 @@ def _verify(plan: Wanted, snapshot: SnapshotStep, sent: Digests | None) -> Snaps
         raise RuntimeError("a snapshot is made of an image that was identified")
     with (
         plan.journal.step("verify", unit="bytes") as entry,
-        interruptible("comparison", "The snapshot is kept, and the next run finds it."),
+        interruptible("comparison", "The snapshot is kept, and the next run uses it."),
     ):
         blocks = built.seen.blocks if built.seen.blocks is not None else sent
         if not blocks and built.seen.blocks is None:
@@ -677,15 +675,16 @@ def _verify(plan: Wanted, snapshot: SnapshotStep, sent: Digests | None) -> Snaps
             if plan.via != "import":
                 raise
             raise error.with_cure(
-                "A publisher via import may not read snapshots. Publish without --verify; then compare with "
-                "the policy of vmsnix iam-policy verifier --blocks: vmsnix publish --image "
-                f"{built.path} --region {plan.region} --via direct --verify {plan.verify} --dry-run."
+                "A publisher via import may not read snapshots. Publish without --verify, then compare with "
+                f"the policy of vmsnix iam-policy verifier --blocks: vmsnix publish --image {built.path} "
+                f"--region {plan.region} --via direct --verify {plan.verify} --dry-run"
             ) from error
         entry.bytes = compared.blocks * BLOCK_BYTES
-        text = f"{compared.blocks} of {compared.of} blocks were read back and are the image's"
+        text = f"{compared.blocks} of {compared.of} blocks were read back and match the image"
         if not still_identified(built.path, built.seen):
             text += (
-                f"; {built.path.name} changed after it was identified, and what it holds now was not compared"
+                f"; {built.path.name} changed after it was identified, and its current content was not "
+                "compared"
             )
             entry.step.message(text)
         entry.detail.update(verified=text)

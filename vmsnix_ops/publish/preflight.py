@@ -125,7 +125,7 @@ def checks_in_aws(
             if bucket:
                 checks.append(
                     checked(
-                        "vmimport role's rights",
+                        "vmimport role's permissions",
                         lambda: service_role.check_role_rights(iam, s3, arn, bucket, key_prefix),
                     )
                 )
@@ -184,9 +184,9 @@ def _rights(
     may_share = public and via == "direct"
     asked = policies.publisher_actions(via=via, public=may_share)
     printed = f"vmsnix iam-policy publisher --via {via}{' --public' if may_share else ''}"
-    checks = [check(f"rights to publish via {via}", asked, printed)]
+    checks = [check(f"permissions to publish via {via}", asked, printed)]
     if public and not may_share:  # with the publisher's own policy, nobody may
-        name, sharing = "rights to make AMIs public", needs_of(images.share_with_everybody)
+        name, sharing = "permissions to make AMIs public", needs_of(images.share_with_everybody)
         checks.append(check(name, sharing, "vmsnix iam-policy promoter --public"))
     if via == "direct":
         return checks
@@ -194,7 +194,7 @@ def _rights(
     name = "EBS direct"
     lacking = check(name, direct, "vmsnix iam-policy publisher --via direct")
     if lacking.outcome == "fail":
-        lacking = Check(name, "warn", lacking.evidence, "Only via=direct needs it. " + lacking.cure)
+        lacking = Check(name, "warn", lacking.evidence, "Needed only for via=direct. " + lacking.cure)
     return [*checks, lacking]
 
 
@@ -242,10 +242,10 @@ def check_rights(
     if lacks:
         raise errors.VmsnixError(
             f"The caller lacks {', '.join(sorted(lacks))}.",
-            why=f"The policies of {who.policy_source} do not allow it here.",
-            cure=f"Attach the policy that {printed} prints.",
+            why=f"The policies of {who.policy_source} do not allow it.",
+            cure=f"Attach the policy from {printed}.",
         )
-    return Check(name, "pass", f"{who.policy_source.rpartition('/')[2]} may do all of it")
+    return Check(name, "pass", f"{who.policy_source.rpartition('/')[2]} has all permissions")
 
 
 def _keys(condition: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -315,9 +315,9 @@ def check_name_free(
     wanted = registration_of(built, name=name, disk_bytes=size, root_device=root_device, boot_mode=boot_mode)
     existing = images.holder(images.named(ec2, name))
     if existing is None:
-        return Check("name", "pass", f"{name} is free")
+        return Check("name", "pass", f"{name} is not in use")
     images.check_same(existing, digest=digest, facts=wanted.facts())
-    evidence = f"{name} is {existing.ami_id}, made of the same bytes"
+    evidence = f"{name} is {existing.ami_id}, created from the same bytes"
     if existing.deprecated:
         return Check("name", "warn", f"{evidence}; {images.deprecation(existing)}")
     return Check("name", "pass", evidence)
@@ -337,7 +337,7 @@ def check_disk_space(folder: Path, *, enough_gib: float = LITTLE_SPACE_GIB) -> C
     free = shutil.disk_usage(there).free / GIB
     evidence, cure = (
         f"{free:.1f} GiB free in {there}",
-        "Remove what nobody needs (nix-collect-garbage, old runs).",
+        "Free disk space: nix-collect-garbage, or delete old runs.",
     )
     if free < min(NO_SPACE_GIB, enough_gib):
         return Check("disk space", "fail", evidence, cure)
@@ -362,12 +362,10 @@ def check_tool(name: str, *, needed: str, for_what: str) -> Check:
     if path is not None:
         return Check(name, "pass", path)
     if needed:
-        cure = f"Install {name}, or choose what does not need it."
+        cure = f"Install {name}, or choose an option that does not need it."
         error = errors.ToolMissingError(f"{name} is not on PATH.", why=needed, cure=cure)
-        return Check(name, "fail", f"not on PATH; {needed}", cure, error)
-    return Check(
-        name, "warn", f"not on PATH; needed only for {for_what}", f"Install {name} when you need it."
-    )
+        return Check(name, "fail", f"not on PATH, but {needed}", cure, error)
+    return Check(name, "warn", f"not on PATH; needed only for {for_what}", f"Install {name} if you need it.")
 
 
 MARKS = {"pass": "✓ pass", "warn": "! warn", "fail": "✗ fail"}
@@ -475,8 +473,8 @@ def check(
             )
         )
     if not bucket and via == "import":
-        cure = "Give bucket, or set it in vmsnix.toml; vmsnix bootstrap makes one."
-        checks.append(Check("bucket", "warn", "no bucket was named", cure))
+        cure = "Set bucket in vmsnix.toml, or add --bucket NAME; vmsnix bootstrap creates one."
+        checks.append(Check("bucket", "warn", "no bucket given", cure))
     checks += _machine(
         session if all(c.outcome != "fail" for c in checks[:2]) else None,
         settings,
@@ -525,7 +523,7 @@ def _machine(
         check_tool("nix", needed="the image must be built" if builds else "", for_what="building images"),
         check_tool(
             "qemu-img",
-            needed="the image's format is read with it" if reads else "",
+            needed="needed to read this image's format" if reads else "",
             for_what="qcow2, VHDX and VMDK images",
         ),
     ]

@@ -158,9 +158,9 @@ def outcome(caught: BaseException | None, seen: Seen, *, region: str) -> BaseExc
         )
     elif isinstance(caught, OSError):
         told = errors.RecordsError(
-            "The smoke test could not be written down.",
+            "The record of the smoke test could not be written.",
             why=f"{caught}. {_fate(seen)}".strip(),
-            cure="Make room where vmsnix keeps its state, and run the same command again.",
+            cure="Free disk space in vmsnix's state folder, then run the same command again.",
         )
     if runs_on is not None:
         if told is None or told in seen.refused.values():
@@ -180,13 +180,13 @@ def _runs_on(seen: Seen, region: str) -> errors.SmokeTestError | None:
         return None
     ids = [name for name in seen.refused if name]
     what, cure = (
-        f"An instance of the test may run on in {region}.",
-        f"See whether there is one: aws ec2 describe-instances --region {region} "
-        f"--filters Name=tag-key,Values={tagging.SMOKE}.",
+        f"An instance of the test may still run in {region}.",
+        f"Check for one: aws ec2 describe-instances --region {region} --filters "
+        f"Name=tag-key,Values={tagging.SMOKE}",
     )
     if ids:
-        what = f"{', '.join(ids)} runs on in {region}."
-        cure = f"Terminate it: aws ec2 terminate-instances --region {region} --instance-ids {' '.join(ids)}."
+        what = f"{', '.join(ids)} still runs in {region}."
+        cure = f"Terminate it: aws ec2 terminate-instances --region {region} --instance-ids {' '.join(ids)}"
     refused = list(seen.refused.values())
     why = " ".join(f"{error.what} {error.why}".strip() for error in refused)
     first = refused[0]
@@ -208,7 +208,7 @@ def _fate(seen: Seen) -> str:
         return ""
     names = [seen.instance_id] if seen.instance_id else seen.others
     if not names:
-        return "No instance runs."
+        return "No test instance is running."
     return f"{', '.join(names)} {'was terminated' if seen.gone else 'is being terminated'}."
 
 
@@ -246,16 +246,16 @@ class SmokeTestPlan(Displayed):
         """Return what will happen, step by step."""
         wanted = self.wanted
         how = f"{wanted.instance_type}{', spot' if wanted.spot else ''}, IMDSv2 only, no key"
-        said = f"wait until it says {self.pattern!r}" if self.pattern else "read what it says"
+        said = f"wait until the console matches {self.pattern!r}" if self.pattern else "read the console"
         lines = [
-            ("clear", "terminate what earlier tests left"),
+            ("clear", "terminate instances of earlier tests"),
             ("launch", f"an instance of {self.ami.ami_id} ({self.ami.name}): {how}"),
             ("checks", "wait until both status checks are ok"),
             ("console", said),
-            ("terminate", "whatever happened before"),
+            ("terminate", "also after a failure"),
         ]
         lines += [(one.name, f"{one.evidence} {one.cure}") for one in self.checks if one.outcome == "warn"]
-        return [*lines, *([("dry run", "nothing of this will be done")] if self.dry_run else [])]
+        return [*lines, *([("dry run", "nothing will be launched")] if self.dry_run else [])]
 
     @property
     def title(self) -> str:
@@ -400,7 +400,7 @@ def plan(
     """
     _check_pattern(pattern)
     if not ami and not image:
-        raise errors.ParameterError("No AMI was named.", cure="Give ami, or image for its newest AMI.")
+        raise errors.ParameterError("No AMI given.", cure="Add --ami, or --image for the image's newest AMI.")
     home = checked_home(region, settings=settings, session=session)
     ec2 = home.ec2
     found = channels.find_ami(ec2, home.ssm, ami, image=image, settings=home.settings)
@@ -409,8 +409,8 @@ def plan(
     kind = instance_type or instances.TYPES.get(tested.architecture, "")
     if not kind:
         raise errors.ParameterError(
-            f"There is no instance type for the architecture {tested.architecture!r}.",
-            cure="Give instance_type.",
+            f"No instance type for the architecture {tested.architecture!r}.",
+            cure="Add --instance-type TYPE.",
         )
     tags = {
         tagging.NAME: f"smoke test of {tested.name}",
@@ -521,12 +521,13 @@ def _read_console(plan: SmokeTestPlan, seen: Seen) -> None:
         said = (
             f"Its last line is {seen.console.splitlines()[-1]!r}."
             if seen.console.strip()
-            else "It said nothing."
+            else "The console is empty."
         )
         raise errors.SmokeTestError(
-            f"The console of {seen.instance_id} never held {plan.pattern!r}.",
+            f"The console of {seen.instance_id} never matched {plan.pattern!r}.",
             why=said,
-            cure="Look at what it said; a silent image lacks console=ttyS0 among its kernel parameters.",
+            cure="Check the console output. If it is empty, add console=ttyS0 to the image's kernel "
+            "parameters.",
         ) from error
 
 
@@ -535,7 +536,7 @@ def _check_pattern(pattern: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise errors.ParameterError(
-            f"The pattern {pattern!r} is no regular expression.",
+            f"The pattern {pattern!r} is not a regular expression.",
             why=f"{error}.",
-            cure="Put a backslash before characters such as ( [ + * ? that are meant as they stand.",
+            cure="Put a backslash before literal characters such as ( [ + * ?.",
         ) from error

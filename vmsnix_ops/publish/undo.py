@@ -83,8 +83,10 @@ class Undo:
 
     def __str__(self) -> str:
         if not self.leftovers:
-            return f"{line(self.run_id)} left nothing in {self.region or 'AWS'}."
-        return "\n".join([f"{line(self.run_id)} left in {self.region}:", *map(str, self.leftovers)])
+            return f"Nothing to undo: {line(self.run_id)} left nothing in {self.region or 'AWS'}."
+        return "\n".join(
+            [f"{line(self.run_id)} left these resources in {self.region}:", *map(str, self.leftovers)]
+        )
 
     def apply(self) -> tuple[Leftover, ...]:
         """Remove it all and return what was removed. Safe to run twice: what is gone is no error.
@@ -122,7 +124,7 @@ class Undo:
                     except errors.UnrecordedActError as error:
                         done = ", ".join(one.name for one in removed) or "nothing"
                         raise errors.UnrecordedActError(
-                            f"The undo of {self.run_id} stopped early. Removed: {done}.",
+                            f"The undo of {self.run_id} stopped early. Deleted: {done}.",
                             why=f"{error.what} {error.why}",
                             cure=error.cure,
                         ) from error
@@ -145,8 +147,8 @@ class Undo:
         except OSError as error:
             return errors.PartialError(
                 f"Removed: {', '.join(one.name for one in removed) or 'nothing'}.",
-                why=f"It could not be noted in {self.path}: {error.strerror}.",
-                cure="Make room on the disk; vmsnix undo shows what is left.",
+                why=f"Could not record it in {self.path}: {error.strerror}.",
+                cure="Free disk space; vmsnix undo lists what is left.",
             )
         return None
 
@@ -183,8 +185,8 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
         known |= {key: value for key, value in (row.get("detail") or {}).items() if key in ("digest", "url")}
         if row["step"] == "finish" and row["status"] in outcomes.SUCCEEDED:
             raise errors.RunError(
-                f"The run {run_id} finished; there is nothing to undo.",
-                cure="To take its AMI out of use, retire it.",
+                f"Nothing to undo: the run {run_id} finished.",
+                cure="To take its AMI out of service, retire it: vmsnix retire",
             )
     session = session or default_session()
     digest, region = str(known.get("digest", "")), str(known.get("region", ""))
@@ -193,8 +195,8 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
     found = identity(session, region)
     if found.account != known["account"]:
         raise errors.CredentialsError(
-            f"The run {run_id} worked in the account {known['account']}.",
-            why=f"These credentials are of {found.account}.",
+            f"The run {run_id} used the account {known['account']}.",
+            why=f"These are the credentials of {found.account}.",
             cure="Use credentials of that account.",
         )
 
@@ -219,10 +221,10 @@ def _not_allowed(
     first = refused[0][1]
     policies = dict.fromkeys(_POLICIES[leftover.kind] for leftover, _ in refused)
     return errors.AccessDeniedError(
-        f"Not removed: {', '.join(' '.join(str(leftover).split()) for leftover, _ in refused)}.",
+        f"Not deleted: {', '.join(' '.join(str(leftover).split()) for leftover, _ in refused)}.",
         why=first.why,
         cure=f"Run vmsnix undo {run_id} again with the policy of {' and of '.join(policies)}. That policy "
-        "covers snapshots with the tag vmsnix:digest; one without needs an administrator.",
+        "covers only snapshots with the tag vmsnix:digest; others need an administrator.",
         code=first.code,
         operation=first.operation,
         request_id=first.request_id,
@@ -239,8 +241,8 @@ def _leftovers(
         if ami.tags.get(tagging.RUN) == run_id:
             raise errors.RunError(
                 f"The run {run_id} registered {ami.ami_id}.",
-                why="It died after that, and somebody may use the AMI already.",
-                cure="Run the same command again to finish it, or retire the AMI.",
+                why="It ended after that, and the AMI may already be in use.",
+                cure="To finish the publish, run the same command again. Otherwise retire the AMI.",
             )
     tasks = imports.tasks(ec2, digest)
     ours = [task for task in tasks if task.tags.get(tagging.RUN) == run_id]
@@ -268,7 +270,7 @@ def _snapshots(ec2: EC2Client, digest: str, made: set[str]) -> dict[str, dict[st
     if made:
         wanted.append({"Name": "snapshot-id", "Values": sorted(made)})
     found: dict[str, dict[str, str]] = {}
-    with calling("look for the snapshots of this image"):
+    with calling("list the snapshots of this image"):
         for one_of in wanted:
             for page in ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=[one_of]):
                 found |= {one["SnapshotId"]: tagging.to_dict(one.get("Tags")) for one in page["Snapshots"]}
@@ -303,9 +305,9 @@ def _journal(settings: Settings, run_id: str) -> Path:
             if path.is_file():
                 return path
     raise errors.ParameterError(
-        f"There is no journal of a run {run_id!r} on this machine.",
-        why=f"Looked in {', '.join(map(str, folders))}.",
-        cure="Take the run id from vmsnix history runs, on the machine that ran it.",
+        f"No journal of a run {run_id!r} on this machine.",
+        why=f"Searched {', '.join(map(str, folders))}.",
+        cure="Copy the run ID from vmsnix history runs, on the machine that ran it.",
     )
 
 
@@ -326,8 +328,8 @@ def _nobody_at_work(path: Path, run_id: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise errors.RunError(
-                f"The run {run_id} is under way.",
-                why="A process holds its journal.",
-                cure="Stop it with Ctrl-C first, or let it finish.",
+                f"The run {run_id} is still running.",
+                why="A process has locked its journal.",
+                cure="Stop it with Ctrl-C, or wait until it ends.",
             ) from error
         yield

@@ -284,9 +284,9 @@ class PublishResult(Result):
         if not self.problems:
             return None
         return UnsavedError(
-            f"{self.ami_id} is published, and {counted(len(self.problems), 'record')} could not be saved.",
+            f"{self.ami_id} is published, but {counted(len(self.problems), 'record')} could not be saved.",
             why=self.problems[0],
-            cure="Save them later: vmsnix runs repair.",
+            cure="Save them later: vmsnix runs repair",
         )
 
     def as_dict(self) -> dict[str, Any]:
