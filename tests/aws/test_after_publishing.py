@@ -48,7 +48,7 @@ def test_an_audience_is_read_from_what_people_write() -> None:
 
 @pytest.mark.parametrize("name", ["12345678901", "o-abcdefghij", "all", "", "arn:aws:iam::012345678901:root"])
 def test_an_audience_refuses_what_is_nobody(name: str) -> None:
-    with pytest.raises(errors.ParameterError, match="Nobody is called"):
+    with pytest.raises(errors.ParameterError, match="is not an account"):
         sharing.audience([name])
 
 
@@ -150,7 +150,7 @@ def test_two_who_point_at_once_come_one_after_the_other(aws: Sandbox) -> None:
 
 def test_a_pointer_to_an_ami_that_is_not_there_is_an_error(aws: Sandbox, monkeypatch: Any) -> None:
     monkeypatch.setattr(parameters, "VISIBLE_SECONDS", 0.5)
-    with pytest.raises(errors.PointerError, match="drops the value"):
+    with pytest.raises(errors.PointerError, match="discards the value"):
         point(aws, "/vmsnix/ecs-node/stable", "ami-0123456789abcdef0")
 
 

@@ -50,7 +50,7 @@ def test_missing_credentials_say_where_to_put_them():
 
 
 def test_a_broken_network_says_that_the_run_can_be_continued():
-    with pytest.raises(errors.AwsError, match="running the same command again continues"), calling("ask"):
+    with pytest.raises(errors.AwsError, match="run the same command again: it continues"), calling("ask"):
         raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
 
 
@@ -114,5 +114,5 @@ assert retrying(call, "NotYet") == "done" and len(calls) == 2
 
 def test_a_throttled_call_says_which_limit_was_reached():
     answer = {"Error": {"Code": "RequestThrottledException"}, "Reason": "RESOURCE_LEVEL_THROTTLE"}
-    with pytest.raises(errors.AwsError, match="fixed by AWS"), calling("read a block"):
+    with pytest.raises(errors.AwsError, match="This limit is fixed"), calling("read a block"):
         raise ClientError(answer, "GetSnapshotBlock")

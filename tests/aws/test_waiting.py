@@ -34,9 +34,7 @@ def test_it_ends_at_once_on_a_failure_and_keeps_the_message():
 
 
 def test_a_deadline_tells_the_last_state_and_that_it_goes_on():
-    with pytest.raises(
-        errors.DeadlineError, match=r"the import x.*still active: converting.*running the same"
-    ):
+    with pytest.raises(errors.DeadlineError, match=r"the import x.*still active: converting.*Run the same"):
         wait(
             looks(Sighting("waiting", None, state="active", message="converting")),
             what="the import x",

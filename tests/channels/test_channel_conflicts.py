@@ -251,7 +251,7 @@ def test_a_first_value_that_somebody_else_gave_in_the_meantime_is_kept(
     right_before_the_write(monkeypatch, lambda: put(aws, theirs))
     found = made.apply()
     assert outcomes(found) == {HOME: ["point failed"]}
-    assert f"It names {theirs} now" in found.failed[0].why
+    assert f"It is now {theirs}" in found.failed[0].why
     assert history(aws) == [theirs]
 
 
@@ -263,7 +263,7 @@ def test_a_channel_that_was_deleted_in_the_meantime_is_told(
     right_before_the_write(monkeypatch, lambda: aws.client("ssm").delete_parameter(Name=NAME))
     found = made.apply()
     assert outcomes(found) == {HOME: ["point changed", "conflict failed"]}
-    assert "had been deleted after the plan was made" in found.failed[0].why
+    assert "was deleted after the plan was made" in found.failed[0].why
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in found.failed[0].why
 
 
@@ -314,7 +314,7 @@ def test_what_cannot_be_read_afterwards_is_judged_by_its_number(
     finally:
         aws.faults.clear()
     assert outcomes(found) == {HOME: ["point changed", "conflict failed"]}
-    assert "version 2, which the parameter's history does not show" in found.failed[0].why
+    assert "version 2, which is not in the parameter's history" in found.failed[0].why
 
 
 # What is taken back because the AMI is being retired
@@ -473,7 +473,7 @@ def test_the_plan_refuses_a_channel_that_takes_no_further_value(aws: Sandbox, am
     parameter.versions += [parameter.versions[0].__class__(**fields(parameter, n)) for n in range(2, 101)]
     (step,) = plan(ami=ami, channel="stable").targets[0].steps
     assert step.outcome == "failed"
-    assert "takes no further value" in step.what
+    assert "accepts no more values" in step.what
     assert "--parameter-version 1 --labels known-good" in step.what
 
 
@@ -511,9 +511,9 @@ def test_an_advanced_parameter_is_promoted_and_rolled_back_and_stays_advanced(aw
         ("/Ssmages", "web", "aws or ssm"),
         ("/a" * 14, "web", "16 levels; AWS allows 15"),
         ("/" + "a" * 950, "web", "AWS allows 1011"),
-        ("/with space", "web", "A name has levels"),
-        ("vmsnix", "web", "A name has levels"),
-        ("/vmsnix/", "web", "A name has levels"),
+        ("/with space", "web", "use levels"),
+        ("vmsnix", "web", "use levels"),
+        ("/vmsnix/", "web", "use levels"),
     ],
 )
 def test_a_name_that_parameter_store_refuses_is_refused_first(prefix: str, image: str, said: str) -> None:

@@ -100,7 +100,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(aws: Sandbox, ami: str) ->
 
 def test_the_plan_and_the_outcome_are_tables_in_a_notebook(aws: Sandbox, ami: str) -> None:
     made = plan(channel="stable", regions=[WEST])
-    assert f"/vmsnix/ecs-node/stable, a new pointer, to {ami}" in made._repr_html_()
+    assert f"create /vmsnix/ecs-node/stable with {ami}" in made._repr_html_()
     done = made.apply()
     assert "✓ changed" in done._repr_html_()
     frame = done.regions()
@@ -247,8 +247,8 @@ def test_a_topic_that_is_not_there_leaves_the_rest_done(aws: Sandbox, ami: str) 
     assert outcomes(found)[HOME] == ["point changed", "announce failed"]
     error = found.error
     assert isinstance(error, errors.PartialError)
-    assert "in 1 of 1 region" in error.what
-    with pytest.raises(errors.ParameterError, match="There is no topic"):
+    assert "1 of 1 region succeeded" in error.what
+    with pytest.raises(errors.ParameterError, match="No SNS topic"):
         plan(channel="stable", topic=topic)
 
 

@@ -60,11 +60,11 @@ def not_ours(aws: Sandbox) -> str:
     ("make", "text"),
     [
         (another_accounts_ami, "belongs to the account 210987654321"),
-        (half_deleted, "half deleted"),
+        (half_deleted, "is incomplete"),
         (disabled, "is disabled"),
-        (deprecated, "is deprecated since"),
-        (not_ours, "was not published by us"),
-        (lambda _aws: "ami-0123456789abcdef0", "There is no AMI"),
+        (deprecated, "has been deprecated since"),
+        (not_ours, "was not published by vmsnix"),
+        (lambda _aws: "ami-0123456789abcdef0", "No AMI"),
     ],
     ids=lambda value: getattr(value, "__name__", "").strip("<>"),
 )
@@ -83,14 +83,14 @@ def test_an_ami_that_is_not_one_to_promote_is_refused(
     ("wrong", "text"),
     [
         ({"channel": "stabel"}, "Did you mean 'stable'"),
-        ({"channel": "stable", "regions": ["eu-west-7"]}, "There is no AWS region"),
-        ({"share_with": ["12"]}, "Nobody is called"),
+        ({"channel": "stable", "regions": ["eu-west-7"]}, "Unknown AWS region"),
+        ({"share_with": ["12"]}, "is not an account"),
         ({"share_with": ["public"]}, "public is not an account to share with"),
         ({"share_with": [OTHER], "revoke_from": [OTHER]}, "in both share_with and revoke_from"),
         ({"regions": [EUROPE], "kms_keys": {HOME: KEY}}, "AMI's own region"),
         ({"regions": [WEST], "kms_keys": {WEST: KEY}}, "in another region"),
         ({"deprecate_days": 5000}, "too far away"),
-        ({"channel": "stable", "topic": "images"}, "no ARN"),
+        ({"channel": "stable", "topic": "images"}, "not an SNS topic ARN"),
         ({}, "Nothing to do"),
         (
             {"image": "other-node", "ami": "altf4llc-ecs-node-26.11", "channel": "stable"},

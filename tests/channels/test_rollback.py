@@ -65,7 +65,7 @@ def test_the_same_command_again_leaves_its_own_work_alone(aws: Sandbox) -> None:
     assert outcomes(back().apply()) == {HOME: ["point changed"]}
     plan = back()
     assert "already rolled back" in str(plan)
-    assert "--to altf4llc-ecs-node-26.12 returns there" in str(plan)
+    assert "pass --to altf4llc-ecs-node-26.12" in str(plan)
     assert outcomes(plan.apply()) == {HOME: ["point unchanged"]}
     assert pointed(aws, HOME) == old
 
@@ -79,7 +79,7 @@ def test_a_rollback_of_yesterday_is_not_rolled_back_without_a_name(
     (target,) = back().targets
     told = str(target.problem)
     assert "in us-east-1 was already rolled back" in told
-    assert "--to altf4llc-ecs-node-26.12 returns there" in told
+    assert "pass --to altf4llc-ecs-node-26.12" in told
     assert "altf4llc-ecs-node-26.10" in told
     assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point changed"]}
     assert pointed(aws, HOME) == oldest
@@ -141,7 +141,7 @@ def test_a_deprecated_ami_is_refused(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
     image = aws.world.tables.table(aws.account, HOME, "images")[old]
     image.deprecate_at = datetime.now(UTC) - timedelta(days=1)
-    assert "is deprecated since" in str(back().targets[0].problem)
+    assert "has been deprecated since" in str(back().targets[0].problem)
 
 
 def test_a_half_deleted_ami_is_refused(aws: Sandbox) -> None:
@@ -149,7 +149,7 @@ def test_a_half_deleted_ami_is_refused(aws: Sandbox) -> None:
     image = aws.world.tables.table(aws.account, HOME, "images")[old]
     for snapshot_id in image.snapshot_ids():
         del aws.world.tables.table(aws.account, HOME, "snapshots")[snapshot_id]
-    assert "half deleted" in str(back().targets[0].problem)
+    assert "is incomplete" in str(back().targets[0].problem)
 
 
 def test_a_rollback_that_was_cut_off_is_finished_by_running_it_again(aws: Sandbox) -> None:
@@ -256,7 +256,7 @@ def test_a_topic_is_told_where_the_channel_points(aws: Sandbox) -> None:
     assert outcomes(back(topic=topic).apply())[HOME] == ["point unchanged", "announce unchanged"]
     messages = aws.world.tables.table(aws.account, HOME, "topics")[topic].messages
     assert [json.loads(one.text)["amis"][HOME] for one in messages] == [old, new, old]
-    with pytest.raises(errors.ParameterError, match="There is no topic"):
+    with pytest.raises(errors.ParameterError, match="No SNS topic"):
         back(topic=f"{topic}s")
 
 
@@ -322,8 +322,8 @@ def test_what_was_moved_and_not_recorded_is_moved_and_recorded_by_the_next_run(
     ("wrong", "kind", "text"),
     [
         ({"channel": "stabel"}, errors.ParameterError, "Did you mean 'stable'"),
-        ({"image": "other-node"}, errors.PointerError, "no parameter /vmsnix/other-node/stable"),
-        ({"regions": ["eu-west-7"]}, errors.RegionError, "no AWS region"),
+        ({"image": "other-node"}, errors.PointerError, "No parameter /vmsnix/other-node/stable"),
+        ({"regions": ["eu-west-7"]}, errors.RegionError, "Unknown AWS region"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

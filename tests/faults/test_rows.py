@@ -154,7 +154,7 @@ def test_a_broken_connection_is_overcome(publishers, cut):
 
 def test_an_answer_that_is_cut_off_is_told_and_the_next_run_goes_on(publishers):
     fault(publishers, "ec2:ImportSnapshot", nth=1, do="drop", when="body", keep=100)
-    with pytest.raises(errors.AwsError, match="cut off"):
+    with pytest.raises(errors.AwsError, match="response was incomplete"):
         run(publishers)
     run(publishers)
     assert list(look(publishers.aws).leftovers()) == []
@@ -185,7 +185,7 @@ def test_slow_answers_are_only_slow(publishers):
 )
 def test_expired_credentials_say_how_to_go_on_and_the_next_run_does(publishers, operation):
     fault(publishers, operation, do="error", code="ExpiredToken", http=400)
-    with pytest.raises(errors.CredentialsError, match="continues where this stopped"):
+    with pytest.raises(errors.CredentialsError, match="continues where it stopped"):
         run(publishers)
     publishers.aws.faults.clear()
     run(publishers)

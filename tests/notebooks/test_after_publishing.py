@@ -54,7 +54,7 @@ def test_a_promotion_done_in_part_ends_with_three_and_a_channel_is_rolled_back(s
     assert (drifted.verdict, drifted.exit_code) == ("failed", 1)
     (row,) = json.loads(Path(drifted.result).read_text())["drift"]
     assert (row["region"], row["ami_id"], row["field"], row["found"]) == (HOME, old, "tag Name", "mine")
-    assert "people do not find it" in Path(drifted.report).read_text()
+    assert "it cannot be found" in Path(drifted.report).read_text()
 
 
 def test_a_smoke_test_leaves_its_timings_and_what_the_console_said(stage: Stage) -> None:

@@ -50,7 +50,7 @@ def test_a_verifier_reports_a_snapshot_with_other_bytes(account: Account) -> Non
     content = account.aws.world.tables.table(account.aws.account, REGION, "snapshots")[snapshot].blocks
     content.clear()
     verifier = account.plan(JOBS["verify blocks"].actions(), via="direct", verify="whole", dry_run=True)
-    with pytest.raises(errors.SnapshotFailedError, match="does not hold the image"):
+    with pytest.raises(errors.SnapshotFailedError, match="does not contain the image"):
         verifier.apply()
     assert ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"], "a verifier deletes nothing"
 

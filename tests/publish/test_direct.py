@@ -232,7 +232,7 @@ def why_full(plan) -> str:
 def test_a_full_upload_on_request(direct, raw):
     direct(image=str(raw)).apply()
     changed(raw, block=3, fill=7)
-    assert "not wanted" in why_full(direct(image=str(raw), incremental=False))
+    assert "incremental is off" in why_full(direct(image=str(raw), incremental=False))
 
 
 def test_a_parent_that_is_gone(aws, direct, raw):
@@ -281,7 +281,7 @@ def test_a_manifest_that_does_not_match_what_aws_lists(direct, raw):
     row = tables.read("manifests").iloc[:1].assign(block=900)
     tables.append("manifests", row)
     changed(raw, block=3, fill=7)
-    assert f"{first.snapshot_id} holds other blocks" in why_full(direct(image=str(raw)))
+    assert f"{first.snapshot_id} contains other blocks" in why_full(direct(image=str(raw)))
 
 
 def test_a_manifest_with_as_many_blocks_at_other_indices_is_not_trusted(aws, direct, raw):
@@ -293,7 +293,7 @@ def test_a_manifest_with_as_many_blocks_at_other_indices_is_not_trusted(aws, dir
     tables.append("manifests", rows)
     changed(raw, block=3, fill=7)
     wanted = direct(image=str(raw))
-    assert f"{first.snapshot_id} holds other blocks" in why_full(wanted)
+    assert f"{first.snapshot_id} contains other blocks" in why_full(wanted)
     assert holds(aws, wanted.apply().snapshot_id, raw)
 
 

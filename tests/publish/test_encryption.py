@@ -87,7 +87,7 @@ def test_the_key_of_the_settings_is_used(aws, plan, monkeypatch):
         ("alias/mine", "describe-key --key-id alias/mine"),
         ("arn:aws:kms:us-east-1:012345678901:alias/mine", "describe-key --key-id alias/mine"),
         (KEY.replace("us-east-1", "eu-west-1"), "is in eu-west-1"),
-        ("my-key", "not the ARN"),
+        ("my-key", "not a KMS key ARN"),
     ],
 )
 def test_a_key_that_cannot_be_used_is_refused(plan, left, given, says):
@@ -151,7 +151,7 @@ def test_a_snapshot_under_a_customers_key_is_no_parent_where_the_default_is_an_a
     direct(plan, image=str(raw), kms_key=KEY).apply()
     changed(raw, block=3, fill=7)
     why, snapshot = why_full(direct(plan, image=str(raw)))
-    assert "which may be another key than alias/aws/ebs" in why
+    assert "which may differ from alias/aws/ebs" in why
     assert key_of(aws, snapshot) not in ("", KEY)
     changed(raw, block=3, fill=8)
     why, child = why_full(direct(plan, image=str(raw)))

@@ -190,7 +190,7 @@ def test_role_trouble_2_the_role_is_too_young_to_be_known_everywhere(aws: Sandbo
     )
     check = look(role_name="young")["vmimport role"]
     assert check.facts["new"]
-    assert "EC2 may not know it yet" in check.evidence
+    assert "EC2 may not accept it yet" in check.evidence
 
 
 def test_role_trouble_3_the_caller_may_not_pass_it(aws: Sandbox, look: Any) -> None:

@@ -111,9 +111,9 @@ def each_once(wanted: Iterable[str]) -> dict[str, str]:
         match = _ROLE_ARN.fullmatch(entry)
         if match is None and not _ACCOUNT.fullmatch(entry):
             raise errors.ParameterError(
-                f"{entry!r} is no account.",
-                why="An account id has 12 digits, dashes left out; leading zeros count.",
-                cure="Give account ids, or ARNs of roles to take.",
+                f"{entry!r} is not an account.",
+                why="An account ID has 12 digits without dashes, including leading zeros.",
+                cure="Use account IDs, or ARNs of roles to assume.",
             )
         entries.setdefault(match[1] if match else entry, entry)
     return entries
@@ -148,15 +148,15 @@ def assume(
 
     def fresh() -> dict[str, Any]:
         try:
-            with calling(f"take the role {role_arn}"):
+            with calling(f"assume the role {role_arn}"):
                 given = insist(lambda: sts.assume_role(**asked), waits)["Credentials"]
         except errors.AccessDeniedError as error:
             # AWS tells a missing role, one that does not trust us and a missing permission in the same words.
             raise errors.AccessDeniedError(
                 error.what,
                 why=error.why,
-                cure="Make the role there (vmsnix iam-policy audit-member and audit-member-trust print its "
-                "policies), and allow sts:AssumeRole in the caller's own.",
+                cure="Create the role there (vmsnix iam-policy audit-member and audit-member-trust print its "
+                "policies), and allow sts:AssumeRole in the caller's own account.",
                 code=error.code,
                 operation=error.operation,
                 request_id=error.request_id,

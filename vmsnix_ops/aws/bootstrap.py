@@ -99,7 +99,7 @@ def look(session: boto3.Session, place: policies.Place) -> list[Part]:
         The bucket's name is somebody else's, or it is in another region.
     """
     clients = _clients(session, place)
-    with calling("look at what is there"):
+    with calling("read what exists"):
         return [Part(name, *looked(clients, place)) for name, looked, _ in _PARTS]
 
 
@@ -187,7 +187,7 @@ def _encryption(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
         "ServerSideEncryptionConfigurationNotFoundError",
         "NoSuchBucket",
     )
-    return ("keep" if answer else "create"), "objects are encrypted when they are stored"
+    return ("keep" if answer else "create"), "objects are encrypted by default"
 
 
 def _make_encryption(clients: Clients, place: policies.Place) -> None:
@@ -243,7 +243,7 @@ def _rules(clients: Clients, place: policies.Place) -> list[LifecycleRuleOutputT
 
 def _lifecycle(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     rules = _rules(clients, place)
-    what = f"leftovers below {place.key_prefix!r} go after {LEFTOVER_DAYS} days"
+    what = f"objects and uploads below {place.key_prefix!r} are deleted after {LEFTOVER_DAYS} days"
     if not rules:
         return "create", what
     check = buckets.check_lifecycle(clients.s3, place.bucket, place.key_prefix)
@@ -265,7 +265,7 @@ def _make_lifecycle(clients: Clients, place: policies.Place) -> None:
 
 def _role(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     answer = if_found(lambda: clients.iam.get_role(RoleName=place.role_name), "NoSuchEntity")
-    what = f"{place.role_name}, which VM Import and nobody else may take"
+    what = f"{place.role_name}, which only VM Import may assume"
     if answer is None:
         return "create", what
     trust = service_role.trust_of(answer["Role"]["AssumeRolePolicyDocument"])
@@ -301,7 +301,7 @@ def _role_policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]
         lambda: clients.iam.get_role_policy(RoleName=place.role_name, PolicyName=place.role_policy_name),
         "NoSuchEntity",
     )
-    what = f"{place.role_name} may read the bucket and make snapshots"
+    what = f"{place.role_name} may read the bucket and create snapshots"
     if answer is None:
         return "create", what
     return ("keep" if same(answer["PolicyDocument"], policies.import_role(place)) else "change"), what
@@ -324,7 +324,7 @@ def _policy_arn(place: policies.Place) -> str:
 
 def _policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     arn = _policy_arn(place)
-    what = f"{place.policy_name}, to be attached to who publishes"
+    what = f"{place.policy_name}, to attach to publishers"
     answer = if_found(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity")
     if answer is None:
         return "create", what
@@ -339,7 +339,7 @@ def _make_policy(clients: Clients, place: policies.Place) -> None:
         clients.iam.create_policy(
             PolicyName=place.policy_name,
             PolicyDocument=text,
-            Description="What a publish of vmsnix via import needs",
+            Description="Permissions to publish with vmsnix via VM Import",
         )
         return
     versions = clients.iam.list_policy_versions(PolicyArn=arn)["Versions"]
@@ -395,7 +395,8 @@ def template(place: Place) -> dict[str, Any]:
     encryption = {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
     return {
         "AWSTemplateFormatVersion": "2010-09-09",
-        "Description": "What vmsnix needs once in an account: bucket, role of VM Import, publisher's policy",
+        "Description": "Resources that vmsnix needs once per account: bucket, VM Import role, publisher "
+        "policy",
         "Resources": {
             "Bucket": {
                 "Type": "AWS::S3::Bucket",
@@ -427,7 +428,7 @@ def template(place: Place) -> dict[str, Any]:
                 "Type": "AWS::IAM::ManagedPolicy",
                 "Properties": {
                     "ManagedPolicyName": place.policy_name,
-                    "Description": "What a publish of vmsnix via import needs",
+                    "Description": "Permissions to publish with vmsnix via VM Import",
                     "PolicyDocument": policies.publisher(place),
                 },
             },

@@ -210,8 +210,8 @@ def check_stored(s3: S3Client, *, seen: Survey, bucket: str, key: str) -> None:
         if head is not None and not _holds(head, seen):
             raise errors.UploadError(
                 f"s3://{bucket}/{key} was replaced after it was uploaded.",
-                why="Its size or its SHA-256 is not that of the image that was identified.",
-                cure="Find out who writes to the bucket, and run the same command again.",
+                why="Its size or its SHA-256 differs from the image that was identified.",
+                cure="Find out what writes to the bucket, then run the same command again.",
             )
 
 
@@ -230,7 +230,7 @@ def delete(s3: S3Client, *, bucket: str, key: str) -> None:
 @needs("s3:GetObject", "s3:ListBucket")
 def exists(s3: S3Client, *, bucket: str, key: str) -> bool:
     """Return whether there is an object of this key, whatever its bytes."""
-    with errors_of(bucket, f"look for s3://{bucket}/{key}"):
+    with errors_of(bucket, f"check for s3://{bucket}/{key}"):
         return _head(s3, bucket, key) is not None
 
 
@@ -282,8 +282,8 @@ def _open(s3: S3Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_k
     uploads = _resumable(s3, bucket, key)
     if not uploads:
         raise errors.UploadError(
-            f"The upload of s3://{bucket}/{key} disappeared.",
-            why="Somebody else aborted it or completed it at this moment.",
+            f"The upload of s3://{bucket}/{key} no longer exists.",
+            why="Another process aborted or completed it.",
             cure="Run the same command again.",
         )
     for other in uploads[1:]:
@@ -355,9 +355,9 @@ def _send(
     expected = composite(seen)
     if answer.get("ChecksumSHA256", expected) != expected:
         raise errors.UploadError(
-            f"s3://{bucket}/{key} does not hold the image's bytes.",
-            why=f"S3 reports SHA-256 {answer['ChecksumSHA256']} where {expected} was sent.",
-            cure="Run the same command again: the object will be replaced.",
+            f"s3://{bucket}/{key} does not contain the image's bytes.",
+            why=f"S3 reports SHA-256 {answer['ChecksumSHA256']}, but {expected} was sent.",
+            cure="Run the same command again: it replaces the object.",
         )
     return sum(sent for _, sent in done), expected
 
@@ -401,7 +401,7 @@ class errors_of:  # noqa: N801 (reads as a verb where it is used)
             raise errors.BucketError(
                 f"The bucket {self.bucket} is in another region.",
                 why="VM Import reads only from a bucket of its own region.",
-                cure="Use a bucket of the region that you publish to.",
+                cure="Use a bucket in the region that you publish to.",
                 code=code,
             ) from error
         return self.calling.__exit__(kind, error, trace)
@@ -411,8 +411,8 @@ def missing(bucket: str) -> errors.BucketError:
     """Return the error for a bucket that does not exist."""
     return errors.BucketError(
         f"The bucket {bucket} does not exist.",
-        why="Uploads for VM Import go through a bucket of yours, in the region that you publish to.",
-        cure=f"Create it (aws s3 mb s3://{bucket}), or name another with the parameter bucket.",
+        why="VM Import reads uploads from one of your buckets, in the region that you publish to.",
+        cure=f"Create it (aws s3 mb s3://{bucket}), or use another with --bucket NAME.",
         code="NoSuchBucket",
     )
 
@@ -513,17 +513,17 @@ BOOTSTRAP = "Run vmsnix bootstrap --no-dry-run, which sets it."
 def check_bucket(s3: S3Client, name: str, region: str, account: str) -> Check:
     """Check whether the bucket is there, ours, and in the region."""
     try:
-        with calling(f"look at the bucket {name}"):
+        with calling(f"read the bucket {name}"):
             answer = s3.head_bucket(Bucket=name, ExpectedBucketOwner=account)
     except errors.AwsError as error:
         if error.code in ("404", "NoSuchBucket"):
             raise missing(name) from error
         if error.code in ("403", "AccessDenied"):
             raise errors.BucketError(
-                f"The bucket {name} may not be used.",
+                f"No access to the bucket {name}.",
                 why="It belongs to another account, or the caller lacks s3:ListBucket on it.",
-                cure="Name a bucket of this account, or allow s3:ListBucket, s3:GetObject and s3:PutObject "
-                "on it.",
+                cure="Use a bucket of this account, or allow s3:ListBucket, s3:GetObject and s3:PutObject on "
+                "it.",
                 code=error.code,
                 operation=error.operation,
                 request_id=error.request_id,
@@ -542,14 +542,14 @@ def _elsewhere(name: str, where: str, region: str) -> errors.BucketError:
     return errors.BucketError(
         f"The bucket {name} is in {where}, not in {region}.",
         why="VM Import reads only from a bucket of its own region.",
-        cure=f"Name a bucket in {region}, or publish to {where}.",
+        cure=f"Use a bucket in {region}, or publish to {where}.",
     )
 
 
 @needs("s3:GetBucketPublicAccessBlock", "s3:GetBucketPolicyStatus")
 def check_private(s3: S3Client, name: str) -> Check:
     """Check that nobody else can read it. A public policy fails; a block with gaps is a warning."""
-    with calling(f"look whether the bucket {name} is private"):
+    with calling(f"check whether the bucket {name} is private"):
         status = if_found(lambda: s3.get_bucket_policy_status(Bucket=name), "NoSuchBucketPolicy")
         block = if_found(
             lambda: s3.get_public_access_block(Bucket=name), "NoSuchPublicAccessBlockConfiguration"
@@ -557,7 +557,7 @@ def check_private(s3: S3Client, name: str) -> Check:
     if status and status["PolicyStatus"].get("IsPublic"):
         raise errors.BucketError(
             f"The bucket {name} is public.",
-            why="Its policy lets everybody in, and an image may hold secrets.",
+            why="Its policy allows access for everyone, and an image can contain secrets.",
             cure="Remove that statement from the bucket policy, and " + BOOTSTRAP[0].lower() + BOOTSTRAP[1:],
         )
     on: PublicAccessBlockConfigurationTypeDef = block["PublicAccessBlockConfiguration"] if block else {}
@@ -570,7 +570,7 @@ def check_private(s3: S3Client, name: str) -> Check:
 @needs("s3:GetEncryptionConfiguration")
 def check_encrypted(s3: S3Client, name: str) -> Check:
     """Check whether it is encrypted by default."""
-    with calling(f"look whether the bucket {name} is encrypted"):
+    with calling(f"check whether the bucket {name} is encrypted"):
         answer = if_found(
             lambda: s3.get_bucket_encryption(Bucket=name), "ServerSideEncryptionConfigurationNotFoundError"
         )
@@ -584,7 +584,7 @@ def check_encrypted(s3: S3Client, name: str) -> Check:
 @needs("s3:GetBucketPolicy")
 def check_tls_only(s3: S3Client, name: str) -> Check:
     """Check whether its policy refuses what is not encrypted on the way."""
-    with calling(f"look at the policy of the bucket {name}"):
+    with calling(f"read the policy of the bucket {name}"):
         answer = if_found(lambda: s3.get_bucket_policy(Bucket=name), "NoSuchBucketPolicy")
     if answer and any(requires_tls(statement) for statement in statements(answer["Policy"])):
         return Check("bucket TLS only", "pass", "requests without TLS are refused")
@@ -607,7 +607,7 @@ def requires_tls(statement: dict[str, Any]) -> bool:
 @needs("s3:GetLifecycleConfiguration")
 def check_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
     """Check whether S3 itself removes what a dead machine leaves: objects, and unfinished uploads."""
-    with calling(f"look at the lifecycle of the bucket {name}"):
+    with calling(f"read the lifecycle of the bucket {name}"):
         rules = [rule for rule in _lifecycle_rules(s3, name) if _covers(rule, key_prefix)]
     uploads = [
         rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"]
@@ -617,13 +617,19 @@ def check_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
     objects = [rule["Expiration"]["Days"] for rule in rules if rule.get("Expiration", {}).get("Days")]
     if uploads and objects:
         evidence = (
-            f"uploads end after {counted(min(uploads), 'day')}, objects after {counted(min(objects), 'day')}"
+            f"uploads expire after {counted(min(uploads), 'day')}, objects after "
+            f"{counted(min(objects), 'day')}"
         )
-        return Check("bucket leftovers", "pass", evidence)
+        return Check(f"no rule deletes {left} below {key_prefix!r}", "pass", evidence)
     left = " and ".join(
         what for what, found in (("unfinished uploads", uploads), ("objects", objects)) if not found
     )
-    return Check("bucket leftovers", "warn", f"nothing removes {left} below {key_prefix!r}", BOOTSTRAP)
+    return Check(
+        f"no rule deletes {left} below {key_prefix!r}",
+        "warn",
+        f"nothing removes {left} below {key_prefix!r}",
+        BOOTSTRAP,
+    )
 
 
 @needs("s3:GetBucketVersioning", "s3:GetLifecycleConfiguration")
@@ -633,11 +639,17 @@ def check_versions(s3: S3Client, name: str, key_prefix: str) -> Check:
         state = str(s3.get_bucket_versioning(Bucket=name).get("Status") or "")
         rules = _lifecycle_rules(s3, name)
     if not state:
-        return Check("bucket versions", "pass", "the bucket keeps no versions")
+        return Check(
+            f"versioning is {state}; old versions of images expire", "pass", "the bucket keeps no versions"
+        )
     if expires_versions(rules, key_prefix):
-        return Check("bucket versions", "pass", f"versioning is {state}; old versions of images expire")
+        return Check(
+            f"versioning is {state}; old versions of images expire",
+            "pass",
+            f"versioning is {state}; old versions of images expire",
+        )
     evidence = f"versioning is {state}, and nothing deletes old versions below {key_prefix!r}"
-    return Check("bucket versions", "warn", evidence, BOOTSTRAP)
+    return Check(f"versioning is {state}; old versions of images expire", "warn", evidence, BOOTSTRAP)
 
 
 def expires_versions(rules: Iterable[LifecycleRuleOutputTypeDef], key_prefix: str) -> bool:
@@ -684,13 +696,17 @@ def check_kept_apart(places: Mapping[str, str], bucket: str, key_prefix: str) ->
     found = overlapping(places, bucket, key_prefix)
     if found:
         raise errors.BucketError(
-            f"The {' and the '.join(found)} in s3://{bucket} would be deleted with old images.",
-            why=f"{', '.join(f'{name} is {places[name]}' for name in found)}; images go to "
-            f"s3://{bucket}/{key_prefix}, where a lifecycle rule deletes everything after some days.",
-            cure="Set key_prefix in vmsnix.toml to a prefix of its own, such as vmsnix/images/ beside "
+            f"A lifecycle rule would delete the {' and the '.join(found)} in s3://{bucket}.",
+            why=f"{', '.join(f'{name} is {places[name]}' for name in found)}; images are below "
+            f"s3://{bucket}/{key_prefix}, where the rule deletes every object after some days.",
+            cure="Set key_prefix in vmsnix.toml to a separate prefix, such as vmsnix/images/ beside "
             "vmsnix/archive, or use another bucket.",
         )
-    return Check("bucket prefixes", "pass", f"only images are below s3://{bucket}/{key_prefix}")
+    return Check(
+        f"only images are below s3://{bucket}/{key_prefix}",
+        "pass",
+        f"only images are below s3://{bucket}/{key_prefix}",
+    )
 
 
 def _covers(rule: LifecycleRuleOutputTypeDef, key_prefix: str) -> bool:

@@ -35,9 +35,9 @@ def check(channel: str, settings: Settings) -> str:
     if channel in settings.channels:
         return channel
     raise errors.ParameterError(
-        f"There is no channel {channel!r}.",
-        why=errors.nearest(channel, settings.channels) or f"There are {', '.join(settings.channels)}.",
-        cure="Correct it, or add it to channels in vmsnix.toml.",
+        f"Unknown channel {channel!r}.",
+        why=errors.nearest(channel, settings.channels) or f"The channels are {', '.join(settings.channels)}.",
+        cure="Correct the name, or add it to channels in vmsnix.toml.",
     )
 
 
@@ -68,17 +68,17 @@ def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, setting
     if wanted in settings.channels:
         if not image:
             raise errors.ParameterError(
-                f"Which image's channel {wanted} is meant?",
-                why="Every image has its own.",
-                cure="Give image, too.",
+                f"No image given for the channel {wanted}.",
+                why="Each image has its own channels.",
+                cure="Add --image NAME.",
             )
         name = parameters.pointer_name(settings.pointer_prefix, image, wanted)
         pointer = parameters.find(ssm, name)
         if pointer is None:
             raise errors.PointerError(
-                f"The channel {wanted} of {image} points to nothing in {region}.",
-                why=f"There is no parameter {name}.",
-                cure=f"Promote an AMI to {wanted} first, or name the AMI itself.",
+                f"The channel {wanted} of {image} has no value in {region}.",
+                why=f"No parameter {name}.",
+                cure=f"Promote an AMI to {wanted} first, or use an AMI ID or name.",
             )
         wanted = pointer.value
     if AMI_ID.fullmatch(wanted):
@@ -90,9 +90,9 @@ def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, setting
     if found is None:
         what = f"AMI {wanted}" if wanted else f"AMI of the image {image!r}"
         raise errors.RegistrationError(
-            f"There is no {what} in {region} that these credentials see.",
+            f"No {what} in {region} is visible to these credentials.",
             why="It was deregistered, is in another region, or belongs to another account.",
-            cure="vmsnix history amis lists what was published, with the region.",
+            cure="To list published AMIs with their regions, run vmsnix history amis",
         )
     return found
 
@@ -106,7 +106,7 @@ def _newest(ours: Iterable[Ami], image: str) -> Ami | None:
         raise errors.ParameterError(
             f"The image {image!r} has AMIs for {' and '.join(sorted(newest))}.",
             why=f"The newest are {told}.",
-            cure="Name one of them: --ami NAME.",
+            cure="Choose one of them: --ami NAME.",
         )
     return usable[-1] if usable else None
 
@@ -124,27 +124,31 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
     if ami.account != owner:
         raise errors.RegistrationError(
             f"{where} belongs to the account {ami.account}.",
-            why=f"These credentials are of {owner}; an AMI of others can change or go at any time.",
+            why=f"These credentials are for {owner}; an AMI of another account can change or be deregistered "
+            "at any time.",
             cure="Promote it with the credentials of its owner.",
         )
     if not ami.digest or not ami.tags.get(tagging.IMAGE):
         raise errors.RegistrationError(
-            f"{where} was not published by us.",
+            f"{where} was not published by vmsnix.",
             why=f"It lacks the tags {tagging.IMAGE} and {tagging.DIGEST}.",
             cure="Publish the image with vmsnix publish.",
         )
     if ami.state != "available":
         raise errors.RegistrationError(
             f"{where} is {ami.state}.",
-            why="Nothing can be launched from it.",
-            cure=f"Bring it back: {images.restoring(ami)}." if ami.state == "disabled" else "Choose another.",
+            why="Only an available AMI can be launched.",
+            cure=f"Restore it: {images.restoring(ami)}"
+            if ami.state == "disabled"
+            else ("Choose another AMI."),
         )
     retiring.check_unmarked(ami)
     if ami.deprecated_at is not None and ami.deprecated_at <= now:
         raise errors.RegistrationError(
-            f"{where} is deprecated since {ami.deprecated_at:%Y-%m-%d %H:%M} UTC.",
-            why="Somebody decided that nobody should begin to use it.",
-            cure="Choose another, or take the date away first (aws ec2 disable-image-deprecation).",
+            f"{where} has been deprecated since {ami.deprecated_at:%Y-%m-%d %H:%M} UTC.",
+            why="A deprecated AMI is not for new use.",
+            cure="Choose another AMI, or remove the date first: aws ec2 disable-image-deprecation --image-id "
+            f"{ami.ami_id} --region {ami.region}",
         )
     return ami
 
@@ -160,9 +164,9 @@ def check_now(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
     found = images.find(ec2, [ami_id]).get(ami_id)
     if found is None:
         raise errors.RegistrationError(
-            f"The AMI {ami_id} in {ec2.meta.region_name} is gone.",
-            why="Somebody deregistered it in the meantime.",
-            cure="Choose another.",
+            f"The AMI {ami_id} in {ec2.meta.region_name} no longer exists.",
+            why="It was deregistered in the meantime.",
+            cure="Choose another AMI.",
         )
     check_usable(found, owner=owner, now=datetime.now(UTC))
 

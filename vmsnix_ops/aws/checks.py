@@ -52,7 +52,7 @@ def checked(name: str, look: Callable[[], Check]) -> Check:
         return look()
     except errors.AccessDeniedError as error:
         action = denied_action(error.why, error.operation) or error.operation
-        return Check(name, "warn", f"not checked: {error.why}", f"Allow {action} to have this checked.")
+        return Check(name, "warn", f"not checked: {error.why}", f"Allow {action} to enable this check.")
     except errors.VmsnixError as error:
         return Check(name, "fail", f"{error.what} {error.why}".strip(), error.cure, error)
 

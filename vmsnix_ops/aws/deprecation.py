@@ -49,13 +49,13 @@ def check_date(ami: Ami, moment: datetime, *, public: bool, now: datetime | None
         raise errors.ParameterError(
             f"The deprecation date {moment:%Y-%m-%d %H:%M} UTC has passed.",
             why=f"{ami.ami_id} was created on {ami.created_at:%Y-%m-%d}.",
-            cure="Give more days, or promote a newer AMI.",
+            cure="Use more days, or promote a newer AMI.",
         )
     if moment > latest:
         raise errors.ParameterError(
             f"The deprecation date {moment:%Y-%m-%d %H:%M} UTC is too far away.",
             why=f"AWS allows {latest:%Y-%m-%d} at the latest for this {'public ' if public else ''}AMI.",
-            cure="Give fewer days.",
+            cure="Use fewer days.",
         )
 
 
@@ -71,7 +71,7 @@ def deprecate(ec2: EC2Client, ami_id: str, moment: datetime) -> None:
 @needs("ec2:DisableImageDeprecation")
 def undeprecate(ec2: EC2Client, ami_id: str) -> None:
     """Take the deprecation date away. Safe to run twice."""
-    with calling(f"take the deprecation date of {ami_id} away"):
+    with calling(f"remove the deprecation date of {ami_id}"):
         ec2.disable_image_deprecation(ImageId=ami_id)
 
 
@@ -86,7 +86,7 @@ def protect(ec2: EC2Client, ami_id: str, *, cooldown: bool = False) -> None:
     cooldown
         Whether the protection goes on for 24 hours after it was lifted.
     """
-    with calling(f"protect {ami_id} from deregistration"):
+    with calling(f"turn on the deregistration protection of {ami_id}"):
         retrying(
             lambda: ec2.enable_image_deregistration_protection(ImageId=ami_id, WithCooldown=cooldown), UNSEEN
         )
@@ -95,5 +95,5 @@ def protect(ec2: EC2Client, ami_id: str, *, cooldown: bool = False) -> None:
 @needs("ec2:DisableImageDeregistrationProtection")
 def unprotect(ec2: EC2Client, ami_id: str) -> None:
     """Lift the protection, at once or, when it has a cooldown, 24 hours later. Safe to run twice."""
-    with calling(f"lift the deregistration protection of {ami_id}"):
+    with calling(f"turn off the deregistration protection of {ami_id}"):
         ec2.disable_image_deregistration_protection(ImageId=ami_id)

@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.snapshots import Snapshot
 
 MEANINGS = {
-    "ami": "it was deregistered: whoever points to it launches nothing",
-    "state": "nothing can be launched from it unless it is available",
-    "name": "another AMI has this id: the tables are of another account",
-    "description": "somebody changed what people read of it",
-    "architecture": "it was registered anew by somebody",
-    "boot_mode": "it was registered anew by somebody",
-    "root_device": "it was registered anew by somebody",
-    "size_gib": "it was registered anew by somebody",
-    "ena_support": "it was registered anew by somebody",
-    "tpm_support": "it was registered anew by somebody",
-    "imds_support": "instances may answer to requests without a session token",
-    "public": "every AWS account may launch it, or may no longer",
+    "ami": "it was deregistered: launches that reference it fail",
+    "state": "only an available AMI can be launched",
+    "name": "another AMI has this ID: the tables are of another account",
+    "description": "its description was changed",
+    "architecture": "it was registered again outside vmsnix",
+    "boot_mode": "it was registered again outside vmsnix",
+    "root_device": "it was registered again outside vmsnix",
+    "size_gib": "it was registered again outside vmsnix",
+    "ena_support": "it was registered again outside vmsnix",
+    "tpm_support": "it was registered again outside vmsnix",
+    "imds_support": "instances may accept requests without a session token",
+    "public": "public access was granted or removed",
     "snapshot": "the AMI has no snapshot, or another one",
-    "snapshot_state": "nothing can be launched from an AMI whose snapshot is gone or unfinished",
-    "shared_with": "somebody may launch it who should not, or may no longer",
-    "snapshots_shared_with": "somebody may copy it who should not, or may no longer",
-    "deprecated_at": "it goes out of the lists at another time than it was promised",
-    "protected": "it can be deregistered, or cannot",
-    "encrypted": "its bytes are not encrypted as they were",
-    "kms_key": "its bytes are encrypted with another key",
-    "pointer": "fleets launch another AMI than the one that was promoted",
-    "access": "nobody knows: this could not be looked at",
+    "snapshot_state": "an AMI cannot be launched if its snapshot is missing or unfinished",
+    "shared_with": "launch permissions were added or removed",
+    "snapshots_shared_with": "snapshot permissions were added or removed",
+    "deprecated_at": "its deprecation date is not the recorded one",
+    "protected": "its deregistration protection was turned on or off",
+    "encrypted": "its encryption is not the recorded one",
+    "kms_key": "it is encrypted with another key",
+    "pointer": "fleets launch another AMI than the promoted one",
+    "access": "unknown: this could not be read",
 }
 """Every field that can differ, and what it means; a tag is called ``tag`` and its key."""
 
@@ -95,10 +95,10 @@ class Difference:
 def meaning(field: str) -> str:
     """Return what it means that a field differs."""
     if field == SNAPSHOT_DIGEST:
-        return "our policies let nobody share or remove a snapshot without it"
+        return "our policies do not allow sharing or deleting a snapshot without it"
     if field == f"tag {tagging.NAME}":
-        return "people do not find it by its name"
-    return "what our tools find it by is gone" if field.startswith("tag ") else MEANINGS[field]
+        return "it cannot be found by its name"
+    return "vmsnix uses this tag to find it" if field.startswith("tag ") else MEANINGS[field]
 
 
 def registration(

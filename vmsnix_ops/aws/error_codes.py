@@ -91,11 +91,8 @@ def throttle_cause(code: str, reason: str, operation: str) -> str:
         Such as ``"PutSnapshotBlock"``; may be empty.
     """
     if reason == "RESOURCE_LEVEL_THROTTLE":
-        return (
-            "The limit of this one snapshot was reached: 1,000 requests a second, fixed by AWS. "
-            "No quota raises it."
-        )
+        return "AWS allows 1,000 requests a second for one snapshot. This limit is fixed; no quota raises it."
     if reason == "ACCOUNT_THROTTLED" or code == "ThrottlingException":
         quota = f"{operation} requests per account" if operation else "requests per account"
-        return f"The account's quota for {quota} in this region was reached. AWS can raise it."
+        return f"The account reached its quota for {quota} in this region. AWS can raise it."
     return ""

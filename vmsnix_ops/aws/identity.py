@@ -121,7 +121,7 @@ def _always_enabled(region: str | None) -> str | None:
 
 
 def _asked(session: boto3.Session, region: str | None) -> Identity:
-    with calling("find out whose credentials these are"):
+    with calling("read the caller's identity"):
         answer = client(session, "sts", region).get_caller_identity()
     date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
     skew = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds() if date else 0.0
@@ -142,9 +142,9 @@ def check_region_name(region: str) -> Check:
     if region in known:
         return Check("region name", "pass", region)
     raise errors.RegionError(
-        f"There is no AWS region {region!r}.",
-        why=errors.nearest(region, known) or "botocore's list of regions does not have it.",
-        cure="Check the name; if the region is brand new, update botocore.",
+        f"Unknown AWS region {region!r}.",
+        why=errors.nearest(region, known) or "It is not in botocore's list of regions.",
+        cure="Check the name. If the region is new, update botocore.",
     )
 
 
@@ -155,12 +155,15 @@ def check_credentials(session: boto3.Session, region: str) -> Check:
     expires = expiry(session)
     if expires is None:
         temporary = "/assumed-role/" in who.arn or ":assumed-role/" in who.arn
-        note = "; temporary, their expiry is not known here" if temporary else ""
+        note = "; temporary, expiry unknown" if temporary else ""
         return Check("credentials", "pass", who.arn + note, facts=facts)
     left = (expires - datetime.now(UTC)).total_seconds()
     evidence = f"{who.arn}; valid for {counted(round(max(left, 0) / 60), 'minute')}"
     if left < LONG_ENOUGH_SECONDS:
-        cure = "Log in again before a long run; a run that they end is continued by running it again."
+        cure = (
+            "Log in again before a long run. If the credentials expire, run it again: it continues where it "
+            "stopped."
+        )
         return Check("credentials", "warn", evidence, cure, facts=facts)
     return Check("credentials", "pass", evidence, facts=facts)
 
@@ -194,13 +197,13 @@ def check_clock(who: Identity) -> Check:
 def check_account(number: str, allowed: tuple[str, ...]) -> Check:
     """Check whether this is one of the accounts that may be used."""
     if not allowed:
-        return Check("account", "pass", f"{number} (no allowed_accounts set: any account will do)")
+        return Check("account", "pass", f"{number} (allowed_accounts is not set)")
     if number in allowed:
         return Check("account", "pass", f"{number} is allowed")
     raise errors.CredentialsError(
-        f"The account {number} is not one of those that may be used here.",
-        why=f"allowed_accounts has {', '.join(allowed)}.",
-        cure="Use the credentials of one of these accounts, or change allowed_accounts in vmsnix.toml.",
+        f"The account {number} is not allowed.",
+        why=f"allowed_accounts is {', '.join(allowed)}.",
+        cure="Use credentials of an allowed account, or change allowed_accounts in vmsnix.toml.",
     )
 
 
@@ -208,7 +211,7 @@ def check_account(number: str, allowed: tuple[str, ...]) -> Check:
 def check_region(ec2: EC2Client, name: str) -> Check:
     """Check whether the region is enabled for the account."""
     try:
-        with calling(f"look at the region {name}"):
+        with calling(f"read the region {name}"):
             answer = ec2.describe_regions(RegionNames=[name], AllRegions=True)
     except errors.AwsError as error:
         if error.code in {*REFUSED, "InvalidParameterValue"}:

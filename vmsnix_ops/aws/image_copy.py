@@ -102,9 +102,9 @@ def find(ec2: EC2Client, wanted: Copy) -> Ami | None:
     if existing.state == "disabled":
         raise errors.RegistrationError(
             f"The copy {existing.ami_id} in {existing.region} is disabled.",
-            why="Somebody retired it.",
-            cure=f"Bring it back ({images.restoring(existing)}), or deregister it so that a new copy can be "
-            "made.",
+            why="It was retired.",
+            cure=f"Restore it ({images.restoring(existing)}), or deregister it so that a new copy can be "
+            "created.",
         )
     if existing.state == "available":
         for snapshot in snapshots.check_whole(ec2, existing):
@@ -202,7 +202,7 @@ def _begin(ec2: EC2Client, wanted: Copy, step: Step | None, still_wanted: Callab
             return ec2.copy_image(**wanted.request(token))["ImageId"]
         except ec2.exceptions.ClientError as error:
             if code_of(error) == "ResourceLimitExceeded" and step is not None and not told:
-                step.message(f"{region} has no room for one more copy yet")
+                step.message(f"{region} does not accept another copy yet")
                 told = True
             raise
 
@@ -227,7 +227,7 @@ def _begin(ec2: EC2Client, wanted: Copy, step: Step | None, still_wanted: Callab
                 return ami_id
     raise errors.CopyFailedError(
         f"{wanted.source.ami_id} was copied to {region} {ATTEMPTS} times and failed each time.",
-        cure="Deregister the failed copies there once their cause is gone; the audit lists them.",
+        cure="Correct the cause, then deregister the failed copies there; the audit lists them.",
     )
 
 
@@ -235,8 +235,9 @@ def _must_find(ec2: EC2Client, wanted: Copy) -> Ami:
     found = find(ec2, wanted)
     if found is None:
         raise errors.CopyFailedError(
-            f"The AMI name {wanted.source.name} is taken in {ec2.meta.region_name}, but no AMI has it.",
-            why="It was copied a moment ago, or it is being removed.",
+            f"The AMI name {wanted.source.name} is in use in {ec2.meta.region_name}, but no AMI with it was "
+            "found.",
+            why="It was copied a moment ago, or it is being deregistered.",
             cure="Run the same command again.",
             code="NotYetVisible",
         )
@@ -266,15 +267,17 @@ def _available(
 
 
 def _failure(ami: Ami, message: str) -> errors.CopyFailedError:
-    cure = "Run the same command again to copy anew; deregister the failed one, which the audit lists."
+    cure = (
+        "Run the same command again to create a new copy. Deregister the failed copy, which the audit lists."
+    )
     if "key" in message.lower():
         cure = (
-            "Name a key of that region that the caller may use (kms:CreateGrant, kms:DescribeKey, "
-            "kms:GenerateDataKeyWithoutPlaintext, kms:ReEncrypt*), and run the command again."
+            "Use a key in that region that the caller may use (kms:CreateGrant, kms:DescribeKey, "
+            "kms:GenerateDataKeyWithoutPlaintext, kms:ReEncrypt*), then run the same command again."
         )
     return errors.CopyFailedError(
         f"The copy {ami.ami_id} in {ami.region} failed.",
-        why=f"AWS says of its snapshot: {message}." if message else "AWS gives no reason.",
+        why=f"AWS reported for its snapshot: {message}." if message else "AWS reported no reason.",
         cure=cure,
         status_message=message,
     )
@@ -289,7 +292,7 @@ def _check_key(ami: Ami, snapshot: snapshots.Snapshot, kms_key: str) -> None:
         return
     held = f"is encrypted with {snapshot.kms_key}" if snapshot.encrypted else "is not encrypted"
     raise errors.NameTakenError(
-        f"The copy {ami.ami_id} in {ami.region} is encrypted otherwise than asked.",
-        why=f"{snapshot.snapshot_id} {held}; {kms_key} was asked for.",
-        cure="Deregister that copy if nobody needs it, or promote without a key for this region.",
+        f"The copy {ami.ami_id} in {ami.region} has another encryption than requested.",
+        why=f"{snapshot.snapshot_id} {held}, but the requested key is {kms_key}.",
+        cure="Deregister that copy if nothing needs it, or promote without a key for this region.",
     )

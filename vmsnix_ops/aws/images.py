@@ -307,7 +307,7 @@ def clean_name(name: str) -> str:
         raise errors.ParameterError(
             f"The AMI name {cleaned!r} has {counted(len(cleaned), 'character')}.",
             why="AWS allows 3 to 128.",
-            cure="Choose a shorter prefix or image name.",
+            cure="Use a shorter prefix or image name.",
         )
     return cleaned
 
@@ -349,7 +349,7 @@ def holder(found: Iterable[Ami]) -> Ami | None:
                 f"The AMI {ami.ami_id} in {ami.region} never became available.",
                 why=f"It has the name {ami.name} and has been {ami.state} since "
                 f"{ami.created_at:%Y-%m-%d %H:%M} UTC.",
-                cure=f"Deregister it ({deregistering(ami)}), and run the same command again.",
+                cure=f"Deregister it ({deregistering(ami)}), then run the same command again.",
             )
     return None
 
@@ -357,9 +357,9 @@ def holder(found: Iterable[Ami]) -> Ami | None:
 def disabled(ami: Ami) -> errors.RegistrationError:
     """Return the error for an AMI that has these bytes and is disabled."""
     return errors.RegistrationError(
-        f"The AMI {ami.ami_id} holds these bytes, and it is disabled.",
-        why="It was retired, or somebody disabled it.",
-        cure=f"Bring it back: {restoring(ami)}.",
+        f"The AMI {ami.ami_id} of this image exists, but it is disabled.",
+        why="It was retired or disabled.",
+        cure=f"Restore it: {restoring(ami)}",
     )
 
 
@@ -369,7 +369,7 @@ def named(ec2: EC2Client, name: str) -> list[Ami]:
 
     There is at most one that has the name, and any number that failed, which do not keep it.
     """
-    with calling(f"look for the AMI {name}"):
+    with calling(f"find the AMI {name}"):
         # Filter values have wildcards; names may hold none of them, save brackets, so the name is compared
         # too.
         pages = ec2.get_paginator("describe_images").paginate(
@@ -388,7 +388,7 @@ def named(ec2: EC2Client, name: str) -> list[Ami]:
 @needs("ec2:DescribeImages")
 def of_snapshot(ec2: EC2Client, snapshot_id: str) -> list[str]:
     """Return the ids of our account's AMIs that start from a snapshot, in any state."""
-    with calling(f"look for AMIs of {snapshot_id}"):
+    with calling(f"find AMIs of {snapshot_id}"):
         pages = ec2.get_paginator("describe_images").paginate(
             Owners=["self"],
             Filters=[{"Name": "block-device-mapping.snapshot-id", "Values": [snapshot_id]}],
@@ -402,7 +402,7 @@ def of_snapshot(ec2: EC2Client, snapshot_id: str) -> list[str]:
 def find(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
     """Return those of these AMIs that the caller sees, by id. What is gone is left out and no error."""
     wanted, found = list(dict.fromkeys(ami_ids)), {}
-    with calling(f"look at {', '.join(wanted[:3])}{' ...' if len(wanted) > 3 else ''}"):
+    with calling(f"read {', '.join(wanted[:3])}{' ...' if len(wanted) > 3 else ''}"):
         for start in range(0, len(wanted), FILTER_VALUES):
             pages = ec2.get_paginator("describe_images").paginate(
                 Filters=[{"Name": "image-id", "Values": wanted[start : start + FILTER_VALUES]}],
@@ -417,7 +417,7 @@ def find(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
 @needs("ec2:DescribeImages")
 def describe(ec2: EC2Client, ami_id: str) -> Ami:
     """Return one AMI; a moment after its registration too, when AWS does not yet see it."""
-    with calling(f"look at the AMI {ami_id}"):
+    with calling(f"read the AMI {ami_id}"):
         answer = retrying(
             lambda: ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True),
             "InvalidAMIID.NotFound",
@@ -425,7 +425,7 @@ def describe(ec2: EC2Client, ami_id: str) -> Ami:
         )
         if not answer["Images"]:
             raise errors.RegistrationError(
-                f"There is no AMI {ami_id} in {ec2.meta.region_name}.", cure="Check the id and the region."
+                f"No AMI {ami_id} in {ec2.meta.region_name}.", cure="Check the AMI ID and the region."
             )
     return read(answer["Images"][0], ec2.meta.region_name)
 
@@ -528,12 +528,12 @@ def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
         How it is to be registered: `Registration.facts`, or `Ami.facts` of an AMI that is copied.
     """
     if existing.digest != digest:
-        held = f"digest {existing.digest[:12]}" if existing.digest else "no digest tag of ours"
+        held = f"digest {existing.digest[:12]}" if existing.digest else "no vmsnix digest tag"
         raise errors.NameTakenError(
-            f"The AMI name {existing.name} is taken.",
-            why=f"{existing.ami_id} in {existing.region} has it, with {held}; this image's digest is "
+            f"The AMI name {existing.name} is in use.",
+            why=f"{existing.ami_id} in {existing.region} has this name and {held}; this image's digest is "
             f"{digest[:12]}.",
-            cure=f"Give another prefix, or deregister that AMI if nobody needs it: {deregistering(existing)}",
+            cure=f"Use another prefix, or deregister that AMI if nothing needs it: {deregistering(existing)}",
             code="InvalidAMIName.Duplicate",
         )
     there, different = existing.facts(), []
@@ -548,12 +548,12 @@ def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
             different.append((name, wanted, found))
     if different:
         listed = "; ".join(
-            f"{name}: {found}, and {wanted} was asked for" for name, wanted, found in different
+            f"{name} is {found}, but {wanted} is requested" for name, wanted, found in different
         )
         raise errors.NameTakenError(
-            f"The AMI {existing.name} exists, registered with another {_and(n for n, _, _ in different)}.",
+            f"The AMI {existing.name} exists with another {_and(n for n, _, _ in different)}.",
             why=f"{existing.ami_id} in {existing.region} has the same bytes, but {listed}.",
-            cure="Give another prefix, ask for what that AMI has, or deregister it if nobody needs it: "
+            cure="Use another prefix, request the AMI's own values, or deregister it if nothing needs it: "
             f"{deregistering(existing)}",
             code="InvalidAMIName.Duplicate",
         )
@@ -581,8 +581,7 @@ def share_with_everybody(ec2: EC2Client, ami_id: str) -> None:
             raise
         raise error.with_cure(
             "Turn off block public access for AMIs in this region (aws ec2 "
-            "disable-image-block-public-access), or leave public out. The AMI itself is registered and "
-            "private."
+            "disable-image-block-public-access), or leave public out. The AMI is registered and private."
         ) from error
 
 
@@ -678,10 +677,10 @@ def _must_find(ec2: EC2Client, name: str) -> Ami:
     if found is None:
         failed = " ".join(deregistering(ami) for ami in there[:1])
         raise errors.RegistrationError(
-            f"The AMI name {name} is taken, but no AMI of this account can be used by it.",
+            f"The AMI name {name} is in use, but no AMI of this account can be used by it.",
             why=", ".join(f"{ami.ami_id} of this name is {ami.state}" for ami in there)
-            or "It was registered a moment ago, or it is being removed",
-            cure=f"Deregister it ({failed}), and run the same command again."
+            or "It was registered a moment ago, or it is being deregistered",
+            cure=f"Deregister it ({failed}), then run the same command again."
             if failed
             else "Run the same command again.",
             code="NotYetVisible",
@@ -737,16 +736,16 @@ def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None, pac
         raise errors.DeadlineError(
             error.what,
             why=error.why,
-            cure="Run the same command again. If it is still pending then, deregister it "
-            f"({command}) and publish again.",
+            cure=f"Run the same command again. If it is then still pending, deregister it ({command}) and "
+            "publish again.",
         ) from error
     if seen.state == "disabled":
         raise disabled(seen.value)
     if seen.outcome == "failed":
         raise errors.RegistrationError(
             f"The AMI {ami_id} is {seen.state}.",
-            why="AWS gives the reason, if any, as the StateMessage of its snapshot.",
-            cure=f"Look at {', '.join(seen.value.snapshot_ids) or 'its snapshot'}, deregister the AMI "
+            why="The StateMessage of its snapshot can have the reason.",
+            cure=f"Check {', '.join(seen.value.snapshot_ids) or 'its snapshot'}, deregister the AMI "
             f"({deregistering(seen.value)}), and publish again.",
         )
     return seen.value

@@ -147,8 +147,8 @@ def check_format(name: str, disk: DiskImage) -> None:
     # A VHD cannot be larger; a raw image can.
     output = f"vpc {name} {stem}.vhd" if disk.size <= VHD_BYTES else f"raw {name} {stem}.img"
     raise errors.ImageFormatError(
-        f"{name} is a {kind} image, which VM Import does not take.",
-        why=f"It takes VHD, raw, and VMDK of the kind {VMDK}.",
+        f"{name} is a {kind} image, which VM Import does not support.",
+        why=f"It supports VHD, raw, and VMDK of the kind {VMDK}.",
         cure=f"Publish it with --via direct, or convert it: qemu-img convert -O {output}",
     )
 
@@ -284,8 +284,8 @@ def _check_imported(ec2: EC2Client, task: ImportTask, check: Callable[[], None])
     except errors.UploadError as error:
         delete = snapshots.deleting(task.snapshot_id, ec2.meta.region_name)
         raise error.with_cure(
-            f"Delete the snapshot {task.snapshot_id}, which may hold other bytes: {delete}. Then find out "
-            "who writes to the bucket, and run the same command again."
+            f"Delete the snapshot {task.snapshot_id}, which can contain other bytes: {delete}. Find out what "
+            "writes to the bucket, then run the same command again."
         ) from error
 
 
@@ -309,9 +309,9 @@ def cancel(ec2: EC2Client, digest: str, *, run_id: str = "") -> list[str]:
 def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
     """Return the error for an import that ended badly: AWS's message, and what cures it."""
     message = task.message or f"the task is {task.status}"
-    if "Disk validation failed" in message:
+    if "Run the same command again. If it fails with the same message, search for AWS's message." in message:
         cure = (
-            f"Check that the image is a sound {source.format} disk (vmsnix reads it before uploading; "
+            f"Check that the image is a valid {source.format} disk (vmsnix checks it before uploading; "
             "qemu-img check does too)."
         )
     elif "403" in message or "access" in message.lower():
@@ -320,12 +320,12 @@ def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
             "s3:GetBucketLocation)."
         )
     elif CANCELLED_BY_AWS in message:
-        cure = f"AWS cancelled it {MOST_ATTEMPTS} times; run the same command again later."
+        cure = f"AWS cancelled it {MOST_ATTEMPTS} times. Run the same command again later."
     else:
-        cure = "Run the same command again; if it fails the same way, AWS's message is the place to start."
+        cure = "Run the same command again. If it fails with the same message, search for AWS's message."
     return errors.ImportFailedError(
         f"The import {task.task_id} failed.",
-        why=f"AWS says: {message.rstrip('.')}.",
+        why=f"AWS reported: {message.rstrip('.')}.",
         cure=cure,
         status_message=task.message,
         operation="ImportSnapshot",
@@ -335,7 +335,7 @@ def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
 def _lasts(ec2: EC2Client, snapshot_id: str) -> bool:
     """Whether a snapshot can be used; one that was just completed gets a few seconds to be seen."""
     try:
-        with calling(f"look at the snapshot {snapshot_id}"):
+        with calling(f"read the snapshot {snapshot_id}"):
             answer = retrying(
                 lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
                 "InvalidSnapshot.NotFound",
@@ -371,7 +371,7 @@ def _start(
                 answer = retrying(
                     lambda: ec2.import_snapshot(**request),
                     "InvalidParameter",
-                    saying="service role",
+                    saying=f"AWS returned: {message.rstrip('.')}.",
                     seconds=source.patience,
                 )
             else:
@@ -393,9 +393,10 @@ def _adopt(ec2: EC2Client, digest: str, kms_key: str) -> ImportTask:
     ]
     if not running:
         raise errors.ImportFailedError(
-            "Another publisher's import of this image cannot be found.",
-            why="AWS knows its client token but lists no running task.",
-            cure="Run the same command again.",
+            "The import of this image by another publisher was not found.",
+            why="AWS accepted its client token before, but lists no running task.",
+            cure=f"AWS returned: {message.rstrip('.')}. The role does not exist or was created less than a "
+            f"minute ago, it may not read the bucket {source.bucket}, or you may not pass it (iam:PassRole).",
             operation="ImportSnapshot",
         )
     return running[0]
@@ -405,21 +406,20 @@ def _refused(error: ClientError, source: Source) -> Exception:
     """Word the refusals of ImportSnapshot that have one cause; others go on as they are."""
     message = str(error.response["Error"].get("Message", ""))
     details = {"code": code_of(error), "operation": "ImportSnapshot", "status_message": message}
-    if "service role" in message:
+    if f"AWS returned: {message.rstrip('.')}." in message:
         return errors.RoleError(
             f"VM Import cannot use the role {source.role_name}.",
-            why=f"AWS says: {message.rstrip('.')}. The role is missing or was made less than a minute ago, "
-            "it may not read the "
-            f"bucket {source.bucket}, or you may not pass it (iam:PassRole).",
-            cure="Run the preflight runbook: it tells these apart. docs/how-to/outside-altf4.md has the "
-            "role's policies.",
+            why=f"AWS returned: {message.rstrip('.')}. The role does not exist or was created less than a "
+            f"minute ago, it may not read the bucket {source.bucket}, or you may not pass it (iam:PassRole).",
+            cure="Run vmsnix preflight to find out which. docs/how-to/outside-altf4.md has the role's "
+            "policies.",
             **details,
         )
     if "not local to the region" in message:
         return errors.BucketError(
             f"The bucket {source.bucket} is in another region.",
-            why=f"AWS says: {message.rstrip('.')}.",
-            cure="Use a bucket of the region that you publish to.",
+            why=f"AWS reported: {message.rstrip('.')}.",
+            cure="Use a bucket in the region that you publish to.",
             **details,
         )
     return error
@@ -427,7 +427,7 @@ def _refused(error: ClientError, source: Source) -> Exception:
 
 def _follow(ec2: EC2Client, task_id: str, step: Step | None, pace: Pace) -> Sighting[ImportTask]:
     def look() -> Sighting[ImportTask]:
-        with calling(f"look at the import {task_id}"):
+        with calling(f"read the import {task_id}"):
             # A task is not always listed in the first moments after it was started.
             answer = retrying(
                 lambda: ec2.describe_import_snapshot_tasks(ImportTaskIds=[task_id]),
@@ -492,7 +492,7 @@ def wait_for_snapshot(
     """
 
     def look() -> Sighting[SnapshotTypeDef]:
-        with calling(f"look at the snapshot {snapshot_id}"):
+        with calling(f"read the snapshot {snapshot_id}"):
             answer = retrying(
                 lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
                 "InvalidSnapshot.NotFound",
@@ -520,16 +520,17 @@ def wait_for_snapshot(
         if error.code != "InvalidSnapshot.NotFound":
             raise
         raise errors.SnapshotFailedError(
-            f"The snapshot {snapshot_id} is gone.",
-            why="Somebody removed it: a publisher of the same image, a rollback, or an operator.",
-            cure="Run the same command again.",
+            f"The snapshot {snapshot_id} no longer exists.",
+            why="It was deleted by another publisher of the same image, an undo, or an operator.",
+            cure=f"AWS returned: {message.rstrip('.')}. The role does not exist or was created less than a "
+            f"minute ago, it may not read the bucket {source.bucket}, or you may not pass it (iam:PassRole).",
             code=error.code,
         ) from error
     if seen.outcome == "failed":
         raise errors.SnapshotFailedError(
             f"The snapshot {snapshot_id} failed.",
-            why=f"AWS says {seen.state}: {seen.message or 'no message'}.",
-            cure="Run the same command again; a new snapshot will be made.",
+            why=f"AWS reported {seen.state}: {seen.message or 'no message'}.",
+            cure="Run the same command again: it creates a new snapshot.",
             status_message=seen.message,
         )
     return seen.value["VolumeSize"]

@@ -143,7 +143,7 @@ def left_behind(ec2: EC2Client, ami_id: str, *, now: datetime | None = None) -> 
     A test of one AMI owns the AMI's test instances: one that runs at the same time loses its own.
     """
     now = now or datetime.now(UTC)
-    with calling("look for instances that earlier tests left"):
+    with calling("find instances of earlier tests"):
         pages = ec2.get_paginator("describe_instances").paginate(
             Filters=[
                 {"Name": "tag-key", "Values": [tagging.SMOKE]},
@@ -202,9 +202,9 @@ def launch(ec2: EC2Client, wanted: Launch) -> str:
             request_id=error.request_id,
         ) from error
     raise errors.SmokeTestError(
-        f"{wanted.ami_id} was tested {ATTEMPTS} times in a short while.",
-        why="AWS remembers the tokens of terminated instances.",
-        cure="Wait an hour, or test it on another instance type.",
+        f"{wanted.ami_id} was tested {ATTEMPTS} times in a short time.",
+        why="AWS remembers the client tokens of terminated instances.",
+        cure="Wait an hour, or test it with another instance type.",
     )
 
 
@@ -212,9 +212,9 @@ def _no_spot_role(error: errors.AwsError) -> errors.AccessDeniedError:
     return errors.AccessDeniedError(
         error.what,
         why=error.why,
-        cure="An account's first spot instance needs iam:CreateServiceLinkedRole, once: let somebody run "
-        "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com, use the policy of vmsnix "
-        "iam-policy smoke-tester --spot, or test without spot.",
+        cure="An account's first spot instance needs iam:CreateServiceLinkedRole once. Ask an administrator "
+        "to run aws iam create-service-linked-role --aws-service-name spot.amazonaws.com, use the policy of "
+        "vmsnix iam-policy smoke-tester --spot, or test without spot.",
         code=error.code,
         operation=error.operation,
         request_id=error.request_id,
@@ -224,7 +224,7 @@ def _no_spot_role(error: errors.AwsError) -> errors.AccessDeniedError:
 @needs("ec2:DescribeInstances")
 def describe(ec2: EC2Client, instance_id: str) -> Instance:
     """Return an instance; a moment after its launch too, when AWS does not yet see it."""
-    with calling(f"look at the instance {instance_id}"):
+    with calling(f"read the instance {instance_id}"):
         answer = retrying(lambda: ec2.describe_instances(InstanceIds=[instance_id]), UNSEEN)
     return _read(answer["Reservations"][0]["Instances"][0])
 
@@ -268,7 +268,7 @@ def wait_checks(
     """
 
     def look() -> Sighting[Mapping[str, str]]:
-        with calling(f"look at the status checks of {instance_id}"):
+        with calling(f"read the status checks of {instance_id}"):
             answer = retrying(lambda: ec2.describe_instance_status(InstanceIds=[instance_id]), UNSEEN)
         if not answer["InstanceStatuses"]:  # only running instances are listed, and those a moment late
             seen = describe(ec2, instance_id)
@@ -285,13 +285,17 @@ def wait_checks(
         return Sighting("done" if set(checks.values()) == {"ok"} else "waiting", checks, None, state)
 
     seen = wait(
-        look, what=f"the checks of {instance_id}", deadline=CHECKS_SECONDS, step=step, pace=pace or Pace()
+        look,
+        what=f"the status checks of {instance_id}",
+        deadline=CHECKS_SECONDS,
+        step=step,
+        pace=pace or Pace(),
     )
     if seen.outcome == "failed":
         raise errors.SmokeTestError(
-            f"The instance {instance_id} did not pass its status checks.",
-            why=f"AWS says: {seen.state}. The instance check asks whether its network answers (ARP).",
-            cure="Read its console below: a wrong boot mode, root device or network driver shows there.",
+            f"The instance {instance_id} failed its status checks.",
+            why=f"AWS reported: {seen.state}. The instance check tests whether its network answers (ARP).",
+            cure="Check its console below for a wrong boot mode, root device or network driver.",
         )
 
 
@@ -333,16 +337,16 @@ def wait_terminated(
         one = describe(ec2, instance_id)
         return Sighting("done" if one.state == "terminated" else "waiting", one, None, one.state)
 
-    what = f"the end of {instance_id}"
+    what = f"the termination of {instance_id}"
     wait(look, what=what, deadline=TERMINATED_SECONDS, step=step, pace=pace or Pace())
 
 
 def _ended(instance: Instance) -> errors.SmokeTestError:
     return errors.SmokeTestError(
         f"The instance {instance.instance_id} is {instance.state}.",
-        why=f"AWS says: {instance.reason}." if instance.reason else "AWS gives no reason.",
-        cure="A spot instance may have been taken away: run it again, or without spot. Otherwise see whether "
-        "the AMI's snapshot, key and instance type go together.",
+        why=f"AWS reported: {instance.reason}." if instance.reason else "AWS reported no reason.",
+        cure="If it was a spot instance, AWS may have reclaimed it: run the test again, or without spot. "
+        "Otherwise check the AMI's snapshot, its key and the instance type.",
     )
 
 

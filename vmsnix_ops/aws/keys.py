@@ -58,12 +58,13 @@ def shape(kms_key: str) -> str:
         alias = kms_key[kms_key.index("alias/") :]
         raise errors.ParameterError(
             f"The kms_key {kms_key!r} is an alias.",
-            why="An alias can be moved to another key, so that two publishes would not be encrypted alike.",
+            why="An alias can be moved to another key, so two publishes could be encrypted differently.",
             cure=f"Pass the key's ARN: aws kms describe-key --key-id {alias} --query KeyMetadata.Arn",
         )
     raise errors.ParameterError(
-        f"The kms_key {kms_key!r} is not the ARN of a KMS key.",
-        cure="Pass one such as arn:aws:kms:eu-west-1:012345678901:key/12345678-1234-1234-1234-123456789012.",
+        f"{kms_key!r} is not a KMS key ARN.",
+        cure="Use an ARN such as "
+        "arn:aws:kms:eu-west-1:012345678901:key/12345678-1234-1234-1234-123456789012.",
     )
 
 
@@ -80,9 +81,9 @@ def arn(kms_key: str, *, region: str, who: Identity) -> str:
     found = KEY_ARN.fullmatch(kms_key)
     if found is not None and found[2] != region:
         raise errors.ParameterError(
-            f"The key {kms_key} is in {found[2]}, and the publish is to {region}.",
-            why="EBS encrypts with a key of the snapshot's own region.",
-            cure=f"Pass a key of {region} as kms_key.",
+            f"The key {kms_key} is in {found[2]}, but the publish is to {region}.",
+            why="EBS encrypts with a key in the snapshot's region.",
+            cure=f"Use a key in {region} as kms_key.",
         )
     return kms_key
 

@@ -68,7 +68,7 @@ class Limit:
         if self._stopped.is_set():
             raise errors.InterruptedRunError("Reading was stopped.")
         if time.time() >= self.until:
-            raise errors.DeadlineError("This was not read: the time for all of it is up.", cure=self.cure)
+            raise errors.DeadlineError("The time limit was reached before this was read.", cure=self.cure)
 
     def wait(self, seconds: float) -> None:
         """Wait, but no longer than until it is over."""

@@ -146,17 +146,18 @@ class Overwritten:
 
     def __str__(self) -> str:
         if not self.version:
-            return "the parameter had been deleted after the plan was made, and this run made it again"
+            return "the parameter was deleted after the plan was made, and this run created it again"
         if not self.value:
-            return f"version {self.version}, which the parameter's history does not show"
+            return f"version {self.version}, which is not in the parameter's history"
         return f"version {self.version}, {self.value}, set by {self.writer} after the plan was made"
 
     def error(self) -> errors.OverwrittenValueError:
         """Return the error that a run which overwrote it ends with."""
         return errors.OverwrittenValueError(
-            f"This run overwrote a value of {self.name} in {self.region} that its plan did not know.",
-            why=f"Overwritten: {self}. This run wrote version {self.written}, and nothing after it.",
-            cure=f"Decide which AMI the channel must name. Back to the overwritten state: {self.command}",
+            f"This run overwrote a value of {self.name} in {self.region} that was not in its plan.",
+            why=f"Overwritten: {self}. This run wrote version {self.written} and changed nothing after that.",
+            cure="Decide which AMI the channel must contain. To restore the overwritten state: "
+            f"{self.command}",
             overwritten=asdict(self),
         )
 
@@ -199,20 +200,20 @@ def pointer_name(prefix: str, image: str, channel: str) -> str:
         raise errors.ParameterError(
             f"The image {image!r} cannot have channels.",
             why="Parameter Store takes letters, digits, dots, dashes and underscores.",
-            cure="Give the image another name in its flake.",
+            cure="Rename the image in its flake.",
         )
     name = f"{prefix}/{image}/{channel}"
     why = ""
     if not re.fullmatch(r"(/[A-Za-z0-9_.-]+)+", name):
-        why = "A name has levels of letters, digits, dots, dashes and underscores, each after a slash."
+        why = "use levels of letters, digits, dots, dashes or underscores, each after a slash"
     elif re.match(r"/(aws|ssm)", name, re.IGNORECASE):
-        why = "AWS keeps names that begin with aws or ssm, in upper or lower case, for itself."
+        why = "names that start with aws or ssm are reserved by AWS"
     elif name.count("/") > MOST_LEVELS:
-        why = f"It has {name.count('/')} levels; AWS allows {MOST_LEVELS}."
+        why = f"it has {name.count('/')} levels, but AWS allows {MOST_LEVELS}"
     elif BEFORE_THE_NAME + len(name) > MOST_CHARACTERS:
         why = (
-            f"It has {len(name)} characters; AWS allows {MOST_CHARACTERS}, of which the ARN before the name "
-            f"takes up to {BEFORE_THE_NAME}."
+            f"it has {len(name)} characters, but AWS allows {MOST_CHARACTERS}, of which the ARN before the "
+            f"name takes up to {BEFORE_THE_NAME}"
         )
     if why:
         shown = name if len(name) <= 120 else f"{name[:117]}..."
@@ -240,10 +241,10 @@ def check_kind(pointer: Pointer) -> None:
     where = f"--region {pointer.region} --name {shlex.quote(pointer.name)}"
     raise errors.PointerError(
         f"The parameter {pointer.name} in {pointer.region} {what}.",
-        why=f"A channel is a String of the data type {IMAGE_TYPE}, which launch templates resolve, and AWS "
-        "changes neither of an existing parameter.",
-        cure="Delete it and promote again, which makes a new one; its history is lost, and launches that "
-        f"resolve it fail in between: aws ssm delete-parameter {where}",
+        why=f"A channel must be a String of the data type {IMAGE_TYPE}, which launch templates can resolve. "
+        "AWS cannot change either in an existing parameter.",
+        cure="Delete it and promote again, which creates a new parameter. Its history is lost, and launches "
+        f"that resolve it fail in between: aws ssm delete-parameter {where}",
     )
 
 
@@ -259,8 +260,8 @@ def check_room(name: str, known: list[PointerVersion], region: str) -> None:
         return
     oldest = known[0]
     raise errors.PointerError(
-        f"The parameter {name} in {region} takes no further value.",
-        why=f"It has {len(known)} versions, and AWS does not drop the oldest ({oldest.version}) while it has "
+        f"The parameter {name} in {region} accepts no more values.",
+        why=f"It has {len(known)} versions, and AWS cannot delete the oldest ({oldest.version}) while it has "
         f"the label {', '.join(oldest.labels)}.",
         cure=f"Remove the label: aws ssm unlabel-parameter-version --region {region} --name {name} "
         f"--parameter-version {oldest.version} --labels {' '.join(oldest.labels)}",
@@ -270,7 +271,7 @@ def check_room(name: str, known: list[PointerVersion], region: str) -> None:
 @needs("ssm:GetParameter")
 def find(ssm: SSMClient, name: str) -> Pointer | None:
     """Return a pointer, or ``None`` when there is none of that name."""
-    with calling(f"look at the parameter {name}"):
+    with calling(f"read the parameter {name}"):
         try:
             answer = ssm.get_parameter(Name=name)
         except ssm.exceptions.ParameterNotFound:
@@ -368,7 +369,7 @@ def point(
     pace = pace or Pace(quickest=0.2, slowest=2.0)
     ours = _Ours(ami_id, description, planned.version)
     try:
-        with calling(f"point {name} to {ami_id}"):
+        with calling(f"set {name} to {ami_id}"):
             version = _put(ssm, request, tags, overwrite=bool(planned.version))
     except errors.AwsError as error:
         # An attempt whose answer was lost may have made the parameter before this one was refused.
@@ -399,8 +400,8 @@ def _is_advanced(ssm: SSMClient, name: str) -> bool:
 def changed_meanwhile(name: str, region: str, now: Pointer | None) -> errors.PointerError:
     """Return the refusal of a plan whose channel somebody has changed since."""
     return errors.PointerError(
-        f"Somebody changed {name} in {region} after the plan was made.",
-        why=f"It names {now.value} now (version {now.version})." if now else "It was deleted.",
+        f"{name} in {region} was changed after the plan was made.",
+        why=f"It is now {now.value} (version {now.version})." if now else "It was deleted.",
         cure="Make a new plan.",
     )
 
@@ -458,10 +459,10 @@ def _settle(ssm: SSMClient, name: str, ami_id: str, version: int, pace: Pace) ->
         wait(look, what=f"the parameter {name}", deadline=VISIBLE_SECONDS, pace=pace)
     except errors.DeadlineError as error:
         raise errors.PointerError(
-            f"Parameter Store did not point {name} to {ami_id}.",
-            why="It accepts such a value at once, checks then whether the caller sees an AMI of that id, and "
-            "drops the value when not.",
-            cure=f"Check that {ami_id} exists (ec2:DescribeImages), and run the same command again.",
+            f"Parameter Store did not set {name} to {ami_id}.",
+            why="It accepts such a value first, then checks whether the caller can see that AMI, and "
+            "discards the value if not.",
+            cure=f"Check that {ami_id} exists (ec2:DescribeImages), then run the same command again.",
         ) from error
 
 
@@ -529,9 +530,9 @@ def put_back(
     if now is None:
         return f"{name} in {region} was deleted in the meantime."
     if (now.version, now.value) != (moved.version, moved.value):
-        return f"{name} in {region} names {now.value} now: somebody changed it in the meantime."
+        return f"{name} in {region} is now {now.value}: it was changed in the meantime."
     if not before.version:
-        with calling(f"delete {name}, which this run made"):
+        with calling(f"delete {name}, which this run created"):
             ssm.delete_parameter(Name=name)
         return f"{name} in {region} did not exist before and was deleted again."
     with calling(f"set {name} to {before.value} again"):
@@ -546,10 +547,10 @@ def put_back(
     _settle(ssm, name, before.value, version, pace)
     if version != moved.version + 1:
         return (
-            f"{name} in {region} names {before.value} again, as version {version}; somebody set it in the "
+            f"{name} in {region} is {before.value} again, as version {version}; it was also changed in the "
             f"meantime: aws ssm get-parameter-history --region {region} --name {shlex.quote(name)}"
         )
-    return f"{name} in {region} names {before.value} again."
+    return f"{name} in {region} is {before.value} again."
 
 
 def _not_older(ssm: SSMClient, name: str, version: int, pace: Pace) -> Pointer | None:

@@ -50,17 +50,17 @@ def check_quotas(
         counted.append(("public AMIs", PUBLIC_AMIS, sum(bool(image.get("Public")) for image in found)))
     lines, full, nearly = [], [], False
     for what, code, number in counted:
-        with calling(f"ask for the quota of {what}"):
+        with calling(f"read the quota of {what}"):
             answer = service_quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)
         most = int(answer["Quota"]["Value"])
         lines.append(f"{number} of {most} {what}")
         nearly |= number >= most * NEARLY
         if number >= most:
             full.append(what)
-    cure = "Deregister AMIs that nobody needs, or ask AWS for a higher quota."
+    cure = "Deregister AMIs that nothing needs, or request a higher quota from AWS."
     if full:
         raise errors.QuotaError(
-            f"There is no room for more {' and '.join(full)}.", why=", ".join(lines), cure=cure
+            f"The quota for {' and '.join(full)} is reached.", why=", ".join(lines), cure=cure
         )
     return Check("quotas", "warn" if nearly else "pass", ", ".join(lines), cure if nearly else "")
 
@@ -76,7 +76,7 @@ def check_pending_snapshots(ec2: EC2Client) -> Check:
     evidence = f"{number} of {PENDING_SNAPSHOTS}"
     if number < PENDING_SNAPSHOTS * NEARLY:
         return Check("pending snapshots", "pass", evidence)
-    cure = "Delete those that dead uploads left behind; the inventory runbook lists them."
+    cure = "Delete those of abandoned uploads; the inventory runbook lists them."
     return Check("pending snapshots", "fail" if number >= PENDING_SNAPSHOTS else "warn", evidence, cure)
 
 
@@ -84,7 +84,7 @@ def check_pending_snapshots(ec2: EC2Client) -> Check:
 def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
     """Check whether an AMI of this account and region may be public. Fails only when one shall be."""
     region = ec2.meta.region_name
-    with calling("look whether AMIs may be public"):
+    with calling("check whether AMIs may be public"):
         state = ec2.get_image_block_public_access_state()
         encryption = ec2.get_ebs_encryption_by_default()
     blocked = state["ImageBlockPublicAccessState"] == "block-new-sharing"
@@ -95,18 +95,19 @@ def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
     ]
     evidence = "; ".join(facts)
     if not public:
-        return Check("public AMIs", "pass", f"private is asked for; {evidence}")
+        return Check("public AMIs", "pass", f"not requested; {evidence}")
     if blocked:
         raise errors.AwsError(
-            f"No AMI can be made public in {region}.",
+            f"AMIs cannot be public in {region}.",
             why="Block public access for AMIs is on.",
             cure="Turn it off (aws ec2 disable-image-block-public-access), or leave the AMI private.",
             code="OperationNotPermitted",
         )
     if encrypted:
         raise errors.AwsError(
-            f"No AMI can be made public in {region}.",
-            why="Snapshots are encrypted by default here, and an AMI of one cannot be public.",
+            f"AMIs cannot be public in {region}.",
+            why="Snapshots are encrypted by default here, and an AMI with encrypted snapshots cannot be "
+            "public.",
             cure="Use an account or region without encryption by default, or leave the AMI private.",
             code="InvalidParameter",
         )

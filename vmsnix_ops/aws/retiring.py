@@ -63,7 +63,7 @@ _MARKS = (
 GONE = ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound")
 IN_USE_SECONDS = 60.0
 UNSEEN_SECONDS = 10.0
-RESTORED = "somebody restored it at the same time"
+RESTORED = "it was restored at the same time"
 MARK_SECONDS = 60.0  # how long to wait until a mark can be read
 PAUSES = (0.0, 0.5, 1.5)
 """Seconds before each of the reads that look for another job's write; AWS states no bound for stale reads."""
@@ -159,7 +159,7 @@ def marked_by(ami: Ami) -> str:
     if tagging.RETIRED not in ami.tags:
         return ""
     run = ami.tags.get(tagging.RETIRED_BY, "")
-    return f"the run {run}" if run else "a run whose name its tags do not say"
+    return f"the run {run}" if run else "an unnamed run"
 
 
 def check_unmarked(ami: Ami) -> None:
@@ -179,8 +179,8 @@ def check_unmarked(ami: Ami) -> None:
         fix = f"aws ec2 delete-tags {where} --tags Key={tagging.RETIRED}"
     raise errors.RegistrationError(
         f"The AMI {ami.ami_id} in {ami.region} is being retired.",
-        why=f"The tag {tagging.RETIRED} says so, set by {who}.",
-        cure=f"Choose another AMI. If that run is dead, remove the mark: {fix}.",
+        why=f"It has the tag {tagging.RETIRED}, set by {who}.",
+        cure=f"Choose another AMI. If that run is no longer running, restore the AMI: {fix}",
     )
 
 
@@ -214,7 +214,7 @@ def announce(ec2: EC2Client, ami: Ami, noted: Mark) -> Ami:
         there = seen is not None and seen.tags.get(tagging.RETIRED_BY) == noted.run_id
         return Sighting("done" if there else "waiting", seen, state="not marked yet")
 
-    what = f"the mark of {ami.ami_id}"
+    what = f"the tag of {ami.ami_id}"
     seen = wait(read, what=what, deadline=MARK_SECONDS, pace=Pace(quickest=0.2, slowest=5.0)).value
     if seen is None:
         raise RuntimeError("a mark was read of an AMI that is not there")
@@ -227,7 +227,7 @@ def take_back(ec2: EC2Client, ami: Ami, noted: Mark) -> None:
     ours = {key for key, value in noted.tags().items() if value}
     new: list[TagTypeDef] = [{"Key": key} for key in sorted(ours - ami.tags.keys())]
     if new:
-        with calling(f"remove the mark of {ami.ami_id}"):
+        with calling(f"remove the retirement tag of {ami.ami_id}"):
             ec2.delete_tags(Resources=[ami.ami_id], Tags=new)
     old = {key: ami.tags[key] for key in sorted(ours & ami.tags.keys())}
     if old:
@@ -278,7 +278,7 @@ def still_marked(ec2: EC2Client, ami_id: str, noted: Mark) -> str:
     for _ in looks():
         seen = look(ec2, ami_id)
         if seen is None:
-            return "it is gone"
+            return "it no longer exists"
         by = seen.tags.get(tagging.RETIRED_BY, "")
         if not by:
             return RESTORED
@@ -330,8 +330,8 @@ def claimed(resource: str, key: str, run_id: str, region: str) -> str:
     """Return what to say of something that another run has claimed, with the way out."""
     doing = "deleting" if key == tagging.DELETING else "restoring"
     return (
-        f"the run {run_id} is {doing} it; if that run is dead: aws ec2 delete-tags --region {region} "
-        f"--resources {resource} --tags Key={key}"
+        f"the run {run_id} is {doing} it; if that run is no longer running: aws ec2 delete-tags --region "
+        f"{region} --resources {resource} --tags Key={key}"
     )
 
 
@@ -462,7 +462,7 @@ def remove_snapshot(ec2: EC2Client, snapshot_id: str, *, of: str = "") -> tuple[
 def look(ec2: EC2Client, ami_id: str) -> Ami | None:
     """Return an AMI as it is now; ``None`` when it is gone."""
     try:
-        with calling(f"look at {ami_id}"):
+        with calling(f"read {ami_id}"):
             answer = ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True)
     except errors.AwsError as error:
         if error.code in GONE:
@@ -489,7 +489,7 @@ def untag(ec2: EC2Client, resource: str, tags: Mapping[str, str]) -> None:
 
 
 def _snapshot_tags(ec2: EC2Client, snapshot_id: str) -> dict[str, str]:
-    with calling(f"look at the snapshot {snapshot_id}"):
+    with calling(f"read the snapshot {snapshot_id}"):
         answer = retrying(
             lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
             "InvalidSnapshot.NotFound",

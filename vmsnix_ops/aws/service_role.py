@@ -49,15 +49,15 @@ PRINT_POLICY = (
 def check_role(iam: IAMClient, name: str) -> Check:
     """Check whether the role exists, and whether VM Import may take it."""
     try:
-        with calling(f"look at the role {name}"):
+        with calling(f"read the role {name}"):
             found = iam.get_role(RoleName=name)["Role"]
     except errors.AwsError as error:
         if code_of(error) != "NoSuchEntity":
             raise
         raise errors.RoleError(
             f"The role {name} does not exist.",
-            why="VM Import reads the uploaded image through a service role of your account.",
-            cure="Create it (vmsnix bootstrap --no-dry-run), or name another with the parameter role_name.",
+            why="VM Import reads the uploaded image with a service role in your account.",
+            cure="Create it (vmsnix bootstrap --no-dry-run), or use another with --role-name NAME.",
             code="NoSuchEntity",
             operation=error.operation,
             request_id=error.request_id,
@@ -69,21 +69,21 @@ def check_role(iam: IAMClient, name: str) -> Check:
         raise errors.RoleError(
             f"The role {name} does not trust VM Import.",
             why=f"Its trust policy does not let {SERVICE} assume it.",
-            cure=f"Allow the service {SERVICE} sts:AssumeRole, with the condition sts:Externalid = "
-            f'"{EXTERNAL_ID}"; vmsnix iam-policy vmimport-trust prints it.',
+            cure=f'Allow {SERVICE} sts:AssumeRole with the condition sts:Externalid = "{EXTERNAL_ID}". To '
+            "print the policy: vmsnix iam-policy vmimport-trust",
         )
     if trust == "refuses":
         raise errors.RoleError(
             f"The role {name} does not trust VM Import.",
-            why=f"It asks for another sts:Externalid than {EXTERNAL_ID!r}, which VM Import sends.",
-            cure="Correct the condition; vmsnix iam-policy vmimport-trust prints it.",
+            why=f"It requires another sts:Externalid than {EXTERNAL_ID!r}, which VM Import sends.",
+            cure="Correct the condition. To print the policy: vmsnix iam-policy vmimport-trust",
         )
     evidence = found["Arn"]
     if facts["new"]:
-        evidence += f", made {counted(round(age), 'second')} ago: "
-        evidence += "EC2 may not know it yet, and a publish waits for that"
+        evidence += f", created {counted(round(age), 'second')} ago: "
+        evidence += "EC2 may not accept it yet; a publish waits for that"
     if trust == "open":
-        cure = "Add the condition that vmsnix iam-policy vmimport-trust prints; vmsnix bootstrap sets it."
+        cure = "Add the condition from vmsnix iam-policy vmimport-trust; vmsnix bootstrap sets it."
         return Check(
             "vmimport role", "warn", f"{evidence}; no condition on sts:Externalid", cure, facts=facts
         )
@@ -134,7 +134,7 @@ def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_p
     makes = lacking(iam, arn, MAKES_SNAPSHOTS, ["*"])
     cure = PRINT_POLICY.format(bucket=bucket)
     if lacks and _named_by_bucket_policy(s3, bucket, arn):
-        evidence = f"the role lacks {', '.join(lacks)}, and the bucket policy may allow it"
+        evidence = f"the role lacks {', '.join(lacks)}, but the bucket policy may allow it"
         return Check("vmimport role's permissions", "warn", evidence, cure)
     if lacks:
         raise errors.RoleError(
@@ -151,11 +151,11 @@ def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_p
     if beyond:
         images = f"{home}/{key_prefix}*"
         evidence = f"{name} may read more than {images}, for example {beyond[0]}"
-        why = "Whoever may import a snapshot can read it too."
-        cure = f"{why} Replace the role's policies with the one for the images alone: {cure}"
+        why = "Anyone who may import a snapshot can read it too."
+        cure = f"{why} Replace the role's policies with one for the images only: {cure}"
         return Check("vmimport role's permissions", "warn", evidence, cure, facts={"beyond": beyond})
     return Check(
-        "vmimport role's permissions", "pass", f"{name} may read the images of {bucket} and make snapshots"
+        "vmimport role's permissions", "pass", f"{name} may read the images of {bucket} and create snapshots"
     )
 
 
@@ -200,17 +200,17 @@ def check_key_rights(iam: IAMClient, arn: str, key: str, bucket: str) -> Check:
     if lacks:
         raise errors.RoleError(
             f"The role {name} may not use the key {key}.",
-            why=f"Its policies do not allow {', '.join(lacks)} on it, and an import would fail.",
+            why=f"Its policies do not allow {', '.join(lacks)} on it, so an import would fail.",
             cure=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints its policy; "
             "vmsnix bootstrap sets it when kms_key is in vmsnix.toml.",
         )
-    return Check("vmimport role's key", "pass", f"{name} may use {key}, if its key policy lets it")
+    return Check("vmimport role's key", "pass", f"{name} may use {key}, if the key policy allows it")
 
 
 @needs("iam:SimulatePrincipalPolicy", "s3:GetEncryptionConfiguration")
 def check_bucket_key_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str) -> Check:
     """Check whether the role may decrypt what the bucket encrypts by default with a customer's key."""
-    with calling(f"read how the bucket {bucket} encrypts"):
+    with calling(f"read the encryption of the bucket {bucket}"):
         answer = s3.get_bucket_encryption(Bucket=bucket)
     rules = answer["ServerSideEncryptionConfiguration"]["Rules"]
     found = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("KMSMasterKeyID", "") for rule in rules]
@@ -220,11 +220,11 @@ def check_bucket_key_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str)
         return Check("bucket's key", "pass", f"{key or 'a key of S3'}: not checked further")
     if lacking(iam, arn, ["kms:Decrypt"], [key]):
         raise errors.RoleError(
-            f"The role {name} may not decrypt what the bucket {bucket} encrypts.",
+            f"The role {name} cannot decrypt objects in the bucket {bucket}.",
             why=f"The bucket's default key is {key}, and the role's policies do not allow kms:Decrypt on it.",
             cure=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints one that does.",
         )
-    return Check("bucket's key", "pass", f"{name} may decrypt with {key}, if its key policy lets it")
+    return Check("bucket's key", "pass", f"{name} may decrypt with {key}, if the key policy allows it")
 
 
 def _named_by_bucket_policy(s3: S3Client, bucket: str, arn: str) -> bool:
@@ -282,6 +282,6 @@ def unknown_principal(name: str, who: Identity) -> Check:
     return Check(
         name,
         "warn",
-        f"not checked: IAM knows no {who.policy_source}",
+        f"not checked: {who.policy_source} not found in IAM",
         "A role with a path (AWS SSO's, for example) cannot be simulated from its session.",
     )

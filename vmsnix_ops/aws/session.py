@@ -106,7 +106,7 @@ def session(region: str | None = None, profile: str | None = None) -> boto3.Sess
         return boto3.Session(region_name=region or None, profile_name=profile)
     except ProfileNotFound as error:
         raise errors.CredentialsError(
-            "There are no AWS credentials to work with.",
+            "No AWS credentials found.",
             why=str(error) + ".",
             cure="Set AWS_PROFILE to a profile of ~/.aws/config, or unset it.",
         ) from error
@@ -230,8 +230,8 @@ def _make(
         made = session.client(service, region_name=region or None, config=config)
     except NoRegionError as error:
         raise errors.RegionError(
-            "No AWS region was given.",
-            cure="Give the parameter region, set region in vmsnix.toml, or set AWS_REGION.",
+            "No AWS region given.",
+            cure="Add --region NAME, set region in vmsnix.toml, or set AWS_REGION.",
         ) from error
     local = _is_loopback(made.meta.endpoint_url)
     if local != (proxies is not None):  # the endpoint is another one than the environment's
@@ -280,8 +280,8 @@ def calling(doing: str) -> Iterator[None]:
     except ResponseParserError as error:  # no BotoCoreError, and never retried
         raise errors.AwsError(
             f"Could not {doing}.",
-            why="The answer was cut off on its way.",
-            cure="Running the same command again continues where this stopped.",
+            why="The response was incomplete.",
+            cure="Run the same command again: it continues where it stopped.",
         ) from error
 
 
@@ -299,7 +299,7 @@ def explain(error: ClientError, doing: str) -> errors.AwsError:
     metadata = error.response.get("ResponseMetadata", {})
     code, message = str(answer.get("Code", "")), str(answer.get("Message", "")).strip()
     what = f"Could not {doing}."
-    why = f"AWS says {code}: {message.rstrip('.')}." if message else f"AWS says {code}."
+    why = f"AWS returned {code}: {message.rstrip('.')}." if message else f"AWS returned {code}."
     details = {
         "code": code,
         "operation": error.operation_name,
@@ -312,16 +312,21 @@ def explain(error: ClientError, doing: str) -> errors.AwsError:
         return errors.CredentialsError(what, why=why, cure=_credentials_cure(code), **details)
     if code in error_codes.DENIED:
         action = denied_action(message, error.operation_name) or f"the action for {error.operation_name}"
-        cure = f"Allow {action} in the caller's IAM policy; vmsnix iam-policy prints whole ones."
+        cure = f"Allow {action} in the caller's IAM policy; vmsnix iam-policy prints complete policies."
         return errors.AccessDeniedError(what, why=why, cure=cure, **details)
     if code in error_codes.THROTTLING:
         reason = str(error.response.get("Reason", ""))
         cause = error_codes.throttle_cause(code, reason, error.operation_name)
         why = f"{why} {cause}".rstrip()
-        cure = "Run it again later, or with less at once: the whole account shares AWS's limits on calls."
+        cure = (
+            "Run it again later, or with less work at once: AWS's request limits apply to the whole account."
+        )
         return errors.AwsError(what, why=why, cure=cure, **details)
     if code in error_codes.QUOTA:
-        cure = "Wait for running work to end, remove what is no longer needed, or ask AWS for a higher quota."
+        cure = (
+            "Wait for running work to end, delete what is no longer needed, or request a higher quota from "
+            "AWS."
+        )
         return errors.QuotaError(what, why=why, cure=cure, **details)
     return errors.AwsError(what, why=why, **details)
 
@@ -329,12 +334,12 @@ def explain(error: ClientError, doing: str) -> errors.AwsError:
 def _credentials_cure(code: str) -> str:
     if code.startswith(("Expired", "RequestExpired")):
         return (
-            "Log in again (for example aws sso login); running the same command again continues where "
-            "this stopped."
+            "Log in again (for example, aws sso login), then run the same command again: it continues where "
+            "it stopped."
         )
     return (
-        "Check which credentials are in use with aws sts get-caller-identity; a region that is not "
-        "enabled answers like this too."
+        "Check which credentials are in use: aws sts get-caller-identity. A region that is not enabled "
+        "causes the same error."
     )
 
 
@@ -355,11 +360,11 @@ def _explain_local(error: Exception, doing: str) -> errors.AwsError:
         return errors.CredentialsError(what, why=why, cure=cure)
     if isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError):
         cure = (
-            "Check the network, the region's name and AWS_ENDPOINT_URL; running the same command again "
-            "continues."
+            "Check the network, the region's name and AWS_ENDPOINT_URL, then run the same command again: it "
+            "continues where it stopped."
         )
         return errors.AwsError(what, why=why, cure=cure)
-    return errors.AwsError(what, why=why, cure="Running the same command again continues where this stopped.")
+    return errors.AwsError(what, why=why, cure="Run the same command again: it continues where it stopped.")
 
 
 def retrying(

@@ -113,9 +113,9 @@ def audience(names: Iterable[str]) -> Audience:
     for name in names:
         if name != PUBLIC and _field(name) is None:
             raise errors.ParameterError(
-                f"Nobody is called {name!r}.",
-                why="An account has 12 digits; organizations and organizational units are given as ARNs.",
-                cure="Correct it; aws organizations describe-organization shows the ARN of yours.",
+                f"{name!r} is not an account or an organization.",
+                why="Use an account ID of 12 digits, or the ARN of an organization or organizational unit.",
+                cure="To find the ARN of your organization, run aws organizations describe-organization",
             )
     return _audience(names)
 
@@ -147,7 +147,7 @@ def _read(entries: Iterable[Mapping[str, Any]]) -> Audience:
 @needs("ec2:DescribeImageAttribute")
 def of_image(ec2: EC2Client, ami_id: str) -> Audience:
     """Return with whom an AMI of this account is shared."""
-    with calling(f"look with whom {ami_id} is shared"):
+    with calling(f"read the launch permissions of {ami_id}"):
         answer = retrying(
             lambda: ec2.describe_image_attribute(ImageId=ami_id, Attribute="launchPermission"), *UNSEEN
         )
@@ -157,7 +157,7 @@ def of_image(ec2: EC2Client, ami_id: str) -> Audience:
 @needs("ec2:DescribeSnapshotAttribute")
 def of_snapshot(ec2: EC2Client, snapshot_id: str) -> Audience:
     """Return with whom a snapshot of this account is shared."""
-    with calling(f"look with whom {snapshot_id} is shared"):
+    with calling(f"read the permissions of {snapshot_id}"):
         answer = retrying(
             lambda: ec2.describe_snapshot_attribute(
                 SnapshotId=snapshot_id, Attribute="createVolumePermission"
@@ -191,16 +191,16 @@ def check_key_of_copies(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> Non
     if kms_key:
         return
     region = ec2.meta.region_name
-    with calling("look how copies are encrypted"):
+    with calling("read the encryption default for copies"):
         by_default = ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"]
         key = ec2.get_ebs_default_kms_key_id()["KmsKeyId"] if by_default or encrypted else ""
     if key.endswith(AWS_KEY):
         because = "snapshots are encrypted by default there" if by_default else "the AMI's snapshots are"
         raise errors.ParameterError(
             f"A copy in {region} could not be shared.",
-            why=f"It would be encrypted with {AWS_KEY}, because {because}; AWS shares nothing that is "
-            "encrypted with its own key.",
-            cure=f"Name a key of yours that the others may use: --kms-keys {region}=KEY.",
+            why=f"It would be encrypted with {AWS_KEY}, because {because}. AWS cannot share snapshots that "
+            "are encrypted with its own key.",
+            cure=f"Use one of your keys that the other accounts may use: --kms-keys {region}=KEY",
         )
 
 
@@ -236,7 +236,7 @@ def _keyed() -> Iterator[None]:
         if not re.search("AWS Managed CMK|EBS default key", error.why):
             raise
         raise error.with_cure(
-            "Deregister this copy if nobody uses it, and promote it again with --kms-keys REGION=KEY."
+            "Deregister this copy if nothing uses it, then promote it again with --kms-keys REGION=KEY."
         ) from error
 
 

@@ -113,7 +113,7 @@ def read(one: SnapshotTypeDef) -> Snapshot:
 def find(ec2: EC2Client, snapshot_ids: Iterable[str]) -> dict[str, Snapshot]:
     """Return those of these snapshots that are there, by id. What is gone is left out and no error."""
     wanted, found = list(dict.fromkeys(snapshot_ids)), {}
-    with calling("look at snapshots"):
+    with calling("read snapshots"):
         for start in range(0, len(wanted), AT_ONCE):
             values = wanted[start : start + AT_ONCE]
             pages = ec2.get_paginator("describe_snapshots").paginate(
@@ -141,7 +141,7 @@ def owned(ec2: EC2Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapsho
 @needs("ec2:DescribeSnapshots")
 def public(ec2: EC2Client) -> frozenset[str]:
     """Return the snapshots of the account that everybody may use."""
-    with calling(f"list the public snapshots of {ec2.meta.region_name}"):
+    with calling(f"The AMI {ami.ami_id} in {ami.region} is incomplete."):
         found = pages(ec2.describe_snapshots, OwnerIds=["self"], RestorableByUserIds=["all"], MaxResults=PAGE)
         return frozenset(one["SnapshotId"] for page in found for one in page["Snapshots"])
 
@@ -152,7 +152,7 @@ def locks(ec2: EC2Client) -> dict[str, str]:
     held: list[FilterTypeDef] = [
         {"Name": "lock-state", "Values": ["compliance", "compliance-cooloff", "governance"]}
     ]
-    with calling(f"look which snapshots of {ec2.meta.region_name} are locked"):
+    with calling(f"read which snapshots of {ec2.meta.region_name} are locked"):
         found = pages(ec2.describe_locked_snapshots, Filters=held, MaxResults=PAGE)
         return {
             one["SnapshotId"]: f"{one['LockState']}, until {one['LockExpiresOn']:%Y-%m-%d}"
@@ -173,9 +173,9 @@ def check_whole(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
     gone = [snapshot_id for snapshot_id in ami.snapshot_ids if snapshot_id not in found]
     if gone or not ami.snapshot_ids:
         raise errors.RegistrationError(
-            f"The AMI {ami.ami_id} in {ami.region} is half deleted.",
-            why=f"Its snapshot {', '.join(gone)} is gone." if gone else "It has no snapshot.",
-            cure="Nothing can be launched from it: deregister it, and "
+            f"The AMI {ami.ami_id} in {ami.region} is incomplete.",
+            why=f"Its snapshot {', '.join(gone)} no longer exists." if gone else "It has no snapshot.",
+            cure="It cannot be launched. Deregister it, then "
             f"{'promote' if ami.source_ami_id else 'publish'} the image again.",
         )
     bad = [one for one in found.values() if one.state != "completed"]
@@ -183,7 +183,7 @@ def check_whole(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
         raise errors.RegistrationError(
             f"The AMI {ami.ami_id} in {ami.region} is not ready.",
             why=f"Its snapshot {bad[0].snapshot_id} is {bad[0].state}. {bad[0].message}".strip(),
-            cure="Wait until the snapshot is completed; one in error must be published again.",
+            cure="Wait until the snapshot is completed. If its state is error, publish the image again.",
             status_message=bad[0].message,
         )
     archived = [one for one in found.values() if one.archived]
@@ -210,7 +210,7 @@ def deleting(snapshot_id: str, region: str) -> str:
 def of_digest(ec2: EC2Client, digest: str) -> list[Snapshot]:
     """Return the account's snapshots with the digest tag of an image, in any state, oldest first."""
     filters: list[FilterTypeDef] = [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]
-    with calling("look for snapshots of this image"):
+    with calling("find snapshots of this image"):
         pages_found = pages(ec2.describe_snapshots, OwnerIds=["self"], Filters=filters)
         found = [read(one) for page in pages_found for one in page["Snapshots"]]
         return sorted(found, key=lambda one: (one.created_at, one.snapshot_id))

@@ -118,17 +118,17 @@ def check(tags: Mapping[str, str]) -> dict[str, str]:
             raise errors.ParameterError(
                 f"The tag {key!r} is reserved.",
                 why="vmsnix sets Name and the keys that begin with vmsnix:, AWS those that begin with aws:.",
-                cure="Choose another key.",
+                cure="Use another key.",
             )
         secret = find_secret(f"{key}={value}") or find_secret(value)
         if secret:
             raise errors.ParameterError(
-                f"The tag {key!r} holds a secret ({secret}).",
-                why="Everybody who may describe a resource reads its tags.",
-                cure="Leave it out, and change the secret if the command line was recorded somewhere.",
+                f"The tag {key!r} contains a secret ({secret}).",
+                why="Everyone who may describe a resource can read its tags.",
+                cure="Remove the tag, and replace the secret if the command line was recorded.",
             )
         if not key.strip():
-            raise errors.ParameterError("A tag has no key.", cure="Write key=value.")
+            raise errors.ParameterError("A tag has no key.", cure="Use key=value.")
         if len(key) > LONGEST_KEY or len(value) > LONGEST_VALUE:
             raise errors.ParameterError(
                 f"The tag {key[:40]!r} is too long: {len(key)} and {len(value)} characters.",
@@ -138,7 +138,7 @@ def check(tags: Mapping[str, str]) -> dict[str, str]:
     if len(tags) + len(OWN) > MOST:
         raise errors.ParameterError(
             f"{len(tags)} tags are too many.",
-            why=f"AWS allows {MOST} for a resource, and {len(OWN)} are ours.",
-            cure=f"Give at most {MOST - len(OWN)}.",
+            why=f"AWS allows {MOST} per resource, and vmsnix sets {len(OWN)}.",
+            cure=f"Use at most {MOST - len(OWN)}.",
         )
     return dict(tags)

@@ -27,14 +27,14 @@ def check(topic: str, *, session: boto3.Session) -> Check:
         There is none.
     """
     sns = client(session, "sns", topic.split(":")[3])
-    with calling(f"look at {topic}"):
+    with calling(f"read {topic}"):
         try:
             sns.get_topic_attributes(TopicArn=topic)
         except sns.exceptions.NotFoundException as error:
             raise errors.ParameterError(
-                f"There is no topic {topic}.",
+                f"No SNS topic {topic}.",
                 why="It was deleted, or is in another account or region.",
-                cure="Correct it; aws sns list-topics shows yours.",
+                cure="Correct the ARN. To list your topics, run aws sns list-topics",
             ) from error
     return Check("topic", "pass", topic)
 
@@ -65,5 +65,5 @@ def announce(topic: str, subject: str, message: str, *, group: str, session: bot
     if topic.endswith(".fifo"):
         digest = hashlib.sha256(f"{subject}\n{message}".encode()).hexdigest()
         request |= {"MessageGroupId": group[:128], "MessageDeduplicationId": digest}
-    with calling(f"tell {topic}"):
+    with calling(f"notify {topic}"):
         return str(client(session, "sns", topic.split(":")[3]).publish(**request)["MessageId"])

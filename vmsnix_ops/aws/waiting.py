@@ -123,10 +123,10 @@ def wait(
         waited = time.monotonic() - started
         if waited + pause > deadline:
             raise errors.DeadlineError(
-                f"Gave up waiting for {what} after {human_seconds(waited)}.",
+                f"Timed out waiting for {what} after {human_seconds(waited)}.",
                 why=f"It is still {seen.state or 'unfinished'}{': ' + seen.message if seen.message else ''}.",
-                cure="It goes on in AWS; running the same command again waits for it rather than starting "
-                "anew.",
+                cure="It continues in AWS. Run the same command again: it waits for it and starts nothing "
+                "new.",
             )
         _sleep(pause, step, news)
         pause = pace.next(pause, seen.percent)
@@ -136,7 +136,7 @@ def _news(seen: Sighting[Value], step: Step | None) -> str:
     """Return AWS's own words, with its percentage where the step shows the time instead."""
     parts = [seen.state, seen.message]
     if step is not None and step.forecast is not None and seen.percent is not None:
-        parts.append(f"({seen.percent:.0f} % by AWS)")
+        parts.append(f"({seen.percent:.0f} % reported by AWS)")
     return " ".join(part for part in parts if part)
 
 

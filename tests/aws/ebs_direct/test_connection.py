@@ -295,7 +295,7 @@ def test_a_proxy_over_tls_is_refused_with_a_cure(session, monkeypatch):
 def test_a_profile_with_empty_keys_is_no_credentials(monkeypatch, tmp_path):
     (tmp_path / "credentials").write_text("[empty]\naws_access_key_id =\naws_secret_access_key =\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    with pytest.raises(errors.CredentialsError, match="no AWS credentials"):
+    with pytest.raises(errors.CredentialsError, match="No AWS credentials"):
         keys(boto3.Session(profile_name="empty"))
 
 

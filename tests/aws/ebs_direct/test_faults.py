@@ -147,7 +147,7 @@ def test_throttling_beyond_the_budget_names_the_ceiling_and_keeps_the_blocks(aws
     ("fault", "says"),
     [
         ({"extra": {"Reason": "ACCOUNT_THROTTLED"}}, "PutSnapshotBlock requests per account in this region"),
-        ({"extra": {"Reason": "RESOURCE_LEVEL_THROTTLE"}}, "1,000 requests a second, fixed by AWS"),
+        ({"extra": {"Reason": "RESOURCE_LEVEL_THROTTLE"}}, "1,000 requests a second for one snapshot"),
         ({"code": "ThrottlingException"}, "PutSnapshotBlock requests per account in this region"),
     ],
 )
@@ -210,7 +210,7 @@ def test_credentials_that_stay_expired_end_the_run_and_keep_the_blocks(aws, uplo
     aws.faults.add({"op": PUT, "do": "error", "nth": list(range(10, 2000)), **expired})
     with pytest.raises(errors.CredentialsError) as caught:
         upload.run()
-    assert "goes on from the blocks" in caught.value.cure
+    assert "continues from the transferred blocks" in caught.value.cure
     assert set(snapshots(aws).values()) == {"pending"}
 
 

@@ -102,13 +102,13 @@ def test_a_killed_download_goes_on(aws, snapshot, image, tmp_path):
 
 def test_a_file_is_never_overwritten(snapshot, tmp_path):
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(errors.UsageError, match="is there already"):
+    with pytest.raises(errors.UsageError, match="already exists"):
         download(snapshot, tmp_path / "mine")
 
 
 def test_a_link_that_leads_nowhere_is_refused_before_anything_is_fetched(aws, snapshot, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "missing.raw")
-    with pytest.raises(errors.UsageError, match="there already"):
+    with pytest.raises(errors.UsageError, match="already exists"):
         download(snapshot, tmp_path / "link")
     assert fetched(aws) == 0
     assert not (tmp_path / "link.part").exists()
@@ -117,7 +117,7 @@ def test_a_link_that_leads_nowhere_is_refused_before_anything_is_fetched(aws, sn
 @pytest.mark.parametrize("name", ["x" * 250, "x" * 243, "file/disk.raw"])
 def test_a_file_that_cannot_be_made_is_refused_before_anything_is_fetched(aws, snapshot, tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.UsageError, match="Nothing can be downloaded to"):
+    with pytest.raises(errors.UsageError, match="Could not download to"):
         download(snapshot, tmp_path / name)
     assert fetched(aws) == 0
 
@@ -127,7 +127,7 @@ def test_one_file_by_two_paths_is_one_download(aws, snapshot, tmp_path, monkeypa
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     download(snapshot, tmp_path / "link" / "copy.raw")
-    with pytest.raises(errors.UsageError, match="there already"):
+    with pytest.raises(errors.UsageError, match="already exists"):
         download(snapshot, Path("link/../folder/copy.raw"))
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["copy.raw"]
 
@@ -185,7 +185,7 @@ def test_the_second_download_to_a_file_is_refused_and_told_who_writes_it(
     assert first.returncode == 0
     with path.open("rb") as file:
         assert file.read(40 * BLOCK) == content
-    with pytest.raises(errors.UsageError, match="is there already"):
+    with pytest.raises(errors.UsageError, match="already exists"):
         download(other, path)
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith("copy")} == {"copy.raw"}
 
@@ -215,14 +215,14 @@ def test_many_downloads_at_once_make_one_file(aws, snapshot, image, tmp_path):
     for text, code in said:
         assert "Traceback" not in text
         if code:
-            assert "Another download writes to" in text or "is there already" in text
+            assert "Another download is writing to" in text or "already exists" in text
     with path.open("rb") as file:
         assert file.read(40 * BLOCK) == image.read_bytes()
 
 
 def test_an_unfinished_file_that_no_download_made_is_not_deleted(snapshot, tmp_path):
     (tmp_path / "copy.raw.part").write_text("mine")
-    with pytest.raises(errors.UsageError, match="no download made it"):
+    with pytest.raises(errors.UsageError, match="no download created it"):
         download(snapshot, tmp_path / "copy.raw")
     assert (tmp_path / "copy.raw.part").read_text() == "mine"
 
@@ -235,7 +235,7 @@ def test_a_file_that_appears_during_the_download_is_not_overwritten(aws, snapsho
     path.write_text("mine")
     error = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 2
-    assert "was made by another program during the download" in error
+    assert "was created by another program during the download" in error
     assert path.read_text() == "mine"
     path.unlink()
     aws.faults.clear()

@@ -78,17 +78,17 @@ class BlockRefusedError(errors.AwsError):
 
     def __init__(self, code: str, message: str, index: int, *, reason: str = "", operation: str = "") -> None:
         self.index = index
-        cure = "Running the same command again goes on from the blocks that arrived."
+        cure = "Run the same command again: it continues from the uploaded blocks."
         why = f"{code}: {message}"
         if code in THROTTLED:
             cause = error_codes.throttle_cause(code, reason, operation)
             why = f"{why.rstrip('.')}. {cause}" if cause else why
             cure = (
                 "Lower put_ceiling in vmsnix.toml or VMSNIX_PUT_CEILING (blocks per second), or run the same "
-                "command again later: it continues from the blocks that arrived."
+                "command again later: it continues from the uploaded blocks."
             )
         super().__init__(
-            f"Block {index} could not be moved." if index >= 0 else "A worker for blocks failed.",
+            f"Block {index} could not be transferred." if index >= 0 else "A worker for blocks failed.",
             why=why,
             cure=cure,
             code=code,
@@ -292,9 +292,9 @@ def _close(stream: IO[str]) -> None:
 
 def _too_long(job: Job) -> errors.DeadlineError:
     return errors.DeadlineError(
-        f"Gave up moving the blocks of {job.snapshot_id}.",
-        why="The whole took longer than it was given.",
-        cure="Running the same command again goes on from the blocks that arrived.",
+        f"The transfer of the blocks of {job.snapshot_id} timed out.",
+        why="It took longer than its time limit.",
+        cure="Run the same command again: it continues from the transferred blocks.",
     )
 
 
@@ -311,17 +311,17 @@ def _failure(said: dict[str, Any], job: Job) -> errors.VmsnixError:
         )
     if code in error_codes.EXPIRED | error_codes.CREDENTIALS:
         return errors.CredentialsError(
-            f"The credentials were refused at block {index}.",
+            f"AWS refused the credentials at block {index}.",
             why=f"{code}: {message}",
-            cure="Log in again; running the same command again goes on from the blocks that arrived.",
+            cure="Log in again, then run the same command again: it continues from the transferred blocks.",
             code=code,
         )
     if code in error_codes.DENIED:
         return errors.AccessDeniedError(
-            f"Block {index} could not be moved.",
+            f"Block {index} could not be transferred.",
             why=f"{code}: {message}",
             cure="Allow ebs:PutSnapshotBlock (to upload) or ebs:GetSnapshotBlock (to verify or download) in "
-            "the caller's IAM policy; docs/reference/permissions.md lists all.",
+            "the caller's IAM policy; docs/reference/permissions.md lists all actions.",
             code=code,
         )
     operation = "PutSnapshotBlock" if job.verb == "put" else "GetSnapshotBlock"

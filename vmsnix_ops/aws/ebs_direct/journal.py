@@ -135,8 +135,8 @@ class BlockJournal:
             if self.required:
                 raise
             self.problem = (
-                f"The journal {self.path} cannot be written ({error.strerror}): if this run is stopped, "
-                "everything is sent again."
+                f"The journal {self.path} cannot be written ({error.strerror}). If this run stops, the next "
+                "run uploads all blocks again."
             )
             self.close()
 
@@ -156,7 +156,7 @@ def alone(journal: Path, step: Step | None) -> Iterator[None]:
             stack.enter_context(locked(lock, "uploads this image", on_busy=tell, step=step))
         except OSError as error:  # a full or read-only disk, on which no journal can be shared either
             if step is not None:
-                step.message(f"{journal.parent} cannot be locked ({error.strerror}); going on")
+                step.message(f"{journal.parent} cannot be locked ({error.strerror}); continuing")
         yield
 
 
@@ -215,7 +215,7 @@ def _lock(path: Path, on_busy: Callable[[str], bool], step: Step | None) -> int:
                     fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:  # a file system without locks
                 if step is not None:
-                    step.message(f"{path.parent} cannot be locked ({error.strerror}); going on")
+                    step.message(f"{path.parent} cannot be locked ({error.strerror}); continuing")
                 return file
             # The process that had it may have deleted the file meanwhile: then this is the lock of nobody.
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
@@ -237,7 +237,7 @@ def _holder(file: int) -> str:
         except (ValueError, KeyError, TypeError):
             pass  # it has not written it yet
         if time.monotonic() > deadline:
-            return "another process has locked it, and has not said which"
+            return "another process has locked it, but it did not record which"
         time.sleep(0.02)
 
 

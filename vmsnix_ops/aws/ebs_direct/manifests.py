@@ -145,7 +145,7 @@ def choose_parent(
         {"Name": f"tag:{tagging.IMAGE}", "Values": [image]},
         {"Name": "status", "Values": ["completed"]},
     ]
-    with calling("look for a previous snapshot of this image"):
+    with calling("find an earlier snapshot of this image"):
         pages = ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
         found = [snapshot for page in pages for snapshot in page["Snapshots"]]
         key = kms_key or default_key(ec2)
@@ -209,11 +209,11 @@ def _usable(
         )
     # EC2 does not show which key an alias is; a snapshot that was begun with this alias says so in a tag.
     if key and "alias/" in key and tagging.to_dict(snapshot.get("Tags")).get(tagging.KEY) != key:
-        return _NOTHING, f"is encrypted with {snapshot.get('KmsKeyId')}, which may be another key than {key}"
+        return _NOTHING, f"is encrypted with {snapshot.get('KmsKeyId')}, which may differ from {key}"
     if key and "alias/" not in key and _key_id(snapshot.get("KmsKeyId") or "") != _key_id(key):
-        return _NOTHING, "is encrypted with another key than the new snapshot is to be"
+        return _NOTHING, "is encrypted with another key than the new snapshot"
     if snapshots.read(snapshot).archived:
-        return _NOTHING, "is archived"
+        return _NOTHING, "is in the archive tier"
     blocks = load(tables, snapshot["SnapshotId"])
     if not blocks:
         return _NOTHING, "has no manifest in the tables, or they cannot be read"
@@ -227,7 +227,7 @@ def _usable(
             f"cannot be listed ({f'{lacking} is not allowed' if lacking else error.code or error.why})",
         )
     if len(there) != len(blocks) or any(index not in blocks for index in there):
-        return _NOTHING, f"holds other blocks ({len(there)}) than its manifest names ({len(blocks)})"
+        return _NOTHING, f"contains other blocks ({len(there)}) than its manifest ({len(blocks)})"
     return blocks, ""
 
 

@@ -127,7 +127,7 @@ def verify(
         step.at(0, len(chosen) * BLOCK_BYTES)
     for index, digest in blocks.pairs():
         if digest not in ("", ZERO) and index not in tokens:
-            raise _differs(snapshot_id, f"It lacks block {index}, which the image has.")
+            raise _differs(snapshot_id, f"It does not contain block {index} of the image.")
     try:
         engine.run(
             "compare",
@@ -185,9 +185,9 @@ def download(
 
     def refuse(holder: str) -> bool:
         raise errors.RunError(
-            f"Another download writes to {path}.",
+            f"Another download is writing to {path}.",
             why=f"{holder[0].upper()}{holder[1:]}.",
-            cure="Wait until it has ended, or name another file.",
+            cure="Wait until it ends, or use another file.",
         )
 
     with locked(
@@ -250,9 +250,9 @@ def _fetch(
 def _check_free(path: Path) -> None:
     if os.path.lexists(path):  # also a symbolic link that leads nowhere
         raise errors.UsageError(
-            f"{path} is there already.",
-            why="A download never overwrites a file.",
-            cure="Name another file, or remove this one.",
+            f"{path} already exists.",
+            why="A download does not overwrite files.",
+            cure="Use another file, or delete this one.",
         )
 
 
@@ -265,9 +265,10 @@ def _check_folder(path: Path) -> None:
         return
     except OSError as error:
         raise errors.UsageError(
-            f"Nothing can be downloaded to {path}.",
-            why=f"The system says: {error.strerror or error}. It also needs the name with {JOURNAL}.",
-            cure="Name another file.",
+            f"Could not download to {path}.",
+            why=f"The system reported: {error.strerror or error}. A download also writes a file with the "
+            f"suffix {JOURNAL}.",
+            cure="Use another file.",
         ) from error
 
 
@@ -279,9 +280,9 @@ def _give_name(part: Path, path: Path) -> None:
         os.link(part, path)
     except FileExistsError:
         raise errors.UsageError(
-            f"{path} was made by another program during the download.",
-            why=f"A download never overwrites a file; what it fetched is in {part}.",
-            cure=f"Move one of the two, and run the same command again: it only names {part}.",
+            f"{path} was created by another program during the download.",
+            why=f"A download does not overwrite files; the downloaded data is in {part}.",
+            cure=f"Move one of the two files, then run the same command again: it only renames {part}.",
         ) from None
     except OSError:  # a file system without hard links
         _check_free(path)
@@ -299,9 +300,9 @@ def _done_before(journal: BlockJournal, part: Path, snapshot_id: str, size: int)
             return known[1]
     elif part.exists() and not journal.path.exists():  # a download begins with its journal
         raise errors.UsageError(
-            f"{part} is there already, and no download made it.",
-            why=f"A download writes to that name first, and {journal.path.name} is not beside it.",
-            cure="Name another file, or remove this one.",
+            f"{part} already exists, and no download created it.",
+            why=f"A download writes to that name first, but {journal.path.name} is not beside it.",
+            cure="Use another file, or delete this one.",
         )
     files.make_folder(part.parent)
     part.unlink(missing_ok=True)
@@ -311,8 +312,8 @@ def _done_before(journal: BlockJournal, part: Path, snapshot_id: str, size: int)
 
 def _differs(snapshot_id: str, why: str) -> errors.SnapshotFailedError:
     return errors.SnapshotFailedError(
-        f"The snapshot {snapshot_id} does not hold the image.",
+        f"The snapshot {snapshot_id} does not match the image.",
         why=why,
-        cure="Delete the snapshot, and run the same command again.",
+        cure="Delete the snapshot, then run the same command again.",
         code=DIFFERS,
     )

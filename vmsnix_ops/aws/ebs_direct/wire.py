@@ -195,7 +195,7 @@ class Connection:
         self._socket.sendall(f"CONNECT {place} HTTP/1.1\r\nhost: {place}\r\n{headers}\r\n".encode())
         status, _headers = self._head()
         if status != 200:
-            raise OSError(f"the proxy answers {status} to CONNECT {place}")
+            raise OSError(f"the proxy returned {status} to CONNECT {place}")
 
     def _send(self, head: bytes, body: bytes | bytearray | None) -> None:
         if body is None:
@@ -235,13 +235,13 @@ class Connection:
         data = bytearray(self._rest)
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > LONGEST_HEAD:
-                raise ConnectionFailed("the answer is no HTTP")
+                raise ConnectionFailed("the response is not HTTP")
             data += self._more()
         self._rest = bytes(data[end + 4 :])
         lines = data[:end].decode("latin-1").split("\r\n")
         version, _, rest = lines[0].partition(" ")
         if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-            raise ConnectionFailed("the answer is no HTTP")
+            raise ConnectionFailed("the response is not HTTP")
         headers = {}
         for line in lines[1:]:
             name, _, value = line.partition(":")
@@ -264,7 +264,7 @@ class Connection:
     def _line(self) -> bytes:
         while (end := self._rest.find(b"\r\n")) < 0:
             if len(self._rest) > LONGEST_HEAD:
-                raise ConnectionFailed("the answer is no HTTP")
+                raise ConnectionFailed("the response is not HTTP")
             self._rest += self._more()
         line, self._rest = self._rest[:end], self._rest[end + 2 :]
         return line
@@ -279,20 +279,20 @@ class Connection:
         while have < length:
             count = self._socket.recv_into(view[have:])
             if not count:
-                raise ConnectionFailed("the connection was closed within an answer")
+                raise ConnectionFailed("the connection was closed within a response")
             have += count
         return body
 
     def _more(self) -> bytes:
         piece = self._socket.recv(PIECE)
         if not piece:
-            raise ConnectionFailed("the connection was closed without an answer")
+            raise ConnectionFailed("the connection was closed without a response")
         return piece
 
 
 def _check_length(length: int) -> None:
     if not 0 <= length <= LONGEST_BODY:
-        raise ConnectionFailed(f"an answer of {length} bytes is not for us")
+        raise ConnectionFailed(f"a response of {length} bytes is too large")
 
 
 __all__ = ["BLOCK_BYTES", "Answer", "BlockWire", "ConnectionFailed", "Keys", "Target", "keys", "target"]
@@ -375,9 +375,9 @@ def target(session: boto3.Session, region: str, *, read_seconds: float = 20.0) -
     if urllib.parse.urlsplit(proxy).scheme == "https":
         raise errors.ParameterError(
             "The proxy for the EBS direct APIs cannot be used.",
-            why="It is to be spoken to over TLS itself (https://), which this client does not do.",
-            cure="Name it with http:// in HTTPS_PROXY (what it passes on is encrypted all the same), or "
-            "publish via import.",
+            why="This client cannot use a proxy over TLS (https://).",
+            cure="Set HTTPS_PROXY to the proxy's http:// address (the traffic stays encrypted), or publish "
+            "with --via import.",
         )
     core = session._session  # boto3 itself offers no way to the certificate bundle
     bundle = core.get_config_variable("ca_bundle")
@@ -391,7 +391,7 @@ def keys(session: boto3.Session) -> Keys:
     found = credentials.keys(session)
     if found is None:
         raise CredentialsError(
-            "There are no AWS credentials to work with.",
+            "No AWS credentials found.",
             cure="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in (aws sso "
             "login).",
         )

@@ -218,7 +218,7 @@ class Worker:
     def compare(self, index: int, digest: str, token: str) -> None:
         """Fetch a block and compare it with the one that was identified."""
         if hashlib.sha256(self._fetch(index, token)).hexdigest() != digest:
-            raise Refused(Answer(0, DIFFERS, "the snapshot holds other bytes than the image"), index)
+            raise Refused(Answer(0, DIFFERS, "the snapshot contains other bytes than the image"), index)
 
     def _buffer(self) -> bytearray:
         """Return this thread's own block: new memory for each would cost more than reading into it."""
@@ -235,7 +235,7 @@ class Worker:
                 return answer
             digest = base64.b64encode(hashlib.sha256(answer.body).digest()).decode()
             if len(answer.body) != BLOCK_BYTES or digest != answer.checksum:
-                raise ConnectionFailed("the bytes are not those that the checksum names")
+                raise ConnectionFailed("the bytes do not match their checksum")
             return answer
 
         return self._patiently(index, ask).body

@@ -270,7 +270,7 @@ class PendingUpload:
         continued = self._continue()
         if continued is not None:
             return continued
-        parent = manifests.Parent(why="an incremental upload was not wanted")
+        parent = manifests.Parent(why="incremental is off")
         try:
             if self.task.wanted.incremental:
                 parent = manifests.choose_parent(
@@ -294,12 +294,12 @@ class PendingUpload:
                 raise error.with_cure(
                     f"Compare the caller's policy with {DIRECT_POLICY}. It allows tags on a new snapshot "
                     "only inside a creating action (ec2:CreateAction). If AWS does not set that key here, "
-                    f"publish via import: --via import, with the policy of {IMPORT_POLICY}."
+                    f"use --via import with the policy of {IMPORT_POLICY}."
                 ) from error
         self.task.tell(
-            f"only what differs from {parent.snapshot_id}"
+            f"uploading only what differs from {parent.snapshot_id}"
             if parent.snapshot_id
-            else f"a full upload: {parent.why}"
+            else f"uploading all blocks: {parent.why}"
         )
         self.journal.begin(Beginning(self.snapshot_id, self.attempt, parent.snapshot_id))
         return parent, set()
@@ -310,7 +310,7 @@ class PendingUpload:
         if known is None:
             return None
         beginning, done = known
-        parent = manifests.Parent(beginning.parent_id, why="it continues a full upload")
+        parent = manifests.Parent(beginning.parent_id, why="it continues an upload of all blocks")
         if beginning.parent_id:
             parent = replace(parent, blocks=manifests.load(self.task.tables, beginning.parent_id))
         self.snapshot_id, self.attempt = beginning.snapshot_id, beginning.attempt
@@ -319,9 +319,7 @@ class PendingUpload:
         # Without the parent's manifest nobody knows which blocks have become zero.
         if state == "pending" and (parent.blocks or not beginning.parent_id):
             self.journal.resume()
-            self.task.tell(
-                f"going on in {self.snapshot_id}, which has {counted(len(done), 'block')} behind it"
-            )
+            self.task.tell(f"continuing {self.snapshot_id}, which has {counted(len(done), 'block')}")
             return parent, done
         if state in ("pending", "error"):
             imports.delete_snapshot(self.task.ec2, self.snapshot_id)
@@ -368,9 +366,9 @@ class PendingUpload:
             if state == "error":  # it expired while the answer was on its way
                 imports.delete_snapshot(self.task.ec2, snapshot_id)
         raise errors.SnapshotFailedError(
-            "No new snapshot could be started.",
-            why="AWS answers every client token of this image with a snapshot that has ended.",
-            cure="Wait a day until AWS forgets the tokens, or publish via import.",
+            "Could not start a new snapshot.",
+            why="For each client token of this image, AWS returned a snapshot that has ended.",
+            cure="Wait a day until AWS forgets the tokens, or use --via import.",
         )
 
     def _default_key(self) -> dict[str, str]:
@@ -402,7 +400,7 @@ class PendingUpload:
             {"Name": f"tag:{tagging.DIGEST}", "Values": [self.task.wanted.digest]},
             {"Name": "status", "Values": ["error"]},
         ]
-        with calling("look for expired snapshots of this image"):
+        with calling("find expired snapshots of this image"):
             pages = self.task.ec2.get_paginator("describe_snapshots").paginate(
                 OwnerIds=["self"], Filters=filters
             )
@@ -450,7 +448,7 @@ class PendingUpload:
 
     def _state(self, snapshot_id: str) -> str:
         """Return the snapshot's state; empty when EC2 does not (yet, or any more) know it."""
-        with calling(f"look at the snapshot {snapshot_id}"):
+        with calling(f"read the snapshot {snapshot_id}"):
             try:
                 answer = self.task.ec2.describe_snapshots(SnapshotIds=[snapshot_id])
             except self.task.ec2.exceptions.ClientError as error:
@@ -593,7 +591,7 @@ def _upload(task: Task) -> DirectSnapshot:
             running.abandon()
             if not expired or number == MOST_SNAPSHOTS:
                 raise
-            task.tell(f"{running.snapshot_id} is no more ({error.why}); beginning a new snapshot")
+            task.tell(f"{running.snapshot_id} no longer exists ({error.why}); starting a new snapshot")
             attempt = running.attempt + 1
     raise RuntimeError("unreachable: the last attempt returns or raises")  # pragma: no cover
 

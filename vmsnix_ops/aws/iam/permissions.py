@@ -185,7 +185,7 @@ PERMISSIONS: dict[str, Permission] = {permission.name: permission for permission
 _NEEDS: dict[str, tuple[str, ...]] = {}
 _HIDDEN = {
     "HeadBucket": "s3:ListBucket",
-    "HeadObject": "s3:GetObject (without s3:ListBucket a missing object is refused like this, too)",
+    "HeadObject": "s3:GetObject (S3 also refuses a missing object without s3:ListBucket)",
 }
 
 

@@ -89,28 +89,26 @@ class Place:
         if len(found) > 1 or (self.partition and found and found != [self.partition]):
             told = ", ".join(f"{name} is in {region_names.partition_of(name)}" for name in self.regions)
             raise errors.ParameterError(
-                "A policy holds in one partition.",
-                why=f"{told}{f', and {self.partition} was asked for' if self.partition else ''}.",
-                cure="Print one policy for each partition.",
+                "A policy applies to one partition.",
+                why=f"{told}{f', but --partition is {self.partition}' if self.partition else ''}.",
+                cure="Print one policy per partition.",
             )
         object.__setattr__(self, "partition", self.partition or (found[0] if found else "aws"))
         shapes = [
-            ("account", self.account, _ACCOUNT, "An account id has 12 digits."),
-            ("bucket", self.bucket, _NAME, "S3 allows 3 to 63 lower-case letters, digits, dots and dashes."),
-            ("role", self.audit_role, _ROLE, "IAM allows 64 letters, digits and +=,.@-_."),
-            ("role", self.role_name, _ROLE, "IAM allows 64 letters, digits and +=,.@-_."),
-            ("key prefix", self.key_prefix, _KEYS, "It would be another path, or stand for many."),
-            ("prefix of pointers", self.pointer_prefix, _POINTERS, "It is called like /vmsnix."),
-            ("KMS key", self.kms_key, _KMS_KEY, "It is named like arn:aws:kms:REGION:ACCOUNT:key/ID."),
-            ("topic", self.topic or _NO_TOPIC, _TOPIC, "It is called like arn:aws:sns:REGION:ACCOUNT:NAME."),
-            ("partition", self.partition, _PARTITION, f"There are {', '.join(region_names.partitions())}."),
-            *(("region", name, _REGION, "A region is called like eu-central-1.") for name in self.regions),
+            ("account", self.account, _ACCOUNT, "use 12 digits"),
+            ("bucket", self.bucket, _NAME, "use 3 to 63 lower-case letters, digits, dots or dashes"),
+            ("role", self.audit_role, _ROLE, "use up to 64 letters, digits or +=,.@-_"),
+            ("role", self.role_name, _ROLE, "use up to 64 letters, digits or +=,.@-_"),
+            ("key prefix", self.key_prefix, _KEYS, "use a plain path without wildcards"),
+            ("parameter prefix", self.pointer_prefix, _POINTERS, "use a name such as /vmsnix"),
+            ("KMS key", self.kms_key, _KMS_KEY, "use an ARN such as arn:aws:kms:REGION:ACCOUNT:key/ID"),
+            ("topic", self.topic or _NO_TOPIC, _TOPIC, "use an ARN such as arn:aws:sns:REGION:ACCOUNT:NAME"),
+            ("partition", self.partition, _PARTITION, f"use one of {', '.join(region_names.partitions())}"),
+            *(("region", name, _REGION, "use a region such as eu-central-1") for name in self.regions),
         ]
-        for name, value, shape, why in shapes:
+        for name, value, shape, rule in shapes:
             if not shape.fullmatch(value):
-                raise errors.ParameterError(
-                    f"The {name} {value!r} cannot be right.", why=why, cure="Correct it."
-                )
+                raise errors.ParameterError(f"Invalid {name} {value!r}: {rule}.")
         for name in self.regions:
             identity.check_region_name(name)
 
@@ -424,20 +422,20 @@ def publisher_actions(
     if via == "import" and (public or verify):
         raise errors.UsageError(
             f"A publisher via import cannot have {'--public' if public else '--verify'}.",
-            why="It tags snapshots that VM Import made and did not tag, and AWS cannot distinguish these "
-            "from copies of other snapshots. Who may do that must not share or read snapshots.",
-            cure="Use --via direct, or give that right to somebody else: vmsnix iam-policy "
-            f"{'promoter --public' if public else 'verifier --blocks'}.",
+            why="VM Import does not tag its snapshots, so AWS cannot distinguish them from copies of other "
+            "snapshots. A publisher that may tag them must not share or read snapshots.",
+            cure="Use --via direct, or grant it separately: vmsnix iam-policy "
+            f"{'promoter --public' if public else 'verifier --blocks'}",
         )
     if via == "import" and incremental:
-        raise errors.UsageError("Only a direct upload is incremental.", cure="Add --via direct.")
+        raise errors.UsageError("--incremental needs --via direct.", cure="Add --via direct.")
     if incremental and (public or verify):
         raise errors.UsageError(
             f"An incremental publisher cannot have {'--public' if public else '--verify'}.",
-            why="It may start from any snapshot, because AWS cannot compare the tags of a parent. Who may do "
-            "that must not share or read snapshots.",
-            cure="Leave --incremental out, or give that right to somebody else: vmsnix iam-policy "
-            f"{'promoter --public' if public else 'verifier --blocks'}.",
+            why="It may start from any snapshot, because AWS cannot compare the tags of a parent. Such a "
+            "publisher must not share or read snapshots.",
+            cure="Leave --incremental out, or grant it separately: vmsnix iam-policy "
+            f"{'promoter --public' if public else 'verifier --blocks'}",
         )
     functions: list[Any] = [
         images.find_by_name,
@@ -573,30 +571,27 @@ def github_trust(
     """
     if not _REPOSITORY.fullmatch(repository):
         raise errors.ParameterError(
-            f"The repository {repository!r} cannot be right.",
-            why="A wildcard or a missing owner would let strangers in.",
-            cure="Give owner/name.",
+            f"Invalid repository {repository!r}: use owner/name.",
+            why="A wildcard or a missing owner would trust other repositories.",
         )
     if not _SUBJECT.fullmatch(subject):
-        raise errors.ParameterError(
-            f"The subject {subject!r} cannot be right.", cure="Give ref:refs/heads/main, for example."
-        )
+        raise errors.ParameterError(f"Invalid subject {subject!r}: use, for example, ref:refs/heads/main.")
     if subject.startswith("repo:"):
         raise errors.ParameterError(
-            f"The subject {subject!r} begins with a repository.",
+            f"The subject {subject!r} starts with a repository.",
             why=f"The policy puts repo:{repository}: in front of the subject.",
-            cure="Give the repository as --repository and the rest as --subject.",
+            cure="Use --repository for the repository, and --subject for the rest.",
         )
     reason = "" if any_subject else _matches_more(subject)
     if reason:
         raise errors.ParameterError(
             f"The subject {subject!r} {reason}.",
-            why=f"Whoever may push to {repository} could take the role, with all that its policies allow.",
-            cure="Name what may take it (--subject ref:refs/heads/main, --subject environment:production), "
-            "put the wildcard behind a '/' (ref:refs/heads/release/*), or add --any-subject.",
+            why=f"Anyone who may push to {repository} could assume the role.",
+            cure="Set --subject to a specific ref (ref:refs/heads/main, environment:production), put the "
+            "wildcard after a '/' (ref:refs/heads/release/*), or add --any-subject.",
         )
     if place.account == "*":
-        raise errors.ParameterError("No account was given.", cure="Give the account of the role: --account.")
+        raise errors.ParameterError("No account given.", cure="Add --account with the account of the role.")
     return {
         "Version": VERSION,
         "Statement": [
@@ -629,8 +624,8 @@ def _matches_more(subject: str) -> str:
     if not wildcard:
         return ""
     if not any(fixed.startswith(kind) and fixed != kind for kind in _SUBJECTS):
-        return "fixes no branch, tag or environment"
-    return "" if fixed.endswith(("/", ":")) else f"matches every name that begins with {fixed!r}"
+        return "does not fix a branch, tag or environment"
+    return "" if fixed.endswith(("/", ":")) else f"matches every name that starts with {fixed!r}"
 
 
 def _audience(partition: str) -> str:

@@ -69,7 +69,7 @@ def _simulated(
         {"ContextKeyName": name, "ContextKeyValues": [value], "ContextKeyType": "string"}
         for name, value in (keys or {}).items()
     ]
-    with calling(f"find out what {principal.rpartition('/')[2]} may do"):
+    with calling(f"read the permissions of {principal.rpartition('/')[2]}"):
         pages = iam.get_paginator("simulate_principal_policy").paginate(
             PolicySourceArn=principal,
             ActionNames=list(actions),
