@@ -39,7 +39,7 @@ def test_builds_shows_and_leaves_a_result(nix: Path, tmp_path: Path) -> None:
     few(
         [
             ({"image": "ecs-nod"}, 2, "Did you mean &#39;ecs-node&#39;?"),
-            ({"image": "ecs-node", "flake": "/no/such"}, 2, "There is no flake in"),
+            ({"image": "ecs-node", "flake": "/no/such"}, 2, "No flake in"),
             ({"image": "talks-and-fails"}, 1, "line 40"),
         ],
         1,

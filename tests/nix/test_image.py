@@ -174,7 +174,7 @@ def test_follows_a_link_to_another_object_of_the_same_store(output: Path) -> Non
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(ImageNotFoundError, match="no image at"):
+    with pytest.raises(ImageNotFoundError, match="No image at"):
         read_image(tmp_path / "nope.vhd")
 
 
@@ -193,7 +193,7 @@ def test_a_link_that_leads_to_itself(tmp_path: Path) -> None:
 def test_a_directory_that_is_no_image_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(512))
     with pytest.raises(
-        ImageNotFoundError, match=r"no nix-support/image-info.json.*Give the image file itself.*disk\.img"
+        ImageNotFoundError, match=r"no nix-support/image-info.json.*Use the image file itself.*disk\.img"
     ):
         read_image(tmp_path)
 
@@ -218,13 +218,13 @@ def test_a_pipe_does_not_block(tmp_path: Path) -> None:
 def test_a_file_that_may_not_be_read(output: Path, tmp_path: Path) -> None:
     image = image_file(output)
     image.chmod(0)
-    with as_nobody(), pytest.raises(ImageError, match="cannot be read"):
+    with as_nobody(), pytest.raises(ImageError, match="Could not read"):
         read_image(image)
 
 
 def test_an_image_that_the_description_names_and_that_is_not_there(output: Path) -> None:
     image_file(output).unlink()
-    with pytest.raises(ImageNotFoundError, match="copied in part"):
+    with pytest.raises(ImageNotFoundError, match="copied incompletely"):
         read_image(output)
 
 

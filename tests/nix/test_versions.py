@@ -89,7 +89,7 @@ UNREADABLE = ["", "<3", "openssl<", "openssl < 3 4", "open ssl", "openssl<<3", "
 
 @pytest.mark.parametrize("text", UNREADABLE)
 def test_what_names_no_package_is_refused(text: str) -> None:
-    with pytest.raises(ParameterError, match="names no package"):
+    with pytest.raises(ParameterError, match="is not a valid package condition"):
         wanted(text)
 
 
@@ -104,5 +104,5 @@ def test_a_bound_after_a_comma_goes_on_about_the_package_before_it() -> None:
     openssl, xz = all_wanted(["openssl>=3", " <3.0.15", "xz"])
     assert (str(openssl), str(xz)) == ("openssl>=3,<3.0.15", "xz")
     assert [version for version in ("1.1.1w", "3.0.9", "3.0.15") if openssl.matches(version)] == ["3.0.9"]
-    with pytest.raises(ParameterError, match="names no package"):
+    with pytest.raises(ParameterError, match="is not a valid package condition"):
         all_wanted(["<3", "openssl"])

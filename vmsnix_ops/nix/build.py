@@ -265,8 +265,8 @@ class BuildPlan(Displayed):
         origin = self.provenance
         revision = f"{origin.revision or 'none'}{' with uncommitted changes' if origin.dirty else ''}"
         shown = {
-            "will build": f"{self.image.name} for {self.image.system}",
-            "what it is": self.image.description,
+            "will be built": f"{self.image.name} for {self.image.system}",
+            "description": self.image.description,
             "disk": human_bytes(self.image.disk_bytes)
             if self.image.disk_bytes
             else "as large as its contents need",
@@ -361,8 +361,8 @@ def plan_build(
     chosen = check_system(system or system_given or host_system())
     if system and system_given and system != system_given:
         raise ParameterError(
-            f"The image {image} is for {system_given}, and {system} was asked for.",
-            cure="Give one system only.",
+            f"The image {image} is for {system_given}, but --system is {system}.",
+            cure="Remove one of them.",
         )
     check_name(name)
     source = find_flake(flake_given or flake or None, overrides)
@@ -415,8 +415,8 @@ def resolve(
     text = str(image)
     if not text.strip():
         raise ImageNotFoundError(
-            "No image was given.",
-            cure="Give an image file, a 'result' link, or a flake attribute such as ./nix#ecs-node.",
+            "No image given.",
+            cure="Use an image file, a 'result' link, or a flake attribute such as ./nix#ecs-node.",
         )
     if names_a_file(image):
         built = read_image(Path(text).expanduser(), system=system or None, boot_mode=boot_mode or None)
@@ -504,7 +504,9 @@ def _describe(standing: Standing) -> str:
     if standing.building:
         parts.append(f"{standing.building}: {standing.phase}" if standing.phase else standing.building)
     if standing.fetch_bytes:
-        parts.append(f"fetched {human_bytes(standing.fetched_bytes)} of {human_bytes(standing.fetch_bytes)}")
+        parts.append(
+            f"downloaded {human_bytes(standing.fetched_bytes)} of {human_bytes(standing.fetch_bytes)}"
+        )
     return ", ".join(parts)
 
 
@@ -518,11 +520,11 @@ def _failure(what: str, answer: Answer, log: BuildLog) -> NixError:
     if lines:
         said = "The last lines of its log:" + "".join(f"\n  {line}" for line in lines)
     else:
-        said = f"Nix says: {' '.join(error_lines(answer.messages))}"
+        said = f"Nix reported: {' '.join(error_lines(answer.messages))}"
     return BuildFailedError(
         f"{what} The derivation {derivation_name(derivation)} failed.",
         why=f"{why} {said}\n".lstrip(),
-        cure=cure or f"Read the whole log: nix log {derivation}",
+        cure=cure or f"To read the whole log: nix log {derivation}",
         derivation=derivation,
         log=lines,
     )
@@ -539,7 +541,7 @@ def _make_folder(folder: Path) -> None:
         files.make_folder(folder)
     except OSError as error:
         raise SettingsError(
-            f"The folder {folder} cannot be made.",
-            why=f"{error.strerror}; the link that keeps the image from garbage collection goes there.",
-            cure="Set VMSNIX_STATE to a folder that can be written.",
+            f"Could not create the folder {folder}.",
+            why=f"{error.strerror}; the link there protects the image from garbage collection.",
+            cure="Set VMSNIX_STATE to a writable folder.",
         ) from error

@@ -127,28 +127,28 @@ def parse_path_info(text: str) -> Iterator[tuple[str, int]]:
 
 def _strange(text: str) -> NixError:
     return NixError(
-        "Nix gave a strange answer about the contents of the image.",
-        why=f"It begins with {text[:80]!r}.",
-        cure="Check that Nix is between 2.8 and 2.34.",
+        "Nix returned an unexpected answer about the contents of the image.",
+        why=f"It starts with {text[:80]!r}.",
+        cure="Check that Nix is between 2.8 and 2.34: nix --version",
     )
 
 
 def _system_of(built: BuiltImage, progress: Progress) -> str:
     """Return the store path of the NixOS system inside an image; fetches it when it is not there."""
-    what = f"What is inside the image {built.name} cannot be told."
+    what = f"The contents of the image {built.name} are unknown."
     if built.drv_path is None:
         raise NixError(
             what,
-            why="This machine does not know how the image was built.",
-            cure="Build it here: give the flake attribute instead of the file.",
+            why="The image was not built on this machine.",
+            cure="Build it here: use the flake attribute instead of the file.",
         )
     needed = query("--requisites", built.drv_path, what=what)
     systems = [path for path in needed if derivation_name(path).startswith(_SYSTEM) and path.endswith(".drv")]
     if not systems:
         raise NixError(
             what,
-            why="No NixOS system (nixos-system-*) went into it.",
-            cure="This works for images that a NixOS configuration was built into.",
+            why="Its build did not use a NixOS system (nixos-system-*).",
+            cure="Use an image that is built from a NixOS configuration.",
         )
     # Nix lists what is needed first, so a system comes after the specialisations inside it.
     system = systems[-1]

@@ -58,20 +58,21 @@ _ANYWHERE: tuple[_Explanation, ...] = (
         r"could ?n[o']t resolve host|could not resolve|temporary failure in name resolution|couldn.t connect"
         r"|failed to connect|connection (refused|timed out)|network is unreachable|timeout was reached"
         r"|unable to download",
-        "A source or a substituter could not be reached: no network, or a proxy or a name is wrong.",
-        "Check the network and 'substituters' in nix.conf; what is in the store already is built offline.",
+        "A source or a substituter could not be reached: there is no network, or a proxy or host name is "
+        "wrong.",
+        "Check the network and 'substituters' in nix.conf. What is in the store can be built offline.",
     ),
-    _known(r"no space left on device", "The disk is full.", "Free some: nix-collect-garbage -d."),
+    _known(r"no space left on device", "The disk is full.", "Free disk space: nix-collect-garbage -d"),
 )
 _FROM_NIX: tuple[_Explanation, ...] = (
     _known(
         r"experimental .*feature '[^']*' is disabled",
-        "The settings of this machine do not allow flakes.",
-        "Put 'experimental-features = nix-command flakes' into nix.conf.",
+        "Flakes are not enabled on this machine.",
+        "Add 'experimental-features = nix-command flakes' to nix.conf.",
     ),
     _known(
         r"unrecogni[sz]ed flag|is not a recogni[sz]ed command",
-        "This Nix does not know what it was asked.",
+        "This version of Nix does not have the command or option.",
         "Install Nix 2.8 or newer.",
     ),
     _known(
@@ -81,19 +82,19 @@ _FROM_NIX: tuple[_Explanation, ...] = (
     ),
     _known(
         r"cannot connect to socket|daemon-socket",
-        "The Nix daemon does not answer.",
-        "Start it: systemctl start nix-daemon.",
+        "The Nix daemon is not running.",
+        "Start it: systemctl start nix-daemon",
     ),
     *_ANYWHERE,
     _known(
         r"flake\.nix'?:? (does not exist|no such file)|does not contain a '?/?flake\.nix"
         r"|could not find a flake\.nix",
-        "There is no flake.nix.",
-        "Name the folder that holds it, such as ./nix.",
+        "No flake.nix found.",
+        "Use the folder that contains it, such as ./nix.",
     ),
     _known(
         r"permission denied",
-        "This user may not do that with the Nix store.",
+        "This user may not change the Nix store.",
         "Use the Nix daemon, or run as the owner of the store.",
     ),
 )
@@ -121,15 +122,15 @@ def find_nix() -> str:
     path = shutil.which("nix")
     if path is None:
         raise ToolMissingError(
-            "Nix is not on this machine.",
-            why="There is no 'nix' on PATH.",
-            cure="Install it (https://nixos.org/download), or give an image that is built already.",
+            "Nix is not installed on this machine.",
+            why="'nix' is not on PATH.",
+            cure="Install it (https://nixos.org/download), or use an image that is already built.",
         )
     found = version(path)
     if found < OLDEST:
         raise NixError(
             f"Nix {found[0]}.{found[1]} is too old.",
-            why="Flakes as they are used here need 2.8.",
+            why="Flakes need Nix 2.8 or newer.",
             cure="Update Nix.",
         )
     return path
@@ -148,9 +149,9 @@ def version(path: str) -> tuple[int, int]:
     numbers = re.findall(r"(\d+)\.(\d+)", answer.output)
     if answer.status or not numbers:
         raise NixError(
-            f"{path} does not tell its version.",
-            why=f"It said: {(answer.output or ' '.join(answer.messages))[:200]!r}.",
-            cure="Check the installation of Nix: nix --version.",
+            f"Could not read the version of {path}.",
+            why=f"It printed: {(answer.output or ' '.join(answer.messages))[:200]!r}.",
+            cure="Check the Nix installation: nix --version",
         )
     # "nix (Determinate Nix 3.11.2) 2.31.1": the last one is Nix's own.
     return int(numbers[-1][0]), int(numbers[-1][1])
@@ -183,8 +184,8 @@ def ask(arguments: Sequence[str], what: str, *, timeout: float | None = EVALUATI
     except ValueError as error:
         raise NixError(
             what,
-            why=f"Nix printed something that is not JSON: {answer.output[:200]!r}.",
-            cure="Check the installation.",
+            why=f"Nix printed text that is not JSON: {answer.output[:200]!r}.",
+            cure="Check the Nix installation: nix --version",
         ) from error
 
 
@@ -193,7 +194,7 @@ def explain(what: str, answer: Answer) -> NixError:
     lines = error_lines(answer.messages)
     why, cure = explanation("\n".join(lines))
     words = " ".join(lines) or f"It ended with status {answer.status}."
-    return NixError(what, why=f"{why} Nix says: {words}".strip(), cure=cure)
+    return NixError(what, why=f"{why} Nix reported: {words}".strip(), cure=cure)
 
 
 def explanation(text: str, *, by_a_builder: bool = False) -> tuple[str, str]:
@@ -301,8 +302,8 @@ def _attend(
             if deadline is not None and time.monotonic() > deadline:
                 raise NixError(
                     f"Nix took longer than {timeout:g} s and was stopped.",
-                    why=f"The last that it said: {messages[-1] if messages else 'nothing'}",
-                    cure="Look whether the network or the machine is slow, and try again.",
+                    why=f"Its last message: {messages[-1] if messages else 'none'}",
+                    cure="Check whether the network or the machine is slow, then run the same command again.",
                 ) from None
             continue
         if line is None:
@@ -373,9 +374,9 @@ def parse_outputs(text: str) -> tuple[str | None, Path]:
     output = (outputs.get("out") or next(iter(outputs.values()), None)) if isinstance(outputs, dict) else None
     if not isinstance(entry, dict) or not isinstance(output, str):
         raise NixError(
-            "Nix gave a strange answer about what it built.",
-            why=f"It begins with {text[:80]!r}.",
-            cure="Check that Nix is between 2.8 and 2.34.",
+            "Nix returned an unexpected answer about what it built.",
+            why=f"It starts with {text[:80]!r}.",
+            cure="Check that Nix is between 2.8 and 2.34: nix --version",
         )
     derivation = entry.get("drvPath")
     return derivation if isinstance(derivation, str) else None, Path(output)

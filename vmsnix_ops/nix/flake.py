@@ -155,7 +155,7 @@ def check_system(system: str) -> str:
     """
     if system not in SYSTEMS:
         raise ParameterError(
-            f"There are no images for the system {system!r}.",
+            f"No images for the system {system!r}.",
             why=nearest(system, SYSTEMS),
             cure=f"Give {' or '.join(SYSTEMS)}.",
         )
@@ -188,14 +188,14 @@ def find_flake(flake: str | Path | None = None, overrides: Mapping[str, str] | N
         _check_reference(source)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_/-]*", name):
             raise ParameterError(
-                f"{name!r} cannot be the name of a flake input.", cure="Look at the flake's inputs."
+                f"{name!r} is not a valid flake input name.", cure="Check the inputs of the flake."
             )
     swapped = tuple(sorted(overrides.items()))
     folder = _folder(given)
     if folder is None:
         _check_reference(given)
         return Flake(given, None, swapped)
-    _check_reference(str(folder), why="Nix cannot take a folder with such characters in its path.")
+    _check_reference(str(folder), why="Nix does not support these characters in the path of a folder.")
     kind = "git+file://" if (folder / ".git").exists() else "path:"
     return Flake(f"{kind}{folder}", folder, swapped)
 
@@ -228,7 +228,7 @@ def images(
     """
     source = flake if isinstance(flake, Flake) else find_flake(flake, overrides)
     wanted = "null" if system is None else f'"{check_system(system)}"'
-    what = f"The images of the flake {source.reference} cannot be listed."
+    what = f"Could not list the images of the flake {source.reference}."
     answer = _evaluate(source, _ALL_IMAGES % (_FACTS, wanted), what)
     return [
         _flake_image(source, name, each, facts)
@@ -250,7 +250,7 @@ def find_image(source: Flake, name: str, system: str) -> FlakeImage:
         The flake cannot be evaluated.
     """
     check_name(name)
-    what = f"The image {name} of the flake {source.reference} cannot be evaluated."
+    what = f"Could not evaluate the image {name} of the flake {source.reference}."
     answer = _evaluate(source, _ONE_IMAGE % (_FACTS, check_system(system), name), what)
     known, facts = answer.get("names"), answer.get("facts")
     if not isinstance(known, dict):
@@ -260,7 +260,7 @@ def find_image(source: Flake, name: str, system: str) -> FlakeImage:
         names = [each for each in known.get(system, []) if each != "default"]
         raise UnknownImageError(
             f"The flake {source.reference} has no image {name!r} for {system}.",
-            why=f"It has one for {' and '.join(elsewhere)}." if elsewhere else nearest(name, names),
+            why=f"It has this image for {' and '.join(elsewhere)}." if elsewhere else nearest(name, names),
             cure=f"Its images for {system} are {', '.join(names)}."
             if names
             else "It has no images for that system.",
@@ -283,9 +283,9 @@ def check_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise UnknownImageError(
-            f"{name!r} cannot be the name of an image.",
-            why="Names begin with a letter and hold letters, digits, '-', '_' and '+' only.",
-            cure="Give a name such as ecs-node.",
+            f"Invalid image name {name!r}.",
+            why="A name starts with a letter and contains only letters, digits, '-', '_' and '+'.",
+            cure="Use a name such as ecs-node.",
         )
     return name
 
@@ -300,7 +300,7 @@ def provenance(source: Flake) -> Provenance:
     """
     answer = ask(
         ["flake", "metadata", source.reference, *source.options()],
-        f"The flake {source.reference} cannot be read.",
+        f"Could not read the flake {source.reference}.",
     )
     if not isinstance(answer, dict):
         raise _strange(source, answer)
@@ -352,9 +352,9 @@ def _flake_image(source: Flake, name: str, system: str, facts: object) -> FlakeI
 
 def _strange(source: Flake, answer: object) -> NixError:
     return NixError(
-        f"Nix gave a strange answer about {source.reference}.",
-        why=f"It begins with {str(answer)[:80]!r}.",
-        cure="Check that Nix is between 2.8 and 2.34.",
+        f"Nix returned an unexpected answer about {source.reference}.",
+        why=f"It starts with {str(answer)[:80]!r}.",
+        cure="Check that Nix is between 2.8 and 2.34: nix --version",
     )
 
 
@@ -373,21 +373,21 @@ def _folder(given: str) -> Path | None:
         or ("\0" not in given and Path(given).is_dir())
     ):
         raise ParameterError(
-            f"There is no flake in {given!r}.",
+            f"No flake in {given!r}.",
             why="That folder does not exist or has no flake.nix.",
-            cure="Name the folder that holds flake.nix, or a reference such as github:owner/repository.",
+            cure="Use the folder that contains flake.nix, or a reference such as github:owner/repository.",
         )
     return None
 
 
 def _check_reference(
-    text: str, *, why: str = "It holds characters that a flake reference cannot have."
+    text: str, *, why: str = "It contains characters that a flake reference cannot have."
 ) -> None:
     if not _REFERENCE.fullmatch(text):
         raise ParameterError(
-            f"{text!r} cannot be a flake.",
+            f"{text!r} is not a valid flake reference.",
             why=why,
-            cure="Give a folder such as ./nix, or github:owner/repository.",
+            cure="Use a folder such as ./nix, or github:owner/repository.",
         )
 
 

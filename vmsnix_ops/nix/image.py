@@ -184,9 +184,9 @@ def read_image(
         return _read_file(found, name, system, boot_mode)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
         raise ImageNotFoundError(
-            f"The image {given} cannot be read.",
-            why=f"The system says: {error}.",
-            cure="Check the permissions of the file and of the folders above it.",
+            f"Could not read the image {given}.",
+            why=f"The system reported: {error}.",
+            cure="Check the permissions of the file and of its parent folders.",
         ) from error
 
 
@@ -207,13 +207,14 @@ def store_object(path: Path) -> str | None:
 def _not_found(given: Path) -> ImageNotFoundError:
     if given.is_symlink():
         return ImageNotFoundError(
-            f"The image {given} is gone.",
-            why=f"It links to {given.readlink()}, which is gone; garbage collection may have taken it.",
+            f"The image {given} no longer exists.",
+            why=f"It links to {given.readlink()}, which does not exist; garbage collection may have deleted "
+            "it.",
             cure="Build the image again.",
         )
     return ImageNotFoundError(
-        f"There is no image at {given}.",
-        cure="Give a 'result' link, a directory, an image file, or an attribute such as ./nix#ecs-node.",
+        f"No image at {given}.",
+        cure="Use a 'result' link, a directory, an image file, or an attribute such as ./nix#ecs-node.",
     )
 
 
@@ -244,7 +245,7 @@ def _tell(found: Path, firmware: Firmware, system: str | None, boot_mode: str | 
         raise ImageFormatError(
             f"The image {found} is for {' and '.join(sorted(firmware.systems))}, not for {system}.",
             why=f"The disk has {firmware}.",
-            cure=f"Pass --system {min(firmware.systems)}, or give the image for {system}.",
+            cure=f"Pass --system {min(firmware.systems)}, or use the image for {system}.",
             field="system",
         )
     systems = firmware.systems
@@ -253,7 +254,7 @@ def _tell(found: Path, firmware: Firmware, system: str | None, boot_mode: str | 
     system = system or (next(iter(systems)) if len(systems) == 1 else None)
     if not system:
         raise ImageFormatError(
-            f"The system that the image {found} is for is unknown.",
+            f"The system of the image {found} is unknown.",
             why=f"It has no description (image-info.json), and the disk has {firmware}.",
             cure=f"Pass {' or '.join(f'--system {one}' for one in SYSTEMS if one in (systems or SYSTEMS))}.",
             field="system",
@@ -262,7 +263,7 @@ def _tell(found: Path, firmware: Firmware, system: str | None, boot_mode: str | 
     mode = boot_mode or firmware.boot_mode(system) or ("uefi" if system != SYSTEMS[0] else "")
     if not mode:
         raise ImageFormatError(
-            f"How the image {found} boots is unknown.",
+            f"The boot mode of the image {found} is unknown.",
             why=f"It has no description (image-info.json), and the disk has {firmware}.",
             cure=f"Pass --boot-mode {', '.join(BOOT_MODES)}.",
             field="boot_mode",
@@ -299,8 +300,8 @@ def _read_output(
     if system is not None and system != built_for:
         raise ImageFormatError(
             f"The image {given} is for {built_for}, not for {system}.",
-            why=f"{DESCRIPTION} says so.",
-            cure=f"Ask for {built_for}, or build the image for {system}.",
+            why=f"{DESCRIPTION} has that system.",
+            cure=f"Use --system {built_for}, or build the image for {system}.",
             field="system",
         )
     register_image = info.get("registerImage", {})
@@ -350,16 +351,16 @@ def _undescribed(given: Path, folder: Path) -> Path:
         listed = ", ".join(image.name for image in images[:5])
         raise ImageNotFoundError(
             f"The directory {given} has {len(images)} images: {listed}.",
-            why=f"It has no {DESCRIPTION} that says which of them is meant.",
-            cure=f"Give the image file itself, such as {images[0]}.",
+            why=f"It has no {DESCRIPTION} to select one of them.",
+            cure=f"Use the image file itself, such as {images[0]}.",
         )
     candidates = sorted(child.name for child in folder.iterdir() if child.is_file())[:3]
     raise ImageNotFoundError(
         f"The directory {given} is not a built image.",
-        why=f"It has no {DESCRIPTION}, no {PRODUCTS} that names an image, and no {REPART}.",
-        cure=f"Give the image file itself, such as {given / candidates[0]}."
+        why=f"It has no {DESCRIPTION}, no {PRODUCTS} with an image, and no {REPART}.",
+        cure=f"Use the image file itself, such as {given / candidates[0]}."
         if candidates
-        else "Give the directory that 'nix build' made of an image, or an image file.",
+        else "Use the directory that 'nix build' created for an image, or an image file.",
     )
 
 
@@ -367,7 +368,7 @@ def _look_at(image: Path) -> tuple[str, int, Firmware]:
     """Return format, virtual size, and what the disk can boot on, from the bytes."""
     if not image.is_file():
         # A pipe would block for ever and a device is not an image.
-        raise ImageFormatError(f"{image} is not a regular file.", cure="Give an image file.")
+        raise ImageFormatError(f"{image} is not a regular file.", cure="Use an image file.")
     with open_image(image) as disk:
         return disk.format, disk.size, read_firmware(disk)
 
@@ -395,8 +396,8 @@ def _the_disk(description: Path, info: Mapping[str, object]) -> Mapping[str, obj
         # The ZFS variant of nixpkgs: one disk to boot from, another for the root file system.
         raise ImageFormatError(
             f"The image of {description} has {len(disks)} disks: {', '.join(map(repr, sorted(disks)))}.",
-            why="An AMI is registered from one disk here, and half of this image would not boot.",
-            cure="Build a variant with one disk (not the ZFS one), or give one of the image files itself.",
+            why="An AMI is registered from one disk, so half of this image would not boot.",
+            cure="Build a variant with one disk (not the ZFS one), or use one of the image files.",
             field="disks",
         )
     (disk,) = disks.values()
@@ -432,7 +433,7 @@ def _inside(description: Path, folder: Path, file: str) -> Path:
     if missing:
         raise ImageNotFoundError(
             f"The image {image} does not exist.",
-            why=f"{description} names it in 'file'; the output may have been copied in part.",
+            why=f"{description} has it as 'file'; the output may have been copied incompletely.",
             cure="Build the image again, or copy the whole output.",
         )
     if image.is_dir():
@@ -442,9 +443,9 @@ def _inside(description: Path, folder: Path, file: str) -> Path:
 
 def _escapes(description: Path, file: str) -> ImageFormatError:
     return ImageFormatError(
-        f"The image that {description} names is outside of its directory: {file!r}.",
-        why="A description must not point at other people's files.",
-        cure="Give the image file itself if this is what you want.",
+        f"The image in {description} is outside of its directory: {file!r}.",
+        why="A description may only reference files in its own directory.",
+        cure="To use this image, pass the file itself.",
         field="file",
     )
 
@@ -458,8 +459,8 @@ def _check_size(description: Path, disk: Mapping[str, object], size: int) -> Non
         raise _wrong_field(description, "logical_bytes", stated, "a number of bytes")
     if abs(int(str(stated)) - size) > _CYLINDER_BYTES:
         raise ImageFormatError(
-            f"The disk has {size} bytes, but {description} promises {stated}.",
-            why="The description belongs to another image, or the image was cut off.",
+            f"The disk has {size} bytes, but {description} states {stated}.",
+            why="The description belongs to another image, or the image is incomplete.",
             cure="Build the image again.",
             field="logical_bytes",
         )
@@ -493,8 +494,8 @@ def _check_choice(source: Path, key: str, value: str, known: tuple[str, ...]) ->
 
 def _wrong_field(source: Path, key: str, value: object, wanted: str) -> ImageFormatError:
     return ImageFormatError(
-        f"The field {key!r} of {source} cannot be used.",
-        why=f"It is {str(value)[:80]!r} and must be {wanted}.",
-        cure="Build the image with a current nixpkgs, or give the image file itself.",
+        f"Invalid field {key!r} in {source}.",
+        why=f"It is {str(value)[:80]!r}, but must be {wanted}.",
+        cure="Build the image with a current nixpkgs, or use the image file itself.",
         field=key,
     )
