@@ -96,7 +96,7 @@ def test_a_panic_is_recognised_at_once(linux: Path) -> None:
 
 @pytest.mark.long(seconds=6)
 def test_a_machine_that_turns_itself_off_is_not_waited_for(linux: Path) -> None:
-    with pytest.raises(BootFailedError, match="turned itself off"):
+    with pytest.raises(BootFailedError, match="shut down or rebooted"):
         boot(linux, expect=UP, user_data="poweroff -f\n", deadline=600)
 
 
@@ -112,7 +112,7 @@ def test_an_image_that_never_boots_ends_at_the_deadline(tmp_path: Path, temporar
 def test_a_flood_of_the_console_is_bounded(linux: Path, lines: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "KEPT_BYTES", 50_000)
     flood = f"yes | head -c 200000 | {lines}\npoweroff -f\n"
-    with pytest.raises(BootFailedError, match="turned itself off") as caught:
+    with pytest.raises(BootFailedError, match="shut down or rebooted") as caught:
         boot(linux, expect=UP, user_data=flood, deadline=600, console=Path("flood.log"))
     assert len(caught.value.console) == 40
     assert sum(line.strip("y") == "" for line in caught.value.console) > 20
@@ -123,7 +123,7 @@ def test_a_flood_of_the_console_is_bounded(linux: Path, lines: str, monkeypatch:
 def test_a_disk_without_a_boot_sector_is_refused_before_anything_starts(tmp_path: Path) -> None:
     empty = tmp_path / "empty.img"
     empty.write_bytes(bytes(2**20))
-    with pytest.raises(BootFailedError, match=r"no boot sector.*boot mode"):
+    with pytest.raises(BootFailedError, match=r"not a boot sector.*boot mode"):
         boot(empty)
 
 
@@ -131,14 +131,16 @@ def test_a_disk_without_a_boot_sector_is_refused_before_anything_starts(tmp_path
 def test_firmware_that_finds_nothing_says_so(tmp_path: Path) -> None:
     empty = tmp_path / "empty.img"
     empty.write_bytes(bytes(2**20))
-    with pytest.raises(BootFailedError, match="Its firmware found nothing to boot"):
+    with pytest.raises(BootFailedError, match="Its firmware found no boot device"):
         boot(empty, boot_mode="uefi", deadline=120)
 
 
 def test_a_machine_without_qemu_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = sample(tmp_path / "sample")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ToolMissingError, match=r"qemu-system-x86_64 is not on this machine.*apt install"):
+    with pytest.raises(
+        ToolMissingError, match=r"qemu-system-x86_64 is not installed on this machine.*apt install"
+    ):
         boot(image)
 
 
@@ -157,7 +159,7 @@ def test_an_image_of_another_architecture_names_its_qemu(
 
 def test_kvm_is_not_emulated_when_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_why_no_kvm", lambda _: "this machine has no /dev/kvm")
-    with pytest.raises(ToolMissingError, match=r"KVM was asked for.*no /dev/kvm.*auto"):
+    with pytest.raises(ToolMissingError, match=r"KVM is not available.*no /dev/kvm.*auto"):
         boot(sample(tmp_path / "sample"), accelerator="kvm")
 
 
@@ -185,7 +187,7 @@ def test_a_kvm_that_fails_is_replaced_by_emulation(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"expect": "login: ["}, "cannot be right"),
+        ({"expect": "login: ["}, "Invalid regular expression"),
         ({"expect": ".*"}, "matches an empty line"),
         ({"accelerator": "hvf"}, "no accelerator 'hvf'"),
     ],

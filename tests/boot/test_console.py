@@ -22,7 +22,7 @@ LOGIN = re.compile(r"login:")
     ("text", "meaning"),
     [
         ("[    1.23] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n", "its kernel panicked"),
-        ("BdsDxe: No bootable option or device was found.\r\n", "its firmware found nothing to boot"),
+        ("BdsDxe: No bootable option or device was found.\r\n", "its firmware found no boot device"),
         ("grub rescue> ", "its boot loader could not find its files"),
         ("An error occurred in stage 1 of the boot process\n", "NixOS could not mount its root file system"),
         ("You are in emergency mode. After logging in\n", "systemd could not reach its target"),

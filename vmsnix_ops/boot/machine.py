@@ -93,27 +93,28 @@ def find_hardware(system: str, boot_mode: str, accelerator: str) -> Hardware:
     if system not in ARCHITECTURES:
         raise ImageError(
             f"An image for {system or 'an unknown system'} cannot be booted.",
-            why=f"Machines for {' and '.join(ARCHITECTURES)} are known.",
-            cure="Build the image for one of them, or say which system it is for.",
+            why=f"vmsnix can boot images for {' and '.join(ARCHITECTURES)}.",
+            cure="Build the image for one of them, or pass its system with --system.",
         )
     architecture = ARCHITECTURES[system]
     program = shutil.which(f"qemu-system-{architecture.qemu}")
     if program is None:
         raise ToolMissingError(
-            f"The image is for {system}, and qemu-system-{architecture.qemu} is not on this machine.",
+            f"The image is for {system}, but qemu-system-{architecture.qemu} is not installed on this "
+            "machine.",
             why="The boot test runs the image in QEMU.",
-            cure=f"Install it (nix shell nixpkgs#qemu, or apt install {architecture.debian}), or leave the "
-            "boot test out.",
+            cure=f"Install it (nix shell nixpkgs#qemu, or apt install {architecture.debian}), or skip the "
+            "boot test.",
         )
     why = _why_no_kvm(architecture)
     if why and accelerator == "kvm":
         raise ToolMissingError(
-            "KVM was asked for and cannot be used.",
+            "KVM is not available.",
             why=why,
-            cure="Run on a machine with KVM, or take accelerator auto, which emulates and is slow.",
+            cure="Use a machine with KVM, or --accelerator auto, which emulates and is slow.",
         )
     if accelerator == "tcg":
-        why = "emulation was asked for"
+        why = "emulation was requested"
     firmware = None if boot_mode == "legacy-bios" else _find_firmware(program, architecture)
     return Hardware(program, architecture, "tcg" if why else "kvm", why, firmware)
 
@@ -122,7 +123,7 @@ def _why_no_kvm(architecture: Architecture) -> str:
     """Return why KVM cannot run this architecture here; empty when it can."""
     host = platform.machine().lower()
     if host not in architecture.kvm_hosts:
-        return f"this machine is {host}, and the image is for {architecture.qemu}"
+        return f"this machine is {host}, but the image is for {architecture.qemu}"
     if not Path("/dev/kvm").exists():
         return "this machine has no /dev/kvm"
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
@@ -145,9 +146,9 @@ def _find_firmware(program: str, architecture: Architecture) -> tuple[Path, Path
         if pair is not None and all(path.is_file() for path in pair):
             return pair
     raise ToolMissingError(
-        f"The image boots by UEFI, and there is no UEFI firmware for {architecture.qemu} on this machine.",
-        why=f"None is described in {', '.join(str(folder / 'firmware') for folder in folders)}.",
-        cure="Install one (Debian: ovmf, or qemu-efi-aarch64; in nixpkgs QEMU brings it).",
+        f"The image boots with UEFI, but there is no UEFI firmware for {architecture.qemu} on this machine.",
+        why=f"No firmware is described in {', '.join(str(folder / 'firmware') for folder in folders)}.",
+        cure="Install it (Debian: ovmf, or qemu-efi-aarch64; in nixpkgs QEMU includes it).",
     )
 
 
@@ -176,8 +177,8 @@ def make_overlay(image: Path, image_format: str, folder: Path) -> Path:
     program = shutil.which("qemu-img")
     if program is None:
         raise ToolMissingError(
-            "qemu-img is not on this machine.",
-            why="The boot test writes to an overlay that qemu-img makes, so that the image stays as it is.",
+            "qemu-img is not installed on this machine.",
+            why="The boot test uses it to create an overlay, so that the image does not change.",
             cure="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils).",
         )
     overlay = folder / "overlay.qcow2"
@@ -204,8 +205,8 @@ def make_overlay(image: Path, image_format: str, folder: Path) -> Path:
     if done.returncode:
         raise BootFailedError(
             f"{image.name} cannot be booted.",
-            why=f"qemu-img says: {done.stderr.strip().removeprefix('qemu-img: ') or done.returncode}.",
-            cure="Build the image again, or look whether another program holds it.",
+            why=f"qemu-img reported: {done.stderr.strip().removeprefix('qemu-img: ') or done.returncode}.",
+            cure="Build the image again, or check whether another program has locked it.",
         )
     return overlay
 

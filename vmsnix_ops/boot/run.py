@@ -45,7 +45,7 @@ LONGEST_READ = 65_536
 ACCELERATORS = ("auto", "kvm", "tcg")
 BOOT_SIGNATURE = b"\x55\xaa"
 INSTANCE = "i-00000000000000000"
-CURE = "Look at the whole console, mend the image, and build it again."
+CURE = "Check the whole console, correct the image, and build it again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +196,9 @@ def _format_of(path: Path, boot_mode: str) -> str:
         if boot_mode == "legacy-bios" and disk.read(510, 2) != BOOT_SIGNATURE:
             raise BootFailedError(
                 f"{path.name} cannot boot.",
-                why="Its boot mode is legacy-bios, and its first sector is no boot sector: it does not end "
-                "with 55 aa.",
-                cure="Give the boot mode that it was built for (uefi?), or build it with a boot loader.",
+                why="Its boot mode is legacy-bios, but its first sector is not a boot sector: it does not "
+                "end with 55 aa.",
+                cure="Use the boot mode that it was built for (uefi?), or build it with a boot loader.",
             )
         return disk.format
 
@@ -212,22 +212,20 @@ def check(expect: str, accelerator: str) -> re.Pattern[str]:
         The expression or the accelerator cannot be right.
     """
     if accelerator not in ACCELERATORS:
-        raise ParameterError(
-            f"There is no accelerator {accelerator!r}.", cure=f"Use one of {', '.join(ACCELERATORS)}."
-        )
+        raise ParameterError(f"Invalid accelerator {accelerator!r}: use {', '.join(ACCELERATORS)}.")
     try:
         wanted = re.compile(expect)
     except re.error as error:
         raise ParameterError(
-            f"The expression {expect!r} for the console cannot be right.",
-            why=f"Python's re says: {error}.",
-            cure="Correct it; a plain text wants a backslash before each of .^$*+?{}[]\\|().",
+            f"Invalid regular expression {expect!r} for the console.",
+            why=f"Python's re reported: {error}.",
+            cure="Correct it. Put a backslash before a literal .^$*+?{}[]\\|().",
         ) from error
     if wanted.search(""):
         raise ParameterError(
-            f"The expression {expect!r} for the console matches an empty line.",
-            why="Any image would pass.",
-            cure="Name a text that only a machine that is up says.",
+            f"The regular expression {expect!r} for the console matches an empty line.",
+            why="Every image would pass.",
+            cure="Use a text that appears only when the machine is up.",
         )
     return wanted
 
@@ -310,14 +308,16 @@ def _failure(
     if found is not None:
         why = f"{found.meaning[0].upper()}{found.meaning[1:]}: {found.line.strip()}."
     elif not _ended(machine):
-        why = f"The expected line did not come within {seconds:.0f} s."
+        why = f"The expected line did not appear within {seconds:.0f} s."
     elif machine.returncode:
         said = (machine.stderr.read() if machine.stderr else b"").decode(errors="replace").strip()
-        why = f"QEMU ended with status {machine.returncode}: {said.splitlines()[-1] if said else 'no word'}"
+        why = (
+            f"QEMU ended with status {machine.returncode}: {said.splitlines()[-1] if said else 'no message'}"
+        )
         if not heard.bytes:
-            return _NotStartedError(what, why=why, cure="Look whether QEMU itself works on this machine.")
+            return _NotStartedError(what, why=why, cure="Check whether QEMU works on this machine.")
     else:
-        why = "The machine turned itself off, or wanted to start anew, before the expected line."
+        why = "The machine shut down or rebooted before the expected line."
     return BootFailedError(what, why=why, cure=cure, console=heard.tail())
 
 
