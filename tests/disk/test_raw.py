@@ -1,4 +1,4 @@
-"""A raw image is its disk; holes are skipped, and a copy that was cut short is found out."""
+"""A raw image is its disk; holes are skipped, and an incomplete copy is found."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_disk_that_ends_before_its_partition_was_cut_short(tmp_path: Path) -> 
 def test_a_fixed_vhd_that_lost_its_footer_and_more_is_found_out_too(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", partitioned(4 * MIB, start=2048, sectors=6144))
     image = qemu_make(tmp_path / "disk.vhd", raw, "vpc", "subformat=fixed,force_size=on").read_bytes()
-    with pytest.raises(ImageFormatError, match="cut short"):
+    with pytest.raises(ImageFormatError, match="incomplete"):
         open_image(io.BytesIO(image[:-1024]))
 
 
@@ -70,6 +70,6 @@ def test_a_disk_that_ends_before_its_second_partition_table_was_cut_short() -> N
     struct.pack_into("<Q", disk, 512 + 32, 4 * MIB // 512 - 1)
     with open_image(io.BytesIO(disk)) as image:
         assert image.format == "raw"
-    with pytest.raises(ImageFormatError, match="The second table lies at sector 8191") as caught:
+    with pytest.raises(ImageFormatError, match="The second table is at sector 8191") as caught:
         open_image(io.BytesIO(disk[:-512]))
     assert (caught.value.offset, caught.value.field) == (544, "GPT alternate LBA")

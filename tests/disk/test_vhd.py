@@ -222,14 +222,14 @@ def test_a_wrong_checksum_is_named(tmp_path: Path, at: int, field: str) -> None:
 
 def test_a_sound_copy_does_not_stand_in_for_a_damaged_footer(tmp_path: Path) -> None:
     image = write_ours(tmp_path / "disk", scattered(SIZE), "dynamic").read_bytes()
-    with pytest.raises(ImageFormatError, match="cut short, or damaged") as caught:
+    with pytest.raises(ImageFormatError, match="incomplete or damaged") as caught:
         open_image(io.BytesIO(image[:-512] + bytes(512)))
     assert (caught.value.field, caught.value.offset) == ("footer cookie", len(image) - 512)
 
 
 def test_a_differencing_disk_says_to_merge_it(tmp_path: Path) -> None:
     image = write_ours(tmp_path / "disk", scattered(SIZE), "dynamic").read_bytes()
-    with pytest.raises(ImageFormatError, match=r"differs from a parent.*Merge-VHD"):
+    with pytest.raises(ImageFormatError, match=r"differences from a parent.*Merge-VHD"):
         open_image(io.BytesIO(edited(image, {"footers.disk_type": 4})))
 
 
@@ -268,5 +268,5 @@ def test_a_file_that_shrinks_while_it_is_read_says_so(tmp_path: Path) -> None:
     with open_image(path) as image:
         with path.open("r+b") as file:
             file.truncate(3 * MIB)
-        with pytest.raises(ImageFormatError, match="leave the file alone while it is in use"):
+        with pytest.raises(ImageFormatError, match="do not change the file while it is in use"):
             list(image.blocks())

@@ -119,8 +119,8 @@ def check_sector_size(image: DiskImage) -> None:
     """
     if image.read(4096, 8) == _SIGNATURE and image.read(SECTOR, 8) != _SIGNATURE:
         raise ImageFormatError(
-            f"{image.source.name} was partitioned for sectors of 4,096 bytes.",
-            why="Its GPT is at byte 4096. EC2's disks have sectors of 512 bytes, where a GPT is at byte 512.",
+            f"{image.source.name} is partitioned for sectors of 4,096 bytes.",
+            why="Its GPT is at byte 4096. EC2 disks have sectors of 512 bytes, where a GPT is at byte 512.",
             cure="Build the image with sectors of 512 bytes (systemd-repart --sector-size=512).",
             offset=4096,
             field="GPT header",

@@ -69,9 +69,9 @@ def open_raw(source: ByteSource, head: bytes) -> RawImage:
     if source.size % SECTOR:
         raise damaged(
             source.name, "raw", "end of file", source.size,
-            f"A raw disk is a multiple of {SECTOR} bytes, and this file of {source.size} bytes is not; it "
-            "bears the mark of no other known format either.",
-            cure="If the copy was cut short, copy it again; if it is no disk image, name the right file.",
+            f"A raw disk is a multiple of {SECTOR} bytes, but this file has {source.size} bytes. It is not "
+            "of another known format either.",
+            cure="If the copy is incomplete, copy it again. If this is not a disk image, use the right file.",
         )  # fmt: skip
     if has_partition_table(head):
         _check_partitions(source, head)
@@ -80,20 +80,18 @@ def open_raw(source: ByteSource, head: bytes) -> RawImage:
 
 def _check_partitions(source: ByteSource, head: bytes) -> None:
     """Refuse a disk that ends before its partition table says that it does."""
-    cure = "The file was probably cut short: copy it again, or build the image again."
+    cure = "The file is probably incomplete: copy it again, or build the image again."
     for number in range(4):
         at = 446 + 16 * number
         _status, kind, first, count = _PARTITION.unpack_from(head, at)
         end = (first + count) * SECTOR
         if kind not in (0, PROTECTIVE) and end > source.size:
-            why = f"Partition {number + 1} ends at byte {end}, the file already at byte {source.size}."
+            why = f"Partition {number + 1} ends at byte {end}, but the file ends at byte {source.size}."
             raise damaged(source.name, "raw", f"partition {number + 1} size", at + 12, why, cure=cure)
     if head[SECTOR : SECTOR + 8] == b"EFI PART" and len(head) >= SECTOR + 40:
         backup = int.from_bytes(head[SECTOR + 32 : SECTOR + 40], "little")
         if (backup + 1) * SECTOR > source.size:
-            why = (
-                f"The second table lies at sector {backup}, but the file has {source.size // SECTOR} sectors."
-            )
+            why = f"The second table is at sector {backup}, but the file has {source.size // SECTOR} sectors."
             raise damaged(source.name, "raw", "GPT alternate LBA", SECTOR + 32, why, cure=cure)
 
 
@@ -152,7 +150,7 @@ def _open(source: ByteSource) -> DiskImage:
     if source.size == 0:
         raise ImageFormatError(
             f"{source.name} is empty.",
-            why="It has 0 bytes; a copy or a build that failed leaves such a file.",
+            why="It has 0 bytes, as after a failed copy or build.",
             cure="Build the image again, or copy it again.",
             offset=0,
             field="end of file",
@@ -177,7 +175,7 @@ def _refuse_foreign(source: ByteSource, head: bytes) -> None:
         offset, what, cure = found
         raise ImageFormatError(
             f"{source.name} is {what}, not a disk image.",
-            why=f"Its bytes at {offset} say so; the name of a file does not count.",
+            why=f"Its bytes at {offset} identify it; the file name is not considered.",
             cure=cure,
             offset=offset,
             field="signature",

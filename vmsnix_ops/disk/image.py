@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # The one sentence pattern in which a damaged image is refused: which file, which field, at which byte.
 
-CURE = "Build the image again, or copy it again from where it came from."
+CURE = "Build the image again, or copy it again from its source."
 
 
 def damaged(
@@ -47,7 +47,7 @@ def damaged(
     """
     place = "" if offset is None else f" at byte {offset}"
     return ImageFormatError(
-        f"{name} is not a sound {kind} image: {field}{place} is wrong.",
+        f"{name} is not a valid {kind} image: {field}{place} is wrong.",
         why=why,
         cure=cure,
         offset=offset,

@@ -65,8 +65,8 @@ def lines(arguments: Sequence[str], *, name: str, kind: str, accepted: Sequence[
     program = shutil.which("qemu-img")
     if program is None:
         raise ToolMissingError(
-            f"{name} is a {kind} image, and qemu-img is not on this machine.",
-            why="Only VHD and raw images are read without it.",
+            f"{name} is a {kind} image, but qemu-img is not installed on this machine.",
+            why="Only VHD and raw images can be read without it.",
             cure="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils), or build a VHD.",
         )
     environment = {**os.environ, "LC_ALL": "C"}
@@ -105,18 +105,20 @@ def _limit_memory(pid: int) -> None:
 def _refuse(complaint: str, status: int, name: str, kind: str) -> None:
     """Raise the error that fits what ``qemu-img`` said."""
     said = complaint.strip().split("\n")[0].removeprefix("qemu-img: ")
-    why = f"qemu-img says: {said.rstrip('.') or f'nothing, and ended with status {status}'}."
+    why = f"qemu-img reported: {said.rstrip('.') or f'nothing, and ended with status {status}'}."
     if "No space left" in complaint or "File too large" in complaint:
-        cure = "Make room, or set TMPDIR to a folder with as much free space as the image holds data."
-        raise ImageError(f"There is no room in {temporary_folder()} to unpack {name}.", why=why, cure=cure)
+        cure = (
+            "Free disk space, or set TMPDIR to a folder with as much free space as the image contains data."
+        )
+        raise ImageError(f"Not enough space in {temporary_folder()} to unpack {name}.", why=why, cure=cure)
     if re.search("Failed to get .*lock", complaint):
         cure = "Stop the machine that runs from this image, or copy the image first."
         raise ImageError(f"{name} is in use by another program.", why=why, cure=cure)
     raise ImageFormatError(
-        f"{name} is not a sound {kind} image: qemu-img refuses it.",
+        f"{name} is not a valid {kind} image: qemu-img refuses it.",
         why=why,
-        cure="Build the image again, or copy it again from where it came from.",
-        field="as named by qemu-img",
+        cure="Build the image again, or copy it again from its source.",
+        field="as reported by qemu-img",
     )
 
 
@@ -139,7 +141,7 @@ LARGE_FILE = 2 << 40
 
 COPY_CHUNK = 1 << 20
 # Raw, because a VHD ends at 2,040 GiB, and both methods of publishing take it.
-WHOLE_CURE = "Make one whole file of it first: qemu-img convert -O raw INPUT OUTPUT.img."
+WHOLE_CURE = "Convert it to a single file first: qemu-img convert -O raw INPUT OUTPUT.img"
 
 
 class Runs:
@@ -266,15 +268,17 @@ def _check_qcow2(source: ByteSource, head: bytes) -> None:
     if len(head) < 112:
         raise wrong("header", len(head), f"The file ends after {len(head)} bytes, within its header.")
     if number(4, 4) not in (2, 3):
-        raise wrong("version", 4, f"It is {number(4, 4)}; versions 2 and 3 are known.")
+        raise wrong("version", 4, f"It is {number(4, 4)}, but only versions 2 and 3 are supported.")
     if number(8, 8):
         raise wrong(
-            "backing_file_offset", 8, "The image holds only what differs from another file, its backing file."
+            "backing_file_offset",
+            8,
+            "The image contains only the differences from another file, its backing file.",
         )
     if number(32, 4):
         raise wrong("crypt_method", 32, "The image is encrypted.", "Decrypt it first with qemu-img convert.")
     if number(4, 4) == 3 and number(72, 8) & 4:
-        raise wrong("incompatible_features", 72, "The disk's data lie in another file.")
+        raise wrong("incompatible_features", 72, "The disk's data is in another file.")
     if number(4, 4) == 3 and number(72, 8) & 2:
         raise wrong("incompatible_features", 72, "The image is marked as corrupt.", "Build the image again.")
 
@@ -284,7 +288,7 @@ def _check_vmdk(source: ByteSource, head: bytes) -> None:
     if len(head) < SECTOR:
         raise damaged(source.name, "VMDK", "header", len(head), "The file ends within its header.")
     if int.from_bytes(head[12:20], "little") == 0:
-        why = "It is 0: the file only describes a disk whose data lie in other files."
+        why = "It is 0: the file only describes a disk whose data is in other files."
         raise damaged(source.name, "VMDK", "capacity", 12, why, cure=WHOLE_CURE)
     # The text that describes the disk: where the header says, and where QEMU looks for a parent.
     named = int.from_bytes(head[28:36], "little") * SECTOR
@@ -292,7 +296,7 @@ def _check_vmdk(source: ByteSource, head: bytes) -> None:
         text = source.read(at, min(20 * SECTOR, source.size - at)) if at < source.size else b""
         hint = text.find(b"parentFileNameHint")
         if hint >= 0:
-            why = "The image holds only what differs from another file, its parent."
+            why = "The image contains only the differences from another file, its parent."
             raise damaged(source.name, "VMDK", "parentFileNameHint", at + hint, why, cure=WHOLE_CURE)
 
 
@@ -307,7 +311,7 @@ def _vmdk_subformat(source: ByteSource, head: bytes) -> str:
 def _check_vhdx(source: ByteSource) -> None:
     """Refuse a file that lost less than a sector: ``qemu-img`` would fill in zeros for it without a word."""
     if source.size % SECTOR:
-        why = "A VHDX is whole megabytes, and this one ends within a sector: it was cut short."
+        why = "A VHDX has a whole number of megabytes, but this one ends within a sector: it is incomplete."
         raise damaged(source.name, "VHDX", "end of file", source.size, why)
 
 
@@ -317,7 +321,10 @@ def _disk_size(source: ByteSource, file: Path, kind: str) -> int:
     text = "".join(lines(["info", "--output=json", *options], name=source.name, kind=kind))
     size = json.loads(text)["virtual-size"]
     if not isinstance(size, int) or not 0 < size <= MAX_SIZE or size % SECTOR:
-        why = f"It is {size} bytes; it must be a multiple of {SECTOR}, and EBS has no disk beyond {MAX_SIZE}."
+        why = (
+            f"It is {size} bytes, but must be a multiple of {SECTOR} and at most {MAX_SIZE}, the limit of "
+            "EBS."
+        )
         raise damaged(source.name, kind, "virtual size", None, why)
     # 3 is leaked clusters, which waste room and nothing else; 63 is a format without a check.
     for _line in lines(["check", "-q", *options], name=source.name, kind=kind, accepted=(0, 3, 63)):
@@ -336,18 +343,18 @@ def _map(source: ByteSource, file: Path, kind: str, size: int) -> Runs | None:
         entry = json.loads(text)
         start, length, stored = entry["start"], entry["length"], entry.get("offset")
         if start != end:
-            why = f"qemu-img names a range at byte {start} of the disk after one that ends at {end}."
+            why = f"qemu-img reports a range at byte {start} of the disk after one that ends at {end}."
             raise damaged(source.name, kind, "map", None, why)
         end = start + length
         if stored is not None and entry["present"] and stored + length > source.size:
-            why = f"Bytes {start} to {end} of the disk lie behind the end of the file: it was cut short."
+            why = f"Bytes {start} to {end} of the disk are beyond the end of the file: it is incomplete."
             raise damaged(source.name, kind, "end of file", stored, why)
         if entry["data"] and not entry["zero"]:
             if stored is None or entry.get("compressed") or len(runs.starts) >= MAX_RUNS:
                 return None
             runs.append(start, length, stored)
     if end != size:
-        raise damaged(source.name, kind, "map", None, f"qemu-img names {end} bytes of a disk of {size}.")
+        raise damaged(source.name, kind, "map", None, f"qemu-img reports {end} bytes of a disk of {size}.")
     _check_overlap(source, kind, runs)
     return runs
 
@@ -358,7 +365,7 @@ def _check_overlap(source: ByteSource, kind: str, runs: Runs) -> None:
     for index in sorted(range(len(runs.stored)), key=runs.stored.__getitem__):
         stored, start = runs.stored[index], runs.starts[index]
         if stored < end:
-            why = f"Bytes {start} and {previous} of the disk are said to lie in the same place."
+            why = f"Bytes {start} and {previous} of the disk have the same location in the file."
             raise damaged(source.name, kind, "cluster or grain table", stored, why)
         end, previous = stored + runs.lengths[index], start
 
@@ -386,10 +393,11 @@ def _check_file_size(output: Path, name: str, size: int) -> None:
             file.truncate(size)
     except OSError as error:
         raise ImageError(
-            f"The disk in {name} is larger than a file can be in {temporary_folder()}.",
-            why=f"It has {size} bytes, and the file system refuses a file of that size ({error.strerror}; "
-            "ext4 ends at 16 TiB).",
-            cure="Set TMPDIR to a folder on a file system with larger files, such as XFS, or give raw.",
+            f"The disk in {name} is larger than the largest file in {temporary_folder()}.",
+            why=f"It has {size} bytes, but the file system refuses a file of that size ({error.strerror}; "
+            "the limit of ext4 is 16 TiB).",
+            cure="Set TMPDIR to a folder on a file system with larger files, such as XFS, or use a raw "
+            "image.",
         ) from error
 
 
@@ -405,7 +413,7 @@ def _convert(file: Path, name: str, kind: str, size: int) -> PathSource:
         raw = PathSource(output)
         if raw.size != size:
             raw.close()
-            why = f"The disk has {raw.size} bytes where {size} were announced."
+            why = f"The disk has {raw.size} bytes, but {size} were expected."
             raise damaged(name, kind, "virtual size", None, why)
         return raw
     finally:

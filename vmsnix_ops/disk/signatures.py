@@ -10,9 +10,9 @@ VHDX = b"vhdxfile"
 QCOW2 = b"QFI\xfb"
 VMDK = b"KDMV"
 
-_UNPACK = "Unpack it first, and name the disk image that is in it."
-_CONVERT = "Convert it first: qemu-img convert -O raw INPUT OUTPUT.img."
-_NO_DISK = "Name the disk image itself (nix-support/image-info.json of a Nix output says which file it is)."
+_UNPACK = "Unpack it first, and use the disk image in it."
+_CONVERT = "Convert it first: qemu-img convert -O raw INPUT OUTPUT.img"
+_NO_DISK = "Use the disk image itself (nix-support/image-info.json of a Nix output has its name)."
 
 FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x1f\x8b", "a gzip file", _UNPACK),
@@ -36,7 +36,7 @@ FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"WithouFreSpacExt", "a Parallels disk", _CONVERT),
     (0, b"COWD", "an ESX sparse extent", _CONVERT),
     (0, b"\xbe\xba\xfe\xca", "an ESX space-efficient sparse extent", _CONVERT),
-    (0, b"# Disk DescriptorFile", "the description of a VMDK, whose data are in other files", _CONVERT),
+    (0, b"# Disk DescriptorFile", "the description of a VMDK, whose data is in other files", _CONVERT),
     (0, b"\x3a\xff\x26\xed", "an Android sparse image", _CONVERT),
     (0, b"cxsparse", "a VHD that lost its first 512 bytes", "Build the image again, or copy it again."),
 )

@@ -130,9 +130,9 @@ class ByteSource:
 
     def _ends(self, at: int, missing: int) -> ImageFormatError:
         return ImageFormatError(
-            f"{self.name} ends at byte {at}; {missing} more were to be read.",
-            why="The file was cut short, perhaps while it was open.",
-            cure="Build or copy the image again, and leave the file alone while it is in use.",
+            f"{self.name} ends at byte {at}, but {missing} more were expected.",
+            why="The file is incomplete, or became shorter while it was open.",
+            cure="Build or copy the image again, and do not change the file while it is in use.",
             offset=at,
             field="end of file",
         )
@@ -177,29 +177,30 @@ class PathSource(ByteSource):
                 self.size = os.lseek(self._descriptor, 0, os.SEEK_END)
         except FileNotFoundError:
             raise ImageNotFoundError(
-                f"There is no image at {path}.",
+                f"No image at {path}.",
                 why="No file of that name exists.",
-                cure="Check the path. If it is a `result` link whose store path was collected, build again.",
+                cure="Check the path. If it is a `result` link whose store path was garbage-collected, build "
+                "the image again.",
             ) from None
         except (OSError, ValueError) as error:
             self.close()
             raise ImageError(
-                f"{path} cannot be opened.",
-                why=f"The system says: {getattr(error, 'strerror', None) or error}.",
-                cure="Make the file readable for this user, or name another one.",
+                f"Could not open {path}.",
+                why=f"The system reported: {getattr(error, 'strerror', None) or error}.",
+                cure="Make the file readable for this user, or use another one.",
             ) from error
         if stat.S_ISDIR(mode):
             self.close()
             raise ImageNotFoundError(
                 f"{path} is a folder, not a disk image.",
-                why="Only a file has a disk's bytes.",
-                cure="Name the image file in it; nix-support/image-info.json of a Nix output says which.",
+                why="A disk image is a file.",
+                cure="Use the image file in it; nix-support/image-info.json of a Nix output has its name.",
             )
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             self.close()
             raise ImageError(
                 f"{path} is neither a file nor a block device.",
-                why="An image is read at many positions, which pipes, sockets and terminals cannot do.",
+                why="An image is read at many positions, which pipes, sockets and terminals do not support.",
                 cure="Write the bytes to a file first.",
             )
 
@@ -226,9 +227,9 @@ class PathSource(ByteSource):
 
     def _unreadable(self, offset: int, error: OSError) -> ImageError:
         return ImageError(
-            f"{self.name} cannot be read at byte {offset}.",
-            why=f"The system says: {error.strerror or error}.",
-            cure="Check the disk that the file lies on, or copy the image to another one.",
+            f"Could not read {self.name} at byte {offset}.",
+            why=f"The system reported: {error.strerror or error}.",
+            cure="Check the disk that contains the file, or copy the image to another one.",
         )
 
     def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -266,9 +267,9 @@ class ReaderSource(ByteSource):
             self.size = reader.seek(0, os.SEEK_END)
         except (OSError, ValueError, io.UnsupportedOperation) as error:
             raise ImageError(
-                f"{self.name} cannot be read at any position.",
-                why=f"Moving to its end failed: {error}.",
-                cure="Hand in a path, or a binary reader that can seek.",
+                f"{self.name} does not support reading at a position.",
+                why=f"Seeking to its end failed: {error}.",
+                cure="Use a path, or a binary reader that can seek.",
             ) from error
 
     def _read_some(self, offset: int, length: int) -> bytes:
@@ -278,9 +279,9 @@ class ReaderSource(ByteSource):
                 return self._reader.read(length)
             except (OSError, ValueError) as error:
                 raise ImageError(
-                    f"{self.name} cannot be read at byte {offset}.",
-                    why=f"The reader says: {error}.",
-                    cure="Look at what the reader reads from, and try again.",
+                    f"Could not read {self.name} at byte {offset}.",
+                    why=f"The reader reported: {error}.",
+                    cure="Check the source of the reader, then try again.",
                 ) from error
 
 

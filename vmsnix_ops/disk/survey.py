@@ -43,8 +43,8 @@ MOST_PARTS = 10_000  # S3's limit for one object
 PIECE = 4 * MIB  # bytes of the file that are in memory as one; whole blocks of a raw disk
 PIECES = 6  # in memory at a time
 NEXT_TIME = (
-    "Let nothing write to the image, and run the same command again; in a notebook, run it again from the "
-    "cell that builds."
+    "Stop other programs from writing to the image, then run the same command again. In a notebook, run it "
+    "again from the cell that builds."
 )
 
 
@@ -236,9 +236,9 @@ def changed(name: str, offset: int | None = None, length: int = 0) -> ImageChang
     offset, length
         The bytes of the file that are others, where that is known.
     """
-    why = "Its size, its time of last change or the file itself is another than when it was hashed."
+    why = "Its size, modification time or file is not the one that was hashed."
     if offset is not None:
-        why = f"Bytes {offset} to {offset + length} of the file are not those that were hashed."
+        why = f"Bytes {offset} to {offset + length} of the file differ from those that were hashed."
     return ImageChangedError(f"{name} changed while it was in use.", why=why, cure=NEXT_TIME, offset=offset)
 
 

@@ -292,7 +292,7 @@ def open_vhd(source: ByteSource, head: bytes) -> DiskImage:
     if not tail.startswith(FOOTER_COOKIE):
         raise damaged(
             source.name, "VHD", "footer cookie", max(at, 0),
-            "The file begins as a dynamic VHD but does not end as one: it was cut short, or damaged.",
+            "The file starts as a dynamic VHD but does not end as one: it is incomplete or damaged.",
         )  # fmt: skip
     footer = _check_footer(source, tail, at, "footer")
     if footer.disk_type == FIXED:
@@ -307,9 +307,7 @@ def _check_footer(source: ByteSource, data: bytes, at: int, what: str) -> Footer
         return damaged(source.name, "VHD", f"{what} {field}", at + FOOTER_OFFSETS[field], why)
 
     if not data.startswith(FOOTER_COOKIE):
-        raise wrong(
-            "cookie", "The end of the file is a VHD's footer, but its copy at the start is not there."
-        )
+        raise wrong("cookie", "The file ends with a VHD footer, but the copy at its start is missing.")
     footer = Footer.parse(data)
     if footer.checksum != checksum(data):
         why = f"It is {footer.checksum:#010x}, but the footer's bytes add up to {checksum(data):#010x}."
@@ -319,11 +317,11 @@ def _check_footer(source: ByteSource, data: bytes, at: int, what: str) -> Footer
     if footer.disk_type == DIFFERENCING:
         raise damaged(
             source.name, "VHD", f"{what} disk_type", at + FOOTER_OFFSETS["disk_type"],
-            "It is a differencing disk: it holds only what differs from a parent in another file.",
+            "It is a differencing disk: it contains only the differences from a parent in another file.",
             cure="Merge it with its parent first (in Hyper-V: Merge-VHD), or build the image whole.",
         )  # fmt: skip
     if footer.disk_type not in KINDS:
-        raise wrong("disk_type", f"It is {footer.disk_type}; a fixed disk has 2, a dynamic one 3.")
+        raise wrong("disk_type", f"It is {footer.disk_type}, but must be 2 (fixed) or 3 (dynamic).")
     if footer.current_size == 0 or footer.current_size % SECTOR:
         raise wrong(
             "current_size", f"It is {footer.current_size} bytes, not a multiple of a {SECTOR}-byte sector."
@@ -335,7 +333,7 @@ def _open_fixed(source: ByteSource, footer: Footer) -> FixedVhd:
     data_bytes = source.size - FOOTER_BYTES
     if footer.current_size != data_bytes:
         kind = "larger" if data_bytes > footer.current_size else "smaller"
-        why = f"It says {footer.current_size} bytes, but the file holds {data_bytes}: the image is {kind}."
+        why = f"It is {footer.current_size} bytes, but the file contains {data_bytes}: the image is {kind}."
         raise damaged(
             source.name, "VHD", "footer current_size", data_bytes + FOOTER_OFFSETS["current_size"], why
         )
@@ -347,7 +345,7 @@ def _open_dynamic(source: ByteSource, head: bytes, footer: Footer) -> DynamicVhd
     for field in ("current_size", "disk_type", "data_offset"):
         ours, theirs = getattr(footer, field), getattr(copy, field)
         if ours != theirs:
-            why = f"The copy at the start of the file says {theirs}, the footer at its end says {ours}."
+            why = f"The copy at the start of the file has {theirs}, the footer at its end has {ours}."
             raise damaged(source.name, "VHD", f"footer copy {field}", FOOTER_OFFSETS[field], why)
     end = source.size - FOOTER_BYTES
     header = _check_header(source, footer, end)
@@ -362,7 +360,7 @@ def _check_header(source: ByteSource, footer: Footer, end: int) -> DynamicHeader
     at = footer.data_offset
     if at % SECTOR or at < FOOTER_BYTES or at + HEADER_BYTES > end:
         where = source.size - FOOTER_BYTES + FOOTER_OFFSETS["data_offset"]
-        why = f"It puts the dynamic header at byte {at}, which is not a sector between the two footers."
+        why = f"The dynamic header is at byte {at}, which is not a sector between the two footers."
         raise damaged(source.name, "VHD", "footer data_offset", where, why)
     data = source.read(at, HEADER_BYTES)
 
@@ -370,7 +368,7 @@ def _check_header(source: ByteSource, footer: Footer, end: int) -> DynamicHeader
         return damaged(source.name, "VHD", f"dynamic header {field}", at + HEADER_OFFSETS[field], why)
 
     if not data.startswith(HEADER_COOKIE):
-        raise wrong("cookie", "The dynamic header does not begin with 'cxsparse'.")
+        raise wrong("cookie", "The dynamic header does not start with 'cxsparse'.")
     header = DynamicHeader.parse(data)
     if header.checksum != checksum(data):
         why = f"It is {header.checksum:#010x}, but the header's bytes add up to {checksum(data):#010x}."
@@ -383,26 +381,26 @@ def _check_header(source: ByteSource, footer: Footer, end: int) -> DynamicHeader
         )
     if footer.current_size > MAX_SIZE:
         where = end + FOOTER_OFFSETS["current_size"]
-        why = f"It says {footer.current_size} bytes; a dynamic VHD holds {MAX_SIZE} at most."
+        why = f"It is {footer.current_size} bytes; the limit of a dynamic VHD is {MAX_SIZE}."
         raise damaged(source.name, "VHD", "footer current_size", where, why)
     if header.max_table_entries * header.block_size < footer.current_size:
         why = (
             f"{header.max_table_entries} blocks of {header.block_size} bytes are less than the disk's "
-            f"{footer.current_size} bytes: one of the two lies."
+            f"{footer.current_size} bytes: one of these values is wrong."
         )
         raise wrong("max_table_entries", why)
     if header.max_table_entries > MAX_BLOCKS:
-        why = f"It names {header.max_table_entries} blocks; more than {MAX_BLOCKS} are not supported."
+        why = f"It has {header.max_table_entries} blocks, but at most {MAX_BLOCKS} are supported."
         raise wrong("max_table_entries", why)
     table_end = header.table_offset + header.max_table_entries * 4
     if header.table_offset % SECTOR or header.table_offset < FOOTER_BYTES or table_end > end:
         why = (
-            f"The table of {header.max_table_entries} blocks would lie at bytes {header.table_offset} to "
+            f"The table of {header.max_table_entries} blocks would be at bytes {header.table_offset} to "
             f"{table_end}, which is not between the two footers (the last one is at byte {end})."
         )
         raise wrong("table_offset", why)
     if header.table_offset < at + HEADER_BYTES and table_end > at:
-        raise wrong("table_offset", "The block allocation table overlaps the header that names it.")
+        raise wrong("table_offset", "The block allocation table overlaps its header.")
     return header
 
 
@@ -415,8 +413,8 @@ def _read_table(source: ByteSource, header: DynamicHeader, count: int) -> array[
     for index in range(count, len(table)):
         if table[index] != UNALLOCATED:
             why = (
-                f"Block {index} holds data, but the disk ends with block {count - 1}: "
-                "its size field says less than the table."
+                f"Block {index} has data, but the disk ends with block {count - 1}: its size field is "
+                "smaller than the table."
             )
             raise damaged(source.name, "VHD", f"BAT entry {index}", header.table_offset + 4 * index, why)
     return table
@@ -448,16 +446,16 @@ def _check_table(
         length = span - cut if index == last else span
         if sector + length > limit:
             why = (
-                f"It puts block {index} at bytes {sector * SECTOR} to {(sector + length) * SECTOR}, "
-                f"but the blocks end at {end}."
+                f"Block {index} is at bytes {sector * SECTOR} to {(sector + length) * SECTOR}, but the "
+                f"blocks end at {end}."
             )
             raise wrong(index, why)
         if sector < previous_end:
-            why = f"It puts block {index} at byte {sector * SECTOR}, where block {previous} already is."
+            why = f"Block {index} is at byte {sector * SECTOR}, where block {previous} already is."
             raise wrong(index, why)
         for start, sectors, what in taken:
             if sector < start + sectors and sector + length > start:
-                raise wrong(index, f"It puts block {index} at byte {sector * SECTOR}, on top of {what}.")
+                raise wrong(index, f"Block {index} is at byte {sector * SECTOR}, where {what} is.")
         previous_end, previous = sector + length, index
 
 

@@ -189,7 +189,7 @@ def test_an_object_of_several_parts_is_one_disk(ready: Rehearsal) -> None:
         b"#!/bin/sh\necho no disk\n",
         b"",
     ],
-    ids=["zeros", "wrong checksum", "size that lies", "cut short", "text", "empty"],
+    ids=["zeros", "wrong checksum", "size that lies", "incomplete", "text", "empty"],
 )
 def test_what_is_no_vhd_fails_its_validation(ready: Rehearsal, content: bytes) -> None:
     upload(ready, content)
