@@ -173,7 +173,7 @@ def cancelled(console: Opened, published: Published, tmp_path_factory: pytest.Te
 def audited(console: Opened, published: Published) -> None:
     """Audit by keyboard alone."""
     console.tab("Inventory")
-    console.says("No audit has been recorded here yet.")
+    console.says("No audits yet.")
     console.button("Audit now").focus()
     console.page.keyboard.press("Enter")
     console.says("Audit the inventory")
@@ -218,9 +218,9 @@ def test_a_wrong_parameter_is_refused_in_the_form(console: Opened, published: Pu
     console.pick("publish-ami")
     before = len(list(console.archive.iterdir()))
     console.type_in("prefix", "AKIAIOSFODNN7EXAMPLE")
-    console.says("was given a secret")
+    console.says("contains a secret")
     console.type_in("region", "us-esat-1")
-    console.says("is not a region that is enabled here")
+    console.says("Unknown or disabled region")
     console.page.wait_for_selector("button:disabled:has-text('Run on the sandbox')")
     console.page.locator(".vmsnix-field-prefix").scroll_into_view_if_needed()
     console.shoot("refused")
@@ -276,15 +276,15 @@ def test_the_history_is_searched_and_repeated(
 
 def test_the_timings_show_pictures_and_tables(console: Opened, published: Published) -> None:
     console.tab("Timings")
-    console.says("Where the time goes")
+    console.says("Time per step")
     assert console.page.locator(".vmsnix-part svg").count() == 2
-    console.says("What is usual")
+    console.says("Usual durations")
     console.shoot("timings")
 
 
 def test_the_evidence_opens_in_jupyterlab(console: Opened, published: Published) -> None:
     console.tab("History")
-    console.button("Look at it").click()
+    console.button("Show it").click()
     console.page.locator(".vmsnix-report").wait_for()
     console.page.click(".vmsnix-files a:has-text('Executed notebook')")
     console.page.wait_for_function(OPEN_NOTEBOOK)
@@ -298,7 +298,7 @@ def test_what_destroys_in_production_wants_its_name_and_account_typed(
 ) -> None:
     account = production.lab.environment["VMSNIX_ALLOWED_ACCOUNTS"]
     production.says("PRODUCTION AWS")
-    production.says("What runs here is real, and costs money.")
+    production.says("Runs here change real resources and cost money.")
     production.says(account)
     production.pick("retire-amis")
     production.page.click(".vmsnix-field-amis button:has-text('Add')")

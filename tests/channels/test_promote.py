@@ -222,7 +222,7 @@ def test_no_more_public_amis_than_aws_allows_are_planned(aws: Sandbox, ami: str)
         aws.client("ec2").modify_image_attribute(ImageId=taken, LaunchPermission={"Add": [{"Group": "all"}]})
     (target,) = plan(ami=ami, public=True, confirm_public=aws.account).targets
     assert target.steps[0].outcome == "failed"
-    assert "no room for more public AMIs" in target.steps[0].what
+    assert "The quota for public AMIs is reached" in target.steps[0].what
 
 
 # Telling a topic

@@ -102,9 +102,9 @@ def test_a_reader_that_cannot_seek_is_refused() -> None:
     read_end, write_end = os.pipe()
     os.close(write_end)
     with (
-        open(read_end, "rb") as reader,
+        open(read_end, "rb") as reader,  # noqa: PTH123
         pytest.raises(ImageError, match="does not support reading at a position"),
-    ):  # noqa: PTH123
+    ):
         open_image(reader)
 
 

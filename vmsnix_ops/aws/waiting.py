@@ -136,7 +136,7 @@ def _news(seen: Sighting[Value], step: Step | None) -> str:
     """Return AWS's own words, with its percentage where the step shows the time instead."""
     parts = [seen.state, seen.message]
     if step is not None and step.forecast is not None and seen.percent is not None:
-        parts.append(f"({seen.percent:.0f} % reported by AWS)")
+        parts.append(f"({seen.percent:.0f} % by AWS)")
     return " ".join(part for part in parts if part)
 
 

@@ -134,10 +134,10 @@ def find(name: str, folder: Path | None = None) -> Runbook:
             return read(path)
     names = [_name(path) for path in files]
     raise UnknownRunbookError(
-        f"There is no runbook {name!r}.",
+        f"Unknown runbook {name!r}.",
         why=nearest(wanted, [*names, *short_names(folder).values(), *(path.stem for path in files)])
-        or (f"The runbooks are {', '.join(names)}." if names else "There are no notebooks."),
-        cure="`vmsnix list` lists them.",
+        or (f"The runbooks are {', '.join(names)}." if names else "No notebooks found."),
+        cure="Run vmsnix list to list them.",
     )
 
 
@@ -181,7 +181,7 @@ def read(path: Path) -> Runbook:
     except RunError:
         raise
     except Exception as error:  # anything can stand in a file of somebody else
-        why = f"Its content is not that of a runbook: {type(error).__name__}: {error}."
+        why = f"Its content is not a valid runbook: {type(error).__name__}: {error}."
         raise _broken(path, why, "Restore it from version control, or move it to another folder.") from error
 
 
@@ -189,7 +189,7 @@ def _read(path: Path) -> Runbook:
     notebook = _load(path)
     named = FILE_NAME.match(path.name)
     if named is None:
-        raise _broken(path, "Its file name is not like 20-publish-ami.ipynb.", "Rename it.")
+        raise _broken(path, "Its file name is not of the form 20-publish-ami.ipynb.", "Rename it.")
     about = _about(notebook, path)
     parameters = read_parameters(_parameters_source(notebook, path), place=path.name)
     runbook = Runbook(
@@ -212,7 +212,7 @@ def _files(folder: Path | None) -> list[Path]:
         return sorted(path for path in folder.iterdir() if FILE_NAME.match(path.name))
     except OSError as error:
         raise RunError(
-            f"The notebooks cannot be read: {folder}.",
+            f"Could not read the notebooks: {folder}.",
             why=f"{error.strerror}.",
             cure="Install the package again, or run it from a checkout.",
         ) from error
@@ -230,7 +230,7 @@ def _load(path: Path) -> Mapping[str, object]:
     try:
         notebook = json.loads(read_file(path).decode("utf-8"))
     except OSError as error:
-        raise _broken(path, f"It cannot be read: {error.strerror}.", "Correct or remove it.") from error
+        raise _broken(path, f"It could not be read: {error.strerror}.", "Correct it or delete it.") from error
     except (ValueError, RecursionError) as error:
         raise _broken(
             path,
@@ -246,9 +246,7 @@ def _about(notebook: Mapping[str, object], path: Path) -> Mapping[str, object]:
     metadata = notebook.get("metadata")
     about = metadata.get("vmsnix") if isinstance(metadata, dict) else None
     if not isinstance(about, dict):
-        raise _broken(
-            path, 'Its metadata have no "vmsnix" entry.', "Add title, description and side_effects."
-        )
+        raise _broken(path, 'Its metadata has no "vmsnix" entry.', "Add title, description and side_effects.")
     if about.get("side_effects") not in get_args(SideEffects):
         raise _broken(
             path,
@@ -282,6 +280,6 @@ def _check_destructive(runbook: Runbook) -> None:
             return
     raise _broken(
         runbook.path,
-        "It destroys, but its parameters cell does not say `dry_run: bool = True`.",
-        "Declare it, and let the notebook honour it.",
+        "It destroys, but its parameters cell does not declare `dry_run: bool = True`.",
+        "Declare it, and use it in the notebook.",
     )

@@ -141,7 +141,7 @@ def _parameter(statement: ast.stmt, comments: dict[int, tuple[str, bool]], place
     else:
         raise refuse("It is not a declaration.", "Write `name: type = default  # help`.")
     if value is None:
-        raise refuse("It has no default.", "Give it one; what must be given is None by default.")
+        raise refuse("It has no default.", "Add a default; use None for a required parameter.")
     try:
         default: object = ast.literal_eval(value)
     except ValueError as error:
@@ -149,7 +149,7 @@ def _parameter(statement: ast.stmt, comments: dict[int, tuple[str, bool]], place
     kind = _of_value(default) if declared is None else _of_annotation(declared)
     if kind is None:
         raise refuse(
-            "Its type is not one that a parameter can have.",
+            "Its type is not supported.",
             "Use str, bool, int, float, list[...], dict[str, ...], Literal[...], each possibly `| None`.",
         )
     return Parameter(name, kind, default, _help(statement, comments))

@@ -72,13 +72,13 @@ def check(runbook: Runbook, given: Mapping[str, object]) -> dict[str, object]:
             raise ParameterError(
                 f"{runbook.name} has no parameter {name!r}.",
                 why=nearest(known, declared) or f"It has {', '.join(declared)}.",
-                cure=f"`vmsnix help {runbook.short_name}` lists them.",
+                cure=f"Run vmsnix help {runbook.short_name} to list them.",
             )
         if target in checked:
             raise ParameterError(
                 f"The parameter {target!r} is given twice.",
                 why=f"Once as {names[target]} and once as {name}.",
-                cure="Give it once.",
+                cure="Use one of them.",
             )
         _refuse_secret(declared[target], value)
         checked[target] = convert(declared[target], _counted(runbook, declared[target], known, value))
@@ -125,18 +125,18 @@ def _counted(runbook: Runbook, parameter: Parameter, name: str, value: object) -
     except _UnfitError as error:
         raise _unfit(parameter, value, error) from error
     if len(items) > 1:
-        why = f"{len(items)} were given: {', '.join(map(str, items))}."
+        why = f"{len(items)} values given: {', '.join(map(str, items))}."
         if not takes_one:
-            fix = f"Give them as {parameter.name}: {','.join(map(str, items))}."
+            fix = f"Use --{parameter.name.replace('_', '-')} {','.join(map(str, items))}."
             raise ParameterError(f"{name} takes one {_noun(name)}.", why=why, cure=fix)
         many = PLURALS[parameter.name]
-        fix = "Run it once for each, or write a fleet plan (`vmsnix help fleet`)."
+        fix = "Run it once for each, or use a fleet plan (`vmsnix help fleet`)."
         if any(other.name == many for other in runbook.parameters):
-            fix = f"Give one as {parameter.name}, and further ones as {many}."
+            fix = f"Use {parameter.name} for one, and {many} for the others."
         raise ParameterError(f"{runbook.name} takes one {_noun(parameter.name)}.", why=why, cure=fix)
     if takes_one and parameter.name == "region" and items == ["all"]:
         raise ParameterError(
-            f"{runbook.name} takes one region.", why="'all' means every region.", cure="Give one region."
+            f"{runbook.name} takes one region.", why="'all' means every region.", cure="Use one region."
         )
     if takes_one:
         return items[0] if items else ""
@@ -152,7 +152,7 @@ def _split_items(value: object) -> list[object]:
         return [word.strip() for word in text.split(",") if word.strip()]
     items = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(item, list | tuple | dict) for item in items):
-        raise _UnfitError("Give a name, or a list of names.")
+        raise _UnfitError("Use a name, or a list of names.")
     if items is value:
         return [item for part in items for item in (_split_items(part) if isinstance(part, str) else [part])]
     return [] if value is None else [value]
@@ -226,10 +226,10 @@ def split(pairs: Iterable[str]) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise ParameterError(
-                f"{pair!r} is not a parameter.", why="It has no '='.", cure="Write -p name=value."
+                f"{pair!r} is not a parameter.", why="It has no '='.", cure="Use -p name=value."
             )
         if name in given:
-            raise ParameterError(f"The parameter {name!r} is given twice.", cure="Give it once.")
+            raise ParameterError(f"The parameter {name!r} is given twice.", cure="Use it once.")
         given[name] = value
     return given
 
@@ -254,8 +254,8 @@ def _refuse_secret(parameter: Parameter, value: object) -> None:
     if secret:
         # The value itself is left out of the message, which ends up in logs.
         raise ParameterError(
-            f"{parameter.name} was given a secret ({secret}).",
-            why="Parameters are kept in the executed notebook, the report and the history.",
+            f"{parameter.name} contains a secret ({secret}).",
+            why="Parameters are saved in the executed notebook, the report and the history.",
             cure="Pass it by the environment, or by AWS's own configuration.",
         )
 
@@ -285,12 +285,12 @@ def _described(kind: Type) -> str:
 def _convert(kind: Type, value: object) -> object:
     if value is None or (kind.optional and isinstance(value, str) and value.strip().lower() in NONE):
         if not kind.optional:
-            raise _UnfitError("It must have a value.")
+            raise _UnfitError("A value is required.")
         return None
     converted = _CONVERTERS[kind.kind](kind, value)
     if kind.choices and converted not in kind.choices:
         hint = nearest(str(converted), [str(choice) for choice in kind.choices])
-        raise _UnfitError(hint or "There is no such choice.")
+        raise _UnfitError(hint or "It is not one of the choices.")
     return converted
 
 
@@ -301,7 +301,7 @@ def _text(_kind: Type, value: object) -> str:
             "give it as text: -r NAME VALUE."
         )
     if "\0" in value:
-        raise _UnfitError("It holds a NUL character.")
+        raise _UnfitError("It contains a NUL character.")
     return value
 
 
@@ -314,7 +314,7 @@ def _truth(_kind: Type, value: object) -> bool:
         return True
     if word in FALSE:
         return False
-    raise _UnfitError("Say true or false (yes, no, on, off, 1, 0 are understood).")
+    raise _UnfitError("Use true or false (also yes, no, on, off, 1, 0).")
 
 
 def _whole(_kind: Type, value: object) -> int:
@@ -325,7 +325,7 @@ def _whole(_kind: Type, value: object) -> int:
     try:
         return int(value.strip(), 10)
     except ValueError:
-        raise _UnfitError("Write it in digits.") from None
+        raise _UnfitError("Use digits.") from None
 
 
 def _number(_kind: Type, value: object) -> float:
@@ -334,7 +334,7 @@ def _number(_kind: Type, value: object) -> float:
     try:
         number = float(value)
     except ValueError:
-        raise _UnfitError("Write it like 1.5.") from None
+        raise _UnfitError("Use a number such as 1.5.") from None
     except OverflowError:
         raise _UnfitError("It is too large.") from None
     if not math.isfinite(number):
@@ -352,7 +352,7 @@ def _list(kind: Type, value: object) -> list[object]:
     if isinstance(value, bool | int | float):  # of one item, as papermill reads it
         value = [value]
     if not isinstance(value, list | tuple):
-        raise _UnfitError("Write items with commas between, or a JSON list.")
+        raise _UnfitError("Use items separated by commas, or a JSON list.")
     return [_item(kind, item, f"Item {number}") for number, item in enumerate(value, 1)]
 
 
@@ -361,7 +361,7 @@ def _dict(kind: Type, value: object) -> dict[str, object]:
         text = value.strip()
         value = _json(text) if text.startswith("{") else _pairs(text)
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise _UnfitError("Write key=value with commas between, or a JSON object.")
+        raise _UnfitError("Use key=value pairs separated by commas, or a JSON object.")
     return {key: _item(kind, item, f"The value of {key!r}") for key, item in value.items()}
 
 

@@ -148,7 +148,7 @@ def test_the_command(snapshot, tmp_path, capsys):
 def test_the_command_goes_by_the_settings_region(snapshot, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VMSNIX_REGION", REGION)
     assert main(["download", snapshot, str(tmp_path / "copy.raw")]) == 0
-    assert "30 blocks fetched" in capsys.readouterr().out
+    assert "30 blocks downloaded" in capsys.readouterr().out
 
 
 def start_download(snapshot, path):

@@ -181,15 +181,15 @@ def test_a_sandbox_that_cannot_start_leaves_the_switch_on_aws(opened: Console, t
     opened.bar.switch.value = "Sandbox"
     assert opened.bar.switch.value == "AWS"
     assert not opened.bar.place.sandbox
-    assert "cannot start" in opened.bar._note.value
+    assert "could not start" in opened.bar._note.value
 
 
 def test_tables_that_are_not_there_yet_are_told_in_words(opened: Console) -> None:
     for title, words in (
         ("History", "No runs yet."),
         ("Timings", "No step has been timed here yet"),
-        ("Inventory", "No audit has been recorded here yet"),
-        ("Findings", "No audit has been recorded here yet"),
+        ("Inventory", "No audits yet"),
+        ("Findings", "No audits yet"),
     ):
         opened.tabs[title].refresh(opened.bar.place, 0)
         assert not shown(opened.tabs["History"]._actions)  # there is no run on which they could act

@@ -103,7 +103,7 @@ def test_a_mapping_needs_a_name_for_each_value_and_each_only_once() -> None:
     made._add_button.click()
     pair = made._rows[1][1].children[0].children
     pair[1].value = "a, b=c"
-    with pytest.raises(ParameterError, match="has no name"):
+    with pytest.raises(ParameterError, match="No name given"):
         made.given()
     pair[0].value = "Team"
     with pytest.raises(ParameterError, match="given twice"):

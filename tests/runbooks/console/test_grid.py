@@ -58,7 +58,7 @@ def test_all_words_of_the_search_must_be_somewhere_in_a_row() -> None:
     assert "1 of 3" in made._count.value
     made.search.value = "nothing like it ["
     assert order(made) == []
-    assert "Nothing matches" in made._table.value
+    assert "No row matches" in made._table.value
 
 
 def test_it_is_narrowed_and_sorted() -> None:

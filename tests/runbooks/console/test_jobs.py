@@ -114,7 +114,7 @@ def test_a_run_whose_process_was_killed_is_told_as_failed(shelf: Shelf) -> None:
     follower = Follower(job, os.environ)
     outcome = wait_until(lambda: follower.look().outcome, "the outcome of a killed run")
     assert outcome["verdict"] == "failed"
-    assert "without a word" in outcome["error"]["what"]
+    assert "without a result" in outcome["error"]["what"]
 
 
 def test_a_parameter_that_does_not_fit_starts_nothing(shelf: Shelf, tmp_path: Path) -> None:

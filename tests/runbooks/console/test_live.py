@@ -67,7 +67,7 @@ def test_the_log_is_text() -> None:
 def test_a_double_click_on_cancel_does_not_kill(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     view = LiveView(asked.append)
-    view.begin("Publish", "on the sandbox")
+    view.begin("Publish", "in the sandbox")
     view.show(seen())
     view.cancel_button.click()
     view.cancel_button.click()
@@ -103,7 +103,7 @@ ERROR = {"type": "ImportFailedError", "what": "It failed.", "why": "A <bad> disk
         ({"status": "failed", "failure": ERROR}, ["It failed.", "A &lt;bad&gt; disk.", "Mend it."], []),
         (
             {"verdict": "cancelled", "error": ERROR, "undone": ["upload s3://b/k"]},
-            ["cancelled", "It failed.", "upload s3://b/k", "was removed"],
+            ["cancelled", "It failed.", "upload s3://b/k", "vmsnix deleted what the run had created"],
             ["Mend it."],
         ),
         ({"verdict": "cancelled", "undone": []}, ["nothing to undo"], []),

@@ -87,7 +87,7 @@ def test_an_id_may_be_shortened_as_far_as_it_is_the_only_one(shelf: Archive) -> 
     newest = shelf.ids()[0]
     for word in (newest, newest[:11], newest[-6:]):
         assert shelf.find(word).run_id == newest
-    with pytest.raises(UnknownRunError, match=r"3 runs begin with '2026'.*Give more"):
+    with pytest.raises(UnknownRunError, match=r"3 runs start with '2026'.*Use more"):
         shelf.find("2026")
 
 
@@ -129,7 +129,7 @@ def test_removed_evidence_is_named(shelf: Archive, aws: Any, tmp_path: Path) -> 
         aws.client("s3").delete_object(Bucket=BUCKET, Key=place.split("/", 3)[3])
     else:
         (tmp_path / "archive" / entry.run_id / archive.REPORT).unlink()
-    with pytest.raises(ArchiveError, match=f"evidence is gone: {place}"):
+    with pytest.raises(ArchiveError, match=f"evidence no longer exists: {place}"):
         shelf.fetch(entry, archive.REPORT)
 
 
@@ -169,7 +169,7 @@ def test_a_torn_entry_is_listed_as_unreadable_and_hides_no_other(
 def test_an_archive_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     nowhere = Archive(str(tmp_path / "nowhere"), tmp_path / "work")
     assert nowhere.entries() == []
-    with pytest.raises(UnknownRunError, match="holds no runs yet"):
+    with pytest.raises(UnknownRunError, match="contains no runs yet"):
         nowhere.find("2026")
 
 

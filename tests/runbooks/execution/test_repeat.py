@@ -41,10 +41,10 @@ def test_single_ones_can_be_replaced(runbook: Runbook) -> None:
 @pytest.mark.parametrize(
     ("recorded", "named"),
     [
-        ({**RECORDED, "prefix": "x"}, r"It no longer takes prefix\..*Run it anew"),
+        ({**RECORDED, "prefix": "x"}, r"Removed since then: prefix\..*Run it as a new run"),
         (
             {key: RECORDED[key] for key in ("name", "via", "regions")},
-            r"It has taken since count\..*Give these",
+            r"Added since then: count\..*Add these",
         ),
         ({**RECORDED, "count": "3"}, r"now: count\."),
         ({**RECORDED, "count": True, "regions": "eu-west-1"}, r"now: count, regions\."),

@@ -115,7 +115,7 @@ def test_a_second_signal_stops_at_once_and_keeps_the_evidence(shelf: Shelf) -> N
     running.process.send_signal(signal.SIGTERM)
     code, printed, complained = running.end()
     assert code == 1
-    assert "stopping at once" in complained
+    assert "stopping immediately" in complained
     assert json.loads(Path(printed.split()[-1]).read_text())["status"] == "cancelled"
 
 

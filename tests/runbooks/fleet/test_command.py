@@ -35,7 +35,7 @@ def test_a_plan_is_only_shown_unless_it_is_said_otherwise(
     shown = capsys.readouterr().out
     assert "Fleet try: 1 target on this machine, a new round" in shown
     assert "planned  greet   greet" in shown
-    assert "Dry run: nothing of this will be run." in shown
+    assert "Dry run: nothing will be run." in shown
     assert main(["fleet", str(plan), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["fleet"], told["dry_run"]) == ("try", True)
@@ -71,7 +71,7 @@ def test_what_destroys_wants_to_be_confirmed(plan: Path, capsys: pytest.CaptureF
     assert main(["fleet", str(plan), "--no-dry-run"]) == 2
     told = capsys.readouterr()
     assert "end dry_run=False; destroys" in told.out
-    assert "1 target would destroy, and nobody has confirmed it." in told.err
+    assert "1 target would destroy resources. Pass --yes to confirm." in told.err
 
 
 @pytest.mark.parametrize(("states", "code"), [(["done"], 0), (["done", "failed"], 3), (["failed"], 1)])

@@ -254,7 +254,7 @@ def test_a_worker_that_does_not_see_the_ledger_is_heard(yard: Yard, on_the_clust
         patch.setattr(Runner, "_job", elsewhere)
         outcome = planned.apply(board=Lines(io.StringIO()))
     assert outcome.status == "failed"
-    assert "does not see the ledger" in str(outcome.error)
+    assert "cannot see the ledger" in str(outcome.error)
     assert yard.trace() == []
 
 

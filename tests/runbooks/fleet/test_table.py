@@ -23,7 +23,7 @@ def play(board: Board) -> None:
 
 
 def end(board: Board) -> None:
-    document = {"state": "skipped", "error": "Not done before it: publish/<b>.", "attempts": []}
+    document = {"state": "skipped", "error": "these are not done: publish/<b>.", "attempts": []}
     board.end({"c": document, "a": {"state": "done", "attempts": [{"seconds": 65.0}], "error": None}})
 
 
@@ -59,7 +59,7 @@ def test_a_terminal_keeps_the_whole_table_and_ends_with_the_summary() -> None:
     last = [line for line in stream.getvalue().splitlines() if line.strip("\x1b[?25h")]
     assert "nightly: 1 done, 1 skipped, 1 failed" in last[-1]
     assert any("publish/a" in line and "1 min 5 s" in line for line in last[-4:])
-    assert any("Not done before it" in line for line in last[-5:])
+    assert any("these are not done" in line for line in last[-5:])
 
 
 def test_a_notebook_gets_a_table_with_nothing_of_others_in_its_markup() -> None:

@@ -259,7 +259,7 @@ def test_a_worker_of_another_version_runs_nothing(worker: Worker) -> None:
 
 def test_a_worker_that_does_not_see_the_ledger_says_so(worker: Worker, tmp_path: Path) -> None:
     document = run_target(replace(worker.job, ledger=str(tmp_path / "elsewhere")))
-    assert "does not see the ledger" in document["error"]
+    assert "cannot see the ledger" in document["error"]
     assert worker.ran == []
 
 

@@ -66,7 +66,7 @@ def _what_it_is() -> str:
     lines = [line(f"  {book.slug:<{width}}  {book.description or book.title}") for book in books]
     return "\n".join(
         [
-            "The console is for people: `vmsnix lab` opens it in JupyterLab. Nothing was done here.",
+            "The console needs a browser: `vmsnix lab` opens it in JupyterLab. Nothing was done here.",
             "It runs these runbooks, as `vmsnix NAME` does:",
             *lines,
         ]

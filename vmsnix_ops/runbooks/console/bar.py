@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # How the console looks: one style sheet, in JupyterLab's own variables, so that it follows the theme.
 
 EFFECTS = {
-    "read_only": ("vmsnix-good", "looks, changes nothing"),
+    "read_only": ("vmsnix-good", "read-only"),
     "creates": ("vmsnix-mixed", "creates"),
     "destroys": ("vmsnix-bad", "destroys"),
 }
@@ -34,7 +34,7 @@ _BANNER = """\
 <div>
 <p>{{ words }}</p>
 {% if who is none %}
-<p>Asking whose account this is ...</p>
+<p>Reading the account ...</p>
 {% elif who.account %}
 <p>Account <b>{{ who.account }}</b>, region <b>{{ who.region or "none set" }}</b></p>
 {% else %}
@@ -70,10 +70,10 @@ def banner(place: Place, who: Who | None) -> Markup:
     """
     if place.sandbox:
         kind, title = "vmsnix-sandbox", "SANDBOX"
-        words = "A local AWS on this machine. Nothing reaches AWS."
+        words = "A local AWS on this machine. No request reaches AWS."
     else:
         kind, title = "vmsnix-production", "PRODUCTION AWS"
-        words = "What runs here is real, and costs money."
+        words = "Runs here change real resources and cost money."
     more = " ".join(filter(None, (who.arn if who else "", place.url)))
     return fill(_BANNER, kind=kind, title=title, words=words, who=who, more=more)
 
@@ -113,7 +113,7 @@ class PlaceBar:
         self.switch = ipywidgets.ToggleButtons(
             options=[AWS, SANDBOX],
             value=SANDBOX if self._home.sandbox else AWS,
-            tooltips=["Work in the account of your AWS credentials", "Rehearse on this machine"],
+            tooltips=["Use the account of your AWS credentials", "Use a local sandbox on this machine"],
         )
         self.switch.add_class("vmsnix-switch")
         self.switch.observe(self._on_switch, "value")
@@ -121,7 +121,7 @@ class PlaceBar:
         if self._home.sandbox:
             # Its AWS variables were taken away when it was started, so that there is no way to AWS from here.
             self.switch.layout.display = "none"
-            words = fill("JupyterLab was started on the sandbox. <code>vmsnix lab</code> works on AWS.")
+            words = fill("JupyterLab was started with --sandbox. To use AWS, run <code>vmsnix lab</code>.")
             self._say(words)
         side = ipywidgets.VBox([self.switch, self._note])
         side.add_class("vmsnix-bar-side")
@@ -143,7 +143,7 @@ class PlaceBar:
     def words(self) -> str:
         """Where runs go, as the end of "Run ..."."""
         if self.place.sandbox:
-            return "on the sandbox"
+            return "in the sandbox"
         account = self.who.account if self.who else ""
         return f"in AWS account {account}" if account else "on AWS, account unknown"
 
@@ -176,7 +176,7 @@ class PlaceBar:
                 self._banner.value = banner(place, who)
                 self._changed()
 
-        threading.Thread(target=ask, name="whose account", daemon=True).start()
+        threading.Thread(target=ask, name="AWS account", daemon=True).start()
 
     def _say(self, words: str) -> None:
         self._note.value = fill(_NOTE, words=words)

@@ -325,8 +325,12 @@ class MappingField(ListField):
             if not name and not value:
                 continue
             if not name or name in found:
-                what = f"The name {name!r} is given twice." if name else f"The value {value!r} has no name."
-                raise ParameterError(f"{self.parameter.name}: {what}", cure="Give every value one name.")
+                what = (
+                    f"The name {name!r} is given twice."
+                    if name
+                    else (f"No name given for the value {value!r}.")
+                )
+                raise ParameterError(f"{self.parameter.name}: {what}", cure="Give each value one name.")
             found[name] = value
         return found
 
@@ -478,7 +482,7 @@ class Form:
         strange = next((word for word in words if word not in known and word != "all"), None)
         if strange is None:
             return ""
-        return f"{strange!r} is not a region that is enabled here. {nearest(strange, known)}".strip()
+        return f"Unknown or disabled region {strange!r}. {nearest(strange, known)}".strip()
 
 
 def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: bool) -> str:
@@ -523,13 +527,13 @@ _PLAN = """\
 <div class="vmsnix-plan">
 <p><b>{{ runbook.name }}</b>
 {% if dry %}
-looks and tells, and changes nothing (dry_run),
+shows the plan and changes nothing (dry_run)
 {% elif runbook.side_effects == "read_only" %}
-looks, and changes nothing,
+is read-only
 {% elif runbook.side_effects == "creates" %}
-<b>creates</b> what is missing
+<b>creates</b> resources
 {% else %}
-<b>destroys</b> what its plan lists
+<b>destroys</b> the resources in its plan
 {% endif %}
 {{ place }}</p>
 {% for name, value in given %}
@@ -537,9 +541,9 @@ looks, and changes nothing,
 <tr><th>{{ name }}</th><td><code>{{ value }}</code></td></tr>
 {% if loop.last %}</table>{% endif %}
 {% else %}
-<p>Every parameter has its default.</p>
+<p>All parameters have their defaults.</p>
 {% endfor %}
-<details><summary>The same in a shell</summary><pre>{{ command }}</pre></details>
+<details><summary>As a shell command</summary><pre>{{ command }}</pre></details>
 </div>
 """
 

@@ -75,7 +75,7 @@ class Grid:
         *,
         narrow: str = "",
         sort: str = "",
-        empty: str = "Nothing here.",
+        empty: str = "No rows.",
         changed: Callable[[pd.DataFrame], None] | None = None,
     ) -> None:
         self._columns, self._narrow, self.empty = tuple(columns), narrow, empty
@@ -87,10 +87,10 @@ class Grid:
             placeholder="Search", continuous_update=True, tooltip="Search all columns"
         )
         self.search.add_class("vmsnix-search")
-        self.narrow = ipywidgets.Dropdown(options=[("all", "")], tooltip=f"Only this {narrow}")
+        self.narrow = ipywidgets.Dropdown(options=[("all", "")], tooltip=f"Show only this {narrow}")
         self.sort = ipywidgets.Dropdown(
             options=[
-                *([] if sort else [("as they are", "")]),
+                *([] if sort else [("original order", "")]),
                 *(option for each in self._columns for option in _orders(each)),
             ],
             tooltip="Order of the rows",
@@ -155,7 +155,7 @@ class Grid:
         whole = len(self._frame)
         self._bar.layout.display = "" if whole else "none"
         self._count.value = fill(_COUNT, rows=len(rows), whole=whole, most=ROWS)
-        empty = self.empty if not whole else "Nothing matches the search."
+        empty = self.empty if not whole else "No row matches the search."
         self._table.value = table_html(self._columns, rows.head(ROWS), empty=empty)
         if self._changed is not None:
             self._changed(rows.head(ROWS))

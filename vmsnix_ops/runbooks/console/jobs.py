@@ -145,9 +145,9 @@ def start(
         _spawn(folder, place, Path.cwd() if cwd is None else cwd)
     except OSError as error:
         raise RunError(
-            "The run cannot be started.",
+            "Could not start the run.",
             why=f"{error.strerror}: {error.filename}.",
-            cure="Correct the permissions, or name another folder with VMSNIX_STATE.",
+            cure="Correct the permissions, or set VMSNIX_STATE to another folder.",
         ) from error
     return _read(folder)
 
@@ -368,9 +368,9 @@ class Follower:
                 "verdict": "failed",
                 "exit_code": 1,
                 "error": {
-                    "what": "The process of the run ended without a word.",
-                    "why": " ".join(words[-3:]) or "It was killed; the usual reason is a lack of memory.",
-                    "cure": "Run it again: it goes on where it stopped.",
+                    "what": "The process of the run ended without a result.",
+                    "why": " ".join(words[-3:]) or "It was killed; a common reason is a lack of memory.",
+                    "cure": "Run it again: it continues where it stopped.",
                 },
                 "log": str(self.job.run_folder / archive.LOG),
             }

@@ -117,7 +117,7 @@ def who(place: Place) -> Who:
     allowed = settings.allowed_accounts
     problem = ""
     if allowed and known.account not in allowed:
-        problem = f"Account {known.account} is not among allowed_accounts ({', '.join(allowed)})."
+        problem = f"Account {known.account} is not allowed (allowed_accounts is {', '.join(allowed)})."
     return Who(known.account, known.arn, region, problem)
 
 
@@ -142,13 +142,14 @@ class SandboxHost:
             start_new_session=True,  # interrupting the notebook's kernel is no reason to end
         )
         line = self.process.stdout.readline() if self.process.stdout is not None else ""
-        said: dict[str, Any] = json.loads(line) if line else {"error": "It ended before it served."}
+        said: dict[str, Any] = json.loads(line) if line else {"error": "Its process ended at the start."}
         if "error" in said:
             self.stop()
             raise RunError(
-                "The sandbox cannot start.",
+                "The sandbox could not start.",
                 why=str(said["error"]),
-                cure="End what uses its folder (another console, `vmsnix lab --sandbox`), and try again.",
+                cure="Stop the process that uses its folder (another console, `vmsnix lab --sandbox`), then "
+                "try again.",
             )
         taken = {name: None for name in os.environ if name.startswith("AWS_")}
         self.place = Place(url=said["environment"]["VMSNIX_SANDBOX"], changes=taken | said["environment"])

@@ -93,7 +93,7 @@ def bring(run_id: str, place: Place) -> Evidence:
         problem = _copy(shelf, entry, folder)
         _clear(folder.parent)
     except OSError as error:
-        problem = f"The files cannot be copied: {error.strerror}: {error.filename}."
+        problem = f"Could not copy the files: {error.strerror}: {error.filename}."
         return Evidence(where, values=entry.values, problem=problem)
     names = [name for name in (*FILES, archive.RESULT) if (folder / name).is_file()]
     report = folder / archive.REPORT
@@ -130,7 +130,7 @@ def _clear(copies: Path) -> None:
 # Pages are made here as HTML text, from what `jobs.Follower` saw; all of it is escaped.
 
 MARKS = {"finished": "✓", "failed": "✗"}
-STOPPING = "stopping: the notebook cleans up, and what a publish began is undone"
+STOPPING = "stopping: the notebook cleans up, and an unfinished publish is undone"
 INSIST_SECONDS = 3.0
 """How long after the first wish to stop the second can be pressed: a double click must not kill."""
 
@@ -156,10 +156,10 @@ class LiveView:
         self._steps = ipywidgets.HTML("")
         self._log = ipywidgets.HTML("")
         self.cancel_button = ipywidgets.Button(description="Cancel", button_style="warning")
-        self.cancel_button.tooltip = "Interrupt the notebook, and undo what a publish began"
+        self.cancel_button.tooltip = "Interrupt the notebook and undo an unfinished publish"
         self.cancel_button.on_click(self._on_cancel)
         self.insist_button = ipywidgets.Button(description="Stop at once", button_style="danger")
-        self.insist_button.tooltip = "Kill the notebook's kernel; what it began may be left behind"
+        self.insist_button.tooltip = "Kill the notebook's kernel; resources that it created may remain"
         self.insist_button.on_click(self._on_insist)
         top = ipywidgets.HBox([self._head, self.cancel_button, self.insist_button])
         top.add_class("vmsnix-live-head")
@@ -337,10 +337,10 @@ _SUMMARY = """\
 {% if undo_problem %}
 <p class="vmsnix-error">It could not be undone: {{ undo_problem }}</p>
 {% elif undone %}
-<p>What it had begun was removed:</p>
+<p>vmsnix deleted what the run had created:</p>
 <ul>{% for one in undone %}<li><code>{{ one }}</code></li>{% endfor %}</ul>
 {% elif undone is not none %}
-<p>It had made nothing yet: there was nothing to undo.</p>
+<p>The run had created nothing: there was nothing to undo.</p>
 {% endif %}
 {% if made %}
 <table>
@@ -355,7 +355,7 @@ _LINKS = """\
 <div class="vmsnix-files">
 {% for target, words in links %}<a href="{{ target }}">{{ words }}</a> {% endfor %}
 {% if evidence.problem %}<p class="vmsnix-warning">{{ evidence.problem }}</p>{% endif %}
-{% if evidence.place %}<p class="vmsnix-quiet">Kept in <code>{{ evidence.place }}</code></p>{% endif %}
+{% if evidence.place %}<p class="vmsnix-quiet">Saved in <code>{{ evidence.place }}</code></p>{% endif %}
 </div>
 """
 
@@ -487,7 +487,7 @@ EVERY_SECONDS = 0.3
 """Between two looks at a run."""
 
 _ABOUT = "<h3>{{ book.title }} {{ effect }}</h3><p>{{ book.description }}</p>"
-_ASK = "<p>This takes things away {{ place }}. Type <code>{{ phrase }}</code> to confirm.</p>"
+_ASK = "<p>This deletes or disables resources { place }. Type <code>{ phrase }</code> to confirm.</p>"
 _MESSAGE = '<span class="{{ kind }}" role="status">{{ words }}</span>'
 
 
@@ -522,7 +522,7 @@ class RunPage:
         self.pick = ipywidgets.Select(
             options=[(f"{book.number:02d}  {book.name}", book.name) for book in books],
             rows=max(len(books), 8),
-            tooltip="The runbooks, in the order in which an operator meets them",
+            tooltip="Runbooks, in the order of use",
         )
         self.pick.add_class("vmsnix-pick-runbook")
         self.pick.observe(self._on_pick, "value")
@@ -541,9 +541,9 @@ class RunPage:
         self.run_button = ipywidgets.Button(description="Run", button_style="primary")
         self.run_button.on_click(lambda _button: self._start(dry=False))
         self.dry_button = ipywidgets.Button(description="Dry run")
-        self.dry_button.tooltip = "Run it with dry_run: it looks and tells, and changes nothing"
+        self.dry_button.tooltip = "Run it with dry_run: it shows the plan and changes nothing"
         self.dry_button.on_click(lambda _button: self._start(dry=True))
-        self.default_button = ipywidgets.Button(description="Defaults", tooltip="Empty the form")
+        self.default_button = ipywidgets.Button(description="Defaults", tooltip="Clear the form")
         self.default_button.on_click(lambda _button: self._form.fill({}))
         self._message = ipywidgets.HTML("")
         buttons = ipywidgets.HBox([self.run_button, self.dry_button, self.default_button, self._message])
@@ -571,7 +571,7 @@ class RunPage:
         """Show the form of a runbook, filled in; values that it does not take any more are left out."""
         name = catalog.full_name(runbook)
         if name not in catalog.names():
-            self._say(f"There is no runbook {runbook} any more.", wrong=True)
+            self._say(f"The runbook {runbook} no longer exists.", wrong=True)
             return
         self.pick.value = name
         if values:
@@ -646,7 +646,7 @@ class RunPage:
         busy, wrong = self.job is not None, bool(form.problems)
         self.run_button.disabled = busy or wrong or not self._confirmed
         self.dry_button.disabled = busy or wrong
-        self._say("Correct what is marked." if wrong else "", wrong=wrong)
+        self._say("Correct the marked values." if wrong else "", wrong=wrong)
 
     @property
     def _phrase(self) -> str:
@@ -732,8 +732,8 @@ class RunPage:
         except Exception as error:  # noqa: BLE001 - a thread has nobody above it who could tell
             self._free()
             self._turn_to(self._form_page)
-            lost = f"The run {job.run_id} is no longer shown here ({type(error).__name__}: {error})."
-            self._say(f"{lost} It goes on; `vmsnix runs` knows it.", wrong=True)
+            lost = f"The console lost the run {job.run_id} ({type(error).__name__}: {error})."
+            self._say(f"{lost} The run continues; to check it, use `vmsnix runs`.", wrong=True)
 
     def _end(self, job: Job, seen: Look) -> None:
         outcome = dict(seen.outcome or {})

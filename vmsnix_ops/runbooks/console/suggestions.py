@@ -45,7 +45,7 @@ def at_once(place: Place, source: str) -> Found:
     if source != "images" or not place.sandbox:
         return []
     try:
-        return [Suggestion(_sample(place), "A sample image, made on this machine")]
+        return [Suggestion(_sample(place), "Sample image, created on this machine")]
     except OSError:  # no room, no rights: a run on the sandbox needs no image of ours
         return []
 
@@ -169,7 +169,7 @@ class Suggestions:
 
     def _fetch(self, place: Place, source: str, key: tuple[str, str]) -> None:
         found: Found = []
-        problem = f"The {source} could not be listed."
+        problem = f"Could not list the {source}."
         try:
             found, problem = SOURCES[source](place), ""
         except VmsnixError as error:

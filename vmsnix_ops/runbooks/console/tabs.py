@@ -143,7 +143,7 @@ class HistoryTab(Tab):
         )
         self._which = ipywidgets.Dropdown(options=[], description="Run")
         self._which.add_class("vmsnix-which")
-        self._look = ipywidgets.Button(description="Look at it")
+        self._look = ipywidgets.Button(description="Show it")
         self._look.on_click(self._on_look)
         self._again = ipywidgets.Button(description="Fill in its form")
         self._again.tooltip = "Open the runbook's form with the parameters of this run"
@@ -208,14 +208,14 @@ class TimingsTab(Tab):
             return
         pictures = (timing_plots.plot_usual(steps), timing_plots.plot_trend(steps))
         tables = (timings.show_summary(timings.summary(steps)), timings.show_slow(timings.slow(steps)))
-        titles = ("Where the time goes", "How it changed", "What is usual", "What was slow")
+        titles = ("Time per step", "Trend", "Usual durations", "Slow steps")
         parts = zip(titles, [*map(svg, pictures), *tables], strict=True)
         self._shown.value = fill(_PARTS, parts=parts)
 
 
 _PROBLEM = '<p class="vmsnix-error" role="alert">{{ error }}</p>'
 _NOTHING_TIMED = """\
-<p class="vmsnix-empty">No step has been timed here yet. A publish times each of its steps.</p>
+<p class="vmsnix-empty">No timings yet. A publish records the time of each step.</p>
 """
 _PARTS = """\
 {% for title, part in parts %}
@@ -250,10 +250,10 @@ def _known(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 AUDIT = "audit-inventory"
-NO_AUDIT = "No audit has been recorded here yet."
+NO_AUDIT = "No audits yet."
 LOOKED_THROUGH = 5
 """Audits in which a table is looked for."""
-_SEEN = '<p class="vmsnix-quiet">As the audit of {{ when }} saw it.</p>'
+_SEEN = '<p class="vmsnix-quiet">From the audit of {{ when }}.</p>'
 
 
 class AuditTab(Tab):
@@ -263,7 +263,7 @@ class AuditTab(Tab):
     file = ""
     narrow = ""
     sort = ""
-    clean = "The audit saw nothing."
+    clean = "The audit found no resources."
 
     def __init__(
         self,
@@ -279,7 +279,7 @@ class AuditTab(Tab):
         self._grid = Grid(self.columns, narrow=self.narrow, sort=self.sort, empty=NO_AUDIT)
         audit = ipywidgets.Button(description="Audit now")
         audit.on_click(lambda _button: self._open_runbook(AUDIT, {}))
-        self._look = ipywidgets.Button(description="Look at that audit")
+        self._look = ipywidgets.Button(description="Show that audit")
         self._look.on_click(lambda _button: self._look_at({"run_id": self._run_id}))
         buttons = ipywidgets.HBox([audit, self._look])
         buttons.add_class("vmsnix-actions")
@@ -322,7 +322,7 @@ class FindingsTab(AuditTab):
     title = "Findings"
     file = "findings"
     narrow = "severity"
-    clean = "The audit found nothing wrong."
+    clean = "No findings."
     columns = (
         Column("severity", "", "badge"),
         Column("rule"),

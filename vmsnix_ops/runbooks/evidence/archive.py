@@ -384,8 +384,8 @@ class RunFolder:
 
     def _explained(self, place: str) -> Any:
         return explained(
-            f"The run could not be archived: {place}.",
-            f"Correct the bucket or the rights; the files of this run are in {self.local}.",
+            f"Could not archive the run: {place}.",
+            f"Correct the bucket or the permissions. The files of this run are in {self.local}.",
         )
 
 
@@ -443,15 +443,15 @@ def open_folder(
         folder.write_json(RESULT, started)
     except OSError as error:
         raise ArchiveError(
-            f"The archive cannot be written: {archive}.",
+            f"Could not write to the archive: {archive}.",
             why=f"{error.strerror}: {error.filename or local}.",
-            cure="Correct its permissions, or name another with --archive or VMSNIX_ARCHIVE.",
+            cure="Correct its permissions, or use another with --archive or VMSNIX_ARCHIVE.",
         ) from error
     if remote:
         try:
             with explained(
-                f"The archive cannot be written: {archive}.",
-                "Correct the bucket or the rights, or name another with --archive. Nothing has run.",
+                f"Could not write to the archive: {archive}.",
+                "Correct the bucket or the permissions, or use another with --archive. Nothing was run.",
             ):
                 put(environment, folder.entry, folder.path(RESULT).read_bytes())
         except ArchiveError:

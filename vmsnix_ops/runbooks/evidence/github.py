@@ -59,7 +59,7 @@ def tell(values: Mapping[str, Any], environment: Mapping[str, str]) -> None:
                 file.write(Redactor(secret_values(environment)).text(text))
         except OSError as error:
             raise RunError(
-                f"{variable} cannot be written: {place}.",
+                f"Could not write to {variable}: {place}.",
                 why=f"{error.strerror}.",
                 cure="Run inside a GitHub Actions step, or unset the variable.",
             ) from error

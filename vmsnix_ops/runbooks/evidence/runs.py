@@ -126,9 +126,9 @@ class Archive:
                 names = []
             except OSError as error:
                 raise ArchiveError(
-                    f"The archive cannot be read: {self.place}.",
+                    f"Could not read the archive: {self.place}.",
                     why=f"{error.strerror}.",
-                    cure="Correct its permissions, or name another with --archive.",
+                    cure="Correct its permissions, or use another with --archive.",
                 ) from error
         return sorted((name for name in names if RUN_ID.fullmatch(name)), reverse=True)
 
@@ -187,17 +187,17 @@ class Archive:
         if len(fitting) > 1:
             shown = ", ".join(fitting[:5]) + (", ..." if len(fitting) > 5 else "")
             raise UnknownRunError(
-                f"{len(fitting)} runs begin with {word!r}.",
+                f"{len(fitting)} runs start with {word!r}.",
                 why=f"They are {shown}.",
-                cure="Give more of the id.",
+                cure="Use more characters of the run ID.",
             )
         raise self._unknown(word, ids)
 
     def _unknown(self, word: str, ids: list[str]) -> UnknownRunError:
         return UnknownRunError(
-            f"There is no run {word!r} in {self.place}.",
-            why=nearest(word, ids) or ("" if ids else "The archive holds no runs yet."),
-            cure="`vmsnix runs` lists them; --archive and --sandbox look elsewhere.",
+            f"No run {word!r} in {self.place}.",
+            why=nearest(word, ids) or ("" if ids else "The archive contains no runs yet."),
+            cure="Run vmsnix runs to list them. To search elsewhere, use --archive or --sandbox.",
         )
 
     def fetch(self, entry: Entry, name: str) -> bytes:
@@ -220,21 +220,21 @@ class Archive:
             raise ArchiveError(
                 f"The run {entry.run_id} has no {name}.",
                 why=f"It is {entry.status}." if entry.status in (RUNNING, LOST) else "",
-                cure="Look at its other files.",
+                cure="Use its other files.",
             )
         place = str(kept["place"])
         content = self._content(place)
         if content is None:
             raise ArchiveError(
-                f"The evidence is gone: {place}.",
-                why="The run's result.json names it, and it is not there.",
-                cure="Restore it, or look for who removed it.",
+                f"The evidence no longer exists: {place}.",
+                why="The run's result.json lists it, but the file is missing.",
+                cure="Restore it, or find out who deleted it.",
             )
         if hashlib.sha256(content).hexdigest() != kept["sha256"]:
             raise ArchiveError(
                 f"The evidence was changed: {place}.",
-                why=f"It does not have the SHA-256 {kept['sha256']} that the run's result.json gives.",
-                cure="Do not rely on it.",
+                why=f"Its SHA-256 is not {kept['sha256']}, which the run's result.json has.",
+                cure="Do not use it as evidence.",
             )
         return content
 
@@ -300,8 +300,8 @@ class Archive:
                 return None
             raise ArchiveError(
                 f"The entry of the run {run_id} is damaged: {place}.",
-                why=f"Its {len(content)} bytes are not a whole result.json.",
-                cure=f"Restore it from the tables, on the machine of the run: vmsnix runs repair {run_id}.",
+                why=f"Its {len(content)} bytes are not a complete result.json.",
+                cure=f"Restore it from the tables, on the machine of the run: vmsnix runs repair {run_id}",
             )
         status = str(values.get("status") or RUNNING)
         return Entry(run_id, values, LOST if status == RUNNING and self._is_lost(local, values) else status)
@@ -319,8 +319,8 @@ class Archive:
 
     def _explained(self) -> Any:
         return archive.explained(
-            f"The archive cannot be read: {self.place}.",
-            "Correct the bucket or the rights, or name another with --archive.",
+            f"Could not read the archive: {self.place}.",
+            "Correct the bucket or the permissions, or use another with --archive.",
         )
 
 
@@ -352,7 +352,7 @@ def _local(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise ArchiveError(
-            f"The evidence cannot be read: {path}.", why=f"{error.strerror}.", cure="Correct its permissions."
+            f"Could not read the evidence: {path}.", why=f"{error.strerror}.", cure="Correct its permissions."
         ) from error
 
 
@@ -460,7 +460,7 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> Repaired | N
         except RecordsError as error:
             problems.append(str(error))
         except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"{path / archives.RESULT} does not say when the run began and ended: {error}.")
+            problems.append(f"{path / archives.RESULT} has no valid start and end of the run: {error}.")
     values["problems"] = problems
     if archive is not None:
         try:

@@ -127,11 +127,11 @@ def keep(
     notebook.metadata["vmsnix_run"] = {key: values[key] for key in ("run_id", "runbook", "status", "failure")}
     kept, found = without_secrets(notebook, redactor)
     found = {**redactor.found, **found}
-    with _collecting(problems, "The folder of the run cannot be written"):
+    with _collecting(problems, "The folder of the run could not be written"):
         files.make_folder(folder.local)  # the notebook may have removed it
     with _collecting(problems, "The notebook could not be saved"):
         write_notebook(folder, kept)
-    with _collecting(problems, "The report could not be made"):
+    with _collecting(problems, "The report could not be created"):
         from vmsnix_ops.runbooks.evidence import report
 
         folder.write(archive.REPORT, report.render(kept, values))
@@ -147,7 +147,7 @@ def keep(
         live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
     values["secrets_removed"] = found
     if record:
-        with _collecting(problems, "The run is not in the history"):
+        with _collecting(problems, "The run could not be recorded in the history"):
             _record(run, values)
     problems += live.problems
     for problem in problems:
@@ -155,7 +155,7 @@ def keep(
     live.close()
     problems += [problem for problem in live.problems if problem not in problems]
     if not folder.path(archive.LOG).is_file():
-        problems.append(f"The log is lost: {folder.path(archive.LOG)} was removed while the run wrote it.")
+        problems.append(f"The log is lost: {folder.path(archive.LOG)} was deleted while the run wrote it.")
     bring(folder, values, [archive.LOG])
     clean: dict[str, Any] = redactor.anything(values)
     _close(run, clean, judged, failure)

@@ -235,7 +235,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
         if size <= room:
             self._kept_total += size
             return data
-        return {"text/plain": f"[... an output of {size:,} characters is left out ...]"}
+        return {"text/plain": f"[... {size:,} characters of output left out ...]"}
 
     def _settle(self, cell: Any) -> None:
         """Append the unfinished lines that were held back until it was known whether they hold a secret."""

@@ -95,7 +95,7 @@ def signals(interrupter: Interrupter | None = None) -> Iterator[Interrupter]:
         return
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        told = "once more stops at once" if not stopper.requested else "stopping at once"
+        told = "repeat it to stop immediately" if not stopper.requested else "stopping immediately"
         announce(f"{signal.Signals(number).name}: the notebook cleans up; {told}.")
         stopper.interrupt()
 

@@ -154,7 +154,7 @@ class Live:
         event = Event(**data)
         event = Event(**self._redactor.anything(asdict(event)))
         if self._on_event is not None:
-            with self._collecting("The progress was not shown to its end"):
+            with self._collecting("The progress display stopped early"):
                 self._on_event(event)
         self._lines_of(event)
         text = self._progress.getvalue()
@@ -189,7 +189,7 @@ class Live:
     def close(self) -> None:
         """Show what is left and close the log."""
         self.settle()
-        with self._collecting("The log is not complete"):
+        with self._collecting("The log is incomplete"):
             self._log.close()
 
     def _show(self, text: str, *, screen: bool = True) -> None:
@@ -198,16 +198,16 @@ class Live:
             return
         # The log first: what somebody has seen is kept, even when this process is killed next.
         if self._room > 0:
-            with self._collecting("The log is not complete"):
+            with self._collecting("The log is incomplete"):
                 self._log.write(text[: self._room])
                 self._log.flush()
             self._room -= len(text)
             if self._room <= 0:
-                with self._collecting("The log is not complete"):
-                    self._log.write("\n[... the log is full; the rest is left out ...]\n")
+                with self._collecting("The log is incomplete"):
+                    self._log.write("\n[... the log reached its size limit; the rest is left out ...]\n")
         if screen and self._screen is not None:
             screen_, self._screen = self._screen, None
-            with self._collecting("The output was not shown to its end"):
+            with self._collecting("The output display stopped early"):
                 screen_.write(text)
                 screen_.flush()
                 self._screen = screen_

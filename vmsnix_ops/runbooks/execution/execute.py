@@ -268,16 +268,16 @@ def _confirm(runbook: catalog.Runbook, given: Mapping[str, object]) -> None:
     settled = writing.settled(runbook, given)
     if side_effects.level(runbook.side_effects, settled) == "destroys":
         raise ConfirmationError(
-            f"{runbook.name} would destroy, and nobody has confirmed it.",
-            why="dry_run is false.",
-            cure="Look at a dry run first; then confirm with --yes (in Python: run(..., confirmed=True)).",
+            f"{runbook.name} would destroy resources. Pass --yes to confirm.",
+            why="dry_run is off, and the run is not confirmed.",
+            cure="Check a dry run first, then confirm with --yes (in Python: run(..., confirmed=True)).",
         )
 
 
 def _place(cwd: Path | None) -> Path:
     place = (Path.cwd() if cwd is None else cwd).absolute()
     if not place.is_dir():
-        raise RunError(f"The working directory does not exist: {place}.", cure="Name another one.")
+        raise RunError(f"The working directory does not exist: {place}.", cure="Use an existing folder.")
     return place
 
 
@@ -381,19 +381,19 @@ def _execute(
             crash = Failure(
                 "DeadKernelError",
                 f"The kernel died in cell {_last_started(session.notebook)}.",
-                why="It was killed, or it crashed; the usual reason is a lack of memory.",
-                cure="Run it again with more memory; a run that was under way goes on where it stopped.",
+                why="It was killed or it crashed; a common reason is a lack of memory.",
+                cure="Run it again with more memory: it continues where it stopped.",
             )
         except _engine.KernelStartError as error:
             crash = Failure(
                 "KernelStartError",
-                "The notebook's kernel did not start, on the first and the second try.",
+                "The notebook's kernel did not start in two attempts.",
                 why=f"{error}.",
-                cure=f"Look at what `{sys.executable} -m ipykernel_launcher` says.",
+                cure=f"Check the output of `{sys.executable} -m ipykernel_launcher`.",
             )
         if crash is not None and kernel_log.is_file():
             last = kernel_log.read_text(encoding="utf-8", errors="replace")[-KERNEL_WORDS:]
-            live.note(f"The kernel's last words:\n{last}", screen=False)
+            live.note(f"The last output of the kernel:\n{last}", screen=False)
         return session.notebook if session.notebook is not None else notebook, crash
 
 
@@ -456,9 +456,9 @@ def same_parameters(
     changes = [
         f"{words} {', '.join(names)}"
         for words, names in (
-            ("it no longer takes", lost),
-            ("it has taken since", new),
-            ("of another type or with other choices now:", other),
+            ("removed since then:", lost),
+            ("added since then:", new),
+            ("with another type or other choices now:", other),
         )
         if names
     ]
@@ -466,9 +466,9 @@ def same_parameters(
         raise ParameterError(
             f"The parameters of {runbook.name} have changed since that run.",
             why=f"{'; '.join(changes)}."[0].upper() + f"{'; '.join(changes)}."[1:],
-            cure=f"Run it anew: `vmsnix help {runbook.short_name}` lists its parameters."
+            cure=f"Run it as a new run: `vmsnix help {runbook.short_name}` lists its parameters."
             if lost
-            else "Give these, behind the id.",
+            else "Add these after the run ID.",
         )
     return {**recorded, **settled}
 

@@ -222,13 +222,14 @@ class Guard:
 
     def _refuse(self, call: str) -> None:
         allowed = {
-            "read_only": "It only looks: its side_effects are read_only, or it is a dry run.",
-            "creates": "It creates, and this would take away what it did not make.",
+            "read_only": "Its side_effects are read_only, or it is a dry run.",
+            "creates": "Its side_effects are creates, and the call would delete something that it did not "
+            "create.",
         }
         error = SideEffectsError(
-            f"{self.runbook} was kept from calling {call}.",
+            f"{self.runbook} may not call {call}.",
             why=allowed[self.level],
-            cure="Nothing was sent. Correct the notebook, or the side_effects in its metadata.",
+            cure="Nothing was sent to AWS. Correct the notebook, or the side_effects in its metadata.",
         )
         self.report(error)
         raise error

@@ -87,7 +87,7 @@ def judge(
             "RunFailedError",
             "The notebook stopped before its end.",
             why=f"{len(_missing(notebook))} of its cells did not run." if notebook is not None else "",
-            cure="The executed notebook shows how far it came.",
+            cure="The executed notebook shows the last cell that ran.",
         )
     return ("partial" if failure.exit_code == PARTIAL else "failed"), failure
 
@@ -138,9 +138,9 @@ def _describe(output: Any, number: int, kept: Mapping[str, Any]) -> Failure:
     if name == "SystemExit":
         return Failure(
             name,
-            f"The notebook ended itself in cell {number}: sys.exit({text}).",
-            why="A notebook that exits leaves no word on what became of its job.",
-            cure="Raise one of the errors of vmsnix_ops.errors instead.",
+            f"Cell {number} ended the notebook: sys.exit({text}).",
+            why="A notebook that exits reports no outcome of its job.",
+            cure="Raise an error of vmsnix_ops.errors instead.",
             cell=number,
         )
     ours = getattr(errors, name, None)
@@ -148,7 +148,7 @@ def _describe(output: Any, number: int, kept: Mapping[str, Any]) -> Failure:
         name,
         f"Cell {number} failed: {name}: {text}".rstrip(": ") if text else f"Cell {number} failed: {name}.",
         why=_place(output),
-        cure="The executed notebook holds the whole traceback.",
+        cure="The executed notebook contains the whole traceback.",
         exit_code=int(getattr(ours, "exit_code", 1)),
         cell=number,
     )
@@ -170,8 +170,8 @@ def _interruption(failure: Failure | None, notebook: Any) -> Failure:
     return Failure(
         "InterruptedRunError",
         f"The run was interrupted {where}.",
-        why="Somebody pressed Ctrl-C, or the machine asked the process to end.",
-        cure="Run it again with the same parameters: it goes on where it stopped.",
+        why="Ctrl-C was pressed, or the machine asked the process to end.",
+        cure="Run it again with the same parameters: it continues where it stopped.",
         cell=number,
         detail=failure.detail if failure is not None else {},
     )

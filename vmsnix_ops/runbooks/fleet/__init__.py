@@ -104,7 +104,7 @@ class FleetPlan(Displayed):
     @property
     def title(self) -> str:
         """One line."""
-        going = f"goes on with {self.round}" if self.round else "a new round"
+        going = f"continues {self.round}" if self.round else "a new round"
         where = self.plan.dask.scheduler or "this machine"
         return f"Fleet {self.plan.name}: {counted(len(self.plan.targets), 'target')} on {where}, {going}"
 
@@ -115,7 +115,7 @@ class FleetPlan(Displayed):
 
     def notes(self) -> list[str]:
         """Return that it is a dry run."""
-        return ["Dry run: nothing of this will be run."] if self.dry_run else []
+        return ["Dry run: nothing will be run."] if self.dry_run else []
 
     def apply(
         self, *, confirmed: bool = False, board: Board | None = None, stop: Stop | None = None
@@ -150,9 +150,9 @@ class FleetPlan(Displayed):
         destroying = [target.name for target in self.plan.targets if target.effects == "destroys"]
         if destroying and not confirmed:
             raise ConfirmationError(
-                f"{counted(len(destroying), 'target')} would destroy, and nobody has confirmed it.",
+                f"{counted(len(destroying), 'target')} would destroy resources. Pass --yes to confirm.",
                 why=f"{destroying[0]} has dry_run = false.",
-                cure="Look at a dry run first; then confirm with --yes (in Python: apply(confirmed=True)).",
+                cure="Check a dry run first, then confirm with --yes (in Python: apply(confirmed=True)).",
             )
         from vmsnix_ops.runbooks.fleet.report import write
         from vmsnix_ops.runbooks.fleet.table import board_for_here
@@ -245,18 +245,18 @@ def plan(
     check_address(read.dask)
     if read.dask.scheduler and environment:
         raise PlanError(
-            "Workers of a scheduler cannot be given an environment.",
-            why="Variables hold credentials, which are never sent; the workers have their own.",
-            cure="Start the workers with them, or leave scheduler out.",
+            "Workers of a scheduler do not accept an environment.",
+            why="It can contain credentials, which vmsnix never sends; the workers have their own.",
+            cure="Start the workers with these variables, or leave scheduler out.",
         )
     settings = load()
     places = settings.allowed_accounts
     for account in read.accounts.values():
         if places and account.id and account.id not in places:
             raise PlanError(
-                f"The account {account.name} ({account.id}) is not an allowed one.",
-                why=f"The setting allowed_accounts has {', '.join(places)}.",
-                cure="Add it to vmsnix.toml, or take it out of the plan.",
+                f"The account {account.name} ({account.id}) is not allowed.",
+                why=f"allowed_accounts is {', '.join(places)}.",
+                cure="Add it to allowed_accounts in vmsnix.toml, or remove it from the plan.",
             )
     place = ledger or str(settings.state / "fleets")
     unfinished = "" if fresh else unfinished_round(open_ledger(place), read.name)

@@ -53,8 +53,8 @@ def need_dask() -> None:
     except ImportError as error:
         raise ToolMissingError(
             "Dask is not installed.",
-            why="A fleet hands its runs out through Dask, which is an extra of this package.",
-            cure="pip install vmsnix-ops[fleet]",
+            why="A fleet uses Dask, which is an extra of this package.",
+            cure="Run pip install vmsnix-ops[fleet]",
         ) from error
 
 
@@ -71,15 +71,16 @@ def check_address(dask: Dask) -> None:
     parts = urlsplit(dask.scheduler)
     if parts.scheme not in ("tcp", "tls") or not parts.hostname:
         raise PlanError(
-            f"{dask.scheduler!r} is no address of a scheduler.",
+            f"{dask.scheduler!r} is not a scheduler address.",
             why=nearest(parts.scheme, ["tcp", "tls"]),
-            cure="Write tls://HOST:PORT; tcp://127.0.0.1:PORT will do on this machine.",
+            cure="Use tls://HOST:PORT; on this machine, tcp://127.0.0.1:PORT also works.",
         )
     if parts.scheme == "tcp" and not _is_near(parts.hostname):
         raise PlanError(
-            f"The scheduler {dask.scheduler} is spoken to without TLS.",
-            why="Whoever reaches it runs programs on all its workers, and whoever listens sees the runs.",
-            cure="Start it with --tls-ca-file, --tls-cert and --tls-key and write tls://, or use a tunnel.",
+            f"The connection to the scheduler {dask.scheduler} has no TLS.",
+            why="Anyone who can reach it can run programs on all its workers, and anyone on the network can "
+            "read the runs.",
+            cure="Start it with --tls-ca-file, --tls-cert and --tls-key and use tls://, or use a tunnel.",
         )
 
 
@@ -123,7 +124,7 @@ def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = 
                 client = Client(address, security=security, timeout=CONNECT_SECONDS, name="vmsnix-fleet")  # type: ignore[no-untyped-call]
             except (OSError, ValueError) as error:
                 raise FleetError(
-                    f"The scheduler {dask.scheduler} does not answer.",
+                    f"The scheduler {dask.scheduler} is not reachable.",
                     why=f"{error}.",
                     cure="Start it, or correct its address or the TLS files.",
                 ) from error
@@ -146,8 +147,8 @@ def check_workers(client: Any, targets: Sequence[Target]) -> int:
     except TimeoutError as error:
         raise FleetError(
             "The scheduler has no workers.",
-            why=f"None came within {WORKERS_SECONDS} s.",
-            cure="Start some: dask worker ADDRESS --nthreads 1.",
+            why=f"No worker connected within {WORKERS_SECONDS} s.",
+            cure="Start workers: dask worker ADDRESS --nthreads 1",
         ) from error
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     for target in targets:
@@ -156,9 +157,9 @@ def check_workers(client: Any, targets: Sequence[Target]) -> int:
             offered = sorted({name for worker in workers for name in worker["resources"]})
             words = " ".join(f"{name}={count:g}" for name, count in needed.items())
             raise FleetError(
-                f"No worker has what {target.name} needs: {words}.",
-                why=f"The workers offer {', '.join(offered) or 'nothing in particular'}.",
-                cure=f'Start a worker with --resources "{words}", or say so below [dask] for this machine.',
+                f"No worker has the resources of {target.name}: {words}.",
+                why=f"The workers have {', '.join(offered) or 'no resources'}.",
+                cure=f'Start a worker with --resources "{words}", or set it in [dask] for this machine.',
             )
     return len(workers)
 
@@ -240,17 +241,17 @@ def new_certificate() -> tuple[str, str]:
     program = shutil.which("openssl")
     if program is None:
         raise ToolMissingError(
-            "openssl is not on this machine.",
-            why="It makes the certificate by which the workers of a fleet know each other.",
-            cure="Install it, or name a scheduler.",
+            "openssl is not installed on this machine.",
+            why="It creates the certificate that authenticates the workers of a fleet.",
+            cure="Install it, or use a scheduler.",
         )
     made = subprocess.run([program, *CERTIFICATE], capture_output=True, text=True, check=False)
     key, begin, rest = made.stdout.partition("-----BEGIN CERTIFICATE-----")
     if made.returncode or not begin:
         raise FleetError(
-            "The certificate of the fleet could not be made.",
-            why=f"openssl said: {made.stderr.strip()[-300:]}",
-            cure="Check the installation: openssl version.",
+            "Could not create the certificate of the fleet.",
+            why=f"openssl reported: {made.stderr.strip()[-300:]}",
+            cure="Check the installation: openssl version",
         )
     return begin + rest, key
 

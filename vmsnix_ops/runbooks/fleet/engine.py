@@ -119,10 +119,12 @@ def run_target(job: Job, *before: Document) -> Document:
     ledger = open_ledger(job.ledger)
     if job.version != __version__:
         return _blank(
-            job, "failed", error=f"The worker has vmsnix_ops {__version__}, the client {job.version}."
+            job, "failed", error=f"The worker has vmsnix_ops {__version__}, but the client has {job.version}."
         )
     if ledger.read(f"fleets/{job.fleet}.json") is None:
-        reason = f"The worker does not see the ledger {job.ledger}: name a folder that all machines mount, or s3://."
+        reason = (
+            f"The worker cannot see the ledger {job.ledger}: use a folder that all machines mount, or s3://."
+        )
         return _blank(job, "failed", error=reason)
     missing = [document["target"] for document in before if document["state"] != "done"]
     return _Claim(job, ledger).bring_to_an_end(missing)
@@ -141,7 +143,7 @@ class _Claim:
         watch = Watch(self.job.lease_seconds)
         while True:
             if self.job.session in _HERE.stopped:
-                return _blank(self.job, "cancelled", error="The fleet was stopped before this run began.")
+                return _blank(self.job, "cancelled", error="The fleet was stopped before this run started.")
             dead: list[str] = []
             if self._runs_elsewhere(watch, dead):
                 self._tell("waiting")
@@ -177,7 +179,7 @@ class _Claim:
             lost = {
                 **now.get("attempt", {}),
                 "verdict": "lost",
-                "error": f"Its process on {now['owner']['host']} died.",
+                "error": f"Its process on {now['owner']['host']} ended without a result.",
             }
             now["attempts"] = [*now["attempts"], lost]
         mine = now if now is not None and now["fleet"] == self.job.fleet else _blank(self.job, "running")
@@ -186,9 +188,12 @@ class _Claim:
         mine |= {"owner": self.owner.as_dict(), "beat": 0, "session": self.job.session}
         deaths = sum(attempt["verdict"] == "lost" for attempt in mine["attempts"] if self._ours(attempt))
         if missing:
-            return mine | {"state": "skipped", "error": f"Not done before it: {', '.join(missing)}."}
+            return mine | {
+                "state": "skipped",
+                "error": f"Not run, because these are not done: {', '.join(missing)}.",
+            }
         if deaths >= DEATHS:
-            reason = f"Its worker died {deaths} times; the usual reason is a lack of memory."
+            reason = f"Its worker ended {deaths} times; a common reason is a lack of memory."
             return mine | {"state": "failed", "error": reason}
         return mine | {"state": "running", "error": None}
 
@@ -503,15 +508,15 @@ class Runner:
 
     def _scheduler_lost(self) -> FleetError:
         return FleetError(
-            f"The scheduler {self.plan.dask.scheduler or 'of this machine'} is gone.",
-            why="Its connection broke.",
-            cure="Start it and the fleet again: what is done stays done, and the rest is run.",
+            f"Lost the scheduler {self.plan.dask.scheduler or 'of this machine'}.",
+            why="The connection closed.",
+            cure="Start it and the fleet again: finished targets are kept, and the rest is run.",
         )
 
 
 def _task_lost(future: Any) -> FleetError:
     return FleetError(
-        "What became of a run could not be told.",
+        "The outcome of a run is unknown.",
         why=f"{type(future.exception()).__name__}: {future.exception()}",
-        cure="Look at the log of the workers; starting the fleet again goes on with what is left.",
+        cure="Check the log of the workers. Starting the fleet again continues with what is left.",
     )

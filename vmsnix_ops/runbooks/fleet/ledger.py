@@ -232,9 +232,9 @@ def _parsed(text: bytes, place: str) -> Document:
         return dict(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise ArchiveError(
-            f"The ledger holds something that is not JSON: {place}.",
+            f"The ledger contains a file that is not JSON: {place}.",
             why=f"{error}.",
-            cure="Move it away; the target is run again, which doubles nothing.",
+            cure="Move the file away. The target runs again, which creates nothing twice.",
         ) from error
 
 
@@ -242,7 +242,7 @@ def _refused(done: str, place: str, error: OSError) -> ArchiveError:
     return ArchiveError(
         f"The ledger cannot be {done}: {place}.",
         why=f"{error.strerror}.",
-        cure="Correct its permissions, or name another place with ledger.",
+        cure="Correct its permissions, or use another location with --ledger.",
     )
 
 
@@ -348,7 +348,7 @@ class Beating:
                 self.write(self.document | {"beat": self.document["beat"] + 1})
                 self._good = time.monotonic()
             except StaleError:
-                self.lost = "another run took the target over."
+                self.lost = "another run took over the target."
             except VmsnixError as error:
                 # Those who wait may take over soon; until then this may pass.
                 if time.monotonic() - self._good > self._seconds * 2 / 3:

@@ -83,20 +83,20 @@ def _without_repeats(values: list[str]) -> list[str]:
 
 def _quoted(value: object) -> object:
     if type(value) is int:
-        raise ValueError(f'is a number, and numbers lose leading zeros; write "{value:012d}"')
+        raise ValueError(f'is a number, and numbers lose leading zeros; use "{value:012d}"')
     return value
 
 
 def _no_credential(name: str) -> str:
     if name in CREDENTIALS:
-        raise ValueError("is a credential; plans hold no credentials")
+        raise ValueError("is a credential; a plan must not contain credentials")
     return name
 
 
 def _nix_text(value: object) -> object:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if not isinstance(value, str | int) or "\n" in text:
-        raise ValueError("is not a setting of Nix on one line")
+        raise ValueError("is not a Nix setting on one line")
     return text
 
 
@@ -120,14 +120,14 @@ Seconds = Annotated[float, Field(ge=0, le=3600, title="from 0 to 3600 seconds")]
 Variables = dict[Annotated[str, AfterValidator(_no_credential)], str]
 AccountId = Annotated[
     str,
-    Field(pattern=ACCOUNT_ID, title="an account id, which has 12 digits"),
+    Field(pattern=ACCOUNT_ID, title="an account ID, which has 12 digits"),
     BeforeValidator(_quoted),
 ]
 Role = Annotated[
     str,
     Field(
         pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]+$",
-        title="the ARN of a role (arn:aws:iam::ACCOUNT:role/NAME)",
+        title="a role ARN (arn:aws:iam::ACCOUNT:role/NAME)",
     ),
 ]
 File = Annotated[str, AfterValidator(_file)]
@@ -275,11 +275,11 @@ def _fault(error: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, tu
         return f"{place} has no key {first!r}. {hint}", (*outer, first)
     field = known[first]
     if field.is_required() and kind in ("missing", "too_short"):
-        return f"{place} does not say {field.title}.", outer
+        return f"{place} does not set {field.title}.", outer
     of_key = rest[-1] == "[key]"  # the name of a value, which is not shown
     key = ".".join(str(part + 1 if isinstance(part, int) else part) for part in rest if part != "[key]")
     if kind == "too_short":
-        return f"{place}: {key} is empty; leave it out, or list something.", (*outer, first)
+        return f"{place}: {key} is empty; remove it, or add a value.", (*outer, first)
     wrong = str(error["ctx"]["error"]) if kind == "value_error" else ""
     shown = key if of_key else f"{key} = {json.dumps(error['input'], default=str)}"
     return f"{place}: {shown} {wrong or f'is not {EXPECTED.get(kind, field.title)}'}.", (*outer, first)
@@ -307,9 +307,9 @@ def _accounts(faults: list[str], plan: PlanTable) -> dict[str, Account]:
     for name, table in plan.accounts.items():
         owner = table.role.split(":")[4] if table.role else ""
         if table.id and owner not in ("", table.id):
-            faults.append(f"accounts.{name}: the role is one of {owner}, and the account is {table.id}.")
+            faults.append(f"accounts.{name}: the role is in {owner}, but the account is {table.id}.")
         if table.role and table.profile:
-            faults.append(f"accounts.{name} has both a role and a profile; give one.")
+            faults.append(f"accounts.{name} has both a role and a profile; use one.")
     return {name: Account(name, **table.model_dump()) for name, table in plan.accounts.items()}
 
 
@@ -325,7 +325,7 @@ def _entries(faults: list[str], plan: PlanTable) -> dict[str, EntryTable]:
                 f"The name of entry {number} is {name!r}; use lower-case letters, digits, '.', '_' and '-'."
             )
         if name in entries:
-            faults.append(f"There are two entries {name!r}; name them apart.")
+            faults.append(f"Two entries have the name {name!r}; rename one.")
             name = f"{name} ({number})"
         entries[name] = entry
     return entries
@@ -357,7 +357,7 @@ class _Reader:
 
     def _runbook(self) -> catalog.Runbook | None:
         if not self.entry.runbook:
-            self._add(" names no runbook.")
+            self._add(" has no runbook.")
             return None
         try:
             return catalog.find(self.entry.runbook, self.notebooks)
@@ -370,13 +370,13 @@ class _Reader:
         entry = self.entry
         for region in entry.regions:
             if region not in known_regions():
-                self._add(f": there is no AWS region {region!r}. {nearest(region, known_regions())}")
+                self._add(f": unknown AWS region {region!r}. {nearest(region, known_regions())}")
         for account in entry.accounts:
             if account not in self.accounts and not re.fullmatch(ACCOUNT_ID, account):
-                known = "An account id has 12 digits; other names stand in [accounts]."
-                self._add(f": there is no account {account!r}. {nearest(account, self.accounts) or known}")
+                known = "An account ID has 12 digits; other names must be in [accounts]."
+                self._add(f": unknown account {account!r}. {nearest(account, self.accounts) or known}")
         if runbook is not None and entry.images and not _declares(runbook, "image"):
-            self._add(f" lists images, and {runbook.name} has no parameter 'image'.")
+            self._add(f" lists images, but {runbook.name} has no parameter 'image'.")
         for axis, given in zip(AXES, (entry.images, entry.regions, entry.accounts), strict=True):
             if given and axis in entry.matrix:
                 self._add(f" lists {axis!r} twice, once in matrix.")
@@ -386,7 +386,7 @@ class _Reader:
                     self._add(f".override: {self.name} lists no {axis}. {nearest(axis, lists)}")
                 elif value not in lists[axis]:
                     hint = nearest(str(value), [str(item) for item in lists[axis]])
-                    self._add(f".override: {axis} = {value!r} is none of the entry's. {hint}")
+                    self._add(f".override: {axis} = {value!r} is not in the entry. {hint}")
 
     def _target(
         self,
@@ -446,7 +446,7 @@ class _Reader:
                 self._add(f": {error.what} {error.why}")
                 continue
             for twice in found.keys() & checked.keys():
-                self._add(f": The parameter {twice!r} is given twice, once as {name}.")
+                self._add(f": the parameter {twice!r} is given twice, once as {name}.")
             checked |= found
         return checked
 
@@ -494,14 +494,14 @@ def _ordered(
     for name, entry in entries.items():
         unknown = [other for other in entry.after if other not in entries]
         faults += [
-            f"{name}: {one!r} in after is no entry. {nearest(one, entries)}".rstrip() for one in unknown
+            f"{name}: {one!r} in after is not an entry. {nearest(one, entries)}".rstrip() for one in unknown
         ]
     before = {name: [one for one in entry.after if one in entries] for name, entry in entries.items()}
     try:
         names = list(TopologicalSorter(before).static_order())
     except CycleError as error:
         # graphlib lists a cycle from what is waited for to what waits; the plan file says it the other way.
-        faults.append(f"The entries wait for each other: {' → '.join(reversed(error.args[1]))}.")
+        faults.append(f"The entries form a cycle: {' → '.join(reversed(error.args[1]))}.")
         return ()
     ordered: list[Target] = []
     for name in names:
@@ -522,7 +522,7 @@ def _matching(faults: list[str], target: Target, other: str, candidates: Sequenc
     if candidates and not found:
         shared = [axis for axis in candidates[0].axes if axis in target.axes]
         values = " and ".join(f"{axis} {target.axes[axis]}" for axis in shared)
-        faults.append(f"{target.name} is to come after {other}, which has no target with {values}.")
+        faults.append(f"{target.name} runs after {other}, which has no target with {values}.")
     return found
 
 
@@ -537,7 +537,8 @@ def _check_doubles(faults: list[str], targets: Iterable[Target]) -> None:
             )
         elif target.name in names:
             faults.append(
-                f"There are two targets {target.name}; rename an entry, or list what tells them apart."
+                f"Two targets have the name {target.name}; rename an entry, or list the values that "
+                "distinguish them."
             )
         names[target.name] = keys[target.key] = target
 
@@ -608,9 +609,9 @@ def read_plan(path: Path) -> PlanFile:
     if secret:
         # Not shown, and no value is shown either: whatever is said next ends up in logs.
         raise PlanError(
-            f"The plan {path} holds a secret ({secret}).",
+            f"The plan {path} contains a secret ({secret}).",
             why="Plans are kept in repositories, archives and reports.",
-            cure="Leave credentials to the environment of the workers, or name a role or a profile.",
+            cure="Put credentials in the environment of the workers, or use a role or a profile.",
         )
     faults: list[str] = []
     folder = path.parent.absolute()
@@ -627,7 +628,7 @@ def read_plan(path: Path) -> PlanFile:
     if faults:
         found = list(dict.fromkeys(faults))
         raise PlanError(
-            f"The plan {path} has {counted(len(found), 'fault')}; nothing has started.",
+            f"The plan {path} has {counted(len(found), 'error')}; nothing was started.",
             why=found[0] if len(found) == 1 else "\n" + "\n".join(f"- {text}" for text in found) + "\n",
             cure="Correct the file.",
         )

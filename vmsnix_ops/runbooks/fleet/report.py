@@ -96,10 +96,13 @@ class FleetResult(Result):
         if self.status == "done":
             return None
         left = [document for document in self.documents if document["state"] != "done"]
-        what = f"Not done: {len(left)} of {counted(len(self.documents), 'target')} of the fleet {self.name}."
+        what = (
+            f"{len(left)} of {counted(len(self.documents), 'target')} of the fleet {self.name} "
+            f"{'is' if len(left) == 1 else 'are'} not done."
+        )
         told = next((document for document in left if document["state"] in ("failed", "partial")), left[0])
         why = f"{told['target']}: {told['error'] or told['state']}"
-        cure = "Start it again: it goes on with what is left. The report has every target."
+        cure = "Run it again: it continues with what is left. The report lists every target."
         kinds: dict[str, type[PartialError | RunFailedError | InterruptedRunError]]
         kinds = {"partial": PartialError, "cancelled": InterruptedRunError}
         return kinds.get(self.status, RunFailedError)(what, why=why, cure=cure)
