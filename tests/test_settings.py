@@ -60,7 +60,7 @@ def test_vmsnix_config_names_the_file(tmp_path: Path) -> None:
 
 
 def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"no settings file .*gone\.toml.*VMSNIX_CONFIG"):
+    with pytest.raises(SettingsError, match=r"No settings file .*gone\.toml.*VMSNIX_CONFIG"):
         load(tmp_path, {"VMSNIX_CONFIG": "gone.toml"})
 
 
@@ -132,24 +132,24 @@ def test_channels_are_words_and_pointers_have_a_prefix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("region = 5", r"line 1: region = 5 .*a whole number where text"),
-        ("bucket = true", r"true or false where text"),
+        ("region = 5", r"line 1: region = 5 .*a whole number, but text"),
+        ("bucket = true", r"true or false, but text"),
         ('prefix = ""', r"It is empty"),
-        ('channels = "stable"', r"where a list is expected"),
+        ('channels = "stable"', r"but a list is expected"),
         ('channels = ["Stable"]', r"'Stable' is no channel"),
-        ("channels = []", r"missing, or named twice"),
-        ('channels = ["stable", "stable"]', r"missing, or named twice"),
-        ('pointer_prefix = "vmsnix"', r"no beginning of a parameter's name"),
-        ('pointer_prefix = "/aws/images"', r"no beginning of a parameter's name"),
-        ('allowed_accounts = "012345678901"', r"where a list is expected"),
-        ('allowed_accounts = ["1234"]', r"'1234' is not an account id"),
-        ('allowed_accounts = ["\uff11\uff12\uff13456789012"]', r"is not an account id"),
+        ("channels = []", r"missing or listed twice"),
+        ('channels = ["stable", "stable"]', r"missing or listed twice"),
+        ('pointer_prefix = "vmsnix"', r"not a valid parameter prefix"),
+        ('pointer_prefix = "/aws/images"', r"not a valid parameter prefix"),
+        ('allowed_accounts = "012345678901"', r"but a list is expected"),
+        ('allowed_accounts = ["1234"]', r"'1234' is not an account ID"),
+        ('allowed_accounts = ["\uff11\uff12\uff13456789012"]', r"is not an account ID"),
         ('key_prefix = "images"', r"Write images/\."),
         ('key_prefix = "/images/"', r"Write images/\."),
         ('archive = "s3://"', r"s3://bucket/prefix"),
         ('state = "s3://bucket/state"', r"local folder"),
         ('history = "s3://"', r"s3://bucket/prefix"),
-        ('[region]\nname = "x"', r"line 1: region = .*a table where text"),
+        ('[region]\nname = "x"', r"line 1: region = .*a table, but text"),
         ('region = "a"\nregion = "b"\n', r"not valid TOML.*line 2"),
         ("region = eu-west-1", r"not valid TOML.*line 1"),
     ],
@@ -223,7 +223,7 @@ def test_a_price_that_cannot_be_is_refused(tmp_path: Path, pair: str) -> None:
 @pytest.mark.parametrize("name", ["allowed_accounts", "audit_accounts"])
 def test_an_account_id_has_exactly_12_digits(tmp_path: Path, name: str, account: str) -> None:
     write(tmp_path, f'{name} = ["012345678901", "{account}"]\n')
-    with pytest.raises(SettingsError, match="not an account id"):
+    with pytest.raises(SettingsError, match="not an account ID"):
         load(tmp_path, {})
 
 

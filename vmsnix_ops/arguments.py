@@ -66,9 +66,9 @@ def in_range(name: str, value: float, low: float, high: float, unit: str = "") -
     if not low <= value <= high:
         words = f" {unit}" if unit else ""
         raise ParameterError(
-            f"{name} cannot be {value!r}.",
-            why=f"It is out of range: {low:g} to {high:g}{words}.",
-            cure=f"Give {name} a value from {low:g} to {high:g}.",
+            f"Invalid {name} {value!r}.",
+            why=f"It must be between {low:g} and {high:g}{words}.",
+            cure=f"Set {name} to a value from {low:g} to {high:g}.",
         )
 
 

@@ -191,7 +191,7 @@ class _Given:
     folder: Path  # relative paths count from here
 
     def refuse(self, why: str, cure: str) -> SettingsError:
-        return SettingsError(f"{self.place} cannot be used.", why=why, cure=cure)
+        return SettingsError(f"Cannot use {self.place}.", why=why, cure=cure)
 
 
 def load(start: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -272,9 +272,9 @@ def _find(start: Path, environment: Mapping[str, str]) -> Path | None:
         path = start / Path(named).expanduser()
         if not path.is_file():
             raise SettingsError(
-                f"There is no settings file {path}.",
-                why="VMSNIX_CONFIG names it.",
-                cure="Correct VMSNIX_CONFIG, or unset it so that the nearest vmsnix.toml is read.",
+                f"No settings file {path}.",
+                why="VMSNIX_CONFIG is set to it.",
+                cure="Correct VMSNIX_CONFIG, or unset it to use the nearest vmsnix.toml.",
             )
         return path
     for folder in (start, *start.parents):
@@ -293,9 +293,9 @@ def _from_file(path: Path | None) -> dict[str, _Given]:
         place = f"{path}, line {_line_of(key, text)}"
         if key not in FIELDS:
             raise SettingsError(
-                f"{place}: there is no setting {key!r}.",
+                f"{place}: unknown setting {key!r}.",
                 why=nearest(key, FIELDS) or f"The settings are {_listed(FIELDS)}.",
-                cure="Correct or remove it.",
+                cure="Correct it or remove it.",
             )
         given[key] = _Given(value, f"{place}: {key} = {value!r}", path.parent)
     return given
@@ -318,7 +318,7 @@ def _from_environment(environment: Mapping[str, str], folder: Path) -> dict[str,
             raise SettingsError(
                 f"The environment variable {name} is not a setting.",
                 why=nearest(name, known) or f"The variables are {_listed(VARIABLES)}.",
-                cure="Correct or unset it.",
+                cure="Correct it or unset it.",
             )
         if not value:
             continue
@@ -349,16 +349,16 @@ def _flag(given: _Given) -> bool:
     value = words.get(given.value.lower()) if isinstance(given.value, str) else given.value
     if not isinstance(value, bool):
         raise given.refuse(
-            f"It is {_kind(given.value)} where true or false is expected.", "Write true or false."
+            f"It is {_kind(given.value)}, but true or false is expected.", "Use true or false."
         )
     return value
 
 
 def _text(given: _Given) -> str:
     if not isinstance(given.value, str):
-        raise given.refuse(f"It is {_kind(given.value)} where text is expected.", "Put it in quotes.")
+        raise given.refuse(f"It is {_kind(given.value)}, but text is expected.", "Put it in quotes.")
     if not given.value.strip():
-        raise given.refuse("It is empty.", "Give it a value, or remove it to have the default.")
+        raise given.refuse("It is empty.", "Set a value, or remove the setting to use the default.")
     return given.value
 
 
@@ -373,37 +373,41 @@ def _key_prefix(given: _Given) -> str:
     text = _text(given)
     if text.startswith("/") or not text.endswith("/"):
         raise given.refuse(
-            "A key prefix ends with '/' and does not begin with one.", f"Write {text.strip('/')}/."
+            "A key prefix ends with '/' and does not start with one.", f"Write {text.strip('/')}/."
         )
     return text
 
 
 def _accounts(given: _Given) -> tuple[str, ...]:
     if not isinstance(given.value, list):
-        raise given.refuse(f"It is {_kind(given.value)} where a list is expected.", 'Write ["012345678901"].')
+        raise given.refuse(
+            f"It is {_kind(given.value)}, but a list is expected.", 'Use a list such as ["012345678901"].'
+        )
     for account in given.value:
         if isinstance(account, int) and not isinstance(account, bool):
             raise given.refuse(
-                f"The account id {account} is a number, and numbers lose leading zeros.",
+                f"The account ID {account} is a number, and numbers lose leading zeros.",
                 f'Put it in quotes: "{account:012d}".',
             )
         if not isinstance(account, str) or not re.fullmatch(r"[0-9]{12}", account):
-            raise given.refuse(
-                f"{account!r} is not an account id.", "An account id has 12 digits, dashes left out."
-            )
+            raise given.refuse(f"{account!r} is not an account ID.", "Use 12 digits without dashes.")
     return tuple(given.value)
 
 
 def _channels(given: _Given) -> tuple[str, ...]:
     if not isinstance(given.value, list):
-        raise given.refuse(f"It is {_kind(given.value)} where a list is expected.", 'Write ["stable"].')
+        raise given.refuse(
+            f"It is {_kind(given.value)}, but a list is expected.", 'Use a list such as ["stable"].'
+        )
     for channel in given.value:
         if not isinstance(channel, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,63}", channel):
             raise given.refuse(
-                f"{channel!r} is no channel.", "A channel is a lower-case word, such as candidate."
+                f"{channel!r} is not a valid channel name.", "Use a lower-case word, such as candidate."
             )
     if not given.value or len(set(given.value)) != len(given.value):
-        raise given.refuse("Channels are missing, or named twice.", 'Write ["candidate", "stable"].')
+        raise given.refuse(
+            "A channel is missing or listed twice.", 'Use a list such as ["candidate", "stable"].'
+        )
     return tuple(given.value)
 
 
@@ -411,7 +415,7 @@ def _pointer_prefix(given: _Given) -> str:
     text = _text(given).rstrip("/")
     # Parameter Store keeps names that begin with aws or ssm for AWS.
     if not re.fullmatch(r"(/(?!(?i:aws|ssm))[A-Za-z0-9_.-]+)(/[A-Za-z0-9_.-]+){0,10}", text):
-        raise given.refuse("It is no beginning of a parameter's name.", "Write one like /vmsnix.")
+        raise given.refuse("It is not a valid parameter prefix.", "Use a prefix such as /vmsnix.")
     return text
 
 
@@ -419,7 +423,8 @@ def _path(given: _Given) -> Path:
     text = _text(given)
     if "://" in text:
         raise given.refuse(
-            "It is a local folder.", "Name a folder on this machine; `history` and `archive` may be on S3."
+            "It must be a local folder.",
+            "Use a folder on this machine; `history` and `archive` can be on S3.",
         )
     return given.folder / Path(text).expanduser()
 
@@ -429,7 +434,7 @@ def _location(given: _Given) -> str:
     if not text.startswith("s3://"):
         return str(_path(given))
     if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", text):
-        raise given.refuse("That is not a place on S3.", "Write s3://bucket/prefix.")
+        raise given.refuse("It is not a location on S3.", "Use s3://bucket/prefix.")
     return text.rstrip("/")
 
 
@@ -438,7 +443,9 @@ def _whole(low: int, high: int) -> Callable[[_Given], int]:
         # A variable is text; a number in the file is one already, and true is none.
         value = int(given.value) if isinstance(given.value, str) and given.value.isdecimal() else given.value
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise given.refuse(f"It is not a whole number from {low} to {high}.", "Write one without quotes.")
+            raise given.refuse(
+                f"It is not a whole number from {low} to {high}.", "Use a number without quotes."
+            )
         return value
 
     return check
@@ -450,15 +457,15 @@ def _days(given: _Given) -> float:
     except ValueError:
         value = given.value
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MOST_DAYS:
-        raise given.refuse(f"It is not a number of days from 0 to {MOST_DAYS}.", "Write one, such as 30.")
+        raise given.refuse(f"It is not a number of days from 0 to {MOST_DAYS}.", "Use a number, such as 30.")
     return value
 
 
 def _prices(given: _Given) -> dict[str, tuple[float, float]]:
     if not isinstance(given.value, dict):
         raise given.refuse(
-            f"It is {_kind(given.value)} where a table is expected.",
-            "Write [snapshot_prices] and below it eu-central-1 = [0.054, 0.0135].",
+            f"It is {_kind(given.value)}, but a table is expected.",
+            "Add [snapshot_prices], and below it eu-central-1 = [0.054, 0.0135].",
         )
     found = {}
     for place, pair in given.value.items():
@@ -468,8 +475,9 @@ def _prices(given: _Given) -> dict[str, tuple[float, float]]:
             standard = archive = -1.0
         if not (0 <= standard < math.inf and 0 <= archive < math.inf):
             raise given.refuse(
-                f"The prices of {place} are {pair!r}, not two numbers: standard and archive tier.",
-                f"Write {place} = [0.05, 0.0125], in USD a GiB and month.",
+                f"The prices of {place} are {pair!r}, but two numbers are expected: standard and archive "
+                "tier.",
+                f"Use {place} = [0.05, 0.0125], in USD per GiB and month.",
             )
         found[place] = (standard, archive)
     return found

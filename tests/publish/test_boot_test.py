@@ -65,5 +65,5 @@ def test_a_boot_by_itself_is_planned_first(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "instance id, user data" in shown
     with pytest.raises(ParameterError, match="No image given"):
         boot_image.plan("")
-    with pytest.raises(ParameterError, match="out of range"):
+    with pytest.raises(ParameterError, match="must be between"):
         boot_image.plan("result", deadline=-1)
