@@ -356,7 +356,7 @@ def test_a_channel_that_was_deleted_and_made_again_is_not_taken_back(
     right_after_the_write(aws, ami, monkeypatch, meanwhile)
     found = made.apply()
     assert outcomes(found) == {HOME: ["point failed"]}
-    assert f"names {theirs} now" in found.failed[0].why
+    assert f"is now {theirs}" in found.failed[0].why
     assert history(aws) == [theirs] * again
 
 
@@ -371,7 +371,7 @@ def test_a_new_channel_that_somebody_made_again_is_not_deleted(
         put(aws, theirs)
 
     right_after_the_write(aws, ami, monkeypatch, meanwhile)
-    assert f"names {theirs} now" in made.apply().failed[0].why
+    assert f"is now {theirs}" in made.apply().failed[0].why
     assert history(aws) == [theirs]
 
 
@@ -509,7 +509,7 @@ def test_an_advanced_parameter_is_promoted_and_rolled_back_and_stays_advanced(aw
         ("/AWS-images", "web", "aws or ssm"),
         ("/ssm", "web", "aws or ssm"),
         ("/Ssmages", "web", "aws or ssm"),
-        ("/a" * 14, "web", "16 levels; AWS allows 15"),
+        ("/a" * 14, "web", "16 levels, but AWS allows 15"),
         ("/" + "a" * 950, "web", "AWS allows 1011"),
         ("/with space", "web", "use levels"),
         ("vmsnix", "web", "use levels"),

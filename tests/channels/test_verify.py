@@ -458,7 +458,7 @@ def test_what_is_not_recorded_is_not_compared_save_with_whom_it_is_shared(aws: S
 
 
 def test_a_mistyped_region_and_a_wrong_account_are_no_success(aws: Sandbox, ami: str) -> None:
-    with pytest.raises(errors.RegionError, match="no AWS region 'eu-west-7'"):
+    with pytest.raises(errors.RegionError, match="Unknown AWS region 'eu-west-7'"):
         verify.check(regions=[HOME, "eu-west-7"])
     stranger = aws.other_account("109876543210").session()
     with pytest.raises(errors.ParameterError, match="not of the account 109876543210"):

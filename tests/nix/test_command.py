@@ -29,7 +29,7 @@ def test_asks_nix_for_json(nix: Path) -> None:
 
 
 def test_shows_the_words_of_nix(nix: Path) -> None:
-    with pytest.raises(NixError, match=r"^It did not work\. Nix says: error: .*on purpose"):
+    with pytest.raises(NixError, match=r"^It did not work\. Nix reported: error: .*on purpose"):
         ask(["eval", "--expr", "throw ''broken on purpose''"], "It did not work.")
 
 
@@ -98,7 +98,9 @@ def test_explains_what_nix_says(text: str, why: str) -> None:
 
 def test_warnings_are_not_the_reason() -> None:
     text = "warning: Ignoring setting 'flake-registry' because experimental feature 'flakes' is disabled"
-    assert explain("It did not work.", Answer(1, "", (text, "error: other"))).why == "Nix says: error: other"
+    assert (
+        explain("It did not work.", Answer(1, "", (text, "error: other"))).why == "Nix reported: error: other"
+    )
 
 
 def test_what_a_builder_prints_says_nothing_about_the_store() -> None:

@@ -86,7 +86,7 @@ def test_offers_the_nearest_name(nix: Path) -> None:
 
 def test_says_for_which_system_there_is_such_an_image(nix: Path, tmp_path: Path) -> None:
     (tmp_path / "flake.nix").write_text("{ outputs = _: { packages.aarch64-linux.x = { }; }; }")
-    with pytest.raises(UnknownImageError, match="It has one for aarch64-linux"):
+    with pytest.raises(UnknownImageError, match="It has this image for aarch64-linux"):
         find_image(find_flake(tmp_path), "x", "x86_64-linux")
 
 

@@ -236,7 +236,7 @@ def test_a_description_that_names_a_directory(output: Path) -> None:
 
 def test_a_description_that_belongs_to_another_image(output: Path) -> None:
     describe(output, logical_bytes="4295467008")
-    with pytest.raises(ImageFormatError, match="promises 4295467008") as caught:
+    with pytest.raises(ImageFormatError, match="states 4295467008") as caught:
         read_image(output)
     assert caught.value.field == "logical_bytes"
 

@@ -421,7 +421,7 @@ def _check_region(region: str) -> None:
     known = known_regions()
     if region not in known:
         raise errors.ParameterError(
-            f"There is no AWS region {region!r}.",
+            f"Unknown AWS region {region!r}.",
             why=errors.nearest(region, known) or "It is not in botocore's list of regions.",
             cure="Check the name; if the region is brand new, update botocore.",
         )

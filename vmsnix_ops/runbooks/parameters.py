@@ -256,7 +256,7 @@ def _refuse_secret(parameter: Parameter, value: object) -> None:
         raise ParameterError(
             f"{parameter.name} contains a secret ({secret}).",
             why="Parameters are saved in the executed notebook, the report and the history.",
-            cure="Pass it by the environment, or by AWS's own configuration.",
+            cure="Pass it in the environment, or with AWS's own configuration.",
         )
 
 

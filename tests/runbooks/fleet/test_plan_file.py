@@ -251,7 +251,7 @@ ENTRY = '[[entry]]\nrunbook = "greet"\n'
         (ENTRY + "resources = { kvm = 0 }", "is not a positive number"),
         (ENTRY + 'after = ["publihs"]', "'publihs' in after is not an entry"),
         ('[[entry]]\nname = "tell"\nrunbook = "look"\nimages = ["a"]', "has no parameter 'image'"),
-        (ENTRY + '[[entry.override]]\nwhere = { region = "us-east-1" }', "greet lists no region"),
+        (ENTRY + '[[entry.override]]\nwhere = { region = "us-east-1" }', "greet has no region"),
         (ENTRY + 'images = ["ecs"]\n[[entry.override]]\nwhere = { image = "esc" }', "Did you mean 'ecs'?"),
         (ENTRY + "[[entry.override]]\nskip = true", "does not set for which targets"),
         (ENTRY + 'environment = { AWS_SECRET_ACCESS_KEY = "x" }', "must not contain credentials"),
