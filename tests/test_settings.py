@@ -132,11 +132,11 @@ def test_channels_are_words_and_pointers_have_a_prefix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("region = 5", r"line 1: region = 5 .*a whole number, but text"),
+        ("region = 5", r"line 1: region = 5\. .*a whole number, but text"),
         ("bucket = true", r"true or false, but text"),
         ('prefix = ""', r"It is empty"),
         ('channels = "stable"', r"but a list is expected"),
-        ('channels = ["Stable"]', r"'Stable' is no channel"),
+        ('channels = ["Stable"]', r"'Stable' is not a valid channel name"),
         ("channels = []", r"missing or listed twice"),
         ('channels = ["stable", "stable"]', r"missing or listed twice"),
         ('pointer_prefix = "vmsnix"', r"not a valid parameter prefix"),

@@ -101,7 +101,7 @@ def test_a_machine_that_turns_itself_off_is_not_waited_for(linux: Path) -> None:
 
 
 def test_an_image_that_never_boots_ends_at_the_deadline(tmp_path: Path, temporary: Path) -> None:
-    with pytest.raises(BootFailedError, match="did not come within 2 s") as caught:
+    with pytest.raises(BootFailedError, match="did not appear within 2 s") as caught:
         boot(sample(tmp_path / "sample"), expect="a line that never comes", deadline=2)
     assert MESSAGE in caught.value.console[-1]
     assert list(temporary.iterdir()) == []
@@ -150,7 +150,7 @@ def test_an_image_of_another_architecture_names_its_qemu(
     image = sample(tmp_path / "sample")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        ToolMissingError, match=r"for aarch64-linux, and qemu-system-aarch64 .* qemu-system-arm"
+        ToolMissingError, match=r"for aarch64-linux, but qemu-system-aarch64 .* qemu-system-arm"
     ):
         boot(image, system="aarch64-linux")
     with pytest.raises(ImageError, match=r"riscv64-linux cannot be booted.*x86_64-linux and aarch64-linux"):
@@ -189,7 +189,7 @@ def test_a_kvm_that_fails_is_replaced_by_emulation(tmp_path: Path, monkeypatch: 
     [
         ({"expect": "login: ["}, "Invalid regular expression"),
         ({"expect": ".*"}, "matches an empty line"),
-        ({"accelerator": "hvf"}, "no accelerator 'hvf'"),
+        ({"accelerator": "hvf"}, "Invalid accelerator 'hvf'"),
     ],
 )
 def test_what_cannot_be_waited_for_is_refused(tmp_path: Path, options: dict[str, str], words: str) -> None:

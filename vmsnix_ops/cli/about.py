@@ -26,9 +26,9 @@ def _topics(ctx: click.Context, _parameter: click.Parameter, incomplete: str) ->
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_topics)
 @click.pass_context
 def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
-    """Show the help of a runbook or a command; without NAME, list all of them.
+    """Show the help of a runbook or a command. Without NAME, list all of them.
 
-    `vmsnix help publish` and `vmsnix publish --help` are the same, and so are `vmsnix help runs show` and
+    `vmsnix help publish` and `vmsnix publish --help` are the same; so are `vmsnix help runs show` and
     `vmsnix runs show --help`.
     """
     context = ctx.find_root()

@@ -32,9 +32,9 @@ FILES = {
 @click.argument("shell", type=click.Choice(tuple(FILES)))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print what a shell needs to complete runbooks, options, choices, images and run ids.
+    """Print the script that completes runbooks, options, choices, images and run IDs in a shell.
 
-    For this shell only: eval "$(vmsnix completion bash)". For all: put that line into ~/.bashrc or ~/.zshrc;
+    For this shell: eval "$(vmsnix completion bash)". For all shells: add that line to ~/.bashrc or ~/.zshrc;
     for fish: vmsnix completion fish > ~/.config/fish/completions/vmsnix.fish.
     """
     from click.shell_completion import get_completion_class

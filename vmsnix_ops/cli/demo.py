@@ -28,9 +28,9 @@ NAME = "vmsnix-demo"
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--keep", is_flag=True, help="Keep the sandbox running afterwards, for other tools.")
 def demo(image: str | None, as_json: bool, keep: bool) -> int:
-    """Publish an image to a sandbox through the notebook 20-publish-ami, and show what came of it.
+    """Publish an image to a local sandbox with the notebook 20-publish-ami, and show the result.
 
-    Needs neither an AWS account nor Nix. Nothing outside of this machine is reached.
+    Needs no AWS account and no Nix, and does not use the network.
     """
     from vmsnix_ops.cli.output import show_failure, show_json, show_outcome, watch
     from vmsnix_ops.cli.run_sandbox import run_sandbox

@@ -19,7 +19,7 @@ from vmsnix_ops.text import echo, line
 def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
     """Write the snapshot SNAPSHOT into the sparse raw file PATH.
 
-    A download that was cut off goes on where it ended.
+    Run the same command again to continue an interrupted download.
     """
     from vmsnix_ops import progress
     from vmsnix_ops.aws import regions

@@ -72,10 +72,10 @@ def fleet(
     sandbox: bool,
     as_json: bool,
 ) -> int:
-    """Run many runbooks at once, as a plan file says, and keep one report of all.
+    """Run many runbooks from a plan file, and write one report of all runs.
 
-    PLAN is a TOML file: images, regions, accounts and parameters, what waits for what, retries. It is
-    checked whole, shown, and with --no-dry-run carried out. Started again, it goes on with what is left.
+    PLAN is a TOML file with images, regions, accounts, parameters, order and retries. vmsnix checks the whole
+    plan and shows it; with --no-dry-run it runs it. Run it again to continue with what is left.
     """
     import sys
 

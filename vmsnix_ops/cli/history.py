@@ -62,10 +62,10 @@ FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
 
 @click.group()
 def history() -> None:
-    """Ask the tables of runs, steps, AMIs and retirements.
+    """Query the tables of runs, steps, AMIs and retirements.
 
-    The tables hold a row for each, of everybody who shares the history. `vmsnix runs` lists the archive
-    instead: the evidence of runs, which can be opened and repeated.
+    The tables have one row for each, of everyone who shares the history. To open or repeat a run, use
+    `vmsnix runs`, which lists the archive.
     """
 
 
@@ -147,9 +147,9 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
 def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, sandbox: bool) -> None:
     """Rebuild damaged tables from their own files, the archive of runs, and AWS.
 
-    Without TABLE: runs, steps, amis, promotions and retirements. Every row that can still be read is kept;
-    rows that are lost come from the runs in the archive and, for amis, from the tags in AWS. The old table is
-    kept beside the new one. On S3, let no run write meanwhile.
+    Without TABLE: runs, steps, amis, promotions and retirements. Readable rows are kept. Lost rows come from
+    the runs in the archive and, for amis, from the tags in AWS. The old table is kept beside the new one. On
+    S3, make sure that no run writes in the meantime.
     """
     from vmsnix_ops.audit.sync import sync as sync_amis
     from vmsnix_ops.cli.runs import load_settings, open_archive

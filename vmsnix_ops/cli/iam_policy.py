@@ -167,7 +167,7 @@ def iam_policy(
 ) -> None:
     """Print the smallest policy of a job, or a trust policy, as JSON.
 
-    The actions are those that the code itself declares.
+    The actions are those that the code declares.
     """
     from vmsnix_ops import errors
     from vmsnix_ops.audit import policies as audit

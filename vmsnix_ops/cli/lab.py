@@ -42,7 +42,7 @@ CONSOLE = "console.ipynb"
 def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) -> int:
     """Open the console and the runbooks in JupyterLab, on 127.0.0.1 only.
 
-    Relative paths in parameters count from the folder in which this is typed, as they do for `vmsnix NAME`.
+    Relative paths in parameters start at the current folder, as for `vmsnix NAME`.
     """
     from vmsnix_ops.cli.run_sandbox import run_sandbox
     from vmsnix_ops.settings import load

@@ -147,7 +147,7 @@ def command_of(name: str) -> click.Command:
 
 @click.command(cls=Runbooks, subcommand_metavar="NAME [PARAMETERS]...")
 def run() -> None:
-    """Run a runbook through papermill and keep the evidence: executed notebook, report, result, log.
+    """Run a runbook with papermill and save the evidence: executed notebook, report, result and log.
 
     `vmsnix run NAME` is the same as `vmsnix NAME`. `vmsnix help NAME` lists the parameters of a runbook.
     """

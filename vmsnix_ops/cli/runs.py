@@ -98,8 +98,8 @@ def runs(
 ) -> None:
     """List past runs with their evidence, newest first; `vmsnix runs show ID` opens one.
 
-    This reads the archive: what can be opened (`vmsnix runs show`) and repeated (`vmsnix rerun`).
-    `vmsnix history` reads the tables: rows for questions over many runs, steps and AMIs.
+    This lists the archive: runs that you can open (`vmsnix runs show`) and repeat (`vmsnix rerun`). To query
+    many runs, steps and AMIs, use `vmsnix history`, which reads the tables.
     """
     ctx.obj = (archive, sandbox)
     if ctx.invoked_subcommand is not None:
@@ -128,9 +128,9 @@ def runs(
 def show(
     above: tuple[str, bool], run_id: str, in_browser: bool, as_json: bool, archive: str, sandbox: bool
 ) -> None:
-    """Show a run: what it was given, what became of it, how long its steps took, where its evidence is.
+    """Show a run: its parameters, outcome, step times and evidence.
 
-    ID may be shortened to as much of its beginning, or to its last six digits, as no other run has.
+    ID can be any unique beginning of the run ID, or its last six digits.
     """
     from vmsnix_ops.cli.output import show_json
 
@@ -150,10 +150,10 @@ def show(
 @_places
 @click.pass_obj
 def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
-    """Save what runs on this machine could not save: rows of the tables, evidence on S3.
+    """Save the rows and evidence that runs on this machine could not save.
 
-    Without ID, all runs are repaired. A run whose process is gone without a verdict is marked "lost"; a run
-    that is under way is left alone. Exit code 3: something still cannot be saved.
+    Without ID, repair all runs. A run whose process ended without a result is marked "lost"; a running run is
+    not changed. Exit code 3: something could still not be saved.
     """
     from dataclasses import asdict
 
@@ -189,11 +189,10 @@ def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sa
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]...")
 @click.pass_context
 def rerun(ctx: click.Context, run_id: str, words: tuple[str, ...], place: str, sandbox: bool) -> int:
-    """Run a runbook once more, with the parameters that a past run had.
+    """Run a runbook again with the parameters of a past run.
 
-    ID may be shortened, as for `vmsnix runs show`. Parameters behind it replace single ones, as in
-    `vmsnix NAME`; the options of every run stand there, too. It works in the folder in which the run
-    did, where that is still there.
+    ID can be shortened, as for `vmsnix runs show`. Options after it replace single parameters, as in
+    `vmsnix NAME`. The run starts in the working directory of the past run, if that still exists.
     """
     from vmsnix_ops.cli.run import Past, runbook_command
 

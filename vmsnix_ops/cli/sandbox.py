@@ -25,9 +25,9 @@ import click
     help="Folder that keeps the sandbox's state across restarts.",
 )
 def sandbox(port: int, speed: float, state: Path | None) -> None:
-    """Serve a local AWS in the foreground and print the export lines that a shell needs.
+    """Run a local AWS in the foreground, and print the export lines for a shell.
 
-    Any boto3 client, the AWS CLI and other people's tools can talk to it. Ctrl-C stops it.
+    boto3, the AWS CLI and other tools can use it. Stop it with Ctrl-C.
     """
     from vmsnix_ops.errors import RunError
     from vmsnix_ops.sandbox.serve import serve
