@@ -28,7 +28,7 @@ def test_a_frame_is_shown_as_people_write_numbers() -> None:
         ("ami-1", "4", "1,234.50", "2026-11-25 21:05", "yes"),
         ("-", "-", "-", "-", "no"),
     )
-    assert str(of_frame(frame.iloc[:0], title="AMIs")) == "AMIs\nThere are none."
+    assert str(of_frame(frame.iloc[:0], title="AMIs")) == "AMIs\nNo rows."
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ class Shown(Displayed):
     rows: tuple[tuple[str, ...], ...]
     right: frozenset[str] = frozenset()
     title: str = ""
-    nothing: str = "There are none."
+    nothing: str = "No rows."
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -178,14 +178,14 @@ def shown(
     *,
     right: Iterable[str] = (),
     title: str = "",
-    nothing: str = "There are none.",
+    nothing: str = "No rows.",
 ) -> Shown:
     """Return a `Shown` of values: what is missing becomes a dash, the rest text."""
     texts = tuple(tuple(text(value) for value in row) for row in rows)
     return Shown(tuple(columns), texts, frozenset(right), title, nothing)
 
 
-def of_frame(frame: pd.DataFrame, *, title: str = "", nothing: str = "There are none.") -> Shown:
+def of_frame(frame: pd.DataFrame, *, title: str = "", nothing: str = "No rows.") -> Shown:
     """Return a frame for people: numbers on the right with at most two decimals, times to the minute.
 
     >>> import pandas as pd
