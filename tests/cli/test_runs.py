@@ -76,7 +76,7 @@ def test_past_runs_are_listed_opened_and_repeated(
     shelf.put("10-try-this.ipynb", "1", parameters="name: str = ''  # whom\nplace: str = ''  # where\n")
     code, printed, complaint = say("rerun", first["run_id"])
     assert (code, printed) == (2, "")
-    assert "no longer takes regions, image; it has taken since place." in complaint
+    assert "Removed since then: regions, image; added since then: place." in complaint
 
 
 def test_a_report_is_opened_in_the_browser(
@@ -100,7 +100,7 @@ def test_a_report_is_opened_in_the_browser(
         assert say("runs", "--archive", "s3://nowhere")[0] == 1
         code, _, complaint = say("runs", "show", "2025", "--archive", "s3://evidence/runs")
     assert code == 2
-    assert complaint.startswith("Error: There is no run '2025' in s3://evidence/runs.\n")
+    assert complaint.startswith("Error: No run '2025' in s3://evidence/runs.\n")
 
 
 def test_a_run_on_the_sandbox_is_not_repeated_in_the_real_aws(shelf: Shelf, say: Say) -> None:

@@ -93,7 +93,7 @@ def test_the_first_call_takes_one_value_under_the_other_name(
     assert variables[name] in ("eu-west-1", ["eu-west-1"])
     assert other not in variables
     assert f"{other} is read as {name}.\n" in capsys.readouterr().err
-    with pytest.raises(ParameterError, match="2 were given: a, b"):
+    with pytest.raises(ParameterError, match="2 values given: a, b"):
         execute(cells(book)[1], namespace(book, **{other: "a,b"}))
 
 

@@ -187,7 +187,7 @@ def test_a_sandbox_that_cannot_start_leaves_the_switch_on_aws(opened: Console, t
 def test_tables_that_are_not_there_yet_are_told_in_words(opened: Console) -> None:
     for title, words in (
         ("History", "No runs yet."),
-        ("Timings", "No step has been timed here yet"),
+        ("Timings", "No timings yet"),
         ("Inventory", "No audits yet"),
         ("Findings", "No audits yet"),
     ):

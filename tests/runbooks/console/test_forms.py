@@ -124,8 +124,8 @@ def test_the_command_line_gives_the_run_the_same_parameters(
     ("declared", "given", "values", "problem"),
     [
         ("region: str = ''", {"regions": ["eu-west-1"]}, {"region": "eu-west-1"}, ""),
-        ("region: str = ''", {"regions": ["a", "b"]}, {}, "2 were given: a, b."),
-        ("region: str = ''", {"region": "a, b"}, {}, "2 were given: a, b."),
+        ("region: str = ''", {"regions": ["a", "b"]}, {}, "2 values given: a, b."),
+        ("region: str = ''", {"region": "a, b"}, {}, "2 values given: a, b."),
         ("regions: list[str] = ['all']", {"region": "eu-west-1"}, {"regions": ["eu-west-1"]}, ""),
     ],
 )

@@ -67,7 +67,7 @@ def test_the_log_is_text() -> None:
 def test_a_double_click_on_cancel_does_not_kill(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     view = LiveView(asked.append)
-    view.begin("Publish", "in the sandbox")
+    view.begin("Publish", "on the sandbox")
     view.show(seen())
     view.cancel_button.click()
     view.cancel_button.click()

@@ -52,7 +52,7 @@ def test_single_ones_can_be_replaced(runbook: Runbook) -> None:
         ({**RECORDED, "name": "[secret removed: AWS access key]"}, r"now: name\."),
         (
             {"old": 1, "via": "x"},
-            r"no longer takes old; it has taken since name, count, regions; .*now: via\.",
+            r"Removed since then: old; added since then: name, count, regions; .*now: via\.",
         ),
     ],
 )

@@ -151,7 +151,10 @@ def test_a_target_is_skipped_when_one_before_it_is_not_done(worker: Worker) -> N
     document = run_target(
         worker.job, {"target": "first", "state": "done"}, {"target": "second", "state": "failed"}
     )
-    assert (document["state"], document["error"]) == ("skipped", "Not done before it: second.")
+    assert (document["state"], document["error"]) == (
+        "skipped",
+        "Not run, because these are not done: second.",
+    )
     assert worker.ran == []
     assert run_target(replace(worker.job, session="later"))["state"] == "done"
 
@@ -204,7 +207,7 @@ def test_a_target_that_kills_its_workers_is_given_up(worker: Worker) -> None:
     worker.found(beat=1, attempts=[lost, lost], attempt={"session": worker.job.session})
     document = run_target(worker.job)
     assert document["state"] == "failed"
-    assert "died 3 times" in document["error"]
+    assert "ended 3 times" in document["error"]
     assert worker.ran == []
 
 
@@ -300,7 +303,7 @@ def test_a_role_is_taken_by_the_worker_and_stays_there(
         refused = run_target(
             replace(worker.job, target=replace(with_account(worker.job.target, missing), key="x"))
         )
-        assert "Could not take the role" in refused["error"]
+        assert "Could not assume the role" in refused["error"]
 
 
 def test_nix_hears_the_settings_of_the_plan(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ class PlaceBar:
     def words(self) -> str:
         """Where runs go, as the end of "Run ..."."""
         if self.place.sandbox:
-            return "in the sandbox"
+            return "on the sandbox"
         account = self.who.account if self.who else ""
         return f"in AWS account {account}" if account else "on AWS, account unknown"
 
