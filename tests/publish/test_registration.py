@@ -414,7 +414,7 @@ def test_a_further_disk_that_is_encrypted_otherwise_is_refused(plan, image, encr
 def test_an_ami_without_session_tokens_is_not_reused(aws, plan):
     plan().apply()
     aws.faults.add({"op": "ec2:DescribeImages", "do": "blank", "when": "after", "fields": ["ImdsSupport"]})
-    with pytest.raises(errors.NameTakenError, match=r"IMDS support: v1 and v2, and v2\.0 was asked for"):
+    with pytest.raises(errors.NameTakenError, match=r"IMDS support is v1 and v2 and v2\.0 is requested"):
         plan().apply()
 
 
@@ -423,7 +423,7 @@ def test_another_architecture_is_refused(aws, plan):
     aws.faults.add(
         {"op": "ec2:DescribeImages", "do": "set", "when": "after", "values": {"Architecture": "arm64"}}
     )
-    with pytest.raises(errors.NameTakenError, match="architecture: arm64, and x86_64 was asked for"):
+    with pytest.raises(errors.NameTakenError, match="architecture is arm64 and x86_64 is requested"):
         plan().apply()
 
 

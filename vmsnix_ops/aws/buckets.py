@@ -625,9 +625,9 @@ def check_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
         what for what, found in (("unfinished uploads", uploads), ("objects", objects)) if not found
     )
     return Check(
-        f"no rule deletes {left} below {key_prefix!r}",
+        "bucket leftovers",
         "warn",
-        f"nothing removes {left} below {key_prefix!r}",
+        f"no rule deletes {left} below {key_prefix!r}",
         BOOTSTRAP,
     )
 
@@ -644,7 +644,7 @@ def check_versions(s3: S3Client, name: str, key_prefix: str) -> Check:
         )
     if expires_versions(rules, key_prefix):
         return Check(
-            f"versioning is {state}; old versions of images expire",
+            "bucket versions",
             "pass",
             f"versioning is {state}; old versions of images expire",
         )
@@ -703,7 +703,7 @@ def check_kept_apart(places: Mapping[str, str], bucket: str, key_prefix: str) ->
             "vmsnix/archive, or use another bucket.",
         )
     return Check(
-        f"only images are below s3://{bucket}/{key_prefix}",
+        "bucket prefixes",
         "pass",
         f"only images are below s3://{bucket}/{key_prefix}",
     )

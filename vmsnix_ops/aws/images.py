@@ -548,7 +548,7 @@ def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
             different.append((name, wanted, found))
     if different:
         listed = "; ".join(
-            f"{name} is {found}, but {wanted} is requested" for name, wanted, found in different
+            f"{name} is {found} and {wanted} is requested" for name, wanted, found in different
         )
         raise errors.NameTakenError(
             f"The AMI {existing.name} exists with another {_and(n for n, _, _ in different)}.",

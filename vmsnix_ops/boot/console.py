@@ -34,10 +34,7 @@ FAILURES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, meaning in (
         (r"Kernel panic - not syncing", "its kernel panicked"),
         (r"No bootable device|No bootable option or device was found", "its firmware found no boot device"),
-        (
-            "its firmware found no boot device and opened its shell",
-            "its firmware found nothing to boot and opened its shell",
-        ),
+        (r"^Shell> |UEFI Interactive Shell", "its firmware found no boot device and opened its shell"),
         (r"grub rescue>|error: unknown filesystem\.", "its boot loader could not find its files"),
         (r"An error occurred in stage 1 of the boot process", "NixOS could not mount its root file system"),
         (r"You are in (emergency|rescue) mode", "systemd could not reach its target"),
