@@ -387,7 +387,7 @@ def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | N
         _check_region(region)
     if via and via not in PATHS:
         raise errors.ParameterError(
-            f"Invalid method {via!r}: use {' or '.join(map(repr, PATHS))}.",
+            f"Invalid method {via!r}.",
             why=errors.nearest(via, PATHS),
             cure=f"Use {' or '.join(map(repr, PATHS))}, or leave via out.",
         )
