@@ -102,10 +102,10 @@ def read_toml(path: Path, noun: str, error: type[VmsnixError]) -> tuple[str, dic
         text = path.read_text(encoding="utf-8-sig")
         return text, tomllib.loads(text)
     except OSError as cause:
-        fix = "Correct its permissions, or name another file."
+        fix = "Correct its permissions, or use another file."
         raise error(f"{noun} {path} cannot be read.", why=f"{cause.strerror}.", cure=fix) from cause
     except UnicodeDecodeError as cause:
-        why = f"Byte {cause.start} does not fit."
+        why = f"Byte {cause.start} is invalid."
         raise error(f"{noun} {path} is not UTF-8 text.", why=why, cure="Save it as UTF-8.") from cause
     except tomllib.TOMLDecodeError as cause:
         fix = "Correct that line."

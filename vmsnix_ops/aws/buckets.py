@@ -620,16 +620,11 @@ def check_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
             f"uploads expire after {counted(min(uploads), 'day')}, objects after "
             f"{counted(min(objects), 'day')}"
         )
-        return Check(f"no rule deletes {left} below {key_prefix!r}", "pass", evidence)
+        return Check("bucket leftovers", "pass", evidence)
     left = " and ".join(
         what for what, found in (("unfinished uploads", uploads), ("objects", objects)) if not found
     )
-    return Check(
-        "bucket leftovers",
-        "warn",
-        f"no rule deletes {left} below {key_prefix!r}",
-        BOOTSTRAP,
-    )
+    return Check("bucket leftovers", "warn", f"no rule deletes {left} below {key_prefix!r}", BOOTSTRAP)
 
 
 @needs("s3:GetBucketVersioning", "s3:GetLifecycleConfiguration")
@@ -639,17 +634,11 @@ def check_versions(s3: S3Client, name: str, key_prefix: str) -> Check:
         state = str(s3.get_bucket_versioning(Bucket=name).get("Status") or "")
         rules = _lifecycle_rules(s3, name)
     if not state:
-        return Check(
-            f"versioning is {state}; old versions of images expire", "pass", "the bucket keeps no versions"
-        )
+        return Check("bucket versions", "pass", "the bucket keeps no versions")
     if expires_versions(rules, key_prefix):
-        return Check(
-            "bucket versions",
-            "pass",
-            f"versioning is {state}; old versions of images expire",
-        )
+        return Check("bucket versions", "pass", f"versioning is {state}; old versions of images expire")
     evidence = f"versioning is {state}, and nothing deletes old versions below {key_prefix!r}"
-    return Check(f"versioning is {state}; old versions of images expire", "warn", evidence, BOOTSTRAP)
+    return Check("bucket versions", "warn", evidence, BOOTSTRAP)
 
 
 def expires_versions(rules: Iterable[LifecycleRuleOutputTypeDef], key_prefix: str) -> bool:
@@ -702,11 +691,7 @@ def check_kept_apart(places: Mapping[str, str], bucket: str, key_prefix: str) ->
             cure="Set key_prefix in vmsnix.toml to a separate prefix, such as vmsnix/images/ beside "
             "vmsnix/archive, or use another bucket.",
         )
-    return Check(
-        "bucket prefixes",
-        "pass",
-        f"only images are below s3://{bucket}/{key_prefix}",
-    )
+    return Check("bucket prefixes", "pass", f"only images are below s3://{bucket}/{key_prefix}")
 
 
 def _covers(rule: LifecycleRuleOutputTypeDef, key_prefix: str) -> bool:

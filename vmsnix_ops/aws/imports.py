@@ -309,7 +309,7 @@ def cancel(ec2: EC2Client, digest: str, *, run_id: str = "") -> list[str]:
 def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
     """Return the error for an import that ended badly: AWS's message, and what cures it."""
     message = task.message or f"the task is {task.status}"
-    if "Run the same command again. If it fails with the same message, search for AWS's message." in message:
+    if "Disk validation failed" in message:
         cure = (
             f"Check that the image is a valid {source.format} disk (vmsnix checks it before uploading; "
             "qemu-img check does too)."
@@ -371,7 +371,7 @@ def _start(
                 answer = retrying(
                     lambda: ec2.import_snapshot(**request),
                     "InvalidParameter",
-                    saying=f"AWS returned: {message.rstrip('.')}.",
+                    saying="service role",
                     seconds=source.patience,
                 )
             else:
@@ -395,8 +395,7 @@ def _adopt(ec2: EC2Client, digest: str, kms_key: str) -> ImportTask:
         raise errors.ImportFailedError(
             "The import of this image by another publisher was not found.",
             why="AWS accepted its client token before, but lists no running task.",
-            cure=f"AWS returned: {message.rstrip('.')}. The role does not exist or was created less than a "
-            f"minute ago, it may not read the bucket {source.bucket}, or you may not pass it (iam:PassRole).",
+            cure="Run the same command again.",
             operation="ImportSnapshot",
         )
     return running[0]
@@ -406,7 +405,7 @@ def _refused(error: ClientError, source: Source) -> Exception:
     """Word the refusals of ImportSnapshot that have one cause; others go on as they are."""
     message = str(error.response["Error"].get("Message", ""))
     details = {"code": code_of(error), "operation": "ImportSnapshot", "status_message": message}
-    if f"AWS returned: {message.rstrip('.')}." in message:
+    if "service role" in message:
         return errors.RoleError(
             f"VM Import cannot use the role {source.role_name}.",
             why=f"AWS returned: {message.rstrip('.')}. The role does not exist or was created less than a "
@@ -418,7 +417,7 @@ def _refused(error: ClientError, source: Source) -> Exception:
     if "not local to the region" in message:
         return errors.BucketError(
             f"The bucket {source.bucket} is in another region.",
-            why=f"AWS reported: {message.rstrip('.')}.",
+            why=f"AWS returned: {message.rstrip('.')}.",
             cure="Use a bucket in the region that you publish to.",
             **details,
         )
@@ -522,8 +521,7 @@ def wait_for_snapshot(
         raise errors.SnapshotFailedError(
             f"The snapshot {snapshot_id} no longer exists.",
             why="It was deleted by another publisher of the same image, an undo, or an operator.",
-            cure=f"AWS returned: {message.rstrip('.')}. The role does not exist or was created less than a "
-            f"minute ago, it may not read the bucket {source.bucket}, or you may not pass it (iam:PassRole).",
+            cure="Run the same command again.",
             code=error.code,
         ) from error
     if seen.outcome == "failed":

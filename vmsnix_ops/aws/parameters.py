@@ -203,23 +203,22 @@ def pointer_name(prefix: str, image: str, channel: str) -> str:
             cure="Rename the image in its flake.",
         )
     name = f"{prefix}/{image}/{channel}"
-    why = ""
+    rule = ""
     if not re.fullmatch(r"(/[A-Za-z0-9_.-]+)+", name):
-        why = "use levels of letters, digits, dots, dashes or underscores, each after a slash"
+        rule = "use levels of letters, digits, dots, dashes or underscores, each after a slash"
     elif re.match(r"/(aws|ssm)", name, re.IGNORECASE):
-        why = "names that start with aws or ssm are reserved by AWS"
+        rule = "names that start with aws or ssm are reserved by AWS"
     elif name.count("/") > MOST_LEVELS:
-        why = f"it has {name.count('/')} levels, but AWS allows {MOST_LEVELS}"
+        rule = f"it has {name.count('/')} levels, but AWS allows {MOST_LEVELS}"
     elif BEFORE_THE_NAME + len(name) > MOST_CHARACTERS:
-        why = (
+        rule = (
             f"it has {len(name)} characters, but AWS allows {MOST_CHARACTERS}, of which the ARN before the "
             f"name takes up to {BEFORE_THE_NAME}"
         )
-    if why:
+    if rule:
         shown = name if len(name) <= 120 else f"{name[:117]}..."
         raise errors.ParameterError(
-            f"Parameter Store would refuse the name {shown}.",
-            why=why,
+            f"Invalid parameter name {shown}: {rule}.",
             cure="Change pointer_prefix or channels in vmsnix.toml.",
         )
     return name

@@ -63,7 +63,7 @@ _MARKS = (
 GONE = ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound")
 IN_USE_SECONDS = 60.0
 UNSEEN_SECONDS = 10.0
-RESTORED = "it was restored at the same time"
+RESTORED = "somebody restored it at the same time"
 MARK_SECONDS = 60.0  # how long to wait until a mark can be read
 PAUSES = (0.0, 0.5, 1.5)
 """Seconds before each of the reads that look for another job's write; AWS states no bound for stale reads."""
@@ -180,7 +180,7 @@ def check_unmarked(ami: Ami) -> None:
     raise errors.RegistrationError(
         f"The AMI {ami.ami_id} in {ami.region} is being retired.",
         why=f"It has the tag {tagging.RETIRED}, set by {who}.",
-        cure=f"Choose another AMI. If that run is no longer running, restore the AMI: {fix}",
+        cure=f"Choose another AMI. If that run is no longer running, undo it: {fix}",
     )
 
 
@@ -278,7 +278,7 @@ def still_marked(ec2: EC2Client, ami_id: str, noted: Mark) -> str:
     for _ in looks():
         seen = look(ec2, ami_id)
         if seen is None:
-            return "it no longer exists"
+            return "it is gone"
         by = seen.tags.get(tagging.RETIRED_BY, "")
         if not by:
             return RESTORED

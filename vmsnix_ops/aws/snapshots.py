@@ -141,7 +141,7 @@ def owned(ec2: EC2Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapsho
 @needs("ec2:DescribeSnapshots")
 def public(ec2: EC2Client) -> frozenset[str]:
     """Return the snapshots of the account that everybody may use."""
-    with calling(f"The AMI {ami.ami_id} in {ami.region} is incomplete."):
+    with calling(f"list the public snapshots of {ec2.meta.region_name}"):
         found = pages(ec2.describe_snapshots, OwnerIds=["self"], RestorableByUserIds=["all"], MaxResults=PAGE)
         return frozenset(one["SnapshotId"] for page in found for one in page["Snapshots"])
 

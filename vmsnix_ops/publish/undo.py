@@ -146,7 +146,7 @@ class Undo:
             files.append_line(self.path, json.dumps(line))
         except OSError as error:
             return errors.PartialError(
-                f"Removed: {', '.join(one.name for one in removed) or 'nothing'}.",
+                f"Deleted: {', '.join(one.name for one in removed) or 'nothing'}.",
                 why=f"Could not record it in {self.path}: {error.strerror}.",
                 cure="Free disk space; vmsnix undo lists what is left.",
             )

@@ -370,7 +370,7 @@ def test_a_secret_in_a_plan_is_refused_and_not_repeated(plans: Plans, secret: st
 
 
 def test_a_missing_plan_says_so(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"Could not read the plan.*No such file"):
+    with pytest.raises(PlanError, match=r"cannot be read.*No such file"):
         read_plan(tmp_path / "none.toml")
 
 
