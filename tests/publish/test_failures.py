@@ -405,7 +405,7 @@ def test_an_undo_with_the_credentials_of_another_account_is_refused(aws):
     folder.mkdir(parents=True)
     row = {"step": "upload", "status": "done", "region": REGION, "account": "111122223333"}
     (folder / "journal.jsonl").write_text(json.dumps(row | {"detail": {"digest": "d" * 64}}) + "\n")
-    with pytest.raises(errors.CredentialsError, match="worked in the account 111122223333") as caught:
+    with pytest.raises(errors.CredentialsError, match="used the account 111122223333") as caught:
         plan_undo(folder.name)
     assert aws.account in caught.value.why
 

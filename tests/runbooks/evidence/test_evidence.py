@@ -94,7 +94,7 @@ def test_an_id_may_be_shortened_as_far_as_it_is_the_only_one(shelf: Archive) -> 
 def test_an_unknown_id_is_answered_with_the_nearest(shelf: Archive) -> None:
     newest = shelf.ids()[0]
     mistyped = newest.replace("publish", "publsh")
-    with pytest.raises(UnknownRunError, match=f"no run '{mistyped}'.*Did you mean '{newest}'"):
+    with pytest.raises(UnknownRunError, match=f"No run '{mistyped}'.*Did you mean '{newest}'"):
         shelf.find(mistyped)
 
 
@@ -174,7 +174,7 @@ def test_an_archive_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_a_bucket_that_cannot_be_read_is_named(aws: Any, tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match=r"cannot be read: s3://no-such-bucket.*NoSuchBucket"):
+    with pytest.raises(ArchiveError, match=r"Could not read the archive: s3://no-such-bucket.*NoSuchBucket"):
         Archive("s3://no-such-bucket", tmp_path, aws.environment).entries()
 
 
