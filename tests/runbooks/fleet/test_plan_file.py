@@ -334,13 +334,13 @@ def test_all_faults_are_said_at_once(plans: Plans) -> None:
         ("[defaults]\nretries = -1\n" + ENTRY, "defaults: retries = -1 is not from 0 to 100."),
         ("[dask]\nworkers = true\n" + ENTRY, "dask: workers = true is not a whole number."),
         (ENTRY + 'images = ["a", 3]', "greet: images.2 = 3 is not text."),
-        (ENTRY + "matrix = { count = [] }", "greet: matrix.count is empty; leave it out, or list something."),
+        (ENTRY + "matrix = { count = [] }", "greet: matrix.count is empty; remove it, or add a value."),
         (
             ENTRY + '[[entry.override]]\nretires = 1\nwhere = { count = 1 }\n[entry.matrix]\ncount = [1]',
             "greet.override has no key 'retires'. Did you mean 'retries'?",
         ),
         ('[[entry]]\nrunbook = 3', "entry 1: runbook = 3 is not text."),
-        ('[[entry]]\nname = "x"', "x names no runbook."),
+        ('[[entry]]\nname = "x"', "x has no runbook."),
     ],
 )  # fmt: skip
 def test_a_fault_names_its_place_and_the_value(plans: Plans, text: str, sentence: str) -> None:
@@ -351,14 +351,16 @@ def test_an_entry_with_a_fault_is_still_one_that_others_wait_for(plans: Plans) -
     said = plans.fault(
         ENTRY + 'name = "First"\nretries = "x"\n[[entry]]\nrunbook = "look"\nafter = ["First"]'
     )
-    assert "has 2 faults" in said
+    assert "has 2 errors" in said
     assert "The name of entry 1 is 'First'" in said
     assert 'First: retries = "x" is not a whole number.' in said
 
 
 def test_the_value_of_a_credential_is_not_shown(plans: Plans) -> None:
     said = plans.fault(ENTRY + 'environment = { AWS_SESSION_TOKEN = "hunter22" }')
-    assert "greet: environment.AWS_SESSION_TOKEN is a credential; must not contain credentials." in said
+    assert (
+        "greet: environment.AWS_SESSION_TOKEN is a credential; a plan must not contain credentials." in said
+    )
     assert "hunter22" not in said
 
 

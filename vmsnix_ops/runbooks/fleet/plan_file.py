@@ -383,7 +383,7 @@ class _Reader:
         for override in entry.override:
             for axis, value in override.where.items():
                 if axis not in lists:
-                    self._add(f".override: {self.name} lists no {axis}. {nearest(axis, lists)}")
+                    self._add(f".override: {self.name} has no {axis}. {nearest(axis, lists)}")
                 elif value not in lists[axis]:
                     hint = nearest(str(value), [str(item) for item in lists[axis]])
                     self._add(f".override: {axis} = {value!r} is not in the entry. {hint}")
