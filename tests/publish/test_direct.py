@@ -239,6 +239,7 @@ def test_a_parent_that_is_gone(aws, direct, raw):
     first = direct(image=str(raw)).apply()
     ec2 = aws.client("ec2", REGION)
     ec2.deregister_image(ImageId=first.ami_id)
+    aws.clock.advance(60)  # until the AMI no longer uses its snapshot
     ec2.delete_snapshot(SnapshotId=first.snapshot_id)
     changed(raw, block=3, fill=7)
     assert "no earlier snapshot" in why_full(direct(image=str(raw)))

@@ -298,6 +298,7 @@ def test_an_archived_snapshot_of_our_bytes_is_not_registered(aws, plan, via, day
     assert second.outcome == "created"
     assert second.snapshot_id != first.snapshot_id
     ec2.deregister_image(ImageId=second.ami_id)
+    aws.clock.advance(60)  # until the AMI no longer uses its snapshot
     ec2.delete_snapshot(SnapshotId=second.snapshot_id)
     if days:
         with pytest.raises(ec2.exceptions.ClientError, match="is in the archive tier"):
