@@ -461,7 +461,7 @@ def test_a_mistyped_region_and_a_wrong_account_are_no_success(aws: Sandbox, ami:
     with pytest.raises(errors.RegionError, match="Unknown AWS region 'eu-west-7'"):
         verify.check(regions=[HOME, "eu-west-7"])
     stranger = aws.other_account("109876543210").session()
-    with pytest.raises(errors.ParameterError, match="not of the account 109876543210"):
+    with pytest.raises(errors.ParameterError, match="do not belong to the account 109876543210"):
         verify.check(session=stranger)
 
 

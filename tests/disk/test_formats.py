@@ -184,5 +184,5 @@ def test_every_refusal_says_what_why_and_what_to_do(tmp_path: Path) -> None:
         open_image(io.BytesIO(edited(image, {"bat.0": 0x7FFFFFFF})))
     error = caught.value
     assert error.what == "the image is not a valid VHD image: BAT entry 0 at byte 1536 is wrong."
-    assert error.why.startswith("It puts block 0 at bytes 1099511627264 to")
+    assert error.why.startswith("Block 0 is at bytes 1099511627264 to")
     assert error.cure == "Build the image again, or copy it again from its source."
