@@ -247,6 +247,21 @@ def test_a_table_gains_the_columns_that_an_older_version_lacks(tables: Tables) -
     assert sorted(tables.read("steps")["via"].fillna("")) == ["", "direct"]
 
 
+@pytest.mark.parametrize("lacks", [[], ["via", "detail"]])
+def test_a_table_whose_columns_an_older_version_described_otherwise_is_appended_to(
+    tables: Tables, lacks: list[str]
+) -> None:
+    old = to_arrow(schema("steps"), [STEP]).drop_columns(lacks)
+    fields = [field.with_metadata({"comment": "as it was", "unit": "?"}) for field in old.schema]
+    place = f"{tables.location}/steps"
+    deltalake.write_deltalake(place, old.cast(pa.schema(fields)), mode="append")
+    tables.append("steps", [STEP | {"via": "direct"}])
+    assert len(tables.read("steps")) == 2
+    described = {field.name: field.metadata["comment"] for field in deltalake.DeltaTable(place).schema().fields}
+    assert described["step"] == "as it was"
+    assert described["via"] == ("as it was" if not lacks else schema("steps").column("via").description)
+
+
 def test_columns_of_a_newer_version_stay_and_are_not_shown(tables: Tables) -> None:
     place = f"{tables.location}/steps"
     new = to_arrow(schema("steps"), [STEP]).append_column("future", pa.array(["x"]))

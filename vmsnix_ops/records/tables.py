@@ -436,11 +436,13 @@ class Tables:
                     commit_properties=commit,
                 )
                 return 0
-            # A table from an older version of this package gains the columns that it lacks.
-            grown = {field.name for field in delta.schema().fields} != set(schema.names)
+            # A table from an older version of this package gains the columns that it lacks. The others keep
+            # their descriptions: Delta Lake refuses to merge fields that are described otherwise.
+            known = {field.name: field.metadata for field in delta.schema().fields}
+            grown = known.keys() != set(schema.names)
             deltalake.write_deltalake(
                 delta,
-                data,
+                _described_as(data, known),
                 mode="append",
                 schema_mode="merge" if grown else None,
                 commit_properties=commit,
@@ -591,6 +593,14 @@ class Tables:
             else "Check that the location can be reached and written to. If the table is damaged, run vmsnix "
             f"history rebuild {table}: it restores the table from its own files, the archive and AWS.",
         )
+
+
+def _described_as(data: pa.Table, known: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    """Return the data with the descriptions that a table has for its columns."""
+    import pyarrow as pa
+
+    fields = [field.with_metadata(known.get(field.name, field.metadata)) for field in data.schema]
+    return data.cast(pa.schema(fields, metadata=data.schema.metadata))
 
 
 def _move(files: pa_fs.FileSystem, source: str, target: str, *, whole: bool) -> None:
