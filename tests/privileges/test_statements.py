@@ -230,7 +230,7 @@ def test_an_archivist_of_a_bucket_that_may_have_uploads_keeps_out_of_them(
 @pytest.mark.parametrize(
     ("settings", "options", "refused"),
     [
-        ('archive = "s3://evidence"\n', ["--bucket", "acme-images"], "--bucket names acme-images"),
+        ('archive = "s3://evidence"\n', ["--bucket", "acme-images"], "--bucket is acme-images"),
         ('archive = "s3://evidence/vmsnix/runs"\n', [], "in the same location"),
         ('bucket = "acme-images"\n', ["--bucket", "acme-images"], "in the same location"),
         ('bucket = "acme-images"\n', ["--bucket", "evidence"], ""),

@@ -257,7 +257,8 @@ def test_a_table_whose_columns_an_older_version_described_otherwise_is_appended_
     deltalake.write_deltalake(place, old.cast(pa.schema(fields)), mode="append")
     tables.append("steps", [STEP | {"via": "direct"}])
     assert len(tables.read("steps")) == 2
-    described = {field.name: field.metadata["comment"] for field in deltalake.DeltaTable(place).schema().fields}
+    fields = deltalake.DeltaTable(place).schema().fields
+    described = {field.name: field.metadata["comment"] for field in fields}
     assert described["step"] == "as it was"
     assert described["via"] == ("as it was" if not lacks else schema("steps").column("via").description)
 

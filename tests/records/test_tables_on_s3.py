@@ -195,7 +195,7 @@ def test_a_profile_with_empty_keys_is_no_credentials(tmp_path: Path, monkeypatch
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_PROFILE", "records")
-    with pytest.raises(RecordsError, match="No AWS credentials"):
+    with pytest.raises(RecordsError, match="no AWS credentials"):
         storage_options()
 
 
@@ -205,5 +205,5 @@ def test_no_credentials_are_told_with_the_cure(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(RecordsError, match=r"No AWS credentials.*aws sso login"):
+    with pytest.raises(RecordsError, match=r"no AWS credentials.*aws sso login"):
         storage_options()

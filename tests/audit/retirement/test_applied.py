@@ -257,7 +257,7 @@ def test_a_tag_that_somebody_spoiled_fails_alone(fleet: Fleet) -> None:
     fleet.ec2.create_tags(Resources=[spoiled], Tags=[{"Key": tagging.SHARED_WITH, "Value": "who knows"}])
     result = fleet.apply(action="restore")
     assert [one.outcome for one in result.outcomes] == ["failed", "restored"]
-    assert "Nobody is called 'who'" in result.outcomes[0].detail
+    assert "'who' is not an account or an organization" in result.outcomes[0].detail
     assert fleet.amis()[whole] == "available"
 
 

@@ -259,8 +259,8 @@ def test_an_ami_of_another_account_is_refused(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"keep_last": -1}, "keep_last cannot be -1"),
-        ({"grace_days": float("nan")}, "grace_days cannot be nan"),
+        ({"keep_last": -1}, "Invalid keep_last -1"),
+        ({"grace_days": float("nan")}, "Invalid grace_days nan"),
         ({"action": "destroy"}, "retire or restore"),
         ({"regions": ["eu-wset-1"]}, "eu-west-1"),
         ({"amis": ["web-1"]}, "'web-1' is not the id of an AMI"),

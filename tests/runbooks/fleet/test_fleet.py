@@ -285,7 +285,9 @@ def say_without_our_certificate(port: int) -> None:
 
 def test_what_no_worker_has_is_named_before_anything_runs(yard: Yard, cluster: Any) -> None:
     targets = yard.plan('[[entry]]\nrunbook = "work"\nresources = { gpu = 1 }').plan.targets
-    with pytest.raises(FleetError, match=r"No worker has what work needs: gpu=1\. The workers offer kvm"):
+    with pytest.raises(
+        FleetError, match=r"No worker has the resources of work: gpu=1\. The workers have kvm"
+    ):
         check_workers(cluster, targets)
 
 
@@ -316,5 +318,5 @@ def test_without_dask_the_cure_is_one_line(yard: Yard, monkeypatch: pytest.Monke
 def test_a_scheduler_that_does_not_answer_is_named(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmsnix_ops.runbooks.fleet.cluster.CONNECT_SECONDS", 1)
     planned = yard.plan('[[entry]]\nrunbook = "work"', scheduler="tcp://127.0.0.1:9")
-    with pytest.raises(FleetError, match=r"The scheduler tcp://127.0.0.1:9 does not answer"):
+    with pytest.raises(FleetError, match=r"The scheduler tcp://127.0.0.1:9 is not reachable"):
         planned.apply()
