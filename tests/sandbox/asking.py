@@ -41,6 +41,11 @@ class Asker:
             self._clients[key] = self.served.client(service, region, config=ONCE)
         return self._clients[key]
 
+    def close(self) -> None:
+        """Close the connections: the sandbox closes idle ones too, and a call that meets this is not repeated."""
+        for client in self._clients.values():
+            client.close()
+
     @property
     def s3(self) -> Any:
         return self.client("s3")

@@ -20,6 +20,7 @@ def asker() -> Iterator[Asker]:
 
 
 @pytest.fixture
-def aws(asker: Asker) -> Asker:
+def aws(asker: Asker) -> Iterator[Asker]:
     asker.served.reset()
-    return asker
+    yield asker
+    asker.close()
