@@ -42,7 +42,7 @@ class Asker:
         return self._clients[key]
 
     def close(self) -> None:
-        """Close the connections: the sandbox closes idle ones too, and a call that meets this is not repeated."""
+        """Close the connections: the sandbox closes idle ones, and a call at that moment fails."""
         for client in self._clients.values():
             client.close()
 
