@@ -15,6 +15,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from tests import hanging
 from tests.publish.test_publish import bytes_of
 from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.aws.ebs_direct import writing
@@ -185,6 +186,16 @@ def test_a_run_that_died_after_the_seal_keeps_its_manifest_later(aws, image, tmp
     again = upload.run()
     assert (again.snapshot_id, again.outcome, again.sent) == (sealed.snapshot_id, "reused", 0)
     assert len(upload.tables.read("manifests")) == 30
+
+
+def test_no_worker_outlives_an_upload_that_is_killed(aws, image, tmp_path):
+    upload = Upload(image, tmp_path / "records")
+    aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "hang", "seconds": 60, "nth": list(range(2, 1000))})
+    process = put_some_blocks(upload, aws, 1)
+    workers = hanging.programs_below(process.pid)
+    assert len(workers) == 2
+    kill(process)
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), "the workers' end")
 
 
 def test_without_the_parents_manifest_a_killed_upload_is_not_continued(aws, image, tmp_path):

@@ -190,7 +190,15 @@ class _Crew:
     def open(self, where: wire.Target) -> None:
         """Tell every worker its job."""
         for number in range(len(self.workers)):
-            self._tell(number, {"job": asdict(self.job), "target": asdict(where), "keys": asdict(self.keys)})
+            self._tell(
+                number,
+                {
+                    "job": asdict(self.job),
+                    "target": asdict(where),
+                    "keys": asdict(self.keys),
+                    "parent": os.getpid(),
+                },
+            )
 
     def carry_out(
         self, items: Collection[Item], on_done: Callable[[Sequence[int]], None], *, deadline: float

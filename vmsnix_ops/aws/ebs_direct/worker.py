@@ -48,6 +48,7 @@ NOT_YET_SECONDS = 120.0  # a fresh snapshot is sometimes unknown for so long
 LONGEST_PAUSE = 10.0
 FEW_THREADS = 4
 LOOK_SECONDS = 0.05
+PARENT_SECONDS = 0.2
 MOST_PATIENCE = 8  # times the read timeout; a slow line needs more of it than a hung request
 
 
@@ -299,6 +300,7 @@ def main() -> int:
     worker = Worker(job, Target(**opening["target"]), Keys(**opening["keys"]))
     batches: Inbox = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(worker, batches), daemon=True).start()
+    threading.Thread(target=_end_with, args=(opening["parent"],), daemon=True).start()
     try:
         if job.verb == "get":
             file = os.open(job.path, os.O_WRONLY)
@@ -371,6 +373,13 @@ def _run(worker: Worker, batches: Inbox, work: Callable[[int, str], None]) -> No
             raise failure
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, which may be killed: nobody would count what is sent then."""
+    while os.getppid() == parent:  # ends: with this process, or with its parent
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
 
 
 def _listen(worker: Worker, batches: Inbox) -> None:
