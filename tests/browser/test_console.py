@@ -306,7 +306,7 @@ def test_what_destroys_in_production_wants_its_name_and_account_typed(
         production.type_in(name, value)
     assert not production.page.locator(".vmsnix-confirm").is_visible()  # as long as it only looks
     production.page.locator(".vmsnix-field-dry_run input").uncheck()
-    production.says(f"This takes things away in AWS account {account}.")
+    production.says(f"This deletes or disables resources in AWS account {account}.")
     run = production.button(f"Run in AWS account {account}")
     confirm = production.page.locator(".vmsnix-confirm input")
     for words in ("", "retire-amis", f"retire-amis {account[:-1]}", f"retire-ami {account}"):
