@@ -42,6 +42,11 @@ def test_a_missing_value_is_an_error() -> None:
         fill("<b>{{ name }}</b>")
 
 
+def test_a_value_that_the_template_does_not_use_is_an_error() -> None:
+    with pytest.raises(TypeError, match="does not use name"):
+        fill("<b>{ name }</b>", name="x")
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_every_template_file_can_be_parsed(name: str) -> None:
     templates._environment().get_template(name)

@@ -1,7 +1,8 @@
 r"""Make HTML with jinja2 templates, in which every value is text unless a template made it.
 
 jinja2 escapes the values, and hidden characters become visible as everywhere else (`vmsnix_ops.text`). A
-value that a template needs and does not get is an error. jinja2 is imported when the first HTML is made.
+value that a template needs and does not get is an error, and so is one that it does not use: it may stand
+in wrong braces. jinja2 is imported when the first HTML is made.
 
 >>> fill("<b>{{ name }}</b>", name="<i>\x1b")
 Markup('<b>&lt;i&gt;\\x1b</b>')
@@ -31,7 +32,10 @@ def fill(source: str, /, **values: object) -> Markup:
     """
     from markupsafe import Markup
 
-    return Markup(visible(_part(source).render(values)))  # noqa: S704 - jinja2 escaped the values
+    part, names = _part(source)
+    if unused := values.keys() - names:
+        raise TypeError(f"the template does not use {', '.join(sorted(unused))}: {source}")
+    return Markup(visible(part.render(values)))  # noqa: S704 - jinja2 escaped the values
 
 
 def page(name: str, /, **values: object) -> str:
@@ -48,8 +52,12 @@ def page(name: str, /, **values: object) -> str:
 
 
 @cache
-def _part(source: str) -> Template:
-    return _environment().from_string(source)
+def _part(source: str) -> tuple[Template, frozenset[str]]:
+    from jinja2.meta import find_undeclared_variables
+
+    environment = _environment()
+    names = find_undeclared_variables(environment.parse(source))
+    return environment.from_string(source), frozenset(names)
 
 
 @cache

@@ -111,6 +111,7 @@ def test_what_destroys_wants_the_name_and_the_account_typed(
     assert not page.run_button.disabled
     page._form.fields["dry_run"]._input.value = False
     assert shown(page._confirmation)
+    assert "in AWS account 012345678901. Type <code>retire 012345678901</code>" in page._ask.value
     assert page.run_button.button_style == "danger"
     for words in ("", "retire", "retire 999999999999"):
         page.confirm.value = words

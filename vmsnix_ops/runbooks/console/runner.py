@@ -487,7 +487,7 @@ EVERY_SECONDS = 0.3
 """Between two looks at a run."""
 
 _ABOUT = "<h3>{{ book.title }} {{ effect }}</h3><p>{{ book.description }}</p>"
-_ASK = "<p>This deletes or disables resources { place }. Type <code>{ phrase }</code> to confirm.</p>"
+_ASK = "<p>This deletes or disables resources {{ place }}. Type <code>{{ phrase }}</code> to confirm.</p>"
 _MESSAGE = '<span class="{{ kind }}" role="status">{{ words }}</span>'
 
 
