@@ -301,7 +301,7 @@ def test_an_archived_snapshot_of_our_bytes_is_not_registered(aws, plan, via, day
     aws.clock.advance(60)  # until the AMI no longer uses its snapshot
     ec2.delete_snapshot(SnapshotId=second.snapshot_id)
     if days:
-        with pytest.raises(ec2.exceptions.ClientError, match="is in the archive tier"):
+        with pytest.raises(ec2.exceptions.ClientError, match="is archived"):
             ec2.modify_snapshot_tier(SnapshotId=first.snapshot_id)
     ec2.restore_snapshot_tier(SnapshotId=first.snapshot_id, PermanentRestore=True)
     assert plan(**asked).apply().snapshot_id == first.snapshot_id
