@@ -18,7 +18,6 @@ RunStatus = Literal["running", "done", "partial", "failed", "cancelled", "lost"]
 it. ``lost``: its process is gone without a verdict.
 """
 
-STEP_OUTCOMES: tuple[StepOutcome, ...] = get_args(StepOutcome)
 RUN_STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
 VERDICTS = RUN_STATUSES[1:5]
 """What a run says of itself when it ends."""
