@@ -106,7 +106,7 @@ def test_variables_that_are_no_settings_are_tolerated(tmp_path: Path) -> None:
     assert load(tmp_path, environment) == load(tmp_path, {})
 
 
-def test_an_unquoted_account_id_is_refused_with_the_cure(tmp_path: Path) -> None:
+def test_an_unquoted_account_id_is_refused_with_the_fix(tmp_path: Path) -> None:
     write(tmp_path, "allowed_accounts = [12345678901]\n")
     with pytest.raises(SettingsError, match=r'leading zeros.*"012345678901"'):
         load(tmp_path, {})

@@ -68,7 +68,7 @@ def in_range(name: str, value: float, low: float, high: float, unit: str = "") -
         raise ParameterError(
             f"Invalid {name} {value!r}.",
             why=f"It must be between {low:g} and {high:g}{words}.",
-            cure=f"Set {name} to a value from {low:g} to {high:g}.",
+            fix=f"Set {name} to a value from {low:g} to {high:g}.",
         )
 
 
@@ -114,16 +114,16 @@ def _items(value: object) -> list[object]:
 
 
 def _refusal(name: str, kind: ast.expr, value: object) -> ParameterError:
-    cure = f"Give {name} {_described(kind)}."
+    fix = f"Give {name} {_described(kind)}."
     if isinstance(value, str):
         if "list of" in _described(kind):
-            cure = f"Write {[value]!r}."
+            fix = f"Write {[value]!r}."
         elif _described(kind) == NAMES[bool]:
-            cure = "Write True or False without quotes."
+            fix = "Write True or False without quotes."
     elif _described(kind) == NAMES[str]:
-        cure = f"Write it in quotes: {str(value)!r}."
+        fix = f"Write it in quotes: {str(value)!r}."
     what = f"It is {_named(value)}."
-    return ParameterError(f"{name}: {value!r} is not {_described(kind)}.", why=what, cure=cure)
+    return ParameterError(f"{name}: {value!r} is not {_described(kind)}.", why=what, fix=fix)
 
 
 def _described(kind: ast.expr) -> str:

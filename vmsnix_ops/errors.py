@@ -132,15 +132,15 @@ class VmsnixError(Exception):
         One sentence: what happened.
     why
         One sentence: why, as far as it is known.
-    cure
+    fix
         One sentence: what to do about it.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, why: str = "", cure: str = "") -> None:
-        self.what, self.why, self.cure = what, why, cure
-        super().__init__(" ".join(part for part in (what, why, cure) if part))
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__(" ".join(part for part in (what, why, fix) if part))
 
 
 class UsageError(VmsnixError):
@@ -186,7 +186,7 @@ class ImageFormatError(ImageError):
 
     Parameters
     ----------
-    what, why, cure
+    what, why, fix
         As for `VmsnixError`.
     offset
         Byte offset in the file at which the wrong field stands, where one is to blame.
@@ -195,10 +195,10 @@ class ImageFormatError(ImageError):
     """
 
     def __init__(
-        self, what: str, *, why: str = "", cure: str = "", offset: int | None = None, field: str = ""
+        self, what: str, *, why: str = "", fix: str = "", offset: int | None = None, field: str = ""
     ) -> None:
         self.offset, self.field = offset, field
-        super().__init__(what, why=why, cure=cure)
+        super().__init__(what, why=why, fix=fix)
 
 
 class ImageChangedError(ImageError):
@@ -206,16 +206,16 @@ class ImageChangedError(ImageError):
 
     Parameters
     ----------
-    what, why, cure
+    what, why, fix
         As for `VmsnixError`.
     offset
         Byte offset of the first range that differs, in the file or (with EBS direct) on the disk, where it is
         known.
     """
 
-    def __init__(self, what: str, *, why: str = "", cure: str = "", offset: int | None = None) -> None:
+    def __init__(self, what: str, *, why: str = "", fix: str = "", offset: int | None = None) -> None:
         self.offset = offset
-        super().__init__(what, why=why, cure=cure)
+        super().__init__(what, why=why, fix=fix)
 
 
 class BootFailedError(ImageError):
@@ -223,15 +223,15 @@ class BootFailedError(ImageError):
 
     Parameters
     ----------
-    what, why, cure
+    what, why, fix
         As for `VmsnixError`.
     console
         The last lines of its serial console; ``str(error)`` ends with them.
     """
 
-    def __init__(self, what: str, *, why: str = "", cure: str = "", console: Sequence[str] = ()) -> None:
+    def __init__(self, what: str, *, why: str = "", fix: str = "", console: Sequence[str] = ()) -> None:
         self.console = tuple(console)
-        super().__init__(what, why=why, cure=cure)
+        super().__init__(what, why=why, fix=fix)
 
     def __str__(self) -> str:
         if not self.console:
@@ -259,7 +259,7 @@ class BuildFailedError(NixError):
 
     Parameters
     ----------
-    what, why, cure
+    what, why, fix
         As for `VmsnixError`.
     derivation
         Store path of the failing derivation, where Nix named one.
@@ -268,10 +268,10 @@ class BuildFailedError(NixError):
     """
 
     def __init__(
-        self, what: str, *, why: str = "", cure: str = "", derivation: str = "", log: Iterable[str] = ()
+        self, what: str, *, why: str = "", fix: str = "", derivation: str = "", log: Iterable[str] = ()
     ) -> None:
         self.derivation, self.log = derivation, tuple(log)
-        super().__init__(what, why=why, cure=cure)
+        super().__init__(what, why=why, fix=fix)
 
 
 class AwsError(VmsnixError):
@@ -279,7 +279,7 @@ class AwsError(VmsnixError):
 
     Parameters
     ----------
-    what, why, cure
+    what, why, fix
         As for `VmsnixError`.
     code
         AWS's error code, such as ``InvalidAMIName.Duplicate``.
@@ -296,7 +296,7 @@ class AwsError(VmsnixError):
         what: str,
         *,
         why: str = "",
-        cure: str = "",
+        fix: str = "",
         code: str = "",
         operation: str = "",
         request_id: str = "",
@@ -304,14 +304,14 @@ class AwsError(VmsnixError):
     ) -> None:
         self.code, self.operation = code, operation
         self.request_id, self.status_message = request_id, status_message
-        super().__init__(what, why=why, cure=cure)
+        super().__init__(what, why=why, fix=fix)
 
-    def with_cure(self, cure: str) -> Self:
-        """Return the same error with the cure of a caller who knows what was being done."""
+    def with_fix(self, fix: str) -> Self:
+        """Return the same error with the fix of a caller who knows what was being done."""
         return type(self)(
             self.what,
             why=self.why,
-            cure=cure,
+            fix=fix,
             code=self.code,
             operation=self.operation,
             request_id=self.request_id,
@@ -374,7 +374,7 @@ class OverwrittenValueError(PointerError):
 
     Parameters
     ----------
-    what, why, cure
+    what, why, fix
         As for `VmsnixError`.
     overwritten
         The same as data: ``name``, ``region``, ``version``, ``value`` and ``writer`` of what was replaced,
@@ -382,10 +382,10 @@ class OverwrittenValueError(PointerError):
     """
 
     def __init__(
-        self, what: str, *, why: str = "", cure: str = "", overwritten: Mapping[str, str | int] | None = None
+        self, what: str, *, why: str = "", fix: str = "", overwritten: Mapping[str, str | int] | None = None
     ) -> None:
         self.overwritten = dict(overwritten or {})
-        super().__init__(what, why=why, cure=cure)
+        super().__init__(what, why=why, fix=fix)
 
 
 class SmokeTestError(AwsError):
@@ -465,14 +465,14 @@ class UnrecordedActError(PartialError):
 
     Parameters
     ----------
-    what, why, cure
+    what, why, fix
         As for `VmsnixError`.
     announced
         What was announced before it, and done, since the job began with this resource.
     """
 
-    def __init__(self, what: str, *, why: str = "", cure: str = "", announced: Iterable[str] = ()) -> None:
-        super().__init__(what, why=why, cure=cure)
+    def __init__(self, what: str, *, why: str = "", fix: str = "", announced: Iterable[str] = ()) -> None:
+        super().__init__(what, why=why, fix=fix)
         self.announced = tuple(announced)
 
 

@@ -103,13 +103,13 @@ def read_toml(path: Path, noun: str, error: type[VmsnixError]) -> tuple[str, dic
         return text, tomllib.loads(text)
     except OSError as cause:
         fix = "Correct its permissions, or use another file."
-        raise error(f"{noun} {path} cannot be read.", why=f"{cause.strerror}.", cure=fix) from cause
+        raise error(f"{noun} {path} cannot be read.", why=f"{cause.strerror}.", fix=fix) from cause
     except UnicodeDecodeError as cause:
         why = f"Byte {cause.start} is invalid."
-        raise error(f"{noun} {path} is not UTF-8 text.", why=why, cure="Save it as UTF-8.") from cause
+        raise error(f"{noun} {path} is not UTF-8 text.", why=why, fix="Save it as UTF-8.") from cause
     except tomllib.TOMLDecodeError as cause:
         fix = "Correct that line."
-        raise error(f"{noun} {path} is not valid TOML.", why=f"{cause}.", cure=fix) from cause
+        raise error(f"{noun} {path} is not valid TOML.", why=f"{cause}.", fix=fix) from cause
 
 
 def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None) -> None:

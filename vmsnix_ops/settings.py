@@ -190,8 +190,8 @@ class _Given:
     place: str
     folder: Path  # relative paths count from here
 
-    def refuse(self, why: str, cure: str) -> SettingsError:
-        return SettingsError(f"Cannot use {self.place}.", why=why, cure=cure)
+    def refuse(self, why: str, fix: str) -> SettingsError:
+        return SettingsError(f"Cannot use {self.place}.", why=why, fix=fix)
 
 
 def load(start: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -274,7 +274,7 @@ def _find(start: Path, environment: Mapping[str, str]) -> Path | None:
             raise SettingsError(
                 f"No settings file {path}.",
                 why="VMSNIX_CONFIG is set to it.",
-                cure="Correct VMSNIX_CONFIG, or unset it to use the nearest vmsnix.toml.",
+                fix="Correct VMSNIX_CONFIG, or unset it to use the nearest vmsnix.toml.",
             )
         return path
     for folder in (start, *start.parents):
@@ -295,7 +295,7 @@ def _from_file(path: Path | None) -> dict[str, _Given]:
             raise SettingsError(
                 f"{place}: unknown setting {key!r}.",
                 why=nearest(key, FIELDS) or f"The settings are {_listed(FIELDS)}.",
-                cure="Correct it or remove it.",
+                fix="Correct it or remove it.",
             )
         given[key] = _Given(value, f"{place}: {key} = {value!r}", path.parent)
     return given
@@ -318,7 +318,7 @@ def _from_environment(environment: Mapping[str, str], folder: Path) -> dict[str,
             raise SettingsError(
                 f"The environment variable {name} is not a setting.",
                 why=nearest(name, known) or f"The variables are {_listed(VARIABLES)}.",
-                cure="Correct it or unset it.",
+                fix="Correct it or unset it.",
             )
         if not value:
             continue

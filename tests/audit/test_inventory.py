@@ -131,11 +131,11 @@ def test_a_region_that_cannot_be_read_is_kept_as_such(own: Owner) -> None:
     assert set(found.places) == {(own.account, REGION)}
 
 
-def test_a_region_that_is_not_enabled_is_told_once_with_its_cure(own: Owner) -> None:
+def test_a_region_that_is_not_enabled_is_told_once_with_its_fix(own: Owner) -> None:
     found = own.scan(regions=[REGION, "me-south-1"])
     (one,) = found.unread
     assert "AuthFailure" in one.error.why
-    assert "aws account enable-region --region-name me-south-1" in one.error.cure
+    assert "aws account enable-region --region-name me-south-1" in one.error.fix
     assert set(found.places) == {(own.account, REGION)}
     told = findings.evaluate(found, rules=["unread"])
     assert list(told["region"]) == ["me-south-1"]
@@ -168,7 +168,7 @@ def test_a_scan_ends_when_its_time_is_up(own: Owner) -> None:
         (REGION, "region"),
         (OTHER_REGION, "region"),
     }
-    assert all("deadline_minutes" in one.error.cure for one in found.unread)
+    assert all("deadline_minutes" in one.error.fix for one in found.unread)
 
 
 def test_an_interrupted_scan_ends_and_says_that_it_begins_anew(own: Owner) -> None:
@@ -218,7 +218,7 @@ def test_a_missing_permission_leaves_the_use_of_that_region_unknown(own: Owner) 
     assert row(found, there)["referenced"] not in (True, False)
     (one,) = found.unread
     assert (one.region, one.source) == (OTHER_REGION, "Auto Scaling groups")
-    assert one.error.cure
+    assert one.error.fix
 
 
 def test_a_half_deleted_ami_leaves_holes_and_no_error(own: Owner) -> None:
@@ -453,13 +453,13 @@ def test_public_snapshots_are_told_by_one_call_a_region(own: Owner) -> None:
     assert (row(found, public)["public"], row(found, private)["public"]) == (True, False)
 
 
-def test_a_bucket_that_is_not_there_is_told_with_its_cure(own: Owner) -> None:
+def test_a_bucket_that_is_not_there_is_told_with_its_fix(own: Owner) -> None:
     (gap,) = own.scan(regions=[REGION], buckets=["no-such-bucket"]).unread
     assert (gap.source, gap.error.what) == (
         "bucket no-such-bucket",
         "The bucket no-such-bucket does not exist.",
     )
-    assert "aws s3 mb s3://no-such-bucket" in gap.error.cure
+    assert "aws s3 mb s3://no-such-bucket" in gap.error.fix
 
 
 def test_an_ami_of_another_account_that_was_scanned_and_not_shared_is_missing_there(

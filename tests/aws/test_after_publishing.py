@@ -63,7 +63,7 @@ def test_sharing_and_revoking_twice_is_the_same_as_once(aws: Sandbox, ec2: Any) 
     assert sharing.of_image(ec2, ami) == sharing.audience(["210987654321", UNIT])
 
 
-def test_a_blocked_public_share_names_the_cure(aws: Sandbox, ec2: Any) -> None:
+def test_a_blocked_public_share_names_the_fix(aws: Sandbox, ec2: Any) -> None:
     ami = make_ami(aws)
     ec2.enable_image_block_public_access(ImageBlockPublicAccessState="block-new-sharing")
     with pytest.raises(errors.AwsError, match="disable-image-block-public-access"):

@@ -88,7 +88,7 @@ def test_patience_ends_once_for_all_lists_of_a_client(
 
 
 def test_a_limit_ends_it_whatever_is_left(aws: Rehearsal) -> None:
-    limit = paging.Limit(time.time() + 3600, cure="Give more time.")
+    limit = paging.Limit(time.time() + 3600, fix="Give more time.")
     ec2 = clients(aws, limit).ec2
     describe(ec2)
     limit.until = time.time()

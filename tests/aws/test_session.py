@@ -29,7 +29,7 @@ def refused(code: str, message: str = "text") -> ClientError:
         ("InvalidParameter", errors.AwsError),
     ],
 )
-def test_a_code_becomes_the_error_that_tells_the_cure(code, kind):
+def test_a_code_becomes_the_error_that_tells_the_fix(code, kind):
     with pytest.raises(errors.AwsError) as caught, calling("register it"):
         raise refused(code)
     error = caught.value

@@ -135,7 +135,7 @@ def test_firmware_that_finds_nothing_says_so(tmp_path: Path) -> None:
         boot(empty, boot_mode="uefi", deadline=120)
 
 
-def test_a_machine_without_qemu_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_qemu_names_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = sample(tmp_path / "sample")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(

@@ -416,7 +416,7 @@ def test_an_ami_that_is_being_retired_is_refused_with_the_command_that_frees_it(
     aws.client("ec2").create_tags(Resources=[ami], Tags=tagging.to_list(mark))
     with pytest.raises(errors.RegistrationError, match=r"is being retired.*set by the run a-run") as caught:
         plan(ami=ami, channel="stable")
-    assert fix.format(ami=ami, region=HOME) in caught.value.cure
+    assert fix.format(ami=ami, region=HOME) in caught.value.fix
 
 
 def kind_of(aws: Sandbox, **changes: str) -> None:

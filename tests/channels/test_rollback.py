@@ -206,7 +206,7 @@ def test_an_interrupt_between_regions_is_told_and_the_same_command_finishes(
         patch.setattr(parameters, "point", interrupted)
         with pytest.raises(errors.InterruptedRunError, match="Rolled back so far: us-east-1") as caught:
             plan.apply()
-    assert "--to altf4llc-ecs-node-26.11" in caught.value.cure
+    assert "--to altf4llc-ecs-node-26.11" in caught.value.fix
     tables = open_tables(load())
     assert list(tables.read("steps", where=[("run_id", "==", plan.run.run_id)])["region"]) == [HOME]
     assert "cancelled" in set(tables.read("runs")["status"])
@@ -309,8 +309,8 @@ def test_what_was_moved_and_not_recorded_is_moved_and_recorded_by_the_next_run(
     assert outcomes(found) == {HOME: ["point changed", "record failed"]}
     error = found.error
     assert isinstance(error, errors.PartialError)
-    name = found.cure.removeprefix("Run it again with --to ").split(":")[0]
-    assert name in error.cure
+    name = found.fix.removeprefix("Run it again with --to ").split(":")[0]
+    assert name in error.fix
     again = back(to=name).apply()
     assert outcomes(again) == {HOME: ["point unchanged"]}
     row = open_tables(load()).read("promotions").sort_values("promoted_at").iloc[-1]

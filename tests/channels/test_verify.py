@@ -322,8 +322,8 @@ def test_a_promotion_as_it_is_records_what_it_finds(
     change(aws, ami)
     with pytest.raises(errors.DriftError) as caught:
         finish(verify.check())
-    assert f"vmsnix promote --ami {ami} --region {HOME}, with --protect or" in caught.value.cure
-    assert "history sync" not in caught.value.cure
+    assert f"vmsnix promote --ami {ami} --region {HOME}, with --protect or" in caught.value.fix
+    assert "history sync" not in caught.value.fix
     sync(regions=[HOME], session=session)  # takes over nothing that an operator promised
     assert len(drift()) == 1
     as_it_is(aws, ami, HOME)
@@ -356,8 +356,8 @@ def test_a_sync_takes_over_what_a_promotion_does_not(
     change(aws, ami)
     with pytest.raises(errors.DriftError) as caught:
         finish(verify.check())
-    assert f"vmsnix history sync --region {HOME}" in caught.value.cure
-    assert "promote-ami" not in caught.value.cure
+    assert f"vmsnix history sync --region {HOME}" in caught.value.fix
+    assert "promote-ami" not in caught.value.fix
     sync(regions=[HOME], session=session)
     assert drift() == {}
 

@@ -437,7 +437,7 @@ def test_a_failed_run_ends_with_its_code_and_one_clear_text(
     shelf.put(
         "10-try-this.ipynb",
         f"from vmsnix_ops.errors import {error}\n"
-        f"raise {error}('It broke.', why='It was old.', cure='Mend it.')",
+        f"raise {error}('It broke.', why='It was old.', fix='Mend it.')",
     )
     ended, printed, complaint = say("run", "try-this")
     assert ended == code

@@ -22,7 +22,7 @@ image: str = ""  # which image
 """
 FAIL = """\
 from vmsnix_ops.errors import RoleError
-raise RoleError("It broke.", why="It was old.", cure="Mend it.")
+raise RoleError("It broke.", why="It was old.", fix="Mend it.")
 """
 Say = Any
 

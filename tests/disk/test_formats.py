@@ -138,7 +138,7 @@ def test_what_is_no_disk_is_called_what_it_is(tmp_path: Path) -> None:
         with pytest.raises(ImageFormatError, match=what) as caught:
             open_image(path)
         assert caught.value.field == "signature"
-        assert caught.value.cure
+        assert caught.value.fix
 
 
 def test_a_partition_table_outweighs_the_mark_of_another_format(tmp_path: Path) -> None:
@@ -185,4 +185,4 @@ def test_every_refusal_says_what_why_and_what_to_do(tmp_path: Path) -> None:
     error = caught.value
     assert error.what == "the image is not a valid VHD image: BAT entry 0 at byte 1536 is wrong."
     assert error.why.startswith("Block 0 is at bytes 1099511627264 to")
-    assert error.cure == "Build the image again, or copy it again from its source."
+    assert error.fix == "Build the image again, or copy it again from its source."

@@ -144,7 +144,7 @@ def test_a_damaged_image_is_refused_or_read_as_qemu_reads_it(
                 dynamic = isinstance(opened, DynamicVhd)
         except ImageError as error:
             assert error.why  # noqa: PT017 - being refused is one of two right outcomes
-            assert error.cure  # noqa: PT017
+            assert error.fix  # noqa: PT017
             outcomes["refused"] += 1
             return
         outcomes["read"] += 1

@@ -91,7 +91,7 @@ def test_any_bytes_at_all_are_a_disk_or_refused(head: bytes, tail: bytes) -> Non
                 assert image.read(0, image.size) == data[: image.size]
         except ImageError as error:
             assert error.why  # noqa: PT017 - raising is one of two right outcomes
-            assert error.cure  # noqa: PT017
+            assert error.fix  # noqa: PT017
 
 
 def test_the_digest_is_that_of_the_file_and_tells_its_progress(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_size_field_that_lies_is_refused(tmp_path: Path) -> None:
         open_image(io.BytesIO(image))
 
 
-def test_a_full_temporary_disk_names_the_cure(tmp_path: Path) -> None:
+def test_a_full_temporary_disk_names_the_fix(tmp_path: Path) -> None:
     # A file size limit of 1 MiB stands in for the full disk: the system refuses the write just so.
     raw = write_raw(tmp_path / "raw", b"\xeb\xfe" * 2 * MIB)
     path = qemu_make(tmp_path / "disk", raw, "compressed")

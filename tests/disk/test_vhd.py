@@ -199,7 +199,7 @@ def test_a_field_that_lies_is_named_with_its_offset(tmp_path: Path, lie: str) ->
     header = changes.get("footers.data_offset", 512)
     assert (caught.value.field, caught.value.offset) == (field, place(field, len(image) - 512, header))
     assert caught.value.why
-    assert caught.value.cure
+    assert caught.value.fix
     assert f"at byte {caught.value.offset}" in str(caught.value)
 
 

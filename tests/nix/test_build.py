@@ -119,7 +119,7 @@ def test_a_failed_build_names_the_derivation_and_its_last_20_lines(nix: Path) ->
     assert error.derivation.endswith("-talks-and-fails-1.0.drv")
     assert error.log == (*(f"line {number}" for number in range(22, 41)), "in red")
     assert "  line 40\n  in red\n" in str(error)
-    assert f"nix log {error.derivation}" in error.cure
+    assert f"nix log {error.derivation}" in error.fix
 
 
 def test_a_failed_dependency_is_named_rather_than_what_needs_it(nix: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_build_that_fails_without_a_word_shows_those_of_nix(nix: Path) -> None
 def test_a_source_out_of_reach_is_told_plainly(nix: Path) -> None:
     with pytest.raises(BuildFailedError, match=r"(?s)could not be reached.*127\.0\.0\.1:1") as caught:
         build("needs-the-network", progress=silent())
-    assert "substituters" in caught.value.cure
+    assert "substituters" in caught.value.fix
 
 
 def test_a_flake_out_of_reach_is_told_plainly(nix: Path) -> None:

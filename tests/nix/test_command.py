@@ -93,7 +93,7 @@ def test_explains_what_nix_says(text: str, why: str) -> None:
     error = explain("It did not work.", Answer(1, "", (text,)))
     assert why in error.why
     assert text in error.why
-    assert error.cure
+    assert error.fix
 
 
 def test_warnings_are_not_the_reason() -> None:

@@ -78,7 +78,7 @@ def test_the_first_call_refuses_a_value_of_another_type_and_names_it(
         with pytest.raises(ParameterError) as refused:
             execute(cells(book)[1], namespace(book, **{parameter.name: value}))
         assert refused.value.what.startswith(f"{parameter.name}: ")
-        assert refused.value.cure
+        assert refused.value.fix
 
 
 OTHER_NAMES = [(book, *names) for book in BOOKS for names in parameters.other_names(book).items()]

@@ -116,11 +116,11 @@ def test_preflight_passes_in_an_account_that_is_ready(stage: Stage) -> None:
     assert stage.run("preflight").verdict == "done"
 
 
-def test_preflight_fails_with_a_cure_where_the_bucket_is_missing(stage: Stage) -> None:
+def test_preflight_fails_with_a_fix_where_the_bucket_is_missing(stage: Stage) -> None:
     outcome = run("preflight", {"bucket": "no-such-bucket-here"}, environment=stage.environment)
     assert outcome.verdict == "failed"
     assert outcome.error is not None
-    assert outcome.error.cure
+    assert outcome.error.fix
 
 
 def test_audit_inventory_shows_what_there_is(stage: Stage) -> None:

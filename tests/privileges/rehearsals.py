@@ -78,7 +78,7 @@ def warnings_of(**changes: Any) -> Tell:
     def told(account: Account, actions: Actions) -> str:
         plan = account.plan(actions, **changes)
         assert plan.apply().ami_id
-        return " ".join(check.cure for check in plan.checks if check.outcome == "warn")
+        return " ".join(check.fix for check in plan.checks if check.outcome == "warn")
 
     return told
 
@@ -176,7 +176,7 @@ def compare_what_was_imported(account: Account, actions: Actions) -> Any:
 
 def warnings_of_a_comparison(account: Account, actions: Actions) -> str:
     plan = compare_what_was_imported(account, actions)
-    return " ".join(check.cure for check in plan.checks if check.outcome == "warn")
+    return " ".join(check.fix for check in plan.checks if check.outcome == "warn")
 
 
 # Promote and roll back
@@ -384,7 +384,7 @@ def checklist(account: Account, actions: Actions) -> str:
     """Return what every check that did not pass says."""
     session = account.session(actions)
     found = preflight.check(region=REGION, bucket=BUCKET, session=session).checks
-    return " ".join(f"{check.evidence} {check.cure}" for check in found if check.outcome != "pass")
+    return " ".join(f"{check.evidence} {check.fix}" for check in found if check.outcome != "pass")
 
 
 def preflight_of_a_publisher(account: Account, actions: Actions) -> str:

@@ -42,7 +42,7 @@ def test_a_versioned_bucket_that_keeps_removed_images_is_reported(aws, state):
     assert outcome("bucket versions").outcome == "pass"
     versioned(aws, state)
     check = outcome("bucket versions")
-    assert (check.outcome, "vmsnix bootstrap" in check.cure) == ("warn", True)
+    assert (check.outcome, "vmsnix bootstrap" in check.fix) == ("warn", True)
     bootstrap.plan(region=REGION, bucket=BUCKET, dry_run=False).apply()
     assert outcome("bucket versions").outcome == "pass"
 

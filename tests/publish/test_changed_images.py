@@ -140,7 +140,7 @@ def test_bytes_that_changed_between_identity_and_upload_are_refused_and_nothing_
     assert str(path) in str(caught.value)
     assert caught.value.offset is not None
     assert f"ytes {caught.value.offset} to" in str(caught.value)
-    assert "run the same command again" in caught.value.cure
+    assert "run the same command again" in caught.value.fix
     assert left().nothing
     again = plan(image=str(path), via=via).apply()
     assert again.digest != built.digest
@@ -373,7 +373,7 @@ def test_an_object_that_is_replaced_while_it_is_imported_becomes_no_ami(
         plan(image=str(raw), progress=Progress(replace)).apply()
     assert replaced
     (snapshot,) = left().snapshots
-    assert f"aws ec2 delete-snapshot --snapshot-id {snapshot} --region {REGION}" in caught.value.cure
+    assert f"aws ec2 delete-snapshot --snapshot-id {snapshot} --region {REGION}" in caught.value.fix
     assert left().amis == []
     aws.client("ec2", REGION).delete_snapshot(SnapshotId=snapshot)
     again = plan(image=str(raw), verify="whole").apply()

@@ -76,7 +76,7 @@ def test_row_23_a_wrong_name_does_not_mislead(aws, plan, tmp_path, made, named):
 def test_a_missing_bucket(plan, left):
     with pytest.raises(errors.BucketError, match="does not exist") as caught:
         plan(bucket="no-such-bucket-of-ours")
-    assert "aws s3 mb" in caught.value.cure
+    assert "aws s3 mb" in caught.value.fix
     assert left().nothing
 
 
@@ -94,7 +94,7 @@ def test_a_bucket_in_another_region_that_only_the_import_notices(aws):
     source = imports.Source("in-ireland", "disk.vhd", "vhd", "vmimport")
     with pytest.raises(errors.BucketError, match="in-ireland is in another region") as caught:
         imports.import_snapshot(aws.client("ec2", REGION), source, digest="0" * 64, tags={"Name": "disk"})
-    assert "region that you publish to" in caught.value.cure
+    assert "region that you publish to" in caught.value.fix
     assert caught.value.status_message == "The given S3 object is not local to the region"
 
 
@@ -129,7 +129,7 @@ def test_empty_credentials(aws, plan, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(errors.CredentialsError) as caught:
         plan()
-    assert "AWS_PROFILE" in caught.value.cure
+    assert "AWS_PROFILE" in caught.value.fix
 
 
 def test_unknown_credentials(plan, monkeypatch):

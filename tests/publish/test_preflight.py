@@ -1,4 +1,4 @@
-"""The preflight: one table; every trouble told apart, with its evidence and its cure."""
+"""The preflight: one table; every trouble told apart, with its evidence and its fix."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def test_nothing_is_changed(aws: Sandbox, look: Any, tmp_path: Path) -> None:
     assert all(name.startswith(("Describe", "Get", "Head", "List", "Simulate")) for name in asked), asked
 
 
-def test_the_table_has_evidence_and_a_cure_for_everything_that_did_not_pass(look: Any) -> None:
+def test_the_table_has_evidence_and_a_fix_for_everything_that_did_not_pass(look: Any) -> None:
     frame = checks.frame(look(role_name="no-such-role").values())
-    assert list(frame.columns) == ["check", "outcome", "evidence", "cure"]
+    assert list(frame.columns) == ["check", "outcome", "evidence", "fix"]
     troubled = frame[frame["outcome"] != "pass"]
     assert len(troubled)
-    assert troubled["cure"].str.len().min() > 10
+    assert troubled["fix"].str.len().min() > 10
 
 
 def test_a_region_that_does_not_exist_ends_it(look: Any) -> None:
@@ -92,7 +92,7 @@ def test_a_region_that_is_not_enabled(look: Any) -> None:
     # It does not even know the caller, as on AWS; so nothing else is asked there.
     check = look(region="ap-east-1")["credentials"]
     assert (check.outcome, "ap-east-1 is not enabled" in check.evidence) == ("fail", True)
-    assert "enable-region --region-name ap-east-1" in check.cure
+    assert "enable-region --region-name ap-east-1" in check.fix
 
 
 def test_wrong_credentials(aws: Sandbox, look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_clock_that_is_off(aws: Sandbox, look: Any) -> None:
     assert (behind.outcome, "behind AWS" in behind.evidence) == ("warn", True)
     aws.clock.skew = timedelta(minutes=30)
     refused = look()["credentials"]
-    assert (refused.outcome, refused.cure) == ("fail", "Set this machine's clock (NTP).")
+    assert (refused.outcome, refused.fix) == ("fail", "Set this machine's clock (NTP).")
     late = preflight_account.check_clock(
         identity.Identity("012345678901", "arn:aws:iam::012345678901:root", 400.0)
     )
@@ -173,7 +173,7 @@ def test_a_bucket_that_is_public(aws: Sandbox, look: Any) -> None:
 def test_a_bucket_without_tls_policy_or_lifecycle_is_warned_of(look: Any) -> None:
     checks = look()
     assert [checks[name].outcome for name in ("bucket TLS only", "bucket leftovers")] == ["warn", "warn"]
-    assert "vmsnix bootstrap" in checks["bucket leftovers"].cure
+    assert "vmsnix bootstrap" in checks["bucket leftovers"].fix
 
 
 # The four causes of "The service role vmimport provided does not exist or does not have sufficient ..."
@@ -196,7 +196,7 @@ def test_role_trouble_2_the_role_is_too_young_to_be_known_everywhere(aws: Sandbo
 def test_role_trouble_3_the_caller_may_not_pass_it(aws: Sandbox, look: Any) -> None:
     allowed = [action for action in policies.publisher_actions() if action != "iam:PassRole"]
     check = look(session=_user(aws, "carol", allowed))["pass role"]
-    assert (check.outcome, "iam:PassRole" in check.cure) == ("fail", True)
+    assert (check.outcome, "iam:PassRole" in check.fix) == ("fail", True)
 
 
 def test_role_trouble_4_the_role_may_not_read_the_bucket(aws: Sandbox, look: Any) -> None:
@@ -252,7 +252,7 @@ def test_a_role_that_reads_more_than_the_images_is_warned_of(
     assert check.outcome == outcome, check.evidence
     if outcome == "warn":
         assert f"arn:aws:s3:::{BUCKET}/vmsnix/*" in check.evidence
-        assert "vmsnix iam-policy vmimport-role" in check.cure
+        assert "vmsnix iam-policy vmimport-role" in check.fix
 
 
 def test_a_role_with_a_policy_of_aws_is_warned_of(aws: Sandbox, look: Any) -> None:
@@ -363,7 +363,7 @@ def test_a_quota_that_is_nearly_used_up(aws: Sandbox, look: Any) -> None:
         ec2.register_image(Name=f"one-{number}", RootDeviceName="/dev/sda1", BlockDeviceMappings=[snapshot])
     check = look()["quotas"]
     assert (check.outcome, check.evidence) == ("warn", "9 of 10 AMIs")
-    assert check.cure
+    assert check.fix
 
 
 @pytest.mark.parametrize(("number", "outcome"), [(1, "pass"), (90, "warn"), (100, "fail")])
@@ -375,7 +375,7 @@ def test_unfinished_snapshots_that_fill_the_account(
     for _ in range(number // 10):
         aws.client("ebs").start_snapshot(VolumeSize=1)
     check = look()["pending snapshots"]
-    assert (check.outcome, bool(check.cure)) == (outcome, outcome != "pass")
+    assert (check.outcome, bool(check.fix)) == (outcome, outcome != "pass")
 
 
 def test_a_bucket_without_encryption(aws: Sandbox, look: Any) -> None:
@@ -383,7 +383,7 @@ def test_a_bucket_without_encryption(aws: Sandbox, look: Any) -> None:
     code = "ServerSideEncryptionConfigurationNotFoundError"  # as S3 answered for buckets made before 2023
     aws.faults.add({"op": "s3:GetBucketEncryption", "do": "error", "code": code, "http": 404})
     check = look()["bucket encrypted"]
-    assert (check.outcome, "vmsnix bootstrap" in check.cure) == ("warn", True)
+    assert (check.outcome, "vmsnix bootstrap" in check.fix) == ("warn", True)
 
 
 def test_a_role_that_vm_import_may_not_take(aws: Sandbox, look: Any) -> None:
@@ -392,7 +392,7 @@ def test_a_role_that_vm_import_may_not_take(aws: Sandbox, look: Any) -> None:
         RoleName="vmimport", PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]})
     )
     check = look()["vmimport role"]
-    assert (check.outcome, "vmie.amazonaws.com" in f"{check.evidence} {check.cure}") == ("fail", True)
+    assert (check.outcome, "vmie.amazonaws.com" in f"{check.evidence} {check.fix}") == ("fail", True)
 
 
 def test_a_caller_without_rights_fails_for_its_way_and_is_warned_of_the_other(
@@ -403,7 +403,7 @@ def test_a_caller_without_rights_fails_for_its_way_and_is_warned_of_the_other(
     lacking = checks["permissions to publish via import"]
     assert (lacking.outcome, "ec2:RegisterImage" in lacking.evidence) == ("fail", True)
     other = checks["EBS direct"]
-    assert (other.outcome, other.cure.startswith("Needed only for via=direct.")) == ("warn", True)
+    assert (other.outcome, other.fix.startswith("Needed only for via=direct.")) == ("warn", True)
     assert "ebs:StartSnapshot" in other.evidence
     assert (
         look(session=_user(aws, "eve", sorted(allowed)), via="direct")[
@@ -460,7 +460,7 @@ def test_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert preflight.check_disk_space(deep, enough_gib=1e9).outcome == "warn"
     monkeypatch.setattr(preflight, "NO_SPACE_GIB", 1e8)
     full = preflight.check_disk_space(deep, enough_gib=1e9)
-    assert (full.outcome, bool(full.cure)) == ("fail", True)
+    assert (full.outcome, bool(full.fix)) == ("fail", True)
 
 
 def test_a_tool_that_is_missing_fails_only_the_job_that_needs_it() -> None:
@@ -478,7 +478,7 @@ def test_nix_and_qemu_are_needed_by_those_that_need_them(
     monkeypatch.setenv("PATH", "/nowhere")
     check = look(image=image)[tool]
     assert (check.outcome, check.evidence.startswith("not on PATH")) == (outcome, True)
-    assert "Install" in check.cure
+    assert "Install" in check.fix
 
 
 NAMED = {

@@ -170,7 +170,7 @@ def test_no_capacity_is_told_with_a_way_out(aws: Sandbox) -> None:
     aws.faults.add(full)
     error = fail(aws, spot=True)
     assert isinstance(error, errors.SmokeTestError)
-    assert "without spot" in error.cure
+    assert "without spot" in error.fix
 
 
 def test_the_first_spot_instance_of_an_account_says_who_may_make_its_role(aws: Sandbox) -> None:
@@ -178,7 +178,7 @@ def test_the_first_spot_instance_of_an_account_says_who_may_make_its_role(aws: S
     aws.faults.add({"op": "ec2:RunInstances", "do": "error", "code": code, "http": 403})
     error = fail(aws, spot=True)
     assert isinstance(error, errors.AccessDeniedError)
-    assert "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com" in error.cure
+    assert "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com" in error.fix
 
 
 def test_an_instance_that_is_taken_away_is_told_with_aws_s_reason(
@@ -277,7 +277,7 @@ def told_to_terminate(aws: Sandbox, error: errors.VmsnixError) -> str:
     (instance_id,) = alive(aws)
     assert f"{instance_id} still runs in {HOME}." in error.what
     assert "ec2:TerminateInstances" in error.why
-    assert f"aws ec2 terminate-instances --region {HOME} --instance-ids {instance_id}" in error.cure
+    assert f"aws ec2 terminate-instances --region {HOME} --instance-ids {instance_id}" in error.fix
     return instance_id
 
 
@@ -337,7 +337,7 @@ def test_an_instance_that_cannot_be_looked_for_is_told(aws: Sandbox) -> None:
     error = made.apply().error
     assert error is not None
     assert "An instance of the test may still run" in error.what
-    assert "Name=tag-key,Values=vmsnix:smoke" in error.cure
+    assert "Name=tag-key,Values=vmsnix:smoke" in error.fix
 
 
 @pytest.mark.parametrize("full_at", ["checks", "terminate"])

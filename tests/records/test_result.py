@@ -57,9 +57,7 @@ def test_a_result_that_is_done_is_saved_and_raises_nothing(run: RunContext) -> N
 
 
 def test_a_result_that_is_not_done_is_saved_and_then_raises_its_error(run: RunContext) -> None:
-    result = Job(
-        run, error=PartialError("Half of it is done.", why="A region refused.", cure="Run it again.")
-    )
+    result = Job(run, error=PartialError("Half of it is done.", why="A region refused.", fix="Run it again."))
     result.save()
     assert written(run)["status"] == "partial"
     with pytest.raises(PartialError, match="Half of it is done") as raised:

@@ -199,7 +199,7 @@ def test_a_profile_with_empty_keys_is_no_credentials(tmp_path: Path, monkeypatch
         storage_options()
 
 
-def test_no_credentials_are_told_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_credentials_are_told_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)

@@ -119,7 +119,7 @@ def test_a_broken_notebook_disables_itself_alone_and_says_why(
     (error,) = catalog.broken(shelf.folder)
     assert "20-publish-ami.ipynb" in error.what
     assert error.why
-    assert error.cure
+    assert error.fix
     for words in (["--help"], ["runbooks"], ["run", "--help"], ["run", "good", "--help"]):
         assert main(words) == 0
         shown = capsys.readouterr()

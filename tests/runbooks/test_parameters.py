@@ -98,7 +98,7 @@ def test_what_does_not_fit_names_parameter_type_and_value(
     assert name in refused.value.what
     assert repr(given) in refused.value.what
     assert reason in refused.value.why
-    assert kind in refused.value.cure
+    assert kind in refused.value.fix
 
 
 def test_trap_2_a_mistyped_name_is_refused_with_the_nearest(shelf: Shelf) -> None:

@@ -126,7 +126,7 @@ write_result(current_run("try-this"), {
 """
 RAISE = """
 from vmsnix_ops.errors import RunError
-raise RunError("\\n".join(words), why=" ".join(words), cure=words[2])
+raise RunError("\\n".join(words), why=" ".join(words), fix=words[2])
 """
 
 
@@ -212,7 +212,7 @@ def test_past_runs_are_shown_with_hostile_text_as_text(shelf: Shelf, say: Say) -
             "started_at": "2026-11-25T00:00:00+00:00",
             "seconds": 1.0,
             "parameters": {word: word, "image": word, "more": [word]},
-            "failure": {"what": word, "why": word, "cure": word},
+            "failure": {"what": word, "why": word, "fix": word},
             "problems": [word],
             "slow": [{"text": word}],
             "steps": [{"step": word, "status": word, "seconds": 1}],

@@ -95,7 +95,7 @@ def _packages(name: str, amis: pd.DataFrame, tables: Tables) -> pd.DataFrame:
         raise errors.ParameterError(
             f"The history does not know the AMI {name!r}.",
             why=errors.nearest(name, [*amis["ami_id"].dropna(), *amis["name"].dropna()]),
-            cure="Run vmsnix history sync in its region, or look at vmsnix history amis.",
+            fix="Run vmsnix history sync in its region, or look at vmsnix history amis.",
         )
     digest = known["digest"].iloc[0]
     columns = ["name", "version", "store_path", "bytes"]
@@ -104,7 +104,7 @@ def _packages(name: str, amis: pd.DataFrame, tables: Tables) -> pd.DataFrame:
         raise errors.ParameterError(
             f"Nobody recorded what is inside {name}.",
             why="Packages are recorded when an image that Nix built on this machine is published.",
-            cure="Publish it again from its flake: the AMI is found, and its packages are recorded.",
+            fix="Publish it again from its flake: the AMI is found, and its packages are recorded.",
         )
     return packages.drop_duplicates("store_path")
 

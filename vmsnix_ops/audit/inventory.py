@@ -714,7 +714,7 @@ def _decide(
         for region, error in undecided.items():
             known = regions[region]
             if not known.unread and not known.references.unread:  # nobody has told it yet
-                why = errors.AwsError(error.what, why=error.why, cure=error.cure)
+                why = errors.AwsError(error.what, why=error.why, fix=error.fix)
                 unread.append(Unread(account, region, reading.ONE_BY_ONE, why))
     return verdicts, unread
 
@@ -728,12 +728,12 @@ def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> Lim
     """Return the limit of a scan whose parameters can be right; raise before anything is read if not."""
     if one_by_one not in get_args(Thoroughness):
         raise errors.ParameterError(
-            f"one_by_one cannot be {one_by_one!r}.", cure=f"Choose {', '.join(get_args(Thoroughness))}."
+            f"one_by_one cannot be {one_by_one!r}.", fix=f"Choose {', '.join(get_args(Thoroughness))}."
         )
     if not 0 < deadline_minutes <= LONGEST_MINUTES:
         raise errors.ParameterError(
             f"deadline_minutes cannot be {deadline_minutes!r}.",
-            cure=f"Give more than 0 minutes, and at most {LONGEST_MINUTES}.",
+            fix=f"Give more than 0 minutes, and at most {LONGEST_MINUTES}.",
         )
     for region in settings.snapshot_prices.keys() - {"default"}:
         try:
@@ -742,10 +742,10 @@ def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> Lim
             raise errors.SettingsError(
                 f"The setting snapshot_prices names {region!r}, which is no region.",
                 why=error.why,
-                cure="Correct it, or leave it out: default holds for the regions that are not named.",
+                fix="Correct it, or leave it out: default holds for the regions that are not named.",
             ) from error
-    cure = f"Scan fewer regions at once, or give more than {deadline_minutes:g} minutes (deadline_minutes)."
-    return Limit(time.time() + 60 * deadline_minutes, cure=cure)
+    fix = f"Scan fewer regions at once, or give more than {deadline_minutes:g} minutes (deadline_minutes)."
+    return Limit(time.time() + 60 * deadline_minutes, fix=fix)
 
 
 @contextmanager
@@ -772,7 +772,7 @@ def _interruptible(limit: Limit, pool: ThreadPoolExecutor | None = None) -> Iter
             raise errors.InterruptedRunError(
                 "The audit was interrupted.",
                 why="Nothing was changed, and nothing of it was kept.",
-                cure="Run it again: it begins anew.",
+                fix="Run it again: it begins anew.",
             ) from error
         raise
 

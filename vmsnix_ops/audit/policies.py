@@ -74,7 +74,7 @@ def member_trust(place: Place, *, external_id: str = "") -> dict[str, Any]:
     """
     if place.account == "*":
         raise errors.ParameterError(
-            "No account was given.", cure="Give the account that audits: --account 012345678901."
+            "No account was given.", fix="Give the account that audits: --account 012345678901."
         )
     statement: dict[str, Any] = {
         "Sid": "Auditor",

@@ -124,7 +124,7 @@ class AuditResult(Result):
             return errors.AuditError(
                 f"Findings that are {' or '.join(bad)}: {len(found)}.",
                 why=f"The first: {first['resource_id']} {first['region']}: {first['reason']}",
-                cure="findings.csv and audit.html beside the result have the fix of each.",
+                fix="findings.csv and audit.html beside the result have the fix of each.",
             )
         unread = self.inventory.unread
         if not unread:
@@ -134,7 +134,7 @@ class AuditResult(Result):
         return errors.PartialError(
             "The audit is partial: not everything could be read.",
             why=f"The first of {len(unread)}: {gap.source} of {where}. {gap.error}",
-            cure="Each is a finding that says what to do; or leave out those regions and accounts.",
+            fix="Each is a finding that says what to do; or leave out those regions and accounts.",
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def measure(
             raise errors.ParameterError(
                 f"{one!r} is no account, organization or unit.",
                 why="An account id has 12 digits, dashes left out; the others are named by their ARN.",
-                cure="Correct it in known_accounts.",
+                fix="Correct it in known_accounts.",
             )
     return Measure(old_days=old_days, known_accounts=known, packages=all_wanted(packages))
 
@@ -390,7 +390,7 @@ def _bad(severity: str) -> tuple[str, ...]:
         raise errors.ParameterError(
             f"There is no severity {severity!r}.",
             why=errors.nearest(severity, known),
-            cure=f"Choose {', '.join(known)}.",
+            fix=f"Choose {', '.join(known)}.",
         )
     return SEVERITIES[: SEVERITIES.index(severity) + 1]
 

@@ -908,7 +908,7 @@ def unread(facts: Facts) -> pd.DataFrame:
             "kind": "region" if one.region else "account",
             "resource_id": one.source,
             "reason": f"{one.error.what} What is there, and what uses it, is unknown. "
-            f"{one.error.cure}".strip(),
+            f"{one.error.fix}".strip(),
             "evidence": one.error.why,
         }
         for one in facts.inventory.unread

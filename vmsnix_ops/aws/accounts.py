@@ -113,7 +113,7 @@ def each_once(wanted: Iterable[str]) -> dict[str, str]:
             raise errors.ParameterError(
                 f"{entry!r} is not an account.",
                 why="An account ID has 12 digits without dashes, including leading zeros.",
-                cure="Use account IDs, or ARNs of roles to assume.",
+                fix="Use account IDs, or ARNs of roles to assume.",
             )
         entries.setdefault(match[1] if match else entry, entry)
     return entries
@@ -155,7 +155,7 @@ def assume(
             raise errors.AccessDeniedError(
                 error.what,
                 why=error.why,
-                cure="Create the role there (vmsnix iam-policy audit-member and audit-member-trust print its "
+                fix="Create the role there (vmsnix iam-policy audit-member and audit-member-trust print its "
                 "policies), and allow sts:AssumeRole in the caller's own account.",
                 code=error.code,
                 operation=error.operation,

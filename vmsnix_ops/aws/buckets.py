@@ -211,7 +211,7 @@ def check_stored(s3: S3Client, *, seen: Survey, bucket: str, key: str) -> None:
             raise errors.UploadError(
                 f"s3://{bucket}/{key} was replaced after it was uploaded.",
                 why="Its size or its SHA-256 differs from the image that was identified.",
-                cure="Find out what writes to the bucket, then run the same command again.",
+                fix="Find out what writes to the bucket, then run the same command again.",
             )
 
 
@@ -284,7 +284,7 @@ def _open(s3: S3Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_k
         raise errors.UploadError(
             f"The upload of s3://{bucket}/{key} no longer exists.",
             why="Another process aborted or completed it.",
-            cure="Run the same command again.",
+            fix="Run the same command again.",
         )
     for other in uploads[1:]:
         _abort(s3, bucket, key, other["UploadId"])
@@ -357,7 +357,7 @@ def _send(
         raise errors.UploadError(
             f"s3://{bucket}/{key} does not contain the image's bytes.",
             why=f"S3 reports SHA-256 {answer['ChecksumSHA256']}, but {expected} was sent.",
-            cure="Run the same command again: it replaces the object.",
+            fix="Run the same command again: it replaces the object.",
         )
     return sum(sent for _, sent in done), expected
 
@@ -401,7 +401,7 @@ class errors_of:  # noqa: N801 (reads as a verb where it is used)
             raise errors.BucketError(
                 f"The bucket {self.bucket} is in another region.",
                 why="VM Import reads only from a bucket of its own region.",
-                cure="Use a bucket in the region that you publish to.",
+                fix="Use a bucket in the region that you publish to.",
                 code=code,
             ) from error
         return self.calling.__exit__(kind, error, trace)
@@ -412,7 +412,7 @@ def missing(bucket: str) -> errors.BucketError:
     return errors.BucketError(
         f"The bucket {bucket} does not exist.",
         why="VM Import reads uploads from one of your buckets, in the region that you publish to.",
-        cure=f"Create it (aws s3 mb s3://{bucket}), or use another with --bucket NAME.",
+        fix=f"Create it (aws s3 mb s3://{bucket}), or use another with --bucket NAME.",
         code="NoSuchBucket",
     )
 
@@ -522,7 +522,7 @@ def check_bucket(s3: S3Client, name: str, region: str, account: str) -> Check:
             raise errors.BucketError(
                 f"No access to the bucket {name}.",
                 why="It belongs to another account, or the caller lacks s3:ListBucket on it.",
-                cure="Use a bucket of this account, or allow s3:ListBucket, s3:GetObject and s3:PutObject on "
+                fix="Use a bucket of this account, or allow s3:ListBucket, s3:GetObject and s3:PutObject on "
                 "it.",
                 code=error.code,
                 operation=error.operation,
@@ -542,7 +542,7 @@ def _elsewhere(name: str, where: str, region: str) -> errors.BucketError:
     return errors.BucketError(
         f"The bucket {name} is in {where}, not in {region}.",
         why="VM Import reads only from a bucket of its own region.",
-        cure=f"Use a bucket in {region}, or publish to {where}.",
+        fix=f"Use a bucket in {region}, or publish to {where}.",
     )
 
 
@@ -558,7 +558,7 @@ def check_private(s3: S3Client, name: str) -> Check:
         raise errors.BucketError(
             f"The bucket {name} is public.",
             why="Its policy allows access for everyone, and an image can contain secrets.",
-            cure="Remove that statement from the bucket policy, and " + BOOTSTRAP[0].lower() + BOOTSTRAP[1:],
+            fix="Remove that statement from the bucket policy, and " + BOOTSTRAP[0].lower() + BOOTSTRAP[1:],
         )
     on: PublicAccessBlockConfigurationTypeDef = block["PublicAccessBlockConfiguration"] if block else {}
     off = [setting for setting in ALL_BLOCKED if not on.get(setting)]
@@ -688,7 +688,7 @@ def check_kept_apart(places: Mapping[str, str], bucket: str, key_prefix: str) ->
             f"A lifecycle rule would delete the {' and the '.join(found)} in s3://{bucket}.",
             why=f"{', '.join(f'{name} is {places[name]}' for name in found)}; images are below "
             f"s3://{bucket}/{key_prefix}, where the rule deletes every object after some days.",
-            cure="Set key_prefix in vmsnix.toml to a separate prefix, such as vmsnix/images/ beside "
+            fix="Set key_prefix in vmsnix.toml to a separate prefix, such as vmsnix/images/ beside "
             "vmsnix/archive, or use another bucket.",
         )
     return Check("bucket prefixes", "pass", f"only images are below s3://{bucket}/{key_prefix}")

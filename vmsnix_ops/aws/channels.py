@@ -37,7 +37,7 @@ def check(channel: str, settings: Settings) -> str:
     raise errors.ParameterError(
         f"Unknown channel {channel!r}.",
         why=errors.nearest(channel, settings.channels) or f"The channels are {', '.join(settings.channels)}.",
-        cure="Correct the name, or add it to channels in vmsnix.toml.",
+        fix="Correct the name, or add it to channels in vmsnix.toml.",
     )
 
 
@@ -70,7 +70,7 @@ def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, setting
             raise errors.ParameterError(
                 f"No image given for the channel {wanted}.",
                 why="Each image has its own channels.",
-                cure="Add --image NAME.",
+                fix="Add --image NAME.",
             )
         name = parameters.pointer_name(settings.pointer_prefix, image, wanted)
         pointer = parameters.find(ssm, name)
@@ -78,7 +78,7 @@ def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, setting
             raise errors.PointerError(
                 f"The channel {wanted} of {image} has no value in {region}.",
                 why=f"No parameter {name}.",
-                cure=f"Promote an AMI to {wanted} first, or use an AMI ID or name.",
+                fix=f"Promote an AMI to {wanted} first, or use an AMI ID or name.",
             )
         wanted = pointer.value
     if AMI_ID.fullmatch(wanted):
@@ -92,7 +92,7 @@ def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, setting
         raise errors.RegistrationError(
             f"No {what} in {region} is visible to these credentials.",
             why="It was deregistered, is in another region, or belongs to another account.",
-            cure="To list published AMIs with their regions, run vmsnix history amis",
+            fix="To list published AMIs with their regions, run vmsnix history amis",
         )
     return found
 
@@ -106,7 +106,7 @@ def _newest(ours: Iterable[Ami], image: str) -> Ami | None:
         raise errors.ParameterError(
             f"The image {image!r} has AMIs for {' and '.join(sorted(newest))}.",
             why=f"The newest are {told}.",
-            cure="Choose one of them: --ami NAME.",
+            fix="Choose one of them: --ami NAME.",
         )
     return usable[-1] if usable else None
 
@@ -126,19 +126,19 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
             f"{where} belongs to the account {ami.account}.",
             why=f"These credentials are for {owner}; an AMI of another account can change or be deregistered "
             "at any time.",
-            cure="Promote it with the credentials of its owner.",
+            fix="Promote it with the credentials of its owner.",
         )
     if not ami.digest or not ami.tags.get(tagging.IMAGE):
         raise errors.RegistrationError(
             f"{where} was not published by vmsnix.",
             why=f"It lacks the tags {tagging.IMAGE} and {tagging.DIGEST}.",
-            cure="Publish the image with vmsnix publish.",
+            fix="Publish the image with vmsnix publish.",
         )
     if ami.state != "available":
         raise errors.RegistrationError(
             f"{where} is {ami.state}.",
             why="Only an available AMI can be launched.",
-            cure=f"Restore it: {images.restoring(ami)}"
+            fix=f"Restore it: {images.restoring(ami)}"
             if ami.state == "disabled"
             else ("Choose another AMI."),
         )
@@ -147,7 +147,7 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
         raise errors.RegistrationError(
             f"{where} has been deprecated since {ami.deprecated_at:%Y-%m-%d %H:%M} UTC.",
             why="A deprecated AMI is not for new use.",
-            cure="Choose another AMI, or remove the date first: aws ec2 disable-image-deprecation --image-id "
+            fix="Choose another AMI, or remove the date first: aws ec2 disable-image-deprecation --image-id "
             f"{ami.ami_id} --region {ami.region}",
         )
     return ami
@@ -166,7 +166,7 @@ def check_now(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
         raise errors.RegistrationError(
             f"The AMI {ami_id} in {ec2.meta.region_name} no longer exists.",
             why="It was deregistered in the meantime.",
-            cure="Choose another AMI.",
+            fix="Choose another AMI.",
         )
     check_usable(found, owner=owner, now=datetime.now(UTC))
 

@@ -30,7 +30,7 @@ class Check:
         ``"pass"``, ``"warn"`` (it may work; look at it) or ``"fail"`` (it will not work).
     evidence
         What was found.
-    cure
+    fix
         What to do; empty when it passed.
     error
         What a job would end with.
@@ -41,7 +41,7 @@ class Check:
     name: str
     outcome: Literal["pass", "warn", "fail"]
     evidence: str
-    cure: str = ""
+    fix: str = ""
     error: errors.VmsnixError | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -54,19 +54,19 @@ def checked(name: str, look: Callable[[], Check]) -> Check:
         action = denied_action(error.why, error.operation) or error.operation
         return Check(name, "warn", f"not checked: {error.why}", f"Allow {action} to enable this check.")
     except errors.VmsnixError as error:
-        return Check(name, "fail", f"{error.what} {error.why}".strip(), error.cure, error)
+        return Check(name, "fail", f"{error.what} {error.why}".strip(), error.fix, error)
 
 
 def frame(checks: Iterable[Check]) -> pd.DataFrame:
-    """Return checks as a table: ``check``, ``outcome``, ``evidence``, ``cure``."""
+    """Return checks as a table: ``check``, ``outcome``, ``evidence``, ``fix``."""
     import pandas as pd
 
-    rows = [(check.name, check.outcome, check.evidence, check.cure) for check in checks]
-    return pd.DataFrame(rows, columns=["check", "outcome", "evidence", "cure"])
+    rows = [(check.name, check.outcome, check.evidence, check.fix) for check in checks]
+    return pd.DataFrame(rows, columns=["check", "outcome", "evidence", "fix"])
 
 
 def require(checks: Iterable[Check]) -> None:
     """Raise the error of the first check that failed."""
     for check in checks:
         if check.outcome == "fail":
-            raise check.error or errors.VmsnixError(check.evidence, cure=check.cure)
+            raise check.error or errors.VmsnixError(check.evidence, fix=check.fix)

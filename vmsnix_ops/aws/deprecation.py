@@ -49,13 +49,13 @@ def check_date(ami: Ami, moment: datetime, *, public: bool, now: datetime | None
         raise errors.ParameterError(
             f"The deprecation date {moment:%Y-%m-%d %H:%M} UTC has passed.",
             why=f"{ami.ami_id} was created on {ami.created_at:%Y-%m-%d}.",
-            cure="Use more days, or promote a newer AMI.",
+            fix="Use more days, or promote a newer AMI.",
         )
     if moment > latest:
         raise errors.ParameterError(
             f"The deprecation date {moment:%Y-%m-%d %H:%M} UTC is too far away.",
             why=f"AWS allows {latest:%Y-%m-%d} at the latest for this {'public ' if public else ''}AMI.",
-            cure="Use fewer days.",
+            fix="Use fewer days.",
         )
 
 

@@ -71,12 +71,12 @@ def not_enabled(region: str, why: str) -> errors.RegionError:
         return errors.RegionError(
             f"The region {region} does not accept these credentials.",
             why=f"It is in the partition {partition}, whose accounts and credentials are separate. {why}",
-            cure=f"Use credentials of an account in {partition}, or choose a region of your own partition.",
+            fix=f"Use credentials of an account in {partition}, or choose a region of your own partition.",
         )
     return errors.RegionError(
         f"The region {region} is not enabled for this account.",
         why=why,
-        cure=f"Enable it (aws account enable-region --region-name {region}), or choose another.",
+        fix=f"Enable it (aws account enable-region --region-name {region}), or choose another.",
     )
 
 
@@ -144,7 +144,7 @@ def check_region_name(region: str) -> Check:
     raise errors.RegionError(
         f"Unknown AWS region {region!r}.",
         why=errors.nearest(region, known) or "It is not in botocore's list of regions.",
-        cure="Check the name. If the region is new, update botocore.",
+        fix="Check the name. If the region is new, update botocore.",
     )
 
 
@@ -160,11 +160,11 @@ def check_credentials(session: boto3.Session, region: str) -> Check:
     left = (expires - datetime.now(UTC)).total_seconds()
     evidence = f"{who.arn}; valid for {counted(round(max(left, 0) / 60), 'minute')}"
     if left < LONG_ENOUGH_SECONDS:
-        cure = (
+        fix = (
             "Log in again before a long run. If the credentials expire, run it again: it continues where it "
             "stopped."
         )
-        return Check("credentials", "warn", evidence, cure, facts=facts)
+        return Check("credentials", "warn", evidence, fix, facts=facts)
     return Check("credentials", "pass", evidence, facts=facts)
 
 
@@ -190,8 +190,8 @@ def check_clock(who: Identity) -> Check:
     evidence = f"{counted(round(abs(ahead)), 'second')} {'ahead of' if ahead >= 0 else 'behind'} AWS"
     if abs(ahead) < NOTICEABLE_SKEW_SECONDS:
         return Check("clock", "pass", evidence)
-    cure = "Set this machine's clock (NTP): AWS refuses requests that are five minutes off."
-    return Check("clock", "fail" if abs(ahead) >= MOST_SKEW_SECONDS else "warn", evidence, cure)
+    fix = "Set this machine's clock (NTP): AWS refuses requests that are five minutes off."
+    return Check("clock", "fail" if abs(ahead) >= MOST_SKEW_SECONDS else "warn", evidence, fix)
 
 
 def check_account(number: str, allowed: tuple[str, ...]) -> Check:
@@ -203,7 +203,7 @@ def check_account(number: str, allowed: tuple[str, ...]) -> Check:
     raise errors.CredentialsError(
         f"The account {number} is not allowed.",
         why=f"allowed_accounts is {', '.join(allowed)}.",
-        cure="Use credentials of an allowed account, or change allowed_accounts in vmsnix.toml.",
+        fix="Use credentials of an allowed account, or change allowed_accounts in vmsnix.toml.",
     )
 
 

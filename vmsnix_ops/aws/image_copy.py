@@ -103,7 +103,7 @@ def find(ec2: EC2Client, wanted: Copy) -> Ami | None:
         raise errors.RegistrationError(
             f"The copy {existing.ami_id} in {existing.region} is disabled.",
             why="It was retired.",
-            cure=f"Restore it ({images.restoring(existing)}), or deregister it so that a new copy can be "
+            fix=f"Restore it ({images.restoring(existing)}), or deregister it so that a new copy can be "
             "created.",
         )
     if existing.state == "available":
@@ -227,7 +227,7 @@ def _begin(ec2: EC2Client, wanted: Copy, step: Step | None, still_wanted: Callab
                 return ami_id
     raise errors.CopyFailedError(
         f"{wanted.source.ami_id} was copied to {region} {ATTEMPTS} times and failed each time.",
-        cure="Correct the cause, then deregister the failed copies there; the audit lists them.",
+        fix="Correct the cause, then deregister the failed copies there; the audit lists them.",
     )
 
 
@@ -238,7 +238,7 @@ def _must_find(ec2: EC2Client, wanted: Copy) -> Ami:
             f"The AMI name {wanted.source.name} is in use in {ec2.meta.region_name}, but no AMI with it was "
             "found.",
             why="It was copied a moment ago, or it is being deregistered.",
-            cure="Run the same command again.",
+            fix="Run the same command again.",
             code="NotYetVisible",
         )
     return found
@@ -267,18 +267,18 @@ def _available(
 
 
 def _failure(ami: Ami, message: str) -> errors.CopyFailedError:
-    cure = (
+    fix = (
         "Run the same command again to create a new copy. Deregister the failed copy, which the audit lists."
     )
     if "key" in message.lower():
-        cure = (
+        fix = (
             "Use a key in that region that the caller may use (kms:CreateGrant, kms:DescribeKey, "
             "kms:GenerateDataKeyWithoutPlaintext, kms:ReEncrypt*), then run the same command again."
         )
     return errors.CopyFailedError(
         f"The copy {ami.ami_id} in {ami.region} failed.",
         why=f"AWS reported for its snapshot: {message}." if message else "AWS reported no reason.",
-        cure=cure,
+        fix=fix,
         status_message=message,
     )
 
@@ -294,5 +294,5 @@ def _check_key(ami: Ami, snapshot: snapshots.Snapshot, kms_key: str) -> None:
     raise errors.NameTakenError(
         f"The copy {ami.ami_id} in {ami.region} has another encryption than requested.",
         why=f"{snapshot.snapshot_id} {held}, but the requested key is {kms_key}.",
-        cure="Deregister that copy if nothing needs it, or promote without a key for this region.",
+        fix="Deregister that copy if nothing needs it, or promote without a key for this region.",
     )

@@ -307,7 +307,7 @@ def clean_name(name: str) -> str:
         raise errors.ParameterError(
             f"The AMI name {cleaned!r} has {counted(len(cleaned), 'character')}.",
             why="AWS allows 3 to 128.",
-            cure="Use a shorter prefix or image name.",
+            fix="Use a shorter prefix or image name.",
         )
     return cleaned
 
@@ -349,7 +349,7 @@ def holder(found: Iterable[Ami]) -> Ami | None:
                 f"The AMI {ami.ami_id} in {ami.region} never became available.",
                 why=f"It has the name {ami.name} and has been {ami.state} since "
                 f"{ami.created_at:%Y-%m-%d %H:%M} UTC.",
-                cure=f"Deregister it ({deregistering(ami)}), then run the same command again.",
+                fix=f"Deregister it ({deregistering(ami)}), then run the same command again.",
             )
     return None
 
@@ -359,7 +359,7 @@ def disabled(ami: Ami) -> errors.RegistrationError:
     return errors.RegistrationError(
         f"The AMI {ami.ami_id} of this image exists, but it is disabled.",
         why="It was retired or disabled.",
-        cure=f"Restore it: {restoring(ami)}",
+        fix=f"Restore it: {restoring(ami)}",
     )
 
 
@@ -425,7 +425,7 @@ def describe(ec2: EC2Client, ami_id: str) -> Ami:
         )
         if not answer["Images"]:
             raise errors.RegistrationError(
-                f"No AMI {ami_id} in {ec2.meta.region_name}.", cure="Check the AMI ID and the region."
+                f"No AMI {ami_id} in {ec2.meta.region_name}.", fix="Check the AMI ID and the region."
             )
     return read(answer["Images"][0], ec2.meta.region_name)
 
@@ -533,7 +533,7 @@ def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
             f"The AMI name {existing.name} is in use.",
             why=f"{existing.ami_id} in {existing.region} has this name and {held}; this image's digest is "
             f"{digest[:12]}.",
-            cure=f"Use another prefix, or deregister that AMI if nothing needs it: {deregistering(existing)}",
+            fix=f"Use another prefix, or deregister that AMI if nothing needs it: {deregistering(existing)}",
             code="InvalidAMIName.Duplicate",
         )
     there, different = existing.facts(), []
@@ -553,7 +553,7 @@ def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
         raise errors.NameTakenError(
             f"The AMI {existing.name} exists with another {_and(n for n, _, _ in different)}.",
             why=f"{existing.ami_id} in {existing.region} has the same bytes, but {listed}.",
-            cure="Use another prefix, request the AMI's own values, or deregister it if nothing needs it: "
+            fix="Use another prefix, request the AMI's own values, or deregister it if nothing needs it: "
             f"{deregistering(existing)}",
             code="InvalidAMIName.Duplicate",
         )
@@ -571,7 +571,7 @@ def share_with_everybody(ec2: EC2Client, ami_id: str) -> None:
     Raises
     ------
     vmsnix_ops.errors.AwsError
-        Block public access for AMIs is on; the error names the cure.
+        Block public access for AMIs is on; the error names the fix.
     """
     try:
         with calling(f"make {ami_id} public"):
@@ -579,7 +579,7 @@ def share_with_everybody(ec2: EC2Client, ami_id: str) -> None:
     except errors.AwsError as error:
         if error.code != "OperationNotPermitted":
             raise
-        raise error.with_cure(
+        raise error.with_fix(
             "Turn off block public access for AMIs in this region (aws ec2 "
             "disable-image-block-public-access), or leave public out. The AMI is registered and private."
         ) from error
@@ -680,7 +680,7 @@ def _must_find(ec2: EC2Client, name: str) -> Ami:
             f"The AMI name {name} is in use, but no AMI of this account can be used by it.",
             why=", ".join(f"{ami.ami_id} of this name is {ami.state}" for ami in there)
             or "It was registered a moment ago, or it is being deregistered",
-            cure=f"Deregister it ({failed}), then run the same command again."
+            fix=f"Deregister it ({failed}), then run the same command again."
             if failed
             else "Run the same command again.",
             code="NotYetVisible",
@@ -736,7 +736,7 @@ def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None, pac
         raise errors.DeadlineError(
             error.what,
             why=error.why,
-            cure=f"Run the same command again. If it is then still pending, deregister it ({command}) and "
+            fix=f"Run the same command again. If it is then still pending, deregister it ({command}) and "
             "publish again.",
         ) from error
     if seen.state == "disabled":
@@ -745,7 +745,7 @@ def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None, pac
         raise errors.RegistrationError(
             f"The AMI {ami_id} is {seen.state}.",
             why="The StateMessage of its snapshot can have the reason.",
-            cure=f"Check {', '.join(seen.value.snapshot_ids) or 'its snapshot'}, deregister the AMI "
+            fix=f"Check {', '.join(seen.value.snapshot_ids) or 'its snapshot'}, deregister the AMI "
             f"({deregistering(seen.value)}), and publish again.",
         )
     return seen.value

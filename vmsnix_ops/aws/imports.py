@@ -149,7 +149,7 @@ def check_format(name: str, disk: DiskImage) -> None:
     raise errors.ImageFormatError(
         f"{name} is a {kind} image, which VM Import does not support.",
         why=f"It supports VHD, raw, and VMDK of the kind {VMDK}.",
-        cure=f"Publish it with --via direct, or convert it: qemu-img convert -O {output}",
+        fix=f"Publish it with --via direct, or convert it: qemu-img convert -O {output}",
     )
 
 
@@ -283,7 +283,7 @@ def _check_imported(ec2: EC2Client, task: ImportTask, check: Callable[[], None])
         check()
     except errors.UploadError as error:
         delete = snapshots.deleting(task.snapshot_id, ec2.meta.region_name)
-        raise error.with_cure(
+        raise error.with_fix(
             f"Delete the snapshot {task.snapshot_id}, which can contain other bytes: {delete}. Find out what "
             "writes to the bucket, then run the same command again."
         ) from error
@@ -307,26 +307,26 @@ def cancel(ec2: EC2Client, digest: str, *, run_id: str = "") -> list[str]:
 
 
 def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
-    """Return the error for an import that ended badly: AWS's message, and what cures it."""
+    """Return the error for an import that ended badly: AWS's message, and what fixes it."""
     message = task.message or f"the task is {task.status}"
     if "Disk validation failed" in message:
-        cure = (
+        fix = (
             f"Check that the image is a valid {source.format} disk (vmsnix checks it before uploading; "
             "qemu-img check does too)."
         )
     elif "403" in message or "access" in message.lower():
-        cure = (
+        fix = (
             f"Let the role {source.role_name} read s3://{source.bucket}/{source.key} (s3:GetObject, "
             "s3:GetBucketLocation)."
         )
     elif CANCELLED_BY_AWS in message:
-        cure = f"AWS cancelled it {MOST_ATTEMPTS} times. Run the same command again later."
+        fix = f"AWS cancelled it {MOST_ATTEMPTS} times. Run the same command again later."
     else:
-        cure = "Run the same command again. If it fails with the same message, search for AWS's message."
+        fix = "Run the same command again. If it fails with the same message, search for AWS's message."
     return errors.ImportFailedError(
         f"The import {task.task_id} failed.",
         why=f"AWS reported: {message.rstrip('.')}.",
-        cure=cure,
+        fix=fix,
         status_message=task.message,
         operation="ImportSnapshot",
     )
@@ -395,7 +395,7 @@ def _adopt(ec2: EC2Client, digest: str, kms_key: str) -> ImportTask:
         raise errors.ImportFailedError(
             "The import of this image by another publisher was not found.",
             why="AWS accepted its client token before, but lists no running task.",
-            cure="Run the same command again.",
+            fix="Run the same command again.",
             operation="ImportSnapshot",
         )
     return running[0]
@@ -410,7 +410,7 @@ def _refused(error: ClientError, source: Source) -> Exception:
             f"VM Import cannot use the role {source.role_name}.",
             why=f"AWS returned: {message.rstrip('.')}. The role does not exist or was created less than a "
             f"minute ago, it may not read the bucket {source.bucket}, or you may not pass it (iam:PassRole).",
-            cure="Run vmsnix preflight to find out which. docs/how-to/outside-altf4.md has the role's "
+            fix="Run vmsnix preflight to find out which. docs/how-to/outside-altf4.md has the role's "
             "policies.",
             **details,
         )
@@ -418,7 +418,7 @@ def _refused(error: ClientError, source: Source) -> Exception:
         return errors.BucketError(
             f"The bucket {source.bucket} is in another region.",
             why=f"AWS returned: {message.rstrip('.')}.",
-            cure="Use a bucket in the region that you publish to.",
+            fix="Use a bucket in the region that you publish to.",
             **details,
         )
     return error
@@ -521,14 +521,14 @@ def wait_for_snapshot(
         raise errors.SnapshotFailedError(
             f"The snapshot {snapshot_id} no longer exists.",
             why="It was deleted by another publisher of the same image, an undo, or an operator.",
-            cure="Run the same command again.",
+            fix="Run the same command again.",
             code=error.code,
         ) from error
     if seen.outcome == "failed":
         raise errors.SnapshotFailedError(
             f"The snapshot {snapshot_id} failed.",
             why=f"AWS reported {seen.state}: {seen.message or 'no message'}.",
-            cure="Run the same command again: it creates a new snapshot.",
+            fix="Run the same command again: it creates a new snapshot.",
             status_message=seen.message,
         )
     return seen.value["VolumeSize"]

@@ -196,7 +196,7 @@ def launch(ec2: EC2Client, wanted: Launch) -> str:
         raise errors.SmokeTestError(
             error.what,
             why=error.why,
-            cure="Try another instance type, without spot, or later.",
+            fix="Try another instance type, without spot, or later.",
             code=error.code,
             operation=error.operation,
             request_id=error.request_id,
@@ -204,7 +204,7 @@ def launch(ec2: EC2Client, wanted: Launch) -> str:
     raise errors.SmokeTestError(
         f"{wanted.ami_id} was tested {ATTEMPTS} times in a short time.",
         why="AWS remembers the client tokens of terminated instances.",
-        cure="Wait an hour, or test it with another instance type.",
+        fix="Wait an hour, or test it with another instance type.",
     )
 
 
@@ -212,7 +212,7 @@ def _no_spot_role(error: errors.AwsError) -> errors.AccessDeniedError:
     return errors.AccessDeniedError(
         error.what,
         why=error.why,
-        cure="An account's first spot instance needs iam:CreateServiceLinkedRole once. Ask an administrator "
+        fix="An account's first spot instance needs iam:CreateServiceLinkedRole once. Ask an administrator "
         "to run aws iam create-service-linked-role --aws-service-name spot.amazonaws.com, use the policy of "
         "vmsnix iam-policy smoke-tester --spot, or test without spot.",
         code=error.code,
@@ -295,7 +295,7 @@ def wait_checks(
         raise errors.SmokeTestError(
             f"The instance {instance_id} failed its status checks.",
             why=f"AWS reported: {seen.state}. The instance check tests whether its network answers (ARP).",
-            cure="Check its console below for a wrong boot mode, root device or network driver.",
+            fix="Check its console below for a wrong boot mode, root device or network driver.",
         )
 
 
@@ -345,7 +345,7 @@ def _ended(instance: Instance) -> errors.SmokeTestError:
     return errors.SmokeTestError(
         f"The instance {instance.instance_id} is {instance.state}.",
         why=f"AWS reported: {instance.reason}." if instance.reason else "AWS reported no reason.",
-        cure="If it was a spot instance, AWS may have reclaimed it: run the test again, or without spot. "
+        fix="If it was a spot instance, AWS may have reclaimed it: run the test again, or without spot. "
         "Otherwise check the AMI's snapshot, its key and the instance type.",
     )
 

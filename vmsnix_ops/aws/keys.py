@@ -59,12 +59,11 @@ def shape(kms_key: str) -> str:
         raise errors.ParameterError(
             f"The kms_key {kms_key!r} is an alias.",
             why="An alias can be moved to another key, so two publishes could be encrypted differently.",
-            cure=f"Pass the key's ARN: aws kms describe-key --key-id {alias} --query KeyMetadata.Arn",
+            fix=f"Pass the key's ARN: aws kms describe-key --key-id {alias} --query KeyMetadata.Arn",
         )
     raise errors.ParameterError(
         f"{kms_key!r} is not a KMS key ARN.",
-        cure="Use an ARN such as "
-        "arn:aws:kms:eu-west-1:012345678901:key/12345678-1234-1234-1234-123456789012.",
+        fix="Use an ARN such as arn:aws:kms:eu-west-1:012345678901:key/12345678-1234-1234-1234-123456789012.",
     )
 
 
@@ -83,7 +82,7 @@ def arn(kms_key: str, *, region: str, who: Identity) -> str:
         raise errors.ParameterError(
             f"The key {kms_key} is in {found[2]}, but the publish is to {region}.",
             why="EBS encrypts with a key in the snapshot's region.",
-            cure=f"Use a key in {region} as kms_key.",
+            fix=f"Use a key in {region} as kms_key.",
         )
     return kms_key
 

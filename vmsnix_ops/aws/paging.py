@@ -43,12 +43,12 @@ class Limit:
     ----------
     until
         Seconds since 1970, which other machines understand, too; never by default.
-    cure
+    fix
         How to have more time.
     """
 
-    def __init__(self, until: float = float("inf"), *, cure: str = "") -> None:
-        self.until, self.cure = until, cure
+    def __init__(self, until: float = float("inf"), *, fix: str = "") -> None:
+        self.until, self.fix = until, fix
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -68,7 +68,7 @@ class Limit:
         if self._stopped.is_set():
             raise errors.InterruptedRunError("Reading was stopped.")
         if time.time() >= self.until:
-            raise errors.DeadlineError("The time limit was reached before this was read.", cure=self.cure)
+            raise errors.DeadlineError("The time limit was reached before this was read.", fix=self.fix)
 
     def wait(self, seconds: float) -> None:
         """Wait, but no longer than until it is over."""

@@ -156,7 +156,7 @@ class Overwritten:
         return errors.OverwrittenValueError(
             f"This run overwrote a value of {self.name} in {self.region} that was not in its plan.",
             why=f"Overwritten: {self}. This run wrote version {self.written} and changed nothing after that.",
-            cure="Decide which AMI the channel must contain. To restore the overwritten state: "
+            fix="Decide which AMI the channel must contain. To restore the overwritten state: "
             f"{self.command}",
             overwritten=asdict(self),
         )
@@ -200,7 +200,7 @@ def pointer_name(prefix: str, image: str, channel: str) -> str:
         raise errors.ParameterError(
             f"The image {image!r} cannot have channels.",
             why="Parameter Store takes letters, digits, dots, dashes and underscores.",
-            cure="Rename the image in its flake.",
+            fix="Rename the image in its flake.",
         )
     name = f"{prefix}/{image}/{channel}"
     rule = ""
@@ -219,7 +219,7 @@ def pointer_name(prefix: str, image: str, channel: str) -> str:
         shown = name if len(name) <= 120 else f"{name[:117]}..."
         raise errors.ParameterError(
             f"Invalid parameter name {shown}: {rule}.",
-            cure="Change pointer_prefix or channels in vmsnix.toml.",
+            fix="Change pointer_prefix or channels in vmsnix.toml.",
         )
     return name
 
@@ -242,7 +242,7 @@ def check_kind(pointer: Pointer) -> None:
         f"The parameter {pointer.name} in {pointer.region} {what}.",
         why=f"A channel must be a String of the data type {IMAGE_TYPE}, which launch templates can resolve. "
         "AWS cannot change either in an existing parameter.",
-        cure="Delete it and promote again, which creates a new parameter. Its history is lost, and launches "
+        fix="Delete it and promote again, which creates a new parameter. Its history is lost, and launches "
         f"that resolve it fail in between: aws ssm delete-parameter {where}",
     )
 
@@ -262,7 +262,7 @@ def check_room(name: str, known: list[PointerVersion], region: str) -> None:
         f"The parameter {name} in {region} accepts no more values.",
         why=f"It has {len(known)} versions, and AWS cannot delete the oldest ({oldest.version}) while it has "
         f"the label {', '.join(oldest.labels)}.",
-        cure=f"Remove the label: aws ssm unlabel-parameter-version --region {region} --name {name} "
+        fix=f"Remove the label: aws ssm unlabel-parameter-version --region {region} --name {name} "
         f"--parameter-version {oldest.version} --labels {' '.join(oldest.labels)}",
     )
 
@@ -401,7 +401,7 @@ def changed_meanwhile(name: str, region: str, now: Pointer | None) -> errors.Poi
     return errors.PointerError(
         f"{name} in {region} was changed after the plan was made.",
         why=f"It is now {now.value} (version {now.version})." if now else "It was deleted.",
-        cure="Make a new plan.",
+        fix="Make a new plan.",
     )
 
 
@@ -461,7 +461,7 @@ def _settle(ssm: SSMClient, name: str, ami_id: str, version: int, pace: Pace) ->
             f"Parameter Store did not set {name} to {ami_id}.",
             why="It accepts such a value first, then checks whether the caller can see that AMI, and "
             "discards the value if not.",
-            cure=f"Check that {ami_id} exists (ec2:DescribeImages), then run the same command again.",
+            fix=f"Check that {ami_id} exists (ec2:DescribeImages), then run the same command again.",
         ) from error
 
 

@@ -57,12 +57,12 @@ def check_quotas(
         nearly |= number >= most * NEARLY
         if number >= most:
             full.append(what)
-    cure = "Deregister AMIs that nothing needs, or request a higher quota from AWS."
+    fix = "Deregister AMIs that nothing needs, or request a higher quota from AWS."
     if full:
         raise errors.QuotaError(
-            f"The quota for {' and '.join(full)} is reached.", why=", ".join(lines), cure=cure
+            f"The quota for {' and '.join(full)} is reached.", why=", ".join(lines), fix=fix
         )
-    return Check("quotas", "warn" if nearly else "pass", ", ".join(lines), cure if nearly else "")
+    return Check("quotas", "warn" if nearly else "pass", ", ".join(lines), fix if nearly else "")
 
 
 @needs("ec2:DescribeSnapshots")
@@ -76,8 +76,8 @@ def check_pending_snapshots(ec2: EC2Client) -> Check:
     evidence = f"{number} of {PENDING_SNAPSHOTS}"
     if number < PENDING_SNAPSHOTS * NEARLY:
         return Check("pending snapshots", "pass", evidence)
-    cure = "Delete those of abandoned uploads; the inventory runbook lists them."
-    return Check("pending snapshots", "fail" if number >= PENDING_SNAPSHOTS else "warn", evidence, cure)
+    fix = "Delete those of abandoned uploads; the inventory runbook lists them."
+    return Check("pending snapshots", "fail" if number >= PENDING_SNAPSHOTS else "warn", evidence, fix)
 
 
 @needs("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionByDefault")
@@ -100,7 +100,7 @@ def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
         raise errors.AwsError(
             f"AMIs cannot be public in {region}.",
             why="Block public access for AMIs is on.",
-            cure="Turn it off (aws ec2 disable-image-block-public-access), or leave the AMI private.",
+            fix="Turn it off (aws ec2 disable-image-block-public-access), or leave the AMI private.",
             code="OperationNotPermitted",
         )
     if encrypted:
@@ -108,7 +108,7 @@ def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
             f"AMIs cannot be public in {region}.",
             why="Snapshots are encrypted by default here, and an AMI with encrypted snapshots cannot be "
             "public.",
-            cure="Use an account or region without encryption by default, or leave the AMI private.",
+            fix="Use an account or region without encryption by default, or leave the AMI private.",
             code="InvalidParameter",
         )
     return Check("public AMIs", "pass", evidence)

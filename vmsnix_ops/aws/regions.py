@@ -32,7 +32,7 @@ def home(session: boto3.Session, *names: str | None) -> str:
     found = next((name for name in (*names, session.region_name) if name), "")
     if not found:
         raise errors.ParameterError(
-            "No region given.", cure="Add --region NAME, set region in vmsnix.toml, or set AWS_REGION."
+            "No region given.", fix="Add --region NAME, set region in vmsnix.toml, or set AWS_REGION."
         )
     return found
 
@@ -84,7 +84,7 @@ def asked(session: boto3.Session, names: Iterable[str], *, home: str | None = No
     if not wanted:
         raise errors.ParameterError(
             "No region given.",
-            cure="Add --regions NAME,NAME (or all), set region in vmsnix.toml, or set AWS_REGION.",
+            fix="Add --regions NAME,NAME (or all), set region in vmsnix.toml, or set AWS_REGION.",
         )
     return named(wanted)
 
@@ -106,7 +106,7 @@ def named(names: Iterable[str]) -> tuple[str, ...]:
             "The regions are in different partitions.",
             why=", ".join(f"{name} is in {partition}" for partition, name in sorted(partitions.items()))
             + ".",
-            cure="Run the job once per partition, with credentials of an account there.",
+            fix="Run the job once per partition, with credentials of an account there.",
         )
     return found
 

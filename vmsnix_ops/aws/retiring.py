@@ -180,7 +180,7 @@ def check_unmarked(ami: Ami) -> None:
     raise errors.RegistrationError(
         f"The AMI {ami.ami_id} in {ami.region} is being retired.",
         why=f"It has the tag {tagging.RETIRED}, set by {who}.",
-        cure=f"Choose another AMI. If that run is no longer running, undo it: {fix}",
+        fix=f"Choose another AMI. If that run is no longer running, undo it: {fix}",
     )
 
 

@@ -57,7 +57,7 @@ def check_role(iam: IAMClient, name: str) -> Check:
         raise errors.RoleError(
             f"The role {name} does not exist.",
             why="VM Import reads the uploaded image with a service role in your account.",
-            cure="Create it (vmsnix bootstrap --no-dry-run), or use another with --role-name NAME.",
+            fix="Create it (vmsnix bootstrap --no-dry-run), or use another with --role-name NAME.",
             code="NoSuchEntity",
             operation=error.operation,
             request_id=error.request_id,
@@ -69,24 +69,22 @@ def check_role(iam: IAMClient, name: str) -> Check:
         raise errors.RoleError(
             f"The role {name} does not trust VM Import.",
             why=f"Its trust policy does not let {SERVICE} assume it.",
-            cure=f'Allow {SERVICE} sts:AssumeRole with the condition sts:Externalid = "{EXTERNAL_ID}". To '
+            fix=f'Allow {SERVICE} sts:AssumeRole with the condition sts:Externalid = "{EXTERNAL_ID}". To '
             "print the policy: vmsnix iam-policy vmimport-trust",
         )
     if trust == "refuses":
         raise errors.RoleError(
             f"The role {name} does not trust VM Import.",
             why=f"It requires another sts:Externalid than {EXTERNAL_ID!r}, which VM Import sends.",
-            cure="Correct the condition. To print the policy: vmsnix iam-policy vmimport-trust",
+            fix="Correct the condition. To print the policy: vmsnix iam-policy vmimport-trust",
         )
     evidence = found["Arn"]
     if facts["new"]:
         evidence += f", created {counted(round(age), 'second')} ago: "
         evidence += "EC2 may not accept it yet; a publish waits for that"
     if trust == "open":
-        cure = "Add the condition from vmsnix iam-policy vmimport-trust; vmsnix bootstrap sets it."
-        return Check(
-            "vmimport role", "warn", f"{evidence}; no condition on sts:Externalid", cure, facts=facts
-        )
+        fix = "Add the condition from vmsnix iam-policy vmimport-trust; vmsnix bootstrap sets it."
+        return Check("vmimport role", "warn", f"{evidence}; no condition on sts:Externalid", fix, facts=facts)
     return Check("vmimport role", "pass", evidence, facts=facts)
 
 
@@ -132,18 +130,18 @@ def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_p
     lacks = lacking(iam, arn, READS_BUCKET, [home])
     lacks += lacking(iam, arn, READS_OBJECTS, [f"{home}/{key_prefix}image.vhd"])
     makes = lacking(iam, arn, MAKES_SNAPSHOTS, ["*"])
-    cure = PRINT_POLICY.format(bucket=bucket)
+    fix = PRINT_POLICY.format(bucket=bucket)
     if lacks and _named_by_bucket_policy(s3, bucket, arn):
         evidence = f"the role lacks {', '.join(lacks)}, but the bucket policy may allow it"
-        return Check("vmimport role's permissions", "warn", evidence, cure)
+        return Check("vmimport role's permissions", "warn", evidence, fix)
     if lacks:
         raise errors.RoleError(
             f"The role {name} may not read the bucket {bucket}.",
             why=f"Its policies do not allow {', '.join(lacks)} there.",
-            cure=cure,
+            fix=fix,
         )
     if makes:
-        return Check("vmimport role's permissions", "warn", f"the role lacks {', '.join(makes)}", cure)
+        return Check("vmimport role's permissions", "warn", f"the role lacks {', '.join(makes)}", fix)
     examples = beyond_images(bucket, key_prefix, partition)
     beyond = allowed_on(iam, arn, "s3:GetObject", examples) or _allowed_by_bucket_policy(
         s3, bucket, arn, examples
@@ -152,8 +150,8 @@ def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_p
         images = f"{home}/{key_prefix}*"
         evidence = f"{name} may read more than {images}, for example {beyond[0]}"
         why = "Anyone who may import a snapshot can read it too."
-        cure = f"{why} Replace the role's policies with one for the images only: {cure}"
-        return Check("vmimport role's permissions", "warn", evidence, cure, facts={"beyond": beyond})
+        fix = f"{why} Replace the role's policies with one for the images only: {fix}"
+        return Check("vmimport role's permissions", "warn", evidence, fix, facts={"beyond": beyond})
     return Check(
         "vmimport role's permissions", "pass", f"{name} may read the images of {bucket} and create snapshots"
     )
@@ -201,7 +199,7 @@ def check_key_rights(iam: IAMClient, arn: str, key: str, bucket: str) -> Check:
         raise errors.RoleError(
             f"The role {name} may not use the key {key}.",
             why=f"Its policies do not allow {', '.join(lacks)} on it, so an import would fail.",
-            cure=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints its policy; "
+            fix=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints its policy; "
             "vmsnix bootstrap sets it when kms_key is in vmsnix.toml.",
         )
     return Check("vmimport role's key", "pass", f"{name} may use {key}, if the key policy allows it")
@@ -222,7 +220,7 @@ def check_bucket_key_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str)
         raise errors.RoleError(
             f"The role {name} cannot decrypt objects in the bucket {bucket}.",
             why=f"The bucket's default key is {key}, and the role's policies do not allow kms:Decrypt on it.",
-            cure=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints one that does.",
+            fix=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints one that does.",
         )
     return Check("bucket's key", "pass", f"{name} may decrypt with {key}, if the key policy allows it")
 
@@ -272,7 +270,7 @@ def check_pass_role(iam: IAMClient, who: Identity, arn: str) -> Check:
         raise errors.RoleError(
             f"The caller may not pass the role {name} to VM Import.",
             why=f"The policies of {who.policy_source} do not allow iam:PassRole on {arn}.",
-            cure=f"Allow iam:PassRole on {arn}, with iam:PassedToService = {SERVICE}.",
+            fix=f"Allow iam:PassRole on {arn}, with iam:PassedToService = {SERVICE}.",
         )
     return Check("pass role", "pass", f"{who.policy_source.rpartition('/')[2]} may pass {name}")
 

@@ -108,7 +108,7 @@ def session(region: str | None = None, profile: str | None = None) -> boto3.Sess
         raise errors.CredentialsError(
             "No AWS credentials found.",
             why=str(error) + ".",
-            cure="Set AWS_PROFILE to a profile of ~/.aws/config, or unset it.",
+            fix="Set AWS_PROFILE to a profile of ~/.aws/config, or unset it.",
         ) from error
 
 
@@ -231,7 +231,7 @@ def _make(
     except NoRegionError as error:
         raise errors.RegionError(
             "No AWS region given.",
-            cure="Add --region NAME, set region in vmsnix.toml, or set AWS_REGION.",
+            fix="Add --region NAME, set region in vmsnix.toml, or set AWS_REGION.",
         ) from error
     local = _is_loopback(made.meta.endpoint_url)
     if local != (proxies is not None):  # the endpoint is another one than the environment's
@@ -281,7 +281,7 @@ def calling(doing: str) -> Iterator[None]:
         raise errors.AwsError(
             f"Could not {doing}.",
             why="The response was incomplete.",
-            cure="Run the same command again: it continues where it stopped.",
+            fix="Run the same command again: it continues where it stopped.",
         ) from error
 
 
@@ -294,7 +294,7 @@ def code_of(error: BaseException) -> str:
 
 
 def explain(error: ClientError, doing: str) -> errors.AwsError:
-    """Return our error for a botocore ``ClientError``: what could not be done, AWS's words, the cure."""
+    """Return our error for a botocore ``ClientError``: what could not be done, AWS's words, the fix."""
     answer = error.response.get("Error", {})
     metadata = error.response.get("ResponseMetadata", {})
     code, message = str(answer.get("Code", "")), str(answer.get("Message", "")).strip()
@@ -307,31 +307,31 @@ def explain(error: ClientError, doing: str) -> errors.AwsError:
     }
     wrong_clock = message.startswith(("Signature expired", "Signature not yet current"))
     if code in error_codes.CLOCK or (code in error_codes.CREDENTIALS and wrong_clock):
-        return errors.CredentialsError(what, why=why, cure="Set this machine's clock (NTP).", **details)
+        return errors.CredentialsError(what, why=why, fix="Set this machine's clock (NTP).", **details)
     if code in error_codes.CREDENTIALS:
-        return errors.CredentialsError(what, why=why, cure=_credentials_cure(code), **details)
+        return errors.CredentialsError(what, why=why, fix=_credentials_fix(code), **details)
     if code in error_codes.DENIED:
         action = denied_action(message, error.operation_name) or f"the action for {error.operation_name}"
-        cure = f"Allow {action} in the caller's IAM policy; vmsnix iam-policy prints complete policies."
-        return errors.AccessDeniedError(what, why=why, cure=cure, **details)
+        fix = f"Allow {action} in the caller's IAM policy; vmsnix iam-policy prints complete policies."
+        return errors.AccessDeniedError(what, why=why, fix=fix, **details)
     if code in error_codes.THROTTLING:
         reason = str(error.response.get("Reason", ""))
         cause = error_codes.throttle_cause(code, reason, error.operation_name)
         why = f"{why} {cause}".rstrip()
-        cure = (
+        fix = (
             "Run it again later, or with less work at once: AWS's request limits apply to the whole account."
         )
-        return errors.AwsError(what, why=why, cure=cure, **details)
+        return errors.AwsError(what, why=why, fix=fix, **details)
     if code in error_codes.QUOTA:
-        cure = (
+        fix = (
             "Wait for running work to end, delete what is no longer needed, or request a higher quota from "
             "AWS."
         )
-        return errors.QuotaError(what, why=why, cure=cure, **details)
+        return errors.QuotaError(what, why=why, fix=fix, **details)
     return errors.AwsError(what, why=why, **details)
 
 
-def _credentials_cure(code: str) -> str:
+def _credentials_fix(code: str) -> str:
     if code.startswith(("Expired", "RequestExpired")):
         return (
             "Log in again (for example, aws sso login), then run the same command again: it continues where "
@@ -356,15 +356,15 @@ def _explain_local(error: Exception, doing: str) -> errors.AwsError:
         exceptions.SSOError,
     )
     if isinstance(error, missing):
-        cure = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in (aws sso login)."
-        return errors.CredentialsError(what, why=why, cure=cure)
+        fix = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in (aws sso login)."
+        return errors.CredentialsError(what, why=why, fix=fix)
     if isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError):
-        cure = (
+        fix = (
             "Check the network, the region's name and AWS_ENDPOINT_URL, then run the same command again: it "
             "continues where it stopped."
         )
-        return errors.AwsError(what, why=why, cure=cure)
-    return errors.AwsError(what, why=why, cure="Run the same command again: it continues where it stopped.")
+        return errors.AwsError(what, why=why, fix=fix)
+    return errors.AwsError(what, why=why, fix="Run the same command again: it continues where it stopped.")
 
 
 def retrying(

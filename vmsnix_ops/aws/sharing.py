@@ -115,7 +115,7 @@ def audience(names: Iterable[str]) -> Audience:
             raise errors.ParameterError(
                 f"{name!r} is not an account or an organization.",
                 why="Use an account ID of 12 digits, or the ARN of an organization or organizational unit.",
-                cure="To find the ARN of your organization, run aws organizations describe-organization",
+                fix="To find the ARN of your organization, run aws organizations describe-organization",
             )
     return _audience(names)
 
@@ -200,7 +200,7 @@ def check_key_of_copies(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> Non
             f"A copy in {region} could not be shared.",
             why=f"It would be encrypted with {AWS_KEY}, because {because}. AWS cannot share snapshots that "
             "are encrypted with its own key.",
-            cure=f"Use one of your keys that the other accounts may use: --kms-keys {region}=KEY",
+            fix=f"Use one of your keys that the other accounts may use: --kms-keys {region}=KEY",
         )
 
 
@@ -211,7 +211,7 @@ def share(ec2: EC2Client, ami_id: str, who: Audience) -> None:
     Raises
     ------
     vmsnix_ops.errors.AwsError
-        The AMI shall be public, and block public access for AMIs is on; the error names the cure.
+        The AMI shall be public, and block public access for AMIs is on; the error names the fix.
     """
     entries = Audience(who.accounts, who.organizations, who.units).launch_permissions()
     if entries:
@@ -235,7 +235,7 @@ def _keyed() -> Iterator[None]:
     except errors.AwsError as error:
         if not re.search("AWS Managed CMK|EBS default key", error.why):
             raise
-        raise error.with_cure(
+        raise error.with_fix(
             "Deregister this copy if nothing uses it, then promote it again with --kms-keys REGION=KEY."
         ) from error
 

@@ -175,7 +175,7 @@ def check_whole(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
         raise errors.RegistrationError(
             f"The AMI {ami.ami_id} in {ami.region} is incomplete.",
             why=f"Its snapshot {', '.join(gone)} no longer exists." if gone else "It has no snapshot.",
-            cure="It cannot be launched. Deregister it, then "
+            fix="It cannot be launched. Deregister it, then "
             f"{'promote' if ami.source_ami_id else 'publish'} the image again.",
         )
     bad = [one for one in found.values() if one.state != "completed"]
@@ -183,7 +183,7 @@ def check_whole(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
         raise errors.RegistrationError(
             f"The AMI {ami.ami_id} in {ami.region} is not ready.",
             why=f"Its snapshot {bad[0].snapshot_id} is {bad[0].state}. {bad[0].message}".strip(),
-            cure="Wait until the snapshot is completed. If its state is error, publish the image again.",
+            fix="Wait until the snapshot is completed. If its state is error, publish the image again.",
             status_message=bad[0].message,
         )
     archived = [one for one in found.values() if one.archived]
@@ -191,7 +191,7 @@ def check_whole(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
         raise errors.RegistrationError(
             f"The AMI {ami.ami_id} in {ami.region} cannot be launched.",
             why=f"Its snapshot {archived[0].snapshot_id} is in the archive tier.",
-            cure=f"Restore it: {restoring(archived[0].snapshot_id, ami.region)}",
+            fix=f"Restore it: {restoring(archived[0].snapshot_id, ami.region)}",
         )
     return tuple(found.values())
 

@@ -112,33 +112,33 @@ def check(tags: Mapping[str, str]) -> dict[str, str]:
             raise errors.ParameterError(
                 f"The tag {key!r} is not text.",
                 why=f"Its value is {value!r}.",
-                cure="Put key and value in quotes.",
+                fix="Put key and value in quotes.",
             )
         if key in OWN or key.strip().lower().startswith(RESERVED):
             raise errors.ParameterError(
                 f"The tag {key!r} is reserved.",
                 why="vmsnix sets Name and the keys that begin with vmsnix:, AWS those that begin with aws:.",
-                cure="Use another key.",
+                fix="Use another key.",
             )
         secret = find_secret(f"{key}={value}") or find_secret(value)
         if secret:
             raise errors.ParameterError(
                 f"The tag {key!r} contains a secret ({secret}).",
                 why="Everyone who may describe a resource can read its tags.",
-                cure="Remove the tag, and replace the secret if the command line was recorded.",
+                fix="Remove the tag, and replace the secret if the command line was recorded.",
             )
         if not key.strip():
-            raise errors.ParameterError("A tag has no key.", cure="Use key=value.")
+            raise errors.ParameterError("A tag has no key.", fix="Use key=value.")
         if len(key) > LONGEST_KEY or len(value) > LONGEST_VALUE:
             raise errors.ParameterError(
                 f"The tag {key[:40]!r} is too long: {len(key)} and {len(value)} characters.",
                 why=f"AWS allows {LONGEST_KEY} in a key and {LONGEST_VALUE} in a value.",
-                cure="Shorten it.",
+                fix="Shorten it.",
             )
     if len(tags) + len(OWN) > MOST:
         raise errors.ParameterError(
             f"{len(tags)} tags are too many.",
             why=f"AWS allows {MOST} per resource, and vmsnix sets {len(OWN)}.",
-            cure=f"Use at most {MOST - len(OWN)}.",
+            fix=f"Use at most {MOST - len(OWN)}.",
         )
     return dict(tags)

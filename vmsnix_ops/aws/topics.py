@@ -34,7 +34,7 @@ def check(topic: str, *, session: boto3.Session) -> Check:
             raise errors.ParameterError(
                 f"No SNS topic {topic}.",
                 why="It was deleted, or is in another account or region.",
-                cure="Correct the ARN. To list your topics, run aws sns list-topics",
+                fix="Correct the ARN. To list your topics, run aws sns list-topics",
             ) from error
     return Check("topic", "pass", topic)
 

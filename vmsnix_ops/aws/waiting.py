@@ -125,7 +125,7 @@ def wait(
             raise errors.DeadlineError(
                 f"Timed out waiting for {what} after {human_seconds(waited)}.",
                 why=f"It is still {seen.state or 'unfinished'}{': ' + seen.message if seen.message else ''}.",
-                cure="It continues in AWS. Run the same command again: it waits for it and starts nothing "
+                fix="It continues in AWS. Run the same command again: it waits for it and starts nothing "
                 "new.",
             )
         _sleep(pause, step, news)

@@ -94,7 +94,7 @@ def find_hardware(system: str, boot_mode: str, accelerator: str) -> Hardware:
         raise ImageError(
             f"An image for {system or 'an unknown system'} cannot be booted.",
             why=f"vmsnix can boot images for {' and '.join(ARCHITECTURES)}.",
-            cure="Build the image for one of them, or pass its system with --system.",
+            fix="Build the image for one of them, or pass its system with --system.",
         )
     architecture = ARCHITECTURES[system]
     program = shutil.which(f"qemu-system-{architecture.qemu}")
@@ -103,7 +103,7 @@ def find_hardware(system: str, boot_mode: str, accelerator: str) -> Hardware:
             f"The image is for {system}, but qemu-system-{architecture.qemu} is not installed on this "
             "machine.",
             why="The boot test runs the image in QEMU.",
-            cure=f"Install it (nix shell nixpkgs#qemu, or apt install {architecture.debian}), or skip the "
+            fix=f"Install it (nix shell nixpkgs#qemu, or apt install {architecture.debian}), or skip the "
             "boot test.",
         )
     why = _why_no_kvm(architecture)
@@ -111,7 +111,7 @@ def find_hardware(system: str, boot_mode: str, accelerator: str) -> Hardware:
         raise ToolMissingError(
             "KVM is not available.",
             why=why,
-            cure="Use a machine with KVM, or --accelerator auto, which emulates and is slow.",
+            fix="Use a machine with KVM, or --accelerator auto, which emulates and is slow.",
         )
     if accelerator == "tcg":
         why = "emulation was requested"
@@ -148,7 +148,7 @@ def _find_firmware(program: str, architecture: Architecture) -> tuple[Path, Path
     raise ToolMissingError(
         f"The image boots with UEFI, but there is no UEFI firmware for {architecture.qemu} on this machine.",
         why=f"No firmware is described in {', '.join(str(folder / 'firmware') for folder in folders)}.",
-        cure="Install it (Debian: ovmf, or qemu-efi-aarch64; in nixpkgs QEMU includes it).",
+        fix="Install it (Debian: ovmf, or qemu-efi-aarch64; in nixpkgs QEMU includes it).",
     )
 
 
@@ -179,7 +179,7 @@ def make_overlay(image: Path, image_format: str, folder: Path) -> Path:
         raise ToolMissingError(
             "qemu-img is not installed on this machine.",
             why="The boot test uses it to create an overlay, so that the image does not change.",
-            cure="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils).",
+            fix="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils).",
         )
     overlay = folder / "overlay.qcow2"
     # As JSON, so that no character of the path can mean anything to QEMU.
@@ -206,7 +206,7 @@ def make_overlay(image: Path, image_format: str, folder: Path) -> Path:
         raise BootFailedError(
             f"{image.name} cannot be booted.",
             why=f"qemu-img reported: {done.stderr.strip().removeprefix('qemu-img: ') or done.returncode}.",
-            cure="Build the image again, or check whether another program has locked it.",
+            fix="Build the image again, or check whether another program has locked it.",
         )
     return overlay
 

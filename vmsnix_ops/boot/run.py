@@ -45,7 +45,7 @@ LONGEST_READ = 65_536
 ACCELERATORS = ("auto", "kvm", "tcg")
 BOOT_SIGNATURE = b"\x55\xaa"
 INSTANCE = "i-00000000000000000"
-CURE = "Check the whole console, correct the image, and build it again."
+FIX = "Check the whole console, correct the image, and build it again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def boot(
     except _NotStartedError as error:
         # Some machines (nested ones, mostly) have a /dev/kvm that does not work.
         if hardware.accelerator == "tcg" or accelerator == "kvm":
-            raise BootFailedError(error.what, why=error.why, cure=error.cure) from None
+            raise BootFailedError(error.what, why=error.why, fix=error.fix) from None
         return _attempt(guest, replace(hardware, accelerator="tcg", why=f"KVM failed ({error.why})"))
 
 
@@ -198,7 +198,7 @@ def _format_of(path: Path, boot_mode: str) -> str:
                 f"{path.name} cannot boot.",
                 why="Its boot mode is legacy-bios, but its first sector is not a boot sector: it does not "
                 "end with 55 aa.",
-                cure="Use the boot mode that it was built for (uefi?), or build it with a boot loader.",
+                fix="Use the boot mode that it was built for (uefi?), or build it with a boot loader.",
             )
         return disk.format
 
@@ -219,13 +219,13 @@ def check(expect: str, accelerator: str) -> re.Pattern[str]:
         raise ParameterError(
             f"Invalid regular expression {expect!r} for the console.",
             why=f"Python's re reported: {error}.",
-            cure="Correct it. Put a backslash before a literal .^$*+?{}[]\\|().",
+            fix="Correct it. Put a backslash before a literal .^$*+?{}[]\\|().",
         ) from error
     if wanted.search(""):
         raise ParameterError(
             f"The regular expression {expect!r} for the console matches an empty line.",
             why="Every image would pass.",
-            cure="Use a text that appears only when the machine is up.",
+            fix="Use a text that appears only when the machine is up.",
         )
     return wanted
 
@@ -304,7 +304,7 @@ def _failure(
     guest: _Guest, found: Finding | None, machine: subprocess.Popen[bytes], heard: Console, seconds: float
 ) -> BootFailedError:
     """Say why: what the machine said itself, that it stopped, or that nothing came in time."""
-    what, cure = f"{guest.path.name} did not boot.", f"{CURE} It is in {guest.console}."
+    what, fix = f"{guest.path.name} did not boot.", f"{FIX} It is in {guest.console}."
     if found is not None:
         why = f"{found.meaning[0].upper()}{found.meaning[1:]}: {found.line.strip()}."
     elif not _ended(machine):
@@ -315,10 +315,10 @@ def _failure(
             f"QEMU ended with status {machine.returncode}: {said.splitlines()[-1] if said else 'no message'}"
         )
         if not heard.bytes:
-            return _NotStartedError(what, why=why, cure="Check whether QEMU works on this machine.")
+            return _NotStartedError(what, why=why, fix="Check whether QEMU works on this machine.")
     else:
         why = "The machine shut down or rebooted before the expected line."
-    return BootFailedError(what, why=why, cure=cure, console=heard.tail())
+    return BootFailedError(what, why=why, fix=fix, console=heard.tail())
 
 
 def _ended(machine: subprocess.Popen[bytes]) -> bool:

@@ -205,7 +205,7 @@ class PromotionPlan(display.Displayed):
             if target.strangers
         ]
         found += [
-            f"{check.name}: {check.evidence} {check.cure}" for check in self.checks if check.outcome == "warn"
+            f"{check.name}: {check.evidence} {check.fix}" for check in self.checks if check.outcome == "warn"
         ]
         return [*found, *(["Dry run: nothing will be changed."] if self.dry_run else [])]
 
@@ -319,7 +319,7 @@ def plan(
 
     ec2 = home.ec2
     if not ami and not image:
-        raise errors.ParameterError("No AMI given.", cure="Add --ami, or --image for the image's newest AMI.")
+        raise errors.ParameterError("No AMI given.", fix="Add --ami, or --image for the image's newest AMI.")
     found = channels.find_ami(ec2, home.ssm, ami, image=image, settings=settings)
     source = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
     held = snapshots.check_whole(ec2, source)
@@ -360,7 +360,7 @@ def plan(
         raise errors.ParameterError(
             "Nothing to do.",
             why="No channel, regions, sharing, deprecation date or protection given.",
-            cure="Add at least one of them, such as --channel stable.",
+            fix="Add at least one of them, such as --channel stable.",
         )
     tables, progress = RunTables(settings, run), progress or current()
     with (
@@ -573,7 +573,7 @@ def _check_again(plan: PromotionPlan, spot: Spot, step: each_region.Step) -> Non
         if not isinstance(step, each_region.Point) or spot.moved is None:
             raise
         kind: type[errors.VmsnixError] = errors.RegistrationError
-        fix = error.cure
+        fix = error.fix
         if spot.moved.overwritten is not None:
             what = f"{plan.wanted.pointer} in {spot.region} still contains it."  # nothing more is changed
         else:
@@ -584,8 +584,8 @@ def _check_again(plan: PromotionPlan, spot: Spot, step: each_region.Step) -> Non
                 if isinstance(second, errors.UnrecordedActError):
                     kind = errors.UnrecordedActError  # which ends the promotion in every region
                     where = f"--region {spot.region} --name {plan.wanted.pointer}"
-                    fix = f"{error.cure} Delete the channel: aws ssm delete-parameter {where}"
-        raise kind(error.what, why=f"{error.why} {what}".strip(), cure=fix) from error
+                    fix = f"{error.fix} Delete the channel: aws ssm delete-parameter {where}"
+        raise kind(error.what, why=f"{error.why} {what}".strip(), fix=fix) from error
 
 
 def _look_again(plan: PromotionPlan, spot: Spot) -> None:
@@ -596,7 +596,7 @@ def _look_again(plan: PromotionPlan, spot: Spot) -> None:
         raise errors.RegistrationError(
             f"The AMI {source.ami_id} in {source.region} no longer exists.",
             why="It was deregistered after the plan was made.",
-            cure="Make a new plan.",
+            fix="Make a new plan.",
         )
     spot.ami = channels.check_usable(found, owner=plan.account, now=datetime.now(UTC))
 
@@ -654,7 +654,7 @@ def _interrupted() -> errors.InterruptedRunError:
     return errors.InterruptedRunError(
         "The promotion was interrupted.",
         why="Running copies continue in AWS; completed steps are kept.",
-        cure="Run the same command again to continue.",
+        fix="Run the same command again to continue.",
     )
 
 

@@ -108,7 +108,7 @@ def without(target: Target, pointer: str) -> Target:
     """Return a region that was asked for and has no such channel."""
     problem = errors.PointerError(
         f"No parameter {pointer} in {target.region}.",
-        cure="Leave the region out, or promote an AMI there first.",
+        fix="Leave the region out, or promote an AMI there first.",
     )
     return replace(target, problem=problem)
 
@@ -178,7 +178,7 @@ def check_alike(targets: Iterable[Target], *, to: str) -> None:
     raise errors.ParameterError(
         "The regions contain different images, so they have no common earlier AMI.",
         why=f"{told}. A promotion was interrupted, or one region was changed separately.",
-        cure="Choose the AMI for all regions: --to NAME.",
+        fix="Choose the AMI for all regions: --to NAME.",
     )
 
 
@@ -188,8 +188,8 @@ def _chosen(target: Target, to: str, digests: set[str], account: str) -> Target:
         try:
             return replace(target, target=check_usable(target.ec2, entry.ami_id, account=account))
         except (errors.PointerError, errors.RegistrationError) as error:
-            cure = f"{error.cure} {_others(target.entries, entry.ami_id)}".strip()
-            raise errors.PointerError(error.what, why=error.why, cure=cure) from error
+            fix = f"{error.fix} {_others(target.entries, entry.ami_id)}".strip()
+            raise errors.PointerError(error.what, why=error.why, fix=fix) from error
     except errors.VmsnixError as error:
         return replace(target, problem=error)
 
@@ -205,7 +205,7 @@ def _entry(target: Target, to: str, digests: set[str]) -> Entry:
         raise errors.PointerError(
             f"The channel in {target.region} was already rolled back on {now.since:%Y-%m-%d %H:%M} UTC.",
             why=f"The previous AMI is now {target.before}, which it was rolled back from.",
-            cure=f"To return to {target.before}, pass --to {target.before}. {_others(known)}",
+            fix=f"To return to {target.before}, pass --to {target.before}. {_others(known)}",
         )
     else:
         wanted = [one for one in known if one.ami_id != now.ami_id]
@@ -214,7 +214,7 @@ def _entry(target: Target, to: str, digests: set[str]) -> Entry:
         raise errors.PointerError(
             f"Nothing to roll back to: the channel in {target.region} {what}.",
             why=f"Its history has {counted(len(known), 'value')}, since {known[0].since:%Y-%m-%d}.",
-            cure=_others(known),
+            fix=_others(known),
         )
     return wanted[-1]
 
@@ -322,7 +322,7 @@ class RollbackPlan(display.Displayed):
             found.append("Instances are not counted: this needs ec2:DescribeInstances.")
         found += [f"Skipped {region}: it has no such channel." for region in self.left_out]
         found += [
-            f"{check.name}: {check.evidence} {check.cure}" for check in self.checks if check.outcome == "warn"
+            f"{check.name}: {check.evidence} {check.fix}" for check in self.checks if check.outcome == "warn"
         ]
         return [*found, *(["Dry run: nothing will be changed."] if self.dry_run else [])]
 
@@ -335,9 +335,9 @@ class RollbackResult(Outcomes):
     plan: RollbackPlan
 
     @property
-    def cure(self) -> str:
+    def fix(self) -> str:
         """How to go on when it is done in part."""
-        return _cure(self.plan)
+        return _fix(self.plan)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it."""
@@ -428,7 +428,7 @@ def plan(
         raise next((t.problem for t in looked if t.problem), None) or errors.PointerError(
             f"The channel {channel} of {image} has no value in {', '.join(chosen)}.",
             why=f"No parameter {pointer}.",
-            cure="Promote an AMI to it first: vmsnix promote",
+            fix="Promote an AMI to it first: vmsnix promote",
         )
     lacking = [target for target in looked if not target.entries and not target.problem]
     if asked in ((), (ALL,)):  # nobody named these regions
@@ -474,7 +474,7 @@ def _apply(plan: RollbackPlan) -> RollbackResult:
         interrupted = errors.InterruptedRunError(
             "The rollback was interrupted.",
             why=f"Rolled back so far: {', '.join(moved) or 'no region, or the current one'}.",
-            cure=_cure(plan),
+            fix=_fix(plan),
         )
         record_run(plan.run, plan.tables, "cancelled", plan.started_at, **where, error=str(interrupted))
         raise interrupted from error
@@ -500,7 +500,7 @@ def _planned(target: Target) -> RegionStep:
     return replace(row, outcome="unchanged") if target.so else row
 
 
-def _cure(plan: RollbackPlan) -> str:
+def _fix(plan: RollbackPlan) -> str:
     """Return how to go on; with a name the command means the same whenever it is given."""
     name = next((target.target.name for target in plan.targets if target.target), "NAME")
     return f"Run it again with --to {name}: it does what is left and repeats nothing."
@@ -580,7 +580,7 @@ def _check_again(
             except errors.VmsnixError as second:
                 what = f"{what[:-1]}: {second}"
         raise errors.RegistrationError(
-            error.what, why=f"{error.why} {what}".strip(), cure=error.cure
+            error.what, why=f"{error.why} {what}".strip(), fix=error.fix
         ) from error
 
 

@@ -39,13 +39,13 @@ def audiences(
         raise errors.ParameterError(
             "public is not an account to share with.",
             why="A public AMI can be copied by anyone, which cannot be undone.",
-            cure="To make the AMI public, pass --public and --confirm-public ACCOUNT.",
+            fix="To make the AMI public, pass --public and --confirm-public ACCOUNT.",
         )
     share = replace(share, public=public)
     both = share.within(revoke)
     if both:
         raise errors.ParameterError(
-            f"{both} is in both share_with and revoke_from.", cure="Remove it from one of them."
+            f"{both} is in both share_with and revoke_from.", fix="Remove it from one of them."
         )
     return share, revoke
 
@@ -68,7 +68,7 @@ def check_protection(*, protect: bool, unprotect: bool) -> None:
     """Refuse a promotion that would do both."""
     if protect and unprotect:
         raise errors.ParameterError(
-            "protect and unprotect cannot be used together.", cure="Use only one of them."
+            "protect and unprotect cannot be used together.", fix="Use only one of them."
         )
 
 
@@ -79,13 +79,13 @@ def check_keys(keys: Mapping[str, str], home: str, others: tuple[str, ...]) -> N
             raise errors.ParameterError(
                 f"kms_keys has a key for {region}, but nothing is copied there.",
                 why="It is the AMI's own region." if region == home else errors.nearest(region, others),
-                cure="Remove the key, or add the region to regions.",
+                fix="Remove the key, or add the region to regions.",
             )
         if key.startswith("arn:") and f":kms:{region}:" not in key:
             raise errors.ParameterError(
                 f"The key for {region} is in another region.",
                 why=f"The key is {key}.",
-                cure=f"Use a key in {region}.",
+                fix=f"Use a key in {region}.",
             )
 
 
@@ -94,7 +94,7 @@ def check_topic(topic: str) -> None:
     if topic and (topic.count(":") != 5 or not topic.startswith("arn:") or ":sns:" not in topic):
         raise errors.ParameterError(
             f"{topic!r} is not an SNS topic ARN.",
-            cure="Use an ARN such as arn:aws:sns:eu-central-1:012345678901:images.",
+            fix="Use an ARN such as arn:aws:sns:eu-central-1:012345678901:images.",
         )
 
 
@@ -118,7 +118,7 @@ def image_of(source: Ami, image: str) -> str:
         raise errors.ParameterError(
             f"The AMI {source.ami_id} belongs to the image {own!r}.",
             why=f"image is {image!r}.",
-            cure="Remove image, or choose another AMI.",
+            fix="Remove image, or choose another AMI.",
         )
     return own
 
@@ -302,7 +302,7 @@ class Share:
             lambda: check_quotas(spot.ec2, spot.quotas, public=True, one_more=spot.ami is None),
         )
         require([room])
-        return f" ({room.name} {room.evidence} {room.cure})" if room.outcome == "warn" else ""
+        return f" ({room.name} {room.evidence} {room.fix})" if room.outcome == "warn" else ""
 
     def _snapshots(self, spot: Spot) -> list[tuple[str, tuple[str, ...]]]:
         accounts, found = spot.wanted.share.accounts, []
@@ -431,7 +431,7 @@ class Point:
                 f"{spot.wanted.pointer} in {spot.region} contains an AMI for {known.architecture}.",
                 why=f"{spot.wanted.source.name} is for {new}; launches from the channel expect "
                 f"{known.architecture}.",
-                cure=f"Use one channel per architecture (channels in vmsnix.toml, such as stable-{new}). If "
+                fix=f"Use one channel per architecture (channels in vmsnix.toml, such as stable-{new}). If "
                 f"the fleet has moved to {new}, delete the parameter first.",
             )
         return f"{before} ({known.name})"
@@ -487,5 +487,5 @@ def refuse_encrypted_public(spot: Spot) -> None:
             f"The AMI in {spot.region} cannot be public.",
             why="Its snapshots are or will be encrypted, and AWS does not allow a public AMI with encrypted "
             "snapshots.",
-            cure="Share it with accounts or an organization, or promote it without a key.",
+            fix="Share it with accounts or an organization, or promote it without a key.",
         )

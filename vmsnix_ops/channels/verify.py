@@ -231,7 +231,7 @@ def _nothing_known(image: str, why: str) -> errors.ParameterError:
     return errors.ParameterError(
         f"No recorded AMI{f' of {image}' if image else ''} to compare with.",
         why=why,
-        cure="Publish or promote one, or import the records from the tags: vmsnix history sync",
+        fix="Publish or promote one, or import the records from the tags: vmsnix history sync",
     )
 
 
@@ -247,13 +247,13 @@ def _error(report: VerificationResult) -> errors.VmsnixError | None:
         return errors.DriftError(
             f"Published AMIs differ from their records in {number}.",
             why=f"{why} {_unread(report)}".strip(),
-            cure=_cure(drift),
+            fix=_fix(drift),
         )
     if report.unread:
         return errors.PartialError(
             "No differences in what could be read, but the check is incomplete.",
             why=_unread(report),
-            cure="Allow the missing actions, then run it again.",
+            fix="Allow the missing actions, then run it again.",
         )
     return None
 
@@ -267,31 +267,31 @@ def _unread(report: VerificationResult) -> str:
     return f"{counted(report.unread, 'item')} could not be read, first {where}: {first['found']}"
 
 
-def _cure(drift: pd.DataFrame) -> str:
+def _fix(drift: pd.DataFrame) -> str:
     """Return how to put it right, and how the tables learn it where AWS is right."""
     promised = drift["field"].isin(fields.PROMISED)
     pointed, broken = drift["field"] == "pointer", drift["field"].isin(fields.BROKEN)
-    cures = []
+    fixes = []
     if promised.any():
-        cures.append(
+        fixes.append(
             "To restore the recorded values: vmsnix promote sets sharing, dates and channels "
             "(vmsnix rollback sets channels back)."
         )
     if (promised & ~pointed).any():
         first = drift[promised & ~pointed].iloc[0]
-        cures.append(
+        fixes.append(
             "If AWS is right, record its values with a promotion that changes nothing: vmsnix promote --ami "
             f"{first['ami_id']} --region {first['region']}, with --protect or --unprotect to match the AMI."
         )
     if broken.any():
-        cures.append("Deregister an AMI that cannot be launched, and publish it again.")
+        fixes.append("Deregister an AMI that cannot be launched, and publish it again.")
     if not promised.all():
         regions = " ".join(f"--region {name}" for name in sorted(set(drift[~promised]["region"])))
-        cures.append(
+        fixes.append(
             "To restore tags, use aws ec2 create-tags. If AWS is right, record its tags and registration: "
             f"vmsnix history sync {regions}"
         )
-    return " ".join(cures)
+    return " ".join(fixes)
 
 
 def _region(

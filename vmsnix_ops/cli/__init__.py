@@ -135,7 +135,7 @@ class Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items() if name not in listed])
         if unusable:
             with formatter.section("Unusable notebooks"):
-                formatter.write_dl([(error.what, f"{error.why} {error.cure}") for error in unusable])
+                formatter.write_dl([(error.what, f"{error.why} {error.fix}") for error in unusable])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _say(error: VmsnixError) -> int:
     from vmsnix_ops.cli.output import show_error
 
-    show_error(error.what, error.why, error.cure)
+    show_error(error.what, error.why, error.fix)
     return error.exit_code
 
 

@@ -89,7 +89,7 @@ def list_runbooks(as_json: bool) -> None:
 
     books, unusable = catalog.read_all()
     for error in unusable:
-        show_error(error.what, error.why, error.cure)
+        show_error(error.what, error.why, error.fix)
     if as_json:
         show_json(
             [

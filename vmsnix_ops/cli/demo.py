@@ -71,7 +71,7 @@ def _sample(folder: Path) -> Path:
         raise RunError(
             f"Could not write the sample image to {folder}.",
             why=f"{error.strerror}.",
-            cure="Correct the folder's permissions, or set VMSNIX_STATE to another folder.",
+            fix="Correct the folder's permissions, or set VMSNIX_STATE to another folder.",
         ) from error
 
 

@@ -109,7 +109,7 @@ def fleet(
         echo(f"report    {line(outcome.values['report'])}\nresult    {line(outcome.values['result'])}")
     error = outcome.error
     if error is not None:
-        show_error(error.what, error.why, error.cure)
+        show_error(error.what, error.why, error.fix)
     return outcome.exit_code
 
 

@@ -184,14 +184,14 @@ def iam_policy(
             raise errors.UsageError(
                 f"--bucket is {bucket}, but the archive is in {home}.",
                 why=f"vmsnix.toml sets archive to {settings.archive}.",
-                cure="Leave out --bucket, or print the policy for that archive: "
+                fix="Leave out --bucket, or print the policy for that archive: "
                 f"VMSNIX_ARCHIVE=s3://{bucket}/evidence vmsnix iam-policy archivist",
             )
     if kind in NEED_BUCKET and not (kind == "publisher" and via == "direct") and not (bucket or home):
         raise errors.UsageError(
             f"No bucket for the policy {kind}.",
             why="Without one, the policy would apply to the objects of every bucket.",
-            cure="Add --bucket NAME, or set bucket in vmsnix.toml.",
+            fix="Add --bucket NAME, or set bucket in vmsnix.toml.",
         )
     keep_out = False
     uploads = settings.key_prefix
@@ -201,7 +201,7 @@ def iam_policy(
                 "The archive and the uploads are in the same location.",
                 why=f"An archivist could replace an image below s3://{bucket or home}/{uploads} before its "
                 "import.",
-                cure=f'Set archive = "s3://{bucket or home}/evidence" in vmsnix.toml, or use another bucket.',
+                fix=f'Set archive = "s3://{bucket or home}/evidence" in vmsnix.toml, or use another bucket.',
             )
         if not settings.bucket:  # this may be the bucket of the uploads
             keep_out = True
@@ -251,6 +251,6 @@ def _key(kms_key: str) -> str:
         raise errors.ParameterError(
             f"The kms_key {kms_key!r} is not an ARN.",
             why="A policy needs the ARN of a key.",
-            cure="Pass --kms-key arn:aws:kms:REGION:ACCOUNT:key/ID.",
+            fix="Pass --kms-key arn:aws:kms:REGION:ACCOUNT:key/ID.",
         )
     return kms_key

@@ -51,7 +51,7 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
         raise ToolMissingError(
             "JupyterLab is not installed.",
             why="Installations for servers and CI do not include it.",
-            cure="Run pip install 'vmsnix-ops[lab]'",
+            fix="Run pip install 'vmsnix-ops[lab]'",
         )
     state = load().state
     with (
@@ -69,7 +69,7 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
             raise RunError(
                 "Could not prepare JupyterLab.",
                 why=f"{error.strerror}: {error.filename}.",
-                cure="Correct the permissions, or set VMSNIX_STATE to another folder.",
+                fix="Correct the permissions, or set VMSNIX_STATE to another folder.",
             ) from error
         command = _command(notebooks, port or _free_port(), no_browser=no_browser)
         code = _serve([*command, *options], environment)
@@ -77,7 +77,7 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
         raise RunError(
             "JupyterLab failed.",
             why="It does not run as root unless you allow it. That is safe in your own container.",
-            cure="Start it as another user, or allow root: vmsnix lab -- --allow-root",
+            fix="Start it as another user, or allow root: vmsnix lab -- --allow-root",
         )
     return code
 

@@ -87,13 +87,13 @@ def give_up_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def show_error(what: str, why: str = "", cure: str = "") -> None:
+def show_error(what: str, why: str = "", fix: str = "") -> None:
     """Write an error to standard error: what happened, why, and what to do."""
     from rich.text import Text
 
     screen, indent = console(sys.stderr), " " * 7
     screen.print(Text.assemble(("Error: ", "bold red"), (lines(what, indent=indent), "bold")), soft_wrap=True)
-    for part in (why, cure):
+    for part in (why, fix):
         if part:
             screen.print(Text(indent + lines(part, indent=indent)), soft_wrap=True)
 
@@ -141,7 +141,7 @@ def show_slow(values: Mapping[str, Any]) -> None:
 def show_failure(outcome: RunOutcome) -> None:
     """Write to standard error what ended a run, and what of its evidence could not be kept."""
     if outcome.error is not None:
-        show_error(outcome.error.what, outcome.error.why, outcome.error.cure)
+        show_error(outcome.error.what, outcome.error.why, outcome.error.fix)
         request = outcome.error.detail.get("request_id")
         if request:
             console(sys.stderr).print(cell(f"       AWS request id: {request}"), soft_wrap=True)

@@ -310,7 +310,7 @@ def _given(
             raise ParameterError(
                 f"The parameter {name!r} is given twice.",
                 why="Its option and -p both set it.",
-                cure="Use one of them.",
+                fix="Use one of them.",
             )
     names = [*given, *by_pair]
     given = parameters.check(runbook, given | checked)

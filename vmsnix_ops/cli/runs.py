@@ -222,7 +222,7 @@ def _past_run(run_id: str, place: str, *, sandbox: bool) -> Entry:
         raise UsageError(
             f"The run {found.run_id} ran on a sandbox.",
             why="Repeated without --sandbox, it would run in AWS.",
-            cure="Add --sandbox, or run the runbook by its name in AWS.",
+            fix="Add --sandbox, or run the runbook by its name in AWS.",
         )
     return found
 
@@ -320,9 +320,9 @@ def _explain(entry: Entry) -> None:
         failure = {
             "what": "Its process ended without a result.",
             "why": "It was killed, or its machine stopped.",
-            "cure": "Run it again with the same parameters: it continues where it stopped.",
+            "fix": "Run it again with the same parameters: it continues where it stopped.",
         }
-    for part, style in (("what", "bold"), ("why", ""), ("cure", "")):
+    for part, style in (("what", "bold"), ("why", ""), ("fix", "")):
         if failure.get(part):
             console().print(cell(f"  {failure[part]}", style), soft_wrap=True)
 
@@ -348,4 +348,4 @@ def _open(archive: Archive, entry: Entry) -> None:
         files.write(path, content)
     sys.stdout.flush()
     if not webbrowser.open(path.as_uri()):
-        raise ToolMissingError("No browser found for the report.", cure=f"Set BROWSER, or open {path}")
+        raise ToolMissingError("No browser found for the report.", fix=f"Set BROWSER, or open {path}")

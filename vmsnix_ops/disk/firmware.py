@@ -121,7 +121,7 @@ def check_sector_size(image: DiskImage) -> None:
         raise ImageFormatError(
             f"{image.source.name} is partitioned for sectors of 4,096 bytes.",
             why="Its GPT is at byte 4096. EC2 disks have sectors of 512 bytes, where a GPT is at byte 512.",
-            cure="Build the image with sectors of 512 bytes (systemd-repart --sector-size=512).",
+            fix="Build the image with sectors of 512 bytes (systemd-repart --sector-size=512).",
             offset=4096,
             field="GPT header",
         )

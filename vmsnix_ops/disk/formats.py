@@ -71,7 +71,7 @@ def open_raw(source: ByteSource, head: bytes) -> RawImage:
             source.name, "raw", "end of file", source.size,
             f"A raw disk is a multiple of {SECTOR} bytes, but this file has {source.size} bytes. It is not "
             "of another known format either.",
-            cure="If the copy is incomplete, copy it again. If this is not a disk image, use the right file.",
+            fix="If the copy is incomplete, copy it again. If this is not a disk image, use the right file.",
         )  # fmt: skip
     if has_partition_table(head):
         _check_partitions(source, head)
@@ -80,19 +80,19 @@ def open_raw(source: ByteSource, head: bytes) -> RawImage:
 
 def _check_partitions(source: ByteSource, head: bytes) -> None:
     """Refuse a disk that ends before its partition table says that it does."""
-    cure = "The file is probably incomplete: copy it again, or build the image again."
+    fix = "The file is probably incomplete: copy it again, or build the image again."
     for number in range(4):
         at = 446 + 16 * number
         _status, kind, first, count = _PARTITION.unpack_from(head, at)
         end = (first + count) * SECTOR
         if kind not in (0, PROTECTIVE) and end > source.size:
             why = f"Partition {number + 1} ends at byte {end}, but the file ends at byte {source.size}."
-            raise damaged(source.name, "raw", f"partition {number + 1} size", at + 12, why, cure=cure)
+            raise damaged(source.name, "raw", f"partition {number + 1} size", at + 12, why, fix=fix)
     if head[SECTOR : SECTOR + 8] == b"EFI PART" and len(head) >= SECTOR + 40:
         backup = int.from_bytes(head[SECTOR + 32 : SECTOR + 40], "little")
         if (backup + 1) * SECTOR > source.size:
             why = f"The second table is at sector {backup}, but the file has {source.size // SECTOR} sectors."
-            raise damaged(source.name, "raw", "GPT alternate LBA", SECTOR + 32, why, cure=cure)
+            raise damaged(source.name, "raw", "GPT alternate LBA", SECTOR + 32, why, fix=fix)
 
 
 __all__ = ["BinaryReader", "Block", "DiskImage", "Extent", "open_image"]
@@ -151,7 +151,7 @@ def _open(source: ByteSource) -> DiskImage:
         raise ImageFormatError(
             f"{source.name} is empty.",
             why="It has 0 bytes, as after a failed copy or build.",
-            cure="Build the image again, or copy it again.",
+            fix="Build the image again, or copy it again.",
             offset=0,
             field="end of file",
         )
@@ -172,11 +172,11 @@ def _refuse_foreign(source: ByteSource, head: bytes) -> None:
     """Say what a file is that is no disk."""
     found = signatures.foreign(head)
     if found is not None:
-        offset, what, cure = found
+        offset, what, fix = found
         raise ImageFormatError(
             f"{source.name} is {what}, not a disk image.",
             why=f"Its bytes at {offset} identify it; the file name is not considered.",
-            cure=cure,
+            fix=fix,
             offset=offset,
             field="signature",
         )
@@ -192,5 +192,5 @@ def _refuse_old_footer(source: ByteSource) -> None:
         raise damaged(
             source.name, "VHD", "footer", at,
             "Its footer has 511 bytes instead of 512, as versions of Virtual PC before 2004 wrote it.",
-            cure="Convert it with a tool of that time, or build the image again.",
+            fix="Convert it with a tool of that time, or build the image again.",
         )  # fmt: skip

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 # The one sentence pattern in which a damaged image is refused: which file, which field, at which byte.
 
-CURE = "Build the image again, or copy it again from its source."
+FIX = "Build the image again, or copy it again from its source."
 
 
 def damaged(
-    name: str, kind: str, field: str, offset: int | None, why: str, *, cure: str = CURE
+    name: str, kind: str, field: str, offset: int | None, why: str, *, fix: str = FIX
 ) -> ImageFormatError:
     """Return the error for an image whose bytes contradict its format.
 
@@ -42,14 +42,14 @@ def damaged(
         where.
     why
         One sentence: what is wrong with it.
-    cure
+    fix
         One sentence: what to do.
     """
     place = "" if offset is None else f" at byte {offset}"
     return ImageFormatError(
         f"{name} is not a valid {kind} image: {field}{place} is wrong.",
         why=why,
-        cure=cure,
+        fix=fix,
         offset=offset,
         field=field,
     )

@@ -67,7 +67,7 @@ def lines(arguments: Sequence[str], *, name: str, kind: str, accepted: Sequence[
         raise ToolMissingError(
             f"{name} is a {kind} image, but qemu-img is not installed on this machine.",
             why="Only VHD and raw images can be read without it.",
-            cure="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils), or build a VHD.",
+            fix="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils), or build a VHD.",
         )
     environment = {**os.environ, "LC_ALL": "C"}
     with tempfile.TemporaryFile() as complaints:
@@ -107,17 +107,15 @@ def _refuse(complaint: str, status: int, name: str, kind: str) -> None:
     said = complaint.strip().split("\n")[0].removeprefix("qemu-img: ")
     why = f"qemu-img reported: {said.rstrip('.') or f'nothing, and ended with status {status}'}."
     if "No space left" in complaint or "File too large" in complaint:
-        cure = (
-            "Free disk space, or set TMPDIR to a folder with as much free space as the image contains data."
-        )
-        raise ImageError(f"Not enough space in {temporary_folder()} to unpack {name}.", why=why, cure=cure)
+        fix = "Free disk space, or set TMPDIR to a folder with as much free space as the image contains data."
+        raise ImageError(f"Not enough space in {temporary_folder()} to unpack {name}.", why=why, fix=fix)
     if re.search("Failed to get .*lock", complaint):
-        cure = "Stop the machine that runs from this image, or copy the image first."
-        raise ImageError(f"{name} is in use by another program.", why=why, cure=cure)
+        fix = "Stop the machine that runs from this image, or copy the image first."
+        raise ImageError(f"{name} is in use by another program.", why=why, fix=fix)
     raise ImageFormatError(
         f"{name} is not a valid {kind} image: qemu-img refuses it.",
         why=why,
-        cure="Build the image again, or copy it again from its source.",
+        fix="Build the image again, or copy it again from its source.",
         field="as reported by qemu-img",
     )
 
@@ -141,7 +139,7 @@ LARGE_FILE = 2 << 40
 
 COPY_CHUNK = 1 << 20
 # Raw, because a VHD ends at 2,040 GiB, and both methods of publishing take it.
-WHOLE_CURE = "Convert it to a single file first: qemu-img convert -O raw INPUT OUTPUT.img"
+WHOLE_FIX = "Convert it to a single file first: qemu-img convert -O raw INPUT OUTPUT.img"
 
 
 class Runs:
@@ -262,8 +260,8 @@ def _check_qcow2(source: ByteSource, head: bytes) -> None:
     def number(at: int, length: int) -> int:
         return int.from_bytes(head[at : at + length], "big")
 
-    def wrong(field: str, at: int, why: str, cure: str = WHOLE_CURE) -> ImageFormatError:
-        return damaged(source.name, "qcow2", field, at, why, cure=cure)
+    def wrong(field: str, at: int, why: str, fix: str = WHOLE_FIX) -> ImageFormatError:
+        return damaged(source.name, "qcow2", field, at, why, fix=fix)
 
     if len(head) < 112:
         raise wrong("header", len(head), f"The file ends after {len(head)} bytes, within its header.")
@@ -289,7 +287,7 @@ def _check_vmdk(source: ByteSource, head: bytes) -> None:
         raise damaged(source.name, "VMDK", "header", len(head), "The file ends within its header.")
     if int.from_bytes(head[12:20], "little") == 0:
         why = "It is 0: the file only describes a disk whose data is in other files."
-        raise damaged(source.name, "VMDK", "capacity", 12, why, cure=WHOLE_CURE)
+        raise damaged(source.name, "VMDK", "capacity", 12, why, fix=WHOLE_FIX)
     # The text that describes the disk: where the header says, and where QEMU looks for a parent.
     named = int.from_bytes(head[28:36], "little") * SECTOR
     for at in {SECTOR, min(named, source.size)}:
@@ -297,7 +295,7 @@ def _check_vmdk(source: ByteSource, head: bytes) -> None:
         hint = text.find(b"parentFileNameHint")
         if hint >= 0:
             why = "The image contains only the differences from another file, its parent."
-            raise damaged(source.name, "VMDK", "parentFileNameHint", at + hint, why, cure=WHOLE_CURE)
+            raise damaged(source.name, "VMDK", "parentFileNameHint", at + hint, why, fix=WHOLE_FIX)
 
 
 def _vmdk_subformat(source: ByteSource, head: bytes) -> str:
@@ -396,8 +394,7 @@ def _check_file_size(output: Path, name: str, size: int) -> None:
             f"The disk in {name} is larger than the largest file in {temporary_folder()}.",
             why=f"It has {size} bytes, but the file system refuses a file of that size ({error.strerror}; "
             "the limit of ext4 is 16 TiB).",
-            cure="Set TMPDIR to a folder on a file system with larger files, such as XFS, or use a raw "
-            "image.",
+            fix="Set TMPDIR to a folder on a file system with larger files, such as XFS, or use a raw image.",
         ) from error
 
 

@@ -45,9 +45,9 @@ FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 
 def foreign(head: bytes) -> tuple[int, str, str] | None:
     """Return where the mark of something that is no disk stands, what it is and what to do; else ``None``."""
-    for offset, mark, what, cure in FOREIGN:
+    for offset, mark, what, fix in FOREIGN:
         if head[offset : offset + len(mark)] == mark:
-            return offset, what, cure
+            return offset, what, fix
     if looks_like_text(head):
         return 0, "text", _NO_DISK
     return None

@@ -132,7 +132,7 @@ class ByteSource:
         return ImageFormatError(
             f"{self.name} ends at byte {at}, but {missing} more were expected.",
             why="The file is incomplete, or became shorter while it was open.",
-            cure="Build or copy the image again, and do not change the file while it is in use.",
+            fix="Build or copy the image again, and do not change the file while it is in use.",
             offset=at,
             field="end of file",
         )
@@ -179,7 +179,7 @@ class PathSource(ByteSource):
             raise ImageNotFoundError(
                 f"No image at {path}.",
                 why="No file of that name exists.",
-                cure="Check the path. If it is a `result` link whose store path was garbage-collected, build "
+                fix="Check the path. If it is a `result` link whose store path was garbage-collected, build "
                 "the image again.",
             ) from None
         except (OSError, ValueError) as error:
@@ -187,21 +187,21 @@ class PathSource(ByteSource):
             raise ImageError(
                 f"Could not open {path}.",
                 why=f"The system reported: {getattr(error, 'strerror', None) or error}.",
-                cure="Make the file readable for this user, or use another one.",
+                fix="Make the file readable for this user, or use another one.",
             ) from error
         if stat.S_ISDIR(mode):
             self.close()
             raise ImageNotFoundError(
                 f"{path} is a folder, not a disk image.",
                 why="A disk image is a file.",
-                cure="Use the image file in it; nix-support/image-info.json of a Nix output has its name.",
+                fix="Use the image file in it; nix-support/image-info.json of a Nix output has its name.",
             )
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             self.close()
             raise ImageError(
                 f"{path} is neither a file nor a block device.",
                 why="An image is read at many positions, which pipes, sockets and terminals do not support.",
-                cure="Write the bytes to a file first.",
+                fix="Write the bytes to a file first.",
             )
 
     @property
@@ -229,7 +229,7 @@ class PathSource(ByteSource):
         return ImageError(
             f"Could not read {self.name} at byte {offset}.",
             why=f"The system reported: {error.strerror or error}.",
-            cure="Check the disk that contains the file, or copy the image to another one.",
+            fix="Check the disk that contains the file, or copy the image to another one.",
         )
 
     def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -269,7 +269,7 @@ class ReaderSource(ByteSource):
             raise ImageError(
                 f"{self.name} does not support reading at a position.",
                 why=f"Seeking to its end failed: {error}.",
-                cure="Use a path, or a binary reader that can seek.",
+                fix="Use a path, or a binary reader that can seek.",
             ) from error
 
     def _read_some(self, offset: int, length: int) -> bytes:
@@ -281,7 +281,7 @@ class ReaderSource(ByteSource):
                 raise ImageError(
                     f"Could not read {self.name} at byte {offset}.",
                     why=f"The reader reported: {error}.",
-                    cure="Check the source of the reader, then try again.",
+                    fix="Check the source of the reader, then try again.",
                 ) from error
 
 

@@ -239,7 +239,7 @@ def changed(name: str, offset: int | None = None, length: int = 0) -> ImageChang
     why = "Its size, modification time or file is not the one that was hashed."
     if offset is not None:
         why = f"Bytes {offset} to {offset + length} of the file differ from those that were hashed."
-    return ImageChangedError(f"{name} changed while it was in use.", why=why, cure=NEXT_TIME, offset=offset)
+    return ImageChangedError(f"{name} changed while it was in use.", why=why, fix=NEXT_TIME, offset=offset)
 
 
 class IdentifiedSource(ByteSource):

@@ -318,7 +318,7 @@ def _check_footer(source: ByteSource, data: bytes, at: int, what: str) -> Footer
         raise damaged(
             source.name, "VHD", f"{what} disk_type", at + FOOTER_OFFSETS["disk_type"],
             "It is a differencing disk: it contains only the differences from a parent in another file.",
-            cure="Merge it with its parent first (in Hyper-V: Merge-VHD), or build the image whole.",
+            fix="Merge it with its parent first (in Hyper-V: Merge-VHD), or build the image whole.",
         )  # fmt: skip
     if footer.disk_type not in KINDS:
         raise wrong("disk_type", f"It is {footer.disk_type}, but must be 2 (fixed) or 3 (dynamic).")

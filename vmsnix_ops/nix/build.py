@@ -362,7 +362,7 @@ def plan_build(
     if system and system_given and system != system_given:
         raise ParameterError(
             f"The image {image} is for {system_given}, but --system is {system}.",
-            cure="Remove one of them.",
+            fix="Remove one of them.",
         )
     check_name(name)
     source = find_flake(flake_given or flake or None, overrides)
@@ -416,7 +416,7 @@ def resolve(
     if not text.strip():
         raise ImageNotFoundError(
             "No image given.",
-            cure="Use an image file, a 'result' link, or a flake attribute such as ./nix#ecs-node.",
+            fix="Use an image file, a 'result' link, or a flake attribute such as ./nix#ecs-node.",
         )
     if names_a_file(image):
         built = read_image(Path(text).expanduser(), system=system or None, boot_mode=boot_mode or None)
@@ -516,7 +516,7 @@ def _failure(what: str, answer: Answer, log: BuildLog) -> NixError:
         return explain(what, answer)
     lines = log.last_lines(derivation)
     # Without a line, the builder never ran, and the reason is Nix's own.
-    why, cure = explanation("\n".join(lines or answer.messages), by_a_builder=bool(lines))
+    why, fix = explanation("\n".join(lines or answer.messages), by_a_builder=bool(lines))
     if lines:
         said = "The last lines of its log:" + "".join(f"\n  {line}" for line in lines)
     else:
@@ -524,7 +524,7 @@ def _failure(what: str, answer: Answer, log: BuildLog) -> NixError:
     return BuildFailedError(
         f"{what} The derivation {derivation_name(derivation)} failed.",
         why=f"{why} {said}\n".lstrip(),
-        cure=cure or f"To read the whole log: nix log {derivation}",
+        fix=fix or f"To read the whole log: nix log {derivation}",
         derivation=derivation,
         log=lines,
     )
@@ -543,5 +543,5 @@ def _make_folder(folder: Path) -> None:
         raise SettingsError(
             f"Could not create the folder {folder}.",
             why=f"{error.strerror}; the link there protects the image from garbage collection.",
-            cure="Set VMSNIX_STATE to a writable folder.",
+            fix="Set VMSNIX_STATE to a writable folder.",
         ) from error

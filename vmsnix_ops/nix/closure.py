@@ -129,7 +129,7 @@ def _strange(text: str) -> NixError:
     return NixError(
         "Nix returned an unexpected answer about the contents of the image.",
         why=f"It starts with {text[:80]!r}.",
-        cure="Check that Nix is between 2.8 and 2.34: nix --version",
+        fix="Check that Nix is between 2.8 and 2.34: nix --version",
     )
 
 
@@ -140,7 +140,7 @@ def _system_of(built: BuiltImage, progress: Progress) -> str:
         raise NixError(
             what,
             why="The image was not built on this machine.",
-            cure="Build it here: use the flake attribute instead of the file.",
+            fix="Build it here: use the flake attribute instead of the file.",
         )
     needed = query("--requisites", built.drv_path, what=what)
     systems = [path for path in needed if derivation_name(path).startswith(_SYSTEM) and path.endswith(".drv")]
@@ -148,7 +148,7 @@ def _system_of(built: BuiltImage, progress: Progress) -> str:
         raise NixError(
             what,
             why="Its build did not use a NixOS system (nixos-system-*).",
-            cure="Use an image that is built from a NixOS configuration.",
+            fix="Use an image that is built from a NixOS configuration.",
         )
     # Nix lists what is needed first, so a system comes after the specialisations inside it.
     system = systems[-1]

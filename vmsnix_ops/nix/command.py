@@ -47,8 +47,8 @@ _REASONS = ("error:", "fatal:")
 _Explanation = tuple[re.Pattern[str], str, str]
 
 
-def _known(pattern: str, why: str, cure: str) -> _Explanation:
-    return re.compile(pattern, re.IGNORECASE), why, cure
+def _known(pattern: str, why: str, fix: str) -> _Explanation:
+    return re.compile(pattern, re.IGNORECASE), why, fix
 
 
 # Text that was printed, why that happened, what to do; the first that matches is used. Builders print these
@@ -124,14 +124,14 @@ def find_nix() -> str:
         raise ToolMissingError(
             "Nix is not installed on this machine.",
             why="'nix' is not on PATH.",
-            cure="Install it (https://nixos.org/download), or use an image that is already built.",
+            fix="Install it (https://nixos.org/download), or use an image that is already built.",
         )
     found = version(path)
     if found < OLDEST:
         raise NixError(
             f"Nix {found[0]}.{found[1]} is too old.",
             why="Flakes need Nix 2.8 or newer.",
-            cure="Update Nix.",
+            fix="Update Nix.",
         )
     return path
 
@@ -151,7 +151,7 @@ def version(path: str) -> tuple[int, int]:
         raise NixError(
             f"Could not read the version of {path}.",
             why=f"It printed: {(answer.output or ' '.join(answer.messages))[:200]!r}.",
-            cure="Check the Nix installation: nix --version",
+            fix="Check the Nix installation: nix --version",
         )
     # "nix (Determinate Nix 3.11.2) 2.31.1": the last one is Nix's own.
     return int(numbers[-1][0]), int(numbers[-1][1])
@@ -185,16 +185,16 @@ def ask(arguments: Sequence[str], what: str, *, timeout: float | None = EVALUATI
         raise NixError(
             what,
             why=f"Nix printed text that is not JSON: {answer.output[:200]!r}.",
-            cure="Check the Nix installation: nix --version",
+            fix="Check the Nix installation: nix --version",
         ) from error
 
 
 def explain(what: str, answer: Answer) -> NixError:
     """Return the error for an answer with a bad exit status: Nix's own words, and why where that is known."""
     lines = error_lines(answer.messages)
-    why, cure = explanation("\n".join(lines))
+    why, fix = explanation("\n".join(lines))
     words = " ".join(lines) or f"It ended with status {answer.status}."
-    return NixError(what, why=f"{why} Nix reported: {words}".strip(), cure=cure)
+    return NixError(what, why=f"{why} Nix reported: {words}".strip(), fix=fix)
 
 
 def explanation(text: str, *, by_a_builder: bool = False) -> tuple[str, str]:
@@ -202,9 +202,9 @@ def explanation(text: str, *, by_a_builder: bool = False) -> tuple[str, str]:
 
     What a builder prints says nothing about Nix itself: a "permission denied" there is not the store's.
     """
-    for pattern, why, cure in _ANYWHERE if by_a_builder else _FROM_NIX:
+    for pattern, why, fix in _ANYWHERE if by_a_builder else _FROM_NIX:
         if pattern.search(text):
-            return why, cure
+            return why, fix
     return "", ""
 
 
@@ -303,7 +303,7 @@ def _attend(
                 raise NixError(
                     f"Nix took longer than {timeout:g} s and was stopped.",
                     why=f"Its last message: {messages[-1] if messages else 'none'}",
-                    cure="Check whether the network or the machine is slow, then run the same command again.",
+                    fix="Check whether the network or the machine is slow, then run the same command again.",
                 ) from None
             continue
         if line is None:
@@ -376,7 +376,7 @@ def parse_outputs(text: str) -> tuple[str | None, Path]:
         raise NixError(
             "Nix returned an unexpected answer about what it built.",
             why=f"It starts with {text[:80]!r}.",
-            cure="Check that Nix is between 2.8 and 2.34: nix --version",
+            fix="Check that Nix is between 2.8 and 2.34: nix --version",
         )
     derivation = entry.get("drvPath")
     return derivation if isinstance(derivation, str) else None, Path(output)

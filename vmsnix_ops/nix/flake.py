@@ -157,7 +157,7 @@ def check_system(system: str) -> str:
         raise ParameterError(
             f"No images for the system {system!r}.",
             why=nearest(system, SYSTEMS),
-            cure=f"Give {' or '.join(SYSTEMS)}.",
+            fix=f"Give {' or '.join(SYSTEMS)}.",
         )
     return system
 
@@ -188,7 +188,7 @@ def find_flake(flake: str | Path | None = None, overrides: Mapping[str, str] | N
         _check_reference(source)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_/-]*", name):
             raise ParameterError(
-                f"{name!r} is not a valid flake input name.", cure="Check the inputs of the flake."
+                f"{name!r} is not a valid flake input name.", fix="Check the inputs of the flake."
             )
     swapped = tuple(sorted(overrides.items()))
     folder = _folder(given)
@@ -261,7 +261,7 @@ def find_image(source: Flake, name: str, system: str) -> FlakeImage:
         raise UnknownImageError(
             f"The flake {source.reference} has no image {name!r} for {system}.",
             why=f"It has this image for {' and '.join(elsewhere)}." if elsewhere else nearest(name, names),
-            cure=f"Its images for {system} are {', '.join(names)}."
+            fix=f"Its images for {system} are {', '.join(names)}."
             if names
             else "It has no images for that system.",
         )
@@ -285,7 +285,7 @@ def check_name(name: str) -> str:
         raise UnknownImageError(
             f"Invalid image name {name!r}.",
             why="A name starts with a letter and contains only letters, digits, '-', '_' and '+'.",
-            cure="Use a name such as ecs-node.",
+            fix="Use a name such as ecs-node.",
         )
     return name
 
@@ -354,7 +354,7 @@ def _strange(source: Flake, answer: object) -> NixError:
     return NixError(
         f"Nix returned an unexpected answer about {source.reference}.",
         why=f"It starts with {str(answer)[:80]!r}.",
-        cure="Check that Nix is between 2.8 and 2.34: nix --version",
+        fix="Check that Nix is between 2.8 and 2.34: nix --version",
     )
 
 
@@ -375,7 +375,7 @@ def _folder(given: str) -> Path | None:
         raise ParameterError(
             f"No flake in {given!r}.",
             why="That folder does not exist or has no flake.nix.",
-            cure="Use the folder that contains flake.nix, or a reference such as github:owner/repository.",
+            fix="Use the folder that contains flake.nix, or a reference such as github:owner/repository.",
         )
     return None
 
@@ -387,7 +387,7 @@ def _check_reference(
         raise ParameterError(
             f"{text!r} is not a valid flake reference.",
             why=why,
-            cure="Use a folder such as ./nix, or github:owner/repository.",
+            fix="Use a folder such as ./nix, or github:owner/repository.",
         )
 
 

@@ -186,7 +186,7 @@ def read_image(
         raise ImageNotFoundError(
             f"Could not read the image {given}.",
             why=f"The system reported: {error}.",
-            cure="Check the permissions of the file and of its parent folders.",
+            fix="Check the permissions of the file and of its parent folders.",
         ) from error
 
 
@@ -210,11 +210,11 @@ def _not_found(given: Path) -> ImageNotFoundError:
             f"The image {given} no longer exists.",
             why=f"It links to {given.readlink()}, which does not exist; garbage collection may have deleted "
             "it.",
-            cure="Build the image again.",
+            fix="Build the image again.",
         )
     return ImageNotFoundError(
         f"No image at {given}.",
-        cure="Use a 'result' link, a directory, an image file, or an attribute such as ./nix#ecs-node.",
+        fix="Use a 'result' link, a directory, an image file, or an attribute such as ./nix#ecs-node.",
     )
 
 
@@ -245,7 +245,7 @@ def _tell(found: Path, firmware: Firmware, system: str | None, boot_mode: str | 
         raise ImageFormatError(
             f"The image {found} is for {' and '.join(sorted(firmware.systems))}, not for {system}.",
             why=f"The disk has {firmware}.",
-            cure=f"Pass --system {min(firmware.systems)}, or use the image for {system}.",
+            fix=f"Pass --system {min(firmware.systems)}, or use the image for {system}.",
             field="system",
         )
     systems = firmware.systems
@@ -256,7 +256,7 @@ def _tell(found: Path, firmware: Firmware, system: str | None, boot_mode: str | 
         raise ImageFormatError(
             f"The system of the image {found} is unknown.",
             why=f"It has no description (image-info.json), and the disk has {firmware}.",
-            cure=f"Pass {' or '.join(f'--system {one}' for one in SYSTEMS if one in (systems or SYSTEMS))}.",
+            fix=f"Pass {' or '.join(f'--system {one}' for one in SYSTEMS if one in (systems or SYSTEMS))}.",
             field="system",
         )
     # aarch64 boots by UEFI only.
@@ -265,7 +265,7 @@ def _tell(found: Path, firmware: Firmware, system: str | None, boot_mode: str | 
         raise ImageFormatError(
             f"The boot mode of the image {found} is unknown.",
             why=f"It has no description (image-info.json), and the disk has {firmware}.",
-            cure=f"Pass --boot-mode {', '.join(BOOT_MODES)}.",
+            fix=f"Pass --boot-mode {', '.join(BOOT_MODES)}.",
             field="boot_mode",
         )
     return system, mode
@@ -301,7 +301,7 @@ def _read_output(
         raise ImageFormatError(
             f"The image {given} is for {built_for}, not for {system}.",
             why=f"{DESCRIPTION} has that system.",
-            cure=f"Use --system {built_for}, or build the image for {system}.",
+            fix=f"Use --system {built_for}, or build the image for {system}.",
             field="system",
         )
     register_image = info.get("registerImage", {})
@@ -352,13 +352,13 @@ def _undescribed(given: Path, folder: Path) -> Path:
         raise ImageNotFoundError(
             f"The directory {given} has {len(images)} images: {listed}.",
             why=f"It has no {DESCRIPTION} to select one of them.",
-            cure=f"Use the image file itself, such as {images[0]}.",
+            fix=f"Use the image file itself, such as {images[0]}.",
         )
     candidates = sorted(child.name for child in folder.iterdir() if child.is_file())[:3]
     raise ImageNotFoundError(
         f"The directory {given} is not a built image.",
         why=f"It has no {DESCRIPTION}, no {PRODUCTS} with an image, and no {REPART}.",
-        cure=f"Use the image file itself, such as {given / candidates[0]}."
+        fix=f"Use the image file itself, such as {given / candidates[0]}."
         if candidates
         else "Use the directory that 'nix build' created for an image, or an image file.",
     )
@@ -368,7 +368,7 @@ def _look_at(image: Path) -> tuple[str, int, Firmware]:
     """Return format, virtual size, and what the disk can boot on, from the bytes."""
     if not image.is_file():
         # A pipe would block for ever and a device is not an image.
-        raise ImageFormatError(f"{image} is not a regular file.", cure="Use an image file.")
+        raise ImageFormatError(f"{image} is not a regular file.", fix="Use an image file.")
     with open_image(image) as disk:
         return disk.format, disk.size, read_firmware(disk)
 
@@ -378,7 +378,7 @@ def _description(description: Path) -> dict[str, object]:
         info = json.loads(description.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, lists in lists without end
         raise ImageFormatError(
-            f"{description} is not JSON.", why=f"{error}.", cure="Build the image again."
+            f"{description} is not JSON.", why=f"{error}.", fix="Build the image again."
         ) from error
     if not isinstance(info, dict):
         raise _wrong_field(description, "(top level)", info, "an object")
@@ -397,7 +397,7 @@ def _the_disk(description: Path, info: Mapping[str, object]) -> Mapping[str, obj
         raise ImageFormatError(
             f"The image of {description} has {len(disks)} disks: {', '.join(map(repr, sorted(disks)))}.",
             why="An AMI is registered from one disk, so half of this image would not boot.",
-            cure="Build a variant with one disk (not the ZFS one), or use one of the image files.",
+            fix="Build a variant with one disk (not the ZFS one), or use one of the image files.",
             field="disks",
         )
     (disk,) = disks.values()
@@ -434,7 +434,7 @@ def _inside(description: Path, folder: Path, file: str) -> Path:
         raise ImageNotFoundError(
             f"The image {image} does not exist.",
             why=f"{description} has it as 'file'; the output may have been copied incompletely.",
-            cure="Build the image again, or copy the whole output.",
+            fix="Build the image again, or copy the whole output.",
         )
     if image.is_dir():
         raise _wrong_field(description, "file", file, "the path of the image, not of a directory")
@@ -445,7 +445,7 @@ def _escapes(description: Path, file: str) -> ImageFormatError:
     return ImageFormatError(
         f"The image in {description} is outside of its directory: {file!r}.",
         why="A description may only reference files in its own directory.",
-        cure="To use this image, pass the file itself.",
+        fix="To use this image, pass the file itself.",
         field="file",
     )
 
@@ -461,7 +461,7 @@ def _check_size(description: Path, disk: Mapping[str, object], size: int) -> Non
         raise ImageFormatError(
             f"The disk has {size} bytes, but {description} states {stated}.",
             why="The description belongs to another image, or the image is incomplete.",
-            cure="Build the image again.",
+            fix="Build the image again.",
             field="logical_bytes",
         )
 
@@ -496,6 +496,6 @@ def _wrong_field(source: Path, key: str, value: object, wanted: str) -> ImageFor
     return ImageFormatError(
         f"Invalid field {key!r} in {source}.",
         why=f"It is {str(value)[:80]!r}, but must be {wanted}.",
-        cure="Build the image with a current nixpkgs, or use the image file itself.",
+        fix="Build the image with a current nixpkgs, or use the image file itself.",
         field=key,
     )

@@ -109,7 +109,7 @@ def wanted(text: str) -> Wanted:
             f"{text!r} is not a valid package condition.",
             why="A condition is a package name with optional bounds (<, <=, =, >=, >): openssl, "
             "openssl<3.0.15, xz=5.6.0, openssl>=3,<3.0.15.",
-            cure="Use one of these forms; put it in quotes in a shell.",
+            fix="Use one of these forms; put it in quotes in a shell.",
         )
     bounds = tuple(_BOUND.findall(match["bounds"] or ""))
     for (above, low), (below, high) in product(bounds, bounds):
@@ -118,7 +118,7 @@ def wanted(text: str) -> Wanted:
             if order > 0 or (order == 0 and not (0 in _SIGNS[above] and 0 in _SIGNS[below])):
                 raise ParameterError(
                     f"No version of {match['name']} can be both {above}{low} and {below}{high}.",
-                    cure="Swap the bounds, or use two separate conditions.",
+                    fix="Swap the bounds, or use two separate conditions.",
                 )
     return Wanted(match["name"], bounds)
 

@@ -254,7 +254,7 @@ def plan(
         raise errors.ParameterError(
             "A public AMI cannot be encrypted with a key.",
             why="public and kms_key are both set, and others could not launch it.",
-            cure="Use only one of them.",
+            fix="Use only one of them.",
         )
 
     # First, because it needs no call of AWS.
@@ -324,19 +324,19 @@ def check_public(public: bool, confirmed: str, account: str = "") -> None:
         raise errors.ParameterError(
             "Making an AMI public needs two parameters.",
             why="public is set, but confirm_public is not.",
-            cure="Add --confirm-public ACCOUNT with your account ID, or leave public out.",
+            fix="Add --confirm-public ACCOUNT with your account ID, or leave public out.",
         )
     if confirmed and not public:
         raise errors.ParameterError(
             "Making an AMI public needs two parameters.",
             why="confirm_public is set, but public is not.",
-            cure="Add --public, or leave confirm_public out.",
+            fix="Add --public, or leave confirm_public out.",
         )
     if public and account and confirmed != account:
         raise errors.ParameterError(
             "confirm_public is not this account.",
             why=f"confirm_public is {confirmed!r}, but these are the credentials of {account}.",
-            cure="Use the credentials of the account that you want to publish in.",
+            fix="Use the credentials of the account that you want to publish in.",
         )
 
 
@@ -354,19 +354,19 @@ def _check_parameters(
     if not image:
         raise errors.ParameterError(
             "No image given.",
-            cure="Add --image with a flake attribute, a result, a directory or an image file.",
+            fix="Add --image with a flake attribute, a result, a directory or an image file.",
         )
     if via not in VIAS:
         raise errors.ParameterError(
             f"Invalid method {via!r}.",
             why=errors.nearest(via, VIAS),
-            cure=f"Use {' or '.join(map(repr, VIAS))}.",
+            fix=f"Use {' or '.join(map(repr, VIAS))}.",
         )
     if verify not in VERIFIES:
         raise errors.ParameterError(
             f"Invalid verification {verify!r}.",
             why=errors.nearest(verify, VERIFIES),
-            cure=f"Use {', '.join(map(repr, VERIFIES))}.",
+            fix=f"Use {', '.join(map(repr, VERIFIES))}.",
         )
     for name, value, known in (("system", system, SYSTEMS), ("boot_mode", boot_mode, BOOT_MODES)):
         if value and value not in known:
@@ -377,7 +377,7 @@ def _check_parameters(
         raise errors.ParameterError(
             "No bucket given.",
             why="VM Import reads the image from one of your buckets.",
-            cure="Add --bucket NAME, set bucket in vmsnix.toml, or use --via direct, which needs no bucket.",
+            fix="Add --bucket NAME, set bucket in vmsnix.toml, or use --via direct, which needs no bucket.",
         )
     shapes: list[tuple[str, str, re.Pattern[str], str]] = [
         ("bucket", bucket, _BUCKET, "use 3 to 63 lower-case letters, digits, dots or dashes"),

@@ -248,7 +248,7 @@ def plan(
     if not image:
         raise errors.ParameterError(
             "No image given.",
-            cure="Add --image with a flake attribute, a result, a directory or an image file.",
+            fix="Add --image with a flake attribute, a result, a directory or an image file.",
         )
     in_range("deadline", deadline, 0, LONGEST_BOOT, "seconds")
     expect = expect or boot.EXPECT

@@ -135,7 +135,7 @@ class BootstrapPlan(_Parts):
             raise errors.ParameterError(
                 f"Could not write the template to {place}.",
                 why=f"{error.strerror}.",
-                cure="Use a file in an existing folder that you may write to.",
+                fix="Use a file in an existing folder that you may write to.",
             ) from error
         return (
             "Template written. To deploy it: aws cloudformation deploy --stack-name vmsnix --template-file "
@@ -206,8 +206,7 @@ def plan(
         if not value or value == "*":
             raise errors.ParameterError(
                 f"No {name} given.",
-                cure=f"Add --{name.replace('_', '-')}, or set {name} in vmsnix.toml or "
-                f"VMSNIX_{name.upper()}.",
+                fix=f"Add --{name.replace('_', '-')}, or set {name} in vmsnix.toml or VMSNIX_{name.upper()}.",
             )
     checks = checks_in_aws(session, region=region, allowed_accounts=settings.allowed_accounts)
     require(checks)

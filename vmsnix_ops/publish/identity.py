@@ -107,7 +107,7 @@ def registration_of(
         raise errors.ImageError(
             f"EC2 has no architecture for {image.system or 'an unknown system'}.",
             why=f"EC2 supports {' and '.join(images.ARCHITECTURES)}.",
-            cure="Build the image for one of them.",
+            fix="Build the image for one of them.",
         )
     if asked.get("Architecture", architecture) != architecture:
         _refuse(
@@ -159,7 +159,7 @@ def _check_firmware(image: BuiltImage, asked: Mapping[str, Any], architecture: s
         raise errors.ImageError(
             f"The image {image.name} is for {image.system} and cannot boot with legacy-bios.",
             why="arm64 instances boot only with UEFI.",
-            cure="Use the boot mode uefi.",
+            fix="Use the boot mode uefi.",
         )
     if asked.get("TpmSupport") and mode != "uefi":
         _refuse(image, "TpmSupport", f"A TPM needs the boot mode uefi, but the boot mode is {mode}.")
@@ -295,7 +295,7 @@ def _refuse(image: BuiltImage, field: str, why: str) -> NoReturn:
     raise errors.ImageFormatError(
         f"Cannot register the image {image.name}: {field} in its registerImage is invalid.",
         why=why,
-        cure="Correct vmsnix.image.registerImage in the image's configuration, then build the image again.",
+        fix="Correct vmsnix.image.registerImage in the image's configuration, then build the image again.",
         field=field,
     )
 

@@ -78,5 +78,5 @@ def interruptible(what: str, kept: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise InterruptedRunError(
-            f"The {what} was interrupted.", why=kept, cure="Run the same command again to continue."
+            f"The {what} was interrupted.", why=kept, fix="Run the same command again to continue."
         ) from error

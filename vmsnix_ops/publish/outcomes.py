@@ -95,7 +95,7 @@ class Outcomes(Result):
         return self.plan.dry_run
 
     @property
-    def cure(self) -> str:
+    def fix(self) -> str:
         """How to go on when it is done in part."""
         return "Run the same command again: it does what is left and repeats nothing."
 
@@ -135,13 +135,13 @@ class Outcomes(Result):
             return errors.PartialError(
                 f"{self.job} would be partial: {sound} would succeed.",
                 why=told,
-                cure="Correct the cause, or leave those regions out, then make the plan again.",
+                fix="Correct the cause, or leave those regions out, then make the plan again.",
             )
         unrecorded = [row.error for row in self.failed if isinstance(row.error, errors.UnrecordedActError)]
         kind = errors.UnrecordedActError if unrecorded else errors.PartialError
         # Running it again is no answer to a conflict: a person decides which value is right.
-        cure = " ".join(error.cure for error in self.conflicts) or self.cure
-        return kind(f"{self.job} is partial: {sound} succeeded.", why=told, cure=cure)
+        fix = " ".join(error.fix for error in self.conflicts) or self.fix
+        return kind(f"{self.job} is partial: {sound} succeeded.", why=told, fix=fix)
 
     def frame(self) -> pd.DataFrame:
         """Return one row a region and step, with the columns `COLUMNS`."""

@@ -4,7 +4,7 @@ Each step looks for what it would create and creates it only when it is not ther
 key, the snapshot's and the AMI's tags and every ClientToken derive from the image's SHA-256, so a run that
 died, on whichever machine, is continued by running it again.
 
-What an error leaves behind depends on what cures it. When the same call would fail again, the uploaded object
+What an error leaves behind depends on what fixes it. When the same call would fail again, the uploaded object
 is removed with it. When another try may go through (credentials expired, a quota, a deadline, the network)
 the work is kept, and the next run goes on from there.
 """
@@ -299,7 +299,7 @@ def _check_existing(plan: Wanted, built: Built, existing: Ami) -> None:
             why=f"{root.snapshot_id} of {existing.ami_id} is "
             f"{f'encrypted with {root.kms_key}' if root.encrypted else 'not encrypted'}, but kms_key is "
             f"{plan.kms_key}.",
-            cure="Use another prefix, or deregister that AMI if nothing needs it: "
+            fix="Use another prefix, or deregister that AMI if nothing needs it: "
             f"{images.deregistering(existing)}",
             code="InvalidAMIName.Duplicate",
         )
@@ -606,7 +606,7 @@ def finish(plan: Wanted, ami: RegisteredAmi) -> PublishResult:
     plan.journal.finish(result)
     if unrecorded is not None:
         raise errors.UnrecordedActError(
-            f"The AMI {ami.ami_id} is registered. {unrecorded.what}", why=unrecorded.why, cure=unrecorded.cure
+            f"The AMI {ami.ami_id} is registered. {unrecorded.what}", why=unrecorded.why, fix=unrecorded.fix
         ) from unrecorded
     return replace(result, problems=plan.journal.problems)
 
@@ -633,7 +633,7 @@ def _share_with_everybody(plan: Wanted, ami_id: str) -> None:
     except errors.AccessDeniedError as error:
         if plan.via != "import":
             raise
-        raise error.with_cure(
+        raise error.with_fix(
             "A publisher via import may not share AMIs. The AMI is registered and private. To make it "
             "public, use the policy of vmsnix iam-policy promoter --public and run: vmsnix promote --ami "
             f"{ami_id} --region {plan.region} --public --confirm-public {plan.account} --no-dry-run"
@@ -674,7 +674,7 @@ def _verify(plan: Wanted, snapshot: SnapshotStep, sent: Digests | None) -> Snaps
         except errors.AccessDeniedError as error:
             if plan.via != "import":
                 raise
-            raise error.with_cure(
+            raise error.with_fix(
                 "A publisher via import may not read snapshots. Publish without --verify, then compare with "
                 f"the policy of vmsnix iam-policy verifier --blocks: vmsnix publish --image {built.path} "
                 f"--region {plan.region} --via direct --verify {plan.verify} --dry-run"

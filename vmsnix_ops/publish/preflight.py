@@ -194,7 +194,7 @@ def _rights(
     name = "EBS direct"
     lacking = check(name, direct, "vmsnix iam-policy publisher --via direct")
     if lacking.outcome == "fail":
-        lacking = Check(name, "warn", lacking.evidence, "Needed only for via=direct. " + lacking.cure)
+        lacking = Check(name, "warn", lacking.evidence, "Needed only for via=direct. " + lacking.fix)
     return [*checks, lacking]
 
 
@@ -243,7 +243,7 @@ def check_rights(
         raise errors.VmsnixError(
             f"The caller lacks {', '.join(sorted(lacks))}.",
             why=f"The policies of {who.policy_source} do not allow it.",
-            cure=f"Attach the policy from {printed}.",
+            fix=f"Attach the policy from {printed}.",
         )
     return Check(name, "pass", f"{who.policy_source.rpartition('/')[2]} has all permissions")
 
@@ -335,14 +335,14 @@ def check_disk_space(folder: Path, *, enough_gib: float = LITTLE_SPACE_GIB) -> C
     """
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free / GIB
-    evidence, cure = (
+    evidence, fix = (
         f"{free:.1f} GiB free in {there}",
         "Free disk space: nix-collect-garbage, or delete old runs.",
     )
     if free < min(NO_SPACE_GIB, enough_gib):
-        return Check("disk space", "fail", evidence, cure)
+        return Check("disk space", "fail", evidence, fix)
     return Check(
-        "disk space", "warn" if free < enough_gib else "pass", evidence, "" if free >= enough_gib else cure
+        "disk space", "warn" if free < enough_gib else "pass", evidence, "" if free >= enough_gib else fix
     )
 
 
@@ -362,9 +362,9 @@ def check_tool(name: str, *, needed: str, for_what: str) -> Check:
     if path is not None:
         return Check(name, "pass", path)
     if needed:
-        cure = f"Install {name}, or choose an option that does not need it."
-        error = errors.ToolMissingError(f"{name} is not on PATH.", why=needed, cure=cure)
-        return Check(name, "fail", f"not on PATH, but {needed}", cure, error)
+        fix = f"Install {name}, or choose an option that does not need it."
+        error = errors.ToolMissingError(f"{name} is not on PATH.", why=needed, fix=fix)
+        return Check(name, "fail", f"not on PATH, but {needed}", fix, error)
     return Check(name, "warn", f"not on PATH; needed only for {for_what}", f"Install {name} if you need it.")
 
 
@@ -395,13 +395,13 @@ class PreflightResult(Result):
         return None
 
     def frame(self) -> pd.DataFrame:
-        """Return the checks as a table: ``check``, ``outcome``, ``evidence``, ``cure``."""
+        """Return the checks as a table: ``check``, ``outcome``, ``evidence``, ``fix``."""
         return frame(self.checks)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it."""
         rows = [
-            {"check": one.name, "outcome": one.outcome, "evidence": one.evidence, "cure": one.cure}
+            {"check": one.name, "outcome": one.outcome, "evidence": one.evidence, "fix": one.fix}
             for one in self.checks
         ]
         return {"status": "failed" if self.failed else "done", "region": self.region, "checks": rows}
@@ -413,8 +413,8 @@ class PreflightResult(Result):
 
     def table(self) -> Shown:
         """Return the checks for people."""
-        rows = [(MARKS[one.outcome], one.name, one.evidence, one.cure) for one in self.checks]
-        return shown(("", "check", "evidence", "cure"), rows)
+        rows = [(MARKS[one.outcome], one.name, one.evidence, one.fix) for one in self.checks]
+        return shown(("", "check", "evidence", "fix"), rows)
 
 
 @typed
@@ -473,8 +473,8 @@ def check(
             )
         )
     if not bucket and via == "import":
-        cure = "Set bucket in vmsnix.toml, or add --bucket NAME; vmsnix bootstrap creates one."
-        checks.append(Check("bucket", "warn", "no bucket given", cure))
+        fix = "Set bucket in vmsnix.toml, or add --bucket NAME; vmsnix bootstrap creates one."
+        checks.append(Check("bucket", "warn", "no bucket given", fix))
     checks += _machine(
         session if all(c.outcome != "fail" for c in checks[:2]) else None,
         settings,

@@ -154,13 +154,13 @@ def outcome(caught: BaseException | None, seen: Seen, *, region: str) -> BaseExc
     told, runs_on = caught, _runs_on(seen, region)
     if isinstance(caught, KeyboardInterrupt):
         told = errors.InterruptedRunError(
-            "The smoke test was interrupted.", why=_fate(seen), cure="Run the same command again."
+            "The smoke test was interrupted.", why=_fate(seen), fix="Run the same command again."
         )
     elif isinstance(caught, OSError):
         told = errors.RecordsError(
             "The record of the smoke test could not be written.",
             why=f"{caught}. {_fate(seen)}".strip(),
-            cure="Free disk space in vmsnix's state folder, then run the same command again.",
+            fix="Free disk space in vmsnix's state folder, then run the same command again.",
         )
     if runs_on is not None:
         if told is None or told in seen.refused.values():
@@ -179,19 +179,19 @@ def _runs_on(seen: Seen, region: str) -> errors.SmokeTestError | None:
     if not seen.refused:
         return None
     ids = [name for name in seen.refused if name]
-    what, cure = (
+    what, fix = (
         f"An instance of the test may still run in {region}.",
         f"Check for one: aws ec2 describe-instances --region {region} --filters "
         f"Name=tag-key,Values={tagging.SMOKE}",
     )
     if ids:
         what = f"{', '.join(ids)} still runs in {region}."
-        cure = f"Terminate it: aws ec2 terminate-instances --region {region} --instance-ids {' '.join(ids)}"
+        fix = f"Terminate it: aws ec2 terminate-instances --region {region} --instance-ids {' '.join(ids)}"
     refused = list(seen.refused.values())
     why = " ".join(f"{error.what} {error.why}".strip() for error in refused)
     first = refused[0]
     return errors.SmokeTestError(
-        what, why=why, cure=cure, code=first.code, operation=first.operation, request_id=first.request_id
+        what, why=why, fix=fix, code=first.code, operation=first.operation, request_id=first.request_id
     )
 
 
@@ -199,7 +199,7 @@ def _both(told: errors.VmsnixError, runs_on: errors.SmokeTestError) -> errors.Vm
     """Return one error that says both; an interrupt stays one."""
     kind = type(told) if isinstance(told, errors.InterruptedRunError) else errors.SmokeTestError
     what = " ".join(part for part in (told.what, told.why, runs_on.what) if part)
-    return kind(what, why=runs_on.why, cure=f"{runs_on.cure} {told.cure}".strip())
+    return kind(what, why=runs_on.why, fix=f"{runs_on.fix} {told.fix}".strip())
 
 
 def _fate(seen: Seen) -> str:
@@ -254,7 +254,7 @@ class SmokeTestPlan(Displayed):
             ("console", said),
             ("terminate", "also after a failure"),
         ]
-        lines += [(one.name, f"{one.evidence} {one.cure}") for one in self.checks if one.outcome == "warn"]
+        lines += [(one.name, f"{one.evidence} {one.fix}") for one in self.checks if one.outcome == "warn"]
         return [*lines, *([("dry run", "nothing will be launched")] if self.dry_run else [])]
 
     @property
@@ -400,7 +400,7 @@ def plan(
     """
     _check_pattern(pattern)
     if not ami and not image:
-        raise errors.ParameterError("No AMI given.", cure="Add --ami, or --image for the image's newest AMI.")
+        raise errors.ParameterError("No AMI given.", fix="Add --ami, or --image for the image's newest AMI.")
     home = checked_home(region, settings=settings, session=session)
     ec2 = home.ec2
     found = channels.find_ami(ec2, home.ssm, ami, image=image, settings=home.settings)
@@ -410,7 +410,7 @@ def plan(
     if not kind:
         raise errors.ParameterError(
             f"No instance type for the architecture {tested.architecture!r}.",
-            cure="Add --instance-type TYPE.",
+            fix="Add --instance-type TYPE.",
         )
     tags = {
         tagging.NAME: f"smoke test of {tested.name}",
@@ -526,7 +526,7 @@ def _read_console(plan: SmokeTestPlan, seen: Seen) -> None:
         raise errors.SmokeTestError(
             f"The console of {seen.instance_id} never matched {plan.pattern!r}.",
             why=said,
-            cure="Check the console output. If it is empty, add console=ttyS0 to the image's kernel "
+            fix="Check the console output. If it is empty, add console=ttyS0 to the image's kernel "
             "parameters.",
         ) from error
 
@@ -538,5 +538,5 @@ def _check_pattern(pattern: str) -> None:
         raise errors.ParameterError(
             f"The pattern {pattern!r} is not a regular expression.",
             why=f"{error}.",
-            cure="Put a backslash before literal characters such as ( [ + * ?.",
+            fix="Put a backslash before literal characters such as ( [ + * ?.",
         ) from error

@@ -126,7 +126,7 @@ class Undo:
                         raise errors.UnrecordedActError(
                             f"The undo of {self.run_id} stopped early. Deleted: {done}.",
                             why=f"{error.what} {error.why}",
-                            cure=error.cure,
+                            fix=error.fix,
                         ) from error
                     else:
                         removed.append(leftover)
@@ -148,7 +148,7 @@ class Undo:
             return errors.PartialError(
                 f"Deleted: {', '.join(one.name for one in removed) or 'nothing'}.",
                 why=f"Could not record it in {self.path}: {error.strerror}.",
-                cure="Free disk space; vmsnix undo lists what is left.",
+                fix="Free disk space; vmsnix undo lists what is left.",
             )
         return None
 
@@ -186,7 +186,7 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
         if row["step"] == "finish" and row["status"] in outcomes.SUCCEEDED:
             raise errors.RunError(
                 f"Nothing to undo: the run {run_id} finished.",
-                cure="To take its AMI out of service, retire it: vmsnix retire",
+                fix="To take its AMI out of service, retire it: vmsnix retire",
             )
     session = session or default_session()
     digest, region = str(known.get("digest", "")), str(known.get("region", ""))
@@ -197,7 +197,7 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
         raise errors.CredentialsError(
             f"The run {run_id} used the account {known['account']}.",
             why=f"These are the credentials of {found.account}.",
-            cure="Use credentials of that account.",
+            fix="Use credentials of that account.",
         )
 
     def find() -> tuple[Leftover, ...]:
@@ -223,7 +223,7 @@ def _not_allowed(
     return errors.AccessDeniedError(
         f"Not deleted: {', '.join(' '.join(str(leftover).split()) for leftover, _ in refused)}.",
         why=first.why,
-        cure=f"Run vmsnix undo {run_id} again with the policy of {' and of '.join(policies)}. That policy "
+        fix=f"Run vmsnix undo {run_id} again with the policy of {' and of '.join(policies)}. That policy "
         "covers only snapshots with the tag vmsnix:digest; others need an administrator.",
         code=first.code,
         operation=first.operation,
@@ -242,7 +242,7 @@ def _leftovers(
             raise errors.RunError(
                 f"The run {run_id} registered {ami.ami_id}.",
                 why="It ended after that, and the AMI may already be in use.",
-                cure="To finish the publish, run the same command again. Otherwise retire the AMI.",
+                fix="To finish the publish, run the same command again. Otherwise retire the AMI.",
             )
     tasks = imports.tasks(ec2, digest)
     ours = [task for task in tasks if task.tags.get(tagging.RUN) == run_id]
@@ -307,7 +307,7 @@ def _journal(settings: Settings, run_id: str) -> Path:
     raise errors.ParameterError(
         f"No journal of a run {run_id!r} on this machine.",
         why=f"Searched {', '.join(map(str, folders))}.",
-        cure="Copy the run ID from vmsnix history runs, on the machine that ran it.",
+        fix="Copy the run ID from vmsnix history runs, on the machine that ran it.",
     )
 
 
@@ -330,6 +330,6 @@ def _nobody_at_work(path: Path, run_id: str) -> Iterator[None]:
             raise errors.RunError(
                 f"The run {run_id} is still running.",
                 why="A process has locked its journal.",
-                cure="Stop it with Ctrl-C, or wait until it ends.",
+                fix="Stop it with Ctrl-C, or wait until it ends.",
             ) from error
         yield

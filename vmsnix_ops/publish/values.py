@@ -286,7 +286,7 @@ class PublishResult(Result):
         return UnsavedError(
             f"{self.ami_id} is published, but {counted(len(self.problems), 'record')} could not be saved.",
             why=self.problems[0],
-            cure="Save them later: vmsnix runs repair",
+            fix="Save them later: vmsnix runs repair",
         )
 
     def as_dict(self) -> dict[str, Any]:

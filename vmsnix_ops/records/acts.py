@@ -106,7 +106,7 @@ def announce(act: str, resource: str, region: str = "") -> None:
             f"{act} of {resource} was not done.",
             why=why,
             announced=place.announced,
-            cure="Free disk space or correct the folder's permissions, then run the same command again: it "
+            fix="Free disk space or correct the folder's permissions, then run the same command again: it "
             "continues with what is left.",
         ) from error
     place.announced.append(f"{act} of {resource}")

@@ -140,7 +140,7 @@ def _array(schema: Schema, column: Column, values: Sequence[Any]) -> pa.Array:
         raise SchemaError(
             f"Column {column.name!r} of the table {schema.name!r} cannot be stored.",
             why=f"{error}.",
-            cure="Correct the values: a count has 64 bits, and text is Unicode without lone surrogates.",
+            fix="Correct the values: a count has 64 bits, and text is Unicode without lone surrogates.",
         ) from error
 
 
@@ -152,7 +152,7 @@ def _refuse(
     raise SchemaError(
         f"Invalid value in column {column.name!r} of the table {schema.name!r}: row {row} contains {found}.",
         why=f"Expected: {expected}{unit}.",
-        cure=hint or "Correct the row; nothing was written.",
+        fix=hint or "Correct the row; nothing was written.",
     )
 
 

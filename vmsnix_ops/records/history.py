@@ -267,16 +267,14 @@ def _moment(since: datetime | timedelta | None) -> datetime | None:
         raise UsageError(
             f"The time {since.isoformat()} has no time zone.",
             why="The tables are in UTC. A local time would be wrong by hours.",
-            cure=f"Use {since.isoformat()}+00:00 for UTC.",
+            fix=f"Use {since.isoformat()}+00:00 for UTC.",
         )
     return since
 
 
 def _newest(frame: pd.DataFrame, column: str, last: int | None) -> pd.DataFrame:
     if last is not None and last < 0:
-        raise UsageError(
-            f"last={last} is not a number of rows.", why="It is negative.", cure="Use 0 or more."
-        )
+        raise UsageError(f"last={last} is not a number of rows.", why="It is negative.", fix="Use 0 or more.")
     frame = frame.sort_values(column, ascending=False, kind="stable", ignore_index=True)
     return frame if last is None else frame.head(last)
 
@@ -389,7 +387,7 @@ def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | N
         raise errors.ParameterError(
             f"Invalid method {via!r}.",
             why=errors.nearest(via, PATHS),
-            cure=f"Use {' or '.join(map(repr, PATHS))}, or leave via out.",
+            fix=f"Use {' or '.join(map(repr, PATHS))}, or leave via out.",
         )
     tables = _open(tables)
     wanted = {"image": image, "region": region, "via": via}
@@ -423,7 +421,7 @@ def _check_region(region: str) -> None:
         raise errors.ParameterError(
             f"Unknown AWS region {region!r}.",
             why=errors.nearest(region, known) or "It is not in botocore's list of regions.",
-            cure="Check the name; if the region is brand new, update botocore.",
+            fix="Check the name; if the region is brand new, update botocore.",
         )
 
 

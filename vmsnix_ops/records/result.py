@@ -55,7 +55,7 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     ),
     "tables": (list, "Tables of the CI job summary: objects with title, columns, rows."),
     "error": (str, "Error that ended the run, as text."),
-    "failure": (dict, "The same error as an object: type, what, why, cure, exit_code, cell, detail."),
+    "failure": (dict, "The same error as an object: type, what, why, fix, exit_code, cell, detail."),
     "problems": (list, "Problems after the last cell, such as a history that could not be written."),
     "notebook": (str, "Location of the executed notebook: a path or an s3:// URL."),
     "report": (str, "Location of the HTML report."),
@@ -125,7 +125,7 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
         raise SchemaError(
             "Could not write the result of the run as JSON.",
             why=f"{error}.",
-            cure="Use plain values: text, finite numbers, lists, mappings, times and paths.",
+            fix="Use plain values: text, finite numbers, lists, mappings, times and paths.",
         ) from error
     path = run.folder / FILE_NAME
     with saving(path):
@@ -149,7 +149,7 @@ def saving(place: Path) -> Iterator[None]:
         raise UnsavedError(
             f"The job completed, but its record could not be saved in {place}.",
             why=f"{error.strerror or error}.",
-            cure="Free disk space or correct the folder's permissions, then run the same command again: it "
+            fix="Free disk space or correct the folder's permissions, then run the same command again: it "
             "keeps completed work and saves the record.",
         ) from error
 
@@ -278,11 +278,11 @@ def read_result(folder: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise RecordsError(
-            f"Cannot read the result of a run from {path}.", why=f"{error}.", cure="Run the runbook again."
+            f"Cannot read the result of a run from {path}.", why=f"{error}.", fix="Run the runbook again."
         ) from error
     if not isinstance(result, dict):
         raise RecordsError(
-            f"The result of a run in {path} is not a JSON object.", why="", cure="Run the runbook again."
+            f"The result of a run in {path} is not a JSON object.", why="", fix="Run the runbook again."
         )
     return result
 
@@ -296,13 +296,13 @@ def _check(key: str, kind: type | tuple[type, ...], value: object) -> None:
         raise SchemaError(
             f"Invalid {key!r} in the result: {value!r}.",
             why=f"It is a {type(value).__name__}, but {expected} is expected ({KEYS[key][1]})",
-            cure="Correct what the runbook returns.",
+            fix="Correct what the runbook returns.",
         )
     if key == "status" and value is not None and value not in outcomes.VERDICTS:
         raise SchemaError(
             f"Invalid status in the result: {value!r}.",
             why=f"The statuses are {', '.join(outcomes.VERDICTS)}.",
-            cure="Correct what the runbook returns.",
+            fix="Correct what the runbook returns.",
         )
 
 

@@ -103,7 +103,7 @@ def current_run(
         raise SettingsError(
             f"Invalid run id VMSNIX_RUN_ID={run_id!r}.",
             why="A run id is used as a folder name and a tag: up to 128 letters, digits, '.', '_' and '-'.",
-            cure="Run unset VMSNIX_RUN_ID; vmsnix sets it where it is needed.",
+            fix="Run unset VMSNIX_RUN_ID; vmsnix sets it where it is needed.",
         )
     managed = bool(run_id)
     if managed:
@@ -118,7 +118,7 @@ def current_run(
         raise RecordsError(
             f"Could not create the folder of the run: {folder}.",
             why=f"{error.strerror}.",
-            cure="Correct its permissions, or set VMSNIX_STATE to another folder.",
+            fix="Correct its permissions, or set VMSNIX_STATE to another folder.",
         ) from error
     entry = environment.get("VMSNIX_RUN_ENTRY", "") if managed else ""
     return RunContext(run_id, runbook, folder, managed, entry)

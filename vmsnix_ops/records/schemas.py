@@ -96,7 +96,7 @@ class Schema:
         raise SchemaError(
             f"The table {self.name!r} has no column {name!r}.",
             why=nearest(name, self.names) or f"Its columns are {', '.join(self.names)}.",
-            cure="Correct the column's name.",
+            fix="Correct the column's name.",
         )
 
     @cache  # noqa: B019 - there are as many as tables
@@ -144,7 +144,7 @@ def schema(table: str) -> Schema:
         raise SchemaError(
             f"There is no table {table!r}.",
             why=nearest(table, SCHEMAS) or f"The tables are {', '.join(SCHEMAS)}.",
-            cure="Correct the table's name.",
+            fix="Correct the table's name.",
         )
     return SCHEMAS[table]
 

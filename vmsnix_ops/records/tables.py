@@ -107,13 +107,13 @@ def _from_botocore(given: Mapping[str, str], region: str | None) -> tuple[dict[s
         raise RecordsError(
             "The history on S3 cannot be reached: the AWS configuration has no usable credentials.",
             why=f"{error}.",
-            cure=_SIGN_IN,
+            fix=_SIGN_IN,
         ) from error
     if keys is None:
         raise RecordsError(
             "The history on S3 cannot be reached: there are no AWS credentials.",
             why="Found none in the environment, in a profile or in this machine's role.",
-            cure=_SIGN_IN,
+            fix=_SIGN_IN,
         )
     access_key, secret_key, token = keys
     options = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
@@ -496,7 +496,7 @@ class Tables:
         raise CommitConflictError(
             f"The table {table!r} in {self.location} was not changed.",
             why=f"Other writers committed first in all {ATTEMPTS} attempts ({_first_line(conflict)}).",
-            cure="Run it again when fewer runs write at the same time.",
+            fix="Run it again when fewer runs write at the same time.",
         ) from conflict
 
     @contextmanager
@@ -543,7 +543,7 @@ class Tables:
                     raise RecordsError(
                         f"The tables cannot be read from {self.location}.",
                         why="It is a file; the tables need a folder.",
-                        cure="Set history in vmsnix.toml to a folder or to s3://bucket/prefix.",
+                        fix="Set history in vmsnix.toml to a folder or to s3://bucket/prefix.",
                     ) from None
                 if not self._has_log(table):
                     return None
@@ -588,7 +588,7 @@ class Tables:
         return RecordsError(
             f"The table {table!r} in {self._place(table)} cannot be {done}.",
             why=refusal or f"{_first_line(error)}.",
-            cure="Check the bucket's name and region, and that your credentials may read and write in it."
+            fix="Check the bucket's name and region, and that your credentials may read and write in it."
             if refusal
             else "Check that the location can be reached and written to. If the table is damaged, run vmsnix "
             f"history rebuild {table}: it restores the table from its own files, the archive and AWS.",
@@ -641,7 +641,7 @@ def expression(schema: Schema, where: Where) -> pa_dataset.Expression | None:
             raise SchemaError(
                 f"{operator!r} is not an operator for {name!r}.",
                 why=f"The operators are {', '.join(_OPERATORS)}.",
-                cure="Correct the operator.",
+                fix="Correct the operator.",
             )
         if operator in ("in", "not in") and isinstance(value, Iterable):
             # Of an empty list arrow cannot tell which type its values would have.

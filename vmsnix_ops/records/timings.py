@@ -213,12 +213,12 @@ def _checked(by: Sequence[str], known: Sequence[str] = GROUP) -> list[str]:
             raise errors.ParameterError(
                 f"Steps cannot be grouped by {name!r}.",
                 why=errors.nearest(str(name), known),
-                cure=f"Set by to some of {', '.join(known)}.",
+                fix=f"Set by to some of {', '.join(known)}.",
             )
     if not keys:
         raise errors.ParameterError(
             "by is empty: there is no column to group the steps by.",
-            cure=f"Set by to some of {', '.join(known)}.",
+            fix=f"Set by to some of {', '.join(known)}.",
         )
     return keys
 
@@ -345,7 +345,7 @@ def trend(steps: pd.DataFrame, *, every: str = "W-MON", by: Sequence[str] = GROU
         raise errors.ParameterError(
             f"Invalid length of time {every!r}.",
             why=f"pandas says: {error}.",
-            cure="Use D (days), W-MON (weeks that start on Monday) or MS (months).",
+            fix="Use D (days), W-MON (weeks that start on Monday) or MS (months).",
         ) from error
     seconds = finished.groupby([*keys, begin], dropna=False)["seconds"]
     table = pd.DataFrame(

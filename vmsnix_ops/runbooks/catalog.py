@@ -137,7 +137,7 @@ def find(name: str, folder: Path | None = None) -> Runbook:
         f"Unknown runbook {name!r}.",
         why=nearest(wanted, [*names, *short_names(folder).values(), *(path.stem for path in files)])
         or (f"The runbooks are {', '.join(names)}." if names else "No notebooks found."),
-        cure="Run vmsnix list to list them.",
+        fix="Run vmsnix list to list them.",
     )
 
 
@@ -214,7 +214,7 @@ def _files(folder: Path | None) -> list[Path]:
         raise RunError(
             f"Could not read the notebooks: {folder}.",
             why=f"{error.strerror}.",
-            cure="Install the package again, or run it from a checkout.",
+            fix="Install the package again, or run it from a checkout.",
         ) from error
 
 
@@ -222,8 +222,8 @@ def _name(path: Path) -> str:
     return path.stem.partition("-")[2]
 
 
-def _broken(path: Path, why: str, cure: str) -> RunError:
-    return RunError(f"{path.name} is not a runbook.", why=why, cure=cure)
+def _broken(path: Path, why: str, fix: str) -> RunError:
+    return RunError(f"{path.name} is not a runbook.", why=why, fix=fix)
 
 
 def _load(path: Path) -> Mapping[str, object]:

@@ -108,7 +108,7 @@ def read_parameters(source: str, *, place: str = "the notebook") -> tuple[Parame
         raise RunError(
             f"The parameters cell of {place} is not Python.",
             why=f"Line {error.lineno}: {error.msg}.",
-            cure="Correct that line.",
+            fix="Correct that line.",
         ) from error
     comments = _comments(source)
     return tuple(
@@ -129,9 +129,9 @@ def _comments(source: str) -> dict[int, tuple[str, bool]]:
 
 
 def _parameter(statement: ast.stmt, comments: dict[int, tuple[str, bool]], place: str) -> Parameter:
-    def refuse(why: str, cure: str) -> RunError:
+    def refuse(why: str, fix: str) -> RunError:
         line = ast.unparse(statement).splitlines()[0]
-        return RunError(f"The parameters cell of {place} cannot be used: {line}", why=why, cure=cure)
+        return RunError(f"The parameters cell of {place} cannot be used: {line}", why=why, fix=fix)
 
     declared: ast.expr | None = None
     if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):

@@ -72,13 +72,13 @@ def check(runbook: Runbook, given: Mapping[str, object]) -> dict[str, object]:
             raise ParameterError(
                 f"{runbook.name} has no parameter {name!r}.",
                 why=nearest(known, declared) or f"It has {', '.join(declared)}.",
-                cure=f"Run vmsnix help {runbook.short_name} to list them.",
+                fix=f"Run vmsnix help {runbook.short_name} to list them.",
             )
         if target in checked:
             raise ParameterError(
                 f"The parameter {target!r} is given twice.",
                 why=f"Once as {names[target]} and once as {name}.",
-                cure="Use one of them.",
+                fix="Use one of them.",
             )
         _refuse_secret(declared[target], value)
         checked[target] = convert(declared[target], _counted(runbook, declared[target], known, value))
@@ -128,15 +128,15 @@ def _counted(runbook: Runbook, parameter: Parameter, name: str, value: object) -
         why = f"{len(items)} values given: {', '.join(map(str, items))}."
         if not takes_one:
             fix = f"Use --{parameter.name.replace('_', '-')} {','.join(map(str, items))}."
-            raise ParameterError(f"{name} takes one {_noun(name)}.", why=why, cure=fix)
+            raise ParameterError(f"{name} takes one {_noun(name)}.", why=why, fix=fix)
         many = PLURALS[parameter.name]
         fix = "Run it once for each, or use a fleet plan (`vmsnix help fleet`)."
         if any(other.name == many for other in runbook.parameters):
             fix = f"Use {parameter.name} for one, and {many} for the others."
-        raise ParameterError(f"{runbook.name} takes one {_noun(parameter.name)}.", why=why, cure=fix)
+        raise ParameterError(f"{runbook.name} takes one {_noun(parameter.name)}.", why=why, fix=fix)
     if takes_one and parameter.name == "region" and items == ["all"]:
         raise ParameterError(
-            f"{runbook.name} takes one region.", why="'all' means every region.", cure="Use one region."
+            f"{runbook.name} takes one region.", why="'all' means every region.", fix="Use one region."
         )
     if takes_one:
         return items[0] if items else ""
@@ -226,10 +226,10 @@ def split(pairs: Iterable[str]) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise ParameterError(
-                f"{pair!r} is not a parameter.", why="It has no '='.", cure="Use -p name=value."
+                f"{pair!r} is not a parameter.", why="It has no '='.", fix="Use -p name=value."
             )
         if name in given:
-            raise ParameterError(f"The parameter {name!r} is given twice.", cure="Use it once.")
+            raise ParameterError(f"The parameter {name!r} is given twice.", fix="Use it once.")
         given[name] = value
     return given
 
@@ -256,7 +256,7 @@ def _refuse_secret(parameter: Parameter, value: object) -> None:
         raise ParameterError(
             f"{parameter.name} contains a secret ({secret}).",
             why="Parameters are saved in the executed notebook, the report and the history.",
-            cure="Pass it in the environment, or with AWS's own configuration.",
+            fix="Pass it in the environment, or with AWS's own configuration.",
         )
 
 
@@ -264,7 +264,7 @@ def _unfit(parameter: Parameter, value: object, error: _UnfitError) -> Parameter
     return ParameterError(
         f"{parameter.name}: {value!r} is not {_described(parameter.type)}.",
         why=str(error),
-        cure=f"{parameter.name} is declared as {parameter.type}; its default is {parameter.default!r}.",
+        fix=f"{parameter.name} is declared as {parameter.type}; its default is {parameter.default!r}.",
     )
 
 

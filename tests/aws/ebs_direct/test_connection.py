@@ -285,11 +285,11 @@ def test_proxy_and_certificates_are_those_of_the_environment(session, monkeypatc
     assert target(session(), "us-east-1").proxy == ""
 
 
-def test_a_proxy_over_tls_is_refused_with_a_cure(session, monkeypatch):
+def test_a_proxy_over_tls_is_refused_with_a_fix(session, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "https://proxy.example:3128")
     with pytest.raises(errors.ParameterError) as caught:
         target(session(), "us-east-1")
-    assert "HTTPS_PROXY" in caught.value.cure
+    assert "HTTPS_PROXY" in caught.value.fix
 
 
 def test_a_profile_with_empty_keys_is_no_credentials(monkeypatch, tmp_path):

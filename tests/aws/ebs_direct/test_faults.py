@@ -134,7 +134,7 @@ def test_throttling_beyond_the_budget_names_the_ceiling_and_keeps_the_blocks(aws
     aws.faults.add({"op": PUT, "do": "error", "nth": list(range(20, 2000)), **THROTTLED})
     with pytest.raises(BlockRefusedError) as caught:
         upload.run(Pushing(2, 8, budget_seconds=1))
-    assert "ceiling" in caught.value.cure
+    assert "ceiling" in caught.value.fix
     assert set(snapshots(aws).values()) == {"pending"}
     aws.faults.clear()
     before = puts(aws)
@@ -156,7 +156,7 @@ def test_a_throttled_upload_says_which_limit_was_reached(aws, upload, fault, say
     with pytest.raises(BlockRefusedError) as caught:
         upload.run(Pushing(2, 8, budget_seconds=0.5))
     assert says in caught.value.why
-    assert "put_ceiling" in caught.value.cure
+    assert "put_ceiling" in caught.value.fix
 
 
 def test_the_whole_has_a_budget_too(aws, upload):
@@ -171,7 +171,7 @@ def test_who_may_not_put_is_told_the_action(aws, upload):
     aws.faults.add({"op": PUT, "do": "error", **denied})
     with pytest.raises(errors.AccessDeniedError) as caught:
         upload.run()
-    assert "ebs:PutSnapshotBlock" in caught.value.cure
+    assert "ebs:PutSnapshotBlock" in caught.value.fix
     assert snapshots(aws) == {}
 
 
@@ -210,7 +210,7 @@ def test_credentials_that_stay_expired_end_the_run_and_keep_the_blocks(aws, uplo
     aws.faults.add({"op": PUT, "do": "error", "nth": list(range(10, 2000)), **expired})
     with pytest.raises(errors.CredentialsError) as caught:
         upload.run()
-    assert "continues from the transferred blocks" in caught.value.cure
+    assert "continues from the transferred blocks" in caught.value.fix
     assert set(snapshots(aws).values()) == {"pending"}
 
 

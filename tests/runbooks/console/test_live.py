@@ -93,7 +93,7 @@ def test_the_view_tells_cells_and_begins_anew() -> None:
     assert not view.cancel_button.disabled
 
 
-ERROR = {"type": "ImportFailedError", "what": "It failed.", "why": "A <bad> disk.", "cure": "Mend it."}
+ERROR = {"type": "ImportFailedError", "what": "It failed.", "why": "A <bad> disk.", "fix": "Mend it."}
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_the_summary_shows_what_was_slow() -> None:
 
 
 def test_the_summary_shows_the_error() -> None:
-    failure = {"what": "It broke.", "why": "Old | rusty <b>.", "cure": "Mend it."}
+    failure = {"what": "It broke.", "why": "Old | rusty <b>.", "fix": "Mend it."}
     text = summary(VALUES | {"status": "failed", "failure": failure})
     assert "❌" in text
     assert "**It broke.**" in text

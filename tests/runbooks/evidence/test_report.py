@@ -217,7 +217,7 @@ def test_a_run_on_the_sandbox_is_marked_and_nothing_else_is() -> None:
 
 
 def test_it_shows_the_error_once_and_links_the_cell() -> None:
-    failure = {"what": "It broke.", "why": "It was <old>.", "cure": "Mend it.", "cell": 3}
+    failure = {"what": "It broke.", "why": "It was <old>.", "fix": "Mend it.", "cell": 3}
     error = nbformat.v4.new_output("error", ename="E", evalue="v", traceback=["\x1b[31mE\x1b[0m: v"])
     text = page(code("boom()", error, number=3), status="failed", failure=failure)
     assert 'href="#cell-3"' in text

@@ -304,13 +304,13 @@ def test_an_error_of_ours_comes_out_as_three_sentences(
     outcome = shelf.run(
         "print('before')",
         f"from vmsnix_ops.errors import {error}\n"
-        f"raise {error}('It broke.', why='It was old.', cure='Mend it.')",
+        f"raise {error}('It broke.', why='It was old.', fix='Mend it.')",
         "print('never')",
     )
     assert (outcome.verdict, outcome.exit_code) == (verdict, exit_code)
     failure = outcome.error
     assert failure is not None
-    assert (failure.type, failure.what, failure.why, failure.cure) == (
+    assert (failure.type, failure.what, failure.why, failure.fix) == (
         error,
         "It broke.",
         "It was old.",
@@ -322,7 +322,7 @@ def test_an_error_of_ours_comes_out_as_three_sentences(
     assert "Traceback" not in shelf.screen.getvalue()
     result = json.loads(Path(outcome.result).read_text())
     assert result["error"] == "It broke. It was old. Mend it."
-    assert result["failure"]["cure"] == "Mend it."
+    assert result["failure"]["fix"] == "Mend it."
     assert not (shelf.archive / outcome.run_id / ".error.json").exists()
 
 

@@ -134,7 +134,7 @@ def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
         [[entry]]
         name = "flaky"
         runbook = "work"
-        parameters = { name = "f", must_be = "cure" }
+        parameters = { name = "f", must_be = "fix" }
         after = ["first"]
         retries = 1
         retry_wait = 0
@@ -152,7 +152,7 @@ def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
     assert (outcome.status, outcome.exit_code) == ("partial", 3)
     with pytest.raises(PartialError, match="2 of 3 targets") as caught:
         finish(outcome)
-    assert "cure is missing" in str(caught.value)
+    assert "fix is missing" in str(caught.value)
     assert [len(document["attempts"]) for document in outcome.documents] == [1, 2, 0]
     assert yard.trace().index("begin f") > yard.trace().index("end a")
     assert "✓ first: done after" in screen.getvalue()
@@ -175,7 +175,7 @@ def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
     # Once more, with what was missing: the rest and nothing else
-    (yard.folder / "cure").write_text("")
+    (yard.folder / "fix").write_text("")
     before = len(yard.trace())
     planned = yard.plan(text)
     assert planned.round == outcome.round
@@ -309,7 +309,7 @@ def test_no_secret_is_in_what_is_sent(yard: Yard, monkeypatch: pytest.MonkeyPatc
     assert SECRET not in repr(planned)
 
 
-def test_without_dask_the_cure_is_one_line(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dask_the_fix_is_one_line(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ToolMissingError, match=r"pip install vmsnix-ops\[fleet\]"):
         yard.plan('[[entry]]\nrunbook = "work"').apply()

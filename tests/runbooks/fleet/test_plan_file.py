@@ -262,7 +262,7 @@ ENTRY = '[[entry]]\nrunbook = "greet"\n'
         ("name = ", "is not valid TOML"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_with_a_cure(plans: Plans, text: str, said: str) -> None:
+def test_what_is_wrong_is_said_with_a_fix(plans: Plans, text: str, said: str) -> None:
     assert said in plans.fault(text)
 
 

@@ -97,7 +97,7 @@ def plan(
     """
     settings, session = load(), session or default_session()
     if action not in ("retire", "restore"):
-        raise errors.ParameterError(f"action={action!r} is not known.", cure="Give retire or restore.")
+        raise errors.ParameterError(f"action={action!r} is not known.", fix="Give retire or restore.")
     rules = Rules.of(
         settings.retirement,
         {
@@ -165,5 +165,5 @@ def _check_named(
         raise errors.ParameterError(
             f"{ami_id} is not an AMI of this account in {', '.join(places)}.",
             why=f"It belongs to {owner}." if owner else "There is none of that id.",
-            cure="Use the credentials of its owner." if owner else "Check the id and the regions.",
+            fix="Use the credentials of its owner." if owner else "Check the id and the regions.",
         )

@@ -122,7 +122,7 @@ class RetirementPlan(display.Displayed):
             raise errors.InterruptedRunError(
                 f"The retirement was interrupted: {done} of {len(self.going)} done.",
                 why=f"{stopped.at.resource_id} in {stopped.at.region} was under way.",
-                cure="result.json tells what became of each. Make a new plan to go on: it finds the rest, "
+                fix="result.json tells what became of each. Make a new plan to go on: it finds the rest, "
                 "and what is half done.",
             ) from stopped
 
@@ -145,13 +145,13 @@ class RetirementPlan(display.Displayed):
             raise errors.StalePlanError(
                 f"The plan {confirm}, which was confirmed, no longer holds; nothing was done.",
                 why=f"By what the account is now, the plan is {self.fingerprint}.",
-                cure="Look at it, then confirm that one.",
+                fix="Look at it, then confirm that one.",
             )
         given = f"Confirm is {self.confirm!r}." if self.confirm else "Dry_run is off, and confirm is empty."
         raise errors.ParameterError(
             f"{_what(self.going)} would go, and nobody confirmed it.",
             why=given,
-            cure=f"Look at the plan, then give as confirm its fingerprint ({self.fingerprint}), their number "
+            fix=f"Look at the plan, then give as confirm its fingerprint ({self.fingerprint}), their number "
             f"({count}) or the account ({self.account}).",
         )
 
@@ -404,14 +404,14 @@ def _error(result: RetirementResult) -> errors.VmsnixError | None:
         return errors.UnrecordedActError(
             f"The run stopped early. Done: {', '.join(done) or 'nothing'}.",
             why=f"{result.unrecorded.what} {result.unrecorded.why}",
-            cure=result.unrecorded.cure,
+            fix=result.unrecorded.fix,
         )
     kind = errors.VmsnixError if none else errors.PartialError
     whole = len(plan.regions) + len(plan.going)
     return kind(
         f"{len(wrong)} of {whole} regions, AMIs and snapshots did not come as planned.",
         why=" ".join(wrong[:3]),
-        cure="Cure it and run the same command again: it does the rest.",
+        fix="Fix it and run the same command again: it does the rest.",
     )
 
 
@@ -431,7 +431,7 @@ def _kept(plan: RetirementPlan) -> errors.VmsnixError | None:
     return kind(
         f"{len(kept)} of {counted(len(plan.rules.amis), 'AMI')} in amis cannot be retired.",
         why=" ".join(f"{one.resource_id}: {'; '.join(one.reasons)}." for one in kept[:3]),
-        cure="Change the rule that keeps them, or leave them out of amis.",
+        fix="Change the rule that keeps them, or leave them out of amis.",
     )
 
 
@@ -564,7 +564,7 @@ def _check_still_holds(plan: RetirementPlan) -> Mapping[str, errors.VmsnixError]
         raise errors.StalePlanError(
             f"The plan of {plan.now:%Y-%m-%d %H:%M} UTC no longer holds; nothing was done.",
             why=". ".join(changed[:TOLD]) + "." + more,
-            cure="Make a new plan and look at it.",
+            fix="Make a new plan and look at it.",
         )
     return unread
 

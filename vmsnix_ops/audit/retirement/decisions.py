@@ -84,7 +84,7 @@ class Rules(RetirementPolicy):
                 raise errors.ParameterError(
                     f"{ami_id!r} is not the id of an AMI.",
                     why="One is ami- and 17 or 8 hexadecimal digits.",
-                    cure="Give ids as amis; names of images go into images.",
+                    fix="Give ids as amis; names of images go into images.",
                 )
 
 
@@ -832,5 +832,5 @@ def _incomplete(region: str, sources: Mapping[str, errors.AwsError]) -> errors.V
     return errors.VmsnixError(
         f"Nothing goes in {region}: whether its AMIs are used is not known.",
         why=f"Could not read {', '.join(sources)}. {first.why}".strip(),
-        cure=first.cure or "Run it again.",
+        fix=first.fix or "Run it again.",
     )

@@ -78,19 +78,19 @@ class BlockRefusedError(errors.AwsError):
 
     def __init__(self, code: str, message: str, index: int, *, reason: str = "", operation: str = "") -> None:
         self.index = index
-        cure = "Run the same command again: it continues from the uploaded blocks."
+        fix = "Run the same command again: it continues from the uploaded blocks."
         why = f"{code}: {message}"
         if code in THROTTLED:
             cause = error_codes.throttle_cause(code, reason, operation)
             why = f"{why.rstrip('.')}. {cause}" if cause else why
-            cure = (
+            fix = (
                 "Lower put_ceiling in vmsnix.toml or VMSNIX_PUT_CEILING (blocks per second), or run the same "
                 "command again later: it continues from the uploaded blocks."
             )
         super().__init__(
             f"Block {index} could not be transferred." if index >= 0 else "A worker for blocks failed.",
             why=why,
-            cure=cure,
+            fix=fix,
             code=code,
         )
 
@@ -302,7 +302,7 @@ def _too_long(job: Job) -> errors.DeadlineError:
     return errors.DeadlineError(
         f"The transfer of the blocks of {job.snapshot_id} timed out.",
         why="It took longer than its time limit.",
-        cure="Run the same command again: it continues from the transferred blocks.",
+        fix="Run the same command again: it continues from the transferred blocks.",
     )
 
 
@@ -314,21 +314,21 @@ def _failure(said: dict[str, Any], job: Job) -> errors.VmsnixError:
         return errors.ImageChangedError(
             f"{job.path} changed after it was identified.",
             why=f"{where if index >= 0 else ''}{message.rstrip('.')}.",
-            cure=NEXT_TIME,
+            fix=NEXT_TIME,
             offset=start if index >= 0 else None,
         )
     if code in error_codes.EXPIRED | error_codes.CREDENTIALS:
         return errors.CredentialsError(
             f"AWS refused the credentials at block {index}.",
             why=f"{code}: {message}",
-            cure="Log in again, then run the same command again: it continues from the transferred blocks.",
+            fix="Log in again, then run the same command again: it continues from the transferred blocks.",
             code=code,
         )
     if code in error_codes.DENIED:
         return errors.AccessDeniedError(
             f"Block {index} could not be transferred.",
             why=f"{code}: {message}",
-            cure="Allow ebs:PutSnapshotBlock (to upload) or ebs:GetSnapshotBlock (to verify or download) in "
+            fix="Allow ebs:PutSnapshotBlock (to upload) or ebs:GetSnapshotBlock (to verify or download) in "
             "the caller's IAM policy; docs/reference/permissions.md lists all actions.",
             code=code,
         )

@@ -187,7 +187,7 @@ def download(
         raise errors.RunError(
             f"Another download is writing to {path}.",
             why=f"{holder[0].upper()}{holder[1:]}.",
-            cure="Wait until it ends, or use another file.",
+            fix="Wait until it ends, or use another file.",
         )
 
     with locked(
@@ -252,7 +252,7 @@ def _check_free(path: Path) -> None:
         raise errors.UsageError(
             f"{path} already exists.",
             why="A download does not overwrite files.",
-            cure="Use another file, or delete this one.",
+            fix="Use another file, or delete this one.",
         )
 
 
@@ -268,7 +268,7 @@ def _check_folder(path: Path) -> None:
             f"Could not download to {path}.",
             why=f"The system reported: {error.strerror or error}. A download also writes a file with the "
             f"suffix {JOURNAL}.",
-            cure="Use another file.",
+            fix="Use another file.",
         ) from error
 
 
@@ -282,7 +282,7 @@ def _give_name(part: Path, path: Path) -> None:
         raise errors.UsageError(
             f"{path} was created by another program during the download.",
             why=f"A download does not overwrite files; the downloaded data is in {part}.",
-            cure=f"Move one of the two files, then run the same command again: it only renames {part}.",
+            fix=f"Move one of the two files, then run the same command again: it only renames {part}.",
         ) from None
     except OSError:  # a file system without hard links
         _check_free(path)
@@ -302,7 +302,7 @@ def _done_before(journal: BlockJournal, part: Path, snapshot_id: str, size: int)
         raise errors.UsageError(
             f"{part} already exists, and no download created it.",
             why=f"A download writes to that name first, but {journal.path.name} is not beside it.",
-            cure="Use another file, or delete this one.",
+            fix="Use another file, or delete this one.",
         )
     files.make_folder(part.parent)
     part.unlink(missing_ok=True)
@@ -314,6 +314,6 @@ def _differs(snapshot_id: str, why: str) -> errors.SnapshotFailedError:
     return errors.SnapshotFailedError(
         f"The snapshot {snapshot_id} does not match the image.",
         why=why,
-        cure="Delete the snapshot, then run the same command again.",
+        fix="Delete the snapshot, then run the same command again.",
         code=DIFFERS,
     )

@@ -376,7 +376,7 @@ def target(session: boto3.Session, region: str, *, read_seconds: float = 20.0) -
         raise errors.ParameterError(
             "The proxy for the EBS direct APIs cannot be used.",
             why="This client cannot use a proxy over TLS (https://).",
-            cure="Set HTTPS_PROXY to the proxy's http:// address (the traffic stays encrypted), or publish "
+            fix="Set HTTPS_PROXY to the proxy's http:// address (the traffic stays encrypted), or publish "
             "with --via import.",
         )
     core = session._session  # boto3 itself offers no way to the certificate bundle
@@ -392,8 +392,7 @@ def keys(session: boto3.Session) -> Keys:
     if found is None:
         raise CredentialsError(
             "No AWS credentials found.",
-            cure="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in (aws sso "
-            "login).",
+            fix="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in (aws sso login).",
         )
     return Keys(*found)
 

@@ -291,7 +291,7 @@ class PendingUpload:
             try:
                 self._start(size_gib, parent)
             except errors.AccessDeniedError as error:
-                raise error.with_cure(
+                raise error.with_fix(
                     f"Compare the caller's policy with {DIRECT_POLICY}. It allows tags on a new snapshot "
                     "only inside a creating action (ec2:CreateAction). If AWS does not set that key here, "
                     f"use --via import with the policy of {IMPORT_POLICY}."
@@ -368,7 +368,7 @@ class PendingUpload:
         raise errors.SnapshotFailedError(
             "Could not start a new snapshot.",
             why="For each client token of this image, AWS returned a snapshot that has ended.",
-            cure="Wait a day until AWS forgets the tokens, or use --via import.",
+            fix="Wait a day until AWS forgets the tokens, or use --via import.",
         )
 
     def _default_key(self) -> dict[str, str]:

@@ -207,7 +207,7 @@ def needs(*actions: str) -> Callable[[Function], Function]:
             raise errors.UsageError(
                 f"The action {action!r} is not in the table of permissions.",
                 why=errors.nearest(action, PERMISSIONS),
-                cure="Add it to vmsnix_ops/aws/iam/permissions.py, with its resources and its reason.",
+                fix="Add it to vmsnix_ops/aws/iam/permissions.py, with its resources and its reason.",
             )
 
     def declare(function: Function) -> Function:
@@ -229,7 +229,7 @@ def needs_of(*functions: Callable[..., Any]) -> tuple[str, ...]:
     for function in functions:
         if _name(function) not in _NEEDS:
             raise errors.UsageError(
-                f"{_name(function)} does not say what it must be allowed.", cure="Put @needs(...) above it."
+                f"{_name(function)} does not say what it must be allowed.", fix="Put @needs(...) above it."
             )
         found.update(_NEEDS[_name(function)])
     return tuple(action for action in PERMISSIONS if action in found)

@@ -91,7 +91,7 @@ class Place:
             raise errors.ParameterError(
                 "A policy applies to one partition.",
                 why=f"{told}{f', but --partition is {self.partition}' if self.partition else ''}.",
-                cure="Print one policy per partition.",
+                fix="Print one policy per partition.",
             )
         object.__setattr__(self, "partition", self.partition or (found[0] if found else "aws"))
         shapes = [
@@ -424,17 +424,17 @@ def publisher_actions(
             f"A publisher via import cannot have {'--public' if public else '--verify'}.",
             why="VM Import does not tag its snapshots, so AWS cannot distinguish them from copies of other "
             "snapshots. A publisher that may tag them must not share or read snapshots.",
-            cure="Use --via direct, or grant it separately: vmsnix iam-policy "
+            fix="Use --via direct, or grant it separately: vmsnix iam-policy "
             f"{'promoter --public' if public else 'verifier --blocks'}",
         )
     if via == "import" and incremental:
-        raise errors.UsageError("--incremental needs --via direct.", cure="Add --via direct.")
+        raise errors.UsageError("--incremental needs --via direct.", fix="Add --via direct.")
     if incremental and (public or verify):
         raise errors.UsageError(
             f"An incremental publisher cannot have {'--public' if public else '--verify'}.",
             why="It may start from any snapshot, because AWS cannot compare the tags of a parent. Such a "
             "publisher must not share or read snapshots.",
-            cure="Leave --incremental out, or grant it separately: vmsnix iam-policy "
+            fix="Leave --incremental out, or grant it separately: vmsnix iam-policy "
             f"{'promoter --public' if public else 'verifier --blocks'}",
         )
     functions: list[Any] = [
@@ -580,18 +580,18 @@ def github_trust(
         raise errors.ParameterError(
             f"The subject {subject!r} starts with a repository.",
             why=f"The policy puts repo:{repository}: in front of the subject.",
-            cure="Use --repository for the repository, and --subject for the rest.",
+            fix="Use --repository for the repository, and --subject for the rest.",
         )
     reason = "" if any_subject else _matches_more(subject)
     if reason:
         raise errors.ParameterError(
             f"The subject {subject!r} {reason}.",
             why=f"Anyone who may push to {repository} could assume the role.",
-            cure="Set --subject to a specific ref (ref:refs/heads/main, environment:production), put the "
+            fix="Set --subject to a specific ref (ref:refs/heads/main, environment:production), put the "
             "wildcard after a '/' (ref:refs/heads/release/*), or add --any-subject.",
         )
     if place.account == "*":
-        raise errors.ParameterError("No account given.", cure="Add --account with the account of the role.")
+        raise errors.ParameterError("No account given.", fix="Add --account with the account of the role.")
     return {
         "Version": VERSION,
         "Statement": [

@@ -330,7 +330,7 @@ class MappingField(ListField):
                     if name
                     else (f"No name given for the value {value!r}.")
                 )
-                raise ParameterError(f"{self.parameter.name}: {what}", cure="Give each value one name.")
+                raise ParameterError(f"{self.parameter.name}: {what}", fix="Give each value one name.")
             found[name] = value
         return found
 

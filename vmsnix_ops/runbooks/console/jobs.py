@@ -147,7 +147,7 @@ def start(
         raise RunError(
             "Could not start the run.",
             why=f"{error.strerror}: {error.filename}.",
-            cure="Correct the permissions, or set VMSNIX_STATE to another folder.",
+            fix="Correct the permissions, or set VMSNIX_STATE to another folder.",
         ) from error
     return _read(folder)
 
@@ -370,7 +370,7 @@ class Follower:
                 "error": {
                     "what": "The process of the run ended without a result.",
                     "why": " ".join(words[-3:]) or "It was killed; a common reason is a lack of memory.",
-                    "cure": "Run it again: it continues where it stopped.",
+                    "fix": "Run it again: it continues where it stopped.",
                 },
                 "log": str(self.job.run_folder / archive.LOG),
             }

@@ -148,7 +148,7 @@ class SandboxHost:
             raise RunError(
                 "The sandbox could not start.",
                 why=str(said["error"]),
-                cure="Stop the process that uses its folder (another console, `vmsnix lab --sandbox`), then "
+                fix="Stop the process that uses its folder (another console, `vmsnix lab --sandbox`), then "
                 "try again.",
             )
         taken = {name: None for name in os.environ if name.startswith("AWS_")}

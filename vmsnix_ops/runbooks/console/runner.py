@@ -441,7 +441,7 @@ class ResultView:
 
 
 def summary_html(values: Mapping[str, Any]) -> Markup:
-    """Return the verdict, the error with its cure, and what the run made."""
+    """Return the verdict, the error with its fix, and what the run made."""
     verdict = str(values.get("verdict") or values.get("status") or "failed")
     mark, style, word = VERDICTS.get(verdict, VERDICTS["failed"])
     took = values.get("seconds")
@@ -450,8 +450,8 @@ def summary_html(values: Mapping[str, Any]) -> Markup:
     error = values.get("failure") or values.get("error") or {}
     if not isinstance(error, dict):
         error = {"what": error}
-    # Why it failed and its cure tell what was kept; after an undo nothing was.
-    told = [] if "undone" in values else [error[part] for part in ("why", "cure") if error.get(part)]
+    # Why it failed and its fix tell what was kept; after an undo nothing was.
+    told = [] if "undone" in values else [error[part] for part in ("why", "fix") if error.get(part)]
     return fill(
         _SUMMARY,
         style=style,

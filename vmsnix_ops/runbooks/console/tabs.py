@@ -329,7 +329,7 @@ class FindingsTab(AuditTab):
         Column("resource_id", "resource", "code"),
         Column("region"),
         Column("reason", "", "long"),
-        Column("cure", "", "command"),
+        Column("fix", "", "command"),
     )
 
 

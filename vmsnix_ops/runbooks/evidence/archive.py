@@ -119,7 +119,7 @@ def folders(environment: Mapping[str, str], archive: str) -> list[str]:
 
 
 @contextmanager
-def explained(what: str, cure: str) -> Iterator[None]:
+def explained(what: str, fix: str) -> Iterator[None]:
     """Turn what boto3 raises into one error of ours."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -127,7 +127,7 @@ def explained(what: str, cure: str) -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError, Boto3Error) as error:
-        raise ArchiveError(what, why=f"{error}.", cure=cure) from error
+        raise ArchiveError(what, why=f"{error}.", fix=fix) from error
 
 
 def client(environment: Mapping[str, str]) -> S3Client:
@@ -445,7 +445,7 @@ def open_folder(
         raise ArchiveError(
             f"Could not write to the archive: {archive}.",
             why=f"{error.strerror}: {error.filename or local}.",
-            cure="Correct its permissions, or use another with --archive or VMSNIX_ARCHIVE.",
+            fix="Correct its permissions, or use another with --archive or VMSNIX_ARCHIVE.",
         ) from error
     if remote:
         try:

@@ -61,7 +61,7 @@ def tell(values: Mapping[str, Any], environment: Mapping[str, str]) -> None:
             raise RunError(
                 f"Could not write to {variable}: {place}.",
                 why=f"{error.strerror}.",
-                cure="Run inside a GitHub Actions step, or unset the variable.",
+                fix="Run inside a GitHub Actions step, or unset the variable.",
             ) from error
 
 
@@ -82,7 +82,7 @@ def summary(values: Mapping[str, Any]) -> str:
     error = values.get("failure")
     if error:
         lines += [f"**{markdown(error['what'])}**", ""]
-        lines += [f"{markdown(error[part])}  " for part in ("why", "cure") if error.get(part)]
+        lines += [f"{markdown(error[part])}  " for part in ("why", "fix") if error.get(part)]
         lines.append("")
     facts = [(key, values[key]) for key in FACTS if values.get(key) not in (None, "")]
     lines += _table(("", ""), [(markdown(key), _fact(key, value)) for key, value in facts])

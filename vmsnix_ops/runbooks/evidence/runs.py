@@ -128,7 +128,7 @@ class Archive:
                 raise ArchiveError(
                     f"Could not read the archive: {self.place}.",
                     why=f"{error.strerror}.",
-                    cure="Correct its permissions, or use another with --archive.",
+                    fix="Correct its permissions, or use another with --archive.",
                 ) from error
         return sorted((name for name in names if RUN_ID.fullmatch(name)), reverse=True)
 
@@ -189,7 +189,7 @@ class Archive:
             raise UnknownRunError(
                 f"{len(fitting)} runs start with {word!r}.",
                 why=f"They are {shown}.",
-                cure="Use more characters of the run ID.",
+                fix="Use more characters of the run ID.",
             )
         raise self._unknown(word, ids)
 
@@ -197,7 +197,7 @@ class Archive:
         return UnknownRunError(
             f"No run {word!r} in {self.place}.",
             why=nearest(word, ids) or ("" if ids else "The archive contains no runs yet."),
-            cure="Run vmsnix runs to list them. To search elsewhere, use --archive or --sandbox.",
+            fix="Run vmsnix runs to list them. To search elsewhere, use --archive or --sandbox.",
         )
 
     def fetch(self, entry: Entry, name: str) -> bytes:
@@ -220,7 +220,7 @@ class Archive:
             raise ArchiveError(
                 f"The run {entry.run_id} has no {name}.",
                 why=f"It is {entry.status}." if entry.status in (RUNNING, LOST) else "",
-                cure="Use its other files.",
+                fix="Use its other files.",
             )
         place = str(kept["place"])
         content = self._content(place)
@@ -228,13 +228,13 @@ class Archive:
             raise ArchiveError(
                 f"The evidence no longer exists: {place}.",
                 why="The run's result.json lists it, but the file is missing.",
-                cure="Restore it, or find out who deleted it.",
+                fix="Restore it, or find out who deleted it.",
             )
         if hashlib.sha256(content).hexdigest() != kept["sha256"]:
             raise ArchiveError(
                 f"The evidence was changed: {place}.",
                 why=f"Its SHA-256 is not {kept['sha256']}, which the run's result.json has.",
-                cure="Do not use it as evidence.",
+                fix="Do not use it as evidence.",
             )
         return content
 
@@ -301,7 +301,7 @@ class Archive:
             raise ArchiveError(
                 f"The entry of the run {run_id} is damaged: {place}.",
                 why=f"Its {len(content)} bytes are not a complete result.json.",
-                cure=f"Restore it from the tables, on the machine of the run: vmsnix runs repair {run_id}",
+                fix=f"Restore it from the tables, on the machine of the run: vmsnix runs repair {run_id}",
             )
         status = str(values.get("status") or RUNNING)
         return Entry(run_id, values, LOST if status == RUNNING and self._is_lost(local, values) else status)
@@ -352,7 +352,7 @@ def _local(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise ArchiveError(
-            f"Could not read the evidence: {path}.", why=f"{error.strerror}.", cure="Correct its permissions."
+            f"Could not read the evidence: {path}.", why=f"{error.strerror}.", fix="Correct its permissions."
         ) from error
 
 

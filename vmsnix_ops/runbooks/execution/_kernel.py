@@ -1,6 +1,6 @@
 """Loaded into the kernels that we start: keeps the parts of an error, and side effects in bounds.
 
-The error that a kernel sends over is text. The classes of `vmsnix_ops.errors` carry more (why, cure, exit
+The error that a kernel sends over is text. The classes of `vmsnix_ops.errors` carry more (why, fix, exit
 code, AWS's request id), and the runner needs that to say one clear thing. IPython loads this module as an
 extension.
 """
@@ -92,6 +92,6 @@ def describe(error: BaseException) -> dict[str, object]:
 
     described: dict[str, object] = {"type": type(error).__name__}
     if isinstance(error, VmsnixError):
-        described |= {"what": error.what, "why": error.why, "cure": error.cure, "exit_code": error.exit_code}
+        described |= {"what": error.what, "why": error.why, "fix": error.fix, "exit_code": error.exit_code}
         described["detail"] = {part: getattr(error, part) for part in PARTS if getattr(error, part, None)}
     return described

@@ -270,14 +270,14 @@ def _confirm(runbook: catalog.Runbook, given: Mapping[str, object]) -> None:
         raise ConfirmationError(
             f"{runbook.name} would destroy resources. Pass --yes to confirm.",
             why="dry_run is off, and the run is not confirmed.",
-            cure="Check a dry run first, then confirm with --yes (in Python: run(..., confirmed=True)).",
+            fix="Check a dry run first, then confirm with --yes (in Python: run(..., confirmed=True)).",
         )
 
 
 def _place(cwd: Path | None) -> Path:
     place = (Path.cwd() if cwd is None else cwd).absolute()
     if not place.is_dir():
-        raise RunError(f"The working directory does not exist: {place}.", cure="Use an existing folder.")
+        raise RunError(f"The working directory does not exist: {place}.", fix="Use an existing folder.")
     return place
 
 
@@ -336,7 +336,7 @@ def _run(
 
 
 def _refusal(refused: Mapping[str, str]) -> Failure:
-    return Failure("SideEffectsError", refused["what"], refused["why"], refused["cure"])
+    return Failure("SideEffectsError", refused["what"], refused["why"], refused["fix"])
 
 
 def _execute(
@@ -382,14 +382,14 @@ def _execute(
                 "DeadKernelError",
                 f"The kernel died in cell {_last_started(session.notebook)}.",
                 why="It was killed or it crashed; a common reason is a lack of memory.",
-                cure="Run it again with more memory: it continues where it stopped.",
+                fix="Run it again with more memory: it continues where it stopped.",
             )
         except _engine.KernelStartError as error:
             crash = Failure(
                 "KernelStartError",
                 "The notebook's kernel did not start in two attempts.",
                 why=f"{error}.",
-                cure=f"Check the output of `{sys.executable} -m ipykernel_launcher`.",
+                fix=f"Check the output of `{sys.executable} -m ipykernel_launcher`.",
             )
         if crash is not None and kernel_log.is_file():
             last = kernel_log.read_text(encoding="utf-8", errors="replace")[-KERNEL_WORDS:]
@@ -466,7 +466,7 @@ def same_parameters(
         raise ParameterError(
             f"The parameters of {runbook.name} have changed since that run.",
             why=f"{'; '.join(changes)}."[0].upper() + f"{'; '.join(changes)}."[1:],
-            cure=f"Run it as a new run: `vmsnix help {runbook.short_name}` lists its parameters."
+            fix=f"Run it as a new run: `vmsnix help {runbook.short_name}` lists its parameters."
             if lost
             else "Add these after the run ID.",
         )

@@ -229,7 +229,7 @@ class Guard:
         error = SideEffectsError(
             f"{self.runbook} may not call {call}.",
             why=allowed[self.level],
-            cure="Nothing was sent to AWS. Correct the notebook, or the side_effects in its metadata.",
+            fix="Nothing was sent to AWS. Correct the notebook, or the side_effects in its metadata.",
         )
         self.report(error)
         raise error
@@ -294,7 +294,7 @@ def refusals(folder: Path) -> list[dict[str, str]]:
 
 
 def _note(path: Path, error: SideEffectsError) -> None:
-    files.append_line(path, json.dumps({"what": error.what, "why": error.why, "cure": error.cure}))
+    files.append_line(path, json.dumps({"what": error.what, "why": error.why, "fix": error.fix}))
 
 
 def _hook(module: ModuleType, guard: Callable[[], Guard]) -> None:

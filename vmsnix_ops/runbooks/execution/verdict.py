@@ -32,7 +32,7 @@ class Failure:
     ----------
     type
         Class of the error.
-    what, why, cure
+    what, why, fix
         What happened, why, and what to do.
     exit_code
         1, or what the error's class says.
@@ -45,14 +45,14 @@ class Failure:
     type: str
     what: str
     why: str = ""
-    cure: str = ""
+    fix: str = ""
     exit_code: int = 1
     cell: int = 0
     detail: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Return the sentences."""
-        return " ".join(part for part in (self.what, self.why, self.cure) if part)
+        return " ".join(part for part in (self.what, self.why, self.fix) if part)
 
     def to_json(self) -> dict[str, object]:
         """Return it as ``result.json`` has it."""
@@ -87,7 +87,7 @@ def judge(
             "RunFailedError",
             "The notebook stopped before its end.",
             why=f"{len(_missing(notebook))} of its cells did not run." if notebook is not None else "",
-            cure="The executed notebook shows the last cell that ran.",
+            fix="The executed notebook shows the last cell that ran.",
         )
     return ("partial" if failure.exit_code == PARTIAL else "failed"), failure
 
@@ -130,7 +130,7 @@ def _describe(output: Any, number: int, kept: Mapping[str, Any]) -> Failure:
             name,
             str(kept["what"]),
             str(kept.get("why", "")),
-            str(kept.get("cure", "")),
+            str(kept.get("fix", "")),
             int(kept.get("exit_code", 1)),
             number,
             kept.get("detail", {}),
@@ -140,7 +140,7 @@ def _describe(output: Any, number: int, kept: Mapping[str, Any]) -> Failure:
             name,
             f"Cell {number} ended the notebook: sys.exit({text}).",
             why="A notebook that exits reports no outcome of its job.",
-            cure="Raise an error of vmsnix_ops.errors instead.",
+            fix="Raise an error of vmsnix_ops.errors instead.",
             cell=number,
         )
     ours = getattr(errors, name, None)
@@ -148,7 +148,7 @@ def _describe(output: Any, number: int, kept: Mapping[str, Any]) -> Failure:
         name,
         f"Cell {number} failed: {name}: {text}".rstrip(": ") if text else f"Cell {number} failed: {name}.",
         why=_place(output),
-        cure="The executed notebook contains the whole traceback.",
+        fix="The executed notebook contains the whole traceback.",
         exit_code=int(getattr(ours, "exit_code", 1)),
         cell=number,
     )
@@ -171,7 +171,7 @@ def _interruption(failure: Failure | None, notebook: Any) -> Failure:
         "InterruptedRunError",
         f"The run was interrupted {where}.",
         why="Ctrl-C was pressed, or the machine asked the process to end.",
-        cure="Run it again with the same parameters: it continues where it stopped.",
+        fix="Run it again with the same parameters: it continues where it stopped.",
         cell=number,
         detail=failure.detail if failure is not None else {},
     )

@@ -152,7 +152,7 @@ class FleetPlan(Displayed):
             raise ConfirmationError(
                 f"{counted(len(destroying), 'target')} would destroy resources. Pass --yes to confirm.",
                 why=f"{destroying[0]} has dry_run = false.",
-                cure="Check a dry run first, then confirm with --yes (in Python: apply(confirmed=True)).",
+                fix="Check a dry run first, then confirm with --yes (in Python: apply(confirmed=True)).",
             )
         from vmsnix_ops.runbooks.fleet.report import write
         from vmsnix_ops.runbooks.fleet.table import board_for_here
@@ -247,7 +247,7 @@ def plan(
         raise PlanError(
             "Workers of a scheduler do not accept an environment.",
             why="It can contain credentials, which vmsnix never sends; the workers have their own.",
-            cure="Start the workers with these variables, or leave scheduler out.",
+            fix="Start the workers with these variables, or leave scheduler out.",
         )
     settings = load()
     places = settings.allowed_accounts
@@ -256,7 +256,7 @@ def plan(
             raise PlanError(
                 f"The account {account.name} ({account.id}) is not allowed.",
                 why=f"allowed_accounts is {', '.join(places)}.",
-                cure="Add it to allowed_accounts in vmsnix.toml, or remove it from the plan.",
+                fix="Add it to allowed_accounts in vmsnix.toml, or remove it from the plan.",
             )
     place = ledger or str(settings.state / "fleets")
     unfinished = "" if fresh else unfinished_round(open_ledger(place), read.name)

@@ -54,7 +54,7 @@ def need_dask() -> None:
         raise ToolMissingError(
             "Dask is not installed.",
             why="A fleet uses Dask, which is an extra of this package.",
-            cure="Run pip install vmsnix-ops[fleet]",
+            fix="Run pip install vmsnix-ops[fleet]",
         ) from error
 
 
@@ -73,14 +73,14 @@ def check_address(dask: Dask) -> None:
         raise PlanError(
             f"{dask.scheduler!r} is not a scheduler address.",
             why=nearest(parts.scheme, ["tcp", "tls"]),
-            cure="Use tls://HOST:PORT; on this machine, tcp://127.0.0.1:PORT also works.",
+            fix="Use tls://HOST:PORT; on this machine, tcp://127.0.0.1:PORT also works.",
         )
     if parts.scheme == "tcp" and not _is_near(parts.hostname):
         raise PlanError(
             f"The connection to the scheduler {dask.scheduler} has no TLS.",
             why="Anyone who can reach it can run programs on all its workers, and anyone on the network can "
             "read the runs.",
-            cure="Start it with --tls-ca-file, --tls-cert and --tls-key and use tls://, or use a tunnel.",
+            fix="Start it with --tls-ca-file, --tls-cert and --tls-key and use tls://, or use a tunnel.",
         )
 
 
@@ -126,7 +126,7 @@ def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = 
                 raise FleetError(
                     f"The scheduler {dask.scheduler} is not reachable.",
                     why=f"{error}.",
-                    cure="Start it, or correct its address or the TLS files.",
+                    fix="Start it, or correct its address or the TLS files.",
                 ) from error
             try:
                 yield client
@@ -148,7 +148,7 @@ def check_workers(client: Any, targets: Sequence[Target]) -> int:
         raise FleetError(
             "The scheduler has no workers.",
             why=f"No worker connected within {WORKERS_SECONDS} s.",
-            cure="Start workers: dask worker ADDRESS --nthreads 1",
+            fix="Start workers: dask worker ADDRESS --nthreads 1",
         ) from error
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     for target in targets:
@@ -159,7 +159,7 @@ def check_workers(client: Any, targets: Sequence[Target]) -> int:
             raise FleetError(
                 f"No worker has the resources of {target.name}: {words}.",
                 why=f"The workers have {', '.join(offered) or 'no resources'}.",
-                cure=f'Start a worker with --resources "{words}", or set it in [dask] for this machine.',
+                fix=f'Start a worker with --resources "{words}", or set it in [dask] for this machine.',
             )
     return len(workers)
 
@@ -243,7 +243,7 @@ def new_certificate() -> tuple[str, str]:
         raise ToolMissingError(
             "openssl is not installed on this machine.",
             why="It creates the certificate that authenticates the workers of a fleet.",
-            cure="Install it, or use a scheduler.",
+            fix="Install it, or use a scheduler.",
         )
     made = subprocess.run([program, *CERTIFICATE], capture_output=True, text=True, check=False)
     key, begin, rest = made.stdout.partition("-----BEGIN CERTIFICATE-----")
@@ -251,7 +251,7 @@ def new_certificate() -> tuple[str, str]:
         raise FleetError(
             "Could not create the certificate of the fleet.",
             why=f"openssl reported: {made.stderr.strip()[-300:]}",
-            cure="Check the installation: openssl version",
+            fix="Check the installation: openssl version",
         )
     return begin + rest, key
 

@@ -510,7 +510,7 @@ class Runner:
         return FleetError(
             f"Lost the scheduler {self.plan.dask.scheduler or 'of this machine'}.",
             why="The connection closed.",
-            cure="Start it and the fleet again: finished targets are kept, and the rest is run.",
+            fix="Start it and the fleet again: finished targets are kept, and the rest is run.",
         )
 
 
@@ -518,5 +518,5 @@ def _task_lost(future: Any) -> FleetError:
     return FleetError(
         "The outcome of a run is unknown.",
         why=f"{type(future.exception()).__name__}: {future.exception()}",
-        cure="Check the log of the workers. Starting the fleet again continues with what is left.",
+        fix="Check the log of the workers. Starting the fleet again continues with what is left.",
     )

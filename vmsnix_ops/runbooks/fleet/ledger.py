@@ -234,7 +234,7 @@ def _parsed(text: bytes, place: str) -> Document:
         raise ArchiveError(
             f"The ledger contains a file that is not JSON: {place}.",
             why=f"{error}.",
-            cure="Move the file away. The target runs again, which creates nothing twice.",
+            fix="Move the file away. The target runs again, which creates nothing twice.",
         ) from error
 
 
@@ -242,7 +242,7 @@ def _refused(done: str, place: str, error: OSError) -> ArchiveError:
     return ArchiveError(
         f"The ledger cannot be {done}: {place}.",
         why=f"{error.strerror}.",
-        cure="Correct its permissions, or use another location with --ledger.",
+        fix="Correct its permissions, or use another location with --ledger.",
     )
 
 

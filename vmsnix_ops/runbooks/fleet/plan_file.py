@@ -611,7 +611,7 @@ def read_plan(path: Path) -> PlanFile:
         raise PlanError(
             f"The plan {path} contains a secret ({secret}).",
             why="Plans are kept in repositories, archives and reports.",
-            cure="Put credentials in the environment of the workers, or use a role or a profile.",
+            fix="Put credentials in the environment of the workers, or use a role or a profile.",
         )
     faults: list[str] = []
     folder = path.parent.absolute()
@@ -630,7 +630,7 @@ def read_plan(path: Path) -> PlanFile:
         raise PlanError(
             f"The plan {path} has {counted(len(found), 'error')}; nothing was started.",
             why=found[0] if len(found) == 1 else "\n" + "\n".join(f"- {text}" for text in found) + "\n",
-            cure="Correct the file.",
+            fix="Correct the file.",
         )
     return PlanFile(
         name=plan.name or _name(path),

@@ -102,10 +102,10 @@ class FleetResult(Result):
         )
         told = next((document for document in left if document["state"] in ("failed", "partial")), left[0])
         why = f"{told['target']}: {told['error'] or told['state']}"
-        cure = "Run it again: it continues with what is left. The report lists every target."
+        fix = "Run it again: it continues with what is left. The report lists every target."
         kinds: dict[str, type[PartialError | RunFailedError | InterruptedRunError]]
         kinds = {"partial": PartialError, "cancelled": InterruptedRunError}
-        return kinds.get(self.status, RunFailedError)(what, why=why, cure=cure)
+        return kinds.get(self.status, RunFailedError)(what, why=why, fix=fix)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` of this run contains it; the round has one of its own."""

@@ -1,4 +1,4 @@
-"""Every finding is provoked, its cure is pasted into a shell, and the next scan does not find it any more."""
+"""Every finding is provoked, its fix is pasted into a shell, and the next scan does not find it any more."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UNIT = "arn:aws:organizations::123456789012:ou/o-abcdefghij/ou-ab12-11111111"
 BUCKET = "vmsnix-images"
 PARTNER = "999900001111"
 
-CURED = {
+FIXED = {
     "public": "public",
     "public-snapshot": "public-snapshot",
     "shared": "shared-with-unknown",
@@ -73,10 +73,10 @@ CURED = {
     "group that is pinned": "pointer-to-missing",
     "not shared": "pointer-to-missing",
 }
-"""What is provoked, and the rule that finds it: its cure ends it."""
+"""What is provoked, and the rule that finds it: its fix ends it."""
 
 CHANNELS = {"channel": "pointer-to-missing", "channel that is gone": "pointer-to-missing"}
-"""What our own runbooks cure. They wait for Parameter Store, and have tests of their own: here, that they
+"""What our own runbooks fix. They wait for Parameter Store, and have tests of their own: here, that they
 take such a command."""
 
 DECIDED = {
@@ -99,7 +99,7 @@ DECIDED = {
 """What a person has to decide: the reason says so, and a command, where there is one, works."""
 
 ELSEWHERE = {"drifted", "unread", "not-asked-one-by-one"}
-"""Rules whose cures are tested in `test_findings`, in `test_drift`, or are no commands."""
+"""Rules whose fixes are tested in `test_findings`, in `test_drift`, or are no commands."""
 
 
 RUN = ("aws ", "vmsnix history ")
@@ -121,7 +121,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 
 class Story:
-    """One account with everything wrong that can be, before and after all cures."""
+    """One account with everything wrong that can be, before and after all fixes."""
 
     def __init__(self, aws: Sandbox) -> None:
         aws.prepare(bucket=BUCKET)
@@ -135,23 +135,23 @@ class Story:
         self.point()
         self.run_an_import()
         self.before = self.judged()
-        cures = {name: self.found(name, self.before).get("remediation", "") for name in {**CURED, **DECIDED}}
+        fixes = {name: self.found(name, self.before).get("remediation", "") for name in {**FIXED, **DECIDED}}
         aws.calls.clear()
-        self.refused = {name: shell(cure) for name, cure in cures.items() if "<" in cure}
+        self.refused = {name: shell(fix) for name, fix in fixes.items() if "<" in fix}
         self.changed = [name for name in aws.calls.names() if not name.startswith(("ec2:Describe", "sts:"))]
         # What is printed twice is pasted once.
-        texts = sorted({cure for cure in cures.values() if cure.startswith(RUN)})
+        texts = sorted({fix for fix in fixes.values() if fix.startswith(RUN)})
         with ThreadPoolExecutor(2) as pool:
-            done = dict(zip(texts, pool.map(lambda cure: shell(self.filled(cure)), texts), strict=True))
-        self.pasted = {name: done.get(cure) for name, cure in cures.items()}
+            done = dict(zip(texts, pool.map(lambda fix: shell(self.filled(fix)), texts), strict=True))
+        self.pasted = {name: done.get(fix) for name, fix in fixes.items()}
         aws.clock.advance(3600)
         self.after = self.judged()
 
-    def filled(self, cure: str) -> str:
-        """Return a cure as a person would complete it."""
+    def filled(self, fix: str) -> str:
+        """Return a fix as a person would complete it."""
         for hole, word in HOLES.items():
-            cure = cure.replace(hole, word or self.good)
-        return cure
+            fix = fix.replace(hole, word or self.good)
+        return fix
 
     def judged(self) -> pd.DataFrame:
         """Scan and judge, with eyes for everything."""
@@ -163,7 +163,7 @@ class Story:
 
     def found(self, name: str, findings: pd.DataFrame) -> dict[str, Any]:
         """Return what the rule says of a thing; empty where it does not find it."""
-        rule = {**CURED, **CHANNELS, **DECIDED}[name]
+        rule = {**FIXED, **CHANNELS, **DECIDED}[name]
         rows = findings[(findings["rule"] == rule) & (findings["resource_id"] == self.ids[name])]
         return {str(key): value for key, value in rows.iloc[0].items()} if len(rows) else {}
 
@@ -319,9 +319,9 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
 
 
-def complaint(cure: str) -> str:
+def complaint(fix: str) -> str:
     """Return why a command of ours does not exist; empty when it does."""
-    name, *words = [word for word in shlex.split(cure)[1:] if word != "run"]
+    name, *words = [word for word in shlex.split(fix)[1:] if word != "run"]
     if name in COMMANDS:
         return ""
     name = catalog.full_name(name)
@@ -338,40 +338,40 @@ def complaint(cure: str) -> str:
     return " ".join(sorted((given - known - answers) | loose))
 
 
-@pytest.mark.parametrize("name", CURED)
-def test_a_cure_ends_its_finding(story: Story, name: str) -> None:
+@pytest.mark.parametrize("name", FIXED)
+def test_a_fix_ends_its_finding(story: Story, name: str) -> None:
     before = story.found(name, story.before)
     assert before, "it was not found"
     done = story.pasted[name]
     assert done is not None, "there is no command"
-    assert done.returncode == 0, f"{before['cure']}\n{done.stderr}"
+    assert done.returncode == 0, f"{before['fix']}\n{done.stderr}"
     assert story.found(name, story.after) == {}, before["remediation"]
 
 
 @pytest.mark.parametrize(
-    ("name", "cure"),
+    ("name", "fix"),
     [
         ("channel", f"rollback --image api --channel stable --region {REGION} --regions {REGION}"),
         ("channel that is gone", f"promote --image api --channel candidate --region {REGION}"),
     ],
 )
-def test_a_channel_is_cured_by_our_own_runbooks(story: Story, name: str, cure: str) -> None:
+def test_a_channel_is_fixed_by_our_own_runbooks(story: Story, name: str, fix: str) -> None:
     found = story.found(name, story.before)
-    assert found["remediation"] == f"vmsnix {cure} --no-dry-run"
+    assert found["remediation"] == f"vmsnix {fix} --no-dry-run"
     assert complaint(found["remediation"]) == ""
-    assert complaint(f"vmsnix {cure} --no-dry-run no") == "no"
+    assert complaint(f"vmsnix {fix} --no-dry-run no") == "no"
 
 
 @pytest.mark.parametrize("name", DECIDED)
 def test_what_a_person_decides_is_said(story: Story, name: str) -> None:
     before = story.found(name, story.before)
     assert re.search("person|until then this stays|fix that first", before["reason"])
-    done, cure = story.pasted[name], before["remediation"]
-    if cure.startswith("vmsnix "):
-        assert complaint(cure) == ""
-    elif cure:
+    done, fix = story.pasted[name], before["remediation"]
+    if fix.startswith("vmsnix "):
+        assert complaint(fix) == ""
+    elif fix:
         assert done is not None
-        assert done.returncode == 0, f"{cure}\n{done.stderr}"
+        assert done.returncode == 0, f"{fix}\n{done.stderr}"
 
 
 def test_no_shell_accepts_a_hole(story: Story) -> None:
@@ -381,7 +381,7 @@ def test_no_shell_accepts_a_hole(story: Story) -> None:
 
 
 def test_every_rule_is_provoked() -> None:
-    assert {*CURED.values(), *DECIDED.values()} | ELSEWHERE == set(about())
+    assert {*FIXED.values(), *DECIDED.values()} | ELSEWHERE == set(about())
 
 
 def test_only_what_breaks_the_next_launch_is_critical(story: Story) -> None:
@@ -395,8 +395,8 @@ def test_only_what_breaks_the_next_launch_is_critical(story: Story) -> None:
     }
 
 
-def test_cures_leave_everything_else_alone(story: Story) -> None:
-    """What a public cure once destroyed: a text with more in it than an id."""
+def test_fixes_leave_everything_else_alone(story: Story) -> None:
+    """What a public fix once destroyed: a text with more in it than an id."""
     value = story.own.client("ssm").get_parameter(Name="/app/note")["Parameter"]["Value"]
     assert value.startswith(f"region={REGION},ami=ami-")
     assert "vmsnix/running.vhd" not in set(story.before["resource_id"])
