@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import TypeAlias
 
 SUM = 32  # bytes of a SHA-256
@@ -68,6 +69,28 @@ class Digests(Mapping[int, str]):
             whole._sums += sums[at * SUM : (at + 1) * SUM]
         return whole
 
+    @classmethod
+    def unpacked(cls, indices: array[int], sums: bytes) -> Digests:
+        """Return the digests that `packed` returned.
+
+        Raises
+        ------
+        ValueError
+            The indices do not ascend, or there is not one SHA-256 for each.
+        """
+        if len(sums) != len(indices) * SUM:
+            raise ValueError(f"{len(indices)} blocks have {len(sums)} bytes of digests")
+        for earlier, later in pairwise(indices):
+            if later <= earlier:
+                raise ValueError(f"block {later} comes after block {earlier}")
+        whole = cls()
+        whole._indices, whole._sums = indices, bytearray(sums)
+        return whole
+
+    def packed(self) -> tuple[array[int], bytes]:
+        """Return the indices, and their SHA-256 (32 bytes each) in the same order."""
+        return array("I", self._indices), bytes(self._sums)
+
     def __getitem__(self, index: int) -> str:
         at = bisect_left(self._indices, index)
         if at == len(self._indices) or self._indices[at] != index:
@@ -86,6 +109,11 @@ class Digests(Mapping[int, str]):
         for at, index in enumerate(self._indices):
             digest = self._sums[at * SUM : (at + 1) * SUM]
             yield index, "" if digest == NONE else digest.hex()
+
+    def raw(self) -> Iterator[tuple[int, bytes]]:
+        """Yield every index with its SHA-256 as 32 bytes, which are zero for a block of zeros."""
+        for at, index in enumerate(self._indices):
+            yield index, bytes(self._sums[at * SUM : (at + 1) * SUM])
 
     def __repr__(self) -> str:
         return f"<{len(self)} block digests>"

@@ -1,0 +1,58 @@
+"""The identity of a disk: one SHA-256 of what a volume made from it contains, whatever the container.
+
+docs/reference/identity.md defines it and has test vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.disk.digests import NONE, SUM
+from vmsnix_ops.disk.image import EBS_BLOCK, ZEROS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SCHEME = "vmsnix-disk-v1"
+"""Name of this definition. Another definition gets another name, so that two identities never mix."""
+
+BLOCK_BYTES = EBS_BLOCK
+
+ZERO = hashlib.sha256(ZEROS).digest()
+"""SHA-256 of a block of zeros."""
+
+_ENTRY = struct.Struct(">Q32s")
+
+
+def identity_of(blocks: Iterable[tuple[int, bytes]]) -> str:
+    """Return the identity of a disk, in hexadecimal.
+
+    Parameters
+    ----------
+    blocks
+        Index and SHA-256 (32 bytes) of blocks of `BLOCK_BYTES`, ascending. Blocks of zeros may be left out; a
+        digest of 32 zero bytes stands for one too. A last partial block is filled with zeros before it is
+        hashed.
+
+    Raises
+    ------
+    ValueError
+        The indices do not ascend, or a digest is not a SHA-256.
+
+    Examples
+    --------
+    >>> identity_of([])[:16] == identity_of([(7, ZERO)])[:16]
+    True
+    """
+    whole, last = hashlib.sha256(f"{SCHEME}\n".encode()), -1
+    for index, digest in blocks:
+        if index <= last:
+            raise ValueError(f"block {index} comes after block {last}")
+        if len(digest) != SUM:
+            raise ValueError(f"the digest of block {index} has {len(digest)} bytes instead of {SUM}")
+        last = index
+        if digest not in (ZERO, NONE):
+            whole.update(_ENTRY.pack(index, digest))
+    return whole.hexdigest()
