@@ -95,9 +95,14 @@ def is_local(address: Any) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def programs_can_be_interrupted() -> None:
-    """Undo what a shell does to background jobs: they, and all that they start, ignore Ctrl-C."""
+    """Let programs that tests start receive SIGINT and SIGHUP.
+
+    Child processes inherit ignored signals: shells ignore SIGINT for background jobs, `nohup` ignores SIGHUP.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda _number, _frame: None)  # a handler is not inherited
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -134,7 +134,7 @@ _PUBLIC_KEY = re.compile(
     re.DOTALL,
 )
 _AWS_ID = re.compile(r"[a-z]{1,12}(-[a-z]{2,4})?-(?:[0-9a-f]{17}|[0-9a-f]{8})")
-_RUN_ID = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9-]+-[0-9a-f]{6}")
+_RUN_ID = re.compile(r"\d{8}T\d{9}Z-[A-Za-z0-9-]+-[0-9a-f]{6}")
 _WORD, _TOKEN = re.compile(r"[A-Za-z0-9-]*"), re.compile(r"[\w./:@+~=-]*")
 _NAME = re.compile(r"[a-z0-9]+([-_./][a-z0-9]+)*|[A-Za-z]+([-_/][A-Za-z]+)*")  # of a resource or a folder
 _NOTE = "[secret removed: "

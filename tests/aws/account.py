@@ -47,7 +47,7 @@ def make_ami(
         tagging.IMAGE: image,
         tagging.DIGEST: digest,
         tagging.VERSION: version,
-        tagging.RUN: "20261122T213000Z-publish-ami-000000",
+        tagging.RUN: "20261122T213000025Z-publish-ami-000000",
         **(tags or {}),
     }
     volume = ec2.create_volume(AvailabilityZone=f"{region}a", Size=1, VolumeType="gp3")["VolumeId"]

@@ -104,7 +104,7 @@ def test_a_runbook_called_like_a_short_name_is_that_runbook(shelf: Shelf, say: S
 @pytest.mark.parametrize(
     ("option", "run_id"),
     [
-        (("--rollback", "20261125T193321Z-publish-ami-aca377"), "20261125T193321Z-publish-ami-aca377"),
+        (("--rollback", "20261125T193321433Z-publish-ami-aca377"), "20261125T193321433Z-publish-ami-aca377"),
         (("--rollback=abc", "--region", "eu-west-1"), "abc"),
         (("--dry-run", "--rollback"), "RUN"),
     ],
@@ -181,9 +181,9 @@ def test_a_word_without_a_name_is_refused_and_a_publish_is_undone_elsewhere(say:
     code, _, said = say("rollback", "stable")
     assert code == 2
     assert "'stable' is not an option. Use --name value for a parameter.\n" in said
-    code, _, said = say("rollback", "20261125T193321Z-publish-ami-aca377")
+    code, _, said = say("rollback", "20261125T193321433Z-publish-ami-aca377")
     assert code == 2
-    assert "vmsnix undo 20261125T193321Z-publish-ami-aca377" in said
+    assert "vmsnix undo 20261125T193321433Z-publish-ami-aca377" in said
 
 
 @pytest.mark.parametrize(

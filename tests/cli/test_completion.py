@@ -91,7 +91,7 @@ def test_runbooks_of_the_catalog_are_all_offered(offered: Callable[[str], list[s
 
 
 def test_ids_and_images_of_past_runs_are_offered(offered: Callable[[str], list[str]], tmp_path: Path) -> None:
-    run_id = "20261120T080000Z-publish-ami-0a0b0c"
+    run_id = "20261120T080000366Z-publish-ami-0a0b0c"
     folder = tmp_path / "archive" / run_id
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps({"parameters": {"image": "github:acme/images#router"}}))

@@ -106,7 +106,7 @@ def test_a_report_is_opened_in_the_browser(
 def test_a_run_on_the_sandbox_is_not_repeated_in_the_real_aws(shelf: Shelf, say: Say) -> None:
     ran = shelf.folder.parent / "ran"
     shelf.put("10-try-this.ipynb", f"open({str(ran)!r}, 'w').close()")
-    folder = shelf.archive / "20261120T080000Z-try-this-0a0b0c"
+    folder = shelf.archive / "20261120T080000366Z-try-this-0a0b0c"
     folder.mkdir(parents=True)
     entry = {"runbook": "try-this", "status": "done", "sandbox": "http://127.0.0.1:1", "parameters": {}}
     (folder / "result.json").write_text(json.dumps(entry))

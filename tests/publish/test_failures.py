@@ -401,7 +401,7 @@ def test_the_image_may_lie_about_its_own_place(plan, image):
 
 
 def test_an_undo_with_the_credentials_of_another_account_is_refused(aws):
-    folder = load().state / "runs" / "20261128T100000Z-publish-ami-0a1b2c"
+    folder = load().state / "runs" / "20261128T100000242Z-publish-ami-0a1b2c"
     folder.mkdir(parents=True)
     row = {"step": "upload", "status": "done", "region": REGION, "account": "111122223333"}
     (folder / "journal.jsonl").write_text(json.dumps(row | {"detail": {"digest": "d" * 64}}) + "\n")
@@ -410,7 +410,7 @@ def test_an_undo_with_the_credentials_of_another_account_is_refused(aws):
     assert aws.account in caught.value.why
 
 
-RUN, OTHER = "20261128T100000Z-publish-ami-0a1b2c", "20261128T100100Z-publish-ami-3d4e5f"
+RUN, OTHER = "20261128T100000242Z-publish-ami-0a1b2c", "20261128T100100743Z-publish-ami-3d4e5f"
 DIGEST = "d" * 64
 KEY = f"vmsnix/{DIGEST}.vhd"
 

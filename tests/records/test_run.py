@@ -59,7 +59,8 @@ def test_a_run_id_cannot_lead_out_of_a_folder(tmp_path: Path, run_id: str) -> No
 def test_run_ids_sort_by_time_and_differ() -> None:
     early = new_run_id("publish-ami", now=datetime(2026, 9, 1, tzinfo=UTC))
     late = new_run_id("audit", now=datetime(2026, 11, 1, tzinfo=UTC))
-    assert early < late
+    later = new_run_id("audit", now=datetime(2026, 11, 1, microsecond=1000, tzinfo=UTC))
+    assert early < late < later
     assert len({new_run_id("x") for _ in range(50)}) == 50
     assert re.fullmatch(r"[A-Za-z0-9-]+", new_run_id("../odd name/é"))
 

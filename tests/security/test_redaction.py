@@ -232,7 +232,7 @@ SURVIVORS = [
     "arn:aws:ssm:eu-central-1:012345678901:parameter/vmsnix/ecs-node/stable",
     "012345678901",
     "1,234,567 blocks, 42 AMIs, 99.5 %",
-    "20261128T183600Z-publish-ami-0a1b2c",
+    "20261128T183600238Z-publish-ami-0a1b2c",
     "eu-central-1",
     str(Path.cwd()),
     "sha256 " + "0123456789abcdef" * 4,

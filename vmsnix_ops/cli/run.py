@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmsnix_ops.records.run_context import NEW_RUN_ID
 from vmsnix_ops.runbooks import catalog, parameters
-from vmsnix_ops.runbooks.evidence.runs import RUN_ID
 from vmsnix_ops.text import echo, lines
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class RunbookCommand(click.Command):
         if not words or ctx.resilient_parsing:
             return words
         hint = ""
-        if RUN_ID.fullmatch(words[0]):
+        if NEW_RUN_ID.fullmatch(words[0]):
             hint = f" To undo an unfinished publish: vmsnix undo {words[0]}."
         elif words[0] == "help":
             hint = f" To list the options: {ctx.command_path} --help."

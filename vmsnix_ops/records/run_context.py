@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # A run id becomes a folder, a tag value and part of a key: nothing in it may lead out of a folder or look
 # like an option.
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NEW_RUN_ID = re.compile(r"(?P<started>\d{8}T\d{9}Z)-(?P<runbook>[A-Za-z0-9-]+)-[0-9a-f]{6}")
+"""Run IDs as `new_run_id` makes them; they sort by the time when the run started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class RunContext:
 
 
 def new_run_id(runbook: str, *, now: datetime | None = None) -> str:
-    """Return a fresh name for a run: when, what, and six random digits so that two at once differ.
+    """Return a new run ID: start time in milliseconds, runbook, and six random hexadecimal digits.
 
     Parameters
     ----------
@@ -62,11 +64,11 @@ def new_run_id(runbook: str, *, now: datetime | None = None) -> str:
     Examples
     --------
     >>> new_run_id("publish-ami", now=datetime(2026, 11, 22, 21, 30, tzinfo=UTC))[:-6]
-    '20261122T213000Z-publish-ami-'
+    '20261122T213000000Z-publish-ami-'
     """
     moment = datetime.now(UTC) if now is None else now.astimezone(UTC)
     word = re.sub(r"[^A-Za-z0-9]+", "-", runbook).strip("-")[:64] or "run"
-    return f"{moment:%Y%m%dT%H%M%SZ}-{word}-{secrets.token_hex(3)}"
+    return f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03}Z-{word}-{secrets.token_hex(3)}"
 
 
 def current_run(

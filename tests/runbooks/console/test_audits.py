@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ARCHIVE = "s3://evidence/runs"
 FINDINGS = b"severity,rule,account,created_at\nhigh,public,012345678901,2026-11-25T10:00:00+00:00\n"
-RUN = "20261125T100000Z-audit-inventory-0a1b2c"
+RUN = "20261125T100000998Z-audit-inventory-0a1b2c"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 VALUES = {
     "runbook": "publish-ami",
     "status": "done",
-    "run_id": "20261122T213000Z-publish-ami-abc123",
+    "run_id": "20261122T213000025Z-publish-ami-abc123",
     "seconds": 12.5,
     "ami_id": "ami-0123456789abcdef0",
     "failure": None,

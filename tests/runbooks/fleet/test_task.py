@@ -23,7 +23,7 @@ from vmsnix_ops.sandbox import sandbox
 if TYPE_CHECKING:
     from pathlib import Path
 
-FLEET = "20261125T000000Z-fleet-test-abcdef"
+FLEET = "20261125T000000227Z-fleet-test-abcdef"
 ELSEWHERE = Owner("other", "elsewhere", 1, "1", "elsewhere")
 
 

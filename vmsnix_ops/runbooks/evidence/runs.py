@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +22,7 @@ from vmsnix_ops import credentials, files
 from vmsnix_ops.errors import ArchiveError, RecordsError, UnknownRunError, nearest
 from vmsnix_ops.records import run_tables
 from vmsnix_ops.records.result import parse, runs_row
+from vmsnix_ops.records.run_context import NEW_RUN_ID
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor, remember, secret_values
 from vmsnix_ops.runbooks.evidence import archive, writing
@@ -35,9 +35,14 @@ if TYPE_CHECKING:
     from vmsnix_ops.settings import Settings
 
 
-RUN_ID = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9-]+-[0-9a-f]{6}")
 AT_ONCE = 16  # entries that are read from S3 side by side
 RUNNING, LOST, UNREADABLE = "running", "lost", "unreadable"
+
+
+def _runbook_of(run_id: str) -> str:
+    """Return the runbook that a run ID names; empty for the ID of another program."""
+    named = NEW_RUN_ID.fullmatch(run_id)
+    return named["runbook"] if named else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class Entry:
     @property
     def runbook(self) -> str:
         """Name of its runbook."""
-        return str(self.values.get("runbook") or self.run_id[17:-7])
+        return str(self.values.get("runbook") or _runbook_of(self.run_id))
 
     @property
     def parameters(self) -> Mapping[str, object]:
@@ -130,7 +135,7 @@ class Archive:
                     why=f"{error.strerror}.",
                     fix="Correct its permissions, or use another with --archive.",
                 ) from error
-        return sorted((name for name in names if RUN_ID.fullmatch(name)), reverse=True)
+        return sorted((name for name in names if NEW_RUN_ID.fullmatch(name)), reverse=True)
 
     def entries(
         self, *, runbook: str = "", image: str = "", status: str = "", ami: str = "", last: int | None = None
@@ -275,9 +280,8 @@ class Archive:
         try:
             return self._read(run_id)
         except ArchiveError as error:
-            return Entry(
-                run_id, {"run_id": run_id, "runbook": run_id[17:-7], "error": str(error)}, UNREADABLE
-            )
+            known = {"run_id": run_id, "runbook": _runbook_of(run_id), "error": str(error)}
+            return Entry(run_id, known, UNREADABLE)
 
     def _read(self, run_id: str) -> Entry | None:
         """Return a run; ``None`` when what looks like one has no entry.
@@ -427,21 +431,22 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> Repaired | N
     except OSError:
         content = None
     values = parse(content)
-    damaged = content is not None and not values and RUN_ID.fullmatch(path.name) is not None
+    named = NEW_RUN_ID.fullmatch(path.name)
+    damaged = content is not None and not values and named is not None
     before = values.get("status") or LOST, values.get("problems") or []
     unsaved = run_tables.has_unsaved(path)
     remote = archive is not None and archive.remote  # whole runs leave no local folder
     if not (unsaved or damaged or before[1] or before[0] == RUNNING or remote):
         return None
     problems = run_tables.save_again(path, tables)
-    if damaged:
+    if damaged and named:
         try:
             (path / archives.RESULT).rename(path / DAMAGED)
         except OSError as error:
             problems.append(f"{path / archives.RESULT} is damaged and cannot be renamed: {error.strerror}.")
             return Repaired(path.name, LOST, tuple(problems))
-        started = datetime.strptime(path.name[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-        values = {"run_id": path.name, "runbook": path.name[17:-7], "started_at": started.isoformat()}
+        started = datetime.strptime(named["started"], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
+        values = {"run_id": path.name, "runbook": named["runbook"], "started_at": started.isoformat()}
     if not values:
         return Repaired(path.name, LOST, tuple(problems))
     if values.get("status") in (None, RUNNING, LOST):
