@@ -235,10 +235,10 @@ def test_a_ceiling_that_cannot_be_is_refused(tmp_path: Path, value: str) -> None
 
 
 def test_the_retirement_policy_stands_in_the_file_and_in_variables(tmp_path: Path) -> None:
-    write(tmp_path, "retire_keep_last = 5\nretire_grace_days = 7.5\n")
-    assert load(tmp_path, {}).retirement == RetirementPolicy(keep_last=5, grace_days=7.5)
+    write(tmp_path, "retire_keep_last = 5\nretire_retention_days = 7.5\n")
+    assert load(tmp_path, {}).retirement == RetirementPolicy(keep_last=5, retention_days=7.5)
     given = {"VMSNIX_RETIRE_KEEP_LAST": "0", "VMSNIX_RETIRE_ORPHAN_DAYS": "1.5"}
-    wanted = RetirementPolicy(keep_last=0, grace_days=7.5, orphan_days=1.5)
+    wanted = RetirementPolicy(keep_last=0, retention_days=7.5, orphan_days=1.5)
     assert load(tmp_path, given).retirement == wanted
 
 

@@ -69,7 +69,7 @@ class RetirementPolicy:
     keep_last: int = 3
     min_age_days: float = 30
     launched_days: float = 30
-    grace_days: float = 14
+    retention_days: float = 14
     orphan_days: float = 7
     max_count: int = 25
 
@@ -135,7 +135,7 @@ class Settings:
         Keep AMIs that are younger.
     retire_launched_days
         Keep AMIs that launched an instance in the last days, so many. AWS reports launches a day late.
-    retire_grace_days
+    retire_retention_days
         How long a retired AMI or snapshot can be restored, before a later run deletes it.
     retire_orphan_days
         Age from which a snapshot without an AMI is an orphan. An unfinished publish may need a younger one.
@@ -165,7 +165,7 @@ class Settings:
     retire_keep_last: int
     retire_min_age_days: float
     retire_launched_days: float
-    retire_grace_days: float
+    retire_retention_days: float
     retire_orphan_days: float
     retire_max_count: int
 
@@ -244,7 +244,7 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         retire_keep_last=_take(given, "retire_keep_last", _whole(0, MOST_DAYS), _POLICY.keep_last),
         retire_min_age_days=_take(given, "retire_min_age_days", _days, _POLICY.min_age_days),
         retire_launched_days=_take(given, "retire_launched_days", _days, _POLICY.launched_days),
-        retire_grace_days=_take(given, "retire_grace_days", _days, _POLICY.grace_days),
+        retire_retention_days=_take(given, "retire_retention_days", _days, _POLICY.retention_days),
         retire_orphan_days=_take(given, "retire_orphan_days", _days, _POLICY.orphan_days),
         retire_max_count=_take(given, "retire_max_count", _whole(0, MOST_DAYS), _POLICY.max_count),
     )

@@ -412,7 +412,11 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
 def test_an_ami_that_is_being_retired_is_refused_with_the_command_that_frees_it(
     aws: Sandbox, ami: str, until: str, fix: str
 ) -> None:
-    mark = {tagging.RETIRED: "2026-01-01T00:00:00Z", tagging.GRACE_UNTIL: until, tagging.RETIRED_BY: "a-run"}
+    mark = {
+        tagging.RETIRED: "2026-01-01T00:00:00Z",
+        tagging.RETAINED_UNTIL: until,
+        tagging.RETIRED_BY: "a-run",
+    }
     aws.client("ec2").create_tags(Resources=[ami], Tags=tagging.to_list(mark))
     with pytest.raises(errors.RegistrationError, match=r"is being retired.*set by the run a-run") as caught:
         plan(ami=ami, channel="stable")

@@ -186,7 +186,7 @@ CHANGED = {
     "retire_keep_last": 8,
     "retire_min_age_days": 31.5,
     "retire_launched_days": 32.5,
-    "retire_grace_days": 33.5,
+    "retire_retention_days": 33.5,
     "retire_orphan_days": 34.5,
     "retire_max_count": 26,
 }

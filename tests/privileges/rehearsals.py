@@ -430,7 +430,13 @@ def _make_all(session: Any, place: policies.Place) -> None:
 
 def retire_by(session: Any, **changes: Any) -> None:
     """Do what a plan of this user says, and tell what went wrong."""
-    asked = {"regions": [REGION], "keep_last": 0, "min_age_days": 0, "grace_days": 0, "allow_shared": True}
+    asked = {
+        "regions": [REGION],
+        "keep_last": 0,
+        "min_age_days": 0,
+        "retention_days": 0,
+        "allow_shared": True,
+    }
     plan = retirement.plan(
         **{**asked, **changes},
         dry_run=False,

@@ -581,7 +581,7 @@ def scan(
     keep_last: int | None = None,
     min_age_days: float | None = None,
     launched_days: float | None = None,
-    grace_days: float | None = None,
+    retention_days: float | None = None,
     orphan_days: float | None = None,
     max_count: int | None = None,
     session: boto3.Session | None = None,
@@ -604,7 +604,7 @@ def scan(
         is no way to ask that of all at once, so elsewhere an AMI that nothing names is not called unused.
     deadline_minutes
         After so many minutes nothing more is asked; what was not read by then is told, as any other gap is.
-    keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count
+    keep_last, min_age_days, launched_days, retention_days, orphan_days, max_count
         The retirement policy; by default that of `vmsnix_ops.settings.Settings`. A retirement of the same
         account and regions with the same numbers decides as the audit does.
     session
@@ -630,7 +630,7 @@ def scan(
             "keep_last": keep_last,
             "min_age_days": min_age_days,
             "launched_days": launched_days,
-            "grace_days": grace_days,
+            "retention_days": retention_days,
             "orphan_days": orphan_days,
             "max_count": max_count,
         },

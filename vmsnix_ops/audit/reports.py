@@ -254,7 +254,7 @@ def check(
     keep_last: int | None = None,
     min_age_days: float | None = None,
     launched_days: float | None = None,
-    grace_days: float | None = None,
+    retention_days: float | None = None,
     orphan_days: float | None = None,
     max_count: int | None = None,
     known_accounts: Iterable[str] = (),
@@ -269,7 +269,7 @@ def check(
     ----------
     regions, accounts, buckets, one_by_one, deadline_minutes, session
         As for `vmsnix_ops.audit.inventory.scan`.
-    keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count
+    keep_last, min_age_days, launched_days, retention_days, orphan_days, max_count
         The retirement policy; by default that of `vmsnix_ops.settings.Settings`.
     known_accounts, packages, old_days
         As for `judge`.
@@ -296,7 +296,7 @@ def check(
         keep_last=keep_last,
         min_age_days=min_age_days,
         launched_days=launched_days,
-        grace_days=grace_days,
+        retention_days=retention_days,
         orphan_days=orphan_days,
         max_count=max_count,
         session=session,

@@ -6,7 +6,7 @@ is changed, and removed after everything is restored.
 
 ============================  ==========================================================================
 ``vmsnix:retired``            when (UTC); grace counts from there
-``vmsnix:grace-until``        from when on it may be removed for good
+``vmsnix:retained-until``        from when on it may be removed for good
 ``vmsnix:retired-by``         the run that retired it
 ``vmsnix:shared-with``        with whom it was shared; goes on in ``vmsnix:shared-with-2`` and so forth
 ``vmsnix:deprecated-before``  its deprecation date, or ``never``
@@ -53,7 +53,7 @@ MOST_PARTS = 10
 """Tags that may hold with whom something was shared; 19 accounts fit into each."""
 
 _MARKS = (
-    tagging.GRACE_UNTIL,
+    tagging.RETAINED_UNTIL,
     tagging.RETIRED_BY,
     tagging.DEPRECATED_BEFORE,
     tagging.RETIRED_WITH,
@@ -75,7 +75,7 @@ class Mark:
 
     Attributes
     ----------
-    at, grace_until
+    at, retained_until
         When it was retired, and from when on it may be removed; UTC.
     run_id
         The run that did it.
@@ -90,7 +90,7 @@ class Mark:
     """
 
     at: datetime
-    grace_until: datetime
+    retained_until: datetime
     run_id: str = ""
     shared_with: tuple[str, ...] = ()
     deprecated_before: datetime | None = None
@@ -102,7 +102,7 @@ class Mark:
         before = self.deprecated_before
         return {
             tagging.RETIRED: _text(self.at),
-            tagging.GRACE_UNTIL: _text(self.grace_until),
+            tagging.RETAINED_UNTIL: _text(self.retained_until),
             tagging.RETIRED_BY: self.run_id,
             tagging.DEPRECATED_BEFORE: _text(before) if before else NEVER,
             tagging.RETIRED_WITH: self.with_ami,
@@ -113,7 +113,7 @@ class Mark:
 
 def mark(tags: Mapping[str, str]) -> Mark | None:
     """Return what tags say of a retirement; ``None`` where there was none, or somebody changed the dates."""
-    at, until = _moment(tags.get(tagging.RETIRED, "")), _moment(tags.get(tagging.GRACE_UNTIL, ""))
+    at, until = _moment(tags.get(tagging.RETIRED, "")), _moment(tags.get(tagging.RETAINED_UNTIL, ""))
     if at is None or until is None:
         return None
     return Mark(
@@ -352,7 +352,7 @@ def retire_snapshot(ec2: EC2Client, snapshot_id: str, noted: Mark, ami: Ami | No
     known = mark(tags)
     own = Mark(
         noted.at,
-        noted.grace_until,
+        noted.retained_until,
         noted.run_id,
         _union(known.shared_with if known else (), shared.names()),
         with_ami=ami.ami_id if ami else "",

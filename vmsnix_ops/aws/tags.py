@@ -30,7 +30,7 @@ KEY = "vmsnix:kms-key"  # of a snapshot: the alias of the default key that it wa
 UEFI_DATA = "vmsnix:uefi-data"  # of an AMI registered with UEFI data: a digest of them
 SMOKE = "vmsnix:smoke"  # instances of smoke tests: the AMI that is tested
 RETIRED = "vmsnix:retired"  # what is retired: since when; see vmsnix_ops.aws.retiring
-GRACE_UNTIL = "vmsnix:grace-until"
+RETAINED_UNTIL = "vmsnix:retained-until"
 RETIRED_BY = "vmsnix:retired-by"
 SHARED_WITH = "vmsnix:shared-with"
 DEPRECATED_BEFORE = "vmsnix:deprecated-before"
@@ -48,7 +48,7 @@ OWN = (
     UEFI_DATA,
     SMOKE,
     RETIRED,
-    GRACE_UNTIL,
+    RETAINED_UNTIL,
     RETIRED_BY,
     SHARED_WITH,
     DEPRECATED_BEFORE,

@@ -21,7 +21,7 @@ COLUMNS = {
     "runs": ("started_at", "runbook", "status", "seconds", "image_name", "ami_id", "run_id"),
     "steps": ("started_at", "step", "status", "seconds", "bytes", "image", "region", "run_id"),
     "amis": ("created_at", "ami_id", "name", "region", "state", "size_gib", "public"),
-    "retirements": ("done_at", "action", "resource_id", "name", "region", "grace_until", "run_id"),
+    "retirements": ("done_at", "action", "resource_id", "name", "region", "retained_until", "run_id"),
 }
 """Columns that a terminal shows; ``--json`` and ``--csv`` give all."""
 

@@ -419,7 +419,7 @@ RETIREMENTS = Schema(
         ),
         Column("deprecated_before", "time", "Deprecation time before the retirement.", "UTC"),
         Column(
-            "grace_until",
+            "retained_until",
             "time",
             "End of the retention period; the resource can be restored until then.",
             "UTC",

@@ -67,7 +67,7 @@ def test_it_stays_until_its_grace_is_over_and_then_goes_with_all_its_snapshots(f
     ami, other = fleet.ami(devices=3), fleet.ami("other", days=1)
     kept = fleet.held(other)
     assert len(fleet.held(ami)) == 3
-    fleet.apply(grace_days=14)
+    fleet.apply(retention_days=14)
     soon = fleet.plan(now=fleet.later(13))
     assert "can be restored until" in why(soon, ami)
     result = fleet.apply(now=fleet.later(15), min_age_days=30)
@@ -244,7 +244,7 @@ def test_restoring_an_ami_whose_snapshot_is_gone_says_so(fleet: Fleet) -> None:
 
 def test_grace_counts_from_when_an_ami_is_retired_and_not_from_its_plan(fleet: Fleet) -> None:
     ami, orphan = fleet.ami(), fleet.snapshot(tags={tagging.DIGEST: "d"})
-    plan = fleet.plan(now=datetime.now(UTC) - timedelta(days=20), grace_days=14)
+    plan = fleet.plan(now=datetime.now(UTC) - timedelta(days=20), retention_days=14)
     plan.apply()
     soon = fleet.plan(now=fleet.later(13))
     assert "can be restored until" in why(soon, ami)

@@ -260,7 +260,7 @@ def test_an_ami_of_another_account_is_refused(fleet: Fleet) -> None:
     ("wrong", "said"),
     [
         ({"keep_last": -1}, "Invalid keep_last -1"),
-        ({"grace_days": float("nan")}, "Invalid grace_days nan"),
+        ({"retention_days": float("nan")}, "Invalid retention_days nan"),
         ({"action": "destroy"}, "retire or restore"),
         ({"regions": ["eu-wset-1"]}, "eu-west-1"),
         ({"amis": ["web-1"]}, "'web-1' is not the id of an AMI"),

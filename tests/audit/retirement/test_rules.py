@@ -126,7 +126,7 @@ rule_sets = st.builds(
     keep_last=st.integers(0, 2),
     min_age_days=st.integers(0, 40),
     launched_days=st.integers(0, 60),
-    grace_days=st.integers(0, 30),
+    retention_days=st.integers(0, 30),
     max_count=st.integers(0, 12),
     allow_shared=st.booleans(),
 )
@@ -159,7 +159,7 @@ def test_nothing_goes_that_any_rule_keeps(view: Region, rules: Rules) -> None:
             mark = retiring.mark(ami.tags)
             assert ami.state == "disabled"
             assert mark is not None
-            assert mark.grace_until <= NOW
+            assert mark.retained_until <= NOW
 
 
 @settings(deadline=None)

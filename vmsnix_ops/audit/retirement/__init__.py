@@ -53,7 +53,7 @@ def plan(
     keep_last: int | None = None,
     min_age_days: float | None = None,
     launched_days: float | None = None,
-    grace_days: float | None = None,
+    retention_days: float | None = None,
     orphan_days: float | None = None,
     max_count: int | None = None,
     allow_shared: bool = False,
@@ -74,7 +74,7 @@ def plan(
         ``"retire"``, or ``"restore"`` for what is retired: all of it, or `images` or `amis` of it.
     regions
         Where; ``["all"]`` for every enabled one, by default the settings' region, else AWS's own.
-    keep_last, min_age_days, launched_days, grace_days, orphan_days, max_count
+    keep_last, min_age_days, launched_days, retention_days, orphan_days, max_count
         The retirement policy; by default that of `vmsnix_ops.settings.Settings`.
     allow_shared, orphans, images, amis
         As for `vmsnix_ops.audit.retirement.decisions.Rules`.
@@ -104,7 +104,7 @@ def plan(
             "keep_last": keep_last,
             "min_age_days": min_age_days,
             "launched_days": launched_days,
-            "grace_days": grace_days,
+            "retention_days": retention_days,
             "orphan_days": orphan_days,
             "max_count": max_count,
         },

@@ -654,7 +654,7 @@ class _Doing:
         )
 
     def _retire(self, ami: Ami, references: References) -> Outcome:
-        grace = timedelta(days=self.plan.rules.grace_days)
+        grace = timedelta(days=self.plan.rules.retention_days)
         noted = retiring.note(self.ec2, ami, run_id=self.run_id, at=self.now, grace=grace)
         if ami.state != "disabled":  # nobody can begin to use what is disabled
             try:
@@ -680,10 +680,10 @@ class _Doing:
             "retired",
             shared_with=list(noted.shared_with),
             deprecated_before=noted.deprecated_before,
-            grace_until=noted.grace_until,
+            retained_until=noted.retained_until,
         )
         self._record_ami(ami)
-        return Outcome(self.one, "retired", f"can be restored until {noted.grace_until:%Y-%m-%d}")
+        return Outcome(self.one, "retired", f"can be restored until {noted.retained_until:%Y-%m-%d}")
 
     def _used_now(self, ami: Ami) -> str:
         """Return which promotions and smoke tests have begun with an AMI since it was marked, in words.
@@ -803,10 +803,10 @@ class _Doing:
             return Outcome(one, "restored")
         if one.action == "delete":
             return self._delete_snapshot(seen.snapshot, seen.plain)
-        until = self.now + timedelta(days=self.plan.rules.grace_days)
+        until = self.now + timedelta(days=self.plan.rules.retention_days)
         noted = retiring.Mark(self.now, until, self.run_id)
         noted = retiring.retire_snapshot(self.ec2, snapshot_id, noted)
-        self._record("retired", shared_with=list(noted.shared_with), grace_until=until)
+        self._record("retired", shared_with=list(noted.shared_with), retained_until=until)
         return Outcome(one, "retired", f"is kept until {until:%Y-%m-%d}")
 
     def _snapshot_now(self) -> _SnapshotNow:

@@ -407,8 +407,8 @@ class _Region:
         known = retiring.mark(ami.tags)
         retired = known is not None and ami.state == "disabled"
         staying = [*self._used(ami), *self._wanted(ami, retired=retired)]
-        if known is not None and retired and self.now < known.grace_until:
-            staying.append(f"retired on {_day(known.at)}, can be restored until {_day(known.grace_until)}")
+        if known is not None and retired and self.now < known.retained_until:
+            staying.append(f"retired on {_day(known.at)}, can be restored until {_day(known.retained_until)}")
         if retired or ami.state == "failed":
             staying += self._locked(ami.ami_id)
         if tagging.RESTORING in ami.tags:
@@ -426,7 +426,7 @@ class _Region:
         if known is not None and retired:
             return "delete", [
                 f"retired on {_day(known.at)}",
-                f"grace ended on {_day(known.grace_until)}",
+                f"grace ended on {_day(known.retained_until)}",
                 "nothing uses it",
             ]
         return "retire", self._why(ami, again=known is not None)
@@ -525,8 +525,8 @@ class _Region:
             staying.append(
                 f"made {age} ago, less than {_days(rules.orphan_days)}: a publish may go on with it"
             )
-        if known is not None and self.now < known.grace_until:
-            staying.append(f"retired on {_day(known.at)}, is kept until {_day(known.grace_until)}")
+        if known is not None and self.now < known.retained_until:
+            staying.append(f"retired on {_day(known.at)}, is kept until {_day(known.retained_until)}")
         if known is not None:
             staying += self._locked(snapshot.snapshot_id)
         if tagging.RESTORING in snapshot.tags:
@@ -537,7 +537,7 @@ class _Region:
         if known is not None and known.with_ami:
             return "delete", [f"left behind by {known.with_ami}, which is gone", "its grace is over"]
         if known is not None:
-            return "delete", ["no AMI holds it", f"grace ended on {_day(known.grace_until)}"]
+            return "delete", ["no AMI holds it", f"grace ended on {_day(known.retained_until)}"]
         if snapshot.state != "completed":
             return "delete", [f"it is {snapshot.state}: an upload or import that did not end well"]
         return "retire", ["no AMI holds it", f"made {self._age(snapshot.created_at)} ago"]
