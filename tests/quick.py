@@ -166,9 +166,9 @@ def pause_briefly(patch: pytest.MonkeyPatch) -> None:
     """Shorten the pauses between two looks, between two tries, and before what AWS may not show yet."""
     from botocore.retries.standard import ExponentialBackoff
 
-    from vmsnix_ops.aws import imports, retiring, waiting
+    from vmsnix_ops.aws import imports, polling, retiring
 
-    patch.setattr(waiting.Pace.__init__, "__defaults__", (0.1, 0.5, 1.4, 90.0))
+    patch.setattr(polling.Pace.__init__, "__defaults__", (0.1, 0.5, 1.4, 90.0))
     patch.setattr(ExponentialBackoff.__init__, "__defaults__", (0.2, *_rest(ExponentialBackoff)))
     patch.setattr(imports, "SEEN_SECONDS", 0.3)
     patch.setattr(retiring, "PAUSES", (0.0,) * len(retiring.PAUSES))

@@ -138,7 +138,7 @@ def test_every_package_has_a_layer() -> None:
         ("vmsnix_ops.errors", "from vmsnix_ops import publish"),
         ("vmsnix_ops.sandbox.server", "from vmsnix_ops.errors import VmsnixError"),
         ("vmsnix_ops.runbooks.execution.execute", "from vmsnix_ops import sandbox"),
-        ("vmsnix_ops.aws.waiting", "if TYPE_CHECKING:\n    from vmsnix_ops.runbooks import catalog"),
+        ("vmsnix_ops.aws.polling", "if TYPE_CHECKING:\n    from vmsnix_ops.runbooks import catalog"),
         ("vmsnix_ops.publish._plan", "import importlib\nimportlib.import_module('vmsnix_ops.cli')"),
     ],
 )
@@ -153,7 +153,7 @@ def test_an_import_from_above_is_found(module: str, source: str, tmp_path: Path)
     [
         ("vmsnix_ops.sandbox.ec2.imports", "from vmsnix_ops.disk.formats import open_image"),
         ("vmsnix_ops.cli", "from vmsnix_ops.sandbox import sandbox"),
-        ("vmsnix_ops.aws.images", "from vmsnix_ops.aws import session\nfrom .waiting import wait"),
+        ("vmsnix_ops.aws.images", "from vmsnix_ops.aws import session\nfrom .polling import wait"),
         ("vmsnix_ops.publish._plan", "from vmsnix_ops import __version__, disk, nix, records"),
         ("vmsnix_ops.progress", "from vmsnix_ops.progress import widget_face"),
     ],

@@ -13,8 +13,8 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import pages
+from vmsnix_ops.aws.polling import Pace, Sighting, wait
 from vmsnix_ops.aws.session import calling, code_of, retrying
-from vmsnix_ops.aws.waiting import Pace, Sighting, wait
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:

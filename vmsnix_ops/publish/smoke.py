@@ -20,7 +20,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import channels, instances, snapshots
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.waiting import Pace, Sighting, wait
+from vmsnix_ops.aws.polling import Pace, Sighting, wait
 from vmsnix_ops.display import Displayed, Shown, seconds, shown
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.home import checked_home

@@ -20,8 +20,8 @@ from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal, alone
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.ebs_direct.worker import THROTTLED
 from vmsnix_ops.aws.iam.permissions import denied_action, needs
+from vmsnix_ops.aws.polling import Sighting, wait
 from vmsnix_ops.aws.session import calling, client, retrying
-from vmsnix_ops.aws.waiting import Sighting, wait
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.image import ZEROS
 from vmsnix_ops.disk.survey import block_digests, changed, identify, open_identified, still_identified

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws.waiting import Pace, Sighting, wait
+from vmsnix_ops.aws.polling import Pace, Sighting, wait
 from vmsnix_ops.progress import Progress
 
 QUICK = Pace(quickest=0.001, slowest=0.002)
@@ -87,7 +87,7 @@ def test_it_looks_gently_in_the_middle_and_quickly_near_the_end():
 
 
 def test_a_step_that_knows_earlier_work_moves_between_two_looks(monkeypatch):
-    monkeypatch.setattr("vmsnix_ops.aws.waiting.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("vmsnix_ops.aws.polling.TICK_SECONDS", 0.01)
     events = []
     with Progress(events.append).step("import", total=100, unit="percent") as step:
         step.expect(lambda elapsed: 60.0 - elapsed)
