@@ -163,12 +163,12 @@ def keep_bytecode(patch: pytest.MonkeyPatch) -> None:
 
 
 def pause_briefly(patch: pytest.MonkeyPatch) -> None:
-    """Shorten the pauses between two looks, between two tries, and before what AWS may not show yet."""
+    """Shorten the pauses between two reads, between two attempts, and before reads that may be stale."""
     from botocore.retries.standard import ExponentialBackoff
 
     from vmsnix_ops.aws import imports, polling, retiring
 
-    patch.setattr(polling.Pace.__init__, "__defaults__", (0.1, 0.5, 1.4, 90.0))
+    patch.setattr(polling.PollInterval.__init__, "__defaults__", (0.1, 0.5, 1.4, 90.0))
     patch.setattr(ExponentialBackoff.__init__, "__defaults__", (0.2, *_rest(ExponentialBackoff)))
     patch.setattr(imports, "SEEN_SECONDS", 0.3)
     patch.setattr(retiring, "PAUSES", (0.0,) * len(retiring.PAUSES))

@@ -1,57 +1,62 @@
-"""The one waiter."""
+"""Polling a resource: when it ends, what it shows, how long it waits."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws.polling import Pace, Sighting, wait
+from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
 from vmsnix_ops.progress import Progress
 
-QUICK = Pace(quickest=0.001, slowest=0.002)
+QUICK = PollInterval(shortest=0.001, longest=0.002)
 
 
-def looks(*sightings):
-    left = list(sightings)
-    return lambda: left.pop(0) if len(left) > 1 else left[0]
-
-
-def test_it_ends_when_the_work_is_done():
-    seen = wait(
-        looks(Sighting("waiting", 1), Sighting("waiting", 2), Sighting("done", 3)),
-        what="x",
-        deadline=10,
-        pace=QUICK,
+def poll_results(
+    *results: PollResult[Any],
+    what: str = "x",
+    deadline: float = 10,
+    interval: PollInterval = QUICK,
+    step=None,
+) -> PollResult[Any]:
+    """Poll a resource whose reads return these results in turn, and the last one again and again."""
+    left = list(results)
+    return poll(
+        lambda: left.pop(0) if len(left) > 1 else left[0],
+        what=what,
+        deadline=deadline,
+        interval=interval,
+        step=step,
     )
-    assert (seen.outcome, seen.value) == ("done", 3)
+
+
+def test_it_ends_when_the_resource_is_done():
+    result = poll_results(PollResult("waiting", 1), PollResult("waiting", 2), PollResult("done", 3))
+    assert (result.outcome, result.value) == ("done", 3)
 
 
 def test_it_ends_at_once_on_a_failure_and_keeps_the_message():
-    seen = wait(
-        looks(Sighting("failed", None, state="deleted", message="why")), what="x", deadline=10, pace=QUICK
-    )
-    assert (seen.outcome, seen.state, seen.message) == ("failed", "deleted", "why")
+    result = poll_results(PollResult("failed", None, state="deleted", message="why"))
+    assert (result.outcome, result.state, result.message) == ("failed", "deleted", "why")
 
 
-def test_a_deadline_tells_the_last_state_and_that_it_goes_on():
+def test_the_error_at_the_deadline_has_the_last_state_and_says_that_it_continues():
     with pytest.raises(errors.DeadlineError, match=r"the import x.*still active: converting.*Run the same"):
-        wait(
-            looks(Sighting("waiting", None, state="active", message="converting")),
+        poll_results(
+            PollResult("waiting", None, state="active", message="converting"),
             what="the import x",
             deadline=0.01,
-            pace=QUICK,
         )
 
 
 def test_progress_is_shown():
     events = []
     with Progress(events.append).step("import", total=100, unit="percent") as step:
-        wait(
-            looks(Sighting("waiting", None, 30.0, "active", "converting"), Sighting("done", None, 100.0)),
-            what="x",
-            deadline=10,
+        poll_results(
+            PollResult("waiting", None, 30.0, "active", "converting"),
+            PollResult("done", None, 100.0),
             step=step,
-            pace=QUICK,
         )
     assert [(e.done, e.message) for e in events if e.kind == "advanced"] == [
         (30.0, "active converting"),
@@ -59,44 +64,34 @@ def test_progress_is_shown():
     ]
 
 
-def test_a_state_without_progress_is_told_once():
+def test_an_unchanged_state_without_progress_is_shown_once():
     events = []
     with Progress(events.append).step("register") as step:
-        wait(
-            looks(
-                Sighting("waiting", 1, state="pending"),
-                Sighting("waiting", 1, state="pending"),
-                Sighting("done", 1),
-            ),
-            what="x",
-            deadline=10,
-            step=step,
-            pace=QUICK,
-        )
+        pending = PollResult("waiting", 1, state="pending")
+        poll_results(pending, pending, PollResult("done", 1), step=step)
     assert [e.message for e in events if e.kind == "message"] == ["pending"]
 
 
-def test_it_looks_gently_in_the_middle_and_quickly_near_the_end():
-    pace = Pace(quickest=1, slowest=15, growth=2)
+def test_intervals_grow_in_the_middle_and_shrink_near_the_end():
+    interval = PollInterval(shortest=1, longest=15, growth=2)
     pauses = [1.0]
     for percent in (0, 10, 30, 50, 70, 80, 95, 96, 97, 99, 99):
-        pauses.append(pace.next(pauses[-1], percent))
+        pauses.append(interval.next(pauses[-1], percent))
     assert max(pauses) == 15
     assert pauses[-1] == 1
     assert min(pauses) >= 1
 
 
-def test_a_step_that_knows_earlier_work_moves_between_two_looks(monkeypatch):
+def test_a_step_with_a_forecast_is_updated_between_two_reads(monkeypatch):
     monkeypatch.setattr("vmsnix_ops.aws.polling.TICK_SECONDS", 0.01)
     events = []
     with Progress(events.append).step("import", total=100, unit="percent") as step:
         step.expect(lambda elapsed: 60.0 - elapsed)
-        wait(
-            looks(Sighting("waiting", None, 32.0, "active", "validated"), Sighting("done", None, 100.0)),
-            what="x",
-            deadline=10,
+        poll_results(
+            PollResult("waiting", None, 32.0, "active", "validated"),
+            PollResult("done", None, 100.0),
+            interval=PollInterval(shortest=0.05),
             step=step,
-            pace=Pace(quickest=0.05),
         )
     moved = [event for event in events if event.kind == "advanced"]
     assert len(moved) > 3
@@ -106,14 +101,8 @@ def test_a_step_that_knows_earlier_work_moves_between_two_looks(monkeypatch):
     assert {event.message for event in moved[:-1]} == {"active validated (32 % by AWS)"}
 
 
-def test_a_step_that_knows_nothing_pauses_in_silence():
+def test_a_step_without_a_forecast_is_not_updated_between_two_reads():
     events = []
     with Progress(events.append).step("import", total=100, unit="percent") as step:
-        wait(
-            looks(Sighting("waiting", None, 32.0), Sighting("done", None, 100.0)),
-            what="x",
-            deadline=10,
-            step=step,
-            pace=QUICK,
-        )
+        poll_results(PollResult("waiting", None, 32.0), PollResult("done", None, 100.0), step=step)
     assert [event.done for event in events if event.kind == "advanced"] == [32.0, 100.0]

@@ -16,7 +16,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import images, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.polling import Pace, Sighting, wait
+from vmsnix_ops.aws.polling import PollResult, poll
 from vmsnix_ops.aws.session import calling, code_of, retrying
 
 if TYPE_CHECKING:
@@ -146,7 +146,6 @@ def copy(
     wanted: Copy,
     *,
     step: Step | None = None,
-    pace: Pace | None = None,
     still_wanted: Callable[[], None] = lambda: None,
 ) -> tuple[Ami, StepOutcome]:
     """Make the copy, or find it, and wait until it is available.
@@ -161,8 +160,8 @@ def copy(
         Of the region that the copy goes to.
     wanted
         Which copy.
-    step, pace
-        Where progress is shown, and how often to look.
+    step
+        Where progress is shown.
     still_wanted
         Called between two looks; it raises when the operator asked to stop.
 
@@ -181,7 +180,7 @@ def copy(
         ami_id, outcome = _begin(ec2, wanted, step, still_wanted), "created"
     else:
         ami_id = existing.ami_id
-    ami = _available(ec2, ami_id, step, pace or Pace(), still_wanted)
+    ami = _available(ec2, ami_id, step, still_wanted)
     if existing is not None and existing.state != "available":
         images.check_same(ami, digest=wanted.source.digest, facts=_facts(wanted.source))
     for snapshot in snapshots.check_whole(ec2, ami):
@@ -244,23 +243,21 @@ def _must_find(ec2: EC2Client, wanted: Copy) -> Ami:
     return found
 
 
-def _available(
-    ec2: EC2Client, ami_id: str, step: Step | None, pace: Pace, still_wanted: Callable[[], None]
-) -> Ami:
-    def look() -> Sighting[Ami]:
+def _available(ec2: EC2Client, ami_id: str, step: Step | None, still_wanted: Callable[[], None]) -> Ami:
+    def read() -> PollResult[Ami]:
         still_wanted()
         ami = images.describe(ec2, ami_id)
         if ami.state == "available":
-            return Sighting("done", ami, 100.0, ami.state)
+            return PollResult("done", ami, 100.0, ami.state)
         parts = snapshots.find(ec2, ami.snapshot_ids)
         bad = [part for part in parts.values() if part.state == "error"]
         if bad or ami.state not in ("pending", "transient"):
-            return Sighting("failed", ami, None, ami.state, bad[0].message if bad else "")
+            return PollResult("failed", ami, None, ami.state, bad[0].message if bad else "")
         percent = min((part.percent for part in parts.values()), default=0.0)
-        return Sighting("waiting", ami, min(percent, 99.0), ami.state)
+        return PollResult("waiting", ami, min(percent, 99.0), ami.state)
 
     what = f"the copy {ami_id} in {ec2.meta.region_name}"
-    seen = wait(look, what=what, deadline=COPY_SECONDS, step=step, pace=pace)
+    seen = poll(read, what=what, deadline=COPY_SECONDS, step=step)
     if seen.outcome == "failed":
         raise _failure(seen.value, seen.message)
     return seen.value

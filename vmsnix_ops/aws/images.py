@@ -13,7 +13,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import pages
-from vmsnix_ops.aws.polling import Pace, Sighting, wait
+from vmsnix_ops.aws.polling import PollResult, poll
 from vmsnix_ops.aws.session import calling, code_of, retrying
 from vmsnix_ops.progress import counted
 
@@ -471,7 +471,6 @@ def register(
     digest: str,
     snapshot_gib: int = 0,
     step: Step | None = None,
-    pace: Pace | None = None,
 ) -> tuple[Ami, StepOutcome]:
     """Register an AMI, or find it, and wait until it is available.
 
@@ -507,7 +506,7 @@ def register(
     if existing is not None:
         check_same(existing, digest=digest, facts=wanted)
         ami_id = existing.ami_id
-    made = wait_available(ec2, ami_id, step=step, pace=pace)
+    made = wait_available(ec2, ami_id, step=step)
     if existing is not None and existing.state != "available":
         check_same(made, digest=digest, facts=wanted)
     return made, outcome
@@ -707,7 +706,7 @@ def restoring(ami: Ami) -> str:
 
 
 @needs("ec2:DescribeImages")
-def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None, pace: Pace | None = None) -> Ami:
+def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None) -> Ami:
     """Wait until an AMI is available, and return it.
 
     Raises
@@ -718,19 +717,17 @@ def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None, pac
         It was still pending after `AVAILABLE_SECONDS`.
     """
 
-    def look() -> Sighting[Ami]:
+    def read() -> PollResult[Ami]:
         ami = describe(ec2, ami_id)
         outcome: Literal["waiting", "done", "failed"] = "waiting"
         if ami.state == "available":
             outcome = "done"
         elif ami.state in FAILED | {"disabled"}:
             outcome = "failed"
-        return Sighting(outcome, ami, None, ami.state)
+        return PollResult(outcome, ami, None, ami.state)
 
     try:
-        seen = wait(
-            look, what=f"the AMI {ami_id}", deadline=AVAILABLE_SECONDS, step=step, pace=pace or Pace()
-        )
+        seen = poll(read, what=f"the AMI {ami_id}", deadline=AVAILABLE_SECONDS, step=step)
     except errors.DeadlineError as error:
         command = f"aws ec2 deregister-image --image-id {ami_id} --region {ec2.meta.region_name}"
         raise errors.DeadlineError(

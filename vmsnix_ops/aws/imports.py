@@ -16,7 +16,7 @@ from vmsnix_ops.aws import keys, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import pages
-from vmsnix_ops.aws.polling import Pace, Sighting, wait
+from vmsnix_ops.aws.polling import PollResult, poll
 from vmsnix_ops.aws.session import calling, code_of, retrying
 
 if TYPE_CHECKING:
@@ -222,7 +222,6 @@ def import_snapshot(
     tags: Mapping[str, str],
     check: Callable[[], None] = lambda: None,
     step: Step | None = None,
-    pace: Pace | None = None,
 ) -> ImportedSnapshot:
     """Import an object as a snapshot, or find the one that was made of it.
 
@@ -239,8 +238,8 @@ def import_snapshot(
     check
         Raises when the object holds other bytes than those of the digest. AWS reads it again for each import,
         some time after it was asked to, so this is called before each and after the one that succeeded.
-    step, pace
-        Where progress is shown, and how often to look.
+    step
+        Where progress is shown.
 
     Raises
     ------
@@ -260,7 +259,7 @@ def import_snapshot(
     for _ in range(MOST_ATTEMPTS):
         check()
         task = running or _start(ec2, source, digest=digest, attempt=attempt, tags=tags)
-        last = _follow(ec2, task.task_id, step, pace or Pace()).value
+        last = _follow(ec2, task.task_id, step).value
         if last.status not in FAILED:
             _check_imported(ec2, last, check)
             # A task that another publisher started is that publisher's, and so is its snapshot.
@@ -424,8 +423,8 @@ def _refused(error: ClientError, source: Source) -> Exception:
     return error
 
 
-def _follow(ec2: EC2Client, task_id: str, step: Step | None, pace: Pace) -> Sighting[ImportTask]:
-    def look() -> Sighting[ImportTask]:
+def _follow(ec2: EC2Client, task_id: str, step: Step | None) -> PollResult[ImportTask]:
+    def read() -> PollResult[ImportTask]:
         with calling(f"read the import {task_id}"):
             # A task is not always listed in the first moments after it was started.
             answer = retrying(
@@ -441,9 +440,9 @@ def _follow(ec2: EC2Client, task_id: str, step: Step | None, pace: Pace) -> Sigh
             outcome = "failed"
         elif task.status == "completed" and task.snapshot_id:
             outcome = "done"
-        return Sighting(outcome, task, task.percent, task.status, task.message)
+        return PollResult(outcome, task, task.percent, task.status, task.message)
 
-    return wait(look, what=f"the import {task_id}", deadline=DEADLINE_SECONDS, step=step, pace=pace)
+    return poll(read, what=f"the import {task_id}", deadline=DEADLINE_SECONDS, step=step)
 
 
 def _finish(ec2: EC2Client, task: ImportTask, tags: Mapping[str, str], *, reused: bool) -> ImportedSnapshot:
@@ -479,9 +478,7 @@ def _tag(ec2: EC2Client, snapshot_id: str, tags: Mapping[str, str]) -> None:
 
 
 @needs("ec2:DescribeSnapshots")
-def wait_for_snapshot(
-    ec2: EC2Client, snapshot_id: str, *, step: Step | None = None, pace: Pace | None = None
-) -> int:
+def wait_for_snapshot(ec2: EC2Client, snapshot_id: str, *, step: Step | None = None) -> int:
     """Wait until a snapshot is completed and return its size in GiB.
 
     Raises
@@ -490,7 +487,7 @@ def wait_for_snapshot(
         With the snapshot's ``StateMessage``.
     """
 
-    def look() -> Sighting[SnapshotTypeDef]:
+    def read() -> PollResult[SnapshotTypeDef]:
         with calling(f"read the snapshot {snapshot_id}"):
             answer = retrying(
                 lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
@@ -505,15 +502,14 @@ def wait_for_snapshot(
         elif state == "completed":
             outcome = "done"
         percent = float((snapshot.get("Progress") or "0").rstrip("%"))
-        return Sighting(outcome, snapshot, percent, state, snapshot.get("StateMessage", ""))
+        return PollResult(outcome, snapshot, percent, state, snapshot.get("StateMessage", ""))
 
     try:
-        seen = wait(
-            look,
+        seen = poll(
+            read,
             what=f"the snapshot {snapshot_id}",
             deadline=DEADLINE_SECONDS,
             step=step,
-            pace=pace or Pace(),
         )
     except errors.AwsError as error:
         if error.code != "InvalidSnapshot.NotFound":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.polling import Pace, Sighting, wait
+from vmsnix_ops.aws.polling import PollResult, poll
 from vmsnix_ops.aws.session import calling, code_of, retrying
 
 if TYPE_CHECKING:
@@ -229,9 +229,7 @@ def describe(ec2: EC2Client, instance_id: str) -> Instance:
     return _read(answer["Reservations"][0]["Instances"][0])
 
 
-def wait_running(
-    ec2: EC2Client, instance_id: str, *, step: Step | None = None, pace: Pace | None = None
-) -> Instance:
+def wait_running(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -> Instance:
     """Wait until an instance runs.
 
     Raises
@@ -240,25 +238,21 @@ def wait_running(
         It ended instead; with AWS's reason.
     """
 
-    def look() -> Sighting[Instance]:
+    def read() -> PollResult[Instance]:
         one = describe(ec2, instance_id)
         outcome: Literal["waiting", "done", "failed"] = "failed"
         if one.state in COMING:
             outcome = "done" if one.state == "running" else "waiting"
-        return Sighting(outcome, one, None, one.state)
+        return PollResult(outcome, one, None, one.state)
 
-    seen = wait(
-        look, what=f"the instance {instance_id}", deadline=RUNNING_SECONDS, step=step, pace=pace or Pace()
-    )
+    seen = poll(read, what=f"the instance {instance_id}", deadline=RUNNING_SECONDS, step=step)
     if seen.outcome == "failed":
         raise _ended(seen.value)
     return seen.value
 
 
 @needs("ec2:DescribeInstances", "ec2:DescribeInstanceStatus")
-def wait_checks(
-    ec2: EC2Client, instance_id: str, *, step: Step | None = None, pace: Pace | None = None
-) -> None:
+def wait_checks(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -> None:
     """Wait until both status checks of an instance are ``ok``.
 
     Raises
@@ -267,13 +261,13 @@ def wait_checks(
         A check failed (``impaired``), or the instance ended.
     """
 
-    def look() -> Sighting[Mapping[str, str]]:
+    def read() -> PollResult[Mapping[str, str]]:
         with calling(f"read the status checks of {instance_id}"):
             answer = retrying(lambda: ec2.describe_instance_status(InstanceIds=[instance_id]), UNSEEN)
         if not answer["InstanceStatuses"]:  # only running instances are listed, and those a moment late
             seen = describe(ec2, instance_id)
             if seen.state in COMING:
-                return Sighting("waiting", {}, None, seen.state)
+                return PollResult("waiting", {}, None, seen.state)
             raise _ended(seen)
         one = answer["InstanceStatuses"][0]
         checks = {name: one[name]["Status"] for name in ("SystemStatus", "InstanceStatus")}
@@ -281,15 +275,14 @@ def wait_checks(
             f"{name.removesuffix('Status').lower()} {status}" for name, status in checks.items()
         )
         if "impaired" in checks.values():
-            return Sighting("failed", checks, None, state)
-        return Sighting("done" if set(checks.values()) == {"ok"} else "waiting", checks, None, state)
+            return PollResult("failed", checks, None, state)
+        return PollResult("done" if set(checks.values()) == {"ok"} else "waiting", checks, None, state)
 
-    seen = wait(
-        look,
+    seen = poll(
+        read,
         what=f"the status checks of {instance_id}",
         deadline=CHECKS_SECONDS,
         step=step,
-        pace=pace or Pace(),
     )
     if seen.outcome == "failed":
         raise errors.SmokeTestError(
@@ -328,17 +321,15 @@ def _terminate(ec2: EC2Client, instance_id: str) -> None:
             raise
 
 
-def wait_terminated(
-    ec2: EC2Client, instance_id: str, *, step: Step | None = None, pace: Pace | None = None
-) -> None:
+def wait_terminated(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -> None:
     """Wait until an instance is terminated."""
 
-    def look() -> Sighting[Instance]:
+    def read() -> PollResult[Instance]:
         one = describe(ec2, instance_id)
-        return Sighting("done" if one.state == "terminated" else "waiting", one, None, one.state)
+        return PollResult("done" if one.state == "terminated" else "waiting", one, None, one.state)
 
     what = f"the termination of {instance_id}"
-    wait(look, what=what, deadline=TERMINATED_SECONDS, step=step, pace=pace or Pace())
+    poll(read, what=what, deadline=TERMINATED_SECONDS, step=step)
 
 
 def _ended(instance: Instance) -> errors.SmokeTestError:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.polling import Pace, Sighting, wait
+from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
 from vmsnix_ops.aws.session import calling, retrying
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ MOST_CHARACTERS = 1011  # of a parameter's ARN, and so of its name with what sta
 BEFORE_THE_NAME = len("arn:aws-us-gov:ssm:ap-southeast-99:123456789012:parameter")
 VERSIONS_KEPT = 100
 VISIBLE_SECONDS = 60.0
+INTERVAL = PollInterval(shortest=0.2, longest=2.0)
 LOST_SECONDS = 5.0  # how long to look for a change whose answer was lost
 
 
@@ -316,14 +317,7 @@ def history(ssm: SSMClient, name: str) -> list[PointerVersion]:
 
 @needs("ssm:GetParameter", "ssm:PutParameter", "ssm:AddTagsToResource", "ssm:GetParameterHistory")
 def point(
-    ssm: SSMClient,
-    name: str,
-    ami_id: str,
-    *,
-    planned: Planned,
-    description: str,
-    tags: Mapping[str, str],
-    pace: Pace | None = None,
+    ssm: SSMClient, name: str, ami_id: str, *, planned: Planned, description: str, tags: Mapping[str, str]
 ) -> Moved:
     """Set a channel to an AMI, wait until a read shows it, and report what the write has replaced.
 
@@ -341,8 +335,6 @@ def point(
         Kept beside the value; it names the run, by which a lost answer's value is recognised.
     tags
         Of the parameter, when it is made.
-    pace
-        How often to read.
 
     Raises
     ------
@@ -365,7 +357,6 @@ def point(
         "DataType": IMAGE_TYPE,
         "Description": description,
     }
-    pace = pace or Pace(quickest=0.2, slowest=2.0)
     ours = _Ours(ami_id, description, planned.version)
     try:
         with calling(f"set {name} to {ami_id}"):
@@ -374,13 +365,13 @@ def point(
         # An attempt whose answer was lost may have made the parameter before this one was refused.
         if error.code not in ("", "ParameterAlreadyExists"):
             raise
-        version = _after_a_lost_answer(ssm, name, ours, pace)
+        version = _after_a_lost_answer(ssm, name, ours)
         if not version and error.code:
             raise changed_meanwhile(name, ssm.meta.region_name, find(ssm, name)) from error
         if not version:
             raise
-    _settle(ssm, name, ami_id, version, pace)
-    return Moved("created", version, ami_id, _overwritten(ssm, name, planned, version, ours, pace))
+    _settle(ssm, name, ami_id, version)
+    return Moved("created", version, ami_id, _overwritten(ssm, name, planned, version, ours))
 
 
 def _is_advanced(ssm: SSMClient, name: str) -> bool:
@@ -433,29 +424,31 @@ def _put(
     return retrying(lambda: ssm.put_parameter(**request), "TooManyUpdates", seconds=20)["Version"]
 
 
-def _after_a_lost_answer(ssm: SSMClient, name: str, ours: _Ours, pace: Pace) -> int:
+def _after_a_lost_answer(ssm: SSMClient, name: str, ours: _Ours) -> int:
     """Return the version that this run wrote although no answer said so; wait a moment for it. 0: none."""
 
-    def look() -> Sighting[int]:
+    def read() -> PollResult[int]:
         wrote = [one.version for one in history(ssm, name) if ours.wrote(one)]
-        return Sighting("done" if wrote else "waiting", max(wrote, default=0))
+        return PollResult("done" if wrote else "waiting", max(wrote, default=0))
 
     try:
-        return wait(look, what=f"the parameter {name}", deadline=LOST_SECONDS, pace=pace).value
+        return poll(read, what=f"the parameter {name}", deadline=LOST_SECONDS, interval=INTERVAL).value
     except errors.AwsError:
         return 0
 
 
-def _settle(ssm: SSMClient, name: str, ami_id: str, version: int, pace: Pace) -> None:
+def _settle(ssm: SSMClient, name: str, ami_id: str, version: int) -> None:
     """Wait until a read shows the value, or a later one: who changed the channel after us knew ours."""
 
-    def look() -> Sighting[Pointer | None]:
+    def read() -> PollResult[Pointer | None]:
         seen = find(ssm, name)
         there = seen is not None and (seen.version > version or seen.value == ami_id)
-        return Sighting("done" if there else "waiting", seen, state="not there yet" if not there else "there")
+        return PollResult(
+            "done" if there else "waiting", seen, state="not there yet" if not there else "there"
+        )
 
     try:
-        wait(look, what=f"the parameter {name}", deadline=VISIBLE_SECONDS, pace=pace)
+        poll(read, what=f"the parameter {name}", deadline=VISIBLE_SECONDS, interval=INTERVAL)
     except errors.DeadlineError as error:
         raise errors.PointerError(
             f"Parameter Store did not set {name} to {ami_id}.",
@@ -466,7 +459,7 @@ def _settle(ssm: SSMClient, name: str, ami_id: str, version: int, pace: Pace) ->
 
 
 def _overwritten(
-    ssm: SSMClient, name: str, planned: Planned, version: int, ours: _Ours, pace: Pace
+    ssm: SSMClient, name: str, planned: Planned, version: int, ours: _Ours
 ) -> Overwritten | None:
     """Return the change that our write has replaced and that the plan did not see; ``None`` without one.
 
@@ -474,7 +467,7 @@ def _overwritten(
     answer was lost, and names the writer. Where it cannot be read, the number alone counts.
     """
     try:
-        known = _whole_history(ssm, name, version, pace)
+        known = _whole_history(ssm, name, version)
     except errors.AwsError:
         known = []
     again = sum(ours.wrote(one) for one in known if one.version < version)
@@ -498,21 +491,19 @@ def _overwritten(
     return Overwritten(name, region, version - 1, "", "", version, command)
 
 
-def _whole_history(ssm: SSMClient, name: str, version: int, pace: Pace) -> list[PointerVersion]:
+def _whole_history(ssm: SSMClient, name: str, version: int) -> list[PointerVersion]:
     """Return the history up to a version that was just written; wait until a read shows it."""
 
-    def look() -> Sighting[list[PointerVersion]]:
+    def read() -> PollResult[list[PointerVersion]]:
         known = history(ssm, name)
         there = any(one.version >= version for one in known)
-        return Sighting("done" if there else "waiting", known)
+        return PollResult("done" if there else "waiting", known)
 
-    return wait(look, what=f"the history of {name}", deadline=VISIBLE_SECONDS, pace=pace).value
+    return poll(read, what=f"the history of {name}", deadline=VISIBLE_SECONDS, interval=INTERVAL).value
 
 
 @needs("ssm:GetParameter", "ssm:GetParameterHistory", "ssm:PutParameter", "ssm:DeleteParameter")
-def put_back(
-    ssm: SSMClient, name: str, moved: Moved, before: Planned, *, description: str, pace: Pace | None = None
-) -> str:
+def put_back(ssm: SSMClient, name: str, moved: Moved, before: Planned, *, description: str) -> str:
     """Give a channel the value that it had before `point`, and return what became of it, as a sentence.
 
     Only the value that `point` wrote is replaced: a value that another writer set after it is kept, also in a
@@ -524,8 +515,7 @@ def put_back(
     vmsnix_ops.errors.AwsError
         AWS refused.
     """
-    pace = pace or Pace(quickest=0.2, slowest=2.0)
-    now, region = _not_older(ssm, name, moved.version, pace), ssm.meta.region_name
+    now, region = _not_older(ssm, name, moved.version), ssm.meta.region_name
     if now is None:
         return f"{name} in {region} was deleted in the meantime."
     if (now.version, now.value) != (moved.version, moved.value):
@@ -543,7 +533,7 @@ def put_back(
             "Description": description[:1024],
         }
         version = _put(ssm, request, {}, overwrite=True)
-    _settle(ssm, name, before.value, version, pace)
+    _settle(ssm, name, before.value, version)
     if version != moved.version + 1:
         return (
             f"{name} in {region} is {before.value} again, as version {version}; it was also changed in the "
@@ -552,18 +542,18 @@ def put_back(
     return f"{name} in {region} is {before.value} again."
 
 
-def _not_older(ssm: SSMClient, name: str, version: int, pace: Pace) -> Pointer | None:
+def _not_older(ssm: SSMClient, name: str, version: int) -> Pointer | None:
     """Return the parameter as a read shows it that is no older than a version which was seen before.
 
     Where only older ones are seen for `LOST_SECONDS`, the parameter was deleted and made again.
     """
 
-    def look() -> Sighting[Pointer | None]:
+    def read() -> PollResult[Pointer | None]:
         seen = find(ssm, name)
-        return Sighting("done" if seen is None or seen.version >= version else "waiting", seen)
+        return PollResult("done" if seen is None or seen.version >= version else "waiting", seen)
 
     try:
-        return wait(look, what=f"the parameter {name}", deadline=LOST_SECONDS, pace=pace).value
+        return poll(read, what=f"the parameter {name}", deadline=LOST_SECONDS, interval=INTERVAL).value
     except errors.DeadlineError:
         return find(ssm, name)
 

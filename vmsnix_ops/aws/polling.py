@@ -1,10 +1,9 @@
-"""The one waiter.
+"""Poll AWS until a resource is done, has failed, or the deadline has passed.
 
-botocore's waiters poll on through states that can never become good (an import that turned ``deleted``), show
-nothing, and drop the message. This one fails at once on every terminal state, with the message; it has a
-deadline, shows progress, and polls fast at both ends and gently in between. A step that knows how long such
-work took before (`vmsnix_ops.progress.Step.expect`) shows the time to go by that, and moves on between two
-looks; otherwise AWS's own percentage is all there is.
+Botocore's waiters continue to poll in states that can never become good (an import that is ``deleted``), show
+no progress, and drop AWS's message. `poll` returns at the first final state, with the message. It polls often
+at the start and near the end, and less often in between. When a step has a forecast from earlier work
+(`vmsnix_ops.progress.Step.expect`), `poll` also updates the remaining time between two reads.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ TICK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting(Generic[Value]):
-    """What one look at a resource showed.
+class PollResult(Generic[Value]):
+    """The state of a resource, as one read returned it.
 
     Attributes
     ----------
     outcome
         ``"waiting"``, ``"done"`` or ``"failed"``.
     value
-        The resource as last seen.
+        The resource.
     percent
-        Progress in percent, or ``None`` while AWS does not say.
+        Progress in percent, or ``None`` while AWS does not report it.
     state, message
         AWS's own state and message, for the operator.
     """
@@ -47,105 +46,106 @@ class Sighting(Generic[Value]):
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How often to look.
+class PollInterval:
+    """How long to wait between two reads.
 
     Attributes
     ----------
-    quickest, slowest
-        Seconds between two looks: the first at the start and near the end, the second in between. No resource
-        is asked more often than once in `quickest` seconds.
+    shortest, longest
+        Seconds. The first interval is the shortest; later ones grow to the longest, and shrink again near the
+        end.
     growth
-        Factor from one pause to the next.
+        Factor from one interval to the next.
     near
-        Percent from which the end is near.
+        Percent of progress from which the intervals shrink.
     """
 
-    quickest: float = 0.5
-    slowest: float = 15.0
+    shortest: float = 0.5
+    longest: float = 15.0
     growth: float = 1.4
     near: float = 90.0
 
-    def next(self, pause: float, percent: float | None) -> float:
-        """Return the pause after a pause, given how far the work is."""
+    def next(self, seconds: float, percent: float | None) -> float:
+        """Return the interval that follows one of so many seconds, at this progress."""
         if percent is not None and percent >= self.near:
-            return max(pause / 2, self.quickest)
-        return min(pause * self.growth, self.slowest)
+            return max(seconds / 2, self.shortest)
+        return min(seconds * self.growth, self.longest)
 
 
-def wait(
-    look: Callable[[], Sighting[Value]],
+def poll(
+    read: Callable[[], PollResult[Value]],
     *,
     what: str,
     deadline: float,
     step: Step | None = None,
-    pace: Pace = Pace(),
-) -> Sighting[Value]:
-    """Look until the resource is done or failed.
+    interval: PollInterval = PollInterval(),
+) -> PollResult[Value]:
+    """Read a resource until it is done or failed, and return the last result.
 
     Parameters
     ----------
-    look
-        Asks AWS once. It raises for errors of the call itself.
+    read
+        Reads the resource once. It raises for errors of the call itself.
     what
         The resource, for the deadline's error.
     deadline
-        Seconds to give it.
+        Seconds.
     step
         Where progress is shown.
-    pace
-        How often to look.
-
-    Returns
-    -------
-    Sighting
-        The last one, ``done`` or ``failed``: the caller knows best how to word a failure.
+    interval
+        How long to wait between two reads.
 
     Raises
     ------
     vmsnix_ops.errors.DeadlineError
-        With the last state and message seen.
+        With the last state and message.
     """
-    started, pause, told = time.monotonic(), pace.quickest, ""
+    started, pause, shown = time.monotonic(), interval.shortest, ""
     while True:
-        seen = look()
-        news = _news(seen, step)
+        result = read()
+        message = _progress_message(result, step)
         if step is not None:
-            if seen.percent is not None:
-                step.at(seen.percent, message=news)
-            elif news and news != told:
-                step.message(news)
-            told = news
-        if seen.outcome == "done" and seen.percent is None and step is not None and step.unit == "percent":
-            step.at(100.0)  # AWS shows no percentage any more once it is there
-        if seen.outcome != "waiting":
-            return seen
+            if result.percent is not None:
+                step.at(result.percent, message=message)
+            elif message and message != shown:
+                step.message(message)
+            shown = message
+        if (
+            result.outcome == "done"
+            and result.percent is None
+            and step is not None
+            and step.unit == "percent"
+        ):
+            step.at(100.0)  # AWS reports no percentage for a finished resource
+        if result.outcome != "waiting":
+            return result
         waited = time.monotonic() - started
         if waited + pause > deadline:
             raise errors.DeadlineError(
                 f"Timed out waiting for {what} after {human_seconds(waited)}.",
-                why=f"It is still {seen.state or 'unfinished'}{': ' + seen.message if seen.message else ''}.",
+                why=f"It is still {result.state or 'unfinished'}"
+                f"{': ' + result.message if result.message else ''}.",
                 fix="It continues in AWS. Run the same command again: it waits for it and starts nothing "
                 "new.",
             )
-        _sleep(pause, step, news)
-        pause = pace.next(pause, seen.percent)
+        _sleep(pause, step, message)
+        pause = interval.next(pause, result.percent)
 
 
-def _news(seen: Sighting[Value], step: Step | None) -> str:
-    """Return AWS's own words, with its percentage where the step shows the time instead."""
-    parts = [seen.state, seen.message]
-    if step is not None and step.forecast is not None and seen.percent is not None:
-        parts.append(f"({seen.percent:.0f} % by AWS)")
+def _progress_message(result: PollResult[Value], step: Step | None) -> str:
+    """Return AWS's state and message; also its percentage where the step shows a forecast instead."""
+    parts = [result.state, result.message]
+    if step is not None and step.forecast is not None and result.percent is not None:
+        parts.append(f"({result.percent:.0f} % by AWS)")
     return " ".join(part for part in parts if part)
 
 
-def _sleep(seconds: float, step: Step | None, news: str) -> None:
-    """Pause; a step that tells the time to go tells it every second."""
+def _sleep(seconds: float, step: Step | None, message: str) -> None:
+    """Sleep; update the remaining time of a step with a forecast every second."""
     if step is None or step.forecast is None:
         time.sleep(seconds)
         return
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         time.sleep(min(left, TICK_SECONDS))
-        step.tick(news)
+        step.tick(message)

@@ -36,7 +36,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import deprecation, images, sharing
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.polling import Pace, Sighting, wait
+from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
 from vmsnix_ops.aws.session import calling, retrying
 
 if TYPE_CHECKING:
@@ -209,13 +209,15 @@ def announce(ec2: EC2Client, ami: Ami, noted: Mark) -> Ami:
     """
     tag(ec2, [ami.ami_id], noted.tags())
 
-    def read() -> Sighting[Ami | None]:
+    def read() -> PollResult[Ami | None]:
         seen = look(ec2, ami.ami_id)
         there = seen is not None and seen.tags.get(tagging.RETIRED_BY) == noted.run_id
-        return Sighting("done" if there else "waiting", seen, state="not marked yet")
+        return PollResult("done" if there else "waiting", seen, state="not marked yet")
 
     what = f"the tag of {ami.ami_id}"
-    seen = wait(read, what=what, deadline=MARK_SECONDS, pace=Pace(quickest=0.2, slowest=5.0)).value
+    seen = poll(
+        read, what=what, deadline=MARK_SECONDS, interval=PollInterval(shortest=0.2, longest=5.0)
+    ).value
     if seen is None:
         raise RuntimeError("a mark was read of an AMI that is not there")
     return seen
@@ -306,11 +308,11 @@ def claim(ec2: EC2Client, resource: str, key: str, run_id: str) -> str:
     other = tagging.RESTORING if key == tagging.DELETING else tagging.DELETING
     tag(ec2, [resource], {key: run_id})
 
-    def read() -> Sighting[dict[str, str]]:
+    def read() -> PollResult[dict[str, str]]:
         tags = _tags_of(ec2, resource)
-        return Sighting("done" if tags.get(key) == run_id else "waiting", tags, state="not tagged yet")
+        return PollResult("done" if tags.get(key) == run_id else "waiting", tags, state="not tagged yet")
 
-    wait(read, what=f"the tag {key} of {resource}", deadline=MARK_SECONDS, pace=Pace(0.2, 5.0))
+    poll(read, what=f"the tag {key} of {resource}", deadline=MARK_SECONDS, interval=PollInterval(0.2, 5.0))
     for _ in looks():
         holder = _tags_of(ec2, resource).get(other, "")
         if holder:

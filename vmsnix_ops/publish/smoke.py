@@ -20,7 +20,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import channels, instances, snapshots
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.polling import Pace, Sighting, wait
+from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
 from vmsnix_ops.display import Displayed, Shown, seconds, shown
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.home import checked_home
@@ -509,12 +509,12 @@ def _read_console(plan: SmokeTestPlan, seen: Seen) -> None:
     """Wait until the console holds the pattern; without one, until it holds anything."""
     pattern = re.compile(plan.pattern or r"\S", re.MULTILINE)
 
-    def look() -> Sighting[str]:
+    def read() -> PollResult[str]:
         seen.read(plan.ec2)
-        return Sighting("done" if pattern.search(seen.console) else "waiting", seen.console)
+        return PollResult("done" if pattern.search(seen.console) else "waiting", seen.console)
 
     try:
-        wait(look, what="the console", deadline=CONSOLE_SECONDS, pace=Pace(slowest=10.0))
+        poll(read, what="the console", deadline=CONSOLE_SECONDS, interval=PollInterval(longest=10.0))
     except errors.DeadlineError as error:
         if not plan.pattern:
             return  # it was only to be read, and an image may be silent

@@ -20,7 +20,7 @@ from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal, alone
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.ebs_direct.worker import THROTTLED
 from vmsnix_ops.aws.iam.permissions import denied_action, needs
-from vmsnix_ops.aws.polling import Sighting, wait
+from vmsnix_ops.aws.polling import PollResult, poll
 from vmsnix_ops.aws.session import calling, client, retrying
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.image import ZEROS
@@ -478,17 +478,17 @@ class PendingUpload:
                     raise
 
     def _completes_by_itself(self) -> bool:
-        def look() -> Sighting[None]:
+        def read() -> PollResult[None]:
             state = self._state(self.snapshot_id)
             ended: dict[str, Literal["done", "failed"]] = {
                 "completed": "done",
                 "error": "failed",
                 "": "failed",
             }
-            return Sighting(ended.get(state, "waiting"), None)
+            return PollResult(ended.get(state, "waiting"), None)
 
         try:
-            seen = wait(look, what=f"the snapshot {self.snapshot_id}", deadline=SEALED_SECONDS)
+            seen = poll(read, what=f"the snapshot {self.snapshot_id}", deadline=SEALED_SECONDS)
         except errors.DeadlineError:
             return False
         return seen.outcome == "done"
