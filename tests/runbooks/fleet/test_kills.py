@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from distributed.security import Security
 
 from tests.faults.account import BUCKET, REGION, look
 from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.records.tables import Tables
-from vmsnix_ops.runbooks.fleet.cluster import new_certificate
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:
@@ -156,9 +156,9 @@ def storm(tmp_path: Path, aws: Sandbox) -> Iterator[Storm]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ours = {"VMSNIX_STATE": str(tmp_path / "state"), "VMSNIX_BUCKET": BUCKET, "PYTHONPATH": str(ROOT)}
-    certificate, key = new_certificate()
-    (tmp_path / "node.pem").write_text(certificate)
-    (tmp_path / "node.key").write_text(key)
+    security = Security.temporary()  # type: ignore[no-untyped-call]
+    (tmp_path / "node.pem").write_text(security.tls_ca_file)
+    (tmp_path / "node.key").write_text(security.tls_client_key)
     environment, ledger = {**aws.environment, **ours}, str(tmp_path / "ledger")
     made = Storm(tmp_path, environment, ledger, port, str(tmp_path / "node.pem"))
     yield made

@@ -1,8 +1,8 @@
 """Where a fleet's runs go: worker processes of this machine, or a Dask scheduler somewhere else.
 
 Dask trusts whoever reaches its ports with everything, so a cluster of this machine listens on 127.0.0.1
-alone, has no dashboard, and speaks TLS with a certificate that lives as long as it does and that no other
-user of the machine has. A scheduler elsewhere is spoken to over TLS.
+alone, has no dashboard, and uses TLS with a temporary certificate that no other user of the machine has. A
+connection to a scheduler elsewhere uses TLS, too.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-import shutil
-import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -30,10 +28,6 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 30
 WORKERS_SECONDS = 60
-CERTIFICATE = (  # key and certificate on standard output
-    *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
-    *("-nodes", "-keyout", "-", "-subj", "/CN=vmsnix-fleet", "-days", "30"),
-)
 LOGGERS = ("distributed", "tornado.application", "asyncio")
 CONFIG = {
     # Lost workers are counted in the ledger, per target.
@@ -49,11 +43,12 @@ QUIET = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # for worker processes, which
 def need_dask() -> None:
     """Raise `ToolMissingError` when Dask is not installed."""
     try:
-        import distributed  # noqa: F401 - to see whether it is there
+        import cryptography  # noqa: F401 - Dask makes the certificate of a local cluster with it
+        import distributed  # noqa: F401
     except ImportError as error:
         raise ToolMissingError(
             "Dask is not installed.",
-            why="A fleet uses Dask, which is an extra of this package.",
+            why=f"A fleet uses Dask, which is an extra of this package ({error}).",
             fix="Run pip install vmsnix-ops[fleet]",
         ) from error
 
@@ -182,7 +177,7 @@ def _scheduler(dask: Dask, environment: Mapping[str, str] | None) -> Iterator[tu
         "processes": True,
         "host": "127.0.0.1",
         "protocol": "tls://",
-        "security": _own_certificate(),
+        "security": Security.temporary(),  # type: ignore[no-untyped-call]
         # Without a dashboard a server of pages stays; CONFIG leaves it without pages.
         "scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
         "silence_logs": False,
@@ -212,48 +207,6 @@ def _variables(added: Mapping[str, str]) -> Iterator[None]:
 def _own_resources() -> dict[str, float]:
     """Return what this machine offers: one KVM a worker where it may be used."""
     return {"kvm": 1.0} if os.access("/dev/kvm", os.R_OK | os.W_OK) else {}
-
-
-def _own_certificate() -> Any:
-    """Return the TLS settings of a cluster of this machine: a fresh key, which only its processes have.
-
-    Dask loads it through a temporary file in a folder that is this user's alone.
-    """
-    from distributed.security import Security
-
-    certificate, key = new_certificate()
-    pair = {
-        f"tls_{role}_{part}": text
-        for role in ("client", "scheduler", "worker")
-        for part, text in (("cert", certificate), ("key", key))
-    }
-    return Security(tls_ca_file=certificate, require_encryption=True, **pair)  # type: ignore[no-untyped-call]
-
-
-def new_certificate() -> tuple[str, str]:
-    """Return a certificate that is its own authority, and its key, as PEM texts.
-
-    Raises
-    ------
-    ToolMissingError
-        When there is no ``openssl``: without it any user of the machine could have this one's rights.
-    """
-    program = shutil.which("openssl")
-    if program is None:
-        raise ToolMissingError(
-            "openssl is not installed on this machine.",
-            why="It creates the certificate that authenticates the workers of a fleet.",
-            fix="Install it, or use a scheduler.",
-        )
-    made = subprocess.run([program, *CERTIFICATE], capture_output=True, text=True, check=False)
-    key, begin, rest = made.stdout.partition("-----BEGIN CERTIFICATE-----")
-    if made.returncode or not begin:
-        raise FleetError(
-            "Could not create the certificate of the fleet.",
-            why=f"openssl reported: {made.stderr.strip()[-300:]}",
-            fix="Check the installation: openssl version",
-        )
-    return begin + rest, key
 
 
 class _Safe(logging.Formatter):
