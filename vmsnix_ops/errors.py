@@ -31,7 +31,7 @@
     │   ├── RegistrationError
     │   │   └── NameTakenError
     │   ├── CopyFailedError
-    │   ├── PointerError
+    │   ├── ChannelError
     │   │   └── OverwrittenValueError  a channel was changed between plan and write
     │   ├── SmokeTestError
     │   ├── QuotaError
@@ -74,6 +74,7 @@ __all__ = [
     "BootFailedError",
     "BucketError",
     "BuildFailedError",
+    "ChannelError",
     "CommitConflictError",
     "ConfirmationError",
     "CopyFailedError",
@@ -93,7 +94,6 @@ __all__ = [
     "ParameterError",
     "PartialError",
     "PlanError",
-    "PointerError",
     "QuotaError",
     "RecordsError",
     "RegionError",
@@ -363,11 +363,11 @@ class CopyFailedError(AwsError):
     """The copy of an AMI to another region turned ``failed``; carries its snapshot's StateMessage."""
 
 
-class PointerError(AwsError):
-    """A channel's pointer could not be moved, or must not point there."""
+class ChannelError(AwsError):
+    """A channel could not be set to an AMI, or must not contain it."""
 
 
-class OverwrittenValueError(PointerError):
+class OverwrittenValueError(ChannelError):
     """A channel was set, and the write replaced a value that the plan did not know.
 
     The run ends as partial and changes nothing more: which value is right, a person decides.

@@ -1,4 +1,4 @@
-"""What is done to an AMI after it was published: sharing, deprecation, protection, pointers."""
+"""After a publish: sharing, deprecation, deregistration protection and channels of an AMI."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ec2(aws: Sandbox) -> Any:
 # Sharing
 
 
-def test_an_audience_is_read_from_what_people_write() -> None:
+def test_an_audience_is_parsed_from_accounts_arns_and_public() -> None:
     found = sharing.audience([UNIT, "210987654321", "public", "012345678901", ORGANIZATION, "012345678901"])
     assert found == sharing.Audience(("012345678901", "210987654321"), (ORGANIZATION,), (UNIT,), True)
     assert sharing.audience(found.names()) == found
@@ -47,12 +47,12 @@ def test_an_audience_is_read_from_what_people_write() -> None:
 
 
 @pytest.mark.parametrize("name", ["12345678901", "o-abcdefghij", "all", "", "arn:aws:iam::012345678901:root"])
-def test_an_audience_refuses_what_is_nobody(name: str) -> None:
+def test_an_audience_refuses_other_names(name: str) -> None:
     with pytest.raises(errors.ParameterError, match="is not an account"):
         sharing.audience([name])
 
 
-def test_sharing_and_revoking_twice_is_the_same_as_once(aws: Sandbox, ec2: Any) -> None:
+def test_sharing_and_revoking_can_be_repeated(aws: Sandbox, ec2: Any) -> None:
     ami = make_ami(aws)
     who = sharing.audience(["210987654321", ORGANIZATION, UNIT])
     for _ in range(2):
@@ -70,7 +70,7 @@ def test_a_blocked_public_share_names_the_fix(aws: Sandbox, ec2: Any) -> None:
         sharing.share(ec2, ami, sharing.audience(["public"]))
 
 
-def test_making_private_takes_the_snapshots_too_and_tells_who_it_was(aws: Sandbox, ec2: Any) -> None:
+def test_make_private_also_revokes_snapshots_and_returns_the_former_audience(aws: Sandbox, ec2: Any) -> None:
     ami = images.describe(ec2, make_ami(aws))
     who = sharing.audience(["210987654321", ORGANIZATION, "public"])
     sharing.share(ec2, ami.ami_id, who)
@@ -85,7 +85,7 @@ def test_making_private_takes_the_snapshots_too_and_tells_who_it_was(aws: Sandbo
 # Deprecation and protection
 
 
-def test_a_deprecation_date_is_kept_to_the_minute_and_can_be_taken_away(aws: Sandbox, ec2: Any) -> None:
+def test_a_deprecation_date_is_set_to_the_minute_and_can_be_removed(aws: Sandbox, ec2: Any) -> None:
     ami = make_ami(aws)
     moment = datetime.now(UTC) + timedelta(days=90, seconds=17)
     deprecation.deprecate(ec2, ami, moment)
@@ -107,9 +107,7 @@ def test_a_date_that_aws_would_refuse_is_refused_first(
         deprecation.check_date(ami, moment, public=public)
 
 
-def test_a_protected_ami_cannot_be_deregistered_until_the_protection_is_lifted(
-    aws: Sandbox, ec2: Any
-) -> None:
+def test_a_protected_ami_cannot_be_deregistered_until_protection_is_off(aws: Sandbox, ec2: Any) -> None:
     ami = make_ami(aws)
     deprecation.protect(ec2, ami)
     assert images.describe(ec2, ami).protection == "enabled-without-cooldown"
@@ -119,51 +117,51 @@ def test_a_protected_ami_cannot_be_deregistered_until_the_protection_is_lifted(
     assert images.describe(ec2, ami).protection == "disabled"
 
 
-# Pointers
+# Channels
 
 
-def point(aws: Sandbox, name: str, ami: str) -> str:
+def set_channel(aws: Sandbox, name: str, ami: str) -> str:
     ssm, tags = aws.client("ssm"), {"vmsnix:image": "ecs-node"}
-    planned = parameters.Planned.of(parameters.find(ssm, name))
-    return parameters.point(ssm, name, ami, planned=planned, description="by a test", tags=tags).outcome
+    before = parameters.ExpectedValue.of(parameters.find_parameter(ssm, name))
+    return parameters.set_channel(ssm, name, ami, expected=before, description="by a test", tags=tags).outcome
 
 
-def test_a_pointer_is_made_moved_and_left_alone_when_it_is_right(aws: Sandbox) -> None:
+def test_setting_a_channel_adds_a_value_only_if_it_contains_another_ami(aws: Sandbox) -> None:
     first, second = make_ami(aws), make_ami(aws, version="26.12")
-    name = parameters.pointer_name("/vmsnix", "ecs-node", "stable")
-    outcomes = [point(aws, name, ami) for ami in (first, first, second, second)]
+    name = parameters.parameter_name("/vmsnix", "ecs-node", "stable")
+    outcomes = [set_channel(aws, name, ami) for ami in (first, first, second, second)]
     assert outcomes == ["created", "reused", "created", "reused"]
     ssm = aws.client("ssm")
-    history = parameters.history(ssm, name)
+    history = parameters.read_history(ssm, name)
     assert [(one.version, one.value) for one in history] == [(1, first), (2, second)]
     assert all(one.modified_by.endswith(":user/operator") for one in history)
-    found = parameters.find(ssm, name)
+    found = parameters.find_parameter(ssm, name)
     assert found is not None
     assert (found.name, found.value) == ("/vmsnix/ecs-node/stable", second)
 
 
-def test_two_who_point_at_once_come_one_after_the_other(aws: Sandbox) -> None:
+def test_a_channel_with_too_many_updates_is_set_by_a_later_attempt(aws: Sandbox) -> None:
     busy = {"op": "ssm:PutParameter", "nth": [1, 2], "do": "error", "code": "TooManyUpdates", "http": 400}
     aws.faults.add(busy)
-    assert point(aws, "/vmsnix/ecs-node/stable", make_ami(aws)) == "created"
+    assert set_channel(aws, "/vmsnix/ecs-node/stable", make_ami(aws)) == "created"
 
 
-def test_a_pointer_to_an_ami_that_is_not_there_is_an_error(aws: Sandbox, monkeypatch: Any) -> None:
+def test_a_channel_cannot_be_set_to_a_missing_ami(aws: Sandbox, monkeypatch: Any) -> None:
     monkeypatch.setattr(parameters, "VISIBLE_SECONDS", 0.5)
-    with pytest.raises(errors.PointerError, match="discards the value"):
-        point(aws, "/vmsnix/ecs-node/stable", "ami-0123456789abcdef0")
+    with pytest.raises(errors.ChannelError, match="discards the value"):
+        set_channel(aws, "/vmsnix/ecs-node/stable", "ami-0123456789abcdef0")
 
 
-def test_what_is_no_pointer_is_none(aws: Sandbox) -> None:
+def test_a_missing_parameter_has_no_value_and_no_history(aws: Sandbox) -> None:
     ssm = aws.client("ssm")
-    assert parameters.find(ssm, "/vmsnix/ecs-node/stable") is None
-    assert parameters.history(ssm, "/vmsnix/ecs-node/stable") == []
+    assert parameters.find_parameter(ssm, "/vmsnix/ecs-node/stable") is None
+    assert parameters.read_history(ssm, "/vmsnix/ecs-node/stable") == []
 
 
-def test_the_pointers_are_listed_over_all_pages(aws: Sandbox) -> None:
+def test_parameters_are_listed_over_all_pages(aws: Sandbox) -> None:
     ami, ssm = make_ami(aws), aws.client("ssm")
     for number in range(21):
         ssm.put_parameter(Name=f"/vmsnix/web-{number:02}/stable", Value=ami, Type="String")
     ssm.put_parameter(Name="/other/web/stable", Value=ami, Type="String")
-    found = parameters.pointers(ssm, "/vmsnix")
+    found = parameters.list_parameters(ssm, "/vmsnix")
     assert [one.name for one in found] == [f"/vmsnix/web-{n:02}/stable" for n in range(21)]

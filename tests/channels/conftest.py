@@ -63,7 +63,7 @@ def outcomes(found: Outcomes) -> dict[str, list[str]]:
 
 
 def pointed(aws: Sandbox, region: str, channel: str = "stable") -> str:
-    found = parameters.find(aws.client("ssm", region), f"/vmsnix/ecs-node/{channel}")
+    found = parameters.find_parameter(aws.client("ssm", region), f"/vmsnix/ecs-node/{channel}")
     return found.value if found else ""
 
 

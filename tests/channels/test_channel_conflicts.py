@@ -38,7 +38,7 @@ def put(aws: Sandbox, value: str, region: str = HOME, *, name: str = NAME) -> in
 
 
 def history(aws: Sandbox, region: str = HOME) -> list[str]:
-    return [one.value for one in parameters.history(aws.client("ssm", region), NAME)]
+    return [one.value for one in parameters.read_history(aws.client("ssm", region), NAME)]
 
 
 def right_before_the_write(
@@ -48,7 +48,7 @@ def right_before_the_write(
 
     A promotion looks in its step and once more in the write itself, a rollback only there.
     """
-    find, seen = parameters.find, list[str]()
+    find, seen = parameters.find_parameter, list[str]()
 
     def looked(ssm: Any, name: str) -> Any:
         found = find(ssm, name)
@@ -57,7 +57,7 @@ def right_before_the_write(
             meanwhile()
         return found
 
-    monkeypatch.setattr(parameters, "find", looked)
+    monkeypatch.setattr(parameters, "find_parameter", looked)
 
 
 def result(run_folder: Any) -> dict[str, Any]:
@@ -325,16 +325,16 @@ def right_after_the_write(
 ) -> None:
     """Let a retirement mark the AMI, and something else happen, right after the channel was set to it."""
     monkeypatch.setattr(retiring, "PAUSES", (0.0,))
-    write = parameters.point
+    write = parameters.set_channel
     mark = {tagging.RETIRED: "2026-01-01T00:00:00Z", tagging.RETIRED_BY: "another-run"}
 
-    def write_and_mark(ssm: Any, *words: Any, **more: Any) -> parameters.Moved:
+    def write_and_mark(ssm: Any, *words: Any, **more: Any) -> parameters.ChannelWrite:
         moved = write(ssm, *words, **more)
         aws.client("ec2").create_tags(Resources=[ami], Tags=tagging.to_list(mark))
         meanwhile()
         return moved
 
-    monkeypatch.setattr(parameters, "point", write_and_mark)
+    monkeypatch.setattr(parameters, "set_channel", write_and_mark)
 
 
 @pytest.mark.parametrize("again", [1, 2, 3, 4])
@@ -450,7 +450,7 @@ def test_the_plan_refuses_a_parameter_that_can_be_no_channel_with_the_fix(
     assert said in step.what
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in step.what
     found = plan(ami=ami, channel="stable", dry_run=True).apply()
-    assert isinstance(found.error, errors.PointerError)
+    assert isinstance(found.error, errors.ChannelError)
 
 
 def test_a_rollback_plan_refuses_a_parameter_that_can_be_no_channel(aws: Sandbox) -> None:
@@ -522,11 +522,11 @@ def test_an_advanced_parameter_is_promoted_and_rolled_back_and_stays_advanced(aw
 )
 def test_a_name_that_parameter_store_refuses_is_refused_first(prefix: str, image: str, said: str) -> None:
     with pytest.raises(errors.ParameterError, match=said):
-        parameters.pointer_name(prefix, image, "stable")
+        parameters.parameter_name(prefix, image, "stable")
 
 
 def test_the_longest_and_deepest_name_is_taken(aws: Sandbox) -> None:
-    assert parameters.pointer_name("/a" * 13, "web", "stable").count("/") == 15
+    assert parameters.parameter_name("/a" * 13, "web", "stable").count("/") == 15
     most = parameters.MOST_CHARACTERS - parameters.BEFORE_THE_NAME
-    longest = parameters.pointer_name("/" + "a" * (most - len("//web/stable")), "web", "stable")
+    longest = parameters.parameter_name("/" + "a" * (most - len("//web/stable")), "web", "stable")
     assert len(longest) == most

@@ -269,5 +269,5 @@ def test_the_ami_is_found_by_name_by_channel_and_by_being_the_newest(aws: Sandbo
     assert pointed(aws, HOME) == ami
     plan(channel="stable").apply()
     assert pointed(aws, HOME) == newer
-    with pytest.raises(errors.PointerError, match="has no value"):
+    with pytest.raises(errors.ChannelError, match="has no value"):
         plan(ami="candidate", image="other-node", channel="stable")

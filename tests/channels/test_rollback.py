@@ -130,7 +130,7 @@ def test_an_ami_that_cannot_be_used_is_refused_and_an_older_one_is_offered(
     (target,) = plan.targets
     assert text in str(target.problem)
     assert "--to: altf4llc-ecs-node-26.10" in str(target.problem)
-    with pytest.raises(errors.PointerError, match=text):
+    with pytest.raises(errors.ChannelError, match=text):
         finish(plan.apply())
     assert pointed(aws, HOME) == new
     assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point changed"]}
@@ -195,7 +195,7 @@ def test_an_interrupt_between_regions_is_told_and_the_same_command_finishes(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
-    plan, point = back(), parameters.point
+    plan, point = back(), parameters.set_channel
 
     def interrupted(ssm: Any, *words: Any, **more: Any) -> Any:
         if ssm.meta.region_name == EUROPE:
@@ -203,7 +203,7 @@ def test_an_interrupt_between_regions_is_told_and_the_same_command_finishes(
         return point(ssm, *words, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parameters, "point", interrupted)
+        patch.setattr(parameters, "set_channel", interrupted)
         with pytest.raises(errors.InterruptedRunError, match="Rolled back so far: us-east-1") as caught:
             plan.apply()
     assert "--to altf4llc-ecs-node-26.11" in caught.value.fix
@@ -322,7 +322,7 @@ def test_what_was_moved_and_not_recorded_is_moved_and_recorded_by_the_next_run(
     ("wrong", "kind", "text"),
     [
         ({"channel": "stabel"}, errors.ParameterError, "Did you mean 'stable'"),
-        ({"image": "other-node"}, errors.PointerError, "No parameter /vmsnix/other-node/stable"),
+        ({"image": "other-node"}, errors.ChannelError, "No parameter /vmsnix/other-node/stable"),
         ({"regions": ["eu-west-7"]}, errors.RegionError, "Unknown AWS region"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

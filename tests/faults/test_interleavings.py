@@ -117,7 +117,7 @@ class World:
             assert one.outcome in ("retired", "changed"), one
         found = self.user_of_it.result
         used = found.passed if self.user == "smoke test" else found.status == "done"
-        named = parameters.find(self.fleet.client("ssm"), CHANNEL)
+        named = parameters.find_parameter(self.fleet.client("ssm"), CHANNEL)
         assert self.fleet.amis()[self.ami] == ("disabled" if retired else "available")
         if not retired:
             assert not any(retiring.is_mark(key) for key in self.fleet.tags(self.ami))

@@ -248,8 +248,8 @@ def importing(tasks: Iterable[ImportTask]) -> frozenset[str]:
 def channels(ssm: SSMClient, prefix: str) -> dict[str, tuple[str, ...]]:
     """Return the AMIs that each channel names and named, the present one first, each once."""
     found = {}
-    for pointer in parameters.pointers(ssm, prefix):
-        values = [pointer.value, *(one.value for one in reversed(parameters.history(ssm, pointer.name)))]
+    for pointer in parameters.list_parameters(ssm, prefix):
+        values = [pointer.value, *(one.value for one in reversed(parameters.read_history(ssm, pointer.name)))]
         found[pointer.name] = tuple(dict.fromkeys(values))
     return found
 
@@ -303,7 +303,7 @@ def used_now(place: Place, prefix: str, ami_id: str) -> list[str]:
     These are what promotions, rollbacks and smoke tests write, so two calls tell whether one has begun with
     the AMI. Everything else that may use it is read by `right_before`.
     """
-    names = [one.name for one in parameters.pointers(place.clients.ssm, prefix) if one.value == ami_id]
+    names = [one.name for one in parameters.list_parameters(place.clients.ssm, prefix) if one.value == ami_id]
     filters: list[FilterTypeDef] = [{"Name": "image-id", "Values": [ami_id]}]
     with calling(f"list the instances of {ami_id}"):
         running = [

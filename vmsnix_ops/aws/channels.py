@@ -1,7 +1,6 @@
-"""Channels: which there are, where each points, and what it pointed to before.
+"""Find the AMI that an operator or a channel names, and check that a channel may be set to it.
 
-A channel of an image (``candidate``, ``stable``) is a parameter in every region. Which channels there are is
-a setting, so that a mistyped one is refused and not made.
+The channels (``candidate``, ``stable``) are a setting, so a mistyped channel is refused and not created.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
     from vmsnix_ops.settings import Settings
 
 
-def check(channel: str, settings: Settings) -> str:
-    """Return a channel that there is.
+def check_channel(channel: str, settings: Settings) -> str:
+    """Return the channel, or refuse one that is not in the settings.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        There is no such channel; names the nearest.
+        Unknown channel; the error suggests the nearest name.
     """
     if channel in settings.channels:
         return channel
@@ -42,27 +41,27 @@ def check(channel: str, settings: Settings) -> str:
 
 
 def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, settings: Settings) -> Ami:
-    """Return the AMI that an operator means.
+    """Return the AMI with an ID, a name or a channel, or the newest of an image.
 
     Parameters
     ----------
     ec2, ssm
         Clients of its region.
     wanted
-        Its id, its name, a channel (what that points to), or nothing: the newest of the image.
+        An AMI ID, an AMI name, a channel, or empty for the newest AMI of the image.
     image
-        Short name of the image, for the last two.
+        Short name of the image, for a channel or the newest AMI.
     settings
-        Which channels there are.
+        With the channels.
 
     Raises
     ------
     vmsnix_ops.errors.RegistrationError
         There is no such AMI.
-    vmsnix_ops.errors.PointerError
-        The channel points to nothing.
+    vmsnix_ops.errors.ChannelError
+        The channel has no value.
     vmsnix_ops.errors.ParameterError
-        The newest is asked for, and there is one for each of several architectures.
+        The image has AMIs for several architectures, so the newest is ambiguous.
     """
     region = ec2.meta.region_name
     if wanted in settings.channels:
@@ -72,15 +71,15 @@ def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, setting
                 why="Each image has its own channels.",
                 fix="Add --image NAME.",
             )
-        name = parameters.pointer_name(settings.pointer_prefix, image, wanted)
-        pointer = parameters.find(ssm, name)
-        if pointer is None:
-            raise errors.PointerError(
+        name = parameters.parameter_name(settings.pointer_prefix, image, wanted)
+        parameter = parameters.find_parameter(ssm, name)
+        if parameter is None:
+            raise errors.ChannelError(
                 f"The channel {wanted} of {image} has no value in {region}.",
                 why=f"No parameter {name}.",
                 fix=f"Promote an AMI to {wanted} first, or use an AMI ID or name.",
             )
-        wanted = pointer.value
+        wanted = parameter.value
     if AMI_ID.fullmatch(wanted):
         found = images.find(ec2, [wanted]).get(wanted)
     elif wanted:
@@ -98,27 +97,27 @@ def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, setting
 
 
 def _newest(ours: Iterable[Ami], image: str) -> Ami | None:
-    """Return the newest AMI of an image, if it is clear which machines it shall be for."""
+    """Return the newest AMI of an image; refuse an image with AMIs for several architectures."""
     usable = [ami for ami in ours if ami.tags.get(tagging.IMAGE) == image and ami.state == "available"]
-    newest = {ami.architecture: ami for ami in usable}  # they come in the order of their creation
+    newest = {ami.architecture: ami for ami in usable}  # oldest first, so the newest wins
     if len(newest) > 1:
-        told = ", ".join(f"{ami.name} ({architecture})" for architecture, ami in sorted(newest.items()))
+        names = ", ".join(f"{ami.name} ({architecture})" for architecture, ami in sorted(newest.items()))
         raise errors.ParameterError(
             f"The image {image!r} has AMIs for {' and '.join(sorted(newest))}.",
-            why=f"The newest are {told}.",
+            why=f"The newest are {names}.",
             fix="Choose one of them: --ami NAME.",
         )
     return usable[-1] if usable else None
 
 
 def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
-    """Return an AMI that a channel may point to.
+    """Return the AMI if a channel may be set to it.
 
     Raises
     ------
     vmsnix_ops.errors.RegistrationError
-        It belongs to another account, was not published by us, is disabled, deprecated or not available, or
-        carries the mark of a retirement.
+        It belongs to another account, was not published by vmsnix, is not available, is deprecated, or is
+        being retired.
     """
     where = f"The AMI {ami.ami_id} in {ami.region}"
     if ami.account != owner:
@@ -138,9 +137,7 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
         raise errors.RegistrationError(
             f"{where} is {ami.state}.",
             why="Only an available AMI can be launched.",
-            fix=f"Restore it: {images.restoring(ami)}"
-            if ami.state == "disabled"
-            else ("Choose another AMI."),
+            fix=f"Restore it: {images.restoring(ami)}" if ami.state == "disabled" else "Choose another AMI.",
         )
     retiring.check_unmarked(ami)
     if ami.deprecated_at is not None and ami.deprecated_at <= now:
@@ -153,13 +150,13 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
     return ami
 
 
-def check_now(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
-    """Refuse an AMI that is being retired or can no longer be used, as it is this moment.
+def check_still_usable(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
+    """Read an AMI and refuse it as `check_usable` does, or if it no longer exists.
 
     Raises
     ------
     vmsnix_ops.errors.RegistrationError
-        As for `check_usable`, or it is gone.
+        As for `check_usable`, or the AMI was deregistered.
     """
     found = images.find(ec2, [ami_id]).get(ami_id)
     if found is None:
@@ -171,10 +168,10 @@ def check_now(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
     check_usable(found, owner=owner, now=datetime.now(UTC))
 
 
-def check_again(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
-    """Do as `check_now` after an AMI was put to use: several times, because a read may be some moments old.
+def check_repeatedly(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
+    """Call `check_still_usable` several times after an AMI was put to use, because a read may be stale.
 
-    `vmsnix_ops.aws.retiring` says why.
+    `vmsnix_ops.aws.retiring` explains why.
     """
     for _ in retiring.looks():
-        check_now(ec2, ami_id, owner=owner)
+        check_still_usable(ec2, ami_id, owner=owner)

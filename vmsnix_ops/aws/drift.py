@@ -155,7 +155,7 @@ def promised(
 def pointers(ssm: SSMClient, row: Mapping[str, Any]) -> Iterator[Difference]:
     """Compare where the channels point that were pointed to it last."""
     for pointer in row["pointers"]:
-        seen = parameters.find(ssm, pointer)
+        seen = parameters.find_parameter(ssm, pointer)
         found = seen.value if seen else "nothing"
         if seen and seen.data_type != parameters.IMAGE_TYPE:
             found += f" ({seen.data_type})"

@@ -1,12 +1,13 @@
-"""Pointers: parameters of Parameter Store that say which AMI a channel stands for.
+"""Channels in Parameter Store: one parameter for each channel of an image, whose value is an AMI ID.
 
-A pointer is called ``/vmsnix/<image>/<channel>`` and has the data type ``aws:ec2:image``, so that launch
-templates and CloudFormation resolve it and Parameter Store itself refuses what is no AMI. It keeps its last
-hundred values, with when and by whom: that history, and no table of ours, tells what a channel was.
+The parameter of a channel is called ``/vmsnix/<image>/<channel>`` and has the data type ``aws:ec2:image``.
+So launch templates and CloudFormation can resolve it, and Parameter Store refuses values that are no AMI. It
+keeps its last hundred values with time and writer. This history, not a table of ours, records what a channel
+contained.
 
-Parameter Store has no conditional write. So every write says which version it was planned for, and the
-version that AWS answers with is compared with it: a higher one means that the write has overwritten a value
-which the plan never saw.
+Parameter Store has no conditional write. So each write states the version that its plan saw, and compares the
+version in AWS's answer with it. A higher version means that the write replaced a value that the plan did not
+see.
 """
 
 from __future__ import annotations
@@ -32,31 +33,31 @@ if TYPE_CHECKING:
     from vmsnix_ops.outcomes import StepOutcome
 
 IMAGE_TYPE = "aws:ec2:image"
-MOST_LEVELS = 15  # of a name; AWS
-MOST_CHARACTERS = 1011  # of a parameter's ARN, and so of its name with what stands before it; AWS
+MOST_LEVELS = 15  # of a parameter's name; AWS
+MOST_CHARACTERS = 1011  # of a parameter's ARN, which contains its name; AWS
 BEFORE_THE_NAME = len("arn:aws-us-gov:ssm:ap-southeast-99:123456789012:parameter")
 VERSIONS_KEPT = 100
 VISIBLE_SECONDS = 60.0
+LOST_SECONDS = 5.0  # how long to search for a write whose answer was lost
 INTERVAL = PollInterval(shortest=0.2, longest=2.0)
-LOST_SECONDS = 5.0  # how long to look for a change whose answer was lost
 
 
 @dataclass(frozen=True, slots=True)
-class Pointer:
-    """A parameter that names an AMI.
+class ChannelParameter:
+    """The parameter of a channel.
 
     Attributes
     ----------
     name, region
         Which parameter it is.
     value
-        Its text as it stands; an AMI id for a pointer of ours.
+        Its value: an AMI ID, if vmsnix wrote it.
     version
         Number of this value.
     modified_at
         When the value was set, in UTC.
     data_type
-        ``"aws:ec2:image"``, or ``"text"`` for one that nobody checks.
+        ``"aws:ec2:image"``, or ``"text"`` for values that AWS does not check.
     kind
         ``"String"``, ``"StringList"`` or ``"SecureString"``.
     """
@@ -71,21 +72,21 @@ class Pointer:
 
 
 @dataclass(frozen=True, slots=True)
-class PointerVersion:
-    """One value that a pointer has or had.
+class ParameterVersion:
+    """One value in the history of a channel's parameter.
 
     Attributes
     ----------
     version
         Its number.
     value
-        The AMI id.
+        The AMI ID.
     modified_at, modified_by
-        When it was set, in UTC, and the ARN of who set it.
+        When it was set, in UTC, and the ARN of its writer.
     description
-        What was written beside it.
+        The parameter's description that was set with it.
     labels
-        The labels of this version; AWS does not drop a version that has one.
+        Labels of this version; AWS does not delete a version that has one.
     tier
         ``"Standard"`` or ``"Advanced"``.
     """
@@ -100,41 +101,41 @@ class PointerVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class ExpectedValue:
     """The value that a plan saw, and that a write replaces.
 
     Attributes
     ----------
     version
-        Its number; 0 when there was no such parameter.
+        Its number; 0 if the parameter did not exist.
     value
-        The AMI id; empty when there was none.
+        The AMI ID; empty if the parameter did not exist.
     """
 
     version: int = 0
     value: str = ""
 
     @classmethod
-    def of(cls, pointer: Pointer | None) -> Planned:
-        """Return what a read showed."""
-        return cls(pointer.version, pointer.value) if pointer else cls()
+    def of(cls, parameter: ChannelParameter | None) -> ExpectedValue:
+        """Return the value of a parameter that was read, or that of a missing one."""
+        return cls(parameter.version, parameter.value) if parameter else cls()
 
 
 @dataclass(frozen=True, slots=True)
-class Overwritten:
-    """A change of a channel that nobody planned for, and that a write has replaced.
+class OverwrittenValue:
+    """A value that a write replaced, although its plan did not expect it.
 
     Attributes
     ----------
     name, region
         Which parameter.
     version, value, writer
-        The value that was replaced, its number, and the ARN of who set it. Without a value the parameter had
-        been deleted, or its history does not say.
+        The replaced value, its number, and the ARN of its writer. Without a value, the parameter had been
+        deleted, or its history does not contain the value.
     written
         Number of the value that replaced it.
     command
-        The command that sets the channel to that value again.
+        The command that restores the replaced state.
     """
 
     name: str
@@ -153,7 +154,7 @@ class Overwritten:
         return f"version {self.version}, {self.value}, set by {self.writer} after the plan was made"
 
     def error(self) -> errors.OverwrittenValueError:
-        """Return the error that a run which overwrote it ends with."""
+        """Return the error for the run that overwrote the value."""
         return errors.OverwrittenValueError(
             f"This run overwrote a value of {self.name} in {self.region} that was not in its plan.",
             why=f"Overwritten: {self}. This run wrote version {self.written} and changed nothing after that.",
@@ -164,37 +165,37 @@ class Overwritten:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """What `point` did.
+class ChannelWrite:
+    """The result of `set_channel`.
 
     Attributes
     ----------
     outcome
-        ``"created"`` (a new value) or ``"reused"`` (it named the AMI already).
+        ``"created"`` (a new value) or ``"reused"`` (the channel contained the AMI already).
     version, value
-        Number of the value that names the AMI, and the AMI id.
+        Number of the channel's value, and the AMI ID.
     overwritten
-        The change that was replaced without having been planned for, if there was one.
+        The unexpected value that this write replaced, if any.
     """
 
     outcome: StepOutcome
     version: int
     value: str
-    overwritten: Overwritten | None = field(default=None)
+    overwritten: OverwrittenValue | None = field(default=None)
 
 
-def pointer_name(prefix: str, image: str, channel: str) -> str:
+def parameter_name(prefix: str, image: str, channel: str) -> str:
     """Return the name of a channel's parameter.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        Parameter Store would refuse that name. Source of the limits: "Requirements and constraints for
+        Parameter Store would refuse the name. Source of the limits: "Requirements and constraints for
         parameter names" in the AWS Systems Manager User Guide.
 
     Examples
     --------
-    >>> pointer_name("/vmsnix", "ecs-node", "stable")
+    >>> parameter_name("/vmsnix", "ecs-node", "stable")
     '/vmsnix/ecs-node/stable'
     """
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", image):
@@ -225,82 +226,84 @@ def pointer_name(prefix: str, image: str, channel: str) -> str:
     return name
 
 
-def check_kind(pointer: Pointer) -> None:
-    """Refuse a parameter that can never become a channel: AWS changes neither its type nor its data type.
+def check_parameter_type(parameter: ChannelParameter) -> None:
+    """Refuse a parameter that cannot be a channel: AWS can change neither its type nor its data type.
 
     Raises
     ------
-    vmsnix_ops.errors.PointerError
-        With the commands that replace it.
+    vmsnix_ops.errors.ChannelError
+        With the command that deletes the parameter.
     """
-    if pointer.kind == "String" and pointer.data_type == IMAGE_TYPE:
+    if parameter.kind == "String" and parameter.data_type == IMAGE_TYPE:
         return
-    what = f"is of type {pointer.kind}"
-    if pointer.kind == "String":
-        what = f"has the data type {pointer.data_type}"
-    where = f"--region {pointer.region} --name {shlex.quote(pointer.name)}"
-    raise errors.PointerError(
-        f"The parameter {pointer.name} in {pointer.region} {what}.",
+    what = f"is of type {parameter.kind}"
+    if parameter.kind == "String":
+        what = f"has the data type {parameter.data_type}"
+    raise errors.ChannelError(
+        f"The parameter {parameter.name} in {parameter.region} {what}.",
         why=f"A channel must be a String of the data type {IMAGE_TYPE}, which launch templates can resolve. "
         "AWS cannot change either in an existing parameter.",
         fix="Delete it and promote again, which creates a new parameter. Its history is lost, and launches "
-        f"that resolve it fail in between: aws ssm delete-parameter {where}",
+        "that resolve it fail in between: aws ssm delete-parameter "
+        f"{_options(parameter.name, parameter.region)}",
     )
 
 
-def check_room(name: str, known: list[PointerVersion], region: str) -> None:
-    """Refuse a parameter that takes no further value: it has a hundred, and the oldest has a label.
+def check_accepts_value(name: str, versions: list[ParameterVersion], region: str) -> None:
+    """Refuse a parameter that accepts no more values: it has a hundred, and the oldest has a label.
 
     Raises
     ------
-    vmsnix_ops.errors.PointerError
+    vmsnix_ops.errors.ChannelError
         With the command that removes the label.
     """
-    if len(known) < VERSIONS_KEPT or not known[0].labels:
+    if len(versions) < VERSIONS_KEPT or not versions[0].labels:
         return
-    oldest = known[0]
-    raise errors.PointerError(
+    oldest = versions[0]
+    raise errors.ChannelError(
         f"The parameter {name} in {region} accepts no more values.",
-        why=f"It has {len(known)} versions, and AWS cannot delete the oldest ({oldest.version}) while it has "
-        f"the label {', '.join(oldest.labels)}.",
+        why=f"It has {len(versions)} versions, and AWS cannot delete the oldest ({oldest.version}) while it "
+        f"has the label {', '.join(oldest.labels)}.",
         fix=f"Remove the label: aws ssm unlabel-parameter-version --region {region} --name {name} "
         f"--parameter-version {oldest.version} --labels {' '.join(oldest.labels)}",
     )
 
 
+def _options(name: str, region: str) -> str:
+    """Return the options of the AWS CLI that choose a parameter."""
+    return f"--region {region} --name {shlex.quote(name)}"
+
+
 @needs("ssm:GetParameter")
-def find(ssm: SSMClient, name: str) -> Pointer | None:
-    """Return a pointer, or ``None`` when there is none of that name."""
+def find_parameter(ssm: SSMClient, name: str) -> ChannelParameter | None:
+    """Return a channel's parameter, or ``None`` if there is none of that name."""
     with calling(f"read the parameter {name}"):
         try:
             answer = ssm.get_parameter(Name=name)
         except ssm.exceptions.ParameterNotFound:
             return None
-    return _read(answer["Parameter"], ssm.meta.region_name)
+    return _parse(answer["Parameter"], ssm.meta.region_name)
 
 
 @needs("ssm:GetParametersByPath")
-def pointers(ssm: SSMClient, prefix: str) -> list[Pointer]:
-    """Return every parameter below a prefix such as ``/vmsnix``, by name."""
+def list_parameters(ssm: SSMClient, prefix: str) -> list[ChannelParameter]:
+    """Return all parameters below a prefix such as ``/vmsnix``, by name."""
     with calling(f"list the parameters below {prefix}"):
         pages = ssm.get_paginator("get_parameters_by_path").paginate(Path=prefix, Recursive=True)
-        found = [_read(one, ssm.meta.region_name) for page in pages for one in page["Parameters"]]
-    return sorted(found, key=lambda pointer: pointer.name)
+        found = [_parse(one, ssm.meta.region_name) for page in pages for one in page["Parameters"]]
+    return sorted(found, key=lambda parameter: parameter.name)
 
 
 @needs("ssm:GetParameterHistory")
-def history(ssm: SSMClient, name: str) -> list[PointerVersion]:
-    """Return the values of a pointer, the oldest first; an empty list when there is no such parameter.
-
-    AWS keeps the last hundred.
-    """
+def read_history(ssm: SSMClient, name: str) -> list[ParameterVersion]:
+    """Return the last hundred values of a channel, oldest first; an empty list without a parameter."""
     with calling(f"read the history of the parameter {name}"):
         try:
             pages = list(ssm.get_paginator("get_parameter_history").paginate(Name=name))
         except ssm.exceptions.ParameterNotFound:
             return []
     found = [
-        PointerVersion(
+        ParameterVersion(
             version=one["Version"],
             value=one["Value"],
             modified_at=one["LastModifiedDate"],
@@ -316,80 +319,65 @@ def history(ssm: SSMClient, name: str) -> list[PointerVersion]:
 
 
 @needs("ssm:GetParameter", "ssm:PutParameter", "ssm:AddTagsToResource", "ssm:GetParameterHistory")
-def point(
-    ssm: SSMClient, name: str, ami_id: str, *, planned: Planned, description: str, tags: Mapping[str, str]
-) -> Moved:
-    """Set a channel to an AMI, wait until a read shows it, and report what the write has replaced.
+def set_channel(
+    ssm: SSMClient,
+    name: str,
+    ami_id: str,
+    *,
+    expected: ExpectedValue,
+    description: str,
+    tags: Mapping[str, str],
+) -> ChannelWrite:
+    """Set a channel to an AMI, wait until a read returns it, and report what the write replaced.
 
-    Safe to run twice: a parameter that names the AMI already is unchanged, so that its history has an entry
-    for every change; and a second one of the same only where AWS's answer to the first was lost. After an
-    error the history is read: what it says then is what counts.
+    Safe to run twice: a channel that contains the AMI is unchanged, so its history has one entry for each
+    change. The history has a second entry only if AWS's answer to the first write was lost. After an error,
+    the history decides whether the value was written.
 
     Parameters
     ----------
     ssm, name, ami_id
         Which parameter, and the AMI.
-    planned
+    expected
         The value that the plan saw.
     description
-        Kept beside the value; it names the run, by which a lost answer's value is recognised.
+        Stored with the value. It names the run, which identifies a write whose answer was lost.
     tags
-        Of the parameter, when it is made.
+        Of a new parameter.
 
     Raises
     ------
-    vmsnix_ops.errors.PointerError
-        The parameter is not what the plan saw, cannot be a channel, or Parameter Store accepted the value and
-        did not take it: it checks later whether there is such an AMI.
+    vmsnix_ops.errors.ChannelError
+        The parameter has another value than expected, or cannot be a channel. Or Parameter Store accepted the
+        value and then discarded it: it checks later whether the AMI exists.
     """
-    before = find(ssm, name)
+    before = find_parameter(ssm, name)
     if before is not None:
-        check_kind(before)
+        check_parameter_type(before)
         if before.value == ami_id:
-            return Moved("reused", before.version, ami_id)
-    if Planned.of(before) != planned:
-        raise changed_meanwhile(name, ssm.meta.region_name, before)
-    description = description[:1024]
-    request: PutParameterRequestTypeDef = {
-        "Name": name,
-        "Value": ami_id,
-        "Type": "String",
-        "DataType": IMAGE_TYPE,
-        "Description": description,
-    }
-    ours = _Ours(ami_id, description, planned.version)
+            return ChannelWrite("reused", before.version, ami_id)
+    if ExpectedValue.of(before) != expected:
+        raise changed_since_plan(name, ssm.meta.region_name, before)
+    own = _OwnWrite(ami_id, description[:1024], expected.version)
     try:
         with calling(f"set {name} to {ami_id}"):
-            version = _put(ssm, request, tags, overwrite=bool(planned.version))
+            version = _put(ssm, _request(name, ami_id, description), tags, overwrite=bool(expected.version))
     except errors.AwsError as error:
-        # An attempt whose answer was lost may have made the parameter before this one was refused.
+        # An attempt whose answer was lost may have created the parameter before this one was refused.
         if error.code not in ("", "ParameterAlreadyExists"):
             raise
-        version = _after_a_lost_answer(ssm, name, ours)
+        version = _find_lost_write(ssm, name, own)
         if not version and error.code:
-            raise changed_meanwhile(name, ssm.meta.region_name, find(ssm, name)) from error
+            raise changed_since_plan(name, ssm.meta.region_name, find_parameter(ssm, name)) from error
         if not version:
             raise
-    _settle(ssm, name, ami_id, version)
-    return Moved("created", version, ami_id, _overwritten(ssm, name, planned, version, ours))
+    _wait_until_visible(ssm, name, ami_id, version)
+    return ChannelWrite("created", version, ami_id, _find_overwritten(ssm, name, expected, version, own))
 
 
-def _is_advanced(ssm: SSMClient, name: str) -> bool:
-    """Return whether an existing parameter takes a value in the advanced tier only; its policies are kept.
-
-    A request without a tier is one of the account's default tier, usually the standard one, and AWS makes no
-    advanced parameter standard ("Tier" and "Policies" of PutParameter in the Systems Manager API Reference).
-    """
-    try:
-        known = history(ssm, name)
-    except errors.AwsError:
-        return False
-    return bool(known) and known[-1].tier == "Advanced"
-
-
-def changed_meanwhile(name: str, region: str, now: Pointer | None) -> errors.PointerError:
-    """Return the refusal of a plan whose channel somebody has changed since."""
-    return errors.PointerError(
+def changed_since_plan(name: str, region: str, now: ChannelParameter | None) -> errors.ChannelError:
+    """Return the error for a channel that was changed after the plan was made."""
+    return errors.ChannelError(
         f"{name} in {region} was changed after the plan was made.",
         why=f"It is now {now.value} (version {now.version})." if now else "It was deleted.",
         fix="Make a new plan.",
@@ -397,16 +385,26 @@ def changed_meanwhile(name: str, region: str, now: Pointer | None) -> errors.Poi
 
 
 @dataclass(frozen=True, slots=True)
-class _Ours:
-    """By what a value of this run is recognised: also one whose answer was lost."""
+class _OwnWrite:
+    """A write of this run, to recognize its value in the history even if AWS's answer was lost."""
 
     value: str
     description: str
     after: int
 
-    def wrote(self, one: PointerVersion) -> bool:
+    def matches(self, one: ParameterVersion) -> bool:
         same = (one.value, one.description) == (self.value, self.description)
         return same and one.version > self.after
+
+
+def _request(name: str, value: str, description: str) -> PutParameterRequestTypeDef:
+    return {
+        "Name": name,
+        "Value": value,
+        "Type": "String",
+        "DataType": IMAGE_TYPE,
+        "Description": description[:1024],
+    }
 
 
 def _put(
@@ -414,22 +412,29 @@ def _put(
 ) -> int:
     """Set the value, and return its version.
 
-    Tags can be given only when a parameter is made, and its tier is kept afterwards.
+    AWS accepts tags only with a new parameter. An existing parameter in the advanced tier must be written in
+    that tier: AWS does not make it standard, and a request without a tier uses the account's default, usually
+    standard ("Tier" and "Policies" of PutParameter in the Systems Manager API Reference).
     """
     request["Overwrite"] = overwrite
     if not overwrite:
         request["Tags"] = [{"Key": key, "Value": value} for key, value in tagging.clean(tags).items()]
-    elif _is_advanced(ssm, request["Name"]):
-        request["Tier"] = "Advanced"
+    else:
+        try:
+            versions = read_history(ssm, request["Name"])
+        except errors.AwsError:
+            versions = []
+        if versions and versions[-1].tier == "Advanced":
+            request["Tier"] = "Advanced"
     return retrying(lambda: ssm.put_parameter(**request), "TooManyUpdates", seconds=20)["Version"]
 
 
-def _after_a_lost_answer(ssm: SSMClient, name: str, ours: _Ours) -> int:
-    """Return the version that this run wrote although no answer said so; wait a moment for it. 0: none."""
+def _find_lost_write(ssm: SSMClient, name: str, own: _OwnWrite) -> int:
+    """Return the version that this run wrote although no answer arrived; 0 if none appears within seconds."""
 
     def read() -> PollResult[int]:
-        wrote = [one.version for one in history(ssm, name) if ours.wrote(one)]
-        return PollResult("done" if wrote else "waiting", max(wrote, default=0))
+        written = [one.version for one in read_history(ssm, name) if own.matches(one)]
+        return PollResult("done" if written else "waiting", max(written, default=0))
 
     try:
         return poll(read, what=f"the parameter {name}", deadline=LOST_SECONDS, interval=INTERVAL).value
@@ -437,20 +442,18 @@ def _after_a_lost_answer(ssm: SSMClient, name: str, ours: _Ours) -> int:
         return 0
 
 
-def _settle(ssm: SSMClient, name: str, ami_id: str, version: int) -> None:
-    """Wait until a read shows the value, or a later one: who changed the channel after us knew ours."""
+def _wait_until_visible(ssm: SSMClient, name: str, ami_id: str, version: int) -> None:
+    """Wait until a read returns the value, or a later one that replaced it."""
 
-    def read() -> PollResult[Pointer | None]:
-        seen = find(ssm, name)
-        there = seen is not None and (seen.version > version or seen.value == ami_id)
-        return PollResult(
-            "done" if there else "waiting", seen, state="not there yet" if not there else "there"
-        )
+    def read() -> PollResult[ChannelParameter | None]:
+        seen = find_parameter(ssm, name)
+        visible = seen is not None and (seen.version > version or seen.value == ami_id)
+        return PollResult("done" if visible else "waiting", seen)
 
     try:
         poll(read, what=f"the parameter {name}", deadline=VISIBLE_SECONDS, interval=INTERVAL)
     except errors.DeadlineError as error:
-        raise errors.PointerError(
+        raise errors.ChannelError(
             f"Parameter Store did not set {name} to {ami_id}.",
             why="It accepts such a value first, then checks whether the caller can see that AMI, and "
             "discards the value if not.",
@@ -458,108 +461,108 @@ def _settle(ssm: SSMClient, name: str, ami_id: str, version: int) -> None:
         ) from error
 
 
-def _overwritten(
-    ssm: SSMClient, name: str, planned: Planned, version: int, ours: _Ours
-) -> Overwritten | None:
-    """Return the change that our write has replaced and that the plan did not see; ``None`` without one.
+def _find_overwritten(
+    ssm: SSMClient, name: str, expected: ExpectedValue, version: int, own: _OwnWrite
+) -> OverwrittenValue | None:
+    """Return the unexpected value that this run's write replaced, or ``None``.
 
-    AWS's version number is what decides. The history tells a foreign value from a first try of ours whose
-    answer was lost, and names the writer. Where it cannot be read, the number alone counts.
+    AWS's version number decides. The history distinguishes another writer's value from an earlier attempt of
+    this run whose answer was lost, and names the writer. If the history cannot be read, only the number
+    counts.
     """
     try:
-        known = _whole_history(ssm, name, version)
+        versions = _wait_for_history(ssm, name, version)
     except errors.AwsError:
-        known = []
-    again = sum(ours.wrote(one) for one in known if one.version < version)
-    foreign = [one for one in known if one.version < version and not ours.wrote(one)]
-    newest = foreign[-1] if foreign else None
-    found = Planned(newest.version, newest.value) if newest else Planned()
-    # The number alone is not enough: a parameter that was deleted and made again counts from 1.
-    if version == planned.version + 1 + again and (found == planned or not known):
+        versions = []
+    attempts = sum(own.matches(one) for one in versions if one.version < version)
+    others = [one for one in versions if one.version < version and not own.matches(one)]
+    newest = others[-1] if others else None
+    replaced = ExpectedValue(newest.version, newest.value) if newest else ExpectedValue()
+    # The number alone is not enough: the versions of a parameter that was deleted and created again start
+    # at 1.
+    if version == expected.version + 1 + attempts and (replaced == expected or not versions):
         return None
     region = ssm.meta.region_name
-    where = f"--region {region} --name {shlex.quote(name)}"
-    if newest is not None and found != planned:
+    options = _options(name, region)
+    if newest is not None and replaced != expected:
         command = (
-            f"aws ssm put-parameter {where} --type String --data-type {IMAGE_TYPE} --overwrite "
+            f"aws ssm put-parameter {options} --type String --data-type {IMAGE_TYPE} --overwrite "
             f"--value {shlex.quote(newest.value)}{' --tier Advanced' if newest.tier == 'Advanced' else ''}"
         )
-        return Overwritten(name, region, newest.version, newest.value, newest.modified_by, version, command)
-    if known and newest is None:
-        return Overwritten(name, region, 0, "", "", version, f"aws ssm delete-parameter {where}")
-    command = f"aws ssm get-parameter-history {where}"  # what was there is not known, nor is its value
-    return Overwritten(name, region, version - 1, "", "", version, command)
+        return OverwrittenValue(
+            name, region, newest.version, newest.value, newest.modified_by, version, command
+        )
+    if versions and newest is None:
+        return OverwrittenValue(name, region, 0, "", "", version, f"aws ssm delete-parameter {options}")
+    # The replaced value is unknown.
+    command = f"aws ssm get-parameter-history {options}"
+    return OverwrittenValue(name, region, version - 1, "", "", version, command)
 
 
-def _whole_history(ssm: SSMClient, name: str, version: int) -> list[PointerVersion]:
-    """Return the history up to a version that was just written; wait until a read shows it."""
+def _wait_for_history(ssm: SSMClient, name: str, version: int) -> list[ParameterVersion]:
+    """Return the history as soon as it contains a version that was just written."""
 
-    def read() -> PollResult[list[PointerVersion]]:
-        known = history(ssm, name)
-        there = any(one.version >= version for one in known)
-        return PollResult("done" if there else "waiting", known)
+    def read() -> PollResult[list[ParameterVersion]]:
+        versions = read_history(ssm, name)
+        visible = any(one.version >= version for one in versions)
+        return PollResult("done" if visible else "waiting", versions)
 
     return poll(read, what=f"the history of {name}", deadline=VISIBLE_SECONDS, interval=INTERVAL).value
 
 
 @needs("ssm:GetParameter", "ssm:GetParameterHistory", "ssm:PutParameter", "ssm:DeleteParameter")
-def put_back(ssm: SSMClient, name: str, moved: Moved, before: Planned, *, description: str) -> str:
-    """Give a channel the value that it had before `point`, and return what became of it, as a sentence.
+def restore_channel(
+    ssm: SSMClient, name: str, written: ChannelWrite, before: ExpectedValue, *, description: str
+) -> str:
+    """Set a channel to the value that it had before `set_channel`, and return the result as a sentence.
 
-    Only the value that `point` wrote is replaced: a value that another writer set after it is kept, also in a
-    parameter that was deleted and made again, whose versions count from 1. A channel that was new is deleted
-    again.
+    Only the value that `set_channel` wrote is replaced. A later value of another writer is kept, also if the
+    parameter was deleted and created again and its versions start at 1. A parameter that `set_channel`
+    created is deleted.
 
     Raises
     ------
     vmsnix_ops.errors.AwsError
-        AWS refused.
+        AWS refused a call.
     """
-    now, region = _not_older(ssm, name, moved.version), ssm.meta.region_name
+    now, region = _read_at_least(ssm, name, written.version), ssm.meta.region_name
     if now is None:
         return f"{name} in {region} was deleted in the meantime."
-    if (now.version, now.value) != (moved.version, moved.value):
+    if (now.version, now.value) != (written.version, written.value):
         return f"{name} in {region} is now {now.value}: it was changed in the meantime."
     if not before.version:
         with calling(f"delete {name}, which this run created"):
             ssm.delete_parameter(Name=name)
         return f"{name} in {region} did not exist before and was deleted again."
     with calling(f"set {name} to {before.value} again"):
-        request: PutParameterRequestTypeDef = {
-            "Name": name,
-            "Value": before.value,
-            "Type": "String",
-            "DataType": IMAGE_TYPE,
-            "Description": description[:1024],
-        }
-        version = _put(ssm, request, {}, overwrite=True)
-    _settle(ssm, name, before.value, version)
-    if version != moved.version + 1:
+        version = _put(ssm, _request(name, before.value, description), {}, overwrite=True)
+    _wait_until_visible(ssm, name, before.value, version)
+    if version != written.version + 1:
         return (
             f"{name} in {region} is {before.value} again, as version {version}; it was also changed in the "
-            f"meantime: aws ssm get-parameter-history --region {region} --name {shlex.quote(name)}"
+            f"meantime: aws ssm get-parameter-history {_options(name, region)}"
         )
     return f"{name} in {region} is {before.value} again."
 
 
-def _not_older(ssm: SSMClient, name: str, version: int) -> Pointer | None:
-    """Return the parameter as a read shows it that is no older than a version which was seen before.
+def _read_at_least(ssm: SSMClient, name: str, version: int) -> ChannelParameter | None:
+    """Return the parameter once a read returns at least a version that is known to exist.
 
-    Where only older ones are seen for `LOST_SECONDS`, the parameter was deleted and made again.
+    If reads return only older versions for `LOST_SECONDS`, the parameter was deleted and created again.
     """
 
-    def read() -> PollResult[Pointer | None]:
-        seen = find(ssm, name)
+    def read() -> PollResult[ChannelParameter | None]:
+        seen = find_parameter(ssm, name)
         return PollResult("done" if seen is None or seen.version >= version else "waiting", seen)
 
     try:
         return poll(read, what=f"the parameter {name}", deadline=LOST_SECONDS, interval=INTERVAL).value
     except errors.DeadlineError:
-        return find(ssm, name)
+        return find_parameter(ssm, name)
 
 
-def _read(one: ParameterTypeDef, region: str) -> Pointer:
-    return Pointer(
+def _parse(one: ParameterTypeDef, region: str) -> ChannelParameter:
+    return ChannelParameter(
         name=one["Name"],
         region=region,
         value=one.get("Value", ""),

@@ -135,7 +135,7 @@ def running(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, int]:
 
 def entries(ec2: EC2Client, ssm: SSMClient, pointer: str) -> tuple[Entry, ...]:
     """Return every value that AWS still knows of a pointer, the oldest first; empty when there is none."""
-    versions = parameters.history(ssm, pointer)
+    versions = parameters.read_history(ssm, pointer)
     ids = [version.value for version in versions if version.value.startswith("ami-")]
     known = images.find(ec2, ids) if ids else {}
     try:

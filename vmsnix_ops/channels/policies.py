@@ -43,9 +43,9 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
         deprecation.deprecate,
         deprecation.protect,
         deprecation.unprotect,
-        parameters.point,
-        parameters.put_back,
-        parameters.history,
+        parameters.set_channel,
+        parameters.restore_channel,
+        parameters.read_history,
         history.running,
     ]
     if public:
@@ -69,7 +69,7 @@ def smoke_tester_actions(*, spot: bool = False) -> tuple[str, ...]:
         images.find,
         images.ours,
         snapshots.find,
-        parameters.find,
+        parameters.find_parameter,
         instances.launch,
         instances.left_behind,
         instances.wait_checks,
@@ -92,7 +92,7 @@ def verifier_actions(*, blocks: bool = False) -> tuple[str, ...]:
         snapshots.find,
         sharing.of_image,
         sharing.of_snapshot,
-        parameters.find,
+        parameters.find_parameter,
     ]
     if blocks:
         functions += [identity.check_region, images.find_by_name, reading.verify]

@@ -308,7 +308,7 @@ def plan(
     share, revoke = each_region.audiences(share_with, revoke_from, public=public)
     check_public(public, confirm_public)
     if channel:
-        channels.check(channel, settings)
+        channels.check_channel(channel, settings)
     each_region.check_protection(protect=protect, unprotect=unprotect)
     home = checked_home(region, settings=settings, session=session)
     check_public(public, confirm_public, home.account)
@@ -337,7 +337,7 @@ def plan(
         deprecate_at=moment,
         protect=protect,
         unprotect=unprotect,
-        pointer=parameters.pointer_name(settings.pointer_prefix, image, channel) if channel else "",
+        pointer=parameters.parameter_name(settings.pointer_prefix, image, channel) if channel else "",
         note=Note("promote", source.name, run.run_id),
     )
     spots = [
@@ -568,7 +568,7 @@ def _check_again(plan: PromotionPlan, spot: Spot, step: each_region.Step) -> Non
         The AMI is being retired, and the channel that this run made could not be deleted again.
     """
     try:
-        channels.check_again(spot.ec2, spot.ami_id, owner=plan.account)
+        channels.check_repeatedly(spot.ec2, spot.ami_id, owner=plan.account)
     except errors.VmsnixError as error:
         if not isinstance(step, each_region.Point) or spot.moved is None:
             raise

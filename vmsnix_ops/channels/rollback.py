@@ -95,10 +95,12 @@ def look(target: Target, pointer: str) -> Target:
     """Return a region with what its channel pointed to; what is wrong there is part of the plan."""
     try:
         target = replace(target, entries=entries(target.ec2, target.ssm, pointer))
-        found = parameters.find(target.ssm, pointer)
+        found = parameters.find_parameter(target.ssm, pointer)
         if found is not None:
-            parameters.check_kind(found)
-            parameters.check_room(pointer, parameters.history(target.ssm, pointer), target.region)
+            parameters.check_parameter_type(found)
+            parameters.check_accepts_value(
+                pointer, parameters.read_history(target.ssm, pointer), target.region
+            )
     except errors.VmsnixError as error:
         return replace(target, problem=error)
     return target
@@ -106,7 +108,7 @@ def look(target: Target, pointer: str) -> Target:
 
 def without(target: Target, pointer: str) -> Target:
     """Return a region that was asked for and has no such channel."""
-    problem = errors.PointerError(
+    problem = errors.ChannelError(
         f"No parameter {pointer} in {target.region}.",
         fix="Leave the region out, or promote an AMI there first.",
     )
@@ -140,14 +142,14 @@ def check_usable(ec2: EC2Client, ami_id: str, *, account: str) -> Ami:
 
     Raises
     ------
-    vmsnix_ops.errors.PointerError
+    vmsnix_ops.errors.ChannelError
         It is gone.
     vmsnix_ops.errors.RegistrationError
         It is disabled, deprecated, half deleted, or not ours.
     """
     found = images.find(ec2, [ami_id]).get(ami_id)
     if found is None:
-        raise errors.PointerError(
+        raise errors.ChannelError(
             f"The channel's earlier AMI {ami_id} no longer exists in {ec2.meta.region_name}.",
             why="It was deregistered.",
         )
@@ -187,9 +189,9 @@ def _chosen(target: Target, to: str, digests: set[str], account: str) -> Target:
         entry = _entry(target, to, digests)
         try:
             return replace(target, target=check_usable(target.ec2, entry.ami_id, account=account))
-        except (errors.PointerError, errors.RegistrationError) as error:
+        except (errors.ChannelError, errors.RegistrationError) as error:
             fix = f"{error.fix} {_others(target.entries, entry.ami_id)}".strip()
-            raise errors.PointerError(error.what, why=error.why, fix=fix) from error
+            raise errors.ChannelError(error.what, why=error.why, fix=fix) from error
     except errors.VmsnixError as error:
         return replace(target, problem=error)
 
@@ -202,7 +204,7 @@ def _entry(target: Target, to: str, digests: set[str]) -> Entry:
     elif target.before and datetime.now(UTC) - now.since < LATELY:
         return now  # the same command again
     elif target.before:
-        raise errors.PointerError(
+        raise errors.ChannelError(
             f"The channel in {target.region} was already rolled back on {now.since:%Y-%m-%d %H:%M} UTC.",
             why=f"The previous AMI is now {target.before}, which it was rolled back from.",
             fix=f"To return to {target.before}, pass --to {target.before}. {_others(known)}",
@@ -211,7 +213,7 @@ def _entry(target: Target, to: str, digests: set[str]) -> Entry:
         wanted = [one for one in known if one.ami_id != now.ami_id]
     if not wanted:
         what = f"has never been {to}" if to else f"has only ever been {now.ami_id}"
-        raise errors.PointerError(
+        raise errors.ChannelError(
             f"Nothing to roll back to: the channel in {target.region} {what}.",
             why=f"Its history has {counted(len(known), 'value')}, since {known[0].since:%Y-%m-%d}.",
             fix=_others(known),
@@ -399,12 +401,12 @@ def plan(
     ------
     vmsnix_ops.errors.ParameterError
         There is no such channel, or the regions would not end with the same image.
-    vmsnix_ops.errors.PointerError
+    vmsnix_ops.errors.ChannelError
         The channel points to nothing anywhere.
     """
     settings, asked = settings or load(), tuple(regions)
-    channels.check(channel, settings)
-    pointer = parameters.pointer_name(settings.pointer_prefix, image, channel)
+    channels.check_channel(channel, settings)
+    pointer = parameters.parameter_name(settings.pointer_prefix, image, channel)
     steps.check_topic(topic)
     home = checked_home(region, settings=settings, session=session)
     run = current_run("rollback", settings=settings)
@@ -425,7 +427,7 @@ def plan(
     with ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool:
         looked = list(pool.map(lambda spot: look(spot, pointer), spots))
     if not any(target.entries for target in looked):
-        raise next((t.problem for t in looked if t.problem), None) or errors.PointerError(
+        raise next((t.problem for t in looked if t.problem), None) or errors.ChannelError(
             f"The channel {channel} of {image} has no value in {', '.join(chosen)}.",
             why=f"No parameter {pointer}.",
             fix="Promote an AMI to it first: vmsnix promote",
@@ -534,7 +536,7 @@ def _roll_back(plan: RollbackPlan, target: Target) -> list[RegionStep]:
 
 def _move(
     plan: RollbackPlan, target: Target, row: RegionStep, now: Entry, then: Ami
-) -> tuple[RegionStep, parameters.Overwritten | None]:
+) -> tuple[RegionStep, parameters.OverwrittenValue | None]:
     started, overwritten = time.monotonic(), None
     try:
         with plan.progress.step(target.region):
@@ -542,9 +544,9 @@ def _move(
             check_usable(target.ec2, then.ami_id, account=plan.account)
             note = Note("roll back", then.name, plan.run.run_id, before=now.name or now.ami_id)
             own = {tagging.IMAGE: plan.image}
-            planned = parameters.Planned(now.version, now.ami_id)
-            moved = parameters.point(
-                target.ssm, plan.pointer, then.ami_id, planned=planned, description=note.text(), tags=own
+            planned = parameters.ExpectedValue(now.version, now.ami_id)
+            moved = parameters.set_channel(
+                target.ssm, plan.pointer, then.ami_id, expected=planned, description=note.text(), tags=own
             )
             overwritten = moved.overwritten
             _check_again(plan, target, then, moved, planned)
@@ -560,7 +562,11 @@ def _move(
 
 
 def _check_again(
-    plan: RollbackPlan, target: Target, then: Ami, moved: parameters.Moved, planned: parameters.Planned
+    plan: RollbackPlan,
+    target: Target,
+    then: Ami,
+    moved: parameters.ChannelWrite,
+    planned: parameters.ExpectedValue,
 ) -> None:
     """Check once more that nobody retires the AMI, after the channel was set to it.
 
@@ -570,13 +576,13 @@ def _check_again(
         Somebody does; the channel has its earlier value again, if we set it and nobody else did since.
     """
     try:
-        channels.check_again(target.ec2, then.ami_id, owner=plan.account)
+        channels.check_repeatedly(target.ec2, then.ami_id, owner=plan.account)
     except errors.VmsnixError as error:
         what = f"{plan.pointer} in {target.region} still contains it."
         if moved.overwritten is None and moved.outcome == "created":
             note = Note("take back", then.name, plan.run.run_id).text()
             try:
-                what = parameters.put_back(target.ssm, plan.pointer, moved, planned, description=note)
+                what = parameters.restore_channel(target.ssm, plan.pointer, moved, planned, description=note)
             except errors.VmsnixError as second:
                 what = f"{what[:-1]}: {second}"
         raise errors.RegistrationError(

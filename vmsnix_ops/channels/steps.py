@@ -194,8 +194,8 @@ class Spot:
     quotas: ServiceQuotasClient
     ami: Ami | None = None
     pointed_to: str = ""
-    planned: parameters.Planned | None = None
-    moved: parameters.Moved | None = None
+    planned: parameters.ExpectedValue | None = None
+    moved: parameters.ChannelWrite | None = None
     shown: Shown | None = None
     still_wanted: Callable[[], None] = lambda: None
 
@@ -401,18 +401,18 @@ class Point:
     def look(self, spot: Spot) -> Looked:
         """Read which AMI the channel names, and whether that is still what the plan was made for."""
         name = spot.wanted.pointer
-        found = parameters.find(spot.ssm, name)
+        found = parameters.find_parameter(spot.ssm, name)
         if found is not None:
-            parameters.check_kind(found)
-        now = parameters.Planned.of(found)
+            parameters.check_parameter_type(found)
+        now = parameters.ExpectedValue.of(found)
         spot.pointed_to = now.value
         if found is not None and spot.ami is not None and found.value == spot.ami_id:
             spot.pointed_to = ""
             return Looked(True, f"{name} already contains it")
         if spot.planned not in (None, now):
-            raise parameters.changed_meanwhile(name, spot.region, found)
+            raise parameters.changed_since_plan(name, spot.region, found)
         if spot.planned is None and found is not None:
-            parameters.check_room(name, parameters.history(spot.ssm, name), spot.region)
+            parameters.check_accepts_value(name, parameters.read_history(spot.ssm, name), spot.region)
         spot.planned = now
         to = f"{spot.ami_id or 'the copy'} ({spot.wanted.source.name})"
         if found is None:
@@ -427,7 +427,7 @@ class Point:
             return before
         new = spot.wanted.source.architecture
         if known.architecture != new:
-            raise errors.PointerError(
+            raise errors.ChannelError(
                 f"{spot.wanted.pointer} in {spot.region} contains an AMI for {known.architecture}.",
                 why=f"{spot.wanted.source.name} is for {new}; launches from the channel expect "
                 f"{known.architecture}.",
@@ -438,12 +438,12 @@ class Point:
 
     def do(self, spot: Spot) -> None:
         """Set it."""
-        planned = spot.planned or parameters.Planned()
-        spot.moved = parameters.point(
+        planned = spot.planned or parameters.ExpectedValue()
+        spot.moved = parameters.set_channel(
             spot.ssm,
             spot.wanted.pointer,
             spot.ami_id,
-            planned=planned,
+            expected=planned,
             description=spot.wanted.note.text() if spot.wanted.note else "",
             tags=pointer_tags(spot.wanted.source),
         )
@@ -452,8 +452,8 @@ class Point:
         """Give the channel the value that it had before `do`, and return what became of it, as a sentence."""
         if spot.moved is None or spot.moved.outcome == "reused":
             return f"{spot.wanted.pointer} in {spot.region} contained it before."
-        earlier = spot.planned or parameters.Planned()
-        return parameters.put_back(
+        earlier = spot.planned or parameters.ExpectedValue()
+        return parameters.restore_channel(
             spot.ssm,
             spot.wanted.pointer,
             spot.moved,

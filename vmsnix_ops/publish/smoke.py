@@ -475,12 +475,12 @@ def _test(plan: SmokeTestPlan, seen: Seen) -> None:
         entry.detail.update(terminated=[one.instance_id for one in left])
     with _step(plan, seen, "launch") as entry:
         # A notebook's plan may be hours old.
-        channels.check_now(ec2, plan.ami.ami_id, owner=plan.ami.account)
+        channels.check_still_usable(ec2, plan.ami.ami_id, owner=plan.ami.account)
         seen.asked = True
         seen.instance_id = instances.launch(ec2, plan.wanted)
         entry.detail.update(instance_id=seen.instance_id, instance_type=plan.wanted.instance_type)
         # A retirement that marked the AMI in between may not have seen the instance; see aws.retiring.
-        channels.check_again(ec2, plan.ami.ami_id, owner=plan.ami.account)
+        channels.check_repeatedly(ec2, plan.ami.ami_id, owner=plan.ami.account)
         instances.wait_running(ec2, seen.instance_id, step=entry.step)
     with _step(plan, seen, "checks") as entry:
         instances.wait_checks(ec2, seen.instance_id, step=entry.step)
