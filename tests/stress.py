@@ -13,36 +13,44 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TIMING = (
-    "tests/runbooks/console/test_jobs.py",
-    "tests/runbooks/execution/test_signals.py",
-    "tests/runbooks/execution/test_execute.py::test_an_interrupt_lets_the_notebook_clean_up",
-    "tests/runbooks/execution/test_execute.py::test_a_notebook_that_does_not_stop_is_stopped",
-    "tests/runbooks/fleet/test_fleet.py::test_a_worker_that_is_killed_loses_nothing",
-    "tests/runbooks/fleet/test_fleet.py::test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up",
-    "tests/runbooks/fleet/test_kills.py::"
-    "test_whatever_is_killed_starting_again_finishes_the_rest_and_doubles_nothing[0-3]",
-    "tests/runbooks/fleet/test_ledger.py",
-    "tests/runbooks/fleet/test_task.py",
-    "tests/publish/test_interrupts.py",
-    "tests/faults/test_stopping.py",
-    "tests/aws/ebs_direct/test_resume.py",
-    "tests/aws/ebs_direct/test_faults.py",
-    "tests/aws/ebs_direct/test_reading.py::test_a_killed_download_goes_on",
-    "tests/aws/test_paging.py::test_who_waits_is_stopped_at_once",
-    "tests/records/test_tables.py::test_readers_never_stumble_over_the_first_commit",
-    "tests/records/test_tables.py::test_many_processes_lose_nothing_and_double_nothing[3-10]",
-    "tests/records/test_tables_on_s3.py::test_many_processes_lose_nothing_and_double_nothing_on_s3[3-5-3]",
-    "tests/nix/test_command.py",
-    "tests/boot/test_boot.py::test_no_machine_outlives_its_test",
-    "tests/sandbox/test_state.py::test_serving_in_the_foreground_prints_exports_and_stops_cleanly",
-)
-"""The tests that depend most on timing: signals, kills, leases and races."""
+TIMING = """
+tests/runbooks/console/test_jobs.py::test_a_cancelled_run_cleans_up_and_another_console_finds_it_before
+tests/runbooks/execution/test_signals.py::test_trap_4_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence[2]
+tests/runbooks/execution/test_signals.py::test_a_second_signal_stops_at_once_and_keeps_the_evidence
+tests/runbooks/execution/test_signals.py::test_a_killed_run_leaves_what_there_was
+tests/runbooks/execution/test_execute.py::test_an_interrupt_lets_the_notebook_clean_up
+tests/runbooks/execution/test_execute.py::test_a_notebook_that_does_not_stop_is_stopped
+tests/runbooks/fleet/test_fleet.py::test_a_worker_that_is_killed_loses_nothing
+tests/runbooks/fleet/test_fleet.py::test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up
+tests/runbooks/fleet/test_task.py::test_a_living_run_elsewhere_is_waited_for
+tests/runbooks/fleet/test_task.py::test_of_two_workers_one_runs_it
+tests/runbooks/fleet/test_task.py::test_a_dead_run_is_taken_over_once_its_lease_has_ended
+tests/runbooks/fleet/test_ledger.py::test_a_run_elsewhere_is_dead_when_its_beat_stands_still
+tests/publish/test_interrupts.py::test_ctrl_c_says_how_to_go_on_and_the_next_run_does
+tests/faults/test_stopping.py::test_asked_once_it_says_how_to_go_on[sighup]
+tests/faults/test_stopping.py::test_asked_twice_it_stops_at_once
+tests/aws/ebs_direct/test_resume.py::test_killed_at_random_points_and_resumed[4]
+tests/aws/ebs_direct/test_resume.py::test_workers_end_with_their_parent
+tests/aws/ebs_direct/test_resume.py::test_no_worker_outlives_an_upload_that_is_killed
+tests/aws/ebs_direct/test_resume.py::test_a_killed_upload_sends_only_what_was_not_acknowledged
+tests/aws/ebs_direct/test_faults.py::test_the_ceiling_bounds_the_rate
+tests/aws/ebs_direct/test_faults.py::test_a_put_that_hangs_is_given_up_and_sent_again
+tests/aws/ebs_direct/test_faults.py::test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work
+tests/aws/ebs_direct/test_reading.py::test_a_killed_download_goes_on
+tests/aws/test_paging.py::test_who_waits_is_stopped_at_once
+tests/records/test_tables.py::test_readers_never_stumble_over_the_first_commit
+tests/records/test_tables.py::test_many_processes_lose_nothing_and_double_nothing[3-10]
+tests/records/test_tables_on_s3.py::test_many_processes_lose_nothing_and_double_nothing_on_s3[3-5-3]
+tests/nix/test_command.py::test_a_grandchild_that_stays_does_not_hold_us
+tests/boot/test_boot.py::test_no_machine_outlives_its_test
+tests/sandbox/test_state.py::test_serving_in_the_foreground_prints_exports_and_stops_cleanly[15]
+""".strip().splitlines()
+"""The thirty tests that depend most on timing: signals, kills, claims and races."""
 
 
 def burn() -> None:
-    """Take a processor's time for ever."""
-    while True:  # ends: its parent kills it
+    """Use all of a processor's time until killed."""
+    while True:  # the parent kills it
         pass
 
 
@@ -59,7 +67,7 @@ def once(tests: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run them and print how often each failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("tests", nargs="*", default=list(TIMING), help="tests, as pytest takes them")
+    parser.add_argument("tests", nargs="*", default=TIMING, help="tests, as pytest takes them")
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--busy", type=int, default=2, help="busy loops beside the tests")
     options = parser.parse_args(arguments)
