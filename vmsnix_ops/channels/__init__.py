@@ -1,1 +1,1 @@
-"""Which AMI is served to whom: promote, roll back, verify, and the history of a channel."""
+"""Channels: promote an AMI, roll back, compare AMIs with their records, and read a channel's history."""

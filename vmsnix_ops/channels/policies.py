@@ -1,4 +1,4 @@
-"""The policies of who promotes, verifies and tests what was published."""
+"""IAM actions that promoting, verifying and testing published AMIs need."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from vmsnix_ops.channels import history
 
 
 def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[str, ...]:
-    """Return what a promotion and a rollback need.
+    """Return the actions of a promotion and a rollback.
 
     Parameters
     ----------
     public
-        Whether AMIs are made public.
+        Whether promotions make AMIs public.
     announce
-        Whether a topic is told.
+        Whether they notify an SNS topic.
     """
     functions: list[Any] = [
         identity.check_region,
@@ -56,12 +56,12 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
 
 
 def smoke_tester_actions(*, spot: bool = False) -> tuple[str, ...]:
-    """Return what a smoke test needs.
+    """Return the actions of a smoke test.
 
     Parameters
     ----------
     spot
-        Whether it may launch the account's first spot instance.
+        Whether it may launch the first spot instance of the account.
     """
     return needs_of(
         *((instances.spot_options,) if spot else ()),
@@ -79,13 +79,13 @@ def smoke_tester_actions(*, spot: bool = False) -> tuple[str, ...]:
 
 
 def verifier_actions(*, blocks: bool = False) -> tuple[str, ...]:
-    """Return the permissions of who compares what was published with the records, and changes nothing.
+    """Return the actions of a verification, which changes nothing.
 
     Parameters
     ----------
     blocks
-        Whether the bytes of snapshots are read: to compare them with an image
-        (``publish-ami --via direct --verify whole --dry-run``), and to download them.
+        Whether it reads the bytes of snapshots, to compare them with an image
+        (``publish-ami --via direct --verify whole --dry-run``) or to download them.
     """
     functions: list[Any] = [
         images.find,

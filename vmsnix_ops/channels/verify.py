@@ -1,12 +1,12 @@
-"""Compare every published AMI with what was recorded of it, field by field, region by region.
+"""Compare the published AMIs of every region with their records, field by field.
 
 >>> from vmsnix_ops import verify
 >>> found = verify.check(regions=["eu-central-1"])  # doctest: +SKIP
 >>> found.show_drift()  # doctest: +SKIP
 
-`vmsnix_ops.records.recorded_amis` puts together what was recorded. An AMI that was never promoted is shared
-with nobody; any other value that the tables do not have is not compared. Tags that somebody added are no
-drift; tags of ours that are missing or changed are.
+`vmsnix_ops.records.recorded_amis` collects the records. An AMI that was never promoted must not be shared;
+other values without a record are not compared. Missing and changed tags of vmsnix are drift, other tags are
+not.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import display as shown
-from vmsnix_ops import errors
+from vmsnix_ops import display, errors
 from vmsnix_ops.arguments import checked as typed
 from vmsnix_ops.aws import drift as fields
 from vmsnix_ops.aws import images, snapshots
@@ -62,23 +61,23 @@ COLUMNS = {
     "found": "value in AWS",
     "meaning": "what the difference means",
 }
-"""Columns of the drift, one row a field that differs."""
+"""Columns of the drift; one row for each field that differs."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerificationResult(Result):
-    """What differs between AWS and the record.
+    """The differences between AWS and the records.
 
     Attributes
     ----------
     run
-        The run that it was part of.
-    fail_on_drift
-        Whether what differs is an error.
+        The run of the verification.
     drift
-        Columns as in `COLUMNS`.
+        The differences; columns as in `COLUMNS`.
     regions
-        One row a region: ``region``, ``amis``, ``drifted``, ``fields``, ``unread``.
+        One row for each region: ``region``, ``amis``, ``drifted``, ``fields``, ``unread``.
+    fail_on_drift
+        Whether a difference fails the run.
     """
 
     run: RunContext = field(repr=False)
@@ -87,41 +86,41 @@ class VerificationResult(Result):
     fail_on_drift: bool = True
 
     def frame(self) -> pd.DataFrame:
-        """Return the drift: columns as in `COLUMNS`."""
+        """Return the drift; columns as in `COLUMNS`."""
         return self.drift
 
     @property
     def title(self) -> str:
-        """One line."""
+        """The title."""
         return "Published AMIs compared with their records"
 
-    def table(self) -> shown.Shown:
-        """Return how many AMIs and fields of each region differ, for people."""
-        return shown.of_frame(self.regions)
+    def table(self) -> display.Shown:
+        """Return the number of differences in each region as a table for display."""
+        return display.of_frame(self.regions)
 
-    def show_drift(self) -> shown.Shown:
-        """Return the drift for people."""
+    def show_drift(self) -> display.Shown:
+        """Return the drift as a table for display."""
         names = ("region", "ami_id", "name", "field", "recorded", "found", "meaning")
         rows = [[row[name] for name in names] for row in self.drift.to_dict("records")]
-        return shown.shown(names, rows, nothing="No differences.")
+        return display.shown(names, rows, nothing="No differences.")
 
     @property
     def unread(self) -> int:
-        """How many things could not be looked at."""
+        """The number of regions, AMIs and channels that could not be read."""
         return int((self.drift["field"] == "access").sum())
 
     @property
     def drifted(self) -> int:
-        """How many fields differ."""
+        """The number of fields that differ."""
         return len(self.drift) - self.unread
 
     @property
     def error(self) -> errors.VmsnixError | None:
-        """What differs, as a `DriftError`; else what could not be read, as a `PartialError`."""
+        """A `DriftError` if fields differ, a `PartialError` if something could not be read, or ``None``."""
         return _error(self) if self.fail_on_drift else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as ``result.json`` contains it."""
+        """Return the content of ``result.json``."""
         error = self.error
         return {
             "status": "done" if error is None else "partial" if error.exit_code == 3 else "failed",
@@ -146,75 +145,74 @@ def check(
     tables: Tables | None = None,
     session: boto3.Session | None = None,
 ) -> VerificationResult:
-    """Compare every recorded AMI with what AWS returns. Nothing is changed.
+    """Compare every recorded AMI with AWS. Nothing is changed.
 
-    A region, or an AMI, that cannot be read is part of the drift (``access``) and does not stop the others.
+    A region or an AMI that cannot be read is part of the drift (``access``); the others are compared.
 
     Parameters
     ----------
     regions
-        Where; by default, and with ``["all"]``, everywhere that the tables know an AMI.
+        Regions to compare; by default, and with ``["all"]``, every region with a recorded AMI.
     image
-        Only AMIs of this image.
+        Compare only AMIs of this image.
     fail_on_drift
-        Whether what differs makes the verification fail.
+        Whether a difference fails the verification.
     tables, session
-        Where they do not come from the surroundings.
+        Override the tables of the settings, and the AWS session.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        The tables know no AMI there.
+        No AMI is recorded in these regions.
     vmsnix_ops.errors.RegionError
         There is no such region.
     vmsnix_ops.errors.AwsError
-        No region at all says whose credentials these are.
+        The account of the credentials could not be read in any region.
     """
     import pandas as pd
 
     settings, session = load(), session or default_session()
     tables = tables or open_tables(settings)
-    asked = tuple(regions)
-    expected = recorded(tables, regions=() if asked == (ALL,) else named(asked), image=image)
+    given = tuple(regions)
+    expected = recorded(tables, regions=() if given == (ALL,) else named(given), image=image)
     if not expected:
-        raise _nothing_known(image, f"Searched {settings.history}.")
+        raise _no_records(image, f"Searched {settings.history}.")
     account = _account(session, [settings.region, session.region_name, *(row["region"] for row in expected)])
     expected = [row for row in expected if row.get("account") in (None, account)]
     if not expected:
-        raise _nothing_known(image, f"The AMIs in {settings.history} do not belong to the account {account}.")
+        raise _no_records(image, f"The AMIs in {settings.history} do not belong to the account {account}.")
     chosen = named(row["region"] for row in expected)
     clients = {  # in one thread: sessions are not thread safe, clients are
         name: (client(session, "ec2", name), client(session, "ssm", name)) for name in chosen
     }
-
-    def look(name: str) -> list[tuple[Mapping[str, Any], Difference]]:
-        return list(_region(*clients[name], [row for row in expected if row["region"] == name]))
-
+    amis = {name: [row for row in expected if row["region"] == name] for name in chosen}
     with ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="verify") as pool:
-        found = [pair for pairs in pool.map(look, chosen) for pair in pairs]
-    drift = pd.DataFrame([_shown(row, one) for row, one in found], columns=list(COLUMNS)).astype(str)
-    rows = [
-        {
-            "region": name,
-            "amis": sum(row["region"] == name for row in expected),
-            "drifted": len(
-                {row["ami_id"] for row, one in found if row["region"] == name and one.field != "access"}
-            ),
-            "fields": sum(row["region"] == name and one.field != "access" for row, one in found),
-            "unread": sum(row["region"] == name and one.field == "access" for row, one in found),
-        }
-        for name in chosen
-    ]
-    return VerificationResult(current_run("verify-amis"), drift, pd.DataFrame(rows), fail_on_drift)
+        found = pool.map(lambda name: list(_compare_region(*clients[name], amis[name])), chosen)
+        rows = [_drift_row(row, one) for differences in found for row, one in differences]
+    drift = pd.DataFrame(rows, columns=list(COLUMNS)).astype(str)
+    counts = []
+    for name in chosen:
+        here = drift[drift["region"] == name]
+        differing = here[here["field"] != "access"]
+        counts.append(
+            {
+                "region": name,
+                "amis": len(amis[name]),
+                "drifted": differing["ami_id"].nunique(),
+                "fields": len(differing),
+                "unread": len(here) - len(differing),
+            }
+        )
+    return VerificationResult(current_run("verify-amis"), drift, pd.DataFrame(counts), fail_on_drift)
 
 
 def _account(session: boto3.Session, regions: Iterable[str | None]) -> str:
-    """Return whose credentials these are, from the first region that says it: one may refuse to.
+    """Return the account of the credentials, from the first region that answers.
 
     Raises
     ------
     vmsnix_ops.errors.AwsError
-        All of them refuse; in the words of the first.
+        The error of the first region, if no region answers.
     """
     first: errors.AwsError | None = None
     for region in dict.fromkeys(name for name in regions if name):
@@ -227,7 +225,7 @@ def _account(session: boto3.Session, regions: Iterable[str | None]) -> str:
     raise first
 
 
-def _nothing_known(image: str, why: str) -> errors.ParameterError:
+def _no_records(image: str, why: str) -> errors.ParameterError:
     return errors.ParameterError(
         f"No recorded AMI{f' of {image}' if image else ''} to compare with.",
         why=why,
@@ -235,50 +233,49 @@ def _nothing_known(image: str, why: str) -> errors.ParameterError:
     )
 
 
-def _error(report: VerificationResult) -> errors.VmsnixError | None:
-    if report.drifted:
-        drift = report.drift[report.drift["field"] != "access"]
+def _error(result: VerificationResult) -> errors.VmsnixError | None:
+    if result.drifted:
+        drift = result.drift[result.drift["field"] != "access"]
         first = drift.iloc[0]
-        number = f"{report.drifted} field{'s' if report.drifted > 1 else ''}"
         why = (
             f"For example {first['field']} of {first['ami_id'] or first['name']} in {first['region']}: "
             f"recorded {first['recorded'] or 'nothing'}, found {first['found'] or 'nothing'}."
         )
         return errors.DriftError(
-            f"Published AMIs differ from their records in {number}.",
-            why=f"{why} {_unread(report)}".strip(),
+            f"Published AMIs differ from their records in {counted(result.drifted, 'field')}.",
+            why=f"{why} {_unread(result)}".strip(),
             fix=_fix(drift),
         )
-    if report.unread:
+    if result.unread:
         return errors.PartialError(
             "No differences in what could be read, but the check is incomplete.",
-            why=_unread(report),
+            why=_unread(result),
             fix="Allow the missing actions, then run it again.",
         )
     return None
 
 
-def _unread(report: VerificationResult) -> str:
-    """Return how much could not be looked at, and the first reason."""
-    if not report.unread:
+def _unread(result: VerificationResult) -> str:
+    """Return the number of items that could not be read, and the first reason."""
+    if not result.unread:
         return ""
-    first = report.drift[report.drift["field"] == "access"].iloc[0]
+    first = result.drift[result.drift["field"] == "access"].iloc[0]
     where = f"{first['ami_id']} in {first['region']}" if first["ami_id"] else first["region"]
-    return f"{counted(report.unread, 'item')} could not be read, first {where}: {first['found']}"
+    return f"{counted(result.unread, 'item')} could not be read, first {where}: {first['found']}"
 
 
 def _fix(drift: pd.DataFrame) -> str:
-    """Return how to put it right, and how the tables learn it where AWS is right."""
+    """Return how to restore the recorded values, and how to record the values in AWS instead."""
     promised = drift["field"].isin(fields.PROMISED)
-    pointed, broken = drift["field"] == "pointer", drift["field"].isin(fields.BROKEN)
+    of_channels, broken = drift["field"] == "pointer", drift["field"].isin(fields.BROKEN)
     fixes = []
     if promised.any():
         fixes.append(
             "To restore the recorded values: vmsnix promote sets sharing, dates and channels "
             "(vmsnix rollback sets channels back)."
         )
-    if (promised & ~pointed).any():
-        first = drift[promised & ~pointed].iloc[0]
+    if (promised & ~of_channels).any():
+        first = drift[promised & ~of_channels].iloc[0]
         fixes.append(
             "If AWS is right, record its values with a promotion that changes nothing: vmsnix promote --ami "
             f"{first['ami_id']} --region {first['region']}, with --protect or --unprotect to match the AMI."
@@ -294,23 +291,22 @@ def _fix(drift: pd.DataFrame) -> str:
     return " ".join(fixes)
 
 
-def _region(
+def _compare_region(
     ec2: EC2Client, ssm: SSMClient, expected: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], Difference]]:
-    """Yield what differs in one region."""
+    """Yield the differences of one region, each with the record of its AMI."""
     try:
-        known = images.find(ec2, [row["ami_id"] for row in expected])
-        held = snapshots.find(ec2, [one for ami in known.values() for one in ami.snapshot_ids])
+        amis = images.find(ec2, [row["ami_id"] for row in expected])
+        found_snapshots = snapshots.find(ec2, [one for ami in amis.values() for one in ami.snapshot_ids])
     except errors.AwsError as error:
-        nobody = {"region": ec2.meta.region_name, "ami_id": "", "name": "", "image": ""}
-        yield nobody, Difference("access", "", str(error))
+        yield {"region": ec2.meta.region_name}, Difference("access", "", str(error))
         return
 
-    def look(row: dict[str, Any]) -> list[Difference]:
-        ami, found = known.get(row["ami_id"]), []
+    def compare_ami(row: dict[str, Any]) -> list[Difference]:
+        ami, found = amis.get(row["ami_id"]), list[Difference]()
         comparisons: list[Callable[[], Iterable[Difference]]] = [
-            lambda: fields.registration(row, ami, held),
-            lambda: fields.promised(ec2, row, ami, held),
+            lambda: fields.registration(row, ami, found_snapshots),
+            lambda: fields.promised(ec2, row, ami, found_snapshots),
             lambda: fields.pointers(ssm, row),
         ]
         for compare in comparisons:
@@ -321,12 +317,15 @@ def _region(
         return found
 
     with ThreadPoolExecutor(AMIS_AT_ONCE, thread_name_prefix="compare") as pool:
-        for row, differences in zip(expected, pool.map(look, expected), strict=True):
+        for row, differences in zip(expected, pool.map(compare_ami, expected), strict=True):
             for one in differences:
                 yield row, one
 
 
-def _shown(row: Mapping[str, Any], one: Difference) -> dict[str, str]:
-    shown = {name: str(row.get(name, "")) for name in ("region", "ami_id", "name", "image")}
-    more = {"field": one.field, "recorded": one.recorded, "found": one.found}
-    return {**shown, **more, "meaning": fields.meaning(one.field)}
+def _drift_row(row: Mapping[str, Any], one: Difference) -> dict[str, str]:
+    return {name: str(row.get(name, "")) for name in ("region", "ami_id", "name", "image")} | {
+        "field": one.field,
+        "recorded": one.recorded,
+        "found": one.found,
+        "meaning": fields.meaning(one.field),
+    }
