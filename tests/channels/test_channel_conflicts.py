@@ -73,7 +73,7 @@ def test_a_move_between_plan_and_write_is_overwritten_and_told(
     made = plan(ami=ami, channel="stable")
     right_before_the_write(monkeypatch, lambda: put(aws, theirs))
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point changed", "conflict failed"]}
+    assert outcomes(found) == {HOME: ["set channel changed", "conflict failed"]}
     assert found.status == "partial"
     with pytest.raises(errors.PartialError) as caught:
         finish(found)
@@ -139,8 +139,8 @@ def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pyt
     made = rollback.plan(**asked, progress=silent())
     right_before_the_write(monkeypatch, lambda: put(aws, new), looks=1)
     found = made.apply()
-    assert outcomes(found)[HOME] == ["point changed", "conflict failed", "announce skipped"]
-    assert outcomes(found)[EUROPE] == ["point skipped"]
+    assert outcomes(found)[HOME] == ["set channel changed", "conflict failed", "announce skipped"]
+    assert outcomes(found)[EUROPE] == ["set channel skipped"]
     assert pointed(aws, EUROPE) == there
     assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
     with pytest.raises(errors.PartialError, match=f"version 3, {new}, set by"):
@@ -153,7 +153,7 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     theirs, ended = make_ami(aws, version="26.12"), threading.Event()
     put(aws, make_ami(aws, version="26.10"))
-    copy, write = image_copy.copy, records.write_rows
+    copy, write = image_copy.copy, records.write_steps
 
     def copy_late(*words: Any, **more: Any) -> Any:
         assert ended.wait(60)
@@ -165,11 +165,11 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
 
     made = plan(ami=ami, channel="stable", regions=[EUROPE], topic=topic)
     monkeypatch.setattr(image_copy, "copy", copy_late)
-    monkeypatch.setattr(records, "write_rows", written)
+    monkeypatch.setattr(records, "write_steps", written)
     right_before_the_write(monkeypatch, lambda: put(aws, theirs))
     found = made.apply()
-    assert outcomes(found)[HOME] == ["point changed", "conflict failed", "announce skipped"]
-    assert outcomes(found)[EUROPE] == ["copy created", "point skipped"]
+    assert outcomes(found)[HOME] == ["set channel changed", "conflict failed", "announce skipped"]
+    assert outcomes(found)[EUROPE] == ["copy created", "set channel skipped"]
     assert pointed(aws, EUROPE) == ""
     assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
 
@@ -217,7 +217,7 @@ def test_a_promotion_and_a_rollback_at_once_in_three_regions_lose_no_change(
     for region in regions:
         values = history(aws, region)[2:]
         told = {name: outcomes(one).get(region, []) for name, one in found.items()}
-        wrote = [name for name, rows in told.items() if "point changed" in rows]
+        wrote = [name for name, rows in told.items() if "set channel changed" in rows]
         clean = [name for name in wrote if not any("failed" in row for row in told[name])]
         assert len(values) == len(wrote), (region, told, values)
         assert len(clean) == bool(wrote), (region, told)
@@ -250,7 +250,7 @@ def test_a_first_value_that_somebody_else_gave_in_the_meantime_is_kept(
     made = plan(ami=ami, channel="stable")
     right_before_the_write(monkeypatch, lambda: put(aws, theirs))
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point failed"]}
+    assert outcomes(found) == {HOME: ["set channel failed"]}
     assert f"It is now {theirs}" in found.failed[0].why
     assert history(aws) == [theirs]
 
@@ -262,7 +262,7 @@ def test_a_channel_that_was_deleted_in_the_meantime_is_told(
     made = plan(ami=ami, channel="stable")
     right_before_the_write(monkeypatch, lambda: aws.client("ssm").delete_parameter(Name=NAME))
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point changed", "conflict failed"]}
+    assert outcomes(found) == {HOME: ["set channel changed", "conflict failed"]}
     assert "was deleted after the plan was made" in found.failed[0].why
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in found.failed[0].why
 
@@ -284,7 +284,7 @@ def test_a_channel_that_was_deleted_and_made_again_is_told_whatever_its_number(
 
     right_before_the_write(monkeypatch, meanwhile)
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point changed", "conflict failed"]}
+    assert outcomes(found) == {HOME: ["set channel changed", "conflict failed"]}
     assert f"version {again}, {theirs}" in found.failed[0].why
 
 
@@ -313,7 +313,7 @@ def test_what_cannot_be_read_afterwards_is_judged_by_its_number(
         found = made.apply()
     finally:
         aws.faults.clear()
-    assert outcomes(found) == {HOME: ["point changed", "conflict failed"]}
+    assert outcomes(found) == {HOME: ["set channel changed", "conflict failed"]}
     assert "version 2, which is not in the parameter's history" in found.failed[0].why
 
 
@@ -355,7 +355,7 @@ def test_a_channel_that_was_deleted_and_made_again_is_not_taken_back(
 
     right_after_the_write(aws, ami, monkeypatch, meanwhile)
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point failed"]}
+    assert outcomes(found) == {HOME: ["set channel failed"]}
     assert f"is now {theirs}" in found.failed[0].why
     assert history(aws) == [theirs] * again
 
@@ -385,12 +385,12 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
         assert ended.wait(60)
         return copy(*words, **more)
 
-    progress = Progress(lambda event: ended.set() if "point failed" in event.message else None)
+    progress = Progress(lambda event: ended.set() if "set channel failed" in event.message else None)
     made = plan(ami=ami, channel="stable", regions=[EUROPE], progress=progress)
     monkeypatch.setattr(image_copy, "copy", copy_late)
     right_after_the_write(aws, ami, monkeypatch, (made.run.folder / acts.FILE_NAME).mkdir)
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point failed"], EUROPE: ["copy created", "point skipped"]}
+    assert outcomes(found) == {HOME: ["set channel failed"], EUROPE: ["copy created", "set channel skipped"]}
     with pytest.raises(errors.UnrecordedActError) as caught:
         finish(found)
     assert caught.value.exit_code == 3

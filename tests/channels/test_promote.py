@@ -35,7 +35,7 @@ EVERYTHING = {
 
 def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
     shown = str(plan(**EVERYTHING))
-    assert "  copy       planned" in shown
+    assert "  copy         planned" in shown
     assert changes(aws)[-1].startswith(("CreateVolume", "RegisterImage")) or "CopyImage" not in changes(aws)
     found = plan(**EVERYTHING).apply()
     per_region = [
@@ -43,7 +43,7 @@ def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
         "revoke unchanged",
         "deprecate changed",
         "protect changed",
-        "point changed",
+        "set channel changed",
     ]
     assert outcomes(found) == {
         HOME: per_region,
@@ -104,7 +104,7 @@ def test_the_plan_and_the_outcome_are_tables_in_a_notebook(aws: Sandbox, ami: st
     done = made.apply()
     assert "✓ changed" in done._repr_html_()
     frame = done.regions()
-    assert list(frame.columns) == ["region", "ami_id", "copy", "point", "why"]
+    assert list(frame.columns) == ["region", "ami_id", "copy", "set channel", "why"]
     assert len(done.frame()) == 3
 
 
@@ -116,7 +116,7 @@ def test_a_channel_that_somebody_moved_after_the_plan_is_left_alone(aws: Sandbox
     other = make_ami(aws, version="26.12")
     plan(ami=other, channel="stable").apply()
     found = made.apply()
-    assert outcomes(found) == {HOME: ["point failed"], WEST: ["copy created", "point changed"]}
+    assert outcomes(found) == {HOME: ["set channel failed"], WEST: ["copy created", "set channel changed"]}
     assert "after the plan was made" in found.failed[0].why
     assert pointed(aws, HOME) == other
 
@@ -130,7 +130,7 @@ def test_an_ami_for_other_machines_is_not_what_the_channel_is_for(aws: Sandbox, 
     (target,) = plan(ami=arm, channel="stable").targets
     assert target.steps[0].outcome == "failed"
     assert "contains an AMI for x86_64" in target.steps[0].what
-    assert outcomes(plan(ami=arm, channel="stable").apply())[HOME] == ["point failed"]
+    assert outcomes(plan(ami=arm, channel="stable").apply())[HOME] == ["set channel failed"]
     assert pointed(aws, HOME) == ami
     assert plan(ami=arm, channel="candidate").apply().status == "done"
 
@@ -244,7 +244,7 @@ def test_a_topic_that_is_not_there_leaves_the_rest_done(aws: Sandbox, ami: str) 
     made = plan(channel="stable", topic=topic)
     aws.client("sns").delete_topic(TopicArn=topic)
     found = made.apply()
-    assert outcomes(found)[HOME] == ["point changed", "announce failed"]
+    assert outcomes(found)[HOME] == ["set channel changed", "announce failed"]
     error = found.error
     assert isinstance(error, errors.PartialError)
     assert "1 of 1 region succeeded" in error.what

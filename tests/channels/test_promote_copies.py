@@ -74,7 +74,7 @@ def test_two_promoters_at_once_make_one_copy(aws: Sandbox, ami: str) -> None:
     # In each region one of them sets the channel first; the other one reports that its plan is stale there.
     assert {one.status for one in found} <= {"done", "partial"}
     for region in (HOME, EUROPE):
-        assert any("point changed" in outcomes(one)[region] for one in found)
+        assert any("set channel changed" in outcomes(one)[region] for one in found)
     (copy,) = copies(aws, EUROPE)
     assert (pointed(aws, HOME), pointed(aws, EUROPE)) == (ami, copy["ImageId"])
     assert plan(channel="stable", regions=[EUROPE]).apply().status == "done"
@@ -167,7 +167,7 @@ def test_a_copy_that_was_deprecated_is_not_pointed_to(aws: Sandbox, ami: str) ->
     there = aws.world.tables.table(aws.account, EUROPE, "images")[image["ImageId"]]
     there.deprecate_at = datetime.now(UTC) - timedelta(days=1)
     found = plan(channel="stable", regions=[EUROPE]).apply()
-    assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
+    assert outcomes(found)[EUROPE] == ["copy failed", "set channel skipped"]
     assert "has been deprecated since" in found.failed[0].why
     assert not pointed(aws, EUROPE)
 

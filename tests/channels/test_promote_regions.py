@@ -22,8 +22,8 @@ def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> Non
               "message": "dead", "http": 400}  # fmt: skip
     aws.faults.add(broken)
     found = plan(channel="stable", regions=[WEST, EUROPE]).apply()
-    assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
-    assert outcomes(found)[WEST] == ["copy created", "point changed"]
+    assert outcomes(found)[EUROPE] == ["copy failed", "set channel skipped"]
+    assert outcomes(found)[WEST] == ["copy created", "set channel changed"]
     error = found.error
     assert isinstance(error, errors.PartialError)
     assert error.exit_code == 3
@@ -31,8 +31,8 @@ def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> Non
     assert "dead" in error.why
     aws.faults.clear()
     again = plan(channel="stable", regions=[WEST, EUROPE]).apply()
-    assert outcomes(again)[WEST] == ["copy reused", "point unchanged"]
-    assert outcomes(again)[EUROPE] == ["copy created", "point changed"]
+    assert outcomes(again)[WEST] == ["copy reused", "set channel unchanged"]
+    assert outcomes(again)[EUROPE] == ["copy created", "set channel changed"]
     assert again.error is None
 
 
@@ -50,8 +50,8 @@ def test_what_cannot_be_recorded_of_a_region_does_not_stop_the_others(
         patch.setattr(Tables, "append", taken)
         found = plan(channel="stable", regions=[WEST]).apply()
     assert outcomes(found) == {
-        HOME: ["point changed", "record failed"],
-        WEST: ["copy created", "point changed"],
+        HOME: ["set channel changed", "record failed"],
+        WEST: ["copy created", "set channel changed"],
     }
     assert isinstance(found.error, errors.PartialError)
     again = plan(channel="stable", regions=[WEST]).apply()
@@ -66,7 +66,7 @@ def test_a_best_effort_region_is_told_and_does_not_count(aws: Sandbox, ami: str)
     made = plan(channel="stable", regions=[WEST], best_effort=[EUROPE, WEST])
     assert [(t.region, t.best_effort) for t in made.targets] == [(HOME, False), (WEST, False), (EUROPE, True)]
     found = made.apply()
-    assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
+    assert outcomes(found)[EUROPE] == ["copy failed", "set channel skipped"]
     assert found.status == "done"
 
 
@@ -75,8 +75,8 @@ def test_a_region_that_is_not_enabled_is_refused_in_the_plan_and_fails_alone(aws
     assert [step.outcome for step in made.targets[1].steps] == ["failed", "skipped"]
     assert "not enabled" in made.targets[1].steps[0].what
     found = made.apply()
-    assert outcomes(found)[HOME] == ["point changed"]
-    assert outcomes(found)["af-south-1"] == ["copy failed", "point skipped"]
+    assert outcomes(found)[HOME] == ["set channel changed"]
+    assert outcomes(found)["af-south-1"] == ["copy failed", "set channel skipped"]
     assert isinstance(found.error, errors.PartialError)
 
 
@@ -95,7 +95,7 @@ def test_what_was_done_before_a_failure_is_recorded(aws: Sandbox, ami: str) -> N
         found = plan(channel="stable", share_with=[OTHER]).apply()
     finally:
         aws.faults.clear()
-    assert outcomes(found)[HOME] == ["share changed", "point failed"]
+    assert outcomes(found)[HOME] == ["share changed", "set channel failed"]
     (row,) = open_tables(load()).read("promotions").to_dict("records")
     assert json.loads(row["shared_with"]) == [OTHER]
     assert str(row["channel"]) in ("<NA>", "nan")
@@ -107,8 +107,8 @@ def test_what_was_done_before_a_failure_is_recorded(aws: Sandbox, ami: str) -> N
 def test_a_dry_run_ends_as_the_promotion_would(aws: Sandbox, ami: str) -> None:
     asked: dict[str, Any] = {"channel": "stable", "dry_run": True}
     partial = plan(regions=["af-south-1"], **asked).apply()
-    assert outcomes(partial)["af-south-1"] == ["copy failed", "point skipped"]
-    assert outcomes(partial)[HOME] == ["point planned"]
+    assert outcomes(partial)["af-south-1"] == ["copy failed", "set channel skipped"]
+    assert outcomes(partial)[HOME] == ["set channel planned"]
     error = partial.error
     assert isinstance(error, errors.PartialError)
     assert "✗ failed" in str(partial)
@@ -129,9 +129,9 @@ def test_a_denied_region_fails_with_the_action_and_the_others_go_on(aws: Sandbox
     key = iam.create_access_key(UserName="promoter")["AccessKey"]
     session = Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account).session(HOME)
     found = plan(channel="stable", regions=[WEST, EUROPE], session=session).apply()
-    assert outcomes(found)[EUROPE] == ["copy failed", "point skipped"]
+    assert outcomes(found)[EUROPE] == ["copy failed", "set channel skipped"]
     assert "ec2:CopyImage" in found.failed[0].why
-    assert outcomes(found)[WEST] == ["copy created", "point changed"]
+    assert outcomes(found)[WEST] == ["copy created", "set channel changed"]
 
 
 def test_what_fails_everywhere_is_a_failure_and_not_partial(aws: Sandbox, ami: str) -> None:
@@ -184,7 +184,7 @@ def test_what_a_region_came_to_while_it_was_interrupted_is_recorded(
         plan(channel="stable", regions=[WEST]).apply()
     tables = open_tables(load())
     assert set(tables.read("promotions")["region"]) == {HOME, WEST}
-    assert set(tables.read("steps")["step"]) == {"copy", "point"}
+    assert set(tables.read("steps")["step"]) == {"copy", "set channel"}
     assert list(tables.read("runs")["status"]) == ["cancelled"]
 
 
@@ -200,8 +200,13 @@ def test_tables_that_cannot_be_written_lose_no_outcome(
     monkeypatch.setattr(Tables, "append", full)
     found = made.apply()
     assert outcomes(found) == {
-        HOME: ["point changed", "record failed", "announce created", "record failed"],  # what was told, too
-        WEST: ["copy created", "point changed", "record failed"],
+        HOME: [
+            "set channel changed",
+            "record failed",
+            "announce created",
+            "record failed",
+        ],  # what was told, too
+        WEST: ["copy created", "set channel changed", "record failed"],
     }
     with pytest.raises(errors.PartialError, match="The disk is full"):
         finish(found)

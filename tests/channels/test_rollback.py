@@ -46,14 +46,14 @@ def test_it_points_back_and_naming_the_other_returns(aws: Sandbox) -> None:
     plan = back()  # the regions are those that the tables know
     assert [target.region for target in plan.targets] == [HOME, EUROPE]
     assert "altf4llc-ecs-node-26.11" in str(plan)
-    assert outcomes(plan.apply()) == {HOME: ["point changed"], EUROPE: ["point changed"]}
+    assert outcomes(plan.apply()) == {HOME: ["set channel changed"], EUROPE: ["set channel changed"]}
     assert pointed(aws, HOME) == old
     there = images.describe(aws.client("ec2", EUROPE), pointed(aws, EUROPE))
     assert there.name == "altf4llc-ecs-node-26.11"
     assert back(to="altf4llc-ecs-node-26.12").apply().status == "done"
     assert pointed(aws, HOME) == new
     # An id is of one region; the others find the same image.
-    assert outcomes(back(to=old).apply()) == {HOME: ["point changed"], EUROPE: ["point changed"]}
+    assert outcomes(back(to=old).apply()) == {HOME: ["set channel changed"], EUROPE: ["set channel changed"]}
     assert pointed(aws, EUROPE) == there.ami_id
     rows = open_tables(load()).read("promotions", where=[("how", "==", "roll back")])
     assert len(rows) == 6
@@ -62,11 +62,11 @@ def test_it_points_back_and_naming_the_other_returns(aws: Sandbox) -> None:
 def test_the_same_command_again_leaves_its_own_work_alone(aws: Sandbox) -> None:
     """A lost answer, an interrupt, a CI job that is run again: nobody wants the bad AMI back."""
     old, _ = promoted(aws, "26.11", "26.12")
-    assert outcomes(back().apply()) == {HOME: ["point changed"]}
+    assert outcomes(back().apply()) == {HOME: ["set channel changed"]}
     plan = back()
     assert "already rolled back" in str(plan)
     assert "pass --to altf4llc-ecs-node-26.12" in str(plan)
-    assert outcomes(plan.apply()) == {HOME: ["point unchanged"]}
+    assert outcomes(plan.apply()) == {HOME: ["set channel unchanged"]}
     assert pointed(aws, HOME) == old
 
 
@@ -75,13 +75,13 @@ def test_a_rollback_of_yesterday_is_not_rolled_back_without_a_name(
 ) -> None:
     oldest, _, _ = promoted(aws, "26.10", "26.11", "26.12")
     back().apply()
-    monkeypatch.setattr(rollback, "LATELY", timedelta(days=-999))
+    monkeypatch.setattr(rollback, "REPEATED_WITHIN", timedelta(days=-999))
     (target,) = back().targets
     told = str(target.problem)
     assert "in us-east-1 was already rolled back" in told
     assert "pass --to altf4llc-ecs-node-26.12" in told
     assert "altf4llc-ecs-node-26.10" in told
-    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point changed"]}
+    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["set channel changed"]}
     assert pointed(aws, HOME) == oldest
 
 
@@ -133,8 +133,10 @@ def test_an_ami_that_cannot_be_used_is_refused_and_an_older_one_is_offered(
     with pytest.raises(errors.ChannelError, match=text):
         finish(plan.apply())
     assert pointed(aws, HOME) == new
-    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["point changed"]}
-    assert outcomes(back(to=oldest).apply()) == {HOME: ["point unchanged"]}  # naming it makes it repeatable
+    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["set channel changed"]}
+    assert outcomes(back(to=oldest).apply()) == {
+        HOME: ["set channel unchanged"]
+    }  # naming it makes it repeatable
 
 
 def test_a_deprecated_ami_is_refused(aws: Sandbox) -> None:
@@ -155,7 +157,7 @@ def test_a_half_deleted_ami_is_refused(aws: Sandbox) -> None:
 def test_a_rollback_that_was_cut_off_is_finished_by_running_it_again(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
     back(regions=[HOME]).apply()  # as if it had died before the second region
-    assert outcomes(back().apply()) == {HOME: ["point unchanged"], EUROPE: ["point changed"]}
+    assert outcomes(back().apply()) == {HOME: ["set channel unchanged"], EUROPE: ["set channel changed"]}
     assert pointed(aws, HOME) == old
 
 
@@ -165,8 +167,8 @@ def test_regions_with_different_images_are_refused(aws: Sandbox) -> None:
     with pytest.raises(errors.ParameterError, match="contain different images"):
         back()
     assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {
-        HOME: ["point changed"],
-        EUROPE: ["point changed"],
+        HOME: ["set channel changed"],
+        EUROPE: ["set channel changed"],
     }
 
 
@@ -183,7 +185,7 @@ def test_a_lost_answer_is_no_failure_when_the_pointer_moved(aws: Sandbox) -> Non
     lost = {"op": "ssm:PutParameter", "do": "drop", "when": "after"}
     aws.faults.add(lost)
     try:
-        assert outcomes(plan.apply()) == {HOME: ["point changed"]}
+        assert outcomes(plan.apply()) == {HOME: ["set channel changed"]}
     finally:
         aws.faults.clear()
     assert pointed(aws, HOME) == old
@@ -210,7 +212,7 @@ def test_an_interrupt_between_regions_is_told_and_the_same_command_finishes(
     tables = open_tables(load())
     assert list(tables.read("steps", where=[("run_id", "==", plan.run.run_id)])["region"]) == [HOME]
     assert "cancelled" in set(tables.read("runs")["status"])
-    assert outcomes(back().apply()) == {HOME: ["point unchanged"], EUROPE: ["point changed"]}
+    assert outcomes(back().apply()) == {HOME: ["set channel unchanged"], EUROPE: ["set channel changed"]}
     assert pointed(aws, HOME) == old
 
 
@@ -229,7 +231,7 @@ def test_a_region_that_lost_the_channel_is_left_out_unless_it_is_named(aws: Sand
     aws.client("ssm", EUROPE).delete_parameter(Name="/vmsnix/ecs-node/stable")
     plan = back()
     assert "Skipped eu-west-1: it has no such channel" in str(plan)
-    assert outcomes(plan.apply()) == {HOME: ["point changed"]}
+    assert outcomes(plan.apply()) == {HOME: ["set channel changed"]}
 
 
 def test_who_may_not_count_instances_may_roll_back(aws: Sandbox) -> None:
@@ -251,9 +253,12 @@ def test_a_topic_is_told_where_the_channel_points(aws: Sandbox) -> None:
     old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
     for ami_id in (old, new):
         promote.plan(ami=ami_id, **asked).apply()
-    assert outcomes(back(topic=topic, dry_run=True).apply())[HOME] == ["point planned", "announce planned"]
-    assert outcomes(back(topic=topic).apply())[HOME] == ["point changed", "announce created"]
-    assert outcomes(back(topic=topic).apply())[HOME] == ["point unchanged", "announce unchanged"]
+    assert outcomes(back(topic=topic, dry_run=True).apply())[HOME] == [
+        "set channel planned",
+        "announce planned",
+    ]
+    assert outcomes(back(topic=topic).apply())[HOME] == ["set channel changed", "announce created"]
+    assert outcomes(back(topic=topic).apply())[HOME] == ["set channel unchanged", "announce unchanged"]
     messages = aws.world.tables.table(aws.account, HOME, "topics")[topic].messages
     assert [json.loads(one.text)["amis"][HOME] for one in messages] == [old, new, old]
     with pytest.raises(errors.ParameterError, match="No SNS topic"):
@@ -271,7 +276,7 @@ def test_a_pointer_that_moved_after_the_plan_is_left_alone(aws: Sandbox) -> None
 def test_a_region_without_the_channel_is_told_and_the_others_roll_back(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
     found = back(regions=[HOME, WEST]).apply()
-    assert outcomes(found) == {HOME: ["point changed"], WEST: ["point failed"]}
+    assert outcomes(found) == {HOME: ["set channel changed"], WEST: ["set channel failed"]}
     error = found.error
     assert isinstance(error, errors.PartialError)
     assert error.exit_code == 3
@@ -288,7 +293,7 @@ def test_all_is_every_region_that_has_the_channel(aws: Sandbox) -> None:
 
 def test_a_region_that_is_named_twice_is_rolled_back_once(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
-    assert outcomes(back(regions=[HOME, HOME]).apply()) == {HOME: ["point changed"]}
+    assert outcomes(back(regions=[HOME, HOME]).apply()) == {HOME: ["set channel changed"]}
     assert pointed(aws, HOME) == old
 
 
@@ -306,13 +311,13 @@ def test_what_was_moved_and_not_recorded_is_moved_and_recorded_by_the_next_run(
     with monkeypatch.context() as patch:
         patch.setattr(Tables, "append", full)
         found = back().apply()
-    assert outcomes(found) == {HOME: ["point changed", "record failed"]}
+    assert outcomes(found) == {HOME: ["set channel changed", "record failed"]}
     error = found.error
     assert isinstance(error, errors.PartialError)
     name = found.fix.removeprefix("Run it again with --to ").split(":")[0]
     assert name in error.fix
     again = back(to=name).apply()
-    assert outcomes(again) == {HOME: ["point unchanged"]}
+    assert outcomes(again) == {HOME: ["set channel unchanged"]}
     row = open_tables(load()).read("promotions").sort_values("promoted_at").iloc[-1]
     assert (row["how"], row["ami_id"], row["previous_ami_id"]) == ("roll back", old, new)
     assert pointed(aws, HOME) == old

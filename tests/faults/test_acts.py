@@ -389,7 +389,7 @@ def test_a_promotion_that_cannot_announce_a_revocation_changes_nothing_more(
     found = plan.apply()
     assert {row.step: row.outcome for row in found.rows if row.step != "record"} == {
         "revoke": "failed",
-        "point": "skipped",
+        "set channel": "skipped",
     }
     with pytest.raises(errors.PartialError) as caught:
         finish(found)

@@ -34,9 +34,9 @@ def test_a_promotion_done_in_part_ends_with_three_and_a_channel_is_rolled_back(s
     kept = json.loads(Path(partial.result).read_text())
     assert kept["status"] == "partial"
     assert {(row["region"], row["step"]): row["outcome"] for row in kept["outcomes"]} == {
-        (HOME, "point"): "changed",
+        (HOME, "set channel"): "changed",
         (EUROPE, "copy"): "created",
-        (EUROPE, "point"): "failed",
+        (EUROPE, "set channel"): "failed",
     }
     assert "Busy" in Path(partial.report).read_text()
 

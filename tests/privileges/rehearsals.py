@@ -265,7 +265,7 @@ def a_first_value_is_taken_back(account: Account, actions: Actions) -> None:
 
     session.events.register("after-call.ssm.PutParameter", mark)
     wanted = {"ami": ami, "channel": "stable", "dry_run": False, "progress": silent(), "session": session}
-    (row,) = [one for one in promote.plan(**wanted).apply().rows if one.step == "point"]
+    (row,) = [one for one in promote.plan(**wanted).apply().rows if one.step == "set channel"]
     assert row.error is not None
     if "was deleted again" not in row.why:
         raise row.error

@@ -134,7 +134,7 @@ def test_a_promotion_with_damaged_tables_sets_the_channel_and_ends_partial(
         ami=ami_id, image="sample", regions=[HOME, WEST], channel="stable", dry_run=False, progress=silent()
     )
     outcomes = wanted.apply()
-    assert {row.region for row in outcomes.rows if row.step == "point" and row.outcome != "failed"} == {
+    assert {row.region for row in outcomes.rows if row.step == "set channel" and row.outcome != "failed"} == {
         HOME,
         WEST,
     }

@@ -150,8 +150,8 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
     return ami
 
 
-def check_still_usable(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
-    """Read an AMI and refuse it as `check_usable` does, or if it no longer exists.
+def check_still_usable(ec2: EC2Client, ami_id: str, *, owner: str) -> Ami:
+    """Return an AMI as it is now; refuse it as `check_usable` does, or if it no longer exists.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def check_still_usable(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
             why="It was deregistered in the meantime.",
             fix="Choose another AMI.",
         )
-    check_usable(found, owner=owner, now=datetime.now(UTC))
+    return check_usable(found, owner=owner, now=datetime.now(UTC))
 
 
 def check_repeatedly(ec2: EC2Client, ami_id: str, *, owner: str) -> None:

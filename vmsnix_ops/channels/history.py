@@ -1,4 +1,4 @@
-"""What a channel pointed to, since when, who changed it, what became of each AMI, and what runs from it."""
+"""The history of a channel: its values, who set them, and the state and instances of each AMI."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ How = Literal["promote", "roll back", "take back"]
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Why a run set a channel to an AMI. Parameter Store keeps it beside the value, as JSON.
+    """Why a run set a channel. Parameter Store keeps the note as the parameter's description, as JSON.
 
     Attributes
     ----------
     how
-        ``"take back"``: the run gave the channel its earlier value again, because it could not be kept.
+        The kind of change; ``"take back"`` restores the value before a promotion or rollback that failed.
     name
-        Name of the AMI: of a value that was taken back, the one that was not kept.
+        Name of the AMI; with ``"take back"`` of the AMI that the run removed from the channel.
     run_id
-        The run.
+        ID of the run.
     before
-        With ``"roll back"``: name or id of the AMI that the channel had until then.
+        With ``"roll back"``: name or ID of the AMI before the rollback.
     """
 
     how: How
@@ -59,7 +59,7 @@ class Note:
 
     @classmethod
     def read(cls, text: str) -> Note | None:
-        """Return the note that a parameter's description holds; ``None`` for any other text."""
+        """Return the note in a parameter's description; ``None`` for any other text."""
         try:
             found = json.loads(text)
         except (ValueError, RecursionError):
@@ -71,7 +71,7 @@ class Note:
         return cls(**found)
 
     def text(self) -> str:
-        """Return it as the parameter's description."""
+        """Return the note as text for the parameter's description."""
         return json.dumps(asdict(self))
 
     def __str__(self) -> str:
@@ -89,11 +89,11 @@ class Entry:
     Attributes
     ----------
     version
-        Its number in Parameter Store.
+        Version number in Parameter Store.
     note
-        Why it was set; text where somebody else wrote it.
+        Why the value was set; text if another tool or a person wrote it.
     digest
-        Of the AMI's image; empty when it is gone.
+        SHA-256 of the AMI's image; empty if the AMI is gone.
     usable
         Whether the AMI can be launched and is not deprecated.
     """
@@ -114,8 +114,8 @@ class Entry:
 
 
 @needs("ec2:DescribeInstances")
-def running(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, int]:
-    """Return how many instances run from each of these AMIs, those that just start or stop included."""
+def count_instances(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, int]:
+    """Return the number of instances of each AMI; stopped instances count, terminated ones do not."""
     counted = dict.fromkeys(ami_ids, 0)
     if not counted:
         return counted
@@ -133,15 +133,15 @@ def running(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, int]:
     return counted
 
 
-def entries(ec2: EC2Client, ssm: SSMClient, pointer: str) -> tuple[Entry, ...]:
-    """Return every value that AWS still knows of a pointer, the oldest first; empty when there is none."""
-    versions = parameters.read_history(ssm, pointer)
+def entries(ec2: EC2Client, ssm: SSMClient, parameter: str) -> tuple[Entry, ...]:
+    """Return the values in a parameter's history, oldest first; empty if there is no such parameter."""
+    versions = parameters.read_history(ssm, parameter)
     ids = [version.value for version in versions if version.value.startswith("ami-")]
     known = images.find(ec2, ids) if ids else {}
     try:
-        counted = running(ec2, dict.fromkeys(ids))
+        counted = count_instances(ec2, dict.fromkeys(ids))
     except errors.AccessDeniedError:
-        counted = {}  # nice to know, and no reason not to point a channel elsewhere
+        counted = {}  # the counts are shown only; a channel can be set without them
     now, found = datetime.now(UTC), []
     for number, version in enumerate(versions):
         ami = known.get(version.value)
@@ -173,9 +173,9 @@ def frame(regions: Iterable[Iterable[Entry]], unread: Mapping[str, str] | None =
     Parameters
     ----------
     regions
-        What is known of each region.
+        The entries of each region, oldest first.
     unread
-        Regions of which nothing is known, and why.
+        Regions that could not be read, with the reason.
     """
     import pandas as pd
 
@@ -194,7 +194,7 @@ def frame(regions: Iterable[Iterable[Entry]], unread: Mapping[str, str] | None =
 
 
 def show(table: pd.DataFrame) -> display.Shown:
-    """Return that frame for people."""
+    """Return a frame of entries as a table for display."""
     columns = ("region", "since (UTC)", "until", "AMI", "name", "state", "instances", "changed by", "note")
     rows = [
         [

@@ -46,7 +46,7 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
         parameters.set_channel,
         parameters.restore_channel,
         parameters.read_history,
-        history.running,
+        history.count_instances,
     ]
     if public:
         functions += [quotas.check_public_sharing, quotas.check_quotas]

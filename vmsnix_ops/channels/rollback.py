@@ -2,6 +2,10 @@
 
 >>> from vmsnix_ops import rollback
 >>> rollback.plan(image="ecs-node", channel="stable", dry_run=False).apply()  # doctest: +SKIP
+
+The earlier AMIs are read from Parameter Store's history of the channel. A rollback writes a new value, so
+another rollback can return to the AMI that it replaced. `vmsnix undo` is different: it deletes what an
+unfinished publish created.
 """
 
 from __future__ import annotations
@@ -14,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, outcomes
 from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.aws import channels, images, parameters, snapshots
+from vmsnix_ops.aws import channels, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, enabled, named
 from vmsnix_ops.aws.session import client
-from vmsnix_ops.channels import records, steps
-from vmsnix_ops.channels.history import Entry, Note, entries, frame, show
+from vmsnix_ops.channels import plans, records
+from vmsnix_ops.channels.history import Entry, Note, entries, frame
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish.home import ONE_OF_MANY, checked_home
 from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
-from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, RegionStep, recorded
-from vmsnix_ops.records.run_context import RunContext, current_run
+from vmsnix_ops.publish.outcomes import CONFLICT, RegionStep, recorded
+from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
 
@@ -37,7 +41,6 @@ if TYPE_CHECKING:
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ssm.client import SSMClient
 
-    from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
 
 __all__ = ["RollbackPlan", "RollbackResult", "plan"]
@@ -47,24 +50,24 @@ def __dir__() -> list[str]:
     return __all__
 
 
-LATELY = timedelta(hours=1)
-"""How long a second rollback without a name is taken for the first one again."""
+REPEATED_WITHIN = timedelta(hours=1)
+"""A second rollback without `to` within this time changes nothing: it is taken for a repetition."""
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """One region.
+class RollbackTarget:
+    """The plan for one region.
 
     Attributes
     ----------
     region
-        Where.
+        The region.
     entries
-        What the channel pointed to there, the oldest first.
+        The values of the channel, oldest first.
     target
-        The AMI that it will point to; ``None`` when that cannot be.
+        The AMI that the channel will contain; ``None`` if there is none.
     problem
-        Why not.
+        Why the channel cannot be set.
     """
 
     region: str
@@ -75,225 +78,179 @@ class Target:
     ssm: SSMClient = field(kw_only=True, repr=False, compare=False)
 
     @property
-    def now(self) -> Entry | None:
-        """Where it points now."""
+    def current(self) -> Entry | None:
+        """The current value of the channel."""
         return self.entries[-1] if self.entries else None
 
     @property
-    def so(self) -> bool:
-        """Whether it points to the target already."""
-        return self.now is not None and self.target is not None and self.now.ami_id == self.target.ami_id
+    def done(self) -> bool:
+        """Whether the channel already contains the target."""
+        current, target = self.current, self.target
+        return current is not None and target is not None and current.ami_id == target.ami_id
 
     @property
-    def before(self) -> str:
-        """What it was rolled back from, when that was its last change; empty otherwise."""
-        note = self.now.note if self.now else None
+    def rolled_back_from(self) -> str:
+        """The AMI that the last rollback replaced; empty if the last change was not a rollback."""
+        note = self.current.note if self.current else None
         return note.before if isinstance(note, Note) else ""
 
 
-def look(target: Target, pointer: str) -> Target:
-    """Return a region with what its channel pointed to; what is wrong there is part of the plan."""
+def _read(target: RollbackTarget, parameter: str) -> RollbackTarget:
+    """Return a region with the values of its channel; an error is part of the plan."""
     try:
-        target = replace(target, entries=entries(target.ec2, target.ssm, pointer))
-        found = parameters.find_parameter(target.ssm, pointer)
+        target = replace(target, entries=entries(target.ec2, target.ssm, parameter))
+        found = parameters.find_parameter(target.ssm, parameter)
         if found is not None:
             parameters.check_parameter_type(found)
             parameters.check_accepts_value(
-                pointer, parameters.read_history(target.ssm, pointer), target.region
+                parameter, parameters.read_history(target.ssm, parameter), target.region
             )
     except errors.VmsnixError as error:
         return replace(target, problem=error)
     return target
 
 
-def without(target: Target, pointer: str) -> Target:
-    """Return a region that was asked for and has no such channel."""
-    problem = errors.ChannelError(
-        f"No parameter {pointer} in {target.region}.",
-        fix="Leave the region out, or promote an AMI there first.",
-    )
-    return replace(target, problem=problem)
-
-
-def choose(targets: Iterable[Target], to: str, *, account: str) -> list[Target]:
-    """Return the regions with the AMI that each will point to.
+def _choose(targets: list[RollbackTarget], to: str, *, account: str) -> list[RollbackTarget]:
+    """Return the regions with the AMI that each will contain.
 
     Parameters
     ----------
     targets
-        The regions, looked at.
+        The regions with their values.
     to
-        Id or name of the AMI to go back to; an id means the same image in the other regions, too. Nothing:
-        the one before.
+        AMI ID or name to return to; an ID means the same image in every region. Empty: the previous AMI.
     account
-        Who must own it.
+        The account that must own the AMI.
     """
-    targets = list(targets)
     known = [entry for target in targets for entry in target.entries]
     digests = {entry.digest for entry in known if to and to in (entry.ami_id, entry.name)} - {""}
     return [
-        _chosen(target, to, digests, account) if target.entries and not target.problem else target
+        _choose_in_region(target, to, digests, account) if target.entries and not target.problem else target
         for target in targets
     ]
 
 
-def check_usable(ec2: EC2Client, ami_id: str, *, account: str) -> Ami:
-    """Return an AMI that a channel may go back to, as it is now.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ChannelError
-        It is gone.
-    vmsnix_ops.errors.RegistrationError
-        It is disabled, deprecated, half deleted, or not ours.
-    """
-    found = images.find(ec2, [ami_id]).get(ami_id)
-    if found is None:
-        raise errors.ChannelError(
-            f"The channel's earlier AMI {ami_id} no longer exists in {ec2.meta.region_name}.",
-            why="It was deregistered.",
-        )
-    channels.check_usable(found, owner=account, now=datetime.now(UTC))
-    snapshots.check_whole(ec2, found)
-    return found
-
-
-def check_alike(targets: Iterable[Target], *, to: str) -> None:
-    """Refuse to leave regions with different images; what was rolled back a moment ago may lie ahead.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        The one before is not the same everywhere.
-    """
-    sound = [target for target in targets if target.target is not None and target.now is not None]
-    then = {target.target.digest for target in sound if target.target}
-    # What is gone has no digest any more, and tells nothing.
-    now = {target.now.digest for target in sound if target.now and not target.so} - {""}
-    if len(then) <= 1 and (to or len(now) <= 1):
-        return
-    told = "; ".join(
-        f"{t.region} {t.now.name or t.now.ami_id}, before {t.target.name}"
-        for t in sound
-        if t.now and t.target
-    )
-    raise errors.ParameterError(
-        "The regions contain different images, so they have no common earlier AMI.",
-        why=f"{told}. A promotion was interrupted, or one region was changed separately.",
-        fix="Choose the AMI for all regions: --to NAME.",
-    )
-
-
-def _chosen(target: Target, to: str, digests: set[str], account: str) -> Target:
+def _choose_in_region(target: RollbackTarget, to: str, digests: set[str], account: str) -> RollbackTarget:
     try:
-        entry = _entry(target, to, digests)
+        entry = _chosen_entry(target, to, digests)
         try:
-            return replace(target, target=check_usable(target.ec2, entry.ami_id, account=account))
+            return replace(target, target=_check_usable(target.ec2, entry.ami_id, account=account))
         except (errors.ChannelError, errors.RegistrationError) as error:
-            fix = f"{error.fix} {_others(target.entries, entry.ami_id)}".strip()
+            fix = f"{error.fix} {_choices(target.entries, entry.ami_id)}".strip()
             raise errors.ChannelError(error.what, why=error.why, fix=fix) from error
     except errors.VmsnixError as error:
         return replace(target, problem=error)
 
 
-def _entry(target: Target, to: str, digests: set[str]) -> Entry:
-    """Return the value to go back to."""
-    known, now = target.entries, target.entries[-1]
+def _chosen_entry(target: RollbackTarget, to: str, digests: set[str]) -> Entry:
+    """Return the value to return to."""
+    known, current, before = target.entries, target.entries[-1], target.rolled_back_from
     if to:
-        wanted = [one for one in known if to in (one.ami_id, one.name) or one.digest in digests]
-    elif target.before and datetime.now(UTC) - now.since < LATELY:
-        return now  # the same command again
-    elif target.before:
+        found = [one for one in known if to in (one.ami_id, one.name) or one.digest in digests]
+    elif before and datetime.now(UTC) - current.since < REPEATED_WITHIN:
+        return current
+    elif before:
         raise errors.ChannelError(
-            f"The channel in {target.region} was already rolled back on {now.since:%Y-%m-%d %H:%M} UTC.",
-            why=f"The previous AMI is now {target.before}, which it was rolled back from.",
-            fix=f"To return to {target.before}, pass --to {target.before}. {_others(known)}",
+            f"The channel in {target.region} was already rolled back on {current.since:%Y-%m-%d %H:%M} UTC.",
+            why=f"The previous AMI is now {before}, which it was rolled back from.",
+            fix=f"To return to {before}, pass --to {before}. {_choices(known)}",
         )
     else:
-        wanted = [one for one in known if one.ami_id != now.ami_id]
-    if not wanted:
-        what = f"has never been {to}" if to else f"has only ever been {now.ami_id}"
+        found = [one for one in known if one.ami_id != current.ami_id]
+    if not found:
+        what = f"has never been {to}" if to else f"has only ever been {current.ami_id}"
         raise errors.ChannelError(
             f"Nothing to roll back to: the channel in {target.region} {what}.",
             why=f"Its history has {counted(len(known), 'value')}, since {known[0].since:%Y-%m-%d}.",
-            fix=_others(known),
+            fix=_choices(known),
         )
-    return wanted[-1]
+    return found[-1]
 
 
-def _others(known: tuple[Entry, ...], *refused: str) -> str:
-    """Return which AMIs there are to choose from."""
-    not_these = {known[-1].ami_id, *refused}
-    names = dict.fromkeys(e.name for e in reversed(known) if e.usable and e.ami_id not in not_these)
+def _choices(known: tuple[Entry, ...], *refused: str) -> str:
+    """Return an instruction with the AMIs that `to` could name."""
+    excluded = {known[-1].ami_id, *refused}
+    names = dict.fromkeys(e.name for e in reversed(known) if e.usable and e.ami_id not in excluded)
     return f"Choose one with --to: {', '.join(list(names)[:5])}." if names else "Promote another AMI."
 
 
-# Rolling a channel back: it points to the AMI that it pointed to before, in one step in each region.
-#
-# Parameter Store's history says what it was; no table of ours is asked. A rollback is a value like any other:
-# naming the AMI returns to where it was. The same command again, at night and in a hurry, finds its own work
-# and leaves it alone. Not to be confused with ``vmsnix undo``, which removes what an unfinished publish left.
+def _check_usable(ec2: EC2Client, ami_id: str, *, account: str) -> Ami:
+    """Return an AMI as it is now; refuse one that cannot be launched or must not be used.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RegistrationError
+        It is gone, disabled, deprecated, incomplete, or belongs to another account.
+    """
+    found = channels.check_still_usable(ec2, ami_id, owner=account)
+    snapshots.check_whole(ec2, found)
+    return found
 
 
-HALTED = "the channel was changed between plan and write; the remaining steps were skipped"
+def _check_same_image(targets: Iterable[RollbackTarget], *, to: str) -> None:
+    """Refuse a rollback after which the regions would contain different images.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        The previous AMIs are of different images.
+    """
+    pairs = [(one, one.current, one.target) for one in targets]
+    chosen = [(one, current, ami) for one, current, ami in pairs if current is not None and ami is not None]
+    previous = {ami.digest for _, _, ami in chosen}
+    # A deregistered AMI has no digest; the regions that are already rolled back may differ.
+    current_digests = {current.digest for one, current, _ in chosen if not one.done} - {""}
+    if len(previous) <= 1 and (to or len(current_digests) <= 1):
+        return
+    images = "; ".join(
+        f"{one.region} {now.name or now.ami_id}, before {ami.name}" for one, now, ami in chosen
+    )
+    raise errors.ParameterError(
+        "The regions contain different images, so they have no common earlier AMI.",
+        why=f"{images}. A promotion was interrupted, or one region was changed separately.",
+        fix="Choose the AMI for all regions: --to NAME.",
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class RollbackPlan(display.Displayed):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackPlan(plans.ChannelPlan):
     """A checked rollback that has not started. Make it with `plan`.
 
     Attributes
     ----------
-    image, channel, pointer
-        Which channel, and the name of its parameter.
-    account
-        Whose it is.
     targets
-        Region by region.
-    left_out
-        Regions that the tables know the channel in and that have it no more.
-    topic
-        ARN of an SNS topic that is told; empty for none.
-    checks
-        What was checked of credentials, account, region and topic.
-    dry_run
-        `apply` does nothing.
+        The plan for each region.
+    skipped
+        Regions whose channel is recorded in the tables and no longer exists.
     """
 
-    image: str
-    channel: str
-    pointer: str
-    account: str
-    targets: tuple[Target, ...]
-    left_out: tuple[str, ...]
-    topic: str
-    checks: tuple[Check, ...]
-    dry_run: bool
-    session: boto3.Session = field(repr=False, compare=False)
-    run: RunContext = field(repr=False, compare=False)
-    tables: RunTables = field(repr=False, compare=False)
-    progress: Progress = field(repr=False, compare=False)
-    started_at: datetime = field(repr=False, compare=False)
+    targets: tuple[RollbackTarget, ...]
+    skipped: tuple[str, ...]
 
     @property
     def title(self) -> str:
-        """One line: what becomes what."""
+        """The channel, its image and the account."""
         return f"Move channel {self.channel} of {self.image} back to an earlier AMI, account {self.account}"
 
+    @property
+    def ami(self) -> Ami | None:
+        """The AMI of the first region with a usable one."""
+        return next((target.target for target in self.targets if target.target), None)
+
+    @property
+    def home_region(self) -> str:
+        """The first region."""
+        return self.targets[0].region
+
     def history(self) -> pd.DataFrame:
-        """Return what the channel pointed to, who changed it, and what runs from each AMI; newest first."""
+        """Return the values of the channel in each region, newest first; columns as in `history.COLUMNS`."""
         return frame(target.entries for target in self.targets)
 
-    def show_history(self) -> display.Shown:
-        """Return `history` for people."""
-        return show(self.history())
-
     def apply(self) -> RollbackResult:
-        """Set the channel in each region, and return the outcome. A dry run does nothing.
+        """Set the channel in each region, and return the outcome. A dry run changes nothing.
 
-        Safe to run twice: a plan is for the values that it saw. A pointer that was moved meanwhile, by
-        somebody or by an earlier run of this plan, is left alone, and so is one whose AMI can no longer be
-        used.
+        It is safe to run twice: a channel is set only if its value is the one that the plan read, and only to
+        an AMI that can still be used.
 
         Raises
         ------
@@ -303,34 +260,31 @@ class RollbackPlan(display.Displayed):
         return _apply(self)
 
     def table(self) -> display.Shown:
-        """Return what will happen, for people."""
+        """Return the current and the new AMI of each region as a table for display."""
         rows = []
         for target in self.targets:
-            now = _told(target.now.ami_id, target.now.name) if target.now else "nothing"
-            then = _told(target.target.ami_id, target.target.name) if target.target else ""
-            outcome = "failed" if target.problem else "unchanged" if target.so else "planned"
-            rows.append([target.region, outcome, now, then, str(target.problem or "")])
+            current = _labelled(target.current.ami_id, target.current.name) if target.current else "nothing"
+            new = _labelled(target.target.ami_id, target.target.name) if target.target else ""
+            outcome = "failed" if target.problem else "unchanged" if target.done else "planned"
+            rows.append([target.region, outcome, current, new, str(target.problem or "")])
         return display.shown(("region", "outcome", "current AMI", "new AMI", "why"), rows)
 
     def notes(self) -> list[str]:
-        """Return what the table does not say."""
+        """Return warnings that the table does not contain."""
         found = [
-            f"{target.region} was already rolled back at {target.now.since:%H:%M} UTC from {target.before}. "
-            f"To return, pass --to {target.before}."
+            f"{target.region} was already rolled back at {target.current.since:%H:%M} UTC from "
+            f"{target.rolled_back_from}. To return, pass --to {target.rolled_back_from}."
             for target in self.targets
-            if target.so and target.before and target.now
+            if target.done and target.rolled_back_from and target.current
         ]
         if any(entry.instances is None for target in self.targets for entry in target.entries):
             found.append("Instances are not counted: this needs ec2:DescribeInstances.")
-        found += [f"Skipped {region}: it has no such channel." for region in self.left_out]
-        found += [
-            f"{check.name}: {check.evidence} {check.fix}" for check in self.checks if check.outcome == "warn"
-        ]
-        return [*found, *(["Dry run: nothing will be changed."] if self.dry_run else [])]
+        found += [f"Skipped {region}: it has no such channel." for region in self.skipped]
+        return found + self.last_notes()
 
 
 @dataclass(frozen=True, slots=True)
-class RollbackResult(Outcomes):
+class RollbackResult(plans.ChannelResult):
     """The outcome of a rollback, by region and step."""
 
     job = "The rollback"
@@ -338,29 +292,13 @@ class RollbackResult(Outcomes):
 
     @property
     def fix(self) -> str:
-        """How to go on when it is done in part."""
+        """What to do after a partial rollback."""
         return _fix(self.plan)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as ``result.json`` contains it."""
-        first = next((target for target in self.plan.targets if target.target), None)
-        back = first.target if first else None
-        return {
-            "status": self.status,
-            "dry_run": self.plan.dry_run,
-            "ami_id": back.ami_id if back else None,
-            "image_name": back.name if back else None,
-            "region": self.plan.targets[0].region,
-            "account": self.plan.account,
-            "image": self.plan.image,
-            "digest": back.digest if back else None,
-            "channel": self.plan.channel,
-            "pointer": self.plan.pointer,
-            "amis": {row.region: row.ami_id for row in self.rows if row.ami_id},
-            "before": {t.region: t.now.ami_id for t in self.plan.targets if t.now},
-            "outcomes": [self.plain(row) for row in self.rows],
-            "overwritten": [error.overwritten for error in self.conflicts],
-        }
+        """Return the content of ``result.json``."""
+        before = {one.region: one.current.ami_id for one in self.plan.targets if one.current}
+        return plans.ChannelResult.as_dict(self) | {"before": before}
 
 
 @typed
@@ -382,247 +320,198 @@ def plan(
     Parameters
     ----------
     image, channel
-        Which channel.
+        The channel to set.
     to
-        Id or name of the AMI to go back to, the same image in every region; nothing: the one before. Without
-        it, a channel that was rolled back within the last hour stays as it is, and one that was rolled back
-        earlier is refused.
+        AMI ID or name to return to, the same image in every region; by default the previous AMI. Without it,
+        a channel that was rolled back within the last hour is unchanged, and one that was rolled back earlier
+        is refused.
     region, regions
-        Where; by default the region, and every other one that the tables know the channel in. ``["all"]``:
-        every enabled region that has the channel.
+        Regions of the channel; by default the region, and every other one whose channel is recorded in the
+        tables. ``["all"]`` means every enabled region that has the channel.
     topic
-        ARN of an SNS topic to tell.
+        ARN of an SNS topic to notify.
     dry_run
-        `apply` only repeats the plan.
+        Whether `apply` changes nothing.
     settings, progress, session
-        Where they do not come from the surroundings.
+        Override the settings, the progress display and the AWS session.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        There is no such channel, or the regions would not end with the same image.
+        There is no such channel, or the regions would contain different images.
     vmsnix_ops.errors.ChannelError
-        The channel points to nothing anywhere.
+        The channel has no value in any region.
     """
-    settings, asked = settings or load(), tuple(regions)
+    settings, given = settings or load(), tuple(regions)
     channels.check_channel(channel, settings)
-    pointer = parameters.parameter_name(settings.pointer_prefix, image, channel)
-    steps.check_topic(topic)
+    parameter = parameters.parameter_name(settings.pointer_prefix, image, channel)
+    plans.check_topic(topic)
     home = checked_home(region, settings=settings, session=session)
     run = current_run("rollback", settings=settings)
     tables = RunTables(settings, run)
-    if asked == (ALL,):
+    if given == (ALL,):
         chosen = enabled(home.ec2)
     else:
-        chosen = named(asked or _known_regions(tables, image, channel, home.region))
-    # Clients are made one after the other: sessions are not thread safe, clients are.
-    spots = [
-        Target(
+        chosen = named(given or _recorded_regions(tables, image, channel, home.region))
+    unread = [
+        # Clients are made one after the other: sessions are not thread safe, clients are.
+        RollbackTarget(
             name,
             ec2=client(home.session, "ec2", name, **ONE_OF_MANY),
             ssm=client(home.session, "ssm", name, **ONE_OF_MANY),
         )
         for name in chosen
     ]
-    with ThreadPoolExecutor(len(spots), thread_name_prefix="look") as pool:
-        looked = list(pool.map(lambda spot: look(spot, pointer), spots))
-    if not any(target.entries for target in looked):
-        raise next((t.problem for t in looked if t.problem), None) or errors.ChannelError(
+    with ThreadPoolExecutor(len(unread), thread_name_prefix="read") as pool:
+        targets = list(pool.map(lambda target: _read(target, parameter), unread))
+    if not any(target.entries for target in targets):
+        raise next((t.problem for t in targets if t.problem), None) or errors.ChannelError(
             f"The channel {channel} of {image} has no value in {', '.join(chosen)}.",
-            why=f"No parameter {pointer}.",
+            why=f"No parameter {parameter}.",
             fix="Promote an AMI to it first: vmsnix promote",
         )
-    lacking = [target for target in looked if not target.entries and not target.problem]
-    if asked in ((), (ALL,)):  # nobody named these regions
-        looked = [target for target in looked if target not in lacking]
+    missing = [target.region for target in targets if not target.entries and not target.problem]
+    if given in ((), (ALL,)):
+        targets = [target for target in targets if target.region not in missing]
     else:
-        looked = [without(one, pointer) if one in lacking else one for one in looked]
-    targets = choose(looked, to, account=home.account)
-    check_alike(targets, to=to)
+        targets = [_refuse_missing(one, parameter) if one.region in missing else one for one in targets]
+    targets = _choose(targets, to, account=home.account)
+    _check_same_image(targets, to=to)
     return RollbackPlan(
+        account=home.account,
         image=image,
         channel=channel,
-        pointer=pointer,
-        account=home.account,
-        targets=tuple(targets),
-        left_out=tuple(target.region for target in lacking) if not asked else (),
+        parameter=parameter,
         topic=topic,
-        checks=(*home.checks, *steps.topic_checks(topic, home.session)),
+        checks=(*home.checks, *plans.check_topic_exists(topic, home.session)),
         dry_run=dry_run,
         session=home.session,
         run=run,
         tables=tables,
         progress=progress or current(),
         started_at=datetime.now(UTC),
+        targets=tuple(targets),
+        skipped=() if given else tuple(missing),
     )
+
+
+def _recorded_regions(tables: RunTables, image: str, channel: str, home: str) -> tuple[str, ...]:
+    where = [("image", "==", image), ("channel", "==", channel)]
+    return (home, *sorted(tables.read("promotions", columns=["region"], where=where)["region"]))
+
+
+def _refuse_missing(target: RollbackTarget, parameter: str) -> RollbackTarget:
+    problem = errors.ChannelError(
+        f"No parameter {parameter} in {target.region}.",
+        fix="Leave the region out, or promote an AMI there first.",
+    )
+    return replace(target, problem=problem)
 
 
 def _apply(plan: RollbackPlan) -> RollbackResult:
     if plan.dry_run:
-        would = [_planned(target) for target in plan.targets] + records.planned(plan.topic)
-        return RollbackResult(tuple(would), plan)
-    home, rows = plan.targets[0].region, list[RegionStep]()
-    where = {"region": home, "account": plan.account, "image": plan.image}
+        planned = [_planned(target) for target in plan.targets] + plan.planned_announcement()
+        return RollbackResult(tuple(planned), plan)
+    rows: list[RegionStep] = []
+    run_columns = {"region": plan.home_region, "account": plan.account, "image": plan.image}
+
+    def refused() -> str:
+        return plans.CHANGED if any(row.step == CONFLICT for row in rows) else ""
+
     try:
         with stopping():
             for target in plan.targets:
-                if any(row.step == CONFLICT for row in rows):
-                    row = RegionStep(target.region, "point", "skipped", why=HALTED)
-                    rows.append(row)
+                if refused():
+                    rows.append(RegionStep(target.region, plans.SET_CHANNEL, "skipped", why=refused()))
                 else:
                     rows += _roll_back(plan, target)
     except KeyboardInterrupt as error:
-        moved = [row.region for row in rows if row.step == "point" and row.outcome != "failed"]
+        done = [row.region for row in rows if row.step == plans.SET_CHANNEL and row.outcome != "failed"]
         interrupted = errors.InterruptedRunError(
             "The rollback was interrupted.",
-            why=f"Rolled back so far: {', '.join(moved) or 'no region, or the current one'}.",
+            why=f"Rolled back so far: {', '.join(done) or 'no region, or the current one'}.",
             fix=_fix(plan),
         )
-        record_run(plan.run, plan.tables, "cancelled", plan.started_at, **where, error=str(interrupted))
+        record_run(plan.run, plan.tables, "cancelled", plan.started_at, **run_columns, error=str(interrupted))
         raise interrupted from error
-    if plan.topic and any(row.step == CONFLICT for row in rows):
-        rows.append(RegionStep(plan.topic.split(":")[3], ANNOUNCE, "skipped", why=HALTED))
-    elif plan.topic:
-        rows += _announce(plan, rows)
-    outcomes = RollbackResult(tuple(rows), plan)
-    return record_outcomes(plan.run, plan.tables, outcomes, plan.started_at, **where)
+    amis = {row.region: row.ami_id for row in rows if row.outcome in outcomes.SUCCEEDED}
+    rows += plan.announce(amis, refused=refused())
+    result = RollbackResult(tuple(rows), plan)
+    return record_outcomes(plan.run, plan.tables, result, plan.started_at, **run_columns)
 
 
-def _known_regions(tables: RunTables, image: str, channel: str, home: str) -> tuple[str, ...]:
-    where = [("image", "==", image), ("channel", "==", channel)]
-    known = tables.read("promotions", columns=["region"], where=where)["region"]
-    return (home, *sorted(known))
-
-
-def _planned(target: Target) -> RegionStep:
-    """Return what a dry run comes to in one region."""
-    row = RegionStep(target.region, "point", "planned", ami_id=target.target.ami_id if target.target else "")
+def _planned(target: RollbackTarget) -> RegionStep:
+    """Return the outcome of a dry run in one region."""
+    ami_id = target.target.ami_id if target.target else ""
+    row = RegionStep(target.region, plans.SET_CHANNEL, "planned", ami_id=ami_id)
     if target.problem is not None:
         return replace(row, outcome="failed", why=str(target.problem), error=target.problem)
-    return replace(row, outcome="unchanged") if target.so else row
+    return replace(row, outcome="unchanged") if target.done else row
 
 
 def _fix(plan: RollbackPlan) -> str:
-    """Return how to go on; with a name the command means the same whenever it is given."""
-    name = next((target.target.name for target in plan.targets if target.target), "NAME")
+    """Return how to continue; the AMI's name makes the command repeatable at any later time."""
+    name = plan.ami.name if plan.ami else "NAME"
     return f"Run it again with --to {name}: it does what is left and repeats nothing."
 
 
-def _roll_back(plan: RollbackPlan, target: Target) -> list[RegionStep]:
-    """Set the channel of one region and record it; one that was set and not recorded is recorded."""
+def _roll_back(plan: RollbackPlan, target: RollbackTarget) -> list[RegionStep]:
+    """Set the channel of one region and record it; also record an unrecorded earlier rollback."""
     row = _planned(target)
-    now, then = target.now, target.target
-    rows, before = [row], now.ami_id if now else ""
-    if row.outcome == "planned" and now and then:
-        row, overwritten = _move(plan, target, row, now, then)
+    current, ami = target.current, target.target
+    rows, before = [row], current.ami_id if current else ""
+    if row.outcome == "planned" and current and ami:
+        row, overwritten = _set_channel(plan, target, row, current, ami)
         rows = [row]
         if overwritten is not None:
-            before, error = overwritten.value, overwritten.error()
-            rows.append(RegionStep(target.region, CONFLICT, "failed", why=str(error), error=error))
+            before = overwritten.value
+            rows.append(plans.conflict(target.region, overwritten))
 
     def record() -> None:
-        if row.outcome == "failed" or now is None or then is None:
+        if row.outcome == "failed" or current is None or ami is None:
             return
-        known = records.latest(plan.tables, target.region, plan.image, plan.channel)
-        recorded_as = known.get("ami_id", then.ami_id)
-        if row.outcome == "changed" or recorded_as != then.ami_id:
-            _record(plan, target, then, before=recorded_as if target.so else before)
+        latest = records.latest_of_channel(plan.tables, target.region, plan.image, plan.channel)
+        recorded_ami = latest.get("ami_id", ami.ami_id)
+        if row.outcome == "changed" or recorded_ami != ami.ami_id:
+            previous = recorded_ami if target.done else before
+            plan.tables.append("promotions", [plan.promotion_row("roll back", ami, previous)])
 
-    def record_step() -> None:
-        records.write_rows(plan.tables, plan.run, rows, image=plan.image)
-
-    return recorded(rows, target.region, record, record_step)
+    return recorded(rows, target.region, record, lambda: plan.record_steps(rows))
 
 
-def _move(
-    plan: RollbackPlan, target: Target, row: RegionStep, now: Entry, then: Ami
+def _set_channel(
+    plan: RollbackPlan, target: RollbackTarget, row: RegionStep, current: Entry, ami: Ami
 ) -> tuple[RegionStep, parameters.OverwrittenValue | None]:
     started, overwritten = time.monotonic(), None
     try:
         with plan.progress.step(target.region):
-            # The plan may be hours old.
-            check_usable(target.ec2, then.ami_id, account=plan.account)
-            note = Note("roll back", then.name, plan.run.run_id, before=now.name or now.ami_id)
-            own = {tagging.IMAGE: plan.image}
-            planned = parameters.ExpectedValue(now.version, now.ami_id)
-            moved = parameters.set_channel(
-                target.ssm, plan.pointer, then.ami_id, expected=planned, description=note.text(), tags=own
+            _check_usable(target.ec2, ami.ami_id, account=plan.account)  # the plan may be hours old
+            note = Note("roll back", ami.name, plan.run.run_id, before=current.name or current.ami_id)
+            expected = parameters.ExpectedValue(current.version, current.ami_id)
+            written = parameters.set_channel(
+                target.ssm,
+                plan.parameter,
+                ami.ami_id,
+                expected=expected,
+                description=note.text(),
+                tags={tagging.IMAGE: plan.image},
             )
-            overwritten = moved.overwritten
-            _check_again(plan, target, then, moved, planned)
+            overwritten = written.overwritten
+            plans.check_after_write(
+                target.ec2,
+                target.ssm,
+                plan.parameter,
+                ami_id=ami.ami_id,
+                owner=plan.account,
+                written=written,
+                expected=expected,
+                note=note,
+            )
     except errors.VmsnixError as error:
         return replace(row, outcome="failed", why=str(error), error=error), overwritten
-    row = replace(
-        row,
-        outcome="changed",
-        what=f"from {_told(now.ami_id, now.name)}",
-        seconds=round(time.monotonic() - started, 3),
-    )
-    return row, overwritten
+    what, seconds = f"from {_labelled(current.ami_id, current.name)}", round(time.monotonic() - started, 3)
+    return replace(row, outcome="changed", what=what, seconds=seconds), overwritten
 
 
-def _check_again(
-    plan: RollbackPlan,
-    target: Target,
-    then: Ami,
-    moved: parameters.ChannelWrite,
-    planned: parameters.ExpectedValue,
-) -> None:
-    """Check once more that nobody retires the AMI, after the channel was set to it.
-
-    Raises
-    ------
-    vmsnix_ops.errors.RegistrationError
-        Somebody does; the channel has its earlier value again, if we set it and nobody else did since.
-    """
-    try:
-        channels.check_repeatedly(target.ec2, then.ami_id, owner=plan.account)
-    except errors.VmsnixError as error:
-        what = f"{plan.pointer} in {target.region} still contains it."
-        if moved.overwritten is None and moved.outcome == "created":
-            note = Note("take back", then.name, plan.run.run_id).text()
-            try:
-                what = parameters.restore_channel(target.ssm, plan.pointer, moved, planned, description=note)
-            except errors.VmsnixError as second:
-                what = f"{what[:-1]}: {second}"
-        raise errors.RegistrationError(
-            error.what, why=f"{error.why} {what}".strip(), fix=error.fix
-        ) from error
-
-
-def _announce(plan: RollbackPlan, rows: list[RegionStep]) -> list[RegionStep]:
-    """Tell the topic of every region that points where it shall."""
-    so = {row.region: row.ami_id for row in rows if row.outcome in outcomes.SUCCEEDED}
-    back = next((target.target for target in plan.targets if target.target), None)
-    content = {
-        "image": plan.image,
-        "channel": plan.channel,
-        "name": back.name if back else "",
-        "digest": back.digest if back else "",
-        "account": plan.account,
-        "amis": dict(sorted(so.items())),
-    }
-    return records.announce(plan.topic, content, run=plan.run, tables=plan.tables, session=plan.session)
-
-
-def _record(plan: RollbackPlan, target: Target, then: Ami, *, before: str) -> None:
-    row = {
-        "run_id": plan.run.run_id,
-        "promoted_at": datetime.now(UTC),
-        "how": "roll back",
-        "ami_id": then.ami_id,
-        "region": target.region,
-        "account": plan.account,
-        "name": then.name,
-        "image": plan.image,
-        "version": then.tags.get(tagging.VERSION),
-        "digest": then.digest,
-        "channel": plan.channel,
-        "pointer": plan.pointer,
-        "previous_ami_id": before,
-    }
-    plan.tables.append("promotions", [row])
-
-
-def _told(ami_id: str, name: str) -> str:
+def _labelled(ami_id: str, name: str) -> str:
     return f"{ami_id} ({name})" if name else ami_id

@@ -1,39 +1,40 @@
-"""The steps of a promotion in one region, each of which looks first, and what is checked before them."""
+"""The steps of a promotion in one region, and the checks of its parameters."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import channels, deprecation, identity, image_copy, images, parameters, sharing, topics
+from vmsnix_ops.aws import channels, deprecation, identity, image_copy, images, parameters, sharing
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import checked, require
 from vmsnix_ops.aws.quotas import check_public_sharing, check_quotas
 from vmsnix_ops.aws.references import AMI_ID
 from vmsnix_ops.aws.regions import ALL, enabled, named
 from vmsnix_ops.aws.sharing import Audience
+from vmsnix_ops.channels.plans import SET_CHANNEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    import boto3
     from types_boto3_ec2.client import EC2Client
     from types_boto3_service_quotas.client import ServiceQuotasClient
     from types_boto3_ssm.client import SSMClient
 
-    from vmsnix_ops.aws.checks import Check
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.channels.history import Note
-    from vmsnix_ops.progress import Step as Shown
+    from vmsnix_ops.outcomes import StepOutcome
+    from vmsnix_ops.progress import Step as ProgressStep
     from vmsnix_ops.publish.home import Home
 
 
-def audiences(
+def check_audiences(
     share_with: Iterable[str], revoke_from: Iterable[str], *, public: bool
-) -> tuple[sharing.Audience, sharing.Audience]:
-    """Return who gets and who loses it; refuse who would do both, and a public that slipped in."""
+) -> tuple[Audience, Audience]:
+    """Return who gains and who loses access; refuse an account in both, and ``public`` in `share_with`."""
     share, revoke = sharing.audience(share_with), sharing.audience(revoke_from)
     if share.public:
         raise errors.ParameterError(
@@ -50,22 +51,22 @@ def audiences(
     return share, revoke
 
 
-def regions_of(
+def other_regions(
     home: Home, regions: tuple[str, ...], best_effort: tuple[str, ...]
 ) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the other regions, and those among them whose failure does not count."""
+    """Return the regions other than the home region, and the best-effort regions among them."""
     if ALL in regions or ALL in best_effort:
         every = enabled(home.ec2)
         best_effort = every if ALL in best_effort else best_effort
     else:
         every = ()
-    asked = (name for name in (*regions, *every, *best_effort) if name not in (ALL, home.region))
-    # A region that is named counts as it is named, whatever "all" says of it.
-    return named(asked), frozenset(best_effort) - frozenset(regions) - {home.region}
+    chosen = (name for name in (*regions, *every, *best_effort) if name not in (ALL, home.region))
+    # A region in `regions` is not best effort, even where `best_effort` is "all".
+    return named(chosen), frozenset(best_effort) - frozenset(regions) - {home.region}
 
 
 def check_protection(*, protect: bool, unprotect: bool) -> None:
-    """Refuse a promotion that would do both."""
+    """Refuse `protect` together with `unprotect`."""
     if protect and unprotect:
         raise errors.ParameterError(
             "protect and unprotect cannot be used together.", fix="Use only one of them."
@@ -73,7 +74,7 @@ def check_protection(*, protect: bool, unprotect: bool) -> None:
 
 
 def check_keys(keys: Mapping[str, str], home: str, others: tuple[str, ...]) -> None:
-    """Refuse a key for a region that nothing is copied to, and a key of another region."""
+    """Refuse a key for a region without a copy, and a key of another region."""
     for region, key in keys.items():
         if region not in others:
             raise errors.ParameterError(
@@ -89,30 +90,8 @@ def check_keys(keys: Mapping[str, str], home: str, others: tuple[str, ...]) -> N
             )
 
 
-def check_topic(topic: str) -> None:
-    """Refuse what is no ARN of an SNS topic."""
-    if topic and (topic.count(":") != 5 or not topic.startswith("arn:") or ":sns:" not in topic):
-        raise errors.ParameterError(
-            f"{topic!r} is not an SNS topic ARN.",
-            fix="Use an ARN such as arn:aws:sns:eu-central-1:012345678901:images.",
-        )
-
-
-def topic_checks(topic: str, session: boto3.Session) -> list[Check]:
-    """Return whether the topic is there, when one was given; nobody should learn it after the pointers moved.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        There is none of that ARN.
-    """
-    checks = [checked("topic", lambda: topics.check(topic, session=session))] if topic else []
-    require(checks)
-    return checks
-
-
-def image_of(source: Ami, image: str) -> str:
-    """Return the image of an AMI; an operator who names another one is wrong about one of the two."""
+def check_image(source: Ami, image: str) -> str:
+    """Return the image of an AMI; refuse another `image`."""
     own = source.tags[tagging.IMAGE]
     if image and image != own:
         raise errors.ParameterError(
@@ -123,369 +102,370 @@ def image_of(source: Ami, image: str) -> str:
     return own
 
 
-# The steps of a promotion in one region. Each looks first; what is so already is left alone.
-#
-# That makes them safe to run twice, in any order of crashes: looking is the same in the plan, in the first
-# run and in the one that goes on after it. The order matters: what points comes last, so that nobody is
-# pointed to an AMI that is not there, or that one may not launch.
-
-
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a promotion wants of every region.
+class PromotionRequest:
+    """The state that a promotion wants in every region.
 
     Attributes
     ----------
     source, source_encrypted
-        The AMI, in its home region, and whether one of its snapshots is encrypted.
+        The AMI in its home region, and whether one of its snapshots is encrypted.
     share, revoke
-        Who may launch it from now on, and who may no longer.
+        Who gains access, and who loses it.
     deprecate_at
-        From when on it is deprecated; ``None`` leaves the date as it is.
+        Deprecation date; ``None`` keeps the current one.
     protect, unprotect
-        Whether it can no longer be deregistered, or can again; with neither that stays as it is.
-    pointer
-        Name of the parameter that shall point to it; empty when none shall.
+        Whether to turn deregistration protection on, or off.
+    parameter
+        Name of the channel's parameter; empty for no channel.
     note
-        Why a channel is set; kept beside its value.
+        Why the channel is set; stored as the parameter's description.
     """
 
     source: Ami
-    source_encrypted: bool = False
-    share: Audience = field(default_factory=Audience)
-    revoke: Audience = field(default_factory=Audience)
-    deprecate_at: datetime | None = None
-    protect: bool = False
-    unprotect: bool = False
-    pointer: str = ""
-    note: Note | None = None
+    source_encrypted: bool
+    share: Audience
+    revoke: Audience
+    deprecate_at: datetime | None
+    protect: bool
+    unprotect: bool
+    parameter: str
+    note: Note
 
 
 @dataclass
-class Spot:
-    """One region while it is looked at or worked on.
+class RegionContext:
+    """One region of a promotion: its clients, and the state that the steps read and write.
 
     Attributes
     ----------
-    wanted
-        What is wanted there.
+    request
+        The state that the promotion wants.
     region, kms_key
-        Where, and the key of the copy.
-    ec2, ssm, home, quotas
-        Clients of the region; of EC2 in the AMI's own region; of Service Quotas, when it shall be public.
+        The region, and the key that encrypts the copy there.
+    ec2, ssm, quotas, home_ec2
+        Clients of the region, and of EC2 in the AMI's home region.
     ami
-        The AMI there; ``None`` while it is still to be copied.
-    pointed_to
-        Where the pointer pointed before it was moved.
-    planned
-        The channel's value that the plan saw; ``None`` when nobody looked.
-    moved
+        The AMI in the region; ``None`` until it is copied.
+    previous_ami_id
+        The channel's value before it was set.
+    expected
+        The channel's value when the plan was made; ``None`` until it is read.
+    written
         What setting the channel did.
-    shown, still_wanted
-        Where progress is shown; what raises when the operator asked to stop.
+    progress
+        The progress line of the region.
+    check_interrupt
+        Raises if the operator asked to stop.
     """
 
-    wanted: Wanted
+    request: PromotionRequest
     region: str
     kms_key: str
     ec2: EC2Client
     ssm: SSMClient
-    home: EC2Client
     quotas: ServiceQuotasClient
+    home_ec2: EC2Client
     ami: Ami | None = None
-    pointed_to: str = ""
-    planned: parameters.ExpectedValue | None = None
-    moved: parameters.ChannelWrite | None = None
-    shown: Shown | None = None
-    still_wanted: Callable[[], None] = lambda: None
+    previous_ami_id: str = ""
+    expected: parameters.ExpectedValue | None = None
+    written: parameters.ChannelWrite | None = None
+    progress: ProgressStep | None = None
+    check_interrupt: Callable[[], None] = lambda: None
 
     @property
     def is_home(self) -> bool:
         """Whether this is the AMI's own region."""
-        return self.region == self.wanted.source.region
+        return self.region == self.request.source.region
+
+    @property
+    def ami_id(self) -> str:
+        """ID of the AMI in the region; empty until it is copied."""
+        return self.ami.ami_id if self.ami else ""
 
     def check_region(self) -> None:
-        """Refuse a region that is not enabled, which would only say that it does not know the credentials.
+        """Refuse a region that is not enabled: AWS would only report unknown credentials.
 
         Raises
         ------
         vmsnix_ops.errors.RegionError
-            It is not enabled for this account.
+            The region is not enabled for this account.
         """
         if not self.is_home:
-            enabled = checked("region", lambda: identity.check_region(self.home, self.region))
-            require([enabled])
+            require([checked("region", lambda: identity.check_region(self.home_ec2, self.region))])
 
-    @property
-    def ami_id(self) -> str:
-        """Its id, empty while there is none."""
-        return self.ami.ami_id if self.ami else ""
+    def check_public(self) -> None:
+        """Refuse a public AMI with encrypted snapshots, as AWS does at the last step."""
+        if self.request.share.public and (self.request.source_encrypted or self.kms_key):
+            raise errors.ParameterError(
+                f"The AMI in {self.region} cannot be public.",
+                why="Its snapshots are or will be encrypted, and AWS does not allow a public AMI with "
+                "encrypted snapshots.",
+                fix="Share it with accounts or an organization, or promote it without a key.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """What a step found: whether all is as wanted, and what it does, or would do."""
+class StepState:
+    """The result of a step's check: whether there is nothing to do, and what the step did or will do."""
 
-    so: bool
+    done: bool
     what: str
 
 
-class Step(Protocol):
-    """A step: `look` changes nothing and may be asked of a copy that is not there; `do` needs it there."""
+class Step(ABC):
+    """A step of a promotion. It is safe to run twice: what is already in the desired state is unchanged.
 
-    name: str
+    Attributes
+    ----------
+    name
+        Shown in tables and recorded.
+    existing, applied
+        Outcome if there is nothing to do, and after `apply`.
+    """
 
-    def look(self, spot: Spot) -> Looked:
-        """Tell whether there is anything to do."""
+    name: ClassVar[str]
+    existing: ClassVar[StepOutcome] = "unchanged"
+    applied: ClassVar[StepOutcome] = "changed"
 
-    def do(self, spot: Spot) -> None:
-        """Do it."""
+    @abstractmethod
+    def check(self, context: RegionContext) -> StepState:
+        """Read the current state; change nothing. The AMI may not be copied yet."""
+
+    @abstractmethod
+    def apply(self, context: RegionContext) -> None:
+        """Make the change. The AMI exists in the region."""
 
 
-class Copy:
-    """Copies the AMI into the region; not in its own. See `vmsnix_ops.aws.image_copy.copy`."""
+class Copy(Step):
+    """Copies the AMI into a region other than its own. See `vmsnix_ops.aws.image_copy.copy`."""
 
     name = "copy"
+    existing = "reused"
+    applied = "created"
 
-    def look(self, spot: Spot) -> Looked:
-        """Find the copy that is there or on its way, and what it lacks."""
-        source = spot.wanted.source
-        found = image_copy.find(spot.ec2, image_copy.Copy(source, spot.kms_key))
+    def check(self, context: RegionContext) -> StepState:
+        """Find a finished or unfinished copy, and the tags that it lacks."""
+        request, source = context.request, context.request.source
+        found = image_copy.find(context.ec2, image_copy.Copy(source, context.kms_key))
         if found is not None and found.state == "available":
-            spot.ami = channels.check_usable(found, owner=source.account, now=datetime.now(UTC))
-            lacking = image_copy.missing_tags(source, found)
-            if lacking:
-                return Looked(False, f"add the tags {', '.join(sorted(lacking))} to {found.ami_id}")
-            return Looked(True, f"{found.ami_id} exists")
+            context.ami = channels.check_usable(found, owner=source.account, now=datetime.now(UTC))
+            missing = image_copy.missing_tags(source, found)
+            if missing:
+                return StepState(False, f"add the tags {', '.join(sorted(missing))} to {found.ami_id}")
+            return StepState(True, f"{found.ami_id} exists")
         if found is not None:
-            return Looked(False, f"wait for {found.ami_id} ({found.state})")
-        if spot.wanted.share:
-            encrypted = spot.wanted.source_encrypted
-            sharing.check_key_of_copies(spot.ec2, kms_key=spot.kms_key, encrypted=encrypted)
-        key = f", encrypted with {spot.kms_key}" if spot.kms_key else ""
-        return Looked(False, f"copy {source.ami_id} from {source.region}{key}")
+            return StepState(False, f"wait for {found.ami_id} ({found.state})")
+        if request.share:
+            encrypted = request.source_encrypted
+            sharing.check_key_of_copies(context.ec2, kms_key=context.kms_key, encrypted=encrypted)
+        key = f", encrypted with {context.kms_key}" if context.kms_key else ""
+        return StepState(False, f"copy {source.ami_id} from {source.region}{key}")
 
-    def do(self, spot: Spot) -> None:
-        """Make the copy or wait for it, and carry the tags that its source got since."""
-        wanted = image_copy.Copy(spot.wanted.source, spot.kms_key)
-        spot.ami, _ = image_copy.copy(spot.ec2, wanted, step=spot.shown, still_wanted=spot.still_wanted)
-        image_copy.carry_tags(spot.ec2, spot.wanted.source, spot.ami)
+    def apply(self, context: RegionContext) -> None:
+        """Make the copy or wait for it, and add the tags that its source has since."""
+        source = context.request.source
+        context.ami, _ = image_copy.copy(
+            context.ec2,
+            image_copy.Copy(source, context.kms_key),
+            step=context.progress,
+            still_wanted=context.check_interrupt,
+        )
+        image_copy.carry_tags(context.ec2, source, context.ami)
 
 
-class Share:
-    """Shares the AMI, and with accounts its snapshots, too: an account that copies it needs them."""
+class Share(Step):
+    """Shares the AMI, and its snapshots with accounts: an account that copies the AMI needs them."""
 
     name = "share"
 
-    def look(self, spot: Spot) -> Looked:
-        """Find who is missing, and whether AWS would let everybody in."""
-        share = spot.wanted.share
-        missing = share.minus(sharing.of_image(spot.ec2, spot.ami.ami_id)) if spot.ami else share
-        unchecked = self._check_public(spot) if missing.public else ""
-        snapshots = [] if spot.ami is None else self._snapshots(spot)
+    def check(self, context: RegionContext) -> StepState:
+        """Find the missing permissions, and whether AWS allows a public AMI."""
+        share = context.request.share
+        missing, snapshots = self._missing(context)
+        unchecked = self._check_public(context) if missing.public else ""
         if not missing and not snapshots:
-            return Looked(spot.ami is not None, f"with {share}")
-        return Looked(False, f"with {missing or Audience(share.accounts)}{unchecked}")
+            return StepState(context.ami is not None, f"with {share}")
+        return StepState(False, f"with {missing or Audience(share.accounts)}{unchecked}")
 
-    def do(self, spot: Spot) -> None:
-        """Share the snapshots first, so that who may launch the AMI may copy it, too."""
-        for snapshot_id, accounts in self._snapshots(spot):
-            sharing.share_snapshot(spot.ec2, snapshot_id, accounts)
-        missing = spot.wanted.share.minus(sharing.of_image(spot.ec2, spot.ami_id))
-        sharing.share(spot.ec2, spot.ami_id, missing)
+    def apply(self, context: RegionContext) -> None:
+        """Share the snapshots first, so that everybody who may launch the AMI may also copy it."""
+        missing, snapshots = self._missing(context)
+        for snapshot_id, accounts in snapshots.items():
+            sharing.share_snapshot(context.ec2, snapshot_id, accounts)
+        sharing.share(context.ec2, context.ami_id, missing)
 
-    def _check_public(self, spot: Spot) -> str:
-        """Refuse what AWS would refuse of a public AMI; return what could not be looked at."""
-        check_public_sharing(spot.ec2, public=True)
-        room = checked(
+    def _missing(self, context: RegionContext) -> tuple[Audience, dict[str, tuple[str, ...]]]:
+        """Return who may not use the AMI yet, and which accounts may not use each snapshot yet."""
+        share = context.request.share
+        if context.ami is None:
+            return share, {}
+        accounts, snapshots = Audience(share.accounts), dict[str, tuple[str, ...]]()
+        for snapshot_id in context.ami.snapshot_ids if accounts else ():
+            missing = accounts.minus(sharing.of_snapshot(context.ec2, snapshot_id)).accounts
+            if missing:
+                snapshots[snapshot_id] = missing
+        return share.minus(sharing.of_image(context.ec2, context.ami_id)), snapshots
+
+    def _check_public(self, context: RegionContext) -> str:
+        """Refuse a public AMI where AWS would; return a warning about what could not be checked."""
+        check_public_sharing(context.ec2, public=True)
+        quota = checked(
             "quotas",
-            lambda: check_quotas(spot.ec2, spot.quotas, public=True, one_more=spot.ami is None),
+            lambda: check_quotas(context.ec2, context.quotas, public=True, one_more=context.ami is None),
         )
-        require([room])
-        return f" ({room.name} {room.evidence} {room.fix})" if room.outcome == "warn" else ""
-
-    def _snapshots(self, spot: Spot) -> list[tuple[str, tuple[str, ...]]]:
-        accounts, found = spot.wanted.share.accounts, []
-        for snapshot_id in spot.ami.snapshot_ids if spot.ami and accounts else ():
-            missing = Audience(accounts).minus(sharing.of_snapshot(spot.ec2, snapshot_id)).accounts
-            found += [(snapshot_id, missing)] if missing else []
-        return found
+        require([quota])
+        return f" ({quota.name} {quota.evidence} {quota.fix})" if quota.outcome == "warn" else ""
 
 
-class Revoke:
-    """Stops sharing the AMI and its snapshots with some."""
+class Revoke(Step):
+    """Stops sharing the AMI and its snapshots with some accounts."""
 
     name = "revoke"
 
-    def look(self, spot: Spot) -> Looked:
-        """Find who still has what shall be taken away."""
-        revoke = spot.wanted.revoke
-        if spot.ami is None:
-            return Looked(True, f"a new copy is not shared with {revoke}")
-        still = sharing.of_image(spot.ec2, spot.ami_id).within(revoke)
-        for snapshot_id in spot.ami.snapshot_ids:
-            more = sharing.of_snapshot(spot.ec2, snapshot_id).within(revoke)
-            still = sharing.audience([*still.names(), *more.names()])
-        return Looked(not still, f"from {still}" if still else f"not shared with {revoke}")
+    def check(self, context: RegionContext) -> StepState:
+        """Find who still has a permission that must be removed."""
+        revoke = context.request.revoke
+        if context.ami is None:
+            return StepState(True, f"a new copy is not shared with {revoke}")
+        image, snapshots = self._remaining(context)
+        still = sharing.audience([name for one in (image, *snapshots.values()) for name in one.names()])
+        return StepState(not still, f"from {still}" if still else f"not shared with {revoke}")
 
-    def do(self, spot: Spot) -> None:
-        """Take it away."""
-        revoke = spot.wanted.revoke
-        sharing.revoke(spot.ec2, spot.ami_id, sharing.of_image(spot.ec2, spot.ami_id).within(revoke))
-        for snapshot_id in spot.ami.snapshot_ids if spot.ami else ():
-            still = sharing.of_snapshot(spot.ec2, snapshot_id).within(revoke)
-            sharing.revoke_snapshot(spot.ec2, snapshot_id, still)
+    def apply(self, context: RegionContext) -> None:
+        """Remove the permissions from the AMI, then from its snapshots."""
+        image, snapshots = self._remaining(context)
+        sharing.revoke(context.ec2, context.ami_id, image)
+        for snapshot_id, still in snapshots.items():
+            sharing.revoke_snapshot(context.ec2, snapshot_id, still)
+
+    def _remaining(self, context: RegionContext) -> tuple[Audience, dict[str, Audience]]:
+        """Return who may still use the AMI, and each of its snapshots."""
+        ec2, revoke = context.ec2, context.request.revoke
+        ids = context.ami.snapshot_ids if context.ami else ()
+        snapshots = {name: sharing.of_snapshot(ec2, name).within(revoke) for name in ids}
+        return sharing.of_image(ec2, context.ami_id).within(revoke), snapshots
 
 
-class Deprecate:
-    """Sets the deprecation date; it counts from the AMI's creation, so that it is the same in every run."""
+class Deprecate(Step):
+    """Sets the deprecation date. It counts from the AMI's creation, so it is the same in every run."""
 
     name = "deprecate"
 
-    def look(self, spot: Spot) -> Looked:
+    def check(self, context: RegionContext) -> StepState:
         """Compare the date."""
-        moment = deprecation.to_the_minute(self._moment(spot))
-        so = spot.ami is not None and spot.ami.deprecated_at == moment
-        return Looked(so, f"from {moment:%Y-%m-%d %H:%M} UTC")
+        date = deprecation.to_the_minute(self._date(context))
+        done = context.ami is not None and context.ami.deprecated_at == date
+        return StepState(done, f"from {date:%Y-%m-%d %H:%M} UTC")
 
-    def do(self, spot: Spot) -> None:
-        """Set it."""
-        deprecation.deprecate(spot.ec2, spot.ami_id, self._moment(spot))
+    def apply(self, context: RegionContext) -> None:
+        """Set the date."""
+        deprecation.deprecate(context.ec2, context.ami_id, self._date(context))
 
-    def _moment(self, spot: Spot) -> datetime:
-        if spot.wanted.deprecate_at is None:
+    def _date(self, context: RegionContext) -> datetime:
+        if context.request.deprecate_at is None:
             raise RuntimeError("a promotion without a date has no such step")
-        return spot.wanted.deprecate_at
+        return context.request.deprecate_at
 
 
-class Protect:
-    """Protects the AMI from being deregistered."""
+class Protect(Step):
+    """Turns deregistration protection on."""
 
     name = "protect"
 
-    def look(self, spot: Spot) -> Looked:
-        """Look at the protection; one that was lifted and ends within a day is none."""
-        so = spot.ami is not None and spot.ami.protection.startswith("enabled")
-        return Looked(so, "deregistration protection on")
+    def check(self, context: RegionContext) -> StepState:
+        """Read the protection; one that was turned off and ends within a day does not count."""
+        return StepState(_is_protected(context), "deregistration protection on")
 
-    def do(self, spot: Spot) -> None:
-        """Enable it."""
-        deprecation.protect(spot.ec2, spot.ami_id)
+    def apply(self, context: RegionContext) -> None:
+        """Turn it on."""
+        deprecation.protect(context.ec2, context.ami_id)
 
 
-class Unprotect:
-    """Lifts that protection; with a cooldown AWS does so a day later."""
+class Unprotect(Step):
+    """Turns deregistration protection off; with a cooldown, AWS does it a day later."""
 
     name = "unprotect"
 
-    def look(self, spot: Spot) -> Looked:
-        """Look at the protection; a new copy has none."""
-        so = spot.ami is None or not spot.ami.protection.startswith("enabled")
-        return Looked(so, "deregistration protection off")
+    def check(self, context: RegionContext) -> StepState:
+        """Read the protection; a new copy has none."""
+        return StepState(not _is_protected(context), "deregistration protection off")
 
-    def do(self, spot: Spot) -> None:
-        """Disable it."""
-        deprecation.unprotect(spot.ec2, spot.ami_id)
+    def apply(self, context: RegionContext) -> None:
+        """Turn it off."""
+        deprecation.unprotect(context.ec2, context.ami_id)
 
 
-class Point:
-    """Sets the channel to the AMI.
+def _is_protected(context: RegionContext) -> bool:
+    return context.ami is not None and context.ami.protection.startswith("enabled")
 
-    The AMI is read once more after the channel was set: a retirement that marked it in between does not see
-    the channel in time, or has seen it and gives up. So this promotion gives up, too, and gives the channel
-    its earlier value back; see `vmsnix_ops.aws.retiring`.
-    """
 
-    name = "point"
+class SetChannel(Step):
+    """Sets the channel to the AMI."""
 
-    def look(self, spot: Spot) -> Looked:
-        """Read which AMI the channel names, and whether that is still what the plan was made for."""
-        name = spot.wanted.pointer
-        found = parameters.find_parameter(spot.ssm, name)
+    name = SET_CHANNEL
+
+    def check(self, context: RegionContext) -> StepState:
+        """Read the channel's value, and compare it with the value when the plan was made."""
+        name = context.request.parameter
+        found = parameters.find_parameter(context.ssm, name)
         if found is not None:
             parameters.check_parameter_type(found)
-        now = parameters.ExpectedValue.of(found)
-        spot.pointed_to = now.value
-        if found is not None and spot.ami is not None and found.value == spot.ami_id:
-            spot.pointed_to = ""
-            return Looked(True, f"{name} already contains it")
-        if spot.planned not in (None, now):
-            raise parameters.changed_since_plan(name, spot.region, found)
-        if spot.planned is None and found is not None:
-            parameters.check_accepts_value(name, parameters.read_history(spot.ssm, name), spot.region)
-        spot.planned = now
-        to = f"{spot.ami_id or 'the copy'} ({spot.wanted.source.name})"
+        current = parameters.ExpectedValue.of(found)
+        context.previous_ami_id = current.value
+        if found is not None and context.ami is not None and found.value == context.ami_id:
+            context.previous_ami_id = ""
+            return StepState(True, f"{name} already contains it")
+        if context.expected not in (None, current):
+            raise parameters.changed_since_plan(name, context.region, found)
+        if context.expected is None and found is not None:
+            parameters.check_accepts_value(name, parameters.read_history(context.ssm, name), context.region)
+        context.expected = current
+        to = f"{context.ami_id or 'the copy'} ({context.request.source.name})"
         if found is None:
-            return Looked(False, f"create {name} with {to}")
-        return Looked(False, f"set {name} from {self._before(spot)} to {to}")
+            return StepState(False, f"create {name} with {to}")
+        return StepState(False, f"set {name} from {self._previous(context)} to {to}")
 
-    def _before(self, spot: Spot) -> str:
-        """Return where it points, unless that is an AMI for other machines: fleets would no longer start."""
-        before = spot.pointed_to
-        known = images.find(spot.ec2, [before]).get(before) if AMI_ID.fullmatch(before) else None
-        if known is None:
+    def _previous(self, context: RegionContext) -> str:
+        """Return the current AMI; refuse one of another architecture, whose fleets could not launch ours."""
+        before = context.previous_ami_id
+        ami = images.find(context.ec2, [before]).get(before) if AMI_ID.fullmatch(before) else None
+        if ami is None:
             return before
-        new = spot.wanted.source.architecture
-        if known.architecture != new:
+        new = context.request.source.architecture
+        if ami.architecture != new:
             raise errors.ChannelError(
-                f"{spot.wanted.pointer} in {spot.region} contains an AMI for {known.architecture}.",
-                why=f"{spot.wanted.source.name} is for {new}; launches from the channel expect "
-                f"{known.architecture}.",
+                f"{context.request.parameter} in {context.region} contains an AMI for {ami.architecture}.",
+                why=f"{context.request.source.name} is for {new}; launches from the channel expect "
+                f"{ami.architecture}.",
                 fix=f"Use one channel per architecture (channels in vmsnix.toml, such as stable-{new}). If "
                 f"the fleet has moved to {new}, delete the parameter first.",
             )
-        return f"{before} ({known.name})"
+        return f"{before} ({ami.name})"
 
-    def do(self, spot: Spot) -> None:
-        """Set it."""
-        planned = spot.planned or parameters.ExpectedValue()
-        spot.moved = parameters.set_channel(
-            spot.ssm,
-            spot.wanted.pointer,
-            spot.ami_id,
-            expected=planned,
-            description=spot.wanted.note.text() if spot.wanted.note else "",
-            tags=pointer_tags(spot.wanted.source),
-        )
-
-    def give_back(self, spot: Spot) -> str:
-        """Give the channel the value that it had before `do`, and return what became of it, as a sentence."""
-        if spot.moved is None or spot.moved.outcome == "reused":
-            return f"{spot.wanted.pointer} in {spot.region} contained it before."
-        earlier = spot.planned or parameters.ExpectedValue()
-        return parameters.restore_channel(
-            spot.ssm,
-            spot.wanted.pointer,
-            spot.moved,
-            earlier,
-            description=replace(spot.wanted.note, how="take back").text() if spot.wanted.note else "",
+    def apply(self, context: RegionContext) -> None:
+        """Write the value, unless it changed since `check`."""
+        context.written = parameters.set_channel(
+            context.ssm,
+            context.request.parameter,
+            context.ami_id,
+            expected=context.expected or parameters.ExpectedValue(),
+            description=context.request.note.text(),
+            tags={tagging.IMAGE: context.request.source.tags.get(tagging.IMAGE, "")},
         )
 
 
-def pointer_tags(source: Ami) -> Mapping[str, str]:
-    """Return the tags of a pointer: whose image it is. The digest changes with what it points to."""
-    return {tagging.IMAGE: source.tags.get(tagging.IMAGE, "")}
+def steps(request: PromotionRequest, *, home: bool) -> tuple[Step, ...]:
+    """Return the steps of a region in their order.
 
-
-def steps(wanted: Wanted, *, home: bool) -> tuple[Step, ...]:
-    """Return the steps of a region, in their order."""
+    The channel comes last, so that it never contains an AMI that does not exist or must not be launched.
+    """
     return (
         *(() if home else (Copy(),)),
-        *((Share(),) if wanted.share else ()),
-        *((Revoke(),) if wanted.revoke else ()),
-        *((Deprecate(),) if wanted.deprecate_at else ()),
-        *((Protect(),) if wanted.protect else ()),
-        *((Unprotect(),) if wanted.unprotect else ()),
-        *((Point(),) if wanted.pointer else ()),
+        *((Share(),) if request.share else ()),
+        *((Revoke(),) if request.revoke else ()),
+        *((Deprecate(),) if request.deprecate_at else ()),
+        *((Protect(),) if request.protect else ()),
+        *((Unprotect(),) if request.unprotect else ()),
+        *((SetChannel(),) if request.parameter else ()),
     )
-
-
-def refuse_encrypted_public(spot: Spot) -> None:
-    """Refuse what AWS refuses at the very last step: a public AMI with encrypted snapshots."""
-    if spot.wanted.share.public and (spot.wanted.source_encrypted or spot.kms_key):
-        raise errors.ParameterError(
-            f"The AMI in {spot.region} cannot be public.",
-            why="Its snapshots are or will be encrypted, and AWS does not allow a public AMI with encrypted "
-            "snapshots.",
-            fix="Share it with accounts or an organization, or promote it without a key.",
-        )
