@@ -12,7 +12,7 @@ import pytest
 
 from vmsnix_ops.aws.session import client, session
 from vmsnix_ops.sandbox import sandbox
-from vmsnix_ops.sandbox.authorization import unproxied
+from vmsnix_ops.sandbox.access import no_proxy_variables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +74,7 @@ def test_a_run_on_a_sandbox_works_behind_a_proxy(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_user_excepted_stays_excepted(given: dict[str, str], wanted: str) -> None:
-    assert unproxied(given) == {"NO_PROXY": wanted, "no_proxy": wanted}
+    assert no_proxy_variables(given) == {"NO_PROXY": wanted, "no_proxy": wanted}
 
 
 @pytest.mark.usefixtures("proxied")

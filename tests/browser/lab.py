@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib import request
 
 from tests.support import join, require
-from vmsnix_ops.sandbox.authorization import Access
+from vmsnix_ops.sandbox.access import Access
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -141,10 +141,10 @@ def test_a_bucket_in_another_region(aws: Sandbox, look: Any) -> None:
 
 
 def test_a_bucket_of_somebody_else(aws: Sandbox, look: Any) -> None:
-    from vmsnix_ops.sandbox import credentials
+    from vmsnix_ops.sandbox.credentials import Credential, credentials_table
 
-    known = credentials.table(aws.world.tables)
-    known["AKIASOMEBODYELSE0000"] = credentials.Credential(
+    known = credentials_table(aws.world.tables)
+    known["AKIASOMEBODYELSE0000"] = Credential(
         "AKIASOMEBODYELSE0000", "s" * 40, "999999999999", "arn:aws:iam::999999999999:user/x", "AIDAX"
     )
     Access(aws.url, "AKIASOMEBODYELSE0000", "s" * 40, "999999999999").client("s3").create_bucket(

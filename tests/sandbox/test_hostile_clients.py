@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.support import wait_until
 from vmsnix_ops.sandbox import server
+from vmsnix_ops.sandbox.server import Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -381,7 +382,7 @@ def test_a_fault_that_could_not_strike_is_refused(aws: Asker, rule: dict[str, An
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sandbox that waits half a second where it else waits a minute."""
-    monkeypatch.setattr(server, "LIMITS", server.Limits(idle=0.5, head=0.5, silence=0.5, per_byte=0.0))
+    monkeypatch.setattr(server, "TIMEOUTS", Timeouts(idle=0.5, head=0.5, silence=0.5, per_byte=0.0))
 
 
 @pytest.fixture
@@ -443,7 +444,7 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(
     aws: Asker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=bytes(64 * MIB))
-    monkeypatch.setattr(server, "LIMITS", server.Limits(silence=0.5))
+    monkeypatch.setattr(server, "TIMEOUTS", Timeouts(silence=0.5))
     request = signed(aws, "GET", "/images/k", b"", headers=UNSIGNED)
     with socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -457,7 +458,7 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(
 def test_a_call_that_a_fault_holds_back_has_its_whole_time_for_the_body(
     aws: Asker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "LIMITS", server.Limits(silence=0.5, per_byte=0.0))
+    monkeypatch.setattr(server, "TIMEOUTS", Timeouts(silence=0.5, per_byte=0.0))
     aws.bucket()
     aws.served.faults.add({"op": "s3:PutObject", "do": "delay", "seconds": 1.0})
     assert aws.ask("PUT", "/images/k", b"x" * 100_000)[0] == 200
@@ -467,7 +468,7 @@ def test_a_call_that_a_fault_holds_back_has_its_whole_time_for_the_body(
 def test_a_crowd_of_silent_clients_keeps_nobody_out_for_ever(
     aws: Asker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MOST_CONNECTIONS", 20)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 20)
     with ExitStack() as crowd:
         for _ in range(60):
             with suppress(OSError):  # some are turned away before they are connected

@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 
 from tests.sandbox.asking import Asker, refused
-from vmsnix_ops.sandbox import operations
-from vmsnix_ops.sandbox.core import OPERATIONS
-from vmsnix_ops.sandbox.wire import models
+from vmsnix_ops.sandbox.core import OPERATIONS, load_operations
+from vmsnix_ops.sandbox.wire.models import service_model
 
-operations.load()
+load_operations()
 FORM = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
 
 
 @pytest.mark.parametrize("key", sorted(OPERATIONS), ids=lambda key: f"{key[0]}-{key[1]}")
 def test_every_honoured_parameter_exists_in_botocores_model(key: tuple[str, str]) -> None:
-    service = models.service(key[0])
+    service = service_model(key[0])
     assert key[1] in service
     shape = service.operation(key[1]).input_shape
     assert OPERATIONS[key].honours <= (set(shape.members) if shape is not None else set())
@@ -25,7 +24,7 @@ def test_every_honoured_parameter_exists_in_botocores_model(key: tuple[str, str]
 
 @pytest.mark.parametrize("key", sorted(OPERATIONS), ids=lambda key: f"{key[0]}-{key[1]}")
 def test_every_required_parameter_is_honoured(key: tuple[str, str]) -> None:
-    shape = models.service(key[0]).operation(key[1]).input_shape
+    shape = service_model(key[0]).operation(key[1]).input_shape
     required = set(shape.required_members) if shape is not None else set()
     assert required <= OPERATIONS[key].honours
 

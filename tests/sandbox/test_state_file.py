@@ -12,7 +12,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.config import Config
@@ -20,9 +20,13 @@ from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmsnix_ops.sandbox import sandbox, state_file
-from vmsnix_ops.sandbox.ec2.state import Snapshot, Upload
+from vmsnix_ops.sandbox import sandbox
+from vmsnix_ops.sandbox.ec2.resources import DirectUpload, Snapshot
 from vmsnix_ops.sandbox.faults import Fault
+from vmsnix_ops.sandbox.state_file import dump_tables, load_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PACKAGE = Path(__file__).parents[2] / "vmsnix_ops"
 ONCE = Config(retries={"total_max_attempts": 1})
@@ -97,23 +101,28 @@ def test_a_torn_state_is_refused_and_left_alone(keep: int, tmp_path: Path) -> No
     assert (tmp_path / "tables.json").read_bytes() == torn
 
 
+def with_value(value: object) -> Callable[[Any], Any]:
+    """Return a change that makes one value the only content of a state."""
+    return lambda state: state | {"tables": [["", "", "k", {"x": value}]]}
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        lambda state: state | {"version": 2},
+        lambda state: state | {"version": 1},
         lambda state: state | {"version": None},
         lambda state: {},
         lambda state: [state],
         lambda state: state | {"tables": 5},
         lambda state: state | {"tables": [["a", "b", "c"]]},
-        lambda state: state | {"tables": [["", "", "k", {"x": {"$type": ["os.system", {}]}}]]},
-        lambda state: state | {"tables": [["", "", "k", {"x": {"$type": ["blocks.BlockStore", {}]}}]]},
-        lambda state: state | {"tables": [["", "", "k", {"x": {"$type": ["world.os.system", {}]}}]]},
-        lambda state: state | {"tables": [["", "", "k", {"x": {"$type": ["ec2.state.Image", {}]}}]]},
-        lambda state: state | {"tables": [["", "", "k", {"x": {"$type": ["ec2.state.Lock", {"a": 1}]}}]]},
-        lambda state: state | {"tables": [["", "", "k", {"x": {"$run": "it"}}]]},
-        lambda state: state | {"tables": [["", "", "k", {"x": {"$blocks": "AAAA"}}]]},
-        lambda state: state | {"tables": [["", "", "k", {"x": {"$bytes": "%"}}]]},
+        with_value({"$type": ["os.system", {}]}),
+        with_value({"$type": ["storage.BlockStore", {}]}),
+        with_value({"$type": ["world.os.system", {}]}),
+        with_value({"$type": ["ec2.resources.Image", {}]}),
+        with_value({"$type": ["ec2.resources.SnapshotLock", {"a": 1}]}),
+        with_value({"$run": "it"}),
+        with_value({"$blocks": "AAAA"}),
+        with_value({"$bytes": "%"}),
     ],
 )
 def test_a_foreign_state_is_refused_and_left_alone(change: Any, tmp_path: Path) -> None:
@@ -163,7 +172,7 @@ VALUES = st.recursive(
             blocks=st.dictionaries(st.integers(0, 2**40), st.binary(min_size=32, max_size=32)),
             upload=st.none()
             | st.builds(
-                Upload,
+                DirectUpload,
                 st.none(),
                 st.integers(),
                 st.just(datetime(2026, 1, 1, tzinfo=UTC)),
@@ -180,24 +189,24 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_every_value_comes_back_as_it_was(value: Any) -> None:
     tables = {("012345678901", "us-east-1", "k"): {"x": value}}
-    back = state_file.load(state_file.dump(tables))
+    back = load_tables(dump_tables(tables))
     assert back == tables
-    assert state_file.dump(back) == state_file.dump(tables)  # True is not 1, a tuple is not a list
+    assert dump_tables(back) == dump_tables(tables)  # True is not 1, a tuple is not a list
 
 
 def test_what_is_no_data_is_not_written(tmp_path: Path) -> None:
     for value in (object(), lambda: None, Fault, tmp_path, ast.parse("1")):
         with pytest.raises(TypeError, match="a state cannot contain"):
-            state_file.dump({("", "", "k"): {"x": value}})
+            dump_tables({("", "", "k"): {"x": value}})
 
 
 def test_a_large_disk_is_kept_small() -> None:
     blocks = {index: index.to_bytes(32, "big") for index in range(0, 200_000, 2)}
     started = datetime(2026, 1, 1, tzinfo=UTC)
     snapshot = Snapshot("snap-1", "0", "r", 100, started, blocks=blocks)
-    content = state_file.dump({("", "", "snapshots"): {"snap-1": snapshot}})
+    content = dump_tables({("", "", "snapshots"): {"snap-1": snapshot}})
     assert len(content) < 60 * len(blocks)
-    assert state_file.load(content)["", "", "snapshots"]["snap-1"] == snapshot
+    assert load_tables(content)["", "", "snapshots"]["snap-1"] == snapshot
 
 
 def test_the_state_is_private_to_its_owner(tmp_path: Path) -> None:

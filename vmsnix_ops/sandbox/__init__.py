@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk.sample import make_sample_image
-from vmsnix_ops.sandbox.authorization import Access
+from vmsnix_ops.sandbox.access import Access
 from vmsnix_ops.sandbox.calls import Call, CallLog
 from vmsnix_ops.sandbox.core import AwsError, Clock
-from vmsnix_ops.sandbox.credentials import DEFAULT_ACCOUNT
+from vmsnix_ops.sandbox.credentials import DEFAULT_ACCOUNT, Credential, credentials_table
 from vmsnix_ops.sandbox.faults import Fault, Faults
 from vmsnix_ops.sandbox.process import SandboxProcess, sandbox_process
-from vmsnix_ops.sandbox.seeding import REGIONS, Seeded, populate
+from vmsnix_ops.sandbox.seeding import REGIONS, SeededAccount, populate
 from vmsnix_ops.sandbox.server import Server
 from vmsnix_ops.sandbox.world import World
-
-from . import credentials
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
+
 
 __all__ = [
     "Access",
@@ -114,10 +113,10 @@ class Sandbox(Access):
 
     def other_account(self, account: str) -> Access:
         """Return the way of another account's root user into this sandbox."""
-        known = credentials.table(self.world.tables)
+        known = credentials_table(self.world.tables)
         key, secret = f"AKIA{account}ROOT", f"the secret key of account {account}"
         arn = f"arn:aws:iam::{account}:root"
-        known[key] = credentials.Credential(key, secret, account, arn, account)
+        known[key] = Credential(key, secret, account, arn, account)
         return Access(self.url, key, secret, account)
 
     def start(self) -> Sandbox:
@@ -136,7 +135,7 @@ class Sandbox(Access):
 
     def populate(
         self, *, regions: Sequence[str] = REGIONS, amis: int = 5000, one_named_in: int = 20
-    ) -> Seeded:
+    ) -> SeededAccount:
         """Fill regions of the account with AMIs and what names them; see `vmsnix_ops.sandbox.seeding`."""
         with self.world.lock:
             made = populate(

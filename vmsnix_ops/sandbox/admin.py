@@ -27,18 +27,19 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.faults import Fault
     from vmsnix_ops.sandbox.world import World
 
+
 PREFIX = "/_vmsnix/"
-MOST_BYTES = 2**20
-MOST_SKEW_SECONDS = 10 * 365 * 86400
+MAX_BYTES = 2**20
+MAX_SKEW_SECONDS = 10 * 365 * 86400
 
 
-def answer(world: World, request: Request) -> Response:
+def answer_admin_request(world: World, request: Request) -> Response:
     """Return the answer to a request below `PREFIX`."""
     if "origin" in request.headers:
         return _json({"error": "not for browsers"}, 403)
     name = request.path.removeprefix(PREFIX)
     try:
-        content = request.body.read(MOST_BYTES)
+        content = request.body.read(MAX_BYTES)
         value: Any = load_json(content) if content else {}
         found = _route(world, request, name, dict(value))
     except (ValueError, TypeError, OverflowError, AwsError) as error:
@@ -73,7 +74,7 @@ def _route(world: World, request: Request, name: str, value: Any) -> Any:
     if name == "clock" and method in {"GET", "POST"}:
         return _clock(world, value)
     if name == "state" and method == "GET":
-        return _count(world)
+        return _count_resources(world)
     return None
 
 
@@ -88,8 +89,8 @@ def _clock(world: World, value: dict[str, Any]) -> dict[str, Any]:
         world.clock.advance(float(value["advance"]))
     if "skew" in value:
         skew = float(value["skew"])
-        if not math.isfinite(skew) or abs(skew) > MOST_SKEW_SECONDS:
-            raise ValueError(f"skew must be at most {MOST_SKEW_SECONDS} seconds, not {skew}")
+        if not math.isfinite(skew) or abs(skew) > MAX_SKEW_SECONDS:
+            raise ValueError(f"skew must be at most {MAX_SKEW_SECONDS} seconds, not {skew}")
         world.clock.skew = timedelta(seconds=skew)
     return {
         "speed": world.clock.speed,
@@ -98,7 +99,7 @@ def _clock(world: World, value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _count(world: World) -> dict[str, Any]:
+def _count_resources(world: World) -> dict[str, Any]:
     with world.lock:
         return {
             kind: {

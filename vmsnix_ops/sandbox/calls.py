@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KEPT = 50_000
-LONGEST_TEXT = 200
-SECRET = frozenset({"SSECustomerKey", "CopySourceSSECustomerKey", "WebIdentityToken"})
+
+MAX_CALLS = 50_000
+MAX_TEXT = 200
+SECRET_PARAMETERS = frozenset({"SSECustomerKey", "CopySourceSSECustomerKey", "WebIdentityToken"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class CallLog:
     """The last 50,000 calls, oldest first."""
 
     def __init__(self) -> None:
-        self._calls: deque[Call] = deque(maxlen=KEPT)
+        self._calls: deque[Call] = deque(maxlen=MAX_CALLS)
         self._lock = threading.Lock()
         self._last = 0
 
@@ -114,20 +115,20 @@ class CallLog:
             self._calls.clear()
 
 
-def summary(params: dict[str, Any]) -> dict[str, Any]:
+def summarize_params(params: dict[str, Any]) -> dict[str, Any]:
     """Return parameters fit for a log: long texts shortened, bytes and streams replaced by what they are."""
-    return {name: "…" if name in SECRET else _short(value) for name, value in params.items()}
+    return {name: "…" if name in SECRET_PARAMETERS else _shorten(value) for name, value in params.items()}
 
 
-def _short(value: Any) -> Any:
+def _shorten(value: Any) -> Any:
     if isinstance(value, str):
-        return value if len(value) <= LONGEST_TEXT else value[:LONGEST_TEXT] + "…"
+        return value if len(value) <= MAX_TEXT else value[:MAX_TEXT] + "…"
     if isinstance(value, bool | int | float) or value is None:
         return value
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, dict):
-        return {str(name): _short(inner) for name, inner in list(value.items())[:50]}
+        return {str(name): _shorten(inner) for name, inner in list(value.items())[:50]}
     if isinstance(value, list):
-        return [_short(inner) for inner in value[:50]]
+        return [_shorten(inner) for inner in value[:50]]
     return f"<{type(value).__name__}>"

@@ -11,6 +11,7 @@ bytes, or a list of `wire.http.FileRange`, which go to the socket without passin
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -19,11 +20,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from .wire import regions
+from vmsnix_ops.sandbox.regions import partition_of
 
 if TYPE_CHECKING:
     import threading
     from pathlib import Path
+
 
 Params = dict[str, Any]
 Handler = Callable[["Context", Params], dict[str, Any]]
@@ -47,7 +49,7 @@ class AwsError(Exception):
         self.code, self.message, self.status, self.extra = code, message, status, extra
 
 
-SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def load_json(text: bytes | str) -> Any:
@@ -64,7 +66,7 @@ def load_json(text: bytes | str) -> Any:
 
     try:
         value = json.loads(text, parse_constant=refuse)
-        if (b"\\u" if isinstance(text, bytes) else "\\u") in text and SURROGATE.search(  # type: ignore[operator]
+        if (b"\\u" if isinstance(text, bytes) else "\\u") in text and _SURROGATE.search(  # type: ignore[operator]
             json.dumps(value, ensure_ascii=False)
         ):
             raise ValueError("half a surrogate pair is not Unicode")
@@ -102,7 +104,7 @@ class Clock:
 
     @speed.setter
     def speed(self, speed: float) -> None:
-        self._speed = _seconds("speed", speed)
+        self._speed = _check_seconds("speed", speed)
 
     def now(self) -> datetime:
         """Return the real time, in UTC."""
@@ -114,7 +116,7 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         """Let everything that there is become older by this many sandbox seconds."""
-        self._steps.append((self.now(), _seconds("advance", seconds)))
+        self._steps.append((self.now(), _check_seconds("advance", seconds)))
 
     def forget(self) -> None:
         """Take back every `advance`: what they aged is gone.
@@ -142,12 +144,12 @@ class Clock:
         return sum(seconds for at, seconds in self._steps if since is None or at >= since)
 
 
-MOST_SECONDS = 100 * 365 * 86400.0
+MAX_SECONDS = 100 * 365 * 86400.0
 
 
-def _seconds(name: str, seconds: float) -> float:
-    if not (math.isfinite(seconds) and 0 <= seconds <= MOST_SECONDS):
-        raise ValueError(f"{name} must be a number from 0 to {MOST_SECONDS:.0f}, not {seconds}")
+def _check_seconds(name: str, seconds: float) -> float:
+    if not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
+        raise ValueError(f"{name} must be a number from 0 to {MAX_SECONDS:.0f}, not {seconds}")
     return seconds
 
 
@@ -214,7 +216,7 @@ class Context:
     @property
     def partition(self) -> str:
         """The partition of the region: ``aws``, ``aws-cn``, ..."""
-        return regions.partition_of(self.region)
+        return partition_of(self.region)
 
     def table(self, kind: str, *, region: str | None = None) -> dict[str, Any]:
         """Return this account's resources of one kind in this (or the given) region.
@@ -259,3 +261,29 @@ def operation(
         return handler
 
     return register
+
+
+SERVICE_MODULES = ("autoscaling", "ebs", "ec2", "iam", "quotas", "s3", "sns", "ssm", "sts")
+
+
+def load_operations() -> None:
+    """Register the operations of all services; doing it twice changes nothing."""
+    for service in SERVICE_MODULES:
+        importlib.import_module(f"{__package__}.{service}")
+
+
+NOT_EMULATED = "NotImplemented"
+
+
+def not_emulated(service: str, operation: str, what: str) -> AwsError:
+    """Return the loud refusal of something that AWS has and the sandbox does not.
+
+    Parameters
+    ----------
+    service, operation
+        Which operation was called.
+    what
+        What about it is not emulated, such as ``"the parameter 'Foo'"``; empty for all of it.
+    """
+    subject = f"{what} of {service}:{operation}" if what else f"{service}:{operation}"
+    return AwsError(NOT_EMULATED, f"The sandbox does not emulate {subject}.", status=501)

@@ -13,13 +13,14 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.sandbox.core import AwsError, Clock, Tables
-
-from .wire import regions, signature
+from vmsnix_ops.sandbox.regions import region_exists
+from vmsnix_ops.sandbox.wire.signature import UNSIGNED_PAYLOAD, signature_matches
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.wire.http import Request
     from vmsnix_ops.sandbox.wire.models import Service
     from vmsnix_ops.sandbox.wire.signature import Authorization
+
 
 DEFAULT_ACCOUNT = "012345678901"  # begins with a zero on purpose: an account id is a text
 DEFAULT_ACCESS_KEY = "AKIAVMSNIXSANDBOX000"
@@ -41,12 +42,12 @@ class Credential:
     active: bool = True
 
 
-def table(tables: Tables) -> dict[str, Credential]:
+def credentials_table(tables: Tables) -> dict[str, Credential]:
     """Return all credentials of all accounts by access key."""
     return tables.table("", "", "credentials")
 
 
-def new_session(
+def create_session(
     tables: Tables, account: str, principal: str, user_id: str, issued: datetime, seconds: int
 ) -> Credential:
     """Make and remember the credentials of a session."""
@@ -60,7 +61,7 @@ def new_session(
         issued=issued,
         expires=issued.replace(microsecond=0) + timedelta(seconds=seconds),
     )
-    table(tables)[credential.access_key] = credential
+    credentials_table(tables)[credential.access_key] = credential
     return credential
 
 
@@ -79,7 +80,7 @@ _MISMATCH = (
 )
 _NOT_VALIDATED = "AWS was not able to validate the provided access credentials"
 _MISSING = "Request is missing Authentication Token"
-REFUSALS: dict[str, dict[str, tuple[str, int, str]]] = {
+AUTHENTICATION_ERRORS: dict[str, dict[str, tuple[str, int, str]]] = {
     "ec2": {
         "unknown": ("AuthFailure", 401, _NOT_VALIDATED),
         "signature": ("AuthFailure", 401, _NOT_VALIDATED),
@@ -122,9 +123,9 @@ REFUSALS: dict[str, dict[str, tuple[str, int, str]]] = {
 }
 
 
-def refusal(service: Service, kind: str, **extra: str) -> AwsError:
+def authentication_error(service: Service, kind: str, **extra: str) -> AwsError:
     """Return the error of one kind: ``unknown``, ``signature``, ``expired`` or ``unsigned``."""
-    code, status, text = REFUSALS[service.protocol][kind]
+    code, status, text = AUTHENTICATION_ERRORS[service.protocol][kind]
     return AwsError(code, text, status=status, **extra)
 
 
@@ -140,23 +141,27 @@ def authenticate(
         region.
     """
     xml = service.protocol == "rest-xml"
-    credential = table(tables).get(authorization.access_key)
+    credential = credentials_table(tables).get(authorization.access_key)
     if credential is None or not credential.active:
-        raise refusal(service, "unknown", **({"AWSAccessKeyId": authorization.access_key} if xml else {}))
+        raise authentication_error(
+            service, "unknown", **({"AWSAccessKeyId": authorization.access_key} if xml else {})
+        )
     _check_time(authorization, service, clock)
     _check_scope(authorization, service)
-    if not signature.matches(
+    if not signature_matches(
         request, authorization, credential.secret, _payload_hashes(request, authorization)
     ):
-        raise refusal(service, "signature", **({"AWSAccessKeyId": authorization.access_key} if xml else {}))
+        raise authentication_error(
+            service, "signature", **({"AWSAccessKeyId": authorization.access_key} if xml else {})
+        )
     if credential.token is not None:
         if authorization.token != credential.token:
             if xml:
                 raise AwsError("InvalidToken", "The provided token is malformed or otherwise invalid.")
-            raise refusal(service, "unknown")
+            raise authentication_error(service, "unknown")
         issued, expires = credential.issued, credential.expires
         if issued is not None and expires is not None and clock.passed(expires, since=issued):
-            raise refusal(service, "expired")
+            raise authentication_error(service, "expired")
     return credential
 
 
@@ -165,8 +170,8 @@ def _payload_hashes(request: Request, authorization: Authorization) -> tuple[str
     if header is not None:
         return (header,)
     if authorization.presigned and authorization.service == "s3":
-        return (signature.UNSIGNED_PAYLOAD,)
-    return (hashlib.sha256(request.body.read()).hexdigest(), signature.UNSIGNED_PAYLOAD)
+        return (UNSIGNED_PAYLOAD,)
+    return (hashlib.sha256(request.body.read()).hexdigest(), UNSIGNED_PAYLOAD)
 
 
 def _check_time(authorization: Authorization, service: Service, clock: Clock) -> None:
@@ -180,7 +185,7 @@ def _check_time(authorization: Authorization, service: Service, clock: Clock) ->
                     status=403,
                     Expires=_iso(stamp + authorization.expires),
                 )
-            raise refusal(service, "signature")
+            raise authentication_error(service, "signature")
         return
     allowed = timedelta(minutes=15 if service.protocol == "rest-xml" else 5)
     if abs(now - stamp) <= allowed:
@@ -195,8 +200,8 @@ def _check_time(authorization: Authorization, service: Service, clock: Clock) ->
             MaxAllowedSkewMilliseconds="900000",
         )
     if service.protocol == "ec2":
-        raise refusal(service, "expired")
-    code, status, _ = REFUSALS[service.protocol]["signature"]
+        raise authentication_error(service, "expired")
+    code, status, _ = AUTHENTICATION_ERRORS[service.protocol]["signature"]
     limit = (now - allowed if stamp < now else now + allowed).strftime("%Y%m%dT%H%M%SZ")
     relation = (
         "Signature expired: {} is now earlier than {}"
@@ -209,7 +214,7 @@ def _check_time(authorization: Authorization, service: Service, clock: Clock) ->
 
 
 def _check_scope(authorization: Authorization, service: Service) -> None:
-    if regions.exists(authorization.region):
+    if region_exists(authorization.region):
         return
     if service.protocol == "rest-xml":
         raise AwsError(
@@ -219,8 +224,8 @@ def _check_scope(authorization: Authorization, service: Service) -> None:
             Region="us-east-1",
         )
     if service.protocol == "ec2":
-        raise refusal(service, "unknown")
-    code, status, _ = REFUSALS[service.protocol]["signature"]
+        raise authentication_error(service, "unknown")
+    code, status, _ = AUTHENTICATION_ERRORS[service.protocol]["signature"]
     raise AwsError(
         code, f"Credential should be scoped to a valid region, not '{authorization.region}'.", status=status
     )

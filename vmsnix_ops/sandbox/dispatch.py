@@ -13,15 +13,23 @@ from dataclasses import dataclass, field
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.calls import summary
-from vmsnix_ops.sandbox.core import OPERATIONS, AwsError, Context
-from vmsnix_ops.sandbox.wire.body import ChunkSigner, DisconnectedError
-from vmsnix_ops.sandbox.wire.http import Request, Response
-from vmsnix_ops.sandbox.wire.signature import Authorization, MalformedAuthorizationError
-
-from . import admin, credentials, faults
-from .ec2 import places
-from .wire import answers, errors, models, regions, requests, signature
+from vmsnix_ops.sandbox.admin import PREFIX, answer_admin_request
+from vmsnix_ops.sandbox.calls import summarize_params
+from vmsnix_ops.sandbox.core import NOT_EMULATED, OPERATIONS, AwsError, Context, not_emulated
+from vmsnix_ops.sandbox.credentials import authenticate, authentication_error, credentials_table
+from vmsnix_ops.sandbox.ec2.zones import is_region_enabled
+from vmsnix_ops.sandbox.faults import edit_answer, flatten_params
+from vmsnix_ops.sandbox.regions import in_partition
+from vmsnix_ops.sandbox.wire.http import ChunkSigner, DisconnectedError, Request, Response
+from vmsnix_ops.sandbox.wire.models import SERVICES, find_service_name, service_model
+from vmsnix_ops.sandbox.wire.protocols import identify_operation, parse_params, write_answer, write_error
+from vmsnix_ops.sandbox.wire.signature import (
+    UNSIGNED_PAYLOAD,
+    Authorization,
+    MalformedAuthorizationError,
+    read_authorization,
+    signing_key,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.wire.http import BadRequestError
     from vmsnix_ops.sandbox.wire.models import Service
     from vmsnix_ops.sandbox.world import World
+
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 LOCAL_HOST = re.compile(
@@ -77,21 +86,21 @@ class Dispatcher:
         """Return the answer to one request; never raises but for a client that went away."""
         host = LOCAL_HOST.fullmatch(request.headers.get("host", "").lower())
         if host is None:
-            return _plain(
+            return _text_response(
                 403, "The sandbox answers local clients only: the Host header must be 127.0.0.1 or localhost."
             )
-        if request.raw_path.startswith(admin.PREFIX):
-            return admin.answer(self.world, request)
+        if request.raw_path.startswith(PREFIX):
+            return answer_admin_request(self.world, request)
         path = request.raw_path
         try:
-            authorization = signature.read_authorization(request)
+            authorization = read_authorization(request)
             service = self._service_of(request, authorization)
         except MalformedAuthorizationError as error:
-            service = models.service("s3")
+            service = service_model("s3")
             refused = AwsError(error.code, str(error))
-            return answers.write_error(service, refused, _request_id(service), resource=path)
+            return write_error(service, refused, _request_id(service), resource=path)
         except AwsError as error:
-            return _plain(error.status, error.message)
+            return _text_response(error.status, error.message)
         if host["bucket"] is not None and service.name == "s3":
             path = f"/{host['bucket']}{path}"
         request_id, now = _request_id(service), self.world.clock.now()
@@ -100,31 +109,31 @@ class Dispatcher:
 
     def refuse(self, error: BadRequestError) -> Response:
         """Return the answer to what is no request, in the form of the service that it seems to be for."""
-        service, path = models.service("s3"), ""
+        service, path = service_model("s3"), ""
         if error.request is not None:
             path = error.request.raw_path
             with suppress(MalformedAuthorizationError, AwsError):
-                service = self._service_of(error.request, signature.read_authorization(error.request))
+                service = self._service_of(error.request, read_authorization(error.request))
         refused = AwsError(error.code, str(error), status=error.status)
-        return answers.write_error(service, refused, _request_id(service), resource=path)
+        return write_error(service, refused, _request_id(service), resource=path)
 
     @staticmethod
     def _service_of(request: Request, authorization: Authorization | None) -> Service:
         if authorization is not None:
-            name = models.service_name(authorization.service)
+            name = find_service_name(authorization.service)
             if name is None:
                 raise AwsError(
-                    errors.NOT_EMULATED,
+                    NOT_EMULATED,
                     f"The sandbox does not emulate the service {authorization.service!r}; "
-                    f"it has {', '.join(models.SERVICES)}.",
+                    f"it has {', '.join(SERVICES)}.",
                     status=501,
                 )
-            return models.service(name)
+            return service_model(name)
         if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
-            return models.service("sts")
+            return service_model("sts")
         if "x-amz-target" in request.headers:
-            return models.service("ssm")
-        return models.service("s3")
+            return service_model("ssm")
+        return service_model("s3")
 
     def _exchange(self, exchange: Exchange) -> Response:
         outcome, dropped = "ok", False
@@ -132,13 +141,13 @@ class Dispatcher:
             response = self._run(exchange)
         except AwsError as error:
             outcome = error.code
-            response = answers.write_error(
+            response = write_error(
                 exchange.service, error, exchange.request_id, resource=exchange.request.path
             )
         except DisconnectedError:
             self._log(exchange, "Disconnected", 0)
             raise
-        except _DropError as drop:
+        except _DropConnectionError as drop:
             outcome, dropped = "Dropped", True
             response = Response(0, drop=True, cut_after=0 if drop.reset else None)
         except Exception as error:
@@ -147,7 +156,7 @@ class Dispatcher:
             broken = AwsError(
                 outcome, f"The sandbox itself failed: {type(error).__name__}: {error}", status=500
             )
-            response = answers.write_error(exchange.service, broken, exchange.request_id)
+            response = write_error(exchange.service, broken, exchange.request_id)
         if self.world.clock.skew:  # clients find out about their own clocks by this header
             now = self.world.clock.now() + self.world.clock.skew
             response.headers["Date"] = format_datetime(now, usegmt=True)
@@ -163,7 +172,7 @@ class Dispatcher:
             operation=exchange.operation,
             region=exchange.region,
             principal=exchange.principal,
-            params=summary(exchange.params),
+            params=summarize_params(exchange.params),
             outcome=outcome,
             status=status,
             ran=exchange.ran,
@@ -175,20 +184,20 @@ class Dispatcher:
     def _run(self, exchange: Exchange) -> Response:
         request, service = exchange.request, exchange.service
         self._prepare_body(exchange)
-        target = requests.identify(request, service, exchange.path)
+        target = identify_operation(request, service, exchange.path)
         exchange.operation = target.operation
         caller = self._caller(exchange)
         exchange.region = exchange.authorization.region if exchange.authorization else "us-east-1"
         exchange.principal = caller.principal
-        params = requests.parse(request, target)
+        params = parse_params(request, target)
         dry_run = service.name == "ec2" and bool(params.pop("DryRun", False))
         exchange.params = params
         operation = OPERATIONS.get((service.name, target.operation))
         if operation is None:
-            raise errors.not_emulated(service.name, target.operation, "")
+            raise not_emulated(service.name, target.operation, "")
         for name in params:
             if name not in operation.honours:
-                raise errors.not_emulated(service.name, target.operation, f"the parameter {name!r}")
+                raise not_emulated(service.name, target.operation, f"the parameter {name!r}")
         self._strike(exchange)
         context = self._context(exchange, caller)
         self.world.authorize(context, operation, params)
@@ -203,7 +212,7 @@ class Dispatcher:
             result = operation.handler(context, params)
         exchange.ran = True
         result = self._spoil(exchange, result)
-        response = answers.write(service, target.model, result, exchange.request_id)
+        response = write_answer(service, target.model, result, exchange.request_id)
         self._spoil_response(exchange, response)
         return response
 
@@ -212,30 +221,26 @@ class Dispatcher:
         request, authorization = exchange.request, exchange.authorization
         payload = request.headers.get("x-amz-content-sha256", "")
         if not payload.startswith("STREAMING-"):
-            if payload and payload != signature.UNSIGNED_PAYLOAD:
+            if payload and payload != UNSIGNED_PAYLOAD:
                 request.body.expect_sha256(payload)
             return
         signer = None
         if "HMAC" in payload and authorization is not None:
-            known = credentials.table(self.world.tables).get(authorization.access_key)
+            known = credentials_table(self.world.tables).get(authorization.access_key)
             secret = known.secret if known is not None else ""
-            key = signature.signing_key(
-                secret, authorization.date, authorization.region, authorization.service
-            )
+            key = signing_key(secret, authorization.date, authorization.region, authorization.service)
             signer = ChunkSigner(key, authorization.scope, authorization.stamp, authorization.signature)
         request.body.unwrap_chunks(signer)
 
     def _caller(self, exchange: Exchange) -> Credential:
         service, world = exchange.service, self.world
         if exchange.authorization is None:
-            raise credentials.refusal(service, "unsigned")
-        caller = credentials.authenticate(
-            exchange.request, exchange.authorization, service, world.tables, world.clock
-        )
-        if not places.is_enabled(world.tables, caller.account, exchange.authorization.region):
+            raise authentication_error(service, "unsigned")
+        caller = authenticate(exchange.request, exchange.authorization, service, world.tables, world.clock)
+        if not is_region_enabled(world.tables, caller.account, exchange.authorization.region):
             # IAM does not tell a region about accounts that have not opted into it ("Enable or disable AWS
             # Regions in your account"), so every service there takes good keys for unknown ones.
-            raise credentials.refusal(service, "unknown")
+            raise authentication_error(service, "unknown")
         return caller
 
     def _context(self, exchange: Exchange, caller: Credential) -> Context:
@@ -251,7 +256,7 @@ class Dispatcher:
             operation=exchange.operation,
             region=exchange.region,
             account=caller.account,
-            principal=regions.in_partition(caller.principal, exchange.region),
+            principal=in_partition(caller.principal, exchange.region),
             access_key=caller.access_key,
             request_id=exchange.request_id,
             clock=world.clock,
@@ -269,14 +274,14 @@ class Dispatcher:
     def _strike(self, exchange: Exchange) -> None:
         """Find the rules that strike this call; do what they do before it runs."""
         name = f"{exchange.service.name}:{exchange.operation}"
-        facts = faults.flatten(exchange.params) | {"region": exchange.region, "principal": exchange.principal}
+        facts = flatten_params(exchange.params) | {"region": exchange.region, "principal": exchange.principal}
         exchange.struck = self.world.faults.strike(name, facts)
         for rule in exchange.struck:
             if rule.when == "before":
                 self._do(rule)
             elif rule.when == "body" and rule.of == "request":
                 if exchange.request.body.http.finished:  # small bodies were read with the parameters
-                    raise _DropError(reset=rule.do == "reset")
+                    raise _DropConnectionError(reset=rule.do == "reset")
                 exchange.request.body.cut_after = rule.keep
 
     def _do(self, rule: Fault) -> None:
@@ -287,7 +292,7 @@ class Dispatcher:
         if rule.do == "hang":
             self.stopping.wait(HANG_SECONDS if rule.seconds is None else rule.seconds)
         if rule.do in {"hang", "drop", "reset"}:
-            raise _DropError(reset=rule.do == "reset")
+            raise _DropConnectionError(reset=rule.do == "reset")
 
     def _spoil(self, exchange: Exchange, result: dict[str, Any]) -> dict[str, Any]:
         """Do what rules do after the operation ran."""
@@ -295,7 +300,7 @@ class Dispatcher:
             if rule.when != "after":
                 continue
             if rule.do in {"blank", "set"}:
-                result = faults.change(result, rule.fields, rule.values)
+                result = edit_answer(result, rule.fields, rule.values)
             else:
                 self._do(rule)
         return result
@@ -307,7 +312,7 @@ class Dispatcher:
                 response.cut_after = rule.keep
 
 
-class _DropError(Exception):
+class _DropConnectionError(Exception):
     """A fault rule closes the connection without an answer."""
 
     def __init__(self, *, reset: bool) -> None:
@@ -319,5 +324,5 @@ def _request_id(service: Service) -> str:
     return secrets.token_hex(8).upper() if service.name == "s3" else str(uuid.uuid4())
 
 
-def _plain(status: int, text: str) -> Response:
+def _text_response(status: int, text: str) -> Response:
     return Response(status, {"Content-Type": "text/plain; charset=utf-8"}, f"{text}\n".encode())

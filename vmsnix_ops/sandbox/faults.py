@@ -31,7 +31,7 @@ TYPES: dict[type, tuple[str, ...]] = {
 """Rules come as JSON too: what must be of which type to strike."""
 
 
-def _each(value: Any) -> Iterable[Any]:
+def _as_items(value: Any) -> Iterable[Any]:
     """Return the members of a list, or what may stand alone."""
     if value is None:
         return ()
@@ -97,7 +97,7 @@ class Fault:
                     raise TypeError(f"{name}={getattr(self, name)!r} is of the wrong type")
         for name, kind in (("nth", int), ("fields", str)):
             values = getattr(self, name)
-            if isinstance(values, str) or not all(isinstance(one, kind) for one in _each(values)):
+            if isinstance(values, str) or not all(isinstance(one, kind) for one in _as_items(values)):
                 raise TypeError(f"{name}={values!r} is of the wrong type")
         if self.do not in ACTIONS:
             raise ValueError(f"do={self.do!r} is none of {', '.join(ACTIONS)}")
@@ -218,28 +218,28 @@ class Faults:
         return struck
 
 
-def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return nested parameters by dotted name, as `Fault.where` names them; list members count from 0."""
     flat: dict[str, str] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
+            flat |= flatten_params(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            flat |= flatten({str(n): item for n, item in enumerate(value)}, f"{prefix}{name}.")
+            flat |= flatten_params({str(n): item for n, item in enumerate(value)}, f"{prefix}{name}.")
         elif isinstance(value, str | int | float | bool):
             flat[f"{prefix}{name}"] = str(value)
     return flat
 
 
-def change(answer: Any, blank: Iterable[str], values: Mapping[str, Any]) -> Any:
+def edit_answer(answer: Any, blank: Iterable[str], values: Mapping[str, Any]) -> Any:
     """Return an answer with members taken out or replaced, however deep they are."""
     blank = set(blank)
     if isinstance(answer, list):
-        return [change(item, blank, values) for item in answer]
+        return [edit_answer(item, blank, values) for item in answer]
     if not isinstance(answer, dict):
         return answer
     return {
-        name: values[name] if name in values else change(value, blank, values)
+        name: values[name] if name in values else edit_answer(value, blank, values)
         for name, value in answer.items()
         if name not in blank
     }

@@ -8,12 +8,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib import request
 
-from vmsnix_ops.sandbox.authorization import Access
+from vmsnix_ops.sandbox.access import Access
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
+
 
 STOP_SECONDS = 10
 

@@ -14,7 +14,8 @@ from vmsnix_ops.sandbox.core import AwsError, operation
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params
 
-SERVICES = {
+
+SERVICE_NAMES = {
     "ec2": "Amazon Elastic Compute Cloud (Amazon EC2)",
     "ebs": "Amazon Elastic Block Store (Amazon EBS)",
 }
@@ -25,17 +26,17 @@ DEFAULTS = {
 }
 
 
-def value(context: Context, service: str, code: str) -> float:
+def quota_value(context: Context, service: str, code: str) -> float:
     """Return a quota as it applies to the account in the region."""
     own: float = context.table("quotas").get(f"{service}/{code}", DEFAULTS[service, code][1])
     return own
 
 
-def _shown(context: Context, service: str, code: str, number: float) -> dict[str, Any]:
+def _quota_view(context: Context, service: str, code: str, number: float) -> dict[str, Any]:
     where = f"{context.region}:{context.account}"
     return {
         "ServiceCode": service,
-        "ServiceName": SERVICES[service],
+        "ServiceName": SERVICE_NAMES[service],
         "QuotaArn": f"arn:{context.partition}:servicequotas:{where}:{service}/{code}",
         "QuotaCode": code,
         "QuotaName": DEFAULTS[service, code][0],
@@ -46,7 +47,7 @@ def _shown(context: Context, service: str, code: str, number: float) -> dict[str
     }
 
 
-def _known(params: Params) -> tuple[str, str]:
+def _quota_key(params: Params) -> tuple[str, str]:
     key = (params["ServiceCode"], params["QuotaCode"])
     if key not in DEFAULTS:
         raise AwsError(
@@ -58,12 +59,12 @@ def _known(params: Params) -> tuple[str, str]:
 @operation("service-quotas", "GetServiceQuota", honours=["ServiceCode", "QuotaCode"])
 def get_service_quota(context: Context, params: Params) -> dict[str, Any]:
     """Return a quota as it applies."""
-    service, code = _known(params)
-    return {"Quota": _shown(context, service, code, value(context, service, code))}
+    service, code = _quota_key(params)
+    return {"Quota": _quota_view(context, service, code, quota_value(context, service, code))}
 
 
 @operation("service-quotas", "GetAWSDefaultServiceQuota", honours=["ServiceCode", "QuotaCode"])
 def get_default_quota(context: Context, params: Params) -> dict[str, Any]:
     """Return a quota as every account begins with it."""
-    service, code = _known(params)
-    return {"Quota": _shown(context, service, code, DEFAULTS[service, code][1])}
+    service, code = _quota_key(params)
+    return {"Quota": _quota_view(context, service, code, DEFAULTS[service, code][1])}

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.autoscaling import Configuration, Group
-from vmsnix_ops.sandbox.ec2.state import Image, Instance, Snapshot
-from vmsnix_ops.sandbox.ec2.templates import LaunchTemplate, Version
-from vmsnix_ops.sandbox.ssm import common as ssm
-
-from .wire import regions as known_regions
+from vmsnix_ops.sandbox.autoscaling import AutoScalingGroup, LaunchConfiguration
+from vmsnix_ops.sandbox.ec2.resources import Image, Instance, Snapshot
+from vmsnix_ops.sandbox.ec2.templates import LaunchTemplate, TemplateVersion
+from vmsnix_ops.sandbox.regions import partition_of
+from vmsnix_ops.sandbox.ssm import Parameter, ParameterVersion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmsnix_ops.sandbox.core import Tables
+
 
 REGIONS = (
     "us-east-1", "us-east-2", "us-west-1", "us-west-2", "ca-central-1", "sa-east-1", "eu-central-1",
@@ -32,12 +32,12 @@ REGIONS = (
 )  # fmt: skip
 """Twenty regions; the last three are opted in to."""
 
-VERSIONS = 3
+TEMPLATE_VERSIONS = 3
 _SOURCES = ("instance", "template", "configuration", "parameter")
 
 
 @dataclass(frozen=True)
-class Seeded:
+class SeededAccount:
     """How much there is now.
 
     Parameters
@@ -62,7 +62,7 @@ def populate(
     one_named_in: int = 20,
     seed: int = 0,
     now: datetime | None = None,
-) -> Seeded:
+) -> SeededAccount:
     """Fill regions of an account.
 
     Parameters
@@ -88,18 +88,18 @@ def populate(
     for region in regions:
         opted_in[region] = True
         chance = random.Random(f"{seed} {region}")  # noqa: S311 - sizes and ages, not secrets
-        named += _Region(tables, account, region, chance, now).fill(amis, one_named_in)
-    return Seeded(amis * len(regions), amis * len(regions), named)
+        named += _RegionSeeder(tables, account, region, chance, now).fill(amis, one_named_in)
+    return SeededAccount(amis * len(regions), amis * len(regions), named)
 
 
-class _Region:
+class _RegionSeeder:
     """Fills one region."""
 
     def __init__(
         self, tables: Tables, account: str, region: str, chance: random.Random, now: datetime
     ) -> None:
         self.tables, self.account, self.region, self.chance, self.now = tables, account, region, chance, now
-        self.partition = known_regions.partition_of(region)
+        self.partition = partition_of(region)
         # Snapshots of about the same size share the map of their blocks: content is not what this is for.
         block = bytes(32)
         self.contents = [dict.fromkeys(range(size), block) for size in (300, 1500, 4000, 9000)]
@@ -196,9 +196,9 @@ class _Region:
         template = LaunchTemplate(
             self.new_id("lt"), f"nodes-{number}", self.now, f"arn:{self.partition}:iam::{self.account}:root"
         )
-        for version in range(1, VERSIONS + 1):
-            template.versions[version] = Version(version, "", self.now, template.created_by, data)
-        template.latest = VERSIONS
+        for version in range(1, TEMPLATE_VERSIONS + 1):
+            template.versions[version] = TemplateVersion(version, "", self.now, template.created_by, data)
+        template.latest = TEMPLATE_VERSIONS
         self.table("launch_templates")[template.template_id] = template
 
     def configuration(self, ami_id: str, number: int) -> None:
@@ -206,8 +206,8 @@ class _Region:
         home = f"arn:{self.partition}:autoscaling:{self.region}:{self.account}"
         arn = f"{home}:launchConfiguration:{number}:launchConfigurationName/{name}"
         asked = {"ImageId": ami_id, "InstanceType": "t3.micro"}
-        self.table("launch_configurations")[name] = Configuration(name, arn, self.now, asked)
-        self.table("auto_scaling_groups")[name] = Group(
+        self.table("launch_configurations")[name] = LaunchConfiguration(name, arn, self.now, asked)
+        self.table("auto_scaling_groups")[name] = AutoScalingGroup(
             name,
             f"{home}:autoScalingGroup:{number}:autoScalingGroupName/{name}",
             self.now,
@@ -222,5 +222,5 @@ class _Region:
         name = f"/vmsnix/seeded-{number}/stable"
         arn = f"arn:{self.partition}:ssm:{self.region}:{self.account}:parameter{name}"
         by = f"arn:{self.partition}:iam::{self.account}:root"
-        version = ssm.Version(1, ami_id, "String", "aws:ec2:image", self.now, by, "", "", "Standard")
-        self.table("parameters")[name] = ssm.Parameter(name, arn, [version])
+        version = ParameterVersion(1, ami_id, "String", "aws:ec2:image", self.now, by, "", "", "Standard")
+        self.table("parameters")[name] = Parameter(name, arn, [version])

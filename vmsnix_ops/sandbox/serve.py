@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-SHOWN = (
+
+EXPORTED_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -100,7 +101,7 @@ def _as_json(sandbox: Sandbox) -> str:
 
 def _as_exports(sandbox: Sandbox, state: Path | str | None) -> str:
     environment = sandbox.environment
-    lines = [f"export {name}={shlex.quote(environment[name])}" for name in SHOWN]
+    lines = [f"export {name}={shlex.quote(environment[name])}" for name in EXPORTED_VARIABLES]
     kept = f"state is kept in {state}" if state is not None else "nothing is kept"
     return "\n".join(
         [

@@ -11,12 +11,15 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.sandbox.core import load_operations
 from vmsnix_ops.sandbox.dispatch import Dispatcher
-from vmsnix_ops.sandbox.wire.body import TIMEOUT_TEXT, DisconnectedError, TooSlowError
 from vmsnix_ops.sandbox.wire.http import (
+    TIMEOUT_TEXT,
     BadRequestError,
-    Incoming,
+    DisconnectedError,
     Request,
+    TimedSocketReader,
+    TooSlowError,
     abort,
     close,
     linger,
@@ -24,21 +27,20 @@ from vmsnix_ops.sandbox.wire.http import (
     write_response,
 )
 
-from . import operations
-
 if TYPE_CHECKING:
     from types import TracebackType
 
     from vmsnix_ops.sandbox.world import World
 
+
 logger = logging.getLogger("vmsnix_ops.sandbox")
 HOST = "127.0.0.1"
-MOST_CONNECTIONS = 1000  # each has a thread
+MAX_CONNECTIONS = 1000  # each has a thread
 DRAIN_LIMIT = 64 * 2**20  # a refused upload longer than this is cheaper to cut off than to read
 
 
 @dataclass(frozen=True)
-class Limits:
+class Timeouts:
     """How long a client may take, in seconds."""
 
     idle: float = 300.0  # between two requests
@@ -47,7 +49,7 @@ class Limits:
     per_byte: float = 1 / 1024  # more for each byte of the body
 
 
-LIMITS = Limits()
+TIMEOUTS = Timeouts()
 
 
 class Server:
@@ -67,7 +69,7 @@ class Server:
     """
 
     def __init__(self, world: World, port: int = 0) -> None:
-        operations.load()
+        load_operations()
         self.world = world
         self._dispatcher = Dispatcher(world)
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -120,7 +122,7 @@ class Server:
                 target=self._serve, args=(connection,), name="sandbox-connection", daemon=True
             )
             with self._guard:
-                full = len(self._connections) >= MOST_CONNECTIONS
+                full = len(self._connections) >= MAX_CONNECTIONS
                 if not full:
                     self._connections[connection] = thread
             if full:
@@ -131,9 +133,9 @@ class Server:
     def _serve(self, connection: socket.socket) -> None:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            limit = struct.pack("ll", int(LIMITS.silence), int(LIMITS.silence % 1 * 1e6))
+            limit = struct.pack("ll", int(TIMEOUTS.silence), int(TIMEOUTS.silence % 1 * 1e6))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            incoming = Incoming(connection)
+            incoming = TimedSocketReader(connection)
             source: Any = io.BufferedReader(incoming, 64 * 1024)
             while self._serve_one(connection, source, incoming):
                 pass
@@ -144,17 +146,19 @@ class Server:
                 self._connections.pop(connection, None)
             close(connection)
 
-    def _serve_one(self, connection: socket.socket, source: io.BufferedReader, incoming: Incoming) -> bool:
+    def _serve_one(
+        self, connection: socket.socket, source: io.BufferedReader, incoming: TimedSocketReader
+    ) -> bool:
         """Answer one request; return whether the connection can be used again."""
-        incoming.allow(LIMITS.idle)
+        incoming.allow(TIMEOUTS.idle)
         if not source.peek(1):
             return False
-        incoming.allow(LIMITS.head)
+        incoming.allow(TIMEOUTS.head)
         try:
             request = read_request(
                 source,
                 lambda: connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n"),
-                lambda: incoming.allow(LIMITS.silence, per_byte=LIMITS.per_byte),
+                lambda: incoming.allow(TIMEOUTS.silence, per_byte=TIMEOUTS.per_byte),
             )
         except BadRequestError as error:
             return self._refuse(connection, error)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params
 
 
-LARGEST = 256 * 1024
+MAX_MESSAGE_BYTES = 256 * 1024
 DEDUPLICATION_SECONDS = 300.0
 
 
@@ -31,17 +31,17 @@ DEDUPLICATION_SECONDS = 300.0
 )
 def publish(context: Context, params: Params) -> dict[str, Any]:
     """Give a topic a message; a FIFO topic drops one that it was given in the last five minutes."""
-    topic = find(context, params.get("TopicArn", ""))
+    topic = _find_topic(context, params.get("TopicArn", ""))
     text, subject = params["Message"], params.get("Subject", "")
     if not text:
         raise AwsError("InvalidParameter", "Invalid parameter: Empty message")
-    if len(text.encode()) > LARGEST:
+    if len(text.encode()) > MAX_MESSAGE_BYTES:
         raise AwsError("InvalidParameter", "Invalid parameter: Message too long")
     if "Subject" in params and (not 1 <= len(subject) <= 100 or not subject.isprintable()):
         raise AwsError("InvalidParameter", "Invalid parameter: Subject")
     message = Message(str(uuid.uuid4()), subject, text, context.clock.now())
     if topic.fifo:
-        message.group, message.deduplication = _order(topic, params)
+        message.group, message.deduplication = _fifo_ids(topic, params)
         for earlier in topic.messages:
             recent = context.clock.age(earlier.at) < DEDUPLICATION_SECONDS
             if recent and earlier.deduplication == message.deduplication:
@@ -56,7 +56,7 @@ def publish(context: Context, params: Params) -> dict[str, Any]:
     return {"MessageId": message.message_id}
 
 
-def _order(topic: Topic, params: Params) -> tuple[str, str]:
+def _fifo_ids(topic: Topic, params: Params) -> tuple[str, str]:
     """Return group and deduplication id of a message for a FIFO topic."""
     group = params.get("MessageGroupId", "")
     if not group:
@@ -77,10 +77,10 @@ def _order(topic: Topic, params: Params) -> tuple[str, str]:
 # Nobody subscribes here; the messages that a topic was given stay with it. Sources: CreateTopic, ListTopics,
 # GetTopicAttributes, DeleteTopic in the Amazon SNS API Reference.
 
-NAME = re.compile(r"[A-Za-z0-9_-]{1,256}")
-FIFO_NAME = re.compile(r"[A-Za-z0-9_-]{1,251}\.fifo")
-ATTRIBUTES = {"DisplayName", "FifoTopic", "ContentBasedDeduplication"}
-PAGE = 100
+TOPIC_NAME = re.compile(r"[A-Za-z0-9_-]{1,256}")
+FIFO_TOPIC_NAME = re.compile(r"[A-Za-z0-9_-]{1,251}\.fifo")
+EMULATED_ATTRIBUTES = {"DisplayName", "FifoTopic", "ContentBasedDeduplication"}
+PAGE_SIZE = 100
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class Topic:
         return self.arn.endswith(".fifo")
 
 
-def find(context: Context, arn: str) -> Topic:
+def _find_topic(context: Context, arn: str) -> Topic:
     """Return a topic of the caller's region.
 
     Raises
@@ -132,11 +132,11 @@ def create_topic(context: Context, params: Params) -> dict[str, Any]:
     name, attributes = params["Name"], dict(params.get("Attributes") or {})
     fifo = attributes.get("FifoTopic", "false").lower() == "true"
     for attribute in attributes:
-        if attribute not in ATTRIBUTES:
+        if attribute not in EMULATED_ATTRIBUTES:
             raise AwsError(
                 "NotImplemented", f"The sandbox does not emulate the attribute {attribute}.", status=501
             )
-    if not (FIFO_NAME if fifo else NAME).fullmatch(name):
+    if not (FIFO_TOPIC_NAME if fifo else TOPIC_NAME).fullmatch(name):
         text = "Fifo Topic names must end with .fifo and" if fifo else "Topic Name: names"
         raise AwsError("InvalidParameter", f"Invalid parameter: {text} must be made up of valid characters.")
     arn = f"arn:{context.partition}:sns:{context.region}:{context.account}:{name}"
@@ -159,14 +159,14 @@ def list_topics(context: Context, params: Params) -> dict[str, Any]:
     if token and token not in arns:
         raise AwsError("InvalidParameter", "Invalid parameter: NextToken")
     start = arns.index(token) if token else 0
-    answer: dict[str, Any] = {"Topics": [{"TopicArn": arn} for arn in arns[start : start + PAGE]]}
-    return answer | ({"NextToken": arns[start + PAGE]} if start + PAGE < len(arns) else {})
+    answer: dict[str, Any] = {"Topics": [{"TopicArn": arn} for arn in arns[start : start + PAGE_SIZE]]}
+    return answer | ({"NextToken": arns[start + PAGE_SIZE]} if start + PAGE_SIZE < len(arns) else {})
 
 
 @operation("sns", "GetTopicAttributes", honours=["TopicArn"])
 def get_topic_attributes(context: Context, params: Params) -> dict[str, Any]:
     """Return what a topic is."""
-    topic = find(context, params["TopicArn"])
+    topic = _find_topic(context, params["TopicArn"])
     shown = {
         "TopicArn": topic.arn,
         "Owner": context.account,

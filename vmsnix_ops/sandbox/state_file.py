@@ -1,10 +1,10 @@
-"""The sandbox's tables as JSON: what ``--state`` keeps. Reading it runs no code of the file.
+"""The state file of ``--state``: the sandbox's tables as JSON. Reading a file never runs code from it.
 
-A file of another version, a foreign file and a torn one are refused, and left as they are.
+A file that is incomplete, of another version or of another program is refused and not changed.
 
-Plain values stand for themselves. Everything else is an object with one key that begins with ``$``:
-``{"$type": ["ec2.state.Image", {...}]}`` for a dataclass of the sandbox, of which only the fields are written
-that differ from their default. Maps from block index to digest are packed, because a disk has many blocks.
+Plain values are written as they are. Any other value is an object with one key that begins with ``$``, such
+as ``{"$type": ["ec2.resources.Image", {...}]}`` for a dataclass of the sandbox. Fields with their default
+value are left out. Maps from block index to digest are packed, because a disk has many blocks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import sys
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from . import operations
+from vmsnix_ops.sandbox.core import load_operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+
 FORMAT = "vmsnix-sandbox-state"
-VERSION = 1
+VERSION = 2
 PLAIN = (str, int, float, type(None))  # bool is an int
 DIGEST_BYTES = 32
 
@@ -34,7 +35,7 @@ class StateError(ValueError):
     """The bytes are not a state that this version can read."""
 
 
-def dump(tables: Tables) -> bytes:
+def dump_tables(tables: Tables) -> bytes:
     """Return tables as the bytes of a state file.
 
     Raises
@@ -50,7 +51,7 @@ def dump(tables: Tables) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
-def load(content: bytes) -> Tables:
+def load_tables(content: bytes) -> Tables:
     """Return the tables of a state file.
 
     Raises
@@ -66,7 +67,7 @@ def load(content: bytes) -> Tables:
         raise StateError("it was not written by the sandbox")
     if read.get("version") != VERSION:
         raise StateError(f"it has version {read.get('version')!r}, this program reads version {VERSION}")
-    operations.load()  # every dataclass that a state contains is defined by then
+    load_operations()  # every dataclass that a state contains is defined by then
     try:
         return {
             (str(account), str(region), str(kind)): _decode(table)
@@ -82,7 +83,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, dict):
-        if _is_blocks(value):
+        if _is_block_map(value):
             indices = struct.pack(f">{len(value)}Q", *value)
             return {"$blocks": base64.b64encode(indices + b"".join(value.values())).decode("ascii")}
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
@@ -112,7 +113,7 @@ def _encode(value: Any) -> Any:
     return {"$type": [name, changed]}
 
 
-def _is_blocks(value: dict[Any, Any]) -> bool:
+def _is_block_map(value: dict[Any, Any]) -> bool:
     return bool(value) and all(
         type(key) is int and key >= 0 and type(item) is bytes and len(item) == DIGEST_BYTES
         for key, item in value.items()
@@ -127,7 +128,7 @@ def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
 
 
 def _name_of(kind: type) -> str | None:
-    """Return the name of a dataclass of the sandbox (``ec2.state.Image``), None for any other class."""
+    """Return the name of a dataclass of the sandbox (``ec2.resources.Image``), None for any other class."""
     module, package = kind.__module__, f"{__package__}."
     if not dataclasses.is_dataclass(kind) or not module.startswith(package) or "." in kind.__qualname__:
         return None

@@ -9,14 +9,14 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, operation
-from vmsnix_ops.sandbox.iam.evaluation import Question, trusts
-
-from . import credentials
+from vmsnix_ops.sandbox.credentials import create_session, credentials_table
+from vmsnix_ops.sandbox.policies import AccessRequest, trust_policy_allows
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params
     from vmsnix_ops.sandbox.credentials import Credential
-    from vmsnix_ops.sandbox.iam.common import Role
+    from vmsnix_ops.sandbox.iam import Role
+
 
 SESSION_NAME = re.compile(r"[\w+=,.@-]{2,64}")
 ROLE_ARN = re.compile(r"arn:aws[\w-]*:iam::(\d{12}):role/(?:.*/)?([^/]+)")
@@ -25,7 +25,7 @@ ROLE_ARN = re.compile(r"arn:aws[\w-]*:iam::(\d{12}):role/(?:.*/)?([^/]+)")
 @operation("sts", "GetCallerIdentity")
 def get_caller_identity(context: Context, _params: Params) -> dict[str, Any]:
     """Say who asks. Nobody can be denied this."""
-    credential = credentials.table(context.tables)[context.access_key]
+    credential = credentials_table(context.tables)[context.access_key]
     return {"UserId": credential.user_id, "Account": context.account, "Arn": context.principal}
 
 
@@ -45,27 +45,29 @@ def assume_role(context: Context, params: Params) -> dict[str, Any]:
     account, role_name = match.groups()
     role: Role | None = context.tables.table(account, "", "roles").get(role_name)
     keys = {"sts:externalid": [params["ExternalId"]]} if "ExternalId" in params else {}
-    question = Question("sts:AssumeRole", params["RoleArn"], keys)
-    if role is None or not trusts(role.trust_policy, context.principal, context.account, question):
+    question = AccessRequest("sts:AssumeRole", params["RoleArn"], keys)
+    if role is None or not trust_policy_allows(
+        role.trust_policy, context.principal, context.account, question
+    ):
         raise AwsError(
             "AccessDenied",
             f"User: {context.principal} is not authorized to perform: sts:AssumeRole on resource: "
             f"{params['RoleArn']}",
             status=403,
         )
-    seconds = _seconds(params, role.max_session_seconds)
+    seconds = _session_seconds(params, role.max_session_seconds)
     principal = f"arn:{context.partition}:sts::{account}:assumed-role/{role.name}/{name}"
     user_id = f"{role.role_id}:{name}"
     issued = context.clock.now()
-    session = credentials.new_session(context.tables, account, principal, user_id, issued, seconds)
+    session = create_session(context.tables, account, principal, user_id, issued, seconds)
     return {
-        "Credentials": _shown(session),
+        "Credentials": _credentials_view(session),
         "AssumedRoleUser": {"AssumedRoleId": user_id, "Arn": principal},
         "PackedPolicySize": 0,
     }
 
 
-def _seconds(params: Params, longest: int) -> int:
+def _session_seconds(params: Params, longest: int) -> int:
     seconds = int(params.get("DurationSeconds", 3600))
     if seconds < 900:
         raise AwsError(
@@ -82,7 +84,7 @@ def _seconds(params: Params, longest: int) -> int:
     return seconds
 
 
-def _shown(session: Credential) -> dict[str, Any]:
+def _credentials_view(session: Credential) -> dict[str, Any]:
     return {
         "AccessKeyId": session.access_key,
         "SecretAccessKey": session.secret,
@@ -94,12 +96,10 @@ def _shown(session: Credential) -> dict[str, Any]:
 @operation("sts", "GetSessionToken", honours=["DurationSeconds"])
 def get_session_token(context: Context, params: Params) -> dict[str, Any]:
     """Return temporary credentials of the same user."""
-    own = credentials.table(context.tables)[context.access_key]
+    own = credentials_table(context.tables)[context.access_key]
     if own.token is not None:
         raise AwsError("AccessDenied", "Cannot call GetSessionToken with session credentials", status=403)
-    seconds = _seconds({"DurationSeconds": params.get("DurationSeconds", 43_200)}, 129_600)
+    seconds = _session_seconds({"DurationSeconds": params.get("DurationSeconds", 43_200)}, 129_600)
     issued = context.clock.now()
-    session = credentials.new_session(
-        context.tables, own.account, own.principal, own.user_id, issued, seconds
-    )
-    return {"Credentials": _shown(session)}
+    session = create_session(context.tables, own.account, own.principal, own.user_id, issued, seconds)
+    return {"Credentials": _credentials_view(session)}

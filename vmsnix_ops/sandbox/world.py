@@ -14,11 +14,17 @@ from pathlib import Path
 from vmsnix_ops.sandbox.authorization import Authorizer
 from vmsnix_ops.sandbox.calls import CallLog
 from vmsnix_ops.sandbox.core import Clock, Tables
-from vmsnix_ops.sandbox.credentials import Credential
+from vmsnix_ops.sandbox.credentials import (
+    DEFAULT_ACCESS_KEY,
+    DEFAULT_ACCOUNT,
+    DEFAULT_SECRET_KEY,
+    Credential,
+    credentials_table,
+    unique_id,
+)
 from vmsnix_ops.sandbox.faults import Fault, Faults
-from vmsnix_ops.sandbox.objects import BlockStore
-
-from . import credentials, state_file
+from vmsnix_ops.sandbox.state_file import StateError, dump_tables, load_tables
+from vmsnix_ops.sandbox.storage import BlockStore
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 STATE_FILE = "tables.json"
@@ -51,7 +57,7 @@ class World:
         *,
         speed: float = 1.0,
         state: Path | None = None,
-        account: str = credentials.DEFAULT_ACCOUNT,
+        account: str = DEFAULT_ACCOUNT,
         enforce_iam: bool = False,
     ) -> None:
         self.clock = Clock(speed)
@@ -84,20 +90,20 @@ class World:
     @property
     def first_credential(self) -> Credential:
         """The access key that the sandbox's environment hands out."""
-        return credentials.table(self.tables)[credentials.DEFAULT_ACCESS_KEY]
+        return credentials_table(self.tables)[DEFAULT_ACCESS_KEY]
 
     def _add_first_key(self) -> None:
-        known = credentials.table(self.tables)
-        if credentials.DEFAULT_ACCESS_KEY not in known:
+        known = credentials_table(self.tables)
+        if DEFAULT_ACCESS_KEY not in known:
             arn = f"arn:aws:iam::{self.account}:user/operator"
-            known[credentials.DEFAULT_ACCESS_KEY] = Credential(
-                access_key=credentials.DEFAULT_ACCESS_KEY,
-                secret=credentials.DEFAULT_SECRET_KEY,
+            known[DEFAULT_ACCESS_KEY] = Credential(
+                access_key=DEFAULT_ACCESS_KEY,
+                secret=DEFAULT_SECRET_KEY,
                 account=self.account,
                 principal=arn,
-                user_id=credentials.unique_id("AIDA", arn),
+                user_id=unique_id("AIDA", arn),
             )
-        self.account = known[credentials.DEFAULT_ACCESS_KEY].account
+        self.account = known[DEFAULT_ACCESS_KEY].account
 
     def reset(self) -> None:
         """Forget everything but the first access key: resources, calls and faults."""
@@ -113,7 +119,7 @@ class World:
     def remember(self) -> bytes:
         """Return everything that there is now, for `recall`."""
         with self.lock:
-            return state_file.dump(self.tables.all())
+            return dump_tables(self.tables.all())
 
     def recall(self, memory: bytes) -> None:
         """Return to what was remembered, with no calls and no faults; much quicker than to make it again.
@@ -122,7 +128,7 @@ class World:
         been removed since.
         """
         with self.lock:
-            self.tables.replace(Tables(state_file.load(memory)))
+            self.tables.replace(Tables(load_tables(memory)))
         self.calls.clear()
         self.faults.clear()
         self._changes.clear()
@@ -140,7 +146,7 @@ class World:
         number, before = self._changes.get(service, (0, b""))
         if not rule.is_stale(number):
             return None
-        return Tables(state_file.load(before))
+        return Tables(load_tables(before))
 
     def _load(self) -> Tables:
         """Return the kept tables; a file that cannot be read is left as it is."""
@@ -154,8 +160,8 @@ class World:
                 )
             return Tables()
         try:
-            return Tables(state_file.load(path.read_bytes()))
-        except state_file.StateError as error:
+            return Tables(load_tables(path.read_bytes()))
+        except StateError as error:
             raise OSError(
                 f"{path} is no state of this version of the sandbox: {error}. Choose another folder."
             ) from error
@@ -168,7 +174,7 @@ class World:
         """Keep the tables now, in one atomic step."""
         with self.lock:
             self._dirty.clear()
-            content = state_file.dump(self.tables.all())
+            content = dump_tables(self.tables.all())
         temporary = self.folder / f"{STATE_FILE}.new"
         # It contains the secret keys of the sandbox's users: it is for its owner alone.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import ClientError
 
-from vmsnix_ops.sandbox import authorization
+from vmsnix_ops.sandbox.access import vm_import_role_policy, vm_import_trust_policy
 from vmsnix_ops.sandbox.core import Clock
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ class Rehearsal:
     def prepare(self, bucket: str, role: str = "vmimport") -> None:
         """Make a bucket and a role that VM Import may use for all of it."""
         self.s3.create_bucket(Bucket=bucket)
-        iam, trust = self.client("iam"), json.dumps(authorization.trust_policy())
+        iam, trust = self.client("iam"), json.dumps(vm_import_trust_policy())
         iam.create_role(RoleName=role, AssumeRolePolicyDocument=trust)
-        policy = json.dumps(authorization.role_policy(bucket))
+        policy = json.dumps(vm_import_role_policy(bucket))
         iam.put_role_policy(RoleName=role, PolicyName=role, PolicyDocument=policy)
 
     def pass_time(self, seconds: float) -> None:

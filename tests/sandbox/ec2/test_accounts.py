@@ -12,7 +12,7 @@ import boto3
 import pytest
 
 from tests.sandbox.ec2.rehearsal import Rehearsal, refused
-from vmsnix_ops.sandbox import credentials
+from vmsnix_ops.sandbox.credentials import Credential, credentials_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +25,8 @@ def friend(rehearsal: Rehearsal) -> Callable[[str], Any]:
     """Return what makes a client of another account."""
     key, secret = "AKIAFRIENDFRIEND0000", "a secret of the friend"
     arn = f"arn:aws:iam::{FRIEND}:user/friend"
-    known = credentials.table(rehearsal.served.world.tables)
-    known[key] = credentials.Credential(key, secret, FRIEND, arn, "AIDAFRIEND")
+    known = credentials_table(rehearsal.served.world.tables)
+    known[key] = Credential(key, secret, FRIEND, arn, "AIDAFRIEND")
     session = boto3.Session(aws_access_key_id=key, aws_secret_access_key=secret, region_name="us-east-1")
     made: dict[str, Any] = {}
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.sandbox.ec2.rehearsal import Rehearsal, refused
-from vmsnix_ops.sandbox.ec2.filters import documented, pattern
+from vmsnix_ops.sandbox.ec2.filters import documented_filters, wildcard_pattern
 
 NOT_EMULATED = {
     name
-    for name in documented("DescribeImages")
+    for name in documented_filters("DescribeImages")
     if name.startswith(("image-watermark.", "scan-result.", "instance-type-specification."))
 } | {"informational", "low", "medium", "high", "critical"}  # the last five are values, listed like filters
 
@@ -80,7 +80,7 @@ def test_every_filter_reads_its_attribute(aws: Rehearsal, image: dict[str, Any])
 
 
 def test_every_documented_filter_is_known(aws: Rehearsal, image: dict[str, Any]) -> None:
-    for name in sorted(documented("DescribeImages") - NOT_EMULATED):
+    for name in sorted(documented_filters("DescribeImages") - NOT_EMULATED):
         assert found(aws, name, "no-such-value") == [], name
 
 
@@ -124,7 +124,7 @@ def test_values_have_wildcards_and_case(aws: Rehearsal, image: dict[str, Any]) -
     ],
 )
 def test_only_star_and_question_mark_are_wildcards(wanted: str, text: str, matches: bool) -> None:
-    assert (pattern(wanted).fullmatch(text) is not None) is matches
+    assert (wildcard_pattern(wanted).fullmatch(text) is not None) is matches
 
 
 def test_a_filter_without_values_is_refused(aws: Rehearsal) -> None:

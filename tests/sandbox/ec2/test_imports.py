@@ -142,7 +142,7 @@ def test_an_image_of_an_imported_snapshot_launches_with_it(ready: Rehearsal) -> 
 
 
 def test_a_large_disk_is_read_in_several_looks(ready: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imports, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(imports, "READ_SECONDS", 0.0)
     disk = os.urandom(BLOCK) + bytes(BLOCK) + os.urandom(2 * BLOCK)
     for image_format, content in (("VHD", fixed_vhd(disk)), ("RAW", disk)):
         upload(ready, content)

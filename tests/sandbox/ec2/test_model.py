@@ -5,30 +5,32 @@ from __future__ import annotations
 import pytest
 
 from tests.sandbox.ec2.rehearsal import KINDS, Rehearsal
-from vmsnix_ops.sandbox import operations, state_file
-from vmsnix_ops.sandbox.core import OPERATIONS, Operation
-from vmsnix_ops.sandbox.wire.models import service
+from vmsnix_ops.sandbox.core import OPERATIONS, Operation, load_operations
+from vmsnix_ops.sandbox.state_file import dump_tables, load_tables
+from vmsnix_ops.sandbox.wire.models import service_model
 
-operations.load()
+load_operations()
 EMULATED = [op for (name, _), op in sorted(OPERATIONS.items()) if name in {"ec2", "ebs"}]
 
 
 @pytest.mark.parametrize("operation", EMULATED, ids=lambda op: f"{op.service}:{op.name}")
 def test_an_operation_honours_only_parameters_that_aws_has(operation: Operation) -> None:
-    shape = service(operation.service).model.operation_model(operation.name).input_shape
+    shape = service_model(operation.service).model.operation_model(operation.name).input_shape
     assert operation.honours <= set(shape.members)
     assert set(shape.required_members) - {"DryRun"} <= operation.honours
 
 
 @pytest.mark.parametrize("operation", EMULATED, ids=lambda op: f"{op.service}:{op.name}")
 def test_an_operation_honours_the_token_that_clients_send_by_themselves(operation: Operation) -> None:
-    shape = service(operation.service).model.operation_model(operation.name).input_shape
+    shape = service_model(operation.service).model.operation_model(operation.name).input_shape
     automatic = {name for name, member in shape.members.items() if member.metadata.get("idempotencyToken")}
     assert automatic <= operation.honours
 
 
 def test_all_six_ebs_direct_operations_are_there() -> None:
-    assert {op.name for op in EMULATED if op.service == "ebs"} == set(service("ebs").model.operation_names)
+    assert {op.name for op in EMULATED if op.service == "ebs"} == set(
+        service_model("ebs").model.operation_names
+    )
 
 
 def test_state_is_kept_small(aws: Rehearsal) -> None:
@@ -38,6 +40,6 @@ def test_state_is_kept_small(aws: Rehearsal) -> None:
         aws.image(snapshot)
     tables = aws.served.world.tables
     kept = {key: table for key, table in tables.all().items() if key[2] in KINDS}
-    content = state_file.dump(kept)
+    content = dump_tables(kept)
     assert len(content) < 100_000
-    assert state_file.load(content) == kept
+    assert load_tables(content) == kept

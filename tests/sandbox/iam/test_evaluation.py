@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vmsnix_ops.sandbox.iam.evaluation import Question, evaluate, trusts
+from vmsnix_ops.sandbox.policies import AccessRequest, evaluate, trust_policy_allows
 
 ACCOUNT = "012345678901"
 USER = f"arn:aws:iam::{ACCOUNT}:user/operator"
@@ -26,11 +26,11 @@ def decide(
 ) -> str:
     document = json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
     context = {name.replace("__", ":").lower(): [value] for name, value in keys.items()}
-    return evaluate([document], Question(action, resource, context))
+    return evaluate([document], AccessRequest(action, resource, context))
 
 
 def test_nothing_allows_nothing() -> None:
-    assert evaluate([], Question("s3:GetObject")) == "implicitDeny"
+    assert evaluate([], AccessRequest("s3:GetObject")) == "implicitDeny"
 
 
 def test_a_deny_wins() -> None:
@@ -128,7 +128,7 @@ def test_trust_policies(principal: Any, caller: str, *, trusted: bool) -> None:
     entry = {"Effect": "Allow", "Principal": principal, "Action": "sts:AssumeRole"}
     document = json.dumps({"Version": "2012-10-17", "Statement": entry})
     account = ACCOUNT if caller.startswith("arn:") else ""
-    assert trusts(document, caller, account, Question("sts:AssumeRole")) is trusted
+    assert trust_policy_allows(document, caller, account, AccessRequest("sts:AssumeRole")) is trusted
 
 
 def test_a_wildcard_in_braces_is_a_plain_character() -> None:
@@ -141,7 +141,7 @@ def test_a_wildcard_in_braces_is_a_plain_character() -> None:
 def test_an_older_policy_has_no_variables() -> None:
     own = {"Version": "2008-10-17", "Statement": [statement(Resource="arn:aws:s3:::${aws:username}")]}
     for name, expected in (("ann", "implicitDeny"), ("${aws:username}", "allowed")):
-        question = Question("s3:GetObject", f"arn:aws:s3:::{name}", {"aws:username": ["ann"]})
+        question = AccessRequest("s3:GetObject", f"arn:aws:s3:::{name}", {"aws:username": ["ann"]})
         assert evaluate([json.dumps(own)], question) == expected
 
 
@@ -178,5 +178,5 @@ def test_operators_on_missing_and_many_values(
 ) -> None:
     document = {"Version": "2012-10-17", "Statement": [statement(Condition={operator: {"a:b": wanted}})]}
     context = {} if actual is None else {"a:b": actual}
-    decision = evaluate([json.dumps(document)], Question("s3:GetObject", "*", context))
+    decision = evaluate([json.dumps(document)], AccessRequest("s3:GetObject", "*", context))
     assert decision == ("allowed" if holds else "implicitDeny")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.sandbox.asking import Asker, refused
-from vmsnix_ops.sandbox.authorization import role_policy, trust_policy
+from vmsnix_ops.sandbox.access import vm_import_role_policy, vm_import_trust_policy
 
-TRUST = json.dumps(trust_policy())
-READ = json.dumps(role_policy("images"))
+TRUST = json.dumps(vm_import_trust_policy())
+READ = json.dumps(vm_import_role_policy("images"))
 
 
 def make_role(aws: Asker, name: str = "vmimport") -> str:
@@ -33,7 +33,7 @@ def test_a_role_is_shown_as_it_was_made(aws: Asker) -> None:
     )["Role"]
     assert answer["Arn"] == f"arn:aws:iam::{aws.served.account}:role/service/vmimport"
     role = aws.iam.get_role(RoleName="vmimport")["Role"]
-    assert role["AssumeRolePolicyDocument"] == trust_policy()
+    assert role["AssumeRolePolicyDocument"] == vm_import_trust_policy()
     assert (role["Description"], role["MaxSessionDuration"]) == ("for VM Import", 7200)
     assert role["Tags"] == [{"Key": "a", "Value": "1"}]
     assert role["RoleId"].startswith("AROA")
@@ -83,7 +83,7 @@ def test_inline_policies(aws: Asker) -> None:
     make_role(aws)
     aws.iam.put_role_policy(RoleName="vmimport", PolicyName="read", PolicyDocument=READ)
     shown = aws.iam.get_role_policy(RoleName="vmimport", PolicyName="read")
-    assert shown["PolicyDocument"] == role_policy("images")
+    assert shown["PolicyDocument"] == vm_import_role_policy("images")
     assert aws.iam.list_role_policies(RoleName="vmimport")["PolicyNames"] == ["read"]
     with refused("DeleteConflict"):
         aws.iam.delete_role(RoleName="vmimport")
@@ -113,7 +113,7 @@ def test_managed_policies_and_their_versions(aws: Asker) -> None:
         aws.iam.create_policy_version(PolicyArn=arn, PolicyDocument=READ)
     assert aws.iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"] == "v5"
     version = aws.iam.get_policy_version(PolicyArn=arn, VersionId="v1")["PolicyVersion"]
-    assert (version["Document"], version["IsDefaultVersion"]) == (role_policy("images"), False)
+    assert (version["Document"], version["IsDefaultVersion"]) == (vm_import_role_policy("images"), False)
     with refused("DeleteConflict"):
         aws.iam.delete_policy_version(PolicyArn=arn, VersionId="v5")
 

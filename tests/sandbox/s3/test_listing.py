@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.sandbox.asking import Asker, refused
-from vmsnix_ops.sandbox.s3.listing import page_of
+from vmsnix_ops.sandbox.s3.objects import list_keys
 
 KEYS = ["a", "a/1", "a/2", "a/b/1", "b", "c/1", "ü x+y%"]
 
@@ -82,7 +82,7 @@ def test_pages_show_every_key_once(keys: set[str], prefix: str, delimiter: str, 
     shown: list[str] = []
     after = ""
     while True:
-        page = page_of(keys, prefix, delimiter, after, limit)
+        page = list_keys(keys, prefix, delimiter, after, limit)
         shown += page.keys + page.prefixes
         if not page.truncated:
             break

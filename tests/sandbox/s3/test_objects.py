@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.sandbox.asking import Asker, refused, sha256
-from vmsnix_ops.sandbox.objects import ObjectReader, open_object
-from vmsnix_ops.sandbox.wire import checksums
+from vmsnix_ops.sandbox.storage import ObjectReader, open_object
+from vmsnix_ops.sandbox.wire.checksums import encode_base64, new_checksum
 
 DATA = bytes(range(256)) * 4
 
@@ -130,9 +130,9 @@ def test_boto3_sends_a_crc32_and_gets_it_back(aws: Asker, bucket: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha1", "crc32", "crc32c", "crc64nvme"])
 def test_compares_and_keeps_the_checksum_that_was_sent(aws: Asker, bucket: str, algorithm: str) -> None:
-    computed = checksums.new(algorithm)
+    computed = new_checksum(algorithm)
     computed.update(DATA)
-    sent = {f"Checksum{algorithm.upper()}": checksums.encode(computed.digest())}
+    sent = {f"Checksum{algorithm.upper()}": encode_base64(computed.digest())}
     answer = aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, **sent)
     assert sent.items() <= answer.items()
     with refused("BadDigest"):

@@ -8,17 +8,16 @@ from __future__ import annotations
 import pytest
 
 from tests.sandbox.asking import Asker, refused
-from vmsnix_ops.sandbox import operations
-from vmsnix_ops.sandbox.core import OPERATIONS, Operation
-from vmsnix_ops.sandbox.wire.models import service
+from vmsnix_ops.sandbox.core import OPERATIONS, Operation, load_operations
+from vmsnix_ops.sandbox.wire.models import service_model
 
-operations.load()
+load_operations()
 EMULATED = [op for (name, _), op in sorted(OPERATIONS.items()) if name == "sns"]
 
 
 @pytest.mark.parametrize("operation", EMULATED, ids=lambda op: op.name)
 def test_an_operation_honours_only_parameters_that_aws_has(operation: Operation) -> None:
-    shape = service("sns").model.operation_model(operation.name).input_shape
+    shape = service_model("sns").model.operation_model(operation.name).input_shape
     assert operation.honours <= set(shape.members)
     assert set(shape.required_members) <= operation.honours
 

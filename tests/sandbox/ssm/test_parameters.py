@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.sandbox.asking import Asker, refused
-from vmsnix_ops.sandbox.ssm.common import CHECK_SECONDS
+from vmsnix_ops.sandbox.ssm import IMAGE_CHECK_SECONDS
 
 
 def put(aws: Asker, name: str, value: str = "v", **more: Any) -> int:
@@ -61,12 +61,12 @@ def make_image(aws: Asker) -> str:
 def test_a_pointer_to_an_image_is_validated(aws: Asker) -> None:
     image = make_image(aws)
     put(aws, "/nixos/web", image, DataType="aws:ec2:image")
-    aws.served.clock.advance(CHECK_SECONDS)
+    aws.served.clock.advance(IMAGE_CHECK_SECONDS)
     assert aws.ssm.get_parameter(Name="/nixos/web")["Parameter"]["DataType"] == "aws:ec2:image"
     with refused("ValidationException"):
         put(aws, "/nixos/other", "not-an-ami", DataType="aws:ec2:image")
     put(aws, "/nixos/web", "ami-0123456789abcdef0", DataType="aws:ec2:image", Overwrite=True)
-    aws.served.clock.advance(CHECK_SECONDS)
+    aws.served.clock.advance(IMAGE_CHECK_SECONDS)
     found = aws.ssm.get_parameter(Name="/nixos/web")["Parameter"]
     assert (found["Value"], found["Version"]) == (image, 1)  # accepted, then found missing, and not kept
 
@@ -78,7 +78,7 @@ def test_a_pointer_is_not_there_before_its_image_was_checked(aws: Asker, monkeyp
     assert put(aws, "/nixos/web", image, DataType="aws:ec2:image", Overwrite=True) == 2
     with refused("ParameterNotFound"):
         aws.ssm.get_parameter(Name="/nixos/web")
-    aws.served.clock.advance(CHECK_SECONDS)
+    aws.served.clock.advance(IMAGE_CHECK_SECONDS)
     assert [one["Version"] for one in aws.ssm.get_parameter_history(Name="/nixos/web")["Parameters"]] == [
         1,
         2,

@@ -6,11 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnix_ops.sandbox.wire import checksums
+from vmsnix_ops.sandbox.wire.checksums import (
+    CRC_POLYNOMIALS,
+    Digests,
+    combine_crc,
+    decode_base64,
+    new_checksum,
+)
 
 
 def compute(algorithm: str, data: bytes) -> bytes:
-    one = checksums.new(algorithm)
+    one = new_checksum(algorithm)
     one.update(data)
     return one.digest()
 
@@ -28,17 +34,15 @@ def test_the_check_value_of_each_algorithm(algorithm: str, check: str) -> None:
     assert compute(algorithm, b"123456789").hex() == check
 
 
-@pytest.mark.parametrize("algorithm", sorted(checksums.CRC_POLYNOMIALS))
+@pytest.mark.parametrize("algorithm", sorted(CRC_POLYNOMIALS))
 @given(first=st.binary(max_size=200), second=st.binary(max_size=200))
 def test_the_crc_of_joined_parts_needs_no_second_look(algorithm: str, first: bytes, second: bytes) -> None:
-    joined = checksums.combine_crc(
-        algorithm, compute(algorithm, first), compute(algorithm, second), len(second)
-    )
+    joined = combine_crc(algorithm, compute(algorithm, first), compute(algorithm, second), len(second))
     assert joined == compute(algorithm, first + second)
 
 
 def test_several_at_once() -> None:
-    digests = checksums.Digests({"md5", "sha256"})
+    digests = Digests({"md5", "sha256"})
     digests.require(["crc32"])
     digests.update(memoryview(b"123456"))
     digests.update(memoryview(b"789"))
@@ -48,6 +52,6 @@ def test_several_at_once() -> None:
 
 
 def test_what_is_no_checksum() -> None:
-    assert checksums.decode("JfnnlDI7RTiF9RgfG2JNCw==", 16) is not None
-    assert checksums.decode("JfnnlDI7RTiF9RgfG2JNCw==", 20) is None
-    assert checksums.decode("not base64!", 16) is None
+    assert decode_base64("JfnnlDI7RTiF9RgfG2JNCw==", 16) is not None
+    assert decode_base64("JfnnlDI7RTiF9RgfG2JNCw==", 20) is None
+    assert decode_base64("not base64!", 16) is None

@@ -14,13 +14,12 @@ from botocore import parsers, serialize
 from botocore.awsrequest import HeadersDict
 
 from tests.sandbox.wire.samples import sample
-from vmsnix_ops.sandbox import operations
-from vmsnix_ops.sandbox.core import OPERATIONS, AwsError
-from vmsnix_ops.sandbox.wire import answers, models, requests
-from vmsnix_ops.sandbox.wire.body import Body, HttpBody
-from vmsnix_ops.sandbox.wire.http import Request
+from vmsnix_ops.sandbox.core import OPERATIONS, AwsError, load_operations
+from vmsnix_ops.sandbox.wire.http import Body, HttpBody, Request
+from vmsnix_ops.sandbox.wire.models import SERVICES, service_model
+from vmsnix_ops.sandbox.wire.protocols import identify_operation, parse_params, write_answer, write_error
 
-operations.load()
+load_operations()
 EVERY_OPERATION = pytest.mark.parametrize("key", sorted(OPERATIONS), ids=lambda key: f"{key[0]}-{key[1]}")
 
 DIGESTS = {"ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumSHA1", "ChecksumSHA256"}
@@ -60,7 +59,7 @@ def without_digests(params: dict[str, Any]) -> dict[str, Any]:
 
 @EVERY_OPERATION
 def test_reads_what_botocore_writes(key: tuple[str, str]) -> None:
-    service = models.service(key[0])
+    service = service_model(key[0])
     model = service.operation(key[1])
     shape = model.input_shape
     params = without_digests(sample(shape)) if shape is not None else {}
@@ -68,21 +67,21 @@ def test_reads_what_botocore_writes(key: tuple[str, str]) -> None:
         params, model
     )
     request = as_request(written)
-    target = requests.identify(request, service, request.raw_path)
+    target = identify_operation(request, service, request.raw_path)
     assert target.operation == key[1]
-    assert without_streams(shape, requests.parse(request, target)) == without_streams(shape, params)
+    assert without_streams(shape, parse_params(request, target)) == without_streams(shape, params)
 
 
 @pytest.mark.parametrize(
     "key", sorted(set(OPERATIONS) - SPECIAL_ANSWERS), ids=lambda key: f"{key[0]}-{key[1]}"
 )
 def test_botocore_reads_what_it_writes(key: tuple[str, str]) -> None:
-    service = models.service(key[0])
+    service = service_model(key[0])
     model = service.operation(key[1])
     shape = model.output_shape
     result = sample(shape) if shape is not None else {}
     result = without_streams(shape, result)
-    response = answers.write(service, model, dict(result), "the-request-id")
+    response = write_answer(service, model, dict(result), "the-request-id")
     raw = {
         "status_code": response.status,
         "headers": HeadersDict(response.headers),
@@ -111,11 +110,11 @@ def _content(body: Any) -> bytes:
     return body
 
 
-@pytest.mark.parametrize("name", models.SERVICES)
+@pytest.mark.parametrize("name", SERVICES)
 def test_botocore_reads_its_errors(name: str) -> None:
-    service = models.service(name)
+    service = service_model(name)
     error = AwsError("SomethingWrong", 'A <text> & more "than" that.', status=409)
-    response = answers.write_error(service, error, "the-request-id", resource="/a&b")
+    response = write_error(service, error, "the-request-id", resource="/a&b")
     raw = {"status_code": response.status, "headers": HeadersDict(response.headers), "body": response.body}
     parsed = parsers.create_parser(service.protocol).parse(raw, None)
     assert parsed["Error"]["Code"] == "SomethingWrong"
@@ -126,13 +125,13 @@ def test_botocore_reads_its_errors(name: str) -> None:
 
 def test_further_members_of_an_error_reach_the_client() -> None:
     error = AwsError("InvalidRange", "No such range.", status=416, ActualObjectSize=12)
-    response = answers.write_error(models.service("s3"), error, "id")
+    response = write_error(service_model("s3"), error, "id")
     raw = {"status_code": 416, "headers": HeadersDict(response.headers), "body": response.body}
     parsed = parsers.create_parser("rest-xml").parse(raw, None)
     assert parsed["Error"]["ActualObjectSize"] == "12"
     error = AwsError("ValidationException", "Too long.", Reason="INVALID_PARAMETER_VALUE")
-    service = models.service("ebs")
-    response = answers.write_error(service, error, "id")
+    service = service_model("ebs")
+    response = write_error(service, error, "id")
     raw = {"status_code": 400, "headers": HeadersDict(response.headers), "body": response.body}
     parsed = parsers.create_parser("rest-json").parse(raw, service.model.shape_for("ValidationException"))
     assert parsed == {"Message": "Too long.", "Reason": "INVALID_PARAMETER_VALUE"}

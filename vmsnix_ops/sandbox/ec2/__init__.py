@@ -1,19 +1,25 @@
-"""EC2 as far as machine images need it. Importing this package registers its operations."""
+"""Amazon EC2, the part that machine images need. Importing this package registers its operations."""
 
-from __future__ import annotations
+from vmsnix_ops.sandbox.ec2 import (
+    encryption,
+    images,
+    imports,
+    instances,
+    references,
+    snapshots,
+    templates,
+    volumes,
+    zones,
+)
 
-import importlib
-
-for _part in (
+__all__ = [
     "encryption",
     "images",
     "imports",
     "instances",
-    "places",
     "references",
     "snapshots",
-    "tags",
     "templates",
     "volumes",
-):
-    importlib.import_module(f"{__name__}.{_part}")
+    "zones",
+]

@@ -17,7 +17,8 @@ from vmsnix_ops.sandbox.core import AwsError, Params, operation
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
 
-NOT_ACCESSIBLE = "Given key ID is not accessible"
+
+KEY_NOT_ACCESSIBLE = "Given key ID is not accessible"
 """StateMessage of a snapshot whose copy failed for its key (seen in public transcripts)."""
 
 KEY_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|mrk-[0-9a-f]{32}")
@@ -39,17 +40,17 @@ def managed_key(context: Context) -> str:
     return f"arn:{context.partition}:kms:{context.region}:{context.account}:key/{number}"
 
 
-def default_key(context: Context) -> str:
+def _default_key(context: Context) -> str:
     """Return the key when none is named: the account's choice, else the AWS managed one."""
     return str(context.table("ec2_settings").get("ebs_key") or managed_key(context))
 
 
-def by_default(context: Context) -> bool:
+def _encrypts_by_default(context: Context) -> bool:
     """Tell whether EBS encryption by default is on in this region."""
     return bool(context.table("ec2_settings").get("ebs_encryption"))
 
 
-def choose(
+def choose_encryption(
     context: Context, *, wanted: bool | None, key: str | None, source: bool = False, old: str = ""
 ) -> Encryption:
     """Decide how a new volume or snapshot is encrypted.
@@ -73,15 +74,15 @@ def choose(
         raise AwsError(
             "InvalidParameterCombination", "Encrypted resources cannot be copied to unencrypted ones."
         )
-    if not (wanted or source or by_default(context)):
+    if not (wanted or source or _encrypts_by_default(context)):
         return Encryption(encrypted=False, key="")
     if not key:
-        return Encryption(encrypted=True, key=old or default_key(context))
+        return Encryption(encrypted=True, key=old or _default_key(context))
     arn = key_arn(context, key)
-    return Encryption(True, arn or key, "" if arn else NOT_ACCESSIBLE)
+    return Encryption(True, arn or key, "" if arn else KEY_NOT_ACCESSIBLE)
 
 
-def managed(context: Context, key: str) -> bool:
+def is_managed_key(context: Context, key: str) -> bool:
     """Tell whether a key is AWS's own for EBS, with which nothing encrypted can be shared."""
     return key.endswith(DEFAULT_ALIAS) or key == managed_key(context)
 
@@ -99,7 +100,7 @@ def key_arn(context: Context, key: str) -> str | None:
 @operation("ec2", "GetEbsEncryptionByDefault")
 def get_ebs_encryption_by_default(context: Context, _params: Params) -> dict[str, Any]:
     """Tell whether EBS encryption by default is on."""
-    return {"EbsEncryptionByDefault": by_default(context), "SseType": "sse-ebs"}
+    return {"EbsEncryptionByDefault": _encrypts_by_default(context), "SseType": "sse-ebs"}
 
 
 @operation("ec2", "EnableEbsEncryptionByDefault")

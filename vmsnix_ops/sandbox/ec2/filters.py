@@ -14,29 +14,28 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from vmsnix_ops.sandbox.core import AwsError, Params, load_json
-from vmsnix_ops.sandbox.wire.errors import not_emulated
-from vmsnix_ops.sandbox.wire.models import service
+from vmsnix_ops.sandbox.core import AwsError, Params, load_json, not_emulated
+from vmsnix_ops.sandbox.wire.models import service_model
 
 Item = TypeVar("Item")
-Reader = Callable[[Any], Iterable[object]]
+FilterReader = Callable[[Any], Iterable[object]]
 
-MAXIMUM_FILTERS, MAXIMUM_VALUES = 50, 200
+MAX_FILTERS, MAX_VALUES = 50, 200
 
 
-def text(value: object) -> str:
+def _comparable(value: object) -> str:
     """Return a value as a filter compares it: booleans as true and false, numbers in digits."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)
 
 
-def one(value: object) -> list[object]:
+def optional_value(value: object) -> list[object]:
     """Return what a filter compares for an attribute that may be absent."""
     return [] if value is None or value == "" else [value]
 
 
-def pattern(wanted: str) -> re.Pattern[str]:
+def wildcard_pattern(wanted: str) -> re.Pattern[str]:
     """Return the expression for one filter value with EC2's wildcards."""
     parts: list[str] = []
     characters = iter(wanted)
@@ -52,10 +51,10 @@ def pattern(wanted: str) -> re.Pattern[str]:
     return re.compile("".join(parts), re.DOTALL)
 
 
-def select(
+def apply_filters(
     items: Iterable[Item],
     params: Params,
-    readers: Mapping[str, Reader],
+    readers: Mapping[str, FilterReader],
     *,
     tags: bool = True,
     operation: str = "",
@@ -82,21 +81,23 @@ def select(
     """
     kept = list(items)
     wanted = params.get("Filters") or []
-    if len(wanted) > MAXIMUM_FILTERS:
-        raise AwsError("FilterLimitExceeded", f"The maximum number of filters is {MAXIMUM_FILTERS}")
+    if len(wanted) > MAX_FILTERS:
+        raise AwsError("FilterLimitExceeded", f"The maximum number of filters is {MAX_FILTERS}")
     for entry in wanted:
         name, values = entry.get("Name", ""), entry.get("Values") or []
-        reader = _reader(name, readers, tags=tags, operation=operation)
+        reader = _filter_reader(name, readers, tags=tags, operation=operation)
         if not values:
             raise AwsError("InvalidParameterValue", f"The filter '{name}' must have at least one value")
-        if len(values) > MAXIMUM_VALUES:
-            limit = f"The maximum number of filter values specified on a single call is {MAXIMUM_VALUES}"
+        if len(values) > MAX_VALUES:
+            limit = f"The maximum number of filter values specified on a single call is {MAX_VALUES}"
             raise AwsError("FilterLimitExceeded", limit)
-        kept = _keep(kept, reader, values)
+        kept = _matching(kept, reader, values)
     return kept
 
 
-def _reader(name: str, readers: Mapping[str, Reader], *, tags: bool, operation: str) -> Reader:
+def _filter_reader(
+    name: str, readers: Mapping[str, FilterReader], *, tags: bool, operation: str
+) -> FilterReader:
     if tags and name.startswith("tag:") and len(name) > len("tag:"):
         key = name.removeprefix("tag:")
         return lambda item: [item.tags[key]] if key in item.tags else []
@@ -104,27 +105,27 @@ def _reader(name: str, readers: Mapping[str, Reader], *, tags: bool, operation: 
         return lambda item: item.tags
     if name in readers:
         return readers[name]
-    if operation and name in documented(operation):
+    if operation and name in documented_filters(operation):
         raise not_emulated("ec2", operation, f"the filter {name!r}")
     raise AwsError("InvalidParameterValue", f"The filter '{name}' is invalid")
 
 
-def documented(operation: str) -> frozenset[str]:
+def documented_filters(operation: str) -> frozenset[str]:
     """Return the filters that an EC2 operation has according to botocore's documentation of it."""
-    shape = service("ec2").model.operation_model(operation).input_shape
+    shape = service_model("ec2").model.operation_model(operation).input_shape
     members = shape.members if shape else {}
     text = members["Filters"].documentation if "Filters" in members else ""
     found = re.findall(r"<li> ?<p> ?<code>([^<]+)</code>", text)
     return frozenset(name for name in found if not name.startswith("tag"))
 
 
-def _keep(items: list[Item], reader: Reader, values: Sequence[str]) -> list[Item]:
+def _matching(items: list[Item], reader: FilterReader, values: Sequence[str]) -> list[Item]:
     exact = {v for v in values if not any(c in v for c in "*?\\")}
-    patterns = [pattern(v) for v in values if v not in exact]
+    patterns = [wildcard_pattern(v) for v in values if v not in exact]
 
     def matches(item: Item) -> bool:
         for raw in reader(item):
-            value = text(raw)
+            value = _comparable(raw)
             if value in exact or any(p.fullmatch(value) for p in patterns):
                 return True
         return False
@@ -132,7 +133,7 @@ def _keep(items: list[Item], reader: Reader, values: Sequence[str]) -> list[Item
     return [item for item in items if matches(item)]
 
 
-def page(
+def paginate(
     items: Iterable[Item],
     params: Params,
     key: Callable[[Item], str],

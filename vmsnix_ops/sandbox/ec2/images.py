@@ -9,13 +9,38 @@ import copy
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import common, encryption, imports, sharing, snapshots
-from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
-from vmsnix_ops.sandbox.ec2.state import Image
-from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
-from vmsnix_ops.sandbox.objects import find_bucket
-from vmsnix_ops.sandbox.wire.errors import not_emulated
+from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation
+from vmsnix_ops.sandbox.ec2.common import (
+    IMAGE,
+    SNAPSHOT,
+    check_description,
+    check_grantee,
+    check_id,
+    check_image_name,
+    check_one_of,
+    check_registration,
+    find_of_any_account,
+    find_token_result,
+    list_of_all_accounts,
+    new_id,
+    record_token_result,
+    resource_not_found,
+    tag_list,
+    tags_at_creation,
+)
+from vmsnix_ops.sandbox.ec2.encryption import choose_encryption, is_managed_key
+from vmsnix_ops.sandbox.ec2.filters import FilterReader, apply_filters, optional_value, paginate
+from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
+from vmsnix_ops.sandbox.ec2.resources import Image
+from vmsnix_ops.sandbox.ec2.snapshots import (
+    add_snapshot_copy,
+    check_completion_minutes,
+    check_copy_limit,
+    find_usable_snapshot,
+    images_of_snapshot,
+    is_locked,
+)
+from vmsnix_ops.sandbox.storage import find_bucket
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context
@@ -25,7 +50,7 @@ LAUNCH_REPORT_SECONDS = 24 * 3600.0
 """LastLaunchedTime is reported 24 hours after a launch (documented)."""
 
 
-def timestamp(moment: datetime) -> str:
+def image_timestamp(moment: datetime) -> str:
     """Return a time as image fields show it: ``2021-09-29T11:04:43.305Z``."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -40,7 +65,7 @@ def image_view(image: Image, clock: Clock) -> dict[str, Any]:
         "Name": image.name,
         "OwnerId": image.owner,
         "State": state,
-        "CreationDate": timestamp(image.created),
+        "CreationDate": image_timestamp(image.created),
         "Public": image.public(),
         "Architecture": image.architecture,
         "Hypervisor": "xen",
@@ -51,7 +76,7 @@ def image_view(image: Image, clock: Clock) -> dict[str, Any]:
         "RootDeviceType": image.root_type,
         "BlockDeviceMappings": image.mappings,
         "EnaSupport": image.ena,
-        "DeregistrationProtection": protection_of(image, clock),
+        "DeregistrationProtection": deregistration_protection(image, clock),
     }
     optional = {
         "Description": image.description,
@@ -62,75 +87,75 @@ def image_view(image: Image, clock: Clock) -> dict[str, Any]:
         "SourceImageId": image.source_image,
         "SourceImageRegion": image.source_region,
         "SourceInstanceId": image.source_instance,
-        "DeprecationTime": timestamp(image.deprecate_at) if image.deprecate_at else "",
-        "LastLaunchedTime": _launched(image, clock),
+        "DeprecationTime": image_timestamp(image.deprecate_at) if image.deprecate_at else "",
+        "LastLaunchedTime": _last_launched(image, clock),
         "Tags": tag_list(image.tags),
     }
     view.update({name: value for name, value in optional.items() if value})
     return view
 
 
-def protection_of(image: Image, clock: Clock) -> str:
+def deregistration_protection(image: Image, clock: Clock) -> str:
     """Return the state of deregistration protection; a cooldown ends 24 hours after it was lifted."""
     if image.protection_lifted is not None and clock.age(image.protection_lifted) < 24 * 3600:
         return "disabled-cooldown"
     return "disabled" if image.protection_lifted is not None else image.protection
 
 
-def _launched(image: Image, clock: Clock) -> str:
+def _last_launched(image: Image, clock: Clock) -> str:
     if image.last_launched is None or clock.age(image.last_launched) < LAUNCH_REPORT_SECONDS:
         return ""
-    return timestamp(image.last_launched)
+    return image_timestamp(image.last_launched)
 
 
-def _devices(field: str) -> Reader:
+def _ebs_field(field: str) -> FilterReader:
     return lambda image: [m["Ebs"][field] for m in image.mappings if field in m.get("Ebs", {})]
 
 
-def _never(_image: Image) -> list[object]:
+def _no_value(_image: Image) -> list[object]:
     """Match nothing: no image of the sandbox has this attribute."""
     return []
 
 
-def _readers(clock: Clock) -> dict[str, Reader]:
+def _readers(clock: Clock) -> dict[str, FilterReader]:
     return {
         "architecture": lambda i: [i.architecture],
-        "block-device-mapping.delete-on-termination": _devices("DeleteOnTermination"),
+        "block-device-mapping.delete-on-termination": _ebs_field("DeleteOnTermination"),
         "block-device-mapping.device-name": lambda i: [m["DeviceName"] for m in i.mappings],
-        "block-device-mapping.encrypted": _devices("Encrypted"),
-        "block-device-mapping.snapshot-id": _devices("SnapshotId"),
-        "block-device-mapping.volume-size": _devices("VolumeSize"),
-        "block-device-mapping.volume-type": _devices("VolumeType"),
-        "boot-mode": lambda i: one(i.boot_mode),
-        "creation-date": lambda i: [timestamp(i.created)],
-        "description": lambda i: one(i.description),
+        "block-device-mapping.encrypted": _ebs_field("Encrypted"),
+        "block-device-mapping.snapshot-id": _ebs_field("SnapshotId"),
+        "block-device-mapping.volume-size": _ebs_field("VolumeSize"),
+        "block-device-mapping.volume-type": _ebs_field("VolumeType"),
+        "boot-mode": lambda i: optional_value(i.boot_mode),
+        "creation-date": lambda i: [image_timestamp(i.created)],
+        "description": lambda i: optional_value(i.description),
         "ena-support": lambda i: [i.ena],
-        "free-tier-eligible": _never,
+        "free-tier-eligible": _no_value,
         "hypervisor": lambda _i: ["xen"],
-        "image-allowed": _never,  # Allowed AMIs is not in use
+        "image-allowed": _no_value,  # Allowed AMIs is not in use
         "image-id": lambda i: [i.image_id],
         "image-type": lambda _i: ["machine"],
         "is-public": lambda i: [i.public()],
-        "kernel-id": _never,
+        "kernel-id": _no_value,
         "manifest-location": lambda i: [i.location or f"{i.owner}/{i.name}"],
         "name": lambda i: [i.name],
-        "owner-alias": _never,  # only AWS's own images have one
+        "owner-alias": _no_value,  # only AWS's own images have one
         "owner-id": lambda i: [i.owner],
-        "platform": _never,  # set for Windows only
-        "product-code": _never,
-        "product-code.type": _never,
-        "public-ssm-parameter-name": _never,
-        "ramdisk-id": _never,
+        "platform": _no_value,  # set for Windows only
+        "product-code": _no_value,
+        "product-code.type": _no_value,
+        "public-ssm-parameter-name": _no_value,
+        "ramdisk-id": _no_value,
         "root-device-name": lambda i: [i.root_device],
         "root-device-type": lambda i: [i.root_type],
-        "source-image-id": lambda i: one(i.source_image),
-        "source-image-region": lambda i: one(i.source_region),
-        "source-instance-id": lambda i: one(i.source_instance),
-        "sriov-net-support": lambda i: one(i.sriov),
+        "source-image-id": lambda i: optional_value(i.source_image),
+        "source-image-region": lambda i: optional_value(i.source_region),
+        "source-instance-id": lambda i: optional_value(i.source_instance),
+        "sriov-net-support": lambda i: optional_value(i.sriov),
         "state": lambda i: [i.state(clock)],
         # A failed copy gives its reason in StateMessage of its snapshot only.
-        "state-reason-code": _never,
-        "state-reason-message": _never,
+        "state-reason-code": _no_value,
+        "state-reason-message": _no_value,
         "virtualization-type": lambda i: [i.virtualization],
     }
 
@@ -152,14 +177,14 @@ def _readers(clock: Clock) -> dict[str, Reader]:
 def describe_images(context: Context, params: Params) -> dict[str, Any]:
     """Return images that this account owns or may launch."""
     clock = context.clock
-    images = [i for i in common.everywhere(context, common.IMAGE) if sharing.may_launch(i, context)]
+    images = [i for i in list_of_all_accounts(context, IMAGE) if may_launch(i, context)]
     asked = params.get("ImageIds") or []
     if asked:
         known = {i.image_id: i for i in images}
         for image_id in asked:
-            common.check_id(common.IMAGE, image_id)
+            check_id(IMAGE, image_id)
             if image_id not in known:
-                raise common.not_found(common.IMAGE, image_id)
+                raise resource_not_found(IMAGE, image_id)
         images = [known[image_id] for image_id in dict.fromkeys(asked)]
     if not params.get("IncludeDisabled"):
         images = [i for i in images if not i.disabled or i.state(clock) != "disabled"]
@@ -172,14 +197,14 @@ def describe_images(context: Context, params: Params) -> dict[str, Any]:
         images = [i for i in images if i.owner in accounts]
     users = params.get("ExecutableUsers") or []
     if users:
-        images = [i for i in images if any(sharing.executable_by(i, user, context) for user in users)]
-    kept = select(images, params, _readers(clock), operation="DescribeImages")
-    shown, token = page(kept, params, lambda i: i.image_id)
+        images = [i for i in images if any(executable_by(i, user, context) for user in users)]
+    kept = apply_filters(images, params, _readers(clock), operation="DescribeImages")
+    shown, token = paginate(kept, params, lambda i: i.image_id)
     answer: dict[str, Any] = {"Images": [image_view(i, clock) for i in shown]}
     return answer | ({"NextToken": token} if token else {})
 
 
-def own(context: Context, image_id: str) -> Image:
+def find_own_image(context: Context, image_id: str) -> Image:
     """Return an image of this account, to change it.
 
     Raises
@@ -187,13 +212,13 @@ def own(context: Context, image_id: str) -> Image:
     AwsError
         It is malformed, unknown, or belongs to an account that only shared it.
     """
-    image = usable(context, image_id)
+    image = find_launchable_image(context, image_id)
     if image.owner != context.account:
         raise AwsError("AuthFailure", f"Not authorized for image:{image_id}")
     return image
 
 
-def usable(context: Context, image_id: str, *, region: str | None = None) -> Image:
+def find_launchable_image(context: Context, image_id: str, *, region: str | None = None) -> Image:
     """Return an image that this account may launch, whatever its state.
 
     Raises
@@ -201,17 +226,17 @@ def usable(context: Context, image_id: str, *, region: str | None = None) -> Ima
     AwsError
         It is malformed, unknown in the region or not shared with this account.
     """
-    image: Image | None = common.find_anywhere(context, common.IMAGE, image_id, region=region)
-    if image is None or not sharing.may_launch(image, context):
-        raise common.not_found(common.IMAGE, image_id)
+    image: Image | None = find_of_any_account(context, IMAGE, image_id, region=region)
+    if image is None or not may_launch(image, context):
+        raise resource_not_found(IMAGE, image_id)
     return image
 
 
-def check_name(context: Context, name: str | None) -> str:
+def _check_free_name(context: Context, name: str | None) -> str:
     """Return a name that is free, or refuse it as malformed or taken."""
     if not name:
         raise AwsError("MissingParameter", "The request must contain the parameter Name")
-    common.image_name(name)
+    check_image_name(name)
     for image in context.table("images").values():
         if image.name == name and image.state(context.clock) != "failed":
             text = f"AMI name {name} is already in use by AMI {image.image_id}"
@@ -246,15 +271,15 @@ def register_image(context: Context, params: Params) -> dict[str, Any]:
     EC2 reads a bundle by the bucket's ACL for it and not with the caller's rights; ACLs are not emulated, so
     any manifest in a bucket of the account will do, and its content is not read.
     """
-    imports.settle(context)
+    advance_import_tasks(context)
     with context.lock:
-        common.registration(params)
-        tags = at_creation(params, "image")["image"]
-        name = check_name(context, params.get("Name"))
-        devices = of_image(context, params)
+        check_registration(params)
+        tags = tags_at_creation(params, "image")["image"]
+        name = _check_free_name(context, params.get("Name"))
+        devices = _image_devices(context, params)
         _check_manifest(context, params.get("ImageLocation", ""))
         image = Image(
-            image_id=common.new_id("ami"),
+            image_id=new_id("ami"),
             owner=context.account,
             region=context.region,
             name=name,
@@ -297,13 +322,13 @@ IOPS = {"gp3": (3000, 80000), "io1": (100, 64000), "io2": (100, 256000)}
 THROUGHPUT = (125, 2000)
 
 
-def _error(text: str) -> AwsError:
+def _mapping_error(text: str) -> AwsError:
     return AwsError("InvalidBlockDeviceMapping", text)
 
 
-def check_volume(kind: str, size: int, iops: int | None, throughput: int | None) -> None:
+def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | None) -> None:
     """Refuse a size, IOPS or throughput that the volume type does not have."""
-    common.one_of("volumeType", kind, SIZES)
+    check_one_of("volumeType", kind, SIZES)
     smallest, largest = SIZES[kind]
     if not smallest <= size <= largest:
         text = f"Volume of {size}GiB is invalid for volume type {kind}: between {smallest} and {largest}."
@@ -326,7 +351,7 @@ def check_volume(kind: str, size: int, iops: int | None, throughput: int | None)
             raise AwsError("InvalidParameterValue", text)
 
 
-def of_image(context: Context, params: Params) -> list[dict[str, Any]]:
+def _image_devices(context: Context, params: Params) -> list[dict[str, Any]]:
     """Return the mapping of an image that is registered, as DescribeImages shows it.
 
     Raises
@@ -341,15 +366,15 @@ def of_image(context: Context, params: Params) -> list[dict[str, Any]]:
     for mapping in wanted:
         device = mapping.get("DeviceName", "")
         if not device or device in seen:
-            raise _error(f"The device '{device}' is used in more than one block-device mapping")
+            raise _mapping_error(f"The device '{device}' is used in more than one block-device mapping")
         seen.add(device)
         if "Ebs" in mapping:
-            shown.append({"DeviceName": device, "Ebs": _ebs(context, mapping["Ebs"])})
+            shown.append({"DeviceName": device, "Ebs": _ebs_device(context, mapping["Ebs"])})
         else:
             shown.append({k: v for k, v in mapping.items() if k in ("DeviceName", "VirtualName", "NoDevice")})
     rooted = any(m["DeviceName"] == root and "SnapshotId" in m.get("Ebs", {}) for m in shown)
     if not rooted and not params.get("ImageLocation"):
-        raise _error("No root snapshot specified in device mapping.")
+        raise _mapping_error("No root snapshot specified in device mapping.")
     return shown
 
 
@@ -362,7 +387,7 @@ def _check_manifest(context: Context, location: str) -> None:
         raise AwsError("InvalidManifest", text)
 
 
-def _ebs(context: Context, ebs: Params) -> dict[str, Any]:
+def _ebs_device(context: Context, ebs: Params) -> dict[str, Any]:
     honoured = {
         "DeleteOnTermination",
         "Encrypted",
@@ -380,26 +405,26 @@ def _ebs(context: Context, ebs: Params) -> dict[str, Any]:
     shown: dict[str, Any] = {"DeleteOnTermination": ebs.get("DeleteOnTermination", True)}
     size, encrypted = ebs.get("VolumeSize"), bool(ebs.get("Encrypted"))
     if "SnapshotId" in ebs:
-        snapshot = snapshots.usable(context, ebs["SnapshotId"])
+        snapshot = find_usable_snapshot(context, ebs["SnapshotId"])
         if "Encrypted" in ebs:
             # Documented: the encryption state cannot be given with a snapshot; text from memory.
             text = "The parameter encrypted cannot be used with the parameter snapshotId."
             raise AwsError("InvalidParameterCombination", text)
         size = snapshot.size_gib if size is None else size
         encrypted = snapshot.encrypted
-        check_fits(size, snapshot.snapshot_id, snapshot.size_gib)
+        check_volume_size(size, snapshot.snapshot_id, snapshot.size_gib)
         shown["SnapshotId"] = snapshot.snapshot_id
     if size is None:
         raise AwsError("MissingParameter", "Either a snapshot ID or a volume size must be specified.")
-    check_volume(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
+    check_volume_type(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
     shown |= {"VolumeSize": size, "VolumeType": kind, "Encrypted": encrypted}
     return shown | {k: ebs[k] for k in ("Iops", "Throughput") if k in ebs}
 
 
-def check_fits(size: int, snapshot_id: str, snapshot_gib: int) -> None:
+def check_volume_size(size: int, snapshot_id: str, snapshot_gib: int) -> None:
     """Refuse a volume that is smaller than the snapshot that it starts from."""
     if size < snapshot_gib:
-        raise _error(
+        raise _mapping_error(
             f"Volume of size {size}GB is smaller than snapshot '{snapshot_id}', "
             f"expect size >= {snapshot_gib}GB"
         )
@@ -416,12 +441,12 @@ YEAR = timedelta(days=365.25)
 @operation("ec2", "EnableImageDeprecation", honours=("DeprecateAt", "ImageId"))
 def enable_image_deprecation(context: Context, params: Params) -> dict[str, Any]:
     """Set the date from which an image is deprecated, to the minute."""
-    image = own(context, params["ImageId"])
+    image = find_own_image(context, params["ImageId"])
     moment: datetime = params["DeprecateAt"]
     now = context.clock.now()
     limit = image.created + 2 * YEAR if image.public() else now + 10 * YEAR
     if not now <= moment <= limit:
-        text = f"Value ({timestamp(moment)}) for parameter DeprecateAt is invalid."  # text from memory
+        text = f"Value ({image_timestamp(moment)}) for parameter DeprecateAt is invalid."  # text from memory
         raise AwsError("InvalidParameterValue", text)
     half_up = moment + timedelta(seconds=30)
     image.deprecate_at = half_up.replace(second=0, microsecond=0)
@@ -432,14 +457,14 @@ def enable_image_deprecation(context: Context, params: Params) -> dict[str, Any]
 @operation("ec2", "DisableImageDeprecation", honours=("ImageId",))
 def disable_image_deprecation(context: Context, params: Params) -> dict[str, Any]:
     """Take the deprecation date away."""
-    own(context, params["ImageId"]).deprecate_at = None
+    find_own_image(context, params["ImageId"]).deprecate_at = None
     return {"Return": True}
 
 
 @operation("ec2", "DisableImage", honours=("ImageId",))
 def disable_image(context: Context, params: Params) -> dict[str, Any]:
     """Make an image unlaunchable, unlisted and private again."""
-    image = own(context, params["ImageId"])
+    image = find_own_image(context, params["ImageId"])
     if image.state(context.clock) not in ("available", "disabled"):
         text = f"The image {image.image_id} is in the state {image.state(context.clock)}."  # text from memory
         raise AwsError("IncorrectState", text)
@@ -451,14 +476,14 @@ def disable_image(context: Context, params: Params) -> dict[str, Any]:
 @operation("ec2", "EnableImage", honours=("ImageId",))
 def enable_image(context: Context, params: Params) -> dict[str, Any]:
     """Make a disabled image available; whoever it was shared with does not come back."""
-    own(context, params["ImageId"]).disabled = False
+    find_own_image(context, params["ImageId"]).disabled = False
     return {"Return": True}
 
 
 @operation("ec2", "EnableImageDeregistrationProtection", honours=("ImageId", "WithCooldown"))
 def enable_image_deregistration_protection(context: Context, params: Params) -> dict[str, Any]:
     """Protect an image from being deregistered."""
-    image = own(context, params["ImageId"])
+    image = find_own_image(context, params["ImageId"])
     image.protection = "enabled-with-cooldown" if params.get("WithCooldown") else "enabled-without-cooldown"
     image.protection_lifted = None
     return {"Return": "true"}
@@ -467,7 +492,7 @@ def enable_image_deregistration_protection(context: Context, params: Params) -> 
 @operation("ec2", "DisableImageDeregistrationProtection", honours=("ImageId",))
 def disable_image_deregistration_protection(context: Context, params: Params) -> dict[str, Any]:
     """Lift the protection, at once or 24 hours later when it was enabled with a cooldown."""
-    image = own(context, params["ImageId"])
+    image = find_own_image(context, params["ImageId"])
     if image.protection == "enabled-with-cooldown":
         image.protection_lifted = image.protection_lifted or context.clock.now()
     else:
@@ -478,22 +503,22 @@ def disable_image_deregistration_protection(context: Context, params: Params) ->
 @operation("ec2", "DeregisterImage", honours=("DeleteAssociatedSnapshots", "ImageId"))
 def deregister_image(context: Context, params: Params) -> dict[str, Any]:
     """Deregister an image and, when asked, delete those of its snapshots that no other image needs."""
-    image = own(context, params["ImageId"])
-    protection = protection_of(image, context.clock)
+    image = find_own_image(context, params["ImageId"])
+    protection = deregistration_protection(image, context.clock)
     if protection != "disabled":
         # The code is documented; the text is from memory.
         text = f"The image {image.image_id} cannot be deregistered: its protection is {protection}."
         raise AwsError("OperationNotPermitted", text)
     del context.table("images")[image.image_id]
-    _release(context, image)
+    _mark_released(context, image)
     if not params.get("DeleteAssociatedSnapshots"):
         return {"Return": True}
     results = []
     table = context.table("snapshots")
     for snapshot_id in image.snapshot_ids():
-        if snapshots.using_images(context, snapshot_id):
+        if images_of_snapshot(context, snapshot_id):
             results.append({"SnapshotId": snapshot_id, "ReturnCode": "skipped"})
-        elif snapshot_id in table and snapshots.locked(table[snapshot_id], context.clock):
+        elif snapshot_id in table and is_locked(table[snapshot_id], context.clock):
             results.append({"SnapshotId": snapshot_id, "ReturnCode": "client-error"})  # a guess
         elif snapshot_id in table:
             del table[snapshot_id]
@@ -503,7 +528,7 @@ def deregister_image(context: Context, params: Params) -> dict[str, Any]:
     return {"Return": True, "DeleteSnapshotResults": results}
 
 
-def _release(context: Context, image: Image) -> None:
+def _mark_released(context: Context, image: Image) -> None:
     """Note on the image's snapshots that they were in use until now."""
     table = context.table("snapshots")
     for snapshot_id in image.snapshot_ids():
@@ -516,8 +541,8 @@ def _release(context: Context, image: Image) -> None:
 # Sources: the reference pages of the operations; "Block public access to your AMIs"; quota "Public AMIs" (5 a
 # region).
 
-PUBLIC_IMAGES = 5
-MEMBERS = {
+MAX_PUBLIC_IMAGES = 5
+GRANTEE_MEMBERS = {
     "UserIds": "UserId",
     "UserGroups": "Group",
     "OrganizationArns": "OrganizationArn",
@@ -530,13 +555,13 @@ def _permissions(params: Params) -> tuple[list[dict[str, str]], list[dict[str, s
     structure = params.get("LaunchPermission") or {}
     added = [dict(entry) for entry in structure.get("Add") or []]
     removed = [dict(entry) for entry in structure.get("Remove") or []]
-    flat = [{item: value} for member, item in MEMBERS.items() for value in params.get(member) or []]
+    flat = [{item: value} for member, item in GRANTEE_MEMBERS.items() for value in params.get(member) or []]
     if flat:
-        common.one_of("operationType", params.get("OperationType", ""), ("add", "remove"))
+        check_one_of("operationType", params.get("OperationType", ""), ("add", "remove"))
         (added if params["OperationType"] == "add" else removed).extend(flat)
     for entry in added + removed:
         for item, value in entry.items():
-            sharing.check_grantee(item, value)
+            check_grantee(item, value)
     return added, removed
 
 
@@ -559,17 +584,17 @@ def _permissions(params: Params) -> tuple[list[dict[str, str]], list[dict[str, s
 )
 def modify_image_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Change the description, the IMDS requirement or the launch permissions of an image."""
-    image = own(context, params["ImageId"])
+    image = find_own_image(context, params["ImageId"])
     attribute = params.get("Attribute")
-    common.one_of("attribute", attribute, ("description", "imdsSupport", "launchPermission"))
+    check_one_of("attribute", attribute, ("description", "imdsSupport", "launchPermission"))
     description = params.get("Description", {}).get("Value")
     imds = params.get("ImdsSupport", {}).get("Value")
     if attribute == "description":
         description = params.get("Value", description)
     if attribute == "imdsSupport":
         imds = params.get("Value", imds)
-    common.one_of("imdsSupport", imds, ("v2.0",))
-    common.description(description)
+    check_one_of("imdsSupport", imds, ("v2.0",))
+    check_description(description)
     added, removed = _permissions(params)
     if description is None and imds is None and not added and not removed:
         raise AwsError("InvalidParameterCombination", "No attributes specified.")
@@ -591,13 +616,13 @@ def _check_sharing(context: Context, image: Image, added: list[dict[str, str]]) 
         raise AwsError("InvalidAMIID.Unavailable" if state != "disabled" else "OperationNotPermitted", text)
     for snapshot_id in image.snapshot_ids():
         snapshot = context.table("snapshots").get(snapshot_id)
-        if snapshot is not None and snapshot.encrypted and encryption.managed(context, snapshot.kms_key):
+        if snapshot is not None and snapshot.encrypted and is_managed_key(context, snapshot.kms_key):
             # Code and text: public transcripts, of Packer among others.
             text = "Snapshots encrypted with the AWS Managed CMK can't be shared. Specify another snapshot."
             raise AwsError("InvalidParameter", text)
     if {"Group": "all"} not in added or image.public():
         return
-    if _blocked(context) == "block-new-sharing":
+    if _public_access_block(context) == "block-new-sharing":
         raise AwsError(
             "OperationNotPermitted",
             "You can't publicly share this image because block public access for AMIs is enabled "
@@ -606,24 +631,24 @@ def _check_sharing(context: Context, image: Image, added: list[dict[str, str]]) 
     if any(mapping.get("Ebs", {}).get("Encrypted") for mapping in image.mappings):
         # Documented: an image with encrypted volumes cannot be public; text from memory.
         raise AwsError("OperationNotPermitted", f"The image {image.image_id} has encrypted snapshots.")
-    if sum(1 for other in context.table("images").values() if other.public()) >= PUBLIC_IMAGES:
+    if sum(1 for other in context.table("images").values() if other.public()) >= MAX_PUBLIC_IMAGES:
         # Text from memory.
-        text = f"You have reached your quota of {PUBLIC_IMAGES} public images in this region."
+        text = f"You have reached your quota of {MAX_PUBLIC_IMAGES} public images in this region."
         raise AwsError("ResourceLimitExceeded", text)
 
 
 @operation("ec2", "ResetImageAttribute", honours=("Attribute", "ImageId"))
 def reset_image_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Take all launch permissions away."""
-    common.one_of("attribute", params["Attribute"], ("launchPermission",))
-    own(context, params["ImageId"]).permissions.clear()
+    check_one_of("attribute", params["Attribute"], ("launchPermission",))
+    find_own_image(context, params["ImageId"]).permissions.clear()
     return {}
 
 
 @operation("ec2", "DescribeImageAttribute", honours=("Attribute", "ImageId"))
 def describe_image_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Return one attribute of an image of this account."""
-    image = own(context, params["ImageId"])
+    image = find_own_image(context, params["ImageId"])
     attribute = params["Attribute"]
     if attribute == "blockDeviceMapping":
         # Documented: the attribute is deprecated and answers AuthFailure; DescribeImages shows the devices.
@@ -646,12 +671,12 @@ def describe_image_attribute(context: Context, params: Params) -> dict[str, Any]
         "imdsSupport": ("ImdsSupport", image.imds),
         "deregistrationProtection": ("DeregistrationProtection", view["DeregistrationProtection"]),
     }
-    common.one_of("attribute", attribute, (*values, "blockDeviceMapping", "launchPermission", "productCodes"))
+    check_one_of("attribute", attribute, (*values, "blockDeviceMapping", "launchPermission", "productCodes"))
     name, value = values[attribute]
     return answer | {name: {"Value": value} if value else {}}
 
 
-def _blocked(context: Context) -> str:
+def _public_access_block(context: Context) -> str:
     return str(context.table("ec2_settings").get("image_block", "unblocked"))
 
 
@@ -659,7 +684,7 @@ def _blocked(context: Context) -> str:
 def enable_image_block_public_access(context: Context, params: Params) -> dict[str, Any]:
     """Refuse from now on to make images of this region public."""
     state = params["ImageBlockPublicAccessState"]
-    common.one_of("imageBlockPublicAccessState", state, ("block-new-sharing",))
+    check_one_of("imageBlockPublicAccessState", state, ("block-new-sharing",))
     context.table("ec2_settings")["image_block"] = state
     return {"ImageBlockPublicAccessState": state}
 
@@ -674,7 +699,7 @@ def disable_image_block_public_access(context: Context, _params: Params) -> dict
 @operation("ec2", "GetImageBlockPublicAccessState")
 def get_image_block_public_access_state(context: Context, _params: Params) -> dict[str, Any]:
     """Tell whether images may be made public."""
-    return {"ImageBlockPublicAccessState": _blocked(context), "ManagedBy": "account"}
+    return {"ImageBlockPublicAccessState": _public_access_block(context), "ManagedBy": "account"}
 
 
 # CopyImage: an image of its own in this region, with snapshots of its own.
@@ -684,7 +709,7 @@ def get_image_block_public_access_state(context: Context, _params: Params) -> di
 # has two images of one name. Sources: the reference page of CopyImage; public transcripts of failed copies,
 # and of copies that were made twice.
 
-SETTLE_SECONDS = 5.0
+COPY_EXTRA_SECONDS = 5.0
 """How much later than its last snapshot a copied image becomes available."""
 
 
@@ -709,11 +734,11 @@ def copy_image(context: Context, params: Params) -> dict[str, Any]:
 
     A fault rule's outcome may give ``state_message``: the copy then fails with it.
     """
-    known = common.earlier(context, params)
+    known = find_token_result(context, params)
     if known in context.table("images"):
         return {"ImageId": known}
-    tags = at_creation(params, "image", "snapshot")
-    source = usable(context, params["SourceImageId"], region=params["SourceRegion"])
+    tags = tags_at_creation(params, "image", "snapshot")
+    source = find_launchable_image(context, params["SourceImageId"], region=params["SourceRegion"])
     state = source.state(context.clock)
     if state != "available":
         text = f"The image {source.image_id} is not available: it is {state}."  # text from memory
@@ -723,14 +748,14 @@ def copy_image(context: Context, params: Params) -> dict[str, Any]:
     name = params.get("Name")
     if not name:
         raise AwsError("MissingParameter", "The request must contain the parameter Name")
-    common.image_name(name)  # which may be taken: see above
-    common.description(params.get("Description"))
+    check_image_name(name)  # which may be taken: see above
+    check_description(params.get("Description"))
     minutes = params.get("SnapshotCopyCompletionDurationMinutes")
-    snapshots.check_minutes(minutes)
-    snapshots.check_copy_limit(context, len(source.snapshot_ids()))
+    check_completion_minutes(minutes)
+    check_copy_limit(context, len(source.snapshot_ids()))
     own_tags = dict(source.tags) if params.get("CopyImageTags") and source.owner == context.account else {}
     image = Image(
-        image_id=common.new_id("ami"),
+        image_id=new_id("ami"),
         owner=context.account,
         region=context.region,
         name=name,
@@ -752,7 +777,7 @@ def copy_image(context: Context, params: Params) -> dict[str, Any]:
     )
     _copy_snapshots(context, params, image, source, tags["snapshot"])
     context.table("images")[image.image_id] = image
-    common.remember(context, params, image.image_id)
+    record_token_result(context, params, image.image_id)
     return {"ImageId": image.image_id}
 
 
@@ -762,10 +787,10 @@ def _copy_snapshots(
     """Give every device of the copy a snapshot of its own, and the copy its duration and outcome."""
     made: dict[str, str] = {}
     originals = {
-        snapshot_id: _original(context, source, snapshot_id) for snapshot_id in source.snapshot_ids()
+        snapshot_id: _source_snapshot(context, source, snapshot_id) for snapshot_id in source.snapshot_ids()
     }
     choices = {
-        snapshot_id: encryption.choose(
+        snapshot_id: choose_encryption(
             context,
             wanted=params.get("Encrypted"),
             key=params.get("KmsKeyId"),
@@ -776,7 +801,7 @@ def _copy_snapshots(
     }
     for snapshot_id, original in originals.items():
         milliseconds = int(context.clock.now().timestamp() * 1000)
-        duplicate = snapshots.copy_of(
+        duplicate = add_snapshot_copy(
             context,
             original,
             choices[snapshot_id],
@@ -788,7 +813,7 @@ def _copy_snapshots(
         duplicate.failure = str(context.outcome.get("state_message", duplicate.failure))
         made[snapshot_id] = duplicate.snapshot_id
         image.failure = image.failure or duplicate.failure
-        image.seconds = max(image.seconds, duplicate.seconds + SETTLE_SECONDS)
+        image.seconds = max(image.seconds, duplicate.seconds + COPY_EXTRA_SECONDS)
     for mapping in image.mappings:
         ebs = mapping.get("Ebs", {})
         if ebs.get("SnapshotId") in made:
@@ -796,10 +821,41 @@ def _copy_snapshots(
             ebs["SnapshotId"] = made[ebs["SnapshotId"]]
 
 
-def _original(context: Context, source: Image, snapshot_id: str) -> Any:
+def _source_snapshot(context: Context, source: Image, snapshot_id: str) -> Any:
     """Return a source image's snapshot, which must be shared as well as the image to be copied."""
-    original = common.find_anywhere(context, common.SNAPSHOT, snapshot_id, region=source.region)
+    original = find_of_any_account(context, SNAPSHOT, snapshot_id, region=source.region)
     if original is None or not original.readable_by(context.account):
         text = "You do not have permission to access the storage of this ami"
         raise AwsError("InvalidRequest", text)
     return original
+
+
+def may_launch(image: Image, context: Context) -> bool:
+    """Tell whether the caller's account may use an image; only its owner may see a disabled or failed one."""
+    if image.owner == context.account:
+        return True
+    if image.state(context.clock) != "available":
+        return False
+    return image.public() or _shared_with(image, context.account) or _shared_with_organization(image, context)
+
+
+def executable_by(image: Image, user: str, context: Context) -> bool:
+    """Tell whether an image was explicitly shared with ``self``, an account, or ``all``."""
+    if user == "all":
+        return image.public()
+    if user in ("self", context.account):
+        return _shared_with(image, context.account) or _shared_with_organization(image, context)
+    return _shared_with(image, user)
+
+
+def _shared_with(image: Image, account: str) -> bool:
+    return {"UserId": account} in image.permissions
+
+
+def _shared_with_organization(image: Image, context: Context) -> bool:
+    known = context.table("organization", region="")
+    organizations, units = known.get("organizations", ()), known.get("units", ())
+    return any(
+        p.get("OrganizationArn") in organizations or p.get("OrganizationalUnitArn") in units
+        for p in image.permissions
+    )

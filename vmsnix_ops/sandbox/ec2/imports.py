@@ -16,15 +16,23 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.sandbox import objects
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import common, encryption
-from vmsnix_ops.sandbox.ec2.filters import page
-from vmsnix_ops.sandbox.ec2.state import BLOCK_BYTES, GIB, ImportTask, Snapshot
-from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
-from vmsnix_ops.sandbox.iam import evaluation
-from vmsnix_ops.sandbox.iam.evaluation import documents_of
-from vmsnix_ops.sandbox.s3 import buckets
+from vmsnix_ops.sandbox.ec2.common import (
+    IMPORT_TASK,
+    find_own,
+    find_token_result,
+    new_id,
+    record_token_result,
+    tag_list,
+    tags_at_creation,
+)
+from vmsnix_ops.sandbox.ec2.encryption import KEY_NOT_ACCESSIBLE, choose_encryption
+from vmsnix_ops.sandbox.ec2.filters import paginate
+from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, ImportTask, Snapshot
+from vmsnix_ops.sandbox.iam import policies_of_identity
+from vmsnix_ops.sandbox.policies import ALLOWED, AccessRequest, evaluate, trust_policy_allows
+from vmsnix_ops.sandbox.s3.buckets import s3_denial_reason
+from vmsnix_ops.sandbox.storage import ObjectReader, find_bucket, open_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,11 +41,11 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
 
 
-SERVICE = "vmie.amazonaws.com"
-QUESTION = evaluation.Question("sts:AssumeRole", "*", {"sts:externalid": ["vmimport"]})
+VM_IMPORT_SERVICE = "vmie.amazonaws.com"
+ASSUME_ROLE_REQUEST = AccessRequest("sts:AssumeRole", "*", {"sts:externalid": ["vmimport"]})
 
 
-def check(context: Context, role_name: str, bucket: str, key: str) -> None:
+def _check_role(context: Context, role_name: str, bucket: str, key: str) -> None:
     """Refuse a role that VM Import cannot use for a bucket.
 
     A role that reaches the bucket, but not this object of it, is found out later: then the task fails.
@@ -47,9 +55,10 @@ def check(context: Context, role_name: str, bucket: str, key: str) -> None:
     AwsError
         AWS has one text for all of it: no such role, VM Import may not assume it, the bucket is not its own.
     """
-    reads = may(context, role_name, "s3:GetObject", f"{bucket}/{key}")
+    reads = _role_allows(context, role_name, "s3:GetObject", f"{bucket}/{key}")
     reaches = any(
-        may(context, role_name, action, bucket) for action in ("s3:GetBucketLocation", "s3:ListBucket")
+        _role_allows(context, role_name, action, bucket)
+        for action in ("s3:GetBucketLocation", "s3:ListBucket")
     )
     if not reads and not reaches:
         raise AwsError(
@@ -58,10 +67,10 @@ def check(context: Context, role_name: str, bucket: str, key: str) -> None:
         )
 
 
-def may(context: Context, role_name: str, action: str, resource: str) -> bool:
+def _role_allows(context: Context, role_name: str, action: str, resource: str) -> bool:
     """Tell whether VM Import, with this role, may do something to an S3 resource, such as ``bucket/key``."""
     role = context.table("roles", region="").get(role_name)
-    if role is None or not evaluation.trusts(role.trust_policy, SERVICE, "", QUESTION):
+    if role is None or not trust_policy_allows(role.trust_policy, VM_IMPORT_SERVICE, "", ASSUME_ROLE_REQUEST):
         return False
     keys = {
         "aws:principalaccount": [context.account],
@@ -72,24 +81,24 @@ def may(context: Context, role_name: str, action: str, resource: str) -> bool:
         "aws:securetransport": ["true"],
         "aws:viaawsservice": ["false"],
     }
-    asked = evaluation.Question(action, f"arn:{context.partition}:s3:::{resource}", keys)
+    asked = AccessRequest(action, f"arn:{context.partition}:s3:::{resource}", keys)
     session = f"arn:{context.partition}:sts::{context.account}:assumed-role/{role.name}/vmimport"
-    return not buckets.why_not(
+    return not s3_denial_reason(
         context.tables,
         asked,
         account=context.account,
         principal=session,
-        documents=documents_of(context, role),
+        documents=policies_of_identity(context, role),
     )
 
 
-def may_use_key(context: Context, role_name: str, action: str, key: str) -> bool:
+def _role_allows_key(context: Context, role_name: str, action: str, key: str) -> bool:
     """Tell whether the role's own policies let it use a customer's key; key policies are not emulated."""
     role = context.table("roles", region="").get(role_name)
     if role is None:
         return False
-    asked = evaluation.Question(action, key, {"aws:requestedregion": [context.region]})
-    return evaluation.evaluate(documents_of(context, role), asked) == evaluation.ALLOWED
+    asked = AccessRequest(action, key, {"aws:requestedregion": [context.region]})
+    return evaluate(policies_of_identity(context, role), asked) == ALLOWED
 
 
 # What VM Import reads: an S3 object, as the service role may see it, and the disk image in it.
@@ -99,19 +108,19 @@ def may_use_key(context: Context, role_name: str, action: str, key: str) -> bool
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 
-LOOK_SECONDS = 10.0
+READ_SECONDS = 10.0
 """Real seconds that one look at a task spends on reading its source; clients wait for a minute by default."""
 
 NOT_LOCAL = "The given S3 object is not local to the region"
-VALIDATION = "ClientError: Disk validation failed"
+VALIDATION_FAILED = "ClientError: Disk validation failed"
 
 
-class UnusableError(Exception):
+class SourceError(Exception):
     """The source cannot be imported; the text is the task's StatusMessage."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SourceFormat:
     """What the check of a source found: its format, the bytes of the file and of the disk in it."""
 
     image_format: str
@@ -119,7 +128,7 @@ class Found:
     disk_bytes: int
 
 
-def location(container: Params) -> tuple[str, str, str]:
+def _source_location(container: Params) -> tuple[str, str, str]:
     """Return bucket, key and URL that a DiskContainer names; the URL is "" when it names a bucket.
 
     Raises
@@ -145,63 +154,65 @@ def location(container: Params) -> tuple[str, str, str]:
     raise AwsError("InvalidParameter", f"The URL '{url}' is not one of an S3 object.")  # text from memory
 
 
-def check_access(context: Context, role_name: str, bucket: str, key: str) -> None:
+def _check_source_access(context: Context, role_name: str, bucket: str, key: str) -> None:
     """Refuse at once what ImportSnapshot refuses at once: the role, and a bucket elsewhere."""
-    check(context, role_name, bucket, key)
-    found = objects.find_bucket(context.tables, bucket)
+    _check_role(context, role_name, bucket, key)
+    found = find_bucket(context.tables, bucket)
     if found is not None and found.region != context.region:
         raise AwsError("InvalidParameter", NOT_LOCAL)
 
 
-def require_present(context: Context, task: ImportTask) -> None:
+def _check_source(context: Context, task: ImportTask) -> None:
     """Fail the task when its object is gone, or out of the role's reach."""
-    bucket = objects.find_bucket(context.tables, task.bucket)
+    bucket = find_bucket(context.tables, task.bucket)
     reason = ""
-    if not may(context, task.role_name, "s3:GetObject", f"{task.bucket}/{task.key}"):
+    if not _role_allows(context, task.role_name, "s3:GetObject", f"{task.bucket}/{task.key}"):
         reason = "403 Forbidden"
     elif bucket is None or task.key not in bucket.objects:
         # Without the right to list, S3 does not tell what exists: it answers 403.
-        listing = may(context, task.role_name, "s3:ListBucket", task.bucket)
+        listing = _role_allows(context, task.role_name, "s3:ListBucket", task.bucket)
         reason = "404 Not Found" if listing else "403 Forbidden"
-    elif not _may_decrypt(context, task, bucket.objects[task.key].headers):
+    elif not _role_decrypts(context, task, bucket.objects[task.key].headers):
         reason = "403 Forbidden"
     elif task.etag and bucket.objects[task.key].etag != task.etag:
         # What AWS says then is not known; half of one image and half of another must not become a snapshot.
-        raise UnusableError(f"{VALIDATION} [The given resource was changed while it was read]")
+        raise SourceError(f"{VALIDATION_FAILED} [The given resource was changed while it was read]")
     if reason:
-        raise UnusableError(f"{VALIDATION} [We do not have access to the given resource. Reason {reason}]")
+        raise SourceError(
+            f"{VALIDATION_FAILED} [We do not have access to the given resource. Reason {reason}]"
+        )
 
 
-def _may_decrypt(context: Context, task: ImportTask, headers: Mapping[str, object]) -> bool:
+def _role_decrypts(context: Context, task: ImportTask, headers: Mapping[str, object]) -> bool:
     """Tell whether the role may decrypt an object that a customer's key encrypts; key policies allow it."""
     key = str(headers.get("SSEKMSKeyId") or "")
-    return not key.startswith("arn:") or may_use_key(context, task.role_name, "kms:Decrypt", key)
+    return not key.startswith("arn:") or _role_allows_key(context, task.role_name, "kms:Decrypt", key)
 
 
 @contextmanager
-def _reader(context: Context, task: ImportTask) -> Iterator[objects.ObjectReader]:
-    require_present(context, task)
+def _reader(context: Context, task: ImportTask) -> Iterator[ObjectReader]:
+    _check_source(context, task)
     try:
-        reader = objects.open_object(context.tables, context.folder, task.bucket, task.key)
+        reader = open_object(context.tables, context.folder, task.bucket, task.key)
         with reader:
             yield reader
     except FileNotFoundError as error:  # it was deleted while it was read
         reason = "We do not have access to the given resource. Reason 404 Not Found"
-        raise UnusableError(f"{VALIDATION} [{reason}]") from error
+        raise SourceError(f"{VALIDATION_FAILED} [{reason}]") from error
 
 
 @contextmanager
-def _image(reader: objects.ObjectReader, task: ImportTask) -> Iterator[DiskImage]:
+def _image(reader: ObjectReader, task: ImportTask) -> Iterator[DiskImage]:
     """Open the source as what the request says that it is; whatever is wrong with it fails the task."""
     vmdk = task.image_format == "VMDK"
     text = "Unsupported VMDK File Format" if vmdk else "Unsupported specified file format"
-    unsupported = UnusableError(f"{VALIDATION} [{text}]")
+    unsupported = SourceError(f"{VALIDATION_FAILED} [{text}]")
     try:
         with open_image(reader) as image:
             _require(image.format == task.image_format.lower(), unsupported)
             _require(not vmdk or image.subformat == "streamOptimized", unsupported)
             yield image
-    except (UnusableError, OSError):
+    except (SourceError, OSError):
         raise
     except Exception as error:
         # The classes of `disk`'s errors are in a module that the sandbox must not know; a program that is
@@ -212,12 +223,12 @@ def _image(reader: objects.ObjectReader, task: ImportTask) -> Iterator[DiskImage
         raise unsupported from error
 
 
-def _require(condition: bool, error: UnusableError) -> None:
+def _require(condition: bool, error: SourceError) -> None:
     if not condition:
         raise error
 
 
-def inspect(context: Context, task: ImportTask) -> Found:
+def _detect_format(context: Context, task: ImportTask) -> SourceFormat:
     """Open the source and check that it is what it was said to be.
 
     Raises
@@ -226,18 +237,18 @@ def inspect(context: Context, task: ImportTask) -> Found:
         It is not there, not readable, empty, or of another format. RAW takes any bytes, a VHD's too.
     """
     with _reader(context, task) as reader:
-        bucket = objects.find_bucket(context.tables, task.bucket)
+        bucket = find_bucket(context.tables, task.bucket)
         stored = bucket.objects.get(task.key) if bucket is not None else None
         task.etag = stored.etag if stored is not None else ""
         if reader.size == 0:
-            raise UnusableError(f"{VALIDATION} [Unsupported specified file format]")
+            raise SourceError(f"{VALIDATION_FAILED} [Unsupported specified file format]")
         if task.image_format == "RAW":
-            return Found("raw", reader.size, reader.size)
+            return SourceFormat("raw", reader.size, reader.size)
         with _image(reader, task) as image:
-            return Found(image.format, reader.size, image.size)
+            return SourceFormat(image.format, reader.size, image.size)
 
 
-def read_blocks(context: Context, task: ImportTask) -> None:
+def _read_blocks(context: Context, task: ImportTask) -> None:
     """Put blocks that are not all zeros into the block store, for a few seconds at most.
 
     A large disk takes several looks at its task, so that no answer takes longer than a client waits. The task
@@ -249,7 +260,7 @@ def read_blocks(context: Context, task: ImportTask) -> None:
         The source is gone, or damaged where it was not looked at before.
     """
     kept: dict[int, bytes] = {}
-    enough = time.monotonic() + LOOK_SECONDS
+    enough = time.monotonic() + READ_SECONDS
     done = True
     with _reader(context, task) as reader:
         for index, data in _blocks(reader, task):
@@ -263,7 +274,7 @@ def read_blocks(context: Context, task: ImportTask) -> None:
         task.read = done
 
 
-def _blocks(reader: objects.ObjectReader, task: ImportTask) -> Iterator[tuple[int, bytes | memoryview]]:
+def _blocks(reader: ObjectReader, task: ImportTask) -> Iterator[tuple[int, bytes | memoryview]]:
     """Yield the blocks that hold data and were not read yet."""
     if task.image_format == "RAW":
         yield from _raw_blocks(reader, task.next_block)
@@ -273,7 +284,7 @@ def _blocks(reader: objects.ObjectReader, task: ImportTask) -> Iterator[tuple[in
             yield block.index, block.data
 
 
-def _raw_blocks(reader: objects.ObjectReader, first: int) -> Iterator[tuple[int, bytes]]:
+def _raw_blocks(reader: ObjectReader, first: int) -> Iterator[tuple[int, bytes]]:
     zeros = bytes(BLOCK_BYTES)
     reader.seek(first * BLOCK_BYTES)
     index = first
@@ -303,11 +314,17 @@ def _raw_blocks(reader: objects.ObjectReader, first: int) -> Iterator[tuple[int,
 # Sources: public transcripts of describe-import-snapshot-tasks, and the reference pages of the operations;
 # the times are guesses of the right size (2 to 15 minutes a task).
 
-CHECK_SECONDS, CONVERT_SECONDS, BASE_SECONDS, SECONDS_PER_GIB, DELETING_SECONDS = 20.0, 40.0, 180.0, 30.0, 5.0
+VALIDATION_SECONDS, CONVERT_SECONDS, BASE_SECONDS, SECONDS_PER_GIB, DELETING_SECONDS = (
+    20.0,
+    40.0,
+    180.0,
+    30.0,
+    5.0,
+)
 LISTED_SECONDS = 7 * 24 * 3600.0
 """Finished tasks are listed for seven days (documented)."""
 
-ACTIVE_TASKS = 20
+MAX_ACTIVE_TASKS = 20
 """Import tasks of a region at the same time (documented quota)."""
 
 FORMATS = ("VHD", "VHDX", "VMDK", "RAW")
@@ -319,12 +336,12 @@ _busy: set[str] = set()
 """Tasks whose source somebody reads at this moment; guarded by the state lock."""
 
 
-def seconds(task: ImportTask) -> float:
+def _import_seconds(task: ImportTask) -> float:
     """Return after how many sandbox seconds a task is completed."""
     return BASE_SECONDS + SECONDS_PER_GIB * task.disk_gib
 
 
-def settle(context: Context) -> None:
+def advance_import_tasks(context: Context) -> None:
     """Bring every unfinished task of this account and region to where it should be by now.
 
     Call it without holding the state lock.
@@ -339,35 +356,35 @@ def _advance(context: Context, task: ImportTask) -> None:
     """Do what is due for one task, unless somebody else does it already."""
     age = context.clock.age(task.created)
     with context.lock:
-        if task.outcome or task.task_id in _busy or age < CHECK_SECONDS:
+        if task.outcome or task.task_id in _busy or age < VALIDATION_SECONDS:
             return
         _busy.add(task.task_id)
     try:
-        _work(context, task, age)
-    except UnusableError as error:
+        _advance_source(context, task, age)
+    except SourceError as error:
         with context.lock:
             if not task.outcome:
-                _end(context, task, "deleted", str(error))
+                _end_task(context, task, "deleted", str(error))
     finally:
         with context.lock:
             _busy.discard(task.task_id)
 
 
-def _work(context: Context, task: ImportTask, age: float) -> None:
+def _advance_source(context: Context, task: ImportTask, age: float) -> None:
     if task.message:  # it was decided at the start how this one ends
-        raise UnusableError(task.message)
+        raise SourceError(task.message)
     if not task.detected:
-        found = inspect(context, task)
+        found = _detect_format(context, task)
         task.size_bytes, task.disk_gib = found.file_bytes, max(1, math.ceil(found.disk_bytes / GIB))
         task.detected = found.image_format
     if age >= CONVERT_SECONDS and not task.read:
-        read_blocks(context, task)
-    require_present(context, task)
-    if task.read and context.clock.age(task.created) >= seconds(task):
+        _read_blocks(context, task)
+    _check_source(context, task)
+    if task.read and context.clock.age(task.created) >= _import_seconds(task):
         _complete(context, task)
 
 
-def _end(context: Context, task: ImportTask, outcome: str, message: str = "") -> None:
+def _end_task(context: Context, task: ImportTask, outcome: str, message: str = "") -> None:
     task.outcome, task.message, task.ended, task.blocks = outcome, message, context.clock.now(), {}
 
 
@@ -389,10 +406,10 @@ def _complete(context: Context, task: ImportTask) -> None:
             kms_key=task.kms_key,
             blocks=task.blocks,
         )
-        _end(context, task, "completed")
+        _end_task(context, task, "completed")
 
 
-def _state(context: Context, task: ImportTask) -> dict[str, Any]:
+def _task_state(context: Context, task: ImportTask) -> dict[str, Any]:
     """Return the members of SnapshotTaskDetail that change over time."""
     if task.outcome == "completed":
         return {
@@ -408,11 +425,11 @@ def _state(context: Context, task: ImportTask) -> dict[str, Any]:
         )
     age = context.clock.age(task.created)
     if not task.detected:
-        step, progress = "pending", 0 if age < CHECK_SECONDS / 2 else 3
+        step, progress = "pending", 0 if age < VALIDATION_SECONDS / 2 else 3
     elif age < CONVERT_SECONDS:
         step, progress = "validated", 32
     else:
-        share = min(1.0, (age - CONVERT_SECONDS) / (seconds(task) - CONVERT_SECONDS))
+        share = min(1.0, (age - CONVERT_SECONDS) / (_import_seconds(task) - CONVERT_SECONDS))
         step, progress = "downloading/converting", int(42 + 53 * share)
     return {
         "Status": "active",
@@ -424,7 +441,7 @@ def _state(context: Context, task: ImportTask) -> dict[str, Any]:
 
 def task_view(context: Context, task: ImportTask) -> dict[str, Any]:
     """Return a task as both operations show it."""
-    detail = _state(context, task)
+    detail = _task_state(context, task)
     if task.detected:
         detail["Format"] = task.image_format
     if task.disk_description:
@@ -463,7 +480,7 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
     validated.
     """
     table = context.table("import_tasks")
-    known = common.earlier(context, params)
+    known = find_token_result(context, params)
     if known in table:
         return task_view(context, table[known])
     container = params.get("DiskContainer") or {}
@@ -472,19 +489,21 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
         # From memory.
         text = f"Unsupported disk image format '{container.get('Format', '')}': use VHD, VMDK or RAW."
         raise AwsError("InvalidParameter", text)
-    bucket, key, url = location(container)
-    tags = at_creation(params, "import-snapshot-task")["import-snapshot-task"]
+    bucket, key, url = _source_location(container)
+    tags = tags_at_creation(params, "import-snapshot-task")["import-snapshot-task"]
     role_name = params.get("RoleName", "vmimport")
-    check_access(context, role_name, bucket, key)
-    if sum(1 for t in table.values() if not t.outcome) >= ACTIVE_TASKS:
-        text = f"You have reached the limit of {ACTIVE_TASKS} concurrent import tasks."  # text from memory
+    _check_source_access(context, role_name, bucket, key)
+    if sum(1 for t in table.values() if not t.outcome) >= MAX_ACTIVE_TASKS:
+        text = (
+            f"You have reached the limit of {MAX_ACTIVE_TASKS} concurrent import tasks."  # text from memory
+        )
         raise AwsError("ResourceCountLimitExceeded", text)
-    chosen = encryption.choose(context, wanted=params.get("Encrypted"), key=params.get("KmsKeyId"))
+    chosen = choose_encryption(context, wanted=params.get("Encrypted"), key=params.get("KmsKeyId"))
     usable = not params.get("KmsKeyId") or all(
-        may_use_key(context, role_name, action, chosen.key) for action in KEY_ACTIONS
+        _role_allows_key(context, role_name, action, chosen.key) for action in KEY_ACTIONS
     )
     task = ImportTask(
-        task_id=common.new_id("import-snap"),
+        task_id=new_id("import-snap"),
         owner=context.account,
         region=context.region,
         created=context.clock.now(),
@@ -498,13 +517,13 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
         encrypted=chosen.encrypted,
         kms_key=chosen.key,
         tags=tags,
-        snapshot_id=common.new_id("snap"),
+        snapshot_id=new_id("snap"),
         # The text for a bad key is from memory.
         message=context.outcome.get("status_message")
-        or (f"ClientError: {encryption.NOT_ACCESSIBLE}" if chosen.failure or not usable else ""),
+        or (f"ClientError: {KEY_NOT_ACCESSIBLE}" if chosen.failure or not usable else ""),
     )
     table[task.task_id] = task
-    common.remember(context, params, task.task_id)
+    record_token_result(context, params, task.task_id)
     return task_view(context, task)
 
 
@@ -516,7 +535,7 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
 )
 def describe_import_snapshot_tasks(context: Context, params: Params) -> dict[str, Any]:
     """Return import tasks; a finished one for seven days."""
-    settle(context)
+    advance_import_tasks(context)
     if params.get("Filters"):
         # The reference has the parameter but documents no filter at all.
         name = params["Filters"][0].get("Name", "")
@@ -528,8 +547,8 @@ def describe_import_snapshot_tasks(context: Context, params: Params) -> dict[str
         ]:
             del table[task_id]
         asked = params.get("ImportTaskIds") or []
-        found = [common.find_own(context, common.IMPORT_TASK, task_id) for task_id in dict.fromkeys(asked)]
-        shown, token = page(found if asked else table.values(), params, lambda t: t.task_id)
+        found = [find_own(context, IMPORT_TASK, task_id) for task_id in dict.fromkeys(asked)]
+        shown, token = paginate(found if asked else table.values(), params, lambda t: t.task_id)
         answer: dict[str, Any] = {"ImportSnapshotTasks": [task_view(context, task) for task in shown]}
     return answer | ({"NextToken": token} if token else {})
 
@@ -540,11 +559,11 @@ def cancel_import_task(context: Context, params: Params) -> dict[str, Any]:
     task_id = params.get("ImportTaskId")
     if not task_id:
         raise AwsError("MissingParameter", "The request must contain the parameter ImportTaskId")
-    task: ImportTask = common.find_own(context, common.IMPORT_TASK, task_id)
+    task: ImportTask = find_own(context, IMPORT_TASK, task_id)
     if task.outcome:
-        status = _state(context, task)["Status"]
+        status = _task_state(context, task)["Status"]
         text = f"The import task {task_id} is {status} and cannot be cancelled."  # from memory
         raise AwsError("IncorrectState", text)
-    previous = _state(context, task)["Status"]
-    _end(context, task, "cancelled", params.get("CancelReason", ""))
+    previous = _task_state(context, task)["Status"]
+    _end_task(context, task, "cancelled", params.get("CancelReason", ""))
     return {"ImportTaskId": task_id, "PreviousState": previous, "State": "deleting"}

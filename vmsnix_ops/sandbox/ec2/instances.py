@@ -13,18 +13,29 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation
 from vmsnix_ops.sandbox.credentials import unique_id
-from vmsnix_ops.sandbox.ec2 import common, images, places, templates, volumes
-from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
-from vmsnix_ops.sandbox.ec2.state import Instance
-from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
-from vmsnix_ops.sandbox.iam.common import Role
-from vmsnix_ops.sandbox.wire.errors import not_emulated
+from vmsnix_ops.sandbox.ec2.common import (
+    INSTANCE,
+    check_one_of,
+    find_own,
+    find_token_result,
+    new_id,
+    record_token_result,
+    tag_list,
+    tags_at_creation,
+)
+from vmsnix_ops.sandbox.ec2.filters import FilterReader, apply_filters, optional_value, paginate
+from vmsnix_ops.sandbox.ec2.images import find_launchable_image, image_timestamp
+from vmsnix_ops.sandbox.ec2.resources import Instance
+from vmsnix_ops.sandbox.ec2.templates import resolve_launch
+from vmsnix_ops.sandbox.ec2.volumes import add_volume
+from vmsnix_ops.sandbox.ec2.zones import check_zone, zones_of
+from vmsnix_ops.sandbox.iam import Role
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context, Params
-    from vmsnix_ops.sandbox.ec2.state import Image
+    from vmsnix_ops.sandbox.ec2.resources import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +72,9 @@ _TYPES = (
     InstanceType("c7g.large", ("arm64",), ("uefi",), 2, 4096),
     InstanceType("c7i.large", ("x86_64",), _BOTH, 2, 4096),
 )
-TYPES = {kind.name: kind for kind in _TYPES}
+INSTANCE_TYPES = {kind.name: kind for kind in _TYPES}
 
-_READERS: dict[str, Reader] = {
+_READERS: dict[str, FilterReader] = {
     "bare-metal": lambda _t: [False],
     "burstable-performance-supported": lambda t: [t.burstable],
     "current-generation": lambda t: [t.name != "t2.micro"],
@@ -80,7 +91,7 @@ _READERS: dict[str, Reader] = {
 }
 
 
-def find(name: str) -> InstanceType:
+def find_instance_type(name: str) -> InstanceType:
     """Return an instance type.
 
     Raises
@@ -88,12 +99,12 @@ def find(name: str) -> InstanceType:
     AwsError
         ``InvalidInstanceType``: AWS does not have it, or the sandbox does not.
     """
-    if name not in TYPES:
+    if name not in INSTANCE_TYPES:
         raise AwsError("InvalidInstanceType", f"The following supplied instance types do not exist: [{name}]")
-    return TYPES[name]
+    return INSTANCE_TYPES[name]
 
 
-def _view(kind: InstanceType) -> dict[str, Any]:
+def _instance_type_view(kind: InstanceType) -> dict[str, Any]:
     tpm = kind.nitro and "uefi" in kind.boot_modes
     return {
         "InstanceType": kind.name,
@@ -115,19 +126,21 @@ def _view(kind: InstanceType) -> dict[str, Any]:
 @operation("ec2", "DescribeInstanceTypes", honours=("Filters", "InstanceTypes", "MaxResults", "NextToken"))
 def describe_instance_types(_context: Context, params: Params) -> dict[str, Any]:
     """Return the instance types that the sandbox has, with the attributes that it knows."""
-    found = [find(name) for name in params.get("InstanceTypes") or TYPES]
-    kept = select(found, params, _READERS, tags=False, operation="DescribeInstanceTypes")
-    shown, token = page(
+    found = [find_instance_type(name) for name in params.get("InstanceTypes") or INSTANCE_TYPES]
+    kept = apply_filters(found, params, _READERS, tags=False, operation="DescribeInstanceTypes")
+    shown, token = paginate(
         kept, params, lambda t: t.name, smallest=5, largest=100, default=100, not_with="InstanceTypes"
     )
-    return {"InstanceTypes": [_view(kind) for kind in shown]} | ({"NextToken": token} if token else {})
+    return {"InstanceTypes": [_instance_type_view(kind) for kind in shown]} | (
+        {"NextToken": token} if token else {}
+    )
 
 
 # What a launch takes from the image and the instance type, and when the two do not fit.
 #
 # Sources: "Instance launch behavior with boot modes", "Configure the AMI" (IMDSv2), "EBS volume lifecycle".
 
-METADATA = {
+METADATA_OPTIONS = {
     "HttpTokens": ("optional", "required"),
     "HttpEndpoint": ("enabled", "disabled"),
     "HttpProtocolIpv6": ("disabled", "enabled"),
@@ -135,7 +148,7 @@ METADATA = {
 }
 
 
-def check(context: Context, image: Image, kind: InstanceType, asked: Params) -> None:
+def _check_launch(context: Context, image: Image, kind: InstanceType, asked: Params) -> None:
     """Refuse an image that cannot be launched now, or not on this type."""
     state = image.state(context.clock)
     if state != "available":
@@ -151,7 +164,7 @@ def check(context: Context, image: Image, kind: InstanceType, asked: Params) -> 
             "that have matching architectures, and try again. You can use 'describe-instance-types' or "
             "'describe-images' to discover the architecture of the instance type or AMI.",
         )
-    if image.boot_mode and boot_mode(image, kind) not in kind.boot_modes:
+    if image.boot_mode and _boot_mode(image, kind) not in kind.boot_modes:
         # The code is documented, the text is from memory.
         text = f"The boot mode '{image.boot_mode}' of the AMI is not one of the instance type '{kind.name}'."
         raise AwsError("InvalidParameterValue", text)
@@ -165,17 +178,17 @@ def check(context: Context, image: Image, kind: InstanceType, asked: Params) -> 
         text = f"The instance type '{kind.name}' does not support NitroTPM."  # text from memory
         raise AwsError("InvalidParameterCombination", text)
     market = asked.get("InstanceMarketOptions") or {}
-    common.one_of("marketType", market.get("MarketType"), ("spot",))
-    common.one_of(
+    check_one_of("marketType", market.get("MarketType"), ("spot",))
+    check_one_of(
         "instanceInitiatedShutdownBehavior",
         asked.get("InstanceInitiatedShutdownBehavior"),
         ("stop", "terminate"),
     )
-    for member, allowed in METADATA.items():
-        common.one_of(member, (asked.get("MetadataOptions") or {}).get(member), allowed)
+    for member, allowed in METADATA_OPTIONS.items():
+        check_one_of(member, (asked.get("MetadataOptions") or {}).get(member), allowed)
 
 
-def instance_profile(context: Context, asked: Params) -> dict[str, Any]:
+def _instance_profile(context: Context, asked: Params) -> dict[str, Any]:
     """Return the instance profile of a launch as DescribeInstances shows it; empty without one.
 
     Instance profiles are not emulated: each role has one of its own name, as the console makes it.
@@ -192,7 +205,7 @@ def instance_profile(context: Context, asked: Params) -> dict[str, Any]:
     return {"IamInstanceProfile": shown}
 
 
-def boot_mode(image: Image, kind: InstanceType) -> str:
+def _boot_mode(image: Image, kind: InstanceType) -> str:
     """Return the boot mode that an instance of this image on this type has."""
     if image.boot_mode == "uefi-preferred":
         return "uefi" if "uefi" in kind.boot_modes else "legacy-bios"
@@ -201,28 +214,28 @@ def boot_mode(image: Image, kind: InstanceType) -> str:
     return "uefi" if kind.boot_modes == ("uefi",) else "legacy-bios"
 
 
-def details(image: Image, kind: InstanceType, asked: Params) -> dict[str, Any]:
+def _instance_details(image: Image, kind: InstanceType, asked: Params) -> dict[str, Any]:
     """Return what DescribeInstances shows beyond the instance's own fields."""
     required = image.imds == "v2.0"
-    metadata = {name: allowed[0] for name, allowed in METADATA.items()}
+    metadata = {name: allowed[0] for name, allowed in METADATA_OPTIONS.items()}
     metadata["HttpTokens"] = "required" if required else "optional"
     options = {"State": "applied", "HttpPutResponseHopLimit": 2 if required else 1} | metadata
     shown: dict[str, Any] = {
         "MetadataOptions": options | (asked.get("MetadataOptions") or {}),
         "EnaSupport": image.ena,
         "EbsOptimized": False,
-        "CurrentInstanceBootMode": boot_mode(image, kind),
+        "CurrentInstanceBootMode": _boot_mode(image, kind),
     }
     if image.boot_mode:
         shown["BootMode"] = image.boot_mode
     if image.tpm:
         shown["TpmSupport"] = image.tpm
     if (asked.get("InstanceMarketOptions") or {}).get("MarketType") == "spot":
-        shown |= {"InstanceLifecycle": "spot", "SpotInstanceRequestId": common.new_id("sir")}
+        shown |= {"InstanceLifecycle": "spot", "SpotInstanceRequestId": new_id("sir")}
     return shown
 
 
-def instance_devices(image: Image, wanted: list[Params]) -> list[Params]:
+def launch_devices(image: Image, wanted: list[Params]) -> list[Params]:
     """Return the image's block devices with the launch's changes."""
     found = {m["DeviceName"]: copy.deepcopy(m) for m in image.mappings if "Ebs" in m}
     for mapping in wanted:
@@ -243,7 +256,7 @@ def instance_devices(image: Image, wanted: list[Params]) -> list[Params]:
 # Networks are not emulated. Sources: the reference pages of the operations; error texts from public
 # transcripts where not marked otherwise.
 
-CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48}
+STATE_CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48}
 TERMINATED_SECONDS = 3600.0
 """A terminated instance is listed for about an hour (documented)."""
 
@@ -264,16 +277,16 @@ RUN_PARAMETERS = (
     "TagSpecifications",
     "UserData",
 )
-VCPU_LIMIT = 64
+MAX_VCPUS = 64
 """Quota of running on-demand virtual processors of an account and region; new accounts have less."""
 
 
-def state_view(name: str) -> dict[str, Any]:
+def _state_view(name: str) -> dict[str, Any]:
     """Return a state with its code."""
-    return {"Name": name, "Code": CODES[name]}
+    return {"Name": name, "Code": STATE_CODES[name]}
 
 
-def tidy(context: Context) -> None:
+def remove_terminated(context: Context) -> None:
     """Remove what terminated instances leave: volumes at once, the instances themselves an hour later."""
     table, disks = context.table("instances"), context.table("volumes")
     for instance in [i for i in table.values() if i.state(context.clock) == "terminated"]:
@@ -293,7 +306,7 @@ def instance_view(context: Context, instance: Instance) -> dict[str, Any]:
         "InstanceId": instance.instance_id,
         "ImageId": instance.image_id,
         "InstanceType": instance.kind,
-        "State": state_view(state),
+        "State": _state_view(state),
         "LaunchTime": instance.launched,
         "AmiLaunchIndex": instance.launch_index,
         "Placement": {"AvailabilityZone": instance.zone, "Tenancy": "default"},
@@ -331,40 +344,40 @@ def instance_view(context: Context, instance: Instance) -> dict[str, Any]:
     return shown
 
 
-def _details(name: str, inner: str = "") -> Reader:
+def _detail_value(name: str, inner: str = "") -> FilterReader:
     def read(instance: Any) -> list[object]:
         value = instance.details.get(name)
-        return one(value.get(inner) if inner and value is not None else value)
+        return optional_value(value.get(inner) if inner and value is not None else value)
 
     return read
 
 
-def _readers(context: Context) -> dict[str, Reader]:
+def _readers(context: Context) -> dict[str, FilterReader]:
     clock = context.clock
     return {
         "architecture": lambda i: [i.architecture],
         "availability-zone": lambda i: [i.zone],
-        "boot-mode": _details("BootMode"),
-        "client-token": lambda i: one(i.token),
-        "current-instance-boot-mode": _details("CurrentInstanceBootMode"),
-        "ena-support": _details("EnaSupport"),
+        "boot-mode": _detail_value("BootMode"),
+        "client-token": lambda i: optional_value(i.token),
+        "current-instance-boot-mode": _detail_value("CurrentInstanceBootMode"),
+        "ena-support": _detail_value("EnaSupport"),
         "hypervisor": lambda _i: ["xen"],
         "image-id": lambda i: [i.image_id],
         "instance-id": lambda i: [i.instance_id],
-        "instance-lifecycle": _details("InstanceLifecycle"),
-        "instance-state-code": lambda i: [CODES[i.state(clock)]],
+        "instance-lifecycle": _detail_value("InstanceLifecycle"),
+        "instance-state-code": lambda i: [STATE_CODES[i.state(clock)]],
         "instance-state-name": lambda i: [i.state(clock)],
         "instance-type": lambda i: [i.kind],
         "launch-index": lambda i: [i.launch_index],
-        "launch-time": lambda i: [images.timestamp(i.launched)],
-        "metadata-options.http-tokens": _details("MetadataOptions", "HttpTokens"),
+        "launch-time": lambda i: [image_timestamp(i.launched)],
+        "metadata-options.http-tokens": _detail_value("MetadataOptions", "HttpTokens"),
         "owner-id": lambda i: [i.owner],
         "platform-details": lambda _i: ["Linux/UNIX"],
         "reservation-id": lambda i: [i.reservation_id],
         "root-device-name": lambda i: [i.root_device],
         "root-device-type": lambda _i: ["ebs"],
-        "spot-instance-request-id": _details("SpotInstanceRequestId"),
-        "tpm-support": _details("TpmSupport"),
+        "spot-instance-request-id": _detail_value("SpotInstanceRequestId"),
+        "tpm-support": _detail_value("TpmSupport"),
         "virtualization-type": lambda _i: ["hvm"],
     }
 
@@ -376,32 +389,32 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     A fault rule's outcome may give ``console``, the text that the instances print, and ``impaired``: true for
     status checks that fail.
     """
-    tidy(context)
-    known = common.earlier(context, params)
+    remove_terminated(context)
+    known = find_token_result(context, params)
     if known is not None:
-        return _launched_before(context, known)
-    asked = templates.resolve(context, params)
+        return _earlier_launch(context, known)
+    asked = resolve_launch(context, params)
     image_id = asked.get("ImageId")
     if not image_id:
         raise AwsError("MissingParameter", "The request must contain the parameter ImageId")
-    image = images.usable(context, image_id)
+    image = find_launchable_image(context, image_id)
     if image.location:
         raise not_emulated("ec2", "RunInstances", "an image with an instance store")
-    kind = find(asked.get("InstanceType", "m1.small"))
-    check(context, image, kind, asked)
-    profile = instance_profile(context, asked)
-    if lacks(context, asked):
-        make(context)
-    zone = (asked.get("Placement") or {}).get("AvailabilityZone") or places.zones(context.region)[0]
-    places.check_zone(context, zone)
-    devices = instance_devices(image, asked.get("BlockDeviceMappings") or [])
-    count = _count(context, kind, params)
-    given = at_creation(asked, "instance", "volume", "spot-instances-request")
-    reservation = common.new_id("r")
+    kind = find_instance_type(asked.get("InstanceType", "m1.small"))
+    _check_launch(context, image, kind, asked)
+    profile = _instance_profile(context, asked)
+    if lacks_spot_role(context, asked):
+        _create_spot_role(context)
+    zone = (asked.get("Placement") or {}).get("AvailabilityZone") or zones_of(context.region)[0]
+    check_zone(context, zone)
+    devices = launch_devices(image, asked.get("BlockDeviceMappings") or [])
+    count = _launch_count(context, kind, params)
+    given = tags_at_creation(asked, "instance", "volume", "spot-instances-request")
+    reservation = new_id("r")
     started = []
     for index in range(count):
         instance = Instance(
-            instance_id=common.new_id("i"),
+            instance_id=new_id("i"),
             reservation_id=reservation,
             owner=context.account,
             image_id=image.image_id,
@@ -410,7 +423,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
             launched=context.clock.now(),
             architecture=image.architecture,
             root_device=image.root_device,
-            details=details(image, kind, asked) | profile,
+            details=_instance_details(image, kind, asked) | profile,
             tags=dict(given["instance"]),
             token=params.get("ClientToken", ""),
             launch_index=index,
@@ -419,16 +432,16 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
             protected=bool(asked.get("DisableApiTermination")),
             impaired=bool(context.outcome.get("impaired")),
         )
-        _attach(context, instance, devices, given["volume"])
-        instance.console = str(context.outcome.get("console", _boot_text(context, instance)))
+        _attach_volumes(context, instance, devices, given["volume"])
+        instance.console = str(context.outcome.get("console", _boot_sector_text(context, instance)))
         context.table("instances")[instance.instance_id] = instance
         started.append(instance)
     image.last_launched = context.clock.now()
-    common.remember(context, params, reservation)
-    return _reservation(context, reservation, started)
+    record_token_result(context, params, reservation)
+    return _reservation_view(context, reservation, started)
 
 
-def _launched_before(context: Context, reservation: str) -> dict[str, Any]:
+def _earlier_launch(context: Context, reservation: str) -> dict[str, Any]:
     found = [i for i in context.table("instances").values() if i.reservation_id == reservation]
     if not found or any(i.terminating is not None for i in found):
         raise AwsError(
@@ -436,10 +449,10 @@ def _launched_before(context: Context, reservation: str) -> dict[str, Any]:
             "The request to launch an instance uses the same client token as a previous request "
             "for which the instance has been terminated.",
         )
-    return _reservation(context, reservation, found)
+    return _reservation_view(context, reservation, found)
 
 
-def _count(context: Context, kind: InstanceType, params: Params) -> int:
+def _launch_count(context: Context, kind: InstanceType, params: Params) -> int:
     """Return how many instances to launch: as many as the quota lets, at least MinCount."""
     least, most = params["MinCount"], params["MaxCount"]
     if not 1 <= least <= most:
@@ -448,26 +461,28 @@ def _count(context: Context, kind: InstanceType, params: Params) -> int:
         )
         raise AwsError("InvalidParameterValue", text)
     alive = [i for i in context.table("instances").values() if i.terminating is None]
-    used = sum(find(i.kind).processors for i in alive)
-    room = (VCPU_LIMIT - used) // kind.processors
+    used = sum(find_instance_type(i.kind).processors for i in alive)
+    room = (MAX_VCPUS - used) // kind.processors
     if room < least:
         raise AwsError(
             "VcpuLimitExceeded",
-            f"You have requested more vCPU capacity than your current vCPU limit of {VCPU_LIMIT} allows "
+            f"You have requested more vCPU capacity than your current vCPU limit of {MAX_VCPUS} allows "
             "for the instance bucket that the specified instance type belongs to.",
         )
     return int(min(most, room))
 
 
-def _attach(context: Context, instance: Instance, devices: list[Params], tags: dict[str, str]) -> None:
+def _attach_volumes(
+    context: Context, instance: Instance, devices: list[Params], tags: dict[str, str]
+) -> None:
     for device in devices:
-        volume = volumes.make_volume(context, device["Ebs"], instance.zone, dict(tags), through_image=True)
+        volume = add_volume(context, device["Ebs"], instance.zone, dict(tags), through_image=True)
         volume.instance_id, volume.device = instance.instance_id, device["DeviceName"]
         volume.attached = context.clock.now()
         volume.delete_on_termination = device["Ebs"].get("DeleteOnTermination", True)
 
 
-def _boot_text(context: Context, instance: Instance) -> str:
+def _boot_sector_text(context: Context, instance: Instance) -> str:
     """Return the texts that stand in the root volume's boot sector.
 
     What a machine would print cannot be known without running it. A boot sector that prints a message and
@@ -485,7 +500,7 @@ def _boot_text(context: Context, instance: Instance) -> str:
     return ""
 
 
-def _reservation(context: Context, reservation: str, found: list[Instance]) -> dict[str, Any]:
+def _reservation_view(context: Context, reservation: str, found: list[Instance]) -> dict[str, Any]:
     return {
         "ReservationId": reservation,
         "OwnerId": context.account,
@@ -496,21 +511,21 @@ def _reservation(context: Context, reservation: str, found: list[Instance]) -> d
 @operation("ec2", "DescribeInstances", honours=("Filters", "InstanceIds", "MaxResults", "NextToken"))
 def describe_instances(context: Context, params: Params) -> dict[str, Any]:
     """Return instances, grouped by the call that launched them."""
-    tidy(context)
+    remove_terminated(context)
     asked = params.get("InstanceIds") or []
-    found = [common.find_own(context, common.INSTANCE, i) for i in dict.fromkeys(asked)]
-    kept = select(
+    found = [find_own(context, INSTANCE, i) for i in dict.fromkeys(asked)]
+    kept = apply_filters(
         found if asked else context.table("instances").values(),
         params,
         _readers(context),
         operation="DescribeInstances",
     )
-    shown, token = page(kept, params, lambda i: i.instance_id, smallest=5, not_with="InstanceIds")
+    shown, token = paginate(kept, params, lambda i: i.instance_id, smallest=5, not_with="InstanceIds")
     groups: dict[str, list[Instance]] = {}
     for instance in shown:
         groups.setdefault(instance.reservation_id, []).append(instance)
     answer: dict[str, Any] = {
-        "Reservations": [_reservation(context, r, group) for r, group in groups.items()]
+        "Reservations": [_reservation_view(context, r, group) for r, group in groups.items()]
     }
     return answer | ({"NextToken": token} if token else {})
 
@@ -518,8 +533,8 @@ def describe_instances(context: Context, params: Params) -> dict[str, Any]:
 @operation("ec2", "TerminateInstances", honours=("InstanceIds",))
 def terminate_instances(context: Context, params: Params) -> dict[str, Any]:
     """Begin to terminate instances, all or none of them."""
-    tidy(context)
-    found = [common.find_own(context, common.INSTANCE, i) for i in dict.fromkeys(params["InstanceIds"])]
+    remove_terminated(context)
+    found = [find_own(context, INSTANCE, i) for i in dict.fromkeys(params["InstanceIds"])]
     for instance in found:
         if instance.protected:
             raise AwsError(
@@ -534,8 +549,8 @@ def terminate_instances(context: Context, params: Params) -> dict[str, Any]:
         changes.append(
             {
                 "InstanceId": instance.instance_id,
-                "PreviousState": state_view(before),
-                "CurrentState": state_view(instance.state(context.clock)),
+                "PreviousState": _state_view(before),
+                "CurrentState": _state_view(instance.state(context.clock)),
             }
         )
     return {"TerminatingInstances": changes}
@@ -547,7 +562,7 @@ def terminate_instances(context: Context, params: Params) -> dict[str, Any]:
 @operation("ec2", "DescribeInstanceAttribute", honours=("Attribute", "InstanceId"))
 def describe_instance_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Return one attribute of an instance."""
-    instance: Instance = common.find_own(context, common.INSTANCE, params["InstanceId"])
+    instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
     values: dict[str, tuple[str, object]] = {
         "disableApiTermination": ("DisableApiTermination", instance.protected),
         "instanceInitiatedShutdownBehavior": ("InstanceInitiatedShutdownBehavior", instance.shutdown),
@@ -555,7 +570,7 @@ def describe_instance_attribute(context: Context, params: Params) -> dict[str, A
         "rootDeviceName": ("RootDeviceName", instance.root_device),
         "userData": ("UserData", instance.user_data),
     }
-    common.one_of("attribute", params["Attribute"], values)
+    check_one_of("attribute", params["Attribute"], values)
     name, value = values[params["Attribute"]]
     return {"InstanceId": instance.instance_id, name: {} if value == "" else {"Value": value}}
 
@@ -563,7 +578,7 @@ def describe_instance_attribute(context: Context, params: Params) -> dict[str, A
 @operation("ec2", "ModifyInstanceAttribute", honours=("DisableApiTermination", "InstanceId"))
 def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Protect an instance from termination, or lift the protection."""
-    instance: Instance = common.find_own(context, common.INSTANCE, params["InstanceId"])
+    instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
     if "DisableApiTermination" not in params:
         raise AwsError("InvalidParameterCombination", "No attributes specified.")
     instance.protected = bool(params["DisableApiTermination"].get("Value"))
@@ -575,7 +590,7 @@ def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any
 # Status checks say ``initializing`` for some minutes after a launch; the console's text comes later than the
 # instance. Sources: the reference pages of the operations.
 
-CHECKED_SECONDS = 240.0
+STATUS_CHECK_SECONDS = 240.0
 """How long the checks of a new instance say ``initializing``; a guess of the right size."""
 
 CONSOLE_SECONDS = 60.0
@@ -584,17 +599,17 @@ CONSOLE_SECONDS = 60.0
 CONSOLE_BYTES = 65_536
 
 
-def _health(instance: Instance, clock: Clock) -> tuple[str, str]:
+def _check_result(instance: Instance, clock: Clock) -> tuple[str, str]:
     """Return the status and the detail of both checks."""
     if instance.state(clock) != "running":
         return "not-applicable", "not-applicable"
-    if clock.age(instance.launched) < CHECKED_SECONDS:
+    if clock.age(instance.launched) < STATUS_CHECK_SECONDS:
         return "initializing", "initializing"
     return ("impaired", "failed") if instance.impaired else ("ok", "passed")
 
 
-def _check(instance: Instance, clock: Clock) -> dict[str, Any]:
-    status, detail = _health(instance, clock)
+def _check_view(instance: Instance, clock: Clock) -> dict[str, Any]:
+    status, detail = _check_result(instance, clock)
     details = [] if status == "not-applicable" else [{"Name": "reachability", "Status": detail}]
     return {"Status": status, "Details": details}
 
@@ -606,31 +621,31 @@ def _check(instance: Instance, clock: Clock) -> dict[str, Any]:
 )
 def describe_instance_status(context: Context, params: Params) -> dict[str, Any]:
     """Return the status checks of running instances; of all with ``IncludeAllInstances``."""
-    tidy(context)
+    remove_terminated(context)
     clock = context.clock
     asked = params.get("InstanceIds") or []
-    found = [common.find_own(context, common.INSTANCE, i) for i in dict.fromkeys(asked)]
+    found = [find_own(context, INSTANCE, i) for i in dict.fromkeys(asked)]
     candidates = found if asked else list(context.table("instances").values())
     if not params.get("IncludeAllInstances"):
         candidates = [i for i in candidates if i.state(clock) == "running"]
     readers = {
         "availability-zone": lambda i: [i.zone],
-        "instance-state-code": lambda i: [CODES[i.state(clock)]],
+        "instance-state-code": lambda i: [STATE_CODES[i.state(clock)]],
         "instance-state-name": lambda i: [i.state(clock)],
-        "instance-status.reachability": lambda i: [_health(i, clock)[1]],
-        "instance-status.status": lambda i: [_health(i, clock)[0]],
-        "system-status.reachability": lambda i: [_health(i, clock)[1]],
-        "system-status.status": lambda i: [_health(i, clock)[0]],
+        "instance-status.reachability": lambda i: [_check_result(i, clock)[1]],
+        "instance-status.status": lambda i: [_check_result(i, clock)[0]],
+        "system-status.reachability": lambda i: [_check_result(i, clock)[1]],
+        "system-status.status": lambda i: [_check_result(i, clock)[0]],
     }
-    kept = select(candidates, params, readers, tags=False, operation="DescribeInstanceStatus")
-    shown, token = page(kept, params, lambda i: i.instance_id, smallest=5, not_with="InstanceIds")
+    kept = apply_filters(candidates, params, readers, tags=False, operation="DescribeInstanceStatus")
+    shown, token = paginate(kept, params, lambda i: i.instance_id, smallest=5, not_with="InstanceIds")
     statuses = [
         {
             "InstanceId": i.instance_id,
             "AvailabilityZone": i.zone,
-            "InstanceState": state_view(i.state(clock)),
-            "InstanceStatus": _check(i, clock),
-            "SystemStatus": _check(i, clock),
+            "InstanceState": _state_view(i.state(clock)),
+            "InstanceStatus": _check_view(i, clock),
+            "SystemStatus": _check_view(i, clock),
         }
         for i in shown
     ]
@@ -644,9 +659,9 @@ def get_console_output(context: Context, params: Params) -> dict[str, Any]:
     ``Latest`` shows the text grow line by line; only instances of the Nitro system have it. AWS keeps the
     last 64 KiB.
     """
-    instance: Instance = common.find_own(context, common.INSTANCE, params["InstanceId"])
+    instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
     clock, latest = context.clock, bool(params.get("Latest"))
-    if latest and not find(instance.kind).nitro:
+    if latest and not find_instance_type(instance.kind).nitro:
         text = "This instance type does not support retrieving the latest console logs."
         raise AwsError("UnsupportedOperation", text)
     answer: dict[str, Any] = {"InstanceId": instance.instance_id, "Timestamp": clock.now()}
@@ -667,31 +682,31 @@ def get_console_output(context: Context, params: Params) -> dict[str, Any]:
 # Source: "Service-linked role for Spot Instance requests" in the EC2 User Guide: whoever asks for it needs
 # ``iam:CreateServiceLinkedRole``; the code of the refusal is in "Error codes for the Amazon EC2 API".
 
-SERVICE, NAME = "spot.amazonaws.com", "AWSServiceRoleForEC2Spot"
-PATH = f"/aws-service-role/{SERVICE}/"
-ACTION = "iam:CreateServiceLinkedRole"
+SPOT_SERVICE, SPOT_ROLE = "spot.amazonaws.com", "AWSServiceRoleForEC2Spot"
+SPOT_ROLE_PATH = f"/aws-service-role/{SPOT_SERVICE}/"
+CREATE_ROLE_ACTION = "iam:CreateServiceLinkedRole"
 
 
-def arn(context: Context) -> str:
+def spot_role_arn(context: Context) -> str:
     """Return the role's ARN in the account."""
-    return f"arn:{context.partition}:iam::{context.account}:role{PATH}{NAME}"
+    return f"arn:{context.partition}:iam::{context.account}:role{SPOT_ROLE_PATH}{SPOT_ROLE}"
 
 
-def lacks(context: Context, params: Params) -> bool:
+def lacks_spot_role(context: Context, params: Params) -> bool:
     """Tell whether a launch asks for a spot instance in an account without the role."""
     market = (params.get("InstanceMarketOptions") or {}).get("MarketType")
-    return market == "spot" and NAME not in context.table("roles", region="")
+    return market == "spot" and SPOT_ROLE not in context.table("roles", region="")
 
 
-def make(context: Context) -> None:
+def _create_spot_role(context: Context) -> None:
     """Make the role."""
-    trust = {"Effect": "Allow", "Principal": {"Service": SERVICE}, "Action": "sts:AssumeRole"}
+    trust = {"Effect": "Allow", "Principal": {"Service": SPOT_SERVICE}, "Action": "sts:AssumeRole"}
     created = context.clock.now().replace(microsecond=0)
-    context.table("roles", region="")[NAME] = Role(
-        name=NAME,
-        arn=arn(context),
-        role_id=unique_id("AROA", arn(context), created.isoformat()),
-        path=PATH,
+    context.table("roles", region="")[SPOT_ROLE] = Role(
+        name=SPOT_ROLE,
+        arn=spot_role_arn(context),
+        role_id=unique_id("AROA", spot_role_arn(context), created.isoformat()),
+        path=SPOT_ROLE_PATH,
         created=created,
         trust_policy=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
     )

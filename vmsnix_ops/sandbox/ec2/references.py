@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import common, instances
-from vmsnix_ops.sandbox.ec2.filters import page
+from vmsnix_ops.sandbox.ec2.common import IMAGE, check_id, check_one_of, find_image_id, image_parameters
+from vmsnix_ops.sandbox.ec2.filters import paginate
+from vmsnix_ops.sandbox.ec2.instances import remove_terminated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmsnix_ops.sandbox.core import Context
+
 
 RESOURCE_TYPES = (
     "ec2:Instance",
@@ -24,22 +26,22 @@ RESOURCE_TYPES = (
     "imagebuilder:ImageRecipe",
     "imagebuilder:ContainerRecipe",
 )
-STATES = ("pending", "running", "shutting-down", "terminated", "stopping", "stopped")
-DEPTH, MOST_DEPTH = 10, 10_000
+INSTANCE_STATES = ("pending", "running", "shutting-down", "terminated", "stopping", "stopped")
+DEFAULT_DEPTH, MAX_DEPTH = 10, 10_000
 OPTIONS = {"ec2:Instance": "state-name", "ec2:LaunchTemplate": "version-depth"}
 
 
-def _wanted(params: Params) -> dict[str, list[str]]:
+def _requested_types(params: Params) -> dict[str, list[str]]:
     """Return the resource types to look at, each with the values of its option."""
     wanted: dict[str, list[str]] = {}
     if params.get("IncludeAllResourceTypes"):
         wanted = {kind: [] for kind in RESOURCE_TYPES}
     for request in params.get("ResourceTypes") or []:
         kind = request.get("ResourceType", "")
-        common.one_of("resourceType", kind, RESOURCE_TYPES)
+        check_one_of("resourceType", kind, RESOURCE_TYPES)
         values: list[str] = []
         for option in request.get("ResourceTypeOptions") or []:
-            common.one_of("optionName", option.get("OptionName"), (OPTIONS.get(kind, ""),))
+            check_one_of("optionName", option.get("OptionName"), (OPTIONS.get(kind, ""),))
             values += option.get("OptionValues") or []
         wanted[kind] = values
     if not wanted:
@@ -48,24 +50,24 @@ def _wanted(params: Params) -> dict[str, list[str]]:
     return wanted
 
 
-def _instances(context: Context, states: list[str]) -> Iterator[tuple[str, str]]:
-    instances.tidy(context)
+def _instance_references(context: Context, states: list[str]) -> Iterator[tuple[str, str]]:
+    remove_terminated(context)
     for state in states:
-        common.one_of("state-name", state, STATES)
+        check_one_of("state-name", state, INSTANCE_STATES)
     for instance in context.table("instances").values():
         if not states or instance.state(context.clock) in states:
             yield instance.image_id, f"instance/{instance.instance_id}"
 
 
-def _templates(context: Context, depths: list[str]) -> Iterator[tuple[str, str]]:
-    depth = int(depths[0]) if depths and depths[0].isdecimal() else (0 if depths else DEPTH)
-    if not 1 <= depth <= MOST_DEPTH:
+def _template_references(context: Context, depths: list[str]) -> Iterator[tuple[str, str]]:
+    depth = int(depths[0]) if depths and depths[0].isdecimal() else (0 if depths else DEFAULT_DEPTH)
+    if not 1 <= depth <= MAX_DEPTH:
         text = f"Value ({depths}) for parameter version-depth is invalid."
         raise AwsError("InvalidParameterValue", text)
     for template in context.table("launch_templates").values():
         newest = sorted(template.versions, reverse=True)[:depth]
         for image_id in {template.versions[number].data.get("ImageId", "") for number in newest}:
-            found = common.image_or_none(context, image_id) or image_id
+            found = find_image_id(context, image_id) or image_id
             yield found, f"launch-template/{template.template_id}"
 
 
@@ -78,18 +80,18 @@ def describe_image_references(context: Context, params: Params) -> dict[str, Any
     """Return what refers to the given images in this region; Image Builder has no recipes here."""
     asked = set(params["ImageIds"])
     for image_id in asked:
-        common.check_id(common.IMAGE, image_id)
+        check_id(IMAGE, image_id)
     found: list[dict[str, str]] = []
-    for kind, values in _wanted(params).items():
+    for kind, values in _requested_types(params).items():
         service = "ec2"
         if kind == "ec2:Instance":
-            pairs = list(_instances(context, values))
+            pairs = list(_instance_references(context, values))
         elif kind == "ec2:LaunchTemplate":
-            pairs = list(_templates(context, values))
+            pairs = list(_template_references(context, values))
         elif kind == "ssm:Parameter":
             service, pairs = (
                 "ssm",
-                [(value, f"parameter{name}") for value, name in common.images(context)],
+                [(value, f"parameter{name}") for value, name in image_parameters(context)],
             )
         else:
             pairs = []
@@ -97,5 +99,5 @@ def describe_image_references(context: Context, params: Params) -> dict[str, Any
         found += [
             {"ImageId": i, "ResourceType": kind, "Arn": prefix + name} for i, name in pairs if i in asked
         ]
-    shown, token = page(found, params, lambda r: f"{r['ImageId']} {r['Arn']}")
+    shown, token = paginate(found, params, lambda r: f"{r['ImageId']} {r['Arn']}")
     return {"ImageReferences": shown} | ({"NextToken": token} if token else {})

@@ -9,11 +9,24 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import common, encryption, imports
-from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
-from vmsnix_ops.sandbox.ec2.sharing import check_grantee
-from vmsnix_ops.sandbox.ec2.state import Lock, Snapshot
-from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
+from vmsnix_ops.sandbox.ec2.common import (
+    SNAPSHOT,
+    VOLUME,
+    check_grantee,
+    check_id,
+    check_one_of,
+    find_of_any_account,
+    find_own,
+    list_of_all_accounts,
+    new_id,
+    resource_not_found,
+    tag_list,
+    tags_at_creation,
+)
+from vmsnix_ops.sandbox.ec2.encryption import Encryption, choose_encryption, is_managed_key
+from vmsnix_ops.sandbox.ec2.filters import FilterReader, apply_filters, optional_value, paginate
+from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
+from vmsnix_ops.sandbox.ec2.resources import Snapshot, SnapshotLock
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -24,10 +37,10 @@ if TYPE_CHECKING:
 CREATE_SECONDS, COPY_SECONDS, SECONDS_PER_STORED_GIB = 20.0, 40.0, 15.0
 """How long a snapshot stays pending; guesses of the right size, AWS promises nothing."""
 
-COPIES_IN_FLIGHT = 20
+MAX_COPIES_IN_PROGRESS = 20
 """Concurrent snapshot copies to one destination region (documented quota)."""
 
-VOLUME_RATE_SECONDS = 15.0
+SECONDS_BETWEEN_SNAPSHOTS = 15.0
 """One snapshot of a volume per so many seconds (documented with SnapshotCreationPerVolumeRateExceeded)."""
 
 RELEASE_SECONDS = 1.0
@@ -47,7 +60,7 @@ def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
         "Description": snapshot.description,
         "VolumeSize": snapshot.size_gib,
         "Encrypted": snapshot.encrypted,
-        **tier_view(snapshot),
+        **_tier_view(snapshot),
     }
     if state == "completed":
         view["CompletionTime"] = snapshot.completed_at(clock)
@@ -57,7 +70,7 @@ def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
     if snapshot.kms_key:
         view["KmsKeyId"] = snapshot.kms_key
     if snapshot.copied:
-        view["TransferType"] = _transfer(snapshot)
+        view["TransferType"] = _transfer_type(snapshot)
     if snapshot.completion_minutes:
         view["CompletionDurationMinutes"] = snapshot.completion_minutes
     if snapshot.tags:
@@ -65,11 +78,11 @@ def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
     return view
 
 
-def _transfer(snapshot: Snapshot) -> str:
+def _transfer_type(snapshot: Snapshot) -> str:
     return "time-based" if snapshot.completion_minutes else "standard"
 
 
-def _readers(clock: Clock) -> dict[str, Reader]:
+def _readers(clock: Clock) -> dict[str, FilterReader]:
     return {
         "description": lambda s: [s.description],
         "encrypted": lambda s: [s.encrypted],
@@ -79,14 +92,14 @@ def _readers(clock: Clock) -> dict[str, Reader]:
         "snapshot-id": lambda s: [s.snapshot_id],
         "start-time": lambda s: [s.started.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
         "status": lambda s: [s.state(clock)],
-        "storage-tier": lambda s: [tier_view(s)["StorageTier"]],
-        "transfer-type": lambda s: one(_transfer(s) if s.copied else None),
+        "storage-tier": lambda s: [_tier_view(s)["StorageTier"]],
+        "transfer-type": lambda s: optional_value(_transfer_type(s) if s.copied else None),
         "volume-id": lambda s: [s.volume_id],
         "volume-size": lambda s: [s.size_gib],
     }
 
 
-def _may_see(snapshot: Snapshot, context: Context, owners: list[str], restorable: list[str]) -> bool:
+def _is_selected(snapshot: Snapshot, context: Context, owners: list[str], restorable: list[str]) -> bool:
     if owners and snapshot.owner not in [context.account if o == "self" else o for o in owners]:
         return False
     for who in restorable:
@@ -106,26 +119,26 @@ def _may_see(snapshot: Snapshot, context: Context, owners: list[str], restorable
 )
 def describe_snapshots(context: Context, params: Params) -> dict[str, Any]:
     """Return snapshots that this account owns or may use."""
-    imports.settle(context)
+    advance_import_tasks(context)
     with context.lock:
-        candidates = common.everywhere(context, common.SNAPSHOT)
+        candidates = list_of_all_accounts(context, SNAPSHOT)
         asked = params.get("SnapshotIds") or []
         if asked:
             visible = {s.snapshot_id: s for s in candidates if s.readable_by(context.account)}
             for snapshot_id in asked:
-                common.check_id(common.SNAPSHOT, snapshot_id)
+                check_id(SNAPSHOT, snapshot_id)
                 if snapshot_id not in visible:
-                    raise common.not_found(common.SNAPSHOT, snapshot_id)
+                    raise resource_not_found(SNAPSHOT, snapshot_id)
             candidates = [visible[snapshot_id] for snapshot_id in dict.fromkeys(asked)]
         owners, restorable = params.get("OwnerIds") or [], params.get("RestorableByUserIds") or []
-        candidates = [s for s in candidates if _may_see(s, context, owners, restorable)]
-        kept = select(candidates, params, _readers(context.clock))
-        shown, token = page(kept, params, lambda s: s.snapshot_id, smallest=5, not_with="SnapshotIds")
+        candidates = [s for s in candidates if _is_selected(s, context, owners, restorable)]
+        kept = apply_filters(candidates, params, _readers(context.clock))
+        shown, token = paginate(kept, params, lambda s: s.snapshot_id, smallest=5, not_with="SnapshotIds")
         answer: dict[str, Any] = {"Snapshots": [snapshot_view(s, context.clock) for s in shown]}
     return answer | ({"NextToken": token} if token else {})
 
 
-def usable(
+def find_usable_snapshot(
     context: Context, snapshot_id: str, *, region: str | None = None, shared: bool = False
 ) -> Snapshot:
     """Return a completed snapshot that this account may read, or use by way of a `shared` image.
@@ -135,17 +148,17 @@ def usable(
     AwsError
         It is unknown here, belongs to others who did not share it, or is not completed.
     """
-    snapshot: Snapshot | None = common.find_anywhere(context, common.SNAPSHOT, snapshot_id, region=region)
+    snapshot: Snapshot | None = find_of_any_account(context, SNAPSHOT, snapshot_id, region=region)
     if snapshot is None or not (shared or snapshot.readable_by(context.account)):
-        raise common.not_found(common.SNAPSHOT, snapshot_id)
+        raise resource_not_found(SNAPSHOT, snapshot_id)
     state = snapshot.state(context.clock)
     if state != "completed":
         raise AwsError("IncorrectState", f"Snapshot is in invalid state - {state}")
-    check_not_archived(snapshot)
+    _check_not_archived(snapshot)
     return snapshot
 
 
-def pending_seconds(base: float, block_count: int) -> float:
+def _pending_seconds(base: float, block_count: int) -> float:
     """Return how long a snapshot of so many stored blocks stays pending."""
     return base + block_count / 2048 * SECONDS_PER_STORED_GIB
 
@@ -153,10 +166,11 @@ def pending_seconds(base: float, block_count: int) -> float:
 @operation("ec2", "CreateSnapshot", honours=("Description", "VolumeId", "TagSpecifications"))
 def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """Begin a snapshot of a volume's blocks as they are now."""
-    volume = common.find_own(context, common.VOLUME, params["VolumeId"])
+    volume = find_own(context, VOLUME, params["VolumeId"])
     table, clock = context.table("snapshots"), context.clock
     if any(
-        s.volume_id == volume.volume_id and clock.age(s.started) < VOLUME_RATE_SECONDS for s in table.values()
+        s.volume_id == volume.volume_id and clock.age(s.started) < SECONDS_BETWEEN_SNAPSHOTS
+        for s in table.values()
     ):
         raise AwsError(
             "SnapshotCreationPerVolumeRateExceeded",
@@ -165,19 +179,19 @@ def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
         )
     now = clock.now()
     snapshot = Snapshot(
-        snapshot_id=common.new_id("snap"),
+        snapshot_id=new_id("snap"),
         owner=context.account,
         region=context.region,
         size_gib=volume.size_gib,
         started=now,
         since=now,
-        seconds=pending_seconds(CREATE_SECONDS, len(volume.blocks)),
+        seconds=_pending_seconds(CREATE_SECONDS, len(volume.blocks)),
         description=params.get("Description", ""),
         volume_id=volume.volume_id,
         lineage=volume.lineage,
         encrypted=volume.encrypted,
         kms_key=volume.kms_key,
-        tags=at_creation(params, "snapshot")["snapshot"],
+        tags=tags_at_creation(params, "snapshot")["snapshot"],
         blocks=volume.blocks,
     )
     table[snapshot.snapshot_id] = snapshot
@@ -189,18 +203,18 @@ def check_copy_limit(context: Context, wanted: int = 1) -> None:
     copies = [
         s for s in context.table("snapshots").values() if s.copied and s.state(context.clock) == "pending"
     ]
-    if len(copies) + wanted > COPIES_IN_FLIGHT:
+    if len(copies) + wanted > MAX_COPIES_IN_PROGRESS:
         raise AwsError(
             "ResourceLimitExceeded",
-            f"Too many snapshot copies in progress. The limit is {COPIES_IN_FLIGHT} for this "
+            f"Too many snapshot copies in progress. The limit is {MAX_COPIES_IN_PROGRESS} for this "
             "destination region.",
         )
 
 
-def copy_of(
+def add_snapshot_copy(
     context: Context,
     source: Snapshot,
-    chosen: encryption.Encryption,
+    chosen: Encryption,
     *,
     description: str,
     tags: dict[str, str],
@@ -209,13 +223,13 @@ def copy_of(
     """Add a pending copy of a snapshot to the caller's region and return it; it shares the blocks."""
     now = context.clock.now()
     snapshot = Snapshot(
-        snapshot_id=common.new_id("snap"),
+        snapshot_id=new_id("snap"),
         owner=context.account,
         region=context.region,
         size_gib=source.size_gib,
         started=now,
         since=now,
-        seconds=pending_seconds(COPY_SECONDS, len(source.blocks)),
+        seconds=_pending_seconds(COPY_SECONDS, len(source.blocks)),
         failure=chosen.failure,
         description=description,
         lineage=source.lineage,
@@ -251,29 +265,29 @@ def copy_snapshot(context: Context, params: Params) -> dict[str, Any]:
     if params.get("DestinationRegion", context.region) != context.region:
         text = "The destination region must be the region that the request is sent to."
         raise AwsError("InvalidParameterValue", text)
-    tags = at_creation(params, "snapshot")["snapshot"]
-    source = usable(context, params["SourceSnapshotId"], region=params["SourceRegion"])
+    tags = tags_at_creation(params, "snapshot")["snapshot"]
+    source = find_usable_snapshot(context, params["SourceSnapshotId"], region=params["SourceRegion"])
     minutes = params.get("CompletionDurationMinutes")
-    check_minutes(minutes)
+    check_completion_minutes(minutes)
     check_copy_limit(context)
     keep = source.kms_key if source.region == context.region else ""
-    chosen = encryption.choose(
+    chosen = choose_encryption(
         context, wanted=params.get("Encrypted"), key=params.get("KmsKeyId"), source=source.encrypted, old=keep
     )
-    snapshot = copy_of(
+    snapshot = add_snapshot_copy(
         context, source, chosen, description=params.get("Description", ""), tags=tags, minutes=minutes
     )
     return {"SnapshotId": snapshot.snapshot_id} | ({"Tags": tag_list(tags)} if tags else {})
 
 
-def check_minutes(minutes: int | None) -> None:
+def check_completion_minutes(minutes: int | None) -> None:
     """Refuse a completion duration that is not in steps of 15 minutes up to 48 hours."""
     if minutes is not None and (minutes % 15 or not 15 <= minutes <= 2880):
         text = f"Value ({minutes}) for parameter completionDurationMinutes is invalid."
         raise AwsError("InvalidParameterValue", text)
 
 
-def using_images(context: Context, snapshot_id: str) -> list[str]:
+def images_of_snapshot(context: Context, snapshot_id: str) -> list[str]:
     """Return the images of this account and region that start from a snapshot."""
     images = context.table("images").values()
     return [image.image_id for image in images if snapshot_id in image.snapshot_ids()]
@@ -282,14 +296,14 @@ def using_images(context: Context, snapshot_id: str) -> list[str]:
 @operation("ec2", "DeleteSnapshot", honours=("SnapshotId",))
 def delete_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """Delete a snapshot that no image needs; a pending upload may be deleted too."""
-    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
-    users = using_images(context, snapshot.snapshot_id)
+    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    users = images_of_snapshot(context, snapshot.snapshot_id)
     fresh = snapshot.released is not None and context.clock.age(snapshot.released) < RELEASE_SECONDS
     if users or fresh:
         by = f" by {users[0]}" if users else ""
         text = f"The snapshot {snapshot.snapshot_id} is currently in use{by}"
         raise AwsError("InvalidSnapshot.InUse", text)
-    check_unlocked(snapshot, context.clock)
+    _check_unlocked(snapshot, context.clock)
     del context.table("snapshots")[snapshot.snapshot_id]
     return {}
 
@@ -298,7 +312,7 @@ def delete_snapshot(context: Context, params: Params) -> dict[str, Any]:
 #
 # Sources: the reference pages of the operations; "Block public access for Amazon EBS snapshots".
 
-ATTRIBUTES = ("createVolumePermission", "productCodes")
+SNAPSHOT_ATTRIBUTES = ("createVolumePermission", "productCodes")
 
 
 def _permissions(params: Params) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -308,7 +322,7 @@ def _permissions(params: Params) -> tuple[list[dict[str, str]], list[dict[str, s
     flat = [{"UserId": user} for user in params.get("UserIds") or []]
     flat += [{"Group": group} for group in params.get("GroupNames") or []]
     if flat:
-        common.one_of("operationType", params.get("OperationType", ""), ("add", "remove"))
+        check_one_of("operationType", params.get("OperationType", ""), ("add", "remove"))
         (added if params["OperationType"] == "add" else removed).extend(flat)
     for entry in added + removed:
         for item, value in entry.items():
@@ -323,14 +337,14 @@ def _permissions(params: Params) -> tuple[list[dict[str, str]], list[dict[str, s
 )
 def modify_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Share a snapshot with accounts or with everybody, or stop sharing it."""
-    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
-    common.one_of("attribute", params.get("Attribute"), ATTRIBUTES[:1])
+    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    check_one_of("attribute", params.get("Attribute"), SNAPSHOT_ATTRIBUTES[:1])
     added, removed = _permissions(params)
     if not added and not removed:
         raise AwsError("InvalidParameterCombination", "No attributes specified.")
     if {"Group": "all"} in added and not snapshot.public:
         _check_public(context, snapshot)
-    if added and snapshot.encrypted and encryption.managed(context, snapshot.kms_key):
+    if added and snapshot.encrypted and is_managed_key(context, snapshot.kms_key):
         # Code and text: public transcripts, of Packer among others.
         raise AwsError("OperationNotPermitted", "Encrypted snapshots with EBS default key cannot be shared")
     for entry in removed:
@@ -347,7 +361,7 @@ def modify_snapshot_attribute(context: Context, params: Params) -> dict[str, Any
 
 
 def _check_public(context: Context, snapshot: Snapshot) -> None:
-    if _blocked(context) != "unblocked":
+    if _public_access_block(context) != "unblocked":
         # The code is documented, the text is from memory.
         text = "You can't publicly share this snapshot because block public access for snapshots is enabled."
         raise AwsError("OperationNotPermitted", text)
@@ -360,8 +374,8 @@ def _check_public(context: Context, snapshot: Snapshot) -> None:
 @operation("ec2", "ResetSnapshotAttribute", honours=("Attribute", "SnapshotId"))
 def reset_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Make a snapshot private again."""
-    common.one_of("attribute", params["Attribute"], ATTRIBUTES[:1])
-    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
+    check_one_of("attribute", params["Attribute"], SNAPSHOT_ATTRIBUTES[:1])
+    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     snapshot.users.clear()
     snapshot.public = False
     return {}
@@ -370,8 +384,8 @@ def reset_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]
 @operation("ec2", "DescribeSnapshotAttribute", honours=("Attribute", "SnapshotId"))
 def describe_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Return with whom a snapshot of this account is shared."""
-    common.one_of("attribute", params["Attribute"], ATTRIBUTES)
-    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
+    check_one_of("attribute", params["Attribute"], SNAPSHOT_ATTRIBUTES)
+    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     answer: dict[str, Any] = {"SnapshotId": snapshot.snapshot_id}
     if params["Attribute"] == "productCodes":
         return answer | {"ProductCodes": []}
@@ -379,14 +393,14 @@ def describe_snapshot_attribute(context: Context, params: Params) -> dict[str, A
     return answer | {"CreateVolumePermissions": permissions + ([{"Group": "all"}] if snapshot.public else [])}
 
 
-def _blocked(context: Context) -> str:
+def _public_access_block(context: Context) -> str:
     return str(context.table("ec2_settings").get("snapshot_block", "unblocked"))
 
 
 @operation("ec2", "EnableSnapshotBlockPublicAccess", honours=("State",))
 def enable_snapshot_block_public_access(context: Context, params: Params) -> dict[str, Any]:
     """Refuse to make snapshots public; with ``block-all-sharing``, those that are become private as well."""
-    common.one_of("state", params["State"], ("block-all-sharing", "block-new-sharing"))
+    check_one_of("state", params["State"], ("block-all-sharing", "block-new-sharing"))
     context.table("ec2_settings")["snapshot_block"] = params["State"]
     return {"State": params["State"]}
 
@@ -401,7 +415,7 @@ def disable_snapshot_block_public_access(context: Context, _params: Params) -> d
 @operation("ec2", "GetSnapshotBlockPublicAccessState")
 def get_snapshot_block_public_access_state(context: Context, _params: Params) -> dict[str, Any]:
     """Tell whether snapshots may be made public."""
-    return {"State": _blocked(context), "ManagedBy": "account"}
+    return {"State": _public_access_block(context), "ManagedBy": "account"}
 
 
 # Locked snapshots: LockSnapshot, UnlockSnapshot, DescribeLockedSnapshots.
@@ -409,10 +423,10 @@ def get_snapshot_block_public_access_state(context: Context, _params: Params) ->
 # Sources: the reference pages of the three operations; "Amazon EBS snapshot lock" of the EBS user guide. A
 # governance lock ends when somebody unlocks it; one of compliance only while its cooling-off period runs.
 
-LOCK_DAYS, HOURS = range(1, 36501), range(1, 73)
+LOCK_DAYS, COOL_OFF_HOURS = range(1, 36501), range(1, 73)
 
 
-def state(lock: Lock, clock: Clock) -> str:
+def _lock_state(lock: SnapshotLock, clock: Clock) -> str:
     """Return the ``LockState``: the mode, ``compliance-cooloff`` or ``expired``."""
     if clock.passed(lock.expires, since=lock.created):
         return "expired"
@@ -421,27 +435,27 @@ def state(lock: Lock, clock: Clock) -> str:
     return lock.mode
 
 
-def locked(snapshot: Snapshot, clock: Clock) -> bool:
+def is_locked(snapshot: Snapshot, clock: Clock) -> bool:
     """Tell whether a snapshot cannot be deleted."""
-    return snapshot.lock is not None and state(snapshot.lock, clock) != "expired"
+    return snapshot.lock is not None and _lock_state(snapshot.lock, clock) != "expired"
 
 
-def check_unlocked(snapshot: Snapshot, clock: Clock) -> None:
+def _check_unlocked(snapshot: Snapshot, clock: Clock) -> None:
     """Refuse to delete a snapshot while it is locked."""
-    if locked(snapshot, clock):
+    if is_locked(snapshot, clock):
         # Documented that it is refused, whoever asks; code and text are from memory.
         text = f"The snapshot {snapshot.snapshot_id} is locked and cannot be deleted."
         raise AwsError("OperationNotPermitted", text)
 
 
-def _cooled_off(lock: Lock, clock: Clock) -> bool:
+def _cooled_off(lock: SnapshotLock, clock: Clock) -> bool:
     return clock.passed(lock.created + timedelta(hours=lock.cool_off), since=lock.created)
 
 
-def _view(snapshot: Snapshot, lock: Lock, clock: Clock) -> dict[str, Any]:
+def _lock_view(snapshot: Snapshot, lock: SnapshotLock, clock: Clock) -> dict[str, Any]:
     view: dict[str, Any] = {
         "SnapshotId": snapshot.snapshot_id,
-        "LockState": state(lock, clock),
+        "LockState": _lock_state(lock, clock),
         "LockDuration": max((lock.expires - lock.created).days, 1),
         "LockCreatedOn": lock.created,
         "LockDurationStartTime": lock.created,
@@ -460,25 +474,25 @@ def _view(snapshot: Snapshot, lock: Lock, clock: Clock) -> dict[str, Any]:
 )
 def lock_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """Lock a snapshot for some days or until a date, or lock it for longer."""
-    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
+    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     mode, cool_off = params["LockMode"], params.get("CoolOffPeriod") or 0
-    common.one_of("lockMode", mode, ("compliance", "governance"))
-    if cool_off and (mode != "compliance" or cool_off not in HOURS):
+    check_one_of("lockMode", mode, ("compliance", "governance"))
+    if cool_off and (mode != "compliance" or cool_off not in COOL_OFF_HOURS):
         text = f"Value ({cool_off}) for parameter coolOffPeriod is invalid."  # text from memory
         raise AwsError("InvalidParameterValue", text)
     now = context.clock.now()
-    lock = Lock(mode, now, _expiry(params, now), cool_off)
+    lock = SnapshotLock(mode, now, _lock_expiry(params, now), cool_off)
     before = snapshot.lock
-    if before is not None and state(before, context.clock) == "compliance":
+    if before is not None and _lock_state(before, context.clock) == "compliance":
         if mode != "compliance" or cool_off or lock.expires < before.expires:
             # Documented: it can only be locked for longer; code and text are from memory.
             raise AwsError("OperationNotPermitted", "A lock in compliance mode can only be extended.")
-        lock = Lock(mode, before.created, lock.expires, before.cool_off)
+        lock = SnapshotLock(mode, before.created, lock.expires, before.cool_off)
     snapshot.lock = lock
-    return _view(snapshot, lock, context.clock)
+    return _lock_view(snapshot, lock, context.clock)
 
 
-def _expiry(params: Params, now: datetime) -> datetime:
+def _lock_expiry(params: Params, now: datetime) -> datetime:
     days: int | None = params.get("LockDuration")
     date: datetime | None = params.get("ExpirationDate")
     if days is not None and date is not None:  # the code is from memory, as the texts here are
@@ -499,8 +513,8 @@ def _expiry(params: Params, now: datetime) -> datetime:
 @operation("ec2", "UnlockSnapshot", honours=("SnapshotId",))
 def unlock_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """End a lock, unless it is one of compliance whose cooling-off period is over."""
-    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
-    if snapshot.lock is not None and state(snapshot.lock, context.clock) == "compliance":
+    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    if snapshot.lock is not None and _lock_state(snapshot.lock, context.clock) == "compliance":
         # Documented that it is refused; code and text are from memory.
         text = f"The snapshot {snapshot.snapshot_id} is locked in compliance mode and cannot be unlocked."
         raise AwsError("OperationNotPermitted", text)
@@ -513,14 +527,14 @@ def describe_locked_snapshots(context: Context, params: Params) -> dict[str, Any
     """Return this account's snapshots that are or were locked, with what is known of their locks."""
     asked = params.get("SnapshotIds") or []
     if asked:
-        found = [common.find_own(context, common.SNAPSHOT, name) for name in dict.fromkeys(asked)]
+        found = [find_own(context, SNAPSHOT, name) for name in dict.fromkeys(asked)]
     else:
         found = list(context.table("snapshots").values())
     locked = [one for one in found if one.lock is not None]
-    readers = {"lock-state": lambda one: [state(one.lock, context.clock)]}
-    kept = select(locked, params, readers, tags=False)
-    shown, token = page(kept, params, lambda one: one.snapshot_id, smallest=5)
-    views = [_view(one, one.lock, context.clock) | {"OwnerId": one.owner} for one in shown]
+    readers = {"lock-state": lambda one: [_lock_state(one.lock, context.clock)]}
+    kept = apply_filters(locked, params, readers, tags=False)
+    shown, token = paginate(kept, params, lambda one: one.snapshot_id, smallest=5)
+    views = [_lock_view(one, one.lock, context.clock) | {"OwnerId": one.owner} for one in shown]
     return {"Snapshots": views} | ({"NextToken": token} if token else {})
 
 
@@ -536,8 +550,8 @@ RESTORE_DAYS = range(1, 181)
 @operation("ec2", "ModifySnapshotTier", honours=("SnapshotId", "StorageTier"))
 def modify_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
     """Archive a snapshot."""
-    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
-    common.one_of("storageTier", params.get("StorageTier", "archive"), ("archive",))
+    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    check_one_of("storageTier", params.get("StorageTier", "archive"), ("archive",))
     state = snapshot.state(context.clock)
     if state != "completed" or snapshot.archived:
         state = "archived" if snapshot.archived else state
@@ -553,7 +567,7 @@ def modify_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
 @operation("ec2", "RestoreSnapshotTier", honours=("PermanentRestore", "SnapshotId", "TemporaryRestoreDays"))
 def restore_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
     """Bring a snapshot back from the archive tier, for good or for some days."""
-    snapshot: Snapshot = common.find_own(context, common.SNAPSHOT, params["SnapshotId"])
+    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     days, permanent = params.get("TemporaryRestoreDays"), bool(params.get("PermanentRestore"))
     if permanent == (days is not None) or (days is not None and days not in RESTORE_DAYS):
         text = "Exactly one of permanentRestore and temporaryRestoreDays (1 to 180) must be given."
@@ -567,7 +581,7 @@ def restore_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
     return answer if permanent else {**answer, "RestoreDuration": days}
 
 
-def tier_view(snapshot: Snapshot) -> dict[str, Any]:
+def _tier_view(snapshot: Snapshot) -> dict[str, Any]:
     """Return what DescribeSnapshots shows of the tier; one restored for some days is a standard one."""
     if snapshot.archived and snapshot.restored_until is None:
         return {"StorageTier": "archive"}
@@ -575,7 +589,7 @@ def tier_view(snapshot: Snapshot) -> dict[str, Any]:
     return shown | ({"RestoreExpiryTime": snapshot.restored_until} if snapshot.restored_until else {})
 
 
-def check_not_archived(snapshot: Snapshot) -> None:
+def _check_not_archived(snapshot: Snapshot) -> None:
     """Refuse to use a snapshot that lies in the archive."""
     if snapshot.archived and snapshot.restored_until is None:
         raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is archived.")

@@ -11,20 +11,29 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import common
-from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
-from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
+from vmsnix_ops.sandbox.ec2.common import (
+    LAUNCH_TEMPLATE,
+    find_own,
+    find_token_result,
+    new_id,
+    record_token_result,
+    resolve_image_id,
+    tag_list,
+    tags_at_creation,
+)
+from vmsnix_ops.sandbox.ec2.filters import FilterReader, apply_filters, optional_value, paginate
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from vmsnix_ops.sandbox.core import Context
 
-NAME = re.compile(r"[a-zA-Z0-9().\-/_]{3,128}")
+
+TEMPLATE_NAME = re.compile(r"[a-zA-Z0-9().\-/_]{3,128}")
 
 
 @dataclass(slots=True)
-class Version:
+class TemplateVersion:
     """One version of a launch template."""
 
     number: int
@@ -44,11 +53,11 @@ class LaunchTemplate:
     created_by: str
     default: int = 1
     latest: int = 1
-    versions: dict[int, Version] = field(default_factory=dict)
+    versions: dict[int, TemplateVersion] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def _view(template: LaunchTemplate) -> dict[str, Any]:
+def _template_view(template: LaunchTemplate) -> dict[str, Any]:
     view: dict[str, Any] = {
         "LaunchTemplateId": template.template_id,
         "LaunchTemplateName": template.name,
@@ -61,11 +70,11 @@ def _view(template: LaunchTemplate) -> dict[str, Any]:
 
 
 def _version_view(
-    context: Context, template: LaunchTemplate, version: Version, *, resolve_alias: bool
+    context: Context, template: LaunchTemplate, version: TemplateVersion, *, resolve_alias: bool
 ) -> dict[str, Any]:
     data = copy.deepcopy(version.data)
     if resolve_alias and "ImageId" in data:
-        data["ImageId"] = common.image_of(context, data["ImageId"])
+        data["ImageId"] = resolve_image_id(context, data["ImageId"])
     view: dict[str, Any] = {
         "LaunchTemplateId": template.template_id,
         "LaunchTemplateName": template.name,
@@ -78,14 +87,14 @@ def _version_view(
     return view | ({"VersionDescription": version.description} if version.description else {})
 
 
-def find(context: Context, params: Params) -> LaunchTemplate:
+def find_template(context: Context, params: Params) -> LaunchTemplate:
     """Return the launch template that a request names by id or by name."""
     template_id, name = params.get("LaunchTemplateId"), params.get("LaunchTemplateName")
     if bool(template_id) == bool(name):
         text = "You must specify either a launch template ID or a launch template name, but not both."
         raise AwsError("InvalidParameterCombination", text)
     if template_id:
-        found: LaunchTemplate = common.find_own(context, common.LAUNCH_TEMPLATE, template_id)
+        found: LaunchTemplate = find_own(context, LAUNCH_TEMPLATE, template_id)
         return found
     for template in context.table("launch_templates").values():
         if template.name == name:
@@ -94,7 +103,7 @@ def find(context: Context, params: Params) -> LaunchTemplate:
     raise AwsError("InvalidLaunchTemplateName.NotFoundException", text)
 
 
-def version_of(template: LaunchTemplate, wanted: str | None) -> Version:
+def find_template_version(template: LaunchTemplate, wanted: str | None) -> TemplateVersion:
     """Return a version by its number, ``$Default`` (also None) or ``$Latest``."""
     number = {None: template.default, "$Default": template.default, "$Latest": template.latest}.get(wanted)
     if number is None:
@@ -108,22 +117,24 @@ def version_of(template: LaunchTemplate, wanted: str | None) -> Version:
     return template.versions[number]
 
 
-def resolve(context: Context, params: Params) -> Params:
+def resolve_launch(context: Context, params: Params) -> Params:
     """Return what RunInstances was asked for, on top of what its launch template says, with an AMI's id."""
-    asked = merged(context, params)
+    asked = merge_launch(context, params)
     return asked | _image(context, asked)
 
 
-def merged(context: Context, params: Params) -> Params:
+def merge_launch(context: Context, params: Params) -> Params:
     """Return what RunInstances was asked for, on top of what its launch template says."""
     if "LaunchTemplate" not in params:
         return params
-    version = version_of(find(context, params["LaunchTemplate"]), params["LaunchTemplate"].get("Version"))
+    version = find_template_version(
+        find_template(context, params["LaunchTemplate"]), params["LaunchTemplate"].get("Version")
+    )
     return copy.deepcopy(version.data) | params
 
 
 def _image(context: Context, asked: Params) -> Params:
-    return {"ImageId": common.image_of(context, asked["ImageId"])} if "ImageId" in asked else {}
+    return {"ImageId": resolve_image_id(context, asked["ImageId"])} if "ImageId" in asked else {}
 
 
 @operation(
@@ -140,11 +151,11 @@ def _image(context: Context, asked: Params) -> Params:
 def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
     """Create a launch template with its first version."""
     table = context.table("launch_templates")
-    known = common.earlier(context, params)
+    known = find_token_result(context, params)
     if known in table:
-        return {"LaunchTemplate": _view(table[known])}
+        return {"LaunchTemplate": _template_view(table[known])}
     name = params["LaunchTemplateName"]
-    if not NAME.fullmatch(name):
+    if not TEMPLATE_NAME.fullmatch(name):
         raise AwsError(
             "InvalidLaunchTemplateName.MalformedException", f"The launch template name '{name}' is malformed."
         )
@@ -153,13 +164,15 @@ def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
             "InvalidLaunchTemplateName.AlreadyExistsException", "Launch template name already in use."
         )
     now = context.clock.now()
-    template = LaunchTemplate(common.new_id("lt"), name, now, context.principal)
-    template.tags = at_creation(params, "launch-template")["launch-template"]
+    template = LaunchTemplate(new_id("lt"), name, now, context.principal)
+    template.tags = tags_at_creation(params, "launch-template")["launch-template"]
     description = params.get("VersionDescription", "")
-    template.versions[1] = Version(1, description, now, context.principal, params["LaunchTemplateData"])
+    template.versions[1] = TemplateVersion(
+        1, description, now, context.principal, params["LaunchTemplateData"]
+    )
     table[template.template_id] = template
-    common.remember(context, params, template.template_id)
-    return {"LaunchTemplate": _view(template)}
+    record_token_result(context, params, template.template_id)
+    return {"LaunchTemplate": _template_view(template)}
 
 
 @operation(
@@ -177,18 +190,18 @@ def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
 )
 def create_launch_template_version(context: Context, params: Params) -> dict[str, Any]:
     """Add a version, on top of another one when the request names it."""
-    template = find(context, params)
+    template = find_template(context, params)
     alias = bool(params.get("ResolveAlias"))
-    known = common.earlier(context, params)
+    known = find_token_result(context, params)
     if known is not None:
         return {
             "LaunchTemplateVersion": _version_view(
-                context, template, version_of(template, known), resolve_alias=alias
+                context, template, find_template_version(template, known), resolve_alias=alias
             )
         }
-    base = version_of(template, params["SourceVersion"]).data if "SourceVersion" in params else {}
+    base = find_template_version(template, params["SourceVersion"]).data if "SourceVersion" in params else {}
     template.latest += 1
-    version = Version(
+    version = TemplateVersion(
         template.latest,
         params.get("VersionDescription", ""),
         context.clock.now(),
@@ -196,7 +209,7 @@ def create_launch_template_version(context: Context, params: Params) -> dict[str
         copy.deepcopy(base) | params["LaunchTemplateData"],
     )
     template.versions[version.number] = version
-    common.remember(context, params, str(version.number))
+    record_token_result(context, params, str(version.number))
     return {"LaunchTemplateVersion": _version_view(context, template, version, resolve_alias=alias)}
 
 
@@ -207,15 +220,17 @@ def create_launch_template_version(context: Context, params: Params) -> dict[str
 )
 def describe_launch_templates(context: Context, params: Params) -> dict[str, Any]:
     """Return launch templates."""
-    asked = [find(context, {"LaunchTemplateId": i}) for i in params.get("LaunchTemplateIds") or []]
-    asked += [find(context, {"LaunchTemplateName": n}) for n in params.get("LaunchTemplateNames") or []]
-    readers: dict[str, Reader] = {
+    asked = [find_template(context, {"LaunchTemplateId": i}) for i in params.get("LaunchTemplateIds") or []]
+    asked += [
+        find_template(context, {"LaunchTemplateName": n}) for n in params.get("LaunchTemplateNames") or []
+    ]
+    readers: dict[str, FilterReader] = {
         "create-time": lambda t: [t.created.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
         "launch-template-name": lambda t: [t.name],
     }
-    kept = select(asked or context.table("launch_templates").values(), params, readers)
-    shown, token = page(kept, params, lambda t: t.template_id, largest=200)
-    answer: dict[str, Any] = {"LaunchTemplates": [_view(t) for t in shown]}
+    kept = apply_filters(asked or context.table("launch_templates").values(), params, readers)
+    shown, token = paginate(kept, params, lambda t: t.template_id, largest=200)
+    answer: dict[str, Any] = {"LaunchTemplates": [_template_view(t) for t in shown]}
     return answer | ({"NextToken": token} if token else {})
 
 
@@ -238,7 +253,7 @@ def describe_launch_template_versions(context: Context, params: Params) -> dict[
     """Return versions of one launch template, or the default or latest ones of all."""
     wanted = params.get("Versions") or []
     if params.get("LaunchTemplateId") or params.get("LaunchTemplateName"):
-        chosen = [find(context, params)]
+        chosen = [find_template(context, params)]
     else:
         chosen = list(context.table("launch_templates").values())
         if not wanted or not set(wanted) <= {"$Latest", "$Default"}:
@@ -249,24 +264,30 @@ def describe_launch_template_versions(context: Context, params: Params) -> dict[
     least, most = int(params.get("MinVersion", 1)), int(params.get("MaxVersion", 2**31))
     found = []
     for template in chosen:
-        versions = [version_of(template, w) for w in wanted] if wanted else list(template.versions.values())
+        versions = (
+            [find_template_version(template, w) for w in wanted]
+            if wanted
+            else list(template.versions.values())
+        )
         numbers = sorted({v.number for v in versions if least <= v.number <= most})
         found += [(template, template.versions[number]) for number in numbers]
-    readers: dict[str, Reader] = {
+    readers: dict[str, FilterReader] = {
         "create-time": lambda p: [p[1].created.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
-        "ebs-optimized": lambda p: one(p[1].data.get("EbsOptimized")),
-        "http-endpoint": lambda p: one(p[1].data.get("MetadataOptions", {}).get("HttpEndpoint")),
-        "http-tokens": lambda p: one(p[1].data.get("MetadataOptions", {}).get("HttpTokens")),
-        "iam-instance-profile": lambda p: one(p[1].data.get("IamInstanceProfile", {}).get("Arn")),
-        "image-id": lambda p: one(p[1].data.get("ImageId")),
-        "instance-type": lambda p: one(p[1].data.get("InstanceType")),
+        "ebs-optimized": lambda p: optional_value(p[1].data.get("EbsOptimized")),
+        "http-endpoint": lambda p: optional_value(p[1].data.get("MetadataOptions", {}).get("HttpEndpoint")),
+        "http-tokens": lambda p: optional_value(p[1].data.get("MetadataOptions", {}).get("HttpTokens")),
+        "iam-instance-profile": lambda p: optional_value(p[1].data.get("IamInstanceProfile", {}).get("Arn")),
+        "image-id": lambda p: optional_value(p[1].data.get("ImageId")),
+        "instance-type": lambda p: optional_value(p[1].data.get("InstanceType")),
         "is-default-version": lambda p: [p[1].number == p[0].default],
-        "kernel-id": lambda p: one(p[1].data.get("KernelId")),
-        "ram-disk-id": lambda p: one(p[1].data.get("RamDiskId")),
+        "kernel-id": lambda p: optional_value(p[1].data.get("KernelId")),
+        "ram-disk-id": lambda p: optional_value(p[1].data.get("RamDiskId")),
     }
-    kept = select(found, params, readers, tags=False, operation="DescribeLaunchTemplateVersions")
+    kept = apply_filters(found, params, readers, tags=False, operation="DescribeLaunchTemplateVersions")
     # Newest first, as the console and the command line show them.
-    shown, token = page(kept, params, lambda p: f"{p[0].template_id} {2**31 - p[1].number:010}", largest=200)
+    shown, token = paginate(
+        kept, params, lambda p: f"{p[0].template_id} {2**31 - p[1].number:010}", largest=200
+    )
     alias = bool(params.get("ResolveAlias"))
     views = [_version_view(context, template, version, resolve_alias=alias) for template, version in shown]
     return {"LaunchTemplateVersions": views} | ({"NextToken": token} if token else {})
@@ -279,18 +300,18 @@ def describe_launch_template_versions(context: Context, params: Params) -> dict[
 )
 def modify_launch_template(context: Context, params: Params) -> dict[str, Any]:
     """Choose the default version; doing it twice changes nothing, with the same token or another."""
-    template = find(context, params)
+    template = find_template(context, params)
     if "DefaultVersion" in params:
-        template.default = version_of(template, params["DefaultVersion"]).number
-    return {"LaunchTemplate": _view(template)}
+        template.default = find_template_version(template, params["DefaultVersion"]).number
+    return {"LaunchTemplate": _template_view(template)}
 
 
 @operation("ec2", "DeleteLaunchTemplate", honours=("LaunchTemplateId", "LaunchTemplateName"))
 def delete_launch_template(context: Context, params: Params) -> dict[str, Any]:
     """Delete a launch template with all its versions."""
-    template = find(context, params)
+    template = find_template(context, params)
     del context.table("launch_templates")[template.template_id]
-    return {"LaunchTemplate": _view(template)}
+    return {"LaunchTemplate": _template_view(template)}
 
 
 @operation(
@@ -298,7 +319,7 @@ def delete_launch_template(context: Context, params: Params) -> dict[str, Any]:
 )
 def delete_launch_template_versions(context: Context, params: Params) -> dict[str, Any]:
     """Delete versions; the default one stays."""
-    template = find(context, params)
+    template = find_template(context, params)
     done, failed = [], []
     for wanted in params["Versions"]:
         entry = {"LaunchTemplateId": template.template_id, "LaunchTemplateName": template.name}

@@ -8,10 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2 import common, encryption, images, places, snapshots
-from vmsnix_ops.sandbox.ec2.filters import Reader, one, page, select
-from vmsnix_ops.sandbox.ec2.state import Volume
-from vmsnix_ops.sandbox.ec2.tags import at_creation, tag_list
+from vmsnix_ops.sandbox.ec2.common import (
+    VOLUME,
+    find_own,
+    find_token_result,
+    new_id,
+    record_token_result,
+    tag_list,
+    tags_at_creation,
+)
+from vmsnix_ops.sandbox.ec2.encryption import choose_encryption
+from vmsnix_ops.sandbox.ec2.filters import FilterReader, apply_filters, optional_value, paginate
+from vmsnix_ops.sandbox.ec2.images import check_volume_size, check_volume_type
+from vmsnix_ops.sandbox.ec2.resources import Volume
+from vmsnix_ops.sandbox.ec2.snapshots import find_usable_snapshot
+from vmsnix_ops.sandbox.ec2.zones import check_zone
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context
@@ -49,31 +60,31 @@ def _attachment(volume: Volume) -> dict[str, Any]:
     }
 
 
-def _attached(field: str) -> Reader:
-    return lambda volume: one(_attachment(volume)[field]) if volume.instance_id else []
+def _attachment_value(field: str) -> FilterReader:
+    return lambda volume: optional_value(_attachment(volume)[field]) if volume.instance_id else []
 
 
-def _readers(clock: Clock) -> dict[str, Reader]:
+def _readers(clock: Clock) -> dict[str, FilterReader]:
     return {
-        "attachment.attach-time": _attached("AttachTime"),
-        "attachment.delete-on-termination": _attached("DeleteOnTermination"),
-        "attachment.device": _attached("Device"),
-        "attachment.instance-id": _attached("InstanceId"),
-        "attachment.status": _attached("State"),
+        "attachment.attach-time": _attachment_value("AttachTime"),
+        "attachment.delete-on-termination": _attachment_value("DeleteOnTermination"),
+        "attachment.device": _attachment_value("Device"),
+        "attachment.instance-id": _attachment_value("InstanceId"),
+        "attachment.status": _attachment_value("State"),
         "availability-zone": lambda v: [v.zone],
         "create-time": lambda v: [v.created.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
         "encrypted": lambda v: [v.encrypted],
         "fast-restored": lambda _v: [False],
         "multi-attach-enabled": lambda _v: [False],
         "size": lambda v: [v.size_gib],
-        "snapshot-id": lambda v: one(v.snapshot_id),
+        "snapshot-id": lambda v: optional_value(v.snapshot_id),
         "status": lambda v: [v.state(clock)],
         "volume-id": lambda v: [v.volume_id],
         "volume-type": lambda v: [v.kind],
     }
 
 
-def make_volume(
+def add_volume(
     context: Context, ebs: Params, zone: str, tags: dict[str, str], *, through_image: bool = False
 ) -> Volume:
     """Add a volume as an ``Ebs`` structure or a CreateVolume request describes it, and return it.
@@ -91,14 +102,14 @@ def make_volume(
     """
     size, snapshot = ebs.get("VolumeSize"), None
     if ebs.get("SnapshotId"):
-        snapshot = snapshots.usable(context, ebs["SnapshotId"], shared=through_image)
+        snapshot = find_usable_snapshot(context, ebs["SnapshotId"], shared=through_image)
         size = snapshot.size_gib if size is None else size
-        images.check_fits(size, snapshot.snapshot_id, snapshot.size_gib)
+        check_volume_size(size, snapshot.snapshot_id, snapshot.size_gib)
     if size is None:
         raise AwsError("MissingParameter", "The request must contain the parameter size/snapshot")
     kind = ebs.get("VolumeType", "gp2")
-    images.check_volume(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
-    chosen = encryption.choose(
+    check_volume_type(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
+    chosen = choose_encryption(
         context,
         wanted=True if snapshot is not None and snapshot.encrypted else ebs.get("Encrypted"),
         key=ebs.get("KmsKeyId"),
@@ -109,14 +120,14 @@ def make_volume(
         raise AwsError(
             "InvalidKmsKey.InvalidState", f"The key ID '{chosen.key}' is not accessible"
         )  # text from memory
-    number = common.new_id("vol")
+    number = new_id("vol")
     volume = Volume(
         volume_id=number,
         size_gib=size,
         zone=zone,
         created=context.clock.now(),
         kind=kind,
-        iops=ebs.get("Iops") or _usual_iops(kind, size),
+        iops=ebs.get("Iops") or _default_iops(kind, size),
         throughput=ebs.get("Throughput") or (125 if kind == "gp3" else None),
         snapshot_id=snapshot.snapshot_id if snapshot is not None else "",
         lineage=snapshot.lineage if snapshot is not None else number,
@@ -129,7 +140,7 @@ def make_volume(
     return volume
 
 
-def _usual_iops(kind: str, size: int) -> int | None:
+def _default_iops(kind: str, size: int) -> int | None:
     if kind == "gp3":
         return 3000
     return min(max(100, 3 * size), 16000) if kind == "gp2" else None
@@ -153,17 +164,17 @@ def _usual_iops(kind: str, size: int) -> int | None:
 )
 def create_volume(context: Context, params: Params) -> dict[str, Any]:
     """Create an empty volume, or one with the blocks of a snapshot."""
-    known = common.earlier(context, params)
+    known = find_token_result(context, params)
     if known in context.table("volumes"):
         return volume_view(context.table("volumes")[known], context.clock)
     zone = params.get("AvailabilityZone")
     if not zone:
         raise AwsError("MissingParameter", "The request must contain the parameter AvailabilityZone")
-    places.check_zone(context, zone)
-    tags = at_creation(params, "volume")["volume"]
+    check_zone(context, zone)
+    tags = tags_at_creation(params, "volume")["volume"]
     ebs = dict(params) | ({"VolumeSize": params["Size"]} if "Size" in params else {})
-    volume = make_volume(context, ebs, zone, tags)
-    common.remember(context, params, volume.volume_id)
+    volume = add_volume(context, ebs, zone, tags)
+    record_token_result(context, params, volume.volume_id)
     return volume_view(volume, context.clock)
 
 
@@ -171,14 +182,14 @@ def create_volume(context: Context, params: Params) -> dict[str, Any]:
 def describe_volumes(context: Context, params: Params) -> dict[str, Any]:
     """Return the account's volumes in this region."""
     asked = params.get("VolumeIds") or []
-    found = [common.find_own(context, common.VOLUME, i) for i in dict.fromkeys(asked)]
-    kept = select(
+    found = [find_own(context, VOLUME, i) for i in dict.fromkeys(asked)]
+    kept = apply_filters(
         found if asked else context.table("volumes").values(),
         params,
         _readers(context.clock),
         operation="DescribeVolumes",
     )
-    shown, token = page(kept, params, lambda v: v.volume_id, smallest=5, not_with="VolumeIds")
+    shown, token = paginate(kept, params, lambda v: v.volume_id, smallest=5, not_with="VolumeIds")
     answer: dict[str, Any] = {"Volumes": [volume_view(v, context.clock) for v in shown]}
     return answer | ({"NextToken": token} if token else {})
 
@@ -186,7 +197,7 @@ def describe_volumes(context: Context, params: Params) -> dict[str, Any]:
 @operation("ec2", "DeleteVolume", honours=("VolumeId",))
 def delete_volume(context: Context, params: Params) -> dict[str, Any]:
     """Delete a volume that is attached to nothing."""
-    volume: Volume = common.find_own(context, common.VOLUME, params["VolumeId"])
+    volume: Volume = find_own(context, VOLUME, params["VolumeId"])
     if volume.instance_id:
         text = f"Volume {volume.volume_id} is currently attached to {volume.instance_id}"
         raise AwsError("VolumeInUse", text)

@@ -1,5 +1,5 @@
 """Amazon S3: buckets, their settings, objects, multipart uploads."""
 
-from vmsnix_ops.sandbox.s3 import buckets, listing, multipart, objects
+from vmsnix_ops.sandbox.s3 import buckets, multipart, objects
 
-__all__ = ["buckets", "listing", "multipart", "objects"]
+__all__ = ["buckets", "multipart", "objects"]

@@ -12,32 +12,39 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, load_json, operation
-from vmsnix_ops.sandbox.iam.evaluation import (
+from vmsnix_ops.sandbox.policies import (
     ALLOWED,
     DELEGATED,
     EXPLICIT_DENY,
+    IMPLICIT_DENY,
+    PRINCIPAL_KINDS,
+    AccessRequest,
+    as_list,
     evaluate,
     evaluate_resource_policy,
-    matches,
+    statements,
+    wildcard_match,
 )
-from vmsnix_ops.sandbox.iam.policies import PRINCIPAL_KINDS, listed, statements
-from vmsnix_ops.sandbox.objects import Bucket, find_bucket
-from vmsnix_ops.sandbox.s3.common import bucket_of, check_tags, owner_id
-
-from ..iam import evaluation
-from ..wire import regions
+from vmsnix_ops.sandbox.regions import region_exists
+from vmsnix_ops.sandbox.s3.common import canonical_user_id, check_tags, requested_bucket
+from vmsnix_ops.sandbox.storage import Bucket, find_bucket
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params, Tables
 
 
-NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
+BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
 BUCKETS_PER_PAGE = 10_000
 
 
 def _check_name(name: str) -> None:
-    if not NAME.fullmatch(name) or ".." in name or ADDRESS.fullmatch(name) or name.startswith("xn--"):
+    if (
+        not BUCKET_NAME.fullmatch(name)
+        or ".." in name
+        or IP_ADDRESS.fullmatch(name)
+        or name.startswith("xn--")
+    ):
         raise AwsError("InvalidBucketName", "The specified bucket is not valid.", BucketName=name)
 
 
@@ -60,7 +67,7 @@ def create_bucket(context: Context, params: Params) -> dict[str, Any]:
     if existing is not None:
         _refuse_existing(context, existing)
         return {"Location": f"/{name}"}
-    bucket = Bucket(name, context.account, region, context.clock.now(), settings=defaults())
+    bucket = Bucket(name, context.account, region, context.clock.now(), settings=_default_settings())
     if "ObjectOwnership" in params:
         bucket.settings["ownership"] = {"Rules": [{"ObjectOwnership": params["ObjectOwnership"]}]}
     tags = (params.get("CreateBucketConfiguration") or {}).get("Tags")
@@ -83,7 +90,7 @@ def _new_region(context: Context, params: Params) -> str:
     if context.region == "us-east-1":
         if constraint is None:
             return "us-east-1"
-        if constraint == "us-east-1" or not regions.exists(constraint):
+        if constraint == "us-east-1" or not region_exists(constraint):
             raise AwsError(
                 "InvalidLocationConstraint",
                 "The specified location-constraint is not valid",
@@ -122,7 +129,7 @@ def _refuse_existing(context: Context, existing: Bucket) -> None:
 @operation("s3", "HeadBucket", honours=["Bucket", "ExpectedBucketOwner"])
 def head_bucket(context: Context, params: Params) -> dict[str, Any]:
     """Say whether a bucket exists, is ours, and where it is."""
-    bucket = bucket_of(context, params)
+    bucket = requested_bucket(context, params)
     return {"BucketRegion": bucket.region, "AccessPointAlias": False}
 
 
@@ -132,7 +139,7 @@ def get_bucket_location(context: Context, params: Params) -> dict[str, Any]:
     bucket = find_bucket(context.tables, params["Bucket"])
     if bucket is not None and params.get("ExpectedBucketOwner") in {None, bucket.account}:
         return {"LocationConstraint": "" if bucket.region == "us-east-1" else bucket.region}
-    bucket_of(context, params)
+    requested_bucket(context, params)
     raise AwsError("AccessDenied", "Access Denied", status=403)
 
 
@@ -151,7 +158,7 @@ def list_buckets(context: Context, params: Params) -> dict[str, Any]:
         "Buckets": [
             {"Name": b.name, "CreationDate": b.created, "BucketRegion": b.region} for b in found[:limit]
         ],
-        "Owner": {"ID": owner_id(context.account)},
+        "Owner": {"ID": canonical_user_id(context.account)},
     }
     if prefix:
         answer["Prefix"] = prefix
@@ -163,7 +170,7 @@ def list_buckets(context: Context, params: Params) -> dict[str, Any]:
 @operation("s3", "DeleteBucket", honours=["Bucket", "ExpectedBucketOwner"])
 def delete_bucket(context: Context, params: Params) -> dict[str, Any]:
     """Delete an empty bucket."""
-    bucket = bucket_of(context, params)
+    bucket = requested_bucket(context, params)
     if bucket.objects:
         raise AwsError(
             "BucketNotEmpty",
@@ -187,7 +194,7 @@ def delete_bucket(context: Context, params: Params) -> dict[str, Any]:
 
 GET = ("Bucket", "ExpectedBucketOwner")
 PUT = (*GET, "ContentMD5", "ChecksumAlgorithm")
-BLOCKED = {
+PUBLIC_ACCESS_BLOCK = {
     "BlockPublicAcls": True,
     "IgnorePublicAcls": True,
     "BlockPublicPolicy": True,
@@ -195,10 +202,10 @@ BLOCKED = {
 }
 
 
-def defaults() -> dict[str, Any]:
+def _default_settings() -> dict[str, Any]:
     """Return the settings of a new bucket: private, encrypted, without ACLs (since 2023)."""
     return {
-        "public_access_block": dict(BLOCKED),
+        "public_access_block": dict(PUBLIC_ACCESS_BLOCK),
         "encryption": _default_encryption(),
         "ownership": _default_ownership(),
     }
@@ -213,14 +220,14 @@ def _default_ownership() -> dict[str, Any]:
     return {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}
 
 
-def _missing(bucket: Bucket, code: str, text: str) -> AwsError:
+def _no_such_setting(bucket: Bucket, code: str, text: str) -> AwsError:
     return AwsError(code, text, status=404, BucketName=bucket.name)
 
 
-Check = Callable[[Any], Any]
+DocumentCheck = Callable[[Any], Any]
 
 
-def _register(
+def _register_setting(
     setting: str,
     *,
     member: str,
@@ -228,7 +235,7 @@ def _register(
     put: str | None = None,
     delete: str | None = None,
     missing: tuple[str, str] = ("", ""),
-    check: Check | None = None,
+    check: DocumentCheck | None = None,
     delete_resets: Callable[[], Any] | None = None,
 ) -> None:
     """Register get, put and delete of one document.
@@ -250,10 +257,10 @@ def _register(
     """
 
     def get_setting(context: Context, params: Params) -> dict[str, Any]:
-        bucket = bucket_of(context, params)
+        bucket = requested_bucket(context, params)
         document = bucket.settings.get(setting)
         if document is None:
-            raise _missing(bucket, *missing)
+            raise _no_such_setting(bucket, *missing)
         return {member: document}
 
     operation("s3", get, honours=GET)(get_setting)
@@ -261,7 +268,7 @@ def _register(
     if put is not None:
 
         def put_setting(context: Context, params: Params) -> dict[str, Any]:
-            bucket = bucket_of(context, params)
+            bucket = requested_bucket(context, params)
             if member not in params:
                 raise AwsError("MissingRequestBodyError", "Request Body is empty")
             document = params[member]
@@ -273,7 +280,7 @@ def _register(
     if delete is not None:
 
         def delete_setting(context: Context, params: Params) -> dict[str, Any]:
-            bucket = bucket_of(context, params)
+            bucket = requested_bucket(context, params)
             bucket.settings.pop(setting, None)
             if delete_resets is not None:
                 bucket.settings[setting] = delete_resets()
@@ -283,7 +290,7 @@ def _register(
 
 
 def _check_block(document: dict[str, Any]) -> dict[str, Any]:
-    return {name: bool(document.get(name, False)) for name in BLOCKED}
+    return {name: bool(document.get(name, False)) for name in PUBLIC_ACCESS_BLOCK}
 
 
 def _check_lifecycle(document: dict[str, Any]) -> dict[str, Any]:
@@ -320,7 +327,7 @@ def _check_tagging(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-_register(
+_register_setting(
     "public_access_block",
     member="PublicAccessBlockConfiguration",
     get="GetPublicAccessBlock",
@@ -329,7 +336,7 @@ _register(
     missing=("NoSuchPublicAccessBlockConfiguration", "The public access block configuration was not found"),
     check=_check_block,
 )
-_register(
+_register_setting(
     "encryption",
     member="ServerSideEncryptionConfiguration",
     get="GetBucketEncryption",
@@ -337,7 +344,7 @@ _register(
     delete="DeleteBucketEncryption",
     delete_resets=_default_encryption,
 )
-_register(
+_register_setting(
     "ownership",
     member="OwnershipControls",
     get="GetBucketOwnershipControls",
@@ -350,14 +357,14 @@ _register(
 @operation("s3", "GetBucketVersioning", honours=GET)
 def get_versioning(context: Context, params: Params) -> dict[str, Any]:
     """Return the versioning state of a bucket; an empty document when nobody ever set it."""
-    state = bucket_of(context, params).settings.get("versioning")
+    state = requested_bucket(context, params).settings.get("versioning")
     return {"Status": state} if state else {}
 
 
 @operation("s3", "PutBucketVersioning", honours=[*PUT, "VersioningConfiguration"])
 def put_versioning(context: Context, params: Params) -> dict[str, Any]:
     """Suspend versioning, which leaves objects as they are without it; versions are not emulated."""
-    bucket = bucket_of(context, params)
+    bucket = requested_bucket(context, params)
     status = params.get("VersioningConfiguration", {}).get("Status")
     if status != "Suspended":
         raise AwsError("NotImplemented", "The sandbox does not emulate versions of objects.", status=501)
@@ -368,32 +375,34 @@ def put_versioning(context: Context, params: Params) -> dict[str, Any]:
 @operation("s3", "GetBucketTagging", honours=GET)
 def get_bucket_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Return the tags of a bucket."""
-    bucket = bucket_of(context, params)
+    bucket = requested_bucket(context, params)
     if "tagging" not in bucket.settings:
-        raise _missing(bucket, "NoSuchTagSet", "The TagSet does not exist")
+        raise _no_such_setting(bucket, "NoSuchTagSet", "The TagSet does not exist")
     return dict(bucket.settings["tagging"])
 
 
 @operation("s3", "PutBucketTagging", honours=[*PUT, "Tagging"])
 def put_bucket_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Replace the tags of a bucket."""
-    bucket_of(context, params).settings["tagging"] = _check_tagging(params["Tagging"])
+    requested_bucket(context, params).settings["tagging"] = _check_tagging(params["Tagging"])
     return {"__status__": 204}
 
 
 @operation("s3", "DeleteBucketTagging", honours=GET)
 def delete_bucket_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Remove the tags of a bucket."""
-    bucket_of(context, params).settings.pop("tagging", None)
+    requested_bucket(context, params).settings.pop("tagging", None)
     return {"__status__": 204}
 
 
 @operation("s3", "GetBucketLifecycleConfiguration", honours=GET)
 def get_lifecycle(context: Context, params: Params) -> dict[str, Any]:
     """Return the lifecycle rules; they are kept and shown, no rule runs here."""
-    bucket = bucket_of(context, params)
+    bucket = requested_bucket(context, params)
     if "lifecycle" not in bucket.settings:
-        raise _missing(bucket, "NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist")
+        raise _no_such_setting(
+            bucket, "NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"
+        )
     return dict(bucket.settings["lifecycle"])
 
 
@@ -402,7 +411,7 @@ def get_lifecycle(context: Context, params: Params) -> dict[str, Any]:
 )
 def put_lifecycle(context: Context, params: Params) -> dict[str, Any]:
     """Replace the lifecycle rules."""
-    bucket = bucket_of(context, params)
+    bucket = requested_bucket(context, params)
     if "LifecycleConfiguration" not in params:
         raise AwsError("MissingRequestBodyError", "Request Body is empty")
     bucket.settings["lifecycle"] = _check_lifecycle(params["LifecycleConfiguration"])
@@ -412,13 +421,13 @@ def put_lifecycle(context: Context, params: Params) -> dict[str, Any]:
 @operation("s3", "DeleteBucketLifecycle", honours=GET)
 def delete_lifecycle(context: Context, params: Params) -> dict[str, Any]:
     """Remove the lifecycle rules."""
-    bucket_of(context, params).settings.pop("lifecycle", None)
+    requested_bucket(context, params).settings.pop("lifecycle", None)
     return {"__status__": 204}
 
 
-def _owned(context: Context, params: Params) -> Bucket:
+def _own_bucket(context: Context, params: Params) -> Bucket:
     """Return a bucket of the caller's account: nobody else manages its policy, whatever the policy allows."""
-    bucket = bucket_of(context, params)
+    bucket = requested_bucket(context, params)
     if bucket.account != context.account:
         raise AwsError(
             "MethodNotAllowed", "The specified method is not allowed against this resource.", status=405
@@ -429,19 +438,19 @@ def _owned(context: Context, params: Params) -> Bucket:
 @operation("s3", "GetBucketPolicy", honours=GET)
 def get_policy(context: Context, params: Params) -> dict[str, Any]:
     """Return the bucket policy as it was given."""
-    bucket = _owned(context, params)
+    bucket = _own_bucket(context, params)
     if "policy" not in bucket.settings:
-        raise _missing(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
+        raise _no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
     return {"Policy": bucket.settings["policy"]}
 
 
 @operation("s3", "PutBucketPolicy", honours=[*PUT, "Policy"])
 def put_policy(context: Context, params: Params) -> dict[str, Any]:
     """Replace the bucket policy; a public one is refused while the bucket blocks public policies."""
-    bucket = _owned(context, params)
-    document = parse(params["Policy"], bucket.name)
+    bucket = _own_bucket(context, params)
+    document = _parse_bucket_policy(params["Policy"], bucket.name)
     block = bucket.settings.get("public_access_block", {})
-    if block.get("BlockPublicPolicy") and is_public(document):
+    if block.get("BlockPublicPolicy") and _is_public_policy(document):
         raise AwsError(
             "AccessDenied",
             f"User: {context.principal} is not authorized to perform: s3:PutBucketPolicy on resource: "
@@ -457,23 +466,23 @@ def put_policy(context: Context, params: Params) -> dict[str, Any]:
 @operation("s3", "DeleteBucketPolicy", honours=GET)
 def delete_policy(context: Context, params: Params) -> dict[str, Any]:
     """Remove the bucket policy."""
-    _owned(context, params).settings.pop("policy", None)
+    _own_bucket(context, params).settings.pop("policy", None)
     return {"__status__": 204}
 
 
 @operation("s3", "GetBucketPolicyStatus", honours=GET)
 def get_policy_status(context: Context, params: Params) -> dict[str, Any]:
     """Say whether the bucket policy makes the bucket public."""
-    bucket = bucket_of(context, params)
+    bucket = requested_bucket(context, params)
     if "policy" not in bucket.settings:
-        raise _missing(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
-    return {"PolicyStatus": {"IsPublic": is_public(json.loads(bucket.settings["policy"]))}}
+        raise _no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
+    return {"PolicyStatus": {"IsPublic": _is_public_policy(json.loads(bucket.settings["policy"]))}}
 
 
 @operation("s3", "GetBucketAcl", honours=GET)
 def get_acl(context: Context, params: Params) -> dict[str, Any]:
     """Return the only ACL that there is with BucketOwnerEnforced: the owner's full control."""
-    owner = {"ID": owner_id(bucket_of(context, params).account)}
+    owner = {"ID": canonical_user_id(requested_bucket(context, params).account)}
     return {
         "Owner": owner,
         "Grants": [{"Grantee": {**owner, "Type": "CanonicalUser"}, "Permission": "FULL_CONTROL"}],
@@ -488,8 +497,8 @@ def get_acl(context: Context, params: Params) -> dict[str, Any]:
 # "Blocking public access to your Amazon S3 storage" (the meaning of public, RestrictPublicBuckets);
 # "Troubleshoot access denied (403 Forbidden) errors in Amazon S3" (across accounts the text says no reason).
 
-MANAGES_POLICY = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
-NARROWS = frozenset(
+POLICY_ACTIONS = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
+RESTRICTING_KEYS = frozenset(
     {
         "aws:principalaccount",
         "aws:principalarn",
@@ -508,7 +517,7 @@ NARROWS = frozenset(
 """Keys that make an Allow to everybody no public one, when they are compared with fixed values."""
 
 
-def parse(text: str, bucket: str) -> dict[str, Any]:
+def _parse_bucket_policy(text: str, bucket: str) -> dict[str, Any]:
     """Return a bucket policy as S3 accepts it.
 
     Raises
@@ -529,9 +538,9 @@ def parse(text: str, bucket: str) -> dict[str, Any]:
         principal = statement.get("Principal", statement.get("NotPrincipal"))
         if principal != "*" and not (isinstance(principal, dict) and set(principal) <= PRINCIPAL_KINDS):
             raise _malformed("Invalid principal in policy")
-        for resource in listed(statement.get("Resource", statement.get("NotResource"))):
+        for resource in as_list(statement.get("Resource", statement.get("NotResource"))):
             found = re.fullmatch(r"arn:aws[\w-]*:s3:::([^/]*)(/.*)?", resource, re.DOTALL)
-            if resource != "*" and (found is None or not matches(found[1], bucket)):
+            if resource != "*" and (found is None or not wildcard_match(found[1], bucket)):
                 raise _malformed("Policy has invalid resource")
     return document
 
@@ -540,33 +549,33 @@ def _malformed(text: str) -> AwsError:
     return AwsError("MalformedPolicy", text)
 
 
-def is_public(document: dict[str, Any]) -> bool:
+def _is_public_policy(document: dict[str, Any]) -> bool:
     """Return whether a policy lets everybody in: an Allow to ``*`` that no fixed value of a key narrows."""
     return any(
         statement.get("Effect") == "Allow"
         and ("NotPrincipal" in statement or "*" in _principals(statement))
-        and not _narrowed(statement.get("Condition") or {})
+        and not _is_restricted(statement.get("Condition") or {})
         for statement in statements(document)
     )
 
 
 def _principals(statement: dict[str, Any]) -> list[Any]:
     principal = statement.get("Principal")
-    return listed(principal.get("AWS")) if isinstance(principal, dict) else [principal]
+    return as_list(principal.get("AWS")) if isinstance(principal, dict) else [principal]
 
 
-def _narrowed(conditions: dict[str, dict[str, Any]]) -> bool:
+def _is_restricted(conditions: dict[str, dict[str, Any]]) -> bool:
     return any(
-        key.lower() in NARROWS and not any(set("*?") & set(str(one)) for one in listed(values))
+        key.lower() in RESTRICTING_KEYS and not any(set("*?") & set(str(one)) for one in as_list(values))
         for name, keys in conditions.items()
         if not name.endswith("IfExists") and "Not" not in name and name != "Null"
         for key, values in keys.items()
     )
 
 
-def why_not(
+def s3_denial_reason(
     tables: Tables,
-    question: evaluation.Question,
+    question: AccessRequest,
     *,
     account: str,
     principal: str,
@@ -594,8 +603,8 @@ def why_not(
         return "with an explicit deny in an identity-based policy"
     bucket = None if action == "s3:CreateBucket" else find_bucket(tables, _bucket_name(question.resource))
     across = bucket is not None and bucket.account != account
-    decision = _of_policy(bucket, principal, account, question)
-    if decision == EXPLICIT_DENY and not (root and not across and action in MANAGES_POLICY):
+    decision = _bucket_policy_decision(bucket, principal, account, question)
+    if decision == EXPLICIT_DENY and not (root and not across and action in POLICY_ACTIONS):
         return "with an explicit deny in a resource-based policy"
     if across and decision not in {ALLOWED, DELEGATED}:
         return f"because no resource-based policy allows the {action} action"
@@ -608,13 +617,15 @@ def _bucket_name(resource: str) -> str:
     return resource.partition(":::")[2].partition("/")[0]
 
 
-def _of_policy(bucket: Bucket | None, principal: str, account: str, question: evaluation.Question) -> str:
+def _bucket_policy_decision(
+    bucket: Bucket | None, principal: str, account: str, question: AccessRequest
+) -> str:
     """Return what the policy of a bucket decides; ``implicitDeny`` where there is none."""
     text = bucket.settings.get("policy") if bucket is not None else None
     if bucket is None or not text:
-        return evaluation.IMPLICIT_DENY
+        return IMPLICIT_DENY
     decision = evaluate_resource_policy(text, principal, account, question)
     restricted = bucket.settings.get("public_access_block", {}).get("RestrictPublicBuckets")
     if decision != EXPLICIT_DENY and account != bucket.account and restricted:
-        return evaluation.IMPLICIT_DENY if is_public(json.loads(text)) else decision
+        return IMPLICIT_DENY if _is_public_policy(json.loads(text)) else decision
     return decision

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
 from vmsnix_ops.sandbox.core import AwsError
-from vmsnix_ops.sandbox.objects import Bucket, Part, StoredObject, find_bucket, object_path
-from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, Digests, decode, size
+from vmsnix_ops.sandbox.storage import Bucket, Part, StoredObject, find_bucket, object_path
+from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, Digests, decode_base64, digest_size
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from vmsnix_ops.sandbox.core import Context, Params
-    from vmsnix_ops.sandbox.wire.body import Body
+    from vmsnix_ops.sandbox.wire.http import Body
+
 
 # Parameters that every handler understands in the same way, or that concern the transport only.
 OWNER = ("ExpectedBucketOwner",)
@@ -29,7 +30,7 @@ CHECKSUM_MEMBERS = {name: f"Checksum{name.upper()}" for name in ALGORITHMS}
 PROTECTED_BODY = ("ContentMD5", "ChecksumAlgorithm")
 
 # Members that are kept with an object and given back with it.
-HEADERS = (
+STORED_HEADERS = (
     "CacheControl",
     "ContentDisposition",
     "ContentEncoding",
@@ -43,10 +44,10 @@ HEADERS = (
     "WebsiteRedirectLocation",
 )
 TRASH_AGE = timedelta(minutes=1)
-OBJECT_LIMIT = 5 * 2**30  # of one PUT; "Amazon S3 multipart upload limits"
+MAX_OBJECT_BYTES = 5 * 2**30  # of one PUT; "Amazon S3 multipart upload limits"
 
 
-def bucket_of(context: Context, params: Params) -> Bucket:
+def requested_bucket(context: Context, params: Params) -> Bucket:
     """Return the bucket that a call is about.
 
     Raises
@@ -75,12 +76,12 @@ def bucket_of(context: Context, params: Params) -> Bucket:
     return bucket
 
 
-def owner_id(account: str) -> str:
+def canonical_user_id(account: str) -> str:
     """Return the canonical user id of an account: 64 hexadecimal digits."""
     return hashlib.sha256(account.encode()).hexdigest()
 
 
-def object_of(bucket: Bucket, key: str) -> StoredObject:
+def find_object(bucket: Bucket, key: str) -> StoredObject:
     """Return an object, or raise ``NoSuchKey``."""
     stored = bucket.objects.get(key)
     if stored is None:
@@ -95,12 +96,12 @@ def check_key(key: str) -> None:
         raise AwsError("KeyTooLongError", "Your key is too long", Size=length, MaxSizeAllowed=1024)
 
 
-def headers_of(params: Params, bucket: Bucket | None = None) -> dict[str, Any]:
+def stored_headers(params: Params, bucket: Bucket | None = None) -> dict[str, Any]:
     """Return the members that are kept with an object.
 
     How an object is encrypted is only recorded: there is no KMS in the sandbox.
     """
-    kept = {name: params[name] for name in HEADERS if name in params}
+    kept = {name: params[name] for name in STORED_HEADERS if name in params}
     kept.setdefault("ContentType", "binary/octet-stream")
     if "ServerSideEncryption" not in kept:
         kept |= default_encryption(bucket)
@@ -136,7 +137,7 @@ def shown_headers(stored: StoredObject) -> dict[str, Any]:
     return {k: v for k, v in stored.headers.items() if not (k == "StorageClass" and v == "STANDARD")}
 
 
-def check_written(bucket: Bucket, key: str, params: Params) -> None:
+def check_write_conditions(bucket: Bucket, key: str, params: Params) -> None:
     """Check ``If-Match`` and ``If-None-Match`` of a write.
 
     Source: "How to prevent object overwrites with conditional writes" in the Amazon S3 User Guide.
@@ -152,15 +153,15 @@ def check_written(bucket: Bucket, key: str, params: Params) -> None:
                 Header="If-None-Match",
             )
         if stored is not None:
-            raise failed_condition("If-None-Match")
+            raise precondition_failed("If-None-Match")
     if match is not None:
         if stored is None:
             raise AwsError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
         if match != "*" and match.strip('"') != stored.etag:
-            raise failed_condition("If-Match")
+            raise precondition_failed("If-Match")
 
 
-def failed_condition(condition: str) -> AwsError:
+def precondition_failed(condition: str) -> AwsError:
     """Return the 412 of a condition that does not hold."""
     return AwsError(
         "PreconditionFailed",
@@ -170,7 +171,9 @@ def failed_condition(condition: str) -> AwsError:
     )
 
 
-def receive(context: Context, body: Body, params: Params, number: int, algorithm: str | None = None) -> Part:
+def receive_upload(
+    context: Context, body: Body, params: Params, number: int, algorithm: str | None = None
+) -> Part:
     """Take the bytes of an upload to disk and compare every checksum that came with them.
 
     Parameters
@@ -199,14 +202,14 @@ def receive(context: Context, body: Body, params: Params, number: int, algorithm
         )
     trailer = _trailing_algorithm(context)
     for name, value in expected.items():
-        if decode(value, size(name)) is None:
+        if decode_base64(value, digest_size(name)) is None:
             raise AwsError("InvalidRequest", f"Value for x-amz-checksum-{name} header is invalid.")
     content_md5 = params.get("ContentMD5")
-    if content_md5 is not None and decode(content_md5, 16) is None:
+    if content_md5 is not None and decode_base64(content_md5, 16) is None:
         raise AwsError(
             "InvalidDigest", "The Content-MD5 you specified was invalid.", **{"Content-MD5": content_md5}
         )
-    if params.get("ContentLength", 0) > OBJECT_LIMIT:
+    if params.get("ContentLength", 0) > MAX_OBJECT_BYTES:
         raise AwsError("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
     wanted = set(expected) | ({trailer} if trailer else set()) | ({algorithm} if algorithm else set())
     digests = Digests({"md5", *wanted})
@@ -217,7 +220,7 @@ def receive(context: Context, body: Body, params: Params, number: int, algorithm
     if trailer is not None:
         expected[trailer] = body.trailers.get(f"x-amz-checksum-{trailer}", "")
     try:
-        _compare(digests, expected, content_md5)
+        _compare_digests(digests, expected, content_md5)
     except AwsError:
         path.unlink()
         raise
@@ -237,7 +240,7 @@ def _trailing_algorithm(context: Context) -> str | None:
     return match[1]
 
 
-def _compare(digests: Digests, expected: dict[str, str], content_md5: str | None) -> None:
+def _compare_digests(digests: Digests, expected: dict[str, str], content_md5: str | None) -> None:
     if content_md5 is not None and digests.base64("md5") != content_md5:
         raise AwsError(
             "BadDigest",
@@ -264,7 +267,7 @@ def remove_parts(context: Context, parts: tuple[Part, ...] | list[Part]) -> None
         object_path(context.folder, file).unlink(missing_ok=True)
 
 
-def replace_object(context: Context, bucket: Bucket, stored: StoredObject) -> None:
+def store_object(context: Context, bucket: Bucket, stored: StoredObject) -> None:
     """Put an object in its place and remove the one that was there."""
     before = bucket.objects.get(stored.key)
     bucket.objects[stored.key] = stored
@@ -323,7 +326,7 @@ def check_acl(params: Params) -> None:
         raise AwsError("AccessControlListNotSupported", "The bucket does not allow ACLs")
 
 
-def check_metadata(metadata: dict[str, str]) -> dict[str, str]:
+def check_user_metadata(metadata: dict[str, str]) -> dict[str, str]:
     """Return user metadata after the check of its size: 2 KB of names and values."""
     size_in_bytes = sum(
         len(k.encode()) + len(v.encode("utf-8", "surrogateescape")) for k, v in metadata.items()
@@ -338,17 +341,17 @@ def check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return metadata
 
 
-def quoted(etag: str) -> str:
+def quote_etag(etag: str) -> str:
     """Return an ETag as answers show it."""
     return f'"{etag}"'
 
 
-def shown_checksums(checksums: dict[str, str]) -> dict[str, str]:
+def checksum_members(checksums: dict[str, str]) -> dict[str, str]:
     """Return checksums by the names of their members."""
     return {CHECKSUM_MEMBERS[name]: value for name, value in checksums.items()}
 
 
-def copy_source(context: Context, params: Params) -> tuple[Bucket, StoredObject]:
+def find_copy_source(context: Context, params: Params) -> tuple[Bucket, StoredObject]:
     """Return the object that ``x-amz-copy-source`` names, after its conditions.
 
     Raises
@@ -368,10 +371,10 @@ def copy_source(context: Context, params: Params) -> tuple[Bucket, StoredObject]
     bucket = find_bucket(context.tables, name)
     if bucket is None:
         raise AwsError("NoSuchBucket", "The specified bucket does not exist", status=404, BucketName=name)
-    stored = object_of(bucket, key)
+    stored = find_object(bucket, key)
     match, none_match = params.get("CopySourceIfMatch"), params.get("CopySourceIfNoneMatch")
     if match is not None and match.strip('"') not in {"*", stored.etag}:
-        raise failed_condition("x-amz-copy-source-If-Match")
+        raise precondition_failed("x-amz-copy-source-If-Match")
     if none_match is not None and none_match.strip('"') in {"*", stored.etag}:
-        raise failed_condition("x-amz-copy-source-If-None-Match")
+        raise precondition_failed("x-amz-copy-source-If-None-Match")
     return bucket, stored

@@ -13,35 +13,39 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, operation
-from vmsnix_ops.sandbox.objects import ObjectReader, Part, StoredObject, Upload, object_path
 from vmsnix_ops.sandbox.s3.common import (
     CHECKSUM_MEMBERS,
-    OBJECT_LIMIT,
-    bucket_of,
+    MAX_OBJECT_BYTES,
+    canonical_user_id,
     check_acl,
     check_key,
-    check_metadata,
-    check_written,
-    copy_source,
-    headers_of,
-    owner_id,
+    check_user_metadata,
+    check_write_conditions,
+    checksum_members,
+    find_copy_source,
     parse_tags,
-    quoted,
-    receive,
+    quote_etag,
+    receive_upload,
     remove_parts,
-    replace_object,
-    shown_checksums,
+    requested_bucket,
+    store_object,
+    stored_headers,
 )
-from vmsnix_ops.sandbox.s3.listing import encoder, limit_of
-from vmsnix_ops.sandbox.s3.objects import WRITE
-from vmsnix_ops.sandbox.wire.body import BUFFER
-from vmsnix_ops.sandbox.wire.checksums import Digests
-
-from ..wire import checksums
+from vmsnix_ops.sandbox.s3.objects import WRITE_PARAMETERS, key_encoder, page_limit
+from vmsnix_ops.sandbox.storage import ObjectReader, Part, StoredObject, Upload, object_path
+from vmsnix_ops.sandbox.wire.checksums import (
+    Digests,
+    combine_crc,
+    decode_base64,
+    digest_size,
+    encode_base64,
+    new_checksum,
+)
+from vmsnix_ops.sandbox.wire.http import BUFFER
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params
-    from vmsnix_ops.sandbox.objects import Bucket
+    from vmsnix_ops.sandbox.storage import Bucket
 
 
 @operation(
@@ -51,9 +55,9 @@ if TYPE_CHECKING:
 )
 def list_parts(context: Context, params: Params) -> dict[str, Any]:
     """List the parts of an upload, by number."""
-    bucket = bucket_of(context, params)
-    upload = upload_of(bucket, params)
-    limit, marker = limit_of(params, "MaxParts"), params.get("PartNumberMarker", 0)
+    bucket = requested_bucket(context, params)
+    upload = _find_upload(bucket, params)
+    limit, marker = page_limit(params, "MaxParts"), params.get("PartNumberMarker", 0)
     waiting = [part for number, part in sorted(upload.parts.items()) if number > marker]
     shown = waiting[:limit]
     answer: dict[str, Any] = {
@@ -68,23 +72,23 @@ def list_parts(context: Context, params: Params) -> dict[str, Any]:
             {
                 "PartNumber": part.number,
                 "LastModified": part.modified,
-                "ETag": quoted(part.md5),
+                "ETag": quote_etag(part.md5),
                 "Size": part.size,
-                **shown_checksums(part.checksums),
+                **checksum_members(part.checksums),
             }
             for part in shown
         ],
-        **_who(bucket, upload),
+        **_upload_owner(bucket, upload),
     }
     if upload.algorithm is not None:
         answer |= {"ChecksumAlgorithm": upload.algorithm.upper(), "ChecksumType": upload.checksum_type}
     return answer
 
 
-def _who(bucket: Bucket, upload: Upload) -> dict[str, Any]:
+def _upload_owner(bucket: Bucket, upload: Upload) -> dict[str, Any]:
     return {
         "Initiator": {"ID": upload.principal, "DisplayName": upload.principal.rpartition("/")[2]},
-        "Owner": {"ID": owner_id(bucket.account)},
+        "Owner": {"ID": canonical_user_id(bucket.account)},
         "StorageClass": upload.headers.get("StorageClass", "STANDARD"),
     }
 
@@ -105,14 +109,14 @@ def _who(bucket: Bucket, upload: Upload) -> dict[str, Any]:
 )
 def list_multipart_uploads(context: Context, params: Params) -> dict[str, Any]:
     """List uploads that were neither completed nor aborted, by key and then by age."""
-    bucket, encode = bucket_of(context, params), encoder(params)
+    bucket, encode = requested_bucket(context, params), key_encoder(params)
     prefix, delimiter = params.get("Prefix", ""), params.get("Delimiter", "")
     key_marker, id_marker = params.get("KeyMarker", ""), params.get("UploadIdMarker", "")
-    limit = limit_of(params, "MaxUploads")
+    limit = page_limit(params, "MaxUploads")
     shown: list[Upload] = []
     prefixes: list[str] = []
     last, truncated = ("", ""), False
-    for upload in _behind(bucket, prefix, key_marker, id_marker):
+    for upload in _uploads_after(bucket, prefix, key_marker, id_marker):
         cut = upload.key.find(delimiter, len(prefix)) if delimiter else -1
         common = upload.key[: cut + len(delimiter)] if cut >= 0 else None
         if common is not None and (common in prefixes or key_marker.startswith(common)):
@@ -132,7 +136,7 @@ def list_multipart_uploads(context: Context, params: Params) -> dict[str, Any]:
         "UploadIdMarker": id_marker,
         "MaxUploads": limit,
         "IsTruncated": truncated,
-        "Uploads": [_entry(bucket, upload, encode) for upload in shown],
+        "Uploads": [_upload_entry(bucket, upload, encode) for upload in shown],
         "CommonPrefixes": [{"Prefix": encode(common)} for common in prefixes],
         "Prefix": encode(prefix),
     }
@@ -145,7 +149,7 @@ def list_multipart_uploads(context: Context, params: Params) -> dict[str, Any]:
     return answer
 
 
-def _behind(bucket: Bucket, prefix: str, key_marker: str, id_marker: str) -> list[Upload]:
+def _uploads_after(bucket: Bucket, prefix: str, key_marker: str, id_marker: str) -> list[Upload]:
     """Return the uploads behind the markers, in order."""
     ordered = sorted(
         bucket.uploads.values(), key=lambda upload: (upload.key, upload.initiated, upload.upload_id)
@@ -159,12 +163,12 @@ def _behind(bucket: Bucket, prefix: str, key_marker: str, id_marker: str) -> lis
     return (same[ids.index(id_marker) + 1 :] if id_marker in ids else []) + later
 
 
-def _entry(bucket: Bucket, upload: Upload, encode: Any) -> dict[str, Any]:
+def _upload_entry(bucket: Bucket, upload: Upload, encode: Any) -> dict[str, Any]:
     entry = {
         "Key": encode(upload.key),
         "UploadId": upload.upload_id,
         "Initiated": upload.initiated,
-        **_who(bucket, upload),
+        **_upload_owner(bucket, upload),
     }
     if upload.algorithm is not None:
         entry |= {"ChecksumAlgorithm": upload.algorithm.upper(), "ChecksumType": upload.checksum_type}
@@ -177,7 +181,7 @@ def _entry(bucket: Bucket, upload: Upload, encode: Any) -> dict[str, Any]:
 # UploadPartCopy, CompleteMultipartUpload, AbortMultipartUpload in the Amazon S3 API Reference; "Checking
 # object integrity" in the Amazon S3 User Guide.
 
-PART_MINIMUM = 5 * 2**20  # bytes, of every part but the last
+MIN_PART_BYTES = 5 * 2**20  # bytes, of every part but the last
 PART_NUMBERS = range(1, 10_001)
 COMPOSITE, FULL_OBJECT = "COMPOSITE", "FULL_OBJECT"
 # Which checksum types an algorithm can have in a multipart upload, its default first.
@@ -190,7 +194,7 @@ CHECKSUM_TYPES = {
 }
 
 
-def upload_of(bucket: Bucket, params: Params) -> Upload:
+def _find_upload(bucket: Bucket, params: Params) -> Upload:
     """Return the upload that a call is about, or raise ``NoSuchUpload``."""
     upload = bucket.uploads.get(params["UploadId"])
     if upload is None or upload.key != params["Key"]:
@@ -205,13 +209,13 @@ def upload_of(bucket: Bucket, params: Params) -> Upload:
     return upload
 
 
-@operation("s3", "CreateMultipartUpload", honours=[*WRITE, "ChecksumAlgorithm", "ChecksumType"])
+@operation("s3", "CreateMultipartUpload", honours=[*WRITE_PARAMETERS, "ChecksumAlgorithm", "ChecksumType"])
 def create_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
     """Begin an upload. It stays, and costs, until it is completed or aborted."""
     check_key(params["Key"])
     check_acl(params)
-    bucket = bucket_of(context, params)
-    algorithm, kind = _checksum_choice(params)
+    bucket = requested_bucket(context, params)
+    algorithm, kind = _chosen_checksum(params)
     upload = Upload(
         upload_id=secrets.token_urlsafe(64),
         key=params["Key"],
@@ -219,8 +223,8 @@ def create_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
         principal=context.principal,
         algorithm=algorithm,
         checksum_type=kind,
-        headers=headers_of(params, bucket),
-        metadata=check_metadata(params.get("Metadata", {})),
+        headers=stored_headers(params, bucket),
+        metadata=check_user_metadata(params.get("Metadata", {})),
         tags=parse_tags(params.get("Tagging", "")),
     )
     bucket.uploads[upload.upload_id] = upload
@@ -237,7 +241,7 @@ def create_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
     return answer
 
 
-def _checksum_choice(params: Params) -> tuple[str | None, str]:
+def _chosen_checksum(params: Params) -> tuple[str | None, str]:
     name, kind = params.get("ChecksumAlgorithm"), params.get("ChecksumType")
     if name is None:
         if kind is not None:
@@ -261,7 +265,7 @@ def _checksum_choice(params: Params) -> tuple[str | None, str]:
     return name.lower(), kind or types[0]
 
 
-def check_part_number(number: int) -> None:
+def _check_part_number(number: int) -> None:
     """Refuse part numbers that S3 refuses."""
     if number not in PART_NUMBERS:
         raise AwsError(
@@ -291,20 +295,20 @@ def check_part_number(number: int) -> None:
 )
 def upload_part(context: Context, params: Params) -> dict[str, Any]:
     """Keep one part; a part of the same number is replaced."""
-    check_part_number(params["PartNumber"])
+    _check_part_number(params["PartNumber"])
     with context.lock:
-        upload = upload_of(bucket_of(context, params), params)
-    _check_algorithm(context, upload, params)
-    part = receive(context, params["Body"], params, params["PartNumber"], upload.algorithm)
-    store_part(context, params, part)
+        upload = _find_upload(requested_bucket(context, params), params)
+    _check_part_algorithm(context, upload, params)
+    part = receive_upload(context, params["Body"], params, params["PartNumber"], upload.algorithm)
+    _store_part(context, params, part)
     return {
-        "ETag": quoted(part.md5),
+        "ETag": quote_etag(part.md5),
         "ServerSideEncryption": upload.headers["ServerSideEncryption"],
-        **shown_checksums(part.checksums),
+        **checksum_members(part.checksums),
     }
 
 
-def _check_algorithm(context: Context, upload: Upload, params: Params) -> None:
+def _check_part_algorithm(context: Context, upload: Upload, params: Params) -> None:
     """Refuse a part whose checksum is of another algorithm than the upload's."""
     sent = [name for name, member in CHECKSUM_MEMBERS.items() if member in params]
     trailer = context.headers.get("x-amz-trailer", "").lower().removeprefix("x-amz-checksum-")
@@ -320,11 +324,11 @@ def _check_algorithm(context: Context, upload: Upload, params: Params) -> None:
     )
 
 
-def store_part(context: Context, params: Params, part: Part) -> None:
+def _store_part(context: Context, params: Params, part: Part) -> None:
     """Add a part to its upload, unless the upload ended meanwhile."""
     with context.lock:
         try:
-            upload = upload_of(bucket_of(context, params), params)
+            upload = _find_upload(requested_bucket(context, params), params)
         except AwsError:
             part.path(context.folder).unlink()
             raise
@@ -355,34 +359,34 @@ def complete_multipart_upload(context: Context, params: Params) -> dict[str, Any
 
     Repeating it, after a lost answer, succeeds while the object is still that one.
     """
-    bucket = bucket_of(context, params)
+    bucket = requested_bucket(context, params)
     done = bucket.completed.get(params["UploadId"])
     if done is not None and done[0] == params["Key"] and done[0] in bucket.objects:
         stored = bucket.objects[done[0]]
         if stored.etag == done[1]:
-            return _completed(context, bucket, stored)
-    upload = upload_of(bucket, params)
+            return _complete_answer(context, bucket, stored)
+    upload = _find_upload(bucket, params)
     chosen = _choose_parts(upload, params)
-    check_written(bucket, upload.key, params)
+    check_write_conditions(bucket, upload.key, params)
     stored = _assemble(context, upload, chosen)
-    _check_whole(upload, stored, params)
+    _check_object(upload, stored, params)
     del bucket.uploads[upload.upload_id]
-    replace_object(context, bucket, stored)
+    store_object(context, bucket, stored)
     bucket.completed[upload.upload_id] = (stored.key, stored.etag)
     kept = {part.number for part in chosen}
     remove_parts(context, [part for number, part in upload.parts.items() if number not in kept])
-    return _completed(context, bucket, stored)
+    return _complete_answer(context, bucket, stored)
 
 
-def _completed(context: Context, bucket: Bucket, stored: StoredObject) -> dict[str, Any]:
+def _complete_answer(context: Context, bucket: Bucket, stored: StoredObject) -> dict[str, Any]:
     return {
         "Location": f"http://{context.headers.get('host', '')}/{bucket.name}/{stored.key}",
         "Bucket": bucket.name,
         "Key": stored.key,
-        "ETag": quoted(stored.etag),
+        "ETag": quote_etag(stored.etag),
         "ServerSideEncryption": stored.headers["ServerSideEncryption"],
         "ChecksumType": stored.checksum_type if stored.checksums else None,
-        **shown_checksums(stored.checksums),
+        **checksum_members(stored.checksums),
     }
 
 
@@ -403,12 +407,12 @@ def _choose_parts(upload: Upload, params: Params) -> list[Part]:
         )
     chosen = [_choose_part(upload, entry) for entry in listed]
     for part in chosen[:-1]:
-        if part.size < PART_MINIMUM:
+        if part.size < MIN_PART_BYTES:
             raise AwsError(
                 "EntityTooSmall",
                 "Your proposed upload is smaller than the minimum allowed size",
                 ProposedSize=part.size,
-                MinSizeAllowed=PART_MINIMUM,
+                MinSizeAllowed=MIN_PART_BYTES,
                 PartNumber=part.number,
                 ETag=part.md5,
             )
@@ -449,31 +453,31 @@ def _assemble(context: Context, upload: Upload, chosen: list[Part]) -> StoredObj
         modified=context.clock.now(),
         headers=upload.headers,
         metadata=upload.metadata,
-        checksums=_whole_checksum(upload, chosen),
+        checksums=_object_checksum(upload, chosen),
         checksum_type=upload.checksum_type,
         multipart=True,
         tags=upload.tags,
     )
 
 
-def _whole_checksum(upload: Upload, chosen: list[Part]) -> dict[str, str]:
+def _object_checksum(upload: Upload, chosen: list[Part]) -> dict[str, str]:
     """Return the object's checksum: over the parts' checksums, or over all its bytes."""
     algorithm = upload.algorithm
     if algorithm is None:
         return {}
-    width = checksums.size(algorithm)
-    digests = [checksums.decode(part.checksums[algorithm], width) or b"" for part in chosen]
+    width = digest_size(algorithm)
+    digests = [decode_base64(part.checksums[algorithm], width) or b"" for part in chosen]
     if upload.checksum_type == COMPOSITE:
-        whole = checksums.new(algorithm)
+        whole = new_checksum(algorithm)
         whole.update(b"".join(digests))
-        return {algorithm: f"{checksums.encode(whole.digest())}-{len(chosen)}"}
+        return {algorithm: f"{encode_base64(whole.digest())}-{len(chosen)}"}
     joined = digests[0]
     for part, digest in zip(chosen[1:], digests[1:], strict=True):
-        joined = checksums.combine_crc(algorithm, joined, digest, part.size)
-    return {algorithm: checksums.encode(joined)}
+        joined = combine_crc(algorithm, joined, digest, part.size)
+    return {algorithm: encode_base64(joined)}
 
 
-def _check_whole(upload: Upload, stored: StoredObject, params: Params) -> None:
+def _check_object(upload: Upload, stored: StoredObject, params: Params) -> None:
     """Compare what the request says about the whole object."""
     if params.get("ChecksumType") not in {None, upload.checksum_type}:
         raise AwsError(
@@ -501,8 +505,8 @@ def _check_whole(upload: Upload, stored: StoredObject, params: Params) -> None:
 )
 def abort_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
     """Drop an upload and its parts."""
-    bucket = bucket_of(context, params)
-    upload = upload_of(bucket, params)
+    bucket = requested_bucket(context, params)
+    upload = _find_upload(bucket, params)
     del bucket.uploads[upload.upload_id]
     remove_parts(context, list(upload.parts.values()))
     return {"__status__": 204}
@@ -513,16 +517,16 @@ def abort_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
 # Sources: CopyObject, UploadPartCopy in the Amazon S3 API Reference.
 
 
-SOURCE = ("CopySource", "CopySourceIfMatch", "CopySourceIfNoneMatch")
-SOURCE_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+COPY_SOURCE = ("CopySource", "CopySourceIfMatch", "CopySourceIfNoneMatch")
+COPY_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
 
 @operation(
     "s3",
     "CopyObject",
     honours=[
-        *WRITE,
-        *SOURCE,
+        *WRITE_PARAMETERS,
+        *COPY_SOURCE,
         "MetadataDirective",
         "TaggingDirective",
         "ChecksumAlgorithm",
@@ -535,9 +539,9 @@ def copy_object(context: Context, params: Params) -> dict[str, Any]:
     """Copy an object; its metadata and tags go with it unless the directives say otherwise."""
     check_key(params["Key"])
     check_acl(params)
-    bucket = bucket_of(context, params)
-    source_bucket, source = copy_source(context, params)
-    check_written(bucket, params["Key"], params)
+    bucket = requested_bucket(context, params)
+    source_bucket, source = find_copy_source(context, params)
+    check_write_conditions(bucket, params["Key"], params)
     replaces = params.get("MetadataDirective", "COPY") == "REPLACE"
     changes = replaces or "StorageClass" in params or "WebsiteRedirectLocation" in params
     if source_bucket is bucket and source.key == params["Key"] and not changes:
@@ -547,41 +551,41 @@ def copy_object(context: Context, params: Params) -> dict[str, Any]:
             "changing the "
             "object's metadata, storage class, website redirect location or encryption attributes.",
         )
-    if source.size > OBJECT_LIMIT:
+    if source.size > MAX_OBJECT_BYTES:
         raise AwsError(
             "InvalidRequest",
             "The specified copy source is larger than the maximum allowable size for a copy source: "
-            f"{OBJECT_LIMIT}",
+            f"{MAX_OBJECT_BYTES}",
         )
     tags = (
         parse_tags(params.get("Tagging", ""))
         if params.get("TaggingDirective") == "REPLACE"
         else dict(source.tags)
     )
-    etag, checksums = _whole_digests(context, source, params.get("ChecksumAlgorithm"))
+    etag, checksums = _copy_digests(context, source, params.get("ChecksumAlgorithm"))
     stored = StoredObject(
         key=params["Key"],
-        parts=tuple(_link(context, part) for part in source.parts),
+        parts=tuple(_link_part(context, part) for part in source.parts),
         etag=etag,
         modified=context.clock.now(),
-        headers=headers_of(params, bucket) if replaces else dict(source.headers),
-        metadata=check_metadata(params.get("Metadata", {})) if replaces else dict(source.metadata),
+        headers=stored_headers(params, bucket) if replaces else dict(source.headers),
+        metadata=check_user_metadata(params.get("Metadata", {})) if replaces else dict(source.metadata),
         checksums=checksums,
         tags=tags,
     )
-    replace_object(context, bucket, stored)
+    store_object(context, bucket, stored)
     return {
         "CopyObjectResult": {
-            "ETag": quoted(etag),
+            "ETag": quote_etag(etag),
             "LastModified": stored.modified,
             "ChecksumType": "FULL_OBJECT" if checksums else None,
-            **shown_checksums(checksums),
+            **checksum_members(checksums),
         },
         "ServerSideEncryption": stored.headers["ServerSideEncryption"],
     }
 
 
-def _link(context: Context, part: Part) -> Part:
+def _link_part(context: Context, part: Part) -> Part:
     """Give a part file a second name, so that original and copy can be deleted independently."""
     copy = replace(part, file=secrets.token_hex(16))
     path = copy.path(context.folder)
@@ -590,7 +594,7 @@ def _link(context: Context, part: Part) -> Part:
     return copy
 
 
-def _whole_digests(
+def _copy_digests(
     context: Context, source: StoredObject, algorithm: str | None
 ) -> tuple[str, dict[str, str]]:
     """Return ETag and checksums of a copy, which is one piece even where its source was uploaded in parts."""
@@ -598,14 +602,14 @@ def _whole_digests(
     if not source.multipart and wanted == set(source.checksums):
         return source.etag, source.checksums
     digests = Digests({"md5", *wanted})
-    with _reader(context, source) as reader:
+    with _object_reader(context, source) as reader:
         buffer = memoryview(bytearray(BUFFER))
         while count := reader.readinto(buffer):
             digests.update(buffer[:count])
     return digests.hex("md5"), {name: digests.base64(name) for name in wanted}
 
 
-def _reader(context: Context, source: StoredObject) -> ObjectReader:
+def _object_reader(context: Context, source: StoredObject) -> ObjectReader:
     return ObjectReader([(part.path(context.folder), part.size) for part in source.parts])
 
 
@@ -613,7 +617,7 @@ def _reader(context: Context, source: StoredObject) -> ObjectReader:
     "s3",
     "UploadPartCopy",
     honours=[
-        *SOURCE,
+        *COPY_SOURCE,
         "Bucket",
         "Key",
         "UploadId",
@@ -626,17 +630,17 @@ def _reader(context: Context, source: StoredObject) -> ObjectReader:
 )
 def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
     """Make a part of an object's bytes."""
-    check_part_number(params["PartNumber"])
+    _check_part_number(params["PartNumber"])
     with context.lock:
-        upload = upload_of(bucket_of(context, params), params)
-        _, source = copy_source(context, params)
+        upload = _find_upload(requested_bucket(context, params), params)
+        _, source = find_copy_source(context, params)
     start, end = _copied_range(source, params)
     algorithms = {upload.algorithm} if upload.algorithm else set()
     digests = Digests({"md5", *algorithms})
     file = secrets.token_hex(16)
     path = object_path(context.folder, file)
     path.parent.mkdir(exist_ok=True)
-    with _reader(context, source) as reader, path.open("wb", buffering=0) as target:
+    with _object_reader(context, source) as reader, path.open("wb", buffering=0) as target:
         reader.seek(start)
         while start < end:
             piece = memoryview(reader.read(min(BUFFER, end - start)) or b"")
@@ -651,8 +655,8 @@ def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
         checksums={name: digests.base64(name) for name in algorithms},
         modified=context.clock.now(),
     )
-    store_part(context, params, part)
-    result = {"ETag": quoted(part.md5), "LastModified": part.modified, **shown_checksums(part.checksums)}
+    _store_part(context, params, part)
+    result = {"ETag": quote_etag(part.md5), "LastModified": part.modified, **checksum_members(part.checksums)}
     return {"CopyPartResult": result, "ServerSideEncryption": upload.headers["ServerSideEncryption"]}
 
 
@@ -660,7 +664,7 @@ def _copied_range(source: StoredObject, params: Params) -> tuple[int, int]:
     text = params.get("CopySourceRange")
     if text is None:
         return 0, source.size
-    match = SOURCE_RANGE.fullmatch(text)
+    match = COPY_RANGE.fullmatch(text)
     if match is None or int(match[1]) > int(match[2]) or int(match[2]) >= source.size:
         raise AwsError(
             "InvalidArgument",

@@ -5,43 +5,50 @@ Sources: PutObject, GetObject, HeadObject in the Amazon S3 API Reference; RFC 91
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from vmsnix_ops.sandbox.core import AwsError, operation
-from vmsnix_ops.sandbox.objects import StoredObject, file_ranges
 from vmsnix_ops.sandbox.s3.common import (
     CHECKSUM_MEMBERS,
-    HEADERS,
-    bucket_of,
+    STORED_HEADERS,
+    canonical_user_id,
     check_acl,
     check_key,
-    check_metadata,
     check_tags,
-    check_written,
-    failed_condition,
-    headers_of,
-    object_of,
+    check_user_metadata,
+    check_write_conditions,
+    checksum_members,
+    find_object,
     parse_tags,
-    quoted,
-    receive,
+    precondition_failed,
+    quote_etag,
+    receive_upload,
     remove_parts,
-    replace_object,
-    shown_checksums,
+    requested_bucket,
     shown_headers,
+    store_object,
+    stored_headers,
 )
-from vmsnix_ops.sandbox.s3.listing import limit_of
+from vmsnix_ops.sandbox.storage import StoredObject, file_ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vmsnix_ops.sandbox.core import Context, Params
-    from vmsnix_ops.sandbox.objects import Bucket
+    from vmsnix_ops.sandbox.storage import Bucket
     from vmsnix_ops.sandbox.wire.http import FileRange
 
 
-SMALL = 256 * 1024  # bytes; read at once rather than opened again for sending
+MAX_BUFFERED = 256 * 1024  # bytes; read at once rather than opened again for sending
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
-OVERRIDES = {
+RESPONSE_OVERRIDES = {
     "ResponseCacheControl": "CacheControl",
     "ResponseContentDisposition": "ContentDisposition",
     "ResponseContentEncoding": "ContentEncoding",
@@ -50,7 +57,7 @@ OVERRIDES = {
     "ResponseExpires": "Expires",
 }
 CONDITIONS = ("IfMatch", "IfNoneMatch", "IfModifiedSince", "IfUnmodifiedSince")
-READ = (
+READ_PARAMETERS = (
     "Bucket",
     "Key",
     "Range",
@@ -58,16 +65,16 @@ READ = (
     "ChecksumMode",
     "ExpectedBucketOwner",
     *CONDITIONS,
-    *OVERRIDES,
+    *RESPONSE_OVERRIDES,
 )
-WRITE = ("Bucket", "Key", "ACL", "Metadata", "Tagging", "ExpectedBucketOwner", *HEADERS)
+WRITE_PARAMETERS = ("Bucket", "Key", "ACL", "Metadata", "Tagging", "ExpectedBucketOwner", *STORED_HEADERS)
 
 
 @operation(
     "s3",
     "PutObject",
     honours=[
-        *WRITE,
+        *WRITE_PARAMETERS,
         *CHECKSUM_MEMBERS.values(),
         "Body",
         "ContentLength",
@@ -83,11 +90,11 @@ def put_object(context: Context, params: Params) -> dict[str, Any]:
     check_key(params["Key"])
     check_acl(params)
     with context.lock:
-        bucket = bucket_of(context, params)
-        check_written(bucket, params["Key"], params)
-    headers, metadata = headers_of(params, bucket), check_metadata(params.get("Metadata", {}))
+        bucket = requested_bucket(context, params)
+        check_write_conditions(bucket, params["Key"], params)
+    headers, metadata = stored_headers(params, bucket), check_user_metadata(params.get("Metadata", {}))
     tags = parse_tags(params.get("Tagging", ""))
-    part = receive(context, params["Body"], params, 1)
+    part = receive_upload(context, params["Body"], params, 1)
     stored = StoredObject(
         key=params["Key"],
         parts=(part,),
@@ -100,26 +107,28 @@ def put_object(context: Context, params: Params) -> dict[str, Any]:
     )
     with context.lock:
         try:
-            bucket = bucket_of(context, params)  # it may be gone by now, or the condition may hold no more
-            check_written(bucket, stored.key, params)
+            bucket = requested_bucket(
+                context, params
+            )  # it may be gone by now, or the condition may hold no more
+            check_write_conditions(bucket, stored.key, params)
         except AwsError:
             part.path(context.folder).unlink()
             raise
-        replace_object(context, bucket, stored)
+        store_object(context, bucket, stored)
     return {
-        "ETag": quoted(stored.etag),
+        "ETag": quote_etag(stored.etag),
         "ServerSideEncryption": headers["ServerSideEncryption"],
         "ChecksumType": "FULL_OBJECT" if part.checksums else None,
-        **shown_checksums(part.checksums),
+        **checksum_members(part.checksums),
     }
 
 
-@operation("s3", "GetObject", honours=READ)
+@operation("s3", "GetObject", honours=READ_PARAMETERS)
 def get_object(context: Context, params: Params) -> dict[str, Any]:
     """Return an object's bytes, or a range of them."""
-    bucket = bucket_of(context, params)
-    stored = object_of(bucket, params["Key"])
-    answer = _describe(stored, params)
+    bucket = requested_bucket(context, params)
+    stored = find_object(bucket, params["Key"])
+    answer = _object_answer(stored, params)
     if answer.get("__status__") == 304:
         return answer
     start, length = answer.pop("__range__")
@@ -127,17 +136,17 @@ def get_object(context: Context, params: Params) -> dict[str, Any]:
     return answer
 
 
-@operation("s3", "HeadObject", honours=READ)
+@operation("s3", "HeadObject", honours=READ_PARAMETERS)
 def head_object(context: Context, params: Params) -> dict[str, Any]:
     """Return what GetObject would say, without the bytes."""
-    answer = _describe(object_of(bucket_of(context, params), params["Key"]), params)
+    answer = _object_answer(find_object(requested_bucket(context, params), params["Key"]), params)
     answer.pop("__range__", None)
     return answer
 
 
 def _content(context: Context, stored: StoredObject, start: int, length: int) -> bytes | list[FileRange]:
     ranges = file_ranges(stored, context.folder, start, length)
-    if length > SMALL:
+    if length > MAX_BUFFERED:
         return ranges
     pieces = []
     for one in ranges:
@@ -147,12 +156,12 @@ def _content(context: Context, stored: StoredObject, start: int, length: int) ->
     return b"".join(pieces)
 
 
-def _describe(stored: StoredObject, params: Params) -> dict[str, Any]:
+def _object_answer(stored: StoredObject, params: Params) -> dict[str, Any]:
     """Return the headers of an answer about an object; ``__range__`` is its (start, length)."""
-    facts: dict[str, Any] = {"ETag": quoted(stored.etag), "LastModified": stored.modified}
-    if _unchanged(stored, params):
+    facts: dict[str, Any] = {"ETag": quote_etag(stored.etag), "LastModified": stored.modified}
+    if _is_not_modified(stored, params):
         return {**facts, "__status__": 304}
-    start, length, partial = _range(stored, params)
+    start, length, partial = _requested_range(stored, params)
     answer = {
         **shown_headers(stored),
         **facts,
@@ -170,7 +179,7 @@ def _describe(stored: StoredObject, params: Params) -> dict[str, Any]:
         answer["TagCount"] = len(stored.tags)
     if params.get("ChecksumMode") == "ENABLED":
         answer |= _checksums(stored, params, partial=partial)
-    for override, member in OVERRIDES.items():
+    for override, member in RESPONSE_OVERRIDES.items():
         if override in params:
             answer[member] = params[override]
     return answer
@@ -179,37 +188,37 @@ def _describe(stored: StoredObject, params: Params) -> dict[str, Any]:
 def _checksums(stored: StoredObject, params: Params, *, partial: bool) -> dict[str, Any]:
     """Return checksums of the whole object, or of the part that was asked for; none for other ranges."""
     if "PartNumber" in params and stored.multipart:
-        return shown_checksums(stored.parts[params["PartNumber"] - 1].checksums)
+        return checksum_members(stored.parts[params["PartNumber"] - 1].checksums)
     if partial and "PartNumber" not in params:
         return {}
     return {
-        **shown_checksums(stored.checksums),
+        **checksum_members(stored.checksums),
         "ChecksumType": stored.checksum_type if stored.checksums else None,
     }
 
 
-def _unchanged(stored: StoredObject, params: Params) -> bool:
+def _is_not_modified(stored: StoredObject, params: Params) -> bool:
     """Check conditions in RFC 9110's order; return whether the answer is 304."""
     match, none_match = params.get("IfMatch"), params.get("IfNoneMatch")
     if match is not None:
         if match != "*" and stored.etag not in _etags(match):
-            raise failed_condition("If-Match")
-    elif "IfUnmodifiedSince" in params and _newer(stored.modified, params["IfUnmodifiedSince"]):
-        raise failed_condition("If-Unmodified-Since")
+            raise precondition_failed("If-Match")
+    elif "IfUnmodifiedSince" in params and _is_newer(stored.modified, params["IfUnmodifiedSince"]):
+        raise precondition_failed("If-Unmodified-Since")
     if none_match is not None:
         return none_match == "*" or stored.etag in _etags(none_match)
-    return "IfModifiedSince" in params and not _newer(stored.modified, params["IfModifiedSince"])
+    return "IfModifiedSince" in params and not _is_newer(stored.modified, params["IfModifiedSince"])
 
 
 def _etags(header: str) -> list[str]:
     return [part.strip().removeprefix("W/").strip('"') for part in header.split(",")]
 
 
-def _newer(modified: datetime, moment: datetime) -> bool:
+def _is_newer(modified: datetime, moment: datetime) -> bool:
     return modified.replace(microsecond=0) - moment >= timedelta(seconds=1)
 
 
-def _range(stored: StoredObject, params: Params) -> tuple[int, int, bool]:
+def _requested_range(stored: StoredObject, params: Params) -> tuple[int, int, bool]:
     """Return start, length and whether that is a part of the object only."""
     if "PartNumber" in params:
         if "Range" in params:
@@ -260,7 +269,7 @@ def _part_range(stored: StoredObject, number: int) -> tuple[int, int, bool]:
 #
 # Source: GetObjectAttributes in the Amazon S3 API Reference.
 
-KNOWN = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
+OBJECT_ATTRIBUTES = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
 
 
 @operation(
@@ -270,9 +279,9 @@ KNOWN = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
 )
 def get_object_attributes(context: Context, params: Params) -> dict[str, Any]:
     """Return the attributes that were asked for; composite checksums come without their "-N" here."""
-    stored = object_of(bucket_of(context, params), params["Key"])
+    stored = find_object(requested_bucket(context, params), params["Key"])
     wanted = set(params["ObjectAttributes"])
-    if not wanted <= KNOWN:
+    if not wanted <= OBJECT_ATTRIBUTES:
         raise AwsError(
             "InvalidArgument", "Invalid attribute name specified.", ArgumentName="x-amz-object-attributes"
         )
@@ -285,16 +294,16 @@ def get_object_attributes(context: Context, params: Params) -> dict[str, Any]:
         answer["StorageClass"] = stored.headers.get("StorageClass", "STANDARD")
     if "Checksum" in wanted and stored.checksums:
         plain = {name: value.partition("-")[0] for name, value in stored.checksums.items()}
-        answer["Checksum"] = {**shown_checksums(plain), "ChecksumType": stored.checksum_type}
+        answer["Checksum"] = {**checksum_members(plain), "ChecksumType": stored.checksum_type}
     if "ObjectParts" in wanted and stored.multipart:
-        answer["ObjectParts"] = _parts(stored, params)
+        answer["ObjectParts"] = _parts_view(stored, params)
     return answer
 
 
-def _parts(stored: StoredObject, params: Params) -> dict[str, Any]:
+def _parts_view(stored: StoredObject, params: Params) -> dict[str, Any]:
     if not stored.checksums:  # the parts themselves are told of checksummed uploads only
         return {"TotalPartsCount": len(stored.parts)}
-    marker, limit = params.get("PartNumberMarker", 0), limit_of(params, "MaxParts")
+    marker, limit = params.get("PartNumberMarker", 0), page_limit(params, "MaxParts")
     waiting = [part for part in stored.parts if part.number > marker]
     shown = waiting[:limit]
     return {
@@ -304,7 +313,7 @@ def _parts(stored: StoredObject, params: Params) -> dict[str, Any]:
         "MaxParts": limit,
         "IsTruncated": len(waiting) > limit,
         "Parts": [
-            {"PartNumber": part.number, "Size": part.size, **shown_checksums(part.checksums)}
+            {"PartNumber": part.number, "Size": part.size, **checksum_members(part.checksums)}
             for part in shown
         ],
     }
@@ -314,28 +323,30 @@ def _parts(stored: StoredObject, params: Params) -> dict[str, Any]:
 #
 # Sources: GetObjectTagging, PutObjectTagging, DeleteObjectTagging in the Amazon S3 API Reference.
 
-NAMES = ("Bucket", "Key", "ExpectedBucketOwner")
+TAGGING_PARAMETERS = ("Bucket", "Key", "ExpectedBucketOwner")
 
 
-@operation("s3", "GetObjectTagging", honours=NAMES)
+@operation("s3", "GetObjectTagging", honours=TAGGING_PARAMETERS)
 def get_object_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Return the tags of an object."""
-    stored = object_of(bucket_of(context, params), params["Key"])
+    stored = find_object(requested_bucket(context, params), params["Key"])
     return {"TagSet": [{"Key": key, "Value": value} for key, value in stored.tags.items()]}
 
 
-@operation("s3", "PutObjectTagging", honours=[*NAMES, "Tagging", "ContentMD5", "ChecksumAlgorithm"])
+@operation(
+    "s3", "PutObjectTagging", honours=[*TAGGING_PARAMETERS, "Tagging", "ContentMD5", "ChecksumAlgorithm"]
+)
 def put_object_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Replace the tags of an object."""
-    stored = object_of(bucket_of(context, params), params["Key"])
+    stored = find_object(requested_bucket(context, params), params["Key"])
     stored.tags = check_tags(params["Tagging"]["TagSet"], limit=10)
     return {}
 
 
-@operation("s3", "DeleteObjectTagging", honours=NAMES)
+@operation("s3", "DeleteObjectTagging", honours=TAGGING_PARAMETERS)
 def delete_object_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Remove the tags of an object."""
-    object_of(bucket_of(context, params), params["Key"]).tags = {}
+    find_object(requested_bucket(context, params), params["Key"]).tags = {}
     return {"__status__": 204}
 
 
@@ -343,13 +354,13 @@ def delete_object_tagging(context: Context, params: Params) -> dict[str, Any]:
 #
 # Sources: DeleteObject, DeleteObjects in the Amazon S3 API Reference.
 
-MOST = 1000
+MAX_DELETED = 1000
 
 
 def _delete(context: Context, bucket: Bucket, key: str, etag: str | None) -> None:
     stored = bucket.objects.get(key)
     if etag is not None and stored is not None and etag.strip('"') not in {"*", stored.etag}:
-        raise failed_condition("If-Match")
+        raise precondition_failed("If-Match")
     if stored is not None:
         del bucket.objects[key]
         remove_parts(context, stored.parts)
@@ -358,7 +369,7 @@ def _delete(context: Context, bucket: Bucket, key: str, etag: str | None) -> Non
 @operation("s3", "DeleteObject", honours=["Bucket", "Key", "IfMatch", "ExpectedBucketOwner"])
 def delete_object(context: Context, params: Params) -> dict[str, Any]:
     """Delete an object; deleting what is not there succeeds too."""
-    _delete(context, bucket_of(context, params), params["Key"], params.get("IfMatch"))
+    _delete(context, requested_bucket(context, params), params["Key"], params.get("IfMatch"))
     return {"__status__": 204}
 
 
@@ -369,13 +380,13 @@ def delete_object(context: Context, params: Params) -> dict[str, Any]:
 )
 def delete_objects(context: Context, params: Params) -> dict[str, Any]:
     """Delete many objects and tell the outcome of each."""
-    bucket = bucket_of(context, params)
+    bucket = requested_bucket(context, params)
     if not any(name == "content-md5" or name.startswith("x-amz-checksum-") for name in context.headers):
         raise AwsError(
             "InvalidRequest", "Missing required header for this request: Content-MD5 OR x-amz-checksum-*"
         )
     listed, quiet = params["Delete"]["Objects"], params["Delete"].get("Quiet", False)
-    if not 1 <= len(listed) <= MOST:
+    if not 1 <= len(listed) <= MAX_DELETED:
         raise AwsError(
             "MalformedXML",
             "The XML you provided was not well-formed or did not validate against our published schema",
@@ -388,3 +399,192 @@ def delete_objects(context: Context, params: Params) -> dict[str, Any]:
         except AwsError as error:
             errors.append({"Key": entry["Key"], "Code": error.code, "Message": error.message})
     return {"Deleted": [] if quiet else deleted, "Errors": errors}
+
+
+MAX_KEYS = 1000
+AFTER_ALL = "\U0010ffff"  # sorts behind every character that a key has
+
+
+@dataclass
+class KeyPage:
+    """What one page of a listing shows."""
+
+    keys: list[str] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
+    last: str = ""  # the key or prefix that was shown last
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.keys) + len(self.prefixes)
+
+
+def list_keys(keys: Iterable[str], prefix: str, delimiter: str, after: str, limit: int) -> KeyPage:
+    """Return one page of keys.
+
+    Parameters
+    ----------
+    keys
+        All keys, in any order; S3 lists in the order of UTF-8 bytes, which is that of Python's texts.
+    prefix
+        Only keys that begin so.
+    delimiter
+        Keys that are equal up to this behind the prefix become one common prefix.
+    after
+        The key or common prefix that the page before ended with.
+    limit
+        Keys and common prefixes together.
+    """
+    ordered = sorted(keys)
+    position = bisect_left(ordered, prefix) if prefix > after else bisect_right(ordered, after)
+    page = KeyPage()
+    while position < len(ordered) and ordered[position].startswith(prefix):
+        key = ordered[position]
+        cut = key.find(delimiter, len(prefix)) if delimiter else -1
+        common = key[: cut + len(delimiter)] if cut >= 0 else None
+        if common is not None and after.startswith(common):  # shown on the page before
+            position = bisect_left(ordered, common + AFTER_ALL)
+            continue
+        if len(page) >= limit:
+            page.truncated = limit > 0
+            break
+        if common is None:
+            page.keys.append(key)
+            page.last = key
+            position += 1
+        else:
+            page.prefixes.append(common)
+            page.last = common
+            position = bisect_left(ordered, common + AFTER_ALL)
+    return page
+
+
+def key_encoder(params: Params) -> Any:
+    """Return how keys are written: as they are, or percent-encoded with ``encoding-type=url``."""
+    kind = params.get("EncodingType")
+    if kind not in {None, "url"}:
+        raise AwsError(
+            "InvalidArgument", "Invalid Encoding Method specified in Request", ArgumentName="encoding-type"
+        )
+    return (lambda text: quote(text, safe="/-_.~*")) if kind == "url" else (lambda text: text)
+
+
+def page_limit(params: Params, member: str) -> int:
+    """Return how much may be on a page: at most 1,000.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidArgument`` for negative numbers.
+    """
+    limit = int(params.get(member, MAX_KEYS))
+    if limit < 0:
+        raise AwsError("InvalidArgument", f"Argument {member} must be an integer between 0 and 2147483647")
+    return min(limit, MAX_KEYS)
+
+
+def _object_entry(stored: StoredObject, encode: Any, bucket: Bucket, *, owner: bool) -> dict[str, Any]:
+    entry = {
+        "Key": encode(stored.key),
+        "LastModified": stored.modified,
+        "ETag": quote_etag(stored.etag),
+        "Size": stored.size,
+        "StorageClass": stored.headers.get("StorageClass", "STANDARD"),
+    }
+    if stored.checksums:
+        entry["ChecksumAlgorithm"] = [name.upper() for name in stored.checksums]
+        entry["ChecksumType"] = stored.checksum_type
+    if owner:
+        entry["Owner"] = {"ID": canonical_user_id(bucket.account)}
+    return entry
+
+
+@operation(
+    "s3",
+    "ListObjectsV2",
+    honours=[
+        "Bucket",
+        "Delimiter",
+        "EncodingType",
+        "MaxKeys",
+        "Prefix",
+        "ContinuationToken",
+        "FetchOwner",
+        "StartAfter",
+        "ExpectedBucketOwner",
+    ],
+)
+def list_objects_v2(context: Context, params: Params) -> dict[str, Any]:
+    """List objects, page by page."""
+    bucket, encode = requested_bucket(context, params), key_encoder(params)
+    limit = page_limit(params, "MaxKeys")
+    after = params.get("StartAfter", "")
+    token = params.get("ContinuationToken")
+    if token is not None:
+        after = _read_token(token)
+    prefix, delimiter = params.get("Prefix", ""), params.get("Delimiter", "")
+    page = list_keys(bucket.objects, prefix, delimiter, after, limit)
+    owner = bool(params.get("FetchOwner"))
+    answer: dict[str, Any] = {
+        "Name": bucket.name,
+        "Prefix": encode(prefix),
+        "MaxKeys": limit,
+        "KeyCount": len(page),
+        "IsTruncated": page.truncated,
+        "Contents": [_object_entry(bucket.objects[key], encode, bucket, owner=owner) for key in page.keys],
+        "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
+    }
+    if delimiter:
+        answer["Delimiter"] = encode(delimiter)
+    if "StartAfter" in params:
+        answer["StartAfter"] = encode(params["StartAfter"])
+    if "EncodingType" in params:
+        answer["EncodingType"] = "url"
+    if token is not None:
+        answer["ContinuationToken"] = token
+    if page.truncated:
+        answer["NextContinuationToken"] = base64.urlsafe_b64encode(page.last.encode()).decode()
+    return answer
+
+
+def _read_token(token: str) -> str:
+    try:
+        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise AwsError(
+            "InvalidArgument",
+            "The continuation token provided is incorrect",
+            ArgumentName="continuation-token",
+        ) from None
+
+
+@operation(
+    "s3",
+    "ListObjects",
+    honours=["Bucket", "Delimiter", "EncodingType", "Marker", "MaxKeys", "Prefix", "ExpectedBucketOwner"],
+)
+def list_objects(context: Context, params: Params) -> dict[str, Any]:
+    """List objects, the way of 2006: the next page begins behind the last key."""
+    bucket, encode = requested_bucket(context, params), key_encoder(params)
+    limit = page_limit(params, "MaxKeys")
+    prefix, delimiter, marker = (
+        params.get("Prefix", ""),
+        params.get("Delimiter", ""),
+        params.get("Marker", ""),
+    )
+    page = list_keys(bucket.objects, prefix, delimiter, marker, limit)
+    answer: dict[str, Any] = {
+        "Name": bucket.name,
+        "Prefix": encode(prefix),
+        "Marker": encode(marker),
+        "MaxKeys": limit,
+        "IsTruncated": page.truncated,
+        "Contents": [_object_entry(bucket.objects[key], encode, bucket, owner=True) for key in page.keys],
+        "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
+    }
+    if delimiter:
+        answer["Delimiter"] = encode(delimiter)
+        if page.truncated:
+            answer["NextMarker"] = encode(page.last)
+    if "EncodingType" in params:
+        answer["EncodingType"] = "url"
+    return answer

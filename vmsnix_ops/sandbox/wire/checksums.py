@@ -90,7 +90,7 @@ class Crc:
         return self._value.to_bytes(self._width // 8, "big")
 
 
-def new(algorithm: str) -> Hash:
+def new_checksum(algorithm: str) -> Hash:
     """Return a fresh checksum; `algorithm` is one of `ALGORITHMS`."""
     if algorithm in CRC_POLYNOMIALS:
         return Crc(algorithm)
@@ -107,7 +107,7 @@ class Digests:
     """
 
     def __init__(self, algorithms: Iterable[str]) -> None:
-        self._hashes = {name: new(name) for name in algorithms}
+        self._hashes = {name: new_checksum(name) for name in algorithms}
 
     def __contains__(self, algorithm: str) -> bool:
         return algorithm in self._hashes
@@ -115,7 +115,7 @@ class Digests:
     def require(self, algorithms: Iterable[str]) -> None:
         """Add algorithms; only before the first byte."""
         for name in algorithms:
-            self._hashes.setdefault(name, new(name))
+            self._hashes.setdefault(name, new_checksum(name))
 
     def update(self, data: memoryview) -> None:
         """Take more bytes."""
@@ -132,15 +132,15 @@ class Digests:
 
     def base64(self, algorithm: str) -> str:
         """Return one checksum in base64, as AWS's headers carry it."""
-        return encode(self.digest(algorithm))
+        return encode_base64(self.digest(algorithm))
 
 
-def encode(digest: bytes) -> str:
+def encode_base64(digest: bytes) -> str:
     """Return bytes in base64 text."""
     return base64.b64encode(digest).decode("ascii")
 
 
-def decode(text: str, length: int) -> bytes | None:
+def decode_base64(text: str, length: int) -> bytes | None:
     """Return the bytes of a base64 checksum, or None when it is no base64 of `length` bytes."""
     try:
         digest = base64.b64decode(text, validate=True)
@@ -149,9 +149,9 @@ def decode(text: str, length: int) -> bytes | None:
     return digest if len(digest) == length else None
 
 
-def size(algorithm: str) -> int:
+def digest_size(algorithm: str) -> int:
     """Return how many bytes a checksum has."""
-    return len(new(algorithm).digest())
+    return len(new_checksum(algorithm).digest())
 
 
 def _multiply(left: int, right: int, width: int, polynomial: int) -> int:

@@ -39,7 +39,7 @@ class BadValueError(Exception):
         self.text, self.expected = text, expected
 
 
-def parse(shape: Shape, text: str, *, timestamp_format: str = "iso8601") -> Any:
+def parse_value(shape: Shape, text: str, *, timestamp_format: str = "iso8601") -> Any:
     """Return the value that a text stands for.
 
     Raises
@@ -50,11 +50,11 @@ def parse(shape: Shape, text: str, *, timestamp_format: str = "iso8601") -> Any:
     kind = shape.type_name
     try:
         if kind in {"integer", "long"}:
-            return _integer(text)
+            return _parse_integer(text)
         if kind in {"float", "double"}:
-            return _finite(text)
+            return _parse_finite(text)
         if kind == "boolean":
-            return _boolean(text)
+            return _parse_boolean(text)
         if kind == "blob":
             return base64.b64decode(text, validate=True)
         if kind == "timestamp":
@@ -64,19 +64,19 @@ def parse(shape: Shape, text: str, *, timestamp_format: str = "iso8601") -> Any:
     return text
 
 
-def _integer(text: str) -> int:
+def _parse_integer(text: str) -> int:
     if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
         raise ValueError(text)
     return int(text)
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(text)
     return number
 
 
-def _boolean(text: str) -> bool:
+def _parse_boolean(text: str) -> bool:
     known = {"true": True, "false": False, "1": True, "0": False}
     if text.lower() not in known:
         raise ValueError(text)
@@ -91,11 +91,11 @@ def parse_time(value: str | float, form: str) -> datetime:
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
-def text_of(shape: Shape, value: Any, *, timestamp_format: str = "iso8601") -> str:
+def format_value(shape: Shape, value: Any, *, timestamp_format: str = "iso8601") -> str:
     """Return a value as XML, headers and queries carry it."""
     kind = shape.type_name
     if kind == "timestamp":
-        return time_text(value, shape.serialization.get("timestampFormat", timestamp_format))
+        return format_time(value, shape.serialization.get("timestampFormat", timestamp_format))
     if kind == "boolean":
         return "true" if value else "false"
     if kind == "blob":
@@ -103,7 +103,7 @@ def text_of(shape: Shape, value: Any, *, timestamp_format: str = "iso8601") -> s
     return str(value)
 
 
-def time_text(value: datetime | str, form: str) -> str:
+def format_time(value: datetime | str, form: str) -> str:
     """Return a time as text; texts pass through."""
     if isinstance(value, str):
         return value
@@ -129,7 +129,7 @@ SIGNING_NAMES = {"servicequotas": "service-quotas"}
 TRANSPORT_KEYS = frozenset({"x-id"})
 
 # Operations of directory buckets, which live at another endpoint and look the same here.
-SHADOWED = frozenset({"ListDirectoryBuckets"})
+DIRECTORY_BUCKET_OPERATIONS = frozenset({"ListDirectoryBuckets"})
 
 _lock = threading.Lock()
 
@@ -187,7 +187,7 @@ class Service:
     @cached_property
     def routes(self) -> list[Route]:
         """All routes of a REST service, the most selective first."""
-        operations = [self.operation(name) for name in sorted(self._names - SHADOWED)]
+        operations = [self.operation(name) for name in sorted(self._names - DIRECTORY_BUCKET_OPERATIONS)]
         routes = [_route(operation) for operation in operations if not operation.deprecated]
         return sorted(routes, key=lambda route: route.weight, reverse=True)
 
@@ -259,13 +259,13 @@ def _load(name: str) -> Service:
     return Service(name)
 
 
-def service(name: str) -> Service:
+def service_model(name: str) -> Service:
     """Return one service's model; several threads may ask at once."""
     with _lock:
         return _load(name)
 
 
-def service_name(signing_name: str) -> str | None:
+def find_service_name(signing_name: str) -> str | None:
     """Return botocore's name of the service that a credential scope names; None when it is not emulated."""
     name = SIGNING_NAMES.get(signing_name, signing_name)
     return name if name in SERVICES else None

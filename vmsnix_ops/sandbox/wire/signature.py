@@ -21,9 +21,12 @@ from urllib.parse import quote, unquote
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.wire.http import Request
 
+
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 ALGORITHM = "AWS4-HMAC-SHA256"
-VERSION_2 = "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
+VERSION_2_TEXT = (
+    "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
+)
 
 
 class MalformedAuthorizationError(Exception):
@@ -82,7 +85,7 @@ def read_authorization(request: Request) -> Authorization | None:
     header = request.headers.get("authorization", "")
     algorithm, _, rest = header.partition(" ")
     if algorithm == "AWS" or "AWSAccessKeyId" in request.query:
-        raise MalformedAuthorizationError(VERSION_2, "InvalidRequest")
+        raise MalformedAuthorizationError(VERSION_2_TEXT, "InvalidRequest")
     if not header:
         return None
     if algorithm != ALGORITHM:
@@ -168,7 +171,7 @@ def signing_key(secret: str, date: str, region: str, service: str) -> bytes:
     return key
 
 
-def matches(
+def signature_matches(
     request: Request, authorization: Authorization, secret: str, payload_hashes: tuple[str, ...]
 ) -> bool:
     """Return whether the signature is right for one of the ways to write down the payload and the path.

@@ -1,40 +1,298 @@
-"""Parameters: put, get, delete, describe, history, labels, tags.
-
-Sources: PutParameter, GetParameter, GetParameters, DeleteParameter, DeleteParameters in the AWS Systems
-Manager API Reference; "Using native parameter support in Parameter Store for Amazon Machine Image IDs" in its
-User Guide.
-"""
+"""The table ``parameters`` of each region, and what several operations of Parameter Store share."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import re
+import uuid
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, operation
-from vmsnix_ops.sandbox.ssm import common
-from vmsnix_ops.sandbox.ssm.common import (
-    VERSIONS_KEPT,
-    Parameter,
-    Unchecked,
-    Version,
-    check_name,
-    describe,
-    keep,
-    page,
-    parameter_of,
-    parameters,
-    plain_name,
-    select,
-    show,
-)
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from vmsnix_ops.sandbox.core import Context, Params
+
+
+@dataclass(slots=True)
+class ParameterVersion:
+    """One version of a parameter."""
+
+    number: int
+    value: str
+    kind: str  # String, StringList or SecureString
+    data_type: str  # text or aws:ec2:image
+    modified: datetime
+    principal: str
+    description: str
+    allowed_pattern: str
+    tier: str
+    labels: list[str] = field(default_factory=list)
+    key: str = ""  # ARN of the KMS key of a SecureString
+    alias: str = ""  # and how the caller named it
+
+
+@dataclass(slots=True)
+class Parameter:
+    """A parameter with its versions, the newest last."""
+
+    name: str
+    arn: str
+    versions: list[ParameterVersion]
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def newest(self) -> ParameterVersion:
+        """The version that counts."""
+        return self.versions[-1]
+
+
+@dataclass(slots=True)
+class UncheckedParameter:
+    """A value of the type aws:ec2:image that Parameter Store accepted and has not checked yet.
+
+    In table ``unchecked_parameters`` of each region by the id of the request, in their order.
+    """
+
+    name: str
+    arn: str
+    version: ParameterVersion
+    tags: dict[str, str]
+
+
+# Names, selectors and answers of parameters.
+#
+# Source: "Working with Parameter Store" in the AWS Systems Manager User Guide; GetParameter in the API
+# Reference.
+
+
+NAME = re.compile(r"[a-zA-Z0-9_.\-/]+")
+IMAGE_CHECK_SECONDS = 1.0
+"""How long the check of an aws:ec2:image value takes; AWS says only that it comes after the answer."""
+
+MAX_VERSIONS = 100
+
+
+def parameters(context: Context) -> dict[str, Parameter]:
+    """Return the parameters of the region by name, with the values that were checked by now."""
+    known: dict[str, Parameter] = context.table("parameters")
+    waiting: dict[str, UncheckedParameter] = context.table("unchecked_parameters")
+    for request, value in list(waiting.items()):
+        if context.clock.age(value.version.modified) < IMAGE_CHECK_SECONDS:
+            continue
+        del waiting[request]
+        if not _image_exists(context, value.version.value):
+            continue  # AWS keeps nothing and tells EventBridge
+        if value.name in known:
+            _add_version(known[value.name], value.version)
+        else:
+            known[value.name] = Parameter(value.name, value.arn, [value.version], value.tags)
+    return known
+
+
+def _image_exists(context: Context, image_id: str) -> bool:
+    everywhere = context.tables.everywhere("images")
+    return any(region == context.region and image_id in images for (_, region), images in everywhere.items())
+
+
+def _add_version(parameter: Parameter, version: ParameterVersion) -> None:
+    """Add a version; beyond a hundred the oldest goes."""
+    if len(parameter.versions) >= MAX_VERSIONS:
+        del parameter.versions[0]
+    parameter.versions.append(version)
+
+
+def _parameter_not_found() -> AwsError:
+    """Return the refusal of a name that is not there; AWS says no more than the code."""
+    return AwsError("ParameterNotFound", "")
+
+
+def parameter_name(text: str) -> str:
+    """Return the name in an ARN, or the text itself."""
+    match = re.fullmatch(r"arn:[^:]+:ssm:[^:]*:\d*:parameter(/.+)", text)
+    if match is None:
+        return text
+    return match[1] if match[1].count("/") > 1 else match[1][1:]
+
+
+def _find_parameter(context: Context, text: str) -> Parameter:
+    """Return a parameter by name or ARN, or raise ``ParameterNotFound``."""
+    found = parameters(context).get(parameter_name(text))
+    if found is None:
+        raise _parameter_not_found()
+    return found
+
+
+def _find_version(context: Context, text: str) -> tuple[Parameter, ParameterVersion, str]:
+    """Return what a name, ``name:version`` or ``name:label`` stands for, and the selector.
+
+    Raises
+    ------
+    AwsError
+        ``ParameterNotFound``, ``ParameterVersionNotFound``.
+    """
+    name, selector = parameter_name(text), ""
+    if ":" in name:
+        name, _, selector = name.rpartition(":")
+    parameter = _find_parameter(context, name)
+    if not selector:
+        return parameter, parameter.newest, ""
+    for version in parameter.versions:
+        if selector in {str(version.number), *version.labels}:
+            return parameter, version, f":{selector}"
+    what = f"version {selector}" if selector.isdecimal() else f"label {selector}"
+    raise AwsError(
+        "ParameterVersionNotFound",
+        f"Systems Manager could not find {what} of {name}. Verify the version and try again.",
+    )
+
+
+def _parameter_view(
+    parameter: Parameter, version: ParameterVersion, selector: str, params: Params
+) -> dict[str, Any]:
+    """Return a parameter as GetParameter shows it; a secret as ciphertext unless it is to be decrypted."""
+    shown = {
+        "Name": parameter.name,
+        "Type": version.kind,
+        "Value": _shown_value(version, params),
+        "Version": version.number,
+        "LastModifiedDate": version.modified,
+        "ARN": parameter.arn,
+        "DataType": version.data_type,
+    }
+    return shown | ({"Selector": selector} if selector else {})
+
+
+def _parameter_metadata(parameter: Parameter, version: ParameterVersion) -> dict[str, Any]:
+    """Return a parameter as DescribeParameters and GetParameterHistory show it, without its value."""
+    shown: dict[str, Any] = {
+        "Name": parameter.name,
+        "Type": version.kind,
+        "LastModifiedDate": version.modified,
+        "LastModifiedUser": version.principal,
+        "Version": version.number,
+        "Tier": version.tier,
+        "Policies": [],
+        "DataType": version.data_type,
+    }
+    if version.description:
+        shown["Description"] = version.description
+    if version.key:
+        shown["KeyId"] = version.alias
+    if version.allowed_pattern:
+        shown["AllowedPattern"] = version.allowed_pattern
+    return shown
+
+
+def _page(items: list[Any], params: Params, member: str, most: int) -> dict[str, Any]:
+    """Return one page of a list with its ``NextToken``.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidNextToken``; ``ValidationException`` for ``MaxResults`` beyond `most`.
+    """
+    limit = params.get("MaxResults", most)
+    if not 1 <= limit <= most:
+        bound = "less than or equal to" if limit > most else "greater than or equal to"
+        raise AwsError(
+            "ValidationException",
+            f"1 validation error detected: Value '{limit}' at 'maxResults' failed to satisfy constraint: "
+            f"Member must have value {bound} {most if limit > most else 1}",
+        )
+    start = _read_token(params["NextToken"]) if "NextToken" in params else 0
+    answer: dict[str, Any] = {member: items[start : start + limit]}
+    if start + limit < len(items):
+        answer["NextToken"] = base64.b64encode(f"after {start + limit}".encode()).decode()
+    return answer
+
+
+def _read_token(token: str) -> int:
+    try:
+        return int(base64.b64decode(token, validate=True).decode().removeprefix("after "))
+    except (binascii.Error, ValueError):
+        raise AwsError("InvalidNextToken", "The specified token is not valid.") from None
+
+
+def _check_name(name: str) -> None:
+    """Refuse names that Parameter Store refuses.
+
+    Raises
+    ------
+    AwsError
+        ``ValidationException``, ``HierarchyLevelLimitExceededException``, ``AccessDeniedException``.
+    """
+    if (
+        not NAME.fullmatch(name)
+        or name.endswith("/")
+        or "//" in name
+        or ("/" in name and not name.startswith("/"))
+    ):
+        raise AwsError(
+            "ValidationException",
+            "Parameter name must be a fully qualified name: only a mix of letters, numbers and the following "
+            "3 symbols .-_ , beginning with / when it has several levels.",
+        )
+    first = name.strip("/").split("/")[0].lower()
+    if first.startswith(("aws", "ssm")):
+        code = "AccessDeniedException" if name.startswith("/aws") else "ValidationException"
+        raise AwsError(code, f'Parameter name: can\'t be prefixed with "{first[:3]}" (case-insensitive).')
+    if name.count("/") > 15:
+        raise AwsError(
+            "HierarchyLevelLimitExceededException", "A parameter hierarchy can have a maximum of 15 levels."
+        )
+
+
+# SecureString parameters: their KMS keys, and how they look without decryption.
+#
+# There is no KMS in the sandbox. ``alias/aws/ssm`` is the key that AWS manages; a customer key is one of the
+# caller's account and region, by id or ARN. Sources: "AWS KMS encryption for AWS Systems Manager Parameter
+# Store SecureString parameters" and "Restricting decryption of SecureString parameter values" in the Systems
+# Manager User Guide.
+
+SSM_KEY_ALIAS = "alias/aws/ssm"
+_KEY_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|mrk-[0-9a-f]{32}")
+
+
+def ssm_managed_key(context: Context) -> str:
+    """Return the ARN of the key that AWS manages for Parameter Store in this account and region."""
+    number = uuid.uuid5(uuid.NAMESPACE_OID, f"{context.account} {context.region} {SSM_KEY_ALIAS}")
+    return f"arn:{context.partition}:kms:{context.region}:{context.account}:key/{number}"
+
+
+def kms_key_arn(context: Context, key_id: str | None) -> str:
+    """Return the ARN of the key that a request names; the managed key when it names none.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidKeyId`` for a key that is not one of this account and region.
+    """
+    here = f"arn:{context.partition}:kms:{context.region}:{context.account}:"
+    name = (key_id or SSM_KEY_ALIAS).removeprefix(here)
+    if name == SSM_KEY_ALIAS:
+        return ssm_managed_key(context)
+    number = name.removeprefix("key/")
+    if not _KEY_ID.fullmatch(number):
+        raise AwsError("InvalidKeyId", f"Key '{key_id}' is not found")  # text from memory
+    return f"{here}key/{number}"
+
+
+def _shown_value(version: ParameterVersion, params: Params) -> str:
+    """Return the value of a version; of a SecureString its ciphertext, unless decryption is asked for."""
+    if not version.key or params.get("WithDecryption"):
+        return version.value
+    digest = hashlib.sha512(f"{version.key} {version.number} {version.value}".encode()).digest()
+    return base64.b64encode(b"\x01\x01" + digest).decode()
 
 
 IMAGE_ID = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
 DATA_TYPES = {"text", "aws:ec2:image"}
-SIZES = {"Standard": 4096, "Advanced": 8192, "Intelligent-Tiering": 8192}
+MAX_VALUE_BYTES = {"Standard": 4096, "Advanced": 8192, "Intelligent-Tiering": 8192}
 
 
 @operation(
@@ -55,8 +313,8 @@ SIZES = {"Standard": 4096, "Advanced": 8192, "Intelligent-Tiering": 8192}
 )
 def put_parameter(context: Context, params: Params) -> dict[str, Any]:
     """Make a parameter, or a new version of it."""
-    name = plain_name(params["Name"])
-    check_name(name)
+    name = parameter_name(params["Name"])
+    _check_name(name)
     known = parameters(context)
     existing = known.get(name)
     overwrite = params.get("Overwrite", False)
@@ -77,7 +335,7 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
         )
     version = _new_version(context, params, existing)
     if existing is not None:
-        _check_room(existing)
+        _check_oldest_version(existing)
     arn = f"arn:{context.partition}:ssm:{context.region}:{context.account}:parameter/{name.lstrip('/')}"
     tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags", [])}
     if version.data_type == "aws:ec2:image":
@@ -85,21 +343,21 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
         waiting = context.table("unchecked_parameters")
         ahead = [value for value in waiting.values() if value.name == name]
         version.number += len(ahead)
-        waiting[context.request_id] = Unchecked(name, arn, version, tags)
+        waiting[context.request_id] = UncheckedParameter(name, arn, version, tags)
     elif existing is None:
         known[name] = Parameter(name, arn, [version], tags)
     else:
-        keep(existing, version)
+        _add_version(existing, version)
     return {"Version": version.number, "Tier": version.tier}
 
 
-def _new_version(context: Context, params: Params, existing: Parameter | None) -> Version:
+def _new_version(context: Context, params: Params, existing: Parameter | None) -> ParameterVersion:
     kind = params.get("Type") or (existing.newest.kind if existing is not None else None)
     if kind is None:
         raise AwsError("ValidationException", "A parameter type is required when you create a parameter.")
     if params.get("KeyId") and kind != "SecureString":
         raise AwsError("ValidationException", f"KeyId is not supported for the parameter type {kind}.")
-    key = common.key_of(context, params.get("KeyId")) if kind == "SecureString" else ""
+    key = kms_key_arn(context, params.get("KeyId")) if kind == "SecureString" else ""
     if existing is not None and kind != existing.newest.kind:
         raise AwsError("HierarchyTypeMismatchException", "Parameter type can't be changed.")
     data_type = params.get("DataType") or (existing.newest.data_type if existing is not None else "text")
@@ -118,7 +376,7 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
             )
         tier = "Advanced"
     _check_value(params, tier, kind, data_type)
-    return Version(
+    return ParameterVersion(
         number=1 if existing is None else existing.newest.number + 1,
         value=params["Value"],
         kind=kind,
@@ -129,7 +387,7 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
         allowed_pattern=params.get("AllowedPattern", ""),
         tier="Standard" if tier == "Intelligent-Tiering" else tier,
         key=key,
-        alias=params.get("KeyId", common.DEFAULT_ALIAS) if key else "",
+        alias=params.get("KeyId", SSM_KEY_ALIAS) if key else "",
     )
 
 
@@ -142,10 +400,10 @@ def _check_value(params: Params, tier: str, kind: str, data_type: str) -> None:
             "have length "
             "greater than or equal to 1.",
         )
-    if tier not in SIZES or len(value.encode()) > SIZES[tier]:
+    if tier not in MAX_VALUE_BYTES or len(value.encode()) > MAX_VALUE_BYTES[tier]:
         raise AwsError(
             "ValidationException",
-            f"{tier} tier parameters support a maximum parameter value of {SIZES.get(tier, 4096)} "
+            f"{tier} tier parameters support a maximum parameter value of {MAX_VALUE_BYTES.get(tier, 4096)} "
             "characters.",
         )
     if data_type not in DATA_TYPES:
@@ -167,9 +425,9 @@ def _check_value(params: Params, tier: str, kind: str, data_type: str) -> None:
         )
 
 
-def _check_room(parameter: Parameter) -> None:
+def _check_oldest_version(parameter: Parameter) -> None:
     """Refuse a version beyond the hundredth while the oldest has a label."""
-    if len(parameter.versions) >= VERSIONS_KEPT and parameter.versions[0].labels:
+    if len(parameter.versions) >= MAX_VERSIONS and parameter.versions[0].labels:
         raise AwsError(
             "ParameterMaxVersionLimitExceeded",
             f"You attempted to create a new version of {parameter.name} by calling the PutParameter API "
@@ -184,7 +442,7 @@ def _check_room(parameter: Parameter) -> None:
 @operation("ssm", "GetParameter", honours=["Name", "WithDecryption"])
 def get_parameter(context: Context, params: Params) -> dict[str, Any]:
     """Return a parameter; a version or label may follow the name."""
-    return {"Parameter": show(*select(context, params["Name"]), params)}
+    return {"Parameter": _parameter_view(*_find_version(context, params["Name"]), params)}
 
 
 @operation("ssm", "GetParameters", honours=["Names", "WithDecryption"])
@@ -200,7 +458,7 @@ def get_parameters(context: Context, params: Params) -> dict[str, Any]:
     found, invalid = [], []
     for name in params["Names"]:
         try:
-            found.append(show(*select(context, name), params))
+            found.append(_parameter_view(*_find_version(context, name), params))
         except AwsError:
             invalid.append(name)
     return {"Parameters": found, "InvalidParameters": invalid}
@@ -209,7 +467,7 @@ def get_parameters(context: Context, params: Params) -> dict[str, Any]:
 @operation("ssm", "DeleteParameter", honours=["Name"])
 def delete_parameter(context: Context, params: Params) -> dict[str, Any]:
     """Delete a parameter with all its versions."""
-    parameter = parameter_of(context, params["Name"])
+    parameter = _find_parameter(context, params["Name"])
     del parameters(context)[parameter.name]
     return {}
 
@@ -218,7 +476,7 @@ def delete_parameter(context: Context, params: Params) -> dict[str, Any]:
 def delete_parameters(context: Context, params: Params) -> dict[str, Any]:
     """Delete several parameters, and say which names are none."""
     known = parameters(context)
-    deleted = [name for name in params["Names"] if known.pop(plain_name(name), None) is not None]
+    deleted = [name for name in params["Names"] if known.pop(parameter_name(name), None) is not None]
     return {
         "DeletedParameters": deleted,
         "InvalidParameters": [n for n in params["Names"] if n not in deleted],
@@ -246,23 +504,23 @@ def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
         )
     prefix = path if path.endswith("/") else f"{path}/"
     found = [
-        show(parameter, parameter.newest, "", params)
+        _parameter_view(parameter, parameter.newest, "", params)
         for name, parameter in sorted(parameters(context).items())
         if name.startswith(prefix) and (params.get("Recursive") or "/" not in name[len(prefix) :])
     ]
-    return page(found, params, "Parameters", 10)
+    return _page(found, params, "Parameters", 10)
 
 
 @operation("ssm", "GetParameterHistory", honours=["Name", "WithDecryption", "MaxResults", "NextToken"])
 def get_parameter_history(context: Context, params: Params) -> dict[str, Any]:
     """Return all versions of a parameter, the oldest first."""
-    parameter = parameter_of(context, params["Name"])
+    parameter = _find_parameter(context, params["Name"])
     shown = [
-        describe(parameter, version)
-        | {"Value": common.shown_value(version, params), "Labels": version.labels}
+        _parameter_metadata(parameter, version)
+        | {"Value": _shown_value(version, params), "Labels": version.labels}
         for version in parameter.versions
     ]
-    return page(shown, params, "Parameters", 50)
+    return _page(shown, params, "Parameters", 50)
 
 
 @operation("ssm", "DescribeParameters", honours=["ParameterFilters", "MaxResults", "NextToken"])
@@ -270,12 +528,12 @@ def describe_parameters(context: Context, params: Params) -> dict[str, Any]:
     """Describe parameters, without their values."""
     found = [parameter for _, parameter in sorted(parameters(context).items())]
     for condition in params.get("ParameterFilters", []):
-        found = [parameter for parameter in found if _matches(parameter, condition)]
-    shown = [describe(parameter, parameter.newest) | {"ARN": parameter.arn} for parameter in found]
-    return page(shown, params, "Parameters", 50)
+        found = [parameter for parameter in found if _matches_filter(parameter, condition)]
+    shown = [_parameter_metadata(parameter, parameter.newest) | {"ARN": parameter.arn} for parameter in found]
+    return _page(shown, params, "Parameters", 50)
 
 
-def _matches(parameter: Parameter, condition: dict[str, Any]) -> bool:
+def _matches_filter(parameter: Parameter, condition: dict[str, Any]) -> bool:
     """Return whether a parameter meets one of the filters that are emulated."""
     key, option, values = condition["Key"], condition.get("Option"), condition.get("Values", [])
     if key == "Name" and option in {None, "Equals"}:
@@ -285,7 +543,7 @@ def _matches(parameter: Parameter, condition: dict[str, Any]) -> bool:
     if key == "Name" and option == "Contains":
         return any(value in parameter.name for value in values)
     if key == "Path" and option in {"Recursive", "OneLevel", None}:
-        return any(_below(parameter.name, value, recursive=option == "Recursive") for value in values)
+        return any(_is_below(parameter.name, value, recursive=option == "Recursive") for value in values)
     if key == "Type" and option in {None, "Equals"}:
         return parameter.newest.kind in values
     if key == "DataType" and option in {None, "Equals"}:
@@ -298,7 +556,7 @@ def _matches(parameter: Parameter, condition: dict[str, Any]) -> bool:
     )
 
 
-def _below(name: str, path: str, *, recursive: bool) -> bool:
+def _is_below(name: str, path: str, *, recursive: bool) -> bool:
     prefix = f"{path.rstrip('/')}/"
     return name.startswith(prefix) and (recursive or "/" not in name[len(prefix) :])
 
@@ -308,10 +566,10 @@ def _below(name: str, path: str, *, recursive: bool) -> bool:
 # Sources: LabelParameterVersion, UnlabelParameterVersion in the AWS Systems Manager API Reference.
 
 LABEL = re.compile(r"(?!\d)(?!(?i:aws|ssm))[a-zA-Z0-9_.\-]{1,100}")
-LABELS_MOST = 10
+MAX_LABELS = 10
 
 
-def _version(parameter: Parameter, number: int | None) -> Version:
+def _find_version_number(parameter: Parameter, number: int | None) -> ParameterVersion:
     if number is None:
         return parameter.newest
     for version in parameter.versions:
@@ -327,10 +585,10 @@ def _version(parameter: Parameter, number: int | None) -> Version:
 @operation("ssm", "LabelParameterVersion", honours=["Name", "ParameterVersion", "Labels"])
 def label_parameter_version(context: Context, params: Params) -> dict[str, Any]:
     """Give a version labels; a label that another version has moves here."""
-    parameter = parameter_of(context, params["Name"])
-    version = _version(parameter, params.get("ParameterVersion"))
+    parameter = _find_parameter(context, params["Name"])
+    version = _find_version_number(parameter, params.get("ParameterVersion"))
     valid = [label for label in params["Labels"] if LABEL.fullmatch(label)]
-    if len({*version.labels, *valid}) > LABELS_MOST:
+    if len({*version.labels, *valid}) > MAX_LABELS:
         raise AwsError(
             "ParameterVersionLabelLimitExceeded", "A parameter version can have a maximum of ten labels."
         )
@@ -344,7 +602,7 @@ def label_parameter_version(context: Context, params: Params) -> dict[str, Any]:
 @operation("ssm", "UnlabelParameterVersion", honours=["Name", "ParameterVersion", "Labels"])
 def unlabel_parameter_version(context: Context, params: Params) -> dict[str, Any]:
     """Take labels from a version."""
-    version = _version(parameter_of(context, params["Name"]), params["ParameterVersion"])
+    version = _find_version_number(_find_parameter(context, params["Name"]), params["ParameterVersion"])
     removed = [label for label in params["Labels"] if label in version.labels]
     version.labels = [label for label in version.labels if label not in removed]
     return {"RemovedLabels": removed, "InvalidLabels": [n for n in params["Labels"] if n not in removed]}
@@ -358,7 +616,7 @@ def unlabel_parameter_version(context: Context, params: Params) -> dict[str, Any
 RESOURCE = ("ResourceType", "ResourceId")
 
 
-def _tagged(context: Context, params: Params) -> Parameter:
+def _tagged_parameter(context: Context, params: Params) -> Parameter:
     if params["ResourceType"] != "Parameter":
         raise AwsError("NotImplemented", "The sandbox tags parameters only.", status=501)
     found = parameters(context).get(params["ResourceId"])
@@ -370,7 +628,7 @@ def _tagged(context: Context, params: Params) -> Parameter:
 @operation("ssm", "AddTagsToResource", honours=[*RESOURCE, "Tags"])
 def add_tags_to_resource(context: Context, params: Params) -> dict[str, Any]:
     """Add or replace tags."""
-    parameter = _tagged(context, params)
+    parameter = _tagged_parameter(context, params)
     tags = parameter.tags | {tag["Key"]: tag["Value"] for tag in params["Tags"]}
     if len(tags) > 50:
         raise AwsError("TooManyTagsError", "The Targets parameter includes too many tags.")
@@ -381,7 +639,7 @@ def add_tags_to_resource(context: Context, params: Params) -> dict[str, Any]:
 @operation("ssm", "RemoveTagsFromResource", honours=[*RESOURCE, "TagKeys"])
 def remove_tags_from_resource(context: Context, params: Params) -> dict[str, Any]:
     """Remove tags; keys that are not there do not matter."""
-    parameter = _tagged(context, params)
+    parameter = _tagged_parameter(context, params)
     for key in params["TagKeys"]:
         parameter.tags.pop(key, None)
     return {}
@@ -390,4 +648,8 @@ def remove_tags_from_resource(context: Context, params: Params) -> dict[str, Any
 @operation("ssm", "ListTagsForResource", honours=RESOURCE)
 def list_tags_for_resource(context: Context, params: Params) -> dict[str, Any]:
     """List the tags of a parameter."""
-    return {"TagList": [{"Key": key, "Value": value} for key, value in _tagged(context, params).tags.items()]}
+    return {
+        "TagList": [
+            {"Key": key, "Value": value} for key, value in _tagged_parameter(context, params).tags.items()
+        ]
+    }

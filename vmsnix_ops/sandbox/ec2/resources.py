@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock
 
+
 BLOCK_BYTES = 524_288
 """Bytes of one EBS block (EBS direct APIs: always 512 KiB)."""
 
@@ -23,7 +24,7 @@ NO_VOLUME = "vol-ffffffff"
 
 
 @dataclass(slots=True)
-class Upload:
+class DirectUpload:
     """What only a snapshot has that is being written through the EBS direct APIs."""
 
     parent_id: str | None
@@ -38,7 +39,7 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class Lock:
+class SnapshotLock:
     """What keeps a snapshot from being deleted; `cool_off` is in hours, 0 without."""
 
     mode: str
@@ -78,9 +79,9 @@ class Snapshot:
     users: list[str] = field(default_factory=list)
     public: bool = False
     direct: bool = False
-    upload: Upload | None = None
+    upload: DirectUpload | None = None
     released: datetime | None = None
-    lock: Lock | None = None
+    lock: SnapshotLock | None = None
     archived: bool = False
     restored_until: datetime | None = None
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2.filters import select
-from vmsnix_ops.sandbox.wire import regions
+from vmsnix_ops.sandbox.ec2.filters import apply_filters
+from vmsnix_ops.sandbox.regions import partition_of, regions_of
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Tables
 
-ALWAYS_ON = frozenset(
+
+DEFAULT_REGIONS = frozenset(
     [
         "us-east-1",
         "us-east-2",
@@ -38,7 +39,7 @@ ALWAYS_ON = frozenset(
     ]
 )
 ZONE_LETTERS = "abc"
-DIRECTIONS = {"northeast": "ne", "northwest": "nw", "southeast": "se", "southwest": "sw"}
+DIRECTION_CODES = {"northeast": "ne", "northwest": "nw", "southeast": "se", "southwest": "sw"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +49,22 @@ class _Region:
     opt_in: str
 
 
-def enabled(context: Context, region: str) -> bool:
+def _is_enabled(context: Context, region: str) -> bool:
     """Tell whether the caller's account may use a region."""
-    return is_enabled(context.tables, context.account, region)
+    return is_region_enabled(context.tables, context.account, region)
 
 
-def is_enabled(tables: Tables, account: str, region: str) -> bool:
+def is_region_enabled(tables: Tables, account: str, region: str) -> bool:
     """Tell whether an account may use a region; opted-in ones are in the table ``opted_in_regions``."""
-    if region in ALWAYS_ON or regions.partition_of(region) != "aws":
+    if region in DEFAULT_REGIONS or partition_of(region) != "aws":
         return True
     return region in tables.table(account, "", "opted_in_regions")
 
 
 def _opt_in(context: Context, region: str) -> str:
-    if context.partition != "aws" or region in ALWAYS_ON:
+    if context.partition != "aws" or region in DEFAULT_REGIONS:
         return "opt-in-not-required"
-    return "opted-in" if enabled(context, region) else "not-opted-in"
+    return "opted-in" if _is_enabled(context, region) else "not-opted-in"
 
 
 @operation("ec2", "DescribeRegions", honours=("AllRegions", "Filters", "RegionNames"))
@@ -72,7 +73,7 @@ def describe_regions(context: Context, params: Params) -> dict[str, Any]:
     suffix = "amazonaws.com.cn" if context.partition == "aws-cn" else "amazonaws.com"
     known = [
         _Region(name, f"ec2.{name}.{suffix}", _opt_in(context, name))
-        for name in regions.regions_of(context.partition)
+        for name in regions_of(context.partition)
     ]
     asked = params.get("RegionNames") or []
     for name in asked:
@@ -87,27 +88,27 @@ def describe_regions(context: Context, params: Params) -> dict[str, Any]:
         "opt-in-status": lambda r: [r.opt_in],
         "region-name": lambda r: [r.name],
     }
-    kept = select(known, params, readers, tags=False)
+    kept = apply_filters(known, params, readers, tags=False)
     return {
         "Regions": [{"RegionName": r.name, "Endpoint": r.endpoint, "OptInStatus": r.opt_in} for r in kept]
     }
 
 
-def zones(region: str) -> list[str]:
+def zones_of(region: str) -> list[str]:
     """Return the availability zones of a region."""
     return [region + letter for letter in ZONE_LETTERS]
 
 
 def check_zone(context: Context, zone: str) -> None:
     """Refuse a zone that this region does not have."""
-    if zone not in zones(context.region):
+    if zone not in zones_of(context.region):
         raise AwsError("InvalidParameterValue", f"Invalid availability zone: [{zone}]")
 
 
 def _zone_id(zone: str) -> str:
     region, letter = zone[:-1], zone[-1]
     area, direction, number = region.rsplit("-", 2)
-    short = area.replace("-", "")[:3] + DIRECTIONS.get(direction, direction[0]) + number
+    short = area.replace("-", "")[:3] + DIRECTION_CODES.get(direction, direction[0]) + number
     return f"{short}-az{ZONE_LETTERS.index(letter) + 1}"
 
 
@@ -116,7 +117,7 @@ def _zone_id(zone: str) -> str:
 )
 def describe_availability_zones(context: Context, params: Params) -> dict[str, Any]:
     """Return the zones of the region; there are no local or wavelength zones here, opted in to or not."""
-    found = zones(context.region)
+    found = zones_of(context.region)
     for name in params.get("ZoneNames") or []:
         check_zone(context, name)
     for zone_id in params.get("ZoneIds") or []:
@@ -139,7 +140,7 @@ def describe_availability_zones(context: Context, params: Params) -> dict[str, A
         "zone-name": lambda z: [z],
         "zone-type": lambda _z: ["availability-zone"],
     }
-    kept = select(found, params, readers, tags=False)
+    kept = apply_filters(found, params, readers, tags=False)
     return {
         "AvailabilityZones": [
             {

@@ -19,7 +19,7 @@ def _partitions() -> dict[str, str]:
     }
 
 
-def exists(region: str) -> bool:
+def region_exists(region: str) -> bool:
     """Return whether AWS has such a region."""
     return region in _partitions()
 

@@ -1,0 +1,193 @@
+"""Credentials for a sandbox, and which calls their policies allow."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.sandbox.regions import partition_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import boto3
+
+
+DEFAULT_REGION = "us-east-1"
+DEFAULT_BUCKET = "vmsnix-images"
+DEFAULT_ROLE = "vmimport"
+DEFAULT_PREFIX = "vmsnix/"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Access:
+    """An address and a key.
+
+    Parameters
+    ----------
+    url
+        ``http://127.0.0.1:PORT``.
+    access_key, secret_key
+        A key that the sandbox knows.
+    account
+        The account that the key belongs to.
+    """
+
+    def __init__(self, url: str, access_key: str, secret_key: str, account: str) -> None:
+        self.url, self.access_key, self.secret_key, self.account = url, access_key, secret_key, account
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program needs in its environment to use this sandbox and nothing else.
+
+        ``AWS_PROFILE`` must not stand beside it: botocore looks for the profile even where keys are given.
+        """
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": DEFAULT_REGION,
+            "AWS_REGION": DEFAULT_REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ALLOW_HTTP": "true",  # deltalake's object store refuses plain HTTP otherwise
+            "AWS_CONFIG_FILE": os.devnull,  # an operator's own profiles must not lead elsewhere
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            **no_proxy_variables(os.environ),
+        }
+
+    def session(self, region: str | None = None) -> boto3.Session:
+        """Return a boto3 session whose clients talk to this sandbox, whatever the environment says.
+
+        Parameters
+        ----------
+        region
+            ``us-east-1`` unless given.
+        """
+        import boto3
+        import botocore.session
+
+        url = self.url
+
+        class SandboxSession(boto3.Session):
+            def client(self, *args: Any, **kwargs: Any) -> Any:
+                return super().client(*args, **_client_options(url, kwargs))
+
+            def resource(self, *args: Any, **kwargs: Any) -> Any:
+                return super().resource(*args, **_client_options(url, kwargs))
+
+        # The operator's AWS_PROFILE names a profile that does not exist here.
+        core = botocore.session.Session(session_vars={"profile": (None, [], None, None)})
+        core.register_component("data_loader", _model_loader())
+        core.set_config_variable("config_file", os.devnull)
+        core.set_config_variable("credentials_file", os.devnull)
+        return SandboxSession(
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name=region or DEFAULT_REGION,
+            botocore_session=core,
+        )
+
+    def client(self, service: str, region: str = DEFAULT_REGION, **options: Any) -> Any:
+        """Return a boto3 client of one service; `options` go to ``Session.client``."""
+        return self.session(region).client(service, **options)
+
+    def prepare(
+        self,
+        bucket: str = DEFAULT_BUCKET,
+        region: str = DEFAULT_REGION,
+        role: str = DEFAULT_ROLE,
+        key_prefix: str = DEFAULT_PREFIX,
+    ) -> None:
+        """Make a bucket, and a role for VM Import that may read the objects below a prefix of it.
+
+        Safe to run again. Source: "Required permissions for VM Import/Export" in the VM Import/Export User
+        Guide.
+        """
+        session = self.session(region)
+        location = (
+            {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        )
+        s3, iam = session.client("s3"), session.client("iam")
+        with suppress(s3.exceptions.BucketAlreadyOwnedByYou):  # so AWS says everywhere but in us-east-1
+            s3.create_bucket(Bucket=bucket, **location)
+        try:
+            iam.create_role(RoleName=role, AssumeRolePolicyDocument=json.dumps(vm_import_trust_policy()))
+        except iam.exceptions.EntityAlreadyExistsException:
+            iam.update_assume_role_policy(RoleName=role, PolicyDocument=json.dumps(vm_import_trust_policy()))
+        document = json.dumps(vm_import_role_policy(bucket, key_prefix, region=region))
+        iam.put_role_policy(RoleName=role, PolicyName=role, PolicyDocument=document)
+
+
+def _client_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a client that reaches the sandbox without a proxy."""
+    from botocore.config import Config
+
+    given = options.get("config")
+    config = Config(proxies={}) if given is None else given.merge(Config(proxies={}))
+    return {"endpoint_url": url} | options | {"config": config}
+
+
+def no_proxy_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that keep this machine out of any proxy, beside what they except already.
+
+    Programs read one of the two spellings, some the first that is set.
+
+    >>> unproxied({"no_proxy": "corp.example"})["NO_PROXY"]
+    'corp.example,127.0.0.1,localhost,::1'
+    """
+    words = [
+        word.strip() for name in ("NO_PROXY", "no_proxy") for word in environment.get(name, "").split(",")
+    ]
+    value = "*" if "*" in words else ",".join(dict.fromkeys([*filter(None, words), *LOOPBACK]))
+    return {"NO_PROXY": value, "no_proxy": value}
+
+
+@lru_cache
+def _model_loader() -> Any:
+    """Return one loader for all sessions, so that each service's model is read once."""
+    import botocore.loaders
+
+    return botocore.loaders.create_loader()
+
+
+def vm_import_trust_policy() -> dict[str, Any]:
+    """Return the trust policy that lets VM Import assume its role."""
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Principal": {"Service": "vmie.amazonaws.com"},
+                "Action": "sts:AssumeRole",
+                "Condition": {"StringEquals": {"sts:Externalid": "vmimport"}},
+            }
+        ],
+    }
+
+
+def vm_import_role_policy(bucket: str, key_prefix: str = "", *, region: str = "us-east-1") -> dict[str, Any]:
+    """Return what VM Import's role needs in order to import the objects below a prefix of a bucket."""
+    arn = f"arn:{partition_of(region)}:s3:::{bucket}"
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Action": ["s3:GetBucketLocation", "s3:GetObject", "s3:ListBucket"],
+                "Resource": [arn, f"{arn}/{key_prefix}*"],
+            },
+            {
+                "Effect": "Allow",
+                "Action": [
+                    "ec2:ModifySnapshotAttribute",
+                    "ec2:CopySnapshot",
+                    "ec2:RegisterImage",
+                    "ec2:Describe*",
+                ],
+                "Resource": "*",
+            },
+        ],
+    }

@@ -1,0 +1,520 @@
+"""Start, fill and complete snapshots; the errors of the EBS direct APIs.
+
+Source: "Errors" of the six operations' reference pages; the reasons are the enumerations of botocore's model.
+The texts are from memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import struct
+from bisect import bisect_left
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.ec2.common import MAX_EBS_TAG_VALUE, check_tags, new_id, tag_list
+from vmsnix_ops.sandbox.ec2.encryption import choose_encryption
+from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, DirectUpload, Snapshot
+from vmsnix_ops.sandbox.wire.http import FileRange
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmsnix_ops.sandbox.core import Context
+
+
+SNAPSHOT_ID = re.compile(r"snap-([0-9a-f]{8}|[0-9a-f]{17})")
+
+
+def _validation_error(reason: str, text: str) -> AwsError:
+    """Return a ValidationException with its reason."""
+    return AwsError("ValidationException", text, status=400, Reason=reason)
+
+
+def _snapshot_not_found(snapshot_id: str) -> AwsError:
+    """Return a ResourceNotFoundException for a snapshot."""
+    text = f"The snapshot '{snapshot_id}' does not exist."
+    return AwsError("ResourceNotFoundException", text, status=404, Reason="SNAPSHOT_NOT_FOUND")
+
+
+def _find_own_snapshot(context: Context, snapshot_id: str) -> Snapshot:
+    """Return a snapshot of the caller's account in this region."""
+    found: Snapshot | None = context.table("snapshots").get(snapshot_id)
+    if found is None:
+        if not SNAPSHOT_ID.fullmatch(snapshot_id):
+            raise _validation_error("INVALID_SNAPSHOT_ID", f"The snapshot ID '{snapshot_id}' is not valid.")
+        raise _snapshot_not_found(snapshot_id)
+    return found
+
+
+def _find_readable_snapshot(context: Context, snapshot_id: str) -> Snapshot:
+    """Return a completed snapshot that the caller owns or that was shared with it."""
+    if not SNAPSHOT_ID.fullmatch(snapshot_id):
+        raise _validation_error("INVALID_SNAPSHOT_ID", f"The snapshot ID '{snapshot_id}' is not valid.")
+    for (_, region), table in context.tables.everywhere("snapshots").items():
+        if region == context.region and snapshot_id in table:
+            found: Snapshot = table[snapshot_id]
+            break
+    else:
+        raise _snapshot_not_found(snapshot_id)
+    if not found.readable_by(context.account):
+        text = f"You are not allowed to read the snapshot '{snapshot_id}'."
+        raise AwsError("AccessDeniedException", text, status=403, Reason="UNAUTHORIZED_ACCOUNT")
+    state = found.state(context.clock)
+    if state != "completed":
+        raise _validation_error(
+            "INVALID_SNAPSHOT_ID", f"The snapshot '{snapshot_id}' is not completed: it is {state}."
+        )
+    return found
+
+
+# StartSnapshot, PutSnapshotBlock and CompleteSnapshot.
+#
+# Sources: the reference pages of the operations; "Amazon EBS direct APIs": the block size, the aggregated
+# checksum, the timeout, the quota of pending snapshots. Rates are not limited here: fault rules throttle
+# (``RequestThrottledException``).
+
+
+MAX_PENDING_SNAPSHOTS = 100
+"""Snapshots of an account and region that were started and not completed (documented quota)."""
+
+BLOCKS_PER_GIB = GIB // BLOCK_BYTES
+MAX_GIB = 65_536
+TIMEOUT_MINUTES, MIN_MINUTES, MAX_MINUTES = 60, 10, 4320
+COMPLETE_SECONDS, SECONDS_PER_WRITTEN_GIB = 8.0, 8.0
+"""How long a snapshot stays pending after CompleteSnapshot; guesses."""
+
+
+@operation(
+    "ebs",
+    "StartSnapshot",
+    honours=(
+        "ClientToken",
+        "Description",
+        "Encrypted",
+        "KmsKeyArn",
+        "ParentSnapshotId",
+        "Tags",
+        "Timeout",
+        "VolumeSize",
+    ),
+)
+def start_snapshot(context: Context, params: Params) -> dict[str, Any]:
+    """Begin a snapshot that blocks are then put into; what is not put comes from the parent."""
+    known = _snapshot_of_token(context, params)
+    if known is not None:
+        return _start_answer(context, known)
+    size, minutes = params["VolumeSize"], params.get("Timeout", TIMEOUT_MINUTES)
+    if not 1 <= size <= MAX_GIB:
+        raise _validation_error(
+            "INVALID_VOLUME_SIZE", f"The volume size {size} is not between 1 and {MAX_GIB} GiB."
+        )
+    if not MIN_MINUTES <= minutes <= MAX_MINUTES:
+        text = f"The timeout {minutes} is not between {MIN_MINUTES} and {MAX_MINUTES} minutes."
+        raise _validation_error("INVALID_PARAMETER_VALUE", text)
+    parent = _find_parent(context, params)
+    encrypted, key = _snapshot_encryption(context, params, parent)
+    try:
+        tags = check_tags(params.get("Tags") or [], longest=MAX_EBS_TAG_VALUE)
+    except AwsError as error:
+        raise _validation_error("INVALID_TAG", error.message) from error
+    table, clock = context.table("snapshots"), context.clock
+    pending = [s for s in table.values() if s.upload is not None and not s.upload.expired(clock)]
+    if len(pending) >= MAX_PENDING_SNAPSHOTS:
+        raise AwsError(
+            "ServiceQuotaExceededException",
+            f"Your account has reached its limit of {MAX_PENDING_SNAPSHOTS} pending snapshots.",
+            status=402,
+            Reason="DEPENDENCY_SERVICE_QUOTA_EXCEEDED",
+        )
+    now, snapshot_id = clock.now(), new_id("snap")
+    snapshot = Snapshot(
+        snapshot_id=snapshot_id,
+        owner=context.account,
+        region=context.region,
+        size_gib=size,
+        started=now,
+        since=now,
+        description=params.get("Description", ""),
+        lineage=parent.lineage if parent is not None else snapshot_id,
+        encrypted=encrypted,
+        kms_key=key,
+        tags=tags,
+        direct=True,
+        upload=DirectUpload(params.get("ParentSnapshotId"), minutes, now),
+        blocks=parent.blocks if parent is not None else {},
+    )
+    table[snapshot_id] = snapshot
+    if params.get("ClientToken"):
+        context.table("ebs_tokens")[params["ClientToken"]] = (_fingerprint(params), snapshot_id)
+    return _start_answer(context, snapshot)
+
+
+def _fingerprint(params: Params) -> str:
+    asked = {k: v for k, v in params.items() if k != "ClientToken"}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _snapshot_of_token(context: Context, params: Params) -> Snapshot | None:
+    """Return what an earlier call with this token started, if it is still there."""
+    digest, snapshot_id = context.table("ebs_tokens").get(params.get("ClientToken", ""), ("", ""))
+    found: Snapshot | None = context.table("snapshots").get(snapshot_id)
+    if found is not None and digest != _fingerprint(params):
+        text = "The client token was already used in a request with other parameters."
+        raise AwsError("ConflictException", text, status=409)
+    return found
+
+
+def _find_parent(context: Context, params: Params) -> Snapshot | None:
+    parent_id = params.get("ParentSnapshotId")
+    if parent_id is None:
+        return None
+    parent = _find_own_snapshot(context, parent_id)
+    state = parent.state(context.clock)
+    if state != "completed":
+        text = f"The parent snapshot '{parent_id}' is not completed: it is {state}."
+        raise _validation_error("INVALID_DEPENDENCY_REQUEST", text)
+    if parent.size_gib > params["VolumeSize"]:
+        text = f"The volume size must not be below the {parent.size_gib} GiB of the parent snapshot."
+        raise _validation_error("INVALID_VOLUME_SIZE", text)
+    return parent
+
+
+def _snapshot_encryption(context: Context, params: Params, parent: Snapshot | None) -> tuple[bool, str]:
+    """Return whether the snapshot is encrypted, and with which key."""
+    if parent is not None:
+        if "Encrypted" in params or "KmsKeyArn" in params:
+            # Documented: with a parent, Encrypted must be omitted and the parent's key is used.
+            text = "Encrypted and KmsKeyArn cannot be given together with ParentSnapshotId."
+            raise _validation_error("INVALID_PARAMETER_VALUE", text)
+        return parent.encrypted, parent.kms_key
+    if params.get("KmsKeyArn") and not params.get("Encrypted"):
+        text = "KmsKeyArn can only be given together with Encrypted."
+        raise _validation_error("INVALID_PARAMETER_VALUE", text)
+    chosen = choose_encryption(context, wanted=params.get("Encrypted"), key=params.get("KmsKeyArn"))
+    if chosen.failure:
+        raise _validation_error("INVALID_CUSTOMER_KEY", chosen.failure)
+    return chosen.encrypted, chosen.key
+
+
+def _start_answer(context: Context, snapshot: Snapshot) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "SnapshotId": snapshot.snapshot_id,
+        "OwnerId": snapshot.owner,
+        "Status": snapshot.state(context.clock),
+        "StartTime": snapshot.started,
+        "VolumeSize": snapshot.size_gib,
+        "BlockSize": BLOCK_BYTES,
+    }
+    if snapshot.description:
+        answer["Description"] = snapshot.description
+    if snapshot.tags:
+        answer["Tags"] = tag_list(snapshot.tags)
+    if snapshot.upload is not None and snapshot.upload.parent_id:
+        answer["ParentSnapshotId"] = snapshot.upload.parent_id
+    if snapshot.kms_key:
+        answer |= {"KmsKeyArn": snapshot.kms_key, "SseType": "sse-kms"}
+    return answer
+
+
+def _open_upload(context: Context, snapshot: Snapshot) -> DirectUpload:
+    """Return the upload of a snapshot that can be written."""
+    if snapshot.upload is None:
+        text = f"The snapshot '{snapshot.snapshot_id}' is not pending: no block can be written to it."
+        raise _validation_error("INVALID_SNAPSHOT_ID", text)
+    if snapshot.upload.expired(context.clock):
+        text = f"Nothing was written to the snapshot '{snapshot.snapshot_id}' before its timeout."
+        raise _validation_error("WRITE_REQUEST_TIMEOUT", text)
+    return snapshot.upload
+
+
+@operation(
+    "ebs",
+    "PutSnapshotBlock",
+    honours=(
+        "BlockData",
+        "BlockIndex",
+        "Checksum",
+        "ChecksumAlgorithm",
+        "DataLength",
+        "Progress",
+        "SnapshotId",
+    ),
+    locks=False,
+)
+def put_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
+    """Write one block; the lock is held only to note its digest."""
+    snapshot = _find_own_snapshot(context, params["SnapshotId"])
+    upload = _open_upload(context, snapshot)
+    index = params["BlockIndex"]
+    if not 0 <= index < snapshot.size_gib * BLOCKS_PER_GIB:
+        text = f"The block index {index} is beyond the volume of {snapshot.size_gib} GiB."
+        raise _validation_error("INVALID_BLOCK", text)
+    if params["DataLength"] != BLOCK_BYTES:
+        text = f"The data length must be {BLOCK_BYTES} bytes, not {params['DataLength']}."
+        raise _validation_error("INVALID_PARAMETER_VALUE", text)
+    if params["ChecksumAlgorithm"] != "SHA256":
+        raise _validation_error("INVALID_PARAMETER_VALUE", "The checksum algorithm must be SHA256.")
+    progress = params.get("Progress", 0)
+    if not 0 <= progress <= 100:
+        raise _validation_error(
+            "INVALID_PARAMETER_VALUE", f"The progress {progress} is not between 0 and 100."
+        )
+    digest = bytes.fromhex(context.blocks.put(_read_block(context)))
+    if digest != _decode_checksum(params["Checksum"]):
+        raise _validation_error("INVALID_BLOCK", "The checksum does not match the data of the block.")
+    with context.lock:
+        # Another request may have sealed the snapshot, or it may have expired, while this one was read.
+        upload = _open_upload(context, snapshot)
+        upload.written[index] = digest
+        upload.last_write = context.clock.now()
+        upload.progress = max(upload.progress, progress)
+    return {"Checksum": params["Checksum"], "ChecksumAlgorithm": "SHA256"}
+
+
+def _read_block(context: Context) -> bytearray:
+    """Return the body, which must be one block, copied once."""
+    block, filled = bytearray(BLOCK_BYTES), 0
+    for piece in context.body.chunks():
+        if filled + len(piece) > BLOCK_BYTES:
+            raise _validation_error("INVALID_BLOCK", f"The block has more than {BLOCK_BYTES} bytes.")
+        block[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    if filled != BLOCK_BYTES:
+        raise _validation_error("INVALID_BLOCK", f"The block has {filled} bytes, not {BLOCK_BYTES}.")
+    return block
+
+
+def _decode_checksum(checksum: str) -> bytes:
+    """Return a base64 checksum's bytes; empty when it is none."""
+    try:
+        return base64.b64decode(checksum, validate=True)
+    except binascii.Error:
+        return b""
+
+
+@operation(
+    "ebs",
+    "CompleteSnapshot",
+    honours=(
+        "ChangedBlocksCount",
+        "Checksum",
+        "ChecksumAggregationMethod",
+        "ChecksumAlgorithm",
+        "SnapshotId",
+    ),
+)
+def complete_snapshot(context: Context, params: Params) -> dict[str, Any]:
+    """Seal a snapshot: no more blocks; it is completed a while later.
+
+    A fault rule's outcome may give ``status_message``: the snapshot then becomes ``error`` with it.
+    """
+    snapshot = _find_own_snapshot(context, params["SnapshotId"])
+    if snapshot.upload is None and snapshot.direct:
+        return {"Status": snapshot.state(context.clock)}  # asked again, perhaps because the answer was lost
+    upload = _open_upload(context, snapshot)
+    count = params["ChangedBlocksCount"]
+    if count != len(upload.written):
+        text = f"ChangedBlocksCount is {count}, but {len(upload.written)} blocks were written."
+        raise _validation_error("INVALID_PARAMETER_VALUE", text)
+    _check_aggregate(params, upload)
+    snapshot.blocks = snapshot.blocks | upload.written
+    snapshot.upload = None
+    snapshot.since = context.clock.now()
+    snapshot.seconds = COMPLETE_SECONDS + count / BLOCKS_PER_GIB * SECONDS_PER_WRITTEN_GIB
+    snapshot.failure = str(context.outcome.get("status_message", ""))
+    return {"Status": snapshot.state(context.clock)}
+
+
+def _check_aggregate(params: Params, upload: DirectUpload) -> None:
+    """Compare the checksum over the blocks' checksums (LINEAR: raw digests in ascending order of index)."""
+    given = [
+        name for name in ("Checksum", "ChecksumAggregationMethod", "ChecksumAlgorithm") if name in params
+    ]
+    if not given:
+        return
+    if len(given) != 3 or (params["ChecksumAggregationMethod"], params["ChecksumAlgorithm"]) != (
+        "LINEAR",
+        "SHA256",
+    ):
+        text = "Checksum, ChecksumAlgorithm (SHA256) and ChecksumAggregationMethod (LINEAR) belong together."
+        raise _validation_error("INVALID_PARAMETER_VALUE", text)
+    aggregate = hashlib.sha256()
+    for index in sorted(upload.written):
+        aggregate.update(upload.written[index])
+    if aggregate.digest() != _decode_checksum(params["Checksum"]):
+        text = "The checksum does not match the checksums of the blocks that were written."
+        raise _validation_error("INVALID_PARAMETER_VALUE", text)
+
+
+BLOCK_TOKEN_LIFETIME, PAGE_TOKEN_LIFETIME = timedelta(days=7), timedelta(minutes=60)
+_CONTENT = struct.Struct(">QI")
+_SIGNATURE_BYTES = 16
+
+
+class TokenSigner:
+    """Makes and checks the tokens of one purpose, such as reading one snapshot.
+
+    Parameters
+    ----------
+    context
+        The call; the key is kept with the sandbox's state.
+    purpose
+        What the tokens are good for; a token of another purpose is refused.
+    life
+        How long its tokens are good.
+    expires
+        When tokens made here end.
+    """
+
+    def __init__(
+        self, context: Context, purpose: str, life: timedelta, expires: datetime | None = None
+    ) -> None:
+        table = context.tables.table("", "", "ebs_secret")
+        key = table.setdefault("key", secrets.token_bytes(32))
+        self._base = hashlib.blake2b(purpose.encode(), key=key, digest_size=_SIGNATURE_BYTES)
+        self._clock, self._life = context.clock, life
+        self._expires = int(expires.timestamp()) if expires is not None else 0
+
+    def token(self, number: int) -> str:
+        """Return the token of a block index or a page's start."""
+        content = _CONTENT.pack(number, self._expires)
+        return base64.b64encode(content + self._sign(content)).decode("ascii")
+
+    def number(self, token: str) -> int | None:
+        """Return what a token stands for; None when it is not one of these, or has expired."""
+        try:
+            raw = base64.b64decode(token, validate=True)
+        except (binascii.Error, ValueError):
+            return None
+        content, signature = raw[: _CONTENT.size], raw[_CONTENT.size :]
+        if len(content) < _CONTENT.size or not hmac.compare_digest(signature, self._sign(content)):
+            return None
+        number, expires = _CONTENT.unpack(content)
+        end = datetime.fromtimestamp(expires, UTC)
+        return None if self._clock.passed(end, since=end - self._life) else int(number)
+
+    def _sign(self, content: bytes) -> bytes:
+        signing = self._base.copy()
+        signing.update(content)
+        return signing.digest()
+
+
+# ListSnapshotBlocks, ListChangedBlocks and GetSnapshotBlock.
+#
+# Sources: the reference pages of the operations; "Read snapshots using the EBS direct APIs".
+
+
+MIN_RESULTS, MAX_RESULTS = 100, 10_000
+
+
+def _page(
+    context: Context, params: Params, purpose: str, indices: Iterable[int]
+) -> tuple[list[int], str | None]:
+    """Return the block indices of one page, ascending, and the token of the next page."""
+    size = params.get("MaxResults", MAX_RESULTS)
+    if not MIN_RESULTS <= size <= MAX_RESULTS:
+        text = f"MaxResults must be between {MIN_RESULTS} and {MAX_RESULTS}, not {size}."
+        raise _validation_error("INVALID_PARAMETER_VALUE", text)
+    start = params.get("StartingBlockIndex", 0)
+    if params.get("NextToken"):  # documented: StartingBlockIndex is ignored then
+        found = TokenSigner(context, purpose, PAGE_TOKEN_LIFETIME).number(params["NextToken"])
+        if found is None:
+            raise _validation_error("INVALID_PAGE_TOKEN", "The page token is not valid, or has expired.")
+        start = found
+    ordered = sorted(indices)
+    first = bisect_left(ordered, start)
+    shown, rest = ordered[first : first + size], ordered[first + size : first + size + 1]
+    if not rest:
+        return shown, None
+    return shown, TokenSigner(
+        context, purpose, PAGE_TOKEN_LIFETIME, context.clock.now() + PAGE_TOKEN_LIFETIME
+    ).token(rest[0])
+
+
+def _list_answer(context: Context, snapshot: Snapshot, token: str | None) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "VolumeSize": snapshot.size_gib,
+        "BlockSize": BLOCK_BYTES,
+        "ExpiryTime": context.clock.now() + BLOCK_TOKEN_LIFETIME,
+    }
+    return answer | ({"NextToken": token} if token else {})
+
+
+def _block_tokens(context: Context, snapshot: Snapshot, answer: dict[str, Any] | None = None) -> TokenSigner:
+    return TokenSigner(
+        context,
+        f"block {snapshot.snapshot_id}",
+        BLOCK_TOKEN_LIFETIME,
+        answer["ExpiryTime"] if answer else None,
+    )
+
+
+@operation(
+    "ebs", "ListSnapshotBlocks", honours=("MaxResults", "NextToken", "SnapshotId", "StartingBlockIndex")
+)
+def list_snapshot_blocks(context: Context, params: Params) -> dict[str, Any]:
+    """Return the blocks of a snapshot, its parents' included, by ascending index."""
+    snapshot = _find_readable_snapshot(context, params["SnapshotId"])
+    shown, token = _page(context, params, f"list {snapshot.snapshot_id}", snapshot.blocks)
+    answer = _list_answer(context, snapshot, token)
+    signer = _block_tokens(context, snapshot, answer)
+    return answer | {"Blocks": [{"BlockIndex": index, "BlockToken": signer.token(index)} for index in shown]}
+
+
+@operation(
+    "ebs",
+    "ListChangedBlocks",
+    honours=("FirstSnapshotId", "MaxResults", "NextToken", "SecondSnapshotId", "StartingBlockIndex"),
+)
+def list_changed_blocks(context: Context, params: Params) -> dict[str, Any]:
+    """Return the blocks that differ between two related snapshots; without the first, those of the second."""
+    second = _find_readable_snapshot(context, params["SecondSnapshotId"])
+    first = None
+    if params.get("FirstSnapshotId"):
+        first = _find_readable_snapshot(context, params["FirstSnapshotId"])
+        if first.lineage != second.lineage:
+            text = f"The snapshots '{first.snapshot_id}' and '{second.snapshot_id}' are unrelated."
+            raise _validation_error("UNRELATED_SNAPSHOTS", text)
+    before: dict[int, bytes] = first.blocks if first is not None else {}
+    after = second.blocks
+    changed = [index for index in before.keys() | after.keys() if before.get(index) != after.get(index)]
+    purpose = f"changed {params.get('FirstSnapshotId', '')} {second.snapshot_id}"
+    shown, token = _page(context, params, purpose, changed)
+    answer = _list_answer(context, second, token)
+    old = _block_tokens(context, first, answer) if first is not None else None
+    new = _block_tokens(context, second, answer)
+    blocks = []
+    for index in shown:
+        block: dict[str, Any] = {"BlockIndex": index}
+        if old is not None and index in before:
+            block["FirstBlockToken"] = old.token(index)
+        if index in after:
+            block["SecondBlockToken"] = new.token(index)
+        blocks.append(block)
+    return answer | {"ChangedBlocks": blocks}
+
+
+@operation("ebs", "GetSnapshotBlock", honours=("BlockIndex", "BlockToken", "SnapshotId"), locks=False)
+def get_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
+    """Return one block with its checksum."""
+    snapshot = _find_readable_snapshot(context, params["SnapshotId"])
+    index = params["BlockIndex"]
+    if _block_tokens(context, snapshot).number(params["BlockToken"]) != index or index not in snapshot.blocks:
+        raise _validation_error(
+            "INVALID_BLOCK_TOKEN", "The block token is not valid for this block, or has expired."
+        )
+    digest = snapshot.blocks[index]
+    return {
+        "DataLength": BLOCK_BYTES,
+        "BlockData": [FileRange(context.blocks.path(digest.hex()), 0, BLOCK_BYTES)],
+        "Checksum": base64.b64encode(digest).decode("ascii"),
+        "ChecksumAlgorithm": "SHA256",
+    }

@@ -1,0 +1,841 @@
+"""The tables of IAM, and what several of its operations share.
+
+Roles, users and policies are global: ``context.table("roles", region="")`` by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.credentials import DEFAULT_ACCESS_KEY, Credential, credentials_table, unique_id
+from vmsnix_ops.sandbox.policies import AccessRequest, check_policy, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from vmsnix_ops.sandbox.core import Context, Params
+
+
+@dataclass(slots=True)
+class Role:
+    """A role; in table ``roles`` by name."""
+
+    name: str
+    arn: str
+    role_id: str
+    path: str
+    created: datetime
+    trust_policy: str  # JSON as it was given
+    description: str = ""
+    max_session_seconds: int = 3600
+    tags: dict[str, str] = field(default_factory=dict)
+    inline_policies: dict[str, str] = field(default_factory=dict)  # JSON by name
+    attached_policies: list[str] = field(default_factory=list)  # ARNs
+    boundary: str | None = None  # ARN of the permissions boundary
+
+
+@dataclass(slots=True)
+class User:
+    """A user; in table ``users`` by name. Its keys are in `credentials`."""
+
+    name: str
+    arn: str
+    user_id: str
+    path: str
+    created: datetime
+    tags: dict[str, str] = field(default_factory=dict)
+    inline_policies: dict[str, str] = field(default_factory=dict)
+    attached_policies: list[str] = field(default_factory=list)
+    keys: dict[str, datetime] = field(default_factory=dict)  # when each access key was made
+
+
+@dataclass(slots=True)
+class Policy:
+    """A managed policy of the account; in table ``policies`` by ARN."""
+
+    name: str
+    arn: str
+    policy_id: str
+    path: str
+    created: datetime
+    updated: datetime
+    description: str
+    versions: dict[str, tuple[str, datetime]]  # JSON and time by version id, such as "v1"
+    default_version: str = "v1"
+    next_version: int = 2
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def document(self) -> str:
+        """The JSON of the default version."""
+        return self.versions[self.default_version][0]
+
+
+# What several IAM operations share: finding things, paging, tags, names.
+#
+# Source: "Common Errors" and the operations' pages in the IAM API Reference; "IAM identifiers" in the IAM
+# User Guide.
+
+PAGE_SIZE = 100
+NAME = re.compile(r"[\w+=,.@-]+")
+PATH = re.compile(r"(\u002F)|(\u002F[\u0021-\u007E]+\u002F)")
+PAGING = ("Marker", "MaxItems")
+
+
+def _no_such_entity(what: str) -> AwsError:
+    """Return the 404 of IAM."""
+    return AwsError("NoSuchEntity", what, status=404)
+
+
+def _already_exists(what: str) -> AwsError:
+    """Return the 409 of IAM."""
+    return AwsError("EntityAlreadyExists", what, status=409)
+
+
+def _delete_conflict(what: str) -> AwsError:
+    """Return the refusal to delete what others still hang on."""
+    return AwsError("DeleteConflict", what, status=409)
+
+
+def _find_role(context: Context, name: str) -> Role:
+    """Return a role by name, or raise ``NoSuchEntity``."""
+    roles: dict[str, Role] = context.table("roles", region="")
+    if name not in roles:
+        raise _no_such_entity(f"The role with name {name} cannot be found.")
+    return roles[name]
+
+
+def _find_user(context: Context, name: str) -> User:
+    """Return a user by name, or raise ``NoSuchEntity``."""
+    users: dict[str, User] = context.table("users", region="")
+    if name not in users:
+        raise _no_such_entity(f"The user with name {name} cannot be found.")
+    return users[name]
+
+
+def _find_policy(context: Context, arn: str) -> Policy:
+    """Return a managed policy of the account by ARN, or raise ``NoSuchEntity``."""
+    policies: dict[str, Policy] = context.table("policies", region="")
+    if arn not in policies:
+        raise _no_such_entity(f"Policy {arn} was not found.")
+    return policies[arn]
+
+
+def _check_name(name: str, member: str, longest: int) -> None:
+    r"""Refuse names that IAM refuses: other characters than ``\w+=,.@-``, or too long."""
+    if not NAME.fullmatch(name):
+        raise _validation_error(name, member, "Member must satisfy regular expression pattern: [\\w+=,.@-]+")
+    if len(name) > longest:
+        raise _validation_error(name, member, f"Member must have length less than or equal to {longest}")
+
+
+def _check_path(path: str) -> None:
+    """Refuse a path that does not begin and end with a slash."""
+    if not PATH.fullmatch(path):
+        raise AwsError(
+            "ValidationError", "The specified value for path is invalid. It must begin and end with /"
+        )
+
+
+def _validation_error(value: str, member: str, constraint: str) -> AwsError:
+    where = f"Value '{value}' at '{member}'"
+    text = f"1 validation error detected: {where} failed to satisfy constraint: {constraint}"
+    return AwsError("ValidationError", text)
+
+
+def _page(items: list[Any], params: Params, member: str) -> dict[str, Any]:
+    """Return one page of a list, with ``IsTruncated`` and ``Marker``."""
+    try:
+        start = int(params.get("Marker", "0"))
+    except ValueError:
+        raise AwsError("ValidationError", "Invalid Marker.") from None
+    limit = params.get("MaxItems", PAGE_SIZE)
+    answer: dict[str, Any] = {member: items[start : start + limit], "IsTruncated": start + limit < len(items)}
+    if answer["IsTruncated"]:
+        answer["Marker"] = str(start + limit)
+    return answer
+
+
+def tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
+    """Return tags as AWS lists them."""
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
+
+
+def _read_tags(tags: list[dict[str, str]] | None) -> dict[str, str]:
+    """Return a list of tags as a dictionary; at most 50, no key twice."""
+    found = {tag["Key"]: tag["Value"] for tag in tags or []}
+    if len(found) != len(tags or []):
+        raise AwsError(
+            "InvalidInput", "Duplicate tag keys found. Please note that Tag keys are case insensitive."
+        )
+    if len(found) > 50:
+        raise AwsError("LimitExceeded", "The number of tags has reached the maximum limit.", status=409)
+    return found
+
+
+def _user_view(user: User) -> dict[str, Any]:
+    return {
+        "Path": user.path,
+        "UserName": user.name,
+        "UserId": user.user_id,
+        "Arn": user.arn,
+        "CreateDate": user.created,
+    }
+
+
+@operation("iam", "CreateUser", honours=["Path", "UserName", "Tags"])
+def create_user(context: Context, params: Params) -> dict[str, Any]:
+    """Make a user, who has no keys and no rights yet."""
+    name, path = params["UserName"], params.get("Path", "/")
+    _check_name(name, "userName", 64)
+    _check_path(path)
+    users: dict[str, User] = context.table("users", region="")
+    if name in users:
+        raise _already_exists(f"User with name {name} already exists.")
+    arn = f"arn:{context.partition}:iam::{context.account}:user{path}{name}"
+    now = context.clock.now().replace(microsecond=0)
+    users[name] = User(
+        name=name,
+        arn=arn,
+        user_id=unique_id("AIDA", arn, now.isoformat()),
+        path=path,
+        created=now,
+        tags=_read_tags(params.get("Tags")),
+    )
+    return {"User": _user_view(users[name])}
+
+
+@operation("iam", "GetUser", honours=["UserName"])
+def get_user(context: Context, params: Params) -> dict[str, Any]:
+    """Return a user; without a name, the one who asks."""
+    name = params.get("UserName") or context.principal.rpartition("/")[2]
+    user = _find_user(context, name)
+    return {"User": _user_view(user) | ({"Tags": tag_list(user.tags)} if user.tags else {})}
+
+
+@operation("iam", "ListUsers", honours=["PathPrefix", *PAGING])
+def list_users(context: Context, params: Params) -> dict[str, Any]:
+    """List users by name."""
+    prefix = params.get("PathPrefix", "/")
+    users = [
+        user for _, user in sorted(context.table("users", region="").items()) if user.path.startswith(prefix)
+    ]
+    return _page([_user_view(user) for user in users], params, "Users")
+
+
+@operation("iam", "DeleteUser", honours=["UserName"])
+def delete_user(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a user who has no policies and no keys any more."""
+    user = _find_user(context, params["UserName"])
+    if user.attached_policies:
+        raise _delete_conflict("Cannot delete entity, must detach all policies first.")
+    if user.inline_policies:
+        raise _delete_conflict("Cannot delete entity, must delete policies first.")
+    if user.keys:
+        raise _delete_conflict("Cannot delete entity, must delete access keys first.")
+    del context.table("users", region="")[user.name]
+    return {}
+
+
+# Access keys of users.
+#
+# Sources: CreateAccessKey, ListAccessKeys, UpdateAccessKey, DeleteAccessKey in the IAM API Reference.
+
+MAX_KEYS = 2
+
+
+def _named_user(context: Context, params: Params) -> User:
+    return _find_user(context, params.get("UserName") or context.principal.rpartition("/")[2])
+
+
+def _find_key(user: User, access_key: str) -> str:
+    if access_key not in user.keys:
+        raise _no_such_entity(f"The Access Key with id {access_key} cannot be found.")
+    return access_key
+
+
+def _key_status(context: Context, access_key: str) -> str:
+    return "Active" if credentials_table(context.tables)[access_key].active else "Inactive"
+
+
+@operation("iam", "CreateAccessKey", honours=["UserName"])
+def create_access_key(context: Context, params: Params) -> dict[str, Any]:
+    """Make a key; its secret is shown this once."""
+    user = _named_user(context, params)
+    if len(user.keys) >= MAX_KEYS:
+        raise AwsError("LimitExceeded", "Cannot exceed quota for AccessKeysPerUser: 2", status=409)
+    credential = Credential(
+        access_key="AKIA" + secrets.token_hex(8).upper(),
+        secret=secrets.token_urlsafe(30),
+        account=context.account,
+        principal=user.arn,
+        user_id=user.user_id,
+    )
+    credentials_table(context.tables)[credential.access_key] = credential
+    user.keys[credential.access_key] = context.clock.now().replace(microsecond=0)
+    return {
+        "AccessKey": {
+            "UserName": user.name,
+            "AccessKeyId": credential.access_key,
+            "Status": "Active",
+            "SecretAccessKey": credential.secret,
+            "CreateDate": user.keys[credential.access_key],
+        }
+    }
+
+
+@operation("iam", "ListAccessKeys", honours=["UserName", *PAGING])
+def list_access_keys(context: Context, params: Params) -> dict[str, Any]:
+    """List a user's keys without their secrets."""
+    user = _named_user(context, params)
+    shown = [
+        {
+            "UserName": user.name,
+            "AccessKeyId": key,
+            "Status": _key_status(context, key),
+            "CreateDate": created,
+        }
+        for key, created in user.keys.items()
+    ]
+    return _page(shown, params, "AccessKeyMetadata")
+
+
+@operation("iam", "UpdateAccessKey", honours=["UserName", "AccessKeyId", "Status"])
+def update_access_key(context: Context, params: Params) -> dict[str, Any]:
+    """Switch a key on or off."""
+    key = _find_key(_named_user(context, params), params["AccessKeyId"])
+    known = credentials_table(context.tables)
+    known[key] = replace(known[key], active=params["Status"] == "Active")
+    return {}
+
+
+@operation("iam", "DeleteAccessKey", honours=["UserName", "AccessKeyId"])
+def delete_access_key(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a key."""
+    user = _named_user(context, params)
+    key = _find_key(user, params["AccessKeyId"])
+    del user.keys[key]
+    del credentials_table(context.tables)[key]
+    return {}
+
+
+# Roles.
+#
+# Sources: CreateRole, GetRole, ListRoles, UpdateRole, UpdateAssumeRolePolicy, DeleteRole, TagRole, UntagRole,
+# ListRoleTags in the IAM API Reference.
+
+
+def _role_view(role: Role) -> dict[str, Any]:
+    """Return a role as answers show it."""
+    shown: dict[str, Any] = {
+        "Path": role.path,
+        "RoleName": role.name,
+        "RoleId": role.role_id,
+        "Arn": role.arn,
+        "CreateDate": role.created,
+        "AssumeRolePolicyDocument": _percent_encoded(role.trust_policy),
+        "MaxSessionDuration": role.max_session_seconds,
+    }
+    if role.description:
+        shown["Description"] = role.description
+    if role.boundary:
+        shown["PermissionsBoundary"] = {
+            "PermissionsBoundaryType": "PermissionsBoundaryPolicy",
+            "PermissionsBoundaryArn": role.boundary,
+        }
+    return shown
+
+
+@operation(
+    "iam",
+    "CreateRole",
+    honours=["Path", "RoleName", "AssumeRolePolicyDocument", "Description", "MaxSessionDuration", "Tags"],
+)
+def create_role(context: Context, params: Params) -> dict[str, Any]:
+    """Make a role."""
+    name, path = params["RoleName"], params.get("Path", "/")
+    _check_name(name, "roleName", 64)
+    _check_path(path)
+    trust = check_policy(params["AssumeRolePolicyDocument"], trust=True)
+    roles: dict[str, Role] = context.table("roles", region="")
+    if name in roles:
+        raise _already_exists(f"Role with name {name} already exists.")
+    arn = f"arn:{context.partition}:iam::{context.account}:role{path}{name}"
+    created = context.clock.now().replace(microsecond=0)
+    role = Role(
+        name=name,
+        arn=arn,
+        role_id=unique_id("AROA", arn, created.isoformat()),
+        path=path,
+        created=created,
+        trust_policy=trust,
+        description=params.get("Description", ""),
+        max_session_seconds=_session_seconds(params),
+        tags=_read_tags(params.get("Tags")),
+    )
+    roles[name] = role
+    return {"Role": _role_view(role) | ({"Tags": tag_list(role.tags)} if role.tags else {})}
+
+
+def _session_seconds(params: Params) -> int:
+    seconds = int(params.get("MaxSessionDuration", 3600))
+    if not 3600 <= seconds <= 43200:
+        bound = "greater than or equal to 3600" if seconds < 3600 else "less than or equal to 43200"
+        raise AwsError(
+            "ValidationError",
+            f"1 validation error detected: Value '{seconds}' at 'maxSessionDuration' failed to satisfy "
+            "constraint: "
+            f"Member must have value {bound}",
+        )
+    return seconds
+
+
+@operation("iam", "GetRole", honours=["RoleName"])
+def get_role(context: Context, params: Params) -> dict[str, Any]:
+    """Return one role with its tags."""
+    role = _find_role(context, params["RoleName"])
+    return {"Role": _role_view(role) | {"Tags": tag_list(role.tags), "RoleLastUsed": {}}}
+
+
+@operation("iam", "ListRoles", honours=["PathPrefix", *PAGING])
+def list_roles(context: Context, params: Params) -> dict[str, Any]:
+    """List roles by name, without their tags."""
+    prefix = params.get("PathPrefix", "/")
+    roles = [
+        role for _, role in sorted(context.table("roles", region="").items()) if role.path.startswith(prefix)
+    ]
+    return _page([_role_view(role) for role in roles], params, "Roles")
+
+
+@operation("iam", "UpdateRole", honours=["RoleName", "Description", "MaxSessionDuration"])
+def update_role(context: Context, params: Params) -> dict[str, Any]:
+    """Change description and longest session."""
+    role = _find_role(context, params["RoleName"])
+    if "MaxSessionDuration" in params:
+        role.max_session_seconds = _session_seconds(params)
+    if "Description" in params:
+        role.description = params["Description"]
+    return {}
+
+
+@operation("iam", "UpdateAssumeRolePolicy", honours=["RoleName", "PolicyDocument"])
+def update_assume_role_policy(context: Context, params: Params) -> dict[str, Any]:
+    """Replace the trust policy."""
+    role = _find_role(context, params["RoleName"])
+    role.trust_policy = check_policy(params["PolicyDocument"], trust=True)
+    return {}
+
+
+@operation("iam", "DeleteRole", honours=["RoleName"])
+def delete_role(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a role that has no policies any more."""
+    role = _find_role(context, params["RoleName"])
+    if role.attached_policies:
+        raise _delete_conflict("Cannot delete entity, must detach all policies first.")
+    if role.inline_policies:
+        raise _delete_conflict("Cannot delete entity, must delete policies first.")
+    del context.table("roles", region="")[role.name]
+    return {}
+
+
+@operation("iam", "TagRole", honours=["RoleName", "Tags"])
+def tag_role(context: Context, params: Params) -> dict[str, Any]:
+    """Add or replace tags."""
+    role = _find_role(context, params["RoleName"])
+    role.tags |= _read_tags(params["Tags"])
+    return {}
+
+
+@operation("iam", "UntagRole", honours=["RoleName", "TagKeys"])
+def untag_role(context: Context, params: Params) -> dict[str, Any]:
+    """Remove tags; keys that are not there do not matter."""
+    role = _find_role(context, params["RoleName"])
+    for key in params["TagKeys"]:
+        role.tags.pop(key, None)
+    return {}
+
+
+@operation("iam", "ListRoleTags", honours=["RoleName", *PAGING])
+def list_role_tags(context: Context, params: Params) -> dict[str, Any]:
+    """List the tags of a role."""
+    return _page(tag_list(_find_role(context, params["RoleName"]).tags), params, "Tags")
+
+
+# Managed policies attached to roles and users.
+#
+# AWS's own policies can be attached by their ARN; what the best known of them allow is in `AWS_MANAGED`.
+# Sources: AttachRolePolicy, DetachRolePolicy, ListAttachedRolePolicies and the same for users in the IAM API
+# Reference; the AWS Managed Policy Reference.
+
+# Actions that AWS's own policies allow on all resources.
+AWS_MANAGED = {
+    "AdministratorAccess": ["*"],
+    "AmazonEC2FullAccess": ["ec2:*", "elasticloadbalancing:*", "cloudwatch:*", "autoscaling:*"],
+    "AmazonEC2ReadOnlyAccess": ["ec2:Describe*", "ec2:GetSecurityGroupsForVpc"],
+    "AmazonS3FullAccess": ["s3:*", "s3-object-lambda:*"],
+    "AmazonS3ReadOnlyAccess": ["s3:Get*", "s3:List*", "s3:Describe*"],
+    "AmazonSSMReadOnlyAccess": ["ssm:Describe*", "ssm:Get*", "ssm:List*"],
+}
+
+
+def _managed_document(context: Context, arn: str) -> str:
+    """Return the JSON of a managed policy, the account's own or AWS's.
+
+    Raises
+    ------
+    AwsError
+        ``NoSuchEntity``.
+    """
+    prefix = f"arn:{context.partition}:iam::aws:policy/"
+    if not arn.startswith(prefix):
+        return _find_policy(context, arn).document
+    actions = AWS_MANAGED.get(arn.removeprefix(prefix))
+    if actions is None:
+        raise _no_such_entity(f"Policy {arn} does not exist or is not attachable.")
+    statement = {"Effect": "Allow", "Action": actions, "Resource": "*"}
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
+def _register_attachments(kind: str, member: str, find: Callable[[Context, str], Role | User]) -> None:
+    """Register the three operations of one kind of owner."""
+
+    def attach(context: Context, params: Params) -> dict[str, Any]:
+        owner, arn = find(context, params[member]), params["PolicyArn"]
+        _managed_document(context, arn)
+        if arn not in owner.attached_policies:
+            owner.attached_policies.append(arn)
+        return {}
+
+    def detach(context: Context, params: Params) -> dict[str, Any]:
+        owner, arn = find(context, params[member]), params["PolicyArn"]
+        if arn not in owner.attached_policies:
+            raise _no_such_entity(f"Policy {arn} was not found.")
+        owner.attached_policies.remove(arn)
+        return {}
+
+    def list_all(context: Context, params: Params) -> dict[str, Any]:
+        attached = find(context, params[member]).attached_policies
+        shown = [{"PolicyName": arn.rpartition("/")[2], "PolicyArn": arn} for arn in attached]
+        return _page(shown, params, "AttachedPolicies")
+
+    operation("iam", f"Attach{kind}Policy", honours=[member, "PolicyArn"])(attach)
+    operation("iam", f"Detach{kind}Policy", honours=[member, "PolicyArn"])(detach)
+    operation("iam", f"ListAttached{kind}Policies", honours=[member, *PAGING])(list_all)
+
+
+_register_attachments("Role", "RoleName", _find_role)
+_register_attachments("User", "UserName", _find_user)
+
+
+# Policies inside a role or a user.
+#
+# Sources: PutRolePolicy, GetRolePolicy, ListRolePolicies, DeleteRolePolicy and the same for users in the IAM
+# API Reference.
+
+
+def _register_inline(kind: str, member: str, find: Callable[[Context, str], Role | User]) -> None:
+    """Register the four operations of one kind of owner.
+
+    Parameters
+    ----------
+    kind
+        ``"Role"`` or ``"User"``.
+    member
+        The parameter that names the owner.
+    find
+        Returns the owner by name.
+    """
+
+    def put(context: Context, params: Params) -> dict[str, Any]:
+        _check_name(params["PolicyName"], "policyName", 128)
+        owner = find(context, params[member])
+        owner.inline_policies[params["PolicyName"]] = check_policy(params["PolicyDocument"], trust=False)
+        return {}
+
+    def get(context: Context, params: Params) -> dict[str, Any]:
+        owner, name = find(context, params[member]), params["PolicyName"]
+        if name not in owner.inline_policies:
+            raise _missing(name)
+        text = _percent_encoded(owner.inline_policies[name])
+        return {member: owner.name, "PolicyName": name, "PolicyDocument": text}
+
+    def list_all(context: Context, params: Params) -> dict[str, Any]:
+        return _page(sorted(find(context, params[member]).inline_policies), params, "PolicyNames")
+
+    def delete(context: Context, params: Params) -> dict[str, Any]:
+        owner, name = find(context, params[member]), params["PolicyName"]
+        if name not in owner.inline_policies:
+            raise _missing(name)
+        del owner.inline_policies[name]
+        return {}
+
+    def _missing(name: str) -> Exception:
+        return _no_such_entity(f"The {kind.lower()} policy with name {name} cannot be found.")
+
+    operation("iam", f"Put{kind}Policy", honours=[member, "PolicyName", "PolicyDocument"])(put)
+    operation("iam", f"Get{kind}Policy", honours=[member, "PolicyName"])(get)
+    operation("iam", f"List{kind}Policies", honours=[member, *PAGING])(list_all)
+    operation("iam", f"Delete{kind}Policy", honours=[member, "PolicyName"])(delete)
+
+
+_register_inline("Role", "RoleName", _find_role)
+_register_inline("User", "UserName", _find_user)
+
+
+def _percent_encoded(text: str) -> str:
+    """Return a document as IAM's answers carry it: percent-encoded, as RFC 3986 says."""
+    return quote(text, safe="-_.~")
+
+
+# Managed policies of the account, and their versions.
+#
+# Sources: CreatePolicy, GetPolicy, ListPolicies, DeletePolicy, CreatePolicyVersion, GetPolicyVersion,
+# ListPolicyVersions, SetDefaultPolicyVersion, DeletePolicyVersion in the IAM API Reference.
+
+
+MAX_VERSIONS = 5
+
+
+def _attachment_count(context: Context, arn: str) -> int:
+    owners = [*context.table("roles", region="").values(), *context.table("users", region="").values()]
+    return sum(arn in owner.attached_policies for owner in owners)
+
+
+def _policy_view(context: Context, policy: Policy) -> dict[str, Any]:
+    return {
+        "PolicyName": policy.name,
+        "PolicyId": policy.policy_id,
+        "Arn": policy.arn,
+        "Path": policy.path,
+        "DefaultVersionId": policy.default_version,
+        "AttachmentCount": _attachment_count(context, policy.arn),
+        "PermissionsBoundaryUsageCount": 0,
+        "IsAttachable": True,
+        "CreateDate": policy.created,
+        "UpdateDate": policy.updated,
+    }
+
+
+@operation("iam", "CreatePolicy", honours=["PolicyName", "Path", "PolicyDocument", "Description", "Tags"])
+def create_policy(context: Context, params: Params) -> dict[str, Any]:
+    """Make a managed policy."""
+    name, path = params["PolicyName"], params.get("Path", "/")
+    _check_name(name, "policyName", 128)
+    _check_path(path)
+    arn = f"arn:{context.partition}:iam::{context.account}:policy{path}{name}"
+    policies: dict[str, Policy] = context.table("policies", region="")
+    if arn in policies:
+        raise _already_exists(f"A policy called {name} already exists. Duplicate names are not allowed.")
+    now = context.clock.now().replace(microsecond=0)
+    policy = Policy(
+        name=name,
+        arn=arn,
+        policy_id=unique_id("ANPA", arn, now.isoformat()),
+        path=path,
+        created=now,
+        updated=now,
+        description=params.get("Description", ""),
+        versions={"v1": (check_policy(params["PolicyDocument"], trust=False), now)},
+        tags=_read_tags(params.get("Tags")),
+    )
+    policies[arn] = policy
+    return {"Policy": _policy_view(context, policy)}
+
+
+@operation("iam", "GetPolicy", honours=["PolicyArn"])
+def get_policy(context: Context, params: Params) -> dict[str, Any]:
+    """Return what a policy is, without its document."""
+    policy = _find_policy(context, params["PolicyArn"])
+    more: dict[str, Any] = {"Tags": tag_list(policy.tags)}
+    if policy.description:
+        more["Description"] = policy.description
+    return {"Policy": _policy_view(context, policy) | more}
+
+
+@operation("iam", "ListPolicies", honours=["Scope", "OnlyAttached", "PathPrefix", *PAGING])
+def list_policies(context: Context, params: Params) -> dict[str, Any]:
+    """List the account's own policies; AWS's are refused rather than listed in part."""
+    if params.get("Scope") != "Local":
+        raise AwsError("NotImplemented", "The sandbox lists policies with Scope=Local only.", status=501)
+    prefix, attached = params.get("PathPrefix", "/"), params.get("OnlyAttached", False)
+    found = [
+        _policy_view(context, policy) for _, policy in sorted(context.table("policies", region="").items())
+    ]
+    found = [p for p in found if p["Path"].startswith(prefix) and (p["AttachmentCount"] or not attached)]
+    return _page(found, params, "Policies")
+
+
+@operation("iam", "DeletePolicy", honours=["PolicyArn"])
+def delete_policy(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a policy that nothing uses and that has one version only."""
+    policy = _find_policy(context, params["PolicyArn"])
+    if _attachment_count(context, policy.arn):
+        raise _delete_conflict("Cannot delete a policy attached to entities.")
+    if len(policy.versions) > 1:
+        raise _delete_conflict(
+            "This policy has more than one version. Before you delete a policy, you must delete them."
+        )
+    del context.table("policies", region="")[policy.arn]
+    return {}
+
+
+def _version_view(policy: Policy, version: str, *, document: bool) -> dict[str, Any]:
+    text, created = policy.versions[version]
+    shown: dict[str, Any] = {
+        "VersionId": version,
+        "IsDefaultVersion": version == policy.default_version,
+        "CreateDate": created,
+    }
+    if document:
+        shown["Document"] = _percent_encoded(text)
+    return shown
+
+
+def _find_version(policy: Policy, version: str) -> str:
+    if version not in policy.versions:
+        raise _no_such_entity(f"Policy {policy.arn} version {version} does not exist or is not attachable.")
+    return version
+
+
+@operation("iam", "CreatePolicyVersion", honours=["PolicyArn", "PolicyDocument", "SetAsDefault"])
+def create_policy_version(context: Context, params: Params) -> dict[str, Any]:
+    """Add a version; five are kept at most, and none is deleted by itself."""
+    policy = _find_policy(context, params["PolicyArn"])
+    text = check_policy(params["PolicyDocument"], trust=False)
+    if len(policy.versions) >= MAX_VERSIONS:
+        raise AwsError(
+            "LimitExceeded",
+            "A managed policy can have up to 5 versions. Before you create a new version, you must delete "
+            "an existing "
+            "version.",
+            status=409,
+        )
+    version = f"v{policy.next_version}"
+    policy.next_version += 1
+    now = context.clock.now().replace(microsecond=0)
+    policy.versions[version] = (text, now)
+    if params.get("SetAsDefault"):
+        policy.default_version, policy.updated = version, now
+    return {"PolicyVersion": _version_view(policy, version, document=False)}
+
+
+@operation("iam", "GetPolicyVersion", honours=["PolicyArn", "VersionId"])
+def get_policy_version(context: Context, params: Params) -> dict[str, Any]:
+    """Return one version with its document."""
+    policy = _find_policy(context, params["PolicyArn"])
+    return {"PolicyVersion": _version_view(policy, _find_version(policy, params["VersionId"]), document=True)}
+
+
+@operation("iam", "ListPolicyVersions", honours=["PolicyArn", *PAGING])
+def list_policy_versions(context: Context, params: Params) -> dict[str, Any]:
+    """List versions, the newest first."""
+    policy = _find_policy(context, params["PolicyArn"])
+    newest_first = sorted(policy.versions, key=lambda version: -int(version[1:]))
+    return _page(
+        [_version_view(policy, version, document=False) for version in newest_first], params, "Versions"
+    )
+
+
+@operation("iam", "SetDefaultPolicyVersion", honours=["PolicyArn", "VersionId"])
+def set_default_policy_version(context: Context, params: Params) -> dict[str, Any]:
+    """Choose the version that counts."""
+    policy = _find_policy(context, params["PolicyArn"])
+    policy.default_version = _find_version(policy, params["VersionId"])
+    policy.updated = context.clock.now().replace(microsecond=0)
+    return {}
+
+
+@operation("iam", "DeletePolicyVersion", honours=["PolicyArn", "VersionId"])
+def delete_policy_version(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a version that is not the default."""
+    policy = _find_policy(context, params["PolicyArn"])
+    version = _find_version(policy, params["VersionId"])
+    if version == policy.default_version:
+        raise _delete_conflict("Cannot delete the default version of a policy.")
+    del policy.versions[version]
+    return {}
+
+
+# What would be allowed: SimulatePrincipalPolicy.
+#
+# Source: SimulatePrincipalPolicy in the IAM API Reference. Identity policies are evaluated; resource
+# policies, permission boundaries of organizations and sessions are not.
+
+
+def find_identity(context: Context, arn: str) -> Role | User:
+    """Return the role or user of an ARN; sessions stand for their roles.
+
+    Raises
+    ------
+    AwsError
+        ``NoSuchEntity``.
+    """
+    kind, _, name = arn.rpartition(":")[2].partition("/")
+    if kind == "user":
+        return _find_user(context, name.rpartition("/")[2])
+    if kind == "role":
+        return _find_role(context, name.rpartition("/")[2])
+    if kind == "assumed-role":
+        return _find_role(context, name.partition("/")[0])
+    raise _no_such_entity(f"No entity found for {arn}")
+
+
+def policies_of_identity(context: Context, owner: Role | User) -> list[str]:
+    """Return the JSON of all policies of a role or user."""
+    attached = [_managed_document(context, arn) for arn in owner.attached_policies]
+    return [*owner.inline_policies.values(), *attached]
+
+
+def is_administrator(context: Context, principal: str) -> bool:
+    """Return whether this is an administrator whom nobody had to make: the sandbox's own, or a root user."""
+    if principal.endswith(":root"):
+        return True
+    first = credentials_table(context.tables).get(DEFAULT_ACCESS_KEY)
+    made = principal.rpartition("/")[2] in context.table("users", region="")
+    # The same principal in every partition.
+    return first is not None and first.principal.split(":", 2)[2:] == principal.split(":", 2)[2:] and not made
+
+
+def _policies_of_arn(context: Context, arn: str) -> list[str]:
+    """Return the JSON of all policies of a role, a user or the operator, by ARN."""
+    if is_administrator(context, arn):
+        return [json.dumps({"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]})]
+    return policies_of_identity(context, find_identity(context, arn))
+
+
+@operation(
+    "iam",
+    "SimulatePrincipalPolicy",
+    honours=["PolicySourceArn", "ActionNames", "ResourceArns", "ContextEntries", *PAGING],
+)
+def simulate_principal_policy(context: Context, params: Params) -> dict[str, Any]:
+    """Say for each action and resource what the policies of a role or user decide."""
+    documents = _policies_of_arn(context, params["PolicySourceArn"])
+    keys = {
+        entry["ContextKeyName"].lower(): entry["ContextKeyValues"]
+        for entry in params.get("ContextEntries", [])
+    }
+    for action in params["ActionNames"]:
+        if ":" not in action:
+            raise AwsError("InvalidInput", f"Invalid Entity Arn: {action} is no action.")
+    results = [
+        {
+            "EvalActionName": action,
+            "EvalResourceName": resource,
+            "EvalDecision": evaluate(documents, AccessRequest(action, resource, keys)),
+            "MatchedStatements": [],
+            "MissingContextValues": [],
+        }
+        for action in params["ActionNames"]
+        for resource in params.get("ResourceArns") or ["*"]
+    ]
+    return _page(results, params, "EvaluationResults")

@@ -1,0 +1,375 @@
+"""Managed policies, and the documents that IAM accepts.
+
+Source: "IAM JSON policy element reference" in the IAM User Guide.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.sandbox.core import AwsError, load_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+POLICY_LANGUAGE_VERSIONS = {"2012-10-17", "2008-10-17"}
+PRINCIPAL_KINDS = {"AWS", "Service", "Federated", "CanonicalUser"}
+
+
+def check_policy(text: str, *, trust: bool) -> str:
+    """Return a policy document that is well-formed.
+
+    Parameters
+    ----------
+    text
+        JSON.
+    trust
+        Whether it says who may assume a role; such a document names principals and no resources, others the
+        reverse.
+
+    Raises
+    ------
+    AwsError
+        ``MalformedPolicyDocument``.
+    """
+    try:
+        document = load_json(text)
+    except ValueError:
+        raise _malformed("This policy contains invalid Json") from None
+    if not isinstance(document, dict) or set(document) - {"Version", "Id", "Statement"}:
+        raise _malformed("Syntax errors in policy.")
+    if document.get("Version", "2008-10-17") not in POLICY_LANGUAGE_VERSIONS:
+        raise _malformed("Syntax errors in policy.")
+    if "Statement" not in document:
+        raise _malformed("Missing required field Statement")
+    for statement in statements(document):
+        _check_statement(statement, trust=trust)
+    return text
+
+
+def _check_statement(statement: dict[str, Any], *, trust: bool) -> None:
+    if not isinstance(statement, dict) or statement.get("Effect") not in {"Allow", "Deny"}:
+        raise _malformed("Syntax errors in policy.")
+    if not {"Action", "NotAction"} & set(statement):
+        raise _malformed("Missing required field Action")
+    if trust:
+        if {"Resource", "NotResource"} & set(statement):
+            raise _malformed("Has prohibited field Resource")
+        if not {"Principal", "NotPrincipal"} & set(statement):
+            raise _malformed("Missing required field Principal")
+        principal = statement.get("Principal")
+        if isinstance(principal, dict) and set(principal) - PRINCIPAL_KINDS:
+            raise _malformed("Invalid principal in policy")
+        return
+    if {"Principal", "NotPrincipal"} & set(statement):
+        raise _malformed("Policy document should not specify a principal.")
+    if not {"Resource", "NotResource"} & set(statement):
+        raise _malformed("Policy statement must contain resources.")
+    for action in as_list(statement.get("Action", statement.get("NotAction"))):
+        if action != "*" and ":" not in action:
+            raise _malformed("Actions/Conditions must be prefaced by a vendor, e.g., iam, sdb, ec2, etc.")
+    for resource in as_list(statement.get("Resource", statement.get("NotResource"))):
+        if resource != "*" and not resource.startswith("arn:") and not resource.startswith("*"):
+            raise _malformed(f'Resource {resource} must be in ARN format or "*".')
+
+
+def _malformed(text: str) -> AwsError:
+    return AwsError("MalformedPolicyDocument", text)
+
+
+def statements(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the statements of a document, which may be one or a list."""
+    found: list[dict[str, Any]] = as_list(document.get("Statement"))
+    return found
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a value that may stand alone as a list."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+ALLOWED, EXPLICIT_DENY, IMPLICIT_DENY = "allowed", "explicitDeny", "implicitDeny"
+DELEGATED = "delegated"
+
+
+@dataclass(frozen=True)
+class AccessRequest:
+    """What is asked of policies.
+
+    Parameters
+    ----------
+    action
+        Such as ``"s3:GetObject"``.
+    resource
+        ARN, or ``"*"``.
+    context
+        Condition keys in lower case, each with one or more values.
+    """
+
+    action: str
+    resource: str = "*"
+    context: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+def evaluate(documents: Iterable[str], question: AccessRequest) -> str:
+    """Return ``allowed``, ``explicitDeny`` or ``implicitDeny`` for identity policies.
+
+    Parameters
+    ----------
+    documents
+        The JSON of all policies that apply.
+    question
+        What is asked.
+    """
+    decision = IMPLICIT_DENY
+    for text in documents:
+        document = json.loads(text)
+        for statement in statements(document):
+            if not _statement_applies(statement, question, _has_variables(document)):
+                continue
+            if statement["Effect"] == "Deny":
+                return EXPLICIT_DENY
+            decision = ALLOWED
+    return decision
+
+
+def evaluate_resource_policy(text: str, principal: str, account: str, question: AccessRequest) -> str:
+    """Return what a policy of a resource decides about a principal.
+
+    Parameters
+    ----------
+    text
+        JSON of the policy, whose statements name principals.
+    principal
+        ARN of the caller, or a service such as ``"vmie.amazonaws.com"``.
+    account
+        Account of the caller.
+    question
+        The action, the resource and the condition keys; ``aws:PrincipalArn`` names the role of a session.
+
+    Returns
+    -------
+    str
+        ``explicitDeny``, ``allowed``, ``delegated`` (allowed to the account of the caller as a whole: the
+        caller's own policies must allow it too) or ``implicitDeny``.
+    """
+    document = json.loads(text)
+    decision = IMPLICIT_DENY
+    for statement in statements(document):
+        named = _named_principal(statement, principal, account, question)
+        if not named or not _statement_applies(statement, question, _has_variables(document)):
+            continue
+        if statement["Effect"] == "Deny":
+            return EXPLICIT_DENY
+        decision = named if decision != ALLOWED else decision
+    return decision
+
+
+def trust_policy_allows(document: str, principal: str, account: str, question: AccessRequest) -> bool:
+    """Return whether a trust policy lets a principal assume its role; the parameters are those above."""
+    return evaluate_resource_policy(document, principal, account, question) in {ALLOWED, DELEGATED}
+
+
+def _has_variables(document: dict[str, Any]) -> bool:
+    return document.get("Version") == "2012-10-17"
+
+
+def _named_principal(statement: dict[str, Any], arn: str, account: str, question: AccessRequest) -> str:
+    """Return how a statement names a principal: ``allowed``, ``delegated`` or not at all ("")."""
+    if "NotPrincipal" in statement:
+        # An account among them stands for its root user alone.
+        return (
+            "" if _principal_match(statement["NotPrincipal"], arn, account, question) == ALLOWED else ALLOWED
+        )
+    return _principal_match(statement.get("Principal"), arn, account, question)
+
+
+def _principal_match(principal: Any, arn: str, account: str, question: AccessRequest) -> str:
+    if principal == "*":
+        return ALLOWED
+    if not isinstance(principal, dict):
+        return ""
+    named = [name for kind in ("AWS", "Service", "Federated") for name in as_list(principal.get(kind))]
+    role = re.sub(r"^(arn:[^:]+):sts:(.*):assumed-role/([^/]+)/.*$", r"\1:iam:\2:role/\3", arn)
+    if {"*", arn, role, *question.context.get("aws:principalarn", ())} & set(named):
+        return ALLOWED
+    root = re.compile(rf"arn:aws[\w-]*:iam::{re.escape(account)}:root") if account else None
+    whole = any(name == account or (root is not None and root.fullmatch(name)) for name in named if account)
+    return DELEGATED if whole else ""
+
+
+def _statement_applies(statement: dict[str, Any], question: AccessRequest, variables: bool) -> bool:
+    action = question.action.lower()
+    if "Action" in statement:
+        if not any(_wildcard_match(pattern.lower(), action) for pattern in as_list(statement["Action"])):
+            return False
+    elif any(_wildcard_match(pattern.lower(), action) for pattern in as_list(statement.get("NotAction"))):
+        return False
+    known = question.context if variables else None
+    if "Resource" in statement:
+        if not any(
+            _wildcard_match(pattern, question.resource, known) for pattern in as_list(statement["Resource"])
+        ):
+            return False
+    elif "NotResource" in statement and any(
+        _wildcard_match(pattern, question.resource, known) for pattern in as_list(statement["NotResource"])
+    ):
+        return False
+    return _conditions_hold(statement.get("Condition", {}), question, known)
+
+
+ConditionKeys = Mapping[str, list[str]]
+_TOKEN = re.compile(r"\$\{([^}]+)\}|([*?])")
+
+
+def _wildcard_match(pattern: str, text: str, known: ConditionKeys | None = None) -> bool:
+    """Match with ``*`` and ``?`` only; what stands for a variable is taken literally.
+
+    `known` are the condition keys that variables stand for; None where there are no variables.
+    """
+    regular, end = "", 0
+    for token in _TOKEN.finditer(pattern):
+        regular += re.escape(pattern[end : token.start()])
+        end = token.end()
+        if token[2]:
+            regular += ".*" if token[2] == "*" else "."
+        else:
+            regular += re.escape(token[0] if known is None else _variable_value(token[1], known, token[0]))
+    return re.fullmatch(regular + re.escape(pattern[end:]), text, re.DOTALL) is not None
+
+
+def wildcard_match(pattern: str, text: str) -> bool:
+    """Return whether a pattern with ``*`` and ``?`` matches the whole text."""
+    return _wildcard_match(pattern, text)
+
+
+def _variable_value(variable: str, known: ConditionKeys, otherwise: str) -> str:
+    """Return what a policy variable such as ``aws:username`` stands for."""
+    if variable in {"*", "?", "$"}:
+        return variable
+    name, comma, default = variable.partition(",")
+    found = known.get(name.strip().lower())
+    if found:
+        return found[0]
+    return default.strip().strip("'") if comma else otherwise
+
+
+def _fill_variables(text: str, known: ConditionKeys | None) -> str:
+    """Return a text in which variables are replaced."""
+    if known is None:
+        return text
+    return re.sub(r"\$\{([^}]+)\}", lambda match: _variable_value(match[1], known, match[0]), text)
+
+
+def _conditions_hold(
+    conditions: dict[str, dict[str, Any]], question: AccessRequest, known: ConditionKeys | None
+) -> bool:
+    return all(
+        _condition_holds(
+            name, question.context.get(key.lower()), [str(_plain_value(v)) for v in as_list(wanted)], known
+        )
+        for name, keys in conditions.items()
+        for key, wanted in keys.items()
+    )
+
+
+def _plain_value(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _condition_holds(
+    written: str, actual: list[str] | None, wanted: list[str], known: ConditionKeys | None
+) -> bool:
+    quantifier, _, name = written.rpartition(":")
+    if_exists = name.endswith("IfExists")
+    name = name.removesuffix("IfExists")
+    if name == "Null":
+        return any((not actual) == (one.lower() == "true") for one in wanted)
+    compare = COMPARISONS.get(NEGATED.get(name, name))
+    if compare is None or quantifier not in {"", "ForAllValues", "ForAnyValue"}:
+        raise ValueError(f"the sandbox does not know the condition operator {written}")
+    if not actual:
+        return if_exists or quantifier == "ForAllValues" or (name in NEGATED and quantifier != "ForAnyValue")
+    matched = [any(compare(value, one, known) for one in wanted) for value in actual]
+    if name in NEGATED:
+        matched = [not one for one in matched]
+        return any(matched) if quantifier == "ForAnyValue" else all(matched)
+    return all(matched) if quantifier == "ForAllValues" else any(matched)
+
+
+NEGATED = {
+    "StringNotEquals": "StringEquals",
+    "StringNotEqualsIgnoreCase": "StringEqualsIgnoreCase",
+    "StringNotLike": "StringLike",
+    "ArnNotEquals": "ArnLike",
+    "ArnNotLike": "ArnLike",
+    "NumericNotEquals": "NumericEquals",
+    "DateNotEquals": "DateEquals",
+    "NotIpAddress": "IpAddress",
+}
+
+
+def _timestamp(text: str) -> float:
+    return float(text) if text.replace(".", "", 1).isdecimal() else datetime.fromisoformat(text).timestamp()
+
+
+def _arn_like(actual: str, wanted: str, known: ConditionKeys | None) -> bool:
+    """Compare two ARNs part by part: a wildcard matches within its part, the last part has the rest."""
+    if wanted == "*":
+        return True
+    parts, patterns = actual.split(":", 5), wanted.split(":", 5)
+    return len(parts) == len(patterns) and all(
+        _wildcard_match(pattern, part, known) for pattern, part in zip(patterns, parts, strict=True)
+    )
+
+
+def _comparing_text(compare: Callable[[str, str], bool]) -> Comparison:
+    return lambda actual, wanted, known: compare(actual, _fill_variables(wanted, known))
+
+
+def _comparing_numbers(compare: Callable[[float, float], bool]) -> Comparison:
+    def compared(actual: str, wanted: str, _known: ConditionKeys | None) -> bool:
+        try:
+            return compare(float(actual), float(wanted))
+        except ValueError:
+            return False
+
+    return compared
+
+
+def _comparing_times(compare: Callable[[float, float], bool]) -> Comparison:
+    return lambda actual, wanted, _known: compare(_timestamp(actual), _timestamp(wanted))
+
+
+Comparison = Callable[[str, str, "ConditionKeys | None"], bool]
+COMPARISONS: dict[str, Comparison] = {
+    "StringEquals": _comparing_text(operator.eq),
+    "StringEqualsIgnoreCase": _comparing_text(lambda actual, wanted: actual.lower() == wanted.lower()),
+    "StringLike": lambda actual, wanted, known: _wildcard_match(wanted, actual, known),
+    "ArnEquals": _arn_like,
+    "ArnLike": _arn_like,
+    "Bool": _comparing_text(lambda actual, wanted: actual.lower() == wanted.lower()),
+    "NumericEquals": _comparing_numbers(operator.eq),
+    "NumericLessThan": _comparing_numbers(operator.lt),
+    "NumericLessThanEquals": _comparing_numbers(operator.le),
+    "NumericGreaterThan": _comparing_numbers(operator.gt),
+    "NumericGreaterThanEquals": _comparing_numbers(operator.ge),
+    "DateEquals": _comparing_times(operator.eq),
+    "DateLessThan": _comparing_times(operator.lt),
+    "DateLessThanEquals": _comparing_times(operator.le),
+    "DateGreaterThan": _comparing_times(operator.gt),
+    "DateGreaterThanEquals": _comparing_times(operator.ge),
+    "IpAddress": _comparing_text(
+        lambda actual, wanted: ipaddress.ip_address(actual) in ipaddress.ip_network(wanted, strict=False)
+    ),
+}
