@@ -189,6 +189,7 @@ class _Given:
     value: object
     place: str
     folder: Path  # relative paths count from here
+    source: str  # the file's or the variable's name
 
     def refuse(self, why: str, fix: str) -> SettingsError:
         return SettingsError(f"Cannot use {self.place}.", why=why, fix=fix)
@@ -213,11 +214,7 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
     SettingsError
         For an unknown key or variable, a value of the wrong type, and a file that cannot be read as TOML.
     """
-    start = (Path.cwd() if start is None else start).absolute()
-    environment = os.environ if environment is None else environment
-    given = _from_file(_find(start, environment))
-    given |= _from_environment(environment, start)
-
+    given = _read(start, environment)
     state = _take(given, "state", _path, None) or _default_state()
     shared = _take(given, "shared", _flag, default=False)
     files.share(shared)
@@ -248,6 +245,28 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         retire_orphan_days=_take(given, "retire_orphan_days", _days, _POLICY.orphan_days),
         retire_max_count=_take(given, "retire_max_count", _whole(0, MOST_DAYS), _POLICY.max_count),
     )
+
+
+def sources(start: Path | None = None, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the settings that are set, with the name of the file or the variable that sets each.
+
+    Parameters
+    ----------
+    start, environment
+        As for `load`.
+
+    Raises
+    ------
+    SettingsError
+        For an unknown key or variable, and a file that cannot be read as TOML.
+    """
+    return {name: given.source for name, given in _read(start, environment).items()}
+
+
+def _read(start: Path | None, environment: Mapping[str, str] | None) -> dict[str, _Given]:
+    start = (Path.cwd() if start is None else start).absolute()
+    environment = os.environ if environment is None else environment
+    return _from_file(_find(start, environment)) | _from_environment(environment, start)
 
 
 def user_name() -> str:
@@ -297,7 +316,7 @@ def _from_file(path: Path | None) -> dict[str, _Given]:
                 why=nearest(key, FIELDS) or f"The settings are {_listed(FIELDS)}.",
                 fix="Correct it or remove it.",
             )
-        given[key] = _Given(value, f"{place}: {key} = {value!r}", path.parent)
+        given[key] = _Given(value, f"{place}: {key} = {value!r}", path.parent, path.name)
     return given
 
 
@@ -330,7 +349,7 @@ def _from_environment(environment: Mapping[str, str], folder: Path) -> dict[str,
             parsed = words
         elif field == "snapshot_prices":
             parsed = {place: prices.split("/") for place, _, prices in (w.partition("=") for w in words)}
-        given[field] = _Given(parsed, f"{name}={value}", folder)
+        given[field] = _Given(parsed, f"{name}={value}", folder, name)
     return given
 
 

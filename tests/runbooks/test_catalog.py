@@ -116,7 +116,7 @@ def test_a_broken_notebook_disables_itself_alone_and_says_why(
     shelf.put("10-good.ipynb", "print(name)")
     spoil(shelf.folder / "20-publish-ami.ipynb", how)
     assert [book.name for book in catalog.runbooks(shelf.folder)] == ["good"]
-    (error,) = catalog.broken(shelf.folder)
+    _books, (error,) = catalog.read_all(shelf.folder)
     assert "20-publish-ami.ipynb" in error.what
     assert error.why
     assert error.fix

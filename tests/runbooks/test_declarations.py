@@ -87,4 +87,4 @@ def test_imports_for_annotations_are_no_parameters() -> None:
 )
 def test_anything_else_in_the_cell_is_refused(source: str) -> None:
     with pytest.raises(RunError, match="parameters cell of 20-x"):
-        read_parameters(source, place="20-x")
+        read_parameters(source, notebook="20-x")

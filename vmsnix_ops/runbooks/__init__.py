@@ -1,6 +1,6 @@
-"""The runbooks: which there are, how they are given their parameters, and how a run becomes evidence.
+"""Notebooks as programs.
 
-``catalog`` reads the notebooks, ``parameters`` types what people give them, ``execute`` runs one through
-papermill, ``archive`` keeps the executed notebook, ``report`` turns it into a page, ``github`` tells the CI
-job.
+``catalog`` lists the runbooks, ``declarations`` reads their parameters cells, ``parameters`` converts values,
+``execution`` runs a notebook with papermill, ``evidence`` saves and archives the result, ``console`` is the
+console in JupyterLab, and ``fleet`` runs many runbooks at once.
 """

@@ -1,8 +1,8 @@
-"""Which runbooks there are, what they do to the world, and which parameters they take.
+"""The catalog of runbooks: their purpose, their effect and their parameters.
 
-A runbook is a notebook called ``NN-verb-noun.ipynb``. Its notebook metadata say what it is for, and its
-cell tagged ``parameters`` is the one place where its parameters are declared; the command line, the forms
-and the docs are made from it. Nothing of Jupyter is imported here, so that ``vmsnix --help`` stays fast.
+A runbook is a notebook with a name such as ``20-publish-ami.ipynb``. Its metadata contain its purpose and
+effect. Its cell tagged ``parameters`` declares its parameters; the command line, the forms and the docs are
+made from this cell. This module imports nothing of Jupyter, so that ``vmsnix --help`` is fast.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from vmsnix_ops import files
 from vmsnix_ops.errors import RunError, UnknownRunbookError, nearest
-from vmsnix_ops.files import read as read_file
 from vmsnix_ops.runbooks.declarations import Parameter, read_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SideEffects = Literal["read_only", "creates", "destroys"]
-"""What a runbook may do: look, add, or take away."""
+"""What a runbook does to AWS: ``destroys`` means that it deletes or disables resources."""
 
 SHORT_NAMES: Mapping[str, str] = {
     "publish": "publish-ami",
@@ -31,7 +31,7 @@ SHORT_NAMES: Mapping[str, str] = {
     "timings": "import-timings",
     "retire": "retire-amis",
 }
-"""Short names that people may type for a runbook. Results, tables and reports contain the full name."""
+"""Short names of runbooks, for typing. Results, tables and reports contain the full name."""
 
 FILE_NAME = re.compile(r"^(?P<number>\d\d)-(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)\.ipynb$")
 
@@ -43,19 +43,19 @@ class Runbook:
     Attributes
     ----------
     name
-        Full name, as results and tables have it: ``publish-ami``.
+        Full name, as in results and tables: ``publish-ami``.
     short_name
-        Name to type: ``publish`` for ``publish-ami``, ``rollback`` for ``rollback``.
+        Name for typing: ``publish`` for ``publish-ami``, ``rollback`` for ``rollback``.
     number
-        Where it stands in the order in which an operator meets them.
+        Number at the start of the file name; runbooks are sorted by it.
     path
         The notebook.
     title, description
-        What it is for, in a few words and in a sentence.
+        Its purpose, in a few words and in a sentence.
     side_effects
-        What it may do to the world.
+        Its effect.
     parameters
-        In the order of the parameters cell.
+        Its parameters, in the order of the parameters cell.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Runbook:
 
     @property
     def slug(self) -> str:
-        """Name with number, as the file has it: ``20-publish-ami``."""
+        """Name of the file: ``20-publish-ami``."""
         return self.path.stem
 
 
 def default_folder() -> Path:
-    """Return the folder of the notebooks: inside an installed wheel, or beside the package in a checkout."""
+    """Return the folder of the notebooks: in the installed package, or beside the package in a checkout."""
     import vmsnix_ops
 
     package = Path(vmsnix_ops.__file__).resolve().parent
@@ -83,30 +83,19 @@ def default_folder() -> Path:
 
 
 def runbooks(folder: Path | None = None) -> tuple[Runbook, ...]:
-    """Return all runbooks in the order of their numbers, without those of `broken`.
+    """Return all valid runbooks, sorted by their numbers.
 
     Parameters
     ----------
     folder
-        Where the notebooks are; `default_folder` when not given. Files that are not called like a runbook
-        (``console.ipynb``) are none.
+        Folder of the notebooks; `default_folder` by default. Files without a number (``console.ipynb``) are
+        not runbooks.
     """
     return read_all(folder)[0]
 
 
-def broken(folder: Path | None = None) -> tuple[RunError, ...]:
-    """Return an error for every notebook that cannot be used; it disables no other one.
-
-    Parameters
-    ----------
-    folder
-        As for `runbooks`.
-    """
-    return read_all(folder)[1]
-
-
 def read_all(folder: Path | None = None) -> tuple[tuple[Runbook, ...], tuple[RunError, ...]]:
-    """Return what `runbooks` and `broken` return, and read each notebook once."""
+    """Return all valid runbooks, sorted by their numbers, and an error for each invalid notebook."""
     books: list[Runbook] = []
     errors: list[RunError] = []
     for path in _files(folder):
@@ -118,14 +107,14 @@ def read_all(folder: Path | None = None) -> tuple[tuple[Runbook, ...], tuple[Run
 
 
 def find(name: str, folder: Path | None = None) -> Runbook:
-    """Return the runbook of that name: ``publish-ami``, ``20-publish-ami`` or its short name ``publish``.
+    """Return a runbook by its name: ``publish-ami``, ``20-publish-ami`` or its short name ``publish``.
 
     Raises
     ------
     UnknownRunbookError
-        When there is none; the error names the nearest.
+        There is none; the error suggests the nearest name.
     RunError
-        When its notebook is broken.
+        Its notebook is invalid.
     """
     files = _files(folder)
     wanted = full_name(name, folder)
@@ -144,8 +133,7 @@ def find(name: str, folder: Path | None = None) -> Runbook:
 def full_name(name: str, folder: Path | None = None) -> str:
     """Return the full name of a runbook: ``publish-ami`` for ``publish`` or ``20-publish-ami``.
 
-    A name that no runbook has is returned unchanged: the archive can contain runs of a runbook that was
-    deleted since.
+    An unknown name is returned unchanged: the archive can contain runs of a runbook that no longer exists.
     """
     wanted = name.removesuffix(".ipynb")
     for path in _files(folder):
@@ -157,7 +145,7 @@ def full_name(name: str, folder: Path | None = None) -> str:
 def short_names(folder: Path | None = None) -> dict[str, str]:
     """Return the short name of each runbook that has one, by full name.
 
-    A runbook that is itself called like a short name hides that short name.
+    A runbook whose full name is a short name takes precedence over it.
     """
     known = names(folder)
     return {full: short for short, full in SHORT_NAMES.items() if full in known and short not in known}
@@ -169,40 +157,39 @@ def names(folder: Path | None = None) -> tuple[str, ...]:
 
 
 def read(path: Path) -> Runbook:
-    """Return what a notebook says about itself.
+    """Return the runbook in a notebook.
 
     Raises
     ------
     RunError
-        When it cannot be read, or does not declare what a runbook must.
+        The notebook cannot be read, or is not a valid runbook.
     """
     try:
         return _read(path)
     except RunError:
         raise
-    except Exception as error:  # anything can stand in a file of somebody else
+    except Exception as error:  # a user's notebook can contain anything
         why = f"Its content is not a valid runbook: {type(error).__name__}: {error}."
-        raise _broken(path, why, "Restore it from version control, or move it to another folder.") from error
+        raise _invalid(path, why, "Restore it from version control, or move it to another folder.") from error
 
 
 def _read(path: Path) -> Runbook:
     notebook = _load(path)
-    named = FILE_NAME.match(path.name)
-    if named is None:
-        raise _broken(path, "Its file name is not of the form 20-publish-ami.ipynb.", "Rename it.")
-    about = _about(notebook, path)
-    parameters = read_parameters(_parameters_source(notebook, path), place=path.name)
+    match = FILE_NAME.match(path.name)
+    if match is None:
+        raise _invalid(path, "Its file name is not of the form 20-publish-ami.ipynb.", "Rename it.")
+    metadata = _metadata(notebook, path)
     runbook = Runbook(
-        name=named["name"],
-        short_name=short_names(path.parent).get(named["name"], named["name"]),
-        number=int(named["number"]),
+        name=match["name"],
+        short_name=short_names(path.parent).get(match["name"], match["name"]),
+        number=int(match["number"]),
         path=path,
-        title=str(about.get("title", "")) or named["name"],
-        description=str(about.get("description", "")),
-        side_effects=cast("SideEffects", about["side_effects"]),
-        parameters=parameters,
+        title=str(metadata.get("title", "")) or match["name"],
+        description=str(metadata.get("description", "")),
+        side_effects=cast("SideEffects", metadata["side_effects"]),
+        parameters=read_parameters(_parameters_source(notebook, path), notebook=path.name),
     )
-    _check_destructive(runbook)
+    _check_dry_run(runbook)
     return runbook
 
 
@@ -222,38 +209,42 @@ def _name(path: Path) -> str:
     return path.stem.partition("-")[2]
 
 
-def _broken(path: Path, why: str, fix: str) -> RunError:
+def _invalid(path: Path, why: str, fix: str) -> RunError:
     return RunError(f"{path.name} is not a runbook.", why=why, fix=fix)
 
 
 def _load(path: Path) -> Mapping[str, object]:
     try:
-        notebook = json.loads(read_file(path).decode("utf-8"))
+        notebook = json.loads(files.read(path).decode("utf-8"))
     except OSError as error:
-        raise _broken(path, f"It could not be read: {error.strerror}.", "Correct it or delete it.") from error
+        raise _invalid(
+            path, f"It could not be read: {error.strerror}.", "Correct it or delete it."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise _broken(
+        raise _invalid(
             path,
             f"It is not JSON: {error}.",
             "Restore it from version control, or move it to another folder.",
         ) from error
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
-        raise _broken(path, "It is not a notebook of format 4.", "Save it again in JupyterLab.")
+        raise _invalid(path, "It is not a notebook of format 4.", "Save it again in JupyterLab.")
     return notebook
 
 
-def _about(notebook: Mapping[str, object], path: Path) -> Mapping[str, object]:
-    metadata = notebook.get("metadata")
-    about = metadata.get("vmsnix") if isinstance(metadata, dict) else None
-    if not isinstance(about, dict):
-        raise _broken(path, 'Its metadata has no "vmsnix" entry.', "Add title, description and side_effects.")
-    if about.get("side_effects") not in get_args(SideEffects):
-        raise _broken(
+def _metadata(notebook: Mapping[str, object], path: Path) -> Mapping[str, object]:
+    everything = notebook.get("metadata")
+    metadata = everything.get("vmsnix") if isinstance(everything, dict) else None
+    if not isinstance(metadata, dict):
+        raise _invalid(
+            path, 'Its metadata has no "vmsnix" entry.', "Add title, description and side_effects."
+        )
+    if metadata.get("side_effects") not in get_args(SideEffects):
+        raise _invalid(
             path,
-            f"Its side_effects are {about.get('side_effects')!r}.",
+            f"Its side_effects are {metadata.get('side_effects')!r}.",
             f"Declare one of {', '.join(get_args(SideEffects))} in the notebook's metadata.",
         )
-    return about
+    return metadata
 
 
 def _parameters_source(notebook: Mapping[str, object], path: Path) -> str:
@@ -264,21 +255,21 @@ def _parameters_source(notebook: Mapping[str, object], path: Path) -> str:
         if cell.get("cell_type") == "code" and "parameters" in tags:
             tagged.append(cell.get("source", ""))
     if len(tagged) != 1:
-        raise _broken(
+        raise _invalid(
             path, f"{len(tagged)} cells are tagged 'parameters'.", "Tag exactly one code cell with it."
         )
     source = tagged[0]
     return "".join(source) if isinstance(source, list) else str(source)
 
 
-def _check_destructive(runbook: Runbook) -> None:
-    """Refuse a destructive runbook that would destroy when nobody said so."""
+def _check_dry_run(runbook: Runbook) -> None:
+    """Refuse a runbook that destroys without ``dry_run: bool = True``."""
     if runbook.side_effects != "destroys":
         return
     for parameter in runbook.parameters:
         if parameter.name == "dry_run" and parameter.default is True:
             return
-    raise _broken(
+    raise _invalid(
         runbook.path,
         "It destroys, but its parameters cell does not declare `dry_run: bool = True`.",
         "Declare it, and use it in the notebook.",

@@ -1,10 +1,10 @@
-"""What a parameters cell declares: ``name: type = default  # help``.
+"""Read the declarations of a parameters cell: ``name: type = default  # help``.
 
-The cell is read, never run. Its types are a small language on purpose, so that the command line and the
-forms can offer the right thing for each: ``str``, ``bool``, ``int``, ``float``, ``list[...]`` and
-``dict[str, ...]`` of these, ``Literal[...]`` for choices, and ``... | None``::
+The cell is parsed, never run. It may use the types for which the command line and the forms have an option
+or a field: ``str``, ``bool``, ``int``, ``float``, ``list[...]`` and ``dict[str, ...]`` of these,
+``Literal[...]`` for choices, and ``... | None``::
 
-    via: Literal["import", "direct"] = "import"  # way to the snapshot
+    via: Literal["import", "direct"] = "import"  # method to create the snapshot
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Type:
     Attributes
     ----------
     kind
-        The type itself, without its members.
+        The type without its members.
     item
-        Type of a list's items or a dict's values (whose keys are strings).
+        Type of a list's items or of a dict's values.
     optional
-        Whether ``None`` is a value.
+        Whether ``None`` is allowed.
     choices
-        The only values there are; empty when any value of the type will do.
+        The only allowed values; empty if every value of the type is allowed.
     """
 
     kind: Kind
@@ -43,7 +43,7 @@ class Type:
     choices: tuple[str | int, ...] = ()
 
     def __str__(self) -> str:
-        """Return the type as Python writes it."""
+        """Return the type as it is written in Python."""
         if self.choices:
             text = f"Literal[{', '.join(repr(choice) for choice in self.choices)}]"
         elif self.kind == "list":
@@ -62,13 +62,13 @@ class Parameter:
     Attributes
     ----------
     name
-        As in the cell.
+        Name of the variable in the cell.
     type
-        As declared, or that of the default.
+        The declared type, or else the type of the default.
     default
         Value in the committed notebook.
     help
-        The comment behind it, or the comment lines above it.
+        The comment after the declaration, or the comment lines above it.
     """
 
     name: str
@@ -78,24 +78,24 @@ class Parameter:
 
     @property
     def choices(self) -> tuple[str | int, ...]:
-        """The only values there are; empty when any value of the type will do."""
+        """The only allowed values; empty if every value of the type is allowed."""
         return self.type.choices
 
 
-def read_parameters(source: str, *, place: str = "the notebook") -> tuple[Parameter, ...]:
+def read_parameters(source: str, *, notebook: str = "the notebook") -> tuple[Parameter, ...]:
     """Return the parameters that a cell declares, in its order.
 
     Parameters
     ----------
     source
         Python source of the cell.
-    place
+    notebook
         Name of the notebook, for errors.
 
     Raises
     ------
     RunError
-        When the cell holds anything but declarations with literal defaults, or an unknown type.
+        The cell contains something other than declarations with literal defaults, or an unsupported type.
 
     Examples
     --------
@@ -106,20 +106,20 @@ def read_parameters(source: str, *, place: str = "the notebook") -> tuple[Parame
         tree = ast.parse(source)
     except SyntaxError as error:
         raise RunError(
-            f"The parameters cell of {place} is not Python.",
+            f"The parameters cell of {notebook} is not Python.",
             why=f"Line {error.lineno}: {error.msg}.",
             fix="Correct that line.",
         ) from error
     comments = _comments(source)
     return tuple(
-        _parameter(statement, comments, place)
+        _parameter(statement, comments, notebook)
         for statement in tree.body
         if not isinstance(statement, ast.Import | ast.ImportFrom)
     )
 
 
 def _comments(source: str) -> dict[int, tuple[str, bool]]:
-    """Return the comment of each line, and whether it stands alone there."""
+    """Return the comment of each line, and whether the line contains nothing else."""
     found = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -128,10 +128,10 @@ def _comments(source: str) -> dict[int, tuple[str, bool]]:
     return found
 
 
-def _parameter(statement: ast.stmt, comments: dict[int, tuple[str, bool]], place: str) -> Parameter:
+def _parameter(statement: ast.stmt, comments: dict[int, tuple[str, bool]], notebook: str) -> Parameter:
     def refuse(why: str, fix: str) -> RunError:
         line = ast.unparse(statement).splitlines()[0]
-        return RunError(f"The parameters cell of {place} cannot be used: {line}", why=why, fix=fix)
+        return RunError(f"The parameters cell of {notebook} cannot be used: {line}", why=why, fix=fix)
 
     declared: ast.expr | None = None
     if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
@@ -146,7 +146,7 @@ def _parameter(statement: ast.stmt, comments: dict[int, tuple[str, bool]], place
         default: object = ast.literal_eval(value)
     except ValueError as error:
         raise refuse("Its default is not a literal value.", "Compute it in a later cell.") from error
-    kind = _of_value(default) if declared is None else _of_annotation(declared)
+    kind = _value_type(default) if declared is None else _annotated_type(declared)
     if kind is None:
         raise refuse(
             "Its type is not supported.",
@@ -168,30 +168,30 @@ def _help(statement: ast.stmt, comments: dict[int, tuple[str, bool]]) -> str:
     return " ".join(above)
 
 
-def _of_annotation(node: ast.expr) -> Type | None:
+def _annotated_type(node: ast.expr) -> Type | None:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return _of_annotation(ast.parse(node.value, mode="eval").body)
+        return _annotated_type(ast.parse(node.value, mode="eval").body)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return _of_union(node.left, node.right)
+        return _union_type(node.left, node.right)
     if isinstance(node, ast.Name):
         if node.id in ("list", "dict"):
             return Type("list" if node.id == "list" else "dict", Type("str"))
         return Type(SCALARS[node.id]) if node.id in SCALARS else None
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
-        return _of_subscript(node.value.id, node.slice)
+        return _subscript_type(node.value.id, node.slice)
     return None
 
 
-def _of_union(left: ast.expr, right: ast.expr) -> Type | None:
+def _union_type(left: ast.expr, right: ast.expr) -> Type | None:
     sides = [left, right]
     others = [side for side in sides if not (isinstance(side, ast.Constant) and side.value is None)]
     if len(others) != 1:
         return None
-    inner = _of_annotation(others[0])
+    inner = _annotated_type(others[0])
     return replace(inner, optional=True) if inner else None
 
 
-def _of_subscript(name: str, inside: ast.expr) -> Type | None:
+def _subscript_type(name: str, inside: ast.expr) -> Type | None:
     parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
     if name == "Literal":
         choices = [part.value for part in parts if isinstance(part, ast.Constant)]
@@ -203,21 +203,21 @@ def _of_subscript(name: str, inside: ast.expr) -> Type | None:
             return Type("int", choices=tuple(choice for choice in choices if isinstance(choice, int)))
         return None
     if name == "list" and len(parts) == 1:
-        item = _of_annotation(parts[0])
+        item = _annotated_type(parts[0])
         return Type("list", item) if item else None
     if name == "dict" and len(parts) == 2 and isinstance(parts[0], ast.Name) and parts[0].id == "str":
-        item = _of_annotation(parts[1])
+        item = _annotated_type(parts[1])
         return Type("dict", item) if item else None
     return None
 
 
-def _of_value(value: object) -> Type | None:
+def _value_type(value: object) -> Type | None:
     if value is None:
         return Type("str", optional=True)
     if isinstance(value, list):
-        return Type("list", (_of_value(value[0]) if value else None) or Type("str"))
+        return Type("list", (_value_type(value[0]) if value else None) or Type("str"))
     if isinstance(value, dict):
         values = list(value.values())
-        return Type("dict", (_of_value(values[0]) if values else None) or Type("str"))
+        return Type("dict", (_value_type(values[0]) if values else None) or Type("str"))
     name = type(value).__name__
     return Type(SCALARS[name]) if name in SCALARS else None

@@ -1,7 +1,7 @@
-"""Convert the parameters of a runbook to their declared types, or refuse them with the reason.
+"""Convert the parameters of a runbook to their declared types, and refuse invalid ones.
 
-papermill only warns of a misspelled name, passes ``false`` as text, which is true, and reads an account id as
-a number. Here the parameters cell of the notebook decides, and a value that does not fit ends the run before
+papermill only warns about a misspelled name, passes ``false`` as text (which is true), and reads an account
+ID as a number. Here the parameters cell of the notebook decides, and an invalid value stops the run before
 it starts.
 """
 
@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.errors import ParameterError, nearest
-from vmsnix_ops.runbooks.evidence.secrets import find_secret
+from vmsnix_ops.errors import ParameterError, SettingsError, nearest
+from vmsnix_ops.redaction import find_secret
 from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.declarations import Parameter, Type
 
-__all__ = ["settle"]
+__all__ = ["validate"]
 
 
 def __dir__() -> list[str]:
@@ -32,34 +35,36 @@ TRUE = frozenset({"true", "yes", "on", "1"})
 FALSE = frozenset({"false", "no", "off", "0"})
 NONE = frozenset({"", "none", "null"})
 
-
 PLURALS = {"account": "accounts", "ami": "amis", "bucket": "buckets", "image": "images", "region": "regions"}
-"""What a runbook takes one or many of, as the parameter of one and the parameter of many are called."""
+"""The name of a parameter for one value, and the name of the parameter for several."""
+
+DEFAULT_FROM_SETTINGS = re.compile(r"\[default: from vmsnix\.toml[^\]]*\]")
+SETTINGS = {"accounts": "audit_accounts", "buckets": "bucket", "regions": "region"}
+"""The setting that is the default of a parameter, if its name is another one."""
 
 
-class _UnfitError(ValueError):
-    """A value does not fit; `convert` makes one ParameterError of it."""
+class _InvalidValueError(ValueError):
+    """A value is invalid; `convert` turns this into a ParameterError."""
 
 
 def check(runbook: Runbook, given: Mapping[str, object]) -> dict[str, object]:
-    """Return the given parameters as the runbook declares them; those not given keep the notebook's default.
+    """Return the given parameters, converted to their declared types.
+
+    A runbook that only has ``region`` also accepts ``regions`` with one value, and the other way round; the
+    same is true for the other names in `PLURALS`.
 
     Parameters
     ----------
     runbook
-        Whose parameters they are.
+        The runbook that declares the parameters.
     given
-        Name to value. Text is parsed by the declared type; any other value must already be of it.
-
-    ``regions`` is accepted where a runbook has ``region`` alone, and the other way round, with one value;
-    the same holds for the other names of `PLURALS`.
+        Values by name. Text is parsed by the declared type; any other value must already have that type.
 
     Raises
     ------
     ParameterError
-        For a name that the runbook does not declare, a value that does not fit its type, several values where
-        a runbook takes one, a parameter that is given twice, and a value that is a secret, because parameters
-        are kept in the executed notebook.
+        An unknown name, an invalid value, several values for a parameter that takes one, a parameter that is
+        given twice, or a secret (parameters are saved in the executed notebook).
     """
     declared = {parameter.name: parameter for parameter in runbook.parameters}
     others = other_names(runbook)
@@ -81,13 +86,13 @@ def check(runbook: Runbook, given: Mapping[str, object]) -> dict[str, object]:
                 fix="Use one of them.",
             )
         _refuse_secret(declared[target], value)
-        checked[target] = convert(declared[target], _counted(runbook, declared[target], known, value))
+        checked[target] = convert(declared[target], _one_or_many(runbook, declared[target], known, value))
         names[target] = name
     return checked
 
 
 def other_names(runbook: Runbook) -> dict[str, str]:
-    """Return the names that are read as another parameter: ``regions`` where there is ``region`` alone."""
+    """Return the names that are read as another parameter: ``regions`` if there is only ``region``."""
     kinds = {parameter.name: parameter.type.kind for parameter in runbook.parameters}
     found: dict[str, str] = {}
     for one, many in PLURALS.items():
@@ -99,21 +104,70 @@ def other_names(runbook: Runbook) -> dict[str, str]:
 
 
 def hints(runbook: Runbook, given: Iterable[str]) -> list[str]:
-    """Return a sentence for each given name that is read as another parameter; see `other_names`."""
+    """Return a hint for each given name that is read as another parameter; see `other_names`."""
     others = other_names(runbook)
     found = []
     for name in given:
         if name in others:
             target = others[name]
-            taken = f"one {_noun(target)}" if target in PLURALS else f"several {_noun(target)}"
-            found.append(f"Hint: {runbook.name} takes {taken}, so {name} is read as {target}.")
+            number = "one" if target in PLURALS else "several"
+            found.append(
+                f"Hint: {runbook.name} takes {number} {_noun(target)}, so {name} is read as {target}."
+            )
     return found
 
 
-def _counted(runbook: Runbook, parameter: Parameter, name: str, value: object) -> object:
-    """Return a value for one where a runbook takes one, and for many where it takes many.
+def defaults_in_use(
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Return the value and the origin of each setting, as help shows them: ``us-east-1, from vmsnix.toml``.
 
-    Only a region is searched for commas under its own name: an image can be a file whose name has one.
+    Settings without a value are left out. If the settings are invalid, the result is empty, because help must
+    work then too.
+
+    Parameters
+    ----------
+    environment
+        The variables; ``os.environ`` by default.
+    """
+    from vmsnix_ops import settings as settings_module
+
+    environment = os.environ if environment is None else environment
+    found: dict[str, str] = {}
+    for variable in ("AWS_DEFAULT_REGION", "AWS_REGION"):
+        if environment.get(variable):
+            found["region"] = f"{environment[variable]}, from {variable}"
+    with suppress(SettingsError):
+        settings = settings_module.load(environment=environment)
+        sources = settings_module.sources(environment=environment)
+        for name in settings_module.FIELDS:
+            value = getattr(settings, name)
+            if value not in (None, "", ()):
+                shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                found[name] = f"{shown}, from {sources[name]}" if name in sources else shown
+    return found
+
+
+def with_default(name: str, text: str, defaults: Mapping[str, str]) -> str:
+    """Return the help of a parameter with the default in use, if its default is a setting.
+
+    Parameters
+    ----------
+    name, text
+        Name and help of the parameter.
+    defaults
+        From `defaults_in_use`.
+    """
+    setting = SETTINGS.get(name, name)
+    value = defaults.get(setting) or defaults.get(f"retire_{setting}")
+    return DEFAULT_FROM_SETTINGS.sub(lambda _match: f"[default: {value}]", text) if value else text
+
+
+def _one_or_many(runbook: Runbook, parameter: Parameter, name: str, value: object) -> object:
+    """Return one value for a parameter that takes one, and a list for a parameter that takes many.
+
+    Of the parameters given under their own names, only ``region`` is split at commas: an image can be a file
+    whose name contains one.
     """
     takes_one = parameter.name in PLURALS and parameter.type.kind == "str"
     if name == parameter.name:
@@ -122,8 +176,8 @@ def _counted(runbook: Runbook, parameter: Parameter, name: str, value: object) -
             return value
     try:
         items = list(dict.fromkeys(_split_items(value)))
-    except _UnfitError as error:
-        raise _unfit(parameter, value, error) from error
+    except _InvalidValueError as error:
+        raise _invalid(parameter, value, error) from error
     if len(items) > 1:
         why = f"{len(items)} values given: {', '.join(map(str, items))}."
         if not takes_one:
@@ -144,7 +198,7 @@ def _counted(runbook: Runbook, parameter: Parameter, name: str, value: object) -
 
 
 def _split_items(value: object) -> list[object]:
-    """Return the items of a list, of a JSON list, or of text with commas between; any other value is one."""
+    """Return the items of a list, of a JSON list, or of text with commas; any other value is one item."""
     if isinstance(value, str):
         text = value.strip()
         if text.startswith("["):
@@ -152,7 +206,7 @@ def _split_items(value: object) -> list[object]:
         return [word.strip() for word in text.split(",") if word.strip()]
     items = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(item, list | tuple | dict) for item in items):
-        raise _UnfitError("Use a name, or a list of names.")
+        raise _InvalidValueError("Use a name, or a list of names.")
     if items is value:
         return [item for part in items for item in (_split_items(part) if isinstance(part, str) else [part])]
     return [] if value is None else [value]
@@ -162,23 +216,23 @@ def _noun(name: str) -> str:
     return name.replace("ami", "AMI")
 
 
-def settle(runbook: str, namespace: dict[str, Any]) -> None:
-    """Convert a notebook's parameters to their declared types, or refuse them; its first call.
+def validate(runbook: str, namespace: dict[str, Any]) -> None:
+    """Convert the parameters of a notebook to their declared types; every notebook calls this first.
 
-    papermill passes a parameter as what it takes it for: ``false`` is a text, which is true, and an account
-    id is a number without its leading zero. It only warns of a name that the notebook does not have.
+    papermill guesses types: it passes ``false`` as text (which is true), and an account ID as a number
+    without its leading zero. It only warns about an unknown name.
 
     Parameters
     ----------
     runbook
         Name of the runbook.
     namespace
-        Variables of the notebook, ``globals()``; the converted values replace the given ones.
+        Variables of the notebook, ``globals()``. The converted values replace the given ones.
 
     Raises
     ------
     ParameterError
-        For a value that does not fit its type, and for a name that the runbook does not declare.
+        An invalid value, or a name that the runbook does not declare.
     """
     from vmsnix_ops.runbooks import catalog
 
@@ -187,10 +241,10 @@ def settle(runbook: str, namespace: dict[str, Any]) -> None:
     given = {name: namespace[name] for name in defaults if name in namespace}
     others = other_names(declared)
     cells = len(namespace.get("In") or ())
-    if cells <= _CELLS_BEFORE:  # no later cell has set a variable of such a name
+    if cells <= _CELLS_BEFORE:  # no later cell has set a variable with such a name
         given |= {name: namespace[name] for name in others if name in namespace}
     if cells == _CELLS_BEFORE:
-        # Fresh from papermill: whatever else is there came from a parameter that the notebook does not have.
+        # papermill has just started the notebook: every other variable is a parameter with an unknown name.
         given |= {
             name: value
             for name, value in namespace.items()
@@ -200,7 +254,7 @@ def settle(runbook: str, namespace: dict[str, Any]) -> None:
         }
     for other, name in others.items():
         if other in given and given.get(name) == defaults[name]:
-            given.pop(name, None)  # the parameters cell set it, and nobody else
+            given.pop(name, None)  # only the parameters cell has set it
     namespace.update(check(declared, given))
     for hint in hints(declared, given):
         echo(hint, err=True)
@@ -208,18 +262,17 @@ def settle(runbook: str, namespace: dict[str, Any]) -> None:
         del namespace[other]
 
 
-_CELLS_BEFORE = (
-    4  # IPython's empty first entry, the parameters, papermill's, and the cell that calls `settle`
-)
+# IPython's empty first entry, the parameters, papermill's parameters, and the cell that calls `validate`.
+_CELLS_BEFORE = 4
 
 
 def split(pairs: Iterable[str]) -> dict[str, str]:
-    """Return ``name=value`` words as a dictionary of texts.
+    """Return a dictionary of ``name=value`` pairs.
 
     Raises
     ------
     ParameterError
-        For a word without ``=``, and for a name given twice.
+        A pair has no ``=``, or a name is given twice.
     """
     given: dict[str, str] = {}
     for pair in pairs:
@@ -235,24 +288,24 @@ def split(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def convert(parameter: Parameter, value: object) -> object:
-    """Return a value as the parameter declares it.
+    """Return a value, converted to the declared type of its parameter.
 
     Raises
     ------
     ParameterError
-        When it does not fit, or when it is a secret.
+        The value is invalid, or is a secret.
     """
     _refuse_secret(parameter, value)
     try:
         return _convert(parameter.type, value)
-    except _UnfitError as error:
-        raise _unfit(parameter, value, error) from error
+    except _InvalidValueError as error:
+        raise _invalid(parameter, value, error) from error
 
 
 def _refuse_secret(parameter: Parameter, value: object) -> None:
     secret = find_secret(json.dumps(value, default=str))
     if secret:
-        # The value itself is left out of the message, which ends up in logs.
+        # The message does not contain the value, because it reaches logs.
         raise ParameterError(
             f"{parameter.name} contains a secret ({secret}).",
             why="Parameters are saved in the executed notebook, the report and the history.",
@@ -260,108 +313,100 @@ def _refuse_secret(parameter: Parameter, value: object) -> None:
         )
 
 
-def _unfit(parameter: Parameter, value: object, error: _UnfitError) -> ParameterError:
+def _invalid(parameter: Parameter, value: object, error: _InvalidValueError) -> ParameterError:
     return ParameterError(
-        f"{parameter.name}: {value!r} is not {_described(parameter.type)}.",
+        f"{parameter.name}: {value!r} is not {_describe(parameter.type)}.",
         why=str(error),
         fix=f"{parameter.name} is declared as {parameter.type}; its default is {parameter.default!r}.",
     )
 
 
-def _described(kind: Type) -> str:
+def _describe(kind: Type) -> str:
     if kind.choices:
         return f"one of {', '.join(str(choice) for choice in kind.choices if choice != '')}"
-    names = {
-        "str": "text",
-        "bool": "true or false",
-        "int": "a whole number",
-        "float": "a number",
-        "list": "a list",
-        "dict": "a mapping",
-    }
-    return names[kind.kind]
+    return _CONVERTERS[kind.kind][1]
 
 
 def _convert(kind: Type, value: object) -> object:
     if value is None or (kind.optional and isinstance(value, str) and value.strip().lower() in NONE):
         if not kind.optional:
-            raise _UnfitError("A value is required.")
+            raise _InvalidValueError("A value is required.")
         return None
-    converted = _CONVERTERS[kind.kind](kind, value)
+    converted = _CONVERTERS[kind.kind][0](kind, value)
     if kind.choices and converted not in kind.choices:
         hint = nearest(str(converted), [str(choice) for choice in kind.choices])
-        raise _UnfitError(hint or "It is not one of the choices.")
+        raise _InvalidValueError(hint or "It is not one of the choices.")
     return converted
 
 
-def _text(_kind: Type, value: object) -> str:
+def _to_text(_kind: Type, value: object) -> str:
     if not isinstance(value, str):
-        raise _UnfitError(
+        raise _InvalidValueError(
             f"It is of type {type(value).__name__}, and numbers lose leading zeros. With papermill, "
             "give it as text: -r NAME VALUE."
         )
     if "\0" in value:
-        raise _UnfitError("It contains a NUL character.")
+        raise _InvalidValueError("It contains a NUL character.")
     return value
 
 
-def _truth(_kind: Type, value: object) -> bool:
+def _to_bool(_kind: Type, value: object) -> bool:
     if isinstance(value, bool):
         return value
-    # papermill makes numbers of 1 and 0, whose words are understood, too.
+    # papermill passes 1 and 0 as numbers.
     word = str(value).strip().lower() if isinstance(value, str | int) else ""
     if word in TRUE:
         return True
     if word in FALSE:
         return False
-    raise _UnfitError("Use true or false (also yes, no, on, off, 1, 0).")
+    raise _InvalidValueError("Use true or false (also yes, no, on, off, 1, 0).")
 
 
-def _whole(_kind: Type, value: object) -> int:
+def _to_int(_kind: Type, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _UnfitError(f"It is of type {type(value).__name__}.")
+        raise _InvalidValueError(f"It is of type {type(value).__name__}.")
     if isinstance(value, int):
         return value
     try:
         return int(value.strip(), 10)
     except ValueError:
-        raise _UnfitError("Use digits.") from None
+        raise _InvalidValueError("Use digits.") from None
 
 
-def _number(_kind: Type, value: object) -> float:
+def _to_float(_kind: Type, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise _UnfitError(f"It is of type {type(value).__name__}.")
+        raise _InvalidValueError(f"It is of type {type(value).__name__}.")
     try:
         number = float(value)
     except ValueError:
-        raise _UnfitError("Use a number such as 1.5.") from None
+        raise _InvalidValueError("Use a number such as 1.5.") from None
     except OverflowError:
-        raise _UnfitError("It is too large.") from None
+        raise _InvalidValueError("It is too large.") from None
     if not math.isfinite(number):
-        raise _UnfitError("It must be finite.")
+        raise _InvalidValueError("It must be finite.")
     return number
 
 
-def _list(kind: Type, value: object) -> list[object]:
+def _to_list(kind: Type, value: object) -> list[object]:
     if isinstance(value, str):
         text = value.strip()
         if text.startswith("["):
             value = _json(text)
         else:
             value = [word.strip() for word in text.split(",")] if text else []
-    if isinstance(value, bool | int | float):  # of one item, as papermill reads it
+    if isinstance(value, bool | int | float):  # papermill passes a list of one number as a number
         value = [value]
     if not isinstance(value, list | tuple):
-        raise _UnfitError("Use items separated by commas, or a JSON list.")
+        raise _InvalidValueError("Use items separated by commas, or a JSON list.")
     return [_item(kind, item, f"Item {number}") for number, item in enumerate(value, 1)]
 
 
-def _dict(kind: Type, value: object) -> dict[str, object]:
+def _to_dict(kind: Type, value: object) -> dict[str, object]:
     if isinstance(value, str):
         text = value.strip()
         value = _json(text) if text.startswith("{") else _pairs(text)
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise _UnfitError("Use key=value pairs separated by commas, or a JSON object.")
+        raise _InvalidValueError("Use key=value pairs separated by commas, or a JSON object.")
     return {key: _item(kind, item, f"The value of {key!r}") for key, item in value.items()}
 
 
@@ -370,48 +415,50 @@ def _pairs(text: str) -> dict[str, str]:
     for word in text.split(",") if text else []:
         key, equals, item = word.partition("=")
         if not equals or not key.strip():
-            raise _UnfitError(f"{word!r} is not key=value.")
+            raise _InvalidValueError(f"{word!r} is not key=value.")
         if key.strip() in found:
-            raise _UnfitError(f"The key {key.strip()!r} is given twice.")
+            raise _InvalidValueError(f"The key {key.strip()!r} is given twice.")
         found[key.strip()] = item.strip()
     return found
 
 
-def _item(kind: Type, value: object, place: str) -> object:
+def _item(kind: Type, value: object, label: str) -> object:
     if kind.item is None:
         return value
     try:
         return _convert(kind.item, value)
     except ValueError as error:
-        raise _UnfitError(f"{place} is {value!r}, which is not {_described(kind.item)}. {error}") from error
+        raise _InvalidValueError(
+            f"{label} is {value!r}, which is not {_describe(kind.item)}. {error}"
+        ) from error
 
 
 def _json(text: str) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except ValueError as error:
-        if isinstance(error, _UnfitError):
+        if isinstance(error, _InvalidValueError):
             raise
-        raise _UnfitError(f"It is not JSON: {error}.") from error
+        raise _InvalidValueError(f"It is not JSON: {error}.") from error
     except RecursionError:
-        raise _UnfitError("It is nested too deeply.") from None
+        raise _InvalidValueError("It is nested too deeply.") from None
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object of JSON whose keys are given once each: of two values one would be lost."""
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object; refuse a repeated key, of which JSON would keep only the last value."""
     found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
-            raise _UnfitError(f"The key {key!r} is given twice.")
+            raise _InvalidValueError(f"The key {key!r} is given twice.")
         found[key] = value
     return found
 
 
-_CONVERTERS = {
-    "str": _text,
-    "bool": _truth,
-    "int": _whole,
-    "float": _number,
-    "list": _list,
-    "dict": _dict,
+_CONVERTERS: dict[str, tuple[Callable[[Type, object], object], str]] = {
+    "str": (_to_text, "text"),
+    "bool": (_to_bool, "true or false"),
+    "int": (_to_int, "a whole number"),
+    "float": (_to_float, "a number"),
+    "list": (_to_list, "a list"),
+    "dict": (_to_dict, "a mapping"),
 }

@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def region_option(text: str) -> Callable[[Any], Any]:
+    """Return the option for regions: ``--region A --region B`` and ``--regions A,B`` are the same."""
+    return click.option(
+        "--region", "--regions", "regions", multiple=True, callback=_split, metavar="REGION", help=text
+    )
+
+
+def _split(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    words = [word.strip() for value in values for word in value.split(",")]
+    return tuple(dict.fromkeys(word for word in words if word))
+
+
+archive_option = click.option(
+    "--archive",
+    default="",
+    metavar="FOLDER",
+    help="Archive to read: a folder, or s3://bucket/prefix.  [default: the setting archive]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
