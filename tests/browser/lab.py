@@ -26,16 +26,16 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import contextlib, json, sys
 from pathlib import Path
-from vmsnix_ops.cli import main, run_sandbox
+from vmsnix_ops.cli import main, sandbox
 from vmsnix_ops.runbooks import catalog
 catalog.default_folder = lambda: Path(sys.argv[1])
-begin = run_sandbox.run_sandbox
+begin = sandbox.run_sandbox
 @contextlib.contextmanager
 def told():
     with begin(speed=float(sys.argv[2])) as served:
         print("SANDBOX-ENVIRONMENT", json.dumps(served.environment), file=sys.stderr, flush=True)
         yield served
-run_sandbox.run_sandbox = told
+sandbox.run_sandbox = told
 options = ["--LabApp.expose_app_in_browser=True", "--ServerApp.allow_root=True"]
 sys.exit(main(["lab", "--sandbox", "--no-browser", "--", *options]))
 """

@@ -19,8 +19,8 @@ import pytest
 from tests.command_line import say, shelf
 from tests.support import few
 from vmsnix_ops import __version__
-from vmsnix_ops.cli import COMMANDS, lab, run_sandbox
-from vmsnix_ops.cli.output import watch
+from vmsnix_ops.cli import COMMANDS, lab, sandbox
+from vmsnix_ops.cli.output import open_display
 from vmsnix_ops.errors import ToolMissingError
 from vmsnix_ops.runbooks import catalog
 
@@ -308,6 +308,39 @@ def test_options_come_from_the_parameters_cell(shelf: Shelf, say: Say) -> None:
         assert words in printed
 
 
+FROM_SETTINGS = """\
+region: str = ""  # AWS region  [default: from vmsnix.toml or AWS_REGION]
+buckets: list[str] = []  # buckets  [default: from vmsnix.toml]
+role_name: str = ""  # service role  [default: from vmsnix.toml]
+keep_last: int | None = None  # AMIs to keep  [default: from vmsnix.toml]
+kms_key: str = ""  # KMS key  [default: from vmsnix.toml]
+image: str = ""  # image  [default: all]
+"""
+
+
+def test_help_shows_the_defaults_in_use_and_where_they_come_from(
+    shelf: Shelf, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.put("10-try-this.ipynb", parameters=FROM_SETTINGS)
+    (tmp_path / "vmsnix.toml").write_text('region = "eu-central-1"\nretire_keep_last = 5\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VMSNIX_BUCKET", "acme-images")
+    monkeypatch.setenv("AWS_REGION", "us-west-2")
+    shown = " ".join(say("help", "try-this")[1].split())
+    assert "AWS region [default: eu-central-1, from vmsnix.toml]" in shown
+    assert "buckets [default: acme-images, from VMSNIX_BUCKET]" in shown
+    assert "service role [default: vmimport]" in shown
+    assert "AMIs to keep [default: 5, from vmsnix.toml]" in shown
+    assert "KMS key [default: from vmsnix.toml]" in shown  # not set
+    assert "image [default: all]" in shown
+    (tmp_path / "vmsnix.toml").unlink()
+    assert "[default: us-west-2, from AWS_REGION]" in say("help", "try-this")[1]
+    (tmp_path / "vmsnix.toml").write_text("unknown = 1\n")
+    code, printed, _ = say("help", "try-this")  # help works with invalid settings
+    assert code == 0
+    assert "[default: us-west-2, from AWS_REGION]" in printed
+
+
 def test_options_arrive_typed(shelf: Shelf, say: Say) -> None:
     shelf.put("10-try-this.ipynb", SHOW, parameters=PARAMETERS)
     code, printed, _ = say(
@@ -463,7 +496,8 @@ def test_an_archive_that_cannot_be_written_is_one_clear_text(shelf: Shelf, say: 
 
 
 def test_runs_are_remembered(shelf: Shelf, say: Say) -> None:
-    assert say("history", "runs") == (0, "No rows.\n", "")
+    assert say("history", "runs") == (0, "No runs yet.\n", "")
+    assert say("history", "amis", "--image", "ecs-node")[1] == "No matching AMIs.\n"
     shelf.put("10-try-this.ipynb")
     shelf.put("20-fail-well.ipynb", "1 / 0")
     say("run", "try-this", "--name", "Ada")
@@ -476,7 +510,7 @@ def test_runs_are_remembered(shelf: Shelf, say: Say) -> None:
     assert json.loads(rows[1]["parameters"])["name"] == "Ada"
     assert len(say("history", "runs", "--csv", "--last", "1")[1].splitlines()) == 2
     assert len(json.loads(say("history", "runs", "--json", "--status", "done")[1])) == 1
-    assert say("history", "runs", "--sandbox")[1] == "No rows.\n"
+    assert say("history", "runs", "--sandbox")[1] == "No runs yet.\n"
     assert say("history", "runs", "--json", "--csv")[0] == 2
 
 
@@ -509,7 +543,7 @@ def test_bars_are_for_terminals_and_lines_for_everybody_else(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    with watch(as_json=as_json) as (screen, on_event):
+    with open_display(as_json=as_json) as (screen, on_event):
         assert (on_event is not None) is bars
         assert (screen is sys.stderr) is as_json
 
@@ -566,7 +600,7 @@ def test_a_run_on_the_sandbox_cannot_reach_the_real_aws(
     mine = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
     for variable in mine:
         monkeypatch.setenv(variable, "production")
-    with run_sandbox.run_sandbox(keep=False) as served:
+    with sandbox.run_sandbox(keep=False) as served:
         environment = {**os.environ, **served.environment}
     assert set(mine) & set(environment) == set()
     assert {os.environ[variable] for variable in mine} == {"production"}
@@ -616,7 +650,7 @@ def test_lab_listens_on_this_machine_only_and_asks_the_network_for_nothing(tmp_p
     command = lab._command(tmp_path, 0, no_browser=True)
     assert "--ServerApp.ip=127.0.0.1" in command
     assert "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate" in command
-    environment = lab._private(tmp_path, {}, tmp_path / "kernel")
+    environment = lab._jupyter_environment(tmp_path, {}, tmp_path / "kernel")
     (settings,) = Path(environment["JUPYTERLAB_SETTINGS_DIR"]).rglob("notification.jupyterlab-settings")
     assert json.loads(settings.read_text()) == {"fetchNews": "false", "checkForUpdates": False}
 

@@ -35,7 +35,8 @@ def result(say: Say, *words: str) -> dict[str, Any]:
 def test_past_runs_are_listed_opened_and_repeated(
     shelf: Shelf, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert say("runs") == (0, "No runs.\n", "")
+    assert say("runs") == (0, "No runs yet.\n", "")
+    assert say("runs", "--image", "ecs-node") == (0, "No matching runs.\n", "")
     shelf.put("10-try-this.ipynb", "import os\nprint(name, regions, os.getcwd())", parameters=PARAMETERS)
     shelf.put("20-fail-well.ipynb", FAIL)
     there = tmp_path / "there"

@@ -44,27 +44,27 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "download": ("vmsnix_ops.cli.download:download", "Write a snapshot into a sparse raw file."),
     "iam-policy": ("vmsnix_ops.cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
     "lab": ("vmsnix_ops.cli.lab:lab", "Open the runbooks in JupyterLab on this machine."),
-    "sandbox": ("vmsnix_ops.cli.sandbox:sandbox", "Start a local AWS on 127.0.0.1."),
+    "sandbox": ("vmsnix_ops.cli.sandbox:sandbox_command", "Start a local AWS on 127.0.0.1."),
     "completion": ("vmsnix_ops.cli.completion:completion", "Print the completion script of a shell."),
     "version": ("vmsnix_ops.cli.about:version", "Print the versions of vmsnix, Python, boto3 and Nix."),
 }
-"""Name, where the command is, and what it does; nothing is imported before it is called."""
+"""Name of each command, ``module:function``, and help. A module is imported when its command is called."""
 
 OTHER_NAMES = {"runbooks": "list"}
-"""Earlier names of commands. They work and are not listed."""
+"""Earlier names of commands, which still work and are not listed."""
 
 
 class Commands(click.Group):
     """The commands of `COMMANDS`, and every runbook by its full and its short name."""
 
     def get_help(self, ctx: click.Context) -> str:
-        """Return the help text; descriptions of notebooks are from outside, and click wraps them."""
+        """Return the help text, safe for a terminal: it contains descriptions from notebooks."""
         return lines(super().get_help(ctx))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the names that ``--help`` lists, each once: runbooks by what people type, then commands.
+        """Return the names that ``--help`` lists: runbooks by their short names, then commands.
 
-        ``run`` is left out, because ``vmsnix run NAME`` is the same as ``vmsnix NAME``.
+        ``run`` is not listed, because ``vmsnix run NAME`` is the same as ``vmsnix NAME``.
         """
         from vmsnix_ops.runbooks import catalog
 
@@ -73,7 +73,7 @@ class Commands(click.Group):
         return list(dict.fromkeys([*books, *(name for name in COMMANDS if name != "run")]))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Return a command, imported now; ``None`` when there is none."""
+        """Import and return a command; ``None`` when there is none of that name."""
         known = OTHER_NAMES.get(cmd_name, cmd_name)
         if known in COMMANDS:
             module, _, attribute = COMMANDS[known][0].partition(":")
@@ -88,7 +88,7 @@ class Commands(click.Group):
         return command_of(cmd_name)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Return the runbooks and commands that begin so, without importing any."""
+        """Return the runbooks and commands that start with `incomplete`, without importing any."""
         from click.shell_completion import CompletionItem
 
         texts = {name: text for name, (_, text) in COMMANDS.items()}
@@ -97,18 +97,17 @@ class Commands(click.Group):
             for name in [*self.list_commands(ctx), "run"]
             if name.startswith(incomplete)
         ]
-        if not found:  # a full name, for whom the short one is not enough
+        if not found:  # somebody is typing a full name
             from vmsnix_ops.runbooks import catalog
 
             full = catalog.names() if incomplete else ()
             found = [CompletionItem(name, help="runbook") for name in full if name.startswith(incomplete)]
-        # An option, or nothing: click knows those.
-        return found or click.Command.shell_complete(self, ctx, incomplete)
+        return found or click.Command.shell_complete(self, ctx, incomplete)  # options
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command of a name; an unknown name is answered with the nearest."""
+        """Find the command of a name; the error for an unknown name suggests the nearest one."""
         name = args[0]
         missing = not ctx.resilient_parsing and self.get_command(ctx, name) is None
         if missing and not name.startswith("-"):
@@ -119,7 +118,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
-        """Write the two lists of ``--help`` without importing a command."""
+        """Write the lists of runbooks and commands without importing a command."""
         from vmsnix_ops.runbooks import catalog
 
         books, unusable = catalog.read_all()
@@ -152,7 +151,7 @@ def cli() -> None:
 def _interrupted_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise `KeyboardInterrupt`, so that every command's ``finally`` runs.
 
-    A signal that is ignored (SIGHUP under ``nohup``) or handled already is left alone.
+    A signal that is ignored (SIGHUP under ``nohup``) or already has a handler is not changed.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -169,28 +168,29 @@ def _interrupted_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _provide_streams() -> None:
+def _open_missing_streams() -> None:
     """Open standard streams that the caller has closed, as a shell's ``>&-`` does.
 
-    Otherwise the next file that is opened would become one of them, and programs would write into it.
+    Otherwise the next file that is opened would get a standard stream's number, and programs would write
+    into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            opened = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
             if getattr(sys, name) is None:
                 setattr(sys, name, os.fdopen(opened, "r" if number == 0 else "w", encoding="utf-8"))
 
 
-def _provide_home() -> None:
-    """Set HOME to a private temporary folder where there is none to write to, as in many containers.
+def _ensure_home() -> None:
+    """Set HOME to a private temporary folder if it is not writable, as in many containers.
 
-    The state folder, Jupyter and Nix all want one.
+    The state folder, Jupyter and Nix need one.
     """
     try:
         home = Path.home()
-    except (KeyError, RuntimeError):  # neither HOME nor an entry in the list of users
+    except (KeyError, RuntimeError):  # HOME is not set, and the user is not in /etc/passwd
         home = None
     if home is not None and os.access(home, os.W_OK):
         return
@@ -202,26 +202,26 @@ def _provide_home() -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError:
-        return  # what needs a home folder says so
+        return  # a program that needs a home folder reports its own error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        return  # made by somebody else, who could read or change what is in it
+        return  # another user created it, and could read or change its content
     os.environ["HOME"] = str(folder)
     if COMPLETING not in os.environ:
         echo(f"No writable home folder: using {folder}. Set HOME or VMSNIX_STATE.", err=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; an error is one clear text on standard error.
+    """Run a command line and return its exit code. Errors are written to standard error.
 
     Parameters
     ----------
     arguments
-        The words; those of this process by default.
+        Arguments of the command; ``sys.argv`` by default.
     """
     if arguments is None:
-        sys.excepthook = _crash
-    _provide_streams()
-    _provide_home()
+        sys.excepthook = _write_traceback
+    _open_missing_streams()
+    _ensure_home()
     try:
         with _interrupted_by_signals():
             result = cli.main(
@@ -230,30 +230,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 standalone_mode=False,
             )
     except VmsnixError as error:
-        return 1 if COMPLETING in os.environ else _say(error)  # a word half typed is no error
+        if COMPLETING in os.environ:  # an unfinished word is not an error
+            return 1
+        from vmsnix_ops.cli.output import show_error
+
+        show_error(error.what, error.why, error.fix)
+        return error.exit_code
     except click.ClickException as error:
         shown = io.StringIO()
-        error.show(file=shown)  # it can name words and files from outside
+        error.show(file=shown)  # it can contain arguments and file names: `write` makes them safe
         write(sys.stderr, shown.getvalue())
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         echo("\nInterrupted.", err=True)
         return 1
     except BrokenPipeError:
-        from vmsnix_ops.cli.output import give_up_output
+        from vmsnix_ops.cli.output import discard_output
 
-        give_up_output()
+        discard_output()
         return 1
     return result if isinstance(result, int) else 0
 
 
-def _say(error: VmsnixError) -> int:
-    from vmsnix_ops.cli.output import show_error
-
-    show_error(error.what, error.why, error.fix)
-    return error.exit_code
-
-
-def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Write the traceback of an error that nobody expected; its message can come from outside."""
+def _write_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write the traceback of an unexpected error; `write` makes its message safe for a terminal."""
     write(sys.stderr, "".join(traceback.format_exception(kind, error, trace)))

@@ -1,4 +1,4 @@
-"""``vmsnix help``, ``vmsnix version`` and ``vmsnix list``: what there is, and how it is called."""
+"""``vmsnix help``, ``vmsnix version`` and ``vmsnix list``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
         if not isinstance(command, click.Group):
             raise click.UsageError(f"`{context.command_path}` has no subcommand {name!r}.", ctx)
         _, found, _ = command.resolve_command(context, [name])
-        if found is None:  # an option, which is no command
+        if found is None:  # an option
             raise click.UsageError(f"Unknown command {name!r}.", ctx)
         context = click.Context(found, info_name=name, parent=context)
     echo(context.command.get_help(context))
@@ -67,7 +67,7 @@ def version(as_json: bool) -> None:
 
 
 def _nix_version() -> str:
-    """Return the version of the Nix on PATH; empty when there is none that answers."""
+    """Return the version of the Nix on PATH; empty when there is none, or it fails."""
     import subprocess
 
     try:

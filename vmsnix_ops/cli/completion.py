@@ -1,7 +1,7 @@
-"""``vmsnix completion``: words that a shell completes.
+"""``vmsnix completion``, and the values that a shell completes.
 
-A shell starts `vmsnix` for every press of the tab key, so nothing here imports anything heavy, starts Nix or
-asks AWS.
+A shell starts `vmsnix` for every press of the tab key, so this module imports no slow library, starts no Nix
+and sends no request to AWS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-REMEMBERED = 50  # newest runs whose images are offered
+RECENT_RUNS = 50  # runs whose images are offered
 FILES = {
     "bash": "~/.bashrc",
     "zsh": "~/.zshrc",
@@ -39,16 +39,16 @@ def completion(context: click.Context, shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    known = get_completion_class(shell)
-    if known is None:  # click has all three
+    shell_class = get_completion_class(shell)
+    if shell_class is None:  # click has all three
         raise click.UsageError(f"No completion for the shell {shell}.")
-    source = known(context.find_root().command, {}, "vmsnix", "_VMSNIX_COMPLETE").source()
-    # What click writes for fish splits a line at each comma, and so cuts descriptions at their first one.
+    source = shell_class(context.find_root().command, {}, "vmsnix", "_VMSNIX_COMPLETE").source()
+    # click's script for fish splits a line at every comma, and so cuts descriptions at their first comma.
     echo(source.replace('string split ","', 'string split --max 1 ","'))
 
 
 def items(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
-    """Return the words that begin so; a word with a line end would reach the shell as two."""
+    """Return the words that start with `incomplete`, without those that contain a line end."""
     from click.shell_completion import CompletionItem
 
     return [
@@ -57,16 +57,16 @@ def items(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
 
 
 def runbooks(incomplete: str) -> list[CompletionItem]:
-    """Return the runbooks that begin so, by the name to type; full names where no short one begins so."""
+    """Return the runbooks whose short name starts with `incomplete`; if none does, search the full names."""
     from click.shell_completion import CompletionItem
 
     from vmsnix_ops.runbooks import catalog
 
     books = catalog.runbooks()
-    for typed in ([book.short_name for book in books], [book.name for book in books]):
+    for names in ([book.short_name for book in books], [book.name for book in books]):
         found = [
             CompletionItem(name, help=book.description or book.title)
-            for name, book in zip(typed, books, strict=True)
+            for name, book in zip(names, books, strict=True)
             if name.startswith(incomplete)
         ]
         if found:
@@ -75,31 +75,31 @@ def runbooks(incomplete: str) -> list[CompletionItem]:
 
 
 def images(incomplete: str) -> list[CompletionItem]:
-    """Return images that begin so: those of the flake's folder, and those of past runs; else files.
+    """Return images of the flake and of past runs that start with `incomplete`; without any, files.
 
-    Only Nix knows all images of any flake, and takes seconds to say them.
+    Nix could list all images of any flake, but takes seconds for it.
     """
     from click.shell_completion import CompletionItem
 
-    known = list(dict.fromkeys([*_of_the_flake(), *_of_past_runs()]))
+    known = list(dict.fromkeys([*_flake_images(), *_past_images()]))
     return items(known, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
-def _of_the_flake() -> list[str]:
-    """Return the images of a flake that keeps them as ours does: ``images/NAME.nix``."""
+def _flake_images() -> list[str]:
+    """Return the images of a flake that contains them as ours does: ``images/NAME.nix``."""
     from vmsnix_ops.settings import load
 
     with suppress(VmsnixError, OSError):
-        given = load().flake
-        places = [Path(given), *(parent / given for parent in Path.cwd().parents)]
-        folder = next((place / "images" for place in places if (place / "images").is_dir()), None)
+        flake = load().flake
+        folders = [Path(flake), *(parent / flake for parent in Path.cwd().parents)]
+        folder = next((path / "images" for path in folders if (path / "images").is_dir()), None)
         if folder is not None:
             return sorted(path.stem for path in folder.glob("*.nix") if path.stem != "default")
     return []
 
 
-def _of_past_runs() -> list[str]:
-    """Return the images of the newest runs in an archive on this machine."""
+def _past_images() -> list[str]:
+    """Return the images of the newest runs, if the archive is on this machine."""
     from vmsnix_ops import files
     from vmsnix_ops.records.result import parse
     from vmsnix_ops.settings import load
@@ -109,7 +109,7 @@ def _of_past_runs() -> list[str]:
         if archive.startswith("s3://"):
             return []
         found = []
-        for folder in sorted(Path(archive).iterdir(), reverse=True)[:REMEMBERED]:
+        for folder in sorted(Path(archive).iterdir(), reverse=True)[:RECENT_RUNS]:
             with suppress(OSError):
                 given = parse(files.read(folder / "result.json")).get("parameters") or {}
                 found.append(given.get("image"))

@@ -1,4 +1,4 @@
-"""``vmsnix demo``: the whole way of an image, from nothing to the AMI, on a sandbox."""
+"""``vmsnix demo``: publish an image to a local sandbox."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vmsnix_ops.text import line, write
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmsnix_ops.cli.run_sandbox import RunSandbox
+    from vmsnix_ops.cli.sandbox import RunSandbox
 
 NAME = "vmsnix-demo"
 
@@ -32,13 +32,13 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
 
     Needs no AWS account and no Nix, and does not use the network.
     """
-    from vmsnix_ops.cli.output import show_failure, show_json, show_outcome, watch
-    from vmsnix_ops.cli.run_sandbox import run_sandbox
+    from vmsnix_ops.cli.output import open_display, show_failure, show_json, show_outcome
+    from vmsnix_ops.cli.sandbox import run_sandbox
     from vmsnix_ops.runbooks.execution.execute import run
 
     with run_sandbox(name=NAME, keep=False) as served:
         chosen = image or str(_sample(served.state / "image"))
-        with watch(as_json=as_json) as (screen, on_event):
+        with open_display(as_json=as_json) as (screen, on_event):
             write(
                 screen,
                 f"A sandbox runs at {served.url}. All files of this demo are in {line(served.state)}.\n",
@@ -57,12 +57,11 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
         else:
             show_outcome(outcome)
         if keep and outcome.verdict == "done":
-            _serve(served)
+            _wait(served)
     return outcome.exit_code
 
 
 def _sample(folder: Path) -> Path:
-    """Make a small image in a folder of ours."""
     from vmsnix_ops.disk.sample import make_sample_image
 
     try:
@@ -75,8 +74,8 @@ def _sample(folder: Path) -> Path:
         ) from error
 
 
-def _serve(served: RunSandbox) -> None:
-    """Go on until Ctrl-C."""
+def _wait(served: RunSandbox) -> None:
+    """Print how to use the sandbox, and wait for Ctrl-C."""
     import shlex
 
     exports = [

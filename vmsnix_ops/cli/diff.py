@@ -1,4 +1,4 @@
-"""``vmsnix diff``: what differs inside two AMIs."""
+"""``vmsnix diff``: which packages differ between two AMIs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from vmsnix_ops.cli.options import json_option
 from vmsnix_ops.text import echo, write_csv
 
 
@@ -14,7 +15,7 @@ from vmsnix_ops.text import echo, write_csv
 @click.argument("before", metavar="AMI")
 @click.argument("after", metavar="AMI")
 @click.option("--all", "everything", is_flag=True, help="Also show packages that were only rebuilt.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 def diff(before: str, after: str, everything: bool, as_json: bool, as_csv: bool) -> None:
     """Show which packages differ between two published AMIs.

@@ -1,4 +1,4 @@
-"""``vmsnix download``: a snapshot as a file."""
+"""``vmsnix download``: write a snapshot into a file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from vmsnix_ops.cli.options import json_option
 from vmsnix_ops.text import echo, line
 
 
@@ -15,7 +16,7 @@ from vmsnix_ops.text import echo, line
 @click.option(
     "--region", default="", help="Region of the snapshot.  [default: from vmsnix.toml or AWS_REGION]"
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
     """Write the snapshot SNAPSHOT into the sparse raw file PATH.
 

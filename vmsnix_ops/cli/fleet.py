@@ -82,7 +82,7 @@ def fleet(
     if plan_file is not None and named is not None:
         raise click.UsageError("Two plan files given: use PLAN or --plan, not both.")
     from vmsnix_ops.cli.output import show_error, show_json
-    from vmsnix_ops.cli.run_sandbox import run_sandbox
+    from vmsnix_ops.cli.sandbox import run_sandbox
     from vmsnix_ops.runbooks import fleet as fleets
     from vmsnix_ops.runbooks.fleet.table import Lines
 

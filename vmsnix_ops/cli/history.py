@@ -1,15 +1,14 @@
-"""``vmsnix history``: what the tables remember of runs, steps, AMIs and their ends."""
+"""``vmsnix history``: query the tables of runs, steps, AMIs and retirements."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmsnix_ops.cli.arguments import region_option
+from vmsnix_ops.cli.options import archive_option, json_option, region_option
 from vmsnix_ops.text import echo, write_csv
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ COLUMNS = {
     "amis": ("created_at", "ami_id", "name", "region", "state", "size_gib", "public"),
     "retirements": ("done_at", "action", "resource_id", "name", "region", "retained_until", "run_id"),
 }
-"""Columns that a terminal shows; ``--json`` and ``--csv`` give all."""
+"""Columns that a terminal shows. ``--json`` and ``--csv`` print all columns."""
 
 FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
     "runs": (
@@ -64,7 +63,7 @@ FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
 def history() -> None:
     """Query the tables of runs, steps, AMIs and retirements.
 
-    The tables have one row for each, of everyone who shares the history. To open or repeat a run, use
+    The tables contain one row for each, of everyone who shares the history. To open or repeat a run, use
     `vmsnix runs`, which lists the archive.
     """
 
@@ -99,11 +98,15 @@ def _reader(table: str) -> Callable[..., None]:
         elif as_csv:
             write_csv(frame, sys.stdout, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
         elif frame.empty:
-            echo("No rows.")
+            noun = NOUNS.get(table, table)
+            echo(f"No matching {noun}." if any(wanted.values()) else f"No {noun} yet.")
         else:
             _show(frame[[column for column in COLUMNS[table] if column in frame]])
 
     return read
+
+
+NOUNS = {"amis": "AMIs"}
 
 
 _table_command("runs", "List runs of runbooks, newest first.")
@@ -114,7 +117,7 @@ _table_command("retirements", "List AMIs and snapshots that were retired, restor
 
 @history.command()
 @region_option("Region to scan; can be repeated.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def sync(regions: tuple[str, ...], as_json: bool) -> None:
     """Rebuild the table of AMIs from the tags in AWS."""
     from dataclasses import asdict
@@ -137,12 +140,7 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
 @history.command()
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
 @region_option("Region whose AMIs to read; can be repeated.")
-@click.option(
-    "--archive",
-    default="",
-    metavar="FOLDER",
-    help="Archive to read: a folder, or s3://bucket/prefix.  [default: the setting archive]",
-)
+@archive_option
 @click.option("--sandbox", is_flag=True, help="Rebuild the history of runs with --sandbox.")
 def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, sandbox: bool) -> None:
     """Rebuild damaged tables from their own files, the archive of runs, and AWS.
@@ -152,36 +150,32 @@ def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, san
     S3, make sure that no run writes in the meantime.
     """
     from vmsnix_ops.audit.sync import sync as sync_amis
-    from vmsnix_ops.cli.runs import load_settings, open_archive
+    from vmsnix_ops.cli.runs import open_archive
+    from vmsnix_ops.cli.sandbox import load_settings
     from vmsnix_ops.records import rebuild as records
     from vmsnix_ops.records.schemas import schema
     from vmsnix_ops.records.tables import open_tables
 
     chosen = [schema(name).name for name in tables] or list(records.KEYS)
-    place, found = open_tables(load_settings(sandbox=sandbox)), defaultdict(list)
+    store, found = open_tables(load_settings(sandbox=sandbox)), defaultdict(list)
     for table, row in open_archive(archive, sandbox=sandbox).rows():
         found[table].append(row)
     for table in chosen:
-        done = records.rebuild(place, table, records.rows_that_fit(table, found[table]))
+        done = records.rebuild(store, table, records.rows_that_fit(table, found[table]))
         kept = f" The old table was renamed to {done.kept_as}." if done.kept_as else ""
         lost = f" {done.unreadable} of its files could not be read." if done.unreadable else ""
         echo(f"{table}: {done.read} rows kept, {done.added} restored from runs.{lost}{kept}")
     if "amis" in chosen and not sandbox:
-        result = sync_amis(regions=regions, tables=place)
+        result = sync_amis(regions=regions, tables=store)
         echo(f"amis: {result.added} added from AWS in {', '.join(result.regions)}.")
 
 
 def _read(table: str, wanted: dict[str, Any], *, sandbox: bool) -> pd.DataFrame:
+    from vmsnix_ops.cli.sandbox import load_settings
     from vmsnix_ops.records import history as records
     from vmsnix_ops.records.tables import open_tables
-    from vmsnix_ops.settings import load
 
-    environment = dict(os.environ)
-    if sandbox:
-        from vmsnix_ops.cli.run_sandbox import record_folders
-
-        environment |= record_folders(load().state / "sandbox")
-    frame: pd.DataFrame = getattr(records, table)(open_tables(load(environment=environment)), **wanted)
+    frame: pd.DataFrame = getattr(records, table)(open_tables(load_settings(sandbox=sandbox)), **wanted)
     return frame
 
 

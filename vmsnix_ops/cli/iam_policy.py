@@ -1,4 +1,4 @@
-"""``vmsnix iam-policy``."""
+"""``vmsnix iam-policy``: print the smallest IAM policy of a job."""
 
 from __future__ import annotations
 
@@ -8,40 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmsnix_ops.cli.arguments import region_option
+from vmsnix_ops.cli.options import region_option
 from vmsnix_ops.text import echo, json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-# The jobs that have a policy of their own: the one list for ``vmsnix iam-policy``, its page, and its tests.
-#
-# A new job is one line here and one run in ``tests/privileges/rehearsals.py``; without it,
-# the test that takes away every single action fails.
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job, in one of the ways in which it is done.
+    """A job, or a variant of a job, that has its own policy.
 
     Attributes
     ----------
     kind
-        What ``vmsnix iam-policy`` calls it; the ways of one job share it.
-    where
-        ``module:function``, which returns the job's actions; imported only when they are asked for.
+        Argument of ``vmsnix iam-policy``; the same for all variants of a job.
+    function
+        ``module:function`` that returns the job's actions; imported when it is called.
     options
-        What the function is given in this way.
+        Arguments of the function for this variant.
     """
 
     kind: str
-    where: str
+    function: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def actions(self, **options: Any) -> tuple[str, ...]:
-        """Return the IAM actions that it needs; `options` instead of its own, when there are any."""
-        module, _, function = self.where.partition(":")
+        """Return the IAM actions that the job needs; `options` replace those of the variant."""
+        module, _, function = self.function.partition(":")
         found: tuple[str, ...] = getattr(importlib.import_module(module), function)(
             **(options or self.options)
         )
@@ -74,21 +68,17 @@ JOBS: dict[str, Job] = {
     "evidence": Job("archivist", "vmsnix_ops.runbooks.evidence.archive:archivist_actions"),
     "bootstrap": Job("bootstrap", "vmsnix_ops.aws.bootstrap:bootstrapper_actions"),
 }
-"""Every job, by the name that the page of permissions gives it."""
+"""Every job by its name on the page of permissions.
+
+A new job needs a run in ``tests/privileges/rehearsals.py``; a test repeats it without each of its actions.
+"""
 
 KINDS: tuple[str, ...] = tuple(dict.fromkeys(job.kind for job in JOBS.values()))
-"""What ``vmsnix iam-policy`` takes, besides the policies of roles and buckets."""
-
-
-def job_of(kind: str) -> Job:
-    """Return a kind's first job, which has no options unless all have some."""
-    return next(job for job in JOBS.values() if job.kind == kind)
-
-
+"""Policies of jobs that ``vmsnix iam-policy`` prints."""
 OTHERS = ("vmimport-role", "vmimport-trust", "audit-member-trust", "bucket", "github-oidc-trust")
-"""Policies of what is no caller: a service's role, a bucket, and who may take a role."""
+"""Other policies: of a service role, of a bucket, and trust policies of roles."""
 NEED_BUCKET = ("publisher", "archivist", "bootstrap", "vmimport-role", "bucket")
-"""Policies that read or change objects or the bucket itself."""
+"""Policies that name a bucket or its objects."""
 
 
 @click.command("iam-policy")
@@ -175,41 +165,40 @@ def iam_policy(
     from vmsnix_ops.settings import load
 
     settings = load()
-    home, key_prefix = settings.bucket, settings.key_prefix
-    if kind == "archivist":  # another bucket than that of uploads
-        home, _, prefix = settings.archive.removeprefix("s3://").partition("/")
-        home = home if settings.archive.startswith("s3://") else None
-        key_prefix = f"{prefix}/" if home and prefix else ""
-        if home and bucket and bucket != home:
+    configured, key_prefix = settings.bucket, settings.key_prefix
+    if kind == "archivist":  # the archive can be in another bucket than the uploads
+        configured, _, prefix = settings.archive.removeprefix("s3://").partition("/")
+        configured = configured if settings.archive.startswith("s3://") else None
+        key_prefix = f"{prefix}/" if configured and prefix else ""
+        if configured and bucket and bucket != configured:
             raise errors.UsageError(
-                f"--bucket is {bucket}, but the archive is in {home}.",
+                f"--bucket is {bucket}, but the archive is in {configured}.",
                 why=f"vmsnix.toml sets archive to {settings.archive}.",
                 fix="Leave out --bucket, or print the policy for that archive: "
                 f"VMSNIX_ARCHIVE=s3://{bucket}/evidence vmsnix iam-policy archivist",
             )
-    if kind in NEED_BUCKET and not (kind == "publisher" and via == "direct") and not (bucket or home):
+    bucket = bucket or configured or ""
+    if kind in NEED_BUCKET and not (kind == "publisher" and via == "direct") and not bucket:
         raise errors.UsageError(
             f"No bucket for the policy {kind}.",
             why="Without one, the policy would apply to the objects of every bucket.",
             fix="Add --bucket NAME, or set bucket in vmsnix.toml.",
         )
-    keep_out = False
+    deny_uploads = False
     uploads = settings.key_prefix
     if kind == "archivist" and (uploads.startswith(key_prefix) or key_prefix.startswith(uploads)):
-        if settings.bucket == (bucket or home) or (not settings.bucket and key_prefix.startswith(uploads)):
+        if settings.bucket == bucket or (not settings.bucket and key_prefix.startswith(uploads)):
             raise errors.UsageError(
                 "The archive and the uploads are in the same location.",
-                why=f"An archivist could replace an image below s3://{bucket or home}/{uploads} before its "
-                "import.",
-                fix=f'Set archive = "s3://{bucket or home}/evidence" in vmsnix.toml, or use another bucket.',
+                why=f"An archivist could replace an image below s3://{bucket}/{uploads} before its import.",
+                fix=f'Set archive = "s3://{bucket}/evidence" in vmsnix.toml, or use another bucket.',
             )
-        if not settings.bucket:  # this may be the bucket of the uploads
-            keep_out = True
+        deny_uploads = not settings.bucket  # the uploads could be in the bucket of the archive
     place = policies.Place(
         topic=topic,
         account=account,
         regions=regions,
-        bucket=bucket or home or "*",
+        bucket=bucket or "*",
         key_prefix=key_prefix,
         role_name=role_name or settings.role_name,
         kms_key=_key(kms_key or settings.kms_key),
@@ -224,9 +213,10 @@ def iam_policy(
             "promoter": {"public": public, "announce": announce},
             "smoke-tester": {"spot": spot},
         }
-        actions = job_of(kind).actions(**options.get(kind, {}))
-        policy = policies.document(actions, place)
-        if keep_out:
+        # The first job of a kind is its plain variant: its own options apply only when there are no others.
+        job = next(job for job in JOBS.values() if job.kind == kind)
+        policy = policies.document(job.actions(**options.get(kind, {})), place)
+        if deny_uploads:
             policy["Statement"].append(policies.no_uploads(place, uploads))
         echo(json(policies.with_key(policy, place, via=via) if kind == "publisher" else policy, indent=2))
         return
@@ -243,7 +233,7 @@ def iam_policy(
 
 
 def _key(kms_key: str) -> str:
-    """Return the ARN of a key, or refuse what a policy cannot name."""
+    """Return the ARN of a key; refuse a key ID or alias, which a policy cannot contain."""
     from vmsnix_ops import errors
     from vmsnix_ops.aws import keys
 

@@ -1,4 +1,4 @@
-"""``vmsnix lab``: JupyterLab on the runbooks."""
+"""``vmsnix lab``: open the runbooks in JupyterLab."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from vmsnix_ops.text import echo
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# What JupyterLab asks the network for, unless it is told not to.
-QUIET = {"fetchNews": "false", "checkForUpdates": False}
+# By default, JupyterLab fetches news and checks for updates on the network.
+NOTIFICATIONS = {"fetchNews": "false", "checkForUpdates": False}
 STOP_SECONDS = 15
-STARTED_IN = "VMSNIX_LAB_FOLDER"  # in a kernel's environment: the folder in which the lab was started
+LAB_FOLDER = "VMSNIX_LAB_FOLDER"  # environment variable of kernels: the folder in which the lab was started
 CONSOLE = "console.ipynb"
-"""What is open at first."""
+"""Notebook that is opened first."""
 
 
 @click.command()
@@ -44,7 +44,7 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
 
     Relative paths in parameters start at the current folder, as for `vmsnix NAME`.
     """
-    from vmsnix_ops.cli.run_sandbox import run_sandbox
+    from vmsnix_ops.cli.sandbox import run_sandbox
     from vmsnix_ops.settings import load
 
     if find_spec("jupyterlab") is None:
@@ -56,14 +56,14 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
     state = load().state
     with (
         run_sandbox() if sandbox else nullcontext() as served,
-        # Of this process alone: a second lab can run another interpreter.
+        # Each lab has its own kernel folder, because a second lab can run another interpreter.
         TemporaryDirectory(prefix="vmsnix-kernel-") as kernel,
     ):
         environment = {**os.environ, **(served.environment if served is not None else {})}
         if served is not None:
             echo(f"SANDBOX: these notebooks use {served.url}, not AWS.", err=True)
         try:
-            environment |= _private(state / "lab", environment, Path(kernel))
+            environment |= _jupyter_environment(state / "lab", environment, Path(kernel))
             notebooks = _notebooks(state)
         except OSError as error:
             raise RunError(
@@ -83,7 +83,7 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
 
 
 def _notebooks(state: Path) -> Path:
-    """Return a folder of notebooks to edit: the checkout's own, or a copy of the installed ones."""
+    """Return a folder of notebooks that may be edited: the checkout's, or a copy of the installed ones."""
     from vmsnix_ops.runbooks import catalog
 
     folder = catalog.default_folder()
@@ -92,40 +92,40 @@ def _notebooks(state: Path) -> Path:
     copy = state / "notebooks" / __version__
     files.make_folder(copy)
     for source in folder.glob("*.ipynb"):
-        if not (copy / source.name).exists():  # what somebody edited stays
+        if not (copy / source.name).exists():  # never overwrite an edited notebook
             files.write(copy / source.name, source.read_bytes())
     return copy
 
 
-def _private(folder: Path, environment: Mapping[str, str], share: Path) -> dict[str, str]:
-    """Write settings and (into `share`) a kernel, and return the variables that make JupyterLab use them."""
+def _jupyter_environment(folder: Path, environment: Mapping[str, str], share: Path) -> dict[str, str]:
+    """Write settings, and a kernel into `share`; return the variables that make JupyterLab use them."""
     from vmsnix_ops.runbooks.execution import kernels
 
-    _make_room(folder / "workspaces")
+    _write_workspace(folder / "workspaces")
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     kernel = share / "kernels" / "python3" / "kernel.json"
-    go_home = f"import os; os.chdir(os.environ[{STARTED_IN!r}]); del os"
+    change_folder = f"import os; os.chdir(os.environ[{LAB_FOLDER!r}]); del os"
     spec = {
-        "argv": kernels.argv(f"--InteractiveShellApp.exec_lines={go_home}"),
+        "argv": kernels.argv(f"--InteractiveShellApp.exec_lines={change_folder}"),
         "display_name": "Python 3 (vmsnix)",
         "language": "python",
         "metadata": kernels.METADATA,
     }
-    for path, content in ((settings, QUIET), (kernel, spec)):
+    for path, content in ((settings, NOTIFICATIONS), (kernel, spec)):
         files.make_folder(path.parent)
         files.write(path, json.dumps(content, indent=2))
     others = environment.get("JUPYTER_PATH", "")
     return {
         **kernels.python_path(environment),
-        STARTED_IN: str(Path.cwd()),
+        LAB_FOLDER: str(Path.cwd()),
         "JUPYTER_PATH": os.pathsep.join(part for part in (str(share), others) if part),
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
     }
 
 
-def _make_room(workspaces: Path) -> None:
-    """Begin with the side bar closed, so that the console has the width; how people leave it, it stays."""
+def _write_workspace(workspaces: Path) -> None:
+    """Close the side bar at the first start, so that the console has the whole width."""
     from jupyterlab_server.workspaces_handler import WorkspacesManager
 
     files.make_folder(workspaces)
@@ -154,7 +154,7 @@ def _command(notebooks: Path, port: int, *, no_browser: bool) -> list[str]:
 
 
 def _free_port() -> int:
-    """Return a port that is free now; JupyterLab would look for one around 8888."""
+    """Return a port that is free now; JupyterLab itself would search only near 8888."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -162,15 +162,15 @@ def _free_port() -> int:
 
 
 def _serve(command: list[str], environment: Mapping[str, str]) -> int:
-    """Run JupyterLab until it ends; it answers Ctrl-C itself; SIGTERM and SIGHUP end it."""
+    """Run JupyterLab until it ends. It handles Ctrl-C itself; SIGTERM and SIGHUP stop it."""
     server = subprocess.Popen(command, env=dict(environment))
 
     def stop(_number: int, _frame: object) -> None:
         server.terminate()
-        # JupyterLab waits for ever for a kernel that is just starting.
-        last = threading.Timer(STOP_SECONDS, server.kill)
-        last.daemon = True
-        last.start()
+        # JupyterLab never stops while a kernel is starting.
+        timer = threading.Timer(STOP_SECONDS, server.kill)
+        timer.daemon = True
+        timer.start()
 
     before = {
         number: signal.signal(number, signal.SIG_IGN if number is signal.SIGINT else stop)

@@ -1,4 +1,4 @@
-"""How commands speak: errors, tables, and what became of a run."""
+"""What commands print: errors, tables, JSON, and the outcome of a run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.execution.execute import RunOutcome
 
 COLOURS = {"done": "green", "failed": "red", "partial": "yellow", "cancelled": "yellow"}
-PLACES = ("notebook", "report", "result", "log")
+EVIDENCE = ("notebook", "report", "result", "log")
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """Return a console that honours ``NO_COLOR`` and writes plain text to files and pipes, never cut.
+    """Return a console that honours ``NO_COLOR`` and writes plain, uncut text to files and pipes.
 
-    Brackets in a text are brackets, and not markup.
+    Brackets in a text are printed, not read as markup.
     """
     from rich.console import Console
 
@@ -42,7 +42,7 @@ def console(stream: TextIO | None = None) -> Console:
 
 
 def new_table(*columns: str, right: Collection[str] = (), unbroken: Collection[str] = ()) -> Table:
-    """Return an empty table; `right` and `unbroken` name columns of numbers and of words without a break."""
+    """Return an empty table. Columns in `right` are aligned right; those in `unbroken` are never wrapped."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -61,11 +61,11 @@ def cell(value: object, style: str = "") -> Text:
 
 
 @contextmanager
-def watch(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
-    """Yield where a run's lines go, and who shows how far its steps are.
+def open_display(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
+    """Yield the stream for the lines of a run, and what shows the progress of its steps.
 
-    Bars on a terminal; lines everywhere else, which the runner makes. Standard output belongs to the JSON,
-    when that is wanted.
+    A terminal gets progress bars. Without one, the second value is ``None``, and the runner writes progress
+    as lines. With `as_json`, standard output contains only the JSON.
     """
     if as_json:
         yield sys.stderr, None
@@ -82,13 +82,13 @@ def watch(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
         face.close()
 
 
-def give_up_output() -> None:
-    """Send standard output nowhere from now on: Python would fail once more when it flushes at exit."""
+def discard_output() -> None:
+    """Discard standard output from now on; otherwise Python would fail again when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def show_error(what: str, why: str = "", fix: str = "") -> None:
-    """Write an error to standard error: what happened, why, and what to do."""
+    """Write to standard error what happened, why, and what to do."""
     from rich.text import Text
 
     screen, indent = console(sys.stderr), " " * 7
@@ -104,12 +104,12 @@ def show_json(value: object) -> None:
 
 
 def show_json_text(text: str) -> None:
-    """Write JSON that is text already to standard output."""
+    """Write a text that is JSON to standard output."""
     echo(json_text(text))
 
 
 def show_outcome(outcome: RunOutcome) -> None:
-    """Write what became of a run: what it made, how long its steps took, and where the evidence is."""
+    """Write the outcome of a run: its AMI, the time of its steps, and the location of its evidence."""
     from rich.text import Text
 
     screen = console()
@@ -123,7 +123,7 @@ def show_outcome(outcome: RunOutcome) -> None:
     show_slow(values)
     took = f" in {human_seconds(outcome.seconds)}"
     screen.print(Text.assemble(outcome.runbook, " ", (outcome.verdict, COLOURS[outcome.verdict]), took))
-    for name in PLACES:
+    for name in EVIDENCE:
         if getattr(outcome, name):
             screen.print(cell(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)
     sys.stdout.flush()
@@ -131,7 +131,7 @@ def show_outcome(outcome: RunOutcome) -> None:
 
 
 def show_slow(values: Mapping[str, Any]) -> None:
-    """Write which steps of a run were slow by their own history, where one was."""
+    """Write which steps of a run took longer than usual."""
     from rich.text import Text
 
     for step in values.get("slow") or ():
@@ -139,7 +139,7 @@ def show_slow(values: Mapping[str, Any]) -> None:
 
 
 def show_failure(outcome: RunOutcome) -> None:
-    """Write to standard error what ended a run, and what of its evidence could not be kept."""
+    """Write to standard error why a run failed, and which evidence could not be saved."""
     if outcome.error is not None:
         show_error(outcome.error.what, outcome.error.why, outcome.error.fix)
         request = outcome.error.detail.get("request_id")

@@ -1,10 +1,9 @@
-"""The command of a runbook: options, types, choices and help come from its parameters cell."""
+"""``vmsnix run``, and the command of each runbook, made from its parameters cell."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +19,25 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from vmsnix_ops.runbooks.declarations import Parameter
+    from vmsnix_ops.runbooks.evidence.runs import Entry
 
     ParamType = click.ParamType[Any]
 else:
     ParamType = click.ParamType  # generic since click 8.4 only
 
-PREFIX = "parameter_"  # keeps a runbook's parameters apart from the options of every run
-OWN = ("json", "archive", "sandbox", "param", "help", "yes")
+PREFIX = "parameter_"  # of a runbook's parameters, so that they differ from the options of every runbook
+RESERVED = ("json", "archive", "sandbox", "param", "help", "yes")
 
 
 class DeclaredType(ParamType):
-    """A type as the parameters cell declares it."""
+    """The type of an option, as the parameters cell declares it."""
 
     def __init__(self, parameter: Parameter) -> None:
         self.parameter = parameter
         self.name = str(parameter.type)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 - click's signature
-        """Return what stands for the value in ``--help``."""
+        """Return the placeholder of the value in ``--help``."""
         kind = self.parameter.type
         if kind.choices:
             return f"[{'|'.join(str(choice) for choice in kind.choices if choice != '')}]"
@@ -45,7 +45,7 @@ class DeclaredType(ParamType):
         return words.get(kind.kind, "TEXT")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002 - click's signature
-        """Return the value as declared; `ParameterError` says what is wrong with it."""
+        """Return the value as declared, or raise `ParameterError`."""
         return parameters.convert(self.parameter, value)
 
     def shell_complete(
@@ -54,7 +54,7 @@ class DeclaredType(ParamType):
         param: click.Parameter,  # noqa: ARG002 - click's signature
         incomplete: str,
     ) -> list[CompletionItem]:
-        """Return the choices that begin so, or the images."""
+        """Return the choices, or the images, that start with `incomplete`."""
         from vmsnix_ops.cli import completion
 
         if self.parameter.name == "image":
@@ -63,14 +63,14 @@ class DeclaredType(ParamType):
 
 
 class RunbookCommand(click.Command):
-    """A runbook as a command: its own parameters are listed before the options of every run."""
+    """A runbook as a command. Its help lists its own parameters before the options of every runbook."""
 
     def get_help(self, ctx: click.Context) -> str:
-        """Return the help text; what a notebook says is from outside, and click wraps it."""
+        """Return the help text, safe for a terminal: it contains texts from the notebook."""
         return lines(super().get_help(ctx))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse an argument without a name, and name the command that was probably meant."""
+        """Refuse an argument that is not an option, and suggest the command that was probably meant."""
         given = list(args)
         try:
             words = super().parse_args(ctx, args)
@@ -88,24 +88,31 @@ class RunbookCommand(click.Command):
         raise click.UsageError(f"{words[0]!r} is not an option. Use --name value for a parameter.{hint}", ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write two lists: the runbook's parameters, the options of every run."""
+        """Write two lists: the runbook's parameters, and the options of every runbook."""
+        defaults = parameters.defaults_in_use()
         own: list[tuple[str, str]] = []
-        every: list[tuple[str, str]] = []
+        common: list[tuple[str, str]] = []
         for option in self.get_params(ctx):
             record = option.get_help_record(ctx)
-            if record is not None:
-                (own if (option.name or "").startswith(PREFIX) else every).append(record)
+            if record is None:
+                continue
+            name = option.name or ""
+            if name.startswith(PREFIX):
+                text = parameters.with_default(name.removeprefix(PREFIX), record[1], defaults)
+                own.append((record[0], text))
+            else:
+                common.append(record)
         if own:
             with formatter.section("Parameters"):
                 formatter.write_dl(own)
         with formatter.section("Options"):
-            formatter.write_dl(every)
+            formatter.write_dl(common)
 
 
 def _no_rollback(args: list[str]) -> str:
-    """Return the error for ``publish-ami --rollback RUN``, which earlier versions had."""
-    place = next(number for number, word in enumerate(args) if word.split("=")[0] == "--rollback")
-    run_id = args[place].partition("=")[2] or "".join(args[place + 1 : place + 2])
+    """Return the error for ``publish-ami --rollback RUN``, an option of earlier versions."""
+    index = next(number for number, word in enumerate(args) if word.split("=")[0] == "--rollback")
+    run_id = args[index].partition("=")[2] or "".join(args[index + 1 : index + 2])
     if not run_id or run_id.startswith("-"):
         run_id = "RUN"
     return (
@@ -115,29 +122,29 @@ def _no_rollback(args: list[str]) -> str:
 
 
 class Runbooks(click.Group):
-    """Every runbook is a command of this group."""
+    """The group ``vmsnix run``, with every runbook as a command."""
 
     def get_help(self, ctx: click.Context) -> str:
-        """Return the help text; what a notebook says is from outside, and click wraps it."""
+        """Return the help text, safe for a terminal: it contains texts from notebooks."""
         return lines(super().get_help(ctx))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the names of the runbooks that can be used; help reads each of them."""
+        """Return the short names of all runbooks."""
         return [book.short_name for book in catalog.runbooks()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:  # noqa: ARG002 - click's signature
-        """Return the command of a runbook; `UnknownRunbookError` names the nearest."""
+        """Return the command of a runbook, or raise `UnknownRunbookError`."""
         return command_of(cmd_name)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Return the runbooks that begin so, by the name to type; a full name where no short one fits."""
+        """Return the runbooks whose name starts with `incomplete`."""
         from vmsnix_ops.cli import completion
 
         return completion.runbooks(incomplete) or super().shell_complete(ctx, incomplete)
 
 
 def command_of(name: str) -> click.Command:
-    """Return the command of a runbook: for a fleet the one that takes a plan file, else `runbook_command`."""
+    """Return the command of a runbook; the runbook ``fleet`` has its own, which takes a plan file."""
     if catalog.full_name(name) == "fleet":
         from vmsnix_ops.cli.fleet import fleet
 
@@ -153,42 +160,20 @@ def run() -> None:
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
-    """A run that is to be repeated.
-
-    Attributes
-    ----------
-    run_id
-        Which one.
-    parameters
-        All that it had.
-    cwd
-        The folder that it worked in.
-    sandbox
-        Whether it is repeated on a sandbox.
-    """
-
-    run_id: str
-    parameters: Mapping[str, object]
-    cwd: str
-    sandbox: bool
-
-
-def runbook_command(name: str, past: Past | None = None) -> click.Command:
+def runbook_command(name: str, past: Entry | None = None) -> click.Command:
     """Return the command of one runbook, made from its parameters cell.
 
     Parameters
     ----------
     name
-        Of the runbook.
+        Name of the runbook.
     past
-        A run whose parameters hold where no others are given, instead of the notebook's defaults.
+        Run to repeat: its parameters replace the notebook's defaults.
 
     Raises
     ------
     UnknownRunbookError
-        When there is no such runbook.
+        There is no such runbook.
     """
     runbook = catalog.find(name)
     effects = {
@@ -201,7 +186,7 @@ def runbook_command(name: str, past: Past | None = None) -> click.Command:
         help=f"{runbook.description or runbook.title}\n\n{effects[runbook.side_effects]}",
         short_help=runbook.description or runbook.title,
         callback=_callback(runbook, past),
-        params=[*map(_option, runbook.parameters), *_other_names(runbook), *_every_run(runbook)],
+        params=[*map(_option, runbook.parameters), *_other_names(runbook), *_common_options(runbook)],
         context_settings={"help_option_names": ["-h", "--help"], "allow_extra_args": True},
     )
 
@@ -210,7 +195,7 @@ def _option(parameter: Parameter) -> click.Option:
     flag = parameter.name.replace("_", "-")
     name = f"{PREFIX}{parameter.name}"
     text = parameter.help
-    if flag in OWN:
+    if flag in RESERVED:
         text = f"{text} (only as -p {parameter.name}=VALUE)".strip()
         flag = f"parameter-{flag}"
     shown = _shown_default(parameter)
@@ -220,14 +205,14 @@ def _option(parameter: Parameter) -> click.Option:
         [f"--{flag}", name],
         type=DeclaredType(parameter),
         default=None,
-        # Of one region, two must be refused, where click would take the last.
+        # `region` too: without `multiple`, click would silently use the last of two values.
         multiple=parameter.type.kind in ("list", "dict") or parameter.name in parameters.PLURALS,
         help=f"{text}{shown}",
     )
 
 
 def _other_names(runbook: catalog.Runbook) -> list[click.Option]:
-    """Return options for the names that are read as another parameter; ``--help`` does not list them."""
+    """Return hidden options for the names that are read as another parameter."""
     return [
         click.Option([f"--{name}", f"{PREFIX}{name}"], multiple=True, hidden=True)
         for name in parameters.other_names(runbook)
@@ -241,7 +226,7 @@ def _shown_default(parameter: Parameter) -> str:
     return f"  [default: {shown}]"
 
 
-def _every_run(runbook: catalog.Runbook) -> list[click.Option]:
+def _common_options(runbook: catalog.Runbook) -> list[click.Option]:
     options = [
         click.Option(
             ["-p", "--param", "pairs"],
@@ -264,7 +249,7 @@ def _every_run(runbook: catalog.Runbook) -> list[click.Option]:
     return options
 
 
-def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]:
+def _callback(runbook: catalog.Runbook, past: Entry | None) -> Callable[..., int]:
     def run_it(
         pairs: tuple[str, ...],
         sandbox: bool,
@@ -273,20 +258,14 @@ def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]
         yes: bool = False,
         **options: object,
     ) -> int:
-        given = _given(runbook, options, pairs)
-        if past is None:
-            return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json, yes=yes)
-        from vmsnix_ops.runbooks.execution.execute import same_parameters
+        given, cwd = _given(runbook, options, pairs), None
+        if past is not None:
+            from vmsnix_ops.runbooks.execution.execute import same_parameters
 
-        return execute(
-            runbook,
-            same_parameters(runbook, past.parameters, given),
-            sandbox=sandbox or past.sandbox,
-            archive=archive,
-            as_json=as_json,
-            yes=yes,
-            cwd=Path(past.cwd) if past.cwd and Path(past.cwd).is_dir() else None,
-        )
+            given = same_parameters(runbook, past.parameters, given)
+            folder = str(past.values.get("cwd") or "")
+            cwd = Path(folder) if folder and Path(folder).is_dir() else None
+        return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json, yes=yes, cwd=cwd)
 
     return run_it
 
@@ -294,7 +273,7 @@ def _callback(runbook: catalog.Runbook, past: Past | None) -> Callable[..., int]
 def _given(
     runbook: catalog.Runbook, options: Mapping[str, object], pairs: tuple[str, ...]
 ) -> dict[str, object]:
-    """Return the parameters that the words gave; several lists or mappings for one name become one."""
+    """Return the parameters of a command line; repeated lists and mappings are merged."""
     from vmsnix_ops.errors import ParameterError
 
     given: dict[str, object] = {}
@@ -320,7 +299,7 @@ def _given(
 
 
 def _merged(values: tuple[Any, ...]) -> object:
-    """Return the values of an option that was given several times as one list, mapping or value."""
+    """Return the values of a repeated option as one list, mapping or value."""
     if isinstance(values[0], dict):
         return {key: value for part in values for key, value in part.items()}
     if isinstance(values[0], list):
@@ -338,32 +317,32 @@ def execute(
     yes: bool = False,
     cwd: Path | None = None,
 ) -> int:
-    """Run a runbook, show what became of it, and return the exit code.
+    """Run a runbook, show its outcome, and return the exit code.
 
     Parameters
     ----------
     runbook, given
         The runbook and its parameters.
     sandbox
-        Against a local sandbox instead of AWS.
+        Use a local sandbox instead of AWS.
     archive
-        Where the evidence goes; the setting by default.
+        Location of the evidence; the setting ``archive`` by default.
     as_json
-        Print ``result.json``; the notebook's lines, and the error, go to standard error then.
+        Print ``result.json``; the output of the notebook, and an error, go to standard error.
     yes
-        Whether it is confirmed that a runbook which destroys shall do so; asked on a terminal otherwise.
+        Confirm that the runbook may destroy. Without it, vmsnix asks if there is a terminal.
     cwd
-        Where relative paths count from; this process's folder by default.
+        Folder for relative paths; the working directory by default.
     """
-    from vmsnix_ops.cli.output import give_up_output, show_failure, show_json, show_outcome, watch
-    from vmsnix_ops.cli.run_sandbox import run_sandbox
+    from vmsnix_ops.cli.output import discard_output, open_display, show_failure, show_json, show_outcome
+    from vmsnix_ops.cli.sandbox import run_sandbox
     from vmsnix_ops.runbooks.execution.execute import run as run_runbook
 
-    checked = parameters.check(runbook, given)  # before a sandbox starts for nothing
+    checked = parameters.check(runbook, given)  # first, so that an error starts no sandbox
     confirmed = yes or _confirmed(runbook, checked)
     with (
         run_sandbox() if sandbox else nullcontext() as served,
-        watch(as_json=as_json) as (screen, on_event),
+        open_display(as_json=as_json) as (screen, on_event),
     ):
         outcome = run_runbook(
             runbook,
@@ -382,14 +361,14 @@ def execute(
         else:
             show_outcome(outcome)
         sys.stdout.flush()
-    except (OSError, SystemExit):  # nobody reads the output (rich exits then), or its disk is full
-        give_up_output()
+    except (OSError, SystemExit):  # the reader closed the pipe (rich exits then), or the disk is full
+        discard_output()
         return outcome.exit_code or 3
     return outcome.exit_code
 
 
 def _confirmed(runbook: catalog.Runbook, given: Mapping[str, object]) -> bool:
-    """Ask on a terminal whether a runbook shall destroy; elsewhere the runner refuses."""
+    """Ask on a terminal whether a runbook may destroy; without a terminal, the runner refuses."""
     if runbook.side_effects != "destroys" or given.get("dry_run", True) is True:
         return False
     if not (sys.stdin.isatty() and sys.stderr.isatty()):

@@ -1,4 +1,4 @@
-"""``vmsnix runs`` and ``vmsnix rerun``: past runs, and one of them again."""
+"""``vmsnix runs`` and ``vmsnix rerun``: list, open, repair and repeat past runs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmsnix_ops.cli.options import archive_option, json_option
 from vmsnix_ops.outcomes import RUN_STATUSES
 from vmsnix_ops.text import echo, json, line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from click.shell_completion import CompletionItem
 
     from vmsnix_ops.runbooks.evidence.runs import Archive, Entry
-    from vmsnix_ops.settings import Settings
 
 STATUSES = (*RUN_STATUSES, "unreadable")
 SHOWN = 20
@@ -33,22 +33,11 @@ FACTS = (
     ("snapshot_id", "snapshot"),
     ("sandbox", "sandbox"),
 )
-PLACES = ("notebook", "report", "log", "result")
-
-
-def _places(command: Callable[..., Any]) -> Any:
-    """Add the options that say which archive is meant."""
-    command = click.option(
-        "--archive",
-        default="",
-        metavar="FOLDER",
-        help="Archive to read: a folder, or s3://bucket/prefix.  [default: the setting archive]",
-    )(command)
-    return click.option("--sandbox", is_flag=True, help="Use the archive of runs with --sandbox.")(command)
+sandbox_option = click.option("--sandbox", is_flag=True, help="Use the archive of runs with --sandbox.")
 
 
 def _ids(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete a run's id, from an archive on this machine; one on S3 would be too slow."""
+    """Complete a run ID from an archive on this machine; an archive on S3 would be too slow."""
     from vmsnix_ops.cli import completion
 
     sandbox = any(level.params.get("sandbox") for level in (ctx, ctx.parent) if level is not None)
@@ -82,7 +71,8 @@ def _runbooks(_ctx: click.Context, _parameter: click.Parameter, incomplete: str)
 )
 @click.option("--all", "everything", is_flag=True, help="Show all runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the result.json of each run.")
-@_places
+@sandbox_option
+@archive_option
 @click.pass_context
 def runs(
     ctx: click.Context,
@@ -116,17 +106,18 @@ def runs(
     elif found:
         _list(found)
     else:
-        echo("No runs.")
+        echo("No matching runs." if runbook or image or status or ami else "No runs yet.")
 
 
 @runs.command()
 @click.argument("run_id", metavar="ID", shell_complete=_ids)
 @click.option("--open", "in_browser", is_flag=True, help="Open the report in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's result.json.")
-@_places
+@sandbox_option
+@archive_option
 @click.pass_obj
 def show(
-    above: tuple[str, bool], run_id: str, in_browser: bool, as_json: bool, archive: str, sandbox: bool
+    parent: tuple[str, bool], run_id: str, in_browser: bool, as_json: bool, archive: str, sandbox: bool
 ) -> None:
     """Show a run: its parameters, outcome, step times and evidence.
 
@@ -134,22 +125,23 @@ def show(
     """
     from vmsnix_ops.cli.output import show_json
 
-    place = open_archive(archive or above[0], sandbox=sandbox or above[1])
-    found = place.find(run_id)
+    opened = open_archive(archive or parent[0], sandbox=sandbox or parent[1])
+    found = opened.find(run_id)
     if as_json:
         show_json({**found.values, "status": found.status})
     else:
         _show(found)
     if in_browser:
-        _open(place, found)
+        _open_report(opened, found)
 
 
 @runs.command()
 @click.argument("run_id", metavar="[ID]", default="", shell_complete=_ids)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_places
+@json_option
+@sandbox_option
+@archive_option
 @click.pass_obj
-def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
+def repair(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
     """Save the rows and evidence that runs on this machine could not save.
 
     Without ID, repair all runs. A run whose process ended without a result is marked "lost"; a running run is
@@ -158,12 +150,13 @@ def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sa
     from dataclasses import asdict
 
     from vmsnix_ops.cli.output import show_json
+    from vmsnix_ops.cli.sandbox import load_settings
     from vmsnix_ops.runbooks.evidence.runs import repair as repair_runs
 
-    settings = load_settings(sandbox=sandbox or above[1])
-    place = open_archive(archive or above[0], sandbox=sandbox or above[1])
-    wanted = place.full_id(run_id) if run_id else ""
-    found = list(repair_runs(place, settings, run_id=wanted))
+    settings = load_settings(sandbox=sandbox or parent[1])
+    opened = open_archive(archive or parent[0], sandbox=sandbox or parent[1])
+    wanted = opened.full_id(run_id) if run_id else ""
+    found = list(repair_runs(opened, settings, run_id=wanted))
     if as_json:
         show_json([asdict(one) for one in found])
     elif not found:
@@ -180,7 +173,7 @@ def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sa
 @click.option("--sandbox", is_flag=True, help="Run on a local sandbox instead of AWS.")
 @click.option(
     "--from",
-    "place",
+    "archive",
     default="",
     metavar="FOLDER",
     help="Archive that contains the run.  [default: the setting archive]",
@@ -188,36 +181,32 @@ def repair(above: tuple[str, bool], run_id: str, as_json: bool, archive: str, sa
 @click.argument("run_id", metavar="ID", shell_complete=_ids)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]...")
 @click.pass_context
-def rerun(ctx: click.Context, run_id: str, words: tuple[str, ...], place: str, sandbox: bool) -> int:
+def rerun(ctx: click.Context, run_id: str, words: tuple[str, ...], archive: str, sandbox: bool) -> int:
     """Run a runbook again with the parameters of a past run.
 
     ID can be shortened, as for `vmsnix runs show`. Options after it replace single parameters, as in
     `vmsnix NAME`. The run starts in the working directory of the past run, if that still exists.
     """
-    from vmsnix_ops.cli.run import Past, runbook_command
+    from vmsnix_ops.cli.run import runbook_command
 
-    sandbox = sandbox or "--sandbox" in words
-    found = _past_run(run_id, place, sandbox=sandbox)
-    past = Past(found.run_id, found.parameters, str(found.values.get("cwd") or ""), sandbox)
-    command = runbook_command(found.runbook, past)
-    name = f"{ctx.command_path} {run_id}"
-    with command.make_context(name, list(words)) as inner:
+    arguments = ["--sandbox", *words] if sandbox else [*words]
+    found = _past_run(run_id, archive, sandbox="--sandbox" in arguments)
+    command = runbook_command(found.runbook, found)
+    with command.make_context(f"{ctx.command_path} {run_id}", arguments) as inner:
         code: int = command.invoke(inner)
     return code
 
 
-def _past_run(run_id: str, place: str, *, sandbox: bool) -> Entry:
-    """Return the run that is to be repeated; a run on the sandbox stays there."""
+def _past_run(run_id: str, archive: str, *, sandbox: bool) -> Entry:
+    """Return the run to repeat; refuse to repeat a run on a sandbox in AWS."""
     from vmsnix_ops.errors import UnknownRunError, UsageError
 
     try:
-        found = open_archive(place, sandbox=sandbox).find(run_id)
+        found = open_archive(archive, sandbox=sandbox).find(run_id)
     except UnknownRunError:
-        if place or not sandbox:
+        if archive or not sandbox:
             raise
-        found = open_archive("", sandbox=False).find(
-            run_id
-        )  # a run on the real AWS, to be repeated on the sandbox
+        found = open_archive("", sandbox=False).find(run_id)  # repeat a run in AWS on the sandbox
     if found.values.get("sandbox") and not sandbox and not os.environ.get("VMSNIX_SANDBOX"):
         raise UsageError(
             f"The run {found.run_id} ran on a sandbox.",
@@ -227,23 +216,12 @@ def _past_run(run_id: str, place: str, *, sandbox: bool) -> Entry:
     return found
 
 
-def open_archive(place: str, *, sandbox: bool) -> Archive:
-    """Return the archive that the options mean."""
+def open_archive(location: str, *, sandbox: bool) -> Archive:
+    """Return the archive at a location; by default that of the settings, or of the sandbox."""
+    from vmsnix_ops.cli.sandbox import load_settings
     from vmsnix_ops.runbooks.evidence import runs as evidence
 
-    return evidence.open_archive(load_settings(sandbox=sandbox), place=place)
-
-
-def load_settings(*, sandbox: bool) -> Settings:
-    """Return the settings, or those of the sandbox's runs."""
-    from vmsnix_ops.settings import load
-
-    environment = dict(os.environ)
-    if sandbox:
-        from vmsnix_ops.cli.run_sandbox import record_folders
-
-        environment |= record_folders(load().state / "sandbox")
-    return load(environment=environment)
+    return evidence.open_archive(load_settings(sandbox=sandbox), location=location)
 
 
 def _list(entries: list[Entry]) -> None:
@@ -271,7 +249,7 @@ def _show(entry: Entry) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from vmsnix_ops.cli.output import COLOURS, cell, console, show_slow, steps_table
+    from vmsnix_ops.cli.output import COLOURS, EVIDENCE, cell, console, show_slow, steps_table
     from vmsnix_ops.progress import human_seconds
 
     values, screen = entry.values, console()
@@ -280,7 +258,7 @@ def _show(entry: Entry) -> None:
     screen.print(
         Text.assemble(f"{line(entry.runbook)} ", (line(entry.status), COLOURS.get(entry.status, "")), took)
     )
-    _explain(entry)
+    _show_failure(entry)
     facts: list[tuple[str, object]] = [(name, values[key]) for key, name in FACTS if values.get(key)]
     for title, rows in (("", facts), ("parameters", list(entry.parameters.items()))):
         if not rows:
@@ -294,7 +272,7 @@ def _show(entry: Entry) -> None:
             title_style="dim",
         )
         for name, value in rows:
-            table.add_row(cell(name), cell(_plain(value)))
+            table.add_row(cell(name), cell(value if isinstance(value, str) else json(value)))
         screen.print(table)
     steps = values.get("steps")
     if isinstance(steps, list) and steps:
@@ -302,7 +280,7 @@ def _show(entry: Entry) -> None:
     show_slow(values)
     for problem in values.get("problems") or []:
         screen.print(cell(problem, "yellow"), soft_wrap=True)
-    for name in PLACES:
+    for name in EVIDENCE:
         if values.get(name):
             screen.print(cell(f"{name:<9} {values[name]}"), soft_wrap=True)
     where = " --sandbox" if values.get("sandbox") else ""
@@ -311,8 +289,8 @@ def _show(entry: Entry) -> None:
     )
 
 
-def _explain(entry: Entry) -> None:
-    """Say why a run did not do its job."""
+def _show_failure(entry: Entry) -> None:
+    """Write why a run failed, if it did."""
     from vmsnix_ops.cli.output import cell, console
 
     failure: Mapping[str, Any] = entry.values.get("failure") or {}
@@ -327,12 +305,8 @@ def _explain(entry: Entry) -> None:
             console().print(cell(f"  {failure[part]}", style), soft_wrap=True)
 
 
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json(value)
-
-
-def _open(archive: Archive, entry: Entry) -> None:
-    """Open a run's report in the browser, from a copy of our own when it is on S3."""
+def _open_report(archive: Archive, entry: Entry) -> None:
+    """Open a run's report in the browser; a report on S3 is copied first."""
     import webbrowser
     from pathlib import Path
 

@@ -1,13 +1,37 @@
-"""``vmsnix sandbox``."""
+"""``vmsnix sandbox``, and the sandbox that ``--sandbox`` of another command starts for one run.
+
+A run on a sandbox cannot reach the real AWS, and has its own history and archive.
+``python -m vmsnix_ops.cli.sandbox`` serves a sandbox for another process, such as the console: it prints the
+environment variables as one line of JSON and ends when its standard input is closed, so that it never
+outlives the process that started it.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from vmsnix_ops.errors import RunError, VmsnixError
+from vmsnix_ops.settings import Settings, load
+from vmsnix_ops.text import json, write
 
-@click.command()
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+BUCKET = "vmsnix-images"
+SPEED = 60.0  # sandbox seconds in one real second: an import of minutes takes seconds
+
+
+@click.command("sandbox")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="TCP port on 127.0.0.1; 0 chooses a free one."
 )
@@ -24,15 +48,140 @@ import click
     metavar="FOLDER",
     help="Folder that keeps the sandbox's state across restarts.",
 )
-def sandbox(port: int, speed: float, state: Path | None) -> None:
+def sandbox_command(port: int, speed: float, state: Path | None) -> None:
     """Run a local AWS in the foreground, and print the export lines for a shell.
 
     boto3, the AWS CLI and other tools can use it. Stop it with Ctrl-C.
     """
-    from vmsnix_ops.errors import RunError
     from vmsnix_ops.sandbox.serve import serve
 
     try:
         serve(port, speed, state)
     except OSError as error:
-        raise RunError("The sandbox could not start.", why=f"{error}") from error
+        raise _start_error(error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class RunSandbox:
+    """A running sandbox, and what a run needs to use it.
+
+    Attributes
+    ----------
+    url
+        Its address.
+    environment
+        Variables to add to those of this process, whose own ``AWS_*`` variables are removed meanwhile.
+    state
+        Folder of the history and the archive of its runs.
+    """
+
+    url: str
+    environment: dict[str, str]
+    state: Path
+
+
+def record_folders(folder: Path) -> dict[str, str]:
+    """Return the variables that put the state, history and archive of a run into one folder."""
+    return {
+        "VMSNIX_STATE": str(folder),
+        "VMSNIX_HISTORY": str(folder / "history"),
+        "VMSNIX_ARCHIVE": str(folder / "archive"),
+    }
+
+
+def load_settings(*, sandbox: bool) -> Settings:
+    """Return the settings; with `sandbox`, those of runs with ``--sandbox``."""
+    folders = record_folders(load().state / "sandbox") if sandbox else {}
+    return load(environment={**os.environ, **folders})
+
+
+@contextmanager
+def _without_aws_variables() -> Iterator[None]:
+    """Remove the caller's AWS variables: a profile or an endpoint among them would override the sandbox."""
+    removed = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        os.environ.update(removed)
+
+
+@contextmanager
+def run_sandbox(
+    *, name: str = "sandbox", speed: float = SPEED, keep: bool = True, port: int = 0
+) -> Iterator[RunSandbox]:
+    """Serve a sandbox in this process until the block ends.
+
+    Parameters
+    ----------
+    name
+        Name of its folder below the setting ``state``.
+    speed
+        Sandbox seconds per real second.
+    keep
+        Keep its resources for the next sandbox of this name.
+    port
+        TCP port; 0 chooses a free one.
+
+    Raises
+    ------
+    RunError
+        The port or the folder is in use.
+    """
+    from vmsnix_ops.sandbox import sandbox
+
+    settings = load()
+    folder = settings.state / name
+    region = settings.region or "us-east-1"
+    try:
+        served = sandbox(speed=speed, port=port, state=folder / "aws" if keep else None)
+    except OSError as error:
+        raise _start_error(error) from error
+    if not keep:
+        # Tables that outlive their sandbox would list AMIs that no longer exist.
+        shutil.rmtree(folder / "history", ignore_errors=True)
+    with _without_aws_variables(), served as aws:
+        aws.prepare(bucket=BUCKET, region=region, role=settings.role_name)
+        yield RunSandbox(
+            url=aws.url,
+            environment=aws.environment
+            | record_folders(folder)
+            | {
+                "AWS_REGION": region,
+                "AWS_DEFAULT_REGION": region,
+                "VMSNIX_SANDBOX": aws.url,
+                "VMSNIX_BUCKET": BUCKET,
+                "VMSNIX_REGION": region,
+                "VMSNIX_ALLOWED_ACCOUNTS": aws.account,
+            },
+            state=folder,
+        )
+
+
+def _start_error(error: OSError) -> RunError:
+    return RunError("The sandbox could not start.", why=f"{error}")
+
+
+def main() -> int:
+    """Serve a sandbox until standard input is closed, and return the exit code."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the sandbox saves its state before it ends
+        signal.signal(number, end)
+    try:
+        with run_sandbox() as served:
+            _print({"environment": served.environment})
+            sys.stdin.read()
+    except VmsnixError as error:
+        _print({"error": str(error)})
+        return error.exit_code
+    return 0
+
+
+def _print(facts: dict[str, object]) -> None:
+    write(sys.stdout, json(facts) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""``vmsnix undo RUN``: undo an unfinished publish."""
+"""``vmsnix undo``: undo an unfinished publish."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class SandboxHost:
     def __init__(self) -> None:
         environment = {**os.environ, **kernels.python_path(os.environ)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vmsnix_ops.cli.run_sandbox"],
+            [sys.executable, "-m", "vmsnix_ops.cli.sandbox"],
             stdin=subprocess.PIPE,  # it ends when this closes, also when this process is killed
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -329,21 +329,21 @@ class Archive:
 
 
 def open_archive(
-    settings: Settings, *, place: str = "", environment: Mapping[str, str] | None = None
+    settings: Settings, *, location: str = "", environment: Mapping[str, str] | None = None
 ) -> Archive:
     """Return the archive of these settings.
 
     Parameters
     ----------
     settings
-        Where it is.
-    place
-        Another one: a local folder, or ``s3://bucket/prefix``.
+        Name the archive.
+    location
+        Another archive: a local folder, or ``s3://bucket/prefix``.
     environment
         Variables with which S3 is reached; ``os.environ`` by default.
     """
     return Archive(
-        place or settings.archive,
+        location or settings.archive,
         settings.state / "runs",
         os.environ if environment is None else environment,
     )
