@@ -37,7 +37,7 @@ BUDGET_SECONDS = 300.0
 TOTAL_SECONDS = 6 * 3600.0
 
 Item = tuple[int, str]
-"""A block's index, and its SHA-256 in hex (put), its token (get), or both with a space between (compare)."""
+"""A block's index, and its SHA-256 in hexadecimal (put) or its token (get, digest)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class BlockRefusedError(errors.AwsError):
 
 
 def run(
-    verb: Literal["put", "get", "compare"],
+    verb: Literal["put", "get", "digest"],
     items: Collection[Item],
     *,
     session: boto3.Session,
@@ -104,15 +104,15 @@ def run(
     snapshot_id: str,
     path: Path | None = None,
     descriptor: int = -1,
-    on_done: Callable[[Sequence[int]], None],
+    on_done: Callable[[Sequence[Any]], None],
     pushing: Pushing = Pushing(),
 ) -> int:
-    """Put, get or compare blocks and return how many answers were throttled.
+    """Put, get or hash blocks and return how many answers were throttled.
 
     Parameters
     ----------
     verb
-        ``"put"`` from an image, ``"get"`` into a file, or ``"compare"`` with digests.
+        ``"put"`` from an image, ``"get"`` into a file, or ``"digest"`` to hash what the snapshot contains.
     items
         What to do, in this order.
     session, region
@@ -120,11 +120,12 @@ def run(
     snapshot_id
         Of the snapshot.
     path
-        The image to read, or the existing file to write; ``None`` to compare.
+        The image to read, or the existing file to write; ``None`` for digests.
     descriptor
         An open file that is the disk itself, byte for byte, to read instead of the image.
     on_done
         Called in this thread with the indices of every batch that is done: what a journal may rely upon.
+        After ``"digest"`` these are pairs of index and SHA-256 in hexadecimal. What it raises ends the run.
     pushing
         How hard to push.
 
@@ -201,7 +202,7 @@ class _Crew:
             )
 
     def carry_out(
-        self, items: Collection[Item], on_done: Callable[[Sequence[int]], None], *, deadline: float
+        self, items: Collection[Item], on_done: Callable[[Sequence[Any]], None], *, deadline: float
     ) -> int:
         """Keep every worker supplied until nothing is left and all is done."""
         left = _batches(items, self.job.threads * len(self.workers))

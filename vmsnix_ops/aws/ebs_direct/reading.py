@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors, files
 from vmsnix_ops.aws.ebs_direct import engine, manifests
-from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, Pushing
+from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal, locked
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
-from vmsnix_ops.aws.ebs_direct.worker import DIFFERS
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.image import ZEROS
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.progress import Step
 
 GIB = 2**30
+DIFFERS = "ContentDiffers"
 ZERO = hashlib.sha256(ZEROS).hexdigest()
 SAMPLE = 256
 """Blocks of a sample: 128 MiB. It finds a snapshot of which 2 % is wrong with a chance of 99 %."""
@@ -128,20 +128,23 @@ def verify(
     for index, digest in blocks.pairs():
         if digest not in ("", ZERO) and index not in tokens:
             raise _differs(snapshot_id, f"It does not contain block {index} of the image.")
-    try:
-        engine.run(
-            "compare",
-            [(index, f"{blocks.get(index) or ZERO} {tokens[index]}") for index in chosen],
-            session=session,
-            region=region,
-            snapshot_id=snapshot_id,
-            on_done=lambda batch: step.advance(len(batch) * BLOCK_BYTES) if step is not None else None,
-            pushing=pushing or Pushing(),
-        )
-    except BlockRefusedError as error:
-        if error.code != DIFFERS:
-            raise
-        raise _differs(snapshot_id, f"Block {error.index} differs from the image's.") from error
+
+    def compare(batch: Sequence[tuple[int, str]]) -> None:
+        for index, digest in batch:
+            if digest != (blocks.get(index) or ZERO):
+                raise _differs(snapshot_id, f"Block {index} differs from the image's.")
+        if step is not None:
+            step.advance(len(batch) * BLOCK_BYTES)
+
+    engine.run(
+        "digest",
+        [(index, tokens[index]) for index in chosen],
+        session=session,
+        region=region,
+        snapshot_id=snapshot_id,
+        on_done=compare,
+        pushing=pushing or Pushing(),
+    )
     return Verified(snapshot_id, len(chosen), len(tokens))
 
 

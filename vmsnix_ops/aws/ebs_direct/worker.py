@@ -5,10 +5,10 @@ these, as ``python -m vmsnix_ops.aws.ebs_direct.worker``. They speak JSON, a lin
 the job, then batches in, and what became of them out. Little is imported, so a worker starts in a tenth of a
 second.
 
-In: ``{"blocks": [[index, what], ...]}`` or ``{"keys": {...}}``; the end of input ends the worker. To put,
-``what`` is the block's digest, to get its token, to compare both.
-Out: ``{"done": [index, ...], "throttled": n}``, ``{"keys": true}`` (they are expired) or
-``{"failed": {...}}``.
+In: ``{"blocks": [[index, what], ...]}`` or ``{"keys": {...}}``; the end of input ends the worker. ``what`` is
+the block's digest to put it, and its token to get it or to return its digest.
+Out: ``{"done": [index, ...], "throttled": n}``, where ``[index, digest]`` stands for ``index`` after
+``digest``; ``{"keys": true}`` (they are expired) or ``{"failed": {...}}``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.disk.image import DiskImage
 
 THROTTLED = error_codes.THROTTLING | {"ServiceQuotaExceededException"}  # the EBS direct APIs' HTTP 402
-DIFFERS = "ContentDiffers"
 CHANGED = "ImageChanged"
 KEYS_SECONDS = 10.0  # for the parent to fetch new credentials
 NOT_YET = "ResourceNotFoundException"
@@ -59,12 +58,12 @@ class Job:
     Attributes
     ----------
     verb
-        ``"put"`` reads the image and sends; ``"get"`` fetches and writes; ``"compare"`` fetches and compares
-        with a digest.
+        ``"put"`` reads the image and sends; ``"get"`` fetches and writes; ``"digest"`` fetches and returns
+        the SHA-256.
     snapshot_id
         Of the snapshot.
     path
-        The image to read, or the file to write; empty to compare.
+        The image to read, or the file to write; empty for digests.
     raw
         Whether the image is the disk itself whatever its first bytes look like.
     threads
@@ -75,7 +74,7 @@ class Job:
         Seconds to keep trying one block.
     """
 
-    verb: Literal["put", "get", "compare"]
+    verb: Literal["put", "get", "digest"]
     snapshot_id: str
     path: str
     raw: bool
@@ -197,7 +196,7 @@ class Worker:
                 # The parent was killed. Nobody hears what is done here, and the next run may be at it.
                 os._exit(1)
 
-    def put(self, image: DiskImage, index: int, digest: str) -> None:
+    def put(self, image: DiskImage, index: int, digest: str) -> int:
         """Send a block, if the buffer that is sent holds the bytes that the digest names."""
         block, raw = self._buffer(), bytes.fromhex(digest)
         try:
@@ -209,17 +208,18 @@ class Worker:
         self._patiently(
             index, lambda patience: self.wire.put(self.job.snapshot_id, index, block, raw, patience=patience)
         )
+        return index
 
-    def get(self, file: int, index: int, token: str) -> None:
+    def get(self, file: int, index: int, token: str) -> int:
         """Fetch a block, compare its checksum, and write it where it belongs; zeros stay a hole."""
-        body = self._fetch(index, token)
+        body = self._fetch(index, token).body
         if body != ZEROS:
             os.pwrite(file, body, index * BLOCK_BYTES)
+        return index
 
-    def compare(self, index: int, digest: str, token: str) -> None:
-        """Fetch a block and compare it with the one that was identified."""
-        if hashlib.sha256(self._fetch(index, token)).hexdigest() != digest:
-            raise Refused(Answer(0, DIFFERS, "the snapshot contains other bytes than the image"), index)
+    def digest(self, index: int, token: str) -> tuple[int, str]:
+        """Fetch a block, and return its index and its SHA-256 in hexadecimal."""
+        return index, base64.b64decode(self._fetch(index, token).checksum).hex()
 
     def _buffer(self) -> bytearray:
         """Return this thread's own block: new memory for each would cost more than reading into it."""
@@ -227,8 +227,8 @@ class Worker:
             self._own.buffer = bytearray(BLOCK_BYTES)
         return self._own.buffer
 
-    def _fetch(self, index: int, token: str) -> bytes | bytearray:
-        """Return a block, which is what its checksum says."""
+    def _fetch(self, index: int, token: str) -> Answer:
+        """Return a block whose bytes match the checksum beside them."""
 
         def ask(patience: int) -> Answer:
             answer = self.wire.get(self.job.snapshot_id, index, token, patience=patience)
@@ -239,7 +239,7 @@ class Worker:
                 raise ConnectionFailed("the bytes do not match their checksum")
             return answer
 
-        return self._patiently(index, ask).body
+        return self._patiently(index, ask)
 
     def _patiently(self, index: int, send: Callable[[int], Answer]) -> Answer:
         """Send until it is done; wait out what passes, within the budget."""
@@ -305,8 +305,8 @@ def main() -> int:
         if job.verb == "get":
             file = os.open(job.path, os.O_WRONLY)
             _run(worker, batches, lambda index, token: worker.get(file, index, token))
-        elif job.verb == "compare":
-            _run(worker, batches, lambda index, both: worker.compare(index, *both.split(" ", 1)))
+        elif job.verb == "digest":
+            _run(worker, batches, worker.digest)
         else:
             with open_disk(job.path, raw=job.raw) as image:
                 _run(worker, batches, lambda index, digest: worker.put(image, index, digest))
@@ -341,16 +341,15 @@ def main() -> int:
     return 0
 
 
-def _run(worker: Worker, batches: Inbox, work: Callable[[int, str], None]) -> None:
+def _run(worker: Worker, batches: Inbox, work: Callable[[int, str], int | tuple[int, str]]) -> None:
     """Carry out batches as they come; the first failure ends it, also while it waits for more."""
     gate = Gate(worker.job.threads)
 
     def carry_out(batch: list[list[Any]]) -> None:
         try:
             with gate:
-                for index, extra in batch:
-                    work(index, extra)
-            worker.say({"done": [index for index, _ in batch], "throttled": worker.throttled})
+                done = [work(index, extra) for index, extra in batch]
+            worker.say({"done": done, "throttled": worker.throttled})
         except Exception as error:  # noqa: BLE001 (handed to the main thread, which tells the parent)
             batches.put(error)
 
