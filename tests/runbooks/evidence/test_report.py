@@ -183,7 +183,12 @@ def test_hidden_characters_of_an_output_are_visible() -> None:
 @pytest.mark.parametrize(
     "markup",
     [
-        "<div>" * 3000,
+        "<div>" * 100_000,
+        "".join(f"<p><b class=x{number}></p>" for number in range(20_000)),
+        "".join(f"<b class=x{number}><table><td></b></td></table>" for number in range(20_000)),
+        "".join(f"<!--</b>--><b class=x{number}>" for number in range(20_000)),
+        "".join(f"<title></b></title><b class=x{number}>" for number in range(20_000)),
+        "<p " + "x=1 " * 100_000 + "<",
         "<style>" * 20000,
         "<style" * 20000,
         f"<p style='width:{'calc(' * 20000}'>",
@@ -191,8 +196,23 @@ def test_hidden_characters_of_an_output_are_visible() -> None:
         f"<style>a{{width:{'calc(' * 5000}{')' * 5000}}}</style>",
     ],
 )
-def test_deeply_nested_markup_is_cleaned_quickly(markup: str) -> None:
+def test_badly_nested_markup_is_cleaned_quickly(markup: str) -> None:
     assert len(clean(markup)) < 3 * len(markup)
+
+
+def test_long_tables_are_kept() -> None:
+    frame = pd.DataFrame({"name": ["x", "<y>"] * 1_000, "bytes": range(2_000)})
+    text = frame.to_html()
+    assert text.count("<") > 8_000
+    assert clean(text).count("<td>") == 4_000
+    styled = frame.style.format(escape="html").bar(subset=["bytes"])
+    assert clean(styled.to_html()).count("</td>") == 4_000
+
+
+def test_long_markup_that_is_badly_nested_is_shown_as_its_source() -> None:
+    text = clean("<p>one<b>two</p>" * 1_000)
+    assert text.startswith("<p>This output is shown as source: ")
+    assert "&lt;p&gt;one&lt;b&gt;two&lt;/p&gt;" in text
 
 
 def test_the_page_forbids_the_browser_to_load_or_run_anything() -> None:

@@ -8,6 +8,7 @@ promise.
 
 from __future__ import annotations
 
+import html
 import re
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -82,6 +83,18 @@ TOKENS = frozenset(
 )
 
 
+# The time that nh3's parser needs grows at least with the square of the number of unclosed elements: 20,000 take
+# minutes. So long markup is cleaned only if its elements are well nested, which is checked without the parser.
+FEW, DEEPEST = 1_000, 100  # tags; levels
+TAG = re.compile(
+    r"<(?P<end>/?)(?P<name>[A-Za-z][A-Za-z0-9]*+)"
+    r"(?:\s++[A-Za-z_:][\w:.-]*+(?:=(?:\"[^\"]*+\"|'[^']*+'|[^\s\"'<>=`]++))?+)*+\s*+/?>"
+)
+VOID = "area base br col embed hr img input link meta source track wbr"
+OTHER_SYNTAX = "iframe math noembed noframes noscript plaintext script svg template textarea title xmp"
+NOT_SHOWN = "This output is shown as source: it has more than 1,000 tags that are not well nested."
+
+
 def render(notebook: Any, values: Mapping[str, Any]) -> str:
     """Return the page of a run.
 
@@ -113,11 +126,34 @@ def clean(markup: str) -> str:
     The result is well-formed: it closes what it opens, and nothing else. Style sheets come first, and hold
     below an element of the class ``output`` only.
     """
+    if markup.count("<") > FEW and not _is_well_nested(markup):
+        return f"<p>{NOT_SHOWN}</p><pre>{html.escape(markup)}</pre>"
     # nh3 either drops a style sheet or keeps it as it is. So the sheets are taken out and their rules written
     # anew; whatever the pattern takes for a sheet, the result is only what the lists above allow.
     sheets = re.split(r"<style\b[^<>]*>", markup, flags=re.IGNORECASE)[1:]
     rules = "".join(_rules(sheet.partition("</")[0]) for sheet in sheets)
     return (f"<style>.output {{{rules}}}</style>" if rules else "") + str(_cleaner().clean(markup))
+
+
+def _is_well_nested(markup: str) -> bool:
+    """Whether every element is closed inside the element that contains it, at most `DEEPEST` levels deep."""
+    open_elements: list[str] = []
+    at = markup.find("<")
+    while at >= 0:
+        tag = TAG.match(markup, at)
+        if tag is None:
+            return False
+        name = tag["name"].lower()
+        if tag["end"]:
+            if not open_elements or open_elements.pop() != name:
+                return False
+        elif name not in VOID.split():
+            open_elements.append(name)
+        if len(open_elements) > DEEPEST or name in OTHER_SYNTAX.split():
+            return False
+        # The content of a style sheet is text until the end tag.
+        at = markup.find("</" if name == "style" and not tag["end"] else "<", tag.end())
+    return not open_elements
 
 
 @cache
