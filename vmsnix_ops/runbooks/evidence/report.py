@@ -83,8 +83,8 @@ TOKENS = frozenset(
 )
 
 
-# The time that nh3's parser needs grows at least with the square of the number of unclosed elements: 20,000 take
-# minutes. So long markup is cleaned only if its elements are well nested, which is checked without the parser.
+# nh3's parser needs time that grows at least with the square of the number of unclosed elements: 20,000 take
+# minutes. Long markup is cleaned only if its elements are well nested, which is checked without the parser.
 FEW, DEEPEST = 1_000, 100  # tags; levels
 TAG = re.compile(
     r"<(?P<end>/?)(?P<name>[A-Za-z][A-Za-z0-9]*+)"
