@@ -12,13 +12,17 @@ import fcntl
 import json
 import os
 import socket
+import struct
 import time
+import zlib
+from array import array
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
 from vmsnix_ops import files
+from vmsnix_ops.disk.digests import Digests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -138,6 +142,82 @@ class BlockJournal:
                 f"The journal {self.path} cannot be written ({error.strerror}). If this run stops, the next "
                 "run uploads all blocks again."
             )
+            self.close()
+
+
+class DigestJournal:
+    """The SHA-256 of the blocks of a snapshot that were read, so that a proof continues where it was cut.
+
+    A line of JSON names the snapshot; then 40 bytes a block: index, SHA-256 and CRC-32 of both. What was
+    written after the first damaged entry is read again. Without the file everything is.
+
+    Parameters
+    ----------
+    path
+        Its file.
+    snapshot_id, region
+        The snapshot.
+    """
+
+    _ENTRY = struct.Struct(">I32s")
+
+    def __init__(self, path: Path, *, snapshot_id: str, region: str) -> None:
+        self.path = path
+        self._head = json.dumps({"snapshot_id": snapshot_id, "region": region}).encode() + b"\n"
+        self._file = -1
+
+    def open(self) -> Digests:
+        """Return the blocks that are done, and keep the file open for more."""
+        try:
+            content = files.read(self.path)
+        except OSError:
+            content = b""
+        size = self._ENTRY.size
+        indices, sums = array("I"), bytearray()
+        at = len(self._head) if content.startswith(self._head) else 0
+        while at and (entry := content[at : at + size + 4]):
+            if entry[size:] != self._checksum(entry[:size]):
+                break
+            index, digest = self._ENTRY.unpack_from(entry)
+            indices.append(index)
+            sums += digest
+            at += size + 4
+        with suppress(OSError):
+            files.make_folder(self.path.parent)
+            self._file = files.create(self.path, os.O_WRONLY | os.O_APPEND)
+            os.ftruncate(self._file, at)
+        self._write(b"" if at else self._head)
+        return Digests.of([(indices, sums)]) if indices else Digests()
+
+    def add(self, done: Sequence[tuple[int, str]]) -> None:
+        """Write down blocks that were read: index and SHA-256 in hexadecimal."""
+        entries = (self._ENTRY.pack(index, bytes.fromhex(digest)) for index, digest in done)
+        self._write(b"".join(entry + self._checksum(entry) for entry in entries))
+
+    def close(self) -> None:
+        """Close the file and keep it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def remove(self) -> None:
+        """Delete the file: the proof is done."""
+        self.close()
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _checksum(entry: bytes) -> bytes:
+        return zlib.crc32(entry).to_bytes(4, "big")
+
+    def _write(self, data: bytes) -> None:
+        if self._file < 0:
+            return
+        try:
+            whole = os.write(self._file, data) == len(data)
+        except OSError:
+            whole = False
+        if not whole:  # a full disk: a proof that is cut reads more again
             self.close()
 
 

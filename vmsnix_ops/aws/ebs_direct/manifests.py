@@ -177,14 +177,25 @@ def listed(ebs: EBSClient, snapshot_id: str) -> Listed:
         There is no such completed snapshot, or the caller may not read it.
     """
     size_gib, tokens = 0, dict[int, str]()
-    for page in _pages(ebs, snapshot_id):
+    for page in pages(ebs, snapshot_id):
         size_gib = page["VolumeSize"]
         tokens.update((block["BlockIndex"], block["BlockToken"]) for block in page["Blocks"])
     return Listed(size_gib, tokens)
 
 
-def _pages(ebs: EBSClient, snapshot_id: str) -> Iterator[ListSnapshotBlocksResponseTypeDef]:
-    request: ListSnapshotBlocksRequestTypeDef = {"SnapshotId": snapshot_id, "MaxResults": PAGE}
+@needs("ebs:ListSnapshotBlocks")
+def indices(ebs: EBSClient, snapshot_id: str) -> array[int]:
+    """Return the indices of the blocks that AWS says the snapshot contains, ascending."""
+    return array("I", (block["BlockIndex"] for page in pages(ebs, snapshot_id) for block in page["Blocks"]))
+
+
+def pages(ebs: EBSClient, snapshot_id: str, *, start: int = 0) -> Iterator[ListSnapshotBlocksResponseTypeDef]:
+    """Yield what AWS lists of the blocks of a snapshot from an index on, page by page, ascending."""
+    request: ListSnapshotBlocksRequestTypeDef = {
+        "SnapshotId": snapshot_id,
+        "MaxResults": PAGE,
+        "StartingBlockIndex": start,
+    }
     with calling(f"list the blocks of {snapshot_id}"):
         while True:
             answer = ebs.list_snapshot_blocks(**request)
@@ -218,8 +229,7 @@ def _usable(
     if not blocks:
         return _NOTHING, "has no manifest in the tables, or they cannot be read"
     try:
-        pages = _pages(ebs, snapshot["SnapshotId"])
-        there = array("I", (block["BlockIndex"] for page in pages for block in page["Blocks"]))
+        there = indices(ebs, snapshot["SnapshotId"])
     except errors.AwsError as error:
         lacking = denied_action(error.why, error.operation)
         return (
