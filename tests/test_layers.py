@@ -155,7 +155,7 @@ def test_an_import_from_above_is_found(module: str, source: str, tmp_path: Path)
         ("vmsnix_ops.cli", "from vmsnix_ops.sandbox import sandbox"),
         ("vmsnix_ops.aws.images", "from vmsnix_ops.aws import session\nfrom .polling import wait"),
         ("vmsnix_ops.publish._plan", "from vmsnix_ops import __version__, disk, nix, records"),
-        ("vmsnix_ops.progress", "from vmsnix_ops.progress import widget_face"),
+        ("vmsnix_ops.progress", "from vmsnix_ops.progress import NotebookBars"),
     ],
 )
 def test_an_import_from_below_is_fine(module: str, source: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tests.support import join
 from vmsnix_ops import progress
-from vmsnix_ops.progress import Event, Lines, Progress, describe, terminal_face, widget_face
+from vmsnix_ops.progress import Event, LogLines, NotebookBars, Progress, TerminalBars, describe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 def lines(
     monkeypatch: pytest.MonkeyPatch, *, github: bool = False, every: float = 10.0
-) -> tuple[Lines, io.StringIO]:
+) -> tuple[LogLines, io.StringIO]:
     monkeypatch.setenv("GITHUB_ACTIONS", "true" if github else "false")
     stream = io.StringIO()
-    return Lines(stream, every=every), stream
+    return LogLines(stream, every=every), stream
 
 
 def test_a_step_reports_start_moves_and_end() -> None:
@@ -31,7 +31,7 @@ def test_a_step_reports_start_moves_and_end() -> None:
     with Progress(events.append).step("upload", total=10, unit="bytes") as step:
         step.advance(4)
         step.advance(-4)
-        step.at(10, message="verified")
+        step.update(10, message="verified")
         step.message("done soon")
     assert [event.kind for event in events] == [
         "started",
@@ -64,7 +64,7 @@ def test_an_interrupted_step_is_reported_as_failed() -> None:
     [
         (
             Event("u", "advanced", done=2**20, total=4 * 2**20, unit="bytes", seconds=1),
-            "1.0 MiB of 4.0 MiB, 25 %, 1.0 MiB/s, 3.0 s to go",
+            "1.0 MiB of 4.0 MiB, 25 %, 1.0 MiB/s, 3 s left",
         ),
         (
             Event("u", "finished", done=2**20, total=2**20, unit="bytes", seconds=2),
@@ -72,12 +72,12 @@ def test_an_interrupted_step_is_reported_as_failed() -> None:
         ),
         (
             Event("i", "advanced", done=32, total=100, unit="percent", seconds=68, message="validated"),
-            "32 %, 2 min 24 s to go, validated",
+            "32 %, 2 min 24 s left, validated",
         ),
         (Event("b", "advanced", done=3, total=None, unit="derivations", seconds=1), "3 derivations"),
         (
             Event("b", "advanced", done=3, total=12, unit="items", seconds=3),
-            "3 of 12 items, 25 %, 9.0 s to go",
+            "3 of 12 items, 25 %, 9 s left",
         ),
         (Event("b", "advanced", done=1, total=1, unit="items", seconds=3), "1 of 1 item, 100 %"),
         (Event("u", "advanced", done=5, unit="bytes", seconds=0), "5 B"),
@@ -96,18 +96,18 @@ def forecast(kind: str = "advanced", seconds: float = 90.0, **more: object) -> E
 
 def test_earlier_work_tells_the_share_and_the_time_to_go_instead_of_the_pace() -> None:
     assert (forecast().fraction, forecast().eta) == (0.75, 30.0)
-    assert describe(forecast(message="active")) == "75 %, 30.0 s to go, active"
-    assert describe(forecast(remaining=None)) == "3 %, 48 min 30 s to go"  # AWS's own pace
+    assert describe(forecast(message="active")) == "75 %, 30 s left, active"
+    assert describe(forecast(remaining=None)) == "3 %, 48 min 30 s left"  # AWS's own pace
 
 
 def test_a_step_is_told_what_earlier_work_took() -> None:
     events: list[Event] = []
     with Progress(events.append).step("import", total=100, unit="percent") as step:
-        step.at(3)
-        step.expect(lambda elapsed: 30.0 if elapsed < 60 else None)
-        step.tick("active")
+        step.update(3)
+        step.use_forecast(lambda elapsed: 30.0 if elapsed < 60 else None)
+        step.refresh("active")
         step.started -= 60
-        step.tick()
+        step.refresh()
     before, known, slower = (event for event in events if event.kind == "advanced")
     assert (before.remaining, known.remaining, slower.remaining) == (None, 30.0, None)
     assert known.message == "active"
@@ -118,22 +118,22 @@ def test_all_faces_show_the_time_to_go_by_earlier_work(monkeypatch: pytest.Monke
     face, stream = lines(monkeypatch)
     face(Event("import", "started"))
     face(forecast())
-    assert stream.getvalue().splitlines()[1] == "import: 75 %, 30.0 s to go"
+    assert stream.getvalue().splitlines()[1] == "import: 75 %, 30 s left"
 
-    widget = widget_face()
+    widget = NotebookBars()
     widget(Event("import", "started", total=100, unit="percent"))
     widget(forecast())
     _, bar, text = row(widget)
-    assert (bar.value, text) == (75, "75 %, 30.0 s to go")  # type: ignore[attr-defined]
+    assert (bar.value, text) == (75, "75 %, 30 s left")  # type: ignore[attr-defined]
 
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
-    terminal = terminal_face(console)
+    terminal = TerminalBars(console)
     terminal(Event("import", "started", total=100, unit="percent"))
     terminal(forecast())
     terminal._bars.refresh()  # type: ignore[attr-defined]
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     terminal(forecast("finished", done=100))
-    assert "75 %, 30.0 s to go" in shown
+    assert "75 %, 30 s left" in shown
     assert "━" * 18 in shown
 
 
@@ -145,9 +145,9 @@ def test_lines_show_start_and_end_and_seldom_between(monkeypatch: pytest.MonkeyP
     face(Event("upload", "finished", done=25, total=25, seconds=25))
     assert stream.getvalue().splitlines() == [
         "upload ...",
-        "upload: 10 of 25 items, 40 %, 15.0 s to go",
-        "upload: 20 of 25 items, 80 %, 5.0 s to go",
-        "upload finished in 25.0 s: 25 of 25 items, 100 %",
+        "upload: 10 of 25 items, 40 %, 15 s left",
+        "upload: 20 of 25 items, 80 %, 5 s left",
+        "upload finished in 25 s: 25 of 25 items, 100 %",
     ]
 
 
@@ -200,9 +200,9 @@ def test_current_shows_widgets_in_a_notebook_but_not_under_the_runner(
     monkeypatch.delenv("VMSNIX_PROGRESS", raising=False)
     monkeypatch.setenv("JPY_SESSION_NAME", "/somewhere/20-publish-ami.ipynb")
     monkeypatch.delenv("VMSNIX_RUN_ID", raising=False)
-    assert type(progress.current().report).__name__ == "WidgetFace"
+    assert type(progress.current().report).__name__ == "NotebookBars"
     monkeypatch.setenv("VMSNIX_RUN_ID", "r1")
-    assert isinstance(progress.current().report, Lines)
+    assert isinstance(progress.current().report, LogLines)
 
 
 def row(face: object, number: int = 0) -> tuple[str, object, str]:
@@ -211,7 +211,7 @@ def row(face: object, number: int = 0) -> tuple[str, object, str]:
 
 
 def test_the_widget_has_one_bar_a_step(capsys: pytest.CaptureFixture[str]) -> None:
-    face = widget_face()
+    face = NotebookBars()
     for name in ("upload", "import"):
         with Progress(face).step(name, total=8, unit="bytes") as step:
             step.advance(8)
@@ -224,7 +224,7 @@ def test_the_widget_has_one_bar_a_step(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_widget_turns_red_on_failure_and_shows_the_error_as_text() -> None:
-    face = widget_face()
+    face = NotebookBars()
     face(Event("import", "started", total=100, unit="percent"))
     face(Event("import", "failed", done=32, total=100, unit="percent", message="<script>$x$</script>"))
     _, bar, text = row(face)
@@ -233,7 +233,7 @@ def test_the_widget_turns_red_on_failure_and_shows_the_error_as_text() -> None:
 
 
 def test_the_widget_never_leaves_the_bar() -> None:
-    face = widget_face()
+    face = NotebookBars()
     face(Event("upload", "started", total=10))
     face(Event("upload", "advanced", done=15, total=10, seconds=1))
     assert row(face)[1].value == 10  # type: ignore[attr-defined]
@@ -242,7 +242,7 @@ def test_the_widget_never_leaves_the_bar() -> None:
 
 
 def test_a_step_that_runs_again_gets_a_bar_of_its_own() -> None:
-    face = widget_face()
+    face = NotebookBars()
     for _ in range(2):
         with Progress(face).step("upload"):
             pass
@@ -250,7 +250,7 @@ def test_a_step_that_runs_again_gets_a_bar_of_its_own() -> None:
 
 
 def test_the_widget_follows_many_threads() -> None:
-    face = widget_face()
+    face = NotebookBars()
     with Progress(face).step("upload", total=400) as step:
         threads = [threading.Thread(target=lambda: [step.advance(1) for _ in range(100)]) for _ in range(4)]
         for thread in threads:
@@ -262,7 +262,7 @@ def test_the_widget_follows_many_threads() -> None:
 def terminal(**options: object) -> tuple[Progress, io.StringIO]:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=100, **options)  # type: ignore[arg-type]
-    return Progress(terminal_face(console)), stream
+    return Progress(TerminalBars(console)), stream
 
 
 def test_the_terminal_keeps_how_each_step_ended() -> None:
@@ -301,7 +301,7 @@ def test_the_terminal_honours_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_terminal_is_the_shell_s_again_when_a_step_never_tells_its_end() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    face, before = terminal_face(console), set(threading.enumerate())
+    face, before = TerminalBars(console), set(threading.enumerate())
     face(Event("upload", "started", total=10))
     (drawing,) = set(threading.enumerate()) - before
     face.close()
@@ -312,7 +312,7 @@ def test_the_terminal_is_the_shell_s_again_when_a_step_never_tells_its_end() -> 
 
 
 def test_the_terminal_never_hides_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
-    face = terminal_face()
+    face = TerminalBars()
     stream = io.StringIO()
     face._console.file = stream
     face._console._force_terminal = True
@@ -328,7 +328,7 @@ def test_events_can_be_followed_from_another_process(tmp_path: Path, monkeypatch
     with progress.current().step("upload", total=1000, unit="bytes") as step:
         for _ in range(1000):
             step.advance(1)
-        step.at(1000, message="verified")
+        step.update(1000, message="verified")
     told = [json.loads(line) for line in path.read_text().splitlines()]
     times = [line.pop("at") for line in told]
     assert times == sorted(times)

@@ -1,14 +1,14 @@
 """Operations runbooks as notebooks for NixOS machine images on AWS.
 
-`__all__` is the public API: one module a job, each with its verbs (`plan`, `check`, `read`). Everything else
-is private and may change.
+`__all__` is the public API: one module for each job, with the functions `plan`, `check` or `read`. Everything
+else is private and may change.
 
 >>> from vmsnix_ops import promote
 >>> plan = promote.plan(image="ecs-node", channel="stable", regions=["eu-west-1"])  # doctest: +SKIP
 >>> result = plan.apply()  # doctest: +SKIP
 
-Importing this package is cheap: a module is imported when it is first used, and boto3, pandas and their like
-by the functions that need them.
+Importing this package is fast: a module is imported when it is first used. The functions that need boto3,
+pandas and other slow libraries import them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _MODULES = {
     "smoke_test": "publish.smoke",
     "verify": "channels.verify",
 }
-"""Where a public module is, when not at its own name."""
+"""Public modules whose place in the package has another name."""
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,9 +1,10 @@
-"""Check the arguments of functions that notebooks and programs call, by their annotations.
+"""Check the arguments of functions by their annotations.
 
-papermill passes ``false`` as a text, which is true, and ``xz`` where a list is expected, which is then read
-letter by letter. A function with `checked` refuses both, and names the argument and the fix.
+papermill may pass the text ``false``, which counts as true in Python, or the text ``xz`` for a list, which
+Python reads as two letters. A function with `check_arguments` refuses both; the error has the argument's name
+and a fix.
 
->>> @checked
+>>> @check_arguments
 ... def retire(regions: Sequence[str] = (), *, dry_run: bool = True) -> None: ...
 >>> try:
 ...     retire("eu-west-1")
@@ -30,13 +31,13 @@ MAPPINGS = frozenset({"dict", "Mapping"})
 NAMES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 
 MOST_DAYS = 36_500
-"""A hundred years: more is a slip, and far more is no date."""
+"""A hundred years. A larger number is a mistake, and may exceed the range of dates."""
 
 
-def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Refuse arguments that are not what the function's annotations say.
+def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Refuse arguments whose types do not match the function's annotations.
 
-    Only texts, truths, numbers, and lists and mappings of these are checked.
+    It checks texts, booleans, numbers, and lists and mappings of these.
     """
     signature = inspect.signature(function)
     kinds = {
@@ -55,14 +56,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def in_range(name: str, value: float, low: float, high: float, unit: str = "") -> None:
-    """Refuse a number that is out of range.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        It is.
-    """
+def check_range(name: str, value: float, low: float, high: float, unit: str = "") -> None:
+    """Refuse a number that is out of range, with a `ParameterError`."""
     if not low <= value <= high:
         words = f" {unit}" if unit else ""
         raise ParameterError(
@@ -85,7 +80,7 @@ def _fits(kind: ast.expr, value: object) -> bool:
             return _is_list(value) and all(_fits(inner[0], item) for item in _items(value))
         if kind.value.id in MAPPINGS:
             return isinstance(value, Mapping) and all(_fits(inner[-1], item) for item in value.values())
-    return True  # a class of ours, which fails by itself
+    return True  # a class of this package, whose constructor checks its values
 
 
 def _fits_name(name: str, value: object) -> bool:
@@ -109,7 +104,7 @@ def _is_list(value: object) -> bool:
 
 
 def _items(value: object) -> list[object]:
-    """Return the items of a list; those of an iterator are left for the function to read."""
+    """Return the items of a list; none of an iterator, which only the function may read."""
     return list(value) if isinstance(value, Sequence | Set) else []
 
 

@@ -1,7 +1,7 @@
-"""Tables for people: a few columns, numbers as people write them, and nothing where nothing is known.
+"""Show plans, results and tables as text, as HTML in a notebook, and as Markdown.
 
-Frames are for programs. They show missing numbers as ``NaN`` and every other one with six decimals; a
-`Shown` is what is made of a frame before somebody looks at it, in a notebook, a report or a terminal.
+A pandas frame shows ``NaN`` and six decimals. A `Shown` table has units, fewer digits, and dashes for missing
+values.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNKNOWN = "-"
-"""Stands where nothing is known, or where there is nothing to tell."""
+"""Text of a missing value."""
 
 UNBROKEN = 32
-"""Texts up to this length stay on one line: identifiers, names, dates."""
+"""Cells up to this length are not wrapped: IDs, names, dates."""
 
-# The alignment is written at each cell: the notebook's own style would align names to the right.
+# Each cell has its alignment, because JupyterLab's style would align names to the right.
 _DISPLAYED = """\
 {% if title %}<p><b>{{ title }}</b></p>{% endif %}
 {% for name, value in facts %}
@@ -62,34 +62,33 @@ _TABLE = """\
 
 
 class Displayed:
-    """A plan, a result or a table that shows itself: as text, as HTML in a notebook, as Markdown.
+    """The base of plans, results and tables, with their text, HTML and Markdown.
 
-    A class overrides what it has of `title`, `facts`, `table` and `notes`. They may return any text: it is
-    made safe here.
+    A subclass overrides `title`, `facts`, `table` and `notes`. They may return any text; it is escaped here.
     """
 
     __slots__ = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        # A dataclass makes a __repr__ unless its class has one, and a notebook would show that one.
+        # Otherwise a dataclass would make its own __repr__.
         cls.__repr__ = Displayed.__repr__  # type: ignore[method-assign]
 
     @property
     def title(self) -> str:
-        """One line."""
+        """A title of one line."""
         return ""
 
     def facts(self) -> Iterable[tuple[str, object]]:
-        """Return names and values."""
+        """Return pairs of a name and a value, shown below the title."""
         return ()
 
     def table(self) -> Shown | None:
-        """Return a table."""
+        """Return a table, shown below the facts."""
         return None
 
     def notes(self) -> Iterable[str]:
-        """Return sentences that stand below."""
+        """Return sentences, shown below the table."""
         return ()
 
     def __str__(self) -> str:
@@ -118,20 +117,20 @@ class Displayed:
 
 @dataclass(frozen=True, slots=True)
 class Shown(Displayed):
-    """A table that shows itself.
+    """A table for display.
 
     Attributes
     ----------
     columns
         Headings.
     rows
-        Texts, one a column.
+        Rows of cell texts.
     right
-        Headings of columns that hold numbers, which stand on the right.
+        Headings of the columns with numbers, which are aligned to the right.
     title
-        Stands above; may be empty.
+        Shown above the table; may be empty.
     nothing
-        What to say when there are no rows.
+        Shown instead of a table without rows.
     """
 
     columns: tuple[str, ...]
@@ -160,7 +159,7 @@ class Shown(Displayed):
     def _repr_html_(self) -> str:
         return str(fill(_TABLE, table=self, unbroken=UNBROKEN))
 
-    # A template shows what has it as HTML, not as text: the table below the facts.
+    # jinja2 does not escape an object with __html__, such as the table below the facts.
     __html__ = _repr_html_
 
     def _repr_markdown_(self) -> str:
@@ -180,13 +179,13 @@ def shown(
     title: str = "",
     nothing: str = "No rows.",
 ) -> Shown:
-    """Return a `Shown` of values: what is missing becomes a dash, the rest text."""
+    """Return a table of values as text; a missing value becomes a dash."""
     texts = tuple(tuple(text(value) for value in row) for row in rows)
     return Shown(tuple(columns), texts, frozenset(right), title, nothing)
 
 
 def of_frame(frame: pd.DataFrame, *, title: str = "", nothing: str = "No rows.") -> Shown:
-    """Return a frame for people: numbers on the right with at most two decimals, times to the minute.
+    """Return a frame as a table: numbers have at most two decimals, times end with the minute.
 
     >>> import pandas as pd
     >>> print(of_frame(pd.DataFrame({"region": ["eu-west-1"], "size_gib": [4.5], "public": [True]})))
@@ -215,7 +214,7 @@ def _readable(value: object) -> object:
 
 
 def text(value: object) -> str:
-    """Return a value as text; nothing, ``NaN`` and empty text become a dash.
+    """Return a value as text; a missing value and empty text become a dash.
 
     >>> text(None), text(3), text("")
     ('-', '3', '-')
@@ -224,7 +223,7 @@ def text(value: object) -> str:
 
 
 def missing(value: object) -> bool:
-    """Whether a value of a frame is none: ``None``, ``NaN``, ``NaT`` or ``NA``."""
+    """Return whether a value of a frame is missing: ``None``, ``NaN``, ``NaT`` or ``NA``."""
     if value is None:
         return True
     if isinstance(value, float):
@@ -233,17 +232,12 @@ def missing(value: object) -> bool:
 
 
 def seconds(value: object) -> str:
-    """Return a duration with as many digits as anybody reads.
+    """Return a duration.
 
-    >>> seconds(0.0421), seconds(4.26), seconds(47.2), seconds(75.2), seconds(None)
-    ('0.04 s', '4.3 s', '47 s', '1 min 15 s', '-')
+    >>> seconds(4.26), seconds(75.2), seconds(None)
+    ('4.3 s', '1 min 15 s', '-')
     """
-    if missing(value):
-        return UNKNOWN
-    number = float(value)  # type: ignore[arg-type]
-    if number < 9.95:
-        return f"{number:.2f} s" if number < 0.995 else f"{number:.1f} s"
-    return f"{number:.0f} s" if number < 59.5 else human_seconds(max(number, 60))
+    return UNKNOWN if missing(value) else human_seconds(float(value))  # type: ignore[arg-type]
 
 
 def size(value: object) -> str:
@@ -256,7 +250,7 @@ def size(value: object) -> str:
 
 
 def quantity(value: object, unit: str) -> str:
-    """Return a number with its unit: two digits below ten, whole above.
+    """Return a number and its unit, with two significant digits or as a whole number.
 
     >>> quantity(212.42, "MiB/s"), quantity(4.83, "s/GiB"), quantity(float("nan"), "s/GiB")
     ('212 MiB/s', '4.8 s/GiB', '-')

@@ -1,25 +1,25 @@
-"""Everything that can go wrong, one class each.
+"""The errors of this package, one class for each kind.
 
 ::
 
     VmsnixError                    exit code 1
-    ├── UsageError                 exit code 2: the call itself is wrong
+    ├── UsageError                 exit code 2: the call is wrong
     │   ├── SettingsError
     │   ├── ParameterError
     │   ├── UnknownRunbookError
     │   ├── UnknownRunError
-    │   ├── ConfirmationError      what destroys wants to be told twice
-    │   └── PlanError             a fleet's plan file; says all that is wrong with it
+    │   ├── ConfirmationError      a destructive action was not confirmed
+    │   └── PlanError              a fleet's plan file is invalid
     ├── ImageError
     │   ├── ImageNotFoundError
-    │   ├── ImageFormatError       carries the offset and the field
-    │   ├── ImageChangedError      carries the offset; the file holds other bytes than were identified
-    │   └── BootFailedError        carries the console's last lines
+    │   ├── ImageFormatError       has the offset and the field
+    │   ├── ImageChangedError      has the offset; the file's bytes changed after they were identified
+    │   └── BootFailedError        has the last lines of the console
     ├── ToolMissingError           nix, qemu-img, ... is not on this machine
     ├── NixError
     │   ├── UnknownImageError
     │   └── BuildFailedError
-    ├── AwsError                   carries AWS's code, message, operation and request id
+    ├── AwsError                   has AWS's code, operation and request ID
     │   ├── CredentialsError
     │   ├── AccessDeniedError
     │   ├── RegionError
@@ -38,21 +38,21 @@
     │   └── DeadlineError
     ├── RecordsError
     │   ├── SchemaError
-    │   ├── UnsavedError           exit code 3: the work is done, its record could not be saved
+    │   ├── UnsavedError           exit code 3: the work is done, but its record could not be saved
     │   └── CommitConflictError
     ├── RunError
     │   ├── RunFailedError
     │   ├── SideEffectsError       a runbook did more than it declares
     │   ├── ArchiveError
     │   └── FleetError             the scheduler or the workers of a fleet
-    ├── AuditError                 what an audit found is worse than it may be
-    ├── StalePlanError             the world changed between plan and apply
-    ├── DriftError                 AWS is not as the tables say
-    ├── InterruptedRunError        Ctrl-C or SIGTERM; says how to go on
-    └── PartialError            exit code 3: some regions done, some not
-        └── UnrecordedActError     an irreversible act was not announced, so it was not done
+    ├── AuditError                 an audit found something as severe as its limit
+    ├── StalePlanError             AWS or the disk changed between plan and apply
+    ├── DriftError                 AWS differs from the tables
+    ├── InterruptedRunError        Ctrl-C or SIGTERM
+    └── PartialError               exit code 3: some regions are done, some are not
+        └── UnrecordedActError     an irreversible action could not be announced, so it was not done
 
-Every error says what happened, why, and what to do; ``str(error)`` is those sentences in that order.
+The text of an error is what happened, why, and what to do, in this order.
 """
 
 from __future__ import annotations
@@ -124,16 +124,16 @@ def __dir__() -> list[str]:
 
 
 class VmsnixError(Exception):
-    """Base of every error that this package raises on purpose.
+    """The base of all errors of this package.
 
     Parameters
     ----------
     what
-        One sentence: what happened.
+        What happened, in one sentence.
     why
-        One sentence: why, as far as it is known.
+        The cause, if known.
     fix
-        One sentence: what to do about it.
+        What to do, as a command where there is one.
     """
 
     exit_code = 1
@@ -144,13 +144,13 @@ class VmsnixError(Exception):
 
 
 class UsageError(VmsnixError):
-    """The call itself is wrong: a name, a value or a combination that cannot work."""
+    """The call is wrong: a name, a value or a combination is invalid."""
 
     exit_code = 2
 
 
 class SettingsError(UsageError):
-    """``vmsnix.toml`` or a ``VMSNIX_*`` variable holds something that cannot be used."""
+    """``vmsnix.toml`` or a ``VMSNIX_*`` variable has an invalid name or value."""
 
 
 class ParameterError(UsageError):
@@ -162,15 +162,15 @@ class UnknownRunbookError(UsageError):
 
 
 class UnknownRunError(UsageError):
-    """The archive has no run of that id, or several that begin so."""
+    """The archive has no run with this ID, or several whose IDs begin with it."""
 
 
 class ConfirmationError(UsageError):
-    """Something would be destroyed, and nobody has confirmed it."""
+    """A destructive action was not confirmed."""
 
 
 class PlanError(UsageError):
-    """The plan file of a fleet cannot be carried out; the error says everything that is wrong with it."""
+    """The plan file of a fleet is invalid; the error lists all problems."""
 
 
 class ImageError(VmsnixError):
@@ -178,20 +178,20 @@ class ImageError(VmsnixError):
 
 
 class ImageNotFoundError(ImageError):
-    """There is no image at that place."""
+    """There is no image at this path."""
 
 
 class ImageFormatError(ImageError):
-    """The bytes of the image are not what its format demands.
+    """The image does not follow the specification of its format.
 
     Parameters
     ----------
     what, why, fix
         As for `VmsnixError`.
     offset
-        Byte offset in the file at which the wrong field stands, where one is to blame.
+        Byte offset of the wrong field in the file, if there is one.
     field
-        Name of that field in the format's specification.
+        Name of the field in the format's specification.
     """
 
     def __init__(
@@ -202,15 +202,14 @@ class ImageFormatError(ImageError):
 
 
 class ImageChangedError(ImageError):
-    """The image file holds other bytes than those that were identified.
+    """The bytes of the image file changed after they were identified.
 
     Parameters
     ----------
     what, why, fix
         As for `VmsnixError`.
     offset
-        Byte offset of the first range that differs, in the file or (with EBS direct) on the disk, where it is
-        known.
+        Byte offset of the first range that differs, in the file or (with EBS direct) on the disk, if known.
     """
 
     def __init__(self, what: str, *, why: str = "", fix: str = "", offset: int | None = None) -> None:
@@ -219,14 +218,14 @@ class ImageChangedError(ImageError):
 
 
 class BootFailedError(ImageError):
-    """The image was booted in QEMU, and did not come up.
+    """The image did not boot in QEMU.
 
     Parameters
     ----------
     what, why, fix
         As for `VmsnixError`.
     console
-        The last lines of its serial console; ``str(error)`` ends with them.
+        The last lines of the serial console; the error's text ends with them.
     """
 
     def __init__(self, what: str, *, why: str = "", fix: str = "", console: Sequence[str] = ()) -> None:
@@ -245,7 +244,7 @@ class ToolMissingError(VmsnixError):
 
 
 class NixError(VmsnixError):
-    """Nix answered with an error."""
+    """Nix failed."""
 
 
 class UnknownImageError(NixError):
@@ -262,7 +261,7 @@ class BuildFailedError(NixError):
     what, why, fix
         As for `VmsnixError`.
     derivation
-        Store path of the failing derivation, where Nix named one.
+        Store path of the failed derivation, if Nix reported one.
     log
         The last lines of its build log.
     """
@@ -275,7 +274,7 @@ class BuildFailedError(NixError):
 
 
 class AwsError(VmsnixError):
-    """AWS refused a call, or something that it was doing failed.
+    """AWS refused a call, or an asynchronous operation failed.
 
     Parameters
     ----------
@@ -286,7 +285,7 @@ class AwsError(VmsnixError):
     operation
         The API operation, such as ``RegisterImage``.
     request_id
-        AWS's request id, which its support asks for.
+        Request ID, for AWS Support.
     status_message
         The ``StatusMessage`` or ``StateMessage`` of an asynchronous failure.
     """
@@ -307,7 +306,7 @@ class AwsError(VmsnixError):
         super().__init__(what, why=why, fix=fix)
 
     def with_fix(self, fix: str) -> Self:
-        """Return the same error with the fix of a caller who knows what was being done."""
+        """Return the same error with another fix."""
         return type(self)(
             self.what,
             why=self.why,
@@ -324,7 +323,7 @@ class CredentialsError(AwsError):
 
 
 class AccessDeniedError(AwsError):
-    """The caller may not do this; the error names the missing action."""
+    """The caller lacks a permission; the error names the action."""
 
 
 class RegionError(AwsError):
@@ -332,19 +331,19 @@ class RegionError(AwsError):
 
 
 class BucketError(AwsError):
-    """The bucket is missing, in another region, or not ours to use."""
+    """The bucket is missing, in another region, or belongs to another account."""
 
 
 class RoleError(AwsError):
-    """The service role of VM Import is missing or lacks rights."""
+    """The service role of VM Import is missing or lacks permissions."""
 
 
 class UploadError(AwsError):
-    """The bytes did not arrive as they were sent."""
+    """An upload failed, or its bytes did not arrive unchanged."""
 
 
 class ImportFailedError(AwsError):
-    """The snapshot import ended in a state other than completed."""
+    """The snapshot import did not complete."""
 
 
 class SnapshotFailedError(AwsError):
@@ -352,15 +351,15 @@ class SnapshotFailedError(AwsError):
 
 
 class RegistrationError(AwsError):
-    """The AMI could not be registered, or turned ``failed``."""
+    """The AMI could not be registered or used."""
 
 
 class NameTakenError(RegistrationError):
-    """Another AMI, with other bytes, already has this name."""
+    """Another AMI with other bytes already has this name."""
 
 
 class CopyFailedError(AwsError):
-    """The copy of an AMI to another region turned ``failed``; carries its snapshot's StateMessage."""
+    """The copy of an AMI to another region failed; has the snapshot's StateMessage."""
 
 
 class ChannelError(AwsError):
@@ -368,17 +367,17 @@ class ChannelError(AwsError):
 
 
 class OverwrittenValueError(ChannelError):
-    """A channel was set, and the write replaced a value that the plan did not know.
+    """Setting a channel replaced a value that the plan had not read.
 
-    The run ends as partial and changes nothing more: which value is right, a person decides.
+    The run ends as partial and changes nothing more: a person has to decide which value is right.
 
     Parameters
     ----------
     what, why, fix
         As for `VmsnixError`.
     overwritten
-        The same as data: ``name``, ``region``, ``version``, ``value`` and ``writer`` of what was replaced,
-        ``written`` (the version that replaced it) and the ``command`` that returns to it.
+        The replaced value as data: ``name``, ``region``, ``version``, ``value``, ``writer``, ``written`` (the
+        version that replaced it) and the ``command`` that restores it.
     """
 
     def __init__(
@@ -389,15 +388,15 @@ class OverwrittenValueError(ChannelError):
 
 
 class SmokeTestError(AwsError):
-    """An instance of the AMI did not start, did not pass its checks, or did not say what it should."""
+    """An instance of the AMI did not start, failed its checks, or did not print the expected text."""
 
 
 class QuotaError(AwsError):
-    """A service quota stands in the way."""
+    """A service quota is too low."""
 
 
 class DeadlineError(AwsError):
-    """Something took longer than it was given."""
+    """AWS did not finish within the time limit."""
 
 
 class RecordsError(VmsnixError):
@@ -409,13 +408,13 @@ class SchemaError(RecordsError):
 
 
 class UnsavedError(RecordsError):
-    """The work is done, and its record could not be saved."""
+    """The work is done, but its record could not be saved."""
 
     exit_code = 3
 
 
 class CommitConflictError(RecordsError):
-    """Other writers kept winning the commit to a table."""
+    """Other writers committed to a table each time before this one."""
 
 
 class RunError(VmsnixError):
@@ -423,11 +422,11 @@ class RunError(VmsnixError):
 
 
 class RunFailedError(RunError):
-    """A cell of the runbook failed; the executed notebook holds the evidence."""
+    """A cell of the runbook failed; the executed notebook shows it."""
 
 
 class SideEffectsError(RunError):
-    """A runbook called AWS in a way that its declared side effects do not allow."""
+    """A runbook made an AWS call that its declared side effects do not allow."""
 
 
 class ArchiveError(RunError):
@@ -435,19 +434,19 @@ class ArchiveError(RunError):
 
 
 class FleetError(RunError):
-    """The runs of a fleet cannot be handed out: no Dask, no scheduler, no worker that has what they need."""
+    """The runs of a fleet cannot start: Dask, the scheduler or a suitable worker is missing."""
 
 
 class AuditError(VmsnixError):
-    """An audit found something as bad as what it was told to fail for."""
+    """An audit found something at least as severe as its limit."""
 
 
 class StalePlanError(VmsnixError):
-    """What a plan was made from has changed since; nothing was done."""
+    """The facts of a plan have changed since it was made; nothing was done."""
 
 
 class DriftError(VmsnixError):
-    """A published AMI is not as it was recorded any more."""
+    """A published AMI differs from its record."""
 
 
 class InterruptedRunError(VmsnixError):
@@ -461,14 +460,14 @@ class PartialError(VmsnixError):
 
 
 class UnrecordedActError(PartialError):
-    """An irreversible act was not done, because the line that announces it could not be written.
+    """An irreversible action was not done, because its announcement could not be written to the disk.
 
     Parameters
     ----------
     what, why, fix
         As for `VmsnixError`.
     announced
-        What was announced before it, and done, since the job began with this resource.
+        The earlier announced actions on this resource, which were done.
     """
 
     def __init__(self, what: str, *, why: str = "", fix: str = "", announced: Iterable[str] = ()) -> None:
@@ -477,7 +476,7 @@ class UnrecordedActError(PartialError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``"Did you mean 'x'?"`` for the known name nearest to a mistyped one, else an empty string.
+    """Return ``"Did you mean 'x'?"`` with the most similar known name; an empty string without one.
 
     Examples
     --------

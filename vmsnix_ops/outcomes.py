@@ -1,27 +1,27 @@
-"""The words for outcomes, the same in code, tables, ``result.json``, console and docs."""
+"""The names of outcomes in code, tables, ``result.json``, console and documentation."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
 StepOutcome = Literal["created", "reused", "changed", "deleted", "unchanged", "planned", "skipped", "failed"]
-"""What a step came to.
+"""The outcome of a step.
 
-``reused``: its result existed already. ``unchanged``: already in the desired state. ``planned``: a dry run.
-``skipped``: not tried, because an earlier step failed or nothing was to do.
+``reused``: its result existed. ``unchanged``: it was already in the desired state. ``planned``: in a dry run.
+``skipped``: not tried, because an earlier step failed or there was nothing to do.
 """
 
 RunStatus = Literal["running", "done", "partial", "failed", "cancelled", "lost"]
-"""What a run came to.
+"""The status of a run.
 
-``partial``: some of it is done, or done and not fully recorded (exit code 3). ``cancelled``: somebody stopped
-it. ``lost``: its process is gone without a verdict.
+``partial``: done in part, or done but not fully recorded (exit code 3). ``cancelled``: stopped by a person.
+``lost``: its process ended without recording a status.
 """
 
 RUN_STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
 VERDICTS = RUN_STATUSES[1:5]
-"""What a run says of itself when it ends."""
+"""The statuses that a run itself records at its end."""
 WORKED = ("created", "changed", "deleted")
-"""Outcomes of steps that did work: these have timings that can be compared."""
+"""Outcomes of steps that changed something; only these have comparable timings."""
 SUCCEEDED = (*WORKED, "reused", "unchanged")
-"""Outcomes of steps that came as wanted."""
+"""Outcomes of successful steps."""

@@ -1,7 +1,7 @@
-"""One stream of progress events, three faces: terminal, notebook, CI log.
+"""Report progress as events, and show them on a terminal, in a notebook or in a CI log.
 
-Work is reported by steps. The face that shows them is chosen once, where the work starts; nothing below
-knows which one it is. With ``VMSNIX_EVENTS`` another process can follow, too.
+Work is reported as steps. A reporter shows their events; the caller that starts the work chooses it. With
+``VMSNIX_EVENTS`` the events are also written to a file that another process can follow.
 
 >>> from vmsnix_ops.progress import Progress
 >>> events = []
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 Forecast = Callable[[float], float | None]
-"""How many seconds are to go after so many, by what is known of earlier work; ``None`` when that ends."""
+"""Estimates the remaining seconds from the elapsed ones; ``None`` once the estimate is exceeded."""
 
 Kind = Literal["started", "advanced", "message", "finished", "failed"]
 Unit = Literal["bytes", "percent", "derivations", "items"]
@@ -44,22 +44,22 @@ Unit = Literal["bytes", "percent", "derivations", "items"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something happened in a step.
+    """A change in a step.
 
     Attributes
     ----------
     step
         Name of the step, such as ``"upload"``.
     kind
-        What happened.
+        The kind of change.
     done, total
-        How far the step is, in `unit`; `total` is ``None`` while nobody knows.
+        The finished and the total amount in `unit`; `total` is ``None`` while it is unknown.
     message
-        A line for the operator; empty for plain movement.
+        A line for the operator; may be empty.
     seconds
-        Since the step started.
+        Time since the step started.
     remaining
-        Seconds to go by earlier work of this kind; ``None`` when only the pace so far can tell.
+        Remaining seconds, estimated from earlier steps; ``None`` without an estimate.
     """
 
     step: str
@@ -73,12 +73,12 @@ class Event:
 
     @property
     def rate(self) -> float:
-        """Units a second so far; 0 when nothing is done yet."""
+        """Units per second since the start; 0 at the start."""
         return self.done / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def eta(self) -> float | None:
-        """Seconds to go, by earlier work or else at the rate so far; ``None`` while that cannot be told."""
+        """Remaining seconds, from earlier steps or else from the rate; ``None`` while it is unknown."""
         if self.remaining is not None:
             return self.remaining
         if self.total is None or self.rate <= 0:
@@ -87,7 +87,7 @@ class Event:
 
     @property
     def fraction(self) -> float | None:
-        """How much is done, from 0 to 1: of the time that it takes, or else of the total."""
+        """The finished part, from 0 to 1: of the estimated time, or else of the total."""
         if self.remaining is not None and self.kind not in ("finished", "failed"):
             whole = self.seconds + self.remaining
             return self.seconds / whole if whole > 0 else 0.0
@@ -96,12 +96,12 @@ class Event:
 
 Reporter = Callable[[Event], None]
 MESSAGE = "application/vnd.vmsnix.progress+json"
-"""Type of the display messages by which a run's kernel hands its events to the runner."""
+"""MIME type of the display messages that carry the events of a run's kernel to the runner."""
 
 
 @dataclass
 class Step:
-    """A step that is under way. Thread safe enough for parallel uploads: additions only, under the GIL."""
+    """A running step. Parallel uploads may call `advance` from several threads."""
 
     name: str
     report: Reporter
@@ -112,26 +112,26 @@ class Step:
     forecast: Forecast | None = None
 
     def advance(self, amount: float) -> None:
-        """Move on by `amount` units; negative when a retry takes something back."""
+        """Add to the finished amount; a negative amount when a retry starts again."""
         self.done += amount
         self._emit("advanced")
 
-    def at(self, done: float, total: float | None = None, message: str = "") -> None:
-        """Say how far the step is, for work that tells its position rather than its pace."""
+    def update(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Set the finished amount, and the total if it is given."""
         self.done = done
         self.total = self.total if total is None else total
         self._emit("advanced", message)
 
-    def expect(self, forecast: Forecast) -> None:
-        """Tell from now on how long it will take by earlier work, rather than by the pace so far."""
+    def use_forecast(self, forecast: Forecast) -> None:
+        """Estimate the remaining time from earlier steps instead of the rate."""
         self.forecast = forecast
 
-    def tick(self, message: str = "") -> None:
-        """Let the operator see time go by; nothing else has moved."""
+    def refresh(self, message: str = "") -> None:
+        """Show the elapsed time of a step whose finished amount is unchanged."""
         self._emit("advanced", message)
 
     def message(self, text: str) -> None:
-        """Tell the operator something."""
+        """Show a line."""
         self._emit("message", text)
 
     def _emit(self, kind: Kind, message: str = "") -> None:
@@ -141,12 +141,12 @@ class Step:
 
 
 class Progress:
-    """Reports steps to one face.
+    """Reports steps to a reporter.
 
     Parameters
     ----------
     report
-        Called with every event, from whichever thread it happens in.
+        Called with every event, in the thread of the event.
     """
 
     def __init__(self, report: Reporter) -> None:
@@ -154,7 +154,7 @@ class Progress:
 
     @contextmanager
     def step(self, name: str, *, total: float | None = None, unit: Unit = "items") -> Iterator[Step]:
-        """Report everything that happens in the block as one step."""
+        """Report the block as one step."""
         step = Step(name, self.report, total, unit)
         step._emit("started")
         try:
@@ -166,37 +166,36 @@ class Progress:
 
 
 def silent() -> Progress:
-    """Return a progress that shows nothing."""
+    """Return a `Progress` that shows nothing."""
     return Progress(lambda _event: None)
 
 
 def current() -> Progress:
-    """Return the face that fits where this process runs.
+    """Return the `Progress` for this process.
 
-    Widgets in a kernel that a Jupyter server started, a live bar on a terminal, plain lines everywhere else
-    (CI, papermill). The kernel of a run hands its events to the runner, who has a terminal or not. With
-    ``VMSNIX_EVENTS`` the events are also written into that file.
+    It shows widgets in JupyterLab, bars on a terminal, and lines elsewhere (CI, papermill). The kernel of a
+    run sends its events to the runner. With ``VMSNIX_EVENTS`` the events are also written to that file.
     """
-    face = _face()
-    followed = os.environ.get("VMSNIX_EVENTS")
-    return Progress(_both(face, EventFile(Path(followed))) if followed else face)
+    reporter = _default_reporter()
+    path = os.environ.get("VMSNIX_EVENTS")
+    return Progress(_both(reporter, EventFile(Path(path))) if path else reporter)
 
 
 def in_jupyter() -> bool:
-    """Tell whether this is a kernel that a Jupyter server started for a person, not one of a run."""
+    """Return whether this is a kernel of JupyterLab, and not the kernel of a run."""
     return "JPY_SESSION_NAME" in os.environ and "VMSNIX_RUN_ID" not in os.environ
 
 
-def _face() -> Reporter:
+def _default_reporter() -> Reporter:
     if os.environ.get("VMSNIX_PROGRESS") == "silent":
         return silent().report
     if os.environ.get("VMSNIX_PROGRESS") == "messages" and "IPython" in sys.modules:
-        return message_face()
+        return _kernel_messages()
     if in_jupyter():
-        return widget_face()
+        return NotebookBars()
     if sys.stdout.isatty():
-        return terminal_face()
-    return Lines(sys.stdout)
+        return TerminalBars()
+    return LogLines(sys.stdout)
 
 
 def _both(first: Reporter, second: Reporter) -> Reporter:
@@ -208,7 +207,7 @@ def _both(first: Reporter, second: Reporter) -> Reporter:
 
 
 def human_bytes(count: float) -> str:
-    """Return a byte count as people read it, in binary units.
+    """Return a byte count in binary units.
 
     >>> human_bytes(4 * 2**30)
     '4.0 GiB'
@@ -220,21 +219,24 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def human_seconds(seconds: float) -> str:
-    """Return a duration as people read it.
+def human_seconds(seconds: float, *, whole: bool = False) -> str:
+    """Return a duration with two significant digits, or in whole seconds.
 
-    >>> human_seconds(75.2)
-    '1 min 15 s'
+    >>> human_seconds(0.0421), human_seconds(4.26), human_seconds(47.2), human_seconds(75.2)
+    ('0.04 s', '4.3 s', '47 s', '1 min 15 s')
     """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    if seconds < 0.005:
+        return "0 s"
+    if seconds < 59.5:
+        digits = 0 if whole or seconds >= 9.95 else 1 if seconds >= 0.995 else 2
+        return f"{seconds:.{digits}f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def counted(number: int, word: str, plural: str = "") -> str:
-    """Return a number of things, in the grammar of one or of many.
+    """Return a number with a noun in the singular or the plural.
 
     >>> counted(1, "target"), counted(1200, "target"), counted(2, "retry", "retries")
     ('1 target', '1,200 targets', '2 retries')
@@ -243,7 +245,7 @@ def counted(number: int, word: str, plural: str = "") -> str:
 
 
 def describe(event: Event) -> str:
-    """Return one line that says how far a step is: amount, share, rate and time to go."""
+    """Return the finished amount, percentage, rate and remaining time of a step as one line."""
     amount = human_bytes(event.done) if event.unit == "bytes" else f"{event.done:g}"
     one = event.unit.removesuffix("s")
     if event.unit == "percent":
@@ -257,25 +259,25 @@ def describe(event: Event) -> str:
     if event.unit == "bytes" and event.rate:
         parts.append(f"{human_bytes(event.rate)}/s")
     if event.kind == "advanced" and event.eta:
-        parts.append(f"{human_seconds(event.eta)} to go")
+        parts.append(f"{human_seconds(max(event.eta, 1), whole=True)} left")
     if event.message:
         parts.append(event.message)
     return ", ".join(parts)
 
 
-class Lines:
-    """Plain lines for logs: a line when a step starts and ends, and one each ten seconds in between.
+class LogLines:
+    """Writes progress as lines: at the start and the end of a step, and every ten seconds in between.
 
-    In GitHub Actions every step is a fold (``::group::``).
+    In GitHub Actions every step is a group (``::group::``).
 
     Parameters
     ----------
     stream
-        Where the lines go.
+        Stream to write to.
     every
         Seconds between two lines of the same step.
     folds
-        Whether every step is a fold; where this process runs in GitHub Actions, by default.
+        Whether to write groups; by default in GitHub Actions.
     """
 
     def __init__(self, stream: TextIO, *, every: float = 10.0, folds: bool | None = None) -> None:
@@ -284,7 +286,7 @@ class Lines:
         self._groups = os.environ.get("GITHUB_ACTIONS") == "true" if folds is None else folds
 
     def __call__(self, event: Event) -> None:
-        """Write the line that this event deserves, if any."""
+        """Write the line of an event, if it is due."""
         if event.kind == "started":
             self._last[event.step] = 0.0
             self._write(f"{event.step} ...", "group", event.step)
@@ -301,22 +303,22 @@ class Lines:
             self._write("", "endgroup")
 
     def _write(self, text: str, command: str = "", name: str = "") -> None:
-        """Write text, or the workflow command that stands for it in GitHub Actions."""
+        """Write text, or in GitHub Actions the workflow command instead of it."""
         if command and self._groups:
             write_command(self.stream, command, name)
         elif text:
             write(self.stream, text + "\n", indent="  | ")
 
 
-class Seldom:
-    """Hands events on: movements of the same step at most every so many seconds, everything else at once.
+class Throttle:
+    """Passes events on to a reporter, but ``advanced`` events of a step only at an interval.
 
     Parameters
     ----------
     report
-        Who gets them.
+        The reporter.
     every
-        Seconds.
+        Seconds between two ``advanced`` events of a step without a message.
     """
 
     def __init__(self, report: Reporter, every: float) -> None:
@@ -325,7 +327,7 @@ class Seldom:
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """Hand the event on, or not."""
+        """Pass an event on, unless it comes too early."""
         with self._lock:
             if event.kind == "started":
                 self._moved.pop(event.step, None)
@@ -336,17 +338,17 @@ class Seldom:
             self.report(event)
 
 
-class EventFile(Seldom):
-    """Appends the events to a file, one JSON object a line, for a process that follows this one.
+class EventFile(Throttle):
+    """Appends events to a file, one JSON object per line, for another process.
 
-    Beside the fields of `Event` each has ``at``, the time in seconds since the epoch.
+    Each object has the fields of `Event`, and ``at``: the time in seconds since the epoch.
 
     Parameters
     ----------
     path
-        The file, made when missing.
+        The file; created if missing.
     every
-        Seconds between two movements of the same step; everything else is written at once.
+        As for `Throttle`.
     """
 
     def __init__(self, path: Path, *, every: float = 0.2) -> None:
@@ -354,47 +356,24 @@ class EventFile(Seldom):
         self.path = path
 
     def _write(self, event: Event) -> None:
-        # Whoever follows may be gone, and the folder with them; the work goes on.
+        # The reading process may have deleted the folder; the work continues without it.
         with suppress(OSError):
             files.append_line(self.path, json.dumps({**asdict(event), "at": time.time()}))
 
 
-# The two live faces of `vmsnix_ops.progress`: bars in a notebook, bars on a terminal.
-#
-# A face is a callable that is given every event, from whichever thread it happens in.
-
-
 MESSAGE_EVERY = 0.1
-"""Seconds between two movements of one step; each is a message to the runner."""
-WIDGET_EVERY = 0.1
-"""Seconds between two movements of one bar; each is a message to the browser."""
+"""Seconds between two updates of a step; each is a message to the runner, or to the browser."""
 
 
-def widget_face() -> WidgetFace:
-    """Return a face that shows one bar a step below the running cell."""
-    return WidgetFace()
-
-
-def terminal_face(console: Console | None = None) -> TerminalFace:
-    """Return a face that shows one bar a step at the bottom of a terminal.
-
-    Parameters
-    ----------
-    console
-        Where the bars go; standard output by default.
-    """
-    return TerminalFace(console)
-
-
-def message_face() -> Seldom:
-    """Return a face that hands the events to whoever runs this kernel."""
+def _kernel_messages() -> Throttle:
+    """Return the reporter of a run's kernel, which sends the events to the runner."""
 
     def publish(event: Event) -> None:
         from IPython.display import publish_display_data
 
         publish_display_data({MESSAGE: asdict(event)})  # type: ignore[no-untyped-call]
 
-    return Seldom(publish, every=MESSAGE_EVERY)
+    return Throttle(publish, every=MESSAGE_EVERY)
 
 
 def _outcome(event: Event) -> str:
@@ -406,13 +385,13 @@ def _outcome(event: Event) -> str:
     return ", ".join(parts)
 
 
-class WidgetFace:
-    """Bars made of ipywidgets: blue while a step runs, green when it finished, red when it failed.
+class NotebookBars:
+    """Shows a bar for each step below the running cell: blue while it runs, then green or red.
 
     Attributes
     ----------
     box
-        The widget that holds the rows; a row is the step's name, its bar and a line of text.
+        The widget with a row for each step: its name, its bar and a line of text.
     """
 
     def __init__(self) -> None:
@@ -425,7 +404,7 @@ class WidgetFace:
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """Move the bar of the event's step."""
+        """Update the bar of the event's step."""
         with self._lock:
             if event.kind == "started" or event.step not in self._rows:
                 self._add(event)
@@ -438,7 +417,7 @@ class WidgetFace:
                 return
             now = time.monotonic()
             moving = event.kind == "advanced" and not event.message
-            if moving and now - self._moved.get(event.step, 0.0) < WIDGET_EVERY:
+            if moving and now - self._moved.get(event.step, 0.0) < MESSAGE_EVERY:
                 return
             self._moved[event.step] = now
             if event.total and event.fraction is not None:
@@ -458,7 +437,7 @@ class WidgetFace:
             bar_style="info",
             layout=ipywidgets.Layout(width="16em", flex="0 0 auto"),
         )
-        # HTML with escaped text: a Label would typeset what stands between two dollar signs.
+        # HTML with escaped text: a Label shows text between two dollar signs as a formula.
         text = ipywidgets.HTML("started")
         self._rows[event.step] = (bar, text)
         self.box.children = (*self.box.children, ipywidgets.HBox([name, bar, text]))
@@ -473,16 +452,21 @@ class WidgetFace:
             bar.value, bar.bar_style = bar.max, "success"
         else:
             bar.bar_style = "danger"
-            # An empty bar has no colour to show.
+            # An empty bar would show no colour.
             bar.value = min(max(event.done, 0.05 * bar.max), bar.max)
         text.value = html(_outcome(event))
 
 
-class TerminalFace:
-    """Bars made by rich, at the bottom of the terminal while any step runs.
+class TerminalBars:
+    """Shows a bar for each step at the bottom of a terminal, with rich.
 
-    When the last step ends the bars stay as text and the terminal is the shell's again. The cursor is never
-    hidden, so that even a process killed by SIGKILL leaves a usable terminal. ``NO_COLOR`` is honoured.
+    When the last step ends, the bars become text. The cursor is never hidden, so that a process killed by
+    SIGKILL leaves a usable terminal. ``NO_COLOR`` works.
+
+    Parameters
+    ----------
+    console
+        Console to write to; standard output by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -493,14 +477,14 @@ class TerminalFace:
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """Move the bar of the event's step."""
+        """Update the bar of the event's step."""
         from rich.text import Text
 
         with self._lock:
             if event.kind == "started" or event.step not in self._running:
                 self._begin(event)
             bars, task = self._bars, self._tasks[event.step]
-            if bars is None:  # _begin made them
+            if bars is None:  # for mypy: _begin set it
                 return
             if event.kind == "message":
                 bars.console.print(Text(lines(f"{event.step}: {event.message}", indent="  | ")))
@@ -512,7 +496,7 @@ class TerminalFace:
                 self._end(event, bars, task)
 
     def close(self) -> None:
-        """Leave the bars as text, also those of steps whose end nobody told: their process died."""
+        """Turn all bars into text, also those of steps without an end, whose process died."""
         with self._lock:
             if self._bars is not None:
                 self._bars.stop()
@@ -559,13 +543,13 @@ def _bars(console: Console) -> Bars:
     from rich.text import Text
 
     class Name(ProgressColumn):
-        """The step and how it ended."""
+        """The name of the step and the mark of its outcome."""
 
         def render(self, task: Task) -> Text:
             return Text(f"{task.fields['mark']} {task.description}", style=task.fields["style"])
 
     class Detail(ProgressColumn):
-        """How far the step is."""
+        """The amount, rate and remaining time of the step."""
 
         def render(self, task: Task) -> Text:
             return Text(task.fields["detail"], overflow="ellipsis", no_wrap=True)

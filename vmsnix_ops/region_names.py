@@ -1,4 +1,4 @@
-"""Which AWS regions and partitions there are, as far as botocore knows; AWS is not asked."""
+"""The AWS regions and partitions that botocore knows. No call is made to AWS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _REGION = re.compile(r"[a-z]{2}(?:-[a-z]{2,8}){1,2}-\d[a-z]?")
 
 
 def looks_like_region(text: str) -> bool:
-    """Whether a text has the form of a region or an availability zone, such as ``us-gov-west-1``."""
+    """Return whether a text has the form of a region or an availability zone, such as ``us-gov-west-1``."""
     return _REGION.fullmatch(text) is not None
 
 
@@ -41,7 +41,7 @@ def partitions() -> tuple[str, ...]:
 
 @cache
 def partition_of(region: str) -> str:
-    """Return the partition of a region, also of one that is newer than botocore, by the form of its name.
+    """Return the partition of a region. For a region that botocore does not know, the name decides.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 r"""Make HTML with jinja2 templates, in which every value is text unless a template made it.
 
-jinja2 escapes the values, and hidden characters become visible as everywhere else (`vmsnix_ops.text`). A
-value that a template needs and does not get is an error, and so is one that it does not use: it may stand
-in wrong braces. jinja2 is imported when the first HTML is made.
+jinja2 escapes the values, and `vmsnix_ops.text` makes hidden characters visible. A missing value is an error,
+and an unused one too, because the template may have a typing error in its braces. jinja2 is imported with the
+first call.
 
 >>> fill("<b>{{ name }}</b>", name="<i>\x1b")
 Markup('<b>&lt;i&gt;\\x1b</b>')
@@ -26,9 +26,9 @@ def fill(source: str, /, **values: object) -> Markup:
     Parameters
     ----------
     source
-        The template itself, a constant.
+        The template.
     **values
-        Its values. A part of a page that was made here stays HTML; everything else is text.
+        Its values. A result of `fill` is HTML; every other value is text.
     """
     from markupsafe import Markup
 

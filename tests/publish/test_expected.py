@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from vmsnix_ops.progress import Lines, Progress
+from vmsnix_ops.progress import LogLines, Progress
 from vmsnix_ops.publish.pipeline import Expectation, expected
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -56,17 +56,17 @@ def test_a_publish_tells_the_time_to_go_by_earlier_ones(aws, plan, image, via):
     tables.append("steps", [row(seconds, size, via=via) for seconds in (400, 500, 600)])
     stream = io.StringIO()
     aws.clock.speed = 100  # so that there is something to wait for
-    plan(via=via, progress=Progress(Lines(stream, every=0.0))).apply()
+    plan(via=via, progress=Progress(LogLines(stream, every=0.0))).apply()
     told = [line for line in stream.getvalue().splitlines() if line.startswith("import: ")]
     assert told[0] == "import: an image of this size usually takes 8 min 20 s"
-    assert any("to go" in line and "by AWS)" in line for line in told), told
+    assert any(" left" in line and "by AWS)" in line for line in told), told
     assert any(" 8 min 1" in line or " 8 min 2" in line for line in told), told
 
 
 def test_a_publish_without_a_history_tells_what_aws_does(aws, plan):
     stream = io.StringIO()
     aws.clock.speed = 100
-    plan(progress=Progress(Lines(stream, every=0.0))).apply()
+    plan(progress=Progress(LogLines(stream, every=0.0))).apply()
     told = [line for line in stream.getvalue().splitlines() if line.startswith("import: ")]
     assert told
     assert not any("usually" in line or "by AWS)" in line for line in told), told

@@ -336,16 +336,16 @@ def test_a_table_keeps_its_rows_and_columns(word: str) -> None:
 def test_progress_shows_hostile_text_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from vmsnix_ops.progress import terminal_face
+    from vmsnix_ops.progress import TerminalBars
 
     for folds in (False, True):
         stream = io.StringIO()
         drawn = io.StringIO()
-        for face in (progress.Lines(stream, folds=folds), terminal_face(Console(file=drawn, width=200))):
+        for face in (progress.LogLines(stream, folds=folds), TerminalBars(Console(file=drawn, width=200))):
             for word in EVIL:
                 with suppress(ValueError), progress.Progress(face).step(word) as step:
                     step.message(word)
-                    step.at(1, 2, word)
+                    step.update(1, 2, word)
                     raise ValueError(word)
         assert_safe_lines(stream.getvalue(), folds=folds)
         assert_safe_lines(drawn.getvalue())

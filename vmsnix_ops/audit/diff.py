@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.nix.versions import compare
 from vmsnix_ops.progress import human_bytes
 from vmsnix_ops.records import history
@@ -67,7 +67,7 @@ class Difference:
         return f"{line(self.before)} → {line(self.after)}: {counts}; {sign}{human_bytes(abs(self.bytes))}"
 
 
-@typed
+@check_arguments
 def diff(ami_a: str, ami_b: str, *, tables: Tables | None = None) -> Difference:
     """Return what differs between two published AMIs.
 

@@ -18,7 +18,7 @@ from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit import region as reading
 from vmsnix_ops.audit.region import Place
 from vmsnix_ops.audit.retirement.decisions import Rules, Verdict, decide
@@ -570,7 +570,7 @@ ONE_BY_ONE = 500
 """AMIs of a region up to which, by default, AWS is also asked about each one."""
 
 
-@typed
+@check_arguments
 def scan(
     *,
     regions: Iterable[str] = (),

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, files
-from vmsnix_ops.arguments import MOST_DAYS, in_range
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import MOST_DAYS, check_arguments, check_range
 from vmsnix_ops.audit import changes as comparing
 from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit import page, views
@@ -205,7 +204,7 @@ class Worst(display.Displayed):
         return [self.more] if self.more else []
 
 
-@typed
+@check_arguments
 def measure(
     *,
     old_days: int = 365,
@@ -228,7 +227,7 @@ def measure(
         One of them cannot be right.
     """
     _bad(fail_on)
-    in_range("old_days", old_days, 0, MOST_DAYS, "days")
+    check_range("old_days", old_days, 0, MOST_DAYS, "days")
     known = frozenset(known_accounts)
     for one in sorted(known):
         if not _KNOWN.fullmatch(one):
@@ -243,7 +242,7 @@ def measure(
 _KNOWN = re.compile(r"[0-9]{12}|arn:[\w-]+:organizations::[0-9]{12}:(?:organization|ou)/[\w/-]+")
 
 
-@typed
+@check_arguments
 def check(
     *,
     regions: Iterable[str] = (),
@@ -304,7 +303,7 @@ def check(
     return judge(found, old_days=old_days, known_accounts=known_accounts, packages=packages, fail_on=fail_on)
 
 
-@typed
+@check_arguments
 def judge(
     inventory: Inventory,
     *,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import images
 from vmsnix_ops.aws.regions import home
 from vmsnix_ops.aws.session import client
@@ -51,7 +51,7 @@ class SyncResult:
     gone: int
 
 
-@typed
+@check_arguments
 def sync(
     *, regions: Iterable[str] = (), tables: Tables | None = None, session: boto3.Session | None = None
 ) -> SyncResult:

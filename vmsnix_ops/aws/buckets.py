@@ -169,7 +169,7 @@ def upload(
         found = _find(s3, seen, bucket=bucket, key=key, kms_key=kms_key)
         if found:
             if step is not None:
-                step.at(found.bytes)
+                step.update(found.bytes)
             return found
         with closing(PathSource(path)) as file:
             if file.size != seen.file_bytes:

@@ -106,7 +106,7 @@ def poll(
         message = _progress_message(result, step)
         if step is not None:
             if result.percent is not None:
-                step.at(result.percent, message=message)
+                step.update(result.percent, message=message)
             elif message and message != shown:
                 step.message(message)
             shown = message
@@ -116,7 +116,7 @@ def poll(
             and step is not None
             and step.unit == "percent"
         ):
-            step.at(100.0)  # AWS reports no percentage for a finished resource
+            step.update(100.0)  # AWS reports no percentage for a finished resource
         if result.outcome != "waiting":
             return result
         waited = time.monotonic() - started
@@ -148,4 +148,4 @@ def _sleep(seconds: float, step: Step | None, message: str) -> None:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         time.sleep(min(left, TICK_SECONDS))
-        step.tick(message)
+        step.refresh(message)

@@ -21,8 +21,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, outcomes
-from vmsnix_ops.arguments import MOST_DAYS, in_range
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import MOST_DAYS, check_arguments, check_range
 from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, snapshots
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.channels import plans, records, steps
@@ -196,7 +195,7 @@ class PromotionResult(plans.ChannelResult):
     plan: PromotionPlan
 
 
-@typed
+@check_arguments
 def plan(
     *,
     ami: str = "",
@@ -261,7 +260,7 @@ def plan(
         is part of the plan.
     """
     settings = settings or load()
-    in_range("deprecate_days", deprecate_days, 0, MOST_DAYS, "days")
+    check_range("deprecate_days", deprecate_days, 0, MOST_DAYS, "days")
     share, revoke = steps.check_audiences(share_with, revoke_from, public=public)
     check_public(public, confirm_public)
     if channel:

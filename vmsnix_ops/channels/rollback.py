@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, outcomes
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import channels, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, enabled, named
@@ -301,7 +301,7 @@ class RollbackResult(plans.ChannelResult):
         return plans.ChannelResult.as_dict(self) | {"before": before}
 
 
-@typed
+@check_arguments
 def plan(
     *,
     image: str,

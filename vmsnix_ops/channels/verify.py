@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import drift as fields
 from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws.drift import Difference
@@ -136,7 +136,7 @@ class VerificationResult(Result):
             write_csv(self.drift, folder / "drift.csv")
 
 
-@typed
+@check_arguments
 def check(
     *,
     regions: Iterable[str] = (),

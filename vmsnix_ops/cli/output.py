@@ -73,9 +73,9 @@ def open_display(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
     if not sys.stdout.isatty() or console().is_dumb_terminal or os.environ.get("GITHUB_ACTIONS") == "true":
         yield sys.stdout, None
         return
-    from vmsnix_ops.progress import terminal_face
+    from vmsnix_ops.progress import TerminalBars
 
-    face = terminal_face()
+    face = TerminalBars()
     try:
         yield cast("TextIO", CommandFree()), face
     finally:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import files
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.display import Displayed
 from vmsnix_ops.errors import BuildFailedError, ImageNotFoundError, NixError, ParameterError, SettingsError
 from vmsnix_ops.nix.command import (
@@ -322,7 +322,7 @@ class BuildPlan(Displayed):
         )
 
 
-@typed
+@check_arguments
 def plan_build(
     image: str,
     *,
@@ -492,7 +492,7 @@ class _Watch:
         due = standing != self.last and time.monotonic() - self.at >= _REDRAW_SECONDS
         if moved or due or (now and standing != self.last):
             self.last, self.at = standing, time.monotonic()
-            self.step.at(standing.built, standing.expected or None, _describe(standing))
+            self.step.update(standing.built, standing.expected or None, _describe(standing))
 
 
 def _without_fetching(standing: Standing) -> Standing:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import keys, regions
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import require
@@ -152,7 +152,7 @@ class PublishPlan(Displayed, Wanted):
         return [*lines, *(("checked", f"{one.name}: {one.outcome}, {one.evidence}") for one in self.checks)]
 
 
-@typed
+@check_arguments
 def plan(
     *,
     image: str,

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.arguments import in_range
+from vmsnix_ops.arguments import check_arguments, check_range
 from vmsnix_ops.boot import run as boot
 from vmsnix_ops.disk.survey import unchanged
 from vmsnix_ops.display import Displayed
@@ -207,7 +206,7 @@ class BootResult(Result):
         }
 
 
-@typed
+@check_arguments
 def plan(
     image: str,
     *,
@@ -250,7 +249,7 @@ def plan(
             "No image given.",
             fix="Add --image with a flake attribute, a result, a directory or an image file.",
         )
-    in_range("deadline", deadline, 0, LONGEST_BOOT, "seconds")
+    check_range("deadline", deadline, 0, LONGEST_BOOT, "seconds")
     expect = expect or boot.EXPECT
     boot.check(expect, accelerator)
     settings = settings or load()

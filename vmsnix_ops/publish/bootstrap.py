@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import bootstrap, buckets, keys
 from vmsnix_ops.aws.checks import require
 from vmsnix_ops.aws.iam import policies
@@ -106,7 +106,7 @@ class BootstrapPlan(_Parts):
         """Return the same as a CloudFormation template, in JSON."""
         return json.dumps(bootstrap.template(self.place), indent=2)
 
-    @typed
+    @check_arguments
     def template(self, place: str) -> str:
         """Show the same as a CloudFormation template, or write it into a file, when that is asked for.
 
@@ -172,7 +172,7 @@ class BootstrapResult(_Parts, Result):
         }
 
 
-@typed
+@check_arguments
 def plan(
     *,
     region: str = "",

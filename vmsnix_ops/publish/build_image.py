@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.nix import build as nix
 from vmsnix_ops.nix.flake import images
 from vmsnix_ops.records.result import Result
@@ -81,7 +81,7 @@ class BuildResult(Result):
         return display.of_frame(self.frame().head(most))
 
 
-@typed
+@check_arguments
 def plan(image: str, *, system: str | None = None, flake: str | Path | None = None) -> BuildPlan:
     """Return what building an image would do. Nothing is built.
 

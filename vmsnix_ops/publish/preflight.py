@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import buckets, identity, images, imports, keys, regions, service_role
 from vmsnix_ops.aws.checks import Check, checked, frame, require
 from vmsnix_ops.aws.iam import policies
@@ -417,7 +417,7 @@ class PreflightResult(Result):
         return shown(("", "check", "evidence", "fix"), rows)
 
 
-@typed
+@check_arguments
 def check(
     *,
     region: str = "",

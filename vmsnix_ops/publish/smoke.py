@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import channels, instances, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
@@ -355,7 +355,7 @@ class SmokeTestResult(Result):
         }
 
 
-@typed
+@check_arguments
 def plan(
     *,
     ami: str = "",

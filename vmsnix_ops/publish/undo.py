@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors, files, outcomes
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import buckets, images, imports
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.identity import identity
@@ -153,7 +153,7 @@ class Undo:
         return None
 
 
-@typed
+@check_arguments
 def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.Session | None = None) -> Undo:
     """Find what an unfinished publish left. Nothing is changed.
 

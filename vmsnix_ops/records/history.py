@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.errors import UsageError
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import timing_plots, timings
@@ -360,7 +360,7 @@ class Timings(Result):
         return timing_plots.plot_compare(self.steps)
 
 
-@typed
+@check_arguments
 def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | None = None) -> Timings:
     """Return the timings of an image, a region and a path; of all where nothing is given.
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import checked as typed
+from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit.region import Place
 from vmsnix_ops.audit.retirement._plan import RetirementPlan, RetirementResult
 from vmsnix_ops.audit.retirement.decisions import Rules, read_and_decide
@@ -45,7 +45,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-@typed
+@check_arguments
 def plan(
     *,
     action: Work = "retire",

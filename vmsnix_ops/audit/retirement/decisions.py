@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import MOST_DAYS, in_range
+from vmsnix_ops.arguments import MOST_DAYS, check_range
 from vmsnix_ops.audit import region as reading
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
@@ -78,7 +78,7 @@ class Rules(RetirementPolicy):
 
     def __post_init__(self) -> None:
         for number in fields(RetirementPolicy):
-            in_range(number.name, getattr(self, number.name), 0, MOST_DAYS)  # refuses NaN, too
+            check_range(number.name, getattr(self, number.name), 0, MOST_DAYS)  # refuses NaN, too
         for ami_id in self.amis:
             if not AMI_ID.fullmatch(ami_id):
                 raise errors.ParameterError(

@@ -129,7 +129,7 @@ def verify(
     if how == "sample" and len(chosen) > SAMPLE:
         chosen = sorted(random.sample(chosen, SAMPLE))
     if step is not None:
-        step.at(0, len(chosen) * BLOCK_BYTES)
+        step.update(0, len(chosen) * BLOCK_BYTES)
     for index, digest in blocks.pairs():
         if digest not in ("", ZERO) and index not in tokens:
             raise _differs(snapshot_id, f"It does not contain block {index} of the image.")
@@ -308,7 +308,7 @@ def _fetch(
         os.close(descriptor)
     items = [item for item in sorted(found.tokens.items()) if item[0] not in done]
     if step is not None:
-        step.at(0, len(items) * BLOCK_BYTES)
+        step.update(0, len(items) * BLOCK_BYTES)
 
     def acknowledge(batch: Sequence[int]) -> None:
         journal.add(batch)

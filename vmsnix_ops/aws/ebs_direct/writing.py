@@ -411,7 +411,7 @@ class PendingUpload:
     def _send(self, blocks: Digests) -> int:
         """Send blocks; every one that is acknowledged is in the journal."""
         if self.task.step is not None:
-            self.task.step.at(0, len(blocks) * BLOCK_BYTES)
+            self.task.step.update(0, len(blocks) * BLOCK_BYTES)
 
         def acknowledge(batch: Sequence[int]) -> None:
             self.journal.add(batch)
@@ -654,7 +654,7 @@ def _identified(wanted: Upload, step: Step | None) -> Iterator[tuple[Survey, int
     with open_identified(wanted.path, seen) as image:
         if step is not None:
             step.message("hashing the blocks of the image")
-            step.at(0, image.size)
+            step.update(0, image.size)
         known = block_digests(image, on_progress=step.advance if step is not None else None)
         yield replace(seen, disk_bytes=image.size), image.plain_descriptor(), known
 

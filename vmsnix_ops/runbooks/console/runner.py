@@ -125,7 +125,7 @@ def _clear(copies: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-# A run while it happens: a bar a step with rate and time to go, the last lines of the log, Cancel.
+# A run while it happens: a bar a step with rate and remaining time, the last lines of the log, Cancel.
 #
 # Pages are made here as HTML text, from what `jobs.Follower` saw; all of it is escaped.
 
@@ -279,7 +279,7 @@ _WHOLE_BAR = """\
 
 _STEPS = """\
 <table class="vmsnix-steps">
-<thead><tr><th>step</th><th></th><th>done</th><th>rate</th><th>time</th><th>to go</th></tr></thead>
+<thead><tr><th>step</th><th></th><th>done</th><th>rate</th><th>time</th><th>left</th></tr></thead>
 <tbody>
 {% for step in steps %}
 <tr class="vmsnix-step-{{ step.state }}">

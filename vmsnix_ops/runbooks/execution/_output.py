@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmsnix_ops import files
-from vmsnix_ops.progress import Event, Lines, counted
+from vmsnix_ops.progress import Event, LogLines, counted
 from vmsnix_ops.runbooks.evidence.secrets import LineRedactor, Redactor
 from vmsnix_ops.text import lines as as_lines
 from vmsnix_ops.text import plain
@@ -137,7 +137,7 @@ class Live:
         self._on_event = on_event
         self.problems: dict[str, None] = {}
         self._progress = io.StringIO()
-        self._lines_of = Lines(self._progress, folds=folds)
+        self._lines_of = LogLines(self._progress, folds=folds)
 
     def stream(self, name: str, text: str) -> str:
         """Take a piece of standard output or standard error; return what may be kept of it now.

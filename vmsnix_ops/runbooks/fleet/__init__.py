@@ -20,8 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.arguments import checked as typed
-from vmsnix_ops.arguments import in_range
+from vmsnix_ops.arguments import check_arguments, check_range
 from vmsnix_ops.display import Displayed, Shown, shown
 from vmsnix_ops.errors import ConfirmationError, PlanError
 from vmsnix_ops.progress import counted
@@ -193,7 +192,7 @@ class FleetPlan(Displayed):
         return archives.RunFolder(fleet, local, remote, os.environ)
 
 
-@typed
+@check_arguments
 def plan(
     file: str | Path,
     *,
@@ -238,7 +237,7 @@ def plan(
     """
     from vmsnix_ops.runbooks.fleet.plan_file import read_plan  # imports pydantic
 
-    in_range("workers", workers, 0, MOST_WORKERS)
+    check_range("workers", workers, 0, MOST_WORKERS)
     read = read_plan(Path(file))
     given = {"scheduler": scheduler or read.dask.scheduler, "workers": workers or read.dask.workers}
     read = replace(read, dask=read.dask.model_copy(update=given))
