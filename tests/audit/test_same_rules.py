@@ -36,7 +36,7 @@ POLICIES: list[dict[str, Any]] = [
 
 def mark(days_ago: float, grace: float) -> dict[str, str]:
     at = datetime.now(UTC) - timedelta(days=days_ago)
-    return retiring.Mark(at, at + timedelta(days=grace), "run").tags()
+    return retiring.RetirementTags(at, at + timedelta(days=grace), "run").tags()
 
 
 def fill(fleet: Fleet) -> None:
@@ -90,7 +90,7 @@ def going(fleet: Fleet, policy: Mapping[str, Any]) -> dict[str, str]:
         regions=[REGION, OTHER], progress=silent(), session=fleet.session, dry_run=True, **policy
     )
     assert plan.unread == {}
-    return {one.resource_id: one.action for one in plan.going}
+    return {one.resource_id: one.action for one in plan.planned}
 
 
 def removable(findings: pd.DataFrame) -> set[str]:

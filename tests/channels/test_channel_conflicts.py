@@ -324,7 +324,7 @@ def right_after_the_write(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object] = lambda: None
 ) -> None:
     """Let a retirement mark the AMI, and something else happen, right after the channel was set to it."""
-    monkeypatch.setattr(retiring, "PAUSES", (0.0,))
+    monkeypatch.setattr(retiring, "READ_PAUSES", (0.0,))
     write = parameters.set_channel
     mark = {tagging.RETIRED: "2026-01-01T00:00:00Z", tagging.RETIRED_BY: "another-run"}
 

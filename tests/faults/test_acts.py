@@ -337,14 +337,14 @@ def test_a_retirement_that_stops_within_an_ami_lists_what_was_taken_away_from_it
     with pytest.raises(errors.UnrecordedActError) as caught:
         finish(result)
     assert caught.value.exit_code == 3
-    assert f"Done: a part of the retirement of {first}." in caught.value.what
+    assert f"Done: {first} retired in part." in caught.value.what
     done = {"ModifySnapshotAttribute": fleet.held(first), "ModifyImageAttribute": [first]}
     for act, resources in done.items():
         for taken in resources:
             listed = f"ec2:{act} of {taken}" in caught.value.why.partition("Done before it")[2]
             assert listed == (act in before)
     assert tagging.RETIRED not in fleet.tags(second)
-    assert [one.outcome for one in fleet.apply(allow_shared=True).outcomes] == ["retired", "retired"]
+    assert [one.outcome for one in fleet.apply(allow_shared=True).outcomes] == ["changed", "changed"]
     fleet.apply(action="restore")
     assert fleet.permissions(first) == [{"UserId": FRIEND}]
 

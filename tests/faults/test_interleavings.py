@@ -54,7 +54,7 @@ class World:
         self.retirement = fleet.plan(
             amis=[self.ami], allow_shared=True, session=self.retirer.session, launched_days=0
         )
-        assert [one.resource_id for one in self.retirement.going] == [self.ami]
+        assert [one.resource_id for one in self.retirement.planned] == [self.ami]
         self.use = self._use()
         self.memory = fleet.aws.world.remember()
 
@@ -113,14 +113,14 @@ class World:
             raise self.retirer.error
         else:
             (one,) = self.retirer.result.outcomes
-            retired = one.outcome == "retired"
-            assert one.outcome in ("retired", "changed"), one
+            retired = one.outcome == "changed"
+            assert one.outcome in ("changed", "skipped"), one
         found = self.user_of_it.result
         used = found.passed if self.user == "smoke test" else found.status == "done"
         named = parameters.find_parameter(self.fleet.client("ssm"), CHANNEL)
         assert self.fleet.amis()[self.ami] == ("disabled" if retired else "available")
         if not retired:
-            assert not any(retiring.is_mark(key) for key in self.fleet.tags(self.ami))
+            assert not any(retiring.is_retirement_tag(key) for key in self.fleet.tags(self.ami))
             assert self.fleet.permissions(self.ami) == [{"UserId": FRIEND}]
         if self.user == "smoke test":
             assert self._alive() == []
@@ -149,7 +149,7 @@ def apart(user: str, order: str) -> bool:
 def test_in_every_order_a_retired_ami_is_in_no_use(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, user: str
 ) -> None:
-    monkeypatch.setattr(retiring, "PAUSES", (0.0,))
+    monkeypatch.setattr(retiring, "READ_PAUSES", (0.0,))
     world, seen = World(fleet, user), {}
     for order in every_order(world.actors, world.begin):
         seen[order] = world.verdict()
@@ -168,7 +168,7 @@ def test_in_every_order_with_stale_reads_a_retired_ami_is_in_no_use(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, user: str, reads: int
 ) -> None:
     """After every write, the first reads of each kind still show the state before it."""
-    monkeypatch.setattr(retiring, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retiring, "READ_PAUSES", (0.0, 0.0, 0.0))
     world, seen = World(fleet, user), {}
 
     def begin() -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -221,7 +221,7 @@ class Undoing:
             if actor.error is not None:
                 raise actor.error
             won.append(actor.result.outcomes[0].outcome)
-        took, restored = won[0] in ("deleted", "retired"), won[1] == "restored"
+        took, restored = won[0] in ("deleted", "changed"), won[1] == "changed"
         state = self.fleet.amis().get(self.ami, "")
         assert (state == "") == (won[0] == "deleted")
         if state:
@@ -230,10 +230,10 @@ class Undoing:
         if restored:
             assert state == "available"
             # A retirement that marks it after the restoration and gives up puts back the mark that it found.
-            marked = any(retiring.is_mark(key) for key in self.fleet.tags(self.ami))
-            assert not marked or won[0] == "changed"
+            marked = any(retiring.is_retirement_tag(key) for key in self.fleet.tags(self.ami))
+            assert not marked or won[0] == "skipped"
             assert self.fleet.permissions(self.ami) == [{"UserId": FRIEND}]
-        elif won[0] == "retired":
+        elif won[0] == "changed":
             assert (state, self.fleet.permissions(self.ami)) == ("disabled", [])
         return took, restored
 
@@ -243,7 +243,7 @@ def test_in_every_order_of_taking_and_restoring_one_ami_it_is_as_the_last_one_sa
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, deletes: bool
 ) -> None:
     """Deleting and restoring never both succeed; a restoration after a whole retirement may."""
-    monkeypatch.setattr(retiring, "PAUSES", (0.0,))
+    monkeypatch.setattr(retiring, "READ_PAUSES", (0.0,))
     world, seen = Undoing(fleet, deletes=deletes), {}
     for order in every_order((world.taker, world.restorer), world.begin):
         seen[order] = world.verdict()

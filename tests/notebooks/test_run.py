@@ -157,13 +157,14 @@ def test_fleet_runs_what_its_plan_says(stage: Stage, tmp_path: Path) -> None:
     assert "1 target on this machine, a new round" in Path(outcome.report).read_text()
 
 
-def test_retire_amis_tells_first_and_acts_when_it_is_told(stage: Stage) -> None:
+def test_retire_amis_plans_in_a_dry_run_and_acts_when_confirmed(stage: Stage) -> None:
     ami = stage.run("publish-ami", image=str(stage.image)).values["ami_id"]
     loose = {"keep_last": 0, "min_age_days": 0, "amis": [ami]}
     planned = stage.run("retire-amis", **loose)
-    assert (planned.values["going"], planned.values["retired"]) == ([ami], 0)
+    assert (planned.values["planned"], planned.values["changed"]) == (1, 0)
+    assert [one["resource_id"] for one in planned.values["outcomes"]] == [ami]
     assert "nothing uses it" in Path(planned.report).read_text()
-    assert stage.run("retire-amis", **loose, dry_run=False, confirm="1").values["retired"] == 1
+    assert stage.run("retire-amis", **loose, dry_run=False, confirm="1").values["changed"] == 1
     (image,) = stage.aws.client("ec2").describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
     assert image["State"] == "disabled"
     # Tests that come after this one publish the same image again.

@@ -317,7 +317,7 @@ def test_an_audit_and_a_retirement_write_hostile_names_as_text(own: Owner, tmp_p
     plan = retirement.plan(
         regions=["us-east-1"], keep_last=0, min_age_days=0, launched_days=0, session=own.aws.session()
     )
-    for text in (str(plan), str(plan.show(going=True)), str(plan.show(going=False))):
+    for text in (str(plan), str(plan.show_planned()), str(plan.show_kept())):
         assert_safe_lines(text)
     finish(plan.apply())
     assert_safe_csv((plan.run.folder / "plan.csv").read_text())

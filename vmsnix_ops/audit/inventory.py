@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit import region as reading
-from vmsnix_ops.audit.region import Place
-from vmsnix_ops.audit.retirement.decisions import Rules, Verdict, decide
+from vmsnix_ops.audit.region import RegionContext
+from vmsnix_ops.audit.retirement.decisions import RetirementRules, Verdict, decide
 from vmsnix_ops.aws import buckets, references, snapshots
 from vmsnix_ops.aws import regions as where
 from vmsnix_ops.aws import tags as tagging
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         FilterTypeDef,
     )
 
-    from vmsnix_ops.audit.region import Region
+    from vmsnix_ops.audit.region import RegionState
     from vmsnix_ops.aws.accounts import Account
     from vmsnix_ops.aws.buckets import Leftover
     from vmsnix_ops.aws.images import Ami
@@ -149,7 +149,7 @@ class Inventory:
     pointers: tuple[Pointer, ...] = ()
     hurried: tuple[tuple[str, str], ...] = ()
     buckets: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    rules: Rules = field(default_factory=Rules)
+    rules: RetirementRules = field(default_factory=RetirementRules)
     verdicts: Mapping[tuple[str, str, str], Verdict] = field(default_factory=dict, repr=False)
 
     @property
@@ -199,7 +199,7 @@ class Read:
     guests: frozenset[str] = frozenset()
     bucket: str = ""
     closed: bool = False
-    seen: Region | None = None
+    seen: RegionState | None = None
 
 
 # What snapshots cost, by the bytes that they hold.
@@ -438,7 +438,7 @@ def joined(
     run: RunContext,
     now: datetime,
     prices: Prices,
-    rules: Rules,
+    rules: RetirementRules,
     verdicts: Mapping[tuple[str, str, str], Verdict],
 ) -> Inventory:
     """Return one inventory of all that was read; what one account sees counts for the AMIs of another."""
@@ -624,7 +624,7 @@ def scan(
     settings, session = load(), session or default_session()
     home = settings.region or session.region_name or "us-east-1"
     limit = checked(settings, one_by_one, deadline_minutes)
-    rules = Rules.of(
+    rules = RetirementRules.of(
         settings.retirement,
         {
             "keep_last": keep_last,
@@ -654,7 +654,7 @@ def scan(
     with shown as step, _rare_collections(), pool, _interruptible(limit, pool):
         turns = BoundedSemaphore(REGIONS_AT_ONCE + 1)
 
-        def read(place: Place) -> tuple[Read, pa.Table]:
+        def read(place: RegionContext) -> tuple[Read, pa.Table]:
             try:
                 columns = Columns(run.run_id, now, place.account, place.region)
                 result = read_region(place, columns, one_by_one, settings.pointer_prefix, family)
@@ -668,7 +668,7 @@ def scan(
             # Sessions are not thread safe, so clients are made here; a few at once, because each costs a
             # megabyte and there may be thousands of places.
             turns.acquire()
-            jobs.append(pool.submit(read, Place.of(its_session, region, account, limit)))
+            jobs.append(pool.submit(read, RegionContext.of(its_session, region, account, limit)))
         found = [job.result() for job in jobs]
     del jobs  # they hold every table
     with _interruptible(limit):
@@ -691,12 +691,12 @@ def scan(
 def _decide(
     reads: Iterable[Read],
     sessions: Mapping[str, boto3.Session],
-    rules: Rules,
+    rules: RetirementRules,
     now: datetime,
     limit: Limit,
 ) -> tuple[dict[tuple[str, str, str], Verdict], list[Unread]]:
     """Return what a retirement in each account would do, and what could not be read for that."""
-    by_account: dict[str, dict[str, Region]] = {}
+    by_account: dict[str, dict[str, RegionState]] = {}
     for read in reads:
         if read.seen is not None:
             by_account.setdefault(read.account, {})[read.region] = read.seen
@@ -704,10 +704,10 @@ def _decide(
     unread: list[Unread] = []
     for account, regions in by_account.items():
 
-        def place_of(region: str, account: str = account) -> Place:
-            return Place.of(sessions[account], region, account, limit)
+        def context_of(region: str, account: str = account) -> RegionContext:
+            return RegionContext.of(sessions[account], region, account, limit)
 
-        found, undecided = decide(regions, rules, now, place_of, told=_is_told)
+        found, undecided = decide(regions, rules, now, context_of, include_kept=_is_told)
         for one in found:
             if one.digest:
                 verdicts[account, one.region, one.resource_id] = Verdict(one.action, one.reasons)
@@ -800,7 +800,7 @@ def _places(
 
 @needs("ec2:DescribeSnapshots", "ec2:DescribeImages", "ec2:DescribeImportSnapshotTasks")
 def read_region(
-    place: Place,
+    place: RegionContext,
     columns: Columns,
     one_by_one: Thoroughness,
     prefix: str,
@@ -822,9 +822,9 @@ def read_region(
         All accounts that are scanned. What this one may launch of the others is looked for here, too.
     """
     account, region, ec2 = place.account, place.region, place.ec2
-    seen = reading.read(place, prefix=prefix)
+    seen = reading.read_region(place, prefix=prefix)
     unread = [Unread(account, region, source, error) for source, error in seen.unread.items()]
-    if reading.WHOLE in seen.unread:
+    if reading.WHOLE_REGION in seen.unread:
         return Read(account, region, seen.references, 0, {}, tuple(unread), closed=True)
 
     @contextmanager
@@ -866,12 +866,12 @@ def read_region(
         region,
         references.with_launches(found, launched),
         len(own),
-        seen.holders(),
+        seen.amis_by_snapshot(),
         tuple(unread),
         hurried and bool(own),
         strangers,
         guests,
-        seen=seen.deciding(),
+        seen=seen.for_retirement(),
     )
 
 

@@ -1,7 +1,7 @@
-"""Read one account and region: its AMIs, snapshots and imports, what uses them, and the values of channels.
+"""Read one account and region: AMIs, snapshots and imports, what uses them, and the values of channels.
 
-An audit and a retirement both read by this module, so that both decide by the same facts. What cannot be read
-stands in `Region.unread` and in `References.unread`; nobody may take it for nothing.
+Audits and retirements both read with this module, so both decide by the same facts. `RegionState.unread` and
+`References.unread` list what could not be read: what is missing there is unknown, not absent.
 """
 
 from __future__ import annotations
@@ -32,27 +32,29 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.imports import ImportTask
     from vmsnix_ops.aws.paging import Limit
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
-AT_ONCE = 8  # regions
+REGIONS_AT_ONCE = 8
 PAGE = 1000
-WHOLE = "region"
-"""Source in `Region.unread` of a region of which nothing can be read."""
+WHOLE_REGION = "region"
+"""Source in `RegionState.unread` of a region of which nothing can be read."""
 ONE_BY_ONE = "references and permissions"
-"""Source in `References.unread` of what `ask` reads."""
+"""Source in `References.unread` of what `with_references_one_by_one` reads."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One account and region with its clients, which one thread makes and another uses."""
+class RegionContext:
+    """An account, a region and its clients. Any thread may use the clients; only one may create them."""
 
     region: str
     account: str
     clients: Clients
 
     @classmethod
-    def of(cls, session: boto3.Session, region: str, account: str, limit: Limit | None = None) -> Place:
-        """Return the clients of a region."""
+    def of(
+        cls, session: boto3.Session, region: str, account: str, limit: Limit | None = None
+    ) -> RegionContext:
+        """Return a context with new clients."""
         return cls(region, account, Clients.of(session, region, limit))
 
     @property
@@ -62,30 +64,29 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class RegionState:
     """What was read of one account and region.
 
     Attributes
     ----------
     region, account
-        Of what.
+        The region and the account.
     amis
         Every AMI of the account, oldest first.
     snapshots
-        Every snapshot of the account, by id.
+        Every snapshot of the account, by ID.
     references
-        What uses the AMIs; its `unread` names what could not be read.
+        What uses the AMIs; its `unread` lists what could not be read.
     channels
-        The AMIs that each channel names and named, the present one first, by the name of its parameter.
+        The AMIs of each channel by the name of its parameter: the current one, then earlier ones.
     importing
-        Digests of images that an import works on.
-    asked
-        The AMIs and snapshots about which AWS was asked one by one who uses and who may use them; ``None``
-        for all.
+        Digests of the images that are being imported.
+    read_one_by_one
+        The AMIs and snapshots whose references and permissions were read one by one; ``None`` for all.
     imports
         The imports that AWS lists.
     unread
-        Lists that could not be read, each with the error. Nobody can decide about such a region.
+        Lists that could not be read, each with the error. Nothing can be decided about such a region.
     """
 
     region: str
@@ -95,12 +96,12 @@ class Region:
     references: References
     channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     importing: frozenset[str] = frozenset()
-    asked: frozenset[str] | None = None
+    read_one_by_one: frozenset[str] | None = None
     imports: tuple[ImportTask, ...] = ()
     unread: Mapping[str, errors.AwsError] = field(default_factory=dict)
 
-    def holders(self) -> dict[str, list[str]]:
-        """Return the AMIs that have each snapshot."""
+    def amis_by_snapshot(self) -> dict[str, list[str]]:
+        """Return the AMIs that reference each snapshot."""
         found: dict[str, list[str]] = {}
         for ami in self.amis:
             for snapshot_id in dict.fromkeys(ami.snapshot_ids):
@@ -108,93 +109,97 @@ class Region:
         return found
 
     def orphans(self) -> tuple[Snapshot, ...]:
-        """Return the snapshots of ours that no AMI of this account has, oldest first."""
-        held = self.holders()
+        """Return the snapshots that vmsnix published and no AMI of this account references, oldest first."""
+        referenced = self.amis_by_snapshot()
         found = [
-            one for one in self.snapshots.values() if one.snapshot_id not in held and tagging.ours(one.tags)
+            one
+            for one in self.snapshots.values()
+            if one.snapshot_id not in referenced and tagging.ours(one.tags)
         ]
         return tuple(sorted(found, key=lambda one: (one.created_at, one.snapshot_id)))
 
-    def deciding(self) -> Region:
-        """Return what decides about ours and nothing else: an audit keeps it of all its regions at once."""
+    def for_retirement(self) -> RegionState:
+        """Return only what retirement rules read. An audit keeps it of all regions, so it has to be small."""
         orphans = {one.snapshot_id: one for one in self.orphans()}
-        # A copy that is being made may not have its tags yet.
+        # A copy that is not finished may not have its tags yet.
         amis = [ami for ami in self.amis if tagging.ours(ami.tags) or ami.state == "pending"]
-        # Of the snapshots that they have, nobody asks more than whether they are there: one stands for all.
+        # Rules only check whether a snapshot of an AMI exists, so one object represents all of them.
         names = {name for ami in amis for name in ami.snapshot_ids if name in self.snapshots}
-        held = dict.fromkeys(names, _THERE)
-        slim = tuple(replace(ami, tags=_deciding(ami.tags)) for ami in amis)
-        return replace(self, amis=slim, snapshots=held | orphans, imports=())
+        existing = dict.fromkeys(names, _EXISTING)
+        slim = tuple(replace(ami, tags=_retirement_tags(ami.tags)) for ami in amis)
+        return replace(self, amis=slim, snapshots=existing | orphans, imports=())
 
 
-def _deciding(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags by which is decided."""
-    return {key: value for key, value in tags.items() if key in _KEPT or retiring.is_mark(key)}
+def _retirement_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {
+        key: value
+        for key, value in tags.items()
+        if key in (tagging.IMAGE, tagging.DIGEST) or retiring.is_retirement_tag(key)
+    }
 
 
-_THERE = Snapshot("", "completed", images.UNKNOWN_TIME, 0, {})
-_KEPT = frozenset({tagging.IMAGE, tagging.DIGEST, tagging.RESTORING})
+_EXISTING = Snapshot("", "completed", images.UNKNOWN_TIME, 0, {})
 
 
-def read(place: Place, *, prefix: str, usage: bool = True) -> Region:
-    """Return what there is in a region, with the references that cost the same calls for any number of AMIs.
+def read_region(context: RegionContext, *, prefix: str, usage: bool = True) -> RegionState:
+    """Return what a region contains, and the references that take the same calls for any number of AMIs.
 
     Parameters
     ----------
-    place
-        Where.
+    context
+        The region.
     prefix
-        First part of the names of the channels' parameters.
+        Prefix of the names of channel parameters.
     usage
         Whether to read what uses the AMIs, imports and channels, too.
     """
-    ec2, unread = place.ec2, dict[str, errors.AwsError]()
+    ec2, unread = context.ec2, dict[str, errors.AwsError]()
 
-    def attempt(source: str, call: Callable[[], Found]) -> Found | None:
+    def attempt(source: str, call: Callable[[], T]) -> T | None:
         try:
             return call()
         except errors.AwsError as error:
             unread[source] = error
             return None
 
-    # In this order, what is registered between the two lists lacks its snapshot only, which is read below. In
-    # the other order it would be a snapshot that no AMI has.
-    held = attempt("snapshots", lambda: snapshots.owned(ec2)) or {}
-    closed = _closed(place.region, unread)
+    # Snapshots first: an AMI that is registered between the two lists then only lacks its snapshot, which is
+    # read below. In the other order its snapshot would look like one without an AMI.
+    found = attempt("snapshots", lambda: snapshots.owned(ec2)) or {}
+    closed = _why_closed(context.region, unread)
     if closed is not None:
-        return Region(
-            place.region, place.account, (), {}, References(place.region, {}), unread={WHOLE: closed}
-        )
+        nothing = References(context.region, {})
+        return RegionState(context.region, context.account, (), {}, nothing, unread={WHOLE_REGION: closed})
     amis = attempt("AMIs", lambda: images.owned(ec2)) or ()
-    late = [name for ami in amis for name in ami.snapshot_ids if name not in held]
+    late = [name for ami in amis for name in ami.snapshot_ids if name not in found]
     if late and "snapshots" not in unread:
-        held |= attempt("snapshots", lambda: snapshots.owned(ec2, late)) or {}
+        found |= attempt("snapshots", lambda: snapshots.owned(ec2, late)) or {}
+    state = RegionState(
+        context.region, context.account, amis, found, References(context.region, {}), unread=unread
+    )
     if not usage:
-        return Region(place.region, place.account, amis, held, References(place.region, {}), unread=unread)
+        return state
     tasks = attempt("imports", lambda: imports.listed(ec2)) or ()
-    return Region(
-        place.region,
-        place.account,
-        amis,
-        held,
-        references.gather(place.clients),
-        attempt("channels", lambda: channels(place.clients.ssm, prefix)) or {},
-        importing(tasks),
-        frozenset(),
-        tasks,
-        unread,
+    return replace(
+        state,
+        references=references.gather(context.clients),
+        channels=attempt("channels", lambda: channel_values(context.clients.ssm, prefix)) or {},
+        importing=digests_importing(tasks),
+        read_one_by_one=frozenset(),
+        imports=tasks,
     )
 
 
-def read_all(places: Iterable[Place], *, prefix: str, usage: bool = True) -> dict[str, Region]:
-    """Return what `read` finds in each of several regions of one account, by region."""
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="region") as pool:
-        found = pool.map(lambda place: read(place, prefix=prefix, usage=usage), places)
+def read_regions(
+    contexts: Iterable[RegionContext], *, prefix: str, usage: bool = True
+) -> dict[str, RegionState]:
+    """Return what `read_region` finds in several regions of one account, by region."""
+    with ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="region") as pool:
+        found = pool.map(lambda context: read_region(context, prefix=prefix, usage=usage), contexts)
         return {one.region: one for one in found}
 
 
-def _closed(region: str, unread: Mapping[str, errors.AwsError]) -> errors.AwsError | None:
-    """Return why nothing of a region can be read, so that this is told once and not of every source."""
+def _why_closed(region: str, unread: Mapping[str, errors.AwsError]) -> errors.AwsError | None:
+    """Return why nothing of a region can be read, to report it once instead of for every source."""
     for error in unread.values():
         if error.code in REFUSED:
             return not_enabled(region, error.why)
@@ -203,54 +208,59 @@ def _closed(region: str, unread: Mapping[str, errors.AwsError]) -> errors.AwsErr
     return None
 
 
-def ask(place: Place, region: Region, resource_ids: Collection[str]) -> Region:
-    """Return the region with what only calls about single AMIs and snapshots tell.
+def with_references_one_by_one(
+    context: RegionContext, state: RegionState, resource_ids: Collection[str]
+) -> RegionState:
+    """Return a region with the references of some AMIs and snapshots that AWS reports only one by one.
 
-    That something could not be read stands in its references, too, and keeps everything of the region.
+    If they cannot be read, the references of the region are incomplete, and rules keep all of its AMIs.
     """
-    held = {
-        ami.ami_id: [name for name in ami.snapshot_ids if name in region.snapshots]
-        for ami in region.amis
+    amis = {
+        ami.ami_id: [name for name in ami.snapshot_ids if name in state.snapshots]
+        for ami in state.amis
         if ami.ami_id in resource_ids
     }
-    loose = [name for name in resource_ids if name in region.snapshots]
+    orphans = [name for name in resource_ids if name in state.snapshots]
     try:
-        more = one_by_one(place.ec2, held, loose)
+        more = references_one_by_one(context.ec2, amis, orphans)
     except errors.AwsError as error:
-        more = References(place.region, {}, {ONE_BY_ONE: error})
-    asked = (region.asked or frozenset()).union(resource_ids)
-    return replace(region, references=references.merged(region.references, more), asked=asked)
+        more = References(context.region, {}, {ONE_BY_ONE: error})
+    read = (state.read_one_by_one or frozenset()).union(resource_ids)
+    return replace(state, references=references.merged(state.references, more), read_one_by_one=read)
 
 
-def right_before(
-    place: Place, *, amis: Mapping[str, Collection[str]] | None = None, loose: Collection[str] = ()
+def current_references(
+    context: RegionContext,
+    *,
+    amis: Mapping[str, Collection[str]] | None = None,
+    orphans: Collection[str] = (),
 ) -> References:
-    """Return all references to a few AMIs and snapshots as they are this moment; see `one_by_one`.
+    """Read all references to a few AMIs and snapshots again; see `references_one_by_one`.
 
     Raises
     ------
     vmsnix_ops.errors.AwsError
-        Some of it cannot be read, so that nobody knows.
+        A source cannot be read, so the usage is unknown.
     """
-    found = references.gather(place.clients)
+    found = references.gather(context.clients)
     for error in found.unread.values():
         raise error
-    return references.merged(found, one_by_one(place.ec2, amis or {}, loose))
+    return references.merged(found, references_one_by_one(context.ec2, amis or {}, orphans))
 
 
-def importing(tasks: Iterable[ImportTask]) -> frozenset[str]:
-    """Return the digests of the images that an import works on."""
+def digests_importing(tasks: Iterable[ImportTask]) -> frozenset[str]:
+    """Return the digests of the images that are being imported."""
     running = [one for one in tasks if one.status not in imports.FAILED | {"completed"}]
     return frozenset(one.tags[tagging.DIGEST] for one in running if tagging.DIGEST in one.tags)
 
 
 @needs("ssm:GetParametersByPath", "ssm:GetParameterHistory")
-def channels(ssm: SSMClient, prefix: str) -> dict[str, tuple[str, ...]]:
-    """Return the AMIs that each channel names and named, the present one first, each once."""
+def channel_values(ssm: SSMClient, prefix: str) -> dict[str, tuple[str, ...]]:
+    """Return the AMIs of each channel, each once: the current one, then earlier ones."""
     found = {}
-    for pointer in parameters.list_parameters(ssm, prefix):
-        values = [pointer.value, *(one.value for one in reversed(parameters.read_history(ssm, pointer.name)))]
-        found[pointer.name] = tuple(dict.fromkeys(values))
+    for channel in parameters.list_parameters(ssm, prefix):
+        values = [channel.value, *(one.value for one in reversed(parameters.read_history(ssm, channel.name)))]
+        found[channel.name] = tuple(dict.fromkeys(values))
     return found
 
 
@@ -260,34 +270,33 @@ def channels(ssm: SSMClient, prefix: str) -> dict[str, tuple[str, ...]]:
     "ec2:DescribeSnapshotAttribute",
     "ec2:DescribeLockedSnapshots",
 )
-def one_by_one(
-    ec2: EC2Client, amis: Mapping[str, Collection[str]], loose: Collection[str] = ()
+def references_one_by_one(
+    ec2: EC2Client, amis: Mapping[str, Collection[str]], orphans: Collection[str] = ()
 ) -> References:
-    """Return what can be asked about single AMIs and snapshots: EC2's own search, who may use them, locks.
+    """Return what AWS reports for single AMIs and snapshots: EC2's own search, permissions and locks.
 
     Parameters
     ----------
     ec2
-        Where.
+        The region.
     amis
-        AMIs, each with those of its snapshots that are this account's: with whom they are shared counts, too,
-        and whether they are locked.
-    loose
-        Snapshots that no AMI has.
+        AMIs, each with its snapshots that belong to this account; their permissions and locks count too.
+    orphans
+        Snapshots without an AMI.
     """
     found: dict[str, dict[Reference, None]] = {}
-    held = {name for names in amis.values() for name in names}
     locked = snapshots.locks(ec2)
-    for resource_id, names in {**amis, **{name: [name] for name in loose}}.items():
+    for resource_id, names in {**amis, **{name: [name] for name in orphans}}.items():
         for name in locked.keys() & set(names):
             lock = Reference("snapshot-lock", name, type=locked[name])
             found.setdefault(resource_id, {})[lock] = None
-    with calling(f"look who uses AMIs and snapshots of {ec2.meta.region_name}"):
+    with calling(f"read the references of AMIs and snapshots of {ec2.meta.region_name}"):
         for source in (references.image_references, references.launch_permissions):
             for ami_id, one in source(ec2, list(amis)):
                 found.setdefault(ami_id, {})[one] = None
-        for snapshot_id, one in references.snapshot_permissions(ec2, sorted(held.union(loose))):
-            if snapshot_id in loose:
+        owned = {name for names in amis.values() for name in names}
+        for snapshot_id, one in references.snapshot_permissions(ec2, sorted(owned.union(orphans))):
+            if snapshot_id in orphans:
                 found.setdefault(snapshot_id, {})[one] = None
             through = (Through("snapshot", snapshot_id),)
             for ami_id in (ami_id for ami_id, names in amis.items() if snapshot_id in names):
@@ -297,18 +306,20 @@ def one_by_one(
 
 
 @needs("ssm:GetParametersByPath", "ec2:DescribeInstances")
-def used_now(place: Place, prefix: str, ami_id: str) -> list[str]:
-    """Return the channels that name an AMI and the instances that run from it, as they are this moment.
+def channels_and_instances(context: RegionContext, prefix: str, ami_id: str) -> list[str]:
+    """Return the channels that have an AMI now, and the instances that run from it.
 
-    These are what promotions, rollbacks and smoke tests write, so two calls tell whether one has begun with
-    the AMI. Everything else that may use it is read by `right_before`.
+    Promotions, rollbacks and smoke tests write these, so two calls show whether one of them has started to
+    use the AMI. `current_references` reads everything else that may use it.
     """
-    names = [one.name for one in parameters.list_parameters(place.clients.ssm, prefix) if one.value == ami_id]
+    names = [
+        one.name for one in parameters.list_parameters(context.clients.ssm, prefix) if one.value == ami_id
+    ]
     filters: list[FilterTypeDef] = [{"Name": "image-id", "Values": [ami_id]}]
     with calling(f"list the instances of {ami_id}"):
         running = [
             one["InstanceId"]
-            for page in pages(place.ec2.describe_instances, Filters=filters, MaxResults=PAGE)
+            for page in pages(context.ec2.describe_instances, Filters=filters, MaxResults=PAGE)
             for reservation in page["Reservations"]
             for one in reservation["Instances"]
             if one["State"]["Name"] != "terminated"

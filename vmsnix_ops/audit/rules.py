@@ -289,7 +289,7 @@ def _by_retirement(facts: Facts, rows: pd.DataFrame) -> tuple[pd.Series[Any], pd
     import pandas as pd
 
     verdicts = facts.verdicts(rows)
-    goes = verdicts.map(lambda one: one is not None and one.goes).astype(bool)
+    goes = verdicts.map(lambda one: one is not None and not one.kept).astype(bool)
     ami = rows["kind"] == "ami"
     numbers = facts.inventory.rules.options(load().retirement)
     plan = " ".join(["vmsnix retire --regions {region}", *numbers])

@@ -139,7 +139,7 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
             why="Only an available AMI can be launched.",
             fix=f"Restore it: {images.restoring(ami)}" if ami.state == "disabled" else "Choose another AMI.",
         )
-    retiring.check_unmarked(ami)
+    retiring.check_not_retired(ami)
     if ami.deprecated_at is not None and ami.deprecated_at <= now:
         raise errors.RegistrationError(
             f"{where} has been deprecated since {ami.deprecated_at:%Y-%m-%d %H:%M} UTC.",
@@ -173,5 +173,5 @@ def check_repeatedly(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
 
     `vmsnix_ops.aws.retiring` explains why.
     """
-    for _ in retiring.looks():
+    for _ in retiring.repeated_reads():
         check_still_usable(ec2, ami_id, owner=owner)

@@ -127,7 +127,7 @@ def _carried(source: Ami) -> dict[str, str]:
     return {
         key: value
         for key, value in source.tags.items()
-        if not key.startswith("aws:") and not retiring.is_mark(key)
+        if not key.startswith("aws:") and not retiring.is_retirement_tag(key)
     }
 
 

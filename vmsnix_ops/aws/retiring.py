@@ -1,28 +1,28 @@
-"""Take an AMI out of use, bring it back, remove it for good: calls in an order that may stop anywhere.
+"""Retire, restore and delete AMIs and their snapshots. A killed run can be continued after any call.
 
-A retired AMI is private, deprecated and disabled, and so is out of everybody's reach, and all of that can be
-undone. What it was before stands in its tags and in those of its snapshots: they are written before anything
-is changed, and removed after everything is restored.
+A retired AMI is private, deprecated and disabled, so nobody can launch it. All of that can be undone: the
+tags of the AMI and of its snapshots record what it was before. They are written before anything is changed,
+and removed after everything is restored.
 
 ============================  ==========================================================================
-``vmsnix:retired``            when (UTC); grace counts from there
-``vmsnix:retained-until``        from when on it may be removed for good
+``vmsnix:retired``            when it was retired (UTC); the retention period starts here
+``vmsnix:retained-until``     end of the retention period; it may be deleted from then on
 ``vmsnix:retired-by``         the run that retired it
-``vmsnix:shared-with``        with whom it was shared; goes on in ``vmsnix:shared-with-2`` and so forth
-``vmsnix:deprecated-before``  its deprecation date, or ``never``
-``vmsnix:state-before``       ``disabled`` when somebody else had disabled it already, else ``available``
-``vmsnix:retired-with``       of a snapshot: its AMI, by which it is found should the AMI go and it stay
-``vmsnix:restoring``          the run that restores it: nobody may delete it
-``vmsnix:deleting``           the run that is about to delete it: nobody may restore it
+``vmsnix:shared-with``        with whom it was shared; continued in ``vmsnix:shared-with-2`` and so on
+``vmsnix:deprecated-before``  its deprecation date before, or ``never``
+``vmsnix:state-before``       ``disabled`` if somebody had disabled it before, else ``available``
+``vmsnix:retired-with``       of a snapshot: its AMI, to find the snapshot after the AMI is deregistered
+``vmsnix:restoring``          the run that restores it: no other run may delete it
+``vmsnix:deleting``           the run that deletes it: no other run may restore it
 ============================  ==========================================================================
 
-The tags are also what jobs that run at the same time see of each other. AWS has no transaction over an AMI,
-a parameter and an instance. So each of two jobs writes first (the retirement its mark, a promotion its
-channel, a smoke test its instance), waits until its own write can be read, and then reads what the other one
-writes, several times over `PAUSES`: reads may be some moments old. Whichever write came second, its writer
-sees the first one. Both may then give up; both can never win.
+Jobs that run at the same time coordinate by these tags, because AWS has no transaction over an AMI, a
+parameter and an instance. Each of two jobs writes first (the retirement its tags, a promotion its channel, a
+smoke test its instance) and waits until its own write can be read. Then it reads what the other job writes,
+several times over `READ_PAUSES`, because a read may be some moments old. Whichever write came second, its
+writer sees the first one. Both jobs may then give up; never do both continue.
 
-AWS itself makes an AMI private when it disables it, and forgets with whom it was shared.
+AWS makes an AMI private when it is disabled, and does not keep with whom it was shared.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.sharing import Audience
 
 NEVER = "never"
-MOST_PARTS = 10
-"""Tags that may hold with whom something was shared; 19 accounts fit into each."""
+MAX_SHARED_WITH_TAGS = 10
+"""Tags that may record with whom something was shared; 19 accounts fit into each."""
 
-_MARKS = (
+_TAGS = (
+    tagging.RETIRED,
     tagging.RETAINED_UNTIL,
     tagging.RETIRED_BY,
     tagging.DEPRECATED_BEFORE,
@@ -60,36 +61,36 @@ _MARKS = (
     tagging.STATE_BEFORE,
     tagging.RESTORING,
 )
-GONE = ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound")
+NOT_FOUND = ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound")
 IN_USE_SECONDS = 60.0
-UNSEEN_SECONDS = 10.0
-RESTORED = "somebody restored it at the same time"
-MARK_SECONDS = 60.0  # how long to wait until a mark can be read
-PAUSES = (0.0, 0.5, 1.5)
+NOT_FOUND_SECONDS = 10.0
+RESTORED = "another run restored it at the same time"
+TAG_SECONDS = 60.0  # how long to wait until a tag can be read
+READ_PAUSES = (0.0, 0.5, 1.5)
 """Seconds before each of the reads that look for another job's write; AWS states no bound for stale reads."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """What the tags of something retired say.
+class RetirementTags:
+    """What the tags of a retired AMI or snapshot record.
 
     Attributes
     ----------
-    at, retained_until
-        When it was retired, and from when on it may be removed; UTC.
+    retired_at, retained_until
+        When it was retired, and from when on it may be deleted; UTC.
     run_id
-        The run that did it.
+        The run that retired it.
     shared_with
-        Who could use it: accounts, ARNs, ``public``.
+        Who could use it before: accounts, ARNs, ``public``.
     deprecated_before
-        Its deprecation date; ``None`` when it had none.
+        Its deprecation date before; ``None`` if it had none.
     with_ami
-        Of a snapshot: the AMI that it belonged to.
+        Of a snapshot: the AMI that it was retired with.
     state_before
-        Of an AMI: its state.
+        Of an AMI: its state before.
     """
 
-    at: datetime
+    retired_at: datetime
     retained_until: datetime
     run_id: str = ""
     shared_with: tuple[str, ...] = ()
@@ -97,143 +98,146 @@ class Mark:
     with_ami: str = ""
     state_before: str = ""
 
+    @classmethod
+    def parse(cls, tags: Mapping[str, str]) -> RetirementTags | None:
+        """Return what tags record; ``None`` if it was not retired, or somebody changed the dates."""
+        retired_at = _parse_time(tags.get(tagging.RETIRED, ""))
+        retained_until = _parse_time(tags.get(tagging.RETAINED_UNTIL, ""))
+        if retired_at is None or retained_until is None:
+            return None
+        return cls(
+            retired_at,
+            retained_until,
+            tags.get(tagging.RETIRED_BY, ""),
+            _shared_with(tags),
+            _parse_time(tags.get(tagging.DEPRECATED_BEFORE, "")),
+            tags.get(tagging.RETIRED_WITH, ""),
+            tags.get(tagging.STATE_BEFORE, ""),
+        )
+
     def tags(self) -> dict[str, str]:
-        """Return it as tags."""
+        """Return the tags; `parse` reads them."""
         before = self.deprecated_before
         return {
-            tagging.RETIRED: _text(self.at),
-            tagging.RETAINED_UNTIL: _text(self.retained_until),
+            tagging.RETIRED: _format_time(self.retired_at),
+            tagging.RETAINED_UNTIL: _format_time(self.retained_until),
             tagging.RETIRED_BY: self.run_id,
-            tagging.DEPRECATED_BEFORE: _text(before) if before else NEVER,
+            tagging.DEPRECATED_BEFORE: _format_time(before) if before else NEVER,
             tagging.RETIRED_WITH: self.with_ami,
             tagging.STATE_BEFORE: self.state_before,
-            **{_part(number): words for number, words in enumerate(_lines(self.shared_with), 1)},
+            **{_shared_with_key(n): value for n, value in enumerate(_tag_values(self.shared_with), 1)},
         }
 
 
-def mark(tags: Mapping[str, str]) -> Mark | None:
-    """Return what tags say of a retirement; ``None`` where there was none, or somebody changed the dates."""
-    at, until = _moment(tags.get(tagging.RETIRED, "")), _moment(tags.get(tagging.RETAINED_UNTIL, ""))
-    if at is None or until is None:
-        return None
-    return Mark(
-        at,
-        until,
-        tags.get(tagging.RETIRED_BY, ""),
-        _shared_with(tags),
-        _moment(tags.get(tagging.DEPRECATED_BEFORE, "")),
-        tags.get(tagging.RETIRED_WITH, ""),
-        tags.get(tagging.STATE_BEFORE, ""),
-    )
-
-
-def without_marks(ami: Ami) -> Ami:
+def without_retirement_tags(ami: Ami) -> Ami:
     """Return an AMI without the tags of retirements, restorations and deletions."""
-    return replace(ami, tags={key: value for key, value in ami.tags.items() if not is_mark(key)})
+    return replace(ami, tags={key: value for key, value in ami.tags.items() if not is_retirement_tag(key)})
 
 
-def without_claim(ami: Ami) -> Ami:
+def without_deletion_tag(ami: Ami) -> Ami:
     """Return an AMI without the tag of a deletion."""
     return replace(ami, tags={key: value for key, value in ami.tags.items() if key != tagging.DELETING})
 
 
-def is_mark(key: str) -> bool:
-    """Tell whether a tag belongs to a retirement, restoration or deletion of the resource that has it."""
-    return key in (tagging.RETIRED, *_MARKS, tagging.DELETING) or key.startswith(tagging.SHARED_WITH)
+def is_retirement_tag(key: str) -> bool:
+    """Return whether a tag belongs to a retirement, restoration or deletion of its resource."""
+    return key in (*_TAGS, tagging.DELETING) or key.startswith(tagging.SHARED_WITH)
 
 
-def fits(names: Iterable[str]) -> bool:
-    """Tell whether tags can hold that something was shared with all of these."""
-    return len(_lines(names)) <= MOST_PARTS
+def fits_into_tags(names: Iterable[str]) -> bool:
+    """Return whether tags can record that something was shared with all of these."""
+    return len(_tag_values(names)) <= MAX_SHARED_WITH_TAGS
 
 
-def looks() -> Iterator[None]:
-    """Yield as often as another job's write is read, with the pauses in between."""
-    for pause in PAUSES:
+def repeated_reads() -> Iterator[None]:
+    """Yield once for each read that looks for another job's write, after the pause before it."""
+    for pause in READ_PAUSES:
         time.sleep(pause)
         yield
 
 
-def marked_by(ami: Ami) -> str:
-    """Return which retirement marked an AMI, in words; empty when none did."""
+def retired_by(ami: Ami) -> str:
+    """Return which run is retiring or has retired an AMI, for people; empty if none."""
     if tagging.RETIRED not in ami.tags:
         return ""
     run = ami.tags.get(tagging.RETIRED_BY, "")
     return f"the run {run}" if run else "an unnamed run"
 
 
-def check_unmarked(ami: Ami) -> None:
+def check_not_retired(ami: Ami) -> None:
     """Refuse to use an AMI that is being retired.
 
     Raises
     ------
     vmsnix_ops.errors.RegistrationError
-        It carries the mark of a retirement; with the command that removes it.
+        It has the tag of a retirement; the error has the command that removes it.
     """
-    who = marked_by(ami)
-    if not who:
+    run = retired_by(ami)
+    if not run:
         return
     fix = images.restoring(ami)
-    if mark(ami.tags) is None:  # somebody changed its dates, so that a restoration does not know it
+    if RetirementTags.parse(ami.tags) is None:  # somebody changed its dates: a restoration ignores it
         where = f"--region {ami.region} --resources {ami.ami_id}"
         fix = f"aws ec2 delete-tags {where} --tags Key={tagging.RETIRED}"
     raise errors.RegistrationError(
         f"The AMI {ami.ami_id} in {ami.region} is being retired.",
-        why=f"It has the tag {tagging.RETIRED}, set by {who}.",
+        why=f"It has the tag {tagging.RETIRED}, set by {run}.",
         fix=f"Choose another AMI. If that run is no longer running, undo it: {fix}",
     )
 
 
 @needs("ec2:DescribeImageAttribute")
-def note(ec2: EC2Client, ami: Ami, *, run_id: str, at: datetime, grace: timedelta) -> Mark:
-    """Return what the mark of a retirement says of an AMI as it is now. Nothing is changed."""
-    known, shared = mark(ami.tags), sharing.of_image(ec2, ami.ami_id)
-    return Mark(
+def retirement_tags(
+    ec2: EC2Client, ami: Ami, *, run_id: str, at: datetime, retention: timedelta
+) -> RetirementTags:
+    """Return what the tags of a retirement have to record of an AMI as it is now. Nothing is changed."""
+    earlier, shared = RetirementTags.parse(ami.tags), sharing.of_image(ec2, ami.ami_id)
+    return RetirementTags(
         at,
-        at + grace,
+        at + retention,
         run_id,
-        _union(known.shared_with if known else (), shared.names()),
-        known.deprecated_before if known else ami.deprecated_at,
+        _union(earlier.shared_with if earlier else (), shared.names()),
+        earlier.deprecated_before if earlier else ami.deprecated_at,
         state_before=ami.state,
     )
 
 
 @needs("ec2:CreateTags of our resources", "ec2:DescribeImages")
-def announce(ec2: EC2Client, ami: Ami, noted: Mark) -> Ami:
-    """Write the mark on an AMI, wait until it can be read, and return the AMI as it is then.
+def write_retirement_tags(ec2: EC2Client, ami: Ami, record: RetirementTags) -> Ami:
+    """Tag an AMI as retired, wait until the tags can be read, and return the AMI as it is then.
 
     Raises
     ------
     vmsnix_ops.errors.AwsError
-        The mark cannot be read within `MARK_SECONDS`, the AMI is gone, or another run marked it after us.
+        The tags cannot be read within `TAG_SECONDS`, the AMI is gone, or another run tagged it after us.
     """
-    tag(ec2, [ami.ami_id], noted.tags())
+    add_tags(ec2, [ami.ami_id], record.tags())
 
     def read() -> PollResult[Ami | None]:
-        seen = look(ec2, ami.ami_id)
-        there = seen is not None and seen.tags.get(tagging.RETIRED_BY) == noted.run_id
-        return PollResult("done" if there else "waiting", seen, state="not marked yet")
+        found = read_ami(ec2, ami.ami_id)
+        tagged = found is not None and found.tags.get(tagging.RETIRED_BY) == record.run_id
+        return PollResult("done" if tagged else "waiting", found, state="not tagged yet")
 
     what = f"the tag of {ami.ami_id}"
-    seen = poll(
-        read, what=what, deadline=MARK_SECONDS, interval=PollInterval(shortest=0.2, longest=5.0)
+    found = poll(
+        read, what=what, deadline=TAG_SECONDS, interval=PollInterval(shortest=0.2, longest=5.0)
     ).value
-    if seen is None:
-        raise RuntimeError("a mark was read of an AMI that is not there")
-    return seen
+    if found is None:
+        raise RuntimeError("a tag was read of an AMI that does not exist")
+    return found
 
 
 @needs("ec2:CreateTags of our resources", "ec2:DeleteTags")
-def take_back(ec2: EC2Client, ami: Ami, noted: Mark) -> None:
-    """Remove the mark of `announce`; an earlier retirement's mark stays as it was. Safe to run twice."""
-    ours = {key for key, value in noted.tags().items() if value}
-    new: list[TagTypeDef] = [{"Key": key} for key in sorted(ours - ami.tags.keys())]
+def undo_retirement_tags(ec2: EC2Client, ami: Ami, record: RetirementTags) -> None:
+    """Undo `write_retirement_tags`: give an AMI the tags that it had before. Safe to run twice."""
+    written = {key for key, value in record.tags().items() if value}
+    new: list[TagTypeDef] = [{"Key": key} for key in sorted(written - ami.tags.keys())]
     if new:
         with calling(f"remove the retirement tag of {ami.ami_id}"):
             ec2.delete_tags(Resources=[ami.ami_id], Tags=new)
-    old = {key: ami.tags[key] for key in sorted(ours & ami.tags.keys())}
+    old = {key: ami.tags[key] for key in sorted(written & ami.tags.keys())}
     if old:
-        tag(ec2, [ami.ami_id], old)
+        add_tags(ec2, [ami.ami_id], old)
 
 
 @needs(
@@ -242,59 +246,59 @@ def take_back(ec2: EC2Client, ami: Ami, noted: Mark) -> None:
     "ec2:DescribeImageAttribute",
     "ec2:DescribeSnapshotAttribute",
 )
-def retire(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], noted: Mark) -> None:
-    """Make a marked AMI and its snapshots private, deprecate and disable it.
+def retire(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], record: RetirementTags) -> None:
+    """Make an AMI and its snapshots private, deprecate and disable the AMI.
 
-    Safe to run twice, and to go on with after a death at any call: the tags come first, and a second run
-    adds to what they say and takes nothing from it. Grace counts from the latest run, so that an AMI which
-    somebody enabled by hand is not removed the day after it is retired again.
+    Safe to run twice, and to continue after it was killed at any call: the tags are written first, and a
+    second run only adds to what they record. The retention period starts with the latest run, so an AMI that
+    somebody enabled by hand is not deleted the day after it is retired again.
 
     Parameters
     ----------
     ec2, ami
-        Which one, as it was before it was marked.
+        The AMI as it was before it was tagged.
     snapshot_ids
-        Those of its snapshots that are ours (`vmsnix:digest`) and belong to no other AMI.
-    noted
-        What `note` returned, and `announce` wrote on an AMI that is not disabled.
+        Its snapshots that vmsnix published (`vmsnix:digest`) and that no other AMI has.
+    record
+        From `retirement_tags`. `write_retirement_tags` has written it, unless the AMI is disabled.
     """
     for snapshot_id in snapshot_ids:
-        retire_snapshot(ec2, snapshot_id, noted, ami)
-    if ami.state == "disabled":  # by somebody else: it is out of everybody's reach already
-        tag(ec2, [ami.ami_id], noted.tags())  # last: disabled and with these tags it counts as retired
+        retire_snapshot(ec2, snapshot_id, record, ami)
+    if ami.state == "disabled":  # by somebody else, so nobody can launch it
+        add_tags(ec2, [ami.ami_id], record.tags())  # last: a disabled AMI with these tags counts as retired
         return
     sharing.revoke(ec2, ami.ami_id, sharing.of_image(ec2, ami.ami_id))
-    if ami.deprecated_at is None or ami.deprecated_at > noted.at:
-        # AWS takes no date that has passed by the time it looks.
+    if ami.deprecated_at is None or ami.deprecated_at > record.retired_at:
+        # AWS refuses a date that has passed when the request arrives.
         deprecation.deprecate(ec2, ami.ami_id, datetime.now(UTC) + timedelta(minutes=1))
     with calling(f"disable {ami.ami_id}"):
         ec2.disable_image(ImageId=ami.ami_id)
 
 
 @needs("ec2:DescribeImages")
-def still_marked(ec2: EC2Client, ami_id: str, noted: Mark) -> str:
-    """Return why a retired AMI is not as this run left it, in words; empty when it is.
+def why_not_retired(ec2: EC2Client, ami_id: str, record: RetirementTags) -> str:
+    """Return why an AMI is no longer as this run retired it, for people; empty if it still is.
 
-    A restoration that ran at the same time has removed the mark.
+    A restoration that ran at the same time has removed the tags.
     """
-    for _ in looks():
-        seen = look(ec2, ami_id)
-        if seen is None:
-            return "it is gone"
-        by = seen.tags.get(tagging.RETIRED_BY, "")
-        if not by:
+    for _ in repeated_reads():
+        ami = read_ami(ec2, ami_id)
+        if ami is None:
+            return "it no longer exists"
+        run = ami.tags.get(tagging.RETIRED_BY, "")
+        if not run:
             return RESTORED
-        if by != noted.run_id:
-            return f"the run {by} retired it at the same time"
+        if run != record.run_id:
+            return f"the run {run} retired it at the same time"
     return ""
 
 
 @needs("ec2:CreateTags of our resources", "ec2:DescribeImages", "ec2:DescribeSnapshots", "ec2:DeleteTags")
 def claim(ec2: EC2Client, resource: str, key: str, run_id: str) -> str:
-    """Say on an AMI or a snapshot that a run deletes or restores it; return who does the other, or nothing.
+    """Tag an AMI or a snapshot as being deleted or restored by a run.
 
-    A deletion and a restoration of one thing at the same time see each other's tag. The one that sees the
-    other one's removes its own again and must do nothing.
+    A deletion and a restoration of the same resource at the same time see each other's tag. The one that sees
+    the other's removes its own tag and must do nothing.
 
     Parameters
     ----------
@@ -304,32 +308,37 @@ def claim(ec2: EC2Client, resource: str, key: str, run_id: str) -> str:
         ``vmsnix:deleting`` or ``vmsnix:restoring``.
     run_id
         The run that claims it.
+
+    Returns
+    -------
+    str
+        The run that does the opposite; empty if there is none and the resource is claimed.
     """
     other = tagging.RESTORING if key == tagging.DELETING else tagging.DELETING
-    tag(ec2, [resource], {key: run_id})
+    add_tags(ec2, [resource], {key: run_id})
 
     def read() -> PollResult[dict[str, str]]:
         tags = _tags_of(ec2, resource)
         return PollResult("done" if tags.get(key) == run_id else "waiting", tags, state="not tagged yet")
 
-    poll(read, what=f"the tag {key} of {resource}", deadline=MARK_SECONDS, interval=PollInterval(0.2, 5.0))
-    for _ in looks():
-        holder = _tags_of(ec2, resource).get(other, "")
-        if holder:
-            disclaim(ec2, resource, key)
-            return holder
+    poll(read, what=f"the tag {key} of {resource}", deadline=TAG_SECONDS, interval=PollInterval(0.2, 5.0))
+    for _ in repeated_reads():
+        opponent = _tags_of(ec2, resource).get(other, "")
+        if opponent:
+            release(ec2, resource, key)
+            return opponent
     return ""
 
 
 @needs("ec2:DeleteTags")
-def disclaim(ec2: EC2Client, resource: str, key: str) -> None:
+def release(ec2: EC2Client, resource: str, key: str) -> None:
     """Remove the tag of `claim`. Safe to run twice."""
     with calling(f"remove the tag {key} of {resource}"):
         ec2.delete_tags(Resources=[resource], Tags=[{"Key": key}])
 
 
-def claimed(resource: str, key: str, run_id: str, region: str) -> str:
-    """Return what to say of something that another run has claimed, with the way out."""
+def claimed_by(resource: str, key: str, run_id: str, region: str) -> str:
+    """Return that another run has claimed a resource, and how to end that, for people."""
     doing = "deleting" if key == tagging.DELETING else "restoring"
     return (
         f"the run {run_id} is {doing} it; if that run is no longer running: aws ec2 delete-tags --region "
@@ -340,62 +349,64 @@ def claimed(resource: str, key: str, run_id: str, region: str) -> str:
 def _tags_of(ec2: EC2Client, resource: str) -> dict[str, str]:
     if resource.startswith("snap-"):
         return _snapshot_tags(ec2, resource)
-    seen = look(ec2, resource)
-    return dict(seen.tags) if seen else {}
+    ami = read_ami(ec2, resource)
+    return dict(ami.tags) if ami else {}
 
 
 @needs("ec2:CreateTags of our resources", "ec2:DescribeSnapshots", "ec2:DescribeSnapshotAttribute")
-def retire_snapshot(ec2: EC2Client, snapshot_id: str, noted: Mark, ami: Ami | None = None) -> Mark:
-    """Make a snapshot private, note when it was retired, with which AMI, and who could use it; return that.
+def retire_snapshot(
+    ec2: EC2Client, snapshot_id: str, record: RetirementTags, ami: Ami | None = None
+) -> RetirementTags:
+    """Make a snapshot private, and record in its tags when, with which AMI, and who could use it.
 
-    Safe to run twice. The snapshot carries `vmsnix:digest` already: nothing makes a foreign one ours.
+    Safe to run twice. Call it only for snapshots that vmsnix published: they have the tag `vmsnix:digest`.
     """
     tags, shared = _snapshot_tags(ec2, snapshot_id), sharing.of_snapshot(ec2, snapshot_id)
-    known = mark(tags)
-    own = Mark(
-        noted.at,
-        noted.retained_until,
-        noted.run_id,
-        _union(known.shared_with if known else (), shared.names()),
+    earlier = RetirementTags.parse(tags)
+    own = RetirementTags(
+        record.retired_at,
+        record.retained_until,
+        record.run_id,
+        _union(earlier.shared_with if earlier else (), shared.names()),
         with_ami=ami.ami_id if ami else "",
     )
-    tag(ec2, [snapshot_id], own.tags())
+    add_tags(ec2, [snapshot_id], own.tags())
     sharing.revoke_snapshot(ec2, snapshot_id, shared)
     return own
 
 
 @needs("ec2:EnableImage", "ec2:DeleteTags")
 def restore(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], *, at: datetime) -> Audience:
-    """Enable a retired AMI, share it with whom it was shared with, give it its old deprecation date back.
+    """Enable a retired AMI, share it as before, and set its earlier deprecation date.
 
-    One that somebody else had disabled before is left so. Safe to run twice, and to go on with after a death
-    at any call: the tags that know how it was go last.
+    An AMI that somebody had disabled before stays disabled. Safe to run twice, and to continue after it was
+    killed at any call: the tags that record the earlier state are removed last.
 
     Returns
     -------
     Audience
-        With whom it is shared again; nobody when its tags do not say.
+        With whom it is shared again; nobody if its tags do not record it.
     """
-    known = mark(ami.tags)
+    record = RetirementTags.parse(ami.tags)
     shared = sharing.audience(_shared_with(ami.tags))
-    if known is None or known.state_before != "disabled":
+    if record is None or record.state_before != "disabled":
         with calling(f"enable {ami.ami_id}"):
             ec2.enable_image(ImageId=ami.ami_id)
         sharing.share(ec2, ami.ami_id, shared)
-        if known is not None and known.deprecated_before is None:
+        if record is not None and record.deprecated_before is None:
             deprecation.undeprecate(ec2, ami.ami_id)
-        elif known is not None and known.deprecated_before and known.deprecated_before > at:
-            deprecation.deprecate(ec2, ami.ami_id, known.deprecated_before)
-        # A date that has passed meanwhile cannot be set again; it is deprecated, as it would be.
+        elif record is not None and record.deprecated_before and record.deprecated_before > at:
+            deprecation.deprecate(ec2, ami.ami_id, record.deprecated_before)
+        # AWS refuses a date that has passed. The AMI is deprecated then, as it would be anyway.
     for snapshot_id in snapshot_ids:
         restore_snapshot(ec2, snapshot_id)
-    untag(ec2, ami.ami_id, ami.tags)
+    remove_tags(ec2, ami.ami_id, ami.tags)
     return shared
 
 
 @needs("ec2:DescribeSnapshots", "ec2:ModifySnapshotAttribute", "ec2:DeleteTags")
 def restore_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
-    """Share a snapshot with whom it was shared with, and forget that it was retired. Safe to run twice."""
+    """Share a snapshot as before its retirement, and remove the tags of the retirement. Safe to run twice."""
     tags = _snapshot_tags(ec2, snapshot_id)
     shared = sharing.audience(_shared_with(tags))
     sharing.share_snapshot(ec2, snapshot_id, shared.accounts)
@@ -406,23 +417,24 @@ def restore_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
                 Attribute="createVolumePermission",
                 CreateVolumePermission={"Add": [{"Group": "all"}]},
             )
-    untag(ec2, snapshot_id, tags)
+    remove_tags(ec2, snapshot_id, tags)
 
 
 @needs("ec2:DeregisterImage")
 def deregister(ec2: EC2Client, ami_id: str) -> Literal["deregistered", "gone", "protected"]:
-    """Deregister an AMI; its snapshots stay. Safe to run twice: one that is gone is no error.
+    """Deregister an AMI; its snapshots are kept. Safe to run twice.
 
     Returns
     -------
     str
-        ``"protected"`` when its deregistration protection is on: that is respected, and nothing was done.
+        ``"gone"`` if it no longer existed; ``"protected"`` if its deregistration protection is on and it was
+        not deregistered.
     """
     try:
         with calling(f"deregister {ami_id}"):
             ec2.deregister_image(ImageId=ami_id)
     except errors.AwsError as error:
-        if error.code in GONE:
+        if error.code in NOT_FOUND:
             return "gone"
         if error.code == "OperationNotPermitted" and "protect" in error.why.lower():
             return "protected"
@@ -431,59 +443,59 @@ def deregister(ec2: EC2Client, ami_id: str) -> Literal["deregistered", "gone", "
 
 
 @needs("ec2:DescribeImages", "ec2:DeleteSnapshot")
-def remove_snapshot(ec2: EC2Client, snapshot_id: str, *, of: str = "") -> tuple[str, ...]:
-    """Delete a snapshot unless an AMI needs it, and return the AMIs that do: empty when it is gone.
+def delete_snapshot(ec2: EC2Client, snapshot_id: str, *, of: str = "") -> tuple[str, ...]:
+    """Delete a snapshot unless an AMI needs it, and return the AMIs that need it.
 
-    Safe to run twice. For moments AWS still counts an AMI that was just deregistered: that is waited out.
+    Safe to run twice. For some moments AWS still counts an AMI that was just deregistered; this waits.
 
     Parameters
     ----------
     ec2, snapshot_id
-        Which one.
+        The snapshot.
     of
         The AMI that was just deregistered and may still be listed.
     """
-    holders = tuple(ami_id for ami_id in images.of_snapshot(ec2, snapshot_id) if ami_id != of)
-    if holders:
-        return holders
+    needed_by = tuple(ami_id for ami_id in images.of_snapshot(ec2, snapshot_id) if ami_id != of)
+    if needed_by:
+        return needed_by
     try:
         with calling(f"delete the snapshot {snapshot_id}"):
             retrying(
                 lambda: ec2.delete_snapshot(SnapshotId=snapshot_id),
                 "InvalidSnapshot.InUse",
-                saying="currently in use",  # and not that a fast restore is on, which does not end by itself
+                saying="currently in use",  # not for fast snapshot restore, which does not end by itself
                 seconds=IN_USE_SECONDS,
             )
     except errors.AwsError as error:
-        if error.code not in GONE:
+        if error.code not in NOT_FOUND:
             raise
     return ()
 
 
 @needs("ec2:DescribeImages")
-def look(ec2: EC2Client, ami_id: str) -> Ami | None:
-    """Return an AMI as it is now; ``None`` when it is gone."""
+def read_ami(ec2: EC2Client, ami_id: str) -> Ami | None:
+    """Return an AMI as it is now; ``None`` if it no longer exists."""
     try:
         with calling(f"read {ami_id}"):
             answer = ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True)
     except errors.AwsError as error:
-        if error.code in GONE:
+        if error.code in NOT_FOUND:
             return None
         raise
     return images.read(answer["Images"][0], ec2.meta.region_name) if answer["Images"] else None
 
 
 @needs("ec2:CreateTags of our resources")
-def tag(ec2: EC2Client, resources: list[str], tags: Mapping[str, str]) -> None:
+def add_tags(ec2: EC2Client, resources: list[str], tags: Mapping[str, str]) -> None:
     """Add or change tags of AMIs or snapshots. Safe to run twice."""
     with calling(f"tag {', '.join(resources)}"):
         ec2.create_tags(Resources=resources, Tags=tagging.to_list(tags))
 
 
 @needs("ec2:DeleteTags")
-def untag(ec2: EC2Client, resource: str, tags: Mapping[str, str]) -> None:
-    """Remove the tags of a retirement, last of all, and that of its restoration. Safe to run twice."""
-    names = (tagging.RETIRED, *_MARKS, *map(_part, range(1, MOST_PARTS + 1)))
+def remove_tags(ec2: EC2Client, resource: str, tags: Mapping[str, str]) -> None:
+    """Remove the tags of a retirement and of a restoration. Safe to run twice."""
+    names = (*_TAGS, *map(_shared_with_key, range(1, MAX_SHARED_WITH_TAGS + 1)))
     present: list[TagTypeDef] = [{"Key": name} for name in names if name in tags]
     if present:
         with calling(f"remove the tags of the retirement of {resource}"):
@@ -495,7 +507,7 @@ def _snapshot_tags(ec2: EC2Client, snapshot_id: str) -> dict[str, str]:
         answer = retrying(
             lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
             "InvalidSnapshot.NotFound",
-            seconds=UNSEEN_SECONDS,
+            seconds=NOT_FOUND_SECONDS,
         )
     return tagging.to_dict(answer["Snapshots"][0].get("Tags"))
 
@@ -504,31 +516,31 @@ def _union(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*one, *other)))
 
 
-def _part(number: int) -> str:
+def _shared_with_key(number: int) -> str:
     return tagging.SHARED_WITH if number == 1 else f"{tagging.SHARED_WITH}-{number}"
 
 
-def _lines(names: Iterable[str]) -> list[str]:
-    """Return names as lines that fit into a tag each."""
-    lines: list[str] = []
+def _tag_values(names: Iterable[str]) -> list[str]:
+    """Return names, joined by spaces, as values that fit into a tag each."""
+    values: list[str] = []
     for name in names:
-        if lines and len(lines[-1]) + 1 + len(name) <= tagging.LONGEST_VALUE:
-            lines[-1] += f" {name}"
+        if values and len(values[-1]) + 1 + len(name) <= tagging.LONGEST_VALUE:
+            values[-1] += f" {name}"
         else:
-            lines.append(name)
-    return lines
+            values.append(name)
+    return values
 
 
 def _shared_with(tags: Mapping[str, str]) -> tuple[str, ...]:
-    parts = [tags.get(_part(number), "") for number in range(1, MOST_PARTS + 1)]
-    return tuple(dict.fromkeys(" ".join(parts).split()))
+    values = [tags.get(_shared_with_key(number), "") for number in range(1, MAX_SHARED_WITH_TAGS + 1)]
+    return tuple(dict.fromkeys(" ".join(values).split()))
 
 
-def _text(moment: datetime) -> str:
+def _format_time(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _moment(text: str) -> datetime | None:
+def _parse_time(text: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

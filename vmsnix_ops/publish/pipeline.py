@@ -279,7 +279,7 @@ def build(plan: Wanted) -> Built:
             return built
         _check_existing(plan, built, existing)
         if existing.state != "disabled":  # a retired one is refused with its own words when it is registered
-            retiring.check_unmarked(existing)
+            retiring.check_not_retired(existing)
         if existing.deprecated:
             entry.step.message(images.deprecation(existing))
         return replace(built, ami_id=existing.ami_id, snapshot_id=next(iter(existing.snapshot_ids), ""))
@@ -522,7 +522,7 @@ def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
             if plan.via == "import":
                 clean_bucket(plan, built)
             raise
-        retiring.check_unmarked(ami)
+        retiring.check_not_retired(ami)
         if ami.snapshot_ids and snapshot.snapshot_id not in ami.snapshot_ids:
             # Another publisher of these bytes was faster: its snapshot is the AMI's, and what is reported.
             _check_existing(plan, built, ami)

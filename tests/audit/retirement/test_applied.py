@@ -1,4 +1,4 @@
-"""Retire, remove and restore AMIs, and what is remembered of it, held against the sandbox."""
+"""Retire, delete and restore AMIs in the sandbox, and check what is recorded of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, why
 from tests.support import finish
 from vmsnix_ops import errors
+from vmsnix_ops.audit.retirement.decisions import ELSEWHERE
 from vmsnix_ops.aws import images
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.cli import main
@@ -27,7 +28,7 @@ def recorded() -> pd.DataFrame:
     return open_tables(load()).read("retirements")
 
 
-# Retire, remove, restore
+# Retire, delete, restore
 
 
 def test_a_retired_ami_is_private_deprecated_disabled_and_says_so(fleet: Fleet) -> None:
@@ -36,7 +37,7 @@ def test_a_retired_ami_is_private_deprecated_disabled_and_says_so(fleet: Fleet) 
     (snapshot,) = fleet.held(ami)
     fleet.lend(snapshot)
     result = fleet.apply(allow_shared=True)
-    assert [one.outcome for one in result.outcomes] == ["retired"]
+    assert [one.outcome for one in result.outcomes] == ["changed"]
     (image,) = fleet.ec2.describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
     assert (image["State"], image["Public"], fleet.permissions(ami)) == ("disabled", False, [])
     assert image["DeprecationTime"]
@@ -55,9 +56,9 @@ def test_an_ami_that_was_named_and_is_kept_fails_the_run_with_its_reasons(
     kept = fleet.ami("kept", days=1)
     amis = [kept, *(fleet.ami(f"old-{number}") for number in range(others))]
     dry = fleet.plan(amis=amis)
-    assert [one.resource_id for one in dry.going] == amis[1:]
+    assert [one.resource_id for one in dry.planned] == amis[1:]
     result = fleet.apply(amis=amis)
-    with pytest.raises(error, match=f"{kept}: made"):
+    with pytest.raises(error, match=f"{kept}: created"):
         finish(result)
     again = fleet.apply(amis=amis[1:] or [kept], min_age_days=0)
     finish(again)  # what is retired already is as it was asked for
@@ -83,8 +84,8 @@ def test_a_snapshot_without_our_tag_is_neither_changed_nor_deleted(fleet: Fleet)
     fleet.lend(foreign)
     ami = fleet.ami(snapshots=(fleet.snapshot(tags={tagging.DIGEST: "x"}), foreign), days=60)
     plan = fleet.plan(allow_shared=True)
-    (one,) = plan.going
-    assert one.kept_snapshots == ((foreign, f"not ours: it has no tag {tagging.DIGEST}"),)
+    (one,) = plan.planned
+    assert one.kept_snapshots == ((foreign, f"not published by vmsnix: it has no tag {tagging.DIGEST}"),)
     plan.apply()
     fleet.apply(now=fleet.later(), min_age_days=30, allow_shared=True)
     assert ami not in fleet.amis()
@@ -102,7 +103,7 @@ def test_snapshots_that_another_ami_needs_stay(fleet: Fleet) -> None:
     going = fleet.ami(snapshots=(shared, own), days=60)
     staying = fleet.ami(snapshots=(shared,), days=1)
     plan = fleet.plan()
-    (one,) = plan.going
+    (one,) = plan.planned
     assert one.kept_snapshots == ((shared, f"{staying} needs it"),)
     plan.apply()
     fleet.apply(now=fleet.later(), min_age_days=30)
@@ -116,7 +117,7 @@ def test_a_snapshot_of_two_that_go_goes_with_the_last(fleet: Fleet) -> None:
     first, last = fleet.ami(snapshots=(shared,), days=61), fleet.ami(snapshots=(shared,), days=60)
     fleet.apply()
     plan = fleet.plan(now=fleet.later())
-    assert {one.resource_id: one.snapshots for one in plan.going} == {first: (), last: (shared,)}
+    assert {one.resource_id: one.snapshots for one in plan.planned} == {first: (), last: (shared,)}
     plan.apply()
     assert (fleet.amis(), fleet.snapshots()) == ({}, set())
 
@@ -151,7 +152,7 @@ def test_an_ami_stays_retired_while_a_snapshot_of_it_is_locked(fleet: Fleet) -> 
     data = fleet.held(ami)[1]
     for name in (data, orphan):
         fleet.ec2.lock_snapshot(SnapshotId=name, LockMode="governance", LockDuration=90)
-    assert [one.outcome for one in fleet.apply().outcomes] == ["retired", "retired"]
+    assert [one.outcome for one in fleet.apply().outcomes] == ["changed", "changed"]
     plan = fleet.plan(now=fleet.later())
     assert f"{data} is locked (governance, until" in why(plan, ami)
     assert f"{orphan} is locked (governance, until" in why(plan, orphan)
@@ -174,7 +175,7 @@ def test_protection_that_comes_after_the_look_is_respected_and_told(fleet: Fleet
         }
     )
     result = plan.apply()
-    assert [one.outcome for one in result.outcomes] == ["protected"]
+    assert [one.outcome for one in result.outcomes] == ["skipped"]
     assert ami in fleet.amis()
     assert tagging.DELETING not in fleet.tags(ami)  # with it nobody could restore the AMI
     assert len(fleet.snapshots()) == 1
@@ -192,13 +193,13 @@ def test_restoring_gives_back_permissions_and_deprecation_as_they_were(fleet: Fl
     (before,) = fleet.ec2.describe_images(ImageIds=[ami])["Images"]
     fleet.apply(allow_shared=True)
     result = fleet.apply(action="restore")
-    assert [one.outcome for one in result.outcomes] == ["restored"]
+    assert [one.outcome for one in result.outcomes] == ["changed"]
     (after,) = fleet.ec2.describe_images(ImageIds=[ami])["Images"]
     assert after == before
     assert fleet.permissions(ami) == [{"UserId": "111122223333"}, {"UserId": FRIEND}]
     shared = fleet.ec2.describe_snapshot_attribute(SnapshotId=snapshot, Attribute="createVolumePermission")
     assert shared["CreateVolumePermissions"] == [{"UserId": FRIEND}]
-    assert fleet.plan(action="restore").going == ()
+    assert fleet.plan(action="restore").planned == ()
 
 
 def test_restoring_an_ami_without_a_date_leaves_it_without(fleet: Fleet) -> None:
@@ -220,9 +221,9 @@ def test_an_ami_that_somebody_disabled_before_is_restored_as_it_was(fleet: Fleet
     assert "can be restored until" in why(fleet.plan(), ami)
     assert fleet.tags(ami)[tagging.STATE_BEFORE] == "disabled"
     plan = fleet.plan(action="restore")
-    assert "stays disabled, as it was before" in why(plan, ami)
+    assert "remains disabled, as before" in why(plan, ami)
     assert [(one.outcome, one.detail) for one in plan.apply().outcomes] == [
-        ("restored", "disabled, as it was before")
+        ("changed", "disabled, as before")
     ]
     (after,) = fleet.ec2.describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
     assert after == before
@@ -235,9 +236,9 @@ def test_restoring_an_ami_whose_snapshot_is_gone_says_so(fleet: Fleet) -> None:
     data = fleet.held(ami)[1]
     fleet.apply()
     del fleet.aws.world.tables.table(fleet.aws.account, REGION, "snapshots")[data]
-    assert f"{data} is gone, or another account's" in why(fleet.plan(action="restore"), ami)
+    assert f"{data}: {ELSEWHERE}" in why(fleet.plan(action="restore"), ami)
     plan = fleet.plan(now=fleet.later())
-    assert dict(plan.going[0].kept_snapshots) == {data: "it is another account's, or gone"}
+    assert dict(plan.planned[0].kept_snapshots) == {data: ELSEWHERE}
     assert [one.outcome for one in plan.apply().outcomes] == ["deleted"]
     assert (fleet.amis(), fleet.snapshots()) == ({}, set())
 
@@ -248,7 +249,7 @@ def test_grace_counts_from_when_an_ami_is_retired_and_not_from_its_plan(fleet: F
     plan.apply()
     soon = fleet.plan(now=fleet.later(13))
     assert "can be restored until" in why(soon, ami)
-    assert "is kept until" in why(soon, orphan)
+    assert "can be restored until" in why(soon, orphan)
 
 
 def test_a_tag_that_somebody_spoiled_fails_alone(fleet: Fleet) -> None:
@@ -256,7 +257,7 @@ def test_a_tag_that_somebody_spoiled_fails_alone(fleet: Fleet) -> None:
     fleet.apply()
     fleet.ec2.create_tags(Resources=[spoiled], Tags=[{"Key": tagging.SHARED_WITH, "Value": "who knows"}])
     result = fleet.apply(action="restore")
-    assert [one.outcome for one in result.outcomes] == ["failed", "restored"]
+    assert [one.outcome for one in result.outcomes] == ["failed", "changed"]
     assert "'who' is not an account or an organization" in result.outcomes[0].detail
     assert fleet.amis()[whole] == "available"
 
@@ -306,7 +307,7 @@ def test_publishing_what_was_retired_says_how_to_bring_it_back(fleet: Fleet) -> 
         images.register(fleet.ec2, wanted, digest="d")
 
 
-# Orphans, and what was half deleted
+# Orphans, and AMIs that were deleted in part
 
 
 def test_a_half_deleted_ami_is_finished(fleet: Fleet) -> None:
@@ -315,8 +316,8 @@ def test_a_half_deleted_ami_is_finished(fleet: Fleet) -> None:
     fleet.apply()
     fleet.ec2.deregister_image(ImageId=ami)
     plan = fleet.plan(now=fleet.later())
-    assert {one.resource_id for one in plan.going} == set(held)
-    assert why(plan, held[1]) == f"delete: left behind by {ami}, which is gone; its grace is over"
+    assert {one.resource_id for one in plan.planned} == set(held)
+    assert why(plan, held[1]).startswith(f"delete: its AMI {ami} no longer exists; retention period ended on")
     plan.apply()
     assert fleet.snapshots() == set()
 
@@ -327,9 +328,9 @@ def test_an_orphan_is_kept_for_its_grace_and_then_removed(fleet: Fleet) -> None:
     theirs = fleet.snapshot()
     plan = fleet.plan()
     assert [one.resource_id for one in plan.decisions] == [ours, young]
-    assert "a publish may go on with it" in why(plan, young)
-    assert [one.outcome for one in plan.apply().outcomes] == ["retired"]
-    assert fleet.plan().going == ()
+    assert "a publish may still need it" in why(plan, young)
+    assert [one.outcome for one in plan.apply().outcomes] == ["changed"]
+    assert fleet.plan().planned == ()
     fleet.apply(now=fleet.later(), images=["web"])
     assert fleet.snapshots() == {young, theirs}
 
@@ -344,11 +345,11 @@ def test_a_restored_orphan_is_no_longer_counted_down(fleet: Fleet) -> None:
 def test_a_direct_upload_that_died_is_removed(fleet: Fleet) -> None:
     ebs = fleet.client("ebs")
     started = ebs.start_snapshot(VolumeSize=1, Tags=[{"Key": tagging.DIGEST, "Value": "d"}])["SnapshotId"]
-    assert "a publish may go on with it" in why(fleet.plan(), started)
+    assert "a publish may still need it" in why(fleet.plan(), started)
     fleet.row("snapshots", started).started = datetime.now(UTC) - timedelta(days=10)
     fleet.aws.clock.advance(2 * 3600)  # AWS gives an upload up after an hour without a block
     plan = fleet.plan()
-    assert why(plan, started) == "delete: it is error: an upload or import that did not end well"
+    assert why(plan, started) == "delete: state error: its upload or import did not complete"
     plan.apply()
     assert fleet.snapshots() == set()
 
@@ -367,7 +368,7 @@ def test_a_failed_copy_goes_at_once_with_its_snapshot(fleet: Fleet) -> None:
     assert (fleet.amis(), fleet.snapshots()) == ({}, set())
 
 
-# What is remembered
+# What is recorded
 
 
 def test_the_tables_tell_what_was_done_when_and_why(fleet: Fleet) -> None:
@@ -404,7 +405,8 @@ def test_result_json_says_what_went_and_what_did_not(fleet: Fleet) -> None:
     result = fleet.apply()
     finish(result)
     written = json.loads((result.plan.run.folder / "result.json").read_text())
-    assert (written["status"], written["retired"], written["going"]) == ("done", 1, [ami])
+    assert (written["status"], written["planned"], written["changed"]) == ("done", 1, 1)
+    assert [(one["resource_id"], one["action"]) for one in written["outcomes"]] == [(ami, "retire")]
     assert ami in Path(written["plan"]).read_text()
 
 
@@ -412,9 +414,9 @@ def test_a_long_plan_is_shown_in_part(fleet: Fleet) -> None:
     for days in (90, 80, 70):
         fleet.ami(days=days)
     plan = fleet.plan(keep_last=3)
-    assert len(plan.show(going=False, most=2)) == 2
-    assert plan.show(going=False, most=2).title == "3 stay; the first 2 of them, plan.csv has all"
-    assert plan.show(going=False).title == "3 stay"
+    assert len(plan.show_kept(most=2)) == 2
+    assert plan.show_kept(most=2).title == "3 kept; the first 2 are shown, plan.csv has all"
+    assert plan.show_kept().title == "3 kept"
 
 
 def test_sizes_are_what_is_stored_or_marked_as_volumes(fleet: Fleet) -> None:
@@ -424,9 +426,9 @@ def test_sizes_are_what_is_stored_or_marked_as_volumes(fleet: Fleet) -> None:
     (pending,) = fleet.held(unknown)
     fleet.row("snapshots", pending).seconds = 1e12  # AWS tells a snapshot's size when it is complete
     plan = fleet.plan()
-    assert {one.resource_id: one.stored_bytes for one in plan.going} == {full: 100 * 524_288, unknown: None}
-    assert "50.0 MiB stored, 1 GiB of volumes whose stored size AWS does not tell" in str(plan)
-    assert [row[5] for row in plan.show(going=True).rows] == ["50.0 MiB", "1 GiB volume"]
+    assert {one.resource_id: one.stored_bytes for one in plan.planned} == {full: 100 * 524_288, unknown: None}
+    assert "50.0 MiB stored, 1 GiB of volumes whose stored size AWS does not report" in str(plan)
+    assert [row[5] for row in plan.show_planned().rows] == ["50.0 MiB", "1 GiB volume"]
 
 
 def test_a_plan_shows_itself(fleet: Fleet) -> None:
@@ -434,7 +436,7 @@ def test_a_plan_shows_itself(fleet: Fleet) -> None:
     plan = fleet.plan()
     assert ami in str(plan)
     assert "1 AMI, 0 B stored" in plan._repr_html_()
-    assert "<b>" not in plan.show(going=True)._repr_html_()
+    assert "<b>" not in plan.show_planned()._repr_html_()
     frame = plan.frame()
     assert list(frame["action"]) == ["retire"]
     assert len(frame["fingerprint"][0]) == 16

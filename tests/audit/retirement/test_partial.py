@@ -1,4 +1,4 @@
-"""What a retirement does although something else fails, and that it is told."""
+"""What a retirement does and reports if something else fails."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def test_what_is_retired_is_told_where_the_tables_cannot_be_written(
     orphan = fleet.snapshot(tags={tagging.DIGEST: "d"}, days=30)
     unwritable(monkeypatch, table)
     result = fleet.apply()
-    assert [one.outcome for one in result.outcomes] == ["retired"] * 3
+    assert [one.outcome for one in result.outcomes] == ["changed"] * 3
     assert set(fleet.amis().values()) == {"disabled"}
     with pytest.raises(errors.PartialError, match="No space left") as caught:
         finish(result)
     assert caught.value.exit_code == 3
     written = json.loads((result.plan.run.folder / "result.json").read_text())
-    assert (written["status"], written["retired"]) == ("partial", 3)
+    assert (written["status"], written["changed"]) == ("partial", 3)
     told = {one["resource_id"]: one["outcome"] for one in written["outcomes"]}
-    assert told == dict.fromkeys([*amis, orphan], "retired")
+    assert told == dict.fromkeys([*amis, orphan], "changed")
     assert "No space left" in str(result)
     assert "No space left" in str(result.show_each())
 
@@ -59,8 +59,8 @@ def test_nothing_more_is_removed_once_it_cannot_be_written_down(
         unwritable(patch, "retirements")
         result = fleet.apply(now=fleet.later())
     assert [one.outcome for one in result.outcomes] == ["deleted", "skipped"]
-    assert "could not be written down" in result.outcomes[0].lacking
-    assert "could not be written down" in result.outcomes[1].detail
+    assert "could not be recorded" in result.outcomes[0].problem
+    assert "could not be recorded" in result.outcomes[1].detail
     assert (fleet.amis(), fleet.snapshots()) == ({second: "disabled"}, held)
     with pytest.raises(errors.PartialError, match="No space left"):
         finish(result)
@@ -76,7 +76,7 @@ def test_a_plan_that_cannot_be_written_hides_no_outcome(fleet: Fleet) -> None:
     (result.plan.run.folder / "plan.csv").mkdir()
     with pytest.raises(errors.UnsavedError, match=r"could not be saved in .*plan\.csv"):
         finish(result)
-    assert json.loads((result.plan.run.folder / "result.json").read_text())["retired"] == 1
+    assert json.loads((result.plan.run.folder / "result.json").read_text())["changed"] == 1
 
 
 def test_one_snapshot_that_aws_does_not_delete_does_not_keep_the_others(fleet: Fleet) -> None:
@@ -88,7 +88,7 @@ def test_one_snapshot_that_aws_does_not_delete_does_not_keep_the_others(fleet: F
     result = fleet.apply(now=fleet.later())
     (one,) = result.outcomes
     assert one.outcome == "deleted"
-    assert f"{first} stays: Could not delete" in one.lacking
+    assert f"{first} is kept: Could not delete" in one.problem
     assert fleet.snapshots() == {first}
     with pytest.raises(errors.PartialError, match=first):
         finish(result)
@@ -104,10 +104,10 @@ def test_a_snapshot_with_fast_restore_is_not_waited_for(fleet: Fleet) -> None:
     fleet.aws.faults.add({**fault, "http": 400})
     (one,) = fleet.apply(now=fleet.later()).outcomes
     assert (one.outcome, fleet.amis()) == ("deleted", {})
-    assert f"{fleet.snapshots().pop()} stays" in one.lacking
-    assert "fast restores" in one.lacking
+    assert f"{fleet.snapshots().pop()} is kept" in one.problem
+    assert "fast restores" in one.problem
     assert len(fleet.aws.calls.of("ec2:DeleteSnapshot")) == 1
-    assert ami in fleet.plan(now=fleet.later()).going[0].reasons[0]
+    assert ami in fleet.plan(now=fleet.later()).planned[0].reasons[0]
 
 
 def test_an_interrupt_tells_what_was_done_and_the_next_plan_does_the_rest(
@@ -118,10 +118,10 @@ def test_an_interrupt_tells_what_was_done_and_the_next_plan_does_the_rest(
 
     def interrupted(ec2: Any, ami: Any, *words: Any, **more: Any) -> Any:
         turns.append(ami.ami_id)
-        noted = retire(ec2, ami, *words, **more)
+        record = retire(ec2, ami, *words, **more)
         if len(turns) == 2:
             raise KeyboardInterrupt
-        return noted
+        return record
 
     plan = fleet.plan()
     with monkeypatch.context() as patch:
@@ -132,7 +132,7 @@ def test_an_interrupt_tells_what_was_done_and_the_next_plan_does_the_rest(
     result = json.loads((plan.run.folder / "result.json").read_text(encoding="utf-8"))
     assert result["status"] == "cancelled"
     told = {one["resource_id"]: one["outcome"] for one in result["outcomes"]}
-    assert list(told.values()) == ["retired", "failed", "skipped"]
+    assert list(told.values()) == ["changed", "failed", "skipped"]
     assert set(told) == set(amis)
     fleet.apply()
     assert set(fleet.amis().values()) == {"disabled"}

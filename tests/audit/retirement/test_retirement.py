@@ -1,4 +1,4 @@
-"""Which AMIs go and which stay, and what a plan refuses, held against the sandbox."""
+"""Which AMIs a plan retires and keeps, and what it refuses, in the sandbox."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 
-# What stays
+# What is kept
 
 
 def test_every_ami_has_a_verdict_and_a_reason(fleet: Fleet) -> None:
@@ -22,19 +22,19 @@ def test_every_ami_has_a_verdict_and_a_reason(fleet: Fleet) -> None:
     plan = fleet.plan(keep_last=1)
     assert {one.resource_id for one in plan.decisions} == {old, new, fresh, foreign}
     assert all(one.reasons for one in plan.decisions)
-    assert why(plan, old).startswith("retire: made 90 days ago; 1 newer; nothing uses it")
+    assert why(plan, old).startswith("retire: created 90 days ago; 1 newer AMI; nothing uses it")
     assert why(plan, new) == "keep: one of the newest 1 of web (x86_64)"
     assert why(plan, fresh) == (
-        "keep: one of the newest 1 of other (x86_64); made 2 days ago, less than 30 days"
+        "keep: one of the newest 1 of other (x86_64); created 2 days ago, less than 30 days"
     )
-    assert why(plan, foreign) == "keep: not ours: it has no tag vmsnix:digest"
+    assert why(plan, foreign) == "keep: not published by vmsnix: it has no tag vmsnix:digest"
 
 
 def test_the_newest_stay_of_each_image_and_architecture(fleet: Fleet) -> None:
     made = [fleet.ami(days=days) for days in (90, 80, 70)]
     arm = fleet.ami(days=95, Architecture="arm64", BootMode="uefi")
     plan = fleet.plan(keep_last=2)
-    assert [one.resource_id for one in plan.going] == [made[0]]
+    assert [one.resource_id for one in plan.planned] == [made[0]]
     assert "one of the newest 2 of web (arm64)" in why(plan, arm)
 
 
@@ -70,7 +70,7 @@ def test_any_version_of_a_launch_template_keeps_its_ami(fleet: Fleet) -> None:
     plan = fleet.plan()
     assert "in use: launch-template" in why(plan, old)
     assert "version 1" in why(plan, old)
-    assert plan.going == ()
+    assert plan.planned == ()
 
 
 def test_a_group_keeps_the_ami_of_its_launch_configuration(fleet: Fleet) -> None:
@@ -95,7 +95,7 @@ def test_a_pointer_keeps_its_ami_and_the_last_ones_for_a_rollback(fleet: Fleet) 
     plan = fleet.plan(keep_last=2)
     assert "in use: parameter /vmsnix/web/stable" in why(plan, made[2])
     assert "one of the last 2 of /vmsnix/web/stable" in why(plan, made[1])
-    assert [one.resource_id for one in plan.going] == [made[0]]
+    assert [one.resource_id for one in plan.planned] == [made[0]]
 
 
 def test_a_parameter_of_any_name_keeps_its_ami(fleet: Fleet) -> None:
@@ -112,15 +112,15 @@ def test_an_ami_is_kept_while_its_copy_elsewhere_is_in_use(fleet: Fleet) -> None
     plan = fleet.plan(regions=[REGION, OTHER], launched_days=0)
     assert f"a copy is in use: {copy} in {OTHER} by instance" in why(plan, ami)
     assert "in use: instance" in why(plan, copy)
-    # Where nobody looked, nothing can be said; the copy lives on without its source.
+    # A region that was not read keeps nothing; the copy does not need its source.
     assert why(fleet.plan(), ami).startswith("retire")
 
 
 def test_an_ami_that_others_may_launch_stays_unless_it_is_allowed(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.share(ami, FRIEND)
-    assert f"shared with {FRIEND}: whether they use it cannot be seen from here" in why(fleet.plan(), ami)
-    assert f"shared with {FRIEND}, who lose it" in why(fleet.plan(allow_shared=True), ami)
+    assert f"shared with {FRIEND}, who may use it" in why(fleet.plan(), ami)
+    assert f"shared with {FRIEND}, who will lose access" in why(fleet.plan(allow_shared=True), ami)
 
 
 @pytest.mark.parametrize("days", [0, 20])
@@ -130,7 +130,7 @@ def test_an_ami_that_a_run_restores_stays(fleet: Fleet, days: int) -> None:
         fleet.apply()
     fleet.ec2.create_tags(Resources=[ami], Tags=[{"Key": tagging.RESTORING, "Value": "run-1"}])
     found = why(fleet.plan(now=fleet.later(days)), ami)
-    assert found == "keep: the run run-1 restores it, or was interrupted: restore it"
+    assert found == "keep: the run run-1 is restoring it, or was interrupted: restore it"
 
 
 def test_an_ami_that_failed_stays_as_long_as_an_orphan_and_not_as_long_as_an_ami(fleet: Fleet) -> None:
@@ -138,15 +138,15 @@ def test_an_ami_that_failed_stays_as_long_as_an_orphan_and_not_as_long_as_an_ami
     for ami in (old, new):
         fleet.row("images", ami).failure = "the copy failed"
     plan = fleet.plan(orphan_days=7, min_age_days=30, keep_last=3)
-    assert why(plan, old) == "delete: it never became available; made 8 days ago"
-    assert why(plan, new) == "keep: made 2 days ago, less than 7 days"
+    assert why(plan, old) == "delete: it never became available; created 8 days ago"
+    assert why(plan, new) == "keep: created 2 days ago, less than 7 days"
 
 
 def test_an_orphan_that_a_run_restores_stays(fleet: Fleet) -> None:
     own = {tagging.IMAGE: "web", tagging.DIGEST: "d", tagging.RESTORING: "run-1"}
     snapshot = fleet.snapshot(tags=own)
     found = why(fleet.plan(), snapshot)
-    assert found == "keep: the run run-1 restores it, or was interrupted: restore it"
+    assert found == "keep: the run run-1 is restoring it, or was interrupted: restore it"
 
 
 def test_an_ami_that_was_launched_lately_stays(fleet: Fleet) -> None:
@@ -165,17 +165,17 @@ def test_a_protected_ami_stays(fleet: Fleet) -> None:
 def test_no_more_go_than_may_the_oldest_first(fleet: Fleet) -> None:
     young, old = fleet.ami(days=50), fleet.ami(days=60)
     plan = fleet.plan(max_count=1)
-    assert [one.resource_id for one in plan.going] == [old]
-    assert "no more than 1 go in one run" in why(plan, young)
+    assert [one.resource_id for one in plan.planned] == [old]
+    assert "over the limit of 1 per run" in why(plan, young)
 
 
 def test_no_more_amis_are_asked_about_than_may_go(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.ASKED_AT_ONCE", 2)
+    monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.MIN_BATCH", 2)
     made = [fleet.ami(days=90 - n) for n in range(6)]
     fleet.share(made[0], FRIEND)
     fleet.aws.calls.clear()
     plan = fleet.plan(max_count=2)
-    assert [one.resource_id for one in plan.going] == made[1:3]
+    assert [one.resource_id for one in plan.planned] == made[1:3]
     assert len(fleet.aws.calls.of("ec2:DescribeImageAttribute")) == 4
 
 
@@ -183,7 +183,7 @@ def test_what_stays_for_ever_does_not_keep_newer_ones_from_a_turn(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest have copies in use elsewhere, which is known only when all regions were looked at."""
-    monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.ASKED_AT_ONCE", 1)
+    monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.MIN_BATCH", 1)
     there = fleet.client("ec2", OTHER)
     for number in range(2):
         fleet.ami(days=90 - number, digest=f"same{number}")
@@ -192,27 +192,27 @@ def test_what_stays_for_ever_does_not_keep_newer_ones_from_a_turn(
     lent, newer = fleet.ami(days=60), fleet.ami(days=50)
     fleet.share(lent, FRIEND)
     plan = fleet.plan(regions=[REGION, OTHER], max_count=1, launched_days=0)
-    assert [one.resource_id for one in plan.going] == [newer]
-    assert [one.outcome for one in plan.apply().outcomes] == ["retired"]
+    assert [one.resource_id for one in plan.planned] == [newer]
+    assert [one.outcome for one in plan.apply().outcomes] == ["changed"]
 
 
 def test_the_oldest_of_all_regions_go_first(fleet: Fleet) -> None:
     made = [fleet.ami(days=days, region=region) for days, region in ((90, OTHER), (80, REGION), (70, OTHER))]
     plan = fleet.plan(regions=[REGION, OTHER], max_count=2)
-    assert {one.resource_id for one in plan.going} == set(made[:2])
+    assert {one.resource_id for one in plan.planned} == set(made[:2])
 
 
 def test_orphans_are_asked_about_only_while_they_may_go(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.ASKED_AT_ONCE", 1)
+    monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.MIN_BATCH", 1)
     old, lent, young = (fleet.snapshot(days=days, tags={tagging.DIGEST: "d"}) for days in (90, 80, 1))
     fleet.lend(lent)
     fleet.aws.calls.clear()
     plan = fleet.plan(max_count=1)
-    assert [one.resource_id for one in plan.going] == [old]
+    assert [one.resource_id for one in plan.planned] == [old]
     assert len(fleet.aws.calls.of("ec2:DescribeSnapshotAttribute")) == 1
-    assert f"shared with {FRIEND}: whether they use it" in why(fleet.plan(), lent)
+    assert f"shared with {FRIEND}, who may use it" in why(fleet.plan(), lent)
     assert why(fleet.plan(), young).startswith("keep")
 
 
@@ -220,10 +220,12 @@ def test_an_ami_stays_whose_snapshot_only_is_shared(fleet: Fleet) -> None:
     ami = fleet.ami(devices=2)
     data = fleet.held(ami)[1]
     fleet.lend(data)
-    assert f"shared with {FRIEND} ({data} only): whether they use it" in why(fleet.plan(), ami)
-    assert f"shared with {FRIEND} ({data} only), who lose it" in why(fleet.plan(allow_shared=True), ami)
+    assert f"shared with {FRIEND} ({data} only), who may use it" in why(fleet.plan(), ami)
+    assert f"shared with {FRIEND} ({data} only), who will lose access" in why(
+        fleet.plan(allow_shared=True), ami
+    )
     fleet.share(ami, FRIEND)
-    assert f"shared with {FRIEND}: whether they use it" in why(fleet.plan(), ami)
+    assert f"shared with {FRIEND}, who may use it" in why(fleet.plan(), ami)
 
 
 def test_an_ami_stays_while_it_is_copied(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,8 +241,8 @@ def test_an_ami_stays_while_it_is_copied(fleet: Fleet, monkeypatch: pytest.Monke
 
 def test_only_what_was_asked_for_goes(fleet: Fleet) -> None:
     web, other = fleet.ami(), fleet.ami("other")
-    assert [one.resource_id for one in fleet.plan(images=["web"]).going] == [web]
-    assert [one.resource_id for one in fleet.plan(amis=[other]).going] == [other]
+    assert [one.resource_id for one in fleet.plan(images=["web"]).planned] == [web]
+    assert [one.resource_id for one in fleet.plan(amis=[other]).planned] == [other]
 
 
 # Bad input
@@ -250,9 +252,9 @@ def test_an_ami_of_another_account_is_refused(fleet: Fleet) -> None:
     ami = fleet.ami()
     image = fleet.row("images", ami)
     image.owner, image.permissions = FRIEND, [{"UserId": fleet.aws.account}]
-    with pytest.raises(errors.ParameterError, match=f"belongs to {FRIEND}"):
+    with pytest.raises(errors.ParameterError, match=f"belongs to account {FRIEND}"):
         fleet.plan(amis=[ami])
-    with pytest.raises(errors.ParameterError, match="none of that id"):
+    with pytest.raises(errors.ParameterError, match="no AMI with this ID"):
         fleet.plan(amis=["ami-0123456789abcdef0"])
 
 
@@ -263,7 +265,7 @@ def test_an_ami_of_another_account_is_refused(fleet: Fleet) -> None:
         ({"retention_days": float("nan")}, "Invalid retention_days nan"),
         ({"action": "destroy"}, "retire or restore"),
         ({"regions": ["eu-wset-1"]}, "eu-west-1"),
-        ({"amis": ["web-1"]}, "'web-1' is not the id of an AMI"),
+        ({"amis": ["web-1"]}, "'web-1' is not an AMI ID"),
     ],
 )
 def test_what_cannot_be_right_is_refused(fleet: Fleet, wrong: dict[str, Any], said: str) -> None:
@@ -275,11 +277,12 @@ def test_what_cannot_be_right_is_refused(fleet: Fleet, wrong: dict[str, Any], sa
 def test_nothing_happens_without_the_right_confirmation(fleet: Fleet, confirm: str) -> None:
     ami = fleet.ami()
     with pytest.raises(
-        errors.ParameterError, match=f"number \\(1\\) or the account \\({fleet.aws.account}\\)"
+        errors.ParameterError,
+        match=f"number of resources \\(1\\) or the account ID \\({fleet.aws.account}\\)",
     ):
         fleet.apply(confirm=confirm)
     assert fleet.amis() == {ami: "available"}
-    assert fleet.apply(confirm="1").outcomes[0].outcome == "retired"
+    assert fleet.apply(confirm="1").outcomes[0].outcome == "changed"
 
 
 def test_a_fingerprint_confirms_the_plan_that_was_looked_at_and_no_other(fleet: Fleet) -> None:
@@ -290,8 +293,10 @@ def test_a_fingerprint_confirms_the_plan_that_was_looked_at_and_no_other(fleet: 
     fleet.share(ami, FRIEND)
     other = fleet.ami("other", days=50)
     late = fleet.plan(confirm=looked_at.fingerprint)
-    assert [one.resource_id for one in late.going] == [other]  # one, as before, which a number would not tell
-    with pytest.raises(errors.StalePlanError, match=f"the plan is {late.fingerprint}"):
+    assert [one.resource_id for one in late.planned] == [
+        other
+    ]  # one, as before: the number would not show the difference
+    with pytest.raises(errors.StalePlanError, match=f"the plan is now {late.fingerprint}"):
         late.apply()
     assert set(fleet.amis().values()) == {"available"}
     fleet.apply(confirm=late.fingerprint)
@@ -301,9 +306,12 @@ def test_a_fingerprint_confirms_the_plan_that_was_looked_at_and_no_other(fleet: 
 def test_a_dry_run_changes_nothing(fleet: Fleet) -> None:
     ami = fleet.ami()
     result = fleet.apply(dry_run=True)
-    assert (fleet.amis(), result.outcomes) == ({ami: "available"}, ())
+    assert fleet.amis() == {ami: "available"}
+    assert [(one.decision.resource_id, one.outcome) for one in result.outcomes] == [(ami, "planned")]
     assert "dry run" in str(result.plan)
-    assert "it is a dry run" in str(result.show_each())
+    assert "(dry run)" in str(result)
+    assert "planned" in str(result.show_each())
+    assert (result.error, result.as_dict()["status"]) == (None, "done")
 
 
 def test_another_account_than_allowed_is_refused(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +320,7 @@ def test_another_account_than_allowed_is_refused(fleet: Fleet, monkeypatch: pyte
         fleet.plan()
 
 
-# Incomplete evidence
+# Sources that cannot be read
 
 
 @pytest.mark.parametrize(
@@ -335,9 +343,9 @@ def test_nothing_goes_where_evidence_cannot_be_read(fleet: Fleet, operation: str
     code = "AccessDenied" if operation.startswith("autoscaling") else "UnauthorizedOperation"
     fleet.aws.faults.add({"op": operation, "do": "error", "code": code, "http": 403})
     plan = fleet.plan()
-    assert plan.going == ()
-    assert "not known whether it is used" in why(plan, ami)
-    with pytest.raises(errors.VmsnixError, match=f"Nothing goes in {REGION}"):
+    assert plan.planned == ()
+    assert "usage unknown" in why(plan, ami)
+    with pytest.raises(errors.VmsnixError, match=f"Nothing is retired or deleted in {REGION}"):
         finish(plan.apply())
 
 
@@ -354,7 +362,7 @@ def test_a_region_that_refuses_does_not_stop_the_others(fleet: Fleet) -> None:
     )
     result = fleet.apply(regions=[REGION, OTHER])
     table = result.frame().set_index("region")
-    assert table.loc[REGION, "retired"] == 1
+    assert table.loc[REGION, "changed"] == 1
     assert table.loc[OTHER, "planned"] == 0
     assert "AccessDenied" in table.loc[OTHER, "why"]
     assert fleet.amis(OTHER) == {there: "available"}

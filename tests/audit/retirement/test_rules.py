@@ -1,4 +1,4 @@
-"""Rules of a retirement, held against accounts that nobody would think of."""
+"""The retirement rules, checked with generated accounts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmsnix_ops.audit.region import Region
-from vmsnix_ops.audit.retirement.decisions import Decision, Rules, candidates, decide_by_rules
+from vmsnix_ops.audit.region import RegionState
+from vmsnix_ops.audit.retirement.decisions import AccountDecider, Decision, RetirementRules
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.images import Ami
@@ -56,7 +56,7 @@ def make(name: str, days: float, **changes: Any) -> Ami:
     return Ami(**(base | changes))
 
 
-def see(amis: Iterable[Ami], **changes: Any) -> Region:
+def region_state(amis: Iterable[Ami], **changes: Any) -> RegionState:
     amis = tuple(sorted(amis, key=lambda ami: (ami.created_at, ami.ami_id)))
     snapshots = {
         one: Snapshot(one, "completed", ami.created_at, 2, dict(ami.tags))
@@ -70,16 +70,16 @@ def see(amis: Iterable[Ami], **changes: Any) -> Region:
         "snapshots": snapshots,
         "references": References(REGION, {}),
     }
-    return Region(**(base | changes))
+    return RegionState(**(base | changes))
 
 
 def retired(days_ago: float, grace: float) -> dict[str, str]:
     at = NOW - timedelta(days=days_ago)
-    return retiring.Mark(at, at + timedelta(days=grace), "run").tags()
+    return retiring.RetirementTags(at, at + timedelta(days=grace), "run").tags()
 
 
 @st.composite
-def views(draw: st.DrawFn) -> Region:
+def states(draw: st.DrawFn) -> RegionState:
     count = draw(st.integers(0, 12))
     amis = []
     for number in range(count):
@@ -118,11 +118,11 @@ def views(draw: st.DrawFn) -> Region:
         )
     )
     references = References(REGION, {name: tuple(some) for name, some in found.items()}, unread)
-    return see(amis, references=references, channels=channels)
+    return region_state(amis, references=references, channels=channels)
 
 
 rule_sets = st.builds(
-    Rules,
+    RetirementRules,
     keep_last=st.integers(0, 2),
     min_age_days=st.integers(0, 40),
     launched_days=st.integers(0, 60),
@@ -133,83 +133,88 @@ rule_sets = st.builds(
 
 
 @settings(deadline=None)
-@given(views(), rule_sets)
-def test_nothing_goes_that_any_rule_keeps(view: Region, rules: Rules) -> None:
-    decisions = decide_by_rules([view], rules, NOW)
-    amis = {ami.ami_id: ami for ami in view.amis}
-    going = [one for one in decisions if one.goes]
+@given(states(), rule_sets)
+def test_nothing_goes_that_any_rule_keeps(state: RegionState, rules: RetirementRules) -> None:
+    decisions = decide([state], rules, NOW)
+    amis = {ami.ami_id: ami for ami in state.amis}
+    planned = [one for one in decisions if not one.kept]
     assert sorted(one.resource_id for one in decisions if one.kind == "ami") == sorted(amis)
     assert all(one.reasons and all(one.reasons) for one in decisions)
-    assert len(going) <= rules.max_count
-    for one in going:
+    assert len(planned) <= rules.max_count
+    for one in planned:
         if one.kind != "ami":
             continue
         ami = amis[one.resource_id]
         assert ami.digest
-        assert not view.references.unread
-        assert not view.references.names(ami.ami_id)
+        assert not state.references.unread
+        assert not state.references.names(ami.ami_id)
         assert ami.protection == "disabled"
-        assert rules.allow_shared or not view.references.of(ami.ami_id)
+        assert rules.allow_shared or not state.references.of(ami.ami_id)
         assert ami.launched_at is None or NOW - ami.launched_at >= timedelta(days=rules.launched_days)
-        for values in view.channels.values():
+        for values in state.channels.values():
             assert ami.ami_id not in list(dict.fromkeys(values))[: max(rules.keep_last, 1)]
         if one.action == "retire":
             assert NOW - ami.created_at >= timedelta(days=rules.min_age_days)
         elif ami.state != "failed":
-            mark = retiring.mark(ami.tags)
+            record = retiring.RetirementTags.parse(ami.tags)
             assert ami.state == "disabled"
-            assert mark is not None
-            assert mark.retained_until <= NOW
+            assert record is not None
+            assert record.retained_until <= NOW
 
 
 @settings(deadline=None)
-@given(views(), rule_sets)
-def test_the_newest_of_each_image_stay_usable(view: Region, rules: Rules) -> None:
-    going = {one.resource_id for one in decide_by_rules([view], rules, NOW) if one.goes}
+@given(states(), rule_sets)
+def test_the_newest_of_each_image_stay_usable(state: RegionState, rules: RetirementRules) -> None:
+    planned = {one.resource_id for one in decide([state], rules, NOW) if not one.kept}
     groups: dict[tuple[str, str], list[Ami]] = {}
-    for ami in view.amis:
+    for ami in state.amis:
         if ami.digest and ami.state == "available":
             groups.setdefault((ami.tags[tagging.IMAGE], ami.architecture), []).append(ami)
     for group in groups.values():
-        left = [ami for ami in group if ami.ami_id not in going]
+        left = [ami for ami in group if ami.ami_id not in planned]
         assert len(left) >= min(rules.keep_last, len(group))
 
 
 @settings(deadline=None)
-@given(views(), rule_sets)
-def test_no_snapshot_goes_that_an_ami_which_stays_needs(view: Region, rules: Rules) -> None:
-    decisions = decide_by_rules([view], rules, NOW)
+@given(states(), rule_sets)
+def test_no_snapshot_goes_that_an_ami_which_stays_needs(state: RegionState, rules: RetirementRules) -> None:
+    decisions = decide([state], rules, NOW)
     removed = {one.resource_id for one in decisions if one.action == "delete" and one.kind == "ami"}
-    held = {name for ami in view.amis if ami.ami_id not in removed for name in ami.snapshot_ids}
+    held = {name for ami in state.amis if ami.ami_id not in removed for name in ami.snapshot_ids}
     deleted = [name for one in decisions if one.action == "delete" for name in one.snapshots]
     deleted += [one.resource_id for one in decisions if one.action == "delete" and one.kind == "snapshot"]
     assert not held.intersection(deleted)
     assert len(deleted) == len(set(deleted))
     # And none that nobody needs any more is forgotten.
-    gone = [ami for ami in view.amis if ami.ami_id in removed]
+    gone = [ami for ami in state.amis if ami.ami_id in removed]
     assert {name for ami in gone for name in ami.snapshot_ids} - held <= set(deleted)
 
 
 @settings(deadline=None)
-@given(views(), rule_sets)
+@given(states(), rule_sets)
 def test_the_same_account_gives_the_same_plan_and_another_moment_only_ages_it(
-    view: Region, rules: Rules
+    state: RegionState, rules: RetirementRules
 ) -> None:
-    first, again = decide_by_rules([view], rules, NOW), decide_by_rules([view], rules, NOW)
+    first, again = decide([state], rules, NOW), decide([state], rules, NOW)
     assert [one.fingerprint for one in first] == [one.fingerprint for one in again]
     assert all(one.changes(other) == () for one, other in zip(first, again, strict=True))
-    # What goes is among what was worth asking about.
-    going = {one.resource_id for one in first if one.goes and one.kind == "ami"}
-    assert going <= {one.resource_id for one in candidates([view], rules, NOW)}
+    # What is retired or deleted is among the candidates.
+    planned = {one.resource_id for one in first if not one.kept and one.kind == "ami"}
+    assert planned <= {one.resource_id for one in AccountDecider([state], rules, NOW).candidates}
 
 
-def only(view: Region, **rules: Any) -> Decision:
-    (one,) = decide_by_rules([view], Rules(**{"keep_last": 0, **rules}), NOW)
+def decide(states: Iterable[RegionState], rules: RetirementRules, now: datetime) -> tuple[Decision, ...]:
+    """Decide by what was read."""
+    return AccountDecider(states, rules, now).decisions()
+
+
+def only(state: RegionState, **rules: Any) -> Decision:
+    (one,) = decide([state], RetirementRules(**{"keep_last": 0, **rules}), NOW)
     return one
 
 
 def test_a_fingerprint_changes_with_each_fact() -> None:
-    before = only(see([make("ami-1", 90)]))
+    before = only(region_state([make("ami-1", 90)]))
     assert before.action == "retire"
     changed = {
         "state": make("ami-1", 90, state="disabled"),
@@ -221,39 +226,39 @@ def test_a_fingerprint_changes_with_each_fact() -> None:
         "protection": make("ami-1", 90, protection="enabled-with-cooldown"),
     }
     for name, ami in changed.items():
-        after = only(see([ami]))
+        after = only(region_state([ami]))
         assert after.fingerprint != before.fingerprint, name
         assert any(words.startswith(f"{name}:") for words in before.changes(after)), name
-    assert before.changes(None) == ("it is gone",)
+    assert before.changes(None) == ("it no longer exists",)
 
 
 def test_a_public_ami_is_shared_with_everybody() -> None:
-    one = only(see([make("ami-1", 90, public=True)]))
-    assert one.reasons == ("shared with everybody: whether they use it cannot be seen from here",)
+    one = only(region_state([make("ami-1", 90, public=True)]))
+    assert one.reasons == ("shared with everybody, who may use it",)
 
 
 def test_what_tags_cannot_remember_stays() -> None:
     many = tuple(Reference("shared-with", f"{number:012d}", type="account") for number in range(300))
-    view = see([make("ami-1", 90)], references=References(REGION, {"ami-1": many}))
-    assert "more than its tags could remember" in only(view, allow_shared=True).reasons[0]
+    state = region_state([make("ami-1", 90)], references=References(REGION, {"ami-1": many}))
+    assert "more than its tags can record" in only(state, allow_shared=True).reasons[0]
 
 
 def test_what_was_half_retired_and_is_kept_now_is_told() -> None:
     ami = make("ami-1", 90, tags={tagging.DIGEST: "d", tagging.IMAGE: "web", **retired(1, 14)})
-    one = only(see([ami]), keep_last=1)
+    one = only(region_state([ami]), keep_last=1)
     assert one.action == "keep"
-    assert "was interrupted, or undone by hand: restore it" in one.reasons[-1]
+    assert "was interrupted or undone by hand: restore it" in one.reasons[-1]
 
 
 def test_an_orphan_whose_image_is_being_imported_stays() -> None:
     tags = {tagging.DIGEST: "d"}
     snapshot = Snapshot("snap-1", "completed", NOW - timedelta(days=90), 2, tags)
-    view = see([], snapshots={"snap-1": snapshot})
-    assert only(view).action == "retire"
-    busy = dataclasses.replace(view, importing=frozenset({"d"}))
-    assert only(busy).reasons == ("an import of this image is under way",)
+    state = region_state([], snapshots={"snap-1": snapshot})
+    assert only(state).action == "retire"
+    busy = dataclasses.replace(state, importing=frozenset({"d"}))
+    assert only(busy).reasons == ("an import of this image is running",)
     friend = Reference("shared-with", "210987654321", type="account")
-    shared = dataclasses.replace(view, references=References(REGION, {"snap-1": (friend,)}))
+    shared = dataclasses.replace(state, references=References(REGION, {"snap-1": (friend,)}))
     assert only(shared).action == "keep"
     assert only(shared, allow_shared=True).action == "retire"
 
@@ -264,36 +269,38 @@ def test_a_snapshot_that_a_launch_makes_volumes_of_stays() -> None:
     loose = Snapshot(
         "snap-1", "completed", NOW - timedelta(days=90), 2, {tagging.DIGEST: "d"} | retired(40, 14)
     )
-    free = see([], snapshots={"snap-1": loose})
+    free = region_state([], snapshots={"snap-1": loose})
     assert only(free).action == "delete"
     assert only(dataclasses.replace(free, references=named)).reasons == (f"in use: {template}",)
     blind = References(REGION, {}, {"launch templates": AwsError("Denied.")})
-    assert "not known whether it is used" in only(dataclasses.replace(free, references=blind)).reasons[0]
+    assert "usage unknown" in only(dataclasses.replace(free, references=blind)).reasons[0]
     tags = {tagging.DIGEST: "d", tagging.IMAGE: "web"} | retired(40, 14)
     ami = make("ami-1", 90, state="disabled", tags=tags, snapshot_ids=("snap-1", "snap-2"))
-    one = only(see([ami], references=named))
+    one = only(region_state([ami], references=named))
     assert (one.action, one.snapshots) == ("delete", ("snap-2",))
     assert one.kept_snapshots == (("snap-1", f"in use: {template}"),)
 
 
 def test_nothing_goes_that_aws_was_not_asked_about() -> None:
     copied = make("ami-1", 90, tags={tagging.DIGEST: "d", tagging.IMAGE: "web"})
-    here = see([copied, make("ami-2", 80)], asked=frozenset({"ami-1"}))
+    here = region_state([copied, make("ami-2", 80)], read_one_by_one=frozenset({"ami-1"}))
     copy = dataclasses.replace(copied, ami_id="ami-3", region="eu-west-1")
     used = References("eu-west-1", {"ami-3": (Reference("instance", "i-1", type="running"),)})
-    there = see([copy], region="eu-west-1", references=used)
+    there = region_state([copy], region="eu-west-1", references=used)
     found = {
-        one.resource_id: one for one in decide_by_rules([here, there], Rules(keep_last=0, max_count=1), NOW)
+        one.resource_id: one for one in decide([here, there], RetirementRules(keep_last=0, max_count=1), NOW)
     }
     assert "a copy is in use" in found["ami-1"].reasons[0]
     assert found["ami-2"].action == "keep"
-    assert "no more than 1 go in one run" in found["ami-2"].reasons[0]
+    assert "over the limit of 1 per run" in found["ami-2"].reasons[0]
 
 
 def test_marks_read_back_what_was_written() -> None:
     names = tuple(f"{number:012d}" for number in range(60))
-    mark = retiring.Mark(NOW, NOW + timedelta(days=14), "run", names, NOW + timedelta(days=100), "ami-1")
-    assert retiring.mark(mark.tags()) == mark
-    assert all(len(value) <= tagging.LONGEST_VALUE for value in mark.tags().values())
-    assert retiring.mark({**mark.tags(), tagging.RETIRED: "yesterday"}) is None
-    assert retiring.mark({}) is None
+    record = retiring.RetirementTags(
+        NOW, NOW + timedelta(days=14), "run", names, NOW + timedelta(days=100), "ami-1"
+    )
+    assert retiring.RetirementTags.parse(record.tags()) == record
+    assert all(len(value) <= tagging.LONGEST_VALUE for value in record.tags().values())
+    assert retiring.RetirementTags.parse({**record.tags(), tagging.RETIRED: "yesterday"}) is None
+    assert retiring.RetirementTags.parse({}) is None

@@ -1,4 +1,4 @@
-"""A retirement whose plan no longer holds: what changed since somebody looked is left alone."""
+"""A retirement whose plan is out of date: what changed since the plan is not touched."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def changed(fleet: Fleet, ami: str, how: str) -> None:
         ("it was shared", FRIEND),
         ("it was tagged", "please"),
         ("it was disabled", "state: available before, disabled now"),
-        ("it is gone", "it is gone"),
+        ("it is gone", "it no longer exists"),
         ("a channel points at it", "/vmsnix/web/stable"),
         ("a launch configuration names it", "late"),
     ],
@@ -74,14 +74,14 @@ def test_what_changes_between_the_look_and_its_turn_is_left_alone(
 
     monkeypatch.setattr(retiring, "retire", meanwhile)
     result = plan.apply()
-    assert [one.outcome for one in result.outcomes] == ["retired", "changed"]
+    assert [one.outcome for one in result.outcomes] == ["changed", "skipped"]
     assert fleet.amis() == {first: "disabled", second: "available"}
     with pytest.raises(errors.PartialError, match=second):
         finish(result)
 
 
 def use(fleet: Fleet, resource_id: str, how: str) -> None:
-    """Do with an AMI or a snapshot what keeps it."""
+    """Use an AMI or a snapshot in a way that keeps it."""
     image = resource_id if resource_id.startswith("ami-") else ""
     volumes = [] if image else [{"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": resource_id}}]
     if how == "launch configuration":
@@ -132,7 +132,7 @@ def test_everything_that_uses_an_ami_is_looked_at_right_before_its_turn(
     state, plan = fleet.amis()[ami], fleet.plan(now=fleet.later(days))
     after_the_check(monkeypatch, lambda: use(fleet, ami, how))
     (one,) = plan.apply().outcomes
-    assert (one.outcome, fleet.amis()[ami]) == ("changed", state)
+    assert (one.outcome, fleet.amis()[ami]) == ("skipped", state)
     assert said in one.detail
 
 
@@ -143,8 +143,8 @@ def test_everything_that_uses_an_ami_is_looked_at_right_before_its_turn(
         ("launch template", "launch-template lt-"),
         ("lent", f"shared-with {FRIEND}"),
         ("locked", "snapshot-lock snap-"),
-        ("ami", "holds it"),
-        ("import", "import was nothing and is of its image under way"),
+        ("ami", "needs it"),
+        ("import", "import of its image: nothing before, running now"),
     ],
 )
 @pytest.mark.parametrize("days", [0, 20])
@@ -155,24 +155,24 @@ def test_everything_that_uses_an_orphan_is_looked_at_right_before_its_turn(
     if days:
         fleet.apply()
     plan = fleet.plan(now=fleet.later(days))
-    monkeypatch.setattr(fleet.aws.clock, "speed", 1)  # or an import has ended when it is looked at
+    monkeypatch.setattr(fleet.aws.clock, "speed", 1)  # or the import has ended when it is read
     after_the_check(monkeypatch, lambda: use(fleet, orphan, how))
     (one,) = plan.apply().outcomes
-    assert one.outcome == "changed"
+    assert one.outcome == "skipped"
     assert said in one.detail
     assert orphan in fleet.snapshots()
 
 
 def after_the_check(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
-    """Let something happen when a plan was found to hold, and nothing of it is done yet."""
-    check = _plan._check_still_holds
+    """Let something happen after a plan was checked, before anything of it is done."""
+    check = _plan._check_current
 
-    def checked(plan: retirement.RetirementPlan) -> Any:
+    def check_then_change(plan: retirement.RetirementPlan) -> Any:
         found = check(plan)
         meanwhile()
         return found
 
-    monkeypatch.setattr(_plan, "_check_still_holds", checked)
+    monkeypatch.setattr(_plan, "_check_current", check_then_change)
 
 
 def test_what_cannot_be_looked_at_right_before_its_turn_stays(
@@ -195,7 +195,7 @@ def test_a_snapshot_that_an_ami_was_made_of_lately_stays_when_its_ami_goes(
     plan = fleet.plan(now=fleet.later())
     after_the_check(monkeypatch, lambda: made.append(fleet.ami("other", days=1, snapshots=(held,))))
     (one,) = plan.apply().outcomes
-    assert (one.outcome, one.words) == ("deleted", f"{held} stays: {made[0]} needs it")
+    assert (one.outcome, one.text) == ("deleted", f"{held} is kept: {made[0]} needs it")
     assert fleet.snapshots() == {held}
     assert fleet.aws.calls.of("ec2:DeleteSnapshot") == []
 
@@ -210,7 +210,7 @@ def test_a_snapshot_that_a_launch_uses_lately_stays_when_its_ami_goes(
     after_the_check(monkeypatch, lambda: use(fleet, data, "launch template"))
     (one,) = plan.apply().outcomes
     assert one.outcome == "deleted"
-    assert f"{data} stays: launch-template" in one.detail
+    assert f"{data} is kept: launch-template" in one.detail
     assert fleet.snapshots() == {data}
 
 
@@ -228,7 +228,7 @@ def test_permissions_lost_between_plan_and_apply_stop_that_region(fleet: Fleet) 
     )
     result = plan.apply()
     assert {one.decision.resource_id: one.outcome for one in result.outcomes} == {
-        here: "retired",
+        here: "changed",
         there: "failed",
     }
     assert fleet.amis(OTHER) == {there: "available"}
@@ -239,7 +239,7 @@ def test_permissions_lost_between_plan_and_apply_stop_that_region(fleet: Fleet) 
 def test_a_region_that_is_not_enabled_does_not_stop_the_others(fleet: Fleet) -> None:
     ami = fleet.ami()
     plan = fleet.plan(regions=["ap-east-1", REGION])
-    assert [one.resource_id for one in plan.going] == [ami]
+    assert [one.resource_id for one in plan.planned] == [ami]
     assert list(plan.unread) == ["ap-east-1"]
     with pytest.raises(errors.PartialError, match="not enabled"):
         finish(plan.apply())

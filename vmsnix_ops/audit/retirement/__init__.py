@@ -5,11 +5,11 @@
 >>> act = retire.plan(regions=["eu-central-1"], dry_run=False, confirm=plan.fingerprint)  # doctest: +SKIP
 >>> act.apply().raise_for_status()  # doctest: +SKIP
 
-The first run retires an AMI in a way that can be undone (`vmsnix_ops.aws.retiring`). A run after the grace
-days deletes it with all its snapshots. `plan(action="restore")` brings back what was retired.
+The first run retires an AMI, which can be undone (`vmsnix_ops.aws.retiring`). A run after the retention
+period deletes it with all its snapshots. `plan(action="restore")` restores what was retired.
 
-A plan is compared with the account again before anything is done. When an AMI of the plan is in use now, or
-was shared, tagged or enabled since, nothing is done, and the error lists what changed.
+`apply` reads the account again before it changes anything. If an AMI of the plan was used, shared, tagged or
+enabled since, nothing is done, and the error lists what changed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import check_arguments
-from vmsnix_ops.audit.region import Place
+from vmsnix_ops.audit.region import RegionContext
 from vmsnix_ops.audit.retirement._plan import RetirementPlan, RetirementResult
-from vmsnix_ops.audit.retirement.decisions import Rules, read_and_decide
+from vmsnix_ops.audit.retirement.decisions import RetirementRules, read_and_decide
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws.identity import check_account, identity
 from vmsnix_ops.aws.regions import chosen as chosen_regions
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     import boto3
 
-    from vmsnix_ops.audit.retirement.decisions import Decision, Work
+    from vmsnix_ops.audit.retirement.decisions import Decision, PlanAction
     from vmsnix_ops.progress import Progress
 
 __all__ = ["RetirementPlan", "RetirementResult", "plan"]
@@ -48,7 +48,7 @@ def __dir__() -> list[str]:
 @check_arguments
 def plan(
     *,
-    action: Work = "retire",
+    action: PlanAction = "retire",
     regions: Iterable[str] = (),
     keep_last: int | None = None,
     min_age_days: float | None = None,
@@ -71,34 +71,38 @@ def plan(
     Parameters
     ----------
     action
-        ``"retire"``, or ``"restore"`` for what is retired: all of it, or `images` or `amis` of it.
+        ``"retire"``, or ``"restore"`` to restore what is retired.
     regions
-        Where; ``["all"]`` for every enabled one, by default the settings' region, else AWS's own.
+        Regions to read; ``["all"]`` for every enabled one, by default the region of the settings or of AWS.
     keep_last, min_age_days, launched_days, retention_days, orphan_days, max_count
         The retirement policy; by default that of `vmsnix_ops.settings.Settings`.
-    allow_shared, orphans, images, amis
-        As for `vmsnix_ops.audit.retirement.decisions.Rules`.
+    allow_shared
+        Whether to retire AMIs that other accounts may launch. Whether they use them is unknown.
+    orphans
+        Whether to retire snapshots without an AMI.
+    images, amis
+        Retire or restore only AMIs of these images, only these AMIs; empty for all.
     dry_run
         `RetirementPlan.apply` does nothing.
     confirm
-        Without a dry run: the fingerprint of the plan that was looked at, the number of AMIs and orphans that
-        go, or the account's id.
+        Without a dry run: the fingerprint of the plan that was checked, the number of AMIs and snapshots in
+        it, or the account ID.
     now
-        From when ages count; the present by default.
+        The time from which ages count; by default the present.
     progress, session
-        Where they do not come from the surroundings.
+        Override the defaults from vmsnix.toml and the AWS environment.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        A rule or a region cannot be right, or one of `amis` is not there, or another account's.
+        A rule or a region is invalid, or one of `amis` does not exist or belongs to another account.
     vmsnix_ops.errors.CredentialsError
-        There are none, or they are of an account that may not be used.
+        There are no credentials, or the settings do not allow their account.
     """
     settings, session = load(), session or default_session()
     if action not in ("retire", "restore"):
-        raise errors.ParameterError(f"action={action!r} is not known.", fix="Give retire or restore.")
-    rules = Rules.of(
+        raise errors.ParameterError(f"Invalid action {action!r}.", fix="Use retire or restore.")
+    rules = RetirementRules.of(
         settings.retirement,
         {
             "keep_last": keep_last,
@@ -118,13 +122,13 @@ def plan(
     check_account(account, settings.allowed_accounts)
     moment = now or datetime.now(UTC)
     prefix = settings.pointer_prefix
-    places = {region: Place.of(session, region, account) for region in chosen}
-    decisions, unread = read_and_decide(places, action, rules, moment, prefix)
-    _check_named(places, rules.amis, decisions, unread)
+    contexts = {region: RegionContext.of(session, region, account) for region in chosen}
+    decisions, unread = read_and_decide(contexts, action, rules, moment, prefix)
+    _check_owned(contexts, rules.amis, decisions, unread)
     return RetirementPlan(
         account=account,
         regions=chosen,
-        work=action,
+        action=action,
         rules=rules,
         decisions=decisions,
         unread=unread,
@@ -132,14 +136,14 @@ def plan(
         dry_run=dry_run,
         confirm=confirm,
         run=current_run("retire-amis"),
-        places=places,
+        contexts=contexts,
         progress=progress or current(),
         prefix=prefix,
     )
 
 
 def _account(session: boto3.Session, regions: tuple[str, ...]) -> str:
-    """Return whose credentials these are; a region that is not enabled does not tell."""
+    """Return the account of the credentials, from the first region that is enabled."""
     refused: list[errors.AwsError] = []
     for region in regions:
         try:
@@ -149,21 +153,21 @@ def _account(session: boto3.Session, regions: tuple[str, ...]) -> str:
     raise refused[0]
 
 
-def _check_named(
-    places: Mapping[str, Place],
-    named: tuple[str, ...],
+def _check_owned(
+    contexts: Mapping[str, RegionContext],
+    amis: tuple[str, ...],
     decisions: tuple[Decision, ...],
     unread: Mapping[str, errors.VmsnixError],
 ) -> None:
-    """Refuse an AMI that was named and is not one of this account, in any of the regions."""
+    """Refuse AMIs that this account does not own in any of the regions."""
     known = {one.resource_id for one in decisions}
-    for ami_id in named:
+    for ami_id in amis:
         if ami_id in known or unread:
             continue
-        seen = [retiring.look(place.ec2, ami_id) for place in places.values()]
-        owner = next((ami.account for ami in seen if ami is not None), "")
+        found = [retiring.read_ami(context.ec2, ami_id) for context in contexts.values()]
+        owner = next((ami.account for ami in found if ami is not None), "")
         raise errors.ParameterError(
-            f"{ami_id} is not an AMI of this account in {', '.join(places)}.",
-            why=f"It belongs to {owner}." if owner else "There is none of that id.",
-            fix="Use the credentials of its owner." if owner else "Check the id and the regions.",
+            f"{ami_id} is not an AMI of this account in {', '.join(contexts)}.",
+            why=f"It belongs to account {owner}." if owner else "There is no AMI with this ID.",
+            fix="Use the credentials of its owner." if owner else "Check the ID and the regions.",
         )

@@ -1,4 +1,4 @@
-"""The plan of a retirement, how it is carried out, and what became of it."""
+"""The plan of a retirement, its result, and how it is applied."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import re
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors
 from vmsnix_ops.audit import region as reading
 from vmsnix_ops.audit.retirement.decisions import (
     Decision,
-    Work,
+    PlanAction,
     ami_facts,
+    differences,
     read_and_decide,
     snapshot_facts,
 )
 from vmsnix_ops.aws import images, imports, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.references import References
+from vmsnix_ops.aws.retiring import RetirementTags
+from vmsnix_ops.outcomes import WORKED
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import acts, history
 from vmsnix_ops.records.result import Result, saving
@@ -34,129 +37,132 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from vmsnix_ops.audit.region import Place
-    from vmsnix_ops.audit.retirement.decisions import Rules
+    from vmsnix_ops.audit.region import RegionContext
+    from vmsnix_ops.audit.retirement.decisions import RetirementRules
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.snapshots import Snapshot
-    from vmsnix_ops.outcomes import RunStatus
+    from vmsnix_ops.outcomes import RunStatus, StepOutcome
     from vmsnix_ops.progress import Progress
     from vmsnix_ops.records.run_context import RunContext
 
 
-VERBS = {"retire": "retire", "delete": "remove for good", "restore": "restore", "keep": "keep"}
+DONE_WORDS = {"retire": "retired", "delete": "deleted", "restore": "restored"}
 FINGERPRINT = re.compile(r"[0-9a-f]{16}")
-DONE = frozenset({"retired", "deleted", "restored"})
+OUTCOMES: tuple[StepOutcome, ...] = ("changed", "deleted", "skipped", "failed")
+"""Outcomes of an AMI or a snapshot when a plan is applied. Retired and restored ones are ``changed``."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetirementPlan(display.Displayed):
-    """What will be retired, deleted, restored or kept, and why. Nothing has been changed.
+    """What to retire, delete, restore or keep, and why. Nothing has been changed.
 
     Attributes
     ----------
     account, regions
-        Where.
-    work
+        The account and its regions.
+    action
         ``"retire"`` or ``"restore"``.
     rules
-        What may go.
+        The retirement rules.
     decisions
-        One for each AMI of the account, ours or not, and for each orphan of ours.
+        One for each AMI of the account, and for each snapshot that vmsnix published and no AMI uses.
     unread
-        Regions that could not be looked at, and why; nothing is done there.
+        Regions that could not be read, and why; nothing is done there.
     now
-        When it was made; ages count from here.
+        The time of the plan; ages count from here.
     dry_run, confirm
-        `apply` does nothing in a dry run, and asks for a confirmation otherwise.
+        `apply` does nothing in a dry run, and requires a confirmation otherwise.
     """
 
     account: str
     regions: tuple[str, ...]
-    work: Work
-    rules: Rules
+    action: PlanAction
+    rules: RetirementRules
     decisions: tuple[Decision, ...]
     unread: Mapping[str, errors.VmsnixError]
     now: datetime
     dry_run: bool
     confirm: str
     run: RunContext = field(repr=False)
-    places: Mapping[str, Place] = field(repr=False, compare=False)
+    contexts: Mapping[str, RegionContext] = field(repr=False, compare=False)
     progress: Progress = field(repr=False, compare=False)
     prefix: str
 
     @property
-    def going(self) -> tuple[Decision, ...]:
-        """What there is to do, the oldest first within a region."""
-        return tuple(one for one in self.decisions if one.goes)
+    def planned(self) -> tuple[Decision, ...]:
+        """What to retire, delete or restore, the oldest first within a region."""
+        return tuple(one for one in self.decisions if not one.kept)
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with what goes, and with what is known of it."""
-        whole = "\n".join(sorted(one.fingerprint for one in self.going))
+        """Sixteen hexadecimal digits that change with what is planned, its state and its references."""
+        whole = "\n".join(sorted(one.fingerprint for one in self.planned))
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     def apply(self) -> RetirementResult:
-        """Do what the plan says, and return the outcome of each AMI and orphan. A dry run does nothing.
+        """Retire, delete and restore as planned, and return the outcomes. A dry run changes nothing.
 
-        Safe to run again after a death at any call: a new plan finds what is left to do.
+        Safe to run again after it was killed at any call: a new plan contains what is left to do.
 
         Raises
         ------
         vmsnix_ops.errors.ParameterError
-            It is not confirmed.
+            The plan is not confirmed.
         vmsnix_ops.errors.StalePlanError
-            Something changed since, or since the plan that was confirmed; nothing was done.
+            Something changed since the plan, or since the plan that was confirmed; nothing was done.
         vmsnix_ops.errors.InterruptedRunError
-            The operator asked to stop; ``result.json`` tells what became of each.
+            Ctrl-C; ``result.json`` lists the outcomes.
         """
-        if self.dry_run or not self.going:
+        if self.dry_run:
+            return RetirementResult(self, tuple(ResourceOutcome(one, "planned") for one in self.planned))
+        if not self.planned:
             return RetirementResult(self, ())
         self._check_confirmed()
         try:
-            outcomes, unrecorded = apply(self)
-            return RetirementResult(self, outcomes, unrecorded)
-        except InterruptedInBetween as stopped:
+            outcomes, stopped_by = _apply(self)
+            return RetirementResult(self, outcomes, stopped_by)
+        except _Interrupted as stopped:
             result = RetirementResult(self, stopped.outcomes, interrupted=True)
             result.save()
-            done = sum(one.outcome in DONE for one in result.outcomes)
+            done = sum(one.outcome in WORKED for one in result.outcomes)
             raise errors.InterruptedRunError(
-                f"The retirement was interrupted: {done} of {len(self.going)} done.",
-                why=f"{stopped.at.resource_id} in {stopped.at.region} was under way.",
-                fix="result.json tells what became of each. Make a new plan to go on: it finds the rest, "
-                "and what is half done.",
+                f"The retirement was interrupted: {done} of {len(self.planned)} done.",
+                why=f"It was working on {stopped.current.resource_id} in {stopped.current.region}.",
+                fix="result.json lists the outcomes. To continue, make a new plan: it contains the rest, and "
+                "what was done only in part.",
             ) from stopped
 
-    def look_again(self) -> tuple[dict[str, Decision], dict[str, errors.VmsnixError]]:
-        """Decide anew about what goes, by all regions; see `plan`.
+    def decide_again(self) -> tuple[dict[str, Decision], dict[str, errors.VmsnixError]]:
+        """Decide again about what is planned; return it by ID, and the regions that cannot be read.
 
-        Also regions in which nothing goes are looked at: what is used there may keep a copy elsewhere.
+        This reads all regions, because usage in one region may keep a copy in another.
         """
-        only = frozenset(one.resource_id for one in self.going)
+        only = frozenset(one.resource_id for one in self.planned)
         decisions, unread = read_and_decide(
-            self.places, self.work, self.rules, self.now, self.prefix, only=only
+            self.contexts, self.action, self.rules, self.now, self.prefix, only=only
         )
         return {one.resource_id: one for one in decisions}, unread
 
     def _check_confirmed(self) -> None:
-        count, confirm = len(self.going), self.confirm.strip()
+        count, confirm = len(self.planned), self.confirm.strip()
         if confirm in (self.account, str(count), self.fingerprint):
             return
         if FINGERPRINT.fullmatch(confirm):
             raise errors.StalePlanError(
-                f"The plan {confirm}, which was confirmed, no longer holds; nothing was done.",
-                why=f"By what the account is now, the plan is {self.fingerprint}.",
-                fix="Look at it, then confirm that one.",
+                f"The confirmed plan {confirm} is out of date. Nothing was done.",
+                why=f"The account has changed: the plan is now {self.fingerprint}.",
+                fix=f"Check the new plan, then pass --confirm {self.fingerprint}.",
             )
-        given = f"Confirm is {self.confirm!r}." if self.confirm else "Dry_run is off, and confirm is empty."
+        words = [DONE_WORDS[action] for action in dict.fromkeys(one.action for one in self.planned)]
         raise errors.ParameterError(
-            f"{_what(self.going)} would go, and nobody confirmed it.",
-            why=given,
-            fix=f"Look at the plan, then give as confirm its fingerprint ({self.fingerprint}), their number "
-            f"({count}) or the account ({self.account}).",
+            f"{_counts(self.planned)} would be {' or '.join(words)}, but the plan is not confirmed.",
+            why=f"confirm is {self.confirm!r}." if self.confirm else "dry_run is off and confirm is empty.",
+            fix=f"Check the plan, then pass --confirm {self.fingerprint}. Instead of the fingerprint you can "
+            f"give the number of resources ({count}) or the account ID ({self.account}).",
         )
 
     def frame(self) -> pd.DataFrame:
-        """Return the plan as a table, one row an AMI or orphan, what goes first."""
+        """Return the plan as a table, one row per AMI or snapshot; what is planned comes first."""
         import pandas as pd
 
         rows = [
@@ -175,58 +181,145 @@ class RetirementPlan(display.Displayed):
                 "kept_snapshots": "; ".join(f"{name}: {why}" for name, why in one.kept_snapshots),
                 "fingerprint": one.fingerprint,
             }
-            for one in sorted(self.decisions, key=lambda one: not one.goes)
+            for one in sorted(self.decisions, key=lambda one: one.kept)
         ]
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"stored_bytes": "Int64"})
 
-    def show(self, *, going: bool, most: int = 200) -> display.Shown:
-        """Return what goes, or what stays, as people read it: so many rows at most; `frame` has all."""
-        chosen = [one for one in self.decisions if one.goes == going]
-        rows = [
-            [
-                *([VERBS[one.action]] if going else []),
-                one.resource_id,
-                one.name,
-                one.region,
-                display.moment(one.created_at)[:10],
-                _size(one),
-                "; ".join([*one.reasons, *(f"{name} stays: {why}" for name, why in one.kept_snapshots)]),
-                *([len(one.snapshots) or ""] if going else []),
-            ]
-            for one in chosen[:most]
-        ]
-        columns = ["AMI or snapshot", "name", "region", "made", "stored", "why"]
-        columns = ["what", *columns, "snapshots"] if going else columns
-        words = ("goes", "go") if going else ("stays", "stay")
-        title = counted(len(chosen), *words) if chosen else ""
-        title += f"; the first {most} of them, plan.csv has all" if len(chosen) > most else ""
-        nothing = "Nothing goes." if going else "Nothing stays."
-        return display.shown(columns, rows, right=("stored", "snapshots"), title=title, nothing=nothing)
+    def show_planned(self, *, most: int = 200) -> display.Shown:
+        """Return what to retire, delete or restore, for people; `frame` has all rows."""
+        rows = [[one.action, *_row(one), len(one.snapshots) or ""] for one in self.planned[:most]]
+        columns = ("action", *_COLUMNS_SHOWN, "snapshots")
+        return display.shown(
+            columns,
+            rows,
+            right=("stored", "snapshots"),
+            title=_title(len(self.planned), "planned", most),
+            nothing="Nothing to retire, delete or restore.",
+        )
+
+    def show_kept(self, *, most: int = 200) -> display.Shown:
+        """Return what is kept, for people; `frame` has all rows."""
+        kept = [one for one in self.decisions if one.kept]
+        title = _title(len(kept), "kept", most)
+        rows = [_row(one) for one in kept[:most]]
+        return display.shown(
+            _COLUMNS_SHOWN, rows, right=("stored",), title=title, nothing="No AMIs or snapshots are kept."
+        )
 
     def facts(self) -> list[tuple[str, str]]:
-        """Return the plan in short: what, and how many."""
-        counts = {action: [one for one in self.decisions if one.action == action] for action in VERBS}
+        """Return the numbers of AMIs and snapshots by action, the policy and the fingerprint."""
         lines = []
-        for action, found in counts.items():
+        for action in (*DONE_WORDS, "keep"):
+            found = [one for one in self.decisions if one.action == action]
             if found:
-                lines.append((VERBS[action], f"{_what(found)}, {_sizes(found)}"))
-        lines += [(f"{region}", f"not looked at: {error}") for region, error in self.unread.items()]
-        if self.work == "retire":
+                lines.append((action, f"{_counts(found)}, {_sizes(found)}"))
+        lines += [(region, f"could not be read: {error}") for region, error in self.unread.items()]
+        if self.action == "retire":
             lines.append(("policy", str(self.rules)))
-        if self.going:
+        if self.planned:
             lines.append(("fingerprint", self.fingerprint))
-        if self.dry_run and self.going:
-            lines.append(("dry run", "nothing of this will be done"))
+        if self.dry_run and self.planned:
+            lines.append(("dry run", "nothing will be changed"))
         return lines
 
     def table(self) -> display.Shown | None:
-        """Return what there is to do, for people."""
-        return self.show(going=True)
+        """Return what is planned, for people."""
+        return self.show_planned()
 
     @property
     def title(self) -> str:
         """One line."""
-        return f"{self.work.capitalize()} in {', '.join(self.regions)}, account {self.account}"
+        return f"{self.action.capitalize()} in {', '.join(self.regions)}, account {self.account}"
+
+
+COLUMNS = {
+    "action": "keep, retire, delete or restore",
+    "kind": "ami, or snapshot (without an AMI)",
+    "resource_id": "identifier of the AMI or snapshot",
+    "name": "name of the AMI or snapshot",
+    "image": "tag vmsnix:image",
+    "region": "AWS region",
+    "created_at": "time of its creation, UTC",
+    "size_gib": "size of its volumes, GiB",
+    "stored_bytes": "size of its snapshots, which AWS bills, bytes; empty if AWS does not report it",
+    "reasons": "reasons for the action",
+    "snapshots": "snapshots that are retired, deleted or restored with an AMI",
+    "kept_snapshots": "snapshots of an AMI that are kept, and why",
+    "fingerprint": "of the action, the state and the references",
+}
+"""Columns of `RetirementPlan.frame` and their meaning."""
+
+_COLUMNS_SHOWN = ("AMI or snapshot", "name", "region", "created", "stored", "why")
+
+
+def _row(one: Decision) -> list[object]:
+    why = [*one.reasons, *(f"{name} is kept: {reason}" for name, reason in one.kept_snapshots)]
+    # What is stored is what costs; where AWS does not report it, the size of the volumes is shown as such.
+    stored = f"{one.size_gib} GiB volume" if one.stored_bytes is None else display.size(one.stored_bytes)
+    created = display.moment(one.created_at)[:10]
+    return [one.resource_id, one.name, one.region, created, stored, "; ".join(why)]
+
+
+def _title(count: int, word: str, most: int) -> str:
+    if count > most:
+        return f"{count} {word}; the first {most} are shown, plan.csv has all"
+    return f"{count} {word}" if count else ""
+
+
+def _counts(decisions: Sequence[Decision]) -> str:
+    amis = sum(one.kind == "ami" for one in decisions)
+    parts = [(amis, "AMI"), (len(decisions) - amis, "orphan snapshot")]
+    return " and ".join(counted(number, word) for number, word in parts if number)
+
+
+def _sizes(decisions: list[Decision]) -> str:
+    known = [one.stored_bytes for one in decisions if one.stored_bytes is not None]
+    unknown = [one.size_gib for one in decisions if one.stored_bytes is None]
+    parts = [f"{display.size(sum(known))} stored"] if known else []
+    parts += [f"{sum(unknown)} GiB of volumes whose stored size AWS does not report"] if unknown else []
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceOutcome:
+    """The outcome of one AMI or snapshot.
+
+    Attributes
+    ----------
+    decision
+        What was planned.
+    outcome
+        ``"changed"`` (retired or restored), ``"deleted"``, ``"planned"`` (a dry run), ``"skipped"`` (it is
+        not as planned, it is protected, or the run stopped before it) or ``"failed"``.
+    detail
+        Why, and what is kept as planned.
+    problem
+        What is not as planned although the outcome is: a snapshot that could not be deleted, a row that could
+        not be written.
+    """
+
+    decision: Decision
+    outcome: StepOutcome
+    detail: str = ""
+    problem: str = ""
+
+    @property
+    def text(self) -> str:
+        """Detail and problem."""
+        return "; ".join(part for part in (self.detail, self.problem) if part)
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as ``result.json`` contains it."""
+        one = self.decision
+        return {
+            "kind": one.kind,
+            "resource_id": one.resource_id,
+            "region": one.region,
+            "action": one.action,
+            "outcome": self.outcome,
+            "detail": self.detail,
+            "problem": self.problem,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,18 +329,18 @@ class RetirementResult(Result):
     Attributes
     ----------
     plan
-        Which one.
+        The plan.
     outcomes
-        One for each AMI and orphan that had to go, in the order in which they came; none of a dry run.
-    unrecorded
+        One for each AMI and snapshot that was planned, in the order of the plan.
+    stopped_by
         Why the run stopped early: an irreversible act could not be announced on the disk.
     interrupted
-        Whether somebody asked the run to stop.
+        Whether somebody interrupted the run.
     """
 
     plan: RetirementPlan
-    outcomes: tuple[Outcome, ...]
-    unrecorded: errors.UnrecordedActError | None = None
+    outcomes: tuple[ResourceOutcome, ...]
+    stopped_by: errors.UnrecordedActError | None = None
     interrupted: bool = False
 
     @property
@@ -256,15 +349,44 @@ class RetirementResult(Result):
         return self.plan.run
 
     @property
+    def incomplete(self) -> tuple[ResourceOutcome, ...]:
+        """The outcomes that are not as planned."""
+        return tuple(one for one in self.outcomes if one.outcome in ("skipped", "failed") or one.problem)
+
+    def verdict(self) -> tuple[RunStatus, list[str]]:
+        """Return the status of the run, and what is not as planned."""
+        wrong = [str(error) for error in self.plan.unread.values()]
+        wrong += [f"{one.decision.resource_id}: {one.text}" for one in self.incomplete]
+        if not wrong:
+            return "done", []
+        # A region that was read and has nothing to do counts as done.
+        nothing_done = len(self.plan.unread) == len(self.plan.regions) or bool(
+            self.outcomes and all(one.outcome in ("skipped", "failed") for one in self.outcomes)
+        )
+        return "failed" if nothing_done and self.stopped_by is None else "partial", wrong
+
+    @property
     def error(self) -> errors.VmsnixError | None:
-        """What was not done: a `PartialError`, or the first error when nothing at all was done."""
-        return _error(self)
+        """A `PartialError` if something is not as planned, or the first error if nothing was done."""
+        status, wrong = self.verdict()
+        if not wrong:
+            return _named_but_kept(self.plan)
+        if status == "failed" and self.plan.unread:
+            return next(iter(self.plan.unread.values()))
+        if self.stopped_by is not None:
+            return _stopped_early(self.outcomes, self.stopped_by)
+        kind = errors.VmsnixError if status == "failed" else errors.PartialError
+        whole = len(self.plan.regions) + len(self.plan.planned)
+        return kind(
+            f"{len(wrong)} of {whole} regions, AMIs and snapshots are not as planned.",
+            why=" ".join(wrong[:3]),
+            fix="Fix the cause and run the same command again: it does the rest.",
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as ``result.json`` contains it: what went, and what did not."""
+        """Return the result as ``result.json`` contains it."""
         plan = self.plan
-        status, wrong = verdict(self)
-        counts = {name: sum(one.outcome == name for one in self.outcomes) for name in OUTCOMES}
+        status, wrong = self.verdict()
         return {
             "status": "cancelled" if self.interrupted else status,
             "dry_run": plan.dry_run,
@@ -272,11 +394,11 @@ class RetirementResult(Result):
             "regions": list(plan.regions),
             "plan": path if (path := plan.run.folder / "plan.csv").is_file() else None,
             "fingerprint": plan.fingerprint,
-            "going": [one.resource_id for one in plan.going],
-            "kept": sum(not one.goes for one in plan.decisions),
-            "trouble": wrong,
-            **counts,
-            "outcomes": [one.plain() for one in self.outcomes],
+            "planned": len(plan.planned),
+            "kept": len(plan.decisions) - len(plan.planned),
+            "incomplete": wrong,
+            **_count(self.outcomes),
+            "outcomes": [one.as_dict() for one in self.outcomes],
         }
 
     def _write_files(self, folder: Path) -> None:
@@ -286,32 +408,31 @@ class RetirementResult(Result):
     @property
     def title(self) -> str:
         """One line."""
-        return self.plan.title
-
-    @property
-    def trouble(self) -> tuple[Outcome, ...]:
-        """What did not come as planned, also of what was done."""
-        return tuple(one for one in self.outcomes if one.outcome not in DONE or one.lacking)
+        return self.plan.title + (" (dry run)" if self.plan.dry_run else "")
 
     def frame(self) -> pd.DataFrame:
-        """Return one row a region: how many were planned, retired, deleted, restored, and what went wrong."""
+        """Return one row per region: numbers planned, kept and by outcome, and what is not as planned."""
         import pandas as pd
 
         rows = []
         for region in self.plan.regions:
             here = [one for one in self.outcomes if one.decision.region == region]
-            counts = {name: sum(one.outcome == name for one in here) for name in OUTCOMES}
             wrong = [str(self.plan.unread[region])] if region in self.plan.unread else []
-            wrong += [f"{one.decision.resource_id}: {one.words}" for one in self.trouble if one in here]
-            planned = sum(one.region == region for one in self.plan.going)
-            kept = sum(one.region == region and not one.goes for one in self.plan.decisions)
+            wrong += [f"{one.decision.resource_id}: {one.text}" for one in self.incomplete if one in here]
+            decisions = [one for one in self.plan.decisions if one.region == region]
             rows.append(
-                {"region": region, "planned": planned, **counts, "kept": kept, "why": "; ".join(wrong)}
+                {
+                    "region": region,
+                    "planned": sum(not one.kept for one in decisions),
+                    **_count(here),
+                    "kept": sum(one.kept for one in decisions),
+                    "why": "; ".join(wrong),
+                }
             )
         return pd.DataFrame(rows, columns=["region", "planned", *OUTCOMES, "kept", "why"])
 
     def table(self) -> display.Shown:
-        """Return the outcome by region as people read it."""
+        """Return the outcome by region, for people."""
         frame = self.frame()
         rows = [
             [value or "" if name not in ("region", "planned") else value for name, value in row.items()]
@@ -321,113 +442,52 @@ class RetirementResult(Result):
         return display.shown(columns, rows, right=columns[1:-1])
 
     def show_each(self) -> display.Shown:
-        """Return what became of each AMI and orphan as people read it."""
+        """Return the outcome of each AMI and snapshot, for people."""
         rows = [
-            [one.decision.resource_id, one.decision.name, one.decision.region, one.outcome, one.words]
-            for one in self.outcomes
+            [one.resource_id, one.name, one.region, one.action, each.outcome, each.text]
+            for each in self.outcomes
+            for one in (each.decision,)
         ]
-        columns = ("AMI or snapshot", "name", "region", "outcome", "detail")
-        nothing = "Nothing was done: it is a dry run." if self.plan.dry_run else "There was nothing to do."
-        return display.shown(columns, rows, nothing=nothing)
+        columns = ("AMI or snapshot", "name", "region", "action", "outcome", "detail")
+        return display.shown(columns, rows, nothing="There was nothing to do.")
 
 
-COLUMNS = {
-    "action": "keep, retire, delete or restore",
-    "kind": "ami or snapshot (an orphan)",
-    "resource_id": "its identifier",
-    "name": "its name",
-    "image": "tag vmsnix:image",
-    "region": "AWS region",
-    "created_at": "when it was made, UTC",
-    "size_gib": "size of its volumes, GiB",
-    "stored_bytes": "bytes that its snapshots hold and that are billed, where AWS tells them",
-    "reasons": "why",
-    "snapshots": "snapshots that go with an AMI",
-    "kept_snapshots": "snapshots of an AMI that stay, and why",
-    "fingerprint": "of state and references",
-}
-"""Columns of `RetirementPlan.frame` and their meaning."""
-
-OUTCOMES = ("retired", "deleted", "restored", "changed", "protected", "skipped", "failed")
+def _count(outcomes: Sequence[ResourceOutcome]) -> dict[str, int]:
+    return {name: sum(one.outcome == name for one in outcomes) for name in OUTCOMES}
 
 
-def _what(some: Sequence[Decision]) -> str:
-    """Return how many AMIs and how many snapshots without one these are."""
-    amis = sum(one.kind == "ami" for one in some)
-    parts = [(amis, "AMI"), (len(some) - amis, "orphaned snapshot")]
-    return " and ".join(counted(number, word) for number, word in parts if number)
-
-
-def _size(one: Decision) -> str:
-    """Return what is stored, which is what costs; else the size of the volumes, marked so."""
-    if one.stored_bytes is None:
-        return f"{one.size_gib} GiB volume"
-    return display.size(one.stored_bytes)
-
-
-def _sizes(decisions: list[Decision]) -> str:
-    known = [one.stored_bytes for one in decisions if one.stored_bytes is not None]
-    unknown = [one.size_gib for one in decisions if one.stored_bytes is None]
-    parts = [f"{display.size(sum(known))} stored"] if known else []
-    parts += [f"{sum(unknown)} GiB of volumes whose stored size AWS does not tell"] if unknown else []
-    return ", ".join(parts)
-
-
-# What ``result.json`` and ``plan.csv`` say of a retirement, also of one that was interrupted.
-
-
-def verdict(result: RetirementResult) -> tuple[RunStatus, list[str]]:
-    """Return what became of the whole, and what is not as planned."""
-    plan, wrong = result.plan, [str(error) for error in result.plan.unread.values()]
-    wrong += [f"{one.decision.resource_id}: {one.words}" for one in result.trouble]
-    # Where one region was read and had nothing to do, that is done, too.
-    none = len(plan.unread) == len(plan.regions) or bool(
-        result.outcomes and all(one.outcome not in DONE for one in result.outcomes)
-    )
-    return ("failed" if none and result.unrecorded is None else "partial") if wrong else "done", wrong
-
-
-def _error(result: RetirementResult) -> errors.VmsnixError | None:
-    """Return what was not done as an error."""
-    plan, (status, wrong) = result.plan, verdict(result)
-    if not wrong:
-        return _kept(plan)
-    none = status == "failed" and result.unrecorded is None
-    if none and plan.unread:
-        return next(iter(plan.unread.values()))
-    if result.unrecorded is not None:
-        done = [f"{one.outcome} {one.decision.resource_id}" for one in result.outcomes if one.outcome in DONE]
-        begun = next((one.decision for one in reversed(result.outcomes) if one.outcome == "failed"), None)
-        if begun is not None and begun.action == "retire" and result.unrecorded.announced:
-            # It has the mark, and may have lost permissions already: a promotion would refuse it.
-            done.append(f"a part of the retirement of {begun.resource_id}")
-        return errors.UnrecordedActError(
-            f"The run stopped early. Done: {', '.join(done) or 'nothing'}.",
-            why=f"{result.unrecorded.what} {result.unrecorded.why}",
-            fix=result.unrecorded.fix,
-        )
-    kind = errors.VmsnixError if none else errors.PartialError
-    whole = len(plan.regions) + len(plan.going)
-    return kind(
-        f"{len(wrong)} of {whole} regions, AMIs and snapshots did not come as planned.",
-        why=" ".join(wrong[:3]),
-        fix="Fix it and run the same command again: it does the rest.",
+def _stopped_early(
+    outcomes: Sequence[ResourceOutcome], cause: errors.UnrecordedActError
+) -> errors.UnrecordedActError:
+    done = [
+        f"{one.decision.resource_id} {DONE_WORDS[one.decision.action]}"
+        for one in outcomes
+        if one.outcome in WORKED
+    ]
+    last = next((one.decision for one in reversed(outcomes) if one.outcome == "failed"), None)
+    if last is not None and last.action == "retire" and cause.announced:
+        # It has the tags, and may have lost permissions already: a promotion would refuse it.
+        done.append(f"{last.resource_id} retired in part")
+    return errors.UnrecordedActError(
+        f"The run stopped early. Done: {', '.join(done) or 'nothing'}.",
+        why=f"{cause.what} {cause.why}",
+        fix=cause.fix,
     )
 
 
-def _kept(plan: RetirementPlan) -> errors.VmsnixError | None:
-    """Return an error when AMIs that were asked for by their ids are kept: some of them, or all."""
-    going = {one.resource_id for one in plan.going}
+def _named_but_kept(plan: RetirementPlan) -> errors.VmsnixError | None:
+    """Return an error if AMIs that were given by ID are kept."""
+    planned = {one.resource_id for one in plan.planned}
     kept = [
         one
         for one in plan.decisions
         if one.resource_id in plan.rules.amis
-        and one.resource_id not in going
+        and one.resource_id not in planned
         and dict(one.facts).get("state") != "disabled"  # retired already
     ]
-    if plan.dry_run or plan.work != "retire" or not kept:
+    if plan.dry_run or plan.action != "retire" or not kept:
         return None
-    kind = errors.PartialError if going else errors.RunFailedError
+    kind = errors.PartialError if planned else errors.RunFailedError
     return kind(
         f"{len(kept)} of {counted(len(plan.rules.amis), 'AMI')} in amis cannot be retired.",
         why=" ".join(f"{one.resource_id}: {'; '.join(one.reasons)}." for one in kept[:3]),
@@ -435,422 +495,368 @@ def _kept(plan: RetirementPlan) -> errors.VmsnixError | None:
     )
 
 
-# Do what a plan of a retirement says: one AMI after the other, each looked at once more right before.
+# Apply a plan: one AMI or snapshot after the other. Each is read once more right before it is changed.
 #
-# Everything is done in an order that may stop anywhere. What a run leaves half done, the next plan finds: an
-# AMI by its tags and its state, a snapshot whose AMI is gone by its tags.
+# A run may be killed at any point. The next plan finds what it did only in part: an AMI by its tags and its
+# state, a snapshot whose AMI is deregistered by its tags.
 #
-# Other jobs may run at the same time. An AMI is marked first, then everything that may use it is read again,
-# and the mark is taken back if something appeared; `vmsnix_ops.aws.retiring` says why that is enough. Before
-# anything is changed that cannot be undone, a line says so on the disk (`vmsnix_ops.records.acts`); without
-# it the run stops there.
+# Other jobs may run at the same time. So an AMI is tagged first; then everything that may use it is read
+# again, and the tags are removed if something appeared. `vmsnix_ops.aws.retiring` explains why this is
+# enough. Before an irreversible change, a line is written to the disk (`vmsnix_ops.records.acts`); if it
+# cannot be written, the run stops.
 #
-# What was done is told, also where the tables cannot be written: that is trouble, and what can be undone goes
-# on, because the tags know it, too. Nothing more is removed then; nobody would find out what was.
+# If the tables cannot be written, the result still lists what was done. Retiring and restoring continue,
+# because the tags record them, too. Nothing more is deleted, because nothing would record what it was.
 
-What = Literal["retired", "deleted", "restored", "changed", "protected", "skipped", "failed"]
-GONE = "deregistered"
-TOLD = 5
-UNWRITTEN = "what went before could not be written down, and nothing is removed without that"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one AMI or orphan.
-
-    Attributes
-    ----------
-    decision
-        What was planned.
-    outcome
-        ``"retired"``, ``"deleted"`` or ``"restored"``; ``"changed"`` (it is not what it was, and was left
-        alone), ``"protected"`` (from deregistration: left alone), ``"skipped"`` (not removed, because the
-        tables cannot be written) or ``"failed"``.
-    detail
-        Why, and what stays as planned.
-    lacking
-        What of it is not as planned although it was done: a snapshot that could not be removed, a row that
-        could not be written.
-    """
-
-    decision: Decision
-    outcome: What
-    detail: str = ""
-    lacking: str = ""
-
-    @property
-    def words(self) -> str:
-        """All there is to say of it."""
-        return "; ".join(part for part in (self.detail, self.lacking) if part)
-
-    def plain(self) -> dict[str, str]:
-        """Return it as ``result.json`` has it."""
-        one = self.decision
-        return {
-            "kind": one.kind,
-            "resource_id": one.resource_id,
-            "region": one.region,
-            "outcome": self.outcome,
-            "detail": self.detail,
-            "lacking": self.lacking,
-        }
+DEREGISTERED = "deregistered"
+MAX_LISTED = 5
+UNRECORDED = "an earlier change could not be recorded, and nothing is deleted without a record"
+NOT_FOUND = "it no longer exists"
 
 
-class InterruptedInBetween(Exception):  # noqa: N818 (becomes an InterruptedRunError)
-    """Somebody asked to stop while one of several was under way; what became of all of them."""
+class _Interrupted(Exception):  # noqa: N818 (becomes an InterruptedRunError)
+    """A run was interrupted while it worked on one of several resources; has the outcome of all."""
 
-    def __init__(self, plan: RetirementPlan, done: Sequence[Outcome]) -> None:
+    def __init__(self, plan: RetirementPlan, done: Sequence[ResourceOutcome]) -> None:
         super().__init__("cancelled")
-        self.at, *rest = plan.going[len(done) :]
-        self.outcomes: tuple[Outcome, ...] = (
+        self.current, *rest = plan.planned[len(done) :]
+        self.outcomes: tuple[ResourceOutcome, ...] = (
             *done,
-            Outcome(self.at, "failed", "interrupted while it was under way"),
-            *(Outcome(one, "skipped", "the run was interrupted before its turn") for one in rest),
+            ResourceOutcome(self.current, "failed", "the run was interrupted while it worked on this"),
+            *(ResourceOutcome(one, "skipped", "the run was interrupted before it") for one in rest),
         )
 
 
-def apply(plan: RetirementPlan) -> tuple[tuple[Outcome, ...], errors.UnrecordedActError | None]:
-    """Compare the plan with the account, then do it.
-
-    Returns
-    -------
-    tuple
-        What became of each, and why the run stopped early if it did: an irreversible act could not be
-        announced on the disk.
+def _apply(plan: RetirementPlan) -> tuple[tuple[ResourceOutcome, ...], errors.UnrecordedActError | None]:
+    """Check the plan again, apply it, and return the outcomes and why the run stopped early, if it did.
 
     Raises
     ------
     vmsnix_ops.errors.StalePlanError
-        Anything that the plan would touch has changed: nothing was done.
-    InterruptedInBetween
-        The operator asked to stop.
+        Something in the plan has changed; nothing was done.
+    _Interrupted
+        Ctrl-C.
     """
-    unread = _check_still_holds(plan)
-    tables, unwritten = open_tables(load()), False
-    outcomes: list[Outcome] = []
-    stopped: errors.UnrecordedActError | None = None
-    with plan.progress.step(plan.work, total=len(plan.going)) as step:
-        for one in plan.going:
-            if stopped is not None:
-                outcomes.append(Outcome(one, "skipped", f"the run stopped before its turn. {stopped}"))
+    unread = _check_current(plan)
+    tables, unrecorded = open_tables(load()), False
+    outcomes: list[ResourceOutcome] = []
+    stopped_by: errors.UnrecordedActError | None = None
+    with plan.progress.step(plan.action, total=len(plan.planned)) as step:
+        for one in plan.planned:
+            if stopped_by is not None:
+                outcomes.append(ResourceOutcome(one, "skipped", f"the run stopped before it. {stopped_by}"))
             elif one.region in unread:
-                outcomes.append(Outcome(one, "failed", str(unread[one.region])))
-            elif unwritten and one.action == "delete":
-                outcomes.append(Outcome(one, "skipped", UNWRITTEN))
+                outcomes.append(ResourceOutcome(one, "failed", str(unread[one.region])))
+            elif unrecorded and one.action == "delete":
+                outcomes.append(ResourceOutcome(one, "skipped", UNRECORDED))
             else:
                 step.message(f"{one.action} {one.resource_id} in {one.region}")
-                doing = _Doing(plan, one, tables)
+                change = _Change(plan, one, tables)
                 try:
                     with acts.recording(plan.run.folder, plan.run.run_id):
-                        outcomes.append(doing.do())
+                        outcomes.append(change.apply())
                 except KeyboardInterrupt as error:
-                    raise InterruptedInBetween(plan, outcomes) from error
-                unwritten = unwritten or doing.unwritten is not None
-                stopped = doing.stopped
+                    raise _Interrupted(plan, outcomes) from error
+                unrecorded = unrecorded or change.unrecorded is not None
+                stopped_by = change.stopped_by
             step.advance(1)
-    return tuple(outcomes), stopped
+    return tuple(outcomes), stopped_by
 
 
-def _check_still_holds(plan: RetirementPlan) -> Mapping[str, errors.VmsnixError]:
-    """Return the regions that can no longer be looked at: nothing may be done there."""
-    now, unread = plan.look_again()
+def _check_current(plan: RetirementPlan) -> Mapping[str, errors.VmsnixError]:
+    """Refuse a plan that is out of date, and return the regions that can no longer be read."""
+    now, unread = plan.decide_again()
     changed = []
-    for one in plan.going:
-        differences = () if one.region in unread else one.changes(now.get(one.resource_id))
-        if differences:
-            changed.append(f"{one.resource_id}: {', '.join(differences)}")
+    for one in plan.planned:
+        changes = () if one.region in unread else one.changes(now.get(one.resource_id))
+        if changes:
+            changed.append(f"{one.resource_id}: {', '.join(changes)}")
     if changed:
-        more = f" And {len(changed) - TOLD} more." if len(changed) > TOLD else ""
+        more = f" And {len(changed) - MAX_LISTED} more." if len(changed) > MAX_LISTED else ""
         raise errors.StalePlanError(
-            f"The plan of {plan.now:%Y-%m-%d %H:%M} UTC no longer holds; nothing was done.",
-            why=". ".join(changed[:TOLD]) + "." + more,
-            fix="Make a new plan and look at it.",
+            f"The plan of {plan.now:%Y-%m-%d %H:%M} UTC is out of date. Nothing was done.",
+            why=". ".join(changed[:MAX_LISTED]) + "." + more,
+            fix="Make a new plan and check it.",
         )
     return unread
 
 
 @dataclass(frozen=True, slots=True)
-class _SnapshotNow:
-    """A snapshot with its facts, also without the tag of a deletion, and the AMIs that have it."""
+class _SnapshotState:
+    """A snapshot, its facts, also without the tag of a deletion, and the AMIs that need it."""
 
     snapshot: Snapshot | None
     facts: Mapping[str, str] = field(default_factory=dict)
-    plain: Mapping[str, str] = field(default_factory=dict)
-    holders: tuple[str, ...] = ()
+    unclaimed_facts: Mapping[str, str] = field(default_factory=dict)
+    amis: tuple[str, ...] = ()
 
-    def changed(self, before: Mapping[str, str], after: Mapping[str, str]) -> str:
-        """Return why it is left alone, in words; empty where nothing has changed."""
+    def why_skipped(self, before: Mapping[str, str], now: Mapping[str, str]) -> str:
+        """Return why it must not be changed, for people; empty if it is as before."""
         if self.snapshot is None:
-            return "it is gone"
-        differences = _differences(before, after)
-        if differences or self.holders:
-            return f"left alone: {differences or f'{self.holders[0]} holds it'}"
-        return ""
+            return NOT_FOUND
+        if changes := differences(before, now):
+            return ", ".join(changes)
+        return f"{self.amis[0]} needs it" if self.amis else ""
 
 
-class _Doing:
-    """Does what is planned for one AMI or snapshot, and writes it down."""
+class _Change:
+    """Retires, deletes or restores one AMI or snapshot, and records it."""
 
     def __init__(self, plan: RetirementPlan, one: Decision, tables: Tables) -> None:
         self.plan, self.one, self.tables = plan, one, tables
-        self.place: Place = plan.places[one.region]
-        self.ec2 = self.place.ec2
-        self.unwritten: errors.VmsnixError | None = None
-        self.stopped: errors.UnrecordedActError | None = None
-        # A plan may be a notebook's of last week: grace counts from when it is done.
+        self.context: RegionContext = plan.contexts[one.region]
+        self.ec2 = self.context.ec2
+        self.run_id = plan.run.run_id
+        self.unrecorded: errors.VmsnixError | None = None
+        self.stopped_by: errors.UnrecordedActError | None = None
+        # A notebook may apply last week's plan: the retention period starts now.
         self.now = max(plan.now, datetime.now(UTC))
 
-    def do(self) -> Outcome:
+    def apply(self) -> ResourceOutcome:
         try:
             if self.one.action != "restore":
-                # Announced before the first mark, so that a full disk leaves nothing half done.
+                # Announced before the first tag, so that a full disk leaves nothing done in part.
                 acts.announce(f"retire-amis:{self.one.action}", self.one.resource_id, self.one.region)
-            outcome = self._snapshot() if self.one.kind == "snapshot" else self._ami()
+            outcome = self._apply_to_snapshot() if self.one.kind == "snapshot" else self._apply_to_ami()
         except errors.UnrecordedActError as error:
-            self.stopped = error
-            outcome = Outcome(self.one, "failed", str(error))
+            self.stopped_by = error
+            outcome = self._outcome("failed", str(error))
         except errors.VmsnixError as error:  # also a tag that somebody made unreadable
-            outcome = Outcome(self.one, "failed", str(error))
-        if self.unwritten is None:
+            outcome = self._outcome("failed", str(error))
+        if self.unrecorded is None:
             return outcome
-        told = f"not written down: {self.unwritten}"
-        return replace(outcome, lacking="; ".join(part for part in (outcome.lacking, told) if part))
+        problem = f"not recorded: {self.unrecorded}"
+        return replace(outcome, problem="; ".join(filter(None, (outcome.problem, problem))))
 
-    @property
-    def run_id(self) -> str:
-        return self.plan.run.run_id
+    def _outcome(self, outcome: StepOutcome, detail: str = "", problem: str = "") -> ResourceOutcome:
+        return ResourceOutcome(self.one, outcome, detail, problem)
 
-    def _ami(self) -> Outcome:
+    def _apply_to_ami(self) -> ResourceOutcome:
         one = self.one
-        ami = retiring.look(self.ec2, one.resource_id)
+        ami = retiring.read_ami(self.ec2, one.resource_id)
         if ami is None:
-            return Outcome(one, "changed", "it is gone")
-        references = References(one.region, {})  # nobody's use matters to what is restored
+            return self._outcome("skipped", NOT_FOUND)
+        references = References(one.region, {})  # a restoration is independent of its usage
         if one.action != "restore":
-            references = self._references(ami)
-        differences = _differences(dict(one.facts), dict(ami_facts(ami, references)))
-        if differences:
-            return Outcome(one, "changed", f"left alone: {differences}")
+            references = self._current_references(ami)
+        if changes := differences(dict(one.facts), dict(ami_facts(ami, references))):
+            return self._outcome("skipped", ", ".join(changes))
         if one.action == "retire":
             return self._retire(ami, references)
         return self._restore(ami) if one.action == "restore" else self._delete(ami, references)
 
-    def _references(self, ami: Ami) -> References:
-        """Return who uses an AMI, as it is this moment."""
-        held = snapshots.find(self.ec2, ami.snapshot_ids).values()
-        own = [each.snapshot_id for each in held if each.account == self.place.account]
-        return reading.right_before(self.place, amis={ami.ami_id: own})
+    def _current_references(self, ami: Ami) -> References:
+        found = snapshots.find(self.ec2, ami.snapshot_ids).values()
+        own = [each.snapshot_id for each in found if each.account == self.context.account]
+        return reading.current_references(self.context, amis={ami.ami_id: own})
 
-    def _appeared(self, before: Ami, references: References, plain: Callable[[Ami], Ami]) -> str:
-        """Return what has changed since our own tag was written on an AMI, in words; empty for nothing.
+    def _changed_since(self, before: Ami, references: References, untagged: Callable[[Ami], Ami]) -> str:
+        """Return what changed since this run tagged an AMI, for people; empty if nothing did.
 
-        `plain` takes away the tags that may differ.
+        `untagged` removes the tags that may differ.
         """
-        now = retiring.look(self.ec2, before.ami_id)
+        now = retiring.read_ami(self.ec2, before.ami_id)
         if now is None:
-            return "it is gone"
-        return _differences(
-            dict(ami_facts(plain(before), references)), dict(ami_facts(plain(now), self._references(now)))
-        )
+            return NOT_FOUND
+        facts = dict(ami_facts(untagged(now), self._current_references(now)))
+        return ", ".join(differences(dict(ami_facts(untagged(before), references)), facts))
 
-    def _retire(self, ami: Ami, references: References) -> Outcome:
-        grace = timedelta(days=self.plan.rules.retention_days)
-        noted = retiring.note(self.ec2, ami, run_id=self.run_id, at=self.now, grace=grace)
-        if ami.state != "disabled":  # nobody can begin to use what is disabled
+    def _retire(self, ami: Ami, references: References) -> ResourceOutcome:
+        retention = timedelta(days=self.plan.rules.retention_days)
+        record = retiring.retirement_tags(self.ec2, ami, run_id=self.run_id, at=self.now, retention=retention)
+        if ami.state != "disabled":  # nobody can start to use a disabled AMI
             try:
-                retiring.announce(self.ec2, ami, noted)
-                appeared = self._appeared(ami, references, retiring.without_marks) or self._used_now(ami)
+                retiring.write_retirement_tags(self.ec2, ami, record)
+                changed = self._changed_since(ami, references, retiring.without_retirement_tags)
+                changed = changed or self._newly_used(ami)
             except (Exception, KeyboardInterrupt):
                 with suppress(errors.AwsError):
-                    retiring.take_back(self.ec2, ami, noted)
+                    retiring.undo_retirement_tags(self.ec2, ami, record)
                 raise
-            if appeared:
-                retiring.take_back(self.ec2, ami, noted)
-                return Outcome(self.one, "changed", f"left alone: {appeared}")
-        retiring.retire(self.ec2, ami, self.one.snapshots, noted)
-        lost = retiring.still_marked(self.ec2, ami.ami_id, noted)
-        used = "" if lost or ami.state == "disabled" else self._used_now(ami)  # by a run that was killed
+            if changed:
+                retiring.undo_retirement_tags(self.ec2, ami, record)
+                return self._outcome("skipped", changed)
+        retiring.retire(self.ec2, ami, self.one.snapshots, record)
+        lost = retiring.why_not_retired(self.ec2, ami.ami_id, record)
+        used = "" if lost or ami.state == "disabled" else self._newly_used(ami)  # by a run that was killed
         if used or lost == retiring.RESTORED:
-            # What the tags said is known here still; a restoration may have run before we disabled it.
-            own = replace(ami, tags={**ami.tags, **noted.tags()})
-            retiring.restore(self.ec2, own, self.one.snapshots, at=self.now)
+            # A restoration may have run before this run disabled the AMI, and removed its tags.
+            tagged = replace(ami, tags={**ami.tags, **record.tags()})
+            retiring.restore(self.ec2, tagged, self.one.snapshots, at=self.now)
         if used or lost:
-            return Outcome(self.one, "changed", f"not retired: {used or lost}")
+            return self._outcome("skipped", used or lost)
         self._record(
             "retired",
-            shared_with=list(noted.shared_with),
-            deprecated_before=noted.deprecated_before,
-            retained_until=noted.retained_until,
+            shared_with=list(record.shared_with),
+            deprecated_before=record.deprecated_before,
+            retained_until=record.retained_until,
         )
         self._record_ami(ami)
-        return Outcome(self.one, "retired", f"can be restored until {noted.retained_until:%Y-%m-%d}")
+        return self._outcome("changed", f"can be restored until {record.retained_until:%Y-%m-%d}")
 
-    def _used_now(self, ami: Ami) -> str:
-        """Return which promotions and smoke tests have begun with an AMI since it was marked, in words.
+    def _newly_used(self, ami: Ami) -> str:
+        """Return which promotions and smoke tests started to use an AMI since it was tagged, for people.
 
-        They read the mark after they wrote; here is read what they write, several times for some moments.
+        They read the tags after they wrote. This reads several times what they write.
         """
-        for _ in retiring.looks():
-            names = reading.used_now(self.place, self.plan.prefix, ami.ami_id)
+        for _ in retiring.repeated_reads():
+            names = reading.channels_and_instances(self.context, self.plan.prefix, ami.ami_id)
             if names:
                 return f"in use: {', '.join(names)}"
         return ""
 
-    def _restore(self, ami: Ami) -> Outcome:
-        known = retiring.mark(ami.tags)
-        holder = retiring.claim(self.ec2, ami.ami_id, tagging.RESTORING, self.run_id)
-        if holder:
-            return self._held(holder, tagging.DELETING)
-        marked = retiring.look(self.ec2, ami.ami_id)
-        if marked is None:
-            return Outcome(self.one, "changed", "it is gone")
-        shared = retiring.restore(self.ec2, marked, self.one.snapshots, at=self.now)
-        stays = known is not None and known.state_before == "disabled"
-        lost = self._not_restored(ami.ami_id, "disabled" if stays else "available")
+    def _restore(self, ami: Ami) -> ResourceOutcome:
+        record = RetirementTags.parse(ami.tags)
+        opponent = retiring.claim(self.ec2, ami.ami_id, tagging.RESTORING, self.run_id)
+        if opponent:
+            return self._claimed(opponent, tagging.DELETING)
+        claimed = retiring.read_ami(self.ec2, ami.ami_id)
+        if claimed is None:
+            return self._outcome("skipped", NOT_FOUND)
+        shared = retiring.restore(self.ec2, claimed, self.one.snapshots, at=self.now)
+        remains_disabled = record is not None and record.state_before == "disabled"
+        lost = self._why_not_restored(ami.ami_id, "disabled" if remains_disabled else "available")
         if lost:
             # Somebody disabled it after we enabled it. Without its tags nobody could restore it again.
-            tags = {key: value for key, value in ami.tags.items() if retiring.is_mark(key)}
-            now = retiring.look(self.ec2, ami.ami_id)
-            if now is not None and now.state == "disabled" and not retiring.marked_by(now):
-                retiring.tag(self.ec2, [ami.ami_id], tags)
-            return Outcome(self.one, "failed", f"{lost}: make a new plan and restore it again")
+            tags = {key: value for key, value in ami.tags.items() if retiring.is_retirement_tag(key)}
+            now = retiring.read_ami(self.ec2, ami.ami_id)
+            if now is not None and now.state == "disabled" and not retiring.retired_by(now):
+                retiring.add_tags(self.ec2, [ami.ami_id], tags)
+            return self._outcome("failed", f"{lost}: make a new plan and restore it again")
         self._record("restored", shared_with=list(shared.names()))
         self._record_ami(ami)
-        how = "disabled, as it was before" if stays else f"shared with {shared}"
-        return Outcome(self.one, "restored", how)
-
-    def _not_restored(self, ami_id: str, state: str) -> str:
-        """Return why an AMI that was restored is not so any more, in words; empty when it is."""
-        found = ""
-        for _ in retiring.looks():
-            seen = retiring.look(self.ec2, ami_id)
-            if seen is None:
-                return "it was deregistered at the same time"
-            who = retiring.marked_by(seen)
-            if who:
-                found = f"{who} retired it at the same time"
-            else:
-                found = "" if seen.state == state else f"it is {seen.state}"
-        return found  # a first read may be some moments old
-
-    def _held(self, holder: str, key: str) -> Outcome:
-        """Return the outcome of what another run deletes, or restores, at this moment."""
-        one = self.one
-        return Outcome(
-            one, "changed", f"left alone: {retiring.claimed(one.resource_id, key, holder, one.region)}"
+        return self._outcome(
+            "changed", "disabled, as before" if remains_disabled else f"shared with {shared}"
         )
 
-    def _delete(self, ami: Ami, references: References) -> Outcome:
-        holder = retiring.claim(self.ec2, ami.ami_id, tagging.DELETING, self.run_id)
-        if holder:
-            return self._held(holder, tagging.RESTORING)
+    def _why_not_restored(self, ami_id: str, state: str) -> str:
+        """Return why an AMI is no longer as it was restored, for people; empty if it still is."""
+        found = ""
+        for _ in retiring.repeated_reads():
+            ami = retiring.read_ami(self.ec2, ami_id)
+            if ami is None:
+                return "it was deregistered at the same time"
+            run = retiring.retired_by(ami)
+            if run:
+                found = f"{run} retired it at the same time"
+            else:
+                found = "" if ami.state == state else f"it is {ami.state}"
+        return found  # only the last read counts: an earlier one may be some moments old
+
+    def _claimed(self, run_id: str, key: str) -> ResourceOutcome:
+        """Return the outcome of a resource that another run deletes or restores."""
+        return self._outcome(
+            "skipped", retiring.claimed_by(self.one.resource_id, key, run_id, self.one.region)
+        )
+
+    def _delete(self, ami: Ami, references: References) -> ResourceOutcome:
+        opponent = retiring.claim(self.ec2, ami.ami_id, tagging.DELETING, self.run_id)
+        if opponent:
+            return self._claimed(opponent, tagging.RESTORING)
         try:
-            appeared = self._appeared(ami, references, retiring.without_claim)
-            protected = not appeared and retiring.deregister(self.ec2, ami.ami_id) == "protected"
+            changed = self._changed_since(ami, references, retiring.without_deletion_tag)
+            protected = not changed and retiring.deregister(self.ec2, ami.ami_id) == "protected"
         except (Exception, KeyboardInterrupt):
-            self._disclaim(ami.ami_id)
+            self._release(ami.ami_id)
             raise
-        if appeared or protected:
-            self._disclaim(ami.ami_id)
-        if appeared:
-            return Outcome(self.one, "changed", f"left alone: {appeared}")
+        if changed or protected:
+            self._release(ami.ami_id)
+        if changed:
+            return self._outcome("skipped", changed)
         if protected:
-            lift = "aws ec2 disable-image-deregistration-protection"
-            how = f"{lift} --region {self.one.region} --image-id {ami.ami_id}"
-            return Outcome(
-                self.one, "protected", f"it is protected from deregistration; lift that first: {how}"
-            )
+            unprotect = "aws ec2 disable-image-deregistration-protection"
+            fix = f"{unprotect} --region {self.one.region} --image-id {ami.ami_id}"
+            return self._outcome("skipped", f"it is protected from deregistration; to end that: {fix}")
         self._record("deleted")
-        self._record_ami(ami, state=GONE)
-        stays, lacking = [f"{name} stays: {why}" for name, why in self.one.kept_snapshots], []
+        self._record_ami(ami, state=DEREGISTERED)
+        kept, problems = [f"{name} is kept: {why}" for name, why in self.one.kept_snapshots], []
         for snapshot_id in self.one.snapshots:
-            if self.unwritten is not None or self.stopped is not None:
-                lacking.append(f"{snapshot_id} stays: {self.stopped or UNWRITTEN}")
+            if self.unrecorded is not None or self.stopped_by is not None:
+                problems.append(f"{snapshot_id} is kept: {self.stopped_by or UNRECORDED}")
                 continue
             try:
                 why = ", ".join(str(one) for one in references.names(snapshot_id))
-                why = why or ", ".join(retiring.remove_snapshot(self.ec2, snapshot_id, of=ami.ami_id))
+                why = why or ", ".join(retiring.delete_snapshot(self.ec2, snapshot_id, of=ami.ami_id))
             except errors.UnrecordedActError as error:
-                self.stopped = error
-                lacking.append(f"{snapshot_id} stays: {error}")
+                self.stopped_by = error
+                problems.append(f"{snapshot_id} is kept: {error}")
                 continue
-            except errors.AwsError as error:  # the others go nevertheless; the next plan finds this one
-                lacking.append(f"{snapshot_id} stays: {error}")
+            except errors.AwsError as error:  # continue with the others; the next plan finds this one
+                problems.append(f"{snapshot_id} is kept: {error}")
                 continue
             if why:
-                stays.append(f"{snapshot_id} stays: {why} needs it")
+                kept.append(f"{snapshot_id} is kept: {why} needs it")
             else:
                 self._record("deleted", kind="snapshot", resource_id=snapshot_id, ami_id=ami.ami_id)
-        return Outcome(self.one, "deleted", "; ".join(stays), "; ".join(lacking))
+        return self._outcome("deleted", "; ".join(kept), "; ".join(problems))
 
-    def _disclaim(self, resource: str) -> None:
-        """Say no more that this run deletes something; the next deletion's tag replaces one that stays."""
+    def _release(self, resource: str) -> None:
+        """Remove the tag of a deletion; if this fails, the next deletion overwrites it."""
         with suppress(errors.AwsError):
-            retiring.disclaim(self.ec2, resource, tagging.DELETING)
+            retiring.release(self.ec2, resource, tagging.DELETING)
 
-    def _snapshot(self) -> Outcome:
+    def _apply_to_snapshot(self) -> ResourceOutcome:
         one, snapshot_id = self.one, self.one.resource_id
-        seen = self._snapshot_now()
-        changed = seen.changed(dict(one.facts), seen.facts)
-        if seen.snapshot is None or changed:
-            return Outcome(one, "changed", changed)
+        state = self._read_snapshot()
+        why_skipped = state.why_skipped(dict(one.facts), state.facts)
+        if state.snapshot is None or why_skipped:
+            return self._outcome("skipped", why_skipped)
         if one.action == "restore":
-            holder = retiring.claim(self.ec2, snapshot_id, tagging.RESTORING, self.run_id)
-            if holder:
-                return self._held(holder, tagging.DELETING)
+            opponent = retiring.claim(self.ec2, snapshot_id, tagging.RESTORING, self.run_id)
+            if opponent:
+                return self._claimed(opponent, tagging.DELETING)
             retiring.restore_snapshot(self.ec2, snapshot_id)
             self._record("restored")
-            return Outcome(one, "restored")
+            return self._outcome("changed")
         if one.action == "delete":
-            return self._delete_snapshot(seen.snapshot, seen.plain)
+            return self._delete_snapshot(state.snapshot, state.unclaimed_facts)
         until = self.now + timedelta(days=self.plan.rules.retention_days)
-        noted = retiring.Mark(self.now, until, self.run_id)
-        noted = retiring.retire_snapshot(self.ec2, snapshot_id, noted)
-        self._record("retired", shared_with=list(noted.shared_with), retained_until=until)
-        return Outcome(one, "retired", f"is kept until {until:%Y-%m-%d}")
+        record = RetirementTags(self.now, until, self.run_id)
+        record = retiring.retire_snapshot(self.ec2, snapshot_id, record)
+        self._record("retired", shared_with=list(record.shared_with), retained_until=until)
+        return self._outcome("changed", f"can be restored until {until:%Y-%m-%d}")
 
-    def _snapshot_now(self) -> _SnapshotNow:
-        """Return what is known of a snapshot at this moment."""
+    def _read_snapshot(self) -> _SnapshotState:
         one, snapshot_id = self.one, self.one.resource_id
         snapshot = snapshots.find(self.ec2, [snapshot_id]).get(snapshot_id)
         if snapshot is None:
-            return _SnapshotNow(None)
+            return _SnapshotState(None)
         references, importing = References(one.region, {}), frozenset[str]()
         if one.action != "restore":
-            references = reading.right_before(self.place, loose=[snapshot_id])
-            importing = reading.importing(imports.listed(self.ec2))
+            references = reading.current_references(self.context, orphans=[snapshot_id])
+            importing = reading.digests_importing(imports.listed(self.ec2))
         unclaimed = {key: value for key, value in snapshot.tags.items() if key != tagging.DELETING}
-        return _SnapshotNow(
+        return _SnapshotState(
             snapshot,
             dict(snapshot_facts(snapshot, references, importing)),
             dict(snapshot_facts(replace(snapshot, tags=unclaimed), references, importing)),
             tuple(images.of_snapshot(self.ec2, snapshot_id)),
         )
 
-    def _delete_snapshot(self, snapshot: Snapshot, before: Mapping[str, str]) -> Outcome:
-        one, snapshot_id = self.one, snapshot.snapshot_id
-        holder = retiring.claim(self.ec2, snapshot_id, tagging.DELETING, self.run_id)
-        if holder:
-            return self._held(holder, tagging.RESTORING)
+    def _delete_snapshot(self, snapshot: Snapshot, before: Mapping[str, str]) -> ResourceOutcome:
+        snapshot_id = snapshot.snapshot_id
+        opponent = retiring.claim(self.ec2, snapshot_id, tagging.DELETING, self.run_id)
+        if opponent:
+            return self._claimed(opponent, tagging.RESTORING)
         try:
-            seen = self._snapshot_now()
-            changed = seen.changed(before, seen.plain)
-            holders = () if changed else retiring.remove_snapshot(self.ec2, snapshot_id)
+            state = self._read_snapshot()
+            why = state.why_skipped(before, state.unclaimed_facts)
+            needed_by = () if why else retiring.delete_snapshot(self.ec2, snapshot_id)
         except (Exception, KeyboardInterrupt):
-            self._disclaim(snapshot_id)
+            self._release(snapshot_id)
             raise
-        if changed or holders:
-            self._disclaim(snapshot_id)
-            return Outcome(one, "changed", changed or f"left alone: {holders[0]} holds it")
-        known = retiring.mark(snapshot.tags)
-        self._record("deleted", ami_id=(known.with_ami if known else "") or None)
-        return Outcome(one, "deleted")
+        if why or needed_by:
+            self._release(snapshot_id)
+            return self._outcome("skipped", why or f"{needed_by[0]} needs it")
+        record = RetirementTags.parse(snapshot.tags)
+        self._record("deleted", ami_id=(record.with_ami if record else "") or None)
+        return self._outcome("deleted")
 
     def _record(self, action: str, **more: Any) -> None:
-        """Write one row of the table `retirements`; a row that was written before is not doubled."""
+        """Write one row to the table `retirements`. Safe to run twice: the row is written once."""
         one = self.one
         row = {
-            "run_id": self.plan.run.run_id,
+            "run_id": self.run_id,
             "done_at": datetime.now(UTC),
             "account": self.plan.account,
             "region": one.region,
@@ -865,33 +871,22 @@ class _Doing:
             "stored_bytes": one.stored_bytes if "resource_id" not in more else None,
             **more,
         }
-        once = f"{self.plan.run.run_id}/{action}/{row['resource_id']}"
-        with self._writing():
-            self.tables.append("retirements", [row], once=once)
+        with self._remember_failure():
+            self.tables.append("retirements", [row], once=f"{self.run_id}/{action}/{row['resource_id']}")
 
     def _record_ami(self, ami: Ami, *, state: str = "") -> None:
-        """Write the AMI's new state into the table `amis`."""
-        with self._writing():
-            now = ami if state else retiring.look(self.ec2, ami.ami_id) or ami
+        """Write the AMI's new state to the table `amis`."""
+        with self._remember_failure():
+            now = ami if state else retiring.read_ami(self.ec2, ami.ami_id) or ami
             known = history.amis(self.tables, ami_id=ami.ami_id, region=ami.region)
             via = next((value for value in known["via"] if isinstance(value, str)), None)
             row = images.row(now, recorded_at=datetime.now(UTC), source="retire", via=via)
             self.tables.append("amis", [{**row, "state": state or now.state}])
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Keep what hinders the record of something that is done: it must not hide that it is."""
+    def _remember_failure(self) -> Iterator[None]:
+        """Remember a failed write to the tables without failing the change, which is done."""
         try:
             yield
         except (errors.RecordsError, errors.AwsError) as error:
-            self.unwritten = self.unwritten or error
-
-
-def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    return ", ".join(_each(before, after))
-
-
-def _each(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
-    for name, value in after.items():
-        if before.get(name, "") != value:
-            yield f"{name} was {before.get(name) or 'nothing'} and is {value or 'nothing'}"
+            self.unrecorded = self.unrecorded or error

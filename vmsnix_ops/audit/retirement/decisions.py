@@ -1,6 +1,6 @@
-"""Which AMIs and snapshots are retired, deleted and kept, and why: the rules of retirements and of audits.
+"""Decide which AMIs and snapshots to retire, delete or keep, and why. Retirements and audits use these rules.
 
-An AMI is retired only when every rule allows it. One reason to keep it is enough; a decision lists them all.
+An AMI is retired only if every rule allows it. One reason is enough to keep it; a decision lists all reasons.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import MOST_DAYS, check_range
 from vmsnix_ops.audit import region as reading
-from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.references import AMI_ID, SEARCH
+from vmsnix_ops.aws.retiring import RetirementTags, fits_into_tags
 from vmsnix_ops.progress import counted
 from vmsnix_ops.settings import RetirementPolicy
 
@@ -26,34 +26,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from vmsnix_ops.audit.region import Place, Region
+    from vmsnix_ops.audit.region import RegionContext, RegionState
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.references import Reference, References
     from vmsnix_ops.aws.snapshots import Snapshot
 
 
-# What a retirement decides by, and what it decides: rules, and a decision about each AMI and snapshot.
-
 Action = Literal["keep", "retire", "delete", "restore"]
+PlanAction = Literal["retire", "restore"]
+MAX_LISTED = 3
+"""How many references or accounts a reason names; it only counts the others."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rules(RetirementPolicy):
-    """What is retired and deleted: the policy, and for what.
+class RetirementRules(RetirementPolicy):
+    """The retirement policy, and the AMIs and snapshots that it applies to.
 
     Attributes
     ----------
     allow_shared
-        Whether AMIs are retired that other accounts may launch. Whether they do cannot be seen from here.
+        Whether to retire AMIs that other accounts may launch. Whether they use them is unknown.
     orphans
-        Whether orphans are retired at all.
+        Whether to retire snapshots without an AMI.
     images, amis
-        Only AMIs of these images, only these AMIs; empty for all.
+        Apply only to AMIs of these images, only to these AMIs; empty for all.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        A number or an id cannot be right.
+        A number or an ID is invalid.
     """
 
     allow_shared: bool = False
@@ -62,8 +63,10 @@ class Rules(RetirementPolicy):
     amis: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, policy: RetirementPolicy, numbers: Mapping[str, float | None], **scope: Any) -> Rules:
-        """Return rules with the numbers of a policy, except those that are given."""
+    def of(
+        cls, policy: RetirementPolicy, numbers: Mapping[str, float | None], **scope: Any
+    ) -> RetirementRules:
+        """Return rules with the given numbers; those that are ``None`` come from a policy."""
         given = {name: value for name, value in numbers.items() if value is not None}
         return cls(**{**asdict(policy), **given}, **scope)
 
@@ -71,7 +74,7 @@ class Rules(RetirementPolicy):
         return ", ".join(f"{one.name} {getattr(self, one.name):g}" for one in fields(RetirementPolicy))
 
     def options(self, policy: RetirementPolicy) -> list[str]:
-        """Return the options of ``vmsnix retire`` for the numbers that are not those of a policy."""
+        """Return the options of ``vmsnix retire`` for the numbers that differ from a policy."""
         numbers = {one.name: getattr(self, one.name) for one in fields(RetirementPolicy)}
         changed = [name for name, value in numbers.items() if value != getattr(policy, name)]
         return [f"--{name.replace('_', '-')} {numbers[name]:g}" for name in changed]
@@ -82,36 +85,59 @@ class Rules(RetirementPolicy):
         for ami_id in self.amis:
             if not AMI_ID.fullmatch(ami_id):
                 raise errors.ParameterError(
-                    f"{ami_id!r} is not the id of an AMI.",
-                    why="One is ami- and 17 or 8 hexadecimal digits.",
-                    fix="Give ids as amis; names of images go into images.",
+                    f"{ami_id!r} is not an AMI ID.",
+                    why="An AMI ID is ami- and 17 or 8 hexadecimal digits.",
+                    fix="Give AMI IDs as amis, and names of images as images.",
                 )
+
+    def why_not_selected(self, tags: Mapping[str, str], ami_id: str = "") -> str:
+        """Return why the rules do not apply to an AMI or a snapshot; empty if they apply."""
+        if self.images and tags.get(tagging.IMAGE) not in self.images:
+            return f"not selected: only images {', '.join(self.images)}"
+        return "not selected: only the given AMIs" if self.amis and ami_id not in self.amis else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do with an AMI or snapshot, and why; a reason to keep it is enough, and all are listed."""
+
+    action: Action
+    reasons: tuple[str, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether nothing is done."""
+        return self.action == "keep"
+
+
+def _keep(*reasons: str) -> Verdict:
+    return Verdict("keep", reasons)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of one AMI or snapshot, and why.
+    """What to do with one AMI or snapshot, and why.
 
     Attributes
     ----------
     kind
-        ``"ami"`` or ``"snapshot"`` (an orphan).
+        ``"ami"`` or ``"snapshot"`` (without an AMI).
     resource_id, name, image, digest, region
-        Which one.
+        The AMI or snapshot.
     action
         ``"keep"``, ``"retire"`` (can be restored), ``"delete"`` (cannot) or ``"restore"``.
     reasons
-        Why; of an AMI that stays, everything that keeps it.
+        Why; if it is kept, every reason to keep it.
     snapshots
-        What goes with an AMI.
+        Snapshots of an AMI that are retired, deleted or restored with it.
     kept_snapshots
-        Which of its snapshots stay, and why.
+        Snapshots of an AMI that are kept, each with the reason.
     created_at, size_gib
-        Of the AMI's volumes, or of the snapshot.
+        Of the AMI and its volumes, or of the snapshot.
     stored_bytes
-        What is billed: what its snapshots hold, by AWS's word; ``None`` where AWS does not say.
+        Size of its snapshots, which AWS bills; ``None`` if AWS does not report it.
     facts
-        State and references from which this follows; `fingerprint` sums them up.
+        State and references from which the decision follows; part of `fingerprint`.
     """
 
     kind: Literal["ami", "snapshot"]
@@ -130,90 +156,83 @@ class Decision:
     facts: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @classmethod
-    def of_ami(cls, view: Region, ami: Ami, action: Action, reasons: Iterable[str]) -> Decision:
-        """Return what becomes of an AMI; `snapshots` and `kept_snapshots` are for whoever knows them."""
+    def of_ami(cls, state: RegionState, ami: Ami, verdict: Verdict) -> Decision:
+        """Return the decision about an AMI, without its snapshots."""
+        sizes = [
+            one.stored_bytes if (one := state.snapshots.get(snapshot_id)) else None
+            for snapshot_id in dict.fromkeys(ami.snapshot_ids)
+        ]
         return cls(
             "ami",
             ami.ami_id,
             ami.name,
             ami.tags.get(tagging.IMAGE, ""),
             ami.digest,
-            view.region,
-            action,
-            tuple(reasons),
+            state.region,
+            verdict.action,
+            verdict.reasons,
             ami.created_at,
             ami.size_gib,
-            _stored(view, ami),
-            facts=ami_facts(ami, view.references),
+            None if None in sizes else sum(size for size in sizes if size is not None),
+            facts=ami_facts(ami, state.references),
         )
 
     @classmethod
-    def of_snapshot(
-        cls, view: Region, snapshot: Snapshot, action: Action, reasons: Iterable[str]
-    ) -> Decision:
-        """Return what becomes of a snapshot that no AMI holds."""
+    def of_snapshot(cls, state: RegionState, snapshot: Snapshot, verdict: Verdict) -> Decision:
+        """Return the decision about a snapshot without an AMI."""
         return cls(
             "snapshot",
             snapshot.snapshot_id,
             snapshot.tags.get(tagging.NAME, ""),
             snapshot.tags.get(tagging.IMAGE, ""),
             snapshot.tags.get(tagging.DIGEST, ""),
-            view.region,
-            action,
-            tuple(reasons),
+            state.region,
+            verdict.action,
+            verdict.reasons,
             snapshot.created_at,
             snapshot.size_gib,
             snapshot.stored_bytes,
-            facts=snapshot_facts(snapshot, view.references, view.importing),
+            facts=snapshot_facts(snapshot, state.references, state.importing),
         )
 
     @property
-    def goes(self) -> bool:
-        """Whether anything is to be done."""
-        return self.action != "keep"
+    def kept(self) -> bool:
+        """Whether nothing is done."""
+        return self.action == "keep"
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with what is to be done, its state, and what uses it."""
+        """Sixteen hexadecimal digits that change with the action, the state and the references."""
         whole = json.dumps(
             [self.kind, self.resource_id, self.region, self.action, self.snapshots, self.facts]
         )
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     def changes(self, now: Decision | None) -> tuple[str, ...]:
-        """Return what is different now, in words; empty when this still holds."""
+        """Return what is different in a decision that was made again, for people; empty if nothing is."""
         if now is None:
-            return ("it is gone",)
+            return ("it no longer exists",)
         if self.fingerprint == now.fingerprint:
             return ()
-        before, after = dict(self.facts), dict(now.facts)
-        found = [
-            f"{name}: {before.get(name, '') or 'nothing'} before, {after.get(name, '') or 'nothing'} now"
-            for name in dict.fromkeys((*before, *after))
-            if before.get(name, "") != after.get(name, "")
-        ]
+        found = differences(dict(self.facts), dict(now.facts))
         if self.action != now.action:
-            found.append(f"it would {now.action} it now: {'; '.join(now.reasons)}")
+            found.append(f"action: {self.action} before, {now.action} now ({'; '.join(now.reasons)})")
         if self.snapshots != now.snapshots:
             found.append(f"snapshots: {', '.join(self.snapshots)} before, {', '.join(now.snapshots)} now")
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a retirement would do with one AMI or orphan, and why: a decision for whoever only asks that."""
-
-    action: Action
-    reasons: tuple[str, ...]
-
-    @property
-    def goes(self) -> bool:
-        """Whether it would be retired or deleted."""
-        return self.action != "keep"
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return which facts differ, for people."""
+    return [
+        f"{name}: {before.get(name) or 'nothing'} before, {now.get(name) or 'nothing'} now"
+        for name in dict.fromkeys((*before, *now))
+        if before.get(name, "") != now.get(name, "")
+    ]
 
 
 def ami_facts(ami: Ami, references: References) -> tuple[tuple[str, str], ...]:
-    """Return state and references of an AMI as texts that can be compared."""
+    """Return state and references of an AMI as text that can be compared."""
     return (
         ("state", ami.state),
         ("name", ami.name),
@@ -223,242 +242,358 @@ def ami_facts(ami: Ami, references: References) -> tuple[tuple[str, str], ...]:
         ("protection", ami.protection),
         ("last launch", str(ami.launched_at or "")),
         ("tags", json.dumps(dict(sorted(ami.tags.items())))),
-        ("references", _sentences(references, ami.ami_id)),
+        ("references", _joined(references, ami.ami_id)),
     )
 
 
 def snapshot_facts(
     snapshot: Snapshot, references: References, importing: Collection[str] = ()
 ) -> tuple[tuple[str, str], ...]:
-    """Return state and references of a snapshot as texts that can be compared."""
-    busy = snapshot.tags.get(tagging.DIGEST, "") in importing
+    """Return state and references of a snapshot as text that can be compared."""
     return (
         ("state", snapshot.state),
         ("tags", json.dumps(dict(sorted(snapshot.tags.items())))),
-        ("references", _sentences(references, snapshot.snapshot_id)),
-        ("import", "of its image under way" if busy else ""),
+        ("references", _joined(references, snapshot.snapshot_id)),
+        ("import of its image", "running" if snapshot.tags.get(tagging.DIGEST, "") in importing else ""),
     )
 
 
-def _sentences(references: References, resource_id: str) -> str:
+def _joined(references: References, resource_id: str) -> str:
     return "; ".join(sorted(str(one) for one in references.of(resource_id) if one.kind != "launched"))
 
 
-def _stored(view: Region, ami: Ami) -> int | None:
-    """Return what the snapshots of an AMI hold; ``None`` when AWS does not say it of all of them."""
-    known = [view.snapshots.get(snapshot_id) for snapshot_id in dict.fromkeys(ami.snapshot_ids)]
-    sizes = [one.stored_bytes if one else None for one in known]
-    return None if None in sizes else sum(size for size in sizes if size is not None)
+# Read all regions of one account, and decide.
+
+REGIONS_AT_ONCE = 8
+MIN_BATCH = 50
+"""How many AMIs and orphans are at least read one by one before the rules are applied again."""
 
 
-# Rules over what was read.
-
-TOLD = 3
-"""How many signs of use one reason names; the number of the others follows."""
-
-
-def decide_by_rules(views: Iterable[Region], rules: Rules, now: datetime) -> tuple[Decision, ...]:
-    """Return what becomes of every AMI and every orphan of the regions that were seen.
+def read_and_decide(
+    contexts: Mapping[str, RegionContext],
+    action: PlanAction,
+    rules: RetirementRules,
+    now: datetime,
+    prefix: str,
+    *,
+    only: frozenset[str] | None = None,
+) -> tuple[tuple[Decision, ...], dict[str, errors.VmsnixError]]:
+    """Read regions; return the decision about every AMI and orphan, and the regions that cannot be read.
 
     Parameters
     ----------
-    views
-        What was seen.
-    rules
-        What may go.
-    now
-        From when ages count.
+    contexts
+        The regions, by name.
+    action, rules, now
+        As for `vmsnix_ops.audit.retirement.plan`.
+    prefix
+        Prefix of the names of channel parameters.
+    only
+        As for `decide`.
     """
-    return _Account(views, rules, now).decisions()
+    found = reading.read_regions(contexts.values(), prefix=prefix, usage=action == "retire")
+    if action == "restore":
+        read, unread = _split_by_readable(found)
+        return tuple(one for state in read.values() for one in _restorations(state, rules, now)), unread
+    return decide(found, rules, now, contexts.__getitem__, only=only)
+
+
+def decide(
+    regions: Mapping[str, RegionState],
+    rules: RetirementRules,
+    now: datetime,
+    context_of: Callable[[str], RegionContext],
+    *,
+    only: frozenset[str] | None = None,
+    include_kept: Callable[[Ami | Snapshot], bool] = lambda _one: True,
+) -> tuple[tuple[Decision, ...], dict[str, errors.VmsnixError]]:
+    """Return the decision about every AMI and orphan of one account, and the regions that cannot be read.
+
+    A region that cannot be read does not stop the others. If a source of references of a region cannot be
+    read, everything in it is kept, and the region is among those that cannot be read.
+
+    Parameters
+    ----------
+    regions
+        What was read of each region.
+    rules, now
+        The rules, and the time from which ages count.
+    context_of
+        Returns the context of a region, to read single AMIs and snapshots; called in the caller's thread.
+    only
+        AMIs and snapshots of an earlier plan that is checked again: everything else is kept.
+    include_kept
+        Whether to return a decision about an AMI or snapshot that is kept.
+    """
+    read, unread = _split_by_readable(regions)
+    account = AccountDecider(read.values(), rules, now)
+    with ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="retire") as pool:
+        while batch := account.next_to_read(only):
+            jobs = [(context_of(name), account.regions[name].state, ids) for name, ids in batch.items()]
+            account.update(pool.map(lambda job: reading.with_references_one_by_one(*job), jobs))
+    for name, region in account.regions.items():
+        if region.state.references.unread:
+            unread[name] = _usage_unknown(name, region.state.references.unread)
+    limit = None if only is None else len(only)
+    return account.decisions(limit=limit, include_kept=include_kept), unread
+
+
+def _split_by_readable(
+    regions: Mapping[str, RegionState],
+) -> tuple[dict[str, RegionState], dict[str, errors.VmsnixError]]:
+    """Return the regions of which every list was read, and the first error of each other region."""
+    read = {name: one for name, one in regions.items() if not one.unread}
+    return read, {name: next(iter(one.unread.values())) for name, one in regions.items() if one.unread}
+
+
+def _usage_unknown(region: str, sources: Mapping[str, errors.AwsError]) -> errors.VmsnixError:
+    first = next(iter(sources.values()))
+    return errors.VmsnixError(
+        f"Nothing is retired or deleted in {region}: it is unknown whether its AMIs are used.",
+        why=f"Could not read {', '.join(sources)}. {first.why}".strip(),
+        fix=first.fix or "Run it again.",
+    )
+
+
+# Apply the retirement rules.
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Candidate:
-    """An AMI or orphan that goes unless something is learned of it; they sort by age, the oldest first."""
+    """An AMI or orphan that no rule keeps by what is known; candidates sort by age, oldest first."""
 
     created_at: datetime
     resource_id: str
     region: str
 
 
-class _Account:
-    """Decides about the regions of one account, of which more is learned by and by.
+class AccountDecider:
+    """Decides about the regions of one account while more of them is read.
 
     Attributes
     ----------
     regions
-        By name, each with what is known of it.
-    left
-        What would go by what is known, the oldest first: what is worth asking about. It only gets less.
+        By name, each with what was read of it.
+    candidates
+        What no rule keeps by what was read so far, oldest first. Reading more only removes candidates.
     """
 
-    def __init__(self, views: Iterable[Region], rules: Rules, now: datetime) -> None:
+    def __init__(self, states: Iterable[RegionState], rules: RetirementRules, now: datetime) -> None:
         self.rules = rules
-        self.regions = {view.region: _Region(view, rules, now) for view in views}
-        self.left: list[Candidate] = []
-        self._find(None)
+        self.regions = {state.region: _RegionDecider(state, rules, now) for state in states}
+        self.candidates: list[Candidate] = []
+        self._find_candidates(None)
 
-    def learn(self, views: Iterable[Region]) -> None:
-        """Take more that is known of some regions."""
-        for view in views:
-            self.regions[view.region].view = view
-        self._find(frozenset((one.region, one.resource_id) for one in self.left))
+    def update(self, states: Iterable[RegionState]) -> None:
+        """Replace some regions by states of which more was read."""
+        for state in states:
+            self.regions[state.region].state = state
+        self._find_candidates(frozenset((one.region, one.resource_id) for one in self.candidates))
 
-    def _find(self, among: frozenset[tuple[str, str]] | None) -> None:
-        elsewhere = _Elsewhere.of(region.view for region in self.regions.values())
+    def _find_candidates(self, among: frozenset[tuple[str, str]] | None) -> None:
+        copies = _Copies.of(region.state for region in self.regions.values())
         for region in self.regions.values():
-            region.elsewhere = elsewhere
-        self.left = sorted(one for region in self.regions.values() for one in region.candidates(among))
+            region.copies = copies
+        self.candidates = sorted(one for region in self.regions.values() for one in region.candidates(among))
 
     def decisions(
-        self, *, most: int | None = None, told: Callable[[Ami | Snapshot], bool] = lambda _one: True
+        self,
+        *,
+        limit: int | None = None,
+        include_kept: Callable[[Ami | Snapshot], bool] = lambda _one: True,
     ) -> tuple[Decision, ...]:
-        """Return what becomes of each; of what is kept only of those that `told` names.
+        """Return the decision about every AMI and orphan; see `decide`.
 
         Parameters
         ----------
-        most
-            How many go at most, instead of the number of the rules.
-        told
-            Whether to tell of an AMI or snapshot that is kept.
+        limit
+            How many AMIs and orphans to retire or delete at most, instead of the number of the rules.
+        include_kept
+            Whether to return a decision about an AMI or snapshot that is kept.
         """
-        most = self.rules.max_count if most is None else most
-        known = [one for one in self.left if self._is_asked(one)]
-        first = frozenset((one.region, one.resource_id) for one in known[:most])
+        limit = self.rules.max_count if limit is None else limit
+        known = [one for one in self.candidates if self._was_read(one)]
+        chosen = frozenset((one.region, one.resource_id) for one in known[:limit])
         return tuple(
             one
             for region in self.regions.values()
-            for one in _with_snapshots(region.view, region.decisions(first, most, told))
+            for one in _with_snapshots(region.state, region.decisions(chosen, limit, include_kept))
         )
 
-    def questions(self, only: frozenset[str] | None) -> Mapping[str, list[str]]:
-        """Return about what to ask next, by region: the oldest that would go, until as many go as may.
+    def next_to_read(self, only: frozenset[str] | None) -> Mapping[str, list[str]]:
+        """Return the candidates to read one by one next, by region; empty if enough are known.
 
-        Some of those asked about turn out to be shared or in use, and keep copies elsewhere, too. So it is
-        looked how many are left, and asked on about newer ones; else what stays for ever would keep them from
-        a turn.
+        Some of them turn out to be shared or in use, and keep their copies in other regions too. So batches
+        of the oldest are read until enough candidates are left; otherwise AMIs that are always kept would use
+        up the limit of every run.
         """
-        unknown = [one for one in self.left if not self._is_asked(one)]
+        unread = [one for one in self.candidates if not self._was_read(one)]
         if only is not None:
-            unknown = [one for one in unknown if one.resource_id in only]
-        elif len(self.left) - len(unknown) >= self.rules.max_count:
+            unread = [one for one in unread if one.resource_id in only]
+        elif len(self.candidates) - len(unread) >= self.rules.max_count:
             return {}
         else:
-            # More with every round, because each round looks at everything that may go.
-            asked = sum(len(region.view.asked or ()) for region in self.regions.values())
-            unknown = unknown[: max(ASKED_AT_ONCE, asked // 2)]
+            # Batches grow, because after each one the rules are applied to all candidates.
+            read = sum(len(region.state.read_one_by_one or ()) for region in self.regions.values())
+            unread = unread[: max(MIN_BATCH, read // 2)]
         found: dict[str, list[str]] = defaultdict(list)
-        for one in unknown:
+        for one in unread:
             found[one.region].append(one.resource_id)
         return found
 
-    def _is_asked(self, one: Candidate) -> bool:
-        asked = self.regions[one.region].view.asked
-        return asked is None or one.resource_id in asked
+    def _was_read(self, one: Candidate) -> bool:
+        read = self.regions[one.region].state.read_one_by_one
+        return read is None or one.resource_id in read
 
 
-def candidates(views: Iterable[Region], rules: Rules, now: datetime) -> list[Candidate]:
-    """Return what would go if nothing more were known, the oldest first: what is worth asking about."""
-    return _Account(views, rules, now).left
+class _RegionDecider:
+    """Applies the rules to one region."""
 
-
-class _Region:
-    """Decides about one region."""
-
-    def __init__(self, view: Region, rules: Rules, now: datetime) -> None:
-        self.view, self.rules, self.now = view, rules, now
-        self.newer = _newer(view.amis)
-        self.in_channel = _in_channels(view.channels, rules.keep_last)
-        self.orphans = view.orphans() if rules.orphans and not rules.amis else ()
-        self.elsewhere = _Elsewhere({}, {})
+    def __init__(self, state: RegionState, rules: RetirementRules, now: datetime) -> None:
+        self.state, self.rules, self.now = state, rules, now
+        self.newer = _count_newer(state.amis)
+        self.channel_reasons = _channel_reasons(state.channels, rules.keep_last)
+        self.orphans = state.orphans() if rules.orphans and not rules.amis else ()
+        self.copies = _Copies({}, {})
 
     def decisions(
-        self, first: frozenset[tuple[str, str]], most: int, told: Callable[[Ami | Snapshot], bool]
+        self,
+        chosen: frozenset[tuple[str, str]],
+        limit: int,
+        include_kept: Callable[[Ami | Snapshot], bool],
     ) -> Iterator[Decision]:
-        for ami in self.view.amis:
-            goes = (self.view.region, ami.ami_id) in first
-            if goes or told(ami):
-                yield Decision.of_ami(self.view, ami, *_turn(self.verdict(ami), most, goes=goes))
+        def limited(verdict: Verdict) -> Verdict:
+            over = f"over the limit of {limit} per run, oldest first"
+            return verdict if verdict.kept else _keep(over, *verdict.reasons)
+
+        for ami in self.state.amis:
+            if (self.state.region, ami.ami_id) in chosen:
+                yield Decision.of_ami(self.state, ami, self.ami_verdict(ami))
+            elif include_kept(ami):
+                yield Decision.of_ami(self.state, ami, limited(self.ami_verdict(ami)))
         for one in self.orphans:
-            goes = (self.view.region, one.snapshot_id) in first
-            if goes or told(one):
-                verdict = _turn(self._orphan_verdict(one), most, goes=goes)
-                yield Decision.of_snapshot(self.view, one, *verdict)
+            if (self.state.region, one.snapshot_id) in chosen:
+                yield Decision.of_snapshot(self.state, one, self.orphan_verdict(one))
+            elif include_kept(one):
+                yield Decision.of_snapshot(self.state, one, limited(self.orphan_verdict(one)))
 
     def candidates(self, among: frozenset[tuple[str, str]] | None) -> Iterator[Candidate]:
-        name = self.view.region
-        for ami in self.view.amis:
-            if (among is None or (name, ami.ami_id) in among) and self.verdict(ami)[0] != "keep":
+        name = self.state.region
+        for ami in self.state.amis:
+            if (among is None or (name, ami.ami_id) in among) and not self.ami_verdict(ami).kept:
                 yield Candidate(ami.created_at, ami.ami_id, name)
         for one in self.orphans:
             wanted = among is None or (name, one.snapshot_id) in among
-            if wanted and self._orphan_verdict(one)[0] != "keep":
+            if wanted and not self.orphan_verdict(one).kept:
                 yield Candidate(one.created_at, one.snapshot_id, name)
 
-    def verdict(self, ami: Ami) -> tuple[Action, list[str]]:
+    def ami_verdict(self, ami: Ami) -> Verdict:
         if not tagging.ours(ami.tags):
-            return "keep", [f"not ours: it has no tag {tagging.DIGEST}"]
-        if self.rules.images and ami.tags.get(tagging.IMAGE) not in self.rules.images:
-            return "keep", [f"not asked for: only {', '.join(self.rules.images)}"]
-        if self.rules.amis and ami.ami_id not in self.rules.amis:
-            return "keep", ["not asked for: only the AMIs that were named"]
+            return _keep(NOT_OURS)
+        if reason := self.rules.why_not_selected(ami.tags, ami.ami_id):
+            return _keep(reason)
         if ami.state not in ("available", "disabled", "failed"):
-            return "keep", [f"it is {ami.state}"]
-        known = retiring.mark(ami.tags)
-        retired = known is not None and ami.state == "disabled"
-        staying = [*self._used(ami), *self._wanted(ami, retired=retired)]
-        if known is not None and retired and self.now < known.retained_until:
-            staying.append(f"retired on {_day(known.at)}, can be restored until {_day(known.retained_until)}")
+            return _keep(f"it is {ami.state}")
+        record = RetirementTags.parse(ami.tags)
+        retired = record is not None and ami.state == "disabled"
+        reasons = [*self._usage_reasons(ami), *self._policy_reasons(ami, retired=retired)]
+        if record is not None and retired:
+            reasons += self._retention_reasons(record)
         if retired or ami.state == "failed":
-            staying += self._locked(ami.ami_id)
-        if tagging.RESTORING in ami.tags:
-            staying.append(
-                f"the run {ami.tags[tagging.RESTORING]} restores it, or was interrupted: restore it"
-            )
-        if staying and known is not None and not retired:
-            staying.append(
-                f"its retirement of {_day(known.at)} was interrupted, or undone by hand: restore it"
-            )
-        if staying:
-            return "keep", staying
+            reasons += self._lock_reasons(ami.ami_id)
+        reasons += _restoring_reasons(ami.tags)
+        if reasons and record is not None and not retired:
+            day = _day(record.retired_at)
+            reasons.append(f"its retirement on {day} was interrupted or undone by hand: restore it")
+        if reasons:
+            return _keep(*reasons)
         if ami.state == "failed":
-            return "delete", ["it never became available", f"made {self._age(ami.created_at)} ago"]
-        if known is not None and retired:
-            return "delete", [
-                f"retired on {_day(known.at)}",
-                f"grace ended on {_day(known.retained_until)}",
-                "nothing uses it",
-            ]
-        return "retire", self._why(ami, again=known is not None)
+            return Verdict(
+                "delete", ("it never became available", f"created {self._age(ami.created_at)} ago")
+            )
+        if record is not None and retired:
+            ended = f"retention period ended on {_day(record.retained_until)}"
+            return Verdict("delete", (f"retired on {_day(record.retired_at)}", ended, "nothing uses it"))
+        return Verdict("retire", self._why_retire(ami, again=record is not None))
 
-    def _used(self, ami: Ami) -> list[str]:
-        """Return what keeps an AMI because somebody uses it or may use it."""
-        found = [*self._named(ami.ami_id), *self._shared(ami.ami_id, public=ami.public)]
-        launched = ami.launched_at
-        if launched is not None and self.now - launched < timedelta(days=self.rules.launched_days):
-            found.append(f"launched {self._age(launched)} ago, less than {_days(self.rules.launched_days)}")
-        used = self.elsewhere.used.get(ami.digest, {})
-        copies = [words for region, words in used.items() if region != self.view.region]
+    def _why_retire(self, ami: Ami, *, again: bool) -> tuple[str, ...]:
+        newer = self.newer[ami.ami_id]
+        found = [f"created {self._age(ami.created_at)} ago"]
+        found += [counted(newer, "newer AMI")] if newer else []
+        found.append("nothing uses it")
+        found.append(
+            f"last launched {self._age(ami.launched_at)} ago" if ami.launched_at else "no known launch"
+        )
+        shared = self._shared_with(ami.ami_id)
+        if shared:
+            found.append(f"shared with {_first_few(shared)}, who will lose access")
+        if again:
+            found.append("its retirement was interrupted, or somebody enabled it since")
+        elif ami.state == "disabled":
+            found.append("already disabled")
+        return tuple(found)
+
+    def orphan_verdict(self, snapshot: Snapshot) -> Verdict:
+        if reason := self.rules.why_not_selected(snapshot.tags):
+            return _keep(reason)
+        record = RetirementTags.parse(snapshot.tags)
+        age, least = self._age(snapshot.created_at), self.rules.orphan_days
+        reasons = self._reference_reasons(snapshot.snapshot_id)
+        if snapshot.tags.get(tagging.DIGEST, "") in self.state.importing:
+            reasons.append("an import of this image is running")
+        reasons += self._sharing_reasons(snapshot.snapshot_id)
+        if record is not None:
+            reasons += [*self._retention_reasons(record), *self._lock_reasons(snapshot.snapshot_id)]
+        elif self.now - snapshot.created_at < timedelta(days=least):
+            reasons.append(f"created {age} ago, less than {_days(least)}: a publish may still need it")
+        reasons += _restoring_reasons(snapshot.tags)
+        if reasons:
+            return _keep(*reasons)
+        if record is not None:
+            why = f"its AMI {record.with_ami} no longer exists" if record.with_ami else NO_AMI
+            return Verdict("delete", (why, f"retention period ended on {_day(record.retained_until)}"))
+        if snapshot.state != "completed":
+            return Verdict("delete", (f"state {snapshot.state}: its upload or import did not complete",))
+        return Verdict("retire", (NO_AMI, f"created {age} ago"))
+
+    def _usage_reasons(self, ami: Ami) -> list[str]:
+        """Return reasons to keep an AMI that somebody uses or may use."""
+        found = [*self._reference_reasons(ami.ami_id), *self._sharing_reasons(ami.ami_id, public=ami.public)]
+        launched, least = ami.launched_at, self.rules.launched_days
+        if launched is not None and self.now - launched < timedelta(days=least):
+            found.append(f"launched {self._age(launched)} ago, less than {_days(least)}")
+        used = self.copies.used.get(ami.digest, {})
+        copies = [text for region, text in used.items() if region != self.state.region]
         if copies:
-            found.append(f"a copy is in use: {_some(copies)}")
-        coming = self.elsewhere.coming.get((self.view.region, ami.ami_id), ())
-        if coming:
-            found.append(f"it is being copied to {_some(coming)}")
+            found.append(f"a copy is in use: {_first_few(copies)}")
+        copying = self.copies.copying.get((self.state.region, ami.ami_id), ())
+        if copying:
+            found.append(f"it is being copied to {_first_few(copying)}")
         return found
 
-    def _shared(self, resource_id: str, *, public: bool = False) -> list[str]:
-        """Return what keeps an AMI or a snapshot because others may use it."""
+    def _reference_reasons(self, resource_id: str) -> list[str]:
+        """Return reasons to keep an AMI or a snapshot because of references, known or unknown."""
+        references, found = self.state.references, []
+        if references.unread:
+            found.append(f"usage unknown: {', '.join(references.unread)} could not be read")
+        names = _reference_texts(references.names(resource_id))
+        if names:
+            found.append(f"in use: {_first_few(names)}")
+        return found
+
+    def _sharing_reasons(self, resource_id: str, *, public: bool = False) -> list[str]:
+        """Return reasons to keep an AMI or a snapshot that others may use."""
         shared = self._shared_with(resource_id) or (["everybody"] if public else [])
         if shared and not self.rules.allow_shared:
-            return [f"shared with {_some(shared)}: whether they use it cannot be seen from here"]
-        if shared and not retiring.fits(shared):
-            return [f"shared with {len(shared)}, more than its tags could remember"]
+            return [f"shared with {_first_few(shared)}, who may use it"]
+        if shared and not fits_into_tags(shared):
+            return [f"shared with {len(shared)} accounts, more than its tags can record"]
         return []
 
     def _shared_with(self, resource_id: str) -> list[str]:
-        """Return with whom something is shared, each once; where only a snapshot of an AMI is, that, too."""
+        """Return with whom an AMI or a snapshot is shared, or only a snapshot of the AMI."""
         found: dict[str, str] = {}
-        for one in self.view.references.of(resource_id):
+        for one in self.state.references.of(resource_id):
             who = "everybody" if one.id == "all" else one.id
             if one.kind == "shared-with":
                 found[who] = who
@@ -466,197 +601,149 @@ class _Region:
                 found.setdefault(who, f"{who} ({', '.join(map(str, one.through))} only)")
         return sorted(found.values())
 
-    def _locked(self, resource_id: str) -> list[str]:
-        """Return what keeps an AMI or a snapshot because AWS would not delete a snapshot."""
-        locks = [one for one in self.view.references.of(resource_id) if one.kind == "snapshot-lock"]
+    def _lock_reasons(self, resource_id: str) -> list[str]:
+        """Return reasons to keep an AMI or a snapshot because AWS would not delete a snapshot."""
+        locks = [one for one in self.state.references.of(resource_id) if one.kind == "snapshot-lock"]
         return [f"{one.id} is locked ({one.type})" for one in locks]
 
-    def _named(self, resource_id: str) -> list[str]:
-        """Return what keeps an AMI or a snapshot because something names it, or may."""
-        references, found = self.view.references, []
-        if references.unread:
-            found.append(f"not known whether it is used: {', '.join(references.unread)} could not be read")
-        names = _told(references.names(resource_id))
-        if names:
-            found.append(f"in use: {_some(names)}")
-        return found
+    def _retention_reasons(self, record: RetirementTags) -> list[str]:
+        if self.now >= record.retained_until:
+            return []
+        return [f"retired on {_day(record.retired_at)}, can be restored until {_day(record.retained_until)}"]
 
-    def _wanted(self, ami: Ami, *, retired: bool) -> list[str]:
-        """Return what keeps an AMI although nobody uses it."""
-        named = {one.id for one in self.view.references.names(ami.ami_id)}
-        found = [words for name, words in self.in_channel.get(ami.ami_id, ()) if name not in named]
+    def _policy_reasons(self, ami: Ami, *, retired: bool) -> list[str]:
+        """Return reasons to keep an AMI that nothing uses."""
+        named = {one.id for one in self.state.references.names(ami.ami_id)}
+        found = [text for name, text in self.channel_reasons.get(ami.ami_id, ()) if name not in named]
         if ami.state != "failed" and self.newer[ami.ami_id] < self.rules.keep_last:
             image = ami.tags.get(tagging.IMAGE) or ami.name
             found.append(f"one of the newest {self.rules.keep_last} of {image} ({ami.architecture})")
         least = self.rules.orphan_days if ami.state == "failed" else self.rules.min_age_days
         if not retired and self.now - ami.created_at < timedelta(days=least):
-            found.append(f"made {self._age(ami.created_at)} ago, less than {_days(least)}")
+            found.append(f"created {self._age(ami.created_at)} ago, less than {_days(least)}")
         if ami.protection != "disabled":
             found.append(f"protected from deregistration ({ami.protection})")
         return found
-
-    def _why(self, ami: Ami, *, again: bool) -> list[str]:
-        newer = self.newer[ami.ami_id]
-        found = [
-            f"made {self._age(ami.created_at)} ago",
-            *([f"{newer} newer"] if newer else []),
-            "nothing uses it",
-            f"last launched {self._age(ami.launched_at)} ago" if ami.launched_at else "no launch is known",
-        ]
-        shared = self._shared_with(ami.ami_id)
-        if shared:
-            found.append(f"shared with {_some(shared)}, who lose it")
-        if again:
-            found.append("its retirement was interrupted, or somebody enabled it since")
-        elif ami.state == "disabled":
-            found.append("it is disabled already")
-        return found
-
-    def _orphan_verdict(self, snapshot: Snapshot) -> tuple[Action, list[str]]:
-        rules, known = self.rules, retiring.mark(snapshot.tags)
-        if rules.images and snapshot.tags.get(tagging.IMAGE) not in rules.images:
-            return "keep", [f"not asked for: only {', '.join(rules.images)}"]
-        staying = self._named(snapshot.snapshot_id)
-        if snapshot.tags.get(tagging.DIGEST, "") in self.view.importing:
-            staying.append("an import of this image is under way")
-        staying += self._shared(snapshot.snapshot_id)
-        if known is None and self.now - snapshot.created_at < timedelta(days=rules.orphan_days):
-            age = self._age(snapshot.created_at)
-            staying.append(
-                f"made {age} ago, less than {_days(rules.orphan_days)}: a publish may go on with it"
-            )
-        if known is not None and self.now < known.retained_until:
-            staying.append(f"retired on {_day(known.at)}, is kept until {_day(known.retained_until)}")
-        if known is not None:
-            staying += self._locked(snapshot.snapshot_id)
-        if tagging.RESTORING in snapshot.tags:
-            run = snapshot.tags[tagging.RESTORING]
-            staying.append(f"the run {run} restores it, or was interrupted: restore it")
-        if staying:
-            return "keep", staying
-        if known is not None and known.with_ami:
-            return "delete", [f"left behind by {known.with_ami}, which is gone", "its grace is over"]
-        if known is not None:
-            return "delete", ["no AMI holds it", f"grace ended on {_day(known.retained_until)}"]
-        if snapshot.state != "completed":
-            return "delete", [f"it is {snapshot.state}: an upload or import that did not end well"]
-        return "retire", ["no AMI holds it", f"made {self._age(snapshot.created_at)} ago"]
 
     def _age(self, moment: datetime) -> str:
         return _days(max((self.now - moment) / timedelta(days=1), 0.0))
 
 
-def _newer(amis: Iterable[Ami]) -> dict[str, int]:
+NOT_OURS = f"not published by vmsnix: it has no tag {tagging.DIGEST}"
+NO_AMI = "no AMI uses it"
+
+
+def _restoring_reasons(tags: Mapping[str, str]) -> list[str]:
+    run = tags.get(tagging.RESTORING)
+    return [] if run is None else [f"the run {run} is restoring it, or was interrupted: restore it"]
+
+
+def _count_newer(amis: Iterable[Ami]) -> dict[str, int]:
     """Return how many available AMIs of the same image and architecture are newer than each."""
     groups: dict[tuple[str, str], list[Ami]] = defaultdict(list)
     for ami in amis:
         groups[(ami.tags.get(tagging.IMAGE) or ami.name, ami.architecture)].append(ami)
     newer: dict[str, int] = {}
     for group in groups.values():
-        seen = 0
+        count = 0
         for ami in sorted(group, key=lambda one: (one.created_at, one.ami_id), reverse=True):
-            newer[ami.ami_id] = seen
-            seen += ami.state == "available" and tagging.ours(ami.tags)
+            newer[ami.ami_id] = count
+            count += ami.state == "available" and tagging.ours(ami.tags)
     return newer
 
 
-def _in_channels(channels: Mapping[str, tuple[str, ...]], keep_last: int) -> dict[str, list[tuple[str, str]]]:
-    """Return which pointers keep each AMI, and why: they point at it, or did lately."""
+def _channel_reasons(
+    channels: Mapping[str, tuple[str, ...]], keep_last: int
+) -> dict[str, list[tuple[str, str]]]:
+    """Return, for each AMI that channels keep, the names of their parameters and the reasons."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for name, values in sorted(channels.items()):
         for place, ami_id in enumerate(dict.fromkeys(values)):
             if place == 0:
-                found[ami_id].append((name, f"{name} points at it"))
+                found[ami_id].append((name, f"current AMI of {name}"))
             elif place < keep_last:
                 found[ami_id].append((name, f"one of the last {keep_last} of {name}"))
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class _Elsewhere:
-    """What all regions together say of the copies of an AMI.
+class _Copies:
+    """Copies of AMIs in all regions of an account.
 
     Attributes
     ----------
     used
-        For each image's bytes, the regions in which an AMI of them is in use, and by what.
-    coming
-        For each AMI, by region and id, the copies that are being made of it.
+        By digest, the regions in which a copy is in use, each with the references as text.
+    copying
+        By region and ID of an AMI, the copies of it that are not finished.
     """
 
     used: Mapping[str, Mapping[str, str]]
-    coming: Mapping[tuple[str, str], tuple[str, ...]]
+    copying: Mapping[tuple[str, str], tuple[str, ...]]
 
     @classmethod
-    def of(cls, views: Iterable[Region]) -> _Elsewhere:
+    def of(cls, states: Iterable[RegionState]) -> _Copies:
         used: dict[str, dict[str, str]] = defaultdict(dict)
-        coming: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
-        for view in views:
-            for ami in view.amis:
-                names = view.references.names(ami.ami_id)
+        copying: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
+        for state in states:
+            for ami in state.amis:
+                where, names = f"{ami.ami_id} in {state.region}", state.references.names(ami.ami_id)
                 if names and ami.digest:
-                    used[ami.digest][view.region] = f"{ami.ami_id} in {view.region} by {_some(_told(names))}"
+                    used[ami.digest][state.region] = f"{where} by {_first_few(_reference_texts(names))}"
                 if ami.state == "pending" and ami.source_ami_id:
-                    coming[ami.source_region, ami.source_ami_id] += (f"{ami.ami_id} in {view.region}",)
-        return cls(used, coming)
+                    copying[ami.source_region, ami.source_ami_id] += (where,)
+        return cls(used, copying)
 
 
-def _with_snapshots(view: Region, decisions: Iterable[Decision]) -> Iterator[Decision]:
-    """Add to each AMI that goes which of its snapshots go with it, and which stay and why.
+def _with_snapshots(state: RegionState, decisions: Iterable[Decision]) -> Iterator[Decision]:
+    """Add the snapshots of each AMI that is retired or deleted, and those that are kept with the reason.
 
-    A snapshot that several AMIs hold goes with the last of them.
+    A snapshot of several AMIs is retired or deleted with the last of them.
     """
-    holders: dict[str, list[Ami]] = defaultdict(list)
-    for ami in view.amis:
-        for snapshot_id in dict.fromkeys(ami.snapshot_ids):
-            holders[snapshot_id].append(ami)
-    amis = {ami.ami_id: ami for ami in view.amis}
+    by_snapshot, amis = state.amis_by_snapshot(), {ami.ami_id: ami for ami in state.amis}
     done: dict[str, set[str]] = {"retire": set(), "delete": set()}
-    decisions = tuple(decisions)
-    retired = {ami.ami_id for ami in view.amis if ami.state == "disabled" and retiring.mark(ami.tags)}
+    retired = {ami.ami_id for ami in state.amis if ami.state == "disabled" and RetirementTags.parse(ami.tags)}
     for one in decisions:
-        if not one.goes or one.kind != "ami":
+        if one.kept or one.kind != "ami":
             yield one
             continue
-        goes, stays = [], []
-        # Retiring is noted on a snapshot when all its AMIs are retired; it is deleted when they are gone.
+        with_ami, kept = [], []
+        # A snapshot is retired when all its AMIs are retired, and deleted when all are deregistered.
         before = done["delete"] | (done["retire"] | retired if one.action == "retire" else set())
         for snapshot_id in dict.fromkeys(amis[one.resource_id].snapshot_ids):
-            others = [a.ami_id for a in holders[snapshot_id] if a.ami_id not in {one.resource_id, *before}]
-            if snapshot_id not in view.snapshots:
-                stays.append((snapshot_id, "it is another account's, or gone"))
-            elif not tagging.ours(view.snapshots[snapshot_id].tags):
-                stays.append((snapshot_id, f"not ours: it has no tag {tagging.DIGEST}"))
+            others = [
+                name for name in by_snapshot[snapshot_id] if name != one.resource_id and name not in before
+            ]
+            if snapshot_id not in state.snapshots:
+                kept.append((snapshot_id, ELSEWHERE))
+            elif not tagging.ours(state.snapshots[snapshot_id].tags):
+                kept.append((snapshot_id, NOT_OURS))
             elif others:
-                stays.append((snapshot_id, f"{', '.join(others)} needs it"))
-            elif named := _told(view.references.names(snapshot_id)):  # a launch makes a volume of it
-                stays.append((snapshot_id, f"in use: {_some(named)}"))
+                kept.append((snapshot_id, f"{', '.join(others)} needs it"))
+            # A launch may create a volume from it.
+            elif references := _reference_texts(state.references.names(snapshot_id)):
+                kept.append((snapshot_id, f"in use: {_first_few(references)}"))
             else:
-                goes.append(snapshot_id)
+                with_ami.append(snapshot_id)
         done[one.action].add(one.resource_id)
-        yield replace(one, snapshots=tuple(goes), kept_snapshots=tuple(stays))
+        yield replace(one, snapshots=tuple(with_ami), kept_snapshots=tuple(kept))
 
 
-def _told(references: Iterable[Reference]) -> list[str]:
-    """Return references as texts; what both AWS's own search and ours found is told once, by ours."""
+ELSEWHERE = "it belongs to another account or no longer exists"
+
+
+def _reference_texts(references: Iterable[Reference]) -> list[str]:
+    """Return references as text; one that EC2's own search found too is listed once."""
     found: dict[tuple[str, str], str] = {}
     for one in sorted(references, key=lambda one: (one.source != SEARCH, one.kind, one.id)):
         found[one.kind, one.id] = str(one)
     return sorted(found.values())
 
 
-def _turn(verdict: tuple[Action, list[str]], most: int, *, goes: bool) -> tuple[Action, list[str]]:
-    """Return a verdict, and for what has no turn in this run that it is kept."""
-    action, reasons = verdict
-    if goes or action == "keep":
-        return verdict
-    return "keep", [f"would go, but no more than {most} go in one run, the oldest first", *reasons]
-
-
-def _some(words: Iterable[str]) -> str:
-    known = list(dict.fromkeys(words))
-    more = f" and {len(known) - TOLD} more" if len(known) > TOLD else ""
-    return ", ".join(known[:TOLD]) + more
+def _first_few(texts: Iterable[str]) -> str:
+    known = list(dict.fromkeys(texts))
+    more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+    return ", ".join(known[:MAX_LISTED]) + more
 
 
 def _days(days: float) -> str:
@@ -667,170 +754,54 @@ def _day(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d}"
 
 
-# Bring back what was retired: which AMIs and snapshots, and as what they were.
+# Decide what to restore.
 
 
-def decide_what_returns(views: Iterable[Region], rules: Rules, now: datetime) -> tuple[Decision, ...]:
-    """Return what becomes of every AMI, and of every orphan that was retired.
-
-    Parameters
-    ----------
-    views
-        What was seen.
-    rules
-        Which: its `images`, its `amis`, and whether `orphans`.
-    now
-        Against which deprecation dates are held.
-    """
-    return tuple(one for view in views for one in _region(view, rules, now))
-
-
-def _region(view: Region, rules: Rules, now: datetime) -> Iterator[Decision]:
-    for ami in view.amis:
-        yield _ami(view, ami, rules, now)
+def _restorations(state: RegionState, rules: RetirementRules, now: datetime) -> Iterator[Decision]:
+    """Yield the decision about every AMI of a region, and about every orphan that was retired."""
+    for ami in state.amis:
+        decision = Decision.of_ami(state, ami, _restore_verdict(ami, rules, now))
+        if not decision.kept:
+            names = list(dict.fromkeys(ami.snapshot_ids))
+            known = [state.snapshots[name] for name in names if name in state.snapshots]
+            retired = [one.snapshot_id for one in known if RetirementTags.parse(one.tags) is not None]
+            decision = replace(decision, snapshots=tuple(retired))
+            missing = [name for name in names if name not in state.snapshots]
+            if missing:
+                reason = f"{', '.join(missing)}: {ELSEWHERE}; check whether the AMI can be launched"
+                decision = replace(decision, reasons=(*decision.reasons, reason))
+        yield decision
     if rules.orphans and not rules.amis:
-        for snapshot in view.orphans():
-            if retiring.mark(snapshot.tags) is not None:
-                yield _orphan(view, snapshot, rules)
+        for snapshot in state.orphans():
+            record = RetirementTags.parse(snapshot.tags)
+            if record is None:
+                continue
+            verdict = Verdict("restore", (NO_AMI, f"retired on {_day(record.retired_at)}"))
+            if record.with_ami:
+                verdict = _keep(f"its AMI {record.with_ami} no longer exists")
+            elif reason := rules.why_not_selected(snapshot.tags):
+                verdict = _keep(reason)
+            yield Decision.of_snapshot(state, snapshot, verdict)
 
 
-def _ami(view: Region, ami: Ami, rules: Rules, now: datetime) -> Decision:
-    decision = Decision.of_ami(view, ami, *_verdict(ami, rules, now))
-    if not decision.goes:
-        return decision
-    missing = [name for name in dict.fromkeys(ami.snapshot_ids) if name not in view.snapshots]
-    if missing:
-        half = f"{', '.join(missing)} is gone, or another account's: see whether it can be launched"
-        decision = replace(decision, reasons=(*decision.reasons, half))
-    marked = [
-        name
-        for name in dict.fromkeys(ami.snapshot_ids)
-        if name in view.snapshots and retiring.mark(view.snapshots[name].tags) is not None
-    ]
-    return replace(decision, snapshots=tuple(marked))
-
-
-def _verdict(ami: Ami, rules: Rules, now: datetime) -> tuple[Action, tuple[str, ...]]:
-    known = retiring.mark(ami.tags)
+def _restore_verdict(ami: Ami, rules: RetirementRules, now: datetime) -> Verdict:
+    record = RetirementTags.parse(ami.tags)
     if not ami.digest:
-        return "keep", (f"not ours: it has no tag {tagging.DIGEST}",)
-    if rules.images and ami.tags.get(tagging.IMAGE) not in rules.images:
-        return "keep", (f"not asked for: only {', '.join(rules.images)}",)
-    if rules.amis and ami.ami_id not in rules.amis:
-        return "keep", ("not asked for: only the AMIs that were named",)
-    if known is None and ami.state == "disabled" and rules.amis:
-        return "restore", ("disabled by somebody else: with whom it was shared is not known",)
-    if known is None:
-        return "keep", (f"not retired by us: it is {ami.state}",)
-    before = known.deprecated_before
-    date = "no deprecation date" if before is None else f"deprecated from {before:%Y-%m-%d %H:%M} UTC on"
-    if before is not None and before <= now:
-        date = f"stays deprecated, as it would be since {before:%Y-%m-%d}"
-    if known.state_before == "disabled":
-        return "restore", (f"retired on {known.at:%Y-%m-%d}", "stays disabled, as it was before")
-    with_whom = ", ".join(known.shared_with) or "nobody"
-    return "restore", (f"retired on {known.at:%Y-%m-%d}", f"shared with {with_whom}", date)
-
-
-def _orphan(view: Region, snapshot: Snapshot, rules: Rules) -> Decision:
-    known = retiring.mark(snapshot.tags)
-    action: Action = "restore"
-    reasons = ["no AMI holds it", f"retired on {known.at:%Y-%m-%d}" if known else ""]
-    if known is not None and known.with_ami:
-        action, reasons = "keep", [f"its AMI {known.with_ami} is gone"]
-    elif rules.images and snapshot.tags.get(tagging.IMAGE) not in rules.images:
-        action, reasons = "keep", [f"not asked for: only {', '.join(rules.images)}"]
-    return Decision.of_snapshot(view, snapshot, action, reasons)
-
-
-# Decide about all regions of one account, and read what that takes.
-
-
-Work = Literal["retire", "restore"]
-AT_ONCE = 8  # regions
-ASKED_AT_ONCE = 50
-"""AMIs and orphans about which is asked, at least, before looking how many of them go."""
-
-
-def read_and_decide(
-    places: Mapping[str, Place],
-    work: Work,
-    rules: Rules,
-    now: datetime,
-    prefix: str,
-    *,
-    only: frozenset[str] | None = None,
-) -> tuple[tuple[Decision, ...], dict[str, errors.VmsnixError]]:
-    """Return what becomes of everything in these regions, and which of them could not be read.
-
-    Parameters
-    ----------
-    places
-        The regions, by name.
-    work, rules, now, prefix
-        As for `vmsnix_ops.audit.retirement._plan`; `prefix` is that of the channels' parameters.
-    only
-        As for `decide`.
-    """
-    found = reading.read_all(places.values(), prefix=prefix, usage=work == "retire")
-    if work == "restore":
-        read, unread = _readable(found)
-        return decide_what_returns(read.values(), rules, now), unread
-    return decide(found, rules, now, places.__getitem__, only=only)
-
-
-def decide(
-    regions: Mapping[str, Region],
-    rules: Rules,
-    now: datetime,
-    place_of: Callable[[str], Place],
-    *,
-    only: frozenset[str] | None = None,
-    told: Callable[[Ami | Snapshot], bool] = lambda _one: True,
-) -> tuple[tuple[Decision, ...], dict[str, errors.VmsnixError]]:
-    """Return what becomes of everything in the regions of one account, and which could not be read.
-
-    One that refuses does not end the others. One in which anything that may use an AMI could not be read is
-    told, too, and nothing goes there.
-
-    Parameters
-    ----------
-    regions
-        What was read of each.
-    rules, now
-        What may go, and from when ages count.
-    place_of
-        Where to ask about single AMIs and snapshots of a region; called by the caller's own thread.
-    only
-        A plan is looked at again: what goes by it. Nothing else goes, and these need no turn.
-    told
-        Whether to tell of an AMI or snapshot that is kept.
-    """
-    read, unread = _readable(regions)
-    account = _Account(read.values(), rules, now)
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="retire") as pool:
-        while questions := account.questions(only):
-            asked = [(place_of(name), account.regions[name].view, ids) for name, ids in questions.items()]
-            account.learn(pool.map(lambda one: reading.ask(*one), asked))
-    for name, region in account.regions.items():
-        if region.view.references.unread:
-            unread[name] = _incomplete(name, region.view.references.unread)
-    return account.decisions(most=None if only is None else len(only), told=told), unread
-
-
-def _readable(
-    regions: Mapping[str, Region],
-) -> tuple[dict[str, Region], dict[str, errors.VmsnixError]]:
-    """Return the regions of which every list was read, and the first error of each of the others."""
-    read = {name: one for name, one in regions.items() if not one.unread}
-    return read, {name: next(iter(one.unread.values())) for name, one in regions.items() if one.unread}
-
-
-def _incomplete(region: str, sources: Mapping[str, errors.AwsError]) -> errors.VmsnixError:
-    """Return what to say of a region in which nobody can tell what is used."""
-    first = next(iter(sources.values()))
-    return errors.VmsnixError(
-        f"Nothing goes in {region}: whether its AMIs are used is not known.",
-        why=f"Could not read {', '.join(sources)}. {first.why}".strip(),
-        fix=first.fix or "Run it again.",
-    )
+        return _keep(NOT_OURS)
+    if reason := rules.why_not_selected(ami.tags, ami.ami_id):
+        return _keep(reason)
+    if record is None and ami.state == "disabled" and rules.amis:
+        return Verdict("restore", ("disabled by somebody else: its earlier sharing is unknown",))
+    if record is None:
+        return _keep(f"not retired: it is {ami.state}")
+    retired = f"retired on {_day(record.retired_at)}"
+    if record.state_before == "disabled":
+        return Verdict("restore", (retired, "remains disabled, as before"))
+    before = record.deprecated_before
+    if before is None:
+        date = "no deprecation date"
+    elif before <= now:
+        date = f"remains deprecated, from {_day(before)}"
+    else:
+        date = f"deprecated from {before:%Y-%m-%d %H:%M} UTC"
+    return Verdict("restore", (retired, f"shared with {', '.join(record.shared_with) or 'nobody'}", date))
