@@ -288,7 +288,7 @@ def test_a_retirement_stops_in_order_when_the_disk_fills_up_and_tells_what_was_d
     monkeypatch.setattr(acts, "announce", full)
     result = plan.apply()
     assert [one.outcome for one in result.outcomes] == ["deleted", "skipped"]
-    with pytest.raises(errors.PartialError, match=f"Done: deleted {first}") as caught:
+    with pytest.raises(errors.PartialError, match=f"Done: {first} deleted") as caught:
         finish(result)
     assert caught.value.exit_code == 3
     assert fleet.amis() == {second: "disabled"}
